@@ -1,0 +1,1 @@
+"""What a cache and a run are, as validated YAML."""

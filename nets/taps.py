@@ -1,0 +1,67 @@
+"""Where a network's taps are, as data, and the hooks that read them.
+
+A stage is a module by name. The teacher's stages are reduced to channel means inside the forward
+pass, so no feature map outlives its stage; the student's are handed over as maps, because its
+connectors need them. Imports no torch, so that names can be looked up without loading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from nets.archs import DEFAULT_STAGES
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class TapError(ValueError):
+    """A stage that the network does not have."""
+
+
+def stage_modules(arch: str, stages: Sequence[str] | None = None) -> dict[str, str]:
+    """{"stage1": module name, ...}: `stages` if given, else the architecture's own."""
+    modules = DEFAULT_STAGES.get(arch) if stages is None else stages
+    if not modules:
+        raise TapError(f"arch {arch!r} has no default stages: name its modules under taps.stages")
+    return {f"stage{number}": module for number, module in enumerate(modules, start=1)}
+
+
+def channel_means(features: Tensor) -> Tensor:
+    """(B, C, H, W) of any float dtype -> (B, C) float32: the spatial mean."""
+    return features.float().mean(dim=(2, 3))
+
+
+def as_is(features: Tensor) -> Tensor:
+    return features
+
+
+@contextmanager
+def read_stages(
+    network: nn.Module, stages: Mapping[str, str], reduce: Callable[[Tensor], Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    """While open, each forward pass fills the yielded dict: stage name -> reduce(output).
+
+    The hooks go when the context closes, also on an error. Raises TapError for an unknown module.
+    """
+    modules = dict(network.named_modules())
+    missing = [module for module in stages.values() if module not in modules]
+    if missing:
+        top = ", ".join(name for name, _ in network.named_children())
+        raise TapError(f"the network has no module {missing[0]!r} to tap; its top modules: {top}")
+    found: dict[str, Tensor] = {}
+
+    def hook_for(stage: str) -> Callable[..., None]:
+        def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+            found[stage] = reduce(output)
+
+        return keep
+
+    handles = [modules[m].register_forward_hook(hook_for(stage)) for stage, m in stages.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

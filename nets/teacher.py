@@ -1,0 +1,64 @@
+"""The teacher as both stages run it: the same network, the same taps, the same arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import TeacherNet
+from nets.precision import arithmetic
+from nets.taps import channel_means, read_stages
+from nets.weights import load_weights
+from nets.zoo import build
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network in evaluation mode, with the modules that are its stages."""
+
+    network: nn.Module
+    stages: Mapping[str, str]
+    precision: str
+    device: torch.device
+
+    @torch.inference_mode()
+    def outputs(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """All taps of a batch, on its device.
+
+        images: (B, C, H, W) float32, normalised. labels: (B,) int64. Returns `logits` (B, K) and
+        `stageN` (B, C_N) in float32, and `correct` (B,) uint8, decided on the float32 logits.
+        """
+        with (
+            arithmetic(self.precision, self.device),
+            read_stages(self.network, self.stages, channel_means) as means,
+        ):
+            logits = self.network(images).float()
+        correct = (logits.argmax(dim=1) == labels).to(torch.uint8)
+        return {"logits": logits, **means, "correct": correct}
+
+    def tap_shapes(self, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        """Shape of each tap of one record, found by one pass over a blank (H, W, C) image."""
+        height, width, channels = image_shape
+        blank = torch.zeros(1, channels, height, width, device=self.device)
+        found = self.outputs(blank, torch.zeros(1, dtype=torch.int64, device=self.device))
+        return {name: tuple(value.shape[1:]) for name, value in found.items()}
+
+
+def load_teacher_network(
+    config: TeacherNet,
+    stages: Mapping[str, str],
+    *,
+    num_classes: int,
+    in_channels: int,
+    device: torch.device,
+) -> Teacher:
+    """Build the teacher, fill it from its weights file, freeze it. Raises ArchError."""
+    network = build(config.arch, num_classes=num_classes, in_channels=in_channels, stem=config.stem)
+    load_weights(network, Path(config.weights))
+    network = network.eval().requires_grad_(False)
+    network = network.to(device=device, memory_format=torch.channels_last)
+    return Teacher(network, stages, config.precision, device)

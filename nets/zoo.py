@@ -1,0 +1,103 @@
+"""Builds a network by name.
+
+Two families: the CIFAR ResNets of the field's small-image benchmark (three stages, 6n+2 layers) and
+torchvision's ResNets, with their own stem or the one for small images. The networks know nothing of
+taps. Leaves out the parameter-free shortcut of the 2015 paper: today's benchmark, and the published
+figures that this project compares with, use a 1x1 convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nets.archs import CIFAR_RESNETS, check_arch
+
+
+def build(
+    arch: str, *, num_classes: int, in_channels: int = 3, stem: str = "cifar", seed: int = 0
+) -> nn.Module:
+    """A freshly initialised network; the weights depend on `seed` alone. Raises ArchError."""
+    check_arch(arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if arch in CIFAR_RESNETS:
+            shape = CIFAR_RESNETS[arch]
+            return CifarResNet(shape.blocks_per_stage, shape.widths, num_classes, in_channels)
+        return _torchvision_resnet(arch, num_classes, in_channels, stem)
+
+
+class CifarResNet(nn.Module):
+    """3x3 stem, three stages of basic blocks, global average pooling, one linear classifier."""
+
+    def __init__(
+        self, blocks_per_stage: int, widths: Sequence[int], num_classes: int, in_channels: int
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(widths[0], widths[1], blocks_per_stage, stride=1)
+        self.layer2 = _stage(widths[1], widths[2], blocks_per_stage, stride=2)
+        self.layer3 = _stage(widths[2], widths[3], blocks_per_stage, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[3], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, K)."""
+        features = self.relu(self.bn1(self.conv1(images)))
+        features = self.layer3(self.layer2(self.layer1(features)))
+        return self.fc(self.avgpool(features).flatten(1))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, in_width: int, out_width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_width, out_width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_width)
+        self.downsample = None
+        if stride != 1 or in_width != out_width:
+            shortcut = nn.Conv2d(in_width, out_width, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out_width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        shortcut = features if self.downsample is None else self.downsample(features)
+        features = self.relu(self.bn1(self.conv1(features)))
+        return self.relu(self.bn2(self.conv2(features)) + shortcut)
+
+
+def _stage(in_width: int, out_width: int, num_blocks: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(in_width, out_width, stride)
+    rest = [BasicBlock(out_width, out_width, 1) for _ in range(num_blocks - 1)]
+    return nn.Sequential(first, *rest)
+
+
+def _torchvision_resnet(arch: str, num_classes: int, in_channels: int, stem: str) -> nn.Module:
+    from nets.torchvision_shim import import_torchvision
+
+    import_torchvision()
+    from torchvision import models
+
+    network: nn.Module = getattr(models, arch)(weights=None, num_classes=num_classes)
+    if stem == "cifar":
+        network.conv1 = _fresh_conv(in_channels, 3, stride=1, padding=1)
+        network.maxpool = nn.Identity()
+    elif in_channels != 3:
+        network.conv1 = _fresh_conv(in_channels, 7, stride=2, padding=3)
+    return network
+
+
+def _fresh_conv(in_channels: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, 64, kernel, stride, padding, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv

@@ -1,0 +1,46 @@
+"""What can be wrong with a cache. Each message says what, where, and the command that mends it."""
+
+from __future__ import annotations
+
+
+class CacheError(Exception):
+    """Base of everything the store raises on purpose.
+
+    `mend` is the command that helps; it is part of the text.
+    """
+
+    def __init__(self, problem: str, *, mend: str | None = None) -> None:
+        self.problem = problem
+        self.mend = mend
+        super().__init__(problem)
+
+    def __str__(self) -> str:  # KeyError would quote the text
+        return self.problem + (f"\n  to mend it: {self.mend}" if self.mend else "")
+
+
+class CacheMissing(CacheError, FileNotFoundError):
+    """There is no cache at that place, or none for that teacher."""
+
+
+class CacheMismatch(CacheError, ValueError):
+    """A cache of something else: its identity, labels, taps or pixels differ from those expected."""
+
+
+class CacheIncomplete(CacheError, LookupError):
+    """The teacher pass has not been finished."""
+
+
+class CacheDamaged(CacheError, OSError):
+    """Bytes on disk are not those that were committed."""
+
+
+class BadTeacherOutput(CacheError, ArithmeticError):
+    """The teacher gave a number that the tap cannot hold."""
+
+
+class UnknownTap(CacheError, KeyError):
+    """The cache holds no such tap."""
+
+
+class UnknownView(CacheError, IndexError):
+    """The cache holds no such view or sample."""

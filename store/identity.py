@@ -1,0 +1,90 @@
+"""The identity of a cache: everything that decides its bytes, and nothing else.
+
+Left out on purpose: paths, batch size, workers, device, the number of views, the list of taps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+Identity = dict[str, Any]
+
+
+def cache_identity(
+    config: Mapping[str, Any],
+    *,
+    dataset_digest: str,
+    augment_version: int,
+    stages: Mapping[str, str],
+    weights_sha256: str | None,
+) -> Identity:
+    """The identity that a teacher config (as plain dicts) describes.
+
+    stages: tap name -> module name. weights_sha256 is None where the weights are not at hand; such
+    an identity can be compared with a cache's but names none.
+    """
+    dataset, teacher, taps = config["dataset"], config["teacher"], config["taps"]
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset": {
+            "type": dataset["type"],
+            "split": "train",
+            "limit": dataset["limit"],
+            "digest": dataset_digest,
+            "normalisation": dataset["normalisation"],
+        },
+        "views": {
+            "augment": config["views"]["augment"],
+            "augment_version": augment_version,
+            "seed": config["views"]["seed"],
+        },
+        "teacher": {
+            "arch": teacher["arch"],
+            "stem": teacher["stem"],
+            "stages": dict(stages),
+            "weights_sha256": weights_sha256,
+            "bn": teacher["bn"],
+            "precision": teacher["precision"],
+        },
+        "taps": {"logits": taps["logits"], "means": taps["means"]},
+    }
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling per value: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def identity_sha256(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differing_fields(
+    expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
+    """One line per leaf that differs: `teacher.arch: expected 'resnet56', found 'resnet20'`."""
+    lines: list[str] = []
+    for key in sorted({*expected, *found}):
+        ours, theirs = expected.get(key), found.get(key)
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            lines += differing_fields(ours, theirs, f"{prefix}{key}.")
+        elif canonical_json(ours) != canonical_json(theirs):
+            lines.append(f"{prefix}{key}: expected {_shown(ours)}, found {_shown(theirs)}")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 24 else f"{text[:17]}...{text[-4:]}"

@@ -1,0 +1,111 @@
+"""The journal: one line per committed block. Only a line here makes a block exist.
+
+Each writer appends to a file of its own, so writers never share one. A line carries a checksum of
+itself; the last line of a file may be torn by a crash and then counts as never written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import google_crc32c
+
+from store.errors import CacheError
+from store.identity import canonical_json
+from store.layout import JOURNAL, Block, crc_hex, flush_folder
+
+LINE_CHECKSUM = "line_crc32c"
+ChunkKey = tuple[str, int, int]  # tap, view, block index
+
+
+@dataclass
+class Journal:
+    """What has been committed: chunk -> crc32c (hex); and lines that are there but unreadable."""
+
+    committed: dict[ChunkKey, str] = field(default_factory=dict)
+    damaged_lines: list[str] = field(default_factory=list)
+
+
+class JournalWriter:
+    """Appends commits to a new file of the journal. Use as a context manager."""
+
+    def __init__(self, cache: Path, rank: int = 0) -> None:
+        folder = cache / JOURNAL
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(path.name.split("-")[0]) for path in _files(folder)]
+        self.path = folder / f"{max(numbers, default=0) + 1:06d}-{rank:04d}.jsonl"
+        try:
+            self._file = self.path.open("xb")
+        except FileExistsError:
+            raise CacheError(f"another process of rank {rank} has just begun {self.path}") from None
+        flush_folder(folder)
+
+    def commit(self, block: Block, crc32c: Mapping[str, int]) -> None:
+        """Append one line and flush it to disk; when this returns the block exists."""
+        line = {
+            "taps": sorted(crc32c),
+            "view": block.view,
+            "block": block.index,
+            "rows": block.rows,
+            "crc32c": {tap: crc_hex(value) for tap, value in crc32c.items()},
+        }
+        line[LINE_CHECKSUM] = _line_checksum(line)
+        self._file.write(canonical_json(line).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> JournalWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self.path.stat().st_size == 0:
+            self.path.unlink()
+
+
+def read_journal(cache: Path) -> Journal:
+    """All files in the order of their numbers; where two lines name a chunk the later one holds."""
+    journal = Journal()
+    folder = cache / JOURNAL
+    for path in _files(folder) if folder.is_dir() else []:
+        _read_file(path, journal)
+    return journal
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*-[0-9]*.jsonl"))
+
+
+def _read_file(path: Path, journal: Journal) -> None:
+    *lines, torn = path.read_bytes().split(b"\n")  # a whole last line leaves b"" behind it
+    for number, text in enumerate(lines, start=1):
+        line = _parsed(text)
+        if line is None:
+            journal.damaged_lines.append(f"{path}, line {number}")
+            continue
+        for tap, checksum in line["crc32c"].items():
+            journal.committed[tap, line["view"], line["block"]] = checksum
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        line: dict[str, Any] = json.loads(text)
+        stated = line.pop(LINE_CHECKSUM)
+        return line if stated == _line_checksum(line) else None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def _line_checksum(line: Mapping[str, Any]) -> str:
+    return crc_hex(google_crc32c.value(canonical_json(line).encode()))

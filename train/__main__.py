@@ -1,0 +1,202 @@
+"""python -m train student NAME|PATH --method M [--seed S] [--live-teacher] [key=value ...]
+
+python -m train teacher NAME|PATH [--retrain] [key=value ...]
+python -m train ablation NAME|PATH [--seeds "0 1 2"] [--methods "ce kd"] [key=value ...]
+python -m train plan NAME|PATH [--method M] [--seed S] [key=value ...]
+
+Overrides that begin with `teacher.` change the teacher's file: teacher.dataset.limit=200.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from configs.load import ConfigError, load_student, load_teacher, split_overrides
+from configs.schema import StudentConfig, TeacherConfig
+from nets.archs import ArchError
+from nets.taps import TapError
+from store.errors import CacheError
+from train.plan import plan_lines
+from train.study import Study, TrainError, open_study
+from train.teacher import TeacherExists, existing_weights, settings_file
+from views.datasets import DatasetError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Stage 2.")
+
+Name = Annotated[str, typer.Argument(help="configs/student/NAME.yaml, or a path to a YAML file")]
+TeacherName = Annotated[str, typer.Argument(help="configs/teacher/NAME.yaml, or a path")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")]
+Method = Annotated[str, typer.Option(help="one of the config's methods")]
+Seed = Annotated[int, typer.Option(min=0, help="initial weights and order of the samples")]
+Caches = Annotated[Path, typer.Option(help="folder of the caches")]
+Runs = Annotated[Path, typer.Option(help="folder of the runs")]
+CachePath = Annotated[Path | None, typer.Option(help="use this cache, wherever it lies")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+LiveTeacher = Annotated[
+    bool, typer.Option(help="run the teacher in the loop instead of reading the cache")
+]
+
+
+@app.command()
+def student(
+    name: Name,
+    overrides: Overrides = None,
+    method: Method = "cd+gkd+edt",
+    seed: Seed = 0,
+    live_teacher: LiveTeacher = False,
+    caches: Caches = Path("caches"),
+    runs: Runs = Path("runs"),
+    cache: CachePath = None,
+    device: Device = "auto",
+) -> None:
+    """Train one student from the cache."""
+    console = _console()
+    study = _open(name, overrides, caches, runs, cache)
+    _check_method(study.config, method)
+    folder = study.run_folder(method, seed, live_teacher=live_teacher)
+    summary = study.finished(method, seed, live_teacher=live_teacher)
+    if summary is not None:
+        console.print(f"{folder} is finished: nothing to do.")
+    else:
+        from train.run import train_student
+
+        console.print(f"{method}, seed {seed}, from {study.cache.path} into {folder}")
+        summary = train_student(
+            study, method, seed, live_teacher=live_teacher, device=device, console=console
+        )
+    from train.report import markdown_table, rows_of
+
+    console.print(markdown_table(rows_of([summary]), summary["teacher"]))
+
+
+@app.command()
+def teacher(
+    name: TeacherName,
+    overrides: Overrides = None,
+    retrain: Annotated[bool, typer.Option(help="train again, replacing the weights")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a teacher's weights from its config's training block, where there are none."""
+    console = _console()
+    config = load_teacher(name, overrides or [])
+    weights = Path(config.teacher.weights)
+    if not retrain and (record := existing_weights(config)) is not None:
+        error = f": test error {record['top1_error']:.2f} % top-1" if record else ""
+        console.print(f"{weights} is there{error}: nothing to do.")
+        return
+    if config.training is None:
+        raise TrainError(
+            f"teacher.weights: there is no file {weights}, and {config.name} has no training block "
+            f"to make it\n  to mend it: put the file there, or set teacher.weights=PATH"
+        )
+    from train.teacher import train_teacher
+
+    record = train_teacher(config, device=device, console=console)
+    console.print(
+        f"{weights}: test error {record['top1_error']:.2f} % top-1, "
+        f"{record['top5_error']:.2f} % top-5, {record['seconds']:.0f} s "
+        f"(settings in {settings_file(weights)})"
+    )
+
+
+@app.command()
+def ablation(
+    name: Name,
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option(help='seeds, as in "0 1 2"')] = "0 1 2",
+    methods: Annotated[str, typer.Option(help="methods; default: all of the config")] = "",
+    caches: Caches = Path("caches"),
+    runs: Runs = Path("runs"),
+    cache: CachePath = None,
+    device: Device = "auto",
+) -> None:
+    """Train every method with every seed, then write the table and the picture."""
+    console = _console()
+    study = _open(name, overrides, caches, runs, cache)
+    wanted = methods.split() or list(study.config.methods)
+    for method in wanted:
+        _check_method(study.config, method)
+    numbers = _parsed_seeds(seeds)
+    done: list[dict[str, Any] | None] = [study.finished(m, s) for m in wanted for s in numbers]
+    finished = [summary for summary in done if summary is not None]
+    if len(finished) < len(done):
+        from train.ablation import run_ablation
+
+        finished = run_ablation(study, wanted, numbers, device, console)
+    else:
+        console.print(f"all {len(done)} runs are finished: nothing to train.")
+    from train.report import write_report
+
+    command = shlex.join(["python", "-m", "train", *sys.argv[1:]])
+    table = write_report(study.folder, f"Ablation of {study.config.name}", command, finished)
+    console.print(table)
+    console.print(f"written to {study.folder}/ablation.md, .csv and .png")
+
+
+@app.command()
+def plan(
+    name: Name,
+    overrides: Overrides = None,
+    method: Method = "cd+gkd+edt",
+    seed: Seed = 0,
+    caches: Caches = Path("caches"),
+    runs: Runs = Path("runs"),
+) -> None:
+    """Say what is there, what is missing and what that costs; do nothing."""
+    config, teacher_config = _configs(name, overrides)
+    _check_method(config, method)
+    lines = plan_lines(config, teacher_config, method, seed, caches_dir=caches, runs_dir=runs)
+    _console().print("\n".join(lines))
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def _configs(name: str, overrides: list[str] | None) -> tuple[StudentConfig, TeacherConfig]:
+    own, teachers = split_overrides(overrides or [])
+    config = load_student(name, own)
+    return config, load_teacher(config.teacher, teachers)
+
+
+def _open(
+    name: str, overrides: list[str] | None, caches: Path, runs: Path, cache: Path | None
+) -> Study:
+    config, teacher_config = _configs(name, overrides)
+    return open_study(config, teacher_config, caches_dir=caches, runs_dir=runs, cache_path=cache)
+
+
+def _check_method(config: StudentConfig, method: str) -> None:
+    if method not in config.methods:
+        raise TrainError(
+            f"unknown method {method!r}: {config.name} has {', '.join(config.methods)}"
+        )
+
+
+def _parsed_seeds(text: str) -> list[int]:
+    words = text.split()
+    if not words or not all(word.isdigit() for word in words):
+        raise TrainError(f'--seeds {text!r}: expected whole numbers, as in "0 1 2"')
+    return [int(word) for word in words]
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except (
+        ConfigError,
+        DatasetError,
+        ArchError,
+        TapError,
+        CacheError,
+        TrainError,
+        TeacherExists,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

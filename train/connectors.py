@@ -1,0 +1,86 @@
+"""Trainable connectors from the student's feature maps to the teacher's channel counts.
+
+Per stage a 1x1 convolution without bias, batch norm and ReLU, then the spatial mean; also where the
+channel counts already agree. They are part of training only and never of the saved student. The
+mean comes last on purpose: batch norm and ReLU do not commute with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nets.taps import as_is, channel_means, read_stages
+
+
+class StageMismatch(ValueError):
+    """The student's stages cannot be matched with the taps of the cache."""
+
+
+class Connectors(nn.Module):
+    """One connector per stage: {"stage1": (B, C_s, H, W), ...} -> list of (B, C_t) float32."""
+
+    def __init__(
+        self, student_channels: Mapping[str, int], teacher_channels: Mapping[str, int], kind: str
+    ) -> None:
+        super().__init__()
+        _check_stages(student_channels, teacher_channels, kind)
+        self.stages = nn.ModuleDict(
+            {
+                stage: _connector(student_channels[stage], teacher_channels[stage], kind)
+                for stage in teacher_channels
+            }
+        )
+
+    def forward(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        return [channel_means(connect(maps[stage])) for stage, connect in self.stages.items()]
+
+
+def build_connectors(
+    student_channels: Mapping[str, int],
+    teacher_channels: Mapping[str, int],
+    kind: str,
+    seed: int,
+) -> Connectors:
+    """Connectors whose initial weights depend on `seed` alone. Raises StageMismatch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Connectors(student_channels, teacher_channels, kind)
+
+
+def student_channels(
+    network: nn.Module, stages: Mapping[str, str], image_shape: tuple[int, int, int]
+) -> dict[str, int]:
+    """Channels of the student's stages, found by one pass over a blank (H, W, C) image."""
+    height, width, channels = image_shape
+    was_training = network.training
+    network.eval()
+    with torch.no_grad(), read_stages(network, stages, as_is) as maps:
+        network(torch.zeros(1, channels, height, width))
+    network.train(was_training)
+    return {stage: features.shape[1] for stage, features in maps.items()}
+
+
+def _connector(in_channels: int, out_channels: int, kind: str) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+def _check_stages(student: Mapping[str, int], teacher: Mapping[str, int], kind: str) -> None:
+    if len(student) != len(teacher):
+        raise StageMismatch(
+            f"the student has {len(student)} stages and the cache {len(teacher)} "
+            f"({', '.join(teacher)}): name as many modules under student.stages"
+        )
+    different = [stage for stage in teacher if student[stage] != teacher[stage]]
+    if kind == "none" and different:
+        stage = different[0]
+        raise StageMismatch(
+            f"student.connector is none, but {stage} has {student[stage]} channels in the student "
+            f"and {teacher[stage]} in the teacher: use student.connector=conv-bn-relu"
+        )

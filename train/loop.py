@@ -1,0 +1,254 @@
+"""The training loop: epochs of shuffled views through one network, with any list of loss terms.
+
+The order of an epoch is a pure function of (seed, epoch) and the learning rate of the step number,
+so the state of a run is its tensors and the number of the last finished epoch; a run continued from
+a checkpoint equals one that was never stopped, bit for bit on a CPU. Nothing inside the step loop
+waits for the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import LossTerm, Normalisation, Training, ViewsConfig
+from nets.errors import Errors
+from nets.precision import arithmetic
+from nets.taps import as_is, read_stages
+from train.connectors import Connectors
+from train.evaluate import evaluate
+from train.feed import TeacherSource
+from train.losses import LOSSES, Batch
+from train.schedule import learning_rate_at, weight_at
+from views.augment import normalise, render, view_of_epoch, view_parameters
+from views.datasets import Dataset
+from views.seeds import permutation
+
+
+@dataclass(frozen=True)
+class SplitOnDevice:
+    """(N, H, W, C) uint8 images and (N,) labels, resident on the training device."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that stays the same over a run."""
+
+    train: SplitOnDevice
+    test: SplitOnDevice
+    views: ViewsConfig
+    num_views: int
+    normalisation: Normalisation
+    training: Training
+    terms: tuple[LossTerm, ...]
+    stages: Mapping[str, str]
+    seed: int
+    device: torch.device
+    freeze_idle_classifier: bool = True
+
+
+@dataclass
+class Learner:
+    """Everything that changes over a run."""
+
+    network: nn.Module
+    connectors: Connectors | None
+    optimizer: torch.optim.Optimizer
+
+    def state_dict(self) -> dict[str, object]:
+        return {
+            "network": self.network.state_dict(),
+            "connectors": self.connectors.state_dict() if self.connectors else {},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, dict[str, object]]) -> None:
+        self.network.load_state_dict(state["network"])
+        if self.connectors:
+            self.connectors.load_state_dict(state["connectors"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch came to. Losses are means over the epoch's samples, before their weights."""
+
+    epoch: int
+    loss: float
+    losses: dict[str, float]
+    weights: dict[str, float]
+    errors: Errors
+    learning_rate: float
+    num_samples: int
+    train_seconds: float  # the steps, the teacher's outputs at hand
+    wait_seconds: float  # for the feed, before the first step
+    evaluate_seconds: float
+    step_losses: list[float] = field(repr=False)
+
+    @property
+    def seconds(self) -> float:
+        return self.wait_seconds + self.train_seconds + self.evaluate_seconds
+
+    @property
+    def images_per_second(self) -> float:
+        return self.num_samples / max(self.train_seconds, 1e-9)
+
+
+@functools.lru_cache(maxsize=1)
+def splits_on_device(dataset: Dataset, device: torch.device) -> tuple[SplitOnDevice, SplitOnDevice]:
+    """Training and test split of `dataset`; kept, so that the runs of a study share them."""
+    train, test = (
+        SplitOnDevice(
+            torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device)
+        )
+        for split in (dataset.train, dataset.test)
+    )
+    return train, test
+
+
+def make_learner(
+    network: nn.Module, connectors: Connectors | None, training: Training, device: torch.device
+) -> Learner:
+    """Move to the device and set up SGD over the network's and the connectors' parameters."""
+    network = network.to(device=device, memory_format=torch.channels_last)
+    parameters = list(network.parameters())
+    if connectors is not None:
+        connectors = connectors.to(device=device, memory_format=torch.channels_last)
+        parameters += list(connectors.parameters())
+    optimizer = torch.optim.SGD(
+        parameters,
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        nesterov=training.nesterov,
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+    return Learner(network, connectors, optimizer)
+
+
+def fit(
+    task: Task,
+    learner: Learner,
+    source: TeacherSource,
+    *,
+    first_epoch: int,
+    on_epoch: Callable[[EpochResult], None],
+) -> None:
+    """Train from `first_epoch` (1 for a new run) to the last; `on_epoch` after each."""
+    learner.network.train()
+    for epoch in range(first_epoch, task.training.epochs + 1):
+        waiting = time.perf_counter()
+        source.start_epoch(epoch)
+        wait_seconds = time.perf_counter() - waiting
+        on_epoch(_run_epoch(task, learner, source, epoch, wait_seconds))
+
+
+def _run_epoch(
+    task: Task, learner: Learner, source: TeacherSource, epoch: int, wait_seconds: float
+) -> EpochResult:
+    started = time.perf_counter()
+    num_samples, batch_size = len(task.train.labels), task.training.batch_size
+    steps = -(-num_samples // batch_size)
+    active = active_terms(task.terms, epoch)
+    order = torch.from_numpy(permutation(task.seed, epoch, num_samples)).to(task.device)
+    view = view_of_epoch(epoch, task.num_views)
+    parameters = torch.from_numpy(view_parameters(task.views, view, num_samples)).to(task.device)
+    step_losses: list[Tensor] = []
+    sums = {name: torch.zeros((), device=task.device) for name, _, _ in active}
+    for step in range(steps):
+        rate = learning_rate_at(task.training, (epoch - 1) * steps + step, steps)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        ids = order[step * batch_size : (step + 1) * batch_size]
+        losses = _step(task, learner, source, active, ids, parameters)
+        step_losses.append(losses.pop("total"))
+        for name, value in losses.items():
+            sums[name] += value * len(ids)
+    totals = torch.stack([*step_losses, *sums.values()]).tolist()  # the epoch's one wait
+    trained = time.perf_counter()
+    errors = evaluate(
+        learner.network,
+        task.test.images,
+        task.test.labels,
+        task.normalisation,
+        task.training.precision,
+    )
+    sizes = [min(batch_size, num_samples - step * batch_size) for step in range(steps)]
+    return EpochResult(
+        epoch=epoch,
+        loss=sum(n * x for n, x in zip(sizes, totals, strict=False)) / num_samples,
+        losses={
+            name: total / num_samples for name, total in zip(sums, totals[steps:], strict=True)
+        },
+        weights={name: weight for name, weight, _ in active},
+        errors=errors,
+        learning_rate=rate,
+        num_samples=num_samples,
+        train_seconds=trained - started,
+        wait_seconds=wait_seconds,
+        evaluate_seconds=time.perf_counter() - trained,
+        step_losses=totals[:steps],
+    )
+
+
+Active = tuple[str, float, dict[str, float]]  # loss name, weight, options
+
+
+def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[Active]:
+    """The terms whose weight is not zero in this epoch; the others are not even computed."""
+    return [
+        (term.loss, weight, {} if term.temperature is None else {"temperature": term.temperature})
+        for term in terms
+        if (weight := weight_at(term, epoch)) != 0.0
+    ]
+
+
+def _step(
+    task: Task,
+    learner: Learner,
+    source: TeacherSource,
+    active: Sequence[Active],
+    ids: Tensor,
+    parameters: Tensor,
+) -> dict[str, Tensor]:
+    """One optimiser step; returns the detached losses by name, and their weighted "total"."""
+    images = task.train.images.index_select(0, ids)
+    labels = task.train.labels.index_select(0, ids)
+    view = render(images, parameters.index_select(0, ids), task.views.augment)
+    inputs = normalise(view, task.normalisation)
+    teacher = source.outputs(ids, inputs, labels)
+    stages = task.stages if any(LOSSES[name].uses_stages for name, _, _ in active) else {}
+    with (
+        arithmetic(task.training.precision, task.device),
+        read_stages(learner.network, stages, as_is) as maps,
+    ):
+        logits = learner.network(inputs)
+        means = learner.connectors(maps) if stages and learner.connectors else []
+    batch = Batch(labels, logits, means, teacher)
+    losses = {name: LOSSES[name].compute(batch, **options) for name, _, options in active}
+    total = torch.stack([weight * losses[name] for name, weight, _ in active]).sum()
+    learner.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    if not task.freeze_idle_classifier:
+        _fill_missing_gradients(learner.network)
+    learner.optimizer.step()
+    return {**{name: value.detach() for name, value in losses.items()}, "total": total.detach()}
+
+
+def _fill_missing_gradients(network: nn.Module) -> None:
+    """Give parameters that no loss reaches a gradient of zero, so that weight decay acts on them.
+
+    Without it SGD leaves them as they are. The original implementation multiplies idle terms by
+    zero instead of leaving them out, which shrinks its classifier during a CD-only warm-up.
+    """
+    for parameter in network.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)

@@ -1,0 +1,147 @@
+"""What a run leaves on disk, and how it is taken up again.
+
+run.json         what the run is (config, method, seed, cache); written first
+metrics.jsonl    one line per epoch
+tensorboard/     the same as events
+checkpoint.pt    the state after the last whole epoch; gone once the run is finished
+last.pt best.pt  the student alone, as a plain state dict
+summary.json     written last: a run that has one is finished
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nets.weights import read_tensors, save_atomically
+from store.identity import canonical_json, identity_sha256
+from store.layout import write_atomically
+from train.loop import EpochResult, Learner
+from train.study import SUMMARY_FILE
+
+RUN_FILE = "run.json"
+CHECKPOINT_FILE = "checkpoint.pt"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class BestEpoch:
+    epoch: int
+    top1: float
+    top5: float
+
+
+class RunRecorder:
+    """Writes the files of one run; `first_epoch` says where to go on."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], learner: Learner) -> None:
+        self.folder = folder
+        self._identity, self._learner = identity, learner
+        self.seconds = 0.0
+        self.first_epoch = 1
+        self.best: BestEpoch | None = None
+        self.last: EpochResult | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self._taken_up():
+            _write_json(folder / RUN_FILE, identity)
+            (folder / METRICS_FILE).write_text("")
+        self._events = self._open_events()
+        self._epoch_started = time.perf_counter()
+
+    def epoch_done(self, result: EpochResult) -> None:
+        """Append the epoch to the metrics and make it the point to go on from."""
+        now = time.perf_counter()
+        self.seconds += now - self._epoch_started
+        self._epoch_started = now
+        self.last = result
+        if self.best is None or result.errors.top1 < self.best.top1:
+            self.best = BestEpoch(result.epoch, result.errors.top1, result.errors.top5)
+            save_atomically(self._learner.network.state_dict(), self.folder / "best.pt")
+        self._append_metrics(result)
+        self._checkpoint(result.epoch)
+
+    def finish(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Write last.pt and the summary, drop the checkpoint; returns the summary."""
+        assert self.last is not None
+        assert self.best is not None
+        save_atomically(self._learner.network.state_dict(), self.folder / "last.pt")
+        summary = {
+            "run_sha256": identity_sha256(self._identity),
+            "epochs": self.last.epoch,
+            "last": {"top1_error": self.last.errors.top1, "top5_error": self.last.errors.top5},
+            "best": {
+                "epoch": self.best.epoch,
+                "top1_error": self.best.top1,
+                "top5_error": self.best.top5,
+            },
+            "seconds": self.seconds,
+            **extra,
+        }
+        _write_json(self.folder / SUMMARY_FILE, summary)
+        (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+        self._events.close()
+        return summary
+
+    def _append_metrics(self, result: EpochResult) -> None:
+        line = {
+            "epoch": result.epoch,
+            "loss": result.loss,
+            "losses": result.losses,
+            "weights": result.weights,
+            "top1_error": result.errors.top1,
+            "top5_error": result.errors.top5,
+            "learning_rate": result.learning_rate,
+            "train_seconds": result.train_seconds,
+            "wait_seconds": result.wait_seconds,
+        }
+        with (self.folder / METRICS_FILE).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        scalars = {"loss/total": result.loss, "learning_rate": result.learning_rate}
+        scalars |= {f"loss/{name}": value for name, value in result.losses.items()}
+        scalars |= {f"weight/{name}": value for name, value in result.weights.items()}
+        scalars |= {"error/top1": result.errors.top1, "error/top5": result.errors.top5}
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, result.epoch)
+
+    def _checkpoint(self, epoch: int) -> None:
+        assert self.best is not None
+        state = {
+            "run_sha256": identity_sha256(self._identity),
+            "epoch": epoch,
+            "seconds": self.seconds,
+            "best": [self.best.epoch, self.best.top1, self.best.top5],
+            **self._learner.state_dict(),
+        }
+        save_atomically(state, self.folder / CHECKPOINT_FILE)
+
+    def _taken_up(self) -> bool:
+        """Load the checkpoint, if there is one of this very run, and cut the metrics back to it."""
+        path = self.folder / CHECKPOINT_FILE
+        if not path.is_file():
+            return False
+        state = read_tensors(path)
+        if state.get("run_sha256") != identity_sha256(self._identity):
+            return False
+        self._learner.load_state_dict(state)
+        self.first_epoch = int(state["epoch"]) + 1
+        self.seconds = float(state["seconds"])
+        epoch, top1, top5 = state["best"]
+        self.best = BestEpoch(int(epoch), float(top1), float(top5))
+        lines = (self.folder / METRICS_FILE).read_text().splitlines(keepends=True)
+        kept = "".join(lines[: self.first_epoch - 1])
+        write_atomically(self.folder / METRICS_FILE, kept.encode())
+        return True
+
+    def _open_events(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.first_epoch)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    pretty = json.dumps(json.loads(canonical_json(content)), indent=1) + "\n"
+    write_atomically(path, pretty.encode())

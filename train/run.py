@@ -1,0 +1,147 @@
+"""Assembles and trains one student, from the cache or with the teacher in the loop."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from configs.schema import LossTerm
+from nets.precision import pick_device
+from nets.taps import stage_modules
+from nets.teacher import load_teacher_network
+from nets.zoo import build
+from store.identity import identity_sha256
+from train.connectors import Connectors, build_connectors, student_channels
+from train.feed import CachedTeacher, LiveTeacher, NoTeacher, TeacherSource
+from train.loop import EpochResult, Task, active_terms, fit, make_learner, splits_on_device
+from train.losses import LOSSES
+from train.progress import EpochPrinter
+from train.records import RunRecorder
+from train.study import Study, TrainError
+
+
+def train_student(
+    study: Study,
+    method: str,
+    seed: int,
+    *,
+    live_teacher: bool = False,
+    device: str = "auto",
+    console: Console | None = None,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+) -> dict[str, Any]:
+    """Train one student, or go on with an unfinished run; returns the summary.
+
+    A finished run of the same identity is left alone and its summary returned.
+    """
+    if (done := study.finished(method, seed, live_teacher=live_teacher)) is not None:
+        return done
+    terms = study.config.methods[method]
+    _check_terms(method, terms, study.config.training.epochs)
+    place = pick_device(device)
+    task, connectors, network = _prepare(study, terms, seed, place)
+    learner = make_learner(network, connectors, task.training, place)
+    recorder = RunRecorder(
+        study.run_folder(method, seed, live_teacher=live_teacher),
+        study.run_identity(method, seed, live_teacher=live_teacher),
+        learner,
+    )
+    report = EpochPrinter(task.training.epochs, recorder.first_epoch, console)
+    source = _teacher_source(study, terms, live_teacher, place)
+
+    def after_epoch(result: EpochResult) -> None:
+        recorder.epoch_done(result)
+        report(result)
+        if on_epoch is not None:
+            on_epoch(result)
+
+    try:
+        fit(task, learner, source, first_epoch=recorder.first_epoch, on_epoch=after_epoch)
+    finally:
+        source.close()
+    return recorder.finish(_summary_extras(study, method, seed, place))
+
+
+def _prepare(
+    study: Study, terms: tuple[LossTerm, ...], seed: int, device: torch.device
+) -> tuple[Task, Connectors | None, torch.nn.Module]:
+    student = study.config.student
+    train, test = splits_on_device(study.dataset, device)
+    stages = stage_modules(student.arch, student.stages)
+    network = build(
+        student.arch,
+        num_classes=study.dataset.num_classes,
+        in_channels=study.image_shape[2],
+        stem=student.stem,
+        seed=seed,
+    )
+    connectors = None
+    if any(LOSSES[term.loss].uses_stages for term in terms):
+        channels = student_channels(network, stages, study.image_shape)
+        wanted = {stage: study.cache.taps[stage].shape[0] for stage in study.teacher_stages}
+        connectors = build_connectors(channels, wanted, student.connector, seed)
+    task = Task(
+        train=train,
+        test=test,
+        views=study.teacher.views,
+        num_views=study.num_views,
+        normalisation=study.teacher.dataset.normalisation,
+        training=study.config.training,
+        terms=terms,
+        stages=stages,
+        seed=seed,
+        device=device,
+        freeze_idle_classifier=study.config.training.freeze_idle_classifier,
+    )
+    return task, connectors, network
+
+
+def _teacher_source(
+    study: Study, terms: tuple[LossTerm, ...], live_teacher: bool, device: torch.device
+) -> TeacherSource:
+    taps = _needed_taps(study, terms)
+    if not taps:
+        return NoTeacher()
+    if not live_teacher:
+        return CachedTeacher(study.cache, taps, study.num_views, device)
+    teacher = load_teacher_network(
+        study.teacher.teacher,
+        study.teacher_stages,
+        num_classes=study.dataset.num_classes,
+        in_channels=study.image_shape[2],
+        device=device,
+    )
+    return LiveTeacher(teacher, taps)
+
+
+def _needed_taps(study: Study, terms: tuple[LossTerm, ...]) -> list[str]:
+    """Only what the losses use is read: an epoch's slab holds these taps of one view."""
+    wanted = {tap for term in terms for tap in LOSSES[term.loss].teacher_taps}
+    expanded = (wanted - {"stages"}) | (set(study.teacher_stages) if "stages" in wanted else set())
+    return [tap for tap in study.cache.taps if tap in expanded]
+
+
+def _check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
+    names = [term.loss for term in terms]
+    if len(set(names)) != len(names):
+        raise TrainError(f"methods.{method}: a loss stands twice; give it one term")
+    for epoch in range(1, epochs + 1):
+        if not active_terms(terms, epoch):
+            raise TrainError(f"methods.{method}: every weight is zero in epoch {epoch}")
+
+
+def _summary_extras(study: Study, method: str, seed: int, device: torch.device) -> dict[str, Any]:
+    return {
+        "student": study.config.name,
+        "method": method,
+        "seed": seed,
+        "cache": study.cache.path.name,
+        "cache_sha256": identity_sha256(study.cache.identity),
+        "teacher": study.cache.measured,
+        "device": str(device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }

@@ -1,0 +1,135 @@
+"""What all runs of one student config share, and how to tell that a run is finished.
+
+Imports no torch, so that a command which finds its work done ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.schema import StudentConfig, TeacherConfig, as_plain
+from nets.archs import check_arch
+from nets.taps import stage_modules
+from store.chunks import mend_command
+from store.errors import CacheMismatch
+from store.identity import Identity, cache_identity, file_sha256, identity_sha256
+from store.reader import TeacherCache, find_cache
+from views.augment import AUGMENT_VERSION, pixel_canary
+from views.datasets import Dataset, load_dataset
+
+RUN_VERSION = 1  # raise it when the same settings would train differently
+SUMMARY_FILE = "summary.json"
+
+
+class TrainError(ValueError):
+    """A run that cannot be started: what is wrong and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One student config with the data and the cache that its runs read."""
+
+    config: StudentConfig
+    teacher: TeacherConfig
+    dataset: Dataset
+    cache: TeacherCache
+    runs_dir: Path
+
+    @property
+    def num_views(self) -> int:
+        return self.config.num_views or self.cache.num_views
+
+    @property
+    def teacher_stages(self) -> dict[str, str]:
+        return dict(self.cache.identity["teacher"]["stages"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.dataset.train.images.shape[1:]
+        return height, width, channels
+
+    @property
+    def folder(self) -> Path:
+        return self.runs_dir / self.config.name
+
+    def run_identity(self, method: str, seed: int, *, live_teacher: bool = False) -> dict[str, Any]:
+        """What decides a run's result; two runs with the same one are the same run."""
+        plain = as_plain(self.config)
+        return {
+            "run_version": RUN_VERSION,
+            "student": plain["student"],
+            "training": plain["training"],
+            "terms": plain["methods"][method],
+            "seed": seed,
+            "num_views": self.num_views,
+            "teacher_outputs": "live" if live_teacher else "cache",
+            "cache_sha256": identity_sha256(self.cache.identity),
+        }
+
+    def run_folder(self, method: str, seed: int, *, live_teacher: bool = False) -> Path:
+        """`<runs>/<student>/<method>-seed<k>-<8 of the run's sha256>`: other settings, other folder."""
+        identity = self.run_identity(method, seed, live_teacher=live_teacher)
+        label = f"{method}-live" if live_teacher else method
+        return self.folder / f"{label}-seed{seed}-{identity_sha256(identity)[:8]}"
+
+    def finished(
+        self, method: str, seed: int, *, live_teacher: bool = False
+    ) -> dict[str, Any] | None:
+        """The summary of this run, if it was trained to its end with exactly these settings."""
+        folder = self.run_folder(method, seed, live_teacher=live_teacher)
+        identity = self.run_identity(method, seed, live_teacher=live_teacher)
+        return _summary_of(folder, identity)
+
+
+def open_study(
+    config: StudentConfig,
+    teacher: TeacherConfig,
+    *,
+    caches_dir: Path,
+    runs_dir: Path,
+    cache_path: Path | None = None,
+) -> Study:
+    """Find the cache, make sure that it belongs to this teacher and these pixels, check the config.
+
+    Raises CacheError, DatasetError, ArchError. Never runs a teacher.
+    """
+    check_arch(config.student.arch)
+    check_arch(teacher.teacher.arch)
+    dataset = load_dataset(teacher.dataset)
+    identity = teacher_identity(teacher, dataset)
+    if cache_path is None:
+        cache = find_cache(caches_dir, teacher.name, identity)
+    else:
+        cache = TeacherCache.open(cache_path)
+    canary = pixel_canary(dataset.train, teacher.views)
+    cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
+    if config.num_views is not None and config.num_views > cache.num_views:
+        raise CacheMismatch(
+            f"num_views is {config.num_views}, but {cache.path} holds {cache.num_views} views",
+            mend=f"{mend_command(cache.manifest)} ARGS=views.count={config.num_views}",
+        )
+    return Study(config, teacher, dataset, cache, runs_dir)
+
+
+def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
+    """The identity that the teacher's cache must have; the weights' sha is None if they are away."""
+    weights = Path(teacher.teacher.weights)
+    return cache_identity(
+        as_plain(teacher),
+        dataset_digest=dataset.digest,
+        augment_version=AUGMENT_VERSION,
+        stages=stage_modules(teacher.teacher.arch, teacher.taps.stages),
+        weights_sha256=file_sha256(weights) if weights.is_file() else None,
+    )
+
+
+def _summary_of(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    try:
+        summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return summary if summary.get("run_sha256") == identity_sha256(identity) else None

@@ -1,0 +1,1 @@
+"""What (sample, view) looks like: datasets, deterministic draws, augmentation."""

@@ -1,0 +1,135 @@
+"""From stored image to view, as two pure functions: draws -> integers, (image, integers) -> view.
+
+Pad, crop and flip are one gather by computed indices, so that a view has the same bytes from numpy,
+torch on a CPU and torch on a GPU. The module imports no torch: it works on whatever it is given.
+Leaves out every augmentation whose result depends on a library's interpolation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.schema import Normalisation, PadCropFlip, ViewsConfig
+from views.datasets import Split
+from views.seeds import choice, distinct_codes
+
+if TYPE_CHECKING:
+    import torch
+
+    Array = TypeVar("Array", NDArray[np.uint8], torch.Tensor)
+
+AUGMENT_VERSION = 1  # raise it when the pixels of any view change
+_CANARY_SAMPLES = 8
+_CANARY_VIEWS = 2
+
+
+def view_of_epoch(epoch: int, num_views: int) -> int:
+    """The view (from 0) that epoch `epoch` (from 1) shows."""
+    return (epoch - 1) % num_views
+
+
+def view_parameters(views: ViewsConfig, view: int, num_samples: int) -> NDArray[np.int64]:
+    """(N, 3) int64 `top, left, flip` of view `view`; top and left in [0, 2 * pad_px], flip 0 or 1."""
+    augment = views.augment
+    codes = distinct_codes(views.seed, augment.num_distinct_views, view, num_samples)
+    side = 2 * augment.pad_px + 1
+    position, flip = np.divmod(codes.astype(np.int64), 2 if augment.flip else 1)
+    top, left = np.divmod(position, side)
+    return np.stack([top, left, flip], axis=1)
+
+
+def render(images: Array, parameters: Array, augment: PadCropFlip) -> Array:
+    """Pad, crop and flip: (B, H, W, C) uint8 and (B, 3) integers -> (B, H, W, C) uint8.
+
+    Both arguments are numpy arrays, or torch tensors on one device; the result is of that kind.
+    """
+    batch, height, width, channels = images.shape
+    arange: Any = _arange_like(parameters)
+    columns = arange(width)[None, :]
+    columns = columns + parameters[:, 2:3] * (width - 1 - 2 * columns)  # flip comes after the crop
+    rows = arange(height)[None, :] + parameters[:, 0:1] - augment.pad_px
+    columns = columns + parameters[:, 1:2] - augment.pad_px
+    inside = _both(_within(rows, height), _within(columns, width))
+    if augment.padding == "reflect":
+        rows, columns = _reflected(rows, height), _reflected(columns, width)
+    else:
+        rows, columns = rows.clip(0, height - 1), columns.clip(0, width - 1)
+    pixel = (rows + (arange(batch) * height)[:, None])[:, :, None] * width + columns[:, None, :]
+    found = _take_rows(images.reshape(-1, channels), pixel.reshape(-1))
+    view = found.reshape(batch, height, width, channels)
+    return view if augment.padding == "reflect" else view * inside[:, :, :, None]
+
+
+def normalise(view: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
+    """(B, H, W, C) uint8 -> (B, C, H, W) float32 in channels-last memory, on the same device."""
+    mean = view.new_tensor(normalisation.mean, dtype=_float32())
+    std = view.new_tensor(normalisation.std, dtype=_float32())
+    return ((view.to(_float32()) / 255.0 - mean) / std).permute(0, 3, 1, 2)
+
+
+def pixel_canary(split: Split, views: ViewsConfig) -> dict[str, Any]:
+    """A few replayed views, hashed: {"samples": ids, "views": numbers, "sha256": hex}.
+
+    A cache keeps it, so that a reader whose pixels come out differently (another image decoder,
+    another numpy) finds out before it trains. Reads only those few images.
+    """
+    num_views = min(_CANARY_VIEWS, views.augment.num_distinct_views)
+    samples = choice(0, len(split), min(_CANARY_SAMPLES, len(split)))
+    images = split.read_some(samples)
+    digest = hashlib.sha256()
+    for view in range(num_views):
+        parameters = view_parameters(views, view, len(split))[samples]
+        digest.update(render(images, parameters, views.augment).tobytes())
+    return {
+        "samples": samples.tolist(),
+        "views": list(range(num_views)),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def check_augmentable(image_shape: Sequence[int], augment: PadCropFlip) -> None:
+    """ValueError if images of (H, W, C) cannot be padded as asked."""
+    smallest = min(image_shape[:2])
+    if augment.padding == "reflect" and augment.pad_px >= smallest:
+        raise ValueError(
+            f"views.augment.pad_px is {augment.pad_px}, but reflecting an image of "
+            f"{image_shape[0]}x{image_shape[1]} allows at most {smallest - 1}"
+        )
+
+
+def _reflected(index: Any, size: int) -> Any:
+    """Mirror indices about the first and the last pixel, which are not repeated."""
+    return (size - 1) - abs((size - 1) - abs(index))
+
+
+def _within(index: Any, size: int) -> Any:
+    return (index >= 0) & (index < size)
+
+
+def _both(rows: Any, columns: Any) -> Any:
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _arange_like(array: Any) -> Any:
+    if isinstance(array, np.ndarray):
+        return lambda stop: np.arange(stop, dtype=array.dtype)
+    import torch
+
+    return lambda stop: torch.arange(stop, dtype=array.dtype, device=array.device)
+
+
+def _take_rows(table: Any, index: Any) -> Any:
+    if isinstance(table, np.ndarray):
+        return table.take(index, axis=0)
+    return table.index_select(0, index)
+
+
+def _float32() -> Any:
+    import torch
+
+    return torch.float32

@@ -1,0 +1,89 @@
+"""Counter-based randomness: every draw is a pure function of (seed, view, sample).
+
+Uses raw Philox bits only. numpy guarantees their stream for ever, which it does not for its
+distribution methods, and which torch does for nothing. The draws for a sample depend on no batch,
+order, worker, rank or device.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Streams keep uses of the same (seed, number) pair apart; they sit in the counter's highest word.
+VIEW_STREAM = 0
+ORDER_STREAM = 1
+CHOICE_STREAM = 2
+
+_WORDS_PER_COUNT = 4  # Philox4x64 yields four 64-bit words per counter value
+_SAMPLES_PER_CHUNK = 65_536
+
+
+def draws(
+    seed: int,
+    view: int,
+    num_samples: int,
+    num_draws: int,
+    *,
+    first_sample: int = 0,
+    stream: int = VIEW_STREAM,
+) -> NDArray[np.uint64]:
+    """Uniform 64-bit draws for `num_samples` samples from `first_sample` on: (N, D) uint64.
+
+    Row i is the same whatever range of samples it is asked for in. It does depend on D.
+    """
+    bits = np.random.Philox(
+        counter=np.array([0, 0, 0, stream], dtype=np.uint64),
+        key=np.array([seed, view], dtype=np.uint64),
+    )
+    counts, skipped = divmod(first_sample * num_draws, _WORDS_PER_COUNT)
+    bits.advance(counts)
+    words: NDArray[np.uint64] = bits.random_raw(skipped + num_samples * num_draws)
+    return words[skipped:].reshape(num_samples, num_draws)
+
+
+def permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
+    """The order in which an epoch visits the samples: (N,) int64, a pure function of its inputs."""
+    keys = draws(seed, epoch, num_samples, 1, stream=ORDER_STREAM)[:, 0]
+    return np.argsort(keys, kind="stable")
+
+
+def choice(seed: int, num_items: int, num_chosen: int) -> NDArray[np.int64]:
+    """`num_chosen` different items of range(num_items), in ascending order: int64."""
+    keys = draws(seed, 0, num_items, 1, stream=CHOICE_STREAM)[:, 0]
+    return np.sort(np.argsort(keys, kind="stable")[:num_chosen])
+
+
+def distinct_codes(seed: int, space: int, view: int, num_samples: int) -> NDArray[np.uint16]:
+    """Which of `space` possibilities view `view` of each sample shows, never the same one twice.
+
+    Returns (N,) uint16. Per sample the codes of views 0 ... space-1 are a random permutation, of
+    which any prefix stays the same when more views are asked for. ValueError past the space.
+    """
+    if not 0 <= view < space <= 2**16:
+        raise ValueError(f"view {view} is outside a space of {space} (at most 65536) views")
+    return _first_codes(seed, space, _rounded_up(view + 1, space), num_samples)[view]
+
+
+def _rounded_up(steps: int, space: int) -> int:
+    """The next power of two, so that asking view by view recomputes only a few times."""
+    return min(1 << (steps - 1).bit_length(), space)
+
+
+@functools.lru_cache(maxsize=4)
+def _first_codes(seed: int, space: int, steps: int, num_samples: int) -> NDArray[np.uint16]:
+    """(steps, N) uint16: `steps` rounds of a Fisher-Yates shuffle, for all samples side by side."""
+    codes = np.empty((steps, num_samples), dtype=np.uint16)
+    for first in range(0, num_samples, _SAMPLES_PER_CHUNK):
+        stop = min(first + _SAMPLES_PER_CHUNK, num_samples)
+        rows = np.arange(stop - first)
+        deck = np.tile(np.arange(space, dtype=np.uint16), (stop - first, 1))
+        for step in range(steps):
+            draw = draws(seed, step, stop - first, 1, first_sample=first)[:, 0]
+            swap = step + (draw % np.uint64(space - step)).astype(np.int64)
+            codes[step, first:stop] = deck[rows, swap]
+            deck[rows, swap] = deck[:, step]
+    codes.flags.writeable = False
+    return codes

@@ -19,7 +19,7 @@ _SHOWN_DIFFERENCES = 5
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """torch.save beside `path`, flush to disk, rename: a reader sees the old file or the new one."""
+    """torch.save beside `path`, flush, rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -47,7 +47,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Fill `network` from a plain state dict; ArchError names what is missing, extra or misshapen."""
+    """Fill `network` from a plain state dict; ArchError names the keys that do not fit."""
     found = read_tensors(path)
     expected = network.state_dict()
     differences = [f"missing: {key}" for key in expected if key not in found]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +89,7 @@ def _read_checked(
 
 
 def _read_into(file: Any, part: NDArray[np.uint8]) -> int:
-    view = memoryview(part)
+    view = memoryview(cast(Any, part))
     total = 0
     while total < len(view):
         got = file.readinto(view[total:])

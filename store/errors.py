@@ -23,7 +23,7 @@ class CacheMissing(CacheError, FileNotFoundError):
 
 
 class CacheMismatch(CacheError, ValueError):
-    """A cache of something else: its identity, labels, taps or pixels differ from those expected."""
+    """A cache of something else: its identity, labels, taps or pixels are not those expected."""
 
 
 class CacheIncomplete(CacheError, LookupError):

@@ -88,7 +88,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read_file(path: Path, journal: Journal) -> None:
-    *lines, torn = path.read_bytes().split(b"\n")  # a whole last line leaves b"" behind it
+    *lines, _torn = path.read_bytes().split(b"\n")  # a whole last line leaves b"" behind it
     for number, text in enumerate(lines, start=1):
         line = _parsed(text)
         if line is None:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import google_crc32c
 import numpy as np
@@ -244,7 +244,7 @@ def write_atomically(path: Path, data: bytes | NDArray[np.uint8]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
-            file.write(data)
+            file.write(cast(Any, data))
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

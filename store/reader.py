@@ -205,8 +205,8 @@ class TeacherCache:
 def find_cache(caches_dir: Path, teacher: str, identity: Identity) -> TeacherCache:
     """The cache of exactly this identity; CacheMissing says how the nearest one differs.
 
-    Where the identity leaves the weights open (weights_sha256 is None), the one cache that agrees in
-    everything else.
+    Where the identity leaves the weights open (weights_sha256 is None), the one cache that agrees
+    in everything else.
     """
     mend = f"make cache-teacher TEACHER={teacher}"
     exact = cache_path(caches_dir, teacher, identity)

@@ -24,7 +24,7 @@ from nets.taps import TapError
 from store.errors import CacheError
 from train.plan import plan_lines
 from train.study import Study, TrainError, open_study
-from train.teacher import TeacherExists, existing_weights, settings_file
+from train.teacher import TeacherExists, existing_weights, training_folder
 from views.datasets import DatasetError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Stage 2.")
@@ -87,7 +87,7 @@ def teacher(
     config = load_teacher(name, overrides or [])
     weights = Path(config.teacher.weights)
     if not retrain and (record := existing_weights(config)) is not None:
-        error = f": test error {record['top1_error']:.2f} % top-1" if record else ""
+        error = f": test error {record['last']['top1_error']:.2f} % top-1" if record else ""
         console.print(f"{weights} is there{error}: nothing to do.")
         return
     if config.training is None:
@@ -99,9 +99,9 @@ def teacher(
 
     record = train_teacher(config, device=device, console=console)
     console.print(
-        f"{weights}: test error {record['top1_error']:.2f} % top-1, "
-        f"{record['top5_error']:.2f} % top-5, {record['seconds']:.0f} s "
-        f"(settings in {settings_file(weights)})"
+        f"{weights}: test error {record['last']['top1_error']:.2f} % top-1, "
+        f"{record['last']['top5_error']:.2f} % top-5, {record['seconds']:.0f} s "
+        f"(metrics in {training_folder(weights)})"
     )
 
 

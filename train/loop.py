@@ -131,6 +131,11 @@ def make_learner(
         weight_decay=training.weight_decay,
         fused=True,
     )
+    # A parameter that no loss reaches yet would have no buffer while the others have theirs, which
+    # the fused step refuses. Starting from zeros gives the same first step.
+    if training.momentum:
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return Learner(network, connectors, optimizer)
 
 

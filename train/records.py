@@ -21,9 +21,8 @@ from nets.weights import read_tensors, save_atomically
 from store.identity import canonical_json, identity_sha256
 from store.layout import write_atomically
 from train.loop import EpochResult, Learner
-from train.study import SUMMARY_FILE
+from train.study import RUN_FILE, SUMMARY_FILE
 
-RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.pt"
 METRICS_FILE = "metrics.jsonl"
 

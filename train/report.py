@@ -23,13 +23,13 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (0 for a single value)."""
+    """Mean and sample standard deviation; of a single value there is none."""
 
     mean: float
-    std: float
+    std: float | None
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.std:.2f}"
+        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _cells(summaries: Sequence[dict[str, Any]]) -> dict[str, Spread]:
 
 
 def _spread(numbers: Sequence[float]) -> Spread:
-    std = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+    std = statistics.stdev(numbers) if len(numbers) > 1 else None
     return Spread(statistics.fmean(numbers), std)
 
 
@@ -142,7 +142,7 @@ def _picture(
     axes = figure.subplots()
     names = [row.method for row in rows]
     means = [row.cells["last_top1"].mean for row in rows]
-    stds = [row.cells["last_top1"].std for row in rows]
+    stds = [row.cells["last_top1"].std or 0.0 for row in rows]
     axes.errorbar(
         names, means, yerr=stds, fmt="o", capsize=5, color="#1b4f8f", zorder=3, label="mean ± std"
     )

@@ -129,6 +129,12 @@ def _check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
     names = [term.loss for term in terms]
     if len(set(names)) != len(names):
         raise TrainError(f"methods.{method}: a loss stands twice; give it one term")
+    for number, term in enumerate(terms):
+        if term.start_epoch > epochs:
+            raise TrainError(
+                f"methods.{method}.{number}.start_epoch is {term.start_epoch}, but training ends "
+                f"after epoch {epochs}: this term would never act"
+            )
     for epoch in range(1, epochs + 1):
         if not active_terms(terms, epoch):
             raise TrainError(f"methods.{method}: every weight is zero in epoch {epoch}")

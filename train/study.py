@@ -22,6 +22,7 @@ from views.augment import AUGMENT_VERSION, pixel_canary
 from views.datasets import Dataset, load_dataset
 
 RUN_VERSION = 1  # raise it when the same settings would train differently
+RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
 
 
@@ -71,7 +72,7 @@ class Study:
         }
 
     def run_folder(self, method: str, seed: int, *, live_teacher: bool = False) -> Path:
-        """`<runs>/<student>/<method>-seed<k>-<8 of the run's sha256>`: other settings, other folder."""
+        """`<runs>/<student>/<method>-seed<k>-<8 of the sha256>`: other settings, other folder."""
         identity = self.run_identity(method, seed, live_teacher=live_teacher)
         label = f"{method}-live" if live_teacher else method
         return self.folder / f"{label}-seed{seed}-{identity_sha256(identity)[:8]}"
@@ -116,7 +117,7 @@ def open_study(
 
 
 def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
-    """The identity that the teacher's cache must have; the weights' sha is None if they are away."""
+    """The identity that the teacher's cache must have; weights that are away leave None."""
     weights = Path(teacher.teacher.weights)
     return cache_identity(
         as_plain(teacher),

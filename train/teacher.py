@@ -15,8 +15,8 @@ from rich.console import Console
 
 from configs.schema import LossTerm, TeacherConfig, TeacherTraining, as_plain
 from nets.archs import check_arch
-from store.identity import canonical_json, differing_fields
-from store.layout import write_atomically
+from store.identity import differing_fields, file_sha256
+from train.study import RUN_FILE, SUMMARY_FILE
 from views.datasets import load_dataset
 
 
@@ -38,34 +38,39 @@ def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, A
     }
 
 
-def settings_file(weights: Path) -> Path:
-    return weights.with_suffix(".json")
+def training_folder(weights: Path) -> Path:
+    """Where the metrics and the checkpoint of a teacher's training lie: beside its weights."""
+    return weights.with_suffix(".training")
 
 
 def existing_weights(config: TeacherConfig) -> dict[str, Any] | None:
-    """None if the weights are missing; what is recorded of their training (maybe nothing) if not.
+    """None if the weights are missing, else the summary of their training ({} if made elsewhere).
 
-    Raises TeacherExists if they were trained here with other settings.
+    Raises TeacherExists if they were trained here with other settings than those asked for.
     """
     weights = Path(config.teacher.weights)
     if not weights.is_file():
         return None
-    if not settings_file(weights).is_file():
+    folder = training_folder(weights)
+    try:
+        recorded: dict[str, Any] = json.loads((folder / RUN_FILE).read_text())
+        summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
+    except (FileNotFoundError, ValueError):
         return {}
-    recorded: dict[str, Any] = json.loads(settings_file(weights).read_text())
-    settings = training_settings(config, recorded["settings"]["dataset_digest"])
-    differences = differing_fields(settings, recorded["settings"])
-    if differences and config.training is not None:
+    if config.training is None or summary.get("weights_sha256") != file_sha256(weights):
+        return {}
+    differences = differing_fields(training_settings(config, recorded["dataset_digest"]), recorded)
+    if differences:
         lines = "\n  ".join([f"{weights} was trained with other settings:", *differences])
         raise TeacherExists(
-            f"{lines}\n  to mend it: keep it by asking for those settings, or train anew with "
-            f"--retrain, or set teacher.weights to another file"
+            f"{lines}\n  to mend it: ask for those settings, or train anew with "
+            f"python -m train teacher {config.name} --retrain, or set teacher.weights=ANOTHER_FILE"
         )
-    return recorded
+    return summary
 
 
 def train_teacher(config: TeacherConfig, *, device: str, console: Console) -> dict[str, Any]:
-    """Train and save the weights, with a JSON file beside them that says how; returns the latter."""
+    """Train, or go on training, and save the weights; returns the summary of the training."""
     import torch
 
     from nets.precision import pick_device
@@ -74,6 +79,7 @@ def train_teacher(config: TeacherConfig, *, device: str, console: Console) -> di
     from train.feed import NoTeacher
     from train.loop import EpochResult, Task, fit, make_learner, splits_on_device
     from train.progress import EpochPrinter
+    from train.records import RunRecorder
 
     training = config.training
     assert training is not None
@@ -105,26 +111,18 @@ def train_teacher(config: TeacherConfig, *, device: str, console: Console) -> di
         f"training the teacher {config.name} ({config.teacher.arch}): {training.epochs} epochs x "
         f"{len(dataset.train):,} images on {place}"
     )
-    results: list[EpochResult] = []
-    report = EpochPrinter(training.epochs, 1, console)
+    weights = Path(config.teacher.weights)
+    settings = training_settings(config, dataset.digest)
+    recorder = RunRecorder(training_folder(weights), settings, learner)
+    report = EpochPrinter(training.epochs, recorder.first_epoch, console)
 
     def after_epoch(result: EpochResult) -> None:
-        results.append(result)
+        recorder.epoch_done(result)
         report(result)
 
-    fit(task, learner, NoTeacher(), first_epoch=1, on_epoch=after_epoch)
-    weights = Path(config.teacher.weights)
-    record = {
-        "settings": training_settings(config, dataset.digest),
-        "top1_error": results[-1].errors.top1,
-        "top5_error": results[-1].errors.top5,
-        "seconds": sum(result.seconds for result in results),
-        "torch": torch.__version__,
-    }
-    settings_file(weights).unlink(missing_ok=True)
+    fit(task, learner, NoTeacher(), first_epoch=recorder.first_epoch, on_epoch=after_epoch)
     save_atomically(network.state_dict(), weights)
-    write_atomically(settings_file(weights), canonical_json(record).encode() + b"\n")
-    return record
+    return recorder.finish({"weights_sha256": file_sha256(weights), "torch": torch.__version__})
 
 
 def _teacher_data(config: TeacherConfig, training: TeacherTraining) -> Any:

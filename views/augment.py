@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from views.seeds import choice, distinct_codes
 if TYPE_CHECKING:
     import torch
 
-    Array = TypeVar("Array", NDArray[np.uint8], torch.Tensor)
 
 AUGMENT_VERSION = 1  # raise it when the pixels of any view change
 _CANARY_SAMPLES = 8
@@ -34,7 +33,7 @@ def view_of_epoch(epoch: int, num_views: int) -> int:
 
 
 def view_parameters(views: ViewsConfig, view: int, num_samples: int) -> NDArray[np.int64]:
-    """(N, 3) int64 `top, left, flip` of view `view`; top and left in [0, 2 * pad_px], flip 0 or 1."""
+    """(N, 3) int64 `top, left, flip` of one view; top, left in [0, 2 * pad_px], flip 0 or 1."""
     augment = views.augment
     codes = distinct_codes(views.seed, augment.num_distinct_views, view, num_samples)
     side = 2 * augment.pad_px + 1
@@ -43,7 +42,7 @@ def view_parameters(views: ViewsConfig, view: int, num_samples: int) -> NDArray[
     return np.stack([top, left, flip], axis=1)
 
 
-def render(images: Array, parameters: Array, augment: PadCropFlip) -> Array:
+def render(images: Any, parameters: Any, augment: PadCropFlip) -> Any:
     """Pad, crop and flip: (B, H, W, C) uint8 and (B, 3) integers -> (B, H, W, C) uint8.
 
     Both arguments are numpy arrays, or torch tensors on one device; the result is of that kind.

@@ -64,7 +64,8 @@ def distinct_codes(seed: int, space: int, view: int, num_samples: int) -> NDArra
     """
     if not 0 <= view < space <= 2**16:
         raise ValueError(f"view {view} is outside a space of {space} (at most 65536) views")
-    return _first_codes(seed, space, _rounded_up(view + 1, space), num_samples)[view]
+    codes = _first_codes(seed, space, _rounded_up(view + 1, space), num_samples)
+    return np.asarray(codes[view])
 
 
 def _rounded_up(steps: int, space: int) -> int:

@@ -1,0 +1,75 @@
+# Names the stages; every decision (is there work left?) is the programs', by identity.
+# `make` alone prints help.
+
+TEACHER ?= digits-resnet20
+STUDENT ?= digits-resnet8
+METHOD  ?= cd+gkd+edt
+SEED    ?= 0
+SEEDS   ?= 0 1 2
+METHODS ?=
+DEVICE  ?= auto
+CACHES  ?= caches
+RUNS    ?= runs
+ARGS    ?=
+
+PYTHON  ?= python3
+VENV    := .venv
+PY      := $(VENV)/bin/python
+
+# Of a student's ARGS, those for the teacher's file: teacher.dataset.limit=200 -> dataset.limit=200
+TEACHER_ARGS = $(patsubst teacher.%,%,$(filter teacher.%,$(ARGS)))
+
+# Each word quoted, so that the shell leaves [1,2] and {"kind":"onecycle"} alone.
+OVERRIDES = $(foreach arg,$(ARGS),'$(arg)')
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help env cache-teacher train-student ablation test lint
+
+help: ## print this
+	@echo "Teach Once: run the teacher once, train as many students as you like."
+	@echo
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "Settings (make train-student METHOD=kd SEED=1):"
+	@echo "  TEACHER=$(TEACHER)  STUDENT=$(STUDENT)  METHOD=$(METHOD)  SEED=$(SEED)"
+	@echo "  SEEDS=\"$(SEEDS)\"  METHODS=\"ce kd\" (default: all)  DEVICE=$(DEVICE)"
+	@echo "  CACHES=$(CACHES)  RUNS=$(RUNS)  ARGS=\"key.sub=value ...\" overrides keys of the config;"
+	@echo "  a student's ARGS reach its teacher's file as teacher.key.sub=value"
+
+
+env: ## make or renew .venv, if it is missing or requirements.txt has changed
+	@cmp -s requirements.txt $(VENV)/installed.txt || { \
+	  echo "installing requirements.txt into $(VENV)"; \
+	  $(PYTHON) -m venv $(VENV); \
+	  $(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt; \
+	  cp requirements.txt $(VENV)/installed.txt; }
+
+cache-teacher: env ## run the teacher TEACHER over every view, once (trains it if it can and must)
+	@$(PY) -m train teacher $(TEACHER) --device $(DEVICE) $(OVERRIDES)
+	@$(PY) -m precompute $(TEACHER) --caches $(CACHES) --device $(DEVICE) $(OVERRIDES)
+
+train-student: env ## train STUDENT with METHOD and SEED; makes what is missing first
+	@$(PY) -m train plan $(STUDENT) --method $(METHOD) --seed $(SEED) --caches $(CACHES) --runs $(RUNS) $(OVERRIDES)
+	@$(MAKE) --no-print-directory cache-of-student
+	@$(PY) -m train student $(STUDENT) --method $(METHOD) --seed $(SEED) \
+	  --caches $(CACHES) --runs $(RUNS) --device $(DEVICE) $(OVERRIDES)
+
+ablation: env ## train every method of STUDENT with every one of SEEDS; table and picture
+	@$(MAKE) --no-print-directory cache-of-student
+	@$(PY) -m train ablation $(STUDENT) --seeds "$(SEEDS)" --methods "$(METHODS)" \
+	  --caches $(CACHES) --runs $(RUNS) --device $(DEVICE) $(OVERRIDES)
+
+.PHONY: cache-of-student
+cache-of-student:
+	@teacher=$$($(PY) -m configs teacher-of $(STUDENT) $(OVERRIDES)); \
+	$(MAKE) --no-print-directory cache-teacher TEACHER="$$teacher" ARGS='$(TEACHER_ARGS)'
+
+test: env lint ## run all checks and tests
+	@$(PY) -m pytest
+
+lint: env ## ruff and mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy

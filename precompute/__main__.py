@@ -106,9 +106,16 @@ def _measured(cache: TeacherCache) -> str:
     )
 
 
-if __name__ == "__main__":
+def cli(arguments: list[str] | None = None) -> int:
+    """Run the command line; a mistake of the user's is one message and exit status 2."""
     try:
-        app()
+        app(arguments)
+    except SystemExit as ended:  # how typer returns, also from --help and a wrong option
+        return int(ended.code or 0)
     except (ConfigError, DatasetError, ArchError, TapError, CacheError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

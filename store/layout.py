@@ -196,7 +196,7 @@ def write_manifest(cache: Path, manifest: Manifest) -> None:
     content = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(manifest)}
     content["identity_sha256"] = identity_sha256(manifest.identity)
     content["manifest_crc32c"] = _json_crc(content)
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     write_atomically(cache / MANIFEST, text.encode())
 
 

@@ -186,9 +186,12 @@ def _parsed_seeds(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-if __name__ == "__main__":
+def cli(arguments: list[str] | None = None) -> int:
+    """Run the command line; a mistake of the user's is one message and exit status 2."""
     try:
-        app()
+        app(arguments)
+    except SystemExit as ended:  # how typer returns, also from --help and a wrong option
+        return int(ended.code or 0)
     except (
         ConfigError,
         DatasetError,
@@ -199,4 +202,8 @@ if __name__ == "__main__":
         TeacherExists,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from nets.taps import as_is, channel_means, read_stages
+from train.study import TrainError
 
 
-class StageMismatch(ValueError):
+class StageMismatch(TrainError):
     """The student's stages cannot be matched with the taps of the cache."""
 
 

@@ -46,7 +46,8 @@ class Study:
 
     @property
     def teacher_stages(self) -> dict[str, str]:
-        return dict(self.cache.identity["teacher"]["stages"])
+        stages = self.cache.identity["teacher"]["stages"]
+        return {f"stage{n}": stages[f"stage{n}"] for n in range(1, len(stages) + 1)}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

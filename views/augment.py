@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import Normalisation, PadCropFlip, ViewsConfig
-from views.datasets import Split
+from views.datasets import DatasetError, Split
 from views.seeds import choice, distinct_codes
 
 if TYPE_CHECKING:
@@ -92,10 +92,10 @@ def pixel_canary(split: Split, views: ViewsConfig) -> dict[str, Any]:
 
 
 def check_augmentable(image_shape: Sequence[int], augment: PadCropFlip) -> None:
-    """ValueError if images of (H, W, C) cannot be padded as asked."""
+    """DatasetError if images of (H, W, C) cannot be padded as asked."""
     smallest = min(image_shape[:2])
     if augment.padding == "reflect" and augment.pad_px >= smallest:
-        raise ValueError(
+        raise DatasetError(
             f"views.augment.pad_px is {augment.pad_px}, but reflecting an image of "
             f"{image_shape[0]}x{image_shape[1]} allows at most {smallest - 1}"
         )

@@ -1,0 +1,206 @@
+"""The commands as users type them: python -m train, make, and every command of the README."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.schema import TeacherConfig
+from tests.conftest import make_cache
+from train.__main__ import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+QUICK = [
+    "training.epochs=3", "training.schedule.milestones=[2]",
+    "methods.cd+gkd+edt.0.start_epoch=2", "methods.cd+gkd+edt.1.start_epoch=2",
+]
+
+
+@pytest.fixture
+def cached(small_teacher: Callable[..., TeacherConfig], tmp_path: Path) -> list[str]:
+    """Arguments that point a digits-resnet8 run at a small cache and a temporary runs folder."""
+    config = small_teacher()
+    make_cache(config, tmp_path / "caches")
+    return [
+        "--caches", str(tmp_path / "caches"), "--runs", str(tmp_path / "runs"), *QUICK,
+        "teacher.teacher.arch=resnet8", f"teacher.teacher.weights={config.teacher.weights}",
+        "teacher.dataset.limit=6", "teacher.views.count=3",
+    ]
+
+
+def test_an_ablation_trains_every_method_and_repeats_nothing(
+    cached: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["ablation", "digits-resnet8", "--seeds", "0 1", *cached]
+    assert cli(call) == 0
+    printed = capsys.readouterr().out
+    for method in ("teacher", "ce", "kd", "cd", "cd+gkd", "cd+gkd+edt"):
+        assert f"| {method} |" in printed
+    folder = tmp_path / "runs" / "digits-resnet8"
+    assert len(list(folder.glob("*-seed*"))) == 10
+    assert {path.name for path in folder.glob("ablation.*")} == {
+        "ablation.md", "ablation.csv", "ablation.png",
+    }
+    assert cli(call) == 0
+    assert "all 10 runs are finished: nothing to train." in capsys.readouterr().out
+
+
+def test_an_ablation_never_loads_the_teacher(
+    cached: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the teacher was loaded")
+
+    monkeypatch.setattr("train.run.load_teacher_network", refuse)
+    assert cli(["ablation", "digits-resnet8", "--seeds", "0", "--methods", "kd cd", *cached]) == 0
+    with pytest.raises(AssertionError, match="the teacher was loaded"):
+        cli(["student", "digits-resnet8", "--method", "kd", "--live-teacher", *cached])
+
+
+def test_a_student_is_trained_once_and_its_table_printed_again(
+    cached: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["student", "digits-resnet8", "--method", "cd+gkd", "--seed", "1", *cached]
+    assert cli(call) == 0
+    first = capsys.readouterr().out
+    assert "epoch   3/3" in first
+    assert cli(call) == 0
+    second = capsys.readouterr().out
+    assert "is finished: nothing to do." in second
+    assert first.splitlines()[-2] == second.splitlines()[-2]
+
+
+def test_the_plan_says_what_is_there_and_what_is_missing(
+    cached: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(["plan", "digits-resnet8", *cached]) == 0
+    told = capsys.readouterr().out
+    assert "teacher  there" in told
+    assert "cache    there" in told
+    assert "student  to be trained: 60 samples x 3 epochs through resnet8" in told
+    assert cli(["plan", "digits-resnet8", *cached, "--caches", "nowhere",
+                "teacher.teacher.weights=gone.pt"]) == 0
+    told = capsys.readouterr().out
+    assert "teacher  to be trained: all training images x 20 epochs" in told
+    assert "cache    to be made: 60 samples x 3 views = 180 images" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["student", "digits-resnet8", "--method", "kdd"], "has ce, kd, cd, cd+gkd, cd+gkd+edt"),
+        (["student", "digits-resnet8", "student.arch=resnet7"], "unknown arch 'resnet7'"),
+        (["student", "digits-resnet8", "training.epochs=0"], "training.epochs"),
+        (["student", "digits-resnet8", "--caches", "nowhere"], "make cache-teacher TEACHER="),
+        (["student", "digits-resnet8", "teacher.views.seed=9"], "views.seed: expected 9, found 0"),
+        (["student", "digits-resnet8", "num_views=5"], "ARGS=views.count=5"),
+        (["ablation", "digits-resnet8", "--seeds", "zero"], 'as in "0 1 2"'),
+        (["ablation", "digits-resnet8", "--methods", "ce nonsense"], "unknown method 'nonsense'"),
+        (["teacher", "digits-resnet20", "training=null", "teacher.weights=gone.pt"],
+         "has no training block"),
+    ],
+)
+def test_bad_input_is_an_error_with_its_remedy(
+    cached: list[str], arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [] if arguments[0] == "teacher" else cached
+    # What the case says comes last, so that it wins over what is common.
+    assert cli([*arguments[:2], *common, *arguments[2:]]) == 2
+    assert told in capsys.readouterr().err
+
+
+def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_make_alone_prints_every_target() -> None:
+    result = make()
+    assert result.returncode == 0
+    for target in re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE):
+        assert f"make {target} " in result.stdout
+
+
+def test_make_hands_overrides_on_to_both_stages() -> None:
+    shown = make("-n", "ablation", 'ARGS=training.epochs=2 teacher.dataset.limit=3 a=[1,2]').stdout
+    assert "'training.epochs=2' 'teacher.dataset.limit=3' 'a=[1,2]'" in shown
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the tracked files that shares this environment."""
+    for name in subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines():
+        target = tmp_path / "checkout" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    environment = tmp_path / "checkout" / ".venv"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (environment / "bin" / "python").chmod(0o755)
+    shutil.copy(ROOT / "requirements.txt", environment / "installed.txt")
+    return tmp_path / "checkout"
+
+
+def test_make_train_student_does_everything_once(checkout: Path) -> None:
+    quick = "ARGS=" + " ".join([*QUICK, "teacher.training.epochs=1"])
+    first = make("train-student", quick, cwd=checkout)
+    assert first.returncode == 0, first.stderr
+    assert "cache    to be made: 200 samples x 9 views" in first.stdout
+    assert "| cd+gkd+edt | 1 |" in first.stdout
+    second = make("train-student", quick, cwd=checkout)
+    assert second.returncode == 0
+    assert second.stdout.count("nothing to do") == 3
+    shutil.rmtree(checkout / "caches")
+    third = subprocess.run(
+        [sys.executable, "-m", "train", "student", "digits-resnet8", "--method", "cd"],
+        cwd=checkout, capture_output=True, text=True, check=False,
+    )
+    assert third.returncode == 2
+    assert "make cache-teacher TEACHER=digits-resnet20" in third.stderr
+
+
+def commands_in_readme() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_the_readme_shows_the_commands_that_there_are() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = commands_in_readme()
+    assert {"make train-student", "make cache-teacher", "make ablation", "make test"} <= set(shown)
+    for command in shown:
+        words = command.split()
+        if words[0] == "make":
+            assert words[1] in targets, command
+        if words[:2] == ["python", "-m"]:
+            result = subprocess.run(
+                [sys.executable, "-m", words[2], "--help"], cwd=ROOT, capture_output=True,
+                text=True, check=False,
+            )
+            assert words[3].startswith("-") or words[3] in result.stdout + result.stderr or (
+                words[2] == "precompute"
+            ), command
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in commands_in_readme()
+
+
+def test_every_room_is_on_the_readmes_map() -> None:
+    for path in ROOT.iterdir():
+        if path.is_dir() and list(path.glob("*.py")):
+            assert f"{path.name}/" in README, path.name

@@ -1,0 +1,163 @@
+"""Configs: every file loads; every mistake is named with its place and a way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs.__main__ import main
+from configs.load import (
+    CONFIG_DIR,
+    ConfigError,
+    available,
+    load_student,
+    load_teacher,
+    split_overrides,
+    to_yaml,
+)
+from nets.archs import check_arch
+
+
+@pytest.mark.parametrize("name", available("teacher"))
+def test_every_teacher_config_loads_and_prints_what_it_resolved_to(
+    name: str, tmp_path: Path
+) -> None:
+    config = load_teacher(name)
+    check_arch(config.teacher.arch)
+    assert name.endswith(config.teacher.arch)
+    again = tmp_path / f"{name}.yaml"
+    again.write_text(to_yaml(config))
+    assert load_teacher(again) == config
+
+
+@pytest.mark.parametrize("name", available("student"))
+def test_every_student_config_loads_and_names_a_teacher_that_exists(
+    name: str, tmp_path: Path
+) -> None:
+    config = load_student(name)
+    check_arch(config.student.arch)
+    load_teacher(config.teacher)
+    again = tmp_path / f"{name}.yaml"
+    again.write_text(to_yaml(config))
+    assert load_student(again) == config
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write_yaml(text: str) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return path
+
+    return write_yaml
+
+
+GOOD = (CONFIG_DIR / "teacher" / "digits-resnet20.yaml").read_text()
+
+
+def message(call) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once_with_their_dotted_paths(write) -> None:
+    text = GOOD.replace("weights:", "weigths:").replace("batch_size: 64", "batch_size: big")
+    text = text.replace("pad_px: 1", "pad_pxs: 1").replace("epochs: 20", "epochs: 0")
+    told = message(lambda: load_teacher(write(text)))
+    assert "mine.yaml" in told
+    assert "teacher.weights: missing" in told
+    assert "teacher.weigths: unknown key; did you mean 'weights'?" in told
+    assert "views.augment.pad_pxs: unknown key; did you mean 'pad_px'?" in told
+    assert "training.batch_size: Input should be a valid integer (found 'big')" in told
+    assert "training.epochs: Input should be greater than or equal to 1 (found 0)" in told
+
+
+def test_exponents_without_a_dot_are_numbers(write) -> None:
+    config = load_teacher(write(GOOD.replace("5e-4", "1e-3")))
+    assert config.training is not None
+    assert config.training.weight_decay == 0.001
+
+
+@pytest.mark.parametrize("text", ["yes", "'1'", "1", "on"])
+def test_only_true_and_false_are_booleans(write, text: str) -> None:
+    told = message(lambda: load_teacher(write(GOOD.replace("flip: false", f"flip: {text}"))))
+    assert "views.augment.flip: Input should be a valid boolean" in told
+
+
+def test_a_key_that_stands_twice_is_refused(write) -> None:
+    told = message(lambda: load_teacher(write(GOOD + "\nteacher: {arch: resnet8, weights: x}\n")))
+    assert "'teacher' stands twice" in told
+
+
+def test_a_count_above_the_space_is_refused_with_the_largest_possible(write) -> None:
+    told = message(lambda: load_teacher(write(GOOD.replace("count: all", "count: 10"))))
+    assert "views: count is 10, but this augmentation has only 9 different views" in told
+
+
+def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(write) -> None:
+    told = message(lambda: load_teacher(write(GOOD.replace("type: digits", "type: digit"))))
+    assert "dataset" in told
+    assert "'imagefolder'" in told
+
+
+def test_an_unknown_loss_is_refused_by_its_place() -> None:
+    told = message(lambda: load_student("digits-resnet8", ["methods.kd.1.loss=kdd"]))
+    assert "methods.kd.1.loss" in told
+    assert "'gkd'" in told
+
+
+def test_a_temperature_where_there_is_none_is_refused() -> None:
+    told = message(lambda: load_student("digits-resnet8", ["methods.cd.1.temperature=2"]))
+    assert "methods.cd.1: the loss 'cd' has no temperature" in told
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    told = message(lambda: load_teacher("digits-resnet21"))
+    assert "did you mean 'digits-resnet20'?" in told
+    assert "no file /nowhere/x.yaml" in message(lambda: load_student("/nowhere/x.yaml"))
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "a: [unclosed", "\x00"])
+def test_what_is_no_mapping_is_refused(write, text: str) -> None:
+    assert "mine.yaml" in message(lambda: load_teacher(write(text)))
+
+
+def test_overrides_reach_nested_keys_lists_and_whole_blocks() -> None:
+    config = load_student(
+        "digits-resnet8",
+        ["training.epochs=7", "methods.kd.1.weight=2.5", 'training.schedule={"kind":"onecycle"}'],
+    )
+    assert config.training.epochs == 7
+    assert config.methods["kd"][1].weight == 2.5
+    assert config.training.schedule.kind == "onecycle"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.epochs", "not of the form key.sub=value"),
+        ("training.epoch=3", "training.epoch: unknown key; did you mean 'epochs'?"),
+        ("methods.kd.9.weight=1", "'9' is not an index into 2 items"),
+        ("teacher.arch.x=1", "there is no block"),
+        ("training.epochs=[1", "not valid YAML"),
+        ("training.epochs=1.5", "training.epochs: Input should be a valid integer"),
+    ],
+)
+def test_bad_overrides_are_named(override: str, told: str) -> None:
+    assert told in message(lambda: load_student("digits-resnet8", [override]))
+
+
+def test_overrides_for_the_teacher_are_told_apart() -> None:
+    own, teachers = split_overrides(["training.epochs=1", "teacher.dataset.limit=2"])
+    assert (own, teachers) == (["training.epochs=1"], ["dataset.limit=2"])
+
+
+def test_the_command_prints_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["teacher", "digits-resnet20", "views.count=2"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["views"]["count"] == 2
+    assert main(["teacher-of", "digits-resnet8"]) == 0
+    assert capsys.readouterr().out == "digits-resnet20\n"
+    assert main(["nonsense"]) == 2

@@ -1,0 +1,159 @@
+"""Networks: sizes against the published ones, taps by name, weights that fit or are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from configs.schema import TeacherNet
+from nets.archs import ArchError, known_archs
+from nets.taps import TapError, as_is, channel_means, read_stages, stage_modules
+from nets.teacher import load_teacher_network
+from nets.torchvision_shim import import_torchvision
+from nets.weights import load_weights, save_atomically
+from nets.zoo import build
+
+# Parameter counts of the field's CIFAR-100 benchmark models and of torchvision's.
+PUBLISHED = {
+    "resnet20": 278_324,
+    "resnet56": 861_620,
+    "resnet110": 1_736_564,
+    "resnet8x4": 1_233_540,
+    "resnet32x4": 7_433_860,
+}
+
+
+@pytest.mark.parametrize(("arch", "count"), PUBLISHED.items())
+def test_small_image_networks_have_the_published_size(arch: str, count: int) -> None:
+    network = build(arch, num_classes=100)
+    assert sum(p.numel() for p in network.parameters()) == count
+
+
+def test_torchvision_networks_have_torchvisions_size_and_names() -> None:
+    ours = build("resnet18", num_classes=1000, stem="imagenet")
+    import_torchvision()
+    from torchvision.models import resnet18
+
+    assert sum(p.numel() for p in ours.parameters()) == 11_689_512
+    assert list(ours.state_dict()) == list(resnet18(weights=None).state_dict())
+
+
+@pytest.mark.parametrize("arch", known_archs())
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_network_gives_logits_and_its_default_stages(arch: str, channels: int) -> None:
+    if arch in ("resnet101", "resnet152", "resnet110"):
+        size = 8
+    else:
+        size = 16
+    network = build(arch, num_classes=7, in_channels=channels).eval()
+    stages = stage_modules(arch)
+    with torch.inference_mode(), read_stages(network, stages, as_is) as maps:
+        logits = network(torch.randn(2, channels, size, size))
+    assert logits.shape == (2, 7)
+    assert list(maps) == list(stages)
+    assert all((features >= 0).all() for features in maps.values())  # past their last ReLU
+
+
+def test_the_imagenet_stem_shrinks_and_the_cifar_stem_does_not() -> None:
+    for stem, side in (("imagenet", 16), ("cifar", 64)):
+        network = build("resnet18", num_classes=2, stem=stem).eval()
+        with torch.inference_mode(), read_stages(network, {"stage1": "layer1"}, as_is) as maps:
+            network(torch.randn(1, 3, 64, 64))
+        assert maps["stage1"].shape == (1, 64, side, side)
+
+
+def test_weights_depend_on_the_seed_and_not_on_the_global_generator() -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = build("resnet8", num_classes=10, seed=1)
+    assert (torch.random.get_rng_state() == before).all()
+    torch.manual_seed(6)
+    again = build("resnet8", num_classes=10, seed=1)
+    other = build("resnet8", num_classes=10, seed=2)
+    assert (first.conv1.weight == again.conv1.weight).all()
+    assert (first.conv1.weight != other.conv1.weight).any()
+
+
+def test_an_unknown_arch_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ArchError, match=r"'resnet65'; did you mean 'resnet56'\?"):
+        build("resnet65", num_classes=2)
+
+
+def test_an_unknown_stage_is_refused_with_the_modules_there_are() -> None:
+    network = build("resnet8", num_classes=2)
+    with (
+        pytest.raises(TapError, match=r"no module 'layer9'.*layer3"),
+        read_stages(network, {"stage1": "layer9"}, as_is),
+    ):
+        pass
+
+
+def test_hooks_are_gone_when_the_context_closes_even_after_an_error() -> None:
+    network = build("resnet8", num_classes=2)
+    with pytest.raises(RuntimeError), read_stages(network, stage_modules("resnet8"), as_is):
+        raise RuntimeError
+    assert all(not module._forward_hooks for module in network.modules())
+
+
+def test_channel_means_are_taken_in_float32() -> None:
+    features = torch.full((1, 1, 64, 64), 1.001, dtype=torch.bfloat16)
+    assert channel_means(features).dtype == torch.float32
+    assert channel_means(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])).item() == 3.0
+
+
+def teacher_file(folder: Path, **changes: torch.Tensor) -> Path:
+    path = folder / "teacher.pt"
+    save_atomically({**build("resnet8", num_classes=3).state_dict(), **changes}, path)
+    return path
+
+
+def test_teacher_outputs_are_logits_means_and_correctness(tmp_path: Path) -> None:
+    config = TeacherNet(arch="resnet8", weights=str(teacher_file(tmp_path)))
+    cpu = torch.device("cpu")
+    stages = stage_modules("resnet8")
+    teacher = load_teacher_network(config, stages, num_classes=3, in_channels=3, device=cpu)
+    images = torch.randn(5, 3, 8, 8)
+    logits = teacher.network(images)
+    labels = logits.argmax(dim=1)
+    labels[0] = (labels[0] + 1) % 3
+    out = teacher.outputs(images, labels)
+    assert {name: tuple(v.shape) for name, v in out.items()} == {
+        "logits": (5, 3),
+        "stage1": (5, 16),
+        "stage2": (5, 32),
+        "stage3": (5, 64),
+        "correct": (5,),
+    }
+    assert out["correct"].tolist() == [0, 1, 1, 1, 1]
+    assert torch.allclose(out["logits"], logits)
+    assert not teacher.network.training
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_first_differences(tmp_path: Path) -> None:
+    path = teacher_file(tmp_path, extra=torch.zeros(1), **{"fc.weight": torch.zeros(4, 64)})
+    with pytest.raises(ArchError) as caught:
+        load_weights(build("resnet8", num_classes=3), path)
+    assert "not expected: extra" in str(caught.value)
+    assert "fc.weight has shape (4, 64), expected (3, 64)" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])
+def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(content)
+    with pytest.raises(ArchError, match=r"x\.pt is not a readable weights file"):
+        load_weights(nn.Linear(1, 1), path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "was-run",))
+
+    torch.save({"x": Malicious()}, tmp_path / "x.pt")
+    with pytest.raises(ArchError, match="not a readable weights file"):
+        load_weights(nn.Linear(1, 1), tmp_path / "x.pt")
+    assert not (tmp_path / "was-run").exists()

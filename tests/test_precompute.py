@@ -1,0 +1,203 @@
+"""Stage 1: what it stores depends on its identity alone; it resumes; it says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import TeacherConfig
+from nets.taps import channel_means, read_stages, stage_modules
+from nets.weights import load_weights
+from nets.zoo import build
+from precompute.__main__ import cli
+from store import TeacherCache
+from tests.conftest import make_cache
+from views.augment import normalise, render, view_parameters
+from views.datasets import load_dataset
+
+ROOT = Path(__file__).parent.parent
+Make = Callable[..., TeacherConfig]
+
+
+def all_records(cache: TeacherCache) -> dict[str, np.ndarray]:
+    views = [cache.read_view(view) for view in range(cache.num_views)]
+    return {tap: np.stack([view[tap] for view in views]) for tap in cache.taps}
+
+
+@pytest.mark.parametrize(("batch_size", "block_rows"), [(1, 16), (7, 64), (256, 8)])
+def test_a_record_does_not_depend_on_batch_or_block_size(
+    small_teacher: Make, tmp_path: Path, batch_size: int, block_rows: int
+) -> None:
+    config = small_teacher("taps.logits=float32", "taps.means=float32")
+    usual = all_records(make_cache(config, tmp_path / "a", batch_size=256, block_rows=16))
+    other = all_records(
+        make_cache(config, tmp_path / "b", batch_size=batch_size, block_rows=block_rows)
+    )
+    for tap, values in usual.items():
+        assert np.allclose(values, other[tap], rtol=1e-4, atol=1e-4), tap
+    assert (usual["correct"] == other["correct"]).all()
+
+
+def test_records_are_the_teachers_outputs_on_exactly_those_views(
+    small_teacher: Make, tmp_path: Path
+) -> None:
+    config = small_teacher("taps.logits=float32", "taps.means=float32")
+    cache = make_cache(config, tmp_path)
+    data = load_dataset(config.dataset).train
+    network = build("resnet8", num_classes=10, in_channels=1)
+    load_weights(network, Path(config.teacher.weights))
+    network.eval()
+    for view in range(3):
+        parameters = view_parameters(config.views, view, len(data))
+        pixels = torch.from_numpy(render(data.images, parameters, config.views.augment))
+        stages = stage_modules("resnet8")
+        with torch.no_grad(), read_stages(network, stages, channel_means) as means:
+            logits = network(normalise(pixels, config.dataset.normalisation))
+        found = cache.read_view(view)
+        assert np.allclose(found["logits"], logits.numpy(), atol=1e-4)
+        for stage, values in means.items():
+            assert np.allclose(found[stage], values.numpy(), atol=1e-5)
+        right = (found["logits"].argmax(axis=1) == data.labels).astype(np.uint8)
+        assert (found["correct"] == right).all()
+        assert 0 < right.mean() < 1  # else the test above says little
+
+
+def test_the_teachers_error_and_agreement_are_recorded(small_teacher: Make, tmp_path: Path) -> None:
+    cache = make_cache(small_teacher(), tmp_path)
+    correct = all_records(cache)["correct"]
+    assert cache.measured["train_agreement"] == pytest.approx(correct.mean())
+    assert 0 < cache.measured["test_top5_error"] < cache.measured["test_top1_error"] < 100
+
+
+def test_float16_taps_hold_the_rounded_float32_values(small_teacher: Make, tmp_path: Path) -> None:
+    exact = all_records(
+        make_cache(small_teacher("taps.logits=float32", "taps.means=float32"), tmp_path)
+    )
+    rounded = all_records(make_cache(small_teacher(), tmp_path))
+    for tap, values in rounded.items():
+        assert (values == exact[tap].astype(values.dtype)).all()
+
+
+# ---- the command
+
+
+def command(config: TeacherConfig, caches: Path, *arguments: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "precompute",
+        "digits-resnet20",
+        "--caches",
+        str(caches),
+        "--block-rows",
+        "8",
+        "teacher.arch=resnet8",
+        f"teacher.weights={config.teacher.weights}",
+        "dataset.limit=6",
+        "views.count=3",
+        *arguments,
+    ]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_second_call_does_nothing_says_so_and_loads_no_torch(
+    small_teacher: Make, tmp_path: Path
+) -> None:
+    call = command(small_teacher(), tmp_path)
+    first = run(*call)
+    assert first.returncode == 0, first.stderr
+    assert "3 views x 60 samples = 180 records of 245 bytes" in first.stdout
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    started = time.perf_counter()
+    second = run(*call)
+    seconds = time.perf_counter() - started
+    assert second.returncode == 0
+    assert "is complete: nothing to do. Teacher: test error" in second.stdout
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert seconds < 10  # 0.5 s on a quiet machine; importing torch alone takes 2 s
+    imports = run(sys.executable, "-X", "importtime", *call[1:]).stderr
+    assert "views.augment" in imports
+    assert " torch" not in imports
+
+
+def test_a_killed_pass_loses_at_most_the_blocks_in_flight_and_resumes_to_the_same_records(
+    small_teacher: Make, tmp_path: Path
+) -> None:
+    config = small_teacher("views.count=9")
+    call = [*command(config, tmp_path / "killed", "--batch-size", "1"), "views.count=9"]
+    process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL)
+    journal: list[Path] = []
+    while not journal or journal[0].stat().st_size < 1000:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+        journal = list((tmp_path / "killed").glob("*/journal/*"))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    committed = journal[0].read_bytes().count(b"\n")
+    assert committed >= 2
+    resumed = run(*call)
+    assert resumed.returncode == 0, resumed.stderr
+    todo = 9 * 60 - int(resumed.stdout.split(" to compute")[0].split()[-1])
+    assert todo >= (committed - 9) * 8 + 9 * 4  # no committed block was computed again
+    whole = all_records(make_cache(config, tmp_path / "whole", batch_size=1, block_rows=8))
+    (path,) = (tmp_path / "killed").iterdir()
+    for tap, values in all_records(TeacherCache.open(path)).items():
+        assert np.allclose(values, whole[tap], rtol=1e-3, atol=1e-3), tap
+
+
+def test_changed_weights_make_another_cache_and_leave_the_old_one(
+    small_teacher: Make, tmp_path: Path
+) -> None:
+    config = small_teacher()
+    old = make_cache(config, tmp_path / "caches")
+    state = torch.load(config.teacher.weights, weights_only=True)
+    state["fc.bias"][0] += 1
+    torch.save(state, tmp_path / "changed.pt")
+    new = make_cache(
+        small_teacher(f"teacher.weights={tmp_path / 'changed.pt'}"), tmp_path / "caches"
+    )
+    assert new.path != old.path
+    assert TeacherCache.open(old.path).faults() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["teacher.weights=gone.pt"], "python -m train teacher digits-resnet20"),
+        (["teacher.weights=gone.pt", "training=null"], "set teacher.weights=PATH"),
+        (["teacher.arch=resnet9"], "unknown arch 'resnet9'; did you mean"),
+        (["taps.stages=[layer1,layer7]"], "no module 'layer7'"),
+        (["views.count=10"], "only 9 different views"),
+        (["teacher.arch=resnet14"], "do not fit the network"),
+        (["dataset.root=x"], "dataset.root: unknown key"),
+        (["views.augment.pad_px=8", "views.augment.padding=reflect"], "allows at most 7"),
+    ],
+)
+def test_bad_input_is_an_error_with_its_remedy_and_no_traceback(
+    small_teacher: Make,
+    tmp_path: Path,
+    arguments: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli(command(small_teacher(), tmp_path, *arguments)[3:]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_an_error_shows_no_traceback(small_teacher: Make, tmp_path: Path) -> None:
+    result = run(*command(small_teacher(), tmp_path, "teacher.arch=resnet9"))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: unknown arch 'resnet9'")
+    assert "Traceback" not in result.stderr

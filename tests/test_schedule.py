@@ -1,0 +1,49 @@
+"""Weights and learning rates over a run, against the published settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs.schema import LossTerm, MultiStep, OneCycle, StudentTraining
+from train.loop import active_terms
+from train.schedule import learning_rate_at, weight_at
+
+
+def test_edt_as_in_the_imagenet_recipe() -> None:
+    ce = LossTerm(loss="ce", start_epoch=31)
+    cd = LossTerm(loss="cd", weight=6.0, decay=0.9, decay_epochs=(30, 60, 90))
+    assert [weight_at(ce, e) for e in (1, 30, 31, 100)] == [0.0, 0.0, 1.0, 1.0]
+    assert [weight_at(cd, e) for e in (1, 29, 30, 60, 90, 100)] == pytest.approx(
+        [6.0, 6.0, 5.4, 4.86, 4.374, 4.374]
+    )
+
+
+def test_without_decay_a_weight_stays() -> None:
+    assert weight_at(LossTerm(loss="cd", weight=6.0, decay_epochs=(2,)), 50) == 6.0
+
+
+def test_a_term_of_weight_zero_is_left_out() -> None:
+    terms = (LossTerm(loss="ce", start_epoch=3), LossTerm(loss="cd"), LossTerm(loss="kd", weight=0))
+    assert [name for name, _, _ in active_terms(terms, 1)] == ["cd"]
+    assert [name for name, _, _ in active_terms(terms, 3)] == ["ce", "cd"]
+
+
+def recipe(schedule: MultiStep | OneCycle) -> StudentTraining:
+    return StudentTraining(epochs=10, batch_size=1, learning_rate=0.1, schedule=schedule)
+
+
+def test_multistep_falls_after_its_milestones() -> None:
+    training = recipe(MultiStep(kind="multistep", milestones=(3, 6), gamma=0.2))
+    rates = [learning_rate_at(training, 5 * (epoch - 1), 5) for epoch in (1, 3, 4, 6, 7)]
+    assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004])
+    assert learning_rate_at(training, 14, 5) == 0.1  # the last step of epoch 3
+
+
+def test_onecycle_rises_to_the_peak_and_falls_to_nearly_nothing() -> None:
+    training = recipe(OneCycle(kind="onecycle", warmup_fraction=0.3))
+    rates = [learning_rate_at(training, step, 10) for step in range(100)]
+    assert max(rates) == pytest.approx(0.1, rel=1e-3)
+    assert rates.index(max(rates)) == 30
+    assert rates[0] < 0.01
+    assert rates[-1] < 0.001
+    assert all(rate > 0 for rate in rates)

@@ -1,0 +1,478 @@
+"""The cache on disk, tested from both sides: written by us and read raw, and the reverse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from store import (
+    CacheDamaged,
+    CacheError,
+    CacheIncomplete,
+    CacheMismatch,
+    CacheMissing,
+    CacheWriter,
+    TapSpec,
+    TeacherCache,
+    UnknownTap,
+    UnknownView,
+)
+from store.errors import BadTeacherOutput
+from store.identity import cache_identity, canonical_json, differing_fields, identity_sha256
+from store.journal import read_journal
+from store.layout import Block, default_block_rows, read_manifest, write_manifest
+from store.reader import find_cache
+
+TAPS = {
+    "logits": TapSpec((3,), "float16"),
+    "stage1": TapSpec((5,), "float32"),
+    "correct": TapSpec((), "uint8"),
+}
+IDENTITY = {"teacher": {"arch": "resnet20", "weights_sha256": "aa"}, "dataset": {"digest": "d"}}
+CANARY = {"samples": [0], "views": [0], "sha256": "c"}
+LABELS = np.arange(11, dtype=np.int64) % 3
+
+
+def records_of(view: int, rows: slice, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng([seed, view])
+    whole = {
+        "logits": rng.normal(size=(11, 3)).astype(np.float16),
+        "stage1": rng.normal(size=(11, 5)).astype(np.float32),
+        "correct": rng.integers(0, 2, 11).astype(np.uint8),
+    }
+    return {tap: values[rows] for tap, values in whole.items()}
+
+
+def open_writer(path: Path, **changes: Any) -> CacheWriter:
+    settings = {
+        "teacher": "t",
+        "identity": IDENTITY,
+        "taps": TAPS,
+        "labels": LABELS,
+        "num_views": 2,
+        "canary": CANARY,
+        "versions": {"zarr": zarr.__version__},
+        "block_rows": 4,
+        **changes,
+    }
+    return CacheWriter.open(path, **settings)
+
+
+def fill(path: Path, blocks: int | None = None, **changes: Any) -> Path:
+    with open_writer(path, **changes) as writer:
+        for block in writer.pending()[:blocks]:
+            writer.write_block(block, records_of(block.view, slice(block.start, block.stop)))
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return fill(tmp_path / "t-00000000")
+
+
+def chunks(cache: Path) -> Iterator[Path]:
+    yield from sorted((cache / "teacher.zarr").glob("*/c.*"))
+
+
+# ---- reading what was written
+
+
+def test_records_come_back_bit_for_bit(cache: Path) -> None:
+    opened = TeacherCache.open(cache)
+    assert (opened.num_samples, opened.num_views, opened.taps) == (11, 2, TAPS)
+    assert (opened.labels == LABELS).all()
+    for view in range(2):
+        expected = records_of(view, slice(None))
+        for tap, values in opened.read_view(view).items():
+            assert values.dtype == TAPS[tap].dtype
+            assert (values == expected[tap]).all()
+
+
+def test_rows_come_in_the_order_asked_for_with_repeats(cache: Path) -> None:
+    ids = [10, 0, 4, 4, 7]
+    found = TeacherCache.open(cache).read(ids, 1, taps=["logits", "correct"])
+    assert list(found) == ["logits", "correct"]
+    assert (found["logits"] == records_of(1, slice(None))["logits"][ids]).all()
+
+
+def test_zarr_and_tensorstore_read_the_same(cache: Path) -> None:
+    group = zarr.open_group(cache / "teacher.zarr", mode="r")
+    for tap, spec in TAPS.items():
+        expected = np.stack([records_of(view, slice(None))[tap] for view in range(2)])
+        assert (group[tap][:] == expected).all()
+        assert group[tap].metadata.dimension_names[:2] == ("view", "sample")
+        path = str(cache / "teacher.zarr" / tap)
+        driver = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
+        independent = tensorstore.open(driver, open=True, read=True).result().read().result()
+        assert independent.dtype == spec.dtype
+        assert (independent == expected).all()
+    assert (group["labels"][:] == LABELS).all()
+
+
+def test_a_chunk_file_is_padded_rows_and_four_bytes_of_crc(cache: Path) -> None:
+    rows = records_of(1, slice(8, 11))["logits"]
+    data = (cache / "teacher.zarr" / "logits" / "c.1.2.0").read_bytes()
+    payload, trailer = data[:-4], data[-4:]
+    assert len(data) == 4 * 3 * 2 + 4
+    assert payload[: rows.nbytes] == rows.tobytes()
+    assert np.isnan(np.frombuffer(payload[rows.nbytes :], dtype="<f2")).all()
+    assert int.from_bytes(trailer, "little") == google_crc32c.value(payload)
+
+
+def test_a_chunk_written_by_zarr_itself_is_the_same_file(cache: Path, tmp_path: Path) -> None:
+    group = zarr.open_group(cache / "teacher.zarr", mode="r")
+    copy = zarr.create_array(
+        tmp_path / "copy.zarr",
+        shape=(2, 11, 3),
+        chunks=(1, 4, 3),
+        dtype="float16",
+        fill_value=np.nan,
+        compressors=[zarr.codecs.Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        config={"write_empty_chunks": True},
+    )
+    copy[:] = group["logits"][:]
+    for name in ("c.0.0.0", "c.1.2.0"):
+        ours = (cache / "teacher.zarr" / "logits" / name).read_bytes()
+        assert (tmp_path / "copy.zarr" / name).read_bytes() == ours
+
+
+def test_reading_what_is_not_there_is_refused(cache: Path) -> None:
+    opened = TeacherCache.open(cache)
+    with pytest.raises(UnknownView, match=r"no view 2.*0 to 1"):
+        opened.read_view(2)
+    with pytest.raises(UnknownTap, match=r"no tap 'energy1'.*logits, stage1, correct"):
+        opened.read_view(0, taps=["energy1"])
+    with pytest.raises(UnknownView, match="no sample 11"):
+        opened.read([11], 0)
+    with pytest.raises(IndexError):
+        opened.read([-1], 0)
+
+
+# ---- the bytes of manifest and journal
+
+
+def test_the_manifest_is_pinned(cache: Path) -> None:
+    content = json.loads((cache / "manifest.json").read_text())
+    assert content["format"] == "teach-once-cache"
+    assert content["format_version"] == 1
+    assert content["identity_sha256"] == identity_sha256(IDENTITY)
+    assert content["taps"]["stage1"] == {"shape": [5], "dtype": "float32"}
+    assert (content["num_samples"], content["num_views"], content["block_rows"]) == (11, 2, 4)
+    stated = content.pop("manifest_crc32c")
+    assert stated == f"{google_crc32c.value(canonical_json(content).encode()):08x}"
+
+
+def test_a_journal_line_is_pinned(tmp_path: Path) -> None:
+    taps = {"correct": TapSpec((), "uint8")}
+    with open_writer(tmp_path / "c", taps=taps, num_views=1, labels=LABELS[:2]) as writer:
+        writer.write_block(Block(0, 0, 0, 2), {"correct": np.array([1, 0])})
+    (file,) = (tmp_path / "c" / "journal").iterdir()
+    assert file.name == "000001-0000.jsonl"
+    assert file.read_text() == (
+        '{"block":0,"crc32c":{"correct":"9bbc96ad"},"line_crc32c":"85def0b2","rows":2,'
+        '"taps":["correct"],"view":0}\n'
+    )
+
+
+def test_canonical_json_and_its_hash_are_pinned() -> None:
+    value = {"b": [1, 2.5, None], "a": {"ü": True}}
+    assert canonical_json(value) == '{"a":{"\\u00fc":true},"b":[1,2.5,null]}'
+    assert identity_sha256({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    with pytest.raises(ValueError, match="JSON compliant"):
+        canonical_json(float("nan"))
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.integers() | st.text(max_size=3), max_size=3),
+    st.dictionaries(st.sampled_from("abc"), st.integers() | st.text(max_size=3), max_size=3),
+)
+def test_differing_fields_are_named_if_and_only_if_the_hashes_differ(a: dict, b: dict) -> None:
+    assert bool(differing_fields(a, b)) == (identity_sha256(a) != identity_sha256(b))
+
+
+def test_what_does_not_decide_bytes_is_not_in_the_identity() -> None:
+    from configs.load import load_teacher
+    from configs.schema import as_plain
+
+    def identity(*overrides: str) -> str:
+        config = as_plain(load_teacher("digits-resnet20", list(overrides)))
+        return identity_sha256(
+            cache_identity(
+                config,
+                dataset_digest="d",
+                augment_version=1,
+                stages={"stage1": "layer1"},
+                weights_sha256="w",
+            )
+        )
+
+    same = ["views.count=2", "teacher.weights=elsewhere.pt", "training.epochs=3", "training=null"]
+    different = [
+        "views.seed=1",
+        "views.augment.pad_px=2",
+        "views.augment.padding=reflect",
+        "views.augment.flip=true",
+        "teacher.arch=resnet8",
+        "teacher.precision=bfloat16",
+        "teacher.stem=imagenet",
+        "taps.logits=float32",
+        "taps.means=float32",
+        "dataset.limit=3",
+        "dataset.normalisation.mean=[0.1]",
+        "dataset.normalisation.std=[0.1]",
+    ]
+    assert {identity(o) for o in same} == {identity()}
+    assert len({identity(), *(identity(o) for o in different)}) == 1 + len(different)
+
+
+# ---- block size
+
+
+@pytest.mark.parametrize(
+    ("record_bytes", "num_samples", "rows"),
+    [
+        (2, 200, 256),
+        (2, 1, 1),
+        (128, 50_000, 4096),
+        (8192, 10**6, 2048),
+        (8193, 10**6, 1024),
+        (2**25, 10, 1),
+    ],
+)
+def test_blocks_are_powers_of_two_of_at_most_16_mib(
+    record_bytes: int, num_samples: int, rows: int
+) -> None:
+    taps = {"a": TapSpec((record_bytes,), "uint8"), "b": TapSpec((), "uint8")}
+    assert default_block_rows(taps, num_samples) == rows
+
+
+@settings(max_examples=30)
+@given(num_samples=st.integers(1, 40), rows=st.sampled_from([1, 2, 8, 64]))
+def test_any_sample_count_and_block_size_round_trips(
+    tmp_path_factory: pytest.TempPathFactory, num_samples: int, rows: int
+) -> None:
+    path = tmp_path_factory.mktemp("c") / "c"
+    values = np.random.default_rng(num_samples).normal(size=(num_samples, 2)).astype(np.float16)
+    taps = {"logits": TapSpec((2,), "float16")}
+    labels = np.zeros(num_samples, dtype=np.int64)
+    with open_writer(path, taps=taps, labels=labels, num_views=1, block_rows=rows) as writer:
+        for block in reversed(writer.pending()):
+            writer.write_block(block, {"logits": values[block.start : block.stop]})
+    assert (TeacherCache.open(path).read_view(0)["logits"] == values).all()
+
+
+# ---- refusal
+
+
+def test_a_folder_that_is_no_cache_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CacheMissing, match="is not a cache"):
+        TeacherCache.open(tmp_path)
+    assert issubclass(CacheMissing, FileNotFoundError)
+
+
+def test_an_unfinished_cache_is_refused_with_how_far_it_is_and_the_command(tmp_path: Path) -> None:
+    fill(tmp_path / "c", blocks=4)
+    with pytest.raises(CacheIncomplete) as caught:
+        TeacherCache.open(tmp_path / "c")
+    assert "4 of 6 blocks are there" in str(caught.value)
+    assert "tap logits, view 1, block 1" in str(caught.value)
+    assert "make cache-teacher TEACHER=t" in str(caught.value)
+
+
+def test_a_chunk_file_without_its_journal_line_does_not_exist(cache: Path) -> None:
+    (file,) = (cache / "journal").iterdir()
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(CacheIncomplete, match="5 of 6"):
+        TeacherCache.open(cache)
+
+
+def test_a_torn_last_line_counts_as_never_written(cache: Path) -> None:
+    (file,) = (cache / "journal").iterdir()
+    file.write_bytes(file.read_bytes()[:-10])
+    assert len(read_journal(cache).committed) == 5 * 3
+    assert read_journal(cache).damaged_lines == []
+    with pytest.raises(CacheIncomplete):
+        TeacherCache.open(cache)
+
+
+def test_another_identity_is_refused_with_the_differing_field(cache: Path) -> None:
+    other = {**IDENTITY, "teacher": {"arch": "resnet20", "weights_sha256": "bb"}}
+    with pytest.raises(CacheMismatch, match=r"teacher\.weights_sha256: expected 'bb', found 'aa'"):
+        TeacherCache.open(cache).refuse_unless(other, labels=LABELS, canary=CANARY)
+    with pytest.raises(CacheMismatch, match=r"teacher\.weights_sha256"):
+        open_writer(cache, identity=other)
+
+
+def test_other_labels_and_other_pixels_are_refused(cache: Path) -> None:
+    opened = TeacherCache.open(cache)
+    opened.refuse_unless(IDENTITY, labels=LABELS, canary=CANARY)
+    with pytest.raises(CacheMismatch, match="labels"):
+        opened.refuse_unless(IDENTITY, labels=LABELS[::-1], canary=CANARY)
+    with pytest.raises(CacheMismatch, match="pixels"):
+        opened.refuse_unless(IDENTITY, labels=LABELS, canary={**CANARY, "sha256": "x"})
+
+
+def test_weights_that_are_not_at_hand_are_not_compared(cache: Path) -> None:
+    unknown = {**IDENTITY, "teacher": {"arch": "resnet20", "weights_sha256": None}}
+    TeacherCache.open(cache).refuse_unless(unknown, labels=LABELS, canary=CANARY)
+    assert find_cache(cache.parent, "t", unknown).path == cache
+
+
+def test_the_nearest_cache_is_named_where_none_fits(cache: Path) -> None:
+    other = {**IDENTITY, "dataset": {"digest": "e"}}
+    with pytest.raises(CacheMismatch) as caught:
+        find_cache(cache.parent, "t", other)
+    assert "t-00000000 differs in" in str(caught.value)
+    assert "dataset.digest: expected 'e', found 'd'" in str(caught.value)
+    with pytest.raises(CacheMissing, match="no cache of the teacher 'u'"):
+        find_cache(cache.parent, "u", other)
+
+
+def test_a_cache_of_another_format_version_is_refused(cache: Path, monkeypatch) -> None:
+    manifest = read_manifest(cache)
+    monkeypatch.setattr("store.layout.FORMAT_VERSION", 2)
+    write_manifest(cache, manifest)
+    monkeypatch.undo()
+    with pytest.raises(CacheMismatch, match="format version 2; this program reads 1"):
+        TeacherCache.open(cache)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 70_000.0])
+def test_output_that_the_dtype_cannot_hold_is_refused_with_its_place(
+    tmp_path: Path, value: float
+) -> None:
+    records = {
+        tap: values.astype(np.float32) if tap != "correct" else values
+        for tap, values in records_of(1, slice(4, 8)).items()
+    }
+    records["logits"][2, 1] = value
+    with (
+        open_writer(tmp_path / "c") as writer,
+        pytest.raises(BadTeacherOutput, match="logits, view 1, sample 6 does not fit float16"),
+    ):
+        writer.write_block(Block(1, 1, 4, 8), records)
+    assert not list(chunks(tmp_path / "c"))[1:]  # the labels alone
+
+
+def test_records_of_the_wrong_shape_or_taps_are_refused(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "c") as writer:
+        records = records_of(0, slice(0, 4))
+        with pytest.raises(ValueError, match="has shape"):
+            writer.write_block(Block(0, 2, 8, 11), records)
+        del records["stage1"]
+        with pytest.raises(ValueError, match="expected"):
+            writer.write_block(Block(0, 0, 0, 4), records)
+
+
+# ---- damage
+
+
+@pytest.mark.parametrize("position", [0, 10, -5, -1])
+def test_a_flipped_byte_of_a_chunk_is_found_and_named_when_read(cache: Path, position: int) -> None:
+    file = cache / "teacher.zarr" / "stage1" / "c.1.2.0"
+    data = bytearray(file.read_bytes())
+    data[position] ^= 0x40
+    file.write_bytes(data)
+    opened = TeacherCache.open(cache)
+    opened.read_view(0)
+    with pytest.raises(CacheDamaged) as caught:
+        opened.read_view(1)
+    assert "tap stage1, view 1, block 2, checksum wrong" in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_a_chunk_exchanged_for_another_whole_one_is_found(cache: Path) -> None:
+    group = cache / "teacher.zarr" / "logits"
+    (group / "c.0.0.0").write_bytes((group / "c.1.0.0").read_bytes())
+    with pytest.raises(CacheDamaged, match="checksum is not the journal's"):
+        TeacherCache.open(cache).read_view(0)
+
+
+@pytest.mark.parametrize("harm", ["truncate", "delete", "lengthen"])
+def test_a_chunk_of_the_wrong_size_is_found_on_opening(cache: Path, harm: str) -> None:
+    file = cache / "teacher.zarr" / "correct" / "c.0.1"
+    if harm == "delete":
+        file.unlink()
+    else:
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] if harm == "truncate" else data + b"x")
+    with pytest.raises(CacheDamaged, match="tap correct, view 0, block 1"):
+        TeacherCache.open(cache)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifest.json",
+        "teacher.zarr/logits/zarr.json",
+        "teacher.zarr/zarr.json",
+        "teacher.zarr/labels/c.0",
+    ],
+)
+def test_no_byte_of_the_metadata_can_change_unnoticed(cache: Path, name: str) -> None:
+    file = cache / name
+    whole = file.read_bytes()
+    for position in range(0, len(whole), 7):
+        data = bytearray(whole)
+        data[position] ^= 0x01
+        file.write_bytes(data)
+        try:
+            unchanged = json.loads(data) == json.loads(whole) and name == "manifest.json"
+        except ValueError:
+            unchanged = False
+        if unchanged:  # white space of the manifest means nothing
+            continue
+        with pytest.raises(CacheError):
+            TeacherCache.open(cache)
+
+
+def read_all(cache: Path) -> None:
+    opened = TeacherCache.open(cache)
+    for view in range(opened.num_views):
+        opened.read_view(view)
+
+
+def test_no_byte_of_the_journal_can_change_unnoticed(cache: Path) -> None:
+    (file,) = (cache / "journal").iterdir()
+    whole = file.read_bytes()
+    for position in range(len(whole)):
+        data = bytearray(whole)
+        data[position] ^= 0x01
+        file.write_bytes(data)
+        with pytest.raises(CacheError):
+            read_all(cache)
+
+
+def test_taking_a_damaged_cache_up_again_rewrites_only_what_is_damaged(cache: Path) -> None:
+    damaged = cache / "teacher.zarr" / "stage1" / "c.1.2.0"
+    data = bytearray(damaged.read_bytes())
+    data[3] ^= 1
+    damaged.write_bytes(data)
+    (cache / "teacher.zarr" / "logits" / "zarr.json").write_text("{}")
+    with open_writer(cache) as writer:
+        pending = writer.pending(check_every_byte=True)
+        assert pending == [Block(1, 2, 8, 11)]
+        for block in pending:
+            writer.write_block(block, records_of(block.view, slice(block.start, block.stop)))
+    opened = TeacherCache.open(cache)
+    assert opened.faults(read=True) == []
+    assert (opened.read_view(1)["stage1"] == records_of(1, slice(None))["stage1"]).all()
+
+
+def test_leftovers_of_a_dead_writer_are_cleared(cache: Path) -> None:
+    leftover = cache / "teacher.zarr" / "logits" / ".c.0.0.0.999999999.tmp"
+    leftover.write_bytes(b"half")
+    open_writer(cache)
+    assert not leftover.exists()

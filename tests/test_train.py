@@ -1,0 +1,320 @@
+"""Stage 2: cached equals live; runs resume exactly; what is wrong is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nets.taps import as_is, read_stages, stage_modules
+from nets.weights import load_weights
+from nets.zoo import build
+from store import CacheError, CacheMismatch, CacheMissing
+from store.reader import TeacherCache
+from tests.conftest import make_cache
+from train.connectors import Connectors, StageMismatch, build_connectors, student_channels
+from train.loop import EpochResult
+from train.run import train_student
+from train.study import Study, TrainError, open_study
+from train.teacher import TeacherExists, existing_weights, train_teacher
+
+MakeStudy = Callable[..., Study]
+FLOAT32 = ("taps.logits=float32", "taps.means=float32")
+
+
+def losses_and_weights(
+    study: Study, method: str, *, live: bool
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    epochs: list[EpochResult] = []
+    train_student(study, method, 0, live_teacher=live, device="cpu", on_epoch=epochs.append)
+    folder = study.run_folder(method, 0, live_teacher=live)
+    weights = torch.load(folder / "last.pt", weights_only=True)
+    return [loss for epoch in epochs for loss in epoch.step_losses], weights
+
+
+def largest_relative(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) / max(abs(x), 1e-12) for x, y in zip(a, b, strict=True))
+
+
+# ---- cached equals live
+
+
+@pytest.mark.parametrize("method", ["kd", "cd+gkd+edt"])
+def test_a_cached_run_equals_a_live_one_step_by_step(make_study: MakeStudy, method: str) -> None:
+    study = make_study(teacher=FLOAT32)
+    cached, cached_weights = losses_and_weights(study, method, live=False)
+    live, live_weights = losses_and_weights(study, method, live=True)
+    assert len(cached) == 4 * 4
+    assert largest_relative(live, cached) < 1e-5
+    for name, weight in live_weights.items():
+        assert torch.allclose(weight, cached_weights[name], rtol=1e-4, atol=1e-4), name
+
+
+def test_with_float16_taps_a_cached_run_stays_within_a_thousandth(make_study: MakeStudy) -> None:
+    # A gentle learning rate: training multiplies any difference, be it one of rounding.
+    study = make_study(student=["training.learning_rate=1e-3"])
+    cached, _ = losses_and_weights(study, "cd+gkd", live=False)
+    live, _ = losses_and_weights(study, "cd+gkd", live=True)
+    assert 0 < largest_relative(live, cached) < 1e-3
+
+
+def test_one_view_off_is_noticed(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(teacher=FLOAT32, student=["training.learning_rate=1e-3"])
+    live, _ = losses_and_weights(study, "cd+gkd", live=True)
+    read_view = TeacherCache.read_view
+    monkeypatch.setattr(
+        TeacherCache,
+        "read_view",
+        lambda self, view, taps=None: read_view(self, (view + 1) % self.num_views, taps),
+    )
+    cached, _ = losses_and_weights(study, "cd+gkd", live=False)
+    assert largest_relative(live, cached) > 1e-3
+
+
+# ---- runs
+
+
+def test_a_run_leaves_its_files_and_a_finished_one_is_not_repeated(make_study: MakeStudy) -> None:
+    study = make_study()
+    first = train_student(study, "cd", 1)
+    folder = study.run_folder("cd", 1)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "run.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "last.pt",
+        "best.pt",
+        "summary.json",
+    }
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert set(lines[0]["losses"]) == {"ce", "cd"}
+    assert lines[-1]["top1_error"] == first["last"]["top1_error"]
+    assert min(line["top1_error"] for line in lines) == first["best"]["top1_error"]
+    assert list((folder / "tensorboard").iterdir())
+    before = (folder / "last.pt").stat().st_mtime_ns
+    assert train_student(study, "cd", 1) == first
+    assert (folder / "last.pt").stat().st_mtime_ns == before
+
+
+def test_the_saved_student_is_a_plain_network_without_connectors(make_study: MakeStudy) -> None:
+    study = make_study()
+    train_student(study, "cd+gkd", 0)
+    network = build("resnet8", num_classes=10, in_channels=1)
+    load_weights(network, study.run_folder("cd+gkd", 0) / "best.pt")
+
+
+def test_other_settings_are_another_run(make_study: MakeStudy) -> None:
+    study = make_study()
+    other = make_study(student=["training.weight_decay=1e-3"])
+    folders = {
+        study.run_folder("ce", 0),
+        study.run_folder("ce", 1),
+        study.run_folder("kd", 0),
+        study.run_folder("ce", 0, live_teacher=True),
+        other.run_folder("ce", 0),
+    }
+    assert len(folders) == 5
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after_epoch", [1, 2, 3])
+def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one_bit_for_bit(
+    make_study: MakeStudy, after_epoch: int
+) -> None:
+    study = make_study()
+
+    def stop(result: EpochResult) -> None:
+        if result.epoch == after_epoch:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train_student(study, "cd+gkd+edt", 0, on_epoch=stop)
+    folder = study.run_folder("cd+gkd+edt", 0)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": "a line written after the last checkpoint"}\n')
+    train_student(study, "cd+gkd+edt", 0)
+    resumed = torch.load(folder / "last.pt", weights_only=True)
+    metrics = (folder / "metrics.jsonl").read_text()
+    shutil.rmtree(folder)
+    train_student(study, "cd+gkd+edt", 0)
+    whole = torch.load(folder / "last.pt", weights_only=True)
+    assert all((resumed[name] == whole[name]).all() for name in whole)
+
+    def without_times(text: str) -> list[dict[str, object]]:
+        lines = [json.loads(line) for line in text.splitlines()]
+        return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
+
+    assert without_times(metrics) == without_times((folder / "metrics.jsonl").read_text())
+
+
+def test_an_idle_classifier_stays_or_shrinks_as_asked(make_study: MakeStudy) -> None:
+    terms = ["methods.cd+gkd+edt.0.start_epoch=4", "methods.cd+gkd+edt.1.start_epoch=4"]
+    norms = {}
+    for frozen in ("true", "false"):
+        study = make_study(
+            student=[
+                *terms,
+                "training.weight_decay=0.5",
+                f"training.freeze_idle_classifier={frozen}",
+            ]
+        )
+        weights: list[torch.Tensor] = []
+
+        def stop(result: EpochResult) -> None:
+            if result.epoch == 3:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            train_student(study, "cd+gkd+edt", 0, on_epoch=stop)
+        checkpoint = study.run_folder("cd+gkd+edt", 0) / "checkpoint.pt"
+        weights.append(torch.load(checkpoint, weights_only=True)["network"]["fc.weight"])
+        norms[frozen] = weights[0].norm().item()
+    fresh = build("resnet8", num_classes=10, in_channels=1, seed=0).fc.weight.norm().item()
+    assert norms["true"] == pytest.approx(fresh, rel=1e-6)
+    assert norms["false"] < 0.9 * fresh
+
+
+def test_a_student_may_use_the_first_views_of_a_cache(make_study: MakeStudy) -> None:
+    study = make_study(student=["num_views=2"])
+    epochs: list[EpochResult] = []
+    train_student(study, "cd", 0, on_epoch=epochs.append)
+    assert study.num_views == 2
+
+
+# ---- connectors
+
+
+def test_connectors_act_on_maps_and_not_on_means() -> None:
+    connectors = build_connectors({"stage1": 2}, {"stage1": 3}, "conv-bn-relu", seed=0)
+    maps = {"stage1": torch.randn(4, 2, 5, 5)}
+    (means,) = connectors(maps)
+    assert means.shape == (4, 3)
+    flat = {"stage1": maps["stage1"].mean((2, 3), keepdim=True)}
+    assert not torch.allclose(means, connectors(flat)[0], atol=1e-3)
+
+
+def test_a_connector_is_there_also_where_channels_match_unless_none_is_asked_for() -> None:
+    channels = {"stage1": 4}
+    assert sum(p.numel() for p in Connectors(channels, channels, "conv-bn-relu").parameters())
+    assert not list(Connectors(channels, channels, "none").parameters())
+
+
+def test_stages_that_do_not_match_are_refused() -> None:
+    with pytest.raises(StageMismatch, match=r"student has 1 stages and the cache 2 \(stage1"):
+        Connectors({"stage1": 4}, {"stage1": 4, "stage2": 4}, "conv-bn-relu")
+    with pytest.raises(StageMismatch, match="stage1 has 4 channels in the student and 8"):
+        Connectors({"stage1": 4}, {"stage1": 8}, "none")
+
+
+def test_student_channels_are_those_of_its_maps_and_leave_the_network_as_it_was() -> None:
+    network = build("resnet8", num_classes=2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert student_channels(network, stage_modules("resnet8"), (16, 16, 3)) == {
+        "stage1": 16,
+        "stage2": 32,
+        "stage3": 64,
+    }
+    assert network.training
+    assert all((value == before[name]).all() for name, value in network.state_dict().items())
+    with read_stages(network, stage_modules("resnet8"), as_is) as maps:
+        assert maps == {}
+
+
+# ---- what is refused
+
+
+def test_a_missing_cache_is_an_error_that_names_the_command(make_study: MakeStudy) -> None:
+    study = make_study()
+    shutil.rmtree(study.cache.path)
+    with pytest.raises(CacheMissing, match="make cache-teacher TEACHER=digits-resnet20"):
+        open_study(
+            study.config, study.teacher, caches_dir=study.cache.path.parent, runs_dir=study.runs_dir
+        )
+
+
+def test_a_cache_of_other_weights_is_refused_with_the_field(
+    make_study: MakeStudy, small_teacher: Callable, tmp_path: Path
+) -> None:
+    study = make_study()
+    state = torch.load(study.teacher.teacher.weights, weights_only=True)
+    state["conv1.weight"][0, 0, 0, 0] += 1e-3
+    torch.save(state, tmp_path / "changed.pt")
+    with pytest.raises(CacheMismatch, match=r"teacher\.weights_sha256: expected"):
+        open_study(
+            study.config,
+            small_teacher(f"teacher.weights={tmp_path / 'changed.pt'}"),
+            caches_dir=study.cache.path.parent,
+            runs_dir=study.runs_dir,
+        )
+
+
+def test_a_cache_given_by_its_path_is_checked_too(
+    make_study: MakeStudy, small_teacher: Callable, tmp_path: Path
+) -> None:
+    study = make_study()
+    other = make_cache(small_teacher("views.seed=5"), tmp_path / "others")
+    with pytest.raises(CacheMismatch, match=r"views\.seed: expected 0, found 5"):
+        open_study(
+            study.config,
+            study.teacher,
+            caches_dir=tmp_path,
+            runs_dir=tmp_path,
+            cache_path=other.path,
+        )
+
+
+def test_more_views_than_the_cache_holds_are_refused(make_study: MakeStudy) -> None:
+    with pytest.raises(CacheError, match=r"num_views is 4, but .* holds 3 views"):
+        make_study(student=["num_views=4"])
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("methods.cd.0.start_epoch=9", "training ends after epoch 4: this term would never act"),
+        ("methods.ce.0.start_epoch=2", "every weight is zero in epoch 1"),
+        ('methods.kd=[{"loss":"kd"},{"loss":"kd"}]', "a loss stands twice"),
+    ],
+)
+def test_methods_that_cannot_work_are_refused(
+    make_study: MakeStudy, override: str, told: str
+) -> None:
+    study = make_study(student=[override])
+    method = override.split(".")[1].split("=")[0]
+    with pytest.raises(TrainError, match=told):
+        train_student(study, method, 0)
+
+
+def test_a_student_with_other_stages_than_the_cache_is_refused(make_study: MakeStudy) -> None:
+    study = make_study(student=["student.stages=[layer2,layer3]"])
+    with pytest.raises(StageMismatch, match="student has 2 stages and the cache 3"):
+        train_student(study, "cd", 0)
+
+
+# ---- teachers
+
+
+def test_a_teacher_is_trained_once_and_other_settings_are_refused(
+    small_teacher: Callable, tmp_path: Path, console
+) -> None:
+    weights = tmp_path / "w.pt"
+    settings = [f"teacher.weights={weights}", "training.epochs=2", "training.limit=10"]
+    config = small_teacher(*settings)
+    assert existing_weights(config) is None
+    summary = train_teacher(config, device="cpu", console=console)
+    assert existing_weights(config) == summary
+    with pytest.raises(TeacherExists, match=r"training\.epochs: expected 3, found 2"):
+        existing_weights(small_teacher(*settings, "training.epochs=3"))
+    state = torch.load(weights, weights_only=True)
+    state["fc.bias"] += 1
+    torch.save(state, weights)  # the user's own from now on
+    assert existing_weights(config) == {}

@@ -19,8 +19,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 QUICK = [
-    "training.epochs=3", "training.schedule.milestones=[2]",
-    "methods.cd+gkd+edt.0.start_epoch=2", "methods.cd+gkd+edt.1.start_epoch=2",
+    "training.epochs=3",
+    "training.schedule.milestones=[2]",
+    "methods.cd+gkd+edt.0.start_epoch=2",
+    "methods.cd+gkd+edt.1.start_epoch=2",
 ]
 
 
@@ -30,9 +32,15 @@ def cached(small_teacher: Callable[..., TeacherConfig], tmp_path: Path) -> list[
     config = small_teacher()
     make_cache(config, tmp_path / "caches")
     return [
-        "--caches", str(tmp_path / "caches"), "--runs", str(tmp_path / "runs"), *QUICK,
-        "teacher.teacher.arch=resnet8", f"teacher.teacher.weights={config.teacher.weights}",
-        "teacher.dataset.limit=6", "teacher.views.count=3",
+        "--caches",
+        str(tmp_path / "caches"),
+        "--runs",
+        str(tmp_path / "runs"),
+        *QUICK,
+        "teacher.teacher.arch=resnet8",
+        f"teacher.teacher.weights={config.teacher.weights}",
+        "teacher.dataset.limit=6",
+        "teacher.views.count=3",
     ]
 
 
@@ -47,7 +55,9 @@ def test_an_ablation_trains_every_method_and_repeats_nothing(
     folder = tmp_path / "runs" / "digits-resnet8"
     assert len(list(folder.glob("*-seed*"))) == 10
     assert {path.name for path in folder.glob("ablation.*")} == {
-        "ablation.md", "ablation.csv", "ablation.png",
+        "ablation.md",
+        "ablation.csv",
+        "ablation.png",
     }
     assert cli(call) == 0
     assert "all 10 runs are finished: nothing to train." in capsys.readouterr().out
@@ -86,8 +96,19 @@ def test_the_plan_says_what_is_there_and_what_is_missing(
     assert "teacher  there" in told
     assert "cache    there" in told
     assert "student  to be trained: 60 samples x 3 epochs through resnet8" in told
-    assert cli(["plan", "digits-resnet8", *cached, "--caches", "nowhere",
-                "teacher.teacher.weights=gone.pt"]) == 0
+    assert (
+        cli(
+            [
+                "plan",
+                "digits-resnet8",
+                *cached,
+                "--caches",
+                "nowhere",
+                "teacher.teacher.weights=gone.pt",
+            ]
+        )
+        == 0
+    )
     told = capsys.readouterr().out
     assert "teacher  to be trained: all training images x 20 epochs" in told
     assert "cache    to be made: 60 samples x 3 views = 180 images" in told
@@ -104,8 +125,10 @@ def test_the_plan_says_what_is_there_and_what_is_missing(
         (["student", "digits-resnet8", "num_views=5"], "ARGS=views.count=5"),
         (["ablation", "digits-resnet8", "--seeds", "zero"], 'as in "0 1 2"'),
         (["ablation", "digits-resnet8", "--methods", "ce nonsense"], "unknown method 'nonsense'"),
-        (["teacher", "digits-resnet20", "training=null", "teacher.weights=gone.pt"],
-         "has no training block"),
+        (
+            ["teacher", "digits-resnet20", "training=null", "teacher.weights=gone.pt"],
+            "has no training block",
+        ),
     ],
 )
 def test_bad_input_is_an_error_with_its_remedy(
@@ -131,7 +154,7 @@ def test_make_alone_prints_every_target() -> None:
 
 
 def test_make_hands_overrides_on_to_both_stages() -> None:
-    shown = make("-n", "ablation", 'ARGS=training.epochs=2 teacher.dataset.limit=3 a=[1,2]').stdout
+    shown = make("-n", "ablation", "ARGS=training.epochs=2 teacher.dataset.limit=3 a=[1,2]").stdout
     assert "'training.epochs=2' 'teacher.dataset.limit=3' 'a=[1,2]'" in shown
 
 
@@ -140,7 +163,10 @@ def checkout(tmp_path: Path) -> Path:
     """A copy of the tracked files that shares this environment."""
     for name in subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines():
         target = tmp_path / "checkout" / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +191,10 @@ def test_make_train_student_does_everything_once(checkout: Path) -> None:
     shutil.rmtree(checkout / "caches")
     third = subprocess.run(
         [sys.executable, "-m", "train", "student", "digits-resnet8", "--method", "cd"],
-        cwd=checkout, capture_output=True, text=True, check=False,
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert third.returncode == 2
     assert "make cache-teacher TEACHER=digits-resnet20" in third.stderr
@@ -187,11 +216,16 @@ def test_the_readme_shows_the_commands_that_there_are() -> None:
             assert words[1] in targets, command
         if words[:2] == ["python", "-m"]:
             result = subprocess.run(
-                [sys.executable, "-m", words[2], "--help"], cwd=ROOT, capture_output=True,
-                text=True, check=False,
+                [sys.executable, "-m", words[2], "--help"],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
             )
-            assert words[3].startswith("-") or words[3] in result.stdout + result.stderr or (
-                words[2] == "precompute"
+            assert (
+                words[3].startswith("-")
+                or words[3] in result.stdout + result.stderr
+                or (words[2] == "precompute")
             ), command
 
 

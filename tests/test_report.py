@@ -63,5 +63,7 @@ def test_the_report_is_three_files_and_the_picture_is_one(tmp_path: Path) -> Non
         assert picture.width > 400
         assert len(picture.convert("RGB").getcolors(2**20) or []) > 20  # something is drawn
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "ablation.csv", "ablation.md", "ablation.png",
+        "ablation.csv",
+        "ablation.md",
+        "ablation.png",
     ]

@@ -143,17 +143,20 @@ def _picture(
     names = [row.method for row in rows]
     means = [row.cells["last_top1"].mean for row in rows]
     stds = [row.cells["last_top1"].std or 0.0 for row in rows]
+    axes.set_xticks(range(len(names)), names)
     axes.errorbar(
-        names, means, yerr=stds, fmt="o", capsize=5, color="#1b4f8f", zorder=3, label="mean ± std"
+        range(len(names)),
+        means,
+        yerr=stds,
+        fmt="o",
+        capsize=5,
+        color="#1b4f8f",
+        zorder=3,
+        label="mean ± std",
     )
-    axes.plot(
-        [s["method"] for s in summaries],
-        [s["last"]["top1_error"] for s in summaries],
-        ".",
-        color="#8fb3dd",
-        zorder=2,
-        label="runs",
-    )
+    beside = [names.index(s["method"]) + 0.1 for s in summaries]
+    errors = [s["last"]["top1_error"] for s in summaries]
+    axes.plot(beside, errors, "o", ms=4, color="#6f9fd8", zorder=2, label="runs")
     axes.axhline(teacher["test_top1_error"], color="#2a7f3f", linestyle="--", label="teacher")
     alone = next((row for row in rows if row.method == "ce"), None)
     if alone is not None:

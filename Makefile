@@ -11,6 +11,8 @@ DEVICE  ?= auto
 CACHES  ?= caches
 RUNS    ?= runs
 ARGS    ?=
+CACHE   ?=
+RECHECK ?=
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -25,7 +27,7 @@ OVERRIDES = $(foreach arg,$(ARGS),'$(arg)')
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env cache-teacher train-student ablation test lint
+.PHONY: help env cache-teacher train-student ablation verify-cache check-cache list-caches test lint
 
 help: ## print this
 	@echo "Teach Once: run the teacher once, train as many students as you like."
@@ -48,7 +50,8 @@ env: ## make or renew .venv, if it is missing or requirements.txt has changed
 
 cache-teacher: env ## run the teacher TEACHER over every view, once (trains it if it can and must)
 	@$(PY) -m train teacher $(TEACHER) --device $(DEVICE) $(OVERRIDES)
-	@$(PY) -m precompute $(TEACHER) --caches $(CACHES) --device $(DEVICE) $(OVERRIDES)
+	@$(PY) -m precompute $(TEACHER) --caches $(CACHES) --device $(DEVICE) \
+	  $(if $(RECHECK),--recheck) $(OVERRIDES)
 
 train-student: env ## train STUDENT with METHOD and SEED; makes what is missing first
 	@$(PY) -m train plan $(STUDENT) --method $(METHOD) --seed $(SEED) --caches $(CACHES) --runs $(RUNS) $(OVERRIDES)
@@ -65,6 +68,16 @@ ablation: env ## train every method of STUDENT with every one of SEEDS; table an
 cache-of-student:
 	@teacher=$$($(PY) -m configs teacher-of $(STUDENT) $(OVERRIDES)); \
 	$(MAKE) --no-print-directory cache-teacher TEACHER="$$teacher" ARGS='$(TEACHER_ARGS)'
+
+verify-cache: env ## run TEACHER again on 512 records of its cache and compare
+	@$(PY) -m precompute.verify $(TEACHER) --caches $(CACHES) --device $(DEVICE) $(OVERRIDES)
+
+check-cache: env ## read every byte of CACHE=path (default: of all caches) and compare checksums
+	@for cache in $(or $(CACHE),$(CACHES)/*/manifest.json); do \
+	  $(PY) -m store check "$${cache%/manifest.json}"; done
+
+list-caches: env ## every cache: teacher, dataset, views, size, how far
+	@$(PY) -m store list --caches $(CACHES)
 
 test: env lint ## run all checks and tests
 	@$(PY) -m pytest

@@ -19,7 +19,8 @@ PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
 
-FloatTapDtype = Literal["float16", "float32"]
+FloatDtype = Literal["float16", "float32"]
+TapDtype = Literal["float16", "float32", "uint8"]  # uint8: codes with a scale, see store/FORMAT.md
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 TrainingPrecision = Literal["float32", "tf32", "bfloat16"]
 LossName = Literal["ce", "kd", "gkd", "cd"]
@@ -117,11 +118,21 @@ class TeacherNet:
 
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)
+class Hint:
+    """One stage's feature map, whole: (C, H, W) per record, so look at --plan first."""
+
+    stage: Annotated[str, Field(pattern=r"^stage[1-9][0-9]*$")]
+    dtype: FloatDtype = "float16"
+
+
+@dataclass(frozen=True, kw_only=True, config=_forbid)
 class TapsConfig:
     """What is kept of the teacher: the dtype per kind of tap, and which modules are stages."""
 
-    logits: FloatTapDtype = "float16"
-    means: FloatTapDtype = "float16"  # stage1 ... stageL
+    logits: TapDtype = "float16"
+    means: TapDtype = "float16"  # stage1 ... stageL
+    energy: FloatDtype | None = None  # opt-in: energy1 ... energyL, attention maps
+    hint: Hint | None = None  # opt-in: one stage's whole feature map
     stages: tuple[StrictStr, ...] | None = None  # module names; default: the architecture's own
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nets.archs import DEFAULT_STAGES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+Value = TypeVar("Value")
 
 
 class TapError(ValueError):
@@ -34,15 +37,25 @@ def channel_means(features: Tensor) -> Tensor:
     return features.float().mean(dim=(2, 3))
 
 
-def as_is(features: Tensor) -> Tensor:
+def spatial_energy(features: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H * W) float32: the mean over channels of the squares, of length one.
+
+    Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", in the form of
+    their code. A map of zeros stays zeros.
+    """
+    energy = features.float().square().mean(dim=1).flatten(1)
+    return energy / energy.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def as_is(stage: str, features: Tensor) -> Tensor:
     return features
 
 
 @contextmanager
 def read_stages(
-    network: nn.Module, stages: Mapping[str, str], reduce: Callable[[Tensor], Tensor]
-) -> Iterator[dict[str, Tensor]]:
-    """While open, each forward pass fills the yielded dict: stage name -> reduce(output).
+    network: nn.Module, stages: Mapping[str, str], reduce: Callable[[str, Tensor], Value]
+) -> Iterator[dict[str, Value]]:
+    """While open, each forward pass fills the yielded dict: stage -> reduce(stage, output).
 
     The hooks go when the context closes, also on an error. Raises TapError for an unknown module.
     """
@@ -51,11 +64,11 @@ def read_stages(
     if missing:
         top = ", ".join(name for name, _ in network.named_children())
         raise TapError(f"the network has no module {missing[0]!r} to tap; its top modules: {top}")
-    found: dict[str, Tensor] = {}
+    found: dict[str, Value] = {}
 
     def hook_for(stage: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-            found[stage] = reduce(output)
+            found[stage] = reduce(stage, output)
 
         return keep
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from configs.schema import TeacherNet
 from nets.precision import arithmetic
-from nets.taps import channel_means, read_stages
+from nets.taps import channel_means, read_stages, spatial_energy
 from nets.weights import load_weights
 from nets.zoo import build
 
@@ -26,25 +26,42 @@ class Teacher:
     device: torch.device
 
     @torch.inference_mode()
-    def outputs(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def outputs(
+        self, images: Tensor, labels: Tensor, extra_taps: Collection[str] = ()
+    ) -> dict[str, Tensor]:
         """All taps of a batch, on its device.
 
         images: (B, C, H, W) float32, normalised. labels: (B,) int64. Returns `logits` (B, K) and
         `stageN` (B, C_N) in float32, and `correct` (B,) uint8, decided on the float32 logits.
+        extra_taps: any of `energyN` (B, H_N * W_N) and `hint:stageN` (B, C_N, H_N, W_N), float32.
         """
+
+        def reduce(stage: str, features: Tensor) -> dict[str, Tensor]:
+            energy, hint = stage.replace("stage", "energy"), f"hint:{stage}"
+            taps = {stage: channel_means(features)}
+            if energy in extra_taps:
+                taps[energy] = spatial_energy(features)
+            if hint in extra_taps:
+                taps[hint] = features.float()
+            return taps
+
         with (
             arithmetic(self.precision, self.device),
-            read_stages(self.network, self.stages, channel_means) as means,
+            read_stages(self.network, self.stages, reduce) as by_stage,
         ):
             logits = self.network(images).float()
         correct = (logits.argmax(dim=1) == labels).to(torch.uint8)
-        return {"logits": logits, **means, "correct": correct}
+        of_stages = {tap: value for taps in by_stage.values() for tap, value in taps.items()}
+        return {"logits": logits, **of_stages, "correct": correct}
 
-    def tap_shapes(self, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    def tap_shapes(
+        self, image_shape: tuple[int, int, int], extra_taps: Collection[str] = ()
+    ) -> dict[str, tuple[int, ...]]:
         """Shape of each tap of one record, found by one pass over a blank (H, W, C) image."""
         height, width, channels = image_shape
         blank = torch.zeros(1, channels, height, width, device=self.device)
-        found = self.outputs(blank, torch.zeros(1, dtype=torch.int64, device=self.device))
+        label = torch.zeros(1, dtype=torch.int64, device=self.device)
+        found = self.outputs(blank, label, extra_taps)
         return {name: tuple(value.shape[1:]) for name, value in found.items()}
 
 

@@ -1,11 +1,15 @@
-"""python -m precompute NAME|PATH [--caches DIR] [key=value ...]
+"""python -m precompute NAME|PATH [--caches DIR] [--plan] [key=value ...]
 
 Runs the teacher over every (sample, view) that the cache does not hold yet. A complete cache is
 recognised by its identity and left alone, without loading torch.
+
+Several processes that are started as one job share the work: under torchrun they find each other
+by its environment variables, otherwise by --job NAME --rank R --world W.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,16 +17,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from configs.load import ConfigError, load_teacher
-from configs.schema import TeacherConfig, as_plain
-from nets.archs import ArchError, check_arch
-from nets.taps import TapError, stage_modules
+from configs.load import ConfigError
+from nets.archs import ArchError
+from nets.taps import TapError
+from precompute.setup import Setup, prepare
+from precompute.stop import Stopped
 from store.errors import CacheDamaged, CacheError, CacheIncomplete, CacheMissing
-from store.identity import cache_identity, file_sha256
-from store.layout import cache_path
+from store.lock import Job
 from store.reader import TeacherCache
-from views.augment import AUGMENT_VERSION, pixel_canary
-from views.datasets import Dataset, DatasetError, load_dataset
+from views.augment import pixel_canary
+from views.datasets import DatasetError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -42,59 +46,79 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
     block_rows: Annotated[int | None, typer.Option(min=1, help="records per block, if new")] = None,
     recheck: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="say what it would cost; do nothing")
+    ] = False,
+    job: Annotated[str, typer.Option(help="name shared by the processes of one job")] = "",
+    rank: Annotated[int, typer.Option(min=0, envvar="RANK", help="of this process")] = 0,
+    world: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE", help="processes")] = 1,
 ) -> None:
     """Fill the cache of one teacher."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    config = load_teacher(name, overrides or [])
-    check_arch(config.teacher.arch)
-    dataset = load_dataset(config.dataset)
-    stages = stage_modules(config.teacher.arch, config.taps.stages)
-    identity = cache_identity(
-        as_plain(config),
-        dataset_digest=dataset.digest,
-        augment_version=AUGMENT_VERSION,
-        stages=stages,
-        weights_sha256=_weights_sha256(config, name),
-    )
-    path = cache_path(caches, config.name, identity)
-    cache = _if_complete(path, config, dataset, recheck)
-    if cache is not None:
-        console.print(f"{path} is complete: nothing to do. {_measured(cache)}")
+    setup = prepare(name, overrides or [], caches)
+    cache = _if_complete(setup, recheck, console)
+    if cache is not None and not plan:
+        console.print(f"{setup.path} is complete: nothing to do. {_measured(cache)}")
         return
 
     from nets.precision import pick_device
-    from precompute.run import PassOptions, fill_cache
+    from precompute.run import PassOptions, fill_cache, plan_pass
 
-    options = PassOptions(pick_device(device), batch_size, block_rows)
-    cache = fill_cache(path, config, dataset, identity, stages, options, console)
-    console.print(f"{path} is complete. {_measured(cache)}")
-
-
-def _weights_sha256(config: TeacherConfig, name: str) -> str:
-    weights = Path(config.teacher.weights)
-    if weights.is_file():
-        return file_sha256(weights)
-    if config.training is not None:
-        help_text = f"train the teacher first: python -m train teacher {name}"
+    full_check = recheck or cache_bytes(setup.path) <= _CHECKED_BYTES
+    options = PassOptions(
+        pick_device(device), batch_size, block_rows, full_check, _job(job, rank, world)
+    )
+    if plan:
+        found = plan_pass(setup, options)
+        console.print(f"{setup.path}: {found.summary()}\n{found.table()}")
+        return
+    cache = fill_cache(setup, options, console)
+    if cache is None:
+        console.print(f"rank {rank} of {world} is done; others of the job are still at work")
     else:
-        help_text = "put the file there or set teacher.weights=PATH"
-    raise ArchError(f"teacher.weights: there is no file {weights}\n  to mend it: {help_text}")
+        console.print(f"{setup.path} is complete. {_measured(cache)}")
 
 
-def _if_complete(
-    path: Path, config: TeacherConfig, dataset: Dataset, recheck: bool
-) -> TeacherCache | None:
-    """The cache, if it holds all the views asked for and is sound; None if there is work to do."""
+def cache_bytes(path: Path) -> int:
+    """Of the cache at `path` as far as it can be opened, else 0."""
     try:
-        cache = TeacherCache.open(path)
-    except (CacheMissing, CacheIncomplete, CacheDamaged):
+        return TeacherCache.open(path).nbytes
+    except CacheError:
+        return 0
+
+
+def _job(name: str, rank: int, world: int) -> Job:
+    if not name and world > 1:
+        keys = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
+        name = "-".join(os.environ.get(key, "") for key in keys)
+        if not name.strip("-"):
+            raise ConfigError("several processes need a name in common: add --job NAME")
+    if rank >= world:
+        raise ConfigError(f"--rank {rank} is not below --world {world}")
+    return Job(name, rank, world)
+
+
+def _if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache | None:
+    """The cache, if it holds all views and taps asked for and is sound; None if there is work."""
+    try:
+        cache = TeacherCache.open(setup.path)
+    except (CacheMissing, CacheIncomplete):
         return None
-    canary = pixel_canary(dataset.train, config.views)
-    cache.refuse_unless(cache.identity, labels=dataset.train.labels, canary=canary)
-    small = cache.nbytes <= _CHECKED_BYTES
-    if cache.num_views < config.views.num_views or not cache.measured:
+    except CacheDamaged as error:
+        console.print(f"{error.problem}\n  its damaged blocks will be computed again")
         return None
-    return None if cache.faults(read=small or recheck) else cache
+    train, views = setup.dataset.train, setup.config.views
+    cache.refuse_unless(cache.identity, labels=train.labels, canary=pixel_canary(train, views))
+    enough = cache.num_views >= views.num_views and set(setup.tap_names) <= set(cache.taps)
+    if not enough or not cache.measured:
+        return None
+    if cache.nbytes > _CHECKED_BYTES and not recheck:
+        return cache
+    if faults := cache.faults():
+        shown = "\n".join(f"  {fault}" for fault in faults[:5])
+        console.print(f"damaged, and to be computed again:\n{shown}")
+        return None
+    return cache
 
 
 def _measured(cache: TeacherCache) -> str:
@@ -114,6 +138,9 @@ def cli(arguments: list[str] | None = None) -> int:
         return int(ended.code or 0)
     except (ConfigError, DatasetError, ArchError, TapError, CacheError) as error:
         print(f"error: {error}", file=sys.stderr)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     return 2
 
 

@@ -9,23 +9,31 @@ from __future__ import annotations
 import platform
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from configs.schema import TeacherConfig
 from nets.errors import count_errors
 from nets.teacher import Teacher, load_teacher_network
+from precompute.plan import Plan, free_bytes, measured_rate, pending_of
 from precompute.progress import Progress
-from store import CacheWriter, TapSpec, TeacherCache
-from store.identity import Identity
+from precompute.setup import Setup
+from precompute.stop import Stopped, StopRequest
+from store import CacheContent, CacheFull, CacheWriter, TapSpec, TeacherCache
 from store.layout import Block
-from views.augment import check_augmentable, normalise, pixel_canary, render, view_parameters
-from views.datasets import Dataset
+from store.lock import Job
+from store.writer import Work, draft_manifest
+from views.augment import (
+    check_augmentable,
+    normalise,
+    pixel_canary,
+    preview_views,
+    render,
+    view_parameters,
+)
 
 _QUEUED_BLOCKS = 2  # so many finished blocks may wait for the disk before the teacher waits too
 
@@ -38,105 +46,192 @@ class PassOptions:
     batch_size: int = 256
     block_rows: int | None = None
     check_every_byte: bool = True
+    job: Job = field(default_factory=Job)
 
 
-def fill_cache(
-    path: Path,
-    config: TeacherConfig,
-    dataset: Dataset,
-    identity: Identity,
-    stages: dict[str, str],
-    options: PassOptions,
-    console: Console,
-) -> TeacherCache:
-    """Create or continue the cache at `path` until it is complete, and return it opened."""
-    images = dataset.train.images
-    check_augmentable(images.shape[1:], config.views.augment)
-    teacher = load_teacher_network(
-        config.teacher,
-        stages,
-        num_classes=dataset.num_classes,
-        in_channels=images.shape[3],
-        device=options.device,
+class TeacherPass:
+    """The teacher with its dataset on the device, ready to give the records of any samples."""
+
+    def __init__(self, setup: Setup, options: PassOptions) -> None:
+        self.setup, self.options = setup, options
+        images = setup.dataset.train.images
+        self.image_shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+        check_augmentable(self.image_shape, setup.config.views.augment)
+        self.teacher: Teacher = load_teacher_network(
+            setup.config.teacher,
+            setup.stages,
+            num_classes=setup.dataset.num_classes,
+            in_channels=self.image_shape[2],
+            device=options.device,
+        )
+        self._images = torch.from_numpy(images).to(options.device)
+        self._labels = torch.from_numpy(setup.dataset.train.labels).to(options.device)
+
+    def tap_specs(self) -> dict[str, TapSpec]:
+        """Tap name -> shape and how it is stored."""
+        shapes = self.teacher.tap_shapes(self.image_shape, self.setup.extra_outputs)
+        shapes = {_tap_name(output): shape for output, shape in shapes.items()}
+        return {name: self.setup.tap_spec(name, shapes[name]) for name in self.setup.tap_names}
+
+    def records(
+        self, view: int, sample_ids: np.ndarray, outputs: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """The taps of one batch of samples, on the device: name -> (B, ...)."""
+        views = self.setup.config.views
+        drawn = view_parameters(views, view, len(self._labels))[sample_ids]
+        parameters = torch.from_numpy(drawn).to(self.options.device)
+        ids = torch.from_numpy(sample_ids).to(self.options.device)
+        pixels = render(self._images.index_select(0, ids), parameters, views.augment)
+        inputs = normalise(pixels, self.setup.config.dataset.normalisation)
+        found = self.teacher.outputs(inputs, self._labels.index_select(0, ids), outputs)
+        return {_tap_name(output): values for output, values in found.items()}
+
+    def test_errors(self) -> dict[str, float]:
+        """The teacher's error (%) on the test split."""
+        test, normalisation = self.setup.dataset.test, self.setup.config.dataset.normalisation
+        images = torch.from_numpy(test.images).to(self.options.device)
+        labels = torch.from_numpy(test.labels).to(self.options.device)
+
+        def logits_of(rows: slice) -> torch.Tensor:
+            inputs = normalise(images[rows], normalisation)
+            return self.teacher.outputs(inputs, labels[rows])["logits"]
+
+        errors = count_errors(logits_of, labels, self.options.batch_size)
+        return {"test_top1_error": errors.top1, "test_top5_error": errors.top5}
+
+
+def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherCache | None:
+    """Create or continue the cache until it is complete, and return it opened.
+
+    None where other processes of the same job are still at work when this one's share is done.
+    Raises CacheError, Stopped.
+    """
+    running = TeacherPass(setup, options)
+    content = _content(running)
+    plan = _plan(running, content)
+    console.print(f"{setup.path}: {plan.summary()}")
+    if plan.bytes_to_write > plan.free_bytes:
+        raise CacheFull(
+            f"the disk of {setup.path} is too full: {plan.bytes_to_write:,} bytes are to be "
+            f"written, {plan.free_bytes:,} are free",
+            mend="make room, or set fewer views.count, or choose another folder with --caches DIR",
+        )
+    with (
+        StopRequest() as stop,
+        CacheWriter.open(
+            setup.path,
+            content,
+            block_rows=options.block_rows,
+            check_every_byte=options.check_every_byte,
+            job=options.job,
+        ) as writer,
+    ):
+        _run_blocks(running, writer, writer.work, stop, console)
+        while left := writer.left_over():
+            _run_blocks(running, writer, left, stop, console)
+        if left is None:
+            return None
+        cache = TeacherCache.open(setup.path)
+        writer.record_measured({**running.test_errors(), "train_agreement": agreement(cache)})
+    return TeacherCache.open(setup.path)
+
+
+def plan_pass(setup: Setup, options: PassOptions) -> Plan:
+    """What `fill_cache` would do; writes nothing."""
+    running = TeacherPass(setup, options)
+    return _plan(running, _content(running))
+
+
+def agreement(cache: TeacherCache) -> float:
+    """How often the teacher is right on the cached views: a fraction."""
+    right = sum(
+        int(cache.read_view(view, ["correct"])["correct"].sum()) for view in range(cache.num_views)
     )
-    with CacheWriter.open(
-        path,
-        teacher=config.name,
-        identity=identity,
-        taps=tap_specs(config, teacher, images.shape[1:]),
-        labels=dataset.train.labels,
-        num_views=config.views.num_views,
-        canary=pixel_canary(dataset.train, config.views),
-        versions=versions(),
-        block_rows=options.block_rows,
-    ) as writer:
-        pending = writer.pending(check_every_byte=options.check_every_byte)
-        console.print(_announcement(writer, pending, options.device))
-        _run_blocks(writer, pending, teacher, dataset, config, options, console)
-        cache = TeacherCache.open(path)
-        writer.record_measured(_measure(cache, teacher, dataset, config, options))
-    return TeacherCache.open(path)
+    return right / (cache.num_views * cache.num_samples)
 
 
-def tap_specs(
-    config: TeacherConfig, teacher: Teacher, image_shape: tuple[int, int, int]
-) -> dict[str, TapSpec]:
-    """Tap name -> shape and stored dtype."""
-    dtypes = {"logits": config.taps.logits, "correct": "uint8"}
-    return {
-        name: TapSpec(shape, dtypes.get(name, config.taps.means))
-        for name, shape in teacher.tap_shapes(image_shape).items()
-    }
-
-
-def versions() -> dict[str, str]:
+def _content(running: TeacherPass) -> CacheContent:
     import zarr
 
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "zarr": zarr.__version__,
-    }
+    setup = running.setup
+    train, views = setup.dataset.train, setup.config.views
+    return CacheContent(
+        teacher=setup.config.name,
+        identity=setup.identity,
+        taps=running.tap_specs(),
+        labels=train.labels,
+        num_views=views.num_views,
+        class_names=setup.dataset.class_names,
+        canary=pixel_canary(train, views),
+        preview=preview_views(train, views),
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "zarr": zarr.__version__,
+        },
+    )
 
 
-def _announcement(writer: CacheWriter, pending: Sequence[Block], device: torch.device) -> str:
-    manifest = writer.manifest
-    record = sum(spec.bytes_per_record for spec in manifest.taps.values())
-    total = manifest.num_views * manifest.num_samples
-    todo = sum(block.rows for block in pending)
-    return (
-        f"{writer.path}: {manifest.num_views} views x {manifest.num_samples:,} samples = "
-        f"{total:,} records of {record:,} bytes, {total * record / 1e6:,.1f} MB; "
-        f"{todo:,} to compute on {device}"
+def _plan(running: TeacherPass, content: CacheContent) -> Plan:
+    manifest = draft_manifest(content, running.options.block_rows)
+    records, num_bytes = pending_of(running.setup.path, manifest)
+    num_samples, size = manifest.num_samples, running.options.batch_size
+    outputs = running.setup.extra_outputs
+
+    def run_batch(number: int) -> int:
+        ids = np.arange(number * size, (number + 1) * size) % num_samples
+        running.records(0, ids, outputs)["correct"].cpu()
+        return len(ids)
+
+    return Plan(
+        manifest=manifest,
+        device=str(running.options.device),
+        pending_records=records,
+        bytes_to_write=num_bytes,
+        free_bytes=free_bytes(running.setup.path),
+        images_per_second=measured_rate(run_batch) if records else 0.0,
     )
 
 
 def _run_blocks(
+    running: TeacherPass,
     writer: CacheWriter,
-    pending: Sequence[Block],
-    teacher: Teacher,
-    dataset: Dataset,
-    config: TeacherConfig,
-    options: PassOptions,
+    work: Sequence[Work],
+    stop: StopRequest,
     console: Console,
 ) -> None:
-    images = torch.from_numpy(dataset.train.images).to(options.device)
-    labels = torch.from_numpy(dataset.train.labels).to(options.device)
-    total = sum(block.rows for block in pending)
+    writer.refuse_if_too_full(work)
+    outputs = extra_outputs(writer.manifest.taps)
+    total = sum(item.block.rows for item in work)
     with Progress(total, "images", console) as progress, BackgroundWriter(writer) as behind:
-        for block in pending:
-            parameters = torch.from_numpy(
-                view_parameters(config.views, block.view, len(labels))[block.start : block.stop]
-            ).to(options.device)
-            parts = []
-            for start, stop in _batches(block.rows, options.batch_size):
-                rows = slice(block.start + start, block.start + stop)
-                view = render(images[rows], parameters[start:stop], config.views.augment)
-                inputs = normalise(view, config.dataset.normalisation)
-                parts.append(teacher.outputs(inputs, labels[rows]))
-                progress.advance(stop - start)
-            behind.write(block, _joined(parts))
+        for done, item in enumerate(work):
+            if stop.signal_number is not None:
+                raise Stopped(
+                    stop.signal_number,
+                    f"stopped after {done:,} of {len(work):,} blocks, which are kept; "
+                    f"the same command goes on from there",
+                )
+            behind.write(item.block, _block_records(running, item, outputs, progress))
+
+
+def extra_outputs(taps: Mapping[str, TapSpec]) -> list[str]:
+    """The outputs of the teacher that give the opt-in taps of a cache."""
+    hints = [f"hint:{spec.stage}" for spec in taps.values() if spec.stage]
+    return [*(name for name in taps if name.startswith("energy")), *hints]
+
+
+def _block_records(
+    running: TeacherPass, item: Work, outputs: Sequence[str], progress: Progress
+) -> dict[str, np.ndarray]:
+    """The taps of one block that are to be written, on the host."""
+    parts = []
+    for start, stop in _batches(item.block.rows, running.options.batch_size):
+        ids = np.arange(item.block.start + start, item.block.start + stop)
+        found = running.records(item.block.view, ids, outputs)
+        parts.append({tap: found[tap] for tap in item.taps})
+        progress.advance(stop - start)
+    return {tap: torch.cat([part[tap] for part in parts]).cpu().numpy() for tap in item.taps}
 
 
 def _batches(num_rows: int, batch_size: int) -> Iterator[tuple[int, int]]:
@@ -144,8 +239,8 @@ def _batches(num_rows: int, batch_size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + batch_size, num_rows)
 
 
-def _joined(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
-    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+def _tap_name(output: str) -> str:
+    return "hint" if output.startswith("hint:") else output
 
 
 class BackgroundWriter:
@@ -183,29 +278,3 @@ class BackgroundWriter:
         self._thread.join()
         if self._error is not None and error is None:
             raise self._error
-
-
-def _measure(
-    cache: TeacherCache,
-    teacher: Teacher,
-    dataset: Dataset,
-    config: TeacherConfig,
-    options: PassOptions,
-) -> dict[str, float]:
-    """The teacher's test error (%), and how often it is right on the cached views (fraction)."""
-    images = torch.from_numpy(dataset.test.images).to(options.device)
-    labels = torch.from_numpy(dataset.test.labels).to(options.device)
-
-    def logits_of(rows: slice) -> torch.Tensor:
-        inputs = normalise(images[rows], config.dataset.normalisation)
-        return teacher.outputs(inputs, labels[rows])["logits"]
-
-    errors = count_errors(logits_of, labels, options.batch_size)
-    right = sum(
-        int(cache.read_view(v, ["correct"])["correct"].sum()) for v in range(cache.num_views)
-    )
-    return {
-        "test_top1_error": errors.top1,
-        "test_top5_error": errors.top5,
-        "train_agreement": right / (cache.num_views * cache.num_samples),
-    }

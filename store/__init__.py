@@ -1,24 +1,31 @@
 """The teacher cache: numpy in, numpy out, no torch."""
 
 from store.errors import (
+    CacheBusy,
     CacheDamaged,
     CacheError,
+    CacheFull,
     CacheIncomplete,
     CacheMismatch,
     CacheMissing,
+    CacheNotWritable,
     UnknownTap,
     UnknownView,
 )
 from store.layout import TapSpec
 from store.reader import TeacherCache
-from store.writer import CacheWriter
+from store.writer import CacheContent, CacheWriter
 
 __all__ = [
+    "CacheBusy",
+    "CacheContent",
     "CacheDamaged",
     "CacheError",
+    "CacheFull",
     "CacheIncomplete",
     "CacheMismatch",
     "CacheMissing",
+    "CacheNotWritable",
     "CacheWriter",
     "TapSpec",
     "TeacherCache",

@@ -1,4 +1,4 @@
-"""Reads chunk files straight into arrays and checks every byte; also says which are unsound.
+"""The source of a cache that is a folder: chunk files, read straight into arrays and checked.
 
 Plain zarr slicing gives the same values; this path skips its per-chunk copies, and compares the
 checksum with the journal's besides the one behind the chunk, so that a chunk that was exchanged for
@@ -7,25 +7,26 @@ another, itself whole, is found too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from store.errors import CacheDamaged
-from store.journal import Journal
+from store.journal import ChunkKey, Journal
 from store.layout import (
     CHECKSUM_BYTES,
     ZARR_GROUP,
     Block,
     Manifest,
-    chunk_file_bytes,
     chunk_path,
     crc32c,
     crc_hex,
+    whole_path,
 )
 
 
@@ -48,23 +49,95 @@ class Fault:
         return ", ".join([*place, f"{self.what}: {self.file}"])
 
 
-def read_chunk(
-    cache: Path, manifest: Manifest, journal: Journal, tap: str, block: Block, out: NDArray[Any]
-) -> None:
-    """Fill `out` (rows of the block, *tap shape), C-contiguous; raises CacheDamaged."""
-    spec = manifest.taps[tap]
-    path = chunk_path(cache, tap, spec, block)
-    fault = _read_checked(path, out, manifest, tap, journal.committed[tap, block.view, block.index])
-    if fault:
-        raise damaged(manifest, [Fault(fault, path, tap, block.view, block.index)])
+@dataclass(frozen=True)
+class FolderSource:
+    """Reads the arrays of a cache folder."""
+
+    path: Path
+    manifest: Manifest
+    journal: Journal
+
+    def has(self, array: str, block: Block) -> bool:
+        return (array, block.view, block.index) in self.journal.committed
+
+    def read(self, array: str, block: Block, out: NDArray[Any]) -> None:
+        """Fill `out` (rows of the block, ...), C-contiguous; raises CacheDamaged."""
+        fault = self.fault_of(array, block, out)
+        if fault is not None:
+            raise damaged(self.manifest, [fault])
+
+    def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """An array that is stored in a single chunk; raises CacheDamaged."""
+        file = whole_path(self.path, name, len(shape))
+        try:
+            data = np.frombuffer(file.read_bytes(), dtype=np.uint8)
+        except FileNotFoundError:
+            raise damaged(self.manifest, [Fault(f"{name} missing", file)]) from None
+        payload, trailer = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+        expected_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        sums = {
+            crc32c(payload),
+            int(self.manifest.whole_crc32c[name], 16),
+            int.from_bytes(trailer, "little"),
+        }
+        if payload.size != expected_bytes or len(sums) != 1:
+            raise damaged(self.manifest, [Fault(f"{name} damaged", file)])
+        return payload.view(dtype).reshape(shape)
+
+    def fault_of(self, array: str, block: Block, out: NDArray[Any] | None = None) -> Fault | None:
+        """Read one chunk, into `out` if given; what is wrong with it, or None."""
+        spec = self.manifest.arrays[array]
+        if out is None:
+            rows = self.manifest.rows_in(spec, block)
+            out = np.empty((rows, *spec.shape), dtype=spec.dtype)
+        path = chunk_path(self.path, array, spec, block)
+        committed = self.journal.committed[array, block.view, block.index]
+        what = _read_checked(path, out, self.manifest.chunk_file_bytes(spec), committed)
+        return Fault(what, path, array, block.view, block.index) if what else None
+
+    def faults(
+        self,
+        *,
+        read: bool,
+        num_views: int | None = None,
+        on_chunk: Callable[[int], None] | None = None,
+    ) -> list[Fault]:
+        """Unsound chunks of the first views: by size alone, or (read) by every byte.
+
+        `on_chunk` is called with the bytes of each chunk looked at.
+        """
+        views = self.manifest.num_views if num_views is None else num_views
+        faults = [
+            fault
+            for key in self._keys(views)
+            if (fault := self._looked_at(key, read, on_chunk)) is not None
+        ]
+        return metadata_faults(self.path, self.manifest) + faults
+
+    def _keys(self, num_views: int) -> Iterable[ChunkKey]:
+        arrays = self.manifest.arrays
+        blocks = self.manifest.blocks_per_view
+        for array, view, index in self.journal.committed:
+            if array in arrays and view < num_views and index < blocks:
+                yield array, view, index
+
+    def _looked_at(
+        self, key: ChunkKey, read: bool, on_chunk: Callable[[int], None] | None
+    ) -> Fault | None:
+        array, view, index = key
+        block, spec = self.manifest.block(view, index), self.manifest.arrays[array]
+        size = self.manifest.chunk_file_bytes(spec)
+        if on_chunk is not None:
+            on_chunk(size)
+        if read:
+            return self.fault_of(array, block)
+        path = chunk_path(self.path, array, spec, block)
+        what = _wrong_size(path, size)
+        return Fault(what, path, array, view, index) if what else None
 
 
-def _read_checked(
-    path: Path, out: NDArray[Any], manifest: Manifest, tap: str, committed: str
-) -> str | None:
-    """Read one chunk file; None if every byte is right, else what is wrong with it."""
-    spec = manifest.taps[tap]
-    size = chunk_file_bytes(spec, manifest.block_rows)
+def _read_checked(path: Path, out: NDArray[Any], size: int, committed: str) -> str | None:
+    """Read one chunk file into `out`; None if every byte is right, else what is wrong."""
     payload = out.reshape(-1).view(np.uint8)
     padding = np.empty(size - CHECKSUM_BYTES - payload.size, dtype=np.uint8)
     trailer = np.empty(CHECKSUM_BYTES, dtype=np.uint8)
@@ -80,7 +153,7 @@ def _read_checked(
         return f"chunk has not its {size:,} bytes"
     checksum = crc32c(payload)
     if padding.size:
-        checksum = _extended(checksum, padding)
+        checksum = int(google_crc32c.extend(checksum, padding))
     if checksum != int(trailer.view("<u4")[0]):
         return "checksum wrong"
     if crc_hex(checksum) != committed:
@@ -97,34 +170,6 @@ def _read_into(file: Any, part: NDArray[np.uint8]) -> int:
             break
         total += got
     return total
-
-
-def _extended(checksum: int, data: NDArray[np.uint8]) -> int:
-    import google_crc32c
-
-    return int(google_crc32c.extend(checksum, data))
-
-
-def chunk_faults(
-    cache: Path, manifest: Manifest, journal: Journal, taps: Iterable[str], *, read: bool
-) -> list[Fault]:
-    """What is wrong with the committed chunks: by size alone, or (read=True) by every byte."""
-    wanted = set(taps)
-    faults = []
-    for (tap, view, index), committed in journal.committed.items():
-        if tap not in wanted or view >= manifest.num_views:
-            continue
-        block = manifest.block(view, index)
-        spec = manifest.taps[tap]
-        path = chunk_path(cache, tap, spec, block)
-        if read:
-            rows = np.empty((block.rows, *spec.shape), dtype=spec.dtype)
-            what = _read_checked(path, rows, manifest, tap, committed)
-        else:
-            what = _wrong_size(path, chunk_file_bytes(spec, manifest.block_rows))
-        if what:
-            faults.append(Fault(what, path, tap, view, index))
-    return faults
 
 
 def _wrong_size(path: Path, expected_bytes: int) -> str | None:

@@ -34,6 +34,18 @@ class CacheDamaged(CacheError, OSError):
     """Bytes on disk are not those that were committed."""
 
 
+class CacheBusy(CacheError, BlockingIOError):
+    """Another process is writing this cache."""
+
+
+class CacheFull(CacheError, OSError):
+    """The disk has no room for what is still to be written."""
+
+
+class CacheNotWritable(CacheError, PermissionError):
+    """The folder may not be written to."""
+
+
 class BadTeacherOutput(CacheError, ArithmeticError):
     """The teacher gave a number that the tap cannot hold."""
 

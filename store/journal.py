@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import google_crc32c
@@ -21,7 +20,8 @@ from store.identity import canonical_json
 from store.layout import JOURNAL, Block, crc_hex, flush_folder
 
 LINE_CHECKSUM = "line_crc32c"
-ChunkKey = tuple[str, int, int]  # tap, view, block index
+IDENTITY_DIGITS = 16
+ChunkKey = tuple[str, int, int]  # array, view, block index
 
 
 @dataclass
@@ -33,9 +33,10 @@ class Journal:
 
 
 class JournalWriter:
-    """Appends commits to a new file of the journal. Use as a context manager."""
+    """Appends commits to a new file of the journal; `identity` is the sha256 of the cache's."""
 
-    def __init__(self, cache: Path, rank: int = 0) -> None:
+    def __init__(self, cache: Path, identity: str, rank: int = 0) -> None:
+        self._identity = identity[:IDENTITY_DIGITS]
         folder = cache / JOURNAL
         folder.mkdir(parents=True, exist_ok=True)
         numbers = [int(path.name.split("-")[0]) for path in _files(folder)]
@@ -47,39 +48,38 @@ class JournalWriter:
         flush_folder(folder)
 
     def commit(self, block: Block, crc32c: Mapping[str, int]) -> None:
-        """Append one line and flush it to disk; when this returns the block exists."""
+        """Append one line and flush it to disk; when this returns the block exists.
+
+        crc32c: per zarr array.
+        """
         line = {
-            "taps": sorted(crc32c),
+            "identity": self._identity,
+            "taps": sorted({name.removesuffix(".scale") for name in crc32c}),
             "view": block.view,
             "block": block.index,
             "rows": block.rows,
-            "crc32c": {tap: crc_hex(value) for tap, value in crc32c.items()},
+            "crc32c": {name: crc_hex(value) for name, value in crc32c.items()},
         }
         line[LINE_CHECKSUM] = _line_checksum(line)
         self._file.write(canonical_json(line).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def __enter__(self) -> JournalWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._file.close()
         if self.path.stat().st_size == 0:
             self.path.unlink()
 
 
-def read_journal(cache: Path) -> Journal:
-    """All files in the order of their numbers; where two lines name a chunk the later one holds."""
+def read_journal(cache: Path, identity: str) -> Journal:
+    """All files in the order of their numbers; where two lines name a chunk the later one holds.
+
+    Lines of another identity (sha256) than the cache's count as damaged.
+    """
     journal = Journal()
     folder = cache / JOURNAL
     for path in _files(folder) if folder.is_dir() else []:
-        _read_file(path, journal)
+        _read_file(path, identity[:IDENTITY_DIGITS], journal)
     return journal
 
 
@@ -87,15 +87,15 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*-[0-9]*.jsonl"))
 
 
-def _read_file(path: Path, journal: Journal) -> None:
+def _read_file(path: Path, identity: str, journal: Journal) -> None:
     *lines, _torn = path.read_bytes().split(b"\n")  # a whole last line leaves b"" behind it
     for number, text in enumerate(lines, start=1):
         line = _parsed(text)
-        if line is None:
+        if line is None or line["identity"] != identity:
             journal.damaged_lines.append(f"{path}, line {number}")
             continue
-        for tap, checksum in line["crc32c"].items():
-            journal.committed[tap, line["view"], line["block"]] = checksum
+        for array, checksum in line["crc32c"].items():
+            journal.committed[array, line["view"], line["block"]] = checksum
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:

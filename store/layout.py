@@ -28,6 +28,7 @@ ZARR_GROUP = "teacher.zarr"
 JOURNAL = "journal"
 LABELS = "labels"
 LABELS_DTYPE = "int64"
+PREVIEW = "preview"
 CHECKSUM_BYTES = 4
 
 MAX_CHUNK_BYTES = 16 * 2**20
@@ -37,20 +38,59 @@ _FILL: dict[str, float | int] = {"float16": math.nan, "float32": math.nan, "uint
 
 
 @dataclass(frozen=True)
-class TapSpec:
-    """Shape of one record's values, and their dtype ("float16", "float32" or "uint8")."""
+class ArraySpec:
+    """One zarr array of the group: the shape and dtype of a row, and how often there is a row.
+
+    A row stands for a sample, or (per_block) for a whole block.
+    """
 
     shape: tuple[int, ...]
     dtype: str
+    per_block: bool = False
 
     @property
-    def bytes_per_record(self) -> int:
+    def bytes_per_row(self) -> int:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def fill_value(self) -> float | int:
         """What a row that was never written reads as: NaN, or 255 for small integers."""
         return _FILL[self.dtype]
+
+
+@dataclass(frozen=True)
+class TapSpec:
+    """Shape of one record's values, and the dtype they are stored in.
+
+    dtype: "float16", "float32" or "uint8". stage: for a hint, the stage whose map it is.
+    scale: None where the numbers are stored as they are,
+    else what a uint8 code is relative to: "row" (lowest value and step of each record) or "block"
+    (those of each channel over each block). Scaled taps are read as float32.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    scale: str | None = None
+    stage: str | None = None
+
+    @property
+    def bytes_per_record(self) -> int:
+        """Without the per-block scales, which are few."""
+        rows = [spec for spec in self.arrays("").values() if not spec.per_block]
+        return sum(spec.bytes_per_row for spec in rows)
+
+    @property
+    def read_dtype(self) -> str:
+        return "float32" if self.scale else self.dtype
+
+    def arrays(self, name: str) -> dict[str, ArraySpec]:
+        """The zarr arrays that hold the tap called `name`."""
+        values = {name: ArraySpec(self.shape, self.dtype)}
+        if self.scale == "row":
+            return {**values, f"{name}.scale": ArraySpec((2,), "float32")}
+        if self.scale == "block":
+            return {**values, f"{name}.scale": ArraySpec((2, *self.shape), "float32", True)}
+        return values
 
 
 @dataclass(frozen=True, order=True)
@@ -77,15 +117,36 @@ class Manifest:
     num_views: int
     block_rows: int
     taps: dict[str, TapSpec]
-    labels_crc32c: str
+    class_names: list[str]
+    preview_shape: list[int]
+    whole_crc32c: dict[str, str]
     zarr_crc32c: dict[str, str]
     canary: dict[str, Any]
     versions: dict[str, str]
     measured: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def arrays(self) -> dict[str, ArraySpec]:
+        """All zarr arrays that are written in blocks."""
+        return arrays_of(self.taps)
+
+    @property
     def blocks_per_view(self) -> int:
         return -(-self.num_samples // self.block_rows)
+
+    @property
+    def record_bytes(self) -> int:
+        return sum(spec.bytes_per_record for spec in self.taps.values())
+
+    def rows_in(self, spec: ArraySpec, block: Block) -> int:
+        """How many rows of an array one block fills."""
+        return 1 if spec.per_block else block.rows
+
+    def chunk_rows(self, spec: ArraySpec) -> int:
+        return 1 if spec.per_block else self.block_rows
+
+    def chunk_file_bytes(self, spec: ArraySpec) -> int:
+        return spec.bytes_per_row * self.chunk_rows(spec) + CHECKSUM_BYTES
 
     def block(self, view: int, index: int) -> Block:
         start = index * self.block_rows
@@ -96,6 +157,14 @@ class Manifest:
         for view in range(self.num_views):
             for index in range(self.blocks_per_view):
                 yield self.block(view, index)
+
+
+def arrays_of(taps: Mapping[str, TapSpec]) -> dict[str, ArraySpec]:
+    return {
+        name: spec
+        for tap, taps_spec in taps.items()
+        for name, spec in taps_spec.arrays(tap).items()
+    }
 
 
 def default_block_rows(taps: Mapping[str, TapSpec], num_samples: int) -> int:
@@ -110,14 +179,10 @@ def cache_path(caches_dir: Path, teacher: str, identity: Mapping[str, Any]) -> P
     return caches_dir / f"{teacher}-{identity_sha256(identity)[:8]}"
 
 
-def chunk_path(cache: Path, tap: str, spec: TapSpec, block: Block) -> Path:
-    """The file of one chunk: `teacher.zarr/<tap>/c.<view>.<block>` and `.0` per inner dimension."""
+def chunk_path(cache: Path, array: str, spec: ArraySpec, block: Block) -> Path:
+    """The file of one chunk: `teacher.zarr/<array>/c.<view>.<block>`, `.0` per inner dimension."""
     inner = ".0" * len(spec.shape)
-    return cache / ZARR_GROUP / tap / f"c.{block.view}.{block.index}{inner}"
-
-
-def chunk_file_bytes(spec: TapSpec, block_rows: int) -> int:
-    return spec.bytes_per_record * block_rows + CHECKSUM_BYTES
+    return cache / ZARR_GROUP / array / f"c.{block.view}.{block.index}{inner}"
 
 
 def crc32c(data: NDArray[Any]) -> int:
@@ -131,24 +196,36 @@ def crc_hex(value: int) -> str:
 
 
 def encode_chunk(
-    rows: NDArray[Any], spec: TapSpec, block_rows: int
+    rows: NDArray[Any], spec: ArraySpec, chunk_rows: int
 ) -> tuple[NDArray[np.uint8], int]:
     """A chunk file's bytes, short blocks padded with the fill value, and their crc32c."""
     dtype = np.dtype(spec.dtype).newbyteorder("<")
-    payload = np.full((block_rows, *spec.shape), spec.fill_value, dtype=dtype)
+    payload = np.full((chunk_rows, *spec.shape), spec.fill_value, dtype=dtype)
     payload[: len(rows)] = rows
     checksum = crc32c(payload)
-    trailer = np.array([checksum], dtype="<u4")
-    return np.concatenate([payload.reshape(-1).view(np.uint8), trailer.view(np.uint8)]), checksum
+    return with_checksum(payload), checksum
+
+
+def with_checksum(payload: NDArray[Any]) -> NDArray[np.uint8]:
+    """The bytes of an array and the four of their crc32c behind them."""
+    trailer = np.array([crc32c(payload)], dtype="<u4")
+    return np.concatenate([payload.reshape(-1).view(np.uint8), trailer.view(np.uint8)])
 
 
 # ---- zarr metadata
 
 
 def zarr_metadata(
-    taps: Mapping[str, TapSpec], num_samples: int, num_views: int, block_rows: int
+    arrays: Mapping[str, ArraySpec],
+    whole: Mapping[str, NDArray[Any]],
+    num_samples: int,
+    num_views: int,
+    block_rows: int,
 ) -> dict[str, bytes]:
-    """Path below the group -> the bytes of its zarr.json, as zarr itself writes them."""
+    """Path below the group -> the bytes of its zarr.json, as zarr itself writes them.
+
+    whole: arrays that are stored in a single chunk (labels, preview).
+    """
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec
     from zarr.storage import MemoryStore
@@ -163,73 +240,88 @@ def zarr_metadata(
         "filters": None,
         "chunk_key_encoding": {"name": "default", "separator": "."},
     }
-    for name, spec in taps.items():
+    blocks_per_view = -(-num_samples // block_rows)
+    for name, spec in arrays.items():
+        rows = blocks_per_view if spec.per_block else num_samples
         zarr.create_array(
             name=name,
-            shape=(num_views, num_samples, *spec.shape),
-            chunks=(1, block_rows, *spec.shape),
+            shape=(num_views, rows, *spec.shape),
+            chunks=(1, 1 if spec.per_block else block_rows, *spec.shape),
             dtype=spec.dtype,
             fill_value=spec.fill_value,
-            dimension_names=("view", "sample", *_inner_names(spec)),
+            dimension_names=("view", "block" if spec.per_block else "sample", *_inner_names(spec)),
             **common,
         )
-    zarr.create_array(
-        name=LABELS,
-        shape=(num_samples,),
-        chunks=(num_samples,),
-        dtype=LABELS_DTYPE,
-        fill_value=-1,
-        dimension_names=("sample",),
-        **common,
-    )
+    for name, values in whole.items():
+        zarr.create_array(
+            name=name,
+            shape=values.shape,
+            chunks=values.shape,
+            dtype=values.dtype,
+            fill_value=-1 if values.dtype.kind == "i" else 0,
+            **common,
+        )
     return {key: value.to_bytes() for key, value in files.items() if key.endswith("zarr.json")}
 
 
-def _inner_names(spec: TapSpec) -> tuple[str, ...]:
-    return {0: (), 1: ("channel",), 3: ("channel", "row", "column")}[len(spec.shape)]
+def _inner_names(spec: ArraySpec) -> list[str | None]:
+    return ["channel"] if len(spec.shape) == 1 else [None] * len(spec.shape)
+
+
+def whole_path(cache: Path, name: str, num_dims: int) -> Path:
+    """The one chunk of an array that is stored whole."""
+    return cache / ZARR_GROUP / name / ("c" + ".0" * num_dims)
 
 
 # ---- manifest
 
 
-def write_manifest(cache: Path, manifest: Manifest) -> None:
+def manifest_text(manifest: Manifest) -> bytes:
+    """The bytes of manifest.json."""
     content = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(manifest)}
     content["identity_sha256"] = identity_sha256(manifest.identity)
     content["manifest_crc32c"] = _json_crc(content)
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_atomically(cache / MANIFEST, text.encode())
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def write_manifest(cache: Path, manifest: Manifest) -> None:
+    write_atomically(cache / MANIFEST, manifest_text(manifest))
 
 
 def read_manifest(cache: Path) -> Manifest:
     """Raises CacheMissing, CacheDamaged or (another format version) CacheMismatch."""
     path = cache / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
-        stated = content.pop("manifest_crc32c")
-        is_ours = content.pop("format") == FORMAT_NAME
-    except FileNotFoundError:
+        return parse_manifest(path.read_bytes(), path)
+    except (FileNotFoundError, NotADirectoryError):
         raise CacheMissing(f"{cache} is not a cache: it has no {MANIFEST}") from None
-    except (ValueError, KeyError, AttributeError):
-        raise _damaged_manifest(path) from None
-    content["format"] = FORMAT_NAME
-    if not is_ours or stated != _json_crc(content):
-        raise _damaged_manifest(path)
+
+
+def parse_manifest(text: bytes, path: Path) -> Manifest:
+    """The manifest that `manifest_text` wrote; `path` is for the message of an error."""
+    try:
+        content = json.loads(text)
+        stated = content.pop("manifest_crc32c")
+        whole = content["format"] == FORMAT_NAME and stated == _json_crc(content)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        whole = False
+    if not whole:
+        raise CacheDamaged(
+            f"{path} is damaged (its contents do not match its checksum)",
+            mend="make cache-teacher, which writes it anew and keeps every sound block",
+        )
     if content["format_version"] != FORMAT_VERSION:
         raise CacheMismatch(
-            f"{cache} has format version {content['format_version']}; this program reads "
+            f"{path} has format version {content['format_version']}; this program reads "
             f"{FORMAT_VERSION}"
         )
     for derived in ("format", "format_version", "identity_sha256"):
         del content[derived]
-    taps = {name: TapSpec(tuple(t["shape"]), t["dtype"]) for name, t in content["taps"].items()}
+    taps = {
+        name: TapSpec(**{**tap, "shape": tuple(tap["shape"])})
+        for name, tap in content["taps"].items()
+    }
     return Manifest(**{**content, "taps": taps})
-
-
-def _damaged_manifest(path: Path) -> CacheDamaged:
-    return CacheDamaged(
-        f"{path} is damaged (its contents do not match its checksum)",
-        mend=f"move {path.parent} away and run: make cache-teacher",
-    )
 
 
 def _json_crc(content: Mapping[str, Any]) -> str:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from store.chunks import (
-    Fault,
-    chunk_faults,
-    damaged,
-    mend_command,
-    metadata_faults,
-    read_chunk,
-)
+from store.chunks import Fault, FolderSource, damaged, mend_command
 from store.errors import (
     CacheIncomplete,
     CacheMismatch,
@@ -24,61 +17,88 @@ from store.errors import (
     UnknownTap,
     UnknownView,
 )
-from store.identity import Identity, differing_fields
-from store.journal import Journal, read_journal
+from store.hdf5 import Hdf5Source, is_hdf5
+from store.identity import Identity, differing_fields, identity_sha256
+from store.journal import read_journal
 from store.layout import (
-    CHECKSUM_BYTES,
     LABELS,
     LABELS_DTYPE,
     MANIFEST,
-    ZARR_GROUP,
+    PREVIEW,
     Block,
     Manifest,
     TapSpec,
     cache_path,
-    crc32c,
     read_manifest,
 )
+from store.quantise import restore_channels, restore_rows
 
 _UNKNOWN_WEIGHTS = "teacher.weights_sha256: expected None"
 
 
+class Source(Protocol):
+    """Where a cache's arrays are: a folder of chunks, or an HDF5 file."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def has(self, array: str, block: Block) -> bool: ...
+
+    def read(self, array: str, block: Block, out: NDArray[Any]) -> None: ...
+
+    def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]: ...
+
+    def faults(
+        self,
+        *,
+        read: bool,
+        num_views: int | None = None,
+        on_chunk: Callable[[int], None] | None = None,
+    ) -> list[Fault]: ...
+
+
 class TeacherCache:
-    """A complete cache, for reading. Its arrays are (samples, ...) in the dataset's order.
+    """A cache, for reading. Its arrays are (samples, ...) in the dataset's order.
 
     Safe to share between threads and across `fork`: it holds no open file.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, journal: Journal) -> None:
+    def __init__(self, path: Path, source: Source, num_views: int) -> None:
         self.path = path
-        self.manifest = manifest
-        self._journal = journal
-        self.labels = _read_labels(path, manifest)
+        self.source = source
+        self.manifest = source.manifest
+        self.num_views = num_views
+        self.labels: NDArray[np.int64] = source.read_whole(
+            LABELS, (self.num_samples,), LABELS_DTYPE
+        )
 
     @classmethod
-    def open(cls, path: str | Path) -> TeacherCache:
-        """Open the cache in folder `path`.
+    def open(cls, path: str | Path, *, num_views: int | None = None) -> TeacherCache:
+        """Open the cache in folder, or HDF5 file, `path`.
 
-        Raises CacheMissing, CacheMismatch (written by another format version), CacheIncomplete or
-        CacheDamaged. Chunks are checked for presence and size here, for every byte when read.
+        num_views: open only the first so many views, which is possible before all are there;
+        default: all. Raises CacheMissing, CacheMismatch (written by another format version),
+        CacheIncomplete or CacheDamaged. Chunks are checked for presence and size here, for every
+        byte when read.
         """
         path = Path(path)
-        manifest = read_manifest(path)
-        journal = read_journal(path)
-        _refuse_incomplete(path, manifest, journal)
-        faults = metadata_faults(path, manifest)
-        faults += chunk_faults(path, manifest, journal, manifest.taps, read=False)
+        source = open_source(path)
+        manifest = source.manifest
+        views = manifest.num_views if num_views is None else num_views
+        if not 1 <= views <= manifest.num_views:
+            raise UnknownView(
+                f"num_views is {num_views}, but {path} is planned for {manifest.num_views} views",
+                mend=f"{mend_command(manifest)} ARGS=views.count={num_views}",
+            )
+        _refuse_incomplete(path, source, views)
+        faults = source.faults(read=False, num_views=views)
         if faults:
             raise damaged(manifest, faults)
-        return cls(path, manifest, journal)
+        return cls(path, source, views)
 
     @property
     def num_samples(self) -> int:
         return self.manifest.num_samples
-
-    @property
-    def num_views(self) -> int:
-        return self.manifest.num_views
 
     @property
     def taps(self) -> dict[str, TapSpec]:
@@ -96,12 +116,16 @@ class TeacherCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all records."""
-        record = sum(spec.bytes_per_record for spec in self.manifest.taps.values())
-        return record * self.num_samples * self.num_views
+        return self.manifest.record_bytes * self.num_samples * self.num_views
 
-    def faults(self, *, read: bool = True) -> list[Fault]:
-        """Chunks that are not sound: by every byte (read=True), or by presence and size."""
-        return chunk_faults(self.path, self.manifest, self._journal, self.taps, read=read)
+    @property
+    def preview(self) -> NDArray[np.uint8]:
+        """(n, H, W, C) uint8: the first views of sample 0."""
+        return self.source.read_whole(PREVIEW, tuple(self.manifest.preview_shape), "uint8")
+
+    def faults(self, *, on_chunk: Callable[[int], None] | None = None) -> list[Fault]:
+        """Read every byte; what is not sound."""
+        return self.source.faults(read=True, num_views=self.num_views, on_chunk=on_chunk)
 
     def refuse_unless(
         self,
@@ -138,15 +162,13 @@ class TeacherCache:
         Raises UnknownView, UnknownTap, CacheDamaged.
         """
         self._check_view(view)
-        names = self._checked_taps(taps)
         found = {}
-        for tap in names:
+        for tap in self._checked_taps(taps):
             spec = self.manifest.taps[tap]
-            slab = np.empty((self.num_samples, *spec.shape), dtype=spec.dtype)
+            slab = np.empty((self.num_samples, *spec.shape), dtype=spec.read_dtype)
             for index in range(self.manifest.blocks_per_view):
                 block = self.manifest.block(view, index)
-                out = slab[block.start : block.stop]
-                read_chunk(self.path, self.manifest, self._journal, tap, block, out)
+                self._read_tap(tap, block, slab[block.start : block.stop])
             found[tap] = slab
         return found
 
@@ -158,8 +180,8 @@ class TeacherCache:
         found = {}
         for tap in self._checked_taps(taps):
             spec = self.manifest.taps[tap]
-            found[tap] = np.empty((block.rows, *spec.shape), dtype=spec.dtype)
-            read_chunk(self.path, self.manifest, self._journal, tap, block, found[tap])
+            found[tap] = np.empty((block.rows, *spec.shape), dtype=spec.read_dtype)
+            self._read_tap(tap, block, found[tap])
         return found
 
     def read(
@@ -174,12 +196,13 @@ class TeacherCache:
         outside = ids[(ids < 0) | (ids >= self.num_samples)]
         if outside.size:
             raise UnknownView(f"no sample {outside[0]}: {self.path} holds {self.num_samples}")
+        self._check_view(view)
         names = self._checked_taps(taps)
+        specs = self.manifest.taps
         found = {
-            tap: np.empty((len(ids), *self.taps[tap].shape), dtype=self.taps[tap].dtype)
+            tap: np.empty((len(ids), *specs[tap].shape), dtype=specs[tap].read_dtype)
             for tap in names
         }
-        self._check_view(view)
         owners = ids // self.manifest.block_rows
         for index in np.unique(owners):
             block = self.manifest.block(view, int(index))
@@ -188,6 +211,19 @@ class TeacherCache:
             for tap in names:
                 found[tap][wanted] = records[tap][ids[wanted] - block.start]
         return found
+
+    def _read_tap(self, tap: str, block: Block, out: NDArray[Any]) -> None:
+        spec = self.manifest.taps[tap]
+        if spec.scale is None:
+            self.source.read(tap, block, out)
+            return
+        arrays = {}
+        for name, array in spec.arrays(tap).items():
+            rows = self.manifest.rows_in(array, block)
+            arrays[name] = np.empty((rows, *array.shape), dtype=array.dtype)
+            self.source.read(name, block, arrays[name])
+        restore = restore_rows if spec.scale == "row" else restore_channels
+        out[:] = restore(arrays[tap], arrays[f"{tap}.scale"])
 
     def _check_view(self, view: int) -> None:
         if not 0 <= view < self.num_views:
@@ -202,16 +238,18 @@ class TeacherCache:
         return names
 
 
-def find_cache(caches_dir: Path, teacher: str, identity: Identity) -> TeacherCache:
-    """The cache of exactly this identity; CacheMissing says how the nearest one differs.
+def find_cache(
+    caches_dir: Path, teacher: str, identity: Identity, *, num_views: int | None = None
+) -> TeacherCache:
+    """The cache of exactly this identity; CacheMismatch says how the nearest one differs.
 
     Where the identity leaves the weights open (weights_sha256 is None), the one cache that agrees
-    in everything else.
+    in everything else. num_views as in `TeacherCache.open`.
     """
     mend = f"make cache-teacher TEACHER={teacher}"
     exact = cache_path(caches_dir, teacher, identity)
     if (exact / MANIFEST).is_file():
-        return TeacherCache.open(exact)
+        return TeacherCache.open(exact, num_views=num_views)
     others = [
         (path, differing_fields(identity, read_manifest(path).identity))
         for path in sorted(caches_dir.glob(f"{teacher}-*"))
@@ -219,11 +257,12 @@ def find_cache(caches_dir: Path, teacher: str, identity: Identity) -> TeacherCac
     ]
     same = [path for path, lines in others if _only_weights_unknown(lines)]
     if len(same) == 1:
-        return TeacherCache.open(same[0])
+        return TeacherCache.open(same[0], num_views=num_views)
     if len(same) > 1:
         names = ", ".join(path.name for path in same)
         raise CacheMismatch(
-            f"caches of several weights fit: {names}; the teacher's file is missing"
+            f"caches of several weights fit ({names}), and the teacher's weights file is missing",
+            mend="name one with --cache PATH",
         )
     if not others:
         raise CacheMissing(f"{caches_dir} holds no cache of the teacher {teacher!r}", mend=mend)
@@ -232,41 +271,44 @@ def find_cache(caches_dir: Path, teacher: str, identity: Identity) -> TeacherCac
     raise CacheMismatch("\n  ".join(problem), mend=mend)
 
 
+def missing_blocks(source: Source, num_views: int | None = None) -> list[tuple[str, Block]]:
+    """(array, block) of everything that has not been committed."""
+    manifest = source.manifest
+    views = manifest.num_views if num_views is None else num_views
+    return [
+        (array, block)
+        for block in manifest.blocks()
+        if block.view < views
+        for array in manifest.arrays
+        if not source.has(array, block)
+    ]
+
+
+def open_source(path: Path) -> Source:
+    """The arrays at `path`, complete or not. Raises CacheMissing, CacheDamaged, CacheMismatch."""
+    if path.is_file() and is_hdf5(path):
+        return Hdf5Source.open(path)
+    manifest = read_manifest(path)
+    return FolderSource(path, manifest, read_journal(path, identity_sha256(manifest.identity)))
+
+
 def _only_weights_unknown(differences: list[str]) -> bool:
     return all(line.startswith(_UNKNOWN_WEIGHTS) for line in differences)
 
 
-def _refuse_incomplete(path: Path, manifest: Manifest, journal: Journal) -> None:
-    total = manifest.num_views * manifest.blocks_per_view
-    missing = [
-        (tap, block)
-        for tap in manifest.taps
-        for block in manifest.blocks()
-        if (tap, block.view, block.index) not in journal.committed
-    ]
+def _refuse_incomplete(path: Path, source: Source, num_views: int) -> None:
+    missing = missing_blocks(source, num_views)
     if not missing:
         return
-    if journal.damaged_lines:
-        raise damaged(manifest, [Fault("journal damaged", Path(journal.damaged_lines[0]))])
-    tap, block = missing[0]
-    done = total - len({block for _, block in missing})
+    manifest = source.manifest
+    if isinstance(source, FolderSource) and source.journal.damaged_lines:
+        where = Path(source.journal.damaged_lines[0])
+        raise damaged(manifest, [Fault("journal damaged", where)])
+    array, block = missing[0]
+    total = num_views * manifest.blocks_per_view
+    done = total - len({(block.view, block.index) for _, block in missing})
     raise CacheIncomplete(
         f"{path} is not finished: {done:,} of {total:,} blocks are there; the first that is not: "
-        f"tap {tap}, view {block.view}, block {block.index}",
+        f"tap {array}, view {block.view}, block {block.index}",
         mend=mend_command(manifest),
     )
-
-
-def _read_labels(path: Path, manifest: Manifest) -> NDArray[np.int64]:
-    file = path / ZARR_GROUP / LABELS / "c.0"
-    try:
-        data = np.frombuffer(file.read_bytes(), dtype=np.uint8)
-    except FileNotFoundError:
-        raise damaged(manifest, [Fault("labels missing", file)]) from None
-    labels = data[:-CHECKSUM_BYTES]
-    trailer = data[-CHECKSUM_BYTES:]
-    whole = len(labels) == manifest.num_samples * np.dtype(LABELS_DTYPE).itemsize
-    sums = {crc32c(labels), int(manifest.labels_crc32c, 16), int.from_bytes(trailer, "little")}
-    if not whole or len(sums) != 1:
-        raise damaged(manifest, [Fault("labels damaged", file)])
-    return labels.view("<i8")

@@ -1,14 +1,18 @@
-"""Creates a cache or takes one up again, and commits whole blocks to it.
+"""Creates a cache, takes one up again or makes it larger, and commits whole blocks to it.
 
-Order of a commit: every tap's chunk is written aside, flushed and renamed; then one journal line is
-flushed. Whatever happens in between, a block is there entirely or not at all.
+Order of a commit: every array's chunk is written aside, flushed and renamed; then one journal line
+is flushed. Whatever happens in between, a block is there entirely or not at all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping
+import errno
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,18 +20,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.chunks import chunk_faults, metadata_faults
-from store.errors import BadTeacherOutput, CacheMismatch
-from store.identity import Identity, differing_fields
+from store.chunks import FolderSource, metadata_faults
+from store.errors import (
+    BadTeacherOutput,
+    CacheDamaged,
+    CacheFull,
+    CacheMismatch,
+    CacheNotWritable,
+)
+from store.identity import Identity, differing_fields, identity_sha256
 from store.journal import JournalWriter, read_journal
 from store.layout import (
+    JOURNAL,
     LABELS,
     LABELS_DTYPE,
-    MANIFEST,
+    PREVIEW,
     ZARR_GROUP,
     Block,
     Manifest,
     TapSpec,
+    arrays_of,
     chunk_path,
     crc32c,
     crc_hex,
@@ -35,133 +47,236 @@ from store.layout import (
     encode_chunk,
     flush_folder,
     read_manifest,
+    whole_path,
+    with_checksum,
     write_atomically,
     write_manifest,
     zarr_metadata,
 )
+from store.lock import Job, WriterLock
+from store.quantise import quantise_channels, quantise_rows
+
+_JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True)
+class CacheContent:
+    """What a cache is to hold.
+
+    labels: (N,) int64. preview: (n, H, W, C) uint8, the first n views of sample 0, kept so that a
+    cache can be looked at without its dataset.
+    """
+
+    teacher: str
+    identity: Identity
+    taps: Mapping[str, TapSpec]
+    labels: NDArray[np.int64]
+    num_views: int
+    class_names: Sequence[str]
+    canary: Mapping[str, Any]
+    preview: NDArray[np.uint8]
+    versions: Mapping[str, str]
+
+    @property
+    def whole(self) -> dict[str, NDArray[Any]]:
+        """The arrays that are stored in a single chunk."""
+        labels = np.ascontiguousarray(self.labels, dtype=LABELS_DTYPE)
+        return {LABELS: labels, PREVIEW: np.ascontiguousarray(self.preview)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A block, and the taps of it that are not there yet."""
+
+    block: Block
+    taps: tuple[str, ...]
 
 
 class CacheWriter:
     """One process's hold on a cache that is being filled. Use as a context manager."""
 
-    def __init__(self, path: Path, manifest: Manifest, rank: int = 0) -> None:
+    def __init__(self, path: Path, manifest: Manifest, lock: WriterLock, job: Job) -> None:
         self.path = path
         self.manifest = manifest
-        self._rank = rank
+        self._lock, self._job = lock, job
         self._journal: JournalWriter | None = None
+        self.work: list[Work] = []
 
     @classmethod
     def open(
         cls,
         path: Path,
+        content: CacheContent,
         *,
-        teacher: str,
-        identity: Identity,
-        taps: Mapping[str, TapSpec],
-        labels: NDArray[np.int64],
-        num_views: int,
-        canary: Mapping[str, Any],
-        versions: Mapping[str, str],
         block_rows: int | None = None,
-        rank: int = 0,
+        check_every_byte: bool = False,
+        job: Job | None = None,
     ) -> CacheWriter:
         """Create the cache at `path`, or take it up if it is there and of the same identity.
 
-        labels: (N,) int64. block_rows (a power of two) is a new cache's block size; one that exists
-        keeps its own. Raises CacheMismatch if what lies there is something else.
+        A cache with fewer views or taps is made larger; one with more keeps them. Afterwards
+        `work` is this process's share of what is missing or, as far as looked, damaged.
+        block_rows (a power of two) is a new cache's; one that exists keeps its own.
+        Raises CacheMismatch, CacheBusy, CacheNotWritable, CacheFull.
         """
-        if (path / MANIFEST).exists():
-            manifest = _taken_up(path, identity, taps, labels, num_views)
-        else:
-            rows = block_rows or default_block_rows(taps, len(labels))
-            metadata = zarr_metadata(taps, len(labels), num_views, rows)
-            manifest = Manifest(
-                teacher=teacher,
-                identity=identity,
-                num_samples=len(labels),
-                num_views=num_views,
-                block_rows=rows,
-                taps=dict(taps),
-                labels_crc32c=_labels_crc(labels),
-                zarr_crc32c={name: _bytes_crc(data) for name, data in metadata.items()},
-                canary=dict(canary),
-                versions=dict(versions),
-            )
+        job = job or Job()
+        with _explained(path):
             path.mkdir(parents=True, exist_ok=True)
-            flush_folder(path.parent)
-            write_manifest(path, manifest)
-        writer = cls(path, manifest, rank)
-        writer._lay_out(labels)
+            lock = WriterLock(path, job)
+        try:
+            with _explained(path):
+                return cls._prepared(path, content, lock, job, block_rows, check_every_byte)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def _prepared(
+        cls,
+        path: Path,
+        content: CacheContent,
+        lock: WriterLock,
+        job: Job,
+        block_rows: int | None,
+        check_every_byte: bool,
+    ) -> CacheWriter:
+        if not lock.leader:
+            writer = cls(path, read_manifest(path), lock, job)
+            _refuse_another(path, writer.manifest, content)
+            writer.work = writer._agreed_work()[job.rank :: job.world]
+            return writer
+        manifest, salvaged = _manifest_for(path, content, block_rows)
+        writer = cls(path, manifest, lock, job)
+        writer._lay_out(content)
+        pending = writer.pending(check_every_byte=check_every_byte or salvaged)
+        if job.world > 1:
+            writer._agree_on(pending)
+        lock.let_others_in()
+        writer.work = pending[job.rank :: job.world]
         return writer
 
-    def pending(self, *, check_every_byte: bool = False) -> list[Block]:
-        """Blocks that are not committed for every tap, or whose chunks are not sound."""
-        journal = read_journal(self.path)
-        faults = chunk_faults(
-            self.path, self.manifest, journal, self.manifest.taps, read=check_every_byte
-        )
-        unsound = {(fault.view, fault.block) for fault in faults}
-        return [
-            block
-            for block in self.manifest.blocks()
-            if (block.view, block.index) in unsound
-            or any(
-                (tap, block.view, block.index) not in journal.committed
-                for tap in self.manifest.taps
+    def pending(self, *, check_every_byte: bool = False) -> list[Work]:
+        """Every block with the taps that are not committed, or whose chunks are not sound."""
+        journal = read_journal(self.path, identity_sha256(self.manifest.identity))
+        source = FolderSource(self.path, self.manifest, journal)
+        unsound = {(f.tap, f.view, f.block) for f in source.faults(read=check_every_byte)}
+        found = []
+        for block in self.manifest.blocks():
+            taps = tuple(
+                tap
+                for tap, spec in self.manifest.taps.items()
+                if any(
+                    not source.has(array, block) or (array, block.view, block.index) in unsound
+                    for array in spec.arrays(tap)
+                )
             )
-        ]
+            if taps:
+                found.append(Work(block, taps))
+        return found
+
+    def left_over(self) -> list[Work] | None:
+        """What the job's other processes left undone; None while one of them is still at work.
+
+        After None this process must not write any more.
+        """
+        return self.pending() if self._lock.alone() else None
+
+    def bytes_of(self, work: Sequence[Work]) -> int:
+        """Bytes on disk of the chunks of `work`."""
+        sizes = {
+            tap: sum(map(self.manifest.chunk_file_bytes, spec.arrays(tap).values()))
+            for tap, spec in self.manifest.taps.items()
+        }
+        return sum(sizes[tap] for item in work for tap in item.taps)
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.path).free
+
+    def refuse_if_too_full(self, work: Sequence[Work]) -> None:
+        """Raise CacheFull unless the disk has room for `work`."""
+        needed, free = self.bytes_of(work), self.free_bytes()
+        if needed > free:
+            raise self._full(needed, free)
 
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
-        """Commit one whole block: tap -> (rows of the block, *tap shape).
+        """Commit one whole block of some taps: tap -> (rows of the block, *tap shape).
 
         Raises BadTeacherOutput, naming tap, view and sample, where a value is not finite or
-        overflows the tap's dtype; ValueError if taps or shapes are not those of the cache.
+        overflows the tap's dtype; ValueError if taps or shapes are not those of the cache;
+        CacheFull, CacheNotWritable.
         """
-        if self._journal is None:
-            self._journal = JournalWriter(self.path, self._rank)
-        if set(records) != set(self.manifest.taps):
-            raise ValueError(f"taps {sorted(records)} given, {sorted(self.manifest.taps)} expected")
-        encoded = {
-            tap: encode_chunk(
-                _stored(tap, self.manifest.taps[tap], block, values),
-                self.manifest.taps[tap],
-                self.manifest.block_rows,
-            )
-            for tap, values in records.items()
+        unknown = set(records) - set(self.manifest.taps)
+        if unknown:
+            raise ValueError(f"taps {sorted(unknown)} are not among {sorted(self.manifest.taps)}")
+        arrays = {
+            array: values
+            for tap, given in records.items()
+            for array, values in _stored(tap, self.manifest.taps[tap], block, given).items()
         }
-        for tap, (data, _) in encoded.items():
-            write_atomically(chunk_path(self.path, tap, self.manifest.taps[tap], block), data)
-        self._journal.commit(block, {tap: checksum for tap, (_, checksum) in encoded.items()})
+        try:
+            with _explained(self.path):
+                self._commit(block, arrays)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise self._full(self.bytes_of(self.pending()), self.free_bytes()) from None
 
     def record_measured(self, measured: Mapping[str, Any]) -> None:
         """Keep what the pass found out about the teacher (its errors) in the manifest."""
         self.manifest = dataclasses.replace(self.manifest, measured=dict(measured))
         write_manifest(self.path, self.manifest)
 
-    def _lay_out(self, labels: NDArray[np.int64]) -> None:
-        """Write what is missing or damaged of the zarr metadata and the labels."""
-        group = self.path / ZARR_GROUP
-        for tap in (*self.manifest.taps, LABELS):
-            (group / tap).mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(group)
-        if metadata_faults(self.path, self.manifest):
-            self._rewrite_metadata()
-        data = labels.astype(LABELS_DTYPE)
-        trailer = np.array([crc32c(data)], dtype="<u4")
-        expected = data.tobytes() + trailer.tobytes()
-        file = group / LABELS / "c.0"
-        if not file.is_file() or file.read_bytes() != expected:
-            write_atomically(file, expected)
+    def _commit(self, block: Block, arrays: Mapping[str, NDArray[Any]]) -> None:
+        if self._journal is None:
+            identity = identity_sha256(self.manifest.identity)
+            self._journal = JournalWriter(self.path, identity, self._job.rank)
+        checksums = {}
+        for array, values in arrays.items():
+            spec = self.manifest.arrays[array]
+            data, checksums[array] = encode_chunk(values, spec, self.manifest.chunk_rows(spec))
+            write_atomically(chunk_path(self.path, array, spec, block), data)
+        self._journal.commit(block, checksums)
 
-    def _rewrite_metadata(self) -> None:
-        m = self.manifest
-        metadata = zarr_metadata(m.taps, m.num_samples, m.num_views, m.block_rows)
-        for name, data in metadata.items():
-            write_atomically(self.path / ZARR_GROUP / name, data)
-        checksums = {name: _bytes_crc(data) for name, data in metadata.items()}
-        if checksums != m.zarr_crc32c:  # another version of zarr spells them differently
-            self.manifest = dataclasses.replace(m, zarr_crc32c=checksums)
-            write_manifest(self.path, self.manifest)
+    def _full(self, needed: int, free: int) -> CacheFull:
+        return CacheFull(
+            f"the disk of {self.path} is too full: {needed:,} bytes are still to be written, "
+            f"{free:,} are free; what is committed is kept",
+            mend=f"make room, then run again: make cache-teacher TEACHER={self.manifest.teacher}",
+        )
+
+    def _lay_out(self, content: CacheContent) -> None:
+        """Write what is missing or damaged of the zarr metadata and of the whole arrays."""
+        group = self.path / ZARR_GROUP
+        for name in (*self.manifest.arrays, LABELS, PREVIEW):
+            (group / name).mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(self.path)
+        if metadata_faults(self.path, self.manifest):
+            metadata = _metadata(self.manifest, content)
+            for name, data in metadata.items():
+                write_atomically(group / name, data)
+            manifest = metadata_checksums(self.manifest, metadata)
+            if manifest != self.manifest:  # another version of zarr may spell them differently
+                self.manifest = manifest
+                write_manifest(self.path, manifest)
+        for name, values in content.whole.items():
+            file = whole_path(self.path, name, values.ndim)
+            expected = with_checksum(values).tobytes()
+            if not file.is_file() or file.read_bytes() != expected:
+                write_atomically(file, expected)
+
+    def _agree_on(self, pending: Sequence[Work]) -> None:
+        """Leave the list for the job's other processes, so that all split the same one."""
+        (self.path / JOURNAL).mkdir(exist_ok=True)
+        plain = [[w.block.view, w.block.index, list(w.taps)] for w in pending]
+        content = {"job": self._job.name, "pending": plain}
+        write_atomically(self.path / JOURNAL / _JOB_FILE, json.dumps(content).encode())
+
+    def _agreed_work(self) -> list[Work]:
+        content = json.loads((self.path / JOURNAL / _JOB_FILE).read_bytes())
+        return [
+            Work(self.manifest.block(view, index), tuple(taps))
+            for view, index, taps in content["pending"]
+        ]
 
     def __enter__(self) -> CacheWriter:
         return self
@@ -173,36 +288,99 @@ class CacheWriter:
         trace: TracebackType | None,
     ) -> None:
         if self._journal is not None:
-            self._journal.__exit__(kind, error, trace)
+            self._journal.close()
             self._journal = None
+        self._lock.release()
 
 
-def _taken_up(
-    path: Path,
-    identity: Identity,
-    taps: Mapping[str, TapSpec],
-    labels: NDArray[np.int64],
-    num_views: int,
-) -> Manifest:
-    manifest = read_manifest(path)
-    differences = differing_fields(identity, manifest.identity)
-    if taps != manifest.taps:
-        ours = {name: str(spec) for name, spec in taps.items()}
-        theirs = {name: str(spec) for name, spec in manifest.taps.items()}
-        differences += differing_fields(ours, theirs, "taps.")
-    if _labels_crc(labels) != manifest.labels_crc32c:
-        differences.append("labels: the dataset's differ from those in the cache")
-    if differences:
-        raise CacheMismatch("\n  ".join([f"{path} is the cache of something else", *differences]))
+def _manifest_for(
+    path: Path, content: CacheContent, block_rows: int | None
+) -> tuple[Manifest, bool]:
+    """The cache's manifest, taken up and grown, or new; and whether it had to be salvaged."""
+    try:
+        manifest = read_manifest(path)
+    except CacheDamaged:
+        return _written_anew(path, content, _rows_on_disk(path) or block_rows), True
+    except FileNotFoundError:
+        return _written_anew(path, content, block_rows), False
+    _refuse_another(path, manifest, content)
+    taps = {**manifest.taps, **content.taps}
+    num_views = max(manifest.num_views, content.num_views)
+    if (taps, num_views) == (manifest.taps, manifest.num_views):
+        return manifest, False
+    grown = dataclasses.replace(manifest, taps=taps, num_views=num_views, measured={})
+    return _with_metadata(path, grown, content), False
+
+
+def draft_manifest(content: CacheContent, block_rows: int | None = None) -> Manifest:
+    """What the manifest of a new cache would say, without the checksums of the zarr metadata."""
+    return Manifest(
+        teacher=content.teacher,
+        identity=content.identity,
+        num_samples=len(content.labels),
+        num_views=content.num_views,
+        block_rows=block_rows or default_block_rows(content.taps, len(content.labels)),
+        taps=dict(content.taps),
+        class_names=list(content.class_names),
+        preview_shape=list(content.preview.shape),
+        whole_crc32c={name: crc_hex(crc32c(values)) for name, values in content.whole.items()},
+        zarr_crc32c={},
+        canary=dict(content.canary),
+        versions=dict(content.versions),
+    )
+
+
+def _written_anew(path: Path, content: CacheContent, block_rows: int | None) -> Manifest:
+    flush_folder(path.parent)
+    return _with_metadata(path, draft_manifest(content, block_rows), content)
+
+
+def _with_metadata(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
+    """Note the checksums of the zarr metadata to be written, and write the manifest first."""
+    manifest = metadata_checksums(manifest, _metadata(manifest, content))
+    write_manifest(path, manifest)
     return manifest
 
 
-def _stored(tap: str, spec: TapSpec, block: Block, values: NDArray[Any]) -> NDArray[Any]:
-    """`values` in the tap's dtype, checked for shape and for numbers that it cannot hold."""
+def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Manifest:
+    """The manifest with the checksums of these zarr.json files."""
+    checksums = {name: _bytes_crc(data) for name, data in metadata.items()}
+    return dataclasses.replace(manifest, zarr_crc32c=checksums)
+
+
+def _metadata(manifest: Manifest, content: CacheContent) -> dict[str, bytes]:
+    m = manifest
+    return zarr_metadata(arrays_of(m.taps), content.whole, m.num_samples, m.num_views, m.block_rows)
+
+
+def _rows_on_disk(path: Path) -> int | None:
+    """The block size of a cache whose manifest is lost, from its zarr metadata."""
+    try:
+        text = (path / ZARR_GROUP / "logits" / "zarr.json").read_text()
+        return int(json.loads(text)["chunk_grid"]["configuration"]["chunk_shape"][1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _refuse_another(path: Path, manifest: Manifest, content: CacheContent) -> None:
+    differences = differing_fields(content.identity, manifest.identity)
+    for tap, spec in content.taps.items():
+        theirs = manifest.taps.get(tap, spec)
+        if theirs != spec:
+            differences.append(f"taps.{tap}: expected {spec}, found {theirs}")
+    for name, values in content.whole.items():
+        if crc_hex(crc32c(values)) != manifest.whole_crc32c[name]:
+            differences.append(f"{name}: the dataset's differ from those in the cache")
+    if differences:
+        raise CacheMismatch("\n  ".join([f"{path} is the cache of something else", *differences]))
+
+
+def _stored(tap: str, spec: TapSpec, block: Block, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """`values` as the tap's arrays, checked for shape and for numbers that they cannot hold."""
     if values.shape != (block.rows, *spec.shape):
         raise ValueError(f"tap {tap} has shape {values.shape}, not {(block.rows, *spec.shape)}")
     with np.errstate(over="ignore"):
-        stored = values.astype(spec.dtype)
+        stored = values.astype(spec.read_dtype)
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         row = int(np.argwhere(~np.isfinite(stored))[0][0])
         worst = values[row].ravel()[np.argmax(~np.isfinite(stored[row].ravel()))]
@@ -210,29 +388,31 @@ def _stored(tap: str, spec: TapSpec, block: Block, values: NDArray[Any]) -> NDAr
             f"the teacher's output {worst} of tap {tap}, view {block.view}, sample "
             f"{block.start + row} does not fit {spec.dtype}"
         )
-    return stored
+    if spec.scale is None:
+        return {tap: stored}
+    codes, scale = (quantise_rows if spec.scale == "row" else quantise_channels)(stored)
+    return {tap: codes, f"{tap}.scale": scale}
 
 
-def _remove_leftovers(group: Path) -> None:
-    """Files that a writer which died had not yet renamed."""
-    for path in group.glob("*/.*.tmp"):
-        owner = int(path.name.split(".")[-2])
-        if not _alive(owner):
-            path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say of a folder that may not be written to that this is so."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise CacheNotWritable(
+            f"{path} cannot be written to: {error.strerror}",
+            mend="make it writable, or choose another folder with --caches DIR",
+        ) from None
 
 
-def _labels_crc(labels: NDArray[np.int64]) -> str:
-    return crc_hex(crc32c(np.ascontiguousarray(labels, dtype=LABELS_DTYPE)))
+def _remove_leftovers(cache: Path) -> None:
+    """Files that a writer which died had not yet renamed; the lock says that there is no other."""
+    for folder in (cache, cache / JOURNAL, *(cache / ZARR_GROUP).iterdir()):
+        for path in folder.glob(".*.tmp") if folder.is_dir() else []:
+            path.unlink(missing_ok=True)
 
 
 def _bytes_crc(data: bytes) -> str:

@@ -18,8 +18,9 @@ from configs.load import load_student, load_teacher
 from configs.schema import StudentConfig, TeacherConfig, as_plain
 from nets.taps import stage_modules
 from precompute.run import PassOptions, fill_cache
+from precompute.setup import Setup
 from store import TeacherCache
-from store.identity import Identity, cache_identity, file_sha256
+from store.identity import cache_identity, file_sha256
 from store.layout import cache_path
 from train.study import Study, open_study
 from train.teacher import train_teacher
@@ -94,14 +95,17 @@ def small_student() -> Callable[..., StudentConfig]:
     return make
 
 
-def identity_of(config: TeacherConfig) -> Identity:
-    return cache_identity(
+def setup_of(config: TeacherConfig, caches_dir: Path) -> Setup:
+    dataset = load_dataset(config.dataset)
+    stages = stage_modules(config.teacher.arch, config.taps.stages)
+    identity = cache_identity(
         as_plain(config),
-        dataset_digest=load_dataset(config.dataset).digest,
+        dataset_digest=dataset.digest,
         augment_version=AUGMENT_VERSION,
-        stages=stage_modules(config.teacher.arch, config.taps.stages),
+        stages=stages,
         weights_sha256=file_sha256(Path(config.teacher.weights)),
     )
+    return Setup(config, dataset, stages, identity, cache_path(caches_dir, config.name, identity))
 
 
 def make_cache(
@@ -111,16 +115,10 @@ def make_cache(
     batch_size: int = 256,
     block_rows: int | None = 16,
 ) -> TeacherCache:
-    identity = identity_of(config)
-    return fill_cache(
-        cache_path(caches_dir, config.name, identity),
-        config,
-        load_dataset(config.dataset),
-        identity,
-        stage_modules(config.teacher.arch, config.taps.stages),
-        PassOptions(CPU, batch_size, block_rows),
-        Console(file=io.StringIO()),
-    )
+    options = PassOptions(CPU, batch_size, block_rows)
+    cache = fill_cache(setup_of(config, caches_dir), options, Console(file=io.StringIO()))
+    assert cache is not None
+    return cache
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from store import (
+    CacheContent,
     CacheDamaged,
     CacheError,
     CacheIncomplete,
@@ -29,9 +30,10 @@ from store import (
 )
 from store.errors import BadTeacherOutput
 from store.identity import cache_identity, canonical_json, differing_fields, identity_sha256
-from store.journal import read_journal
+from store.journal import Journal, read_journal
 from store.layout import Block, default_block_rows, read_manifest, write_manifest
 from store.reader import find_cache
+from store.writer import Work
 
 TAPS = {
     "logits": TapSpec((3,), "float16"),
@@ -53,26 +55,42 @@ def records_of(view: int, rows: slice, seed: int = 0) -> dict[str, np.ndarray]:
     return {tap: values[rows] for tap, values in whole.items()}
 
 
+PREVIEW = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+
+
 def open_writer(path: Path, **changes: Any) -> CacheWriter:
-    settings = {
-        "teacher": "t",
-        "identity": IDENTITY,
-        "taps": TAPS,
-        "labels": LABELS,
-        "num_views": 2,
-        "canary": CANARY,
-        "versions": {"zarr": zarr.__version__},
-        "block_rows": 4,
-        **changes,
+    options = {
+        name: changes.pop(name)
+        for name in ("block_rows", "check_every_byte", "job")
+        if name in changes
     }
-    return CacheWriter.open(path, **settings)
+    content = CacheContent(
+        **{
+            "teacher": "t",
+            "identity": IDENTITY,
+            "taps": TAPS,
+            "labels": LABELS,
+            "num_views": 2,
+            "class_names": ["a", "b", "c"],
+            "canary": CANARY,
+            "preview": PREVIEW,
+            "versions": {"zarr": zarr.__version__},
+            **changes,
+        }
+    )
+    return CacheWriter.open(path, content, **{"block_rows": 4, **options})
 
 
 def fill(path: Path, blocks: int | None = None, **changes: Any) -> Path:
     with open_writer(path, **changes) as writer:
-        for block in writer.pending()[:blocks]:
-            writer.write_block(block, records_of(block.view, slice(block.start, block.stop)))
+        for item in writer.work[:blocks]:
+            rows = records_of(item.block.view, slice(item.block.start, item.block.stop))
+            writer.write_block(item.block, {tap: rows[tap] for tap in item.taps})
     return path
+
+
+def journal_of(cache: Path) -> Journal:
+    return read_journal(cache, identity_sha256(IDENTITY))
 
 
 @pytest.fixture
@@ -167,7 +185,12 @@ def test_the_manifest_is_pinned(cache: Path) -> None:
     assert content["format"] == "teach-once-cache"
     assert content["format_version"] == 1
     assert content["identity_sha256"] == identity_sha256(IDENTITY)
-    assert content["taps"]["stage1"] == {"shape": [5], "dtype": "float32"}
+    assert content["taps"]["stage1"] == {
+        "shape": [5],
+        "dtype": "float32",
+        "scale": None,
+        "stage": None,
+    }
     assert (content["num_samples"], content["num_views"], content["block_rows"]) == (11, 2, 4)
     stated = content.pop("manifest_crc32c")
     assert stated == f"{google_crc32c.value(canonical_json(content).encode()):08x}"
@@ -180,8 +203,8 @@ def test_a_journal_line_is_pinned(tmp_path: Path) -> None:
     (file,) = (tmp_path / "c" / "journal").iterdir()
     assert file.name == "000001-0000.jsonl"
     assert file.read_text() == (
-        '{"block":0,"crc32c":{"correct":"9bbc96ad"},"line_crc32c":"85def0b2","rows":2,'
-        '"taps":["correct"],"view":0}\n'
+        '{"block":0,"crc32c":{"correct":"9bbc96ad"},"identity":"e48122029a98241c",'
+        '"line_crc32c":"f0e9488a","rows":2,"taps":["correct"],"view":0}\n'
     )
 
 
@@ -267,8 +290,9 @@ def test_any_sample_count_and_block_size_round_trips(
     taps = {"logits": TapSpec((2,), "float16")}
     labels = np.zeros(num_samples, dtype=np.int64)
     with open_writer(path, taps=taps, labels=labels, num_views=1, block_rows=rows) as writer:
-        for block in reversed(writer.pending()):
-            writer.write_block(block, {"logits": values[block.start : block.stop]})
+        for item in reversed(writer.work):
+            rows = values[item.block.start : item.block.stop]
+            writer.write_block(item.block, {"logits": rows})
     assert (TeacherCache.open(path).read_view(0)["logits"] == values).all()
 
 
@@ -301,8 +325,8 @@ def test_a_chunk_file_without_its_journal_line_does_not_exist(cache: Path) -> No
 def test_a_torn_last_line_counts_as_never_written(cache: Path) -> None:
     (file,) = (cache / "journal").iterdir()
     file.write_bytes(file.read_bytes()[:-10])
-    assert len(read_journal(cache).committed) == 5 * 3
-    assert read_journal(cache).damaged_lines == []
+    assert len(journal_of(cache).committed) == 5 * 3
+    assert journal_of(cache).damaged_lines == []
     with pytest.raises(CacheIncomplete):
         TeacherCache.open(cache)
 
@@ -363,7 +387,7 @@ def test_output_that_the_dtype_cannot_hold_is_refused_with_its_place(
         pytest.raises(BadTeacherOutput, match="logits, view 1, sample 6 does not fit float16"),
     ):
         writer.write_block(Block(1, 1, 4, 8), records)
-    assert not list(chunks(tmp_path / "c"))[1:]  # the labels alone
+    assert {path.parent.name for path in chunks(tmp_path / "c")} == {"labels", "preview"}
 
 
 def test_records_of_the_wrong_shape_or_taps_are_refused(tmp_path: Path) -> None:
@@ -371,8 +395,8 @@ def test_records_of_the_wrong_shape_or_taps_are_refused(tmp_path: Path) -> None:
         records = records_of(0, slice(0, 4))
         with pytest.raises(ValueError, match="has shape"):
             writer.write_block(Block(0, 2, 8, 11), records)
-        del records["stage1"]
-        with pytest.raises(ValueError, match="expected"):
+        records["stage2"] = records["stage1"]
+        with pytest.raises(ValueError, match="are not among"):
             writer.write_block(Block(0, 0, 0, 4), records)
 
 
@@ -461,18 +485,18 @@ def test_taking_a_damaged_cache_up_again_rewrites_only_what_is_damaged(cache: Pa
     data[3] ^= 1
     damaged.write_bytes(data)
     (cache / "teacher.zarr" / "logits" / "zarr.json").write_text("{}")
-    with open_writer(cache) as writer:
-        pending = writer.pending(check_every_byte=True)
-        assert pending == [Block(1, 2, 8, 11)]
-        for block in pending:
-            writer.write_block(block, records_of(block.view, slice(block.start, block.stop)))
+    sound = {path: path.stat().st_mtime_ns for path in chunks(cache) if path != damaged}
+    with open_writer(cache, check_every_byte=True) as writer:
+        assert writer.work == [Work(Block(1, 2, 8, 11), ("stage1",))]
+        writer.write_block(writer.work[0].block, {"stage1": records_of(1, slice(8, 11))["stage1"]})
+    assert {path: path.stat().st_mtime_ns for path in sound} == sound
     opened = TeacherCache.open(cache)
-    assert opened.faults(read=True) == []
+    assert opened.faults() == []
     assert (opened.read_view(1)["stage1"] == records_of(1, slice(None))["stage1"]).all()
 
 
 def test_leftovers_of_a_dead_writer_are_cleared(cache: Path) -> None:
     leftover = cache / "teacher.zarr" / "logits" / ".c.0.0.0.999999999.tmp"
     leftover.write_bytes(b"half")
-    open_writer(cache)
-    assert not leftover.exists()
+    with open_writer(cache):
+        assert not leftover.exists()

@@ -14,8 +14,6 @@ from typing import Any
 from configs.schema import StudentConfig, TeacherConfig, as_plain
 from nets.archs import check_arch
 from nets.taps import stage_modules
-from store.chunks import mend_command
-from store.errors import CacheMismatch
 from store.identity import Identity, cache_identity, file_sha256, identity_sha256
 from store.reader import TeacherCache, find_cache
 from views.augment import AUGMENT_VERSION, pixel_canary
@@ -42,7 +40,7 @@ class Study:
 
     @property
     def num_views(self) -> int:
-        return self.config.num_views or self.cache.num_views
+        return self.cache.num_views
 
     @property
     def teacher_stages(self) -> dict[str, str]:
@@ -104,16 +102,11 @@ def open_study(
     dataset = load_dataset(teacher.dataset)
     identity = teacher_identity(teacher, dataset)
     if cache_path is None:
-        cache = find_cache(caches_dir, teacher.name, identity)
+        cache = find_cache(caches_dir, teacher.name, identity, num_views=config.num_views)
     else:
-        cache = TeacherCache.open(cache_path)
+        cache = TeacherCache.open(cache_path, num_views=config.num_views)
     canary = pixel_canary(dataset.train, teacher.views)
     cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
-    if config.num_views is not None and config.num_views > cache.num_views:
-        raise CacheMismatch(
-            f"num_views is {config.num_views}, but {cache.path} holds {cache.num_views} views",
-            mend=f"{mend_command(cache.manifest)} ARGS=views.count={config.num_views}",
-        )
     return Study(config, teacher, dataset, cache, runs_dir)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 AUGMENT_VERSION = 1  # raise it when the pixels of any view change
 _CANARY_SAMPLES = 8
 _CANARY_VIEWS = 2
+_PREVIEW_VIEWS = 12
 
 
 def view_of_epoch(epoch: int, num_views: int) -> int:
@@ -89,6 +90,15 @@ def pixel_canary(split: Split, views: ViewsConfig) -> dict[str, Any]:
         "views": list(range(num_views)),
         "sha256": digest.hexdigest(),
     }
+
+
+def preview_views(split: Split, views: ViewsConfig) -> NDArray[np.uint8]:
+    """The first views of sample 0, for looking at: (n, H, W, C) uint8, n at most 12."""
+    num_views = min(_PREVIEW_VIEWS, views.augment.num_distinct_views)
+    image = split.read_some(np.array([0]))
+    rows = [view_parameters(views, view, len(split))[:1] for view in range(num_views)]
+    found = [render(image, parameters, views.augment)[0] for parameters in rows]
+    return np.stack(found)
 
 
 def check_augmentable(image_shape: Sequence[int], augment: PadCropFlip) -> None:

@@ -1,0 +1,118 @@
+"""What a pass will cost: records, bytes, files, free disk, and the time at a rate measured now."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.errors import CacheError
+from store.layout import Manifest
+from store.reader import open_source
+
+_MEASURED_BATCHES = 3
+_MEASURED_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of a cache and what of it is still to be made.
+
+    pending: blocks that are to be computed; bytes_to_write: of their chunk files.
+    """
+
+    manifest: Manifest
+    device: str
+    pending_records: int
+    bytes_to_write: int
+    free_bytes: int
+    images_per_second: float
+
+    @property
+    def num_records(self) -> int:
+        return self.manifest.num_views * self.manifest.num_samples
+
+    @property
+    def num_files(self) -> int:
+        blocks = self.manifest.num_views * self.manifest.blocks_per_view
+        return blocks * len(self.manifest.arrays)
+
+    @property
+    def hours(self) -> float:
+        return self.pending_records / max(self.images_per_second, 1e-9) / 3600
+
+    def summary(self) -> str:
+        """One line."""
+        m = self.manifest
+        return (
+            f"{m.num_views:,} views x {m.num_samples:,} samples = {self.num_records:,} records of "
+            f"{m.record_bytes:,} bytes = {_size(self.num_records * m.record_bytes)} in "
+            f"{self.num_files:,} files; to do: {self.pending_records:,} records, "
+            f"{_size(self.bytes_to_write)} ({_size(self.free_bytes)} free), at "
+            f"{self.images_per_second:,.0f} images/s on {self.device} {_duration(self.hours)}"
+        )
+
+    def table(self) -> str:
+        """Bytes per tap, one line each."""
+        lines = [f"{'tap':<10} {'shape':<16} {'stored as':<16} {'bytes':>8} {'in all':>10}"]
+        for name, spec in self.manifest.taps.items():
+            stored = spec.dtype + (f", scale per {spec.scale}" if spec.scale else "")
+            shape = "x".join(map(str, spec.shape)) or "1"
+            total = _size(spec.bytes_per_record * self.num_records)
+            lines.append(
+                f"{name:<10} {shape:<16} {stored:<16} {spec.bytes_per_record:>8,} {total:>10}"
+            )
+        return "\n".join(lines)
+
+
+def pending_of(path: Path, manifest: Manifest) -> tuple[int, int]:
+    """(records to compute, bytes to write) of a cache at `path`, looked at without changing it."""
+    try:
+        there = open_source(path)
+    except CacheError:
+        there = None
+    records = num_bytes = 0
+    for block in manifest.blocks():
+        missing = [
+            spec
+            for array, spec in manifest.arrays.items()
+            if there is None or array not in there.manifest.arrays or not there.has(array, block)
+        ]
+        records += block.rows if missing else 0
+        num_bytes += sum(map(manifest.chunk_file_bytes, missing))
+    return records, num_bytes
+
+
+def free_bytes(path: Path) -> int:
+    """Of the disk that `path`, or the nearest folder above it that exists, lies on."""
+    while not path.exists():
+        path = path.absolute().parent
+    return shutil.disk_usage(path).free
+
+
+def measured_rate(run_batch: Callable[[int], int]) -> float:
+    """Images per second of a few calls of `run_batch` (number of the batch -> images in it).
+
+    The first call warms up and does not count.
+    """
+    run_batch(0)
+    images, started = 0, time.perf_counter()
+    for number in range(1, 1 + _MEASURED_BATCHES):
+        images += run_batch(number)
+        if time.perf_counter() - started > _MEASURED_SECONDS:
+            break
+    return images / (time.perf_counter() - started)
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} TB"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"

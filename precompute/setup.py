@@ -1,0 +1,92 @@
+"""From a teacher's config to what a pass needs: its data, identity, place and taps; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.load import load_teacher
+from configs.schema import TeacherConfig, as_plain
+from nets.archs import ArchError, check_arch
+from nets.taps import TapError, stage_modules
+from store.identity import Identity, cache_identity, file_sha256
+from store.layout import TapSpec, cache_path
+from views.augment import AUGMENT_VERSION
+from views.datasets import Dataset, load_dataset
+
+_SCALES = {"logits": "row", "means": "block"}  # what uint8 codes are relative to
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One teacher on one dataset, and the folder of its cache."""
+
+    config: TeacherConfig
+    dataset: Dataset
+    stages: dict[str, str]
+    identity: Identity
+    path: Path
+
+    @property
+    def tap_names(self) -> list[str]:
+        """The taps that the config asks for."""
+        energies = [stage.replace("stage", "energy") for stage in self.stages]
+        taps = self.config.taps
+        return [
+            "logits",
+            *self.stages,
+            "correct",
+            *(energies if taps.energy else []),
+            *(["hint"] if taps.hint else []),
+        ]
+
+    @property
+    def extra_outputs(self) -> list[str]:
+        """The outputs to ask the teacher for besides those it always gives."""
+        hint = self.config.taps.hint
+        names = [name for name in self.tap_names if name.startswith("energy")]
+        return [*names, f"hint:{hint.stage}"] if hint else names
+
+    def tap_spec(self, name: str, shape: tuple[int, ...]) -> TapSpec:
+        """How a tap of that name and shape is stored."""
+        taps = self.config.taps
+        if name == "correct":
+            return TapSpec(shape, "uint8")
+        if name == "hint":
+            assert taps.hint is not None
+            return TapSpec(shape, taps.hint.dtype, stage=taps.hint.stage)
+        if name.startswith("energy"):
+            return TapSpec(shape, str(taps.energy))
+        kind = "logits" if name == "logits" else "means"
+        dtype = getattr(taps, kind)
+        return TapSpec(shape, dtype, scale=_SCALES[kind] if dtype == "uint8" else None)
+
+
+def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
+    """Raises ConfigError, DatasetError, TapError, ArchError (also where there are no weights)."""
+    config = load_teacher(name, overrides)
+    check_arch(config.teacher.arch)
+    dataset = load_dataset(config.dataset)
+    stages = stage_modules(config.teacher.arch, config.taps.stages)
+    if config.taps.hint is not None and config.taps.hint.stage not in stages:
+        raise TapError(f"taps.hint.stage: {config.taps.hint.stage} is none of {', '.join(stages)}")
+    identity = cache_identity(
+        as_plain(config),
+        dataset_digest=dataset.digest,
+        augment_version=AUGMENT_VERSION,
+        stages=stages,
+        weights_sha256=_weights_sha256(config, name),
+    )
+    return Setup(config, dataset, stages, identity, cache_path(caches_dir, config.name, identity))
+
+
+def _weights_sha256(config: TeacherConfig, name: str) -> str:
+    weights = Path(config.teacher.weights)
+    if weights.is_file():
+        return file_sha256(weights)
+    if config.training is not None:
+        help_text = f"train the teacher first: python -m train teacher {name}"
+    else:
+        help_text = "put the file there or set teacher.weights=PATH"
+    raise ArchError(f"teacher.weights: there is no file {weights}\n  to mend it: {help_text}")

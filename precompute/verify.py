@@ -1,0 +1,185 @@
+"""python -m precompute.verify NAME|PATH [--records 512] [--cache PATH] [key=value ...]
+
+Proves a cache: runs the teacher again on records chosen at random and compares. Also replays the
+pixel canary, compares the labels, and holds the stored `correct` bits against the recorded figures.
+
+The tolerance of a tap is what its dtype rounds, plus what a pass in another batch composition
+differs by in the recorded precision, relative to the tap's largest value among the records.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+from configs.load import ConfigError
+from nets.archs import ArchError
+from nets.taps import TapError
+from precompute.setup import Setup, prepare
+from store.errors import CacheError
+from store.reader import TeacherCache, find_cache
+from views.augment import pixel_canary
+from views.datasets import DatasetError
+from views.seeds import draws
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+# Half of the last bit kept, relative to a number's size.
+_ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11}
+# What the arithmetic of another batch may differ by, relative to the tap's largest value.
+_ARITHMETIC = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 4e-2}
+_CHECKS_STREAM = 3
+
+
+@dataclass(frozen=True)
+class TapResult:
+    """The largest difference of a tap, and the largest that its tolerance allows there."""
+
+    tap: str
+    largest_error: float
+    tolerance: float
+    num_wrong: int
+
+
+@app.command()
+def main(
+    name: Annotated[
+        str, typer.Argument(help="configs/teacher/NAME.yaml, or a path to a YAML file")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")] = None,
+    records: Annotated[int, typer.Option(min=1, help="how many to compute again")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="which ones")] = 0,
+    caches: Annotated[Path, typer.Option(help="folder of the caches")] = Path("caches"),
+    cache: Annotated[Path | None, typer.Option(help="this cache, wherever it lies")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
+) -> None:
+    """Compute some records again and compare."""
+    from nets.precision import pick_device
+    from precompute.run import PassOptions, TeacherPass, agreement
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    setup = prepare(name, overrides or [], caches)
+    opened = (
+        TeacherCache.open(cache) if cache else find_cache(caches, setup.config.name, setup.identity)
+    )
+    train = setup.dataset.train
+    canary = pixel_canary(train, setup.config.views)
+    opened.refuse_unless(setup.identity, labels=train.labels, canary=canary)
+    console.print(f"{opened.path}: identity, {len(train):,} labels and the pixel canary agree")
+    running = TeacherPass(setup, PassOptions(pick_device(device), batch_size))
+    results = compare_records(setup, opened, running, records, seed)
+    console.print(f"{'tap':<10} {'largest error':>14} {'tolerance':>12} {'beyond it':>10}")
+    for result in results:
+        console.print(
+            f"{result.tap:<10} {result.largest_error:>14.3g} {result.tolerance:>12.3g} "
+            f"{result.num_wrong:>10,}"
+        )
+    wrong = [result.tap for result in results if result.num_wrong]
+    stored = agreement(opened)
+    recorded = opened.measured.get("train_agreement")
+    console.print(f"right on the cached views: {stored:.6f}, recorded {recorded}")
+    if recorded is None or abs(stored - recorded) > 1e-9:
+        wrong.append("train_agreement")
+    if wrong:
+        console.print(f"NOT the teacher's outputs: {', '.join(wrong)}")
+        raise typer.Exit(1)
+    console.print(f"sound: {records:,} records computed again agree")
+
+
+def compare_records(
+    setup: Setup, cache: TeacherCache, running: object, num_records: int, seed: int
+) -> list[TapResult]:
+    """Compute `num_records` random (sample, view) pairs again; one result per tap of the cache."""
+    from precompute.run import TeacherPass, extra_outputs
+
+    assert isinstance(running, TeacherPass)
+    words = draws(seed, 0, num_records, 2, stream=_CHECKS_STREAM)
+    samples = (words[:, 0] % np.uint64(cache.num_samples)).astype(np.int64)
+    views = (words[:, 1] % np.uint64(cache.num_views)).astype(np.int64)
+    fresh: dict[str, list[NDArray[np.float32]]] = {tap: [] for tap in cache.taps}
+    stored: dict[str, list[NDArray[np.float32]]] = {tap: [] for tap in cache.taps}
+    rounding: dict[str, list[NDArray[np.float32]]] = {tap: [] for tap in cache.taps}
+    for view in np.unique(views):
+        ids = samples[views == view]
+        found = running.records(int(view), ids, extra_outputs(cache.taps))
+        held = cache.read(ids, int(view))
+        for tap in cache.taps:
+            fresh[tap].append(found[tap].float().cpu().numpy())
+            stored[tap].append(held[tap].astype(np.float32))
+            rounding[tap].append(_rounding(cache, tap, int(view), fresh[tap][-1]))
+    margin = _margins(np.concatenate(fresh["logits"]))
+    arithmetic = _ARITHMETIC[setup.config.teacher.precision]
+    return [
+        _compared(
+            tap,
+            np.concatenate(fresh[tap]),
+            np.concatenate(stored[tap]),
+            np.concatenate(rounding[tap]),
+            arithmetic,
+            margin,
+        )
+        for tap in cache.taps
+    ]
+
+
+def _compared(
+    tap: str,
+    fresh: NDArray[np.float32],
+    stored: NDArray[np.float32],
+    rounding: NDArray[np.float32],
+    arithmetic: float,
+    margin: NDArray[np.float32],
+) -> TapResult:
+    error = np.abs(fresh - stored)
+    if tap == "correct":  # a bit may turn where the first two logits are all but equal
+        wrong = (error > 0) & (margin > 2 * arithmetic)
+        return TapResult(tap, float(error[wrong].max(initial=0)), 0.0, int(wrong.sum()))
+    allowed = arithmetic * np.abs(fresh).max() + rounding
+    return TapResult(tap, float(error.max()), float(allowed.max()), int((error > allowed).sum()))
+
+
+def _rounding(
+    cache: TeacherCache, tap: str, view: int, values: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """What storing may have changed each value by: half of the last bit, or half a step."""
+    spec = cache.taps[tap]
+    if spec.dtype == "uint8" and spec.scale is None:
+        return np.zeros_like(values)
+    if spec.scale is None:
+        return np.asarray(np.abs(values) * _ROUNDING[spec.dtype] + 2.0**-25, dtype=np.float32)
+    if spec.scale == "row":
+        spread = values.max(axis=1, keepdims=True) - values.min(axis=1, keepdims=True)
+    else:  # no block of the view spreads wider than the view
+        of_view = cache.read_view(view, [tap])[tap]
+        spread = (of_view.max(axis=0) - of_view.min(axis=0))[None]
+    return np.broadcast_to(spread / 255 / 2 * 1.01, values.shape).astype(np.float32)
+
+
+def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(R,) how far the first logit is above the second, relative to the largest of all."""
+    top = np.sort(logits, axis=1)
+    second = top[:, -2] if logits.shape[1] > 1 else top[:, -1] - np.inf
+    return np.asarray((top[:, -1] - second) / max(float(np.abs(logits).max()), 1e-12))
+
+
+def cli(arguments: list[str] | None = None) -> int:
+    """Run the command line: 0 agrees, 1 does not, 2 cannot be compared."""
+    try:
+        app(arguments)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except (ConfigError, DatasetError, ArchError, TapError, CacheError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

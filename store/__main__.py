@@ -1,0 +1,203 @@
+"""python -m store list [--caches DIR]                 all caches: teacher, size, how far
+python -m store info PATH [--json] [--plot FILE]     one cache: identity, taps, bytes, versions
+python -m store check PATH                           read every byte of it
+python -m store export CACHE FILE.h5                 as one HDF5 file
+python -m store import FILE.h5 [DIR]                 and back
+
+Exit status: 0 sound, 1 unsound or unfinished, 2 unusable.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+from rich.progress import TransferSpeedColumn as Speed
+from rich.table import Table
+
+from store.errors import CacheDamaged, CacheError
+from store.layout import write_atomically
+from store.look import describe_missing, details, journal_notes, overviews
+from store.reader import TeacherCache, open_source
+from store.transfer import export_cache, import_cache
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Look at caches.")
+CachePath = Annotated[Path, typer.Argument(help="a cache's folder, or an exported .h5 file")]
+
+
+@app.command("list")
+def list_caches(
+    caches: Annotated[Path, typer.Option(help="folder of the caches")] = Path("caches"),
+) -> None:
+    """All caches below a folder."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("cache", "teacher", "dataset", "views", "samples", "size", "state"):
+        table.add_column(column, overflow="fold")
+    for found in overviews(caches):
+        if found.source is None:
+            table.add_row(found.path.name, "", "", "", "", "", f"unusable: {found.problem}")
+            continue
+        m = found.source.manifest
+        size = m.record_bytes * m.num_views * m.num_samples
+        state = "complete" if found.done == 1 else f"{100 * found.done:.1f} % done"
+        table.add_row(
+            found.path.name,
+            m.identity["teacher"]["arch"],
+            m.identity["dataset"]["type"],
+            str(m.num_views),
+            f"{m.num_samples:,}",
+            f"{size / 1e6:,.1f} MB",
+            state,
+        )
+    _console().print(table if table.row_count else f"{caches} holds no cache")
+
+
+@app.command()
+def info(
+    path: CachePath,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    plot: Annotated[Path | None, typer.Option(help="draw a picture into this PNG file")] = None,
+) -> None:
+    """What one cache is, and how far."""
+    found = details(path)
+    if plot is not None:
+        from store.picture import picture
+
+        write_atomically(plot, picture(TeacherCache.open(path)))
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        _console().print(_as_text(found) + (f"\npicture: {plot}" if plot else ""))
+
+
+@app.command()
+def check(path: CachePath) -> None:
+    """Read every block of every tap and compare the checksums."""
+    console = _console()
+    source = open_source(path)
+    faults = describe_missing(source)
+    started, num_bytes = time.perf_counter(), 0
+    with _bytes_progress(source, console) as progress:
+        task = progress.add_task("check", total=_disk_bytes(source))
+
+        def on_chunk(size: int) -> None:
+            nonlocal num_bytes
+            num_bytes += size
+            progress.advance(task, size)
+
+        faults += source.faults(read=True, on_chunk=on_chunk)
+    try:
+        _read_whole_arrays(path, source)
+    except CacheDamaged as error:
+        console.print(error.problem)
+        raise typer.Exit(1) from None
+    for note in journal_notes(source):
+        console.print(f"unreadable line of the journal: {note}")
+    for fault in faults[:20]:
+        console.print(str(fault))
+    rate = num_bytes / max(time.perf_counter() - started, 1e-9)
+    if faults:
+        console.print(
+            f"{path} is unsound: {len(faults)} faults\n  to mend it: "
+            f"make cache-teacher TEACHER={source.manifest.teacher} RECHECK=1"
+        )
+        raise typer.Exit(1)
+    console.print(f"{path} is sound: {num_bytes:,} bytes, {rate / 1e9:,.2f} GB/s")
+
+
+@app.command()
+def export(cache: CachePath, file: Annotated[Path, typer.Argument(help="FILE.h5")]) -> None:
+    """Write a cache as one HDF5 file."""
+    export_cache(cache, file)
+    _console().print(f"{file}: {file.stat().st_size:,} bytes")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="FILE.h5")],
+    caches: Annotated[Path, typer.Argument(help="folder of the caches")] = Path("caches"),
+) -> None:
+    """Make a cache folder from an exported file."""
+    _console().print(f"{import_cache(file, caches)} is complete")
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    lines = [
+        f"{found['path']}",
+        f"identity   {found['identity_sha256']}",
+        *_flat(found["identity"]),
+        f"size       {found['num_views']} views x {found['num_samples']:,} samples x "
+        f"{found['bytes_per_record']:,} bytes = {found['bytes']:,} bytes, in blocks of "
+        f"{found['block_rows']:,}",
+    ]
+    for name, tap in found["taps"].items():
+        shape = "x".join(map(str, tap["shape"])) or "1"
+        scale = f" with a scale per {tap['scale']}" if tap["scale"] else ""
+        lines.append(
+            f"  {name:<9}{shape:>14} {tap['dtype']}{scale}, {tap['bytes_per_record']:,} bytes a "
+            f"record, {tap['bytes']:,} in all"
+        )
+    state = "complete" if found["complete"] else f"{100 * found['fraction_done']:.1f} % done"
+    lines.append(f"state      {state}")
+    lines += [f"{name:<22} {value:.4g}" for name, value in found["measured"].items()]
+    lines.append("made with  " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()))
+    return "\n".join(lines)
+
+
+def _flat(mapping: dict[str, Any], prefix: str = "  ") -> list[str]:
+    lines: list[str] = []
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            lines += _flat(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}: {value}")
+    return lines
+
+
+def _disk_bytes(source: Any) -> int:
+    m = source.manifest
+    block = sum(map(m.chunk_file_bytes, m.arrays.values()))
+    return int(block * m.num_views * m.blocks_per_view)
+
+
+def _read_whole_arrays(path: Path, source: Any) -> None:
+    from store.layout import LABELS, LABELS_DTYPE, PREVIEW
+
+    source.read_whole(LABELS, (source.manifest.num_samples,), LABELS_DTYPE)
+    source.read_whole(PREVIEW, tuple(source.manifest.preview_shape), "uint8")
+
+
+def _bytes_progress(source: Any, console: Console) -> Progress:
+    return Progress(
+        BarColumn(),
+        DownloadColumn(),
+        Speed(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def cli(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    try:
+        app(arguments)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except CacheError as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

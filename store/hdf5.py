@@ -1,0 +1,193 @@
+"""A cache as one HDF5 file: for sharing, and for clusters that count files.
+
+Plain h5py: one contiguous dataset per array, the manifest as a string dataset, and per array an
+attribute with the crc32c of each block's rows. Never written by more than one process, never
+changed once it is there: growing a cache is the folder's business.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from store.chunks import Fault, damaged
+from store.errors import CacheDamaged, CacheError, CacheMissing
+from store.layout import (
+    FORMAT_NAME,
+    Block,
+    Manifest,
+    crc32c,
+    crc_hex,
+    flush_folder,
+    manifest_text,
+    parse_manifest,
+)
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_MANIFEST = "manifest"
+_BLOCK_CRC = "block_crc32c"
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether the file claims to be HDF5."""
+    with path.open("rb") as file:
+        return file.read(len(_SIGNATURE)) == _SIGNATURE
+
+
+@dataclass(frozen=True)
+class Hdf5Source:
+    """Reads the arrays of an exported cache; opens the file for each read, so `fork` is safe."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Hdf5Source:
+        """Raises CacheMissing (an HDF5 file of something else), CacheDamaged, CacheMismatch."""
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("format") != FORMAT_NAME:
+                    raise CacheMissing(f"{path} is an HDF5 file, but not of a teacher cache")
+                text = bytes(file[_MANIFEST][()])
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, CacheError):
+                raise
+            raise _unreadable(path, error) from None
+        return cls(path, parse_manifest(text, path))
+
+    def has(self, array: str, block: Block) -> bool:
+        return True  # a file is exported from a complete cache, and renamed when it is whole
+
+    def read(self, array: str, block: Block, out: NDArray[Any]) -> None:
+        """Fill `out` (rows of the block, ...), C-contiguous; raises CacheDamaged."""
+        fault = self._read(array, block, out)
+        if fault is not None:
+            raise damaged(self.manifest, [fault])
+
+    def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        try:
+            with h5py.File(self.path, "r") as file:
+                values = np.asarray(file[name][()])
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            raise _unreadable(self.path, error) from None
+        if values.shape != shape or crc_hex(crc32c(values)) != self.manifest.whole_crc32c[name]:
+            raise damaged(self.manifest, [Fault(f"{name} damaged", self.path)])
+        return values.astype(dtype, copy=False)
+
+    def faults(
+        self,
+        *,
+        read: bool,
+        num_views: int | None = None,
+        on_chunk: Callable[[int], None] | None = None,
+    ) -> list[Fault]:
+        """Unsound blocks of the first views; without `read`, arrays of the wrong shape."""
+        views = self.manifest.num_views if num_views is None else num_views
+        faults = [fault for name in self.manifest.arrays if (fault := self._shape_fault(name))]
+        if not read or faults:
+            return faults
+        for array, spec in self.manifest.arrays.items():
+            for block in self.manifest.blocks():
+                if block.view >= views:
+                    break
+                rows = np.empty((self.manifest.rows_in(spec, block), *spec.shape), spec.dtype)
+                if on_chunk is not None:
+                    on_chunk(rows.nbytes)
+                if (fault := self._read(array, block, rows)) is not None:
+                    faults.append(fault)
+        return faults
+
+    def _read(self, array: str, block: Block, out: NDArray[Any]) -> Fault | None:
+        start, stop = _rows_of(self.manifest, array, block)
+        place = (array, block.view, block.index)
+        try:
+            with h5py.File(self.path, "r") as file:
+                data = file[array]
+                data.read_direct(out, np.s_[block.view, start:stop])
+                expected = int(data.attrs[_BLOCK_CRC][block.view, block.index])
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            return Fault(f"unreadable ({_first_line(error)})", self.path, *place)
+        return None if crc32c(out) == expected else Fault("checksum wrong", self.path, *place)
+
+    def _shape_fault(self, array: str) -> Fault | None:
+        spec = self.manifest.arrays[array]
+        expected = (self.manifest.num_views, _num_rows(self.manifest, array), *spec.shape)
+        try:
+            with h5py.File(self.path, "r") as file:
+                found = file[array].shape, file[array].dtype
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            return Fault(f"unreadable ({_first_line(error)})", self.path, array)
+        right = found == (expected, np.dtype(spec.dtype))
+        return None if right else Fault(f"array is {found}", self.path, array)
+
+
+def write_hdf5(
+    file_path: Path,
+    manifest: Manifest,
+    whole: dict[str, NDArray[Any]],
+    read_block: Callable[[str, Block, NDArray[Any]], None],
+) -> None:
+    """Write aside, flush, rename. `read_block` fills an array's rows of a block."""
+    aside = file_path.with_name(f".{file_path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(aside, "w", libver="latest") as file:
+            file.attrs["format"] = FORMAT_NAME
+            file.create_dataset(_MANIFEST, data=np.bytes_(manifest_text(manifest)))
+            for name, values in whole.items():
+                file.create_dataset(name, data=values)
+            for array in manifest.arrays:
+                _write_array(file, manifest, array, read_block)
+        with aside.open("rb") as done:
+            os.fsync(done.fileno())
+        aside.replace(file_path)
+        flush_folder(file_path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _write_array(
+    file: h5py.File,
+    manifest: Manifest,
+    array: str,
+    read_block: Callable[[str, Block, NDArray[Any]], None],
+) -> None:
+    spec = manifest.arrays[array]
+    shape = (manifest.num_views, _num_rows(manifest, array), *spec.shape)
+    data = file.create_dataset(array, shape=shape, dtype=spec.dtype)  # contiguous by default
+    checksums = np.empty((manifest.num_views, manifest.blocks_per_view), dtype="<u4")
+    for block in manifest.blocks():
+        rows = np.empty((manifest.rows_in(spec, block), *spec.shape), dtype=spec.dtype)
+        read_block(array, block, rows)
+        start, stop = _rows_of(manifest, array, block)
+        data.write_direct(rows, dest_sel=np.s_[block.view, start:stop])
+        checksums[block.view, block.index] = crc32c(rows)
+    data.attrs[_BLOCK_CRC] = checksums
+
+
+def _rows_of(manifest: Manifest, array: str, block: Block) -> tuple[int, int]:
+    if manifest.arrays[array].per_block:
+        return block.index, block.index + 1
+    return block.start, block.stop
+
+
+def _num_rows(manifest: Manifest, array: str) -> int:
+    per_block = manifest.arrays[array].per_block
+    return manifest.blocks_per_view if per_block else manifest.num_samples
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _unreadable(path: Path, error: BaseException) -> CacheDamaged:
+    return CacheDamaged(
+        f"{path} cannot be read as HDF5: {_first_line(error)}",
+        mend="copy it again, or export it again: python -m store export CACHE FILE.h5",
+    )

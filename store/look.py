@@ -1,0 +1,96 @@
+"""What there is to say about a cache without the dataset, the teacher or torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from store.chunks import Fault, FolderSource
+from store.errors import CacheError
+from store.hdf5 import is_hdf5
+from store.identity import identity_sha256
+from store.layout import MANIFEST
+from store.reader import Source, missing_blocks, open_source
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One line of a list of caches. `problem` is why it could not be opened."""
+
+    path: Path
+    source: Source | None
+    problem: str = ""
+
+    @property
+    def done(self) -> float:
+        """Fraction of the planned chunks that are committed."""
+        if self.source is None:
+            return 0.0
+        manifest = self.source.manifest
+        planned = manifest.num_views * manifest.blocks_per_view * len(manifest.arrays)
+        return 1 - len(missing_blocks(self.source)) / planned
+
+
+def overviews(folder: Path) -> Iterator[Overview]:
+    """Every cache directly below `folder`, by name: folders with a manifest, exported files."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        is_cache = (path / MANIFEST).is_file() or (path.is_file() and is_hdf5(path))
+        if not is_cache:
+            continue
+        try:
+            yield Overview(path, open_source(path))
+        except CacheError as error:
+            yield Overview(path, None, error.problem)
+
+
+def details(path: Path) -> dict[str, Any]:
+    """Everything the manifest says, and how far the cache is, as plain JSON values.
+
+    Raises CacheError.
+    """
+    source = open_source(path)
+    m = source.manifest
+    records = m.num_views * m.num_samples
+    taps = {
+        name: {
+            "shape": list(spec.shape),
+            "dtype": spec.dtype,
+            "scale": spec.scale,
+            "bytes_per_record": spec.bytes_per_record,
+            "bytes": spec.bytes_per_record * records,
+        }
+        for name, spec in m.taps.items()
+    }
+    return {
+        "path": str(path),
+        "teacher": m.teacher,
+        "identity": m.identity,
+        "identity_sha256": identity_sha256(m.identity),
+        "num_samples": m.num_samples,
+        "num_views": m.num_views,
+        "block_rows": m.block_rows,
+        "taps": taps,
+        "bytes_per_record": m.record_bytes,
+        "bytes": m.record_bytes * records,
+        "complete": not missing_blocks(source),
+        "fraction_done": Overview(path, source).done,
+        "measured": m.measured,
+        "versions": m.versions,
+        "classes": m.class_names,
+    }
+
+
+def journal_notes(source: Source) -> list[str]:
+    """Lines of the journal that cannot be read; harmless once their blocks are there again."""
+    return source.journal.damaged_lines if isinstance(source, FolderSource) else []
+
+
+def describe_missing(source: Source) -> list[Fault]:
+    """Everything that is planned and not committed."""
+    path = source.path if isinstance(source, FolderSource) else Path()
+    return [
+        Fault("not committed", path, array, block.view, block.index)
+        for array, block in missing_blocks(source)
+    ]

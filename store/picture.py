@@ -1,0 +1,109 @@
+"""One picture of a cache: its channel means, how sure and how right the teacher is, what it saw."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, cast
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
+
+from store.reader import TeacherCache
+
+_SHOWN_CLASSES = 20
+_BLUE, _GREEN = "#1b4f8f", "#2a7f3f"
+
+
+def picture(cache: TeacherCache) -> bytes:
+    """PNG bytes. Reads view 0, and of the other views sample 0."""
+    records = cache.read_view(0)
+    figure = Figure(figsize=(11, 8.5), dpi=110, layout="constrained")
+    figure.suptitle(_title(cache), fontsize=11)
+    upper, lower = cast(Any, figure.subfigures(2, 1, height_ratios=[1.25, 1]))
+    means, confidence, right = upper.subplots(1, 3, width_ratios=[1.2, 1, 1])
+    _draw_means(means, cache, records)
+    _draw_confidence(confidence, records)
+    _draw_agreement(right, cache, records)
+    _draw_views(lower, cache)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def _title(cache: TeacherCache) -> str:
+    measured = cache.measured
+    error = f", test error {measured['test_top1_error']:.2f} % top-1" if measured else ""
+    return (
+        f"{cache.path.name}: {cache.identity['teacher']['arch']}{error}; "
+        f"{cache.num_views} views x {cache.num_samples:,} samples"
+    )
+
+
+def _draw_means(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[Any]]) -> None:
+    stages = [name for name in cache.taps if name.startswith("stage")]
+    values = [records[stage].mean(axis=0) for stage in stages]
+    axes.boxplot(values, tick_labels=stages, showfliers=True, flierprops={"ms": 3})
+    axes.set_title("channel means, one point per channel,\naveraged over the samples", fontsize=9)
+    axes.set_ylabel("spatial mean of the activation")
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _draw_confidence(axes: Axes, records: dict[str, NDArray[Any]]) -> None:
+    top = _softmax(records["logits"]).max(axis=1)
+    correct = records["correct"].astype(bool)
+    bins = np.linspace(0, 1, 26).tolist()
+    axes.hist(
+        [top[correct], top[~correct]],
+        bins=bins,
+        stacked=True,
+        color=[_GREEN, "#b03a2e"],
+        label=["right", "wrong"],
+    )
+    axes.set_yscale("log")
+    axes.set_title("confidence of the teacher, view 0", fontsize=9)
+    axes.set_xlabel("probability of its first class")
+    axes.set_ylabel("samples")
+    axes.legend(fontsize=8)
+
+
+def _draw_agreement(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[Any]]) -> None:
+    names = cache.manifest.class_names
+    right = np.array(
+        [
+            records["correct"][cache.labels == label].mean() if (cache.labels == label).any() else 0
+            for label in range(len(names))
+        ]
+    )
+    shown = np.argsort(right)[:_SHOWN_CLASSES] if len(names) > _SHOWN_CLASSES else range(len(names))
+    labels = [names[i] for i in shown]
+    axes.barh(labels, 100 * right[list(shown)], color=_BLUE)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    which = f"its {_SHOWN_CLASSES} hardest classes" if len(names) > _SHOWN_CLASSES else "per class"
+    axes.set_title(f"teacher agrees with the label, {which},\nview 0 (%)", fontsize=9)
+    axes.tick_params(axis="y", labelsize=8)
+
+
+def _draw_views(figure: SubFigure, cache: TeacherCache) -> None:
+    names = cache.manifest.class_names
+    label = names[cache.labels[0]]
+    figure.suptitle(
+        f"views of sample 0 (label: {label}), with the teacher's first class", fontsize=9
+    )
+    views = cache.preview[: cache.num_views]
+    columns = min(6, len(views))
+    grid = figure.subplots(-(-len(views) // columns), columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for view, (axes, pixels) in enumerate(zip(grid, views, strict=False)):
+        first = _softmax(cache.read([0], view, ["logits"])["logits"])[0]
+        grey = pixels.shape[2] == 1
+        axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None)
+        axes.set_title(f"{view}: {names[first.argmax()]} {100 * first.max():.0f} %", fontsize=8)
+
+
+def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))

@@ -109,7 +109,7 @@ def _if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache 
         return None
     train, views = setup.dataset.train, setup.config.views
     cache.refuse_unless(cache.identity, labels=train.labels, canary=pixel_canary(train, views))
-    enough = cache.num_views >= views.num_views and set(setup.tap_names) <= set(cache.taps)
+    enough = cache.num_views >= views.num_views and setup.is_held_by(cache.taps)
     if not enough or not cache.measured:
         return None
     if cache.nbytes > _CHECKED_BYTES and not recheck:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -67,12 +68,22 @@ class Plan:
         return "\n".join(lines)
 
 
-def pending_of(path: Path, manifest: Manifest) -> tuple[int, int]:
-    """(records to compute, bytes to write) of a cache at `path`, looked at without changing it."""
+def pending_of(path: Path, manifest: Manifest) -> tuple[Manifest, int, int]:
+    """The cache as it will be, records to compute, bytes to write; changes nothing.
+
+    manifest: what a new cache would be; one that is there keeps its block size, views and taps.
+    """
     try:
         there = open_source(path)
     except CacheError:
         there = None
+    if there is not None:
+        manifest = dataclasses.replace(
+            manifest,
+            block_rows=there.manifest.block_rows,
+            num_views=max(manifest.num_views, there.manifest.num_views),
+            taps={**there.manifest.taps, **manifest.taps},
+        )
     records = num_bytes = 0
     for block in manifest.blocks():
         missing = [
@@ -82,7 +93,7 @@ def pending_of(path: Path, manifest: Manifest) -> tuple[int, int]:
         ]
         records += block.rows if missing else 0
         num_bytes += sum(map(manifest.chunk_file_bytes, missing))
-    return records, num_bytes
+    return manifest, records, num_bytes
 
 
 def free_bytes(path: Path) -> int:

@@ -174,8 +174,8 @@ def _content(running: TeacherPass) -> CacheContent:
 
 
 def _plan(running: TeacherPass, content: CacheContent) -> Plan:
-    manifest = draft_manifest(content, running.options.block_rows)
-    records, num_bytes = pending_of(running.setup.path, manifest)
+    draft = draft_manifest(content, running.options.block_rows)
+    manifest, records, num_bytes = pending_of(running.setup.path, draft)
     num_samples, size = manifest.num_samples, running.options.batch_size
     outputs = running.setup.extra_outputs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,13 @@ class Setup:
         kind = "logits" if name == "logits" else "means"
         dtype = getattr(taps, kind)
         return TapSpec(shape, dtype, scale=_SCALES[kind] if dtype == "uint8" else None)
+
+    def is_held_by(self, taps: Mapping[str, TapSpec]) -> bool:
+        """Whether these taps include all that the config asks for, stored as it asks."""
+        return all(
+            name in taps and taps[name] == self.tap_spec(name, taps[name].shape)
+            for name in self.tap_names
+        )
 
 
 def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:

@@ -19,9 +19,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as Speed
-from rich.table import Table
 
-from store.errors import CacheDamaged, CacheError
+from store.errors import CacheError
 from store.layout import write_atomically
 from store.look import describe_missing, details, journal_notes, overviews
 from store.reader import TeacherCache, open_source
@@ -36,26 +35,25 @@ def list_caches(
     caches: Annotated[Path, typer.Option(help="folder of the caches")] = Path("caches"),
 ) -> None:
     """All caches below a folder."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("cache", "teacher", "dataset", "views", "samples", "size", "state"):
-        table.add_column(column, overflow="fold")
+    rows = [["cache", "teacher", "dataset", "views", "samples", "size", "state"]]
     for found in overviews(caches):
         if found.source is None:
-            table.add_row(found.path.name, "", "", "", "", "", f"unusable: {found.problem}")
+            rows.append([found.path.name, "", "", "", "", "", f"unusable: {found.problem}"])
             continue
         m = found.source.manifest
         size = m.record_bytes * m.num_views * m.num_samples
-        state = "complete" if found.done == 1 else f"{100 * found.done:.1f} % done"
-        table.add_row(
-            found.path.name,
-            m.identity["teacher"]["arch"],
-            m.identity["dataset"]["type"],
-            str(m.num_views),
-            f"{m.num_samples:,}",
-            f"{size / 1e6:,.1f} MB",
-            state,
+        rows.append(
+            [
+                found.path.name,
+                m.identity["teacher"]["arch"],
+                m.identity["dataset"]["type"],
+                str(m.num_views),
+                f"{m.num_samples:,}",
+                f"{size / 1e6:,.1f} MB",
+                "complete" if found.done == 1 else f"{100 * found.done:.1f} % done",
+            ]
         )
-    _console().print(table if table.row_count else f"{caches} holds no cache")
+    print(_aligned(rows) if len(rows) > 1 else f"{caches} holds no cache")
 
 
 @app.command()
@@ -92,11 +90,6 @@ def check(path: CachePath) -> None:
             progress.advance(task, size)
 
         faults += source.faults(read=True, on_chunk=on_chunk)
-    try:
-        _read_whole_arrays(path, source)
-    except CacheDamaged as error:
-        console.print(error.problem)
-        raise typer.Exit(1) from None
     for note in journal_notes(source):
         console.print(f"unreadable line of the journal: {note}")
     for fault in faults[:20]:
@@ -125,6 +118,15 @@ def import_(
 ) -> None:
     """Make a cache folder from an exported file."""
     _console().print(f"{import_cache(file, caches)} is complete")
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[-1] = 0
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
 
 
 def _as_text(found: dict[str, Any]) -> str:
@@ -164,13 +166,6 @@ def _disk_bytes(source: Any) -> int:
     m = source.manifest
     block = sum(map(m.chunk_file_bytes, m.arrays.values()))
     return int(block * m.num_views * m.blocks_per_view)
-
-
-def _read_whole_arrays(path: Path, source: Any) -> None:
-    from store.layout import LABELS, LABELS_DTYPE, PREVIEW
-
-    source.read_whole(LABELS, (source.manifest.num_samples,), LABELS_DTYPE)
-    source.read_whole(PREVIEW, tuple(source.manifest.preview_shape), "uint8")
 
 
 def _bytes_progress(source: Any, console: Console) -> Progress:

@@ -20,6 +20,9 @@ from store.errors import CacheDamaged
 from store.journal import ChunkKey, Journal
 from store.layout import (
     CHECKSUM_BYTES,
+    LABELS,
+    LABELS_DTYPE,
+    PREVIEW,
     ZARR_GROUP,
     Block,
     Manifest,
@@ -68,11 +71,18 @@ class FolderSource:
 
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """An array that is stored in a single chunk; raises CacheDamaged."""
+        fault = self._whole_fault(name, shape, dtype)
+        if fault is not None:
+            raise damaged(self.manifest, [fault])
+        data = whole_path(self.path, name, len(shape)).read_bytes()[:-CHECKSUM_BYTES]
+        return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+    def _whole_fault(self, name: str, shape: tuple[int, ...], dtype: str) -> Fault | None:
         file = whole_path(self.path, name, len(shape))
         try:
             data = np.frombuffer(file.read_bytes(), dtype=np.uint8)
         except FileNotFoundError:
-            raise damaged(self.manifest, [Fault(f"{name} missing", file)]) from None
+            return Fault(f"{name} missing", file)
         payload, trailer = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
         expected_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         sums = {
@@ -80,9 +90,8 @@ class FolderSource:
             int(self.manifest.whole_crc32c[name], 16),
             int.from_bytes(trailer, "little"),
         }
-        if payload.size != expected_bytes or len(sums) != 1:
-            raise damaged(self.manifest, [Fault(f"{name} damaged", file)])
-        return payload.view(dtype).reshape(shape)
+        whole = payload.size == expected_bytes and len(sums) == 1
+        return None if whole else Fault(f"{name} damaged", file)
 
     def fault_of(self, array: str, block: Block, out: NDArray[Any] | None = None) -> Fault | None:
         """Read one chunk, into `out` if given; what is wrong with it, or None."""
@@ -112,7 +121,17 @@ class FolderSource:
             for key in self._keys(views)
             if (fault := self._looked_at(key, read, on_chunk)) is not None
         ]
-        return metadata_faults(self.path, self.manifest) + faults
+        whole = self._whole_faults() if read else []
+        return metadata_faults(self.path, self.manifest) + whole + faults
+
+    def _whole_faults(self) -> list[Fault]:
+        manifest = self.manifest
+        shapes = {
+            LABELS: ((manifest.num_samples,), LABELS_DTYPE),
+            PREVIEW: (tuple(manifest.preview_shape), "uint8"),
+        }
+        found = (self._whole_fault(name, *shape) for name, shape in shapes.items())
+        return [fault for fault in found if fault is not None]
 
     def _keys(self, num_views: int) -> Iterable[ChunkKey]:
         arrays = self.manifest.arrays

@@ -143,7 +143,9 @@ class CacheWriter:
         if not lock.leader:
             writer = cls(path, read_manifest(path), lock, job)
             _refuse_another(path, writer.manifest, content)
-            writer.work = writer._agreed_work()[job.rank :: job.world]
+            still = set(writer.pending())  # a latecomer's share may have been done for it
+            share = writer._agreed_work()[job.rank :: job.world]
+            writer.work = [item for item in share if item in still]
             return writer
         manifest, salvaged = _manifest_for(path, content, block_rows)
         writer = cls(path, manifest, lock, job)

@@ -1,0 +1,20 @@
+"""What the kill loop runs: one pass over a small cache, in a process that may die at any moment."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from precompute.run import PassOptions, fill_cache
+from precompute.setup import prepare
+
+torch.set_num_threads(1)
+
+
+def run_pass(overrides: list[str], caches: Path, batch_size: int = 2) -> None:
+    setup = prepare("digits-resnet20", overrides, caches)
+    options = PassOptions(torch.device("cpu"), batch_size, block_rows=4)
+    fill_cache(setup, options, Console(file=io.StringIO()))

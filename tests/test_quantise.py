@@ -1,0 +1,65 @@
+"""Eight-bit codes: within half a step, exact where they can be, and never out of range."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from store import TapSpec, TeacherCache
+from store.errors import BadTeacherOutput
+from store.quantise import quantise_channels, quantise_rows, restore_channels, restore_rows
+from tests.test_store import open_writer, records_of
+
+FLOATS = st.floats(-1000, 1000, width=32)
+
+
+@given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=FLOATS))
+def test_rows_come_back_within_half_a_step(values: np.ndarray) -> None:
+    codes, scale = quantise_rows(values)
+    spread = values.max(axis=1, keepdims=True) - values.min(axis=1, keepdims=True)
+    allowed = spread / 255 / 2 * 1.01 + np.abs(values).max() * 1e-6
+    assert (np.abs(restore_rows(codes, scale) - values) <= allowed).all()
+
+
+@given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=FLOATS))
+def test_channels_come_back_within_half_a_step(values: np.ndarray) -> None:
+    codes, scale = quantise_channels(values)
+    spread = values.max(axis=0) - values.min(axis=0)
+    allowed = spread / 255 / 2 * 1.01 + np.abs(values).max() * 1e-6
+    assert (np.abs(restore_channels(codes, scale) - values) <= allowed).all()
+
+
+def test_by_hand() -> None:
+    codes, scale = quantise_rows(np.array([[0, 51, 255], [7, 7, 7]], dtype=np.float32))
+    assert codes.tolist() == [[0, 51, 255], [0, 0, 0]]
+    assert scale.tolist() == [[0, 1], [7, 0]]
+    assert restore_rows(codes, scale).tolist() == [[0, 51, 255], [7, 7, 7]]
+
+
+def test_a_cache_of_codes_reads_as_float32_and_takes_a_quarter_of_the_bytes(tmp_path) -> None:
+    taps = {"logits": TapSpec((3,), "uint8", "row"), "stage1": TapSpec((5,), "uint8", "block")}
+    assert taps["stage1"].bytes_per_record == 5
+    assert taps["logits"].bytes_per_record == 3 + 8
+    with open_writer(tmp_path / "c", taps=taps) as writer:
+        for item in writer.work:
+            rows = records_of(item.block.view, slice(item.block.start, item.block.stop))
+            writer.write_block(item.block, {tap: rows[tap] for tap in taps})
+    opened = TeacherCache.open(tmp_path / "c")
+    for tap, values in opened.read_view(1).items():
+        exact = records_of(1, slice(None))[tap].astype(np.float32)
+        assert values.dtype == np.float32
+        assert 0 < np.abs(values - exact).max() < 0.02
+
+
+def test_numbers_that_are_not_finite_are_refused_before_they_are_coded(tmp_path) -> None:
+    taps = {"logits": TapSpec((3,), "uint8", "row")}
+    values = np.zeros((4, 3), dtype=np.float32)
+    values[1, 2] = np.inf
+    with (
+        open_writer(tmp_path / "c", taps=taps) as writer,
+        pytest.raises(BadTeacherOutput, match="inf of tap logits, view 0, sample 1"),
+    ):
+        writer.write_block(writer.work[0].block, {"logits": values})

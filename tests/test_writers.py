@@ -1,0 +1,181 @@
+"""Who may write: one process, or the processes of one job, which share the work."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from store import CacheBusy, TeacherCache
+from store.lock import Job
+from tests.test_store import fill, open_writer, records_of
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_second_writer_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "c"), pytest.raises(CacheBusy, match=f"process {os.getpid()} on"):
+        open_writer(tmp_path / "c")
+    with open_writer(tmp_path / "c"):
+        pass
+
+
+def test_another_process_is_refused_too_and_readers_are_not(tmp_path: Path) -> None:
+    path = fill(tmp_path / "c")
+    code = (
+        "import sys; from pathlib import Path; from tests.test_store import open_writer\n"
+        "from store import CacheError, TeacherCache\n"
+        "TeacherCache.open(sys.argv[1]).read_view(0)\n"
+        "try:\n    open_writer(Path(sys.argv[1]))\n"
+        "except CacheError as error:\n    print(error)\n    sys.exit(3)"
+    )
+    with open_writer(path):
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 3, result.stderr
+    assert f"is being written by process {os.getpid()}" in result.stdout
+
+
+def test_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from tests.test_store import open_writer\n"
+        "writer = open_writer(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "c")], cwd=ROOT, check=False
+    )
+    assert killed.returncode == -9
+    with open_writer(tmp_path / "c") as writer:
+        assert len(writer.work) == 6
+
+
+def do_share(path: Path, job: Job, die_after: int | None = None) -> None:
+    with open_writer(path, job=job) as writer:
+        for done, item in enumerate(writer.work):
+            if done == die_after:
+                os._exit(9)
+            write(writer, item)
+        while left := writer.left_over():
+            for item in left:
+                write(writer, item)
+        if left is not None:
+            writer.record_measured({"by": job.rank})
+
+
+def write(writer, item) -> None:
+    records = records_of(item.block.view, slice(item.block.start, item.block.stop))
+    writer.write_block(item.block, {tap: records[tap] for tap in item.taps})
+
+
+def run_job(path: Path, name: str, world: int, die_after: dict[int, int] | None = None) -> None:
+    processes = multiprocessing.get_context("forkserver")
+    children = [
+        processes.Process(
+            target=do_share, args=(path, Job(name, rank, world), (die_after or {}).get(rank))
+        )
+        for rank in range(world)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+
+
+def assert_whole(path: Path) -> None:
+    opened = TeacherCache.open(path)
+    assert opened.faults() == []
+    for view in range(2):
+        for tap, values in opened.read_view(view).items():
+            assert (values == records_of(view, slice(None))[tap]).all()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_processes_of_a_job_share_the_work_and_the_last_one_finishes(
+    tmp_path: Path, world: int
+) -> None:
+    run_job(tmp_path / "c", "job", world)
+    assert_whole(tmp_path / "c")
+    assert TeacherCache.open(tmp_path / "c").measured["by"] in range(world)
+    lines = [
+        line
+        for file in (tmp_path / "c" / "journal").glob("*.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    assert len(lines) == 6  # no block was written twice
+
+
+def test_what_a_dead_process_leaves_the_others_or_the_next_job_do(tmp_path: Path) -> None:
+    run_job(tmp_path / "c", "job", 2, die_after={0: 1, 1: 1})
+    with open_writer(tmp_path / "c") as writer:
+        assert 0 < len(writer.work) < 6
+    run_job(tmp_path / "c", "again", 3)
+    assert_whole(tmp_path / "c")
+
+
+def test_a_process_of_another_job_is_refused(tmp_path: Path) -> None:
+    with (
+        open_writer(tmp_path / "c", job=Job("one", 0, 2)),
+        pytest.raises(CacheBusy),
+    ):
+        open_writer(tmp_path / "c", job=Job("two", 1, 2))
+
+
+def test_ranks_split_one_list(tmp_path: Path) -> None:
+    with (
+        open_writer(tmp_path / "c", job=Job("one", 0, 2)) as first,
+        open_writer(tmp_path / "c", job=Job("one", 1, 2)) as second,
+    ):
+        blocks = [[item.block for item in writer.work] for writer in (first, second)]
+        assert [len(share) for share in blocks] == [3, 3]
+        everything = sorted(blocks[0] + blocks[1])
+        assert everything == list(first.manifest.blocks())
+        assert first.left_over() is None  # the second is still there
+
+
+def test_under_torchrun_names_ranks_find_each_other(tmp_path: Path, monkeypatch) -> None:
+    from precompute.__main__ import _job
+
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert _job("", 1, 2).name == _job("", 0, 2).name != ""
+
+
+def test_growing_by_views_touches_nothing_that_is_there(tmp_path: Path) -> None:
+    path = fill(tmp_path / "c")
+    before = {f: f.stat().st_mtime_ns for f in (path / "teacher.zarr").glob("*/c.*")}
+    fill(path, num_views=5)
+    opened = TeacherCache.open(path)
+    assert opened.num_views == 5
+    assert all(f.stat().st_mtime_ns == time_ns for f, time_ns in before.items())
+    for view in range(5):
+        expected = records_of(view, slice(None))["logits"]
+        assert (opened.read_view(view)["logits"] == expected).all()
+
+
+def test_fewer_views_are_simply_not_asked_for(tmp_path: Path) -> None:
+    path = fill(tmp_path / "c", num_views=3)
+    with open_writer(path, num_views=1) as writer:
+        assert writer.work == []
+    assert TeacherCache.open(path).num_views == 3
+
+
+def test_the_first_views_can_be_read_while_more_are_being_added(tmp_path: Path) -> None:
+    path = fill(tmp_path / "c")
+    fill(path, num_views=4, blocks=1)
+    opened = TeacherCache.open(path, num_views=2)
+    assert opened.num_views == 2
+    expected = records_of(1, slice(None))["stage1"]
+    assert np.array_equal(opened.read_view(1)["stage1"], expected)
+    with pytest.raises(LookupError, match="7 of 12 blocks"):
+        TeacherCache.open(path)
+    with pytest.raises(IndexError, match=r"ARGS=views\.count=5"):
+        TeacherCache.open(path, num_views=5)

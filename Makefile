@@ -27,7 +27,7 @@ OVERRIDES = $(foreach arg,$(ARGS),'$(arg)')
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env cache-teacher train-student ablation verify-cache check-cache list-caches test lint
+.PHONY: help env cache-teacher train-student ablation verify-cache check-cache list-caches bench test lint
 
 help: ## print this
 	@echo "Teach Once: run the teacher once, train as many students as you like."
@@ -78,6 +78,10 @@ check-cache: env ## read every byte of CACHE=path (default: of all caches) and c
 
 list-caches: env ## every cache: teacher, dataset, views, size, how far
 	@$(PY) -m store list --caches $(CACHES)
+
+bench: env ## measure reading and tap dtypes (of TEACHER); tables into docs/benchmarks.md
+	@$(PY) -m benchmarks.read
+	@$(PY) -m benchmarks.dtypes $(TEACHER) --device $(DEVICE) $(OVERRIDES)
 
 test: env lint ## run all checks and tests
 	@$(PY) -m pytest

@@ -50,10 +50,6 @@ class Digits:
     normalisation: Normalisation
     limit: PositiveInt | None = None  # training samples kept per class, the first ones
 
-    @property
-    def root(self) -> None:
-        return None
-
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)
 class ImageFolder:
@@ -65,7 +61,17 @@ class ImageFolder:
     limit: PositiveInt | None = None  # training samples kept per class, the first ones by name
 
 
-DatasetConfig = Annotated[Digits | ImageFolder, Field(discriminator="type")]
+@dataclass(frozen=True, kw_only=True, config=_forbid)
+class Packed:
+    """A file that `python -m views pack` made of an image folder."""
+
+    type: Literal["packed"]
+    file: StrictStr
+    normalisation: Normalisation
+    limit: PositiveInt | None = None  # training samples kept per class, the first ones
+
+
+DatasetConfig = Annotated[Digits | ImageFolder | Packed, Field(discriminator="type")]
 
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)

@@ -32,6 +32,8 @@ from store.layout import (
     whole_path,
 )
 
+_PIECE_BYTES = 128 * 1024
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -96,9 +98,6 @@ class FolderSource:
     def fault_of(self, array: str, block: Block, out: NDArray[Any] | None = None) -> Fault | None:
         """Read one chunk, into `out` if given; what is wrong with it, or None."""
         spec = self.manifest.arrays[array]
-        if out is None:
-            rows = self.manifest.rows_in(spec, block)
-            out = np.empty((rows, *spec.shape), dtype=spec.dtype)
         path = chunk_path(self.path, array, spec, block)
         committed = self.journal.committed[array, block.view, block.index]
         what = _read_checked(path, out, self.manifest.chunk_file_bytes(spec), committed)
@@ -155,25 +154,36 @@ class FolderSource:
         return Fault(what, path, array, view, index) if what else None
 
 
-def _read_checked(path: Path, out: NDArray[Any], size: int, committed: str) -> str | None:
-    """Read one chunk file into `out`; None if every byte is right, else what is wrong."""
-    payload = out.reshape(-1).view(np.uint8)
-    padding = np.empty(size - CHECKSUM_BYTES - payload.size, dtype=np.uint8)
-    trailer = np.empty(CHECKSUM_BYTES, dtype=np.uint8)
+def _read_checked(path: Path, out: NDArray[Any] | None, size: int, committed: str) -> str | None:
+    """Read one chunk file, into `out` if given; None if every byte is right, else what is wrong.
+
+    The checksum is taken piece by piece, while a piece still lies in the processor's cache.
+    """
+    payload_bytes = size - CHECKSUM_BYTES
+    kept = np.empty(0, np.uint8) if out is None else out.reshape(-1).view(np.uint8)
+    scratch = np.empty(min(_PIECE_BYTES, max(payload_bytes, CHECKSUM_BYTES)), dtype=np.uint8)
+    checksum = done = 0
     try:
         with path.open("rb", buffering=0) as file:
-            got = sum(_read_into(file, part) for part in (payload, padding, trailer))
-            rest = file.read(1)
+            while done < payload_bytes:
+                end = min(done + _PIECE_BYTES, payload_bytes)
+                if done < kept.size:  # rows that are wanted, then padding that is not
+                    end = min(end, kept.size)
+                    piece = kept[done:end]
+                else:
+                    piece = scratch[: end - done]
+                if _read_into(file, piece) < end - done:
+                    return f"chunk has not its {size:,} bytes"
+                checksum = int(google_crc32c.extend(checksum, piece))
+                done = end
+            trailer = file.read(CHECKSUM_BYTES + 1)
     except FileNotFoundError:
         return "chunk missing"
     except OSError as error:
         return f"chunk unreadable ({error.strerror})"
-    if got != size or rest:
+    if len(trailer) != CHECKSUM_BYTES:
         return f"chunk has not its {size:,} bytes"
-    checksum = crc32c(payload)
-    if padding.size:
-        checksum = int(google_crc32c.extend(checksum, padding))
-    if checksum != int(trailer.view("<u4")[0]):
+    if checksum != int.from_bytes(trailer, "little"):
         return "checksum wrong"
     if crc_hex(checksum) != committed:
         return "checksum is not the journal's"

@@ -321,7 +321,13 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
         name: TapSpec(**{**tap, "shape": tuple(tap["shape"])})
         for name, tap in content["taps"].items()
     }
-    return Manifest(**{**content, "taps": taps})
+    try:
+        return Manifest(**{**content, "taps": taps})
+    except TypeError as error:
+        raise CacheMismatch(
+            f"{path} was written by another version of this program: {error}",
+            mend="remove the cache and make it anew: make cache-teacher",
+        ) from None
 
 
 def _json_crc(content: Mapping[str, Any]) -> str:

@@ -165,11 +165,10 @@ class TeacherCache:
         found = {}
         for tap in self._checked_taps(taps):
             spec = self.manifest.taps[tap]
-            slab = np.empty((self.num_samples, *spec.shape), dtype=spec.read_dtype)
+            found[tap] = np.empty((self.num_samples, *spec.shape), dtype=spec.read_dtype)
             for index in range(self.manifest.blocks_per_view):
                 block = self.manifest.block(view, index)
-                self._read_tap(tap, block, slab[block.start : block.stop])
-            found[tap] = slab
+                self._read_tap(tap, block, found[tap][block.start : block.stop])
         return found
 
     def read_block(

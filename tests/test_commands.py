@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema import TeacherConfig
+from store.transfer import export_cache
 from tests.conftest import make_cache
 from train.__main__ import cli
 
@@ -86,6 +87,24 @@ def test_a_student_is_trained_once_and_its_table_printed_again(
     second = capsys.readouterr().out
     assert "is finished: nothing to do." in second
     assert first.splitlines()[-2] == second.splitlines()[-2]
+
+
+def test_a_student_trains_the_same_from_the_exported_file(
+    cached: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["student", "digits-resnet8", "--method", "cd+gkd", *cached]
+    assert cli(call) == 0
+    from_folder = capsys.readouterr().out.splitlines()
+    (folder,) = (tmp_path / "caches").iterdir()
+    export_cache(folder, tmp_path / "cache.h5")
+    moved = ["--cache", str(tmp_path / "cache.h5"), "--runs", str(tmp_path / "runs2")]
+    assert cli([*call, *moved]) == 0
+    from_file = capsys.readouterr().out.splitlines()
+    errors = [
+        [line.split("images/s")[0][:60] for line in text if line.startswith("epoch")]
+        for text in (from_folder, from_file)
+    ]
+    assert errors[0] == errors[1]
 
 
 def test_the_plan_says_what_is_there_and_what_is_missing(

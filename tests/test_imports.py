@@ -34,13 +34,13 @@ def imports_of(source: str) -> Iterator[str]:
             yield node.module
 
 
-def violations(room: str, source: str) -> list[str]:
+def violations(room: str, source: str, also: frozenset[str] = frozenset()) -> list[str]:
     found = []
     for module in imports_of(source):
         top = module.split(".")[0]
         if room == "store" and top in ("torch", "torchvision"):
             found.append(f"{room} imports {module}")
-        if top in ROOMS and top != room and not {module, top} & ALLOWED[room]:
+        if top in ROOMS and top != room and not {module, top} & (ALLOWED[room] | also):
             found.append(f"{room} imports {module}")
     if room == "nets" and "read_stages" in source and "class CifarResNet" in source:
         found.append("model code knows of taps")
@@ -55,7 +55,11 @@ def files_of(room: str) -> list[Path]:
 def test_every_room_imports_only_what_it_may(room: str) -> None:
     files = files_of(room)
     assert files
-    assert [v for file in files for v in violations(room, file.read_text())] == []
+    for file in files:
+        # A room's own command may read configs by name; no module of it may.
+        also = frozenset({"configs.load"} if file.name == "__main__.py" else set())
+        also = also if room == "views" else frozenset()
+        assert violations(room, file.read_text(), also) == []
 
 
 def test_model_code_does_not_import_tap_code() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from configs.schema import Digits, ImageFolder
+from configs.schema import Digits, ImageFolder, Packed
 from views.seeds import choice
 
 DIGITS_TRAIN_SAMPLES = 1000
@@ -42,6 +43,7 @@ class Split:
 
     labels: NDArray[np.int64]
     read_some: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+    paths: tuple[Path, ...] | None = None  # of a folder's files, in the samples' order
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
@@ -67,15 +69,15 @@ class Dataset:
         return len(self.class_names)
 
 
-def load_dataset(config: Digits | ImageFolder, *, limit: int | None = None) -> Dataset:
-    """Open the dataset that `config` describes; raises DatasetError.
-
-    `limit` replaces the config's own (training samples per class).
-    """
-    limit = config.limit if limit is None else limit
+def load_dataset(config: Digits | ImageFolder | Packed) -> Dataset:
+    """Open the dataset that `config` describes; raises DatasetError."""
     if isinstance(config, Digits):
-        return _digits(limit)
-    return _image_folder(Path(config.root), limit)
+        return _digits(config.limit)
+    if isinstance(config, Packed):
+        from views.packed import open_packed
+
+        return open_packed(Path(config.file), config.limit)
+    return _image_folder(Path(config.root), config.limit)
 
 
 # ---- digits
@@ -84,7 +86,7 @@ def load_dataset(config: Digits | ImageFolder, *, limit: int | None = None) -> D
 def _digits(limit: int | None) -> Dataset:
     images, labels = _read_digits()
     train = np.arange(DIGITS_TRAIN_SAMPLES)
-    train = train[_first_per_class(labels[train], limit)]
+    train = train[first_per_class(labels[train], limit)]
     test = np.arange(DIGITS_TRAIN_SAMPLES, len(labels))
     digest = hashlib.sha256(images[train].tobytes() + labels[train].tobytes())
     return Dataset(
@@ -129,7 +131,7 @@ def _image_folder(root: Path, limit: int | None) -> Dataset:
     class_names = _class_names(train_dir)
     train_paths, train_labels = _list_images(train_dir, class_names)
     test_paths, test_labels = _list_images(test_dir, class_names)
-    kept = _first_per_class(train_labels, limit)
+    kept = first_per_class(train_labels, limit)
     train_paths, train_labels = [train_paths[i] for i in kept], train_labels[kept]
     return Dataset(
         name=root.name,
@@ -141,7 +143,7 @@ def _image_folder(root: Path, limit: int | None) -> Dataset:
 
 
 def _folder_split(paths: list[Path], labels: NDArray[np.int64]) -> Split:
-    return Split(labels, lambda ids: _decode_all([paths[i] for i in ids]))
+    return Split(labels, lambda ids: _decode_all([paths[i] for i in ids]), tuple(paths))
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -199,11 +201,7 @@ def _decode_all(paths: list[Path]) -> NDArray[np.uint8]:
 
     def decode_into(index: int) -> None:
         image = _decode(paths[index])
-        if image.shape != first.shape:
-            raise DatasetError(
-                f"images differ in size: {paths[0]} is {_size(first)}, "
-                f"{paths[index]} is {_size(image)}; resize them to one size"
-            )
+        refuse_other_size(first.shape, image, str(paths[index]), str(paths[0]))
         images[index] = image
 
     with ThreadPoolExecutor() as pool:
@@ -212,20 +210,38 @@ def _decode_all(paths: list[Path]) -> NDArray[np.uint8]:
     return images
 
 
+def refuse_other_size(
+    expected: tuple[int, ...], image: NDArray[np.uint8], name: str, other: str = "the first"
+) -> None:
+    """Raise DatasetError, with both names, unless the image has the expected shape."""
+    if image.shape != expected:
+        raise DatasetError(
+            f"images differ in size: {other} is {expected[1]}x{expected[0]}, {name} is "
+            f"{image.shape[1]}x{image.shape[0]}; resize them to one size"
+        )
+
+
 def _decode(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8, turned upright as its EXIF orientation says."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        return decode_bytes(path.read_bytes(), str(path))
+    except OSError as error:
         raise DatasetError(f"cannot read the image {path}: {error}") from None
 
 
-def _size(image: NDArray[np.uint8]) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
+def decode_bytes(content: bytes, name: str) -> NDArray[np.uint8]:
+    """An encoded image as (H, W, 3) uint8, turned upright as its EXIF orientation says.
+
+    Raises DatasetError with `name` where it cannot be read.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        reason = str(error).replace(repr(content), "its content")
+        raise DatasetError(f"cannot read the image {name}: {reason}") from None
 
 
-def _first_per_class(labels: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
+def first_per_class(labels: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
     """Indices, ascending, of the first `limit` samples of every class (all if None)."""
     if limit is None:
         return np.arange(len(labels))

@@ -1,0 +1,83 @@
+"""Interleaved rounds, medians and spreads; a table for people and JSON for programs.
+
+Rows that are compared are timed in turn, round after round, so that a slow moment of a shared
+machine falls on all of them alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one row over all rounds."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, relative to the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / 2 / self.median
+
+
+def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, Timing]:
+    """Call every row once to warm up, then `rounds` times in turn; name -> timing."""
+    for run in rows.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, run in rows.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def machine() -> str:
+    """Processor, cores and versions, for the line above a table."""
+    import numpy
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    return (
+        f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"numpy {numpy.__version__}"
+    )
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [list(header), ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def write_section(file: Path, title: str, body: str) -> None:
+    """Put `body` under `## title` of a Markdown file, replacing what stood there."""
+    text = file.read_text() if file.is_file() else "# Benchmarks\n"
+    head, found, rest = text.partition(f"\n## {title}\n")
+    following = rest.find("\n## ")
+    tail = rest[following:] if found and following >= 0 else ""
+    file.write_text(f"{head.rstrip()}\n\n## {title}\n\n{body.strip()}\n{tail}")
+
+
+def write_json(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,102 @@
+"""Packed images: the same dataset from one file; damage and strangers refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.schema import ImageFolder, Normalisation, Packed
+from tests.conftest import write_image_folder
+from views import packed
+from views.__main__ import cli
+from views.datasets import Dataset, DatasetError, load_dataset
+
+RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
+CONFIG = """
+dataset: {{type: imagefolder, root: {root}, normalisation: {{mean: [0, 0, 0], std: [1, 1, 1]}}}}
+views: {{augment: {{kind: pad-crop-flip}}}}
+teacher: {{arch: resnet8, weights: none.pt}}
+"""
+
+
+def folder_of(root: Path) -> Dataset:
+    return load_dataset(ImageFolder(type="imagefolder", root=str(root), normalisation=RGB))
+
+
+def packed_of(file: Path, limit: int | None = None) -> Dataset:
+    return load_dataset(Packed(type="packed", file=str(file), normalisation=RGB, limit=limit))
+
+
+@pytest.fixture(params=[[], ["--encoded"]], ids=["pixels", "encoded"])
+def file(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setattr(packed, "BLOCK_SAMPLES", 4)
+    write_image_folder(tmp_path / "data", per_class=5)
+    config = tmp_path / "mine.yaml"
+    config.write_text(CONFIG.format(root=tmp_path / "data"))
+    assert cli(["pack", str(config), str(tmp_path / "data.h5"), *request.param]) == 0
+    return tmp_path / "data.h5"
+
+
+def test_a_packed_folder_is_the_same_dataset(file: Path) -> None:
+    ours, theirs = packed_of(file), folder_of(file.parent / "data")
+    assert ours.class_names == theirs.class_names
+    for split in ("train", "test"):
+        a, b = getattr(ours, split), getattr(theirs, split)
+        assert (a.labels == b.labels).all()
+        assert (a.images == b.images).all()
+    ids = np.array([9, 0, 4])
+    assert (ours.train.read_some(ids) == theirs.train.images[ids]).all()
+
+
+def test_a_limit_keeps_the_first_of_each_class(file: Path) -> None:
+    few = packed_of(file, limit=2)
+    assert few.train.labels.tolist() == [0, 0, 1, 1]
+    assert (few.train.images == folder_of(file.parent / "data").train.images[[0, 1, 5, 6]]).all()
+    assert few.digest != packed_of(file).digest
+
+
+def test_the_digest_follows_the_content(file: Path) -> None:
+    before = packed_of(file).digest
+    assert packed_of(file).digest == before
+    Image.new("RGB", (12, 12)).save(file.parent / "data" / "train" / "cat" / "00.png")
+    packed.pack_pixels(folder_of(file.parent / "data"), file)
+    assert packed_of(file).digest != before
+
+
+def test_a_flipped_byte_of_the_images_is_found(file: Path) -> None:
+    with h5py.File(file) as opened:
+        group = opened["train"]
+        offset = group["images" if "images" in group else "bytes"].id.get_offset()
+    content = bytearray(file.read_bytes())
+    content[offset + 20] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"train samples 0 to 3 do not match their checksum"):
+        _ = packed_of(file).train.images
+
+
+def test_other_files_are_refused_by_name(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(DatasetError, match=r"there is no file .*gone\.h5"):
+        packed_of(tmp_path / "gone.h5")
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with pytest.raises(DatasetError, match=r"text\.h5 cannot be read as packed images"):
+        packed_of(tmp_path / "text.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["x"] = 1
+    with pytest.raises(DatasetError, match="not of packed images"):
+        packed_of(tmp_path / "other.h5")
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(DatasetError):
+        _ = packed_of(file).train.images
+
+
+def test_bad_commands_say_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["pack"]) == 2
+    assert "python -m views pack" in capsys.readouterr().err
+    assert cli(["pack", "digits-resnet20", "/nowhere/x.h5"]) == 2
+    assert "there is no folder /nowhere" in capsys.readouterr().err
+    assert cli(["pack", "digits-resnet20", "x.h5", "--encoded"]) == 2
+    assert "only an image folder" in capsys.readouterr().err

@@ -1,0 +1,44 @@
+"""python -m views pack NAME|PATH FILE.h5 [--encoded] [key=value ...]
+
+Packs the image folder that a teacher's config names into one file; then use it with
+`dataset: {type: packed, file: FILE.h5, ...}`. By default as decoded uint8 pixels of one size; with
+--encoded as the files' own bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from configs.load import ConfigError, load_teacher
+from views.datasets import DatasetError, load_dataset
+from views.packed import pack_encoded, pack_pixels
+
+
+def main(arguments: list[str]) -> int:
+    encoded = "--encoded" in arguments
+    match [word for word in arguments if word != "--encoded"]:
+        case ["pack", name, file, *overrides] if not file.startswith("-"):
+            dataset = load_dataset(load_teacher(name, overrides).dataset)
+            target = Path(file)
+            (pack_encoded if encoded else pack_pixels)(dataset, target)
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 0 if arguments == ["--help"] else 2
+    print(
+        f"{target}: {len(dataset.train):,} training and {len(dataset.test):,} test images, "
+        f"{target.stat().st_size:,} bytes"
+    )
+    return 0
+
+
+def cli(arguments: list[str]) -> int:
+    try:
+        return main(arguments)
+    except (ConfigError, DatasetError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(cli(sys.argv[1:]))

@@ -273,7 +273,7 @@ def test_a_cache_given_by_its_path_is_checked_too(
 
 
 def test_more_views_than_the_cache_holds_are_refused(make_study: MakeStudy) -> None:
-    with pytest.raises(CacheError, match=r"num_views is 4, but .* holds 3 views"):
+    with pytest.raises(CacheError, match=r"num_views is 4, but .* is planned for 3 views"):
         make_study(student=["num_views=4"])
 
 

@@ -168,15 +168,18 @@ def _run_epoch(
     parameters = torch.from_numpy(view_parameters(task.views, view, num_samples)).to(task.device)
     step_losses: list[Tensor] = []
     sums = {name: torch.zeros((), device=task.device) for name, _, _ in active}
-    for step in range(steps):
-        rate = learning_rate_at(task.training, (epoch - 1) * steps + step, steps)
-        for group in learner.optimizer.param_groups:
-            group["lr"] = rate
-        ids = order[step * batch_size : (step + 1) * batch_size]
-        losses = _step(task, learner, source, active, ids, parameters)
-        step_losses.append(losses.pop("total"))
-        for name, value in losses.items():
-            sums[name] += value * len(ids)
+    stages = task.stages if any(LOSSES[name].uses_stages for name, _, _ in active) else {}
+    with read_stages(learner.network, stages, as_is) as maps:
+        for step in range(steps):
+            rate = learning_rate_at(task.training, (epoch - 1) * steps + step, steps)
+            for group in learner.optimizer.param_groups:
+                group["lr"] = rate
+            ids = order[step * batch_size : (step + 1) * batch_size]
+            losses = _step(task, learner, source, active, ids, parameters, maps)
+            maps.clear()
+            step_losses.append(losses.pop("total"))
+            for name, value in losses.items():
+                sums[name] += value * len(ids)
     totals = torch.stack([*step_losses, *sums.values()]).tolist()  # the epoch's one wait
     trained = time.perf_counter()
     errors = evaluate(
@@ -223,20 +226,20 @@ def _step(
     active: Sequence[Active],
     ids: Tensor,
     parameters: Tensor,
+    maps: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """One optimiser step; returns the detached losses by name, and their weighted "total"."""
+    """One optimiser step; returns the detached losses by name, and their weighted "total".
+
+    The forward pass fills `maps` with the student's feature maps, where a loss needs them.
+    """
     images = task.train.images.index_select(0, ids)
     labels = task.train.labels.index_select(0, ids)
     view = render(images, parameters.index_select(0, ids), task.views.augment)
     inputs = normalise(view, task.normalisation)
     teacher = source.outputs(ids, inputs, labels)
-    stages = task.stages if any(LOSSES[name].uses_stages for name, _, _ in active) else {}
-    with (
-        arithmetic(task.training.precision, task.device),
-        read_stages(learner.network, stages, as_is) as maps,
-    ):
+    with arithmetic(task.training.precision, task.device):
         logits = learner.network(inputs)
-        means = learner.connectors(maps) if stages and learner.connectors else []
+        means = learner.connectors(maps) if maps and learner.connectors else []
     batch = Batch(labels, logits, means, teacher)
     losses = {name: LOSSES[name].compute(batch, **options) for name, _, options in active}
     total = torch.stack([weight * losses[name] for name, weight, _ in active]).sum()

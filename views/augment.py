@@ -7,6 +7,7 @@ Leaves out every augmentation whose result depends on a library's interpolation.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -67,9 +68,19 @@ def render(images: Any, parameters: Any, augment: PadCropFlip) -> Any:
 
 def normalise(view: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
     """(B, H, W, C) uint8 -> (B, C, H, W) float32 in channels-last memory, on the same device."""
-    mean = view.new_tensor(normalisation.mean, dtype=_float32())
-    std = view.new_tensor(normalisation.std, dtype=_float32())
-    return ((view.to(_float32()) / 255.0 - mean) / std).permute(0, 3, 1, 2)
+    mean, std = _moments(normalisation, view.device)
+    return ((view.to(mean.dtype) / 255.0 - mean) / std).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _moments(
+    normalisation: Normalisation, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation on the device, kept there: a copy per step would make it wait."""
+    import torch
+
+    mean = torch.tensor(normalisation.mean, dtype=torch.float32, device=device)
+    return mean, torch.tensor(normalisation.std, dtype=torch.float32, device=device)
 
 
 def pixel_canary(split: Split, views: ViewsConfig) -> dict[str, Any]:
@@ -136,9 +147,3 @@ def _take_rows(table: Any, index: Any) -> Any:
     if isinstance(table, np.ndarray):
         return table.take(index, axis=0)
     return table.index_select(0, index)
-
-
-def _float32() -> Any:
-    import torch
-
-    return torch.float32

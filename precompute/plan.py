@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from store.errors import CacheError
-from store.layout import Manifest
+from store.manifest import Manifest
 from store.reader import open_source
 
 _MEASURED_BATCHES = 3

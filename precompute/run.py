@@ -23,9 +23,10 @@ from precompute.progress import Progress
 from precompute.setup import Setup
 from precompute.stop import Stopped, StopRequest
 from store import CacheContent, CacheFull, CacheWriter, TapSpec, TeacherCache
+from store.content import draft_manifest
 from store.layout import Block
 from store.lock import Job
-from store.writer import Work, draft_manifest
+from store.writer import Work
 from views.augment import (
     check_augmentable,
     normalise,

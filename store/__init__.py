@@ -1,5 +1,6 @@
 """The teacher cache: numpy in, numpy out, no torch."""
 
+from store.content import CacheContent
 from store.errors import (
     CacheBusy,
     CacheDamaged,
@@ -14,7 +15,7 @@ from store.errors import (
 )
 from store.layout import TapSpec
 from store.reader import TeacherCache
-from store.writer import CacheContent, CacheWriter
+from store.writer import CacheWriter
 
 __all__ = [
     "CacheBusy",

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.progress import TransferSpeedColumn as Speed
 
 from store.errors import CacheError
-from store.layout import write_atomically
+from store.files import write_atomically
 from store.look import describe_missing, details, journal_notes, overviews
 from store.reader import TeacherCache, open_source
 from store.transfer import export_cache, import_cache

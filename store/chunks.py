@@ -25,12 +25,12 @@ from store.layout import (
     PREVIEW,
     ZARR_GROUP,
     Block,
-    Manifest,
     chunk_path,
     crc32c,
     crc_hex,
     whole_path,
 )
+from store.manifest import Manifest
 
 _PIECE_BYTES = 128 * 1024
 

@@ -19,16 +19,9 @@ from numpy.typing import NDArray
 
 from store.chunks import Fault, damaged
 from store.errors import CacheDamaged, CacheError, CacheMissing
-from store.layout import (
-    FORMAT_NAME,
-    Block,
-    Manifest,
-    crc32c,
-    crc_hex,
-    flush_folder,
-    manifest_text,
-    parse_manifest,
-)
+from store.files import flush_folder
+from store.layout import FORMAT_NAME, Block, crc32c, crc_hex
+from store.manifest import Manifest, manifest_text, parse_manifest
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MANIFEST = "manifest"

@@ -16,8 +16,9 @@ from typing import Any
 import google_crc32c
 
 from store.errors import CacheError
+from store.files import flush_folder
 from store.identity import canonical_json
-from store.layout import JOURNAL, Block, crc_hex, flush_folder
+from store.layout import JOURNAL, Block, crc_hex
 
 LINE_CHECKSUM = "line_crc32c"
 IDENTITY_DIGITS = 16

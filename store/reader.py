@@ -20,17 +20,8 @@ from store.errors import (
 from store.hdf5 import Hdf5Source, is_hdf5
 from store.identity import Identity, differing_fields, identity_sha256
 from store.journal import read_journal
-from store.layout import (
-    LABELS,
-    LABELS_DTYPE,
-    MANIFEST,
-    PREVIEW,
-    Block,
-    Manifest,
-    TapSpec,
-    cache_path,
-    read_manifest,
-)
+from store.layout import LABELS, LABELS_DTYPE, MANIFEST, PREVIEW, Block, TapSpec, cache_path
+from store.manifest import Manifest, read_manifest
 from store.quantise import restore_channels, restore_rows
 
 _UNKNOWN_WEIGHTS = "teacher.weights_sha256: expected None"

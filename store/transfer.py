@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from store.content import metadata_checksums
 from store.errors import CacheError, CacheMismatch
+from store.files import write_atomically
 from store.hdf5 import Hdf5Source, write_hdf5
 from store.identity import identity_sha256
 from store.journal import JournalWriter
@@ -22,13 +24,11 @@ from store.layout import (
     encode_chunk,
     whole_path,
     with_checksum,
-    write_atomically,
-    write_manifest,
     zarr_metadata,
 )
 from store.lock import Job, WriterLock
+from store.manifest import write_manifest
 from store.reader import TeacherCache
-from store.writer import metadata_checksums
 
 
 def export_cache(cache: Path, file: Path) -> None:

@@ -21,67 +21,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.chunks import FolderSource, metadata_faults
+from store.content import (
+    CacheContent,
+    manifest_for,
+    metadata_checksums,
+    metadata_of,
+    refuse_another,
+)
 from store.errors import (
     BadTeacherOutput,
-    CacheDamaged,
     CacheFull,
-    CacheMismatch,
     CacheNotWritable,
 )
-from store.identity import Identity, differing_fields, identity_sha256
+from store.files import write_atomically
+from store.identity import identity_sha256
 from store.journal import JournalWriter, read_journal
 from store.layout import (
     JOURNAL,
     LABELS,
-    LABELS_DTYPE,
     PREVIEW,
     ZARR_GROUP,
     Block,
-    Manifest,
     TapSpec,
-    arrays_of,
     chunk_path,
-    crc32c,
-    crc_hex,
-    default_block_rows,
     encode_chunk,
-    flush_folder,
-    read_manifest,
     whole_path,
     with_checksum,
-    write_atomically,
-    write_manifest,
-    zarr_metadata,
 )
 from store.lock import Job, WriterLock
+from store.manifest import Manifest, read_manifest, write_manifest
 from store.quantise import quantise_channels, quantise_rows
 
 _JOB_FILE = "job.json"
-
-
-@dataclass(frozen=True)
-class CacheContent:
-    """What a cache is to hold.
-
-    labels: (N,) int64. preview: (n, H, W, C) uint8, the first n views of sample 0, kept so that a
-    cache can be looked at without its dataset.
-    """
-
-    teacher: str
-    identity: Identity
-    taps: Mapping[str, TapSpec]
-    labels: NDArray[np.int64]
-    num_views: int
-    class_names: Sequence[str]
-    canary: Mapping[str, Any]
-    preview: NDArray[np.uint8]
-    versions: Mapping[str, str]
-
-    @property
-    def whole(self) -> dict[str, NDArray[Any]]:
-        """The arrays that are stored in a single chunk."""
-        labels = np.ascontiguousarray(self.labels, dtype=LABELS_DTYPE)
-        return {LABELS: labels, PREVIEW: np.ascontiguousarray(self.preview)}
 
 
 @dataclass(frozen=True)
@@ -142,12 +113,12 @@ class CacheWriter:
     ) -> CacheWriter:
         if not lock.leader:
             writer = cls(path, read_manifest(path), lock, job)
-            _refuse_another(path, writer.manifest, content)
+            refuse_another(path, writer.manifest, content)
             still = set(writer.pending())  # a latecomer's share may have been done for it
             share = writer._agreed_work()[job.rank :: job.world]
             writer.work = [item for item in share if item in still]
             return writer
-        manifest, salvaged = _manifest_for(path, content, block_rows)
+        manifest, salvaged = manifest_for(path, content, block_rows)
         writer = cls(path, manifest, lock, job)
         writer._lay_out(content)
         pending = writer.pending(check_every_byte=check_every_byte or salvaged)
@@ -253,7 +224,7 @@ class CacheWriter:
             (group / name).mkdir(parents=True, exist_ok=True)
         _remove_leftovers(self.path)
         if metadata_faults(self.path, self.manifest):
-            metadata = _metadata(self.manifest, content)
+            metadata = metadata_of(self.manifest, content)
             for name, data in metadata.items():
                 write_atomically(group / name, data)
             manifest = metadata_checksums(self.manifest, metadata)
@@ -295,88 +266,6 @@ class CacheWriter:
         self._lock.release()
 
 
-def _manifest_for(
-    path: Path, content: CacheContent, block_rows: int | None
-) -> tuple[Manifest, bool]:
-    """The cache's manifest, taken up and grown, or new; and whether it had to be salvaged."""
-    try:
-        manifest = read_manifest(path)
-    except CacheDamaged:
-        return _written_anew(path, content, _rows_on_disk(path) or block_rows), True
-    except FileNotFoundError:
-        return _written_anew(path, content, block_rows), False
-    _refuse_another(path, manifest, content)
-    taps = {**manifest.taps, **content.taps}
-    num_views = max(manifest.num_views, content.num_views)
-    if (taps, num_views) == (manifest.taps, manifest.num_views):
-        return manifest, False
-    grown = dataclasses.replace(manifest, taps=taps, num_views=num_views, measured={})
-    return _with_metadata(path, grown, content), False
-
-
-def draft_manifest(content: CacheContent, block_rows: int | None = None) -> Manifest:
-    """What the manifest of a new cache would say, without the checksums of the zarr metadata."""
-    return Manifest(
-        teacher=content.teacher,
-        identity=content.identity,
-        num_samples=len(content.labels),
-        num_views=content.num_views,
-        block_rows=block_rows or default_block_rows(content.taps, len(content.labels)),
-        taps=dict(content.taps),
-        class_names=list(content.class_names),
-        preview_shape=list(content.preview.shape),
-        whole_crc32c={name: crc_hex(crc32c(values)) for name, values in content.whole.items()},
-        zarr_crc32c={},
-        canary=dict(content.canary),
-        versions=dict(content.versions),
-    )
-
-
-def _written_anew(path: Path, content: CacheContent, block_rows: int | None) -> Manifest:
-    flush_folder(path.parent)
-    return _with_metadata(path, draft_manifest(content, block_rows), content)
-
-
-def _with_metadata(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
-    """Note the checksums of the zarr metadata to be written, and write the manifest first."""
-    manifest = metadata_checksums(manifest, _metadata(manifest, content))
-    write_manifest(path, manifest)
-    return manifest
-
-
-def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Manifest:
-    """The manifest with the checksums of these zarr.json files."""
-    checksums = {name: _bytes_crc(data) for name, data in metadata.items()}
-    return dataclasses.replace(manifest, zarr_crc32c=checksums)
-
-
-def _metadata(manifest: Manifest, content: CacheContent) -> dict[str, bytes]:
-    m = manifest
-    return zarr_metadata(arrays_of(m.taps), content.whole, m.num_samples, m.num_views, m.block_rows)
-
-
-def _rows_on_disk(path: Path) -> int | None:
-    """The block size of a cache whose manifest is lost, from its zarr metadata."""
-    try:
-        text = (path / ZARR_GROUP / "logits" / "zarr.json").read_text()
-        return int(json.loads(text)["chunk_grid"]["configuration"]["chunk_shape"][1])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None
-
-
-def _refuse_another(path: Path, manifest: Manifest, content: CacheContent) -> None:
-    differences = differing_fields(content.identity, manifest.identity)
-    for tap, spec in content.taps.items():
-        theirs = manifest.taps.get(tap, spec)
-        if theirs != spec:
-            differences.append(f"taps.{tap}: expected {spec}, found {theirs}")
-    for name, values in content.whole.items():
-        if crc_hex(crc32c(values)) != manifest.whole_crc32c[name]:
-            differences.append(f"{name}: the dataset's differ from those in the cache")
-    if differences:
-        raise CacheMismatch("\n  ".join([f"{path} is the cache of something else", *differences]))
-
-
 def _stored(tap: str, spec: TapSpec, block: Block, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """`values` as the tap's arrays, checked for shape and for numbers that they cannot hold."""
     if values.shape != (block.rows, *spec.shape):
@@ -415,7 +304,3 @@ def _remove_leftovers(cache: Path) -> None:
     for folder in (cache, cache / JOURNAL, *(cache / ZARR_GROUP).iterdir()):
         for path in folder.glob(".*.tmp") if folder.is_dir() else []:
             path.unlink(missing_ok=True)
-
-
-def _bytes_crc(data: bytes) -> str:
-    return crc_hex(crc32c(np.frombuffer(data, dtype=np.uint8)))

@@ -20,7 +20,7 @@ from precompute.__main__ import cli
 from store import CacheError, CacheNotWritable, CacheWriter, TeacherCache
 from store.identity import identity_sha256
 from store.journal import read_journal
-from store.layout import read_manifest
+from store.manifest import read_manifest
 from store.writer import Work
 from tests.conftest import make_cache, setup_of
 from tests.kill_child import run_pass

@@ -31,7 +31,8 @@ from store import (
 from store.errors import BadTeacherOutput
 from store.identity import cache_identity, canonical_json, differing_fields, identity_sha256
 from store.journal import Journal, read_journal
-from store.layout import Block, default_block_rows, read_manifest, write_manifest
+from store.layout import Block, default_block_rows
+from store.manifest import read_manifest, write_manifest
 from store.reader import find_cache
 from store.writer import Work
 
@@ -366,7 +367,7 @@ def test_the_nearest_cache_is_named_where_none_fits(cache: Path) -> None:
 
 def test_a_cache_of_another_format_version_is_refused(cache: Path, monkeypatch) -> None:
     manifest = read_manifest(cache)
-    monkeypatch.setattr("store.layout.FORMAT_VERSION", 2)
+    monkeypatch.setattr("store.manifest.FORMAT_VERSION", 2)
     write_manifest(cache, manifest)
     monkeypatch.undo()
     with pytest.raises(CacheMismatch, match="format version 2; this program reads 1"):

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from nets.weights import read_tensors, save_atomically
+from store.files import write_atomically
 from store.identity import canonical_json, identity_sha256
-from store.layout import write_atomically
 from train.loop import EpochResult, Learner
 from train.study import RUN_FILE, SUMMARY_FILE
 

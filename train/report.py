@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.layout import write_atomically
+from store.files import write_atomically
 
 _COLUMNS = {
     "last_top1": "top-1 error, last (%)",

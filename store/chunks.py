@@ -31,8 +31,9 @@ from store.layout import (
     whole_path,
 )
 from store.manifest import Manifest
+from store.parallel import in_threads
 
-_PIECE_BYTES = 128 * 1024
+_PIECE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,19 @@ class FolderSource:
         `on_chunk` is called with the bytes of each chunk looked at.
         """
         views = self.manifest.num_views if num_views is None else num_views
-        faults = [
-            fault
-            for key in self._keys(views)
-            if (fault := self._looked_at(key, read, on_chunk)) is not None
-        ]
+        keys = list(self._keys(views))
+        sizes = {
+            name: self.manifest.chunk_file_bytes(spec)
+            for name, spec in self.manifest.arrays.items()
+        }
+        to_read = sum(sizes[array] for array, _, _ in keys) if read else 0
+        faults = []
+        looks = in_threads(lambda key: self._looked_at(key, read), keys, to_read)
+        for (array, _, _), fault in zip(keys, looks, strict=True):
+            if on_chunk is not None:
+                on_chunk(sizes[array])
+            if fault is not None:
+                faults.append(fault)
         whole = self._whole_faults() if read else []
         return metadata_faults(self.path, self.manifest) + whole + faults
 
@@ -139,18 +148,13 @@ class FolderSource:
             if array in arrays and view < num_views and index < blocks:
                 yield array, view, index
 
-    def _looked_at(
-        self, key: ChunkKey, read: bool, on_chunk: Callable[[int], None] | None
-    ) -> Fault | None:
+    def _looked_at(self, key: ChunkKey, read: bool) -> Fault | None:
         array, view, index = key
         block, spec = self.manifest.block(view, index), self.manifest.arrays[array]
-        size = self.manifest.chunk_file_bytes(spec)
-        if on_chunk is not None:
-            on_chunk(size)
         if read:
             return self.fault_of(array, block)
         path = chunk_path(self.path, array, spec, block)
-        what = _wrong_size(path, size)
+        what = _wrong_size(path, self.manifest.chunk_file_bytes(spec))
         return Fault(what, path, array, view, index) if what else None
 
 

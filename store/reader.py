@@ -22,6 +22,7 @@ from store.identity import Identity, differing_fields, identity_sha256
 from store.journal import read_journal
 from store.layout import LABELS, LABELS_DTYPE, MANIFEST, PREVIEW, Block, TapSpec, cache_path
 from store.manifest import Manifest, read_manifest
+from store.parallel import in_threads
 from store.quantise import restore_channels, restore_rows
 
 _UNKNOWN_WEIGHTS = "teacher.weights_sha256: expected None"
@@ -153,13 +154,20 @@ class TeacherCache:
         Raises UnknownView, UnknownTap, CacheDamaged.
         """
         self._check_view(view)
-        found = {}
-        for tap in self._checked_taps(taps):
-            spec = self.manifest.taps[tap]
-            found[tap] = np.empty((self.num_samples, *spec.shape), dtype=spec.read_dtype)
-            for index in range(self.manifest.blocks_per_view):
-                block = self.manifest.block(view, index)
-                self._read_tap(tap, block, found[tap][block.start : block.stop])
+        blocks = [self.manifest.block(view, i) for i in range(self.manifest.blocks_per_view)]
+        specs = {tap: self.manifest.taps[tap] for tap in self._checked_taps(taps)}
+        found = {
+            tap: np.empty((self.num_samples, *spec.shape), dtype=spec.read_dtype)
+            for tap, spec in specs.items()
+        }
+        reads = [(tap, block) for tap in found for block in blocks]
+
+        def read(which: tuple[str, Block]) -> None:
+            tap, block = which
+            self._read_tap(tap, block, found[tap][block.start : block.stop])
+
+        for _ in in_threads(read, reads, sum(values.nbytes for values in found.values())):
+            pass
         return found
 
     def read_block(

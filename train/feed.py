@@ -55,6 +55,7 @@ class CachedTeacher:
         self._next: tuple[int, Future[dict[str, Tensor]]] | None = None
         self._view: int | None = None
         self._slab: dict[str, Tensor] = {}
+        self._rows: dict[str, Tensor] = {}
 
     def start_epoch(self, epoch: int) -> None:
         """Make the epoch's view current and begin to read the one after it."""
@@ -67,7 +68,10 @@ class CachedTeacher:
             self._next = (following, self._reader.submit(self._read, following))
 
     def outputs(self, sample_ids: Tensor, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {tap: values.index_select(0, sample_ids) for tap, values in self._slab.items()}
+        return {
+            tap: gather_rows(values, sample_ids, self._rows.setdefault(tap, values[:0].clone()))
+            for tap, values in self._slab.items()
+        }
 
     def close(self) -> None:
         self._reader.shutdown(cancel_futures=True)
@@ -80,6 +84,17 @@ class CachedTeacher:
     def _read(self, view: int) -> dict[str, Tensor]:
         records = self._cache.read_view(view, self._taps)
         return {tap: torch.from_numpy(values).to(self._device) for tap, values in records.items()}
+
+
+def gather_rows(slab: Tensor, sample_ids: Tensor, kept: Tensor) -> Tensor:
+    """Rows of (N, ...) into memory that is kept from step to step: (B, ...), a view of `kept`.
+
+    Fresh memory for each batch would cost more, in page faults, than the copy itself. The rows are
+    those of the last call, so they must not be needed after the step.
+    """
+    if len(kept) < len(sample_ids):
+        kept.resize_(len(sample_ids), *slab.shape[1:])
+    return torch.index_select(slab, 0, sample_ids, out=kept[: len(sample_ids)])
 
 
 class LiveTeacher:

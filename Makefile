@@ -13,6 +13,7 @@ RUNS    ?= runs
 ARGS    ?=
 CACHE   ?=
 RECHECK ?=
+BENCH   ?=
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -80,7 +81,8 @@ list-caches: env ## every cache: teacher, dataset, views, size, how far
 	@$(PY) -m store list --caches $(CACHES)
 
 bench: env ## measure reading and tap dtypes (of TEACHER); tables into docs/benchmarks.md
-	@$(PY) -m benchmarks.read
+	@$(PY) -m benchmarks.read $(BENCH)
+	@$(PY) -m train teacher $(TEACHER) --device $(DEVICE) $(OVERRIDES)
 	@$(PY) -m benchmarks.dtypes $(TEACHER) --device $(DEVICE) $(OVERRIDES)
 
 test: env lint ## run all checks and tests

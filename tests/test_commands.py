@@ -207,6 +207,19 @@ def test_make_train_student_does_everything_once(checkout: Path) -> None:
     second = make("train-student", quick, cwd=checkout)
     assert second.returncode == 0
     assert second.stdout.count("nothing to do") == 3
+    for target, told in (
+        ("list-caches", "complete"),
+        ("check-cache", "is sound"),
+        ("verify-cache", "sound: 512 records"),
+        ("bench", "| float16 | 245.0 |"),
+    ):
+        arguments = ["ARGS=training.epochs=1", "BENCH=--slab-mb 4 --rounds 1"]
+        looked = make(
+            target, *(arguments if target in ("verify-cache", "bench") else []), cwd=checkout
+        )
+        assert looked.returncode == 0, looked.stderr
+        assert told in looked.stdout
+    assert "## Tap dtypes: digits-resnet20" in (checkout / "docs" / "benchmarks.md").read_text()
     shutil.rmtree(checkout / "caches")
     third = subprocess.run(
         [sys.executable, "-m", "train", "student", "digits-resnet8", "--method", "cd"],

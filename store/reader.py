@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from store.chunks import Fault, FolderSource, damaged, mend_command
 from store.errors import (
+    CacheError,
     CacheIncomplete,
     CacheMismatch,
     CacheMissing,
@@ -249,9 +250,9 @@ def find_cache(
     if (exact / MANIFEST).is_file():
         return TeacherCache.open(exact, num_views=num_views)
     others = [
-        (path, differing_fields(identity, read_manifest(path).identity))
+        (path, differing_fields(identity, found))
         for path in sorted(caches_dir.glob(f"{teacher}-*"))
-        if (path / MANIFEST).is_file()
+        if (found := _identity_at(path)) is not None
     ]
     same = [path for path, lines in others if _only_weights_unknown(lines)]
     if len(same) == 1:
@@ -288,6 +289,14 @@ def open_source(path: Path) -> Source:
         return Hdf5Source.open(path)
     manifest = read_manifest(path)
     return FolderSource(path, manifest, read_journal(path, identity_sha256(manifest.identity)))
+
+
+def _identity_at(path: Path) -> Identity | None:
+    """The identity of the cache at `path`; None if there is none that can be read."""
+    try:
+        return read_manifest(path).identity
+    except CacheError:
+        return None
 
 
 def _only_weights_unknown(differences: list[str]) -> bool:

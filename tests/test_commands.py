@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from configs.schema import TeacherConfig
 from store.transfer import export_cache
@@ -105,6 +108,30 @@ def test_a_student_trains_the_same_from_the_exported_file(
         for text in (from_folder, from_file)
     ]
     assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_is_stopped_says_so_and_goes_on(
+    cached: list[str], tmp_path: Path, number: int, status: int
+) -> None:
+    call = [sys.executable, "-m", "train", "student", "digits-resnet8", "--method", "ce", *cached]
+    process = subprocess.Popen(
+        [*call, "training.epochs=300"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    while not list(tmp_path.glob("runs/*/*/checkpoint.pt")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "the same command goes on from there" in told
+    assert "Traceback" not in told
+    (checkpoint,) = tmp_path.glob("runs/*/*/checkpoint.pt")
+    assert torch.load(checkpoint, weights_only=True)["epoch"] >= 1
 
 
 def test_the_plan_says_what_is_there_and_what_is_missing(

@@ -365,6 +365,13 @@ def test_the_nearest_cache_is_named_where_none_fits(cache: Path) -> None:
         find_cache(cache.parent, "u", other)
 
 
+def test_a_broken_cache_beside_the_right_one_does_no_harm(cache: Path) -> None:
+    broken = fill(cache.parent / "t-11111111")
+    (broken / "manifest.json").write_text("{")
+    with pytest.raises(CacheMismatch, match="t-00000000 differs in"):
+        find_cache(cache.parent, "t", {**IDENTITY, "dataset": {"digest": "e"}})
+
+
 def test_a_cache_of_another_format_version_is_refused(cache: Path, monkeypatch) -> None:
     manifest = read_manifest(cache)
     monkeypatch.setattr("store.manifest.FORMAT_VERSION", 2)

@@ -10,8 +10,10 @@ Overrides that begin with `teacher.` change the teacher's file: teacher.dataset.
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -186,8 +188,17 @@ def _parsed_seeds(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    print(
+        "stopped; whole epochs are kept, and the same command goes on from there", file=sys.stderr
+    )
+    sys.exit(128 + number)
+
+
 def cli(arguments: list[str] | None = None) -> int:
     """Run the command line; a mistake of the user's is one message and exit status 2."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app(arguments)
     except SystemExit as ended:  # how typer returns, also from --help and a wrong option

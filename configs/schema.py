@@ -43,35 +43,49 @@ class Normalisation:
 
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)
-class Digits:
-    """scikit-learn's bundled 8x8 scans: the first 1,000 train, the last 797 (other hands) test."""
+class Samples:
+    """Which samples of a dataset are used, and how their pixels are scaled; common to all types."""
 
-    type: Literal["digits"]
     normalisation: Normalisation
     limit: PositiveInt | None = None  # training samples kept per class, the first ones
+    # Of the training samples, held out by a keyed hash; the best epoch is then chosen on them
+    # instead of on the test set.
+    validation_fraction: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)
-class ImageFolder:
+class Digits(Samples):
+    """scikit-learn's bundled 8x8 scans: the first 1,000 train, the last 797 (other hands) test."""
+
+    type: Literal["digits"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_forbid)
+class Cifar(Samples):
+    """CIFAR-10 or CIFAR-100 in its original form, downloaded to `root` at first use."""
+
+    type: Literal["cifar10", "cifar100"]
+    root: StrictStr = "data"
+    download: StrictBool = True
+
+
+@dataclass(frozen=True, kw_only=True, config=_forbid)
+class ImageFolder(Samples):
     """A tree `root/train/<class>/*` and `root/test/<class>/*` (or `val/`) of same-size images."""
 
     type: Literal["imagefolder"]
     root: StrictStr
-    normalisation: Normalisation
-    limit: PositiveInt | None = None  # training samples kept per class, the first ones by name
 
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)
-class Packed:
+class Packed(Samples):
     """A file that `python -m views pack` made of an image folder."""
 
     type: Literal["packed"]
     file: StrictStr
-    normalisation: Normalisation
-    limit: PositiveInt | None = None  # training samples kept per class, the first ones
 
 
-DatasetConfig = Annotated[Digits | ImageFolder | Packed, Field(discriminator="type")]
+DatasetConfig = Annotated[Digits | Cifar | ImageFolder | Packed, Field(discriminator="type")]
 
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)

@@ -83,7 +83,7 @@ def _stage(in_width: int, out_width: int, num_blocks: int, stride: int) -> nn.Se
 
 
 def _torchvision_resnet(arch: str, num_classes: int, in_channels: int, stem: str) -> nn.Module:
-    from nets.torchvision_shim import import_torchvision
+    from torchvision_shim import import_torchvision
 
     import_torchvision()
     from torchvision import models

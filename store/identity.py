@@ -35,6 +35,7 @@ def cache_identity(
             "type": dataset["type"],
             "split": "train",
             "limit": dataset["limit"],
+            "validation_fraction": dataset["validation_fraction"],
             "digest": dataset_digest,
             "normalisation": dataset["normalisation"],
         },

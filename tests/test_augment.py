@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from configs.schema import Normalisation, PadCropFlip, ViewsConfig
-from nets.torchvision_shim import import_torchvision
+from torchvision_shim import import_torchvision
 from views.augment import (
     check_augmentable,
     normalise,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from configs.schema import Digits, ImageFolder, Normalisation
+from configs.schema import Cifar, Digits, ImageFolder, Normalisation
 from tests.conftest import write_image_folder
-from views.datasets import DatasetError, load_dataset
+from torchvision_shim import import_torchvision
+from views.datasets import Dataset, DatasetError, load_dataset
 
 GREY = Normalisation(mean=(0.5,), std=(0.5,))
 RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -37,6 +41,86 @@ def test_a_limit_keeps_the_first_of_each_class_and_changes_the_digest() -> None:
     assert (few.train.images[0] == whole.train.images[0]).all()
     assert few.digest != whole.digest
     assert len(few.test) == len(whole.test)
+
+
+def test_held_out_samples_are_chosen_by_their_number_and_taken_from_training() -> None:
+    def digits(**options: object) -> Dataset:
+        return load_dataset(Digits(type="digits", normalisation=GREY, **options))
+
+    whole, split = digits(), digits(validation_fraction=0.2)
+    assert whole.validation is None
+    assert split.validation is not None
+    assert 150 < len(split.validation) < 250
+    assert len(split.train) + len(split.validation) == 1000
+    together = np.concatenate([split.train.images, split.validation.images])
+    assert sorted(map(bytes, together)) == sorted(map(bytes, whole.train.images))
+    assert split.digest != whole.digest
+    few = digits(validation_fraction=0.2, limit=3)
+    assert few.validation is not None
+    assert (few.validation.labels == split.validation.labels).all()
+    assert np.bincount(few.train.labels).tolist() == [3] * 10
+    more = digits(validation_fraction=0.4)
+    assert more.validation is not None
+    assert set(map(bytes, split.validation.images)) <= set(map(bytes, more.validation.images))
+
+
+# ---- CIFAR, in the form in which it is published
+
+
+def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, *, classes: int) -> np.ndarray:
+    """Small files in CIFAR's own format, whose MD5s torchvision is told to expect."""
+    import_torchvision()
+    from torchvision import datasets
+
+    kind = datasets.CIFAR10 if classes == 10 else datasets.CIFAR100
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    key = "labels" if classes == 10 else "fine_labels"
+    lists, images = {}, []
+    for which in ("train_list", "test_list"):
+        entries = []
+        for name, _ in getattr(kind, which):
+            rows = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
+            images.append(rows)
+            content = pickle.dumps({"data": rows, key: [0, 1, 2, 3]})
+            (folder / name).write_bytes(content)
+            entries.append([name, hashlib.md5(content).hexdigest()])
+        lists[which] = entries
+    names = [f"class {i}" for i in range(classes)]
+    content = pickle.dumps({kind.meta["key"]: names})
+    (folder / kind.meta["filename"]).write_bytes(content)
+    monkeypatch.setattr(kind, "train_list", lists["train_list"])
+    monkeypatch.setattr(kind, "test_list", lists["test_list"])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": hashlib.md5(content).hexdigest()})
+    return np.concatenate(images)
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_cifar_is_read_from_its_published_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, classes: int
+) -> None:
+    rows = write_cifar(tmp_path, monkeypatch, classes=classes)
+    data = load_dataset(Cifar(type=kind, root=str(tmp_path), normalisation=RGB))
+    assert data.num_classes == classes
+    images = np.concatenate([data.train.images, data.test.images])
+    assert (images == rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)).all()
+    assert data.train.labels.tolist() == [0, 1, 2, 3] * (len(data.train) // 4)
+
+
+def test_damaged_or_missing_cifar_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cifar(tmp_path, monkeypatch, classes=10)
+    config = Cifar(type="cifar10", root=str(tmp_path), normalisation=RGB, download=False)
+    file = tmp_path / "cifar-10-batches-py" / "test_batch"
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(DatasetError, match=r"put cifar-10-python\.tar\.gz there"):
+        load_dataset(config)
+    config = dataclasses.replace(config, download=True, root=str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.url", "http://127.0.0.1:9/none.tar.gz")
+    with pytest.raises(DatasetError, match=r"(?s)cannot be downloaded from .* by hand"):
+        load_dataset(config)
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:

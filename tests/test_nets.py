@@ -12,9 +12,9 @@ from configs.schema import TeacherNet
 from nets.archs import ArchError, known_archs
 from nets.taps import TapError, as_is, channel_means, read_stages, stage_modules
 from nets.teacher import load_teacher_network
-from nets.torchvision_shim import import_torchvision
 from nets.weights import load_weights, save_atomically
 from nets.zoo import build
+from torchvision_shim import import_torchvision
 
 # Parameter counts of the field's CIFAR-100 benchmark models and of torchvision's.
 PUBLISHED = {

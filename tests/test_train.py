@@ -109,6 +109,17 @@ def test_the_saved_student_is_a_plain_network_without_connectors(make_study: Mak
     load_weights(network, study.run_folder("cd+gkd", 0) / "best.pt")
 
 
+def test_with_a_held_out_split_the_best_epoch_is_chosen_on_it(make_study: MakeStudy) -> None:
+    study = make_study(teacher=["dataset.validation_fraction=0.3"])
+    epochs: list[EpochResult] = []
+    summary = train_student(study, "kd", 0, on_epoch=epochs.append)
+    chosen = min(epochs, key=lambda epoch: epoch.validation.top1)
+    assert summary["best"]["chosen_on"] == "validation"
+    assert summary["best"]["epoch"] == chosen.epoch
+    assert summary["best"]["top1_error"] == chosen.errors.top1
+    assert all(epoch.validation.top1 != epoch.errors.top1 for epoch in epochs)
+
+
 def test_other_settings_are_another_run(make_study: MakeStudy) -> None:
     study = make_study()
     other = make_study(student=["training.weight_decay=1e-3"])

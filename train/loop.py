@@ -26,7 +26,7 @@ from train.feed import TeacherSource
 from train.losses import LOSSES, Batch
 from train.schedule import learning_rate_at, weight_at
 from views.augment import normalise, render, view_of_epoch, view_parameters
-from views.datasets import Dataset
+from views.datasets import Dataset, Split
 from views.seeds import permutation
 
 
@@ -43,6 +43,7 @@ class Task:
     """Everything that stays the same over a run."""
 
     train: SplitOnDevice
+    validation: SplitOnDevice | None  # where there is one, the best epoch is chosen on it
     test: SplitOnDevice
     views: ViewsConfig
     num_views: int
@@ -85,7 +86,8 @@ class EpochResult:
     loss: float
     losses: dict[str, float]
     weights: dict[str, float]
-    errors: Errors
+    errors: Errors  # on the test split
+    validation: Errors | None
     learning_rate: float
     num_samples: int
     train_seconds: float  # the steps, the teacher's outputs at hand
@@ -98,20 +100,27 @@ class EpochResult:
         return self.wait_seconds + self.train_seconds + self.evaluate_seconds
 
     @property
+    def deciding(self) -> Errors:
+        """The errors that the best epoch is chosen by."""
+        return self.errors if self.validation is None else self.validation
+
+    @property
     def images_per_second(self) -> float:
         return self.num_samples / max(self.train_seconds, 1e-9)
 
 
 @functools.lru_cache(maxsize=1)
-def splits_on_device(dataset: Dataset, device: torch.device) -> tuple[SplitOnDevice, SplitOnDevice]:
-    """Training and test split of `dataset`; kept, so that the runs of a study share them."""
-    train, test = (
-        SplitOnDevice(
-            torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device)
-        )
-        for split in (dataset.train, dataset.test)
-    )
-    return train, test
+def splits_on_device(
+    dataset: Dataset, device: torch.device
+) -> tuple[SplitOnDevice, SplitOnDevice | None, SplitOnDevice]:
+    """Training, validation and test split; kept, so that the runs of a study share them."""
+
+    def put(split: Split) -> SplitOnDevice:
+        images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+        return SplitOnDevice(images.to(device), labels.to(device))
+
+    validation = put(dataset.validation) if dataset.validation else None
+    return put(dataset.train), validation, put(dataset.test)
 
 
 def make_learner(
@@ -182,13 +191,8 @@ def _run_epoch(
                 sums[name] += value * len(ids)
     totals = torch.stack([*step_losses, *sums.values()]).tolist()  # the epoch's one wait
     trained = time.perf_counter()
-    errors = evaluate(
-        learner.network,
-        task.test.images,
-        task.test.labels,
-        task.normalisation,
-        task.training.precision,
-    )
+    errors = _errors_on(task.test, task, learner)
+    validation = _errors_on(task.validation, task, learner) if task.validation else None
     sizes = [min(batch_size, num_samples - step * batch_size) for step in range(steps)]
     return EpochResult(
         epoch=epoch,
@@ -198,12 +202,19 @@ def _run_epoch(
         },
         weights={name: weight for name, weight, _ in active},
         errors=errors,
+        validation=validation,
         learning_rate=rate,
         num_samples=num_samples,
         train_seconds=trained - started,
         wait_seconds=wait_seconds,
         evaluate_seconds=time.perf_counter() - trained,
         step_losses=totals[:steps],
+    )
+
+
+def _errors_on(split: SplitOnDevice, task: Task, learner: Learner) -> Errors:
+    return evaluate(
+        learner.network, split.images, split.labels, task.normalisation, task.training.precision
     )
 
 

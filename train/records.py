@@ -29,7 +29,10 @@ METRICS_FILE = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class BestEpoch:
+    """The epoch with the lowest `deciding` error (validation, else test), and its test errors."""
+
     epoch: int
+    deciding: float
     top1: float
     top5: float
 
@@ -57,8 +60,9 @@ class RunRecorder:
         self.seconds += now - self._epoch_started
         self._epoch_started = now
         self.last = result
-        if self.best is None or result.errors.top1 < self.best.top1:
-            self.best = BestEpoch(result.epoch, result.errors.top1, result.errors.top5)
+        errors, deciding = result.errors, result.deciding.top1
+        if self.best is None or deciding < self.best.deciding:
+            self.best = BestEpoch(result.epoch, deciding, errors.top1, errors.top5)
             save_atomically(self._learner.network.state_dict(), self.folder / "best.pt")
         self._append_metrics(result)
         self._checkpoint(result.epoch)
@@ -74,6 +78,7 @@ class RunRecorder:
             "last": {"top1_error": self.last.errors.top1, "top5_error": self.last.errors.top5},
             "best": {
                 "epoch": self.best.epoch,
+                "chosen_on": "test" if self.last.validation is None else "validation",
                 "top1_error": self.best.top1,
                 "top5_error": self.best.top5,
             },
@@ -93,6 +98,7 @@ class RunRecorder:
             "weights": result.weights,
             "top1_error": result.errors.top1,
             "top5_error": result.errors.top5,
+            "validation_top1_error": result.validation and result.validation.top1,
             "learning_rate": result.learning_rate,
             "train_seconds": result.train_seconds,
             "wait_seconds": result.wait_seconds,
@@ -112,7 +118,7 @@ class RunRecorder:
             "run_sha256": identity_sha256(self._identity),
             "epoch": epoch,
             "seconds": self.seconds,
-            "best": [self.best.epoch, self.best.top1, self.best.top5],
+            "best": [self.best.epoch, self.best.deciding, self.best.top1, self.best.top5],
             **self._learner.state_dict(),
         }
         save_atomically(state, self.folder / CHECKPOINT_FILE)
@@ -128,8 +134,8 @@ class RunRecorder:
         self._learner.load_state_dict(state)
         self.first_epoch = int(state["epoch"]) + 1
         self.seconds = float(state["seconds"])
-        epoch, top1, top5 = state["best"]
-        self.best = BestEpoch(int(epoch), float(top1), float(top5))
+        epoch, *errors = state["best"]
+        self.best = BestEpoch(int(epoch), *map(float, errors))
         lines = (self.folder / METRICS_FILE).read_text().splitlines(keepends=True)
         kept = "".join(lines[: self.first_epoch - 1])
         write_atomically(self.folder / METRICS_FILE, kept.encode())

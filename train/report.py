@@ -121,7 +121,7 @@ def write_report(
     text = (
         f"# {title}\n\n{table}\n![error per method](ablation.png)\n\n"
         f"Mean ± sample standard deviation over seeds. Last: after the last epoch; best: the epoch "
-        f"with the lowest top-1 test error, chosen on the test set.\n\n"
+        f"with the lowest top-1 error on the {first['best']['chosen_on']} set.\n\n"
         f"Command: `{command}`\\\nCache: `{first['cache']}` (identity {first['cache_sha256']})\\\n"
         f"Device: {first['device']}, torch {first['versions']['torch']}\n"
     )

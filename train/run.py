@@ -70,7 +70,7 @@ def _prepare(
     study: Study, terms: tuple[LossTerm, ...], seed: int, device: torch.device
 ) -> tuple[Task, Connectors | None, torch.nn.Module]:
     student = study.config.student
-    train, test = splits_on_device(study.dataset, device)
+    train, validation, test = splits_on_device(study.dataset, device)
     stages = stage_modules(student.arch, student.stages)
     network = build(
         student.arch,
@@ -86,6 +86,7 @@ def _prepare(
         connectors = build_connectors(channels, wanted, student.connector, seed)
     task = Task(
         train=train,
+        validation=validation,
         test=test,
         views=study.teacher.views,
         num_views=study.num_views,

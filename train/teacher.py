@@ -86,9 +86,10 @@ def train_teacher(config: TeacherConfig, *, device: str, console: Console) -> di
     check_arch(config.teacher.arch)
     dataset = load_dataset(_teacher_data(config, training))
     place = pick_device(device)
-    train, test = splits_on_device(dataset, place)
+    train, validation, test = splits_on_device(dataset, place)
     task = Task(
         train=train,
+        validation=validation,
         test=test,
         views=dataclasses.replace(config.views, count="all"),
         num_views=config.views.augment.num_distinct_views,

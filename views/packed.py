@@ -26,14 +26,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from views.datasets import (
-    Dataset,
-    DatasetError,
-    Split,
-    decode_bytes,
-    first_per_class,
-    refuse_other_size,
-)
+from views.datasets import Dataset
+from views.folders import decode_bytes, refuse_other_size
+from views.splits import DatasetError, Ids, Source, Split
 
 FORMAT_NAME = "teach-once-images"
 FORMAT_VERSION = 1
@@ -73,29 +68,28 @@ def pack_encoded(dataset: Dataset, file: Path) -> None:
         _finish(out, dataset, digest)
 
 
-def open_packed(file: Path, limit: int | None) -> Dataset:
+def packed(file: Path) -> Source:
     """The dataset in a packed file; images are read, and checked, when they are asked for.
 
     Raises DatasetError where the file is missing, damaged or something else.
     """
-    with _opened(file) as packed:
-        if packed.attrs.get("format") != FORMAT_NAME:
+    with _opened(file) as content:
+        if content.attrs.get("format") != FORMAT_NAME:
             raise DatasetError(f"{file} is an HDF5 file, but not of packed images")
-        if packed.attrs["format_version"] != FORMAT_VERSION:
+        if content.attrs["format_version"] != FORMAT_VERSION:
             raise DatasetError(f"{file} has another format version; pack the images again")
-        names = tuple(name.decode() for name in packed["class_names"][()])
-        labels = {name: np.asarray(packed[f"{name}/labels"][()]) for name in ("train", "test")}
-        stated = str(packed.attrs["digest"])
-    kept = first_per_class(labels["train"], limit)
-    digest = hashlib.sha256(stated.encode() + kept.tobytes() + labels["train"].tobytes())
-    reader = {name: _PackedImages(file, name) for name in labels}
-    return Dataset(
-        name=file.stem,
-        class_names=names,
-        train=Split(labels["train"][kept], lambda ids: reader["train"].read(kept[ids])),
-        test=Split(labels["test"], reader["test"].read),
-        digest=digest.hexdigest(),
+        names = tuple(name.decode() for name in content["class_names"][()])
+        labels = {name: np.asarray(content[f"{name}/labels"][()]) for name in ("train", "test")}
+        stated = str(content.attrs["digest"])
+
+    def digest_of(ids: Ids) -> str:
+        whole = stated.encode() + ids.tobytes() + labels["train"].tobytes()
+        return hashlib.sha256(whole).hexdigest()
+
+    train, test = (
+        Split(labels[name], _PackedImages(file, name).read) for name in ("train", "test")
     )
+    return Source(file.stem, names, train, test, digest_of)
 
 
 @dataclass(frozen=True)

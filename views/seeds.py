@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 VIEW_STREAM = 0
 ORDER_STREAM = 1
 CHOICE_STREAM = 2
+HELD_OUT_STREAM = 4  # 3 is precompute.verify's
 
 _WORDS_PER_COUNT = 4  # Philox4x64 yields four 64-bit words per counter value
 _SAMPLES_PER_CHUNK = 65_536

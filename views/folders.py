@@ -1,0 +1,145 @@
+"""Image folders: a tree of encoded files, decoded into memory when asked for.
+
+Leaves out images of different sizes; every image here has the size of the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from views.seeds import choice
+from views.splits import DatasetError, Source, Split
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
+_HASHED_FILES = 1024  # so many files, chosen by key, enter the digest with their bytes
+
+
+def image_folder(root: Path) -> Source:
+    """`root/train/<class>/*` and `root/test/<class>/*` (or `val/`), in the order of the names."""
+    if not root.is_dir():
+        raise DatasetError(f"dataset.root: there is no folder {root}")
+    train_dir = root / "train"
+    if not train_dir.is_dir():
+        raise DatasetError(f"dataset.root: {root} has no folder train/ with one folder per class")
+    test_dir = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if test_dir is None:
+        raise DatasetError(f"dataset.root: {root} has neither a folder test/ nor a folder val/")
+    class_names = _class_names(train_dir)
+    train_paths, train_labels = _list_images(train_dir, class_names)
+    test_paths, test_labels = _list_images(test_dir, class_names)
+    return Source(
+        name=root.name,
+        class_names=class_names,
+        train=_folder_split(train_paths, train_labels),
+        test=_folder_split(test_paths, test_labels),
+        digest_of=lambda ids: _folder_digest(
+            train_dir, [train_paths[i] for i in ids], train_labels[ids]
+        ),
+    )
+
+
+def _folder_split(paths: list[Path], labels: NDArray[np.int64]) -> Split:
+    return Split(labels, lambda ids: _decode_all([paths[i] for i in ids]), tuple(paths))
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    if len(names) < 2:
+        found = f"only {names[0]!r}" if names else "none"
+        raise DatasetError(
+            f"{folder} needs a folder for each of at least two classes; found {found}"
+        )
+    return names
+
+
+def _list_images(
+    folder: Path, class_names: tuple[str, ...]
+) -> tuple[list[Path], NDArray[np.int64]]:
+    unknown = {entry.name for entry in folder.iterdir() if entry.is_dir()} - set(class_names)
+    if unknown:
+        raise DatasetError(
+            f"{folder} has classes that train/ does not: {', '.join(sorted(unknown))}"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        files = _images_of_class(folder / name)
+        if not files and folder.name == "train":
+            raise DatasetError(f"{folder / name} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        paths += files
+        labels += [label] * len(files)
+    if not paths:
+        raise DatasetError(f"{folder} holds no image")
+    return paths, np.array(labels, dtype=np.int64)
+
+
+def _images_of_class(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _folder_digest(folder: Path, paths: list[Path], labels: NDArray[np.int64]) -> str:
+    """Over every relative path, size and label, and the bytes of some files chosen by key."""
+    listing = [
+        [path.relative_to(folder).as_posix(), path.stat().st_size, int(label)]
+        for path, label in zip(paths, labels, strict=True)
+    ]
+    digest = hashlib.sha256(json.dumps(listing).encode())
+    for index in choice(0, len(paths), min(_HASHED_FILES, len(paths))):
+        digest.update(paths[index].read_bytes())
+    return digest.hexdigest()
+
+
+def _decode_all(paths: list[Path]) -> NDArray[np.uint8]:
+    first = _decode(paths[0])
+    images = np.empty((len(paths), *first.shape), dtype=np.uint8)
+
+    def decode_into(index: int) -> None:
+        image = _decode(paths[index])
+        refuse_other_size(first.shape, image, str(paths[index]), str(paths[0]))
+        images[index] = image
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(decode_into, range(len(paths))):
+            pass
+    return images
+
+
+def refuse_other_size(
+    expected: tuple[int, ...], image: NDArray[np.uint8], name: str, other: str = "the first"
+) -> None:
+    """Raise DatasetError, with both names, unless the image has the expected shape."""
+    if image.shape != expected:
+        raise DatasetError(
+            f"images differ in size: {other} is {expected[1]}x{expected[0]}, {name} is "
+            f"{image.shape[1]}x{image.shape[0]}; resize them to one size"
+        )
+
+
+def _decode(path: Path) -> NDArray[np.uint8]:
+    try:
+        return decode_bytes(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DatasetError(f"cannot read the image {path}: {error}") from None
+
+
+def decode_bytes(content: bytes, name: str) -> NDArray[np.uint8]:
+    """An encoded image as (H, W, 3) uint8, turned upright as its EXIF orientation says.
+
+    Raises DatasetError with `name` where it cannot be read.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        reason = str(error).replace(repr(content), "its content")
+        raise DatasetError(f"cannot read the image {name}: {reason}") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+PYTHON_PREFIX = "python:"  # python:package.module:function builds a network of the user's own
+
 
 class ArchError(ValueError):
     """A network that cannot be built: an unknown name, or weights that do not fit."""
@@ -29,12 +31,61 @@ CIFAR_RESNETS = {
     "resnet8x4": CifarResNetShape(8, _WIDE),
     "resnet32x4": CifarResNetShape(32, _WIDE),
 }
-TORCHVISION_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+# torchvision's classifiers that are built of a stem and four stages of ResNet blocks: they also
+# come with a stem for small images, and with any number of input channels.
+TORCHVISION_RESNETS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
+
+
+def _features(*numbers: int) -> tuple[str, ...]:
+    return tuple(f"features.{number}" for number in numbers)
+
+
+# Other classifiers of torchvision, with the last module at each of the four coarsest resolutions.
+_OTHER_STAGES: dict[str, tuple[str, ...]] = {
+    "mobilenet_v2": _features(3, 6, 13, 18),
+    "mobilenet_v3_large": _features(3, 6, 12, 16),
+    "mobilenet_v3_small": _features(1, 3, 8, 12),
+    **dict.fromkeys((f"efficientnet_b{n}" for n in range(8)), _features(2, 3, 5, 8)),
+    "efficientnet_v2_s": _features(2, 3, 5, 7),
+    **dict.fromkeys(("efficientnet_v2_m", "efficientnet_v2_l"), _features(2, 3, 5, 8)),
+    **dict.fromkeys(
+        (f"convnext_{size}" for size in ("tiny", "small", "base", "large")), _features(1, 3, 5, 7)
+    ),
+    **dict.fromkeys(
+        (
+            f"regnet_{kind}_{size}"
+            for kind in "xy"
+            for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")
+        ),
+        tuple(f"trunk_output.block{number}" for number in range(1, 5)),
+    ),
+    "vgg11_bn": _features(7, 14, 21, 28),
+    "vgg13_bn": _features(13, 20, 27, 34),
+    "vgg16_bn": _features(13, 23, 33, 43),
+    "vgg19_bn": _features(13, 26, 39, 52),
+    **dict.fromkeys(
+        (f"densenet{depth}" for depth in (121, 161, 169, 201)),
+        tuple(f"features.denseblock{number}" for number in range(1, 5)),
+    ),
+}
 
 # The small-image ResNets have three stages, torchvision's four; each ends with a ReLU.
 DEFAULT_STAGES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(CIFAR_RESNETS, ("layer1", "layer2", "layer3")),
     **dict.fromkeys(TORCHVISION_RESNETS, ("layer1", "layer2", "layer3", "layer4")),
+    **_OTHER_STAGES,
 }
 
 
@@ -43,9 +94,16 @@ def known_archs() -> tuple[str, ...]:
 
 
 def check_arch(arch: str) -> None:
-    """Raise ArchError, with the known names, unless `arch` is one of them."""
+    """Raise ArchError, with the nearest names, unless `arch` can be built as far as names tell."""
     if arch in DEFAULT_STAGES:
         return
+    if arch.startswith(PYTHON_PREFIX):
+        if arch.count(":") == 2 and all(arch.split(":")):
+            return
+        raise ArchError(f"arch {arch!r} is not of the form python:package.module:function")
     close = difflib.get_close_matches(arch, known_archs(), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ArchError(f"unknown arch {arch!r}{hint} Known: {', '.join(known_archs())}")
+    raise ArchError(
+        f"unknown arch {arch!r}{hint} Known: {', '.join(known_archs())}, and "
+        f"python:package.module:function"
+    )

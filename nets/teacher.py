@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from configs.schema import TeacherNet
 from nets.precision import arithmetic
 from nets.taps import channel_means, read_stages, spatial_energy
 from nets.weights import load_weights
+from nets.weights_file import weights_file
 from nets.zoo import build
 
 
@@ -75,7 +75,7 @@ def load_teacher_network(
 ) -> Teacher:
     """Build the teacher, fill it from its weights file, freeze it. Raises ArchError."""
     network = build(config.arch, num_classes=num_classes, in_channels=in_channels, stem=config.stem)
-    load_weights(network, Path(config.weights))
+    load_weights(network, weights_file(config.weights))
     network = network.eval().requires_grad_(False)
     network = network.to(device=device, memory_format=torch.channels_last)
     return Teacher(network, stages, config.precision, device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from torch import nn
 from nets.archs import ArchError
 
 _SHOWN_DIFFERENCES = 5
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.")
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
@@ -47,8 +50,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Fill `network` from a plain state dict; ArchError names the keys that do not fit."""
-    found = read_tensors(path)
+    """Fill `network` from a state dict; ArchError names the keys that do not fit.
+
+    The state dict may lie in a wrapper (`state_dict`, `model`, `model_state_dict`, `net`), and all
+    its keys may begin with a prefix that wrappers leave (`module.`, `student.`, ...).
+    """
+    found = _without_prefix(_unwrapped(read_tensors(path)))
     expected = network.state_dict()
     differences = [f"missing: {key}" for key in expected if key not in found]
     differences += [f"not expected: {key}" for key in found if key not in expected]
@@ -63,6 +70,47 @@ def load_weights(network: nn.Module, path: Path) -> None:
         shown = "\n  ".join(differences[:_SHOWN_DIFFERENCES])
         raise ArchError(f"the weights in {path} do not fit the network:\n  {shown}{tail}")
     network.load_state_dict(found)
+
+
+def torchvision_weights(name: str) -> Path:
+    """The file of torchvision's weights `ResNet34_Weights.IMAGENET1K_V1`, downloaded if missing.
+
+    It lies where torch.hub keeps checkpoints; its name carries a hash, which the download is
+    compared with. Raises ArchError for an unknown name, or where there is no network.
+    """
+    from torchvision_shim import import_torchvision
+
+    import_torchvision()
+    from torchvision import models
+
+    try:
+        url = models.get_weight(name).url
+    except (ValueError, KeyError, AttributeError):
+        raise ArchError(f"teacher.weights: torchvision has no weights {name!r}") from None
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not path.is_file():
+        try:
+            torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:
+            raise ArchError(
+                f"teacher.weights: {name} cannot be downloaded: {error}\n  to mend it: put the "
+                f"file of {url} at {path}"
+            ) from None
+    return path
+
+
+def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), dict):
+            return _unwrapped(content[key])
+    return content
+
+
+def _without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
+    for prefix in _PREFIXES:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            return _without_prefix({k.removeprefix(prefix): v for k, v in tensors.items()})
+    return tensors
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -1,32 +1,51 @@
 """Builds a network by name.
 
-Two families: the CIFAR ResNets of the field's small-image benchmark (three stages, 6n+2 layers) and
-torchvision's ResNets, with their own stem or the one for small images. The networks know nothing of
-taps. Leaves out the parameter-free shortcut of the 2015 paper: today's benchmark, and the published
+The CIFAR ResNets of the field's small-image benchmark (three stages, 6n+2 layers); torchvision's
+ResNets, with their own stem or the one for small images; torchvision's other classifiers as they
+are; and a function of the user's own. The networks know nothing of taps.
+
+Leaves out the parameter-free shortcut of the 2015 paper: today's benchmark, and the published
 figures that this project compares with, use a 1x1 convolution.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nets.archs import CIFAR_RESNETS, check_arch
+from nets.archs import (
+    CIFAR_RESNETS,
+    PYTHON_PREFIX,
+    TORCHVISION_RESNETS,
+    ArchError,
+    check_arch,
+)
 
 
 def build(
     arch: str, *, num_classes: int, in_channels: int = 3, stem: str = "cifar", seed: int = 0
 ) -> nn.Module:
-    """A freshly initialised network; the weights depend on `seed` alone. Raises ArchError."""
+    """A freshly initialised network; the weights depend on `seed` alone. Raises ArchError.
+
+    `python:package.module:function` calls function(num_classes=..., in_channels=...).
+    """
     check_arch(arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if arch in CIFAR_RESNETS:
             shape = CIFAR_RESNETS[arch]
             return CifarResNet(shape.blocks_per_stage, shape.widths, num_classes, in_channels)
-        return _torchvision_resnet(arch, num_classes, in_channels, stem)
+        if arch.startswith(PYTHON_PREFIX):
+            return _users_own(arch, num_classes, in_channels)
+        if arch in TORCHVISION_RESNETS:
+            return _torchvision_resnet(arch, num_classes, in_channels, stem)
+        if stem != "imagenet" or in_channels != 3:
+            raise ArchError(f"arch {arch!r} exists only with stem: imagenet and for RGB images")
+        return _torchvision_network(arch, num_classes)
 
 
 class CifarResNet(nn.Module):
@@ -82,18 +101,35 @@ def _stage(in_width: int, out_width: int, num_blocks: int, stride: int) -> nn.Se
     return nn.Sequential(first, *rest)
 
 
-def _torchvision_resnet(arch: str, num_classes: int, in_channels: int, stem: str) -> nn.Module:
+def _torchvision_network(arch: str, num_classes: int) -> nn.Module:
     from torchvision_shim import import_torchvision
 
     import_torchvision()
     from torchvision import models
 
     network: nn.Module = getattr(models, arch)(weights=None, num_classes=num_classes)
+    return network
+
+
+def _torchvision_resnet(arch: str, num_classes: int, in_channels: int, stem: str) -> nn.Module:
+    network: Any = _torchvision_network(arch, num_classes)
     if stem == "cifar":
         network.conv1 = _fresh_conv(in_channels, 3, stride=1, padding=1)
         network.maxpool = nn.Identity()
     elif in_channels != 3:
         network.conv1 = _fresh_conv(in_channels, 7, stride=2, padding=3)
+    return network
+
+
+def _users_own(arch: str, num_classes: int, in_channels: int) -> nn.Module:
+    _, module, function = arch.split(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ArchError(f"arch {arch!r} cannot be loaded: {error}") from None
+    network = make(num_classes=num_classes, in_channels=in_channels)
+    if not isinstance(network, nn.Module):
+        raise ArchError(f"arch {arch!r} gave a {type(network).__name__}, not a torch.nn.Module")
     return network
 
 

@@ -10,6 +10,7 @@ from configs.load import load_teacher
 from configs.schema import TeacherConfig, as_plain
 from nets.archs import ArchError, check_arch
 from nets.taps import TapError, stage_modules
+from nets.weights_file import weights_file
 from store.identity import Identity, cache_identity, file_sha256
 from store.layout import TapSpec, cache_path
 from views.augment import AUGMENT_VERSION
@@ -89,7 +90,7 @@ def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
 
 
 def _weights_sha256(config: TeacherConfig, name: str) -> str:
-    weights = Path(config.teacher.weights)
+    weights = weights_file(config.teacher.weights)
     if weights.is_file():
         return file_sha256(weights)
     if config.training is not None:

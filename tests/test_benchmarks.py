@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import dtypes, read
+from benchmarks import dtypes, read, views
 from benchmarks.harness import Timing, interleaved, write_section
+from tests.conftest import make_cache
 
 
 def test_rounds_are_interleaved_and_the_warm_up_does_not_count() -> None:
@@ -48,6 +49,35 @@ def test_reading_is_measured_and_misses_are_marked(tmp_path: Path) -> None:
     assert "| read_view (checksums verified) |" in text
     slow = [{**row, "per_second": 1.0 if "read_view" in row["method"] else 1e9} for row in found]
     assert "✗ missed" in read.report(slow)
+
+
+def test_the_number_of_views_is_studied(
+    small_teacher: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_teacher()
+    monkeypatch.chdir(tmp_path)
+    make_cache(config, tmp_path / "caches")
+    arguments = [
+        "digits-resnet8",
+        "--views",
+        "1 3",
+        "--seeds",
+        "0 1",
+        "--docs",
+        str(tmp_path / "r.md"),
+        "--method",
+        "cd",
+        "training.epochs=2",
+        "teacher.teacher.arch=resnet8",
+        "teacher.dataset.limit=6",
+        f"teacher.teacher.weights={config.teacher.weights}",
+        "teacher.views.count=3",
+    ]
+    assert views.main(arguments) == 0
+    text = (tmp_path / "r.md").read_text()
+    assert "## Number of views: digits-resnet8, cd" in text
+    assert "| 3 | 2 |" in text
+    assert (tmp_path / "views-digits-resnet8.png").stat().st_size > 1000
 
 
 def test_dtypes_are_measured_on_real_records(

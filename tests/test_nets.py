@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from torch import nn
 
 from configs.schema import TeacherNet
-from nets.archs import ArchError, known_archs
+from nets.archs import CIFAR_RESNETS, ArchError, known_archs
 from nets.taps import TapError, as_is, channel_means, read_stages, stage_modules
 from nets.teacher import load_teacher_network
 from nets.weights import load_weights, save_atomically
+from nets.weights_file import weights_file
 from nets.zoo import build
 from torchvision_shim import import_torchvision
 
@@ -41,13 +43,12 @@ def test_torchvision_networks_have_torchvisions_size_and_names() -> None:
     assert list(ours.state_dict()) == list(resnet18(weights=None).state_dict())
 
 
-@pytest.mark.parametrize("arch", known_archs())
+@pytest.mark.parametrize("arch", [*CIFAR_RESNETS, "resnet18", "resnet34", "resnet50", "resnet152"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_network_gives_logits_and_its_default_stages(arch: str, channels: int) -> None:
-    if arch in ("resnet101", "resnet152", "resnet110"):
-        size = 8
-    else:
-        size = 16
+def test_small_image_networks_give_logits_and_their_default_stages(
+    arch: str, channels: int
+) -> None:
+    size = 8 if arch in ("resnet152", "resnet110") else 16
     network = build(arch, num_classes=7, in_channels=channels).eval()
     stages = stage_modules(arch)
     with torch.inference_mode(), read_stages(network, stages, as_is) as maps:
@@ -55,6 +56,66 @@ def test_every_network_gives_logits_and_its_default_stages(arch: str, channels: 
     assert logits.shape == (2, 7)
     assert list(maps) == list(stages)
     assert all((features >= 0).all() for features in maps.values())  # past their last ReLU
+
+
+# One of each family of torchvision's classifiers, the smallest.
+FAMILIES = [
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "efficientnet_v2_m",
+    "convnext_tiny",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "vgg11_bn",
+    "vgg13_bn",
+    "vgg16_bn",
+    "vgg19_bn",
+    "densenet121",
+]
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_the_default_stages_of_torchvisions_networks_are_its_four_coarsest_resolutions(
+    arch: str,
+) -> None:
+    network = build(arch, num_classes=3, stem="imagenet").eval()
+    with torch.inference_mode(), read_stages(network, stage_modules(arch), as_is) as maps:
+        logits = network(torch.randn(1, 3, 64, 64))
+    assert logits.shape == (1, 3)
+    assert [features.shape[2] for features in maps.values()] == [16, 8, 4, 2]
+
+
+def test_every_name_is_torchvisions_or_the_benchmarks() -> None:
+    import_torchvision()
+    from torchvision import models
+
+    theirs = set(models.list_models(module=models))
+    assert set(known_archs()) - theirs == set(CIFAR_RESNETS)
+
+
+def test_a_network_of_the_users_own_is_built_by_its_function() -> None:
+    network = build("python:tests.own_network:make", num_classes=4, in_channels=1)
+    assert network(torch.randn(2, 1, 8, 8)).shape == (2, 4)
+    for arch, told in (
+        ("python:tests.own_network", "not of the form python:package.module:function"),
+        ("python:tests.no_such:make", "cannot be loaded"),
+        ("python:tests.own_network:nothing", "cannot be loaded"),
+        ("python:tests.own_network:wrong", "gave a str, not a torch.nn.Module"),
+    ):
+        with pytest.raises(ArchError, match=told):
+            build(arch, num_classes=4)
+
+
+def test_other_networks_exist_only_as_torchvision_has_them() -> None:
+    with pytest.raises(ArchError, match="only with stem: imagenet and for RGB"):
+        build("mobilenet_v2", num_classes=2, stem="cifar")
+    with pytest.raises(ArchError, match="only with stem: imagenet and for RGB"):
+        build("mobilenet_v2", num_classes=2, stem="imagenet", in_channels=1)
 
 
 def test_the_imagenet_stem_shrinks_and_the_cifar_stem_does_not() -> None:
@@ -138,6 +199,49 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_differences(tmp_path
         load_weights(build("resnet8", num_classes=3), path)
     assert "not expected: extra" in str(caught.value)
     assert "fc.weight has shape (4, 64), expected (3, 64)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: {"state_dict": tensors, "epoch": 3},
+        lambda tensors: {"model": {"module." + key: value for key, value in tensors.items()}},
+        lambda tensors: {"net": tensors},
+        lambda tensors: {"model_state_dict": {"student." + k: v for k, v in tensors.items()}},
+        lambda tensors: {"_orig_mod.module." + key: value for key, value in tensors.items()},
+    ],
+)
+def test_common_wrappers_and_prefixes_are_seen_through(tmp_path: Path, wrap) -> None:
+    source = build("resnet8", num_classes=3, seed=5)
+    save_atomically(wrap(source.state_dict()), tmp_path / "w.pt")
+    network = build("resnet8", num_classes=3, seed=6)
+    load_weights(network, tmp_path / "w.pt")
+    assert (network.fc.weight == source.fc.weight).all()
+
+
+def test_torchvisions_weights_are_downloaded_once_and_their_hash_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_torchvision()
+    from torchvision.models import ResNet18_Weights
+
+    torch.save(build("resnet18", num_classes=1000, stem="imagenet").state_dict(), tmp_path / "x")
+    digest = hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    published = tmp_path / f"resnet18-{digest[:8]}.pth"
+    (tmp_path / "x").rename(published)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    member = ResNet18_Weights.IMAGENET1K_V1
+    monkeypatch.setattr(member.value, "url", published.as_uri())
+    spec = "torchvision:ResNet18_Weights.IMAGENET1K_V1"
+    file = weights_file(spec)
+    assert file.read_bytes() == published.read_bytes()
+    published.unlink()
+    assert weights_file(spec) == file  # not fetched again
+    file.unlink()
+    with pytest.raises(ArchError, match=r"(?s)cannot be downloaded.*put the file of"):
+        weights_file(spec)
+    with pytest.raises(ArchError, match=r"no weights 'ResNet18_Weights\.NONE'"):
+        weights_file("torchvision:ResNet18_Weights.NONE")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])

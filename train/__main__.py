@@ -23,6 +23,7 @@ from configs.load import ConfigError, load_student, load_teacher, split_override
 from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import ArchError
 from nets.taps import TapError
+from nets.weights_file import weights_file
 from store.errors import CacheError
 from train.plan import plan_lines
 from train.study import Study, TrainError, open_study
@@ -87,7 +88,7 @@ def teacher(
     """Train a teacher's weights from its config's training block, where there are none."""
     console = _console()
     config = load_teacher(name, overrides or [])
-    weights = Path(config.teacher.weights)
+    weights = weights_file(config.teacher.weights)
     if not retrain and (record := existing_weights(config)) is not None:
         error = f": test error {record['last']['top1_error']:.2f} % top-1" if record else ""
         console.print(f"{weights} is there{error}: nothing to do.")

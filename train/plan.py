@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.schema import StudentConfig, TeacherConfig
+from nets.weights_file import weights_file
 from store.errors import CacheError
 from train.study import open_study
 from views.datasets import load_dataset
@@ -40,7 +41,7 @@ def plan_lines(
 
 
 def _weights_line(teacher: TeacherConfig) -> str:
-    weights = Path(teacher.teacher.weights)
+    weights = weights_file(teacher.teacher.weights)
     if weights.is_file():
         return f"teacher  there: {weights}"
     if teacher.training is None:

@@ -14,6 +14,7 @@ from typing import Any
 from configs.schema import StudentConfig, TeacherConfig, as_plain
 from nets.archs import check_arch
 from nets.taps import stage_modules
+from nets.weights_file import weights_file
 from store.identity import Identity, cache_identity, file_sha256, identity_sha256
 from store.reader import TeacherCache, find_cache
 from views.augment import AUGMENT_VERSION, pixel_canary
@@ -112,7 +113,7 @@ def open_study(
 
 def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
     """The identity that the teacher's cache must have; weights that are away leave None."""
-    weights = Path(teacher.teacher.weights)
+    weights = weights_file(teacher.teacher.weights)
     return cache_identity(
         as_plain(teacher),
         dataset_digest=dataset.digest,

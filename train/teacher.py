@@ -15,6 +15,7 @@ from rich.console import Console
 
 from configs.schema import LossTerm, TeacherConfig, TeacherTraining, as_plain
 from nets.archs import check_arch
+from nets.weights_file import weights_file
 from store.identity import differing_fields, file_sha256
 from train.study import RUN_FILE, SUMMARY_FILE
 from views.datasets import load_dataset
@@ -48,7 +49,7 @@ def existing_weights(config: TeacherConfig) -> dict[str, Any] | None:
 
     Raises TeacherExists if they were trained here with other settings than those asked for.
     """
-    weights = Path(config.teacher.weights)
+    weights = weights_file(config.teacher.weights)
     if not weights.is_file():
         return None
     folder = training_folder(weights)
@@ -112,7 +113,7 @@ def train_teacher(config: TeacherConfig, *, device: str, console: Console) -> di
         f"training the teacher {config.name} ({config.teacher.arch}): {training.epochs} epochs x "
         f"{len(dataset.train):,} images on {place}"
     )
-    weights = Path(config.teacher.weights)
+    weights = weights_file(config.teacher.weights)
     settings = training_settings(config, dataset.digest)
     recorder = RunRecorder(training_folder(weights), settings, learner)
     report = EpochPrinter(training.epochs, recorder.first_epoch, console)

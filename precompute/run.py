@@ -177,7 +177,8 @@ def _content(running: TeacherPass) -> CacheContent:
 def _plan(running: TeacherPass, content: CacheContent) -> Plan:
     draft = draft_manifest(content, running.options.block_rows)
     manifest, records, num_bytes = pending_of(running.setup.path, draft)
-    num_samples, size = manifest.num_samples, running.options.batch_size
+    num_samples = manifest.num_samples
+    size = min(running.options.batch_size, num_samples)
     outputs = running.setup.extra_outputs
 
     def run_batch(number: int) -> int:

@@ -1,0 +1,98 @@
+"""Every config that ships really works: plan, cache and a training step on images of its shape."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from configs.load import available, load_student, load_teacher
+from configs.schema import as_plain
+from nets.weights import save_atomically
+from nets.zoo import build
+from precompute.run import PassOptions, fill_cache, plan_pass
+from tests.conftest import CPU, setup_of
+from train.run import train_student
+from train.schedule import weight_at
+from train.study import open_study
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """Two classes of two 32x32 images, to train on and to test with."""
+    rng = np.random.default_rng(0)
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(2):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
+    return tmp_path / "data"
+
+
+def dataset_overrides(name: str, folder: Path) -> list[str]:
+    """The config's own normalisation on the tiny folder; digits bring their own data."""
+    config = load_teacher(name)
+    if config.dataset.type == "digits":
+        return ["dataset.limit=2"]
+    moments = as_plain(config.dataset)["normalisation"]
+    data = {"type": "imagefolder", "root": str(folder), "normalisation": moments}
+    return [f"dataset={json.dumps(data)}"]
+
+
+@pytest.mark.parametrize("name", available("student"))
+def test_a_student_of_every_config_trains_from_its_teachers_cache(
+    name: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    student = load_student(name, ["training.epochs=1", "training.batch_size=4"])
+    teacher = load_teacher(
+        student.teacher,
+        [
+            *dataset_overrides(student.teacher, tiny_folder),
+            f"teacher.weights={tmp_path / 'w.pt'}",
+            "views.count=1",
+            # Untrained deep networks in evaluation mode give numbers that float16 cannot hold.
+            "taps.logits=float32",
+            "taps.means=float32",
+        ],
+    )
+    is_digits = teacher.dataset.type == "digits"
+    network = build(
+        teacher.teacher.arch,
+        num_classes=10 if is_digits else 2,
+        in_channels=1 if is_digits else 3,
+        stem=teacher.teacher.stem,
+    )
+    save_atomically(network.state_dict(), tmp_path / "w.pt")
+    setup, options = setup_of(teacher, tmp_path / "caches"), PassOptions(CPU)
+    plan = plan_pass(setup, options)
+    assert plan.pending_records == len(setup.dataset.train)
+    fill_cache(setup, options, Console(file=io.StringIO()))
+    study = open_study(student, teacher, caches_dir=tmp_path / "caches", runs_dir=tmp_path / "runs")
+    summary = train_student(study, "cd+gkd", 0, device="cpu")
+    assert 0 <= summary["last"]["top1_error"] <= 100
+
+
+@pytest.mark.parametrize("name", available("student"))
+def test_every_method_of_every_config_acts_from_its_first_epoch_to_its_last(name: str) -> None:
+    config = load_student(name)
+    assert {"ce", "kd", "cd", "cd+gkd", "cd+gkd+edt"} <= set(config.methods)
+    for terms in config.methods.values():
+        assert all(term.start_epoch <= config.training.epochs for term in terms)
+        for epoch in range(1, config.training.epochs + 1):
+            assert any(weight_at(term, epoch) for term in terms)
+
+
+def test_the_papers_config_has_the_papers_numbers() -> None:
+    config = load_student("cifar100-resnet50")
+    ce, gkd, cd = config.methods["cd+gkd+edt"]
+    assert [weight_at(ce, e) for e in (1, 60, 61, 200)] == [0, 0, 1, 1]
+    assert [weight_at(gkd, e) for e in (60, 61)] == [0, 0.1]
+    assert [weight_at(cd, e) for e in (1, 59, 60, 160)] == pytest.approx([6, 6, 5.4, 4.86])
+    assert config.training.freeze_idle_classifier is False
+    assert (config.training.batch_size, config.training.learning_rate) == (128, 0.1)
+    assert load_teacher(config.teacher).views.augment.padding == "reflect"

@@ -247,6 +247,15 @@ def test_make_train_student_does_everything_once(checkout: Path) -> None:
         assert looked.returncode == 0, looked.stderr
         assert told in looked.stdout
     assert "## Tap dtypes: digits-resnet20" in (checkout / "docs" / "benchmarks.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (checkout / "example.py").write_text(example)
+    ran = subprocess.run(
+        [sys.executable, "example.py"], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    losses = [float(line.split()[1]) for line in ran.stdout.splitlines()]
+    assert len(losses) == 10
+    assert losses[-1] < losses[0]
     shutil.rmtree(checkout / "caches")
     third = subprocess.run(
         [sys.executable, "-m", "train", "student", "digits-resnet8", "--method", "cd"],

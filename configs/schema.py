@@ -133,7 +133,9 @@ class TeacherNet:
     arch: StrictStr
     weights: StrictStr
     stem: Literal["cifar", "imagenet"] = "cifar"
-    bn: Literal["eval"] = "eval"
+    # "eval": the checkpoint's running statistics. "recalibrated": estimated anew on view 0 of the
+    # cached samples, then frozen; for a teacher whose data differ from those it learned from.
+    bn: Literal["eval", "recalibrated"] = "eval"
     precision: Precision = "float32"  # arithmetic of the teacher pass; "float32" means no TF32
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -72,10 +72,36 @@ def load_teacher_network(
     num_classes: int,
     in_channels: int,
     device: torch.device,
+    calibration: Iterable[Tensor],
 ) -> Teacher:
-    """Build the teacher, fill it from its weights file, freeze it. Raises ArchError."""
+    """Build the teacher, fill it from its weights file, freeze it. Raises ArchError.
+
+    calibration: batches (B, C, H, W) on the device, only asked for with `bn: recalibrated`.
+    """
     network = build(config.arch, num_classes=num_classes, in_channels=in_channels, stem=config.stem)
     load_weights(network, weights_file(config.weights))
     network = network.eval().requires_grad_(False)
     network = network.to(device=device, memory_format=torch.channels_last)
+    if config.bn == "recalibrated":
+        with arithmetic(config.precision, device):
+            recalibrate(network, calibration)
     return Teacher(network, stages, config.precision, device)
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of every batch norm by the mean over `batches`.
+
+    Everything else stays in evaluation mode, in which the whole network is left.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+        norm.train()
+    for inputs in batches:
+        network(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()

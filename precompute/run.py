@@ -28,6 +28,7 @@ from store.layout import Block
 from store.lock import Job
 from store.writer import Work
 from views.augment import (
+    calibration_batches,
     check_augmentable,
     normalise,
     pixel_canary,
@@ -58,15 +59,18 @@ class TeacherPass:
         images = setup.dataset.train.images
         self.image_shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         check_augmentable(self.image_shape, setup.config.views.augment)
+        self._images = torch.from_numpy(images).to(options.device)
+        self._labels = torch.from_numpy(setup.dataset.train.labels).to(options.device)
         self.teacher: Teacher = load_teacher_network(
             setup.config.teacher,
             setup.stages,
             num_classes=setup.dataset.num_classes,
             in_channels=self.image_shape[2],
             device=options.device,
+            calibration=calibration_batches(
+                self._images, setup.config.views, setup.config.dataset.normalisation
+            ),
         )
-        self._images = torch.from_numpy(images).to(options.device)
-        self._labels = torch.from_numpy(setup.dataset.train.labels).to(options.device)
 
     def tap_specs(self) -> dict[str, TapSpec]:
         """Tap name -> shape and how it is stored."""

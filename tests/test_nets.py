@@ -12,7 +12,7 @@ from torch import nn
 from configs.schema import TeacherNet
 from nets.archs import CIFAR_RESNETS, ArchError, known_archs
 from nets.taps import TapError, as_is, channel_means, read_stages, stage_modules
-from nets.teacher import load_teacher_network
+from nets.teacher import load_teacher_network, recalibrate
 from nets.weights import load_weights, save_atomically
 from nets.weights_file import weights_file
 from nets.zoo import build
@@ -175,7 +175,9 @@ def test_teacher_outputs_are_logits_means_and_correctness(tmp_path: Path) -> Non
     config = TeacherNet(arch="resnet8", weights=str(teacher_file(tmp_path)))
     cpu = torch.device("cpu")
     stages = stage_modules("resnet8")
-    teacher = load_teacher_network(config, stages, num_classes=3, in_channels=3, device=cpu)
+    teacher = load_teacher_network(
+        config, stages, num_classes=3, in_channels=3, device=cpu, calibration=[]
+    )
     images = torch.randn(5, 3, 8, 8)
     logits = teacher.network(images)
     labels = logits.argmax(dim=1)
@@ -191,6 +193,18 @@ def test_teacher_outputs_are_logits_means_and_correctness(tmp_path: Path) -> Non
     assert out["correct"].tolist() == [0, 1, 1, 1, 1]
     assert torch.allclose(out["logits"], logits)
     assert not teacher.network.training
+
+
+def test_recalibration_gives_batch_norm_the_statistics_of_the_batches_and_nothing_else() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.9), nn.Conv2d(2, 2, 1)).eval()
+    weights = network[2].weight.clone()
+    batches = [torch.randn(8, 2, 4, 4) * 3 + 5, torch.randn(8, 2, 4, 4)]
+    recalibrate(network, batches)
+    means = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in batches]).mean(dim=0)
+    assert torch.allclose(network[0].running_mean, means, atol=1e-5)
+    assert not any(module.training for module in network.modules())
+    assert network[0].momentum == 0.1
+    assert (network[2].weight == weights).all()
 
 
 def test_weights_that_do_not_fit_are_refused_with_the_first_differences(tmp_path: Path) -> None:

@@ -75,6 +75,20 @@ def test_records_are_the_teachers_outputs_on_exactly_those_views(
         assert 0 < right.mean() < 1  # else the test above says little
 
 
+def test_a_recalibrated_teacher_is_another_cache_and_no_less_deterministic(
+    small_teacher: Make, tmp_path: Path
+) -> None:
+    usual = make_cache(small_teacher(), tmp_path / "a")
+    config = small_teacher("teacher.bn=recalibrated")
+    ours = make_cache(config, tmp_path / "a", batch_size=7, block_rows=8)
+    again = make_cache(config, tmp_path / "b", batch_size=64, block_rows=64)
+    assert ours.path.name == again.path.name != usual.path.name
+    records = all_records(ours)
+    for tap, values in all_records(again).items():
+        assert np.allclose(values, records[tap], rtol=2e-3, atol=2e-3), tap
+    assert not np.allclose(records["stage1"], all_records(usual)["stage1"], atol=1e-2)
+
+
 def test_the_teachers_error_and_agreement_are_recorded(small_teacher: Make, tmp_path: Path) -> None:
     cache = make_cache(small_teacher(), tmp_path)
     correct = all_records(cache)["correct"]

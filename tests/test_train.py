@@ -43,9 +43,13 @@ def largest_relative(a: list[float], b: list[float]) -> float:
 # ---- cached equals live
 
 
-@pytest.mark.parametrize("method", ["kd", "cd+gkd+edt"])
-def test_a_cached_run_equals_a_live_one_step_by_step(make_study: MakeStudy, method: str) -> None:
-    study = make_study(teacher=FLOAT32)
+@pytest.mark.parametrize(
+    ("method", "bn"), [("kd", "eval"), ("cd+gkd+edt", "eval"), ("cd+gkd", "recalibrated")]
+)
+def test_a_cached_run_equals_a_live_one_step_by_step(
+    make_study: MakeStudy, method: str, bn: str
+) -> None:
+    study = make_study(teacher=(*FLOAT32, f"teacher.bn={bn}"))
     cached, cached_weights = losses_and_weights(study, method, live=False)
     live, live_weights = losses_and_weights(study, method, live=True)
     assert len(cached) == 4 * 4

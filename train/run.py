@@ -22,6 +22,7 @@ from train.losses import LOSSES
 from train.progress import EpochPrinter
 from train.records import RunRecorder
 from train.study import Study, TrainError
+from views.augment import calibration_batches
 
 
 def train_student(
@@ -115,6 +116,11 @@ def _teacher_source(
         num_classes=study.dataset.num_classes,
         in_channels=study.image_shape[2],
         device=device,
+        calibration=calibration_batches(
+            splits_on_device(study.dataset, device)[0].images,
+            study.teacher.views,
+            study.teacher.dataset.normalisation,
+        ),
     )
     return LiveTeacher(teacher, taps)
 

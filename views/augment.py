@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ AUGMENT_VERSION = 1  # raise it when the pixels of any view change
 _CANARY_SAMPLES = 8
 _CANARY_VIEWS = 2
 _PREVIEW_VIEWS = 12
+_CALIBRATION_SAMPLES, _CALIBRATION_BATCH = 16_384, 256
 
 
 def view_of_epoch(epoch: int, num_views: int) -> int:
@@ -81,6 +82,24 @@ def _moments(
 
     mean = torch.tensor(normalisation.mean, dtype=torch.float32, device=device)
     return mean, torch.tensor(normalisation.std, dtype=torch.float32, device=device)
+
+
+def calibration_batches(
+    images: torch.Tensor, views: ViewsConfig, normalisation: Normalisation
+) -> Iterator[torch.Tensor]:
+    """View 0 of at most 16,384 samples chosen by key, normalised: (256, C, H, W) batches.
+
+    images: (N, H, W, C) uint8 on the device. The same batches whatever a pass's batch size.
+    """
+    import torch
+
+    samples = choice(0, len(images), min(_CALIBRATION_SAMPLES, len(images)))
+    parameters = view_parameters(views, 0, len(images))[samples]
+    for start in range(0, len(samples), _CALIBRATION_BATCH):
+        rows = slice(start, start + _CALIBRATION_BATCH)
+        some = images.index_select(0, torch.from_numpy(samples[rows]).to(images.device))
+        drawn = torch.from_numpy(parameters[rows]).to(images.device)
+        yield normalise(render(some, drawn, views.augment), normalisation)
 
 
 def pixel_canary(split: Split, views: ViewsConfig) -> dict[str, Any]:

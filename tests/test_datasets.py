@@ -167,6 +167,43 @@ def test_grey_and_palette_images_become_rgb_and_exif_orientation_is_obeyed(tmp_p
     assert (images[1] == images[0, ::-1, ::-1]).all()
 
 
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("L", "png"),
+        ("LA", "png"),
+        ("RGBA", "png"),
+        ("P", "png"),
+        ("1", "png"),
+        ("I;16", "png"),
+        ("CMYK", "jpg"),
+        ("L", "jpg"),
+        ("RGB", "webp"),
+        ("RGBA", "webp"),
+        ("RGB", "bmp"),
+    ],
+)
+def test_images_of_any_mode_and_format_become_rgb_without_a_warning(
+    tmp_path: Path, mode: str, suffix: str
+) -> None:
+    write_image_folder(tmp_path)
+    image = Image.new("RGB", (12, 12), (200, 30, 90))
+    options: dict[str, object] = {"lossless": True} if suffix == "webp" else {}
+    if mode == "P":
+        image, options = image.quantize(4), {"transparency": b"\x00\x80"}
+    elif mode == "I;16":
+        image = Image.new("I;16", (12, 12), 50)
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "train" / "cat" / f"zz.{suffix}", **options)
+    pixels = load_dataset(folder(tmp_path)).train.images[3]
+    assert pixels.shape == (12, 12, 3)
+    if mode in ("RGB", "RGBA", "P"):
+        assert np.abs(pixels.astype(int) - [200, 30, 90]).max() <= 2
+    elif mode in ("L", "LA", "1", "I;16"):
+        assert (pixels[..., 0] == pixels[..., 1]).all()
+
+
 def broken(root: Path, mistake: str) -> None:
     write_image_folder(root)
     train = root / "train"

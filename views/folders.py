@@ -135,11 +135,15 @@ def _decode(path: Path) -> NDArray[np.uint8]:
 def decode_bytes(content: bytes, name: str) -> NDArray[np.uint8]:
     """An encoded image as (H, W, 3) uint8, turned upright as its EXIF orientation says.
 
+    Grey becomes RGB of equal channels; transparency is dropped, as torchvision's loader does.
     Raises DatasetError with `name` where it cannot be read.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode == "P" and "transparency" in upright.info:
+                upright = upright.convert("RGBA")  # from a palette, Pillow drops it only this way
+            return np.asarray(upright.convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         reason = str(error).replace(repr(content), "its content")
         raise DatasetError(f"cannot read the image {name}: {reason}") from None

@@ -191,6 +191,12 @@ class Training:
     weight_decay: NonNegativeFloat = 5e-4  # on every parameter
     precision: TrainingPrecision = "float32"
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Training:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: true needs a momentum above 0")
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)
 class TeacherTraining(Training):

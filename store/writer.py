@@ -53,6 +53,7 @@ from store.manifest import Manifest, read_manifest, write_manifest
 from store.quantise import quantise_channels, quantise_rows
 
 _JOB_FILE = "job.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,13 @@ class CacheWriter:
         try:
             with _explained(path):
                 return cls._prepared(path, content, lock, job, block_rows, check_every_byte)
+        except OSError as error:
+            lock.release()
+            if error.errno not in _FULL:
+                raise
+            raise CacheFull(
+                f"the disk of {path} is too full to begin", mend="make room, then run again"
+            ) from None
         except BaseException:
             lock.release()
             raise
@@ -190,7 +198,7 @@ class CacheWriter:
             with _explained(self.path):
                 self._commit(block, arrays)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in _FULL:
                 raise
             raise self._full(self.bytes_of(self.pending()), self.free_bytes()) from None
 

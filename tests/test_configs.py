@@ -114,6 +114,12 @@ def test_a_temperature_where_there_is_none_is_refused() -> None:
     assert "methods.cd.1: the loss 'cd' has no temperature" in told
 
 
+def test_nesterov_without_momentum_is_refused() -> None:
+    overrides = ["training.nesterov=true", "training.momentum=0.0"]
+    told = message(lambda: load_student("digits-resnet8", overrides))
+    assert "training: nesterov: true needs a momentum above 0" in told
+
+
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     told = message(lambda: load_teacher("digits-resnet21"))
     assert "did you mean 'digits-resnet20'?" in told

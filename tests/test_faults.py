@@ -17,7 +17,7 @@ import pytest
 
 from configs.schema import TeacherConfig
 from precompute.__main__ import cli
-from store import CacheError, CacheNotWritable, CacheWriter, TeacherCache
+from store import CacheError, CacheFull, CacheNotWritable, CacheWriter, TeacherCache
 from store.identity import identity_sha256
 from store.journal import read_journal
 from store.manifest import read_manifest
@@ -196,6 +196,15 @@ def test_a_disk_that_fills_up_is_an_error_with_figures_and_keeps_what_is_committ
     for view in range(2):
         found = TeacherCache.open(path).read_view(view)
         assert (found["logits"] == records_of(view, slice(None))["logits"]).all()
+
+
+def test_a_disk_with_no_room_for_the_first_file_is_an_error_too(
+    mount: Callable[[str], Path],
+) -> None:
+    disk = mount("size=64k")
+    fill_the_rest(disk, 4096)
+    with pytest.raises(CacheFull, match="too full"):
+        fill(disk / "t-00000000")
 
 
 def test_a_pass_refuses_to_start_when_the_disk_is_too_small(

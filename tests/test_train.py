@@ -309,6 +309,15 @@ def test_methods_that_cannot_work_are_refused(
         train_student(study, method, 0)
 
 
+def test_a_run_whose_loss_is_no_number_any_more_is_stopped_with_its_place(
+    make_study: MakeStudy,
+) -> None:
+    study = make_study(student=["training.learning_rate=1e30"])
+    with pytest.raises(TrainError, match=r"the loss became (nan|inf) in epoch 1, step \d+"):
+        train_student(study, "ce", 0)
+    assert not (study.run_folder("ce", 0) / "summary.json").exists()
+
+
 def test_a_student_with_other_stages_than_the_cache_is_refused(make_study: MakeStudy) -> None:
     study = make_study(student=["student.stages=[layer2,layer3]"])
     with pytest.raises(StageMismatch, match="student has 2 stages and the cache 3"):

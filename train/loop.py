@@ -9,6 +9,7 @@ waits for the device.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +26,14 @@ from train.evaluate import evaluate
 from train.feed import TeacherSource
 from train.losses import LOSSES, Batch
 from train.schedule import learning_rate_at, weight_at
+from train.study import TrainError
 from views.augment import normalise, render, view_of_epoch, view_parameters
 from views.datasets import Dataset, Split
 from views.seeds import permutation
+
+
+class Diverged(TrainError):
+    """The loss of a run is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,7 @@ def _run_epoch(
             for name, value in losses.items():
                 sums[name] += value * len(ids)
     totals = torch.stack([*step_losses, *sums.values()]).tolist()  # the epoch's one wait
+    _refuse_divergence(totals[:steps], epoch)
     trained = time.perf_counter()
     errors = _errors_on(task.test, task, learner)
     validation = _errors_on(task.validation, task, learner) if task.validation else None
@@ -210,6 +217,16 @@ def _run_epoch(
         evaluate_seconds=time.perf_counter() - trained,
         step_losses=totals[:steps],
     )
+
+
+def _refuse_divergence(step_losses: Sequence[float], epoch: int) -> None:
+    """Raise Diverged at the first loss that is no number: nothing good comes after it."""
+    for step, loss in enumerate(step_losses, start=1):
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss became {loss} in epoch {epoch}, step {step}\n  to mend it: lower "
+                f"training.learning_rate, or the weights of the method's losses"
+            )
 
 
 def _errors_on(split: SplitOnDevice, task: Task, learner: Learner) -> Errors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from nets.taps import as_is, read_stages, stage_modules
 from nets.weights import load_weights
 from nets.zoo import build
 from store import CacheError, CacheMismatch, CacheMissing
+from store.lock import Job, WriterLock
 from store.reader import TeacherCache
 from tests.conftest import make_cache
 from train.connectors import Connectors, StageMismatch, build_connectors, student_channels
@@ -94,6 +96,7 @@ def test_a_run_leaves_its_files_and_a_finished_one_is_not_repeated(make_study: M
         "last.pt",
         "best.pt",
         "summary.json",
+        "writer.lock",
     }
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
@@ -135,6 +138,17 @@ def test_other_settings_are_another_run(make_study: MakeStudy) -> None:
         other.run_folder("ce", 0),
     }
     assert len(folders) == 5
+
+
+def test_a_run_that_another_process_trains_is_refused_with_its_pid(make_study: MakeStudy) -> None:
+    study = make_study()
+    folder = study.run_folder("ce", 0)
+    folder.mkdir(parents=True)
+    lock = WriterLock(folder, Job())
+    with pytest.raises(CacheError, match=f"is being written by process {os.getpid()}"):
+        train_student(study, "ce", 0)
+    lock.release()
+    train_student(study, "ce", 0)
 
 
 class Stopped(Exception):

@@ -20,6 +20,7 @@ from typing import Any
 from nets.weights import read_tensors, save_atomically
 from store.files import write_atomically
 from store.identity import canonical_json, identity_sha256
+from store.lock import Job, WriterLock
 from train.loop import EpochResult, Learner
 from train.study import RUN_FILE, SUMMARY_FILE
 
@@ -48,6 +49,7 @@ class RunRecorder:
         self.best: BestEpoch | None = None
         self.last: EpochResult | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = WriterLock(folder, Job())  # two processes must not train one run
         if not self._taken_up():
             _write_json(folder / RUN_FILE, identity)
             (folder / METRICS_FILE).write_text("")
@@ -87,8 +89,12 @@ class RunRecorder:
         }
         _write_json(self.folder / SUMMARY_FILE, summary)
         (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-        self._events.close()
         return summary
+
+    def close(self) -> None:
+        """Let go of the folder; to be called whether the run was finished or not."""
+        self._events.close()
+        self._lock.release()
 
     def _append_metrics(self, result: EpochResult) -> None:
         line = {

@@ -62,9 +62,10 @@ def train_student(
 
     try:
         fit(task, learner, source, first_epoch=recorder.first_epoch, on_epoch=after_epoch)
+        return recorder.finish(_summary_extras(study, method, seed, place))
     finally:
         source.close()
-    return recorder.finish(_summary_extras(study, method, seed, place))
+        recorder.close()
 
 
 def _prepare(

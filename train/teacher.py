@@ -122,9 +122,12 @@ def train_teacher(config: TeacherConfig, *, device: str, console: Console) -> di
         recorder.epoch_done(result)
         report(result)
 
-    fit(task, learner, NoTeacher(), first_epoch=recorder.first_epoch, on_epoch=after_epoch)
-    save_atomically(network.state_dict(), weights)
-    return recorder.finish({"weights_sha256": file_sha256(weights), "torch": torch.__version__})
+    try:
+        fit(task, learner, NoTeacher(), first_epoch=recorder.first_epoch, on_epoch=after_epoch)
+        save_atomically(network.state_dict(), weights)
+        return recorder.finish({"weights_sha256": file_sha256(weights), "torch": torch.__version__})
+    finally:
+        recorder.close()
 
 
 def _teacher_data(config: TeacherConfig, training: TeacherTraining) -> Any:

@@ -14,13 +14,14 @@ from store.quantise import quantise_channels, quantise_rows, restore_channels, r
 from tests.test_store import open_writer, records_of
 
 FLOATS = st.floats(-1000, 1000, width=32)
+TINY = 1e-36  # a step below float32's smallest normal number is lost
 
 
 @given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=FLOATS))
 def test_rows_come_back_within_half_a_step(values: np.ndarray) -> None:
     codes, scale = quantise_rows(values)
     spread = values.max(axis=1, keepdims=True) - values.min(axis=1, keepdims=True)
-    allowed = spread / 255 / 2 * 1.01 + np.abs(values).max() * 1e-6
+    allowed = spread / 255 / 2 * 1.01 + np.abs(values).max() * 1e-6 + TINY
     assert (np.abs(restore_rows(codes, scale) - values) <= allowed).all()
 
 
@@ -28,7 +29,7 @@ def test_rows_come_back_within_half_a_step(values: np.ndarray) -> None:
 def test_channels_come_back_within_half_a_step(values: np.ndarray) -> None:
     codes, scale = quantise_channels(values)
     spread = values.max(axis=0) - values.min(axis=0)
-    allowed = spread / 255 / 2 * 1.01 + np.abs(values).max() * 1e-6
+    allowed = spread / 255 / 2 * 1.01 + np.abs(values).max() * 1e-6 + TINY
     assert (np.abs(restore_channels(codes, scale) - values) <= allowed).all()
 
 

@@ -14,6 +14,7 @@ ARGS    ?=
 CACHE   ?=
 RECHECK ?=
 BENCH   ?=
+WORKERS ?=
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -21,6 +22,9 @@ PY      := $(VENV)/bin/python
 
 # Of a student's ARGS, those for the teacher's file: teacher.dataset.limit=200 -> dataset.limit=200
 TEACHER_ARGS = $(patsubst teacher.%,%,$(filter teacher.%,$(ARGS)))
+
+# Of the programs that read images.
+READERS = --device $(DEVICE) $(if $(WORKERS),--workers $(WORKERS))
 
 # Each word quoted, so that the shell leaves [1,2] and {"kind":"onecycle"} alone.
 OVERRIDES = $(foreach arg,$(ARGS),'$(arg)')
@@ -37,7 +41,7 @@ help: ## print this
 	@echo
 	@echo "Settings (make train-student METHOD=kd SEED=1):"
 	@echo "  TEACHER=$(TEACHER)  STUDENT=$(STUDENT)  METHOD=$(METHOD)  SEED=$(SEED)"
-	@echo "  SEEDS=\"$(SEEDS)\"  METHODS=\"ce kd\" (default: all)  DEVICE=$(DEVICE)"
+	@echo "  SEEDS=\"$(SEEDS)\"  METHODS=\"ce kd\" (default: all)  DEVICE=$(DEVICE)  WORKERS=4 (read images)"
 	@echo "  CACHES=$(CACHES)  RUNS=$(RUNS)  ARGS=\"key.sub=value ...\" overrides keys of the config;"
 	@echo "  a student's ARGS reach its teacher's file as teacher.key.sub=value"
 
@@ -50,20 +54,20 @@ env: ## make or renew .venv, if it is missing or requirements.txt has changed
 	  cp requirements.txt $(VENV)/installed.txt; }
 
 cache-teacher: env ## run the teacher TEACHER over every view, once (trains it if it can and must)
-	@$(PY) -m train teacher $(TEACHER) --device $(DEVICE) $(OVERRIDES)
-	@$(PY) -m precompute $(TEACHER) --caches $(CACHES) --device $(DEVICE) \
+	@$(PY) -m train teacher $(TEACHER) $(READERS) $(OVERRIDES)
+	@$(PY) -m precompute $(TEACHER) --caches $(CACHES) $(READERS) \
 	  $(if $(RECHECK),--recheck) $(OVERRIDES)
 
 train-student: env ## train STUDENT with METHOD and SEED; makes what is missing first
 	@$(PY) -m train plan $(STUDENT) --method $(METHOD) --seed $(SEED) --caches $(CACHES) --runs $(RUNS) $(OVERRIDES)
 	@$(MAKE) --no-print-directory cache-of-student
 	@$(PY) -m train student $(STUDENT) --method $(METHOD) --seed $(SEED) \
-	  --caches $(CACHES) --runs $(RUNS) --device $(DEVICE) $(OVERRIDES)
+	  --caches $(CACHES) --runs $(RUNS) $(READERS) $(OVERRIDES)
 
 ablation: env ## train every method of STUDENT with every one of SEEDS; table and picture
 	@$(MAKE) --no-print-directory cache-of-student
 	@$(PY) -m train ablation $(STUDENT) --seeds "$(SEEDS)" --methods "$(METHODS)" \
-	  --caches $(CACHES) --runs $(RUNS) --device $(DEVICE) $(OVERRIDES)
+	  --caches $(CACHES) --runs $(RUNS) $(READERS) $(OVERRIDES)
 
 .PHONY: cache-of-student
 cache-of-student:
@@ -71,7 +75,7 @@ cache-of-student:
 	$(MAKE) --no-print-directory cache-teacher TEACHER="$$teacher" ARGS='$(TEACHER_ARGS)'
 
 verify-cache: env ## run TEACHER again on 512 records of its cache and compare
-	@$(PY) -m precompute.verify $(TEACHER) --caches $(CACHES) --device $(DEVICE) $(OVERRIDES)
+	@$(PY) -m precompute.verify $(TEACHER) --caches $(CACHES) $(READERS) $(OVERRIDES)
 
 check-cache: env ## read every byte of CACHE=path (default: of all caches) and compare checksums
 	@for cache in $(or $(CACHE),$(CACHES)/*/manifest.json); do \

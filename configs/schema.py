@@ -18,6 +18,7 @@ NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
+Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 
 FloatDtype = Literal["float16", "float32"]
 TapDtype = Literal["float16", "float32", "uint8"]  # uint8: codes with a scale, see store/FORMAT.md
@@ -71,7 +72,7 @@ class Cifar(Samples):
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)
 class ImageFolder(Samples):
-    """A tree `root/train/<class>/*` and `root/test/<class>/*` (or `val/`) of same-size images."""
+    """A tree `root/train/<class>/*` and `root/test/<class>/*` (or `val/`) of images."""
 
     type: Literal["imagefolder"]
     root: StrictStr
@@ -88,8 +89,72 @@ class Packed(Samples):
 DatasetConfig = Annotated[Digits | Cifar | ImageFolder | Packed, Field(discriminator="type")]
 
 
+Interpolation = Literal["bilinear", "bicubic"]
+Range = tuple[PositiveFloat, PositiveFloat]
+
+
 @dataclass(frozen=True, kw_only=True, config=_forbid)
-class PadCropFlip:
+class ColourJitter:
+    """Brightness, contrast and saturation by a factor in [1 - x, 1 + x], hue by [-x, x] turns."""
+
+    brightness: NonNegativeFloat = 0.0
+    contrast: NonNegativeFloat = 0.0
+    saturation: NonNegativeFloat = 0.0
+    hue: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_forbid)
+class TrivialAugment:
+    """One of 14 operations at one of `bins` strengths (the "wide" space of the paper)."""
+
+    bins: Annotated[int, Field(strict=True, ge=2)] = 31
+
+
+@dataclass(frozen=True, kw_only=True, config=_forbid)
+class Erasing:
+    """With `probability`, fill one box: its share of the area and its aspect ratio are drawn."""
+
+    probability: Fraction = 0.25
+    scale: Range = (0.02, 0.33)
+    ratio: Range = (0.3, 3.3)
+    fill: Annotated[tuple[Byte, ...], Field(min_length=1)] = (124, 116, 104)  # ImageNet's mean
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Erasing:
+        _check_ascending(scale=self.scale, ratio=self.ratio)
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_forbid)
+class Mix:
+    """Mix each view with the same view of another sample; labels become a pair of weights.
+
+    The share of the other sample is drawn from Beta(alpha, alpha). mixup blends the whole images,
+    cutmix pastes a box of the other one.
+    """
+
+    kind: Literal["mixup", "cutmix"]
+    alpha: PositiveFloat = 1.0
+    probability: Fraction = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_forbid)
+class Extras:
+    """What may be added to any crop; `null` leaves it out."""
+
+    trivial_augment: TrivialAugment | None = None
+    colour_jitter: ColourJitter | None = None
+    erasing: Erasing | None = None
+    mix: Mix | None = None
+
+    @property
+    def has_extras(self) -> bool:
+        extras = (self.trivial_augment, self.colour_jitter, self.erasing, self.mix)
+        return any(extra is not None for extra in extras)
+
+
+@dataclass(frozen=True, kw_only=True, config=_forbid)
+class PadCropFlip(Extras):
     """Pad by `pad_px` on every side, cut out a window of the original size, flip half of them."""
 
     kind: Literal["pad-crop-flip"] = "pad-crop-flip"
@@ -98,23 +163,95 @@ class PadCropFlip:
     flip: StrictBool = True
 
     @property
-    def num_distinct_views(self) -> int:
-        """How many different views one image has: (2 * pad_px + 1)^2, twice that with flips."""
+    def num_crops(self) -> int:
+        """How many crops and flips one image has: (2 * pad_px + 1)^2, twice that with flips."""
         return int((2 * self.pad_px + 1) ** 2 * (2 if self.flip else 1))
+
+    @property
+    def num_distinct_views(self) -> int | None:
+        """How many different views one image has; None where nobody can count them."""
+        return None if self.has_extras else self.num_crops
+
+
+@dataclass(frozen=True, kw_only=True, config=_forbid)
+class RandomResizedCrop(Extras):
+    """Cut out a box of random area and aspect ratio, resize it to a square, flip half of them."""
+
+    kind: Literal["random-resized-crop"] = "random-resized-crop"
+    size_px: PositiveInt = 224
+    scale: Range = (0.08, 1.0)  # of the image's area
+    ratio: Range = (0.75, 4 / 3)  # width : height
+    interpolation: Interpolation = "bilinear"
+    antialias: StrictBool = True
+    flip: StrictBool = True
+
+    @model_validator(mode="after")
+    def _possible(self) -> RandomResizedCrop:
+        _check_ascending(scale=self.scale, ratio=self.ratio)
+        if self.scale[1] > 1:
+            raise ValueError(f"scale ends at {self.scale[1]}, more than the whole image")
+        if not self.antialias and self.interpolation != "bilinear":
+            raise ValueError("antialias: false exists for interpolation: bilinear only")
+        return self
+
+    @property
+    def num_distinct_views(self) -> int | None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, config=_forbid)
+class Centre(Extras):
+    """The image as it is; or its short side resized to `resize_px`, and the middle cut out."""
+
+    kind: Literal["centre"] = "centre"
+    resize_px: PositiveInt | None = None
+    crop_px: PositiveInt | None = None
+    interpolation: Interpolation = "bilinear"
+    flip: StrictBool = False
+
+    @model_validator(mode="after")
+    def _crop_is_within(self) -> Centre:
+        if self.resize_px and not self.crop_px:
+            raise ValueError("resize_px needs a crop_px, so that all views have one size")
+        if self.resize_px and self.crop_px and self.crop_px > self.resize_px:
+            raise ValueError(f"crop_px {self.crop_px} is more than resize_px {self.resize_px}")
+        return self
+
+    @property
+    def num_crops(self) -> int:
+        return 2 if self.flip else 1
+
+    @property
+    def num_distinct_views(self) -> int | None:
+        return None if self.has_extras else self.num_crops
+
+
+AugmentConfig = Annotated[PadCropFlip | RandomResizedCrop | Centre, Field(discriminator="kind")]
+
+
+def _check_ascending(**ranges: tuple[float, float]) -> None:
+    for name, (low, high) in ranges.items():
+        if low > high:
+            raise ValueError(f"{name} begins at {low} and ends at {high}")
 
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)
 class ViewsConfig:
     """Which augmented versions of each sample the cache holds."""
 
-    augment: PadCropFlip
+    augment: AugmentConfig
     seed: Seed = 0
     count: PositiveInt | Literal["all"] = 16
+    # How test and validation images are shown. Default: as they are; after random-resized-crop the
+    # middle `size_px` of an image whose short side was made 8/7 of that.
+    evaluation: Centre | None = None
 
     @model_validator(mode="after")
     def _within_the_space(self) -> ViewsConfig:
         space = self.augment.num_distinct_views
-        if self.count != "all" and self.count > space:
+        if space is None and self.count == "all":
+            raise ValueError("count: all needs an augmentation whose views can be counted")
+        if space is not None and self.count != "all" and self.count > space:
             raise ValueError(
                 f"count is {self.count}, but this augmentation has only {space} different views; "
                 f"use count: {space} or count: all"
@@ -123,7 +260,26 @@ class ViewsConfig:
 
     @property
     def num_views(self) -> int:
-        return self.augment.num_distinct_views if self.count == "all" else int(self.count)
+        return (self.augment.num_distinct_views or 0) if self.count == "all" else int(self.count)
+
+    @property
+    def shown_at_evaluation(self) -> Centre:
+        augment = self.augment
+        if self.evaluation is not None:
+            return self.evaluation
+        if isinstance(augment, RandomResizedCrop):
+            return Centre(
+                resize_px=round(augment.size_px * 8 / 7),
+                crop_px=augment.size_px,
+                interpolation=augment.interpolation,
+            )
+        if isinstance(augment, Centre):
+            return Centre(
+                resize_px=augment.resize_px,
+                crop_px=augment.crop_px,
+                interpolation=augment.interpolation,
+            )
+        return Centre()
 
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,18 +18,16 @@ class Errors:
 
 
 @torch.no_grad()
-def count_errors(logits_of: Callable[[slice], Tensor], labels: Tensor, batch_size: int) -> Errors:
-    """`logits_of` maps a range of samples to (B, K); labels is (N,), on the same device.
+def count_errors(batches: Iterable[tuple[Tensor, Tensor]]) -> Errors:
+    """Of pairs of logits (B, K) and labels (B,), on one device; waits for it once, at the end.
 
     With fewer than five classes top-5 counts all of them.
     """
-    top1 = torch.zeros((), dtype=torch.int64, device=labels.device)
-    top5 = torch.zeros_like(top1)
-    for start in range(0, len(labels), batch_size):
-        rows = slice(start, start + batch_size)
-        logits = logits_of(rows)
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[rows, None]
-        top1 += ranked[:, 0].sum()
-        top5 += ranked.sum()
-    total = len(labels)
-    return Errors(100.0 * (total - top1.item()) / total, 100.0 * (total - top5.item()) / total)
+    right: list[Tensor] = []
+    total = 0
+    for logits, labels in batches:
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        right.append(torch.stack([ranked[:, 0].sum(), ranked.sum()]))
+        total += len(labels)
+    top1, top5 = torch.stack(right).sum(dim=0).tolist()
+    return Errors(100.0 * (total - top1) / total, 100.0 * (total - top5) / total)

@@ -44,6 +44,7 @@ def main(
     caches: Annotated[Path, typer.Option(help="folder of the caches")] = Path("caches"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
+    workers: Annotated[int | None, typer.Option(min=0, help="processes that read images")] = None,
     block_rows: Annotated[int | None, typer.Option(min=1, help="records per block, if new")] = None,
     recheck: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False,
     plan: Annotated[
@@ -66,7 +67,7 @@ def main(
 
     full_check = recheck or cache_bytes(setup.path) <= _CHECKED_BYTES
     options = PassOptions(
-        pick_device(device), batch_size, block_rows, full_check, _job(job, rank, world)
+        pick_device(device), batch_size, block_rows, workers, full_check, _job(job, rank, world)
     )
     if plan:
         found = plan_pass(setup, options)

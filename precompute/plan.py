@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,15 +103,15 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def measured_rate(run_batch: Callable[[int], int]) -> float:
-    """Images per second of a few calls of `run_batch` (number of the batch -> images in it).
+def measured_rate(batches: Iterator[int]) -> float:
+    """Images per second of a few batches, each of which says how many images it had.
 
-    The first call warms up and does not count.
+    The first one warms up and does not count.
     """
-    run_batch(0)
+    next(batches)
     images, started = 0, time.perf_counter()
-    for number in range(1, 1 + _MEASURED_BATCHES):
-        images += run_batch(number)
+    for _ in range(_MEASURED_BATCHES):
+        images += next(batches)
         if time.perf_counter() - started > _MEASURED_SECONDS:
             break
     return images / (time.perf_counter() - started)

@@ -35,17 +35,19 @@ class Progress:
         now = time.perf_counter()
         if not self._console.is_terminal and now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            left = (self._total - self._done) / max(self._rate(), 1e-9)
+            left = (self._total - self._done) / max(self.rate, 1e-9)
             self._console.print(
                 f"{self._done:,} of {self._total:,} {self._unit}, {self._rate_text()}, "
                 f"ETA {left:,.0f} s"
             )
 
-    def _rate(self) -> float:
+    @property
+    def rate(self) -> float:
+        """Units per second so far."""
         return self._done / max(time.perf_counter() - self._started, 1e-9)
 
     def _rate_text(self) -> str:
-        return f"{self._rate():,.0f} {self._unit}/s"
+        return f"{self.rate:,.0f} {self._unit}/s"
 
     def __enter__(self) -> Progress:
         self._bar.start()

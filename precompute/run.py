@@ -6,10 +6,11 @@ often the pass was interrupted changes what is stored, beyond the float rounding
 
 from __future__ import annotations
 
+import math
 import platform
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,17 +28,13 @@ from store.content import draft_manifest
 from store.layout import Block
 from store.lock import Job
 from store.writer import Work
-from views.augment import (
-    calibration_batches,
-    check_augmentable,
-    normalise,
-    pixel_canary,
-    preview_views,
-    render,
-    view_parameters,
-)
+from views.augment import pixel_canary, preview_views
+from views.pixels import StreamedPixels, calibration_batches, evaluation_pixels, open_pixels
 
 _QUEUED_BLOCKS = 2  # so many finished blocks may wait for the disk before the teacher waits too
+_MOST_VIEWS_PER_READING = 8  # more would gain little and hold more blocks in memory
+_GROUP_SECONDS = 60.0
+_SECONDS_TO_FINISH = 10.0  # a block that needs longer is given up when the pass is to stop
 
 
 @dataclass(frozen=True)
@@ -47,61 +44,68 @@ class PassOptions:
     device: torch.device
     batch_size: int = 256
     block_rows: int | None = None
+    num_workers: int | None = None  # that read images, where they are not kept on the device
     check_every_byte: bool = True
     job: Job = field(default_factory=Job)
 
 
 class TeacherPass:
-    """The teacher with its dataset on the device, ready to give the records of any samples."""
+    """The teacher and its dataset's views, ready to give the records of any samples."""
 
     def __init__(self, setup: Setup, options: PassOptions) -> None:
         self.setup, self.options = setup, options
-        images = setup.dataset.train.images
-        self.image_shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-        check_augmentable(self.image_shape, setup.config.views.augment)
-        self._images = torch.from_numpy(images).to(options.device)
-        self._labels = torch.from_numpy(setup.dataset.train.labels).to(options.device)
+        config, dataset, device = setup.config, setup.dataset, options.device
+        self._normalisation = config.dataset.normalisation
+        self.pixels = open_pixels(
+            dataset.train, config.views, self._normalisation, device, options.num_workers
+        )
         self.teacher: Teacher = load_teacher_network(
-            setup.config.teacher,
+            config.teacher,
             setup.stages,
-            num_classes=setup.dataset.num_classes,
-            in_channels=self.image_shape[2],
-            device=options.device,
-            calibration=calibration_batches(
-                self._images, setup.config.views, setup.config.dataset.normalisation
-            ),
+            num_classes=dataset.num_classes,
+            in_channels=self.pixels.shape[2],
+            device=device,
+            calibration=calibration_batches(self.pixels),
         )
 
     def tap_specs(self) -> dict[str, TapSpec]:
         """Tap name -> shape and how it is stored."""
-        shapes = self.teacher.tap_shapes(self.image_shape, self.setup.extra_outputs)
+        shapes = self.teacher.tap_shapes(self.pixels.shape, self.setup.extra_outputs)
         shapes = {_tap_name(output): shape for output, shape in shapes.items()}
         return {name: self.setup.tap_spec(name, shapes[name]) for name in self.setup.tap_names}
+
+    def batches(
+        self, numbers: Sequence[int], sample_ids: np.ndarray, outputs: Sequence[str]
+    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """Taps, name -> (B, ...) on the device, batch by batch, each with its view.
+
+        All views `numbers` of a batch of samples come one after the other.
+        """
+        for view, batch in self.pixels.batches(numbers, sample_ids, self.options.batch_size):
+            found = self.teacher.outputs(batch.inputs, batch.labels, outputs)
+            yield view, {_tap_name(output): values for output, values in found.items()}
 
     def records(
         self, view: int, sample_ids: np.ndarray, outputs: Sequence[str]
     ) -> dict[str, torch.Tensor]:
-        """The taps of one batch of samples, on the device: name -> (B, ...)."""
-        views = self.setup.config.views
-        drawn = view_parameters(views, view, len(self._labels))[sample_ids]
-        parameters = torch.from_numpy(drawn).to(self.options.device)
-        ids = torch.from_numpy(sample_ids).to(self.options.device)
-        pixels = render(self._images.index_select(0, ids), parameters, views.augment)
-        inputs = normalise(pixels, self.setup.config.dataset.normalisation)
-        found = self.teacher.outputs(inputs, self._labels.index_select(0, ids), outputs)
-        return {_tap_name(output): values for output, values in found.items()}
+        """The taps of some samples, on the device: name -> (M, ...)."""
+        parts = [found for _, found in self.batches([view], sample_ids, outputs)]
+        return {tap: torch.cat([part[tap] for part in parts]) for tap in parts[0]}
 
     def test_errors(self) -> dict[str, float]:
         """The teacher's error (%) on the test split."""
-        test, normalisation = self.setup.dataset.test, self.setup.config.dataset.normalisation
-        images = torch.from_numpy(test.images).to(self.options.device)
-        labels = torch.from_numpy(test.labels).to(self.options.device)
-
-        def logits_of(rows: slice) -> torch.Tensor:
-            inputs = normalise(images[rows], normalisation)
-            return self.teacher.outputs(inputs, labels[rows])["logits"]
-
-        errors = count_errors(logits_of, labels, self.options.batch_size)
+        test = evaluation_pixels(
+            self.setup.dataset.test,
+            self.setup.config.views,
+            self._normalisation,
+            self.options.device,
+            self.options.num_workers,
+        )
+        every = np.arange(len(test))
+        errors = count_errors(
+            (self.teacher.outputs(batch.inputs, batch.labels)["logits"], batch.labels)
+            for _, batch in test.batches([0], every, self.options.batch_size)
+        )
         return {"test_top1_error": errors.top1, "test_top5_error": errors.top5}
 
 
@@ -182,22 +186,21 @@ def _plan(running: TeacherPass, content: CacheContent) -> Plan:
     draft = draft_manifest(content, running.options.block_rows)
     manifest, records, num_bytes = pending_of(running.setup.path, draft)
     num_samples = manifest.num_samples
-    size = min(running.options.batch_size, num_samples)
-    outputs = running.setup.extra_outputs
-
-    def run_batch(number: int) -> int:
-        ids = np.arange(number * size, (number + 1) * size) % num_samples
-        running.records(0, ids, outputs)["correct"].cpu()
-        return len(ids)
-
     return Plan(
         manifest=manifest,
         device=str(running.options.device),
         pending_records=records,
         bytes_to_write=num_bytes,
         free_bytes=free_bytes(running.setup.path),
-        images_per_second=measured_rate(run_batch) if records else 0.0,
+        images_per_second=measured_rate(_trial(running, num_samples)) if records else 0.0,
     )
+
+
+def _trial(running: TeacherPass, num_samples: int) -> Iterator[int]:
+    """Runs batches of view 0 for ever, as a pass would; yields how many images each had."""
+    while True:
+        for _, found in running.batches([0], np.arange(num_samples), running.setup.extra_outputs):
+            yield len(found["correct"].cpu())
 
 
 def _run_blocks(
@@ -208,17 +211,43 @@ def _run_blocks(
     console: Console,
 ) -> None:
     writer.refuse_if_too_full(work)
-    outputs = extra_outputs(writer.manifest.taps)
     total = sum(item.block.rows for item in work)
+    done = 0
     with Progress(total, "images", console) as progress, BackgroundWriter(writer) as behind:
-        for done, item in enumerate(work):
-            if stop.signal_number is not None:
+
+        def refuse_if_stopped(seconds_left: float = math.inf) -> None:
+            if stop.signal_number is not None and seconds_left > _SECONDS_TO_FINISH:
                 raise Stopped(
                     stop.signal_number,
                     f"stopped after {done:,} of {len(work):,} blocks, which are kept; "
                     f"the same command goes on from there",
                 )
-            behind.write(item.block, _block_records(running, item, outputs, progress))
+
+        waiting = list(work)
+        while waiting:
+            refuse_if_stopped()
+            group = next_group(running, waiting, progress.rate)
+            records = _group_records(running, writer, group, progress, refuse_if_stopped)
+            for item, found in zip(group, records, strict=True):
+                behind.write(item.block, found)
+                waiting.remove(item)
+                done += 1
+
+
+def next_group(running: TeacherPass, waiting: Sequence[Work], rate: float) -> list[Work]:
+    """The first block of `waiting`; and, where images must be decoded, more views of its samples.
+
+    As many as take about a minute at `rate` images per second, at most eight: so much is lost when
+    the pass is killed, and an eighth of the decoding is left.
+    """
+    first = waiting[0]
+    if not isinstance(running.pixels, StreamedPixels):
+        return [first]
+    same = [
+        item for item in waiting if (item.block.start, item.taps) == (first.block.start, first.taps)
+    ]
+    affordable = int(_GROUP_SECONDS * rate / first.block.rows)
+    return same[: min(max(affordable, 1), _MOST_VIEWS_PER_READING)]
 
 
 def extra_outputs(taps: Mapping[str, TapSpec]) -> list[str]:
@@ -227,22 +256,27 @@ def extra_outputs(taps: Mapping[str, TapSpec]) -> list[str]:
     return [*(name for name in taps if name.startswith("energy")), *hints]
 
 
-def _block_records(
-    running: TeacherPass, item: Work, outputs: Sequence[str], progress: Progress
-) -> dict[str, np.ndarray]:
-    """The taps of one block that are to be written, on the host."""
-    parts = []
-    for start, stop in _batches(item.block.rows, running.options.batch_size):
-        ids = np.arange(item.block.start + start, item.block.start + stop)
-        found = running.records(item.block.view, ids, outputs)
-        parts.append({tap: found[tap] for tap in item.taps})
-        progress.advance(stop - start)
-    return {tap: torch.cat([part[tap] for part in parts]).cpu().numpy() for tap in item.taps}
-
-
-def _batches(num_rows: int, batch_size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, num_rows, batch_size):
-        yield start, min(start + batch_size, num_rows)
+def _group_records(
+    running: TeacherPass,
+    writer: CacheWriter,
+    group: Sequence[Work],
+    progress: Progress,
+    refuse_if_stopped: Callable[[float], None],
+) -> list[dict[str, np.ndarray]]:
+    """The taps of each block that are to be written, on the host."""
+    block, taps, outputs = group[0].block, group[0].taps, extra_outputs(writer.manifest.taps)
+    parts: dict[int, list[dict[str, torch.Tensor]]] = {item.block.view: [] for item in group}
+    ids = np.arange(block.start, block.start + block.rows)
+    left = len(group) * block.rows
+    for view, found in running.batches(list(parts), ids, outputs):
+        parts[view].append({tap: found[tap] for tap in taps})
+        left -= len(found["correct"])
+        progress.advance(len(found["correct"]))
+        refuse_if_stopped(left / max(progress.rate, 1e-9))
+    return [
+        {tap: torch.cat([part[tap] for part in found]).cpu().numpy() for tap in taps}
+        for found in parts.values()
+    ]
 
 
 def _tap_name(output: str) -> str:

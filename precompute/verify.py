@@ -60,6 +60,7 @@ def main(
     cache: Annotated[Path | None, typer.Option(help="this cache, wherever it lies")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
+    workers: Annotated[int | None, typer.Option(min=0, help="processes that read images")] = None,
 ) -> None:
     """Compute some records again and compare."""
     from nets.precision import pick_device
@@ -74,7 +75,7 @@ def main(
     canary = pixel_canary(train, setup.config.views)
     opened.refuse_unless(setup.identity, labels=train.labels, canary=canary)
     console.print(f"{opened.path}: identity, {len(train):,} labels and the pixel canary agree")
-    running = TeacherPass(setup, PassOptions(pick_device(device), batch_size))
+    running = TeacherPass(setup, PassOptions(pick_device(device), batch_size, num_workers=workers))
     results = compare_records(setup, opened, running, records, seed)
     console.print(f"{'tap':<10} {'largest error':>14} {'tolerance':>12} {'beyond it':>10}")
     for result in results:

@@ -40,7 +40,7 @@ def cache_identity(
             "normalisation": dataset["normalisation"],
         },
         "views": {
-            "augment": config["views"]["augment"],
+            "augment": without_nulls(config["views"]["augment"]),
             "augment_version": augment_version,
             "seed": config["views"]["seed"],
         },
@@ -54,6 +54,11 @@ def cache_identity(
         },
         "taps": {"logits": taps["logits"], "means": taps["means"]},
     }
+
+
+def without_nulls(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are off are no part of an identity: a new one leaves old caches valid."""
+    return {key: value for key, value in block.items() if value is not None}
 
 
 def canonical_json(value: Any) -> str:

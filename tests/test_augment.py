@@ -18,7 +18,7 @@ from views.augment import (
     view_of_epoch,
     view_parameters,
 )
-from views.datasets import Split
+from views.splits import array_split
 
 import_torchvision()
 from torchvision.transforms import functional as reference  # noqa: E402
@@ -121,10 +121,10 @@ def test_the_canary_notices_one_changed_pixel_of_a_sample_it_looks_at() -> None:
     images = images_of(4)
     views = ViewsConfig(augment=PadCropFlip(), seed=0)
     labels = np.zeros(4, dtype=np.int64)
-    before = pixel_canary(Split(labels, images.__getitem__), views)
+    before = pixel_canary(array_split(images, labels, "four"), views)
     changed = images.copy()
     changed[2, 16, 16, 0] ^= 1
-    after = pixel_canary(Split(labels, changed.__getitem__), views)
+    after = pixel_canary(array_split(changed, labels, "four"), views)
     assert before["samples"] == [0, 1, 2, 3]
     assert before != after
 

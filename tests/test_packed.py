@@ -33,7 +33,7 @@ def packed_of(file: Path, limit: int | None = None) -> Dataset:
 
 @pytest.fixture(params=[[], ["--encoded"]], ids=["pixels", "encoded"])
 def file(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr(packed, "BLOCK_SAMPLES", 4)
+    monkeypatch.setattr(packed, "_RUN_SAMPLES", 4)
     write_image_folder(tmp_path / "data", per_class=5)
     config = tmp_path / "mine.yaml"
     config.write_text(CONFIG.format(root=tmp_path / "data"))
@@ -74,7 +74,7 @@ def test_a_flipped_byte_of_the_images_is_found(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[offset + 20] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"train samples 0 to 3 do not match their checksum"):
+    with pytest.raises(DatasetError, match=r"train sample 0 does not match its checksum"):
         _ = packed_of(file).train.images
 
 

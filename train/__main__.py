@@ -41,6 +41,7 @@ Caches = Annotated[Path, typer.Option(help="folder of the caches")]
 Runs = Annotated[Path, typer.Option(help="folder of the runs")]
 CachePath = Annotated[Path | None, typer.Option(help="use this cache, wherever it lies")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Workers = Annotated[int | None, typer.Option(min=0, help="processes that read images")]
 LiveTeacher = Annotated[
     bool, typer.Option(help="run the teacher in the loop instead of reading the cache")
 ]
@@ -57,6 +58,7 @@ def student(
     runs: Runs = Path("runs"),
     cache: CachePath = None,
     device: Device = "auto",
+    workers: Workers = None,
 ) -> None:
     """Train one student from the cache."""
     console = _console()
@@ -71,7 +73,13 @@ def student(
 
         console.print(f"{method}, seed {seed}, from {study.cache.path} into {folder}")
         summary = train_student(
-            study, method, seed, live_teacher=live_teacher, device=device, console=console
+            study,
+            method,
+            seed,
+            live_teacher=live_teacher,
+            device=device,
+            num_workers=workers,
+            console=console,
         )
     from train.report import markdown_table, rows_of
 
@@ -84,6 +92,7 @@ def teacher(
     overrides: Overrides = None,
     retrain: Annotated[bool, typer.Option(help="train again, replacing the weights")] = False,
     device: Device = "auto",
+    workers: Workers = None,
 ) -> None:
     """Train a teacher's weights from its config's training block, where there are none."""
     console = _console()
@@ -100,7 +109,7 @@ def teacher(
         )
     from train.teacher import train_teacher
 
-    record = train_teacher(config, device=device, console=console)
+    record = train_teacher(config, device=device, console=console, num_workers=workers)
     console.print(
         f"{weights}: test error {record['last']['top1_error']:.2f} % top-1, "
         f"{record['last']['top5_error']:.2f} % top-5, {record['seconds']:.0f} s "
@@ -118,6 +127,7 @@ def ablation(
     runs: Runs = Path("runs"),
     cache: CachePath = None,
     device: Device = "auto",
+    workers: Workers = None,
 ) -> None:
     """Train every method with every seed, then write the table and the picture."""
     console = _console()
@@ -131,7 +141,7 @@ def ablation(
     if len(finished) < len(done):
         from train.ablation import run_ablation
 
-        finished = run_ablation(study, wanted, numbers, device, console)
+        finished = run_ablation(study, wanted, numbers, device, workers, console)
     else:
         console.print(f"all {len(done)} runs are finished: nothing to train.")
     from train.report import write_report

@@ -13,14 +13,19 @@ from train.study import Study
 
 
 def run_ablation(
-    study: Study, methods: Sequence[str], seeds: Sequence[int], device: str, console: Console
+    study: Study,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    device: str,
+    num_workers: int | None,
+    console: Console,
 ) -> list[dict[str, Any]]:
     """Train what is missing; returns the summaries, method by method. The teacher is not loaded."""
     runs = [(method, seed) for method in methods for seed in seeds]
     started = time.perf_counter()
     summaries = []
     for number, (method, seed) in enumerate(runs, start=1):
-        summaries.append(train_student(study, method, seed, device=device))
+        summaries.append(train_student(study, method, seed, device=device, num_workers=num_workers))
         elapsed = time.perf_counter() - started
         left = elapsed / number * (len(runs) - number)
         error = summaries[-1]["last"]["top1_error"]

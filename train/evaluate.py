@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from configs.schema import Normalisation
 from nets.errors import Errors, count_errors
 from nets.precision import arithmetic
-from views.augment import normalise
+from views.pixels import Pixels
 
 _BATCH = 1024
+_BATCH_VALUES = 4 * 2**20  # of input numbers: larger images come in smaller batches
 
 
-def evaluate(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    normalisation: Normalisation,
-    precision: str,
-) -> Errors:
-    """images: (N, H, W, C) uint8 and labels (N,), on the network's device; no augmentation."""
+def evaluate(network: nn.Module, pixels: Pixels, precision: str, device: torch.device) -> Errors:
+    """Of the network, in evaluation mode and on `device`, over view 0 of all samples."""
+    size = max(1, min(_BATCH, _BATCH_VALUES // int(np.prod(pixels.shape))))
 
-    def logits_of(rows: slice) -> Tensor:
-        with arithmetic(precision, images.device):
-            return network(normalise(images[rows], normalisation)).float()
+    def outputs() -> Iterator[tuple[Tensor, Tensor]]:
+        for _, batch in pixels.batches([0], np.arange(len(pixels)), size):
+            with arithmetic(precision, device):
+                yield network(batch.inputs).float(), batch.labels
 
     was_training = network.training
     network.eval()
     try:
-        return count_errors(logits_of, labels, _BATCH)
+        return count_errors(outputs())
     finally:
         network.train(was_training)

@@ -16,6 +16,7 @@ from torch import Tensor
 from nets.teacher import Teacher
 from store import TeacherCache
 from views.augment import view_of_epoch
+from views.pixels import ViewBatch
 
 
 class TeacherSource(Protocol):
@@ -23,8 +24,8 @@ class TeacherSource(Protocol):
 
     def start_epoch(self, epoch: int) -> None: ...
 
-    def outputs(self, sample_ids: Tensor, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Taps of the current epoch's view of `sample_ids`: name -> (B, ...) on the device."""
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        """Taps of the current epoch's view of the batch: name -> (B, ...) on the device."""
         ...
 
     def close(self) -> None: ...
@@ -36,7 +37,7 @@ class NoTeacher:
     def start_epoch(self, epoch: int) -> None:
         pass
 
-    def outputs(self, sample_ids: Tensor, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
         return {}
 
     def close(self) -> None:
@@ -67,9 +68,9 @@ class CachedTeacher:
         if following != view:
             self._next = (following, self._reader.submit(self._read, following))
 
-    def outputs(self, sample_ids: Tensor, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
         return {
-            tap: gather_rows(values, sample_ids, self._rows.setdefault(tap, values[:0].clone()))
+            tap: gather_rows(values, batch.ids, self._rows.setdefault(tap, values[:0].clone()))
             for tap, values in self._slab.items()
         }
 
@@ -106,8 +107,8 @@ class LiveTeacher:
     def start_epoch(self, epoch: int) -> None:
         pass
 
-    def outputs(self, sample_ids: Tensor, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        found = self._teacher.outputs(inputs, labels)
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        found = self._teacher.outputs(batch.inputs, batch.labels)
         return {tap: found[tap].clone() for tap in self._taps}  # out of inference mode
 
     def close(self) -> None:

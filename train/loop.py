@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,9 @@ from train.feed import TeacherSource
 from train.losses import LOSSES, Batch
 from train.schedule import learning_rate_at, weight_at
 from train.study import TrainError
-from views.augment import normalise, render, view_of_epoch, view_parameters
+from views.augment import view_of_epoch
 from views.datasets import Dataset, Split
+from views.pixels import Pixels, ViewBatch, evaluation_pixels, open_pixels
 from views.seeds import permutation
 
 
@@ -36,24 +38,20 @@ class Diverged(TrainError):
     """The loss of a run is no longer a number."""
 
 
-@dataclass(frozen=True)
-class SplitOnDevice:
-    """(N, H, W, C) uint8 images and (N,) labels, resident on the training device."""
+class SplitPixels(NamedTuple):
+    """The views of a dataset's splits, on or on their way to the training device."""
 
-    images: Tensor
-    labels: Tensor
+    train: Pixels
+    validation: Pixels | None  # where there is one, the best epoch is chosen on it
+    test: Pixels
 
 
 @dataclass(frozen=True)
 class Task:
     """Everything that stays the same over a run."""
 
-    train: SplitOnDevice
-    validation: SplitOnDevice | None  # where there is one, the best epoch is chosen on it
-    test: SplitOnDevice
-    views: ViewsConfig
+    data: SplitPixels
     num_views: int
-    normalisation: Normalisation
     training: Training
     terms: tuple[LossTerm, ...]
     stages: Mapping[str, str]
@@ -116,17 +114,23 @@ class EpochResult:
 
 
 @functools.lru_cache(maxsize=1)
-def splits_on_device(
-    dataset: Dataset, device: torch.device
-) -> tuple[SplitOnDevice, SplitOnDevice | None, SplitOnDevice]:
+def open_splits(
+    dataset: Dataset,
+    views: ViewsConfig,
+    normalisation: Normalisation,
+    device: torch.device,
+    num_workers: int | None,
+) -> SplitPixels:
     """Training, validation and test split; kept, so that the runs of a study share them."""
 
-    def put(split: Split) -> SplitOnDevice:
-        images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
-        return SplitOnDevice(images.to(device), labels.to(device))
+    def evaluation(split: Split) -> Pixels:
+        return evaluation_pixels(split, views, normalisation, device, num_workers)
 
-    validation = put(dataset.validation) if dataset.validation else None
-    return put(dataset.train), validation, put(dataset.test)
+    return SplitPixels(
+        train=open_pixels(dataset.train, views, normalisation, device, num_workers),
+        validation=evaluation(dataset.validation) if dataset.validation else None,
+        test=evaluation(dataset.test),
+    )
 
 
 def make_learner(
@@ -175,31 +179,31 @@ def _run_epoch(
     task: Task, learner: Learner, source: TeacherSource, epoch: int, wait_seconds: float
 ) -> EpochResult:
     started = time.perf_counter()
-    num_samples, batch_size = len(task.train.labels), task.training.batch_size
+    num_samples, batch_size = len(task.data.train), task.training.batch_size
     steps = -(-num_samples // batch_size)
     active = active_terms(task.terms, epoch)
-    order = torch.from_numpy(permutation(task.seed, epoch, num_samples)).to(task.device)
+    order = permutation(task.seed, epoch, num_samples)
     view = view_of_epoch(epoch, task.num_views)
-    parameters = torch.from_numpy(view_parameters(task.views, view, num_samples)).to(task.device)
     step_losses: list[Tensor] = []
     sums = {name: torch.zeros((), device=task.device) for name, _, _ in active}
     stages = task.stages if any(LOSSES[name].uses_stages for name, _, _ in active) else {}
     with read_stages(learner.network, stages, as_is) as maps:
-        for step in range(steps):
+        batches = task.data.train.batches([view], order, batch_size)
+        for step, (_, batch) in enumerate(batches):
             rate = learning_rate_at(task.training, (epoch - 1) * steps + step, steps)
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate
-            ids = order[step * batch_size : (step + 1) * batch_size]
-            losses = _step(task, learner, source, active, ids, parameters, maps)
+            losses = _step(task, learner, source, active, batch, maps)
             maps.clear()
             step_losses.append(losses.pop("total"))
             for name, value in losses.items():
-                sums[name] += value * len(ids)
+                sums[name] += value * len(batch.ids)
     totals = torch.stack([*step_losses, *sums.values()]).tolist()  # the epoch's one wait
     _refuse_divergence(totals[:steps], epoch)
     trained = time.perf_counter()
-    errors = _errors_on(task.test, task, learner)
-    validation = _errors_on(task.validation, task, learner) if task.validation else None
+    validation, test = task.data.validation, task.data.test
+    errors = _errors_on(test, task, learner)
+    on_validation = _errors_on(validation, task, learner) if validation is not None else None
     sizes = [min(batch_size, num_samples - step * batch_size) for step in range(steps)]
     return EpochResult(
         epoch=epoch,
@@ -209,7 +213,7 @@ def _run_epoch(
         },
         weights={name: weight for name, weight, _ in active},
         errors=errors,
-        validation=validation,
+        validation=on_validation,
         learning_rate=rate,
         num_samples=num_samples,
         train_seconds=trained - started,
@@ -229,10 +233,8 @@ def _refuse_divergence(step_losses: Sequence[float], epoch: int) -> None:
             )
 
 
-def _errors_on(split: SplitOnDevice, task: Task, learner: Learner) -> Errors:
-    return evaluate(
-        learner.network, split.images, split.labels, task.normalisation, task.training.precision
-    )
+def _errors_on(pixels: Pixels, task: Task, learner: Learner) -> Errors:
+    return evaluate(learner.network, pixels, task.training.precision, task.device)
 
 
 Active = tuple[str, float, dict[str, float]]  # loss name, weight, options
@@ -252,24 +254,26 @@ def _step(
     learner: Learner,
     source: TeacherSource,
     active: Sequence[Active],
-    ids: Tensor,
-    parameters: Tensor,
+    batch: ViewBatch,
     maps: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """One optimiser step; returns the detached losses by name, and their weighted "total".
 
     The forward pass fills `maps` with the student's feature maps, where a loss needs them.
     """
-    images = task.train.images.index_select(0, ids)
-    labels = task.train.labels.index_select(0, ids)
-    view = render(images, parameters.index_select(0, ids), task.views.augment)
-    inputs = normalise(view, task.normalisation)
-    teacher = source.outputs(ids, inputs, labels)
+    teacher = source.outputs(batch)
     with arithmetic(task.training.precision, task.device):
-        logits = learner.network(inputs)
+        logits = learner.network(batch.inputs)
         means = learner.connectors(maps) if maps and learner.connectors else []
-    batch = Batch(labels, logits, means, teacher)
-    losses = {name: LOSSES[name].compute(batch, **options) for name, _, options in active}
+    seen = Batch(
+        labels=batch.labels,
+        student_logits=logits,
+        student_means=means,
+        teacher=teacher,
+        other_labels=batch.other_labels,
+        other_shares=batch.other_shares,
+    )
+    losses = {name: LOSSES[name].compute(seen, **options) for name, _, options in active}
     total = torch.stack([weight * losses[name] for name, weight, _ in active]).sum()
     learner.optimizer.zero_grad(set_to_none=True)
     total.backward()

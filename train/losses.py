@@ -14,12 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def ce(student_logits: Tensor, labels: Tensor) -> Tensor:
+def ce(
+    student_logits: Tensor,
+    labels: Tensor,
+    other_labels: Tensor | None = None,
+    other_shares: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy: the batch mean of -log softmax(student_logits)[label].
 
-    student_logits: (B, K); labels: (B,) int64.
+    student_logits: (B, K); labels: (B,) int64. Of mixed images also other_labels (B,) int64 and
+    other_shares (B,) in [0, 1], the weight of the other label; the first one has the rest.
     """
-    return F.cross_entropy(student_logits.float(), labels)
+    if other_labels is None or other_shares is None:
+        return F.cross_entropy(student_logits.float(), labels)
+    own = F.cross_entropy(student_logits.float(), labels, reduction="none")
+    other = F.cross_entropy(student_logits.float(), other_labels, reduction="none")
+    return torch.lerp(own, other, other_shares).mean()
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -68,12 +78,16 @@ class Batch:
     """What a loss term may look at, for one batch.
 
     teacher: tap name -> tensor on the training device. student_means: after the connectors.
+    labels: of mixed images the label of the larger share; other_labels and other_shares (B,) say
+    what else is in them.
     """
 
     labels: Tensor
     student_logits: Tensor
     student_means: Sequence[Tensor]
     teacher: dict[str, Tensor]
+    other_labels: Tensor | None = None
+    other_shares: Tensor | None = None
 
     @property
     def teacher_means(self) -> list[Tensor]:
@@ -98,7 +112,9 @@ class Loss:
 
 
 LOSSES: dict[str, Loss] = {
-    "ce": Loss(lambda batch: ce(batch.student_logits, batch.labels)),
+    "ce": Loss(
+        lambda batch: ce(batch.student_logits, batch.labels, batch.other_labels, batch.other_shares)
+    ),
     "kd": Loss(
         lambda batch, **options: kd(batch.student_logits, batch.teacher["logits"], **options),
         teacher_taps=("logits",),

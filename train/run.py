@@ -17,12 +17,12 @@ from nets.zoo import build
 from store.identity import identity_sha256
 from train.connectors import Connectors, build_connectors, student_channels
 from train.feed import CachedTeacher, LiveTeacher, NoTeacher, TeacherSource
-from train.loop import EpochResult, Task, active_terms, fit, make_learner, splits_on_device
+from train.loop import EpochResult, SplitPixels, Task, active_terms, fit, make_learner, open_splits
 from train.losses import LOSSES
 from train.progress import EpochPrinter
 from train.records import RunRecorder
 from train.study import Study, TrainError
-from views.augment import calibration_batches
+from views.pixels import calibration_batches
 
 
 def train_student(
@@ -32,6 +32,7 @@ def train_student(
     *,
     live_teacher: bool = False,
     device: str = "auto",
+    num_workers: int | None = None,
     console: Console | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> dict[str, Any]:
@@ -44,7 +45,10 @@ def train_student(
     terms = study.config.methods[method]
     _check_terms(method, terms, study.config.training.epochs)
     place = pick_device(device)
-    task, connectors, network = _prepare(study, terms, seed, place)
+    data = open_splits(
+        study.dataset, study.teacher.views, study.teacher.dataset.normalisation, place, num_workers
+    )
+    task, connectors, network = _prepare(study, terms, seed, place, data)
     learner = make_learner(network, connectors, task.training, place)
     recorder = RunRecorder(
         study.run_folder(method, seed, live_teacher=live_teacher),
@@ -52,7 +56,7 @@ def train_student(
         learner,
     )
     report = EpochPrinter(task.training.epochs, recorder.first_epoch, console)
-    source = _teacher_source(study, terms, live_teacher, place)
+    source = _teacher_source(study, terms, live_teacher, place, data)
 
     def after_epoch(result: EpochResult) -> None:
         recorder.epoch_done(result)
@@ -69,10 +73,13 @@ def train_student(
 
 
 def _prepare(
-    study: Study, terms: tuple[LossTerm, ...], seed: int, device: torch.device
+    study: Study,
+    terms: tuple[LossTerm, ...],
+    seed: int,
+    device: torch.device,
+    data: SplitPixels,
 ) -> tuple[Task, Connectors | None, torch.nn.Module]:
     student = study.config.student
-    train, validation, test = splits_on_device(study.dataset, device)
     stages = stage_modules(student.arch, student.stages)
     network = build(
         student.arch,
@@ -87,12 +94,8 @@ def _prepare(
         wanted = {stage: study.cache.taps[stage].shape[0] for stage in study.teacher_stages}
         connectors = build_connectors(channels, wanted, student.connector, seed)
     task = Task(
-        train=train,
-        validation=validation,
-        test=test,
-        views=study.teacher.views,
+        data=data,
         num_views=study.num_views,
-        normalisation=study.teacher.dataset.normalisation,
         training=study.config.training,
         terms=terms,
         stages=stages,
@@ -104,7 +107,11 @@ def _prepare(
 
 
 def _teacher_source(
-    study: Study, terms: tuple[LossTerm, ...], live_teacher: bool, device: torch.device
+    study: Study,
+    terms: tuple[LossTerm, ...],
+    live_teacher: bool,
+    device: torch.device,
+    data: SplitPixels,
 ) -> TeacherSource:
     taps = _needed_taps(study, terms)
     if not taps:
@@ -117,11 +124,7 @@ def _teacher_source(
         num_classes=study.dataset.num_classes,
         in_channels=study.image_shape[2],
         device=device,
-        calibration=calibration_batches(
-            splits_on_device(study.dataset, device)[0].images,
-            study.teacher.views,
-            study.teacher.dataset.normalisation,
-        ),
+        calibration=calibration_batches(data.train),
     )
     return LiveTeacher(teacher, taps)
 

@@ -17,7 +17,7 @@ from nets.taps import stage_modules
 from nets.weights_file import weights_file
 from store.identity import Identity, cache_identity, file_sha256, identity_sha256
 from store.reader import TeacherCache, find_cache
-from views.augment import AUGMENT_VERSION, pixel_canary
+from views.augment import AUGMENT_VERSION, pixel_canary, view_shape
 from views.datasets import Dataset, load_dataset
 
 RUN_VERSION = 1  # raise it when the same settings would train differently
@@ -50,8 +50,8 @@ class Study:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        height, width, channels = self.dataset.train.images.shape[1:]
-        return height, width, channels
+        """(H, W, C) of the views."""
+        return view_shape(self.dataset.train.first_shape, self.teacher.views.augment)
 
     @property
     def folder(self) -> Path:
@@ -67,6 +67,7 @@ class Study:
             "terms": plain["methods"][method],
             "seed": seed,
             "num_views": self.num_views,
+            "evaluation": as_plain(self.teacher.views.shown_at_evaluation),
             "teacher_outputs": "live" if live_teacher else "cache",
             "cache_sha256": identity_sha256(self.cache.identity),
         }

@@ -16,7 +16,7 @@ from rich.console import Console
 from configs.schema import LossTerm, TeacherConfig, TeacherTraining, as_plain
 from nets.archs import check_arch
 from nets.weights_file import weights_file
-from store.identity import differing_fields, file_sha256
+from store.identity import differing_fields, file_sha256, without_nulls
 from train.study import RUN_FILE, SUMMARY_FILE
 from views.datasets import load_dataset
 
@@ -33,7 +33,7 @@ def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, A
         "stem": plain["teacher"]["stem"],
         "dataset_digest": dataset_digest,
         "normalisation": plain["dataset"]["normalisation"],
-        "augment": plain["views"]["augment"],
+        "augment": without_nulls(plain["views"]["augment"]),
         "views_seed": plain["views"]["seed"],
         "training": plain["training"],
     }
@@ -70,7 +70,9 @@ def existing_weights(config: TeacherConfig) -> dict[str, Any] | None:
     return summary
 
 
-def train_teacher(config: TeacherConfig, *, device: str, console: Console) -> dict[str, Any]:
+def train_teacher(
+    config: TeacherConfig, *, device: str, console: Console, num_workers: int | None = None
+) -> dict[str, Any]:
     """Train, or go on training, and save the weights; returns the summary of the training."""
     import torch
 
@@ -78,7 +80,7 @@ def train_teacher(config: TeacherConfig, *, device: str, console: Console) -> di
     from nets.weights import save_atomically
     from nets.zoo import build
     from train.feed import NoTeacher
-    from train.loop import EpochResult, Task, fit, make_learner, splits_on_device
+    from train.loop import EpochResult, Task, fit, make_learner, open_splits
     from train.progress import EpochPrinter
     from train.records import RunRecorder
 
@@ -87,14 +89,13 @@ def train_teacher(config: TeacherConfig, *, device: str, console: Console) -> di
     check_arch(config.teacher.arch)
     dataset = load_dataset(_teacher_data(config, training))
     place = pick_device(device)
-    train, validation, test = splits_on_device(dataset, place)
+    views = dataclasses.replace(config.views, count=training.epochs)
+    if config.views.augment.num_distinct_views is not None:
+        views = dataclasses.replace(config.views, count="all")
+    data = open_splits(dataset, views, config.dataset.normalisation, place, num_workers)
     task = Task(
-        train=train,
-        validation=validation,
-        test=test,
-        views=dataclasses.replace(config.views, count="all"),
-        num_views=config.views.augment.num_distinct_views,
-        normalisation=config.dataset.normalisation,
+        data=data,
+        num_views=views.num_views,
         training=training,
         terms=(LossTerm(loss="ce"),),
         stages={},
@@ -104,7 +105,7 @@ def train_teacher(config: TeacherConfig, *, device: str, console: Console) -> di
     network = build(
         config.teacher.arch,
         num_classes=dataset.num_classes,
-        in_channels=dataset.train.images.shape[3],
+        in_channels=data.train.shape[2],
         stem=config.teacher.stem,
         seed=training.seed,
     )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import Cifar
-from views.splits import DatasetError, Ids, Source, Split
+from views.splits import DatasetError, Ids, Source, array_split
 
 DIGITS_TRAIN_SAMPLES = 1000
 
@@ -83,8 +83,8 @@ def _source(
     return Source(
         name,
         class_names,
-        train=Split(train_labels, train_images.__getitem__),
-        test=Split(test_labels, test_images.__getitem__),
+        train=array_split(train_images, train_labels, name),
+        test=array_split(test_images, test_labels, f"{name}, test"),
         digest_of=digest_of,
     )
 

@@ -1,23 +1,56 @@
-"""From stored image to view, as two pure functions: draws -> integers, (image, integers) -> view.
+"""What a view looks like: draws -> integers, (uint8 image, integers) -> uint8 view.
 
-Pad, crop and flip are one gather by computed indices, so that a view has the same bytes from numpy,
-torch on a CPU and torch on a GPU. The module imports no torch: it works on whatever it is given.
-Leaves out every augmentation whose result depends on a library's interpolation.
+A view is made in two steps. The first works on one decoded image and is Pillow's: resized crops,
+trivial-augment, colour jitter; many configs need none of it. The second works on whole batches and
+is index and integer arithmetic: pad, crop and flip, erasing, mixing; it gives the same bytes from
+numpy, torch on a CPU and torch on a GPU, and needs no torch to be there.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import Normalisation, PadCropFlip, ViewsConfig
-from views.datasets import DatasetError, Split
-from views.seeds import choice, distinct_codes
+from configs.schema import (
+    AugmentConfig,
+    Centre,
+    Normalisation,
+    PadCropFlip,
+    RandomResizedCrop,
+    ViewsConfig,
+)
+from views.colour import (
+    JITTER_DRAWS,
+    TRIVIAL_DRAWS,
+    jitter_steps,
+    jittered,
+    trivial_step,
+    trivially_augmented,
+)
+from views.crops import (
+    CROP_DRAWS,
+    as_array,
+    as_picture,
+    centre_crop,
+    cut_and_resize,
+    resized_crop_box,
+)
+from views.mixing import erased, erased_boxes, mixed, mixes, other_shares
+from views.seeds import (
+    FLIP_STREAM,
+    JITTER_STREAM,
+    TRIVIAL_STREAM,
+    VIEW_STREAM,
+    choice,
+    distinct_codes,
+    draws,
+)
+from views.splits import DatasetError, Split, refuse_other_size
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +60,10 @@ AUGMENT_VERSION = 1  # raise it when the pixels of any view change
 _CANARY_SAMPLES = 8
 _CANARY_VIEWS = 2
 _PREVIEW_VIEWS = 12
-_CALIBRATION_SAMPLES, _CALIBRATION_BATCH = 16_384, 256
+
+# Columns of a view's parameters: the crop and flip; where something is erased; what is mixed in.
+_CROP, _ERASED, _MIXED = slice(0, 3), slice(3, 7), slice(7, 13)
+PARTNER = 7
 
 
 def view_of_epoch(epoch: int, num_views: int) -> int:
@@ -35,14 +71,179 @@ def view_of_epoch(epoch: int, num_views: int) -> int:
     return (epoch - 1) % num_views
 
 
-def view_parameters(views: ViewsConfig, view: int, num_samples: int) -> NDArray[np.int64]:
-    """(N, 3) int64 `top, left, flip` of one view; top, left in [0, 2 * pad_px], flip 0 or 1."""
+def is_cut_first(augment: AugmentConfig) -> bool:
+    """Whether images need work one by one, by Pillow, before a batch can be made of them."""
+    if augment.trivial_augment is not None or augment.colour_jitter is not None:
+        return True
+    return isinstance(augment, RandomResizedCrop) or (
+        isinstance(augment, Centre) and augment.crop_px is not None
+    )
+
+
+def view_shape(image_shape: Sequence[int], augment: AugmentConfig) -> tuple[int, int, int]:
+    """(H, W, C) of the views of images of that shape."""
+    height, width, channels = image_shape
+    if isinstance(augment, RandomResizedCrop):
+        height = width = augment.size_px
+    elif isinstance(augment, Centre) and augment.crop_px is not None:
+        height = width = augment.crop_px
+    return height, width, channels
+
+
+def view_parameters(
+    views: ViewsConfig, view: int, num_samples: int, shape: Sequence[int] = (0, 0)
+) -> NDArray[np.int64]:
+    """What the second step does to view `view` of every sample: (N, 3) or (N, 13) int64.
+
+    Columns 0-2: top, left in [0, 2 * pad_px], flip 0 or 1. With erasing or mixing, which need the
+    view's (height, width, ...) as `shape`, also 3-6: erased top, left, height, width; and
+    7-12: partner, own share in 256ths, mixed top, left, height, width.
+    """
+    augment, height, width = views.augment, shape[0], shape[1]
+    crops = _crops(views, view, num_samples)
+    if augment.erasing is None and augment.mix is None:
+        return crops
+    table = np.zeros((num_samples, 13), dtype=np.int64)
+    table[:, _CROP] = crops
+    if augment.erasing is not None:
+        boxes = erased_boxes(augment.erasing, views.seed, view, num_samples, height, width)
+        table[:, _ERASED] = boxes
+    if augment.mix is not None:
+        table[:, _MIXED] = mixes(augment.mix, views.seed, view, num_samples, height, width)
+    return table
+
+
+def _crops(views: ViewsConfig, view: int, num_samples: int) -> NDArray[np.int64]:
+    """(N, 3) int64 `top, left, flip`. Where crops run out, extras making more views, they recur."""
     augment = views.augment
-    codes = distinct_codes(views.seed, augment.num_distinct_views, view, num_samples)
-    side = 2 * augment.pad_px + 1
-    position, flip = np.divmod(codes.astype(np.int64), 2 if augment.flip else 1)
-    top, left = np.divmod(position, side)
-    return np.stack([top, left, flip], axis=1)
+    if isinstance(augment, PadCropFlip):
+        space = augment.num_crops
+        if augment.num_distinct_views is None:
+            view %= space
+        codes = distinct_codes(views.seed, space, view, num_samples)
+        position, flip = np.divmod(codes.astype(np.int64), 2 if augment.flip else 1)
+        top, left = np.divmod(position, 2 * augment.pad_px + 1)
+        return np.stack([top, left, flip], axis=1)
+    crops = np.zeros((num_samples, 3), dtype=np.int64)
+    if augment.flip:
+        crops[:, 2] = _flips(views, view, num_samples)
+    return crops
+
+
+def _flips(views: ViewsConfig, view: int, num_samples: int) -> NDArray[np.int64]:
+    """(N,) 0 or 1. Where flipping is all there is, views 0 and 1 are the two ways round."""
+    if views.augment.num_distinct_views is not None:
+        return distinct_codes(views.seed, 2, view, num_samples).astype(np.int64)
+    words = draws(views.seed, view, num_samples, 1, stream=FLIP_STREAM)[:, 0]
+    return (words >> np.uint64(63)).astype(np.int64)
+
+
+def cut_views(
+    split: Split,
+    views: ViewsConfig,
+    numbers: Sequence[int],
+    ids: NDArray[np.int64],
+    shape: tuple[int, int, int],
+) -> NDArray[np.uint8]:
+    """The first step: (V, M, *shape) uint8, views `numbers` of samples `ids`, not yet flipped.
+
+    Each image is read once. Raises DatasetError, also for a view that is not of that shape.
+    """
+    cuts = np.empty((len(numbers), len(ids), *shape), dtype=np.uint8)
+    crops = [_crops(views, view, len(split))[ids] for view in numbers]
+    for row, (sample, image) in enumerate(zip(ids.tolist(), split.read_each(ids), strict=True)):
+        for place, view in enumerate(numbers):
+            cut = _cut(image, views, view, sample, crops[place][row], split.name_of(sample))
+            refuse_other_size(shape, cut, split.name_of(sample))
+            cuts[place, row] = cut
+    return cuts
+
+
+def _cut(
+    image: NDArray[np.uint8],
+    views: ViewsConfig,
+    view: int,
+    sample: int,
+    crop: NDArray[np.int64],
+    name: str,
+) -> NDArray[np.uint8]:
+    augment = views.augment
+
+    def words(stream: int, num_draws: int) -> NDArray[np.uint64]:
+        found = draws(views.seed, view, 1, num_draws, first_sample=sample, stream=stream)
+        return np.asarray(found[0])
+
+    if isinstance(augment, RandomResizedCrop):
+        height, width = image.shape[:2]
+        box = resized_crop_box(words(VIEW_STREAM, CROP_DRAWS), height, width, augment)
+        image = cut_and_resize(image, box, augment)
+    elif isinstance(augment, Centre):
+        image = centre_crop(image, augment, name)
+    elif is_cut_first(augment):
+        image = render(image[None], (crop * [1, 1, 0])[None], augment)[0]
+    if augment.trivial_augment is None and augment.colour_jitter is None:
+        return image
+    picture = as_picture(image)
+    if augment.trivial_augment is not None:
+        step = trivial_step(words(TRIVIAL_STREAM, TRIVIAL_DRAWS), augment.trivial_augment)
+        picture = trivially_augmented(picture, step, augment.trivial_augment)
+    if augment.colour_jitter is not None:
+        steps = jitter_steps(words(JITTER_STREAM, JITTER_DRAWS), augment.colour_jitter)
+        picture = jittered(picture, steps)
+    return as_array(picture)
+
+
+def finish(
+    images: Any, parameters: Any, partners: Any, partner_parameters: Any, augment: AugmentConfig
+) -> Any:
+    """The second step: (B, H, W, C) uint8 of the first, and their rows of `view_parameters`.
+
+    partners: the same of each sample's partner, where `augment.mix` is set; else None. All are
+    numpy arrays, or torch tensors on one device; the result, (B, H, W, C) uint8, is of that kind.
+    """
+    views = _erased_crop(images, parameters, augment)
+    if augment.mix is None:
+        return views
+    others = _erased_crop(partners, partner_parameters, augment)
+    return mixed(views, others, parameters[:, _MIXED])
+
+
+def partner_shares(parameters: Any, shape: Sequence[int]) -> Any:
+    """(B,) how much of each view of (height, width, ...) is its partner, a fraction."""
+    return other_shares(parameters[:, _MIXED], shape[0], shape[1])
+
+
+def _erased_crop(images: Any, parameters: Any, augment: AugmentConfig) -> Any:
+    if isinstance(augment, PadCropFlip) and not is_cut_first(augment):
+        images = render(images, parameters[:, _CROP], augment)
+    elif augment.flip:
+        images = _flipped(images, parameters[:, 2])
+    if augment.erasing is None:
+        return images
+    return erased(images, parameters[:, _ERASED], _fill(images, augment.erasing.fill))
+
+
+def _flipped(images: Any, flip: Any) -> Any:
+    width = images.shape[2]
+    columns: Any = _arange_like(flip)(width)[None, :]
+    columns = columns + flip[:, None] * (width - 1 - 2 * columns)
+    batch, height = images.shape[:2]
+    rows = _arange_like(flip)(batch * height).reshape(batch, height, 1) * width
+    pixel = (rows + columns[:, None, :]).reshape(-1)
+    return _take_rows(images.reshape(-1, images.shape[3]), pixel).reshape(images.shape)
+
+
+def shown(split: Split, views: ViewsConfig, view: int, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Views of some samples as everything else must produce them: (M, H, W, C) uint8, in numpy."""
+    shape = view_shape(split.first_shape, views.augment)
+    cut = cut_views(split, views, [view], ids, shape)[0]
+    table = view_parameters(views, view, len(split), shape)
+    partners = cut_partners = None
+    if views.augment.mix is not None:
+        partners = table[ids, PARTNER]
+        cut_partners = cut_views(split, views, [view], partners, shape)[0]
+    rows = None if partners is None else table[partners]
+    return np.asarray(finish(cut, table[ids], cut_partners, rows, views.augment))
 
 
 def render(images: Any, parameters: Any, augment: PadCropFlip) -> Any:
@@ -84,37 +285,17 @@ def _moments(
     return mean, torch.tensor(normalisation.std, dtype=torch.float32, device=device)
 
 
-def calibration_batches(
-    images: torch.Tensor, views: ViewsConfig, normalisation: Normalisation
-) -> Iterator[torch.Tensor]:
-    """View 0 of at most 16,384 samples chosen by key, normalised: (256, C, H, W) batches.
-
-    images: (N, H, W, C) uint8 on the device. The same batches whatever a pass's batch size.
-    """
-    import torch
-
-    samples = choice(0, len(images), min(_CALIBRATION_SAMPLES, len(images)))
-    parameters = view_parameters(views, 0, len(images))[samples]
-    for start in range(0, len(samples), _CALIBRATION_BATCH):
-        rows = slice(start, start + _CALIBRATION_BATCH)
-        some = images.index_select(0, torch.from_numpy(samples[rows]).to(images.device))
-        drawn = torch.from_numpy(parameters[rows]).to(images.device)
-        yield normalise(render(some, drawn, views.augment), normalisation)
-
-
 def pixel_canary(split: Split, views: ViewsConfig) -> dict[str, Any]:
     """A few replayed views, hashed: {"samples": ids, "views": numbers, "sha256": hex}.
 
     A cache keeps it, so that a reader whose pixels come out differently (another image decoder,
     another numpy) finds out before it trains. Reads only those few images.
     """
-    num_views = min(_CANARY_VIEWS, views.augment.num_distinct_views)
+    num_views = _at_most(_CANARY_VIEWS, views)
     samples = choice(0, len(split), min(_CANARY_SAMPLES, len(split)))
-    images = split.read_some(samples)
     digest = hashlib.sha256()
     for view in range(num_views):
-        parameters = view_parameters(views, view, len(split))[samples]
-        digest.update(render(images, parameters, views.augment).tobytes())
+        digest.update(np.ascontiguousarray(shown(split, views, view, samples)).tobytes())
     return {
         "samples": samples.tolist(),
         "views": list(range(num_views)),
@@ -124,21 +305,47 @@ def pixel_canary(split: Split, views: ViewsConfig) -> dict[str, Any]:
 
 def preview_views(split: Split, views: ViewsConfig) -> NDArray[np.uint8]:
     """The first views of sample 0, for looking at: (n, H, W, C) uint8, n at most 12."""
-    num_views = min(_PREVIEW_VIEWS, views.augment.num_distinct_views)
-    image = split.read_some(np.array([0]))
-    rows = [view_parameters(views, view, len(split))[:1] for view in range(num_views)]
-    found = [render(image, parameters, views.augment)[0] for parameters in rows]
-    return np.stack(found)
+    numbers = range(_at_most(_PREVIEW_VIEWS, views))
+    return np.concatenate([shown(split, views, view, np.array([0])) for view in numbers])
 
 
-def check_augmentable(image_shape: Sequence[int], augment: PadCropFlip) -> None:
-    """DatasetError if images of (H, W, C) cannot be padded as asked."""
-    smallest = min(image_shape[:2])
-    if augment.padding == "reflect" and augment.pad_px >= smallest:
+def _at_most(number: int, views: ViewsConfig) -> int:
+    space = views.augment.num_distinct_views
+    return number if space is None else min(number, space)
+
+
+def check_augmentable(image_shape: Sequence[int], augment: AugmentConfig) -> None:
+    """DatasetError if images of (H, W, C) cannot be shown as asked."""
+    smallest, channels = min(image_shape[:2]), image_shape[2]
+    if (
+        isinstance(augment, PadCropFlip)
+        and augment.padding == "reflect"
+        and augment.pad_px >= smallest
+    ):
         raise DatasetError(
             f"views.augment.pad_px is {augment.pad_px}, but reflecting an image of "
             f"{image_shape[0]}x{image_shape[1]} allows at most {smallest - 1}"
         )
+    if augment.erasing is not None and len(augment.erasing.fill) not in (1, channels):
+        raise DatasetError(
+            f"views.augment.erasing.fill has {len(augment.erasing.fill)} values, the images have "
+            f"{channels} channels"
+        )
+    if channels not in (1, 3) and is_cut_first(augment):
+        raise DatasetError(f"views.augment: Pillow cannot cut images of {channels} channels")
+
+
+def _fill(images: Any, fill: tuple[int, ...]) -> Any:
+    if isinstance(images, np.ndarray):
+        return np.array(fill, dtype=np.uint8)
+    return _fill_on(images.device, fill)
+
+
+@functools.lru_cache(maxsize=16)
+def _fill_on(device: torch.device, fill: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(fill, dtype=torch.uint8, device=device)
 
 
 def _reflected(index: Any, size: int) -> Any:

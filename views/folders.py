@@ -1,7 +1,4 @@
-"""Image folders: a tree of encoded files, decoded into memory when asked for.
-
-Leaves out images of different sizes; every image here has the size of the first.
-"""
+"""Image folders: a tree of encoded files, decoded when asked for."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from views.seeds import choice
-from views.splits import DatasetError, Source, Split
+from views.splits import DatasetError, Source, Split, refuse_other_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 _HASHED_FILES = 1024  # so many files, chosen by key, enter the digest with their bytes
@@ -47,7 +44,13 @@ def image_folder(root: Path) -> Source:
 
 
 def _folder_split(paths: list[Path], labels: NDArray[np.int64]) -> Split:
-    return Split(labels, lambda ids: _decode_all([paths[i] for i in ids]), tuple(paths))
+    return Split(
+        labels,
+        read_some=lambda ids: _decode_all([paths[i] for i in ids]),
+        read_each=lambda ids: (_decode(paths[i]) for i in ids),
+        name_of=lambda sample: str(paths[sample]),
+        paths=tuple(paths),
+    )
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -112,17 +115,6 @@ def _decode_all(paths: list[Path]) -> NDArray[np.uint8]:
         for _ in pool.map(decode_into, range(len(paths))):
             pass
     return images
-
-
-def refuse_other_size(
-    expected: tuple[int, ...], image: NDArray[np.uint8], name: str, other: str = "the first"
-) -> None:
-    """Raise DatasetError, with both names, unless the image has the expected shape."""
-    if image.shape != expected:
-        raise DatasetError(
-            f"images differ in size: {other} is {expected[1]}x{expected[0]}, {name} is "
-            f"{image.shape[1]}x{image.shape[0]}; resize them to one size"
-        )
 
 
 def _decode(path: Path) -> NDArray[np.uint8]:

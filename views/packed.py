@@ -6,17 +6,17 @@
     <split>/images   kind pixels:  (N, H, W, C) uint8
     <split>/bytes    kind encoded: the files' own bytes, one behind the other, and
     <split>/offsets  (N + 1,) int64, where each begins
+    <split>/crc32c   (N,) uint32, of each sample's bytes
 
-`images` and `bytes` carry the attribute `block_crc32c`: of each 1,024 samples' bytes. Whatever is
-read is read in such blocks and checked. `digest` is the sha256 of the training samples and labels.
+Every sample that is read is compared with its checksum. `digest` is the sha256 of the training
+samples and labels.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from views.datasets import Dataset
-from views.folders import decode_bytes, refuse_other_size
-from views.splits import DatasetError, Ids, Source, Split
+from views.folders import decode_bytes
+from views.splits import DatasetError, Ids, Source, Split, refuse_other_size
 
 FORMAT_NAME = "teach-once-images"
-FORMAT_VERSION = 1
-BLOCK_SAMPLES = 1024
-_BLOCK_CRC = "block_crc32c"
+FORMAT_VERSION = 2
+_RUN_SAMPLES = 1024  # neighbours are read together, at most so many at a time
 
 
 def pack_pixels(dataset: Dataset, file: Path) -> None:
@@ -41,11 +40,9 @@ def pack_pixels(dataset: Dataset, file: Path) -> None:
     with _written_aside(file, "pixels") as out:
         digest = hashlib.sha256()
         for name, split in _splits(dataset):
-            images = split.images
-            data = out.create_dataset(f"{name}/images", data=images)
-            blocks = [images[s : s + BLOCK_SAMPLES] for s in range(0, len(images), BLOCK_SAMPLES)]
-            data.attrs[_BLOCK_CRC] = [_crc(block) for block in blocks]
-            _finish_split(out, name, split, digest, [images.reshape(-1).data])
+            out.create_dataset(f"{name}/images", data=split.images)
+            contents = (image.reshape(-1).tobytes() for image in split.images)
+            _finish_split(out, name, split, digest, list(map(_added_to(digest, name), contents)))
         _finish(out, dataset, digest)
 
 
@@ -56,16 +53,30 @@ def pack_encoded(dataset: Dataset, file: Path) -> None:
         for name, split in _splits(dataset):
             if split.paths is None:
                 raise DatasetError("only an image folder can be packed as encoded bytes")
-            contents = [path.read_bytes() for path in split.paths]
-            offsets = np.cumsum([0, *(len(content) for content in contents)], dtype=np.int64)
-            joined = np.frombuffer(b"".join(contents), dtype=np.uint8)
-            data = out.create_dataset(f"{name}/bytes", data=joined)
+            sizes = [path.stat().st_size for path in split.paths]
+            offsets = np.cumsum([0, *sizes], dtype=np.int64)
+            data = out.create_dataset(f"{name}/bytes", shape=(offsets[-1],), dtype=np.uint8)
             out.create_dataset(f"{name}/offsets", data=offsets)
-            edges = [*offsets[:-1:BLOCK_SAMPLES], offsets[-1]]
-            blocks = [joined[a:b] for a, b in itertools.pairwise(edges)]
-            data.attrs[_BLOCK_CRC] = [_crc(block) for block in blocks]
-            _finish_split(out, name, split, digest, contents)
+            checksums = []
+            for path, start, stop in zip(split.paths, offsets, offsets[1:], strict=False):
+                content = path.read_bytes()
+                if len(content) != stop - start:
+                    raise DatasetError(f"{path} changed while it was packed; pack again")
+                data[start:stop] = np.frombuffer(content, dtype=np.uint8)
+                checksums.append(_added_to(digest, name)(content))
+            _finish_split(out, name, split, digest, checksums)
         _finish(out, dataset, digest)
+
+
+def _added_to(digest: Any, split: str) -> Callable[[bytes], int]:
+    """A function that gives the checksum of a sample's bytes, and digests them in training."""
+
+    def add(content: bytes) -> int:
+        if split == "train":
+            digest.update(content)
+        return int(google_crc32c.value(content))
+
+    return add
 
 
 def packed(file: Path) -> Source:
@@ -86,10 +97,13 @@ def packed(file: Path) -> Source:
         whole = stated.encode() + ids.tobytes() + labels["train"].tobytes()
         return hashlib.sha256(whole).hexdigest()
 
-    train, test = (
-        Split(labels[name], _PackedImages(file, name).read) for name in ("train", "test")
-    )
+    train, test = (_packed_split(file, name, labels[name]) for name in ("train", "test"))
     return Source(file.stem, names, train, test, digest_of)
+
+
+def _packed_split(file: Path, name: str, labels: Ids) -> Split:
+    images = _PackedImages(file, name)
+    return Split(labels, images.read_some, images.read_each, images.name_of)
 
 
 @dataclass(frozen=True)
@@ -99,49 +113,51 @@ class _PackedImages:
     file: Path
     split: str
 
-    def read(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(M, H, W, C) uint8, in the order asked for; every block that is touched is checked."""
+    def name_of(self, sample: int) -> str:
+        return f"{self.split} sample {sample} of {self.file}"
+
+    def read_some(self, ids: Ids) -> NDArray[np.uint8]:
+        """(M, H, W, C) uint8, in the order asked for. Raises DatasetError."""
         images: NDArray[np.uint8] | None = None
-        with _opened(self.file) as packed:
-            group = packed[self.split]
-            for block in np.unique(ids // BLOCK_SAMPLES):
-                wanted = np.flatnonzero(ids // BLOCK_SAMPLES == block)
-                found = self._read_block(group, int(block), ids[wanted] % BLOCK_SAMPLES)
-                if images is None:
-                    images = np.empty((len(ids), *found[0].shape), dtype=np.uint8)
-                for place, image in zip(wanted, found, strict=True):
-                    refuse_other_size(
-                        images.shape[1:], image, f"sample {ids[place]} of {self.file}"
-                    )
-                    images[place] = image
+        for place, image in enumerate(self.read_each(ids)):
+            if images is None:
+                images = np.empty((len(ids), *image.shape), dtype=np.uint8)
+            refuse_other_size(images.shape[1:], image, self.name_of(int(ids[place])))
+            images[place] = image
         if images is None:
             raise DatasetError(f"no images asked for of {self.file}")
         return images
 
-    def _read_block(
-        self, group: h5py.Group, block: int, rows: NDArray[np.int64]
-    ) -> list[NDArray[np.uint8]]:
-        start = block * BLOCK_SAMPLES
-        if "images" in group:
-            images = np.asarray(group["images"][start : start + BLOCK_SAMPLES])
-            self._check(group["images"], block, images)
-            return list(images[rows])
-        offsets = np.asarray(group["offsets"][start : start + BLOCK_SAMPLES + 1])
-        data = np.asarray(group["bytes"][offsets[0] : offsets[-1]])
-        self._check(group["bytes"], block, data)
-        ends = offsets - offsets[0]
-        return [
-            decode_bytes(data[ends[row] : ends[row + 1]].tobytes(), f"sample {start + row}")
-            for row in rows
-        ]
+    def read_each(self, ids: Ids) -> Iterator[NDArray[np.uint8]]:
+        """(H, W, C) uint8, one by one in the order asked for, each checked."""
+        with _opened(self.file) as packed:
+            group = packed[self.split]
+            checksums = group["crc32c"][()]
+            for run in _runs(ids):
+                for sample, content in zip(run, self._contents(group, run), strict=True):
+                    if int(checksums[sample]) != _crc(content):
+                        raise DatasetError(
+                            f"{self.file} is damaged: {self.split} sample {sample} does not match "
+                            f"its checksum; pack the images again"
+                        )
+                    is_encoded = "bytes" in group
+                    name = self.name_of(int(sample))
+                    yield decode_bytes(content.tobytes(), name) if is_encoded else content
 
-    def _check(self, data: h5py.Dataset, block: int, found: NDArray[np.uint8]) -> None:
-        if int(data.attrs[_BLOCK_CRC][block]) != _crc(found):
-            first = block * BLOCK_SAMPLES
-            raise DatasetError(
-                f"{self.file} is damaged: {self.split} samples {first} to "
-                f"{first + BLOCK_SAMPLES - 1} do not match their checksum; pack the images again"
-            )
+    def _contents(self, group: h5py.Group, run: Ids) -> list[NDArray[np.uint8]]:
+        """What is stored of neighbouring samples."""
+        start, stop = int(run[0]), int(run[-1]) + 1
+        if "images" in group:
+            return list(np.asarray(group["images"][start:stop]))
+        offsets = np.asarray(group["offsets"][start : stop + 1])
+        data = np.asarray(group["bytes"][offsets[0] : offsets[-1]])
+        return np.split(data, offsets[1:-1] - offsets[0])
+
+
+def _runs(ids: Ids) -> Iterator[Ids]:
+    """`ids`, cut where the next one is not the neighbour of the one before."""
+    for some in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1):
+        yield from np.split(some, range(_RUN_SAMPLES, len(some), _RUN_SAMPLES))
 
 
 class _opened:
@@ -200,12 +216,11 @@ def _splits(dataset: Dataset) -> Iterator[tuple[str, Split]]:
 
 
 def _finish_split(
-    out: h5py.File, name: str, split: Split, digest: Any, contents: list[Any]
+    out: h5py.File, name: str, split: Split, digest: Any, checksums: list[int]
 ) -> None:
     out.create_dataset(f"{name}/labels", data=split.labels)
+    out.create_dataset(f"{name}/crc32c", data=np.array(checksums, dtype=np.uint32))
     if name == "train":
-        for content in contents:
-            digest.update(content)
         digest.update(split.labels.tobytes())
 
 

@@ -17,6 +17,11 @@ VIEW_STREAM = 0
 ORDER_STREAM = 1
 CHOICE_STREAM = 2
 HELD_OUT_STREAM = 4  # 3 is precompute.verify's
+FLIP_STREAM = 5
+JITTER_STREAM = 6
+TRIVIAL_STREAM = 7
+ERASING_STREAM = 8
+MIX_STREAM = 9
 
 _WORDS_PER_COUNT = 4  # Philox4x64 yields four 64-bit words per counter value
 _SAMPLES_PER_CHUNK = 65_536
@@ -43,6 +48,11 @@ def draws(
     bits.advance(counts)
     words: NDArray[np.uint64] = bits.random_raw(skipped + num_samples * num_draws)
     return words[skipped:].reshape(num_samples, num_draws)
+
+
+def unit(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Draws as numbers in [0, 1): the upper 53 bits of each, same shape."""
+    return np.asarray((words >> np.uint64(11)) * 2.0**-53)
 
 
 def permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +23,15 @@ class DatasetError(ValueError):
 class Split:
     """Samples in their fixed order; `labels` is (N,) int64.
 
-    `read_some` maps sample ids (M,) to images (M, H, W, C) uint8.
+    read_some: sample ids (M,) -> images (M, H, W, C) uint8; refuses images of different sizes.
+    read_each: sample ids (M,) -> the images one after the other, (H, W, C) uint8 of any size.
+    name_of: sample id -> what to call its image in a message.
     """
 
     labels: Ids
     read_some: Callable[[Ids], NDArray[np.uint8]]
+    read_each: Callable[[Ids], Iterable[NDArray[np.uint8]]]
+    name_of: Callable[[int], str]
     paths: tuple[Path, ...] | None = None  # of a folder's files, in the samples' order
 
     @cached_property
@@ -35,13 +39,43 @@ class Split:
         """(N, H, W, C) uint8, read at first use."""
         return self.read_some(np.arange(len(self)))
 
+    @cached_property
+    def first_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the first image."""
+        height, width, channels = next(iter(self.read_each(np.array([0])))).shape
+        return height, width, channels
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, ids: Ids) -> Split:
         """Some of the samples, in the order of `ids`."""
-        paths = None if self.paths is None else tuple(self.paths[i] for i in ids)
-        return Split(self.labels[ids], lambda some: self.read_some(ids[some]), paths)
+        return Split(
+            self.labels[ids],
+            lambda some: self.read_some(ids[some]),
+            lambda some: self.read_each(ids[some]),
+            lambda sample: self.name_of(int(ids[sample])),
+            None if self.paths is None else tuple(self.paths[i] for i in ids),
+        )
+
+
+def array_split(images: NDArray[np.uint8], labels: Ids, name: str) -> Split:
+    """A split whose images (N, H, W, C) are in memory."""
+    return Split(
+        labels, images.__getitem__, images.__getitem__, lambda sample: f"sample {sample} of {name}"
+    )
+
+
+def refuse_other_size(
+    expected: tuple[int, ...], image: NDArray[np.uint8], name: str, other: str = "the first"
+) -> None:
+    """Raise DatasetError, with both names, unless the image has the expected shape."""
+    if image.shape != expected:
+        raise DatasetError(
+            f"images differ in size: {other} is {expected[1]}x{expected[0]}, {name} is "
+            f"{image.shape[1]}x{image.shape[0]}\n  to mend it: resize them to one size, or set "
+            f"views.augment={{kind: random-resized-crop}}, which takes any size"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,214 @@
+"""Resident or streamed, with however many workers: the same bytes as the definition of a view."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs.schema import (
+    AugmentConfig,
+    Centre,
+    ColourJitter,
+    Erasing,
+    ImageFolder,
+    Mix,
+    Normalisation,
+    PadCropFlip,
+    RandomResizedCrop,
+    TrivialAugment,
+    ViewsConfig,
+)
+from tests.conftest import CPU, write_image_folder
+from views import pixels as pixels_module
+from views.augment import normalise, shown, view_parameters
+from views.datasets import DatasetError, Split, load_dataset
+from views.pixels import (
+    Pixels,
+    ResidentPixels,
+    StreamedPixels,
+    calibration_batches,
+    evaluation_pixels,
+    open_pixels,
+)
+
+RGB = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+ERASING, JITTER = Erasing(probability=0.5), ColourJitter(brightness=0.4, hue=0.1)
+CROP = RandomResizedCrop(size_px=10)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of ten images of different sizes to train on, two to test with."""
+    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for split, count in (("train", 10), ("test", 2)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = rng.integers(12, 40, 2)
+                image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(image).save(root / split / name / f"{number}.png")
+    return root
+
+
+def split_of(root: Path) -> Split:
+    config = ImageFolder(type="imagefolder", root=str(root), normalisation=RGB)
+    return load_dataset(config).train
+
+
+def all_batches(
+    pixels: Pixels, numbers: list[int], ids: np.ndarray, batch_size: int = 7
+) -> dict[int, torch.Tensor]:
+    found: dict[int, list[torch.Tensor]] = {view: [] for view in numbers}
+    for view, batch in pixels.batches(numbers, ids, batch_size):
+        assert (batch.ids.numpy() == ids[sum(map(len, found[view])) :][: len(batch.ids)]).all()
+        found[view].append(batch.inputs.clone())
+    return {view: torch.cat(parts) for view, parts in found.items()}
+
+
+AUGMENTS: list[AugmentConfig] = [
+    CROP,
+    RandomResizedCrop(
+        size_px=10, erasing=ERASING, colour_jitter=JITTER, trivial_augment=TrivialAugment()
+    ),
+    RandomResizedCrop(size_px=10, mix=Mix(kind="cutmix"), erasing=ERASING),
+    RandomResizedCrop(size_px=10, mix=Mix(kind="mixup", alpha=0.4)),
+    Centre(resize_px=12, crop_px=10, flip=True),
+]
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_streamed_views_are_the_defined_ones(
+    augment: AugmentConfig, num_workers: int, photographs: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(pixels_module, "_PART_BYTES", 4 * 10 * 10 * 3)  # several parts per batch
+    split, views = split_of(photographs), ViewsConfig(augment=augment, seed=3, count=2)
+    streamed = StreamedPixels(split, views, RGB, CPU, num_workers)
+    ids = np.array([3, 19, 0, 7, 8, 4, 11, 12, 5, 6, 1])
+    for view, inputs in all_batches(streamed, [0, 1], ids).items():
+        expected = normalise(torch.from_numpy(shown(split, views, view, ids)), RGB)
+        assert torch.equal(inputs, expected)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_eight_workers_give_the_same_pixels_epoch_after_epoch_and_after_a_fresh_start(
+    photographs: Path,
+) -> None:
+    split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
+    many, none, again = (StreamedPixels(split, views, RGB, CPU, count) for count in (8, 0, 2))
+    for view in (0, 1, 2):
+        ids = np.random.default_rng(view).permutation(20)
+        assert torch.equal(
+            all_batches(many, [view], ids)[view], all_batches(none, [view], ids)[view]
+        )
+    # A resumed run begins in the middle: the same pixels, without the epochs before.
+    assert torch.equal(all_batches(again, [2], ids)[2], all_batches(none, [2], ids)[2])
+
+
+def test_an_abandoned_epoch_leaves_nothing_behind(photographs: Path) -> None:
+    split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
+    pixels = StreamedPixels(split, views, RGB, CPU, 2)
+    next(pixels.batches([0], np.arange(20), 3))
+    found = all_batches(pixels, [1], np.arange(20))[1]
+    expected = shown(split, views, 1, np.arange(20))
+    assert torch.equal(found, normalise(torch.from_numpy(expected), RGB))
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        PadCropFlip(pad_px=2),
+        PadCropFlip(pad_px=2, padding="zero", erasing=ERASING, mix=Mix(kind="mixup")),
+        Centre(flip=True),
+    ],
+)
+def test_resident_and_streamed_views_are_the_same(augment: AugmentConfig, tmp_path: Path) -> None:
+    split = split_of(write_image_folder(tmp_path / "data", per_class=6))
+    views = ViewsConfig(augment=augment, seed=2, count=2)
+    resident = open_pixels(split, views, RGB, CPU)
+    assert isinstance(resident, ResidentPixels)
+    ids = np.array([5, 2, 11, 0])
+    streamed = all_batches(StreamedPixels(split, views, RGB, CPU, 0), [0, 1], ids)
+    for view, inputs in all_batches(resident, [0, 1], ids).items():
+        assert torch.equal(inputs, streamed[view])
+        expected = normalise(torch.from_numpy(shown(split, views, view, ids)), RGB)
+        assert torch.equal(inputs, expected)
+
+
+def test_images_that_do_not_fit_are_streamed(tmp_path: Path, monkeypatch) -> None:
+    split = split_of(write_image_folder(tmp_path / "data"))
+    views = ViewsConfig(augment=PadCropFlip(pad_px=1), seed=2)
+    monkeypatch.setattr(pixels_module, "free_memory", lambda device: 1000)
+    streamed = open_pixels(split, views, RGB, CPU, 0)
+    assert isinstance(streamed, StreamedPixels)
+    expected = shown(split, views, 3, np.arange(6))
+    found = all_batches(streamed, [3], np.arange(6))[3]
+    assert torch.equal(found, normalise(torch.from_numpy(expected), RGB))
+
+
+def test_mixed_batches_say_whose_share_is_larger(photographs: Path) -> None:
+    split = split_of(photographs)
+    views = ViewsConfig(augment=RandomResizedCrop(size_px=10, mix=Mix(kind="mixup")), seed=3)
+    table = view_parameters(views, 0, 20, (10, 10))
+    partner, own = table[:, 7], table[:, 8] / 256
+    pixels = StreamedPixels(split, views, RGB, CPU, 0)
+    ((_, batch),) = pixels.batches([0], np.arange(20), 20)
+    assert batch.other_labels is not None
+    assert batch.other_shares is not None
+    is_own = own >= 0.5
+    labels = split.labels
+    assert (batch.labels.numpy() == np.where(is_own, labels, labels[partner])).all()
+    assert (batch.other_labels.numpy() == np.where(is_own, labels[partner], labels)).all()
+    assert batch.other_shares.numpy() == pytest.approx(np.minimum(own, 1 - own), abs=1e-6)
+    assert is_own.any()
+    assert not is_own.all()
+
+
+def test_test_images_of_any_size_are_cut_once_and_kept(photographs: Path, monkeypatch) -> None:
+    config = ImageFolder(type="imagefolder", root=str(photographs), normalisation=RGB)
+    test = load_dataset(config).test
+    views = ViewsConfig(augment=RandomResizedCrop(size_px=14), seed=3)
+    assert views.shown_at_evaluation == Centre(resize_px=16, crop_px=14)
+    kept = evaluation_pixels(test, views, RGB, CPU, 2)
+    assert isinstance(kept, ResidentPixels)
+    shown_config = ViewsConfig(augment=views.shown_at_evaluation, count=1)
+    expected = normalise(torch.from_numpy(shown(test, shown_config, 0, np.arange(4))), RGB)
+    assert torch.equal(all_batches(kept, [0], np.arange(4))[0], expected)
+
+
+def test_calibration_is_view_0_whatever_the_batch(photographs: Path) -> None:
+    split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
+    (batch,) = calibration_batches(StreamedPixels(split, views, RGB, CPU, 0))
+    expected = normalise(torch.from_numpy(shown(split, views, 0, np.arange(20))), RGB)
+    assert torch.equal(batch, expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_file_is_named_from_within_a_worker(num_workers: int, tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path / "data")
+    (root / "train" / "dog" / "01.png").write_bytes(b"no image")
+    views = ViewsConfig(augment=CROP)
+    pixels = StreamedPixels(split_of(root), views, RGB, CPU, num_workers)
+    with pytest.raises(DatasetError, match=r"cannot read the image .*dog/01\.png"):
+        all_batches(pixels, [0], np.arange(6))
+
+
+def test_images_of_other_sizes_are_refused_with_what_to_do(photographs: Path) -> None:
+    with pytest.raises(DatasetError, match=r"differ in size(?s:.*)random-resized-crop"):
+        open_pixels(split_of(photographs), ViewsConfig(augment=PadCropFlip(pad_px=1)), RGB, CPU)
+
+
+def test_streaming_warns_of_nothing_and_leaves_the_global_generator_alone(
+    photographs: Path,
+) -> None:
+    split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
+    before = torch.random.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        all_batches(StreamedPixels(split, views, RGB, CPU, 2), [0], np.arange(20))
+    assert torch.equal(before, torch.random.get_rng_state())

@@ -1,0 +1,120 @@
+"""Where a crop lies, as integers from draws and the image's size; and cutting it out.
+
+Images that need no resizing are cut by index arithmetic in `views.augment`. Here are the crops that
+are resized, which is Pillow's work: its arithmetic on uint8 is in integers, so a view has the same
+bytes on every machine with the same Pillow; the canary of a cache finds out where it has not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from configs.schema import Centre, RandomResizedCrop
+from views.seeds import unit
+from views.splits import DatasetError
+
+CROP_ATTEMPTS = 10
+CROP_DRAWS = 4 * CROP_ATTEMPTS  # per attempt: area, aspect ratio, top, left
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels; `top` and `left` are its first row and column."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def resized_crop_box(
+    words: NDArray[np.uint64], height: int, width: int, augment: RandomResizedCrop
+) -> Box:
+    """The box of one view: `words` are CROP_DRAWS draws of (sample, view).
+
+    The first of ten attempts that fits; else the middle of the image with the nearest allowed
+    aspect ratio. Source: Szegedy et al. 2014, "Going Deeper with Convolutions", in the form that
+    torchvision made common: area uniform, logarithm of the ratio uniform.
+    """
+    low, high = (math.log(edge) for edge in augment.ratio)
+    for area, aspect, top, left in unit(words).reshape(CROP_ATTEMPTS, 4).tolist():
+        smallest, largest = augment.scale
+        pixels = height * width * (smallest + area * (largest - smallest))
+        ratio = math.exp(low + aspect * (high - low))
+        box_width = round(math.sqrt(pixels * ratio))
+        box_height = round(math.sqrt(pixels / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            rows, columns = height - box_height + 1, width - box_width + 1
+            return Box(int(top * rows), int(left * columns), box_height, box_width)
+    return _middle_box(height, width, augment.ratio)
+
+
+def _middle_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
+    narrowest, widest = ratio
+    box_height, box_width = height, width
+    if width / height < narrowest:
+        box_height = max(1, round(width / narrowest))
+    elif width / height > widest:
+        box_width = max(1, round(height * widest))
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def cut_and_resize(
+    image: NDArray[np.uint8], box: Box, augment: RandomResizedCrop
+) -> NDArray[np.uint8]:
+    """(H, W, C) uint8 -> (size, size, C) uint8."""
+    size = (augment.size_px, augment.size_px)
+    cut = as_picture(image[box.top : box.top + box.height, box.left : box.left + box.width])
+    if augment.antialias:
+        return as_array(cut.resize(size, _FILTERS[augment.interpolation]))
+    corners = (0, 0, box.width, box.height)
+    sampled = cut.transform(size, Image.Transform.EXTENT, corners, Image.Resampling.BILINEAR)
+    return as_array(sampled)
+
+
+def centre_crop(image: NDArray[np.uint8], augment: Centre, name: str) -> NDArray[np.uint8]:
+    """(H, W, C) uint8 -> (crop_px, crop_px, C); the image itself where no crop_px is set.
+
+    Raises DatasetError with `name` where the image is too small.
+    """
+    if augment.crop_px is None:
+        return image
+    if augment.resize_px is not None:
+        image = _short_side_resized(image, augment.resize_px, augment.interpolation)
+    height, width, size = image.shape[0], image.shape[1], augment.crop_px
+    if min(height, width) < size:
+        raise DatasetError(
+            f"{name} is {width}x{height}, too small to cut {size} pixels out of its middle: "
+            f"set resize_px"
+        )
+    # Halves are rounded to even, as Python's round and torchvision do.
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return image[top : top + size, left : left + size]
+
+
+def _short_side_resized(
+    image: NDArray[np.uint8], short_px: int, interpolation: str
+) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    if min(height, width) == short_px:
+        return image
+    long_px = int(short_px * max(height, width) / min(height, width))
+    size = (short_px, long_px) if width <= height else (long_px, short_px)
+    return as_array(as_picture(image).resize(size, _FILTERS[interpolation]))
+
+
+def as_picture(image: NDArray[np.uint8]) -> Image.Image:
+    """(H, W, 1 or 3) uint8 as Pillow's image."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
+def as_array(picture: Image.Image) -> NDArray[np.uint8]:
+    """Back to (H, W, 1 or 3) uint8."""
+    found = np.asarray(picture)
+    return found[:, :, None] if found.ndim == 2 else found

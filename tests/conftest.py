@@ -158,3 +158,17 @@ def write_image_folder(
                 pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number:02d}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of ten images of different sizes to train on, two to test with."""
+    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for split, count in (("train", 10), ("test", 2)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = rng.integers(12, 40, 2)
+                image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(image).save(root / split / name / f"{number}.png")
+    return root

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from configs.schema import (
     AugmentConfig,
@@ -39,20 +38,6 @@ from views.pixels import (
 RGB = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 ERASING, JITTER = Erasing(probability=0.5), ColourJitter(brightness=0.4, hue=0.1)
 CROP = RandomResizedCrop(size_px=10)
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of ten images of different sizes to train on, two to test with."""
-    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    for split, count in (("train", 10), ("test", 2)):
-        for name in ("cat", "dog"):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                height, width = rng.integers(12, 40, 2)
-                image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-                Image.fromarray(image).save(root / split / name / f"{number}.png")
-    return root
 
 
 def split_of(root: Path) -> Split:

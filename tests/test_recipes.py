@@ -34,6 +34,21 @@ def tiny_folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def test_the_imagenet_config_has_the_papers_numbers() -> None:
+    config = load_student("imagenet-resnet18")
+    ce, gkd, cd = config.methods["cd+gkd+edt"]
+    assert [weight_at(ce, e) for e in (1, 30, 31, 100)] == [0, 0, 1, 1]
+    assert [weight_at(gkd, e) for e in (30, 31)] == [0, 1]
+    weights = [weight_at(cd, e) for e in (1, 29, 30, 60, 90)]
+    assert weights == pytest.approx([6, 6, 5.4, 4.86, 4.374])
+    recipe = config.training
+    assert (recipe.batch_size, recipe.learning_rate, recipe.weight_decay) == (256, 0.1, 1e-4)
+    assert recipe.freeze_idle_classifier is False
+    views = load_teacher(config.teacher).views
+    assert (views.augment.size_px, views.augment.scale) == (224, (0.08, 1.0))
+    assert (views.shown_at_evaluation.resize_px, views.shown_at_evaluation.crop_px) == (256, 224)
+
+
 def dataset_overrides(name: str, folder: Path) -> list[str]:
     """The config's own normalisation on the tiny folder; digits bring their own data."""
     config = load_teacher(name)

@@ -1,0 +1,146 @@
+"""Images of different sizes through both stages, with everything an augmentation can have."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from configs.load import load_student, load_teacher
+from configs.schema import StudentConfig, TeacherConfig
+from nets.weights import save_atomically
+from nets.zoo import build
+from precompute import run as run_module
+from precompute.run import PassOptions, TeacherPass, fill_cache
+from precompute.verify import compare_records
+from store import TeacherCache
+from tests.conftest import CPU, setup_of
+from tests.test_train import largest_relative
+from train.loop import EpochResult
+from train.run import train_student
+from train.study import Study, open_study
+
+PLAIN = {"kind": "random-resized-crop", "size_px": 16}
+MIXED = {
+    **PLAIN,
+    "trivial_augment": {},
+    "colour_jitter": {"brightness": 0.4, "hue": 0.1},
+    "erasing": {"probability": 0.5},
+    "mix": {"kind": "cutmix"},
+}
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    network = build("resnet8", num_classes=2, seed=1)
+    save_atomically(network.state_dict(), tmp_path / "teacher.pt")
+    return tmp_path / "teacher.pt"
+
+
+def configs_of(
+    root: Path, weights: Path, augment: dict, overrides: Sequence[str] = ()
+) -> tuple[StudentConfig, TeacherConfig]:
+    data = {
+        "type": "imagefolder",
+        "root": str(root),
+        "normalisation": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    }
+    teacher = [
+        f"dataset={json.dumps(data)}",
+        f"views.augment={json.dumps(augment)}",
+        "views.count=3",
+        f"teacher.weights={weights}",
+        "teacher.arch=resnet8",
+        "taps.logits=float32",
+        "taps.means=float32",
+    ]
+    student = ["training.epochs=4", "training.batch_size=6", "training.schedule.milestones=[2]"]
+    return (
+        load_student("digits-resnet8", [*student, *overrides]),
+        load_teacher("digits-resnet20", teacher),
+    )
+
+
+def study_of(
+    student: StudentConfig, teacher: TeacherConfig, folder: Path, *, num_workers: int
+) -> Study:
+    options = PassOptions(CPU, batch_size=8, block_rows=8, num_workers=num_workers)
+    fill_cache(setup_of(teacher, folder / "caches"), options, Console(file=io.StringIO()))
+    return open_study(student, teacher, caches_dir=folder / "caches", runs_dir=folder / "runs")
+
+
+def step_losses(study: Study, *, live: bool, num_workers: int) -> list[float]:
+    epochs: list[EpochResult] = []
+    train_student(
+        study, "cd+gkd", 0, live_teacher=live, num_workers=num_workers, on_epoch=epochs.append
+    )
+    return [loss for epoch in epochs for loss in epoch.step_losses]
+
+
+@pytest.mark.parametrize("augment", [PLAIN, MIXED], ids=["plain", "mixed"])
+def test_a_cached_run_equals_a_live_one_whatever_reads_the_images(
+    augment: dict, photographs: Path, weights: Path, tmp_path: Path
+) -> None:
+    student, teacher = configs_of(photographs, weights, augment)
+    study = study_of(student, teacher, tmp_path, num_workers=2)
+    cached = step_losses(study, live=False, num_workers=2)
+    live = step_losses(study, live=True, num_workers=0)
+    assert len(cached) == 4 * 4
+    assert largest_relative(live, cached) < 1e-5
+
+
+def test_a_pass_reads_an_image_once_for_all_its_views(
+    photographs: Path, weights: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(run_module, "_GROUP_SECONDS", 1e9)
+    asked: list[list[int]] = []
+    batches = TeacherPass.batches
+
+    def noted(self, numbers, ids, outputs):
+        asked.append(list(numbers))
+        return batches(self, numbers, ids, outputs)
+
+    monkeypatch.setattr(TeacherPass, "batches", noted)
+    student, teacher = configs_of(photographs, weights, PLAIN)
+    together = study_of(student, teacher, tmp_path / "a", num_workers=0).cache
+    # 20 samples in blocks of 8; without a rate yet, the first block is one view alone.
+    assert [numbers for numbers in asked if len(numbers) > 1] == [[0, 1, 2], [0, 1, 2], [1, 2]]
+    monkeypatch.setattr(run_module, "_GROUP_SECONDS", 0.0)
+    alone = study_of(student, teacher, tmp_path / "b", num_workers=0).cache
+    for view in range(3):
+        ours, theirs = together.read_view(view), alone.read_view(view)
+        assert all(np.array_equal(ours[tap], theirs[tap]) for tap in ours)
+
+
+def test_correct_is_about_the_label_of_the_larger_share(
+    photographs: Path, weights: Path, tmp_path: Path
+) -> None:
+    augment = {**PLAIN, "mix": {"kind": "mixup"}}
+    student, teacher = configs_of(photographs, weights, augment)
+    cache = study_of(student, teacher, tmp_path, num_workers=0).cache
+    running = TeacherPass(setup_of(teacher, tmp_path / "caches"), PassOptions(CPU, num_workers=0))
+    ((_, batch),) = running.pixels.batches([1], np.arange(20), 20)
+    found = cache.read_view(1, ["logits", "correct"])
+    expected = found["logits"].argmax(axis=1) == batch.labels.numpy()
+    assert (found["correct"] == expected).all()
+    assert (batch.labels.numpy() != cache.labels).any()
+
+
+def test_verification_finds_such_a_cache_sound_and_a_changed_one_not(
+    photographs: Path, weights: Path, tmp_path: Path
+) -> None:
+    student, teacher = configs_of(photographs, weights, MIXED)
+    cache = study_of(student, teacher, tmp_path, num_workers=0).cache
+    setup = setup_of(teacher, tmp_path / "caches")
+    running = TeacherPass(setup, PassOptions(CPU, num_workers=0))
+    assert not any(r.num_wrong for r in compare_records(setup, cache, running, 40, 0))
+    with torch.no_grad():
+        running.teacher.network.fc.bias += 0.1
+    assert any(r.num_wrong for r in compare_records(setup, cache, running, 40, 0))
+    assert isinstance(cache, TeacherCache)

@@ -15,6 +15,7 @@ CACHE   ?=
 RECHECK ?=
 BENCH   ?=
 WORKERS ?=
+FEED    ?= auto
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -42,6 +43,7 @@ help: ## print this
 	@echo "Settings (make train-student METHOD=kd SEED=1):"
 	@echo "  TEACHER=$(TEACHER)  STUDENT=$(STUDENT)  METHOD=$(METHOD)  SEED=$(SEED)"
 	@echo "  SEEDS=\"$(SEEDS)\"  METHODS=\"ce kd\" (default: all)  DEVICE=$(DEVICE)  WORKERS=4 (read images)"
+	@echo "  FEED=$(FEED) (device, host, window: where a view's teacher outputs are held)"
 	@echo "  CACHES=$(CACHES)  RUNS=$(RUNS)  ARGS=\"key.sub=value ...\" overrides keys of the config;"
 	@echo "  a student's ARGS reach its teacher's file as teacher.key.sub=value"
 
@@ -62,12 +64,12 @@ train-student: env ## train STUDENT with METHOD and SEED; makes what is missing 
 	@$(PY) -m train plan $(STUDENT) --method $(METHOD) --seed $(SEED) --caches $(CACHES) --runs $(RUNS) $(OVERRIDES)
 	@$(MAKE) --no-print-directory cache-of-student
 	@$(PY) -m train student $(STUDENT) --method $(METHOD) --seed $(SEED) \
-	  --caches $(CACHES) --runs $(RUNS) $(READERS) $(OVERRIDES)
+	  --caches $(CACHES) --runs $(RUNS) $(READERS) --feed $(FEED) $(OVERRIDES)
 
 ablation: env ## train every method of STUDENT with every one of SEEDS; table and picture
 	@$(MAKE) --no-print-directory cache-of-student
 	@$(PY) -m train ablation $(STUDENT) --seeds "$(SEEDS)" --methods "$(METHODS)" \
-	  --caches $(CACHES) --runs $(RUNS) $(READERS) $(OVERRIDES)
+	  --caches $(CACHES) --runs $(RUNS) $(READERS) --feed $(FEED) $(OVERRIDES)
 
 .PHONY: cache-of-student
 cache-of-student:

@@ -346,6 +346,8 @@ class Training:
     nesterov: StrictBool = False
     weight_decay: NonNegativeFloat = 5e-4  # on every parameter
     precision: TrainingPrecision = "float32"
+    evaluate_every: PositiveInt = 1  # epochs between tests; the last epoch is always tested
+    compile: StrictBool = False  # the network by torch.compile; faster steps, a slow first one
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Training:

@@ -21,10 +21,10 @@ from configs.load import ConfigError
 from nets.archs import ArchError
 from nets.taps import TapError
 from precompute.setup import Setup, prepare
-from precompute.stop import Stopped
 from store.errors import CacheDamaged, CacheError, CacheIncomplete, CacheMissing
 from store.lock import Job
 from store.reader import TeacherCache
+from store.stop import Stopped
 from views.augment import pixel_canary
 from views.datasets import DatasetError
 

@@ -22,11 +22,11 @@ from nets.teacher import Teacher, load_teacher_network
 from precompute.plan import Plan, free_bytes, measured_rate, pending_of
 from precompute.progress import Progress
 from precompute.setup import Setup
-from precompute.stop import Stopped, StopRequest
 from store import CacheContent, CacheFull, CacheWriter, TapSpec, TeacherCache
 from store.content import draft_manifest
 from store.layout import Block
 from store.lock import Job
+from store.stop import Stopped, StopRequest
 from store.writer import Work
 from views.augment import pixel_canary, preview_views
 from views.pixels import StreamedPixels, calibration_batches, evaluation_pixels, open_pixels

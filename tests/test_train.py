@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +19,11 @@ from nets.zoo import build
 from store import CacheError, CacheMismatch, CacheMissing
 from store.lock import Job, WriterLock
 from store.reader import TeacherCache
+from store.stop import Stopped as StoppedBySignal
 from tests.conftest import make_cache
 from train.connectors import Connectors, StageMismatch, build_connectors, student_channels
-from train.loop import EpochResult
+from train.loop import EpochResult, Partial
+from train.records import RunRecorder
 from train.run import train_student
 from train.study import Study, TrainError, open_study
 from train.teacher import TeacherExists, existing_weights, train_teacher
@@ -127,6 +131,29 @@ def test_with_a_held_out_split_the_best_epoch_is_chosen_on_it(make_study: MakeSt
     assert all(epoch.validation.top1 != epoch.errors.top1 for epoch in epochs)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has its own
+def test_a_compiled_student_with_connectors_learns_the_same(make_study: MakeStudy) -> None:
+    settings = ["training.learning_rate=1e-3", "training.epochs=2", "training.batch_size=60"]
+    terms = ["methods.cd+gkd=[{loss: ce}, {loss: gkd}, {loss: cd, weight: 6}]"]
+    found = {}
+    for compiled in ("false", "true"):
+        study = make_study(student=[*settings, *terms, f"training.compile={compiled}"])
+        found[compiled], _ = losses_and_weights(study, "cd+gkd", live=False)
+    assert largest_relative(found["false"], found["true"]) < 1e-4
+
+
+def test_where_not_every_epoch_is_tested_the_last_one_is(make_study: MakeStudy) -> None:
+    study = make_study(student=["training.epochs=5", "training.evaluate_every=2"])
+    epochs: list[EpochResult] = []
+    summary = train_student(study, "kd", 0, on_epoch=epochs.append)
+    tested = [epoch.epoch for epoch in epochs if epoch.errors is not None]
+    assert tested == [2, 4, 5]
+    assert summary["best"]["epoch"] in tested
+    lines = (study.run_folder("kd", 0) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["top1_error"] is None for line in lines] == [1, 0, 1, 0, 0]
+
+
 def test_other_settings_are_another_run(make_study: MakeStudy) -> None:
     study = make_study()
     other = make_study(student=["training.weight_decay=1e-3"])
@@ -172,17 +199,70 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one_bit_for_
         file.write('{"epoch": "a line written after the last checkpoint"}\n')
     train_student(study, "cd+gkd+edt", 0)
     resumed = torch.load(folder / "last.pt", weights_only=True)
-    metrics = (folder / "metrics.jsonl").read_text()
+    metrics = without_times(folder)
     shutil.rmtree(folder)
     train_student(study, "cd+gkd+edt", 0)
     whole = torch.load(folder / "last.pt", weights_only=True)
     assert all((resumed[name] == whole[name]).all() for name in whole)
 
-    def without_times(text: str) -> list[dict[str, object]]:
-        lines = [json.loads(line) for line in text.splitlines()]
-        return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
+    assert metrics == without_times(folder)
 
-    assert without_times(metrics) == without_times((folder / "metrics.jsonl").read_text())
+
+def without_times(folder: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
+
+
+@pytest.mark.parametrize("feed", ["auto", "window"])
+def test_a_run_killed_at_random_steps_equals_an_uninterrupted_one_bit_for_bit(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, feed: str
+) -> None:
+    study = dataclasses.replace(make_study(), feed=feed)
+    steps_left = [3]
+    keep = RunRecorder.keep
+
+    def kept_then_killed(self: RunRecorder, partial: Partial) -> None:
+        keep(self, partial)
+        steps_left[0] -= 1
+        if steps_left[0] == 0:
+            raise Stopped
+
+    monkeypatch.setattr(RunRecorder, "keep", kept_then_killed)
+    for following in (2, 5, 1, 10**9):
+        with pytest.raises(Stopped):
+            train_student(study, "cd+gkd+edt", 0, checkpoint_minutes=0)
+        steps_left[0] = following
+    train_student(study, "cd+gkd+edt", 0, checkpoint_minutes=0)
+    folder = study.run_folder("cd+gkd+edt", 0)
+    resumed = torch.load(folder / "last.pt", weights_only=True)
+    metrics = without_times(folder)
+    shutil.rmtree(folder)
+    train_student(study, "cd+gkd+edt", 0)
+    whole = torch.load(folder / "last.pt", weights_only=True)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert metrics == without_times(folder)
+
+
+def test_a_signal_keeps_the_very_step_and_the_same_call_goes_on(make_study: MakeStudy) -> None:
+    study = make_study()
+    handlers = signal.getsignal(signal.SIGTERM)
+
+    def stop(result: EpochResult) -> None:
+        if result.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedBySignal, match="stopped in epoch 3 after step 1") as stopped:
+        train_student(study, "cd", 0, on_epoch=stop)
+    assert stopped.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is handlers
+    folder = study.run_folder("cd", 0)
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["partial"]["step"]) == (2, 1)
+    train_student(study, "cd", 0)
+    metrics = without_times(folder)
+    shutil.rmtree(folder)
+    train_student(study, "cd", 0)
+    assert metrics == without_times(folder)
 
 
 def test_an_idle_classifier_stays_or_shrinks_as_asked(make_study: MakeStudy) -> None:

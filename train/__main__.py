@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,8 +25,9 @@ from nets.archs import ArchError
 from nets.taps import TapError
 from nets.weights_file import weights_file
 from store.errors import CacheError
+from store.stop import Stopped
 from train.plan import plan_lines
-from train.study import Study, TrainError, open_study
+from train.study import Feed, Study, TrainError, open_study
 from train.teacher import TeacherExists, existing_weights, training_folder
 from views.datasets import DatasetError
 
@@ -42,6 +43,11 @@ Runs = Annotated[Path, typer.Option(help="folder of the runs")]
 CachePath = Annotated[Path | None, typer.Option(help="use this cache, wherever it lies")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Workers = Annotated[int | None, typer.Option(min=0, help="processes that read images")]
+Minutes = Annotated[float, typer.Option(min=0, help="between checkpoints within an epoch")]
+FeedOption = Annotated[
+    Literal["auto", "device", "host", "window"],
+    typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
+]
 LiveTeacher = Annotated[
     bool, typer.Option(help="run the teacher in the loop instead of reading the cache")
 ]
@@ -59,10 +65,12 @@ def student(
     cache: CachePath = None,
     device: Device = "auto",
     workers: Workers = None,
+    feed: FeedOption = "auto",
+    checkpoint_minutes: Minutes = 10.0,
 ) -> None:
     """Train one student from the cache."""
     console = _console()
-    study = _open(name, overrides, caches, runs, cache)
+    study = _open(name, overrides, caches, runs, cache, feed)
     _check_method(study.config, method)
     folder = study.run_folder(method, seed, live_teacher=live_teacher)
     summary = study.finished(method, seed, live_teacher=live_teacher)
@@ -79,6 +87,7 @@ def student(
             live_teacher=live_teacher,
             device=device,
             num_workers=workers,
+            checkpoint_minutes=checkpoint_minutes,
             console=console,
         )
     from train.report import markdown_table, rows_of
@@ -128,10 +137,11 @@ def ablation(
     cache: CachePath = None,
     device: Device = "auto",
     workers: Workers = None,
+    feed: FeedOption = "auto",
 ) -> None:
     """Train every method with every seed, then write the table and the picture."""
     console = _console()
-    study = _open(name, overrides, caches, runs, cache)
+    study = _open(name, overrides, caches, runs, cache, feed)
     wanted = methods.split() or list(study.config.methods)
     for method in wanted:
         _check_method(study.config, method)
@@ -179,10 +189,17 @@ def _configs(name: str, overrides: list[str] | None) -> tuple[StudentConfig, Tea
 
 
 def _open(
-    name: str, overrides: list[str] | None, caches: Path, runs: Path, cache: Path | None
+    name: str,
+    overrides: list[str] | None,
+    caches: Path,
+    runs: Path,
+    cache: Path | None,
+    feed: Feed,
 ) -> Study:
     config, teacher_config = _configs(name, overrides)
-    return open_study(config, teacher_config, caches_dir=caches, runs_dir=runs, cache_path=cache)
+    return open_study(
+        config, teacher_config, caches_dir=caches, runs_dir=runs, cache_path=cache, feed=feed
+    )
 
 
 def _check_method(config: StudentConfig, method: str) -> None:
@@ -200,9 +217,8 @@ def _parsed_seeds(text: str) -> list[int]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    print(
-        "stopped; whole epochs are kept, and the same command goes on from there", file=sys.stderr
-    )
+    """Before or after the training; within it `store.stop` listens."""
+    print("stopped; the same command goes on from what was kept", file=sys.stderr)
     sys.exit(128 + number)
 
 
@@ -224,6 +240,9 @@ def cli(arguments: list[str] | None = None) -> int:
         TeacherExists,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     return 2
 
 

@@ -1,28 +1,51 @@
 """Where a training step gets the teacher's answers from.
 
-Two sources with one interface: the cache, one view's slab per epoch with the next one read ahead in
-the background; and the live teacher, which runs in the loop and is there to prove the first right.
+Two sources with one interface: the cache, read ahead in the background; and the live teacher, which
+runs in the loop and is there to prove the first right.
+
+What is read of the cache lives in one of three homes. On the device, or in (pinned) host memory:
+one view's slab and the next one. Where two slabs do not fit into memory, a window of blocks and the
+next one; samples are then shuffled by block and within the window, instead of all together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nets.teacher import Teacher
 from store import TeacherCache
+from train.order import WindowedOrder
 from views.augment import view_of_epoch
-from views.pixels import ViewBatch
+from views.pixels import ViewBatch, free_memory
+from views.seeds import permutation
+
+Ids = NDArray[np.int64]
+Home = Literal["device", "host"]
+
+_DEVICE_SHARE = 0.5  # of the device's free memory may be taken by two slabs
+_BUFFERS = 8  # batches on their way to a GPU at the same time
 
 
 class TeacherSource(Protocol):
     """Teacher outputs for one batch after another."""
 
-    def start_epoch(self, epoch: int) -> None: ...
+    @property
+    def where(self) -> str:
+        """Where they come from, for people."""
+        ...
+
+    def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
+        """(N,) int64: the order in which the epoch visits the samples."""
+        ...
+
+    def start_epoch(self, epoch: int, order: Ids) -> None: ...
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
         """Taps of the current epoch's view of the batch: name -> (B, ...) on the device."""
@@ -31,34 +54,67 @@ class TeacherSource(Protocol):
     def close(self) -> None: ...
 
 
-class NoTeacher:
-    """For methods without a teacher."""
+class _Shuffled:
+    """Everything in one random order."""
 
-    def start_epoch(self, epoch: int) -> None:
+    def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
+        return permutation(seed, epoch, num_samples)
+
+    def start_epoch(self, epoch: int, order: Ids) -> None:
         pass
-
-    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
-        return {}
 
     def close(self) -> None:
         pass
 
 
-class CachedTeacher:
-    """Rows of the current view's slab, which lies on the training device."""
+class NoTeacher(_Shuffled):
+    """For methods without a teacher."""
+
+    where = "not used"
+
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        return {}
+
+
+class LiveTeacher(_Shuffled):
+    """The teacher itself, run on the very pixels that the student sees."""
+
+    where = "computed in the loop"
+
+    def __init__(self, teacher: Teacher, taps: Mapping[str, str]) -> None:
+        """taps: name of a tap -> name of the teacher's output that it is."""
+        self._teacher, self._taps = teacher, dict(taps)
+
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        found = self._teacher.outputs(batch.inputs, batch.labels, list(self._taps.values()))
+        # out of inference mode
+        return {tap: found[output].clone() for tap, output in self._taps.items()}
+
+
+class CachedTeacher(_Shuffled):
+    """Rows of the current view's slab, which lies on the device or in host memory."""
 
     def __init__(
-        self, cache: TeacherCache, taps: Sequence[str], num_views: int, device: torch.device
+        self,
+        cache: TeacherCache,
+        taps: Sequence[str],
+        num_views: int,
+        device: torch.device,
+        home: Home = "device",
     ) -> None:
         self._cache, self._taps = cache, list(taps)
         self._num_views, self._device = num_views, device
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="teacher-feed")
+        self._is_on_device = home == "device" or device.type == "cpu"
+        view_mb = slab_bytes(cache, taps) / 1e6
+        self.where = f"a view at a time ({view_mb:,.1f} MB) in the memory of the {home}"
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="teacher-feed")
         self._next: tuple[int, Future[dict[str, Tensor]]] | None = None
         self._view: int | None = None
         self._slab: dict[str, Tensor] = {}
         self._rows: dict[str, Tensor] = {}
+        self._buffers = Buffers(device)
 
-    def start_epoch(self, epoch: int) -> None:
+    def start_epoch(self, epoch: int, order: Ids) -> None:
         """Make the epoch's view current and begin to read the one after it."""
         view = view_of_epoch(epoch, self._num_views)
         if view != self._view:
@@ -66,25 +122,143 @@ class CachedTeacher:
             self._view = view
         following = view_of_epoch(epoch + 1, self._num_views)
         if following != view:
-            self._next = (following, self._reader.submit(self._read, following))
+            self._next = (following, self._pool.submit(self._read, following))
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        if not self._is_on_device:
+            return self._buffers.sent([(self._slab, batch.host_ids)])
         return {
             tap: gather_rows(values, batch.ids, self._rows.setdefault(tap, values[:0].clone()))
             for tap, values in self._slab.items()
         }
 
     def close(self) -> None:
-        self._reader.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
     def _read_ahead(self, view: int) -> Future[dict[str, Tensor]]:
         if self._next is not None and self._next[0] == view:
             return self._next[1]
-        return self._reader.submit(self._read, view)
+        return self._pool.submit(self._read, view)
 
     def _read(self, view: int) -> dict[str, Tensor]:
         records = self._cache.read_view(view, self._taps)
-        return {tap: torch.from_numpy(values).to(self._device) for tap, values in records.items()}
+        slab = {tap: torch.from_numpy(values) for tap, values in records.items()}
+        if not self._is_on_device:
+            return {tap: _pinned(values, self._device) for tap, values in slab.items()}
+        return {tap: values.to(self._device) for tap, values in slab.items()}
+
+
+class WindowedTeacher:
+    """Rows of a window of blocks, in the order that such windows allow."""
+
+    def __init__(
+        self,
+        cache: TeacherCache,
+        taps: Sequence[str],
+        num_views: int,
+        device: torch.device,
+        window_rows: int,
+    ) -> None:
+        self._cache, self._taps, self._num_views = cache, list(taps), num_views
+        self._layout = WindowedOrder(cache.num_samples, cache.manifest.block_rows, window_rows)
+        self.where = (
+            f"in windows of {window_rows:,} of {cache.num_samples:,} samples, shuffled there"
+        )
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="teacher-feed")
+        self._buffers = Buffers(device)
+        self._windows: list[Future[dict[str, Tensor]]] = []
+
+    def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
+        return self._layout.order(seed, epoch)
+
+    def start_epoch(self, epoch: int, order: Ids) -> None:
+        """Begin to read the epoch's first two windows."""
+        for window in self._windows:
+            window.cancel()
+        self._view = view_of_epoch(epoch, self._num_views)
+        self._place, self._window_of, self._blocks = self._layout.places(order)
+        self._windows, self._first = [], 0
+        self._read_until(1)
+        self._windows[0].result()
+
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        ids = batch.host_ids.numpy()
+        windows = self._window_of[ids]
+        self._forget_before(int(windows[0]))
+        self._read_until(int(windows[-1]) + 1)
+        parts = []
+        for window in range(int(windows[0]), int(windows[-1]) + 1):
+            rows = torch.from_numpy(self._place[ids[windows == window]])
+            parts.append((self._windows[window - self._first].result(), rows))
+        return self._buffers.sent(parts)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _forget_before(self, window: int) -> None:
+        del self._windows[: window - self._first]
+        self._first = window
+
+    def _read_until(self, window: int) -> None:
+        while self._first + len(self._windows) <= min(window, len(self._blocks) - 1):
+            number = self._first + len(self._windows)
+            self._windows.append(self._pool.submit(self._read, self._view, number))
+
+    def _read(self, view: int, window: int) -> dict[str, Tensor]:
+        manifest = self._cache.manifest
+        parts = [
+            self._cache.read_block(manifest.block(view, int(index)), self._taps)
+            for index in self._blocks[window]
+        ]
+        return {
+            tap: torch.from_numpy(np.concatenate([part[tap] for part in parts]))
+            for tap in self._taps
+        }
+
+
+class Buffers:
+    """Memory that batches are gathered into on the host, kept from step to step.
+
+    For a GPU it is pinned and there are several, so that a batch may still be on its way while the
+    next one is gathered; nothing waits unless the GPU is that many batches behind.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._is_cuda = device, device.type == "cuda"
+        self._slots: list[dict[str, Tensor]] = [{} for _ in range(_BUFFERS if self._is_cuda else 1)]
+        self._sent: list[torch.cuda.Event | None] = [None] * len(self._slots)
+        self._turn = 0
+
+    def sent(self, parts: Sequence[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Tensor]:
+        """Rows of one slab, or of several one behind the other: name -> (B, ...) on the device.
+
+        parts: slabs, and of each the rows that are wanted, on the host.
+        """
+        self._turn = (self._turn + 1) % len(self._slots)
+        if (event := self._sent[self._turn]) is not None:
+            event.synchronize()
+        slot, num_rows = self._slots[self._turn], sum(len(rows) for _, rows in parts)
+        found = {}
+        for tap, values in parts[0][0].items():
+            if tap not in slot or len(slot[tap]) < num_rows:
+                empty = torch.empty((num_rows, *values.shape[1:]), dtype=values.dtype)
+                slot[tap] = _pinned(empty, self._device)
+            start = 0
+            for slab, rows in parts:
+                stop = start + len(rows)
+                torch.index_select(slab[tap], 0, rows, out=slot[tap][start:stop])
+                start = stop
+            found[tap] = slot[tap][:num_rows].to(self._device, non_blocking=True)
+        if self._is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+            self._sent[self._turn] = event
+        return found
+
+
+def _pinned(values: Tensor, device: torch.device) -> Tensor:
+    """In memory that a GPU can copy from by itself, where there is one."""
+    return values.pin_memory() if device.type == "cuda" else values
 
 
 def gather_rows(slab: Tensor, sample_ids: Tensor, kept: Tensor) -> Tensor:
@@ -98,18 +272,15 @@ def gather_rows(slab: Tensor, sample_ids: Tensor, kept: Tensor) -> Tensor:
     return torch.index_select(slab, 0, sample_ids, out=kept[: len(sample_ids)])
 
 
-class LiveTeacher:
-    """The teacher itself, run on the very pixels that the student sees."""
+def slab_bytes(cache: TeacherCache, taps: Sequence[str]) -> int:
+    """Of one view's records, as they are in memory."""
+    widths = [
+        int(np.prod(cache.taps[tap].shape)) * np.dtype(cache.taps[tap].read_dtype).itemsize
+        for tap in taps
+    ]
+    return cache.num_samples * sum(widths)
 
-    def __init__(self, teacher: Teacher, taps: Sequence[str]) -> None:
-        self._teacher, self._taps = teacher, list(taps)
 
-    def start_epoch(self, epoch: int) -> None:
-        pass
-
-    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
-        found = self._teacher.outputs(batch.inputs, batch.labels)
-        return {tap: found[tap].clone() for tap in self._taps}  # out of inference mode
-
-    def close(self) -> None:
-        pass
+def home_of(num_bytes: int, device: torch.device) -> Home:
+    """Where two slabs of that size find room: on the device, else in host memory."""
+    return "device" if 2 * num_bytes <= _DEVICE_SHARE * free_memory(device) else "host"

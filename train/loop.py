@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,13 @@ from train.study import TrainError
 from views.augment import view_of_epoch
 from views.datasets import Dataset, Split
 from views.pixels import Pixels, ViewBatch, evaluation_pixels, open_pixels
-from views.seeds import permutation
 
 
 class Diverged(TrainError):
     """The loss of a run is no longer a number."""
+
+
+Active = tuple[str, float, dict[str, float]]  # loss name, weight, options
 
 
 class SplitPixels(NamedTuple):
@@ -67,6 +69,7 @@ class Learner:
     network: nn.Module
     connectors: Connectors | None
     optimizer: torch.optim.Optimizer
+    forward: Callable[[Tensor], Tensor]  # the network's, perhaps compiled
 
     def state_dict(self) -> dict[str, object]:
         return {
@@ -90,7 +93,7 @@ class EpochResult:
     loss: float
     losses: dict[str, float]
     weights: dict[str, float]
-    errors: Errors  # on the test split
+    errors: Errors | None  # on the test split; None in epochs without a test
     validation: Errors | None
     learning_rate: float
     num_samples: int
@@ -104,7 +107,7 @@ class EpochResult:
         return self.wait_seconds + self.train_seconds + self.evaluate_seconds
 
     @property
-    def deciding(self) -> Errors:
+    def deciding(self) -> Errors | None:
         """The errors that the best epoch is chosen by."""
         return self.errors if self.validation is None else self.validation
 
@@ -155,7 +158,29 @@ def make_learner(
     if training.momentum:
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return Learner(network, connectors, optimizer)
+    forward = torch.compile(network) if training.compile else network
+    return Learner(network, connectors, optimizer, forward)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """An epoch of which `step` steps are done. Tensors are float32, on the host."""
+
+    epoch: int
+    step: int
+    step_losses: Tensor
+    sums: dict[str, Tensor]
+    train_seconds: float
+
+
+class Pause(Protocol):
+    """Decides in the middle of an epoch whether to keep what is done, and keeps it."""
+
+    def is_due(self) -> bool: ...
+
+    def keep(self, partial: Partial) -> None:
+        """May raise, to end the training there."""
+        ...
 
 
 def fit(
@@ -165,45 +190,59 @@ def fit(
     *,
     first_epoch: int,
     on_epoch: Callable[[EpochResult], None],
+    partial: Partial | None = None,
+    pause: Pause | None = None,
 ) -> None:
-    """Train from `first_epoch` (1 for a new run) to the last; `on_epoch` after each."""
+    """Train from `first_epoch` (1 for a new run) to the last; `on_epoch` after each.
+
+    partial: what was done of the first epoch before. pause: asked after every step.
+    """
     learner.network.train()
-    for epoch in range(first_epoch, task.training.epochs + 1):
-        waiting = time.perf_counter()
-        source.start_epoch(epoch)
-        wait_seconds = time.perf_counter() - waiting
-        on_epoch(_run_epoch(task, learner, source, epoch, wait_seconds))
+    stages = task.stages if any(LOSSES[term.loss].uses_stages for term in task.terms) else {}
+    with read_stages(learner.network, stages, as_is) as maps:
+        for epoch in range(first_epoch, task.training.epochs + 1):
+            result = _run_epoch(task, learner, source, epoch, maps, partial, pause)
+            partial = None
+            on_epoch(result)
 
 
 def _run_epoch(
-    task: Task, learner: Learner, source: TeacherSource, epoch: int, wait_seconds: float
+    task: Task,
+    learner: Learner,
+    source: TeacherSource,
+    epoch: int,
+    maps: dict[str, Tensor],
+    partial: Partial | None,
+    pause: Pause | None,
 ) -> EpochResult:
-    started = time.perf_counter()
+    waiting = time.perf_counter()
     num_samples, batch_size = len(task.data.train), task.training.batch_size
+    order = source.order(task.seed, epoch, num_samples)
+    source.start_epoch(epoch, order)
+    started = time.perf_counter()
     steps = -(-num_samples // batch_size)
     active = active_terms(task.terms, epoch)
-    order = permutation(task.seed, epoch, num_samples)
     view = view_of_epoch(epoch, task.num_views)
-    step_losses: list[Tensor] = []
-    sums = {name: torch.zeros((), device=task.device) for name, _, _ in active}
-    stages = task.stages if any(LOSSES[name].uses_stages for name, _, _ in active) else {}
-    with read_stages(learner.network, stages, as_is) as maps:
-        batches = task.data.train.batches([view], order, batch_size)
-        for step, (_, batch) in enumerate(batches):
-            rate = learning_rate_at(task.training, (epoch - 1) * steps + step, steps)
-            for group in learner.optimizer.param_groups:
-                group["lr"] = rate
-            losses = _step(task, learner, source, active, batch, maps)
-            maps.clear()
-            step_losses.append(losses.pop("total"))
-            for name, value in losses.items():
-                sums[name] += value * len(batch.ids)
+    step_losses, sums, first_step, seconds_before = _begun(partial, active, task.device)
+    batches = task.data.train.batches([view], order[first_step * batch_size :], batch_size)
+    for step, (_, batch) in enumerate(batches, start=first_step):
+        rate = learning_rate_at(task.training, (epoch - 1) * steps + step, steps)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        losses = _step(task, learner, source, active, batch, maps)
+        maps.clear()
+        step_losses.append(losses.pop("total"))
+        for name, value in losses.items():
+            sums[name] += value * len(batch.ids)
+        if pause is not None and step + 1 < steps and pause.is_due():
+            seconds = seconds_before + time.perf_counter() - started
+            pause.keep(_partial(epoch, step + 1, step_losses, sums, seconds))
     totals = torch.stack([*step_losses, *sums.values()]).tolist()  # the epoch's one wait
     _refuse_divergence(totals[:steps], epoch)
     trained = time.perf_counter()
-    validation, test = task.data.validation, task.data.test
-    errors = _errors_on(test, task, learner)
-    on_validation = _errors_on(validation, task, learner) if validation is not None else None
+    is_tested = epoch % task.training.evaluate_every == 0 or epoch == task.training.epochs
+    errors = _errors_on(task.data.test, task, learner) if is_tested else None
+    on_validation = _errors_on(task.data.validation, task, learner) if is_tested else None
     sizes = [min(batch_size, num_samples - step * batch_size) for step in range(steps)]
     return EpochResult(
         epoch=epoch,
@@ -216,11 +255,33 @@ def _run_epoch(
         validation=on_validation,
         learning_rate=rate,
         num_samples=num_samples,
-        train_seconds=trained - started,
-        wait_seconds=wait_seconds,
+        train_seconds=seconds_before + trained - started,
+        wait_seconds=started - waiting,
         evaluate_seconds=time.perf_counter() - trained,
         step_losses=totals[:steps],
     )
+
+
+def _begun(
+    partial: Partial | None, active: Sequence[Active], device: torch.device
+) -> tuple[list[Tensor], dict[str, Tensor], int, float]:
+    """Losses of the steps so far, their sums by name, how many steps, and their seconds."""
+    if partial is None:
+        return [], {name: torch.zeros((), device=device) for name, _, _ in active}, 0, 0.0
+    step_losses = list(partial.step_losses.to(device).unbind())
+    sums = {name: value.to(device) for name, value in partial.sums.items()}
+    return step_losses, sums, partial.step, partial.train_seconds
+
+
+def _partial(
+    epoch: int,
+    step: int,
+    step_losses: Sequence[Tensor],
+    sums: Mapping[str, Tensor],
+    train_seconds: float,
+) -> Partial:
+    on_host = {name: value.cpu() for name, value in sums.items()}
+    return Partial(epoch, step, torch.stack(list(step_losses)).cpu(), on_host, train_seconds)
 
 
 def _refuse_divergence(step_losses: Sequence[float], epoch: int) -> None:
@@ -233,11 +294,10 @@ def _refuse_divergence(step_losses: Sequence[float], epoch: int) -> None:
             )
 
 
-def _errors_on(pixels: Pixels, task: Task, learner: Learner) -> Errors:
+def _errors_on(pixels: Pixels | None, task: Task, learner: Learner) -> Errors | None:
+    if pixels is None:
+        return None
     return evaluate(learner.network, pixels, task.training.precision, task.device)
-
-
-Active = tuple[str, float, dict[str, float]]  # loss name, weight, options
 
 
 def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[Active]:
@@ -263,8 +323,9 @@ def _step(
     """
     teacher = source.outputs(batch)
     with arithmetic(task.training.precision, task.device):
-        logits = learner.network(batch.inputs)
-        means = learner.connectors(maps) if maps and learner.connectors else []
+        logits = learner.forward(batch.inputs)
+        uses_stages = any(LOSSES[name].uses_stages for name, _, _ in active)
+        means = learner.connectors(maps) if uses_stages and learner.connectors else []
     seen = Batch(
         labels=batch.labels,
         student_logits=logits,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from nets.errors import Errors
 from train.loop import EpochResult
 
 
@@ -23,6 +24,12 @@ class EpochPrinter:
         left = self._seconds / (result.epoch - self._first + 1) * (self._epochs - result.epoch)
         self._console.print(
             f"epoch {result.epoch:3d}/{self._epochs}  loss {result.loss:8.4f}  "
-            f"test error {result.errors.top1:6.2f} % top-1 {result.errors.top5:6.2f} % top-5  "
+            f"{_test_text(result.errors)}  "
             f"{result.images_per_second:8,.0f} images/s  ETA {left:4.0f} s"
         )
+
+
+def _test_text(errors: Errors | None) -> str:
+    if errors is None:
+        return "not tested" + " " * 34
+    return f"test error {errors.top1:6.2f} % top-1 {errors.top5:6.2f} % top-5"

@@ -3,13 +3,14 @@
 run.json         what the run is (config, method, seed, cache); written first
 metrics.jsonl    one line per epoch
 tensorboard/     the same as events
-checkpoint.pt    the state after the last whole epoch; gone once the run is finished
+checkpoint.pt    the state after the last epoch, or within one; gone once the run is finished
 last.pt best.pt  the student alone, as a plain state dict
 summary.json     written last: a run that has one is finished
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -21,7 +22,8 @@ from nets.weights import read_tensors, save_atomically
 from store.files import write_atomically
 from store.identity import canonical_json, identity_sha256
 from store.lock import Job, WriterLock
-from train.loop import EpochResult, Learner
+from store.stop import Stopped, StopRequest
+from train.loop import EpochResult, Learner, Partial
 from train.study import RUN_FILE, SUMMARY_FILE
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -39,10 +41,24 @@ class BestEpoch:
 
 
 class RunRecorder:
-    """Writes the files of one run; `first_epoch` says where to go on."""
+    """Writes the files of one run; `first_epoch` and `partial` say where to go on.
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], learner: Learner) -> None:
+    checkpoint_minutes: so often the state is kept within an epoch. stop: a request to keep it and
+    to end.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        learner: Learner,
+        *,
+        checkpoint_minutes: float = 10.0,
+        stop: StopRequest | None = None,
+    ) -> None:
         self.folder = folder
+        self.partial: Partial | None = None
+        self._checkpoint_seconds, self._stop = 60 * checkpoint_minutes, stop
         self._identity, self._learner = identity, learner
         self.seconds = 0.0
         self.first_epoch = 1
@@ -54,24 +70,40 @@ class RunRecorder:
             _write_json(folder / RUN_FILE, identity)
             (folder / METRICS_FILE).write_text("")
         self._events = self._open_events()
-        self._epoch_started = time.perf_counter()
+        self._epoch_started = self._kept = time.perf_counter()
+
+    def is_due(self) -> bool:
+        """Whether the state within the epoch is to be kept now."""
+        is_stopped = self._stop is not None and self._stop.signal_number is not None
+        return is_stopped or time.perf_counter() - self._kept >= self._checkpoint_seconds
+
+    def keep(self, partial: Partial) -> None:
+        """Make the middle of an epoch the point to go on from; raises Stopped where asked to."""
+        self._count_seconds()
+        self._checkpoint(partial.epoch - 1, partial)
+        if self._stop is not None and self._stop.signal_number is not None:
+            raise Stopped(
+                self._stop.signal_number,
+                f"stopped in epoch {partial.epoch} after step {partial.step:,}; the same command "
+                f"goes on from there",
+            )
 
     def epoch_done(self, result: EpochResult) -> None:
         """Append the epoch to the metrics and make it the point to go on from."""
-        now = time.perf_counter()
-        self.seconds += now - self._epoch_started
-        self._epoch_started = now
+        self._count_seconds()
         self.last = result
-        errors, deciding = result.errors, result.deciding.top1
-        if self.best is None or deciding < self.best.deciding:
-            self.best = BestEpoch(result.epoch, deciding, errors.top1, errors.top5)
+        errors, deciding = result.errors, result.deciding
+        is_better = deciding and (self.best is None or deciding.top1 < self.best.deciding)
+        if errors and deciding and is_better:
+            self.best = BestEpoch(result.epoch, deciding.top1, errors.top1, errors.top5)
             save_atomically(self._learner.network.state_dict(), self.folder / "best.pt")
         self._append_metrics(result)
-        self._checkpoint(result.epoch)
+        self._checkpoint(result.epoch, None)
 
     def finish(self, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Write last.pt and the summary, drop the checkpoint; returns the summary."""
         assert self.last is not None
+        assert self.last.errors is not None
         assert self.best is not None
         save_atomically(self._learner.network.state_dict(), self.folder / "last.pt")
         summary = {
@@ -102,8 +134,8 @@ class RunRecorder:
             "loss": result.loss,
             "losses": result.losses,
             "weights": result.weights,
-            "top1_error": result.errors.top1,
-            "top5_error": result.errors.top5,
+            "top1_error": result.errors and result.errors.top1,
+            "top5_error": result.errors and result.errors.top5,
             "validation_top1_error": result.validation and result.validation.top1,
             "learning_rate": result.learning_rate,
             "train_seconds": result.train_seconds,
@@ -114,20 +146,29 @@ class RunRecorder:
         scalars = {"loss/total": result.loss, "learning_rate": result.learning_rate}
         scalars |= {f"loss/{name}": value for name, value in result.losses.items()}
         scalars |= {f"weight/{name}": value for name, value in result.weights.items()}
-        scalars |= {"error/top1": result.errors.top1, "error/top5": result.errors.top5}
+        if result.errors is not None:
+            scalars |= {"error/top1": result.errors.top1, "error/top5": result.errors.top5}
         for name, value in scalars.items():
             self._events.add_scalar(name, value, result.epoch)
 
-    def _checkpoint(self, epoch: int) -> None:
-        assert self.best is not None
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._epoch_started
+        self._epoch_started = now
+
+    def _checkpoint(self, epoch: int, partial: Partial | None) -> None:
+        """After `epoch` whole epochs, and where given what is done of the next one."""
+        best = self.best
         state = {
             "run_sha256": identity_sha256(self._identity),
             "epoch": epoch,
             "seconds": self.seconds,
-            "best": [self.best.epoch, self.best.deciding, self.best.top1, self.best.top5],
+            "best": [best.epoch, best.deciding, best.top1, best.top5] if best else None,
+            "partial": dataclasses.asdict(partial) if partial else None,
             **self._learner.state_dict(),
         }
         save_atomically(state, self.folder / CHECKPOINT_FILE)
+        self._kept = time.perf_counter()
 
     def _taken_up(self) -> bool:
         """Load the checkpoint, if there is one of this very run, and cut the metrics back to it."""
@@ -140,8 +181,11 @@ class RunRecorder:
         self._learner.load_state_dict(state)
         self.first_epoch = int(state["epoch"]) + 1
         self.seconds = float(state["seconds"])
-        epoch, *errors = state["best"]
-        self.best = BestEpoch(int(epoch), *map(float, errors))
+        if state["best"] is not None:
+            epoch, *errors = state["best"]
+            self.best = BestEpoch(int(epoch), *map(float, errors))
+        if state["partial"] is not None:
+            self.partial = Partial(**state["partial"])
         lines = (self.folder / METRICS_FILE).read_text().splitlines(keepends=True)
         kept = "".join(lines[: self.first_epoch - 1])
         write_atomically(self.folder / METRICS_FILE, kept.encode())

@@ -15,14 +15,23 @@ from nets.taps import stage_modules
 from nets.teacher import load_teacher_network
 from nets.zoo import build
 from store.identity import identity_sha256
+from store.stop import StopRequest
 from train.connectors import Connectors, build_connectors, student_channels
-from train.feed import CachedTeacher, LiveTeacher, NoTeacher, TeacherSource
+from train.feed import (
+    CachedTeacher,
+    LiveTeacher,
+    NoTeacher,
+    TeacherSource,
+    WindowedTeacher,
+    home_of,
+    slab_bytes,
+)
 from train.loop import EpochResult, SplitPixels, Task, active_terms, fit, make_learner, open_splits
 from train.losses import LOSSES
 from train.progress import EpochPrinter
 from train.records import RunRecorder
 from train.study import Study, TrainError
-from views.pixels import calibration_batches
+from views.pixels import StreamedPixels, calibration_batches
 
 
 def train_student(
@@ -33,12 +42,14 @@ def train_student(
     live_teacher: bool = False,
     device: str = "auto",
     num_workers: int | None = None,
+    checkpoint_minutes: float = 10.0,
     console: Console | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> dict[str, Any]:
     """Train one student, or go on with an unfinished run; returns the summary.
 
-    A finished run of the same identity is left alone and its summary returned.
+    A finished run of the same identity is left alone and its summary returned. Ctrl-C and SIGTERM
+    keep the state and raise Stopped.
     """
     if (done := study.finished(method, seed, live_teacher=live_teacher)) is not None:
         return done
@@ -50,26 +61,39 @@ def train_student(
     )
     task, connectors, network = _prepare(study, terms, seed, place, data)
     learner = make_learner(network, connectors, task.training, place)
-    recorder = RunRecorder(
-        study.run_folder(method, seed, live_teacher=live_teacher),
-        study.run_identity(method, seed, live_teacher=live_teacher),
-        learner,
-    )
-    report = EpochPrinter(task.training.epochs, recorder.first_epoch, console)
     source = _teacher_source(study, terms, live_teacher, place, data)
+    if console is not None:
+        console.print(_where(data, source))
+    with StopRequest() as stop:
+        recorder = RunRecorder(
+            study.run_folder(method, seed, live_teacher=live_teacher),
+            study.run_identity(method, seed, live_teacher=live_teacher),
+            learner,
+            checkpoint_minutes=checkpoint_minutes,
+            stop=stop,
+        )
+        report = EpochPrinter(task.training.epochs, recorder.first_epoch, console)
 
-    def after_epoch(result: EpochResult) -> None:
-        recorder.epoch_done(result)
-        report(result)
-        if on_epoch is not None:
-            on_epoch(result)
+        def after_epoch(result: EpochResult) -> None:
+            recorder.epoch_done(result)
+            report(result)
+            if on_epoch is not None:
+                on_epoch(result)
 
-    try:
-        fit(task, learner, source, first_epoch=recorder.first_epoch, on_epoch=after_epoch)
-        return recorder.finish(_summary_extras(study, method, seed, place))
-    finally:
-        source.close()
-        recorder.close()
+        try:
+            fit(
+                task,
+                learner,
+                source,
+                first_epoch=recorder.first_epoch,
+                on_epoch=after_epoch,
+                partial=recorder.partial,
+                pause=recorder,
+            )
+            return recorder.finish(_summary_extras(study, method, seed, place))
+        finally:
+            source.close()
+            recorder.close()
 
 
 def _prepare(
@@ -117,7 +141,11 @@ def _teacher_source(
     if not taps:
         return NoTeacher()
     if not live_teacher:
-        return CachedTeacher(study.cache, taps, study.num_views, device)
+        if study.window_rows is not None:
+            return WindowedTeacher(study.cache, taps, study.num_views, device, study.window_rows)
+        home = study.feed if study.feed in ("device", "host") else None
+        home = home or home_of(slab_bytes(study.cache, taps), device)
+        return CachedTeacher(study.cache, taps, study.num_views, device, home)
     teacher = load_teacher_network(
         study.teacher.teacher,
         study.teacher_stages,
@@ -126,7 +154,18 @@ def _teacher_source(
         device=device,
         calibration=calibration_batches(data.train),
     )
-    return LiveTeacher(teacher, taps)
+    return LiveTeacher(teacher, {tap: _output_of(study, tap) for tap in taps})
+
+
+def _output_of(study: Study, tap: str) -> str:
+    """What the teacher calls the output that a tap of the cache holds."""
+    return f"hint:{study.cache.taps[tap].stage}" if tap == "hint" else tap
+
+
+def _where(data: SplitPixels, source: TeacherSource) -> str:
+    """Where images and teacher outputs come from."""
+    images = "read by workers" if isinstance(data.train, StreamedPixels) else "on the device"
+    return f"images {images}; teacher outputs {source.where}"
 
 
 def _needed_taps(study: Study, terms: tuple[LossTerm, ...]) -> list[str]:

@@ -6,10 +6,11 @@ Imports no torch, so that a command which finds its work done ends at once.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from configs.schema import StudentConfig, TeacherConfig, as_plain
 from nets.archs import check_arch
@@ -23,6 +24,12 @@ from views.datasets import Dataset, load_dataset
 RUN_VERSION = 1  # raise it when the same settings would train differently
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
+
+# Where a view's teacher outputs are while its epoch runs; see `train.feed`.
+Feed = Literal["auto", "device", "host", "window"]
+_SLABS_SHARE = 0.5  # of the memory for two views; beyond it a window of blocks is held
+_WINDOW_SHARE = 0.125  # of the memory for one window; two are held
+_WINDOWS_PER_EPOCH = 8  # at least, where a window is asked for
 
 
 class TrainError(ValueError):
@@ -38,6 +45,7 @@ class Study:
     dataset: Dataset
     cache: TeacherCache
     runs_dir: Path
+    feed: Feed = "auto"
 
     @property
     def num_views(self) -> int:
@@ -47,6 +55,23 @@ class Study:
     def teacher_stages(self) -> dict[str, str]:
         stages = self.cache.identity["teacher"]["stages"]
         return {f"stage{n}": stages[f"stage{n}"] for n in range(1, len(stages) + 1)}
+
+    @property
+    def window_rows(self) -> int | None:
+        """How many samples are shuffled at a time, if not all: where two views fill the memory.
+
+        By the memory that the machine has, not by what is free, so that a run stays the same run.
+        """
+        view_bytes = self.cache.nbytes // self.cache.num_views
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if self.feed == "window" or (
+            self.feed == "auto" and 2 * view_bytes > memory * _SLABS_SHARE
+        ):
+            record_bytes = view_bytes / self.cache.num_samples
+            affordable = int(memory * _WINDOW_SHARE / record_bytes)
+            rows = min(affordable, -(-self.cache.num_samples // _WINDOWS_PER_EPOCH))
+            return max(rows, self.cache.manifest.block_rows)
+        return None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -60,7 +85,9 @@ class Study:
     def run_identity(self, method: str, seed: int, *, live_teacher: bool = False) -> dict[str, Any]:
         """What decides a run's result; two runs with the same one are the same run."""
         plain = as_plain(self.config)
+        window = {} if live_teacher or not self.window_rows else {"window": self.window_rows}
         return {
+            **window,
             "run_version": RUN_VERSION,
             "student": plain["student"],
             "training": plain["training"],
@@ -94,6 +121,7 @@ def open_study(
     caches_dir: Path,
     runs_dir: Path,
     cache_path: Path | None = None,
+    feed: Feed = "auto",
 ) -> Study:
     """Find the cache, make sure that it belongs to this teacher and these pixels, check the config.
 
@@ -109,7 +137,7 @@ def open_study(
         cache = TeacherCache.open(cache_path, num_views=config.num_views)
     canary = pixel_canary(dataset.train, teacher.views)
     cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
-    return Study(config, teacher, dataset, cache, runs_dir)
+    return Study(config, teacher, dataset, cache, runs_dir, feed)
 
 
 def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:

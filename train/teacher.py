@@ -28,6 +28,10 @@ class TeacherExists(ValueError):
 def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, Any]:
     """What decides the weights of a teacher trained here."""
     plain = as_plain(config)
+    training = dict(plain["training"])
+    del training["evaluate_every"]  # decides nothing about the weights
+    if not training["compile"]:
+        del training["compile"]
     return {
         "arch": plain["teacher"]["arch"],
         "stem": plain["teacher"]["stem"],
@@ -35,7 +39,7 @@ def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, A
         "normalisation": plain["dataset"]["normalisation"],
         "augment": without_nulls(plain["views"]["augment"]),
         "views_seed": plain["views"]["seed"],
-        "training": plain["training"],
+        "training": training,
     }
 
 
@@ -79,6 +83,7 @@ def train_teacher(
     from nets.precision import pick_device
     from nets.weights import save_atomically
     from nets.zoo import build
+    from store.stop import StopRequest
     from train.feed import NoTeacher
     from train.loop import EpochResult, Task, fit, make_learner, open_splits
     from train.progress import EpochPrinter
@@ -116,19 +121,29 @@ def train_teacher(
     )
     weights = weights_file(config.teacher.weights)
     settings = training_settings(config, dataset.digest)
-    recorder = RunRecorder(training_folder(weights), settings, learner)
-    report = EpochPrinter(training.epochs, recorder.first_epoch, console)
+    with StopRequest() as stop:
+        recorder = RunRecorder(training_folder(weights), settings, learner, stop=stop)
+        report = EpochPrinter(training.epochs, recorder.first_epoch, console)
 
-    def after_epoch(result: EpochResult) -> None:
-        recorder.epoch_done(result)
-        report(result)
+        def after_epoch(result: EpochResult) -> None:
+            recorder.epoch_done(result)
+            report(result)
 
-    try:
-        fit(task, learner, NoTeacher(), first_epoch=recorder.first_epoch, on_epoch=after_epoch)
-        save_atomically(network.state_dict(), weights)
-        return recorder.finish({"weights_sha256": file_sha256(weights), "torch": torch.__version__})
-    finally:
-        recorder.close()
+        try:
+            fit(
+                task,
+                learner,
+                NoTeacher(),
+                first_epoch=recorder.first_epoch,
+                on_epoch=after_epoch,
+                partial=recorder.partial,
+                pause=recorder,
+            )
+            save_atomically(network.state_dict(), weights)
+            versions = {"weights_sha256": file_sha256(weights), "torch": torch.__version__}
+            return recorder.finish(versions)
+        finally:
+            recorder.close()
 
 
 def _teacher_data(config: TeacherConfig, training: TeacherTraining) -> Any:

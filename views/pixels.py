@@ -46,12 +46,14 @@ _CALIBRATION_SAMPLES, _CALIBRATION_BATCH = 16_384, 256
 class ViewBatch:
     """One view of some samples, on the device.
 
-    ids, labels: (B,) int64. inputs: (B, C, H, W) float32, normalised, in channels-last memory.
+    ids, labels: (B,) int64; host_ids: the ids again, in host memory. inputs: (B, C, H, W)
+    float32, normalised, in channels-last memory.
     Where views are mixed, `labels` are those of the larger share, `other_labels` (B,) those of the
     smaller, and `other_shares` (B,) float32 in [0, 1/2] how large that is.
     """
 
     ids: Tensor
+    host_ids: Tensor
     inputs: Tensor
     labels: Tensor
     other_labels: Tensor | None = None
@@ -110,7 +112,13 @@ class _Finisher:
         return self._parameters[view][:, PARTNER].index_select(0, ids)
 
     def _finished(
-        self, view: int, ids: Tensor, images: Tensor, partners: Tensor | None, others: Tensor | None
+        self,
+        view: int,
+        ids: Tensor,
+        host_ids: Tensor,
+        images: Tensor,
+        partners: Tensor | None,
+        others: Tensor | None,
     ) -> ViewBatch:
         rows = self._parameters[view].index_select(0, ids)
         partner_rows = None
@@ -119,12 +127,13 @@ class _Finisher:
         pixels = finish(images, rows, others, partner_rows, self._views.augment)
         inputs, labels = normalise(pixels, self._normalisation), self._labels.index_select(0, ids)
         if partners is None:
-            return ViewBatch(ids, inputs, labels)
+            return ViewBatch(ids, host_ids, inputs, labels)
         other_labels = self._labels.index_select(0, partners)
         shares = partner_shares(rows, self.shape).float()
         is_own = shares <= 0.5
         return ViewBatch(
             ids,
+            host_ids,
             inputs,
             torch.where(is_own, labels, other_labels),
             torch.where(is_own, other_labels, labels),
@@ -152,12 +161,14 @@ class ResidentPixels(_Finisher):
         self, numbers: Sequence[int], ids: Ids, batch_size: int
     ) -> Iterator[tuple[int, ViewBatch]]:
         self._keep_parameters(numbers)
-        for some in torch.split(torch.from_numpy(ids).to(self._device), batch_size):
+        on_host = torch.from_numpy(ids)
+        parts = (torch.split(each, batch_size) for each in (on_host, on_host.to(self._device)))
+        for host_ids, some in zip(*parts, strict=True):
             for view in numbers:
                 partners = self._partners(view, some)
                 others = None if partners is None else self._images.index_select(0, partners)
                 images = self._images.index_select(0, some)
-                yield view, self._finished(view, some, images, partners, others)
+                yield view, self._finished(view, some, host_ids, images, partners, others)
 
 
 class StreamedPixels(_Finisher):
@@ -201,18 +212,15 @@ class StreamedPixels(_Finisher):
         for start in range(0, len(ids), batch_size):
             some = ids[start : start + batch_size]
             images, others = self._receive(received, tuple(numbers), some)
-            on_device = torch.from_numpy(some).to(self._device)
+            on_host = torch.from_numpy(some)
+            on_device = on_host.to(self._device)
             for place, view in enumerate(numbers):
-                yield (
-                    view,
-                    self._finished(
-                        view,
-                        on_device,
-                        images[place],
-                        self._partners(view, on_device),
-                        None if others is None else others[place],
-                    ),
+                partners = self._partners(view, on_device)
+                cut_partners = None if others is None else others[place]
+                batch = self._finished(
+                    view, on_device, on_host, images[place], partners, cut_partners
                 )
+                yield view, batch
 
     def cut_parts(self, ids: Ids) -> Iterator[Tensor]:
         """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8."""

@@ -1,13 +1,14 @@
-"""Ctrl-C and SIGTERM: finish the block that is under way, then end; a second one ends at once."""
+"""Ctrl-C and SIGTERM: come to a point to go on from, then end; a second one ends at once."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 
 
 class Stopped(Exception):
-    """The pass was asked to stop, and has; `exit_code` is 128 + the signal's number."""
+    """The work was asked to stop, and has; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
@@ -15,13 +16,18 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While open, remembers the first signal in `signal_number`. A context manager."""
+    """While open, remembers the first signal in `signal_number`. A context manager.
+
+    Only the main thread may listen to signals; elsewhere nothing is remembered.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._listens = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> StopRequest:
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM) if self._listens else ()
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -30,5 +36,5 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
-            raise Stopped(number, "stopped at once; what is committed is kept")
+            raise Stopped(number, "stopped at once; what was kept before is there")
         self.signal_number = number

@@ -1,0 +1,114 @@
+"""The homes of the teacher's outputs: the same batches from all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from store import TeacherCache
+from tests.conftest import CPU, make_cache
+from train import feed
+from train.feed import CachedTeacher, TeacherSource, WindowedTeacher, home_of, slab_bytes
+from train.loop import EpochResult
+from train.run import train_student
+from views.pixels import ViewBatch
+
+TAPS = ["logits", "stage2", "correct"]
+
+
+@pytest.fixture
+def cache(small_teacher: Callable, tmp_path) -> TeacherCache:
+    return make_cache(small_teacher(), tmp_path / "caches", block_rows=8)  # 60 samples, 3 views
+
+
+def batches_of(source: TeacherSource, epoch: int, batch_size: int = 7) -> dict[int, dict]:
+    """Sample id -> its taps, as copies."""
+    order = source.order(4, epoch, 60)
+    source.start_epoch(epoch, order)
+    found = {}
+    for start in range(0, 60, batch_size):
+        ids = torch.from_numpy(order[start : start + batch_size])
+        taps = source.outputs(ViewBatch(ids, ids, ids, ids))
+        for row, sample in enumerate(ids.tolist()):
+            found[sample] = {tap: values[row].clone() for tap, values in taps.items()}
+    return found
+
+
+def test_all_homes_give_every_sample_its_own_outputs(cache: TeacherCache) -> None:
+    sources = {
+        "device": CachedTeacher(cache, TAPS, 3, CPU, "device"),
+        "host": CachedTeacher(cache, TAPS, 3, CPU, "host"),
+        "window": WindowedTeacher(cache, TAPS, 3, CPU, window_rows=16),
+        "one block": WindowedTeacher(cache, TAPS, 3, CPU, window_rows=1),
+    }
+    sources["host"]._is_on_device = False  # as beside a GPU: through the buffers
+    for epoch in (1, 2, 3, 4):
+        stored = cache.read_view((epoch - 1) % 3, TAPS)
+        for name, source in sources.items():
+            found = batches_of(source, epoch)
+            assert set(found) == set(range(60)), name
+            for sample, taps in found.items():
+                for tap in TAPS:
+                    expected = torch.from_numpy(np.asarray(stored[tap][sample]))
+                    assert torch.equal(taps[tap], expected), (name, epoch, sample, tap)
+    for source in sources.values():
+        source.close()
+
+
+def test_device_and_host_visit_samples_in_the_same_order_and_the_window_in_its_own(
+    cache: TeacherCache,
+) -> None:
+    orders = [
+        source.order(4, 1, 60).tolist()
+        for source in (
+            CachedTeacher(cache, TAPS, 3, CPU, "device"),
+            CachedTeacher(cache, TAPS, 3, CPU, "host"),
+            WindowedTeacher(cache, TAPS, 3, CPU, window_rows=16),
+        )
+    ]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_window_may_be_entered_in_the_middle_of_an_epoch(cache: TeacherCache) -> None:
+    source = WindowedTeacher(cache, TAPS, 3, CPU, window_rows=16)
+    order = source.order(4, 2, 60)
+    source.start_epoch(2, order)
+    ids = torch.from_numpy(order[41:])
+    found = source.outputs(ViewBatch(ids, ids, ids, ids))
+    assert np.array_equal(found["logits"], cache.read_view(1, ["logits"])["logits"][order[41:]])
+
+
+def test_the_home_follows_the_memory(cache: TeacherCache, monkeypatch) -> None:
+    size = slab_bytes(cache, TAPS)
+    assert size == 60 * (10 * 2 + 32 * 2 + 1)
+    monkeypatch.setattr(feed, "free_memory", lambda device: 4 * size)
+    assert home_of(size, CPU) == "device"
+    assert home_of(size + 1, CPU) == "host"
+
+
+def test_a_windowed_run_is_another_run_and_learns_as_well(make_study: Callable) -> None:
+    study = make_study()
+    losses = {}
+    for name in ("host", "window"):
+        other = type(study)(**{**vars(study), "feed": name})
+        epochs: list[EpochResult] = []
+        train_student(other, "cd+gkd", 0, on_epoch=epochs.append)
+        losses[name] = [loss for epoch in epochs for loss in epoch.step_losses]
+    windowed = type(study)(**{**vars(study), "feed": "window"})
+    assert study.run_folder("cd+gkd", 0) != windowed.run_folder("cd+gkd", 0)
+    assert losses["host"] != losses["window"]
+    assert np.mean(losses["window"]) == pytest.approx(np.mean(losses["host"]), rel=0.2)
+
+
+def test_what_does_not_fit_into_memory_is_windowed_and_says_so(
+    make_study: Callable, monkeypatch
+) -> None:
+    study = make_study()
+    assert study.window_rows is None
+    real = feed.slab_bytes(study.cache, list(study.cache.taps))
+    monkeypatch.setattr("os.sysconf", lambda key: real if key == "SC_PAGE_SIZE" else 1)
+    assert study.window_rows == 16  # one block at least
+    assert "window" in study.run_identity("cd", 0)

@@ -33,7 +33,7 @@ OVERRIDES = $(foreach arg,$(ARGS),'$(arg)')
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env cache-teacher train-student ablation verify-cache check-cache list-caches bench test lint
+.PHONY: help env cache-teacher train-student ablation verify-cache check-cache list-caches bench bench-store test lint
 
 help: ## print this
 	@echo "Teach Once: run the teacher once, train as many students as you like."
@@ -86,7 +86,10 @@ check-cache: env ## read every byte of CACHE=path (default: of all caches) and c
 list-caches: env ## every cache: teacher, dataset, views, size, how far
 	@$(PY) -m store list --caches $(CACHES)
 
-bench: env ## measure reading and tap dtypes (of TEACHER); tables into docs/benchmarks.md
+bench: env ## measure against every target, into docs/benchmarks.md (BENCH=--quick: a few rounds)
+	@$(PY) -m benchmarks --device $(DEVICE) $(BENCH)
+
+bench-store: env ## measure reading and tap dtypes (of TEACHER), into docs/benchmarks.md
 	@$(PY) -m benchmarks.read $(BENCH)
 	@$(PY) -m train teacher $(TEACHER) --device $(DEVICE) $(OVERRIDES)
 	@$(PY) -m benchmarks.dtypes $(TEACHER) --device $(DEVICE) $(OVERRIDES)

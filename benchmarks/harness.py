@@ -35,17 +35,58 @@ class Timing:
         low, _, high = statistics.quantiles(self.seconds, n=4)
         return (high - low) / 2 / self.median
 
+    @property
+    def mean(self) -> float:
+        """Without the slowest and the fastest tenth, which belong to the machine."""
+        ordered = sorted(self.seconds)
+        cut = len(ordered) // 10
+        return statistics.fmean(ordered[cut : len(ordered) - cut])
+
+    def ratio_to(self, other: Timing) -> float:
+        """The median over rounds of this row's seconds by the other's in the same round."""
+        return statistics.median(
+            ours / theirs for ours, theirs in zip(self.seconds, other.seconds, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A measured ratio, and the target that it should meet; without one it is only reported."""
+
+    what: str
+    value: float
+    target: str = ""
+    is_met_by: Callable[[float], bool] | None = None
+
+    @property
+    def mark(self) -> str:
+        if self.is_met_by is None:
+            return ""
+        return "✓" if self.is_met_by(self.value) else "✗ missed"
+
+    def as_plain(self) -> dict[str, Any]:
+        return {"what": self.what, "value": self.value, "target": self.target, "mark": self.mark}
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    rows = [[v.what, f"{v.value:,.3g}", v.target, v.mark] for v in verdicts]
+    return markdown(["what", "measured", "target", ""], rows)
+
 
 def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, Timing]:
-    """Call every row once to warm up, then `rounds` times in turn; name -> timing."""
+    """Call every row once to warm up, then `rounds` times in turn; name -> timing.
+
+    A row that returns a float has timed itself.
+    """
     for run in rows.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(rounds):
         for name, run in rows.items():
             started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
+            own = run()
+            elapsed = time.perf_counter() - started
+            seconds[name].append(own if isinstance(own, float) else elapsed)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 

@@ -43,7 +43,9 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")] = None,
     caches: Annotated[Path, typer.Option(help="folder of the caches")] = Path("caches"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="images per forward pass; default: by trial")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="processes that read images")] = None,
     block_rows: Annotated[int | None, typer.Option(min=1, help="records per block, if new")] = None,
     recheck: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False,

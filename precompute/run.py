@@ -6,6 +6,7 @@ often the pass was interrupted changes what is stored, beyond the float rounding
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 import queue
@@ -31,6 +32,9 @@ from store.writer import Work
 from views.augment import pixel_canary, preview_views
 from views.pixels import StreamedPixels, calibration_batches, evaluation_pixels, open_pixels
 
+_BATCH_SIZE = 256
+_SMALLEST_BATCH = 64
+_TRIAL_RECORDS = 20_000  # a shorter pass would not repay the trial
 _QUEUED_BLOCKS = 2  # so many finished blocks may wait for the disk before the teacher waits too
 _MOST_VIEWS_PER_READING = 8  # more would gain little and hold more blocks in memory
 _GROUP_SECONDS = 60.0
@@ -42,7 +46,7 @@ class PassOptions:
     """What decides the speed of a pass and none of its bytes."""
 
     device: torch.device
-    batch_size: int = 256
+    batch_size: int | None = None  # images per forward pass; default: what a trial finds fastest
     block_rows: int | None = None
     num_workers: int | None = None  # that read images, where they are not kept on the device
     check_every_byte: bool = True
@@ -54,6 +58,7 @@ class TeacherPass:
 
     def __init__(self, setup: Setup, options: PassOptions) -> None:
         self.setup, self.options = setup, options
+        self.batch_size = options.batch_size or _BATCH_SIZE
         config, dataset, device = setup.config, setup.dataset, options.device
         self._normalisation = config.dataset.normalisation
         self.pixels = open_pixels(
@@ -81,7 +86,7 @@ class TeacherPass:
 
         All views `numbers` of a batch of samples come one after the other.
         """
-        for view, batch in self.pixels.batches(numbers, sample_ids, self.options.batch_size):
+        for view, batch in self.pixels.batches(numbers, sample_ids, self.batch_size):
             found = self.teacher.outputs(batch.inputs, batch.labels, outputs)
             yield view, {_tap_name(output): values for output, values in found.items()}
 
@@ -104,7 +109,7 @@ class TeacherPass:
         every = np.arange(len(test))
         errors = count_errors(
             (self.teacher.outputs(batch.inputs, batch.labels)["logits"], batch.labels)
-            for _, batch in test.batches([0], every, self.options.batch_size)
+            for _, batch in test.batches([0], every, self.batch_size)
         )
         return {"test_top1_error": errors.top1, "test_top5_error": errors.top5}
 
@@ -116,8 +121,12 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
     Raises CacheError, Stopped.
     """
     running = TeacherPass(setup, options)
-    content = _content(running)
+    content = content_of(running)
     plan = _plan(running, content)
+    if options.batch_size is None and plan.pending_records >= _TRIAL_RECORDS:
+        running.batch_size, rate = fastest_batch(running)
+        plan = dataclasses.replace(plan, images_per_second=rate)
+        console.print(f"batches of {running.batch_size} images, the fastest tried")
     console.print(f"{setup.path}: {plan.summary()}")
     if plan.bytes_to_write > plan.free_bytes:
         raise CacheFull(
@@ -135,9 +144,9 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
             job=options.job,
         ) as writer,
     ):
-        _run_blocks(running, writer, writer.work, stop, console)
+        run_blocks(running, writer, writer.work, stop, console)
         while left := writer.left_over():
-            _run_blocks(running, writer, left, stop, console)
+            run_blocks(running, writer, left, stop, console)
         if left is None:
             return None
         cache = TeacherCache.open(setup.path)
@@ -148,7 +157,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
 def plan_pass(setup: Setup, options: PassOptions) -> Plan:
     """What `fill_cache` would do; writes nothing."""
     running = TeacherPass(setup, options)
-    return _plan(running, _content(running))
+    return _plan(running, content_of(running))
 
 
 def agreement(cache: TeacherCache) -> float:
@@ -159,7 +168,7 @@ def agreement(cache: TeacherCache) -> float:
     return right / (cache.num_views * cache.num_samples)
 
 
-def _content(running: TeacherPass) -> CacheContent:
+def content_of(running: TeacherPass) -> CacheContent:
     import zarr
 
     setup = running.setup
@@ -203,7 +212,28 @@ def _trial(running: TeacherPass, num_samples: int) -> Iterator[int]:
             yield len(found["correct"].cpu())
 
 
-def _run_blocks(
+def fastest_batch(running: TeacherPass) -> tuple[int, float]:
+    """The batch size with the highest rate, and that rate in images per second.
+
+    Doubles the size while that gains more than 3 % and the memory of a GPU suffices.
+    """
+    best, best_rate = _SMALLEST_BATCH, 0.0
+    for size in (_SMALLEST_BATCH << step for step in range(8)):
+        if size > len(running.pixels) and best_rate:
+            break
+        running.batch_size = size
+        try:
+            rate = measured_rate(_trial(running, len(running.pixels)))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        if rate < best_rate * 1.03:
+            break
+        best, best_rate = size, rate
+    return best, best_rate
+
+
+def run_blocks(
     running: TeacherPass,
     writer: CacheWriter,
     work: Sequence[Work],
@@ -262,8 +292,8 @@ def _group_records(
     group: Sequence[Work],
     progress: Progress,
     refuse_if_stopped: Callable[[float], None],
-) -> list[dict[str, np.ndarray]]:
-    """The taps of each block that are to be written, on the host."""
+) -> list[dict[str, torch.Tensor]]:
+    """The taps of each block that are to be written, on the device."""
     block, taps, outputs = group[0].block, group[0].taps, extra_outputs(writer.manifest.taps)
     parts: dict[int, list[dict[str, torch.Tensor]]] = {item.block.view: [] for item in group}
     ids = np.arange(block.start, block.start + block.rows)
@@ -274,8 +304,7 @@ def _group_records(
         progress.advance(len(found["correct"]))
         refuse_if_stopped(left / max(progress.rate, 1e-9))
     return [
-        {tap: torch.cat([part[tap] for part in found]).cpu().numpy() for tap in taps}
-        for found in parts.values()
+        {tap: torch.cat([part[tap] for part in found]) for tap in taps} for found in parts.values()
     ]
 
 
@@ -284,27 +313,29 @@ def _tap_name(output: str) -> str:
 
 
 class BackgroundWriter:
-    """A thread that commits blocks in the order given, so that the teacher need not wait."""
+    """A thread that copies blocks to the host and commits them, in the order given.
+
+    The teacher need not wait: on a GPU the copies have a stream of their own.
+    """
 
     def __init__(self, writer: CacheWriter) -> None:
         self._writer = writer
-        self._queue: queue.Queue[tuple[Block, dict[str, np.ndarray]] | None] = queue.Queue(
-            _QUEUED_BLOCKS
-        )
+        self._queue: queue.Queue[tuple[Block, OnHost] | None] = queue.Queue(_QUEUED_BLOCKS)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._commit_all, name="cache-writer")
 
-    def write(self, block: Block, records: dict[str, np.ndarray]) -> None:
+    def write(self, block: Block, records: dict[str, torch.Tensor]) -> None:
         """Queue one block; raises what an earlier one met."""
         if self._error is not None:
             raise self._error
-        self._queue.put((block, records))
+        self._queue.put((block, OnHost(records)))
 
     def _commit_all(self) -> None:
         while (item := self._queue.get()) is not None:
             if self._error is None:
+                block, records = item
                 try:
-                    self._writer.write_block(*item)
+                    self._writer.write_block(block, records.arrays())
                 except BaseException as error:  # handed to the main thread
                     self._error = error
 
@@ -318,3 +349,21 @@ class BackgroundWriter:
         self._thread.join()
         if self._error is not None and error is None:
             raise self._error
+
+
+class OnHost:
+    """Tensors as arrays, later and from another thread, without holding up the device's work."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._is_cuda = next(iter(tensors.values())).is_cuda
+        if self._is_cuda:
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        if not self._is_cuda:
+            return {name: tensor.numpy() for name, tensor in self._tensors.items()}
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda.current_stream().wait_event(self._ready)
+            return {name: tensor.cpu().numpy() for name, tensor in self._tensors.items()}

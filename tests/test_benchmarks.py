@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import dtypes, read, views
-from benchmarks.harness import Timing, interleaved, write_section
+from benchmarks import __main__ as suite
+from benchmarks import dtypes, profile, read, views
+from benchmarks.harness import Timing, Verdict, interleaved, write_section
 from tests.conftest import make_cache
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_rounds_are_interleaved_and_the_warm_up_does_not_count() -> None:
@@ -102,3 +105,34 @@ def test_dtypes_are_measured_on_real_records(
     assert rows["float32"]["largest_error_of_means"] == 0
     assert 0 < rows["float16"]["mean_error_of_means"] < rows["uint8"]["mean_error_of_means"] < 0.1
     assert rows["float16"]["bytes_per_record"] == 245
+
+
+def test_every_target_is_measured_and_ends_in_one_table(tmp_path: Path) -> None:
+    docs = tmp_path / "b.md"
+    # `start` calls make, which needs the environment that make has made.
+    has_environment = (ROOT / ".venv" / "installed.txt").is_file()
+    programs = "steps teacher_pass study" + (" start" if has_environment else "")
+    arguments = ["--quick", "--device", "cpu", "--only", programs]
+    assert suite.main([*arguments, "--docs", str(docs), "--results", str(tmp_path)]) == 0
+    text = docs.read_text()
+    for title in ("A training step", "The teacher pass", "An ablation of five methods"):
+        assert f"## {title}" in text
+    table = text.split("## All targets")[1]
+    for what in ("cached ÷ in memory", "live ÷ cached", "pass ÷ bare loop", "waiting for the feed"):
+        assert what in table
+    assert "≤ 1.02" in table
+    assert not has_environment or "to the first step" in table
+
+
+def test_a_verdict_without_a_target_has_no_mark_and_a_missed_one_is_marked() -> None:
+    assert Verdict("speed", 2.0).mark == ""
+    assert Verdict("speed", 2.0, "≥ 3", lambda x: x >= 3).mark == "✗ missed"
+    assert Verdict("speed", 4.0, "≥ 3", lambda x: x >= 3).mark == "✓"
+    assert Timing((1.0, 2.0, 4.0)).ratio_to(Timing((1.0, 1.0, 1.0))) == 2.0
+
+
+def test_the_profile_names_the_operators_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert profile.main(["--shape", "digits", "--steps", "2", "--device", "cpu"]) == 0
+    table = capsys.readouterr().out
+    assert "convolution" in table
+    assert "| operator | ms per step | share | calls per step |" in table

@@ -229,7 +229,7 @@ def _run_epoch(
         rate = learning_rate_at(task.training, (epoch - 1) * steps + step, steps)
         for group in learner.optimizer.param_groups:
             group["lr"] = rate
-        losses = _step(task, learner, source, active, batch, maps)
+        losses = run_step(task, learner, source, active, batch, maps)
         maps.clear()
         step_losses.append(losses.pop("total"))
         for name, value in losses.items():
@@ -309,7 +309,7 @@ def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[Active]:
     ]
 
 
-def _step(
+def run_step(
     task: Task,
     learner: Learner,
     source: TeacherSource,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -26,7 +26,16 @@ from train.feed import (
     home_of,
     slab_bytes,
 )
-from train.loop import EpochResult, SplitPixels, Task, active_terms, fit, make_learner, open_splits
+from train.loop import (
+    EpochResult,
+    Learner,
+    SplitPixels,
+    Task,
+    active_terms,
+    fit,
+    make_learner,
+    open_splits,
+)
 from train.losses import LOSSES
 from train.progress import EpochPrinter
 from train.records import RunRecorder
@@ -53,17 +62,12 @@ def train_student(
     """
     if (done := study.finished(method, seed, live_teacher=live_teacher)) is not None:
         return done
-    terms = study.config.methods[method]
-    _check_terms(method, terms, study.config.training.epochs)
     place = pick_device(device)
-    data = open_splits(
-        study.dataset, study.teacher.views, study.teacher.dataset.normalisation, place, num_workers
+    task, learner, source = assemble(
+        study, method, seed, place, live_teacher=live_teacher, num_workers=num_workers
     )
-    task, connectors, network = _prepare(study, terms, seed, place, data)
-    learner = make_learner(network, connectors, task.training, place)
-    source = _teacher_source(study, terms, live_teacher, place, data)
     if console is not None:
-        console.print(_where(data, source))
+        console.print(_where(task.data, source))
     with StopRequest() as stop:
         recorder = RunRecorder(
             study.run_folder(method, seed, live_teacher=live_teacher),
@@ -94,6 +98,36 @@ def train_student(
         finally:
             source.close()
             recorder.close()
+
+
+class Assembled(NamedTuple):
+    """All that a run needs; the source is to be closed."""
+
+    task: Task
+    learner: Learner
+    source: TeacherSource
+
+
+def assemble(
+    study: Study,
+    method: str,
+    seed: int,
+    device: torch.device,
+    *,
+    live_teacher: bool = False,
+    num_workers: int | None = None,
+) -> Assembled:
+    """A new student and where its images and its teacher's outputs come from.
+
+    Raises TrainError, DatasetError, ArchError.
+    """
+    terms = study.config.methods[method]
+    _check_terms(method, terms, study.config.training.epochs)
+    normalisation = study.teacher.dataset.normalisation
+    data = open_splits(study.dataset, study.teacher.views, normalisation, device, num_workers)
+    task, connectors, network = _prepare(study, terms, seed, device, data)
+    learner = make_learner(network, connectors, task.training, device)
+    return Assembled(task, learner, _teacher_source(study, terms, live_teacher, device, data))
 
 
 def _prepare(

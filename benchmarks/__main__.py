@@ -1,0 +1,52 @@
+"""python -m benchmarks [--device cuda] [--quick] [--only "steps start"]
+
+Runs every benchmark, one after the other, each as its own program, and ends with the table of all
+targets: what was measured, what was aimed at, and a mark where it was missed. The sections of
+docs/benchmarks.md are rewritten on the way. --quick: a few rounds of the smallest shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.harness import machine, markdown, write_section
+
+PROGRAMS = ("steps", "teacher_pass", "study", "start")
+QUICK = {
+    "steps": ["--shapes", "digits", "--rounds", "2"],
+    "teacher_pass": ["--shapes", "digits", "--rounds", "2"],
+    "study": ["--shape", "digits", "--epochs", "2"],
+    "start": ["--images", "500", "--rounds", "1"],
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default=" ".join(PROGRAMS))
+    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--results", type=Path, default=Path("runs/benchmarks"))
+    options = parser.parse_args(arguments)
+    rows = []
+    for program in options.only.split():
+        results = options.results / f"{program}.json"
+        command = [sys.executable, "-m", f"benchmarks.{program}", "--device", options.device]
+        command += ["--docs", str(options.docs), "--json", str(results)]
+        command += QUICK[program] if options.quick else []
+        subprocess.run(command, check=True)
+        found = json.loads(results.read_text())
+        rows += [[v["what"], f"{v['value']:,.3g}", v["target"], v["mark"]] for v in found]
+    table = markdown(["what", "measured", "target", ""], rows)
+    print(table)
+    body = f"`make bench` on {machine()}, device {options.device}. Misses: docs/performance.md.\n\n"
+    write_section(options.docs, "All targets", f"{body}{table}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

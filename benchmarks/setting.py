@@ -1,0 +1,149 @@
+"""Real studies on made-up images: the shapes of the published pairs, no data set, random weights.
+
+Everything but the pixels and the weights is what a user runs: config, cache, feed, loop. Speed does
+not depend on either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from configs.load import load_student, load_teacher
+from configs.schema import StudentConfig, TeacherConfig, as_plain
+from nets.taps import as_is, read_stages, stage_modules
+from nets.weights import save_atomically
+from nets.zoo import build
+from precompute.run import PassOptions, fill_cache
+from precompute.setup import Setup
+from store.identity import cache_identity, file_sha256
+from store.layout import cache_path
+from train.feed import TeacherSource
+from train.loop import Learner, Task, active_terms, run_step
+from train.losses import LOSSES
+from train.study import Study
+from views.augment import AUGMENT_VERSION, view_of_epoch
+from views.datasets import Dataset
+from views.splits import array_split
+
+# A network without training, in evaluation mode, gives numbers that float16 cannot hold.
+_TAPS = ("taps.logits=float32", "taps.means=float32")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One published pair, with as many images as can be afforded."""
+
+    student: str  # a student config
+    num_train: int
+    num_test: int = 64
+    num_views: int = 2
+    classes: int = 10
+
+
+SHAPES = {
+    "digits": Shape("digits-resnet8", num_train=1000),
+    "cifar-56-20": Shape("cifar10-resnet20", num_train=1024),
+    "cifar-110-32": Shape("cifar100-resnet32", num_train=512, classes=100),
+    "cifar-152-50": Shape("cifar100-resnet50", num_train=128, classes=100),
+    "imagenet-34-18": Shape("imagenet-resnet18", num_train=32, num_test=8, classes=1000),
+}
+
+
+def configs_of(
+    shape: Shape, folder: Path, overrides: Sequence[str] = ()
+) -> tuple[StudentConfig, TeacherConfig]:
+    """The shipped configs, with few views; the crop of ImageNet is left out, being Pillow's."""
+    student = load_student(shape.student, list(overrides))
+    views = {"kind": "pad-crop-flip", "pad_px": 1}
+    teacher = load_teacher(
+        student.teacher,
+        [
+            *_TAPS,
+            f"views.augment={json.dumps(views)}",
+            "views.evaluation=null",
+            f"views.count={shape.num_views}",
+            f"teacher.weights={folder / 'teacher.pt'}",
+        ],
+    )
+    return student, teacher
+
+
+def dataset_of(shape: Shape, teacher: TeacherConfig, seed: int = 0) -> Dataset:
+    """Random pixels and labels."""
+    size = {"digits": 8, "imagenet": 224}.get(shape.student.split("-")[0], 32)
+    channels = len(teacher.dataset.normalisation.mean)
+    rng = np.random.default_rng(seed)
+    splits = {}
+    for name, count in (("train", shape.num_train), ("test", shape.num_test)):
+        images = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+        splits[name] = array_split(images, rng.integers(0, shape.classes, count), "noise")
+    digest = hashlib.sha256(splits["train"].images.tobytes()).hexdigest()
+    names = tuple(map(str, range(shape.classes)))
+    return Dataset("noise", names, splits["train"], None, splits["test"], digest)
+
+
+def setup_of(
+    shape: Shape, folder: Path, overrides: Sequence[str] = ()
+) -> tuple[Setup, StudentConfig]:
+    """A teacher with random weights on random images, and where its cache would lie."""
+    student, teacher = configs_of(shape, folder, overrides)
+    dataset = dataset_of(shape, teacher)
+    network = build(
+        teacher.teacher.arch,
+        num_classes=shape.classes,
+        in_channels=len(teacher.dataset.normalisation.mean),
+        stem=teacher.teacher.stem,
+    )
+    weights = folder / "teacher.pt"
+    save_atomically(network.state_dict(), weights)
+    stages = stage_modules(teacher.teacher.arch, teacher.taps.stages)
+    identity = cache_identity(
+        as_plain(teacher),
+        dataset_digest=dataset.digest,
+        augment_version=AUGMENT_VERSION,
+        stages=stages,
+        weights_sha256=file_sha256(weights),
+    )
+    path = cache_path(folder / "caches", teacher.name, identity)
+    return Setup(teacher, dataset, stages, identity, path), student
+
+
+def study_of(
+    shape: Shape, folder: Path, device: torch.device, overrides: Sequence[str] = ()
+) -> Study:
+    """The same with its cache made."""
+    setup, student = setup_of(shape, folder, overrides)
+    cache = fill_cache(setup, PassOptions(device, 64), Console(file=io.StringIO()))
+    assert cache is not None
+    return Study(student, setup.config, setup.dataset, cache, folder / "runs")
+
+
+def steps(task: Task, learner: Learner, source: TeacherSource) -> Iterator[None]:
+    """Training without end, one step per `next`: batch, teacher's outputs, losses, update.
+
+    As `train.loop` does it, without the tests between epochs.
+    """
+    learner.network.train()
+    uses_stages = any(LOSSES[term.loss].uses_stages for term in task.terms)
+    with read_stages(learner.network, task.stages if uses_stages else {}, as_is) as maps:
+        epoch = 0
+        while True:
+            epoch += 1
+            order = source.order(task.seed, epoch, len(task.data.train))
+            source.start_epoch(epoch, order)
+            active = active_terms(task.terms, task.training.epochs)
+            view = view_of_epoch(epoch, task.num_views)
+            size = task.training.batch_size
+            for _, batch in task.data.train.batches([view], order, size):
+                run_step(task, learner, source, active, batch, maps)
+                maps.clear()
+                yield

@@ -1,0 +1,110 @@
+"""python -m benchmarks.study [--shape cifar-56-20] [--epochs 4] [--device cuda]
+
+A whole ablation of five methods: from the cache, its making included, and with the live teacher.
+How many runs it takes until the cache has paid for itself, and how long a cached run waits for its
+feed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks.harness import (
+    Verdict,
+    machine,
+    markdown,
+    verdict_table,
+    write_json,
+    write_section,
+)
+from benchmarks.setting import SHAPES, setup_of
+from nets.precision import pick_device
+from precompute.run import PassOptions, fill_cache
+from train.loop import EpochResult
+from train.run import train_student
+from train.study import Study
+
+METHODS = ("ce", "kd", "cd", "cd+gkd", "cd+gkd+edt")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="cifar-56-20")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/study.json"))
+    options = parser.parse_args(arguments)
+    device = pick_device(options.device)
+    overrides = [f"training.epochs={options.epochs}", "training.schedule={kind: onecycle}"]
+    overrides += [f"methods.cd+gkd+edt.{term}.start_epoch=2" for term in (0, 1)]
+    seconds: dict[str, dict[str, float]] = {"cached": {}, "live": {}}
+    epochs: list[EpochResult] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shape = dataclasses.replace(SHAPES[options.shape], num_views=options.epochs)
+        setup, student = setup_of(shape, folder, overrides)
+        started = time.perf_counter()
+        cache = fill_cache(setup, PassOptions(device), Console(file=io.StringIO()))
+        building = time.perf_counter() - started
+        assert cache is not None
+        study = Study(student, setup.config, setup.dataset, cache, folder / "runs")
+        for method in METHODS:  # in turn, so that a slow hour falls on both
+            for kind, live in (("cached", False), ("live", method != "ce")):
+                started = time.perf_counter()
+                train_student(
+                    study,
+                    method,
+                    1 if kind == "live" else 0,
+                    live_teacher=live,
+                    device=str(device),
+                    on_epoch=epochs.append if kind == "cached" else None,
+                )
+                seconds[kind][method] = time.perf_counter() - started
+    later = [epoch for epoch in epochs if epoch.epoch > 1]
+    wait = sum(epoch.wait_seconds for epoch in later) / sum(
+        epoch.wait_seconds + epoch.train_seconds for epoch in later
+    )
+    cached, live = building + sum(seconds["cached"].values()), sum(seconds["live"].values())
+    taught = [method for method in METHODS if method != "ce"]
+    saved = sum(seconds["live"][m] - seconds["cached"][m] for m in taught) / len(taught)
+    verdicts = [
+        Verdict(
+            "waiting for the feed, epoch 2 on (share of the time)",
+            wait,
+            "≤ 0.01",
+            lambda x: x <= 0.01,
+        ),
+        Verdict("ablation: five runs live ÷ cache and five cached runs", live / cached),
+        Verdict("taught runs until the cache has paid for itself", building / max(saved, 1e-9)),
+    ]
+    rows = [
+        [method, f"{seconds['cached'][method]:.1f}", f"{seconds['live'][method]:.1f}"]
+        for method in METHODS
+    ]
+    rows.append(["making the cache", f"{building:.1f}", ""])
+    rows.append(["in all", f"{cached:.1f}", f"{live:.1f}"])
+    body = (
+        f"`python -m benchmarks.study {' '.join(arguments)}` on {machine()}, torch "
+        f"{torch.__version__}, {device}: {options.shape}, {shape.num_train:,} images, "
+        f"{options.epochs} epochs with a fresh view each; one run per row.\n\n"
+        f"{markdown(['seconds', 'from the cache', 'teacher in the loop'], rows)}\n"
+        f"{verdict_table(verdicts)}"
+    )
+    print(body)
+    write_section(options.docs, "An ablation of five methods", body)
+    write_json(options.json, [verdict.as_plain() for verdict in verdicts])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

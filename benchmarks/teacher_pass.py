@@ -1,0 +1,111 @@
+"""python -m benchmarks.teacher_pass [--shapes "digits cifar-56-20"] [--rounds 5] [--device cuda]
+
+How near a pass of `precompute` comes to a bare forward loop of the same teacher over the same
+batches, which lie on the device already. The pass cuts views, reads taps, copies, checks, writes
+and flushes; planning, and the tests after it, are left out, as is making the cache's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks.harness import (
+    Verdict,
+    interleaved,
+    machine,
+    markdown,
+    verdict_table,
+    write_json,
+    write_section,
+)
+from benchmarks.setting import SHAPES, Shape, setup_of
+from nets.precision import arithmetic, pick_device
+from precompute.run import PassOptions, TeacherPass, content_of, run_blocks
+from store import CacheWriter
+from store.stop import StopRequest
+
+# Enough for several blocks, so that all but the last are written while the teacher runs.
+_IMAGES = {"digits": 16_384, "cifar-56-20": 2048, "cifar-110-32": 1024, "imagenet-34-18": 64}
+_BLOCK_ROWS = 512
+
+
+def measure(shape: Shape, device: torch.device, rounds: int, batch_size: int) -> tuple[float, ...]:
+    """Images per second of the pass and of the bare loop, and the median of their ratios."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        setup, _ = setup_of(shape, folder)
+        running = TeacherPass(setup, PassOptions(device, batch_size))
+        content = content_of(running)
+        every = np.arange(len(running.pixels))
+        inputs = [batch.inputs for _, batch in running.pixels.batches([0], every, batch_size)]
+        quiet, made = Console(file=io.StringIO()), iter(range(10**6))
+
+        def whole_pass() -> float:
+            path = folder / f"cache-{next(made)}"
+            with CacheWriter.open(path, content, block_rows=_BLOCK_ROWS) as writer:
+                started = time.perf_counter()
+                run_blocks(running, writer, writer.work, StopRequest(), quiet)
+                return time.perf_counter() - started
+
+        @torch.inference_mode()
+        def bare() -> float:
+            started = time.perf_counter()
+            with arithmetic(setup.config.teacher.precision, device):
+                for batch in inputs:
+                    running.teacher.network(batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - started
+
+        timings = interleaved({"pass": whole_pass, "bare": bare}, rounds)
+    images = len(every)
+    return (
+        images / timings["pass"].median,
+        images / timings["bare"].median,
+        timings["bare"].ratio_to(timings["pass"]),
+    )
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", default="digits cifar-56-20 imagenet-34-18")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/teacher_pass.json"))
+    options = parser.parse_args(arguments)
+    device = pick_device(options.device)
+    rows, verdicts = [], []
+    for name in options.shapes.split():
+        images = _IMAGES.get(name, SHAPES[name].num_train)
+        shape = dataclasses.replace(SHAPES[name], num_train=images, num_views=1)
+        found, bare, ratio = measure(shape, device, options.rounds, options.batch_size)
+        rows.append([name, f"{found:,.0f}", f"{bare:,.0f}"])
+        verdicts.append(
+            Verdict(f"{name}: pass ÷ bare loop, images/s", ratio, "≥ 0.95", lambda x: x >= 0.95)
+        )
+    table = markdown(["teacher of", "pass, images/s", "bare forward loop, images/s"], rows)
+    body = (
+        f"`python -m benchmarks.teacher_pass {' '.join(arguments)}` on {machine()}, torch "
+        f"{torch.__version__}, {device}; medians of {options.rounds} interleaved rounds.\n\n"
+        f"{table}\n{verdict_table(verdicts)}"
+    )
+    print(body)
+    write_section(options.docs, "The teacher pass", body)
+    write_json(options.json, [verdict.as_plain() for verdict in verdicts])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

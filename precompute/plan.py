@@ -18,6 +18,18 @@ _MEASURED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
+class Memory:
+    """The most that a pass takes, in bytes: of the machine's memory, and of the GPU's."""
+
+    ram_bytes: int
+    gpu_bytes: int
+
+    def __str__(self) -> str:
+        on_gpu = f" and {_size(self.gpu_bytes)} on the GPU" if self.gpu_bytes else ""
+        return f"at most about {_size(self.ram_bytes)} of memory{on_gpu}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The size of a cache and what of it is still to be made.
 
@@ -30,6 +42,7 @@ class Plan:
     bytes_to_write: int
     free_bytes: int
     images_per_second: float
+    memory: Memory
 
     @property
     def num_records(self) -> int:
@@ -52,7 +65,8 @@ class Plan:
             f"{m.record_bytes:,} bytes = {_size(self.num_records * m.record_bytes)} in "
             f"{self.num_files:,} files; to do: {self.pending_records:,} records, "
             f"{_size(self.bytes_to_write)} ({_size(self.free_bytes)} free), at "
-            f"{self.images_per_second:,.0f} images/s on {self.device} {_duration(self.hours)}"
+            f"{self.images_per_second:,.0f} images/s on {self.device} {_duration(self.hours)}; "
+            f"{self.memory}"
         )
 
     def table(self) -> str:

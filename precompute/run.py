@@ -10,6 +10,7 @@ import dataclasses
 import math
 import platform
 import queue
+import resource
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +21,14 @@ from rich.console import Console
 
 from nets.errors import count_errors
 from nets.teacher import Teacher, load_teacher_network
-from precompute.plan import Plan, free_bytes, measured_rate, pending_of
+from precompute.plan import Memory, Plan, free_bytes, measured_rate, pending_of
 from precompute.progress import Progress
 from precompute.setup import Setup
 from store import CacheContent, CacheFull, CacheWriter, TapSpec, TeacherCache
 from store.content import draft_manifest
 from store.layout import Block
 from store.lock import Job
+from store.manifest import Manifest
 from store.stop import Stopped, StopRequest
 from store.writer import Work
 from views.augment import pixel_canary, preview_views
@@ -202,7 +204,27 @@ def _plan(running: TeacherPass, content: CacheContent) -> Plan:
         bytes_to_write=num_bytes,
         free_bytes=free_bytes(running.setup.path),
         images_per_second=measured_rate(_trial(running, num_samples)) if records else 0.0,
+        memory=_memory(running, manifest),
     )
+
+
+def _memory(running: TeacherPass, manifest: Manifest) -> Memory:
+    """What has been taken so far, the trial's batches included, and what is still to come.
+
+    To come: the blocks that are computed, wait or are written, as float32 and as stored; the test
+    images; and a tenth of it all for what nobody counted.
+    """
+    blocks = _QUEUED_BLOCKS + 2
+    if isinstance(running.pixels, StreamedPixels):
+        blocks += _MOST_VIEWS_PER_READING
+    of_blocks = blocks * manifest.block_rows * manifest.record_bytes * 4
+    test = running.setup.dataset.test
+    of_tests = len(test) * int(np.prod(running.pixels.shape))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if running.options.device.type != "cuda":
+        return Memory(int(1.1 * (peak + of_blocks + of_tests)), 0)
+    on_gpu = torch.cuda.max_memory_reserved(running.options.device) + of_blocks + of_tests
+    return Memory(int(1.1 * (peak + of_blocks + of_tests)), int(1.1 * on_gpu))
 
 
 def _trial(running: TeacherPass, num_samples: int) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -219,3 +220,36 @@ def test_an_error_shows_no_traceback(small_teacher: Make, tmp_path: Path) -> Non
     assert result.returncode == 2
     assert result.stderr.startswith("error: unknown arch 'resnet9'")
     assert "Traceback" not in result.stderr
+
+
+PASS_AND_ITS_PEAK = """
+import resource, sys
+from precompute.__main__ import cli
+assert cli(sys.argv[1:]) == 0
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_a_pass_stays_within_the_memory_that_its_plan_names(
+    teacher_weights: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        "digits-resnet20",
+        "teacher.arch=resnet8",
+        f"teacher.weights={teacher_weights}",
+        "dataset.limit=null",
+        "--caches",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", PASS_AND_ITS_PEAK, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (planned,) = re.findall(r"at most about ([\d.,]+) MB of memory", result.stdout)
+    (peak,) = re.findall(r"peak (\d+)", result.stdout)
+    assert int(peak) <= float(planned.replace(",", "")) * 1e6

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from configs.schema import StudentConfig, TeacherConfig
 from nets.weights_file import weights_file
 from store.errors import CacheError
-from train.study import open_study
+from train.study import Study, open_study
 from views.datasets import load_dataset
 
 
@@ -37,7 +38,19 @@ def plan_lines(
     lines.append(f"cache    there: {study.cache.path}")
     if study.finished(method, seed) is not None:
         return [*lines, f"student  there: {study.run_folder(method, seed)}"]
-    return [*lines, f"student  to be trained: {passes}"]
+    return [*lines, f"student  to be trained: {passes}", _memory_line(study)]
+
+
+def _memory_line(study: Study) -> str:
+    """What the data take; the network's share is the batch's and cannot be told without it."""
+    images = len(study.dataset.train) + len(study.dataset.test)
+    of_images = images * math.prod(study.image_shape) / 1e6
+    of_view = study.cache.nbytes / study.cache.num_views / 1e6
+    outputs = f"two views of teacher outputs at most {2 * of_view:,.1f} MB"
+    if study.window_rows is not None:
+        share = study.window_rows / study.cache.num_samples
+        outputs = f"two windows of teacher outputs at most {2 * share * of_view:,.1f} MB"
+    return f"memory   images {of_images:,.1f} MB if resident, {outputs}; the network comes on top"
 
 
 def _weights_line(teacher: TeacherConfig) -> str:

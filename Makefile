@@ -14,8 +14,10 @@ ARGS    ?=
 CACHE   ?=
 RECHECK ?=
 BENCH   ?=
+OUT     ?= exported
 WORKERS ?=
 FEED    ?= auto
+JOBS    ?= 1
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -33,7 +35,7 @@ OVERRIDES = $(foreach arg,$(ARGS),'$(arg)')
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env cache-teacher train-student ablation verify-cache check-cache list-caches bench bench-store test lint
+.PHONY: help env cache-teacher train-student ablation export-student verify-cache check-cache list-caches bench bench-store test lint
 
 help: ## print this
 	@echo "Teach Once: run the teacher once, train as many students as you like."
@@ -42,7 +44,7 @@ help: ## print this
 	@echo
 	@echo "Settings (make train-student METHOD=kd SEED=1):"
 	@echo "  TEACHER=$(TEACHER)  STUDENT=$(STUDENT)  METHOD=$(METHOD)  SEED=$(SEED)"
-	@echo "  SEEDS=\"$(SEEDS)\"  METHODS=\"ce kd\" (default: all)  DEVICE=$(DEVICE)  WORKERS=4 (read images)"
+	@echo "  SEEDS=\"$(SEEDS)\"  METHODS=\"ce kd\" (default: all)  DEVICE=$(DEVICE)  JOBS=$(JOBS) (runs side by side)  WORKERS=4 (read images)"
 	@echo "  FEED=$(FEED) (device, host, window: where a view's teacher outputs are held)"
 	@echo "  CACHES=$(CACHES)  RUNS=$(RUNS)  ARGS=\"key.sub=value ...\" overrides keys of the config;"
 	@echo "  a student's ARGS reach its teacher's file as teacher.key.sub=value"
@@ -66,15 +68,19 @@ train-student: env ## train STUDENT with METHOD and SEED; makes what is missing 
 	@$(PY) -m train student $(STUDENT) --method $(METHOD) --seed $(SEED) \
 	  --caches $(CACHES) --runs $(RUNS) $(READERS) --feed $(FEED) $(OVERRIDES)
 
-ablation: env ## train every method of STUDENT with every one of SEEDS; table and picture
+ablation: env ## train every method of STUDENT with every one of SEEDS; the report
 	@$(MAKE) --no-print-directory cache-of-student
-	@$(PY) -m train ablation $(STUDENT) --seeds "$(SEEDS)" --methods "$(METHODS)" \
+	@$(PY) -m train ablation $(STUDENT) --seeds "$(SEEDS)" --methods "$(METHODS)" --jobs $(JOBS) \
 	  --caches $(CACHES) --runs $(RUNS) $(READERS) --feed $(FEED) $(OVERRIDES)
 
 .PHONY: cache-of-student
 cache-of-student:
 	@teacher=$$($(PY) -m configs teacher-of $(STUDENT) $(OVERRIDES)); \
 	$(MAKE) --no-print-directory cache-teacher TEACHER="$$teacher" ARGS='$(TEACHER_ARGS)'
+
+export-student: env ## the finished student STUDENT, METHOD, SEED as plain weights and program, into OUT
+	@$(PY) -m train export $(STUDENT) $(OUT) --method $(METHOD) --seed $(SEED) \
+	  --caches $(CACHES) --runs $(RUNS) --device $(DEVICE) $(OVERRIDES)
 
 verify-cache: env ## run TEACHER again on 512 records of its cache and compare
 	@$(PY) -m precompute.verify $(TEACHER) --caches $(CACHES) $(READERS) $(OVERRIDES)

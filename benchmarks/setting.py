@@ -27,8 +27,7 @@ from precompute.setup import Setup
 from store.identity import cache_identity, file_sha256
 from store.layout import cache_path
 from train.feed import TeacherSource
-from train.loop import Learner, Task, active_terms, run_step
-from train.losses import LOSSES
+from train.loop import Learner, Task, active_terms, reads_stages, run_step
 from train.study import Study
 from views.augment import AUGMENT_VERSION, view_of_epoch
 from views.datasets import Dataset
@@ -133,8 +132,8 @@ def steps(task: Task, learner: Learner, source: TeacherSource) -> Iterator[None]
     As `train.loop` does it, without the tests between epochs.
     """
     learner.network.train()
-    uses_stages = any(LOSSES[term.loss].uses_stages for term in task.terms)
-    with read_stages(learner.network, task.stages if uses_stages else {}, as_is) as maps:
+    stages = task.stages if reads_stages(task.terms) else {}
+    with read_stages(learner.network, stages, as_is) as maps:
         epoch = 0
         while True:
             epoch += 1

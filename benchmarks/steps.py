@@ -36,7 +36,7 @@ from benchmarks.harness import (
 from benchmarks.setting import SHAPES, Shape, steps, study_of
 from nets.precision import arithmetic, pick_device
 from train.feed import CachedTeacher, NoTeacher
-from train.losses import Batch, cd, ce, gkd
+from train.losses import cd, ce, gkd
 from train.run import Assembled, assemble
 from train.study import Study
 from views.pixels import ViewBatch
@@ -149,11 +149,11 @@ def original_steps(study: Study, assembled: Assembled, device: torch.device) -> 
                 with arithmetic(task.training.precision, device):
                     logits = learner.network(inputs)
                     means = learner.connectors(maps) if learner.connectors else []
-                seen = Batch(batch.labels, logits, means, teacher)
+                wanted = [teacher[f"stage{number + 1}"] for number in range(len(means))]
                 loss = (
                     ce(logits, batch.labels)
                     + 0.1 * gkd(logits, teacher["logits"], teacher["correct"])
-                    + 6 * cd(seen.student_means, seen.teacher_means)
+                    + 6 * cd(means, wanted)
                 )
                 learner.optimizer.zero_grad()
                 loss.backward()

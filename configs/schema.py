@@ -6,9 +6,11 @@ converted into one another. What can be derived from other settings is a propert
 
 from __future__ import annotations
 
+import difflib
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StrictBool, StrictStr, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, StrictStr, model_validator
 from pydantic.dataclasses import dataclass
 
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
@@ -24,7 +26,33 @@ FloatDtype = Literal["float16", "float32"]
 TapDtype = Literal["float16", "float32", "uint8"]  # uint8: codes with a scale, see store/FORMAT.md
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 TrainingPrecision = Literal["float32", "tf32", "bfloat16"]
-LossName = Literal["ce", "kd", "gkd", "cd"]
+# The losses of train/losses.py, and the options that each takes.
+LOSS_OPTIONS: dict[str, frozenset[str]] = {
+    "ce": frozenset(),
+    "kd": frozenset({"temperature"}),
+    "gkd": frozenset({"temperature"}),
+    "cd": frozenset(),
+    "at": frozenset(),
+    "rkd": frozenset({"distance_weight", "angle_weight"}),
+    "fitnets": frozenset(),
+    "dkd": frozenset({"temperature", "alpha", "beta"}),
+    "dist": frozenset({"temperature"}),
+    "lskd": frozenset({"temperature"}),
+}
+
+
+def _known_loss(name: str) -> str:
+    if name in LOSS_OPTIONS or re.fullmatch(r"[\w.]+:\w+", name):
+        return name
+    close = difflib.get_close_matches(name, LOSS_OPTIONS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"unknown loss{hint} Known: {', '.join(LOSS_OPTIONS)}, and package.module:name"
+    )
+
+
+# A key of LOSS_OPTIONS, or the user's own as package.module:name.
+LossName = Annotated[StrictStr, AfterValidator(_known_loss)]
 
 _forbid = ConfigDict(extra="forbid")
 
@@ -397,12 +425,22 @@ class LossTerm:
     decay: PositiveFloat = 1.0
     decay_epochs: tuple[PositiveInt, ...] = ()
     start_epoch: PositiveInt = 1
-    temperature: PositiveFloat | None = None  # default: the loss's own
+    warmup_epochs: NaturalInt = 0  # the weight rises linearly over so many, from start_epoch on
+    temperature: PositiveFloat | None = None  # default: the loss's own, as for what follows
+    alpha: NonNegativeFloat | None = None
+    beta: NonNegativeFloat | None = None
+    distance_weight: NonNegativeFloat | None = None
+    angle_weight: NonNegativeFloat | None = None
+    options: dict[StrictStr, Float] = Field(default_factory=dict)  # of a loss of the user's own
 
     @model_validator(mode="after")
-    def _temperature_has_a_use(self) -> LossTerm:
-        if self.temperature is not None and self.loss not in ("kd", "gkd"):
-            raise ValueError(f"the loss {self.loss!r} has no temperature")
+    def _options_have_a_use(self) -> LossTerm:
+        known = LOSS_OPTIONS.get(self.loss, frozenset())
+        for name in ("temperature", "alpha", "beta", "distance_weight", "angle_weight"):
+            if getattr(self, name) is not None and name not in known:
+                raise ValueError(f"the loss {self.loss!r} has no {name}")
+        if self.options and self.loss in LOSS_OPTIONS:
+            raise ValueError("options are for a loss of your own; name this one's by themselves")
         return self
 
 

@@ -12,6 +12,7 @@ import platform
 import queue
 import resource
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -146,13 +147,17 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
             job=options.job,
         ) as writer,
     ):
-        run_blocks(running, writer, writer.work, stop, console)
+        started, images = time.perf_counter(), 0
+        images += run_blocks(running, writer, writer.work, stop, console)
         while left := writer.left_over():
-            run_blocks(running, writer, left, stop, console)
+            images += run_blocks(running, writer, left, stop, console)
         if left is None:
             return None
         cache = TeacherCache.open(setup.path)
-        writer.record_measured({**running.test_errors(), "train_agreement": agreement(cache)})
+        rate = images / (time.perf_counter() - started)
+        measured = {**running.test_errors(), "train_agreement": agreement(cache)}
+        kept = writer.manifest.measured.get("images_per_second", 0.0)
+        writer.record_measured({**measured, "images_per_second": rate if images else kept})
     return TeacherCache.open(setup.path)
 
 
@@ -261,7 +266,8 @@ def run_blocks(
     work: Sequence[Work],
     stop: StopRequest,
     console: Console,
-) -> None:
+) -> int:
+    """Compute and commit these blocks; returns how many images that were."""
     writer.refuse_if_too_full(work)
     total = sum(item.block.rows for item in work)
     done = 0
@@ -284,6 +290,7 @@ def run_blocks(
                 behind.write(item.block, found)
                 waiting.remove(item)
                 done += 1
+    return total
 
 
 def next_group(running: TeacherPass, waiting: Sequence[Work], rate: float) -> list[Work]:

@@ -70,6 +70,8 @@ def small_teacher(teacher_weights: Path) -> Callable[..., TeacherConfig]:
                 f"teacher.weights={teacher_weights}",
                 "dataset.limit=6",
                 "views.count=3",
+                "taps.energy=null",
+                "taps.hint=null",
                 *overrides,
             ],
         )

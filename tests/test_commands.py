@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs.load import load_student
 from configs.schema import TeacherConfig
 from store.transfer import export_cache
 from tests.conftest import make_cache
@@ -33,7 +34,7 @@ QUICK = [
 @pytest.fixture
 def cached(small_teacher: Callable[..., TeacherConfig], tmp_path: Path) -> list[str]:
     """Arguments that point a digits-resnet8 run at a small cache and a temporary runs folder."""
-    config = small_teacher()
+    config = small_teacher("taps.energy=float16", "taps.hint={stage: stage2}")
     make_cache(config, tmp_path / "caches")
     return [
         "--caches",
@@ -54,17 +55,18 @@ def test_an_ablation_trains_every_method_and_repeats_nothing(
     call = ["ablation", "digits-resnet8", "--seeds", "0 1", *cached]
     assert cli(call) == 0
     printed = capsys.readouterr().out
-    for method in ("teacher", "ce", "kd", "cd", "cd+gkd", "cd+gkd+edt"):
+    for method in ("teacher", *load_student("digits-resnet8").methods):
         assert f"| {method} |" in printed
     folder = tmp_path / "runs" / "digits-resnet8"
-    assert len(list(folder.glob("*-seed*"))) == 10
-    assert {path.name for path in folder.glob("ablation.*")} == {
+    assert len(list(folder.glob("*-seed*"))) == 22
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {
         "ablation.md",
         "ablation.csv",
         "ablation.png",
+        "report.html",
     }
     assert cli(call) == 0
-    assert "all 10 runs are finished: nothing to train." in capsys.readouterr().out
+    assert "all 22 runs are finished: nothing to train." in capsys.readouterr().out
 
 
 def test_an_ablation_never_loads_the_teacher(
@@ -163,7 +165,10 @@ def test_the_plan_says_what_is_there_and_what_is_missing(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["student", "digits-resnet8", "--method", "kdd"], "has ce, kd, cd, cd+gkd, cd+gkd+edt"),
+        (
+            ["student", "digits-resnet8", "--method", "kdd"],
+            "has ce, kd, at, fitnets, rkd, cd,",
+        ),
         (["student", "digits-resnet8", "student.arch=resnet7"], "unknown arch 'resnet7'"),
         (["student", "digits-resnet8", "training.epochs=0"], "training.epochs"),
         (["student", "digits-resnet8", "--caches", "nowhere"], "make cache-teacher TEACHER="),
@@ -230,7 +235,7 @@ def test_make_train_student_does_everything_once(checkout: Path) -> None:
     first = make("train-student", quick, cwd=checkout)
     assert first.returncode == 0, first.stderr
     assert "cache    to be made: 200 samples x 9 views" in first.stdout
-    assert "| cd+gkd+edt | 1 |" in first.stdout
+    assert "| cd+gkd+edt | resnet8 | 1 |" in first.stdout
     second = make("train-student", quick, cwd=checkout)
     assert second.returncode == 0
     assert second.stdout.count("nothing to do") == 3
@@ -238,11 +243,11 @@ def test_make_train_student_does_everything_once(checkout: Path) -> None:
         ("list-caches", "complete"),
         ("check-cache", "is sound"),
         ("verify-cache", "sound: 512 records"),
-        ("bench", "| float16 | 245.0 |"),
+        ("bench-store", "| float16 | 245.0 |"),
     ):
         arguments = ["ARGS=training.epochs=1", "BENCH=--slab-mb 4 --rounds 1"]
         looked = make(
-            target, *(arguments if target in ("verify-cache", "bench") else []), cwd=checkout
+            target, *(arguments if target in ("verify-cache", "bench-store") else []), cwd=checkout
         )
         assert looked.returncode == 0, looked.stderr
         assert told in looked.stdout

@@ -38,6 +38,8 @@ def overrides_of(weights: str) -> list[str]:
         f"teacher.weights={weights}",
         "dataset.limit=6",
         "views.count=3",
+        "taps.energy=null",
+        "taps.hint=null",
     ]
 
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import html
 import io
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from scipy import stats
 
-from train.report import csv_table, markdown_table, rows_of, write_report
+from train.page import ledger
+from train.report import Commands, csv_table, markdown_table, rows_of, write_report
+from train.run import train_student
+from train.study import Study
 
-TEACHER = {"test_top1_error": 5.0, "test_top5_error": 1.0, "train_agreement": 0.99}
+TEACHER = {
+    "test_top1_error": 5.0,
+    "test_top5_error": 1.0,
+    "train_agreement": 0.99,
+    "images_per_second": 50.0,
+}
 
 
 def summary(method: str, seed: int, top1: float) -> dict:
@@ -20,6 +35,10 @@ def summary(method: str, seed: int, top1: float) -> dict:
         "last": {"top1_error": top1, "top5_error": top1 / 10},
         "best": {"epoch": 3, "chosen_on": "test", "top1_error": top1 - 1, "top5_error": top1 / 10},
         "seconds": 2.0 + seed,
+        "model": "resnet8",
+        "num_samples": 100,
+        "epochs": 30,
+        "is_taught": method != "ce",
         "cache": "t-12345678",
         "cache_sha256": "12345678ff",
         "teacher": TEACHER,
@@ -39,31 +58,111 @@ def test_rows_hold_mean_and_sample_deviation_in_the_order_of_the_methods() -> No
     assert kd.cells["last_top1"].std is None
 
 
+def test_differences_are_paired_by_seed_with_the_p_of_a_t_test() -> None:
+    runs = [summary("ce", seed, top1) for seed, top1 in ((0, 10.0), (1, 14.0), (2, 11.0))]
+    runs += [summary("kd", seed, top1) for seed, top1 in ((2, 9.0), (0, 7.0), (1, 12.0))]
+    runs += [summary("cd", 1, 6.0)]
+    ce, kd, cd = rows_of(runs)
+    assert ce.to_alone is None
+    assert ce.to_kd is None
+    assert kd.to_alone is not None
+    assert kd.to_alone.mean == pytest.approx(-7 / 3)
+    expected = stats.ttest_rel([7.0, 12.0, 9.0], [10.0, 14.0, 11.0]).pvalue
+    assert kd.to_alone.p == pytest.approx(expected)
+    assert str(cd.to_kd) == "-6.00"  # of one seed there is no p
+
+
 def test_the_table_reads_as_written_here() -> None:
     lines = markdown_table(rows_of(RUNS), TEACHER).splitlines()
-    assert lines[2] == "| teacher |  | 5.00 | 1.00 |  |  |  |"
+    assert lines[2] == "| teacher |  |  | 5.00 | 1.00 |  |  |  |  |  |"
     assert lines[3] == (
-        "| ce | 2 | 12.00 ± 2.83 | 1.20 ± 0.28 | 11.00 ± 2.83 | 1.20 ± 0.28 | 2.50 ± 0.71 |"
+        "| ce | resnet8 | 2 | 12.00 ± 2.83 | 1.20 ± 0.28 | 11.00 ± 2.83 | 1.20 ± 0.28 | "
+        "2.50 ± 0.71 |  |  |"
     )
-    assert lines[4] == "| kd | 1 | 8.00 | 0.80 | 7.00 | 0.80 | 2.00 |"
+    assert lines[4] == ("| kd | resnet8 | 1 | 8.00 | 0.80 | 7.00 | 0.80 | 2.00 | -2.00 |  |")
 
 
 def test_the_csv_has_a_line_per_run() -> None:
-    assert csv_table(RUNS).splitlines()[1] == "ce,0,10.0,1.0,9.0,1.0,3,2.0,t-12345678"
-    assert len(csv_table(RUNS).splitlines()) == 4
+    lines = csv_table(RUNS).splitlines()
+    assert lines[0].startswith("method,model,seed,last_top1,last_top5,best_top1")
+    assert lines[1] == "ce,resnet8,0,10.0,1.0,9.0,1.0,3,2.0,t-12345678"
+    assert len(lines) == 4
 
 
-def test_the_report_is_three_files_and_the_picture_is_one(tmp_path: Path) -> None:
-    table = write_report(tmp_path, "Title", "python -m train ablation x", RUNS)
-    text = (tmp_path / "ablation.md").read_text()
-    assert table in text
-    assert "`python -m train ablation x`" in text
-    assert "12345678ff" in text
-    with Image.open(io.BytesIO((tmp_path / "ablation.png").read_bytes())) as picture:
+def test_the_ledger_counts_the_images_that_a_live_teacher_would_have_seen() -> None:
+    found = ledger(RUNS, num_views=4)  # 100 samples, one taught run of 30 epochs
+    assert found["teacher passes run"] == "1, over 4 views: 400 images"
+    assert "1 (one in each taught run): 3,000 images, 2,600 more" in found["teacher passes saved"]
+    assert found["seconds saved"].startswith("52 net, at the 50 images/s measured")
+    assert found["paid back after"] == "0.1 taught runs"
+
+
+@pytest.fixture
+def report(make_study: Callable[..., Study]) -> Path:
+    """The report of a real, small ablation with an angle bracket in its command."""
+    study = make_study()
+    found = [train_student(study, method, seed) for method in ("ce", "cd") for seed in (0, 1)]
+    commands = Commands("make ablation <here>", "python -m train student", "make cache-teacher")
+    table = write_report(study, found, commands)
+    assert table in (study.folder / "ablation.md").read_text()
+    return study.folder
+
+
+def test_the_report_is_four_files_and_the_picture_is_one(report: Path) -> None:
+    names = {path.name for path in report.iterdir() if path.is_file()}
+    assert names == {"report.html", "ablation.csv", "ablation.md", "ablation.png"}
+    with Image.open(io.BytesIO((report / "ablation.png").read_bytes())) as picture:
         assert picture.width > 400
         assert len(picture.convert("RGB").getcolors(2**20) or []) > 20  # something is drawn
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "ablation.csv",
-        "ablation.md",
-        "ablation.png",
-    ]
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(report: Path) -> None:
+    text = (report / "report.html").read_text()
+    assert "make ablation &lt;here&gt;" in text
+    for heading in ("Learning curves", "What the teacher cost", "Where it comes from", "Commands"):
+        assert f"<h2>{heading}</h2>" in text
+    assert text.count("<img ") == text.count('src="data:image/svg+xml;base64,') == 2
+    assert not re.search(r"(src|href)=\"(?!data:)", text)
+    assert "<script" not in text
+
+
+PROBE = """
+<script>addEventListener("load", () => {
+  const images = [...document.images].map(image => image.complete && image.naturalWidth > 0);
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  document.body.setAttribute("data-probe", JSON.stringify({images, wide}));
+});</script>
+"""
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium (.ci/run installs it)")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_shows_the_page_without_an_error(
+    report: Path, tmp_path: Path, width: int
+) -> None:
+    page = tmp_path / "probed.html"
+    text = (report / "report.html").read_text()
+    page.write_text(text.replace("</body>", f"{PROBE}</body>"))
+    quiet = ["disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+    quiet += ["disable-component-update", "disable-sync", "no-sandbox", "headless"]
+    result = subprocess.run(
+        [
+            str(BROWSER),
+            *(f"--{flag}" for flag in quiet),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},1200",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=3000",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    (probe,) = re.findall(r'data-probe="([^"]*)"', result.stdout)
+    found = json.loads(html.unescape(probe))
+    assert found == {"images": [True, True], "wide": False}
+    assert "CONSOLE" not in result.stderr

@@ -2,6 +2,7 @@
 
 python -m train teacher NAME|PATH [--retrain] [key=value ...]
 python -m train ablation NAME|PATH [--seeds "0 1 2"] [--methods "ce kd"] [key=value ...]
+python -m train export NAME|PATH FOLDER [--method M] [--seed S] [--which best] [key=value ...]
 python -m train plan NAME|PATH [--method M] [--seed S] [key=value ...]
 
 Overrides that begin with `teacher.` change the teacher's file: teacher.dataset.limit=200.
@@ -138,8 +139,9 @@ def ablation(
     device: Device = "auto",
     workers: Workers = None,
     feed: FeedOption = "auto",
+    jobs: Annotated[int, typer.Option(min=1, help="runs trained side by side")] = 1,
 ) -> None:
-    """Train every method with every seed, then write the table and the picture."""
+    """Train every method with every seed, then write the report."""
     console = _console()
     study = _open(name, overrides, caches, runs, cache, feed)
     wanted = methods.split() or list(study.config.methods)
@@ -147,19 +149,63 @@ def ablation(
         _check_method(study.config, method)
     numbers = _parsed_seeds(seeds)
     done: list[dict[str, Any] | None] = [study.finished(m, s) for m in wanted for s in numbers]
-    finished = [summary for summary in done if summary is not None]
+    finished, failures = [summary for summary in done if summary is not None], []
     if len(finished) < len(done):
-        from train.ablation import run_ablation
+        from train.ablation import RunOptions, run_ablation
 
-        finished = run_ablation(study, wanted, numbers, device, workers, console)
+        options = RunOptions(device, workers, jobs)
+        outcomes = run_ablation(study, wanted, numbers, options, console)
+        finished = [outcome.summary for outcome in outcomes if outcome.summary is not None]
+        failures = [outcome for outcome in outcomes if outcome.summary is None]
     else:
         console.print(f"all {len(done)} runs are finished: nothing to train.")
-    from train.report import write_report
+    if finished:
+        from train.report import Commands, write_report
 
-    command = shlex.join(["python", "-m", "train", *sys.argv[1:]])
-    table = write_report(study.folder, f"Ablation of {study.config.name}", command, finished)
-    console.print(table)
-    console.print(f"written to {study.folder}/ablation.md, .csv and .png")
+        commands = Commands(
+            ablation=shlex.join(["python", "-m", "train", *sys.argv[1:]]),
+            run=_command_of_one_run(name, overrides or []),
+            cache=f"make cache-teacher TEACHER={study.config.teacher}",
+        )
+        console.print(write_report(study, finished, commands))
+        console.print(f"written to {study.folder}/report.html, ablation.md, .csv and .png")
+    for outcome in failures:
+        method, seed = outcome.run
+        print(f"{method}, seed {seed} failed: {outcome.failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _command_of_one_run(name: str, overrides: list[str]) -> str:
+    """With METHOD and SEED to be filled in."""
+    start = ["python", "-m", "train", "student", name, "--method", "METHOD", "--seed", "SEED"]
+    return shlex.join([*start, *overrides])
+
+
+@app.command()
+def export(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(help="where the files go")],
+    overrides: Overrides = None,
+    method: Method = "cd+gkd+edt",
+    seed: Seed = 0,
+    which: Annotated[Literal["best", "last"], typer.Option(help="of the run's epochs")] = "best",
+    caches: Caches = Path("caches"),
+    runs: Runs = Path("runs"),
+    cache: CachePath = None,
+    device: Device = "auto",
+) -> None:
+    """Write a finished student as a plain state dict and as a torch.export program."""
+    study = _open(name, overrides, caches, runs, cache, "auto")
+    _check_method(study.config, method)
+    from train.export import export_student
+
+    card = export_student(study, method, seed, which, folder, device=device)
+    _console().print(
+        f"{folder}/student.pt, .pt2 and .json: {card['model']}, epoch {card['epoch']}; loaded "
+        f"again, top-1 error {card['top1_error']:.2f} %, as program "
+        f"{card['program_top1_error']:.2f} %"
+    )
 
 
 @app.command()

@@ -1,36 +1,187 @@
-"""Every method with every seed from one cache; what is finished already is not trained again."""
+"""Every method with every seed from one cache; what is finished already is not trained again.
+
+A run that fails is reported at the end and stops no other. With several jobs, processes that read
+the same cache (and share the system's page cache) train side by side.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from train.run import train_student
-from train.study import Study
+from configs.schema import StudentConfig, TeacherConfig
+from store.stop import Stopped, StopRequest
+from train.run import check_methods, train_student
+from train.study import Feed, Study, open_study
+
+Run = tuple[str, int]  # method, seed
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How runs are carried out, which decides none of their results."""
+
+    device: str = "auto"
+    num_workers: int | None = None
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one run: its summary, or why there is none."""
+
+    run: Run
+    summary: dict[str, Any] | None
+    failure: str = ""
 
 
 def run_ablation(
     study: Study,
     methods: Sequence[str],
     seeds: Sequence[int],
-    device: str,
-    num_workers: int | None,
+    options: RunOptions,
     console: Console,
-) -> list[dict[str, Any]]:
-    """Train what is missing; returns the summaries, method by method. The teacher is not loaded."""
+) -> list[Outcome]:
+    """Train what is missing; the outcomes, method by method. The teacher is not loaded.
+
+    Raises TrainError before anything starts where a method cannot work with this cache; Stopped.
+    """
+    check_methods(study, methods)
     runs = [(method, seed) for method in methods for seed in seeds]
+    outcomes = {run: Outcome(run, study.finished(*run)) for run in runs}
+    waiting = [run for run in runs if outcomes[run].summary is None]
+    if len(waiting) < len(runs):
+        console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
     started = time.perf_counter()
-    summaries = []
-    for number, (method, seed) in enumerate(runs, start=1):
-        summaries.append(train_student(study, method, seed, device=device, num_workers=num_workers))
-        elapsed = time.perf_counter() - started
-        left = elapsed / number * (len(runs) - number)
-        error = summaries[-1]["last"]["top1_error"]
-        console.print(
-            f"run {number:3d}/{len(runs)}  {method:<12} seed {seed}  top-1 error {error:6.2f} %  "
-            f"ETA {left:4.0f} s"
+    train = _one_by_one if options.jobs == 1 else _side_by_side
+    for number, outcome in enumerate(train(study, waiting, options), start=1):
+        outcomes[outcome.run] = outcome
+        left = (time.perf_counter() - started) / number * (len(waiting) - number)
+        console.print(f"run {number:3d}/{len(waiting)}  {_told(outcome)}  ETA {left:4.0f} s")
+    return [outcomes[run] for run in runs]
+
+
+def _told(outcome: Outcome) -> str:
+    method, seed = outcome.run
+    if outcome.summary is None:
+        return f"{method:<12} seed {seed}  FAILED: {outcome.failure.splitlines()[0]}"
+    return f"{method:<12} seed {seed}  top-1 error {outcome.summary['last']['top1_error']:6.2f} %"
+
+
+def _one_by_one(study: Study, runs: Sequence[Run], options: RunOptions) -> Iterator[Outcome]:
+    for run in runs:
+        yield _outcome(study, run, options)
+
+
+def _outcome(study: Study, run: Run, options: RunOptions) -> Outcome:
+    try:
+        return Outcome(
+            run,
+            train_student(study, *run, device=options.device, num_workers=options.num_workers),
         )
-    return summaries
+    except Stopped:
+        raise
+    except Exception as error:  # whatever a run dies of, the others go on
+        return Outcome(run, None, f"{type(error).__name__}: {error}")
+
+
+# ---- several processes
+
+
+def _side_by_side(study: Study, runs: Sequence[Run], options: RunOptions) -> Iterator[Outcome]:
+    """Outcomes as they come. On a signal every process keeps its state; then Stopped is raised."""
+    pool = ProcessPoolExecutor(
+        options.jobs,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(_Opened.of(study), options),
+    )
+    with StopRequest() as stop:
+        futures: dict[Future[Outcome], Run] = {pool.submit(_train, run): run for run in runs}
+        try:
+            while futures:
+                done, _ = wait(futures, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield _result_of(future, futures.pop(future))
+                if stop.signal_number is not None:
+                    _pass_on(futures)
+                    raise Stopped(
+                        stop.signal_number,
+                        "stopped; every run is kept, and the same command goes on from there",
+                    )
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _result_of(future: Future[Outcome], run: Run) -> Outcome:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return Outcome(run, None, "its process died (out of memory?)")
+    except Stopped as stopped:  # by a signal that did not reach this process
+        return Outcome(run, None, str(stopped))
+
+
+def _pass_on(futures: dict[Future[Outcome], Run]) -> None:
+    """Let the processes keep their state, as they do on SIGTERM, and wait for it."""
+    for future in futures:
+        future.cancel()
+    for process in multiprocessing.active_children():
+        process.terminate()
+    wait([future for future in futures if not future.cancelled()], timeout=60)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What another process needs to open the same study."""
+
+    config: StudentConfig
+    teacher: TeacherConfig
+    cache_path: Path
+    num_views: int
+    runs_dir: Path
+    feed: Feed
+
+    @classmethod
+    def of(cls, study: Study) -> _Opened:
+        return cls(
+            replace(study.config, num_views=study.num_views),
+            study.teacher,
+            study.cache.path,
+            study.num_views,
+            study.runs_dir,
+            study.feed,
+        )
+
+
+_open_here: tuple[Study, RunOptions] | None = None  # in a process of the pool
+
+
+def _begin(opened: _Opened, options: RunOptions) -> None:
+    global _open_here
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // options.jobs))
+    study = open_study(
+        opened.config,
+        opened.teacher,
+        caches_dir=opened.cache_path.parent,
+        runs_dir=opened.runs_dir,
+        cache_path=opened.cache_path,
+        feed=opened.feed,
+    )
+    _open_here = study, options
+
+
+def _train(run: Run) -> Outcome:
+    assert _open_here is not None
+    return _outcome(_open_here[0], run, _open_here[1])

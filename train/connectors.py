@@ -21,19 +21,39 @@ class StageMismatch(TrainError):
 
 
 class Connectors(nn.Module):
-    """One connector per stage: {"stage1": (B, C_s, H, W), ...} -> list of (B, C_t) float32."""
+    """One connector per stage: {"stage1": (B, C_s, H, W), ...} -> list of (B, C_t) float32.
+
+    hint: the stage whose whole map is wanted and the teacher's channels there; it gets a
+    connector of its own, the regressor of FitNets.
+    """
 
     def __init__(
-        self, student_channels: Mapping[str, int], teacher_channels: Mapping[str, int], kind: str
+        self,
+        student_channels: Mapping[str, int],
+        teacher_channels: Mapping[str, int],
+        kind: str,
+        hint: tuple[str, int] | None = None,
     ) -> None:
         super().__init__()
-        _check_stages(student_channels, teacher_channels, kind)
+        if teacher_channels:
+            _check_stages(student_channels, teacher_channels, kind)
         self.stages = nn.ModuleDict(
             {
                 stage: _connector(student_channels[stage], teacher_channels[stage], kind)
                 for stage in teacher_channels
             }
         )
+
+        self.hint_stage = hint[0] if hint else ""
+        self.regressor: nn.Module | None = None
+        if hint is not None:
+            if hint[0] not in student_channels:
+                raise StageMismatch(f"the cache's hint is {hint[0]}, which the student has not")
+            self.regressor = _connector(student_channels[hint[0]], hint[1], "conv-bn-relu")
+
+    def hint(self, maps: Mapping[str, Tensor]) -> Tensor | None:
+        """(B, C_t, H, W): what the regressor makes of the student's map."""
+        return self.regressor(maps[self.hint_stage]) if self.regressor else None
 
     def forward(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
         return [channel_means(connect(maps[stage])) for stage, connect in self.stages.items()]
@@ -44,11 +64,12 @@ def build_connectors(
     teacher_channels: Mapping[str, int],
     kind: str,
     seed: int,
+    hint: tuple[str, int] | None = None,
 ) -> Connectors:
     """Connectors whose initial weights depend on `seed` alone. Raises StageMismatch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Connectors(student_channels, teacher_channels, kind)
+        return Connectors(student_channels, teacher_channels, kind, hint)
 
 
 def student_channels(

@@ -25,9 +25,9 @@ from nets.taps import as_is, read_stages
 from train.connectors import Connectors
 from train.evaluate import evaluate
 from train.feed import TeacherSource
-from train.losses import LOSSES, Batch
 from train.schedule import learning_rate_at, weight_at
 from train.study import TrainError
+from train.terms import Batch, loss_named, options_of
 from views.augment import view_of_epoch
 from views.datasets import Dataset, Split
 from views.pixels import Pixels, ViewBatch, evaluation_pixels, open_pixels
@@ -198,7 +198,7 @@ def fit(
     partial: what was done of the first epoch before. pause: asked after every step.
     """
     learner.network.train()
-    stages = task.stages if any(LOSSES[term.loss].uses_stages for term in task.terms) else {}
+    stages = task.stages if reads_stages(task.terms) else {}
     with read_stages(learner.network, stages, as_is) as maps:
         for epoch in range(first_epoch, task.training.epochs + 1):
             result = _run_epoch(task, learner, source, epoch, maps, partial, pause)
@@ -303,10 +303,15 @@ def _errors_on(pixels: Pixels | None, task: Task, learner: Learner) -> Errors | 
 def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[Active]:
     """The terms whose weight is not zero in this epoch; the others are not even computed."""
     return [
-        (term.loss, weight, {} if term.temperature is None else {"temperature": term.temperature})
+        (term.loss, weight, options_of(term))
         for term in terms
         if (weight := weight_at(term, epoch)) != 0.0
     ]
+
+
+def reads_stages(terms: Sequence[LossTerm]) -> bool:
+    """Whether any term looks at the student's feature maps."""
+    return any(loss_named(term.loss).student - {"logits"} for term in terms)
 
 
 def run_step(
@@ -324,17 +329,21 @@ def run_step(
     teacher = source.outputs(batch)
     with arithmetic(task.training.precision, task.device):
         logits = learner.forward(batch.inputs)
-        uses_stages = any(LOSSES[name].uses_stages for name, _, _ in active)
-        means = learner.connectors(maps) if uses_stages and learner.connectors else []
+        wanted = {output for name, _, _ in active for output in loss_named(name).student}
+        connect = learner.connectors
+        means = connect(maps) if connect is not None and "means" in wanted else ()
+        hint = connect.hint(maps) if connect is not None and "hint" in wanted else None
     seen = Batch(
         labels=batch.labels,
-        student_logits=logits,
-        student_means=means,
+        logits=logits,
+        means=means,
+        maps=dict(maps),
+        hint=hint,
         teacher=teacher,
         other_labels=batch.other_labels,
         other_shares=batch.other_shares,
     )
-    losses = {name: LOSSES[name].compute(seen, **options) for name, _, options in active}
+    losses = {name: loss_named(name).compute(seen, **options) for name, _, options in active}
     total = torch.stack([weight * losses[name] for name, weight, _ in active]).sum()
     learner.optimizer.zero_grad(set_to_none=True)
     total.backward()

@@ -1,17 +1,19 @@
-"""The losses, as pure functions of tensors; each computes in float32 whatever it is given.
+"""The losses, as pure functions of tensors; 16-bit numbers are widened to float32 first.
 
 B is the batch, K the number of classes, C_l the channels of stage l. Every result is a scalar
-tensor. `LOSSES` at the end says which taps of the teacher each needs.
+tensor. `train.terms` says what each of them needs of teacher and student.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+_TRIPLETS_AT_ONCE = 2**22  # of rkd: so many cosines are held at a time
 
 
 def ce(
@@ -26,9 +28,9 @@ def ce(
     other_shares (B,) in [0, 1], the weight of the other label; the first one has the rest.
     """
     if other_labels is None or other_shares is None:
-        return F.cross_entropy(student_logits.float(), labels)
-    own = F.cross_entropy(student_logits.float(), labels, reduction="none")
-    other = F.cross_entropy(student_logits.float(), other_labels, reduction="none")
+        return F.cross_entropy(_wide(student_logits), labels)
+    own = F.cross_entropy(_wide(student_logits), labels, reduction="none")
+    other = F.cross_entropy(_wide(student_logits), other_labels, reduction="none")
     return torch.lerp(own, other, other_shares).mean()
 
 
@@ -63,71 +65,168 @@ def cd(student_means: Sequence[Tensor], teacher_means: Sequence[Tensor]) -> Tens
     Lists of (B, C_l), one entry per stage, equal shapes. Source: Zhou et al. 2020.
     """
     pairs = zip(student_means, teacher_means, strict=True)
-    return torch.stack([F.mse_loss(s.float(), t.float()) for s, t in pairs]).sum()
+    return torch.stack([F.mse_loss(_wide(s), _wide(t)) for s, t in pairs]).sum()
+
+
+def at(student_energy: Sequence[Tensor], teacher_energy: Sequence[Tensor]) -> Tensor:
+    """Attention transfer: per stage the mean squared difference of energy maps, summed.
+
+    Lists of (B, H_l * W_l), each row of length one: see `nets.taps.spatial_energy`. Source:
+    Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", as in their code.
+    """
+    pairs = zip(student_energy, teacher_energy, strict=True)
+    return torch.stack([F.mse_loss(_wide(s), _wide(t)) for s, t in pairs]).sum()
+
+
+def rkd(
+    student_embedding: Tensor,
+    teacher_embedding: Tensor,
+    distance_weight: float = 25.0,
+    angle_weight: float = 50.0,
+) -> Tensor:
+    """Relational KD: smooth L1 of the pairs' distances and of the cosines of the triplets' angles.
+
+    (B, D_s) and (B, D_t). Distances are divided by their mean over the pairs that differ. Source:
+    Park et al. 2019, "Relational Knowledge Distillation". One sample has no relations: 0.
+    """
+    student, teacher = (
+        _wide(student_embedding),
+        _wide(teacher_embedding).to(student_embedding.device),
+    )
+    distances = F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
+    return distance_weight * distances + angle_weight * _angle_loss(student, teacher)
+
+
+def fitnets(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
+    """The mean squared difference of two feature maps (B, C, H, W).
+
+    The student's is what its regressor makes of its own map. Source: Romero et al. 2015,
+    "FitNets: Hints for Thin Deep Nets", in the joint form.
+    """
+    return F.mse_loss(_wide(student_hint), _wide(teacher_hint))
+
+
+def dkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+) -> Tensor:
+    """Decoupled KD: T^2 (alpha KL of label or not + beta KL among the other classes), batch mean.
+
+    Logits (B, K), labels (B,) int64. Source: Zhao et al. 2022, "Decoupled Knowledge Distillation".
+    """
+    student = F.log_softmax(_wide(student_logits) / temperature, dim=1)
+    teacher = F.log_softmax(_wide(teacher_logits) / temperature, dim=1)
+    pairs = [_label_or_not(student, labels), _label_or_not(teacher, labels)]
+    target = F.kl_div(pairs[0], pairs[1], reduction="none", log_target=True).sum(dim=1)
+    others = [F.log_softmax(_without_label(each, labels), dim=1) for each in (student, teacher)]
+    rest = F.kl_div(others[0], others[1], reduction="none", log_target=True).sum(dim=1)
+    return temperature**2 * (alpha * target + beta * rest).mean()
+
+
+def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 ((1 - mean correlation of rows) + (1 - mean correlation of columns)) of probabilities.
+
+    Both (B, K). A row or column that is constant correlates with nothing. Source: Huang et al.
+    2022, "Knowledge Distillation from A Stronger Teacher".
+    """
+    student = F.softmax(_wide(student_logits) / temperature, dim=1)
+    teacher = F.softmax(_wide(teacher_logits) / temperature, dim=1)
+    rows = 1 - _correlation(student, teacher).mean()
+    columns = 1 - _correlation(student.T, teacher.T).mean()
+    return temperature**2 * (rows + columns)
+
+
+def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
+    """`kd` of logits that were made to have mean 0 and standard deviation 1 per sample.
+
+    Both (B, K), K at least 2. Source: Sun et al. 2024, "Logit Standardization in Knowledge
+    Distillation".
+    """
+    return kd(_standardised(student_logits), _standardised(teacher_logits), temperature)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """float32 at least: distances and divergences of 16-bit numbers are off by percents."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _standardised(logits: Tensor) -> Tensor:
+    logits = _wide(logits)
+    deviation = logits.std(dim=1, keepdim=True)
+    return (logits - logits.mean(dim=1, keepdim=True)) / (deviation + 1e-7)
+
+
+def _correlation(ours: Tensor, theirs: Tensor) -> Tensor:
+    """(R,) Pearson's correlation of the rows of two (R, M) tensors; 0 where one is constant."""
+    ours = ours - ours.mean(dim=1, keepdim=True)
+    theirs = theirs - theirs.mean(dim=1, keepdim=True)
+    # The square of a length may underflow, and the root of 0 has no gradient: bounded before it.
+    lengths = ours.square().sum(dim=1).clamp(min=1e-16) * theirs.square().sum(dim=1).clamp(1e-16)
+    return (ours * theirs).sum(dim=1) / lengths.sqrt()
+
+
+def _label_or_not(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    """(B, 2): the logarithms of p(label) and of 1 - p(label)."""
+    own = log_probabilities.gather(1, labels[:, None])
+    others = _without_label(log_probabilities, labels).logsumexp(dim=1, keepdim=True)
+    return torch.cat([own, others], dim=1)
+
+
+def _without_label(values: Tensor, labels: Tensor) -> Tensor:
+    """(B, K) -> (B, K - 1): each row without the column of its label."""
+    columns = torch.arange(values.shape[1] - 1, device=values.device)[None]
+    return values.gather(1, columns + (columns >= labels[:, None]))
+
+
+def _relative_distances(points: Tensor) -> Tensor:
+    """(B, B) Euclidean distances, divided by the mean of those that are not 0."""
+    products = points @ points.T
+    squares = products.diagonal()
+    squared = (squares[:, None] + squares[None] - 2 * products).clamp(min=0)
+    same = torch.eye(len(points), dtype=torch.bool, device=points.device) | (squared < 1e-12)
+    distances = torch.where(same, torch.ones_like(squared), squared).sqrt()
+    distances = torch.where(same, torch.zeros_like(squared), distances)
+    mean = distances.sum() / (~same).sum().clamp(min=1)
+    return distances / mean.clamp(min=1e-12)
+
+
+def _angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over all B^3 triplets, a few rows at a time; the gradient computes them once more."""
+    batch = len(student)
+    at_once = max(1, _TRIPLETS_AT_ONCE // batch**2)
+    if at_once >= batch:
+        return _angle_sum(student, student, teacher, teacher) / batch**3
+    total = student.new_zeros(())
+    for start in range(0, batch, at_once):
+        rows = slice(start, start + at_once)
+        total = total + checkpoint(
+            _angle_sum, student[rows], student, teacher[rows], teacher, use_reentrant=False
+        )
+    return total / batch**3
+
+
+def _angle_sum(
+    student_rows: Tensor, student: Tensor, teacher_rows: Tensor, teacher: Tensor
+) -> Tensor:
+    cosines = (_cosines(student_rows, student), _cosines(teacher_rows, teacher))
+    return F.smooth_l1_loss(*cosines, reduction="sum")
+
+
+def _cosines(corners: Tensor, points: Tensor) -> Tensor:
+    """(R, B, B): of the angles at each of (R, D) corners between all pairs of (B, D) points."""
+    towards = points[None] - corners[:, None]
+    squares = towards.square().sum(dim=2, keepdim=True)
+    # Towards itself there is no direction: 0, with a gradient of 0.
+    towards = torch.where(squares > 1e-12, towards / squares.clamp(min=1e-12).sqrt(), 0.0)
+    return towards @ towards.transpose(1, 2)
 
 
 def _kl_per_sample(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """(B,) KL divergences, from log-probabilities, so that probabilities of zero do no harm."""
-    student = F.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
+    student = F.log_softmax(_wide(student_logits) / temperature, dim=1)
+    teacher = F.log_softmax(_wide(teacher_logits) / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a loss term may look at, for one batch.
-
-    teacher: tap name -> tensor on the training device. student_means: after the connectors.
-    labels: of mixed images the label of the larger share; other_labels and other_shares (B,) say
-    what else is in them.
-    """
-
-    labels: Tensor
-    student_logits: Tensor
-    student_means: Sequence[Tensor]
-    teacher: dict[str, Tensor]
-    other_labels: Tensor | None = None
-    other_shares: Tensor | None = None
-
-    @property
-    def teacher_means(self) -> list[Tensor]:
-        return [self.teacher[f"stage{n}"] for n in range(1, len(self.student_means) + 1)]
-
-
-@dataclass(frozen=True)
-class Loss:
-    """How a loss is computed from a batch, and what it needs.
-
-    teacher_taps: names of taps; "stages" stands for stage1 ... stageL. uses_logits: whether its
-    gradient reaches the student's classifier.
-    """
-
-    compute: Callable[..., Tensor]
-    teacher_taps: tuple[str, ...] = ()
-    uses_logits: bool = True
-
-    @property
-    def uses_stages(self) -> bool:
-        return "stages" in self.teacher_taps
-
-
-LOSSES: dict[str, Loss] = {
-    "ce": Loss(
-        lambda batch: ce(batch.student_logits, batch.labels, batch.other_labels, batch.other_shares)
-    ),
-    "kd": Loss(
-        lambda batch, **options: kd(batch.student_logits, batch.teacher["logits"], **options),
-        teacher_taps=("logits",),
-    ),
-    "gkd": Loss(
-        lambda batch, **options: gkd(
-            batch.student_logits, batch.teacher["logits"], batch.teacher["correct"], **options
-        ),
-        teacher_taps=("logits", "correct"),
-    ),
-    "cd": Loss(
-        lambda batch: cd(batch.student_means, batch.teacher_means),
-        teacher_taps=("stages",),
-        uses_logits=False,
-    ),
-}

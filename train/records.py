@@ -24,10 +24,9 @@ from store.identity import canonical_json, identity_sha256
 from store.lock import Job, WriterLock
 from store.stop import Stopped, StopRequest
 from train.loop import EpochResult, Learner, Partial
-from train.study import RUN_FILE, SUMMARY_FILE
+from train.study import METRICS_FILE, RUN_FILE, SUMMARY_FILE
 
 CHECKPOINT_FILE = "checkpoint.pt"
-METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
-"""The table and the picture of an ablation."""
+"""The report of an ablation: the table, the runs as CSV, a picture, and a page with all of it."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from store.files import write_atomically
+from train.study import METRICS_FILE, Study
 
 _COLUMNS = {
     "last_top1": "top-1 error, last (%)",
@@ -19,6 +20,22 @@ _COLUMNS = {
     "best_top5": "top-5 error, best (%)",
     "seconds": "seconds per run",
 }
+_CSV_COLUMNS = (
+    *("method", "model", "seed", "last_top1", "last_top5", "best_top1", "best_top5"),
+    *("best_epoch", "seconds", "cache"),
+)
+
+Summary = dict[str, Any]
+Curve = list[dict[str, Any]]  # one metrics line per epoch
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The commands that made the figures; METHOD and SEED stand in that of a single run."""
+
+    ablation: str
+    run: str
+    cache: str
 
 
 @dataclass(frozen=True)
@@ -33,23 +50,50 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """Of a method's last top-1 error to another's, over the seeds that both have.
+
+    p: two-sided, of a paired t-test; None with fewer than two seeds or without any spread.
+    """
+
+    mean: float
+    p: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f}" + ("" if self.p is None else f" (p = {self.p:.2g})")
+
+
+@dataclass(frozen=True)
 class Row:
     """One method over all its seeds."""
 
     method: str
     num_seeds: int
     cells: dict[str, Spread]
+    model: str = ""
+    to_alone: Difference | None = None
+    to_kd: Difference | None = None
 
 
-def rows_of(summaries: Iterable[dict[str, Any]]) -> list[Row]:
+def rows_of(summaries: Iterable[Summary]) -> list[Row]:
     """Group summaries by method, in the order in which the methods first come."""
-    grouped: dict[str, list[dict[str, Any]]] = {}
+    grouped: dict[str, list[Summary]] = {}
     for summary in summaries:
         grouped.setdefault(summary["method"], []).append(summary)
-    return [Row(method, len(found), _cells(found)) for method, found in grouped.items()]
+    return [
+        Row(
+            method,
+            len(found),
+            _cells(found),
+            str(found[0].get("model", "")),
+            _difference(found, grouped.get("ce", [])) if method != "ce" else None,
+            _difference(found, grouped.get("kd", [])) if method not in ("ce", "kd") else None,
+        )
+        for method, found in grouped.items()
+    ]
 
 
-def _cells(summaries: Sequence[dict[str, Any]]) -> dict[str, Spread]:
+def _cells(summaries: Sequence[Summary]) -> dict[str, Spread]:
     values = {
         "last_top1": [s["last"]["top1_error"] for s in summaries],
         "last_top5": [s["last"]["top5_error"] for s in summaries],
@@ -65,85 +109,124 @@ def _spread(numbers: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(numbers), std)
 
 
-def markdown_table(rows: Sequence[Row], teacher: dict[str, float]) -> str:
-    """One row per method, the teacher first; mean ± sample standard deviation over seeds."""
-    header = ["method", "seeds", *_COLUMNS.values()]
+def _difference(ours: Sequence[Summary], theirs: Sequence[Summary]) -> Difference | None:
+    errors = [{s["seed"]: s["last"]["top1_error"] for s in runs} for runs in (ours, theirs)]
+    common = sorted(errors[0].keys() & errors[1].keys())
+    if not common:
+        return None
+    gaps = [errors[0][seed] - errors[1][seed] for seed in common]
+    return Difference(statistics.fmean(gaps), _paired_p(gaps))
+
+
+def _paired_p(gaps: Sequence[float]) -> float | None:
+    if len(gaps) < 2 or statistics.stdev(gaps) == 0:
+        return None
+    from scipy import stats
+
+    t = statistics.fmean(gaps) / (statistics.stdev(gaps) / len(gaps) ** 0.5)
+    return float(2 * stats.t.sf(abs(t), len(gaps) - 1))
+
+
+def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[str]]:
+    """Header, teacher and one line per method; mean ± sample standard deviation over seeds."""
+    header = ["method", "model", "seeds", *_COLUMNS.values(), "Δ to ce", "Δ to kd"]
     top1, top5 = f"{teacher['test_top1_error']:.2f}", f"{teacher['test_top5_error']:.2f}"
-    lines = [header, ["---"] * len(header), ["teacher", "", top1, top5, "", "", ""]]
-    lines += [
-        [row.method, str(row.num_seeds), *(str(row.cells[name]) for name in _COLUMNS)]
-        for row in rows
-    ]
+    lines = [header, ["teacher", "", "", top1, top5, "", "", "", "", ""]]
+    for row in rows:
+        cells = [str(row.cells[name]) for name in _COLUMNS]
+        differences = [str(each) if each else "" for each in (row.to_alone, row.to_kd)]
+        lines.append([row.method, row.model, str(row.num_seeds), *cells, *differences])
+    return lines
+
+
+def markdown_table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
+    header, *body = table_cells(rows, teacher)
+    lines = [header, ["---"] * len(header), *body]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def csv_table(summaries: Iterable[dict[str, Any]]) -> str:
+def csv_table(summaries: Iterable[Summary]) -> str:
     """One line per run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "method",
-            "seed",
-            "last_top1",
-            "last_top5",
-            "best_top1",
-            "best_top5",
-            "best_epoch",
-            "seconds",
-            "cache",
-        ]
-    )
+    writer.writerow(_CSV_COLUMNS)
     for s in summaries:
-        writer.writerow(
-            [
-                s["method"],
-                s["seed"],
-                s["last"]["top1_error"],
-                s["last"]["top5_error"],
-                s["best"]["top1_error"],
-                s["best"]["top5_error"],
-                s["best"]["epoch"],
-                s["seconds"],
-                s["cache"],
-            ]
-        )
+        errors = [s[when][top] for when in ("last", "best") for top in ("top1_error", "top5_error")]
+        of_run = [s["method"], s.get("model", ""), s["seed"]]
+        writer.writerow([*of_run, *errors, s["best"]["epoch"], s["seconds"], s["cache"]])
     return text.getvalue()
 
 
-def write_report(
-    folder: Path, title: str, command: str, summaries: Sequence[dict[str, Any]]
-) -> str:
-    """Write ablation.md, .csv and .png into `folder`; returns the table."""
+def read_curves(study: Study, summaries: Sequence[Summary]) -> dict[tuple[str, int], Curve]:
+    """The metrics of every run, by method and seed."""
+    found = {}
+    for summary in summaries:
+        run = (summary["method"], summary["seed"])
+        lines = (study.run_folder(*run) / METRICS_FILE).read_text().splitlines()
+        found[run] = [json.loads(line) for line in lines]
+    return found
+
+
+def write_report(study: Study, summaries: Sequence[Summary], commands: Commands) -> str:
+    """Write report.html, ablation.md, .csv and .png into the study's folder; returns the table."""
+    from train.page import page
+
+    folder, title = study.folder, f"Ablation of {study.config.name}"
     rows, teacher = rows_of(summaries), summaries[0]["teacher"]
-    table = markdown_table(rows, teacher)
-    first = summaries[0]
-    text = (
-        f"# {title}\n\n{table}\n![error per method](ablation.png)\n\n"
-        f"Mean ± sample standard deviation over seeds. Last: after the last epoch; best: the epoch "
-        f"with the lowest top-1 error on the {first['best']['chosen_on']} set.\n\n"
-        f"Command: `{command}`\\\nCache: `{first['cache']}` (identity {first['cache_sha256']})\\\n"
-        f"Device: {first['device']}, torch {first['versions']['torch']}\n"
-    )
+    curves = read_curves(study, summaries)
     folder.mkdir(parents=True, exist_ok=True)
+    text = _markdown_report(title, rows, summaries, commands)
     write_atomically(folder / "ablation.md", text.encode())
     write_atomically(folder / "ablation.csv", csv_table(summaries).encode())
-    write_atomically(folder / "ablation.png", _picture(rows, teacher, title, summaries))
-    return table
+    write_atomically(folder / "ablation.png", picture(rows, teacher, title, summaries))
+    views = study.cache.num_views
+    write_atomically(
+        folder / "report.html", page(title, rows, summaries, curves, commands, views).encode()
+    )
+    return markdown_table(rows, teacher)
 
 
-def _picture(
-    rows: Sequence[Row], teacher: dict[str, float], title: str, summaries: Sequence[dict[str, Any]]
+def _markdown_report(
+    title: str, rows: Sequence[Row], summaries: Sequence[Summary], commands: Commands
+) -> str:
+    first = summaries[0]
+    return (
+        f"# {title}\n\n{markdown_table(rows, first['teacher'])}\n"
+        f"![error per method](ablation.png)\n\n{legend(first)}\n\n"
+        f"Command: `{commands.ablation}`\\\nCache: `{first['cache']}` (identity "
+        f"{first['cache_sha256']})\\\nDevice: {first['device']}, torch "
+        f"{first['versions']['torch']}\n"
+    )
+
+
+def legend(summary: Summary) -> str:
+    """What the columns mean."""
+    return (
+        f"Mean ± sample standard deviation over seeds. Last: after the last epoch; best: the epoch "
+        f"with the lowest top-1 error on the {summary['best']['chosen_on']} set. Δ: of the last "
+        f"top-1 error, over the seeds that both have; p of a paired t-test, not corrected for the "
+        f"number of rows."
+    )
+
+
+def picture(
+    rows: Sequence[Row],
+    teacher: Mapping[str, float],
+    title: str,
+    summaries: Sequence[Summary],
 ) -> bytes:
     """PNG bytes: per method the runs as dots, mean and deviation as a bar, two reference lines."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.6 + 1.2 * len(rows), 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(1.6 + 1.0 * len(rows), 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     names = [row.method for row in rows]
     means = [row.cells["last_top1"].mean for row in rows]
     stds = [row.cells["last_top1"].std or 0.0 for row in rows]
-    axes.set_xticks(range(len(names)), names)
+    rotation = 30 if len(rows) > 7 else 0
+    axes.set_xticks(
+        range(len(names)), names, rotation=rotation, ha="right" if rotation else "center"
+    )
     axes.errorbar(
         range(len(names)),
         means,

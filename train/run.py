@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from nets.teacher import load_teacher_network
 from nets.zoo import build
 from store.identity import identity_sha256
 from store.stop import StopRequest
-from train.connectors import Connectors, build_connectors, student_channels
+from train.connectors import Connectors, StageMismatch, build_connectors, student_channels
 from train.feed import (
     CachedTeacher,
     LiveTeacher,
@@ -36,10 +36,10 @@ from train.loop import (
     make_learner,
     open_splits,
 )
-from train.losses import LOSSES
 from train.progress import EpochPrinter
 from train.records import RunRecorder
 from train.study import Study, TrainError
+from train.terms import expanded_taps, loss_named
 from views.pixels import StreamedPixels, calibration_batches
 
 
@@ -122,7 +122,7 @@ def assemble(
     Raises TrainError, DatasetError, ArchError.
     """
     terms = study.config.methods[method]
-    _check_terms(method, terms, study.config.training.epochs)
+    check_methods(study, [method])
     normalisation = study.teacher.dataset.normalisation
     data = open_splits(study.dataset, study.teacher.views, normalisation, device, num_workers)
     task, connectors, network = _prepare(study, terms, seed, device, data)
@@ -147,10 +147,19 @@ def _prepare(
         seed=seed,
     )
     connectors = None
-    if any(LOSSES[term.loss].uses_stages for term in terms):
+    looked_at = {output for term in terms for output in loss_named(term.loss).student}
+    if "energy" in looked_at and len(stages) != len(study.teacher_stages):
+        raise StageMismatch(
+            f"the student has {len(stages)} stages and the cache {len(study.teacher_stages)}: name "
+            f"as many modules under student.stages"
+        )
+    if looked_at & {"means", "hint"}:
+        taps = study.cache.taps
         channels = student_channels(network, stages, study.image_shape)
-        wanted = {stage: study.cache.taps[stage].shape[0] for stage in study.teacher_stages}
-        connectors = build_connectors(channels, wanted, student.connector, seed)
+        wanted = {stage: taps[stage].shape[0] for stage in study.teacher_stages}
+        wanted = wanted if "means" in looked_at else {}
+        hint = (str(taps["hint"].stage), taps["hint"].shape[0]) if "hint" in looked_at else None
+        connectors = build_connectors(channels, wanted, student.connector, seed, hint)
     task = Task(
         data=data,
         num_views=study.num_views,
@@ -204,9 +213,38 @@ def _where(data: SplitPixels, source: TeacherSource) -> str:
 
 def _needed_taps(study: Study, terms: tuple[LossTerm, ...]) -> list[str]:
     """Only what the losses use is read: an epoch's slab holds these taps of one view."""
-    wanted = {tap for term in terms for tap in LOSSES[term.loss].teacher_taps}
-    expanded = (wanted - {"stages"}) | (set(study.teacher_stages) if "stages" in wanted else set())
-    return [tap for tap in study.cache.taps if tap in expanded]
+    stages = list(study.teacher_stages)
+    wanted = {tap for term in terms for tap in expanded_taps(loss_named(term.loss), stages)}
+    return [tap for tap in study.cache.taps if tap in wanted]
+
+
+def check_methods(study: Study, methods: Sequence[str]) -> None:
+    """Raise TrainError where a method cannot work, or needs what the cache lacks: all of it."""
+    missing: dict[str, set[str]] = {}
+    for method in methods:
+        terms = study.config.methods[method]
+        _check_terms(method, terms, study.config.training.epochs)
+        stages = list(study.teacher_stages)
+        wanted = {tap for term in terms for tap in expanded_taps(loss_named(term.loss), stages)}
+        if lacking := wanted - set(study.cache.taps):
+            missing[method] = lacking
+    if not missing:
+        return
+    lines = [f"methods.{m} needs the taps {', '.join(sorted(taps))}" for m, taps in missing.items()]
+    every = set().union(*missing.values())
+    settings = ["taps.energy=float16"] if any(tap.startswith("energy") for tap in every) else []
+    if "hint" in every:
+        middle = (len(study.teacher_stages) + 1) // 2
+        settings.append(f"taps.hint.stage=stage{middle}")
+    unknown = [t for t in every if t != "hint" and not t.startswith("energy")]
+    if unknown:
+        known = ", ".join([*study.cache.taps, "energyN", "hint"])
+        raise TrainError("\n  ".join([*lines, f"of {', '.join(unknown)} no cache knows; {known}"]))
+    problem = "\n  ".join([f"{study.cache.path} lacks what is needed:", *lines])
+    raise TrainError(
+        f"{problem}\n  to mend it: make cache-teacher TEACHER={study.teacher.name} "
+        f'ARGS="{" ".join(settings)}"'
+    )
 
 
 def _check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
@@ -227,6 +265,9 @@ def _check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
 def _summary_extras(study: Study, method: str, seed: int, device: torch.device) -> dict[str, Any]:
     return {
         "student": study.config.name,
+        "model": study.config.student.arch,
+        "num_samples": len(study.dataset.train),
+        "is_taught": bool(_needed_taps(study, study.config.methods[method])),
         "method": method,
         "seed": seed,
         "cache": study.cache.path.name,

@@ -12,12 +12,14 @@ def weight_at(term: LossTerm, epoch: int) -> float:
     """The weight of a term in an epoch.
 
     Zero before `start_epoch`; from then on `weight`, times `decay` for each of `decay_epochs` that
-    has been reached. Early Decay Teacher is a way to set these: see the README.
+    has been reached; over the first `warmup_epochs` it rises linearly to that. Early Decay Teacher
+    is a way to set these: see the README.
     """
     if epoch < term.start_epoch:
         return 0.0
     reached = bisect_right(sorted(term.decay_epochs), epoch)
-    return float(term.weight * term.decay**reached)
+    risen = min(1.0, (epoch - term.start_epoch + 1) / max(1, term.warmup_epochs))
+    return float(term.weight * term.decay**reached * risen)
 
 
 def learning_rate_at(training: Training, step: int, steps_per_epoch: int) -> float:

@@ -24,6 +24,7 @@ from views.datasets import Dataset, load_dataset
 RUN_VERSION = 1  # raise it when the same settings would train differently
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
+METRICS_FILE = "metrics.jsonl"
 
 # Where a view's teacher outputs are while its epoch runs; see `train.feed`.
 Feed = Literal["auto", "device", "host", "window"]

@@ -1,0 +1,77 @@
+"""The runner: what is finished is skipped, what fails is reported, several processes agree."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from store.stop import Stopped
+from train.ablation import RunOptions, run_ablation
+from train.study import Study, TrainError
+
+MakeStudy = Callable[..., Study]
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def test_several_jobs_give_what_one_gives(make_study: MakeStudy) -> None:
+    first = make_study()
+    alone = run_ablation(first, ["ce", "kd"], [0, 1], RunOptions("cpu"), quiet())
+    for run in first.folder.glob("*-seed*"):
+        (run / "summary.json").unlink()
+    together = run_ablation(first, ["ce", "kd"], [0, 1], RunOptions("cpu", jobs=2), quiet())
+    assert [outcome.run for outcome in together] == [("ce", 0), ("ce", 1), ("kd", 0), ("kd", 1)]
+    for ours, theirs in zip(alone, together, strict=True):
+        assert ours.summary is not None
+        assert theirs.summary is not None
+        assert ours.summary["last"] == pytest.approx(theirs.summary["last"], abs=1.0)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_stops_no_other_and_is_named(make_study: MakeStudy, jobs: int) -> None:
+    study = make_study(student=["methods.bad=[{loss: ce, weight: 1e38}]"])
+    console = quiet()
+    outcomes = run_ablation(study, ["bad", "ce"], [0], RunOptions("cpu", jobs=jobs), console)
+    bad, good = outcomes
+    assert bad.summary is None
+    assert "Diverged: the loss became" in bad.failure
+    assert good.summary is not None
+    assert "bad          seed 0  FAILED: Diverged" in console.file.getvalue()
+    again = run_ablation(study, ["bad", "ce"], [0], RunOptions("cpu", jobs=jobs), console)
+    assert again[1].summary == good.summary
+    assert "1 of 2 runs are finished already" in console.file.getvalue()
+
+
+def test_a_method_that_cannot_work_stops_everything_before_it_starts(make_study: MakeStudy) -> None:
+    study = make_study(student=["methods.at=[{loss: at}]"])
+    with pytest.raises(TrainError, match=r"methods\.at needs the taps energy1"):
+        run_ablation(study, ["ce", "at"], [0], RunOptions("cpu"), quiet())
+    assert not list(study.runs_dir.glob("*/*"))
+
+
+def test_a_signal_is_passed_on_and_every_run_is_kept(make_study: MakeStudy) -> None:
+    study = make_study(student=["training.epochs=2000", "training.schedule.milestones=[1999]"])
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(list(study.folder.glob("*/checkpoint.pt"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Stopped) as stopped:
+        run_ablation(study, ["ce", "kd"], [0], RunOptions("cpu", jobs=2), quiet())
+    thread.join()
+    assert stopped.value.exit_code == 143
+    assert len(list(study.folder.glob("*/checkpoint.pt"))) == 2
+    assert not list(study.folder.glob("*/summary.json"))

@@ -1,0 +1,74 @@
+"""An exported student loads without this project's help, and errs as often as was reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.load import load_student
+from nets.weights import save_atomically
+from nets.zoo import build
+from tests.test_photographs import PLAIN, configs_of, study_of
+from torchvision_shim import import_torchvision
+from train.export import export_student
+from train.run import train_student
+from train.study import Study, TrainError
+
+import_torchvision()
+from torchvision import models  # noqa: E402
+
+
+def test_the_exported_student_has_the_error_that_was_reported(
+    make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    study = make_study()
+    with pytest.raises(TrainError, match=r"is not finished(?s:.*)make train-student STUDENT="):
+        export_student(study, "cd", 0, "best", tmp_path / "out")
+    summary = train_student(study, "cd", 0)
+    for which in ("best", "last"):
+        card = export_student(study, "cd", 0, which, tmp_path / "out", device="cpu")
+        assert card["top1_error"] == summary[which]["top1_error"]
+        assert card["program_top1_error"] == pytest.approx(card["top1_error"], abs=0.3)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "student.pt",
+        "student.pt2",
+        "student.json",
+    }
+    assert json.loads((tmp_path / "out" / "student.json").read_text()) == card
+    assert card["input_shape"] == [1, 8, 8]
+
+
+def test_the_program_takes_any_batch_and_gives_the_networks_logits(
+    make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    study = make_study()
+    train_student(study, "cd", 0)
+    export_student(study, "cd", 0, "last", tmp_path, device="cpu")
+    program = torch.export.load(tmp_path / "student.pt2").module()
+    network = build("resnet8", num_classes=10, in_channels=1).eval()
+    network.load_state_dict(torch.load(tmp_path / "student.pt", weights_only=True))
+    for batch in (1, 5, 300):
+        images = torch.randn(batch, 1, 8, 8)
+        assert torch.allclose(program(images), network(images), atol=1e-4)
+
+
+def test_torchvisions_own_constructor_loads_the_exported_weights(
+    photographs: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "teacher.pt"
+    save_atomically(build("resnet8", num_classes=2, seed=1).state_dict(), weights)
+    _, teacher = configs_of(photographs, weights, PLAIN)
+    settings = ["training.epochs=1", "training.schedule.milestones=[2]", "student.stem=imagenet"]
+    student = load_student(
+        "digits-resnet8",
+        [*settings, "student.arch=resnet18", "student.stages=[layer1,layer2,layer3]"],
+    )
+    study = study_of(student, teacher, tmp_path, num_workers=0)
+    train_student(study, "cd", 0, num_workers=0)
+    export_student(study, "cd", 0, "best", tmp_path / "out", device="cpu")
+    network = models.resnet18(num_classes=2)
+    network.load_state_dict(torch.load(tmp_path / "out" / "student.pt", weights_only=True))

@@ -69,6 +69,7 @@ train-student: env ## train STUDENT with METHOD and SEED; makes what is missing 
 	  --caches $(CACHES) --runs $(RUNS) $(READERS) --feed $(FEED) $(OVERRIDES)
 
 ablation: env ## train every method of STUDENT with every one of SEEDS; the report
+	@$(PY) -m train check $(STUDENT) --methods "$(METHODS)" --caches $(CACHES) $(OVERRIDES)
 	@$(MAKE) --no-print-directory cache-of-student
 	@$(PY) -m train ablation $(STUDENT) --seeds "$(SEEDS)" --methods "$(METHODS)" --jobs $(JOBS) \
 	  --caches $(CACHES) --runs $(RUNS) $(READERS) --feed $(FEED) $(OVERRIDES)

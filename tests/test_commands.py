@@ -252,7 +252,7 @@ def test_make_train_student_does_everything_once(checkout: Path) -> None:
         assert looked.returncode == 0, looked.stderr
         assert told in looked.stdout
     assert "## Tap dtypes: digits-resnet20" in (checkout / "docs" / "benchmarks.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    _, example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (checkout / "example.py").write_text(example)
     ran = subprocess.run(
         [sys.executable, "example.py"], cwd=checkout, capture_output=True, text=True, check=False
@@ -271,6 +271,18 @@ def test_make_train_student_does_everything_once(checkout: Path) -> None:
     )
     assert third.returncode == 2
     assert "make cache-teacher TEACHER=digits-resnet20" in third.stderr
+
+
+def test_the_readmes_loss_of_ones_own_is_one(
+    cached: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_loss, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    comment, _, _ = own_loss.partition("\n")
+    (tmp_path / "my_losses.py").write_text(own_loss)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    term = comment.removeprefix("# my_losses.py: ")
+    call = ["student", "digits-resnet8", "--method", "own", f"methods.own=[{{loss: ce}}, {term}]"]
+    assert cli([*call, *cached]) == 0
 
 
 def commands_in_readme() -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 from configs.load import ConfigError, load_student
 from train.loop import EpochResult
+from train.needs import check_before_the_pass
 from train.run import check_methods, train_student
 from train.study import Study, TrainError
 from train.terms import LOSSES, Batch, expanded_taps, loss_named
@@ -101,6 +102,16 @@ def test_what_the_cache_lacks_is_one_error_with_the_command_that_adds_it(
     assert "methods.fitnets needs the taps hint" in text
     command = 'make cache-teacher TEACHER=digits-resnet20 ARGS="taps.energy=float16 taps.hint.stage'
     assert command in text
+
+
+def test_before_the_pass_the_teachers_file_is_asked(make_study: MakeStudy) -> None:
+    study = make_study(student=["methods.at=[{loss: at}]", "methods.hint=[{loss: fitnets}]"])
+    check_before_the_pass(study.config, study.teacher, ["ce", "cd"])
+    with pytest.raises(TrainError) as told:
+        check_before_the_pass(study.config, study.teacher, ["ce", "at", "kd", "hint"])
+    text = str(told.value)
+    assert 'ARGS="teacher.taps.energy=float16 teacher.taps.hint.stage=stage2"' in text
+    assert 'METHODS="ce kd"' in text
 
 
 def test_options_are_refused_where_they_have_no_use() -> None:

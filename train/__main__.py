@@ -2,6 +2,7 @@
 
 python -m train teacher NAME|PATH [--retrain] [key=value ...]
 python -m train ablation NAME|PATH [--seeds "0 1 2"] [--methods "ce kd"] [key=value ...]
+python -m train check NAME|PATH [--methods "ce kd"] [key=value ...]
 python -m train export NAME|PATH FOLDER [--method M] [--seed S] [--which best] [key=value ...]
 python -m train plan NAME|PATH [--method M] [--seed S] [key=value ...]
 
@@ -206,6 +207,31 @@ def export(
         f"again, top-1 error {card['top1_error']:.2f} %, as program "
         f"{card['program_top1_error']:.2f} %"
     )
+
+
+@app.command()
+def check(
+    name: Name,
+    overrides: Overrides = None,
+    methods: Annotated[str, typer.Option(help="methods; default: all of the config")] = "",
+    caches: Caches = Path("caches"),
+) -> None:
+    """Make sure that a cache has, or will have, what the methods need; do nothing."""
+    from train.needs import check_before_the_pass, missing_taps
+
+    config, teacher_config = _configs(name, overrides)
+    wanted = methods.split() or list(config.methods)
+    for method in wanted:
+        _check_method(config, method)
+    try:
+        study = open_study(config, teacher_config, caches_dir=caches, runs_dir=Path("runs"))
+    except (CacheError, DatasetError):
+        study = None  # the cache is not there yet: what the teacher's file says counts
+    if study is not None:
+        taps, stages = list(study.cache.taps), list(study.teacher_stages)
+        if not missing_taps(config, wanted, stages, taps):
+            return
+    check_before_the_pass(config, teacher_config, wanted)
 
 
 @app.command()

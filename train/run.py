@@ -36,6 +36,7 @@ from train.loop import (
     make_learner,
     open_splits,
 )
+from train.needs import missing_taps, settings_that_add, told_of_missing
 from train.progress import EpochPrinter
 from train.records import RunRecorder
 from train.study import Study, TrainError
@@ -220,31 +221,15 @@ def _needed_taps(study: Study, terms: tuple[LossTerm, ...]) -> list[str]:
 
 def check_methods(study: Study, methods: Sequence[str]) -> None:
     """Raise TrainError where a method cannot work, or needs what the cache lacks: all of it."""
-    missing: dict[str, set[str]] = {}
+    stages, epochs = list(study.teacher_stages), study.config.training.epochs
     for method in methods:
-        terms = study.config.methods[method]
-        _check_terms(method, terms, study.config.training.epochs)
-        stages = list(study.teacher_stages)
-        wanted = {tap for term in terms for tap in expanded_taps(loss_named(term.loss), stages)}
-        if lacking := wanted - set(study.cache.taps):
-            missing[method] = lacking
-    if not missing:
-        return
-    lines = [f"methods.{m} needs the taps {', '.join(sorted(taps))}" for m, taps in missing.items()]
-    every = set().union(*missing.values())
-    settings = ["taps.energy=float16"] if any(tap.startswith("energy") for tap in every) else []
-    if "hint" in every:
-        middle = (len(study.teacher_stages) + 1) // 2
-        settings.append(f"taps.hint.stage=stage{middle}")
-    unknown = [t for t in every if t != "hint" and not t.startswith("energy")]
-    if unknown:
-        known = ", ".join([*study.cache.taps, "energyN", "hint"])
-        raise TrainError("\n  ".join([*lines, f"of {', '.join(unknown)} no cache knows; {known}"]))
-    problem = "\n  ".join([f"{study.cache.path} lacks what is needed:", *lines])
-    raise TrainError(
-        f"{problem}\n  to mend it: make cache-teacher TEACHER={study.teacher.name} "
-        f'ARGS="{" ".join(settings)}"'
-    )
+        _check_terms(method, study.config.methods[method], epochs)
+    missing = missing_taps(study.config, methods, stages, list(study.cache.taps))
+    if missing:
+        told = told_of_missing(missing, f"{study.cache.path} lacks", stages)
+        settings = " ".join(settings_that_add(missing, stages))
+        command = f'make cache-teacher TEACHER={study.teacher.name} ARGS="{settings}"'
+        raise TrainError(f"{told}\n  to mend it: {command}")
 
 
 def _check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:

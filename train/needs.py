@@ -1,0 +1,65 @@
+"""What methods need of a cache, said before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from configs.schema import StudentConfig, TeacherConfig
+from nets.taps import stage_modules
+from train.study import TrainError
+from train.terms import expanded_taps, loss_named
+
+
+def missing_taps(
+    config: StudentConfig, methods: Sequence[str], stages: Sequence[str], there: Collection[str]
+) -> dict[str, set[str]]:
+    """Method -> the taps that it needs and that are not there; methods without any left out."""
+    found = {}
+    for method in methods:
+        losses = [loss_named(term.loss) for term in config.methods[method]]
+        lacking = {tap for loss in losses for tap in expanded_taps(loss, stages)} - set(there)
+        if lacking:
+            found[method] = lacking
+    return found
+
+
+def told_of_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[str]) -> str:
+    """The problem in words. Raises TrainError where no cache of this teacher could have them."""
+    lines = [f"methods.{m} needs the taps {', '.join(sorted(taps))}" for m, taps in missing.items()]
+    possible = {"logits", "correct", "hint", *stages, *(_energy_of(stage) for stage in stages)}
+    if unknown := sorted(set().union(*missing.values()) - possible):
+        known = ", ".join(sorted(possible))
+        raise TrainError("\n  ".join([*lines, f"no cache has {', '.join(unknown)}, but {known}"]))
+    return "\n  ".join([f"{who} what is needed:", *lines])
+
+
+def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) -> list[str]:
+    """Overrides of the teacher's file that add these taps; the hint is the middle stage's."""
+    every = set().union(*missing.values())
+    energy = ["taps.energy=float16"] if any(tap.startswith("energy") for tap in every) else []
+    middle = stages[len(stages) // 2]
+    return [*energy, *([f"taps.hint.stage={middle}"] if "hint" in every else [])]
+
+
+def check_before_the_pass(
+    config: StudentConfig, teacher: TeacherConfig, methods: Sequence[str]
+) -> None:
+    """Raise TrainError where a cache made as `teacher` says would lack what methods need."""
+    stages = list(stage_modules(teacher.teacher.arch, teacher.taps.stages))
+    there = {"logits", "correct", *stages}
+    there |= {_energy_of(stage) for stage in stages} if teacher.taps.energy else set()
+    there |= {"hint"} if teacher.taps.hint else set()
+    missing = missing_taps(config, methods, stages, there)
+    if not missing:
+        return
+    told = told_of_missing(missing, f"the teacher's file {teacher.name} leaves out", stages)
+    settings = " ".join(f"teacher.{item}" for item in settings_that_add(missing, stages))
+    rest = " ".join(method for method in methods if method not in missing)
+    raise TrainError(
+        f'{told}\n  to mend it: add ARGS="{settings}" (python -m precompute {teacher.name} --plan '
+        f'says what that takes), or leave them out: METHODS="{rest}"'
+    )
+
+
+def _energy_of(stage: str) -> str:
+    return stage.replace("stage", "energy")

@@ -6,6 +6,7 @@ machine falls on all of them alike.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -122,3 +123,22 @@ def write_section(file: Path, title: str, body: str) -> None:
 def write_json(file: Path, content: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
+    """With the options that every target's program has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--json", type=Path, default=Path(f"runs/benchmarks/{name}.json"))
+    return parser
+
+
+def publish(
+    options: argparse.Namespace, title: str, text: str, verdicts: Sequence[Verdict]
+) -> None:
+    """Print text and verdicts; put them into the documents as one section, and into JSON."""
+    body = f"{text}\n\n{verdict_table(verdicts)}"
+    print(body)
+    write_section(options.docs, title, body)
+    write_json(options.json, [verdict.as_plain() for verdict in verdicts])

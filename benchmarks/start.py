@@ -7,7 +7,6 @@ which every one of its programs repeats, are timed apart.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import statistics
@@ -20,7 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from benchmarks.harness import Verdict, machine, verdict_table, write_json, write_section
+from benchmarks.harness import Verdict, machine, parser_of, publish
 from nets.weights import save_atomically
 from nets.zoo import build
 from views import packed
@@ -102,12 +101,9 @@ def seconds_of_imports() -> float:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of("start", __doc__)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/start.json"))
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -126,14 +122,12 @@ def main(arguments: list[str]) -> int:
         ),
         Verdict("its programs' imports (s)", imported),
     ]
-    body = (
+    text = (
         f"`python -m benchmarks.start {' '.join(arguments)}` on {machine()}: {options.images:,} "
         f"images of 32x32, packed; medians of {options.rounds} rounds, start {min(starts):.1f} to "
-        f"{max(starts):.1f} s.\n\n{verdict_table(verdicts)}"
+        f"{max(starts):.1f} s."
     )
-    print(body)
-    write_section(options.docs, "The start", body)
-    write_json(options.json, [verdict.as_plain() for verdict in verdicts])
+    publish(options, "The start", text, verdicts)
     return 0
 
 

@@ -10,7 +10,6 @@ alike. The rows: see `ROWS`; the targets: see `judged`.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import tempfile
@@ -23,16 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.harness import (
-    Timing,
-    Verdict,
-    interleaved,
-    machine,
-    markdown,
-    verdict_table,
-    write_json,
-    write_section,
-)
+from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, Shape, steps, study_of
 from nets.precision import arithmetic, pick_device
 from train.feed import CachedTeacher, NoTeacher
@@ -235,12 +225,9 @@ def report(shapes: dict[str, dict[str, Timing]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of("steps", __doc__)
     parser.add_argument("--shapes", default="digits cifar-56-20 cifar-110-32 imagenet-34-18")
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/steps.json"))
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
     found, verdicts = {}, []
@@ -250,15 +237,13 @@ def main(arguments: list[str]) -> int:
         rounds = max(5, int(options.rounds * factor))
         found[name] = measure(SHAPES[name], device, rounds)
         verdicts += judged(name, found[name], device)
-    body = (
+    text = (
         f"`python -m benchmarks.steps {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}, {device}. Medians of single steps that take turns, ± half the "
         f"distance between the quartiles; in brackets relative to the student alone.\n\n"
-        f"{report(found)}\n{verdict_table(verdicts)}"
+        f"{report(found)}"
     )
-    print(body)
-    write_section(options.docs, "A training step", body)
-    write_json(options.json, [verdict.as_plain() for verdict in verdicts])
+    publish(options, "A training step", text, verdicts)
     return 0
 
 

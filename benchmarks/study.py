@@ -7,7 +7,6 @@ feed.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import sys
@@ -18,14 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.harness import (
-    Verdict,
-    machine,
-    markdown,
-    verdict_table,
-    write_json,
-    write_section,
-)
+from benchmarks.harness import Verdict, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, setup_of
 from nets.precision import pick_device
 from precompute.run import PassOptions, fill_cache
@@ -37,12 +29,9 @@ METHODS = ("ce", "kd", "cd", "cd+gkd", "cd+gkd+edt")
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of("study", __doc__)
     parser.add_argument("--shape", default="cifar-56-20")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/study.json"))
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
     overrides = [f"training.epochs={options.epochs}", "training.schedule={kind: onecycle}"]
@@ -93,16 +82,13 @@ def main(arguments: list[str]) -> int:
     ]
     rows.append(["making the cache", f"{building:.1f}", ""])
     rows.append(["in all", f"{cached:.1f}", f"{live:.1f}"])
-    body = (
+    text = (
         f"`python -m benchmarks.study {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}, {device}: {options.shape}, {shape.num_train:,} images, "
         f"{options.epochs} epochs with a fresh view each; one run per row.\n\n"
-        f"{markdown(['seconds', 'from the cache', 'teacher in the loop'], rows)}\n"
-        f"{verdict_table(verdicts)}"
+        f"{markdown(['seconds', 'from the cache', 'teacher in the loop'], rows)}"
     )
-    print(body)
-    write_section(options.docs, "An ablation of five methods", body)
-    write_json(options.json, [verdict.as_plain() for verdict in verdicts])
+    publish(options, "An ablation of five methods", text, verdicts)
     return 0
 
 

@@ -7,7 +7,6 @@ and flushes; planning, and the tests after it, are left out, as is making the ca
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import sys
@@ -19,15 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.harness import (
-    Verdict,
-    interleaved,
-    machine,
-    markdown,
-    verdict_table,
-    write_json,
-    write_section,
-)
+from benchmarks.harness import Verdict, interleaved, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, Shape, setup_of
 from nets.precision import arithmetic, pick_device
 from precompute.run import PassOptions, TeacherPass, content_of, run_blocks
@@ -77,13 +68,10 @@ def measure(shape: Shape, device: torch.device, rounds: int, batch_size: int) ->
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of("teacher_pass", __doc__)
     parser.add_argument("--shapes", default="digits cifar-56-20 imagenet-34-18")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/teacher_pass.json"))
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
     rows, verdicts = [], []
@@ -96,14 +84,12 @@ def main(arguments: list[str]) -> int:
             Verdict(f"{name}: pass ÷ bare loop, images/s", ratio, "≥ 0.95", lambda x: x >= 0.95)
         )
     table = markdown(["teacher of", "pass, images/s", "bare forward loop, images/s"], rows)
-    body = (
+    text = (
         f"`python -m benchmarks.teacher_pass {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}, {device}; medians of {options.rounds} interleaved rounds.\n\n"
-        f"{table}\n{verdict_table(verdicts)}"
+        f"{table}"
     )
-    print(body)
-    write_section(options.docs, "The teacher pass", body)
-    write_json(options.json, [verdict.as_plain() for verdict in verdicts])
+    publish(options, "The teacher pass", text, verdicts)
     return 0
 
 

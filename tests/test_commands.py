@@ -16,6 +16,8 @@ import torch
 
 from configs.load import load_student
 from configs.schema import TeacherConfig
+from nets.weights import save_atomically
+from nets.zoo import build
 from store.transfer import export_cache
 from tests.conftest import make_cache
 from train.__main__ import cli
@@ -283,6 +285,23 @@ def test_the_readmes_loss_of_ones_own_is_one(
     term = comment.removeprefix("# my_losses.py: ")
     call = ["student", "digits-resnet8", "--method", "own", f"methods.own=[{{loss: ce}}, {term}]"]
     assert cli([*call, *cached]) == 0
+
+
+def test_the_readmes_folder_and_checkpoint_become_a_student(
+    checkout: Path, photographs: Path
+) -> None:
+    files = re.findall(r"```yaml\n# (\S+)\n(.*?)```", README, re.DOTALL)
+    for name, text in files:
+        (checkout / name).write_text(text)
+    shutil.copytree(photographs, checkout / "photos")
+    network = build("resnet50", num_classes=2, stem="imagenet")
+    save_atomically({"state_dict": network.state_dict()}, checkout / "checkpoint.pt")
+    (command,) = [line for line in commands_in_readme() if "STUDENT=photos" in line]
+    quick = "teacher.views.count=1 teacher.views.augment.size_px=32 training.epochs=1"
+    result = make(*command.split()[1:], f"ARGS={quick}", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert "| cd+gkd | resnet18 | 1 |" in result.stdout
+    assert "Warning" not in result.stderr
 
 
 def commands_in_readme() -> list[str]:

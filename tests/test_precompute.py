@@ -8,20 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from configs.schema import TeacherConfig
 from nets.taps import channel_means, read_stages, stage_modules
 from nets.weights import load_weights
 from nets.zoo import build
+from precompute import run as run_module
 from precompute.__main__ import cli
+from precompute.run import PassOptions, TeacherPass, fastest_batch, fill_cache
 from store import TeacherCache
-from tests.conftest import make_cache
+from tests.conftest import CPU, make_cache, setup_of
 from views.augment import normalise, render, view_parameters
 from views.datasets import load_dataset
 
@@ -255,3 +258,26 @@ def test_a_pass_stays_within_the_memory_that_its_plan_names(
     ((planned, unit),) = re.findall(r"at most about ([\d.,]+) (MB|GB) of memory", result.stdout)
     (peak,) = re.findall(r"peak (\d+)", result.stdout)
     assert int(peak) <= float(planned.replace(",", "")) * {"MB": 1e6, "GB": 1e9}[unit]
+
+
+def test_a_long_pass_tries_batch_sizes_and_takes_the_fastest(
+    small_teacher: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    rates = {64: 100.0, 128: 180.0, 256: 200.0, 512: 203.0, 1024: 900.0}
+    tried: list[int] = []
+
+    def rate_of(batches: Iterator[int]) -> float:
+        size = next(batches)  # the first batch is a whole one
+        tried.append(size)
+        return rates[size]
+
+    config = small_teacher("dataset.limit=null", "views.count=1")  # 1,000 samples
+    running = TeacherPass(setup_of(config, tmp_path), PassOptions(CPU))
+    monkeypatch.setattr(run_module, "measured_rate", rate_of)
+    assert fastest_batch(running) == (256, 200.0)
+    assert tried == [64, 128, 256, 512]  # the last gained less than 3 %
+
+    monkeypatch.setattr(run_module, "measured_rate", lambda batches: 50.0)
+    monkeypatch.setattr(run_module, "_TRIAL_RECORDS", 0)
+    fill_cache(setup_of(config, tmp_path), PassOptions(CPU), console)
+    assert "batches of 64 images, the fastest tried" in console.file.getvalue()

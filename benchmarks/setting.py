@@ -34,7 +34,7 @@ from views.datasets import Dataset
 from views.splits import array_split
 
 # A network without training, in evaluation mode, gives numbers that float16 cannot hold.
-_TAPS = ("taps.logits=float32", "taps.means=float32")
+_TAPS = ("taps.logits=float32", "taps.means=float32", "taps.energy=null", "taps.hint=null")
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from precompute.run import PassOptions, TeacherPass, content_of, run_blocks
 from store import CacheWriter
 from store.stop import StopRequest
 
-# Enough for several blocks, so that all but the last are written while the teacher runs.
+# Enough to be cut into four blocks, of which all but the last are written while the teacher runs.
 _IMAGES = {"digits": 16_384, "cifar-56-20": 2048, "cifar-110-32": 1024, "imagenet-34-18": 64}
-_BLOCK_ROWS = 512
+_BLOCKS = 4
 
 
 def measure(shape: Shape, device: torch.device, rounds: int, batch_size: int) -> tuple[float, ...]:
@@ -43,7 +43,7 @@ def measure(shape: Shape, device: torch.device, rounds: int, batch_size: int) ->
 
         def whole_pass() -> float:
             path = folder / f"cache-{next(made)}"
-            with CacheWriter.open(path, content, block_rows=_BLOCK_ROWS) as writer:
+            with CacheWriter.open(path, content, block_rows=len(every) // _BLOCKS) as writer:
                 started = time.perf_counter()
                 run_blocks(running, writer, writer.work, StopRequest(), quiet)
                 return time.perf_counter() - started

@@ -24,15 +24,15 @@ _TICKS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1120px; padding: 24px 20px 60px; color: #1c232b;
+body { margin: 0 auto; max-width: 1200px; padding: 24px 20px 60px; color: #1c232b;
        background: #fff; font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 4px; }
 h2 { font-size: 1.15rem; margin: 36px 0 8px; }
 p { margin: 6px 0; }
 .quiet { color: #5b6672; font-size: 0.9rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 12px 6px 0; text-align: right; white-space: nowrap;
+table { border-collapse: collapse; font-size: 0.84rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 11px 6px 0; text-align: right; white-space: nowrap;
          border-bottom: 1px solid #e3e7eb; }
 th { font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 5.5em; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
@@ -179,8 +179,9 @@ def _chart(
     axes.set_ylabel("top-1 test error (%)")
     axes.set_yscale("symlog", linthresh=1.0)  # rows lie close together at the end, where it counts
     axes.set_yticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
-    top = max(line["top1_error"] or 0 for curve in curves.values() for line in curve)
-    axes.set_ylim(0, top * 1.15 + 0.1)
+    errors = [line["top1_error"] for curve in curves.values() for line in curve]
+    tested = [error for error in errors if error is not None]
+    axes.set_ylim(min(tested) * 0.7 if min(tested) > 1 else 0, max(tested) * 1.15 + 0.1)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, ncols=2, framealpha=0.9)
     svg = io.BytesIO()

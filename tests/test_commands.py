@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from nets.weights import save_atomically
 from nets.zoo import build
 from store.transfer import export_cache
 from tests.conftest import make_cache
+from tests.test_train import without_times
 from train.__main__ import cli
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +71,34 @@ def test_an_ablation_trains_every_method_and_repeats_nothing(
     }
     assert cli(call) == 0
     assert "all 22 runs are finished: nothing to train." in capsys.readouterr().out
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
+    cached: list[str], tmp_path: Path
+) -> None:
+    call = [sys.executable, "-m", "train", "student", "digits-resnet8", "--method", "cd+gkd+edt"]
+    call += ["--checkpoint-minutes", "0", "--device", "cpu", *cached]
+    call += ["training.epochs=40", "training.batch_size=4"]
+    steps_of, chance = tmp_path / "runs" / "digits-resnet8", np.random.default_rng(0)
+    kills = 0
+    for _ in range(2):
+        process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not list(steps_of.glob("*/checkpoint.pt")):
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, 1.5) if not kills else chance.uniform(3.0, 6.0))
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    assert kills >= 1
+    subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    (killed,) = steps_of.iterdir()
+    resumed = torch.load(killed / "last.pt", weights_only=True)
+    metrics = without_times(killed)
+    shutil.rmtree(killed)
+    subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    whole = torch.load(killed / "last.pt", weights_only=True)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert metrics == without_times(killed)
 
 
 def test_an_ablation_never_loads_the_teacher(

@@ -23,6 +23,7 @@ from store.transfer import export_cache
 from tests.conftest import make_cache
 from tests.test_train import without_times
 from train.__main__ import cli
+from train.terms import loss_named
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -314,7 +315,11 @@ def test_the_readmes_loss_of_ones_own_is_one(
     monkeypatch.syspath_prepend(str(tmp_path))
     term = comment.removeprefix("# my_losses.py: ")
     call = ["student", "digits-resnet8", "--method", "own", f"methods.own=[{{loss: ce}}, {term}]"]
-    assert cli([*call, *cached]) == 0
+    try:
+        assert cli([*call, *cached]) == 0
+    finally:
+        sys.modules.pop("my_losses", None)
+        loss_named.cache_clear()
 
 
 def test_the_readmes_folder_and_checkpoint_become_a_student(

@@ -66,13 +66,13 @@ def test_every_loss_trains_from_the_cache_as_from_the_live_teacher(make_study: M
 def test_a_loss_of_the_users_own_trains_and_takes_its_options(
     make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_losses.py").write_text(OWN_LOSS)
+    (tmp_path / "losses_of_a_test.py").write_text(OWN_LOSS)
     monkeypatch.syspath_prepend(str(tmp_path))
     methods = [
-        "methods.mild=[{loss: 'my_losses:sharper'}]",
-        "methods.sharp=[{loss: 'my_losses:sharper', options: {sharpness: 3.0}}]",
-        "methods.bad=[{loss: 'my_losses:unregistered'}]",
-        "methods.gone=[{loss: 'my_losses:nothing'}]",
+        "methods.mild=[{loss: 'losses_of_a_test:sharper'}]",
+        "methods.sharp=[{loss: 'losses_of_a_test:sharper', options: {sharpness: 3.0}}]",
+        "methods.bad=[{loss: 'losses_of_a_test:unregistered'}]",
+        "methods.gone=[{loss: 'losses_of_a_test:nothing'}]",
     ]
     study = make_study(student=methods)
     losses = {}
@@ -85,7 +85,7 @@ def test_a_loss_of_the_users_own_trains_and_takes_its_options(
         train_student(study, "bad", 0)
     with pytest.raises(TrainError, match="cannot be imported"):
         train_student(study, "gone", 0)
-    del sys.modules["my_losses"]
+    del sys.modules["losses_of_a_test"]
     loss_named.cache_clear()
 
 

@@ -11,8 +11,11 @@ class Stopped(Exception):
     """The work was asked to stop, and has; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
+        super().__init__(signal_number, message)
+        self.message, self.exit_code = message, 128 + signal_number
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class StopRequest:

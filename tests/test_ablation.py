@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import multiprocessing
 import os
 import signal
 import threading
@@ -75,3 +77,26 @@ def test_a_signal_is_passed_on_and_every_run_is_kept(make_study: MakeStudy) -> N
     assert stopped.value.exit_code == 143
     assert len(list(study.folder.glob("*/checkpoint.pt"))) == 2
     assert not list(study.folder.glob("*/summary.json"))
+
+
+def test_a_process_that_is_killed_fails_its_runs_and_nothing_hangs(make_study: MakeStudy) -> None:
+    study = make_study(student=["training.epochs=2000", "training.schedule.milestones=[1999]"])
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(list(study.folder.glob("*/checkpoint.pt"))) < 2:
+            time.sleep(0.05)
+        multiprocessing.active_children()[0].kill()
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    outcomes = run_ablation(study, ["ce", "kd"], [0], RunOptions("cpu", jobs=2), quiet())
+    thread.join()
+    assert all("died (out of memory?)" in outcome.failure for outcome in outcomes)
+    assert len(list(study.folder.glob("*/checkpoint.pt"))) == 2
+    assert not multiprocessing.active_children()
+
+
+def test_a_request_to_stop_survives_the_way_between_processes() -> None:
+    again = copy.copy(Stopped(15, "stopped here"))  # made anew in the way that pipes do it
+    assert (str(again), again.exit_code) == ("stopped here", 143)

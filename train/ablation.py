@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -128,9 +129,7 @@ def _result_of(future: Future[Outcome], run: Run) -> Outcome:
     try:
         return future.result()
     except BrokenProcessPool:
-        return Outcome(run, None, "its process died (out of memory?)")
-    except Stopped as stopped:  # by a signal that did not reach this process
-        return Outcome(run, None, str(stopped))
+        return Outcome(run, None, "its process, or one beside it, died (out of memory?)")
 
 
 def _pass_on(futures: dict[Future[Outcome], Run]) -> None:
@@ -170,6 +169,7 @@ _open_here: tuple[Study, RunOptions] | None = None  # in a process of the pool
 
 def _begin(opened: _Opened, options: RunOptions) -> None:
     global _open_here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside of training; the parent passes it on
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // options.jobs))
     study = open_study(
         opened.config,
@@ -184,4 +184,9 @@ def _begin(opened: _Opened, options: RunOptions) -> None:
 
 def _train(run: Run) -> Outcome:
     assert _open_here is not None
-    return _outcome(_open_here[0], run, _open_here[1])
+    try:
+        return _outcome(_open_here[0], run, _open_here[1])
+    except Stopped as stopped:
+        # The state is kept. Whoever sent the signal waits for this process to end, and a pool's
+        # process would go on to wait for its next run.
+        os._exit(stopped.exit_code)

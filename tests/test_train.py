@@ -421,6 +421,18 @@ def test_a_student_with_other_stages_than_the_cache_is_refused(make_study: MakeS
 # ---- teachers
 
 
+@pytest.mark.parametrize("augment", ["pad-crop-flip", "random-resized-crop"])
+def test_a_teacher_may_train_for_more_epochs_than_there_are_views(
+    small_teacher: Callable, tmp_path: Path, console, augment: str
+) -> None:
+    crop = f"views.augment={{kind: {augment}, flip: false}}"
+    size = ["views.augment.size_px=8"] if augment == "random-resized-crop" else []
+    one_pixel = ["views.augment.pad_px=1"] if augment == "pad-crop-flip" else []
+    settings = [f"teacher.weights={tmp_path / 'w.pt'}", "training.epochs=10", "training.limit=3"]
+    config = small_teacher(crop, *size, *one_pixel, *settings)
+    assert train_teacher(config, device="cpu", console=console, num_workers=0)["epochs"] == 10
+
+
 def test_a_teacher_is_trained_once_and_other_settings_are_refused(
     small_teacher: Callable, tmp_path: Path, console
 ) -> None:

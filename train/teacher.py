@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -94,9 +94,9 @@ def train_teacher(
     check_arch(config.teacher.arch)
     dataset = load_dataset(_teacher_data(config, training))
     place = pick_device(device)
-    views = dataclasses.replace(config.views, count=training.epochs)
-    if config.views.augment.num_distinct_views is not None:
-        views = dataclasses.replace(config.views, count="all")
+    is_countable = config.views.augment.num_distinct_views is not None
+    fresh: int | Literal["all"] = "all" if is_countable else training.epochs
+    views = dataclasses.replace(config.views, count=fresh)
     data = open_splits(dataset, views, config.dataset.normalisation, place, num_workers)
     task = Task(
         data=data,

@@ -79,14 +79,18 @@ def test_a_signal_is_passed_on_and_every_run_is_kept(make_study: MakeStudy) -> N
     assert not list(study.folder.glob("*/summary.json"))
 
 
-def test_a_process_that_is_killed_fails_its_runs_and_nothing_hangs(make_study: MakeStudy) -> None:
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_fails_its_runs_and_nothing_hangs(
+    make_study: MakeStudy, victim: int
+) -> None:
     study = make_study(student=["training.epochs=2000", "training.schedule.milestones=[1999]"])
 
     def kill_one() -> None:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and len(list(study.folder.glob("*/checkpoint.pt"))) < 2:
             time.sleep(0.05)
-        multiprocessing.active_children()[0].kill()
+        workers = sorted(multiprocessing.active_children(), key=lambda worker: worker.pid or 0)
+        workers[victim].kill()  # in the order of their starts
 
     thread = threading.Thread(target=kill_one)
     thread.start()

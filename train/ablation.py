@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,9 +22,11 @@ import torch
 from rich.console import Console
 
 from configs.schema import StudentConfig, TeacherConfig
+from store.errors import CacheError
 from store.stop import Stopped, StopRequest
 from train.run import check_methods, train_student
-from train.study import Feed, Study, open_study
+from train.study import Feed, Study, TrainError, open_study
+from views.datasets import DatasetError
 
 Run = tuple[str, int]  # method, seed
 _POLL_SECONDS = 0.2
@@ -65,6 +68,7 @@ def run_ablation(
     if len(waiting) < len(runs):
         console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
     started = time.perf_counter()
+    options = replace(options, jobs=max(1, min(options.jobs, len(waiting))))
     train = _one_by_one if options.jobs == 1 else _side_by_side
     for number, outcome in enumerate(train(study, waiting, options), start=1):
         outcomes[outcome.run] = outcome
@@ -93,8 +97,10 @@ def _outcome(study: Study, run: Run, options: RunOptions) -> Outcome:
         )
     except Stopped:
         raise
-    except Exception as error:  # whatever a run dies of, the others go on
+    except (TrainError, DatasetError, CacheError) as error:
         return Outcome(run, None, f"{type(error).__name__}: {error}")
+    except Exception as error:  # whatever a run dies of, the others go on; nobody foresaw this one
+        return Outcome(run, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
 
 
 # ---- several processes
@@ -110,6 +116,9 @@ def _side_by_side(study: Study, runs: Sequence[Run], options: RunOptions) -> Ite
     )
     with StopRequest() as stop:
         futures: dict[Future[Outcome], Run] = {pool.submit(_train, run): run for run in runs}
+        # A pool lists the processes to watch when a run is handed in, before it starts the process
+        # for it: without one more call the death of the last one would go unnoticed.
+        pool.submit(_nothing)
         try:
             while futures:
                 done, _ = wait(futures, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -180,6 +189,10 @@ def _begin(opened: _Opened, options: RunOptions) -> None:
         feed=opened.feed,
     )
     _open_here = study, options
+
+
+def _nothing() -> None:
+    pass
 
 
 def _train(run: Run) -> Outcome:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -35,6 +40,7 @@ from views.pixels import (
     open_pixels,
 )
 
+ROOT = Path(__file__).parent.parent
 RGB = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 ERASING, JITTER = Erasing(probability=0.5), ColourJitter(brightness=0.4, hue=0.1)
 CROP = RandomResizedCrop(size_px=10)
@@ -197,3 +203,50 @@ def test_streaming_warns_of_nothing_and_leaves_the_global_generator_alone(
         warnings.simplefilter("error")
         all_batches(StreamedPixels(split, views, RGB, CPU, 2), [0], np.arange(20))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_workers_leave_signals_to_their_parent_and_end_with_it(photographs: Path) -> None:
+    split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
+    pixels = StreamedPixels(split, views, RGB, CPU, 2)
+    before = all_batches(pixels, [0], np.arange(20))[0]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for signal_name in ("-TERM", "-INT"):  # from another process, as to a whole group
+        subprocess.run(["kill", signal_name, *(str(each.pid) for each in workers)], check=True)
+    assert torch.equal(all_batches(pixels, [0], np.arange(20))[0], before)
+    del pixels
+    for worker in workers:
+        worker.join(timeout=20)
+        assert not worker.is_alive()
+
+
+READS_UNTIL_TOLD_TO_STOP = """
+import sys
+from pathlib import Path
+import numpy as np
+from configs.schema import ViewsConfig
+from store.stop import StopRequest
+from tests.test_pixels import CPU, CROP, RGB, StreamedPixels, split_of
+
+pixels = StreamedPixels(split_of(Path(sys.argv[1])), ViewsConfig(augment=CROP, seed=1), RGB, CPU, 2)
+with StopRequest() as stop:
+    while stop.signal_number is None:
+        for _, batch in pixels.batches([0], np.arange(20), 4):
+            print("reading", flush=True)
+    batches = pixels.batches([0], np.arange(20), 4)  # the workers are alive at the end
+    next(batches)
+    print("stopped", flush=True)
+"""
+
+
+def test_a_signal_to_the_whole_group_is_the_parents_to_answer(photographs: Path) -> None:
+    command = [sys.executable, "-c", READS_UNTIL_TOLD_TO_STOP, str(photographs)]
+    with subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "reading\n"
+        os.killpg(process.pid, signal.SIGTERM)
+        told, _ = process.communicate(timeout=60)
+    assert told.endswith("stopped\n")
+    assert process.returncode == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -398,9 +399,19 @@ def _fitting(num_workers: int) -> tuple[int, int]:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; whether to go on is the parent's decision."""
+    """Ctrl-C and `timeout` signal a whole group; whether to go on is the parent's decision.
+
+    A worker ends when its parent tells it to (by a message, or SIGTERM of its own), or is gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_on_a_signal_of_the_parent, daemon=True).start()
+
+
+def _end_on_a_signal_of_the_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _cut_up(ids: Ids, rows: int) -> list[Ids]:

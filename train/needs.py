@@ -55,9 +55,10 @@ def check_before_the_pass(
     told = told_of_missing(missing, f"the teacher's file {teacher.name} leaves out", stages)
     settings = " ".join(f"teacher.{item}" for item in settings_that_add(missing, stages))
     rest = " ".join(method for method in methods if method not in missing)
+    without = f', or leave them out: METHODS="{rest}"' if rest else ""
     raise TrainError(
         f'{told}\n  to mend it: add ARGS="{settings}" (python -m precompute {teacher.name} --plan '
-        f'says what that takes), or leave them out: METHODS="{rest}"'
+        f"says what that takes){without}"
     )
 
 

@@ -22,11 +22,13 @@ from store.reader import TeacherCache
 from store.stop import Stopped as StoppedBySignal
 from tests.conftest import make_cache
 from train.connectors import Connectors, StageMismatch, build_connectors, student_channels
+from train.feed import CachedTeacher
 from train.loop import EpochResult, Partial
 from train.records import RunRecorder
 from train.run import train_student
 from train.study import Study, TrainError, open_study
 from train.teacher import TeacherExists, existing_weights, train_teacher
+from views.pixels import ViewBatch
 
 MakeStudy = Callable[..., Study]
 FLOAT32 = ("taps.logits=float32", "taps.means=float32")
@@ -243,16 +245,22 @@ def test_a_run_killed_at_random_steps_equals_an_uninterrupted_one_bit_for_bit(
     assert metrics == without_times(folder)
 
 
-def test_a_signal_keeps_the_very_step_and_the_same_call_goes_on(make_study: MakeStudy) -> None:
+def test_a_signal_keeps_the_very_step_and_the_same_call_goes_on(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = make_study()
     handlers = signal.getsignal(signal.SIGTERM)
+    outputs, steps = CachedTeacher.outputs, iter(range(10**6))
 
-    def stop(result: EpochResult) -> None:
-        if result.epoch == 2:
+    def interrupted(self: CachedTeacher, batch: ViewBatch) -> dict[str, torch.Tensor]:
+        if next(steps) == 8:  # the first of the third epoch's four steps
             os.kill(os.getpid(), signal.SIGTERM)
+        return outputs(self, batch)
 
-    with pytest.raises(StoppedBySignal, match="stopped in epoch 3 after step 1") as stopped:
-        train_student(study, "cd", 0, on_epoch=stop)
+    with monkeypatch.context() as patched:
+        patched.setattr(CachedTeacher, "outputs", interrupted)
+        with pytest.raises(StoppedBySignal, match="stopped in epoch 3 after step 1") as stopped:
+            train_student(study, "cd", 0)
     assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is handlers
     folder = study.run_folder("cd", 0)
@@ -263,6 +271,20 @@ def test_a_signal_keeps_the_very_step_and_the_same_call_goes_on(make_study: Make
     shutil.rmtree(folder)
     train_student(study, "cd", 0)
     assert metrics == without_times(folder)
+
+
+@pytest.mark.parametrize("batch_size", [16, 60])  # 60: an epoch is one step
+def test_a_signal_between_epochs_ends_the_run_there(make_study: MakeStudy, batch_size: int) -> None:
+    study = make_study(student=[f"training.batch_size={batch_size}"])
+
+    def stop(result: EpochResult) -> None:
+        if result.epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(StoppedBySignal, match="stopped after epoch 2") as stopped:
+        train_student(study, "cd", 0, on_epoch=stop)
+    assert stopped.value.exit_code == 130
+    assert train_student(study, "cd", 0)["epochs"] == 4
 
 
 def test_an_idle_classifier_stays_or_shrinks_as_asked(make_study: MakeStudy) -> None:

@@ -182,6 +182,10 @@ class Pause(Protocol):
         """May raise, to end the training there."""
         ...
 
+    def end_if_asked(self, epoch: int) -> None:
+        """May raise, to end the training after a whole epoch, which is kept."""
+        ...
+
 
 def fit(
     task: Task,
@@ -195,7 +199,7 @@ def fit(
 ) -> None:
     """Train from `first_epoch` (1 for a new run) to the last; `on_epoch` after each.
 
-    partial: what was done of the first epoch before. pause: asked after every step.
+    partial: what was done of the first epoch before. pause: asked after every step and epoch.
     """
     learner.network.train()
     stages = task.stages if reads_stages(task.terms) else {}
@@ -203,7 +207,10 @@ def fit(
         for epoch in range(first_epoch, task.training.epochs + 1):
             result = _run_epoch(task, learner, source, epoch, maps, partial, pause)
             partial = None
+            maps.clear()  # those of the last test batch
             on_epoch(result)
+            if pause is not None and epoch < task.training.epochs:
+                pause.end_if_asked(epoch)
 
 
 def _run_epoch(

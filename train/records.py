@@ -80,11 +80,17 @@ class RunRecorder:
         """Make the middle of an epoch the point to go on from; raises Stopped where asked to."""
         self._count_seconds()
         self._checkpoint(partial.epoch - 1, partial)
+        self._end_if_asked(f"in epoch {partial.epoch} after step {partial.step:,}")
+
+    def end_if_asked(self, epoch: int) -> None:
+        """Raise Stopped where asked to; the epoch has been kept."""
+        self._end_if_asked(f"after epoch {epoch}")
+
+    def _end_if_asked(self, where: str) -> None:
         if self._stop is not None and self._stop.signal_number is not None:
             raise Stopped(
                 self._stop.signal_number,
-                f"stopped in epoch {partial.epoch} after step {partial.step:,}; the same command "
-                f"goes on from there",
+                f"stopped {where}; the same command goes on from there",
             )
 
     def epoch_done(self, result: EpochResult) -> None:

@@ -29,7 +29,7 @@ from train.feed import CachedTeacher, NoTeacher
 from train.losses import cd, ce, gkd
 from train.run import Assembled, assemble
 from train.study import Study
-from views.pixels import ViewBatch
+from views.batches import ViewBatch
 
 METHOD = "cd+gkd"
 ROWS = {

@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-import queue
 import resource
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,23 +20,23 @@ from rich.console import Console
 
 from nets.errors import count_errors
 from nets.teacher import Teacher, load_teacher_network
+from precompute.background import QUEUED_BLOCKS, BackgroundWriter
 from precompute.plan import Memory, Plan, free_bytes, measured_rate, pending_of
 from precompute.progress import Progress
 from precompute.setup import Setup
 from store import CacheContent, CacheFull, CacheWriter, TapSpec, TeacherCache
 from store.content import draft_manifest
-from store.layout import Block
 from store.lock import Job
 from store.manifest import Manifest
 from store.stop import Stopped, StopRequest
 from store.writer import Work
 from views.augment import pixel_canary, preview_views
-from views.pixels import StreamedPixels, calibration_batches, evaluation_pixels, open_pixels
+from views.pixels import calibration_batches, evaluation_pixels, open_pixels
+from views.streaming import StreamedPixels
 
 _BATCH_SIZE = 256
 _SMALLEST_BATCH = 64
 _TRIAL_RECORDS = 20_000  # a shorter pass would not repay the trial
-_QUEUED_BLOCKS = 2  # so many finished blocks may wait for the disk before the teacher waits too
 _MOST_VIEWS_PER_READING = 8  # more would gain little and hold more blocks in memory
 _GROUP_SECONDS = 60.0
 _SECONDS_TO_FINISH = 10.0  # a block that needs longer is given up when the pass is to stop
@@ -130,7 +128,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         running.batch_size, rate = fastest_batch(running)
         plan = dataclasses.replace(plan, images_per_second=rate)
         console.print(f"batches of {running.batch_size} images, the fastest tried")
-    console.print(f"{setup.path}: {plan.summary()}")
+    console.print(f"{setup.path}: {plan.summary()}; images {running.pixels.where}")
     if plan.bytes_to_write > plan.free_bytes:
         raise CacheFull(
             f"the disk of {setup.path} is too full: {plan.bytes_to_write:,} bytes are to be "
@@ -219,7 +217,7 @@ def _memory(running: TeacherPass, manifest: Manifest) -> Memory:
     To come: the blocks that are computed, wait or are written, as float32 and as stored; the test
     images; and a tenth of it all for what nobody counted.
     """
-    blocks = _QUEUED_BLOCKS + 2
+    blocks = QUEUED_BLOCKS + 2
     if isinstance(running.pixels, StreamedPixels):
         blocks += _MOST_VIEWS_PER_READING
     of_blocks = blocks * manifest.block_rows * manifest.record_bytes * 4
@@ -339,60 +337,3 @@ def _group_records(
 
 def _tap_name(output: str) -> str:
     return "hint" if output.startswith("hint:") else output
-
-
-class BackgroundWriter:
-    """A thread that copies blocks to the host and commits them, in the order given.
-
-    The teacher need not wait: on a GPU the copies have a stream of their own.
-    """
-
-    def __init__(self, writer: CacheWriter) -> None:
-        self._writer = writer
-        self._queue: queue.Queue[tuple[Block, OnHost] | None] = queue.Queue(_QUEUED_BLOCKS)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._commit_all, name="cache-writer")
-
-    def write(self, block: Block, records: dict[str, torch.Tensor]) -> None:
-        """Queue one block; raises what an earlier one met."""
-        if self._error is not None:
-            raise self._error
-        self._queue.put((block, OnHost(records)))
-
-    def _commit_all(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if self._error is None:
-                block, records = item
-                try:
-                    self._writer.write_block(block, records.arrays())
-                except BaseException as error:  # handed to the main thread
-                    self._error = error
-
-    def __enter__(self) -> BackgroundWriter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Wait until all that is queued is committed, also when leaving because of an error."""
-        self._queue.put(None)
-        self._thread.join()
-        if self._error is not None and error is None:
-            raise self._error
-
-
-class OnHost:
-    """Tensors as arrays, later and from another thread, without holding up the device's work."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self._tensors = tensors
-        self._is_cuda = next(iter(tensors.values())).is_cuda
-        if self._is_cuda:
-            self._ready = torch.cuda.Event()
-            self._ready.record()
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        if not self._is_cuda:
-            return {name: tensor.numpy() for name, tensor in self._tensors.items()}
-        with torch.cuda.stream(torch.cuda.Stream()):
-            torch.cuda.current_stream().wait_event(self._ready)
-            return {name: tensor.cpu().numpy() for name, tensor in self._tensors.items()}

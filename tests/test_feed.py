@@ -14,7 +14,7 @@ from train import feed
 from train.feed import CachedTeacher, TeacherSource, WindowedTeacher, home_of, slab_bytes
 from train.loop import EpochResult
 from train.run import train_student
-from views.pixels import ViewBatch
+from views.batches import ViewBatch
 
 TAPS = ["logits", "stage2", "correct"]
 

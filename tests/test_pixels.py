@@ -29,16 +29,17 @@ from configs.schema import (
 )
 from tests.conftest import CPU, write_image_folder
 from views import pixels as pixels_module
+from views import streaming
 from views.augment import normalise, shown, view_parameters
+from views.batches import Pixels, ShownSplit
 from views.datasets import DatasetError, Split, load_dataset
 from views.pixels import (
-    Pixels,
     ResidentPixels,
-    StreamedPixels,
     calibration_batches,
     evaluation_pixels,
     open_pixels,
 )
+from views.streaming import StreamedPixels
 
 ROOT = Path(__file__).parent.parent
 RGB = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -49,6 +50,10 @@ CROP = RandomResizedCrop(size_px=10)
 def split_of(root: Path) -> Split:
     config = ImageFolder(type="imagefolder", root=str(root), normalisation=RGB)
     return load_dataset(config).train
+
+
+def streamed_pixels(split: Split, views: ViewsConfig, num_workers: int) -> StreamedPixels:
+    return StreamedPixels(ShownSplit(split, views, RGB, CPU), num_workers)
 
 
 def all_batches(
@@ -77,9 +82,9 @@ AUGMENTS: list[AugmentConfig] = [
 def test_streamed_views_are_the_defined_ones(
     augment: AugmentConfig, num_workers: int, photographs: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(pixels_module, "_PART_BYTES", 4 * 10 * 10 * 3)  # several parts per batch
+    monkeypatch.setattr(streaming, "_PART_BYTES", 4 * 10 * 10 * 3)  # several parts per batch
     split, views = split_of(photographs), ViewsConfig(augment=augment, seed=3, count=2)
-    streamed = StreamedPixels(split, views, RGB, CPU, num_workers)
+    streamed = streamed_pixels(split, views, num_workers)
     ids = np.array([3, 19, 0, 7, 8, 4, 11, 12, 5, 6, 1])
     for view, inputs in all_batches(streamed, [0, 1], ids).items():
         expected = normalise(torch.from_numpy(shown(split, views, view, ids)), RGB)
@@ -91,7 +96,7 @@ def test_eight_workers_give_the_same_pixels_epoch_after_epoch_and_after_a_fresh_
     photographs: Path,
 ) -> None:
     split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
-    many, none, again = (StreamedPixels(split, views, RGB, CPU, count) for count in (8, 0, 2))
+    many, none, again = (streamed_pixels(split, views, count) for count in (8, 0, 2))
     for view in (0, 1, 2):
         ids = np.random.default_rng(view).permutation(20)
         assert torch.equal(
@@ -103,7 +108,7 @@ def test_eight_workers_give_the_same_pixels_epoch_after_epoch_and_after_a_fresh_
 
 def test_an_abandoned_epoch_leaves_nothing_behind(photographs: Path) -> None:
     split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
-    pixels = StreamedPixels(split, views, RGB, CPU, 2)
+    pixels = streamed_pixels(split, views, 2)
     next(pixels.batches([0], np.arange(20), 3))
     found = all_batches(pixels, [1], np.arange(20))[1]
     expected = shown(split, views, 1, np.arange(20))
@@ -124,7 +129,7 @@ def test_resident_and_streamed_views_are_the_same(augment: AugmentConfig, tmp_pa
     resident = open_pixels(split, views, RGB, CPU)
     assert isinstance(resident, ResidentPixels)
     ids = np.array([5, 2, 11, 0])
-    streamed = all_batches(StreamedPixels(split, views, RGB, CPU, 0), [0, 1], ids)
+    streamed = all_batches(streamed_pixels(split, views, 0), [0, 1], ids)
     for view, inputs in all_batches(resident, [0, 1], ids).items():
         assert torch.equal(inputs, streamed[view])
         expected = normalise(torch.from_numpy(shown(split, views, view, ids)), RGB)
@@ -142,12 +147,22 @@ def test_images_that_do_not_fit_are_streamed(tmp_path: Path, monkeypatch) -> Non
     assert torch.equal(found, normalise(torch.from_numpy(expected), RGB))
 
 
+def test_where_images_come_from_is_told(photographs: Path, monkeypatch) -> None:
+    split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
+    assert streamed_pixels(split, views, 0).where == "read by this process"
+    assert streamed_pixels(split, views, 2).where == "read by 2 workers"
+    monkeypatch.setattr(streaming, "_PART_BYTES", 2**60)  # more than any shared memory
+    without = streamed_pixels(split, views, 2)
+    assert without.num_workers == 0
+    assert "no room" in without.where
+
+
 def test_mixed_batches_say_whose_share_is_larger(photographs: Path) -> None:
     split = split_of(photographs)
     views = ViewsConfig(augment=RandomResizedCrop(size_px=10, mix=Mix(kind="mixup")), seed=3)
     table = view_parameters(views, 0, 20, (10, 10))
     partner, own = table[:, 7], table[:, 8] / 256
-    pixels = StreamedPixels(split, views, RGB, CPU, 0)
+    pixels = streamed_pixels(split, views, 0)
     ((_, batch),) = pixels.batches([0], np.arange(20), 20)
     assert batch.other_labels is not None
     assert batch.other_shares is not None
@@ -174,7 +189,7 @@ def test_test_images_of_any_size_are_cut_once_and_kept(photographs: Path, monkey
 
 def test_calibration_is_view_0_whatever_the_batch(photographs: Path) -> None:
     split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
-    (batch,) = calibration_batches(StreamedPixels(split, views, RGB, CPU, 0))
+    (batch,) = calibration_batches(streamed_pixels(split, views, 0))
     expected = normalise(torch.from_numpy(shown(split, views, 0, np.arange(20))), RGB)
     assert torch.equal(batch, expected)
 
@@ -184,7 +199,7 @@ def test_a_broken_file_is_named_from_within_a_worker(num_workers: int, tmp_path:
     root = write_image_folder(tmp_path / "data")
     (root / "train" / "dog" / "01.png").write_bytes(b"no image")
     views = ViewsConfig(augment=CROP)
-    pixels = StreamedPixels(split_of(root), views, RGB, CPU, num_workers)
+    pixels = streamed_pixels(split_of(root), views, num_workers)
     with pytest.raises(DatasetError, match=r"cannot read the image .*dog/01\.png"):
         all_batches(pixels, [0], np.arange(6))
 
@@ -201,13 +216,13 @@ def test_streaming_warns_of_nothing_and_leaves_the_global_generator_alone(
     before = torch.random.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        all_batches(StreamedPixels(split, views, RGB, CPU, 2), [0], np.arange(20))
+        all_batches(streamed_pixels(split, views, 2), [0], np.arange(20))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_workers_leave_signals_to_their_parent_and_end_with_it(photographs: Path) -> None:
     split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
-    pixels = StreamedPixels(split, views, RGB, CPU, 2)
+    pixels = streamed_pixels(split, views, 2)
     before = all_batches(pixels, [0], np.arange(20))[0]
     workers = multiprocessing.active_children()
     assert len(workers) == 2
@@ -226,9 +241,9 @@ from pathlib import Path
 import numpy as np
 from configs.schema import ViewsConfig
 from store.stop import StopRequest
-from tests.test_pixels import CPU, CROP, RGB, StreamedPixels, split_of
+from tests.test_pixels import CROP, split_of, streamed_pixels
 
-pixels = StreamedPixels(split_of(Path(sys.argv[1])), ViewsConfig(augment=CROP, seed=1), RGB, CPU, 2)
+pixels = streamed_pixels(split_of(Path(sys.argv[1])), ViewsConfig(augment=CROP, seed=1), 2)
 with StopRequest() as stop:
     while stop.signal_number is None:
         for _, batch in pixels.batches([0], np.arange(20), 4):

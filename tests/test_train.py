@@ -28,7 +28,7 @@ from train.records import RunRecorder
 from train.run import train_student
 from train.study import Study, TrainError, open_study
 from train.teacher import TeacherExists, existing_weights, train_teacher
-from views.pixels import ViewBatch
+from views.batches import ViewBatch
 
 MakeStudy = Callable[..., Study]
 FLOAT32 = ("taps.logits=float32", "taps.means=float32")

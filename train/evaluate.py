@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nets.errors import Errors, count_errors
 from nets.precision import arithmetic
-from views.pixels import Pixels
+from views.batches import Pixels
 
 _BATCH = 1024
 _BATCH_VALUES = 4 * 2**20  # of input numbers: larger images come in smaller batches

@@ -26,7 +26,8 @@ from nets.zoo import build
 from store.files import write_atomically
 from train.evaluate import evaluate
 from train.study import Study, TrainError
-from views.pixels import Pixels, evaluation_pixels
+from views.batches import Pixels
+from views.pixels import evaluation_pixels
 
 Which = Literal["best", "last"]
 

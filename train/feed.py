@@ -23,7 +23,8 @@ from nets.teacher import Teacher
 from store import TeacherCache
 from train.order import WindowedOrder
 from views.augment import view_of_epoch
-from views.pixels import ViewBatch, free_memory
+from views.batches import ViewBatch
+from views.pixels import free_memory
 from views.seeds import permutation
 
 Ids = NDArray[np.int64]

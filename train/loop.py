@@ -29,8 +29,9 @@ from train.schedule import learning_rate_at, weight_at
 from train.study import TrainError
 from train.terms import Batch, loss_named, options_of
 from views.augment import view_of_epoch
+from views.batches import Pixels, ViewBatch
 from views.datasets import Dataset, Split
-from views.pixels import Pixels, ViewBatch, evaluation_pixels, open_pixels
+from views.pixels import evaluation_pixels, open_pixels
 
 
 class Diverged(TrainError):

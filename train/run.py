@@ -41,7 +41,7 @@ from train.progress import EpochPrinter
 from train.records import RunRecorder
 from train.study import Study, TrainError
 from train.terms import expanded_taps, loss_named
-from views.pixels import StreamedPixels, calibration_batches
+from views.pixels import calibration_batches
 
 
 def train_student(
@@ -68,7 +68,7 @@ def train_student(
         study, method, seed, place, live_teacher=live_teacher, num_workers=num_workers
     )
     if console is not None:
-        console.print(_where(task.data, source))
+        console.print(f"images {task.data.train.where}; teacher outputs {source.where}")
     with StopRequest() as stop:
         recorder = RunRecorder(
             study.run_folder(method, seed, live_teacher=live_teacher),
@@ -204,12 +204,6 @@ def _teacher_source(
 def _output_of(study: Study, tap: str) -> str:
     """What the teacher calls the output that a tap of the cache holds."""
     return f"hint:{study.cache.taps[tap].stage}" if tap == "hint" else tap
-
-
-def _where(data: SplitPixels, source: TeacherSource) -> str:
-    """Where images and teacher outputs come from."""
-    images = "read by workers" if isinstance(data.train, StreamedPixels) else "on the device"
-    return f"images {images}; teacher outputs {source.where}"
 
 
 def _needed_taps(study: Study, terms: tuple[LossTerm, ...]) -> list[str]:

@@ -1,0 +1,71 @@
+"""Commits blocks behind the compute: the teacher waits neither for a copy nor for the disk."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import numpy as np
+import torch
+
+from store import CacheWriter
+from store.layout import Block
+
+QUEUED_BLOCKS = 2  # so many finished blocks may wait for the disk before the teacher waits too
+
+
+class BackgroundWriter:
+    """A thread that copies blocks to the host and commits them, in the order given.
+
+    The teacher need not wait: on a GPU the copies have a stream of their own.
+    """
+
+    def __init__(self, writer: CacheWriter) -> None:
+        self._writer = writer
+        self._queue: queue.Queue[tuple[Block, OnHost] | None] = queue.Queue(QUEUED_BLOCKS)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._commit_all, name="cache-writer")
+
+    def write(self, block: Block, records: dict[str, torch.Tensor]) -> None:
+        """Queue one block; raises what an earlier one met."""
+        if self._error is not None:
+            raise self._error
+        self._queue.put((block, OnHost(records)))
+
+    def _commit_all(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._error is None:
+                block, records = item
+                try:
+                    self._writer.write_block(block, records.arrays())
+                except BaseException as error:  # handed to the main thread
+                    self._error = error
+
+    def __enter__(self) -> BackgroundWriter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Wait until all that is queued is committed, also when leaving because of an error."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error
+
+
+class OnHost:
+    """Tensors as arrays, later and from another thread, without holding up the device's work."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._is_cuda = next(iter(tensors.values())).is_cuda
+        if self._is_cuda:
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        if not self._is_cuda:
+            return {name: tensor.numpy() for name, tensor in self._tensors.items()}
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda.current_stream().wait_event(self._ready)
+            return {name: tensor.cpu().numpy() for name, tensor in self._tensors.items()}

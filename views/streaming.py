@@ -1,0 +1,200 @@
+"""Images that worker processes read, decode and cut ahead of their use.
+
+Workers hand over uint8, of which a pass takes many views per reading; teacher outputs never travel
+through workers. The same bytes come whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from configs.schema import ViewsConfig
+from views.augment import PARTNER, cut_views, view_shape
+from views.batches import Finisher, ShownSplit, ViewBatch
+from views.splits import DatasetError, Ids, Split
+
+_PART_BYTES = 4 * 2**20  # a worker hands over about so much at once
+_PARTS_AHEAD = 8  # and has at most so many such parts ready
+_MOST_WORKERS = 16
+_SHARED_MEMORY = "/dev/shm"  # through which they hand it over
+
+
+class StreamedPixels(Finisher):
+    """Images that `num_workers` processes read and cut, ahead of their use; or this one, with 0."""
+
+    def __init__(self, shown: ShownSplit, num_workers: int) -> None:
+        split, views = shown.split, shown.views
+        shape = view_shape(split.first_shape, views.augment)
+        super().__init__(shown, shape)
+        self._keys = _Keys()
+        self.num_workers, ahead = _fitting(num_workers)
+        self.where = f"read by {self.num_workers} workers" if ahead else "read by this process"
+        if num_workers and not ahead:
+            self.where += f", as {_SHARED_MEMORY} has no room for what workers would hand over"
+        self._loader: DataLoader[Tensor | str] = DataLoader(
+            _CutViews(split, views, shape),
+            sampler=self._keys,
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=ahead if self.num_workers else None,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=shown.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_parent,
+            generator=torch.Generator(),  # so that torch's global one is left alone
+            multiprocessing_context="fork" if self.num_workers else None,
+        )
+
+    def batches(
+        self, numbers: Sequence[int], ids: Ids, batch_size: int
+    ) -> Iterator[tuple[int, ViewBatch]]:
+        if self._augment.mix is not None and len(numbers) > 1:
+            for view in numbers:  # each view of a sample has another partner
+                yield from self.batches([view], ids, batch_size)
+            return
+        self._keep_parameters(numbers)
+        self._keys.parts = self._parts(tuple(numbers), ids, batch_size)
+        received = iter(self._loader)
+        for start in range(0, len(ids), batch_size):
+            some = ids[start : start + batch_size]
+            images, others = self._receive(received, tuple(numbers), some)
+            on_host = torch.from_numpy(some)
+            on_device = on_host.to(self._device)
+            for place, view in enumerate(numbers):
+                partners = self._partners(view, on_device)
+                cut_partners = None if others is None else others[place]
+                batch = self._finished(
+                    view, on_device, on_host, images[place], partners, cut_partners
+                )
+                yield view, batch
+
+    def cut_parts(self, ids: Ids) -> Iterator[Tensor]:
+        """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8."""
+        self._keys.parts = [((0,), part) for part in _cut_up(ids, self._rows_per_part(1))]
+        received = iter(self._loader)
+        for _ in self._keys.parts:
+            yield _next_part(received)[0]
+
+    def _receive(
+        self, received: Iterator[Tensor | str], numbers: tuple[int, ...], ids: Ids
+    ) -> tuple[Tensor, Tensor | None]:
+        """(V, B, H, W, C) of a batch's samples and, where views are mixed, of their partners."""
+        found = []
+        for _ in _cut_up(ids, self._rows_per_part(len(numbers))):
+            found.append(_next_part(received).to(self._device, non_blocking=True))
+        if self._augment.mix is None:
+            return (found[0] if len(found) == 1 else torch.cat(found, dim=1)), None
+        halves = [part.chunk(2, dim=1) for part in found]
+        own, others = (torch.cat(some, dim=1) for some in zip(*halves, strict=True))
+        return own, others
+
+    def _parts(self, numbers: tuple[int, ...], ids: Ids, batch_size: int) -> list[_Key]:
+        """What the workers are asked for, in order; partners come behind their samples."""
+        keys = []
+        for start in range(0, len(ids), batch_size):
+            some = ids[start : start + batch_size]
+            for part in _cut_up(some, self._rows_per_part(len(numbers))):
+                keys.append((numbers, self._with_partners(numbers[0], part)))
+        return keys
+
+    def _with_partners(self, view: int, ids: Ids) -> Ids:
+        if self._augment.mix is None:
+            return ids
+        partners = self._parameters[view][:, PARTNER].cpu().numpy()[ids]
+        return np.concatenate([ids, partners])
+
+    def _rows_per_part(self, num_views: int) -> int:
+        height, width, channels = self.shape
+        return max(1, _PART_BYTES // (num_views * height * width * channels))
+
+
+_Key = tuple[tuple[int, ...], Ids]
+
+
+class _Keys:
+    """The sampler of the loader: whatever was put into `parts`."""
+
+    def __init__(self) -> None:
+        self.parts: list[_Key] = []
+
+    def __iter__(self) -> Iterator[_Key]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
+class _CutViews(Dataset["Tensor | str"]):
+    """What a worker does. An error in the data comes back as its message."""
+
+    def __init__(self, split: Split, views: ViewsConfig, shape: tuple[int, int, int]) -> None:
+        self._split, self._views, self._shape = split, views, shape
+
+    def __getitem__(self, key: _Key) -> Tensor | str:
+        numbers, ids = key
+        try:
+            cut = cut_views(self._split, self._views, numbers, ids, self._shape)
+        except DatasetError as error:
+            return str(error)
+        return torch.from_numpy(cut)
+
+
+def _next_part(received: Iterator[Tensor | str]) -> Tensor:
+    """Raises DatasetError for what a worker could not read, and where one has died."""
+    try:
+        part = next(received)
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise DatasetError(
+            f"a process that reads images died: {error}\n"
+            f"  to mend it: run again, with fewer --workers if memory was short"
+        ) from None
+    if isinstance(part, str):
+        raise DatasetError(part)
+    return part
+
+
+def default_workers(device: torch.device) -> int:
+    """All cores but one beside a GPU; half of them where the network needs the others."""
+    cores = len(os.sched_getaffinity(0))
+    return min(cores - 1 if device.type == "cuda" else cores // 2, _MOST_WORKERS)
+
+
+def _fitting(num_workers: int) -> tuple[int, int]:
+    """Workers and parts ahead of each, so that what is under way fits into shared memory.
+
+    None of either where not even one part for each worker fits.
+    """
+    shared = os.statvfs(_SHARED_MEMORY)
+    parts = shared.f_bavail * shared.f_frsize // 2 // (2 * _PART_BYTES)
+    if num_workers == 0 or parts < num_workers:
+        return 0, 0
+    return num_workers, min(_PARTS_AHEAD, parts // num_workers)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C and `timeout` signal a whole group; whether to go on is the parent's decision.
+
+    A worker ends when its parent tells it to (by a message, or SIGTERM of its own), or is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_on_a_signal_of_the_parent, daemon=True).start()
+
+
+def _end_on_a_signal_of_the_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def _cut_up(ids: Ids, rows: int) -> list[Ids]:
+    return [ids[start : start + rows] for start in range(0, len(ids), rows)]

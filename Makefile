@@ -63,7 +63,7 @@ cache-teacher: env ## run the teacher TEACHER over every view, once (trains it i
 	  $(if $(RECHECK),--recheck) $(OVERRIDES)
 
 train-student: env ## train STUDENT with METHOD and SEED; makes what is missing first
-	@$(PY) -m train plan $(STUDENT) --method $(METHOD) --seed $(SEED) --caches $(CACHES) --runs $(RUNS) $(OVERRIDES)
+	@$(PY) -m train plan $(STUDENT) --method $(METHOD) --seed $(SEED) --caches $(CACHES) --runs $(RUNS) --no-trial $(OVERRIDES)
 	@$(MAKE) --no-print-directory cache-of-student
 	@$(PY) -m train student $(STUDENT) --method $(METHOD) --seed $(SEED) \
 	  --caches $(CACHES) --runs $(RUNS) $(READERS) --feed $(FEED) $(OVERRIDES)

@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nets.cost import Memory, told_duration, told_size
 from store.errors import CacheError
 from store.manifest import Manifest
 from store.reader import open_source
-
-_MEASURED_BATCHES = 3
-_MEASURED_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The most that a pass takes, in bytes: of the machine's memory, and of the GPU's."""
-
-    ram_bytes: int
-    gpu_bytes: int
-
-    def __str__(self) -> str:
-        on_gpu = f" and {_size(self.gpu_bytes)} on the GPU" if self.gpu_bytes else ""
-        return f"at most about {_size(self.ram_bytes)} of memory{on_gpu}"
 
 
 @dataclass(frozen=True)
@@ -62,10 +46,10 @@ class Plan:
         m = self.manifest
         return (
             f"{m.num_views:,} views x {m.num_samples:,} samples = {self.num_records:,} records of "
-            f"{m.record_bytes:,} bytes = {_size(self.num_records * m.record_bytes)} in "
+            f"{m.record_bytes:,} bytes = {told_size(self.num_records * m.record_bytes)} in "
             f"{self.num_files:,} files; to do: {self.pending_records:,} records, "
-            f"{_size(self.bytes_to_write)} ({_size(self.free_bytes)} free), at "
-            f"{self.images_per_second:,.0f} images/s on {self.device} {_duration(self.hours)}; "
+            f"{told_size(self.bytes_to_write)} ({told_size(self.free_bytes)} free), at "
+            f"{self.images_per_second:,.0f} images/s on {self.device} {told_duration(self.hours)}; "
             f"{self.memory}"
         )
 
@@ -75,7 +59,7 @@ class Plan:
         for name, spec in self.manifest.taps.items():
             stored = spec.dtype + (f", scale per {spec.scale}" if spec.scale else "")
             shape = "x".join(map(str, spec.shape)) or "1"
-            total = _size(spec.bytes_per_record * self.num_records)
+            total = told_size(spec.bytes_per_record * self.num_records)
             lines.append(
                 f"{name:<10} {shape:<16} {stored:<16} {spec.bytes_per_record:>8,} {total:>10}"
             )
@@ -115,29 +99,3 @@ def free_bytes(path: Path) -> int:
     while not path.exists():
         path = path.absolute().parent
     return shutil.disk_usage(path).free
-
-
-def measured_rate(batches: Iterator[int]) -> float:
-    """Images per second of a few batches, each of which says how many images it had.
-
-    The first one warms up and does not count.
-    """
-    next(batches)
-    images, started = 0, time.perf_counter()
-    for _ in range(_MEASURED_BATCHES):
-        images += next(batches)
-        if time.perf_counter() - started > _MEASURED_SECONDS:
-            break
-    return images / (time.perf_counter() - started)
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f} TB"
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +17,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from nets.cost import Memory, measured_rate, memory_with
 from nets.errors import count_errors
 from nets.teacher import Teacher, load_teacher_network
 from precompute.background import QUEUED_BLOCKS, BackgroundWriter
-from precompute.plan import Memory, Plan, free_bytes, measured_rate, pending_of
+from precompute.plan import Plan, free_bytes, pending_of
 from precompute.progress import Progress
 from precompute.setup import Setup
 from store import CacheContent, CacheFull, CacheWriter, TapSpec, TeacherCache
@@ -214,8 +214,8 @@ def _plan(running: TeacherPass, content: CacheContent) -> Plan:
 def _memory(running: TeacherPass, manifest: Manifest) -> Memory:
     """What has been taken so far, the trial's batches included, and what is still to come.
 
-    To come: the blocks that are computed, wait or are written, as float32 and as stored; the test
-    images; and a tenth of it all for what nobody counted.
+    To come: the blocks that are computed, wait or are written, as float32 and as stored; and the
+    test images.
     """
     blocks = QUEUED_BLOCKS + 2
     if isinstance(running.pixels, StreamedPixels):
@@ -223,11 +223,7 @@ def _memory(running: TeacherPass, manifest: Manifest) -> Memory:
     of_blocks = blocks * manifest.block_rows * manifest.record_bytes * 4
     test = running.setup.dataset.test
     of_tests = len(test) * int(np.prod(running.pixels.shape))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if running.options.device.type != "cuda":
-        return Memory(int(1.1 * (peak + of_blocks + of_tests)), 0)
-    on_gpu = torch.cuda.max_memory_reserved(running.options.device) + of_blocks + of_tests
-    return Memory(int(1.1 * (peak + of_blocks + of_tests)), int(1.1 * on_gpu))
+    return memory_with(of_blocks + of_tests, running.options.device)
 
 
 def _trial(running: TeacherPass, num_samples: int) -> Iterator[int]:

@@ -170,13 +170,17 @@ def test_a_training_that_is_stopped_says_so_and_goes_on(
 
 
 def test_the_plan_says_what_is_there_and_what_is_missing(
-    cached: list[str], capsys: pytest.CaptureFixture[str]
+    cached: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli(["plan", "digits-resnet8", *cached]) == 0
     told = capsys.readouterr().out
     assert "teacher  there" in told
     assert "cache    there" in told
     assert "student  to be trained: 60 samples x 3 epochs through resnet8" in told
+    assert re.search(r"trial    [\d,]+ images/s on cpu: \d+ s without tests; at most about", told)
+    assert not list(tmp_path.glob("runs/*"))
+    assert cli(["plan", "digits-resnet8", "--no-trial", *cached]) == 0
+    assert "trial" not in capsys.readouterr().out
     assert (
         cli(
             [
@@ -193,6 +197,30 @@ def test_the_plan_says_what_is_there_and_what_is_missing(
     told = capsys.readouterr().out
     assert "teacher  to be trained: all training images x 20 epochs" in told
     assert "cache    to be made: 60 samples x 3 views = 180 images" in told
+
+
+COMMAND_AND_ITS_PEAK = """
+import resource, sys
+from train.__main__ import cli
+assert cli(sys.argv[1:]) == 0
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_a_run_stays_within_the_memory_that_its_plan_names(cached: list[str]) -> None:
+    def told(command: str) -> str:
+        run = [command, "digits-resnet8", "--method", "fitnets", *cached, "student.arch=resnet110"]
+        return subprocess.run(
+            [sys.executable, "-c", COMMAND_AND_ITS_PEAK, *run],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    (planned,) = re.findall(r"at most about ([\d.]+) MB of memory", told("plan"))
+    (peak,) = re.findall(r"peak (\d+)", told("student"))
+    assert 0.7 * float(planned) < int(peak) / 1e6 <= float(planned)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ python -m train teacher NAME|PATH [--retrain] [key=value ...]
 python -m train ablation NAME|PATH [--seeds "0 1 2"] [--methods "ce kd"] [key=value ...]
 python -m train check NAME|PATH [--methods "ce kd"] [key=value ...]
 python -m train export NAME|PATH FOLDER [--method M] [--seed S] [--which best] [key=value ...]
-python -m train plan NAME|PATH [--method M] [--seed S] [key=value ...]
+python -m train plan NAME|PATH [--method M] [--seed S] [--no-trial] [key=value ...]
 
 Overrides that begin with `teacher.` change the teacher's file: teacher.dataset.limit=200.
 """
@@ -50,6 +50,7 @@ FeedOption = Annotated[
     Literal["auto", "device", "host", "window"],
     typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
 ]
+Trial = Annotated[bool, typer.Option(help="take a few steps, for time and memory")]
 LiveTeacher = Annotated[
     bool, typer.Option(help="run the teacher in the loop instead of reading the cache")
 ]
@@ -242,11 +243,21 @@ def plan(
     seed: Seed = 0,
     caches: Caches = Path("caches"),
     runs: Runs = Path("runs"),
+    trial: Trial = True,
+    device: Device = "auto",
 ) -> None:
-    """Say what is there, what is missing and what that costs; do nothing."""
+    """Say what is there, what is missing and what that costs; write nothing."""
     config, teacher_config = _configs(name, overrides)
     _check_method(config, method)
-    lines = plan_lines(config, teacher_config, method, seed, caches_dir=caches, runs_dir=runs)
+    lines = plan_lines(
+        config,
+        teacher_config,
+        method,
+        seed,
+        caches_dir=caches,
+        runs_dir=runs,
+        device=device if trial else None,
+    )
     _console().print("\n".join(lines))
 
 

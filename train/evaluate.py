@@ -18,16 +18,19 @@ _BATCH_VALUES = 4 * 2**20  # of input numbers: larger images come in smaller bat
 
 def evaluate(network: nn.Module, pixels: Pixels, precision: str, device: torch.device) -> Errors:
     """Of the network, in evaluation mode and on `device`, over view 0 of all samples."""
-    size = max(1, min(_BATCH, _BATCH_VALUES // int(np.prod(pixels.shape))))
-
-    def outputs() -> Iterator[tuple[Tensor, Tensor]]:
-        for _, batch in pixels.batches([0], np.arange(len(pixels)), size):
-            with arithmetic(precision, device):
-                yield network(batch.inputs).float(), batch.labels
-
     was_training = network.training
     network.eval()
     try:
-        return count_errors(outputs())
+        return count_errors(outputs_and_labels(network, pixels, precision, device))
     finally:
         network.train(was_training)
+
+
+def outputs_and_labels(
+    network: nn.Module, pixels: Pixels, precision: str, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(B, classes) float32 and (B,) of one batch of view 0 after another, as large as is good."""
+    size = max(1, min(_BATCH, _BATCH_VALUES // int(np.prod(pixels.shape))))
+    for _, batch in pixels.batches([0], np.arange(len(pixels)), size):
+        with arithmetic(precision, device):
+            yield network(batch.inputs).float(), batch.labels

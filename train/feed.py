@@ -34,8 +34,16 @@ _DEVICE_SHARE = 0.5  # of the device's free memory may be taken by two slabs
 _BUFFERS = 8  # batches on their way to a GPU at the same time
 
 
-class TeacherSource(Protocol):
-    """Teacher outputs for one batch after another."""
+class TeacherOutputs(Protocol):
+    """Gives a step what the teacher says of its batch."""
+
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        """Taps of the current epoch's view of the batch: name -> (B, ...) on the device."""
+        ...
+
+
+class TeacherSource(TeacherOutputs, Protocol):
+    """Teacher outputs for one batch after another, epoch by epoch."""
 
     @property
     def where(self) -> str:
@@ -47,10 +55,6 @@ class TeacherSource(Protocol):
         ...
 
     def start_epoch(self, epoch: int, order: Ids) -> None: ...
-
-    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
-        """Taps of the current epoch's view of the batch: name -> (B, ...) on the device."""
-        ...
 
     def close(self) -> None: ...
 

@@ -24,7 +24,7 @@ from nets.precision import arithmetic
 from nets.taps import as_is, read_stages
 from train.connectors import Connectors
 from train.evaluate import evaluate
-from train.feed import TeacherSource
+from train.feed import TeacherOutputs, TeacherSource
 from train.schedule import learning_rate_at, weight_at
 from train.study import TrainError
 from train.terms import Batch, loss_named, options_of
@@ -325,7 +325,7 @@ def reads_stages(terms: Sequence[LossTerm]) -> bool:
 def run_step(
     task: Task,
     learner: Learner,
-    source: TeacherSource,
+    source: TeacherOutputs,
     active: Sequence[Active],
     batch: ViewBatch,
     maps: Mapping[str, Tensor],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from configs.schema import StudentConfig, TeacherConfig
@@ -20,8 +19,12 @@ def plan_lines(
     *,
     caches_dir: Path,
     runs_dir: Path,
+    device: str | None = None,
 ) -> list[str]:
-    """One line each for the teacher's weights, the cache and the run: there, or its cost."""
+    """One line each for the teacher's weights, the cache and the run: there, or its cost.
+
+    device: where to try a few steps, for the time and the memory that the run takes.
+    """
     dataset = load_dataset(teacher.dataset)
     samples = len(dataset.train)
     lines = [_weights_line(teacher)]
@@ -38,19 +41,25 @@ def plan_lines(
     lines.append(f"cache    there: {study.cache.path}")
     if study.finished(method, seed) is not None:
         return [*lines, f"student  there: {study.run_folder(method, seed)}"]
-    return [*lines, f"student  to be trained: {passes}", _memory_line(study)]
+    lines.append(f"student  to be trained: {passes}")
+    if device is not None:
+        lines.append(_trial_line(study, method, seed, device))
+    return lines
 
 
-def _memory_line(study: Study) -> str:
-    """What the data take; the network's share is the batch's and cannot be told without it."""
-    images = len(study.dataset.train) + len(study.dataset.test)
-    of_images = images * math.prod(study.image_shape) / 1e6
-    of_view = study.cache.nbytes / study.cache.num_views / 1e6
-    outputs = f"two views of teacher outputs at most {2 * of_view:,.1f} MB"
-    if study.window_rows is not None:
-        share = study.window_rows / study.cache.num_samples
-        outputs = f"two windows of teacher outputs at most {2 * share * of_view:,.1f} MB"
-    return f"memory   images {of_images:,.1f} MB if resident, {outputs}; the network comes on top"
+def _trial_line(study: Study, method: str, seed: int, device: str) -> str:
+    from nets.cost import told_duration
+    from nets.precision import pick_device
+    from train.trial import try_run
+
+    place = pick_device(device)
+    trial = try_run(study, method, seed, place)
+    images = len(study.dataset.train) * study.config.training.epochs
+    hours = images / max(trial.images_per_second, 1e-9) / 3600
+    return (
+        f"trial    {trial.images_per_second:,.0f} images/s on {place}: {told_duration(hours)} "
+        f"without tests; {trial.memory}"
+    )
 
 
 def _weights_line(teacher: TeacherConfig) -> str:

@@ -117,15 +117,17 @@ def assemble(
     *,
     live_teacher: bool = False,
     num_workers: int | None = None,
+    data: SplitPixels | None = None,
 ) -> Assembled:
     """A new student and where its images and its teacher's outputs come from.
 
-    Raises TrainError, DatasetError, ArchError.
+    data: instead of the study's own splits. Raises TrainError, DatasetError, ArchError.
     """
     terms = study.config.methods[method]
     check_methods(study, [method])
     normalisation = study.teacher.dataset.normalisation
-    data = open_splits(study.dataset, study.teacher.views, normalisation, device, num_workers)
+    if data is None:
+        data = open_splits(study.dataset, study.teacher.views, normalisation, device, num_workers)
     task, connectors, network = _prepare(study, terms, seed, device, data)
     learner = make_learner(network, connectors, task.training, device)
     return Assembled(task, learner, _teacher_source(study, terms, live_teacher, device, data))
@@ -181,7 +183,7 @@ def _teacher_source(
     device: torch.device,
     data: SplitPixels,
 ) -> TeacherSource:
-    taps = _needed_taps(study, terms)
+    taps = needed_taps(study, terms)
     if not taps:
         return NoTeacher()
     if not live_teacher:
@@ -206,7 +208,7 @@ def _output_of(study: Study, tap: str) -> str:
     return f"hint:{study.cache.taps[tap].stage}" if tap == "hint" else tap
 
 
-def _needed_taps(study: Study, terms: tuple[LossTerm, ...]) -> list[str]:
+def needed_taps(study: Study, terms: tuple[LossTerm, ...]) -> list[str]:
     """Only what the losses use is read: an epoch's slab holds these taps of one view."""
     stages = list(study.teacher_stages)
     wanted = {tap for term in terms for tap in expanded_taps(loss_named(term.loss), stages)}
@@ -246,7 +248,7 @@ def _summary_extras(study: Study, method: str, seed: int, device: torch.device) 
         "student": study.config.name,
         "model": study.config.student.arch,
         "num_samples": len(study.dataset.train),
-        "is_taught": bool(_needed_taps(study, study.config.methods[method])),
+        "is_taught": bool(needed_taps(study, study.config.methods[method])),
         "method": method,
         "seed": seed,
         "cache": study.cache.path.name,

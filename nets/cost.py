@@ -1,0 +1,67 @@
+"""What work will take: its rate, measured now on a few batches, and the memory, counted ahead."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+_MEASURED_BATCHES = 3  # and for at least
+_SHORT_SECONDS = 0.3  # but where batches are slow, for no more than
+_LONG_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The most that a process takes, in bytes: of the machine's memory, and of the GPU's."""
+
+    ram_bytes: int
+    gpu_bytes: int
+
+    def __str__(self) -> str:
+        on_gpu = f" and {told_size(self.gpu_bytes)} on the GPU" if self.gpu_bytes else ""
+        return f"at most about {told_size(self.ram_bytes)} of memory{on_gpu}"
+
+
+def memory_with(to_come: int, device: torch.device) -> Memory:
+    """The most that this process has taken so far, with so many bytes more that are still to come.
+
+    And a tenth of it all, for what nobody counted.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type != "cuda":
+        return Memory(int(1.1 * (peak + to_come)), 0)
+    on_gpu = torch.cuda.max_memory_reserved(device) + to_come
+    return Memory(int(1.1 * (peak + to_come)), int(1.1 * on_gpu))
+
+
+def measured_rate(batches: Iterator[int]) -> float:
+    """Images per second of a few batches, each of which says how many images it had.
+
+    The first one warms up and does not count.
+    """
+    next(batches)
+    images, started = 0, time.perf_counter()
+    for number, size in enumerate(batches, start=1):
+        images += size
+        seconds = time.perf_counter() - started
+        if seconds > (_SHORT_SECONDS if number >= _MEASURED_BATCHES else _LONG_SECONDS):
+            break
+    return images / seconds
+
+
+def told_size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} TB"
+
+
+def told_duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:,.1f} min" if hours >= 1 / 60 else f"{hours * 3600:,.0f} s"

@@ -1,0 +1,89 @@
+"""A few steps of a run, thrown away: how fast they are, and how much memory it will take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.utils.tensorboard  # a run has it loaded, so that its memory counts
+from torch import Tensor
+
+from nets.cost import Memory, measured_rate, memory_with
+from nets.taps import as_is, read_stages
+from store import TeacherCache
+from train.evaluate import outputs_and_labels
+from train.feed import TeacherOutputs, slab_bytes
+from train.loop import Learner, SplitPixels, Task, run_step
+from train.run import assemble, needed_taps
+from train.study import Study
+from train.terms import options_of
+from views.batches import ViewBatch
+from views.pixels import open_pixels
+
+_WINDOWS_HELD = 3  # where a batch lies in two of them, the one after is being read
+
+
+@dataclass(frozen=True)
+class Trial:
+    """images_per_second: of the steps, without tests. memory: of a whole run."""
+
+    images_per_second: float
+    memory: Memory
+
+
+def try_run(
+    study: Study, method: str, seed: int, device: torch.device, num_workers: int | None = None
+) -> Trial:
+    """Take a few steps and show a test batch; writes nothing. Raises as `train_student` does.
+
+    All terms of the method act, with the outputs of some other samples.
+    """
+    views, normalisation = study.teacher.views, study.teacher.dataset.normalisation
+    pixels = open_pixels(study.dataset.train, views, normalisation, device, num_workers)
+    data = SplitPixels(train=pixels, validation=None, test=pixels)
+    task, learner, source = assemble(study, method, seed, device, data=data)
+    source.close()
+    taps = needed_taps(study, task.terms)
+    some = _SomeOutputs(study.cache, taps, device)
+    with read_stages(learner.network, task.stages, as_is) as maps:
+        rate = measured_rate(_steps(task, learner, some, maps))
+        learner.network.eval()
+        with torch.no_grad():
+            next(outputs_and_labels(learner.network, pixels, task.training.precision, device))
+    return Trial(rate, memory_with(_bytes_to_come(study, taps), device))
+
+
+def _steps(
+    task: Task, learner: Learner, source: TeacherOutputs, maps: dict[str, Tensor]
+) -> Iterator[int]:
+    """Steps for ever; yields how many images each had."""
+    terms = [(term.loss, term.weight, options_of(term)) for term in task.terms]
+    everything, size = np.arange(len(task.data.train)), task.training.batch_size
+    while True:
+        for _, batch in task.data.train.batches([0], everything, size):
+            run_step(task, learner, source, terms, batch, maps)["total"].item()
+            maps.clear()
+            yield len(batch.ids)
+
+
+def _bytes_to_come(study: Study, taps: Sequence[str]) -> int:
+    """Two views of teacher outputs, or the windows held; and images to test on."""
+    dataset, share = study.dataset, 2.0
+    if study.window_rows is not None:
+        share = _WINDOWS_HELD * study.window_rows / study.cache.num_samples
+    tested = len(dataset.test) + (len(dataset.validation) if dataset.validation else 0)
+    return int(share * slab_bytes(study.cache, taps)) + tested * math.prod(study.image_shape)
+
+
+class _SomeOutputs:
+    """Teacher outputs of the right shape: those of the cache's first block, again and again."""
+
+    def __init__(self, cache: TeacherCache, taps: Sequence[str], device: torch.device) -> None:
+        block = cache.read_block(cache.manifest.block(0, 0), taps) if taps else {}
+        self._block = {tap: torch.from_numpy(values).to(device) for tap, values in block.items()}
+
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        return {tap: values[batch.ids % len(values)] for tap, values in self._block.items()}

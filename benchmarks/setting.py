@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,20 @@ SHAPES = {
     "cifar-152-50": Shape("cifar100-resnet50", num_train=128, classes=100),
     "imagenet-34-18": Shape("imagenet-resnet18", num_train=32, num_test=8, classes=1000),
 }
+
+
+def shapes_for(device: torch.device, named: str | None) -> dict[str, Shape]:
+    """The shapes that are named; else all that a device goes through in a few minutes.
+
+    A GPU gets 32 times the images, so that what is measured is not its start.
+    """
+    names = named.split() if named else list(SHAPES)
+    if unknown := [name for name in names if name not in SHAPES]:
+        raise SystemExit(f"no shape {unknown[0]!r}: there are {', '.join(SHAPES)}")
+    if device.type != "cuda":
+        slow = () if named else ("cifar-152-50",)  # five minutes by itself
+        return {name: SHAPES[name] for name in names if name not in slow}
+    return {name: replace(SHAPES[name], num_train=32 * SHAPES[name].num_train) for name in names}
 
 
 def configs_of(

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
-from benchmarks.setting import SHAPES, Shape, steps, study_of
+from benchmarks.setting import SHAPES, Shape, shapes_for, steps, study_of
 from nets.precision import arithmetic, pick_device
 from train.feed import CachedTeacher, NoTeacher
 from train.losses import cd, ce, gkd
@@ -226,16 +226,16 @@ def report(shapes: dict[str, dict[str, Timing]]) -> str:
 
 def main(arguments: list[str]) -> int:
     parser = parser_of("steps", __doc__)
-    parser.add_argument("--shapes", default="digits cifar-56-20 cifar-110-32 imagenet-34-18")
+    parser.add_argument("--shapes", help=f"of {', '.join(SHAPES)}; default: all but slow ones")
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
     found, verdicts = {}, []
-    for name in options.shapes.split():
+    for name, shape in shapes_for(device, options.shapes).items():
         # Short steps are measured more often, long ones less.
         factor = {"digits": 10.0, "cifar-56-20": 1.0, "cifar-110-32": 0.5}.get(name, 0.125)
         rounds = max(5, int(options.rounds * factor))
-        found[name] = measure(SHAPES[name], device, rounds)
+        found[name] = measure(shape, device, rounds)
         verdicts += judged(name, found[name], device)
     text = (
         f"`python -m benchmarks.steps {' '.join(arguments)}` on {machine()}, torch "

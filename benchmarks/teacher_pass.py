@@ -19,14 +19,20 @@ import torch
 from rich.console import Console
 
 from benchmarks.harness import Verdict, interleaved, machine, markdown, parser_of, publish
-from benchmarks.setting import SHAPES, Shape, setup_of
+from benchmarks.setting import SHAPES, Shape, setup_of, shapes_for
 from nets.precision import arithmetic, pick_device
 from precompute.run import PassOptions, TeacherPass, content_of, run_blocks
 from store import CacheWriter
 from store.stop import StopRequest
 
 # Enough to be cut into four blocks, of which all but the last are written while the teacher runs.
-_IMAGES = {"digits": 16_384, "cifar-56-20": 2048, "cifar-110-32": 1024, "imagenet-34-18": 64}
+_MORE = {
+    "digits": 16,
+    "cifar-56-20": 2,
+    "cifar-110-32": 2,
+    "cifar-152-50": 2,
+    "imagenet-34-18": 2,
+}  # times the images of a step's benchmark
 _BLOCKS = 4
 
 
@@ -69,15 +75,14 @@ def measure(shape: Shape, device: torch.device, rounds: int, batch_size: int) ->
 
 def main(arguments: list[str]) -> int:
     parser = parser_of("teacher_pass", __doc__)
-    parser.add_argument("--shapes", default="digits cifar-56-20 imagenet-34-18")
+    parser.add_argument("--shapes", help=f"of {', '.join(SHAPES)}; default: all but slow ones")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=256)
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
     rows, verdicts = [], []
-    for name in options.shapes.split():
-        images = _IMAGES.get(name, SHAPES[name].num_train)
-        shape = dataclasses.replace(SHAPES[name], num_train=images, num_views=1)
+    for name, known in shapes_for(device, options.shapes).items():
+        shape = dataclasses.replace(known, num_train=_MORE[name] * known.num_train, num_views=1)
         found, bare, ratio = measure(shape, device, options.rounds, options.batch_size)
         rows.append([name, f"{found:,.0f}", f"{bare:,.0f}"])
         verdicts.append(

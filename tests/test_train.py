@@ -470,3 +470,44 @@ def test_a_teacher_is_trained_once_and_other_settings_are_refused(
     state["fc.bias"] += 1
     torch.save(state, weights)  # the user's own from now on
     assert existing_weights(config) == {}
+
+
+def test_a_run_killed_after_its_last_epoch_is_finished_by_the_next_call(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+
+    def killed(self: RunRecorder, extra: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunRecorder, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_student(study, "cd", 0)
+    folder = study.run_folder("cd", 0)
+    metrics = without_times(folder)
+    weights = torch.load(folder / "checkpoint.pt", weights_only=True)["network"]
+    summary = train_student(study, "cd", 0)
+    assert summary["last"]["top1_error"] == metrics[-1]["top1_error"]
+    assert summary["epochs"] == 4
+    assert without_times(folder) == metrics
+    last = torch.load(folder / "last.pt", weights_only=True)
+    assert all(torch.equal(last[name], weights[name]) for name in weights)
+
+
+def test_a_checkpoint_without_its_metrics_is_not_gone_on_from(make_study: MakeStudy) -> None:
+    study = make_study()
+
+    def stop(result: EpochResult) -> None:
+        if result.epoch == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedBySignal):
+        train_student(study, "cd", 0, on_epoch=stop)
+    metrics = study.run_folder("cd", 0) / "metrics.jsonl"
+    whole = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text(whole[0])
+    epochs: list[EpochResult] = []
+    train_student(study, "cd", 0, on_epoch=epochs.append)
+    assert [result.epoch for result in epochs] == [1, 2, 3, 4]
+    assert [line["epoch"] for line in without_times(metrics.parent)] == [1, 2, 3, 4]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class RunRecorder:
         self.seconds = 0.0
         self.first_epoch = 1
         self.best: BestEpoch | None = None
-        self.last: EpochResult | None = None
+        self.last: dict[str, Any] = {}  # the metrics of the last epoch
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = WriterLock(folder, Job())  # two processes must not train one run
         if not self._taken_up():
@@ -96,28 +97,25 @@ class RunRecorder:
     def epoch_done(self, result: EpochResult) -> None:
         """Append the epoch to the metrics and make it the point to go on from."""
         self._count_seconds()
-        self.last = result
         errors, deciding = result.errors, result.deciding
         is_better = deciding and (self.best is None or deciding.top1 < self.best.deciding)
         if errors and deciding and is_better:
             self.best = BestEpoch(result.epoch, deciding.top1, errors.top1, errors.top5)
             save_atomically(self._learner.network.state_dict(), self.folder / "best.pt")
-        self._append_metrics(result)
+        self.last = self._append_metrics(result)
         self._checkpoint(result.epoch, None)
 
     def finish(self, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Write last.pt and the summary, drop the checkpoint; returns the summary."""
-        assert self.last is not None
-        assert self.last.errors is not None
         assert self.best is not None
         save_atomically(self._learner.network.state_dict(), self.folder / "last.pt")
         summary = {
             "run_sha256": identity_sha256(self._identity),
-            "epochs": self.last.epoch,
-            "last": {"top1_error": self.last.errors.top1, "top5_error": self.last.errors.top5},
+            "epochs": self.last["epoch"],
+            "last": {name: self.last[name] for name in ("top1_error", "top5_error")},
             "best": {
                 "epoch": self.best.epoch,
-                "chosen_on": "test" if self.last.validation is None else "validation",
+                "chosen_on": "test" if self.last["validation_top1_error"] is None else "validation",
                 "top1_error": self.best.top1,
                 "top5_error": self.best.top5,
             },
@@ -133,7 +131,7 @@ class RunRecorder:
         self._events.close()
         self._lock.release()
 
-    def _append_metrics(self, result: EpochResult) -> None:
+    def _append_metrics(self, result: EpochResult) -> dict[str, Any]:
         line = {
             "epoch": result.epoch,
             "loss": result.loss,
@@ -148,6 +146,8 @@ class RunRecorder:
         }
         with (self.folder / METRICS_FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint that counts on it
         scalars = {"loss/total": result.loss, "learning_rate": result.learning_rate}
         scalars |= {f"loss/{name}": value for name, value in result.losses.items()}
         scalars |= {f"weight/{name}": value for name, value in result.weights.items()}
@@ -155,6 +155,7 @@ class RunRecorder:
             scalars |= {"error/top1": result.errors.top1, "error/top5": result.errors.top5}
         for name, value in scalars.items():
             self._events.add_scalar(name, value, result.epoch)
+        return line
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()
@@ -176,12 +177,17 @@ class RunRecorder:
         self._kept = time.perf_counter()
 
     def _taken_up(self) -> bool:
-        """Load the checkpoint, if there is one of this very run, and cut the metrics back to it."""
+        """Load the checkpoint, if there is one of this very run, and cut the metrics back to it.
+
+        Without all the metrics of its epochs the run begins anew.
+        """
         path = self.folder / CHECKPOINT_FILE
         if not path.is_file():
             return False
         state = read_tensors(path)
-        if state.get("run_sha256") != identity_sha256(self._identity):
+        lines = (self.folder / METRICS_FILE).read_text().splitlines(keepends=True)
+        is_this_run = state.get("run_sha256") == identity_sha256(self._identity)
+        if not is_this_run or len(lines) < int(state["epoch"]):
             return False
         self._learner.load_state_dict(state)
         self.first_epoch = int(state["epoch"]) + 1
@@ -191,9 +197,9 @@ class RunRecorder:
             self.best = BestEpoch(int(epoch), *map(float, errors))
         if state["partial"] is not None:
             self.partial = Partial(**state["partial"])
-        lines = (self.folder / METRICS_FILE).read_text().splitlines(keepends=True)
-        kept = "".join(lines[: self.first_epoch - 1])
-        write_atomically(self.folder / METRICS_FILE, kept.encode())
+        kept = lines[: self.first_epoch - 1]
+        self.last = json.loads(kept[-1]) if kept else {}
+        write_atomically(self.folder / METRICS_FILE, "".join(kept).encode())
         return True
 
     def _open_events(self) -> Any:

@@ -511,3 +511,12 @@ def test_a_checkpoint_without_its_metrics_is_not_gone_on_from(make_study: MakeSt
     train_student(study, "cd", 0, on_epoch=epochs.append)
     assert [result.epoch for result in epochs] == [1, 2, 3, 4]
     assert [line["epoch"] for line in without_times(metrics.parent)] == [1, 2, 3, 4]
+
+
+def test_a_damaged_checkpoint_is_named_with_what_to_do(make_study: MakeStudy) -> None:
+    study = make_study()
+    folder = study.run_folder("ce", 0)
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pt").write_bytes(b"half a file")
+    with pytest.raises(TrainError, match=r"checkpoint.pt is not .*\n  to mend it: rm .*anew"):
+        train_student(study, "ce", 0)

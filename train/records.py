@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nets.archs import ArchError
 from nets.weights import read_tensors, save_atomically
 from store.files import write_atomically
 from store.identity import canonical_json, identity_sha256
 from store.lock import Job, WriterLock
 from store.stop import Stopped, StopRequest
 from train.loop import EpochResult, Learner, Partial
-from train.study import METRICS_FILE, RUN_FILE, SUMMARY_FILE
+from train.study import METRICS_FILE, RUN_FILE, SUMMARY_FILE, TrainError
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -184,8 +185,12 @@ class RunRecorder:
         path = self.folder / CHECKPOINT_FILE
         if not path.is_file():
             return False
-        state = read_tensors(path)
-        lines = (self.folder / METRICS_FILE).read_text().splitlines(keepends=True)
+        try:
+            state = read_tensors(path)
+        except ArchError as error:
+            raise TrainError(f"{error}\n  to mend it: rm {path}; the run begins anew") from None
+        metrics = self.folder / METRICS_FILE
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
         is_this_run = state.get("run_sha256") == identity_sha256(self._identity)
         if not is_this_run or len(lines) < int(state["epoch"]):
             return False
@@ -199,7 +204,7 @@ class RunRecorder:
             self.partial = Partial(**state["partial"])
         kept = lines[: self.first_epoch - 1]
         self.last = json.loads(kept[-1]) if kept else {}
-        write_atomically(self.folder / METRICS_FILE, "".join(kept).encode())
+        write_atomically(metrics, "".join(kept).encode())
         return True
 
     def _open_events(self) -> Any:

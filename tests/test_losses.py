@@ -34,6 +34,20 @@ def test_cross_entropy_of_even_odds_is_log_2() -> None:
     assert ce(torch.zeros(3, 2), torch.tensor([0, 1, 0])).item() == pytest.approx(math.log(2))
 
 
+@given(seed=st.integers(0, 10**6), batch=st.integers(1, 9))
+def test_cross_entropy_of_mixed_images_weighs_both_labels(seed: int, batch: int) -> None:
+    logits, _ = logits_pair(seed, batch, 5)
+    rng = np.random.default_rng(seed)
+    own, other = rng.integers(0, 5, (2, batch))
+    shares = rng.random(batch) / 2
+    wanted = np.zeros((batch, 5))  # what fraction of an image shows which class
+    np.add.at(wanted, (np.arange(batch), own), 1 - shares)
+    np.add.at(wanted, (np.arange(batch), other), shares)
+    expected = -(wanted * np.log(softmax64(logits))).sum(axis=1).mean()
+    found = ce(*map(torch.tensor, (logits, own, other, shares)))
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
 def test_kd_by_hand() -> None:
     # teacher (3/4, 1/4), student (1/2, 1/2): KL = 3/4 log 3/2 + 1/4 log 1/2
     teacher = torch.tensor([[math.log(3.0), 0.0]])

@@ -112,3 +112,36 @@ def test_what_does_not_fit_into_memory_is_windowed_and_says_so(
     monkeypatch.setattr("os.sysconf", lambda key: real if key == "SC_PAGE_SIZE" else 1)
     assert study.window_rows == 16  # one block at least
     assert "window" in study.run_identity("cd", 0)
+
+
+def test_the_next_view_is_read_while_an_epoch_runs(cache: TeacherCache, monkeypatch) -> None:
+    read: list[int] = []
+    read_view = TeacherCache.read_view
+
+    def noted(self: TeacherCache, view: int, taps: list[str]) -> dict[str, np.ndarray]:
+        read.append(view)
+        return read_view(self, view, taps)
+
+    monkeypatch.setattr(TeacherCache, "read_view", noted)
+    source = CachedTeacher(cache, TAPS, 3, CPU)
+    reads = []
+    for epoch in (1, 2, 3, 4):
+        source.start_epoch(epoch, source.order(4, epoch, 60))
+        assert source._next is not None
+        source._next[1].result()
+        reads.append(read.copy())
+    source.close()
+    assert reads == [[0, 1], [0, 1, 2], [0, 1, 2, 0], [0, 1, 2, 0, 1]]
+
+
+@pytest.mark.parametrize("home", ["device", "host"])
+def test_a_batch_may_be_larger_than_the_one_before(cache: TeacherCache, home: str) -> None:
+    source = CachedTeacher(cache, TAPS, 3, CPU, home)
+    source._is_on_device = home == "device"
+    source.start_epoch(1, np.arange(60))
+    stored = cache.read_view(0, TAPS)
+    for ids in (torch.arange(3), torch.arange(5, 25), torch.arange(2)):
+        found = source.outputs(ViewBatch(ids, ids, ids, ids))
+        for tap in TAPS:
+            assert torch.equal(found[tap], torch.from_numpy(stored[tap])[ids])
+    source.close()

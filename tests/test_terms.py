@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from configs.load import ConfigError, load_student
+from train import losses
 from train.loop import EpochResult
 from train.needs import check_before_the_pass
 from train.run import check_methods, train_student
@@ -149,3 +150,16 @@ def test_attention_maps_of_other_sizes_are_averaged_to_the_smaller() -> None:
         torch.zeros(3), torch.zeros(3, 2), maps={"stage1": maps}, teacher={"energy1": teacher}
     )
     assert LOSSES["at"].compute(batch).item() < 1e-10
+
+
+def test_embeddings_are_those_of_the_last_stage() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    maps = {f"stage{n}": drawn(6, 4, 3, 3) for n in (10, 2, 1)}
+    teacher = {f"stage{n}": drawn(6, 5) for n in (2, 10, 1)}
+    batch = Batch(labels=torch.zeros(6).long(), logits=drawn(6, 3), maps=maps, teacher=teacher)
+    expected = losses.rkd(maps["stage10"].mean(dim=(2, 3)), teacher["stage10"])
+    assert LOSSES["rkd"].compute(batch).item() == pytest.approx(expected.item())

@@ -58,14 +58,18 @@ class OnHost:
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors = tensors
-        self._is_cuda = next(iter(tensors.values())).is_cuda
-        if self._is_cuda:
-            self._ready = torch.cuda.Event()
-            self._ready.record()
+        self._device = next(iter(tensors.values())).device
+        if self._device.type == "cuda":
+            self._ready = torch.cuda.current_stream(self._device).record_event()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        if not self._is_cuda:
+        if self._device.type != "cuda":
             return {name: tensor.numpy() for name, tensor in self._tensors.items()}
-        with torch.cuda.stream(torch.cuda.Stream()):
-            torch.cuda.current_stream().wait_event(self._ready)
-            return {name: tensor.cpu().numpy() for name, tensor in self._tensors.items()}
+        stream, copies = torch.cuda.Stream(self._device), {}
+        with torch.cuda.stream(stream):
+            stream.wait_event(self._ready)
+            for name, tensor in self._tensors.items():
+                copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=True)
+                copies[name].copy_(tensor, non_blocking=True)
+        stream.synchronize()
+        return {name: copy.numpy() for name, copy in copies.items()}

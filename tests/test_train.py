@@ -29,6 +29,7 @@ from train.run import train_student
 from train.study import Study, TrainError, open_study
 from train.teacher import TeacherExists, existing_weights, train_teacher
 from views.batches import ViewBatch
+from views.seeds import permutation
 
 MakeStudy = Callable[..., Study]
 FLOAT32 = ("taps.logits=float32", "taps.means=float32")
@@ -243,6 +244,23 @@ def test_a_run_killed_at_random_steps_equals_an_uninterrupted_one_bit_for_bit(
     whole = torch.load(folder / "last.pt", weights_only=True)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert metrics == without_times(folder)
+
+
+def test_an_epoch_shows_every_sample_once_in_the_order_of_seed_and_epoch(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[int] = []
+    outputs = CachedTeacher.outputs
+
+    def noted(self: CachedTeacher, batch: ViewBatch) -> dict[str, torch.Tensor]:
+        shown.extend(batch.ids.tolist())
+        return outputs(self, batch)
+
+    monkeypatch.setattr(CachedTeacher, "outputs", noted)
+    train_student(make_study(), "cd", 5)
+    epochs = [shown[start : start + 60] for start in range(0, len(shown), 60)]
+    assert epochs == [permutation(5, epoch, 60).tolist() for epoch in (1, 2, 3, 4)]
+    assert all(sorted(epoch) == list(range(60)) for epoch in epochs)
 
 
 def test_a_signal_keeps_the_very_step_and_the_same_call_goes_on(

@@ -255,9 +255,8 @@ class Buffers:
                 start = stop
             found[tap] = slot[tap][:num_rows].to(self._device, non_blocking=True)
         if self._is_cuda:
-            event = torch.cuda.Event()
-            event.record()
-            self._sent[self._turn] = event
+            sent = torch.cuda.current_stream(self._device).record_event()
+            self._sent[self._turn] = sent
         return found
 
 

@@ -26,6 +26,7 @@ from train.feed import CachedTeacher
 from train.loop import EpochResult, Partial
 from train.records import RunRecorder
 from train.run import train_student
+from train.schedule import learning_rate_at
 from train.study import Study, TrainError, open_study
 from train.teacher import TeacherExists, existing_weights, train_teacher
 from views.batches import ViewBatch
@@ -261,6 +262,14 @@ def test_an_epoch_shows_every_sample_once_in_the_order_of_seed_and_epoch(
     epochs = [shown[start : start + 60] for start in range(0, len(shown), 60)]
     assert epochs == [permutation(5, epoch, 60).tolist() for epoch in (1, 2, 3, 4)]
     assert all(sorted(epoch) == list(range(60)) for epoch in epochs)
+
+
+def test_the_learning_rate_moves_with_every_step(make_study: MakeStudy) -> None:
+    study = make_study(student=['training.schedule={"kind": "onecycle"}'])
+    rates: list[float] = []
+    train_student(study, "ce", 0, on_epoch=lambda result: rates.append(result.learning_rate))
+    training = study.config.training  # an epoch has four steps; told is the rate of the last
+    assert rates == [learning_rate_at(training, 4 * epoch - 1, 4) for epoch in (1, 2, 3, 4)]
 
 
 def test_a_signal_keeps_the_very_step_and_the_same_call_goes_on(

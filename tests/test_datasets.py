@@ -38,6 +38,9 @@ def test_a_limit_keeps_the_first_of_each_class_and_changes_the_digest() -> None:
     whole = load_dataset(Digits(type="digits", normalisation=GREY))
     few = load_dataset(Digits(type="digits", normalisation=GREY, limit=3))
     assert np.bincount(few.train.labels).tolist() == [3] * 10
+    labels = whole.train.labels.tolist()
+    first = [i for i, label in enumerate(labels) if labels[:i].count(label) < 3]
+    assert (few.train.images == whole.train.images[first]).all()  # in the order of the whole
     assert (few.train.images[0] == whole.train.images[0]).all()
     assert few.digest != whole.digest
     assert len(few.test) == len(whole.test)
@@ -59,6 +62,9 @@ def test_held_out_samples_are_chosen_by_their_number_and_taken_from_training() -
     assert few.validation is not None
     assert (few.validation.labels == split.validation.labels).all()
     assert np.bincount(few.train.labels).tolist() == [3] * 10
+    labels = whole.train.labels.tolist()
+    first = [i for i, label in enumerate(labels) if labels[:i].count(label) < 3]
+    assert (few.train.images == whole.train.images[first]).all()  # in the order of the whole
     more = digits(validation_fraction=0.4)
     assert more.validation is not None
     assert set(map(bytes, split.validation.images)) <= set(map(bytes, more.validation.images))
@@ -152,6 +158,18 @@ def test_the_digest_notices_a_renamed_a_moved_and_a_changed_file(tmp_path: Path)
     file.with_name("03.png").rename(tmp_path / "train" / "dog" / "03.png")
     digests.append(load_dataset(folder(tmp_path)).digest)
     assert len(set(digests)) == 4
+
+
+def test_the_digest_notices_another_size_of_a_file_that_it_does_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("views.folders._HASHED_FILES", 1)
+    write_image_folder(tmp_path)
+    digests = [load_dataset(folder(tmp_path)).digest]
+    for file in sorted((tmp_path / "train").glob("*/*.png")):
+        file.write_bytes(file.read_bytes() + b"\0")
+        digests.append(load_dataset(folder(tmp_path)).digest)
+    assert len(set(digests)) == 7
 
 
 def test_grey_and_palette_images_become_rgb_and_exif_orientation_is_obeyed(tmp_path: Path) -> None:

@@ -169,6 +169,7 @@ def test_other_settings_are_another_run(make_study: MakeStudy) -> None:
         other.run_folder("ce", 0),
     }
     assert len(folders) == 5
+    assert study.run_identity("ce", 0) != study.run_identity("ce", 1)
 
 
 def test_a_run_that_another_process_trains_is_refused_with_its_pid(make_study: MakeStudy) -> None:

@@ -195,6 +195,28 @@ def test_teacher_outputs_are_logits_means_and_correctness(tmp_path: Path) -> Non
     assert not teacher.network.training
 
 
+def test_the_teacher_computes_in_the_precision_of_its_file(tmp_path: Path) -> None:
+    network = build("resnet8", num_classes=3, seed=1)
+    save_atomically(network.state_dict(), tmp_path / "weights.pt")
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = network.eval()(images)
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        teacher = load_teacher_network(
+            TeacherNet(arch="resnet8", weights=str(tmp_path / "weights.pt"), precision=precision),
+            stage_modules("resnet8", None),
+            num_classes=3,
+            in_channels=3,
+            device=torch.device("cpu"),
+            calibration=(),
+        )
+        found[precision] = teacher.outputs(images, torch.zeros(4).long())["logits"]
+        assert found[precision].dtype == torch.float32
+    assert torch.allclose(found["float32"], expected, atol=1e-5)
+    assert torch.equal(found["bfloat16"], found["bfloat16"].bfloat16().float())
+    assert torch.allclose(found["bfloat16"], expected, rtol=0.1, atol=0.05)
+
+
 def test_recalibration_gives_batch_norm_the_statistics_of_the_batches_and_nothing_else() -> None:
     network = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.9), nn.Conv2d(2, 2, 1)).eval()
     weights = network[2].weight.clone()

@@ -42,6 +42,18 @@ def test_the_exported_student_has_the_error_that_was_reported(
     assert card["input_shape"] == [1, 8, 8]
 
 
+def test_weights_that_do_not_err_as_reported_are_not_exported(
+    make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    study = make_study()
+    train_student(study, "cd", 0)
+    other = build("resnet8", num_classes=10, in_channels=1, seed=99)
+    save_atomically(other.state_dict(), study.run_folder("cd", 0) / "best.pt")
+    with pytest.raises(TrainError, match=r"best.pt has \d+.\d\d % top-1 error, but .* reported"):
+        export_student(study, "cd", 0, "best", tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_program_takes_any_batch_and_gives_the_networks_logits(
     make_study: Callable[..., Study], tmp_path: Path
 ) -> None:

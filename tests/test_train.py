@@ -170,6 +170,9 @@ def test_other_settings_are_another_run(make_study: MakeStudy) -> None:
     }
     assert len(folders) == 5
     assert study.run_identity("ce", 0) != study.run_identity("ce", 1)
+    tested = make_study(teacher=["views.evaluation={kind: centre, resize_px: 9, crop_px: 8}"])
+    assert tested.cache.path == study.cache.path
+    assert tested.run_identity("ce", 0) != study.run_identity("ce", 0)
 
 
 def test_a_run_that_another_process_trains_is_refused_with_its_pid(make_study: MakeStudy) -> None:

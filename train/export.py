@@ -4,7 +4,7 @@ student.pt     the network's own keys, which the constructor of its architecture
 student.pt2    torch.export, for any batch size: normalised float32 (B, C, H, W) -> logits (B, K)
 student.json   architecture, classes, normalisation, errors and where it comes from
 
-Each file is loaded again and tested before it counts as written.
+What was trained is tested again before anything is written, and the program after it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from train.study import Study, TrainError
 from views.batches import Pixels
 from views.pixels import evaluation_pixels
 
+# On another device a few samples may turn over; on the same one the errors are equal.
+_ROUNDING_PERCENT = 0.5
+
 Which = Literal["best", "last"]
 
 
@@ -43,16 +46,20 @@ def export_student(
             f"STUDENT={study.config.name} METHOD={method} SEED={seed}"
         )
     place = pick_device(device)
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(study.run_folder(method, seed) / f"{which}.pt", folder / "student.pt")
-    network = _loaded(study, folder / "student.pt").to(place)
+    trained = study.run_folder(method, seed) / f"{which}.pt"
+    network = _loaded(study, trained).to(place)
     test = evaluation_pixels(
         study.dataset.test, study.teacher.views, study.teacher.dataset.normalisation, place
     )
     found = evaluate(network, test, study.config.training.precision, place)
     reported = summary[which]["top1_error"]
-    if round(found.top1, 6) != round(reported, 6) and place.type == summary["device"]:
-        raise TrainError(f"{folder / 'student.pt'} has {found.top1} % error, {reported} % reported")
+    if abs(found.top1 - reported) > _ROUNDING_PERCENT:
+        raise TrainError(
+            f"{trained} has {found.top1:.2f} % top-1 error, but {reported:.2f} % was reported\n"
+            f"  to mend it: rm -r {trained.parent} and make train-student again"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(trained, folder / "student.pt")
     plain = network.cpu().eval().to(memory_format=torch.contiguous_format)
     program = _written_program(plain, test.shape, folder / "student.pt2")
     card = {

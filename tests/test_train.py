@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nets.errors import Errors
 from nets.taps import as_is, read_stages, stage_modules
 from nets.weights import load_weights
 from nets.zoo import build
@@ -156,6 +157,16 @@ def test_where_not_every_epoch_is_tested_the_last_one_is(make_study: MakeStudy) 
     assert summary["best"]["epoch"] in tested
     lines = (study.run_folder("kd", 0) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["top1_error"] is None for line in lines] == [1, 0, 1, 0, 0]
+
+
+def test_the_best_epoch_is_the_first_of_equals(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([30.0, 20.0, 20.0, 25.0])
+    monkeypatch.setattr("train.loop.evaluate", lambda *_: Errors(next(errors), 1.0))
+    summary = train_student(make_study(), "ce", 0)
+    assert summary["best"]["epoch"] == 2
+    assert summary["last"]["top1_error"] == 25.0
 
 
 def test_other_settings_are_another_run(make_study: MakeStudy) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -508,3 +509,43 @@ def test_leftovers_of_a_dead_writer_are_cleared(cache: Path) -> None:
     leftover.write_bytes(b"half")
     with open_writer(cache):
         assert not leftover.exists()
+
+
+def test_a_cache_whose_manifest_is_lost_is_read_whole_before_it_is_believed(cache: Path) -> None:
+    (cache / "manifest.json").write_text("{")
+    chunk = cache / "teacher.zarr" / "stage1" / "c.1.0.0"
+    content = bytearray(chunk.read_bytes())
+    content[3] ^= 1
+    chunk.write_bytes(content)
+    with open_writer(cache, check_every_byte=False) as writer:
+        assert [(w.block.view, w.block.index, w.taps) for w in writer.work] == [(1, 0, ("stage1",))]
+    with open_writer(cache, check_every_byte=False) as writer:
+        assert not writer.work  # with a manifest, only what is asked for is read
+
+
+def test_a_block_is_on_the_disk_before_the_journal_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        flushed.append(str(path.relative_to(tmp_path / "cache")))
+        fsync(handle)
+
+    with open_writer(tmp_path / "cache") as writer:
+        monkeypatch.setattr(os, "fsync", noted)
+        for view, block in ((0, 0), (1, 2)):
+            flushed.clear()
+            rows = slice(4 * block, min(4 * block + 4, 11))
+            writer.write_block(writer.manifest.block(view, block), records_of(view, rows))
+            *before, last = flushed
+            assert last.startswith("journal/")
+            for tap in TAPS:
+                (file,) = [
+                    n for n, name in enumerate(before) if f"{tap}/" in name and ".tmp" in name
+                ]
+                folder = before[file].rsplit("/", 1)[0]
+                assert folder in before[file + 1 :]  # the rename, too
+        monkeypatch.undo()

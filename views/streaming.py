@@ -36,7 +36,8 @@ class StreamedPixels(Finisher):
         super().__init__(shown, shape)
         self._keys = _Keys()
         self.num_workers, ahead = _fitting(num_workers)
-        self.where = f"read by {self.num_workers} workers" if ahead else "read by this process"
+        workers = "a worker" if self.num_workers == 1 else f"{self.num_workers} workers"
+        self.where = f"read by {workers}" if ahead else "read by this process"
         if num_workers and not ahead:
             self.where += f", as {_SHARED_MEMORY} has no room for what workers would hand over"
         self._loader: DataLoader[Tensor | str] = DataLoader(

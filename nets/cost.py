@@ -12,6 +12,7 @@ import torch
 _MEASURED_BATCHES = 3  # and for at least
 _SHORT_SECONDS = 0.3  # but where batches are slow, for no more than
 _LONG_SECONDS = 2.0
+_SPARE = 1.2
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Memory:
 def memory_with(to_come: int, device: torch.device) -> Memory:
     """The most that this process has taken so far, with so many bytes more that are still to come.
 
-    And a tenth of it all, for what nobody counted.
+    And a fifth of it all, for what nobody counted: allocators keep some of what was given back.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type != "cuda":
-        return Memory(int(1.1 * (peak + to_come)), 0)
+        return Memory(int(_SPARE * (peak + to_come)), 0)
     on_gpu = torch.cuda.max_memory_reserved(device) + to_come
-    return Memory(int(1.1 * (peak + to_come)), int(1.1 * on_gpu))
+    return Memory(int(_SPARE * (peak + to_come)), int(_SPARE * on_gpu))
 
 
 def measured_rate(batches: Iterator[int]) -> float:

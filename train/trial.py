@@ -23,6 +23,7 @@ from train.terms import options_of
 from views.batches import ViewBatch
 from views.pixels import open_pixels
 
+_STEPS_BEFORE = 3  # memory still grows in the first ones, and with a batch of another size
 _WINDOWS_HELD = 3  # where a batch lies in two of them, the one after is being read
 
 
@@ -49,7 +50,10 @@ def try_run(
     taps = needed_taps(study, task.terms)
     some = _SomeOutputs(study.cache, taps, device)
     with read_stages(learner.network, task.stages, as_is) as maps:
-        rate = measured_rate(_steps(task, learner, some, maps))
+        steps = _steps(task, learner, some, maps)
+        for _ in range(_STEPS_BEFORE):
+            next(steps)
+        rate = measured_rate(steps)
         learner.network.eval()
         with torch.no_grad():
             next(outputs_and_labels(learner.network, pixels, task.training.precision, device))
@@ -59,11 +63,12 @@ def try_run(
 def _steps(
     task: Task, learner: Learner, source: TeacherOutputs, maps: dict[str, Tensor]
 ) -> Iterator[int]:
-    """Steps for ever; yields how many images each had."""
+    """Steps for ever, two whole batches and the rest of an epoch; yields each one's images."""
     terms = [(term.loss, term.weight, options_of(term)) for term in task.terms]
-    everything, size = np.arange(len(task.data.train)), task.training.batch_size
+    num_samples, size = len(task.data.train), task.training.batch_size
+    some = np.arange(min(num_samples, 2 * size + num_samples % size))
     while True:
-        for _, batch in task.data.train.batches([0], everything, size):
+        for _, batch in task.data.train.batches([0], some, size):
             run_step(task, learner, source, terms, batch, maps)["total"].item()
             maps.clear()
             yield len(batch.ids)

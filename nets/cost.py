@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -27,12 +27,22 @@ class Memory:
         return f"at most about {told_size(self.ram_bytes)} of memory{on_gpu}"
 
 
+def peak_memory() -> int:
+    """The most memory that this program has had, in bytes.
+
+    Not `ru_maxrss`: that begins with what the process had that started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(peak) * 1024
+
+
 def memory_with(to_come: int, device: torch.device) -> Memory:
     """The most that this process has taken so far, with so many bytes more that are still to come.
 
     And a fifth of it all, for what nobody counted: allocators keep some of what was given back.
     """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     if device.type != "cuda":
         return Memory(int(_SPARE * (peak + to_come)), 0)
     on_gpu = torch.cuda.max_memory_reserved(device) + to_come

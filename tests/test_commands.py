@@ -200,10 +200,11 @@ def test_the_plan_says_what_is_there_and_what_is_missing(
 
 
 COMMAND_AND_ITS_PEAK = """
-import resource, sys
+import sys
+from nets.cost import peak_memory
 from train.__main__ import cli
 assert cli(sys.argv[1:]) == 0
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("peak", peak_memory())
 """
 
 

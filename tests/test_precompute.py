@@ -228,10 +228,11 @@ def test_an_error_shows_no_traceback(small_teacher: Make, tmp_path: Path) -> Non
 
 
 PASS_AND_ITS_PEAK = """
-import resource, sys
+import sys
+from nets.cost import peak_memory
 from precompute.__main__ import cli
 assert cli(sys.argv[1:]) == 0
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("peak", peak_memory())
 """
 
 
@@ -281,3 +282,17 @@ def test_a_long_pass_tries_batch_sizes_and_takes_the_fastest(
     monkeypatch.setattr(run_module, "_TRIAL_RECORDS", 0)
     fill_cache(setup_of(config, tmp_path), PassOptions(CPU), console)
     assert "batches of 64 images, the fastest tried" in console.file.getvalue()
+
+
+def test_the_peak_is_that_of_the_program_alone() -> None:
+    program = (
+        "from nets.cost import peak_memory; before = peak_memory(); "
+        "held = bytearray(300_000_000); print(before, peak_memory())"
+    )
+    mine = np.ones(80_000_000)  # 640 MB, which a process that is started from here must not count
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    before, after = map(int, result.stdout.split())
+    assert mine.nbytes > before
+    assert 280e6 < after - before < 330e6

@@ -46,11 +46,20 @@ def test_a_run_that_fails_stops_no_other_and_is_named(make_study: MakeStudy, job
     bad, good = outcomes
     assert bad.summary is None
     assert "Diverged: the loss became" in bad.failure
+    assert "Traceback" not in bad.failure
     assert good.summary is not None
     assert "bad          seed 0  FAILED: Diverged" in console.file.getvalue()
     again = run_ablation(study, ["bad", "ce"], [0], RunOptions("cpu", jobs=jobs), console)
     assert again[1].summary == good.summary
     assert "1 of 2 runs are finished already" in console.file.getvalue()
+
+
+def test_a_failure_that_nobody_foresaw_keeps_its_traceback(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.ablation.train_student", lambda *_, **__: 1 / 0)
+    (outcome,) = run_ablation(make_study(), ["ce"], [0], RunOptions("cpu"), quiet())
+    assert outcome.failure.startswith("ZeroDivisionError: division by zero\nTraceback")
 
 
 def test_a_method_that_cannot_work_stops_everything_before_it_starts(make_study: MakeStudy) -> None:

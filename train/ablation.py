@@ -22,6 +22,8 @@ import torch
 from rich.console import Console
 
 from configs.schema import StudentConfig, TeacherConfig
+from nets.archs import ArchError
+from nets.taps import TapError
 from store.errors import CacheError
 from store.stop import Stopped, StopRequest
 from train.run import check_methods, train_student
@@ -97,7 +99,7 @@ def _outcome(study: Study, run: Run, options: RunOptions) -> Outcome:
         )
     except Stopped:
         raise
-    except (TrainError, DatasetError, CacheError) as error:
+    except (TrainError, DatasetError, CacheError, ArchError, TapError) as error:
         return Outcome(run, None, f"{type(error).__name__}: {error}")
     except Exception as error:  # whatever a run dies of, the others go on; nobody foresaw this one
         return Outcome(run, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")

@@ -27,7 +27,7 @@ from precompute.setup import Setup
 from store.identity import cache_identity, file_sha256
 from store.layout import cache_path
 from train.feed import TeacherSource
-from train.loop import Learner, Task, active_terms, reads_stages, run_step
+from train.loop import Learner, Task, active_terms, run_step, stages_read
 from train.study import Study
 from views.augment import AUGMENT_VERSION, view_of_epoch
 from views.datasets import Dataset
@@ -146,8 +146,7 @@ def steps(task: Task, learner: Learner, source: TeacherSource) -> Iterator[None]
     As `train.loop` does it, without the tests between epochs.
     """
     learner.network.train()
-    stages = task.stages if reads_stages(task.terms) else {}
-    with read_stages(learner.network, stages, as_is) as maps:
+    with read_stages(learner.network, stages_read(task), as_is) as maps:
         epoch = 0
         while True:
             epoch += 1

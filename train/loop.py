@@ -203,8 +203,7 @@ def fit(
     partial: what was done of the first epoch before. pause: asked after every step and epoch.
     """
     learner.network.train()
-    stages = task.stages if reads_stages(task.terms) else {}
-    with read_stages(learner.network, stages, as_is) as maps:
+    with read_stages(learner.network, stages_read(task), as_is) as maps:
         for epoch in range(first_epoch, task.training.epochs + 1):
             result = _run_epoch(task, learner, source, epoch, maps, partial, pause)
             partial = None
@@ -317,9 +316,10 @@ def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[Active]:
     ]
 
 
-def reads_stages(terms: Sequence[LossTerm]) -> bool:
-    """Whether any term looks at the student's feature maps."""
-    return any(loss_named(term.loss).student - {"logits"} for term in terms)
+def stages_read(task: Task) -> Mapping[str, str]:
+    """The student's stages whose maps are to be kept: none where no term looks at any."""
+    looks = any(loss_named(term.loss).student - {"logits"} for term in task.terms)
+    return task.stages if looks else {}
 
 
 def run_step(

@@ -16,7 +16,7 @@ from nets.taps import as_is, read_stages
 from store import TeacherCache
 from train.evaluate import outputs_and_labels
 from train.feed import TeacherOutputs, slab_bytes
-from train.loop import Learner, SplitPixels, Task, run_step
+from train.loop import Learner, SplitPixels, Task, run_step, stages_read
 from train.run import assemble, needed_taps
 from train.study import Study
 from train.terms import options_of
@@ -35,21 +35,19 @@ class Trial:
     memory: Memory
 
 
-def try_run(
-    study: Study, method: str, seed: int, device: torch.device, num_workers: int | None = None
-) -> Trial:
+def try_run(study: Study, method: str, seed: int, device: torch.device) -> Trial:
     """Take a few steps and show a test batch; writes nothing. Raises as `train_student` does.
 
     All terms of the method act, with the outputs of some other samples.
     """
     views, normalisation = study.teacher.views, study.teacher.dataset.normalisation
-    pixels = open_pixels(study.dataset.train, views, normalisation, device, num_workers)
+    pixels = open_pixels(study.dataset.train, views, normalisation, device)
     data = SplitPixels(train=pixels, validation=None, test=pixels)
     task, learner, source = assemble(study, method, seed, device, data=data)
     source.close()
     taps = needed_taps(study, task.terms)
     some = _SomeOutputs(study.cache, taps, device)
-    with read_stages(learner.network, task.stages, as_is) as maps:
+    with read_stages(learner.network, stages_read(task), as_is) as maps:
         steps = _steps(task, learner, some, maps)
         for _ in range(_STEPS_BEFORE):
             next(steps)

@@ -1,7 +1,7 @@
 """Images that worker processes read, decode and cut ahead of their use.
 
-Workers hand over uint8, of which a pass takes many views per reading; teacher outputs never travel
-through workers. The same bytes come whatever the number of workers.
+Workers hand over uint8, of several views at once where a pass asks for them; teacher outputs never
+travel through workers. The bytes are the same with any number of workers.
 """
 
 from __future__ import annotations

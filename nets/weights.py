@@ -93,7 +93,7 @@ def torchvision_weights(name: str) -> Path:
             torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
             raise ArchError(
-                f"teacher.weights: {name} cannot be downloaded: {error}\n  to mend it: put the "
+                f"teacher.weights: {name} cannot be downloaded: {error}\n  fix: put the "
                 f"file of {url} at {path}"
             ) from None
     return path

@@ -133,7 +133,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         raise CacheFull(
             f"the disk of {setup.path} is too full: {plan.bytes_to_write:,} bytes are to be "
             f"written, {plan.free_bytes:,} are free",
-            mend="make room, or set fewer views.count, or choose another folder with --caches DIR",
+            fix="make room, or set fewer views.count, or choose another folder with --caches DIR",
         )
     with (
         StopRequest() as stop,

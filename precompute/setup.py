@@ -97,4 +97,4 @@ def _weights_sha256(config: TeacherConfig, name: str) -> str:
         help_text = f"train the teacher first: python -m train teacher {name}"
     else:
         help_text = "put the file there or set teacher.weights=PATH"
-    raise ArchError(f"teacher.weights: there is no file {weights}\n  to mend it: {help_text}")
+    raise ArchError(f"teacher.weights: there is no file {weights}\n  fix: {help_text}")

@@ -97,7 +97,7 @@ def check(path: CachePath) -> None:
     rate = num_bytes / max(time.perf_counter() - started, 1e-9)
     if faults:
         console.print(
-            f"{path} is unsound: {len(faults)} faults\n  to mend it: "
+            f"{path} is unsound: {len(faults)} faults\n  fix: "
             f"make cache-teacher TEACHER={source.manifest.teacher} RECHECK=1"
         )
         raise typer.Exit(1)

@@ -233,8 +233,8 @@ def damaged(manifest: Manifest, faults: list[Fault]) -> CacheDamaged:
     lines = [f"  {fault}" for fault in faults[:5]]
     if len(faults) > 5:
         lines.append(f"  and {len(faults) - 5} more")
-    return CacheDamaged("\n".join(["the cache is damaged", *lines]), mend=mend_command(manifest))
+    return CacheDamaged("\n".join(["the cache is damaged", *lines]), fix=fix_command(manifest))
 
 
-def mend_command(manifest: Manifest) -> str:
+def fix_command(manifest: Manifest) -> str:
     return f"make cache-teacher TEACHER={manifest.teacher}"

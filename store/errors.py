@@ -1,4 +1,4 @@
-"""What can be wrong with a cache. Each message says what, where, and the command that mends it."""
+"""What can be wrong with a cache. Each message says what, where, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from __future__ import annotations
 class CacheError(Exception):
     """Base of everything the store raises on purpose.
 
-    `mend` is the command that helps; it is part of the text.
+    `fix` is the command that helps; it is part of the text.
     """
 
-    def __init__(self, problem: str, *, mend: str | None = None) -> None:
+    def __init__(self, problem: str, *, fix: str | None = None) -> None:
         self.problem = problem
-        self.mend = mend
+        self.fix = fix
         super().__init__(problem)
 
     def __str__(self) -> str:  # KeyError would quote the text
-        return self.problem + (f"\n  to mend it: {self.mend}" if self.mend else "")
+        return self.problem + (f"\n  fix: {self.fix}" if self.fix else "")
 
 
 class CacheMissing(CacheError, FileNotFoundError):

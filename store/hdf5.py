@@ -182,5 +182,5 @@ def _first_line(error: BaseException) -> str:
 def _unreadable(path: Path, error: BaseException) -> CacheDamaged:
     return CacheDamaged(
         f"{path} cannot be read as HDF5: {_first_line(error)}",
-        mend="copy it again, or export it again: python -m store export CACHE FILE.h5",
+        fix="copy it again, or export it again: python -m store export CACHE FILE.h5",
     )

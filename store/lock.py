@@ -103,5 +103,5 @@ class WriterLock:
         return CacheBusy(
             f"{self._cache} is being written by process {owner.get('pid', '?')} on "
             f"{owner.get('host', 'this machine')}",
-            mend="wait until it has ended, or stop it; what it has committed is kept",
+            fix="wait until it has ended, or stop it; what it has committed is kept",
         )

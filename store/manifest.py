@@ -109,7 +109,7 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
     if not whole:
         raise CacheDamaged(
             f"{path} is damaged (its contents do not match its checksum)",
-            mend="make cache-teacher, which writes it anew and keeps every sound block",
+            fix="make cache-teacher, which writes it anew and keeps every sound block",
         )
     if content["format_version"] != FORMAT_VERSION:
         raise CacheMismatch(
@@ -127,7 +127,7 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
     except TypeError as error:
         raise CacheMismatch(
             f"{path} was written by another version of this program: {error}",
-            mend="remove the cache and make it anew: make cache-teacher",
+            fix="remove the cache and make it anew: make cache-teacher",
         ) from None
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from store.chunks import Fault, FolderSource, damaged, mend_command
+from store.chunks import Fault, FolderSource, damaged, fix_command
 from store.errors import (
     CacheError,
     CacheIncomplete,
@@ -81,7 +81,7 @@ class TeacherCache:
         if not 1 <= views <= manifest.num_views:
             raise UnknownView(
                 f"num_views is {num_views}, but {path} is planned for {manifest.num_views} views",
-                mend=f"{mend_command(manifest)} ARGS=views.count={num_views}",
+                fix=f"{fix_command(manifest)} ARGS=views.count={num_views}",
             )
         _refuse_incomplete(path, source, views)
         faults = source.faults(read=False, num_views=views)
@@ -146,7 +146,7 @@ class TeacherCache:
         if differences:
             raise CacheMismatch(
                 "\n  ".join([f"{self.path} is the cache of something else", *differences]),
-                mend=mend_command(self.manifest),
+                fix=fix_command(self.manifest),
             )
 
     def read_view(self, view: int, taps: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -245,7 +245,7 @@ def find_cache(
     Where the identity leaves the weights open (weights_sha256 is None), the one cache that agrees
     in everything else. num_views as in `TeacherCache.open`.
     """
-    mend = f"make cache-teacher TEACHER={teacher}"
+    fix = f"make cache-teacher TEACHER={teacher}"
     exact = cache_path(caches_dir, teacher, identity)
     if (exact / MANIFEST).is_file():
         return TeacherCache.open(exact, num_views=num_views)
@@ -261,13 +261,13 @@ def find_cache(
         names = ", ".join(path.name for path in same)
         raise CacheMismatch(
             f"caches of several weights fit ({names}), and the teacher's weights file is missing",
-            mend="name one with --cache PATH",
+            fix="name one with --cache PATH",
         )
     if not others:
-        raise CacheMissing(f"{caches_dir} holds no cache of the teacher {teacher!r}", mend=mend)
+        raise CacheMissing(f"{caches_dir} holds no cache of the teacher {teacher!r}", fix=fix)
     path, lines = min(others, key=lambda item: len(item[1]))
     problem = [f"{caches_dir} holds no cache of this teacher; {path.name} differs in", *lines]
-    raise CacheMismatch("\n  ".join(problem), mend=mend)
+    raise CacheMismatch("\n  ".join(problem), fix=fix)
 
 
 def missing_blocks(source: Source, num_views: int | None = None) -> list[tuple[str, Block]]:
@@ -317,5 +317,5 @@ def _refuse_incomplete(path: Path, source: Source, num_views: int) -> None:
     raise CacheIncomplete(
         f"{path} is not finished: {done:,} of {total:,} blocks are there; the first that is not: "
         f"tap {array}, view {block.view}, block {block.index}",
-        mend=mend_command(manifest),
+        fix=fix_command(manifest),
     )

@@ -38,7 +38,7 @@ def export_cache(cache: Path, file: Path) -> None:
     """
     opened = TeacherCache.open(cache)
     if not file.parent.is_dir():
-        raise CacheError(f"there is no folder {file.parent}", mend=f"mkdir -p {file.parent}")
+        raise CacheError(f"there is no folder {file.parent}", fix=f"mkdir -p {file.parent}")
     write_hdf5(file, opened.manifest, _whole(opened), opened.source.read)
 
 
@@ -54,7 +54,7 @@ def import_cache(file: Path, caches_dir: Path) -> Path:
     manifest = opened.manifest
     target = cache_path(caches_dir, manifest.teacher, manifest.identity)
     if (target / MANIFEST).exists():
-        raise CacheError(f"{target} is there already", mend=f"remove {target} first")
+        raise CacheError(f"{target} is there already", fix=f"remove {target} first")
     target.mkdir(parents=True, exist_ok=True)
     lock = WriterLock(target, Job())
     try:

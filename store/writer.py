@@ -103,7 +103,7 @@ class CacheWriter:
             if error.errno not in _FULL:
                 raise
             raise CacheFull(
-                f"the disk of {path} is too full to begin", mend="make room, then run again"
+                f"the disk of {path} is too full to begin", fix="make room, then run again"
             ) from None
         except BaseException:
             lock.release()
@@ -222,7 +222,7 @@ class CacheWriter:
         return CacheFull(
             f"the disk of {self.path} is too full: {needed:,} bytes are still to be written, "
             f"{free:,} are free; what is committed is kept",
-            mend=f"make room, then run again: make cache-teacher TEACHER={self.manifest.teacher}",
+            fix=f"make room, then run again: make cache-teacher TEACHER={self.manifest.teacher}",
         )
 
     def _lay_out(self, content: CacheContent) -> None:
@@ -303,7 +303,7 @@ def _explained(path: Path) -> Iterator[None]:
             raise
         raise CacheNotWritable(
             f"{path} cannot be written to: {error.strerror}",
-            mend="make it writable, or choose another folder with --caches DIR",
+            fix="make it writable, or choose another folder with --caches DIR",
         ) from None
 
 

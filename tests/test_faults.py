@@ -259,7 +259,7 @@ def test_a_read_only_folder_can_be_read_and_says_that_it_cannot_be_written(
         open_writer(disk / "another")
 
 
-# ---- damage is mended by the same command, which rewrites nothing else
+# ---- damage is repaired by the same command, which rewrites nothing else
 
 
 def flip(path: Path, position: int) -> None:
@@ -326,7 +326,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_damage_is_found_named_and_mended_by_the_same_command(
+def test_damage_is_found_named_and_repaired_by_the_same_command(
     small_teacher: Make, tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small_teacher()

@@ -561,5 +561,5 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(make_study: MakeStudy) ->
     folder = study.run_folder("ce", 0)
     folder.mkdir(parents=True)
     (folder / "checkpoint.pt").write_bytes(b"half a file")
-    with pytest.raises(TrainError, match=r"checkpoint.pt is not .*\n  to mend it: rm .*anew"):
+    with pytest.raises(TrainError, match=r"checkpoint.pt is not .*\n  fix: rm .*anew"):
         train_student(study, "ce", 0)

@@ -117,7 +117,7 @@ def teacher(
     if config.training is None:
         raise TrainError(
             f"teacher.weights: there is no file {weights}, and {config.name} has no training block "
-            f"to make it\n  to mend it: put the file there, or set teacher.weights=PATH"
+            f"to make it\n  fix: put the file there, or set teacher.weights=PATH"
         )
     from train.teacher import train_teacher
 

@@ -42,7 +42,7 @@ def export_student(
     summary = study.finished(method, seed)
     if summary is None:
         raise TrainError(
-            f"{study.run_folder(method, seed)} is not finished\n  to mend it: make train-student "
+            f"{study.run_folder(method, seed)} is not finished\n  fix: make train-student "
             f"STUDENT={study.config.name} METHOD={method} SEED={seed}"
         )
     place = pick_device(device)
@@ -56,7 +56,7 @@ def export_student(
     if abs(found.top1 - reported) > _ROUNDING_PERCENT:
         raise TrainError(
             f"{trained} has {found.top1:.2f} % top-1 error, but {reported:.2f} % was reported\n"
-            f"  to mend it: rm -r {trained.parent} and make train-student again"
+            f"  fix: rm -r {trained.parent} and make train-student again"
         )
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(trained, folder / "student.pt")

@@ -296,7 +296,7 @@ def _refuse_divergence(step_losses: Sequence[float], epoch: int) -> None:
     for step, loss in enumerate(step_losses, start=1):
         if not math.isfinite(loss):
             raise Diverged(
-                f"the loss became {loss} in epoch {epoch}, step {step}\n  to mend it: lower "
+                f"the loss became {loss} in epoch {epoch}, step {step}\n  fix: lower "
                 f"training.learning_rate, or the weights of the method's losses"
             )
 

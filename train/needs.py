@@ -57,7 +57,7 @@ def check_before_the_pass(
     rest = " ".join(method for method in methods if method not in missing)
     without = f', or leave them out: METHODS="{rest}"' if rest else ""
     raise TrainError(
-        f'{told}\n  to mend it: add ARGS="{settings}" (python -m precompute {teacher.name} --plan '
+        f'{told}\n  fix: add ARGS="{settings}" (python -m precompute {teacher.name} --plan '
         f"says what that takes){without}"
     )
 

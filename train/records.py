@@ -188,7 +188,7 @@ class RunRecorder:
         try:
             state = read_tensors(path)
         except ArchError as error:
-            raise TrainError(f"{error}\n  to mend it: rm {path}; the run begins anew") from None
+            raise TrainError(f"{error}\n  fix: rm {path}; the run begins anew") from None
         metrics = self.folder / METRICS_FILE
         lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
         is_this_run = state.get("run_sha256") == identity_sha256(self._identity)

@@ -225,7 +225,7 @@ def check_methods(study: Study, methods: Sequence[str]) -> None:
         told = told_of_missing(missing, f"{study.cache.path} lacks", stages)
         settings = " ".join(settings_that_add(missing, stages))
         command = f'make cache-teacher TEACHER={study.teacher.name} ARGS="{settings}"'
-        raise TrainError(f"{told}\n  to mend it: {command}")
+        raise TrainError(f"{told}\n  fix: {command}")
 
 
 def _check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:

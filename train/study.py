@@ -34,7 +34,7 @@ _WINDOWS_PER_EPOCH = 8  # at least, where a window is asked for
 
 
 class TrainError(ValueError):
-    """A run that cannot be started: what is wrong and how to mend it."""
+    """A run that cannot be started: what is wrong and how to fix it."""
 
 
 @dataclass(frozen=True)

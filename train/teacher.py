@@ -68,7 +68,7 @@ def existing_weights(config: TeacherConfig) -> dict[str, Any] | None:
     if differences:
         lines = "\n  ".join([f"{weights} was trained with other settings:", *differences])
         raise TeacherExists(
-            f"{lines}\n  to mend it: ask for those settings, or train anew with "
+            f"{lines}\n  fix: ask for those settings, or train anew with "
             f"python -m train teacher {config.name} --retrain, or set teacher.weights=ANOTHER_FILE"
         )
     return summary

@@ -64,7 +64,7 @@ def _read_cifar(kind: Any, config: Cifar, *, train: bool) -> Any:
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         raise DatasetError(
             f"{config.type} cannot be downloaded from {kind.url} to {config.root}: {error}\n  "
-            f"to mend it: put {kind.filename} there by hand and run again"
+            f"fix: put {kind.filename} there by hand and run again"
         ) from None
 
 

@@ -73,7 +73,7 @@ def refuse_other_size(
     if image.shape != expected:
         raise DatasetError(
             f"images differ in size: {other} is {expected[1]}x{expected[0]}, {name} is "
-            f"{image.shape[1]}x{image.shape[0]}\n  to mend it: resize them to one size, or set "
+            f"{image.shape[1]}x{image.shape[0]}\n  fix: resize them to one size, or set "
             f"views.augment={{kind: random-resized-crop}}, which takes any size"
         )
 

@@ -156,7 +156,7 @@ def _next_part(received: Iterator[Tensor | str]) -> Tensor:
             raise
         raise DatasetError(
             f"a process that reads images died: {error}\n"
-            f"  to mend it: run again, with fewer --workers if memory was short"
+            f"  fix: run again, with fewer --workers if memory was short"
         ) from None
     if isinstance(part, str):
         raise DatasetError(part)

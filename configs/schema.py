@@ -466,7 +466,7 @@ class StudentConfig:
     student: StudentNet
     training: StudentTraining
     methods: Annotated[dict[StrictStr, Method], Field(min_length=1)]
-    num_views: PositiveInt | None = None  # use the cache's first k views; default: all it holds
+    num_views: PositiveInt | None = None  # the first k views; default: the teacher's views.count
 
 
 def as_plain(config: Any) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Study:
 
     @property
     def num_views(self) -> int:
-        return self.cache.num_views
+        return views_used(self.config, self.teacher)
 
     @property
     def teacher_stages(self) -> dict[str, str]:
@@ -132,13 +132,19 @@ def open_study(
     check_arch(teacher.teacher.arch)
     dataset = load_dataset(teacher.dataset)
     identity = teacher_identity(teacher, dataset)
+    views = views_used(config, teacher)
     if cache_path is None:
-        cache = find_cache(caches_dir, teacher.name, identity, num_views=config.num_views)
+        cache = find_cache(caches_dir, teacher.name, identity, num_views=views)
     else:
-        cache = TeacherCache.open(cache_path, num_views=config.num_views)
+        cache = TeacherCache.open(cache_path, num_views=views)
     canary = pixel_canary(dataset.train, teacher.views)
     cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
     return Study(config, teacher, dataset, cache, runs_dir, feed)
+
+
+def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:
+    """How many views a student trains on, whatever more its cache may hold by now."""
+    return config.num_views or teacher.views.num_views
 
 
 def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:

@@ -9,6 +9,7 @@ from pathlib import Path
 from configs.load import load_teacher
 from configs.schema import TeacherConfig, as_plain
 from nets.archs import ArchError, check_arch
+from nets.source import arch_source
 from nets.taps import TapError, stage_modules
 from nets.weights_file import weights_file
 from store.identity import Identity, cache_identity, file_sha256
@@ -85,6 +86,7 @@ def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
         augment_version=AUGMENT_VERSION,
         stages=stages,
         weights_sha256=_weights_sha256(config, name),
+        source=arch_source(config.teacher.arch),
     )
     return Setup(config, dataset, stages, identity, cache_path(caches_dir, config.name, identity))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ def cache_identity(
     augment_version: int,
     stages: Mapping[str, str],
     weights_sha256: str | None,
+    source: Mapping[str, str | None] | None = None,
 ) -> Identity:
     """The identity that a teacher config (as plain dicts) describes.
 
     stages: tap name -> module name. weights_sha256 is None where the weights are not at hand; such
-    an identity can be compared with a cache's but names none.
+    an identity can be compared with a cache's but names none. source: module -> sha256 of its file,
+    for a network of the user's own; for any other there is no such key.
     """
     dataset, teacher, taps = config["dataset"], config["teacher"], config["taps"]
     return {
@@ -49,6 +51,7 @@ def cache_identity(
             "stem": teacher["stem"],
             "stages": dict(stages),
             "weights_sha256": weights_sha256,
+            **({"source": dict(source)} if source else {}),
             "bn": teacher["bn"],
             "precision": teacher["precision"],
         },
@@ -77,20 +80,27 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def differing_fields(
-    expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = ""
-) -> list[str]:
+def differing_fields(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """One line per leaf that differs: `teacher.arch: expected 'resnet56', found 'resnet20'`."""
-    lines: list[str] = []
+    return [
+        f"{key}: expected {shown_value(ours)}, found {shown_value(theirs)}"
+        for key, ours, theirs in differences(expected, found)
+    ]
+
+
+def differences(
+    expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, expected, found) of each leaf that differs; None where there is no such key."""
     for key in sorted({*expected, *found}):
         ours, theirs = expected.get(key), found.get(key)
         if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-            lines += differing_fields(ours, theirs, f"{prefix}{key}.")
+            yield from differences(ours, theirs, f"{prefix}{key}.")
         elif canonical_json(ours) != canonical_json(theirs):
-            lines.append(f"{prefix}{key}: expected {_shown(ours)}, found {_shown(theirs)}")
-    return lines
+            yield f"{prefix}{key}", ours, theirs
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """Short enough for a line: of a digest both ends."""
     text = repr(value)
     return text if len(text) <= 24 else f"{text[:17]}...{text[-4:]}"

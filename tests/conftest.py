@@ -16,6 +16,7 @@ from rich.console import Console
 
 from configs.load import load_student, load_teacher
 from configs.schema import StudentConfig, TeacherConfig, as_plain
+from nets.source import arch_source
 from nets.taps import stage_modules
 from precompute.run import PassOptions, fill_cache
 from precompute.setup import Setup
@@ -80,22 +81,24 @@ def small_teacher(teacher_weights: Path) -> Callable[..., TeacherConfig]:
 
 
 @pytest.fixture
-def small_student() -> Callable[..., StudentConfig]:
-    """A student config of two epochs of four steps; more overrides may follow."""
+def student_overrides() -> list[str]:
+    """They make digits-resnet8 a run of four epochs of four steps."""
+    return [
+        "training.epochs=4",
+        "training.batch_size=16",
+        "training.learning_rate=0.01",
+        "training.schedule.milestones=[2]",
+        "methods.cd+gkd+edt.0.start_epoch=2",
+        "methods.cd+gkd+edt.1.start_epoch=2",
+    ]
+
+
+@pytest.fixture
+def small_student(student_overrides: list[str]) -> Callable[..., StudentConfig]:
+    """A student config of four epochs of four steps; more overrides may follow."""
 
     def make(*overrides: str) -> StudentConfig:
-        return load_student(
-            "digits-resnet8",
-            [
-                "training.epochs=4",
-                "training.batch_size=16",
-                "training.learning_rate=0.01",
-                "training.schedule.milestones=[2]",
-                "methods.cd+gkd+edt.0.start_epoch=2",
-                "methods.cd+gkd+edt.1.start_epoch=2",
-                *overrides,
-            ],
-        )
+        return load_student("digits-resnet8", [*student_overrides, *overrides])
 
     return make
 
@@ -109,6 +112,7 @@ def setup_of(config: TeacherConfig, caches_dir: Path) -> Setup:
         augment_version=AUGMENT_VERSION,
         stages=stages,
         weights_sha256=file_sha256(Path(config.teacher.weights)),
+        source=arch_source(config.teacher.arch),
     )
     return Setup(config, dataset, stages, identity, cache_path(caches_dir, config.name, identity))
 

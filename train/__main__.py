@@ -82,6 +82,11 @@ def student(
     else:
         from train.run import train_student
 
+        changes = study.changes(method, seed, live_teacher=live_teacher)
+        if changes:
+            console.print(
+                "\n  ".join([f"differs from the last run of {method}, seed {seed}:", *changes])
+            )
         console.print(f"{method}, seed {seed}, from {study.cache.path} into {folder}")
         summary = train_student(
             study,

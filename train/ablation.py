@@ -69,6 +69,8 @@ def run_ablation(
     waiting = [run for run in runs if outcomes[run].summary is None]
     if len(waiting) < len(runs):
         console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+    for text in dict.fromkeys(_format_changes(study, *run) for run in waiting):
+        console.print(text, end="")
     started = time.perf_counter()
     options = replace(options, jobs=max(1, min(options.jobs, len(waiting))))
     train = _one_by_one if options.jobs == 1 else _side_by_side
@@ -77,6 +79,13 @@ def run_ablation(
         left = (time.perf_counter() - started) / number * (len(waiting) - number)
         console.print(f"run {number:3d}/{len(waiting)}  {_told(outcome)}  ETA {left:4.0f} s")
     return [outcomes[run] for run in runs]
+
+
+def _format_changes(study: Study, method: str, seed: int) -> str:
+    changes = study.changes(method, seed)
+    if not changes:
+        return ""
+    return "\n  ".join([f"{method} differs from its last run:", *changes]) + "\n"
 
 
 def _told(outcome: Outcome) -> str:

@@ -5,6 +5,7 @@ Imports no torch, so that a command which finds its work done ends at once.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Mapping
@@ -14,14 +15,22 @@ from typing import Any, Literal
 
 from configs.schema import StudentConfig, TeacherConfig, as_plain
 from nets.archs import check_arch
+from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules
 from nets.weights_file import weights_file
-from store.identity import Identity, cache_identity, file_sha256, identity_sha256
+from store.identity import (
+    Identity,
+    cache_identity,
+    differences,
+    file_sha256,
+    identity_sha256,
+    shown_value,
+)
 from store.reader import TeacherCache, find_cache
 from views.augment import AUGMENT_VERSION, pixel_canary, view_shape
 from views.datasets import Dataset, load_dataset
 
-RUN_VERSION = 1  # raise it when the same settings would train differently
+RUN_VERSION = 2  # raise it when the same settings would train differently
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.jsonl"
@@ -97,8 +106,17 @@ class Study:
             "num_views": self.num_views,
             "evaluation": as_plain(self.teacher.views.shown_at_evaluation),
             "teacher_outputs": "live" if live_teacher else "cache",
-            "cache_sha256": identity_sha256(self.cache.identity),
+            "sources": self._sources(method),
+            "tested_digest": self.dataset.tested_digest,
+            "cache": self.cache.identity,
         }
+
+    def _sources(self, method: str) -> dict[str, str | None]:
+        """{module: sha256 of its file} of the user's own losses and network that a run uses."""
+        own = [term.loss for term in self.config.methods[method] if ":" in term.loss]
+        modules = [name.partition(":")[0] for name in own]
+        losses = {module: module_sha256(module) for module in modules}
+        return losses | arch_source(self.config.student.arch)
 
     def run_folder(self, method: str, seed: int, *, live_teacher: bool = False) -> Path:
         """`<runs>/<student>/<method>-seed<k>-<8 of the sha256>`: other settings, other folder."""
@@ -113,6 +131,25 @@ class Study:
         folder = self.run_folder(method, seed, live_teacher=live_teacher)
         identity = self.run_identity(method, seed, live_teacher=live_teacher)
         return _summary_of(folder, identity)
+
+    def changes(self, method: str, seed: int, *, live_teacher: bool = False) -> list[str]:
+        """What is not as in the latest run of this method and seed, one line each.
+
+        Empty where there is none, or where the run asked for has been begun.
+        """
+        identity = self.run_identity(method, seed, live_teacher=live_teacher)
+        folder = self.run_folder(method, seed, live_teacher=live_teacher)
+        pattern = f"{glob.escape(folder.name[:-8])}*/{RUN_FILE}"
+        others = sorted(folder.parent.glob(pattern), key=_changed_at)
+        if not others or (folder / RUN_FILE).is_file():
+            return []
+        try:
+            latest: dict[str, Any] = json.loads(others[-1].read_text())
+        except (OSError, ValueError):
+            return []
+        if latest.get("run_version") != RUN_VERSION:
+            return ["this version of the program trains or identifies runs in another way"]
+        return [_format_change(*change) for change in differences(identity, latest)]
 
 
 def open_study(
@@ -156,7 +193,21 @@ def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
         augment_version=AUGMENT_VERSION,
         stages=stage_modules(teacher.teacher.arch, teacher.taps.stages),
         weights_sha256=file_sha256(weights) if weights.is_file() else None,
+        source=arch_source(teacher.teacher.arch),
     )
+
+
+def _format_change(key: str, ours: Any, theirs: Any) -> str:
+    for kind in ("cache.teacher.source.", "sources."):
+        if key.startswith(kind) and ours is not None and theirs is not None:
+            return f"the file of the module {key.removeprefix(kind)} has changed"
+    if key == "tested_digest":
+        return "the test or validation samples, or their labels, have changed"
+    return f"{key} is {shown_value(ours)}, was {shown_value(theirs)}"
+
+
+def _changed_at(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _summary_of(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:

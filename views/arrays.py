@@ -76,16 +76,16 @@ def _source(
     test_images: NDArray[np.uint8],
     test_labels: Ids,
 ) -> Source:
-    def digest_of(ids: Ids) -> str:
-        content = train_images[ids].tobytes() + train_labels[ids].tobytes()
-        return hashlib.sha256(content).hexdigest()
+    def digest(images: NDArray[np.uint8], labels: Ids) -> str:
+        return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
 
     return Source(
         name,
         class_names,
         train=array_split(train_images, train_labels, name),
         test=array_split(test_images, test_labels, f"{name}, test"),
-        digest_of=digest_of,
+        digest_of=lambda ids: digest(train_images[ids], train_labels[ids]),
+        test_digest=lambda: digest(test_images, test_labels),
     )
 
 

@@ -5,7 +5,10 @@ Images are read from disk only when asked for: to know whether a cache fits, the
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from configs.schema import Cifar, Digits, ImageFolder, Packed
@@ -28,6 +31,12 @@ class Dataset:
     validation: Split | None
     test: Split
     digest: str
+    digest_tested: Callable[[], str] = lambda: ""  # computed when a run asks, not by a pass
+
+    @cached_property
+    def tested_digest(self) -> str:
+        """Pins the samples and labels that errors are measured on: of both other splits."""
+        return self.digest_tested()
 
     @property
     def num_classes(self) -> int:
@@ -51,7 +60,14 @@ def load_dataset(config: Digits | Cifar | ImageFolder | Packed) -> Dataset:
         validation=source.train.subset(held) if len(held) else None,
         test=source.test,
         digest=source.digest_of(kept),
+        digest_tested=lambda: _joined(
+            source.test_digest(), *([source.digest_of(held)] if len(held) else [])
+        ),
     )
+
+
+def _joined(*digests: str) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _open(config: Digits | Cifar | ImageFolder | Packed) -> Source:

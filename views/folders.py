@@ -40,6 +40,7 @@ def image_folder(root: Path) -> Source:
         digest_of=lambda ids: _folder_digest(
             train_dir, [train_paths[i] for i in ids], train_labels[ids]
         ),
+        test_digest=lambda: _folder_digest(test_dir, test_paths, test_labels),
     )
 
 

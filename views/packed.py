@@ -92,13 +92,17 @@ def packed(file: Path) -> Source:
         names = tuple(name.decode() for name in content["class_names"][()])
         labels = {name: np.asarray(content[f"{name}/labels"][()]) for name in ("train", "test")}
         stated = str(content.attrs["digest"])
+        test_checksums = np.asarray(content["test/crc32c"][()])
 
     def digest_of(ids: Ids) -> str:
         whole = stated.encode() + ids.tobytes() + labels["train"].tobytes()
         return hashlib.sha256(whole).hexdigest()
 
+    def test_digest() -> str:
+        return hashlib.sha256(test_checksums.tobytes() + labels["test"].tobytes()).hexdigest()
+
     train, test = (_packed_split(file, name, labels[name]) for name in ("train", "test"))
-    return Source(file.stem, names, train, test, digest_of)
+    return Source(file.stem, names, train, test, digest_of, test_digest)
 
 
 def _packed_split(file: Path, name: str, labels: Ids) -> Split:

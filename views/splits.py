@@ -80,13 +80,17 @@ def refuse_other_size(
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A dataset before any sample is left out. `digest_of` pins training samples by their ids."""
+    """A dataset before any sample is left out.
+
+    digest_of pins training samples by their ids, test_digest the whole test split.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: Split
     test: Split
     digest_of: Callable[[Ids], str]
+    test_digest: Callable[[], str]
 
 
 def chosen_ids(labels: Ids, limit: int | None, validation_fraction: float) -> tuple[Ids, Ids]:

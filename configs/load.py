@@ -15,48 +15,25 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from configs.schema import StudentConfig, TeacherConfig, as_plain
+from configs.schema import Source, StudentConfig, TeacherConfig, as_plain
+from configs.yaml_subset import YamlError, parse_yaml
 
 CONFIG_DIR = Path(__file__).parent
 TEACHER_PREFIX = "teacher."
+
+_MISSING = (
+    "missing",
+    "missing_argument",
+    "missing_keyword_only_argument",
+    "union_tag_not_found",
+)
+_NOT_A_BLOCK = ("dataclass_type", "model_attributes_type", "dict_type")
 
 Config = TypeVar("Config", TeacherConfig, StudentConfig)
 
 
 class ConfigError(ValueError):
     """A config that cannot be used: what is wrong, at which key of which file."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers and booleans: `1e-3` is a number, `no` is a string; keys must be unique."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, rx) for tag, rx in resolvers if not tag.endswith((":float", ":bool"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\d+[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
-    if repeated:
-        line = node.start_mark.line + 1
-        raise ConfigError(
-            f"key {repeated[0]!r} stands twice in the block that begins at line {line}"
-        )
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 
 def load_teacher(name_or_path: str | Path, overrides: Sequence[str] = ()) -> TeacherConfig:
@@ -109,8 +86,11 @@ def _load(
         raise ConfigError(f"{_shown(path)}: {error}") from None
     if "name" in raw:
         raise ConfigError(f"{_shown(path)}: name: the file's own name is the name; remove this key")
+    if "source" in raw:
+        raise ConfigError(f"{_shown(path)}: source: unknown key")
+    named = {"name": path.stem, "source": Source(str(name_or_path), tuple(overrides))}
     try:
-        return TypeAdapter(schema).validate_python({**raw, "name": path.stem})
+        return TypeAdapter(schema).validate_python({**raw, **named})
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in _error_lines(schema, error))
         raise ConfigError(f"{_shown(path)} cannot be used:\n{lines}") from None
@@ -119,17 +99,25 @@ def _load(
 def _find(kind: str, name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
+        if _is_file(path):
             return path
-        raise ConfigError(f"no file {path}")
+        raise ConfigError(f"no file {_cut(str(path), 300)}")
     found = CONFIG_DIR / kind / f"{name_or_path}.yaml"
-    if "/" not in name_or_path and found.is_file():
+    if "/" not in name_or_path and _is_file(found):
         return found
     names = available(kind)
+    hint = _did_you_mean(name_or_path, names)
     raise ConfigError(
-        f"no {kind} config {name_or_path!r} in configs/{kind}{_did_you_mean(name_or_path, names)}; "
+        f"no {kind} config {_cut(name_or_path)!r} in configs/{kind}{hint}; "
         f"there are: {', '.join(names)}"
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def _shown(path: Path) -> str:
@@ -140,11 +128,13 @@ def _shown(path: Path) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}") from None
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}") from None
     if not isinstance(raw, dict):
         raise ConfigError("expected a mapping of keys to values at the top")
     return raw
@@ -154,11 +144,14 @@ def _apply_override(raw: dict[str, Any], item: str) -> None:
     """Set one dotted key in place; numbers in it index lists, as in `methods.kd.0.weight=2`."""
     key, equals, text = item.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override {item!r} is not of the form key.sub=value")
+        raise ConfigError(f"override {_cut(repr(item))} is not of the form key.sub=value")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {item!r}: the value is not valid YAML") from None
+        value = parse_yaml(text)
+    except YamlError as error:
+        reason = str(error).removeprefix("not valid YAML: ").splitlines()[0]
+        raise ConfigError(
+            f"override {_cut(repr(item))}: the value is not valid YAML: {reason}"
+        ) from None
     *parents, last = key.split(".")
     node: Any = raw
     for part in parents:
@@ -169,37 +162,94 @@ def _apply_override(raw: dict[str, Any], item: str) -> None:
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise ConfigError(f"override {item!r}: {'.'.join(parents)} is a value, not a block")
+        raise ConfigError(
+            f"override {_cut(repr(item))}: {_cut('.'.join(parents))} is a value, not a block"
+        )
 
 
 def _child(node: Any, part: str, item: str) -> Any:
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
-            raise ConfigError(f"override {item!r}: {part!r} is not an index into {len(node)} items")
+        if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(node):
+            raise ConfigError(
+                f"override {_cut(repr(item))}: {_cut(part)!r} is not an index into {len(node)} "
+                f"items"
+            )
         return node[int(part)]
     if not isinstance(node, dict):
-        raise ConfigError(f"override {item!r}: there is no block {part!r}")
+        raise ConfigError(f"override {_cut(repr(item))}: there is no block {_cut(part)!r}")
     if node.get(part) is None:
         node[part] = {}
     return node[part]
 
 
 def _error_lines(schema: type, error: ValidationError) -> list[str]:
-    return [_error_line(schema, details) for details in error.errors(include_url=False)]
+    """One line per key, its dotted path first."""
+    every = error.errors(include_url=False)
+    told = [details for details in every if not _only_follows(details, every)]
+    found: dict[str, list[Any]] = {}
+    for details in told:
+        found.setdefault(_where(schema, details), []).append(details)
+    return [f"{where}: {_problem(schema, group)}" for where, group in found.items()]
 
 
-def _error_line(schema: type, details: Any) -> str:
-    keys, owner = _resolve(schema, details["loc"])
-    where = ".".join(str(key) for key in keys) or "(top)"
+def _only_follows(details: Any, every: Sequence[Any]) -> bool:
+    """Whether a list is called empty because its items are wrong, which other lines say."""
+    depth = len(details["loc"])
+    return details["type"] == "too_short" and any(
+        len(other["loc"]) > depth and other["loc"][:depth] == details["loc"] for other in every
+    )
+
+
+def _where(schema: type, details: Any) -> str:
+    keys = [*_resolve(schema, details["loc"])[0]]
+    if details["type"].startswith("union_tag"):
+        keys.append(details["ctx"]["discriminator"].strip("'"))
+    return ".".join(_cut(str(key)) for key in keys) or "(top)"
+
+
+def _problem(schema: type, group: Sequence[Any]) -> str:
+    """What is wrong with one key; where it may be of several types, none of which fits, all."""
+    details = group[0]
     if details["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        hint = _did_you_mean(str(keys[-1]), _field_names(owner))
-        return f"{where}: unknown key{hint}"
-    if details["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{where}: missing"
-    message = details["msg"].removeprefix("Value error, ")
+        keys, owner = _resolve(schema, details["loc"])
+        return f"unknown key{_did_you_mean(str(keys[-1]), _field_names(owner))}"
+    if details["type"] in _MISSING:
+        return "missing"
+    start = "Input should be "
+    messages = [_message(each) for each in group]
+    if all(message.startswith(start) for message in messages):
+        messages = [start + " or ".join(message.removeprefix(start) for message in messages)]
+    return "; ".join(messages) + _value_found(details)
+
+
+def _message(details: Any) -> str:
+    """pydantic's words, or ours where they speak of Python instead of YAML."""
+    if details["type"] in _NOT_A_BLOCK:
+        return "Input should be a block of keys"
+    if details["type"] == "tuple_type":
+        return "Input should be a list"
+    if details["type"] == "too_short":
+        return "must not be empty"
+    if details["type"] == "union_tag_invalid":
+        return f"Input should be one of {details['ctx']['expected_tags']}"
+    return str(details["msg"]).removeprefix("Value error, ")
+
+
+def _value_found(details: Any) -> str:
     value = details["input"]
-    plain = isinstance(value, (str, int, float, bool, type(None)))
-    return f"{where}: {message}" + (f" (found {value!r})" if plain else "")
+    if details["type"] == "union_tag_invalid":
+        value = details["ctx"]["tag"]
+    if not isinstance(value, (str, int, float, bool, type(None))):
+        return ""
+    hint = ""
+    if details["type"] == "int_type" and re.fullmatch("[-+]?[0-9_]*[0-9]", str(value)):
+        digits = str(value).replace("_", "")
+        hint = f"; write {int(digits)}" if len(digits) < 20 else "; too many digits"
+    return f" (found {_cut(repr(value))}){hint}"
+
+
+def _cut(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _resolve(schema: type, loc: Sequence[Any]) -> tuple[list[Any], Any]:
@@ -225,7 +275,7 @@ def _resolve(schema: type, loc: Sequence[Any]) -> tuple[list[Any], Any]:
 
 
 def _dataclasses_in(annotation: Any) -> list[Any]:
-    if dataclasses.is_dataclass(annotation):
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return [annotation]
     return [found for arg in get_args(annotation) for found in _dataclasses_in(arg)]
 

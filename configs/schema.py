@@ -7,14 +7,17 @@ converted into one another. What can be derived from other settings is a propert
 from __future__ import annotations
 
 import difflib
+import math
 import re
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, StrictBool, StrictStr, model_validator
 from pydantic.dataclasses import dataclass
 
-PositiveInt = Annotated[int, Field(strict=True, ge=1)]
-NaturalInt = Annotated[int, Field(strict=True, ge=0)]
+_MOST = 2**31 - 1  # what counts samples, pixels or epochs; more is a typing error
+PositiveInt = Annotated[int, Field(strict=True, ge=1, le=_MOST)]
+NaturalInt = Annotated[int, Field(strict=True, ge=0, le=_MOST)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -47,14 +50,28 @@ def _known_loss(name: str) -> str:
     close = difflib.get_close_matches(name, LOSS_OPTIONS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(
-        f"unknown loss{hint} Known: {', '.join(LOSS_OPTIONS)}, and package.module:name"
+        f"unknown loss{hint or '.'} Known: {', '.join(LOSS_OPTIONS)}, and package.module:name"
     )
 
 
 # A key of LOSS_OPTIONS, or the user's own as package.module:name.
 LossName = Annotated[StrictStr, AfterValidator(_known_loss)]
 
+MOST_VIEWS = 2**16  # what `views.seeds.distinct_codes` can number
+
 _forbid = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a user named a config on the command line; for messages that repeat it."""
+
+    name: str  # of a file in configs/, or a path
+    overrides: tuple[str, ...] = ()
+
+
+# Of a config; part of no identity, nor of what is printed.
+FromCommandLine = Annotated[Source | None, Field(exclude=True)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)
@@ -190,6 +207,16 @@ class PadCropFlip(Extras):
     padding: Literal["reflect", "zero"] = "reflect"
     flip: StrictBool = True
 
+    @model_validator(mode="after")
+    def _can_be_counted(self) -> PadCropFlip:
+        most = (math.isqrt(MOST_VIEWS // (2 if self.flip else 1)) - 1) // 2
+        if self.num_crops > MOST_VIEWS:
+            raise ValueError(
+                f"pad_px is {self.pad_px}: {self.num_crops:,} different crops, of which only "
+                f"{MOST_VIEWS:,} can be numbered; use pad_px: {most} or less"
+            )
+        return self
+
     @property
     def num_crops(self) -> int:
         """How many crops and flips one image has: (2 * pad_px + 1)^2, twice that with flips."""
@@ -257,6 +284,17 @@ class Centre(Extras):
 AugmentConfig = Annotated[PadCropFlip | RandomResizedCrop | Centre, Field(discriminator="kind")]
 
 
+def _one_way(shown: Centre) -> Centre:
+    random = ("flip", "trivial_augment", "colour_jitter", "erasing", "mix")
+    if used := [name for name in random if getattr(shown, name)]:
+        raise ValueError(f"a test image is always shown in the same way: remove {', '.join(used)}")
+    return shown
+
+
+# How test images are shown: nothing about it is drawn.
+Evaluation = Annotated[Centre, AfterValidator(_one_way)]
+
+
 def _check_ascending(**ranges: tuple[float, float]) -> None:
     for name, (low, high) in ranges.items():
         if low > high:
@@ -272,7 +310,7 @@ class ViewsConfig:
     count: PositiveInt | Literal["all"] = 16
     # How test and validation images are shown. Default: as they are; after random-resized-crop the
     # middle `size_px` of an image whose short side was made 8/7 of that.
-    evaluation: Centre | None = None
+    evaluation: Evaluation | None = None
 
     @model_validator(mode="after")
     def _within_the_space(self) -> ViewsConfig:
@@ -321,6 +359,8 @@ class TeacherNet:
     # cached samples, then frozen; for a teacher whose data differ from those it learned from.
     bn: Literal["eval", "recalibrated"] = "eval"
     precision: Precision = "float32"  # arithmetic of the teacher pass; "float32" means no TF32
+    # Published top-1 error (%) on the test split; a pass that measures another one says so.
+    expected_error: Annotated[float, Field(strict=True, ge=0, le=100)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)
@@ -347,7 +387,7 @@ class MultiStep:
     """Multiply the learning rate by `gamma` after each of `milestones` (in epochs)."""
 
     kind: Literal["multistep"]
-    milestones: tuple[PositiveInt, ...]
+    milestones: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     gamma: PositiveFloat = 0.1
 
 
@@ -360,6 +400,12 @@ class OneCycle:
 
 
 Schedule = Annotated[MultiStep | OneCycle, Field(discriminator="kind")]
+
+
+def _closer(milestones: tuple[int, ...], epochs: int) -> list[int]:
+    """The same milestones, scaled so that a sixth of the run follows the last one."""
+    scale = epochs * 5 / 6 / max(milestones)
+    return sorted({max(1, round(milestone * scale)) for milestone in milestones})
 
 
 @dataclass(frozen=True, kw_only=True, config=_forbid)
@@ -376,6 +422,15 @@ class Training:
     precision: TrainingPrecision = "float32"
     evaluate_every: PositiveInt = 1  # epochs between tests; the last epoch is always tested
     compile: StrictBool = False  # the network by torch.compile; faster steps, a slow first one
+
+    @model_validator(mode="after")
+    def _milestones_are_reached(self) -> Training:
+        if isinstance(self.schedule, MultiStep) and max(self.schedule.milestones) > self.epochs:
+            raise ValueError(
+                f"schedule.milestones {list(self.schedule.milestones)} go beyond the last epoch, "
+                f"{self.epochs}; use such as {_closer(self.schedule.milestones, self.epochs)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Training:
@@ -409,6 +464,7 @@ class TeacherConfig:
     """One file of configs/teacher: what a cache is."""
 
     name: StrictStr  # the file's name
+    source: FromCommandLine = field(default=None, compare=False, repr=False)
     dataset: DatasetConfig
     views: ViewsConfig
     teacher: TeacherNet
@@ -462,6 +518,7 @@ class StudentConfig:
     """One file of configs/student: what a run is, for each of its methods."""
 
     name: StrictStr  # the file's name
+    source: FromCommandLine = field(default=None, compare=False, repr=False)
     teacher: StrictStr  # the name of, or path to, the teacher's file
     student: StudentNet
     training: StudentTraining

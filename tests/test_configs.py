@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from configs.load import (
     split_overrides,
     to_yaml,
 )
+from configs.schema import as_plain
 from nets.archs import check_arch
 
 
@@ -89,7 +91,7 @@ def test_only_true_and_false_are_booleans(write, text: str) -> None:
 
 def test_a_key_that_stands_twice_is_refused(write) -> None:
     told = message(lambda: load_teacher(write(GOOD + "\nteacher: {arch: resnet8, weights: x}\n")))
-    assert "'teacher' stands twice" in told
+    assert "duplicate key 'teacher'" in told
 
 
 def test_a_count_above_the_space_is_refused_with_the_largest_possible(write) -> None:
@@ -159,6 +161,89 @@ def test_bad_overrides_are_named(override: str, told: str) -> None:
 def test_overrides_for_the_teacher_are_told_apart() -> None:
     own, teachers = split_overrides(["training.epochs=1", "teacher.dataset.limit=2"])
     assert (own, teachers) == (["training.epochs=1"], ["dataset.limit=2"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["dataset.limit=0100"], "dataset.limit: Input should be a valid integer (found '0100')"),
+        (["dataset.limit=0100"], "; write 100"),
+        (["dataset.limit=1:30"], "dataset.limit: Input should be a valid integer (found '1:30')"),
+        (["views.count=1_0"], "a valid integer or 'all' (found '1_0'); write 10"),
+        (["views.augment.pad_px=91", "views.augment.flip=true"], "use pad_px: 90 or less"),
+        (["views.augment.pad_px=128"], "use pad_px: 127 or less"),
+        (["views.evaluation={flip: true}"], "views.evaluation: a test image is always shown in"),
+        (["views.evaluation={flip: true}"], "the same way: remove flip"),
+        (["views.evaluation.mix={kind: mixup}"], "remove mix"),
+        (["views.evaluation={erasing: {}, colour_jitter: {}}"], "remove colour_jitter, erasing"),
+        (
+            ["training.schedule={kind: multistep, milestones: [8, 21]}"],
+            "milestones [8, 21] go beyond the last epoch, 20",
+        ),
+        (["teacher.expected_error=101"], "teacher.expected_error: Input should be less than"),
+    ],
+)
+def test_nonsense_in_a_teachers_file_is_named_with_what_would_be_right(
+    overrides: list[str], told: str
+) -> None:
+    assert told in message(lambda: load_teacher("digits-resnet20", overrides))
+
+
+def test_the_largest_values_that_make_sense_are_accepted() -> None:
+    fine = ["views.augment.pad_px=90", "views.augment.flip=true", "views.evaluation={crop_px: 6}"]
+    assert load_teacher("digits-resnet20", fine).views.num_views == 65_522
+    assert load_teacher("digits-resnet20", ["views.augment.pad_px=127"]).views.num_views == 65_025
+    load_student("digits-resnet8", ["training.epochs=32"])
+
+
+@pytest.mark.parametrize("epochs", [1, 10, 31])
+def test_milestones_that_an_override_of_the_epochs_puts_out_of_reach_are_refused(
+    epochs: int,
+) -> None:
+    told = message(lambda: load_student("digits-resnet8", [f"training.epochs={epochs}"]))
+    assert f"schedule.milestones [12, 24, 32] go beyond the last epoch, {epochs}" in told
+    (closer,) = re.findall(r"use such as (\[.*?\])", told)
+    recipe = [f"training.epochs={epochs}", f"training.schedule.milestones={closer}"]
+    assert load_student("digits-resnet8", recipe).training.epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("methods.x=[{weight: 1}]", "methods.x.0.loss: missing"),
+        ("methods.x=[{loss: kdd}]", "methods.x.0.loss: unknown loss; did you mean 'kd'?"),
+        ("methods.x=3", "methods.x: Input should be a list (found 3)"),
+        ("methods.kd.0=3", "methods.kd.0: Input should be a block of keys (found 3)"),
+        ("training.schedule={}", "training.schedule.kind: missing"),
+        ("methods.x=[]", "methods.x: must not be empty"),
+    ],
+)
+def test_one_mistake_is_one_line(override: str, told: str) -> None:
+    first, line = message(lambda: load_student("digits-resnet8", [override])).splitlines()
+    assert first == "configs/student/digits-resnet8.yaml cannot be used:"
+    assert line.startswith(f"  {told}")
+
+
+def test_keys_that_are_not_text_are_named_with_their_line(write) -> None:
+    assert "line 28 is not text: 3" in message(lambda: load_teacher(write(GOOD + "  3: x\n")))
+
+
+def test_how_a_config_was_named_is_no_part_of_it(write) -> None:
+    plain, path = load_teacher("digits-resnet20"), write(GOOD)
+    named = load_teacher(path, ["views.count=9"])
+    assert named.source is not None
+    assert (named.source.name, named.source.overrides) == (str(path), ("views.count=9",))
+    assert "source" not in as_plain(named)
+    renamed = load_teacher("digits-resnet20", ["views.count=all"])
+    assert renamed == plain
+    assert "source: unknown key" in message(lambda: load_teacher(write(GOOD + "\nsource: x\n")))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("x" * 300, "no teacher config"), (f"{'x' * 300}.yaml", "no file")]
+)
+def test_a_name_that_is_too_long_for_a_file_is_one_that_is_not_there(name: str, told: str) -> None:
+    assert told in message(lambda: load_teacher(name))
 
 
 def test_the_command_prints_yaml(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,7 @@ def test_torchvisions_own_constructor_loads_the_exported_weights(
     weights = tmp_path / "teacher.pt"
     save_atomically(build("resnet8", num_classes=2, seed=1).state_dict(), weights)
     _, teacher = configs_of(photographs, weights, PLAIN)
-    settings = ["training.epochs=1", "training.schedule.milestones=[2]", "student.stem=imagenet"]
+    settings = ["training.epochs=1", "training.schedule.milestones=[1]", "student.stem=imagenet"]
     student = load_student(
         "digits-resnet8",
         [*settings, "student.arch=resnet18", "student.stages=[layer1,layer2,layer3]"],

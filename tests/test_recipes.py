@@ -63,7 +63,9 @@ def dataset_overrides(name: str, folder: Path) -> list[str]:
 def test_a_student_of_every_config_trains_from_its_teachers_cache(
     name: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    student = load_student(name, ["training.epochs=1", "training.batch_size=4"])
+    student = load_student(
+        name, ["training.epochs=1", "training.batch_size=4", "training.schedule={kind: onecycle}"]
+    )
     teacher = load_teacher(
         student.teacher,
         [

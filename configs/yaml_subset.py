@@ -1,0 +1,124 @@
+"""The YAML of the config files: mappings, lists, text, and the plain numbers of YAML 1.2.
+
+`1e-3` is a number, `no` is a string, `0100` and `1:30` are no numbers. Leaves out tags, merge keys,
+dates, keys that are not text or that occur twice, and anything nested or repeated so often that it
+could only be an attack or an accident.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import yaml
+
+_MOST_VALUES = 10_000
+_MOST_LEVELS = 20
+_CORE = "tag:yaml.org,2002:"
+
+
+class YamlError(ValueError):
+    """Text that is not of this subset: what and where."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Knows six kinds of values and no other; see the functions below for what it refuses."""
+
+
+_SCALARS = {
+    "null": re.compile(r"(?:~|null|Null|NULL|)\Z"),
+    "bool": re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"),
+    # Twenty digits hold every seed; a longer number stays text, and is refused as such.
+    "int": re.compile(r"[-+]?(?:0|[1-9][0-9]{0,19})\Z"),
+    "float": re.compile(
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\Z|[-+]?[0-9]+[eE][-+]?[0-9]+\Z"
+    ),
+}
+_VALUE_OF: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": int,
+    "float": float,
+    "str": str,
+}
+
+
+def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    kind = node.tag.removeprefix(_CORE)
+    text = loader.construct_scalar(node)
+    if kind in _SCALARS and not _SCALARS[kind].match(text):  # only by a tag, as in !!int big
+        raise YamlError(f"{_short(text)} on line {node.start_mark.line + 1} is no {kind}")
+    return _VALUE_OF[kind](text)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            line = key_node.start_mark.line + 1
+            raise YamlError(f"a key on line {line} is not text: {_short(key)}")
+        if key in found:
+            line = key_node.start_mark.line + 1
+            raise YamlError(f"line {line}: duplicate key {_short(key)} in one block")
+        found[key] = loader.construct_object(value_node, deep=True)
+    return found
+
+
+def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
+    return [loader.construct_object(item, deep=True) for item in node.value]
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _first in (("null", ["~", "n", "N", ""]), ("bool", list("tTfF"))):
+    _Loader.add_implicit_resolver(_CORE + _kind, _SCALARS[_kind], _first)
+for _kind in ("int", "float"):
+    _Loader.add_implicit_resolver(_CORE + _kind, _SCALARS[_kind], list("-+.0123456789"))
+_Loader.yaml_constructors = {
+    **{_CORE + kind: _scalar for kind in _VALUE_OF},
+    f"{_CORE}map": _mapping,
+    f"{_CORE}seq": _sequence,
+}
+
+
+def parse_yaml(text: str) -> Any:
+    """Dicts, lists, strings, numbers, booleans and None. Raises YamlError."""
+    try:
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader with less
+    except YamlError:
+        raise
+    except yaml.YAMLError as error:
+        raise YamlError(f"not valid YAML: {error}") from None
+    except RecursionError:
+        raise YamlError(f"not valid YAML: nested more than {_MOST_LEVELS} levels deep") from None
+    except (ValueError, OverflowError) as error:  # an escape such as "\UFFFFFFFF"
+        raise YamlError(f"not valid YAML: {error}") from None
+    for number, (path, found) in enumerate(_walk(value, ())):
+        if len(path) > _MOST_LEVELS or number >= _MOST_VALUES:
+            raise YamlError(
+                f"not a config: more than {_MOST_LEVELS} levels or {_MOST_VALUES:,} values"
+            )
+        if isinstance(found, str) and any(unicodedata.category(c) in ("Cc", "Cs") for c in found):
+            raise YamlError(f"{'.'.join(map(_short, path))}: control characters in {_short(found)}")
+    return value
+
+
+def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every key and value, aliases followed, each with its path; the caller stops in time."""
+    waiting = [(path, value)]
+    while waiting:
+        path, found = waiting.pop()
+        yield path, found
+        if isinstance(found, dict):
+            for key, item in found.items():
+                yield (*path, repr(key)), key
+                waiting.append(((*path, key), item))
+        elif isinstance(found, list):
+            waiting += [((*path, str(number)), item) for number, item in enumerate(found)]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,29 @@
+"""Whatever becomes of a config file, loading it gives a config or an error message."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs.yaml_subset import YamlError, parse_yaml
+from tests.fuzz_configs import BOMB, fuzz
+
+
+def test_changed_files_and_overrides_give_a_config_or_an_error_message() -> None:
+    found, faults = fuzz(mutations=20, byte_changes=4, seed=0)
+    assert faults == 0
+    assert found["config"] > 40
+    assert found["error"] > 200
+
+
+def test_the_program_finds_a_loader_that_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("configs.load.parse_yaml", lambda text: [][0])
+    _, faults = fuzz(mutations=1, byte_changes=0, seed=0, only="digits")
+    assert faults == 2
+    assert "IndexError" in capsys.readouterr().out
+
+
+def test_aliases_that_stand_for_billions_of_values_end_at_once() -> None:
+    with pytest.raises(YamlError, match="more than 20 levels or 10,000 values"):
+        parse_yaml(BOMB)

@@ -87,8 +87,7 @@ verify-cache: env ## run TEACHER again on 512 records of its cache and compare
 	@$(PY) -m precompute.verify $(TEACHER) --caches $(CACHES) $(READERS) $(OVERRIDES)
 
 check-cache: env ## read every byte of CACHE=path (default: of all caches) and compare checksums
-	@for cache in $(or $(CACHE),$(CACHES)/*/manifest.json); do \
-	  $(PY) -m store check "$${cache%/manifest.json}"; done
+	@$(PY) -m store check $(CACHE) --caches $(CACHES)
 
 list-caches: env ## every cache: teacher, dataset, views, size, how far
 	@$(PY) -m store list --caches $(CACHES)

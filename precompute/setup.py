@@ -83,6 +83,7 @@ def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
     identity = cache_identity(
         as_plain(config),
         dataset_digest=dataset.digest,
+        dataset_type=dataset.type,
         augment_version=AUGMENT_VERSION,
         stages=stages,
         weights_sha256=_weights_sha256(config, name),

@@ -1,6 +1,6 @@
 """python -m store list [--caches DIR]                 all caches: teacher, size, how far
 python -m store info PATH [--json] [--plot FILE]     one cache: identity, taps, bytes, versions
-python -m store check PATH                           read every byte of it
+python -m store check [PATH ...]                     read every byte of them; default: of all caches
 python -m store export CACHE FILE.h5                 as one HDF5 file
 python -m store import FILE.h5 [DIR]                 and back
 
@@ -75,9 +75,32 @@ def info(
 
 
 @app.command()
-def check(path: CachePath) -> None:
-    """Read every block of every tap and compare the checksums."""
+def check(
+    paths: Annotated[list[Path] | None, typer.Argument(help="folders or .h5 files")] = None,
+    caches: Annotated[Path, typer.Option(help="without PATH: all below it")] = Path("caches"),
+) -> None:
+    """Read every block of every tap and compare the checksums; of all, whatever is found."""
     console = _console()
+    given = paths or [found.path for found in overviews(caches)]
+    if not given:
+        console.print(f"{caches} holds no cache")
+    statuses = [_checked(path, console) for path in given]
+    if len(given) > 1:
+        console.print(f"{statuses.count(0)} of {len(given)} caches are sound")
+    if any(statuses):
+        raise typer.Exit(2 if set(statuses) == {2} else 1)
+
+
+def _checked(path: Path, console: Console) -> int:
+    """Check one cache and say what was found: 0 sound, 1 unsound, 2 unusable."""
+    try:
+        return _is_unsound(path, console)
+    except CacheError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _is_unsound(path: Path, console: Console) -> bool:
     source = open_source(path)
     faults = describe_missing(source)
     started, num_bytes = time.perf_counter(), 0
@@ -100,8 +123,9 @@ def check(path: CachePath) -> None:
             f"{path} is unsound: {len(faults)} faults\n  fix: "
             f"make cache-teacher TEACHER={source.manifest.teacher} RECHECK=1"
         )
-        raise typer.Exit(1)
+        return True
     console.print(f"{path} is sound: {num_bytes:,} bytes, {rate / 1e9:,.2f} GB/s")
+    return False
 
 
 @app.command()

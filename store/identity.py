@@ -23,18 +23,20 @@ def cache_identity(
     stages: Mapping[str, str],
     weights_sha256: str | None,
     source: Mapping[str, str | None] | None = None,
+    dataset_type: str | None = None,
 ) -> Identity:
     """The identity that a teacher config (as plain dicts) describes.
 
     stages: tap name -> module name. weights_sha256 is None where the weights are not at hand; such
     an identity can be compared with a cache's but names none. source: module -> sha256 of its file,
-    for a network of the user's own; for any other there is no such key.
+    for a network of the user's own; for any other there is no such key. dataset_type: of the
+    dataset that a file was packed from; default: the config's.
     """
     dataset, teacher, taps = config["dataset"], config["teacher"], config["taps"]
     return {
         "format_version": FORMAT_VERSION,
         "dataset": {
-            "type": dataset["type"],
+            "type": dataset_type or dataset["type"],
             "split": "train",
             "limit": dataset["limit"],
             "validation_fraction": dataset["validation_fraction"],

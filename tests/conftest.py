@@ -109,6 +109,7 @@ def setup_of(config: TeacherConfig, caches_dir: Path) -> Setup:
     identity = cache_identity(
         as_plain(config),
         dataset_digest=dataset.digest,
+        dataset_type=dataset.type,
         augment_version=AUGMENT_VERSION,
         stages=stages,
         weights_sha256=file_sha256(Path(config.teacher.weights)),

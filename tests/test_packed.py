@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import google_crc32c
 import h5py
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tests.conftest import write_image_folder
 from views import packed
 from views.__main__ import cli
 from views.datasets import Dataset, DatasetError, load_dataset
+from views.folders import image_folder
 
 RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
 CONFIG = """
@@ -52,6 +54,48 @@ def test_a_packed_folder_is_the_same_dataset(file: Path) -> None:
     assert (ours.train.read_some(ids) == theirs.train.images[ids]).all()
 
 
+@pytest.mark.parametrize("kind", [[], ["--encoded"]], ids=["pixels", "encoded"])
+def test_a_packed_file_holds_the_samples_that_its_config_leaves_out(
+    tmp_path: Path, kind: list[str]
+) -> None:
+    write_image_folder(tmp_path / "data", per_class=20)
+    config, target = tmp_path / "mine.yaml", tmp_path / "data.h5"
+    config.write_text(CONFIG.format(root=tmp_path / "data"))
+    chosen = ["dataset.limit=6", "dataset.validation_fraction=0.3"]
+    assert cli(["pack", str(config), str(target), *chosen, *kind]) == 0
+    whole = folder_of(tmp_path / "data")
+    assert (packed_of(target).train.images == whole.train.images).all()
+    options = {"normalisation": RGB, "limit": 6, "validation_fraction": 0.3}
+    ours = load_dataset(Packed(type="packed", file=str(target), **options))
+    root = str(tmp_path / "data")
+    theirs = load_dataset(ImageFolder(type="imagefolder", root=root, **options))
+    assert ours.validation is not None
+    assert theirs.validation is not None
+    assert (ours.validation.images == theirs.validation.images).all()
+    assert (ours.train.images == theirs.train.images).all()
+    assert ours.digest == theirs.digest
+
+
+def test_a_packed_folder_has_the_folders_identity_and_checksums(file: Path) -> None:
+    ours, theirs = packed_of(file), folder_of(file.parent / "data")
+    assert (ours.type, ours.digest) == (theirs.type, theirs.digest) == ("imagefolder", ours.digest)
+    ids = np.arange(10)
+    expected = [
+        google_crc32c.value(path.read_bytes())
+        for path in sorted((file.parent / "data" / "train").rglob("*.png"))
+    ]
+    for dataset in (ours, theirs):
+        assert dataset.train.read_checksums(ids).tolist() == expected
+        assert dataset.train.loaded[1].tolist() == expected
+
+
+def test_of_an_encoded_file_any_choice_of_samples_has_the_folders_digest(tmp_path: Path) -> None:
+    source = image_folder(write_image_folder(tmp_path / "data", per_class=20))
+    packed.pack_encoded(source, tmp_path / "data.h5")
+    some = np.array([3, 17, 30])
+    assert packed.packed(tmp_path / "data.h5").digest_of(some) == source.digest_of(some)
+
+
 def test_a_limit_keeps_the_first_of_each_class(file: Path) -> None:
     few = packed_of(file, limit=2)
     assert few.train.labels.tolist() == [0, 0, 1, 1]
@@ -63,7 +107,7 @@ def test_the_digest_follows_the_content(file: Path) -> None:
     before = packed_of(file).digest
     assert packed_of(file).digest == before
     Image.new("RGB", (12, 12)).save(file.parent / "data" / "train" / "cat" / "00.png")
-    packed.pack_pixels(folder_of(file.parent / "data"), file)
+    packed.pack_pixels(image_folder(file.parent / "data"), file)
     assert packed_of(file).digest != before
 
 

@@ -93,6 +93,24 @@ def test_check_reads_every_byte(
     assert cli(["check", "nowhere"]) == 2
 
 
+def test_check_goes_on_after_an_unsound_cache(
+    made: tuple[TeacherConfig, Path], small_teacher: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, sound = made
+    caches = sound.parent
+    flip(make_cache(small_teacher("views.seed=3"), caches).path / "manifest.json", 100)
+    torn = make_cache(small_teacher("views.seed=4"), caches).path
+    (torn / "teacher.zarr" / "logits" / "c.0.0.0").unlink()
+    assert cli(["check", "--caches", str(caches)]) == 1
+    told = capsys.readouterr()
+    assert f"{sound} is sound" in told.out
+    assert f"{torn} is unsound" in told.out
+    assert "1 of 3 caches are sound" in told.out
+    assert "manifest.json is damaged" in told.err
+    assert cli(["check", str(sound), str(torn)]) == 1
+    assert cli(["check", "--caches", str(caches / "none")]) == 0
+
+
 # ---- verify
 
 

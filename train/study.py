@@ -190,6 +190,7 @@ def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
     return cache_identity(
         as_plain(teacher),
         dataset_digest=dataset.digest,
+        dataset_type=dataset.type,
         augment_version=AUGMENT_VERSION,
         stages=stage_modules(teacher.teacher.arch, teacher.taps.stages),
         weights_sha256=file_sha256(weights) if weights.is_file() else None,

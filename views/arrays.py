@@ -81,6 +81,7 @@ def _source(
 
     return Source(
         name,
+        name,
         class_names,
         train=array_split(train_images, train_labels, name),
         test=array_split(test_images, test_labels, f"{name}, test"),

@@ -50,7 +50,7 @@ from views.seeds import (
     distinct_codes,
     draws,
 )
-from views.splits import DatasetError, Split, refuse_other_size
+from views.splits import Checksums, DatasetError, Split, refuse_other_size
 
 if TYPE_CHECKING:
     import torch
@@ -144,19 +144,22 @@ def cut_views(
     numbers: Sequence[int],
     ids: NDArray[np.int64],
     shape: tuple[int, int, int],
-) -> NDArray[np.uint8]:
+) -> tuple[NDArray[np.uint8], Checksums]:
     """The first step: (V, M, *shape) uint8, views `numbers` of samples `ids`, not yet flipped.
 
-    Each image is read once. Raises DatasetError, also for a view that is not of that shape.
+    Behind them (M,) uint32, the checksums of the samples' bytes. Each image is read once.
+    Raises DatasetError, also for a view that is not of that shape.
     """
     cuts = np.empty((len(numbers), len(ids), *shape), dtype=np.uint8)
+    checksums = np.empty(len(ids), dtype=np.uint32)
     crops = [_crops(views, view, len(split))[ids] for view in numbers]
-    for row, (sample, image) in enumerate(zip(ids.tolist(), split.read_each(ids), strict=True)):
+    read = zip(ids.tolist(), split.read_each(ids), strict=True)
+    for row, (sample, (image, checksums[row])) in enumerate(read):
         for place, view in enumerate(numbers):
             cut = _cut(image, views, view, sample, crops[place][row], split.name_of(sample))
             refuse_other_size(shape, cut, split.name_of(sample))
             cuts[place, row] = cut
-    return cuts
+    return cuts, checksums
 
 
 def _cut(
@@ -236,12 +239,12 @@ def _flipped(images: Any, flip: Any) -> Any:
 def shown(split: Split, views: ViewsConfig, view: int, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Views of some samples as everything else must produce them: (M, H, W, C) uint8, in numpy."""
     shape = view_shape(split.first_shape, views.augment)
-    cut = cut_views(split, views, [view], ids, shape)[0]
+    (cut,), _ = cut_views(split, views, [view], ids, shape)
     table = view_parameters(views, view, len(split), shape)
     partners = cut_partners = None
     if views.augment.mix is not None:
         partners = table[ids, PARTNER]
-        cut_partners = cut_views(split, views, [view], partners, shape)[0]
+        (cut_partners,), _ = cut_views(split, views, [view], partners, shape)
     rows = None if partners is None else table[partners]
     return np.asarray(finish(cut, table[ids], cut_partners, rows, views.augment))
 

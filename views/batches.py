@@ -15,7 +15,7 @@ from torch import Tensor
 
 from configs.schema import Normalisation, ViewsConfig
 from views.augment import PARTNER, finish, normalise, partner_shares, view_parameters
-from views.splits import Ids, Split
+from views.splits import Checksums, Ids, Split
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class ViewBatch:
     """One view of some samples, on the device.
 
     ids, labels: (B,) int64; host_ids: the ids again, in host memory. inputs: (B, C, H, W)
-    float32, normalised, in channels-last memory.
+    float32, normalised, in channels-last memory. checksums: (B,) uint32 in host memory, of the
+    bytes that the samples were read from.
     Where views are mixed, `labels` are those of the larger share, `other_labels` (B,) those of the
     smaller, and `other_shares` (B,) float32 in [0, 1/2] how large that is.
     """
@@ -34,6 +35,7 @@ class ViewBatch:
     labels: Tensor
     other_labels: Tensor | None = None
     other_shares: Tensor | None = None
+    checksums: Checksums | None = None
 
 
 class Pixels(Protocol):
@@ -97,6 +99,7 @@ class Finisher:
         ids: Tensor,
         host_ids: Tensor,
         images: Tensor,
+        checksums: Checksums,
         partners: Tensor | None,
         others: Tensor | None,
     ) -> ViewBatch:
@@ -110,7 +113,7 @@ class Finisher:
             self._labels.index_select(0, ids),
         )
         if partners is None:
-            return ViewBatch(ids, host_ids, inputs, labels)
+            return ViewBatch(ids, host_ids, inputs, labels, checksums=checksums)
         other_labels = self._labels.index_select(0, partners)
         shares = partner_shares(rows, self.shape).float()
         is_own = shares <= 0.5
@@ -121,4 +124,5 @@ class Finisher:
             torch.where(is_own, labels, other_labels),
             torch.where(is_own, other_labels, labels),
             torch.where(is_own, shares, 1 - shares),
+            checksums,
         )

@@ -21,6 +21,8 @@ __all__ = ["Dataset", "DatasetError", "Split", "load_dataset"]
 class Dataset:
     """Splits in their fixed order; `digest` (sha256, hex) pins the training samples and labels.
 
+    type: as configs name it; a packed file has that of the dataset it was packed from. None: the
+    config's.
     validation: training samples held out to choose the best epoch on; None where that is the
     test split's task.
     """
@@ -32,6 +34,7 @@ class Dataset:
     test: Split
     digest: str
     digest_tested: Callable[[], str] = lambda: ""  # computed when a run asks, not by a pass
+    type: str | None = None
 
     @cached_property
     def tested_digest(self) -> str:
@@ -45,9 +48,9 @@ class Dataset:
 
 def load_dataset(config: Digits | Cifar | ImageFolder | Packed) -> Dataset:
     """Raises DatasetError."""
-    source = _open(config)
-    labels, fraction = source.train.labels, config.validation_fraction
-    kept, held = chosen_ids(labels, config.limit, fraction)
+    source = open_source(config)
+    fraction = config.validation_fraction
+    kept, held = chosen_ids(source.train.labels, config.limit, fraction)
     if not len(kept) or (fraction and not len(held)):
         raise DatasetError(
             f"dataset.validation_fraction {fraction} leaves {len(kept)} samples to train on and "
@@ -63,6 +66,7 @@ def load_dataset(config: Digits | Cifar | ImageFolder | Packed) -> Dataset:
         digest_tested=lambda: _joined(
             source.test_digest(), *([source.digest_of(held)] if len(held) else [])
         ),
+        type=source.type,
     )
 
 
@@ -70,7 +74,8 @@ def _joined(*digests: str) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _open(config: Digits | Cifar | ImageFolder | Packed) -> Source:
+def open_source(config: Digits | Cifar | ImageFolder | Packed) -> Source:
+    """All samples, before `limit` and `validation_fraction`. Raises DatasetError."""
     if isinstance(config, Packed):
         from views.packed import packed
 

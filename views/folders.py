@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from views.seeds import choice
-from views.splits import DatasetError, Source, Split, refuse_other_size
+from views.splits import (
+    Checksums,
+    DatasetError,
+    Source,
+    Split,
+    crc32c,
+    refuse_other_size,
+)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
+_READERS = 16  # threads, which wait for the disk most of the time
 _HASHED_FILES = 1024  # so many files, chosen by key, enter the digest with their bytes
 
 
@@ -34,21 +43,21 @@ def image_folder(root: Path) -> Source:
     test_paths, test_labels = _list_images(test_dir, class_names)
     return Source(
         name=root.name,
+        type="imagefolder",
         class_names=class_names,
         train=_folder_split(train_paths, train_labels),
         test=_folder_split(test_paths, test_labels),
-        digest_of=lambda ids: _folder_digest(
-            train_dir, [train_paths[i] for i in ids], train_labels[ids]
-        ),
-        test_digest=lambda: _folder_digest(test_dir, test_paths, test_labels),
+        digest_of=lambda ids: _folder_digest([train_paths[i] for i in ids], train_labels[ids]),
+        test_digest=lambda: _folder_digest(test_paths, test_labels),
     )
 
 
 def _folder_split(paths: list[Path], labels: NDArray[np.int64]) -> Split:
     return Split(
         labels,
-        read_some=lambda ids: _decode_all([paths[i] for i in ids]),
+        load=lambda ids: _decode_all([paths[i] for i in ids]),
         read_each=lambda ids: (_decode(paths[i]) for i in ids),
+        read_checksums=lambda ids: _checksums_of([paths[i] for i in ids]),
         name_of=lambda sample: str(paths[sample]),
         paths=tuple(paths),
     )
@@ -91,36 +100,61 @@ def _images_of_class(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _folder_digest(folder: Path, paths: list[Path], labels: NDArray[np.int64]) -> str:
-    """Over every relative path, size and label, and the bytes of some files chosen by key."""
-    listing = [
-        [path.relative_to(folder).as_posix(), path.stat().st_size, int(label)]
-        for path, label in zip(paths, labels, strict=True)
-    ]
+def relative_name(path: Path) -> str:
+    """`<class>/<file>`, what a digest and a packed file call an image."""
+    return f"{path.parent.name}/{path.name}"
+
+
+def _folder_digest(paths: list[Path], labels: NDArray[np.int64]) -> str:
+    names, sizes = map(relative_name, paths), (path.stat().st_size for path in paths)
+    return digest_of_files(names, sizes, labels, lambda index: paths[index].read_bytes())
+
+
+def digest_of_files(
+    names: Iterable[str],
+    sizes: Iterable[int],
+    labels: NDArray[np.int64],
+    read: Callable[[int], bytes],
+) -> str:
+    """Over every file's name, size and label, and the bytes of some, chosen by key."""
+    listing = [list(entry) for entry in zip(names, sizes, labels.tolist(), strict=True)]
     digest = hashlib.sha256(json.dumps(listing).encode())
-    for index in choice(0, len(paths), min(_HASHED_FILES, len(paths))):
-        digest.update(paths[index].read_bytes())
+    for index in choice(0, len(listing), min(_HASHED_FILES, len(listing))):
+        digest.update(read(int(index)))
     return digest.hexdigest()
 
 
-def _decode_all(paths: list[Path]) -> NDArray[np.uint8]:
-    first = _decode(paths[0])
+def _decode_all(paths: list[Path]) -> tuple[NDArray[np.uint8], Checksums]:
+    first, _ = _decode(paths[0])
     images = np.empty((len(paths), *first.shape), dtype=np.uint8)
+    checksums = np.empty(len(paths), dtype=np.uint32)
 
     def decode_into(index: int) -> None:
-        image = _decode(paths[index])
+        image, checksums[index] = _decode(paths[index])
         refuse_other_size(first.shape, image, str(paths[index]), str(paths[0]))
         images[index] = image
 
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(decode_into, range(len(paths))):
             pass
-    return images
+    return images, checksums
 
 
-def _decode(path: Path) -> NDArray[np.uint8]:
+def _decode(path: Path) -> tuple[NDArray[np.uint8], int]:
+    """A file's image and the crc32c of its bytes."""
+    content = _content(path)
+    return decode_bytes(content, str(path)), crc32c(content)
+
+
+def _checksums_of(paths: list[Path]) -> Checksums:
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda path: crc32c(_content(path)), paths)
+        return np.fromiter(found, dtype=np.uint32, count=len(paths))
+
+
+def _content(path: Path) -> bytes:
     try:
-        return decode_bytes(path.read_bytes(), str(path))
+        return path.read_bytes()
     except OSError as error:
         raise DatasetError(f"cannot read the image {path}: {error}") from None
 

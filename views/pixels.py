@@ -20,7 +20,7 @@ from configs.schema import Centre, Normalisation, ViewsConfig
 from views.augment import check_augmentable, is_cut_first, view_shape
 from views.batches import Finisher, Pixels, ShownSplit, ViewBatch
 from views.seeds import choice
-from views.splits import Ids, Split
+from views.splits import Checksums, DatasetError, Ids, Split
 from views.streaming import StreamedPixels, default_workers
 
 _RESIDENT_SHARE = 0.5  # of the free memory may be taken by images
@@ -31,7 +31,8 @@ class ResidentPixels(Finisher):
     """Images (N, H, W, C) uint8 on the device, cut there."""
 
     def __init__(self, shown: ShownSplit) -> None:
-        images = torch.from_numpy(shown.split.images)
+        pixels, self._checksums = shown.split.loaded
+        images = torch.from_numpy(pixels)
         height, width, channels = images.shape[1:]
         super().__init__(shown, view_shape((height, width, channels), shown.views.augment))
         self.where = "on the device"
@@ -48,7 +49,45 @@ class ResidentPixels(Finisher):
                 partners = self._partners(view, some)
                 others = None if partners is None else self._images.index_select(0, partners)
                 images = self._images.index_select(0, some)
-                yield view, self._finished(view, some, host_ids, images, partners, others)
+                checksums = self._checksums[host_ids.numpy()]
+                yield (
+                    view,
+                    self._finished(view, some, host_ids, images, checksums, partners, others),
+                )
+
+
+class HeldPixels:
+    """Pixels that must be read from the bytes whose checksums (N,) uint32 are given.
+
+    `fix`: what to do where they are not.
+    """
+
+    def __init__(self, pixels: Pixels, split: Split, checksums: Checksums, fix: str) -> None:
+        self.shape, self.where = pixels.shape, pixels.where
+        self._pixels, self._split, self._checksums, self._fix = pixels, split, checksums, fix
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def batches(
+        self, numbers: Sequence[int], ids: Ids, batch_size: int
+    ) -> Iterator[tuple[int, ViewBatch]]:
+        """As the pixels' own. Raises DatasetError, naming the file, at the first other bytes."""
+        for view, batch in self._pixels.batches(numbers, ids, batch_size):
+            samples = batch.host_ids.numpy()
+            differ = batch.checksums != self._checksums[samples]
+            if np.any(differ):
+                name = self._split.name_of(int(samples[np.argmax(differ)]))
+                raise DatasetError(changed_sample(name, self._fix))
+            yield view, batch
+
+
+def changed_sample(name: str, fix: str) -> str:
+    """The message for a sample whose bytes are not those that the cache was made from."""
+    return (
+        f"{name} has changed since the teacher saw it (its checksum is not the cache's)\n"
+        f"  fix: {fix}"
+    )
 
 
 def open_pixels(
@@ -95,8 +134,13 @@ def _kept(streamed: StreamedPixels, shown: ShownSplit) -> ResidentPixels:
     """All views of an augmentation that has only one, cut once."""
     split = shown.split
     ids = np.arange(len(split))
-    images = np.concatenate([part.numpy() for part in streamed.cut_parts(ids)], axis=0)
-    whole = Split(split.labels, images.__getitem__, images.__getitem__, split.name_of)
+    parts, sums = zip(*streamed.cut_parts(ids), strict=True)
+    images, checksums = np.concatenate(parts), np.concatenate(sums)
+    whole = replace(
+        split,
+        load=lambda some: (images[some], checksums[some]),
+        read_each=lambda some: zip(images[some], checksums[some].tolist(), strict=True),
+    )
     as_they_are = ViewsConfig(augment=Centre(), seed=shown.views.seed, count=1)
     return ResidentPixels(replace(shown, split=whole, views=as_they_are))
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from views.seeds import HELD_OUT_STREAM, draws
 
 Ids = NDArray[np.int64]
+Checksums = NDArray[np.uint32]
 
 
 class DatasetError(ValueError):
@@ -23,26 +25,42 @@ class DatasetError(ValueError):
 class Split:
     """Samples in their fixed order; `labels` is (N,) int64.
 
-    read_some: sample ids (M,) -> images (M, H, W, C) uint8; refuses images of different sizes.
-    read_each: sample ids (M,) -> the images one after the other, (H, W, C) uint8 of any size.
+    A checksum is the crc32c of a sample's bytes: those of its file, or of its pixels where there
+    is no file.
+
+    load: sample ids (M,) -> images (M, H, W, C) uint8, which must be of one size, and their
+    checksums (M,) uint32.
+    read_each: sample ids (M,) -> one after the other, image (H, W, C) uint8 of any size, checksum.
+    read_checksums: sample ids (M,) -> checksums (M,) uint32, of bytes read now, not decoded.
     name_of: sample id -> what to call its image in a message.
     """
 
     labels: Ids
-    read_some: Callable[[Ids], NDArray[np.uint8]]
-    read_each: Callable[[Ids], Iterable[NDArray[np.uint8]]]
+    load: Callable[[Ids], tuple[NDArray[np.uint8], Checksums]]
+    read_each: Callable[[Ids], Iterable[tuple[NDArray[np.uint8], int]]]
+    read_checksums: Callable[[Ids], Checksums]
     name_of: Callable[[int], str]
     paths: tuple[Path, ...] | None = None  # of a folder's files, in the samples' order
 
     @cached_property
+    def loaded(self) -> tuple[NDArray[np.uint8], Checksums]:
+        """All images (N, H, W, C) uint8 and their checksums (N,), read at first use."""
+        return self.load(np.arange(len(self)))
+
+    def read_some(self, ids: Ids) -> NDArray[np.uint8]:
+        """(M, H, W, C) uint8 of some samples, in the order asked for."""
+        return self.load(ids)[0]
+
+    @property
     def images(self) -> NDArray[np.uint8]:
         """(N, H, W, C) uint8, read at first use."""
-        return self.read_some(np.arange(len(self)))
+        return self.loaded[0]
 
     @cached_property
     def first_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the first image."""
-        height, width, channels = next(iter(self.read_each(np.array([0])))).shape
+        image, _ = next(iter(self.read_each(np.array([0]))))
+        height, width, channels = image.shape
         return height, width, channels
 
     def __len__(self) -> int:
@@ -52,8 +70,9 @@ class Split:
         """Some of the samples, in the order of `ids`."""
         return Split(
             self.labels[ids],
-            lambda some: self.read_some(ids[some]),
+            lambda some: self.load(ids[some]),
             lambda some: self.read_each(ids[some]),
+            lambda some: self.read_checksums(ids[some]),
             lambda sample: self.name_of(int(ids[sample])),
             None if self.paths is None else tuple(self.paths[i] for i in ids),
         )
@@ -61,9 +80,24 @@ class Split:
 
 def array_split(images: NDArray[np.uint8], labels: Ids, name: str) -> Split:
     """A split whose images (N, H, W, C) are in memory."""
+
+    def checksums(ids: Ids) -> Checksums:
+        return np.array([crc32c(image) for image in images[ids]], dtype=np.uint32)
+
     return Split(
-        labels, images.__getitem__, images.__getitem__, lambda sample: f"sample {sample} of {name}"
+        labels,
+        load=lambda ids: (images[ids], checksums(ids)),
+        read_each=lambda ids: ((image, crc32c(image)) for image in images[ids]),
+        read_checksums=checksums,
+        name_of=lambda sample: f"sample {sample} of {name}",
     )
+
+
+def crc32c(data: bytes | NDArray[np.uint8]) -> int:
+    """CRC-32C (Castagnoli) of bytes, or of an array's in C order."""
+    if isinstance(data, np.ndarray):
+        data = np.ascontiguousarray(data).reshape(-1)
+    return int(google_crc32c.value(data))
 
 
 def refuse_other_size(
@@ -82,10 +116,12 @@ def refuse_other_size(
 class Source:
     """A dataset before any sample is left out.
 
-    digest_of pins training samples by their ids, test_digest the whole test split.
+    type: as configs name it; a packed file has that of the dataset it was packed from.
+    digest_of pins training samples by their ids, test_digest the whole test split: sha256, hex.
     """
 
     name: str
+    type: str
     class_names: tuple[str, ...]
     train: Split
     test: Split

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import ViewsConfig
 from views.augment import PARTNER, cut_views, view_shape
 from views.batches import Finisher, ShownSplit, ViewBatch
-from views.splits import DatasetError, Ids, Split
+from views.splits import Checksums, DatasetError, Ids, Split
 
 _PART_BYTES = 4 * 2**20  # a worker hands over about so much at once
 _PARTS_AHEAD = 8  # and has at most so many such parts ready
@@ -40,7 +41,7 @@ class StreamedPixels(Finisher):
         self.where = f"read by {workers}" if ahead else "read by this process"
         if num_workers and not ahead:
             self.where += f", as {_SHARED_MEMORY} has no room for what workers would hand over"
-        self._loader: DataLoader[Tensor | str] = DataLoader(
+        self._loader: DataLoader[_Part] = DataLoader(
             _CutViews(split, views, shape),
             sampler=self._keys,
             batch_size=None,
@@ -65,36 +66,42 @@ class StreamedPixels(Finisher):
         received = iter(self._loader)
         for start in range(0, len(ids), batch_size):
             some = ids[start : start + batch_size]
-            images, others = self._receive(received, tuple(numbers), some)
+            images, checksums, others = self._receive(received, tuple(numbers), some)
             on_host = torch.from_numpy(some)
             on_device = on_host.to(self._device)
             for place, view in enumerate(numbers):
                 partners = self._partners(view, on_device)
                 cut_partners = None if others is None else others[place]
                 batch = self._finished(
-                    view, on_device, on_host, images[place], partners, cut_partners
+                    view, on_device, on_host, images[place], checksums, partners, cut_partners
                 )
                 yield view, batch
 
-    def cut_parts(self, ids: Ids) -> Iterator[Tensor]:
-        """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8."""
+    def cut_parts(self, ids: Ids) -> Iterator[tuple[NDArray[np.uint8], Checksums]]:
+        """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8, checksums."""
         self._keys.parts = [((0,), part) for part in _cut_up(ids, self._rows_per_part(1))]
         received = iter(self._loader)
         for _ in self._keys.parts:
-            yield _next_part(received)[0]
+            (images,), checksums = _next_part(received)
+            yield images.numpy(), checksums
 
     def _receive(
-        self, received: Iterator[Tensor | str], numbers: tuple[int, ...], ids: Ids
-    ) -> tuple[Tensor, Tensor | None]:
-        """(V, B, H, W, C) of a batch's samples and, where views are mixed, of their partners."""
-        found = []
-        for _ in _cut_up(ids, self._rows_per_part(len(numbers))):
-            found.append(_next_part(received).to(self._device, non_blocking=True))
+        self, received: Iterator[_Part], numbers: tuple[int, ...], ids: Ids
+    ) -> tuple[Tensor, Checksums, Tensor | None]:
+        """(V, B, H, W, C) of a batch's samples, the samples' checksums and, where views are mixed,
+        the same as the first of their partners.
+        """
+        found, sums = [], []
+        for rows in _cut_up(ids, self._rows_per_part(len(numbers))):
+            images, checksums = _next_part(received)
+            found.append(images.to(self._device, non_blocking=True))
+            sums.append(checksums[: len(rows)])  # those of partners come behind
+        checksums = np.concatenate(sums)
         if self._augment.mix is None:
-            return (found[0] if len(found) == 1 else torch.cat(found, dim=1)), None
+            return (found[0] if len(found) == 1 else torch.cat(found, dim=1)), checksums, None
         halves = [part.chunk(2, dim=1) for part in found]
         own, others = (torch.cat(some, dim=1) for some in zip(*halves, strict=True))
-        return own, others
+        return own, checksums, others
 
     def _parts(self, numbers: tuple[int, ...], ids: Ids, batch_size: int) -> list[_Key]:
         """What the workers are asked for, in order; partners come behind their samples."""
@@ -117,6 +124,7 @@ class StreamedPixels(Finisher):
 
 
 _Key = tuple[tuple[int, ...], Ids]
+_Part = tuple[Tensor, bytes] | str  # bytes, since a second tensor would take a file descriptor
 
 
 class _Keys:
@@ -132,23 +140,26 @@ class _Keys:
         return len(self.parts)
 
 
-class _CutViews(Dataset["Tensor | str"]):
+class _CutViews(Dataset["_Part"]):
     """What a worker does. An error in the data comes back as its message."""
 
     def __init__(self, split: Split, views: ViewsConfig, shape: tuple[int, int, int]) -> None:
         self._split, self._views, self._shape = split, views, shape
 
-    def __getitem__(self, key: _Key) -> Tensor | str:
+    def __getitem__(self, key: _Key) -> _Part:
         numbers, ids = key
         try:
-            cut = cut_views(self._split, self._views, numbers, ids, self._shape)
+            cut, checksums = cut_views(self._split, self._views, numbers, ids, self._shape)
         except DatasetError as error:
             return str(error)
-        return torch.from_numpy(cut)
+        return torch.from_numpy(cut), checksums.tobytes()
 
 
-def _next_part(received: Iterator[Tensor | str]) -> Tensor:
-    """Raises DatasetError for what a worker could not read, and where one has died."""
+def _next_part(received: Iterator[_Part]) -> tuple[Tensor, Checksums]:
+    """(V, M, H, W, C) uint8 and (M,) uint32.
+
+    Raises DatasetError for what a worker could not read, and where one has died.
+    """
     try:
         part = next(received)
     except RuntimeError as error:
@@ -160,7 +171,8 @@ def _next_part(received: Iterator[Tensor | str]) -> Tensor:
         ) from None
     if isinstance(part, str):
         raise DatasetError(part)
-    return part
+    images, checksums = part
+    return images, np.frombuffer(checksums, dtype=np.uint32)
 
 
 def default_workers(device: torch.device) -> int:

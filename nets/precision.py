@@ -1,12 +1,17 @@
-"""The arithmetic of a forward pass: float32, TF32 (GPU only), or autocast to a 16-bit type."""
+"""The device of this process, and the arithmetic of a forward pass on it.
+
+That is float32, TF32 (GPU only), or autocast to a 16-bit type.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from runtime.errors import DeviceError
+from runtime.limits import Share, usable_cores
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,12 +31,36 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one; anything else is torch's own name of a device.
+    """The device that `name` asks for, made the current one. Raises DeviceError.
 
-    Of several GPUs each process that torchrun starts takes its own.
+    "auto" is the GPU where there is one; anything else is torch's own name of a device. Where that
+    leaves open which GPU, processes of one machine take turns with those that each of them sees.
+    From here on this process computes with no more threads than it has cores to itself.
     """
-    if name != "auto":
-        return torch.device(name)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = check_device(name)
+    if device.type == "cuda":
+        if device.index is None:
+            turn = Share.of_this_process().index % torch.cuda.device_count()
+            device = torch.device("cuda", turn)
+        torch.cuda.set_device(device)
+    if usable_cores() < torch.get_num_threads():
+        torch.set_num_threads(usable_cores())
+    return device
+
+
+def check_device(name: str) -> torch.device:
+    """The device by its name, perhaps without a number. Raises DeviceError where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"device {name!r} is unknown: {reason}\n  fix: DEVICE=auto") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= (device.index or 0):
+            there = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"
+            fix = "DEVICE=auto" if count else "DEVICE=cpu"
+            raise DeviceError(f"device {name!r} is not available: torch sees {there}\n  fix: {fix}")
+    return device

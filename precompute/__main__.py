@@ -21,6 +21,8 @@ from configs.load import ConfigError
 from nets.archs import ArchError
 from nets.taps import TapError
 from precompute.setup import Setup, prepare
+from runtime.errors import DeviceError
+from runtime.limits import Share, sharing_machine
 from store.errors import CacheDamaged, CacheError, CacheIncomplete, CacheMissing
 from store.lock import Job
 from store.reader import TeacherCache
@@ -68,14 +70,16 @@ def main(
     from precompute.run import PassOptions, fill_cache, plan_pass
 
     full_check = recheck or cache_bytes(setup.path) <= _CHECKED_BYTES
-    options = PassOptions(
-        pick_device(device), batch_size, block_rows, workers, full_check, _job(job, rank, world)
-    )
-    if plan:
-        found = plan_pass(setup, options)
-        console.print(f"{setup.path}: {found.summary()}\n{found.table()}")
-        return
-    cache = fill_cache(setup, options, console)
+    this_job = _job(job, rank, world)
+    with sharing_machine(_share(this_job)):
+        options = PassOptions(
+            pick_device(device), batch_size, block_rows, workers, full_check, this_job
+        )
+        if plan:
+            found = plan_pass(setup, options)
+            console.print(f"{setup.path}: {found.summary()}\n{found.table()}")
+            return
+        cache = fill_cache(setup, options, console)
     if cache is None:
         console.print(f"rank {rank} of {world} is done; others of the job are still at work")
     else:
@@ -99,6 +103,13 @@ def _job(name: str, rank: int, world: int) -> Job:
     if rank >= world:
         raise ConfigError(f"--rank {rank} is not below --world {world}")
     return Job(name, rank, world)
+
+
+def _share(job: Job) -> Share:
+    """Of this machine: as LOCAL_RANK and LOCAL_WORLD_SIZE say; else as if all ranks ran here."""
+    if job.world == 1 or "LOCAL_RANK" in os.environ or "LOCAL_WORLD_SIZE" in os.environ:
+        return Share.of_this_process()
+    return Share(job.rank, job.world)
 
 
 def _if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache | None:
@@ -139,7 +150,7 @@ def cli(arguments: list[str] | None = None) -> int:
         app(arguments)
     except SystemExit as ended:  # how typer returns, also from --help and a wrong option
         return int(ended.code or 0)
-    except (ConfigError, DatasetError, ArchError, TapError, CacheError) as error:
+    except (ConfigError, DatasetError, ArchError, TapError, CacheError, DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -23,6 +23,7 @@ from configs.load import ConfigError
 from nets.archs import ArchError
 from nets.taps import TapError
 from precompute.setup import Setup, prepare
+from runtime.errors import DeviceError
 from store.errors import CacheError
 from store.reader import TeacherCache, find_cache
 from views.augment import pixel_canary
@@ -177,7 +178,7 @@ def cli(arguments: list[str] | None = None) -> int:
         app(arguments)
     except SystemExit as ended:
         return int(ended.code or 0)
-    except (ConfigError, DatasetError, ArchError, TapError, CacheError) as error:
+    except (ConfigError, DatasetError, ArchError, TapError, CacheError, DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
     return 2
 

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -25,13 +26,39 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def test_several_jobs_give_what_one_gives(make_study: MakeStudy) -> None:
-    first = make_study()
-    alone = run_ablation(first, ["ce", "kd"], [0, 1], RunOptions("cpu"), quiet())
+NOTING_LOSS = """
+import os
+from pathlib import Path
+from runtime.limits import Share
+from train.terms import Batch, loss_term
+
+@loss_term(teacher_taps=["logits"])
+def noting(batch: Batch):
+    share = Share.of_this_process()
+    Path(__file__).with_name(f"{os.getpid()}.note").write_text(f"{share.index} of {share.count}")
+    return (batch.logits - batch.teacher["logits"]).square().mean()
+"""
+
+
+def test_several_jobs_give_what_one_gives_and_know_of_each_other(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "noting_loss.py").write_text(NOTING_LOSS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first = make_study(student=["methods.own=[{loss: ce}, {loss: 'noting_loss:noting'}]"])
+
+    def notes() -> list[str]:
+        return sorted(path.read_text() for path in tmp_path.glob("*.note"))
+
+    alone = run_ablation(first, ["ce", "own"], [0, 1], RunOptions("cpu"), quiet())
+    assert notes() == ["0 of 1"]
+    next(tmp_path.glob("*.note")).unlink()
     for run in first.folder.glob("*-seed*"):
         (run / "summary.json").unlink()
-    together = run_ablation(first, ["ce", "kd"], [0, 1], RunOptions("cpu", jobs=2), quiet())
-    assert [outcome.run for outcome in together] == [("ce", 0), ("ce", 1), ("kd", 0), ("kd", 1)]
+    together = run_ablation(first, ["ce", "own"], [0, 1], RunOptions("cpu", jobs=2), quiet())
+    assert notes() in (["0 of 2", "1 of 2"], ["0 of 2"], ["1 of 2"])  # one may train all
+    runs = [outcome.run for outcome in together]
+    assert runs == [("ce", 0), ("ce", 1), ("own", 0), ("own", 1)]
     for ours, theirs in zip(alone, together, strict=True):
         assert ours.summary is not None
         assert theirs.summary is not None

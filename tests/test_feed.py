@@ -109,7 +109,7 @@ def test_what_does_not_fit_into_memory_is_windowed_and_says_so(
     study = make_study()
     assert study.window_rows is None
     real = feed.slab_bytes(study.cache, list(study.cache.taps))
-    monkeypatch.setattr("os.sysconf", lambda key: real if key == "SC_PAGE_SIZE" else 1)
+    monkeypatch.setattr("train.study.total_memory", lambda: real)
     assert study.window_rows == 16  # one block at least
     assert "window" in study.run_identity("cd", 0)
 

@@ -26,6 +26,7 @@ from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import ArchError
 from nets.taps import TapError
 from nets.weights_file import weights_file
+from runtime.errors import DeviceError
 from store.errors import CacheError
 from store.stop import Stopped
 from train.plan import plan_lines
@@ -324,6 +325,7 @@ def cli(arguments: list[str] | None = None) -> int:
         ArchError,
         TapError,
         CacheError,
+        DeviceError,
         TrainError,
         TeacherExists,
     ) as error:

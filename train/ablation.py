@@ -15,15 +15,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import ArchError
+from nets.precision import check_device
 from nets.taps import TapError
+from runtime.limits import Share
 from store.errors import CacheError
 from store.stop import Stopped, StopRequest
 from train.run import check_methods, train_student
@@ -61,9 +63,11 @@ def run_ablation(
 ) -> list[Outcome]:
     """Train what is missing; the outcomes, method by method. The teacher is not loaded.
 
-    Raises TrainError before anything starts where a method cannot work with this cache; Stopped.
+    Raises TrainError before anything starts where a method cannot work with this cache, DeviceError
+    where the device is missing; Stopped.
     """
     check_methods(study, methods)
+    check_device(options.device)
     runs = [(method, seed) for method in methods for seed in seeds]
     outcomes = {run: Outcome(run, study.finished(*run)) for run in runs}
     waiting = [run for run in runs if outcomes[run].summary is None]
@@ -72,7 +76,10 @@ def run_ablation(
     for text in dict.fromkeys(_format_changes(study, *run) for run in waiting):
         console.print(text, end="")
     started = time.perf_counter()
-    options = replace(options, jobs=max(1, min(options.jobs, len(waiting))))
+    jobs = study.jobs_that_fit(options.jobs)
+    if jobs < options.jobs:
+        console.print(f"{jobs} of {options.jobs} jobs: the memory holds no more views side by side")
+    options = replace(options, jobs=max(1, min(jobs, len(waiting))))
     train = _one_by_one if options.jobs == 1 else _side_by_side
     for number, outcome in enumerate(train(study, waiting, options), start=1):
         outcomes[outcome.run] = outcome
@@ -119,11 +126,15 @@ def _outcome(study: Study, run: Run, options: RunOptions) -> Outcome:
 
 def _side_by_side(study: Study, runs: Sequence[Run], options: RunOptions) -> Iterator[Outcome]:
     """Outcomes as they come. On a signal every process keeps its state; then Stopped is raised."""
+    context = multiprocessing.get_context("spawn")
+    turns = context.SimpleQueue()
+    for turn in range(options.jobs):
+        turns.put(turn)
     pool = ProcessPoolExecutor(
         options.jobs,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=context,
         initializer=_begin,
-        initargs=(_Opened.of(study), options),
+        initargs=(_Opened.of(study), options, turns),
     )
     with StopRequest() as stop:
         futures: dict[Future[Outcome], Run] = {pool.submit(_train, run): run for run in runs}
@@ -187,10 +198,10 @@ class _Opened:
 _open_here: tuple[Study, RunOptions] | None = None  # in a process of the pool
 
 
-def _begin(opened: _Opened, options: RunOptions) -> None:
+def _begin(opened: _Opened, options: RunOptions, turns: SimpleQueue[int]) -> None:
     global _open_here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside of training; the parent passes it on
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // options.jobs))
+    os.environ.update(Share(turns.get(), options.jobs).environment())
     study = open_study(
         opened.config,
         opened.teacher,

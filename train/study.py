@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from nets.archs import check_arch
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules
 from nets.weights_file import weights_file
+from runtime.limits import total_memory
 from store.identity import (
     Identity,
     cache_identity,
@@ -70,18 +70,28 @@ class Study:
     def window_rows(self) -> int | None:
         """How many samples are shuffled at a time, if not all: where two views fill the memory.
 
-        By the memory that the machine has, not by what is free, so that a run stays the same run.
+        By the memory that there is for all processes, not by what is free or by the share of one
+        job, so that a run stays the same run.
         """
-        view_bytes = self.cache.nbytes // self.cache.num_views
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        record_bytes = self.cache.manifest.record_bytes
+        view_bytes = record_bytes * self.cache.num_samples
+        memory = total_memory()
         if self.feed == "window" or (
             self.feed == "auto" and 2 * view_bytes > memory * _SLABS_SHARE
         ):
-            record_bytes = view_bytes / self.cache.num_samples
             affordable = int(memory * _WINDOW_SHARE / record_bytes)
             rows = min(affordable, -(-self.cache.num_samples // _WINDOWS_PER_EPOCH))
             return max(rows, self.cache.manifest.block_rows)
         return None
+
+    @property
+    def held_bytes(self) -> int:
+        """Of teacher outputs that one run holds in memory: two views, or two windows."""
+        return 2 * (self.window_rows or self.cache.num_samples) * self.cache.manifest.record_bytes
+
+    def jobs_that_fit(self, jobs: int) -> int:
+        """How many of `jobs` runs may hold their teacher outputs in memory side by side."""
+        return min(jobs, max(1, int(_SLABS_SHARE * total_memory() // self.held_bytes)))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -7,16 +7,15 @@ cut there; others are streamed. Both give the same bytes: see `views.augment.sho
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from configs.schema import Centre, Normalisation, ViewsConfig
+from runtime import limits
 from views.augment import check_augmentable, is_cut_first, view_shape
 from views.batches import Finisher, Pixels, ShownSplit, ViewBatch
 from views.seeds import choice
@@ -30,13 +29,11 @@ _CALIBRATION_SAMPLES, _CALIBRATION_BATCH = 16_384, 256
 class ResidentPixels(Finisher):
     """Images (N, H, W, C) uint8 on the device, cut there."""
 
-    def __init__(self, shown: ShownSplit) -> None:
-        pixels, self._checksums = shown.split.loaded
-        images = torch.from_numpy(pixels)
+    def __init__(self, shown: ShownSplit, images: Tensor, checksums: Checksums) -> None:
         height, width, channels = images.shape[1:]
         super().__init__(shown, view_shape((height, width, channels), shown.views.augment))
         self.where = "on the device"
-        self._images = images.to(shown.device)
+        self._images, self._checksums = images, checksums
 
     def batches(
         self, numbers: Sequence[int], ids: Ids, batch_size: int
@@ -104,7 +101,8 @@ def open_pixels(
     shown = ShownSplit(split, views, normalisation, device)
     check_augmentable(split.first_shape, views.augment)
     if not is_cut_first(views.augment) and _fits(len(split), split.first_shape, device):
-        return ResidentPixels(shown)
+        images, checksums = split.loaded
+        return ResidentPixels(shown, torch.from_numpy(images).to(device), checksums)
     workers = default_workers(device) if num_workers is None else num_workers
     streamed = StreamedPixels(shown, workers)
     is_always_the_same = views.augment.num_distinct_views == 1
@@ -131,18 +129,16 @@ def evaluation_pixels(
 
 
 def _kept(streamed: StreamedPixels, shown: ShownSplit) -> ResidentPixels:
-    """All views of an augmentation that has only one, cut once."""
-    split = shown.split
-    ids = np.arange(len(split))
-    parts, sums = zip(*streamed.cut_parts(ids), strict=True)
-    images, checksums = np.concatenate(parts), np.concatenate(sums)
-    whole = replace(
-        split,
-        load=lambda some: (images[some], checksums[some]),
-        read_each=lambda some: zip(images[some], checksums[some].tolist(), strict=True),
-    )
+    """All views of an augmentation that has only one, cut once, straight to the device."""
+    size = (len(streamed), *streamed.shape)
+    images, start = torch.empty(size, dtype=torch.uint8, device=shown.device), 0
+    sums = []
+    for part, checksums in streamed.cut_parts(np.arange(len(streamed))):
+        images[start : start + len(part)] = part
+        start += len(part)
+        sums.append(checksums)
     as_they_are = ViewsConfig(augment=Centre(), seed=shown.views.seed, count=1)
-    return ResidentPixels(replace(shown, split=whole, views=as_they_are))
+    return ResidentPixels(replace(shown, views=as_they_are), images, np.concatenate(sums))
 
 
 def calibration_batches(pixels: Pixels) -> Iterator[Tensor]:
@@ -156,10 +152,8 @@ def calibration_batches(pixels: Pixels) -> Iterator[Tensor]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that could be taken now on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    """Bytes that this process could take now on the device, beside others of this machine."""
+    if device.type != "cuda":
+        return limits.free_memory()
+    sharing = math.ceil(limits.Share.of_this_process().count / torch.cuda.device_count())
+    return int(torch.cuda.mem_get_info(device)[0]) // sharing

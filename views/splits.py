@@ -80,13 +80,14 @@ class Split:
 
 def array_split(images: NDArray[np.uint8], labels: Ids, name: str) -> Split:
     """A split whose images (N, H, W, C) are in memory."""
+    rows = rows_of(images)
 
     def checksums(ids: Ids) -> Checksums:
         return np.array([crc32c(image) for image in images[ids]], dtype=np.uint32)
 
     return Split(
         labels,
-        load=lambda ids: (images[ids], checksums(ids)),
+        load=lambda ids: (rows(ids), checksums(ids)),
         read_each=lambda ids: ((image, crc32c(image)) for image in images[ids]),
         read_checksums=checksums,
         name_of=lambda sample: f"sample {sample} of {name}",
@@ -98,6 +99,12 @@ def crc32c(data: bytes | NDArray[np.uint8]) -> int:
     if isinstance(data, np.ndarray):
         data = np.ascontiguousarray(data).reshape(-1)
     return int(google_crc32c.value(data))
+
+
+def rows_of(images: NDArray[np.uint8]) -> Callable[[Ids], NDArray[np.uint8]]:
+    """A reader of some rows of (N, ...) in memory; all of them in order are not copied."""
+    every = np.arange(len(images))
+    return lambda ids: images if np.array_equal(ids, every) else images[ids]
 
 
 def refuse_other_size(

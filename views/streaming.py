@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import ViewsConfig
+from runtime.limits import usable_cores
 from views.augment import PARTNER, cut_views, view_shape
 from views.batches import Finisher, ShownSplit, ViewBatch
 from views.splits import Checksums, DatasetError, Ids, Split
@@ -77,13 +77,13 @@ class StreamedPixels(Finisher):
                 )
                 yield view, batch
 
-    def cut_parts(self, ids: Ids) -> Iterator[tuple[NDArray[np.uint8], Checksums]]:
+    def cut_parts(self, ids: Ids) -> Iterator[tuple[Tensor, Checksums]]:
         """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8, checksums."""
         self._keys.parts = [((0,), part) for part in _cut_up(ids, self._rows_per_part(1))]
         received = iter(self._loader)
         for _ in self._keys.parts:
             (images,), checksums = _next_part(received)
-            yield images.numpy(), checksums
+            yield images, checksums
 
     def _receive(
         self, received: Iterator[_Part], numbers: tuple[int, ...], ids: Ids
@@ -176,8 +176,8 @@ def _next_part(received: Iterator[_Part]) -> tuple[Tensor, Checksums]:
 
 
 def default_workers(device: torch.device) -> int:
-    """All cores but one beside a GPU; half of them where the network needs the others."""
-    cores = len(os.sched_getaffinity(0))
+    """All usable cores but one beside a GPU; half of them where the network needs the others."""
+    cores = usable_cores()
     return min(cores - 1 if device.type == "cuda" else cores // 2, _MOST_WORKERS)
 
 

@@ -1,0 +1,159 @@
+"""The memory and the cores that this process may use.
+
+Of the machine, what its control groups (containers, batch systems) and its own limits leave; and of
+that the share of one process, where several work on this machine together. A process knows that it
+is one of several by LOCAL_RANK and LOCAL_WORLD_SIZE, the variables that torchrun sets.
+
+Left out: swap, and the memory of GPUs, which no control group limits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path("/")
+# Per version of control groups: limits, what is taken, and what of that the kernel would give back.
+_V2 = (("memory.max", "memory.high"), "memory.current", ("active_file", "inactive_file"))
+_V1 = (
+    ("memory.limit_in_bytes",),
+    "memory.usage_in_bytes",
+    ("total_active_file", "total_inactive_file"),
+)
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process is number `index` of `count` that work on this machine together."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def of_this_process(cls) -> Share:
+        """By LOCAL_RANK and LOCAL_WORLD_SIZE; alone where they are not set."""
+        index, count = _whole_number("LOCAL_RANK", 0), _whole_number("LOCAL_WORLD_SIZE", 1)
+        return cls(index, max(count, 1))
+
+    def environment(self) -> dict[str, str]:
+        """The variables that say so."""
+        return {"LOCAL_RANK": str(self.index), "LOCAL_WORLD_SIZE": str(self.count)}
+
+
+@contextmanager
+def sharing_machine(share: Share) -> Iterator[None]:
+    """Make this process one of several, and its child processes with it."""
+    before = {name: os.environ.get(name) for name in share.environment()}
+    os.environ.update(share.environment())
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def total_memory(root: Path = _ROOT) -> int:
+    """Bytes that all processes like this one may take together, whatever is taken now.
+
+    root: where proc and sys are mounted.
+    """
+    of_groups = (limit for limit, _ in _memory_groups(root))
+    return min(_meminfo(root, "MemTotal"), _address_space(), *of_groups)
+
+
+def free_memory(root: Path = _ROOT) -> int:
+    """Bytes that this process may still take now: its share of what is free."""
+    of_groups = (limit - taken for limit, taken in _memory_groups(root))
+    free = min(_meminfo(root, "MemAvailable"), *of_groups, _address_space() - _mapped(root))
+    return max(free, 0) // Share.of_this_process().count
+
+
+def usable_cores(root: Path = _ROOT) -> int:
+    """Cores that this process may keep busy, its share of them: at least one."""
+    cores = min([len(os.sched_getaffinity(0)), *_cpu_quotas(root)])
+    return max(cores // Share.of_this_process().count, 1)
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, taken) in bytes of each control group around this process that has a limit."""
+    for folder, (limits, taken, given_back) in (
+        *((folder, _V2) for folder in _groups(root, "")),
+        *((folder, _V1) for folder in _groups(root, "memory")),
+    ):
+        found = [value for name in limits if (value := _number_in(folder / name)) is not None]
+        if found:
+            stat = _table_in(folder / "memory.stat")
+            file_cache = sum(stat.get(name, 0) for name in given_back)
+            yield min(found), (_number_in(folder / taken) or 0) - file_cache
+
+
+def _cpu_quotas(root: Path) -> Iterator[int]:
+    """Cores' worth of time, rounded up, of each control group that limits it."""
+    for folder in _groups(root, ""):
+        quota, _, period = _text_in(folder / "cpu.max").partition(" ")
+        if quota.isdigit():
+            yield math.ceil(int(quota) / int(period))
+    for folder in _groups(root, "cpu"):
+        limit, per = (_number_in(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        if limit is not None and per:
+            yield math.ceil(limit / per)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folder of this process's control group and of all around it; "" is version 2.
+
+    In a container the path may be the host's: then only the outermost one is there.
+    """
+    for line in _text_in(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            mounts = (controller,) if controller else ("", "unified")
+            for mount in mounts:
+                own = Path(path.lstrip("/"))
+                for part in (own, *own.parents) if own.parts else (own,):
+                    yield root / "sys/fs/cgroup" / mount / part
+
+
+def _address_space() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return soft if soft != resource.RLIM_INFINITY else 2**63
+
+
+def _mapped(root: Path) -> int:
+    """Bytes of this process's address space that are in use."""
+    return int(_text_in(root / "proc/self/statm").split()[0]) * resource.getpagesize()
+
+
+def _meminfo(root: Path, name: str) -> int:
+    return _table_in(root / "proc/meminfo")[f"{name}:"] * 1024
+
+
+def _table_in(file: Path) -> dict[str, int]:
+    """Lines of a name, a number and perhaps a unit."""
+    lines = (line.split() for line in _text_in(file).splitlines())
+    return {words[0]: int(words[1]) for words in lines}
+
+
+def _number_in(file: Path) -> int | None:
+    """None where there is no such file, or none but a word ("max") or -1 in it: no limit."""
+    text = _text_in(file)
+    return int(text) if text.isdigit() else None
+
+
+def _text_in(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _whole_number(variable: str, otherwise: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdigit() else otherwise

@@ -29,7 +29,7 @@ from train.records import RunRecorder
 from train.run import train_student
 from train.schedule import learning_rate_at
 from train.study import Study, TrainError, open_study
-from train.teacher import TeacherExists, existing_weights, train_teacher
+from train.teacher import train_teacher
 from views.batches import ViewBatch
 from views.seeds import permutation
 
@@ -495,23 +495,6 @@ def test_a_teacher_may_train_for_more_epochs_than_there_are_views(
     settings = [f"teacher.weights={tmp_path / 'w.pt'}", "training.epochs=10", "training.limit=3"]
     config = small_teacher(crop, *size, *one_pixel, *settings)
     assert train_teacher(config, device="cpu", console=console, num_workers=0)["epochs"] == 10
-
-
-def test_a_teacher_is_trained_once_and_other_settings_are_refused(
-    small_teacher: Callable, tmp_path: Path, console
-) -> None:
-    weights = tmp_path / "w.pt"
-    settings = [f"teacher.weights={weights}", "training.epochs=2", "training.limit=10"]
-    config = small_teacher(*settings)
-    assert existing_weights(config) is None
-    summary = train_teacher(config, device="cpu", console=console)
-    assert existing_weights(config) == summary
-    with pytest.raises(TeacherExists, match=r"training\.epochs: expected 3, found 2"):
-        existing_weights(small_teacher(*settings, "training.epochs=3"))
-    state = torch.load(weights, weights_only=True)
-    state["fc.bias"] += 1
-    torch.save(state, weights)  # the user's own from now on
-    assert existing_weights(config) == {}
 
 
 def test_a_run_killed_after_its_last_epoch_is_finished_by_the_next_call(

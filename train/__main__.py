@@ -116,9 +116,13 @@ def teacher(
     console = _console()
     config = load_teacher(name, overrides or [])
     weights = weights_file(config.teacher.weights)
-    if not retrain and (record := existing_weights(config)) is not None:
-        error = f": test error {record['last']['top1_error']:.2f} % top-1" if record else ""
+    command = shlex.join(["python", "-m", "train", "teacher", name, *(overrides or [])])
+    if not retrain and (found := existing_weights(config, command)) is not None:
+        last = found.summary.get("last")
+        error = f": test error {last['top1_error']:.2f} % top-1" if last else ""
         console.print(f"{weights} is there{error}: nothing to do.")
+        for note in found.notes:
+            console.print(f"  {note}")
         return
     if config.training is None:
         raise TrainError(
@@ -127,7 +131,14 @@ def teacher(
         )
     from train.teacher import train_teacher
 
-    record = train_teacher(config, device=device, console=console, num_workers=workers)
+    record = train_teacher(
+        config,
+        device=device,
+        console=console,
+        num_workers=workers,
+        retrain=retrain,
+        command=command,
+    )
     console.print(
         f"{weights}: test error {record['last']['top1_error']:.2f} % top-1, "
         f"{record['last']['top5_error']:.2f} % top-5, {record['seconds']:.0f} s "

@@ -26,9 +26,7 @@ from store.identity import canonical_json, identity_sha256
 from store.lock import Job, WriterLock
 from store.stop import Stopped, StopRequest
 from train.loop import EpochResult, Learner, Partial
-from train.study import METRICS_FILE, RUN_FILE, SUMMARY_FILE, TrainError
-
-CHECKPOINT_FILE = "checkpoint.pt"
+from train.study import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, TrainError
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,8 @@ class RunRecorder:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = WriterLock(folder, Job())  # two processes must not train one run
         if not self._taken_up():
+            # One of another run, which would be taken for one of this as soon as run.json says so.
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
             _write_json(folder / RUN_FILE, identity)
             (folder / METRICS_FILE).write_text("")
         self._events = self._open_events()

@@ -34,6 +34,7 @@ RUN_VERSION = 2  # raise it when the same settings would train differently
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.jsonl"
+CHECKPOINT_FILE = "checkpoint.pt"
 
 # Where a view's teacher outputs are while its epoch runs; see `train.feed`.
 Feed = Literal["auto", "device", "host", "window"]

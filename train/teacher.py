@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +17,31 @@ from rich.console import Console
 
 from configs.schema import LossTerm, TeacherConfig, TeacherTraining, as_plain
 from nets.archs import check_arch
+from nets.source import arch_source
 from nets.weights_file import weights_file
-from store.identity import differing_fields, file_sha256, without_nulls
-from train.study import RUN_FILE, SUMMARY_FILE
-from views.datasets import load_dataset
+from store.identity import (
+    differing_fields,
+    file_sha256,
+    identity_sha256,
+    without_nulls,
+)
+from train.study import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
+from views.datasets import DatasetError, load_dataset
+
+# Settings that decide a training, and not how its weights are to be used.
+_OF_THE_TRAINING_ALONE = ("augment.", "views_seed:", "source.")
 
 
 class TeacherExists(ValueError):
-    """The weights are there, but were trained with other settings than those asked for."""
+    """Weights, or an unfinished training of them, of other settings than those asked for."""
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """summary: of their training, {} where they were made elsewhere. notes: what to say of them."""
+
+    summary: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
 
 def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, Any]:
@@ -32,9 +51,11 @@ def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, A
     del training["evaluate_every"]  # decides nothing about the weights
     if not training["compile"]:
         del training["compile"]
+    source = arch_source(config.teacher.arch)
     return {
         "arch": plain["teacher"]["arch"],
         "stem": plain["teacher"]["stem"],
+        **({"source": source} if source else {}),
         "dataset_digest": dataset_digest,
         "normalisation": plain["dataset"]["normalisation"],
         "augment": without_nulls(plain["views"]["augment"]),
@@ -48,36 +69,100 @@ def training_folder(weights: Path) -> Path:
     return weights.with_suffix(".training")
 
 
-def existing_weights(config: TeacherConfig) -> dict[str, Any] | None:
-    """None if the weights are missing, else the summary of their training ({} if made elsewhere).
+def existing_weights(config: TeacherConfig, command: str) -> FoundWeights | None:
+    """The weights file that the config names; None if it is missing.
 
-    Raises TeacherExists if they were trained here with other settings than those asked for.
+    Weights trained here (their sha256 is in the summary beside them) must have been trained as the
+    `training:` block says, on these data, normalised as here, with this arch and stem: otherwise
+    they are not what the config promises, and TeacherExists names the differences. Augmentation and
+    the views' seed decide a training too, but such weights are as good a teacher on other views:
+    they are used, with a note. So are those whose network's file has been edited. A config without
+    a `training:` block takes any file as it is.
+
+    command: of the program that trains the teacher, for the fix.
     """
     weights = weights_file(config.teacher.weights)
     if not weights.is_file():
         return None
-    folder = training_folder(weights)
-    try:
-        recorded: dict[str, Any] = json.loads((folder / RUN_FILE).read_text())
-        summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
+    summary = _read_json(training_folder(weights) / SUMMARY_FILE)
     if config.training is None or summary.get("weights_sha256") != file_sha256(weights):
-        return {}
-    differences = differing_fields(training_settings(config, recorded["dataset_digest"]), recorded)
-    if differences:
-        lines = "\n  ".join([f"{weights} was trained with other settings:", *differences])
+        return FoundWeights({})
+    trained = _trained_with(summary, training_folder(weights))
+    digest, notes = _digest_to_compare(config, config.training, trained)
+    differing = differing_fields(training_settings(config, digest), trained)
+    if refused := [line for line in differing if not line.startswith(_OF_THE_TRAINING_ALONE)]:
         raise TeacherExists(
-            f"{lines}\n  fix: ask for those settings, or train anew with "
-            f"python -m train teacher {config.name} --retrain, or set teacher.weights=ANOTHER_FILE"
+            "\n  ".join([f"{weights} was trained with other settings:", *refused])
+            + f"\n  fix: {command} --retrain trains it anew; with training=null it is used as it "
+            f"is; or ask for those settings, or set teacher.weights=ANOTHER_FILE"
         )
-    return summary
+    if differing:
+        notes.append(f"trained with others, but used as it is: {'; '.join(differing)}")
+    return FoundWeights(summary, notes)
+
+
+def _digest_to_compare(
+    config: TeacherConfig, training: TeacherTraining, trained: Mapping[str, Any]
+) -> tuple[str, list[str]]:
+    """The digest of the images to train on; without them that of those it was trained on, told."""
+    try:
+        return load_dataset(_teacher_data(config, training)).digest, []
+    except DatasetError as error:
+        problem = str(error).splitlines()[0]
+        note = f"whether it was trained on these data cannot be said: {problem}"
+        return str(trained.get("dataset_digest")), [note]
+
+
+def _trained_with(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of the training that the summary is of; {} where nobody knows them any more.
+
+    Older summaries do not hold them; then they are in run.json, unless a later training that was
+    interrupted has put its own there.
+    """
+    if "settings" in summary:
+        return dict(summary["settings"])
+    recorded = _read_json(folder / RUN_FILE)
+    return recorded if summary.get("run_sha256") == identity_sha256(recorded) else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """{} where there is no such file, or none that can be read."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+def _other_unfinished(folder: Path, settings: Mapping[str, Any]) -> str:
+    """An unfinished training in `folder` of other settings, in words; empty if there is none."""
+    if not (folder / CHECKPOINT_FILE).is_file():
+        return ""
+    differing = differing_fields(settings, _read_json(folder / RUN_FILE))
+    if not differing:
+        return ""
+    metrics = folder / METRICS_FILE
+    epochs = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+    heading = (
+        f"{folder} holds an unfinished training with other settings, {epochs} whole epochs long:"
+    )
+    return "\n  ".join([heading, *differing])
 
 
 def train_teacher(
-    config: TeacherConfig, *, device: str, console: Console, num_workers: int | None = None
+    config: TeacherConfig,
+    *,
+    device: str,
+    console: Console,
+    num_workers: int | None = None,
+    retrain: bool = False,
+    command: str = "python -m train teacher",
 ) -> dict[str, Any]:
-    """Train, or go on training, and save the weights; returns the summary of the training."""
+    """Train, or resume training, and save the weights; returns the summary of the training.
+
+    An unfinished training of other settings is discarded by `retrain`, else refused with
+    TeacherExists.
+    """
     import torch
 
     from nets.precision import pick_device
@@ -93,6 +178,15 @@ def train_teacher(
     assert training is not None
     check_arch(config.teacher.arch)
     dataset = load_dataset(_teacher_data(config, training))
+    weights = weights_file(config.teacher.weights)
+    settings = training_settings(config, dataset.digest)
+    if unfinished := _other_unfinished(training_folder(weights), settings):
+        if not retrain:
+            raise TeacherExists(
+                f"{unfinished}\n  fix: ask for those settings, which resumes it, or discard it: "
+                f"{command} --retrain"
+            )
+        console.print(f"discarded: {unfinished}")
     place = pick_device(device)
     is_countable = config.views.augment.num_distinct_views is not None
     fresh: int | Literal["all"] = "all" if is_countable else training.epochs
@@ -119,8 +213,6 @@ def train_teacher(
         f"training the teacher {config.name} ({config.teacher.arch}): {training.epochs} epochs x "
         f"{len(dataset.train):,} images on {place}"
     )
-    weights = weights_file(config.teacher.weights)
-    settings = training_settings(config, dataset.digest)
     with StopRequest() as stop:
         recorder = RunRecorder(training_folder(weights), settings, learner, stop=stop)
         report = EpochPrinter(training.epochs, recorder.first_epoch, console)
@@ -140,8 +232,8 @@ def train_teacher(
                 pause=recorder,
             )
             save_atomically(network.state_dict(), weights)
-            versions = {"weights_sha256": file_sha256(weights), "torch": torch.__version__}
-            return recorder.finish(versions)
+            known = {"weights_sha256": file_sha256(weights), "torch": torch.__version__}
+            return recorder.finish({**known, "settings": settings})
         finally:
             recorder.close()
 

@@ -1,0 +1,147 @@
+"""Which weights are those that a teacher's config promises, and what becomes of its training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from train.__main__ import cli
+from train.progress import EpochPrinter
+from train.teacher import training_folder
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return tmp_path / "w.pt"
+
+
+@pytest.fixture
+def call(weights: Path) -> list[str]:
+    """A command that trains a small teacher for two epochs."""
+    settings = ["teacher.arch=resnet8", f"teacher.weights={weights}", "training.limit=10"]
+    return ["teacher", "digits-resnet20", "--device", "cpu", *settings, "training.epochs=2"]
+
+
+def stopped_after(monkeypatch: pytest.MonkeyPatch, epoch: int, call: list[str]) -> None:
+    """Run the command, and stop it by a signal after that epoch."""
+
+    def stop(printer: EpochPrinter, result) -> None:
+        if result.epoch == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EpochPrinter, "__call__", stop)
+        assert cli(call) == 128 + signal.SIGTERM
+
+
+def test_a_teacher_is_trained_once_and_other_settings_are_refused(
+    call: list[str], weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(call) == 0
+    assert cli(call) == 0
+    assert f"{weights} is there: test error" in capsys.readouterr().out
+    for other, told in (
+        ("training.epochs=3", "training.epochs: expected 3, found 2"),
+        ("teacher.arch=resnet14", "arch: expected 'resnet14', found 'resnet8'"),
+        ("dataset.normalisation.mean=[0.4]", "normalisation.mean: expected [0.4], found [0.3]"),
+    ):
+        assert cli([*call, other]) == 2
+        assert told in capsys.readouterr().err
+    assert cli([*call, "training.epochs=3", "training=null"]) == 0
+    state = torch.load(weights, weights_only=True)
+    state["fc.bias"] += 1
+    torch.save(state, weights)  # the user's own from now on
+    assert cli([*call, "training.epochs=3"]) == 0
+
+
+def test_weights_of_other_data_are_refused(
+    call: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(call) == 0
+    assert cli([*call, "dataset.validation_fraction=0.1"]) == 2
+    assert "dataset_digest: expected" in capsys.readouterr().err
+
+
+def test_weights_are_used_with_other_views_and_the_command_says_so(
+    call: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(call) == 0
+    capsys.readouterr()
+    assert cli([*call, "views.augment.pad_px=0", "views.count=1", "views.seed=3"]) == 0
+    told = capsys.readouterr().out
+    assert "nothing to do" in told
+    assert "used as it is: augment.pad_px: expected 0, found 1; views_seed: expected 3" in told
+
+
+def test_weights_whose_data_are_not_at_hand_are_used_and_the_command_says_so(
+    call: list[str], weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(call) == 0
+    assert cli([*call, "dataset.type=imagefolder", f"dataset.root={tmp_path / 'gone'}"]) == 0
+    told = capsys.readouterr().out
+    assert "nothing to do" in told
+    assert "whether it was trained on these data cannot be said: dataset.root: there is no" in told
+
+
+def test_an_interrupted_retraining_leaves_the_weights_what_they_are(
+    call: list[str],
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli(call) == 0
+    stopped_after(monkeypatch, 1, [*call, "training.epochs=4", "--retrain"])
+    assert cli([*call, "training.epochs=4"]) == 2
+    assert "training.epochs: expected 4, found 2" in capsys.readouterr().err
+    assert cli(call) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert cli([*call, "training.epochs=4", "--retrain"]) == 0
+    told = capsys.readouterr().out
+    assert "epoch   2/4" in told  # resumed
+    assert "epoch   1/4" not in told
+    assert cli([*call, "training.epochs=4"]) == 0
+
+
+def test_weights_without_a_record_of_their_settings_are_refused(
+    call: list[str],
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As an earlier version left them, which kept the settings in run.json alone."""
+    assert cli(call) == 0
+    summary = training_folder(weights) / "summary.json"
+    content = json.loads(summary.read_text())
+    del content["settings"]
+    summary.write_text(json.dumps(content))
+    assert cli(call) == 0
+    stopped_after(monkeypatch, 1, [*call, "training.epochs=4", "--retrain"])
+    assert cli([*call, "training.epochs=4"]) == 2
+    assert "was trained with other settings" in capsys.readouterr().err
+
+
+def test_an_interrupted_training_is_not_lost_to_other_settings(
+    call: list[str],
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stopped_after(monkeypatch, 1, call)
+    checkpoint = training_folder(weights) / "checkpoint.pt"
+    before = checkpoint.read_bytes()
+    assert cli([*call, "training.epochs=1"]) == 2
+    told = capsys.readouterr().err
+    assert "unfinished training with other settings, 1 whole epochs long" in told
+    assert "training.epochs: expected 1, found 2" in told
+    assert (
+        f"fix: ask for those settings, which resumes it, or discard it: python -m train {call[0]}"
+        in told
+    )
+    assert checkpoint.read_bytes() == before
+    assert cli([*call, "training.epochs=1", "--retrain"]) == 0
+    assert "discarded: " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The device of this process, and the arithmetic of a forward pass on it.
+"""The device of this process, and the arithmetic of networks on it.
 
 That is float32, TF32 (GPU only), or autocast to a 16-bit type.
 """
@@ -18,16 +18,29 @@ _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Run what is inside in `precision`; on a GPU, "float32" really is and uses no TF32."""
+    """Run a forward pass in `precision`; on a GPU, "float32" really is and uses no TF32."""
     dtype = _AUTOCAST.get(precision)
-    before = torch.backends.cudnn.allow_tf32
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    with tf32_only_for(precision), torch.autocast(device.type, dtype=dtype, enabled=bool(dtype)):
+        yield
+
+
+@contextmanager
+def tf32_only_for(precision: str) -> Iterator[None]:
+    """While open, a GPU uses TF32 for float32 numbers only if `precision` is "tf32".
+
+    It must enclose the backward pass too, which chooses its arithmetic when it runs; autocast must
+    not, as the backward pass repeats the types of the forward pass. "tf32" is about convolutions:
+    matrix products stay as the user set them, by default in float32.
+    """
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if precision != "tf32":
+        torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            yield
+        yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 def pick_device(name: str) -> torch.device:

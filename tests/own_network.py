@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 
 def make(num_classes: int, in_channels: int) -> nn.Module:
@@ -11,3 +13,24 @@ def make(num_classes: int, in_channels: int) -> nn.Module:
 
 def wrong(num_classes: int, in_channels: int) -> str:
     return "not a network"
+
+
+class Dropping(nn.Module):
+    """Draws in each of its three stages: dropout by a module, by a function, and whole samples."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.ReLU(), nn.Dropout2d(0.3))
+        self.second, self.third = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = functional.dropout(self.second(self.first(images)).relu(), 0.3, self.training)
+        added = self.third(features).relu()
+        if self.training:
+            added = added * (torch.rand(len(features), 1, 1, 1) < 0.5)
+        features = features + added
+        return self.head(features.mean(dim=(2, 3)))
+
+
+DROPPING = ("student.arch=python:tests.own_network:Dropping", "student.stages=[first,second,third]")

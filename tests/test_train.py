@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -146,6 +147,23 @@ def test_a_compiled_student_with_connectors_learns_the_same(make_study: MakeStud
         study = make_study(student=[*settings, *terms, f"training.compile={compiled}"])
         found[compiled], _ = losses_and_weights(study, "cd+gkd", live=False)
     assert largest_relative(found["false"], found["true"]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_runs_after_one_another_read_the_maps_that_each_needs(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This backend captures as the default one does, and then runs the operations as they are.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    settings = ["training.learning_rate=1e-3", "training.epochs=2", "training.batch_size=16"]
+    found = {}
+    for compiled in ("false", "true"):
+        study = make_study(student=[*settings, f"training.compile={compiled}"])
+        for method in ("ce", "cd"):
+            shutil.rmtree(study.run_folder(method, 0), ignore_errors=True)
+            found[method, compiled], _ = losses_and_weights(study, method, live=False)
+    for method in ("ce", "cd"):
+        assert largest_relative(found[method, "false"], found[method, "true"]) < 1e-4
 
 
 def test_where_not_every_epoch_is_tested_the_last_one_is(make_study: MakeStudy) -> None:

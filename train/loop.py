@@ -1,9 +1,9 @@
 """The training loop: epochs of shuffled views through one network, with any list of loss terms.
 
-The order of an epoch is a pure function of (seed, epoch) and the learning rate of the step number,
-so the state of a run is its tensors and the number of the last finished epoch; a run continued from
-a checkpoint equals one that was never stopped, bit for bit on a CPU. Nothing inside the step loop
-waits for the device.
+The order of an epoch is a pure function of (seed, epoch), what the network draws in a step one of
+(seed, epoch, step), and the learning rate one of the step number, so the state of a run is its
+tensors and the number of the last finished epoch; a run continued from a checkpoint equals one that
+was never stopped, bit for bit on a CPU. Nothing inside the step loop waits for the device.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import LossTerm, Normalisation, Training, ViewsConfig
+from nets.draws import seeded
 from nets.errors import Errors
-from nets.precision import arithmetic
+from nets.precision import arithmetic, tf32_only_for
 from nets.taps import as_is, read_stages
 from train.connectors import Connectors
 from train.evaluate import evaluate
@@ -32,6 +33,7 @@ from views.augment import view_of_epoch
 from views.batches import Pixels, ViewBatch
 from views.datasets import Dataset, Split
 from views.pixels import evaluation_pixels, open_pixels
+from views.seeds import STEP_STREAM, draws
 
 
 class Diverged(TrainError):
@@ -159,8 +161,19 @@ def make_learner(
     if training.momentum:
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    forward = torch.compile(network) if training.compile else network
+    forward = _compiled(network) if training.compile else network
     return Learner(network, connectors, optimizer, forward)
+
+
+def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network by torch.compile, with no code of networks that this process compiled before.
+
+    Networks of one class share compiled code, which is guarded on no hooks: the code of a network
+    without taps would also run for one with taps, and read none.
+    """
+    torch.compiler.reset()
+    compiled: Callable[[Tensor], Tensor] = torch.compile(network)
+    return compiled
 
 
 @dataclass(frozen=True)
@@ -231,12 +244,14 @@ def _run_epoch(
     active = active_terms(task.terms, epoch)
     view = view_of_epoch(epoch, task.num_views)
     step_losses, sums, first_step, seconds_before = _begun(partial, active, task.device)
+    seeds = draws(task.seed, epoch, steps, 1, stream=STEP_STREAM)[:, 0]
     batches = task.data.train.batches([view], order[first_step * batch_size :], batch_size)
     for step, (_, batch) in enumerate(batches, start=first_step):
         rate = learning_rate_at(task.training, (epoch - 1) * steps + step, steps)
         for group in learner.optimizer.param_groups:
             group["lr"] = rate
-        losses = run_step(task, learner, source, active, batch, maps)
+        with seeded(int(seeds[step])):
+            losses = run_step(task, learner, source, active, batch, maps)
         maps.clear()
         step_losses.append(losses.pop("total"))
         for name, value in losses.items():
@@ -335,6 +350,26 @@ def run_step(
     The forward pass fills `maps` with the student's feature maps, where a loss needs them.
     """
     teacher = source.outputs(batch)
+    with tf32_only_for(task.training.precision):
+        losses = _losses(task, learner, active, batch, teacher, maps)
+        total = torch.stack([weight * losses[name] for name, weight, _ in active]).sum()
+        learner.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+    if not task.freeze_idle_classifier:
+        _fill_missing_gradients(learner.network)
+    learner.optimizer.step()
+    return {**{name: value.detach() for name, value in losses.items()}, "total": total.detach()}
+
+
+def _losses(
+    task: Task,
+    learner: Learner,
+    active: Sequence[Active],
+    batch: ViewBatch,
+    teacher: Mapping[str, Tensor],
+    maps: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The forward pass, and each active loss by name, with its graph."""
     with arithmetic(task.training.precision, task.device):
         logits = learner.forward(batch.inputs)
         wanted = {output for name, _, _ in active for output in loss_named(name).student}
@@ -351,14 +386,7 @@ def run_step(
         other_labels=batch.other_labels,
         other_shares=batch.other_shares,
     )
-    losses = {name: loss_named(name).compute(seen, **options) for name, _, options in active}
-    total = torch.stack([weight * losses[name] for name, weight, _ in active]).sum()
-    learner.optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    if not task.freeze_idle_classifier:
-        _fill_missing_gradients(learner.network)
-    learner.optimizer.step()
-    return {**{name: value.detach() for name, value in losses.items()}, "total": total.detach()}
+    return {name: loss_named(name).compute(seen, **options) for name, _, options in active}
 
 
 def _fill_missing_gradients(network: nn.Module) -> None:

@@ -12,6 +12,7 @@ import torch.utils.tensorboard  # a run has it loaded, so that its memory counts
 from torch import Tensor
 
 from nets.cost import Memory, measured_rate, memory_with
+from nets.draws import seeded
 from nets.taps import as_is, read_stages
 from store import TeacherCache
 from train.evaluate import outputs_and_labels
@@ -67,7 +68,8 @@ def _steps(
     some = np.arange(min(num_samples, 2 * size + num_samples % size))
     while True:
         for _, batch in task.data.train.batches([0], some, size):
-            run_step(task, learner, source, terms, batch, maps)["total"].item()
+            with seeded(task.seed):
+                run_step(task, learner, source, terms, batch, maps)["total"].item()
             maps.clear()
             yield len(batch.ids)
 

@@ -22,6 +22,7 @@ JITTER_STREAM = 6
 TRIVIAL_STREAM = 7
 ERASING_STREAM = 8
 MIX_STREAM = 9
+STEP_STREAM = 10  # what a training step draws
 
 _WORDS_PER_COUNT = 4  # Philox4x64 yields four 64-bit words per counter value
 _SAMPLES_PER_CHUNK = 65_536

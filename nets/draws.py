@@ -1,0 +1,26 @@
+"""What a network draws at random (dropout, stochastic depth), as a function of one number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """While open, torch's global generators start from `seed`; afterwards they are as before.
+
+    Those of the CPU and of every GPU in use. `torch.manual_seed` would also seed GPUs that are not
+    in use yet, which takes longer than the rest of this.
+    """
+    generators = [torch.default_generator, *torch.cuda.default_generators]
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

@@ -1,0 +1,65 @@
+"""Which arithmetic is allowed while networks compute, the backward pass included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from nets.zoo import CifarResNet
+from train.run import train_student
+from train.study import Study
+
+
+@contextmanager
+def flags_kept() -> Iterator[None]:
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+
+
+def flags() -> tuple[bool, bool]:
+    """Whether TF32 is allowed in convolutions and in matrix products, on a GPU."""
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("precision", "allowed"),
+    [("float32", (False, False)), ("tf32", (True, True)), ("bfloat16", (False, False))],
+)
+def test_the_backward_pass_has_the_arithmetic_that_was_asked_for(
+    make_study: Callable[..., Study],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    allowed: tuple[bool, bool],
+) -> None:
+    found: dict[str, tuple[tuple[bool, bool], bool]] = {}
+
+    class Noted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits):
+            found["forward"] = flags(), torch.is_autocast_enabled("cpu")
+            return logits.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            found["backward"] = flags(), torch.is_autocast_enabled("cpu")
+            return gradient
+
+    study = make_study(student=["training.epochs=2", f"training.precision={precision}"])
+    forward = CifarResNet.forward
+    monkeypatch.setattr(
+        CifarResNet, "forward", lambda self, images: Noted.apply(forward(self, images))
+    )
+    with flags_kept():
+        torch.set_float32_matmul_precision("high")  # as the user's own network may have it
+        torch.backends.cudnn.allow_tf32 = True
+        train_student(study, "cd+gkd", 0, device="cpu")
+        assert flags() == (True, True)
+    assert found["forward"] == (allowed, precision == "bfloat16")
+    assert found["backward"] == (allowed, False)

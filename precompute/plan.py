@@ -34,8 +34,9 @@ class Plan:
 
     @property
     def num_files(self) -> int:
-        blocks = self.manifest.num_views * self.manifest.blocks_per_view
-        return blocks * len(self.manifest.arrays)
+        m = self.manifest
+        views = (1 if spec.all_views else m.num_views for spec in m.arrays.values())
+        return m.blocks_per_view * sum(views)
 
     @property
     def hours(self) -> float:
@@ -81,6 +82,7 @@ def pending_of(path: Path, manifest: Manifest) -> tuple[Manifest, int, int]:
             block_rows=there.manifest.block_rows,
             num_views=max(manifest.num_views, there.manifest.num_views),
             taps={**there.manifest.taps, **manifest.taps},
+            sample_crc32c=there.manifest.sample_crc32c,
         )
     records = num_bytes = 0
     for block in manifest.blocks():

@@ -11,6 +11,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,12 +27,15 @@ from precompute.progress import Progress
 from precompute.setup import Setup
 from store import CacheContent, CacheFull, CacheWriter, TapSpec, TeacherCache
 from store.content import draft_manifest
+from store.errors import SamplesChanged
+from store.layout import SAMPLE_CRC
 from store.lock import Job
 from store.manifest import Manifest
 from store.stop import Stopped, StopRequest
 from store.writer import Work
 from views.augment import pixel_canary, preview_views
 from views.pixels import calibration_batches, evaluation_pixels, open_pixels
+from views.splits import DatasetError
 from views.streaming import StreamedPixels
 
 _BATCH_SIZE = 256
@@ -85,11 +89,14 @@ class TeacherPass:
     ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Taps, name -> (B, ...) on the device, batch by batch, each with its view.
 
+        With them the samples' checksums as "sample_crc32c", (B,) int64 on the host.
         All views `numbers` of a batch of samples come one after the other.
         """
         for view, batch in self.pixels.batches(numbers, sample_ids, self.batch_size):
             found = self.teacher.outputs(batch.inputs, batch.labels, outputs)
-            yield view, {_tap_name(output): values for output, values in found.items()}
+            taps = {_tap_name(output): values for output, values in found.items()}
+            assert batch.checksums is not None
+            yield view, {**taps, SAMPLE_CRC: torch.from_numpy(batch.checksums.astype(np.int64))}
 
     def records(
         self, view: int, sample_ids: np.ndarray, outputs: Sequence[str]
@@ -146,9 +153,10 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         ) as writer,
     ):
         started, images = time.perf_counter(), 0
-        images += run_blocks(running, writer, writer.work, stop, console)
-        while left := writer.left_over():
-            images += run_blocks(running, writer, left, stop, console)
+        with _naming_changed_files(setup):
+            images += run_blocks(running, writer, writer.work, stop, console)
+            while left := writer.left_over():
+                images += run_blocks(running, writer, left, stop, console)
         if left is None:
             return None
         cache = TeacherCache.open(setup.path)
@@ -157,6 +165,20 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         kept = writer.manifest.measured.get("images_per_second", 0.0)
         writer.record_measured({**measured, "images_per_second": rate if images else kept})
     return TeacherCache.open(setup.path)
+
+
+@contextmanager
+def _naming_changed_files(setup: Setup) -> Iterator[None]:
+    """The store knows samples by their numbers only."""
+    try:
+        yield
+    except SamplesChanged as error:
+        names = list(map(setup.dataset.train.name_of, error.samples[:5]))
+        raise DatasetError(
+            f"samples have changed since {setup.path} was begun, {len(error.samples)} in all: "
+            f"{', '.join(names)}{', ...' if len(error.samples) > 5 else ''}\n  fix: restore them; "
+            f"or, if they are right as they are: rm -r {setup.path}, and run again"
+        ) from None
 
 
 def plan_pass(setup: Setup, options: PassOptions) -> Plan:
@@ -193,6 +215,7 @@ def content_of(running: TeacherPass) -> CacheContent:
             "numpy": np.__version__,
             "zarr": zarr.__version__,
         },
+        sample_crc32c=True,
     )
 
 
@@ -318,6 +341,8 @@ def _group_records(
 ) -> list[dict[str, torch.Tensor]]:
     """The taps of each block that are to be written, on the device."""
     block, taps, outputs = group[0].block, group[0].taps, extra_outputs(writer.manifest.taps)
+    if writer.manifest.sample_crc32c and SAMPLE_CRC not in taps:
+        taps = (*taps, SAMPLE_CRC)  # so that they are compared
     parts: dict[int, list[dict[str, torch.Tensor]]] = {item.block.view: [] for item in group}
     ids = np.arange(block.start, block.start + block.rows)
     left = len(group) * block.rows

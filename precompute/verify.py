@@ -3,6 +3,8 @@
 Proves a cache: runs the teacher again on records chosen at random and compares. Also replays the
 pixel canary, compares the labels, and holds the stored `correct` bits against the recorded figures.
 
+With --every-sample: no teacher; every sample's bytes against the checksum that the cache keeps.
+
 The tolerance of a tap is what its dtype rounds, plus what a pass in another batch composition
 differs by in the recorded precision, relative to the tap's largest value among the records.
 """
@@ -22,13 +24,16 @@ from rich.console import Console
 from configs.load import ConfigError
 from nets.archs import ArchError
 from nets.taps import TapError
+from precompute.progress import Progress
 from precompute.setup import Setup, prepare
 from runtime.errors import DeviceError
-from store.errors import CacheError
-from store.reader import TeacherCache, find_cache
+from store.errors import CacheError, CacheMismatch
+from store.reader import WITHOUT_CHECKSUMS, TeacherCache, find_cache
 from views.augment import pixel_canary
+from views.changes import changed_samples
 from views.datasets import DatasetError
 from views.seeds import draws
+from views.splits import Split
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -62,17 +67,23 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
     workers: Annotated[int | None, typer.Option(min=0, help="processes that read images")] = None,
+    every_sample: Annotated[
+        bool, typer.Option("--every-sample", help="compare all images' checksums instead")
+    ] = False,
 ) -> None:
     """Compute some records again and compare."""
-    from nets.precision import pick_device
-    from precompute.run import PassOptions, TeacherPass, agreement
-
     console = Console(soft_wrap=True, highlight=False, markup=False)
     setup = prepare(name, overrides or [], caches)
     opened = (
         TeacherCache.open(cache) if cache else find_cache(caches, setup.config.name, setup.identity)
     )
     train = setup.dataset.train
+    if every_sample:
+        raise typer.Exit(compare_samples(train, opened, console))
+
+    from nets.precision import pick_device
+    from precompute.run import PassOptions, TeacherPass, agreement
+
     canary = pixel_canary(train, setup.config.views)
     opened.refuse_unless(setup.identity, labels=train.labels, canary=canary)
     console.print(f"{opened.path}: identity, {len(train):,} labels and the pixel canary agree")
@@ -94,6 +105,27 @@ def main(
         console.print(f"NOT the teacher's outputs: {', '.join(wrong)}")
         raise typer.Exit(1)
     console.print(f"sound: {records:,} records computed again agree")
+
+
+def compare_samples(split: Split, cache: TeacherCache, console: Console) -> int:
+    """Read every sample's bytes and compare; 0 where all are those that the teacher saw, else 1."""
+    if cache.sample_crc32c is None:
+        raise CacheMismatch(f"{cache.path} {WITHOUT_CHECKSUMS}")
+    if len(split) != cache.num_samples:
+        raise CacheMismatch(f"{cache.path} is of {cache.num_samples:,} samples, not {len(split):,}")
+    changed: list[int] = []
+    with Progress(len(split), "samples", console) as progress:
+        ids = np.arange(len(split))
+        for number, some in changed_samples(split, cache.sample_crc32c, ids):
+            changed += some.tolist()
+            progress.advance(number)
+    for sample in changed[:5]:
+        console.print(f"sample {sample}, {split.name_of(sample)}: not the bytes the teacher saw")
+    if changed:
+        console.print(f"{len(changed):,} of {len(split):,} samples have changed")
+        return 1
+    console.print(f"{cache.path}: all {len(split):,} samples are those that the teacher saw")
+    return 0
 
 
 def compare_records(

@@ -101,8 +101,15 @@ class FolderSource:
         spec = self.manifest.arrays[array]
         path = chunk_path(self.path, array, spec, block)
         committed = self.journal.committed[array, block.view, block.index]
+        if spec.all_views and self._views_disagree(array, block.index):
+            return Fault("not the same in all views", path, array, block.view, block.index)
         what = _read_checked(path, out, self.manifest.chunk_file_bytes(spec), committed)
         return Fault(what, path, array, block.view, block.index) if what else None
+
+    def _views_disagree(self, array: str, index: int) -> bool:
+        keys = ((array, view, index) for view in range(self.manifest.num_views))
+        found = {self.journal.committed[key] for key in keys if key in self.journal.committed}
+        return len(found) > 1
 
     def faults(
         self,

@@ -19,9 +19,9 @@ from store.layout import (
     LABELS,
     LABELS_DTYPE,
     PREVIEW,
+    SAMPLE_CRC,
     ZARR_GROUP,
     TapSpec,
-    arrays_of,
     crc32c,
     crc_hex,
     default_block_rows,
@@ -35,7 +35,8 @@ class CacheContent:
     """What a cache is to hold.
 
     labels: (N,) int64. preview: (n, H, W, C) uint8, the first n views of sample 0, kept so that a
-    cache can be looked at without its dataset.
+    cache can be looked at without its dataset. sample_crc32c: whether a new cache keeps each
+    sample's checksum; one that exists stays as it was made.
     """
 
     teacher: str
@@ -47,6 +48,7 @@ class CacheContent:
     canary: Mapping[str, Any]
     preview: NDArray[np.uint8]
     versions: Mapping[str, str]
+    sample_crc32c: bool = False
 
     @property
     def whole(self) -> dict[str, NDArray[Any]]:
@@ -62,7 +64,11 @@ def manifest_for(
     try:
         manifest = read_manifest(path)
     except CacheDamaged:
-        return _written_anew(path, content, _rows_on_disk(path) or block_rows), True
+        there = _rows_on_disk(path)
+        if there is not None:
+            kept = (path / ZARR_GROUP / SAMPLE_CRC).is_dir()
+            content = dataclasses.replace(content, sample_crc32c=kept)
+        return _written_anew(path, content, there or block_rows), True
     except FileNotFoundError:
         return _written_anew(path, content, block_rows), False
     refuse_another(path, manifest, content)
@@ -89,6 +95,7 @@ def draft_manifest(content: CacheContent, block_rows: int | None = None) -> Mani
         zarr_crc32c={},
         canary=dict(content.canary),
         versions=dict(content.versions),
+        sample_crc32c=content.sample_crc32c,
     )
 
 
@@ -112,7 +119,7 @@ def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Man
 
 def metadata_of(manifest: Manifest, content: CacheContent) -> dict[str, bytes]:
     m = manifest
-    return zarr_metadata(arrays_of(m.taps), content.whole, m.num_samples, m.num_views, m.block_rows)
+    return zarr_metadata(m.arrays, content.whole, m.num_samples, m.num_views, m.block_rows)
 
 
 def _rows_on_disk(path: Path) -> int | None:

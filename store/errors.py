@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 
 class CacheError(Exception):
     """Base of everything the store raises on purpose.
@@ -48,6 +51,18 @@ class CacheNotWritable(CacheError, PermissionError):
 
 class BadTeacherOutput(CacheError, ArithmeticError):
     """The teacher gave a number that the tap cannot hold."""
+
+
+class SamplesChanged(CacheMismatch):
+    """Samples (their numbers in `samples`) are not those that other views were computed from."""
+
+    def __init__(self, cache: Path, samples: Iterable[int]) -> None:
+        self.samples = [int(sample) for sample in samples]
+        super().__init__(
+            f"{len(self.samples)} samples have changed since {cache} was begun; the first: sample "
+            f"{self.samples[0]}",
+            fix=f"restore them, or remove {cache} and run again",
+        )
 
 
 class UnknownTap(CacheError, KeyError):

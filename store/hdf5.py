@@ -98,12 +98,11 @@ class Hdf5Source:
         return faults
 
     def _read(self, array: str, block: Block, out: NDArray[Any]) -> Fault | None:
-        start, stop = _rows_of(self.manifest, array, block)
         place = (array, block.view, block.index)
         try:
             with h5py.File(self.path, "r") as file:
                 data = file[array]
-                data.read_direct(out, np.s_[block.view, start:stop])
+                data.read_direct(out, _place(self.manifest, array, block))
                 expected = int(data.attrs[_BLOCK_CRC][block.view, block.index])
         except (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
             return Fault(f"unreadable ({_first_line(error)})", self.path, *place)
@@ -111,7 +110,7 @@ class Hdf5Source:
 
     def _shape_fault(self, array: str) -> Fault | None:
         spec = self.manifest.arrays[array]
-        expected = (self.manifest.num_views, _num_rows(self.manifest, array), *spec.shape)
+        expected = _shape(self.manifest, array)
         try:
             with h5py.File(self.path, "r") as file:
                 found = file[array].shape, file[array].dtype
@@ -152,27 +151,33 @@ def _write_array(
     read_block: Callable[[str, Block, NDArray[Any]], None],
 ) -> None:
     spec = manifest.arrays[array]
-    shape = (manifest.num_views, _num_rows(manifest, array), *spec.shape)
+    shape = _shape(manifest, array)
     data = file.create_dataset(array, shape=shape, dtype=spec.dtype)  # contiguous by default
     checksums = np.empty((manifest.num_views, manifest.blocks_per_view), dtype="<u4")
     for block in manifest.blocks():
         rows = np.empty((manifest.rows_in(spec, block), *spec.shape), dtype=spec.dtype)
         read_block(array, block, rows)
-        start, stop = _rows_of(manifest, array, block)
-        data.write_direct(rows, dest_sel=np.s_[block.view, start:stop])
+        data.write_direct(rows, dest_sel=_place(manifest, array, block))
         checksums[block.view, block.index] = crc32c(rows)
     data.attrs[_BLOCK_CRC] = checksums
 
 
-def _rows_of(manifest: Manifest, array: str, block: Block) -> tuple[int, int]:
-    if manifest.arrays[array].per_block:
-        return block.index, block.index + 1
-    return block.start, block.stop
+def _place(manifest: Manifest, array: str, block: Block) -> Any:
+    """Where a block's rows lie in the dataset."""
+    spec = manifest.arrays[array]
+    if spec.all_views:
+        return np.s_[block.start : block.stop]
+    if spec.per_block:
+        return np.s_[block.view, block.index : block.index + 1]
+    return np.s_[block.view, block.start : block.stop]
 
 
-def _num_rows(manifest: Manifest, array: str) -> int:
-    per_block = manifest.arrays[array].per_block
-    return manifest.blocks_per_view if per_block else manifest.num_samples
+def _shape(manifest: Manifest, array: str) -> tuple[int, ...]:
+    spec = manifest.arrays[array]
+    if spec.all_views:
+        return (manifest.num_samples, *spec.shape)
+    rows = manifest.blocks_per_view if spec.per_block else manifest.num_samples
+    return (manifest.num_views, rows, *spec.shape)
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,24 +26,32 @@ JOURNAL = "journal"
 LABELS = "labels"
 LABELS_DTYPE = "int64"
 PREVIEW = "preview"
+SAMPLE_CRC = "sample_crc32c"
 CHECKSUM_BYTES = 4
 
 MAX_CHUNK_BYTES = 16 * 2**20
 MAX_BLOCK_ROWS = 4096  # so that a kill costs seconds of teacher time, not minutes
 
-_FILL: dict[str, float | int] = {"float16": math.nan, "float32": math.nan, "uint8": 255}
+_FILL: dict[str, float | int] = {
+    "float16": math.nan,
+    "float32": math.nan,
+    "uint8": 255,
+    "uint32": 0,
+}
 
 
 @dataclass(frozen=True)
 class ArraySpec:
     """One zarr array of the group: the shape and dtype of a row, and how often there is a row.
 
-    A row stands for a sample, or (per_block) for a whole block.
+    A row stands for a sample of one view, or (per_block) for a whole block, or (all_views) for a
+    sample in every view: such an array has no dimension of views.
     """
 
     shape: tuple[int, ...]
     dtype: str
     per_block: bool = False
+    all_views: bool = False
 
     @property
     def bytes_per_row(self) -> int:
@@ -82,7 +90,7 @@ class TapSpec:
 
     def arrays(self, name: str) -> dict[str, ArraySpec]:
         """The zarr arrays that hold the tap called `name`."""
-        values = {name: ArraySpec(self.shape, self.dtype)}
+        values = {name: ArraySpec(self.shape, self.dtype, all_views=name == SAMPLE_CRC)}
         if self.scale == "row":
             return {**values, f"{name}.scale": ArraySpec((2,), "float32")}
         if self.scale == "block":
@@ -125,9 +133,13 @@ def cache_path(caches_dir: Path, teacher: str, identity: Mapping[str, Any]) -> P
 
 
 def chunk_path(cache: Path, array: str, spec: ArraySpec, block: Block) -> Path:
-    """The file of one chunk: `teacher.zarr/<array>/c.<view>.<block>`, `.0` per inner dimension."""
+    """The file of one chunk: `teacher.zarr/<array>/c.<view>.<block>`, `.0` per inner dimension.
+
+    `c.<block>` of an array that is the same in all views.
+    """
     inner = ".0" * len(spec.shape)
-    return cache / ZARR_GROUP / array / f"c.{block.view}.{block.index}{inner}"
+    view = "" if spec.all_views else f".{block.view}"
+    return cache / ZARR_GROUP / array / f"c{view}.{block.index}{inner}"
 
 
 def crc32c(data: NDArray[Any]) -> int:
@@ -188,13 +200,15 @@ def zarr_metadata(
     blocks_per_view = -(-num_samples // block_rows)
     for name, spec in arrays.items():
         rows = blocks_per_view if spec.per_block else num_samples
+        views = 0 if spec.all_views else 1  # dimensions
+        row_name = "block" if spec.per_block else "sample"
         zarr.create_array(
             name=name,
-            shape=(num_views, rows, *spec.shape),
-            chunks=(1, 1 if spec.per_block else block_rows, *spec.shape),
+            shape=(*[num_views] * views, rows, *spec.shape),
+            chunks=(*[1] * views, 1 if spec.per_block else block_rows, *spec.shape),
             dtype=spec.dtype,
             fill_value=spec.fill_value,
-            dimension_names=("view", "block" if spec.per_block else "sample", *_inner_names(spec)),
+            dimension_names=(*["view"] * views, row_name, *_inner_names(spec)),
             **common,
         )
     for name, values in whole.items():

@@ -17,6 +17,7 @@ from store.layout import (
     CHECKSUM_BYTES,
     FORMAT_NAME,
     MANIFEST,
+    SAMPLE_CRC,
     ArraySpec,
     Block,
     TapSpec,
@@ -42,11 +43,18 @@ class Manifest:
     canary: dict[str, Any]
     versions: dict[str, str]
     measured: dict[str, Any] = field(default_factory=dict)
+    sample_crc32c: bool = False  # whether each sample's is kept; older caches do without
+
+    @property
+    def stored(self) -> dict[str, TapSpec]:
+        """What each block holds: the taps and, as if it were one, the samples' checksums."""
+        checksums = {SAMPLE_CRC: TapSpec((), "uint32")} if self.sample_crc32c else {}
+        return {**self.taps, **checksums}
 
     @property
     def arrays(self) -> dict[str, ArraySpec]:
         """All zarr arrays that are written in blocks."""
-        return arrays_of(self.taps)
+        return arrays_of(self.stored)
 
     @property
     def blocks_per_view(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,11 +22,23 @@ from store.errors import (
 from store.hdf5 import Hdf5Source, is_hdf5
 from store.identity import Identity, differing_fields, identity_sha256
 from store.journal import read_journal
-from store.layout import LABELS, LABELS_DTYPE, MANIFEST, PREVIEW, Block, TapSpec, cache_path
+from store.layout import (
+    LABELS,
+    LABELS_DTYPE,
+    MANIFEST,
+    PREVIEW,
+    SAMPLE_CRC,
+    Block,
+    TapSpec,
+    cache_path,
+)
 from store.manifest import Manifest, read_manifest
 from store.parallel import in_threads
 from store.quantise import restore_channels, restore_rows
 
+WITHOUT_CHECKSUMS = (
+    "was made without checksums of its samples: an image that has changed since may go unnoticed"
+)
 _UNKNOWN_WEIGHTS = "teacher.weights_sha256: expected None"
 
 
@@ -110,6 +123,19 @@ class TeacherCache:
     def nbytes(self) -> int:
         """Bytes of all records."""
         return self.manifest.record_bytes * self.num_samples * self.num_views
+
+    @cached_property
+    def sample_crc32c(self) -> NDArray[np.uint32] | None:
+        """(N,) uint32: the crc32c of the bytes of each sample (its file's, or its pixels where it
+        has no file) that the teacher saw; None of a cache that was made without.
+        """
+        if not self.manifest.sample_crc32c:
+            return None
+        found = np.empty(self.num_samples, dtype=np.uint32)
+        for index in range(self.manifest.blocks_per_view):
+            block = self.manifest.block(0, index)
+            self.source.read(SAMPLE_CRC, block, found[block.start : block.stop])
+        return found
 
     @property
     def preview(self) -> NDArray[np.uint8]:

@@ -32,6 +32,7 @@ from store.errors import (
     BadTeacherOutput,
     CacheFull,
     CacheNotWritable,
+    SamplesChanged,
 )
 from store.files import write_atomically
 from store.identity import identity_sha256
@@ -40,6 +41,7 @@ from store.layout import (
     JOURNAL,
     LABELS,
     PREVIEW,
+    SAMPLE_CRC,
     ZARR_GROUP,
     Block,
     TapSpec,
@@ -145,12 +147,14 @@ class CacheWriter:
         for block in self.manifest.blocks():
             taps = tuple(
                 tap
-                for tap, spec in self.manifest.taps.items()
+                for tap, spec in self.manifest.stored.items()
                 if any(
                     not source.has(array, block) or (array, block.view, block.index) in unsound
                     for array in spec.arrays(tap)
                 )
             )
+            if SAMPLE_CRC in taps:  # of other bytes, perhaps, than those that the others are of
+                taps = tuple(self.manifest.stored)
             if taps:
                 found.append(Work(block, taps))
         return found
@@ -166,7 +170,7 @@ class CacheWriter:
         """Bytes on disk of the chunks of `work`."""
         sizes = {
             tap: sum(map(self.manifest.chunk_file_bytes, spec.arrays(tap).values()))
-            for tap, spec in self.manifest.taps.items()
+            for tap, spec in self.manifest.stored.items()
         }
         return sum(sizes[tap] for item in work for tap in item.taps)
 
@@ -182,17 +186,23 @@ class CacheWriter:
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
         """Commit one whole block of some taps: tap -> (rows of the block, *tap shape).
 
+        "sample_crc32c" counts as a tap here, where the cache keeps it. Raises SamplesChanged where
+        it is not what other views of these samples were computed from;
+
         Raises BadTeacherOutput, naming tap, view and sample, where a value is not finite or
         overflows the tap's dtype; ValueError if taps or shapes are not those of the cache;
         CacheFull, CacheNotWritable.
         """
-        unknown = set(records) - set(self.manifest.taps)
+        stored = self.manifest.stored
+        unknown = set(records) - set(stored)
         if unknown:
-            raise ValueError(f"taps {sorted(unknown)} are not among {sorted(self.manifest.taps)}")
+            raise ValueError(f"taps {sorted(unknown)} are not among {sorted(stored)}")
+        if SAMPLE_CRC in records:
+            self._refuse_changed_samples(block, records[SAMPLE_CRC])
         arrays = {
             array: values
             for tap, given in records.items()
-            for array, values in _stored(tap, self.manifest.taps[tap], block, given).items()
+            for array, values in _stored(tap, stored[tap], block, given).items()
         }
         try:
             with _explained(self.path):
@@ -214,9 +224,28 @@ class CacheWriter:
         checksums = {}
         for array, values in arrays.items():
             spec = self.manifest.arrays[array]
-            data, checksums[array] = encode_chunk(values, spec, self.manifest.chunk_rows(spec))
-            write_atomically(chunk_path(self.path, array, spec, block), data)
+            chunk = encode_chunk(values, spec, self.manifest.chunk_rows(spec))
+            data, checksums[array] = chunk
+            file = chunk_path(self.path, array, spec, block)
+            if not (spec.all_views and _holds(file, chunk)):  # written with another view already
+                write_atomically(file, data)
         self._journal.commit(block, checksums)
+
+    def _refuse_changed_samples(self, block: Block, checksums: NDArray[Any]) -> None:
+        """Compare with what is committed of these samples in any view, by any process."""
+        spec = self.manifest.arrays[SAMPLE_CRC]
+        file = chunk_path(self.path, SAMPLE_CRC, spec, block)
+        if not file.exists() or _holds(
+            file, encode_chunk(checksums, spec, self.manifest.block_rows)
+        ):
+            return
+        journal = read_journal(self.path, identity_sha256(self.manifest.identity))
+        source = FolderSource(self.path, self.manifest, journal)
+        before = np.empty(block.rows, dtype=spec.dtype)
+        for view in range(self.manifest.num_views):
+            other = dataclasses.replace(block, view=view)
+            if source.has(SAMPLE_CRC, other) and not source.fault_of(SAMPLE_CRC, other, before):
+                raise SamplesChanged(self.path, block.start + np.flatnonzero(before != checksums))
 
     def _full(self, needed: int, free: int) -> CacheFull:
         return CacheFull(
@@ -291,6 +320,11 @@ def _stored(tap: str, spec: TapSpec, block: Block, values: NDArray[Any]) -> dict
         return {tap: stored}
     codes, scale = (quantise_rows if spec.scale == "row" else quantise_channels)(stored)
     return {tap: codes, f"{tap}.scale": scale}
+
+
+def _holds(file: Path, chunk: tuple[NDArray[np.uint8], int]) -> bool:
+    """Whether the file is exactly this chunk."""
+    return file.is_file() and file.read_bytes() == chunk[0].tobytes()
 
 
 @contextmanager

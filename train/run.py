@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from nets.taps import stage_modules
 from nets.teacher import load_teacher_network
 from nets.zoo import build
 from store.identity import identity_sha256
+from store.reader import WITHOUT_CHECKSUMS
 from store.stop import StopRequest
 from train.connectors import Connectors, StageMismatch, build_connectors, student_channels
 from train.feed import (
@@ -41,7 +43,7 @@ from train.progress import EpochPrinter
 from train.records import RunRecorder
 from train.study import Study, TrainError
 from train.terms import expanded_taps, loss_named
-from views.pixels import calibration_batches
+from views.pixels import HeldPixels, calibration_batches
 
 
 def train_student(
@@ -69,6 +71,8 @@ def train_student(
     )
     if console is not None:
         console.print(f"images {task.data.train.where}; teacher outputs {source.where}")
+        if study.cache.sample_crc32c is None:
+            _tell_once(console, f"{study.cache.path} {WITHOUT_CHECKSUMS}")
     with StopRequest() as stop:
         recorder = RunRecorder(
             study.run_folder(method, seed, live_teacher=live_teacher),
@@ -128,9 +132,28 @@ def assemble(
     normalisation = study.teacher.dataset.normalisation
     if data is None:
         data = open_splits(study.dataset, study.teacher.views, normalisation, device, num_workers)
+        data = _held_to_the_cache(study, data)
     task, connectors, network = _prepare(study, terms, seed, device, data)
     learner = make_learner(network, connectors, task.training, device)
     return Assembled(task, learner, _teacher_source(study, terms, live_teacher, device, data))
+
+
+def _held_to_the_cache(study: Study, data: SplitPixels) -> SplitPixels:
+    """Refuse, as it is read, a training sample whose bytes are not those that the teacher saw."""
+    checksums, cache = study.cache.sample_crc32c, study.cache
+    if checksums is None:
+        return data
+    fix = (
+        f"restore it; or, if it is right as it is: rm -r {cache.path}, and "
+        f"make cache-teacher TEACHER={study.teacher.name}"
+    )
+    held = HeldPixels(data.train, study.dataset.train, checksums, fix)
+    return data._replace(train=held)
+
+
+@functools.lru_cache(maxsize=8)
+def _tell_once(console: Console, line: str) -> None:
+    console.print(line)
 
 
 def _prepare(

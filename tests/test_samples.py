@@ -1,0 +1,233 @@
+"""Does whoever reads an image find out that it is not the one the teacher saw?"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import google_crc32c
+import h5py
+import numpy as np
+import pytest
+import tensorstore
+from PIL import Image
+
+from nets.weights import save_atomically
+from nets.zoo import build
+from precompute import run as run_module
+from precompute.__main__ import cli as precompute
+from precompute.verify import cli as verify
+from store import TeacherCache
+from store.errors import CacheDamaged
+from store.transfer import export_cache, import_cache
+from train.__main__ import cli as train
+from views import augment, folders
+from views.__main__ import cli as views
+
+TEACHER = """
+dataset: {{type: imagefolder, root: {root}/data, normalisation: {colours}}}
+views: {{augment: {augment}, count: 2}}
+teacher: {{arch: resnet8, weights: {root}/teacher.pt}}
+"""
+STUDENT = """
+teacher: {root}/teacher.yaml
+student: {{arch: resnet8}}
+training: {{epochs: 1, batch_size: 8, learning_rate: 0.1, schedule: {{kind: onecycle}}}}
+methods: {{kd: [{{loss: ce}}, {{loss: kd}}]}}
+"""
+RESIDENT = "{kind: pad-crop-flip, pad_px: 1}"
+COLOURS = "{mean: [0, 0, 0], std: [1, 1, 1]}"
+STREAMED = "{kind: random-resized-crop, size_px: 8}"
+CHANGED = "train/dog/03.bmp"  # sample 8 + 3
+
+
+BOTH = pytest.mark.parametrize(
+    "root", [RESIDENT, STREAMED], ids=["resident", "streamed"], indirect=True
+)
+
+
+@pytest.fixture
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two classes of eight images, whose digest and canary look into one file each."""
+    monkeypatch.setattr(folders, "_HASHED_FILES", 1)
+    monkeypatch.setattr(augment, "_CANARY_SAMPLES", 1)
+    augmentation = getattr(request, "param", RESIDENT)
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for number in range(8):
+                pixels = rng.integers(0, 256, (10, 10, 3), dtype=np.uint8)
+                file = tmp_path / "data" / split / name / f"{number:02d}.bmp"
+                Image.fromarray(pixels).save(file)
+    save_atomically(build("resnet8", num_classes=2, seed=1).state_dict(), tmp_path / "teacher.pt")
+    (tmp_path / "teacher.yaml").write_text(
+        TEACHER.format(root=tmp_path, augment=augmentation, colours=COLOURS)
+    )
+    (tmp_path / "student.yaml").write_text(STUDENT.format(root=tmp_path))
+    return tmp_path
+
+
+def make_cache(root: Path, *more: str) -> int:
+    options = ["--caches", str(root / "caches"), "--device", "cpu", "--block-rows", "4"]
+    return precompute([str(root / "teacher.yaml"), *options, *more])
+
+
+def cache_of(root: Path) -> Path:
+    (path,) = (root / "caches").iterdir()
+    return path
+
+
+def train_student(root: Path, *more: str) -> int:
+    places = ["--caches", str(root / "caches"), "--runs", str(root / "runs")]
+    name = str(root / "student.yaml")
+    return train(["student", name, "--method", "kd", "--device", "cpu", *places, *more])
+
+
+def check_samples(root: Path) -> int:
+    return verify([str(root / "teacher.yaml"), "--caches", str(root / "caches"), "--every-sample"])
+
+
+def change(root: Path, name: str = CHANGED) -> None:
+    """Another image in a file of the same size."""
+    file = root / "data" / name
+    content = bytearray(file.read_bytes())
+    content[100] ^= 255
+    file.write_bytes(content)
+
+
+def expected_checksums(root: Path) -> list[int]:
+    files = sorted((root / "data" / "train").rglob("*.bmp"))
+    return [google_crc32c.value(file.read_bytes()) for file in files]
+
+
+def test_a_cache_keeps_the_checksum_of_each_file(root: Path, tmp_path: Path) -> None:
+    expected = expected_checksums(root)
+    assert make_cache(root) == 0
+    path = cache_of(root)
+    assert TeacherCache.open(path).sample_crc32c.tolist() == expected
+    spec = {"kvstore": f"file://{path}/teacher.zarr/sample_crc32c", "driver": "zarr3"}
+    raw = tensorstore.open(spec, open=True, read=True).result().read().result()
+    assert (raw.dtype, raw.tolist()) == (np.uint32, expected)
+    export_cache(path, tmp_path / "cache.h5")
+    with h5py.File(tmp_path / "cache.h5") as file:
+        assert file["sample_crc32c"][()].tolist() == expected
+    assert TeacherCache.open(tmp_path / "cache.h5").sample_crc32c.tolist() == expected
+    imported = TeacherCache.open(import_cache(tmp_path / "cache.h5", tmp_path / "other"))
+    assert imported.sample_crc32c.tolist() == expected
+    assert imported.faults() == []
+    assert "sample_crc32c" not in imported.taps
+    assert "sample_crc32c" not in imported.read_view(0)
+
+
+@BOTH
+def test_training_refuses_an_image_that_has_changed_and_names_it(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_cache(root) == 0
+    before = (root / "data" / CHANGED).read_bytes()
+    change(root)
+    assert make_cache(root) == 0  # the digest has not seen it
+    for more in ([], ["--workers", "2"], ["--live-teacher"]):
+        assert train_student(root, *more) == 2
+        told = capsys.readouterr().err
+        assert f"{root}/data/{CHANGED} has changed since the teacher saw it" in told
+        assert f"rm -r {cache_of(root)}" in told
+    (root / "data" / CHANGED).write_bytes(before)
+    assert train_student(root) == 0
+
+
+def test_every_sample_can_be_compared_without_the_teacher(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_cache(root) == 0
+    monkeypatch.delattr(run_module, "TeacherPass")
+    assert check_samples(root) == 0
+    assert "all 16 samples are those that the teacher saw" in capsys.readouterr().out
+    change(root)
+    change(root, "train/cat/05.bmp")
+    assert check_samples(root) == 1
+    told = capsys.readouterr().out
+    assert f"sample 5, {root}/data/train/cat/05.bmp: not the bytes" in told
+    assert f"sample 11, {root}/data/{CHANGED}: not the bytes" in told
+    assert "2 of 16 samples have changed" in told
+
+
+def test_a_cache_is_not_continued_with_other_images(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_cache(root) == 0
+    before = (root / "data" / CHANGED).read_bytes()
+    change(root)
+    for more in ("views.count=3", "taps.energy=float16"):
+        assert make_cache(root, more) == 2
+        told = capsys.readouterr().err
+        assert f"samples have changed since {cache_of(root)} was begun, 1 in all" in told
+        assert f"{root}/data/{CHANGED}" in told
+    (root / "data" / CHANGED).write_bytes(before)
+    assert make_cache(root, "views.count=3", "taps.energy=float16") == 0
+    assert TeacherCache.open(cache_of(root)).sample_crc32c.tolist() == expected_checksums(root)
+
+
+@BOTH
+def test_checksums_survive_a_stop_and_several_processes(root: Path) -> None:
+    assert make_cache(root) == 0
+    path = cache_of(root)
+    (journal,) = (path / "journal").iterdir()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:3]))
+    change(root, "train/dog/07.bmp")  # of a block that has been written and not committed
+    for rank in ("1", "0"):
+        assert make_cache(root, "--job", "one", "--rank", rank, "--world", "2") == 0
+    assert TeacherCache.open(path).sample_crc32c.tolist() == expected_checksums(root)
+    assert TeacherCache.open(path).faults() == []
+
+
+def test_a_lost_or_damaged_checksum_is_made_again_with_its_block(root: Path) -> None:
+    assert make_cache(root) == 0
+    path = cache_of(root)
+    (path / "teacher.zarr" / "sample_crc32c" / "c.1").unlink()
+    damaged = path / "teacher.zarr" / "sample_crc32c" / "c.2"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(CacheDamaged, match="tap sample_crc32c, view 0, block 1, chunk missing"):
+        TeacherCache.open(path)
+    assert make_cache(root) == 0
+    assert TeacherCache.open(path).faults() == []
+    assert TeacherCache.open(path).sample_crc32c.tolist() == expected_checksums(root)
+
+
+def test_a_cache_without_checksums_is_read_and_says_so_once(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content_of = run_module.content_of
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            run_module,
+            "content_of",
+            lambda running: dataclasses.replace(content_of(running), sample_crc32c=False),
+        )
+        assert make_cache(root) == 0
+    assert make_cache(root, "views.count=3") == 0  # grows as it was made
+    assert TeacherCache.open(cache_of(root)).sample_crc32c is None
+    capsys.readouterr()
+    assert train_student(root) == 0
+    assert capsys.readouterr().out.count("was made without checksums of its samples") == 1
+    assert check_samples(root) == 2
+    assert "was made without checksums" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [[], ["--encoded"]], ids=["pixels", "encoded"])
+def test_a_cache_of_a_folder_serves_its_packed_form(
+    root: Path, kind: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_cache(root) == 0
+    assert views(["pack", str(root / "teacher.yaml"), str(root / "data.h5"), *kind]) == 0
+    config = (root / "teacher.yaml").read_text()
+    packed = config.replace(f"imagefolder, root: {root}/data", f"packed, file: {root}/data.h5")
+    assert packed != config
+    (root / "teacher.yaml").write_text(packed)
+    capsys.readouterr()
+    assert make_cache(root) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert check_samples(root) == 0
+    assert train_student(root) == 0

@@ -6,7 +6,11 @@ Files hold a plain dict of tensors. They are written aside and renamed, and read
 
 from __future__ import annotations
 
+import argparse
 import os
+import pathlib
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -15,9 +19,18 @@ import torch
 from torch import nn
 
 from nets.archs import ArchError
+from nets.foreign import told_why_unreadable
 
 _SHOWN_DIFFERENCES = 5
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+# Classes that checkpoints of timm's and torchvision's scripts hold beside tensors. They are allowed
+# as they only keep the values that they are given. numpy's are not: its arrays and types trust what
+# a file says of their memory.
+_HARMLESS = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    (pathlib.PosixPath, "pathlib._local.PosixPath"),  # as Python 3.13 calls it
+]
 _PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.")
 
 
@@ -36,14 +49,15 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """The dict in a file of weights or a checkpoint; ArchError if it is not one."""
+    """The dict in a file of weights or a checkpoint; ArchError, which says what it is, if not."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of a TorchScript program, and then raises
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ArchError(f"there is no weights file {path}") from None
     except Exception as error:  # damaged bytes make torch.load raise anything at all
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArchError(f"{path} is not a readable weights file: {reason}") from None
+        raise ArchError(told_why_unreadable(path, error, _WRAPPERS)) from None
     if not isinstance(content, dict):
         raise ArchError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
     return content
@@ -53,10 +67,11 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """Fill `network` from a state dict; ArchError names the keys that do not fit.
 
     The state dict may lie in a wrapper (`state_dict`, `model`, `model_state_dict`, `net`), and all
-    its keys may begin with a prefix that wrappers leave (`module.`, `student.`, ...).
+    its keys may begin with a prefix that wrappers leave (`module.`, `student.`, ...) and that the
+    network's own do not have.
     """
-    found = _without_prefix(_unwrapped(read_tensors(path)))
     expected = network.state_dict()
+    found = _without_prefix(_unwrapped(read_tensors(path)), expected.keys())
     differences = [f"missing: {key}" for key in expected if key not in found]
     differences += [f"not expected: {key}" for key in found if key not in expected]
     differences += [
@@ -106,11 +121,18 @@ def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
-    for prefix in _PREFIXES:
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            return _without_prefix({k.removeprefix(prefix): v for k, v in tensors.items()})
-    return tensors
+def _without_prefix(tensors: dict[str, Any], expected: Collection[str]) -> dict[str, Any]:
+    """As they are, or without the prefixes that all keys share: whichever fits `expected` best."""
+    candidates = [tensors]
+    while prefix := _shared_prefix(candidates[-1]):
+        candidates.append({k.removeprefix(prefix): v for k, v in candidates[-1].items()})
+    return max(candidates, key=lambda some: sum(key in expected for key in some))
+
+
+def _shared_prefix(tensors: dict[str, Any]) -> str:
+    """The one of the known prefixes that all keys begin with, or none."""
+    shared = (p for p in _PREFIXES if tensors and all(key.startswith(p) for key in tensors))
+    return next(shared, "")
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

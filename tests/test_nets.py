@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -255,6 +258,18 @@ def test_common_wrappers_and_prefixes_are_seen_through(tmp_path: Path, wrap) -> 
     assert (network.fc.weight == source.fc.weight).all()
 
 
+@pytest.mark.parametrize("prefix", ["net", "model", "module", "student"])
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.module."])
+def test_a_networks_own_names_are_not_taken_for_the_prefix_of_a_wrapper(
+    tmp_path: Path, prefix: str, wrapper: str
+) -> None:
+    source, network = (nn.ModuleDict({prefix: nn.Linear(2, 2)}) for _ in range(2))
+    tensors = {wrapper + key: value for key, value in source.state_dict().items()}
+    save_atomically(tensors, tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt")
+    assert torch.equal(network[prefix].weight, source[prefix].weight)
+
+
 def test_torchvisions_weights_are_downloaded_once_and_their_hash_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,12 +303,104 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path, content
         load_weights(nn.Linear(1, 1), path)
 
 
+def test_the_checkpoints_of_reference_scripts_are_read(tmp_path: Path) -> None:
+    source, network = nn.Linear(2, 2), nn.Linear(2, 2)
+    args = argparse.Namespace(lr=0.1, milestones=[1, 2], output_dir=Path("out"), device=None)
+    optimizer = torch.optim.SGD(source.parameters(), lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 60])
+    content = {
+        "model": source.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": schedule.state_dict(),
+        "epoch": 3,
+        "args": args,
+    }
+    for new_format in (True, False):
+        torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=new_format)
+        load_weights(network, tmp_path / "w.pt")
+        assert torch.equal(network.weight, source.weight)
+
+
+class Remark:
+    """Something of the user's own in a checkpoint."""
+
+
+FOREIGN = {
+    "whole": (lambda network: network, "is a whole pickled module of class torch.nn.modules.l"),
+    "held": (
+        lambda network: {"epoch": 3, "model": network},
+        "holds a whole pickled module of class torch.nn.modules.linear.Linear under 'model'",
+    ),
+    "beside": (
+        lambda network: {"state_dict": network.state_dict(), "args": Remark()},
+        "holds an object of class tests.test_nets.Remark beside its weights",
+    ),
+    "bare": (
+        lambda network: {**network.state_dict(), "args": Remark()},
+        "holds an object of class tests.test_nets.Remark beside its weights",
+    ),
+    "numpy": (
+        lambda network: {"model": dict(network.state_dict()), "error": np.float64(3)},
+        "holds an object of class numpy._core.multiarray.scalar beside its weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize(("content_of", "told"), FOREIGN.values(), ids=FOREIGN)
+def test_what_else_a_file_holds_is_said_with_the_lines_that_save_its_weights(
+    tmp_path: Path, content_of: Callable, told: str, new_format: bool
+) -> None:
+    source, network = nn.Linear(2, 2), nn.Linear(2, 2)
+    path = tmp_path / "full.pt"
+    torch.save(content_of(source), path, _use_new_zipfile_serialization=new_format)
+    message = refusal(network, path)
+    assert message.startswith(f"{path} {told}")
+    run_lines_of(message)
+    load_weights(network, tmp_path / "full-weights.pt")
+    assert torch.equal(network.weight, source.weight)
+
+
+def test_such_a_file_that_was_cut_off_is_not_readable(tmp_path: Path) -> None:
+    path = tmp_path / "full.pt"
+    torch.save(nn.Linear(2, 2), path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for kept in range(100, len(whole), 50):
+        path.write_bytes(whole[:kept])
+        assert path.name in refusal(nn.Linear(2, 2), path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_torchscript_program_is_said_to_be_one(tmp_path: Path) -> None:
+    source, network = nn.Linear(2, 2), nn.Linear(2, 2)
+    torch.jit.save(torch.jit.script(source), tmp_path / "full.pt")
+    message = refusal(network, tmp_path / "full.pt")
+    assert "full.pt is a TorchScript program" in message
+    run_lines_of(message)
+    load_weights(network, tmp_path / "full-weights.pt")
+    assert torch.equal(network.weight, source.weight)
+
+
+def refusal(network: nn.Module, path: Path) -> str:
+    with pytest.raises(ArchError) as caught:
+        load_weights(network, path)
+    assert "\x1b" not in str(caught.value)
+    return str(caught.value)
+
+
+def run_lines_of(message: str) -> None:
+    """Run the three lines of Python at the end of a message, as they were printed."""
+    lines = [line.strip() for line in message.splitlines()[-3:]]
+    assert lines[0] == "import torch"
+    exec("\n".join(lines), {})
+
+
 def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
     class Malicious:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (Path.touch, (tmp_path / "was-run",))
 
     torch.save({"x": Malicious()}, tmp_path / "x.pt")
-    with pytest.raises(ArchError, match="not a readable weights file"):
+    with pytest.raises(ArchError, match=r"x\.pt holds an object of class getattr beside"):
         load_weights(nn.Linear(1, 1), tmp_path / "x.pt")
     assert not (tmp_path / "was-run").exists()

@@ -15,7 +15,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from configs.schema import Source, StudentConfig, TeacherConfig, as_plain
+from configs.paths import locate_paths, not_found
+from configs.schema import ImageFolder, Packed, Source, StudentConfig, TeacherConfig, as_plain
 from configs.yaml_subset import YamlError, parse_yaml
 
 CONFIG_DIR = Path(__file__).parent
@@ -80,6 +81,7 @@ def _load(
     path = _find(kind, str(name_or_path))
     try:
         raw = _read_yaml(path)
+        missing = locate_paths(raw, kind, path)
         for item in overrides:
             _apply_override(raw, item)
     except ConfigError as error:
@@ -88,12 +90,27 @@ def _load(
         raise ConfigError(f"{_shown(path)}: name: the file's own name is the name; remove this key")
     if "source" in raw:
         raise ConfigError(f"{_shown(path)}: source: unknown key")
-    named = {"name": path.stem, "source": Source(str(name_or_path), tuple(overrides))}
+    places = not_found(missing, raw, path)
+    source = Source(str(name_or_path), tuple(overrides), places)
     try:
-        return TypeAdapter(schema).validate_python({**raw, **named})
+        config = TypeAdapter(schema).validate_python({**raw, "name": path.stem, "source": source})
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in _error_lines(schema, error))
-        raise ConfigError(f"{_shown(path)} cannot be used:\n{lines}") from None
+        raise _unusable(path, _error_lines(schema, error)) from None
+    if kind == "student" and "teacher" in places:
+        raise _unusable(path, [f"teacher: there is no file {places['teacher']}"])
+    return config
+
+
+def _unusable(path: Path, lines: Sequence[str]) -> ConfigError:
+    return ConfigError("\n  ".join([f"{_shown(path)} cannot be used:", *lines]))
+
+
+def refuse_missing_data(config: TeacherConfig) -> None:
+    """Raise ConfigError where the images that a config's file names are in no folder it means."""
+    for key, places in (config.source.not_found if config.source else {}).items():
+        is_given = isinstance(config.dataset, ImageFolder | Packed)  # others are downloaded
+        if key.startswith("dataset.") and is_given:
+            raise ConfigError(f"{key}: there is no {places}\n  fix: set {key}=PATH")
 
 
 def _find(kind: str, name_or_path: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -68,6 +69,8 @@ class Source:
 
     name: str  # of a file in configs/, or a path
     overrides: tuple[str, ...] = ()
+    # Of relative paths in its file that lead nowhere: {dotted key: the places that were tried}.
+    not_found: Mapping[str, str] = field(default_factory=dict)
 
 
 # Of a config; part of no identity, nor of what is printed.

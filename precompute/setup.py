@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.load import load_teacher
+from configs.load import load_teacher, refuse_missing_data
+from configs.paths import no_weights
 from configs.schema import TeacherConfig, as_plain
 from nets.archs import ArchError, check_arch
 from nets.source import arch_source
 from nets.taps import TapError, stage_modules
 from nets.weights_file import weights_file
 from store.identity import Identity, cache_identity, file_sha256
-from store.layout import TapSpec, cache_path
+from store.layout import TapSpec
+from store.reader import cache_folder
 from views.augment import AUGMENT_VERSION
 from views.datasets import Dataset, load_dataset
 
@@ -75,6 +77,7 @@ class Setup:
 def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
     """Raises ConfigError, DatasetError, TapError, ArchError (also where there are no weights)."""
     config = load_teacher(name, overrides)
+    refuse_missing_data(config)
     check_arch(config.teacher.arch)
     dataset = load_dataset(config.dataset)
     stages = stage_modules(config.teacher.arch, config.taps.stages)
@@ -89,7 +92,8 @@ def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
         weights_sha256=_weights_sha256(config, name),
         source=arch_source(config.teacher.arch),
     )
-    return Setup(config, dataset, stages, identity, cache_path(caches_dir, config.name, identity))
+    path = cache_folder(caches_dir, config.name, identity)
+    return Setup(config, dataset, stages, identity, path)
 
 
 def _weights_sha256(config: TeacherConfig, name: str) -> str:
@@ -100,4 +104,4 @@ def _weights_sha256(config: TeacherConfig, name: str) -> str:
         help_text = f"train the teacher first: python -m train teacher {name}"
     else:
         help_text = "put the file there or set teacher.weights=PATH"
-    raise ArchError(f"teacher.weights: there is no file {weights}\n  fix: {help_text}")
+    raise ArchError(f"{no_weights(config, weights)}\n  fix: {help_text}")

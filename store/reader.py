@@ -266,21 +266,19 @@ class TeacherCache:
 def find_cache(
     caches_dir: Path, teacher: str, identity: Identity, *, num_views: int | None = None
 ) -> TeacherCache:
-    """The cache of exactly this identity; CacheMismatch says how the nearest one differs.
+    """The cache of exactly this identity, under whatever name its folder has.
+
+    Raises CacheMissing where `teacher` has none, else CacheMismatch: how the nearest one differs.
 
     Where the identity leaves the weights open (weights_sha256 is None), the one cache that agrees
     in everything else. num_views as in `TeacherCache.open`.
     """
     fix = f"make cache-teacher TEACHER={teacher}"
-    exact = cache_path(caches_dir, teacher, identity)
+    exact = cache_folder(caches_dir, teacher, identity)
     if (exact / MANIFEST).is_file():
         return TeacherCache.open(exact, num_views=num_views)
-    others = [
-        (path, differing_fields(identity, found))
-        for path in sorted(caches_dir.glob(f"{teacher}-*"))
-        if (found := _identity_at(path)) is not None
-    ]
-    same = [path for path, lines in others if _only_weights_unknown(lines)]
+    every = [(path, differing_fields(identity, found)) for path, found in _identities(caches_dir)]
+    same = [path for path, lines in every if _only_weights_unknown(lines)]
     if len(same) == 1:
         return TeacherCache.open(same[0], num_views=num_views)
     if len(same) > 1:
@@ -289,11 +287,25 @@ def find_cache(
             f"caches of several weights fit ({names}), and the teacher's weights file is missing",
             fix="name one with --cache PATH",
         )
+    others = [(path, lines) for path, lines in every if path.name.startswith(f"{teacher}-")]
     if not others:
         raise CacheMissing(f"{caches_dir} holds no cache of the teacher {teacher!r}", fix=fix)
     path, lines = min(others, key=lambda item: len(item[1]))
     problem = [f"{caches_dir} holds no cache of this teacher; {path.name} differs in", *lines]
     raise CacheMismatch("\n  ".join(problem), fix=fix)
+
+
+def cache_folder(caches_dir: Path, teacher: str, identity: Identity) -> Path:
+    """Where the cache of this identity is, whatever its folder is called; or is to be made.
+
+    The usual name counts first, also where what is there has a manifest that cannot be read.
+    """
+    usual = cache_path(caches_dir, teacher, identity)
+    of_usual = _identity_at(usual)
+    if (usual / MANIFEST).exists() and (of_usual is None or _same(of_usual, identity)):
+        return usual
+    same = [path for path, found in _identities(caches_dir) if _same(found, identity)]
+    return same[0] if same else usual
 
 
 def missing_blocks(source: Source, num_views: int | None = None) -> list[tuple[str, Block]]:
@@ -317,12 +329,23 @@ def open_source(path: Path) -> Source:
     return FolderSource(path, manifest, read_journal(path, identity_sha256(manifest.identity)))
 
 
+def _identities(caches_dir: Path) -> list[tuple[Path, Identity]]:
+    """Every cache folder of `caches_dir`, by name, with its identity."""
+    paths = sorted(caches_dir.iterdir()) if caches_dir.is_dir() else []
+    found = ((path, _identity_at(path)) for path in paths)
+    return [(path, identity) for path, identity in found if identity is not None]
+
+
 def _identity_at(path: Path) -> Identity | None:
     """The identity of the cache at `path`; None if there is none that can be read."""
     try:
         return read_manifest(path).identity
     except CacheError:
         return None
+
+
+def _same(one: Identity, other: Identity) -> bool:
+    return identity_sha256(one) == identity_sha256(other)
 
 
 def _only_weights_unknown(differences: list[str]) -> bool:

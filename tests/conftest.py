@@ -22,7 +22,7 @@ from precompute.run import PassOptions, fill_cache
 from precompute.setup import Setup
 from store import TeacherCache
 from store.identity import cache_identity, file_sha256
-from store.layout import cache_path
+from store.reader import cache_folder
 from train.study import Study, open_study
 from train.teacher import train_teacher
 from views.augment import AUGMENT_VERSION
@@ -115,7 +115,8 @@ def setup_of(config: TeacherConfig, caches_dir: Path) -> Setup:
         weights_sha256=file_sha256(Path(config.teacher.weights)),
         source=arch_source(config.teacher.arch),
     )
-    return Setup(config, dataset, stages, identity, cache_path(caches_dir, config.name, identity))
+    path = cache_folder(caches_dir, config.name, identity)
+    return Setup(config, dataset, stages, identity, path)
 
 
 def make_cache(

@@ -21,7 +21,14 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from configs.load import ConfigError, load_student, load_teacher, split_overrides
+from configs.load import (
+    ConfigError,
+    load_student,
+    load_teacher,
+    refuse_missing_data,
+    split_overrides,
+)
+from configs.paths import no_weights
 from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import ArchError
 from nets.taps import TapError
@@ -115,6 +122,7 @@ def teacher(
     """Train a teacher's weights from its config's training block, where there are none."""
     console = _console()
     config = load_teacher(name, overrides or [])
+    refuse_missing_data(config)
     weights = weights_file(config.teacher.weights)
     command = shlex.join(["python", "-m", "train", "teacher", name, *(overrides or [])])
     if not retrain and (found := existing_weights(config, command)) is not None:
@@ -126,7 +134,7 @@ def teacher(
         return
     if config.training is None:
         raise TrainError(
-            f"teacher.weights: there is no file {weights}, and {config.name} has no training block "
+            f"{no_weights(config, weights)}, and {config.name} has no training block "
             f"to make it\n  fix: put the file there, or set teacher.weights=PATH"
         )
     from train.teacher import train_teacher
@@ -285,7 +293,9 @@ def _console() -> Console:
 def _configs(name: str, overrides: list[str] | None) -> tuple[StudentConfig, TeacherConfig]:
     own, teachers = split_overrides(overrides or [])
     config = load_student(name, own)
-    return config, load_teacher(config.teacher, teachers)
+    teacher_config = load_teacher(config.teacher, teachers)
+    refuse_missing_data(teacher_config)
+    return config, teacher_config
 
 
 def _open(

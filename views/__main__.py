@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from configs.load import ConfigError, load_teacher
+from configs.load import ConfigError, load_teacher, refuse_missing_data
 from views.datasets import DatasetError, open_source
 from views.packed import pack_encoded, pack_pixels
 from views.splits import chosen_ids
@@ -21,7 +21,9 @@ def main(arguments: list[str]) -> int:
     encoded = "--encoded" in arguments
     match [word for word in arguments if word != "--encoded"]:
         case ["pack", name, file, *overrides] if not file.startswith("-"):
-            config = load_teacher(name, overrides).dataset
+            teacher = load_teacher(name, overrides)
+            refuse_missing_data(teacher)
+            config = teacher.dataset
             source = open_source(config)
             chosen = [
                 ids

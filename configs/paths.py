@@ -1,0 +1,80 @@
+"""What a relative path in a config's file means: the folder of that file, else the current folder.
+
+Where neither has it, it is to be made (weights to be trained, data to be downloaded) beside the
+file; but in the current folder for the project's own files, which are written for its root. A path
+on the command line always means the current folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from configs.schema import TeacherConfig
+
+_CONFIG_DIR = Path(__file__).parent
+_KEYS = {"student": ("teacher",), "teacher": ("dataset.root", "dataset.file", "teacher.weights")}
+
+
+def locate_paths(raw: dict[str, Any], kind: str, file: Path) -> dict[str, str]:
+    """Put the path that is meant in the place of each relative one of a file's content.
+
+    Returns {dotted key: path as written} of those that are in neither folder.
+    """
+    missing = {}
+    for key in _KEYS[kind]:
+        block, last = _block_of(raw, key)
+        value = block.get(last) if isinstance(block, Mapping) else None
+        if not isinstance(value, str) or not _is_relative_path(key, value):
+            continue
+        beside = str(file.parent / value)
+        is_anywhere = _exists(beside) or _exists(value)
+        if not is_anywhere and not file.resolve().is_relative_to(_CONFIG_DIR):
+            missing[key] = value
+        if _exists(beside) or key in missing:
+            block[last] = beside
+    return missing
+
+
+def not_found(missing: Mapping[str, str], raw: Mapping[str, Any], file: Path) -> dict[str, str]:
+    """{dotted key: the places that were tried, in words} of those that no override has replaced.
+
+    missing: of `locate_paths`. raw: the content after overrides.
+    """
+    told = {}
+    for key, written in missing.items():
+        block, last = _block_of(raw, key)
+        beside = str(file.parent / written)
+        if isinstance(block, Mapping) and block.get(last) == beside:
+            more = "" if beside == written else f", nor {written} in the current folder"
+            told[key] = beside + more
+    return told
+
+
+def no_weights(config: TeacherConfig, weights: Path) -> str:
+    """The message for weights that are not there."""
+    told = config.source.not_found if config.source else {}
+    return f"teacher.weights: there is no file {told.get('teacher.weights', weights)}"
+
+
+def _block_of(raw: Mapping[str, Any], key: str) -> tuple[Any, str]:
+    """The block that holds a dotted key, and the last part of the key."""
+    *parents, last = key.split(".")
+    block: Any = raw
+    for parent in parents:
+        block = block.get(parent) if isinstance(block, Mapping) else None
+    return block, last
+
+
+def _is_relative_path(key: str, value: str) -> bool:
+    if key == "teacher" and Path(value).suffix not in (".yaml", ".yml"):
+        return False  # the name of one of the project's own
+    return not value.startswith("torchvision:") and not Path(value).is_absolute()
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that is too long for any file
+        return False

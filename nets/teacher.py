@@ -90,17 +90,21 @@ def load_teacher_network(
 
 @torch.no_grad()
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of every batch norm by the mean over `batches`.
+    """Replace the running statistics of every batch norm by the mean over `batches` (B, ...).
 
-    Everything else stays in evaluation mode, in which the whole network is left.
+    Each batch counts as its samples. Everything else stays in evaluation mode, in which the whole
+    network is left.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
         norm.train()
+    num_samples = 0
     for inputs in batches:
+        num_samples += len(inputs)
+        for norm in norms:
+            norm.momentum = len(inputs) / num_samples  # the newest batch's share of the mean
         network(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT_VERSION = 1
+BN_VERSION = 2  # raise it when recalibration would give other statistics
 Identity = dict[str, Any]
 
 
@@ -55,6 +56,7 @@ def cache_identity(
             "weights_sha256": weights_sha256,
             **({"source": dict(source)} if source else {}),
             "bn": teacher["bn"],
+            **({"bn_version": BN_VERSION} if teacher["bn"] == "recalibrated" else {}),
             "precision": teacher["precision"],
         },
         "taps": {"logits": taps["logits"], "means": taps["means"]},

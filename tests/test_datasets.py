@@ -219,6 +219,42 @@ def test_images_of_any_mode_and_format_become_rgb_without_a_warning(
         assert (pixels[..., 0] == pixels[..., 1]).all()
 
 
+GRADIENT = np.linspace(0, 2**16 - 1, 12 * 12).astype(np.uint16).reshape(12, 12)
+
+
+def pgm_of_16_bits(path: Path) -> None:
+    path.write_bytes(b"P5 12 12 65535\n" + GRADIENT.astype(">u2").tobytes())
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+@pytest.mark.parametrize("suffix", [".png", ".pgm", ".tif.png"])
+def test_grey_of_16_bits_keeps_its_upper_8(tmp_path: Path, suffix: str, is_turned: bool) -> None:
+    root = write_image_folder(tmp_path / "data")
+    path = root / "train" / "cat" / f"00{suffix}"
+    expected = (GRADIENT >> 8).astype(np.uint8)
+    if suffix == ".pgm":
+        pgm_of_16_bits(path)
+        (root / "train" / "cat" / "00.png").unlink()
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 3 if is_turned else 1
+        image = Image.fromarray(GRADIENT)
+        image.save(path, format="TIFF" if "tif" in suffix else "PNG", exif=exif)
+        expected = expected[::-1, ::-1] if is_turned else expected
+    images = load_dataset(folder(root)).train.images
+    sample = 1 if "tif" in suffix else 0
+    assert (images[sample] == expected[:, :, None]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_an_image_without_a_known_white_is_refused_by_name(tmp_path: Path, dtype: type) -> None:
+    root = write_image_folder(tmp_path / "data")
+    path = root / "train" / "cat" / "00.png"
+    Image.fromarray(GRADIENT.astype(dtype)).save(path, format="TIFF")
+    with pytest.raises(DatasetError, match=r"00\.png holds numbers of 32 bits .*\n  fix: convert"):
+        load_dataset(folder(root)).train.images.sum()
+
+
 def broken(root: Path, mistake: str) -> None:
     write_image_folder(root)
     train = root / "train"

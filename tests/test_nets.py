@@ -223,10 +223,12 @@ def test_the_teacher_computes_in_the_precision_of_its_file(tmp_path: Path) -> No
 def test_recalibration_gives_batch_norm_the_statistics_of_the_batches_and_nothing_else() -> None:
     network = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.9), nn.Conv2d(2, 2, 1)).eval()
     weights = network[2].weight.clone()
-    batches = [torch.randn(8, 2, 4, 4) * 3 + 5, torch.randn(8, 2, 4, 4)]
+    batches = [torch.randn(9, 2, 4, 4) * 3 + 5, torch.randn(9, 2, 4, 4), torch.randn(2, 2, 4, 4)]
     recalibrate(network, batches)
-    means = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in batches]).mean(dim=0)
+    means = torch.cat(batches).mean(dim=(0, 2, 3))  # every sample counts alike
     assert torch.allclose(network[0].running_mean, means, atol=1e-5)
+    variances = sum(len(batch) * batch.var(dim=(0, 2, 3)) for batch in batches) / 20
+    assert torch.allclose(network[0].running_var, variances, atol=1e-4)
     assert not any(module.training for module in network.modules())
     assert network[0].momentum == 0.1
     assert (network[2].weight == weights).all()

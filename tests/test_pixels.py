@@ -39,6 +39,7 @@ from views.pixels import (
     evaluation_pixels,
     open_pixels,
 )
+from views.splits import array_split
 from views.streaming import StreamedPixels
 
 ROOT = Path(__file__).parent.parent
@@ -185,6 +186,15 @@ def test_test_images_of_any_size_are_cut_once_and_kept(photographs: Path, monkey
     shown_config = ViewsConfig(augment=views.shown_at_evaluation, count=1)
     expected = normalise(torch.from_numpy(shown(test, shown_config, 0, np.arange(4))), RGB)
     assert torch.equal(all_batches(kept, [0], np.arange(4))[0], expected)
+
+
+@pytest.mark.parametrize(("samples", "sizes"), [(255, [255]), (257, [256]), (258, [256, 2])])
+def test_calibration_has_no_batch_of_one(samples: int, sizes: list[int]) -> None:
+    images = np.zeros((samples, 4, 4, 3), dtype=np.uint8)
+    split = array_split(images, np.zeros(samples, dtype=np.int64), "blank")
+    views = ViewsConfig(augment=Centre(), seed=0, count=1)
+    pixels = open_pixels(split, views, RGB, CPU)
+    assert [len(batch) for batch in calibration_batches(pixels)] == sizes
 
 
 def test_calibration_is_view_0_whatever_the_batch(photographs: Path) -> None:

@@ -162,15 +162,30 @@ def _content(path: Path) -> bytes:
 def decode_bytes(content: bytes, name: str) -> NDArray[np.uint8]:
     """An encoded image as (H, W, 3) uint8, turned upright as its EXIF orientation says.
 
-    Grey becomes RGB of equal channels; transparency is dropped, as torchvision's loader does.
-    Raises DatasetError with `name` where it cannot be read.
+    Grey becomes RGB of equal channels, of 16 bits their upper 8; transparency is dropped, as
+    torchvision's loader does. Raises DatasetError with `name` where it cannot be read.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            upright = ImageOps.exif_transpose(image)
+            upright = _of_eight_bits(ImageOps.exif_transpose(image), image.format, name)
             if upright.mode == "P" and "transparency" in upright.info:
                 upright = upright.convert("RGBA")  # from a palette, Pillow drops it only this way
             return np.asarray(upright.convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         reason = str(error).replace(repr(content), "its content")
         raise DatasetError(f"cannot read the image {name}: {reason}") from None
+
+
+def _of_eight_bits(image: Image.Image, file_format: str | None, name: str) -> Image.Image:
+    """Grey of 16 bits as 8; Pillow would clip it, and most of it would be white.
+
+    Pillow reads such PNG files in mode I;16 and such PGM files, scaled to 16 bits, in mode I.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DatasetError(
+            f"{name} holds numbers of 32 bits (Pillow's mode {image.mode}), of which nothing says "
+            f"what is black and what white\n  fix: convert it to grey or RGB of 8 or 16 bits"
+        )
+    return image

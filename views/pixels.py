@@ -144,9 +144,13 @@ def _kept(streamed: StreamedPixels, shown: ShownSplit) -> ResidentPixels:
 def calibration_batches(pixels: Pixels) -> Iterator[Tensor]:
     """View 0 of at most 16,384 samples chosen by key, normalised: (256, C, H, W) batches.
 
-    The same batches whatever a pass's batch size.
+    The same batches whatever a pass's batch size, and none of a single sample, of which batch norm
+    could make nothing.
     """
-    samples = choice(0, len(pixels), min(_CALIBRATION_SAMPLES, len(pixels)))
+    count = min(_CALIBRATION_SAMPLES, len(pixels))
+    if count % _CALIBRATION_BATCH == 1:
+        count -= 1
+    samples = choice(0, len(pixels), count)
     for _, batch in pixels.batches([0], samples, _CALIBRATION_BATCH):
         yield batch.inputs
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from configs.load import load_student, load_teacher
 from configs.schema import StudentConfig, TeacherConfig, as_plain
-from nets.taps import as_is, read_stages, stage_modules
+from nets.taps import stage_modules
 from nets.weights import save_atomically
 from nets.zoo import build
 from precompute.run import PassOptions, fill_cache
@@ -27,7 +27,7 @@ from precompute.setup import Setup
 from store.identity import cache_identity, file_sha256
 from store.layout import cache_path
 from train.feed import TeacherSource
-from train.loop import Learner, Task, active_terms, run_step, stages_read
+from train.loop import Learner, Task, active_terms, run_step, student_maps
 from train.study import Study
 from views.augment import AUGMENT_VERSION, view_of_epoch
 from views.datasets import Dataset
@@ -146,7 +146,7 @@ def steps(task: Task, learner: Learner, source: TeacherSource) -> Iterator[None]
     As `train.loop` does it, without the tests between epochs.
     """
     learner.network.train()
-    with read_stages(learner.network, stages_read(task), as_is) as maps:
+    with student_maps(task, learner) as maps:
         epoch = 0
         while True:
             epoch += 1

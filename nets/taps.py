@@ -2,7 +2,9 @@
 
 A stage is a module by name. The teacher's stages are reduced to channel means inside the forward
 pass, so no feature map outlives its stage; the student's are handed over as maps, because its
-connectors need them. Imports no torch, so that names can be looked up without loading it.
+connectors need them. Both are what the module returned, before any operation behind it that works
+in place (`changed_in_place` finds these). Imports no torch, so that names can be looked up without
+loading it.
 """
 
 from __future__ import annotations
@@ -78,3 +80,27 @@ def read_stages(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def changed_in_place(
+    network: nn.Module, stages: Mapping[str, str], images: Tensor
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Show a batch (B, C, H, W) in the mode that the network is in, and leave it as it was.
+
+    Returns the maps of `stages` as they are after the pass, and which of them the operations behind
+    their modules changed. Raises what the network raises.
+    """
+    from torch.func import functional_call
+
+    from nets.draws import seeded
+
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    with seeded(0), read_stages(network, stages, _with_version) as found:
+        functional_call(network, buffers, (images,))
+    maps = {stage: features for stage, (features, _) in found.items()}
+    return maps, {stage for stage, (now, version) in found.items() if now._version != version}
+
+
+def _with_version(stage: str, features: Tensor) -> tuple[Tensor, int]:
+    """A map and how often it has been written to, which torch counts."""
+    return features, features._version

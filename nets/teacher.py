@@ -42,7 +42,7 @@ class Teacher:
             if energy in extra_taps:
                 taps[energy] = spatial_energy(features)
             if hint in extra_taps:
-                taps[hint] = features.float()
+                taps[hint] = features.to(torch.float32, copy=True)  # others may work in place
             return taps
 
         with (

@@ -34,3 +34,34 @@ class Dropping(nn.Module):
 
 
 DROPPING = ("student.arch=python:tests.own_network:Dropping", "student.stages=[first,second,third]")
+
+
+class InPlace(nn.Module):
+    """Each stage is tapped in front of an operation that overwrites its output."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.second, self.third = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images
+        for stage in (self.first, self.second, self.third):
+            features = functional.relu_(stage(features))
+        return self.head(features.mean(dim=(2, 3)))
+
+
+class OnePixel(nn.Module):
+    """Batch norm of maps of one pixel, and keys that all begin as if a wrapper had left `net.`."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        pooled = [nn.Conv2d(in_channels, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8)]
+        self.net = nn.Sequential(*pooled, nn.Flatten(), nn.Linear(8, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+
+ONE_PIXEL = ("student.arch=python:tests.own_network:OnePixel", "student.stages=[net.0,net.1,net.2]")

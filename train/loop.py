@@ -8,10 +8,12 @@ was never stopped, bit for bit on a CPU. Nothing inside the step loop waits for 
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -22,7 +24,7 @@ from configs.schema import LossTerm, Normalisation, Training, ViewsConfig
 from nets.draws import seeded
 from nets.errors import Errors
 from nets.precision import arithmetic, tf32_only_for
-from nets.taps import as_is, read_stages
+from nets.taps import changed_in_place, read_stages
 from train.connectors import Connectors
 from train.evaluate import evaluate
 from train.feed import TeacherOutputs, TeacherSource
@@ -216,7 +218,7 @@ def fit(
     partial: what was done of the first epoch before. pause: asked after every step and epoch.
     """
     learner.network.train()
-    with read_stages(learner.network, stages_read(task), as_is) as maps:
+    with student_maps(task, learner) as maps:
         for epoch in range(first_epoch, task.training.epochs + 1):
             result = _run_epoch(task, learner, source, epoch, maps, partial, pause)
             partial = None
@@ -335,6 +337,58 @@ def stages_read(task: Task) -> Mapping[str, str]:
     """The student's stages whose maps are to be kept: none where no term looks at any."""
     looks = any(loss_named(term.loss).student - {"logits"} for term in task.terms)
     return task.stages if looks else {}
+
+
+def student_maps(task: Task, learner: Learner) -> AbstractContextManager[dict[str, Tensor]]:
+    """While open, each forward pass fills the dict with the student's maps that losses look at.
+
+    They are what their modules returned: of a map that an operation behind it changes in place, a
+    copy. Raises TrainError where the last batch is one sample and batch norm needs more.
+    """
+    stages = stages_read(task)
+    num_samples, batch_size = len(task.data.train), task.training.batch_size
+    is_alone = batch_size == 1 or num_samples % batch_size == 1
+    changed = set()
+    if stages or is_alone:
+        try:
+            changed = _try_batch(task, learner, stages, 1 if is_alone else 2)
+        except ValueError as error:  # batch norm's
+            if not is_alone:
+                raise
+            raise TrainError(_told_of_lone_sample(num_samples, batch_size, error)) from None
+
+    def own(stage: str, features: Tensor) -> Tensor:
+        return features.clone() if stage in changed else features
+
+    return read_stages(learner.network, stages, own)
+
+
+def _try_batch(
+    task: Task, learner: Learner, stages: Mapping[str, str], num_images: int
+) -> set[str]:
+    """Show blank images; returns the stages whose maps are changed in place afterwards."""
+    height, width, channels = task.data.train.shape
+    images = torch.zeros(num_images, channels, height, width, device=task.device)
+    with arithmetic(task.training.precision, task.device):
+        maps, changed = changed_in_place(
+            learner.network, stages, images.to(memory_format=torch.channels_last)
+        )
+        if stages and learner.connectors is not None:
+            connectors = copy.deepcopy(learner.connectors)  # their batch norm counts what it sees
+            connectors(maps)
+            connectors.hint(maps)
+    return changed
+
+
+def _told_of_lone_sample(num_samples: int, batch_size: int, error: ValueError) -> str:
+    larger = range(batch_size + 1, num_samples + 1)
+    better = next((size for size in larger if num_samples % size != 1), None)
+    fix = f"training.batch_size={better}" if better else "more images"
+    return (
+        f"training.batch_size is {batch_size}, so that the last of an epoch's batches is one of "
+        f"{num_samples:,} samples alone, which this network cannot be trained with: {error}\n"
+        f"  fix: {fix}"
+    )
 
 
 def run_step(

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from nets.cost import Memory, measured_rate, memory_with
 from nets.draws import seeded
-from nets.taps import as_is, read_stages
 from store import TeacherCache
 from train.evaluate import outputs_and_labels
 from train.feed import TeacherOutputs, slab_bytes
-from train.loop import Learner, SplitPixels, Task, run_step, stages_read
+from train.loop import Learner, SplitPixels, Task, run_step, student_maps
 from train.run import assemble, needed_taps
 from train.study import Study
 from train.terms import options_of
@@ -48,7 +47,7 @@ def try_run(study: Study, method: str, seed: int, device: torch.device) -> Trial
     source.close()
     taps = needed_taps(study, task.terms)
     some = _SomeOutputs(study.cache, taps, device)
-    with read_stages(learner.network, stages_read(task), as_is) as maps:
+    with student_maps(task, learner) as maps:
         steps = _steps(task, learner, some, maps)
         for _ in range(_STEPS_BEFORE):
             next(steps)

@@ -1,0 +1,103 @@
+"""The student's maps are read where the teacher's taps are; batches of one sample pass or not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.schema import TeacherConfig
+from nets.taps import channel_means
+from nets.teacher import Teacher
+from nets.weights import save_atomically
+from nets.zoo import build
+from tests.conftest import CPU
+from tests.own_network import ONE_PIXEL
+from train.loop import EpochResult
+from train.run import train_student
+from train.study import Study, TrainError
+from train.teacher import train_teacher
+from train.trial import try_run
+
+MakeStudy = Callable[..., Study]
+IN_PLACE = "python:tests.own_network:InPlace"
+STAGES = "stages=[first,second,third]"
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has its own
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_copy_of_the_teacher_has_its_means_and_energies_whatever_follows_in_place(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: str
+) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    copied = build(IN_PLACE, num_classes=10, in_channels=1, seed=0)
+    save_atomically(copied.state_dict(), tmp_path / "t.pt")
+    taps = ("taps.means=float32", "taps.energy=float32", f"taps.{STAGES}")
+    study = make_study(
+        teacher=[*taps, f"teacher.arch={IN_PLACE}", f"teacher.weights={tmp_path / 't.pt'}"],
+        student=[
+            f"student.arch={IN_PLACE}",
+            f"student.{STAGES}",
+            "student.connector=none",
+            "training.learning_rate=1e-12",
+            f"training.compile={compiled}",
+            "methods.both=[{loss: ce}, {loss: cd}, {loss: at}]",
+        ],
+    )
+    epochs: list[EpochResult] = []
+    train_student(study, "both", 0, device="cpu", on_epoch=epochs.append)
+    assert max(epoch.losses["cd"] for epoch in epochs) < 1e-9
+    assert max(epoch.losses["at"] for epoch in epochs) < 1e-9
+
+
+def test_a_teachers_means_and_hint_are_of_the_same_moment() -> None:
+    network = build(IN_PLACE, num_classes=10, in_channels=1, seed=0).eval()
+    teacher = Teacher(network, {"stage1": "first"}, "float32", CPU)
+    images = torch.randn(2, 1, 8, 8)
+    found = teacher.outputs(images, torch.zeros(2, dtype=torch.int64), ["hint:stage1"])
+    assert torch.equal(channel_means(found["hint:stage1"]), found["stage1"])
+    assert found["hint:stage1"].min() < 0
+
+
+# 60 samples in batches of 59: the last one of an epoch is one sample.
+LONE = ("training.batch_size=59", "training.epochs=2")
+
+
+@pytest.mark.parametrize("method", ["ce", "cd"])
+def test_a_lone_last_sample_that_batch_norm_cannot_take_is_refused_before_training(
+    make_study: MakeStudy, method: str
+) -> None:
+    study = make_study(student=[*ONE_PIXEL, *LONE])
+    epochs: list[EpochResult] = []
+    told = (
+        r"training\.batch_size is 59, .*one of 60 samples alone.*\n  fix: training\.batch_size=60"
+    )
+    with pytest.raises(TrainError, match=told):
+        train_student(study, method, 0, device="cpu", on_epoch=epochs.append)
+    assert epochs == []
+    with pytest.raises(TrainError, match=told):
+        try_run(study, method, 0, CPU)
+    better = make_study(student=[*ONE_PIXEL, *LONE, "training.batch_size=60"])
+    assert train_student(better, "ce", 0, device="cpu")["epochs"] == 2
+
+
+def test_a_lone_last_sample_is_trained_with_where_batch_norm_can(make_study: MakeStudy) -> None:
+    study = make_study(student=LONE)
+    assert train_student(study, "cd", 0, device="cpu")["epochs"] == 2
+
+
+def test_a_lone_last_sample_is_refused_for_teachers_too(
+    small_teacher: Callable[..., TeacherConfig], tmp_path: Path, console
+) -> None:
+    config = small_teacher(
+        "teacher.arch=python:tests.own_network:OnePixel",
+        f"teacher.weights={tmp_path / 'w.pt'}",
+        "training.batch_size=59",
+        "training.limit=6",
+        "training.epochs=2",
+    )
+    with pytest.raises(TrainError, match=r"\n  fix: training\.batch_size=60"):
+        train_teacher(config, device="cpu", console=console)

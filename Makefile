@@ -20,6 +20,14 @@ FEED    ?= auto
 JOBS    ?= 1
 
 PYTHON  ?= python3
+
+# A misspelt variable would be ignored in silence: those set above and no others.
+KNOWN   := $(shell sed -n 's/^\([A-Z_]*\) *?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+GIVEN   := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+ifneq ($(filter-out $(KNOWN),$(GIVEN)),)
+  $(error unknown variable $(filter-out $(KNOWN),$(GIVEN)); known: $(KNOWN). Keys of the configs go into ARGS="key.sub=value ...")
+endif
+
 VENV    := .venv
 PY      := $(VENV)/bin/python
 
@@ -27,7 +35,7 @@ PY      := $(VENV)/bin/python
 TEACHER_ARGS = $(patsubst teacher.%,%,$(filter teacher.%,$(ARGS)))
 
 # Of the programs that read images.
-READERS = --device $(DEVICE) $(if $(WORKERS),--workers $(WORKERS))
+READERS = --device '$(DEVICE)' $(if $(WORKERS),--workers '$(WORKERS)')
 
 # Each word quoted, so that the shell leaves [1,2] and {"kind":"onecycle"} alone.
 OVERRIDES = $(foreach arg,$(ARGS),'$(arg)')
@@ -58,47 +66,49 @@ env: ## make or renew .venv, if it is missing or requirements.txt has changed
 	  cp requirements.txt $(VENV)/installed.txt; }
 
 cache-teacher: env ## run the teacher TEACHER over every view, once (trains it if it can and must)
-	@$(PY) -m train teacher $(TEACHER) $(READERS) $(OVERRIDES)
-	@$(PY) -m precompute $(TEACHER) --caches $(CACHES) $(READERS) \
+	@$(PY) -m train teacher '$(TEACHER)' $(READERS) $(OVERRIDES)
+	@$(PY) -m precompute '$(TEACHER)' --caches '$(CACHES)' $(READERS) \
 	  $(if $(RECHECK),--recheck) $(OVERRIDES)
 
 train-student: env ## train STUDENT with METHOD and SEED; makes what is missing first
-	@$(PY) -m train plan $(STUDENT) --method $(METHOD) --seed $(SEED) --caches $(CACHES) --runs $(RUNS) --no-trial $(OVERRIDES)
+	@$(PY) -m train plan '$(STUDENT)' --method '$(METHOD)' --seed '$(SEED)' \
+	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) --feed '$(FEED)' --no-trial $(OVERRIDES)
 	@$(MAKE) --no-print-directory cache-of-student
-	@$(PY) -m train student $(STUDENT) --method $(METHOD) --seed $(SEED) \
-	  --caches $(CACHES) --runs $(RUNS) $(READERS) --feed $(FEED) $(OVERRIDES)
+	@$(PY) -m train student '$(STUDENT)' --method '$(METHOD)' --seed '$(SEED)' \
+	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) --feed '$(FEED)' $(OVERRIDES)
 
 ablation: env ## train every method of STUDENT with every one of SEEDS; the report
-	@$(PY) -m train check $(STUDENT) --methods "$(METHODS)" --caches $(CACHES) $(OVERRIDES)
+	@$(PY) -m train check '$(STUDENT)' --seeds "$(SEEDS)" --methods "$(METHODS)" --jobs '$(JOBS)' \
+	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) --feed '$(FEED)' $(OVERRIDES)
 	@$(MAKE) --no-print-directory cache-of-student
-	@$(PY) -m train ablation $(STUDENT) --seeds "$(SEEDS)" --methods "$(METHODS)" --jobs $(JOBS) \
-	  --caches $(CACHES) --runs $(RUNS) $(READERS) --feed $(FEED) $(OVERRIDES)
+	@$(PY) -m train ablation '$(STUDENT)' --seeds "$(SEEDS)" --methods "$(METHODS)" --jobs '$(JOBS)' \
+	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) --feed '$(FEED)' $(OVERRIDES)
 
 .PHONY: cache-of-student
 cache-of-student:
-	@teacher=$$($(PY) -m configs teacher-of $(STUDENT) $(OVERRIDES)); \
+	@teacher=$$($(PY) -m configs teacher-of '$(STUDENT)' $(OVERRIDES)); \
 	$(MAKE) --no-print-directory cache-teacher TEACHER="$$teacher" ARGS='$(TEACHER_ARGS)'
 
 export-student: env ## the finished student STUDENT, METHOD, SEED as plain weights and program, into OUT
-	@$(PY) -m train export $(STUDENT) $(OUT) --method $(METHOD) --seed $(SEED) \
-	  --caches $(CACHES) --runs $(RUNS) --device $(DEVICE) $(OVERRIDES)
+	@$(PY) -m train export '$(STUDENT)' '$(OUT)' --method '$(METHOD)' --seed '$(SEED)' \
+	  --caches '$(CACHES)' --runs '$(RUNS)' --device '$(DEVICE)' $(OVERRIDES)
 
 verify-cache: env ## run TEACHER again on 512 records of its cache and compare
-	@$(PY) -m precompute.verify $(TEACHER) --caches $(CACHES) $(READERS) $(OVERRIDES)
+	@$(PY) -m precompute.verify '$(TEACHER)' --caches '$(CACHES)' $(READERS) $(OVERRIDES)
 
 check-cache: env ## read every byte of CACHE=path (default: of all caches) and compare checksums
 	@$(PY) -m store check $(CACHE) --caches $(CACHES)
 
 list-caches: env ## every cache: teacher, dataset, views, size, how far
-	@$(PY) -m store list --caches $(CACHES)
+	@$(PY) -m store list --caches '$(CACHES)'
 
 bench: env ## measure against every target, into docs/benchmarks.md (BENCH=--quick: a few rounds)
-	@$(PY) -m benchmarks --device $(DEVICE) $(BENCH)
+	@$(PY) -m benchmarks --device '$(DEVICE)' $(BENCH)
 
 bench-store: env ## measure reading and tap dtypes (of TEACHER), into docs/benchmarks.md
 	@$(PY) -m benchmarks.read $(BENCH)
-	@$(PY) -m train teacher $(TEACHER) --device $(DEVICE) $(OVERRIDES)
-	@$(PY) -m benchmarks.dtypes $(TEACHER) --device $(DEVICE) $(OVERRIDES)
+	@$(PY) -m train teacher '$(TEACHER)' --device '$(DEVICE)' $(OVERRIDES)
+	@$(PY) -m benchmarks.dtypes '$(TEACHER)' --device '$(DEVICE)' $(OVERRIDES)
 
 test: env lint ## run all checks and tests
 	@$(PY) -m pytest

@@ -34,7 +34,8 @@ def cache_command(
     source = source_of(teacher)
     settings = {"TEACHER": source.name, "CACHES": str(caches_dir), "RECHECK": "1" * recheck}
     defaults = {"CACHES": "caches", "RECHECK": ""}
-    overrides = [*source.overrides, *more]
+    replaced = {_key(item) for item in more}
+    overrides = [*(item for item in source.overrides if _key(item) not in replaced), *more]
     program = ["python", "-m", "precompute", source.name, "--caches", str(caches_dir)]
     program += ["--recheck"] if recheck else []
     return _made("cache-teacher", settings, defaults, overrides) or shlex.join(
@@ -96,10 +97,15 @@ def _made(
     """The make command; None where make would tear a word apart."""
     words = [_without_spaces(item) for item in overrides]
     named = {key: value for key, value in settings.items() if value != defaults.get(key)}
-    if not all(_MAKE_CARRIES.fullmatch(word) for word in [*words, *named.values()]):
+    values = [value.replace(" ", "") for value in named.values()]
+    if not all(_MAKE_CARRIES.fullmatch(word) for word in [*words, *values]):
         return None
     arguments = {**named, **({"ARGS": " ".join(words)} if words else {})}
     return f"make {target} {make_settings(**arguments)}"
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
 
 
 def _quoted(value: str) -> str:

@@ -26,11 +26,16 @@ class TapError(ValueError):
     """A stage that the network does not have."""
 
 
-def stage_modules(arch: str, stages: Sequence[str] | None = None) -> dict[str, str]:
-    """{"stage1": module name, ...}: `stages` if given, else the architecture's own."""
+def stage_modules(
+    arch: str, stages: Sequence[str] | None = None, *, key: str = "taps.stages"
+) -> dict[str, str]:
+    """{"stage1": module name, ...}: `stages` if given, else the architecture's own.
+
+    key: where the config names them, for the TapError where there are none.
+    """
     modules = DEFAULT_STAGES.get(arch) if stages is None else stages
     if not modules:
-        raise TapError(f"arch {arch!r} has no default stages: name its modules under taps.stages")
+        raise TapError(f"arch {arch!r} has no default stages: name its modules under {key}")
     return {f"stage{number}": module for number, module in enumerate(modules, start=1)}
 
 

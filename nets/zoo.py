@@ -127,7 +127,10 @@ def _users_own(arch: str, num_classes: int, in_channels: int) -> nn.Module:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ArchError(f"arch {arch!r} cannot be loaded: {error}") from None
-    network = make(num_classes=num_classes, in_channels=in_channels)
+    try:
+        network = make(num_classes=num_classes, in_channels=in_channels)
+    except TypeError as error:  # most often a function that takes other arguments
+        raise ArchError(f"arch {arch!r} cannot be built: {error}") from error
     if not isinstance(network, nn.Module):
         raise ArchError(f"arch {arch!r} gave a {type(network).__name__}, not a torch.nn.Module")
     return network

@@ -17,13 +17,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from configs.commands import cache_command
 from configs.load import ConfigError
 from nets.archs import ArchError
 from nets.taps import TapError
 from precompute.setup import Setup, prepare
 from runtime.errors import DeviceError
 from runtime.limits import Share, sharing_machine
-from store.errors import CacheDamaged, CacheError, CacheIncomplete, CacheMissing
+from store.errors import CacheDamaged, CacheError, CacheIncomplete, CacheMissing, told_with
 from store.lock import Job
 from store.reader import TeacherCache
 from store.stop import Stopped
@@ -49,7 +50,9 @@ def main(
         int | None, typer.Option(min=1, help="images per forward pass; default: by trial")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="processes that read images")] = None,
-    block_rows: Annotated[int | None, typer.Option(min=1, help="records per block, if new")] = None,
+    block_rows: Annotated[
+        int | None, typer.Option(min=1, help="records per block, if new: a power of two")
+    ] = None,
     recheck: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="say what it would cost; do nothing")
@@ -60,6 +63,7 @@ def main(
 ) -> None:
     """Fill the cache of one teacher."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    _check_block_rows(block_rows)
     setup = prepare(name, overrides or [], caches)
     cache = _if_complete(setup, recheck, console)
     if cache is not None and not plan:
@@ -71,7 +75,10 @@ def main(
 
     full_check = recheck or cache_bytes(setup.path) <= _CHECKED_BYTES
     this_job = _job(job, rank, world)
-    with sharing_machine(_share(this_job)):
+    with (
+        sharing_machine(_share(this_job)),
+        told_with(lambda more: cache_command(setup.config, caches_dir=caches, more=more)),
+    ):
         options = PassOptions(
             pick_device(device), batch_size, block_rows, workers, full_check, this_job
         )
@@ -84,6 +91,14 @@ def main(
         console.print(f"rank {rank} of {world} is done; others of the job are still at work")
     else:
         console.print(f"{setup.path} is complete. {_measured(cache)}")
+
+
+def _check_block_rows(block_rows: int | None) -> None:
+    if block_rows is not None and block_rows.bit_count() != 1:
+        below = 1 << (block_rows.bit_length() - 1)
+        raise ConfigError(
+            f"--block-rows {block_rows} is not a power of two; use {below} or {2 * below}"
+        )
 
 
 def cache_bytes(path: Path) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.commands import teacher_command
 from configs.load import load_teacher, refuse_missing_data
 from configs.paths import no_weights
 from configs.schema import TeacherConfig, as_plain
@@ -89,19 +90,19 @@ def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
         dataset_type=dataset.type,
         augment_version=AUGMENT_VERSION,
         stages=stages,
-        weights_sha256=_weights_sha256(config, name),
+        weights_sha256=_weights_sha256(config),
         source=arch_source(config.teacher.arch),
     )
     path = cache_folder(caches_dir, config.name, identity)
     return Setup(config, dataset, stages, identity, path)
 
 
-def _weights_sha256(config: TeacherConfig, name: str) -> str:
+def _weights_sha256(config: TeacherConfig) -> str:
     weights = weights_file(config.teacher.weights)
     if weights.is_file():
         return file_sha256(weights)
     if config.training is not None:
-        help_text = f"train the teacher first: python -m train teacher {name}"
+        help_text = f"train the teacher first: {teacher_command(config)}"
     else:
         help_text = "put the file there or set teacher.weights=PATH"
     raise ArchError(f"{no_weights(config, weights)}\n  fix: {help_text}")

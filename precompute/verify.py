@@ -21,13 +21,14 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
+from configs.commands import cache_command
 from configs.load import ConfigError
 from nets.archs import ArchError
 from nets.taps import TapError
 from precompute.progress import Progress
 from precompute.setup import Setup, prepare
 from runtime.errors import DeviceError
-from store.errors import CacheError, CacheMismatch
+from store.errors import CacheError, CacheMismatch, told_with
 from store.reader import WITHOUT_CHECKSUMS, TeacherCache, find_cache
 from views.augment import pixel_canary
 from views.changes import changed_samples
@@ -74,18 +75,21 @@ def main(
     """Compute some records again and compare."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     setup = prepare(name, overrides or [], caches)
-    opened = (
-        TeacherCache.open(cache) if cache else find_cache(caches, setup.config.name, setup.identity)
-    )
     train = setup.dataset.train
-    if every_sample:
-        raise typer.Exit(compare_samples(train, opened, console))
+    with told_with(lambda more: cache_command(setup.config, caches_dir=caches, more=more)):
+        opened = (
+            TeacherCache.open(cache)
+            if cache
+            else find_cache(caches, setup.config.name, setup.identity)
+        )
+        if every_sample:
+            raise typer.Exit(compare_samples(train, opened, console))
+        canary = pixel_canary(train, setup.config.views)
+        opened.refuse_unless(setup.identity, labels=train.labels, canary=canary)
 
     from nets.precision import pick_device
     from precompute.run import PassOptions, TeacherPass, agreement
 
-    canary = pixel_canary(train, setup.config.views)
-    opened.refuse_unless(setup.identity, labels=train.labels, canary=canary)
     console.print(f"{opened.path}: identity, {len(train):,} labels and the pixel canary agree")
     running = TeacherPass(setup, PassOptions(pick_device(device), batch_size, num_workers=workers))
     results = compare_records(setup, opened, running, records, seed)

@@ -10,6 +10,7 @@ Exit status: 0 sound, 1 unsound or unfinished, 2 unusable.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as Speed
 
-from store.errors import CacheError
+from store.errors import CacheError, teacher_command
 from store.files import write_atomically
 from store.look import describe_missing, details, journal_notes, overviews
 from store.reader import TeacherCache, open_source
@@ -120,12 +121,18 @@ def _is_unsound(path: Path, console: Console) -> bool:
     rate = num_bytes / max(time.perf_counter() - started, 1e-9)
     if faults:
         console.print(
-            f"{path} is unsound: {len(faults)} faults\n  fix: "
-            f"make cache-teacher TEACHER={source.manifest.teacher} RECHECK=1"
+            f"{path} is unsound: {len(faults)} faults\n  if it was made with ARGS or from a file "
+            f"elsewhere, name them again\n  fix: "
+            f"{teacher_command(source.manifest.teacher)} RECHECK=1{_caches_setting(path)}"
         )
         return True
     console.print(f"{path} is sound: {num_bytes:,} bytes, {rate / 1e9:,.2f} GB/s")
     return False
+
+
+def _caches_setting(path: Path) -> str:
+    """What make must be told of where the cache lies."""
+    return "" if path.parent == Path("caches") else f" CACHES={shlex.quote(str(path.parent))}"
 
 
 @app.command()

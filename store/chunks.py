@@ -16,7 +16,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import CacheDamaged
+from store.errors import CacheDamaged, teacher_command
 from store.journal import ChunkKey, Journal
 from store.layout import (
     CHECKSUM_BYTES,
@@ -244,4 +244,4 @@ def damaged(manifest: Manifest, faults: list[Fault]) -> CacheDamaged:
 
 
 def fix_command(manifest: Manifest) -> str:
-    return f"make cache-teacher TEACHER={manifest.teacher}"
+    return teacher_command(manifest.teacher)

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
+
+_COMMAND = re.compile(r"make cache-teacher TEACHER=(?:'[^']*'|\S+)(?: ARGS=(?P<added>\S+))?")
+
+
+def teacher_command(teacher: str) -> str:
+    """What makes, finishes or mends the cache of the teacher file of that name."""
+    return f"make cache-teacher TEACHER={shlex.quote(teacher)}"
 
 
 class CacheError(Exception):
@@ -17,8 +28,30 @@ class CacheError(Exception):
         self.fix = fix
         super().__init__(problem)
 
+    def with_command(self, command: Callable[[list[str]], str]) -> Self:
+        """This error with the user's own command, where the store could only name the teacher.
+
+        command: of overrides to add, such as ["views.count=8"].
+        """
+
+        def instead(found: re.Match[str]) -> str:
+            return command(found["added"].split() if found["added"] else [])
+
+        if self.fix is not None:
+            self.fix = _COMMAND.sub(instead, self.fix)
+        return self
+
     def __str__(self) -> str:  # KeyError would quote the text
         return self.problem + (f"\n  fix: {self.fix}" if self.fix else "")
+
+
+@contextmanager
+def told_with(command: Callable[[list[str]], str]) -> Iterator[None]:
+    """Errors of the store raised inside get the user's own command; see `with_command`."""
+    try:
+        yield
+    except CacheError as error:
+        raise error.with_command(command) from None
 
 
 class CacheMissing(CacheError, FileNotFoundError):

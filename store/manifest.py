@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import google_crc32c
 
-from store.errors import CacheDamaged, CacheMismatch, CacheMissing
+from store.errors import CacheDamaged, CacheMismatch, CacheMissing, teacher_command
 from store.files import write_atomically
 from store.identity import FORMAT_VERSION, Identity, canonical_json, identity_sha256
 from store.layout import (
@@ -116,8 +117,9 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
         whole = False
     if not whole:
         raise CacheDamaged(
-            f"{path} is damaged (its contents do not match its checksum)",
-            fix="make cache-teacher, which writes it anew and keeps every sound block",
+            f"{path} is damaged (its contents do not match its checksum); another pass writes it "
+            f"anew and keeps every sound block",
+            fix=teacher_command(teacher_of(path.parent)),
         )
     if content["format_version"] != FORMAT_VERSION:
         raise CacheMismatch(
@@ -135,8 +137,14 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
     except TypeError as error:
         raise CacheMismatch(
             f"{path} was written by another version of this program: {error}",
-            fix="remove the cache and make it anew: make cache-teacher",
+            fix=f"rm -r {shlex.quote(str(path.parent))} && "
+            f"{teacher_command(teacher_of(path.parent))}",
         ) from None
+
+
+def teacher_of(cache: Path) -> str:
+    """The name of the teacher in that of a cache's folder."""
+    return cache.resolve().name.rpartition("-")[0] or "NAME"
 
 
 def _json_crc(content: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from store.errors import (
     CacheMissing,
     UnknownTap,
     UnknownView,
+    teacher_command,
 )
 from store.hdf5 import Hdf5Source, is_hdf5
 from store.identity import Identity, differing_fields, identity_sha256
@@ -273,7 +274,7 @@ def find_cache(
     Where the identity leaves the weights open (weights_sha256 is None), the one cache that agrees
     in everything else. num_views as in `TeacherCache.open`.
     """
-    fix = f"make cache-teacher TEACHER={teacher}"
+    fix = teacher_command(teacher)
     exact = cache_folder(caches_dir, teacher, identity)
     if (exact / MANIFEST).is_file():
         return TeacherCache.open(exact, num_views=num_views)

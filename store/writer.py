@@ -33,6 +33,7 @@ from store.errors import (
     CacheFull,
     CacheNotWritable,
     SamplesChanged,
+    teacher_command,
 )
 from store.files import write_atomically
 from store.identity import identity_sha256
@@ -251,7 +252,7 @@ class CacheWriter:
         return CacheFull(
             f"the disk of {self.path} is too full: {needed:,} bytes are still to be written, "
             f"{free:,} are free; what is committed is kept",
-            fix=f"make room, then run again: make cache-teacher TEACHER={self.manifest.teacher}",
+            fix=f"make room, then: {teacher_command(self.manifest.teacher)}",
         )
 
     def _lay_out(self, content: CacheContent) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -65,3 +67,14 @@ class OnePixel(nn.Module):
 
 
 ONE_PIXEL = ("student.arch=python:tests.own_network:OnePixel", "student.stages=[net.0,net.1,net.2]")
+
+
+def wide_kernel(num_classes: int, in_channels: int) -> nn.Module:
+    """For images of at least 16 pixels."""
+    body = nn.Conv2d(in_channels, 4, kernel_size=16)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+    return nn.Sequential(OrderedDict(body=body, head=head))
+
+
+def without_arguments() -> nn.Module:
+    return nn.Flatten()

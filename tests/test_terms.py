@@ -101,8 +101,8 @@ def test_what_the_cache_lacks_is_one_error_with_the_command_that_adds_it(
     text = str(told.value)
     assert "methods.at needs the taps energy1, energy2, energy3" in text
     assert "methods.fitnets needs the taps hint" in text
-    command = 'make cache-teacher TEACHER=digits-resnet20 ARGS="taps.energy=float16 taps.hint.stage'
-    assert command in text
+    assert "fix: make cache-teacher TEACHER=digits-resnet20 CACHES=" in text
+    assert 'taps.energy=float16 taps.hint.stage=stage2"' in text
 
 
 def test_before_the_pass_the_teachers_file_is_asked(make_study: MakeStudy) -> None:
@@ -111,7 +111,8 @@ def test_before_the_pass_the_teachers_file_is_asked(make_study: MakeStudy) -> No
     with pytest.raises(TrainError) as told:
         check_before_the_pass(study.config, study.teacher, ["ce", "at", "kd", "hint"])
     text = str(told.value)
-    assert 'ARGS="teacher.taps.energy=float16 teacher.taps.hint.stage=stage2"' in text
+    assert "fix: make cache-teacher TEACHER=digits-resnet20" in text
+    assert 'taps.energy=float16 taps.hint.stage=stage2"' in text
     assert 'METHODS="ce kd"' in text
 
 

@@ -11,6 +11,7 @@ Overrides that begin with `teacher.` change the teacher's file: teacher.dataset.
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import sys
@@ -21,6 +22,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from configs.commands import cache_command
 from configs.load import (
     ConfigError,
     load_student,
@@ -37,7 +39,7 @@ from runtime.errors import DeviceError
 from store.errors import CacheError
 from store.stop import Stopped
 from train.plan import plan_lines
-from train.study import Feed, Study, TrainError, open_study
+from train.study import MOST_SEED, Feed, Study, TrainError, open_study
 from train.teacher import TeacherExists, existing_weights, training_folder
 from views.datasets import DatasetError
 
@@ -47,7 +49,9 @@ Name = Annotated[str, typer.Argument(help="configs/student/NAME.yaml, or a path 
 TeacherName = Annotated[str, typer.Argument(help="configs/teacher/NAME.yaml, or a path")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")]
 Method = Annotated[str, typer.Option(help="one of the config's methods")]
-Seed = Annotated[int, typer.Option(min=0, help="initial weights and order of the samples")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=MOST_SEED, help="initial weights and order of the samples")
+]
 Caches = Annotated[Path, typer.Option(help="folder of the caches")]
 Runs = Annotated[Path, typer.Option(help="folder of the runs")]
 CachePath = Annotated[Path | None, typer.Option(help="use this cache, wherever it lies")]
@@ -58,6 +62,8 @@ FeedOption = Annotated[
     Literal["auto", "device", "host", "window"],
     typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
 ]
+Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
+Jobs = Annotated[int, typer.Option(min=1, help="runs trained side by side")]
 Trial = Annotated[bool, typer.Option(help="take a few steps, for time and memory")]
 LiveTeacher = Annotated[
     bool, typer.Option(help="run the teacher in the loop instead of reading the cache")
@@ -124,8 +130,7 @@ def teacher(
     config = load_teacher(name, overrides or [])
     refuse_missing_data(config)
     weights = weights_file(config.teacher.weights)
-    command = shlex.join(["python", "-m", "train", "teacher", name, *(overrides or [])])
-    if not retrain and (found := existing_weights(config, command)) is not None:
+    if not retrain and (found := existing_weights(config)) is not None:
         last = found.summary.get("last")
         error = f": test error {last['top1_error']:.2f} % top-1" if last else ""
         console.print(f"{weights} is there{error}: nothing to do.")
@@ -140,12 +145,7 @@ def teacher(
     from train.teacher import train_teacher
 
     record = train_teacher(
-        config,
-        device=device,
-        console=console,
-        num_workers=workers,
-        retrain=retrain,
-        command=command,
+        config, device=device, console=console, num_workers=workers, retrain=retrain
     )
     console.print(
         f"{weights}: test error {record['last']['top1_error']:.2f} % top-1, "
@@ -158,7 +158,7 @@ def teacher(
 def ablation(
     name: Name,
     overrides: Overrides = None,
-    seeds: Annotated[str, typer.Option(help='seeds, as in "0 1 2"')] = "0 1 2",
+    seeds: Seeds = "0 1 2",
     methods: Annotated[str, typer.Option(help="methods; default: all of the config")] = "",
     caches: Caches = Path("caches"),
     runs: Runs = Path("runs"),
@@ -166,7 +166,7 @@ def ablation(
     device: Device = "auto",
     workers: Workers = None,
     feed: FeedOption = "auto",
-    jobs: Annotated[int, typer.Option(min=1, help="runs trained side by side")] = 1,
+    jobs: Jobs = 1,
 ) -> None:
     """Train every method with every seed, then write the report."""
     console = _console()
@@ -191,8 +191,8 @@ def ablation(
 
         commands = Commands(
             ablation=shlex.join(["python", "-m", "train", *sys.argv[1:]]),
-            run=_command_of_one_run(name, overrides or []),
-            cache=f"make cache-teacher TEACHER={study.config.teacher}",
+            run=_command_of_one_run(name, overrides or [], caches, runs),
+            cache=cache_command(study.teacher, caches_dir=caches),
         )
         console.print(write_report(study, finished, commands))
         console.print(f"written to {study.folder}/report.html, ablation.md, .csv and .png")
@@ -203,10 +203,10 @@ def ablation(
         raise typer.Exit(1)
 
 
-def _command_of_one_run(name: str, overrides: list[str]) -> str:
+def _command_of_one_run(name: str, overrides: list[str], caches: Path, runs: Path) -> str:
     """With METHOD and SEED to be filled in."""
     start = ["python", "-m", "train", "student", name, "--method", "METHOD", "--seed", "SEED"]
-    return shlex.join([*start, *overrides])
+    return shlex.join([*start, "--caches", str(caches), "--runs", str(runs), *overrides])
 
 
 @app.command()
@@ -240,24 +240,20 @@ def check(
     name: Name,
     overrides: Overrides = None,
     methods: Annotated[str, typer.Option(help="methods; default: all of the config")] = "",
+    seeds: Seeds = "0",
     caches: Caches = Path("caches"),
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    workers: Workers = None,
+    feed: FeedOption = "auto",
+    jobs: Jobs = 1,
 ) -> None:
-    """Make sure that a cache has, or will have, what the methods need; do nothing."""
-    from train.needs import check_before_the_pass, missing_taps
-
+    """Find every mistake that can be found before the teacher runs; do nothing."""
+    numbers = _parsed_seeds(seeds)
     config, teacher_config = _configs(name, overrides)
     wanted = methods.split() or list(config.methods)
-    for method in wanted:
-        _check_method(config, method)
-    try:
-        study = open_study(config, teacher_config, caches_dir=caches, runs_dir=Path("runs"))
-    except CacheError:
-        study = None  # there is none yet: what the teacher's file says counts
-    if study is not None:
-        taps, stages = list(study.cache.taps), list(study.teacher_stages)
-        if not missing_taps(config, wanted, stages, taps):
-            return
-    check_before_the_pass(config, teacher_config, wanted)
+    pairs = [(method, number) for method in wanted for number in numbers]
+    _check(config, teacher_config, pairs, caches, runs, device)
 
 
 @app.command()
@@ -270,10 +266,12 @@ def plan(
     runs: Runs = Path("runs"),
     trial: Trial = True,
     device: Device = "auto",
+    workers: Workers = None,
+    feed: FeedOption = "auto",
 ) -> None:
     """Say what is there, what is missing and what that costs; write nothing."""
     config, teacher_config = _configs(name, overrides)
-    _check_method(config, method)
+    _check(config, teacher_config, [(method, seed)], caches, runs, device)
     lines = plan_lines(
         config,
         teacher_config,
@@ -284,6 +282,34 @@ def plan(
         device=device if trial else None,
     )
     _console().print("\n".join(lines))
+
+
+def _check(
+    config: StudentConfig,
+    teacher: TeacherConfig,
+    runs: list[tuple[str, int]],
+    caches_dir: Path,
+    runs_dir: Path,
+    device: str,
+) -> None:
+    """Raise what is wrong with these runs; without torch where all of them are finished."""
+    methods = list(dict.fromkeys(method for method, _ in runs))
+    for method in methods:
+        _check_method(config, method)
+    try:
+        study = open_study(config, teacher, caches_dir=caches_dir, runs_dir=runs_dir)
+    except CacheError:
+        study = None  # there is none yet: what the teacher's file says counts
+    if study is not None and all(study.finished(*run) is not None for run in runs):
+        return
+    from nets.precision import check_device
+    from train.check import check_study
+    from train.needs import missing_taps
+
+    check_device(device)
+    taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)
+    if study is None or missing_taps(config, methods, list(stages), taps):
+        check_study(config, teacher, methods, caches_dir)
 
 
 def _console() -> Console:
@@ -320,10 +346,14 @@ def _check_method(config: StudentConfig, method: str) -> None:
 
 
 def _parsed_seeds(text: str) -> list[int]:
+    """Different whole numbers of at most 64 bits."""
     words = text.split()
-    if not words or not all(word.isdigit() for word in words):
+    if not words or not all(re.fullmatch("[0-9]{1,20}", word) for word in words):
         raise TrainError(f'--seeds {text!r}: expected whole numbers, as in "0 1 2"')
-    return [int(word) for word in words]
+    numbers = list(dict.fromkeys(int(word) for word in words))
+    if max(numbers) > MOST_SEED:
+        raise TrainError(f"--seeds: {max(numbers)} is too large; the largest is {MOST_SEED}")
+    return numbers
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -7,13 +7,17 @@ mean comes last on purpose: batch norm and ReLU do not commute with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from nets.taps import as_is, channel_means, read_stages
+from configs.schema import LossTerm, StudentNet
+from nets.archs import ArchError
+from nets.taps import TapError, as_is, channel_means, read_stages, stage_modules
+from store.layout import TapSpec
 from train.study import TrainError
+from train.terms import loss_named, size_like
 
 
 class StageMismatch(TrainError):
@@ -72,17 +76,76 @@ def build_connectors(
         return Connectors(student_channels, teacher_channels, kind, hint)
 
 
+def student_stages(student: StudentNet, terms: Sequence[LossTerm]) -> dict[str, str]:
+    """The student's stages, {"stage1": module, ...}; none where no loss looks at its maps."""
+    if not _looked_at(terms) - {"logits"}:
+        return {}
+    return stage_modules(student.arch, student.stages, key="student.stages")
+
+
+def connectors_for(
+    network: nn.Module,
+    student: StudentNet,
+    terms: Sequence[LossTerm],
+    taps: Mapping[str, TapSpec],
+    image_shape: tuple[int, int, int],
+    seed: int,
+) -> Connectors | None:
+    """The connectors that these losses need, from this network to these taps of a cache.
+
+    Raises StageMismatch, TapError where they do not fit; ArchError where the network cannot take
+    images of that shape (H, W, C).
+    """
+    looked_at = _looked_at(terms)
+    shapes = student_shapes(network, student_stages(student, terms), image_shape)
+    wanted = {tap: spec.shape[0] for tap, spec in taps.items() if tap.startswith("stage")}
+    if "energy" in looked_at:
+        _check_count(shapes, wanted)
+        _check_sizes(shapes, taps)
+    if not looked_at & {"means", "hint"}:
+        return None
+    channels = {stage: shape[0] for stage, shape in shapes.items()}
+    hint = (str(taps["hint"].stage), taps["hint"].shape[0]) if "hint" in looked_at else None
+    return build_connectors(
+        channels, wanted if "means" in looked_at else {}, student.connector, seed, hint
+    )
+
+
+def _looked_at(terms: Sequence[LossTerm]) -> set[str]:
+    """What the losses need of the student."""
+    return {output for term in terms for output in loss_named(term.loss).student}
+
+
 def student_channels(
     network: nn.Module, stages: Mapping[str, str], image_shape: tuple[int, int, int]
 ) -> dict[str, int]:
     """Channels of the student's stages, found by one pass over a blank (H, W, C) image."""
+    shapes = student_shapes(network, stages, image_shape)
+    return {stage: shape[0] for stage, shape in shapes.items()}
+
+
+def student_shapes(
+    network: nn.Module, stages: Mapping[str, str], image_shape: tuple[int, int, int]
+) -> dict[str, tuple[int, ...]]:
+    """(C, H, W) of each stage's map, found by one pass over a blank (H, W, C) image.
+
+    Raises TapError, or ArchError where the network cannot take such an image.
+    """
     height, width, channels = image_shape
     was_training = network.training
     network.eval()
-    with torch.no_grad(), read_stages(network, stages, as_is) as maps:
-        network(torch.zeros(1, channels, height, width))
+    try:
+        with torch.no_grad(), read_stages(network, stages, as_is) as maps:
+            network(torch.zeros(1, channels, height, width))
+    except TapError as error:
+        raise TapError(f"student.stages: {error}") from None
+    except RuntimeError as error:
+        raise ArchError(
+            f"student.arch: the network cannot take images of {height}x{width} pixels and "
+            f"{channels} channels: {str(error).splitlines()[0]}"
+        ) from error
     network.train(was_training)
-    return {stage: features.shape[1] for stage, features in maps.items()}
+    return {stage: tuple(features.shape[1:]) for stage, features in maps.items()}
 
 
 def _connector(in_channels: int, out_channels: int, kind: str) -> nn.Module:
@@ -94,11 +157,7 @@ def _connector(in_channels: int, out_channels: int, kind: str) -> nn.Module:
 
 
 def _check_stages(student: Mapping[str, int], teacher: Mapping[str, int], kind: str) -> None:
-    if len(student) != len(teacher):
-        raise StageMismatch(
-            f"the student has {len(student)} stages and the cache {len(teacher)} "
-            f"({', '.join(teacher)}): name as many modules under student.stages"
-        )
+    _check_count(student, teacher)
     different = [stage for stage in teacher if student[stage] != teacher[stage]]
     if kind == "none" and different:
         stage = different[0]
@@ -106,3 +165,23 @@ def _check_stages(student: Mapping[str, int], teacher: Mapping[str, int], kind: 
             f"student.connector is none, but {stage} has {student[stage]} channels in the student "
             f"and {teacher[stage]} in the teacher: use student.connector=conv-bn-relu"
         )
+
+
+def _check_count(student: Mapping[str, object], teacher: Mapping[str, object]) -> None:
+    if len(student) != len(teacher):
+        raise StageMismatch(
+            f"the student has {len(student)} stages and the teacher {len(teacher)} "
+            f"({', '.join(teacher)}): name as many modules under student.stages"
+        )
+
+
+def _check_sizes(shapes: Mapping[str, tuple[int, ...]], taps: Mapping[str, TapSpec]) -> None:
+    """A cache holds of an attention map how many positions it has, not its height and width."""
+    for stage, (_, height, width) in shapes.items():
+        positions = taps[stage.replace("stage", "energy")].shape[0]
+        if size_like(height, width, positions) is None:
+            raise StageMismatch(
+                f"at: {stage} is {height}x{width} in the student and has {positions} positions in "
+                f"the teacher, which are no map of the same proportions: name other modules under "
+                f"student.stages"
+            )

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from configs.commands import student_command
 from configs.schema import as_plain
 from nets.errors import Errors, count_errors
 from nets.precision import pick_device
@@ -41,10 +42,15 @@ def export_student(
     """Write the three files into `folder`; returns the card. Raises TrainError."""
     summary = study.finished(method, seed)
     if summary is None:
-        raise TrainError(
-            f"{study.run_folder(method, seed)} is not finished\n  fix: make train-student "
-            f"STUDENT={study.config.name} METHOD={method} SEED={seed}"
+        command = student_command(
+            study.config,
+            study.teacher,
+            method,
+            seed,
+            caches_dir=study.cache.path.parent,
+            runs_dir=study.runs_dir,
         )
+        raise TrainError(f"{study.run_folder(method, seed)} is not finished\n  fix: {command}")
     place = pick_device(device)
     trained = study.run_folder(method, seed) / f"{which}.pt"
     network = _loaded(study, trained).to(place)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
+from configs.commands import cache_command
 from configs.schema import StudentConfig, TeacherConfig
 from nets.taps import stage_modules
 from train.study import TrainError
@@ -42,7 +44,10 @@ def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) ->
 
 
 def check_before_the_pass(
-    config: StudentConfig, teacher: TeacherConfig, methods: Sequence[str]
+    config: StudentConfig,
+    teacher: TeacherConfig,
+    methods: Sequence[str],
+    caches_dir: Path = Path("caches"),
 ) -> None:
     """Raise TrainError where a cache made as `teacher` says would lack what methods need."""
     stages = list(stage_modules(teacher.teacher.arch, teacher.taps.stages))
@@ -50,16 +55,26 @@ def check_before_the_pass(
     there |= {_energy_of(stage) for stage in stages} if teacher.taps.energy else set()
     there |= {"hint"} if teacher.taps.hint else set()
     missing = missing_taps(config, methods, stages, there)
-    if not missing:
-        return
-    told = told_of_missing(missing, f"the teacher's file {teacher.name} leaves out", stages)
-    settings = " ".join(f"teacher.{item}" for item in settings_that_add(missing, stages))
+    if missing:
+        who = f"the teacher's file {teacher.name} leaves out"
+        raise missing_error(missing, methods, who, teacher, stages, caches_dir)
+
+
+def missing_error(
+    missing: Mapping[str, set[str]],
+    methods: Sequence[str],
+    who: str,
+    teacher: TeacherConfig,
+    stages: Sequence[str],
+    caches_dir: Path,
+) -> TrainError:
+    """What `who` lacks, and the command that makes a cache with it, or adds it to one."""
+    told = told_of_missing(missing, who, stages)
     rest = " ".join(method for method in methods if method not in missing)
-    without = f', or leave them out: METHODS="{rest}"' if rest else ""
-    raise TrainError(
-        f'{told}\n  fix: add ARGS="{settings}" (python -m precompute {teacher.name} --plan '
-        f"says what that takes){without}"
-    )
+    without = f'; or leave these methods out: METHODS="{rest}"' if rest else ""
+    more = settings_that_add(missing, stages)
+    command = cache_command(teacher, caches_dir=caches_dir, more=more)
+    return TrainError(f"{told}{without}\n  fix: {command}")
 
 
 def _energy_of(stage: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,12 +66,17 @@ class RunRecorder:
         self.last: dict[str, Any] = {}  # the metrics of the last epoch
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = WriterLock(folder, Job())  # two processes must not train one run
-        if not self._taken_up():
-            # One of another run, which would be taken for one of this as soon as run.json says so.
-            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-            _write_json(folder / RUN_FILE, identity)
-            (folder / METRICS_FILE).write_text("")
-        self._events = self._open_events()
+        try:
+            if not self._taken_up():
+                # One of another run, which would be taken for one of this as soon as run.json
+                # says so.
+                (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+                _write_json(folder / RUN_FILE, identity)
+                (folder / METRICS_FILE).write_text("")
+            self._events = self._open_events()
+        except BaseException:
+            self._lock.release()
+            raise
         self._epoch_started = self._kept = time.perf_counter()
 
     def is_due(self) -> bool:
@@ -188,7 +194,9 @@ class RunRecorder:
         try:
             state = read_tensors(path)
         except ArchError as error:
-            raise TrainError(f"{error}\n  fix: rm {path}; the run begins anew") from None
+            raise TrainError(
+                f"{error}; without it the run begins anew\n  fix: rm {shlex.quote(str(path))}"
+            ) from None
         metrics = self.folder / METRICS_FILE
         lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
         is_this_run = state.get("run_sha256") == identity_sha256(self._identity)

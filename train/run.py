@@ -12,13 +12,12 @@ from rich.console import Console
 
 from configs.schema import LossTerm
 from nets.precision import pick_device
-from nets.taps import stage_modules
 from nets.teacher import load_teacher_network
 from nets.zoo import build
 from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
 from store.stop import StopRequest
-from train.connectors import Connectors, StageMismatch, build_connectors, student_channels
+from train.connectors import Connectors, connectors_for, student_stages
 from train.feed import (
     CachedTeacher,
     LiveTeacher,
@@ -38,7 +37,7 @@ from train.loop import (
     make_learner,
     open_splits,
 )
-from train.needs import missing_taps, settings_that_add, told_of_missing
+from train.needs import missing_error, missing_taps
 from train.progress import EpochPrinter
 from train.records import RunRecorder
 from train.study import Study, TrainError
@@ -164,7 +163,6 @@ def _prepare(
     data: SplitPixels,
 ) -> tuple[Task, Connectors | None, torch.nn.Module]:
     student = study.config.student
-    stages = stage_modules(student.arch, student.stages)
     network = build(
         student.arch,
         num_classes=study.dataset.num_classes,
@@ -172,26 +170,13 @@ def _prepare(
         stem=student.stem,
         seed=seed,
     )
-    connectors = None
-    looked_at = {output for term in terms for output in loss_named(term.loss).student}
-    if "energy" in looked_at and len(stages) != len(study.teacher_stages):
-        raise StageMismatch(
-            f"the student has {len(stages)} stages and the cache {len(study.teacher_stages)}: name "
-            f"as many modules under student.stages"
-        )
-    if looked_at & {"means", "hint"}:
-        taps = study.cache.taps
-        channels = student_channels(network, stages, study.image_shape)
-        wanted = {stage: taps[stage].shape[0] for stage in study.teacher_stages}
-        wanted = wanted if "means" in looked_at else {}
-        hint = (str(taps["hint"].stage), taps["hint"].shape[0]) if "hint" in looked_at else None
-        connectors = build_connectors(channels, wanted, student.connector, seed, hint)
+    connectors = connectors_for(network, student, terms, study.cache.taps, study.image_shape, seed)
     task = Task(
         data=data,
         num_views=study.num_views,
         training=study.config.training,
         terms=terms,
-        stages=stages,
+        stages=student_stages(student, terms),
         seed=seed,
         device=device,
         freeze_idle_classifier=study.config.training.freeze_idle_classifier,
@@ -242,16 +227,15 @@ def check_methods(study: Study, methods: Sequence[str]) -> None:
     """Raise TrainError where a method cannot work, or needs what the cache lacks: all of it."""
     stages, epochs = list(study.teacher_stages), study.config.training.epochs
     for method in methods:
-        _check_terms(method, study.config.methods[method], epochs)
+        check_terms(method, study.config.methods[method], epochs)
     missing = missing_taps(study.config, methods, stages, list(study.cache.taps))
     if missing:
-        told = told_of_missing(missing, f"{study.cache.path} lacks", stages)
-        settings = " ".join(settings_that_add(missing, stages))
-        command = f'make cache-teacher TEACHER={study.teacher.name} ARGS="{settings}"'
-        raise TrainError(f"{told}\n  fix: {command}")
+        path = study.cache.path
+        raise missing_error(missing, methods, f"{path} lacks", study.teacher, stages, path.parent)
 
 
-def _check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
+def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
+    """Raise TrainError where a term never acts, or where in some epoch none does."""
     names = [term.loss for term in terms]
     if len(set(names)) != len(names):
         raise TrainError(f"methods.{method}: a loss stands twice; give it one term")

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from configs.commands import cache_command
 from configs.schema import StudentConfig, TeacherConfig, as_plain
 from nets.archs import check_arch
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules
 from nets.weights_file import weights_file
 from runtime.limits import total_memory
+from store.errors import told_with
 from store.identity import (
     Identity,
     cache_identity,
@@ -31,6 +33,7 @@ from views.augment import AUGMENT_VERSION, pixel_canary, view_shape
 from views.datasets import Dataset, load_dataset
 
 RUN_VERSION = 2  # raise it when the same settings would train differently
+MOST_SEED = 2**64 - 1
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.jsonl"
@@ -181,12 +184,13 @@ def open_study(
     dataset = load_dataset(teacher.dataset)
     identity = teacher_identity(teacher, dataset)
     views = views_used(config, teacher)
-    if cache_path is None:
-        cache = find_cache(caches_dir, teacher.name, identity, num_views=views)
-    else:
-        cache = TeacherCache.open(cache_path, num_views=views)
-    canary = pixel_canary(dataset.train, teacher.views)
-    cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
+    with told_with(lambda more: cache_command(teacher, caches_dir=caches_dir, more=more)):
+        if cache_path is None:
+            cache = find_cache(caches_dir, teacher.name, identity, num_views=views)
+        else:
+            cache = TeacherCache.open(cache_path, num_views=views)
+        canary = pixel_canary(dataset.train, teacher.views)
+        cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
     return Study(config, teacher, dataset, cache, runs_dir, feed)
 
 

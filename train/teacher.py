@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from configs.commands import teacher_command
 from configs.schema import LossTerm, TeacherConfig, TeacherTraining, as_plain
 from nets.archs import check_arch
 from nets.source import arch_source
@@ -69,7 +70,7 @@ def training_folder(weights: Path) -> Path:
     return weights.with_suffix(".training")
 
 
-def existing_weights(config: TeacherConfig, command: str) -> FoundWeights | None:
+def existing_weights(config: TeacherConfig) -> FoundWeights | None:
     """The weights file that the config names; None if it is missing.
 
     Weights trained here (their sha256 is in the summary beside them) must have been trained as the
@@ -78,8 +79,6 @@ def existing_weights(config: TeacherConfig, command: str) -> FoundWeights | None
     the views' seed decide a training too, but such weights are as good a teacher on other views:
     they are used, with a note. So are those whose network's file has been edited. A config without
     a `training:` block takes any file as it is.
-
-    command: of the program that trains the teacher, for the fix.
     """
     weights = weights_file(config.teacher.weights)
     if not weights.is_file():
@@ -93,8 +92,9 @@ def existing_weights(config: TeacherConfig, command: str) -> FoundWeights | None
     if refused := [line for line in differing if not line.startswith(_OF_THE_TRAINING_ALONE)]:
         raise TeacherExists(
             "\n  ".join([f"{weights} was trained with other settings:", *refused])
-            + f"\n  fix: {command} --retrain trains it anew; with training=null it is used as it "
-            f"is; or ask for those settings, or set teacher.weights=ANOTHER_FILE"
+            + f"\n  ask for those settings, or set training=null to use it as it is, or "
+            f"teacher.weights=ANOTHER_FILE, or train it anew"
+            f"\n  fix: {teacher_command(config, '--retrain')}"
         )
     if differing:
         notes.append(f"trained with others, but used as it is: {'; '.join(differing)}")
@@ -156,7 +156,6 @@ def train_teacher(
     console: Console,
     num_workers: int | None = None,
     retrain: bool = False,
-    command: str = "python -m train teacher",
 ) -> dict[str, Any]:
     """Train, or resume training, and save the weights; returns the summary of the training.
 
@@ -183,8 +182,8 @@ def train_teacher(
     if unfinished := _other_unfinished(training_folder(weights), settings):
         if not retrain:
             raise TeacherExists(
-                f"{unfinished}\n  fix: ask for those settings, which resumes it, or discard it: "
-                f"{command} --retrain"
+                f"{unfinished}\n  ask for those settings, which resumes it, or discard it\n"
+                f"  fix: {teacher_command(config, '--retrain')}"
             )
         console.print(f"discarded: {unfinished}")
     place = pick_device(device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -154,19 +155,36 @@ def _at(batch: Batch) -> Tensor:
 def _same_size(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Energies of one size: where maps differ, the larger is averaged to the size of the smaller.
 
-    Teacher maps are taken to have the shape of the student's, and so to be square where they are.
+    Teacher maps are taken to have the proportions of the student's, as both see the same images.
     """
     if ours.shape == theirs.shape:
         return ours, theirs
     height, width = maps.shape[2:]
-    scale = (theirs.shape[1] / (height * width)) ** 0.5
-    sizes = (height, width), (round(height * scale), round(width * scale))
-    smaller = min(sizes)
+    size = size_like(height, width, theirs.shape[1])
+    assert size is not None  # checked before the run: `train.connectors`
+    smaller = min(height, size[0]), min(width, size[1])
     pooled = []
-    for energy, size in zip((ours, theirs), sizes, strict=True):
-        map_ = F.adaptive_avg_pool2d(energy.float().unflatten(1, size)[:, None], smaller)
+    for energy, shape in ((ours, (height, width)), (theirs, size)):
+        map_ = F.adaptive_avg_pool2d(energy.float().unflatten(1, shape)[:, None], smaller)
         pooled.append(F.normalize(map_.flatten(1), dim=1, eps=1e-12))
     return pooled[0], pooled[1]
+
+
+def size_like(height: int, width: int, positions: int) -> tuple[int, int] | None:
+    """(height, width) of a map of so many positions, with the proportions of `height` x `width`.
+
+    Both sides may be off by less than one position, as strides round; None where none is so near,
+    or two are equally near.
+    """
+    ideal = (positions * height / width) ** 0.5
+    found = sorted(
+        (abs(rows - ideal), rows)
+        for rows in range(max(1, math.ceil(ideal) - 1), math.floor(ideal) + 2)
+        if positions % rows == 0 and abs(positions / rows - positions / ideal) < 1
+    )
+    if not found or found[0][0] >= 1 or (len(found) > 1 and found[1][0] - found[0][0] < 0.1):
+        return None
+    return found[0][1], positions // found[0][1]
 
 
 def _rkd(batch: Batch, **options: float) -> Tensor:

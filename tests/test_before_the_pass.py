@@ -1,0 +1,193 @@
+"""What can be known to be wrong before the teacher runs is an error before it runs."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import precompute.__main__
+from configs.schema import StudentConfig, TeacherConfig
+from nets.archs import ArchError
+from nets.taps import TapError
+from nets.weights import save_atomically
+from nets.zoo import build
+from tests.conftest import make_cache, write_image_folder
+from train.__main__ import cli
+from train.check import check_study
+from train.connectors import StageMismatch
+from train.run import train_student
+from train.study import Study, open_study
+from train.terms import size_like
+
+ROOT = Path(__file__).parent.parent
+MakeStudy = Callable[..., Study]
+
+
+@pytest.fixture
+def nothing_there(tmp_path: Path) -> list[str]:
+    """Arguments of a study whose teacher has not even been trained."""
+    caches, runs = str(tmp_path / "caches"), str(tmp_path / "runs")
+    weights = f"teacher.teacher.weights={tmp_path / 'gone.pt'}"
+    return ["--caches", caches, "--runs", runs, "--device", "cpu", weights]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        (["--seeds", "a"], 'expected whole numbers, as in "0 1 2"'),
+        (["--seeds", "²"], 'expected whole numbers, as in "0 1 2"'),
+        (["--seeds", "18446744073709551616"], "is too large"),
+        (["--feed", "foo"], "'foo' is not one of"),
+        (["--jobs", "0"], "Invalid value for '--jobs'"),
+        (["--workers", "-1"], "Invalid value for '--workers'"),
+        (["--methods", "kdd"], "unknown method 'kdd'"),
+        (["--device", "cuda:77"], "device 'cuda:77' is not available"),
+        (["--device", "gpu"], "device 'gpu' is unknown"),
+        (["student.stages=[layer1, layer2, layer9]"], "student.stages: the network has no module"),
+        (["student.stages=[layer1]"], "the student has 1 stages and the teacher 3"),
+        (["student.arch=vgg11_bn"], "exists only with stem: imagenet"),
+        (["student.arch=python:tests.own_network:nothing"], "cannot be loaded"),
+        (["student.arch=python:tests.own_network:without_arguments"], "cannot be built"),
+        (["student.arch=python:tests.own_network:wide_kernel"], "cannot take images of 8x8"),
+        (["student.connector=none"], "student.connector is none"),
+        (["--methods", "at", "teacher.taps.energy=null"], "methods.at needs the taps energy1"),
+        (["methods.ce.0.start_epoch=41"], "this term would never act"),
+        (["teacher.taps.stages=[layer1, layer9]"], "taps.stages: the network has no module"),
+        (["teacher.taps.hint.stage=stage4"], "taps.hint.stage: stage4 is none of"),
+        (["teacher.teacher.arch=python:tests.own_network:wide_kernel",
+          "teacher.taps.stages=[body]", "teacher.taps.hint=null", "--methods", "ce"],
+         "teacher.arch: "),
+    ],
+)  # fmt: skip
+def test_check_finds_it_without_weights_or_cache(
+    nothing_there: list[str], mistake: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if mistake[0].startswith("student.connector"):
+        mistake = [*mistake, "student.arch=resnet8x4"]
+    assert cli(["check", "digits-resnet8", *nothing_there, *mistake]) == 2
+    error = capsys.readouterr().err
+    assert told in " ".join(error.replace("│", " ").split())
+    assert "Traceback" not in error
+
+
+def test_a_study_without_mistakes_passes(
+    nothing_there: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(["check", "digits-resnet8", *nothing_there]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_plan_finds_it_too(nothing_there: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["plan", "digits-resnet8", "--no-trial", *nothing_there]
+    assert cli([*call, "student.stages=[layer1, layer9, layer2]"]) == 2
+    assert "student.stages: the network has no module 'layer9'" in capsys.readouterr().err
+
+
+def test_logits_alone_ask_for_no_stages(make_study: MakeStudy) -> None:
+    own = "student.arch=python:tests.own_network:make"
+    study = make_study(student=[own])
+    assert train_student(study, "kd", 0, device="cpu")["epochs"] == 4
+    with pytest.raises(TapError, match=r"name its modules under student\.stages"):
+        train_student(study, "cd", 0, device="cpu")
+    check_study(study.config, study.teacher, ["ce", "kd"])
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [("EPOCHS=3", "EPOCHS"), ("student=digits-resnet8", "student"), ("ARG=a=1 b=2", "ARG")],
+)
+def test_make_refuses_variables_that_it_does_not_know(given: str, named: str) -> None:
+    result = make("cache-teacher", given)
+    assert result.returncode == 2
+    assert f"unknown variable {named}; known: TEACHER STUDENT METHOD" in result.stderr
+
+
+def test_make_takes_every_variable_that_it_shows() -> None:
+    spaced = ["ARGS=a.b=1 c=[1,2]", "SEEDS=0 1", "METHODS=ce kd", "TEACHER=my photos.yaml"]
+    result = make("cache-teacher", *spaced, "WORKERS=2", "CACHES=/a b", "RECHECK=1")
+    assert result.returncode == 0, result.stderr
+    assert "precompute 'my photos.yaml' --caches '/a b'" in result.stdout
+    assert "'a.b=1' 'c=[1,2]'" in result.stdout
+
+
+@pytest.mark.parametrize("target", ["train-student", "ablation"])
+def test_make_checks_before_it_builds(target: str) -> None:
+    shown = make(target, "FEED=foo", "JOBS=0", "DEVICE=cuda", "WORKERS=3", "SEEDS=a").stdout
+    first = shown[: shown.index("cache-of-student")]
+    for option in ("--feed 'foo'", "--device 'cuda'", "--workers '3'"):
+        assert option in first
+    if target == "ablation":
+        assert "--jobs '0'" in first
+        assert '--seeds "a"' in first
+
+
+def test_blocks_of_any_other_size_than_a_power_of_two_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["digits-resnet20", "--caches", str(tmp_path), "--block-rows", "1000"]
+    assert precompute.__main__.cli(call) == 2
+    assert "--block-rows 1000 is not a power of two; use 512 or 1024" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("student", "positions", "expected"),
+    [
+        ((7, 7), 49, (7, 7)),
+        ((4, 4), 64, (8, 8)),
+        ((7, 11), 25 * 41, (25, 41)),
+        ((6, 10), 15, (3, 5)),
+        ((13, 21), 77, (7, 11)),
+        ((7, 7), 12, None),
+        ((2, 3), 11, None),
+    ],
+)
+def test_the_size_of_a_teachers_map_follows_from_its_positions(
+    student: tuple[int, int], positions: int, expected: tuple[int, int] | None
+) -> None:
+    assert size_like(*student, positions) == expected
+
+
+def test_attention_maps_need_not_be_square(
+    tmp_path: Path,
+    small_teacher: Callable[..., TeacherConfig],
+    small_student: Callable[..., StudentConfig],
+) -> None:
+    """A student whose maps are of other sizes than its teacher's learns from images of 12x20."""
+    data = write_image_folder(tmp_path / "data", size=(12, 20))
+    weights = tmp_path / "weights.pt"
+    save_atomically(build("resnet8", num_classes=2).state_dict(), weights)
+    teacher = small_teacher(
+        f"dataset={{type: imagefolder, root: {data}, "
+        "normalisation: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}",
+        f"teacher.weights={weights}",
+        "taps.energy=float32",
+        "views.count=2",
+    )
+    make_cache(teacher, tmp_path / "caches", block_rows=2)
+
+    def study(*stages: str) -> Study:
+        config = small_student("student.arch=resnet8", f"student.stages=[{','.join(stages)}]")
+        return open_study(
+            config, teacher, caches_dir=tmp_path / "caches", runs_dir=tmp_path / "runs"
+        )
+
+    smaller = study("layer2", "layer3", "layer3")
+    summary = train_student(smaller, "at", 0, device="cpu")
+    assert summary["epochs"] == 4
+    with pytest.raises(StageMismatch, match=r"at: stage1 is 1x1 in the student and has 240 pos"):
+        train_student(study("avgpool", "layer2", "layer3"), "at", 0, device="cpu")
+
+
+def test_a_student_that_fits_no_image_says_so(make_study: MakeStudy) -> None:
+    study = make_study(student=["student.arch=python:tests.own_network:wide_kernel"])
+    with pytest.raises(ArchError, match=r"student\.arch: the network cannot take images of 8x8"):
+        train_student(study, "ce", 0, device="cpu")

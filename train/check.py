@@ -1,0 +1,88 @@
+"""What can be known of a study before its teacher runs: it is checked while an error costs nothing.
+
+Builds both networks with fresh weights and shows them one blank image; reads no cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from configs.schema import LossTerm, StudentConfig, TeacherConfig
+from nets.archs import ArchError
+from nets.taps import TapError, stage_modules
+from nets.teacher import Teacher
+from nets.zoo import build
+from store.layout import TapSpec
+from train.connectors import connectors_for
+from train.needs import check_before_the_pass
+from train.run import check_terms
+from views.augment import check_augmentable, view_shape
+from views.datasets import Dataset, load_dataset
+
+
+def check_study(
+    config: StudentConfig,
+    teacher: TeacherConfig,
+    methods: Sequence[str],
+    caches_dir: Path = Path("caches"),
+) -> None:
+    """Raise TrainError, ArchError, TapError or DatasetError where a method cannot work."""
+    for method in methods:
+        check_terms(method, config.methods[method], config.training.epochs)
+    check_before_the_pass(config, teacher, methods, caches_dir)
+    dataset = load_dataset(teacher.dataset)
+    taps = check_teacher(teacher, dataset)
+    shape = view_shape(dataset.train.first_shape, teacher.views.augment)
+    for method in methods:
+        check_student(config, config.methods[method], taps, shape, dataset.num_classes)
+
+
+def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]:
+    """The taps that a cache will hold, found with fresh weights: name -> shape.
+
+    Raises ArchError, TapError, DatasetError.
+    """
+    check_augmentable(dataset.train.first_shape, config.views.augment)
+    shape = view_shape(dataset.train.first_shape, config.views.augment)
+    net, device = config.teacher, torch.device("cpu")
+    network = build(net.arch, num_classes=dataset.num_classes, in_channels=shape[2], stem=net.stem)
+    stages = stage_modules(net.arch, config.taps.stages)
+    hint = config.taps.hint
+    if hint is not None and hint.stage not in stages:
+        raise TapError(f"taps.hint.stage: {hint.stage} is none of {', '.join(stages)}")
+    extra = [stage.replace("stage", "energy") for stage in stages if config.taps.energy]
+    extra += [f"hint:{hint.stage}"] if hint else []
+    try:
+        found = Teacher(network.eval(), stages, "float32", device).tap_shapes(shape, extra)
+    except TapError as error:
+        raise TapError(f"taps.stages: {error}") from None
+    except RuntimeError as error:
+        raise ArchError(
+            f"teacher.arch: {net.arch} cannot take images of {shape[0]}x{shape[1]} pixels: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    taps = {}
+    for output, size in found.items():
+        name, _, stage = output.partition(":")
+        taps[name] = TapSpec(size, "float32", stage=stage or None)
+    return taps
+
+
+def check_student(
+    config: StudentConfig,
+    terms: Sequence[LossTerm],
+    taps: Mapping[str, TapSpec],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> None:
+    """Raise ArchError, TapError or StageMismatch unless the student fits these taps."""
+    network = build(
+        config.student.arch,
+        num_classes=num_classes,
+        in_channels=image_shape[2],
+        stem=config.student.stem,
+    )
+    connectors_for(network, config.student, terms, taps, image_shape, seed=0)

@@ -196,6 +196,7 @@ def agreement(cache: TeacherCache) -> float:
 
 
 def content_of(running: TeacherPass) -> CacheContent:
+    import PIL
     import zarr
 
     setup = running.setup
@@ -214,6 +215,7 @@ def content_of(running: TeacherPass) -> CacheContent:
             "torch": torch.__version__,
             "numpy": np.__version__,
             "zarr": zarr.__version__,
+            "pillow": PIL.__version__,
         },
         sample_crc32c=True,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -165,16 +167,27 @@ class TeacherCache:
         ]
         if not np.array_equal(labels, self.labels):
             differences.append("labels: the dataset's differ from those in the cache")
-        if not differences and dict(canary) != self.manifest.canary:
-            differences.append(
-                "pixels: the views replayed from this dataset are not those the teacher saw "
-                "(another image decoder?)"
-            )
         if differences:
             raise CacheMismatch(
                 "\n  ".join([f"{self.path} is the cache of something else", *differences]),
                 fix=fix_command(self.manifest),
             )
+        if dict(canary) != self.manifest.canary:
+            raise self._other_pixels()
+
+    def _other_pixels(self) -> CacheMismatch:
+        """The error where the canary differs: no pass into this cache would help."""
+        made, here = self.manifest.versions.get("pillow"), version("pillow")
+        problem = (
+            f"{self.path}: the views replayed from this dataset are not those the teacher saw: its "
+            f"images have changed, or are decoded in another way"
+        )
+        path = shlex.quote(str(self.path))
+        fix = f"mv {path} {self.path.name}.old && {fix_command(self.manifest)}, for a new cache"
+        if made != here:
+            problem += f"\n  Pillow: {made or 'unknown'} when the cache was made, {here} here"
+            fix = f"python -m pip install pillow=={made}; or {fix}" if made else fix
+        return CacheMismatch(problem, fix=fix)
 
     def read_view(self, view: int, taps: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """All records of one view: tap -> (N, *tap shape), every checksum verified.

@@ -66,6 +66,13 @@ class OnePixel(nn.Module):
         return self.net(images)
 
 
+class Scaled(OnePixel):
+    """Computes something else while it is exported."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images) * (1.0 if torch.compiler.is_exporting() else 2.0)
+
+
 ONE_PIXEL = ("student.arch=python:tests.own_network:OnePixel", "student.stages=[net.0,net.1,net.2]")
 
 

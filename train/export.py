@@ -4,12 +4,16 @@ student.pt     the network's own keys, which the constructor of its architecture
 student.pt2    torch.export, for any batch size: normalised float32 (B, C, H, W) -> logits (B, K)
 student.json   architecture, classes, normalisation, errors and where it comes from
 
-What was trained is tested again before anything is written, and the program after it.
+Before anything is written the weights are compared with the checksum that the run's summary has of
+them. The program must give the network's logits on test images, up to rounding, before it gets its
+name. Errors are told as found again and never compared: a sample or two may turn over on another
+device.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +29,16 @@ from nets.precision import pick_device
 from nets.weights import load_weights
 from nets.zoo import build
 from store.files import write_atomically
+from store.identity import file_sha256
 from train.evaluate import evaluate
-from train.study import Study, TrainError
+from train.study import SUMMARY_FILE, Study, TrainError
 from views.batches import Pixels
 from views.pixels import evaluation_pixels
 
-# On another device a few samples may turn over; on the same one the errors are equal.
-_ROUNDING_PERCENT = 0.5
+# How far the program's logits may be from the network's, relative to the largest of them: both
+# compute in float32, but the sums of one may be in another order.
+_ROUNDING = 1e-3
+_COMPARED_IMAGES = 256
 
 Which = Literal["best", "last"]
 
@@ -53,21 +60,21 @@ def export_student(
         raise TrainError(f"{study.run_folder(method, seed)} is not finished\n  fix: {command}")
     place = pick_device(device)
     trained = study.run_folder(method, seed) / f"{which}.pt"
+    if file_sha256(trained) != summary["files_sha256"][trained.name]:
+        raise TrainError(
+            f"{trained} does not hold the weights that this run ended with: its sha256 is not the "
+            f"one in {SUMMARY_FILE}\n  fix: rm -r {shlex.quote(str(trained.parent))} && make "
+            f"train-student STUDENT={study.config.name} METHOD={method} SEED={seed}"
+        )
     network = _loaded(study, trained).to(place)
     test = evaluation_pixels(
         study.dataset.test, study.teacher.views, study.teacher.dataset.normalisation, place
     )
     found = evaluate(network, test, study.config.training.precision, place)
-    reported = summary[which]["top1_error"]
-    if abs(found.top1 - reported) > _ROUNDING_PERCENT:
-        raise TrainError(
-            f"{trained} has {found.top1:.2f} % top-1 error, but {reported:.2f} % was reported\n"
-            f"  fix: rm -r {trained.parent} and make train-student again"
-        )
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(trained, folder / "student.pt")
     plain = network.cpu().eval().to(memory_format=torch.contiguous_format)
-    program = _written_program(plain, test.shape, folder / "student.pt2")
+    program = _written_program(plain, test, folder / "student.pt2")
+    shutil.copyfile(trained, folder / "student.pt")
     card = {
         "model": study.config.student.arch,
         "stem": study.config.student.stem,
@@ -78,7 +85,8 @@ def export_student(
         "method": method,
         "seed": seed,
         "epoch": summary["best"]["epoch"] if which == "best" else summary["epochs"],
-        "top1_error": found.top1,
+        "reported_top1_error": summary[which]["top1_error"],
+        "top1_error": found.top1,  # found again, on this device
         "top5_error": found.top5,
         "program_top1_error": _errors_of(program, test).top1,  # in float32
         "cache": summary["cache"],
@@ -99,17 +107,37 @@ def _loaded(study: Study, weights: Path) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-def _written_program(network: nn.Module, shape: tuple[int, int, int], path: Path) -> nn.Module:
-    """Export, write aside, rename, and load what was written."""
-    height, width, channels = shape
+def _written_program(network: nn.Module, test: Pixels, path: Path) -> nn.Module:
+    """Export, write aside, load what was written, compare it, and give it its name."""
+    height, width, channels = test.shape
     example = torch.zeros(2, channels, height, width)
     batch = torch.export.Dim("batch", min=1, max=2**16)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
     aside = path.with_name(f".{path.stem}.tmp.pt2")
-    torch.export.save(program, aside)
-    aside.replace(path)
-    module: nn.Module = torch.export.load(path).module()
+    try:
+        torch.export.save(program, aside)
+        module: nn.Module = torch.export.load(aside).module()
+        _compare(module, network, test)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     return module
+
+
+@torch.no_grad()
+def _compare(program: nn.Module, network: nn.Module, test: Pixels) -> None:
+    """Raise TrainError unless both give the same logits for the same images, up to rounding."""
+    some = np.arange(min(len(test), _COMPARED_IMAGES))
+    (_, batch), *_ = test.batches([0], some, _COMPARED_IMAGES)
+    images = batch.inputs.cpu()
+    logits, theirs = network(images), program(images)
+    difference = (theirs - logits).abs().max().item() / max(logits.abs().max().item(), 1e-12)
+    if not difference <= _ROUNDING:
+        raise TrainError(
+            f"the program that torch.export made gives other logits than the network: they differ "
+            f"by {difference:.2g} of the largest, {_ROUNDING:.2g} would be rounding\n  fix: use "
+            f"the run's best.pt or last.pt, and look in the network for what depends on its input"
+        )
 
 
 def _errors_of(program: nn.Module, test: Pixels) -> Errors:

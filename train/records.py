@@ -23,7 +23,7 @@ from typing import Any
 from nets.archs import ArchError
 from nets.weights import read_tensors, save_atomically
 from store.files import write_atomically
-from store.identity import canonical_json, identity_sha256
+from store.identity import canonical_json, file_sha256, identity_sha256
 from store.lock import Job, WriterLock
 from store.stop import Stopped, StopRequest
 from train.loop import EpochResult, Learner, Partial
@@ -125,6 +125,9 @@ class RunRecorder:
                 "chosen_on": "test" if self.last["validation_top1_error"] is None else "validation",
                 "top1_error": self.best.top1,
                 "top5_error": self.best.top5,
+            },
+            "files_sha256": {
+                name: file_sha256(self.folder / name) for name in ("last.pt", "best.pt")
             },
             "seconds": self.seconds,
             **extra,

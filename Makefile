@@ -18,6 +18,7 @@ OUT     ?= exported
 WORKERS ?=
 FEED    ?= auto
 JOBS    ?= 1
+REDO    ?=
 
 PYTHON  ?= python3
 
@@ -37,6 +38,9 @@ TEACHER_ARGS = $(patsubst teacher.%,%,$(filter teacher.%,$(ARGS)))
 # Of the programs that read images.
 READERS = --device '$(DEVICE)' $(if $(WORKERS),--workers '$(WORKERS)')
 
+# Of the programs that train students.
+TRAINING = --feed '$(FEED)' $(if $(REDO),--redo)
+
 # Each word quoted, so that the shell leaves [1,2] and {"kind":"onecycle"} alone.
 OVERRIDES = $(foreach arg,$(ARGS),'$(arg)')
 
@@ -54,6 +58,7 @@ help: ## print this
 	@echo "  TEACHER=$(TEACHER)  STUDENT=$(STUDENT)  METHOD=$(METHOD)  SEED=$(SEED)"
 	@echo "  SEEDS=\"$(SEEDS)\"  METHODS=\"ce kd\" (default: all)  DEVICE=$(DEVICE)  JOBS=$(JOBS) (runs side by side)  WORKERS=4 (read images)"
 	@echo "  FEED=$(FEED) (device, host, window: where a view's teacher outputs are held)"
+	@echo "  REDO=1 (train again, replacing the runs asked for)"
 	@echo "  CACHES=$(CACHES)  RUNS=$(RUNS)  ARGS=\"key.sub=value ...\" overrides keys of the config;"
 	@echo "  a student's ARGS reach its teacher's file as teacher.key.sub=value"
 
@@ -75,14 +80,14 @@ train-student: env ## train STUDENT with METHOD and SEED; makes what is missing 
 	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) --feed '$(FEED)' --no-trial $(OVERRIDES)
 	@$(MAKE) --no-print-directory cache-of-student
 	@$(PY) -m train student '$(STUDENT)' --method '$(METHOD)' --seed '$(SEED)' \
-	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) --feed '$(FEED)' $(OVERRIDES)
+	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) $(TRAINING) $(OVERRIDES)
 
 ablation: env ## train every method of STUDENT with every one of SEEDS; the report
 	@$(PY) -m train check '$(STUDENT)' --seeds "$(SEEDS)" --methods "$(METHODS)" --jobs '$(JOBS)' \
 	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) --feed '$(FEED)' $(OVERRIDES)
 	@$(MAKE) --no-print-directory cache-of-student
 	@$(PY) -m train ablation '$(STUDENT)' --seeds "$(SEEDS)" --methods "$(METHODS)" --jobs '$(JOBS)' \
-	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) --feed '$(FEED)' $(OVERRIDES)
+	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) $(TRAINING) $(OVERRIDES)
 
 .PHONY: cache-of-student
 cache-of-student:

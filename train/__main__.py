@@ -5,6 +5,7 @@ python -m train ablation NAME|PATH [--seeds "0 1 2"] [--methods "ce kd"] [key=va
 python -m train check NAME|PATH [--methods "ce kd"] [key=value ...]
 python -m train export NAME|PATH FOLDER [--method M] [--seed S] [--which best] [key=value ...]
 python -m train plan NAME|PATH [--method M] [--seed S] [--no-trial] [key=value ...]
+python -m train runs [STUDENT] [--remove [--yes]]
 
 Overrides that begin with `teacher.` change the teacher's file: teacher.dataset.limit=200.
 """
@@ -15,6 +16,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -65,6 +67,7 @@ FeedOption = Annotated[
 Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
 Jobs = Annotated[int, typer.Option(min=1, help="runs trained side by side")]
 Trial = Annotated[bool, typer.Option(help="take a few steps, for time and memory")]
+Redo = Annotated[bool, typer.Option(help="train again, replacing the runs asked for")]
 LiveTeacher = Annotated[
     bool, typer.Option(help="run the teacher in the loop instead of reading the cache")
 ]
@@ -77,6 +80,7 @@ def student(
     method: Method = "cd+gkd+edt",
     seed: Seed = 0,
     live_teacher: LiveTeacher = False,
+    redo: Redo = False,
     caches: Caches = Path("caches"),
     runs: Runs = Path("runs"),
     cache: CachePath = None,
@@ -90,6 +94,8 @@ def student(
     study = _open(name, overrides, caches, runs, cache, feed)
     _check_method(study.config, method)
     folder = study.run_folder(method, seed, live_teacher=live_teacher)
+    if redo:
+        _forget(study, [method], [folder], device)
     summary = study.finished(method, seed, live_teacher=live_teacher)
     if summary is not None:
         console.print(f"{folder} is finished: nothing to do.")
@@ -167,6 +173,7 @@ def ablation(
     workers: Workers = None,
     feed: FeedOption = "auto",
     jobs: Jobs = 1,
+    redo: Redo = False,
 ) -> None:
     """Train every method with every seed, then write the report."""
     console = _console()
@@ -175,6 +182,9 @@ def ablation(
     for method in wanted:
         _check_method(study.config, method)
     numbers = _parsed_seeds(seeds)
+    if redo:
+        folders = [study.run_folder(method, seed) for method in wanted for seed in numbers]
+        _forget(study, wanted, folders, device)
     done: list[dict[str, Any] | None] = [study.finished(m, s) for m in wanted for s in numbers]
     finished, failures = [summary for summary in done if summary is not None], []
     if len(finished) < len(done):
@@ -194,7 +204,8 @@ def ablation(
             run=_command_of_one_run(name, overrides or [], caches, runs),
             cache=cache_command(study.teacher, caches_dir=caches),
         )
-        console.print(write_report(study, finished, commands))
+        asked = f"{' '.join(wanted)}; seeds {' '.join(map(str, numbers))}"
+        console.print(write_report(study, commands, asked))
         console.print(f"written to {study.folder}/report.html, ablation.md, .csv and .png")
     for outcome in failures:
         method, seed = outcome.run
@@ -310,6 +321,51 @@ def _check(
     taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)
     if study is None or missing_taps(config, methods, list(stages), taps):
         check_study(config, teacher, methods, caches_dir)
+
+
+@app.command("runs")
+def list_runs(
+    name: Annotated[str | None, typer.Argument(help="of one student; default: of all")] = None,
+    runs: Runs = Path("runs"),
+    remove: Annotated[
+        bool, typer.Option("--remove", help="delete unfinished and superseded ones, after asking")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="delete without asking")] = False,
+) -> None:
+    """List runs: state, error, size, age, and what differs between those of one method."""
+    from train.runs import removable, remove_run, runs_below, table_of
+
+    student_name = Path(name).stem if name and name.endswith((".yaml", ".yml")) else name
+    found = runs_below(runs, student_name)
+    if not found:
+        print(f"{runs / (student_name or '')} holds no run")
+        return
+    if not remove:
+        print(table_of(found, time.time()))
+        return
+    surplus = removable(found)
+    print("".join(f"{folder}: {why}\n" for folder, why in surplus.items()), end="")
+    size = sum(run.num_bytes for run in found if run.folder in surplus) / 1e6
+    question = f"delete these {len(surplus)} of {len(found)} runs, {size:,.1f} MB?"
+    if not surplus or not (yes or typer.confirm(question)):
+        print("nothing deleted")
+        return
+    for folder in surplus:
+        remove_run(folder)
+    print(f"deleted {len(surplus)} of {len(found)} runs, {size:,.1f} MB")
+
+
+def _forget(study: Study, methods: list[str], folders: list[Path], device: str) -> None:
+    """Delete runs that are to be trained again, once nothing speaks against training them."""
+    from nets.precision import check_device
+    from train.run import check_methods
+    from train.runs import remove_run
+
+    check_methods(study, methods)
+    check_device(device)
+    for folder in folders:
+        if folder.is_dir():
+            remove_run(folder)
 
 
 def _console() -> Console:

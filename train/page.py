@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.report import Commands, Curve, Row, Summary, legend, table_cells
+from train.report import Commands, Curve, Row, Summary, legend, scope, table_cells
 
 _COLOURS = (
     *("#b03a2e", "#1b4f8f", "#2a7f3f", "#c77c11", "#6c3a9c", "#118a8a", "#7a5230", "#d14d8b"),
@@ -60,6 +60,7 @@ def page(
     curves: Mapping[tuple[str, int], Curve],
     commands: Commands,
     num_views: int,
+    asked: str,
 ) -> str:
     """HTML."""
     first = summaries[0]
@@ -67,7 +68,7 @@ def page(
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="quiet">{_subtitle(first, rows)}</p>',
         f'<div class="scroll">{_table(rows, first["teacher"])}</div>',
-        f'<p class="quiet">{html.escape(legend(first))}</p>',
+        f'<p class="quiet">{html.escape(legend(first))} {html.escape(scope(asked))}</p>',
         "<h2>Learning curves</h2>",
         '<div class="pair">',
         _image("test error by epoch", _by_epoch(rows, curves)),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from store.files import write_atomically
+from train.runs import FoundRun, finished_of
 from train.study import METRICS_FILE, Study
 
 _COLUMNS = {
@@ -157,46 +158,57 @@ def csv_table(summaries: Iterable[Summary]) -> str:
     return text.getvalue()
 
 
-def read_curves(study: Study, summaries: Sequence[Summary]) -> dict[tuple[str, int], Curve]:
+def read_curves(runs: Sequence[FoundRun]) -> dict[tuple[str, int], Curve]:
     """The metrics of every run, by method and seed."""
-    found = {}
-    for summary in summaries:
-        run = (summary["method"], summary["seed"])
-        lines = (study.run_folder(*run) / METRICS_FILE).read_text().splitlines()
-        found[run] = [json.loads(line) for line in lines]
-    return found
+    texts = {(run.label, run.seed): (run.folder / METRICS_FILE).read_text() for run in runs}
+    return {key: [json.loads(line) for line in text.splitlines()] for key, text in texts.items()}
 
 
-def write_report(study: Study, summaries: Sequence[Summary], commands: Commands) -> str:
-    """Write report.html, ablation.md, .csv and .png into the study's folder; returns the table."""
+def write_report(study: Study, commands: Commands, asked: str) -> str:
+    """Write report.html, ablation.md, .csv and .png into the study's folder; returns the table.
+
+    They hold all finished runs of the study, of which there must be one; asked: which of its
+    methods and seeds were asked for now, in words.
+    """
     from train.page import page
 
     folder, title = study.folder, f"Ablation of {study.config.name}"
+    runs = finished_of(study)
+    summaries = [dict(run.summary) for run in runs if run.summary is not None]
     rows, teacher = rows_of(summaries), summaries[0]["teacher"]
-    curves = read_curves(study, summaries)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = _markdown_report(title, rows, summaries, commands)
+    curves = read_curves(runs)
+    text = _markdown_report(title, rows, summaries, commands, asked)
     write_atomically(folder / "ablation.md", text.encode())
     write_atomically(folder / "ablation.csv", csv_table(summaries).encode())
     write_atomically(folder / "ablation.png", picture(rows, teacher, title, summaries))
     views = study.cache.num_views
     write_atomically(
-        folder / "report.html", page(title, rows, summaries, curves, commands, views).encode()
+        folder / "report.html",
+        page(title, rows, summaries, curves, commands, views, asked).encode(),
     )
     return markdown_table(rows, teacher)
 
 
 def _markdown_report(
-    title: str, rows: Sequence[Row], summaries: Sequence[Summary], commands: Commands
+    title: str,
+    rows: Sequence[Row],
+    summaries: Sequence[Summary],
+    commands: Commands,
+    asked: str,
 ) -> str:
     first = summaries[0]
     return (
         f"# {title}\n\n{markdown_table(rows, first['teacher'])}\n"
-        f"![error per method](ablation.png)\n\n{legend(first)}\n\n"
+        f"![error per method](ablation.png)\n\n{legend(first)} {scope(asked)}\n\n"
         f"Command: `{commands.ablation}`\\\nCache: `{first['cache']}` (identity "
         f"{first['cache_sha256']})\\\nDevice: {first['device']}, torch "
         f"{first['versions']['torch']}\n"
     )
+
+
+def scope(asked: str) -> str:
+    """Which runs the report holds."""
+    return f"All finished runs with these settings; asked for now: {asked}."
 
 
 def legend(summary: Summary) -> str:

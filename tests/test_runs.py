@@ -1,0 +1,157 @@
+"""What is done with runs that are there: listed, compared, trained again, removed, reported."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from store.lock import Job, WriterLock
+from train.__main__ import cli
+from train.study import Study
+
+Call = Callable[..., str]
+
+
+@pytest.fixture
+def call(make_study: Callable[..., Study], tmp_path: Path, capsys) -> Call:
+    """Runs `python -m train COMMAND`, for digits-resnet8 and a small cache; returns the output."""
+    study = make_study()
+    source = study.teacher.source
+    assert source is not None
+    common = ["digits-resnet8", "--caches", str(tmp_path / "caches"), "--device", "cpu"]
+    common += [f"teacher.{each}" for each in source.overrides]
+    common += ["training.epochs=2", "training.schedule.milestones=[1]"]
+    common += ["methods={ce: [{loss: ce}], kd: [{loss: ce}, {loss: kd}]}"]
+
+    def run(command: str, *arguments: str, status: int = 0) -> str:
+        words = [] if command == "runs" else common
+        assert cli([command, *words, "--runs", str(tmp_path / "runs"), *arguments]) == status
+        told = capsys.readouterr()
+        return str(told.out + told.err)
+
+    return run
+
+
+def folders(tmp_path: Path) -> list[Path]:
+    return sorted(
+        path for path in (tmp_path / "runs" / "digits-resnet8").iterdir() if path.is_dir()
+    )
+
+
+def interrupt(folder: Path) -> None:
+    """Make a finished run one that was stopped after its first epoch."""
+    (folder / "summary.json").unlink()
+    first, *_ = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text(first)
+    (folder / "checkpoint.pt").write_bytes(b"")
+
+
+@pytest.mark.parametrize("command", ["student", "ablation"])
+def test_redo_trains_a_finished_run_again(call: Call, tmp_path: Path, command: str) -> None:
+    wanted = ["--method", "ce"] if command == "student" else ["--methods", "ce", "--seeds", "0"]
+    call(command, *wanted)
+    (folder,) = folders(tmp_path)
+    (folder / "mine.txt").write_text("of the first run")
+    assert "nothing to" in call(command, *wanted)
+    assert (folder / "mine.txt").exists()
+    assert "nothing to" not in call(command, *wanted, "--redo")
+    assert folders(tmp_path) == [folder]
+    assert (folder / "summary.json").exists()
+    assert not (folder / "mine.txt").exists()
+
+
+def test_redo_deletes_nothing_that_could_not_be_trained_again(call: Call, tmp_path: Path) -> None:
+    call("student", "--method", "kd")
+    (folder,) = folders(tmp_path)
+    lock = WriterLock(folder, Job())
+    assert "being written by process" in call("student", "--method", "kd", "--redo", status=2)
+    lock.release()
+    call("student", "--method", "kd", "--redo", "--device", "no-such-device", status=2)
+    assert (folder / "summary.json").exists()
+
+
+def test_the_list_says_the_state_of_each_run_and_what_tells_it_from_others(
+    call: Call, tmp_path: Path
+) -> None:
+    assert "holds no run" in call("runs")
+    call("student", "--method", "ce")
+    (first,) = folders(tmp_path)
+    call("student", "--method", "ce", "training.epochs=3", "training.weight_decay=0.1")
+    (second,) = set(folders(tmp_path)) - {first}
+    call("student", "--method", "kd")
+    (third,) = set(folders(tmp_path)) - {first, second}
+    error = json.loads((first / "summary.json").read_text())["last"]["top1_error"]
+    interrupt(third)
+    header, *lines = call("runs").splitlines()
+    assert header.split()[:2] == ["run", "state"]
+    ce, other_ce, kd = lines
+    assert f"digits-resnet8/{first.name}  finished" in ce
+    assert f" {error:.2f} " in ce
+    assert " MB " in ce
+    assert ce.endswith(" s  training.epochs=2, training.weight_decay=0.0005")
+    assert "training.epochs=3, training.weight_decay=0.1" in other_ce
+    assert "interrupted, 1 of 2 epochs" in kd
+    assert "=" not in kd
+    lock = WriterLock(third, Job())
+    assert "training now" in call("runs", "digits-resnet8")
+    lock.release()
+    assert "holds no run" in call("runs", "another")
+
+
+def test_removing_asks_and_takes_only_the_unfinished_and_the_superseded(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("student", "--method", "ce")
+    (superseded,) = folders(tmp_path)
+    call("student", "--method", "ce", "training.weight_decay=0.1")
+    call("student", "--method", "ce", "--seed", "1")
+    call("student", "--method", "kd")
+    (unfinished,) = (path for path in folders(tmp_path) if path.name.startswith("kd"))
+    interrupt(unfinished)
+    before = folders(tmp_path)
+    for answer in ("n\n", "\n", ""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        told = call("runs", "--remove", status=0 if answer else 1)
+        assert "delete these 2 of 4 runs" in told
+        assert f"{superseded}: superseded by ce-seed0-" in told
+        assert f"{unfinished}: interrupted, 1 of 2 epochs" in told
+        assert folders(tmp_path) == before
+    lock = WriterLock(unfinished, Job())
+    assert "deleted 1 of 4 runs" in call("runs", "--remove", "--yes")
+    lock.release()
+    assert folders(tmp_path) == [path for path in before if path != superseded]
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert "deleted 1 of 3 runs" in call("runs", "--remove")
+    assert "nothing deleted" in call("runs", "--remove")
+    assert len(folders(tmp_path)) == 2
+
+
+def test_a_report_holds_all_runs_of_its_settings_and_says_what_was_asked_for(
+    call: Call, tmp_path: Path
+) -> None:
+    own = ["methods.own=[{loss: kd}]"]
+    folder = tmp_path / "runs" / "digits-resnet8"
+
+    def rows() -> list[list[str]]:
+        return [line.split(",") for line in (folder / "ablation.csv").read_text().splitlines()[1:]]
+
+    call("ablation", "--methods", "own", "--seeds", "3", *own)
+    call("ablation", "--methods", "ce kd", "--seeds", "0 1")
+    whole = rows()
+    assert [(method, seed) for method, _, seed, *_ in whole] == [
+        *(("ce", "0"), ("ce", "1"), ("kd", "0"), ("kd", "1"), ("own", "3"))
+    ]
+    call("ablation", "--methods", "kd", "--seeds", "0", "methods.kd.1.weight=7")  # another kd
+    for method in ("kd", "own"):  # other settings
+        more = ["--methods", method, "--seeds", "0"]
+        call("ablation", *more, "training.weight_decay=0.1", *own)
+    told = call("ablation", "--methods", "kd", "--seeds", "1")
+    assert rows() == whole
+    assert "| ce | resnet8 | 2 |" in told
+    for file in ("ablation.md", "report.html"):
+        text = (folder / file).read_text()
+        assert "All finished runs with these settings; asked for now: kd; seeds 1." in text

@@ -1,0 +1,207 @@
+"""The runs that a folder holds: which there are, how those of one method differ, what can go.
+
+Imports no torch, and trusts nothing but the files that a run leaves (see `train.records`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from store.errors import CacheBusy
+from store.identity import identity_sha256, shown_value
+from store.lock import LOCK_FILE, Job, WriterLock
+from train.study import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, Study
+
+# Of a run's identity, what its method and seed decide; the rest is the study's.
+_OF_ONE_RUN = ("terms", "seed", "sources", "window")
+_FOLDER = re.compile(r"(?P<label>.+)-seed(?P<seed>[0-9]+)-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run's folder and what its files say; `summary` is None before its end.
+
+    label: its method, and "-live" where the teacher ran in the loop.
+    """
+
+    folder: Path
+    label: str
+    seed: int
+    identity: Mapping[str, Any]
+    summary: Mapping[str, Any] | None
+    epochs: int  # that are done
+    num_bytes: int
+    changed: float  # seconds, as of time.time
+    is_training: bool
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Student, label and seed: of runs that agree in these only the settings differ."""
+        return self.folder.parent.name, self.label, self.seed
+
+    @property
+    def state(self) -> str:
+        if self.summary is not None:
+            return "finished"
+        if self.is_training:
+            return "training now"
+        has_checkpoint = (self.folder / CHECKPOINT_FILE).is_file()
+        of = f"{self.epochs} of {self.identity['training']['epochs']} epochs"
+        return f"interrupted, {of}" if has_checkpoint else f"unfinished, {of}"
+
+
+def runs_below(runs_dir: Path, student: str | None = None) -> list[FoundRun]:
+    """All runs, or those of one student, by student, method, seed and age."""
+    folders = runs_dir.glob("*/*") if student is None else (runs_dir / student).glob("*")
+    found = [run for folder in folders if (run := _read_run(folder)) is not None]
+    return sorted(found, key=lambda run: (*run.key, run.changed))
+
+
+def finished_of(study: Study) -> list[FoundRun]:
+    """The finished runs of a study, whatever was asked for now: in the order of its methods.
+
+    A method that the config names must have the config's terms; another one counts by the settings
+    that it shares with the study, and of several the latest.
+    """
+    order = {method: place for place, method in enumerate(study.config.methods)}
+    example = study.run_identity(next(iter(order)), 0)
+    kept: dict[tuple[str, int], FoundRun] = {}
+    for run in runs_below(study.runs_dir, study.config.name):
+        if run.summary is None or _shared(run.identity) != _shared(example):
+            continue
+        is_own = run.label in order
+        if not is_own or study.run_folder(run.label, run.seed).name == run.folder.name:
+            kept[run.label, run.seed] = run
+    return sorted(kept.values(), key=lambda run: (order.get(run.label, len(order)), *run.key))
+
+
+def table_of(runs: Sequence[FoundRun], now: float) -> str:
+    """A line per run, which ends with the settings that are not those of all of its method.
+
+    now: seconds, as of time.time.
+    """
+    rows = [["run", "state", "top-1 error (%)", "size", "age", "differs in"]]
+    for run in runs:
+        errors = run.summary["last"]["top1_error"] if run.summary else None
+        rows.append(
+            [
+                f"{run.folder.parent.name}/{run.folder.name}",
+                run.state,
+                "" if errors is None else f"{errors:.2f}",
+                f"{run.num_bytes / 1e6:,.1f} MB",
+                _told_age(now - run.changed),
+                ", ".join(_distinctions(run, runs)),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def removable(runs: Iterable[FoundRun]) -> dict[Path, str]:
+    """{folder: why} of runs that are unfinished, or superseded by a later finished one."""
+    found, latest = {}, {}
+    runs = list(runs)
+    for run in sorted(runs, key=lambda run: run.changed):
+        if run.summary is not None:
+            latest[run.key] = run
+    for run in runs:
+        successor = latest.get(run.key, run)
+        if run.is_training:
+            continue
+        if run.summary is None:
+            found[run.folder] = run.state
+        elif successor is not run:
+            found[run.folder] = f"superseded by {successor.folder.name}"
+    return found
+
+
+def remove_run(folder: Path) -> None:
+    """Delete a run, unless it is being trained. Raises CacheBusy."""
+    lock = WriterLock(folder, Job())
+    try:
+        shutil.rmtree(folder)
+    finally:
+        lock.release()
+
+
+def _read_run(folder: Path) -> FoundRun | None:
+    """None where there is no run in the folder, or none that can be read."""
+    name = _FOLDER.fullmatch(folder.name)
+    identity, summary = (_json_of(folder / file) for file in (RUN_FILE, SUMMARY_FILE))
+    if name is None or identity is None or "training" not in identity:
+        return None
+    is_finished = summary is not None and summary.get("run_sha256") == identity_sha256(identity)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_FILE]
+    metrics = folder / METRICS_FILE
+    return FoundRun(
+        folder=folder,
+        label=name["label"],
+        seed=int(name["seed"]),
+        identity=identity,
+        summary=summary if is_finished else None,
+        epochs=len(metrics.read_bytes().splitlines()) if metrics.is_file() else 0,
+        num_bytes=sum(path.stat().st_size for path in files),
+        changed=max(path.stat().st_mtime for path in files),
+        is_training=not is_finished and _is_locked(folder),
+    )
+
+
+def _is_locked(folder: Path) -> bool:
+    if not (folder / LOCK_FILE).exists():
+        return False
+    try:
+        WriterLock(folder, Job()).release()
+    except CacheBusy:
+        return True
+    return False
+
+
+def _json_of(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _shared(identity: Mapping[str, Any]) -> str:
+    return identity_sha256({k: v for k, v in identity.items() if k not in _OF_ONE_RUN})
+
+
+def _distinctions(run: FoundRun, runs: Sequence[FoundRun]) -> list[str]:
+    """`key=value` of each setting that is not the same in all runs of its student and method."""
+    same_method = [dict(_leaves(each.identity)) for each in runs if each.key[:2] == run.key[:2]]
+    own = dict(_leaves(run.identity))
+    keys = sorted({key for leaves in same_method for key in leaves if key != "seed"})
+    return [
+        f"{key}={shown_value(own.get(key))}"
+        for key in keys
+        if any(leaves.get(key) != own.get(key) for leaves in same_method)
+    ]
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted key, value) of everything that is no block."""
+    if isinstance(value, Mapping) and value:
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        items = enumerate(value)
+    else:
+        yield prefix.removesuffix("."), value
+        return
+    for key, item in items:
+        yield from _leaves(item, f"{prefix}{key}.")
+
+
+def _told_age(seconds: float) -> str:
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

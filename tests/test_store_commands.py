@@ -244,7 +244,7 @@ def test_plan_says_everything_and_writes_nothing(
     call = arguments_of(small_teacher(), tmp_path, "--plan")
     assert precompute(call) == 0
     told = capsys.readouterr().out
-    assert "3 views x 60 samples = 180 records of 245 bytes = 44.1 kB in 225 files" in told
+    assert "3 views x 60 samples = 180 records of 245 bytes = 44.1 kB in 240 files" in told
     assert "to do: 180 records" in told
     assert "images/s on cpu" in told
     assert "stage3     64               float16               128    23.0 kB" in told

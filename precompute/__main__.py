@@ -10,7 +10,9 @@ by its environment variables, otherwise by --job NAME --rank R --world W.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,14 +23,17 @@ from configs.commands import cache_command
 from configs.load import ConfigError
 from nets.archs import ArchError
 from nets.taps import TapError
+from precompute.carry import reason_against, refuse_unless_carriable
 from precompute.setup import Setup, prepare
 from runtime.errors import DeviceError
 from runtime.limits import Share, sharing_machine
 from store.errors import CacheDamaged, CacheError, CacheIncomplete, CacheMissing, told_with
+from store.layout import MANIFEST
 from store.lock import Job
-from store.reader import TeacherCache
+from store.reader import TeacherCache, other_dataset_state
 from store.stop import Stopped
 from views.augment import pixel_canary
+from views.changes import describe_change
 from views.datasets import DatasetError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -57,6 +62,9 @@ def main(
     plan: Annotated[
         bool, typer.Option("--plan", help="say what it would cost; do nothing")
     ] = False,
+    carry_from: Annotated[
+        Path | None, typer.Option("--from", help="an older dataset's cache")
+    ] = None,
     job: Annotated[str, typer.Option(help="name shared by the processes of one job")] = "",
     rank: Annotated[int, typer.Option(min=0, envvar="RANK", help="of this process")] = 0,
     world: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE", help="processes")] = 1,
@@ -70,6 +78,11 @@ def main(
         console.print(f"{setup.path} is complete: nothing to do. {_measured(cache)}")
         return
 
+    if (old := _carried_from(carry_from, setup)) is not None:
+        block_rows = block_rows or old.manifest.block_rows
+    else:
+        _tell_of_another_state(setup, caches, [name, *(overrides or [])], console)
+
     from nets.precision import pick_device
     from precompute.run import PassOptions, fill_cache, plan_pass
 
@@ -80,7 +93,7 @@ def main(
         told_with(lambda more: cache_command(setup.config, caches_dir=caches, more=more)),
     ):
         options = PassOptions(
-            pick_device(device), batch_size, block_rows, workers, full_check, this_job
+            pick_device(device), batch_size, block_rows, workers, full_check, this_job, old
         )
         if plan:
             found = plan_pass(setup, options)
@@ -99,6 +112,31 @@ def _check_block_rows(block_rows: int | None) -> None:
         raise ConfigError(
             f"--block-rows {block_rows} is not a power of two; use {below} or {2 * below}"
         )
+
+
+def _carried_from(path: Path | None, setup: Setup) -> TeacherCache | None:
+    if path is None:
+        return None
+    old = TeacherCache.open(path)
+    refuse_unless_carriable(setup, old)
+    return old
+
+
+def _tell_of_another_state(
+    setup: Setup, caches: Path, words: Sequence[str], console: Console
+) -> None:
+    """Before a new cache is begun: how its dataset differs from that of one which is there."""
+    if (setup.path / MANIFEST).exists():
+        return
+    if (old := other_dataset_state(caches, setup.identity)) is None:
+        return
+    change = describe_change(setup.dataset.train, old.labels, old.sample_crc32c)
+    console.print(f"the dataset has changed since {old.path} was made: {change}")
+    if (reason := reason_against(setup, old)) is not None:
+        console.print(f"  none of its records can be carried over: {reason}")
+    else:
+        again = shlex.join(["--caches", str(caches), *words, "--from", str(old.path)])
+        console.print(f"  to carry unchanged records over: python -m precompute {again}")
 
 
 def cache_bytes(path: Path) -> int:

@@ -22,6 +22,7 @@ from nets.cost import Memory, measured_rate, memory_with
 from nets.errors import count_errors
 from nets.teacher import Teacher, load_teacher_network
 from precompute.background import QUEUED_BLOCKS, BackgroundWriter
+from precompute.carry import carry_over
 from precompute.plan import Plan, free_bytes, pending_of
 from precompute.progress import Progress
 from precompute.setup import Setup
@@ -56,6 +57,7 @@ class PassOptions:
     num_workers: int | None = None  # that read images, where they are not kept on the device
     check_every_byte: bool = True
     job: Job = field(default_factory=Job)
+    carried_from: TeacherCache | None = None  # of another state of the dataset
 
 
 class TeacherPass:
@@ -154,7 +156,9 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
     ):
         started, images = time.perf_counter(), 0
         with _naming_changed_files(setup):
-            images += run_blocks(running, writer, writer.work, stop, console)
+            images += run_blocks(
+                running, writer, _not_carried(setup, options, writer, console), stop, console
+            )
             while left := writer.left_over():
                 images += run_blocks(running, writer, left, stop, console)
         if left is None:
@@ -165,6 +169,18 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         kept = writer.manifest.measured.get("images_per_second", 0.0)
         writer.record_measured({**measured, "images_per_second": rate if images else kept})
     return TeacherCache.open(setup.path)
+
+
+def _not_carried(
+    setup: Setup, options: PassOptions, writer: CacheWriter, console: Console
+) -> list[Work]:
+    """The writer's work, without what another cache has of it, which is committed."""
+    if options.carried_from is None:
+        return writer.work
+    left = carry_over(setup, options.carried_from, writer)
+    done, old = len(writer.work) - len(left), options.carried_from.path
+    console.print(f"carried {done:,} of {len(writer.work):,} blocks over from {old}")
+    return left
 
 
 @contextmanager

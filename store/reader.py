@@ -322,6 +322,26 @@ def cache_folder(caches_dir: Path, teacher: str, identity: Identity) -> Path:
     return same[0] if same else usual
 
 
+def other_dataset_state(caches_dir: Path, identity: Identity) -> TeacherCache | None:
+    """A complete cache that differs from `identity` in the samples alone; the newest of several."""
+    others = [
+        path for path, found in _identities(caches_dir) if differs_in_samples_alone(identity, found)
+    ]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            return TeacherCache.open(path)
+        except CacheError:
+            continue
+    return None
+
+
+def differs_in_samples_alone(identity: Identity, other: Identity) -> bool:
+    """Whether nothing but the dataset's digest differs; weights that are away may be any."""
+    lines = differing_fields(identity, other)
+    known = [line for line in lines if not line.startswith(_UNKNOWN_WEIGHTS)]
+    return len(known) == 1 and known[0].startswith("dataset.digest:")
+
+
 def missing_blocks(source: Source, num_views: int | None = None) -> list[tuple[str, Block]]:
     """(array, block) of everything that has not been committed."""
     manifest = source.manifest

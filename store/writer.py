@@ -54,6 +54,7 @@ from store.layout import (
 from store.lock import Job, WriterLock
 from store.manifest import Manifest, read_manifest, write_manifest
 from store.quantise import quantise_channels, quantise_rows
+from store.reader import Source
 
 _JOB_FILE = "job.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -212,6 +213,19 @@ class CacheWriter:
             if error.errno not in _FULL:
                 raise
             raise self._full(self.bytes_of(self.pending()), self.free_bytes()) from None
+
+    def copy_block(self, item: Work, source: Source) -> None:
+        """Commit a block as another cache holds it, every checksum verified.
+
+        Its samples there must be those of the same numbers here. Raises CacheDamaged.
+        """
+        arrays = {}
+        for tap in item.taps:
+            for name, spec in self.manifest.stored[tap].arrays(tap).items():
+                rows = self.manifest.rows_in(spec, item.block)
+                arrays[name] = np.empty((rows, *spec.shape), dtype=spec.dtype)
+                source.read(name, item.block, arrays[name])
+        self._commit(item.block, arrays)
 
     def record_measured(self, measured: Mapping[str, Any]) -> None:
         """Keep what the pass found out about the teacher (its errors) in the manifest."""

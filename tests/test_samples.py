@@ -19,6 +19,8 @@ from precompute.__main__ import cli as precompute
 from precompute.verify import cli as verify
 from store import TeacherCache
 from store.errors import CacheDamaged
+from store.identity import identity_sha256
+from store.journal import JournalWriter
 from store.transfer import export_cache, import_cache
 from train.__main__ import cli as train
 from views import augment, folders
@@ -159,7 +161,7 @@ def test_a_cache_is_not_continued_with_other_images(
     assert make_cache(root) == 0
     before = (root / "data" / CHANGED).read_bytes()
     change(root)
-    for more in ("views.count=3", "taps.energy=float16"):
+    for more in ("taps.energy=float16", "views.count=3"):
         assert make_cache(root, more) == 2
         told = capsys.readouterr().err
         assert f"samples have changed since {cache_of(root)} was begun, 1 in all" in told
@@ -186,13 +188,30 @@ def test_checksums_survive_a_stop_and_several_processes(root: Path) -> None:
 def test_a_lost_or_damaged_checksum_is_made_again_with_its_block(root: Path) -> None:
     assert make_cache(root) == 0
     path = cache_of(root)
+    before = TeacherCache.open(path).read([5], 1)["stage1"]
     (path / "teacher.zarr" / "sample_crc32c" / "c.1").unlink()
     damaged = path / "teacher.zarr" / "sample_crc32c" / "c.2"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(CacheDamaged, match="tap sample_crc32c, view 0, block 1, chunk missing"):
         TeacherCache.open(path)
+    change(root, "train/cat/05.bmp")  # of which nothing is known any more
     assert make_cache(root) == 0
+    assert (TeacherCache.open(path).read([5], 1)["stage1"] != before).any()
     assert TeacherCache.open(path).faults() == []
+    assert TeacherCache.open(path).sample_crc32c.tolist() == expected_checksums(root)
+
+
+def test_views_that_were_computed_from_different_bytes_at_once_are_damage(root: Path) -> None:
+    """As two processes would leave it, had the file changed between their readings."""
+    assert make_cache(root) == 0
+    path = cache_of(root)
+    manifest = TeacherCache.open(path).manifest
+    journal = JournalWriter(path, identity_sha256(manifest.identity))
+    journal.commit(manifest.block(1, 2), {"sample_crc32c": 1})
+    journal.close()
+    with pytest.raises(CacheDamaged, match="block 2, not the same in all views"):
+        _ = TeacherCache.open(path).sample_crc32c
+    assert make_cache(root) == 0
     assert TeacherCache.open(path).sample_crc32c.tolist() == expected_checksums(root)
 
 
@@ -231,3 +250,114 @@ def test_a_cache_of_a_folder_serves_its_packed_form(
     assert "nothing to do" in capsys.readouterr().out
     assert check_samples(root) == 0
     assert train_student(root) == 0
+
+
+# ---- another state of the dataset
+
+
+LAST = "train/dog/07.bmp"
+
+
+@pytest.mark.parametrize(
+    ("gone", "added", "told"),
+    [
+        (CHANGED, None, "15 samples, were 16; first difference: sample 11, {}/train/dog/04.bmp"),
+        (
+            "train/cat/02.bmp",
+            None,
+            "15 samples, were 16; first difference: sample 2, {}/train/cat/03",
+        ),
+        (LAST, None, "15 samples, were 16; those that are left are as before"),
+        (
+            None,
+            "train/dog/08.bmp",
+            "17 samples, were 16; first difference: sample 16, {}/train/dog/08",
+        ),
+        (
+            LAST,
+            "train/cat/x.bmp",
+            "16 samples, as before; first difference: sample 8, {}/train/cat/x",
+        ),
+    ],
+)
+def test_a_changed_dataset_is_told_by_its_samples(
+    root: Path, capsys: pytest.CaptureFixture[str], gone: str, added: str, told: str
+) -> None:
+    assert make_cache(root) == 0
+    if gone:
+        (root / "data" / gone).rename(root / "gone.bmp")
+    if added:
+        (root / "data" / added).write_bytes((root / "data" / "test/cat/00.bmp").read_bytes())
+    told = told.format(root / "data")
+    for more in ([], ["--cache", str(cache_of(root))]):
+        assert train_student(root, *more) == 2
+        message = capsys.readouterr().err
+        assert told in message
+        assert "make cache-teacher" in message
+    assert make_cache(root, "--plan") == 0
+    message = capsys.readouterr().out
+    assert told in message
+    assert f"{root}/teacher.yaml --from {cache_of(root)}" in message
+
+
+def test_another_image_in_place_is_told_by_its_name(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_cache(root) == 0
+    change(root, "train/cat/06.bmp")  # which the digest looks into
+    assert train_student(root) == 2
+    told = f"16 samples, as before; first difference: sample 6, {root}/data/train/cat/06.bmp"
+    assert told in capsys.readouterr().err
+
+
+@BOTH
+def test_unchanged_records_are_carried_over_into_the_new_cache(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_cache(root, "taps.logits=uint8") == 0
+    old = TeacherCache.open(cache_of(root))
+    (root / "data" / CHANGED).unlink()
+    assert make_cache(root, "taps.logits=uint8", "--from", str(old.path)) == 0
+    assert "carried 4 of 8 blocks over" in capsys.readouterr().out
+    (path,) = set((root / "caches").iterdir()) - {old.path}
+    carried = TeacherCache.open(path)
+    assert carried.faults() == []
+    assert carried.sample_crc32c.tolist() == expected_checksums(root)
+    (root / "caches").rename(root / "kept")
+    assert make_cache(root, "taps.logits=uint8") == 0
+    fresh = TeacherCache.open(cache_of(root))
+    assert fresh.path.name == path.name
+    kept = TeacherCache.open(root / "kept" / path.name)
+    for view in (0, 1):
+        ours, theirs = kept.read_view(view), fresh.read_view(view)
+        assert all((ours[tap] == theirs[tap]).all() for tap in fresh.taps)
+    assert train_student(root, "teacher.taps.logits=uint8") == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("views.seed=5", "it differs in dataset.digest, views.seed"),
+        ("views.augment.mix={kind: cutmix}", "its records depend on all samples"),
+        ("teacher.bn=recalibrated", "its records depend on all samples"),
+    ],
+)
+def test_records_that_depend_on_more_than_their_sample_are_not_carried_over(
+    root: Path, capsys: pytest.CaptureFixture[str], setting: str, reason: str
+) -> None:
+    both = [] if "seed" in setting else [setting]
+    assert make_cache(root, *both) == 0
+    (root / "data" / CHANGED).unlink()
+    assert make_cache(root, setting, "--from", str(cache_of(root))) == 2
+    assert reason in capsys.readouterr().err
+    assert len(list((root / "caches").iterdir())) == 1  # and nothing is begun
+
+
+def test_a_sample_with_another_label_is_not_carried_over(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_cache(root) == 0
+    train_folder = root / "data" / "train"
+    (train_folder / "cat" / "07.bmp").rename(train_folder / "dog" / "0.bmp")  # keeps its number
+    assert make_cache(root, "--from", str(cache_of(root))) == 0
+    assert "carried 6 of 8 blocks over" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
+from configs.commands import cache_command
 from configs.schema import LossTerm
 from nets.precision import pick_device
 from nets.teacher import load_teacher_network
@@ -142,10 +143,8 @@ def _held_to_the_cache(study: Study, data: SplitPixels) -> SplitPixels:
     checksums, cache = study.cache.sample_crc32c, study.cache
     if checksums is None:
         return data
-    fix = (
-        f"restore it; or, if it is right as it is: rm -r {cache.path}, and "
-        f"make cache-teacher TEACHER={study.teacher.name}"
-    )
+    again = cache_command(study.teacher, caches_dir=cache.path.parent)
+    fix = f"restore it; or, if it is right as it is: rm -r {cache.path}, and {again}"
     held = HeldPixels(data.train, study.dataset.train, checksums, fix)
     return data._replace(train=held)
 

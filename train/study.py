@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules
 from nets.weights_file import weights_file
 from runtime.limits import total_memory
-from store.errors import told_with
+from store.errors import CacheMismatch, CacheMissing, told_with
 from store.identity import (
     Identity,
     cache_identity,
@@ -28,8 +29,14 @@ from store.identity import (
     identity_sha256,
     shown_value,
 )
-from store.reader import TeacherCache, find_cache
+from store.reader import (
+    TeacherCache,
+    differs_in_samples_alone,
+    find_cache,
+    other_dataset_state,
+)
 from views.augment import AUGMENT_VERSION, pixel_canary, view_shape
+from views.changes import describe_change
 from views.datasets import Dataset, load_dataset
 
 RUN_VERSION = 2  # raise it when the same settings would train differently
@@ -186,12 +193,34 @@ def open_study(
     views = views_used(config, teacher)
     with told_with(lambda more: cache_command(teacher, caches_dir=caches_dir, more=more)):
         if cache_path is None:
-            cache = find_cache(caches_dir, teacher.name, identity, num_views=views)
+            with _explaining(dataset, lambda: other_dataset_state(caches_dir, identity)):
+                cache = find_cache(caches_dir, teacher.name, identity, num_views=views)
         else:
             cache = TeacherCache.open(cache_path, num_views=views)
+            if differs_in_samples_alone(identity, cache.identity):
+                raise _changed(dataset, cache)
         canary = pixel_canary(dataset.train, teacher.views)
         cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
     return Study(config, teacher, dataset, cache, runs_dir, feed)
+
+
+@contextmanager
+def _explaining(dataset: Dataset, other_state: Callable[[], TeacherCache | None]) -> Iterator[None]:
+    """Where there is no such cache, but one of another state of the dataset: say what changed."""
+    try:
+        yield
+    except (CacheMismatch, CacheMissing):
+        if (cache := other_state()) is None:
+            raise
+        raise _changed(dataset, cache) from None
+
+
+def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
+    change = describe_change(dataset.train, cache.labels, cache.sample_crc32c)
+    return CacheMismatch(
+        f"the dataset has changed since {cache.path} was made: {change}",
+        fix=f"restore it, or: make cache-teacher TEACHER={cache.manifest.teacher}",
+    )
 
 
 def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:

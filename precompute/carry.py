@@ -1,0 +1,91 @@
+"""Carries the records of unchanged samples from the cache of another state of the dataset.
+
+A record depends on its sample's bytes, its label, and its number: views are drawn by number. So
+only samples that kept all three can be carried, block by block (codes are relative to a block): up
+to the first sample that went away or came everything can, behind it nothing, as all numbers have
+moved. Where images are changed in place, every other block can. Nothing can where views are mixed,
+as the partner of a sample may be any other, or where batch norm was recalibrated on all samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from precompute.setup import Setup
+from store.errors import CacheMismatch
+from store.identity import Identity, differences
+from store.layout import SAMPLE_CRC
+from store.reader import WITHOUT_CHECKSUMS, TeacherCache
+from store.writer import CacheWriter, Work
+from views.augment import preview_views
+
+
+def reason_against(setup: Setup, old: TeacherCache) -> str | None:
+    """Why no record of `old` can be carried over into this setup's cache; None if some may."""
+    others = [key for key, *_ in differences(setup.identity, old.identity)]
+    if set(others) - {"dataset.digest"}:
+        return f"it differs in {', '.join(others)}"
+    if _depends_on_all_samples(old.identity):
+        return "its records depend on all samples (mixed views, or recalibrated batch norm)"
+    if old.sample_crc32c is None:
+        return f"it {WITHOUT_CHECKSUMS}"
+    return None
+
+
+def refuse_unless_carriable(setup: Setup, old: TeacherCache) -> None:
+    """Raise CacheMismatch where no record of `old` can be carried over."""
+    if (reason := reason_against(setup, old)) is not None:
+        raise _nothing_carried(old, reason)
+
+
+def _nothing_carried(old: TeacherCache, reason: str) -> CacheMismatch:
+    return CacheMismatch(f"nothing can be carried over from {old.path}: {reason}")
+
+
+def _depends_on_all_samples(identity: Identity) -> bool:
+    mixes = identity["views"]["augment"].get("mix") is not None
+    return mixes or identity["teacher"]["bn"] == "recalibrated"
+
+
+def carry_over(setup: Setup, old: TeacherCache, writer: CacheWriter) -> list[Work]:
+    """Commit what is unchanged of the writer's work; what is left. Raises CacheMismatch."""
+    refuse_unless_carriable(setup, old)
+    if old.manifest.block_rows != writer.manifest.block_rows:
+        raise _nothing_carried(old, "its blocks are of another size")
+    if not _is_shown_alike(setup, old):
+        reason = "sample 0 has changed, or images are decoded in another way by now"
+        raise _nothing_carried(old, reason)
+    unchanged = _unchanged_blocks(setup, old, writer.work)
+    left = []
+    for item in writer.work:
+        taps = set(item.taps) - {SAMPLE_CRC}
+        held = item.block.view < old.num_views and all(
+            old.taps.get(tap) == writer.manifest.taps[tap] for tap in taps
+        )
+        if held and item.block.index in unchanged:
+            writer.copy_block(item, old.source)
+        else:
+            left.append(item)
+    return left
+
+
+def _is_shown_alike(setup: Setup, old: TeacherCache) -> bool:
+    shown = preview_views(setup.dataset.train, setup.config.views)
+    return np.array_equal(shown, old.preview)
+
+
+def _unchanged_blocks(setup: Setup, old: TeacherCache, work: Sequence[Work]) -> set[int]:
+    """The blocks whose samples all have the bytes and labels that they had, by their numbers."""
+    train, checksums = setup.dataset.train, old.sample_crc32c
+    assert checksums is not None
+    unchanged = set()
+    for block in {item.block.index: item.block for item in work}.values():
+        if old.manifest.block(block.view, block.index) != block:
+            continue  # the last one of a view, which is shorter or longer than it was
+        ids = np.arange(block.start, block.stop)
+        same_labels = np.array_equal(train.labels[ids], old.labels[ids])
+        if same_labels and np.array_equal(train.read_checksums(ids), checksums[ids]):
+            unchanged.add(block.index)
+    return unchanged

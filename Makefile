@@ -13,6 +13,7 @@ RUNS    ?= runs
 ARGS    ?=
 CACHE   ?=
 RECHECK ?=
+TRAIN_TEACHER ?=
 BENCH   ?=
 OUT     ?= exported
 WORKERS ?=
@@ -41,6 +42,9 @@ READERS = --device '$(DEVICE)' $(if $(WORKERS),--workers '$(WORKERS)')
 # Of the programs that train students.
 TRAINING = --feed '$(FEED)' $(if $(REDO),--redo)
 
+# A student then trains from this one, with neither the teacher nor its weights.
+THIS_CACHE = $(if $(CACHE),--cache $(CACHE))
+
 # Each word quoted, so that the shell leaves [1,2] and {"kind":"onecycle"} alone.
 OVERRIDES = $(foreach arg,$(ARGS),'$(arg)')
 
@@ -57,6 +61,7 @@ help: ## print this
 	@echo "Settings (make train-student METHOD=kd SEED=1):"
 	@echo "  TEACHER=$(TEACHER)  STUDENT=$(STUDENT)  METHOD=$(METHOD)  SEED=$(SEED)"
 	@echo "  SEEDS=\"$(SEEDS)\"  METHODS=\"ce kd\" (default: all)  DEVICE=$(DEVICE)  JOBS=$(JOBS) (runs side by side)  WORKERS=4 (read images)"
+	@echo "  TRAIN_TEACHER=1 (agrees to train a teacher for more than ten minutes)  CACHE=path (train from this one)"
 	@echo "  FEED=$(FEED) (device, host, window: where a view's teacher outputs are held)"
 	@echo "  REDO=1 (train again, replacing the runs asked for)"
 	@echo "  CACHES=$(CACHES)  RUNS=$(RUNS)  ARGS=\"key.sub=value ...\" overrides keys of the config;"
@@ -71,23 +76,24 @@ env: ## make or renew .venv, if it is missing or requirements.txt has changed
 	  cp requirements.txt $(VENV)/installed.txt; }
 
 cache-teacher: env ## run the teacher TEACHER over every view, once (trains it if it can and must)
-	@$(PY) -m train teacher '$(TEACHER)' $(READERS) $(OVERRIDES)
+	@$(PY) -m train teacher '$(TEACHER)' --caches '$(CACHES)' $(READERS) \
+	  $(if $(TRAIN_TEACHER),--train-teacher) $(OVERRIDES)
 	@$(PY) -m precompute '$(TEACHER)' --caches '$(CACHES)' $(READERS) \
 	  $(if $(RECHECK),--recheck) $(OVERRIDES)
 
 train-student: env ## train STUDENT with METHOD and SEED; makes what is missing first
 	@$(PY) -m train plan '$(STUDENT)' --method '$(METHOD)' --seed '$(SEED)' \
-	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) --feed '$(FEED)' --no-trial $(OVERRIDES)
-	@$(MAKE) --no-print-directory cache-of-student
+	  --caches '$(CACHES)' $(THIS_CACHE) --runs '$(RUNS)' $(READERS) --feed '$(FEED)' --no-trial $(OVERRIDES)
+	@$(if $(CACHE),,$(MAKE) --no-print-directory cache-of-student)
 	@$(PY) -m train student '$(STUDENT)' --method '$(METHOD)' --seed '$(SEED)' \
-	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) $(TRAINING) $(OVERRIDES)
+	  --caches '$(CACHES)' $(THIS_CACHE) --runs '$(RUNS)' $(READERS) $(TRAINING) $(OVERRIDES)
 
 ablation: env ## train every method of STUDENT with every one of SEEDS; the report
 	@$(PY) -m train check '$(STUDENT)' --seeds "$(SEEDS)" --methods "$(METHODS)" --jobs '$(JOBS)' \
-	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) --feed '$(FEED)' $(OVERRIDES)
-	@$(MAKE) --no-print-directory cache-of-student
+	  --caches '$(CACHES)' $(THIS_CACHE) --runs '$(RUNS)' $(READERS) --feed '$(FEED)' $(OVERRIDES)
+	@$(if $(CACHE),,$(MAKE) --no-print-directory cache-of-student)
 	@$(PY) -m train ablation '$(STUDENT)' --seeds "$(SEEDS)" --methods "$(METHODS)" --jobs '$(JOBS)' \
-	  --caches '$(CACHES)' --runs '$(RUNS)' $(READERS) $(TRAINING) $(OVERRIDES)
+	  --caches '$(CACHES)' $(THIS_CACHE) --runs '$(RUNS)' $(READERS) $(TRAINING) $(OVERRIDES)
 
 .PHONY: cache-of-student
 cache-of-student:

@@ -12,7 +12,7 @@ from configs.schema import TeacherNet
 from nets.precision import arithmetic
 from nets.taps import channel_means, read_stages, spatial_energy
 from nets.weights import load_weights
-from nets.weights_file import weights_file
+from nets.weights_file import fetched_weights
 from nets.zoo import build
 
 
@@ -79,7 +79,7 @@ def load_teacher_network(
     calibration: batches (B, C, H, W) on the device, only asked for with `bn: recalibrated`.
     """
     network = build(config.arch, num_classes=num_classes, in_channels=in_channels, stem=config.stem)
-    load_weights(network, weights_file(config.weights))
+    load_weights(network, fetched_weights(config.weights))
     network = network.eval().requires_grad_(False)
     network = network.to(device=device, memory_format=torch.channels_last)
     if config.bn == "recalibrated":

@@ -87,31 +87,39 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict(found)
 
 
-def torchvision_weights(name: str) -> Path:
-    """The file of torchvision's weights `ResNet34_Weights.IMAGENET1K_V1`, downloaded if missing.
+def torchvision_file(name: str) -> Path:
+    """Where torch.hub keeps torchvision's weights `ResNet34_Weights.IMAGENET1K_V1`, there or not.
 
-    It lies where torch.hub keeps checkpoints; its name carries a hash, which the download is
-    compared with. Raises ArchError for an unknown name, or where there is no network.
+    Raises ArchError for an unknown name.
     """
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(_url(name)).path).name
+
+
+def download_torchvision(name: str, file: Path) -> None:
+    """Download them to `file`, which `torchvision_file` gave; their name's hash is compared.
+
+    Raises ArchError where there is no network.
+    """
+    url = _url(name)
+    try:
+        torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise ArchError(
+            f"teacher.weights: {name} cannot be downloaded: {error}\n  fix: put the file of {url} "
+            f"at {file}"
+        ) from None
+
+
+def _url(name: str) -> str:
     from torchvision_shim import import_torchvision
 
     import_torchvision()
     from torchvision import models
 
     try:
-        url = models.get_weight(name).url
+        return str(models.get_weight(name).url)
     except (ValueError, KeyError, AttributeError):
         raise ArchError(f"teacher.weights: torchvision has no weights {name!r}") from None
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    if not path.is_file():
-        try:
-            torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
-        except (OSError, RuntimeError) as error:
-            raise ArchError(
-                f"teacher.weights: {name} cannot be downloaded: {error}\n  fix: put the "
-                f"file of {url} at {path}"
-            ) from None
-    return path
 
 
 def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,51 @@
-"""Where a teacher's weights lie; imports torch only for weights that torchvision names."""
+"""Where a teacher's weights lie, and what is known of them while they are not there.
+
+Downloads nothing, unless asked to; imports torch only for weights that torchvision names.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
 _TORCHVISION = "torchvision:"
 
 
 def weights_file(weights: str) -> Path:
-    """The file that `teacher.weights` means: a path, or `torchvision:NAME` (downloaded if missing).
+    """The file that `teacher.weights` means, there or not: a path, or `torchvision:NAME`.
 
-    Raises ArchError for a name that torchvision does not know, or that cannot be downloaded.
+    Raises ArchError for a name that torchvision does not know.
     """
-    if not weights.startswith(_TORCHVISION):
+    if not is_downloadable(weights):
         return Path(weights)
-    from nets.weights import torchvision_weights
+    from nets.weights import torchvision_file
 
-    return torchvision_weights(weights.removeprefix(_TORCHVISION))
+    return torchvision_file(weights.removeprefix(_TORCHVISION))
+
+
+def fetched_weights(weights: str) -> Path:
+    """The same, downloaded if missing and named by torchvision; ArchError where that fails."""
+    file = weights_file(weights)
+    if not file.is_file() and is_downloadable(weights):
+        from nets.weights import download_torchvision
+
+        download_torchvision(weights.removeprefix(_TORCHVISION), file)
+    return file
+
+
+def is_downloadable(weights: str) -> bool:
+    return weights.startswith(_TORCHVISION)
+
+
+def known_sha256(weights: str) -> str | None:
+    """What is known of the file's sha256: all of it, its first digits, or nothing (None).
+
+    torchvision's files have the first eight digits in their names, as in `resnet34-b627a593.pth`.
+    """
+    file = weights_file(weights)
+    if file.is_file():
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    named = re.search(r"-([0-9a-f]{8,})\.", file.name) if is_downloadable(weights) else None
+    return named[1] if named else None

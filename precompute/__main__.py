@@ -24,13 +24,21 @@ from configs.load import ConfigError
 from nets.archs import ArchError
 from nets.taps import TapError
 from precompute.carry import reason_against, refuse_unless_carriable
-from precompute.setup import Setup, prepare
+from precompute.setup import Setup, at_hand, described
 from runtime.errors import DeviceError
 from runtime.limits import Share, sharing_machine
-from store.errors import CacheDamaged, CacheError, CacheIncomplete, CacheMissing, told_with
+from store.errors import (
+    CacheAmbiguous,
+    CacheDamaged,
+    CacheError,
+    CacheIncomplete,
+    CacheMissing,
+    told_with,
+)
+from store.identity import knows_weights
 from store.layout import MANIFEST
 from store.lock import Job
-from store.reader import TeacherCache, other_dataset_state
+from store.reader import TeacherCache, find_cache, other_dataset_state
 from store.stop import Stopped
 from views.augment import pixel_canary
 from views.changes import describe_change
@@ -72,7 +80,14 @@ def main(
     """Fill the cache of one teacher."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     _check_block_rows(block_rows)
-    setup = prepare(name, overrides or [], caches)
+    setup = described(name, overrides or [], caches)
+    if not knows_weights(setup.identity):
+        cache, problem = _without_weights(setup, caches)
+        if cache is not None and not plan:
+            console.print(f"{cache.path} is complete: nothing to do. {_measured(cache)}")
+            return
+        console.print(f"{setup.config.teacher.weights} is needed: {problem}")
+        setup = at_hand(setup)
     cache = _if_complete(setup, recheck, console)
     if cache is not None and not plan:
         console.print(f"{setup.path} is complete: nothing to do. {_measured(cache)}")
@@ -188,8 +203,29 @@ def _if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache 
     return cache
 
 
+def _without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, str]:
+    """The cache that needs no pass although the weights are not at hand; else why there is none.
+
+    Raises CacheMismatch where its labels or pixels are not this dataset's, CacheAmbiguous.
+    """
+    train, views = setup.dataset.train, setup.config.views
+    try:
+        cache = find_cache(caches, setup.config.name, setup.identity, num_views=views.num_views)
+    except CacheAmbiguous:
+        raise
+    except CacheError as error:
+        return None, error.problem
+    cache.refuse_unless(setup.identity, labels=train.labels, canary=pixel_canary(train, views))
+    if not setup.is_held_by(cache.taps):
+        wanted = ", ".join(setup.tap_names)
+        return None, f"{cache.path} has not all of the taps {wanted}, stored as the config asks"
+    return cache, ""
+
+
 def _measured(cache: TeacherCache) -> str:
     found = cache.measured
+    if not found:
+        return "Its teacher's errors were not measured."
     return (
         f"Teacher: test error {found['test_top1_error']:.2f} % top-1, "
         f"{found['test_top5_error']:.2f} % top-5; right on "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from configs.schema import TeacherConfig, as_plain
 from nets.archs import ArchError, check_arch
 from nets.source import arch_source
 from nets.taps import TapError, stage_modules
-from nets.weights_file import weights_file
-from store.identity import Identity, cache_identity, file_sha256
+from nets.weights_file import fetched_weights, known_sha256
+from store.identity import Identity, cache_identity, knows_weights, with_weights
 from store.layout import TapSpec
 from store.reader import cache_folder
 from views.augment import AUGMENT_VERSION
@@ -76,7 +77,15 @@ class Setup:
 
 
 def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
-    """Raises ConfigError, DatasetError, TapError, ArchError (also where there are no weights)."""
+    """The setup of a pass; downloads weights that torchvision names.
+
+    Raises ConfigError, DatasetError, TapError, ArchError (also where there are no weights).
+    """
+    return at_hand(described(name, overrides, caches_dir))
+
+
+def described(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
+    """The same where the weights need not be at hand: the identity then knows them in part."""
     config = load_teacher(name, overrides)
     refuse_missing_data(config)
     check_arch(config.teacher.arch)
@@ -90,19 +99,24 @@ def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
         dataset_type=dataset.type,
         augment_version=AUGMENT_VERSION,
         stages=stages,
-        weights_sha256=_weights_sha256(config),
+        weights_sha256=known_sha256(config.teacher.weights),
         source=arch_source(config.teacher.arch),
     )
     path = cache_folder(caches_dir, config.name, identity)
     return Setup(config, dataset, stages, identity, path)
 
 
-def _weights_sha256(config: TeacherConfig) -> str:
-    weights = weights_file(config.teacher.weights)
-    if weights.is_file():
-        return file_sha256(weights)
-    if config.training is not None:
-        help_text = f"train the teacher first: {teacher_command(config)}"
-    else:
+def at_hand(setup: Setup) -> Setup:
+    """The setup with its weights there, downloaded if need be; ArchError where they are not."""
+    if knows_weights(setup.identity):
+        return setup
+    config = setup.config
+    weights = fetched_weights(config.teacher.weights)
+    if not weights.is_file():
         help_text = "put the file there or set teacher.weights=PATH"
-    raise ArchError(f"{no_weights(config, weights)}\n  fix: {help_text}")
+        if config.training is not None:
+            help_text = f"train the teacher first: {teacher_command(config)}"
+        raise ArchError(f"{no_weights(config, weights)}\n  fix: {help_text}")
+    identity = with_weights(setup.identity, known_sha256(config.teacher.weights))
+    path = cache_folder(setup.path.parent, config.name, identity)
+    return dataclasses.replace(setup, identity=identity, path=path)

@@ -62,6 +62,10 @@ class CacheMismatch(CacheError, ValueError):
     """A cache of something else: its identity, labels, taps or pixels are not those expected."""
 
 
+class CacheAmbiguous(CacheMismatch):
+    """Several caches fit, as far as what is expected is known."""
+
+
 class CacheIncomplete(CacheError, LookupError):
     """The teacher pass has not been finished."""
 

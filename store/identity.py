@@ -13,6 +13,7 @@ from typing import Any
 
 FORMAT_VERSION = 1
 BN_VERSION = 2  # raise it when recalibration would give other statistics
+_SHA256_DIGITS = 64
 Identity = dict[str, Any]
 
 
@@ -28,10 +29,10 @@ def cache_identity(
 ) -> Identity:
     """The identity that a teacher config (as plain dicts) describes.
 
-    stages: tap name -> module name. weights_sha256 is None where the weights are not at hand; such
-    an identity can be compared with a cache's but names none. source: module -> sha256 of its file,
-    for a network of the user's own; for any other there is no such key. dataset_type: of the
-    dataset that a file was packed from; default: the config's.
+    stages: tap name -> module name. weights_sha256 is None, or its first digits, where the
+    weights are not at hand; such an identity can be compared with a cache's but names none.
+    source: module -> sha256 of its file, for a network of the user's own; for any other there is no
+    such key. dataset_type: of the dataset that a file was packed from; default: the config's.
     """
     dataset, teacher, taps = config["dataset"], config["teacher"], config["taps"]
     return {
@@ -61,6 +62,28 @@ def cache_identity(
         },
         "taps": {"logits": taps["logits"], "means": taps["means"]},
     }
+
+
+def with_weights(identity: Identity, sha256: str | None) -> Identity:
+    """The same identity of other weights."""
+    return {**identity, "teacher": {**identity["teacher"], "weights_sha256": sha256}}
+
+
+def knows_weights(identity: Identity) -> bool:
+    """Whether the sha256 of the weights is known in full."""
+    return len(identity["teacher"]["weights_sha256"] or "") == _SHA256_DIGITS
+
+
+def with_weights_of(expected: Identity, found: Identity) -> Identity:
+    """`expected`, with the weights of `found` where it does not know its own and they may be these.
+
+    Weights that are not at hand have a weights_sha256 of None, or the first digits of it.
+    """
+    theirs = found["teacher"]["weights_sha256"]
+    known = expected["teacher"]["weights_sha256"] or ""
+    if knows_weights(expected) or not str(theirs).startswith(known):
+        return expected
+    return with_weights(expected, theirs)
 
 
 def without_nulls(block: Mapping[str, Any]) -> dict[str, Any]:

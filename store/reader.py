@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from store.chunks import Fault, FolderSource, damaged, fix_command
 from store.errors import (
+    CacheAmbiguous,
     CacheError,
     CacheIncomplete,
     CacheMismatch,
@@ -23,7 +24,7 @@ from store.errors import (
     teacher_command,
 )
 from store.hdf5 import Hdf5Source, is_hdf5
-from store.identity import Identity, differing_fields, identity_sha256
+from store.identity import Identity, differing_fields, identity_sha256, with_weights_of
 from store.journal import read_journal
 from store.layout import (
     LABELS,
@@ -42,7 +43,6 @@ from store.quantise import restore_channels, restore_rows
 WITHOUT_CHECKSUMS = (
     "was made without checksums of its samples: an image that has changed since may go unnoticed"
 )
-_UNKNOWN_WEIGHTS = "teacher.weights_sha256: expected None"
 
 
 class Source(Protocol):
@@ -158,13 +158,9 @@ class TeacherCache:
     ) -> None:
         """Raise CacheMismatch unless this cache is of that identity, those labels and pixels.
 
-        An expected `weights_sha256` of None (the weights are not at hand) is not compared.
+        Of weights that are not at hand only what is known is compared: see `with_weights_of`.
         """
-        differences = [
-            line
-            for line in differing_fields(identity, self.identity)
-            if not line.startswith(_UNKNOWN_WEIGHTS)
-        ]
+        differences = differing_fields(with_weights_of(identity, self.identity), self.identity)
         if not np.array_equal(labels, self.labels):
             differences.append("labels: the dataset's differ from those in the cache")
         if differences:
@@ -284,22 +280,25 @@ def find_cache(
 
     Raises CacheMissing where `teacher` has none, else CacheMismatch: how the nearest one differs.
 
-    Where the identity leaves the weights open (weights_sha256 is None), the one cache that agrees
-    in everything else. num_views as in `TeacherCache.open`.
+    Where the weights are not at hand, the one cache that agrees in all that is known; several raise
+    CacheAmbiguous. num_views as in `TeacherCache.open`.
     """
     fix = teacher_command(teacher)
     exact = cache_folder(caches_dir, teacher, identity)
     if (exact / MANIFEST).is_file():
         return TeacherCache.open(exact, num_views=num_views)
-    every = [(path, differing_fields(identity, found)) for path, found in _identities(caches_dir)]
-    same = [path for path, lines in every if _only_weights_unknown(lines)]
+    every = [
+        (path, differing_fields(with_weights_of(identity, found), found))
+        for path, found in _identities(caches_dir)
+    ]
+    same = [path for path, lines in every if not lines]
     if len(same) == 1:
         return TeacherCache.open(same[0], num_views=num_views)
     if len(same) > 1:
         names = ", ".join(path.name for path in same)
-        raise CacheMismatch(
+        raise CacheAmbiguous(
             f"caches of several weights fit ({names}), and the teacher's weights file is missing",
-            fix="name one with --cache PATH",
+            fix="name one with --cache PATH (make train-student CACHE=PATH)",
         )
     others = [(path, lines) for path, lines in every if path.name.startswith(f"{teacher}-")]
     if not others:
@@ -337,9 +336,8 @@ def other_dataset_state(caches_dir: Path, identity: Identity) -> TeacherCache | 
 
 def differs_in_samples_alone(identity: Identity, other: Identity) -> bool:
     """Whether nothing but the dataset's digest differs; weights that are away may be any."""
-    lines = differing_fields(identity, other)
-    known = [line for line in lines if not line.startswith(_UNKNOWN_WEIGHTS)]
-    return len(known) == 1 and known[0].startswith("dataset.digest:")
+    lines = differing_fields(with_weights_of(identity, other), other)
+    return len(lines) == 1 and lines[0].startswith("dataset.digest:")
 
 
 def missing_blocks(source: Source, num_views: int | None = None) -> list[tuple[str, Block]]:
@@ -380,10 +378,6 @@ def _identity_at(path: Path) -> Identity | None:
 
 def _same(one: Identity, other: Identity) -> bool:
     return identity_sha256(one) == identity_sha256(other)
-
-
-def _only_weights_unknown(differences: list[str]) -> bool:
-    return all(line.startswith(_UNKNOWN_WEIGHTS) for line in differences)
 
 
 def _refuse_incomplete(path: Path, source: Source, num_views: int) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from configs.load import load_teacher
 from train.__main__ import cli
 from train.progress import EpochPrinter
-from train.teacher import training_folder
+from train.teacher import train_teacher, training_folder
 
 
 @pytest.fixture
@@ -138,10 +143,55 @@ def test_an_interrupted_training_is_not_lost_to_other_settings(
     told = capsys.readouterr().err
     assert "unfinished training with other settings, 1 whole epochs long" in told
     assert "training.epochs: expected 1, found 2" in told
-    assert (
-        f"fix: ask for those settings, which resumes it, or discard it: python -m train {call[0]}"
-        in told
-    )
+    assert "fix: python -m train teacher digits-resnet20 --retrain teacher.arch=resnet8" in told
     assert checkpoint.read_bytes() == before
     assert cli([*call, "training.epochs=1", "--retrain"]) == 0
     assert "discarded: " in capsys.readouterr().out
+
+
+def test_a_long_training_into_a_missing_file_needs_consent(
+    call: list[str],
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("train.loop.fit", None)  # it would go on for days
+    long = [*call, "training.epochs=10000000"]
+    assert cli(long) == 2
+    told = capsys.readouterr().err
+    assert f"there is no file {weights}, and to train it takes about" in told
+    assert re.search(r"[\d.]+ h: 10,000,000 epochs x 100 images through resnet8 on cpu", told)
+    assert "with make: TRAIN_TEACHER=1" in told
+    assert "fix: python -m train teacher digits-resnet20 --train-teacher teacher.arch" in told
+    assert not training_folder(weights).exists()
+
+
+def test_consent_is_asked_for_once(
+    call: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.__main__._HOURS_TO_AGREE_TO", 0.0)
+    assert cli(call) == 2
+    stopped_after(monkeypatch, 1, [*call, "--train-teacher"])
+    assert "without tests, by a trial of a few steps" in capsys.readouterr().out
+    assert cli(call) == 0  # resumes what was agreed to
+
+
+def test_a_trial_changes_nothing_of_the_training(call: list[str], weights: Path) -> None:
+    config = load_teacher(call[1], call[4:])
+    train_teacher(config, device="cpu", console=Console(file=io.StringIO()))
+    without = torch.load(weights, weights_only=True)
+    weights.unlink()
+    assert cli(call) == 0
+    after = torch.load(weights, weights_only=True)
+    assert all(torch.equal(without[name], after[name]) for name in without)
+
+
+def test_make_hands_consent_on() -> None:
+    shown = subprocess.run(
+        ["make", "-n", "cache-teacher", "TRAIN_TEACHER=1"],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "--train-teacher" in shown

@@ -12,6 +12,7 @@ Overrides that begin with `teacher.` change the teacher's file: teacher.dataset.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import signal
@@ -24,7 +25,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from configs.commands import cache_command
+from configs.commands import cache_command, teacher_command
 from configs.load import (
     ConfigError,
     load_student,
@@ -36,12 +37,19 @@ from configs.paths import no_weights
 from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import ArchError
 from nets.taps import TapError
-from nets.weights_file import weights_file
+from nets.weights_file import is_downloadable, weights_file
 from runtime.errors import DeviceError
 from store.errors import CacheError
 from store.stop import Stopped
 from train.plan import plan_lines
-from train.study import MOST_SEED, Feed, Study, TrainError, open_study
+from train.study import (
+    MOST_SEED,
+    Feed,
+    Study,
+    TrainError,
+    cache_in_place_of_weights,
+    open_study,
+)
 from train.teacher import TeacherExists, existing_weights, training_folder
 from views.datasets import DatasetError
 
@@ -71,6 +79,9 @@ Redo = Annotated[bool, typer.Option(help="train again, replacing the runs asked 
 LiveTeacher = Annotated[
     bool, typer.Option(help="run the teacher in the loop instead of reading the cache")
 ]
+
+
+_HOURS_TO_AGREE_TO = 1 / 6  # a longer training of a teacher asks for --train-teacher
 
 
 @app.command()
@@ -128,6 +139,12 @@ def teacher(
     name: TeacherName,
     overrides: Overrides = None,
     retrain: Annotated[bool, typer.Option(help="train again, replacing the weights")] = False,
+    agreed: Annotated[
+        bool, typer.Option("--train-teacher", help="also if it takes more than ten minutes")
+    ] = False,
+    caches: Annotated[
+        Path | None, typer.Option(help="train nothing that a complete cache here makes needless")
+    ] = None,
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
@@ -136,13 +153,14 @@ def teacher(
     config = load_teacher(name, overrides or [])
     refuse_missing_data(config)
     weights = weights_file(config.teacher.weights)
-    if not retrain and (found := existing_weights(config)) is not None:
-        last = found.summary.get("last")
-        error = f": test error {last['top1_error']:.2f} % top-1" if last else ""
-        console.print(f"{weights} is there{error}: nothing to do.")
-        for note in found.notes:
-            console.print(f"  {note}")
+    if not retrain and (why := _no_training_needed(config, caches)):
+        console.print(why)
         return
+    if is_downloadable(config.teacher.weights):
+        raise TrainError(
+            f"teacher.weights: {config.teacher.weights} is not trained here\n  fix: set "
+            f"teacher.weights=PATH"
+        )
     if config.training is None:
         raise TrainError(
             f"{no_weights(config, weights)}, and {config.name} has no training block "
@@ -151,13 +169,34 @@ def teacher(
     from train.teacher import train_teacher
 
     record = train_teacher(
-        config, device=device, console=console, num_workers=workers, retrain=retrain
+        config,
+        device=device,
+        console=console,
+        num_workers=workers,
+        retrain=retrain,
+        limit_hours=math.inf if retrain or agreed else _HOURS_TO_AGREE_TO,
     )
     console.print(
         f"{weights}: test error {record['last']['top1_error']:.2f} % top-1, "
         f"{record['last']['top5_error']:.2f} % top-5, {record['seconds']:.0f} s "
         f"(metrics in {training_folder(weights)})"
     )
+
+
+def _no_training_needed(config: TeacherConfig, caches: Path | None) -> str:
+    """Why there is nothing to train, to be printed; empty if there is."""
+    weights = config.teacher.weights
+    if (found := existing_weights(config)) is not None:
+        last = found.summary.get("last")
+        error = f": test error {last['top1_error']:.2f} % top-1" if last else ""
+        there = f"{weights_file(weights)} is there{error}: nothing to do."
+        return "\n  ".join([there, *found.notes])
+    if caches is not None and (cache := cache_in_place_of_weights(config, caches)) is not None:
+        return (
+            f"{weights} is not there, and not needed: {cache.path} is complete. To train it all "
+            f"the same: {teacher_command(config)}"
+        )
+    return f"{weights} is downloaded when it is needed." if is_downloadable(weights) else ""
 
 
 @app.command()
@@ -253,6 +292,7 @@ def check(
     methods: Annotated[str, typer.Option(help="methods; default: all of the config")] = "",
     seeds: Seeds = "0",
     caches: Caches = Path("caches"),
+    cache: CachePath = None,
     runs: Runs = Path("runs"),
     device: Device = "auto",
     workers: Workers = None,
@@ -264,7 +304,7 @@ def check(
     config, teacher_config = _configs(name, overrides)
     wanted = methods.split() or list(config.methods)
     pairs = [(method, number) for method in wanted for number in numbers]
-    _check(config, teacher_config, pairs, caches, runs, device)
+    _check(config, teacher_config, pairs, caches, runs, device, cache)
 
 
 @app.command()
@@ -275,6 +315,7 @@ def plan(
     seed: Seed = 0,
     caches: Caches = Path("caches"),
     runs: Runs = Path("runs"),
+    cache: CachePath = None,
     trial: Trial = True,
     device: Device = "auto",
     workers: Workers = None,
@@ -282,7 +323,7 @@ def plan(
 ) -> None:
     """Say what is there, what is missing and what that costs; write nothing."""
     config, teacher_config = _configs(name, overrides)
-    _check(config, teacher_config, [(method, seed)], caches, runs, device)
+    _check(config, teacher_config, [(method, seed)], caches, runs, device, cache)
     lines = plan_lines(
         config,
         teacher_config,
@@ -290,6 +331,7 @@ def plan(
         seed,
         caches_dir=caches,
         runs_dir=runs,
+        cache_path=cache,
         device=device if trial else None,
     )
     _console().print("\n".join(lines))
@@ -302,13 +344,16 @@ def _check(
     caches_dir: Path,
     runs_dir: Path,
     device: str,
+    cache_path: Path | None,
 ) -> None:
     """Raise what is wrong with these runs; without torch where all of them are finished."""
     methods = list(dict.fromkeys(method for method, _ in runs))
     for method in methods:
         _check_method(config, method)
     try:
-        study = open_study(config, teacher, caches_dir=caches_dir, runs_dir=runs_dir)
+        study = open_study(
+            config, teacher, caches_dir=caches_dir, runs_dir=runs_dir, cache_path=cache_path
+        )
     except CacheError:
         study = None  # there is none yet: what the teacher's file says counts
     if study is not None and all(study.finished(*run) is not None for run in runs):

@@ -8,7 +8,7 @@ from pathlib import Path
 from configs.commands import cache_command
 from configs.schema import StudentConfig, TeacherConfig
 from nets.taps import stage_modules
-from train.study import TrainError
+from train.study import TrainError, taps_asked
 from train.terms import expanded_taps, loss_named
 
 
@@ -51,10 +51,7 @@ def check_before_the_pass(
 ) -> None:
     """Raise TrainError where a cache made as `teacher` says would lack what methods need."""
     stages = list(stage_modules(teacher.teacher.arch, teacher.taps.stages))
-    there = {"logits", "correct", *stages}
-    there |= {_energy_of(stage) for stage in stages} if teacher.taps.energy else set()
-    there |= {"hint"} if teacher.taps.hint else set()
-    missing = missing_taps(config, methods, stages, there)
+    missing = missing_taps(config, methods, stages, taps_asked(teacher))
     if missing:
         who = f"the teacher's file {teacher.name} leaves out"
         raise missing_error(missing, methods, who, teacher, stages, caches_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.schema import StudentConfig, TeacherConfig
-from nets.weights_file import weights_file
+from nets.weights_file import is_downloadable, weights_file
 from store.errors import CacheError
 from train.study import Study, open_study
 from views.datasets import load_dataset
@@ -19,6 +19,7 @@ def plan_lines(
     *,
     caches_dir: Path,
     runs_dir: Path,
+    cache_path: Path | None = None,
     device: str | None = None,
 ) -> list[str]:
     """One line each for the teacher's weights, the cache and the run: there, or its cost.
@@ -27,18 +28,24 @@ def plan_lines(
     """
     dataset = load_dataset(teacher.dataset)
     samples = len(dataset.train)
-    lines = [_weights_line(teacher)]
     passes = f"{samples:,} samples x {config.training.epochs} epochs through {config.student.arch}"
     try:
-        study = open_study(config, teacher, caches_dir=caches_dir, runs_dir=runs_dir)
-    except CacheError:
-        views = teacher.views.num_views
-        lines.append(
-            f"cache    to be made: {samples:,} samples x {views} views = {samples * views:,} "
-            f"images through {teacher.teacher.arch}"
+        study = open_study(
+            config, teacher, caches_dir=caches_dir, runs_dir=runs_dir, cache_path=cache_path
         )
-        return [*lines, f"student  to be trained: {passes}"]
-    lines.append(f"cache    there: {study.cache.path}")
+    except CacheError:
+        if cache_path is not None:
+            raise
+        views = teacher.views.num_views
+        return [
+            _weights_line(teacher),
+            f"cache    to be made: {samples:,} samples x {views} views = {samples * views:,} "
+            f"images through {teacher.teacher.arch}",
+            f"student  to be trained: {passes}",
+        ]
+    weights = weights_file(teacher.teacher.weights)
+    needed = "there" if weights.is_file() else "not needed, since the cache is there"
+    lines = [f"teacher  {needed}: {weights}", f"cache    there: {study.cache.path}"]
     if study.finished(method, seed) is not None:
         return [*lines, f"student  there: {study.run_folder(method, seed)}"]
     lines.append(f"student  to be trained: {passes}")
@@ -66,11 +73,13 @@ def _weights_line(teacher: TeacherConfig) -> str:
     weights = weights_file(teacher.teacher.weights)
     if weights.is_file():
         return f"teacher  there: {weights}"
+    if is_downloadable(teacher.teacher.weights):
+        return f"teacher  to be downloaded: {teacher.teacher.weights}"
     if teacher.training is None:
         return f"teacher  missing: {weights}, and the config has no training block to make it"
     limit = teacher.training.limit
     images = f"at most {limit:,} images per class" if limit else "all training images"
     return (
         f"teacher  to be trained: {images} x {teacher.training.epochs} epochs through "
-        f"{teacher.teacher.arch}"
+        f"{teacher.teacher.arch} (there is no file {weights})"
     )

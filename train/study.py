@@ -18,14 +18,13 @@ from configs.schema import StudentConfig, TeacherConfig, as_plain
 from nets.archs import check_arch
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules
-from nets.weights_file import weights_file
+from nets.weights_file import known_sha256
 from runtime.limits import total_memory
-from store.errors import CacheMismatch, CacheMissing, told_with
+from store.errors import CacheAmbiguous, CacheError, CacheMismatch, CacheMissing, told_with
 from store.identity import (
     Identity,
     cache_identity,
     differences,
-    file_sha256,
     identity_sha256,
     shown_value,
 )
@@ -223,21 +222,44 @@ def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
     )
 
 
+def cache_in_place_of_weights(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache | None:
+    """The complete cache that leaves nothing for the teacher to do, its weights not being at hand.
+
+    None where there is none. Raises CacheAmbiguous where caches of several weights fit.
+    """
+    identity = teacher_identity(teacher, load_dataset(teacher.dataset))
+    views = teacher.views.num_views
+    try:
+        cache = find_cache(caches_dir, teacher.name, identity, num_views=views)
+    except CacheAmbiguous:
+        raise
+    except CacheError:
+        return None
+    return cache if taps_asked(teacher) <= set(cache.taps) else None
+
+
+def taps_asked(teacher: TeacherConfig) -> set[str]:
+    """The names of the taps that a teacher's file asks for."""
+    stages = stage_modules(teacher.teacher.arch, teacher.taps.stages)
+    energies = {stage.replace("stage", "energy") for stage in stages} if teacher.taps.energy else ()
+    hint = {"hint"} if teacher.taps.hint else ()
+    return {"logits", "correct", *stages, *energies, *hint}
+
+
 def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:
     """How many views a student trains on, whatever more its cache may hold by now."""
     return config.num_views or teacher.views.num_views
 
 
 def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
-    """The identity that the teacher's cache must have; weights that are away leave None."""
-    weights = weights_file(teacher.teacher.weights)
+    """The identity that the teacher's cache must have; of weights not at hand what is known."""
     return cache_identity(
         as_plain(teacher),
         dataset_digest=dataset.digest,
         dataset_type=dataset.type,
         augment_version=AUGMENT_VERSION,
         stages=stage_modules(teacher.teacher.arch, teacher.taps.stages),
-        weights_sha256=file_sha256(weights) if weights.is_file() else None,
+        weights_sha256=known_sha256(teacher.teacher.weights),
         source=arch_source(teacher.teacher.arch),
     )
 

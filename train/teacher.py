@@ -11,11 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
 from configs.commands import teacher_command
+from configs.paths import no_weights
 from configs.schema import LossTerm, TeacherConfig, TeacherTraining, as_plain
 from nets.archs import check_arch
 from nets.source import arch_source
@@ -26,8 +27,13 @@ from store.identity import (
     identity_sha256,
     without_nulls,
 )
-from train.study import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
-from views.datasets import DatasetError, load_dataset
+from train.study import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, TrainError
+from views.datasets import Dataset, DatasetError, load_dataset
+
+if TYPE_CHECKING:
+    import torch
+
+    from train.loop import Learner, Task
 
 # Settings that decide a training, and not how its weights are to be used.
 _OF_THE_TRAINING_ALONE = ("augment.", "views_seed:", "source.")
@@ -156,30 +162,22 @@ def train_teacher(
     console: Console,
     num_workers: int | None = None,
     retrain: bool = False,
+    limit_hours: float | None = None,
 ) -> dict[str, Any]:
     """Train, or resume training, and save the weights; returns the summary of the training.
 
     An unfinished training of other settings is discarded by `retrain`, else refused with
-    TeacherExists.
+    TeacherExists. limit_hours: a training that is not begun yet and takes longer, by a trial of a
+    few steps, is refused with TrainError; None: no trial.
     """
-    import torch
-
+    from nets.cost import told_duration
     from nets.precision import pick_device
-    from nets.weights import save_atomically
-    from nets.zoo import build
-    from store.stop import StopRequest
-    from train.feed import NoTeacher
-    from train.loop import EpochResult, Task, fit, make_learner, open_splits
-    from train.progress import EpochPrinter
-    from train.records import RunRecorder
 
-    training = config.training
-    assert training is not None
-    check_arch(config.teacher.arch)
-    dataset = load_dataset(_teacher_data(config, training))
+    assert config.training is not None
+    dataset = load_dataset(_teacher_data(config, config.training))
     weights = weights_file(config.teacher.weights)
-    settings = training_settings(config, dataset.digest)
-    if unfinished := _other_unfinished(training_folder(weights), settings):
+    folder, settings = training_folder(weights), training_settings(config, dataset.digest)
+    if unfinished := _other_unfinished(folder, settings):
         if not retrain:
             raise TeacherExists(
                 f"{unfinished}\n  ask for those settings, which resumes it, or discard it\n"
@@ -187,34 +185,39 @@ def train_teacher(
             )
         console.print(f"discarded: {unfinished}")
     place = pick_device(device)
-    is_countable = config.views.augment.num_distinct_views is not None
-    fresh: int | Literal["all"] = "all" if is_countable else training.epochs
-    views = dataclasses.replace(config.views, count=fresh)
-    data = open_splits(dataset, views, config.dataset.normalisation, place, num_workers)
-    task = Task(
-        data=data,
-        num_views=views.num_views,
-        training=training,
-        terms=(LossTerm(loss="ce"),),
-        stages={},
-        seed=training.seed,
-        device=place,
-    )
-    network = build(
-        config.teacher.arch,
-        num_classes=dataset.num_classes,
-        in_channels=data.train.shape[2],
-        stem=config.teacher.stem,
-        seed=training.seed,
-    )
-    learner = make_learner(network, None, training, place)
-    console.print(
-        f"training the teacher {config.name} ({config.teacher.arch}): {training.epochs} epochs x "
-        f"{len(dataset.train):,} images on {place}"
-    )
+    what = f"{_size(config, dataset)} on {place}"
+    console.print(f"training the teacher {config.name} into {weights}: {what}")
+    task, learner = _assemble(config, dataset, place, num_workers)
+    if limit_hours is not None and not (folder / CHECKPOINT_FILE).is_file():
+        hours = _hours(task, learner)
+        if hours > limit_hours:
+            raise TrainError(
+                f"{no_weights(config, weights)}, and to train it takes about "
+                f"{told_duration(hours)}: {what}\n  correct teacher.weights, or agree to it once "
+                f"(with make: TRAIN_TEACHER=1)\n"
+                f"  fix: {teacher_command(config, '--train-teacher')}"
+            )
+        console.print(f"about {told_duration(hours)} without tests, by a trial of a few steps")
+        task, learner = _assemble(config, dataset, place, num_workers)
+    return _fitted(task, learner, weights, settings, console)
+
+
+def _fitted(
+    task: Task, learner: Learner, weights: Path, settings: Mapping[str, Any], console: Console
+) -> dict[str, Any]:
+    """Train to the end, from the checkpoint if there is one, and save; returns the summary."""
+    import torch
+
+    from nets.weights import save_atomically
+    from store.stop import StopRequest
+    from train.feed import NoTeacher
+    from train.loop import EpochResult, fit
+    from train.progress import EpochPrinter
+    from train.records import RunRecorder
+
     with StopRequest() as stop:
         recorder = RunRecorder(training_folder(weights), settings, learner, stop=stop)
-        report = EpochPrinter(training.epochs, recorder.first_epoch, console)
+        report = EpochPrinter(task.training.epochs, recorder.first_epoch, console)
 
         def after_epoch(result: EpochResult) -> None:
             recorder.epoch_done(result)
@@ -230,11 +233,60 @@ def train_teacher(
                 partial=recorder.partial,
                 pause=recorder,
             )
-            save_atomically(network.state_dict(), weights)
+            save_atomically(learner.network.state_dict(), weights)
             known = {"weights_sha256": file_sha256(weights), "torch": torch.__version__}
             return recorder.finish({**known, "settings": settings})
         finally:
             recorder.close()
+
+
+def _hours(task: Task, learner: Learner) -> float:
+    """How long the training takes without its tests; spends the learner on a few steps."""
+    from nets.cost import measured_rate
+    from train.feed import NoTeacher
+    from train.trial import trial_steps
+
+    rate = measured_rate(trial_steps(task, learner, NoTeacher(), {}))
+    return len(task.data.train) * task.training.epochs / max(rate, 1e-9) / 3600
+
+
+def _size(config: TeacherConfig, dataset: Dataset) -> str:
+    assert config.training is not None
+    images = len(dataset.train)
+    return f"{config.training.epochs:,} epochs x {images:,} images through {config.teacher.arch}"
+
+
+def _assemble(
+    config: TeacherConfig, dataset: Dataset, device: torch.device, num_workers: int | None
+) -> tuple[Task, Learner]:
+    """A new network and the images that it is to learn from."""
+    from nets.zoo import build
+    from train.loop import Task, make_learner, open_splits
+
+    training = config.training
+    assert training is not None
+    check_arch(config.teacher.arch)
+    is_countable = config.views.augment.num_distinct_views is not None
+    fresh: int | Literal["all"] = "all" if is_countable else training.epochs
+    views = dataclasses.replace(config.views, count=fresh)
+    data = open_splits(dataset, views, config.dataset.normalisation, device, num_workers)
+    task = Task(
+        data=data,
+        num_views=views.num_views,
+        training=training,
+        terms=(LossTerm(loss="ce"),),
+        stages={},
+        seed=training.seed,
+        device=device,
+    )
+    network = build(
+        config.teacher.arch,
+        num_classes=dataset.num_classes,
+        in_channels=data.train.shape[2],
+        stem=config.teacher.stem,
+        seed=training.seed,
+    )
+    return task, make_learner(network, None, training, device)
 
 
 def _teacher_data(config: TeacherConfig, training: TeacherTraining) -> Any:

@@ -48,7 +48,7 @@ def try_run(study: Study, method: str, seed: int, device: torch.device) -> Trial
     taps = needed_taps(study, task.terms)
     some = _SomeOutputs(study.cache, taps, device)
     with student_maps(task, learner) as maps:
-        steps = _steps(task, learner, some, maps)
+        steps = trial_steps(task, learner, some, maps)
         for _ in range(_STEPS_BEFORE):
             next(steps)
         rate = measured_rate(steps)
@@ -58,7 +58,7 @@ def try_run(study: Study, method: str, seed: int, device: torch.device) -> Trial
     return Trial(rate, memory_with(_bytes_to_come(study, taps), device))
 
 
-def _steps(
+def trial_steps(
     task: Task, learner: Learner, source: TeacherOutputs, maps: dict[str, Tensor]
 ) -> Iterator[int]:
     """Steps for ever, two whole batches and the rest of an epoch; yields each one's images."""

@@ -89,6 +89,22 @@ DEFAULT_STAGES: dict[str, tuple[str, ...]] = {
 }
 
 
+def has_stem(arch: str) -> bool:
+    """Whether `stem` changes the network: the others take no heed of it, or only one value."""
+    return arch not in CIFAR_RESNETS and not arch.startswith(PYTHON_PREFIX)
+
+
+def stem_hint(arch: str, stem: str, image_shape: tuple[int, int, int], key: str) -> str:
+    """A line on a stem that is too slow for images of (H, W, C); else an empty one."""
+    height, width, _ = image_shape
+    if arch not in TORCHVISION_RESNETS or stem != "cifar" or min(height, width) < 64:
+        return ""
+    return (
+        f"hint: {arch} with {key}: cifar keeps all of {height}x{width} pixels, which makes it "
+        f"about six times slower than with {key}: imagenet"
+    )
+
+
 def known_archs() -> tuple[str, ...]:
     return tuple(DEFAULT_STAGES)
 

@@ -11,10 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Errors:
-    """Percentages of samples whose label is not the first, or not among the first five."""
+    """Percentages of samples whose label is not the first, or not among the first five.
+
+    num_classes: with five or fewer, top5 says nothing.
+    """
 
     top1: float
     top5: float
+    num_classes: int = 1000
 
 
 @torch.no_grad()
@@ -24,10 +28,10 @@ def count_errors(batches: Iterable[tuple[Tensor, Tensor]]) -> Errors:
     With fewer than five classes top-5 counts all of them.
     """
     right: list[Tensor] = []
-    total = 0
+    total = num_classes = 0
     for logits, labels in batches:
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         right.append(torch.stack([ranked[:, 0].sum(), ranked.sum()]))
-        total += len(labels)
+        total, num_classes = total + len(labels), logits.shape[1]
     top1, top5 = torch.stack(right).sum(dim=0).tolist()
-    return Errors(100.0 * (total - top1) / total, 100.0 * (total - top5) / total)
+    return Errors(100.0 * (total - top1) / total, 100.0 * (total - top5) / total, num_classes)

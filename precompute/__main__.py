@@ -21,7 +21,8 @@ from rich.console import Console
 
 from configs.commands import cache_command
 from configs.load import ConfigError
-from nets.archs import ArchError
+from configs.schema import TeacherConfig
+from nets.archs import ArchError, stem_hint
 from nets.taps import TapError
 from precompute.carry import reason_against, refuse_unless_carriable
 from precompute.setup import Setup, at_hand, described
@@ -40,7 +41,7 @@ from store.layout import MANIFEST
 from store.lock import Job
 from store.reader import TeacherCache, find_cache, other_dataset_state
 from store.stop import Stopped
-from views.augment import pixel_canary
+from views.augment import pixel_canary, view_shape
 from views.changes import describe_change
 from views.datasets import DatasetError
 
@@ -49,6 +50,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 # A finished cache up to this size has every byte checked before it is called finished; a larger one
 # only the presence and size of its files, unless --recheck asks for more.
 _CHECKED_BYTES = 4 * 2**30
+_FAR_PERCENT = 5.0  # from the published error
 
 
 @app.command()
@@ -84,19 +86,25 @@ def main(
     if not knows_weights(setup.identity):
         cache, problem = _without_weights(setup, caches)
         if cache is not None and not plan:
-            console.print(f"{cache.path} is complete: nothing to do. {_measured(cache)}")
+            console.print(
+                f"{cache.path} is complete: nothing to do. {_measured(cache, setup.config)}"
+            )
             return
         console.print(f"{setup.config.teacher.weights} is needed: {problem}")
         setup = at_hand(setup)
     cache = _if_complete(setup, recheck, console)
     if cache is not None and not plan:
-        console.print(f"{setup.path} is complete: nothing to do. {_measured(cache)}")
+        console.print(f"{setup.path} is complete: nothing to do. {_measured(cache, setup.config)}")
         return
 
     if (old := _carried_from(carry_from, setup)) is not None:
         block_rows = block_rows or old.manifest.block_rows
     else:
         _tell_of_another_state(setup, caches, [name, *(overrides or [])], console)
+    shape = view_shape(setup.dataset.train.first_shape, setup.config.views.augment)
+    net = setup.config.teacher
+    if hint := stem_hint(net.arch, net.stem, shape, "teacher.stem"):
+        console.print(hint)
 
     from nets.precision import pick_device
     from precompute.run import PassOptions, fill_cache, plan_pass
@@ -118,7 +126,7 @@ def main(
     if cache is None:
         console.print(f"rank {rank} of {world} is done; others of the job are still at work")
     else:
-        console.print(f"{setup.path} is complete. {_measured(cache)}")
+        console.print(f"{setup.path} is complete. {_measured(cache, setup.config)}")
 
 
 def _check_block_rows(block_rows: int | None) -> None:
@@ -222,14 +230,31 @@ def _without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, s
     return cache, ""
 
 
-def _measured(cache: TeacherCache) -> str:
+def _measured(cache: TeacherCache, config: TeacherConfig) -> str:
     found = cache.measured
     if not found:
         return "Its teacher's errors were not measured."
+    has_top5 = len(cache.manifest.class_names) > 5
+    top5 = f", {found['test_top5_error']:.2f} % top-5" if has_top5 else ""
     return (
-        f"Teacher: test error {found['test_top1_error']:.2f} % top-1, "
-        f"{found['test_top5_error']:.2f} % top-5; right on "
+        f"Teacher: test error {found['test_top1_error']:.2f} % top-1{top5}; right on "
         f"{100 * found['train_agreement']:.2f} % of the cached views."
+        f"{_unexpected_error(config, found['test_top1_error'])}"
+    )
+
+
+def _unexpected_error(config: TeacherConfig, measured: float) -> str:
+    """A warning where the teacher's test error is far from the one that its file names."""
+    expected = config.teacher.expected_error
+    if expected is None or config.teacher.bn != "eval":
+        return ""
+    if abs(measured - expected) <= _FAR_PERCENT:
+        return ""
+    return (
+        f"\nWARNING: {config.name} names teacher.expected_error: {expected:.2f} %, and "
+        f"{measured:.2f} % were measured. Most often this is one of two mistakes:\n"
+        f"  dataset.normalisation is not that of the teacher's training\n"
+        f"  the classes of the weights are in another order than the dataset's"
     )
 
 

@@ -11,7 +11,7 @@ from configs.commands import teacher_command
 from configs.load import load_teacher, refuse_missing_data
 from configs.paths import no_weights
 from configs.schema import TeacherConfig, as_plain
-from nets.archs import ArchError, check_arch
+from nets.archs import ArchError, check_arch, has_stem
 from nets.source import arch_source
 from nets.taps import TapError, stage_modules
 from nets.weights_file import fetched_weights, known_sha256
@@ -101,6 +101,8 @@ def described(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
         stages=stages,
         weights_sha256=known_sha256(config.teacher.weights),
         source=arch_source(config.teacher.arch),
+        limit_cuts=dataset.limit_cuts,
+        has_stem=has_stem(config.teacher.arch),
     )
     path = cache_folder(caches_dir, config.name, identity)
     return Setup(config, dataset, stages, identity, path)

@@ -26,6 +26,8 @@ def cache_identity(
     weights_sha256: str | None,
     source: Mapping[str, str | None] | None = None,
     dataset_type: str | None = None,
+    limit_cuts: bool = True,
+    has_stem: bool = True,
 ) -> Identity:
     """The identity that a teacher config (as plain dicts) describes.
 
@@ -33,6 +35,8 @@ def cache_identity(
     weights are not at hand; such an identity can be compared with a cache's but names none.
     source: module -> sha256 of its file, for a network of the user's own; for any other there is no
     such key. dataset_type: of the dataset that a file was packed from; default: the config's.
+    limit_cuts: whether dataset.limit leaves any sample out. has_stem: whether there is a choice of
+    stems. Without, they are as unset.
     """
     dataset, teacher, taps = config["dataset"], config["teacher"], config["taps"]
     return {
@@ -40,7 +44,7 @@ def cache_identity(
         "dataset": {
             "type": dataset_type or dataset["type"],
             "split": "train",
-            "limit": dataset["limit"],
+            "limit": dataset["limit"] if limit_cuts else None,
             "validation_fraction": dataset["validation_fraction"],
             "digest": dataset_digest,
             "normalisation": dataset["normalisation"],
@@ -52,7 +56,7 @@ def cache_identity(
         },
         "teacher": {
             "arch": teacher["arch"],
-            "stem": teacher["stem"],
+            "stem": teacher["stem"] if has_stem else "cifar",
             "stages": dict(stages),
             "weights_sha256": weights_sha256,
             **({"source": dict(source)} if source else {}),

@@ -21,7 +21,8 @@ class Stopped(Exception):
 class StopRequest:
     """While open, remembers the first signal in `signal_number`. A context manager.
 
-    Only the main thread may listen to signals; elsewhere nothing is remembered.
+    Only the main thread may listen to signals; elsewhere nothing is remembered. A signal that is
+    ignored stays ignored: a study's processes leave Ctrl-C to the one that started them.
     """
 
     def __init__(self) -> None:
@@ -30,7 +31,11 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         numbers = (signal.SIGINT, signal.SIGTERM) if self._listens else ()
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        self._before = {
+            number: signal.signal(number, self._note)
+            for number in numbers
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from configs.load import load_student, load_teacher
 from configs.schema import StudentConfig, TeacherConfig, as_plain
+from nets.archs import has_stem
 from nets.source import arch_source
 from nets.taps import stage_modules
 from precompute.run import PassOptions, fill_cache
@@ -114,6 +115,8 @@ def setup_of(config: TeacherConfig, caches_dir: Path) -> Setup:
         stages=stages,
         weights_sha256=file_sha256(Path(config.teacher.weights)),
         source=arch_source(config.teacher.arch),
+        limit_cuts=dataset.limit_cuts,
+        has_stem=has_stem(config.teacher.arch),
     )
     path = cache_folder(caches_dir, config.name, identity)
     return Setup(config, dataset, stages, identity, path)

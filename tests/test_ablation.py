@@ -115,6 +115,34 @@ def test_a_signal_is_passed_on_and_every_run_is_kept(make_study: MakeStudy) -> N
     assert not list(study.folder.glob("*/summary.json"))
 
 
+def test_ctrl_c_which_reaches_every_process_is_one_request_and_nobodys_death(
+    make_study: MakeStudy,
+) -> None:
+    study = make_study(student=["training.epochs=2000", "training.schedule.milestones=[1999]"])
+    alive: list[bool] = []
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(list(study.folder.glob("*/checkpoint.pt"))) < 2:
+            time.sleep(0.05)
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            os.kill(worker.pid or 0, signal.SIGINT)
+        time.sleep(1.0)
+        alive.extend(worker.is_alive() for worker in workers)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread, console = threading.Thread(target=interrupt), quiet()
+    thread.start()
+    with pytest.raises(Stopped) as stopped:
+        run_ablation(study, ["ce", "kd"], [0], RunOptions("cpu", jobs=2), console)
+    thread.join()
+    assert alive == [True, True]
+    assert stopped.value.exit_code == 130
+    assert "FAILED" not in console.file.getvalue()
+    assert len(list(study.folder.glob("*/checkpoint.pt"))) == 2
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_killed_fails_its_runs_and_nothing_hangs(
     make_study: MakeStudy, victim: int

@@ -73,6 +73,16 @@ def test_check_finds_it_without_weights_or_cache(
     assert "Traceback" not in error
 
 
+def test_a_teacher_whose_taps_cannot_be_read_is_not_trained_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["teacher", "digits-resnet20", f"teacher.weights={tmp_path / 'w.pt'}"]
+    assert cli([*call, "training.epochs=1", "taps.stages=[layer1, layer9]"]) == 2
+    assert "taps.hint.stage" not in (told := capsys.readouterr().err)
+    assert "taps.stages: the network has no module 'layer9'" in told
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_study_without_mistakes_passes(
     nothing_there: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
-from train.page import ledger
+from train.page import _by_epoch, ledger
 from train.report import Commands, csv_table, markdown_table, rows_of, write_report
 from train.run import train_student
 from train.study import Study
@@ -87,6 +88,30 @@ def test_the_csv_has_a_line_per_run() -> None:
     assert lines[0].startswith("method,model,seed,last_top1,last_top5,best_top1")
     assert lines[1] == "ce,resnet8,0,10.0,1.0,9.0,1.0,3,2.0,t-12345678"
     assert len(lines) == 4
+
+
+def test_top_5_is_left_out_where_there_are_no_more_than_five_classes() -> None:
+    few = [{**run, "num_classes": 5} for run in RUNS]
+    header, _, teacher, first, _ = markdown_table(rows_of(few), TEACHER).splitlines()
+    assert "top-5" not in header
+    assert teacher == "| teacher |  |  | 5.00 |  |  |  |  |"
+    assert first == "| ce | resnet8 | 2 | 12.00 ± 2.83 | 11.00 ± 2.83 | 2.50 ± 0.71 |  |  |"
+    assert csv_table(few).splitlines()[:2] == [
+        "method,model,seed,last_top1,best_top1,best_epoch,seconds,cache",
+        "ce,resnet8,0,10.0,9.0,3,2.0,t-12345678",
+    ]
+    assert "top-5" in markdown_table(rows_of([{**run, "num_classes": 6} for run in RUNS]), TEACHER)
+
+
+def test_axes_of_epochs_tick_at_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = {"top1_error": 5.0, "train_seconds": 1.0, "wait_seconds": 0.0}
+    curves = {("ce", 0): [{**line, "epoch": epoch} for epoch in (1, 2, 3)]}
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    _by_epoch(rows_of(RUNS[:1]), curves)
+    ((axes,),) = (figure.axes for figure in drawn)
+    assert len(axes.get_xticks()) >= 3
+    assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_the_ledger_counts_the_images_that_a_live_teacher_would_have_seen() -> None:

@@ -51,7 +51,7 @@ from train.study import (
     open_study,
 )
 from train.teacher import TeacherExists, existing_weights, training_folder
-from views.datasets import DatasetError
+from views.datasets import DatasetError, load_dataset
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Stage 2.")
 
@@ -166,8 +166,10 @@ def teacher(
             f"{no_weights(config, weights)}, and {config.name} has no training block "
             f"to make it\n  fix: put the file there, or set teacher.weights=PATH"
         )
+    from train.check import check_teacher
     from train.teacher import train_teacher
 
+    check_teacher(config, load_dataset(config.dataset))
     record = train_teacher(
         config,
         device=device,
@@ -176,9 +178,10 @@ def teacher(
         retrain=retrain,
         limit_hours=math.inf if retrain or agreed else _HOURS_TO_AGREE_TO,
     )
+    last = record["last"]
+    top5 = f", {last['top5_error']:.2f} % top-5" if record["num_classes"] > 5 else ""
     console.print(
-        f"{weights}: test error {record['last']['top1_error']:.2f} % top-1, "
-        f"{record['last']['top5_error']:.2f} % top-5, {record['seconds']:.0f} s "
+        f"{weights}: test error {last['top1_error']:.2f} % top-1{top5}, {record['seconds']:.0f} s "
         f"(metrics in {training_folder(weights)})"
     )
 

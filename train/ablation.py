@@ -145,7 +145,8 @@ def _side_by_side(study: Study, runs: Sequence[Run], options: RunOptions) -> Ite
             while futures:
                 done, _ = wait(futures, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield _result_of(future, futures.pop(future))
+                    if stop.signal_number is None or future.exception() is None:
+                        yield _result_of(future, futures.pop(future))
                 if stop.signal_number is not None:
                     _pass_on(futures)
                     raise Stopped(

@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from train.report import Commands, Curve, Row, Summary, legend, scope, table_cells
 
@@ -177,6 +178,8 @@ def _chart(
         of_seeds = [_points(curve, place) for (m, _), curve in curves.items() if m == row.method]
         _draw(axes, row.method, of_seeds, colour)
     axes.set_xlabel(label)
+    if label == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("top-1 test error (%)")
     axes.set_yscale("symlog", linthresh=1.0)  # rows lie close together at the end, where it counts
     axes.set_yticks(_TICKS, [f"{tick:g}" for tick in _TICKS])

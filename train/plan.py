@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.schema import StudentConfig, TeacherConfig
+from nets.archs import stem_hint
 from nets.weights_file import is_downloadable, weights_file
 from store.errors import CacheError
 from train.study import Study, open_study
+from views.augment import view_shape
 from views.datasets import load_dataset
 
 
@@ -28,6 +30,8 @@ def plan_lines(
     """
     dataset = load_dataset(teacher.dataset)
     samples = len(dataset.train)
+    shape = view_shape(dataset.train.first_shape, teacher.views.augment)
+    hints = stem_hints(config, teacher, shape)
     passes = f"{samples:,} samples x {config.training.epochs} epochs through {config.student.arch}"
     try:
         study = open_study(
@@ -42,16 +46,29 @@ def plan_lines(
             f"cache    to be made: {samples:,} samples x {views} views = {samples * views:,} "
             f"images through {teacher.teacher.arch}",
             f"student  to be trained: {passes}",
+            *hints,
         ]
     weights = weights_file(teacher.teacher.weights)
     needed = "there" if weights.is_file() else "not needed, since the cache is there"
     lines = [f"teacher  {needed}: {weights}", f"cache    there: {study.cache.path}"]
     if study.finished(method, seed) is not None:
         return [*lines, f"student  there: {study.run_folder(method, seed)}"]
-    lines.append(f"student  to be trained: {passes}")
+    lines += [f"student  to be trained: {passes}", *hints]
     if device is not None:
         lines.append(_trial_line(study, method, seed, device))
     return lines
+
+
+def stem_hints(
+    config: StudentConfig, teacher: TeacherConfig, image_shape: tuple[int, int, int]
+) -> list[str]:
+    """On stems that are too slow for images of (H, W, C)."""
+    ours, theirs = config.student, teacher.teacher
+    hints = [
+        stem_hint(theirs.arch, theirs.stem, image_shape, "teacher.stem"),
+        stem_hint(ours.arch, ours.stem, image_shape, "student.stem"),
+    ]
+    return [hint for hint in hints if hint]
 
 
 def _trial_line(study: Study, method: str, seed: int, device: str) -> str:

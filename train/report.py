@@ -21,10 +21,6 @@ _COLUMNS = {
     "best_top5": "top-5 error, best (%)",
     "seconds": "seconds per run",
 }
-_CSV_COLUMNS = (
-    *("method", "model", "seed", "last_top1", "last_top5", "best_top1", "best_top5"),
-    *("best_epoch", "seconds", "cache"),
-)
 
 Summary = dict[str, Any]
 Curve = list[dict[str, Any]]  # one metrics line per epoch
@@ -95,14 +91,20 @@ def rows_of(summaries: Iterable[Summary]) -> list[Row]:
 
 
 def _cells(summaries: Sequence[Summary]) -> dict[str, Spread]:
+    """By the names of `_COLUMNS`; without top-5 errors where they say nothing."""
     values = {
-        "last_top1": [s["last"]["top1_error"] for s in summaries],
-        "last_top5": [s["last"]["top5_error"] for s in summaries],
-        "best_top1": [s["best"]["top1_error"] for s in summaries],
-        "best_top5": [s["best"]["top5_error"] for s in summaries],
-        "seconds": [s["seconds"] for s in summaries],
+        f"{when}_{top}": [s[when][f"{top}_error"] for s in summaries]
+        for when in ("last", "best")
+        for top in _tops(summaries)
     }
+    values["seconds"] = [s["seconds"] for s in summaries]
     return {name: _spread(numbers) for name, numbers in values.items()}
+
+
+def _tops(summaries: Iterable[Summary]) -> tuple[str, ...]:
+    """With five classes or fewer every top-5 error is zero. Older summaries do not count them."""
+    has_top5 = all(s.get("num_classes", 6) > 5 for s in summaries)
+    return ("top1", "top5") if has_top5 else ("top1",)
 
 
 def _spread(numbers: Sequence[float]) -> Spread:
@@ -130,11 +132,15 @@ def _paired_p(gaps: Sequence[float]) -> float | None:
 
 def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[str]]:
     """Header, teacher and one line per method; mean ± sample standard deviation over seeds."""
-    header = ["method", "model", "seeds", *_COLUMNS.values(), "Δ to ce", "Δ to kd"]
-    top1, top5 = f"{teacher['test_top1_error']:.2f}", f"{teacher['test_top5_error']:.2f}"
-    lines = [header, ["teacher", "", "", top1, top5, "", "", "", "", ""]]
+    names = [name for name in _COLUMNS if all(name in row.cells for row in rows)]
+    known = {f"last_{top}": f"{teacher[f'test_{top}_error']:.2f}" for top in ("top1", "top5")}
+    titles = [_COLUMNS[name] for name in names]
+    lines = [
+        ["method", "model", "seeds", *titles, "Δ to ce", "Δ to kd"],
+        ["teacher", "", "", *(known.get(name, "") for name in names), "", ""],
+    ]
     for row in rows:
-        cells = [str(row.cells[name]) for name in _COLUMNS]
+        cells = [str(row.cells[name]) for name in names]
         differences = [str(each) if each else "" for each in (row.to_alone, row.to_kd)]
         lines.append([row.method, row.model, str(row.num_seeds), *cells, *differences])
     return lines
@@ -146,13 +152,15 @@ def markdown_table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def csv_table(summaries: Iterable[Summary]) -> str:
+def csv_table(summaries: Sequence[Summary]) -> str:
     """One line per run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
+    errors_of = [(when, top) for when in ("last", "best") for top in _tops(summaries)]
+    names = [f"{when}_{top}" for when, top in errors_of]
+    writer.writerow(["method", "model", "seed", *names, "best_epoch", "seconds", "cache"])
     for s in summaries:
-        errors = [s[when][top] for when in ("last", "best") for top in ("top1_error", "top5_error")]
+        errors = [s[when][f"{top}_error"] for when, top in errors_of]
         of_run = [s["method"], s.get("model", ""), s["seed"]]
         writer.writerow([*of_run, *errors, s["best"]["epoch"], s["seconds"], s["cache"]])
     return text.getvalue()

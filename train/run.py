@@ -12,6 +12,7 @@ from rich.console import Console
 
 from configs.commands import cache_command
 from configs.schema import LossTerm
+from nets.archs import stem_hint
 from nets.precision import pick_device
 from nets.teacher import load_teacher_network
 from nets.zoo import build
@@ -39,7 +40,7 @@ from train.loop import (
     open_splits,
 )
 from train.needs import missing_error, missing_taps
-from train.progress import EpochPrinter
+from train.progress import EpochPrinter, classifier_epoch
 from train.records import RunRecorder
 from train.study import Study, TrainError
 from train.terms import expanded_taps, loss_named
@@ -70,6 +71,9 @@ def train_student(
         study, method, seed, place, live_teacher=live_teacher, num_workers=num_workers
     )
     if console is not None:
+        net = study.config.student
+        if hint := stem_hint(net.arch, net.stem, study.image_shape, "student.stem"):
+            console.print(hint)
         console.print(f"images {task.data.train.where}; teacher outputs {source.where}")
         if study.cache.sample_crc32c is None:
             _tell_once(console, f"{study.cache.path} {WITHOUT_CHECKSUMS}")
@@ -81,7 +85,8 @@ def train_student(
             checkpoint_minutes=checkpoint_minutes,
             stop=stop,
         )
-        report = EpochPrinter(task.training.epochs, recorder.first_epoch, console)
+        first = classifier_epoch(task.terms, task.training.epochs)
+        report = EpochPrinter(task.training.epochs, recorder.first_epoch, console, first)
 
         def after_epoch(result: EpochResult) -> None:
             recorder.epoch_done(result)
@@ -254,6 +259,7 @@ def _summary_extras(study: Study, method: str, seed: int, device: torch.device) 
         "student": study.config.name,
         "model": study.config.student.arch,
         "num_samples": len(study.dataset.train),
+        "num_classes": study.dataset.num_classes,
         "is_taught": bool(needed_taps(study, study.config.methods[method])),
         "method": method,
         "seed": seed,

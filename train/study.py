@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from configs.commands import cache_command
 from configs.schema import StudentConfig, TeacherConfig, as_plain
-from nets.archs import check_arch
+from nets.archs import check_arch, has_stem
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules
 from nets.weights_file import known_sha256
@@ -114,12 +114,12 @@ class Study:
 
     def run_identity(self, method: str, seed: int, *, live_teacher: bool = False) -> dict[str, Any]:
         """What decides a run's result; two runs with the same one are the same run."""
-        plain = as_plain(self.config)
+        plain, arch = as_plain(self.config), self.config.student.arch
         window = {} if live_teacher or not self.window_rows else {"window": self.window_rows}
         return {
             **window,
             "run_version": RUN_VERSION,
-            "student": plain["student"],
+            "student": plain["student"] | ({} if has_stem(arch) else {"stem": "cifar"}),
             "training": plain["training"],
             "terms": plain["methods"][method],
             "seed": seed,
@@ -261,6 +261,8 @@ def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
         stages=stage_modules(teacher.teacher.arch, teacher.taps.stages),
         weights_sha256=known_sha256(teacher.teacher.weights),
         source=arch_source(teacher.teacher.arch),
+        limit_cuts=dataset.limit_cuts,
+        has_stem=has_stem(teacher.teacher.arch),
     )
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from configs.commands import teacher_command
 from configs.paths import no_weights
 from configs.schema import LossTerm, TeacherConfig, TeacherTraining, as_plain
-from nets.archs import check_arch
+from nets.archs import check_arch, has_stem
 from nets.source import arch_source
 from nets.weights_file import weights_file
 from store.identity import (
@@ -61,7 +61,7 @@ def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, A
     source = arch_source(config.teacher.arch)
     return {
         "arch": plain["teacher"]["arch"],
-        "stem": plain["teacher"]["stem"],
+        "stem": plain["teacher"]["stem"] if has_stem(config.teacher.arch) else "cifar",
         **({"source": source} if source else {}),
         "dataset_digest": dataset_digest,
         "normalisation": plain["dataset"]["normalisation"],
@@ -199,7 +199,8 @@ def train_teacher(
             )
         console.print(f"about {told_duration(hours)} without tests, by a trial of a few steps")
         task, learner = _assemble(config, dataset, place, num_workers)
-    return _fitted(task, learner, weights, settings, console)
+    summary = _fitted(task, learner, weights, settings, console)
+    return {**summary, "num_classes": dataset.num_classes}
 
 
 def _fitted(

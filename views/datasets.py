@@ -22,7 +22,7 @@ class Dataset:
     """Splits in their fixed order; `digest` (sha256, hex) pins the training samples and labels.
 
     type: as configs name it; a packed file has that of the dataset it was packed from. None: the
-    config's.
+    config's. limit_cuts: whether `limit` leaves any sample out.
     validation: training samples held out to choose the best epoch on; None where that is the
     test split's task.
     """
@@ -35,6 +35,7 @@ class Dataset:
     digest: str
     digest_tested: Callable[[], str] = lambda: ""  # computed when a run asks, not by a pass
     type: str | None = None
+    limit_cuts: bool = True
 
     @cached_property
     def tested_digest(self) -> str:
@@ -67,6 +68,7 @@ def load_dataset(config: Digits | Cifar | ImageFolder | Packed) -> Dataset:
             source.test_digest(), *([source.digest_of(held)] if len(held) else [])
         ),
         type=source.type,
+        limit_cuts=len(kept) + len(held) < len(source.train.labels),
     )
 
 

@@ -176,10 +176,10 @@ class TeacherCache:
         made, here = self.manifest.versions.get("pillow"), version("pillow")
         problem = (
             f"{self.path}: the views replayed from this dataset are not those the teacher saw: its "
-            f"images have changed, or are decoded in another way"
+            f"images have changed, or are decoded in another way; they need a cache of their own"
         )
         path = shlex.quote(str(self.path))
-        fix = f"mv {path} {self.path.name}.old && {fix_command(self.manifest)}, for a new cache"
+        fix = f"mv {path} {self.path.name}.old && {fix_command(self.manifest)}"
         if made != here:
             problem += f"\n  Pillow: {made or 'unknown'} when the cache was made, {here} here"
             fix = f"python -m pip install pillow=={made}; or {fix}" if made else fix

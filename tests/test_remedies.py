@@ -42,7 +42,10 @@ def printed_command(error: str) -> str:
 def run_as_printed(command: str) -> None:
     """Run by the shell and make, but programs of the project in this process, which is faster."""
     words = shlex.split(command)
-    if words[0] == "make":
+    if "&&" in words:
+        for part in command.split(" && "):
+            run_as_printed(part)
+    elif words[0] == "make":
         for line in recipe(command):
             run_as_printed(line)
     elif words[:2] == ["python", "-m"]:
@@ -187,6 +190,27 @@ def test_an_export_of_a_run_that_is_not_finished(
     assert command.startswith("make train-student STUDENT=")
     run_as_printed(command)
     assert train.__main__.cli(export) == 0
+
+
+def test_an_export_of_weights_that_were_changed(
+    call: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["student", *call, "--method", "ce"]
+    run_as_printed(printed_command(told(run, capsys)))
+    assert train.__main__.cli(run) == 0
+    (best,) = (tmp_path / "runs").glob("student/*/best.pt")
+    best.write_bytes(best.read_bytes() + b"changed")
+    export = ["export", call[0], str(tmp_path / "out"), *call[1:], "--method", "ce"]
+    run_as_printed(printed_command(told(export, capsys)))
+    assert train.__main__.cli(export) == 0
+
+
+def test_a_dataset_that_has_changed(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["student", *call, "--method", "kd"]
+    run_as_printed(printed_command(told(run, capsys)))
+    smaller = [*run, "teacher.dataset.limit=4"]
+    run_as_printed(printed_command(told(smaller, capsys)))
+    assert train.__main__.cli(smaller) == 0
 
 
 def test_a_checkpoint_that_cannot_be_read(

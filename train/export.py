@@ -47,24 +47,23 @@ def export_student(
     study: Study, method: str, seed: int, which: Which, folder: Path, *, device: str = "auto"
 ) -> dict[str, Any]:
     """Write the three files into `folder`; returns the card. Raises TrainError."""
+    command = student_command(
+        study.config,
+        study.teacher,
+        method,
+        seed,
+        caches_dir=study.cache.path.parent,
+        runs_dir=study.runs_dir,
+    )
     summary = study.finished(method, seed)
     if summary is None:
-        command = student_command(
-            study.config,
-            study.teacher,
-            method,
-            seed,
-            caches_dir=study.cache.path.parent,
-            runs_dir=study.runs_dir,
-        )
         raise TrainError(f"{study.run_folder(method, seed)} is not finished\n  fix: {command}")
     place = pick_device(device)
     trained = study.run_folder(method, seed) / f"{which}.pt"
     if file_sha256(trained) != summary["files_sha256"][trained.name]:
         raise TrainError(
             f"{trained} does not hold the weights that this run ended with: its sha256 is not the "
-            f"one in {SUMMARY_FILE}\n  fix: rm -r {shlex.quote(str(trained.parent))} && make "
-            f"train-student STUDENT={study.config.name} METHOD={method} SEED={seed}"
+            f"one in {SUMMARY_FILE}\n  fix: rm -r {shlex.quote(str(trained.parent))} && {command}"
         )
     network = _loaded(study, trained).to(place)
     test = evaluation_pixels(

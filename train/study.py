@@ -20,7 +20,14 @@ from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules
 from nets.weights_file import known_sha256
 from runtime.limits import total_memory
-from store.errors import CacheAmbiguous, CacheError, CacheMismatch, CacheMissing, told_with
+from store.errors import (
+    CacheAmbiguous,
+    CacheError,
+    CacheMismatch,
+    CacheMissing,
+    teacher_command,
+    told_with,
+)
 from store.identity import (
     Identity,
     cache_identity,
@@ -218,7 +225,7 @@ def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
     change = describe_change(dataset.train, cache.labels, cache.sample_crc32c)
     return CacheMismatch(
         f"the dataset has changed since {cache.path} was made: {change}",
-        fix=f"restore it, or: make cache-teacher TEACHER={cache.manifest.teacher}",
+        fix=f"restore it, or: {teacher_command(cache.manifest.teacher)}",
     )
 
 

@@ -30,6 +30,7 @@ from store.content import (
 )
 from store.errors import (
     BadTeacherOutput,
+    CacheBusy,
     CacheFull,
     CacheNotWritable,
     SamplesChanged,
@@ -297,7 +298,18 @@ class CacheWriter:
         write_atomically(self.path / JOURNAL / _JOB_FILE, json.dumps(content).encode())
 
     def _agreed_work(self) -> list[Work]:
-        content = json.loads((self.path / JOURNAL / _JOB_FILE).read_bytes())
+        """The list that the job's leader left. Raises CacheBusy where it is another job's."""
+        file = self.path / JOURNAL / _JOB_FILE
+        try:
+            content = json.loads(file.read_bytes())
+        except (FileNotFoundError, ValueError):
+            content = {"job": None}
+        if content["job"] != self._job.name:
+            raise CacheBusy(
+                f"{file} is not this job's: expected job {self._job.name!r}, "
+                f"found {content['job']!r}",
+                fix="start all processes of the job again; what is committed is kept",
+            )
         return [
             Work(self.manifest.block(view, index), tuple(taps))
             for view, index, taps in content["pending"]

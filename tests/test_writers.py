@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from store import CacheBusy, TeacherCache
-from store.lock import Job
+from store import CacheBusy, CacheWriter, TeacherCache
+from store.lock import Job, WriterLock
 from tests.test_store import fill, open_writer, records_of
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +62,51 @@ def test_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
     assert killed.returncode == -9
     with open_writer(tmp_path / "c") as writer:
         assert len(writer.work) == 6
+
+
+HOLDS_A_LOCK_AND_FORKS = """
+import os, sys, time
+from pathlib import Path
+from store.lock import Job, WriterLock
+lock = WriterLock(Path(sys.argv[1]), Job())
+if (worker := os.fork()) == 0:
+    time.sleep(60)
+time.sleep(0.3)  # for the worker to begin
+os.close(0)
+print(worker, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_lock_dies_with_its_owner_though_its_workers_live_on(tmp_path: Path) -> None:
+    killed = subprocess.Popen(
+        [sys.executable, "-c", HOLDS_A_LOCK_AND_FORKS, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert killed.stdout is not None
+    worker = int(killed.stdout.readline())
+    try:
+        assert killed.wait() == -signal.SIGKILL
+        os.kill(worker, 0)  # is alive
+        WriterLock(tmp_path, Job()).release()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        killed.stdout.close()
+
+
+def test_a_forked_process_that_lets_go_leaves_the_lock_to_its_owner(tmp_path: Path) -> None:
+    lock = WriterLock(tmp_path, Job())
+    child = multiprocessing.get_context("fork").Process(target=lock.release)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other tests left threads behind
+        child.start()
+    child.join()
+    assert child.exitcode == 0
+    with pytest.raises(CacheBusy):
+        WriterLock(tmp_path, Job())
+    lock.release()
 
 
 def do_share(path: Path, job: Job, die_after: int | None = None) -> None:
@@ -128,6 +178,49 @@ def test_a_process_of_another_job_is_refused(tmp_path: Path) -> None:
         pytest.raises(CacheBusy),
     ):
         open_writer(tmp_path / "c", job=Job("two", 1, 2))
+
+
+def opened_beside(path: Path, job: Job) -> Future[CacheWriter]:
+    """The writer of another rank, as soon as the leader lets it in."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(open_writer, path, job=job)
+    pool.shutdown(wait=False)
+    time.sleep(0.2)
+    assert not future.done()
+    return future
+
+
+def test_a_rank_takes_the_lead_where_the_leader_dies_while_it_prepares(tmp_path: Path) -> None:
+    leader = WriterLock(tmp_path, Job("one", 0, 3))
+    waiting = [opened_beside(tmp_path, Job("one", rank, 3)) for rank in (1, 2)]
+    leader.release()  # all that is left of a process that was killed
+    with waiting[0].result(timeout=10) as first, waiting[1].result(timeout=10) as second:
+        found = [[item.block for item in writer.work] for writer in (first, second)]
+        assert sorted(map(len, found)) == [2, 2]
+        assert not set(found[0]) & set(found[1])
+
+
+def test_ranks_wait_as_long_as_the_leader_prepares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = WriterLock(tmp_path, Job("one", 0, 2))
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr("store.lock.time.monotonic", lambda: float(next(hours)))
+    waiting = opened_beside(tmp_path, Job("one", 1, 2))
+    leader.release()
+    with waiting.result(timeout=10) as writer:
+        assert len(writer.work) == 3
+
+
+@pytest.mark.parametrize("left_behind", ['{"job": "two", "pending": []}', "", None])
+def test_a_list_of_work_that_is_another_jobs_is_refused(
+    tmp_path: Path, left_behind: str | None
+) -> None:
+    with open_writer(tmp_path / "c", job=Job("one", 0, 2)):
+        file = tmp_path / "c" / "journal" / "job.json"
+        file.unlink() if left_behind is None else file.write_text(left_behind)
+        with pytest.raises(CacheBusy, match="is not this job's: expected job 'one', found"):
+            open_writer(tmp_path / "c", job=Job("one", 1, 2))
 
 
 def test_ranks_split_one_list(tmp_path: Path) -> None:

@@ -34,12 +34,15 @@ from store.errors import (
     CacheError,
     CacheIncomplete,
     CacheMissing,
+    UnknownTap,
+    UnknownView,
     told_with,
 )
 from store.identity import knows_weights
 from store.layout import MANIFEST
 from store.lock import Job
-from store.reader import TeacherCache, find_cache, other_dataset_state
+from store.look import committed_bytes
+from store.reader import TeacherCache, find_cache, open_source, other_dataset_state
 from store.stop import Stopped
 from views.augment import pixel_canary, view_shape
 from views.changes import describe_change
@@ -163,9 +166,9 @@ def _tell_of_another_state(
 
 
 def cache_bytes(path: Path) -> int:
-    """Of the cache at `path` as far as it can be opened, else 0."""
+    """What the journal of the cache at `path` says is committed; 0 where there is none."""
     try:
-        return TeacherCache.open(path).nbytes
+        return committed_bytes(open_source(path))
     except CacheError:
         return 0
 
@@ -189,22 +192,23 @@ def _share(job: Job) -> Share:
 
 
 def _if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache | None:
-    """The cache, if it holds all views and taps asked for and is sound; None if there is work."""
+    """The cache, if it holds all views and taps asked for and is sound; None if there is work.
+
+    More that it was to hold, and does not, is no work: that growth was given up.
+    """
+    train, views = setup.dataset.train, setup.config.views
     try:
-        cache = TeacherCache.open(setup.path)
-    except (CacheMissing, CacheIncomplete):
+        cache = TeacherCache.open(setup.path, num_views=views.num_views, taps=setup.tap_names)
+    except (CacheMissing, CacheIncomplete, UnknownTap, UnknownView):
         return None
     except CacheDamaged as error:
         console.print(f"{error.problem}\n  its damaged blocks will be computed again")
         return None
-    train, views = setup.dataset.train, setup.config.views
     cache.refuse_unless(cache.identity, labels=train.labels, canary=pixel_canary(train, views))
-    enough = cache.num_views >= views.num_views and setup.is_held_by(cache.taps)
-    if not enough or not cache.measured:
+    if cache.manifest.measured_views < views.num_views or not setup.is_held_by(cache.taps):
         return None
-    if cache.nbytes > _CHECKED_BYTES and not recheck:
-        return cache
-    if faults := cache.faults():
+    every_byte = recheck or cache_bytes(setup.path) <= _CHECKED_BYTES
+    if faults := cache.source.faults(read=every_byte):
         shown = "\n".join(f"  {fault}" for fault in faults[:5])
         console.print(f"damaged, and to be computed again:\n{shown}")
         return None
@@ -218,7 +222,13 @@ def _without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, s
     """
     train, views = setup.dataset.train, setup.config.views
     try:
-        cache = find_cache(caches, setup.config.name, setup.identity, num_views=views.num_views)
+        cache = find_cache(
+            caches,
+            setup.config.name,
+            setup.identity,
+            num_views=views.num_views,
+            taps=setup.tap_names,
+        )
     except CacheAmbiguous:
         raise
     except CacheError as error:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nets.cost import Memory, told_duration, told_size
+from store.content import unfinished
 from store.errors import CacheError
+from store.layout import Block, tap_of
 from store.manifest import Manifest
 from store.reader import open_source
 
@@ -67,32 +69,39 @@ class Plan:
         return "\n".join(lines)
 
 
-def pending_of(path: Path, manifest: Manifest) -> tuple[Manifest, int, int]:
+def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, int, int]:
     """The cache as it will be, records to compute, bytes to write; changes nothing.
 
-    manifest: what a new cache would be; one that is there keeps its block size, views and taps.
+    asked: what a new cache would be; one that is there keeps its block size, views and taps.
     """
+    manifest = asked
     try:
         there = open_source(path)
     except CacheError:
         there = None
     if there is not None:
         manifest = dataclasses.replace(
-            manifest,
+            asked,
             block_rows=there.manifest.block_rows,
-            num_views=max(manifest.num_views, there.manifest.num_views),
-            taps={**there.manifest.taps, **manifest.taps},
+            num_views=max(asked.num_views, there.manifest.num_views),
+            taps={**there.manifest.taps, **asked.taps},
             sample_crc32c=there.manifest.sample_crc32c,
         )
-    records = num_bytes = 0
-    for block in manifest.blocks():
-        missing = [
+
+    held = there.manifest.arrays if there else {}
+
+    def has(array: str, block: Block) -> bool:
+        return there is not None and array in held and there.has(array, block)
+
+    arrays, records, num_bytes = manifest.arrays, 0, 0
+    for block, missing in unfinished(manifest, has, asked.num_views, asked.taps):
+        chunks = [
             spec
-            for array, spec in manifest.arrays.items()
-            if there is None or array not in there.manifest.arrays or not there.has(array, block)
+            for array, spec in arrays.items()
+            if tap_of(array) in missing and not has(array, block)
         ]
         records += block.rows if missing else 0
-        num_bytes += sum(map(manifest.chunk_file_bytes, missing))
+        num_bytes += sum(map(manifest.chunk_file_bytes, chunks))
     return manifest, records, num_bytes
 
 

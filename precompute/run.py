@@ -31,6 +31,7 @@ from store.content import draft_manifest
 from store.errors import SamplesChanged
 from store.layout import SAMPLE_CRC
 from store.lock import Job
+from store.look import agreement
 from store.manifest import Manifest
 from store.stop import Stopped, StopRequest
 from store.writer import Work
@@ -163,12 +164,24 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
                 images += run_blocks(running, writer, left, stop, console)
         if left is None:
             return None
-        cache = TeacherCache.open(setup.path)
+        cache = _opened(setup)
         rate = images / (time.perf_counter() - started)
-        measured = {**running.test_errors(), "train_agreement": agreement(cache)}
         kept = writer.manifest.measured.get("images_per_second", 0.0)
-        writer.record_measured({**measured, "images_per_second": rate if images else kept})
-    return TeacherCache.open(setup.path)
+        writer.record_measured(
+            {
+                **running.test_errors(),
+                "train_agreement": agreement(cache, cache.num_views),
+                "views": cache.num_views,
+                "images_per_second": rate if images else kept,
+            }
+        )
+    return _opened(setup)
+
+
+def _opened(setup: Setup) -> TeacherCache:
+    """The cache, as far as the config asks for it."""
+    views = setup.config.views.num_views
+    return TeacherCache.open(setup.path, num_views=views, taps=setup.tap_names)
 
 
 def _not_carried(
@@ -201,14 +214,6 @@ def plan_pass(setup: Setup, options: PassOptions) -> Plan:
     """What `fill_cache` would do; writes nothing."""
     running = TeacherPass(setup, options)
     return _plan(running, content_of(running))
-
-
-def agreement(cache: TeacherCache) -> float:
-    """How often the teacher is right on the cached views: a fraction."""
-    right = sum(
-        int(cache.read_view(view, ["correct"])["correct"].sum()) for view in range(cache.num_views)
-    )
-    return right / (cache.num_views * cache.num_samples)
 
 
 def content_of(running: TeacherPass) -> CacheContent:

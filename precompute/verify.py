@@ -29,6 +29,7 @@ from precompute.progress import Progress
 from precompute.setup import Setup, prepare
 from runtime.errors import DeviceError
 from store.errors import CacheError, CacheMismatch, told_with
+from store.look import agreement
 from store.reader import WITHOUT_CHECKSUMS, TeacherCache, find_cache
 from views.augment import pixel_canary
 from views.changes import changed_samples
@@ -88,7 +89,7 @@ def main(
         opened.refuse_unless(setup.identity, labels=train.labels, canary=canary)
 
     from nets.precision import pick_device
-    from precompute.run import PassOptions, TeacherPass, agreement
+    from precompute.run import PassOptions, TeacherPass
 
     console.print(f"{opened.path}: identity, {len(train):,} labels and the pixel canary agree")
     running = TeacherPass(setup, PassOptions(pick_device(device), batch_size, num_workers=workers))
@@ -100,7 +101,7 @@ def main(
             f"{result.num_wrong:>10,}"
         )
     wrong = [result.tap for result in results if result.num_wrong]
-    stored = agreement(opened)
+    stored = agreement(opened, opened.manifest.measured_views or opened.num_views)
     recorded = opened.measured.get("train_agreement")
     console.print(f"right on the cached views: {stored:.6f}, recorded {recorded}")
     if recorded is None or abs(stored - recorded) > 1e-9:

@@ -3,6 +3,7 @@ python -m store info PATH [--json] [--plot FILE]     one cache: identity, taps, 
 python -m store check [PATH ...]                     read every byte of them; default: of all caches
 python -m store export CACHE FILE.h5                 as one HDF5 file
 python -m store import FILE.h5 [DIR]                 and back
+python -m store trim CACHE [--views 4] [--drop-taps energy,hint]     make a cache smaller
 
 Exit status: 0 sound, 1 unsound or unfinished, 2 unusable.
 """
@@ -26,6 +27,7 @@ from store.files import write_atomically
 from store.look import describe_missing, details, journal_notes, overviews
 from store.reader import TeacherCache, open_source
 from store.transfer import export_cache, import_cache
+from store.trim import trim_cache
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Look at caches.")
 CachePath = Annotated[Path, typer.Argument(help="a cache's folder, or an exported .h5 file")]
@@ -149,6 +151,22 @@ def import_(
 ) -> None:
     """Make a cache folder from an exported file."""
     _console().print(f"{import_cache(file, caches)} is complete")
+
+
+@app.command()
+def trim(
+    cache: Annotated[Path, typer.Argument(help="a cache's folder")],
+    views: Annotated[int | None, typer.Option(min=1, help="views to keep; default: all")] = None,
+    drop_taps: Annotated[
+        str, typer.Option(help="energy, energy1, hint, ...; several with commas between")
+    ] = "",
+) -> None:
+    """Drop views and opt-in taps for good, also those of a growth that was given up."""
+    freed = trim_cache(cache, num_views=views, drop_taps=[t for t in drop_taps.split(",") if t])
+    manifest = open_source(cache).manifest
+    _console().print(
+        f"{cache}: {manifest.num_views} views of {', '.join(manifest.taps)}; {freed:,} bytes freed"
+    )
 
 
 def _aligned(rows: list[list[str]]) -> str:

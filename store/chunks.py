@@ -7,7 +7,7 @@ another, itself whole, is found too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,8 @@ from store.layout import (
     chunk_path,
     crc32c,
     crc_hex,
+    next_path,
+    tap_of,
     whole_path,
 )
 from store.manifest import Manifest
@@ -137,7 +139,17 @@ class FolderSource:
             if fault is not None:
                 faults.append(fault)
         whole = self._whole_faults() if read else []
-        return metadata_faults(self.path, self.manifest) + whole + faults
+        return self.metadata_faults(self.manifest.taps) + whole + faults
+
+    def metadata_faults(self, taps: Collection[str]) -> list[Fault]:
+        """What is wrong with the zarr.json files, but for those of other taps than these."""
+        others = set(self.manifest.taps) - set(taps)
+        arrays = {name for name in self.manifest.arrays if tap_of(name) in others}
+        return [
+            fault
+            for fault in metadata_faults(self.path, self.manifest)
+            if fault.file.parent.name not in arrays
+        ]
 
     def _whole_faults(self) -> list[Fault]:
         manifest = self.manifest
@@ -221,18 +233,22 @@ def _wrong_size(path: Path, expected_bytes: int) -> str | None:
 
 
 def metadata_faults(cache: Path, manifest: Manifest) -> list[Fault]:
-    """What is wrong with the zarr.json files."""
+    """What is wrong with the zarr.json files, or with what they are about to become."""
     faults = []
     for name, expected in manifest.zarr_crc32c.items():
         path = cache / ZARR_GROUP / name
-        try:
-            found = crc_hex(crc32c(np.frombuffer(path.read_bytes(), dtype=np.uint8)))
-        except FileNotFoundError:
-            faults.append(Fault("zarr metadata missing", path))
-            continue
-        if found != expected:
-            faults.append(Fault("zarr metadata damaged", path))
+        found = file_checksum(path)
+        if found != expected and file_checksum(next_path(path)) != expected:
+            faults.append(Fault(f"zarr metadata {'damaged' if found else 'missing'}", path))
     return faults
+
+
+def file_checksum(path: Path) -> str | None:
+    """The crc32c of a file, None if there is none."""
+    try:
+        return crc_hex(crc32c(np.frombuffer(path.read_bytes(), dtype=np.uint8)))
+    except FileNotFoundError:
+        return None
 
 
 def damaged(manifest: Manifest, faults: list[Fault]) -> CacheDamaged:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from store.chunks import file_checksum
 from store.errors import CacheDamaged, CacheMismatch
-from store.files import flush_folder
+from store.files import flush_folder, write_atomically
 from store.identity import Identity, differing_fields
+from store.journal import ChunkKey, forget
 from store.layout import (
     LABELS,
     LABELS_DTYPE,
     PREVIEW,
     SAMPLE_CRC,
     ZARR_GROUP,
+    Block,
     TapSpec,
     crc32c,
     crc_hex,
     default_block_rows,
+    is_opt_in,
+    next_path,
+    tap_of,
     zarr_metadata,
 )
 from store.manifest import Manifest, read_manifest, write_manifest
@@ -76,8 +82,44 @@ def manifest_for(
     num_views = max(manifest.num_views, content.num_views)
     if (taps, num_views) == (manifest.taps, manifest.num_views):
         return manifest, False
-    grown = dataclasses.replace(manifest, taps=taps, num_views=num_views, measured={})
-    return _withmetadata_of(path, grown, content), False
+    grown = dataclasses.replace(
+        manifest, taps=taps, num_views=num_views, measured=manifest.measured_with_views
+    )
+    forget(path, beyond(manifest))
+    return replace_metadata(path, grown, metadata_of(grown, content.whole)), False
+
+
+def beyond(manifest: Manifest) -> Callable[[ChunkKey], bool]:
+    """Whether a chunk is none that this manifest plans (left by a trim that was interrupted).
+
+    Where a cache grows again, such a chunk must not be taken for one of the new tap.
+    """
+    arrays = manifest.arrays
+    return lambda key: key[0] not in arrays or key[1] >= manifest.num_views
+
+
+def unfinished(
+    manifest: Manifest,
+    has: Callable[[str, Block], bool],
+    num_views: int,
+    taps: Collection[str],
+) -> Iterator[tuple[Block, set[str]]]:
+    """Every block, and the taps of it that are to be computed for `num_views` views of `taps`.
+
+    has: whether an array's block is committed. Views and taps that are not asked for are kept as
+    whole as they are: other views that are whole get the taps, and other taps come along where the
+    teacher runs over a block anyway. What a growth that was given up left open stays so.
+    """
+    arrays = list(manifest.arrays)
+    absent = {
+        block: {tap_of(array) for array in arrays if not has(array, block)}
+        for block in manifest.blocks()
+    }
+    first = (block.view for block, gone in absent.items() if not all(map(is_opt_in, gone)))
+    whole = min(first, default=manifest.num_views)
+    for block, gone in absent.items():
+        is_asked = block.view < max(num_views, whole) and not gone.isdisjoint({*taps, SAMPLE_CRC})
+        yield block, gone if is_asked else set()
 
 
 def draft_manifest(content: CacheContent, block_rows: int | None = None) -> Manifest:
@@ -101,14 +143,37 @@ def draft_manifest(content: CacheContent, block_rows: int | None = None) -> Mani
 
 def _written_anew(path: Path, content: CacheContent, block_rows: int | None) -> Manifest:
     flush_folder(path.parent)
-    return _withmetadata_of(path, draft_manifest(content, block_rows), content)
-
-
-def _withmetadata_of(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
-    """Note the checksums of the zarr metadata to be written, and write the manifest first."""
-    manifest = metadata_checksums(manifest, metadata_of(manifest, content))
-    write_manifest(path, manifest)
+    manifest = draft_manifest(content, block_rows)
+    manifest = metadata_checksums(manifest, metadata_of(manifest, content.whole))
+    write_manifest(path, manifest)  # first of all; the zarr.json files follow
     return manifest
+
+
+def replace_metadata(path: Path, manifest: Manifest, metadata: Mapping[str, bytes]) -> Manifest:
+    """Exchange a cache's manifest and zarr.json files; it is sound at every moment.
+
+    What a zarr.json will be is written beside it; then the manifest; then each is renamed.
+    """
+    manifest = metadata_checksums(manifest, metadata)
+    for name, data in metadata.items():
+        file = path / ZARR_GROUP / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file_checksum(file) != manifest.zarr_crc32c[name]:
+            write_atomically(next_path(file), data)
+    write_manifest(path, manifest)
+    settle_metadata(path, manifest)
+    return manifest
+
+
+def settle_metadata(path: Path, manifest: Manifest) -> None:
+    """Do the renames that `replace_metadata` may have left; drop what never came to count."""
+    for name, checksum in manifest.zarr_crc32c.items():
+        file = path / ZARR_GROUP / name
+        found = file_checksum(next_path(file))
+        if found == checksum:
+            next_path(file).replace(file)
+        elif found is not None:
+            next_path(file).unlink()
 
 
 def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Manifest:
@@ -117,9 +182,10 @@ def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Man
     return dataclasses.replace(manifest, zarr_crc32c=checksums)
 
 
-def metadata_of(manifest: Manifest, content: CacheContent) -> dict[str, bytes]:
+def metadata_of(manifest: Manifest, whole: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
+    """Path below the group -> zarr.json; whole: the arrays stored in a single chunk."""
     m = manifest
-    return zarr_metadata(m.arrays, content.whole, m.num_samples, m.num_views, m.block_rows)
+    return zarr_metadata(m.arrays, whole, m.num_samples, m.num_views, m.block_rows)
 
 
 def _rows_on_disk(path: Path) -> int | None:

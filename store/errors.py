@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-_COMMAND = re.compile(r"make cache-teacher TEACHER=(?:'[^']*'|\S+)(?: ARGS=(?P<added>\S+))?")
+_COMMAND = re.compile(
+    r"make cache-teacher TEACHER=(?:'[^']*'|\S+)(?: ARGS=(?:\"(?P<several>[^\"]*)\"|(?P<one>\S+)))?"
+)
 
 
 def teacher_command(teacher: str) -> str:
@@ -35,7 +37,7 @@ class CacheError(Exception):
         """
 
         def instead(found: re.Match[str]) -> str:
-            return command(found["added"].split() if found["added"] else [])
+            return command((found["several"] or found["one"] or "").split())
 
         if self.fix is not None:
             self.fix = _COMMAND.sub(instead, self.fix)

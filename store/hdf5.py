@@ -8,7 +8,7 @@ changed once it is there: growing a cache is the folder's business.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from store.chunks import Fault, damaged
 from store.errors import CacheDamaged, CacheError, CacheMissing
 from store.files import flush_folder
-from store.layout import FORMAT_NAME, Block, crc32c, crc_hex
+from store.layout import FORMAT_NAME, Block, crc32c, crc_hex, tap_of
 from store.manifest import Manifest, manifest_text, parse_manifest
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -74,6 +74,12 @@ class Hdf5Source:
             raise damaged(self.manifest, [Fault(f"{name} damaged", self.path)])
         return values.astype(dtype, copy=False)
 
+    def metadata_faults(self, taps: Collection[str]) -> list[Fault]:
+        """Arrays, but for those of other taps, that are not as the manifest says."""
+        others = set(self.manifest.taps) - set(taps)
+        arrays = [name for name in self.manifest.arrays if tap_of(name) not in others]
+        return [fault for name in arrays if (fault := self._shape_fault(name))]
+
     def faults(
         self,
         *,
@@ -83,7 +89,7 @@ class Hdf5Source:
     ) -> list[Fault]:
         """Unsound blocks of the first views; without `read`, arrays of the wrong shape."""
         views = self.manifest.num_views if num_views is None else num_views
-        faults = [fault for name in self.manifest.arrays if (fault := self._shape_fault(name))]
+        faults = self.metadata_faults(self.manifest.taps)
         if not read or faults:
             return faults
         for array, spec in self.manifest.arrays.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 import google_crc32c
 
 from store.errors import CacheError
-from store.files import flush_folder
+from store.files import flush_folder, write_atomically
 from store.identity import canonical_json
-from store.layout import JOURNAL, Block, crc_hex
+from store.layout import JOURNAL, Block, crc_hex, tap_of
 
 LINE_CHECKSUM = "line_crc32c"
 IDENTITY_DIGITS = 16
@@ -55,14 +55,13 @@ class JournalWriter:
         """
         line = {
             "identity": self._identity,
-            "taps": sorted({name.removesuffix(".scale") for name in crc32c}),
+            "taps": sorted({tap_of(array) for array in crc32c}),
             "view": block.view,
             "block": block.index,
             "rows": block.rows,
             "crc32c": {name: crc_hex(value) for name, value in crc32c.items()},
         }
-        line[LINE_CHECKSUM] = _line_checksum(line)
-        self._file.write(canonical_json(line).encode() + b"\n")
+        self._file.write(_line_text(line) + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -82,6 +81,37 @@ def read_journal(cache: Path, identity: str) -> Journal:
     for path in _files(folder) if folder.is_dir() else []:
         _read_file(path, identity[:IDENTITY_DIGITS], journal)
     return journal
+
+
+def forget(cache: Path, is_forgotten: Callable[[ChunkKey], bool]) -> None:
+    """Take chunks out of the journal, file by file, each replaced as a whole.
+
+    Lines that cannot be read stay: they are still damage.
+    """
+    folder = cache / JOURNAL
+    for path in _files(folder) if folder.is_dir() else []:
+        *lines, _torn = path.read_bytes().split(b"\n")
+        kept = [text for line in lines if (text := _without(line, is_forgotten))]
+        if kept and kept != lines:
+            write_atomically(path, b"\n".join([*kept, b""]))
+        elif not kept:
+            path.unlink()
+
+
+def _without(text: bytes, is_forgotten: Callable[[ChunkKey], bool]) -> bytes:
+    """A line without these chunks; empty if it named no others."""
+    line = _parsed(text)
+    if line is None:
+        return text
+    kept = {
+        array: checksum
+        for array, checksum in line["crc32c"].items()
+        if not is_forgotten((array, line["view"], line["block"]))
+    }
+    if kept == line["crc32c"]:
+        return text
+    taps = sorted({tap_of(array) for array in kept})
+    return _line_text({**line, "crc32c": kept, "taps": taps}) if kept else b""
 
 
 def _files(folder: Path) -> list[Path]:
@@ -106,6 +136,10 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
         return line if stated == _line_checksum(line) else None
     except (ValueError, KeyError, AttributeError, TypeError):
         return None
+
+
+def _line_text(line: Mapping[str, Any]) -> bytes:
+    return canonical_json({**line, LINE_CHECKSUM: _line_checksum(line)}).encode()
 
 
 def _line_checksum(line: Mapping[str, Any]) -> str:

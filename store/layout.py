@@ -88,6 +88,11 @@ class TapSpec:
     def read_dtype(self) -> str:
         return "float32" if self.scale else self.dtype
 
+    @property
+    def read_bytes_per_record(self) -> int:
+        """In memory, once read."""
+        return math.prod(self.shape) * np.dtype(self.read_dtype).itemsize
+
     def arrays(self, name: str) -> dict[str, ArraySpec]:
         """The zarr arrays that hold the tap called `name`."""
         values = {name: ArraySpec(self.shape, self.dtype, all_views=name == SAMPLE_CRC)}
@@ -118,6 +123,16 @@ def arrays_of(taps: Mapping[str, TapSpec]) -> dict[str, ArraySpec]:
         for tap, taps_spec in taps.items()
         for name, spec in taps_spec.arrays(tap).items()
     }
+
+
+def tap_of(array: str) -> str:
+    """The tap that an array belongs to."""
+    return array.removesuffix(".scale")
+
+
+def is_opt_in(tap: str) -> bool:
+    """Whether a cache may do without this tap."""
+    return tap.startswith("energy") or tap == "hint"
 
 
 def default_block_rows(taps: Mapping[str, TapSpec], num_samples: int) -> int:
@@ -225,6 +240,11 @@ def zarr_metadata(
 
 def _inner_names(spec: ArraySpec) -> list[str | None]:
     return ["channel"] if len(spec.shape) == 1 else [None] * len(spec.shape)
+
+
+def next_path(file: Path) -> Path:
+    """What a zarr.json is about to become, once the manifest has its checksum."""
+    return file.with_name(f"{file.name}.next")
 
 
 def whole_path(cache: Path, name: str, num_dims: int) -> Path:

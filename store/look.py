@@ -12,7 +12,7 @@ from store.errors import CacheError
 from store.hdf5 import is_hdf5
 from store.identity import identity_sha256
 from store.layout import MANIFEST
-from store.reader import Source, missing_blocks, open_source
+from store.reader import Source, TeacherCache, missing_blocks, open_source
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,23 @@ def describe_missing(source: Source) -> list[Fault]:
         Fault("not committed", path, array, block.view, block.index)
         for array, block in missing_blocks(source)
     ]
+
+
+def committed_bytes(source: Source) -> int:
+    """Bytes on disk of all chunks that are committed, sound or not."""
+    manifest = source.manifest
+    sizes = {name: manifest.chunk_file_bytes(spec) for name, spec in manifest.arrays.items()}
+    return sum(
+        size
+        for block in manifest.blocks()
+        for array, size in sizes.items()
+        if source.has(array, block)
+    )
+
+
+def agreement(cache: TeacherCache, num_views: int) -> float:
+    """How often the teacher is right on the first `num_views` cached views: a fraction."""
+    right = sum(
+        int(cache.read_view(view, ["correct"])["correct"].sum()) for view in range(num_views)
+    )
+    return right / (num_views * cache.num_samples)

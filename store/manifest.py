@@ -58,6 +58,19 @@ class Manifest:
         return arrays_of(self.stored)
 
     @property
+    def measured_views(self) -> int:
+        """On how many views the teacher's agreement was measured: all where nothing else is said.
+
+        0 where nothing was measured.
+        """
+        return int(self.measured.get("views", self.num_views)) if self.measured else 0
+
+    @property
+    def measured_with_views(self) -> dict[str, Any]:
+        """What was measured, and on how many views, for a manifest with another number of them."""
+        return {**self.measured, "views": self.measured_views} if self.measured else {}
+
+    @property
     def blocks_per_view(self) -> int:
         return -(-self.num_samples // self.block_rows)
 
@@ -79,9 +92,9 @@ class Manifest:
         start = index * self.block_rows
         return Block(view, index, start, min(start + self.block_rows, self.num_samples))
 
-    def blocks(self) -> Iterator[Block]:
-        """All blocks, view by view."""
-        for view in range(self.num_views):
+    def blocks(self, num_views: int | None = None) -> Iterator[Block]:
+        """All blocks of the first views (default: of all), view by view."""
+        for view in range(self.num_views if num_views is None else num_views):
             for index in range(self.blocks_per_view):
                 yield self.block(view, index)
 

@@ -34,7 +34,8 @@ def picture(cache: TeacherCache) -> bytes:
 
 def _title(cache: TeacherCache) -> str:
     measured = cache.measured
-    error = f", test error {measured['test_top1_error']:.2f} % top-1" if measured else ""
+    top1 = measured.get("test_top1_error")
+    error = "" if top1 is None else f", test error {top1:.2f} % top-1"
     return (
         f"{cache.path.name}: {cache.identity['teacher']['arch']}{error}; "
         f"{cache.num_views} views x {cache.num_samples:,} samples"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,8 @@ from store.layout import (
     Block,
     TapSpec,
     cache_path,
+    is_opt_in,
+    tap_of,
 )
 from store.manifest import Manifest, read_manifest
 from store.parallel import in_threads
@@ -57,6 +59,8 @@ class Source(Protocol):
 
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]: ...
 
+    def metadata_faults(self, taps: Collection[str]) -> list[Fault]: ...
+
     def faults(
         self,
         *,
@@ -72,23 +76,35 @@ class TeacherCache:
     Safe to share between threads and across `fork`: it holds no open file.
     """
 
-    def __init__(self, path: Path, source: Source, num_views: int) -> None:
+    def __init__(
+        self, path: Path, source: Source, num_views: int, taps: Mapping[str, TapSpec]
+    ) -> None:
         self.path = path
         self.source = source
         self.manifest = source.manifest
         self.num_views = num_views
+        self.taps = dict(taps)
         self.labels: NDArray[np.int64] = source.read_whole(
             LABELS, (self.num_samples,), LABELS_DTYPE
         )
 
     @classmethod
-    def open(cls, path: str | Path, *, num_views: int | None = None) -> TeacherCache:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        num_views: int | None = None,
+        taps: Collection[str] | None = None,
+    ) -> TeacherCache:
         """Open the cache in folder, or HDF5 file, `path`.
 
-        num_views: open only the first so many views, which is possible before all are there;
-        default: all. Raises CacheMissing, CacheMismatch (written by another format version),
-        CacheIncomplete or CacheDamaged. Chunks are checked for presence and size here, for every
-        byte when read.
+        num_views: open only the first so many views; taps: refuse only where these are not whole.
+        Both are possible before all is there, or where a growth was given up; default: all. Of the
+        other taps the opened cache has those that are whole.
+
+        Raises CacheMissing, CacheMismatch (written by another format version), CacheIncomplete,
+        CacheDamaged, UnknownView or UnknownTap. What is there is said by the journal; a chunk is
+        looked at when it is read, then at every byte of it.
         """
         path = Path(path)
         source = open_source(path)
@@ -99,19 +115,26 @@ class TeacherCache:
                 f"num_views is {num_views}, but {path} is planned for {manifest.num_views} views",
                 fix=f"{fix_command(manifest)} ARGS=views.count={num_views}",
             )
-        _refuse_incomplete(path, source, views)
-        faults = source.faults(read=False, num_views=views)
+        needed = list(manifest.stored) if taps is None else _known(taps, manifest.taps, path)
+        missing = missing_blocks(source, views)
+        _refuse_incomplete(path, source, views, needed, missing)
+        absent = {tap_of(array) for array, _ in missing}
+        whole = {tap: spec for tap, spec in manifest.taps.items() if tap not in absent}
+        faults = source.metadata_faults(whole)
         if faults:
             raise damaged(manifest, faults)
-        return cls(path, source, views)
+        return cls(path, source, views, whole)
+
+    def refuse_incomplete(self, taps: Collection[str]) -> None:
+        """Raise CacheIncomplete unless these taps are whole, UnknownTap if one is not planned."""
+        names = _known(taps, self.manifest.taps, self.path)
+        if not set(names) <= set(self.taps):
+            missing = missing_blocks(self.source, self.num_views)
+            _refuse_incomplete(self.path, self.source, self.num_views, names, missing)
 
     @property
     def num_samples(self) -> int:
         return self.manifest.num_samples
-
-    @property
-    def taps(self) -> dict[str, TapSpec]:
-        return dict(self.manifest.taps)
 
     @property
     def identity(self) -> Identity:
@@ -124,16 +147,20 @@ class TeacherCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all records."""
-        return self.manifest.record_bytes * self.num_samples * self.num_views
+        """Bytes of all records that can be read."""
+        record_bytes = sum(spec.bytes_per_record for spec in self.taps.values())
+        return record_bytes * self.num_samples * self.num_views
 
     @cached_property
     def sample_crc32c(self) -> NDArray[np.uint32] | None:
         """(N,) uint32: the crc32c of the bytes of each sample (its file's, or its pixels where it
-        has no file) that the teacher saw; None of a cache that was made without.
+        has no file) that the teacher saw; None of a cache that was made without. Raises
+        CacheIncomplete, CacheDamaged.
         """
         if not self.manifest.sample_crc32c:
             return None
+        missing = missing_blocks(self.source, 1)
+        _refuse_incomplete(self.path, self.source, 1, [SAMPLE_CRC], missing)
         found = np.empty(self.num_samples, dtype=np.uint32)
         for index in range(self.manifest.blocks_per_view):
             block = self.manifest.block(0, index)
@@ -265,35 +292,38 @@ class TeacherCache:
             raise UnknownView(f"no view {view}: {self.path} holds views 0 to {self.num_views - 1}")
 
     def _checked_taps(self, taps: Sequence[str] | None) -> list[str]:
-        names = list(self.manifest.taps) if taps is None else list(taps)
-        for name in names:
-            if name not in self.manifest.taps:
-                known = ", ".join(self.manifest.taps)
-                raise UnknownTap(f"no tap {name!r}: {self.path} holds {known}")
-        return names
+        if taps is None:
+            return list(self.taps)
+        self.refuse_incomplete(taps)
+        return list(taps)
 
 
 def find_cache(
-    caches_dir: Path, teacher: str, identity: Identity, *, num_views: int | None = None
+    caches_dir: Path,
+    teacher: str,
+    identity: Identity,
+    *,
+    num_views: int | None = None,
+    taps: Collection[str] | None = None,
 ) -> TeacherCache:
     """The cache of exactly this identity, under whatever name its folder has.
 
     Raises CacheMissing where `teacher` has none, else CacheMismatch: how the nearest one differs.
 
     Where the weights are not at hand, the one cache that agrees in all that is known; several raise
-    CacheAmbiguous. num_views as in `TeacherCache.open`.
+    CacheAmbiguous. num_views and taps as in `TeacherCache.open`.
     """
     fix = teacher_command(teacher)
     exact = cache_folder(caches_dir, teacher, identity)
     if (exact / MANIFEST).is_file():
-        return TeacherCache.open(exact, num_views=num_views)
+        return TeacherCache.open(exact, num_views=num_views, taps=taps)
     every = [
         (path, differing_fields(with_weights_of(identity, found), found))
         for path, found in _identities(caches_dir)
     ]
     same = [path for path, lines in every if not lines]
     if len(same) == 1:
-        return TeacherCache.open(same[0], num_views=num_views)
+        return TeacherCache.open(same[0], num_views=num_views, taps=taps)
     if len(same) > 1:
         names = ", ".join(path.name for path in same)
         raise CacheAmbiguous(
@@ -344,11 +374,11 @@ def missing_blocks(source: Source, num_views: int | None = None) -> list[tuple[s
     """(array, block) of everything that has not been committed."""
     manifest = source.manifest
     views = manifest.num_views if num_views is None else num_views
+    arrays = list(manifest.arrays)
     return [
         (array, block)
-        for block in manifest.blocks()
-        if block.view < views
-        for array in manifest.arrays
+        for block in manifest.blocks(views)
+        for array in arrays
         if not source.has(array, block)
     ]
 
@@ -380,19 +410,64 @@ def _same(one: Identity, other: Identity) -> bool:
     return identity_sha256(one) == identity_sha256(other)
 
 
-def _refuse_incomplete(path: Path, source: Source, num_views: int) -> None:
-    missing = missing_blocks(source, num_views)
-    if not missing:
+def _known(taps: Collection[str], planned: Collection[str], path: Path) -> list[str]:
+    for name in taps:
+        if name not in planned:
+            raise UnknownTap(f"no tap {name!r}: {path} holds {', '.join(planned)}")
+    return list(taps)
+
+
+def _refuse_incomplete(
+    path: Path,
+    source: Source,
+    num_views: int,
+    taps: Collection[str],
+    missing: Sequence[tuple[str, Block]],
+) -> None:
+    """Raise where one of `taps` is among `missing`, which is of the first `num_views` views."""
+    wanted = [(array, block) for array, block in missing if tap_of(array) in taps]
+    if not wanted:
         return
     manifest = source.manifest
     if isinstance(source, FolderSource) and source.journal.damaged_lines:
         where = Path(source.journal.damaged_lines[0])
         raise damaged(manifest, [Fault("journal damaged", where)])
-    array, block = missing[0]
+    array, block = wanted[0]
     total = num_views * manifest.blocks_per_view
-    done = total - len({(block.view, block.index) for _, block in missing})
+    done = total - len({(block.view, block.index) for _, block in wanted})
+    finish, kept = _remedies(path, manifest, num_views, missing)
     raise CacheIncomplete(
         f"{path} is not finished: {done:,} of {total:,} blocks are there; the first that is not: "
-        f"tap {array}, view {block.view}, block {block.index}",
-        fix=fix_command(manifest),
+        f"tap {array}, view {block.view}, block {block.index}{kept}",
+        fix=finish,
     )
+
+
+def _remedies(
+    path: Path, manifest: Manifest, num_views: int, missing: Sequence[tuple[str, Block]]
+) -> tuple[str, str]:
+    """The command that finishes a cache; where a growth can be taken back, how, as a line."""
+    first: dict[str, int] = {}  # tap -> the first view that lacks some of it
+    for array, block in missing:
+        first.setdefault(tap_of(array), block.view)
+    whole = min((view for tap, view in first.items() if not is_opt_in(tap)), default=num_views)
+    if whole == 0:
+        return fix_command(manifest), ""
+    opt_in = {tap: manifest.taps[tap] for tap in first if is_opt_in(tap)}
+    settings = " ".join([f"views.count={num_views}", *_settings_of(opt_in)])
+    dropped = ",".join(tap for tap in opt_in if first[tap] < whole)
+    trim = [f"python -m store trim {shlex.quote(str(path))}"]
+    trim += [f"--views {whole}"] if whole < num_views else []
+    trim += [f"--drop-taps {dropped}"] if dropped else []
+    kept = f"\n  to keep what is whole and no more: {' '.join(trim)}"
+    return f'{fix_command(manifest)} ARGS="{settings}"', kept
+
+
+def _settings_of(opt_in: Mapping[str, TapSpec]) -> list[str]:
+    """The keys of the teacher's file that ask for these taps."""
+    energy = {f"taps.energy={spec.dtype}" for tap, spec in opt_in.items() if tap != "hint"}
+    hint = opt_in.get("hint")
+    return [
+        *energy,
+        *([f"taps.hint.stage={hint.stage}", f"taps.hint.dtype={hint.dtype}"] if hint else []),
+    ]

@@ -27,6 +27,8 @@ from store.content import (
     metadata_checksums,
     metadata_of,
     refuse_another,
+    settle_metadata,
+    unfinished,
 )
 from store.errors import (
     BadTeacherOutput,
@@ -49,6 +51,7 @@ from store.layout import (
     TapSpec,
     chunk_path,
     encode_chunk,
+    tap_of,
     whole_path,
     with_checksum,
 )
@@ -72,10 +75,12 @@ class Work:
 class CacheWriter:
     """One process's hold on a cache that is being filled. Use as a context manager."""
 
-    def __init__(self, path: Path, manifest: Manifest, lock: WriterLock, job: Job) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, asked: CacheContent, lock: WriterLock, job: Job
+    ) -> None:
         self.path = path
         self.manifest = manifest
-        self._lock, self._job = lock, job
+        self._asked, self._lock, self._job = asked, lock, job
         self._journal: JournalWriter | None = None
         self.work: list[Work] = []
 
@@ -91,17 +96,18 @@ class CacheWriter:
     ) -> CacheWriter:
         """Create the cache at `path`, or take it up if it is there and of the same identity.
 
-        A cache with fewer views or taps is made larger; one with more keeps them. Afterwards
-        `work` is this process's share of what is missing or, as far as looked, damaged.
+        A cache with fewer views or taps is made larger; one with more keeps them, but what of them
+        is missing stays so. Afterwards `work` is this process's share of what is missing or, as
+        far as looked, damaged.
         block_rows (a power of two) is a new cache's; one that exists keeps its own.
         Raises CacheMismatch, CacheBusy, CacheNotWritable, CacheFull.
         """
         job = job or Job()
-        with _explained(path):
+        with explained(path):
             path.mkdir(parents=True, exist_ok=True)
             lock = WriterLock(path, job)
         try:
-            with _explained(path):
+            with explained(path):
                 return cls._prepared(path, content, lock, job, block_rows, check_every_byte)
         except OSError as error:
             lock.release()
@@ -125,14 +131,14 @@ class CacheWriter:
         check_every_byte: bool,
     ) -> CacheWriter:
         if not lock.leader:
-            writer = cls(path, read_manifest(path), lock, job)
+            writer = cls(path, read_manifest(path), content, lock, job)
             refuse_another(path, writer.manifest, content)
             still = set(writer.pending())  # a latecomer's share may have been done for it
             share = writer._agreed_work()[job.rank :: job.world]
             writer.work = [item for item in share if item in still]
             return writer
         manifest, salvaged = manifest_for(path, content, block_rows)
-        writer = cls(path, manifest, lock, job)
+        writer = cls(path, manifest, content, lock, job)
         writer._lay_out(content)
         pending = writer.pending(check_every_byte=check_every_byte or salvaged)
         if job.world > 1:
@@ -142,23 +148,22 @@ class CacheWriter:
         return writer
 
     def pending(self, *, check_every_byte: bool = False) -> list[Work]:
-        """Every block with the taps that are not committed, or whose chunks are not sound."""
+        """Every block with the taps that are asked for and not committed, or not sound."""
         journal = read_journal(self.path, identity_sha256(self.manifest.identity))
         source = FolderSource(self.path, self.manifest, journal)
         unsound = {(f.tap, f.view, f.block) for f in source.faults(read=check_every_byte)}
+        asked = self._asked.num_views, self._asked.taps
         found = []
-        for block in self.manifest.blocks():
-            taps = tuple(
-                tap
-                for tap, spec in self.manifest.stored.items()
-                if any(
-                    not source.has(array, block) or (array, block.view, block.index) in unsound
-                    for array in spec.arrays(tap)
-                )
-            )
-            if SAMPLE_CRC in taps:  # of other bytes, perhaps, than those that the others are of
-                taps = tuple(self.manifest.stored)
-            if taps:
+        for block, missing in unfinished(self.manifest, source.has, *asked):
+            damaged = {
+                tap_of(array)
+                for array in self.manifest.arrays
+                if (array, block.view, block.index) in unsound
+            }
+            if missing or damaged:
+                taps = tuple(tap for tap in self.manifest.stored if tap in damaged | missing)
+                if SAMPLE_CRC in taps:  # of other bytes, perhaps, than those the others are of
+                    taps = tuple(self.manifest.stored)
                 found.append(Work(block, taps))
         return found
 
@@ -208,7 +213,7 @@ class CacheWriter:
             for array, values in _stored(tap, stored[tap], block, given).items()
         }
         try:
-            with _explained(self.path):
+            with explained(self.path):
                 self._commit(block, arrays)
         except OSError as error:
             if error.errno not in _FULL:
@@ -276,8 +281,9 @@ class CacheWriter:
         for name in (*self.manifest.arrays, LABELS, PREVIEW):
             (group / name).mkdir(parents=True, exist_ok=True)
         _remove_leftovers(self.path)
+        settle_metadata(self.path, self.manifest)
         if metadata_faults(self.path, self.manifest):
-            metadata = metadata_of(self.manifest, content)
+            metadata = metadata_of(self.manifest, content.whole)
             for name, data in metadata.items():
                 write_atomically(group / name, data)
             manifest = metadata_checksums(self.manifest, metadata)
@@ -355,7 +361,7 @@ def _holds(file: Path, chunk: tuple[NDArray[np.uint8], int]) -> bool:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Say of a folder that may not be written to that this is so."""
     try:
         yield

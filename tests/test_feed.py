@@ -107,11 +107,27 @@ def test_what_does_not_fit_into_memory_is_windowed_and_says_so(
     make_study: Callable, monkeypatch
 ) -> None:
     study = make_study()
-    assert study.window_rows is None
-    real = feed.slab_bytes(study.cache, list(study.cache.taps))
+    assert study.window_of("cd") is None
+    real = feed.slab_bytes(study.cache, study.needed_taps("cd"))
     monkeypatch.setattr("train.study.total_memory", lambda: real)
-    assert study.window_rows == 16  # one block at least
+    assert study.window_of("cd") == 16  # one block at least
     assert "window" in study.run_identity("cd", 0)
+
+
+def test_taps_that_a_method_does_not_read_do_not_make_its_runs_windowed(
+    make_study: Callable, monkeypatch
+) -> None:
+    study = make_study()
+    identities = {method: study.run_identity(method, 0) for method in ("ce", "kd", "cd")}
+    grown = make_study(["taps.hint={stage: stage1, dtype: float32}"])
+    enough = 4 * feed.slab_bytes(study.cache, study.needed_taps("cd"))
+    monkeypatch.setattr("train.study.total_memory", lambda: enough)
+    assert grown.window_rows(grown.cache.taps) is not None  # all together would not fit
+    for method, identity in identities.items():
+        assert grown.run_identity(method, 0) == identity
+    monkeypatch.setattr("train.study.total_memory", lambda: 1)
+    assert "window" in grown.run_identity("cd", 0)
+    assert "window" not in grown.run_identity("ce", 0)  # which reads nothing
 
 
 def test_the_next_view_is_read_while_an_epoch_runs(cache: TeacherCache, monkeypatch) -> None:

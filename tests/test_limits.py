@@ -219,10 +219,10 @@ def test_jobs_are_as_many_as_their_views_fit_into_memory(
     two_views = 2 * study.cache.nbytes // study.num_views
     memory = 2 * (3 * two_views)  # half of it may be taken: room for three
     monkeypatch.setattr("train.study.total_memory", lambda: memory)
-    assert study.window_rows is None
-    assert [study.jobs_that_fit(jobs) for jobs in (1, 3, 8)] == [1, 3, 3]
+    assert study.window_of("cd+gkd") is None  # which reads all taps
+    assert [study.jobs_that_fit(jobs, ["ce", "cd+gkd"]) for jobs in (1, 3, 8)] == [1, 3, 3]
     monkeypatch.setattr("train.study.total_memory", lambda: memory // 3)
-    run_ablation(study, ["ce"], [0], RunOptions("cpu", jobs=2), console)
+    run_ablation(study, ["cd+gkd"], [0], RunOptions("cpu", jobs=2), console)
     assert "1 of 2 jobs: the memory holds no more" in console.file.getvalue()
 
 

@@ -434,15 +434,22 @@ def test_a_chunk_exchanged_for_another_whole_one_is_found(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["truncate", "delete", "lengthen"])
-def test_a_chunk_of_the_wrong_size_is_found_on_opening(cache: Path, harm: str) -> None:
+def test_a_chunk_of_the_wrong_size_is_found_when_read_and_by_a_check(
+    cache: Path, harm: str
+) -> None:
     file = cache / "teacher.zarr" / "correct" / "c.0.1"
     if harm == "delete":
         file.unlink()
     else:
         data = file.read_bytes()
         file.write_bytes(data[:-1] if harm == "truncate" else data + b"x")
+    opened = TeacherCache.open(cache)  # believes the journal, and asks for no chunk
+    opened.read_view(0, ["logits"])
     with pytest.raises(CacheDamaged, match="tap correct, view 0, block 1"):
-        TeacherCache.open(cache)
+        opened.read_view(0)
+    for read in (True, False):
+        (fault,) = opened.source.faults(read=read)
+        assert (fault.tap, fault.view, fault.block) == ("correct", 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def run_ablation(
     for text in dict.fromkeys(_format_changes(study, *run) for run in waiting):
         console.print(text, end="")
     started = time.perf_counter()
-    jobs = study.jobs_that_fit(options.jobs)
+    jobs = study.jobs_that_fit(options.jobs, methods)
     if jobs < options.jobs:
         console.print(f"{jobs} of {options.jobs} jobs: the memory holds no more views side by side")
     options = replace(options, jobs=max(1, min(jobs, len(waiting))))

@@ -278,11 +278,7 @@ def gather_rows(slab: Tensor, sample_ids: Tensor, kept: Tensor) -> Tensor:
 
 def slab_bytes(cache: TeacherCache, taps: Sequence[str]) -> int:
     """Of one view's records, as they are in memory."""
-    widths = [
-        int(np.prod(cache.taps[tap].shape)) * np.dtype(cache.taps[tap].read_dtype).itemsize
-        for tap in taps
-    ]
-    return cache.num_samples * sum(widths)
+    return cache.num_samples * sum(cache.taps[tap].read_bytes_per_record for tap in taps)
 
 
 def home_of(num_bytes: int, device: torch.device) -> Home:

@@ -8,8 +8,9 @@ from pathlib import Path
 from configs.commands import cache_command
 from configs.schema import StudentConfig, TeacherConfig
 from nets.taps import stage_modules
-from train.study import TrainError, taps_asked
-from train.terms import expanded_taps, loss_named
+from train.errors import TrainError
+from train.study import taps_asked
+from train.terms import taps_of
 
 
 def missing_taps(
@@ -18,8 +19,7 @@ def missing_taps(
     """Method -> the taps that it needs and that are not there; methods without any left out."""
     found = {}
     for method in methods:
-        losses = [loss_named(term.loss) for term in config.methods[method]]
-        lacking = {tap for loss in losses for tap in expanded_taps(loss, stages)} - set(there)
+        lacking = taps_of(config.methods[method], stages) - set(there)
         if lacking:
             found[method] = lacking
     return found

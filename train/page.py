@@ -124,10 +124,13 @@ def _subtitle(summary: Summary, rows: Sequence[Row]) -> str:
 
 def _origin(summary: Summary) -> dict[str, str]:
     versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
+    agreement = summary["teacher"].get("train_agreement")
     return {
         "cache": summary["cache"],
         "identity (sha256)": summary["cache_sha256"],
-        "teacher right on the cached views": f"{summary['teacher']['train_agreement']:.2%}",
+        "teacher right on the cached views": (
+            "not measured" if agreement is None else f"{agreement:.2%}"
+        ),
         "device": summary["device"],
         "versions": versions,
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import stem_hint
 from nets.weights_file import is_downloadable, weights_file
-from store.errors import CacheError
+from store.errors import CacheError, CacheIncomplete
 from train.study import Study, open_study
 from views.augment import view_shape
 from views.datasets import load_dataset
@@ -48,14 +49,13 @@ def plan_lines(
             f"student  to be trained: {passes}",
             *hints,
         ]
-    weights = weights_file(teacher.teacher.weights)
-    needed = "there" if weights.is_file() else "not needed, since the cache is there"
-    lines = [f"teacher  {needed}: {weights}", f"cache    there: {study.cache.path}"]
+    lines = _lines_of_what_is_there(study)
     if study.finished(method, seed) is not None:
         return [*lines, f"student  there: {study.run_folder(method, seed)}"]
     lines += [f"student  to be trained: {passes}", *hints]
     if device is not None:
-        lines.append(_trial_line(study, method, seed, device))
+        with suppress(CacheIncomplete):  # the line about the cache says so
+            lines.append(_trial_line(study, method, seed, device))
     return lines
 
 
@@ -69,6 +69,17 @@ def stem_hints(
         stem_hint(ours.arch, ours.stem, image_shape, "student.stem"),
     ]
     return [hint for hint in hints if hint]
+
+
+def _lines_of_what_is_there(study: Study) -> list[str]:
+    """Of the weights and the cache, which need not be finished."""
+    cache, teacher = study.cache, study.teacher
+    if unfinished := [tap for tap in cache.manifest.taps if tap not in cache.taps]:
+        line = f"cache    there: {cache.path}, but unfinished: {', '.join(unfinished)}"
+        return [_weights_line(teacher), line]
+    weights = weights_file(teacher.teacher.weights)
+    needed = "there" if weights.is_file() else "not needed, since the cache is there"
+    return [f"teacher  {needed}: {weights}", f"cache    there: {cache.path}"]
 
 
 def _trial_line(study: Study, method: str, seed: int, device: str) -> str:

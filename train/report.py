@@ -133,12 +133,11 @@ def _paired_p(gaps: Sequence[float]) -> float | None:
 def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[str]]:
     """Header, teacher and one line per method; mean ± sample standard deviation over seeds."""
     names = [name for name in _COLUMNS if all(name in row.cells for row in rows)]
-    known = {f"last_{top}": f"{teacher[f'test_{top}_error']:.2f}" for top in ("top1", "top5")}
     titles = [_COLUMNS[name] for name in names]
-    lines = [
-        ["method", "model", "seeds", *titles, "Δ to ce", "Δ to kd"],
-        ["teacher", "", "", *(known.get(name, "") for name in names), "", ""],
-    ]
+    lines = [["method", "model", "seeds", *titles, "Δ to ce", "Δ to kd"]]
+    if "test_top1_error" in teacher:
+        known = {f"last_{top}": f"{teacher[f'test_{top}_error']:.2f}" for top in ("top1", "top5")}
+        lines.append(["teacher", "", "", *(known.get(name, "") for name in names), "", ""])
     for row in rows:
         cells = [str(row.cells[name]) for name in names]
         differences = [str(each) if each else "" for each in (row.to_alone, row.to_kd)]
@@ -183,6 +182,8 @@ def write_report(study: Study, commands: Commands, asked: str) -> str:
     folder, title = study.folder, f"Ablation of {study.config.name}"
     runs = finished_of(study)
     summaries = [dict(run.summary) for run in runs if run.summary is not None]
+    # A run that was trained before the teacher's pass had ended knows nothing of its errors.
+    summaries = [{**s, "teacher": s["teacher"] or study.cache.measured} for s in summaries]
     rows, teacher = rows_of(summaries), summaries[0]["teacher"]
     curves = read_curves(runs)
     text = _markdown_report(title, rows, summaries, commands, asked)
@@ -260,7 +261,8 @@ def picture(
     beside = [names.index(s["method"]) + 0.1 for s in summaries]
     errors = [s["last"]["top1_error"] for s in summaries]
     axes.plot(beside, errors, "o", ms=4, color="#6f9fd8", zorder=2, label="runs")
-    axes.axhline(teacher["test_top1_error"], color="#2a7f3f", linestyle="--", label="teacher")
+    if "test_top1_error" in teacher:
+        axes.axhline(teacher["test_top1_error"], color="#2a7f3f", linestyle="--", label="teacher")
     alone = next((row for row in rows if row.method == "ce"), None)
     if alone is not None:
         axes.axhline(

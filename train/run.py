@@ -16,6 +16,7 @@ from nets.archs import stem_hint
 from nets.precision import pick_device
 from nets.teacher import load_teacher_network
 from nets.zoo import build
+from store.errors import told_with
 from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
 from store.stop import StopRequest
@@ -43,7 +44,6 @@ from train.needs import missing_error, missing_taps
 from train.progress import EpochPrinter, classifier_epoch
 from train.records import RunRecorder
 from train.study import Study, TrainError
-from train.terms import expanded_taps, loss_named
 from views.pixels import HeldPixels, calibration_batches
 
 
@@ -140,7 +140,7 @@ def assemble(
         data = _held_to_the_cache(study, data)
     task, connectors, network = _prepare(study, terms, seed, device, data)
     learner = make_learner(network, connectors, task.training, device)
-    return Assembled(task, learner, _teacher_source(study, terms, live_teacher, device, data))
+    return Assembled(task, learner, _teacher_source(study, method, live_teacher, device, data))
 
 
 def _held_to_the_cache(study: Study, data: SplitPixels) -> SplitPixels:
@@ -190,17 +190,17 @@ def _prepare(
 
 def _teacher_source(
     study: Study,
-    terms: tuple[LossTerm, ...],
+    method: str,
     live_teacher: bool,
     device: torch.device,
     data: SplitPixels,
 ) -> TeacherSource:
-    taps = needed_taps(study, terms)
+    taps = study.needed_taps(method)
     if not taps:
         return NoTeacher()
     if not live_teacher:
-        if study.window_rows is not None:
-            return WindowedTeacher(study.cache, taps, study.num_views, device, study.window_rows)
+        if (rows := study.window_rows(taps)) is not None:
+            return WindowedTeacher(study.cache, taps, study.num_views, device, rows)
         home = study.feed if study.feed in ("device", "host") else None
         home = home or home_of(slab_bytes(study.cache, taps), device)
         return CachedTeacher(study.cache, taps, study.num_views, device, home)
@@ -220,22 +220,25 @@ def _output_of(study: Study, tap: str) -> str:
     return f"hint:{study.cache.taps[tap].stage}" if tap == "hint" else tap
 
 
-def needed_taps(study: Study, terms: tuple[LossTerm, ...]) -> list[str]:
-    """Only what the losses use is read: an epoch's slab holds these taps of one view."""
-    stages = list(study.teacher_stages)
-    wanted = {tap for term in terms for tap in expanded_taps(loss_named(term.loss), stages)}
-    return [tap for tap in study.cache.taps if tap in wanted]
-
-
 def check_methods(study: Study, methods: Sequence[str]) -> None:
-    """Raise TrainError where a method cannot work, or needs what the cache lacks: all of it."""
+    """Raise TrainError where a method cannot work, or needs what the cache lacks: all of it.
+
+    CacheIncomplete where it needs what the cache is to hold and is not finished.
+    """
     stages, epochs = list(study.teacher_stages), study.config.training.epochs
     for method in methods:
         check_terms(method, study.config.methods[method], epochs)
-    missing = missing_taps(study.config, methods, stages, list(study.cache.taps))
+    missing = missing_taps(study.config, methods, stages, list(study.cache.manifest.taps))
     if missing:
         path = study.cache.path
         raise missing_error(missing, methods, f"{path} lacks", study.teacher, stages, path.parent)
+    with told_with(functools.partial(_command_for, study)):
+        for method in methods:
+            study.cache.refuse_incomplete(study.needed_taps(method))
+
+
+def _command_for(study: Study, more: list[str]) -> str:
+    return cache_command(study.teacher, caches_dir=study.cache.path.parent, more=more)
 
 
 def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
@@ -260,7 +263,7 @@ def _summary_extras(study: Study, method: str, seed: int, device: torch.device) 
         "model": study.config.student.arch,
         "num_samples": len(study.dataset.train),
         "num_classes": study.dataset.num_classes,
-        "is_taught": bool(needed_taps(study, study.config.methods[method])),
+        "is_taught": bool(study.needed_taps(method)),
         "method": method,
         "seed": seed,
         "cache": study.cache.path.name,

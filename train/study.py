@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from store.reader import (
     find_cache,
     other_dataset_state,
 )
+from train.errors import TrainError as TrainError
 from views.augment import AUGMENT_VERSION, pixel_canary, view_shape
 from views.changes import describe_change
 from views.datasets import Dataset, load_dataset
@@ -57,10 +58,6 @@ Feed = Literal["auto", "device", "host", "window"]
 _SLABS_SHARE = 0.5  # of the memory for two views; beyond it a window of blocks is held
 _WINDOW_SHARE = 0.125  # of the memory for one window; two are held
 _WINDOWS_PER_EPOCH = 8  # at least, where a window is asked for
-
-
-class TrainError(ValueError):
-    """A run that cannot be started: what is wrong and how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -83,32 +80,53 @@ class Study:
         stages = self.cache.identity["teacher"]["stages"]
         return {f"stage{n}": stages[f"stage{n}"] for n in range(1, len(stages) + 1)}
 
-    @property
-    def window_rows(self) -> int | None:
+    def needed_taps(self, method: str) -> list[str]:
+        """The taps that the method's losses read, whole or not."""
+        from train.terms import taps_of  # loads torch
+
+        wanted = taps_of(self.config.methods[method], list(self.teacher_stages))
+        return [tap for tap in self.cache.manifest.taps if tap in wanted]
+
+    def window_of(self, method: str) -> int | None:
+        """The `window_rows` of the method's taps.
+
+        Loads torch only where the size of all taps leaves the answer open.
+        """
+        if self.window_rows(self.cache.manifest.taps) is None:
+            return None
+        return self.window_rows(self.needed_taps(method))
+
+    def window_rows(self, taps: Collection[str]) -> int | None:
         """How many samples are shuffled at a time, if not all: where two views fill the memory.
 
-        By the memory that there is for all processes, not by what is free or by the share of one
-        job, so that a run stays the same run.
+        taps: what is read. By the memory that there is for all processes, not by what is free or
+        by the share of one job, so that a run stays the same run.
         """
-        record_bytes = self.cache.manifest.record_bytes
-        view_bytes = record_bytes * self.cache.num_samples
-        memory = total_memory()
-        if self.feed == "window" or (
-            self.feed == "auto" and 2 * view_bytes > memory * _SLABS_SHARE
+        record_bytes = self._record_bytes(taps)
+        view_bytes, memory = record_bytes * self.cache.num_samples, total_memory()
+        is_too_large = 2 * view_bytes > memory * _SLABS_SHARE
+        if not record_bytes or not (
+            self.feed == "window" or (self.feed == "auto" and is_too_large)
         ):
-            affordable = int(memory * _WINDOW_SHARE / record_bytes)
-            rows = min(affordable, -(-self.cache.num_samples // _WINDOWS_PER_EPOCH))
-            return max(rows, self.cache.manifest.block_rows)
-        return None
+            return None
+        affordable = int(memory * _WINDOW_SHARE / record_bytes)
+        rows = min(affordable, -(-self.cache.num_samples // _WINDOWS_PER_EPOCH))
+        return max(rows, self.cache.manifest.block_rows)
 
-    @property
-    def held_bytes(self) -> int:
+    def held_bytes(self, method: str) -> int:
         """Of teacher outputs that one run holds in memory: two views, or two windows."""
-        return 2 * (self.window_rows or self.cache.num_samples) * self.cache.manifest.record_bytes
+        taps = self.needed_taps(method)
+        rows = self.window_rows(taps) or self.cache.num_samples
+        return 2 * rows * self._record_bytes(taps)
 
-    def jobs_that_fit(self, jobs: int) -> int:
+    def jobs_that_fit(self, jobs: int, methods: Collection[str]) -> int:
         """How many of `jobs` runs may hold their teacher outputs in memory side by side."""
-        return min(jobs, max(1, int(_SLABS_SHARE * total_memory() // self.held_bytes)))
+        largest = max([1, *(self.held_bytes(method) for method in methods)])
+        return min(jobs, max(1, int(_SLABS_SHARE * total_memory() // largest)))
+
+    def _record_bytes(self, taps: Collection[str]) -> int:
+        """Of one record's taps, as they are in memory."""
+        return sum(self.cache.manifest.taps[tap].read_bytes_per_record for tap in taps)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -122,7 +140,8 @@ class Study:
     def run_identity(self, method: str, seed: int, *, live_teacher: bool = False) -> dict[str, Any]:
         """What decides a run's result; two runs with the same one are the same run."""
         plain, arch = as_plain(self.config), self.config.student.arch
-        window = {} if live_teacher or not self.window_rows else {"window": self.window_rows}
+        rows = None if live_teacher else self.window_of(method)
+        window = {"window": rows} if rows else {}
         return {
             **window,
             "run_version": RUN_VERSION,
@@ -190,6 +209,8 @@ def open_study(
 ) -> Study:
     """Find the cache, make sure that it belongs to this teacher and these pixels, check the config.
 
+    Taps may be unfinished: what a run reads is looked at when the run is (`train.run`).
+
     Raises CacheError, DatasetError, ArchError. Never runs a teacher.
     """
     check_arch(config.student.arch)
@@ -200,9 +221,9 @@ def open_study(
     with told_with(lambda more: cache_command(teacher, caches_dir=caches_dir, more=more)):
         if cache_path is None:
             with _explaining(dataset, lambda: other_dataset_state(caches_dir, identity)):
-                cache = find_cache(caches_dir, teacher.name, identity, num_views=views)
+                cache = find_cache(caches_dir, teacher.name, identity, num_views=views, taps=())
         else:
-            cache = TeacherCache.open(cache_path, num_views=views)
+            cache = TeacherCache.open(cache_path, num_views=views, taps=())
             if differs_in_samples_alone(identity, cache.identity):
                 raise _changed(dataset, cache)
         canary = pixel_canary(dataset.train, teacher.views)
@@ -237,12 +258,12 @@ def cache_in_place_of_weights(teacher: TeacherConfig, caches_dir: Path) -> Teach
     identity = teacher_identity(teacher, load_dataset(teacher.dataset))
     views = teacher.views.num_views
     try:
-        cache = find_cache(caches_dir, teacher.name, identity, num_views=views)
+        taps = taps_asked(teacher)
+        return find_cache(caches_dir, teacher.name, identity, num_views=views, taps=taps)
     except CacheAmbiguous:
         raise
     except CacheError:
         return None
-    return cache if taps_asked(teacher) <= set(cache.taps) else None
 
 
 def taps_asked(teacher: TeacherConfig) -> set[str]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from configs.schema import LossTerm
 from nets.taps import channel_means, spatial_energy
 from train import losses
-from train.study import TrainError
+from train.errors import TrainError
 
 StudentOutput = Literal["logits", "means", "energy", "embedding", "hint"]
 
@@ -95,6 +95,11 @@ def expanded_taps(loss: Loss, stages: Sequence[str]) -> set[str]:
         "embedding": {stages[-1]},
     }
     return set().union(*(groups.get(tap, {tap}) for tap in loss.teacher_taps))
+
+
+def taps_of(terms: Iterable[LossTerm], stages: Sequence[str]) -> set[str]:
+    """The names of the taps that a method needs of a cache with these stages."""
+    return {tap for term in terms for tap in expanded_taps(loss_named(term.loss), stages)}
 
 
 def options_of(term: LossTerm) -> dict[str, float]:

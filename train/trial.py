@@ -17,7 +17,7 @@ from store import TeacherCache
 from train.evaluate import outputs_and_labels
 from train.feed import TeacherOutputs, slab_bytes
 from train.loop import Learner, SplitPixels, Task, run_step, student_maps
-from train.run import assemble, needed_taps
+from train.run import assemble
 from train.study import Study
 from train.terms import options_of
 from views.batches import ViewBatch
@@ -45,7 +45,7 @@ def try_run(study: Study, method: str, seed: int, device: torch.device) -> Trial
     data = SplitPixels(train=pixels, validation=None, test=pixels)
     task, learner, source = assemble(study, method, seed, device, data=data)
     source.close()
-    taps = needed_taps(study, task.terms)
+    taps = study.needed_taps(method)
     some = _SomeOutputs(study.cache, taps, device)
     with student_maps(task, learner) as maps:
         steps = trial_steps(task, learner, some, maps)
@@ -76,8 +76,8 @@ def trial_steps(
 def _bytes_to_come(study: Study, taps: Sequence[str]) -> int:
     """Two views of teacher outputs, or the windows held; and images to test on."""
     dataset, share = study.dataset, 2.0
-    if study.window_rows is not None:
-        share = _WINDOWS_HELD * study.window_rows / study.cache.num_samples
+    if (rows := study.window_rows(taps)) is not None:
+        share = _WINDOWS_HELD * rows / study.cache.num_samples
     tested = len(dataset.test) + (len(dataset.validation) if dataset.validation else 0)
     return int(share * slab_bytes(study.cache, taps)) + tested * math.prod(study.image_shape)
 

@@ -1,0 +1,101 @@
+"""Makes a cache smaller: views from some number on, and opt-in taps, are dropped for good.
+
+Order: the manifest, which from then on plans no more than is kept; the journal; the chunks. So no
+journal line ever names a chunk that is gone, and a cache is sound wherever this is interrupted. The
+same command then removes what is left. Readers that had the cache open find dropped chunks missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from store.content import beyond, metadata_of, replace_metadata, settle_metadata
+from store.errors import CacheError, UnknownTap, UnknownView
+from store.journal import forget
+from store.layout import LABELS, PREVIEW, ZARR_GROUP, is_opt_in, tap_of
+from store.lock import Job, WriterLock
+from store.look import agreement
+from store.manifest import Manifest, read_manifest
+from store.reader import TeacherCache
+from store.writer import explained
+
+
+def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collection[str] = ()) -> int:
+    """Keep the first `num_views` views (default: all) and drop these taps; returns bytes freed.
+
+    drop_taps: "energy" stands for all energies; taps that are not there are no error. Raises
+    CacheError, also where another process writes the cache.
+    """
+    if path.is_file():
+        raise CacheError(
+            f"{path} is a file: only a cache folder can be made smaller",
+            fix="trim the folder and export it again: python -m store export CACHE FILE.h5",
+        )
+    read_manifest(path)  # before the lock leaves a file in a folder that is no cache
+    with explained(path):
+        lock = WriterLock(path, Job())
+    try:
+        with explained(path):
+            manifest = read_manifest(path)
+            trimmed = _trimmed(path, manifest, num_views or manifest.num_views, drop_taps)
+            settle_metadata(path, manifest)
+            if trimmed != manifest:
+                trimmed = replace_metadata(path, trimmed, metadata_of(trimmed, _whole(path)))
+            forget(path, beyond(trimmed))
+            return sum(map(_removed, list(_surplus(path, trimmed))))
+    finally:
+        lock.release()
+
+
+def _trimmed(path: Path, manifest: Manifest, views: int, drop_taps: Collection[str]) -> Manifest:
+    if not 1 <= views <= manifest.num_views:
+        raise UnknownView(f"--views {views}: {path} is planned for {manifest.num_views} views")
+    for tap in drop_taps:
+        if not is_opt_in(tap):
+            raise UnknownTap(f"only energies and the hint can be dropped, not {tap!r}")
+    taps = {
+        tap: spec
+        for tap, spec in manifest.taps.items()
+        if tap not in drop_taps and not (tap.startswith("energy") and "energy" in drop_taps)
+    }
+    measured = manifest.measured
+    if manifest.measured_views > views:
+        opened = TeacherCache.open(path, num_views=views, taps=["correct"])
+        measured = {**measured, "views": views, "train_agreement": agreement(opened, views)}
+    elif views != manifest.num_views:
+        measured = manifest.measured_with_views
+    return dataclasses.replace(manifest, num_views=views, taps=taps, measured=measured)
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    opened = TeacherCache.open(path, num_views=1, taps=())
+    return {LABELS: opened.labels, PREVIEW: opened.preview}
+
+
+def _surplus(path: Path, manifest: Manifest) -> Iterator[Path]:
+    """Chunks of views and taps that the manifest does not plan, then folders of such taps."""
+    kept = manifest.arrays
+    for folder in sorted((path / ZARR_GROUP).iterdir()):
+        spec = kept.get(folder.name)
+        if spec is not None and not spec.all_views:
+            yield from (f for f in folder.glob("c.*") if _view_of(f) >= manifest.num_views)
+        elif spec is None and is_opt_in(tap_of(folder.name)):
+            yield from folder.iterdir()
+            yield folder
+
+
+def _view_of(chunk: Path) -> int:
+    return int(chunk.name.split(".")[1])
+
+
+def _removed(path: Path) -> int:
+    """Remove a file or an empty folder; the bytes of the file."""
+    if path.is_dir():
+        path.rmdir()
+        return 0
+    size = path.stat().st_size
+    path.unlink()
+    return size

@@ -1,0 +1,225 @@
+"""What a cache is good for while it grows, after a growth that was interrupted, or given up."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import precompute.__main__ as precompute_main
+import store.__main__ as store_main
+from configs.schema import TeacherConfig
+from precompute.__main__ import cli as precompute
+from precompute.run import PassOptions, fill_cache
+from store import CacheError, CacheIncomplete, CacheWriter, TeacherCache
+from tests.conftest import CPU, make_cache, setup_of
+from tests.test_faults import arguments_of, flip
+from train.__main__ import cli as train
+
+Make = Callable[..., TeacherConfig]
+ENERGY = "taps.energy=float16"
+
+
+class Interrupted(Exception):
+    """Stands for a signal that nobody can catch."""
+
+
+@pytest.fixture
+def interrupted(
+    small_teacher: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Runs a pass that dies after some blocks, or (None) after the last, before its end."""
+
+    def run(*overrides: str, after: int | None) -> Path:
+        left = [after]
+        write_block = CacheWriter.write_block
+
+        def dying(writer: CacheWriter, *block: object) -> None:
+            if left[0] == 0:
+                raise Interrupted
+            left[0] = None if left[0] is None else left[0] - 1
+            write_block(writer, *block)
+
+        def die(*_: object) -> None:
+            raise Interrupted
+
+        setup = setup_of(small_teacher(*overrides), tmp_path / "caches")
+        options, console = PassOptions(CPU, 64, 16), Console(file=io.StringIO())
+        with monkeypatch.context() as patched:
+            patched.setattr(CacheWriter, "write_block", dying)
+            patched.setattr(CacheWriter, "record_measured", die)
+            with pytest.raises(Interrupted):
+                fill_cache(setup, options, console)
+        return setup.path
+
+    return run
+
+
+@pytest.fixture
+def of_student(small_teacher: Make, tmp_path: Path) -> list[str]:
+    """Arguments of a short run on the small teacher's cache."""
+    return [
+        "digits-resnet8",
+        *("--caches", str(tmp_path / "caches"), "--runs", str(tmp_path / "runs")),
+        *("--device", "cpu", "training.epochs=2", "training.schedule.milestones=[1]"),
+        "teacher.teacher.arch=resnet8",
+        f"teacher.teacher.weights={small_teacher().teacher.weights}",
+        "teacher.dataset.limit=6",
+        "teacher.views.count=3",
+    ]
+
+
+def test_growth_keeps_what_was_measured(
+    small_teacher: Make, tmp_path: Path, interrupted: Callable[..., Path]
+) -> None:
+    before = make_cache(small_teacher(), tmp_path / "caches").measured
+    opened = TeacherCache.open(interrupted("views.count=5", after=2), num_views=3)
+    assert opened.measured == before
+    assert before["views"] == 3
+    grown = make_cache(small_teacher("views.count=5"), tmp_path / "caches")
+    assert grown.measured["views"] == 5
+    assert grown.measured["train_agreement"] != before["train_agreement"]
+
+
+def test_a_report_of_runs_that_were_trained_before_the_pass_had_ended(
+    of_student: list[str],
+    small_teacher: Make,
+    tmp_path: Path,
+    interrupted: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupted(after=None)  # every block is there, and nothing measured
+    call = ["ablation", *of_student, "--methods", "ce kd", "--seeds", "0"]
+    assert train(call) == 0, capsys.readouterr().err
+    report = tmp_path / "runs" / "digits-resnet8" / "ablation.md"
+    assert "| kd |" in report.read_text()
+    assert "| teacher |" not in report.read_text()
+    assert precompute(arguments_of(small_teacher(), tmp_path / "caches")) == 0
+    assert "to do: 0 records" in capsys.readouterr().out
+    assert train(call) == 0  # nothing to train, and the errors come from the cache
+    assert "| teacher |" in report.read_text()
+
+
+def test_a_tap_whose_growth_was_interrupted_stops_only_methods_that_read_it(
+    of_student: list[str],
+    small_teacher: Make,
+    tmp_path: Path,
+    interrupted: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_cache(small_teacher(), tmp_path / "caches")
+    path = interrupted(ENERGY, after=2)
+    for method in ("ce", "kd"):
+        assert train(["student", *of_student, "--method", method]) == 0, capsys.readouterr().err
+    assert train(["student", *of_student, "--method", "at"]) == 2
+    told = capsys.readouterr().err
+    assert "2 of 12 blocks are there; the first that is not: tap energy1, view 0, block 2" in told
+    assert "fix: make cache-teacher" in told
+    assert "views.count=3 taps.energy=float16" in told
+    assert f"python -m store trim {path} --drop-taps energy1,energy2,energy3" in told
+    assert train(["plan", *of_student[:5], *of_student[7:], "--method", "kd"]) == 0
+    assert "but unfinished: energy1, energy2, energy3" in capsys.readouterr().out
+    assert precompute(arguments_of(small_teacher(), tmp_path / "caches")) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert precompute(arguments_of(small_teacher(), tmp_path / "caches", ENERGY)) == 0
+
+
+def test_opening_refuses_only_where_a_tap_asked_for_is_not_whole(
+    small_teacher: Make, tmp_path: Path, interrupted: Callable[..., Path]
+) -> None:
+    make_cache(small_teacher(), tmp_path / "caches")
+    path = interrupted(ENERGY, after=2)
+    opened = TeacherCache.open(path, taps=["logits"])
+    assert list(opened.taps) == ["logits", "stage1", "stage2", "stage3", "correct"]
+    assert list(opened.read_view(0)) == list(opened.taps)
+    for ask in (
+        lambda: TeacherCache.open(path),
+        lambda: TeacherCache.open(path, taps=["energy2"]),
+        lambda: opened.read_view(0, ["energy2"]),
+    ):
+        with pytest.raises(CacheIncomplete, match=r"not finished.*tap energy"):
+            ask()
+    with pytest.raises(KeyError, match="no tap 'energy9'"):
+        TeacherCache.open(path, taps=["energy9"])
+
+
+def test_views_whose_growth_was_given_up_are_not_asked_for_and_can_be_dropped(
+    of_student: list[str],
+    small_teacher: Make,
+    tmp_path: Path,
+    interrupted: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_cache(small_teacher(), tmp_path / "caches")
+    path = interrupted("views.count=9", after=6)  # of 24: one view more is whole, one begun
+    call = arguments_of(small_teacher(), tmp_path / "caches")
+    assert precompute(call) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert train(["student", *of_student, "--method", "kd"]) == 0, capsys.readouterr().err
+    with pytest.raises(CacheIncomplete) as caught:
+        TeacherCache.open(path)
+    assert 'ARGS="views.count=9"' in str(caught.value)
+    trim = str(caught.value).split("to keep what is whole and no more: ")[1].splitlines()[0]
+    assert trim == f"python -m store trim {path} --views 4"
+    assert store_main.cli(shlex.split(trim)[3:]) == 0
+    assert TeacherCache.open(path).num_views == 4
+    assert precompute(call) == 0
+    assert "nothing to do" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_pass_for_fewer_views_than_were_meant_ends_after_them(
+    small_teacher: Make,
+    tmp_path: Path,
+    interrupted: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = interrupted("views.count=9", after=2)
+    assert precompute(arguments_of(small_teacher(), tmp_path / "caches")) == 0
+    assert "to do: 148 records" in capsys.readouterr().out  # three views of 60 but for 32
+    assert TeacherCache.open(path, num_views=3).measured["views"] == 3
+
+
+@pytest.mark.parametrize("recheck", [False, True])
+def test_a_large_unfinished_cache_is_resumed_without_reading_what_is_there(
+    small_teacher: Make,
+    tmp_path: Path,
+    interrupted: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    recheck: bool,
+) -> None:
+    path = interrupted(after=5)
+    flip(path / "teacher.zarr" / "stage1" / "c.0.1.0", 7)
+    monkeypatch.setattr(precompute_main, "_CHECKED_BYTES", 1000)
+    more = ["--recheck"] if recheck else []
+    assert precompute(arguments_of(small_teacher(), tmp_path / "caches", *more)) == 0
+    faults = TeacherCache.open(path).faults()
+    assert [(fault.tap, fault.view, fault.block) for fault in faults] == (
+        [] if recheck else [("stage1", 0, 1)]
+    )
+
+
+def test_a_large_cache_that_lacks_a_chunk_is_not_called_complete(
+    small_teacher: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = make_cache(small_teacher(), tmp_path / "caches").path
+    (path / "teacher.zarr" / "stage1" / "c.0.1.0").unlink()
+    monkeypatch.setattr(precompute_main, "_CHECKED_BYTES", 1000)
+    assert precompute(arguments_of(small_teacher(), tmp_path / "caches")) == 0
+    assert "tap stage1, view 0, block 1, chunk missing" in capsys.readouterr().out
+    assert TeacherCache.open(path).faults() == []
+
+
+def test_whoever_asks_for_more_views_than_are_whole_is_told_so(
+    small_teacher: Make, tmp_path: Path, interrupted: Callable[..., Path]
+) -> None:
+    path = interrupted("views.count=9", after=14)
+    assert TeacherCache.open(path, num_views=3).num_views == 3
+    with pytest.raises(CacheError, match="14 of 16 blocks are there"):
+        TeacherCache.open(path, num_views=4)

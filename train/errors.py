@@ -1,0 +1,7 @@
+"""What can be wrong with a run."""
+
+from __future__ import annotations
+
+
+class TrainError(ValueError):
+    """A run that cannot be started: what is wrong and how to fix it."""

@@ -71,6 +71,7 @@ def test_the_number_of_views_is_studied(
         "--method",
         "cd",
         "training.epochs=2",
+        "training.schedule.milestones=[1]",
         "teacher.teacher.arch=resnet8",
         "teacher.dataset.limit=6",
         f"teacher.teacher.weights={config.teacher.weights}",

@@ -234,7 +234,7 @@ def test_a_disk_with_no_room_for_the_first_file_is_an_error_too(
 def test_a_pass_refuses_to_start_when_the_disk_is_too_small(
     small_teacher: Make, mount: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    disk = mount("size=1m")
+    disk = mount("size=2m")
     ballast = fill_the_rest(disk, 8192)
     arguments = arguments_of(small_teacher(), disk)
     assert cli(arguments) == 2

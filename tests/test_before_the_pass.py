@@ -47,7 +47,7 @@ def nothing_there(tmp_path: Path) -> list[str]:
         (["--device", "cuda:77"], "device 'cuda:77' is not available"),
         (["--device", "gpu"], "device 'gpu' is unknown"),
         (["student.stages=[layer1, layer2, layer9]"], "student.stages: the network has no module"),
-        (["student.stages=[layer1]"], "the student has 1 stages and the teacher 3"),
+        (["student.stages=[layer1]"], "the student has 1 stages and the cache 3"),
         (["student.arch=vgg11_bn"], "exists only with stem: imagenet"),
         (["student.arch=python:tests.own_network:nothing"], "cannot be loaded"),
         (["student.arch=python:tests.own_network:without_arguments"], "cannot be built"),

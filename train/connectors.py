@@ -170,7 +170,7 @@ def _check_stages(student: Mapping[str, int], teacher: Mapping[str, int], kind: 
 def _check_count(student: Mapping[str, object], teacher: Mapping[str, object]) -> None:
     if len(student) != len(teacher):
         raise StageMismatch(
-            f"the student has {len(student)} stages and the teacher {len(teacher)} "
+            f"the student has {len(student)} stages and the cache {len(teacher)} "
             f"({', '.join(teacher)}): name as many modules under student.stages"
         )
 

@@ -198,7 +198,7 @@ class RunRecorder:
             state = read_tensors(path)
         except ArchError as error:
             raise TrainError(
-                f"{error}; without it the run begins anew\n  fix: rm {shlex.quote(str(path))}"
+                f"{error}\n  fix: rm {shlex.quote(str(path))}  # the run begins anew"
             ) from None
         metrics = self.folder / METRICS_FILE
         lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []

@@ -96,6 +96,15 @@ def test_the_lock_dies_with_its_owner_though_its_workers_live_on(tmp_path: Path)
         killed.stdout.close()
 
 
+def test_the_owners_name_is_flushed_so_that_other_hosts_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[bytes] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.pread(handle, 4096, 0)))
+    WriterLock(tmp_path, Job()).release()
+    assert [b'"pid": %d' % os.getpid() in text for text in flushed] == [True]
+
+
 def test_a_forked_process_that_lets_go_leaves_the_lock_to_its_owner(tmp_path: Path) -> None:
     lock = WriterLock(tmp_path, Job())
     child = multiprocessing.get_context("fork").Process(target=lock.release)

@@ -26,10 +26,14 @@ from configs.load import (
     load_teacher,
     to_yaml,
 )
+from configs.schema import StudentConfig, TeacherConfig
 from store.identity import canonical_json
 
 _TOKEN = re.compile(r"[\w.+/-]+|[^\w\s]")
-_LOADERS: dict[str, Callable[..., object]] = {"teacher": load_teacher, "student": load_student}
+_LOADERS: dict[str, Callable[..., TeacherConfig | StudentConfig]] = {
+    "teacher": load_teacher,
+    "student": load_student,
+}
 
 ODD = (
     *(
@@ -178,9 +182,13 @@ def outcome(kind: str, file: Path, content: bytes, overrides: list[str]) -> str:
         assert "pydantic" not in told, told
         assert len(told) < 6000, f"an error of {len(told):,} characters"
         return "error"
-    canonical_json({"config": to_yaml(config)})  # type: ignore[arg-type]
-    file.write_text(to_yaml(config))  # type: ignore[arg-type]
-    assert _LOADERS[kind](file) == config, "the config read again differs"
+    printed = to_yaml(config)
+    canonical_json({"config": printed})
+    file.write_text(printed)
+    # A default path, once it is in a file, means the folder of that file.
+    beside = f"{file.parent}/"
+    again = to_yaml(_LOADERS[kind](file)).replace(beside, "")
+    assert again == printed.replace(beside, ""), "the config read again differs"
     return "config"
 
 

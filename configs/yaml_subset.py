@@ -80,6 +80,7 @@ _Loader.yaml_constructors = {
     **{_CORE + kind: _scalar for kind in _VALUE_OF},
     f"{_CORE}map": _mapping,
     f"{_CORE}seq": _sequence,
+    None: yaml.SafeLoader.construct_undefined,  # refuses every other tag
 }
 
 

@@ -142,9 +142,10 @@ def test_stages_are_in_the_order_of_their_numbers() -> None:
     assert Batch(torch.zeros(1), torch.zeros(1, 2), maps=maps).embedding.item() == 10.0
 
 
-def test_attention_maps_of_other_sizes_are_averaged_to_the_smaller() -> None:
+@pytest.mark.parametrize("size", [(8, 8), (6, 10)])
+def test_attention_maps_of_other_sizes_are_averaged_to_the_smaller(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    maps = torch.rand(3, 5, 8, 8)
+    maps = torch.rand(3, 5, *size)
     pooled = torch.nn.functional.avg_pool2d(maps.square().mean(1, keepdim=True), 2).flatten(1)
     teacher = torch.nn.functional.normalize(pooled, dim=1)
     batch = Batch(

@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.harness import machine, markdown, write_json, write_section
-from nets.precision import pick_device
 from precompute.run import PassOptions, TeacherPass
 from precompute.setup import prepare
+from runtime.devices import pick_device
 from store.layout import SAMPLE_CRC
 from store.quantise import quantise_channels, quantise_rows, restore_channels, restore_rows
 from train import losses

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import machine, markdown
 from benchmarks.setting import SHAPES, steps, study_of
-from nets.precision import pick_device
+from runtime.devices import pick_device
 from train.run import assemble
 
 

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, Shape, shapes_for, steps, study_of
-from nets.precision import arithmetic, pick_device
+from nets.precision import autocast
+from runtime.devices import pick_device
 from train.feed import CachedTeacher, NoTeacher
 from train.losses import cd, ce, gkd
 from train.run import Assembled, assemble
@@ -108,14 +109,14 @@ def connector_steps(assembled: Assembled, device: torch.device) -> Iterator[None
     precision = task.training.precision
     with (
         torch.no_grad(),
-        arithmetic(precision, device),
+        autocast(precision, device),
         read_stages(learner.network, task.stages, as_is) as maps,
     ):
         learner.network(batch.inputs)
     held = {stage: features.detach().requires_grad_() for stage, features in maps.items()}
     wanted = None
     while True:
-        with arithmetic(precision, device):
+        with autocast(precision, device):
             means = learner.connectors(held)
         wanted = wanted or [torch.zeros_like(mean) for mean in means]
         cd(means, wanted).backward()
@@ -140,7 +141,7 @@ def original_steps(study: Study, assembled: Assembled, device: torch.device) -> 
                 inputs = pixels.to(device, memory_format=torch.channels_last)
                 batch = ViewBatch(labels, labels, inputs, labels.to(device))
                 teacher = source.outputs(batch)
-                with arithmetic(task.training.precision, device):
+                with autocast(task.training.precision, device):
                     logits = learner.network(inputs)
                     means = learner.connectors(maps) if learner.connectors else []
                 wanted = [teacher[f"stage{number + 1}"] for number in range(len(means))]

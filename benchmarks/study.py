@@ -19,8 +19,8 @@ from rich.console import Console
 
 from benchmarks.harness import Verdict, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, setup_of
-from nets.precision import pick_device
 from precompute.run import PassOptions, fill_cache
+from runtime.devices import pick_device
 from train.loop import EpochResult
 from train.run import train_student
 from train.study import Study

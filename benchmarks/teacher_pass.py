@@ -20,10 +20,11 @@ from rich.console import Console
 
 from benchmarks.harness import Verdict, interleaved, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, Shape, setup_of, shapes_for
-from nets.precision import arithmetic, pick_device
+from nets.precision import autocast
 from precompute.run import PassOptions, TeacherPass, content_of, run_blocks
+from runtime.devices import pick_device
+from runtime.signals import StopRequest
 from store import CacheWriter
-from store.stop import StopRequest
 
 # Enough to be cut into four blocks, of which all but the last are written while the teacher runs.
 _MORE = {
@@ -57,7 +58,7 @@ def measure(shape: Shape, device: torch.device, rounds: int, batch_size: int) ->
         @torch.inference_mode()
         def bare() -> float:
             started = time.perf_counter()
-            with arithmetic(setup.config.teacher.precision, device):
+            with autocast(setup.config.teacher.precision, device):
                 for batch in inputs:
                     running.teacher.network(batch)
             if device.type == "cuda":

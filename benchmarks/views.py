@@ -20,7 +20,7 @@ from rich.console import Console
 
 from benchmarks.harness import machine, markdown, write_json, write_section
 from configs.load import load_student, load_teacher, split_overrides
-from store.files import write_atomically
+from runtime.files import write_atomically
 from train.report import Row, rows_of
 from train.run import train_student
 from train.study import open_study

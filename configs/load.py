@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from configs.paths import locate_paths, not_found
 from configs.schema import ImageFolder, Packed, Source, StudentConfig, TeacherConfig, as_plain
 from configs.yaml_subset import YamlError, parse_yaml
+from runtime.errors import UserError
 
 CONFIG_DIR = Path(__file__).parent
 TEACHER_PREFIX = "teacher."
@@ -33,7 +34,7 @@ _NOT_A_BLOCK = ("dataclass_type", "model_attributes_type", "dict_type")
 Config = TypeVar("Config", TeacherConfig, StudentConfig)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A config that cannot be used: what is wrong, at which key of which file."""
 
 

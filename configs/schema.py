@@ -332,7 +332,7 @@ class ViewsConfig:
         return (self.augment.num_distinct_views or 0) if self.count == "all" else int(self.count)
 
     @property
-    def shown_at_evaluation(self) -> Centre:
+    def eval_transform(self) -> Centre:
         augment = self.augment
         if self.evaluation is not None:
             return self.evaluation

@@ -14,12 +14,14 @@ from typing import Any
 
 import yaml
 
+from runtime.errors import UserError
+
 _MOST_VALUES = 10_000
 _MOST_LEVELS = 20
 _CORE = "tag:yaml.org,2002:"
 
 
-class YamlError(ValueError):
+class YamlError(UserError, ValueError):
     """Text that is not of this subset: what and where."""
 
 

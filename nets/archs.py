@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from runtime.errors import UserError
+
 PYTHON_PREFIX = "python:"  # python:package.module:function builds a network of the user's own
 
 
-class ArchError(ValueError):
+class ArchError(UserError, ValueError):
     """A network that cannot be built: an unknown name, or weights that do not fit."""
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from nets.archs import DEFAULT_STAGES
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 
-class TapError(ValueError):
+class TapError(UserError, ValueError):
     """A stage that the network does not have."""
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import TeacherNet
-from nets.precision import arithmetic
+from nets.precision import autocast
 from nets.taps import channel_means, read_stages, spatial_energy
 from nets.weights import load_weights
 from nets.weights_file import fetched_weights
@@ -46,7 +46,7 @@ class Teacher:
             return taps
 
         with (
-            arithmetic(self.precision, self.device),
+            autocast(self.precision, self.device),
             read_stages(self.network, self.stages, reduce) as by_stage,
         ):
             logits = self.network(images).float()
@@ -83,7 +83,7 @@ def load_teacher_network(
     network = network.eval().requires_grad_(False)
     network = network.to(device=device, memory_format=torch.channels_last)
     if config.bn == "recalibrated":
-        with arithmetic(config.precision, device):
+        with autocast(config.precision, device):
             recalibrate(network, calibration)
     return Teacher(network, stages, config.precision, device)
 

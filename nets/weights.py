@@ -7,7 +7,6 @@ Files hold a plain dict of tensors. They are written aside and renamed, and read
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import warnings
 from collections.abc import Collection
@@ -20,6 +19,7 @@ from torch import nn
 
 from nets.archs import ArchError
 from nets.foreign import told_why_unreadable
+from runtime.files import written_aside
 
 _SHOWN_DIFFERENCES = 5
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -37,15 +37,8 @@ _PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.")
 def save_atomically(content: dict[str, Any], path: Path) -> None:
     """torch.save beside `path`, flush, rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(path) as aside:
+        torch.save(content, aside)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

@@ -22,12 +22,12 @@ from rich.console import Console
 from configs.commands import cache_command
 from configs.load import ConfigError
 from configs.schema import TeacherConfig
-from nets.archs import ArchError, stem_hint
-from nets.taps import TapError
+from nets.archs import stem_hint
 from precompute.carry import reason_against, refuse_unless_carriable
 from precompute.setup import Setup, at_hand, described
-from runtime.errors import DeviceError
+from runtime.commands import new_app, new_console, run_command
 from runtime.limits import Share, sharing_machine
+from runtime.locks import Job
 from store.errors import (
     CacheAmbiguous,
     CacheDamaged,
@@ -40,15 +40,12 @@ from store.errors import (
 )
 from store.identity import knows_weights
 from store.layout import MANIFEST
-from store.lock import Job
 from store.look import committed_bytes
 from store.reader import TeacherCache, find_cache, open_source, other_dataset_state
-from store.stop import Stopped
 from views.augment import pixel_canary, view_shape
 from views.changes import describe_change
-from views.datasets import DatasetError
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 # A finished cache up to this size has every byte checked before it is called finished; a larger one
 # only the presence and size of its files, unless --recheck asks for more.
@@ -83,7 +80,7 @@ def main(
     world: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE", help="processes")] = 1,
 ) -> None:
     """Fill the cache of one teacher."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = new_console()
     _check_block_rows(block_rows)
     setup = described(name, overrides or [], caches)
     if not knows_weights(setup.identity):
@@ -109,8 +106,8 @@ def main(
     if hint := stem_hint(net.arch, net.stem, shape, "teacher.stem"):
         console.print(hint)
 
-    from nets.precision import pick_device
     from precompute.run import PassOptions, fill_cache, plan_pass
+    from runtime.devices import pick_device
 
     full_check = recheck or cache_bytes(setup.path) <= _CHECKED_BYTES
     this_job = _job(job, rank, world)
@@ -270,16 +267,7 @@ def _unexpected_error(config: TeacherConfig, measured: float) -> str:
 
 def cli(arguments: list[str] | None = None) -> int:
     """Run the command line; a mistake of the user's is one message and exit status 2."""
-    try:
-        app(arguments)
-    except SystemExit as ended:  # how typer returns, also from --help and a wrong option
-        return int(ended.code or 0)
-    except (ConfigError, DatasetError, ArchError, TapError, CacheError, DeviceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    return 2
+    return run_command(app, arguments)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from nets.cost import Memory, told_duration, told_size
+from runtime.cost import Memory
+from runtime.formats import format_duration, format_size
 from store.content import unfinished
 from store.errors import CacheError
 from store.layout import Block, tap_of
@@ -49,11 +50,11 @@ class Plan:
         m = self.manifest
         return (
             f"{m.num_views:,} views x {m.num_samples:,} samples = {self.num_records:,} records of "
-            f"{m.record_bytes:,} bytes = {told_size(self.num_records * m.record_bytes)} in "
+            f"{m.record_bytes:,} bytes = {format_size(self.num_records * m.record_bytes)} in "
             f"{self.num_files:,} files; to do: {self.pending_records:,} records, "
-            f"{told_size(self.bytes_to_write)} ({told_size(self.free_bytes)} free), at "
-            f"{self.images_per_second:,.0f} images/s on {self.device} {told_duration(self.hours)}; "
-            f"{self.memory}"
+            f"{format_size(self.bytes_to_write)} ({format_size(self.free_bytes)} free), at "
+            f"{self.images_per_second:,.0f} images/s on {self.device} "
+            f"{format_duration(self.hours)}; {self.memory}"
         )
 
     def table(self) -> str:
@@ -62,7 +63,7 @@ class Plan:
         for name, spec in self.manifest.taps.items():
             stored = spec.dtype + (f", scale per {spec.scale}" if spec.scale else "")
             shape = "x".join(map(str, spec.shape)) or "1"
-            total = told_size(spec.bytes_per_record * self.num_records)
+            total = format_size(spec.bytes_per_record * self.num_records)
             lines.append(
                 f"{name:<10} {shape:<16} {stored:<16} {spec.bytes_per_record:>8,} {total:>10}"
             )

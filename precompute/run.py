@@ -18,22 +18,23 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from nets.cost import Memory, measured_rate, memory_with
-from nets.errors import count_errors
+from nets.error_rates import count_errors
 from nets.teacher import Teacher, load_teacher_network
 from precompute.background import QUEUED_BLOCKS, BackgroundWriter
 from precompute.carry import carry_over
 from precompute.plan import Plan, free_bytes, pending_of
-from precompute.progress import Progress
 from precompute.setup import Setup
+from runtime.cost import Memory, measured_rate, memory_with
+from runtime.errors import Stopped
+from runtime.locks import Job
+from runtime.progress import Progress
+from runtime.signals import StopRequest
 from store import CacheContent, CacheFull, CacheWriter, TapSpec, TeacherCache
 from store.content import draft_manifest
 from store.errors import SamplesChanged
 from store.layout import SAMPLE_CRC
-from store.lock import Job
 from store.look import agreement
 from store.manifest import Manifest
-from store.stop import Stopped, StopRequest
 from store.writer import Work
 from views.augment import pixel_canary, preview_views
 from views.pixels import calibration_batches, evaluation_pixels, open_pixels

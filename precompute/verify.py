@@ -22,22 +22,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from configs.commands import cache_command
-from configs.load import ConfigError
-from nets.archs import ArchError
-from nets.taps import TapError
-from precompute.progress import Progress
 from precompute.setup import Setup, prepare
-from runtime.errors import DeviceError
-from store.errors import CacheError, CacheMismatch, told_with
+from runtime.commands import new_app, new_console, run_command
+from runtime.progress import Progress
+from store.errors import CacheMismatch, told_with
 from store.look import agreement
 from store.reader import WITHOUT_CHECKSUMS, TeacherCache, find_cache
 from views.augment import pixel_canary
 from views.changes import changed_samples
-from views.datasets import DatasetError
 from views.seeds import draws
 from views.splits import Split
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 # Half of the last bit kept, relative to a number's size.
 _ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11}
@@ -74,7 +70,7 @@ def main(
     ] = False,
 ) -> None:
     """Compute some records again and compare."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = new_console()
     setup = prepare(name, overrides or [], caches)
     train = setup.dataset.train
     with told_with(lambda more: cache_command(setup.config, caches_dir=caches, more=more)):
@@ -88,8 +84,8 @@ def main(
         canary = pixel_canary(train, setup.config.views)
         opened.refuse_unless(setup.identity, labels=train.labels, canary=canary)
 
-    from nets.precision import pick_device
     from precompute.run import PassOptions, TeacherPass
+    from runtime.devices import pick_device
 
     console.print(f"{opened.path}: identity, {len(train):,} labels and the pixel canary agree")
     running = TeacherPass(setup, PassOptions(pick_device(device), batch_size, num_workers=workers))
@@ -211,13 +207,7 @@ def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def cli(arguments: list[str] | None = None) -> int:
     """Run the command line: 0 agrees, 1 does not, 2 cannot be compared."""
-    try:
-        app(arguments)
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    except (ConfigError, DatasetError, ArchError, TapError, CacheError, DeviceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    return 2
+    return run_command(app, arguments)
 
 
 if __name__ == "__main__":

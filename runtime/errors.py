@@ -1,5 +1,43 @@
-"""Errors of the user's that concern the machine; the command that meets one prints it and ends."""
+"""What goes wrong in a way that the user can put right, and being asked to stop.
+
+Every package derives its own errors from `UserError`; the command that meets one prints it, without
+a traceback, and ends with its exit code.
+"""
+
+from __future__ import annotations
 
 
-class DeviceError(ValueError):
-    """A device that this machine lacks: what was asked for, what there is, and the fix."""
+class UserError(Exception):
+    """A mistake in the input, the files or the machine: what is wrong, where, and the fix.
+
+    problem: the first lines of the message. fix: the exact command or setting that helps; it is
+    printed on a line of its own.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: str, *, fix: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem, self.fix = problem, fix
+
+    def __str__(self) -> str:  # KeyError would quote the text
+        return self.problem + (f"\n  fix: {self.fix}" if self.fix else "")
+
+
+class DeviceError(UserError, ValueError):
+    """A device that this machine lacks."""
+
+
+class Busy(UserError, BlockingIOError):
+    """Another process holds the lock of a folder."""
+
+
+class Stopped(Exception):
+    """The work was asked to stop, and has; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(signal_number, message)
+        self.message, self.exit_code = message, 128 + signal_number
+
+    def __str__(self) -> str:
+        return self.message

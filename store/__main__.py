@@ -22,14 +22,15 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as Speed
 
+from runtime.commands import new_app, new_console, run_command
+from runtime.files import write_atomically
 from store.errors import CacheError, teacher_command
-from store.files import write_atomically
 from store.look import describe_missing, details, journal_notes, overviews
 from store.reader import TeacherCache, open_source
 from store.transfer import export_cache, import_cache
 from store.trim import trim_cache
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Look at caches.")
+app = new_app("Look at caches.")
 CachePath = Annotated[Path, typer.Argument(help="a cache's folder, or an exported .h5 file")]
 
 
@@ -229,18 +230,12 @@ def _bytes_progress(source: Any, console: Console) -> Progress:
 
 
 def _console() -> Console:
-    return Console(soft_wrap=True, highlight=False, markup=False)
+    return new_console()
 
 
 def cli(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    try:
-        app(arguments)
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    except CacheError as error:
-        print(f"error: {error}", file=sys.stderr)
-    return 2
+    return run_command(app, arguments)
 
 
 if __name__ == "__main__":

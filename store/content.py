@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.files import flush_folder, write_atomically
 from store.chunks import file_checksum
 from store.errors import CacheDamaged, CacheMismatch
-from store.files import flush_folder, write_atomically
 from store.identity import Identity, differing_fields
 from store.journal import ChunkKey, forget
 from store.layout import (

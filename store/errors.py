@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from runtime.errors import Busy, UserError
+
 _COMMAND = re.compile(
     r"make cache-teacher TEACHER=(?:'[^']*'|\S+)(?: ARGS=(?:\"(?P<several>[^\"]*)\"|(?P<one>\S+)))?"
 )
@@ -19,16 +21,8 @@ def teacher_command(teacher: str) -> str:
     return f"make cache-teacher TEACHER={shlex.quote(teacher)}"
 
 
-class CacheError(Exception):
-    """Base of everything the store raises on purpose.
-
-    `fix` is the command that helps; it is part of the text.
-    """
-
-    def __init__(self, problem: str, *, fix: str | None = None) -> None:
-        self.problem = problem
-        self.fix = fix
-        super().__init__(problem)
+class CacheError(UserError):
+    """Base of everything the store raises on purpose."""
 
     def with_command(self, command: Callable[[list[str]], str]) -> Self:
         """This error with the user's own command, where the store could only name the teacher.
@@ -42,9 +36,6 @@ class CacheError(Exception):
         if self.fix is not None:
             self.fix = _COMMAND.sub(instead, self.fix)
         return self
-
-    def __str__(self) -> str:  # KeyError would quote the text
-        return self.problem + (f"\n  fix: {self.fix}" if self.fix else "")
 
 
 @contextmanager
@@ -76,7 +67,7 @@ class CacheDamaged(CacheError, OSError):
     """Bytes on disk are not those that were committed."""
 
 
-class CacheBusy(CacheError, BlockingIOError):
+class CacheBusy(CacheError, Busy):
     """Another process is writing this cache."""
 
 

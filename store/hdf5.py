@@ -7,7 +7,6 @@ changed once it is there: growing a cache is the folder's business.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.files import written_aside
 from store.chunks import Fault, damaged
 from store.errors import CacheDamaged, CacheError, CacheMissing
-from store.files import flush_folder
 from store.layout import FORMAT_NAME, Block, crc32c, crc_hex, tap_of
 from store.manifest import Manifest, manifest_text, parse_manifest
 
@@ -133,21 +132,13 @@ def write_hdf5(
     read_block: Callable[[str, Block, NDArray[Any]], None],
 ) -> None:
     """Write aside, flush, rename. `read_block` fills an array's rows of a block."""
-    aside = file_path.with_name(f".{file_path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(aside, "w", libver="latest") as file:
-            file.attrs["format"] = FORMAT_NAME
-            file.create_dataset(_MANIFEST, data=np.bytes_(manifest_text(manifest)))
-            for name, values in whole.items():
-                file.create_dataset(name, data=values)
-            for array in manifest.arrays:
-                _write_array(file, manifest, array, read_block)
-        with aside.open("rb") as done:
-            os.fsync(done.fileno())
-        aside.replace(file_path)
-        flush_folder(file_path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(file_path) as aside, h5py.File(aside, "w", libver="latest") as file:
+        file.attrs["format"] = FORMAT_NAME
+        file.create_dataset(_MANIFEST, data=np.bytes_(manifest_text(manifest)))
+        for name, values in whole.items():
+            file.create_dataset(name, data=values)
+        for array in manifest.arrays:
+            _write_array(file, manifest, array, read_block)
 
 
 def _write_array(

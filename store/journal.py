@@ -15,8 +15,8 @@ from typing import Any
 
 import google_crc32c
 
+from runtime.files import flush_folder, write_atomically
 from store.errors import CacheError
-from store.files import flush_folder, write_atomically
 from store.identity import canonical_json
 from store.layout import JOURNAL, Block, crc_hex, tap_of
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import google_crc32c
 
+from runtime.files import write_atomically
 from store.errors import CacheDamaged, CacheMismatch, CacheMissing, teacher_command
-from store.files import write_atomically
 from store.identity import FORMAT_VERSION, Identity, canonical_json, identity_sha256
 from store.layout import (
     CHECKSUM_BYTES,

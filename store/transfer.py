@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.files import write_atomically
+from store.errors import CacheBusy
+from runtime.locks import Job, WriterLock
 from store.content import metadata_checksums
 from store.errors import CacheError, CacheMismatch
-from store.files import write_atomically
 from store.hdf5 import Hdf5Source, write_hdf5
 from store.identity import identity_sha256
 from store.journal import JournalWriter
@@ -26,7 +28,6 @@ from store.layout import (
     with_checksum,
     zarr_metadata,
 )
-from store.lock import Job, WriterLock
 from store.manifest import write_manifest
 from store.reader import TeacherCache
 
@@ -56,7 +57,7 @@ def import_cache(file: Path, caches_dir: Path) -> Path:
     if (target / MANIFEST).exists():
         raise CacheError(f"{target} is there already", fix=f"remove {target} first")
     target.mkdir(parents=True, exist_ok=True)
-    lock = WriterLock(target, Job())
+    lock = WriterLock(target, Job(), CacheBusy)
     try:
         _write_folder(target, opened)
     finally:

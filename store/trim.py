@@ -12,11 +12,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from store.errors import CacheBusy
+from runtime.locks import Job, WriterLock
 from store.content import beyond, metadata_of, replace_metadata, settle_metadata
 from store.errors import CacheError, UnknownTap, UnknownView
 from store.journal import forget
 from store.layout import LABELS, PREVIEW, ZARR_GROUP, is_opt_in, tap_of
-from store.lock import Job, WriterLock
 from store.look import agreement
 from store.manifest import Manifest, read_manifest
 from store.reader import TeacherCache
@@ -36,7 +37,7 @@ def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collectio
         )
     read_manifest(path)  # before the lock leaves a file in a folder that is no cache
     with explained(path):
-        lock = WriterLock(path, Job())
+        lock = WriterLock(path, Job(), CacheBusy)
     try:
         with explained(path):
             manifest = read_manifest(path)

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.files import write_atomically
+from runtime.locks import Job, WriterLock
 from store.chunks import FolderSource, metadata_faults
 from store.content import (
     CacheContent,
@@ -38,7 +40,6 @@ from store.errors import (
     SamplesChanged,
     teacher_command,
 )
-from store.files import write_atomically
 from store.identity import identity_sha256
 from store.journal import JournalWriter, read_journal
 from store.layout import (
@@ -55,7 +56,6 @@ from store.layout import (
     whole_path,
     with_checksum,
 )
-from store.lock import Job, WriterLock
 from store.manifest import Manifest, read_manifest, write_manifest
 from store.quantise import quantise_channels, quantise_rows
 from store.reader import Source
@@ -105,7 +105,7 @@ class CacheWriter:
         job = job or Job()
         with explained(path):
             path.mkdir(parents=True, exist_ok=True)
-            lock = WriterLock(path, job)
+            lock = WriterLock(path, job, CacheBusy)
         try:
             with explained(path):
                 return cls._prepared(path, content, lock, job, block_rows, check_every_byte)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from store.stop import Stopped
+from runtime.errors import Stopped
 from train.ablation import RunOptions, run_ablation
 from train.study import Study, TrainError
 

@@ -201,7 +201,7 @@ def test_the_plan_says_what_is_there_and_what_is_missing(
 
 COMMAND_AND_ITS_PEAK = """
 import sys
-from nets.cost import peak_memory
+from runtime.cost import peak_memory
 from train.__main__ import cli
 assert cli(sys.argv[1:]) == 0
 print("peak", peak_memory())

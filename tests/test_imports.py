@@ -78,7 +78,7 @@ def test_model_code_does_not_import_tap_code() -> None:
         ("views", "from nets.zoo import build"),
         ("nets", "import store"),
         ("configs", "from train.schedule import weight_at"),
-        ("runtime", "from store.stop import Stopped"),
+        ("runtime", "from store.journal import read_journal"),
         ("views", "from configs.load import load_teacher"),
     ],
 )

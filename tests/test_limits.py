@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from configs.schema import Centre, Normalisation, TeacherConfig, ViewsConfig
-from nets.precision import pick_device
 from precompute.__main__ import cli as precompute
+from runtime.devices import pick_device
 from runtime.errors import DeviceError
 from runtime.limits import Share, free_memory, sharing_machine, total_memory, usable_cores
 from train.__main__ import cli as train

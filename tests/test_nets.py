@@ -17,7 +17,7 @@ from nets.archs import CIFAR_RESNETS, ArchError, known_archs
 from nets.taps import TapError, as_is, channel_means, read_stages, stage_modules
 from nets.teacher import load_teacher_network, recalibrate
 from nets.weights import load_weights, save_atomically
-from nets.weights_file import weights_file
+from nets.weights_file import fetched_weights
 from nets.zoo import build
 from torchvision_shim import import_torchvision
 
@@ -286,15 +286,15 @@ def test_torchvisions_weights_are_downloaded_once_and_their_hash_compared(
     member = ResNet18_Weights.IMAGENET1K_V1
     monkeypatch.setattr(member.value, "url", published.as_uri())
     spec = "torchvision:ResNet18_Weights.IMAGENET1K_V1"
-    file = weights_file(spec)
+    file = fetched_weights(spec)
     assert file.read_bytes() == published.read_bytes()
     published.unlink()
-    assert weights_file(spec) == file  # not fetched again
+    assert fetched_weights(spec) == file  # not fetched again
     file.unlink()
     with pytest.raises(ArchError, match=r"(?s)cannot be downloaded.*put the file of"):
-        weights_file(spec)
+        fetched_weights(spec)
     with pytest.raises(ArchError, match=r"no weights 'ResNet18_Weights\.NONE'"):
-        weights_file("torchvision:ResNet18_Weights.NONE")
+        fetched_weights("torchvision:ResNet18_Weights.NONE")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])

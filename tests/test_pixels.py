@@ -180,10 +180,10 @@ def test_test_images_of_any_size_are_cut_once_and_kept(photographs: Path, monkey
     config = ImageFolder(type="imagefolder", root=str(photographs), normalisation=RGB)
     test = load_dataset(config).test
     views = ViewsConfig(augment=RandomResizedCrop(size_px=14), seed=3)
-    assert views.shown_at_evaluation == Centre(resize_px=16, crop_px=14)
+    assert views.eval_transform == Centre(resize_px=16, crop_px=14)
     kept = evaluation_pixels(test, views, RGB, CPU, 2)
     assert isinstance(kept, ResidentPixels)
-    shown_config = ViewsConfig(augment=views.shown_at_evaluation, count=1)
+    shown_config = ViewsConfig(augment=views.eval_transform, count=1)
     expected = normalise(torch.from_numpy(shown(test, shown_config, 0, np.arange(4))), RGB)
     assert torch.equal(all_batches(kept, [0], np.arange(4))[0], expected)
 
@@ -250,7 +250,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from configs.schema import ViewsConfig
-from store.stop import StopRequest
+from runtime.signals import StopRequest
 from tests.test_pixels import CROP, split_of, streamed_pixels
 
 pixels = streamed_pixels(split_of(Path(sys.argv[1])), ViewsConfig(augment=CROP, seed=1), 2)

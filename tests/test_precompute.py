@@ -231,7 +231,7 @@ def test_an_error_shows_no_traceback(small_teacher: Make, tmp_path: Path) -> Non
 
 PASS_AND_ITS_PEAK = """
 import sys
-from nets.cost import peak_memory
+from runtime.cost import peak_memory
 from precompute.__main__ import cli
 assert cli(sys.argv[1:]) == 0
 print("peak", peak_memory())
@@ -288,7 +288,7 @@ def test_a_long_pass_tries_batch_sizes_and_takes_the_fastest(
 
 def test_the_peak_is_that_of_the_program_alone() -> None:
     program = (
-        "from nets.cost import peak_memory; before = peak_memory(); "
+        "from runtime.cost import peak_memory; before = peak_memory(); "
         "held = bytearray(300_000_000); print(before, peak_memory())"
     )
     mine = np.ones(80_000_000)  # 640 MB, which a process that is started from here must not count

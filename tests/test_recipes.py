@@ -46,7 +46,7 @@ def test_the_imagenet_config_has_the_papers_numbers() -> None:
     assert recipe.freeze_idle_classifier is False
     views = load_teacher(config.teacher).views
     assert (views.augment.size_px, views.augment.scale) == (224, (0.08, 1.0))
-    assert (views.shown_at_evaluation.resize_px, views.shown_at_evaluation.crop_px) == (256, 224)
+    assert (views.eval_transform.resize_px, views.eval_transform.crop_px) == (256, 224)
 
 
 def dataset_overrides(name: str, folder: Path) -> list[str]:

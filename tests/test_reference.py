@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from configs.schema import Centre, ViewsConfig
-from nets.errors import count_errors
+from nets.error_rates import count_errors
 from nets.taps import stage_modules
 from nets.zoo import build
 from tests.conftest import CPU

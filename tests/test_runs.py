@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from store.lock import Job, WriterLock
+from runtime.locks import Job, WriterLock
 from train.__main__ import cli
 from train.study import Study
 

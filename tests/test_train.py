@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from nets.errors import Errors
+from nets.error_rates import ErrorRates
 from nets.taps import as_is, read_stages, stage_modules
 from nets.weights import load_weights
 from nets.zoo import build
+from runtime.locks import Job, WriterLock
+from runtime.signals import Stopped as StoppedBySignal
 from store import CacheError, CacheMismatch, CacheMissing
-from store.lock import Job, WriterLock
 from store.reader import TeacherCache
-from store.stop import Stopped as StoppedBySignal
 from tests.conftest import make_cache
 from train.connectors import Connectors, StageMismatch, build_connectors, student_channels
 from train.feed import CachedTeacher
@@ -181,7 +181,7 @@ def test_the_best_epoch_is_the_first_of_equals(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors = iter([30.0, 20.0, 20.0, 25.0])
-    monkeypatch.setattr("train.loop.evaluate", lambda *_: Errors(next(errors), 1.0))
+    monkeypatch.setattr("train.loop.evaluate", lambda *_: ErrorRates(next(errors), 1.0))
     summary = train_student(make_study(), "ce", 0)
     assert summary["best"]["epoch"] == 2
     assert summary["last"]["top1_error"] == 25.0

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.locks import Job, WriterLock
+from runtime.errors import Busy
 from store import CacheBusy, CacheWriter, TeacherCache
-from store.lock import Job, WriterLock
 from tests.test_store import fill, open_writer, records_of
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +68,7 @@ def test_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
 HOLDS_A_LOCK_AND_FORKS = """
 import os, sys, time
 from pathlib import Path
-from store.lock import Job, WriterLock
+from runtime.locks import Job, WriterLock
 lock = WriterLock(Path(sys.argv[1]), Job())
 if (worker := os.fork()) == 0:
     time.sleep(60)
@@ -113,7 +114,7 @@ def test_a_forked_process_that_lets_go_leaves_the_lock_to_its_owner(tmp_path: Pa
         child.start()
     child.join()
     assert child.exitcode == 0
-    with pytest.raises(CacheBusy):
+    with pytest.raises(Busy):
         WriterLock(tmp_path, Job())
     lock.release()
 
@@ -214,7 +215,7 @@ def test_ranks_wait_as_long_as_the_leader_prepares(
 ) -> None:
     leader = WriterLock(tmp_path, Job("one", 0, 2))
     hours = itertools.count(0, 3600)
-    monkeypatch.setattr("store.lock.time.monotonic", lambda: float(next(hours)))
+    monkeypatch.setattr("runtime.locks.time.monotonic", lambda: float(next(hours)))
     waiting = opened_beside(tmp_path, Job("one", 1, 2))
     leader.release()
     with waiting.result(timeout=10) as writer:

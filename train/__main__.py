@@ -15,11 +15,9 @@ from __future__ import annotations
 import math
 import re
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -27,7 +25,6 @@ from rich.console import Console
 
 from configs.commands import cache_command, teacher_command
 from configs.load import (
-    ConfigError,
     load_student,
     load_teacher,
     refuse_missing_data,
@@ -35,12 +32,9 @@ from configs.load import (
 )
 from configs.paths import no_weights
 from configs.schema import StudentConfig, TeacherConfig
-from nets.archs import ArchError
-from nets.taps import TapError
 from nets.weights_file import is_downloadable, weights_file
-from runtime.errors import DeviceError
+from runtime.commands import new_app, new_console, run_command
 from store.errors import CacheError
-from store.stop import Stopped
 from train.plan import plan_lines
 from train.study import (
     MOST_SEED,
@@ -50,10 +44,10 @@ from train.study import (
     cache_in_place_of_weights,
     open_study,
 )
-from train.teacher import TeacherExists, existing_weights, training_folder
-from views.datasets import DatasetError, load_dataset
+from train.teacher import existing_weights, training_folder
+from views.datasets import load_dataset
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Stage 2.")
+app = new_app("Stage 2.")
 
 Name = Annotated[str, typer.Argument(help="configs/student/NAME.yaml, or a path to a YAML file")]
 TeacherName = Annotated[str, typer.Argument(help="configs/teacher/NAME.yaml, or a path")]
@@ -361,7 +355,7 @@ def _check(
         study = None  # there is none yet: what the teacher's file says counts
     if study is not None and all(study.finished(*run) is not None for run in runs):
         return
-    from nets.precision import check_device
+    from runtime.devices import check_device
     from train.check import check_study
     from train.needs import missing_taps
 
@@ -405,7 +399,7 @@ def list_runs(
 
 def _forget(study: Study, methods: list[str], folders: list[Path], device: str) -> None:
     """Delete runs that are to be trained again, once nothing speaks against training them."""
-    from nets.precision import check_device
+    from runtime.devices import check_device
     from train.run import check_methods
     from train.runs import remove_run
 
@@ -417,7 +411,7 @@ def _forget(study: Study, methods: list[str], folders: list[Path], device: str) 
 
 
 def _console() -> Console:
-    return Console(soft_wrap=True, highlight=False, markup=False)
+    return new_console()
 
 
 def _configs(name: str, overrides: list[str] | None) -> tuple[StudentConfig, TeacherConfig]:
@@ -460,35 +454,9 @@ def _parsed_seeds(text: str) -> list[int]:
     return numbers
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Before or after the training; within it `store.stop` listens."""
-    print("stopped; the same command goes on from what was kept", file=sys.stderr)
-    sys.exit(128 + number)
-
-
 def cli(arguments: list[str] | None = None) -> int:
     """Run the command line; a mistake of the user's is one message and exit status 2."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    try:
-        app(arguments)
-    except SystemExit as ended:  # how typer returns, also from --help and a wrong option
-        return int(ended.code or 0)
-    except (
-        ConfigError,
-        DatasetError,
-        ArchError,
-        TapError,
-        CacheError,
-        DeviceError,
-        TrainError,
-        TeacherExists,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    return 2
+    return run_command(app, arguments)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ from rich.console import Console
 
 from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import ArchError
-from nets.precision import check_device
 from nets.taps import TapError
+from runtime.devices import check_device
+from runtime.errors import Stopped
 from runtime.limits import Share
+from runtime.signals import StopRequest
 from store.errors import CacheError
-from store.stop import Stopped, StopRequest
 from train.run import check_methods, train_student
 from train.study import Feed, Study, TrainError, open_study
 from views.datasets import DatasetError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from runtime.errors import UserError
 
-class TrainError(ValueError):
+
+class TrainError(UserError, ValueError):
     """A run that cannot be started: what is wrong and how to fix it."""

@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nets.errors import Errors, count_errors
-from nets.precision import arithmetic
+from nets.error_rates import ErrorRates, count_errors
+from nets.precision import autocast
 from views.batches import Pixels
 
 _BATCH = 1024
 _BATCH_VALUES = 4 * 2**20  # of input numbers: larger images come in smaller batches
 
 
-def evaluate(network: nn.Module, pixels: Pixels, precision: str, device: torch.device) -> Errors:
+def evaluate(
+    network: nn.Module, pixels: Pixels, precision: str, device: torch.device
+) -> ErrorRates:
     """Of the network, in evaluation mode and on `device`, over view 0 of all samples."""
     was_training = network.training
     network.eval()
@@ -32,5 +34,5 @@ def outputs_and_labels(
     """(B, classes) float32 and (B,) of one batch of view 0 after another, as large as is good."""
     size = max(1, min(_BATCH, _BATCH_VALUES // int(np.prod(pixels.shape))))
     for _, batch in pixels.batches([0], np.arange(len(pixels)), size):
-        with arithmetic(precision, device):
+        with autocast(precision, device):
             yield network(batch.inputs).float(), batch.labels

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from configs.commands import student_command
 from configs.schema import as_plain
-from nets.errors import Errors, count_errors
-from nets.precision import pick_device
+from nets.error_rates import ErrorRates, count_errors
 from nets.weights import load_weights
 from nets.zoo import build
-from store.files import write_atomically
+from runtime.devices import pick_device
+from runtime.files import write_atomically, written_aside
 from store.identity import file_sha256
 from train.evaluate import evaluate
 from train.study import SUMMARY_FILE, Study, TrainError
@@ -80,7 +80,7 @@ def export_student(
         "classes": list(study.dataset.class_names),
         "input_shape": [test.shape[2], test.shape[0], test.shape[1]],
         "normalisation": as_plain(study.teacher.dataset.normalisation),
-        "shown": as_plain(study.teacher.views.shown_at_evaluation),
+        "shown": as_plain(study.teacher.views.eval_transform),
         "method": method,
         "seed": seed,
         "epoch": summary["best"]["epoch"] if which == "best" else summary["epochs"],
@@ -112,14 +112,10 @@ def _written_program(network: nn.Module, test: Pixels, path: Path) -> nn.Module:
     example = torch.zeros(2, channels, height, width)
     batch = torch.export.Dim("batch", min=1, max=2**16)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
-    aside = path.with_name(f".{path.stem}.tmp.pt2")
-    try:
+    with written_aside(path, suffix=".pt2") as aside:
         torch.export.save(program, aside)
         module: nn.Module = torch.export.load(aside).module()
         _compare(module, network, test)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     return module
 
 
@@ -139,7 +135,7 @@ def _compare(program: nn.Module, network: nn.Module, test: Pixels) -> None:
         )
 
 
-def _errors_of(program: nn.Module, test: Pixels) -> Errors:
+def _errors_of(program: nn.Module, test: Pixels) -> ErrorRates:
     def outputs() -> list[tuple[Tensor, Tensor]]:
         every = np.arange(len(test))
         return [

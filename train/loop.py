@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from configs.schema import LossTerm, Normalisation, Training, ViewsConfig
 from nets.draws import seeded
-from nets.errors import Errors
-from nets.precision import arithmetic, tf32_only_for
+from nets.error_rates import ErrorRates
+from nets.precision import autocast, tf32_only_for
 from nets.taps import changed_in_place, read_stages
 from train.connectors import Connectors
 from train.evaluate import evaluate
@@ -98,8 +98,8 @@ class EpochResult:
     loss: float
     losses: dict[str, float]
     weights: dict[str, float]
-    errors: Errors | None  # on the test split; None in epochs without a test
-    validation: Errors | None
+    errors: ErrorRates | None  # on the test split; None in epochs without a test
+    validation: ErrorRates | None
     learning_rate: float
     num_samples: int
     train_seconds: float  # the steps, the teacher's outputs at hand
@@ -112,7 +112,7 @@ class EpochResult:
         return self.wait_seconds + self.train_seconds + self.evaluate_seconds
 
     @property
-    def deciding(self) -> Errors | None:
+    def deciding(self) -> ErrorRates | None:
         """The errors that the best epoch is chosen by."""
         return self.errors if self.validation is None else self.validation
 
@@ -318,7 +318,7 @@ def _refuse_divergence(step_losses: Sequence[float], epoch: int) -> None:
             )
 
 
-def _errors_on(pixels: Pixels | None, task: Task, learner: Learner) -> Errors | None:
+def _errors_on(pixels: Pixels | None, task: Task, learner: Learner) -> ErrorRates | None:
     if pixels is None:
         return None
     return evaluate(learner.network, pixels, task.training.precision, task.device)
@@ -369,7 +369,7 @@ def _try_batch(
     """Show blank images; returns the stages whose maps are changed in place afterwards."""
     height, width, channels = task.data.train.shape
     images = torch.zeros(num_images, channels, height, width, device=task.device)
-    with arithmetic(task.training.precision, task.device):
+    with autocast(task.training.precision, task.device):
         maps, changed = changed_in_place(
             learner.network, stages, images.to(memory_format=torch.channels_last)
         )
@@ -424,7 +424,7 @@ def _losses(
     maps: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The forward pass, and each active loss by name, with its graph."""
-    with arithmetic(task.training.precision, task.device):
+    with autocast(task.training.precision, task.device):
         logits = learner.forward(batch.inputs)
         wanted = {output for name, _, _ in active for output in loss_named(name).student}
         connect = learner.connectors

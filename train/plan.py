@@ -83,8 +83,8 @@ def _lines_of_what_is_there(study: Study) -> list[str]:
 
 
 def _trial_line(study: Study, method: str, seed: int, device: str) -> str:
-    from nets.cost import told_duration
-    from nets.precision import pick_device
+    from runtime.devices import pick_device
+    from runtime.formats import format_duration
     from train.trial import try_run
 
     place = pick_device(device)
@@ -92,7 +92,7 @@ def _trial_line(study: Study, method: str, seed: int, device: str) -> str:
     images = len(study.dataset.train) * study.config.training.epochs
     hours = images / max(trial.images_per_second, 1e-9) / 3600
     return (
-        f"trial    {trial.images_per_second:,.0f} images/s on {place}: {told_duration(hours)} "
+        f"trial    {trial.images_per_second:,.0f} images/s on {place}: {format_duration(hours)} "
         f"without tests; {trial.memory}"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from configs.schema import LossTerm
-from nets.errors import Errors
+from nets.error_rates import ErrorRates
 from train.loop import EpochResult
 from train.schedule import weight_at
 from train.terms import loss_named
@@ -58,7 +58,7 @@ def classifier_epoch(terms: Sequence[LossTerm], epochs: int) -> int:
     return epochs + 1
 
 
-def _test_text(errors: Errors | None) -> str:
+def _test_text(errors: ErrorRates | None) -> str:
     if errors is None:
         return "not tested" + " " * 34
     top5 = f" {errors.top5:6.2f} % top-5" if errors.num_classes > 5 else ""

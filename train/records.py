@@ -22,10 +22,11 @@ from typing import Any
 
 from nets.archs import ArchError
 from nets.weights import read_tensors, save_atomically
-from store.files import write_atomically
+from runtime.errors import Stopped
+from runtime.files import write_atomically
+from runtime.locks import Job, WriterLock
+from runtime.signals import StopRequest
 from store.identity import canonical_json, file_sha256, identity_sha256
-from store.lock import Job, WriterLock
-from store.stop import Stopped, StopRequest
 from train.loop import EpochResult, Learner, Partial
 from train.study import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, TrainError
 

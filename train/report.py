@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from store.files import write_atomically
+from runtime.files import write_atomically
 from train.runs import FoundRun, finished_of
 from train.study import METRICS_FILE, Study
 

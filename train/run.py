@@ -13,13 +13,13 @@ from rich.console import Console
 from configs.commands import cache_command
 from configs.schema import LossTerm
 from nets.archs import stem_hint
-from nets.precision import pick_device
 from nets.teacher import load_teacher_network
 from nets.zoo import build
+from runtime.devices import pick_device
+from runtime.signals import StopRequest
 from store.errors import told_with
 from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
-from store.stop import StopRequest
 from train.connectors import Connectors, connectors_for, student_stages
 from train.feed import (
     CachedTeacher,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.errors import CacheBusy
+from runtime.locks import LOCK_FILE, Job, WriterLock
+from runtime.errors import Busy
 from store.identity import identity_sha256, shown_value
-from store.lock import LOCK_FILE, Job, WriterLock
 from train.study import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, Study
 
 # Of a run's identity, what its method and seed decide; the rest is the study's.
@@ -123,7 +123,7 @@ def removable(runs: Iterable[FoundRun]) -> dict[Path, str]:
 
 
 def remove_run(folder: Path) -> None:
-    """Delete a run, unless it is being trained. Raises CacheBusy."""
+    """Delete a run, unless it is being trained. Raises Busy."""
     lock = WriterLock(folder, Job())
     try:
         shutil.rmtree(folder)
@@ -158,7 +158,7 @@ def _is_locked(folder: Path) -> bool:
         return False
     try:
         WriterLock(folder, Job()).release()
-    except CacheBusy:
+    except Busy:
         return True
     return False
 

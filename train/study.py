@@ -150,7 +150,7 @@ class Study:
             "terms": plain["methods"][method],
             "seed": seed,
             "num_views": self.num_views,
-            "evaluation": as_plain(self.teacher.views.shown_at_evaluation),
+            "evaluation": as_plain(self.teacher.views.eval_transform),
             "teacher_outputs": "live" if live_teacher else "cache",
             "sources": self._sources(method),
             "tested_digest": self.dataset.tested_digest,

@@ -21,6 +21,7 @@ from configs.schema import LossTerm, TeacherConfig, TeacherTraining, as_plain
 from nets.archs import check_arch, has_stem
 from nets.source import arch_source
 from nets.weights_file import weights_file
+from runtime.errors import UserError
 from store.identity import (
     differing_fields,
     file_sha256,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 _OF_THE_TRAINING_ALONE = ("augment.", "views_seed:", "source.")
 
 
-class TeacherExists(ValueError):
+class TeacherExists(UserError, ValueError):
     """Weights, or an unfinished training of them, of other settings than those asked for."""
 
 
@@ -170,8 +171,8 @@ def train_teacher(
     TeacherExists. limit_hours: a training that is not begun yet and takes longer, by a trial of a
     few steps, is refused with TrainError; None: no trial.
     """
-    from nets.cost import told_duration
-    from nets.precision import pick_device
+    from runtime.devices import pick_device
+    from runtime.formats import format_duration
 
     assert config.training is not None
     dataset = load_dataset(_teacher_data(config, config.training))
@@ -193,11 +194,11 @@ def train_teacher(
         if hours > limit_hours:
             raise TrainError(
                 f"{no_weights(config, weights)}, and to train it takes about "
-                f"{told_duration(hours)}: {what}\n  correct teacher.weights, or agree to it once "
+                f"{format_duration(hours)}: {what}\n  correct teacher.weights, or agree to it once "
                 f"(with make: TRAIN_TEACHER=1)\n"
                 f"  fix: {teacher_command(config, '--train-teacher')}"
             )
-        console.print(f"about {told_duration(hours)} without tests, by a trial of a few steps")
+        console.print(f"about {format_duration(hours)} without tests, by a trial of a few steps")
         task, learner = _assemble(config, dataset, place, num_workers)
     summary = _fitted(task, learner, weights, settings, console)
     return {**summary, "num_classes": dataset.num_classes}
@@ -210,7 +211,7 @@ def _fitted(
     import torch
 
     from nets.weights import save_atomically
-    from store.stop import StopRequest
+    from runtime.signals import StopRequest
     from train.feed import NoTeacher
     from train.loop import EpochResult, fit
     from train.progress import EpochPrinter
@@ -243,7 +244,7 @@ def _fitted(
 
 def _hours(task: Task, learner: Learner) -> float:
     """How long the training takes without its tests; spends the learner on a few steps."""
-    from nets.cost import measured_rate
+    from runtime.cost import measured_rate
     from train.feed import NoTeacher
     from train.trial import trial_steps
 

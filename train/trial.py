@@ -11,8 +11,8 @@ import torch
 import torch.utils.tensorboard  # a run has it loaded, so that its memory counts
 from torch import Tensor
 
-from nets.cost import Memory, measured_rate, memory_with
 from nets.draws import seeded
+from runtime.cost import Memory, measured_rate, memory_with
 from store import TeacherCache
 from train.evaluate import outputs_and_labels
 from train.feed import TeacherOutputs, slab_bytes

@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.files import written_aside
 from views.folders import decode_bytes, digest_of_files, relative_name
 from views.splits import (
     Checksums,
@@ -54,7 +55,7 @@ def pack_pixels(source: Source, file: Path, chosen: Iterable[Ids] = ()) -> None:
 
     chosen: training samples that configs will choose, besides all of them.
     """
-    with _written_aside(file, "pixels") as out:
+    with _new_file(file, "pixels") as out:
         for name, split in _splits(source):
             images, of_source = split.loaded
             out.create_dataset(f"{name}/images", data=images)
@@ -65,7 +66,7 @@ def pack_pixels(source: Source, file: Path, chosen: Iterable[Ids] = ()) -> None:
 
 def pack_encoded(source: Source, file: Path, chosen: Iterable[Ids] = ()) -> None:
     """Pack the files' own bytes, whatever the images' sizes; the dataset must be a folder's."""
-    with _written_aside(file, "encoded") as out:
+    with _new_file(file, "encoded") as out:
         for name, split in _splits(source):
             if split.paths is None:
                 raise DatasetError("only an image folder can be packed as encoded bytes")
@@ -239,30 +240,16 @@ class _opened:
         return DatasetError(f"{self._path} cannot be read as packed images: {error}")
 
 
-class _written_aside:
-    """An HDF5 file that gets its name only when it is whole."""
-
-    def __init__(self, file: Path, kind: str) -> None:
-        if not file.parent.is_dir():
-            raise DatasetError(f"there is no folder {file.parent}")
-        self._path, self._kind = file, kind
-        self._aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> h5py.File:
-        self._file = h5py.File(self._aside, "w", libver="latest")
-        self._file.attrs["format"] = FORMAT_NAME
-        self._file.attrs["format_version"] = FORMAT_VERSION
-        self._file.attrs["kind"] = self._kind
-        return self._file
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._file.close()
-        if error is not None:
-            self._aside.unlink(missing_ok=True)
-            return
-        with self._aside.open("rb") as done:
-            os.fsync(done.fileno())
-        self._aside.replace(self._path)
+@contextmanager
+def _new_file(path: Path, kind: str) -> Iterator[h5py.File]:
+    """An HDF5 file that gets its name only when it is whole. Raises DatasetError."""
+    if not path.parent.is_dir():
+        raise DatasetError(f"there is no folder {path.parent}", fix=f"mkdir -p {path.parent}")
+    with written_aside(path) as aside, h5py.File(aside, "w", libver="latest") as file:
+        file.attrs["format"] = FORMAT_NAME
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["kind"] = kind
+        yield file
 
 
 def _splits(source: Source) -> Iterator[tuple[str, Split]]:

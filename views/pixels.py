@@ -124,7 +124,7 @@ def evaluation_pixels(
     num_workers: int | None = None,
 ) -> Pixels:
     """A test or validation split as `views` says that such are shown; view 0 is the only one."""
-    shown = ViewsConfig(augment=views.shown_at_evaluation, seed=views.seed, count=1)
+    shown = ViewsConfig(augment=views.eval_transform, seed=views.seed, count=1)
     return open_pixels(split, shown, normalisation, device, num_workers)
 
 

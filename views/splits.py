@@ -11,13 +11,14 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.errors import UserError
 from views.seeds import HELD_OUT_STREAM, draws
 
 Ids = NDArray[np.int64]
 Checksums = NDArray[np.uint32]
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A dataset that cannot be used: what is wrong and in which file or folder."""
 
 

@@ -6,8 +6,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from runtime.formats import format_size
+
+if TYPE_CHECKING:
+    import torch
 
 _MEASURED_BATCHES = 3  # and for at least
 _SHORT_SECONDS = 0.3  # but where batches are slow, for no more than
@@ -23,8 +27,8 @@ class Memory:
     gpu_bytes: int
 
     def __str__(self) -> str:
-        on_gpu = f" and {told_size(self.gpu_bytes)} on the GPU" if self.gpu_bytes else ""
-        return f"at most about {told_size(self.ram_bytes)} of memory{on_gpu}"
+        on_gpu = f" and {format_size(self.gpu_bytes)} on the GPU" if self.gpu_bytes else ""
+        return f"at most about {format_size(self.ram_bytes)} of memory{on_gpu}"
 
 
 def peak_memory() -> int:
@@ -45,6 +49,8 @@ def memory_with(to_come: int, device: torch.device) -> Memory:
     peak = peak_memory()
     if device.type != "cuda":
         return Memory(int(_SPARE * (peak + to_come)), 0)
+    import torch
+
     on_gpu = torch.cuda.max_memory_reserved(device) + to_come
     return Memory(int(_SPARE * (peak + to_come)), int(_SPARE * on_gpu))
 
@@ -62,17 +68,3 @@ def measured_rate(batches: Iterator[int]) -> float:
         if seconds > (_SHORT_SECONDS if number >= _MEASURED_BATCHES else _LONG_SECONDS):
             break
     return images / seconds
-
-
-def told_size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f} TB"
-
-
-def told_duration(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:,.1f} h"
-    return f"{hours * 60:,.1f} min" if hours >= 1 / 60 else f"{hours * 3600:,.0f} s"

@@ -6,16 +6,7 @@ import signal
 import threading
 from types import FrameType
 
-
-class Stopped(Exception):
-    """The work was asked to stop, and has; `exit_code` is 128 + the signal's number."""
-
-    def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(signal_number, message)
-        self.message, self.exit_code = message, 128 + signal_number
-
-    def __str__(self) -> str:
-        return self.message
+from runtime.errors import Stopped
 
 
 class StopRequest:

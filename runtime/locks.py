@@ -21,7 +21,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.errors import CacheBusy
+from runtime.errors import Busy
 
 LOCK_FILE = "writer.lock"
 _START_SECONDS = 3.0  # in which the first process must have put its name into the lock file
@@ -43,9 +43,9 @@ class Job:
 class WriterLock:
     """A hold on a cache's folder; `leader` is True for the process that is to prepare it."""
 
-    def __init__(self, cache: Path, job: Job) -> None:
-        """Take the lock, or wait until the leader of the same job is ready. Raises CacheBusy."""
-        self._cache, self._job = cache, job
+    def __init__(self, cache: Path, job: Job, busy: type[Busy] = Busy) -> None:
+        """Take the lock, or wait until the leader of the same job is ready. Raises `busy`."""
+        self._cache, self._job, self._busy_error = cache, job, busy
         self._handle = os.open(cache / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         _held.add(self)
         try:
@@ -121,9 +121,9 @@ class WriterLock:
             return {}
         return owner if isinstance(owner, dict) else {}
 
-    def _busy(self) -> CacheBusy:
+    def _busy(self) -> Busy:
         owner = self._owner()
-        return CacheBusy(
+        return self._busy_error(
             f"{self._cache} is being written by process {owner.get('pid', '?')} on "
             f"{owner.get('host', 'this machine')}",
             fix="wait until it has ended, or stop it; what it has committed is kept",

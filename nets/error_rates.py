@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Errors:
+class ErrorRates:
     """Percentages of samples whose label is not the first, or not among the first five.
 
     num_classes: with five or fewer, top5 says nothing.
@@ -22,7 +22,7 @@ class Errors:
 
 
 @torch.no_grad()
-def count_errors(batches: Iterable[tuple[Tensor, Tensor]]) -> Errors:
+def count_errors(batches: Iterable[tuple[Tensor, Tensor]]) -> ErrorRates:
     """Of pairs of logits (B, K) and labels (B,), on one device; waits for it once, at the end.
 
     With fewer than five classes top-5 counts all of them.
@@ -34,4 +34,4 @@ def count_errors(batches: Iterable[tuple[Tensor, Tensor]]) -> Errors:
         right.append(torch.stack([ranked[:, 0].sum(), ranked.sum()]))
         total, num_classes = total + len(labels), logits.shape[1]
     top1, top5 = torch.stack(right).sum(dim=0).tolist()
-    return Errors(100.0 * (total - top1) / total, 100.0 * (total - top5) / total, num_classes)
+    return ErrorRates(100.0 * (total - top1) / total, 100.0 * (total - top5) / total, num_classes)

@@ -1,0 +1,68 @@
+"""The frame of every command: its console, its exit status, and signals around the work.
+
+Exit status: 0 done, 1 the work found something unsound, 2 it cannot be done as asked (one message
+on stderr, no traceback), 128 + n ended by signal n. Errors that nobody expected keep their
+traceback.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+from rich.console import Console
+
+from runtime.errors import Stopped, UserError
+
+
+def new_app(help_text: str | None = None) -> typer.Typer:
+    """A typer application without shell completion, whose errors are ours to print."""
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=help_text)
+
+
+def new_console() -> Console:
+    """Prints text as it is: long lines stay whole, and nothing in it is taken for markup."""
+    return Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: this process's) and return its exit status."""
+    with _ended_by_signals():
+        return _exit_status(app, arguments)
+
+
+def _exit_status(app: typer.Typer, arguments: Sequence[str] | None) -> int:
+    try:
+        app(arguments if arguments is None else list(arguments))
+    except SystemExit as ended:  # how typer returns, also from --help and a wrong option
+        return int(ended.code or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    return 0
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Before and after the work a signal ends the command; during it `runtime.signals` listens."""
+    listens = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if listens else ()
+    before = {number: signal.signal(number, _end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    print("stopped; the same command continues from what was saved", file=sys.stderr)
+    sys.exit(128 + number)

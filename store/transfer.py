@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import write_atomically
-from store.errors import CacheBusy
 from runtime.locks import Job, WriterLock
 from store.content import metadata_checksums
-from store.errors import CacheError, CacheMismatch
+from store.errors import CacheBusy, CacheError, CacheMismatch
 from store.hdf5 import Hdf5Source, write_hdf5
 from store.identity import identity_sha256
 from store.journal import JournalWriter

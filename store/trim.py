@@ -12,10 +12,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from store.errors import CacheBusy
 from runtime.locks import Job, WriterLock
 from store.content import beyond, metadata_of, replace_metadata, settle_metadata
-from store.errors import CacheError, UnknownTap, UnknownView
+from store.errors import CacheBusy, CacheError, UnknownTap, UnknownView
 from store.journal import forget
 from store.layout import LABELS, PREVIEW, ZARR_GROUP, is_opt_in, tap_of
 from store.look import agreement

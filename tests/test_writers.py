@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.locks import Job, WriterLock
 from runtime.errors import Busy
+from runtime.locks import Job, WriterLock
 from store import CacheBusy, CacheWriter, TeacherCache
 from tests.test_store import fill, open_writer, records_of
 

@@ -31,7 +31,8 @@ from runtime.devices import pick_device
 from runtime.files import write_atomically, written_aside
 from store.identity import file_sha256
 from train.evaluate import evaluate
-from train.study import SUMMARY_FILE, Study, TrainError
+from train.run_files import SUMMARY_FILE
+from train.study import Study, TrainError
 from views.batches import Pixels
 from views.pixels import evaluation_pixels
 

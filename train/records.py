@@ -28,7 +28,8 @@ from runtime.locks import Job, WriterLock
 from runtime.signals import StopRequest
 from store.identity import canonical_json, file_sha256, identity_sha256
 from train.loop import EpochResult, Learner, Partial
-from train.study import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, TrainError
+from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
+from train.study import TrainError
 
 
 @dataclass(frozen=True)

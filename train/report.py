@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.files import write_atomically
+from train.run_files import METRICS_FILE
 from train.runs import FoundRun, finished_of
-from train.study import METRICS_FILE, Study
+from train.study import Study
 
 _COLUMNS = {
     "last_top1": "top-1 error, last (%)",

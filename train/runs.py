@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.locks import LOCK_FILE, Job, WriterLock
 from runtime.errors import Busy
+from runtime.locks import LOCK_FILE, Job, WriterLock
 from store.identity import identity_sha256, shown_value
-from train.study import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, Study
+from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
+from train.study import Study
 
 # Of a run's identity, what its method and seed decide; the rest is the study's.
 _OF_ONE_RUN = ("terms", "seed", "sources", "window")

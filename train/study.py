@@ -42,16 +42,13 @@ from store.reader import (
     other_dataset_state,
 )
 from train.errors import TrainError as TrainError
+from train.run_files import RUN_FILE, SUMMARY_FILE
 from views.augment import AUGMENT_VERSION, pixel_canary, view_shape
 from views.changes import describe_change
 from views.datasets import Dataset, load_dataset
 
 RUN_VERSION = 2  # raise it when the same settings would train differently
 MOST_SEED = 2**64 - 1
-RUN_FILE = "run.json"
-SUMMARY_FILE = "summary.json"
-METRICS_FILE = "metrics.jsonl"
-CHECKPOINT_FILE = "checkpoint.pt"
 
 # Where a view's teacher outputs are while its epoch runs; see `train.feed`.
 Feed = Literal["auto", "device", "host", "window"]

@@ -28,7 +28,8 @@ from store.identity import (
     identity_sha256,
     without_nulls,
 )
-from train.study import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, TrainError
+from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
+from train.study import TrainError
 from views.datasets import Dataset, DatasetError, load_dataset
 
 if TYPE_CHECKING:

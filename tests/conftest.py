@@ -15,21 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 from configs.load import load_student, load_teacher
-from configs.schema import StudentConfig, TeacherConfig, as_plain
-from nets.archs import has_stem
-from nets.source import arch_source
-from nets.taps import stage_modules
-from precompute.run import PassOptions, fill_cache
-from precompute.setup import Setup
-from store import TeacherCache
-from store.identity import cache_identity, file_sha256
-from store.reader import cache_folder
+from configs.schema import StudentConfig, TeacherConfig
+from tests.support.teacher_cache import make_cache
 from train.study import Study, open_study
 from train.teacher import train_teacher
-from views.augment import AUGMENT_VERSION
-from views.datasets import load_dataset
-
-CPU = torch.device("cpu")
 
 # One thread: these networks are too small for more, and tests share the machine.
 torch.set_num_threads(1)
@@ -104,37 +93,6 @@ def small_student(student_overrides: list[str]) -> Callable[..., StudentConfig]:
     return make
 
 
-def setup_of(config: TeacherConfig, caches_dir: Path) -> Setup:
-    dataset = load_dataset(config.dataset)
-    stages = stage_modules(config.teacher.arch, config.taps.stages)
-    identity = cache_identity(
-        as_plain(config),
-        dataset_digest=dataset.digest,
-        dataset_type=dataset.type,
-        augment_version=AUGMENT_VERSION,
-        stages=stages,
-        weights_sha256=file_sha256(Path(config.teacher.weights)),
-        source=arch_source(config.teacher.arch),
-        limit_cuts=dataset.limit_cuts,
-        has_stem=has_stem(config.teacher.arch),
-    )
-    path = cache_folder(caches_dir, config.name, identity)
-    return Setup(config, dataset, stages, identity, path)
-
-
-def make_cache(
-    config: TeacherConfig,
-    caches_dir: Path,
-    *,
-    batch_size: int = 256,
-    block_rows: int | None = 16,
-) -> TeacherCache:
-    options = PassOptions(CPU, batch_size, block_rows)
-    cache = fill_cache(setup_of(config, caches_dir), options, Console(file=io.StringIO()))
-    assert cache is not None
-    return cache
-
-
 @pytest.fixture
 def make_study(
     small_teacher: Callable[..., TeacherConfig],
@@ -154,26 +112,6 @@ def make_study(
         )
 
     return make
-
-
-def write_image_folder(
-    root: Path,
-    *,
-    per_class: int = 3,
-    size: int | tuple[int, int] = 12,
-    classes: Sequence[str] = ("cat", "dog"),
-) -> Path:
-    """A genuine tree of small PNG files: root/train/<class>/NN.png and root/test/<class>/NN.png."""
-    rng = np.random.default_rng(0)
-    height, width = (size, size) if isinstance(size, int) else size
-    for split in ("train", "test"):
-        for name in classes:
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(per_class):
-                pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number:02d}.png")
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from nets.archs import ArchError
 from nets.taps import TapError
 from nets.weights import save_atomically
 from nets.zoo import build
-from tests.conftest import make_cache, write_image_folder
+from tests.support.image_folders import write_image_folder
+from tests.support.teacher_cache import make_cache
 from train.__main__ import cli
 from train.check import check_study
 from train.connectors import StageMismatch
@@ -23,6 +24,7 @@ from train.study import Study, open_study
 from train.terms import size_like
 
 ROOT = Path(__file__).parent.parent
+OWN = "python:tests.support.own_network"
 MakeStudy = Callable[..., Study]
 
 
@@ -49,15 +51,15 @@ def nothing_there(tmp_path: Path) -> list[str]:
         (["student.stages=[layer1, layer2, layer9]"], "student.stages: the network has no module"),
         (["student.stages=[layer1]"], "the student has 1 stages and the cache 3"),
         (["student.arch=vgg11_bn"], "exists only with stem: imagenet"),
-        (["student.arch=python:tests.own_network:nothing"], "cannot be loaded"),
-        (["student.arch=python:tests.own_network:without_arguments"], "cannot be built"),
-        (["student.arch=python:tests.own_network:wide_kernel"], "cannot take images of 8x8"),
+        ([f"student.arch={OWN}:nothing"], "cannot be loaded"),
+        ([f"student.arch={OWN}:without_arguments"], "cannot be built"),
+        ([f"student.arch={OWN}:wide_kernel"], "cannot take images of 8x8"),
         (["student.connector=none"], "student.connector is none"),
         (["--methods", "at", "teacher.taps.energy=null"], "methods.at needs the taps energy1"),
         (["methods.ce.0.start_epoch=41"], "this term would never act"),
         (["teacher.taps.stages=[layer1, layer9]"], "taps.stages: the network has no module"),
         (["teacher.taps.hint.stage=stage4"], "taps.hint.stage: stage4 is none of"),
-        (["teacher.teacher.arch=python:tests.own_network:wide_kernel",
+        ([f"teacher.teacher.arch={OWN}:wide_kernel",
           "teacher.taps.stages=[body]", "teacher.taps.hint=null", "--methods", "ce"],
          "teacher.arch: "),
     ],
@@ -97,7 +99,7 @@ def test_plan_finds_it_too(nothing_there: list[str], capsys: pytest.CaptureFixtu
 
 
 def test_logits_alone_ask_for_no_stages(make_study: MakeStudy) -> None:
-    own = "student.arch=python:tests.own_network:make"
+    own = f"student.arch={OWN}:make"
     study = make_study(student=[own])
     assert train_student(study, "kd", 0, device="cpu")["epochs"] == 4
     with pytest.raises(TapError, match=r"name its modules under student\.stages"):
@@ -198,6 +200,6 @@ def test_attention_maps_need_not_be_square(
 
 
 def test_a_student_that_fits_no_image_says_so(make_study: MakeStudy) -> None:
-    study = make_study(student=["student.arch=python:tests.own_network:wide_kernel"])
+    study = make_study(student=[f"student.arch={OWN}:wide_kernel"])
     with pytest.raises(ArchError, match=r"student\.arch: the network cannot take images of 8x8"):
         train_student(study, "ce", 0, device="cpu")

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import __main__ as suite
 from benchmarks import dtypes, profile, read, views
 from benchmarks.harness import Timing, Verdict, interleaved, write_section
-from tests.conftest import make_cache
+from tests.support.teacher_cache import make_cache
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,7 +14,7 @@ from configs.schema import TeacherConfig
 from precompute.__main__ import cli
 from store import TeacherCache
 from store.manifest import read_manifest, write_manifest
-from tests.conftest import make_cache
+from tests.support.teacher_cache import make_cache
 
 
 def arguments_of(config: TeacherConfig, caches: Path) -> list[str]:

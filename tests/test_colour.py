@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs.schema import ColourJitter, PadCropFlip, TrivialAugment, ViewsConfig
-from tests.test_crops import image_of
+from tests.support.images import image_of
 from torchvision_shim import import_torchvision
 from views.augment import shown
 from views.colour import (

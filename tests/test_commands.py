@@ -20,8 +20,8 @@ from configs.schema import TeacherConfig
 from nets.weights import save_atomically
 from nets.zoo import build
 from store.transfer import export_cache
-from tests.conftest import make_cache
-from tests.test_train import without_times
+from tests.support.teacher_cache import make_cache
+from tests.support.training_runs import without_times
 from train.__main__ import cli
 from train.terms import loss_named
 

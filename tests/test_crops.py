@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from configs.schema import Centre, RandomResizedCrop, ViewsConfig
+from tests.support.images import image_of
 from torchvision_shim import import_torchvision
 from views.augment import shown
 from views.crops import CROP_DRAWS, centre_crop, cut_and_resize, resized_crop_box
@@ -19,16 +20,6 @@ from views.splits import DatasetError, array_split
 import_torchvision()
 from torchvision import transforms  # noqa: E402
 from torchvision.transforms import functional as reference  # noqa: E402
-
-
-def image_of(height: int, width: int, channels: int = 3) -> np.ndarray:
-    """Smooth enough to look like a photograph to a filter, with some noise."""
-    rng = np.random.default_rng(height * width)
-    rows, columns = np.mgrid[0:height, 0:width]
-    waves = 127 + 90 * np.sin(rows / 7)[..., None] * np.cos(
-        columns / np.arange(3, 3 + channels)[:, None, None]
-    ).transpose(1, 2, 0)
-    return np.clip(waves + rng.normal(0, 12, waves.shape), 0, 255).astype(np.uint8)
 
 
 def boxes_of(augment: RandomResizedCrop, num: int, height: int, width: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from configs.schema import Cifar, Digits, ImageFolder, Normalisation
-from tests.conftest import write_image_folder
+from tests.support.image_folders import write_image_folder
 from torchvision_shim import import_torchvision
 from views.datasets import Dataset, DatasetError, load_dataset
 

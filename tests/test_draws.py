@@ -12,7 +12,7 @@ import torch
 
 from configs.schema import TeacherConfig
 from nets.draws import seeded
-from tests.own_network import DROPPING, Dropping
+from tests.support.own_network import DROPPING, Dropping
 from train.loop import EpochResult, Partial
 from train.records import RunRecorder
 from train.run import train_student
@@ -103,7 +103,7 @@ def test_a_teacher_is_trained_to_the_same_weights(
     for name in ("first", "again"):
         torch.rand(3)
         config = small_teacher(
-            "teacher.arch=python:tests.own_network:Dropping",
+            "teacher.arch=python:tests.support.own_network:Dropping",
             f"teacher.weights={tmp_path / name}.pt",
             "training.epochs=2",
             "training.limit=10",

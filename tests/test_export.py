@@ -12,8 +12,8 @@ import torch
 from configs.load import load_student
 from nets.weights import save_atomically
 from nets.zoo import build
-from tests.own_network import ONE_PIXEL
-from tests.test_photographs import PLAIN, configs_of, study_of
+from tests.support.own_network import ONE_PIXEL
+from tests.support.photograph_study import PLAIN, configs_of, study_of
 from torchvision_shim import import_torchvision
 from train.export import export_student
 from train.run import train_student
@@ -71,7 +71,10 @@ def test_a_few_samples_that_turn_over_on_another_device_are_no_reason_to_refuse(
 def test_a_program_that_gives_other_logits_is_not_exported(
     make_study: Callable[..., Study], tmp_path: Path
 ) -> None:
-    own = ("student.arch=python:tests.own_network:Scaled", "student.stages=[net.0,net.1,net.2]")
+    own = (
+        "student.arch=python:tests.support.own_network:Scaled",
+        "student.stages=[net.0,net.1,net.2]",
+    )
     study = make_study(student=[*own, "training.epochs=2"])
     train_student(study, "ce", 0)
     with pytest.raises(TrainError, match="gives other logits than the network: they differ by"):

@@ -24,39 +24,14 @@ from store.identity import identity_sha256
 from store.journal import read_journal
 from store.manifest import read_manifest
 from store.writer import Work
-from tests.conftest import make_cache, setup_of
-from tests.kill_child import run_pass
-from tests.test_store import fill, open_writer, records_of
+from tests.support.damage import flip
+from tests.support.killed_pass import run_pass
+from tests.support.pass_commands import arguments_of, overrides_of
+from tests.support.random_cache import fill, open_writer, records_of
+from tests.support.teacher_cache import make_cache, setup_of
 
 ROOT = Path(__file__).parent.parent
 Make = Callable[..., TeacherConfig]
-
-
-def overrides_of(weights: str) -> list[str]:
-    return [
-        "teacher.arch=resnet8",
-        f"teacher.weights={weights}",
-        "dataset.limit=6",
-        "views.count=3",
-        "taps.energy=null",
-        "taps.hint=null",
-    ]
-
-
-def arguments_of(config: TeacherConfig, caches: Path, *more: str) -> list[str]:
-    return [
-        "digits-resnet20",
-        "--caches",
-        str(caches),
-        "--device",
-        "cpu",
-        "--block-rows",
-        "4",
-        "--batch-size",
-        "2",
-        *more,
-        *overrides_of(config.teacher.weights),
-    ]
 
 
 def all_records(path: Path) -> dict[str, np.ndarray]:
@@ -76,7 +51,7 @@ def test_25_kills_at_random_moments_and_a_resume_after_each_give_the_uninterrupt
     whole = make_cache(config, tmp_path / "whole", batch_size=2, block_rows=4)
     path = setup_of(config, tmp_path / "killed").path
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.kill_child"])
+    processes.set_forkserver_preload(["tests.support.killed_pass"])
     random.seed(0)
     seconds = timed_pass(processes, overrides, tmp_path / "killed")
     assert_same(all_records(path), all_records(whole.path))
@@ -260,12 +235,6 @@ def test_a_read_only_folder_can_be_read_and_says_that_it_cannot_be_written(
 
 
 # ---- damage is repaired by the same command, which rewrites nothing else
-
-
-def flip(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 0x10
-    path.write_bytes(data)
 
 
 def only(paths: Iterator[Path]) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from store import TeacherCache
-from tests.conftest import CPU, make_cache
+from tests.support.teacher_cache import CPU, make_cache
 from train import feed
 from train.feed import CachedTeacher, TeacherSource, WindowedTeacher, home_of, slab_bytes
 from train.loop import EpochResult

@@ -16,7 +16,7 @@ import tensorstore
 from configs.schema import TeacherConfig
 from store import TeacherCache
 from store.transfer import export_cache
-from tests.conftest import make_cache
+from tests.support.teacher_cache import make_cache
 
 
 def canonical(value: Any) -> bytes:

@@ -16,8 +16,9 @@ from configs.schema import TeacherConfig
 from precompute.__main__ import cli as precompute
 from precompute.run import PassOptions, fill_cache
 from store import CacheError, CacheIncomplete, CacheWriter, TeacherCache
-from tests.conftest import CPU, make_cache, setup_of
-from tests.test_faults import arguments_of, flip
+from tests.support.damage import flip
+from tests.support.pass_commands import arguments_of
+from tests.support.teacher_cache import CPU, make_cache, setup_of
 from train.__main__ import cli as train
 
 Make = Callable[..., TeacherConfig]

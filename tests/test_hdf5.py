@@ -13,7 +13,7 @@ import pytest
 from store import CacheDamaged, CacheError, CacheMissing, TapSpec, TeacherCache
 from store.__main__ import cli
 from store.transfer import export_cache, import_cache
-from tests.test_store import LABELS, PREVIEW, fill, open_writer, records_of
+from tests.support.random_cache import LABELS, PREVIEW, fill, open_writer, records_of
 
 
 @pytest.fixture

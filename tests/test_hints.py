@@ -17,7 +17,8 @@ from configs.schema import TeacherConfig
 from nets.archs import stem_hint
 from nets.weights import save_atomically
 from nets.zoo import build
-from tests.conftest import make_cache, setup_of, write_image_folder
+from tests.support.image_folders import write_image_folder
+from tests.support.teacher_cache import make_cache, setup_of
 from train.run import train_student
 from train.study import Study
 

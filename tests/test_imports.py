@@ -104,3 +104,9 @@ def test_nothing_unpickles_or_evaluates() -> None:
                 assert name not in ("eval", "exec"), file
                 if name == "torch.load":
                     assert "weights_only=True" in ast.unparse(call), file
+
+
+def test_no_test_imports_a_test() -> None:
+    for file in (ROOT / "tests").rglob("*.py"):
+        modules = (module.split(".") for module in imports_of(file.read_text()))
+        assert not any(part.startswith("test_") for parts in modules for part in parts), file

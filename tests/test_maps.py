@@ -14,8 +14,8 @@ from nets.taps import channel_means
 from nets.teacher import Teacher
 from nets.weights import save_atomically
 from nets.zoo import build
-from tests.conftest import CPU
-from tests.own_network import ONE_PIXEL
+from tests.support.own_network import ONE_PIXEL
+from tests.support.teacher_cache import CPU
 from train.loop import EpochResult
 from train.run import train_student
 from train.study import Study, TrainError
@@ -23,7 +23,7 @@ from train.teacher import train_teacher
 from train.trial import try_run
 
 MakeStudy = Callable[..., Study]
-IN_PLACE = "python:tests.own_network:InPlace"
+IN_PLACE = "python:tests.support.own_network:InPlace"
 STAGES = "stages=[first,second,third]"
 
 
@@ -93,7 +93,7 @@ def test_a_lone_last_sample_is_refused_for_teachers_too(
     small_teacher: Callable[..., TeacherConfig], tmp_path: Path, console
 ) -> None:
     config = small_teacher(
-        "teacher.arch=python:tests.own_network:OnePixel",
+        "teacher.arch=python:tests.support.own_network:OnePixel",
         f"teacher.weights={tmp_path / 'w.pt'}",
         "training.batch_size=59",
         "training.limit=6",

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nets.taps import spatial_energy
-from tests.test_losses import kl64, logits_pair, softmax64
+from tests.support.reference_losses import kl64, logits_pair, softmax64
 from train import losses
 from train.losses import at, dist, dkd, fitnets, kd, lskd, rkd
 

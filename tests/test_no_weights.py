@@ -16,7 +16,7 @@ import precompute.__main__ as precompute
 import train.__main__ as train
 from configs.load import load_teacher
 from store.identity import file_sha256
-from tests.conftest import make_cache
+from tests.support.teacher_cache import make_cache
 from torchvision_shim import import_torchvision
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from configs.schema import ImageFolder, Normalisation, Packed
-from tests.conftest import write_image_folder
+from tests.support.image_folders import write_image_folder
 from views import packed
 from views.__main__ import cli
 from views.datasets import Dataset, DatasetError, load_dataset

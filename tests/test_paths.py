@@ -11,7 +11,7 @@ import pytest
 from configs.load import ConfigError, load_student, load_teacher
 from configs.schema import TeacherConfig
 from precompute.__main__ import cli as precompute
-from tests.conftest import make_cache, setup_of
+from tests.support.teacher_cache import make_cache, setup_of
 from train.__main__ import cli as train
 
 TEACHER = """

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
-from configs.load import load_student, load_teacher
-from configs.schema import StudentConfig, TeacherConfig
 from nets.weights import save_atomically
 from nets.zoo import build
 from precompute import run as run_module
-from precompute.run import PassOptions, TeacherPass, fill_cache
+from precompute.run import PassOptions, TeacherPass
 from precompute.verify import compare_records
 from store import TeacherCache
-from tests.conftest import CPU, setup_of
-from tests.test_train import largest_relative
+from tests.support.photograph_study import PLAIN, configs_of, study_of
+from tests.support.teacher_cache import CPU, setup_of
+from tests.support.training_runs import largest_relative
 from train.loop import EpochResult
 from train.run import train_student
-from train.study import Study, open_study
+from train.study import Study
 
-PLAIN = {"kind": "random-resized-crop", "size_px": 16}
 MIXED = {
     **PLAIN,
     "trivial_augment": {},
@@ -41,38 +35,6 @@ def weights(tmp_path: Path) -> Path:
     network = build("resnet8", num_classes=2, seed=1)
     save_atomically(network.state_dict(), tmp_path / "teacher.pt")
     return tmp_path / "teacher.pt"
-
-
-def configs_of(
-    root: Path, weights: Path, augment: dict, overrides: Sequence[str] = ()
-) -> tuple[StudentConfig, TeacherConfig]:
-    data = {
-        "type": "imagefolder",
-        "root": str(root),
-        "normalisation": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
-    }
-    teacher = [
-        f"dataset={json.dumps(data)}",
-        f"views.augment={json.dumps(augment)}",
-        "views.count=3",
-        f"teacher.weights={weights}",
-        "teacher.arch=resnet8",
-        "taps.logits=float32",
-        "taps.means=float32",
-    ]
-    student = ["training.epochs=4", "training.batch_size=6", "training.schedule.milestones=[2]"]
-    return (
-        load_student("digits-resnet8", [*student, *overrides]),
-        load_teacher("digits-resnet20", teacher),
-    )
-
-
-def study_of(
-    student: StudentConfig, teacher: TeacherConfig, folder: Path, *, num_workers: int
-) -> Study:
-    options = PassOptions(CPU, batch_size=8, block_rows=8, num_workers=num_workers)
-    fill_cache(setup_of(teacher, folder / "caches"), options, Console(file=io.StringIO()))
-    return open_study(student, teacher, caches_dir=folder / "caches", runs_dir=folder / "runs")
 
 
 def step_losses(study: Study, *, live: bool, num_workers: int) -> list[float]:

@@ -21,18 +21,19 @@ from configs.schema import (
     Erasing,
     ImageFolder,
     Mix,
-    Normalisation,
     PadCropFlip,
     RandomResizedCrop,
     TrivialAugment,
     ViewsConfig,
 )
-from tests.conftest import CPU, write_image_folder
+from tests.support.image_folders import write_image_folder
+from tests.support.streamed_pixels import CROP, RGB, split_of, streamed_pixels
+from tests.support.teacher_cache import CPU
 from views import pixels as pixels_module
 from views import streaming
 from views.augment import normalise, shown, view_parameters
-from views.batches import Pixels, ShownSplit
-from views.datasets import DatasetError, Split, load_dataset
+from views.batches import Pixels
+from views.datasets import DatasetError, load_dataset
 from views.pixels import (
     ResidentPixels,
     calibration_batches,
@@ -43,18 +44,7 @@ from views.splits import array_split
 from views.streaming import StreamedPixels
 
 ROOT = Path(__file__).parent.parent
-RGB = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 ERASING, JITTER = Erasing(probability=0.5), ColourJitter(brightness=0.4, hue=0.1)
-CROP = RandomResizedCrop(size_px=10)
-
-
-def split_of(root: Path) -> Split:
-    config = ImageFolder(type="imagefolder", root=str(root), normalisation=RGB)
-    return load_dataset(config).train
-
-
-def streamed_pixels(split: Split, views: ViewsConfig, num_workers: int) -> StreamedPixels:
-    return StreamedPixels(ShownSplit(split, views, RGB, CPU), num_workers)
 
 
 def all_batches(
@@ -251,7 +241,7 @@ from pathlib import Path
 import numpy as np
 from configs.schema import ViewsConfig
 from runtime.signals import StopRequest
-from tests.test_pixels import CROP, split_of, streamed_pixels
+from tests.support.streamed_pixels import CROP, split_of, streamed_pixels
 
 pixels = streamed_pixels(split_of(Path(sys.argv[1])), ViewsConfig(augment=CROP, seed=1), 2)
 with StopRequest() as stop:

@@ -24,7 +24,7 @@ from precompute import run as run_module
 from precompute.__main__ import cli
 from precompute.run import PassOptions, TeacherPass, fastest_batch, fill_cache
 from store import TeacherCache
-from tests.conftest import CPU, make_cache, setup_of
+from tests.support.teacher_cache import CPU, make_cache, setup_of
 from views.augment import normalise, render, view_parameters
 from views.datasets import load_dataset
 

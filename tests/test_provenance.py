@@ -13,7 +13,8 @@ from configs.load import load_teacher
 from configs.schema import StudentConfig, TeacherConfig
 from nets.zoo import build
 from store import CacheError
-from tests.conftest import make_cache, write_image_folder
+from tests.support.image_folders import write_image_folder
+from tests.support.teacher_cache import make_cache
 from train.__main__ import cli
 from train.study import Study, open_study
 from train.terms import loss_named

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from store import TapSpec, TeacherCache
 from store.errors import BadTeacherOutput
 from store.quantise import quantise_channels, quantise_rows, restore_channels, restore_rows
-from tests.test_store import open_writer, records_of
+from tests.support.random_cache import open_writer, records_of
 
 FLOATS = st.floats(-1000, 1000, width=32)
 TINY = 1e-36  # a step below float32's smallest normal number is lost

@@ -16,7 +16,7 @@ from configs.schema import as_plain
 from nets.weights import save_atomically
 from nets.zoo import build
 from precompute.run import PassOptions, fill_cache, plan_pass
-from tests.conftest import CPU, setup_of
+from tests.support.teacher_cache import CPU, setup_of
 from train.run import train_student
 from train.schedule import weight_at
 from train.study import open_study

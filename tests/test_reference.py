@@ -13,7 +13,7 @@ from configs.schema import Centre, ViewsConfig
 from nets.error_rates import count_errors
 from nets.taps import stage_modules
 from nets.zoo import build
-from tests.conftest import CPU
+from tests.support.teacher_cache import CPU
 from train.connectors import Connectors, build_connectors
 from train.loop import EpochResult, make_learner
 from train.run import train_student

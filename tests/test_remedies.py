@@ -20,7 +20,7 @@ import train.__main__
 from configs.commands import cache_command, student_command
 from configs.load import load_student, load_teacher, split_overrides, to_yaml
 from configs.schema import TeacherConfig
-from tests.conftest import make_cache
+from tests.support.teacher_cache import make_cache
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -17,13 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from store import (
-    CacheContent,
     CacheDamaged,
     CacheError,
     CacheIncomplete,
     CacheMismatch,
     CacheMissing,
-    CacheWriter,
     TapSpec,
     TeacherCache,
     UnknownTap,
@@ -31,68 +28,20 @@ from store import (
 )
 from store.errors import BadTeacherOutput
 from store.identity import cache_identity, canonical_json, differing_fields, identity_sha256
-from store.journal import Journal, read_journal
 from store.layout import Block, default_block_rows
 from store.manifest import read_manifest, write_manifest
 from store.reader import find_cache
 from store.writer import Work
-
-TAPS = {
-    "logits": TapSpec((3,), "float16"),
-    "stage1": TapSpec((5,), "float32"),
-    "correct": TapSpec((), "uint8"),
-}
-IDENTITY = {"teacher": {"arch": "resnet20", "weights_sha256": "aa"}, "dataset": {"digest": "d"}}
-CANARY = {"samples": [0], "views": [0], "sha256": "c"}
-LABELS = np.arange(11, dtype=np.int64) % 3
-
-
-def records_of(view: int, rows: slice, seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng([seed, view])
-    whole = {
-        "logits": rng.normal(size=(11, 3)).astype(np.float16),
-        "stage1": rng.normal(size=(11, 5)).astype(np.float32),
-        "correct": rng.integers(0, 2, 11).astype(np.uint8),
-    }
-    return {tap: values[rows] for tap, values in whole.items()}
-
-
-PREVIEW = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-
-
-def open_writer(path: Path, **changes: Any) -> CacheWriter:
-    options = {
-        name: changes.pop(name)
-        for name in ("block_rows", "check_every_byte", "job")
-        if name in changes
-    }
-    content = CacheContent(
-        **{
-            "teacher": "t",
-            "identity": IDENTITY,
-            "taps": TAPS,
-            "labels": LABELS,
-            "num_views": 2,
-            "class_names": ["a", "b", "c"],
-            "canary": CANARY,
-            "preview": PREVIEW,
-            "versions": {"zarr": zarr.__version__},
-            **changes,
-        }
-    )
-    return CacheWriter.open(path, content, **{"block_rows": 4, **options})
-
-
-def fill(path: Path, blocks: int | None = None, **changes: Any) -> Path:
-    with open_writer(path, **changes) as writer:
-        for item in writer.work[:blocks]:
-            rows = records_of(item.block.view, slice(item.block.start, item.block.stop))
-            writer.write_block(item.block, {tap: rows[tap] for tap in item.taps})
-    return path
-
-
-def journal_of(cache: Path) -> Journal:
-    return read_journal(cache, identity_sha256(IDENTITY))
+from tests.support.random_cache import (
+    CANARY,
+    IDENTITY,
+    LABELS,
+    TAPS,
+    fill,
+    journal_of,
+    open_writer,
+    records_of,
+)
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from store import CacheContent, CacheWriter, TeacherCache
 from store.__main__ import cli
 from store.layout import Block, encode_chunk
 from store.transfer import export_cache
-from tests.conftest import make_cache
-from tests.test_faults import arguments_of, flip, overrides_of
+from tests.support.damage import flip
+from tests.support.pass_commands import arguments_of, overrides_of
+from tests.support.teacher_cache import make_cache
 
 Make = Callable[..., TeacherConfig]
 

@@ -22,7 +22,8 @@ from runtime.locks import Job, WriterLock
 from runtime.signals import Stopped as StoppedBySignal
 from store import CacheError, CacheMismatch, CacheMissing
 from store.reader import TeacherCache
-from tests.conftest import make_cache
+from tests.support.teacher_cache import make_cache
+from tests.support.training_runs import largest_relative, without_times
 from train.connectors import Connectors, StageMismatch, build_connectors, student_channels
 from train.feed import CachedTeacher
 from train.loop import EpochResult, Partial
@@ -46,10 +47,6 @@ def losses_and_weights(
     folder = study.run_folder(method, 0, live_teacher=live)
     weights = torch.load(folder / "last.pt", weights_only=True)
     return [loss for epoch in epochs for loss in epoch.step_losses], weights
-
-
-def largest_relative(a: list[float], b: list[float]) -> float:
-    return max(abs(x - y) / max(abs(x), 1e-12) for x, y in zip(a, b, strict=True))
 
 
 # ---- cached equals live
@@ -243,11 +240,6 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one_bit_for_
     assert all((resumed[name] == whole[name]).all() for name in whole)
 
     assert metrics == without_times(folder)
-
-
-def without_times(folder: Path) -> list[dict[str, object]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
 
 
 @pytest.mark.parametrize("feed", ["auto", "window"])

@@ -15,7 +15,7 @@ from store import CacheBusy, CacheIncomplete, TapSpec, TeacherCache
 from store.__main__ import cli
 from store.layout import chunk_path
 from store.trim import trim_cache
-from tests.test_store import TAPS, journal_of, open_writer, records_of
+from tests.support.random_cache import TAPS, journal_of, open_writer, records_of
 
 ENERGY = {"energy1": TapSpec((4,), "float16")}
 BASE = list(TAPS)

@@ -19,7 +19,7 @@ import pytest
 from runtime.errors import Busy
 from runtime.locks import Job, WriterLock
 from store import CacheBusy, CacheWriter, TeacherCache
-from tests.test_store import fill, open_writer, records_of
+from tests.support.random_cache import fill, open_writer, records_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,7 +34,7 @@ def test_a_second_writer_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
 def test_another_process_is_refused_too_and_readers_are_not(tmp_path: Path) -> None:
     path = fill(tmp_path / "c")
     code = (
-        "import sys; from pathlib import Path; from tests.test_store import open_writer\n"
+        "import sys; from pathlib import Path; from tests.support.random_cache import open_writer\n"
         "from store import CacheError, TeacherCache\n"
         "TeacherCache.open(sys.argv[1]).read_view(0)\n"
         "try:\n    open_writer(Path(sys.argv[1]))\n"
@@ -54,7 +54,8 @@ def test_another_process_is_refused_too_and_readers_are_not(tmp_path: Path) -> N
 
 def test_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from tests.test_store import open_writer\n"
+        "import os, sys\nfrom pathlib import Path\n"
+        "from tests.support.random_cache import open_writer\n"
         "writer = open_writer(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run(

@@ -1,4 +1,4 @@
-"""A network of a user's own, as `arch: python:tests.own_network:make` finds it."""
+"""A network of a user's own, as `arch: python:tests.support.own_network:make` finds it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class Dropping(nn.Module):
         return self.head(features.mean(dim=(2, 3)))
 
 
-DROPPING = ("student.arch=python:tests.own_network:Dropping", "student.stages=[first,second,third]")
+DROPPING = (
+    "student.arch=python:tests.support.own_network:Dropping",
+    "student.stages=[first,second,third]",
+)
 
 
 class InPlace(nn.Module):
@@ -73,7 +76,10 @@ class Scaled(OnePixel):
         return self.net(images) * (1.0 if torch.compiler.is_exporting() else 2.0)
 
 
-ONE_PIXEL = ("student.arch=python:tests.own_network:OnePixel", "student.stages=[net.0,net.1,net.2]")
+ONE_PIXEL = (
+    "student.arch=python:tests.support.own_network:OnePixel",
+    "student.stages=[net.0,net.1,net.2]",
+)
 
 
 def wide_kernel(num_classes: int, in_channels: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""python tests/fuzz_configs.py [--mutations 10000] [--bytes 2000] [--seed 0] [--only NAME]
+"""python -m tests.support.fuzz_configs [--mutations 10000] [--bytes 2000] [--seed 0] [--only NAME]
 
 Changes every shipped YAML file at random and loads what comes out. Each load must end with a
 config, which then survives being printed and read again, or with a short ConfigError. Anything else
@@ -15,8 +15,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs.load import (
     CONFIG_DIR,

@@ -1,0 +1,15 @@
+"""What a run left, and how far two runs differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def without_times(folder: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
+
+
+def largest_relative(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) / max(abs(x), 1e-12) for x, y in zip(a, b, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from configs.load import load_student, load_teacher
 from configs.schema import StudentConfig, TeacherConfig
+from tests.support.project import QUICK_ARGS, QUICK_RUN, copy_project, make
 from tests.support.teacher_cache import make_cache
 from train.study import Study, open_study
 from train.teacher import train_teacher
@@ -126,3 +128,36 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
                 Image.fromarray(image).save(root / split / name / f"{number}.png")
     return root
+
+
+@pytest.fixture
+def cached(small_teacher: Callable[..., TeacherConfig], tmp_path: Path) -> list[str]:
+    """Arguments that point a digits-resnet8 run at a small cache and a temporary runs folder."""
+    config = small_teacher("taps.energy=float16", "taps.hint={stage: stage2}")
+    make_cache(config, tmp_path / "caches")
+    return [
+        "--caches",
+        str(tmp_path / "caches"),
+        "--runs",
+        str(tmp_path / "runs"),
+        *QUICK_RUN,
+        "teacher.teacher.arch=resnet8",
+        f"teacher.teacher.weights={config.teacher.weights}",
+        "teacher.dataset.limit=6",
+        "teacher.views.count=3",
+    ]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the project that shares this environment."""
+    return copy_project(tmp_path / "checkout")
+
+
+@pytest.fixture(scope="session")
+def trained_checkout(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A copy of the project after its first `make train-student`, and what that printed."""
+    project = copy_project(tmp_path_factory.mktemp("project") / "checkout")
+    return project, make("train-student", QUICK_ARGS, cwd=project)

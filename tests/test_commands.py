@@ -1,4 +1,4 @@
-"""The commands as users type them: python -m train, make, and every command of the README."""
+"""python -m train, as users type it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,42 +15,11 @@ import pytest
 import torch
 
 from configs.load import load_student
-from configs.schema import TeacherConfig
-from nets.weights import save_atomically
-from nets.zoo import build
 from store.transfer import export_cache
-from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import without_times
 from train.__main__ import cli
-from train.terms import loss_named
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-
-QUICK = [
-    "training.epochs=3",
-    "training.schedule.milestones=[2]",
-    "methods.cd+gkd+edt.0.start_epoch=2",
-    "methods.cd+gkd+edt.1.start_epoch=2",
-]
-
-
-@pytest.fixture
-def cached(small_teacher: Callable[..., TeacherConfig], tmp_path: Path) -> list[str]:
-    """Arguments that point a digits-resnet8 run at a small cache and a temporary runs folder."""
-    config = small_teacher("taps.energy=float16", "taps.hint={stage: stage2}")
-    make_cache(config, tmp_path / "caches")
-    return [
-        "--caches",
-        str(tmp_path / "caches"),
-        "--runs",
-        str(tmp_path / "runs"),
-        *QUICK,
-        "teacher.teacher.arch=resnet8",
-        f"teacher.teacher.weights={config.teacher.weights}",
-        "teacher.dataset.limit=6",
-        "teacher.views.count=3",
-    ]
 
 
 def test_an_ablation_trains_every_method_and_repeats_nothing(
@@ -251,158 +219,3 @@ def test_bad_input_is_an_error_with_its_remedy(
     # What the case says comes last, so that it wins over what is common.
     assert cli([*arguments[:2], *common, *arguments[2:]]) == 2
     assert told in capsys.readouterr().err
-
-
-def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["make", *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
-
-
-def test_make_alone_prints_every_target() -> None:
-    result = make()
-    assert result.returncode == 0
-    for target in re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE):
-        assert f"make {target} " in result.stdout
-
-
-def test_make_hands_overrides_on_to_both_stages() -> None:
-    shown = make("-n", "ablation", "ARGS=training.epochs=2 teacher.dataset.limit=3 a=[1,2]").stdout
-    assert "'training.epochs=2' 'teacher.dataset.limit=3' 'a=[1,2]'" in shown
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of the tracked files that shares this environment."""
-    for name in subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines():
-        target = tmp_path / "checkout" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, target)
-    environment = tmp_path / "checkout" / ".venv"
-    (environment / "bin").mkdir(parents=True)
-    (environment / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (environment / "bin" / "python").chmod(0o755)
-    shutil.copy(ROOT / "requirements.txt", environment / "installed.txt")
-    return tmp_path / "checkout"
-
-
-def test_make_train_student_does_everything_once(checkout: Path) -> None:
-    quick = "ARGS=" + " ".join([*QUICK, "teacher.training.epochs=1"])
-    first = make("train-student", quick, cwd=checkout)
-    assert first.returncode == 0, first.stderr
-    assert "cache    to be made: 200 samples x 9 views" in first.stdout
-    assert "| cd+gkd+edt | resnet8 | 1 |" in first.stdout
-    second = make("train-student", quick, cwd=checkout)
-    assert second.returncode == 0
-    assert second.stdout.count("nothing to do") == 3
-    for target, told in (
-        ("list-caches", "complete"),
-        ("check-cache", "is sound"),
-        ("verify-cache", "sound: 512 records"),
-        ("bench-store", "| float16 | 245.0 |"),
-    ):
-        arguments = ["ARGS=training.epochs=1", "BENCH=--slab-mb 4 --rounds 1"]
-        looked = make(
-            target, *(arguments if target in ("verify-cache", "bench-store") else []), cwd=checkout
-        )
-        assert looked.returncode == 0, looked.stderr
-        assert told in looked.stdout
-    assert "## Tap dtypes: digits-resnet20" in (checkout / "docs" / "benchmarks.md").read_text()
-    _, example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (checkout / "example.py").write_text(example)
-    ran = subprocess.run(
-        [sys.executable, "example.py"], cwd=checkout, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    losses = [float(line.split()[1]) for line in ran.stdout.splitlines()]
-    assert len(losses) == 10
-    assert losses[-1] < losses[0]
-    shutil.rmtree(checkout / "caches")
-    third = subprocess.run(
-        [sys.executable, "-m", "train", "student", "digits-resnet8", "--method", "cd"],
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert third.returncode == 2
-    assert "make cache-teacher TEACHER=digits-resnet20" in third.stderr
-
-
-def test_the_readmes_loss_of_ones_own_is_one(
-    cached: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own_loss, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    comment, _, _ = own_loss.partition("\n")
-    (tmp_path / "my_losses.py").write_text(own_loss)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    term = comment.removeprefix("# my_losses.py: ")
-    call = ["student", "digits-resnet8", "--method", "own", f"methods.own=[{{loss: ce}}, {term}]"]
-    try:
-        assert cli([*call, *cached]) == 0
-    finally:
-        sys.modules.pop("my_losses", None)
-        loss_named.cache_clear()
-
-
-def test_the_readmes_folder_and_checkpoint_become_a_student(
-    checkout: Path, photographs: Path
-) -> None:
-    files = re.findall(r"```yaml\n# (\S+)\n(.*?)```", README, re.DOTALL)
-    for name, text in files:
-        (checkout / name).write_text(text)
-    shutil.copytree(photographs, checkout / "photos")
-    network = build("resnet50", num_classes=2, stem="imagenet")
-    save_atomically({"state_dict": network.state_dict()}, checkout / "checkpoint.pt")
-    (command,) = [line for line in commands_in_readme() if "STUDENT=photos" in line]
-    quick = "teacher.views.count=1 teacher.views.augment.size_px=32 training.epochs=1"
-    result = make(*command.split()[1:], f"ARGS={quick}", cwd=checkout)
-    assert result.returncode == 0, result.stderr
-    assert "| cd+gkd | resnet18 | 1 |" in result.stdout
-    assert "Warning" not in result.stderr
-
-
-def commands_in_readme() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
-
-
-def test_the_readme_shows_the_commands_that_there_are() -> None:
-    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    shown = commands_in_readme()
-    assert {"make train-student", "make cache-teacher", "make ablation", "make test"} <= set(shown)
-    for command in shown:
-        words = command.split()
-        if words[0] == "make":
-            assert words[1] in targets, command
-        if words[:2] == ["python", "-m"]:
-            result = subprocess.run(
-                [sys.executable, "-m", words[2], "--help"],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert (
-                words[3].startswith("-")
-                or words[3] in result.stdout + result.stderr
-                or words[2] in ("precompute", "precompute.verify")
-            ), command
-
-
-def test_ci_runs_the_readmes_test_command() -> None:
-    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
-    assert "make test" in commands_in_readme()
-
-
-def test_every_room_is_on_the_readmes_map() -> None:
-    for path in ROOT.iterdir():
-        if path.is_dir() and list(path.glob("*.py")):
-            assert f"{path.name}/" in README, path.name

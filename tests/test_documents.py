@@ -1,0 +1,149 @@
+"""README.md and docs/: what they show is there, and runs as it stands."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from configs.load import load_student, load_teacher, split_overrides
+from nets.weights import save_atomically
+from nets.zoo import build
+from tests.support.documents import code_blocks, commands, documents, links
+from tests.support.project import ROOT, make, makefile_targets
+from train.__main__ import cli
+from train.terms import loss_named
+
+Trained = tuple[Path, subprocess.CompletedProcess[str]]
+
+README = ROOT / "README.md"
+EVERY_COMMAND = [
+    pytest.param(command, id=f"{document.stem}: {command}")
+    for document in documents()
+    for command in dict.fromkeys(commands(document))
+]
+
+
+def run_block(name: str, project: Path) -> list[str]:
+    """The lines that a Python block prints, run as a file in the project's folder."""
+    (project / name).write_text(code_blocks("python")[name])
+    ran = subprocess.run(
+        [sys.executable, name], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
+
+
+def test_every_code_block_is_run_by_a_test() -> None:
+    assert set(code_blocks("python")) == {"my_losses.py", "my_loop.py"}
+    assert set(code_blocks("yaml")) == {"photos-resnet50.yaml", "photos-resnet18.yaml"}
+
+
+def test_a_training_loop_of_ones_own_learns(trained_checkout: Trained) -> None:
+    project, made = trained_checkout
+    assert made.returncode == 0, made.stderr
+    losses = [float(line.split()[1]) for line in run_block("my_loop.py", project)]
+    assert len(losses) == 10
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_of_ones_own_is_a_method(
+    cached: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = code_blocks("python")["my_losses.py"]
+    (tmp_path / "my_losses.py").write_text(block)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    term = block.partition("\n")[0].removeprefix("# my_losses.py: ")
+    call = ["student", "digits-resnet8", "--method", "own", f"methods.own=[{{loss: ce}}, {term}]"]
+    try:
+        assert cli([*call, *cached]) == 0
+    finally:
+        sys.modules.pop("my_losses", None)
+        loss_named.cache_clear()
+
+
+def test_a_folder_and_a_checkpoint_become_a_student(checkout: Path, photographs: Path) -> None:
+    for name, text in code_blocks("yaml").items():
+        (checkout / name).write_text(text)
+    shutil.copytree(photographs, checkout / "photos")
+    network = build("resnet50", num_classes=2, stem="imagenet")
+    save_atomically({"state_dict": network.state_dict()}, checkout / "checkpoint.pt")
+    (command,) = [line for line in commands(README) if "STUDENT=photos" in line]
+    quick = "teacher.views.count=1 teacher.views.augment.size_px=32 training.epochs=1"
+    result = make(*command.split()[1:], f"ARGS={quick}", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert "| cd+gkd | resnet18 | 1 |" in result.stdout
+    assert "Warning" not in result.stderr
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND)
+def test_a_command_that_is_shown_can_be_typed(command: str) -> None:
+    words = shlex.split(command)
+    if words[0] == "make":
+        check_make(words[1], dict(word.split("=", 1) for word in words[2:]))
+    else:
+        start = words.index("-m")
+        check_program(words[start + 1], words[start + 2 :])
+
+
+def check_make(target: str, settings: dict[str, str]) -> None:
+    assert target in makefile_targets()
+    known = re.findall(r"^([A-Z_]+) *\?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(settings) <= set(known)
+    overrides = settings.get("ARGS", "").split()
+    if overrides and target == "cache-teacher":
+        load_teacher(settings.get("TEACHER", "digits-resnet20"), overrides)
+    elif overrides:
+        own, teachers = split_overrides(overrides)
+        config = load_student(settings.get("STUDENT", "digits-resnet8"), own)
+        load_teacher(config.teacher, teachers)
+
+
+def check_program(name: str, arguments: list[str]) -> None:
+    """That a program takes these arguments, as far as parsing them says."""
+    package = importlib.util.find_spec(name)
+    assert package is not None, name
+    is_package = package.submodule_search_locations is not None
+    module = importlib.import_module(f"{name}.__main__" if is_package else name)
+    if not hasattr(module, "app"):  # one that reads its few words itself: its docstring shows them
+        shown = Path(str(module.__file__)).read_text()
+        words = arguments[:1] if is_package and name != "benchmarks" else []
+        words += [word for word in arguments if word.startswith("--")]
+        assert all(word in shown for word in words), arguments
+        return
+    command = typer.main.get_command(module.app)
+    context = command.make_context(name, list(arguments))
+    if hasattr(command, "resolve_command"):
+        found, part, rest = command.resolve_command(context, arguments)
+        part.make_context(found, rest, parent=context)
+
+
+def test_every_link_leads_to_a_file() -> None:
+    for document in documents():
+        missing = [link for link in links(document) if not (document.parent / link).exists()]
+        assert not missing, f"{document.name}: {missing}"
+
+
+def test_the_readme_shows_the_stages() -> None:
+    shown = {" ".join(command.split()[:2]) for command in commands(README)}
+    assert {"make train-student", "make cache-teacher"} <= shown
+
+
+def test_ci_runs_the_documented_test_command() -> None:
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert any("make test" in commands(document) for document in documents())
+
+
+def test_every_package_is_on_the_map() -> None:
+    text = "".join(document.read_text() for document in documents())
+    for path in ROOT.iterdir():
+        if path.is_dir() and list(path.glob("*.py")):
+            assert f"{path.name}/" in text, path.name

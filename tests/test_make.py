@@ -1,0 +1,77 @@
+"""make, as users type it: it hands their words on, and each target does its work once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.project import QUICK_ARGS, make, makefile_targets
+
+Trained = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def test_make_alone_prints_every_target() -> None:
+    result = make()
+    assert result.returncode == 0
+    for target in makefile_targets():
+        assert f"make {target} " in result.stdout
+
+
+def test_make_hands_overrides_on_to_both_stages() -> None:
+    shown = make("-n", "ablation", "ARGS=training.epochs=2 teacher.dataset.limit=3 a=[1,2]").stdout
+    assert "'training.epochs=2' 'teacher.dataset.limit=3' 'a=[1,2]'" in shown
+
+
+def test_make_train_student_does_everything_once(trained_checkout: Trained) -> None:
+    project, first = trained_checkout
+    assert first.returncode == 0, first.stderr
+    assert "cache    to be made: 200 samples x 9 views" in first.stdout
+    assert "| cd+gkd+edt | resnet8 | 1 |" in first.stdout
+    second = make("train-student", QUICK_ARGS, cwd=project)
+    assert second.returncode == 0
+    assert second.stdout.count("nothing to do") == 3
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "printed"),
+    [
+        ("list-caches", [], "complete"),
+        ("check-cache", [], "is sound"),
+        ("verify-cache", ["ARGS=training.epochs=1"], "sound: 512 records"),
+        (
+            "bench-store",
+            ["ARGS=training.epochs=1", "BENCH=--slab-mb 4 --rounds 1"],
+            "| float16 | 245.0 |",
+        ),
+    ],
+)
+def test_make_looks_at_caches(
+    trained_checkout: Trained, target: str, settings: list[str], printed: str
+) -> None:
+    project, _ = trained_checkout
+    result = make(target, *settings, cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert printed in result.stdout
+    if target == "bench-store":
+        text = (project / "docs" / "benchmarks.md").read_text()
+        assert "## Tap dtypes: digits-resnet20" in text
+
+
+def test_a_missing_cache_is_an_error_that_names_the_command(trained_checkout: Trained) -> None:
+    project, _ = trained_checkout
+    (project / "caches").rename(project / "elsewhere")
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "train", "student", "digits-resnet8", "--method", "cd"],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        (project / "elsewhere").rename(project / "caches")
+    assert result.returncode == 2
+    assert "make cache-teacher TEACHER=digits-resnet20" in result.stderr

@@ -93,7 +93,10 @@ def parse_yaml(text: str) -> Any:
     except YamlError:
         raise
     except yaml.YAMLError as error:
-        raise YamlError(f"not valid YAML: {error}") from None
+        lines = [
+            line if len(line) <= 120 else f"{line[:117]}..." for line in str(error).splitlines()
+        ]
+        raise YamlError("not valid YAML: " + "\n".join(lines)) from None
     except RecursionError:
         raise YamlError(f"not valid YAML: nested more than {_MOST_LEVELS} levels deep") from None
     except (ValueError, OverflowError) as error:  # an escape such as "\UFFFFFFFF"

@@ -232,6 +232,12 @@ def test_one_mistake_is_one_line(override: str, told: str) -> None:
     assert line.startswith(f"  {told}")
 
 
+def test_what_yaml_says_of_a_long_word_is_cut(write) -> None:
+    told = message(lambda: load_teacher(write(f"{GOOD}x: *{'a' * 10_000}")))
+    assert "found undefined alias 'aaa" in told
+    assert len(told) < 1000
+
+
 def test_keys_that_are_not_text_are_named_with_their_line(write) -> None:
     assert "line 28 is not text: 3" in message(lambda: load_teacher(write(GOOD + "  3: x\n")))
 

@@ -1,0 +1,68 @@
+"""Every key of the YAML files, with its type, range and default.
+
+One frozen dataclass per YAML block, one file per topic. Unknown keys are refused; numbers, booleans
+and strings are not converted into one another. What can be derived from other settings is a
+property, never a key.
+"""
+
+from configs.schema.augment import (
+    AugmentConfig,
+    Centre,
+    ColourJitter,
+    Erasing,
+    Extras,
+    Mix,
+    PadCropFlip,
+    RandomResizedCrop,
+    TrivialAugment,
+)
+from configs.schema.dataset import Cifar, DatasetConfig, Digits, ImageFolder, Normalisation, Packed
+from configs.schema.methods import LOSS_OPTIONS, LossTerm
+from configs.schema.origin import Source
+from configs.schema.plain import as_plain
+from configs.schema.student import StudentConfig, StudentNet
+from configs.schema.teacher import Hint, TapsConfig, TeacherConfig, TeacherNet
+from configs.schema.training import (
+    MultiStep,
+    OneCycle,
+    Schedule,
+    StudentTraining,
+    TeacherTraining,
+    Training,
+)
+from configs.schema.views import ViewsConfig
+
+__all__ = [
+    "LOSS_OPTIONS",
+    "AugmentConfig",
+    "Centre",
+    "Cifar",
+    "ColourJitter",
+    "DatasetConfig",
+    "Digits",
+    "Erasing",
+    "Extras",
+    "Hint",
+    "ImageFolder",
+    "LossTerm",
+    "Mix",
+    "MultiStep",
+    "Normalisation",
+    "OneCycle",
+    "Packed",
+    "PadCropFlip",
+    "RandomResizedCrop",
+    "Schedule",
+    "Source",
+    "StudentConfig",
+    "StudentNet",
+    "StudentTraining",
+    "TapsConfig",
+    "TeacherConfig",
+    "TeacherNet",
+    "TeacherTraining",
+    "Training",
+    "TrivialAugment",
+    "ViewsConfig",
+    "as_plain",
+]

@@ -8,20 +8,21 @@ fresh one, which is what a run with the teacher in the loop computes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks.harness import machine, markdown, write_json, write_section
 from configs.load import load_student, load_teacher, split_overrides
+from report.runs import Result, results_in
+from report.table import Row, rows_of
 from runtime.files import write_atomically
-from train.report import Row, rows_of
 from train.run import train_student
 from train.study import open_study
 
@@ -33,22 +34,23 @@ def run_all(
     views: Sequence[int],
     seeds: Sequence[int],
     device: str,
-) -> list[dict[str, Any]]:
-    """Summaries of all runs, each with its `num_views`; finished ones are not repeated."""
+) -> list[Result]:
+    """All runs, with the number of views for a method; finished ones are not repeated."""
     own, teachers = split_overrides(overrides)
-    console, found = Console(highlight=False, markup=False), []
+    console, results = Console(highlight=False, markup=False), []
     for num_views in views:
         config = load_student(name, [*own, f"num_views={num_views}"])
         teacher = load_teacher(config.teacher, teachers)
         study = open_study(config, teacher, caches_dir=Path("caches"), runs_dir=Path("runs"))
         for seed in seeds:
             summary = train_student(study, method, seed, device=device)
-            found.append({**summary, "num_views": num_views, "method": str(num_views)})
+            (result,) = results_in(study.folder, [study.run_folder(method, seed).name])
+            results.append(dataclasses.replace(result, method=str(num_views)))
             error = summary["last"]["top1_error"]
             console.print(
                 f"{num_views} views, seed {seed}: {error:.2f} % ({summary['seconds']:.0f} s)"
             )
-    return found
+    return results
 
 
 def picture(rows: Sequence[Row], title: str) -> bytes:
@@ -87,10 +89,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--docs", type=Path, default=Path("docs/results.md"))
     options = parser.parse_intermixed_args(arguments)
     views, seeds = ([int(word) for word in text.split()] for text in (options.views, options.seeds))
-    found = run_all(
+    results = run_all(
         options.student, options.overrides, options.method, views, seeds, options.device
     )
-    rows = rows_of(found)
+    rows = rows_of(results)
     title = f"Number of views: {options.student}, {options.method}"
     table = markdown(
         ["views", "seeds", "top-1 error, last (%)", "top-1 error, best (%)"],
@@ -112,11 +114,12 @@ def main(arguments: list[str]) -> int:
             f"```bash\n{command}\n```",
             table.strip(),
             f"![error against the number of views]({image.name})",
-            f"{found[0]['epochs']} epochs; {machine()}, torch {found[0]['versions']['torch']}.",
+            f"{results[0].epochs} epochs; {machine()}, torch {results[0].versions['torch']}.",
         ]
     )
     print(body)
     write_section(options.docs, title, body)
+    found = [dataclasses.asdict(result) for result in results]
     write_json(Path("runs/benchmarks") / f"views-{options.student}.json", found)
     return 0
 

@@ -82,7 +82,7 @@ def test_an_ablation_never_loads_the_teacher(
         cli(["student", "digits-resnet8", "--method", "kd", "--live-teacher", *cached])
 
 
-def test_a_student_is_trained_once_and_its_table_printed_again(
+def test_a_student_is_trained_once_and_its_result_printed_again(
     cached: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = ["student", "digits-resnet8", "--method", "cd+gkd", "--seed", "1", *cached]
@@ -92,7 +92,10 @@ def test_a_student_is_trained_once_and_its_table_printed_again(
     assert cli(call) == 0
     second = capsys.readouterr().out
     assert "is finished: nothing to do." in second
-    assert first.splitlines()[-2] == second.splitlines()[-2]
+    result = first.splitlines()[-4:]
+    assert result == second.splitlines()[-4:]
+    assert result[0].startswith("cd+gkd, seed 1: ")
+    assert [line.split()[0] for line in result[1:]] == ["last", "best", "teacher:"]
 
 
 def test_a_student_trains_the_same_from_the_exported_file(

@@ -80,7 +80,7 @@ def test_a_folder_and_a_checkpoint_become_a_student(checkout: Path, photographs:
     quick = "teacher.views.count=1 teacher.views.augment.size_px=32 training.epochs=1"
     result = make(*command.split()[1:], f"ARGS={quick}", cwd=checkout)
     assert result.returncode == 0, result.stderr
-    assert "| cd+gkd | resnet18 | 1 |" in result.stdout
+    assert "cd+gkd, seed 0: " in result.stdout
     assert "Warning" not in result.stderr
 
 

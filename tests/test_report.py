@@ -1,26 +1,34 @@
-"""The ablation's table, CSV and picture, from summaries with known numbers."""
+"""The report: what the table, the charts and the page say of the runs in a folder."""
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import io
 import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
-from train.page import _by_epoch, ledger
-from train.report import Commands, csv_table, markdown_table, rows_of, write_report
+from report.__main__ import cli
+from report.charts import errors_by_epoch
+from report.ledger import ledger
+from report.runs import Errors, Point, Result, results_in
+from report.table import csv_table, markdown_table, rows_of
+from store.identity import identity_sha256
 from train.run import train_student
 from train.study import Study
 
+ROOT = Path(__file__).parent.parent
 TEACHER = {
     "test_top1_error": 5.0,
     "test_top5_error": 1.0,
@@ -29,26 +37,31 @@ TEACHER = {
 }
 
 
-def summary(method: str, seed: int, top1: float) -> dict:
-    return {
-        "method": method,
-        "seed": seed,
-        "last": {"top1_error": top1, "top5_error": top1 / 10},
-        "best": {"epoch": 3, "chosen_on": "test", "top1_error": top1 - 1, "top5_error": top1 / 10},
-        "seconds": 2.0 + seed,
-        "model": "resnet8",
-        "num_samples": 100,
-        "epochs": 30,
-        "is_taught": method != "ce",
-        "cache": "t-12345678",
-        "cache_sha256": "12345678ff",
-        "teacher": TEACHER,
-        "device": "cpu",
-        "versions": {"torch": "2"},
-    }
+def result(method: str, seed: int, top1: float) -> Result:
+    return Result(
+        method=method,
+        seed=seed,
+        student="s",
+        model="resnet8",
+        last=Errors(top1, top1 / 10),
+        best=Errors(top1 - 1, top1 / 10),
+        best_epoch=3,
+        chosen_on="test",
+        epochs=30,
+        seconds=2.0 + seed,
+        num_samples=100,
+        num_classes=None,
+        num_views=4,
+        reads_cache=method != "ce",
+        cache="t-12345678",
+        cache_sha256="12345678ff",
+        teacher=TEACHER,
+        device="cpu",
+        versions={"torch": "2"},
+    )
 
 
-RUNS = [summary("ce", 0, 10.0), summary("ce", 1, 14.0), summary("kd", 0, 8.0)]
+RUNS = [result("ce", 0, 10.0), result("ce", 1, 14.0), result("kd", 0, 8.0)]
 
 
 def test_rows_hold_mean_and_sample_deviation_in_the_order_of_the_methods() -> None:
@@ -60,16 +73,16 @@ def test_rows_hold_mean_and_sample_deviation_in_the_order_of_the_methods() -> No
 
 
 def test_differences_are_paired_by_seed_with_the_p_of_a_t_test() -> None:
-    runs = [summary("ce", seed, top1) for seed, top1 in ((0, 10.0), (1, 14.0), (2, 11.0))]
-    runs += [summary("kd", seed, top1) for seed, top1 in ((2, 9.0), (0, 7.0), (1, 12.0))]
-    runs += [summary("cd", 1, 6.0)]
+    runs = [result("ce", seed, top1) for seed, top1 in ((0, 10.0), (1, 14.0), (2, 11.0))]
+    runs += [result("kd", seed, top1) for seed, top1 in ((2, 9.0), (0, 7.0), (1, 12.0))]
+    runs += [result("cd", 1, 6.0)]
     ce, kd, cd = rows_of(runs)
-    assert ce.to_alone is None
+    assert ce.to_ce is None
     assert ce.to_kd is None
-    assert kd.to_alone is not None
-    assert kd.to_alone.mean == pytest.approx(-7 / 3)
+    assert kd.to_ce is not None
+    assert kd.to_ce.mean == pytest.approx(-7 / 3)
     expected = stats.ttest_rel([7.0, 12.0, 9.0], [10.0, 14.0, 11.0]).pvalue
-    assert kd.to_alone.p == pytest.approx(expected)
+    assert kd.to_ce.p == pytest.approx(expected)
     assert str(cd.to_kd) == "-6.00"  # of one seed there is no p
 
 
@@ -91,7 +104,7 @@ def test_the_csv_has_a_line_per_run() -> None:
 
 
 def test_top_5_is_left_out_where_there_are_no_more_than_five_classes() -> None:
-    few = [{**run, "num_classes": 5} for run in RUNS]
+    few = [dataclasses.replace(run, num_classes=5) for run in RUNS]
     header, _, teacher, first, _ = markdown_table(rows_of(few), TEACHER).splitlines()
     assert "top-5" not in header
     assert teacher == "| teacher |  |  | 5.00 |  |  |  |  |"
@@ -100,37 +113,163 @@ def test_top_5_is_left_out_where_there_are_no_more_than_five_classes() -> None:
         "method,model,seed,last_top1,best_top1,best_epoch,seconds,cache",
         "ce,resnet8,0,10.0,9.0,3,2.0,t-12345678",
     ]
-    assert "top-5" in markdown_table(rows_of([{**run, "num_classes": 6} for run in RUNS]), TEACHER)
+    enough = [dataclasses.replace(run, num_classes=6) for run in RUNS]
+    assert "top-5" in markdown_table(rows_of(enough), TEACHER)
 
 
 def test_axes_of_epochs_tick_at_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = {"top1_error": 5.0, "train_seconds": 1.0, "wait_seconds": 0.0}
-    curves = {("ce", 0): [{**line, "epoch": epoch} for epoch in (1, 2, 3)]}
+    curve = tuple(Point(epoch, float(epoch), 5.0) for epoch in (1, 2, 3))
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    _by_epoch(rows_of(RUNS[:1]), curves)
+    errors_by_epoch([dataclasses.replace(RUNS[0], curve=curve)])
     ((axes,),) = (figure.axes for figure in drawn)
     assert len(axes.get_xticks()) >= 3
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_the_ledger_counts_the_images_that_a_live_teacher_would_have_seen() -> None:
-    found = ledger(RUNS, num_views=4)  # 100 samples, one taught run of 30 epochs
+    found = ledger(RUNS, TEACHER)  # 100 samples, 4 views, one taught run of 30 epochs
     assert found["teacher passes run"] == "1, over 4 views: 400 images"
     assert "1 (one in each taught run): 3,000 images, 2,600 more" in found["teacher passes saved"]
     assert found["seconds saved"].startswith("52 net, at the 50 images/s measured")
     assert found["paid back after"] == "0.1 taught runs"
 
 
+# ---- a folder of runs
+
+IDENTITY = {"training": {"epochs": 2}, "num_views": 4, "teacher_outputs": "cache", "cache": {}}
+SUMMARY = {
+    "student": "small",
+    "model": "resnet8",
+    "epochs": 2,
+    "best": {"epoch": 1, "chosen_on": "test", "top1_error": 9.0, "top5_error": 0.0},
+    "seconds": 3.0,
+    "num_samples": 100,
+    "is_taught": True,
+    "cache": "t-12345678",
+    "cache_sha256": "12345678ff",
+    "teacher": TEACHER,
+    "device": "cpu",
+    "versions": {"torch": "2"},
+}
+
+
 @pytest.fixture
-def report(make_study: Callable[..., Study]) -> Path:
-    """The report of a real, small ablation with an angle bracket in its command."""
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the files of a finished run as the trainer leaves them; settings go into run.json."""
+
+    def write(label: str, seed: int, top1: float, **settings: Any) -> Path:
+        identity = {**IDENTITY, "terms": [{"loss": label}], "seed": seed, **settings}
+        sha256 = identity_sha256(identity)
+        folder = tmp_path / "small" / f"{label}-seed{seed}-{sha256[:8]}"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps(identity))
+        last = {"top1_error": top1, "top5_error": 0.0}
+        summary = {**SUMMARY, "run_sha256": sha256, "last": last, "method": label, "seed": seed}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        line = {"top1_error": top1, "train_seconds": 1.0, "wait_seconds": 0.5}
+        lines = [json.dumps({**line, "epoch": epoch}) for epoch in (1, 2)]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        return folder
+
+    return write
+
+
+def test_a_folder_is_reported_with_the_settings_of_its_latest_run(
+    write_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run("kd", 0, 30.0, training={"epochs": 1})
+    write_run("kd", 0, 20.0, terms=[{"loss": "kd", "weight": 2.0}])
+    unfinished = write_run("dist", 0, 6.0)
+    (unfinished / "summary.json").unlink()
+    for label, seed, top1 in (("cd", 0, 4.0), ("ce", 0, 8.0), ("ce", 1, 10.0), ("kd", 0, 5.0)):
+        write_run(label, seed, top1)
+    assert cli([str(tmp_path / "small")]) == 0
+    _, _, teacher, ce, kd, cd, *rest = capsys.readouterr().out.splitlines()
+    assert teacher.startswith("| teacher |  |  | 5.00 |")
+    assert ce.startswith("| ce | resnet8 | 2 | 9.00 ± 1.41 |")
+    assert kd.startswith("| kd | resnet8 | 1 | 5.00 |")
+    assert cd.startswith("| cd | resnet8 | 1 | 4.00 |")
+    assert [line for line in rest if line] == [
+        f"written to {tmp_path}/small/report.html, ablation.md, .csv and .png"
+    ]
+    text = (tmp_path / "small" / "ablation.md").read_text()
+    assert "All finished runs with these settings." in text
+    assert "Command:" not in text
+    assert "<h2>Commands</h2>" not in (tmp_path / "small" / "report.html").read_text()
+
+
+def test_runs_can_be_named_and_a_live_teacher_is_a_method_of_its_own(
+    write_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    live = write_run("kd-live", 0, 5.0, teacher_outputs="live")
+    cached = write_run("kd", 0, 5.5)
+    write_run("ce", 0, 9.0)
+    assert cli([str(tmp_path / "small"), live.name, cached.name]) == 0
+    out = capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in out.splitlines()[3:5]] == ["kd-live", "kd"]
+    assert "| ce |" not in out
+    page = (tmp_path / "small" / "report.html").read_text()
+    assert "1 (one in each taught run): 200 images" in page  # the live one saved nothing
+    assert f"The runs {live.name}, {cached.name}." in page
+
+
+@pytest.mark.parametrize("file", ["summary.json", "metrics.jsonl"])
+def test_a_run_whose_files_lack_something_is_named(
+    write_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    folder = write_run("kd", 0, 5.0)
+    text = (folder / file).read_text()
+    (folder / file).write_text(text.replace('"seconds"', '"x"').replace("train_seconds", "x"))
+    assert cli([str(tmp_path / "small")]) == 2
+    told = capsys.readouterr().err
+    assert f"error: {folder}/summary.json or metrics.jsonl beside it cannot be read" in told
+    assert f"fix: rm -r {folder}" in told
+
+
+def test_a_run_without_its_metrics_is_reported_without_curves(
+    write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    (write_run("kd", 0, 5.0) / "metrics.jsonl").unlink()
+    assert cli([str(tmp_path / "small")]) == 0
+    assert "Learning curves" not in (tmp_path / "small" / "report.html").read_text()
+
+
+def test_a_folder_without_the_runs_is_one_message(
+    write_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli([str(tmp_path / "nothing")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {tmp_path}/nothing holds no finished run\n  fix: python -m ")
+    write_run("kd", 0, 5.0)
+    assert cli([str(tmp_path / "small"), "kd-seed1-00000000"]) == 2
+    assert "holds no finished run kd-seed1-00000000" in capsys.readouterr().err
+
+
+def test_reading_runs_loads_neither_torch_nor_the_plotting_library() -> None:
+    code = (
+        "import sys, report.runs, report.table, report.ledger; "
+        "sys.exit(bool({'torch', 'matplotlib', 'scipy', 'pydantic'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# ---- the report of a real ablation
+
+
+@pytest.fixture
+def report(make_study: Callable[..., Study], capsys: pytest.CaptureFixture[str]) -> Path:
+    """The folder of a real, small ablation, with an angle bracket in the report's command."""
     study = make_study()
     for method, seed in (("ce", 0), ("ce", 1), ("cd", 0), ("cd", 1)):
         train_student(study, method, seed)
-    commands = Commands("make ablation <here>", "python -m train student", "make cache-teacher")
-    table = write_report(study, commands, "ce cd; seeds 0 1")
+    commands = ["--command", "make ablation <here>", "--command", "make cache-teacher"]
+    assert cli([str(study.folder), "--asked", "ce cd; seeds 0 1", *commands]) == 0
+    table, _ = capsys.readouterr().out.split("\n\n")
     assert table in (study.folder / "ablation.md").read_text()
+    assert table == markdown_table(rows_of(results_in(study.folder)), study.cache.measured).rstrip(
+        "\n"
+    )
     return study.folder
 
 

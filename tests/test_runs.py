@@ -155,3 +155,19 @@ def test_a_report_holds_all_runs_of_its_settings_and_says_what_was_asked_for(
     for file in ("ablation.md", "report.html"):
         text = (folder / file).read_text()
         assert "All finished runs with these settings; asked for now: kd; seeds 1." in text
+
+
+def test_an_ablation_ends_with_the_report_wherever_it_runs_and_with_its_exit_status(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.py").write_text("raise SystemExit('not the project')")
+    monkeypatch.chdir(tmp_path)
+    wanted = ["ablation", "--methods", "ce", "--seeds", "0"]
+    told = call(*wanted)
+    folder = tmp_path / "runs" / "digits-resnet8"
+    assert f"written to {folder}/report.html, ablation.md, .csv and .png" in told
+    (run,) = folders(tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["best"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert f"error: {run}/summary.json" in call(*wanted, status=2)

@@ -36,6 +36,8 @@ from nets.weights_file import is_downloadable, weights_file
 from runtime.commands import new_app, new_console, run_command
 from store.errors import CacheError
 from train.plan import plan_lines
+from train.reporting import write_report
+from train.runs import format_result
 from train.study import (
     MOST_SEED,
     Feed,
@@ -123,9 +125,7 @@ def student(
             checkpoint_minutes=checkpoint_minutes,
             console=console,
         )
-    from train.report import markdown_table, rows_of
-
-    console.print(markdown_table(rows_of([summary]), summary["teacher"]))
+    console.print(format_result(summary, folder))
 
 
 @app.command()
@@ -232,22 +232,20 @@ def ablation(
         failures = [outcome for outcome in outcomes if outcome.summary is None]
     else:
         console.print(f"all {len(done)} runs are finished: nothing to train.")
+    status = 0
     if finished:
-        from train.report import Commands, write_report
-
-        commands = Commands(
-            ablation=shlex.join(["python", "-m", "train", *sys.argv[1:]]),
-            run=_command_of_one_run(name, overrides or [], caches, runs),
-            cache=cache_command(study.teacher, caches_dir=caches),
-        )
+        commands = [
+            shlex.join(["python", "-m", "train", *sys.argv[1:]]),
+            _command_of_one_run(name, overrides or [], caches, runs),
+            cache_command(study.teacher, caches_dir=caches),
+        ]
         asked = f"{' '.join(wanted)}; seeds {' '.join(map(str, numbers))}"
-        console.print(write_report(study, commands, asked))
-        console.print(f"written to {study.folder}/report.html, ablation.md, .csv and .png")
+        status = write_report(study, asked, commands, console)
     for outcome in failures:
         method, seed = outcome.run
         print(f"{method}, seed {seed} failed: {outcome.failure}", file=sys.stderr)
-    if failures:
-        raise typer.Exit(1)
+    if failures or status:
+        raise typer.Exit(status or 1)
 
 
 def _command_of_one_run(name: str, overrides: list[str], caches: Path, runs: Path) -> str:

@@ -17,9 +17,8 @@ from runtime.errors import Busy
 from runtime.locks import LOCK_FILE, Job, WriterLock
 from store.identity import identity_sha256, shown_value
 from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
-from train.study import Study
 
-# Of a run's identity, what its method and seed decide; the rest is the study's.
+# Of a run's identity, what its method and seed decide; the rest are the settings of its study.
 _OF_ONE_RUN = ("terms", "seed", "sources", "window")
 _FOLDER = re.compile(r"(?P<label>.+)-seed(?P<seed>[0-9]+)-[0-9a-f]{8}")
 
@@ -56,30 +55,48 @@ class FoundRun:
         of = f"{self.epochs} of {self.identity['training']['epochs']} epochs"
         return f"interrupted, {of}" if has_checkpoint else f"unfinished, {of}"
 
+    def is_like(self, identity: Mapping[str, Any]) -> bool:
+        """Whether this run and that of the identity differ in method and seed alone."""
+        return _without(_OF_ONE_RUN, self.identity) == _without(_OF_ONE_RUN, identity)
+
+    def is_repetition_of(self, identity: Mapping[str, Any]) -> bool:
+        """Whether this run and that of the identity differ in the seed alone."""
+        return _without(("seed",), self.identity) == _without(("seed",), identity)
+
 
 def runs_below(runs_dir: Path, student: str | None = None) -> list[FoundRun]:
     """All runs, or those of one student, by student, method, seed and age."""
-    folders = runs_dir.glob("*/*") if student is None else (runs_dir / student).glob("*")
-    found = [run for folder in folders if (run := _read_run(folder)) is not None]
-    return sorted(found, key=lambda run: (*run.key, run.changed))
+    students = runs_dir.glob("*/") if student is None else [runs_dir / student]
+    return sorted((run for each in students for run in runs_in(each)), key=_order)
 
 
-def finished_of(study: Study) -> list[FoundRun]:
-    """The finished runs of a study, whatever was asked for now: in the order of its methods.
+def runs_in(student_dir: Path) -> list[FoundRun]:
+    """The runs of one student's folder, by method, seed and age."""
+    found = (_read_run(folder) for folder in student_dir.glob("*"))
+    return sorted((run for run in found if run is not None), key=_order)
 
-    A method that the config names must have the config's terms; another one counts by the settings
-    that it shares with the study, and of several the latest.
+
+def _order(run: FoundRun) -> tuple[str, str, int, float]:
+    return *run.key, run.changed
+
+
+def finished_alike(
+    runs: Iterable[FoundRun], own: Mapping[str, Mapping[str, Any]]
+) -> list[FoundRun]:
+    """The finished ones of `runs` that can be compared with each other: one per method and seed.
+
+    own: {label: identity of a run of it, whatever its seed}, all with the same settings. A run of
+    one of these labels must have that very method's terms. Another label counts by the settings
+    that all share. Of several runs of one method and seed the latest counts. In the order of `own`.
     """
-    order = {method: place for place, method in enumerate(study.config.methods)}
-    example = study.run_identity(next(iter(order)), 0)
-    kept: dict[tuple[str, int], FoundRun] = {}
-    for run in runs_below(study.runs_dir, study.config.name):
-        if run.summary is None or _shared(run.identity) != _shared(example):
-            continue
-        is_own = run.label in order
-        if not is_own or study.run_folder(run.label, run.seed).name == run.folder.name:
-            kept[run.label, run.seed] = run
-    return sorted(kept.values(), key=lambda run: (order.get(run.label, len(order)), *run.key))
+    order = {label: position for position, label in enumerate(own)}
+    example = next(iter(own.values()))
+    latest: dict[tuple[str, int], FoundRun] = {}
+    for run in sorted(runs, key=_order):
+        terms_fit = run.label not in own or run.is_repetition_of(own[run.label])
+        if run.summary is not None and run.is_like(example) and terms_fit:
+            latest[run.label, run.seed] = run
+    return sorted(latest.values(), key=lambda run: (order.get(run.label, len(order)), *run.key))
 
 
 def table_of(runs: Sequence[FoundRun], now: float) -> str:
@@ -103,6 +120,25 @@ def table_of(runs: Sequence[FoundRun], now: float) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join(lines)
+
+
+def format_result(summary: Mapping[str, Any], folder: Path) -> str:
+    """A finished run in a few lines: its errors, its time, its folder."""
+    has_top5 = summary.get("num_classes", 6) > 5  # else every top-5 error is zero
+    best = summary["best"]
+
+    def errors(of: Mapping[str, Any], prefix: str = "") -> str:
+        top5 = f", {of[f'{prefix}top5_error']:.2f} % top-5" if has_top5 else ""
+        return f"test error {of[f'{prefix}top1_error']:.2f} % top-1{top5}"
+
+    lines = [
+        f"{summary['method']}, seed {summary['seed']}: {summary['seconds']:.1f} s, in {folder}",
+        f"last epoch ({summary['epochs']}): {errors(summary['last'])}",
+        f"best epoch ({best['epoch']}, chosen on the {best['chosen_on']} set): {errors(best)}",
+    ]
+    if summary["teacher"]:
+        lines.append(f"teacher: {errors(summary['teacher'], 'test_')}")
+    return "\n  ".join(lines)
 
 
 def removable(runs: Iterable[FoundRun]) -> dict[Path, str]:
@@ -172,8 +208,8 @@ def _json_of(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _shared(identity: Mapping[str, Any]) -> str:
-    return identity_sha256({k: v for k, v in identity.items() if k not in _OF_ONE_RUN})
+def _without(keys: Sequence[str], identity: Mapping[str, Any]) -> str:
+    return identity_sha256({key: value for key, value in identity.items() if key not in keys})
 
 
 def _distinctions(run: FoundRun, runs: Sequence[FoundRun]) -> list[str]:

@@ -1,0 +1,55 @@
+"""python -m report FOLDER [RUN ...] [--cache PATH] [--asked TEXT] [--command TEXT ...]
+
+Reads the finished runs of one student (runs/digits-resnet8), prints their table and writes
+report.html, ablation.md, ablation.csv and ablation.png beside them. `python -m train ablation`
+calls it at its end.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtime.commands import new_app, new_console, run_command
+
+app = new_app()
+
+
+@app.command()
+def main(
+    folder: Annotated[Path, typer.Argument(help="one student's runs, such as runs/digits-resnet8")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            help="folder names of the runs to report, in this order; default: all finished runs "
+            "with the settings of the latest one",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="read the teacher's errors here if the runs lack them")
+    ] = None,
+    asked: Annotated[str, typer.Option(help="say that these runs were asked for")] = "",
+    command: Annotated[
+        list[str] | None, typer.Option(help="print this command; the first made the report")
+    ] = None,
+) -> None:
+    """Write the report of a folder of runs and print its table."""
+    from report.write import write_report
+
+    console = new_console()
+    table = write_report(folder, names or (), cache=cache, asked=asked, commands=command or ())
+    console.print(table)
+    console.print(f"written to {folder}/report.html, ablation.md, .csv and .png")
+
+
+def cli(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return run_command(app, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

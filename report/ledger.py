@@ -1,0 +1,33 @@
+"""What the teacher cost: the images it saw once, and those that a teacher in the loop would see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from report.runs import Result
+
+
+def ledger(results: Sequence[Result], teacher: Mapping[str, float]) -> dict[str, str]:
+    """Images through the teacher, what reading them from the cache saved, and when it paid back.
+
+    teacher: what was measured when the cache was made; without `images_per_second` no time is told.
+    """
+    taught = [result for result in results if result.reads_cache]
+    num_views = results[0].num_views
+    cached = results[0].num_samples * num_views
+    live = sum(result.num_samples * result.epochs for result in taught)
+    entries = {
+        "teacher passes run": f"1, over {num_views:,} views: {cached:,} images",
+        "teacher passes saved": (
+            f"{len(taught):,} (one in each taught run): {live:,} images, {live - cached:,} more "
+            f"than were run"
+        ),
+    }
+    if rate := teacher.get("images_per_second"):
+        entries["seconds saved"] = (
+            f"{(live - cached) / rate:,.0f} net, at the {rate:,.0f} images/s measured when the "
+            f"cache was made, of {sum(result.seconds for result in results):,.0f} s of training"
+        )
+    if taught:
+        entries["paid back after"] = f"{cached / (live / len(taught)):.1f} taught runs"
+    return entries

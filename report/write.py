@@ -1,0 +1,57 @@
+"""Writes the report of a folder of runs: report.html, ablation.md, ablation.csv, ablation.png."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from report.charts import errors_by_method
+from report.page import Report, html_page, markdown_page
+from report.runs import Result, results_in
+from report.table import csv_table, markdown_table, rows_of
+from runtime.files import write_atomically
+
+
+def write_report(
+    folder: Path,
+    names: Sequence[str] = (),
+    *,
+    cache: Path | None = None,
+    asked: str = "",
+    commands: Sequence[str] = (),
+) -> str:
+    """Write the four files into `folder`, which holds one student's runs; returns the table.
+
+    names: of the runs; default: as in `results_in`. cache: asked for the teacher's errors where a
+    run was trained before they were measured. asked: which methods and seeds were asked for now.
+    commands: to be printed, the first one the report's own. Raises ReportError, CacheError.
+    """
+    results = results_in(folder, names)
+    teacher = _teacher_errors(results, cache)
+    title, rows = f"Ablation of {results[0].student}", rows_of(results)
+    report = Report(title, results, rows, teacher, _scope(names, asked), commands)
+    picture = errors_by_method(rows, results, teacher, title)
+    write_atomically(folder / "ablation.md", markdown_page(report).encode())
+    write_atomically(folder / "ablation.csv", csv_table(results).encode())
+    write_atomically(folder / "ablation.png", picture)
+    write_atomically(folder / "report.html", html_page(report).encode())
+    return markdown_table(rows, teacher)
+
+
+def _teacher_errors(results: Sequence[Result], cache: Path | None) -> Mapping[str, float]:
+    for result in results:
+        if result.teacher:
+            return result.teacher
+    if cache is None:
+        return {}
+    from store.reader import open_source
+
+    return open_source(cache).manifest.measured
+
+
+def _scope(names: Sequence[str], asked: str) -> str:
+    """Which runs the report holds, as a sentence."""
+    if names and not asked:
+        return f"The runs {', '.join(names)}."
+    more = f"; asked for now: {asked}" if asked else ""
+    return f"All finished runs with these settings{more}."

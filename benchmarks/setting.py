@@ -18,18 +18,16 @@ import torch
 from rich.console import Console
 
 from configs.load import load_student, load_teacher
-from configs.schema import StudentConfig, TeacherConfig, as_plain
-from nets.taps import stage_modules
+from configs.schema import StudentConfig, TeacherConfig
 from nets.weights import save_atomically
 from nets.zoo import build
+from precompute import setup
 from precompute.run import PassOptions, fill_cache
 from precompute.setup import Setup
-from store.identity import cache_identity, file_sha256
-from store.layout import cache_path
 from train.feed import TeacherSource
 from train.loop import Learner, Task, active_terms, run_step, student_maps
 from train.study import Study
-from views.augment import AUGMENT_VERSION, view_of_epoch
+from views.augment import view_of_epoch
 from views.datasets import Dataset
 from views.splits import array_split
 
@@ -116,18 +114,8 @@ def setup_of(
         in_channels=len(teacher.dataset.normalisation.mean),
         stem=teacher.teacher.stem,
     )
-    weights = folder / "teacher.pt"
-    save_atomically(network.state_dict(), weights)
-    stages = stage_modules(teacher.teacher.arch, teacher.taps.stages)
-    identity = cache_identity(
-        as_plain(teacher),
-        dataset_digest=dataset.digest,
-        augment_version=AUGMENT_VERSION,
-        stages=stages,
-        weights_sha256=file_sha256(weights),
-    )
-    path = cache_path(folder / "caches", teacher.name, identity)
-    return Setup(teacher, dataset, stages, identity, path), student
+    save_atomically(network.state_dict(), folder / "teacher.pt")
+    return setup.setup_of(teacher, dataset, folder / "caches"), student
 
 
 def study_of(

@@ -36,7 +36,7 @@ from store.errors import (
     CacheMissing,
     UnknownTap,
     UnknownView,
-    told_with,
+    fixes_spelled_by,
 )
 from store.identity import knows_weights
 from store.layout import MANIFEST
@@ -113,7 +113,7 @@ def main(
     this_job = _job(job, rank, world)
     with (
         sharing_machine(_share(this_job)),
-        told_with(lambda more: cache_command(setup.config, caches_dir=caches, more=more)),
+        fixes_spelled_by(lambda more: cache_command(setup.config, caches_dir=caches, more=more)),
     ):
         options = PassOptions(
             pick_device(device), batch_size, block_rows, workers, full_check, this_job, old

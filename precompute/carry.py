@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from precompute.setup import Setup
+from store.differences import differences
 from store.errors import CacheMismatch
-from store.identity import Identity, differences
+from store.identity import Identity
 from store.layout import SAMPLE_CRC
 from store.reader import WITHOUT_CHECKSUMS, TeacherCache
 from store.writer import CacheWriter, Work
@@ -24,7 +25,7 @@ from views.augment import preview_views
 
 def reason_against(setup: Setup, old: TeacherCache) -> str | None:
     """Why no record of `old` can be carried over into this setup's cache; None if some may."""
-    others = [key for key, *_ in differences(setup.identity, old.identity)]
+    others = [each.field for each in differences(setup.identity, old.identity)]
     if set(others) - {"dataset.digest"}:
         return f"it differs in {', '.join(others)}"
     if _depends_on_all_samples(old.identity):

@@ -10,16 +10,16 @@ from pathlib import Path
 from configs.commands import teacher_command
 from configs.load import load_teacher, refuse_missing_data
 from configs.paths import no_weights
-from configs.schema import TeacherConfig, as_plain
-from nets.archs import ArchError, check_arch, has_stem
-from nets.source import arch_source
+from configs.schema import TeacherConfig
+from nets.archs import ArchError, check_arch
+from nets.identity import teacher_identity
 from nets.taps import TapError, stage_modules
 from nets.weights_file import fetched_weights, known_sha256
 from store.identity import Identity, cache_identity, knows_weights, with_weights
 from store.layout import TapSpec
 from store.reader import cache_folder
-from views.augment import AUGMENT_VERSION
 from views.datasets import Dataset, load_dataset
+from views.identity import views_identity
 
 _SCALES = {"logits": "row", "means": "block"}  # what uint8 codes are relative to
 
@@ -89,21 +89,15 @@ def described(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
     config = load_teacher(name, overrides)
     refuse_missing_data(config)
     check_arch(config.teacher.arch)
-    dataset = load_dataset(config.dataset)
+    return setup_of(config, load_dataset(config.dataset), caches_dir)
+
+
+def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup:
+    """The setup of a dataset that is loaded. Raises TapError."""
     stages = stage_modules(config.teacher.arch, config.taps.stages)
     if config.taps.hint is not None and config.taps.hint.stage not in stages:
         raise TapError(f"taps.hint.stage: {config.taps.hint.stage} is none of {', '.join(stages)}")
-    identity = cache_identity(
-        as_plain(config),
-        dataset_digest=dataset.digest,
-        dataset_type=dataset.type,
-        augment_version=AUGMENT_VERSION,
-        stages=stages,
-        weights_sha256=known_sha256(config.teacher.weights),
-        source=arch_source(config.teacher.arch),
-        limit_cuts=dataset.limit_cuts,
-        has_stem=has_stem(config.teacher.arch),
-    )
+    identity = cache_identity(views_identity(config, dataset), teacher_identity(config))
     path = cache_folder(caches_dir, config.name, identity)
     return Setup(config, dataset, stages, identity, path)
 

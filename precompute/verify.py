@@ -25,7 +25,7 @@ from configs.commands import cache_command
 from precompute.setup import Setup, prepare
 from runtime.commands import new_app, new_console, run_command
 from runtime.progress import Progress
-from store.errors import CacheMismatch, told_with
+from store.errors import CacheMismatch, fixes_spelled_by
 from store.look import agreement
 from store.reader import WITHOUT_CHECKSUMS, TeacherCache, find_cache
 from views.augment import pixel_canary
@@ -73,7 +73,7 @@ def main(
     console = new_console()
     setup = prepare(name, overrides or [], caches)
     train = setup.dataset.train
-    with told_with(lambda more: cache_command(setup.config, caches_dir=caches, more=more)):
+    with fixes_spelled_by(lambda more: cache_command(setup.config, caches_dir=caches, more=more)):
         opened = (
             TeacherCache.open(cache)
             if cache

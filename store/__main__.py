@@ -11,7 +11,6 @@ Exit status: 0 sound, 1 unsound or unfinished, 2 unusable.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from rich.progress import TransferSpeedColumn as Speed
 
 from runtime.commands import new_app, new_console, run_command
 from runtime.files import write_atomically
-from store.errors import CacheError, teacher_command
+from store.errors import CacheError, make_command
 from store.look import describe_missing, details, journal_notes, overviews
 from store.reader import TeacherCache, open_source
 from store.transfer import export_cache, import_cache
@@ -126,16 +125,16 @@ def _is_unsound(path: Path, console: Console) -> bool:
         console.print(
             f"{path} is unsound: {len(faults)} faults\n  if it was made with ARGS or from a file "
             f"elsewhere, name them again\n  fix: "
-            f"{teacher_command(source.manifest.teacher)} RECHECK=1{_caches_setting(path)}"
+            f"{_recheck_command(path, source.manifest.teacher)}"
         )
         return True
     console.print(f"{path} is sound: {num_bytes:,} bytes, {rate / 1e9:,.2f} GB/s")
     return False
 
 
-def _caches_setting(path: Path) -> str:
-    """What make must be told of where the cache lies."""
-    return "" if path.parent == Path("caches") else f" CACHES={shlex.quote(str(path.parent))}"
+def _recheck_command(path: Path, teacher: str) -> str:
+    caches = "" if path.parent == Path("caches") else str(path.parent)
+    return make_command(teacher, RECHECK="1", CACHES=caches)
 
 
 @app.command()

@@ -16,7 +16,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import CacheDamaged, teacher_command
+from store.errors import CacheDamaged, TeacherPass
 from store.journal import ChunkKey, Journal
 from store.layout import (
     CHECKSUM_BYTES,
@@ -256,8 +256,6 @@ def damaged(manifest: Manifest, faults: list[Fault]) -> CacheDamaged:
     lines = [f"  {fault}" for fault in faults[:5]]
     if len(faults) > 5:
         lines.append(f"  and {len(faults) - 5} more")
-    return CacheDamaged("\n".join(["the cache is damaged", *lines]), fix=fix_command(manifest))
-
-
-def fix_command(manifest: Manifest) -> str:
-    return teacher_command(manifest.teacher)
+    return CacheDamaged(
+        "\n".join(["the cache is damaged", *lines]), fix=TeacherPass(manifest.teacher)
+    )

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from runtime.files import flush_folder, write_atomically
 from store.chunks import file_checksum
+from store.differences import Difference, differences
 from store.errors import CacheDamaged, CacheMismatch
-from store.identity import Identity, differing_fields
+from store.identity import Identity
 from store.journal import ChunkKey, forget
 from store.layout import (
     LABELS,
@@ -198,16 +199,25 @@ def _rows_on_disk(path: Path) -> int | None:
 
 
 def refuse_another(path: Path, manifest: Manifest, content: CacheContent) -> None:
-    differences = differing_fields(content.identity, manifest.identity)
+    """Raise CacheMismatch unless the cache at `path` was made for this content."""
+    differing = differences(content.identity, manifest.identity)
     for tap, spec in content.taps.items():
         theirs = manifest.taps.get(tap, spec)
         if theirs != spec:
-            differences.append(f"taps.{tap}: expected {spec}, found {theirs}")
-    for name, values in content.whole.items():
-        if crc_hex(crc32c(values)) != manifest.whole_crc32c[name]:
-            differences.append(f"{name}: the dataset's differ from those in the cache")
-    if differences:
-        raise CacheMismatch("\n  ".join([f"{path} is the cache of something else", *differences]))
+            differing.append(Difference(f"taps.{tap}", spec, theirs))
+    differing += whole_differences(content.whole, manifest)
+    if differing:
+        raise CacheMismatch(f"{path} belongs to another configuration", differences=differing)
+
+
+def whole_differences(
+    whole: Mapping[str, NDArray[Any]], manifest: Manifest
+) -> Iterator[Difference]:
+    """Which of these arrays are not the cache's own, by checksum."""
+    for name, values in whole.items():
+        expected, found = crc_hex(crc32c(values)), manifest.whole_crc32c[name]
+        if expected != found:
+            yield Difference(name, f"crc32c {expected}", f"crc32c {found}")
 
 
 def _bytes_crc(data: bytes) -> str:

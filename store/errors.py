@@ -1,66 +1,93 @@
-"""What can be wrong with a cache. Each message says what, where, and the command that fixes it."""
+"""What can be wrong with a cache. Each message says what, where, and the command that fixes it.
+
+The store knows a teacher by the name of its file. A program that knows the user's own words (a
+path, overrides, another folder of caches) wraps its calls in `fixes_spelled_by`, so that the
+printed command repeats them.
+"""
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from runtime.errors import Busy, UserError
+from store.differences import Difference
 
-_COMMAND = re.compile(
-    r"make cache-teacher TEACHER=(?:'[^']*'|\S+)(?: ARGS=(?:\"(?P<several>[^\"]*)\"|(?P<one>\S+)))?"
-)
+Spell = Callable[[list[str]], str]  # overrides to add, such as ["views.count=8"] -> the command
 
 
-def teacher_command(teacher: str) -> str:
-    """What makes, finishes or mends the cache of the teacher file of that name."""
-    return f"make cache-teacher TEACHER={shlex.quote(teacher)}"
+@dataclass(frozen=True)
+class TeacherPass:
+    """A fix: the command that creates, finishes, grows or repairs a teacher's cache.
+
+    teacher: name of its file. overrides: to add to the user's own. before: what to do first,
+    printed in front of the command, such as "make room, then: ".
+    """
+
+    teacher: str
+    overrides: tuple[str, ...] = ()
+    before: str = ""
+
+    def text(self, spell: Spell) -> str:
+        return self.before + spell(list(self.overrides))
+
+    def __str__(self) -> str:
+        return self.text(lambda overrides: make_command(self.teacher, overrides))
+
+
+def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -> str:
+    """`make cache-teacher` for the teacher's file of that name. settings: such as RECHECK="1"."""
+    words = {"TEACHER": teacher, "ARGS": " ".join(overrides), **settings}
+    given = [f"{key}={shlex.quote(word)}" for key, word in words.items() if word]
+    return " ".join(["make cache-teacher", *given])
 
 
 class CacheError(UserError):
     """Base of everything the store raises on purpose."""
 
-    def with_command(self, command: Callable[[list[str]], str]) -> Self:
-        """This error with the user's own command, where the store could only name the teacher.
-
-        command: of overrides to add, such as ["views.count=8"].
-        """
-
-        def instead(found: re.Match[str]) -> str:
-            return command((found["several"] or found["one"] or "").split())
-
-        if self.fix is not None:
-            self.fix = _COMMAND.sub(instead, self.fix)
-        return self
+    def __init__(self, problem: str, *, fix: str | TeacherPass | None = None) -> None:
+        super().__init__(problem, fix=None if fix is None else str(fix))
+        self.teacher_pass = fix if isinstance(fix, TeacherPass) else None
 
 
 @contextmanager
-def told_with(command: Callable[[list[str]], str]) -> Iterator[None]:
-    """Errors of the store raised inside get the user's own command; see `with_command`."""
+def fixes_spelled_by(spell: Spell) -> Iterator[None]:
+    """Errors raised inside name the user's own command where the fix is a pass of the teacher."""
     try:
         yield
     except CacheError as error:
-        raise error.with_command(command) from None
+        if error.teacher_pass is not None:
+            error.fix = error.teacher_pass.text(spell)
+        raise
 
 
 class CacheMissing(CacheError, FileNotFoundError):
-    """There is no cache at that place, or none for that teacher."""
+    """There is no cache at that path, or none for that teacher."""
 
 
 class CacheMismatch(CacheError, ValueError):
-    """A cache of something else: its identity, labels, taps or pixels are not those expected."""
+    """The cache belongs to another configuration: `differences` names the fields, if known."""
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        differences: Sequence[Difference] = (),
+        fix: str | TeacherPass | None = None,
+    ) -> None:
+        super().__init__("\n  ".join([problem, *map(str, differences)]), fix=fix)
+        self.differences = tuple(differences)
 
 
 class CacheAmbiguous(CacheMismatch):
-    """Several caches fit, as far as what is expected is known."""
+    """Several caches fit, because not all that is expected is known."""
 
 
 class CacheIncomplete(CacheError, LookupError):
-    """The teacher pass has not been finished."""
+    """The teacher's pass is not finished."""
 
 
 class CacheDamaged(CacheError, OSError):
@@ -72,7 +99,7 @@ class CacheBusy(CacheError, Busy):
 
 
 class CacheFull(CacheError, OSError):
-    """The disk has no room for what is still to be written."""
+    """The disk has too little room for what is still to be written."""
 
 
 class CacheNotWritable(CacheError, PermissionError):
@@ -80,17 +107,17 @@ class CacheNotWritable(CacheError, PermissionError):
 
 
 class BadTeacherOutput(CacheError, ArithmeticError):
-    """The teacher gave a number that the tap cannot hold."""
+    """The teacher gave a number that the tap's dtype cannot represent."""
 
 
 class SamplesChanged(CacheMismatch):
-    """Samples (their numbers in `samples`) are not those that other views were computed from."""
+    """Samples differ from those that other views were computed from; `samples` are their ids."""
 
     def __init__(self, cache: Path, samples: Iterable[int]) -> None:
         self.samples = [int(sample) for sample in samples]
         super().__init__(
-            f"{len(self.samples)} samples have changed since {cache} was begun; the first: sample "
-            f"{self.samples[0]}",
+            f"{len(self.samples)} samples have changed since {cache} was begun; the first is "
+            f"sample {self.samples[0]}",
             fix=f"restore them, or remove {cache} and run again",
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 import google_crc32c
 
 from runtime.files import write_atomically
-from store.errors import CacheDamaged, CacheMismatch, CacheMissing, teacher_command
+from store.errors import CacheDamaged, CacheMismatch, CacheMissing, TeacherPass
 from store.identity import FORMAT_VERSION, Identity, canonical_json, identity_sha256
 from store.layout import (
     CHECKSUM_BYTES,
@@ -132,7 +132,7 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
         raise CacheDamaged(
             f"{path} is damaged (its contents do not match its checksum); another pass writes it "
             f"anew and keeps every sound block",
-            fix=teacher_command(teacher_of(path.parent)),
+            fix=TeacherPass(teacher_of(path.parent)),
         )
     if content["format_version"] != FORMAT_VERSION:
         raise CacheMismatch(
@@ -150,8 +150,9 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
     except TypeError as error:
         raise CacheMismatch(
             f"{path} was written by another version of this program: {error}",
-            fix=f"rm -r {shlex.quote(str(path.parent))} && "
-            f"{teacher_command(teacher_of(path.parent))}",
+            fix=TeacherPass(
+                teacher_of(path.parent), before=f"rm -r {shlex.quote(str(path.parent))} && "
+            ),
         ) from None
 
 

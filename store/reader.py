@@ -12,19 +12,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from store.chunks import Fault, FolderSource, damaged, fix_command
+from store.chunks import Fault, FolderSource, damaged
+from store.content import whole_differences
+from store.differences import differences
 from store.errors import (
     CacheAmbiguous,
     CacheError,
     CacheIncomplete,
     CacheMismatch,
     CacheMissing,
+    TeacherPass,
     UnknownTap,
     UnknownView,
-    teacher_command,
 )
 from store.hdf5 import Hdf5Source, is_hdf5
-from store.identity import Identity, differing_fields, identity_sha256, with_weights_of
+from store.identity import Identity, identity_sha256, with_weights_of
 from store.journal import read_journal
 from store.layout import (
     LABELS,
@@ -113,7 +115,7 @@ class TeacherCache:
         if not 1 <= views <= manifest.num_views:
             raise UnknownView(
                 f"num_views is {num_views}, but {path} is planned for {manifest.num_views} views",
-                fix=f"{fix_command(manifest)} ARGS=views.count={num_views}",
+                fix=TeacherPass(manifest.teacher, (f"views.count={num_views}",)),
             )
         needed = list(manifest.stored) if taps is None else _known(taps, manifest.taps, path)
         missing = missing_blocks(source, views)
@@ -187,13 +189,14 @@ class TeacherCache:
 
         Of weights that are not at hand only what is known is compared: see `with_weights_of`.
         """
-        differences = differing_fields(with_weights_of(identity, self.identity), self.identity)
-        if not np.array_equal(labels, self.labels):
-            differences.append("labels: the dataset's differ from those in the cache")
-        if differences:
+        differing = differences(with_weights_of(identity, self.identity), self.identity)
+        whole = {LABELS: np.ascontiguousarray(labels, dtype=LABELS_DTYPE)}
+        differing += whole_differences(whole, self.manifest)
+        if differing:
             raise CacheMismatch(
-                "\n  ".join([f"{self.path} is the cache of something else", *differences]),
-                fix=fix_command(self.manifest),
+                f"{self.path} belongs to another configuration",
+                differences=differing,
+                fix=TeacherPass(self.manifest.teacher),
             )
         if dict(canary) != self.manifest.canary:
             raise self._other_pixels()
@@ -206,11 +209,11 @@ class TeacherCache:
             f"images have changed, or are decoded in another way; they need a cache of their own"
         )
         path = shlex.quote(str(self.path))
-        fix = f"mv {path} {self.path.name}.old && {fix_command(self.manifest)}"
+        before = f"mv {path} {self.path.name}.old && "
         if made != here:
             problem += f"\n  Pillow: {made or 'unknown'} when the cache was made, {here} here"
-            fix = f"python -m pip install pillow=={made}; or {fix}" if made else fix
-        return CacheMismatch(problem, fix=fix)
+            before = f"python -m pip install pillow=={made}; or {before}" if made else before
+        return CacheMismatch(problem, fix=TeacherPass(self.manifest.teacher, before=before))
 
     def read_view(self, view: int, taps: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """All records of one view: tap -> (N, *tap shape), every checksum verified.
@@ -313,15 +316,15 @@ def find_cache(
     Where the weights are not at hand, the one cache that agrees in all that is known; several raise
     CacheAmbiguous. num_views and taps as in `TeacherCache.open`.
     """
-    fix = teacher_command(teacher)
+    fix = TeacherPass(teacher)
     exact = cache_folder(caches_dir, teacher, identity)
     if (exact / MANIFEST).is_file():
         return TeacherCache.open(exact, num_views=num_views, taps=taps)
     every = [
-        (path, differing_fields(with_weights_of(identity, found), found))
-        for path, found in _identities(caches_dir)
+        (path, differences(with_weights_of(identity, theirs), theirs))
+        for path, theirs in _identities(caches_dir)
     ]
-    same = [path for path, lines in every if not lines]
+    same = [path for path, differing in every if not differing]
     if len(same) == 1:
         return TeacherCache.open(same[0], num_views=num_views, taps=taps)
     if len(same) > 1:
@@ -330,12 +333,15 @@ def find_cache(
             f"caches of several weights fit ({names}), and the teacher's weights file is missing",
             fix="name one with --cache PATH (make train-student CACHE=PATH)",
         )
-    others = [(path, lines) for path, lines in every if path.name.startswith(f"{teacher}-")]
+    others = [each for each in every if each[0].name.startswith(f"{teacher}-")]
     if not others:
         raise CacheMissing(f"{caches_dir} holds no cache of the teacher {teacher!r}", fix=fix)
-    path, lines = min(others, key=lambda item: len(item[1]))
-    problem = [f"{caches_dir} holds no cache of this teacher; {path.name} differs in", *lines]
-    raise CacheMismatch("\n  ".join(problem), fix=fix)
+    path, differing = min(others, key=lambda item: len(item[1]))
+    raise CacheMismatch(
+        f"{caches_dir} holds no cache of this configuration; {path.name} differs in",
+        differences=differing,
+        fix=fix,
+    )
 
 
 def cache_folder(caches_dir: Path, teacher: str, identity: Identity) -> Path:
@@ -366,8 +372,8 @@ def other_dataset_state(caches_dir: Path, identity: Identity) -> TeacherCache | 
 
 def differs_in_samples_alone(identity: Identity, other: Identity) -> bool:
     """Whether nothing but the dataset's digest differs; weights that are away may be any."""
-    lines = differing_fields(with_weights_of(identity, other), other)
-    return len(lines) == 1 and lines[0].startswith("dataset.digest:")
+    differing = differences(with_weights_of(identity, other), other)
+    return [each.field for each in differing] == ["dataset.digest"]
 
 
 def missing_blocks(source: Source, num_views: int | None = None) -> list[tuple[str, Block]]:
@@ -445,22 +451,22 @@ def _refuse_incomplete(
 
 def _remedies(
     path: Path, manifest: Manifest, num_views: int, missing: Sequence[tuple[str, Block]]
-) -> tuple[str, str]:
+) -> tuple[TeacherPass, str]:
     """The command that finishes a cache; where a growth can be taken back, how, as a line."""
     first: dict[str, int] = {}  # tap -> the first view that lacks some of it
     for array, block in missing:
         first.setdefault(tap_of(array), block.view)
     whole = min((view for tap, view in first.items() if not is_opt_in(tap)), default=num_views)
     if whole == 0:
-        return fix_command(manifest), ""
+        return TeacherPass(manifest.teacher), ""
     opt_in = {tap: manifest.taps[tap] for tap in first if is_opt_in(tap)}
-    settings = " ".join([f"views.count={num_views}", *_settings_of(opt_in)])
+    overrides = (f"views.count={num_views}", *_settings_of(opt_in))
     dropped = ",".join(tap for tap in opt_in if first[tap] < whole)
     trim = [f"python -m store trim {shlex.quote(str(path))}"]
     trim += [f"--views {whole}"] if whole < num_views else []
     trim += [f"--drop-taps {dropped}"] if dropped else []
     kept = f"\n  to keep what is whole and no more: {' '.join(trim)}"
-    return f'{fix_command(manifest)} ARGS="{settings}"', kept
+    return TeacherPass(manifest.teacher, overrides), kept
 
 
 def _settings_of(opt_in: Mapping[str, TapSpec]) -> list[str]:

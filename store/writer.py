@@ -38,7 +38,7 @@ from store.errors import (
     CacheFull,
     CacheNotWritable,
     SamplesChanged,
-    teacher_command,
+    TeacherPass,
 )
 from store.identity import identity_sha256
 from store.journal import JournalWriter, read_journal
@@ -272,7 +272,7 @@ class CacheWriter:
         return CacheFull(
             f"the disk of {self.path} is too full: {needed:,} bytes are still to be written, "
             f"{free:,} are free; what is committed is kept",
-            fix=f"make room, then: {teacher_command(self.manifest.teacher)}",
+            fix=TeacherPass(self.manifest.teacher, before="make room, then: "),
         )
 
     def _lay_out(self, content: CacheContent) -> None:

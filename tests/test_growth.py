@@ -163,7 +163,7 @@ def test_views_whose_growth_was_given_up_are_not_asked_for_and_can_be_dropped(
     assert train(["student", *of_student, "--method", "kd"]) == 0, capsys.readouterr().err
     with pytest.raises(CacheIncomplete) as caught:
         TeacherCache.open(path)
-    assert 'ARGS="views.count=9"' in str(caught.value)
+    assert "ARGS=views.count=9" in str(caught.value)
     trim = str(caught.value).split("to keep what is whole and no more: ")[1].splitlines()[0]
     assert trim == f"python -m store trim {path} --views 4"
     assert store_main.cli(shlex.split(trim)[3:]) == 0

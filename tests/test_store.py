@@ -27,7 +27,7 @@ from store import (
     UnknownView,
 )
 from store.errors import BadTeacherOutput
-from store.identity import cache_identity, canonical_json, differing_fields, identity_sha256
+from store.identity import canonical_json, identity_sha256
 from store.layout import Block, default_block_rows
 from store.manifest import read_manifest, write_manifest
 from store.reader import find_cache
@@ -157,57 +157,6 @@ def test_a_journal_line_is_pinned(tmp_path: Path) -> None:
         '{"block":0,"crc32c":{"correct":"9bbc96ad"},"identity":"e48122029a98241c",'
         '"line_crc32c":"f0e9488a","rows":2,"taps":["correct"],"view":0}\n'
     )
-
-
-def test_canonical_json_and_its_hash_are_pinned() -> None:
-    value = {"b": [1, 2.5, None], "a": {"ü": True}}
-    assert canonical_json(value) == '{"a":{"\\u00fc":true},"b":[1,2.5,null]}'
-    assert identity_sha256({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
-    with pytest.raises(ValueError, match="JSON compliant"):
-        canonical_json(float("nan"))
-
-
-@given(
-    st.dictionaries(st.sampled_from("abc"), st.integers() | st.text(max_size=3), max_size=3),
-    st.dictionaries(st.sampled_from("abc"), st.integers() | st.text(max_size=3), max_size=3),
-)
-def test_differing_fields_are_named_if_and_only_if_the_hashes_differ(a: dict, b: dict) -> None:
-    assert bool(differing_fields(a, b)) == (identity_sha256(a) != identity_sha256(b))
-
-
-def test_what_does_not_decide_bytes_is_not_in_the_identity() -> None:
-    from configs.load import load_teacher
-    from configs.schema import as_plain
-
-    def identity(*overrides: str) -> str:
-        config = as_plain(load_teacher("digits-resnet20", list(overrides)))
-        return identity_sha256(
-            cache_identity(
-                config,
-                dataset_digest="d",
-                augment_version=1,
-                stages={"stage1": "layer1"},
-                weights_sha256="w",
-            )
-        )
-
-    same = ["views.count=2", "teacher.weights=elsewhere.pt", "training.epochs=3", "training=null"]
-    different = [
-        "views.seed=1",
-        "views.augment.pad_px=2",
-        "views.augment.padding=reflect",
-        "views.augment.flip=true",
-        "teacher.arch=resnet8",
-        "teacher.precision=bfloat16",
-        "teacher.stem=imagenet",
-        "taps.logits=float32",
-        "taps.means=float32",
-        "dataset.limit=3",
-        "dataset.normalisation.mean=[0.1]",
-        "dataset.normalisation.std=[0.1]",
-    ]
-    assert {identity(o) for o in same} == {identity()}
-    assert len({identity(), *(identity(o) for o in different)}) == 1 + len(different)
 
 
 # ---- block size

@@ -17,7 +17,7 @@ from nets.teacher import load_teacher_network
 from nets.zoo import build
 from runtime.devices import pick_device
 from runtime.signals import StopRequest
-from store.errors import told_with
+from store.errors import fixes_spelled_by
 from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
 from train.connectors import Connectors, connectors_for, student_stages
@@ -232,7 +232,7 @@ def check_methods(study: Study, methods: Sequence[str]) -> None:
     if missing:
         path = study.cache.path
         raise missing_error(missing, methods, f"{path} lacks", study.teacher, stages, path.parent)
-    with told_with(functools.partial(_command_for, study)):
+    with fixes_spelled_by(functools.partial(_command_for, study)):
         for method in methods:
             study.cache.refuse_incomplete(study.needed_taps(method))
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from runtime.errors import Busy
 from runtime.locks import LOCK_FILE, Job, WriterLock
-from store.identity import identity_sha256, shown_value
+from store.differences import short_repr
+from store.identity import identity_sha256
 from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
 
 # Of a run's identity, what its method and seed decide; the rest are the settings of its study.
@@ -218,7 +219,7 @@ def _distinctions(run: FoundRun, runs: Sequence[FoundRun]) -> list[str]:
     own = dict(_leaves(run.identity))
     keys = sorted({key for leaves in same_method for key in leaves if key != "seed"})
     return [
-        f"{key}={shown_value(own.get(key))}"
+        f"{key}={short_repr(own.get(key))}"
         for key in keys
         if any(leaves.get(key) != own.get(key) for leaves in same_method)
     ]

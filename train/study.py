@@ -16,24 +16,23 @@ from typing import Any, Literal
 from configs.commands import cache_command
 from configs.schema import StudentConfig, TeacherConfig, as_plain
 from nets.archs import check_arch, has_stem
+from nets.identity import teacher_identity as nets_identity
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules
-from nets.weights_file import known_sha256
 from runtime.limits import total_memory
+from store.differences import Difference, differences, short_repr
 from store.errors import (
     CacheAmbiguous,
     CacheError,
     CacheMismatch,
     CacheMissing,
-    teacher_command,
-    told_with,
+    TeacherPass,
+    fixes_spelled_by,
 )
 from store.identity import (
     Identity,
     cache_identity,
-    differences,
     identity_sha256,
-    shown_value,
 )
 from store.reader import (
     TeacherCache,
@@ -43,9 +42,10 @@ from store.reader import (
 )
 from train.errors import TrainError as TrainError
 from train.run_files import RUN_FILE, SUMMARY_FILE
-from views.augment import AUGMENT_VERSION, pixel_canary, view_shape
+from views.augment import pixel_canary, view_shape
 from views.changes import describe_change
 from views.datasets import Dataset, load_dataset
+from views.identity import views_identity
 
 RUN_VERSION = 2  # raise it when the same settings would train differently
 MOST_SEED = 2**64 - 1
@@ -192,7 +192,7 @@ class Study:
             return []
         if latest.get("run_version") != RUN_VERSION:
             return ["this version of the program trains or identifies runs in another way"]
-        return [_format_change(*change) for change in differences(identity, latest)]
+        return [_format_change(change) for change in differences(identity, latest)]
 
 
 def open_study(
@@ -215,7 +215,7 @@ def open_study(
     dataset = load_dataset(teacher.dataset)
     identity = teacher_identity(teacher, dataset)
     views = views_used(config, teacher)
-    with told_with(lambda more: cache_command(teacher, caches_dir=caches_dir, more=more)):
+    with fixes_spelled_by(lambda more: cache_command(teacher, caches_dir=caches_dir, more=more)):
         if cache_path is None:
             with _explaining(dataset, lambda: other_dataset_state(caches_dir, identity)):
                 cache = find_cache(caches_dir, teacher.name, identity, num_views=views, taps=())
@@ -243,7 +243,7 @@ def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
     change = describe_change(dataset.train, cache.labels, cache.sample_crc32c)
     return CacheMismatch(
         f"the dataset has changed since {cache.path} was made: {change}",
-        fix=f"restore it, or: {teacher_command(cache.manifest.teacher)}",
+        fix=TeacherPass(cache.manifest.teacher, before="restore it, or: "),
     )
 
 
@@ -278,26 +278,17 @@ def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:
 
 def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
     """The identity that the teacher's cache must have; of weights not at hand what is known."""
-    return cache_identity(
-        as_plain(teacher),
-        dataset_digest=dataset.digest,
-        dataset_type=dataset.type,
-        augment_version=AUGMENT_VERSION,
-        stages=stage_modules(teacher.teacher.arch, teacher.taps.stages),
-        weights_sha256=known_sha256(teacher.teacher.weights),
-        source=arch_source(teacher.teacher.arch),
-        limit_cuts=dataset.limit_cuts,
-        has_stem=has_stem(teacher.teacher.arch),
-    )
+    return cache_identity(views_identity(teacher, dataset), nets_identity(teacher))
 
 
-def _format_change(key: str, ours: Any, theirs: Any) -> str:
+def _format_change(change: Difference) -> str:
+    key, ours, theirs = change.field, change.expected, change.found
     for kind in ("cache.teacher.source.", "sources."):
         if key.startswith(kind) and ours is not None and theirs is not None:
             return f"the file of the module {key.removeprefix(kind)} has changed"
     if key == "tested_digest":
         return "the test or validation samples, or their labels, have changed"
-    return f"{key} is {shown_value(ours)}, was {shown_value(theirs)}"
+    return f"{key} is {short_repr(ours)}, was {short_repr(theirs)}"
 
 
 def _changed_at(path: Path) -> float:

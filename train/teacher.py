@@ -22,15 +22,15 @@ from nets.archs import check_arch, has_stem
 from nets.source import arch_source
 from nets.weights_file import weights_file
 from runtime.errors import UserError
+from store.differences import differences
 from store.identity import (
-    differing_fields,
     file_sha256,
     identity_sha256,
-    without_nulls,
 )
 from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
 from train.study import TrainError
 from views.datasets import Dataset, DatasetError, load_dataset
+from views.identity import augment_identity
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from train.loop import Learner, Task
 
 # Settings that decide a training, and not how its weights are to be used.
-_OF_THE_TRAINING_ALONE = ("augment.", "views_seed:", "source.")
+_OF_THE_TRAINING_ALONE = ("augment.", "views_seed", "source.")
 
 
 class TeacherExists(UserError, ValueError):
@@ -67,7 +67,7 @@ def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, A
         **({"source": source} if source else {}),
         "dataset_digest": dataset_digest,
         "normalisation": plain["dataset"]["normalisation"],
-        "augment": without_nulls(plain["views"]["augment"]),
+        "augment": augment_identity(config.views),
         "views_seed": plain["views"]["seed"],
         "training": training,
     }
@@ -96,16 +96,16 @@ def existing_weights(config: TeacherConfig) -> FoundWeights | None:
         return FoundWeights({})
     trained = _trained_with(summary, training_folder(weights))
     digest, notes = _digest_to_compare(config, config.training, trained)
-    differing = differing_fields(training_settings(config, digest), trained)
-    if refused := [line for line in differing if not line.startswith(_OF_THE_TRAINING_ALONE)]:
+    differing = differences(training_settings(config, digest), trained)
+    if refused := [each for each in differing if not each.field.startswith(_OF_THE_TRAINING_ALONE)]:
         raise TeacherExists(
-            "\n  ".join([f"{weights} was trained with other settings:", *refused])
+            "\n  ".join([f"{weights} was trained with other settings:", *map(str, refused)])
             + f"\n  ask for those settings, or set training=null to use it as it is, or "
             f"teacher.weights=ANOTHER_FILE, or train it anew"
             f"\n  fix: {teacher_command(config, '--retrain')}"
         )
     if differing:
-        notes.append(f"trained with others, but used as it is: {'; '.join(differing)}")
+        notes.append(f"trained with others, but used as it is: {'; '.join(map(str, differing))}")
     return FoundWeights(summary, notes)
 
 
@@ -146,7 +146,7 @@ def _other_unfinished(folder: Path, settings: Mapping[str, Any]) -> str:
     """An unfinished training in `folder` of other settings, in words; empty if there is none."""
     if not (folder / CHECKPOINT_FILE).is_file():
         return ""
-    differing = differing_fields(settings, _read_json(folder / RUN_FILE))
+    differing = differences(settings, _read_json(folder / RUN_FILE))
     if not differing:
         return ""
     metrics = folder / METRICS_FILE
@@ -154,7 +154,7 @@ def _other_unfinished(folder: Path, settings: Mapping[str, Any]) -> str:
     heading = (
         f"{folder} holds an unfinished training with other settings, {epochs} whole epochs long:"
     )
-    return "\n  ".join([heading, *differing])
+    return "\n  ".join([heading, *map(str, differing)])
 
 
 def train_teacher(

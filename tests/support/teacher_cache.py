@@ -8,37 +8,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from configs.schema import TeacherConfig, as_plain
-from nets.archs import has_stem
-from nets.source import arch_source
-from nets.taps import stage_modules
+from configs.schema import TeacherConfig
+from precompute import setup
 from precompute.run import PassOptions, fill_cache
 from precompute.setup import Setup
 from store import TeacherCache
-from store.identity import cache_identity, file_sha256
-from store.reader import cache_folder
-from views.augment import AUGMENT_VERSION
 from views.datasets import load_dataset
 
 CPU = torch.device("cpu")
 
 
 def setup_of(config: TeacherConfig, caches_dir: Path) -> Setup:
-    dataset = load_dataset(config.dataset)
-    stages = stage_modules(config.teacher.arch, config.taps.stages)
-    identity = cache_identity(
-        as_plain(config),
-        dataset_digest=dataset.digest,
-        dataset_type=dataset.type,
-        augment_version=AUGMENT_VERSION,
-        stages=stages,
-        weights_sha256=file_sha256(Path(config.teacher.weights)),
-        source=arch_source(config.teacher.arch),
-        limit_cuts=dataset.limit_cuts,
-        has_stem=has_stem(config.teacher.arch),
-    )
-    path = cache_folder(caches_dir, config.name, identity)
-    return Setup(config, dataset, stages, identity, path)
+    return setup.setup_of(config, load_dataset(config.dataset), caches_dir)
 
 
 def make_cache(

@@ -1,0 +1,37 @@
+"""What of a cache's identity says which network computed the teacher's outputs, and how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.schema import TeacherConfig
+from nets.archs import has_stem
+from nets.source import arch_source
+from nets.taps import stage_modules
+from nets.weights_file import known_sha256
+
+BN_VERSION = 2  # raise it when recalibration would give other statistics
+
+
+def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
+    """The blocks "teacher" and "taps" of a cache's identity.
+
+    `weights_sha256` is None, or the first digits, where the weights file is missing; see
+    `nets.weights_file.known_sha256`. A stem that changes nothing counts as unset. Only a network
+    of the user's own has a "source": {module: sha256 of its file}. Raises ArchError, TapError.
+    """
+    teacher, taps = config.teacher, config.taps
+    source = arch_source(teacher.arch)
+    return {
+        "teacher": {
+            "arch": teacher.arch,
+            "stem": teacher.stem if has_stem(teacher.arch) else "cifar",
+            "stages": stage_modules(teacher.arch, taps.stages),
+            "weights_sha256": known_sha256(teacher.weights),
+            **({"source": source} if source else {}),
+            "bn": teacher.bn,
+            **({"bn_version": BN_VERSION} if teacher.bn == "recalibrated" else {}),
+            "precision": teacher.precision,
+        },
+        "taps": {"logits": taps.logits, "means": taps.means},
+    }

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.harness import machine, markdown, write_json, write_section
+from nets.taps import in_order
 from precompute.run import PassOptions, TeacherPass
 from precompute.setup import prepare
 from runtime.devices import pick_device
@@ -46,7 +47,7 @@ class Stored:
 
 def exact_records(running: TeacherPass, view: int) -> Records:
     """Every tap of one view: float32 (N, ...)."""
-    found = running.records(view, np.arange(len(running.pixels)), [])
+    found = running.records(view, np.arange(len(running.pixels)), running.setup.taps)
     taps = (item for item in found.items() if item[0] != SAMPLE_CRC)
     return {tap: values.float().cpu().numpy() for tap, values in taps}
 
@@ -74,7 +75,7 @@ def stored_as(records: Records, dtype: str, block_rows: int) -> Stored:
 
 def errors(exact: Records, stored: Records, student: Records) -> dict[str, float]:
     """Relative to each channel's mean size: errors of the means; KL; relative loss changes."""
-    stages = [tap for tap in exact if tap.startswith("stage")]
+    stages = in_order(exact, "stage")
     relative = [
         np.abs(stored[s] - exact[s]) / np.abs(exact[s]).mean(axis=0).clip(1e-6) for s in stages
     ]

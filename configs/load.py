@@ -6,7 +6,6 @@ Leaves out inheritance, includes and interpolation: a file says everything it me
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from configs.paths import locate_paths, not_found
 from configs.schema import ImageFolder, Packed, Source, StudentConfig, TeacherConfig, as_plain
 from configs.yaml_subset import YamlError, parse_yaml
-from runtime.errors import UserError
+from runtime.errors import UserError, did_you_mean
 
 CONFIG_DIR = Path(__file__).parent
 TEACHER_PREFIX = "teacher."
@@ -124,7 +123,7 @@ def _find(kind: str, name_or_path: str) -> Path:
     if "/" not in name_or_path and _is_file(found):
         return found
     names = available(kind)
-    hint = _did_you_mean(name_or_path, names)
+    hint = did_you_mean(name_or_path, names)
     raise ConfigError(
         f"no {kind} config {_cut(name_or_path)!r} in configs/{kind}{hint}; "
         f"there are: {', '.join(names)}"
@@ -230,7 +229,7 @@ def _problem(schema: type, group: Sequence[Any]) -> str:
     details = group[0]
     if details["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         keys, owner = _resolve(schema, details["loc"])
-        return f"unknown key{_did_you_mean(str(keys[-1]), _field_names(owner))}"
+        return f"unknown key{did_you_mean(str(keys[-1]), _field_names(owner))}"
     if details["type"] in _MISSING:
         return "missing"
     start = "Input should be "
@@ -309,8 +308,3 @@ def _tags(schema: Any) -> set[str]:
 
 def _field_names(schema: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(schema)]
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
-from runtime.errors import UserError
+from runtime.errors import UserError, did_you_mean
 
 PYTHON_PREFIX = "python:"  # python:package.module:function builds a network of the user's own
 
@@ -119,9 +118,8 @@ def check_arch(arch: str) -> None:
         if arch.count(":") == 2 and all(arch.split(":")):
             return
         raise ArchError(f"arch {arch!r} is not of the form python:package.module:function")
-    close = difflib.get_close_matches(arch, known_archs(), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    near = did_you_mean(arch, known_archs())
     raise ArchError(
-        f"unknown arch {arch!r}{hint} Known: {', '.join(known_archs())}, and "
+        f"unknown arch {arch!r}{near or '.'} Known: {', '.join(known_archs())}, and "
         f"python:package.module:function"
     )

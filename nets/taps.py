@@ -1,17 +1,18 @@
-"""Where a network's taps are, as data, and the hooks that read them.
+"""The taps: what is read of a network, how it is called, reduced, and hooked.
 
-A stage is a module by name. The teacher's stages are reduced to channel means inside the forward
-pass, so no feature map outlives its stage; the student's are handed over as maps, because its
-connectors need them. Both are what the module returned, before any operation behind it that works
-in place (`changed_in_place` finds these). Imports no torch, so that names can be looked up without
-loading it.
+A tapped stage is a module by name, and what it returns is a map: before any operation behind it
+that works in place (`changed_in_place` finds these). The teacher's maps are reduced inside the
+forward pass, so that none outlives its stage; the student's are handed over as they are, because
+its connectors need them. Imports no torch, so that names can be looked up without loading it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from nets.archs import DEFAULT_STAGES
 from runtime.errors import UserError
@@ -19,12 +20,96 @@ from runtime.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from configs.schema import TapsConfig
 
+Kind = Literal["logits", "correct", "stage", "energy", "hint"]
 Value = TypeVar("Value")
 
 
 class TapError(UserError, ValueError):
-    """A stage that the network does not have."""
+    """A tap that does not exist, or a stage that the network lacks."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One named output of the teacher; stage: "stageN", of the kinds that are read at a stage.
+
+    kind     name      value of one record
+    logits   logits    (K,)
+    correct  correct   (), whether the first class is the label
+    stage    stageN    (C_N,), channel means
+    energy   energyN   (H_N * W_N,), an attention map
+    hint     hint      (C_N, H_N, W_N), the map itself; a cache has one, so its name has no number
+    """
+
+    kind: Kind
+    stage: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}{self.number}" if self.kind in ("stage", "energy") else self.kind
+
+    @property
+    def number(self) -> int:
+        """Of its stage, from 1; 0 where it has none."""
+        return int(self.stage.removeprefix("stage")) if self.stage else 0
+
+    @staticmethod
+    def parse(name: str, stage: str | None = None) -> Tap:
+        """The tap of that name; stage: of a hint, whose name does not say it. Raises TapError."""
+        if numbered := re.fullmatch("(stage|energy)([1-9][0-9]*)", name):
+            return Tap("stage" if numbered[1] == "stage" else "energy", f"stage{numbered[2]}")
+        match name:
+            case "logits" | "correct":
+                return Tap(name)
+            case "hint":
+                return Tap(name, stage)
+        raise TapError(f"there is no tap {name!r}, but logits, correct, stageN, energyN and hint")
+
+    def reduce(self, features: Tensor) -> Tensor:
+        """The map of its stage (B, C, H, W), of any float dtype -> its values (B, ...) float32."""
+        match self.kind:
+            case "stage":
+                return channel_means(features)
+            case "energy":
+                return spatial_energy(features)
+            case "hint":
+                return own_copy(features)
+        raise AssertionError(f"{self.name} is not read at a stage")
+
+
+class _StoredTap(Protocol):
+    @property
+    def stage(self) -> str | None: ...
+
+
+def taps_asked(config: TapsConfig, stages: Iterable[str]) -> list[Tap]:
+    """The taps that a teacher's file asks for, of a network with these stages.
+
+    Raises TapError where the hint's stage is none of them.
+    """
+    stages = list(stages)
+    hint = config.hint
+    if hint is not None and hint.stage not in stages:
+        raise TapError(f"taps.hint.stage: {hint.stage} is none of {', '.join(stages)}")
+    return [
+        Tap("logits"),
+        *(Tap("stage", stage) for stage in stages),
+        Tap("correct"),
+        *(Tap("energy", stage) for stage in stages if config.energy),
+        *([Tap("hint", hint.stage)] if hint else []),
+    ]
+
+
+def taps_stored(specs: Mapping[str, _StoredTap]) -> list[Tap]:
+    """The taps of a cache, whose specs say of the hint which stage's it is. Raises TapError."""
+    return [Tap.parse(name, spec.stage) for name, spec in specs.items()]
+
+
+def in_order(names: Iterable[str], kind: Kind) -> list[str]:
+    """Those of the names that are taps of one kind, by the number of their stage."""
+    taps = (Tap.parse(name) for name in names)
+    return [t.name for t in sorted((t for t in taps if t.kind == kind), key=lambda t: t.number)]
 
 
 def stage_modules(
@@ -42,7 +127,8 @@ def stage_modules(
 
 def channel_means(features: Tensor) -> Tensor:
     """(B, C, H, W) of any float dtype -> (B, C) float32: the spatial mean."""
-    return features.float().mean(dim=(2, 3))
+    means: Tensor = features.float().mean(dim=(2, 3))
+    return means
 
 
 def spatial_energy(features: Tensor) -> Tensor:
@@ -52,11 +138,31 @@ def spatial_energy(features: Tensor) -> Tensor:
     their code. A map of zeros stays zeros.
     """
     energy = features.float().square().mean(dim=1).flatten(1)
-    return energy / energy.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    length: Tensor = energy.norm(dim=1, keepdim=True)
+    return energy / length.clamp(min=1e-12)
+
+
+def own_copy(features: Tensor) -> Tensor:
+    """The same in float32 and in its own memory, as operations behind a stage may work in place."""
+    import torch
+
+    return features.to(torch.float32, copy=True)
 
 
 def as_is(stage: str, features: Tensor) -> Tensor:
     return features
+
+
+def as_map(module: str, output: Tensor) -> Tensor:
+    """What a module returned, as a map (B, C, H, W); here other layouts would become one.
+
+    Raises TapError where it is none.
+    """
+    shape = tuple(getattr(output, "shape", ()))
+    if len(shape) != 4:
+        what = f"of shape {shape[1:]} for an image" if shape else f"a {type(output).__name__}"
+        raise TapError(f"the output of the module {module!r} is {what}, not a map (C, H, W)")
+    return output
 
 
 @contextmanager
@@ -72,17 +178,17 @@ def read_stages(
     if missing:
         top = ", ".join(name for name, _ in network.named_children())
         raise TapError(f"the network has no module {missing[0]!r} to tap; its top modules: {top}")
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
 
-    def hook_for(stage: str) -> Callable[..., None]:
+    def hook_for(stage: str, name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-            found[stage] = reduce(stage, output)
+            values[stage] = reduce(stage, as_map(name, output))
 
         return keep
 
-    handles = [modules[m].register_forward_hook(hook_for(stage)) for stage, m in stages.items()]
+    handles = [modules[m].register_forward_hook(hook_for(stage, m)) for stage, m in stages.items()]
     try:
-        yield found
+        yield values
     finally:
         for handle in handles:
             handle.remove()
@@ -101,10 +207,10 @@ def changed_in_place(
     from nets.draws import seeded
 
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    with seeded(0), read_stages(network, stages, _with_version) as found:
+    with seeded(0), read_stages(network, stages, _with_version) as versioned:
         functional_call(network, buffers, (images,))
-    maps = {stage: features for stage, (features, _) in found.items()}
-    return maps, {stage for stage, (now, version) in found.items() if now._version != version}
+    maps = {stage: features for stage, (features, _) in versioned.items()}
+    return maps, {stage for stage, (now, version) in versioned.items() if now._version != version}
 
 
 def _with_version(stage: str, features: Tensor) -> tuple[Tensor, int]:

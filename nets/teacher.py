@@ -1,4 +1,4 @@
-"""The teacher as both stages run it: the same network, the same taps, the same arithmetic."""
+"""The teacher as both stages run it: the same network, taps and precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from configs.schema import TeacherNet
 from nets.precision import autocast
-from nets.taps import channel_means, read_stages, spatial_energy
+from nets.taps import Tap, read_stages
 from nets.weights import load_weights
 from nets.weights_file import fetched_weights
 from nets.zoo import build
@@ -27,42 +27,42 @@ class Teacher:
 
     @torch.inference_mode()
     def outputs(
-        self, images: Tensor, labels: Tensor, extra_taps: Collection[str] = ()
+        self, images: Tensor, labels: Tensor, taps: Collection[Tap] | None = None
     ) -> dict[str, Tensor]:
-        """All taps of a batch, on its device.
+        """The taps of a batch by name, on its device; default: those that every cache holds.
 
-        images: (B, C, H, W) float32, normalised. labels: (B,) int64. Returns `logits` (B, K) and
-        `stageN` (B, C_N) in float32, and `correct` (B,) uint8, decided on the float32 logits.
-        extra_taps: any of `energyN` (B, H_N * W_N) and `hint:stageN` (B, C_N, H_N, W_N), float32.
+        images: (B, C, H, W) float32, normalised. labels: (B,) int64. Values are (B, ...) as `Tap`
+        says, float32; `correct` is uint8, decided on the float32 logits.
         """
+        taps = self._default_taps() if taps is None else taps
+        at_stage = {s: [tap for tap in taps if tap.stage == s] for s in self.stages}
+        stages = {stage: module for stage, module in self.stages.items() if at_stage[stage]}
 
         def reduce(stage: str, features: Tensor) -> dict[str, Tensor]:
-            energy, hint = stage.replace("stage", "energy"), f"hint:{stage}"
-            taps = {stage: channel_means(features)}
-            if energy in extra_taps:
-                taps[energy] = spatial_energy(features)
-            if hint in extra_taps:
-                taps[hint] = features.to(torch.float32, copy=True)  # others may work in place
-            return taps
+            return {tap.name: tap.reduce(features) for tap in at_stage[stage]}
 
         with (
             autocast(self.precision, self.device),
-            read_stages(self.network, self.stages, reduce) as by_stage,
+            read_stages(self.network, stages, reduce) as by_stage,
         ):
             logits = self.network(images).float()
-        correct = (logits.argmax(dim=1) == labels).to(torch.uint8)
-        of_stages = {tap: value for taps in by_stage.values() for tap, value in taps.items()}
-        return {"logits": logits, **of_stages, "correct": correct}
+        values = {"logits": logits, "correct": (logits.argmax(dim=1) == labels).to(torch.uint8)}
+        for of_stage in by_stage.values():
+            values |= of_stage
+        return {tap.name: values[tap.name] for tap in taps}
 
     def tap_shapes(
-        self, image_shape: tuple[int, int, int], extra_taps: Collection[str] = ()
+        self, image_shape: tuple[int, int, int], taps: Collection[Tap]
     ) -> dict[str, tuple[int, ...]]:
         """Shape of each tap of one record, found by one pass over a blank (H, W, C) image."""
         height, width, channels = image_shape
         blank = torch.zeros(1, channels, height, width, device=self.device)
         label = torch.zeros(1, dtype=torch.int64, device=self.device)
-        found = self.outputs(blank, label, extra_taps)
-        return {name: tuple(value.shape[1:]) for name, value in found.items()}
+        values = self.outputs(blank, label, taps)
+        return {name: tuple(value.shape[1:]) for name, value in values.items()}
+
+    def _default_taps(self) -> list[Tap]:
+        return [Tap("logits"), *(Tap("stage", stage) for stage in self.stages), Tap("correct")]
 
 
 def load_teacher_network(

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from nets.error_rates import count_errors
+from nets.taps import Tap, taps_stored
 from nets.teacher import Teacher, load_teacher_network
 from precompute.background import QUEUED_BLOCKS, BackgroundWriter
 from precompute.carry import carry_over
@@ -84,12 +85,12 @@ class TeacherPass:
 
     def tap_specs(self) -> dict[str, TapSpec]:
         """Tap name -> shape and how it is stored."""
-        shapes = self.teacher.tap_shapes(self.pixels.shape, self.setup.extra_outputs)
-        shapes = {_tap_name(output): shape for output, shape in shapes.items()}
-        return {name: self.setup.tap_spec(name, shapes[name]) for name in self.setup.tap_names}
+        taps = self.setup.taps
+        shapes = self.teacher.tap_shapes(self.pixels.shape, taps)
+        return {tap.name: self.setup.tap_spec(tap, shapes[tap.name]) for tap in taps}
 
     def batches(
-        self, numbers: Sequence[int], sample_ids: np.ndarray, outputs: Sequence[str]
+        self, numbers: Sequence[int], sample_ids: np.ndarray, taps: Sequence[Tap]
     ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Taps, name -> (B, ...) on the device, batch by batch, each with its view.
 
@@ -97,16 +98,15 @@ class TeacherPass:
         All views `numbers` of a batch of samples come one after the other.
         """
         for view, batch in self.pixels.batches(numbers, sample_ids, self.batch_size):
-            found = self.teacher.outputs(batch.inputs, batch.labels, outputs)
-            taps = {_tap_name(output): values for output, values in found.items()}
+            values = self.teacher.outputs(batch.inputs, batch.labels, taps)
             assert batch.checksums is not None
-            yield view, {**taps, SAMPLE_CRC: torch.from_numpy(batch.checksums.astype(np.int64))}
+            yield view, {**values, SAMPLE_CRC: torch.from_numpy(batch.checksums.astype(np.int64))}
 
     def records(
-        self, view: int, sample_ids: np.ndarray, outputs: Sequence[str]
+        self, view: int, sample_ids: np.ndarray, taps: Sequence[Tap]
     ) -> dict[str, torch.Tensor]:
         """The taps of some samples, on the device: name -> (M, ...)."""
-        parts = [found for _, found in self.batches([view], sample_ids, outputs)]
+        parts = [found for _, found in self.batches([view], sample_ids, taps)]
         return {tap: torch.cat([part[tap] for part in parts]) for tap in parts[0]}
 
     def test_errors(self) -> dict[str, float]:
@@ -120,7 +120,10 @@ class TeacherPass:
         )
         every = np.arange(len(test))
         errors = count_errors(
-            (self.teacher.outputs(batch.inputs, batch.labels)["logits"], batch.labels)
+            (
+                self.teacher.outputs(batch.inputs, batch.labels, [Tap("logits")])["logits"],
+                batch.labels,
+            )
             for _, batch in test.batches([0], every, self.batch_size)
         )
         return {"test_top1_error": errors.top1, "test_top5_error": errors.top5}
@@ -276,7 +279,7 @@ def _memory(running: TeacherPass, manifest: Manifest) -> Memory:
 def _trial(running: TeacherPass, num_samples: int) -> Iterator[int]:
     """Runs batches of view 0 for ever, as a pass would; yields how many images each had."""
     while True:
-        for _, found in running.batches([0], np.arange(num_samples), running.setup.extra_outputs):
+        for _, found in running.batches([0], np.arange(num_samples), running.setup.taps):
             yield len(found["correct"].cpu())
 
 
@@ -350,12 +353,6 @@ def next_group(running: TeacherPass, waiting: Sequence[Work], rate: float) -> li
     return same[: min(max(affordable, 1), _MOST_VIEWS_PER_READING)]
 
 
-def extra_outputs(taps: Mapping[str, TapSpec]) -> list[str]:
-    """The outputs of the teacher that give the opt-in taps of a cache."""
-    hints = [f"hint:{spec.stage}" for spec in taps.values() if spec.stage]
-    return [*(name for name in taps if name.startswith("energy")), *hints]
-
-
 def _group_records(
     running: TeacherPass,
     writer: CacheWriter,
@@ -364,13 +361,13 @@ def _group_records(
     refuse_if_stopped: Callable[[float], None],
 ) -> list[dict[str, torch.Tensor]]:
     """The taps of each block that are to be written, on the device."""
-    block, taps, outputs = group[0].block, group[0].taps, extra_outputs(writer.manifest.taps)
+    block, taps, stored = group[0].block, group[0].taps, taps_stored(writer.manifest.taps)
     if writer.manifest.sample_crc32c and SAMPLE_CRC not in taps:
         taps = (*taps, SAMPLE_CRC)  # so that they are compared
     parts: dict[int, list[dict[str, torch.Tensor]]] = {item.block.view: [] for item in group}
     ids = np.arange(block.start, block.start + block.rows)
     left = len(group) * block.rows
-    for view, found in running.batches(list(parts), ids, outputs):
+    for view, found in running.batches(list(parts), ids, stored):
         parts[view].append({tap: found[tap] for tap in taps})
         left -= len(found["correct"])
         progress.advance(len(found["correct"]))
@@ -378,7 +375,3 @@ def _group_records(
     return [
         {tap: torch.cat([part[tap] for part in found]) for tap in taps} for found in parts.values()
     ]
-
-
-def _tap_name(output: str) -> str:
-    return "hint" if output.startswith("hint:") else output

@@ -13,15 +13,13 @@ from configs.paths import no_weights
 from configs.schema import TeacherConfig
 from nets.archs import ArchError, check_arch
 from nets.identity import teacher_identity
-from nets.taps import TapError, stage_modules
+from nets.taps import Tap, stage_modules, taps_asked
 from nets.weights_file import fetched_weights, known_sha256
 from store.identity import Identity, cache_identity, knows_weights, with_weights
 from store.layout import TapSpec
 from store.reader import cache_folder
 from views.datasets import Dataset, load_dataset
 from views.identity import views_identity
-
-_SCALES = {"logits": "row", "means": "block"}  # what uint8 codes are relative to
 
 
 @dataclass(frozen=True)
@@ -35,44 +33,35 @@ class Setup:
     path: Path
 
     @property
-    def tap_names(self) -> list[str]:
+    def taps(self) -> list[Tap]:
         """The taps that the config asks for."""
-        energies = [stage.replace("stage", "energy") for stage in self.stages]
-        taps = self.config.taps
-        return [
-            "logits",
-            *self.stages,
-            "correct",
-            *(energies if taps.energy else []),
-            *(["hint"] if taps.hint else []),
-        ]
+        return taps_asked(self.config.taps, self.stages)
 
     @property
-    def extra_outputs(self) -> list[str]:
-        """The outputs to ask the teacher for besides those it always gives."""
-        hint = self.config.taps.hint
-        names = [name for name in self.tap_names if name.startswith("energy")]
-        return [*names, f"hint:{hint.stage}"] if hint else names
+    def tap_names(self) -> list[str]:
+        return [tap.name for tap in self.taps]
 
-    def tap_spec(self, name: str, shape: tuple[int, ...]) -> TapSpec:
-        """How a tap of that name and shape is stored."""
+    def tap_spec(self, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
+        """How a tap whose records have that shape is stored."""
         taps = self.config.taps
-        if name == "correct":
-            return TapSpec(shape, "uint8")
-        if name == "hint":
-            assert taps.hint is not None
-            return TapSpec(shape, taps.hint.dtype, stage=taps.hint.stage)
-        if name.startswith("energy"):
-            return TapSpec(shape, str(taps.energy))
-        kind = "logits" if name == "logits" else "means"
-        dtype = getattr(taps, kind)
-        return TapSpec(shape, dtype, scale=_SCALES[kind] if dtype == "uint8" else None)
+        match tap.kind:
+            case "correct":
+                return TapSpec(shape, "uint8")
+            case "logits":
+                return TapSpec(shape, taps.logits, scale="row" if taps.logits == "uint8" else None)
+            case "stage":
+                return TapSpec(shape, taps.means, scale="block" if taps.means == "uint8" else None)
+            case "energy":
+                return TapSpec(shape, str(taps.energy))
+            case "hint":
+                assert taps.hint is not None
+                return TapSpec(shape, taps.hint.dtype, stage=tap.stage)
 
-    def is_held_by(self, taps: Mapping[str, TapSpec]) -> bool:
+    def is_held_by(self, held: Mapping[str, TapSpec]) -> bool:
         """Whether these taps include all that the config asks for, stored as it asks."""
         return all(
-            name in taps and taps[name] == self.tap_spec(name, taps[name].shape)
-            for name in self.tap_names
+            tap.name in held and held[tap.name] == self.tap_spec(tap, held[tap.name].shape)
+            for tap in self.taps
         )
 
 
@@ -95,8 +84,7 @@ def described(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
 def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup:
     """The setup of a dataset that is loaded. Raises TapError."""
     stages = stage_modules(config.teacher.arch, config.taps.stages)
-    if config.taps.hint is not None and config.taps.hint.stage not in stages:
-        raise TapError(f"taps.hint.stage: {config.taps.hint.stage} is none of {', '.join(stages)}")
+    taps_asked(config.taps, stages)  # raises where the hint's stage is none of them
     identity = cache_identity(views_identity(config, dataset), teacher_identity(config))
     path = cache_folder(caches_dir, config.name, identity)
     return Setup(config, dataset, stages, identity, path)
@@ -112,7 +100,7 @@ def at_hand(setup: Setup) -> Setup:
         help_text = "put the file there or set teacher.weights=PATH"
         if config.training is not None:
             help_text = f"train the teacher first: {teacher_command(config)}"
-        raise ArchError(f"{no_weights(config, weights)}\n  fix: {help_text}")
+        raise ArchError(no_weights(config, weights), fix=help_text)
     identity = with_weights(setup.identity, known_sha256(config.teacher.weights))
     path = cache_folder(setup.path.parent, config.name, identity)
     return dataclasses.replace(setup, identity=identity, path=path)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from configs.commands import cache_command
+from nets.taps import taps_stored
 from precompute.setup import Setup, prepare
 from runtime.commands import new_app, new_console, run_command
 from runtime.progress import Progress
@@ -133,7 +134,7 @@ def compare_records(
     setup: Setup, cache: TeacherCache, running: object, num_records: int, seed: int
 ) -> list[TapResult]:
     """Compute `num_records` random (sample, view) pairs again; one result per tap of the cache."""
-    from precompute.run import TeacherPass, extra_outputs
+    from precompute.run import TeacherPass
 
     assert isinstance(running, TeacherPass)
     words = draws(seed, 0, num_records, 2, stream=_CHECKS_STREAM)
@@ -144,7 +145,7 @@ def compare_records(
     rounding: dict[str, list[NDArray[np.float32]]] = {tap: [] for tap in cache.taps}
     for view in np.unique(views):
         ids = samples[views == view]
-        found = running.records(int(view), ids, extra_outputs(cache.taps))
+        found = running.records(int(view), ids, taps_stored(cache.taps))
         held = cache.read(ids, int(view))
         for tap in cache.taps:
             fresh[tap].append(found[tap].float().cpu().numpy())

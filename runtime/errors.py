@@ -6,6 +6,9 @@ a traceback, and ends with its exit code.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake in the input, the files or the machine: what is wrong, where, and the fix.
@@ -41,3 +44,9 @@ class Stopped(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'that'?" with the nearest of the known words; "" where none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -132,7 +132,12 @@ def tap_of(array: str) -> str:
 
 def is_opt_in(tap: str) -> bool:
     """Whether a cache may do without this tap."""
-    return tap.startswith("energy") or tap == "hint"
+    return kind_of(tap) in ("energy", "hint")
+
+
+def kind_of(tap: str) -> str:
+    """Without the number of its stage: "energy3" -> "energy"."""
+    return tap.rstrip("0123456789")
 
 
 def default_block_rows(taps: Mapping[str, TapSpec], num_samples: int) -> int:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from store.layout import kind_of
 from store.reader import TeacherCache
 
 _SHOWN_CLASSES = 20
@@ -43,7 +44,7 @@ def _title(cache: TeacherCache) -> str:
 
 
 def _draw_means(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[Any]]) -> None:
-    stages = [name for name in cache.taps if name.startswith("stage")]
+    stages = [name for name in cache.taps if kind_of(name) == "stage"]
     values = [records[stage].mean(axis=0) for stage in stages]
     axes.boxplot(values, tick_labels=stages, showfliers=True, flierprops={"ms": 3})
     axes.set_title("channel means, one point per channel,\naveraged over the samples", fontsize=9)

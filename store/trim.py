@@ -16,7 +16,7 @@ from runtime.locks import Job, WriterLock
 from store.content import beyond, metadata_of, replace_metadata, settle_metadata
 from store.errors import CacheBusy, CacheError, UnknownTap, UnknownView
 from store.journal import forget
-from store.layout import LABELS, PREVIEW, ZARR_GROUP, is_opt_in, tap_of
+from store.layout import LABELS, PREVIEW, ZARR_GROUP, is_opt_in, kind_of, tap_of
 from store.look import agreement
 from store.manifest import Manifest, read_manifest
 from store.reader import TeacherCache
@@ -57,9 +57,7 @@ def _trimmed(path: Path, manifest: Manifest, views: int, drop_taps: Collection[s
         if not is_opt_in(tap):
             raise UnknownTap(f"only energies and the hint can be dropped, not {tap!r}")
     taps = {
-        tap: spec
-        for tap, spec in manifest.taps.items()
-        if tap not in drop_taps and not (tap.startswith("energy") and "energy" in drop_taps)
+        tap: spec for tap, spec in manifest.taps.items() if not {tap, kind_of(tap)} & set(drop_taps)
     }
     measured = manifest.measured
     if manifest.measured_views > views:

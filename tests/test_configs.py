@@ -113,7 +113,7 @@ def test_an_unknown_loss_is_refused_by_its_place() -> None:
 
 def test_a_temperature_where_there_is_none_is_refused() -> None:
     told = message(lambda: load_student("digits-resnet8", ["methods.cd.1.temperature=2"]))
-    assert "methods.cd.1: the loss 'cd' has no temperature" in told
+    assert "methods.cd.1: the loss 'cd' has no 'temperature'" in told
 
 
 def test_nesterov_without_momentum_is_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from configs.schema import TeacherConfig
-from nets.taps import channel_means
+from nets.taps import Tap, channel_means
 from nets.teacher import Teacher
 from nets.weights import save_atomically
 from nets.zoo import build
@@ -57,9 +57,10 @@ def test_a_teachers_means_and_hint_are_of_the_same_moment() -> None:
     network = build(IN_PLACE, num_classes=10, in_channels=1, seed=0).eval()
     teacher = Teacher(network, {"stage1": "first"}, "float32", CPU)
     images = torch.randn(2, 1, 8, 8)
-    found = teacher.outputs(images, torch.zeros(2, dtype=torch.int64), ["hint:stage1"])
-    assert torch.equal(channel_means(found["hint:stage1"]), found["stage1"])
-    assert found["hint:stage1"].min() < 0
+    taps = [Tap("stage", "stage1"), Tap("hint", "stage1")]
+    found = teacher.outputs(images, torch.zeros(2, dtype=torch.int64), taps)
+    assert torch.equal(channel_means(found["hint"]), found["stage1"])
+    assert found["hint"].min() < 0
 
 
 # 60 samples in batches of 59: the last one of an epoch is one sample.

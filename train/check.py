@@ -12,7 +12,7 @@ import torch
 
 from configs.schema import LossTerm, StudentConfig, TeacherConfig
 from nets.archs import ArchError
-from nets.taps import TapError, stage_modules
+from nets.taps import TapError, stage_modules, taps_asked
 from nets.teacher import Teacher
 from nets.zoo import build
 from store.layout import TapSpec
@@ -50,13 +50,9 @@ def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]
     net, device = config.teacher, torch.device("cpu")
     network = build(net.arch, num_classes=dataset.num_classes, in_channels=shape[2], stem=net.stem)
     stages = stage_modules(net.arch, config.taps.stages)
-    hint = config.taps.hint
-    if hint is not None and hint.stage not in stages:
-        raise TapError(f"taps.hint.stage: {hint.stage} is none of {', '.join(stages)}")
-    extra = [stage.replace("stage", "energy") for stage in stages if config.taps.energy]
-    extra += [f"hint:{hint.stage}"] if hint else []
+    taps = taps_asked(config.taps, stages)
     try:
-        found = Teacher(network.eval(), stages, "float32", device).tap_shapes(shape, extra)
+        shapes = Teacher(network.eval(), stages, "float32", device).tap_shapes(shape, taps)
     except TapError as error:
         raise TapError(f"taps.stages: {error}") from None
     except RuntimeError as error:
@@ -64,11 +60,11 @@ def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]
             f"teacher.arch: {net.arch} cannot take images of {shape[0]}x{shape[1]} pixels: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    taps = {}
-    for output, size in found.items():
-        name, _, stage = output.partition(":")
-        taps[name] = TapSpec(size, "float32", stage=stage or None)
-    return taps
+    hint_stage = {tap.name: tap.stage for tap in taps if tap.kind == "hint"}
+    return {
+        name: TapSpec(shape, "float32", stage=hint_stage.get(name))
+        for name, shape in shapes.items()
+    }
 
 
 def check_student(

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from configs.schema import LossTerm, StudentNet
 from nets.archs import ArchError
-from nets.taps import TapError, as_is, channel_means, read_stages, stage_modules
+from nets.taps import (
+    Tap,
+    TapError,
+    as_is,
+    channel_means,
+    in_order,
+    read_stages,
+    stage_modules,
+)
 from store.layout import TapSpec
 from train.study import TrainError
 from train.terms import loss_named, size_like
@@ -98,7 +106,7 @@ def connectors_for(
     """
     looked_at = _looked_at(terms)
     shapes = student_shapes(network, student_stages(student, terms), image_shape)
-    wanted = {tap: spec.shape[0] for tap, spec in taps.items() if tap.startswith("stage")}
+    wanted = {tap: taps[tap].shape[0] for tap in in_order(taps, "stage")}
     if "energy" in looked_at:
         _check_count(shapes, wanted)
         _check_sizes(shapes, taps)
@@ -178,7 +186,7 @@ def _check_count(student: Mapping[str, object], teacher: Mapping[str, object]) -
 def _check_sizes(shapes: Mapping[str, tuple[int, ...]], taps: Mapping[str, TapSpec]) -> None:
     """A cache holds of an attention map how many positions it has, not its height and width."""
     for stage, (_, height, width) in shapes.items():
-        positions = taps[stage.replace("stage", "energy")].shape[0]
+        positions = taps[Tap("energy", stage).name].shape[0]
         if size_like(height, width, positions) is None:
             raise StageMismatch(
                 f"at: {stage} is {height}x{width} in the student and has {positions} positions in "

@@ -10,7 +10,7 @@ next one; samples are then shuffled by block and within the window, instead of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, Protocol
 
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nets.taps import Tap
 from nets.teacher import Teacher
 from store import TeacherCache
 from train.order import WindowedOrder
@@ -86,14 +87,12 @@ class LiveTeacher(_Shuffled):
 
     where = "computed in the loop"
 
-    def __init__(self, teacher: Teacher, taps: Mapping[str, str]) -> None:
-        """taps: name of a tap -> name of the teacher's output that it is."""
-        self._teacher, self._taps = teacher, dict(taps)
+    def __init__(self, teacher: Teacher, taps: Sequence[Tap]) -> None:
+        self._teacher, self._taps = teacher, list(taps)
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
-        found = self._teacher.outputs(batch.inputs, batch.labels, list(self._taps.values()))
-        # out of inference mode
-        return {tap: found[output].clone() for tap, output in self._taps.items()}
+        values = self._teacher.outputs(batch.inputs, batch.labels, self._taps)
+        return {tap: value.clone() for tap, value in values.items()}  # out of inference mode
 
 
 class CachedTeacher(_Shuffled):

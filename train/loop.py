@@ -30,7 +30,7 @@ from train.evaluate import evaluate
 from train.feed import TeacherOutputs, TeacherSource
 from train.schedule import learning_rate_at, weight_at
 from train.study import TrainError
-from train.terms import Batch, loss_named, options_of
+from train.terms import Batch, loss_named
 from views.augment import view_of_epoch
 from views.batches import Pixels, ViewBatch
 from views.datasets import Dataset, Split
@@ -327,7 +327,7 @@ def _errors_on(pixels: Pixels | None, task: Task, learner: Learner) -> ErrorRate
 def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[Active]:
     """The terms whose weight is not zero in this epoch; the others are not even computed."""
     return [
-        (term.loss, weight, options_of(term))
+        (term.loss, weight, term.options)
         for term in terms
         if (weight := weight_at(term, epoch)) != 0.0
     ]

@@ -1,7 +1,8 @@
 """The losses, as pure functions of tensors; 16-bit numbers are widened to float32 first.
 
 B is the batch, K the number of classes, C_l the channels of stage l. Every result is a scalar
-tensor. `train.terms` says what each of them needs of teacher and student.
+tensor. The names of the tensors say what a loss is given in a run, see `train.terms.INPUTS`; its
+numbers are the options that a config may set.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from configs.schema import NonNegativeFloat, PositiveFloat
+from train.terms import loss_term
+
 _TRIPLETS_AT_ONCE = 2**22  # of rkd: so many cosines are held at a time
 
 
+@loss_term()
 def ce(
     student_logits: Tensor,
     labels: Tensor,
@@ -34,7 +39,8 @@ def ce(
     return torch.lerp(own, other, other_shares).mean()
 
 
-def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+@loss_term()
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: PositiveFloat = 4.0) -> Tensor:
     """T^2 times the batch mean of KL(softmax(teacher / T) || softmax(student / T)).
 
     Both (B, K). Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
@@ -42,11 +48,12 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
     return temperature**2 * _kl_per_sample(student_logits, teacher_logits, temperature).mean()
 
 
+@loss_term()
 def gkd(
     student_logits: Tensor,
     teacher_logits: Tensor,
     teacher_correct: Tensor,
-    temperature: float = 1.0,
+    temperature: PositiveFloat = 1.0,
 ) -> Tensor:
     """Guided KD: `kd` over the samples that the teacher gets right, divided by their number.
 
@@ -59,6 +66,7 @@ def gkd(
     return temperature**2 * total / right.sum().clamp(min=1)
 
 
+@loss_term()
 def cd(student_means: Sequence[Tensor], teacher_means: Sequence[Tensor]) -> Tensor:
     """Channel distillation: per stage the mean squared difference of channel means, summed.
 
@@ -68,6 +76,7 @@ def cd(student_means: Sequence[Tensor], teacher_means: Sequence[Tensor]) -> Tens
     return torch.stack([F.mse_loss(_wide(s), _wide(t)) for s, t in pairs]).sum()
 
 
+@loss_term()
 def at(student_energy: Sequence[Tensor], teacher_energy: Sequence[Tensor]) -> Tensor:
     """Attention transfer: per stage the mean squared difference of energy maps, summed.
 
@@ -78,11 +87,12 @@ def at(student_energy: Sequence[Tensor], teacher_energy: Sequence[Tensor]) -> Te
     return torch.stack([F.mse_loss(_wide(s), _wide(t)) for s, t in pairs]).sum()
 
 
+@loss_term()
 def rkd(
     student_embedding: Tensor,
     teacher_embedding: Tensor,
-    distance_weight: float = 25.0,
-    angle_weight: float = 50.0,
+    distance_weight: NonNegativeFloat = 25.0,
+    angle_weight: NonNegativeFloat = 50.0,
 ) -> Tensor:
     """Relational KD: smooth L1 of the pairs' distances and of the cosines of the triplets' angles.
 
@@ -97,6 +107,7 @@ def rkd(
     return distance_weight * distances + angle_weight * _angle_loss(student, teacher)
 
 
+@loss_term()
 def fitnets(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
     """The mean squared difference of two feature maps (B, C, H, W).
 
@@ -106,13 +117,14 @@ def fitnets(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
     return F.mse_loss(_wide(student_hint), _wide(teacher_hint))
 
 
+@loss_term()
 def dkd(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
-    alpha: float = 1.0,
-    beta: float = 8.0,
-    temperature: float = 4.0,
+    alpha: NonNegativeFloat = 1.0,
+    beta: NonNegativeFloat = 8.0,
+    temperature: PositiveFloat = 4.0,
 ) -> Tensor:
     """Decoupled KD: T^2 (alpha KL of label or not + beta KL among the other classes), batch mean.
 
@@ -127,7 +139,10 @@ def dkd(
     return temperature**2 * (alpha * target + beta * rest).mean()
 
 
-def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+@loss_term()
+def dist(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: PositiveFloat = 1.0
+) -> Tensor:
     """T^2 ((1 - mean correlation of rows) + (1 - mean correlation of columns)) of probabilities.
 
     Both (B, K). A row or column that is constant correlates with nothing. Source: Huang et al.
@@ -140,7 +155,10 @@ def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
     return temperature**2 * (rows + columns)
 
 
-def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
+@loss_term()
+def lskd(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: PositiveFloat = 2.0
+) -> Tensor:
     """`kd` of logits that were made to have mean 0 and standard deviation 1 per sample.
 
     Both (B, K), K at least 2. Source: Sun et al. 2024, "Logit Standardization in Knowledge

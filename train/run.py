@@ -13,6 +13,7 @@ from rich.console import Console
 from configs.commands import cache_command
 from configs.schema import LossTerm
 from nets.archs import stem_hint
+from nets.taps import taps_stored
 from nets.teacher import load_teacher_network
 from nets.zoo import build
 from runtime.devices import pick_device
@@ -44,6 +45,7 @@ from train.needs import missing_error, missing_taps
 from train.progress import EpochPrinter, classifier_epoch
 from train.records import RunRecorder
 from train.study import Study, TrainError
+from train.terms import check_options
 from views.pixels import HeldPixels, calibration_batches
 
 
@@ -212,12 +214,7 @@ def _teacher_source(
         device=device,
         calibration=calibration_batches(data.train),
     )
-    return LiveTeacher(teacher, {tap: _output_of(study, tap) for tap in taps})
-
-
-def _output_of(study: Study, tap: str) -> str:
-    """What the teacher calls the output that a tap of the cache holds."""
-    return f"hint:{study.cache.taps[tap].stage}" if tap == "hint" else tap
+    return LiveTeacher(teacher, taps_stored({tap: study.cache.taps[tap] for tap in taps}))
 
 
 def check_methods(study: Study, methods: Sequence[str]) -> None:
@@ -247,6 +244,7 @@ def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
     if len(set(names)) != len(names):
         raise TrainError(f"methods.{method}: a loss stands twice; give it one term")
     for number, term in enumerate(terms):
+        check_options(f"methods.{method}.{number}", term)
         if term.start_epoch > epochs:
             raise TrainError(
                 f"methods.{method}.{number}.start_epoch is {term.start_epoch}, but training ends "

@@ -18,7 +18,7 @@ from configs.schema import StudentConfig, TeacherConfig, as_plain
 from nets.archs import check_arch, has_stem
 from nets.identity import teacher_identity as nets_identity
 from nets.source import arch_source, module_sha256
-from nets.taps import stage_modules
+from nets.taps import stage_modules, taps_asked
 from runtime.limits import total_memory
 from store.differences import Difference, differences, short_repr
 from store.errors import (
@@ -48,6 +48,11 @@ from views.datasets import Dataset, load_dataset
 from views.identity import views_identity
 
 RUN_VERSION = 2  # raise it when the same settings would train differently
+# Options that a term leaves out, as every identity of this RUN_VERSION holds them.
+_UNSET_OPTIONS = {
+    **dict.fromkeys(("temperature", "alpha", "beta", "distance_weight", "angle_weight")),
+    "options": {},
+}
 MOST_SEED = 2**64 - 1
 
 # Where a view's teacher outputs are while its epoch runs; see `train.feed`.
@@ -144,7 +149,7 @@ class Study:
             "run_version": RUN_VERSION,
             "student": plain["student"] | ({} if has_stem(arch) else {"stem": "cifar"}),
             "training": plain["training"],
-            "terms": plain["methods"][method],
+            "terms": [_UNSET_OPTIONS | term for term in plain["methods"][method]],
             "seed": seed,
             "num_views": self.num_views,
             "evaluation": as_plain(self.teacher.views.eval_transform),
@@ -255,7 +260,7 @@ def cache_in_place_of_weights(teacher: TeacherConfig, caches_dir: Path) -> Teach
     identity = teacher_identity(teacher, load_dataset(teacher.dataset))
     views = teacher.views.num_views
     try:
-        taps = taps_asked(teacher)
+        taps = tap_names(teacher)
         return find_cache(caches_dir, teacher.name, identity, num_views=views, taps=taps)
     except CacheAmbiguous:
         raise
@@ -263,12 +268,10 @@ def cache_in_place_of_weights(teacher: TeacherConfig, caches_dir: Path) -> Teach
         return None
 
 
-def taps_asked(teacher: TeacherConfig) -> set[str]:
-    """The names of the taps that a teacher's file asks for."""
+def tap_names(teacher: TeacherConfig) -> set[str]:
+    """The names of the taps that a teacher's file asks for. Raises TapError."""
     stages = stage_modules(teacher.teacher.arch, teacher.taps.stages)
-    energies = {stage.replace("stage", "energy") for stage in stages} if teacher.taps.energy else ()
-    hint = {"hint"} if teacher.taps.hint else ()
-    return {"logits", "correct", *stages, *energies, *hint}
+    return {tap.name for tap in taps_asked(teacher.taps, stages)}
 
 
 def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:

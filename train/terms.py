@@ -1,31 +1,42 @@
-"""From a batch to a loss term: which loss a name means, and what it needs of teacher and student.
+"""What a loss is: a function, registered in one line, whose parameters say what it is given.
 
-A user's own loss is a function of a `Batch` under one line of registration:
+A loss of the user's own takes a `Batch`; its other parameters are its options:
 
     @loss_term(teacher_taps=["logits"])
     def my_loss(batch: Batch, sharpness: float = 1.0) -> Tensor: ...
 
-named in a config as `{loss: my_package.my_module:my_loss, options: {sharpness: 2.0}}`.
+named in a config as `{loss: my_package.my_module:my_loss, options: {sharpness: 2.0}}`. A loss may
+also name what it needs of a batch, see `INPUTS`; it is then a pure function of tensors, and what
+it needs of the cache follows from its signature:
+
+    @loss_term()
+    def my_loss(student_logits: Tensor, teacher_logits: Tensor, sharpness: float = 1.0): ...
+
+The built-in losses are registered so, in `train.losses`: `kd` is short for `train.losses:kd`.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import LossTerm
-from nets.taps import channel_means, spatial_energy
-from train import losses
+from nets.taps import Tap, channel_means, in_order, spatial_energy
+from runtime.errors import did_you_mean
 from train.errors import TrainError
 
 StudentOutput = Literal["logits", "means", "energy", "embedding", "hint"]
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+_BUILT_IN = "train.losses"
 
 
 @dataclass(frozen=True)
@@ -47,51 +58,185 @@ class Batch:
     other_labels: Tensor | None = None
     other_shares: Tensor | None = None
 
-    def of_teacher(self, kind: str) -> list[Tensor]:
+    def of_teacher(self, kind: Literal["stage", "energy"]) -> list[Tensor]:
         """The taps `kind`1, `kind`2, ... that were read, in order."""
-        numbers = sorted(
-            int(tap.removeprefix(kind)) for tap in self.teacher if tap.startswith(kind)
-        )
-        return [self.teacher[f"{kind}{number}"] for number in numbers]
+        return [self.teacher[name] for name in in_order(self.teacher, kind)]
 
     @property
     def embedding(self) -> Tensor:
         """(B, C): channel means of the student's last stage, without a connector."""
-        return channel_means(self.maps[_in_order(self.maps, "stage")[-1]])
+        return channel_means(self.maps[in_order(self.maps, "stage")[-1]])
+
+    @functools.cached_property
+    def energies(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Attention maps of student and teacher, per stage (B, positions), of the smaller size."""
+        maps = [self.maps[stage] for stage in in_order(self.maps, "stage")]
+        pairs = [
+            _same_size(spatial_energy(map_), theirs, map_)
+            for map_, theirs in zip(maps, self.of_teacher("energy"), strict=True)
+        ]
+        return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
+
+    @functools.cached_property
+    def hints(self) -> tuple[Tensor, Tensor]:
+        """The hint of student and teacher, (B, C, H, W); the larger averaged to the smaller."""
+        assert self.hint is not None
+        ours, theirs = self.hint, self.teacher["hint"]
+        if ours.shape == theirs.shape:
+            return ours, theirs
+        size = min(tuple(ours.shape[2:]), tuple(theirs.shape[2:]))
+        return F.adaptive_avg_pool2d(ours.float(), size), F.adaptive_avg_pool2d(
+            theirs.float(), size
+        )
 
 
-def _in_order(names: Iterable[str], kind: str) -> list[str]:
-    """`kind`1, `kind`2, ... of the names."""
-    found = [name for name in names if name.startswith(kind)]
-    return sorted(found, key=lambda name: int(name.removeprefix(kind)))
+@dataclass(frozen=True)
+class Input:
+    """What a parameter of a loss is given, and what that takes of the cache and of the student."""
+
+    of: Callable[[Batch], object]
+    taps: frozenset[str] = frozenset()
+    student: frozenset[StudentOutput] = frozenset()
+
+
+def _teachers(tap: str, of: Callable[[Batch], object]) -> Input:
+    return Input(of, taps=frozenset({tap}))
+
+
+def _students(output: StudentOutput, of: Callable[[Batch], object]) -> Input:
+    return Input(of, student=frozenset({output}))
+
+
+# The parameters by which a loss asks for a part of the batch.
+INPUTS: dict[str, Input] = {
+    "labels": Input(lambda batch: batch.labels),
+    "other_labels": Input(lambda batch: batch.other_labels),
+    "other_shares": Input(lambda batch: batch.other_shares),
+    "student_logits": _students("logits", lambda batch: batch.logits),
+    "student_means": _students("means", lambda batch: batch.means),
+    "student_energy": _students("energy", lambda batch: batch.energies[0]),
+    "student_embedding": _students("embedding", lambda batch: batch.embedding),
+    "student_hint": _students("hint", lambda batch: batch.hints[0]),
+    "teacher_logits": _teachers("logits", lambda batch: batch.teacher["logits"]),
+    "teacher_correct": _teachers("correct", lambda batch: batch.teacher["correct"]),
+    "teacher_means": _teachers(
+        "stages", lambda batch: batch.of_teacher("stage")[: len(batch.means)]
+    ),
+    "teacher_energy": _teachers("energies", lambda batch: batch.energies[1]),
+    "teacher_embedding": _teachers("embedding", lambda batch: batch.of_teacher("stage")[-1]),
+    "teacher_hint": _teachers("hint", lambda batch: batch.hints[1]),
+}
 
 
 @dataclass(frozen=True)
 class Loss:
-    """How a loss is computed from a batch, and what it needs.
+    """A registered function, and what it needs.
 
     teacher_taps: names of taps; "stages" stands for stage1 ... stageL, "energies" for energy1 ...
     energyL, "embedding" for the last stage. student: what it looks at; "logits" also says that its
-    gradient reaches the classifier.
+    gradient reaches the classifier. inputs: the parameters that are `INPUTS`; none where it takes
+    the whole `Batch`.
     """
 
-    compute: Callable[..., Tensor]
-    teacher_taps: frozenset[str] = frozenset()
-    student: frozenset[StudentOutput] = frozenset({"logits"})
+    function: Callable[..., Tensor]
+    teacher_taps: frozenset[str]
+    student: frozenset[StudentOutput]
+    inputs: tuple[str, ...]
+
+    def compute(self, batch: Batch, **options: float) -> Tensor:
+        """The loss of a batch, a scalar."""
+        if not self.inputs:
+            return self.function(batch, **options)
+        return self.function(**{name: INPUTS[name].of(batch) for name in self.inputs}, **options)
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The parameters that a config may set, by name."""
+        parameters = inspect.signature(self.function).parameters
+        of_batch = self.inputs or list(parameters)[:1]
+        return {name: each for name, each in parameters.items() if name not in of_batch}
+
+
+_REGISTERED: dict[Callable[..., Tensor], Loss] = {}
 
 
 def loss_term(
-    teacher_taps: Collection[str] = (), student: Collection[StudentOutput] = ("logits",)
-) -> Callable[[Callable[..., Tensor]], Loss]:
-    """Make a loss of a function of a `Batch` (and keyword options); see `Loss` for what to name."""
-    return lambda compute: Loss(compute, frozenset(teacher_taps), frozenset(student))
+    teacher_taps: Collection[str] = (), student: Collection[StudentOutput] = ()
+) -> Callable[[Function], Function]:
+    """Register a function as a loss, and leave it as it is.
+
+    A function of a `Batch` must say what it looks at: teacher_taps and student as in `Loss`, by
+    default the student's logits alone. Where parameters name their inputs this is known.
+    """
+
+    def register(function: Function) -> Function:
+        _REGISTERED[function] = _loss(function, teacher_taps, student)
+        return function
+
+    return register
+
+
+def _loss(
+    function: Callable[..., Tensor],
+    teacher_taps: Collection[str],
+    student: Collection[StudentOutput],
+) -> Loss:
+    parameters = inspect.signature(function).parameters
+    inputs = tuple(name for name in parameters if name in INPUTS)
+    if not inputs:
+        return Loss(function, frozenset(teacher_taps), frozenset(student or ("logits",)), inputs)
+    for name, parameter in parameters.items():
+        if name not in inputs and parameter.default is parameter.empty:
+            raise TrainError(
+                f"the loss {function.__name__!r} has a parameter {name!r} without a default, which "
+                f"is no part of a batch{did_you_mean(name, INPUTS)}",
+                fix=f"use {', '.join(INPUTS)}; or the batch alone",
+            )
+    return Loss(
+        function,
+        frozenset(teacher_taps).union(*(INPUTS[name].taps for name in inputs)),
+        frozenset(student).union(*(INPUTS[name].student for name in inputs)),
+        inputs,
+    )
+
+
+@functools.cache
+def loss_named(name: str) -> Loss:
+    """A built-in loss, or the user's own `package.module:name`. Raises TrainError."""
+    module, _, attribute = name.rpartition(":")
+    try:
+        function = getattr(importlib.import_module(module or _BUILT_IN), attribute)
+    except (ImportError, AttributeError) as error:
+        raise TrainError(f"loss {name!r} cannot be imported: {error}") from None
+    if function not in _REGISTERED:
+        raise TrainError(
+            f"loss {name!r} is not registered", fix="put @train.terms.loss_term(...) above it"
+        )
+    return _REGISTERED[function]
+
+
+def check_options(where: str, term: LossTerm) -> None:
+    """Raise TrainError where a term sets what its loss does not have, or leaves out what it needs.
+
+    where: of the term in its file, such as "methods.kd.1".
+    """
+    options = loss_named(term.loss).options
+    if not any(each.kind is each.VAR_KEYWORD for each in options.values()):
+        for name in term.options:
+            if name not in options:
+                near = did_you_mean(name, options)
+                raise TrainError(f"{where}: the loss {term.loss!r} has no {name!r}{near}")
+    for name, each in options.items():
+        is_given = each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL) or name in term.options
+        if each.default is each.empty and not is_given:
+            raise TrainError(f"{where}: the loss {term.loss!r} needs options: {{{name}: NUMBER}}")
 
 
 def expanded_taps(loss: Loss, stages: Sequence[str]) -> set[str]:
     """The names of the taps that a loss needs of a cache with these stages."""
     groups = {
         "stages": set(stages),
-        "energies": {stage.replace("stage", "energy") for stage in stages},
+        "energies": {Tap("energy", stage).name for stage in stages},
         "embedding": {stages[-1]},
     }
     return set().union(*(groups.get(tap, {tap}) for tap in loss.teacher_taps))
@@ -100,61 +245,6 @@ def expanded_taps(loss: Loss, stages: Sequence[str]) -> set[str]:
 def taps_of(terms: Iterable[LossTerm], stages: Sequence[str]) -> set[str]:
     """The names of the taps that a method needs of a cache with these stages."""
     return {tap for term in terms for tap in expanded_taps(loss_named(term.loss), stages)}
-
-
-def options_of(term: LossTerm) -> dict[str, float]:
-    """The keyword arguments that a term gives its loss; what is not set is the loss's default."""
-    named = ("temperature", "alpha", "beta", "distance_weight", "angle_weight")
-    given = {name: getattr(term, name) for name in named}
-    return {**{k: v for k, v in given.items() if v is not None}, **term.options}
-
-
-@functools.cache
-def loss_named(name: str) -> Loss:
-    """One of `LOSSES`, or the user's own `package.module:name`. Raises TrainError."""
-    if name in LOSSES:
-        return LOSSES[name]
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise TrainError(f"loss {name!r} cannot be imported: {error}") from None
-    if not isinstance(found, Loss):
-        raise TrainError(
-            f"loss {name!r} is not registered: put @train.terms.loss_term(...) above it"
-        )
-    return found
-
-
-def _dkd(batch: Batch, **options: float) -> Tensor:
-    return losses.dkd(batch.logits, batch.teacher["logits"], batch.labels, **options)
-
-
-def _gkd(batch: Batch, **options: float) -> Tensor:
-    taps = batch.teacher
-    return losses.gkd(batch.logits, taps["logits"], taps["correct"], **options)
-
-
-def _of_logits(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda batch, **options: loss(batch.logits, batch.teacher["logits"], **options)
-
-
-def _ce(batch: Batch) -> Tensor:
-    return losses.ce(batch.logits, batch.labels, batch.other_labels, batch.other_shares)
-
-
-def _cd(batch: Batch) -> Tensor:
-    return losses.cd(batch.means, batch.of_teacher("stage")[: len(batch.means)])
-
-
-def _at(batch: Batch) -> Tensor:
-    pairs = [
-        _same_size(spatial_energy(batch.maps[stage]), energy, batch.maps[stage])
-        for stage, energy in zip(
-            _in_order(batch.maps, "stage"), batch.of_teacher("energy"), strict=True
-        )
-    ]
-    return losses.at([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
 
 
 def _same_size(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,37 +280,3 @@ def size_like(height: int, width: int, positions: int) -> tuple[int, int] | None
     if not found or found[0][0] >= 1 or (len(found) > 1 and found[1][0] - found[0][0] < 0.1):
         return None
     return found[0][1], positions // found[0][1]
-
-
-def _rkd(batch: Batch, **options: float) -> Tensor:
-    stages = batch.of_teacher("stage")
-    return losses.rkd(batch.embedding, stages[-1], **options)
-
-
-def _fitnets(batch: Batch) -> Tensor:
-    assert batch.hint is not None
-    ours, theirs = batch.hint, batch.teacher["hint"]
-    if ours.shape != theirs.shape:  # the larger is averaged to the size of the smaller
-        smaller = min(tuple(ours.shape[2:]), tuple(theirs.shape[2:]))
-        ours, theirs = (F.adaptive_avg_pool2d(each.float(), smaller) for each in (ours, theirs))
-    return losses.fitnets(ours, theirs)
-
-
-def _loss(
-    compute: Callable[..., Tensor], taps: Sequence[str], student: Sequence[StudentOutput]
-) -> Loss:
-    return Loss(compute, frozenset(taps), frozenset(student))
-
-
-LOSSES: dict[str, Loss] = {
-    "ce": _loss(_ce, [], ["logits"]),
-    "kd": _loss(_of_logits(losses.kd), ["logits"], ["logits"]),
-    "gkd": _loss(_gkd, ["logits", "correct"], ["logits"]),
-    "cd": _loss(_cd, ["stages"], ["means"]),
-    "at": _loss(_at, ["energies"], ["energy"]),
-    "rkd": _loss(_rkd, ["embedding"], ["embedding"]),
-    "fitnets": _loss(_fitnets, ["hint"], ["hint"]),
-    "dkd": _loss(_dkd, ["logits"], ["logits"]),
-    "dist": _loss(_of_logits(losses.dist), ["logits"], ["logits"]),
-    "lskd": _loss(_of_logits(losses.lskd), ["logits"], ["logits"]),
-}

@@ -19,7 +19,6 @@ from train.feed import TeacherOutputs, slab_bytes
 from train.loop import Learner, SplitPixels, Task, run_step, student_maps
 from train.run import assemble
 from train.study import Study
-from train.terms import options_of
 from views.batches import ViewBatch
 from views.pixels import open_pixels
 
@@ -62,7 +61,7 @@ def trial_steps(
     task: Task, learner: Learner, source: TeacherOutputs, maps: dict[str, Tensor]
 ) -> Iterator[int]:
     """Steps for ever, two whole batches and the rest of an epoch; yields each one's images."""
-    terms = [(term.loss, term.weight, options_of(term)) for term in task.terms]
+    terms = [(term.loss, term.weight, term.options) for term in task.terms]
     num_samples, size = len(task.data.train), task.training.batch_size
     some = np.arange(min(num_samples, 2 * size + num_samples % size))
     while True:

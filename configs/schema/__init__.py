@@ -17,9 +17,10 @@ from configs.schema.augment import (
     TrivialAugment,
 )
 from configs.schema.dataset import Cifar, DatasetConfig, Digits, ImageFolder, Normalisation, Packed
-from configs.schema.methods import LOSS_OPTIONS, LossTerm
+from configs.schema.methods import LossTerm
 from configs.schema.origin import Source
 from configs.schema.plain import as_plain
+from configs.schema.scalars import NonNegativeFloat, PositiveFloat
 from configs.schema.student import StudentConfig, StudentNet
 from configs.schema.teacher import Hint, TapsConfig, TeacherConfig, TeacherNet
 from configs.schema.training import (
@@ -33,7 +34,6 @@ from configs.schema.training import (
 from configs.schema.views import ViewsConfig
 
 __all__ = [
-    "LOSS_OPTIONS",
     "AugmentConfig",
     "Centre",
     "Cifar",
@@ -47,10 +47,12 @@ __all__ = [
     "LossTerm",
     "Mix",
     "MultiStep",
+    "NonNegativeFloat",
     "Normalisation",
     "OneCycle",
     "Packed",
     "PadCropFlip",
+    "PositiveFloat",
     "RandomResizedCrop",
     "Schedule",
     "Source",

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictStr,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
+from configs.loss_options import built_in_losses
 from configs.schema.scalars import (
     BLOCK,
     Float,
@@ -17,34 +27,24 @@ from configs.schema.scalars import (
     PositiveFloat,
     PositiveInt,
 )
-
-# The losses of train/losses.py, and the options that each takes.
-LOSS_OPTIONS: dict[str, frozenset[str]] = {
-    "ce": frozenset(),
-    "kd": frozenset({"temperature"}),
-    "gkd": frozenset({"temperature"}),
-    "cd": frozenset(),
-    "at": frozenset(),
-    "rkd": frozenset({"distance_weight", "angle_weight"}),
-    "fitnets": frozenset(),
-    "dkd": frozenset({"temperature", "alpha", "beta"}),
-    "dist": frozenset({"temperature"}),
-    "lskd": frozenset({"temperature"}),
-}
+from runtime.errors import did_you_mean
 
 
 def _known_loss(name: str) -> str:
-    if name in LOSS_OPTIONS or re.fullmatch(r"[\w.]+:\w+", name):
+    known = built_in_losses()
+    if name in known or re.fullmatch(r"[\w.]+:\w+", name):
         return name
-    close = difflib.get_close_matches(name, LOSS_OPTIONS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    near = did_you_mean(name, known)
     raise ValueError(
-        f"unknown loss{hint or '.'} Known: {', '.join(LOSS_OPTIONS)}, and package.module:name"
+        f"unknown loss{near or '.'} Known: {', '.join(known)}, and package.module:name"
     )
 
 
-# A key of LOSS_OPTIONS, or the user's own as package.module:name.
+# A built-in loss, or the user's own as package.module:name.
 LossName = Annotated[StrictStr, AfterValidator(_known_loss)]
+
+# Types that the signature of a built-in loss may give its options.
+_OPTION_TYPES = {"PositiveFloat": PositiveFloat, "NonNegativeFloat": NonNegativeFloat}
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -57,22 +57,65 @@ class LossTerm:
     decay_epochs: tuple[PositiveInt, ...] = ()
     start_epoch: PositiveInt = 1
     warmup_epochs: NaturalInt = 0  # the weight rises linearly over so many, from start_epoch on
-    temperature: PositiveFloat | None = None  # default: the loss's own, as for what follows
-    alpha: NonNegativeFloat | None = None
-    beta: NonNegativeFloat | None = None
-    distance_weight: NonNegativeFloat | None = None
-    angle_weight: NonNegativeFloat | None = None
-    options: dict[StrictStr, Float] = Field(default_factory=dict)  # of a loss of the user's own
+    # Unset ones have the default of the loss. In YAML those of a built-in loss are keys of the
+    # term itself ({loss: kd, temperature: 4}), and those of a loss of your own under `options`.
+    options: dict[StrictStr, Float] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _options_have_a_use(self) -> LossTerm:
-        known = LOSS_OPTIONS.get(self.loss, frozenset())
-        for name in ("temperature", "alpha", "beta", "distance_weight", "angle_weight"):
-            if getattr(self, name) is not None and name not in known:
-                raise ValueError(f"the loss {self.loss!r} has no {name}")
-        if self.options and self.loss in LOSS_OPTIONS:
-            raise ValueError("options are for a loss of your own; name this one's by themselves")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, raw: Any) -> Any:
+        """A term as YAML has it -> the options of a built-in loss under `options`, checked."""
+        if not isinstance(raw, dict):
+            return raw
+        keys = _keys()
+        own = {key: value for key, value in raw.items() if key in keys}
+        beside = {key: value for key, value in raw.items() if key not in keys}
+        loss = raw.get("loss")
+        if isinstance(loss, str) and loss in built_in_losses():
+            if raw.get("options"):
+                raise ValueError(
+                    "options are for a loss of your own; name this one's by themselves"
+                )
+            return {**own, "options": _options_of(loss, beside)}
+        misplaced = [key for key in beside if _is_an_option(key)]
+        for key in misplaced:
+            if beside[key] is not None and ":" in str(loss):
+                raise ValueError(f"{key} of a loss of your own belongs under options")
+        # Of a loss that is missing or unknown, only that is reported.
+        return {key: value for key, value in raw.items() if key not in misplaced}
+
+    @model_serializer(mode="wrap")
+    def _spread_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The term as YAML has it."""
+        plain: dict[str, Any] = handler(self)
+        if self.loss not in built_in_losses():
+            return plain
+        options: dict[str, float] = plain.pop("options")
+        return plain | options
 
 
 Method = Annotated[tuple[LossTerm, ...], Field(min_length=1)]
+
+
+def _keys() -> list[str]:
+    return [each.name for each in dataclasses.fields(LossTerm)]
+
+
+def _options_of(loss: str, given: Mapping[str, Any]) -> dict[str, float]:
+    """The options of a built-in loss, checked; `null` stands for the default.
+
+    Raises ValueError for an unknown one, ValidationError for a value of another type or range.
+    """
+    known = built_in_losses()[loss]
+    for name, value in given.items():
+        if name not in known and (value is not None or not _is_an_option(name)):
+            near = did_you_mean(name, [*known, *_keys()])
+            raise ValueError(f"the loss {loss!r} has no {name!r}{near}")
+    values = {name: value for name, value in given.items() if value is not None}
+    types: dict[str, Any] = {name: (_OPTION_TYPES.get(known[name], Float), ...) for name in values}
+    return dict(create_model(loss, **types).model_validate(values))
+
+
+def _is_an_option(name: str) -> bool:
+    """Whether any built-in loss has an option of that name."""
+    return any(name in options for options in built_in_losses().values())

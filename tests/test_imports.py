@@ -1,112 +1,195 @@
-"""Who may import whom (the map in the README), and that this test can fail."""
+"""Who may import whom: floors from the ground up, no circles, and that these tests can fail.
+
+Every import counts, wherever it stands: in a function and under `if TYPE_CHECKING` too.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-ROOMS = ("runtime", "configs", "views", "nets", "store", "precompute", "train")
-SHARED = ("runtime", "configs", "views", "nets", "store")
+from tests.support.project import ROOT
 
-# Stages use the shared rooms; shared rooms stay apart, but for types from configs.schema and, in
-# the configs' favour, nothing else.
-ALLOWED = {
-    "runtime": set(),
-    "configs": {"runtime"},
-    "views": {"configs.schema", "runtime"},
-    "nets": {"configs.schema", "runtime"},
-    "store": {"runtime"},
-    "precompute": set(SHARED),
-    "train": set(SHARED),
+FLOORS = (
+    ("runtime",),
+    ("configs", "views", "nets", "store"),
+    ("precompute", "train"),
+    ("report",),
+    ("benchmarks", "examples"),
+)
+FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
+SECOND_FLOOR = 1  # its packages may take types from configs.schema
+EXCEPTIONS = {
+    ("views.__main__", "configs.load"): "python -m views pack is given a config by its name",
 }
+Sources = dict[str, str]  # {module: its text}
 
 
-def imports_of(source: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
+class Import(NamedTuple):
+    """`name` is None in `import module`."""
+
+    importer: str
+    module: str
+    name: str | None
+
+    def __str__(self) -> str:
+        return f"{self.importer} imports {self.module}" + (f".{self.name}" if self.name else "")
+
+
+def project() -> Sources:
+    files = [file for package in FLOOR_OF for file in (ROOT / package).rglob("*.py")]
+    return {module_name(file.relative_to(ROOT)): file.read_text() for file in files}
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(importer: str, sources: Sources) -> Iterator[Import]:
+    """All of them; of `from package import module` the module."""
+    for node in ast.walk(ast.parse(sources[importer])):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield node.module
+            yield from (Import(importer, alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{importer}: imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                if inner in sources:
+                    yield Import(importer, inner, None)
+                else:
+                    yield Import(importer, str(node.module), alias.name)
 
 
-def violations(room: str, source: str, also: frozenset[str] = frozenset()) -> list[str]:
-    found = []
-    for module in imports_of(source):
-        top = module.split(".")[0]
-        if room == "store" and top in ("torch", "torchvision"):
-            found.append(f"{room} imports {module}")
-        if top in ROOMS and top != room and not {module, top} & (ALLOWED[room] | also):
-            found.append(f"{room} imports {module}")
-    if room == "nets" and "read_stages" in source and "class CifarResNet" in source:
-        found.append("model code knows of taps")
-    return found
+def is_allowed(found: Import) -> bool:
+    ours, theirs = found.importer.partition(".")[0], found.module.partition(".")[0]
+    if theirs in ("torch", "torchvision"):
+        return ours != "store"
+    if theirs not in FLOOR_OF or theirs == ours or FLOOR_OF[theirs] < FLOOR_OF[ours]:
+        return True
+    is_type = found.name is not None and re.fullmatch("[A-Z][a-z].*", found.name)
+    if FLOOR_OF[ours] == SECOND_FLOOR and found.module == "configs.schema" and is_type:
+        return True
+    return (found.importer, found.module) in EXCEPTIONS
 
 
-def files_of(room: str) -> list[Path]:
-    return sorted((ROOT / room).rglob("*.py"))
+def violations(sources: Sources) -> list[str]:
+    found = (each for importer in sources for each in imports_of(importer, sources))
+    return [str(each) for each in found if not is_allowed(each)]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_room_imports_only_what_it_may(room: str) -> None:
-    files = files_of(room)
-    assert files
-    for file in files:
-        # A room's own command may read configs by name; no module of it may.
-        also = frozenset({"configs.load"} if file.name == "__main__.py" else set())
-        also = also if room == "views" else frozenset()
-        assert violations(room, file.read_text(), also) == []
+def circle(sources: Sources) -> list[str]:
+    """Modules that import one another in turn; [] where there are none."""
+    graph = {
+        importer: {each.module for each in imports_of(importer, sources)} - {importer}
+        for importer in sources
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_every_package_stands_on_a_floor() -> None:
+    packages = {file.parent.name for file in ROOT.glob("*/*.py")} - {"tests"}
+    assert packages <= set(FLOOR_OF)
+    assert packages >= set(FLOOR_OF) - {"examples"}
+
+
+def test_imports_go_down_a_floor_never_up_or_sideways() -> None:
+    assert violations(project()) == []
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    assert circle(project()) == []
+
+
+def test_every_exception_is_needed() -> None:
+    sources = project()
+    used = {(each.importer, each.module) for name in sources for each in imports_of(name, sources)}
+    assert set(EXCEPTIONS) <= used
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("runtime.new", "from store.journal import read_journal"),  # up
+        ("configs.new", "from train.schedule import weight_at"),
+        ("train.new", "def f():\n    import report.table"),
+        ("report.new", "from benchmarks.harness import machine"),
+        ("views.new", "from nets.zoo import build"),  # sideways
+        ("nets.new", "import store"),
+        ("train.new", "import precompute.run"),
+        ("precompute.new", "def f():\n    from train import losses"),
+        ("benchmarks.new", "if TYPE_CHECKING:\n    import examples"),
+        ("views.new", "from configs.load import load_teacher"),  # not a type
+        ("views.new", "from configs import load"),
+        ("nets.new", "from configs.schema import as_plain"),
+        ("store.new", "from configs.schema import LOSS_OPTIONS"),
+        ("store.new", "import torch"),
+    ],
+)
+def test_an_import_that_breaks_a_rule_is_found(module: str, source: str) -> None:
+    (found,) = violations({**project(), module: source})
+    assert found.startswith(f"{module} imports ")
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {"train.a": "from train.b import f", "train.b": "def g():\n    from train.a import h"},
+        {"train.a": "import train.b", "train.b": "if TYPE_CHECKING:\n    from train import a"},
+        {"nets.a": "import nets.b", "nets.b": "import nets.c", "nets.c": "from nets import a"},
+    ],
+)
+def test_a_circle_of_imports_is_found(sources: Sources) -> None:
+    found = circle({**project(), **sources})
+    assert set(found) == set(sources)
 
 
 def test_model_code_does_not_import_tap_code() -> None:
-    modules = set(imports_of((ROOT / "nets" / "zoo.py").read_text()))
-    assert not any("taps" in module for module in modules)
+    assert not any("taps" in each.module for each in imports_of("nets.zoo", project()))
 
 
 @pytest.mark.parametrize(
-    ("room", "source"),
+    "module",
     [
-        ("train", "import precompute.run"),
-        ("precompute", "def f():\n    from train import losses"),
-        ("store", "import torch"),
-        ("store", "from configs.load import load_teacher"),
-        ("views", "from nets.zoo import build"),
-        ("nets", "import store"),
-        ("configs", "from train.schedule import weight_at"),
-        ("runtime", "from store.journal import read_journal"),
-        ("views", "from configs.load import load_teacher"),
+        *("store.__main__", "precompute.__main__", "train.__main__", "report.__main__"),
+        *("configs.__main__", "views.__main__", "views.augment"),
     ],
-)
-def test_the_import_test_fails_where_a_rule_is_broken(room: str, source: str) -> None:
-    assert violations(room, source) != []
-
-
-@pytest.mark.parametrize(
-    "module", ["store", "precompute.__main__", "train.__main__", "views.augment"]
 )
 def test_what_must_start_fast_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_only_the_report_and_what_draws_pictures_load_the_plotting_library() -> None:
+    sources = project()
+    drawing = {
+        each.importer
+        for name in sources
+        for each in imports_of(name, sources)
+        if each.module.partition(".")[0] in ("matplotlib", "scipy")
+    }
+    assert {name for name in drawing if name.partition(".")[0] not in ("report", "benchmarks")} == {
+        "store.picture"
+    }
+
+
 def test_nothing_unpickles_or_evaluates() -> None:
-    for room in ROOMS:
-        for file in files_of(room):
-            tree = ast.parse(file.read_text())
-            assert "pickle" not in set(imports_of(file.read_text())), file
-            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-                name = ast.unparse(call.func)
-                assert name not in ("eval", "exec"), file
-                if name == "torch.load":
-                    assert "weights_only=True" in ast.unparse(call), file
-
-
-def test_no_test_imports_a_test() -> None:
-    for file in (ROOT / "tests").rglob("*.py"):
-        modules = (module.split(".") for module in imports_of(file.read_text()))
-        assert not any(part.startswith("test_") for parts in modules for part in parts), file
+    sources = project()
+    for name, source in sources.items():
+        assert "pickle" not in {each.module for each in imports_of(name, sources)}, name
+        for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+            called = ast.unparse(call.func)
+            assert called not in ("eval", "exec"), name
+            if called == "torch.load":
+                assert "weights_only=True" in ast.unparse(call), name

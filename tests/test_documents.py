@@ -32,9 +32,9 @@ EVERY_COMMAND = [
 ]
 
 
-def run_block(name: str, project: Path) -> list[str]:
-    """The lines that a Python block prints, run as a file in the project's folder."""
-    (project / name).write_text(code_blocks("python")[name])
+def run_block(name: str, project: Path, then: str = "") -> list[str]:
+    """The lines that a Python block, and `then`, print: run as a file in the project's folder."""
+    (project / name).write_text(code_blocks("python")[name] + then)
     ran = subprocess.run(
         [sys.executable, name], cwd=project, capture_output=True, text=True, check=False
     )
@@ -43,7 +43,7 @@ def run_block(name: str, project: Path) -> list[str]:
 
 
 def test_every_code_block_is_run_by_a_test() -> None:
-    assert set(code_blocks("python")) == {"my_losses.py", "my_loop.py"}
+    assert set(code_blocks("python")) == {"my_losses.py", "my_loop.py", "channel_distillation.py"}
     assert set(code_blocks("yaml")) == {"photos-resnet50.yaml", "photos-resnet18.yaml"}
 
 
@@ -53,6 +53,20 @@ def test_a_training_loop_of_ones_own_learns(trained_checkout: Trained) -> None:
     losses = [float(line.split()[1]) for line in run_block("my_loop.py", project)]
     assert len(losses) == 10
     assert losses[-1] < losses[0]
+
+
+def test_channel_distillation_in_plain_code_is_the_loss_that_is_trained_with(
+    trained_checkout: Trained,
+) -> None:
+    project, _ = trained_checkout
+    then = """
+from train import losses
+torch.testing.assert_close(loss, losses.cd(student_means, teacher_means))
+print(sum(p.grad.abs().sum().item() for p in student.parameters()))
+"""
+    loss, gradient = map(float, run_block("channel_distillation.py", project, then))
+    assert loss > 0
+    assert gradient > 0
 
 
 def test_a_loss_of_ones_own_is_a_method(
@@ -117,7 +131,7 @@ def check_program(name: str, arguments: list[str]) -> None:
         shown = Path(str(module.__file__)).read_text()
         words = arguments[:1] if is_package and name != "benchmarks" else []
         words += [word for word in arguments if word.startswith("--")]
-        assert all(word in shown for word in words), arguments
+        assert all(re.search(rf"{word}(?![\w-])", shown) for word in words), arguments
         return
     command = typer.main.get_command(module.app)
     context = command.make_context(name, list(arguments))

@@ -46,10 +46,10 @@ class Stored:
 
 
 def exact_records(running: TeacherPass, view: int) -> Records:
-    """Every tap of one view: float32 (N, ...)."""
-    found = running.records(view, np.arange(len(running.pixels)), running.setup.taps)
-    taps = (item for item in found.items() if item[0] != SAMPLE_CRC)
-    return {tap: values.float().cpu().numpy() for tap, values in taps}
+    """The taps that every cache has, of one view: float32 (N, ...)."""
+    taps = [tap for tap in running.setup.taps if tap.kind not in ("energy", "hint")]
+    found = running.records(view, np.arange(len(running.pixels)), taps)
+    return {tap: values.float().cpu().numpy() for tap, values in found.items() if tap != SAMPLE_CRC}
 
 
 def stored_as(records: Records, dtype: str, block_rows: int) -> Stored:

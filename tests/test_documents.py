@@ -25,6 +25,7 @@ from train.terms import loss_named
 Trained = tuple[Path, subprocess.CompletedProcess[str]]
 
 README = ROOT / "README.md"
+OWN_LOSSES = ("my_losses.py", "my_batch_losses.py")
 EVERY_COMMAND = [
     pytest.param(command, id=f"{document.stem}: {command}")
     for document in documents()
@@ -43,7 +44,7 @@ def run_block(name: str, project: Path, then: str = "") -> list[str]:
 
 
 def test_every_code_block_is_run_by_a_test() -> None:
-    assert set(code_blocks("python")) == {"my_losses.py", "my_loop.py", "channel_distillation.py"}
+    assert set(code_blocks("python")) == {*OWN_LOSSES, "my_loop.py", "channel_distillation.py"}
     assert set(code_blocks("yaml")) == {"photos-resnet50.yaml", "photos-resnet18.yaml"}
 
 
@@ -69,18 +70,19 @@ print(sum(p.grad.abs().sum().item() for p in student.parameters()))
     assert gradient > 0
 
 
+@pytest.mark.parametrize("name", OWN_LOSSES)
 def test_a_loss_of_ones_own_is_a_method(
-    cached: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, cached: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    block = code_blocks("python")["my_losses.py"]
-    (tmp_path / "my_losses.py").write_text(block)
+    block = code_blocks("python")[name]
+    (tmp_path / name).write_text(block)
     monkeypatch.syspath_prepend(str(tmp_path))
-    term = block.partition("\n")[0].removeprefix("# my_losses.py: ")
+    term = block.partition("\n")[0].removeprefix(f"# {name}: ")
     call = ["student", "digits-resnet8", "--method", "own", f"methods.own=[{{loss: ce}}, {term}]"]
     try:
         assert cli([*call, *cached]) == 0
     finally:
-        sys.modules.pop("my_losses", None)
+        sys.modules.pop(name.removesuffix(".py"), None)
         loss_named.cache_clear()
 
 

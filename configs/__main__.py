@@ -1,43 +1,48 @@
 """python -m configs teacher|student NAME|PATH [key=value ...]    print the config as resolved
-
-python -m configs teacher-of STUDENT|PATH [key=value ...]         print the teacher a student names
-python -m configs list                                            print all names
+python -m configs teacher-of STUDENT|PATH [key=value ...]      print the teacher a student names
+python -m configs list                                         print all names
 """
 
 from __future__ import annotations
 
 import sys
 
-from configs.load import (
-    ConfigError,
-    available,
-    load_student,
-    load_teacher,
-    split_overrides,
-    to_yaml,
-)
+from configs.load import available, load_student, load_teacher, split_overrides, to_yaml
+from runtime.commands import new_app, run_command
+from runtime.options import Overrides, StudentName, TeacherName
+
+app = new_app("Print configs.")
 
 
-def main(arguments: list[str]) -> int:
-    match arguments:
-        case ["teacher", name, *overrides]:
-            print(to_yaml(load_teacher(name, overrides)), end="")
-        case ["student", name, *overrides]:
-            print(to_yaml(load_student(name, split_overrides(overrides)[0])), end="")
-        case ["teacher-of", name, *overrides]:
-            print(load_student(name, split_overrides(overrides)[0]).teacher)
-        case ["list"]:
-            for kind in ("teacher", "student"):
-                print(*(f"{kind} {name}" for name in available(kind)), sep="\n")
-        case _:
-            print(__doc__, file=sys.stderr)
-            return 2
-    return 0
+@app.command()
+def teacher(name: TeacherName, overrides: Overrides = None) -> None:
+    """Print a teacher's config with its defaults and overrides filled in."""
+    print(to_yaml(load_teacher(name, overrides or [])), end="")
+
+
+@app.command()
+def student(name: StudentName, overrides: Overrides = None) -> None:
+    """Print a student's config with its defaults and overrides filled in."""
+    print(to_yaml(load_student(name, split_overrides(overrides or [])[0])), end="")
+
+
+@app.command()
+def teacher_of(name: StudentName, overrides: Overrides = None) -> None:
+    """Print the name of a student's teacher."""
+    print(load_student(name, split_overrides(overrides or [])[0]).teacher)
+
+
+@app.command("list")
+def list_names() -> None:
+    """Print the names of all configs that come with the project."""
+    for kind in ("teacher", "student"):
+        print(*(f"{kind} {name}" for name in available(kind)), sep="\n")
+
+
+def cli(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return run_command(app, arguments)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(cli())

@@ -9,7 +9,9 @@ as the partner of a sample may be any other, or where batch norm was recalibrate
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,10 +19,11 @@ from precompute.setup import Setup
 from store.differences import differences
 from store.errors import CacheMismatch
 from store.identity import Identity
-from store.layout import SAMPLE_CRC
-from store.reader import WITHOUT_CHECKSUMS, TeacherCache
+from store.layout import MANIFEST, SAMPLE_CRC
+from store.reader import WITHOUT_CHECKSUMS, TeacherCache, other_dataset_state
 from store.writer import CacheWriter, Work
 from views.augment import preview_views
+from views.changes import describe_change
 
 
 def reason_against(setup: Setup, old: TeacherCache) -> str | None:
@@ -39,6 +42,34 @@ def refuse_unless_carriable(setup: Setup, old: TeacherCache) -> None:
     """Raise CacheMismatch where no record of `old` can be carried over."""
     if (reason := reason_against(setup, old)) is not None:
         raise _nothing_carried(old, reason)
+
+
+def opened_to_carry(path: Path | None, setup: Setup) -> TeacherCache | None:
+    """The cache at `path`, once records of it may be carried over. Raises CacheError."""
+    if path is None:
+        return None
+    old = TeacherCache.open(path)
+    refuse_unless_carriable(setup, old)
+    return old
+
+
+def format_dataset_change(setup: Setup, caches: Path, words: Sequence[str]) -> str:
+    """Before a new cache is begun: how its dataset differs from that of one which is there.
+
+    Names the command that carries records over. words: the config and overrides of this command.
+    Empty where there is nothing to say.
+    """
+    if (setup.path / MANIFEST).exists():
+        return ""
+    if (old := other_dataset_state(caches, setup.identity)) is None:
+        return ""
+    change = describe_change(setup.dataset.train, old.labels, old.sample_crc32c)
+    if (reason := reason_against(setup, old)) is not None:
+        remedy = f"none of its records can be carried over: {reason}"
+    else:
+        again = shlex.join(["--caches", str(caches), *words, "--from", str(old.path)])
+        remedy = f"to carry unchanged records over: python -m precompute {again}"
+    return f"the dataset has changed since {old.path} was made: {change}\n  {remedy}"
 
 
 def _nothing_carried(old: TeacherCache, reason: str) -> CacheMismatch:

@@ -24,7 +24,7 @@ def main(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...",
+            metavar="RUN",
             help="folder names of the runs to report, in this order; default: all finished runs "
             "with the settings of the latest one",
         ),

@@ -1,6 +1,8 @@
-"""Sizes and durations as people read them."""
+"""Sizes, durations and tables as people read them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def format_size(num_bytes: float) -> str:
@@ -17,3 +19,18 @@ def format_duration(hours: float) -> str:
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{hours * 60:,.1f} min" if hours >= 1 / 60 else f"{hours * 3600:,.0f} s"
+
+
+def format_age(seconds: float) -> str:
+    """Seconds, in the largest whole unit: 200 -> "3 min"."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lines with their cells aligned to the left; the first row is the header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,8 +1,8 @@
-"""python -m store list [--caches DIR]                 all caches: teacher, size, how far
+"""python -m store list [--caches DIR]                 all caches: teacher, size, progress
 python -m store info PATH [--json] [--plot FILE]     one cache: identity, taps, bytes, versions
-python -m store check [PATH ...]                     read every byte of them; default: of all caches
-python -m store export CACHE FILE.h5                 as one HDF5 file
-python -m store import FILE.h5 [DIR]                 and back
+python -m store check [PATH ...]                     read every byte; default: of all caches
+python -m store export CACHE FILE.h5                 write a cache as one HDF5 file
+python -m store import FILE.h5 [DIR]                 turn such a file into a cache folder
 python -m store trim CACHE [--views 4] [--drop-taps energy,hint]     make a cache smaller
 
 Exit status: 0 sound, 1 unsound or unfinished, 2 unusable.
@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,49 +23,36 @@ from rich.progress import TransferSpeedColumn as Speed
 
 from runtime.commands import new_app, new_console, run_command
 from runtime.files import write_atomically
+from runtime.options import Caches
+from store.describe import info_text, list_text
 from store.errors import CacheError, make_command
 from store.look import describe_missing, details, journal_notes, overviews
-from store.reader import TeacherCache, open_source
+from store.reader import Source, TeacherCache, open_source
 from store.transfer import export_cache, import_cache
 from store.trim import trim_cache
 
-app = new_app("Look at caches.")
+app = new_app("Look at caches, check them, move them, make them smaller.")
 CachePath = Annotated[Path, typer.Argument(help="a cache's folder, or an exported .h5 file")]
 
 
 @app.command("list")
 def list_caches(
-    caches: Annotated[Path, typer.Option(help="folder of the caches")] = Path("caches"),
+    caches: Caches = Path("caches"),
 ) -> None:
-    """All caches below a folder."""
-    rows = [["cache", "teacher", "dataset", "views", "samples", "size", "state"]]
-    for found in overviews(caches):
-        if found.source is None:
-            rows.append([found.path.name, "", "", "", "", "", f"unusable: {found.problem}"])
-            continue
-        m = found.source.manifest
-        size = m.record_bytes * m.num_views * m.num_samples
-        rows.append(
-            [
-                found.path.name,
-                m.identity["teacher"]["arch"],
-                m.identity["dataset"]["type"],
-                str(m.num_views),
-                f"{m.num_samples:,}",
-                f"{size / 1e6:,.1f} MB",
-                "complete" if found.done == 1 else f"{100 * found.done:.1f} % done",
-            ]
-        )
-    print(_aligned(rows) if len(rows) > 1 else f"{caches} holds no cache")
+    """List the caches in a folder."""
+    found = list(overviews(caches))
+    print(list_text(found) if found else f"{caches} holds no cache")
 
 
 @app.command()
 def info(
     path: CachePath,
-    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
-    plot: Annotated[Path | None, typer.Option(help="draw a picture into this PNG file")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON, for other programs")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="also draw a picture into this PNG file")
+    ] = None,
 ) -> None:
-    """What one cache is, and how far."""
+    """Print what a cache holds and how much of it is complete."""
     found = details(path)
     if plot is not None:
         from store.picture import picture
@@ -74,16 +61,18 @@ def info(
     if as_json:
         print(json.dumps(found, indent=1))
     else:
-        _console().print(_as_text(found) + (f"\npicture: {plot}" if plot else ""))
+        new_console().print(info_text(found) + (f"\npicture: {plot}" if plot else ""))
 
 
 @app.command()
 def check(
     paths: Annotated[list[Path] | None, typer.Argument(help="folders or .h5 files")] = None,
-    caches: Annotated[Path, typer.Option(help="without PATH: all below it")] = Path("caches"),
+    caches: Annotated[
+        Path, typer.Option(help="folder whose caches are checked if no PATH is given")
+    ] = Path("caches"),
 ) -> None:
-    """Read every block of every tap and compare the checksums; of all, whatever is found."""
-    console = _console()
+    """Read every block of every tap and compare its checksum."""
+    console = new_console()
     given = paths or [found.path for found in overviews(caches)]
     if not given:
         console.print(f"{caches} holds no cache")
@@ -95,7 +84,7 @@ def check(
 
 
 def _checked(path: Path, console: Console) -> int:
-    """Check one cache and say what was found: 0 sound, 1 unsound, 2 unusable."""
+    """Check one cache and print what was found; 0 sound, 1 unsound, 2 unusable."""
     try:
         return _is_unsound(path, console)
     except CacheError as error:
@@ -138,19 +127,24 @@ def _recheck_command(path: Path, teacher: str) -> str:
 
 
 @app.command()
-def export(cache: CachePath, file: Annotated[Path, typer.Argument(help="FILE.h5")]) -> None:
+def export(
+    cache: CachePath,
+    file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="the file to write")],
+) -> None:
     """Write a cache as one HDF5 file."""
     export_cache(cache, file)
-    _console().print(f"{file}: {file.stat().st_size:,} bytes")
+    new_console().print(f"{file}: {file.stat().st_size:,} bytes")
 
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="FILE.h5")],
-    caches: Annotated[Path, typer.Argument(help="folder of the caches")] = Path("caches"),
+    file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="a file from export")],
+    caches: Annotated[Path, typer.Argument(help="folder that will hold the cache")] = Path(
+        "caches"
+    ),
 ) -> None:
     """Make a cache folder from an exported file."""
-    _console().print(f"{import_cache(file, caches)} is complete")
+    new_console().print(f"{import_cache(file, caches)} is complete")
 
 
 @app.command()
@@ -158,66 +152,24 @@ def trim(
     cache: Annotated[Path, typer.Argument(help="a cache's folder")],
     views: Annotated[int | None, typer.Option(min=1, help="views to keep; default: all")] = None,
     drop_taps: Annotated[
-        str, typer.Option(help="energy, energy1, hint, ...; several with commas between")
+        str, typer.Option(help="taps to delete, separated by commas: energy, energy1, hint, ...")
     ] = "",
 ) -> None:
-    """Drop views and opt-in taps for good, also those of a growth that was given up."""
+    """Delete views and opt-in taps, also those that were planned and never finished."""
     freed = trim_cache(cache, num_views=views, drop_taps=[t for t in drop_taps.split(",") if t])
     manifest = open_source(cache).manifest
-    _console().print(
+    new_console().print(
         f"{cache}: {manifest.num_views} views of {', '.join(manifest.taps)}; {freed:,} bytes freed"
     )
 
 
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[-1] = 0
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-
-
-def _as_text(found: dict[str, Any]) -> str:
-    lines = [
-        f"{found['path']}",
-        f"identity   {found['identity_sha256']}",
-        *_flat(found["identity"]),
-        f"size       {found['num_views']} views x {found['num_samples']:,} samples x "
-        f"{found['bytes_per_record']:,} bytes = {found['bytes']:,} bytes, in blocks of "
-        f"{found['block_rows']:,}",
-    ]
-    for name, tap in found["taps"].items():
-        shape = "x".join(map(str, tap["shape"])) or "1"
-        scale = f" with a scale per {tap['scale']}" if tap["scale"] else ""
-        lines.append(
-            f"  {name:<9}{shape:>14} {tap['dtype']}{scale}, {tap['bytes_per_record']:,} bytes a "
-            f"record, {tap['bytes']:,} in all"
-        )
-    state = "complete" if found["complete"] else f"{100 * found['fraction_done']:.1f} % done"
-    lines.append(f"state      {state}")
-    lines += [f"{name:<22} {value:.4g}" for name, value in found["measured"].items()]
-    lines.append("made with  " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()))
-    return "\n".join(lines)
-
-
-def _flat(mapping: dict[str, Any], prefix: str = "  ") -> list[str]:
-    lines: list[str] = []
-    for key, value in mapping.items():
-        if isinstance(value, dict):
-            lines += _flat(value, f"{prefix}{key}.")
-        else:
-            lines.append(f"{prefix}{key}: {value}")
-    return lines
-
-
-def _disk_bytes(source: Any) -> int:
+def _disk_bytes(source: Source) -> int:
     m = source.manifest
     block = sum(map(m.chunk_file_bytes, m.arrays.values()))
-    return int(block * m.num_views * m.blocks_per_view)
+    return block * m.num_views * m.blocks_per_view
 
 
-def _bytes_progress(source: Any, console: Console) -> Progress:
+def _bytes_progress(source: Source, console: Console) -> Progress:
     return Progress(
         BarColumn(),
         DownloadColumn(),
@@ -226,10 +178,6 @@ def _bytes_progress(source: Any, console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def _console() -> Console:
-    return new_console()
 
 
 def cli(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.__main__ import main
+from configs.__main__ import cli
 from configs.load import (
     CONFIG_DIR,
     ConfigError,
@@ -261,8 +261,8 @@ def test_a_name_that_is_too_long_for_a_file_is_one_that_is_not_there(name: str, 
 
 
 def test_the_command_prints_yaml(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["teacher", "digits-resnet20", "views.count=2"]) == 0
+    assert cli(["teacher", "digits-resnet20", "views.count=2"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["views"]["count"] == 2
-    assert main(["teacher-of", "digits-resnet8"]) == 0
+    assert cli(["teacher-of", "digits-resnet8"]) == 0
     assert capsys.readouterr().out == "digits-resnet20\n"
-    assert main(["nonsense"]) == 2
+    assert cli(["nonsense"]) == 2

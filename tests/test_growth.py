@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import precompute.__main__ as precompute_main
 import store.__main__ as store_main
 from configs.schema import TeacherConfig
 from precompute.__main__ import cli as precompute
@@ -194,7 +193,7 @@ def test_a_large_unfinished_cache_is_resumed_without_reading_what_is_there(
 ) -> None:
     path = interrupted(after=5)
     flip(path / "teacher.zarr" / "stage1" / "c.0.1.0", 7)
-    monkeypatch.setattr(precompute_main, "_CHECKED_BYTES", 1000)
+    monkeypatch.setattr("precompute.complete.CHECKED_BYTES", 1000)
     more = ["--recheck"] if recheck else []
     assert precompute(arguments_of(small_teacher(), tmp_path / "caches", *more)) == 0
     faults = TeacherCache.open(path).faults()
@@ -211,7 +210,7 @@ def test_a_large_cache_that_lacks_a_chunk_is_not_called_complete(
 ) -> None:
     path = make_cache(small_teacher(), tmp_path / "caches").path
     (path / "teacher.zarr" / "stage1" / "c.0.1.0").unlink()
-    monkeypatch.setattr(precompute_main, "_CHECKED_BYTES", 1000)
+    monkeypatch.setattr("precompute.complete.CHECKED_BYTES", 1000)
     assert precompute(arguments_of(small_teacher(), tmp_path / "caches")) == 0
     assert "tap stage1, view 0, block 1, chunk missing" in capsys.readouterr().out
     assert TeacherCache.open(path).faults() == []

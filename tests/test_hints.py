@@ -49,7 +49,7 @@ def test_a_teacher_far_from_its_published_error_is_noticed_after_the_pass(
             assert ("WARNING" in told) == warns
     far = small_teacher("teacher.expected_error=90.0")
     told = told_by_pass(far, tmp_path, capsys)
-    assert f"names teacher.expected_error: 90.00 %, and {measured:.2f} % were measured" in told
+    assert f"sets teacher.expected_error: 90.00 %, but {measured:.2f} % were measured" in told
     assert "dataset.normalisation is not that of the teacher's training" in told
     assert "classes of the weights are in another order" in told
     recalibrated = small_teacher("teacher.expected_error=90.0", "teacher.bn=recalibrated")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from precompute.job import job_of
 from runtime.errors import Busy
 from runtime.locks import Job, WriterLock
 from store import CacheBusy, CacheWriter, TeacherCache
@@ -69,6 +70,7 @@ def test_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
 HOLDS_A_LOCK_AND_FORKS = """
 import os, sys, time
 from pathlib import Path
+from precompute.job import job_of
 from runtime.locks import Job, WriterLock
 lock = WriterLock(Path(sys.argv[1]), Job())
 if (worker := os.fork()) == 0:
@@ -247,10 +249,8 @@ def test_ranks_split_one_list(tmp_path: Path) -> None:
 
 
 def test_under_torchrun_names_ranks_find_each_other(tmp_path: Path, monkeypatch) -> None:
-    from precompute.__main__ import _job
-
     monkeypatch.setenv("MASTER_PORT", "29500")
-    assert _job("", 1, 2).name == _job("", 0, 2).name != ""
+    assert job_of("", 1, 2).name == job_of("", 0, 2).name != ""
 
 
 def test_growing_by_views_touches_nothing_that_is_there(tmp_path: Path) -> None:

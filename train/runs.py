@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import Busy
+from runtime.formats import format_age, format_table
 from runtime.locks import LOCK_FILE, Job, WriterLock
 from store.differences import short_repr
 from store.identity import identity_sha256
@@ -114,13 +115,11 @@ def table_of(runs: Sequence[FoundRun], now: float) -> str:
                 run.state,
                 "" if errors is None else f"{errors:.2f}",
                 f"{run.num_bytes / 1e6:,.1f} MB",
-                _told_age(now - run.changed),
+                format_age(now - run.changed),
                 ", ".join(_distinctions(run, runs)),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return format_table(rows)
 
 
 def format_result(summary: Mapping[str, Any], folder: Path) -> str:
@@ -236,10 +235,3 @@ def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         return
     for key, item in items:
         yield from _leaves(item, f"{prefix}{key}.")
-
-
-def _told_age(seconds: float) -> str:
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"

@@ -1,54 +1,65 @@
-"""python -m views pack NAME|PATH FILE.h5 [--encoded] [key=value ...]
+"""python -m views pack NAME|PATH FILE.h5 [--encoded] [key=value ...]    an image folder as one file
 
-Packs the image folder that a teacher's config names into one file, all of it: `limit` and
-`validation_fraction` choose from it when it is read. Then use it with
-`dataset: {type: packed, file: FILE.h5, ...}`. By default as decoded uint8 pixels of one size; with
---encoded as the files' own bytes. A cache of the folder serves its packed form, and the reverse.
+Packs all images of the folder that a teacher's config names: `limit` and `validation_fraction`
+choose among them when the file is read. The packed form serves the caches of the folder, and the
+folder those of its packed form.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from configs.load import ConfigError, load_teacher, refuse_missing_data
-from views.datasets import DatasetError, open_source
+import typer
+
+from configs.load import load_teacher, refuse_missing_data
+from runtime.commands import new_app, new_console, run_command
+from runtime.options import Overrides, TeacherName
+from views.datasets import open_source
 from views.packed import pack_encoded, pack_pixels
 from views.splits import chosen_ids
 
+app = new_app("Prepare datasets.")
 
-def main(arguments: list[str]) -> int:
-    encoded = "--encoded" in arguments
-    match [word for word in arguments if word != "--encoded"]:
-        case ["pack", name, file, *overrides] if not file.startswith("-"):
-            teacher = load_teacher(name, overrides)
-            refuse_missing_data(teacher)
-            config = teacher.dataset
-            source = open_source(config)
-            chosen = [
-                ids
-                for ids in chosen_ids(source.train.labels, config.limit, config.validation_fraction)
-                if len(ids)
-            ]
-            target = Path(file)
-            (pack_encoded if encoded else pack_pixels)(source, target, chosen)
-        case _:
-            print(__doc__, file=sys.stderr)
-            return 0 if arguments == ["--help"] else 2
-    print(
-        f"{target}: {len(source.train):,} training and {len(source.test):,} test images, "
-        f"{target.stat().st_size:,} bytes"
+
+@app.callback()
+def main() -> None:
+    """Makes typer expect the command's name although there is only one command."""
+
+
+@app.command()
+def pack(
+    name: TeacherName,
+    file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="the file to write")],
+    overrides: Overrides = None,
+    encoded: Annotated[
+        bool, typer.Option("--encoded", help="keep the files' own bytes, not decoded pixels")
+    ] = False,
+) -> None:
+    """Pack the image folder of a teacher's config into one file.
+
+    Use it with dataset: {type: packed, file: FILE.h5, ...}.
+
+    Without --encoded the images are stored as decoded pixels and must all have one size.
+    """
+    config = load_teacher(name, overrides or [])
+    refuse_missing_data(config)
+    dataset = config.dataset
+    source = open_source(dataset)
+    chosen = chosen_ids(source.train.labels, dataset.limit, dataset.validation_fraction)
+    pack_images = pack_encoded if encoded else pack_pixels
+    pack_images(source, file, [ids for ids in chosen if len(ids)])
+    new_console().print(
+        f"{file}: {len(source.train):,} training and {len(source.test):,} test images, "
+        f"{file.stat().st_size:,} bytes"
     )
-    return 0
 
 
-def cli(arguments: list[str]) -> int:
-    try:
-        return main(arguments)
-    except (ConfigError, DatasetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def cli(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return run_command(app, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(cli(sys.argv[1:]))
+    sys.exit(cli())

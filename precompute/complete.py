@@ -1,0 +1,118 @@
+"""Whether a cache leaves anything to do, found without torch and where possible without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from configs.schema import TeacherConfig
+from precompute.setup import Setup
+from store.errors import (
+    CacheAmbiguous,
+    CacheDamaged,
+    CacheError,
+    CacheIncomplete,
+    CacheMissing,
+    UnknownTap,
+    UnknownView,
+)
+from store.look import committed_bytes
+from store.reader import TeacherCache, find_cache, open_source
+from views.augment import pixel_canary
+
+# A finished cache up to this size has every byte checked before it is called finished; a larger one
+# only the presence and size of its files, unless --recheck asks for more.
+CHECKED_BYTES = 4 * 2**30
+_FAR_PERCENT = 5.0  # from the published error
+_SHOWN_FAULTS = 5
+
+
+def checks_every_byte(path: Path, recheck: bool) -> bool:
+    """Whether all of the cache at `path` is read before it is called complete."""
+    return recheck or _committed_bytes(path) <= CHECKED_BYTES
+
+
+def _committed_bytes(path: Path) -> int:
+    """What the journal of the cache at `path` says; 0 where there is no cache."""
+    try:
+        return committed_bytes(open_source(path))
+    except CacheError:
+        return 0
+
+
+def if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache | None:
+    """The cache, if it holds all views and taps asked for and is sound; None if there is work.
+
+    Growth that was begun and given up counts as no work. Prints which damage it finds.
+    """
+    train, views = setup.dataset.train, setup.config.views
+    try:
+        cache = TeacherCache.open(setup.path, num_views=views.num_views, taps=setup.tap_names)
+    except (CacheMissing, CacheIncomplete, UnknownTap, UnknownView):
+        return None
+    except CacheDamaged as error:
+        console.print(f"{error.problem}\n  its damaged blocks will be computed again")
+        return None
+    cache.refuse_unless(cache.identity, labels=train.labels, canary=pixel_canary(train, views))
+    if cache.manifest.measured_views < views.num_views or not setup.is_held_by(cache.taps):
+        return None
+    if faults := cache.source.faults(read=checks_every_byte(setup.path, recheck)):
+        shown = "\n".join(f"  {fault}" for fault in faults[:_SHOWN_FAULTS])
+        console.print(f"damaged, will be computed again:\n{shown}")
+        return None
+    return cache
+
+
+def without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, str]:
+    """The complete cache of weights that are not at hand; else None and why there is none.
+
+    Raises CacheMismatch where its labels or pixels are not this dataset's, CacheAmbiguous.
+    """
+    train, views = setup.dataset.train, setup.config.views
+    try:
+        cache = find_cache(
+            caches,
+            setup.config.name,
+            setup.identity,
+            num_views=views.num_views,
+            taps=setup.tap_names,
+        )
+    except CacheAmbiguous:
+        raise
+    except CacheError as error:
+        return None, error.problem
+    cache.refuse_unless(setup.identity, labels=train.labels, canary=pixel_canary(train, views))
+    if not setup.is_held_by(cache.taps):
+        wanted = ", ".join(setup.tap_names)
+        return None, f"{cache.path} lacks some of the taps {wanted} in the dtypes asked for"
+    return cache, ""
+
+
+def format_measured(cache: TeacherCache, config: TeacherConfig) -> str:
+    """What the pass measured of the teacher; a warning where its error is unexpected."""
+    measured = cache.measured
+    if not measured:
+        return "Its teacher's errors were not measured."
+    has_top5 = len(cache.manifest.class_names) > 5
+    top5 = f", {measured['test_top5_error']:.2f} % top-5" if has_top5 else ""
+    return (
+        f"Teacher: test error {measured['test_top1_error']:.2f} % top-1{top5}; right on "
+        f"{100 * measured['train_agreement']:.2f} % of the cached views."
+        f"{_unexpected_error(config, measured['test_top1_error'])}"
+    )
+
+
+def _unexpected_error(config: TeacherConfig, measured: float) -> str:
+    """A warning where the teacher's test error is far from the one that its file names."""
+    expected = config.teacher.expected_error
+    if expected is None or config.teacher.bn != "eval":
+        return ""
+    if abs(measured - expected) <= _FAR_PERCENT:
+        return ""
+    return (
+        f"\nWARNING: {config.name} sets teacher.expected_error: {expected:.2f} %, but "
+        f"{measured:.2f} % were measured. Most often this is one of two mistakes:\n"
+        f"  dataset.normalisation is not that of the teacher's training\n"
+        f"  the classes of the weights are in another order than the dataset's"
+    )

@@ -1,0 +1,28 @@
+"""Command-line arguments and options that several programs share, explained once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TeacherName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|PATH", help="configs/teacher/NAME.yaml, or the path of a YAML file"
+    ),
+]
+StudentName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|PATH", help="configs/student/NAME.yaml, or the path of a YAML file"
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="other values for keys of the config"),
+]
+Caches = Annotated[Path, typer.Option(help="folder that holds the caches")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Workers = Annotated[int | None, typer.Option(min=0, help="worker processes that read images")]

@@ -1,0 +1,66 @@
+"""Caches in words: the lines of `python -m store list` and `info`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from runtime.formats import format_table
+from store.look import Overview
+
+_HEADER = ["cache", "teacher", "dataset", "views", "samples", "size", "state"]
+
+
+def list_text(caches: Iterable[Overview]) -> str:
+    """A table with a line per cache."""
+    return format_table([_HEADER, *map(_row, caches)])
+
+
+def _row(cache: Overview) -> list[str]:
+    if cache.source is None:
+        return [cache.path.name, "", "", "", "", "", f"unusable: {cache.problem}"]
+    m = cache.source.manifest
+    size = m.record_bytes * m.num_views * m.num_samples
+    return [
+        cache.path.name,
+        m.identity["teacher"]["arch"],
+        m.identity["dataset"]["type"],
+        str(m.num_views),
+        f"{m.num_samples:,}",
+        f"{size / 1e6:,.1f} MB",
+        "complete" if cache.done == 1 else f"{100 * cache.done:.1f} % done",
+    ]
+
+
+def info_text(info: Mapping[str, Any]) -> str:
+    """The lines of `python -m store info`. info: from `store.look.details`."""
+    lines = [
+        f"{info['path']}",
+        f"identity   {info['identity_sha256']}",
+        *_flat(info["identity"]),
+        f"size       {info['num_views']} views x {info['num_samples']:,} samples x "
+        f"{info['bytes_per_record']:,} bytes = {info['bytes']:,} bytes, in blocks of "
+        f"{info['block_rows']:,}",
+    ]
+    for name, tap in info["taps"].items():
+        shape = "x".join(map(str, tap["shape"])) or "1"
+        scale = f" with a scale per {tap['scale']}" if tap["scale"] else ""
+        lines.append(
+            f"  {name:<9}{shape:>14} {tap['dtype']}{scale}, {tap['bytes_per_record']:,} bytes a "
+            f"record, {tap['bytes']:,} in all"
+        )
+    state = "complete" if info["complete"] else f"{100 * info['fraction_done']:.1f} % done"
+    lines.append(f"state      {state}")
+    lines += [f"{name:<22} {value:.4g}" for name, value in info["measured"].items()]
+    lines.append("made with  " + ", ".join(f"{k} {v}" for k, v in info["versions"].items()))
+    return "\n".join(lines)
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "  ") -> list[str]:
+    lines: list[str] = []
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            lines += _flat(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}: {value}")
+    return lines

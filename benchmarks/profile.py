@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.harness import machine, markdown
 from benchmarks.setting import SHAPES, steps, study_of
 from runtime.devices import pick_device
-from train.run import assemble
+from train.student import assemble
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         activities.append(ProfilerActivity.CUDA)
     with tempfile.TemporaryDirectory() as folder:
         study = study_of(SHAPES[options.shape], Path(folder), device)
-        running = steps(*assemble(study, options.method, 0, device))
+        running = steps(*assemble(study.run(options.method, 0), device))
         for _ in range(3):
             next(running)
         with profile(activities=activities) as found:

@@ -29,7 +29,7 @@ from nets.precision import autocast
 from runtime.devices import pick_device
 from train.feed import CachedTeacher, NoTeacher
 from train.losses import cd, ce, gkd
-from train.run import Assembled, assemble
+from train.student import Assembled, assemble
 from train.study import Study
 from views.batches import ViewBatch
 
@@ -73,7 +73,7 @@ def rows_of(study: Study, device: torch.device) -> dict[str, Iterator[None]]:
     """Endless steps of every row."""
 
     def made(method: str, *, live: bool = False) -> Assembled:
-        return assemble(study, method, 0, device, live_teacher=live)
+        return assemble(study.run(method, 0, live), device)
 
     alone, memory, cached, live = made("ce"), made(METHOD), made(METHOD), made(METHOD, live=True)
     assert isinstance(memory.source, CachedTeacher)

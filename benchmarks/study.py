@@ -22,7 +22,7 @@ from benchmarks.setting import SHAPES, setup_of
 from precompute.run import PassOptions, fill_cache
 from runtime.devices import pick_device
 from train.loop import EpochResult
-from train.run import train_student
+from train.student import train_student
 from train.study import Study
 
 METHODS = ("ce", "kd", "cd", "cd+gkd", "cd+gkd+edt")
@@ -51,10 +51,7 @@ def main(arguments: list[str]) -> int:
             for kind, live in (("cached", False), ("live", method != "ce")):
                 started = time.perf_counter()
                 train_student(
-                    study,
-                    method,
-                    1 if kind == "live" else 0,
-                    live_teacher=live,
+                    study.run(method, 1 if kind == "live" else 0, live),
                     device=str(device),
                     on_epoch=epochs.append if kind == "cached" else None,
                 )

@@ -23,7 +23,7 @@ from configs.load import load_student, load_teacher, split_overrides
 from report.runs import Result, results_in
 from report.table import Row, rows_of
 from runtime.files import write_atomically
-from train.run import train_student
+from train.student import train_student
 from train.study import open_study
 
 
@@ -43,8 +43,9 @@ def run_all(
         teacher = load_teacher(config.teacher, teachers)
         study = open_study(config, teacher, caches_dir=Path("caches"), runs_dir=Path("runs"))
         for seed in seeds:
-            summary = train_student(study, method, seed, device=device)
-            (result,) = results_in(study.folder, [study.run_folder(method, seed).name])
+            run = study.run(method, seed)
+            summary = train_student(run, device=device)
+            (result,) = results_in(study.folder, [run.folder.name])
             results.append(dataclasses.replace(result, method=str(num_views)))
             error = summary["last"]["top1_error"]
             console.print(

@@ -16,14 +16,18 @@ import pytest
 from rich.console import Console
 
 from runtime.errors import Stopped
-from train.ablation import RunOptions, run_ablation
-from train.study import Study, TrainError
+from train.ablation import run_ablation
+from train.study import Run, Study, TrainError
 
 MakeStudy = Callable[..., Study]
 
 
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
+
+
+def two_of(study: Study) -> list[Run]:
+    return [study.run("ce", 0), study.run("kd", 0)]
 
 
 NOTING_LOSS = """
@@ -50,49 +54,52 @@ def test_several_jobs_give_what_one_gives_and_know_of_each_other(
     def notes() -> list[str]:
         return sorted(path.read_text() for path in tmp_path.glob("*.note"))
 
-    alone = run_ablation(first, ["ce", "own"], [0, 1], RunOptions("cpu"), quiet())
+    runs = [first.run(method, seed) for method in ("ce", "own") for seed in (0, 1)]
+    assert run_ablation(runs, device="cpu", console=quiet()) == {}
+    alone = [run.summary for run in runs]
     assert notes() == ["0 of 1"]
     next(tmp_path.glob("*.note")).unlink()
-    for run in first.folder.glob("*-seed*"):
-        (run / "summary.json").unlink()
-    together = run_ablation(first, ["ce", "own"], [0, 1], RunOptions("cpu", jobs=2), quiet())
+    for run in runs:
+        (run.folder / "summary.json").unlink()
+    assert run_ablation(runs, device="cpu", jobs=2, console=quiet()) == {}
     assert notes() in (["0 of 2", "1 of 2"], ["0 of 2"], ["1 of 2"])  # one may train all
-    runs = [outcome.run for outcome in together]
-    assert runs == [("ce", 0), ("ce", 1), ("own", 0), ("own", 1)]
-    for ours, theirs in zip(alone, together, strict=True):
-        assert ours.summary is not None
-        assert theirs.summary is not None
-        assert ours.summary["last"] == pytest.approx(theirs.summary["last"], abs=1.0)
+    for ours, run in zip(alone, runs, strict=True):
+        assert ours is not None
+        assert run.summary is not None
+        assert ours["last"] == pytest.approx(run.summary["last"], abs=1.0)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_that_fails_stops_no_other_and_is_named(make_study: MakeStudy, jobs: int) -> None:
     study = make_study(student=["methods.bad=[{loss: ce, weight: 1e38}]"])
     console = quiet()
-    outcomes = run_ablation(study, ["bad", "ce"], [0], RunOptions("cpu", jobs=jobs), console)
-    bad, good = outcomes
-    assert bad.summary is None
-    assert "Diverged: the loss became" in bad.failure
-    assert "Traceback" not in bad.failure
-    assert good.summary is not None
+    bad, good = study.run("bad", 0), study.run("ce", 0)
+    failures = run_ablation([bad, good], device="cpu", jobs=jobs, console=console)
+    assert list(failures) == [bad]
+    assert not bad.is_finished
+    assert "Diverged: the loss became" in failures[bad]
+    assert "Traceback" not in failures[bad]
+    summary = good.summary
+    assert summary is not None
     assert "bad          seed 0  FAILED: Diverged" in console.file.getvalue()
-    again = run_ablation(study, ["bad", "ce"], [0], RunOptions("cpu", jobs=jobs), console)
-    assert again[1].summary == good.summary
+    assert list(run_ablation([bad, good], device="cpu", jobs=jobs, console=console)) == [bad]
+    assert good.summary == summary
     assert "1 of 2 runs are finished already" in console.file.getvalue()
 
 
-def test_a_failure_that_nobody_foresaw_keeps_its_traceback(
+def test_an_unexpected_failure_keeps_its_traceback(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("train.ablation.train_student", lambda *_, **__: 1 / 0)
-    (outcome,) = run_ablation(make_study(), ["ce"], [0], RunOptions("cpu"), quiet())
-    assert outcome.failure.startswith("ZeroDivisionError: division by zero\nTraceback")
+    run = make_study().run("ce", 0)
+    failures = run_ablation([run], device="cpu", console=quiet())
+    assert failures[run].startswith("ZeroDivisionError: division by zero\nTraceback")
 
 
 def test_a_method_that_cannot_work_stops_everything_before_it_starts(make_study: MakeStudy) -> None:
     study = make_study(student=["methods.at=[{loss: at}]"])
     with pytest.raises(TrainError, match=r"methods\.at needs the taps energy1"):
-        run_ablation(study, ["ce", "at"], [0], RunOptions("cpu"), quiet())
+        run_ablation([study.run("ce", 0), study.run("at", 0)], device="cpu", console=quiet())
     assert not list(study.runs_dir.glob("*/*"))
 
 
@@ -108,7 +115,7 @@ def test_a_signal_is_passed_on_and_every_run_is_kept(make_study: MakeStudy) -> N
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(Stopped) as stopped:
-        run_ablation(study, ["ce", "kd"], [0], RunOptions("cpu", jobs=2), quiet())
+        run_ablation(two_of(study), device="cpu", jobs=2, console=quiet())
     thread.join()
     assert stopped.value.exit_code == 143
     assert len(list(study.folder.glob("*/checkpoint.pt"))) == 2
@@ -135,7 +142,7 @@ def test_ctrl_c_which_reaches_every_process_is_one_request_and_nobodys_death(
     thread, console = threading.Thread(target=interrupt), quiet()
     thread.start()
     with pytest.raises(Stopped) as stopped:
-        run_ablation(study, ["ce", "kd"], [0], RunOptions("cpu", jobs=2), console)
+        run_ablation(two_of(study), device="cpu", jobs=2, console=console)
     thread.join()
     assert alive == [True, True]
     assert stopped.value.exit_code == 130
@@ -158,9 +165,10 @@ def test_a_process_that_is_killed_fails_its_runs_and_nothing_hangs(
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    outcomes = run_ablation(study, ["ce", "kd"], [0], RunOptions("cpu", jobs=2), quiet())
+    failures = run_ablation(two_of(study), device="cpu", jobs=2, console=quiet())
     thread.join()
-    assert all("died (out of memory?)" in outcome.failure for outcome in outcomes)
+    assert len(failures) == 2
+    assert all("died (out of memory?)" in failure for failure in failures.values())
     assert len(list(study.folder.glob("*/checkpoint.pt"))) == 2
     assert not multiprocessing.active_children()
 

@@ -19,7 +19,7 @@ from tests.support.teacher_cache import make_cache
 from train.__main__ import cli
 from train.check import check_study
 from train.connectors import StageMismatch
-from train.run import train_student
+from train.student import train_student
 from train.study import Study, open_study
 from train.terms import size_like
 
@@ -101,9 +101,9 @@ def test_plan_finds_it_too(nothing_there: list[str], capsys: pytest.CaptureFixtu
 def test_logits_alone_ask_for_no_stages(make_study: MakeStudy) -> None:
     own = f"student.arch={OWN}:make"
     study = make_study(student=[own])
-    assert train_student(study, "kd", 0, device="cpu")["epochs"] == 4
+    assert train_student(study.run("kd", 0), device="cpu")["epochs"] == 4
     with pytest.raises(TapError, match=r"name its modules under student\.stages"):
-        train_student(study, "cd", 0, device="cpu")
+        train_student(study.run("cd", 0), device="cpu")
     check_study(study.config, study.teacher, ["ce", "kd"])
 
 
@@ -193,13 +193,13 @@ def test_attention_maps_need_not_be_square(
         )
 
     smaller = study("layer2", "layer3", "layer3")
-    summary = train_student(smaller, "at", 0, device="cpu")
+    summary = train_student(smaller.run("at", 0), device="cpu")
     assert summary["epochs"] == 4
     with pytest.raises(StageMismatch, match=r"at: stage1 is 1x1 in the student and has 240 pos"):
-        train_student(study("avgpool", "layer2", "layer3"), "at", 0, device="cpu")
+        train_student(study("avgpool", "layer2", "layer3").run("at", 0), device="cpu")
 
 
 def test_a_student_that_fits_no_image_says_so(make_study: MakeStudy) -> None:
     study = make_study(student=[f"student.arch={OWN}:wide_kernel"])
     with pytest.raises(ArchError, match=r"student\.arch: the network cannot take images of 8x8"):
-        train_student(study, "ce", 0, device="cpu")
+        train_student(study.run("ce", 0), device="cpu")

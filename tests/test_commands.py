@@ -76,7 +76,7 @@ def test_an_ablation_never_loads_the_teacher(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("the teacher was loaded")
 
-    monkeypatch.setattr("train.run.load_teacher_network", refuse)
+    monkeypatch.setattr("train.student.load_teacher_network", refuse)
     assert cli(["ablation", "digits-resnet8", "--seeds", "0", "--methods", "kd cd", *cached]) == 0
     with pytest.raises(AssertionError, match="the teacher was loaded"):
         cli(["student", "digits-resnet8", "--method", "kd", "--live-teacher", *cached])

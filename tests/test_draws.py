@@ -15,7 +15,7 @@ from nets.draws import seeded
 from tests.support.own_network import DROPPING, Dropping
 from train.loop import EpochResult, Partial
 from train.records import RunRecorder
-from train.run import train_student
+from train.student import train_student
 from train.study import Study
 from train.teacher import train_teacher
 from train.trial import try_run
@@ -32,7 +32,7 @@ def losses_of(study: Study, seed: int = 0) -> list[list[float]]:
     shutil.rmtree(study.folder, ignore_errors=True)
     torch.rand(3)
     epochs: list[EpochResult] = []
-    train_student(study, "cd+gkd", seed, device="cpu", on_epoch=epochs.append)
+    train_student(study.run("cd+gkd", seed), device="cpu", on_epoch=epochs.append)
     return [epoch.step_losses for epoch in epochs]
 
 
@@ -84,10 +84,10 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(
     with monkeypatch.context() as patched:
         killed_after_steps(patched, 7)
         with pytest.raises(Killed):
-            train_student(study, "cd+gkd", 0, checkpoint_minutes=0)
+            train_student(study.run("cd+gkd", 0), checkpoint_minutes=0)
     torch.rand(3)
-    train_student(study, "cd+gkd", 0)
-    folder = study.run_folder("cd+gkd", 0)
+    train_student(study.run("cd+gkd", 0))
+    folder = study.run("cd+gkd", 0).folder
     resumed = torch.load(folder / "last.pt", weights_only=True)
     losses = metrics_of(folder)
     losses_of(study)
@@ -116,8 +116,8 @@ def test_a_teacher_is_trained_to_the_same_weights(
 def test_neither_runs_nor_trials_move_the_global_generator(make_study: MakeStudy) -> None:
     study = make_study(student=DROPPING)
     before = torch.random.get_rng_state()
-    train_student(study, "cd+gkd", 0, device="cpu")
-    try_run(study, "cd+gkd", 1, torch.device("cpu"))
+    train_student(study.run("cd+gkd", 0), device="cpu")
+    try_run(study.run("cd+gkd", 1), torch.device("cpu"))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

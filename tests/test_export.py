@@ -16,7 +16,7 @@ from tests.support.own_network import ONE_PIXEL
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from torchvision_shim import import_torchvision
 from train.export import export_student
-from train.run import train_student
+from train.student import train_student
 from train.study import Study, TrainError
 
 import_torchvision()
@@ -28,10 +28,10 @@ def test_the_exported_student_has_the_error_that_was_reported(
 ) -> None:
     study = make_study()
     with pytest.raises(TrainError, match=r"is not finished(?s:.*)make train-student STUDENT="):
-        export_student(study, "cd", 0, "best", tmp_path / "out")
-    summary = train_student(study, "cd", 0)
+        export_student(study.run("cd", 0), "best", tmp_path / "out")
+    summary = train_student(study.run("cd", 0))
     for which in ("best", "last"):
-        card = export_student(study, "cd", 0, which, tmp_path / "out", device="cpu")
+        card = export_student(study.run("cd", 0), which, tmp_path / "out", device="cpu")
         assert card["top1_error"] == summary[which]["top1_error"]
         assert card["program_top1_error"] == pytest.approx(card["top1_error"], abs=0.3)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -47,13 +47,13 @@ def test_weights_that_are_not_the_runs_are_not_exported(
     make_study: Callable[..., Study], tmp_path: Path
 ) -> None:
     study = make_study()
-    train_student(study, "cd", 0)
-    trained = study.run_folder("cd", 0) / "best.pt"
+    train_student(study.run("cd", 0))
+    trained = study.run("cd", 0).folder / "best.pt"
     weights = torch.load(trained, weights_only=True)
     save_atomically({**weights, "fc.bias": weights["fc.bias"] * 1.0001}, trained)  # errs as before
     told = r"best.pt does not hold the weights.*\n  fix: rm -r .* && make train-student STUDENT="
     with pytest.raises(TrainError, match=told):
-        export_student(study, "cd", 0, "best", tmp_path / "out", device="cpu")
+        export_student(study.run("cd", 0), "best", tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
 
 
@@ -61,10 +61,10 @@ def test_a_few_samples_that_turn_over_on_another_device_are_no_reason_to_refuse(
     make_study: Callable[..., Study], tmp_path: Path
 ) -> None:
     study = make_study()
-    summary = train_student(study, "cd", 0)
+    summary = train_student(study.run("cd", 0))
     summary["best"]["top1_error"] += 1.0  # as if it had been trained elsewhere
-    (study.run_folder("cd", 0) / "summary.json").write_text(json.dumps(summary))
-    card = export_student(study, "cd", 0, "best", tmp_path / "out", device="cpu")
+    (study.run("cd", 0).folder / "summary.json").write_text(json.dumps(summary))
+    card = export_student(study.run("cd", 0), "best", tmp_path / "out", device="cpu")
     assert card["top1_error"] == pytest.approx(card["reported_top1_error"] - 1.0)
 
 
@@ -76,9 +76,9 @@ def test_a_program_that_gives_other_logits_is_not_exported(
         "student.stages=[net.0,net.1,net.2]",
     )
     study = make_study(student=[*own, "training.epochs=2"])
-    train_student(study, "ce", 0)
+    train_student(study.run("ce", 0))
     with pytest.raises(TrainError, match="gives other logits than the network: they differ by"):
-        export_student(study, "ce", 0, "last", tmp_path / "out", device="cpu")
+        export_student(study.run("ce", 0), "last", tmp_path / "out", device="cpu")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -86,8 +86,8 @@ def test_a_network_whose_keys_begin_like_a_wrappers_is_exported(
     make_study: Callable[..., Study], tmp_path: Path
 ) -> None:
     study = make_study(student=[*ONE_PIXEL, "training.epochs=2"])
-    train_student(study, "ce", 0)
-    card = export_student(study, "ce", 0, "last", tmp_path / "out", device="cpu")
+    train_student(study.run("ce", 0))
+    card = export_student(study.run("ce", 0), "last", tmp_path / "out", device="cpu")
     assert card["program_top1_error"] == pytest.approx(card["top1_error"], abs=0.3)
 
 
@@ -95,8 +95,8 @@ def test_the_program_takes_any_batch_and_gives_the_networks_logits(
     make_study: Callable[..., Study], tmp_path: Path
 ) -> None:
     study = make_study()
-    train_student(study, "cd", 0)
-    export_student(study, "cd", 0, "last", tmp_path, device="cpu")
+    train_student(study.run("cd", 0))
+    export_student(study.run("cd", 0), "last", tmp_path, device="cpu")
     program = torch.export.load(tmp_path / "student.pt2").module()
     network = build("resnet8", num_classes=10, in_channels=1).eval()
     network.load_state_dict(torch.load(tmp_path / "student.pt", weights_only=True))
@@ -117,7 +117,7 @@ def test_torchvisions_own_constructor_loads_the_exported_weights(
         [*settings, "student.arch=resnet18", "student.stages=[layer1,layer2,layer3]"],
     )
     study = study_of(student, teacher, tmp_path, num_workers=0)
-    train_student(study, "cd", 0, num_workers=0)
-    export_student(study, "cd", 0, "best", tmp_path / "out", device="cpu")
+    train_student(study.run("cd", 0), num_workers=0)
+    export_student(study.run("cd", 0), "best", tmp_path / "out", device="cpu")
     network = models.resnet18(num_classes=2)
     network.load_state_dict(torch.load(tmp_path / "out" / "student.pt", weights_only=True))

@@ -13,7 +13,7 @@ from tests.support.teacher_cache import CPU, make_cache
 from train import feed
 from train.feed import CachedTeacher, TeacherSource, WindowedTeacher, home_of, slab_bytes
 from train.loop import EpochResult
-from train.run import train_student
+from train.student import train_student
 from views.batches import ViewBatch
 
 TAPS = ["logits", "stage2", "correct"]
@@ -95,10 +95,10 @@ def test_a_windowed_run_is_another_run_and_learns_as_well(make_study: Callable) 
     for name in ("host", "window"):
         other = type(study)(**{**vars(study), "feed": name})
         epochs: list[EpochResult] = []
-        train_student(other, "cd+gkd", 0, on_epoch=epochs.append)
+        train_student(other.run("cd+gkd", 0), on_epoch=epochs.append)
         losses[name] = [loss for epoch in epochs for loss in epoch.step_losses]
     windowed = type(study)(**{**vars(study), "feed": "window"})
-    assert study.run_folder("cd+gkd", 0) != windowed.run_folder("cd+gkd", 0)
+    assert study.run("cd+gkd", 0).folder != windowed.run("cd+gkd", 0).folder
     assert losses["host"] != losses["window"]
     assert np.mean(losses["window"]) == pytest.approx(np.mean(losses["host"]), rel=0.2)
 
@@ -107,27 +107,27 @@ def test_what_does_not_fit_into_memory_is_windowed_and_says_so(
     make_study: Callable, monkeypatch
 ) -> None:
     study = make_study()
-    assert study.window_of("cd") is None
-    real = feed.slab_bytes(study.cache, study.needed_taps("cd"))
+    assert study.run("cd", 0).window_rows is None
+    real = feed.slab_bytes(study.cache, study.run("cd", 0).needed_taps)
     monkeypatch.setattr("train.study.total_memory", lambda: real)
-    assert study.window_of("cd") == 16  # one block at least
-    assert "window" in study.run_identity("cd", 0)
+    assert study.run("cd", 0).window_rows == 16  # one block at least
+    assert "window" in study.run("cd", 0).identity
 
 
 def test_taps_that_a_method_does_not_read_do_not_make_its_runs_windowed(
     make_study: Callable, monkeypatch
 ) -> None:
     study = make_study()
-    identities = {method: study.run_identity(method, 0) for method in ("ce", "kd", "cd")}
+    identities = {method: study.run(method, 0).identity for method in ("ce", "kd", "cd")}
     grown = make_study(["taps.hint={stage: stage1, dtype: float32}"])
-    enough = 4 * feed.slab_bytes(study.cache, study.needed_taps("cd"))
+    enough = 4 * feed.slab_bytes(study.cache, study.run("cd", 0).needed_taps)
     monkeypatch.setattr("train.study.total_memory", lambda: enough)
     assert grown.window_rows(grown.cache.taps) is not None  # all together would not fit
     for method, identity in identities.items():
-        assert grown.run_identity(method, 0) == identity
+        assert grown.run(method, 0).identity == identity
     monkeypatch.setattr("train.study.total_memory", lambda: 1)
-    assert "window" in grown.run_identity("cd", 0)
-    assert "window" not in grown.run_identity("ce", 0)  # which reads nothing
+    assert "window" in grown.run("cd", 0).identity
+    assert "window" not in grown.run("ce", 0).identity  # which reads nothing
 
 
 def test_the_next_view_is_read_while_an_epoch_runs(cache: TeacherCache, monkeypatch) -> None:

@@ -19,7 +19,7 @@ from nets.weights import save_atomically
 from nets.zoo import build
 from tests.support.image_folders import write_image_folder
 from tests.support.teacher_cache import make_cache, setup_of
-from train.run import train_student
+from train.student import train_student
 from train.study import Study
 
 MOMENTS = "normalisation: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
@@ -128,7 +128,7 @@ def test_an_epoch_says_that_the_classifier_is_idle(make_study: Callable[..., Stu
     study = make_study()
     for method, idle in (("cd+gkd+edt", [1]), ("cd+gkd", [])):
         console = Console(file=io.StringIO(), width=200)
-        train_student(study, method, 0, device="cpu", console=console)
+        train_student(study.run(method, 0), device="cpu", console=console)
         lines = re.findall(r"^epoch +(\d+)/4 .*$", console.file.getvalue(), re.MULTILINE)
         assert lines == ["1", "2", "3", "4"]
         told = re.findall(
@@ -144,7 +144,7 @@ def test_a_classifier_that_no_loss_ever_reaches_is_idle_for_good(
 ) -> None:
     console = Console(file=io.StringIO(), width=200)
     study = make_study(student=["methods.means=[{loss: cd}]"])
-    train_student(study, "means", 0, device="cpu", console=console)
+    train_student(study.run("means", 0), device="cpu", console=console)
     assert len(re.findall(r"  classifier idle$", console.file.getvalue(), re.MULTILINE)) == 4
 
 
@@ -165,7 +165,7 @@ def test_a_stem_where_there_is_none_makes_no_other_cache_and_no_other_run(
     make_cache(config, tmp_path / "caches")
     study = make_study(["teacher.stem=imagenet"], ["student.stem=imagenet"])
     assert len(list((tmp_path / "caches").iterdir())) == 1
-    assert study.run_folder("ce", 0) == make_study().run_folder("ce", 0)
+    assert study.run("ce", 0).folder == make_study().run("ce", 0).folder
     other = "teacher.arch=resnet18"
     paths = [setup_of(small_teacher(other, f"teacher.stem={stem}"), tmp_path).path
              for stem in ("cifar", "imagenet")]  # fmt: skip

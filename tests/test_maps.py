@@ -17,7 +17,7 @@ from nets.zoo import build
 from tests.support.own_network import ONE_PIXEL
 from tests.support.teacher_cache import CPU
 from train.loop import EpochResult
-from train.run import train_student
+from train.student import train_student
 from train.study import Study, TrainError
 from train.teacher import train_teacher
 from train.trial import try_run
@@ -48,7 +48,7 @@ def test_a_copy_of_the_teacher_has_its_means_and_energies_whatever_follows_in_pl
         ],
     )
     epochs: list[EpochResult] = []
-    train_student(study, "both", 0, device="cpu", on_epoch=epochs.append)
+    train_student(study.run("both", 0), device="cpu", on_epoch=epochs.append)
     assert max(epoch.losses["cd"] for epoch in epochs) < 1e-9
     assert max(epoch.losses["at"] for epoch in epochs) < 1e-9
 
@@ -77,17 +77,17 @@ def test_a_lone_last_sample_that_batch_norm_cannot_take_is_refused_before_traini
         r"training\.batch_size is 59, .*one of 60 samples alone.*\n  fix: training\.batch_size=60"
     )
     with pytest.raises(TrainError, match=told):
-        train_student(study, method, 0, device="cpu", on_epoch=epochs.append)
+        train_student(study.run(method, 0), device="cpu", on_epoch=epochs.append)
     assert epochs == []
     with pytest.raises(TrainError, match=told):
-        try_run(study, method, 0, CPU)
+        try_run(study.run(method, 0), CPU)
     better = make_study(student=[*ONE_PIXEL, *LONE, "training.batch_size=60"])
-    assert train_student(better, "ce", 0, device="cpu")["epochs"] == 2
+    assert train_student(better.run("ce", 0), device="cpu")["epochs"] == 2
 
 
 def test_a_lone_last_sample_is_trained_with_where_batch_norm_can(make_study: MakeStudy) -> None:
     study = make_study(student=LONE)
-    assert train_student(study, "cd", 0, device="cpu")["epochs"] == 2
+    assert train_student(study.run("cd", 0), device="cpu")["epochs"] == 2
 
 
 def test_a_lone_last_sample_is_refused_for_teachers_too(

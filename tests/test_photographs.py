@@ -18,7 +18,7 @@ from tests.support.photograph_study import PLAIN, configs_of, study_of
 from tests.support.teacher_cache import CPU, setup_of
 from tests.support.training_runs import largest_relative
 from train.loop import EpochResult
-from train.run import train_student
+from train.student import train_student
 from train.study import Study
 
 MIXED = {
@@ -39,9 +39,8 @@ def weights(tmp_path: Path) -> Path:
 
 def step_losses(study: Study, *, live: bool, num_workers: int) -> list[float]:
     epochs: list[EpochResult] = []
-    train_student(
-        study, "cd+gkd", 0, live_teacher=live, num_workers=num_workers, on_epoch=epochs.append
-    )
+    run = study.run("cd+gkd", 0, live)
+    train_student(run, num_workers=num_workers, on_epoch=epochs.append)
     return [loss for epoch in epochs for loss in epoch.step_losses]
 
 

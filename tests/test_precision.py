@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nets.zoo import CifarResNet
-from train.run import train_student
+from train.student import train_student
 from train.study import Study
 
 
@@ -59,7 +59,7 @@ def test_the_backward_pass_has_the_arithmetic_that_was_asked_for(
     with flags_kept():
         torch.set_float32_matmul_precision("high")  # as the user's own network may have it
         torch.backends.cudnn.allow_tf32 = True
-        train_student(study, "cd+gkd", 0, device="cpu")
+        train_student(study.run("cd+gkd", 0), device="cpu")
         assert flags() == (True, True)
     assert found["forward"] == (allowed, precision == "bfloat16")
     assert found["backward"] == (allowed, False)

@@ -62,7 +62,7 @@ def test_a_cache_that_grows_leaves_runs_what_they_are(
     make_cache(small_teacher("views.count=5"), tmp_path / "caches")
     after = study_of(small_teacher())
     assert after.num_views == before.num_views == after.cache.num_views == 3
-    assert after.run_identity("cd", 0) == before.run_identity("cd", 0)
+    assert after.run("cd", 0).identity == before.run("cd", 0).identity
     assert study_of(small_teacher(), "num_views=2").num_views == 2
 
 

@@ -17,8 +17,8 @@ from nets.weights import save_atomically
 from nets.zoo import build
 from precompute.run import PassOptions, fill_cache, plan_pass
 from tests.support.teacher_cache import CPU, setup_of
-from train.run import train_student
 from train.schedule import weight_at
+from train.student import train_student
 from train.study import open_study
 
 
@@ -90,7 +90,7 @@ def test_a_student_of_every_config_trains_from_its_teachers_cache(
     assert plan.pending_records == len(setup.dataset.train)
     fill_cache(setup, options, Console(file=io.StringIO()))
     study = open_study(student, teacher, caches_dir=tmp_path / "caches", runs_dir=tmp_path / "runs")
-    summary = train_student(study, "cd+gkd", 0, device="cpu")
+    summary = train_student(study.run("cd+gkd", 0), device="cpu")
     assert 0 <= summary["last"]["top1_error"] <= 100
 
 

@@ -16,7 +16,7 @@ from nets.zoo import build
 from tests.support.teacher_cache import CPU
 from train.connectors import Connectors, build_connectors
 from train.loop import EpochResult, make_learner
-from train.run import train_student
+from train.student import train_student
 from train.study import Study
 from views.augment import shown
 from views.seeds import permutation
@@ -116,7 +116,7 @@ def test_every_step_and_the_test_error_are_those_of_the_loop_by_hand(
 ) -> None:
     study = make_study(teacher=FLOAT32, student=(METHOD, *SETTINGS))
     epochs: list[EpochResult] = []
-    summary = train_student(study, "all", SEED, on_epoch=epochs.append)
+    summary = train_student(study.run("all", SEED), on_epoch=epochs.append)
     expected, mine = losses_by_hand(study)
     assert [loss for epoch in epochs for loss in epoch.step_losses] == pytest.approx(
         expected, rel=1e-4

@@ -25,7 +25,7 @@ from report.ledger import ledger
 from report.runs import Errors, Point, Result, results_in
 from report.table import csv_table, markdown_table, rows_of
 from store.identity import identity_sha256
-from train.run import train_student
+from train.student import train_student
 from train.study import Study
 
 ROOT = Path(__file__).parent.parent
@@ -262,7 +262,7 @@ def report(make_study: Callable[..., Study], capsys: pytest.CaptureFixture[str])
     """The folder of a real, small ablation, with an angle bracket in the report's command."""
     study = make_study()
     for method, seed in (("ce", 0), ("ce", 1), ("cd", 0), ("cd", 1)):
-        train_student(study, method, seed)
+        train_student(study.run(method, seed))
     commands = ["--command", "make ablation <here>", "--command", "make cache-teacher"]
     assert cli([str(study.folder), "--asked", "ce cd; seeds 0 1", *commands]) == 0
     table, _ = capsys.readouterr().out.split("\n\n")

@@ -14,7 +14,7 @@ from configs.loss_options import built_in_losses
 from train import losses
 from train.loop import EpochResult
 from train.needs import check_before_the_pass
-from train.run import check_methods, train_student
+from train.student import check_methods, train_student
 from train.study import Study, TrainError
 from train.terms import Batch, expanded_taps, loss_named
 
@@ -64,7 +64,7 @@ def test_every_loss_trains_from_the_cache_as_from_the_live_teacher(make_study: M
         found: dict[bool, list[float]] = {}
         for live in (False, True):
             epochs: list[EpochResult] = []
-            train_student(study, name, 0, live_teacher=live, on_epoch=epochs.append)
+            train_student(study.run(name, 0, live_teacher=live), on_epoch=epochs.append)
             found[live] = epochs[0].step_losses
         assert found[False] == pytest.approx(found[True], rel=1e-4), name
 
@@ -84,13 +84,13 @@ def test_a_loss_of_the_users_own_trains_and_takes_its_options(
     losses = {}
     for method in ("mild", "sharp"):
         epochs: list[EpochResult] = []
-        train_student(study, method, 0, on_epoch=epochs.append)
+        train_student(study.run(method, 0), on_epoch=epochs.append)
         losses[method] = epochs[0].loss
     assert losses["sharp"] > losses["mild"]
     with pytest.raises(TrainError, match=r"put @train\.terms\.loss_term"):
-        train_student(study, "bad", 0)
+        train_student(study.run("bad", 0))
     with pytest.raises(TrainError, match="cannot be imported"):
-        train_student(study, "gone", 0)
+        train_student(study.run("gone", 0))
     del sys.modules["losses_of_a_test"]
     loss_named.cache_clear()
 

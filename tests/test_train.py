@@ -18,6 +18,7 @@ from nets.error_rates import ErrorRates
 from nets.taps import as_is, read_stages, stage_modules
 from nets.weights import load_weights
 from nets.zoo import build
+from runtime.errors import Busy
 from runtime.locks import Job, WriterLock
 from runtime.signals import Stopped as StoppedBySignal
 from store import CacheError, CacheMismatch, CacheMissing
@@ -28,8 +29,8 @@ from train.connectors import Connectors, StageMismatch, build_connectors, studen
 from train.feed import CachedTeacher
 from train.loop import EpochResult, Partial
 from train.records import RunRecorder
-from train.run import train_student
 from train.schedule import learning_rate_at
+from train.student import train_student
 from train.study import Study, TrainError, open_study
 from train.teacher import train_teacher
 from views.batches import ViewBatch
@@ -43,8 +44,8 @@ def losses_and_weights(
     study: Study, method: str, *, live: bool
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     epochs: list[EpochResult] = []
-    train_student(study, method, 0, live_teacher=live, device="cpu", on_epoch=epochs.append)
-    folder = study.run_folder(method, 0, live_teacher=live)
+    train_student(study.run(method, 0, live_teacher=live), device="cpu", on_epoch=epochs.append)
+    folder = study.run(method, 0, live_teacher=live).folder
     weights = torch.load(folder / "last.pt", weights_only=True)
     return [loss for epoch in epochs for loss in epoch.step_losses], weights
 
@@ -93,8 +94,8 @@ def test_one_view_off_is_noticed(make_study: MakeStudy, monkeypatch: pytest.Monk
 
 def test_a_run_leaves_its_files_and_a_finished_one_is_not_repeated(make_study: MakeStudy) -> None:
     study = make_study()
-    first = train_student(study, "cd", 1)
-    folder = study.run_folder("cd", 1)
+    first = train_student(study.run("cd", 1))
+    folder = study.run("cd", 1).folder
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "run.json",
@@ -112,21 +113,21 @@ def test_a_run_leaves_its_files_and_a_finished_one_is_not_repeated(make_study: M
     assert min(line["top1_error"] for line in lines) == first["best"]["top1_error"]
     assert list((folder / "tensorboard").iterdir())
     before = (folder / "last.pt").stat().st_mtime_ns
-    assert train_student(study, "cd", 1) == first
+    assert train_student(study.run("cd", 1)) == first
     assert (folder / "last.pt").stat().st_mtime_ns == before
 
 
 def test_the_saved_student_is_a_plain_network_without_connectors(make_study: MakeStudy) -> None:
     study = make_study()
-    train_student(study, "cd+gkd", 0)
+    train_student(study.run("cd+gkd", 0))
     network = build("resnet8", num_classes=10, in_channels=1)
-    load_weights(network, study.run_folder("cd+gkd", 0) / "best.pt")
+    load_weights(network, study.run("cd+gkd", 0).folder / "best.pt")
 
 
 def test_with_a_held_out_split_the_best_epoch_is_chosen_on_it(make_study: MakeStudy) -> None:
     study = make_study(teacher=["dataset.validation_fraction=0.3"])
     epochs: list[EpochResult] = []
-    summary = train_student(study, "kd", 0, on_epoch=epochs.append)
+    summary = train_student(study.run("kd", 0), on_epoch=epochs.append)
     chosen = min(epochs, key=lambda epoch: epoch.validation.top1)
     assert summary["best"]["chosen_on"] == "validation"
     assert summary["best"]["epoch"] == chosen.epoch
@@ -157,7 +158,7 @@ def test_compiled_runs_after_one_another_read_the_maps_that_each_needs(
     for compiled in ("false", "true"):
         study = make_study(student=[*settings, f"training.compile={compiled}"])
         for method in ("ce", "cd"):
-            shutil.rmtree(study.run_folder(method, 0), ignore_errors=True)
+            shutil.rmtree(study.run(method, 0).folder, ignore_errors=True)
             found[method, compiled], _ = losses_and_weights(study, method, live=False)
     for method in ("ce", "cd"):
         assert largest_relative(found[method, "false"], found[method, "true"]) < 1e-4
@@ -166,11 +167,11 @@ def test_compiled_runs_after_one_another_read_the_maps_that_each_needs(
 def test_where_not_every_epoch_is_tested_the_last_one_is(make_study: MakeStudy) -> None:
     study = make_study(student=["training.epochs=5", "training.evaluate_every=2"])
     epochs: list[EpochResult] = []
-    summary = train_student(study, "kd", 0, on_epoch=epochs.append)
+    summary = train_student(study.run("kd", 0), on_epoch=epochs.append)
     tested = [epoch.epoch for epoch in epochs if epoch.errors is not None]
     assert tested == [2, 4, 5]
     assert summary["best"]["epoch"] in tested
-    lines = (study.run_folder("kd", 0) / "metrics.jsonl").read_text().splitlines()
+    lines = (study.run("kd", 0).folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["top1_error"] is None for line in lines] == [1, 0, 1, 0, 0]
 
 
@@ -179,7 +180,7 @@ def test_the_best_epoch_is_the_first_of_equals(
 ) -> None:
     errors = iter([30.0, 20.0, 20.0, 25.0])
     monkeypatch.setattr("train.loop.evaluate", lambda *_: ErrorRates(next(errors), 1.0))
-    summary = train_student(make_study(), "ce", 0)
+    summary = train_student(make_study().run("ce", 0))
     assert summary["best"]["epoch"] == 2
     assert summary["last"]["top1_error"] == 25.0
 
@@ -188,28 +189,28 @@ def test_other_settings_are_another_run(make_study: MakeStudy) -> None:
     study = make_study()
     other = make_study(student=["training.weight_decay=1e-3"])
     folders = {
-        study.run_folder("ce", 0),
-        study.run_folder("ce", 1),
-        study.run_folder("kd", 0),
-        study.run_folder("ce", 0, live_teacher=True),
-        other.run_folder("ce", 0),
+        study.run("ce", 0).folder,
+        study.run("ce", 1).folder,
+        study.run("kd", 0).folder,
+        study.run("ce", 0, live_teacher=True).folder,
+        other.run("ce", 0).folder,
     }
     assert len(folders) == 5
-    assert study.run_identity("ce", 0) != study.run_identity("ce", 1)
+    assert study.run("ce", 0).identity != study.run("ce", 1).identity
     tested = make_study(teacher=["views.evaluation={kind: centre, resize_px: 9, crop_px: 8}"])
     assert tested.cache.path == study.cache.path
-    assert tested.run_identity("ce", 0) != study.run_identity("ce", 0)
+    assert tested.run("ce", 0).identity != study.run("ce", 0).identity
 
 
 def test_a_run_that_another_process_trains_is_refused_with_its_pid(make_study: MakeStudy) -> None:
     study = make_study()
-    folder = study.run_folder("ce", 0)
+    folder = study.run("ce", 0).folder
     folder.mkdir(parents=True)
     lock = WriterLock(folder, Job())
-    with pytest.raises(CacheError, match=f"is being written by process {os.getpid()}"):
-        train_student(study, "ce", 0)
+    with pytest.raises(Busy, match=f"is being written by process {os.getpid()}"):
+        train_student(study.run("ce", 0))
     lock.release()
-    train_student(study, "ce", 0)
+    train_student(study.run("ce", 0))
 
 
 class Stopped(Exception):
@@ -227,15 +228,15 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one_bit_for_
             raise Stopped
 
     with pytest.raises(Stopped):
-        train_student(study, "cd+gkd+edt", 0, on_epoch=stop)
-    folder = study.run_folder("cd+gkd+edt", 0)
+        train_student(study.run("cd+gkd+edt", 0), on_epoch=stop)
+    folder = study.run("cd+gkd+edt", 0).folder
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": "a line written after the last checkpoint"}\n')
-    train_student(study, "cd+gkd+edt", 0)
+    train_student(study.run("cd+gkd+edt", 0))
     resumed = torch.load(folder / "last.pt", weights_only=True)
     metrics = without_times(folder)
     shutil.rmtree(folder)
-    train_student(study, "cd+gkd+edt", 0)
+    train_student(study.run("cd+gkd+edt", 0))
     whole = torch.load(folder / "last.pt", weights_only=True)
     assert all((resumed[name] == whole[name]).all() for name in whole)
 
@@ -259,14 +260,14 @@ def test_a_run_killed_at_random_steps_equals_an_uninterrupted_one_bit_for_bit(
     monkeypatch.setattr(RunRecorder, "keep", kept_then_killed)
     for following in (2, 5, 1, 10**9):
         with pytest.raises(Stopped):
-            train_student(study, "cd+gkd+edt", 0, checkpoint_minutes=0)
+            train_student(study.run("cd+gkd+edt", 0), checkpoint_minutes=0)
         steps_left[0] = following
-    train_student(study, "cd+gkd+edt", 0, checkpoint_minutes=0)
-    folder = study.run_folder("cd+gkd+edt", 0)
+    train_student(study.run("cd+gkd+edt", 0), checkpoint_minutes=0)
+    folder = study.run("cd+gkd+edt", 0).folder
     resumed = torch.load(folder / "last.pt", weights_only=True)
     metrics = without_times(folder)
     shutil.rmtree(folder)
-    train_student(study, "cd+gkd+edt", 0)
+    train_student(study.run("cd+gkd+edt", 0))
     whole = torch.load(folder / "last.pt", weights_only=True)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert metrics == without_times(folder)
@@ -283,7 +284,7 @@ def test_an_epoch_shows_every_sample_once_in_the_order_of_seed_and_epoch(
         return outputs(self, batch)
 
     monkeypatch.setattr(CachedTeacher, "outputs", noted)
-    train_student(make_study(), "cd", 5)
+    train_student(make_study().run("cd", 5))
     epochs = [shown[start : start + 60] for start in range(0, len(shown), 60)]
     assert epochs == [permutation(5, epoch, 60).tolist() for epoch in (1, 2, 3, 4)]
     assert all(sorted(epoch) == list(range(60)) for epoch in epochs)
@@ -292,7 +293,7 @@ def test_an_epoch_shows_every_sample_once_in_the_order_of_seed_and_epoch(
 def test_the_learning_rate_moves_with_every_step(make_study: MakeStudy) -> None:
     study = make_study(student=['training.schedule={"kind": "onecycle"}'])
     rates: list[float] = []
-    train_student(study, "ce", 0, on_epoch=lambda result: rates.append(result.learning_rate))
+    train_student(study.run("ce", 0), on_epoch=lambda result: rates.append(result.learning_rate))
     training = study.config.training  # an epoch has four steps; told is the rate of the last
     assert rates == [learning_rate_at(training, 4 * epoch - 1, 4) for epoch in (1, 2, 3, 4)]
 
@@ -312,16 +313,16 @@ def test_a_signal_keeps_the_very_step_and_the_same_call_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(CachedTeacher, "outputs", interrupted)
         with pytest.raises(StoppedBySignal, match="stopped in epoch 3 after step 1") as stopped:
-            train_student(study, "cd", 0)
+            train_student(study.run("cd", 0))
     assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is handlers
-    folder = study.run_folder("cd", 0)
+    folder = study.run("cd", 0).folder
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert (checkpoint["epoch"], checkpoint["partial"]["step"]) == (2, 1)
-    train_student(study, "cd", 0)
+    train_student(study.run("cd", 0))
     metrics = without_times(folder)
     shutil.rmtree(folder)
-    train_student(study, "cd", 0)
+    train_student(study.run("cd", 0))
     assert metrics == without_times(folder)
 
 
@@ -334,9 +335,9 @@ def test_a_signal_between_epochs_ends_the_run_there(make_study: MakeStudy, batch
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(StoppedBySignal, match="stopped after epoch 2") as stopped:
-        train_student(study, "cd", 0, on_epoch=stop)
+        train_student(study.run("cd", 0), on_epoch=stop)
     assert stopped.value.exit_code == 130
-    assert train_student(study, "cd", 0)["epochs"] == 4
+    assert train_student(study.run("cd", 0))["epochs"] == 4
 
 
 def test_an_idle_classifier_stays_or_shrinks_as_asked(make_study: MakeStudy) -> None:
@@ -357,8 +358,8 @@ def test_an_idle_classifier_stays_or_shrinks_as_asked(make_study: MakeStudy) -> 
                 raise Stopped
 
         with pytest.raises(Stopped):
-            train_student(study, "cd+gkd+edt", 0, on_epoch=stop)
-        checkpoint = study.run_folder("cd+gkd+edt", 0) / "checkpoint.pt"
+            train_student(study.run("cd+gkd+edt", 0), on_epoch=stop)
+        checkpoint = study.run("cd+gkd+edt", 0).folder / "checkpoint.pt"
         weights.append(torch.load(checkpoint, weights_only=True)["network"]["fc.weight"])
         norms[frozen] = weights[0].norm().item()
     fresh = build("resnet8", num_classes=10, in_channels=1, seed=0).fc.weight.norm().item()
@@ -369,7 +370,7 @@ def test_an_idle_classifier_stays_or_shrinks_as_asked(make_study: MakeStudy) -> 
 def test_a_student_may_use_the_first_views_of_a_cache(make_study: MakeStudy) -> None:
     study = make_study(student=["num_views=2"])
     epochs: list[EpochResult] = []
-    train_student(study, "cd", 0, on_epoch=epochs.append)
+    train_student(study.run("cd", 0), on_epoch=epochs.append)
     assert study.num_views == 2
 
 
@@ -474,7 +475,7 @@ def test_methods_that_cannot_work_are_refused(
     study = make_study(student=[override])
     method = override.split(".")[1].split("=")[0]
     with pytest.raises(TrainError, match=told):
-        train_student(study, method, 0)
+        train_student(study.run(method, 0))
 
 
 def test_a_run_whose_loss_is_no_number_any_more_is_stopped_with_its_place(
@@ -482,14 +483,14 @@ def test_a_run_whose_loss_is_no_number_any_more_is_stopped_with_its_place(
 ) -> None:
     study = make_study(student=["training.learning_rate=1e30"])
     with pytest.raises(TrainError, match=r"the loss became (nan|inf) in epoch 1, step \d+"):
-        train_student(study, "ce", 0)
-    assert not (study.run_folder("ce", 0) / "summary.json").exists()
+        train_student(study.run("ce", 0))
+    assert not (study.run("ce", 0).folder / "summary.json").exists()
 
 
 def test_a_student_with_other_stages_than_the_cache_is_refused(make_study: MakeStudy) -> None:
     study = make_study(student=["student.stages=[layer2,layer3]"])
     with pytest.raises(StageMismatch, match="student has 2 stages and the cache 3"):
-        train_student(study, "cd", 0)
+        train_student(study.run("cd", 0))
 
 
 # ---- teachers
@@ -518,11 +519,11 @@ def test_a_run_killed_after_its_last_epoch_is_finished_by_the_next_call(
     with monkeypatch.context() as patched:
         patched.setattr(RunRecorder, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
-            train_student(study, "cd", 0)
-    folder = study.run_folder("cd", 0)
+            train_student(study.run("cd", 0))
+    folder = study.run("cd", 0).folder
     metrics = without_times(folder)
     kept = torch.load(folder / "checkpoint.pt", weights_only=True)
-    summary = train_student(study, "cd", 0)
+    summary = train_student(study.run("cd", 0))
     assert summary["last"]["top1_error"] == metrics[-1]["top1_error"]
     assert summary["epochs"] == 4
     assert without_times(folder) == metrics
@@ -539,20 +540,20 @@ def test_a_checkpoint_without_its_metrics_is_not_gone_on_from(make_study: MakeSt
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(StoppedBySignal):
-        train_student(study, "cd", 0, on_epoch=stop)
-    metrics = study.run_folder("cd", 0) / "metrics.jsonl"
+        train_student(study.run("cd", 0), on_epoch=stop)
+    metrics = study.run("cd", 0).folder / "metrics.jsonl"
     whole = metrics.read_text().splitlines(keepends=True)
     metrics.write_text(whole[0])
     epochs: list[EpochResult] = []
-    train_student(study, "cd", 0, on_epoch=epochs.append)
+    train_student(study.run("cd", 0), on_epoch=epochs.append)
     assert [result.epoch for result in epochs] == [1, 2, 3, 4]
     assert [line["epoch"] for line in without_times(metrics.parent)] == [1, 2, 3, 4]
 
 
 def test_a_damaged_checkpoint_is_named_with_what_to_do(make_study: MakeStudy) -> None:
     study = make_study()
-    folder = study.run_folder("ce", 0)
+    folder = study.run("ce", 0).folder
     folder.mkdir(parents=True)
     (folder / "checkpoint.pt").write_bytes(b"half a file")
     with pytest.raises(TrainError, match=r"checkpoint.pt is not .*\n  fix: rm .*anew"):
-        train_student(study, "ce", 0)
+        train_student(study.run("ce", 0))

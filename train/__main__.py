@@ -18,7 +18,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -41,6 +41,7 @@ from train.runs import format_result
 from train.study import (
     MOST_SEED,
     Feed,
+    Run,
     Study,
     TrainError,
     cache_in_place_of_weights,
@@ -99,33 +100,25 @@ def student(
     """Train one student from the cache."""
     console = _console()
     study = _open(name, overrides, caches, runs, cache, feed)
-    _check_method(study.config, method)
-    folder = study.run_folder(method, seed, live_teacher=live_teacher)
+    run = study.run(method, seed, live_teacher)
     if redo:
-        _forget(study, [method], [folder], device)
-    summary = study.finished(method, seed, live_teacher=live_teacher)
-    if summary is not None:
-        console.print(f"{folder} is finished: nothing to do.")
+        _forget([run], device)
+    if (summary := run.summary) is not None:
+        console.print(f"{run.folder} is finished: nothing to do.")
     else:
-        from train.run import train_student
+        from train.student import train_student
 
-        changes = study.changes(method, seed, live_teacher=live_teacher)
-        if changes:
-            console.print(
-                "\n  ".join([f"differs from the last run of {method}, seed {seed}:", *changes])
-            )
-        console.print(f"{method}, seed {seed}, from {study.cache.path} into {folder}")
+        if changes := run.changes():
+            console.print("\n  ".join([f"differs from the last run of {run}:", *changes]))
+        console.print(f"{run}, from {study.cache.path} into {run.folder}")
         summary = train_student(
-            study,
-            method,
-            seed,
-            live_teacher=live_teacher,
+            run,
             device=device,
             num_workers=workers,
             checkpoint_minutes=checkpoint_minutes,
             console=console,
         )
-    console.print(format_result(summary, folder))
+    console.print(format_result(summary, run.folder))
 
 
 @app.command()
@@ -215,25 +208,21 @@ def ablation(
     console = _console()
     study = _open(name, overrides, caches, runs, cache, feed)
     wanted = methods.split() or list(study.config.methods)
-    for method in wanted:
-        _check_method(study.config, method)
     numbers = _parsed_seeds(seeds)
+    all_runs = [study.run(method, seed) for method in wanted for seed in numbers]
     if redo:
-        folders = [study.run_folder(method, seed) for method in wanted for seed in numbers]
-        _forget(study, wanted, folders, device)
-    done: list[dict[str, Any] | None] = [study.finished(m, s) for m in wanted for s in numbers]
-    finished, failures = [summary for summary in done if summary is not None], []
-    if len(finished) < len(done):
-        from train.ablation import RunOptions, run_ablation
-
-        options = RunOptions(device, workers, jobs)
-        outcomes = run_ablation(study, wanted, numbers, options, console)
-        finished = [outcome.summary for outcome in outcomes if outcome.summary is not None]
-        failures = [outcome for outcome in outcomes if outcome.summary is None]
+        _forget(all_runs, device)
+    failures: dict[Run, str] = {}
+    if all(run.is_finished for run in all_runs):
+        console.print(f"all {len(all_runs)} runs are finished: nothing to train.")
     else:
-        console.print(f"all {len(done)} runs are finished: nothing to train.")
+        from train.ablation import run_ablation
+
+        failures = run_ablation(
+            all_runs, device=device, num_workers=workers, jobs=jobs, console=console
+        )
     status = 0
-    if finished:
+    if len(failures) < len(all_runs):
         commands = [
             shlex.join(["python", "-m", "train", *sys.argv[1:]]),
             _command_of_one_run(name, overrides or [], caches, runs),
@@ -241,9 +230,8 @@ def ablation(
         ]
         asked = f"{' '.join(wanted)}; seeds {' '.join(map(str, numbers))}"
         status = write_report(study, asked, commands, console)
-    for outcome in failures:
-        method, seed = outcome.run
-        print(f"{method}, seed {seed} failed: {outcome.failure}", file=sys.stderr)
+    for run, failure in failures.items():
+        print(f"{run} failed: {failure}", file=sys.stderr)
     if failures or status:
         raise typer.Exit(status or 1)
 
@@ -269,10 +257,10 @@ def export(
 ) -> None:
     """Write a finished student as a plain state dict and as a torch.export program."""
     study = _open(name, overrides, caches, runs, cache, "auto")
-    _check_method(study.config, method)
+    run = study.run(method, seed)
     from train.export import export_student
 
-    card = export_student(study, method, seed, which, folder, device=device)
+    card = export_student(run, which, folder, device=device)
     _console().print(
         f"{folder}/student.pt, .pt2 and .json: {card['model']}, epoch {card['epoch']}; loaded "
         f"again, top-1 error {card['top1_error']:.2f} %, as program "
@@ -351,7 +339,7 @@ def _check(
         )
     except CacheError:
         study = None  # there is none yet: what the teacher's file says counts
-    if study is not None and all(study.finished(*run) is not None for run in runs):
+    if study is not None and all(study.run(*run).is_finished for run in runs):
         return
     from runtime.devices import check_device
     from train.check import check_study
@@ -395,17 +383,17 @@ def list_runs(
     print(f"deleted {len(surplus)} of {len(found)} runs, {size:,.1f} MB")
 
 
-def _forget(study: Study, methods: list[str], folders: list[Path], device: str) -> None:
-    """Delete runs that are to be trained again, once nothing speaks against training them."""
+def _forget(runs: list[Run], device: str) -> None:
+    """Delete runs that are to be trained again, after checking that they can be."""
     from runtime.devices import check_device
-    from train.run import check_methods
     from train.runs import remove_run
+    from train.student import check_methods
 
-    check_methods(study, methods)
+    check_methods(runs[0].study, [run.method for run in runs])
     check_device(device)
-    for folder in folders:
-        if folder.is_dir():
-            remove_run(folder)
+    for run in runs:
+        if run.folder.is_dir():
+            remove_run(run.folder)
 
 
 def _console() -> Console:

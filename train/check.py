@@ -18,7 +18,7 @@ from nets.zoo import build
 from store.layout import TapSpec
 from train.connectors import connectors_for
 from train.needs import check_before_the_pass
-from train.run import check_terms
+from train.student import check_terms
 from views.augment import check_augmentable, view_shape
 from views.datasets import Dataset, load_dataset
 

@@ -32,7 +32,7 @@ from runtime.files import write_atomically, written_aside
 from store.identity import file_sha256
 from train.evaluate import evaluate
 from train.run_files import SUMMARY_FILE
-from train.study import Study, TrainError
+from train.study import Run, Study, TrainError
 from views.batches import Pixels
 from views.pixels import evaluation_pixels
 
@@ -44,23 +44,21 @@ _COMPARED_IMAGES = 256
 Which = Literal["best", "last"]
 
 
-def export_student(
-    study: Study, method: str, seed: int, which: Which, folder: Path, *, device: str = "auto"
-) -> dict[str, Any]:
+def export_student(run: Run, which: Which, folder: Path, *, device: str = "auto") -> dict[str, Any]:
     """Write the three files into `folder`; returns the card. Raises TrainError."""
+    study = run.study
     command = student_command(
         study.config,
         study.teacher,
-        method,
-        seed,
+        run.method,
+        run.seed,
         caches_dir=study.cache.path.parent,
         runs_dir=study.runs_dir,
     )
-    summary = study.finished(method, seed)
-    if summary is None:
-        raise TrainError(f"{study.run_folder(method, seed)} is not finished\n  fix: {command}")
+    if (summary := run.summary) is None:
+        raise TrainError(f"{run.folder} is not finished", fix=command)
     place = pick_device(device)
-    trained = study.run_folder(method, seed) / f"{which}.pt"
+    trained = run.folder / f"{which}.pt"
     if file_sha256(trained) != summary["files_sha256"][trained.name]:
         raise TrainError(
             f"{trained} does not hold the weights that this run ended with: its sha256 is not the "
@@ -82,8 +80,8 @@ def export_student(
         "input_shape": [test.shape[2], test.shape[0], test.shape[1]],
         "normalisation": as_plain(study.teacher.dataset.normalisation),
         "shown": as_plain(study.teacher.views.eval_transform),
-        "method": method,
-        "seed": seed,
+        "method": run.method,
+        "seed": run.seed,
         "epoch": summary["best"]["epoch"] if which == "best" else summary["epochs"],
         "reported_top1_error": summary[which]["top1_error"],
         "top1_error": found.top1,  # found again, on this device

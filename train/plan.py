@@ -9,7 +9,7 @@ from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import stem_hint
 from nets.weights_file import is_downloadable, weights_file
 from store.errors import CacheError, CacheIncomplete
-from train.study import Study, open_study
+from train.study import Run, Study, open_study
 from views.augment import view_shape
 from views.datasets import load_dataset
 
@@ -50,12 +50,13 @@ def plan_lines(
             *hints,
         ]
     lines = _lines_of_what_is_there(study)
-    if study.finished(method, seed) is not None:
-        return [*lines, f"student  there: {study.run_folder(method, seed)}"]
+    run = study.run(method, seed)
+    if run.is_finished:
+        return [*lines, f"student  there: {run.folder}"]
     lines += [f"student  to be trained: {passes}", *hints]
     if device is not None:
         with suppress(CacheIncomplete):  # the line about the cache says so
-            lines.append(_trial_line(study, method, seed, device))
+            lines.append(_trial_line(run, device))
     return lines
 
 
@@ -82,13 +83,14 @@ def _lines_of_what_is_there(study: Study) -> list[str]:
     return [f"teacher  {needed}: {weights}", f"cache    there: {cache.path}"]
 
 
-def _trial_line(study: Study, method: str, seed: int, device: str) -> str:
+def _trial_line(run: Run, device: str) -> str:
     from runtime.devices import pick_device
     from runtime.formats import format_duration
     from train.trial import try_run
 
     place = pick_device(device)
-    trial = try_run(study, method, seed, place)
+    trial = try_run(run, place)
+    study = run.study
     images = len(study.dataset.train) * study.config.training.epochs
     hours = images / max(trial.images_per_second, 1e-9) / 3600
     return (

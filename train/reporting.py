@@ -18,7 +18,7 @@ _ROOT = Path(__file__).parent.parent
 
 def finished_of(study: Study) -> list[FoundRun]:
     """The finished runs of a study, whatever was asked for now: in the order of its methods."""
-    own = {method: study.run_identity(method, 0) for method in study.config.methods}
+    own = {method: study.run(method, 0).identity for method in study.config.methods}
     return finished_alike(runs_below(study.runs_dir, study.config.name), own)
 
 

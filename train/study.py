@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from configs.commands import cache_command
-from configs.schema import StudentConfig, TeacherConfig, as_plain
+from configs.schema import LossTerm, StudentConfig, TeacherConfig, Training, as_plain
 from nets.archs import check_arch, has_stem
 from nets.identity import teacher_identity as nets_identity
 from nets.source import arch_source, module_sha256
@@ -82,29 +83,13 @@ class Study:
         stages = self.cache.identity["teacher"]["stages"]
         return {f"stage{n}": stages[f"stage{n}"] for n in range(1, len(stages) + 1)}
 
-    def needed_taps(self, method: str) -> list[str]:
-        """The taps that the method's losses read, whole or not."""
-        from train.terms import taps_of  # loads torch
-
-        wanted = taps_of(self.config.methods[method], list(self.teacher_stages))
-        return [tap for tap in self.cache.manifest.taps if tap in wanted]
-
-    def window_of(self, method: str) -> int | None:
-        """The `window_rows` of the method's taps.
-
-        Loads torch only where the size of all taps leaves the answer open.
-        """
-        if self.window_rows(self.cache.manifest.taps) is None:
-            return None
-        return self.window_rows(self.needed_taps(method))
-
     def window_rows(self, taps: Collection[str]) -> int | None:
         """How many samples are shuffled at a time, if not all: where two views fill the memory.
 
         taps: what is read. By the memory that there is for all processes, not by what is free or
         by the share of one job, so that a run stays the same run.
         """
-        record_bytes = self._record_bytes(taps)
+        record_bytes = self.record_bytes(taps)
         view_bytes, memory = record_bytes * self.cache.num_samples, total_memory()
         is_too_large = 2 * view_bytes > memory * _SLABS_SHARE
         if not record_bytes or not (
@@ -115,19 +100,8 @@ class Study:
         rows = min(affordable, -(-self.cache.num_samples // _WINDOWS_PER_EPOCH))
         return max(rows, self.cache.manifest.block_rows)
 
-    def held_bytes(self, method: str) -> int:
-        """Of teacher outputs that one run holds in memory: two views, or two windows."""
-        taps = self.needed_taps(method)
-        rows = self.window_rows(taps) or self.cache.num_samples
-        return 2 * rows * self._record_bytes(taps)
-
-    def jobs_that_fit(self, jobs: int, methods: Collection[str]) -> int:
-        """How many of `jobs` runs may hold their teacher outputs in memory side by side."""
-        largest = max([1, *(self.held_bytes(method) for method in methods)])
-        return min(jobs, max(1, int(_SLABS_SHARE * total_memory() // largest)))
-
-    def _record_bytes(self, taps: Collection[str]) -> int:
-        """Of one record's taps, as they are in memory."""
+    def record_bytes(self, taps: Collection[str]) -> int:
+        """The bytes of one record's taps in memory."""
         return sum(self.cache.manifest.taps[tap].read_bytes_per_record for tap in taps)
 
     @property
@@ -139,65 +113,140 @@ class Study:
     def folder(self) -> Path:
         return self.runs_dir / self.config.name
 
-    def run_identity(self, method: str, seed: int, *, live_teacher: bool = False) -> dict[str, Any]:
-        """What decides a run's result; two runs with the same one are the same run."""
-        plain, arch = as_plain(self.config), self.config.student.arch
-        rows = None if live_teacher else self.window_of(method)
-        window = {"window": rows} if rows else {}
+    def run(self, method: str, seed: int, live_teacher: bool = False) -> Run:
+        """Raises TrainError where the config has no such method."""
+        if method not in self.config.methods:
+            known = ", ".join(self.config.methods)
+            raise TrainError(f"unknown method {method!r}: {self.config.name} has {known}")
+        return Run(self, method, seed, live_teacher)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One student trained with one method and one seed, from the cache or with the teacher live.
+
+    Loads torch only where the taps that its losses read must be known.
+    """
+
+    study: Study
+    method: str
+    seed: int
+    live_teacher: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Unique within the study's settings."""
+        label = f"{self.method}-live" if self.live_teacher else self.method
+        return f"{label}-seed{self.seed}"
+
+    @property
+    def terms(self) -> tuple[LossTerm, ...]:
+        return self.study.config.methods[self.method]
+
+    @property
+    def training(self) -> Training:
+        return self.study.config.training
+
+    @property
+    def num_views(self) -> int:
+        return self.study.num_views
+
+    @property
+    def folder(self) -> Path:
+        """`<runs>/<student>/<method>-seed<k>-<8 of the sha256>`: other settings, other folder."""
+        return self.study.folder / f"{self.name}-{self.sha256[:8]}"
+
+    @cached_property
+    def sha256(self) -> str:
+        return identity_sha256(self.identity)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the run's result; two runs with the same one are the same run."""
+        study = self.study
+        plain, arch = as_plain(study.config), study.config.student.arch
+        rows = None if self.live_teacher else self.window_rows
         return {
-            **window,
+            **({"window": rows} if rows else {}),
             "run_version": RUN_VERSION,
             "student": plain["student"] | ({} if has_stem(arch) else {"stem": "cifar"}),
             "training": plain["training"],
-            "terms": [_UNSET_OPTIONS | term for term in plain["methods"][method]],
-            "seed": seed,
+            "terms": [_UNSET_OPTIONS | term for term in plain["methods"][self.method]],
+            "seed": self.seed,
             "num_views": self.num_views,
-            "evaluation": as_plain(self.teacher.views.eval_transform),
-            "teacher_outputs": "live" if live_teacher else "cache",
-            "sources": self._sources(method),
-            "tested_digest": self.dataset.tested_digest,
-            "cache": self.cache.identity,
+            "evaluation": as_plain(study.teacher.views.eval_transform),
+            "teacher_outputs": "live" if self.live_teacher else "cache",
+            "sources": self._sources(),
+            "tested_digest": study.dataset.tested_digest,
+            "cache": study.cache.identity,
         }
 
-    def _sources(self, method: str) -> dict[str, str | None]:
-        """{module: sha256 of its file} of the user's own losses and network that a run uses."""
-        own = [term.loss for term in self.config.methods[method] if ":" in term.loss]
+    def _sources(self) -> dict[str, str | None]:
+        """{module: sha256 of its file} of the user's own losses and network that the run uses."""
+        own = [term.loss for term in self.terms if ":" in term.loss]
         modules = [name.partition(":")[0] for name in own]
         losses = {module: module_sha256(module) for module in modules}
-        return losses | arch_source(self.config.student.arch)
+        return losses | arch_source(self.study.config.student.arch)
 
-    def run_folder(self, method: str, seed: int, *, live_teacher: bool = False) -> Path:
-        """`<runs>/<student>/<method>-seed<k>-<8 of the sha256>`: other settings, other folder."""
-        identity = self.run_identity(method, seed, live_teacher=live_teacher)
-        label = f"{method}-live" if live_teacher else method
-        return self.folder / f"{label}-seed{seed}-{identity_sha256(identity)[:8]}"
+    @property
+    def needed_taps(self) -> list[str]:
+        """The taps that the method's losses read, whether the cache has finished them or not."""
+        from train.terms import taps_of  # loads torch
 
-    def finished(
-        self, method: str, seed: int, *, live_teacher: bool = False
-    ) -> dict[str, Any] | None:
-        """The summary of this run, if it was trained to its end with exactly these settings."""
-        folder = self.run_folder(method, seed, live_teacher=live_teacher)
-        identity = self.run_identity(method, seed, live_teacher=live_teacher)
-        return _summary_of(folder, identity)
+        wanted = taps_of(self.terms, list(self.study.teacher_stages))
+        return [tap for tap in self.study.cache.manifest.taps if tap in wanted]
 
-    def changes(self, method: str, seed: int, *, live_teacher: bool = False) -> list[str]:
-        """What is not as in the latest run of this method and seed, one line each.
+    @property
+    def window_rows(self) -> int | None:
+        """How many samples are shuffled at a time; None: all of them.
 
-        Empty where there is none, or where the run asked for has been begun.
+        Loads torch only where the size of all taps leaves the answer open.
         """
-        identity = self.run_identity(method, seed, live_teacher=live_teacher)
-        folder = self.run_folder(method, seed, live_teacher=live_teacher)
-        pattern = f"{glob.escape(folder.name[:-8])}*/{RUN_FILE}"
-        others = sorted(folder.parent.glob(pattern), key=_changed_at)
-        if not others or (folder / RUN_FILE).is_file():
+        if self.study.window_rows(self.study.cache.manifest.taps) is None:
+            return None
+        return self.study.window_rows(self.needed_taps)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of teacher outputs held in memory at a time: two views, or two windows."""
+        rows = self.window_rows or self.study.cache.num_samples
+        return 2 * rows * self.study.record_bytes(self.needed_taps)
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished run came to; None unless it was trained to its end as identified."""
+        summary = _json_of(self.folder / SUMMARY_FILE)
+        is_of_this_run = summary is not None and summary.get("run_sha256") == self.sha256
+        return summary if is_of_this_run else None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.summary is not None
+
+    def changes(self) -> list[str]:
+        """How the settings differ from the latest run of this method and seed, one line each.
+
+        Empty where there is none, or where this run has begun.
+        """
+        pattern = f"{glob.escape(self.name)}-*/{RUN_FILE}"
+        others = sorted(self.study.folder.glob(pattern), key=_changed_at)
+        if not others or (self.folder / RUN_FILE).is_file():
             return []
-        try:
-            latest: dict[str, Any] = json.loads(others[-1].read_text())
-        except (OSError, ValueError):
+        latest = _json_of(others[-1])
+        if latest is None:
             return []
         if latest.get("run_version") != RUN_VERSION:
-            return ["this version of the program trains or identifies runs in another way"]
-        return [_format_change(change) for change in differences(identity, latest)]
+            return ["this version of the program trains or identifies runs differently"]
+        return [_format_change(change) for change in differences(self.identity, latest)]
+
+
+def jobs_that_fit(jobs: int, runs: Sequence[Run]) -> int:
+    """How many of `jobs` runs may hold their teacher outputs in memory side by side."""
+    largest = max([1, *(run.held_bytes for run in runs)])
+    return min(jobs, max(1, int(_SLABS_SHARE * total_memory() // largest)))
 
 
 def open_study(
@@ -211,7 +260,7 @@ def open_study(
 ) -> Study:
     """Find the cache, make sure that it belongs to this teacher and these pixels, check the config.
 
-    Taps may be unfinished: what a run reads is looked at when the run is (`train.run`).
+    Taps may be unfinished: what a run reads is looked at when the run is (`train.student`).
 
     Raises CacheError, DatasetError, ArchError. Never runs a teacher.
     """
@@ -298,9 +347,10 @@ def _changed_at(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _summary_of(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+def _json_of(path: Path) -> dict[str, Any] | None:
+    """None where the file is missing or damaged."""
     try:
-        summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
-    except (FileNotFoundError, ValueError):
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
         return None
-    return summary if summary.get("run_sha256") == identity_sha256(identity) else None
+    return content

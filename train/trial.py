@@ -17,8 +17,8 @@ from store import TeacherCache
 from train.evaluate import outputs_and_labels
 from train.feed import TeacherOutputs, slab_bytes
 from train.loop import Learner, SplitPixels, Task, run_step, student_maps
-from train.run import assemble
-from train.study import Study
+from train.student import assemble
+from train.study import Run, Study
 from views.batches import ViewBatch
 from views.pixels import open_pixels
 
@@ -34,17 +34,18 @@ class Trial:
     memory: Memory
 
 
-def try_run(study: Study, method: str, seed: int, device: torch.device) -> Trial:
+def try_run(run: Run, device: torch.device) -> Trial:
     """Take a few steps and show a test batch; writes nothing. Raises as `train_student` does.
 
     All terms of the method act, with the outputs of some other samples.
     """
+    study = run.study
     views, normalisation = study.teacher.views, study.teacher.dataset.normalisation
     pixels = open_pixels(study.dataset.train, views, normalisation, device)
     data = SplitPixels(train=pixels, validation=None, test=pixels)
-    task, learner, source = assemble(study, method, seed, device, data=data)
+    task, learner, source = assemble(run, device, data=data)
     source.close()
-    taps = study.needed_taps(method)
+    taps = run.needed_taps
     some = _SomeOutputs(study.cache, taps, device)
     with student_maps(task, learner) as maps:
         steps = trial_steps(task, learner, some, maps)

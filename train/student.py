@@ -44,34 +44,29 @@ from train.loop import (
 from train.needs import missing_error, missing_taps
 from train.progress import EpochPrinter, classifier_epoch
 from train.records import RunRecorder
-from train.study import Study, TrainError
+from train.study import Run, Study, TrainError
 from train.terms import check_options
 from views.pixels import HeldPixels, calibration_batches
 
 
 def train_student(
-    study: Study,
-    method: str,
-    seed: int,
+    run: Run,
     *,
-    live_teacher: bool = False,
     device: str = "auto",
     num_workers: int | None = None,
     checkpoint_minutes: float = 10.0,
     console: Console | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> dict[str, Any]:
-    """Train one student, or go on with an unfinished run; returns the summary.
+    """Train one student, or resume an unfinished run; returns the summary.
 
-    A finished run of the same identity is left alone and its summary returned. Ctrl-C and SIGTERM
-    keep the state and raise Stopped.
+    A finished run is left alone and its summary returned. Ctrl-C and SIGTERM save a checkpoint and
+    raise Stopped.
     """
-    if (done := study.finished(method, seed, live_teacher=live_teacher)) is not None:
+    if (done := run.summary) is not None:
         return done
-    place = pick_device(device)
-    task, learner, source = assemble(
-        study, method, seed, place, live_teacher=live_teacher, num_workers=num_workers
-    )
+    study, place = run.study, pick_device(device)
+    task, learner, source = assemble(run, place, num_workers=num_workers)
     if console is not None:
         net = study.config.student
         if hint := stem_hint(net.arch, net.stem, study.image_shape, "student.stem"):
@@ -81,8 +76,8 @@ def train_student(
             _tell_once(console, f"{study.cache.path} {WITHOUT_CHECKSUMS}")
     with StopRequest() as stop:
         recorder = RunRecorder(
-            study.run_folder(method, seed, live_teacher=live_teacher),
-            study.run_identity(method, seed, live_teacher=live_teacher),
+            run.folder,
+            run.identity,
             learner,
             checkpoint_minutes=checkpoint_minutes,
             stop=stop,
@@ -106,7 +101,7 @@ def train_student(
                 partial=recorder.partial,
                 pause=recorder,
             )
-            return recorder.finish(_summary_extras(study, method, seed, place))
+            return recorder.finish(_summary_extras(run, place))
         finally:
             source.close()
             recorder.close()
@@ -121,12 +116,9 @@ class Assembled(NamedTuple):
 
 
 def assemble(
-    study: Study,
-    method: str,
-    seed: int,
+    run: Run,
     device: torch.device,
     *,
-    live_teacher: bool = False,
     num_workers: int | None = None,
     data: SplitPixels | None = None,
 ) -> Assembled:
@@ -134,15 +126,15 @@ def assemble(
 
     data: instead of the study's own splits. Raises TrainError, DatasetError, ArchError.
     """
-    terms = study.config.methods[method]
-    check_methods(study, [method])
+    study = run.study
+    check_methods(study, [run.method])
     normalisation = study.teacher.dataset.normalisation
     if data is None:
         data = open_splits(study.dataset, study.teacher.views, normalisation, device, num_workers)
         data = _held_to_the_cache(study, data)
-    task, connectors, network = _prepare(study, terms, seed, device, data)
+    task, connectors, network = _prepare(run, device, data)
     learner = make_learner(network, connectors, task.training, device)
-    return Assembled(task, learner, _teacher_source(study, method, live_teacher, device, data))
+    return Assembled(task, learner, _teacher_source(run, device, data))
 
 
 def _held_to_the_cache(study: Study, data: SplitPixels) -> SplitPixels:
@@ -162,12 +154,9 @@ def _tell_once(console: Console, line: str) -> None:
 
 
 def _prepare(
-    study: Study,
-    terms: tuple[LossTerm, ...],
-    seed: int,
-    device: torch.device,
-    data: SplitPixels,
+    run: Run, device: torch.device, data: SplitPixels
 ) -> tuple[Task, Connectors | None, torch.nn.Module]:
+    study, terms, seed = run.study, run.terms, run.seed
     student = study.config.student
     network = build(
         student.arch,
@@ -190,18 +179,12 @@ def _prepare(
     return task, connectors, network
 
 
-def _teacher_source(
-    study: Study,
-    method: str,
-    live_teacher: bool,
-    device: torch.device,
-    data: SplitPixels,
-) -> TeacherSource:
-    taps = study.needed_taps(method)
+def _teacher_source(run: Run, device: torch.device, data: SplitPixels) -> TeacherSource:
+    study, taps = run.study, run.needed_taps
     if not taps:
         return NoTeacher()
-    if not live_teacher:
-        if (rows := study.window_rows(taps)) is not None:
+    if not run.live_teacher:
+        if (rows := run.window_rows) is not None:
             return WindowedTeacher(study.cache, taps, study.num_views, device, rows)
         home = study.feed if study.feed in ("device", "host") else None
         home = home or home_of(slab_bytes(study.cache, taps), device)
@@ -231,7 +214,7 @@ def check_methods(study: Study, methods: Sequence[str]) -> None:
         raise missing_error(missing, methods, f"{path} lacks", study.teacher, stages, path.parent)
     with fixes_spelled_by(functools.partial(_command_for, study)):
         for method in methods:
-            study.cache.refuse_incomplete(study.needed_taps(method))
+            study.cache.refuse_incomplete(study.run(method, 0).needed_taps)
 
 
 def _command_for(study: Study, more: list[str]) -> str:
@@ -255,15 +238,16 @@ def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
             raise TrainError(f"methods.{method}: every weight is zero in epoch {epoch}")
 
 
-def _summary_extras(study: Study, method: str, seed: int, device: torch.device) -> dict[str, Any]:
+def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
+    study = run.study
     return {
         "student": study.config.name,
         "model": study.config.student.arch,
         "num_samples": len(study.dataset.train),
         "num_classes": study.dataset.num_classes,
-        "is_taught": bool(study.needed_taps(method)),
-        "method": method,
-        "seed": seed,
+        "is_taught": bool(run.needed_taps),
+        "method": run.method,
+        "seed": run.seed,
         "cache": study.cache.path.name,
         "cache_sha256": identity_sha256(study.cache.identity),
         "teacher": study.cache.measured,

@@ -66,7 +66,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     expected = network.state_dict()
     found = _without_prefix(_unwrapped(read_tensors(path)), expected.keys())
     differences = [f"missing: {key}" for key in expected if key not in found]
-    differences += [f"not expected: {key}" for key in found if key not in expected]
+    differences += [f"unexpected: {key}" for key in found if key not in expected]
     differences += [
         f"{key} has shape {_shape(found[key])}, expected {tuple(tensor.shape)}"
         for key, tensor in expected.items()

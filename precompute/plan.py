@@ -18,9 +18,9 @@ from store.reader import open_source
 
 @dataclass(frozen=True)
 class Plan:
-    """The size of a cache and what of it is still to be made.
+    """The size of a cache, and what is still missing.
 
-    pending: blocks that are to be computed; bytes_to_write: of their chunk files.
+    pending_records: to be computed; bytes_to_write: of their chunk files.
     """
 
     manifest: Manifest
@@ -52,14 +52,19 @@ class Plan:
             f"{m.num_views:,} views x {m.num_samples:,} samples = {self.num_records:,} records of "
             f"{m.record_bytes:,} bytes = {format_size(self.num_records * m.record_bytes)} in "
             f"{self.num_files:,} files; to do: {self.pending_records:,} records, "
-            f"{format_size(self.bytes_to_write)} ({format_size(self.free_bytes)} free), at "
-            f"{self.images_per_second:,.0f} images/s on {self.device} "
-            f"{format_duration(self.hours)}; {self.memory}"
+            f"{format_size(self.bytes_to_write)} ({format_size(self.free_bytes)} free)"
+            f"{self._time()}; {self.memory}"
         )
+
+    def _time(self) -> str:
+        if not self.pending_records:
+            return ""
+        rate = f"{self.images_per_second:,.0f} images/s on {self.device}"
+        return f", about {format_duration(self.hours)} at {rate}"
 
     def table(self) -> str:
         """Bytes per tap, one line each."""
-        lines = [f"{'tap':<10} {'shape':<16} {'stored as':<16} {'bytes':>8} {'in all':>10}"]
+        lines = [f"{'tap':<10} {'shape':<16} {'stored as':<16} {'bytes':>8} {'total':>10}"]
         for name, spec in self.manifest.taps.items():
             stored = spec.dtype + (f", scale per {spec.scale}" if spec.scale else "")
             shape = "x".join(map(str, spec.shape)) or "1"

@@ -132,7 +132,7 @@ class TeacherPass:
 def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherCache | None:
     """Create or continue the cache until it is complete, and return it opened.
 
-    None where other processes of the same job are still at work when this one's share is done.
+    None if other ranks of the same job are still running when this one has finished its share.
     Raises CacheError, Stopped.
     """
     running = TeacherPass(setup, options)
@@ -141,13 +141,13 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
     if options.batch_size is None and plan.pending_records >= _TRIAL_RECORDS:
         running.batch_size, rate = fastest_batch(running)
         plan = dataclasses.replace(plan, images_per_second=rate)
-        console.print(f"batches of {running.batch_size} images, the fastest tried")
+        console.print(f"batches of {running.batch_size} images were the fastest")
     console.print(f"{setup.path}: {plan.summary()}; images {running.pixels.where}")
     if plan.bytes_to_write > plan.free_bytes:
         raise CacheFull(
-            f"the disk of {setup.path} is too full: {plan.bytes_to_write:,} bytes are to be "
-            f"written, {plan.free_bytes:,} are free",
-            fix="make room, or set fewer views.count, or choose another folder with --caches DIR",
+            f"the disk of {setup.path} is too full: {plan.bytes_to_write:,} bytes are "
+            f"needed, {plan.free_bytes:,} are free",
+            fix="free some space, lower views.count, or choose another folder with --caches DIR",
         )
     with (
         StopRequest() as stop,
@@ -196,7 +196,7 @@ def _not_carried(
         return writer.work
     left = carry_over(setup, options.carried_from, writer)
     done, old = len(writer.work) - len(left), options.carried_from.path
-    console.print(f"carried {done:,} of {len(writer.work):,} blocks over from {old}")
+    console.print(f"copied {done:,} of {len(writer.work):,} blocks from {old}")
     return left
 
 
@@ -277,7 +277,7 @@ def _memory(running: TeacherPass, manifest: Manifest) -> Memory:
 
 
 def _trial(running: TeacherPass, num_samples: int) -> Iterator[int]:
-    """Runs batches of view 0 for ever, as a pass would; yields how many images each had."""
+    """Runs batches of view 0 endlessly, as a pass would; yields the number of images of each."""
     while True:
         for _, found in running.batches([0], np.arange(num_samples), running.setup.taps):
             yield len(found["correct"].cpu())
@@ -321,8 +321,8 @@ def run_blocks(
             if stop.signal_number is not None and seconds_left > _SECONDS_TO_FINISH:
                 raise Stopped(
                     stop.signal_number,
-                    f"stopped after {done:,} of {len(work):,} blocks, which are kept; "
-                    f"the same command goes on from there",
+                    f"stopped after {done:,} of {len(work):,} blocks, which are saved; "
+                    f"the same command resumes",
                 )
 
         waiting = list(work)

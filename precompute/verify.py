@@ -1,12 +1,12 @@
 """python -m precompute.verify NAME|PATH [--records 512] [--cache PATH] [key=value ...]
 
-Proves a cache: runs the teacher again on records chosen at random and compares. Also replays the
-pixel canary, compares the labels, and holds the stored `correct` bits against the recorded figures.
+Verifies a cache: runs the teacher again on records chosen at random and compares. Also replays the
+pixel canary, and compares the labels and the stored `correct` bits with what was recorded.
 
-With --every-sample: no teacher; every sample's bytes against the checksum that the cache keeps.
+With --every-sample, without the teacher: compares every sample's bytes with the cache's checksums.
 
-The tolerance of a tap is what its dtype rounds, plus what a pass in another batch composition
-differs by in the recorded precision, relative to the tap's largest value among the records.
+The tolerance of a tap is the rounding of its dtype, plus the difference that another composition of
+batches makes in the recorded precision, relative to the tap's largest value among the records.
 """
 
 from __future__ import annotations
@@ -59,18 +59,20 @@ def main(
         str, typer.Argument(help="configs/teacher/NAME.yaml, or a path to a YAML file")
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")] = None,
-    records: Annotated[int, typer.Option(min=1, help="how many to compute again")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="which ones")] = 0,
+    records: Annotated[int, typer.Option(min=1, help="how many records to compute again")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="chooses the records")] = 0,
     caches: Annotated[Path, typer.Option(help="folder of the caches")] = Path("caches"),
-    cache: Annotated[Path | None, typer.Option(help="this cache, wherever it lies")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="verify this cache instead of one in --caches")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
     workers: Annotated[int | None, typer.Option(min=0, help="processes that read images")] = None,
     every_sample: Annotated[
-        bool, typer.Option("--every-sample", help="compare all images' checksums instead")
+        bool, typer.Option("--every-sample", help="compare the checksums of all images instead")
     ] = False,
 ) -> None:
-    """Compute some records again and compare."""
+    """Compute some records of a cache again and compare."""
     console = new_console()
     setup = prepare(name, overrides or [], caches)
     train = setup.dataset.train
@@ -91,7 +93,7 @@ def main(
     console.print(f"{opened.path}: identity, {len(train):,} labels and the pixel canary agree")
     running = TeacherPass(setup, PassOptions(pick_device(device), batch_size, num_workers=workers))
     results = compare_records(setup, opened, running, records, seed)
-    console.print(f"{'tap':<10} {'largest error':>14} {'tolerance':>12} {'beyond it':>10}")
+    console.print(f"{'tap':<10} {'largest error':>14} {'tolerance':>12} {'exceeding':>10}")
     for result in results:
         console.print(
             f"{result.tap:<10} {result.largest_error:>14.3g} {result.tolerance:>12.3g} "
@@ -100,13 +102,13 @@ def main(
     wrong = [result.tap for result in results if result.num_wrong]
     stored = agreement(opened, opened.manifest.measured_views or opened.num_views)
     recorded = opened.measured.get("train_agreement")
-    console.print(f"right on the cached views: {stored:.6f}, recorded {recorded}")
+    console.print(f"teacher is right on {stored:.6f} of the cached records; recorded: {recorded}")
     if recorded is None or abs(stored - recorded) > 1e-9:
         wrong.append("train_agreement")
     if wrong:
         console.print(f"NOT the teacher's outputs: {', '.join(wrong)}")
         raise typer.Exit(1)
-    console.print(f"sound: {records:,} records computed again agree")
+    console.print(f"sound: {records:,} records were computed again and agree")
 
 
 def compare_samples(split: Split, cache: TeacherCache, console: Console) -> int:
@@ -114,7 +116,9 @@ def compare_samples(split: Split, cache: TeacherCache, console: Console) -> int:
     if cache.sample_crc32c is None:
         raise CacheMismatch(f"{cache.path} {WITHOUT_CHECKSUMS}")
     if len(split) != cache.num_samples:
-        raise CacheMismatch(f"{cache.path} is of {cache.num_samples:,} samples, not {len(split):,}")
+        raise CacheMismatch(
+            f"{cache.path} has {cache.num_samples:,} samples, the dataset {len(split):,}"
+        )
     changed: list[int] = []
     with Progress(len(split), "samples", console) as progress:
         ids = np.arange(len(split))
@@ -122,11 +126,13 @@ def compare_samples(split: Split, cache: TeacherCache, console: Console) -> int:
             changed += some.tolist()
             progress.advance(number)
     for sample in changed[:5]:
-        console.print(f"sample {sample}, {split.name_of(sample)}: not the bytes the teacher saw")
+        console.print(
+            f"sample {sample}, {split.name_of(sample)}: not the bytes that the teacher saw"
+        )
     if changed:
         console.print(f"{len(changed):,} of {len(split):,} samples have changed")
         return 1
-    console.print(f"{cache.path}: all {len(split):,} samples are those that the teacher saw")
+    console.print(f"{cache.path}: all {len(split):,} samples are the ones that the teacher saw")
     return 0
 
 

@@ -131,7 +131,7 @@ def test_a_signal_lets_the_block_finish_and_the_same_command_goes_on(
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == status, told
-    assert "the same command goes on from there" in told
+    assert "the same command resumes" in told
     assert "Traceback" not in told
     (path,) = tmp_path.iterdir()
     (journal,) = (path / "journal").iterdir()
@@ -215,7 +215,7 @@ def test_a_pass_refuses_to_start_when_the_disk_is_too_small(
     assert cli(arguments) == 2
     told = capsys.readouterr()
     assert "60 samples = 180 records of 245 bytes" in told.out
-    assert "bytes are to be written, 8,192 are free" in told.err
+    assert "bytes are needed, 8,192 are free" in told.err
     assert not [entry for entry in disk.iterdir() if entry.is_dir()]
     ballast.unlink()
     assert cli(arguments) == 0

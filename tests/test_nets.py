@@ -238,7 +238,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_differences(tmp_path
     path = teacher_file(tmp_path, extra=torch.zeros(1), **{"fc.weight": torch.zeros(4, 64)})
     with pytest.raises(ArchError) as caught:
         load_weights(build("resnet8", num_classes=3), path)
-    assert "not expected: extra" in str(caught.value)
+    assert "unexpected: extra" in str(caught.value)
     assert "fc.weight has shape (4, 64), expected (3, 64)" in str(caught.value)
 
 

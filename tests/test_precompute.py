@@ -283,7 +283,7 @@ def test_a_long_pass_tries_batch_sizes_and_takes_the_fastest(
     monkeypatch.setattr(run_module, "measured_rate", lambda batches: 50.0)
     monkeypatch.setattr(run_module, "_TRIAL_RECORDS", 0)
     fill_cache(setup_of(config, tmp_path), PassOptions(CPU), console)
-    assert "batches of 64 images, the fastest tried" in console.file.getvalue()
+    assert "batches of 64 images were the fastest" in console.file.getvalue()
 
 
 def test_the_peak_is_that_of_the_program_alone() -> None:

@@ -145,7 +145,7 @@ def test_every_sample_can_be_compared_without_the_teacher(
     assert make_cache(root) == 0
     monkeypatch.delattr(run_module, "TeacherPass")
     assert check_samples(root) == 0
-    assert "all 16 samples are those that the teacher saw" in capsys.readouterr().out
+    assert "all 16 samples are the ones that the teacher saw" in capsys.readouterr().out
     change(root)
     change(root, "train/cat/05.bmp")
     assert check_samples(root) == 1
@@ -319,7 +319,7 @@ def test_unchanged_records_are_carried_over_into_the_new_cache(
     old = TeacherCache.open(cache_of(root))
     (root / "data" / CHANGED).unlink()
     assert make_cache(root, "taps.logits=uint8", "--from", str(old.path)) == 0
-    assert "carried 4 of 8 blocks over" in capsys.readouterr().out
+    assert "copied 4 of 8 blocks from" in capsys.readouterr().out
     (path,) = set((root / "caches").iterdir()) - {old.path}
     carried = TeacherCache.open(path)
     assert carried.faults() == []
@@ -361,4 +361,4 @@ def test_a_sample_with_another_label_is_not_carried_over(
     train_folder = root / "data" / "train"
     (train_folder / "cat" / "07.bmp").rename(train_folder / "dog" / "0.bmp")  # keeps its number
     assert make_cache(root, "--from", str(cache_of(root))) == 0
-    assert "carried 6 of 8 blocks over" in capsys.readouterr().out
+    assert "copied 6 of 8 blocks from" in capsys.readouterr().out

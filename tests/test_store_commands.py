@@ -123,7 +123,7 @@ def test_verify_agrees_with_a_sound_cache(
     assert verify([*call, "--caches", str(path.parent)]) == 0
     told = capsys.readouterr().out
     assert "60 labels and the pixel canary agree" in told
-    assert "sound: 512 records computed again agree" in told
+    assert "sound: 512 records were computed again and agree" in told
     export_cache(path, path.parent / "x.h5")
     assert verify([*call, "--cache", str(path.parent / "x.h5")]) == 0
 

@@ -25,6 +25,7 @@ from configs.commands import cache_command
 from nets.taps import taps_stored
 from precompute.setup import Setup, prepare
 from runtime.commands import new_app, new_console, run_command
+from runtime.options import Caches, Device, Overrides, TeacherName, Workers
 from runtime.progress import Progress
 from store.errors import CacheMismatch, fixes_spelled_by
 from store.look import agreement
@@ -55,19 +56,17 @@ class TapResult:
 
 @app.command()
 def main(
-    name: Annotated[
-        str, typer.Argument(help="configs/teacher/NAME.yaml, or a path to a YAML file")
-    ],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")] = None,
+    name: TeacherName,
+    overrides: Overrides = None,
     records: Annotated[int, typer.Option(min=1, help="how many records to compute again")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="chooses the records")] = 0,
-    caches: Annotated[Path, typer.Option(help="folder of the caches")] = Path("caches"),
+    caches: Caches = Path("caches"),
     cache: Annotated[
         Path | None, typer.Option(help="verify this cache instead of one in --caches")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
-    workers: Annotated[int | None, typer.Option(min=0, help="processes that read images")] = None,
+    workers: Workers = None,
     every_sample: Annotated[
         bool, typer.Option("--every-sample", help="compare the checksums of all images instead")
     ] = False,

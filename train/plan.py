@@ -1,7 +1,11 @@
-"""What a student still needs, and what that costs, said before anything is done."""
+"""What runs still need, what that costs, and whether they can work: known before anything is done.
+
+Loads torch only where there is something to train.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,9 +13,46 @@ from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import stem_hint
 from nets.weights_file import is_downloadable, weights_file
 from store.errors import CacheError, CacheIncomplete
-from train.study import Run, Study, open_study
+from train.study import Run, Study, open_study, refuse_unknown_method
 from views.augment import view_shape
 from views.datasets import load_dataset
+
+
+def check_runs(
+    config: StudentConfig,
+    teacher: TeacherConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    caches_dir: Path,
+    runs_dir: Path,
+    device: str,
+    cache_path: Path | None,
+) -> None:
+    """Raise TrainError, ArchError, TapError, DatasetError or DeviceError if these runs cannot work.
+
+    Without a cache the teacher's config says what one would hold.
+    """
+    for method in methods:
+        refuse_unknown_method(config, method)
+    study: Study | None = None
+    try:
+        study = open_study(
+            config, teacher, caches_dir=caches_dir, runs_dir=runs_dir, cache_path=cache_path
+        )
+    except CacheError:
+        pass
+    else:
+        if all(study.run(method, seed).is_finished for method in methods for seed in seeds):
+            return
+    from runtime.devices import check_device
+    from train.check import check_study
+    from train.needs import missing_taps
+
+    check_device(device)
+    taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)
+    if study is None or missing_taps(config, methods, list(stages), taps):
+        check_study(config, teacher, methods, caches_dir)
 
 
 def plan_lines(

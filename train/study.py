@@ -115,9 +115,7 @@ class Study:
 
     def run(self, method: str, seed: int, live_teacher: bool = False) -> Run:
         """Raises TrainError where the config has no such method."""
-        if method not in self.config.methods:
-            known = ", ".join(self.config.methods)
-            raise TrainError(f"unknown method {method!r}: {self.config.name} has {known}")
+        refuse_unknown_method(self.config, method)
         return Run(self, method, seed, live_teacher)
 
 
@@ -247,6 +245,13 @@ def jobs_that_fit(jobs: int, runs: Sequence[Run]) -> int:
     """How many of `jobs` runs may hold their teacher outputs in memory side by side."""
     largest = max([1, *(run.held_bytes for run in runs)])
     return min(jobs, max(1, int(_SLABS_SHARE * total_memory() // largest)))
+
+
+def refuse_unknown_method(config: StudentConfig, method: str) -> None:
+    """Raise TrainError where the config has no such method."""
+    if method not in config.methods:
+        known = ", ".join(config.methods)
+        raise TrainError(f"unknown method {method!r}: {config.name} has {known}")
 
 
 def open_study(

@@ -20,7 +20,7 @@ from configs.paths import no_weights
 from configs.schema import LossTerm, TeacherConfig, TeacherTraining, as_plain
 from nets.archs import check_arch, has_stem
 from nets.source import arch_source
-from nets.weights_file import weights_file
+from nets.weights_file import is_downloadable, weights_file
 from runtime.errors import UserError
 from store.differences import differences
 from store.identity import (
@@ -28,7 +28,7 @@ from store.identity import (
     identity_sha256,
 )
 from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
-from train.study import TrainError
+from train.study import TrainError, cache_in_place_of_weights
 from views.datasets import Dataset, DatasetError, load_dataset
 from views.identity import augment_identity
 
@@ -107,6 +107,50 @@ def existing_weights(config: TeacherConfig) -> FoundWeights | None:
     if differing:
         notes.append(f"trained with others, but used as it is: {'; '.join(map(str, differing))}")
     return FoundWeights(summary, notes)
+
+
+def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
+    """Why there is nothing to train, to be printed; empty if there is something.
+
+    caches: a complete cache of this teacher in that folder makes its weights unnecessary.
+    """
+    weights = config.teacher.weights
+    if (existing := existing_weights(config)) is not None:
+        last = existing.summary.get("last")
+        error = f": test error {last['top1_error']:.2f} % top-1" if last else ""
+        there = f"{weights_file(weights)} is there{error}: nothing to do."
+        return "\n  ".join([there, *existing.notes])
+    if caches is not None and (cache := cache_in_place_of_weights(config, caches)) is not None:
+        return (
+            f"{weights} is not there, and not needed: {cache.path} is complete. To train it all "
+            f"the same: {teacher_command(config)}"
+        )
+    return f"{weights} is downloaded when it is needed." if is_downloadable(weights) else ""
+
+
+def refuse_untrainable(config: TeacherConfig) -> None:
+    """Raise TrainError where the config does not say how to train the teacher's weights."""
+    weights = config.teacher.weights
+    if is_downloadable(weights):
+        raise TrainError(
+            f"teacher.weights: {weights} is not trained here", fix="set teacher.weights=PATH"
+        )
+    if config.training is None:
+        raise TrainError(
+            f"{no_weights(config, weights_file(weights))}, and {config.name} has no training "
+            f"block to make it",
+            fix="put the file there, or set teacher.weights=PATH",
+        )
+
+
+def format_record(record: Mapping[str, Any], weights: Path) -> str:
+    """A finished training in one line."""
+    last = record["last"]
+    top5 = f", {last['top5_error']:.2f} % top-5" if record["num_classes"] > 5 else ""
+    return (
+        f"{weights}: test error {last['top1_error']:.2f} % top-1{top5}, {record['seconds']:.0f} s "
+        f"(metrics in {training_folder(weights)})"
+    )
 
 
 def _digest_to_compare(

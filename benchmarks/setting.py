@@ -143,7 +143,7 @@ def steps(task: Task, learner: Learner, source: TeacherSource) -> Iterator[None]
             active = active_terms(task.terms, task.training.epochs)
             view = view_of_epoch(epoch, task.num_views)
             size = task.training.batch_size
-            for _, batch in task.data.train.batches([view], order, size):
+            for batch in task.data.train.batches([view], order, size):
                 run_step(task, learner, source, active, batch, maps)
                 maps.clear()
                 yield

@@ -58,7 +58,7 @@ class HeldTeacher(NoTeacher):
         size = task.training.batch_size
         self._held = [
             {tap: values.clone() for tap, values in source.outputs(batch).items()}
-            for _, batch in task.data.train.batches([0], self._order, size)
+            for batch in task.data.train.batches([0], self._order, size)
         ]
         self._turn = itertools.cycle(range(len(self._held)))
 
@@ -92,7 +92,7 @@ def rows_of(study: Study, device: torch.device) -> dict[str, Iterator[None]]:
 def teacher_steps(assembled: Assembled) -> Iterator[None]:
     task, source = assembled.task, assembled.source
     order = source.order(0, 1, len(task.data.train))
-    (_, batch), *_ = task.data.train.batches([0], order, task.training.batch_size)
+    batch, *_ = task.data.train.batches([0], order, task.training.batch_size)
     while True:
         source.outputs(batch)
         yield
@@ -105,7 +105,7 @@ def connector_steps(assembled: Assembled, device: torch.device) -> Iterator[None
     task, learner = assembled.task, assembled.learner
     assert learner.connectors is not None
     order = np.arange(len(task.data.train))
-    (_, batch), *_ = task.data.train.batches([0], order, task.training.batch_size)
+    batch, *_ = task.data.train.batches([0], order, task.training.batch_size)
     precision = task.training.precision
     with (
         torch.no_grad(),
@@ -139,7 +139,7 @@ def original_steps(study: Study, assembled: Assembled, device: torch.device) -> 
         while True:
             for pixels, labels in loader:
                 inputs = pixels.to(device, memory_format=torch.channels_last)
-                batch = ViewBatch(labels, labels, inputs, labels.to(device))
+                batch = ViewBatch(0, labels, labels, inputs, labels.to(device))
                 teacher = source.outputs(batch)
                 with autocast(task.training.precision, device):
                     logits = learner.network(inputs)

@@ -45,7 +45,7 @@ def measure(shape: Shape, device: torch.device, rounds: int, batch_size: int) ->
         running = TeacherPass(setup, PassOptions(device, batch_size))
         content = content_of(running)
         every = np.arange(len(running.pixels))
-        inputs = [batch.inputs for _, batch in running.pixels.batches([0], every, batch_size)]
+        inputs = [batch.inputs for batch in running.pixels.batches([0], every, batch_size)]
         quiet, made = Console(file=io.StringIO()), iter(range(10**6))
 
         def whole_pass() -> float:

@@ -97,10 +97,13 @@ class TeacherPass:
         With them the samples' checksums as "sample_crc32c", (B,) int64 on the host.
         All views `numbers` of a batch of samples come one after the other.
         """
-        for view, batch in self.pixels.batches(numbers, sample_ids, self.batch_size):
+        for batch in self.pixels.batches(numbers, sample_ids, self.batch_size):
             values = self.teacher.outputs(batch.inputs, batch.labels, taps)
             assert batch.checksums is not None
-            yield view, {**values, SAMPLE_CRC: torch.from_numpy(batch.checksums.astype(np.int64))}
+            yield (
+                batch.view,
+                {**values, SAMPLE_CRC: torch.from_numpy(batch.checksums.astype(np.int64))},
+            )
 
     def records(
         self, view: int, sample_ids: np.ndarray, taps: Sequence[Tap]
@@ -124,7 +127,7 @@ class TeacherPass:
                 self.teacher.outputs(batch.inputs, batch.labels, [Tap("logits")])["logits"],
                 batch.labels,
             )
-            for _, batch in test.batches([0], every, self.batch_size)
+            for batch in test.batches([0], every, self.batch_size)
         )
         return {"test_top1_error": errors.top1, "test_top5_error": errors.top5}
 

@@ -1,7 +1,8 @@
-"""The homes of the teacher's outputs: the same batches from all of them."""
+"""Where the teacher's outputs are held: the same batches from every location, of one view alone."""
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,14 @@ import torch
 from store import TeacherCache
 from tests.support.teacher_cache import CPU, make_cache
 from train import feed
-from train.feed import CachedTeacher, TeacherSource, WindowedTeacher, home_of, slab_bytes
+from train.feed import (
+    CachedTeacher,
+    TeacherSource,
+    WindowedTeacher,
+    WrongView,
+    location_for,
+    slab_bytes,
+)
 from train.loop import EpochResult
 from train.student import train_student
 from views.batches import ViewBatch
@@ -24,6 +32,10 @@ def cache(small_teacher: Callable, tmp_path) -> TeacherCache:
     return make_cache(small_teacher(), tmp_path / "caches", block_rows=8)  # 60 samples, 3 views
 
 
+def batch_of(view: int, ids: torch.Tensor) -> ViewBatch:
+    return ViewBatch(view, ids, ids, ids, ids)
+
+
 def batches_of(source: TeacherSource, epoch: int, batch_size: int = 7) -> dict[int, dict]:
     """Sample id -> its taps, as copies."""
     order = source.order(4, epoch, 60)
@@ -31,20 +43,19 @@ def batches_of(source: TeacherSource, epoch: int, batch_size: int = 7) -> dict[i
     found = {}
     for start in range(0, 60, batch_size):
         ids = torch.from_numpy(order[start : start + batch_size])
-        taps = source.outputs(ViewBatch(ids, ids, ids, ids))
+        taps = source.outputs(batch_of((epoch - 1) % 3, ids))
         for row, sample in enumerate(ids.tolist()):
             found[sample] = {tap: values[row].clone() for tap, values in taps.items()}
     return found
 
 
-def test_all_homes_give_every_sample_its_own_outputs(cache: TeacherCache) -> None:
+def test_every_location_gives_every_sample_its_own_outputs(cache: TeacherCache) -> None:
     sources = {
         "device": CachedTeacher(cache, TAPS, 3, CPU, "device"),
         "host": CachedTeacher(cache, TAPS, 3, CPU, "host"),
         "window": WindowedTeacher(cache, TAPS, 3, CPU, window_rows=16),
         "one block": WindowedTeacher(cache, TAPS, 3, CPU, window_rows=1),
     }
-    sources["host"]._is_on_device = False  # as beside a GPU: through the buffers
     for epoch in (1, 2, 3, 4):
         stored = cache.read_view((epoch - 1) % 3, TAPS)
         for name, source in sources.items():
@@ -77,16 +88,35 @@ def test_a_window_may_be_entered_in_the_middle_of_an_epoch(cache: TeacherCache) 
     order = source.order(4, 2, 60)
     source.start_epoch(2, order)
     ids = torch.from_numpy(order[41:])
-    found = source.outputs(ViewBatch(ids, ids, ids, ids))
+    found = source.outputs(batch_of(1, ids))
+    source.close()
     assert np.array_equal(found["logits"], cache.read_view(1, ["logits"])["logits"][order[41:]])
 
 
-def test_the_home_follows_the_memory(cache: TeacherCache, monkeypatch) -> None:
+@pytest.mark.parametrize("window_rows", [None, 16])
+def test_rows_of_another_view_than_the_batch_shows_are_refused(
+    cache: TeacherCache, window_rows: int | None
+) -> None:
+    source: TeacherSource = CachedTeacher(cache, TAPS, 3, CPU)
+    if window_rows is not None:
+        source = WindowedTeacher(cache, TAPS, 3, CPU, window_rows)
+    order = source.order(4, 2, 60)
+    ids = torch.from_numpy(order[:4])
+    with pytest.raises(WrongView, match="view 1, but no epoch has started"):
+        source.outputs(batch_of(1, ids))
+    source.start_epoch(2, order)
+    with pytest.raises(WrongView, match="view 0, but those of view 1 are at hand"):
+        source.outputs(batch_of(0, ids))
+    assert len(source.outputs(batch_of(1, ids))["logits"]) == 4
+    source.close()
+
+
+def test_the_location_follows_the_memory(cache: TeacherCache, monkeypatch) -> None:
     size = slab_bytes(cache, TAPS)
     assert size == 60 * (10 * 2 + 32 * 2 + 1)
     monkeypatch.setattr(feed, "free_memory", lambda device: 4 * size)
-    assert home_of(size, CPU) == "device"
-    assert home_of(size + 1, CPU) == "host"
+    assert location_for(size, CPU) == "device"
+    assert location_for(size + 1, CPU) == "host"
 
 
 def test_a_windowed_run_is_another_run_and_learns_as_well(make_study: Callable) -> None:
@@ -131,11 +161,11 @@ def test_taps_that_a_method_does_not_read_do_not_make_its_runs_windowed(
 
 
 def test_the_next_view_is_read_while_an_epoch_runs(cache: TeacherCache, monkeypatch) -> None:
-    read: list[int] = []
+    read: queue.Queue[int] = queue.Queue()
     read_view = TeacherCache.read_view
 
     def noted(self: TeacherCache, view: int, taps: list[str]) -> dict[str, np.ndarray]:
-        read.append(view)
+        read.put(view)
         return read_view(self, view, taps)
 
     monkeypatch.setattr(TeacherCache, "read_view", noted)
@@ -143,21 +173,19 @@ def test_the_next_view_is_read_while_an_epoch_runs(cache: TeacherCache, monkeypa
     reads = []
     for epoch in (1, 2, 3, 4):
         source.start_epoch(epoch, source.order(4, epoch, 60))
-        assert source._next is not None
-        source._next[1].result()
-        reads.append(read.copy())
+        reads.append([read.get(timeout=60) for _ in range(2 if epoch == 1 else 1)])
     source.close()
-    assert reads == [[0, 1], [0, 1, 2], [0, 1, 2, 0], [0, 1, 2, 0, 1]]
+    assert reads == [[0, 1], [2], [0], [1]]
+    assert read.empty()
 
 
-@pytest.mark.parametrize("home", ["device", "host"])
-def test_a_batch_may_be_larger_than_the_one_before(cache: TeacherCache, home: str) -> None:
-    source = CachedTeacher(cache, TAPS, 3, CPU, home)
-    source._is_on_device = home == "device"
+@pytest.mark.parametrize("location", ["device", "host"])
+def test_a_batch_may_be_larger_than_the_one_before(cache: TeacherCache, location: str) -> None:
+    source = CachedTeacher(cache, TAPS, 3, CPU, location)
     source.start_epoch(1, np.arange(60))
     stored = cache.read_view(0, TAPS)
     for ids in (torch.arange(3), torch.arange(5, 25), torch.arange(2)):
-        found = source.outputs(ViewBatch(ids, ids, ids, ids))
+        found = source.outputs(batch_of(0, ids))
         for tap in TAPS:
             assert torch.equal(found[tap], torch.from_numpy(stored[tap])[ids])
     source.close()

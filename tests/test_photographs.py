@@ -86,7 +86,7 @@ def test_correct_is_about_the_label_of_the_larger_share(
     student, teacher = configs_of(photographs, weights, augment)
     cache = study_of(student, teacher, tmp_path, num_workers=0).cache
     running = TeacherPass(setup_of(teacher, tmp_path / "caches"), PassOptions(CPU, num_workers=0))
-    ((_, batch),) = running.pixels.batches([1], np.arange(20), 20)
+    (batch,) = running.pixels.batches([1], np.arange(20), 20)
     found = cache.read_view(1, ["logits", "correct"])
     expected = found["logits"].argmax(axis=1) == batch.labels.numpy()
     assert (found["correct"] == expected).all()

@@ -51,9 +51,11 @@ def all_batches(
     pixels: Pixels, numbers: list[int], ids: np.ndarray, batch_size: int = 7
 ) -> dict[int, torch.Tensor]:
     found: dict[int, list[torch.Tensor]] = {view: [] for view in numbers}
-    for view, batch in pixels.batches(numbers, ids, batch_size):
-        assert (batch.ids.numpy() == ids[sum(map(len, found[view])) :][: len(batch.ids)]).all()
-        found[view].append(batch.inputs.clone())
+    for batch in pixels.batches(numbers, ids, batch_size):
+        assert (
+            batch.ids.numpy() == ids[sum(map(len, found[batch.view])) :][: len(batch.ids)]
+        ).all()
+        found[batch.view].append(batch.inputs.clone())
     return {view: torch.cat(parts) for view, parts in found.items()}
 
 
@@ -154,7 +156,7 @@ def test_mixed_batches_say_whose_share_is_larger(photographs: Path) -> None:
     table = view_parameters(views, 0, 20, (10, 10))
     partner, own = table[:, 7], table[:, 8] / 256
     pixels = streamed_pixels(split, views, 0)
-    ((_, batch),) = pixels.batches([0], np.arange(20), 20)
+    (batch,) = pixels.batches([0], np.arange(20), 20)
     assert batch.other_labels is not None
     assert batch.other_shares is not None
     is_own = own >= 0.5
@@ -246,7 +248,7 @@ from tests.support.streamed_pixels import CROP, split_of, streamed_pixels
 pixels = streamed_pixels(split_of(Path(sys.argv[1])), ViewsConfig(augment=CROP, seed=1), 2)
 with StopRequest() as stop:
     while stop.signal_number is None:
-        for _, batch in pixels.batches([0], np.arange(20), 4):
+        for batch in pixels.batches([0], np.arange(20), 4):
             print("reading", flush=True)
     batches = pixels.batches([0], np.arange(20), 4)  # the workers are alive at the end
     next(batches)

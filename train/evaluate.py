@@ -33,6 +33,6 @@ def outputs_and_labels(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(B, classes) float32 and (B,) of one batch of view 0 after another, as large as is good."""
     size = max(1, min(_BATCH, _BATCH_VALUES // int(np.prod(pixels.shape))))
-    for _, batch in pixels.batches([0], np.arange(len(pixels)), size):
+    for batch in pixels.batches([0], np.arange(len(pixels)), size):
         with autocast(precision, device):
             yield network(batch.inputs).float(), batch.labels

@@ -122,7 +122,7 @@ def _written_program(network: nn.Module, test: Pixels, path: Path) -> nn.Module:
 def _compare(program: nn.Module, network: nn.Module, test: Pixels) -> None:
     """Raise TrainError unless both give the same logits for the same images, up to rounding."""
     some = np.arange(min(len(test), _COMPARED_IMAGES))
-    (_, batch), *_ = test.batches([0], some, _COMPARED_IMAGES)
+    batch, *_ = test.batches([0], some, _COMPARED_IMAGES)
     images = batch.inputs.cpu()
     logits, theirs = network(images), program(images)
     difference = (theirs - logits).abs().max().item() / max(logits.abs().max().item(), 1e-12)
@@ -139,7 +139,7 @@ def _errors_of(program: nn.Module, test: Pixels) -> ErrorRates:
         every = np.arange(len(test))
         return [
             (program(batch.inputs.cpu()), batch.labels.cpu())
-            for _, batch in test.batches([0], every, 256)
+            for batch in test.batches([0], every, 256)
         ]
 
     with torch.no_grad():

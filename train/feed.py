@@ -1,11 +1,12 @@
-"""Where a training step gets the teacher's answers from.
+"""Where a training step gets the teacher's outputs.
 
 Two sources with one interface: the cache, read ahead in the background; and the live teacher, which
 runs in the loop and is there to prove the first right.
 
-What is read of the cache lives in one of three homes. On the device, or in (pinned) host memory:
-one view's slab and the next one. Where two slabs do not fit into memory, a window of blocks and the
-next one; samples are then shuffled by block and within the window, instead of all together.
+What is read of the cache is held in one of three locations. On the device, or in (pinned) host
+memory: one view's slab and the next one. Where two slabs do not fit into memory, a window of blocks
+and the next one; samples are then shuffled by block and within the window, instead of all together.
+A batch of another view than the epoch's is refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from nets.taps import Tap
 from nets.teacher import Teacher
 from store import TeacherCache
+from train.errors import TrainError
 from train.order import WindowedOrder
 from views.augment import view_of_epoch
 from views.batches import ViewBatch
@@ -29,39 +31,45 @@ from views.pixels import free_memory
 from views.seeds import permutation
 
 Ids = NDArray[np.int64]
-Home = Literal["device", "host"]
+Location = Literal["device", "host"]
 
 _DEVICE_SHARE = 0.5  # of the device's free memory may be taken by two slabs
 _BUFFERS = 8  # batches on their way to a GPU at the same time
 
 
+class WrongView(TrainError):
+    """A batch that shows another view than the one whose teacher outputs are at hand."""
+
+
 class TeacherOutputs(Protocol):
-    """Gives a step what the teacher says of its batch."""
+    """Gives a step the teacher's outputs for its batch."""
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
-        """Taps of the current epoch's view of the batch: name -> (B, ...) on the device."""
+        """The taps of these samples in the batch's view: name -> (B, ...) on the device."""
         ...
 
 
 class TeacherSource(TeacherOutputs, Protocol):
-    """Teacher outputs for one batch after another, epoch by epoch."""
+    """Teacher outputs for one batch after another, epoch by epoch; to be closed."""
 
     @property
     def where(self) -> str:
-        """Where they come from, for people."""
+        """Where they come from, in words."""
         ...
 
     def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
         """(N,) int64: the order in which the epoch visits the samples."""
         ...
 
-    def start_epoch(self, epoch: int, order: Ids) -> None: ...
+    def start_epoch(self, epoch: int, order: Ids) -> None:
+        """Have the epoch's view at hand. epoch: from 1; order: as `order` returned it."""
+        ...
 
     def close(self) -> None: ...
 
 
 class _Shuffled:
-    """Everything in one random order."""
+    """All samples in one random order."""
 
     def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
         return permutation(seed, epoch, num_samples)
@@ -83,7 +91,7 @@ class NoTeacher(_Shuffled):
 
 
 class LiveTeacher(_Shuffled):
-    """The teacher itself, run on the very pixels that the student sees."""
+    """The teacher itself, run on the pixels that the student sees."""
 
     where = "computed in the loop"
 
@@ -96,7 +104,7 @@ class LiveTeacher(_Shuffled):
 
 
 class CachedTeacher(_Shuffled):
-    """Rows of the current view's slab, which lies on the device or in host memory."""
+    """Rows of the current view's slab, on the device or in host memory."""
 
     def __init__(
         self,
@@ -104,16 +112,16 @@ class CachedTeacher(_Shuffled):
         taps: Sequence[str],
         num_views: int,
         device: torch.device,
-        home: Home = "device",
+        location: Location = "device",
     ) -> None:
         self._cache, self._taps = cache, list(taps)
         self._num_views, self._device = num_views, device
-        self._is_on_device = home == "device" or device.type == "cpu"
+        self._is_on_device = location == "device"
         view_mb = slab_bytes(cache, taps) / 1e6
-        self.where = f"a view at a time ({view_mb:,.1f} MB) in the memory of the {home}"
+        self.where = f"a view at a time ({view_mb:,.1f} MB) in the memory of the {location}"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="teacher-feed")
         self._next: tuple[int, Future[dict[str, Tensor]]] | None = None
-        self._view: int | None = None
+        self._view = -1  # none yet
         self._slab: dict[str, Tensor] = {}
         self._rows: dict[str, Tensor] = {}
         self._buffers = Buffers(device)
@@ -129,6 +137,8 @@ class CachedTeacher(_Shuffled):
             self._next = (following, self._pool.submit(self._read, following))
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        """Raises WrongView."""
+        _refuse_other_view(batch, self._view)
         if not self._is_on_device:
             return self._buffers.sent([(self._slab, batch.host_ids)])
         return {
@@ -171,6 +181,7 @@ class WindowedTeacher:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="teacher-feed")
         self._buffers = Buffers(device)
         self._windows: list[Future[dict[str, Tensor]]] = []
+        self._view = -1  # none yet
 
     def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
         return self._layout.order(seed, epoch)
@@ -180,19 +191,21 @@ class WindowedTeacher:
         for window in self._windows:
             window.cancel()
         self._view = view_of_epoch(epoch, self._num_views)
-        self._place, self._window_of, self._blocks = self._layout.places(order)
+        self._row_of, self._window_of, self._blocks = self._layout.rows(order)
         self._windows, self._first = [], 0
         self._read_until(1)
         self._windows[0].result()
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        """Raises WrongView."""
+        _refuse_other_view(batch, self._view)
         ids = batch.host_ids.numpy()
         windows = self._window_of[ids]
         self._forget_before(int(windows[0]))
         self._read_until(int(windows[-1]) + 1)
         parts = []
         for window in range(int(windows[0]), int(windows[-1]) + 1):
-            rows = torch.from_numpy(self._place[ids[windows == window]])
+            rows = torch.from_numpy(self._row_of[ids[windows == window]])
             parts.append((self._windows[window - self._first].result(), rows))
         return self._buffers.sent(parts)
 
@@ -220,11 +233,20 @@ class WindowedTeacher:
         }
 
 
-class Buffers:
-    """Memory that batches are gathered into on the host, kept from step to step.
+def _refuse_other_view(batch: ViewBatch, view: int) -> None:
+    if batch.view != view:
+        at_hand = f"those of view {view} are at hand" if view >= 0 else "no epoch has started"
+        raise WrongView(
+            f"the teacher's outputs were asked for a batch of view {batch.view}, but {at_hand}",
+            fix="call start_epoch(epoch, order), and show view_of_epoch(epoch, num_views)",
+        )
 
-    For a GPU it is pinned and there are several, so that a batch may still be on its way while the
-    next one is gathered; nothing waits unless the GPU is that many batches behind.
+
+class Buffers:
+    """Host memory that batches are gathered into, reused from step to step.
+
+    For a GPU it is pinned and there are several buffers, so that one batch may still be on its way
+    while the next is gathered; nothing waits unless the GPU is that many batches behind.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -234,15 +256,15 @@ class Buffers:
         self._turn = 0
 
     def sent(self, parts: Sequence[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Tensor]:
-        """Rows of one slab, or of several one behind the other: name -> (B, ...) on the device.
+        """Rows of one slab, or of several in turn: name -> (B, ...) on the device.
 
-        parts: slabs, and of each the rows that are wanted, on the host.
+        parts: slabs, and the rows wanted of each, on the host.
         """
         self._turn = (self._turn + 1) % len(self._slots)
         if (event := self._sent[self._turn]) is not None:
             event.synchronize()
         slot, num_rows = self._slots[self._turn], sum(len(rows) for _, rows in parts)
-        found = {}
+        rows_by_tap = {}
         for tap, values in parts[0][0].items():
             if tap not in slot or len(slot[tap]) < num_rows:
                 empty = torch.empty((num_rows, *values.shape[1:]), dtype=values.dtype)
@@ -252,34 +274,34 @@ class Buffers:
                 stop = start + len(rows)
                 torch.index_select(slab[tap], 0, rows, out=slot[tap][start:stop])
                 start = stop
-            found[tap] = slot[tap][:num_rows].to(self._device, non_blocking=True)
+            rows_by_tap[tap] = slot[tap][:num_rows].to(self._device, non_blocking=True)
         if self._is_cuda:
             sent = torch.cuda.current_stream(self._device).record_event()
             self._sent[self._turn] = sent
-        return found
+        return rows_by_tap
 
 
 def _pinned(values: Tensor, device: torch.device) -> Tensor:
-    """In memory that a GPU can copy from by itself, where there is one."""
+    """In memory that a GPU can copy from by itself, if there is one."""
     return values.pin_memory() if device.type == "cuda" else values
 
 
-def gather_rows(slab: Tensor, sample_ids: Tensor, kept: Tensor) -> Tensor:
-    """Rows of (N, ...) into memory that is kept from step to step: (B, ...), a view of `kept`.
+def gather_rows(slab: Tensor, sample_ids: Tensor, buffer: Tensor) -> Tensor:
+    """Rows of (N, ...) into a buffer that is reused from step to step: (B, ...), a view of it.
 
-    Fresh memory for each batch would cost more, in page faults, than the copy itself. The rows are
-    those of the last call, so they must not be needed after the step.
+    Fresh memory for each batch would cost more, in page faults, than the copy itself. The next call
+    overwrites the rows, so they must not be needed after the step.
     """
-    if len(kept) < len(sample_ids):
-        kept.resize_(len(sample_ids), *slab.shape[1:])
-    return torch.index_select(slab, 0, sample_ids, out=kept[: len(sample_ids)])
+    if len(buffer) < len(sample_ids):
+        buffer.resize_(len(sample_ids), *slab.shape[1:])
+    return torch.index_select(slab, 0, sample_ids, out=buffer[: len(sample_ids)])
 
 
 def slab_bytes(cache: TeacherCache, taps: Sequence[str]) -> int:
-    """Of one view's records, as they are in memory."""
+    """The bytes of one view's records in memory."""
     return cache.num_samples * sum(cache.taps[tap].read_bytes_per_record for tap in taps)
 
 
-def home_of(num_bytes: int, device: torch.device) -> Home:
-    """Where two slabs of that size find room: on the device, else in host memory."""
+def location_for(num_bytes: int, device: torch.device) -> Location:
+    """Where two slabs of that size fit: on the device, else in host memory."""
     return "device" if 2 * num_bytes <= _DEVICE_SHARE * free_memory(device) else "host"

@@ -248,7 +248,7 @@ def _run_epoch(
     step_losses, sums, first_step, seconds_before = _begun(partial, active, task.device)
     seeds = draws(task.seed, epoch, steps, 1, stream=STEP_STREAM)[:, 0]
     batches = task.data.train.batches([view], order[first_step * batch_size :], batch_size)
-    for step, (_, batch) in enumerate(batches, start=first_step):
+    for step, batch in enumerate(batches, start=first_step):
         rate = learning_rate_at(task.training, (epoch - 1) * steps + step, steps)
         for group in learner.optimizer.param_groups:
             group["lr"] = rate

@@ -42,10 +42,10 @@ class WindowedOrder:
         windows = window_of_block[shuffled // self.block_rows]
         return shuffled[np.argsort(windows, kind="stable")]
 
-    def places(self, order: Ids) -> tuple[Ids, Ids, list[Ids]]:
-        """For each sample its row within its window, and its window; and each window's blocks.
+    def rows(self, order: Ids) -> tuple[Ids, Ids, list[Ids]]:
+        """Each sample's row within its window, and its window; and each window's blocks.
 
-        Blocks of a window are read in ascending order, one behind the other.
+        The blocks of a window are read in ascending order.
         """
         blocks_seen = order // self.block_rows
         _, first_seen = np.unique(blocks_seen, return_index=True)
@@ -55,7 +55,7 @@ class WindowedOrder:
             np.sort(by_time[start : start + self.blocks_per_window])
             for start in range(0, len(by_time), self.blocks_per_window)
         ]
-        place, window_of = (
+        row_of, window_of = (
             np.empty(self.num_samples, np.int64),
             np.empty(self.num_samples, np.int64),
         )
@@ -64,7 +64,7 @@ class WindowedOrder:
             for block in blocks:
                 start = int(block) * self.block_rows
                 stop = min(start + self.block_rows, self.num_samples)
-                place[start:stop] = np.arange(row, row + stop - start)
+                row_of[start:stop] = np.arange(row, row + stop - start)
                 window_of[start:stop] = number
                 row += stop - start
-        return place, window_of, windows
+        return row_of, window_of, windows

@@ -25,10 +25,11 @@ from train.connectors import Connectors, connectors_for, student_stages
 from train.feed import (
     CachedTeacher,
     LiveTeacher,
+    Location,
     NoTeacher,
     TeacherSource,
     WindowedTeacher,
-    home_of,
+    location_for,
     slab_bytes,
 )
 from train.loop import (
@@ -186,9 +187,9 @@ def _teacher_source(run: Run, device: torch.device, data: SplitPixels) -> Teache
     if not run.live_teacher:
         if (rows := run.window_rows) is not None:
             return WindowedTeacher(study.cache, taps, study.num_views, device, rows)
-        home = study.feed if study.feed in ("device", "host") else None
-        home = home or home_of(slab_bytes(study.cache, taps), device)
-        return CachedTeacher(study.cache, taps, study.num_views, device, home)
+        asked: Location | None = study.feed if study.feed in ("device", "host") else None
+        location = asked or location_for(slab_bytes(study.cache, taps), device)
+        return CachedTeacher(study.cache, taps, study.num_views, device, location)
     teacher = load_teacher_network(
         study.teacher.teacher,
         study.teacher_stages,

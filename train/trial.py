@@ -66,7 +66,7 @@ def trial_steps(
     num_samples, size = len(task.data.train), task.training.batch_size
     some = np.arange(min(num_samples, 2 * size + num_samples % size))
     while True:
-        for _, batch in task.data.train.batches([0], some, size):
+        for batch in task.data.train.batches([0], some, size):
             with seeded(task.seed):
                 run_step(task, learner, source, terms, batch, maps)["total"].item()
             maps.clear()

@@ -22,13 +22,14 @@ from views.splits import Checksums, Ids, Split
 class ViewBatch:
     """One view of some samples, on the device.
 
-    ids, labels: (B,) int64; host_ids: the ids again, in host memory. inputs: (B, C, H, W)
-    float32, normalised, in channels-last memory. checksums: (B,) uint32 in host memory, of the
-    bytes that the samples were read from.
+    view: its number. ids, labels: (B,) int64; host_ids: the ids again, in host memory.
+    inputs: (B, C, H, W) float32, normalised, in channels-last memory. checksums: (B,) uint32 in
+    host memory, of the bytes that the samples were read from.
     Where views are mixed, `labels` are those of the larger share, `other_labels` (B,) those of the
     smaller, and `other_shares` (B,) float32 in [0, 1/2] how large that is.
     """
 
+    view: int
     ids: Tensor
     host_ids: Tensor
     inputs: Tensor
@@ -46,10 +47,8 @@ class Pixels(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(
-        self, numbers: Sequence[int], ids: Ids, batch_size: int
-    ) -> Iterator[tuple[int, ViewBatch]]:
-        """Views `numbers` of the samples `ids`, in their order: pairs of a view and a batch.
+    def batches(self, numbers: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
+        """Views `numbers` of the samples `ids`, in their order.
 
         All views of a batch of samples come one after the other, so an image is read once.
         """
@@ -113,11 +112,12 @@ class Finisher:
             self._labels.index_select(0, ids),
         )
         if partners is None:
-            return ViewBatch(ids, host_ids, inputs, labels, checksums=checksums)
+            return ViewBatch(view, ids, host_ids, inputs, labels, checksums=checksums)
         other_labels = self._labels.index_select(0, partners)
         shares = partner_shares(rows, self.shape).float()
         is_own = shares <= 0.5
         return ViewBatch(
+            view,
             ids,
             host_ids,
             inputs,

@@ -35,9 +35,7 @@ class ResidentPixels(Finisher):
         self.where = "on the device"
         self._images, self._checksums = images, checksums
 
-    def batches(
-        self, numbers: Sequence[int], ids: Ids, batch_size: int
-    ) -> Iterator[tuple[int, ViewBatch]]:
+    def batches(self, numbers: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
         self._keep_parameters(numbers)
         on_host = torch.from_numpy(ids)
         parts = (torch.split(each, batch_size) for each in (on_host, on_host.to(self._device)))
@@ -47,10 +45,7 @@ class ResidentPixels(Finisher):
                 others = None if partners is None else self._images.index_select(0, partners)
                 images = self._images.index_select(0, some)
                 checksums = self._checksums[host_ids.numpy()]
-                yield (
-                    view,
-                    self._finished(view, some, host_ids, images, checksums, partners, others),
-                )
+                yield self._finished(view, some, host_ids, images, checksums, partners, others)
 
 
 class HeldPixels:
@@ -66,17 +61,15 @@ class HeldPixels:
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def batches(
-        self, numbers: Sequence[int], ids: Ids, batch_size: int
-    ) -> Iterator[tuple[int, ViewBatch]]:
+    def batches(self, numbers: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
         """As the pixels' own. Raises DatasetError, naming the file, at the first other bytes."""
-        for view, batch in self._pixels.batches(numbers, ids, batch_size):
+        for batch in self._pixels.batches(numbers, ids, batch_size):
             samples = batch.host_ids.numpy()
             differ = batch.checksums != self._checksums[samples]
             if np.any(differ):
                 name = self._split.name_of(int(samples[np.argmax(differ)]))
                 raise DatasetError(changed_sample(name, self._fix))
-            yield view, batch
+            yield batch
 
 
 def changed_sample(name: str, fix: str) -> str:
@@ -151,7 +144,7 @@ def calibration_batches(pixels: Pixels) -> Iterator[Tensor]:
     if count % _CALIBRATION_BATCH == 1:
         count -= 1
     samples = choice(0, len(pixels), count)
-    for _, batch in pixels.batches([0], samples, _CALIBRATION_BATCH):
+    for batch in pixels.batches([0], samples, _CALIBRATION_BATCH):
         yield batch.inputs
 
 

@@ -54,9 +54,7 @@ class StreamedPixels(Finisher):
             multiprocessing_context="fork" if self.num_workers else None,
         )
 
-    def batches(
-        self, numbers: Sequence[int], ids: Ids, batch_size: int
-    ) -> Iterator[tuple[int, ViewBatch]]:
+    def batches(self, numbers: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
         if self._augment.mix is not None and len(numbers) > 1:
             for view in numbers:  # each view of a sample has another partner
                 yield from self.batches([view], ids, batch_size)
@@ -72,10 +70,9 @@ class StreamedPixels(Finisher):
             for place, view in enumerate(numbers):
                 partners = self._partners(view, on_device)
                 cut_partners = None if others is None else others[place]
-                batch = self._finished(
+                yield self._finished(
                     view, on_device, on_host, images[place], checksums, partners, cut_partners
                 )
-                yield view, batch
 
     def cut_parts(self, ids: Ids) -> Iterator[tuple[Tensor, Checksums]]:
         """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8, checksums."""

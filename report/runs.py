@@ -49,13 +49,13 @@ class Result:
     last: Errors
     best: Errors
     best_epoch: int
-    chosen_on: str  # "test" or "validation": where the best epoch was the best
+    chosen_on: str  # the split whose error chose the best epoch: "test" or "validation"
     epochs: int
     seconds: float
     num_samples: int
     num_classes: int | None  # older runs do not say
     num_views: int
-    reads_cache: bool  # some loss of it reads the teacher's outputs, and from the cache
+    reads_cache: bool  # whether its losses read teacher outputs from the cache
     cache: str
     cache_sha256: str
     teacher: Mapping[str, float]  # measured when the cache was made; may be empty

@@ -22,9 +22,9 @@ def write_report(
 ) -> str:
     """Write the four files into `folder`, which holds one student's runs; returns the table.
 
-    names: of the runs; default: as in `results_in`. cache: asked for the teacher's errors where a
-    run was trained before they were measured. asked: which methods and seeds were asked for now.
-    commands: to be printed, the first one the report's own. Raises ReportError, CacheError.
+    names: of the runs; default: as in `results_in`. cache: read for the teacher's errors if the
+    runs were trained before these were measured. asked: the methods and seeds asked for now, in
+    words. commands: to be printed; the first one made the report. Raises ReportError, CacheError.
     """
     results = results_in(folder, names)
     teacher = _teacher_errors(results, cache)

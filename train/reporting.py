@@ -1,4 +1,4 @@
-"""Has the report of a study written, by the report's own program: `report` is above `train`."""
+"""Runs `python -m report` for a study: `train` is below `report` and cannot import it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_report(study: Study, asked: str, commands: Sequence[str], console: Con
     names = [run.folder.name for run in finished_of(study)]
     call = ["report", "--cache", str(study.cache.path), "--asked", asked]
     call += [word for command in commands for word in ("--command", command)]
-    # The package is found from any folder, and nothing in that folder is taken for it (-P).
+    # Finds the project's package from any folder; -P ignores a report.py in that folder.
     result = subprocess.run(
         [sys.executable, "-P", "-m", *call, "--", str(study.folder), *names],
         env={**os.environ, "PYTHONPATH": str(_ROOT)},

@@ -10,7 +10,8 @@ from report.runs import Result
 def ledger(results: Sequence[Result], teacher: Mapping[str, float]) -> dict[str, str]:
     """Images through the teacher, what reading them from the cache saved, and when it paid back.
 
-    teacher: what was measured when the cache was made; without `images_per_second` the time saved is left out.
+    teacher: what was measured when the cache was made; without `images_per_second` the time saved
+    is left out.
     """
     taught = [result for result in results if result.reads_cache]
     num_views = results[0].num_views

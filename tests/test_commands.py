@@ -145,9 +145,9 @@ def test_the_plan_says_what_is_there_and_what_is_missing(
 ) -> None:
     assert cli(["plan", "digits-resnet8", *cached]) == 0
     told = capsys.readouterr().out
-    assert "teacher  there" in told
-    assert "cache    there" in told
-    assert "student  to be trained: 60 samples x 3 epochs through resnet8" in told
+    assert "teacher  found" in told
+    assert "cache    found" in told
+    assert "student  to train: 60 samples x 3 epochs through resnet8" in told
     assert re.search(r"trial    [\d,]+ images/s on cpu: \d+ s without tests; at most about", told)
     assert not list(tmp_path.glob("runs/*"))
     assert cli(["plan", "digits-resnet8", "--no-trial", *cached]) == 0
@@ -166,8 +166,8 @@ def test_the_plan_says_what_is_there_and_what_is_missing(
         == 0
     )
     told = capsys.readouterr().out
-    assert "teacher  to be trained: all training images x 20 epochs" in told
-    assert "cache    to be made: 60 samples x 3 views = 180 images" in told
+    assert "teacher  to train: all training images x 20 epochs" in told
+    assert "cache    to build: 60 samples x 3 views = 180 images" in told
 
 
 COMMAND_AND_ITS_PEAK = """

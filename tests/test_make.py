@@ -29,7 +29,7 @@ def test_make_hands_overrides_on_to_both_stages() -> None:
 def test_make_train_student_does_everything_once(trained_checkout: Trained) -> None:
     project, first = trained_checkout
     assert first.returncode == 0, first.stderr
-    assert "cache    to be made: 200 samples x 9 views" in first.stdout
+    assert "cache    to build: 200 samples x 9 views" in first.stdout
     assert re.search(r"^cd\+gkd\+edt, seed 0: .*\n  last epoch .* % top-1", first.stdout, re.M)
     second = make("train-student", QUICK_ARGS, cwd=project)
     assert second.returncode == 0

@@ -49,7 +49,7 @@ def test_a_teacher_is_trained_once_and_other_settings_are_refused(
 ) -> None:
     assert cli(call) == 0
     assert cli(call) == 0
-    assert f"{weights} is there: test error" in capsys.readouterr().out
+    assert f"{weights} exists: test error" in capsys.readouterr().out
     for other, told in (
         ("training.epochs=3", "training.epochs: expected 3, found 2"),
         ("teacher.arch=resnet14", "arch: expected 'resnet14', found 'resnet8'"),
@@ -90,7 +90,7 @@ def test_weights_whose_data_are_not_at_hand_are_used_and_the_command_says_so(
     assert cli([*call, "dataset.type=imagefolder", f"dataset.root={tmp_path / 'gone'}"]) == 0
     told = capsys.readouterr().out
     assert "nothing to do" in told
-    assert "whether it was trained on these data cannot be said: dataset.root: there is no" in told
+    assert "cannot tell whether it was trained on these data: dataset.root: there is no" in told
 
 
 def test_an_interrupted_retraining_leaves_the_weights_what_they_are(
@@ -141,7 +141,7 @@ def test_an_interrupted_training_is_not_lost_to_other_settings(
     before = checkpoint.read_bytes()
     assert cli([*call, "training.epochs=1"]) == 2
     told = capsys.readouterr().err
-    assert "unfinished training with other settings, 1 whole epochs long" in told
+    assert "unfinished training with other settings, 1 finished epochs" in told
     assert "training.epochs: expected 1, found 2" in told
     assert "fix: python -m train teacher digits-resnet20 --retrain teacher.arch=resnet8" in told
     assert checkpoint.read_bytes() == before
@@ -159,7 +159,7 @@ def test_a_long_training_into_a_missing_file_needs_consent(
     long = [*call, "training.epochs=10000000"]
     assert cli(long) == 2
     told = capsys.readouterr().err
-    assert f"there is no file {weights}, and to train it takes about" in told
+    assert f"there is no file {weights}, and training it takes about" in told
     assert re.search(r"[\d.]+ h: 10,000,000 epochs x 100 images through resnet8 on cpu", told)
     assert "with make: TRAIN_TEACHER=1" in told
     assert "fix: python -m train teacher digits-resnet20 --train-teacher teacher.arch" in told
@@ -172,7 +172,7 @@ def test_consent_is_asked_for_once(
     monkeypatch.setattr("train.__main__._HOURS_TO_AGREE_TO", 0.0)
     assert cli(call) == 2
     stopped_after(monkeypatch, 1, [*call, "--train-teacher"])
-    assert "without tests, by a trial of a few steps" in capsys.readouterr().out
+    assert "without tests, estimated from a few steps" in capsys.readouterr().out
     assert cli(call) == 0  # resumes what was agreed to
 
 

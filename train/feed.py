@@ -118,7 +118,7 @@ class CachedTeacher(_Shuffled):
         self._num_views, self._device = num_views, device
         self._is_on_device = location == "device"
         view_mb = slab_bytes(cache, taps) / 1e6
-        self.where = f"a view at a time ({view_mb:,.1f} MB) in the memory of the {location}"
+        self.where = f"in {location} memory, one view ({view_mb:,.1f} MB) at a time"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="teacher-feed")
         self._next: tuple[int, Future[dict[str, Tensor]]] | None = None
         self._view = -1  # none yet

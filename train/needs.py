@@ -1,4 +1,4 @@
-"""What methods need of a cache, said before anything starts."""
+"""What methods need of a cache: known before anything starts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def format_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[s
     if unknown := sorted(set().union(*missing.values()) - possible):
         known = ", ".join(sorted(possible))
         raise TrainError("\n  ".join([*lines, f"no cache has {', '.join(unknown)}, but {known}"]))
-    return "\n  ".join([f"{who} what is needed:", *lines])
+    return "\n  ".join([f"{who} what the methods need:", *lines])
 
 
 def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) -> list[str]:

@@ -66,7 +66,7 @@ def plan_lines(
     cache_path: Path | None = None,
     device: str | None = None,
 ) -> list[str]:
-    """One line each for the teacher's weights, the cache and the run: there, or its cost.
+    """One line each for the weights, the cache and the run: that it exists, or what it costs.
 
     device: where to try a few steps, for the time and the memory that the run takes.
     """
@@ -85,16 +85,16 @@ def plan_lines(
         views = teacher.views.num_views
         return [
             _weights_line(teacher),
-            f"cache    to be made: {samples:,} samples x {views} views = {samples * views:,} "
+            f"cache    to build: {samples:,} samples x {views} views = {samples * views:,} "
             f"images through {teacher.teacher.arch}",
-            f"student  to be trained: {passes}",
+            f"student  to train: {passes}",
             *hints,
         ]
-    lines = _lines_of_what_is_there(study)
+    lines = _found_lines(study)
     run = study.run(method, seed)
     if run.is_finished:
-        return [*lines, f"student  there: {run.folder}"]
-    lines += [f"student  to be trained: {passes}", *hints]
+        return [*lines, f"student  finished: {run.folder}"]
+    lines += [f"student  to train: {passes}", *hints]
     if device is not None:
         with suppress(CacheIncomplete):  # the line about the cache says so
             lines.append(_trial_line(run, device))
@@ -113,15 +113,15 @@ def stem_hints(
     return [hint for hint in hints if hint]
 
 
-def _lines_of_what_is_there(study: Study) -> list[str]:
-    """Of the weights and the cache, which need not be finished."""
+def _found_lines(study: Study) -> list[str]:
+    """The weights, and a cache that may be unfinished."""
     cache, teacher = study.cache, study.teacher
     if unfinished := [tap for tap in cache.manifest.taps if tap not in cache.taps]:
-        line = f"cache    there: {cache.path}, but unfinished: {', '.join(unfinished)}"
+        line = f"cache    found: {cache.path}, unfinished: {', '.join(unfinished)}"
         return [_weights_line(teacher), line]
     weights = weights_file(teacher.teacher.weights)
-    needed = "there" if weights.is_file() else "not needed, since the cache is there"
-    return [f"teacher  {needed}: {weights}", f"cache    there: {cache.path}"]
+    needed = "found" if weights.is_file() else "not needed, the cache is complete"
+    return [f"teacher  {needed}: {weights}", f"cache    found: {cache.path}"]
 
 
 def _trial_line(run: Run, device: str) -> str:
@@ -129,13 +129,13 @@ def _trial_line(run: Run, device: str) -> str:
     from runtime.formats import format_duration
     from train.trial import try_run
 
-    place = pick_device(device)
-    trial = try_run(run, place)
+    picked = pick_device(device)
+    trial = try_run(run, picked)
     study = run.study
     images = len(study.dataset.train) * study.config.training.epochs
     hours = images / max(trial.images_per_second, 1e-9) / 3600
     return (
-        f"trial    {trial.images_per_second:,.0f} images/s on {place}: {format_duration(hours)} "
+        f"trial    {trial.images_per_second:,.0f} images/s on {picked}: {format_duration(hours)} "
         f"without tests; {trial.memory}"
     )
 
@@ -143,14 +143,14 @@ def _trial_line(run: Run, device: str) -> str:
 def _weights_line(teacher: TeacherConfig) -> str:
     weights = weights_file(teacher.teacher.weights)
     if weights.is_file():
-        return f"teacher  there: {weights}"
+        return f"teacher  found: {weights}"
     if is_downloadable(teacher.teacher.weights):
-        return f"teacher  to be downloaded: {teacher.teacher.weights}"
+        return f"teacher  to download: {teacher.teacher.weights}"
     if teacher.training is None:
-        return f"teacher  missing: {weights}, and the config has no training block to make it"
+        return f"teacher  missing: {weights}, and the config has no training block to train it with"
     limit = teacher.training.limit
     images = f"at most {limit:,} images per class" if limit else "all training images"
     return (
-        f"teacher  to be trained: {images} x {teacher.training.epochs} epochs through "
+        f"teacher  to train: {images} x {teacher.training.epochs} epochs through "
         f"{teacher.teacher.arch} (there is no file {weights})"
     )

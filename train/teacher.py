@@ -100,12 +100,14 @@ def existing_weights(config: TeacherConfig) -> FoundWeights | None:
     if refused := [each for each in differing if not each.field.startswith(_OF_THE_TRAINING_ALONE)]:
         raise TeacherExists(
             "\n  ".join([f"{weights} was trained with other settings:", *map(str, refused)])
-            + f"\n  ask for those settings, or set training=null to use it as it is, or "
-            f"teacher.weights=ANOTHER_FILE, or train it anew"
-            f"\n  fix: {teacher_command(config, '--retrain')}"
+            + "\n  use those settings; or set training=null to use the file as it is, or "
+            "teacher.weights=ANOTHER_FILE; or train it again",
+            fix=teacher_command(config, "--retrain"),
         )
     if differing:
-        notes.append(f"trained with others, but used as it is: {'; '.join(map(str, differing))}")
+        notes.append(
+            f"trained with other settings, but used as it is: {'; '.join(map(str, differing))}"
+        )
     return FoundWeights(summary, notes)
 
 
@@ -118,12 +120,12 @@ def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
     if (existing := existing_weights(config)) is not None:
         last = existing.summary.get("last")
         error = f": test error {last['top1_error']:.2f} % top-1" if last else ""
-        there = f"{weights_file(weights)} is there{error}: nothing to do."
+        there = f"{weights_file(weights)} exists{error}: nothing to do."
         return "\n  ".join([there, *existing.notes])
     if caches is not None and (cache := cache_in_place_of_weights(config, caches)) is not None:
         return (
-            f"{weights} is not there, and not needed: {cache.path} is complete. To train it all "
-            f"the same: {teacher_command(config)}"
+            f"{weights} is missing, but not needed: {cache.path} is complete. To train it anyway: "
+            f"{teacher_command(config)}"
         )
     return f"{weights} is downloaded when it is needed." if is_downloadable(weights) else ""
 
@@ -138,7 +140,7 @@ def refuse_untrainable(config: TeacherConfig) -> None:
     if config.training is None:
         raise TrainError(
             f"{no_weights(config, weights_file(weights))}, and {config.name} has no training "
-            f"block to make it",
+            f"block to train it with",
             fix="put the file there, or set teacher.weights=PATH",
         )
 
@@ -161,7 +163,7 @@ def _digest_to_compare(
         return load_dataset(_teacher_data(config, training)).digest, []
     except DatasetError as error:
         problem = str(error).splitlines()[0]
-        note = f"whether it was trained on these data cannot be said: {problem}"
+        note = f"cannot tell whether it was trained on these data: {problem}"
         return str(trained.get("dataset_digest")), [note]
 
 
@@ -196,7 +198,7 @@ def _other_unfinished(folder: Path, settings: Mapping[str, Any]) -> str:
     metrics = folder / METRICS_FILE
     epochs = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
     heading = (
-        f"{folder} holds an unfinished training with other settings, {epochs} whole epochs long:"
+        f"{folder} holds an unfinished training with other settings, {epochs} finished epochs:"
     )
     return "\n  ".join([heading, *map(str, differing)])
 
@@ -212,9 +214,9 @@ def train_teacher(
 ) -> dict[str, Any]:
     """Train, or resume training, and save the weights; returns the summary of the training.
 
-    An unfinished training of other settings is discarded by `retrain`, else refused with
-    TeacherExists. limit_hours: a training that is not begun yet and takes longer, by a trial of a
-    few steps, is refused with TrainError; None: no trial.
+    An unfinished training with other settings is discarded by `retrain`, else refused with
+    TeacherExists. limit_hours: a new training that takes longer, estimated from a few steps,
+    is refused with TrainError; None: no trial.
     """
     from runtime.devices import pick_device
     from runtime.formats import format_duration
@@ -226,8 +228,8 @@ def train_teacher(
     if unfinished := _other_unfinished(folder, settings):
         if not retrain:
             raise TeacherExists(
-                f"{unfinished}\n  ask for those settings, which resumes it, or discard it\n"
-                f"  fix: {teacher_command(config, '--retrain')}"
+                f"{unfinished}\n  those settings resume it; --retrain discards it",
+                fix=teacher_command(config, "--retrain"),
             )
         console.print(f"discarded: {unfinished}")
     place = pick_device(device)
@@ -238,12 +240,12 @@ def train_teacher(
         hours = _hours(task, learner)
         if hours > limit_hours:
             raise TrainError(
-                f"{no_weights(config, weights)}, and to train it takes about "
-                f"{format_duration(hours)}: {what}\n  correct teacher.weights, or agree to it once "
-                f"(with make: TRAIN_TEACHER=1)\n"
-                f"  fix: {teacher_command(config, '--train-teacher')}"
+                f"{no_weights(config, weights)}, and training it takes about "
+                f"{format_duration(hours)}: {what}\n  correct teacher.weights, or agree to the "
+                f"training once (with make: TRAIN_TEACHER=1)",
+                fix=teacher_command(config, "--train-teacher"),
             )
-        console.print(f"about {format_duration(hours)} without tests, by a trial of a few steps")
+        console.print(f"about {format_duration(hours)} without tests, estimated from a few steps")
         task, learner = _assemble(config, dataset, place, num_workers)
     summary = _fitted(task, learner, weights, settings, console)
     return {**summary, "num_classes": dataset.num_classes}

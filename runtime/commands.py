@@ -1,8 +1,7 @@
 """The frame of every command: its console, its exit status, and signals around the work.
 
 Exit status: 0 done, 1 the work found something unsound, 2 it cannot be done as asked (one message
-on stderr, no traceback), 128 + n ended by signal n. Errors that nobody expected keep their
-traceback.
+on stderr, no traceback), 128 + n ended by signal n. Unexpected errors keep their traceback.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from runtime.errors import Stopped, UserError
 
 
 def new_app(help_text: str | None = None) -> typer.Typer:
-    """A typer application without shell completion, whose errors are ours to print."""
+    """A typer application without shell completion, whose errors `run_command` prints."""
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=help_text)
 
 
 def new_console() -> Console:
-    """Prints text as it is: long lines stay whole, and nothing in it is taken for markup."""
+    """Prints text as it is: long lines are not wrapped, and nothing is taken for markup."""
     return Console(soft_wrap=True, highlight=False, markup=False)
 
 
@@ -52,7 +51,7 @@ def _exit_status(app: typer.Typer, arguments: Sequence[str] | None) -> int:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Before and after the work a signal ends the command; during it `runtime.signals` listens."""
+    """Before and after the work a signal ends the command; during it `runtime.signals` does."""
     listens = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if listens else ()
     before = {number: signal.signal(number, _end) for number in numbers}

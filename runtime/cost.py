@@ -1,4 +1,4 @@
-"""What work will take: its rate, measured now on a few batches, and the memory, counted ahead."""
+"""What work will cost: its rate, measured on a few batches, and its memory, estimated ahead."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPARE = 1.2
 
 @dataclass(frozen=True)
 class Memory:
-    """The most that a process takes, in bytes: of the machine's memory, and of the GPU's."""
+    """The most bytes that a process takes: of the machine's memory, and of the GPU's."""
 
     ram_bytes: int
     gpu_bytes: int
@@ -32,9 +32,9 @@ class Memory:
 
 
 def peak_memory() -> int:
-    """The most memory that this program has had, in bytes.
+    """The most memory that this process has used, in bytes.
 
-    Not `ru_maxrss`: that begins with what the process had that started this one.
+    Not `ru_maxrss`, which starts from the peak of the parent process.
     """
     status = Path("/proc/self/status").read_text()
     (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -42,9 +42,9 @@ def peak_memory() -> int:
 
 
 def memory_with(to_come: int, device: torch.device) -> Memory:
-    """The most that this process has taken so far, with so many bytes more that are still to come.
+    """The most that this process has taken so far, plus `to_come` bytes.
 
-    And a fifth of it all, for what nobody counted: allocators keep some of what was given back.
+    And a fifth of the sum on top, because allocators keep some of what was freed.
     """
     peak = peak_memory()
     if device.type != "cuda":
@@ -56,9 +56,9 @@ def memory_with(to_come: int, device: torch.device) -> Memory:
 
 
 def measured_rate(batches: Iterator[int]) -> float:
-    """Images per second of a few batches, each of which says how many images it had.
+    """Images per second over a few batches; each item is the number of images of one.
 
-    The first one warms up and does not count.
+    The first batch warms up and does not count.
     """
     next(batches)
     images, started = 0, time.perf_counter()

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def pick_device(name: str) -> torch.device:
     """The device that `name` asks for, made the current one. Raises DeviceError.
 
-    "auto" is the GPU where there is one; anything else is torch's own name of a device. Where that
-    leaves open which GPU, processes of one machine take turns with those that each of them sees.
-    From here on this process computes with no more threads than it has cores to itself.
+    "auto" is a GPU if there is one; anything else is torch's own name of a device. If that leaves
+    the GPU open, the processes of one machine are spread over those they see. From here on this
+    process computes with no more threads than it has cores to itself.
     """
     import torch
 
@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_device(name: str) -> torch.device:
-    """The device by its name, perhaps without a number. Raises DeviceError where there is none."""
+    """The device by its name, perhaps without an index. Raises DeviceError if it is missing."""
     import torch
 
     if name == "auto":

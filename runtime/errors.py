@@ -1,7 +1,7 @@
-"""What goes wrong in a way that the user can put right, and being asked to stop.
+"""Errors that the user can fix, and the request to stop.
 
-Every package derives its own errors from `UserError`; the command that meets one prints it, without
-a traceback, and ends with its exit code.
+Every package derives its own errors from `UserError`; a command prints them without a traceback and
+ends with their exit code.
 """
 
 from __future__ import annotations

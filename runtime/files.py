@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 @contextmanager
 def written_aside(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there gets the name at the end.
+    """Yield a temporary path beside `path`; at the end it is renamed to `path`.
 
-    The content and the rename are flushed to disk. On an error the temporary file goes and `path`
-    stays as it was. suffix: of the temporary name, for writers that insist on one.
+    The content and the rename are flushed to disk. On an error the temporary file is removed and
+    `path` stays as it was. suffix: of the temporary name, for writers that insist on one.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
     try:

@@ -1,8 +1,8 @@
 """The memory and the cores that this process may use.
 
-Of the machine, what its control groups (containers, batch systems) and its own limits leave; and of
-that the share of one process, where several work on this machine together. A process knows that it
-is one of several by LOCAL_RANK and LOCAL_WORLD_SIZE, the variables that torchrun sets.
+What control groups (containers, batch systems) and the process's own limits leave of the machine,
+divided by the number of processes that share it. LOCAL_RANK and LOCAL_WORLD_SIZE, the variables
+that torchrun sets, say how many those are.
 
 Left out: swap, and the memory of GPUs, which no control group limits.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path("/")
-# Per version of control groups: limits, what is taken, and what of that the kernel would give back.
+# Per version of control groups: limits, usage, and the part of it that the kernel can reclaim.
 _V2 = (("memory.max", "memory.high"), "memory.current", ("active_file", "inactive_file"))
 _V1 = (
     ("memory.limit_in_bytes",),
@@ -29,25 +29,25 @@ _V1 = (
 
 @dataclass(frozen=True)
 class Share:
-    """This process is number `index` of `count` that work on this machine together."""
+    """This process is number `index` of the `count` processes that share this machine."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
     def of_this_process(cls) -> Share:
-        """By LOCAL_RANK and LOCAL_WORLD_SIZE; alone where they are not set."""
+        """By LOCAL_RANK and LOCAL_WORLD_SIZE; without them the whole machine."""
         index, count = _whole_number("LOCAL_RANK", 0), _whole_number("LOCAL_WORLD_SIZE", 1)
         return cls(index, max(count, 1))
 
     def environment(self) -> dict[str, str]:
-        """The variables that say so."""
+        """The variables that tell a process its share."""
         return {"LOCAL_RANK": str(self.index), "LOCAL_WORLD_SIZE": str(self.count)}
 
 
 @contextmanager
 def sharing_machine(share: Share) -> Iterator[None]:
-    """Make this process one of several, and its child processes with it."""
+    """Give this process, and its children, a share of the machine."""
     before = {name: os.environ.get(name) for name in share.environment()}
     os.environ.update(share.environment())
     try:
@@ -60,7 +60,7 @@ def sharing_machine(share: Share) -> Iterator[None]:
 
 
 def total_memory(root: Path = _ROOT) -> int:
-    """Bytes that all processes like this one may take together, whatever is taken now.
+    """Bytes that all processes together may take, whatever is in use now.
 
     root: where proc and sys are mounted.
     """
@@ -76,13 +76,13 @@ def free_memory(root: Path = _ROOT) -> int:
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Cores that this process may keep busy, its share of them: at least one."""
+    """This process's share of the cores: at least one."""
     cores = min([len(os.sched_getaffinity(0)), *_cpu_quotas(root)])
     return max(cores // Share.of_this_process().count, 1)
 
 
 def _memory_groups(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, taken) in bytes of each control group around this process that has a limit."""
+    """(limit, usage) in bytes of each control group around this process that has a limit."""
     for folder, (limits, taken, given_back) in (
         *((folder, _V2) for folder in _groups(root, "")),
         *((folder, _V1) for folder in _groups(root, "memory")),
@@ -109,7 +109,7 @@ def _cpu_quotas(root: Path) -> Iterator[int]:
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """The folder of this process's control group and of all around it; "" is version 2.
 
-    In a container the path may be the host's: then only the outermost one is there.
+    In a container the path may be the host's: then only the outermost folder exists.
     """
     for line in _text_in(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -142,7 +142,7 @@ def _table_in(file: Path) -> dict[str, int]:
 
 
 def _number_in(file: Path) -> int | None:
-    """None where there is no such file, or none but a word ("max") or -1 in it: no limit."""
+    """None if the file is missing or holds a word ("max") or -1: no limit."""
     text = _text_in(file)
     return int(text) if text.isdigit() else None
 

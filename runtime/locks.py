@@ -1,13 +1,12 @@
 """One writer, or one job of several, at a time: an advisory lock that dies with its owner.
 
-The first process of a job takes the lock alone, prepares the cache and says what is to be done;
-then it lets the other processes of the same job in. They wait as long as it holds the lock, however
-long it prepares; where it dies before it is ready, one of them prepares instead.
+The first process of a job takes the lock alone and prepares the cache; then it lets the other
+processes of the same job in. They wait while it prepares; if it dies before it is ready, one of them
+takes over.
 
-`flock` keeps the lock, so whatever becomes of a process its hold is gone with it. Processes that it
-forks (to read images, say) would inherit that hold and outlive it: they close their copy at once.
-Works on local file systems and on NFS mounts that support `flock`; where a file system supports
-none, opening for writing fails.
+The lock is `flock`, so it is released when its process ends in any way. Forked processes (that read
+images, say) would inherit and outlive it: they close their copy at once. Works on local file systems
+and on NFS mounts that support `flock`; on others, opening for writing fails.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 from runtime.errors import Busy
 
 LOCK_FILE = "writer.lock"
-_START_SECONDS = 3.0  # in which the first process must have put its name into the lock file
+_START_SECONDS = 3.0  # within which the first process must have signed the lock file
 _POLL_SECONDS = 0.05
 _CLOSED = -1
 
@@ -33,7 +32,7 @@ _held: weakref.WeakSet[WriterLock] = weakref.WeakSet()  # by this process
 
 @dataclass(frozen=True)
 class Job:
-    """Processes that were started together: a name they share, their number, this one's rank."""
+    """Processes that were started together: their shared name, this one's rank, their number."""
 
     name: str = ""
     rank: int = 0
@@ -41,7 +40,7 @@ class Job:
 
 
 class WriterLock:
-    """A hold on a cache's folder; `leader` is True for the process that is to prepare it."""
+    """A lock on a cache's folder; `leader` is True for the process that must prepare it."""
 
     def __init__(self, cache: Path, job: Job, busy: type[Busy] = Busy) -> None:
         """Take the lock, or wait until the leader of the same job is ready. Raises `busy`."""
@@ -57,20 +56,20 @@ class WriterLock:
             raise
 
     def let_others_in(self) -> None:
-        """The leader is done preparing: the job's other processes may go on."""
+        """The leader has prepared the cache: let the other processes of the job continue."""
         if self._job.world > 1:
             self._sign(is_ready=True)
             fcntl.flock(self._handle, fcntl.LOCK_SH)
 
     def alone(self) -> bool:
-        """Whether all the others have gone; if so nobody else can come in any more.
+        """Whether all other processes have ended; if so, no other can join any more.
 
-        If not, this process's own hold is gone.
+        If not, this process has lost its own lock.
         """
         return self._try(fcntl.LOCK_EX)
 
     def release(self) -> None:
-        """Let go; does nothing in a forked process, which never had a hold."""
+        """Release the lock; does nothing in a forked process, which never had it."""
         _held.discard(self)
         handle, self._handle = self._handle, _CLOSED
         if handle != _CLOSED:
@@ -84,7 +83,7 @@ class WriterLock:
         return True
 
     def _sign(self, *, is_ready: bool) -> None:
-        """Put the owner's name into the lock file, flushed so that other hosts see it too."""
+        """Write the owner into the lock file, flushed so that other hosts see it too."""
         owner = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -97,7 +96,7 @@ class WriterLock:
         os.fsync(self._handle)
 
     def _leads_after_waiting(self) -> bool:
-        """Wait for a leader of this job; True where it died unready, and this process leads."""
+        """Wait for the leader of this job; True if it died before it was ready, and this one leads."""
         started = time.monotonic()
         while True:
             if not self._same_job():
@@ -126,7 +125,7 @@ class WriterLock:
         return self._busy_error(
             f"{self._cache} is being written by process {owner.get('pid', '?')} on "
             f"{owner.get('host', 'this machine')}",
-            fix="wait until it has ended, or stop it; what it has committed is kept",
+            fix="wait until it ends, or stop it; what it has committed stays",
         )
 
 

@@ -1,4 +1,4 @@
-"""How far a long pass is: a live bar on a terminal, now and then a line elsewhere."""
+"""The progress of a long pass: a live bar on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 

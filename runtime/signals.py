@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: come to a point to go on from, then end; a second one ends at once."""
+"""Ctrl-C and SIGTERM: the work stops where it can be resumed; a second signal stops it at once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from runtime.errors import Stopped
 
 
 class StopRequest:
-    """While open, remembers the first signal in `signal_number`. A context manager.
+    """A context manager that records the first signal in `signal_number` while it is open.
 
-    Only the main thread may listen to signals; elsewhere nothing is remembered. A signal that is
-    ignored stays ignored: a study's processes leave Ctrl-C to the one that started them.
+    Only the main thread may handle signals; elsewhere nothing is recorded. A signal that is
+    ignored stays ignored: the processes of an ablation leave Ctrl-C to the one that started them.
     """
 
     def __init__(self) -> None:
@@ -35,5 +35,5 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
-            raise Stopped(number, "stopped at once; what was kept before is there")
+            raise Stopped(number, "stopped at once; what was saved before is safe")
         self.signal_number = number

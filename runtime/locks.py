@@ -1,12 +1,12 @@
 """One writer, or one job of several, at a time: an advisory lock that dies with its owner.
 
 The first process of a job takes the lock alone and prepares the cache; then it lets the other
-processes of the same job in. They wait while it prepares; if it dies before it is ready, one of them
-takes over.
+processes of the same job in. They wait while it prepares; if it dies before it is ready, one of
+them takes over.
 
-The lock is `flock`, so it is released when its process ends in any way. Forked processes (that read
-images, say) would inherit and outlive it: they close their copy at once. Works on local file systems
-and on NFS mounts that support `flock`; on others, opening for writing fails.
+The lock is `flock`, so it is released when its process ends in any way. Forked processes (that
+read images, say) would inherit and outlive it: they close their copy at once. Works on local file
+systems and on NFS mounts that support `flock`; on others, opening for writing fails.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class WriterLock:
         os.fsync(self._handle)
 
     def _leads_after_waiting(self) -> bool:
-        """Wait for the leader of this job; True if it died before it was ready, and this one leads."""
+        """Wait for the leader of this job; True if it died unready and this one leads."""
         started = time.monotonic()
         while True:
             if not self._same_job():

@@ -18,10 +18,12 @@ import numpy as np
 from precompute.setup import Setup
 from store.differences import differences
 from store.errors import CacheMismatch
+from store.find import other_dataset_state
 from store.identity import Identity
 from store.layout import MANIFEST, SAMPLE_CRC
-from store.reader import WITHOUT_CHECKSUMS, TeacherCache, other_dataset_state
-from store.writer import CacheWriter, Work
+from store.reader import WITHOUT_CHECKSUMS, TeacherCache
+from store.work import Work
+from store.writer import CacheWriter
 from views.augment import preview_views
 from views.changes import describe_change
 

@@ -17,8 +17,10 @@ from store.errors import (
     UnknownTap,
     UnknownView,
 )
+from store.find import find_cache
 from store.look import committed_bytes
-from store.reader import TeacherCache, find_cache, open_source
+from store.reader import TeacherCache
+from store.source import open_source
 from views.augment import pixel_canary
 
 # A finished cache up to this size has every byte checked before it is called finished; a larger one
@@ -57,7 +59,7 @@ def if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache |
     cache.refuse_unless(cache.identity, labels=train.labels, canary=pixel_canary(train, views))
     if cache.manifest.measured_views < views.num_views or not setup.is_held_by(cache.taps):
         return None
-    if faults := cache.source.faults(read=checks_every_byte(setup.path, recheck)):
+    if faults := cache.source.faults(every_byte=checks_every_byte(setup.path, recheck)):
         shown = "\n".join(f"  {fault}" for fault in faults[:_SHOWN_FAULTS])
         console.print(f"damaged, will be computed again:\n{shown}")
         return None

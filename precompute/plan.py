@@ -9,11 +9,11 @@ from pathlib import Path
 
 from runtime.cost import Memory
 from runtime.formats import format_duration, format_size
-from store.content import unfinished
 from store.errors import CacheError
 from store.layout import Block, tap_of
 from store.manifest import Manifest
-from store.reader import open_source
+from store.source import open_source
+from store.work import unfinished
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from store.errors import SamplesChanged
 from store.layout import SAMPLE_CRC
 from store.look import agreement
 from store.manifest import Manifest
-from store.writer import Work
+from store.work import Work
 from views.augment import pixel_canary, preview_views
 from views.pixels import calibration_batches, evaluation_pixels, open_pixels
 from views.splits import DatasetError

@@ -15,9 +15,9 @@ from nets.archs import ArchError, check_arch
 from nets.identity import teacher_identity
 from nets.taps import Tap, stage_modules, taps_asked
 from nets.weights_file import fetched_weights, known_sha256
+from store.find import cache_folder
 from store.identity import Identity, cache_identity, knows_weights, with_weights
 from store.layout import TapSpec
-from store.reader import cache_folder
 from views.datasets import Dataset, load_dataset
 from views.identity import views_identity
 

@@ -28,8 +28,9 @@ from runtime.commands import new_app, new_console, run_command
 from runtime.options import Caches, Device, Overrides, TeacherName, Workers
 from runtime.progress import Progress
 from store.errors import CacheMismatch, fixes_spelled_by
+from store.find import find_cache
 from store.look import agreement
-from store.reader import WITHOUT_CHECKSUMS, TeacherCache, find_cache
+from store.reader import WITHOUT_CHECKSUMS, TeacherCache
 from views.augment import pixel_canary
 from views.changes import changed_samples
 from views.seeds import draws

@@ -44,7 +44,7 @@ def _teacher_errors(results: Sequence[Result], cache: Path | None) -> Mapping[st
             return result.teacher
     if cache is None:
         return {}
-    from store.reader import open_source
+    from store.source import open_source
 
     return open_source(cache).manifest.measured
 

@@ -26,8 +26,9 @@ from runtime.files import write_atomically
 from runtime.options import Caches
 from store.describe import info_text, list_text
 from store.errors import CacheError, make_command
-from store.look import describe_missing, details, journal_notes, overviews
-from store.reader import Source, TeacherCache, open_source
+from store.look import describe_missing, details, overviews
+from store.reader import TeacherCache
+from store.source import Source, open_source
 from store.transfer import export_cache, import_cache
 from store.trim import trim_cache
 
@@ -104,9 +105,9 @@ def _is_unsound(path: Path, console: Console) -> bool:
             num_bytes += size
             progress.advance(task, size)
 
-        faults += source.faults(read=True, on_chunk=on_chunk)
-    for note in journal_notes(source):
-        console.print(f"unreadable line of the journal: {note}")
+        faults += source.faults(every_byte=True, on_chunk=on_chunk)
+    for line in source.unreadable_lines:  # harmless once their blocks are committed again
+        console.print(f"unreadable line of the journal: {line}")
     for fault in faults[:20]:
         console.print(str(fault))
     rate = num_bytes / max(time.perf_counter() - started, 1e-9)

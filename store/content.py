@@ -1,10 +1,10 @@
-"""What a cache is to hold, and what becomes of it: a new manifest, or an old one made larger."""
+"""What a cache is to hold, and the files that describe it: for a new cache, or one that grows."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import flush_folder, write_atomically
-from store.chunks import file_checksum
 from store.differences import Difference, differences
 from store.errors import CacheDamaged, CacheMismatch
+from store.folder import file_checksum, metadata_faults
 from store.identity import Identity
 from store.journal import ChunkKey, forget
 from store.layout import (
+    JOURNAL,
     LABELS,
     LABELS_DTYPE,
     PREVIEW,
     SAMPLE_CRC,
     ZARR_GROUP,
-    Block,
     TapSpec,
     crc32c,
     crc_hex,
     default_block_rows,
-    is_opt_in,
     next_path,
-    tap_of,
+    whole_path,
+    with_checksum,
     zarr_metadata,
 )
 from store.manifest import Manifest, read_manifest, write_manifest
@@ -41,9 +41,9 @@ from store.manifest import Manifest, read_manifest, write_manifest
 class CacheContent:
     """What a cache is to hold.
 
-    labels: (N,) int64. preview: (n, H, W, C) uint8, the first n views of sample 0, kept so that a
-    cache can be looked at without its dataset. sample_crc32c: whether a new cache keeps each
-    sample's checksum; one that exists stays as it was made.
+    labels: (N,) int64. preview: (n, H, W, C) uint8, the first n views of sample 0, for looking at a
+    cache without its dataset. sample_crc32c: whether a new cache stores each sample's checksum; an
+    existing one stays as it is.
     """
 
     teacher: str
@@ -67,15 +67,18 @@ class CacheContent:
 def manifest_for(
     path: Path, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
-    """The cache's manifest, taken up and grown, or new; and whether it had to be salvaged."""
+    """The cache's manifest, existing (and grown if needed) or new; and whether it was salvaged.
+
+    Salvaged: the old manifest could not be read, so that every byte of the cache must be checked.
+    """
     try:
         manifest = read_manifest(path)
     except CacheDamaged:
-        there = _rows_on_disk(path)
-        if there is not None:
-            kept = (path / ZARR_GROUP / SAMPLE_CRC).is_dir()
-            content = dataclasses.replace(content, sample_crc32c=kept)
-        return _written_anew(path, content, there or block_rows), True
+        rows_there = _rows_on_disk(path)
+        if rows_there is not None:
+            has_checksums = (path / ZARR_GROUP / SAMPLE_CRC).is_dir()
+            content = dataclasses.replace(content, sample_crc32c=has_checksums)
+        return _written_anew(path, content, rows_there or block_rows), True
     except FileNotFoundError:
         return _written_anew(path, content, block_rows), False
     refuse_another(path, manifest, content)
@@ -91,40 +94,16 @@ def manifest_for(
 
 
 def beyond(manifest: Manifest) -> Callable[[ChunkKey], bool]:
-    """Whether a chunk is none that this manifest plans (left by a trim that was interrupted).
+    """Whether a chunk lies outside what this manifest plans: leftovers of an interrupted trim.
 
-    Where a cache grows again, such a chunk must not be taken for one of the new tap.
+    If the cache grows again, such a chunk must not pass for one of the new tap.
     """
     arrays = manifest.arrays
     return lambda key: key[0] not in arrays or key[1] >= manifest.num_views
 
 
-def unfinished(
-    manifest: Manifest,
-    has: Callable[[str, Block], bool],
-    num_views: int,
-    taps: Collection[str],
-) -> Iterator[tuple[Block, set[str]]]:
-    """Every block, and the taps of it that are to be computed for `num_views` views of `taps`.
-
-    has: whether an array's block is committed. Views and taps that are not asked for are kept as
-    whole as they are: other views that are whole get the taps, and other taps come along where the
-    teacher runs over a block anyway. What a growth that was given up left open stays so.
-    """
-    arrays = list(manifest.arrays)
-    absent = {
-        block: {tap_of(array) for array in arrays if not has(array, block)}
-        for block in manifest.blocks()
-    }
-    first = (block.view for block, gone in absent.items() if not all(map(is_opt_in, gone)))
-    whole = min(first, default=manifest.num_views)
-    for block, gone in absent.items():
-        is_asked = block.view < max(num_views, whole) and not gone.isdisjoint({*taps, SAMPLE_CRC})
-        yield block, gone if is_asked else set()
-
-
 def draft_manifest(content: CacheContent, block_rows: int | None = None) -> Manifest:
-    """What the manifest of a new cache would say, without the checksums of the zarr metadata."""
+    """The manifest of a new cache, without the checksums of the zarr metadata."""
     return Manifest(
         teacher=content.teacher,
         identity=content.identity,
@@ -151,9 +130,9 @@ def _written_anew(path: Path, content: CacheContent, block_rows: int | None) -> 
 
 
 def replace_metadata(path: Path, manifest: Manifest, metadata: Mapping[str, bytes]) -> Manifest:
-    """Exchange a cache's manifest and zarr.json files; it is sound at every moment.
+    """Replace a cache's manifest and zarr.json files; the cache is sound at every moment.
 
-    What a zarr.json will be is written beside it; then the manifest; then each is renamed.
+    Each new zarr.json is written beside the old one; then the manifest; then each is renamed.
     """
     manifest = metadata_checksums(manifest, metadata)
     for name, data in metadata.items():
@@ -167,14 +146,47 @@ def replace_metadata(path: Path, manifest: Manifest, metadata: Mapping[str, byte
 
 
 def settle_metadata(path: Path, manifest: Manifest) -> None:
-    """Do the renames that `replace_metadata` may have left; drop what never came to count."""
+    """Finish the renames of an interrupted `replace_metadata`; remove files of no manifest."""
     for name, checksum in manifest.zarr_crc32c.items():
         file = path / ZARR_GROUP / name
-        found = file_checksum(next_path(file))
-        if found == checksum:
+        there = file_checksum(next_path(file))
+        if there == checksum:
             next_path(file).replace(file)
-        elif found is not None:
+        elif there is not None:
             next_path(file).unlink()
+
+
+def lay_out(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
+    """Write what is missing or damaged of the zarr metadata and of the whole arrays.
+
+    The caller holds the lock: temporary files are those of a writer that died. Returns the
+    manifest, which changes where another version of zarr spells the metadata otherwise.
+    """
+    group = path / ZARR_GROUP
+    for name in (*manifest.arrays, LABELS, PREVIEW):
+        (group / name).mkdir(parents=True, exist_ok=True)
+    _remove_temporary_files(path)
+    settle_metadata(path, manifest)
+    if metadata_faults(path, manifest):
+        metadata = metadata_of(manifest, content.whole)
+        for name, data in metadata.items():
+            write_atomically(group / name, data)
+        respelled = metadata_checksums(manifest, metadata)
+        if respelled != manifest:
+            manifest = respelled
+            write_manifest(path, manifest)
+    for name, values in content.whole.items():
+        file = whole_path(path, name, values.ndim)
+        expected = with_checksum(values).tobytes()
+        if not file.is_file() or file.read_bytes() != expected:
+            write_atomically(file, expected)
+    return manifest
+
+
+def _remove_temporary_files(path: Path) -> None:
+    for folder in (path, path / JOURNAL, *(path / ZARR_GROUP).iterdir()):
+        for file in folder.glob(".*.tmp") if folder.is_dir() else []:
+            file.unlink(missing_ok=True)
 
 
 def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Manifest:

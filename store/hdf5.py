@@ -1,8 +1,8 @@
-"""A cache as one HDF5 file: for sharing, and for clusters that count files.
+"""A cache as one HDF5 file: for sharing, and for clusters that limit the number of files.
 
 Plain h5py: one contiguous dataset per array, the manifest as a string dataset, and per array an
-attribute with the crc32c of each block's rows. Never written by more than one process, never
-changed once it is there: growing a cache is the folder's business.
+attribute with the crc32c of each block's rows. One process writes the file, and nothing changes it
+afterwards: only a folder can grow.
 """
 
 from __future__ import annotations
@@ -17,9 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import written_aside
-from store.chunks import Fault, damaged
 from store.errors import CacheDamaged, CacheError, CacheMissing
-from store.layout import FORMAT_NAME, Block, crc32c, crc_hex, tap_of
+from store.faults import Fault, damage_error
+from store.layout import (
+    FORMAT_NAME,
+    LABELS,
+    LABELS_DTYPE,
+    PREVIEW,
+    Block,
+    crc32c,
+    crc_hex,
+    tap_of,
+)
 from store.manifest import Manifest, manifest_text, parse_manifest
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -35,18 +44,21 @@ def is_hdf5(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Hdf5Source:
-    """Reads the arrays of an exported cache; opens the file for each read, so `fork` is safe."""
+    """Reads the arrays of an exported cache. The methods are those of `store.source.Source`.
+
+    Opens the file for each read, so `fork` is safe.
+    """
 
     path: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, path: Path) -> Hdf5Source:
-        """Raises CacheMissing (an HDF5 file of something else), CacheDamaged, CacheMismatch."""
+        """Raises CacheMissing (an HDF5 file, but no cache), CacheDamaged, CacheMismatch."""
         try:
             with h5py.File(path, "r") as file:
                 if file.attrs.get("format") != FORMAT_NAME:
-                    raise CacheMissing(f"{path} is an HDF5 file, but not of a teacher cache")
+                    raise CacheMissing(f"{path} is an HDF5 file, but not a teacher cache")
                 text = bytes(file[_MANIFEST][()])
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, CacheError):
@@ -54,14 +66,17 @@ class Hdf5Source:
             raise _unreadable(path, error) from None
         return cls(path, parse_manifest(text, path))
 
+    @property
+    def unreadable_lines(self) -> list[str]:
+        return []  # a file has no journal
+
     def has(self, array: str, block: Block) -> bool:
-        return True  # a file is exported from a complete cache, and renamed when it is whole
+        return True  # only a complete cache is exported, and the file renamed when it is complete
 
     def read(self, array: str, block: Block, out: NDArray[Any]) -> None:
-        """Fill `out` (rows of the block, ...), C-contiguous; raises CacheDamaged."""
         fault = self._read(array, block, out)
         if fault is not None:
-            raise damaged(self.manifest, [fault])
+            raise damage_error(self.manifest.teacher, [fault])
 
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         try:
@@ -70,11 +85,10 @@ class Hdf5Source:
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise _unreadable(self.path, error) from None
         if values.shape != shape or crc_hex(crc32c(values)) != self.manifest.whole_crc32c[name]:
-            raise damaged(self.manifest, [Fault(f"{name} damaged", self.path)])
+            raise damage_error(self.manifest.teacher, [Fault(f"{name} damaged", self.path)])
         return values.astype(dtype, copy=False)
 
     def metadata_faults(self, taps: Collection[str]) -> list[Fault]:
-        """Arrays, but for those of other taps, that are not as the manifest says."""
         others = set(self.manifest.taps) - set(taps)
         arrays = [name for name in self.manifest.arrays if tap_of(name) not in others]
         return [fault for name in arrays if (fault := self._shape_fault(name))]
@@ -82,19 +96,17 @@ class Hdf5Source:
     def faults(
         self,
         *,
-        read: bool,
+        every_byte: bool,
         num_views: int | None = None,
         on_chunk: Callable[[int], None] | None = None,
     ) -> list[Fault]:
-        """Unsound blocks of the first views; without `read`, arrays of the wrong shape."""
         views = self.manifest.num_views if num_views is None else num_views
         faults = self.metadata_faults(self.manifest.taps)
-        if not read or faults:
+        if not every_byte or faults:
             return faults
+        faults += self._whole_faults()
         for array, spec in self.manifest.arrays.items():
-            for block in self.manifest.blocks():
-                if block.view >= views:
-                    break
+            for block in self.manifest.blocks(views):
                 rows = np.empty((self.manifest.rows_in(spec, block), *spec.shape), spec.dtype)
                 if on_chunk is not None:
                     on_chunk(rows.nbytes)
@@ -102,27 +114,41 @@ class Hdf5Source:
                     faults.append(fault)
         return faults
 
+    def _whole_faults(self) -> list[Fault]:
+        shapes = {
+            LABELS: ((self.manifest.num_samples,), LABELS_DTYPE),
+            PREVIEW: (tuple(self.manifest.preview_shape), "uint8"),
+        }
+        faults = []
+        for name, (shape, dtype) in shapes.items():
+            try:
+                self.read_whole(name, shape, dtype)
+            except CacheDamaged:
+                faults.append(Fault(f"{name} damaged", self.path))
+        return faults
+
     def _read(self, array: str, block: Block, out: NDArray[Any]) -> Fault | None:
-        place = (array, block.view, block.index)
+        position = (array, block.view, block.index)
         try:
             with h5py.File(self.path, "r") as file:
                 data = file[array]
-                data.read_direct(out, _place(self.manifest, array, block))
+                data.read_direct(out, _selection(self.manifest, array, block))
                 expected = int(data.attrs[_BLOCK_CRC][block.view, block.index])
         except (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
-            return Fault(f"unreadable ({_first_line(error)})", self.path, *place)
-        return None if crc32c(out) == expected else Fault("checksum wrong", self.path, *place)
+            return Fault(f"unreadable ({_first_line(error)})", self.path, *position)
+        return None if crc32c(out) == expected else Fault("wrong checksum", self.path, *position)
 
     def _shape_fault(self, array: str) -> Fault | None:
         spec = self.manifest.arrays[array]
         expected = _shape(self.manifest, array)
         try:
             with h5py.File(self.path, "r") as file:
-                found = file[array].shape, file[array].dtype
+                shape, dtype = file[array].shape, file[array].dtype
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             return Fault(f"unreadable ({_first_line(error)})", self.path, array)
-        right = found == (expected, np.dtype(spec.dtype))
-        return None if right else Fault(f"array is {found}", self.path, array)
+        if (shape, dtype) == (expected, np.dtype(spec.dtype)):
+            return None
+        return Fault(f"array has shape {shape} and dtype {dtype}", self.path, array)
 
 
 def write_hdf5(
@@ -131,7 +157,10 @@ def write_hdf5(
     whole: dict[str, NDArray[Any]],
     read_block: Callable[[str, Block, NDArray[Any]], None],
 ) -> None:
-    """Write aside, flush, rename. `read_block` fills an array's rows of a block."""
+    """Write the file so that it appears under its name when it is complete.
+
+    whole: the arrays that are stored in one piece. read_block: fills an array's rows of a block.
+    """
     with written_aside(file_path) as aside, h5py.File(aside, "w", libver="latest") as file:
         file.attrs["format"] = FORMAT_NAME
         file.create_dataset(_MANIFEST, data=np.bytes_(manifest_text(manifest)))
@@ -154,13 +183,13 @@ def _write_array(
     for block in manifest.blocks():
         rows = np.empty((manifest.rows_in(spec, block), *spec.shape), dtype=spec.dtype)
         read_block(array, block, rows)
-        data.write_direct(rows, dest_sel=_place(manifest, array, block))
+        data.write_direct(rows, dest_sel=_selection(manifest, array, block))
         checksums[block.view, block.index] = crc32c(rows)
     data.attrs[_BLOCK_CRC] = checksums
 
 
-def _place(manifest: Manifest, array: str, block: Block) -> Any:
-    """Where a block's rows lie in the dataset."""
+def _selection(manifest: Manifest, array: str, block: Block) -> Any:
+    """The part of the dataset that holds a block's rows."""
     spec = manifest.arrays[array]
     if spec.all_views:
         return np.s_[block.start : block.stop]

@@ -1,4 +1,4 @@
-"""What there is to say about a cache without the dataset, the teacher or torch."""
+"""What can be said about a cache without the dataset, the teacher or torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.chunks import Fault, FolderSource
 from store.errors import CacheError
+from store.faults import Fault
 from store.hdf5 import is_hdf5
 from store.identity import identity_sha256
 from store.layout import MANIFEST
-from store.reader import Source, TeacherCache, missing_blocks, open_source
+from store.reader import TeacherCache
+from store.source import Source, missing_blocks, open_source
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def overviews(folder: Path) -> Iterator[Overview]:
 
 
 def details(path: Path) -> dict[str, Any]:
-    """Everything the manifest says, and how far the cache is, as plain JSON values.
+    """Everything the manifest says, and how much is complete, as plain JSON values.
 
     Raises CacheError.
     """
@@ -82,16 +83,10 @@ def details(path: Path) -> dict[str, Any]:
     }
 
 
-def journal_notes(source: Source) -> list[str]:
-    """Lines of the journal that cannot be read; harmless once their blocks are there again."""
-    return source.journal.damaged_lines if isinstance(source, FolderSource) else []
-
-
 def describe_missing(source: Source) -> list[Fault]:
     """Everything that is planned and not committed."""
-    path = source.path if isinstance(source, FolderSource) else Path()
     return [
-        Fault("not committed", path, array, block.view, block.index)
+        Fault("not committed", source.path, array, block.view, block.index)
         for array, block in missing_blocks(source)
     ]
 

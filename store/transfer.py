@@ -1,4 +1,4 @@
-"""Moves a cache between its two forms: a folder of zarr chunks, and one HDF5 file."""
+"""Converts a cache between its two forms: a folder of zarr chunks, and one HDF5 file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.files import write_atomically
 from runtime.locks import Job, WriterLock
 from store.content import metadata_checksums
 from store.errors import CacheBusy, CacheError, CacheMismatch
-from store.hdf5 import Hdf5Source, write_hdf5
+from store.hdf5 import write_hdf5
 from store.identity import identity_sha256
 from store.journal import JournalWriter
 from store.layout import (
@@ -34,7 +34,7 @@ from store.reader import TeacherCache
 def export_cache(cache: Path, file: Path) -> None:
     """Write the complete cache in folder `cache` to one HDF5 file, every checksum verified.
 
-    Raises CacheError; FileExistsError is not raised: an existing file is replaced when done.
+    An existing file is replaced when the new one is complete. Raises CacheError.
     """
     opened = TeacherCache.open(cache)
     if not file.parent.is_dir():
@@ -45,16 +45,16 @@ def export_cache(cache: Path, file: Path) -> None:
 def import_cache(file: Path, caches_dir: Path) -> Path:
     """Make a cache folder below `caches_dir` from an exported file; returns its path.
 
-    Bit for bit the folder it was exported from, but for the journal, which is written anew.
-    Raises CacheError, also where a cache of that name is there already.
+    Equal to the folder that was exported bit for bit, except for the journal, which is new.
+    Raises CacheError, also where a cache of that name exists.
     """
     opened = TeacherCache.open(file)
-    if not isinstance(opened.source, Hdf5Source):
+    if file.is_dir():
         raise CacheMismatch(f"{file} is a folder: only an exported HDF5 file can be imported")
     manifest = opened.manifest
     target = cache_path(caches_dir, manifest.teacher, manifest.identity)
     if (target / MANIFEST).exists():
-        raise CacheError(f"{target} is there already", fix=f"remove {target} first")
+        raise CacheError(f"{target} exists", fix=f"remove {target} first")
     target.mkdir(parents=True, exist_ok=True)
     lock = WriterLock(target, Job(), CacheBusy)
     try:
@@ -84,7 +84,7 @@ def _write_folder(target: Path, opened: TeacherCache) -> None:
             write_atomically(chunk_path(target, array, spec, block), data)
         journal.commit(block, checksums)
     journal.close()
-    # Last, so that a half-made import is never taken for a cache.
+    # Last, so that an interrupted import never passes for a cache.
     write_manifest(target, metadata_checksums(manifest, metadata))
 
 

@@ -1,8 +1,8 @@
-"""Makes a cache smaller: views from some number on, and opt-in taps, are dropped for good.
+"""Makes a cache smaller: deletes views from some number on, and opt-in taps.
 
-Order: the manifest, which from then on plans no more than is kept; the journal; the chunks. So no
-journal line ever names a chunk that is gone, and a cache is sound wherever this is interrupted. The
-same command then removes what is left. Readers that had the cache open find dropped chunks missing.
+Order: the manifest, which then plans only what stays; the journal; the chunks. So no journal line
+ever names a deleted chunk, and the cache is sound wherever this is interrupted; the same command
+then removes the rest. Readers that had the cache open find the deleted chunks missing.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from typing import Any
 
 from runtime.locks import Job, WriterLock
 from store.content import beyond, metadata_of, replace_metadata, settle_metadata
+from store.disk import refusing_read_only
 from store.errors import CacheBusy, CacheError, UnknownTap, UnknownView
 from store.journal import forget
 from store.layout import LABELS, PREVIEW, ZARR_GROUP, is_opt_in, kind_of, tap_of
 from store.look import agreement
 from store.manifest import Manifest, read_manifest
 from store.reader import TeacherCache
-from store.writer import explained
 
 
 def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collection[str] = ()) -> int:
     """Keep the first `num_views` views (default: all) and drop these taps; returns bytes freed.
 
-    drop_taps: "energy" stands for all energies; taps that are not there are no error. Raises
-    CacheError, also where another process writes the cache.
+    drop_taps: "energy" means all energies; unknown opt-in taps are no error. Raises CacheError,
+    also where another process writes the cache.
     """
     if path.is_file():
         raise CacheError(
             f"{path} is a file: only a cache folder can be made smaller",
             fix="trim the folder and export it again: python -m store export CACHE FILE.h5",
         )
-    read_manifest(path)  # before the lock leaves a file in a folder that is no cache
-    with explained(path):
+    read_manifest(path)  # first, because the lock leaves a file even in a folder without a cache
+    with refusing_read_only(path):
         lock = WriterLock(path, Job(), CacheBusy)
     try:
-        with explained(path):
+        with refusing_read_only(path):
             manifest = read_manifest(path)
             trimmed = _trimmed(path, manifest, num_views or manifest.num_views, drop_taps)
             settle_metadata(path, manifest)

@@ -23,7 +23,7 @@ from store import CacheError, CacheFull, CacheNotWritable, CacheWriter, TeacherC
 from store.identity import identity_sha256
 from store.journal import read_journal
 from store.manifest import read_manifest
-from store.writer import Work
+from store.work import Work
 from tests.support.damage import flip
 from tests.support.killed_pass import run_pass
 from tests.support.pass_commands import arguments_of, overrides_of

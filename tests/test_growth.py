@@ -117,7 +117,9 @@ def test_a_tap_whose_growth_was_interrupted_stops_only_methods_that_read_it(
         assert train(["student", *of_student, "--method", method]) == 0, capsys.readouterr().err
     assert train(["student", *of_student, "--method", "at"]) == 2
     told = capsys.readouterr().err
-    assert "2 of 12 blocks are there; the first that is not: tap energy1, view 0, block 2" in told
+    assert (
+        "2 of 12 blocks are committed; the first missing one: tap energy1, view 0, block 2" in told
+    )
     assert "fix: make cache-teacher" in told
     assert "views.count=3 taps.energy=float16" in told
     assert f"python -m store trim {path} --drop-taps energy1,energy2,energy3" in told
@@ -163,7 +165,7 @@ def test_views_whose_growth_was_given_up_are_not_asked_for_and_can_be_dropped(
     with pytest.raises(CacheIncomplete) as caught:
         TeacherCache.open(path)
     assert "ARGS=views.count=9" in str(caught.value)
-    trim = str(caught.value).split("to keep what is whole and no more: ")[1].splitlines()[0]
+    trim = str(caught.value).split("to keep only what is complete: ")[1].splitlines()[0]
     assert trim == f"python -m store trim {path} --views 4"
     assert store_main.cli(shlex.split(trim)[3:]) == 0
     assert TeacherCache.open(path).num_views == 4
@@ -221,5 +223,5 @@ def test_whoever_asks_for_more_views_than_are_whole_is_told_so(
 ) -> None:
     path = interrupted("views.count=9", after=14)
     assert TeacherCache.open(path, num_views=3).num_views == 3
-    with pytest.raises(CacheError, match="14 of 16 blocks are there"):
+    with pytest.raises(CacheError, match="14 of 16 blocks are committed"):
         TeacherCache.open(path, num_views=4)

@@ -27,11 +27,11 @@ from store import (
     UnknownView,
 )
 from store.errors import BadTeacherOutput
+from store.find import find_cache
 from store.identity import canonical_json, identity_sha256
 from store.layout import Block, default_block_rows
 from store.manifest import read_manifest, write_manifest
-from store.reader import find_cache
-from store.writer import Work
+from store.work import Work
 from tests.support.random_cache import (
     CANARY,
     IDENTITY,
@@ -209,7 +209,7 @@ def test_an_unfinished_cache_is_refused_with_how_far_it_is_and_the_command(tmp_p
     fill(tmp_path / "c", blocks=4)
     with pytest.raises(CacheIncomplete) as caught:
         TeacherCache.open(tmp_path / "c")
-    assert "4 of 6 blocks are there" in str(caught.value)
+    assert "4 of 6 blocks are committed" in str(caught.value)
     assert "tap logits, view 1, block 1" in str(caught.value)
     assert "make cache-teacher TEACHER=t" in str(caught.value)
 
@@ -320,14 +320,14 @@ def test_a_flipped_byte_of_a_chunk_is_found_and_named_when_read(cache: Path, pos
     opened.read_view(0)
     with pytest.raises(CacheDamaged) as caught:
         opened.read_view(1)
-    assert "tap stage1, view 1, block 2, checksum wrong" in str(caught.value)
+    assert "tap stage1, view 1, block 2, wrong checksum" in str(caught.value)
     assert str(file) in str(caught.value)
 
 
 def test_a_chunk_exchanged_for_another_whole_one_is_found(cache: Path) -> None:
     group = cache / "teacher.zarr" / "logits"
     (group / "c.0.0.0").write_bytes((group / "c.1.0.0").read_bytes())
-    with pytest.raises(CacheDamaged, match="checksum is not the journal's"):
+    with pytest.raises(CacheDamaged, match="checksum differs from the journal's"):
         TeacherCache.open(cache).read_view(0)
 
 
@@ -346,7 +346,7 @@ def test_a_chunk_of_the_wrong_size_is_found_when_read_and_by_a_check(
     with pytest.raises(CacheDamaged, match="tap correct, view 0, block 1"):
         opened.read_view(0)
     for read in (True, False):
-        (fault,) = opened.source.faults(read=read)
+        (fault,) = opened.source.faults(every_byte=read)
         assert (fault.tap, fault.view, fault.block) == ("correct", 0, 1)
 
 

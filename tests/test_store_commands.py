@@ -88,7 +88,7 @@ def test_check_reads_every_byte(
     (path / "teacher.zarr" / "logits" / "c.0.0.0").unlink()
     assert cli(["check", str(path)]) == 1
     told = capsys.readouterr().out
-    assert "tap stage1, view 2, block 1, checksum wrong" in told
+    assert "tap stage1, view 2, block 1, wrong checksum" in told
     assert "tap logits, view 0, block 0, chunk missing" in told
     assert "make cache-teacher TEACHER=digits-resnet20 RECHECK=1" in told
     assert cli(["check", "nowhere"]) == 2

@@ -232,7 +232,9 @@ def test_a_list_of_work_that_is_another_jobs_is_refused(
     with open_writer(tmp_path / "c", job=Job("one", 0, 2)):
         file = tmp_path / "c" / "journal" / "job.json"
         file.unlink() if left_behind is None else file.write_text(left_behind)
-        with pytest.raises(CacheBusy, match="is not this job's: expected job 'one', found"):
+        with pytest.raises(
+            CacheBusy, match="is not the work list of this job: expected job 'one', found"
+        ):
             open_writer(tmp_path / "c", job=Job("one", 1, 2))
 
 

@@ -30,17 +30,13 @@ from store.errors import (
     TeacherPass,
     fixes_spelled_by,
 )
+from store.find import differs_in_samples_alone, find_cache, other_dataset_state
 from store.identity import (
     Identity,
     cache_identity,
     identity_sha256,
 )
-from store.reader import (
-    TeacherCache,
-    differs_in_samples_alone,
-    find_cache,
-    other_dataset_state,
-)
+from store.reader import TeacherCache
 from train.errors import TrainError as TrainError
 from train.run_files import RUN_FILE, SUMMARY_FILE
 from views.augment import pixel_canary, view_shape

@@ -1,0 +1,40 @@
+"""Turns a disk's refusals into errors that say what to do: no permission, no room."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from store.errors import CacheFull, CacheNotWritable, TeacherPass
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the error says that the disk, or the user's share of it, is full."""
+    return error.errno in _NO_ROOM
+
+
+def full_error(cache: Path, teacher: str, needed_bytes: int, free_bytes: int) -> CacheFull:
+    return CacheFull(
+        f"the disk of {cache} is too full: {needed_bytes:,} bytes are still to be written, "
+        f"{free_bytes:,} are free; committed blocks are saved",
+        fix=TeacherPass(teacher, before="make room, then: "),
+    )
+
+
+@contextmanager
+def refusing_read_only(path: Path) -> Iterator[None]:
+    """Raise CacheNotWritable where the system does not permit to write to `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_PERMISSION:
+            raise
+        raise CacheNotWritable(
+            f"{path} cannot be written to: {error.strerror}",
+            fix="make it writable, or choose another folder with --caches DIR",
+        ) from None

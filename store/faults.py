@@ -1,0 +1,38 @@
+"""What is wrong with the bytes of a cache: which array, view, block and file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.errors import CacheDamaged, TeacherPass
+
+_NAMED_FAULTS = 5
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong. tap, view and block are None where it concerns all of them."""
+
+    what: str
+    file: Path
+    tap: str | None = None
+    view: int | None = None
+    block: int | None = None
+
+    def __str__(self) -> str:
+        position = [
+            f"{name} {value}"
+            for name, value in (("tap", self.tap), ("view", self.view), ("block", self.block))
+            if value is not None
+        ]
+        return ", ".join([*position, f"{self.what}: {self.file}"])
+
+
+def damage_error(teacher: str, faults: Sequence[Fault]) -> CacheDamaged:
+    """The error that names the first few of these faults in the cache of `teacher`."""
+    lines = [f"  {fault}" for fault in faults[:_NAMED_FAULTS]]
+    if len(faults) > _NAMED_FAULTS:
+        lines.append(f"  and {len(faults) - _NAMED_FAULTS} more")
+    return CacheDamaged("\n".join(["the cache is damaged", *lines]), fix=TeacherPass(teacher))

@@ -1,0 +1,82 @@
+"""Where the arrays of a cache lie: what every backend offers, and which backend a path names.
+
+tests/support/store_contract.py is the suite that each backend passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from store.faults import Fault
+from store.folder import FolderSource
+from store.hdf5 import Hdf5Source, is_hdf5
+from store.layout import Block
+from store.manifest import Manifest
+
+
+class Source(Protocol):
+    """The arrays of one cache. Safe to share between threads and across `fork`."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def unreadable_lines(self) -> Sequence[str]:
+        """The places of journal lines that are there but cannot be read."""
+        ...
+
+    def has(self, array: str, block: Block) -> bool:
+        """Whether the array's block is committed."""
+        ...
+
+    def read(self, array: str, block: Block, out: NDArray[Any]) -> None:
+        """Fill `out`, (rows of the block, ...) and C-contiguous. Raises CacheDamaged."""
+        ...
+
+    def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """An array that is stored in one piece (labels, preview). Raises CacheDamaged."""
+        ...
+
+    def metadata_faults(self, taps: Collection[str]) -> list[Fault]:
+        """What is wrong with the description of the arrays, other taps than these left out."""
+        ...
+
+    def faults(
+        self,
+        *,
+        every_byte: bool,
+        num_views: int | None = None,
+        on_chunk: Callable[[int], None] | None = None,
+    ) -> list[Fault]:
+        """Committed blocks of the first views (default: of all) that are not sound.
+
+        every_byte: compare every checksum, of labels and preview too; else only what needs no
+        reading, such as sizes. on_chunk: called with the bytes of each block that was checked.
+        """
+        ...
+
+
+def open_source(path: Path) -> Source:
+    """The arrays at `path`, complete or not. Raises CacheMissing, CacheDamaged, CacheMismatch."""
+    if path.is_file() and is_hdf5(path):
+        return Hdf5Source.open(path)
+    return FolderSource.open(path)
+
+
+def missing_blocks(source: Source, num_views: int | None = None) -> list[tuple[str, Block]]:
+    """(array, block) of everything planned for the first views that is not committed."""
+    manifest = source.manifest
+    arrays = list(manifest.arrays)
+    return [
+        (array, block)
+        for block in manifest.blocks(num_views)
+        for array in arrays
+        if not source.has(array, block)
+    ]

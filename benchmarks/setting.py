@@ -27,8 +27,8 @@ from precompute.setup import Setup
 from train.feed import TeacherSource
 from train.loop import Learner, Task, active_terms, run_step, student_maps
 from train.study import Study
-from views.augment import view_of_epoch
 from views.datasets import Dataset
+from views.parameters import view_of_epoch
 from views.splits import array_split
 
 # A network without training, in evaluation mode, gives numbers that float16 cannot hold.

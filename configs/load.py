@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from configs.paths import locate_paths, not_found
-from configs.schema import ImageFolder, Packed, Source, StudentConfig, TeacherConfig, as_plain
+from configs.schema import Source, StudentConfig, TeacherConfig, as_plain
 from configs.yaml_subset import YamlError, parse_yaml
 from runtime.errors import UserError, did_you_mean
 
@@ -108,9 +108,8 @@ def _unusable(path: Path, lines: Sequence[str]) -> ConfigError:
 def refuse_missing_data(config: TeacherConfig) -> None:
     """Raise ConfigError where the images that a config's file names are in no folder it means."""
     for key, places in (config.source.not_found if config.source else {}).items():
-        is_given = isinstance(config.dataset, ImageFolder | Packed)  # others are downloaded
-        if key.startswith("dataset.") and is_given:
-            raise ConfigError(f"{key}: there is no {places}\n  fix: set {key}=PATH")
+        if key.startswith("dataset.") and config.dataset.must_exist:
+            raise ConfigError(f"{key}: there is no {places}", fix=f"set {key}=PATH")
 
 
 def _find(kind: str, name_or_path: str) -> Path:

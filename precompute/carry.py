@@ -24,8 +24,8 @@ from store.layout import MANIFEST, SAMPLE_CRC
 from store.reader import WITHOUT_CHECKSUMS, TeacherCache
 from store.work import Work
 from store.writer import CacheWriter
-from views.augment import preview_views
 from views.changes import describe_change
+from views.preview import preview_views
 
 
 def reason_against(setup: Setup, old: TeacherCache) -> str | None:

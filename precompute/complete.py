@@ -21,7 +21,7 @@ from store.find import find_cache
 from store.look import committed_bytes
 from store.reader import TeacherCache
 from store.source import open_source
-from views.augment import pixel_canary
+from views.canary import pixel_canary
 
 # A finished cache up to this size has every byte checked before it is called finished; a larger one
 # only the presence and size of its files, unless --recheck asks for more.

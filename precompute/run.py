@@ -37,10 +37,10 @@ from store.layout import SAMPLE_CRC
 from store.look import agreement
 from store.manifest import Manifest
 from store.work import Work
-from views.augment import pixel_canary, preview_views
+from views.canary import pixel_canary
 from views.pixels import calibration_batches, evaluation_pixels, open_pixels
+from views.preview import preview_views
 from views.splits import DatasetError
-from views.streaming import StreamedPixels
 
 _BATCH_SIZE = 256
 _SMALLEST_BATCH = 64
@@ -271,7 +271,7 @@ def _memory(running: TeacherPass, manifest: Manifest) -> Memory:
     test images.
     """
     blocks = QUEUED_BLOCKS + 2
-    if isinstance(running.pixels, StreamedPixels):
+    if running.pixels.is_streamed:
         blocks += _MOST_VIEWS_PER_READING
     of_blocks = blocks * manifest.block_rows * manifest.record_bytes * 4
     test = running.setup.dataset.test
@@ -347,7 +347,7 @@ def next_group(running: TeacherPass, waiting: Sequence[Work], rate: float) -> li
     the pass is killed, and an eighth of the decoding is left.
     """
     first = waiting[0]
-    if not isinstance(running.pixels, StreamedPixels):
+    if not running.pixels.is_streamed:
         return [first]
     same = [
         item for item in waiting if (item.block.start, item.taps) == (first.block.start, first.taps)

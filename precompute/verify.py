@@ -31,7 +31,7 @@ from store.errors import CacheMismatch, fixes_spelled_by
 from store.find import find_cache
 from store.look import agreement
 from store.reader import WITHOUT_CHECKSUMS, TeacherCache
-from views.augment import pixel_canary
+from views.canary import pixel_canary
 from views.changes import changed_samples
 from views.seeds import draws
 from views.splits import Split

@@ -10,14 +10,11 @@ import torch
 
 from configs.schema import Normalisation, PadCropFlip, ViewsConfig
 from torchvision_shim import import_torchvision
-from views.augment import (
-    check_augmentable,
-    normalise,
-    pixel_canary,
-    render,
-    view_of_epoch,
-    view_parameters,
-)
+from views.augment import check_augmentable
+from views.canary import pixel_canary
+from views.crop_flip import crop_and_flip
+from views.normalise import normalise
+from views.parameters import view_of_epoch, view_parameters
 from views.splits import array_split
 
 import_torchvision()
@@ -43,7 +40,7 @@ def test_every_crop_and_flip_equals_torchvisions(
     augment = PadCropFlip(pad_px=pad_px, padding=padding)
     parameters = all_parameters(augment)
     image = images_of(1, height, width)
-    views = render(np.repeat(image, len(parameters), axis=0), parameters, augment)
+    views = crop_and_flip(np.repeat(image, len(parameters), axis=0), parameters, augment)
     chw = torch.from_numpy(image[0]).permute(2, 0, 1)
     padded = reference.pad(chw, [pad_px] * 4, padding_mode=mode)
     for view, (top, left, flip) in zip(views, parameters, strict=True):
@@ -57,8 +54,10 @@ def test_numpy_and_torch_give_the_same_bytes() -> None:
     for padding in ("reflect", "zero"):
         views = ViewsConfig(augment=PadCropFlip(padding=padding), seed=3)
         parameters = view_parameters(views, 2, 64)
-        ours = render(images, parameters, views.augment)
-        theirs = render(torch.from_numpy(images), torch.from_numpy(parameters), views.augment)
+        ours = crop_and_flip(images, parameters, views.augment)
+        theirs = crop_and_flip(
+            torch.from_numpy(images), torch.from_numpy(parameters), views.augment
+        )
         assert theirs.dtype == torch.uint8
         assert (ours == theirs.numpy()).all()
 
@@ -67,12 +66,12 @@ def test_pixels_depend_on_neither_batch_nor_order() -> None:
     images = images_of(50)
     views = ViewsConfig(augment=PadCropFlip(), seed=5)
     parameters = view_parameters(views, 7, 50)
-    whole = render(images, parameters, views.augment)
+    whole = crop_and_flip(images, parameters, views.augment)
     order = np.random.default_rng(1).permutation(50)
     for size in (1, 7, 50):
         for start in range(0, 50, size):
             rows = order[start : start + size]
-            part = render(images[rows], parameters[rows], views.augment)
+            part = crop_and_flip(images[rows], parameters[rows], views.augment)
             assert (part == whole[rows]).all()
 
 
@@ -81,7 +80,8 @@ def test_cifar_settings_have_162_views_each_shown_once() -> None:
     assert views.num_views == 162
     image = np.arange(1, 32 * 32 * 3 + 1).reshape(1, 32, 32, 3).astype(np.uint8)
     shown = {
-        render(image, view_parameters(views, v, 1), views.augment).tobytes() for v in range(162)
+        crop_and_flip(image, view_parameters(views, v, 1), views.augment).tobytes()
+        for v in range(162)
     }
     assert len(shown) == 162
 
@@ -94,7 +94,7 @@ def test_parameters_are_the_golden_ones() -> None:
 def test_pixels_are_the_golden_ones() -> None:
     images = (np.arange(2 * 8 * 8).reshape(2, 8, 8, 1) % 251).astype(np.uint8)
     views = ViewsConfig(augment=PadCropFlip(pad_px=2), seed=1)
-    pixels = render(images, view_parameters(views, 3, 2), views.augment)
+    pixels = crop_and_flip(images, view_parameters(views, 3, 2), views.augment)
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == GOLDEN_PIXELS
 
 
@@ -130,5 +130,5 @@ def test_the_canary_notices_one_changed_pixel_of_a_sample_it_looks_at() -> None:
 
 
 def test_an_image_too_small_to_reflect_is_refused() -> None:
-    with pytest.raises(ValueError, match="allows at most 7"):
+    with pytest.raises(ValueError, match="by at most 7"):
         check_augmentable((8, 8, 1), PadCropFlip(pad_px=8, padding="reflect"))

@@ -12,7 +12,7 @@ from PIL import Image
 from configs.schema import ColourJitter, PadCropFlip, TrivialAugment, ViewsConfig
 from tests.support.images import image_of
 from torchvision_shim import import_torchvision
-from views.augment import shown
+from views.augment import view_pixels
 from views.colour import (
     JITTER_DRAWS,
     TRIVIAL_DRAWS,
@@ -130,7 +130,7 @@ def test_operations_strengths_and_signs_are_drawn_evenly() -> None:
 def test_pixels_are_the_golden_ones() -> None:
     split = array_split(np.stack([image_of(16, 16)] * 4), np.zeros(4, dtype=np.int64), "waves")
     augment = PadCropFlip(trivial_augment=TrivialAugment(), colour_jitter=JITTER)
-    pixels = shown(split, ViewsConfig(augment=augment, seed=3), 2, np.arange(4))
+    pixels = view_pixels(split, ViewsConfig(augment=augment, seed=3), 2, np.arange(4))
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == GOLDEN_PIXELS
 
 
@@ -142,5 +142,7 @@ def test_without_colour_the_same_crop_comes_out() -> None:
     plain = PadCropFlip()
     idle = PadCropFlip(colour_jitter=ColourJitter())
     for view in (0, 5):
-        views = [shown(split, ViewsConfig(augment=a), view, np.arange(4)) for a in (plain, idle)]
+        views = [
+            view_pixels(split, ViewsConfig(augment=a), view, np.arange(4)) for a in (plain, idle)
+        ]
         assert (views[0] == views[1]).all()

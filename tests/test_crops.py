@@ -12,7 +12,7 @@ from PIL import Image
 from configs.schema import Centre, RandomResizedCrop, ViewsConfig
 from tests.support.images import image_of
 from torchvision_shim import import_torchvision
-from views.augment import shown
+from views.augment import view_pixels
 from views.crops import CROP_DRAWS, centre_crop, cut_and_resize, resized_crop_box
 from views.seeds import draws, unit
 from views.splits import DatasetError, array_split
@@ -118,7 +118,7 @@ def test_pixels_of_a_whole_view_are_the_golden_ones() -> None:
     images = np.stack([image_of(40, 60)] * 3)
     split = array_split(images, np.zeros(3, dtype=np.int64), "waves")
     views = ViewsConfig(augment=RandomResizedCrop(size_px=16), seed=2)
-    pixels = shown(split, views, 1, np.arange(3))
+    pixels = view_pixels(split, views, 1, np.arange(3))
     assert pixels.shape == (3, 16, 16, 3)
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == GOLDEN_PIXELS
 
@@ -130,7 +130,7 @@ def test_half_of_the_views_are_flipped_and_a_flip_mirrors_the_same_crop() -> Non
     images = np.stack([image_of(40, 60)] * 400)
     split = array_split(images, np.zeros(400, dtype=np.int64), "waves")
     with_flips, without = (
-        shown(
+        view_pixels(
             split, ViewsConfig(augment=RandomResizedCrop(size_px=8, flip=flip)), 0, np.arange(400)
         )
         for flip in (True, False)

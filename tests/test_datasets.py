@@ -160,7 +160,7 @@ def test_the_digest_notices_a_renamed_a_moved_and_a_changed_file(tmp_path: Path)
 def test_the_digest_notices_another_size_of_a_file_that_it_does_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("views.folders._HASHED_FILES", 1)
+    monkeypatch.setattr("views.folders.HASHED_FILES", 1)
     write_image_folder(tmp_path)
     digests = [load_dataset(folder(tmp_path)).digest]
     for file in sorted((tmp_path / "train").glob("*/*.png")):

@@ -11,8 +11,9 @@ from scipy import stats
 
 from configs.schema import Centre, Erasing, Mix, PadCropFlip, ViewsConfig
 from torchvision_shim import import_torchvision
-from views.augment import finish, shown, view_parameters
+from views.augment import finish, view_pixels
 from views.mixing import erased, erased_boxes, mixed, mixes, other_shares
+from views.parameters import view_parameters
 from views.splits import array_split
 
 import_torchvision()
@@ -120,7 +121,7 @@ def test_a_mixed_view_is_made_of_both_samples_own_views() -> None:
     split = array_split(images, np.zeros(6, dtype=np.int64), "noise")
     mix = ViewsConfig(augment=PadCropFlip(mix=Mix(kind="cutmix")), seed=4)
     plain = ViewsConfig(augment=PadCropFlip(), seed=4)
-    views, whole = (shown(split, config, 2, np.arange(6)) for config in (mix, plain))
+    views, whole = (view_pixels(split, config, 2, np.arange(6)) for config in (mix, plain))
     table = view_parameters(mix, 2, 6, (H, W))
     for view, own, row in zip(views, whole, table, strict=True):
         top, left, height, width = row[9:]
@@ -135,7 +136,9 @@ def test_pixels_are_the_golden_ones() -> None:
     digest = hashlib.sha256()
     for kind in ("mixup", "cutmix"):
         augment = Centre(flip=True, erasing=Erasing(probability=0.5), mix=Mix(kind=kind))
-        digest.update(shown(split, ViewsConfig(augment=augment, seed=1), 1, np.arange(5)).tobytes())
+        digest.update(
+            view_pixels(split, ViewsConfig(augment=augment, seed=1), 1, np.arange(5)).tobytes()
+        )
     assert digest.hexdigest() == GOLDEN_PIXELS
 
 

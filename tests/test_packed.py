@@ -35,7 +35,7 @@ def packed_of(file: Path, limit: int | None = None) -> Dataset:
 
 @pytest.fixture(params=[[], ["--encoded"]], ids=["pixels", "encoded"])
 def file(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr(packed, "_RUN_SAMPLES", 4)
+    monkeypatch.setattr(packed, "RUN_SAMPLES", 4)
     write_image_folder(tmp_path / "data", per_class=5)
     config = tmp_path / "mine.yaml"
     config.write_text(CONFIG.format(root=tmp_path / "data"))

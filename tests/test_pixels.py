@@ -31,9 +31,11 @@ from tests.support.streamed_pixels import CROP, RGB, split_of, streamed_pixels
 from tests.support.teacher_cache import CPU
 from views import pixels as pixels_module
 from views import streaming
-from views.augment import normalise, shown, view_parameters
+from views.augment import view_pixels
 from views.batches import Pixels
 from views.datasets import DatasetError, load_dataset
+from views.normalise import normalise
+from views.parameters import view_parameters
 from views.pixels import (
     ResidentPixels,
     calibration_batches,
@@ -75,12 +77,12 @@ AUGMENTS: list[AugmentConfig] = [
 def test_streamed_views_are_the_defined_ones(
     augment: AugmentConfig, num_workers: int, photographs: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(streaming, "_PART_BYTES", 4 * 10 * 10 * 3)  # several parts per batch
+    monkeypatch.setattr(streaming, "PART_BYTES", 4 * 10 * 10 * 3)  # several parts per batch
     split, views = split_of(photographs), ViewsConfig(augment=augment, seed=3, count=2)
     streamed = streamed_pixels(split, views, num_workers)
     ids = np.array([3, 19, 0, 7, 8, 4, 11, 12, 5, 6, 1])
     for view, inputs in all_batches(streamed, [0, 1], ids).items():
-        expected = normalise(torch.from_numpy(shown(split, views, view, ids)), RGB)
+        expected = normalise(torch.from_numpy(view_pixels(split, views, view, ids)), RGB)
         assert torch.equal(inputs, expected)
 
 
@@ -104,7 +106,7 @@ def test_an_abandoned_epoch_leaves_nothing_behind(photographs: Path) -> None:
     pixels = streamed_pixels(split, views, 2)
     next(pixels.batches([0], np.arange(20), 3))
     found = all_batches(pixels, [1], np.arange(20))[1]
-    expected = shown(split, views, 1, np.arange(20))
+    expected = view_pixels(split, views, 1, np.arange(20))
     assert torch.equal(found, normalise(torch.from_numpy(expected), RGB))
 
 
@@ -125,7 +127,7 @@ def test_resident_and_streamed_views_are_the_same(augment: AugmentConfig, tmp_pa
     streamed = all_batches(streamed_pixels(split, views, 0), [0, 1], ids)
     for view, inputs in all_batches(resident, [0, 1], ids).items():
         assert torch.equal(inputs, streamed[view])
-        expected = normalise(torch.from_numpy(shown(split, views, view, ids)), RGB)
+        expected = normalise(torch.from_numpy(view_pixels(split, views, view, ids)), RGB)
         assert torch.equal(inputs, expected)
 
 
@@ -135,7 +137,7 @@ def test_images_that_do_not_fit_are_streamed(tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setattr(pixels_module, "free_memory", lambda device: 1000)
     streamed = open_pixels(split, views, RGB, CPU, 0)
     assert isinstance(streamed, StreamedPixels)
-    expected = shown(split, views, 3, np.arange(6))
+    expected = view_pixels(split, views, 3, np.arange(6))
     found = all_batches(streamed, [3], np.arange(6))[3]
     assert torch.equal(found, normalise(torch.from_numpy(expected), RGB))
 
@@ -144,7 +146,7 @@ def test_where_images_come_from_is_told(photographs: Path, monkeypatch) -> None:
     split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
     assert streamed_pixels(split, views, 0).where == "read by this process"
     assert streamed_pixels(split, views, 2).where == "read by 2 workers"
-    monkeypatch.setattr(streaming, "_PART_BYTES", 2**60)  # more than any shared memory
+    monkeypatch.setattr(streaming, "PART_BYTES", 2**60)  # more than any shared memory
     without = streamed_pixels(split, views, 2)
     assert without.num_workers == 0
     assert "no room" in without.where
@@ -176,7 +178,7 @@ def test_test_images_of_any_size_are_cut_once_and_kept(photographs: Path, monkey
     kept = evaluation_pixels(test, views, RGB, CPU, 2)
     assert isinstance(kept, ResidentPixels)
     shown_config = ViewsConfig(augment=views.eval_transform, count=1)
-    expected = normalise(torch.from_numpy(shown(test, shown_config, 0, np.arange(4))), RGB)
+    expected = normalise(torch.from_numpy(view_pixels(test, shown_config, 0, np.arange(4))), RGB)
     assert torch.equal(all_batches(kept, [0], np.arange(4))[0], expected)
 
 
@@ -192,7 +194,7 @@ def test_calibration_has_no_batch_of_one(samples: int, sizes: list[int]) -> None
 def test_calibration_is_view_0_whatever_the_batch(photographs: Path) -> None:
     split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
     (batch,) = calibration_batches(streamed_pixels(split, views, 0))
-    expected = normalise(torch.from_numpy(shown(split, views, 0, np.arange(20))), RGB)
+    expected = normalise(torch.from_numpy(view_pixels(split, views, 0, np.arange(20))), RGB)
     assert torch.equal(batch, expected)
 
 

@@ -25,8 +25,10 @@ from precompute.__main__ import cli
 from precompute.run import PassOptions, TeacherPass, fastest_batch, fill_cache
 from store import TeacherCache
 from tests.support.teacher_cache import CPU, make_cache, setup_of
-from views.augment import normalise, render, view_parameters
+from views.crop_flip import crop_and_flip
 from views.datasets import load_dataset
+from views.normalise import normalise
+from views.parameters import view_parameters
 
 ROOT = Path(__file__).parent.parent
 Make = Callable[..., TeacherConfig]
@@ -66,7 +68,7 @@ def test_records_are_the_teachers_outputs_on_exactly_those_views(
     network.eval()
     for view in range(3):
         parameters = view_parameters(config.views, view, len(data))
-        pixels = torch.from_numpy(render(data.images, parameters, config.views.augment))
+        pixels = torch.from_numpy(crop_and_flip(data.images, parameters, config.views.augment))
         stages = stage_modules("resnet8")
         with torch.no_grad(), read_stages(network, stages, means_of) as means:
             logits = network(normalise(pixels, config.dataset.normalisation))
@@ -208,7 +210,7 @@ def test_changed_weights_make_another_cache_and_leave_the_old_one(
         (["views.count=10"], "only 9 different views"),
         (["teacher.arch=resnet14"], "do not fit the network"),
         (["dataset.root=x"], "dataset.root: unknown key"),
-        (["views.augment.pad_px=8", "views.augment.padding=reflect"], "allows at most 7"),
+        (["views.augment.pad_px=8", "views.augment.padding=reflect"], "by at most 7"),
     ],
 )
 def test_bad_input_is_an_error_with_its_remedy_and_no_traceback(

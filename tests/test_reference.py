@@ -18,7 +18,7 @@ from train.connectors import Connectors, build_connectors
 from train.loop import EpochResult, make_learner
 from train.student import train_student
 from train.study import Study
-from views.augment import shown
+from views.augment import view_pixels
 from views.seeds import permutation
 from views.splits import Split
 
@@ -68,7 +68,7 @@ def pixels_by_hand(
     study: Study, split: Split, views: ViewsConfig, view: int, ids: np.ndarray
 ) -> torch.Tensor:
     normalisation = study.teacher.dataset.normalisation
-    images = shown(split, views, view, ids).astype(np.float64) / 255
+    images = view_pixels(split, views, view, ids).astype(np.float64) / 255
     images = (images - normalisation.mean) / np.array(normalisation.std)
     return torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.float32)
 

@@ -23,7 +23,7 @@ from store.identity import identity_sha256
 from store.journal import JournalWriter
 from store.transfer import export_cache, import_cache
 from train.__main__ import cli as train
-from views import augment, folders
+from views import canary, folders
 from views.__main__ import cli as views
 
 TEACHER = """
@@ -51,8 +51,8 @@ BOTH = pytest.mark.parametrize(
 @pytest.fixture
 def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of two classes of eight images, whose digest and canary look into one file each."""
-    monkeypatch.setattr(folders, "_HASHED_FILES", 1)
-    monkeypatch.setattr(augment, "_CANARY_SAMPLES", 1)
+    monkeypatch.setattr(folders, "HASHED_FILES", 1)
+    monkeypatch.setattr(canary, "CANARY_SAMPLES", 1)
     augmentation = getattr(request, "param", RESIDENT)
     rng = np.random.default_rng(0)
     for split in ("train", "test"):

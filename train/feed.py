@@ -25,8 +25,8 @@ from nets.teacher import Teacher
 from store import TeacherCache
 from train.errors import TrainError
 from train.order import WindowedOrder
-from views.augment import view_of_epoch
 from views.batches import ViewBatch
+from views.parameters import view_of_epoch
 from views.pixels import free_memory
 from views.seeds import permutation
 

@@ -31,9 +31,9 @@ from train.feed import TeacherOutputs, TeacherSource
 from train.schedule import learning_rate_at, weight_at
 from train.study import TrainError
 from train.terms import Batch, loss_named
-from views.augment import view_of_epoch
 from views.batches import Pixels, ViewBatch
 from views.datasets import Dataset, Split
+from views.parameters import view_of_epoch
 from views.pixels import evaluation_pixels, open_pixels
 from views.seeds import STEP_STREAM, draws
 

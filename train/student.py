@@ -47,7 +47,7 @@ from train.progress import EpochPrinter, classifier_epoch
 from train.records import RunRecorder
 from train.study import Run, Study, TrainError
 from train.terms import check_options
-from views.pixels import HeldPixels, calibration_batches
+from views.pixels import VerifiedPixels, calibration_batches
 
 
 def train_student(
@@ -145,8 +145,8 @@ def _held_to_the_cache(study: Study, data: SplitPixels) -> SplitPixels:
         return data
     again = cache_command(study.teacher, caches_dir=cache.path.parent)
     fix = f"restore it; or, if it is right as it is: rm -r {cache.path}, and {again}"
-    held = HeldPixels(data.train, study.dataset.train, checksums, fix)
-    return data._replace(train=held)
+    verified = VerifiedPixels(data.train, study.dataset.train, checksums, fix)
+    return data._replace(train=verified)
 
 
 @functools.lru_cache(maxsize=8)

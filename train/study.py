@@ -39,7 +39,8 @@ from store.identity import (
 from store.reader import TeacherCache
 from train.errors import TrainError as TrainError
 from train.run_files import RUN_FILE, SUMMARY_FILE
-from views.augment import pixel_canary, view_shape
+from views.augment import view_shape
+from views.canary import pixel_canary
 from views.changes import describe_change
 from views.datasets import Dataset, load_dataset
 from views.identity import views_identity

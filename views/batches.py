@@ -1,7 +1,7 @@
 """Batches of views on the training device, and the steps that are the same wherever images lie.
 
-Whoever makes them hands over what `views.augment.cut_views` gives; flip, erasing, mixing and
-normalisation happen here, on the device.
+Images arrive as `views.augment.cut_views` leaves them; flip, erasing, mixing and normalisation
+happen here, on the device.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 
 from configs.schema import Normalisation, ViewsConfig
-from views.augment import PARTNER, finish, normalise, partner_shares, view_parameters
+from views.augment import finish, partner_shares
+from views.normalise import normalise
+from views.parameters import PARTNER, view_parameters
 from views.splits import Checksums, Ids, Split
 
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """One view of some samples, on the device.
+    """View `view` of some samples, on the device.
 
-    view: its number. ids, labels: (B,) int64; host_ids: the ids again, in host memory.
-    inputs: (B, C, H, W) float32, normalised, in channels-last memory. checksums: (B,) uint32 in
-    host memory, of the bytes that the samples were read from.
+    ids, labels: (B,) int64; host_ids: the ids again, in host memory. inputs: (B, C, H, W)
+    float32, normalised, in channels-last memory. checksums: (B,) uint32 in host memory, of the
+    bytes that the samples were read from.
     Where views are mixed, `labels` are those of the larger share, `other_labels` (B,) those of the
     smaller, and `other_shares` (B,) float32 in [0, 1/2] how large that is.
     """
@@ -43,12 +45,13 @@ class Pixels(Protocol):
     """The views of one split."""
 
     shape: tuple[int, int, int]  # of a view: height, width, channels
-    where: str  # images come from, in words
+    where: str  # the images come from, in words
+    is_streamed: bool  # whether images are read and decoded anew for every call of `batches`
 
     def __len__(self) -> int: ...
 
-    def batches(self, numbers: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
-        """Views `numbers` of the samples `ids`, in their order.
+    def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
+        """`views` of the samples `ids`, in their order.
 
         All views of a batch of samples come one after the other, so an image is read once.
         """
@@ -56,35 +59,35 @@ class Pixels(Protocol):
 
 
 @dataclass(frozen=True)
-class ShownSplit:
-    """A split and how its samples are to be shown on a device."""
+class AugmentedSplit:
+    """A split, how its samples are augmented and normalised, and on which device."""
 
     split: Split
-    views: ViewsConfig
+    config: ViewsConfig
     normalisation: Normalisation
     device: torch.device
 
 
 class Finisher:
-    """What resident and streamed pixels share: parameters per view, and the last step."""
+    """What resident and streamed pixels share: parameters per view, and the second step."""
 
-    def __init__(self, shown: ShownSplit, shape: tuple[int, int, int]) -> None:
-        self.shape, self._shown, self._augment = shape, shown, shown.views.augment
-        self._device = shown.device
-        self._labels = torch.from_numpy(shown.split.labels).to(shown.device)
+    def __init__(self, source: AugmentedSplit, shape: tuple[int, int, int]) -> None:
+        self.shape, self._source, self._augment = shape, source, source.config.augment
+        self._device = source.device
+        self._labels = torch.from_numpy(source.split.labels).to(source.device)
         self._parameters: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def _keep_parameters(self, numbers: Sequence[int]) -> None:
-        """Have the parameters of these views at hand, and forget those of others."""
-        kept = {view: self._parameters[view] for view in numbers if view in self._parameters}
-        missing = [view for view in numbers if view not in kept]
+    def _load_parameters(self, views: Sequence[int]) -> None:
+        """Hold the parameters of these views, and drop those of others."""
+        kept = {view: self._parameters[view] for view in views if view in self._parameters}
+        missing = [view for view in views if view not in kept]
         self._parameters = {**kept, **{view: self._drawn(view) for view in missing}}
 
     def _drawn(self, view: int) -> Tensor:
-        table = view_parameters(self._shown.views, view, len(self), self.shape)
+        table = view_parameters(self._source.config, view, len(self), self.shape)
         return torch.from_numpy(table).to(self._device)
 
     def _partners(self, view: int, ids: Tensor) -> Tensor | None:
@@ -107,10 +110,8 @@ class Finisher:
         if partners is not None:
             partner_rows = self._parameters[view].index_select(0, partners)
         pixels = finish(images, rows, others, partner_rows, self._augment)
-        inputs, labels = (
-            normalise(pixels, self._shown.normalisation),
-            self._labels.index_select(0, ids),
-        )
+        inputs = normalise(pixels, self._source.normalisation)
+        labels = self._labels.index_select(0, ids)
         if partners is None:
             return ViewBatch(view, ids, host_ids, inputs, labels, checksums=checksums)
         other_labels = self._labels.index_select(0, partners)

@@ -86,6 +86,6 @@ def open_source(config: Digits | Cifar | ImageFolder | Packed) -> Source:
         from views.folders import image_folder
 
         return image_folder(Path(config.root))
-    from views import arrays
+    from views import bundled
 
-    return arrays.digits() if isinstance(config, Digits) else arrays.cifar(config)
+    return bundled.digits() if isinstance(config, Digits) else bundled.cifar(config)

@@ -25,7 +25,7 @@ from views.splits import (
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 _READERS = 16  # threads, which wait for the disk most of the time
-_HASHED_FILES = 1024  # so many files, chosen by key, enter the digest with their bytes
+HASHED_FILES = 1024  # so many files, chosen by key, enter the digest with their bytes
 
 
 def image_folder(root: Path) -> Source:
@@ -119,7 +119,7 @@ def digest_of_files(
     """Over every file's name, size and label, and the bytes of some, chosen by key."""
     listing = [list(entry) for entry in zip(names, sizes, labels.tolist(), strict=True)]
     digest = hashlib.sha256(json.dumps(listing).encode())
-    for index in choice(0, len(listing), min(_HASHED_FILES, len(listing))):
+    for index in choice(0, len(listing), min(HASHED_FILES, len(listing))):
         digest.update(read(int(index)))
     return digest.hexdigest()
 

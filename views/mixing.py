@@ -7,13 +7,17 @@ for all samples of a view at once; (views, integers) -> views.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import Erasing, Mix
+from views.array_ops import arange_like, as_int32, as_uint8, where
 from views.seeds import ERASING_STREAM, MIX_STREAM, draws, unit
+
+if TYPE_CHECKING:
+    from views.array_ops import Array
 
 ERASING_ATTEMPTS = 10
 _ERASING_DRAWS = 1 + 4 * ERASING_ATTEMPTS  # whether; per attempt: area, aspect ratio, top, left
@@ -119,54 +123,32 @@ def _beta_mass(upto: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
     return np.asarray((values * weights).sum(axis=1) * ends[:, 0] / 2)
 
 
-def erased(views: Any, boxes: Any, fill: Any) -> Any:
+def erased(views: Array, boxes: Array, fill: Array) -> Array:
     """(B, H, W, C) uint8 with each box (B, 4) set to `fill` (C,) uint8."""
     inside = _inside(views, boxes)
-    return _where(inside, fill, views)
+    return where(inside, fill, views)
 
 
-def mixed(views: Any, partners: Any, rows: Any) -> Any:
+def mixed(views: Array, partners: Array, rows: Array) -> Array:
     """(B, H, W, C) uint8: `partners` blended into `views` as `rows` (B, 6) of `mixes` say."""
-    share = _as_int32(rows[:, 1, None, None, None])
-    own, other = _as_int32(views) * share, _as_int32(partners) * (_SHARES - share)
+    share = as_int32(rows[:, 1, None, None, None])
+    own, other = as_int32(views) * share, as_int32(partners) * (_SHARES - share)
     blend = (own + other + _SHARES // 2) // _SHARES
-    return _where(_inside(views, rows[:, 2:6]), _as_bytes(blend), views)
+    return where(_inside(views, rows[:, 2:6]), as_uint8(blend), views)
 
 
-def other_shares(rows: Any, height: int, width: int) -> Any:
+def other_shares(rows: Array, height: int, width: int) -> Array:
     """(B,) the partner's share of each view, a fraction: numerators over 256 * H * W, exactly."""
-    return (_SHARES - rows[:, 1]) * rows[:, 4] * rows[:, 5] / (_SHARES * height * width)
+    shares: Array = (_SHARES - rows[:, 1]) * rows[:, 4] * rows[:, 5] / (_SHARES * height * width)
+    return shares
 
 
-def _inside(views: Any, boxes: Any) -> Any:
+def _inside(views: Array, boxes: Array) -> Array:
     """(B, H, W, 1) bool: which pixels lie in the box of their image."""
     _, height, width, _ = views.shape
-    rows, columns = _arange(boxes, height), _arange(boxes, width)
+    rows, columns = arange_like(boxes, height)[None], arange_like(boxes, width)[None]
     top, left = boxes[:, 0:1], boxes[:, 1:2]
     in_rows = (rows >= top) & (rows < top + boxes[:, 2:3])
     in_columns = (columns >= left) & (columns < left + boxes[:, 3:4])
-    return (in_rows[:, :, None] & in_columns[:, None, :])[..., None]
-
-
-def _arange(array: Any, stop: int) -> Any:
-    if isinstance(array, np.ndarray):
-        return np.arange(stop, dtype=array.dtype)[None]
-    import torch
-
-    return torch.arange(stop, dtype=array.dtype, device=array.device)[None]
-
-
-def _where(condition: Any, yes: Any, no: Any) -> Any:
-    if isinstance(no, np.ndarray):
-        return np.where(condition, yes, no)
-    import torch
-
-    return torch.where(condition, yes, no)
-
-
-def _as_int32(values: Any) -> Any:
-    return values.astype(np.int32) if isinstance(values, np.ndarray) else values.int()
-
-
-def _as_bytes(values: Any) -> Any:
-    return values.astype(np.uint8) if isinstance(values, np.ndarray) else values.byte()
+    inside: Array = (in_rows[:, :, None] & in_columns[:, None, :])[..., None]
+    return inside

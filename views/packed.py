@@ -47,7 +47,7 @@ from views.splits import (
 FORMAT_NAME = "teach-once-images"
 FORMAT_VERSION = 3
 _READABLE_VERSIONS = (2, 3)
-_RUN_SAMPLES = 1024  # neighbours are read together, at most so many at a time
+RUN_SAMPLES = 1024  # neighbours are read together, at most so many at a time
 
 
 def pack_pixels(source: Source, file: Path, chosen: Iterable[Ids] = ()) -> None:
@@ -213,7 +213,7 @@ class _PackedImages:
 def _runs(ids: Ids) -> Iterator[Ids]:
     """`ids`, cut where the next one is not the neighbour of the one before."""
     for some in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1):
-        yield from np.split(some, range(_RUN_SAMPLES, len(some), _RUN_SAMPLES))
+        yield from np.split(some, range(RUN_SAMPLES, len(some), RUN_SAMPLES))
 
 
 class _opened:

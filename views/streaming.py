@@ -1,7 +1,7 @@
 """Images that worker processes read, decode and cut ahead of their use.
 
 Workers hand over uint8, of several views at once where a pass asks for them; teacher outputs never
-travel through workers. The bytes are the same with any number of workers.
+travel through workers. The bytes do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import ViewsConfig
 from runtime.limits import usable_cores
-from views.augment import PARTNER, cut_views, view_shape
-from views.batches import Finisher, ShownSplit, ViewBatch
+from views.augment import cut_views, view_shape
+from views.batches import AugmentedSplit, Finisher, ViewBatch
+from views.parameters import PARTNER
 from views.splits import Checksums, DatasetError, Ids, Split
 
-_PART_BYTES = 4 * 2**20  # a worker hands over about so much at once
+PART_BYTES = 4 * 2**20  # a worker hands over about so much at once
 _PARTS_AHEAD = 8  # and has at most so many such parts ready
 _MOST_WORKERS = 16
 _SHARED_MEMORY = "/dev/shm"  # through which they hand it over
 
 
 class StreamedPixels(Finisher):
-    """Images that `num_workers` processes read and cut, ahead of their use; or this one, with 0."""
+    """Images that `num_workers` processes read and cut ahead of their use; with 0, this process."""
 
-    def __init__(self, shown: ShownSplit, num_workers: int) -> None:
-        split, views = shown.split, shown.views
-        shape = view_shape(split.first_shape, views.augment)
-        super().__init__(shown, shape)
+    is_streamed = True
+
+    def __init__(self, source: AugmentedSplit, num_workers: int) -> None:
+        split, config = source.split, source.config
+        shape = view_shape(split.first_shape, config.augment)
+        super().__init__(source, shape)
         self._keys = _Keys()
         self.num_workers, ahead = _fitting(num_workers)
         workers = "a worker" if self.num_workers == 1 else f"{self.num_workers} workers"
@@ -42,36 +45,36 @@ class StreamedPixels(Finisher):
         if num_workers and not ahead:
             self.where += f", as {_SHARED_MEMORY} has no room for what workers would hand over"
         self._loader: DataLoader[_Part] = DataLoader(
-            _CutViews(split, views, shape),
+            _CutViews(split, config, shape),
             sampler=self._keys,
             batch_size=None,
             num_workers=self.num_workers,
             prefetch_factor=ahead if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
-            pin_memory=shown.device.type == "cuda",
+            pin_memory=source.device.type == "cuda",
             worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator(),  # so that torch's global one is left alone
             multiprocessing_context="fork" if self.num_workers else None,
         )
 
-    def batches(self, numbers: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
-        if self._augment.mix is not None and len(numbers) > 1:
-            for view in numbers:  # each view of a sample has another partner
+    def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
+        if self._augment.mix is not None and len(views) > 1:
+            for view in views:  # each view of a sample has another partner
                 yield from self.batches([view], ids, batch_size)
             return
-        self._keep_parameters(numbers)
-        self._keys.parts = self._parts(tuple(numbers), ids, batch_size)
+        self._load_parameters(views)
+        self._keys.parts = self._parts(tuple(views), ids, batch_size)
         received = iter(self._loader)
         for start in range(0, len(ids), batch_size):
             some = ids[start : start + batch_size]
-            images, checksums, others = self._receive(received, tuple(numbers), some)
+            images, checksums, others = self._receive(received, tuple(views), some)
             on_host = torch.from_numpy(some)
             on_device = on_host.to(self._device)
-            for place, view in enumerate(numbers):
+            for index, view in enumerate(views):
                 partners = self._partners(view, on_device)
-                cut_partners = None if others is None else others[place]
+                cut_partners = None if others is None else others[index]
                 yield self._finished(
-                    view, on_device, on_host, images[place], checksums, partners, cut_partners
+                    view, on_device, on_host, images[index], checksums, partners, cut_partners
                 )
 
     def cut_parts(self, ids: Ids) -> Iterator[tuple[Tensor, Checksums]]:
@@ -83,30 +86,30 @@ class StreamedPixels(Finisher):
             yield images, checksums
 
     def _receive(
-        self, received: Iterator[_Part], numbers: tuple[int, ...], ids: Ids
+        self, received: Iterator[_Part], views: tuple[int, ...], ids: Ids
     ) -> tuple[Tensor, Checksums, Tensor | None]:
         """(V, B, H, W, C) of a batch's samples, the samples' checksums and, where views are mixed,
         the same as the first of their partners.
         """
-        found, sums = [], []
-        for rows in _cut_up(ids, self._rows_per_part(len(numbers))):
+        parts, sums = [], []
+        for rows in _cut_up(ids, self._rows_per_part(len(views))):
             images, checksums = _next_part(received)
-            found.append(images.to(self._device, non_blocking=True))
+            parts.append(images.to(self._device, non_blocking=True))
             sums.append(checksums[: len(rows)])  # those of partners come behind
         checksums = np.concatenate(sums)
         if self._augment.mix is None:
-            return (found[0] if len(found) == 1 else torch.cat(found, dim=1)), checksums, None
-        halves = [part.chunk(2, dim=1) for part in found]
+            return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), checksums, None
+        halves = [part.chunk(2, dim=1) for part in parts]
         own, others = (torch.cat(some, dim=1) for some in zip(*halves, strict=True))
         return own, checksums, others
 
-    def _parts(self, numbers: tuple[int, ...], ids: Ids, batch_size: int) -> list[_Key]:
+    def _parts(self, views: tuple[int, ...], ids: Ids, batch_size: int) -> list[_Key]:
         """What the workers are asked for, in order; partners come behind their samples."""
         keys = []
         for start in range(0, len(ids), batch_size):
             some = ids[start : start + batch_size]
-            for part in _cut_up(some, self._rows_per_part(len(numbers))):
-                keys.append((numbers, self._with_partners(numbers[0], part)))
+            for part in _cut_up(some, self._rows_per_part(len(views))):
+                keys.append((views, self._with_partners(views[0], part)))
         return keys
 
     def _with_partners(self, view: int, ids: Ids) -> Ids:
@@ -117,7 +120,7 @@ class StreamedPixels(Finisher):
 
     def _rows_per_part(self, num_views: int) -> int:
         height, width, channels = self.shape
-        return max(1, _PART_BYTES // (num_views * height * width * channels))
+        return max(1, PART_BYTES // (num_views * height * width * channels))
 
 
 _Key = tuple[tuple[int, ...], Ids]
@@ -140,13 +143,13 @@ class _Keys:
 class _CutViews(Dataset["_Part"]):
     """What a worker does. An error in the data comes back as its message."""
 
-    def __init__(self, split: Split, views: ViewsConfig, shape: tuple[int, int, int]) -> None:
-        self._split, self._views, self._shape = split, views, shape
+    def __init__(self, split: Split, config: ViewsConfig, shape: tuple[int, int, int]) -> None:
+        self._split, self._config, self._shape = split, config, shape
 
     def __getitem__(self, key: _Key) -> _Part:
-        numbers, ids = key
+        views, ids = key
         try:
-            cut, checksums = cut_views(self._split, self._views, numbers, ids, self._shape)
+            cut, checksums = cut_views(self._split, self._config, views, ids, self._shape)
         except DatasetError as error:
             return str(error)
         return torch.from_numpy(cut), checksums.tobytes()
@@ -163,8 +166,8 @@ def _next_part(received: Iterator[_Part]) -> tuple[Tensor, Checksums]:
         if "worker" not in str(error):
             raise
         raise DatasetError(
-            f"a process that reads images died: {error}\n"
-            f"  fix: run again, with fewer --workers if memory was short"
+            f"a process that reads images died: {error}",
+            fix="run again, with fewer --workers if memory was short",
         ) from None
     if isinstance(part, str):
         raise DatasetError(part)
@@ -184,7 +187,7 @@ def _fitting(num_workers: int) -> tuple[int, int]:
     None of either where not even one part for each worker fits.
     """
     shared = os.statvfs(_SHARED_MEMORY)
-    parts = shared.f_bavail * shared.f_frsize // 2 // (2 * _PART_BYTES)
+    parts = shared.f_bavail * shared.f_frsize // 2 // (2 * PART_BYTES)
     if num_workers == 0 or parts < num_workers:
         return 0, 0
     return num_workers, min(_PARTS_AHEAD, parts // num_workers)

@@ -84,6 +84,17 @@ class Extras:
         extras = (self.trivial_augment, self.colour_jitter, self.erasing, self.mix)
         return any(extra is not None for extra in extras)
 
+    @property
+    def output_px(self) -> int | None:
+        """Height and width of a view; None: those of the image."""
+        return None
+
+    @property
+    def needs_pillow(self) -> bool:
+        """Whether images are worked on one by one before a batch can be made of them."""
+        recolours = self.trivial_augment is not None or self.colour_jitter is not None
+        return recolours or self.output_px is not None
+
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class PadCropFlip(Extras):
@@ -111,8 +122,13 @@ class PadCropFlip(Extras):
 
     @property
     def num_distinct_views(self) -> int | None:
-        """How many different views one image has; None where nobody can count them."""
+        """How many different views one image has; None where they cannot be counted."""
         return None if self.has_extras else self.num_crops
+
+    @property
+    def eval_transform(self) -> Centre:
+        """How test images are transformed by default."""
+        return Centre()
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -137,8 +153,21 @@ class RandomResizedCrop(Extras):
         return self
 
     @property
-    def num_distinct_views(self) -> int | None:
+    def output_px(self) -> int:
+        return self.size_px
+
+    @property
+    def num_distinct_views(self) -> None:
         return None
+
+    @property
+    def eval_transform(self) -> Centre:
+        """The middle `size_px` of an image whose short side is resized to 8/7 of that."""
+        return Centre(
+            resize_px=round(self.size_px * 8 / 7),
+            crop_px=self.size_px,
+            interpolation=self.interpolation,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -160,12 +189,23 @@ class Centre(Extras):
         return self
 
     @property
+    def output_px(self) -> int | None:
+        return self.crop_px
+
+    @property
     def num_crops(self) -> int:
         return 2 if self.flip else 1
 
     @property
     def num_distinct_views(self) -> int | None:
         return None if self.has_extras else self.num_crops
+
+    @property
+    def eval_transform(self) -> Centre:
+        """The same crop, without the flip and the extras."""
+        return Centre(
+            resize_px=self.resize_px, crop_px=self.crop_px, interpolation=self.interpolation
+        )
 
 
 AugmentConfig = Annotated[PadCropFlip | RandomResizedCrop | Centre, Field(discriminator="kind")]

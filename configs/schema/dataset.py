@@ -34,12 +34,21 @@ class Samples:
     # instead of on the test set.
     validation_fraction: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
 
+    @property
+    def must_exist(self) -> bool:
+        """Whether the images must already be on the disk, since nothing downloads them."""
+        return True
+
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Digits(Samples):
     """scikit-learn's bundled 8x8 scans: the first 1,000 train, the last 797 (other hands) test."""
 
     type: Literal["digits"]
+
+    @property
+    def must_exist(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -49,6 +58,10 @@ class Cifar(Samples):
     type: Literal["cifar10", "cifar100"]
     root: StrictStr = "data"
     download: StrictBool = True
+
+    @property
+    def must_exist(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

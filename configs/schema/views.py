@@ -7,15 +7,15 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
-from configs.schema.augment import AugmentConfig, Centre, RandomResizedCrop
+from configs.schema.augment import AugmentConfig, Centre
 from configs.schema.scalars import BLOCK, PositiveInt, Seed
 
 
-def _one_way(shown: Centre) -> Centre:
+def _one_way(transform: Centre) -> Centre:
     random = ("flip", "trivial_augment", "colour_jitter", "erasing", "mix")
-    if used := [name for name in random if getattr(shown, name)]:
+    if used := [name for name in random if getattr(transform, name)]:
         raise ValueError(f"a test image is always shown in the same way: remove {', '.join(used)}")
-    return shown
+    return transform
 
 
 # How test images are shown: nothing about it is drawn.
@@ -51,19 +51,4 @@ class ViewsConfig:
 
     @property
     def eval_transform(self) -> Centre:
-        augment = self.augment
-        if self.evaluation is not None:
-            return self.evaluation
-        if isinstance(augment, RandomResizedCrop):
-            return Centre(
-                resize_px=round(augment.size_px * 8 / 7),
-                crop_px=augment.size_px,
-                interpolation=augment.interpolation,
-            )
-        if isinstance(augment, Centre):
-            return Centre(
-                resize_px=augment.resize_px,
-                crop_px=augment.crop_px,
-                interpolation=augment.interpolation,
-            )
-        return Centre()
+        return self.evaluation or self.augment.eval_transform

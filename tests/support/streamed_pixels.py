@@ -6,7 +6,7 @@ from pathlib import Path
 
 from configs.schema import ImageFolder, Normalisation, RandomResizedCrop, ViewsConfig
 from tests.support.teacher_cache import CPU
-from views.batches import ShownSplit
+from views.batches import AugmentedSplit
 from views.datasets import Split, load_dataset
 from views.streaming import StreamedPixels
 
@@ -20,4 +20,4 @@ def split_of(root: Path) -> Split:
 
 
 def streamed_pixels(split: Split, views: ViewsConfig, num_workers: int) -> StreamedPixels:
-    return StreamedPixels(ShownSplit(split, views, RGB, CPU), num_workers)
+    return StreamedPixels(AugmentedSplit(split, views, RGB, CPU), num_workers)

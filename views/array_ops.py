@@ -1,0 +1,70 @@
+"""The operations of index arithmetic, on numpy arrays and torch tensors alike.
+
+Each returns what it was given: an array for arrays, a tensor on the same device for tensors. Torch
+is imported only once there is a tensor.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+    # A numpy array or a torch tensor, and in one call the same throughout. The dtype, which torch's
+    # type does not know either, stands in each docstring.
+    Array = TypeVar("Array", NDArray[Any], torch.Tensor)
+
+
+def arange_like(array: Array, stop: int) -> Array:
+    """0 ... stop - 1 with the dtype and device of `array`: (stop,)."""
+    if isinstance(array, np.ndarray):
+        return np.arange(stop, dtype=array.dtype)
+    import torch
+
+    return torch.arange(stop, dtype=array.dtype, device=array.device)
+
+
+def take_rows(table: Array, index: Array) -> Array:
+    """Rows `index` (M,) of `table` (N, ...): (M, ...)."""
+    if isinstance(table, np.ndarray):
+        return table.take(index, axis=0)
+    return table.index_select(0, index)
+
+
+def where(condition: Array, yes: Array, no: Array) -> Array:
+    """`yes` where the condition holds, else `no`; all three are broadcast."""
+    if isinstance(no, np.ndarray):
+        return np.where(condition, yes, no)
+    import torch
+
+    return torch.where(condition, yes, no)
+
+
+def as_int32(values: Array) -> Array:
+    """The same values as int32."""
+    return values.astype(np.int32) if isinstance(values, np.ndarray) else values.int()
+
+
+def as_uint8(values: Array) -> Array:
+    """The same values, all in [0, 255], as uint8."""
+    return values.astype(np.uint8) if isinstance(values, np.ndarray) else values.byte()
+
+
+def colour_like(images: Array, colour: tuple[int, ...]) -> Array:
+    """A colour as (C,) uint8 on the device of `images`."""
+    if isinstance(images, np.ndarray):
+        return np.array(colour, dtype=np.uint8)
+    return _colour_on(images.device, colour)
+
+
+@functools.lru_cache(maxsize=16)
+def _colour_on(device: torch.device, colour: tuple[int, ...]) -> torch.Tensor:
+    """Kept on the device: a copy per step would make it wait."""
+    import torch
+
+    return torch.tensor(colour, dtype=torch.uint8, device=device)

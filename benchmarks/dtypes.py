@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import machine, markdown, write_json, write_section
 from nets.taps import in_order
-from precompute.run import PassOptions, TeacherPass
 from precompute.setup import prepare
+from precompute.teacher_pass import PassOptions, TeacherPass
 from runtime.devices import pick_device
 from store.layout import SAMPLE_CRC
 from store.quantise import quantise_channels, quantise_rows, restore_channels, restore_rows
@@ -45,10 +45,10 @@ class Stored:
     bytes_per_record: float
 
 
-def exact_records(running: TeacherPass, view: int) -> Records:
+def exact_records(teacher_pass: TeacherPass, view: int) -> Records:
     """The taps that every cache has, of one view: float32 (N, ...)."""
-    taps = [tap for tap in running.setup.taps if tap.kind not in ("energy", "hint")]
-    found = running.records(view, np.arange(len(running.pixels)), taps)
+    taps = [tap for tap in teacher_pass.setup.taps if tap.kind not in ("energy", "hint")]
+    found = teacher_pass.records(view, np.arange(len(teacher_pass.pixels)), taps)
     return {tap: values.float().cpu().numpy() for tap, values in found.items() if tap != SAMPLE_CRC}
 
 
@@ -149,8 +149,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/dtypes.json"))
     options = parser.parse_intermixed_args(arguments)
     setup = prepare(options.teacher, options.overrides, Path("caches"))
-    running = TeacherPass(setup, PassOptions(pick_device(options.device)))
-    exact, student = exact_records(running, 0), exact_records(running, 1)
+    teacher_pass = TeacherPass(setup, PassOptions(pick_device(options.device)))
+    exact, student = exact_records(teacher_pass, 0), exact_records(teacher_pass, 1)
     rows, found = [], []
     for dtype in DTYPES:
         stored = stored_as(exact, dtype, block_rows=4096)
@@ -190,7 +190,7 @@ def main(arguments: list[str]) -> int:
     body = (
         f"`{command}` on {machine()}: {len(setup.dataset.train):,} records of "
         f"{setup.config.name} (test error of the teacher "
-        f"{running.test_errors()['test_top1_error']:.1f} % top-1). Errors of a channel mean are "
+        f"{teacher_pass.test_errors()['test_top1_error']:.1f} % top-1). Errors of a channel mean are "
         f"relative to the average size of that channel.\n\n{table}\n"
         f"General compression of the same numbers, one core:\n\n{second}"
     )

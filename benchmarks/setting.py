@@ -22,8 +22,9 @@ from configs.schema import StudentConfig, TeacherConfig
 from nets.weights import save_atomically
 from nets.zoo import build
 from precompute import setup
-from precompute.run import PassOptions, fill_cache
+from precompute.fill import fill_cache
 from precompute.setup import Setup
+from precompute.teacher_pass import PassOptions
 from train.feed import TeacherSource
 from train.loop import Learner, Task, active_terms, run_step, student_maps
 from train.study import Study

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from benchmarks.harness import Verdict, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, setup_of
-from precompute.run import PassOptions, fill_cache
+from precompute.fill import fill_cache
+from precompute.teacher_pass import PassOptions
 from runtime.devices import pick_device
 from train.loop import EpochResult
 from train.student import train_student

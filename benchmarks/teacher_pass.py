@@ -21,7 +21,8 @@ from rich.console import Console
 from benchmarks.harness import Verdict, interleaved, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, Shape, setup_of, shapes_for
 from nets.precision import autocast
-from precompute.run import PassOptions, TeacherPass, content_of, run_blocks
+from precompute.blocks import run_blocks
+from precompute.teacher_pass import PassOptions, TeacherPass
 from runtime.devices import pick_device
 from runtime.signals import StopRequest
 from store import CacheWriter
@@ -42,17 +43,17 @@ def measure(shape: Shape, device: torch.device, rounds: int, batch_size: int) ->
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         setup, _ = setup_of(shape, folder)
-        running = TeacherPass(setup, PassOptions(device, batch_size))
-        content = content_of(running)
-        every = np.arange(len(running.pixels))
-        inputs = [batch.inputs for batch in running.pixels.batches([0], every, batch_size)]
+        teacher_pass = TeacherPass(setup, PassOptions(device, batch_size))
+        content = teacher_pass.content()
+        every = np.arange(len(teacher_pass.pixels))
+        inputs = [batch.inputs for batch in teacher_pass.pixels.batches([0], every, batch_size)]
         quiet, made = Console(file=io.StringIO()), iter(range(10**6))
 
         def whole_pass() -> float:
             path = folder / f"cache-{next(made)}"
             with CacheWriter.open(path, content, block_rows=len(every) // _BLOCKS) as writer:
                 started = time.perf_counter()
-                run_blocks(running, writer, writer.work, StopRequest(), quiet)
+                run_blocks(teacher_pass, writer, writer.work, StopRequest(), quiet)
                 return time.perf_counter() - started
 
         @torch.inference_mode()
@@ -60,7 +61,7 @@ def measure(shape: Shape, device: torch.device, rounds: int, batch_size: int) ->
             started = time.perf_counter()
             with autocast(setup.config.teacher.precision, device):
                 for batch in inputs:
-                    running.teacher.network(batch)
+                    teacher_pass.teacher.network(batch)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             return time.perf_counter() - started

@@ -75,7 +75,8 @@ def main(
         console.print(change)
     _print_stem_hint(setup, console)
 
-    from precompute.run import PassOptions, fill_cache, plan_pass
+    from precompute.fill import fill_cache, plan_pass
+    from precompute.teacher_pass import PassOptions
     from runtime.devices import pick_device
 
     every_byte, this_job = checks_every_byte(setup.path, recheck), job_of(job, rank, world)

@@ -1,14 +1,21 @@
-"""What a pass will cost: records, bytes, files, free disk, and the time at a rate measured now."""
+"""What a pass will cost: records, bytes, files, free disk, memory, and time at a measured rate."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.cost import Memory
+from precompute.background import QUEUED_BLOCKS
+from precompute.blocks import MOST_VIEWS_PER_READING
+from precompute.teacher_pass import TeacherPass
+from precompute.trial import pass_rate
+from runtime.cost import Memory, memory_with
 from runtime.formats import format_duration, format_size
+from store import CacheContent
+from store.content import draft_manifest
 from store.errors import CacheError
 from store.layout import Block, tap_of
 from store.manifest import Manifest
@@ -75,10 +82,39 @@ class Plan:
         return "\n".join(lines)
 
 
-def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, int, int]:
-    """The cache as it will be, records to compute, bytes to write; changes nothing.
+def planned(teacher_pass: TeacherPass, content: CacheContent) -> Plan:
+    """What the pass will do. Runs a few batches if there is work, and writes nothing."""
+    path = teacher_pass.setup.path
+    draft = draft_manifest(content, teacher_pass.options.block_rows)
+    manifest, records, num_bytes = pending_of(path, draft)
+    return Plan(
+        manifest=manifest,
+        device=str(teacher_pass.options.device),
+        pending_records=records,
+        bytes_to_write=num_bytes,
+        free_bytes=free_bytes(path),
+        images_per_second=pass_rate(teacher_pass) if records else 0.0,
+        memory=_memory(teacher_pass, manifest),
+    )
 
-    asked: what a new cache would be; one that is there keeps its block size, views and taps.
+
+def _memory(teacher_pass: TeacherPass, manifest: Manifest) -> Memory:
+    """What is taken so far, including the trial's batches, and what is still to come.
+
+    To come: the blocks that are computed, queued or written, as float32 and as stored; and the test
+    images.
+    """
+    pixels = teacher_pass.pixels
+    blocks = QUEUED_BLOCKS + 2 + (MOST_VIEWS_PER_READING if pixels.is_streamed else 0)
+    of_blocks = blocks * manifest.block_rows * manifest.record_bytes * 4
+    of_tests = len(teacher_pass.setup.dataset.test) * math.prod(pixels.shape)
+    return memory_with(of_blocks + of_tests, teacher_pass.options.device)
+
+
+def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, int, int]:
+    """The manifest of the cache once complete, records to compute, bytes to write.
+
+    asked: what a new cache would be; an existing one keeps its block size, views and taps.
     """
     manifest = asked
     try:
@@ -94,10 +130,10 @@ def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, int, int]:
             sample_crc32c=there.manifest.sample_crc32c,
         )
 
-    held = there.manifest.arrays if there else {}
+    arrays_there = there.manifest.arrays if there else {}
 
     def has(array: str, block: Block) -> bool:
-        return there is not None and array in held and there.has(array, block)
+        return there is not None and array in arrays_there and there.has(array, block)
 
     arrays, records, num_bytes = manifest.arrays, 0, 0
     for block, missing in unfinished(manifest, has, asked.num_views, asked.taps):
@@ -112,7 +148,7 @@ def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, int, int]:
 
 
 def free_bytes(path: Path) -> int:
-    """Of the disk that `path`, or the nearest folder above it that exists, lies on."""
+    """Free bytes of the disk of `path`, or of the nearest folder above it that exists."""
     while not path.exists():
         path = path.absolute().parent
     return shutil.disk_usage(path).free

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -35,6 +35,9 @@ from views.canary import pixel_canary
 from views.changes import changed_samples
 from views.seeds import draws
 from views.splits import Split
+
+if TYPE_CHECKING:  # loads torch
+    from precompute.teacher_pass import TeacherPass
 
 app = new_app()
 
@@ -87,12 +90,14 @@ def main(
         canary = pixel_canary(train, setup.config.views)
         opened.refuse_unless(setup.identity, labels=train.labels, canary=canary)
 
-    from precompute.run import PassOptions, TeacherPass
+    from precompute.teacher_pass import PassOptions, TeacherPass
     from runtime.devices import pick_device
 
     console.print(f"{opened.path}: identity, {len(train):,} labels and the pixel canary agree")
-    running = TeacherPass(setup, PassOptions(pick_device(device), batch_size, num_workers=workers))
-    results = compare_records(setup, opened, running, records, seed)
+    teacher_pass = TeacherPass(
+        setup, PassOptions(pick_device(device), batch_size, num_workers=workers)
+    )
+    results = compare_records(setup, opened, teacher_pass, records, seed)
     console.print(f"{'tap':<10} {'largest error':>14} {'tolerance':>12} {'exceeding':>10}")
     for result in results:
         console.print(
@@ -137,12 +142,9 @@ def compare_samples(split: Split, cache: TeacherCache, console: Console) -> int:
 
 
 def compare_records(
-    setup: Setup, cache: TeacherCache, running: object, num_records: int, seed: int
+    setup: Setup, cache: TeacherCache, teacher_pass: TeacherPass, num_records: int, seed: int
 ) -> list[TapResult]:
     """Compute `num_records` random (sample, view) pairs again; one result per tap of the cache."""
-    from precompute.run import TeacherPass
-
-    assert isinstance(running, TeacherPass)
     words = draws(seed, 0, num_records, 2, stream=_CHECKS_STREAM)
     samples = (words[:, 0] % np.uint64(cache.num_samples)).astype(np.int64)
     views = (words[:, 1] % np.uint64(cache.num_views)).astype(np.int64)
@@ -151,7 +153,7 @@ def compare_records(
     rounding: dict[str, list[NDArray[np.float32]]] = {tap: [] for tap in cache.taps}
     for view in np.unique(views):
         ids = samples[views == view]
-        found = running.records(int(view), ids, taps_stored(cache.taps))
+        found = teacher_pass.records(int(view), ids, taps_stored(cache.taps))
         held = cache.read(ids, int(view))
         for tap in cache.taps:
             fresh[tap].append(found[tap].float().cpu().numpy())

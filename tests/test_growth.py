@@ -13,7 +13,8 @@ from rich.console import Console
 import store.__main__ as store_main
 from configs.schema import TeacherConfig
 from precompute.__main__ import cli as precompute
-from precompute.run import PassOptions, fill_cache
+from precompute.fill import fill_cache
+from precompute.teacher_pass import PassOptions
 from store import CacheError, CacheIncomplete, CacheWriter, TeacherCache
 from tests.support.damage import flip
 from tests.support.pass_commands import arguments_of

@@ -129,7 +129,7 @@ def test_every_exception_is_needed() -> None:
         ("report.new", "from benchmarks.harness import machine"),
         ("views.new", "from nets.zoo import build"),  # sideways
         ("nets.new", "import store"),
-        ("train.new", "import precompute.run"),
+        ("train.new", "import precompute.fill"),
         ("precompute.new", "def f():\n    from train import losses"),
         ("benchmarks.new", "if TYPE_CHECKING:\n    import examples"),
         ("views.new", "from configs.load import load_teacher"),  # not a type

@@ -177,7 +177,9 @@ def test_each_rank_of_a_pass_takes_its_own_gpu(
 ) -> None:
     gpus(4)
     devices = []
-    monkeypatch.setattr("precompute.run.fill_cache", lambda _, options, __: devices.append(options))
+    monkeypatch.setattr(
+        "precompute.fill.fill_cache", lambda _, options, __: devices.append(options)
+    )
     weights = small_teacher().teacher.weights
     call = ["digits-resnet20", "teacher.arch=resnet8", f"teacher.weights={weights}"]
     call += ["--caches", str(tmp_path), "--job", "j", "--rank", "6", "--world", "8"]

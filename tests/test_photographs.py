@@ -10,8 +10,8 @@ import torch
 
 from nets.weights import save_atomically
 from nets.zoo import build
-from precompute import run as run_module
-from precompute.run import PassOptions, TeacherPass
+from precompute import blocks as blocks_module
+from precompute.teacher_pass import PassOptions, TeacherPass
 from precompute.verify import compare_records
 from store import TeacherCache
 from tests.support.photograph_study import PLAIN, configs_of, study_of
@@ -59,7 +59,7 @@ def test_a_cached_run_equals_a_live_one_whatever_reads_the_images(
 def test_a_pass_reads_an_image_once_for_all_its_views(
     photographs: Path, weights: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(run_module, "_GROUP_SECONDS", 1e9)
+    monkeypatch.setattr(blocks_module, "GROUP_SECONDS", 1e9)
     asked: list[list[int]] = []
     batches = TeacherPass.batches
 
@@ -72,7 +72,7 @@ def test_a_pass_reads_an_image_once_for_all_its_views(
     together = study_of(student, teacher, tmp_path / "a", num_workers=0).cache
     # 20 samples in blocks of 8; without a rate yet, the first block is one view alone.
     assert [numbers for numbers in asked if len(numbers) > 1] == [[0, 1, 2], [0, 1, 2], [1, 2]]
-    monkeypatch.setattr(run_module, "_GROUP_SECONDS", 0.0)
+    monkeypatch.setattr(blocks_module, "GROUP_SECONDS", 0.0)
     alone = study_of(student, teacher, tmp_path / "b", num_workers=0).cache
     for view in range(3):
         ours, theirs = together.read_view(view), alone.read_view(view)
@@ -85,8 +85,10 @@ def test_correct_is_about_the_label_of_the_larger_share(
     augment = {**PLAIN, "mix": {"kind": "mixup"}}
     student, teacher = configs_of(photographs, weights, augment)
     cache = study_of(student, teacher, tmp_path, num_workers=0).cache
-    running = TeacherPass(setup_of(teacher, tmp_path / "caches"), PassOptions(CPU, num_workers=0))
-    (batch,) = running.pixels.batches([1], np.arange(20), 20)
+    teacher_pass = TeacherPass(
+        setup_of(teacher, tmp_path / "caches"), PassOptions(CPU, num_workers=0)
+    )
+    (batch,) = teacher_pass.pixels.batches([1], np.arange(20), 20)
     found = cache.read_view(1, ["logits", "correct"])
     expected = found["logits"].argmax(axis=1) == batch.labels.numpy()
     assert (found["correct"] == expected).all()
@@ -99,9 +101,9 @@ def test_verification_finds_such_a_cache_sound_and_a_changed_one_not(
     student, teacher = configs_of(photographs, weights, MIXED)
     cache = study_of(student, teacher, tmp_path, num_workers=0).cache
     setup = setup_of(teacher, tmp_path / "caches")
-    running = TeacherPass(setup, PassOptions(CPU, num_workers=0))
-    assert not any(r.num_wrong for r in compare_records(setup, cache, running, 40, 0))
+    teacher_pass = TeacherPass(setup, PassOptions(CPU, num_workers=0))
+    assert not any(r.num_wrong for r in compare_records(setup, cache, teacher_pass, 40, 0))
     with torch.no_grad():
-        running.teacher.network.fc.bias += 0.1
-    assert any(r.num_wrong for r in compare_records(setup, cache, running, 40, 0))
+        teacher_pass.teacher.network.fc.bias += 0.1
+    assert any(r.num_wrong for r in compare_records(setup, cache, teacher_pass, 40, 0))
     assert isinstance(cache, TeacherCache)

@@ -20,9 +20,12 @@ from configs.schema import TeacherConfig
 from nets.taps import channel_means, read_stages, stage_modules
 from nets.weights import load_weights
 from nets.zoo import build
-from precompute import run as run_module
+from precompute import fill as fill_module
+from precompute import trial as trial_module
 from precompute.__main__ import cli
-from precompute.run import PassOptions, TeacherPass, fastest_batch, fill_cache
+from precompute.fill import fill_cache
+from precompute.teacher_pass import PassOptions, TeacherPass
+from precompute.trial import fastest_batch
 from store import TeacherCache
 from tests.support.teacher_cache import CPU, make_cache, setup_of
 from views.crop_flip import crop_and_flip
@@ -277,13 +280,13 @@ def test_a_long_pass_tries_batch_sizes_and_takes_the_fastest(
         return rates[size]
 
     config = small_teacher("dataset.limit=null", "views.count=1")  # 1,000 samples
-    running = TeacherPass(setup_of(config, tmp_path), PassOptions(CPU))
-    monkeypatch.setattr(run_module, "measured_rate", rate_of)
-    assert fastest_batch(running) == (256, 200.0)
+    teacher_pass = TeacherPass(setup_of(config, tmp_path), PassOptions(CPU))
+    monkeypatch.setattr(trial_module, "measured_rate", rate_of)
+    assert fastest_batch(teacher_pass) == (256, 200.0)
     assert tried == [64, 128, 256, 512]  # the last gained less than 3 %
 
-    monkeypatch.setattr(run_module, "measured_rate", lambda batches: 50.0)
-    monkeypatch.setattr(run_module, "_TRIAL_RECORDS", 0)
+    monkeypatch.setattr(trial_module, "measured_rate", lambda batches: 50.0)
+    monkeypatch.setattr(fill_module, "TRIAL_RECORDS", 0)
     fill_cache(setup_of(config, tmp_path), PassOptions(CPU), console)
     assert "batches of 64 images were the fastest" in console.file.getvalue()
 

@@ -15,7 +15,8 @@ from configs.load import available, load_student, load_teacher
 from configs.schema import as_plain
 from nets.weights import save_atomically
 from nets.zoo import build
-from precompute.run import PassOptions, fill_cache, plan_pass
+from precompute.fill import fill_cache, plan_pass
+from precompute.teacher_pass import PassOptions
 from tests.support.teacher_cache import CPU, setup_of
 from train.schedule import weight_at
 from train.student import train_student

@@ -14,8 +14,9 @@ from PIL import Image
 
 from nets.weights import save_atomically
 from nets.zoo import build
-from precompute import run as run_module
+from precompute import teacher_pass as pass_module
 from precompute.__main__ import cli as precompute
+from precompute.teacher_pass import TeacherPass
 from precompute.verify import cli as verify
 from store import TeacherCache
 from store.errors import CacheDamaged
@@ -143,7 +144,7 @@ def test_every_sample_can_be_compared_without_the_teacher(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert make_cache(root) == 0
-    monkeypatch.delattr(run_module, "TeacherPass")
+    monkeypatch.delattr(pass_module, "TeacherPass")
     assert check_samples(root) == 0
     assert "all 16 samples are the ones that the teacher saw" in capsys.readouterr().out
     change(root)
@@ -219,12 +220,12 @@ def test_views_that_were_computed_from_different_bytes_at_once_are_damage(root: 
 def test_a_cache_without_checksums_is_read_and_says_so_once(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content_of = run_module.content_of
+    content = TeacherPass.content
     with monkeypatch.context() as patched:
         patched.setattr(
-            run_module,
-            "content_of",
-            lambda running: dataclasses.replace(content_of(running), sample_crc32c=False),
+            TeacherPass,
+            "content",
+            lambda each: dataclasses.replace(content(each), sample_crc32c=False),
         )
         assert make_cache(root) == 0
     assert make_cache(root, "views.count=3") == 0  # grows as it was made

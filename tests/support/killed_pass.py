@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from precompute.run import PassOptions, fill_cache
+from precompute.fill import fill_cache
 from precompute.setup import prepare
+from precompute.teacher_pass import PassOptions
 
 torch.set_num_threads(1)
 

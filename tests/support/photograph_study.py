@@ -11,7 +11,8 @@ from rich.console import Console
 
 from configs.load import load_student, load_teacher
 from configs.schema import StudentConfig, TeacherConfig
-from precompute.run import PassOptions, fill_cache
+from precompute.fill import fill_cache
+from precompute.teacher_pass import PassOptions
 from tests.support.teacher_cache import CPU, setup_of
 from train.study import Study, open_study
 

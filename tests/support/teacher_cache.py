@@ -10,8 +10,9 @@ from rich.console import Console
 
 from configs.schema import TeacherConfig
 from precompute import setup
-from precompute.run import PassOptions, fill_cache
+from precompute.fill import fill_cache
 from precompute.setup import Setup
+from precompute.teacher_pass import PassOptions
 from store import TeacherCache
 from views.datasets import load_dataset
 

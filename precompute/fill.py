@@ -1,0 +1,138 @@
+"""Fills a cache: every pending block of every view through the teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from precompute.blocks import run_blocks
+from precompute.carry import carry_over
+from precompute.plan import Plan, planned
+from precompute.setup import Setup
+from precompute.teacher_pass import PassOptions, TeacherPass
+from precompute.trial import fastest_batch
+from runtime.signals import StopRequest
+from store import CacheFull, CacheWriter, TeacherCache
+from store.errors import SamplesChanged
+from store.look import agreement
+from store.work import Work
+from views.splits import DatasetError
+
+TRIAL_RECORDS = 20_000  # a shorter pass would not repay the trial
+_NAMED_SAMPLES = 5
+
+
+def plan_pass(setup: Setup, options: PassOptions) -> Plan:
+    """What `fill_cache` would do; writes nothing."""
+    teacher_pass = TeacherPass(setup, options)
+    return planned(teacher_pass, teacher_pass.content())
+
+
+def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherCache | None:
+    """Create or resume the cache, complete it, and return it opened.
+
+    None if other ranks of the same job are still running when this one has finished its share.
+    Raises CacheError, DatasetError, Stopped.
+    """
+    teacher_pass = TeacherPass(setup, options)
+    content = teacher_pass.content()
+    plan = planned(teacher_pass, content)
+    if options.batch_size is None and plan.pending_records >= TRIAL_RECORDS:
+        teacher_pass.batch_size, rate = fastest_batch(teacher_pass)
+        plan = dataclasses.replace(plan, images_per_second=rate)
+        console.print(f"batches of {teacher_pass.batch_size} images were the fastest")
+    console.print(f"{setup.path}: {plan.summary()}; images {teacher_pass.pixels.where}")
+    _refuse_full_disk(plan, setup)
+    with (
+        StopRequest() as stop,
+        CacheWriter.open(
+            setup.path,
+            content,
+            block_rows=options.block_rows,
+            check_every_byte=options.check_every_byte,
+            job=options.job,
+        ) as writer,
+        _naming_changed_files(setup),
+    ):
+        images_per_second = _run_pending(teacher_pass, writer, stop, console)
+        if images_per_second is None:
+            return None
+        writer.record_measured(_measured(teacher_pass, images_per_second, writer))
+    return _opened(setup)
+
+
+def _run_pending(
+    teacher_pass: TeacherPass, writer: CacheWriter, stop: StopRequest, console: Console
+) -> float | None:
+    """Do this rank's work, then what other ranks left; images per second.
+
+    None if other ranks are still running.
+    """
+    started = time.perf_counter()
+    work = _without_carried(teacher_pass, writer, console)
+    images = run_blocks(teacher_pass, writer, work, stop, console)
+    while left := writer.left_over():
+        images += run_blocks(teacher_pass, writer, left, stop, console)
+    return None if left is None else images / (time.perf_counter() - started)
+
+
+def _measured(
+    teacher_pass: TeacherPass, images_per_second: float, writer: CacheWriter
+) -> dict[str, float]:
+    """The teacher's errors, and the rate of this pass or, if it computed nothing, the last one."""
+    cache = _opened(teacher_pass.setup)
+    last = writer.manifest.measured.get("images_per_second", 0.0)
+    return {
+        **teacher_pass.test_errors(),
+        "train_agreement": agreement(cache, cache.num_views),
+        "views": cache.num_views,
+        "images_per_second": images_per_second or last,
+    }
+
+
+def _opened(setup: Setup) -> TeacherCache:
+    """The views and taps of the cache that the config asks for."""
+    views = setup.config.views.num_views
+    return TeacherCache.open(setup.path, num_views=views, taps=setup.tap_names)
+
+
+def _refuse_full_disk(plan: Plan, setup: Setup) -> None:
+    if plan.bytes_to_write > plan.free_bytes:
+        raise CacheFull(
+            f"the disk of {setup.path} is too full: {plan.bytes_to_write:,} bytes are "
+            f"needed, {plan.free_bytes:,} are free",
+            fix="free some space, lower views.count, or choose another folder with --caches DIR",
+        )
+
+
+def _without_carried(
+    teacher_pass: TeacherPass, writer: CacheWriter, console: Console
+) -> list[Work]:
+    """The writer's work without the blocks that another cache holds, which are copied first."""
+    old = teacher_pass.options.carried_from
+    if old is None:
+        return writer.work
+    left = carry_over(teacher_pass.setup, old, writer)
+    copied = len(writer.work) - len(left)
+    console.print(f"copied {copied:,} of {len(writer.work):,} blocks from {old.path}")
+    return left
+
+
+@contextmanager
+def _naming_changed_files(setup: Setup) -> Iterator[None]:
+    """The store knows samples by their numbers; an error names their files."""
+    try:
+        yield
+    except SamplesChanged as error:
+        names = list(map(setup.dataset.train.name_of, error.samples[:_NAMED_SAMPLES]))
+        more = ", ..." if len(error.samples) > len(names) else ""
+        raise DatasetError(
+            f"samples have changed since {setup.path} was begun, {len(error.samples)} in all: "
+            f"{', '.join(names)}{more}",
+            fix=f"restore them; or, if they are right as they are: rm -r {setup.path}, and run "
+            f"again",
+        ) from None

@@ -190,8 +190,8 @@ def main(arguments: list[str]) -> int:
     body = (
         f"`{command}` on {machine()}: {len(setup.dataset.train):,} records of "
         f"{setup.config.name} (test error of the teacher "
-        f"{teacher_pass.test_errors()['test_top1_error']:.1f} % top-1). Errors of a channel mean are "
-        f"relative to the average size of that channel.\n\n{table}\n"
+        f"{teacher_pass.test_errors()['test_top1_error']:.1f} % top-1). Errors of a channel mean "
+        f"are relative to the average size of that channel.\n\n{table}\n"
         f"General compression of the same numbers, one core:\n\n{second}"
     )
     print(body)

@@ -65,7 +65,7 @@ class OnHost:
     def arrays(self) -> dict[str, np.ndarray]:
         if self._device.type != "cuda":
             return {name: tensor.numpy() for name, tensor in self._tensors.items()}
-        stream, copies = torch.cuda.Stream(self._device), {}
+        stream, copies = torch.cuda.Stream(self._device), {}  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             stream.wait_event(self._ready)
             for name, tensor in self._tensors.items():

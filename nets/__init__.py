@@ -1,1 +1,1 @@
-"""The networks, and where their taps are."""
+"""The networks by name, their taps, and the teacher's pass."""

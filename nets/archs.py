@@ -1,4 +1,4 @@
-"""The networks by name, with their default stages, as data; imports no torch."""
+"""The networks by name with their default stages, as data. Imports no torch."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ CIFAR_RESNETS = {
     "resnet32x4": CifarResNetShape(32, _WIDE),
 }
 
-# torchvision's classifiers that are built of a stem and four stages of ResNet blocks: they also
-# come with a stem for small images, and with any number of input channels.
+# torchvision's classifiers with a stem and four stages of ResNet blocks: they are also available
+# with a stem for small images, and for any number of input channels.
 TORCHVISION_RESNETS = (
     "resnet18",
     "resnet34",
@@ -91,12 +91,12 @@ DEFAULT_STAGES: dict[str, tuple[str, ...]] = {
 
 
 def has_stem(arch: str) -> bool:
-    """Whether `stem` changes the network: the others take no heed of it, or only one value."""
+    """Whether `stem` changes the network; the others ignore it or accept one value only."""
     return arch not in CIFAR_RESNETS and not arch.startswith(PYTHON_PREFIX)
 
 
 def stem_hint(arch: str, stem: str, image_shape: tuple[int, int, int], key: str) -> str:
-    """A line on a stem that is too slow for images of (H, W, C); else an empty one."""
+    """A line about a stem that is slow for images of (H, W, C), or ""."""
     height, width, _ = image_shape
     if arch not in TORCHVISION_RESNETS or stem != "cifar" or min(height, width) < 64:
         return ""
@@ -111,13 +111,13 @@ def known_archs() -> tuple[str, ...]:
 
 
 def check_arch(arch: str) -> None:
-    """Raise ArchError, with the nearest names, unless `arch` can be built as far as names tell."""
+    """Raise ArchError, with the nearest name, unless `arch` names a network."""
     if arch in DEFAULT_STAGES:
         return
     if arch.startswith(PYTHON_PREFIX):
         if arch.count(":") == 2 and all(arch.split(":")):
             return
-        raise ArchError(f"arch {arch!r} is not of the form python:package.module:function")
+        raise ArchError(f"arch {arch!r} does not have the form python:package.module:function")
     near = did_you_mean(arch, known_archs())
     raise ArchError(
         f"unknown arch {arch!r}{near or '.'} Known: {', '.join(known_archs())}, and "

@@ -1,4 +1,4 @@
-"""What a network draws at random (dropout, stochastic depth), as a function of one number."""
+"""A network's random draws (dropout, stochastic depth) as a function of one number."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 def seeded(seed: int) -> Iterator[None]:
     """While open, torch's global generators start from `seed`; afterwards they are as before.
 
-    Those of the CPU and of every GPU in use. `torch.manual_seed` would also seed GPUs that are not
-    in use yet, which takes longer than the rest of this.
+    Covers the CPU and every GPU in use. `torch.manual_seed` would also seed GPUs that are not in
+    use yet, which takes longer than all the rest.
     """
     generators = [torch.default_generator, *torch.cuda.default_generators]
     states = [generator.get_state() for generator in generators]

@@ -1,4 +1,4 @@
-"""Classification error of anything that gives logits."""
+"""The classification error of anything that returns logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """Percentages of samples whose label is not the first, or not among the first five.
+    """Percentages of samples whose label is not the first class, or not among the first five.
 
     num_classes: with five or fewer, top5 says nothing.
     """
@@ -23,9 +23,9 @@ class ErrorRates:
 
 @torch.no_grad()
 def count_errors(batches: Iterable[tuple[Tensor, Tensor]]) -> ErrorRates:
-    """Of pairs of logits (B, K) and labels (B,), on one device; waits for it once, at the end.
+    """The error over batches of (logits (B, K), labels (B,)), all on one device.
 
-    With fewer than five classes top-5 counts all of them.
+    Waits for the device once, at the end. With fewer than five classes, top-5 counts them all.
     """
     right: list[Tensor] = []
     total = num_classes = 0

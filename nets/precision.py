@@ -1,4 +1,4 @@
-"""The arithmetic of a network: float32, TF32 (GPU only), or autocast to a 16-bit type."""
+"""The precision a network computes in: float32, TF32 (GPU only), or autocast to a 16-bit type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @contextmanager
 def autocast(precision: str, device: torch.device) -> Iterator[None]:
-    """Run a forward pass in `precision`; on a GPU, "float32" really is and uses no TF32."""
+    """Run a forward pass in `precision`; on a GPU, "float32" then means no TF32."""
     dtype = _AUTOCAST.get(precision)
     with tf32_only_for(precision), torch.autocast(device.type, dtype=dtype, enabled=bool(dtype)):
         yield
@@ -20,11 +20,11 @@ def autocast(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def tf32_only_for(precision: str) -> Iterator[None]:
-    """While open, a GPU uses TF32 for float32 numbers only if `precision` is "tf32".
+    """While open, a GPU uses TF32 for float32 tensors only if `precision` is "tf32".
 
-    It must enclose the backward pass too, which chooses its arithmetic when it runs; autocast must
-    not, as the backward pass repeats the types of the forward pass. "tf32" is about convolutions:
-    matrix products stay as the user set them, by default in float32.
+    Open it around the backward pass too, which chooses its kernels when it runs. (Autocast is for
+    the forward pass alone, whose types the backward pass repeats.) "tf32" affects convolutions;
+    matrix products stay as the user set them, in float32 by default.
     """
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = precision == "tf32"

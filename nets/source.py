@@ -1,6 +1,6 @@
-"""The digest of a user's own module, found without importing it.
+"""The digest of a user's own module, without importing it.
 
-Covers the file that is named, not what it imports in turn.
+Covers the named file, not what it imports in turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nets.archs import PYTHON_PREFIX
 
 
 def arch_source(arch: str) -> dict[str, str | None]:
-    """{module: sha256 of its file} of a `python:module:function` network; {} of any other."""
+    """{module: sha256 of its file} for a `python:module:function` network, {} for any other."""
     if not arch.startswith(PYTHON_PREFIX):
         return {}
     module = arch.removeprefix(PYTHON_PREFIX).partition(":")[0]
@@ -22,7 +22,7 @@ def arch_source(arch: str) -> dict[str, str | None]:
 
 
 def module_sha256(module: str) -> str | None:
-    """sha256 of the file of `package.module`; None where there is none that can be read."""
+    """sha256 of the file of `package.module`; None if there is no such file."""
     spec = _spec(module)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
@@ -30,7 +30,7 @@ def module_sha256(module: str) -> str | None:
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Folder by folder, since `importlib.util.find_spec` would import the packages above it."""
+    """Found folder by folder: `importlib.util.find_spec` would import the packages above it."""
     spec, folders, name = None, None, ""
     for part in module.split("."):
         name = f"{name}.{part}".lstrip(".")
@@ -42,7 +42,7 @@ def _spec(module: str) -> ModuleSpec | None:
 
 
 def _spec_by_any_finder(module: str) -> ModuleSpec | None:
-    """Packages installed for editing have finders of their own."""
+    """Packages in editable installs have finders of their own."""
     try:
         return importlib.util.find_spec(module)
     except (ImportError, ValueError):

@@ -18,7 +18,7 @@ from nets.zoo import build
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network in evaluation mode, with the modules that are its stages."""
+    """A network in evaluation mode; stages: its tapped modules, {"stage1": module, ...}."""
 
     network: nn.Module
     stages: Mapping[str, str]
@@ -74,14 +74,14 @@ def load_teacher_network(
     device: torch.device,
     calibration: Iterable[Tensor],
 ) -> Teacher:
-    """Build the teacher, fill it from its weights file, freeze it. Raises ArchError.
+    """Build the teacher, load its weights and freeze it. Raises ArchError.
 
-    calibration: batches (B, C, H, W) on the device, only asked for with `bn: recalibrated`.
+    calibration: batches (B, C, H, W) on the device; read only with `bn: recalibrated`.
     """
     network = build(config.arch, num_classes=num_classes, in_channels=in_channels, stem=config.stem)
     load_weights(network, fetched_weights(config.weights))
     network = network.eval().requires_grad_(False)
-    network = network.to(device=device, memory_format=torch.channels_last)
+    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.bn == "recalibrated":
         with autocast(config.precision, device):
             recalibrate(network, calibration)
@@ -90,10 +90,10 @@ def load_teacher_network(
 
 @torch.no_grad()
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of every batch norm by the mean over `batches` (B, ...).
+    """Replace the running statistics of every batch norm by their mean over `batches` (B, ...).
 
-    Each batch counts as its samples. Everything else stays in evaluation mode, in which the whole
-    network is left.
+    A batch is weighted by its size. All other modules stay in evaluation mode, and so does the
+    whole network afterwards.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

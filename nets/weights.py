@@ -1,6 +1,6 @@
-"""Reads and writes weights; never runs code from a file.
+"""Reads and writes weights, and never runs code from a file.
 
-Files hold a plain dict of tensors. They are written aside and renamed, and read with
+A file holds a plain dict of tensors; it is written aside and renamed, and read with
 `weights_only=True`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -18,15 +18,14 @@ import torch
 from torch import nn
 
 from nets.archs import ArchError
-from nets.foreign import told_why_unreadable
+from nets.unsafe_files import unreadable
 from runtime.files import written_aside
 
 _SHOWN_DIFFERENCES = 5
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-# Classes that checkpoints of timm's and torchvision's scripts hold beside tensors. They are allowed
-# as they only keep the values that they are given. numpy's are not: its arrays and types trust what
-# a file says of their memory.
-_HARMLESS = [
+# Classes in the checkpoints of timm's and torchvision's scripts, allowed because they only hold the
+# values they are given. numpy's are not: its arrays trust what a file says of their memory.
+_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     pathlib.PosixPath,
     (pathlib.PosixPath, "pathlib._local.PosixPath"),  # as Python 3.13 calls it
@@ -35,71 +34,74 @@ _PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.")
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """torch.save beside `path`, flush, rename: a reader sees the old file or the new one."""
+    """torch.save beside `path`, flush and rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside:
         torch.save(content, aside)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """The dict in a file of weights or a checkpoint; ArchError, which says what it is, if not."""
+    """The dict in a file of weights or a checkpoint.
+
+    Raises ArchError, which says what else the file is.
+    """
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of a TorchScript program, and then raises
+            warnings.simplefilter("ignore")  # of a TorchScript program, before it raises
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ArchError(f"there is no weights file {path}") from None
     except Exception as error:  # damaged bytes make torch.load raise anything at all
-        raise ArchError(told_why_unreadable(path, error, _WRAPPERS)) from None
+        raise unreadable(path, error, _WRAPPERS) from None
     if not isinstance(content, dict):
         raise ArchError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
     return content
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Fill `network` from a state dict; ArchError names the keys that do not fit.
+    """Fill `network` from the state dict in a file.
 
-    The state dict may lie in a wrapper (`state_dict`, `model`, `model_state_dict`, `net`), and all
-    its keys may begin with a prefix that wrappers leave (`module.`, `student.`, ...) and that the
-    network's own do not have.
+    The state dict may be under a key of its own (`state_dict`, `model`, `model_state_dict`, `net`),
+    and all its keys may share a prefix that wrappers leave (`module.`, `student.`, ...). Raises
+    ArchError, which names the keys that do not fit.
     """
     expected = network.state_dict()
-    found = _without_prefix(_unwrapped(read_tensors(path)), expected.keys())
-    differences = [f"missing: {key}" for key in expected if key not in found]
-    differences += [f"unexpected: {key}" for key in found if key not in expected]
+    loaded = _without_prefix(_unwrapped(read_tensors(path)), expected.keys())
+    differences = [f"missing: {key}" for key in expected if key not in loaded]
+    differences += [f"unexpected: {key}" for key in loaded if key not in expected]
     differences += [
-        f"{key} has shape {_shape(found[key])}, expected {tuple(tensor.shape)}"
+        f"{key} has shape {_shape(loaded[key])}, expected {tuple(tensor.shape)}"
         for key, tensor in expected.items()
-        if key in found and _shape(found[key]) != tuple(tensor.shape)
+        if key in loaded and _shape(loaded[key]) != tuple(tensor.shape)
     ]
     if differences:
         more = len(differences) - _SHOWN_DIFFERENCES
         tail = f"\n  and {more} more" if more > 0 else ""
         shown = "\n  ".join(differences[:_SHOWN_DIFFERENCES])
         raise ArchError(f"the weights in {path} do not fit the network:\n  {shown}{tail}")
-    network.load_state_dict(found)
+    network.load_state_dict(loaded)
 
 
 def torchvision_file(name: str) -> Path:
-    """Where torch.hub keeps torchvision's weights `ResNet34_Weights.IMAGENET1K_V1`, there or not.
+    """The file where torch.hub puts weights such as `ResNet34_Weights.IMAGENET1K_V1`.
 
-    Raises ArchError for an unknown name.
+    It need not exist. Raises ArchError for an unknown name.
     """
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(_url(name)).path).name
 
 
 def download_torchvision(name: str, file: Path) -> None:
-    """Download them to `file`, which `torchvision_file` gave; their name's hash is compared.
+    """Download these weights to `file`, their `torchvision_file`, and check the hash in its name.
 
-    Raises ArchError where there is no network.
+    Raises ArchError if that fails.
     """
     url = _url(name)
     try:
         torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise ArchError(
-            f"teacher.weights: {name} cannot be downloaded: {error}\n  fix: put the file of {url} "
-            f"at {file}"
+            f"teacher.weights: {name} cannot be downloaded: {error}",
+            fix=f"put the file of {url} at {file}",
         ) from None
 
 
@@ -123,7 +125,7 @@ def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_prefix(tensors: dict[str, Any], expected: Collection[str]) -> dict[str, Any]:
-    """As they are, or without the prefixes that all keys share: whichever fits `expected` best."""
+    """The tensors, with or without the prefixes that all keys share: what fits `expected` best."""
     candidates = [tensors]
     while prefix := _shared_prefix(candidates[-1]):
         candidates.append({k.removeprefix(prefix): v for k, v in candidates[-1].items()})
@@ -131,7 +133,7 @@ def _without_prefix(tensors: dict[str, Any], expected: Collection[str]) -> dict[
 
 
 def _shared_prefix(tensors: dict[str, Any]) -> str:
-    """The one of the known prefixes that all keys begin with, or none."""
+    """The known prefix with which all keys begin, or ""."""
     shared = (p for p in _PREFIXES if tensors and all(key.startswith(p) for key in tensors))
     return next(shared, "")
 

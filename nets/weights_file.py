@@ -1,6 +1,6 @@
-"""Where a teacher's weights lie, and what is known of them while they are not there.
+"""Where a teacher's weights are, and what is known of them before they are there.
 
-Downloads nothing, unless asked to; imports torch only for weights that torchvision names.
+Downloads only where asked to, and imports torch only for weights that torchvision names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _TORCHVISION = "torchvision:"
 
 
 def weights_file(weights: str) -> Path:
-    """The file that `teacher.weights` means, there or not: a path, or `torchvision:NAME`.
+    """The file that `teacher.weights` (a path, or `torchvision:NAME`) names; it need not exist.
 
     Raises ArchError for a name that torchvision does not know.
     """
@@ -25,7 +25,10 @@ def weights_file(weights: str) -> Path:
 
 
 def fetched_weights(weights: str) -> Path:
-    """The same, downloaded if missing and named by torchvision; ArchError where that fails."""
+    """The same file, first downloaded if torchvision names it and it is missing.
+
+    Raises ArchError if that fails.
+    """
     file = weights_file(weights)
     if not file.is_file() and is_downloadable(weights):
         from nets.weights import download_torchvision
@@ -39,7 +42,7 @@ def is_downloadable(weights: str) -> bool:
 
 
 def known_sha256(weights: str) -> str | None:
-    """What is known of the file's sha256: all of it, its first digits, or nothing (None).
+    """What is known of the file's sha256: the whole, its first digits, or nothing (None).
 
     torchvision's files have the first eight digits in their names, as in `resnet34-b627a593.pth`.
     """

@@ -1,18 +1,17 @@
 """Builds a network by name.
 
-The CIFAR ResNets of the field's small-image benchmark (three stages, 6n+2 layers); torchvision's
-ResNets, with their own stem or the one for small images; torchvision's other classifiers as they
-are; and a function of the user's own. The networks know nothing of taps.
+Four kinds: the CIFAR ResNets of the usual small-image benchmark (three stages, 6n+2 layers);
+torchvision's ResNets, with their own stem or one for small images; torchvision's other classifiers
+as they are; and a function of the user's own. The networks know nothing of taps.
 
-Leaves out the parameter-free shortcut of the 2015 paper: today's benchmark, and the published
-figures that this project compares with, use a 1x1 convolution.
+Leaves out the parameter-free shortcut of the 2015 paper: today's benchmark uses a 1x1 convolution,
+and so do the published figures that this project compares with.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from nets.archs import (
 def build(
     arch: str, *, num_classes: int, in_channels: int = 3, stem: str = "cifar", seed: int = 0
 ) -> nn.Module:
-    """A freshly initialised network; the weights depend on `seed` alone. Raises ArchError.
+    """A new network whose weights depend on `seed` alone. Raises ArchError.
 
     `python:package.module:function` calls function(num_classes=..., in_channels=...).
     """
@@ -40,7 +39,7 @@ def build(
             shape = CIFAR_RESNETS[arch]
             return CifarResNet(shape.blocks_per_stage, shape.widths, num_classes, in_channels)
         if arch.startswith(PYTHON_PREFIX):
-            return _users_own(arch, num_classes, in_channels)
+            return _python_network(arch, num_classes, in_channels)
         if arch in TORCHVISION_RESNETS:
             return _torchvision_resnet(arch, num_classes, in_channels, stem)
         if stem != "imagenet" or in_channels != 3:
@@ -71,7 +70,8 @@ class CifarResNet(nn.Module):
         """(B, C, H, W) -> logits (B, K)."""
         features = self.relu(self.bn1(self.conv1(images)))
         features = self.layer3(self.layer2(self.layer1(features)))
-        return self.fc(self.avgpool(features).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(features).flatten(1))
+        return logits
 
 
 class BasicBlock(nn.Module):
@@ -92,7 +92,8 @@ class BasicBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         shortcut = features if self.downsample is None else self.downsample(features)
         features = self.relu(self.bn1(self.conv1(features)))
-        return self.relu(self.bn2(self.conv2(features)) + shortcut)
+        outputs: Tensor = self.relu(self.bn2(self.conv2(features)) + shortcut)
+        return outputs
 
 
 def _stage(in_width: int, out_width: int, num_blocks: int, stride: int) -> nn.Sequential:
@@ -112,7 +113,7 @@ def _torchvision_network(arch: str, num_classes: int) -> nn.Module:
 
 
 def _torchvision_resnet(arch: str, num_classes: int, in_channels: int, stem: str) -> nn.Module:
-    network: Any = _torchvision_network(arch, num_classes)
+    network = _torchvision_network(arch, num_classes)
     if stem == "cifar":
         network.conv1 = _fresh_conv(in_channels, 3, stride=1, padding=1)
         network.maxpool = nn.Identity()
@@ -121,7 +122,7 @@ def _torchvision_resnet(arch: str, num_classes: int, in_channels: int, stem: str
     return network
 
 
-def _users_own(arch: str, num_classes: int, in_channels: int) -> nn.Module:
+def _python_network(arch: str, num_classes: int, in_channels: int) -> nn.Module:
     _, module, function = arch.split(":")
     try:
         make = getattr(importlib.import_module(module), function)
@@ -129,10 +130,10 @@ def _users_own(arch: str, num_classes: int, in_channels: int) -> nn.Module:
         raise ArchError(f"arch {arch!r} cannot be loaded: {error}") from None
     try:
         network = make(num_classes=num_classes, in_channels=in_channels)
-    except TypeError as error:  # most often a function that takes other arguments
+    except TypeError as error:  # usually a function with other parameters
         raise ArchError(f"arch {arch!r} cannot be built: {error}") from error
     if not isinstance(network, nn.Module):
-        raise ArchError(f"arch {arch!r} gave a {type(network).__name__}, not a torch.nn.Module")
+        raise ArchError(f"arch {arch!r} returned a {type(network).__name__}, not a torch.nn.Module")
     return network
 
 

@@ -58,6 +58,13 @@ def nothing_there(tmp_path: Path) -> list[str]:
         (["--methods", "at", "teacher.taps.energy=null"], "methods.at needs the taps energy1"),
         (["methods.ce.0.start_epoch=41"], "this term would never act"),
         (["teacher.taps.stages=[layer1, layer9]"], "taps.stages: the network has no module"),
+        (["teacher.taps.stages=[layer1, fc]", "teacher.taps.hint=null", "--methods", "ce"],
+         "taps.stages: the output of the module 'fc' is of shape (10,) for an image, not a map"),
+        (["methods.own=[{loss: 'tests.support.own_losses:sharper', options: {sharpnes: 2}}]"],
+         "methods.own.0: the loss 'tests.support.own_losses:sharper' has no 'sharpnes'; "
+         "did you mean 'sharpness'?"),
+        (["methods.own=[{loss: 'tests.support.own_losses:needs_margin'}]"],
+         "methods.own.0: the loss 'tests.support.own_losses:needs_margin' has no default for"),
         (["teacher.taps.hint.stage=stage4"], "taps.hint.stage: stage4 is none of"),
         ([f"teacher.teacher.arch={OWN}:wide_kernel",
           "teacher.taps.stages=[body]", "teacher.taps.hint=null", "--methods", "ce"],

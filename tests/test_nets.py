@@ -105,10 +105,10 @@ def test_a_network_of_the_users_own_is_built_by_its_function() -> None:
     network = build("python:tests.support.own_network:make", num_classes=4, in_channels=1)
     assert network(torch.randn(2, 1, 8, 8)).shape == (2, 4)
     for arch, told in (
-        ("python:tests.support.own_network", "not of the form python:package.module:function"),
+        ("python:tests.support.own_network", "not have the form python:package.module:function"),
         ("python:tests.no_such:make", "cannot be loaded"),
         ("python:tests.support.own_network:nothing", "cannot be loaded"),
-        ("python:tests.support.own_network:wrong", "gave a str, not a torch.nn.Module"),
+        ("python:tests.support.own_network:wrong", "returned a str, not a torch.nn.Module"),
     ):
         with pytest.raises(ArchError, match=told):
             build(arch, num_classes=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 
 from configs.load import ConfigError, load_student
 from configs.loss_options import built_in_losses
+from configs.schema import LossTerm, as_plain
+from tests.support import own_losses
 from train import losses
 from train.loop import EpochResult
 from train.needs import check_before_the_pass
 from train.student import check_methods, train_student
 from train.study import Study, TrainError
-from train.terms import Batch, expanded_taps, loss_named
+from train.terms import Batch, check_options, expanded_taps, loss_named, loss_term
 
 MakeStudy = Callable[..., Study]
 ALL_TAPS = ("taps.energy=float16", "taps.hint.stage=stage2")
@@ -119,6 +122,116 @@ def test_before_the_pass_the_teachers_file_is_asked(make_study: MakeStudy) -> No
     assert "fix: make cache-teacher TEACHER=digits-resnet20" in text
     assert 'taps.energy=float16 taps.hint.stage=stage2"' in text
     assert 'METHODS="ce kd"' in text
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"), [({}, 1.0), ({"sharpness": 3.0}, 3.0)], ids=["default", "set"]
+)
+def test_a_loss_may_take_a_batch_or_name_the_parts_it_needs(
+    options: dict[str, float], scale: float
+) -> None:
+    logits, teacher = torch.rand(4, 3), torch.rand(4, 3)
+    batch = Batch(torch.zeros(4).long(), logits, teacher={"logits": teacher})
+    for name in ("sharper", "sharper_by_name"):
+        loss = loss_named(f"tests.support.own_losses:{name}")
+        assert (loss.teacher_taps, loss.student) == ({"logits"}, {"logits"})
+        assert torch.equal(
+            loss.compute(batch, **options), (logits - scale * teacher).square().mean()
+        )
+
+
+def test_a_registered_loss_stays_the_function_it_is() -> None:
+    assert own_losses.sharper_by_name(torch.ones(2), torch.ones(2), sharpness=2.0).item() == 1.0
+
+
+def test_a_parameter_that_names_nothing_is_refused_where_the_loss_is_registered() -> None:
+    def misspelt(student_logits: torch.Tensor, teacher_logit: torch.Tensor) -> torch.Tensor:
+        return student_logits - teacher_logit
+
+    with pytest.raises(TrainError, match=r"takes 'teacher_logit'.*did you mean 'teacher_logits'"):
+        loss_term()(misspelt)
+
+
+def test_options_are_checked_against_the_signature() -> None:
+    def check(name: str, **options: float) -> None:
+        loss = f"tests.support.own_losses:{name}"
+        check_options("methods.x.0", LossTerm(loss=loss, options=options))
+
+    check("sharper", sharpness=2.0)
+    check("needs_margin", margin=2.0)
+    check("takes_anything", whatever=2.0)
+    with pytest.raises(TrainError, match=r"methods\.x\.0: .* has no 'margn'"):
+        check("needs_margin", margn=2.0)
+    with pytest.raises(TrainError, match=r"no default for 'margin'\n  fix: methods\.x\.0\.options"):
+        check("needs_margin")
+
+
+def test_configs_know_the_built_in_losses_as_they_are_registered() -> None:
+    functions = {
+        name: function
+        for name, function in inspect.getmembers(losses, inspect.isfunction)
+        if function.__module__ == losses.__name__ and not name.startswith("_")
+    }
+    assert set(built_in_losses()) == set(functions)
+    for name, options in built_in_losses().items():
+        registered = loss_named(name)
+        assert registered.function is functions[name]
+        assert {each: str(p.annotation) for each, p in registered.options.items()} == options
+
+
+@pytest.mark.parametrize(
+    ("term", "told"),
+    [
+        ("{loss: kd, tempature: 2}", "methods.x.0: the loss 'kd' has no 'tempature'; did you mean"),
+        (
+            "{loss: kd, wieght: 2}",
+            "methods.x.0: the loss 'kd' has no 'wieght'; did you mean 'weigh",
+        ),
+        ("{loss: kd, temperature: 0}", "methods.x.0.temperature: Input should be greater than 0"),
+        ("{loss: rkd, angle_weight: -1}", "methods.x.0.angle_weight: Input should be greater than"),
+        ("{loss: dkd, alpha: big}", "methods.x.0.alpha: Input should be a valid number"),
+        ("{loss: kdd, temperature: 2}", "methods.x.0.loss: unknown loss; did you mean 'kd'"),
+        ("{loss: 'my:own', alpha: 2}", "methods.x.0: alpha of a loss of your own belongs under"),
+        ("{loss: 'my:own', sharpness: 2}", "methods.x.0.sharpness: unknown key"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_its_place(term: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_student("digits-resnet8", [f"methods.x=[{term}]"])
+    _, line = str(refused.value).splitlines()
+    assert line.startswith(f"  {told}")
+
+
+def test_options_are_numbers_by_name_and_print_as_they_are_written() -> None:
+    terms = "[{loss: dkd, beta: 2, alpha: null}, {loss: 'my:own', options: {sharpness: 2}}]"
+    config = load_student("digits-resnet8", [f"methods.x={terms}"])
+    assert [term.options for term in config.methods["x"]] == [{"beta": 2.0}, {"sharpness": 2.0}]
+    builtin, own = as_plain(config)["methods"]["x"]
+    assert builtin["beta"] == 2.0
+    assert not {"options", "alpha", "temperature"} & set(builtin)
+    assert own["options"] == {"sharpness": 2.0}
+
+
+def test_a_runs_identity_holds_its_terms_in_the_form_it_has_always_had(
+    make_study: MakeStudy,
+) -> None:
+    study = make_study(student=["methods.x=[{loss: kd, temperature: 2}]"])
+    assert study.run("x", 0).identity["terms"] == [
+        {
+            "loss": "kd",
+            "weight": 1.0,
+            "decay": 1.0,
+            "decay_epochs": [],
+            "start_epoch": 1,
+            "warmup_epochs": 0,
+            "temperature": 2.0,
+            "alpha": None,
+            "beta": None,
+            "distance_weight": None,
+            "angle_weight": None,
+            "options": {},
+        }
+    ]
 
 
 def test_options_are_refused_where_they_have_no_use() -> None:

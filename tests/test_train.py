@@ -25,7 +25,7 @@ from store import CacheError, CacheMismatch, CacheMissing
 from store.reader import TeacherCache
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative, without_times
-from train.connectors import Connectors, StageMismatch, build_connectors, student_channels
+from train.connectors import Connectors, StageMismatch, build_connectors, student_shapes
 from train.feed import CachedTeacher
 from train.loop import EpochResult, Partial
 from train.records import RunRecorder
@@ -399,13 +399,13 @@ def test_stages_that_do_not_match_are_refused() -> None:
         Connectors({"stage1": 4}, {"stage1": 8}, "none")
 
 
-def test_student_channels_are_those_of_its_maps_and_leave_the_network_as_it_was() -> None:
+def test_the_students_shapes_are_those_of_its_maps_and_leave_the_network_as_it_was() -> None:
     network = build("resnet8", num_classes=2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert student_channels(network, stage_modules("resnet8"), (16, 16, 3)) == {
-        "stage1": 16,
-        "stage2": 32,
-        "stage3": 64,
+    assert student_shapes(network, stage_modules("resnet8"), (16, 16, 3)) == {
+        "stage1": (16, 16, 16),
+        "stage2": (32, 8, 8),
+        "stage3": (64, 4, 4),
     }
     assert network.training
     assert all((value == before[name]).all() for name, value in network.state_dict().items())

@@ -54,7 +54,7 @@ def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]
     try:
         shapes = Teacher(network.eval(), stages, "float32", device).tap_shapes(shape, taps)
     except TapError as error:
-        raise TapError(f"taps.stages: {error}") from None
+        raise TapError(f"taps.stages: {error.problem}", fix=error.fix) from None
     except RuntimeError as error:
         raise ArchError(
             f"teacher.arch: {net.arch} cannot take images of {shape[0]}x{shape[1]} pixels: "

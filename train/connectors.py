@@ -1,8 +1,8 @@
 """Trainable connectors from the student's feature maps to the teacher's channel counts.
 
-Per stage a 1x1 convolution without bias, batch norm and ReLU, then the spatial mean; also where the
-channel counts already agree. They are part of training only and never of the saved student. The
-mean comes last on purpose: batch norm and ReLU do not commute with it.
+Per stage: a 1x1 convolution without bias, batch norm, ReLU, then the spatial mean; also where the
+channel counts already agree. Connectors are for training only and never part of the saved student.
+The mean comes last because batch norm and ReLU do not commute with it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from nets.taps import (
     stage_modules,
 )
 from store.layout import TapSpec
-from train.study import TrainError
+from train.errors import TrainError
 from train.terms import loss_named, size_like
 
 
 class StageMismatch(TrainError):
-    """The student's stages cannot be matched with the taps of the cache."""
+    """The student's stages do not match the taps of the cache."""
 
 
 class Connectors(nn.Module):
     """One connector per stage: {"stage1": (B, C_s, H, W), ...} -> list of (B, C_t) float32.
 
-    hint: the stage whose whole map is wanted and the teacher's channels there; it gets a
+    hint: the stage whose whole map is needed, and the teacher's channels there; it gets a
     connector of its own, the regressor of FitNets.
     """
 
@@ -60,7 +60,7 @@ class Connectors(nn.Module):
         self.regressor: nn.Module | None = None
         if hint is not None:
             if hint[0] not in student_channels:
-                raise StageMismatch(f"the cache's hint is {hint[0]}, which the student has not")
+                raise StageMismatch(f"the cache's hint is {hint[0]}, which the student lacks")
             self.regressor = _connector(student_channels[hint[0]], hint[1], "conv-bn-relu")
 
     def hint(self, maps: Mapping[str, Tensor]) -> Tensor | None:
@@ -85,7 +85,7 @@ def build_connectors(
 
 
 def student_stages(student: StudentNet, terms: Sequence[LossTerm]) -> dict[str, str]:
-    """The student's stages, {"stage1": module, ...}; none where no loss looks at its maps."""
+    """The student's stages, {"stage1": module, ...}; {} where no loss needs its maps."""
     if not _looked_at(terms) - {"logits"}:
         return {}
     return stage_modules(student.arch, student.stages, key="student.stages")
@@ -101,7 +101,7 @@ def connectors_for(
 ) -> Connectors | None:
     """The connectors that these losses need, from this network to these taps of a cache.
 
-    Raises StageMismatch, TapError where they do not fit; ArchError where the network cannot take
+    Raises StageMismatch or TapError where they do not fit, ArchError where the network cannot take
     images of that shape (H, W, C).
     """
     looked_at = _looked_at(terms)
@@ -124,14 +124,6 @@ def _looked_at(terms: Sequence[LossTerm]) -> set[str]:
     return {output for term in terms for output in loss_named(term.loss).student}
 
 
-def student_channels(
-    network: nn.Module, stages: Mapping[str, str], image_shape: tuple[int, int, int]
-) -> dict[str, int]:
-    """Channels of the student's stages, found by one pass over a blank (H, W, C) image."""
-    shapes = student_shapes(network, stages, image_shape)
-    return {stage: shape[0] for stage, shape in shapes.items()}
-
-
 def student_shapes(
     network: nn.Module, stages: Mapping[str, str], image_shape: tuple[int, int, int]
 ) -> dict[str, tuple[int, ...]]:
@@ -146,7 +138,7 @@ def student_shapes(
         with torch.no_grad(), read_stages(network, stages, as_is) as maps:
             network(torch.zeros(1, channels, height, width))
     except TapError as error:
-        raise TapError(f"student.stages: {error}") from None
+        raise TapError(f"student.stages: {error.problem}", fix=error.fix) from None
     except RuntimeError as error:
         raise ArchError(
             f"student.arch: the network cannot take images of {height}x{width} pixels and "
@@ -171,7 +163,8 @@ def _check_stages(student: Mapping[str, int], teacher: Mapping[str, int], kind: 
         stage = different[0]
         raise StageMismatch(
             f"student.connector is none, but {stage} has {student[stage]} channels in the student "
-            f"and {teacher[stage]} in the teacher: use student.connector=conv-bn-relu"
+            f"and {teacher[stage]} in the teacher",
+            fix="student.connector=conv-bn-relu",
         )
 
 
@@ -179,17 +172,18 @@ def _check_count(student: Mapping[str, object], teacher: Mapping[str, object]) -
     if len(student) != len(teacher):
         raise StageMismatch(
             f"the student has {len(student)} stages and the cache {len(teacher)} "
-            f"({', '.join(teacher)}): name as many modules under student.stages"
+            f"({', '.join(teacher)})",
+            fix=f"name {len(teacher)} modules under student.stages",
         )
 
 
 def _check_sizes(shapes: Mapping[str, tuple[int, ...]], taps: Mapping[str, TapSpec]) -> None:
-    """A cache holds of an attention map how many positions it has, not its height and width."""
+    """A cache knows how many positions an attention map has, not its height and width."""
     for stage, (_, height, width) in shapes.items():
         positions = taps[Tap("energy", stage).name].shape[0]
         if size_like(height, width, positions) is None:
             raise StageMismatch(
                 f"at: {stage} is {height}x{width} in the student and has {positions} positions in "
-                f"the teacher, which are no map of the same proportions: name other modules under "
-                f"student.stages"
+                f"the teacher, which form no map of the same proportions",
+                fix="name other modules under student.stages",
             )

@@ -70,7 +70,7 @@ def gkd(
 def cd(student_means: Sequence[Tensor], teacher_means: Sequence[Tensor]) -> Tensor:
     """Channel distillation: per stage the mean squared difference of channel means, summed.
 
-    Lists of (B, C_l), one entry per stage, equal shapes. Source: Zhou et al. 2020.
+    Lists of (B, C_l), one entry per stage, of equal shapes. Source: Zhou et al. 2020.
     """
     pairs = zip(student_means, teacher_means, strict=True)
     return torch.stack([F.mse_loss(_wide(s), _wide(t)) for s, t in pairs]).sum()

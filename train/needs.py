@@ -14,15 +14,15 @@ from train.terms import taps_of
 
 
 def missing_taps(
-    config: StudentConfig, methods: Sequence[str], stages: Sequence[str], there: Collection[str]
+    config: StudentConfig, methods: Sequence[str], stages: Sequence[str], held: Collection[str]
 ) -> dict[str, set[str]]:
-    """Method -> the taps that it needs and that are not there; methods without any left out."""
+    """The taps that methods need beyond those held: {method: taps}, without empty entries."""
     needed = {method: taps_of(config.methods[method], stages) for method in methods}
-    return {method: taps - set(there) for method, taps in needed.items() if taps - set(there)}
+    return {method: taps - set(held) for method, taps in needed.items() if taps - set(held)}
 
 
 def format_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[str]) -> str:
-    """The problem in words. Raises TrainError where no cache of this teacher could have them."""
+    """The problem in words; `who` ends in a verb. Raises TrainError if no cache can have them."""
     lines = [f"methods.{m} needs the taps {', '.join(sorted(taps))}" for m, taps in missing.items()]
     possible = {
         "logits",
@@ -38,7 +38,7 @@ def format_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[s
 
 
 def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) -> list[str]:
-    """Overrides of the teacher's file that add these taps; the hint is the middle stage's."""
+    """Overrides of the teacher's file that add these taps; a hint is the middle stage's."""
     every = set().union(*missing.values())
     kinds = {Tap.parse(name).kind for name in every}
     middle = stages[len(stages) // 2]
@@ -54,7 +54,7 @@ def check_before_the_pass(
     methods: Sequence[str],
     caches_dir: Path = Path("caches"),
 ) -> None:
-    """Raise TrainError where a cache made as `teacher` says would lack what methods need."""
+    """Raise TrainError where a cache of this teacher would lack what methods need."""
     stages = list(stage_modules(teacher.teacher.arch, teacher.taps.stages))
     missing = missing_taps(config, methods, stages, tap_names(teacher))
     if missing:
@@ -70,7 +70,7 @@ def missing_error(
     stages: Sequence[str],
     caches_dir: Path,
 ) -> TrainError:
-    """What `who` lacks, and the command that makes a cache with it, or adds it to one."""
+    """The error for taps that `who` lacks, with the command that builds or extends a cache."""
     problem = format_missing(missing, who, stages)
     rest = " ".join(method for method in methods if method not in missing)
     without = f'; or leave these methods out: METHODS="{rest}"' if rest else ""

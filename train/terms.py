@@ -84,10 +84,11 @@ class Batch:
         ours, theirs = self.hint, self.teacher["hint"]
         if ours.shape == theirs.shape:
             return ours, theirs
-        size = min(tuple(ours.shape[2:]), tuple(theirs.shape[2:]))
-        return F.adaptive_avg_pool2d(ours.float(), size), F.adaptive_avg_pool2d(
-            theirs.float(), size
+        height, width = min(tuple(ours.shape[2:]), tuple(theirs.shape[2:]))
+        ours, theirs = (
+            F.adaptive_avg_pool2d(each.float(), (height, width)) for each in (ours, theirs)
         )
+        return ours, theirs
 
 
 @dataclass(frozen=True)
@@ -185,12 +186,13 @@ def _loss(
     inputs = tuple(name for name in parameters if name in INPUTS)
     if not inputs:
         return Loss(function, frozenset(teacher_taps), frozenset(student or ("logits",)), inputs)
-    for name, parameter in parameters.items():
-        if name not in inputs and parameter.default is parameter.empty:
+    for name, each in parameters.items():
+        is_named = name in inputs or each.default is not each.empty
+        if not is_named and each.kind is each.POSITIONAL_OR_KEYWORD:
             raise TrainError(
-                f"the loss {function.__name__!r} has a parameter {name!r} without a default, which "
-                f"is no part of a batch{did_you_mean(name, INPUTS)}",
-                fix=f"use {', '.join(INPUTS)}; or the batch alone",
+                f"the loss {function.__name__!r} takes {name!r}, which is neither part of a batch "
+                f"nor an option with a default{did_you_mean(name, INPUTS)}",
+                fix=f"take some of {', '.join(INPUTS)}; or the whole batch alone",
             )
     return Loss(
         function,
@@ -216,20 +218,23 @@ def loss_named(name: str) -> Loss:
 
 
 def check_options(where: str, term: LossTerm) -> None:
-    """Raise TrainError where a term sets what its loss does not have, or leaves out what it needs.
+    """Raise TrainError where a term has options its loss lacks, or lacks one without a default.
 
-    where: of the term in its file, such as "methods.kd.1".
+    where: the term's key in its file, such as "methods.kd.1".
     """
-    options = loss_named(term.loss).options
-    if not any(each.kind is each.VAR_KEYWORD for each in options.values()):
-        for name in term.options:
-            if name not in options:
-                near = did_you_mean(name, options)
-                raise TrainError(f"{where}: the loss {term.loss!r} has no {name!r}{near}")
-    for name, each in options.items():
-        is_given = each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL) or name in term.options
-        if each.default is each.empty and not is_given:
-            raise TrainError(f"{where}: the loss {term.loss!r} needs options: {{{name}: NUMBER}}")
+    known = loss_named(term.loss).options
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    for name in term.options:
+        if name not in known and not takes_any:
+            near = did_you_mean(name, known)
+            raise TrainError(f"{where}: the loss {term.loss!r} has no {name!r}{near}")
+    for name, each in known.items():
+        is_required = each.default is each.empty and each.kind is not each.VAR_KEYWORD
+        if is_required and name not in term.options:
+            raise TrainError(
+                f"{where}: the loss {term.loss!r} has no default for {name!r}",
+                fix=f"{where}.options.{name}=NUMBER",
+            )
 
 
 def expanded_taps(loss: Loss, stages: Sequence[str]) -> set[str]:
@@ -248,9 +253,10 @@ def taps_of(terms: Iterable[LossTerm], stages: Sequence[str]) -> set[str]:
 
 
 def _same_size(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies of one size: where maps differ, the larger is averaged to the size of the smaller.
+    """Two energies (B, positions) in one size: the larger map is averaged to the smaller's size.
 
-    Teacher maps are taken to have the proportions of the student's, as both see the same images.
+    maps: the student's, (B, C, H, W). The teacher's map is taken to have the same proportions, as
+    both networks see the same images.
     """
     if ours.shape == theirs.shape:
         return ours, theirs
@@ -260,23 +266,23 @@ def _same_size(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tens
     smaller = min(height, size[0]), min(width, size[1])
     pooled = []
     for energy, shape in ((ours, (height, width)), (theirs, size)):
-        map_ = F.adaptive_avg_pool2d(energy.float().unflatten(1, shape)[:, None], smaller)
+        map_ = F.adaptive_avg_pool2d(energy.float().reshape(-1, 1, *shape), smaller)
         pooled.append(F.normalize(map_.flatten(1), dim=1, eps=1e-12))
     return pooled[0], pooled[1]
 
 
 def size_like(height: int, width: int, positions: int) -> tuple[int, int] | None:
-    """(height, width) of a map of so many positions, with the proportions of `height` x `width`.
+    """(height, width) of a map with so many positions and the proportions of `height` x `width`.
 
-    Both sides may be off by less than one position, as strides round; None where none is so near,
-    or two are equally near.
+    Each side may be off by less than one position, as strides round. None where no size is that
+    close, or two are equally close.
     """
     ideal = (positions * height / width) ** 0.5
-    found = sorted(
+    sizes = sorted(
         (abs(rows - ideal), rows)
         for rows in range(max(1, math.ceil(ideal) - 1), math.floor(ideal) + 2)
         if positions % rows == 0 and abs(positions / rows - positions / ideal) < 1
     )
-    if not found or found[0][0] >= 1 or (len(found) > 1 and found[1][0] - found[0][0] < 0.1):
+    if not sizes or sizes[0][0] >= 1 or (len(sizes) > 1 and sizes[1][0] - sizes[0][0] < 0.1):
         return None
-    return found[0][1], positions // found[0][1]
+    return sizes[0][1], positions // sizes[0][1]

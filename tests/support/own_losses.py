@@ -1,0 +1,29 @@
+"""Losses as a user would register them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from train.terms import Batch, loss_term
+
+
+@loss_term(teacher_taps=["logits"])
+def sharper(batch: Batch, sharpness: float = 1.0) -> Tensor:
+    return (batch.logits - sharpness * batch.teacher["logits"]).square().mean()
+
+
+@loss_term()
+def sharper_by_name(
+    student_logits: Tensor, teacher_logits: Tensor, sharpness: float = 1.0
+) -> Tensor:
+    return (student_logits - sharpness * teacher_logits).square().mean()
+
+
+@loss_term()
+def needs_margin(student_logits: Tensor, *, margin: float) -> Tensor:
+    return (student_logits - margin).square().mean()
+
+
+@loss_term()
+def takes_anything(batch: Batch, **options: float) -> Tensor:
+    return batch.logits.mean() * sum(options.values())

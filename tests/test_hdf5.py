@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from store import CacheDamaged, CacheError, CacheMissing, TapSpec, TeacherCache
+from store import CacheDamaged, CacheError, CacheMissing, TeacherCache
 from store.__main__ import cli
 from store.transfer import export_cache, import_cache
-from tests.support.random_cache import LABELS, PREVIEW, fill, open_writer, records_of
+from tests.support.random_cache import LABELS, fill, records_of
 
 
 @pytest.fixture
@@ -25,20 +25,6 @@ def cache(tmp_path: Path) -> Path:
 def exported(cache: Path, tmp_path: Path) -> Path:
     export_cache(cache, tmp_path / "cache.h5")
     return tmp_path / "cache.h5"
-
-
-def test_a_file_reads_like_the_folder(cache: Path, exported: Path) -> None:
-    folder, file = TeacherCache.open(cache), TeacherCache.open(exported)
-    assert file.manifest == folder.manifest
-    assert (file.labels == folder.labels).all()
-    assert (file.preview == PREVIEW).all()
-    for view in range(2):
-        theirs = folder.read_view(view)
-        for tap, values in file.read_view(view).items():
-            assert values.dtype == theirs[tap].dtype
-            assert (values == theirs[tap]).all()
-    assert (file.read([10, 2], 1)["stage1"] == folder.read([10, 2], 1)["stage1"]).all()
-    assert file.faults() == []
 
 
 def test_plain_h5py_reads_it_by_the_description_in_format_md(exported: Path) -> None:
@@ -67,18 +53,6 @@ def test_a_round_trip_gives_the_same_folder_bit_for_bit(
     for name, file in ours.items():
         if name.name != "writer.lock":
             assert file.read_bytes() == theirs[name].read_bytes(), name
-
-
-def test_scaled_taps_survive_the_round_trip(tmp_path: Path) -> None:
-    taps = {"logits": TapSpec((3,), "uint8", "row"), "stage1": TapSpec((5,), "uint8", "block")}
-    with open_writer(tmp_path / "c", taps=taps) as writer:
-        for item in writer.work:
-            rows = records_of(item.block.view, slice(item.block.start, item.block.stop))
-            writer.write_block(item.block, {tap: rows[tap] for tap in taps})
-    export_cache(tmp_path / "c", tmp_path / "c.h5")
-    folder, file = TeacherCache.open(tmp_path / "c"), TeacherCache.open(tmp_path / "c.h5")
-    for tap in taps:
-        assert (folder.read_view(1)[tap] == file.read_view(1)[tap]).all()
 
 
 def test_every_flipped_byte_of_the_data_is_found(exported: Path) -> None:

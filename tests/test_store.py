@@ -23,8 +23,6 @@ from store import (
     CacheMissing,
     TapSpec,
     TeacherCache,
-    UnknownTap,
-    UnknownView,
 )
 from store.errors import BadTeacherOutput
 from store.find import find_cache
@@ -54,24 +52,6 @@ def chunks(cache: Path) -> Iterator[Path]:
 
 
 # ---- reading what was written
-
-
-def test_records_come_back_bit_for_bit(cache: Path) -> None:
-    opened = TeacherCache.open(cache)
-    assert (opened.num_samples, opened.num_views, opened.taps) == (11, 2, TAPS)
-    assert (opened.labels == LABELS).all()
-    for view in range(2):
-        expected = records_of(view, slice(None))
-        for tap, values in opened.read_view(view).items():
-            assert values.dtype == TAPS[tap].dtype
-            assert (values == expected[tap]).all()
-
-
-def test_rows_come_in_the_order_asked_for_with_repeats(cache: Path) -> None:
-    ids = [10, 0, 4, 4, 7]
-    found = TeacherCache.open(cache).read(ids, 1, taps=["logits", "correct"])
-    assert list(found) == ["logits", "correct"]
-    assert (found["logits"] == records_of(1, slice(None))["logits"][ids]).all()
 
 
 def test_zarr_and_tensorstore_read_the_same(cache: Path) -> None:
@@ -114,18 +94,6 @@ def test_a_chunk_written_by_zarr_itself_is_the_same_file(cache: Path, tmp_path: 
     for name in ("c.0.0.0", "c.1.2.0"):
         ours = (cache / "teacher.zarr" / "logits" / name).read_bytes()
         assert (tmp_path / "copy.zarr" / name).read_bytes() == ours
-
-
-def test_reading_what_is_not_there_is_refused(cache: Path) -> None:
-    opened = TeacherCache.open(cache)
-    with pytest.raises(UnknownView, match=r"no view 2.*0 to 1"):
-        opened.read_view(2)
-    with pytest.raises(UnknownTap, match=r"no tap 'energy1'.*logits, stage1, correct"):
-        opened.read_view(0, taps=["energy1"])
-    with pytest.raises(UnknownView, match="no sample 11"):
-        opened.read([11], 0)
-    with pytest.raises(IndexError):
-        opened.read([-1], 0)
 
 
 # ---- the bytes of manifest and journal
@@ -237,15 +205,6 @@ def test_another_identity_is_refused_with_the_differing_field(cache: Path) -> No
         TeacherCache.open(cache).refuse_unless(other, labels=LABELS, canary=CANARY)
     with pytest.raises(CacheMismatch, match=r"teacher\.weights_sha256"):
         open_writer(cache, identity=other)
-
-
-def test_other_labels_and_other_pixels_are_refused(cache: Path) -> None:
-    opened = TeacherCache.open(cache)
-    opened.refuse_unless(IDENTITY, labels=LABELS, canary=CANARY)
-    with pytest.raises(CacheMismatch, match="labels"):
-        opened.refuse_unless(IDENTITY, labels=LABELS[::-1], canary=CANARY)
-    with pytest.raises(CacheMismatch, match="views replayed"):
-        opened.refuse_unless(IDENTITY, labels=LABELS, canary={**CANARY, "sha256": "x"})
 
 
 def test_weights_that_are_not_at_hand_are_not_compared(cache: Path) -> None:

@@ -226,9 +226,10 @@ def test_streaming_warns_of_nothing_and_leaves_the_global_generator_alone(
 
 def test_workers_leave_signals_to_their_parent_and_end_with_it(photographs: Path) -> None:
     split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
+    others = set(multiprocessing.active_children())  # of other tests, not yet collected
     pixels = streamed_pixels(split, views, 2)
     before = all_batches(pixels, [0], np.arange(20))[0]
-    workers = multiprocessing.active_children()
+    workers = set(multiprocessing.active_children()) - others
     assert len(workers) == 2
     for signal_name in ("-TERM", "-INT"):  # from another process, as to a whole group
         subprocess.run(["kill", signal_name, *(str(each.pid) for each in workers)], check=True)

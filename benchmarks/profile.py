@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.harness import machine, markdown
 from benchmarks.setting import SHAPES, steps, study_of
 from runtime.devices import pick_device
-from train.student import assemble
+from train.student import open_session
 
 
 def main(arguments: list[str]) -> int:
@@ -33,12 +33,12 @@ def main(arguments: list[str]) -> int:
         activities.append(ProfilerActivity.CUDA)
     with tempfile.TemporaryDirectory() as folder:
         study = study_of(SHAPES[options.shape], Path(folder), device)
-        running = steps(*assemble(study.run(options.method, 0), device))
+        endless = steps(open_session(study.run(options.method, 0), device))
         for _ in range(3):
-            next(running)
+            next(endless)
         with profile(activities=activities) as found:
             for _ in range(options.steps):
-                next(running)
+                next(endless)
     events = sorted(found.key_averages(), key=_self_time, reverse=True)
     total = sum(map(_self_time, events))
     rows = [

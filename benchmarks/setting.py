@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +26,10 @@ from precompute import setup
 from precompute.fill import fill_cache
 from precompute.setup import Setup
 from precompute.teacher_pass import PassOptions
-from train.feed import TeacherSource
-from train.loop import Learner, Task, active_terms, run_step, student_maps
+from train.learner import reading_maps
+from train.step import Session, active_terms, epoch_steps, start_epoch
 from train.study import Study
 from views.datasets import Dataset
-from views.parameters import view_of_epoch
 from views.splits import array_split
 
 # A network without training, in evaluation mode, gives numbers that float16 cannot hold.
@@ -129,22 +129,12 @@ def study_of(
     return Study(student, setup.config, setup.dataset, cache, folder / "runs")
 
 
-def steps(task: Task, learner: Learner, source: TeacherSource) -> Iterator[None]:
-    """Training without end, one step per `next`: batch, teacher's outputs, losses, update.
-
-    As `train.loop` does it, without the tests between epochs.
-    """
+def steps(session: Session) -> Iterator[None]:
+    """Training endlessly, one step per `next`, without the tests between epochs."""
+    run, learner = session.run, session.learner
+    terms = active_terms(run.terms, run.training.epochs)
     learner.network.train()
-    with student_maps(task, learner) as maps:
-        epoch = 0
-        while True:
-            epoch += 1
-            order = source.order(task.seed, epoch, len(task.data.train))
-            source.start_epoch(epoch, order)
-            active = active_terms(task.terms, task.training.epochs)
-            view = view_of_epoch(epoch, task.num_views)
-            size = task.training.batch_size
-            for batch in task.data.train.batches([view], order, size):
-                run_step(task, learner, source, active, batch, maps)
-                maps.clear()
+    with reading_maps(learner, session.data.train, run.training.batch_size):
+        for epoch in itertools.count(1):
+            for _ in epoch_steps(session, epoch, start_epoch(session, epoch), terms):
                 yield

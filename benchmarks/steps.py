@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, Shape, shapes_for, steps, study_of
 from nets.precision import autocast
+from nets.taps import as_is, read_stages
 from runtime.devices import pick_device
-from train.feed import CachedTeacher, NoTeacher
+from train.feed import Ids, NoTeacher
 from train.losses import cd, ce, gkd
-from train.student import Assembled, assemble
+from train.step import Session, start_epoch
+from train.student import open_session
 from train.study import Study
 from views.batches import ViewBatch
 
@@ -51,18 +54,17 @@ _CLOSE_ROUNDS = 24
 class HeldTeacher(NoTeacher):
     """Every batch's teacher outputs, gathered before the clock starts; epochs repeat themselves."""
 
-    def __init__(self, source: CachedTeacher, assembled: Assembled) -> None:
-        task = assembled.task
-        self._order = source.order(task.seed, 1, len(task.data.train))
-        source.start_epoch(1, self._order)
-        size = task.training.batch_size
+    def __init__(self, session: Session) -> None:
+        source, data = session.teacher, session.data.train
+        self._order = start_epoch(session, 1)
+        size = session.run.training.batch_size
         self._held = [
             {tap: values.clone() for tap, values in source.outputs(batch).items()}
-            for batch in task.data.train.batches([0], self._order, size)
+            for batch in data.batches([0], self._order, size)
         ]
         self._turn = itertools.cycle(range(len(self._held)))
 
-    def order(self, seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
         return self._order
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
@@ -72,51 +74,42 @@ class HeldTeacher(NoTeacher):
 def rows_of(study: Study, device: torch.device) -> dict[str, Iterator[None]]:
     """Endless steps of every row."""
 
-    def made(method: str, *, live: bool = False) -> Assembled:
-        return assemble(study.run(method, 0, live), device)
+    def opened(method: str, *, live: bool = False) -> Session:
+        return open_session(study.run(method, 0, live), device)
 
-    alone, memory, cached, live = made("ce"), made(METHOD), made(METHOD), made(METHOD, live=True)
-    assert isinstance(memory.source, CachedTeacher)
-    held = HeldTeacher(memory.source, memory)
+    memory = opened(METHOD)
     return {
-        "student": steps(*alone),
-        "memory": steps(memory.task, memory.learner, held),
-        "cached": steps(*cached),
-        "live": steps(*live),
-        "original": original_steps(study, made(METHOD, live=True), device),
-        "teacher": teacher_steps(made(METHOD, live=True)),
-        "connectors": connector_steps(made(METHOD), device),
+        "student": steps(opened("ce")),
+        "memory": steps(replace(memory, teacher=HeldTeacher(memory))),
+        "cached": steps(opened(METHOD)),
+        "live": steps(opened(METHOD, live=True)),
+        "original": original_steps(study, opened(METHOD, live=True)),
+        "teacher": teacher_steps(opened(METHOD, live=True)),
+        "connectors": connector_steps(opened(METHOD)),
     }
 
 
-def teacher_steps(assembled: Assembled) -> Iterator[None]:
-    task, source = assembled.task, assembled.source
-    order = source.order(0, 1, len(task.data.train))
-    batch, *_ = task.data.train.batches([0], order, task.training.batch_size)
+def teacher_steps(session: Session) -> Iterator[None]:
+    batch = _first_batch(session)
     while True:
-        source.outputs(batch)
+        session.teacher.outputs(batch)
         yield
 
 
-def connector_steps(assembled: Assembled, device: torch.device) -> Iterator[None]:
+def connector_steps(session: Session) -> Iterator[None]:
     """Connectors and the CD loss on maps that are there already."""
-    from nets.taps import as_is, read_stages
-
-    task, learner = assembled.task, assembled.learner
+    learner = session.learner
     assert learner.connectors is not None
-    order = np.arange(len(task.data.train))
-    batch, *_ = task.data.train.batches([0], order, task.training.batch_size)
-    precision = task.training.precision
     with (
         torch.no_grad(),
-        autocast(precision, device),
-        read_stages(learner.network, task.stages, as_is) as maps,
+        autocast(learner.precision, learner.device),
+        read_stages(learner.network, learner.stages, as_is) as maps,
     ):
-        learner.network(batch.inputs)
+        learner.network(_first_batch(session).inputs)
     held = {stage: features.detach().requires_grad_() for stage, features in maps.items()}
     wanted = None
     while True:
-        with autocast(precision, device):
+        with autocast(learner.precision, learner.device):
             means = learner.connectors(held)
         wanted = wanted or [torch.zeros_like(mean) for mean in means]
         cd(means, wanted).backward()
@@ -125,23 +118,26 @@ def connector_steps(assembled: Assembled, device: torch.device) -> Iterator[None
         yield
 
 
-def original_steps(study: Study, assembled: Assembled, device: torch.device) -> Iterator[None]:
+def _first_batch(session: Session) -> ViewBatch:
+    data = session.data.train
+    return next(data.batches([0], np.arange(len(data)), session.run.training.batch_size))
+
+
+def original_steps(study: Study, session: Session) -> Iterator[None]:
     """Workers that hand over float images one by one, the teacher in each step, a wait in each."""
-    task, learner, source = assembled
+    learner, device = session.learner, session.learner.device
     images = torch.from_numpy(study.dataset.train.images).permute(0, 3, 1, 2).float() / 255
     data = TensorDataset(images, torch.from_numpy(study.dataset.train.labels))
-    size = task.training.batch_size
+    size = session.run.training.batch_size
     loader = DataLoader(data, size, shuffle=True, num_workers=2, persistent_workers=True)
-    from nets.taps import as_is, read_stages
-
     learner.network.train()
-    with read_stages(learner.network, task.stages, as_is) as maps:
+    with read_stages(learner.network, learner.stages, as_is) as maps:
         while True:
             for pixels, labels in loader:
                 inputs = pixels.to(device, memory_format=torch.channels_last)
                 batch = ViewBatch(0, labels, labels, inputs, labels.to(device))
-                teacher = source.outputs(batch)
-                with autocast(task.training.precision, device):
+                teacher = session.teacher.outputs(batch)
+                with autocast(learner.precision, device):
                     logits = learner.network(inputs)
                     means = learner.connectors(maps) if learner.connectors else []
                 wanted = [teacher[f"stage{number + 1}"] for number in range(len(means))]

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from runtime.errors import Stopped
 from train.ablation import run_ablation
-from train.study import Run, Study, TrainError
+from train.errors import TrainError
+from train.study import Run, Study
 
 MakeStudy = Callable[..., Study]
 

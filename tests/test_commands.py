@@ -134,7 +134,7 @@ def test_a_training_that_is_stopped_says_so_and_goes_on(
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == status
-    assert "the same command goes on from there" in told
+    assert "the same command resumes there" in told
     assert "Traceback" not in told
     (checkpoint,) = tmp_path.glob("runs/*/*/checkpoint.pt")
     assert torch.load(checkpoint, weights_only=True)["epoch"] >= 1

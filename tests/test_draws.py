@@ -42,7 +42,7 @@ def metrics_of(folder: Path) -> list[float]:
 
 
 def killed_after_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    left, keep = [steps], RunRecorder.keep
+    left, keep = [steps], RunRecorder.save
 
     def kept_then_killed(self: RunRecorder, partial: Partial) -> None:
         keep(self, partial)
@@ -50,7 +50,7 @@ def killed_after_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
         if left[0] == 0:
             raise Killed
 
-    monkeypatch.setattr(RunRecorder, "keep", kept_then_killed)
+    monkeypatch.setattr(RunRecorder, "save", kept_then_killed)
 
 
 def test_the_same_run_twice_has_the_same_losses(make_study: MakeStudy) -> None:

@@ -15,9 +15,10 @@ from nets.zoo import build
 from tests.support.own_network import ONE_PIXEL
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from torchvision_shim import import_torchvision
+from train.errors import TrainError
 from train.export import export_student
 from train.student import train_student
-from train.study import Study, TrainError
+from train.study import Study
 
 import_torchvision()
 from torchvision import models  # noqa: E402

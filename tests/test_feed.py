@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 from collections.abc import Callable
 
@@ -123,11 +124,11 @@ def test_a_windowed_run_is_another_run_and_learns_as_well(make_study: Callable) 
     study = make_study()
     losses = {}
     for name in ("host", "window"):
-        other = type(study)(**{**vars(study), "feed": name})
+        other = dataclasses.replace(study, feed=name)
         epochs: list[EpochResult] = []
         train_student(other.run("cd+gkd", 0), on_epoch=epochs.append)
         losses[name] = [loss for epoch in epochs for loss in epoch.step_losses]
-    windowed = type(study)(**{**vars(study), "feed": "window"})
+    windowed = dataclasses.replace(study, feed="window")
     assert study.run("cd+gkd", 0).folder != windowed.run("cd+gkd", 0).folder
     assert losses["host"] != losses["window"]
     assert np.mean(losses["window"]) == pytest.approx(np.mean(losses["host"]), rel=0.2)
@@ -139,7 +140,7 @@ def test_what_does_not_fit_into_memory_is_windowed_and_says_so(
     study = make_study()
     assert study.run("cd", 0).window_rows is None
     real = feed.slab_bytes(study.cache, study.run("cd", 0).needed_taps)
-    monkeypatch.setattr("train.study.total_memory", lambda: real)
+    monkeypatch.setattr("train.memory.total_memory", lambda: real)
     assert study.run("cd", 0).window_rows == 16  # one block at least
     assert "window" in study.run("cd", 0).identity
 
@@ -151,11 +152,11 @@ def test_taps_that_a_method_does_not_read_do_not_make_its_runs_windowed(
     identities = {method: study.run(method, 0).identity for method in ("ce", "kd", "cd")}
     grown = make_study(["taps.hint={stage: stage1, dtype: float32}"])
     enough = 4 * feed.slab_bytes(study.cache, study.run("cd", 0).needed_taps)
-    monkeypatch.setattr("train.study.total_memory", lambda: enough)
+    monkeypatch.setattr("train.memory.total_memory", lambda: enough)
     assert grown.window_rows(grown.cache.taps) is not None  # all together would not fit
     for method, identity in identities.items():
         assert grown.run(method, 0).identity == identity
-    monkeypatch.setattr("train.study.total_memory", lambda: 1)
+    monkeypatch.setattr("train.memory.total_memory", lambda: 1)
     assert "window" in grown.run("cd", 0).identity
     assert "window" not in grown.run("ce", 0).identity  # which reads nothing
 

@@ -16,9 +16,10 @@ from nets.weights import save_atomically
 from nets.zoo import build
 from tests.support.own_network import ONE_PIXEL
 from tests.support.teacher_cache import CPU
+from train.errors import TrainError
 from train.loop import EpochResult
 from train.student import train_student
-from train.study import Study, TrainError
+from train.study import Study
 from train.teacher import train_teacher
 from train.trial import try_run
 
@@ -73,9 +74,7 @@ def test_a_lone_last_sample_that_batch_norm_cannot_take_is_refused_before_traini
 ) -> None:
     study = make_study(student=[*ONE_PIXEL, *LONE])
     epochs: list[EpochResult] = []
-    told = (
-        r"training\.batch_size is 59, .*one of 60 samples alone.*\n  fix: training\.batch_size=60"
-    )
+    told = r"training\.batch_size is 59, .*a single sample of 60.*\n  fix: training\.batch_size=60"
     with pytest.raises(TrainError, match=told):
         train_student(study.run(method, 0), device="cpu", on_epoch=epochs.append)
     assert epochs == []

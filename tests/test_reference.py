@@ -15,7 +15,8 @@ from nets.taps import stage_modules
 from nets.zoo import build
 from tests.support.teacher_cache import CPU
 from train.connectors import Connectors, build_connectors
-from train.loop import EpochResult, make_learner
+from train.learner import make_learner
+from train.loop import EpochResult
 from train.student import train_student
 from train.study import Study
 from views.augment import view_pixels

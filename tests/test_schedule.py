@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from configs.schema import LossTerm, MultiStep, OneCycle, StudentTraining
-from train.loop import active_terms
 from train.schedule import learning_rate_at, weight_at
+from train.step import active_terms
 
 
 def test_edt_as_in_the_imagenet_recipe() -> None:

@@ -26,12 +26,13 @@ from store.reader import TeacherCache
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative, without_times
 from train.connectors import Connectors, StageMismatch, build_connectors, student_shapes
+from train.errors import TrainError
 from train.feed import CachedTeacher
 from train.loop import EpochResult, Partial
 from train.records import RunRecorder
 from train.schedule import learning_rate_at
 from train.student import train_student
-from train.study import Study, TrainError, open_study
+from train.study import Study, open_study
 from train.teacher import train_teacher
 from views.batches import ViewBatch
 from views.seeds import permutation
@@ -249,7 +250,7 @@ def test_a_run_killed_at_random_steps_equals_an_uninterrupted_one_bit_for_bit(
 ) -> None:
     study = dataclasses.replace(make_study(), feed=feed)
     steps_left = [3]
-    keep = RunRecorder.keep
+    keep = RunRecorder.save
 
     def kept_then_killed(self: RunRecorder, partial: Partial) -> None:
         keep(self, partial)
@@ -257,7 +258,7 @@ def test_a_run_killed_at_random_steps_equals_an_uninterrupted_one_bit_for_bit(
         if steps_left[0] == 0:
             raise Stopped
 
-    monkeypatch.setattr(RunRecorder, "keep", kept_then_killed)
+    monkeypatch.setattr(RunRecorder, "save", kept_then_killed)
     for following in (2, 5, 1, 10**9):
         with pytest.raises(Stopped):
             train_student(study.run("cd+gkd+edt", 0), checkpoint_minutes=0)
@@ -298,7 +299,7 @@ def test_the_learning_rate_moves_with_every_step(make_study: MakeStudy) -> None:
     assert rates == [learning_rate_at(training, 4 * epoch - 1, 4) for epoch in (1, 2, 3, 4)]
 
 
-def test_a_signal_keeps_the_very_step_and_the_same_call_goes_on(
+def test_a_signal_saves_the_very_step_and_the_same_call_resumes_there(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study()
@@ -466,7 +467,7 @@ def test_more_views_than_the_cache_holds_are_refused(make_study: MakeStudy) -> N
     [
         ("methods.cd.0.start_epoch=9", "training ends after epoch 4: this term would never act"),
         ("methods.ce.0.start_epoch=2", "every weight is zero in epoch 1"),
-        ('methods.kd=[{"loss":"kd"},{"loss":"kd"}]', "a loss stands twice"),
+        ('methods.kd=[{"loss":"kd"},{"loss":"kd"}]', "duplicate loss 'kd'"),
     ],
 )
 def test_methods_that_cannot_work_are_refused(
@@ -532,7 +533,7 @@ def test_a_run_killed_after_its_last_epoch_is_finished_by_the_next_call(
     assert summary["seconds"] >= kept["seconds"] > 0
 
 
-def test_a_checkpoint_without_its_metrics_is_not_gone_on_from(make_study: MakeStudy) -> None:
+def test_a_checkpoint_without_its_metrics_is_not_resumed(make_study: MakeStudy) -> None:
     study = make_study()
 
     def stop(result: EpochResult) -> None:
@@ -555,5 +556,5 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(make_study: MakeStudy) ->
     folder = study.run("ce", 0).folder
     folder.mkdir(parents=True)
     (folder / "checkpoint.pt").write_bytes(b"half a file")
-    with pytest.raises(TrainError, match=r"checkpoint.pt is not .*\n  fix: rm .*anew"):
+    with pytest.raises(TrainError, match=r"checkpoint.pt is not .*\n  fix: rm .*starts again"):
         train_student(study.run("ce", 0))

@@ -44,7 +44,7 @@ from train.plan import check_runs, plan_lines
 from train.reporting import write_report
 from train.runs import FoundRun, format_result, removable, remove_run, runs_below, table_of
 from train.study import Run
-from train.teacher import format_record, reason_not_to_train, refuse_untrainable
+from train.teacher_weights import format_record, reason_not_to_train, refuse_untrainable
 from views.datasets import load_dataset
 
 app = new_app("Train students from a cache; train teachers; look at runs.")
@@ -312,7 +312,7 @@ def _remove_surplus(existing: list[FoundRun], agreed: bool) -> None:
 def _remove_to_redo(runs: list[Run], device: str) -> None:
     """Delete runs of one study that are to be trained again, after checking that they can be."""
     from runtime.devices import check_device
-    from train.student import check_methods
+    from train.check import check_methods
 
     check_methods(runs[0].study, [run.method for run in runs])
     check_device(device)

@@ -26,8 +26,10 @@ from runtime.devices import check_device
 from runtime.errors import Stopped, UserError
 from runtime.limits import Share
 from runtime.signals import StopRequest
-from train.student import check_methods, train_student
-from train.study import Feed, Run, Study, jobs_that_fit, open_study
+from train.check import check_methods
+from train.memory import Feed, jobs_that_fit
+from train.student import train_student
+from train.study import Run, Study, open_study
 
 _POLL_SECONDS = 0.2
 
@@ -52,7 +54,7 @@ def run_ablation(
         console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
     for text in dict.fromkeys(map(_format_changes, waiting)):
         console.print(text, end="")
-    fitting = jobs_that_fit(jobs, runs)
+    fitting = jobs_that_fit(jobs, [run.held_bytes for run in runs])
     if fitting < jobs:
         console.print(f"{fitting} of {jobs} jobs: memory holds no more teacher outputs")
     train = functools.partial(train_student, device=device, num_workers=num_workers)

@@ -1,24 +1,28 @@
-"""What can be known of a study before its teacher runs: it is checked while an error costs nothing.
+"""What can be wrong with methods, found before anything runs, while an error costs nothing.
 
-Builds both networks with fresh weights and shows them one blank image; reads no cache.
+Without a cache, both networks are built with fresh weights and shown one blank image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from configs.commands import cache_command
 from configs.schema import LossTerm, StudentConfig, TeacherConfig
 from nets.archs import ArchError
-from nets.taps import TapError, stage_modules, taps_asked
+from nets.taps import Tap, TapError, stage_modules, taps_asked
 from nets.teacher import Teacher
 from nets.zoo import build
+from store.errors import fixes_spelled_by
 from store.layout import TapSpec
 from train.connectors import connectors_for
-from train.needs import check_before_the_pass
-from train.student import check_terms
+from train.errors import TrainError
+from train.schedule import weight_at
+from train.study import Study, tap_names
+from train.terms import check_options, taps_of
 from views.augment import check_augmentable, view_shape
 from views.datasets import Dataset, load_dataset
 
@@ -82,3 +86,110 @@ def check_student(
         stem=config.student.stem,
     )
     connectors_for(network, config.student, terms, taps, image_shape, seed=0)
+
+
+def check_methods(study: Study, methods: Sequence[str]) -> None:
+    """Raise TrainError where a method cannot work, or needs what the cache lacks: all of it.
+
+    CacheIncomplete where it needs what the cache is to hold and is not finished.
+    """
+    stages, epochs = list(study.teacher_stages), study.config.training.epochs
+    for method in methods:
+        check_terms(method, study.config.methods[method], epochs)
+    missing = missing_taps(study.config, methods, stages, list(study.cache.manifest.taps))
+    if missing:
+        path = study.cache.path
+        raise missing_error(missing, methods, f"{path} lacks", study.teacher, stages, path.parent)
+    caches_dir = study.cache.path.parent
+    with fixes_spelled_by(
+        lambda more: cache_command(study.teacher, caches_dir=caches_dir, more=more)
+    ):
+        for method in methods:
+            study.cache.refuse_incomplete(study.run(method, 0).needed_taps)
+
+
+def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
+    """Raise TrainError where a term never acts, or where in some epoch none does."""
+    names = [term.loss for term in terms]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TrainError(f"methods.{method}: duplicate loss {twice!r}; give it one term")
+    for number, term in enumerate(terms):
+        check_options(f"methods.{method}.{number}", term)
+        if term.start_epoch > epochs:
+            raise TrainError(
+                f"methods.{method}.{number}.start_epoch is {term.start_epoch}, but training ends "
+                f"after epoch {epochs}: this term would never act"
+            )
+    for epoch in range(1, epochs + 1):
+        if not any(weight_at(term, epoch) for term in terms):
+            raise TrainError(f"methods.{method}: every weight is zero in epoch {epoch}")
+
+
+# ---- what methods need of a cache
+
+
+def missing_taps(
+    config: StudentConfig, methods: Sequence[str], stages: Sequence[str], held: Collection[str]
+) -> dict[str, set[str]]:
+    """The taps that methods need beyond those held: {method: taps}, without empty entries."""
+    needed = {method: taps_of(config.methods[method], stages) for method in methods}
+    return {method: taps - set(held) for method, taps in needed.items() if taps - set(held)}
+
+
+def format_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[str]) -> str:
+    """The problem in words; `who` ends in a verb. Raises TrainError if no cache can have them."""
+    lines = [f"methods.{m} needs the taps {', '.join(sorted(taps))}" for m, taps in missing.items()]
+    possible = {
+        "logits",
+        "correct",
+        "hint",
+        *stages,
+        *(Tap("energy", stage).name for stage in stages),
+    }
+    if unknown := sorted(set().union(*missing.values()) - possible):
+        known = ", ".join(sorted(possible))
+        raise TrainError("\n  ".join([*lines, f"no cache has {', '.join(unknown)}, but {known}"]))
+    return "\n  ".join([f"{who} what the methods need:", *lines])
+
+
+def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) -> list[str]:
+    """Overrides of the teacher's file that add these taps; a hint is the middle stage's."""
+    every = set().union(*missing.values())
+    kinds = {Tap.parse(name).kind for name in every}
+    middle = stages[len(stages) // 2]
+    return [
+        *(["taps.energy=float16"] if "energy" in kinds else []),
+        *([f"taps.hint.stage={middle}"] if "hint" in kinds else []),
+    ]
+
+
+def check_before_the_pass(
+    config: StudentConfig,
+    teacher: TeacherConfig,
+    methods: Sequence[str],
+    caches_dir: Path = Path("caches"),
+) -> None:
+    """Raise TrainError where a cache of this teacher would lack what methods need."""
+    stages = list(stage_modules(teacher.teacher.arch, teacher.taps.stages))
+    missing = missing_taps(config, methods, stages, tap_names(teacher))
+    if missing:
+        who = f"the teacher's file {teacher.name} leaves out"
+        raise missing_error(missing, methods, who, teacher, stages, caches_dir)
+
+
+def missing_error(
+    missing: Mapping[str, set[str]],
+    methods: Sequence[str],
+    who: str,
+    teacher: TeacherConfig,
+    stages: Sequence[str],
+    caches_dir: Path,
+) -> TrainError:
+    """The error for taps that `who` lacks, with the command that builds or extends a cache."""
+    problem = format_missing(missing, who, stages)
+    rest = " ".join(method for method in methods if method not in missing)
+    without = f'; or leave these methods out: METHODS="{rest}"' if rest else ""
+    more = settings_that_add(missing, stages)
+    command = cache_command(teacher, caches_dir=caches_dir, more=more)
+    return TrainError(f"{problem}{without}", fix=command)

@@ -6,8 +6,8 @@ student.json   architecture, classes, normalisation, errors and where it comes f
 
 Before anything is written the weights are compared with the checksum that the run's summary has of
 them. The program must give the network's logits on test images, up to rounding, before it gets its
-name. Errors are told as found again and never compared: a sample or two may turn over on another
-device.
+name. Errors are measured again and not compared with the run's: a sample or two may change sides on
+another device.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from nets.zoo import build
 from runtime.devices import pick_device
 from runtime.files import write_atomically, written_aside
 from store.identity import file_sha256
+from train.errors import TrainError
 from train.evaluate import evaluate
 from train.run_files import SUMMARY_FILE
-from train.study import Run, Study, TrainError
+from train.study import Run, Study
 from views.batches import Pixels
 from views.pixels import evaluation_pixels
 
@@ -47,6 +48,31 @@ Which = Literal["best", "last"]
 def export_student(run: Run, which: Which, folder: Path, *, device: str = "auto") -> dict[str, Any]:
     """Write the three files into `folder`; returns the card. Raises TrainError."""
     study = run.study
+    weights = _intact_weights(run, which)
+    picked = pick_device(device)
+    network = _loaded(study, weights).to(picked)
+    test = evaluation_pixels(
+        study.dataset.test, study.teacher.views, study.teacher.dataset.normalisation, picked
+    )
+    errors = evaluate(network, test, run.training.precision, picked)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = network.cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    program = _written_program(plain, test, folder / "student.pt2")
+    shutil.copyfile(weights, folder / "student.pt")
+    card = {
+        **_origin(run, which),
+        "input_shape": [test.shape[2], test.shape[0], test.shape[1]],
+        "top1_error": errors.top1,  # measured again, on this device
+        "top5_error": errors.top5,
+        "program_top1_error": _errors_of(program, test).top1,  # in float32
+    }
+    write_atomically(folder / "student.json", (json.dumps(card, indent=1) + "\n").encode())
+    return card
+
+
+def _intact_weights(run: Run, which: Which) -> Path:
+    """The weights of a finished run. Raises TrainError unless they are those it ended with."""
+    study = run.study
     command = student_command(
         study.config,
         study.teacher,
@@ -57,41 +83,33 @@ def export_student(run: Run, which: Which, folder: Path, *, device: str = "auto"
     )
     if (summary := run.summary) is None:
         raise TrainError(f"{run.folder} is not finished", fix=command)
-    place = pick_device(device)
-    trained = run.folder / f"{which}.pt"
-    if file_sha256(trained) != summary["files_sha256"][trained.name]:
+    weights = run.folder / f"{which}.pt"
+    if file_sha256(weights) != summary["files_sha256"][weights.name]:
         raise TrainError(
-            f"{trained} does not hold the weights that this run ended with: its sha256 is not the "
-            f"one in {SUMMARY_FILE}\n  fix: rm -r {shlex.quote(str(trained.parent))} && {command}"
+            f"{weights} does not hold the weights that this run ended with: its sha256 is not the "
+            f"one in {SUMMARY_FILE}",
+            fix=f"rm -r {shlex.quote(str(run.folder))} && {command}",
         )
-    network = _loaded(study, trained).to(place)
-    test = evaluation_pixels(
-        study.dataset.test, study.teacher.views, study.teacher.dataset.normalisation, place
-    )
-    found = evaluate(network, test, study.config.training.precision, place)
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = network.cpu().eval().to(memory_format=torch.contiguous_format)
-    program = _written_program(plain, test, folder / "student.pt2")
-    shutil.copyfile(trained, folder / "student.pt")
-    card = {
+    return weights
+
+
+def _origin(run: Run, which: Which) -> dict[str, Any]:
+    """What the card says of the run."""
+    study, summary = run.study, run.summary
+    assert summary is not None
+    return {
         "model": study.config.student.arch,
         "stem": study.config.student.stem,
         "classes": list(study.dataset.class_names),
-        "input_shape": [test.shape[2], test.shape[0], test.shape[1]],
         "normalisation": as_plain(study.teacher.dataset.normalisation),
         "shown": as_plain(study.teacher.views.eval_transform),
         "method": run.method,
         "seed": run.seed,
         "epoch": summary["best"]["epoch"] if which == "best" else summary["epochs"],
         "reported_top1_error": summary[which]["top1_error"],
-        "top1_error": found.top1,  # found again, on this device
-        "top5_error": found.top5,
-        "program_top1_error": _errors_of(program, test).top1,  # in float32
         "cache": summary["cache"],
         "cache_sha256": summary["cache_sha256"],
     }
-    write_atomically(folder / "student.json", (json.dumps(card, indent=1) + "\n").encode())
-    return card
 
 
 def _loaded(study: Study, weights: Path) -> nn.Module:
@@ -102,7 +120,8 @@ def _loaded(study: Study, weights: Path) -> nn.Module:
         stem=study.config.student.stem,
     )
     load_weights(network, weights)
-    return network.to(memory_format=torch.channels_last)
+    channels_last: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return channels_last
 
 
 def _written_program(network: nn.Module, test: Pixels, path: Path) -> nn.Module:
@@ -129,8 +148,9 @@ def _compare(program: nn.Module, network: nn.Module, test: Pixels) -> None:
     if not difference <= _ROUNDING:
         raise TrainError(
             f"the program that torch.export made gives other logits than the network: they differ "
-            f"by {difference:.2g} of the largest, {_ROUNDING:.2g} would be rounding\n  fix: use "
-            f"the run's best.pt or last.pt, and look in the network for what depends on its input"
+            f"by {difference:.2g} of the largest; {_ROUNDING:.2g} would be rounding",
+            fix="use the run's best.pt or last.pt, and look in the network for what depends on its "
+            "input",
         )
 
 

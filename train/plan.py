@@ -46,8 +46,7 @@ def check_runs(
         if all(study.run(method, seed).is_finished for method in methods for seed in seeds):
             return
     from runtime.devices import check_device
-    from train.check import check_study
-    from train.needs import missing_taps
+    from train.check import check_study, missing_taps
 
     check_device(device)
     taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)

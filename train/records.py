@@ -1,9 +1,9 @@
-"""What a run leaves on disk, and how it is taken up again.
+"""What a run leaves on disk, and how it is resumed.
 
 run.json         what the run is (config, method, seed, cache); written first
 metrics.jsonl    one line per epoch
 tensorboard/     the same as events
-checkpoint.pt    the state after the last epoch, or within one; gone once the run is finished
+checkpoint.pt    the state after the last epoch, or within one; deleted when the run is finished
 last.pt best.pt  the student alone, as a plain state dict
 summary.json     written last: a run that has one is finished
 """
@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nets.archs import ArchError
 from nets.weights import read_tensors, save_atomically
@@ -27,9 +27,11 @@ from runtime.files import write_atomically
 from runtime.locks import Job, WriterLock
 from runtime.signals import StopRequest
 from store.identity import canonical_json, file_sha256, identity_sha256
-from train.loop import EpochResult, Learner, Partial
+from train.errors import TrainError
+from train.learner import Learner
+from train.loop import EpochResult, Partial
 from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
-from train.study import TrainError
+from train.step import AnyRun
 
 
 @dataclass(frozen=True)
@@ -43,68 +45,67 @@ class BestEpoch:
 
 
 class RunRecorder:
-    """Writes the files of one run; `first_epoch` and `partial` say where to go on.
+    """Writes the files of one run; `first_epoch` and `partial` say where training resumes.
 
-    checkpoint_minutes: so often the state is kept within an epoch. stop: a request to keep it and
-    to end.
+    checkpoint_minutes: between checkpoints within an epoch. stop: a request to save one and to end.
+    To be closed, or used as a context. Raises Busy where another process trains this run.
     """
 
     def __init__(
         self,
-        folder: Path,
-        identity: Mapping[str, Any],
+        run: AnyRun,
         learner: Learner,
         *,
         checkpoint_minutes: float = 10.0,
         stop: StopRequest | None = None,
     ) -> None:
-        self.folder = folder
-        self.partial: Partial | None = None
+        self.folder, self._learner = run.folder, learner
+        self._identity, self._sha256 = run.identity, identity_sha256(run.identity)
         self._checkpoint_seconds, self._stop = 60 * checkpoint_minutes, stop
-        self._identity, self._learner = identity, learner
+        self.partial: Partial | None = None
         self.seconds = 0.0
         self.first_epoch = 1
         self.best: BestEpoch | None = None
         self.last: dict[str, Any] = {}  # the metrics of the last epoch
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = WriterLock(folder, Job())  # two processes must not train one run
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = WriterLock(self.folder, Job())  # two processes must not train one run
         try:
-            if not self._taken_up():
-                # One of another run, which would be taken for one of this as soon as run.json
-                # says so.
-                (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-                _write_json(folder / RUN_FILE, identity)
-                (folder / METRICS_FILE).write_text("")
+            if not self._resume():
+                self._begin()
             self._events = self._open_events()
         except BaseException:
             self._lock.release()
             raise
-        self._epoch_started = self._kept = time.perf_counter()
+        self._seconds_counted = self._saved = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def is_due(self) -> bool:
-        """Whether the state within the epoch is to be kept now."""
+        """Whether to save a checkpoint now, within an epoch."""
         is_stopped = self._stop is not None and self._stop.signal_number is not None
-        return is_stopped or time.perf_counter() - self._kept >= self._checkpoint_seconds
+        return is_stopped or time.perf_counter() - self._saved >= self._checkpoint_seconds
 
-    def keep(self, partial: Partial) -> None:
-        """Make the middle of an epoch the point to go on from; raises Stopped where asked to."""
+    def save(self, partial: Partial) -> None:
+        """Save a checkpoint within an epoch. Raises Stopped if asked to end."""
         self._count_seconds()
-        self._checkpoint(partial.epoch - 1, partial)
+        self._save_checkpoint(partial.epoch - 1, partial)
         self._end_if_asked(f"in epoch {partial.epoch} after step {partial.step:,}")
 
     def end_if_asked(self, epoch: int) -> None:
-        """Raise Stopped where asked to; the epoch has been kept."""
+        """Raise Stopped if asked to end; the epoch is saved."""
         self._end_if_asked(f"after epoch {epoch}")
 
     def _end_if_asked(self, where: str) -> None:
         if self._stop is not None and self._stop.signal_number is not None:
-            raise Stopped(
-                self._stop.signal_number,
-                f"stopped {where}; the same command goes on from there",
-            )
+            message = f"stopped {where}; the same command resumes there"
+            raise Stopped(self._stop.signal_number, message)
 
     def epoch_done(self, result: EpochResult) -> None:
-        """Append the epoch to the metrics and make it the point to go on from."""
+        """Append the epoch to the metrics and save a checkpoint."""
         self._count_seconds()
         errors, deciding = result.errors, result.deciding
         is_better = deciding and (self.best is None or deciding.top1 < self.best.deciding)
@@ -112,14 +113,15 @@ class RunRecorder:
             self.best = BestEpoch(result.epoch, deciding.top1, errors.top1, errors.top5)
             save_atomically(self._learner.network.state_dict(), self.folder / "best.pt")
         self.last = self._append_metrics(result)
-        self._checkpoint(result.epoch, None)
+        self._append_events(result)
+        self._save_checkpoint(result.epoch, None)
 
     def finish(self, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Write last.pt and the summary, drop the checkpoint; returns the summary."""
+        """Write last.pt and the summary, delete the checkpoint; returns the summary."""
         assert self.best is not None
         save_atomically(self._learner.network.state_dict(), self.folder / "last.pt")
         summary = {
-            "run_sha256": identity_sha256(self._identity),
+            "run_sha256": self._sha256,
             "epochs": self.last["epoch"],
             "last": {name: self.last[name] for name in ("top1_error", "top5_error")},
             "best": {
@@ -139,7 +141,7 @@ class RunRecorder:
         return summary
 
     def close(self) -> None:
-        """Let go of the folder; to be called whether the run was finished or not."""
+        """Release the folder, whether the run is finished or not."""
         self._events.close()
         self._lock.release()
 
@@ -160,6 +162,9 @@ class RunRecorder:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())  # before the checkpoint that counts on it
+        return line
+
+    def _append_events(self, result: EpochResult) -> None:
         scalars = {"loss/total": result.loss, "learning_rate": result.learning_rate}
         scalars |= {f"loss/{name}": value for name, value in result.losses.items()}
         scalars |= {f"weight/{name}": value for name, value in result.weights.items()}
@@ -167,18 +172,17 @@ class RunRecorder:
             scalars |= {"error/top1": result.errors.top1, "error/top5": result.errors.top5}
         for name, value in scalars.items():
             self._events.add_scalar(name, value, result.epoch)
-        return line
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()
-        self.seconds += now - self._epoch_started
-        self._epoch_started = now
+        self.seconds += now - self._seconds_counted
+        self._seconds_counted = now
 
-    def _checkpoint(self, epoch: int, partial: Partial | None) -> None:
-        """After `epoch` whole epochs, and where given what is done of the next one."""
+    def _save_checkpoint(self, epoch: int, partial: Partial | None) -> None:
+        """Save the state after `epoch` whole epochs, with what is done of the next one."""
         best = self.best
         state = {
-            "run_sha256": identity_sha256(self._identity),
+            "run_sha256": self._sha256,
             "epoch": epoch,
             "seconds": self.seconds,
             "best": [best.epoch, best.deciding, best.top1, best.top5] if best else None,
@@ -186,12 +190,18 @@ class RunRecorder:
             **self._learner.state_dict(),
         }
         save_atomically(state, self.folder / CHECKPOINT_FILE)
-        self._kept = time.perf_counter()
+        self._saved = time.perf_counter()
 
-    def _taken_up(self) -> bool:
-        """Load the checkpoint, if there is one of this very run, and cut the metrics back to it.
+    def _begin(self) -> None:
+        # Another run's checkpoint would pass for one of this run as soon as run.json says so.
+        (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+        _write_json(self.folder / RUN_FILE, self._identity)
+        (self.folder / METRICS_FILE).write_text("")
 
-        Without all the metrics of its epochs the run begins anew.
+    def _resume(self) -> bool:
+        """Load this run's checkpoint and cut the metrics back to it; False where there is none.
+
+        A checkpoint without the metrics of all its epochs counts as none.
         """
         path = self.folder / CHECKPOINT_FILE
         if not path.is_file():
@@ -199,13 +209,11 @@ class RunRecorder:
         try:
             state = read_tensors(path)
         except ArchError as error:
-            raise TrainError(
-                f"{error}\n  fix: rm {shlex.quote(str(path))}  # the run begins anew"
-            ) from None
+            fix = f"rm {shlex.quote(str(path))}  # the run starts again"
+            raise TrainError(str(error), fix=fix) from None
         metrics = self.folder / METRICS_FILE
         lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
-        is_this_run = state.get("run_sha256") == identity_sha256(self._identity)
-        if not is_this_run or len(lines) < int(state["epoch"]):
+        if state.get("run_sha256") != self._sha256 or len(lines) < int(state["epoch"]):
             return False
         self._learner.load_state_dict(state)
         self.first_epoch = int(state["epoch"]) + 1
@@ -215,9 +223,9 @@ class RunRecorder:
             self.best = BestEpoch(int(epoch), *map(float, errors))
         if state["partial"] is not None:
             self.partial = Partial(**state["partial"])
-        kept = lines[: self.first_epoch - 1]
-        self.last = json.loads(kept[-1]) if kept else {}
-        write_atomically(metrics, "".join(kept).encode())
+        lines = lines[: self.first_epoch - 1]
+        self.last = json.loads(lines[-1]) if lines else {}
+        write_atomically(metrics, "".join(lines).encode())
         return True
 
     def _open_events(self) -> Any:

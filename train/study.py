@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from configs.commands import cache_command
-from configs.schema import LossTerm, StudentConfig, TeacherConfig, Training, as_plain
+from configs.schema import LossTerm, StudentConfig, StudentTraining, TeacherConfig, as_plain
 from nets.archs import check_arch, has_stem
 from nets.identity import teacher_identity as nets_identity
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules, taps_asked
-from runtime.limits import total_memory
 from store.differences import Difference, differences, short_repr
 from store.errors import (
-    CacheAmbiguous,
-    CacheError,
     CacheMismatch,
     CacheMissing,
     TeacherPass,
@@ -37,7 +34,8 @@ from store.identity import (
     identity_sha256,
 )
 from store.reader import TeacherCache
-from train.errors import TrainError as TrainError
+from train.errors import TrainError
+from train.memory import Feed, record_bytes, window_rows
 from train.run_files import RUN_FILE, SUMMARY_FILE
 from views.augment import view_shape
 from views.canary import pixel_canary
@@ -45,19 +43,18 @@ from views.changes import describe_change
 from views.datasets import Dataset, load_dataset
 from views.identity import views_identity
 
+if TYPE_CHECKING:
+    import torch
+
+    from views.dataset_pixels import DatasetPixels
+
 RUN_VERSION = 2  # raise it when the same settings would train differently
 # Options that a term leaves out, as every identity of this RUN_VERSION holds them.
-_UNSET_OPTIONS = {
+_UNSET_OPTIONS: dict[str, Any] = {
     **dict.fromkeys(("temperature", "alpha", "beta", "distance_weight", "angle_weight")),
     "options": {},
 }
 MOST_SEED = 2**64 - 1
-
-# Where a view's teacher outputs are while its epoch runs; see `train.feed`.
-Feed = Literal["auto", "device", "host", "window"]
-_SLABS_SHARE = 0.5  # of the memory for two views; beyond it a window of blocks is held
-_WINDOW_SHARE = 0.125  # of the memory for one window; two are held
-_WINDOWS_PER_EPOCH = 8  # at least, where a window is asked for
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,9 @@ class Study:
     cache: TeacherCache
     runs_dir: Path
     feed: Feed = "auto"
+    _pixels: dict[tuple[torch.device, int | None], DatasetPixels] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def num_views(self) -> int:
@@ -81,25 +81,33 @@ class Study:
         return {f"stage{n}": stages[f"stage{n}"] for n in range(1, len(stages) + 1)}
 
     def window_rows(self, taps: Collection[str]) -> int | None:
-        """How many samples are shuffled at a time, if not all: where two views fill the memory.
+        """How many samples are shuffled at a time, reading these taps; None: all of them."""
+        return window_rows(self.cache, taps, self.feed)
 
-        taps: what is read. By the memory that there is for all processes, not by what is free or
-        by the share of one job, so that a run stays the same run.
+    def pixels(self, device: torch.device, num_workers: int | None = None) -> DatasetPixels:
+        """The views of all splits on a device, opened once for all runs. Loads torch.
+
+        A training sample that is read from other bytes than those the teacher saw is refused.
         """
-        record_bytes = self.record_bytes(taps)
-        view_bytes, memory = record_bytes * self.cache.num_samples, total_memory()
-        is_too_large = 2 * view_bytes > memory * _SLABS_SHARE
-        if not record_bytes or not (
-            self.feed == "window" or (self.feed == "auto" and is_too_large)
-        ):
-            return None
-        affordable = int(memory * _WINDOW_SHARE / record_bytes)
-        rows = min(affordable, -(-self.cache.num_samples // _WINDOWS_PER_EPOCH))
-        return max(rows, self.cache.manifest.block_rows)
+        from views.dataset_pixels import open_dataset_pixels
+        from views.pixels import VerifiedPixels
 
-    def record_bytes(self, taps: Collection[str]) -> int:
-        """The bytes of one record's taps in memory."""
-        return sum(self.cache.manifest.taps[tap].read_bytes_per_record for tap in taps)
+        key = device, num_workers
+        if key not in self._pixels:
+            self._pixels.clear()  # of another device
+            normalisation = self.teacher.dataset.normalisation
+            pixels = open_dataset_pixels(
+                self.dataset, self.teacher.views, normalisation, device, num_workers
+            )
+            if (checksums := self.cache.sample_crc32c) is not None:
+                again = cache_command(self.teacher, caches_dir=self.cache.path.parent)
+                fix = (
+                    f"restore it; or, if it is right as it is: rm -r {self.cache.path}, and {again}"
+                )
+                train = VerifiedPixels(pixels.train, self.dataset.train, checksums, fix)
+                pixels = pixels._replace(train=train)
+            self._pixels[key] = pixels
+        return self._pixels[key]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -142,7 +150,7 @@ class Run:
         return self.study.config.methods[self.method]
 
     @property
-    def training(self) -> Training:
+    def training(self) -> StudentTraining:
         return self.study.config.training
 
     @property
@@ -207,8 +215,8 @@ class Run:
     @property
     def held_bytes(self) -> int:
         """Bytes of teacher outputs held in memory at a time: two views, or two windows."""
-        rows = self.window_rows or self.study.cache.num_samples
-        return 2 * rows * self.study.record_bytes(self.needed_taps)
+        cache = self.study.cache
+        return 2 * (self.window_rows or cache.num_samples) * record_bytes(cache, self.needed_taps)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -236,12 +244,6 @@ class Run:
         if latest.get("run_version") != RUN_VERSION:
             return ["this version of the program trains or identifies runs differently"]
         return [_format_change(change) for change in differences(self.identity, latest)]
-
-
-def jobs_that_fit(jobs: int, runs: Sequence[Run]) -> int:
-    """How many of `jobs` runs may hold their teacher outputs in memory side by side."""
-    largest = max([1, *(run.held_bytes for run in runs)])
-    return min(jobs, max(1, int(_SLABS_SHARE * total_memory() // largest)))
 
 
 def refuse_unknown_method(config: StudentConfig, method: str) -> None:
@@ -301,22 +303,6 @@ def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
         f"the dataset has changed since {cache.path} was made: {change}",
         fix=TeacherPass(cache.manifest.teacher, before="restore it, or: "),
     )
-
-
-def cache_in_place_of_weights(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache | None:
-    """The complete cache that leaves nothing for the teacher to do, its weights not being at hand.
-
-    None where there is none. Raises CacheAmbiguous where caches of several weights fit.
-    """
-    identity = teacher_identity(teacher, load_dataset(teacher.dataset))
-    views = teacher.views.num_views
-    try:
-        taps = tap_names(teacher)
-        return find_cache(caches_dir, teacher.name, identity, num_views=views, taps=taps)
-    except CacheAmbiguous:
-        raise
-    except CacheError:
-        return None
 
 
 def tap_names(teacher: TeacherConfig) -> set[str]:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.utils.tensorboard  # a run has it loaded, so that its memory counts
 from torch import Tensor
 
-from nets.draws import seeded
 from runtime.cost import Memory, measured_rate, memory_with
 from store import TeacherCache
 from train.evaluate import outputs_and_labels
-from train.feed import TeacherOutputs, slab_bytes
-from train.loop import Learner, SplitPixels, Task, run_step, student_maps
-from train.student import assemble
+from train.feed import NoTeacher, slab_bytes
+from train.learner import reading_maps
+from train.step import ActiveTerm, Session, epoch_steps
+from train.student import open_session
 from train.study import Run, Study
 from views.batches import ViewBatch
+from views.dataset_pixels import DatasetPixels
 from views.pixels import open_pixels
 
 _STEPS_BEFORE = 3  # memory still grows in the first ones, and with a batch of another size
@@ -37,40 +38,38 @@ class Trial:
 def try_run(run: Run, device: torch.device) -> Trial:
     """Take a few steps and show a test batch; writes nothing. Raises as `train_student` does.
 
-    All terms of the method act, with the outputs of some other samples.
+    All terms of the method act, with the teacher's outputs for some other samples.
     """
-    study = run.study
+    study, taps = run.study, run.needed_taps
     views, normalisation = study.teacher.views, study.teacher.dataset.normalisation
     pixels = open_pixels(study.dataset.train, views, normalisation, device)
-    data = SplitPixels(train=pixels, validation=None, test=pixels)
-    task, learner, source = assemble(run, device, data=data)
-    source.close()
-    taps = run.needed_taps
-    some = _SomeOutputs(study.cache, taps, device)
-    with student_maps(task, learner) as maps:
-        steps = trial_steps(task, learner, some, maps)
-        for _ in range(_STEPS_BEFORE):
-            next(steps)
-        rate = measured_rate(steps)
-        learner.network.eval()
-        with torch.no_grad():
-            next(outputs_and_labels(learner.network, pixels, task.training.precision, device))
+    session = open_session(run, device, data=DatasetPixels(pixels, None, pixels))
+    session.teacher.close()
+    session = replace(session, teacher=_SomeOutputs(study.cache, taps, device))
+    learner = session.learner
+    steps = trial_steps(session)
+    for _ in range(_STEPS_BEFORE):
+        next(steps)
+    rate = measured_rate(steps)
+    steps.close()
+    learner.network.eval()
+    with torch.no_grad():
+        next(outputs_and_labels(learner.network, pixels, learner.precision, device))
     return Trial(rate, memory_with(_bytes_to_come(study, taps), device))
 
 
-def trial_steps(
-    task: Task, learner: Learner, source: TeacherOutputs, maps: dict[str, Tensor]
-) -> Iterator[int]:
-    """Steps for ever, two whole batches and the rest of an epoch; yields each one's images."""
-    terms = [(term.loss, term.weight, term.options) for term in task.terms]
-    num_samples, size = len(task.data.train), task.training.batch_size
+def trial_steps(session: Session) -> Generator[int, None, None]:
+    """Steps endlessly, two whole batches and the rest of an epoch; yields each one's images."""
+    run, data = session.run, session.data.train
+    terms = [ActiveTerm(term.loss, term.weight, term.options) for term in run.terms]
+    num_samples, size = len(data), run.training.batch_size
     some = np.arange(min(num_samples, 2 * size + num_samples % size))
-    while True:
-        for batch in task.data.train.batches([0], some, size):
-            with seeded(task.seed):
-                run_step(task, learner, source, terms, batch, maps)["total"].item()
-            maps.clear()
-            yield len(batch.ids)
+    session.learner.network.train()
+    with reading_maps(session.learner, data, size):
+        while True:
+            for step in epoch_steps(session, 1, some, terms):
+                step.losses["total"].item()
+                yield step.num_samples
 
 
 def _bytes_to_come(study: Study, taps: Sequence[str]) -> int:
@@ -82,8 +81,8 @@ def _bytes_to_come(study: Study, taps: Sequence[str]) -> int:
     return int(share * slab_bytes(study.cache, taps)) + tested * math.prod(study.image_shape)
 
 
-class _SomeOutputs:
-    """Teacher outputs of the right shape: those of the cache's first block, again and again."""
+class _SomeOutputs(NoTeacher):
+    """Teacher outputs of the right shape: those of the cache's first block, repeated."""
 
     def __init__(self, cache: TeacherCache, taps: Sequence[str], device: torch.device) -> None:
         block = cache.read_block(cache.manifest.block(0, 0), taps) if taps else {}

@@ -1,16 +1,63 @@
-"""What a run says while it trains: one line per epoch."""
+"""Trains a run to its end: resumes it, saves checkpoints, prints its epochs, stops on a signal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 
 from configs.schema import LossTerm
 from nets.error_rates import ErrorRates
-from train.loop import EpochResult
+from runtime.signals import StopRequest
+from train.loop import EpochResult, fit
+from train.records import RunRecorder
 from train.schedule import weight_at
+from train.step import Session
 from train.terms import loss_named
+
+
+def train_to_end(
+    session: Session,
+    *,
+    finish: Callable[[], Mapping[str, Any]],
+    checkpoint_minutes: float = 10.0,
+    console: Console | None = None,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+) -> dict[str, Any]:
+    """Train what is left of a run, and close its teacher source; returns the summary.
+
+    finish: called after the last epoch; returns what the summary is to say besides. Ctrl-C and
+    SIGTERM save a checkpoint and raise Stopped.
+    """
+    run = session.run
+    try:
+        with (
+            StopRequest() as stop,
+            RunRecorder(
+                run, session.learner, checkpoint_minutes=checkpoint_minutes, stop=stop
+            ) as recorder,
+        ):
+            epochs = run.training.epochs
+            first = classifier_epoch(run.terms, epochs)
+            printer = EpochPrinter(epochs, recorder.first_epoch, console, first)
+
+            def after_epoch(result: EpochResult) -> None:
+                recorder.epoch_done(result)
+                printer(result)
+                if on_epoch is not None:
+                    on_epoch(result)
+
+            fit(
+                session,
+                first_epoch=recorder.first_epoch,
+                on_epoch=after_epoch,
+                partial=recorder.partial,
+                checkpoints=recorder,
+            )
+            return recorder.finish(finish())
+    finally:
+        session.teacher.close()
 
 
 class EpochPrinter:
@@ -27,7 +74,7 @@ class EpochPrinter:
         self._epochs, self._first, self._console = epochs, first_epoch, console
         self._seconds = 0.0
         if console is not None and first_epoch > 1:
-            console.print(f"continuing after epoch {first_epoch - 1} of {epochs}")
+            console.print(f"resuming after epoch {first_epoch - 1} of {epochs}")
 
     def __call__(self, result: EpochResult) -> None:
         if self._console is None:

@@ -1,0 +1,166 @@
+"""A network in training: its connectors, its optimiser, and the maps that losses look at."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import Training
+from nets.precision import autocast
+from nets.taps import changed_in_place, read_stages
+from train.connectors import Connectors
+from train.errors import TrainError
+from views.batches import Pixels
+
+
+@dataclass
+class Learner:
+    """Everything that changes over a run.
+
+    stages: "stageN" -> module, of which losses look at the maps. maps: "stageN" -> (B, C, H, W) of
+    the last forward pass, while `reading_maps` is open.
+    """
+
+    network: nn.Module
+    connectors: Connectors | None
+    optimizer: torch.optim.Optimizer
+    forward: Callable[[Tensor], Tensor]  # the network's, perhaps compiled
+    precision: str
+    device: torch.device
+    stages: Mapping[str, str]
+    freeze_idle_classifier: bool
+    maps: dict[str, Tensor] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, object]:
+        return {
+            "network": self.network.state_dict(),
+            "connectors": self.connectors.state_dict() if self.connectors else {},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, dict[str, object]]) -> None:
+        self.network.load_state_dict(state["network"])
+        if self.connectors:
+            self.connectors.load_state_dict(state["connectors"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def make_learner(
+    network: nn.Module,
+    connectors: Connectors | None,
+    training: Training,
+    device: torch.device,
+    *,
+    stages: Mapping[str, str] | None = None,
+    freeze_idle_classifier: bool = True,
+) -> Learner:
+    """Move to the device and set up SGD over the network's and the connectors' parameters.
+
+    stages: "stageN" -> module, of which losses look at the maps; None: no loss does.
+    """
+    network = _on_device(network, device)
+    parameters = list(network.parameters())
+    if connectors is not None:
+        _on_device(connectors, device)
+        parameters += list(connectors.parameters())
+    return Learner(
+        network,
+        connectors,
+        _optimizer(parameters, training),
+        _compiled(network) if training.compile else network,
+        training.precision,
+        device,
+        stages or {},
+        freeze_idle_classifier,
+    )
+
+
+def _on_device(network: nn.Module, device: torch.device) -> nn.Module:
+    moved: nn.Module = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(
+        parameters,
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        nesterov=training.nesterov,
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+    # A parameter that no loss reaches yet would have no buffer while the others have theirs, which
+    # the fused step refuses. Starting from zeros gives the same first step.
+    if training.momentum:
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network by torch.compile, without code of networks that this process compiled before.
+
+    Networks of one class share compiled code, which is guarded on no hooks: the code of a network
+    without taps would also run for one with taps, and read none.
+    """
+    torch.compiler.reset()
+    compiled: Callable[[Tensor], Tensor] = torch.compile(network)
+    return compiled
+
+
+@contextmanager
+def reading_maps(learner: Learner, pixels: Pixels, batch_size: int) -> Iterator[None]:
+    """While open, each forward pass fills `learner.maps` with the maps that losses look at.
+
+    They are what their modules returned: copies of those that a later operation changes in place.
+    Raises TrainError where the last batch of an epoch is a single sample, which batch norm refuses.
+    """
+    changed = _try_batches(learner, pixels, batch_size)
+
+    def own(stage: str, features: Tensor) -> Tensor:
+        return features.clone() if stage in changed else features
+
+    with read_stages(learner.network, learner.stages, own) as learner.maps:
+        yield
+
+
+def _try_batches(learner: Learner, pixels: Pixels, batch_size: int) -> set[str]:
+    """The stages whose maps are changed in place, found with blank images."""
+    is_alone = batch_size == 1 or len(pixels) % batch_size == 1
+    if not learner.stages and not is_alone:
+        return set()
+    try:
+        return _show_blank(learner, pixels.shape, 1 if is_alone else 2)
+    except ValueError as error:  # batch norm's
+        if not is_alone:
+            raise
+        raise _lone_sample(len(pixels), batch_size, error) from None
+
+
+def _show_blank(learner: Learner, shape: tuple[int, int, int], num_images: int) -> set[str]:
+    height, width, channels = shape
+    images = torch.zeros(num_images, channels, height, width, device=learner.device)
+    with autocast(learner.precision, learner.device):
+        maps, changed = changed_in_place(
+            learner.network, learner.stages, images.to(memory_format=torch.channels_last)
+        )
+        if learner.stages and learner.connectors is not None:
+            connectors = copy.deepcopy(learner.connectors)  # their batch norm counts what it sees
+            connectors(maps)
+            connectors.hint(maps)
+    return changed
+
+
+def _lone_sample(num_samples: int, batch_size: int, error: ValueError) -> TrainError:
+    larger = range(batch_size + 1, num_samples + 1)
+    better = next((size for size in larger if num_samples % size != 1), None)
+    return TrainError(
+        f"training.batch_size is {batch_size}, so the last batch of an epoch is a single sample of "
+        f"{num_samples:,}, which this network cannot be trained on: {error}",
+        fix=f"training.batch_size={better}" if better else "more images",
+    )

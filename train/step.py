@@ -1,0 +1,173 @@
+"""The method: one training step, and the steps of an epoch.
+
+What the network draws in a step (dropout, stochastic depth) depends on (seed, epoch, step) alone,
+the learning rate on the step's number, the order of samples on (seed, epoch). Nothing here waits
+for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import LossTerm, Training
+from nets.draws import seeded
+from nets.precision import autocast, tf32_only_for
+from train.feed import Ids, TeacherOutputs, TeacherSource
+from train.learner import Learner
+from train.schedule import learning_rate_at, weight_at
+from train.terms import Batch, loss_named
+from views.batches import ViewBatch
+from views.dataset_pixels import DatasetPixels
+from views.parameters import view_of_epoch
+from views.seeds import STEP_STREAM, draws
+
+
+def train_step(
+    learner: Learner, teacher: TeacherOutputs, batch: ViewBatch, terms: Sequence[ActiveTerm]
+) -> dict[str, Tensor]:
+    """Train on one batch: teacher's outputs, forward pass, losses, backward pass, update.
+
+    Returns the losses by name, before their weights, and their weighted sum as "total"; detached
+    scalars on the device.
+    """
+    teacher_outputs = teacher.outputs(batch)  # rows of the cache, or the teacher's forward pass
+    with tf32_only_for(learner.precision):
+        with autocast(learner.precision, learner.device):
+            logits = learner.forward(batch.inputs)  # fills learner.maps
+            means, hint = _connected(learner, terms)
+        seen = Batch(
+            labels=batch.labels,
+            logits=logits,
+            means=means,
+            maps=dict(learner.maps),
+            hint=hint,
+            teacher=teacher_outputs,
+            other_labels=batch.other_labels,
+            other_shares=batch.other_shares,
+        )
+        losses = {term.loss: loss_named(term.loss).compute(seen, **term.options) for term in terms}
+        total = torch.stack([term.weight * losses[term.loss] for term in terms]).sum()
+        learner.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+    if not learner.freeze_idle_classifier:
+        _fill_missing_gradients(learner.network)
+    learner.optimizer.step()
+    learner.maps.clear()
+    return {**{name: loss.detach() for name, loss in losses.items()}, "total": total.detach()}
+
+
+class ActiveTerm(NamedTuple):
+    """A loss term as it acts in one epoch."""
+
+    loss: str
+    weight: float
+    options: Mapping[str, float]
+
+
+def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[ActiveTerm]:
+    """The terms whose weight is not zero in this epoch; the others are not even computed."""
+    weighted = (ActiveTerm(term.loss, weight_at(term, epoch), term.options) for term in terms)
+    return [term for term in weighted if term.weight != 0.0]
+
+
+def _connected(
+    learner: Learner, terms: Sequence[ActiveTerm]
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    """The student's maps through its connectors, as far as a loss looks at them: means, hint."""
+    wanted = {output for term in terms for output in loss_named(term.loss).student}
+    if (connectors := learner.connectors) is None:
+        return (), None
+    means = connectors(learner.maps) if "means" in wanted else ()
+    return means, connectors.hint(learner.maps) if "hint" in wanted else None
+
+
+def _fill_missing_gradients(network: nn.Module) -> None:
+    """Give parameters that no loss reaches a gradient of zero, so that weight decay acts on them.
+
+    Without it SGD leaves them as they are. The original implementation multiplies idle terms by
+    zero instead of leaving them out, which shrinks its classifier during a CD-only warm-up.
+    """
+    for parameter in network.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+# ---- the steps of an epoch
+
+
+class AnyRun(Protocol):
+    """What training needs to know of a run: a student's (`train.study`) or a teacher's."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+    @property
+    def training(self) -> Training: ...
+    @property
+    def terms(self) -> Sequence[LossTerm]: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def num_views(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run on a device: its images, its network, and where its teacher's outputs come from.
+
+    The teacher source is to be closed.
+    """
+
+    run: AnyRun
+    data: DatasetPixels
+    learner: Learner
+    teacher: TeacherSource
+
+    @property
+    def num_steps(self) -> int:
+        """Steps per epoch."""
+        return -(-len(self.data.train) // self.run.training.batch_size)
+
+
+class Step(NamedTuple):
+    """What a step came to; number: from 1. losses: as `train_step` returns them."""
+
+    number: int
+    num_samples: int
+    learning_rate: float
+    losses: dict[str, Tensor]
+
+
+def start_epoch(session: Session, epoch: int) -> Ids:
+    """Have the epoch's teacher outputs at hand; returns the order of its samples."""
+    order = session.teacher.order(session.run.seed, epoch, len(session.data.train))
+    session.teacher.start_epoch(epoch, order)
+    return order
+
+
+def epoch_steps(
+    session: Session, epoch: int, order: Ids, terms: Sequence[ActiveTerm], *, steps_done: int = 0
+) -> Iterator[Step]:
+    """Take the epoch's steps, one each time it is asked for the next.
+
+    order: the samples that are shown. steps_done: so many were taken before, and are left out.
+    """
+    run, learner = session.run, session.learner
+    size, num_steps = run.training.batch_size, session.num_steps
+    seeds = draws(run.seed, epoch, num_steps, 1, stream=STEP_STREAM)[:, 0]
+    view = view_of_epoch(epoch, run.num_views)
+    batches = session.data.train.batches([view], order[steps_done * size :], size)
+    for step, batch in enumerate(batches, start=steps_done):
+        rate = learning_rate_at(run.training, (epoch - 1) * num_steps + step, num_steps)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        with seeded(int(seeds[step])):
+            losses = train_step(learner, session.teacher, batch, terms)
+        yield Step(step + 1, len(batch.ids), rate, losses)

@@ -1,0 +1,278 @@
+"""A teacher's weights: the file that holds them, and the run that trains them.
+
+Imports no torch, so that a command which finds its work done ends at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.commands import teacher_command
+from configs.paths import no_weights
+from configs.schema import LossTerm, TeacherConfig, TeacherTraining, ViewsConfig, as_plain
+from nets.archs import has_stem
+from nets.source import arch_source
+from nets.weights_file import is_downloadable, weights_file
+from runtime.errors import UserError
+from store.differences import differences
+from store.errors import CacheAmbiguous, CacheError
+from store.find import find_cache
+from store.identity import (
+    file_sha256,
+    identity_sha256,
+)
+from store.reader import TeacherCache
+from train.errors import TrainError
+from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
+from train.study import tap_names, teacher_identity
+from views.datasets import Dataset, DatasetError, load_dataset
+from views.identity import augment_identity
+
+# Settings that decide a training, and not how its weights are to be used.
+_OF_THE_TRAINING_ALONE = ("augment.", "views_seed", "source.")
+
+
+class TeacherExists(UserError, ValueError):
+    """Weights, or an unfinished training of them, of other settings than those asked for."""
+
+
+@dataclass(frozen=True)
+class ExistingWeights:
+    """summary: of their training, {} where they were made elsewhere. notes: to be printed."""
+
+    summary: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherRun:
+    """The training of a teacher: a run that has no teacher itself, beside the weights it makes.
+
+    It sees a fresh view in every epoch: the cache's augmentation and seed, not limited to the views
+    that the cache will hold. dataset: as `load_teacher_data` returns it.
+    """
+
+    config: TeacherConfig
+    dataset: Dataset
+
+    @property
+    def training(self) -> TeacherTraining:
+        assert self.config.training is not None  # see `refuse_untrainable`
+        return self.config.training
+
+    @property
+    def weights(self) -> Path:
+        return weights_file(self.config.teacher.weights)
+
+    @property
+    def folder(self) -> Path:
+        return training_folder(self.weights)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return training_settings(self.config, self.dataset.digest)
+
+    @property
+    def terms(self) -> tuple[LossTerm, ...]:
+        return (LossTerm(loss="ce"),)
+
+    @property
+    def seed(self) -> int:
+        return self.training.seed
+
+    @property
+    def views(self) -> ViewsConfig:
+        is_countable = self.config.views.augment.num_distinct_views is not None
+        fresh: int | Literal["all"] = "all" if is_countable else self.training.epochs
+        return dataclasses.replace(self.config.views, count=fresh)
+
+    @property
+    def num_views(self) -> int:
+        return self.views.num_views
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return (self.folder / CHECKPOINT_FILE).is_file()
+
+    def __str__(self) -> str:
+        return (
+            f"{self.training.epochs:,} epochs x {len(self.dataset.train):,} images through "
+            f"{self.config.teacher.arch}"
+        )
+
+    def unfinished_otherwise(self) -> str:
+        """An unfinished training with other settings in the folder, in words; empty if none."""
+        if not self.has_checkpoint:
+            return ""
+        differing = differences(self.identity, _read_json(self.folder / RUN_FILE))
+        if not differing:
+            return ""
+        metrics = self.folder / METRICS_FILE
+        epochs = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+        heading = (
+            f"{self.folder} holds an unfinished training with other settings, {epochs} finished "
+            f"epochs:"
+        )
+        return "\n  ".join([heading, *map(str, differing)])
+
+
+def load_teacher_data(config: TeacherConfig, training: TeacherTraining) -> Dataset:
+    """The dataset with the teacher's own limit: it may have seen more than its students will."""
+    return load_dataset(dataclasses.replace(config.dataset, limit=training.limit))
+
+
+def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, Any]:
+    """What decides the weights of a teacher trained here."""
+    plain = as_plain(config)
+    training = dict(plain["training"])
+    del training["evaluate_every"]  # decides nothing about the weights
+    if not training["compile"]:
+        del training["compile"]
+    source = arch_source(config.teacher.arch)
+    return {
+        "arch": plain["teacher"]["arch"],
+        "stem": plain["teacher"]["stem"] if has_stem(config.teacher.arch) else "cifar",
+        **({"source": source} if source else {}),
+        "dataset_digest": dataset_digest,
+        "normalisation": plain["dataset"]["normalisation"],
+        "augment": augment_identity(config.views),
+        "views_seed": plain["views"]["seed"],
+        "training": training,
+    }
+
+
+def training_folder(weights: Path) -> Path:
+    """Where the metrics and the checkpoint of a teacher's training lie: beside its weights."""
+    return weights.with_suffix(".training")
+
+
+def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
+    """The weights file that the config names; None if it is missing.
+
+    Weights trained here (their sha256 is in the summary beside them) must have been trained as the
+    `training:` block says, on these data, normalised as here, with this arch and stem: otherwise
+    they are not what the config promises, and TeacherExists names the differences. Augmentation and
+    the views' seed decide a training too, but such weights are as good a teacher on other views:
+    they are used, with a note. So are those whose network's file has been edited. A config without
+    a `training:` block takes any file as it is.
+    """
+    weights = weights_file(config.teacher.weights)
+    if not weights.is_file():
+        return None
+    summary = _read_json(training_folder(weights) / SUMMARY_FILE)
+    if config.training is None or summary.get("weights_sha256") != file_sha256(weights):
+        return ExistingWeights({})
+    trained = _trained_with(summary, training_folder(weights))
+    digest, notes = _digest_to_compare(config, config.training, trained)
+    differing = differences(training_settings(config, digest), trained)
+    if refused := [each for each in differing if not each.field.startswith(_OF_THE_TRAINING_ALONE)]:
+        raise TeacherExists(
+            "\n  ".join([f"{weights} was trained with other settings:", *map(str, refused)])
+            + "\n  use those settings; or set training=null to use the file as it is, or "
+            "teacher.weights=ANOTHER_FILE; or train it again",
+            fix=teacher_command(config, "--retrain"),
+        )
+    if differing:
+        notes.append(
+            f"trained with other settings, but used as it is: {'; '.join(map(str, differing))}"
+        )
+    return ExistingWeights(summary, notes)
+
+
+def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
+    """Why there is nothing to train, to be printed; empty if there is something.
+
+    caches: a complete cache of this teacher in that folder makes its weights unnecessary.
+    """
+    weights = config.teacher.weights
+    if (existing := existing_weights(config)) is not None:
+        last = existing.summary.get("last")
+        error = f": test error {last['top1_error']:.2f} % top-1" if last else ""
+        there = f"{weights_file(weights)} exists{error}: nothing to do."
+        return "\n  ".join([there, *existing.notes])
+    if caches is not None and (cache := _cache_in_place_of(config, caches)) is not None:
+        return (
+            f"{weights} is missing, but not needed: {cache.path} is complete. To train it anyway: "
+            f"{teacher_command(config)}"
+        )
+    return f"{weights} is downloaded when it is needed." if is_downloadable(weights) else ""
+
+
+def _cache_in_place_of(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache | None:
+    """The complete cache that makes the missing weights unnecessary.
+
+    None where there is none. Raises CacheAmbiguous where caches of several weights fit.
+    """
+    identity = teacher_identity(teacher, load_dataset(teacher.dataset))
+    views = teacher.views.num_views
+    try:
+        taps = tap_names(teacher)
+        return find_cache(caches_dir, teacher.name, identity, num_views=views, taps=taps)
+    except CacheAmbiguous:
+        raise
+    except CacheError:
+        return None
+
+
+def refuse_untrainable(config: TeacherConfig) -> None:
+    """Raise TrainError where the config does not say how to train the teacher's weights."""
+    weights = config.teacher.weights
+    if is_downloadable(weights):
+        raise TrainError(
+            f"teacher.weights: {weights} is not trained here", fix="set teacher.weights=PATH"
+        )
+    if config.training is None:
+        raise TrainError(
+            f"{no_weights(config, weights_file(weights))}, and {config.name} has no training "
+            f"block to train it with",
+            fix="put the file there, or set teacher.weights=PATH",
+        )
+
+
+def format_record(record: Mapping[str, Any], weights: Path) -> str:
+    """A finished training in one line."""
+    last = record["last"]
+    top5 = f", {last['top5_error']:.2f} % top-5" if record["num_classes"] > 5 else ""
+    return (
+        f"{weights}: test error {last['top1_error']:.2f} % top-1{top5}, {record['seconds']:.0f} s "
+        f"(metrics in {training_folder(weights)})"
+    )
+
+
+def _digest_to_compare(
+    config: TeacherConfig, training: TeacherTraining, trained: Mapping[str, Any]
+) -> tuple[str, list[str]]:
+    """The digest of the images to train on; if they are missing, of those it was trained on."""
+    try:
+        return load_teacher_data(config, training).digest, []
+    except DatasetError as error:
+        problem = str(error).splitlines()[0]
+        note = f"cannot tell whether it was trained on these data: {problem}"
+        return str(trained.get("dataset_digest")), [note]
+
+
+def _trained_with(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of the training that the summary is of; {} where they are lost.
+
+    Older summaries lack them; then they are in run.json, unless a later, interrupted training has
+    written its own there.
+    """
+    if "settings" in summary:
+        return dict(summary["settings"])
+    recorded = _read_json(folder / RUN_FILE)
+    return recorded if summary.get("run_sha256") == identity_sha256(recorded) else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """{} where the file is missing or damaged."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content

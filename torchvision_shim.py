@@ -23,8 +23,8 @@ _libraries: list[torch.library.Library] = []  # the declarations live as long as
 def import_torchvision() -> ModuleType:
     """torchvision, importable also beside a CPU-only torch."""
     if torch.version.cuda is None and not _libraries:
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for schema in _SCHEMAS:
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
         _libraries.append(library)
     return importlib.import_module("torchvision")

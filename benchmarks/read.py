@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -61,11 +62,11 @@ def slab_rows(path: Path, exported: Path, raw: Path) -> dict[str, Callable[[], o
     cache = TeacherCache.open(path)
     source = np.fromfile(raw, dtype=np.float16).reshape(cache.num_samples, -1)
     mapped = np.memmap(raw, dtype=np.float16, mode="r", shape=source.shape)
-    array = zarr.open_group(path / "teacher.zarr", mode="r")["logits"]
+    array = cast(Any, zarr.open_group(path / "teacher.zarr", mode="r")["logits"])
 
     def from_h5py() -> np.ndarray:
         with h5py.File(exported) as file:
-            return file["logits"][0]
+            return np.asarray(file["logits"][0])
 
     return {
         "read_view (checksums verified)": lambda: cache.read_view(0, ["logits"]),
@@ -87,14 +88,14 @@ def random_rows(path: Path, exported: Path, raw: Path) -> dict[str, Callable[[],
     resident, wanted = torch.from_numpy(slab), [torch.from_numpy(ids) for ids in batches]
     kept = resident[:ROWS].clone()
     mapped = np.memmap(raw, dtype=np.float16, mode="r", shape=slab.shape)
-    array = zarr.open_group(path / "teacher.zarr", mode="r")["logits"]
+    array = cast(Any, zarr.open_group(path / "teacher.zarr", mode="r")["logits"])
 
     def from_h5py(ids: np.ndarray) -> np.ndarray:
         order = np.argsort(ids)
         with h5py.File(exported) as file:
-            found = file["logits"][0, ids[order]]
-        out = np.empty_like(found)
-        out[order] = found
+            rows = np.asarray(file["logits"][0, ids[order]])
+        out = np.empty_like(rows)
+        out[order] = rows
         return out
 
     return {

@@ -112,7 +112,7 @@ def connector_steps(session: Session) -> Iterator[None]:
         with autocast(learner.precision, learner.device):
             means = learner.connectors(held)
         wanted = wanted or [torch.zeros_like(mean) for mean in means]
-        cd(means, wanted).backward()
+        cd(means, wanted).backward()  # type: ignore[no-untyped-call]
         for features in held.values():
             features.grad = None
         yield
@@ -147,7 +147,7 @@ def original_steps(study: Study, session: Session) -> Iterator[None]:
                     + 6 * cd(means, wanted)
                 )
                 learner.optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 learner.optimizer.step()
                 loss.item()
                 maps.clear()

@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> int:
     wait = sum(epoch.wait_seconds for epoch in later) / sum(
         epoch.wait_seconds + epoch.train_seconds for epoch in later
     )
-    cached, live = building + sum(seconds["cached"].values()), sum(seconds["live"].values())
+    cached_seconds = building + sum(seconds["cached"].values())
+    live_seconds = sum(seconds["live"].values())
     taught = [method for method in METHODS if method != "ce"]
     saved = sum(seconds["live"][m] - seconds["cached"][m] for m in taught) / len(taught)
     verdicts = [
@@ -71,7 +72,9 @@ def main(arguments: list[str]) -> int:
             "≤ 0.01",
             lambda x: x <= 0.01,
         ),
-        Verdict("ablation: five runs live ÷ cache and five cached runs", live / cached),
+        Verdict(
+            "ablation: five runs live ÷ cache and five cached runs", live_seconds / cached_seconds
+        ),
         Verdict("taught runs until the cache has paid for itself", building / max(saved, 1e-9)),
     ]
     rows = [
@@ -79,7 +82,7 @@ def main(arguments: list[str]) -> int:
         for method in METHODS
     ]
     rows.append(["making the cache", f"{building:.1f}", ""])
-    rows.append(["in all", f"{cached:.1f}", f"{live:.1f}"])
+    rows.append(["in all", f"{cached_seconds:.1f}", f"{live_seconds:.1f}"])
     text = (
         f"`python -m benchmarks.study {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}, {device}: {options.shape}, {shape.num_train:,} images, "

@@ -11,8 +11,8 @@ import torch
 from nets.weights import save_atomically
 from nets.zoo import build
 from precompute import blocks as blocks_module
+from precompute.compare import compare_records
 from precompute.teacher_pass import PassOptions, TeacherPass
-from precompute.verify import compare_records
 from store import TeacherCache
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from tests.support.teacher_cache import CPU, setup_of

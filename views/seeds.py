@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 VIEW_STREAM = 0
 ORDER_STREAM = 1
 CHOICE_STREAM = 2
-HELD_OUT_STREAM = 4  # 3 is precompute.verify's
+HELD_OUT_STREAM = 4  # 3 is precompute.compare's
 FLIP_STREAM = 5
 JITTER_STREAM = 6
 TRIVIAL_STREAM = 7

@@ -1,4 +1,4 @@
-"""Commits blocks behind the compute: the teacher waits neither for a copy nor for the disk."""
+"""Commits blocks in the background, so that the teacher waits neither for copies nor the disk."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from store import CacheWriter
 from store.layout import Block
 
-QUEUED_BLOCKS = 2  # so many finished blocks may wait for the disk before the teacher waits too
+QUEUED_BLOCKS = 2  # finished blocks that may wait for the disk before the teacher waits too
 
 
 class BackgroundWriter:
     """A thread that copies blocks to the host and commits them, in the order given.
 
-    The teacher need not wait: on a GPU the copies have a stream of their own.
+    On a GPU the copies run in a stream of their own.
     """
 
     def __init__(self, writer: CacheWriter) -> None:
@@ -27,7 +27,7 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._commit_all, name="cache-writer")
 
     def write(self, block: Block, records: dict[str, torch.Tensor]) -> None:
-        """Queue one block; raises what an earlier one met."""
+        """Queue one block; raises the error of an earlier one."""
         if self._error is not None:
             raise self._error
         self._queue.put((block, OnHost(records)))
@@ -46,7 +46,7 @@ class BackgroundWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Wait until all that is queued is committed, also when leaving because of an error."""
+        """Wait until everything queued is committed, also after an error."""
         self._queue.put(None)
         self._thread.join()
         if self._error is not None and error is None:
@@ -54,7 +54,7 @@ class BackgroundWriter:
 
 
 class OnHost:
-    """Tensors as arrays, later and from another thread, without holding up the device's work."""
+    """Tensors that become arrays later, in another thread, without delaying the device."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors = tensors

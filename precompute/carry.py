@@ -1,10 +1,11 @@
-"""Carries the records of unchanged samples from the cache of another state of the dataset.
+"""Copies the records of unchanged samples from the cache of another state of the dataset.
 
-A record depends on its sample's bytes, its label, and its number: views are drawn by number. So
-only samples that kept all three can be carried, block by block (codes are relative to a block): up
-to the first sample that went away or came everything can, behind it nothing, as all numbers have
-moved. Where images are changed in place, every other block can. Nothing can where views are mixed,
-as the partner of a sample may be any other, or where batch norm was recalibrated on all samples.
+A record depends on its sample's bytes, label and number, since views are drawn by number. So only
+samples with the same three can be carried over, and only in whole blocks (codes are relative to a
+block): all blocks before the first sample that was added or removed, and none behind it, because
+every number has shifted there. Where images were changed in place, all other blocks can. Nothing
+can be carried over where views are mixed, as any sample may be the partner of another, or where
+batch norm was recalibrated on all samples.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def refuse_unless_carriable(setup: Setup, old: TeacherCache) -> None:
 
 
 def opened_to_carry(path: Path | None, setup: Setup) -> TeacherCache | None:
-    """The cache at `path`, once records of it may be carried over. Raises CacheError."""
+    """The cache at `path`, whose records can be carried over. Raises CacheError."""
     if path is None:
         return None
     old = TeacherCache.open(path)
@@ -56,10 +57,10 @@ def opened_to_carry(path: Path | None, setup: Setup) -> TeacherCache | None:
 
 
 def format_dataset_change(setup: Setup, caches: Path, words: Sequence[str]) -> str:
-    """Before a new cache is begun: how its dataset differs from that of one which is there.
+    """How the dataset differs from that of the latest cache, for the start of a new one.
 
     Names the command that carries records over. words: the config and overrides of this command.
-    Empty where there is nothing to say.
+    Empty if the cache exists, or if no other cache differs in its samples alone.
     """
     if (setup.path / MANIFEST).exists():
         return ""
@@ -84,12 +85,12 @@ def _depends_on_all_samples(identity: Identity) -> bool:
 
 
 def carry_over(setup: Setup, old: TeacherCache, writer: CacheWriter) -> list[Work]:
-    """Commit what is unchanged of the writer's work; what is left. Raises CacheMismatch."""
+    """Commit the unchanged blocks of the writer's work; returns the rest. Raises CacheMismatch."""
     refuse_unless_carriable(setup, old)
     if old.manifest.block_rows != writer.manifest.block_rows:
-        raise _nothing_carried(old, "its blocks are of another size")
+        raise _nothing_carried(old, "it has another block size")
     if not _is_shown_alike(setup, old):
-        reason = "sample 0 has changed, or images are decoded in another way by now"
+        reason = "sample 0 has changed, or images are now decoded differently"
         raise _nothing_carried(old, reason)
     unchanged = _unchanged_blocks(setup, old, writer.work)
     left = []
@@ -111,13 +112,13 @@ def _is_shown_alike(setup: Setup, old: TeacherCache) -> bool:
 
 
 def _unchanged_blocks(setup: Setup, old: TeacherCache, work: Sequence[Work]) -> set[int]:
-    """The blocks whose samples all have the bytes and labels that they had, by their numbers."""
+    """The numbers of the blocks whose samples all have the same bytes and labels as before."""
     train, checksums = setup.dataset.train, old.sample_crc32c
     assert checksums is not None
     unchanged = set()
     for block in {item.block.index: item.block for item in work}.values():
         if old.manifest.block(block.view, block.index) != block:
-            continue  # the last one of a view, which is shorter or longer than it was
+            continue  # the last block of a view, which is shorter or longer than before
         ids = np.arange(block.start, block.stop)
         same_labels = np.array_equal(train.labels[ids], old.labels[ids])
         if same_labels and np.array_equal(train.read_checksums(ids), checksums[ids]):

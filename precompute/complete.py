@@ -1,4 +1,4 @@
-"""Whether a cache leaves anything to do, found without torch and where possible without weights."""
+"""Whether a cache leaves work to do; decided without torch and, if possible, without weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from store.reader import TeacherCache
 from store.source import open_source
 from views.canary import pixel_canary
 
-# A finished cache up to this size has every byte checked before it is called finished; a larger one
+# Up to this size, every byte of a cache is checked before it is called complete; of a larger one
 # only the presence and size of its files, unless --recheck asks for more.
 CHECKED_BYTES = 4 * 2**30
 _FAR_PERCENT = 5.0  # from the published error
@@ -31,7 +31,7 @@ _SHOWN_FAULTS = 5
 
 
 def checks_every_byte(path: Path, recheck: bool) -> bool:
-    """Whether all of the cache at `path` is read before it is called complete."""
+    """Whether every byte of the cache at `path` is read before it is called complete."""
     return recheck or _committed_bytes(path) <= CHECKED_BYTES
 
 
@@ -46,7 +46,7 @@ def _committed_bytes(path: Path) -> int:
 def if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache | None:
     """The cache, if it holds all views and taps asked for and is sound; None if there is work.
 
-    Growth that was begun and given up counts as no work. Prints which damage it finds.
+    Growth that was begun and given up counts as no work. Prints the damage that it finds.
     """
     train, views = setup.dataset.train, setup.config.views
     try:
@@ -67,7 +67,7 @@ def if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache |
 
 
 def without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, str]:
-    """The complete cache of weights that are not at hand; else None and why there is none.
+    """The complete cache of a teacher whose weights file is missing; else None and the reason.
 
     Raises CacheMismatch where its labels or pixels are not this dataset's, CacheAmbiguous.
     """
@@ -106,7 +106,7 @@ def format_measured(cache: TeacherCache, config: TeacherConfig) -> str:
 
 
 def _unexpected_error(config: TeacherConfig, measured: float) -> str:
-    """A warning where the teacher's test error is far from the one that its file names."""
+    """A warning if the teacher's test error is far from the one that its file states."""
     expected = config.teacher.expected_error
     if expected is None or config.teacher.bn != "eval":
         return ""

@@ -1,4 +1,4 @@
-"""From a teacher's config to what a pass needs: its data, identity, place and taps; no torch."""
+"""From a teacher's config to what a pass needs: its data, identity, folder and taps; no torch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Setup:
                 return TapSpec(shape, taps.hint.dtype, stage=tap.stage)
 
     def is_held_by(self, held: Mapping[str, TapSpec]) -> bool:
-        """Whether these taps include all that the config asks for, stored as it asks."""
+        """Whether these taps include all that the config asks for, in the dtypes it asks for."""
         return all(
             tap.name in held and held[tap.name] == self.tap_spec(tap, held[tap.name].shape)
             for tap in self.taps
@@ -68,13 +68,13 @@ class Setup:
 def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
     """The setup of a pass; downloads weights that torchvision names.
 
-    Raises ConfigError, DatasetError, TapError, ArchError (also where there are no weights).
+    Raises ConfigError, DatasetError, TapError, ArchError (also for missing weights).
     """
     return at_hand(described(name, overrides, caches_dir))
 
 
 def described(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
-    """The same where the weights need not be at hand: the identity then knows them in part."""
+    """The same if the weights file may be missing: the identity then knows it in part or not."""
     config = load_teacher(name, overrides)
     refuse_missing_data(config)
     check_arch(config.teacher.arch)
@@ -82,7 +82,7 @@ def described(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
 
 
 def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup:
-    """The setup of a dataset that is loaded. Raises TapError."""
+    """The setup of a config whose dataset is loaded. Raises TapError, ArchError."""
     stages = stage_modules(config.teacher.arch, config.taps.stages)
     taps_asked(config.taps, stages)  # raises where the hint's stage is none of them
     identity = cache_identity(views_identity(config, dataset), teacher_identity(config))
@@ -91,7 +91,7 @@ def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup
 
 
 def at_hand(setup: Setup) -> Setup:
-    """The setup with its weights there, downloaded if need be; ArchError where they are not."""
+    """The setup with its weights file, downloaded if possible; ArchError if it is missing."""
     if knows_weights(setup.identity):
         return setup
     config = setup.config

@@ -20,7 +20,7 @@ def refuse_incomplete(
     """Raise CacheIncomplete where one of `taps` is among `missing`.
 
     missing: what the first `num_views` views lack. Raises CacheDamaged where a line of the journal
-    cannot be read, since that may be why.
+    cannot be read, because that may be the reason.
     """
     wanted = [(array, block) for array, block in missing if tap_of(array) in taps]
     if not wanted:

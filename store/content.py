@@ -59,7 +59,7 @@ class CacheContent:
 
     @property
     def whole(self) -> dict[str, NDArray[Any]]:
-        """The arrays that are stored in a single chunk."""
+        """The arrays that are stored in one piece."""
         labels = np.ascontiguousarray(self.labels, dtype=LABELS_DTYPE)
         return {LABELS: labels, PREVIEW: np.ascontiguousarray(self.preview)}
 
@@ -125,7 +125,7 @@ def _written_anew(path: Path, content: CacheContent, block_rows: int | None) -> 
     flush_folder(path.parent)
     manifest = draft_manifest(content, block_rows)
     manifest = metadata_checksums(manifest, metadata_of(manifest, content.whole))
-    write_manifest(path, manifest)  # first of all; the zarr.json files follow
+    write_manifest(path, manifest)  # first; the zarr.json files follow
     return manifest
 
 
@@ -157,7 +157,7 @@ def settle_metadata(path: Path, manifest: Manifest) -> None:
 
 
 def lay_out(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
-    """Write what is missing or damaged of the zarr metadata and of the whole arrays.
+    """Write zarr metadata, labels and preview where they are missing or damaged.
 
     The caller holds the lock: temporary files are those of a writer that died. Returns the
     manifest, which changes where another version of zarr spells the metadata otherwise.
@@ -196,13 +196,13 @@ def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Man
 
 
 def metadata_of(manifest: Manifest, whole: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
-    """Path below the group -> zarr.json; whole: the arrays stored in a single chunk."""
+    """Path below the group -> zarr.json. whole: the arrays that are stored in one piece."""
     m = manifest
     return zarr_metadata(m.arrays, whole, m.num_samples, m.num_views, m.block_rows)
 
 
 def _rows_on_disk(path: Path) -> int | None:
-    """The block size of a cache whose manifest is lost, from its zarr metadata."""
+    """The block size of a cache without a manifest, from its zarr metadata."""
     try:
         text = (path / ZARR_GROUP / "logits" / "zarr.json").read_text()
         return int(json.loads(text)["chunk_grid"]["configuration"]["chunk_shape"][1])

@@ -1,7 +1,7 @@
 """The journal: one line per committed block. Only a line here makes a block exist.
 
-Each writer appends to a file of its own, so writers never share one. A line carries a checksum of
-itself; the last line of a file may be torn by a crash and then counts as never written.
+Each writer appends to a file of its own. A line carries a checksum of itself; a crash may cut off
+the last line of a file, which then counts as never written.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ ChunkKey = tuple[str, int, int]  # array, view, block index
 
 @dataclass
 class Journal:
-    """What has been committed: chunk -> crc32c (hex); and lines that are there but unreadable."""
+    """What is committed: chunk -> crc32c (hex); and where there are lines that cannot be read."""
 
     committed: dict[ChunkKey, str] = field(default_factory=dict)
     damaged_lines: list[str] = field(default_factory=list)
 
 
 class JournalWriter:
-    """Appends commits to a new file of the journal; `identity` is the sha256 of the cache's."""
+    """Appends commits to a new file of the journal. identity: the sha256 of the cache's."""
 
     def __init__(self, cache: Path, identity: str, rank: int = 0) -> None:
         self._identity = identity[:IDENTITY_DIGITS]
@@ -45,7 +45,9 @@ class JournalWriter:
         try:
             self._file = self.path.open("xb")
         except FileExistsError:
-            raise CacheError(f"another process of rank {rank} has just begun {self.path}") from None
+            raise CacheError(
+                f"another process of rank {rank} has just created {self.path}"
+            ) from None
         flush_folder(folder)
 
     def commit(self, block: Block, crc32c: Mapping[str, int]) -> None:
@@ -72,7 +74,7 @@ class JournalWriter:
 
 
 def read_journal(cache: Path, identity: str) -> Journal:
-    """All files in the order of their numbers; where two lines name a chunk the later one holds.
+    """Read all files in the order of their numbers; of two lines for a chunk the later one counts.
 
     Lines of another identity (sha256) than the cache's count as damaged.
     """
@@ -84,34 +86,34 @@ def read_journal(cache: Path, identity: str) -> Journal:
 
 
 def forget(cache: Path, is_forgotten: Callable[[ChunkKey], bool]) -> None:
-    """Take chunks out of the journal, file by file, each replaced as a whole.
+    """Remove chunks from the journal; each file is replaced in one step.
 
-    Lines that cannot be read stay: they are still damage.
+    Unreadable lines stay, because they still count as damage.
     """
     folder = cache / JOURNAL
     for path in _files(folder) if folder.is_dir() else []:
         *lines, _torn = path.read_bytes().split(b"\n")
-        kept = [text for line in lines if (text := _without(line, is_forgotten))]
-        if kept and kept != lines:
-            write_atomically(path, b"\n".join([*kept, b""]))
-        elif not kept:
+        remaining = [text for line in lines if (text := _without(line, is_forgotten))]
+        if remaining and remaining != lines:
+            write_atomically(path, b"\n".join([*remaining, b""]))
+        elif not remaining:
             path.unlink()
 
 
 def _without(text: bytes, is_forgotten: Callable[[ChunkKey], bool]) -> bytes:
-    """A line without these chunks; empty if it named no others."""
+    """A line without these chunks; empty if it names no others."""
     line = _parsed(text)
     if line is None:
         return text
-    kept = {
+    remaining = {
         array: checksum
         for array, checksum in line["crc32c"].items()
         if not is_forgotten((array, line["view"], line["block"]))
     }
-    if kept == line["crc32c"]:
+    if remaining == line["crc32c"]:
         return text
-    taps = sorted({tap_of(array) for array in kept})
-    return _line_text({**line, "crc32c": kept, "taps": taps}) if kept else b""
+    taps = sorted({tap_of(array) for array in remaining})
+    return _line_text({**line, "crc32c": remaining, "taps": taps}) if remaining else b""
 
 
 def _files(folder: Path) -> list[Path]:
@@ -119,7 +121,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read_file(path: Path, identity: str, journal: Journal) -> None:
-    *lines, _torn = path.read_bytes().split(b"\n")  # a whole last line leaves b"" behind it
+    *lines, _torn = path.read_bytes().split(b"\n")  # a complete last line leaves b"" behind it
     for number, text in enumerate(lines, start=1):
         line = _parsed(text)
         if line is None or line["identity"] != identity:

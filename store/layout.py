@@ -1,8 +1,8 @@
-"""What lies where in a cache directory, and the exact bytes of a chunk and of the manifest.
+"""The files of a cache folder, and the exact bytes of a chunk.
 
-FORMAT.md is the prose of this file. The zarr metadata are made by zarr itself; chunks are written
-and read directly (C order, little endian, four bytes of crc32c behind), because a commit has to be
-flushed to disk before it is journalled, which zarr offers no way to do.
+FORMAT.md describes the same in prose. zarr itself makes the zarr metadata. Chunks are written and
+read directly (C order, little endian, followed by four bytes of crc32c), because a chunk must be
+flushed to disk before its journal line is written, which zarr cannot do.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _FILL: dict[str, float | int] = {
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One zarr array of the group: the shape and dtype of a row, and how often there is a row.
+    """One zarr array of the group: the shape and dtype of a row, and what has a row.
 
-    A row stands for a sample of one view, or (per_block) for a whole block, or (all_views) for a
-    sample in every view: such an array has no dimension of views.
+    A row belongs to a sample of one view, or (per_block) to a block, or (all_views) to a sample in
+    every view: such an array has no dimension of views.
     """
 
     shape: tuple[int, ...]
@@ -68,9 +68,9 @@ class TapSpec:
     """Shape of one record's values, and the dtype they are stored in.
 
     dtype: "float16", "float32" or "uint8". stage: for a hint, the stage whose map it is.
-    scale: None where the numbers are stored as they are,
-    else what a uint8 code is relative to: "row" (lowest value and step of each record) or "block"
-    (those of each channel over each block). Scaled taps are read as float32.
+    scale: None where the values are stored as they are, else what a uint8 code is relative to:
+    "row" (lowest value and step of each record) or "block" (those of each channel over a block).
+    Scaled taps are read as float32.
     """
 
     shape: tuple[int, ...]
@@ -80,7 +80,7 @@ class TapSpec:
 
     @property
     def bytes_per_record(self) -> int:
-        """Without the per-block scales, which are few."""
+        """Bytes on disk, without the per-block scales, which are small."""
         rows = [spec for spec in self.arrays("").values() if not spec.per_block]
         return sum(spec.bytes_per_row for spec in rows)
 
@@ -90,7 +90,7 @@ class TapSpec:
 
     @property
     def read_bytes_per_record(self) -> int:
-        """In memory, once read."""
+        """Bytes in memory."""
         return math.prod(self.shape) * np.dtype(self.read_dtype).itemsize
 
     def arrays(self, name: str) -> dict[str, ArraySpec]:
@@ -131,7 +131,7 @@ def tap_of(array: str) -> str:
 
 
 def is_opt_in(tap: str) -> bool:
-    """Whether a cache may do without this tap."""
+    """Whether a cache may lack this tap."""
     return kind_of(tap) in ("energy", "hint")
 
 
@@ -141,7 +141,7 @@ def kind_of(tap: str) -> str:
 
 
 def default_block_rows(taps: Mapping[str, TapSpec], num_samples: int) -> int:
-    """The power of two that keeps the widest chunk within 16 MiB and little of it unused."""
+    """The largest power of two that keeps every chunk within 16 MiB, and wastes little of it."""
     widest = max(spec.bytes_per_record for spec in taps.values())
     fitting = max(1, MAX_CHUNK_BYTES // widest)
     rows = min(1 << (fitting.bit_length() - 1), MAX_BLOCK_ROWS)
@@ -184,7 +184,7 @@ def encode_chunk(
 
 
 def with_checksum(payload: NDArray[Any]) -> NDArray[np.uint8]:
-    """The bytes of an array and the four of their crc32c behind them."""
+    """The bytes of an array, followed by the four of their crc32c."""
     trailer = np.array([crc32c(payload)], dtype="<u4")
     return np.concatenate([payload.reshape(-1).view(np.uint8), trailer.view(np.uint8)])
 
@@ -248,10 +248,10 @@ def _inner_names(spec: ArraySpec) -> list[str | None]:
 
 
 def next_path(file: Path) -> Path:
-    """What a zarr.json is about to become, once the manifest has its checksum."""
+    """The successor of a zarr.json, until the manifest has its checksum and it is renamed."""
     return file.with_name(f"{file.name}.next")
 
 
 def whole_path(cache: Path, name: str, num_dims: int) -> Path:
-    """The one chunk of an array that is stored whole."""
+    """The only chunk of an array that is stored in one piece."""
     return cache / ZARR_GROUP / name / ("c" + ".0" * num_dims)

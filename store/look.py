@@ -18,7 +18,7 @@ from store.source import Source, missing_blocks, open_source
 
 @dataclass(frozen=True)
 class Overview:
-    """One line of a list of caches. `problem` is why it could not be opened."""
+    """One cache of a list. problem: why it cannot be opened, if so."""
 
     path: Path
     source: Source | None
@@ -104,7 +104,7 @@ def committed_bytes(source: Source) -> int:
 
 
 def agreement(cache: TeacherCache, num_views: int) -> float:
-    """How often the teacher is right on the first `num_views` cached views: a fraction."""
+    """The fraction of the first `num_views` cached views on which the teacher is right."""
     right = sum(
         int(cache.read_view(view, ["correct"])["correct"].sum()) for view in range(num_views)
     )

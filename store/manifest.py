@@ -29,7 +29,7 @@ from store.layout import (
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json: what the cache is. `measured` is what the pass found out about the teacher."""
+    """What a cache is. measured: of the teacher, by the pass that completed the cache."""
 
     teacher: str
     identity: Identity
@@ -44,11 +44,11 @@ class Manifest:
     canary: dict[str, Any]
     versions: dict[str, str]
     measured: dict[str, Any] = field(default_factory=dict)
-    sample_crc32c: bool = False  # whether each sample's is kept; older caches do without
+    sample_crc32c: bool = False  # whether each sample's is stored; older caches lack it
 
     @property
     def stored(self) -> dict[str, TapSpec]:
-        """What each block holds: the taps and, as if it were one, the samples' checksums."""
+        """What each block holds: the taps and, like another tap, the samples' checksums."""
         checksums = {SAMPLE_CRC: TapSpec((), "uint32")} if self.sample_crc32c else {}
         return {**self.taps, **checksums}
 
@@ -59,15 +59,15 @@ class Manifest:
 
     @property
     def measured_views(self) -> int:
-        """On how many views the teacher's agreement was measured: all where nothing else is said.
+        """How many views the teacher's agreement was measured on: all, unless stated otherwise.
 
-        0 where nothing was measured.
+        0 if nothing was measured.
         """
         return int(self.measured.get("views", self.num_views)) if self.measured else 0
 
     @property
     def measured_with_views(self) -> dict[str, Any]:
-        """What was measured, and on how many views, for a manifest with another number of them."""
+        """What was measured, stating on how many views, for a manifest with another number."""
         return {**self.measured, "views": self.measured_views} if self.measured else {}
 
     @property
@@ -93,7 +93,7 @@ class Manifest:
         return Block(view, index, start, min(start + self.block_rows, self.num_samples))
 
     def blocks(self, num_views: int | None = None) -> Iterator[Block]:
-        """All blocks of the first views (default: of all), view by view."""
+        """The blocks of the first views (default: of all), view by view."""
         for view in range(self.num_views if num_views is None else num_views):
             for index in range(self.blocks_per_view):
                 yield self.block(view, index)
@@ -130,8 +130,8 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
         whole = False
     if not whole:
         raise CacheDamaged(
-            f"{path} is damaged (its contents do not match its checksum); another pass writes it "
-            f"anew and keeps every sound block",
+            f"{path} is damaged (its contents do not match its checksum); another pass writes a "
+            f"new one and reuses every sound block",
             fix=TeacherPass(teacher_of(path.parent)),
         )
     if content["format_version"] != FORMAT_VERSION:
@@ -157,7 +157,7 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
 
 
 def teacher_of(cache: Path) -> str:
-    """The name of the teacher in that of a cache's folder."""
+    """The teacher's name, from the name of a cache's folder."""
     return cache.resolve().name.rpartition("-")[0] or "NAME"
 
 

@@ -1,4 +1,4 @@
-"""One picture of a cache: its channel means, how sure and how right the teacher is, what it saw."""
+"""A picture of a cache: channel means, the teacher's confidence and accuracy, and its views."""
 
 from __future__ import annotations
 

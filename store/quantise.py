@@ -1,7 +1,7 @@
 """Eight-bit codes with a lowest value and a step: a quarter of float32's bytes.
 
-A code q stands for `low + q * step`. Each record's logits have their own low and step (they range
-widely between samples); channel means share those of their channel within a block.
+A code q means `low + q * step`. Each record's logits have their own low and step, because their
+range varies between samples; channel means share those of their channel within a block.
 """
 
 from __future__ import annotations

@@ -74,10 +74,10 @@ def _whole(path: Path) -> dict[str, Any]:
 
 
 def _surplus(path: Path, manifest: Manifest) -> Iterator[Path]:
-    """Chunks of views and taps that the manifest does not plan, then folders of such taps."""
-    kept = manifest.arrays
+    """Chunks of views and taps that the manifest does not plan, and folders of such taps."""
+    planned = manifest.arrays
     for folder in sorted((path / ZARR_GROUP).iterdir()):
-        spec = kept.get(folder.name)
+        spec = planned.get(folder.name)
         if spec is not None and not spec.all_views:
             yield from (f for f in folder.glob("c.*") if _view_of(f) >= manifest.num_views)
         elif spec is None and is_opt_in(tap_of(folder.name)):

@@ -42,13 +42,13 @@ def unfinished(
         block: {tap_of(array) for array in arrays if not has(array, block)}
         for block in manifest.blocks()
     }
-    lacking = (block.view for block, gone in absent.items() if not all(map(is_opt_in, gone)))
-    complete_views = min(lacking, default=manifest.num_views)
-    for block, gone in absent.items():
-        is_asked = block.view < max(num_views, complete_views) and not gone.isdisjoint(
+    incomplete = (block.view for block, taps_ in absent.items() if not all(map(is_opt_in, taps_)))
+    complete_views = min(incomplete, default=manifest.num_views)
+    for block, lacking in absent.items():
+        is_asked = block.view < max(num_views, complete_views) and not lacking.isdisjoint(
             {*taps, SAMPLE_CRC}
         )
-        yield block, gone if is_asked else set()
+        yield block, lacking if is_asked else set()
 
 
 def pending_work(

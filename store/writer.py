@@ -1,7 +1,7 @@
 """Creates, resumes or grows a cache, and commits whole blocks to it.
 
 Order of a commit: every array's chunk is written aside, flushed and renamed; then one journal line
-is flushed. Whatever happens in between, a block is there entirely or not at all.
+is flushed. Whatever happens in between, a block exists entirely or not at all.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from store.work import Work, pending_work, read_job_list, write_job_list
 
 
 class CacheWriter:
-    """One process's hold on a cache that is being filled. Use as a context manager."""
+    """Fills a cache, which this process, or its job, has locked. A context manager."""
 
     def __init__(
         self, path: Path, manifest: Manifest, asked: CacheContent, lock: WriterLock, job: Job

@@ -34,10 +34,14 @@ _PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.")
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """torch.save beside `path`, flush and rename: a reader sees the old file or the new one."""
+    """torch.save beside `path`, flush and rename: a reader sees the old file or the new one.
+
+    The same content gives the same bytes, and so the same identity of what is made with it. Given a
+    path, torch.save would write the temporary file's name into them: it is given an open file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside:
-        torch.save(content, aside)
+    with written_aside(path) as aside, aside.open("wb") as file:
+        torch.save(content, file)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

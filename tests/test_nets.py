@@ -129,6 +129,13 @@ def test_the_imagenet_stem_shrinks_and_the_cifar_stem_does_not() -> None:
         assert maps["stage1"].shape == (1, 64, side, side)
 
 
+def test_the_same_weights_are_the_same_bytes_whatever_their_file_is_called(tmp_path: Path) -> None:
+    state = build("resnet8", num_classes=2).state_dict()
+    for name in ("a.pt", "another.pt"):
+        save_atomically(state, tmp_path / name)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
+
+
 def test_weights_depend_on_the_seed_and_not_on_the_global_generator() -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()

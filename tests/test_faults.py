@@ -112,7 +112,7 @@ def assert_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> N
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_lets_the_block_finish_and_the_same_command_goes_on(
+def test_a_signal_lets_the_block_finish_and_the_same_command_resumes(
     small_teacher: Make, tmp_path: Path, number: int, status: int
 ) -> None:
     config = small_teacher()
@@ -197,7 +197,7 @@ def test_a_disk_that_fills_up_is_an_error_with_figures_and_keeps_what_is_committ
         assert (found["logits"] == records_of(view, slice(None))["logits"]).all()
 
 
-def test_a_disk_with_no_room_for_the_first_file_is_an_error_too(
+def test_a_disk_without_room_for_the_first_file_is_an_error_too(
     mount: Callable[[str], Path],
 ) -> None:
     disk = mount("size=64k")
@@ -326,7 +326,9 @@ def read_everything(path: Path) -> None:
         raise CacheError(str(faults[0]))
 
 
-def test_the_journal_of_another_cache_is_not_believed(small_teacher: Make, tmp_path: Path) -> None:
+def test_the_journal_of_another_cache_counts_as_damaged(
+    small_teacher: Make, tmp_path: Path
+) -> None:
     ours = make_cache(small_teacher(), tmp_path).path
     theirs = make_cache(small_teacher("views.seed=1"), tmp_path).path
     for file in (ours / "journal").iterdir():

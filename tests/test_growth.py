@@ -219,7 +219,7 @@ def test_a_large_cache_that_lacks_a_chunk_is_not_called_complete(
     assert TeacherCache.open(path).faults() == []
 
 
-def test_whoever_asks_for_more_views_than_are_whole_is_told_so(
+def test_asking_for_more_views_than_are_complete_is_refused(
     small_teacher: Make, tmp_path: Path, interrupted: Callable[..., Path]
 ) -> None:
     path = interrupted("views.count=9", after=14)

@@ -102,7 +102,7 @@ def test_a_truncated_file_is_refused(exported: Path, kept: float) -> None:
         read_all(exported)
 
 
-def test_an_hdf5_file_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_an_hdf5_file_that_is_no_cache_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["data"] = np.zeros(3)
     with pytest.raises(CacheMissing, match="not a teacher cache"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import google_crc32c
@@ -16,8 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from store import (
-    CacheDamaged,
-    CacheError,
     CacheIncomplete,
     CacheMismatch,
     CacheMissing,
@@ -25,16 +22,15 @@ from store import (
     TeacherCache,
 )
 from store.errors import BadTeacherOutput
-from store.find import find_cache
 from store.identity import canonical_json, identity_sha256
 from store.layout import Block, default_block_rows
 from store.manifest import read_manifest, write_manifest
-from store.work import Work
 from tests.support.random_cache import (
     CANARY,
     IDENTITY,
     LABELS,
     TAPS,
+    chunks,
     fill,
     journal_of,
     open_writer,
@@ -45,10 +41,6 @@ from tests.support.random_cache import (
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return fill(tmp_path / "t-00000000")
-
-
-def chunks(cache: Path) -> Iterator[Path]:
-    yield from sorted((cache / "teacher.zarr").glob("*/c.*"))
 
 
 # ---- reading what was written
@@ -190,7 +182,7 @@ def test_a_chunk_file_without_its_journal_line_does_not_exist(cache: Path) -> No
         TeacherCache.open(cache)
 
 
-def test_a_torn_last_line_counts_as_never_written(cache: Path) -> None:
+def test_a_truncated_last_line_counts_as_never_written(cache: Path) -> None:
     (file,) = (cache / "journal").iterdir()
     file.write_bytes(file.read_bytes()[:-10])
     assert len(journal_of(cache).committed) == 5 * 3
@@ -205,29 +197,6 @@ def test_another_identity_is_refused_with_the_differing_field(cache: Path) -> No
         TeacherCache.open(cache).refuse_unless(other, labels=LABELS, canary=CANARY)
     with pytest.raises(CacheMismatch, match=r"teacher\.weights_sha256"):
         open_writer(cache, identity=other)
-
-
-def test_weights_that_are_not_at_hand_are_not_compared(cache: Path) -> None:
-    unknown = {**IDENTITY, "teacher": {"arch": "resnet20", "weights_sha256": None}}
-    TeacherCache.open(cache).refuse_unless(unknown, labels=LABELS, canary=CANARY)
-    assert find_cache(cache.parent, "t", unknown).path == cache
-
-
-def test_the_nearest_cache_is_named_where_none_fits(cache: Path) -> None:
-    other = {**IDENTITY, "dataset": {"digest": "e"}}
-    with pytest.raises(CacheMismatch) as caught:
-        find_cache(cache.parent, "t", other)
-    assert "t-00000000 differs in" in str(caught.value)
-    assert "dataset.digest: expected 'e', found 'd'" in str(caught.value)
-    with pytest.raises(CacheMissing, match="no cache of the teacher 'u'"):
-        find_cache(cache.parent, "u", other)
-
-
-def test_a_broken_cache_beside_the_right_one_does_no_harm(cache: Path) -> None:
-    broken = fill(cache.parent / "t-11111111")
-    (broken / "manifest.json").write_text("{")
-    with pytest.raises(CacheMismatch, match="t-00000000 differs in"):
-        find_cache(cache.parent, "t", {**IDENTITY, "dataset": {"digest": "e"}})
 
 
 def test_a_cache_of_another_format_version_is_refused(cache: Path, monkeypatch) -> None:
@@ -266,125 +235,7 @@ def test_records_of_the_wrong_shape_or_taps_are_refused(tmp_path: Path) -> None:
             writer.write_block(Block(0, 0, 0, 4), records)
 
 
-# ---- damage
-
-
-@pytest.mark.parametrize("position", [0, 10, -5, -1])
-def test_a_flipped_byte_of_a_chunk_is_found_and_named_when_read(cache: Path, position: int) -> None:
-    file = cache / "teacher.zarr" / "stage1" / "c.1.2.0"
-    data = bytearray(file.read_bytes())
-    data[position] ^= 0x40
-    file.write_bytes(data)
-    opened = TeacherCache.open(cache)
-    opened.read_view(0)
-    with pytest.raises(CacheDamaged) as caught:
-        opened.read_view(1)
-    assert "tap stage1, view 1, block 2, wrong checksum" in str(caught.value)
-    assert str(file) in str(caught.value)
-
-
-def test_a_chunk_exchanged_for_another_whole_one_is_found(cache: Path) -> None:
-    group = cache / "teacher.zarr" / "logits"
-    (group / "c.0.0.0").write_bytes((group / "c.1.0.0").read_bytes())
-    with pytest.raises(CacheDamaged, match="checksum differs from the journal's"):
-        TeacherCache.open(cache).read_view(0)
-
-
-@pytest.mark.parametrize("harm", ["truncate", "delete", "lengthen"])
-def test_a_chunk_of_the_wrong_size_is_found_when_read_and_by_a_check(
-    cache: Path, harm: str
-) -> None:
-    file = cache / "teacher.zarr" / "correct" / "c.0.1"
-    if harm == "delete":
-        file.unlink()
-    else:
-        data = file.read_bytes()
-        file.write_bytes(data[:-1] if harm == "truncate" else data + b"x")
-    opened = TeacherCache.open(cache)  # believes the journal, and asks for no chunk
-    opened.read_view(0, ["logits"])
-    with pytest.raises(CacheDamaged, match="tap correct, view 0, block 1"):
-        opened.read_view(0)
-    for read in (True, False):
-        (fault,) = opened.source.faults(every_byte=read)
-        assert (fault.tap, fault.view, fault.block) == ("correct", 0, 1)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "manifest.json",
-        "teacher.zarr/logits/zarr.json",
-        "teacher.zarr/zarr.json",
-        "teacher.zarr/labels/c.0",
-    ],
-)
-def test_no_byte_of_the_metadata_can_change_unnoticed(cache: Path, name: str) -> None:
-    file = cache / name
-    whole = file.read_bytes()
-    for position in range(0, len(whole), 7):
-        data = bytearray(whole)
-        data[position] ^= 0x01
-        file.write_bytes(data)
-        try:
-            unchanged = json.loads(data) == json.loads(whole) and name == "manifest.json"
-        except ValueError:
-            unchanged = False
-        if unchanged:  # white space of the manifest means nothing
-            continue
-        with pytest.raises(CacheError):
-            TeacherCache.open(cache)
-
-
-def read_all(cache: Path) -> None:
-    opened = TeacherCache.open(cache)
-    for view in range(opened.num_views):
-        opened.read_view(view)
-
-
-def test_no_byte_of_the_journal_can_change_unnoticed(cache: Path) -> None:
-    (file,) = (cache / "journal").iterdir()
-    whole = file.read_bytes()
-    for position in range(len(whole)):
-        data = bytearray(whole)
-        data[position] ^= 0x01
-        file.write_bytes(data)
-        with pytest.raises(CacheError):
-            read_all(cache)
-
-
-def test_taking_a_damaged_cache_up_again_rewrites_only_what_is_damaged(cache: Path) -> None:
-    damaged = cache / "teacher.zarr" / "stage1" / "c.1.2.0"
-    data = bytearray(damaged.read_bytes())
-    data[3] ^= 1
-    damaged.write_bytes(data)
-    (cache / "teacher.zarr" / "logits" / "zarr.json").write_text("{}")
-    sound = {path: path.stat().st_mtime_ns for path in chunks(cache) if path != damaged}
-    with open_writer(cache, check_every_byte=True) as writer:
-        assert writer.work == [Work(Block(1, 2, 8, 11), ("stage1",))]
-        writer.write_block(writer.work[0].block, {"stage1": records_of(1, slice(8, 11))["stage1"]})
-    assert {path: path.stat().st_mtime_ns for path in sound} == sound
-    opened = TeacherCache.open(cache)
-    assert opened.faults() == []
-    assert (opened.read_view(1)["stage1"] == records_of(1, slice(None))["stage1"]).all()
-
-
-def test_leftovers_of_a_dead_writer_are_cleared(cache: Path) -> None:
-    leftover = cache / "teacher.zarr" / "logits" / ".c.0.0.0.999999999.tmp"
-    leftover.write_bytes(b"half")
-    with open_writer(cache):
-        assert not leftover.exists()
-
-
-def test_a_cache_whose_manifest_is_lost_is_read_whole_before_it_is_believed(cache: Path) -> None:
-    (cache / "manifest.json").write_text("{")
-    chunk = cache / "teacher.zarr" / "stage1" / "c.1.0.0"
-    content = bytearray(chunk.read_bytes())
-    content[3] ^= 1
-    chunk.write_bytes(content)
-    with open_writer(cache, check_every_byte=False) as writer:
-        assert [(w.block.view, w.block.index, w.taps) for w in writer.work] == [(1, 0, ("stage1",))]
-    with open_writer(cache, check_every_byte=False) as writer:
-        assert not writer.work  # with a manifest, only what is asked for is read
+# ---- the order of a commit
 
 
 def test_a_block_is_on_the_disk_before_the_journal_says_so(

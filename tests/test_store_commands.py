@@ -94,7 +94,7 @@ def test_check_reads_every_byte(
     assert cli(["check", "nowhere"]) == 2
 
 
-def test_check_goes_on_after_an_unsound_cache(
+def test_check_continues_after_an_unsound_cache(
     made: tuple[TeacherConfig, Path], small_teacher: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, sound = made

@@ -54,7 +54,7 @@ def files_of(cache: Path) -> dict[str, bytes]:
     }
 
 
-def test_views_are_dropped_for_good_and_the_rest_stays_as_it_is(
+def test_views_are_deleted_and_the_rest_stays_as_it_is(
     cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files_of(cache)
@@ -125,7 +125,7 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
-def test_wherever_a_trim_is_killed_the_cache_is_sound_and_the_next_one_ends_it(
+def test_wherever_a_trim_is_killed_the_cache_is_sound_and_the_next_trim_finishes(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = shutil.copytree(cache, tmp_path / "trimmed")

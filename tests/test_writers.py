@@ -177,7 +177,7 @@ def test_the_processes_of_a_job_share_the_work_and_the_last_one_finishes(
     assert len(lines) == 6  # no block was written twice
 
 
-def test_what_a_dead_process_leaves_the_others_or_the_next_job_do(tmp_path: Path) -> None:
+def test_other_ranks_or_the_next_job_do_the_work_of_a_dead_process(tmp_path: Path) -> None:
     run_job(tmp_path / "c", "job", 2, die_after={0: 1, 1: 1})
     with open_writer(tmp_path / "c") as writer:
         assert 0 < len(writer.work) < 6
@@ -226,9 +226,7 @@ def test_ranks_wait_as_long_as_the_leader_prepares(
 
 
 @pytest.mark.parametrize("left_behind", ['{"job": "two", "pending": []}', "", None])
-def test_a_list_of_work_that_is_another_jobs_is_refused(
-    tmp_path: Path, left_behind: str | None
-) -> None:
+def test_the_work_list_of_another_job_is_refused(tmp_path: Path, left_behind: str | None) -> None:
     with open_writer(tmp_path / "c", job=Job("one", 0, 2)):
         file = tmp_path / "c" / "journal" / "job.json"
         file.unlink() if left_behind is None else file.write_text(left_behind)
@@ -255,7 +253,7 @@ def test_under_torchrun_names_ranks_find_each_other(tmp_path: Path, monkeypatch)
     assert job_of("", 1, 2).name == job_of("", 0, 2).name != ""
 
 
-def test_growing_by_views_touches_nothing_that_is_there(tmp_path: Path) -> None:
+def test_growing_by_views_changes_no_existing_file(tmp_path: Path) -> None:
     path = fill(tmp_path / "c")
     before = {f: f.stat().st_mtime_ns for f in (path / "teacher.zarr").glob("*/c.*")}
     fill(path, num_views=5)
@@ -267,7 +265,7 @@ def test_growing_by_views_touches_nothing_that_is_there(tmp_path: Path) -> None:
         assert (opened.read_view(view)["logits"] == expected).all()
 
 
-def test_fewer_views_are_simply_not_asked_for(tmp_path: Path) -> None:
+def test_asking_for_fewer_views_leaves_the_others(tmp_path: Path) -> None:
     path = fill(tmp_path / "c", num_views=3)
     with open_writer(path, num_views=1) as writer:
         assert writer.work == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,8 @@ def fill(path: Path, blocks: int | None = None, **changes: Any) -> Path:
 
 def journal_of(cache: Path) -> Journal:
     return read_journal(cache, identity_sha256(IDENTITY))
+
+
+def chunks(cache: Path) -> Iterator[Path]:
+    """Every chunk file of the cache."""
+    yield from sorted((cache / "teacher.zarr").glob("*/c.*"))

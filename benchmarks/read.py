@@ -12,12 +12,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import h5py
 import numpy as np
 import torch
 import zarr
+from numpy.typing import NDArray
 
 from benchmarks.harness import Timing, interleaved, machine, markdown, write_json, write_section
 from store import CacheContent, CacheWriter, TapSpec, TeacherCache
@@ -62,11 +62,12 @@ def slab_rows(path: Path, exported: Path, raw: Path) -> dict[str, Callable[[], o
     cache = TeacherCache.open(path)
     source = np.fromfile(raw, dtype=np.float16).reshape(cache.num_samples, -1)
     mapped = np.memmap(raw, dtype=np.float16, mode="r", shape=source.shape)
-    array = cast(Any, zarr.open_group(path / "teacher.zarr", mode="r")["logits"])
+    array = zarr.open_array(path / "teacher.zarr" / "logits", mode="r")
 
-    def from_h5py() -> np.ndarray:
+    def from_h5py() -> NDArray[np.float16]:
         with h5py.File(exported) as file:
-            return np.asarray(file["logits"][0])
+            rows: NDArray[np.float16] = file["logits"][0]
+        return rows
 
     return {
         "read_view (checksums verified)": lambda: cache.read_view(0, ["logits"]),
@@ -86,20 +87,18 @@ def random_rows(path: Path, exported: Path, raw: Path) -> dict[str, Callable[[],
     ]
     slab = cache.read_view(0, ["logits"])["logits"]
     resident, wanted = torch.from_numpy(slab), [torch.from_numpy(ids) for ids in batches]
-    kept = resident[:ROWS].clone()
+    buffer = resident[:ROWS].clone()
     mapped = np.memmap(raw, dtype=np.float16, mode="r", shape=slab.shape)
-    array = cast(Any, zarr.open_group(path / "teacher.zarr", mode="r")["logits"])
+    array = zarr.open_array(path / "teacher.zarr" / "logits", mode="r")
 
-    def from_h5py(ids: np.ndarray) -> np.ndarray:
+    def from_h5py(ids: NDArray[np.int64]) -> NDArray[np.float16]:
         order = np.argsort(ids)
         with h5py.File(exported) as file:
-            rows = np.asarray(file["logits"][0, ids[order]])
-        out = np.empty_like(rows)
-        out[order] = rows
-        return out
+            rows: NDArray[np.float16] = file["logits"][0, ids[order]]
+        return rows[np.argsort(order)]
 
     return {
-        RESIDENT: lambda: [gather_rows(resident, ids, kept) for ids in wanted],
+        RESIDENT: lambda: [gather_rows(resident, ids, buffer) for ids in wanted],
         "np.memmap": lambda: [mapped[ids] for ids in batches],
         "h5py": lambda: [from_h5py(ids) for ids in batches[:FEW]],
         "cache.read": lambda: [cache.read(ids, 0, ["logits"]) for ids in batches[:FEW]],
@@ -121,7 +120,7 @@ def check_rows(path: Path) -> dict[str, Callable[[], object]]:
 
 def measure(slab_bytes: int, rounds: int) -> list[dict[str, object]]:
     """One dict per row: what, record size, method, median seconds, spread, figure and its unit."""
-    found: list[dict[str, object]] = []
+    results: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         for record_bytes in RECORD_BYTES:
             path = make_cache(Path(folder), record_bytes, slab_bytes)
@@ -138,8 +137,8 @@ def measure(slab_bytes: int, rounds: int) -> list[dict[str, object]]:
                 for name, timing in timings.items():
                     many = MANY if name in (RESIDENT, "np.memmap") else FEW
                     amount = ROWS * many if what == "256 rows" else slab.nbytes
-                    found.append(_row(what, record_bytes, name, timing, amount))
-    return found
+                    results.append(_row(what, record_bytes, name, timing, amount))
+    return results
 
 
 def _row(what: str, record_bytes: int, name: str, timing: Timing, amount: int) -> dict[str, object]:
@@ -154,7 +153,7 @@ def _row(what: str, record_bytes: int, name: str, timing: Timing, amount: int) -
     }
 
 
-def report(found: list[dict[str, object]]) -> str:
+def report(results: list[dict[str, object]]) -> str:
     """Tables, and the targets with a mark on each that was missed."""
     parts = []
     for what, unit, scale in (
@@ -162,10 +161,10 @@ def report(found: list[dict[str, object]]) -> str:
         ("256 rows", "records/s", 1),
         ("check", "GB/s", 1e9),
     ):
-        methods = list(dict.fromkeys(str(r["method"]) for r in found if r["what"] == what))
+        methods = list(dict.fromkeys(str(r["method"]) for r in results if r["what"] == what))
         rows = []
         for method in methods:
-            cells = [r for r in found if r["what"] == what and r["method"] == method]
+            cells = [r for r in results if r["what"] == what and r["method"] == method]
             figures = [
                 f"{float(str(c['per_second'])) / scale:,.{2 if scale > 1 else 0}f} "
                 f"± {100 * float(str(c['spread'])):.0f} %"
@@ -174,13 +173,15 @@ def report(found: list[dict[str, object]]) -> str:
             rows.append([method, *figures])
         header = [f"{what}, {unit}", *(f"{size // 1024} KB records" for size in RECORD_BYTES)]
         parts.append(markdown(header, rows))
-    return "\n".join([*parts, _targets(found)])
+    return "\n".join([*parts, _targets(results)])
 
 
-def _targets(found: list[dict[str, object]]) -> str:
+def _targets(results: list[dict[str, object]]) -> str:
     def figure(what: str, size: int, method: str) -> float:
         (row,) = (
-            r for r in found if (r["what"], r["record_bytes"], r["method"]) == (what, size, method)
+            r
+            for r in results
+            if (r["what"], r["record_bytes"], r["method"]) == (what, size, method)
         )
         return float(str(row["per_second"]))
 
@@ -219,16 +220,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/read.json"))
     options = parser.parse_args(arguments)
-    found = measure(options.slab_mb * 2**20, options.rounds)
+    results = measure(options.slab_mb * 2**20, options.rounds)
     body = (
         f"`python -m benchmarks.read --slab-mb {options.slab_mb} --rounds {options.rounds}` on "
         f"{machine()}, zarr {zarr.__version__}, h5py {h5py.__version__}; files in the page cache; "
         f"median of {options.rounds} interleaved rounds ± half the distance between the "
-        f"quartiles.\n\n{report(found)}"
+        f"quartiles.\n\n{report(results)}"
     )
     print(body)
     write_section(options.docs, "Reading a cache", body)
-    write_json(options.json, found)
+    write_json(options.json, results)
     return 0
 
 

@@ -170,23 +170,23 @@ def measure(shape: Shape, device: torch.device, rounds: int) -> dict[str, Timing
             return time.perf_counter() - started
 
         timings = {name: functools.partial(timed, row) for name, row in rows.items()}
-        found = interleaved(timings, rounds)
-        # Two per cent cannot be told from noise in a few rounds of seconds: these two go on.
+        alternating = interleaved(timings, rounds)
+        # Two per cent cannot be told from noise in a few rounds of seconds: these two take more.
         pair = {name: timings[name] for name in ("memory", "cached")}
         closely = interleaved(pair, max(rounds, _CLOSE_ROUNDS))
-        return {**found, **{f"{name}, closely": timing for name, timing in closely.items()}}
+        return {**alternating, **{f"{name}, closely": timing for name, timing in closely.items()}}
 
 
-def judged(shape: str, found: dict[str, Timing], device: torch.device) -> list[Verdict]:
+def judged(shape: str, timings: dict[str, Timing], device: torch.device) -> list[Verdict]:
     """The rows of the target table that a step's cost decides."""
-    t = {name: timing.mean for name, timing in found.items()}
+    t = {name: timing.mean for name, timing in timings.items()}
     epoch = 1.10 if device.type == "cuda" else 1.15
     student_and_losses = t["memory"]
     bound = (t["teacher"] + student_and_losses) / student_and_losses
     verdicts = [
         Verdict(
             f"{shape}: cached ÷ in memory",
-            found["cached, closely"].ratio_to(found["memory, closely"]),
+            timings["cached, closely"].ratio_to(timings["memory, closely"]),
             "≤ 1.02",
             lambda x: x <= 1.02,
         ),
@@ -202,7 +202,7 @@ def judged(shape: str, found: dict[str, Timing], device: torch.device) -> list[V
     verdicts.append(
         Verdict(
             f"{shape}: cached ÷ student alone{share}",
-            found["cached"].ratio_to(found["student"]),
+            timings["cached"].ratio_to(timings["student"]),
             f"≤ {epoch:.2f}" if on_target else "",
             (lambda x: x <= epoch) if on_target else None,
         )
@@ -217,9 +217,9 @@ def report(shapes: dict[str, dict[str, Timing]]) -> str:
         [
             label,
             *(
-                f"{found[name].median * 1e3:,.1f} ms ± {found[name].spread:.0%} "
-                f"({found[name].ratio_to(found['student']):.2f})"
-                for found in shapes.values()
+                f"{timings[name].median * 1e3:,.1f} ms ± {timings[name].spread:.0%} "
+                f"({timings[name].ratio_to(timings['student']):.2f})"
+                for timings in shapes.values()
             ),
         ]
         for name, label in ROWS.items()
@@ -233,18 +233,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
-    found, verdicts = {}, []
+    timings, verdicts = {}, []
     for name, shape in shapes_for(device, options.shapes).items():
         # Short steps are measured more often, long ones less.
         factor = {"digits": 10.0, "cifar-56-20": 1.0, "cifar-110-32": 0.5}.get(name, 0.125)
         rounds = max(5, int(options.rounds * factor))
-        found[name] = measure(shape, device, rounds)
-        verdicts += judged(name, found[name], device)
+        timings[name] = measure(shape, device, rounds)
+        verdicts += judged(name, timings[name], device)
     text = (
         f"`python -m benchmarks.steps {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}, {device}. Medians of single steps that take turns, ± half the "
         f"distance between the quartiles; in brackets relative to the student alone.\n\n"
-        f"{report(found)}"
+        f"{report(timings)}"
     )
     publish(options, "A training step", text, verdicts)
     return 0

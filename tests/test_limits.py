@@ -18,8 +18,8 @@ from runtime.errors import DeviceError
 from runtime.limits import Share, free_memory, sharing_machine, total_memory, usable_cores
 from train.__main__ import cli as train
 from train.ablation import run_ablation
-from train.memory import jobs_that_fit
 from train.study import Study
+from train.windows import jobs_that_fit
 from views.pixels import evaluation_pixels
 from views.pixels import free_memory as free_memory_on
 from views.splits import Split, array_split
@@ -221,7 +221,7 @@ def test_jobs_are_as_many_as_their_views_fit_into_memory(
     study = make_study()
     two_views = 2 * study.cache.nbytes // study.num_views
     memory = 2 * (3 * two_views)  # half of it may be taken: room for three
-    monkeypatch.setattr("train.memory.total_memory", lambda: memory)
+    monkeypatch.setattr("train.windows.total_memory", lambda: memory)
     assert study.run("cd+gkd", 0).window_rows is None  # which reads all taps
     runs = [study.run("ce", 0), study.run("cd+gkd", 0)]
     assert [jobs_that_fit(jobs, [run.held_bytes for run in runs]) for jobs in (1, 3, 8)] == [
@@ -229,7 +229,7 @@ def test_jobs_are_as_many_as_their_views_fit_into_memory(
         3,
         3,
     ]
-    monkeypatch.setattr("train.memory.total_memory", lambda: memory // 3)
+    monkeypatch.setattr("train.windows.total_memory", lambda: memory // 3)
     run_ablation(runs[1:], device="cpu", jobs=2, console=console)
     assert "1 of 2 jobs: memory holds no more" in console.file.getvalue()
 

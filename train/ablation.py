@@ -27,9 +27,9 @@ from runtime.errors import Stopped, UserError
 from runtime.limits import Share
 from runtime.signals import StopRequest
 from train.check import check_methods
-from train.memory import Feed, jobs_that_fit
 from train.student import train_student
 from train.study import Run, Study, open_study
+from train.windows import Feed, jobs_that_fit
 
 _POLL_SECONDS = 0.2
 

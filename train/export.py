@@ -31,7 +31,7 @@ from runtime.devices import pick_device
 from runtime.files import write_atomically, written_aside
 from store.identity import file_sha256
 from train.errors import TrainError
-from train.evaluate import evaluate
+from train.loop import evaluate
 from train.run_files import SUMMARY_FILE
 from train.study import Run, Study
 from views.batches import Pixels

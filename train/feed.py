@@ -24,7 +24,7 @@ from nets.taps import Tap
 from nets.teacher import Teacher
 from store import TeacherCache
 from train.errors import TrainError
-from train.order import WindowedOrder
+from train.windows import WindowedOrder
 from views.batches import ViewBatch
 from views.parameters import view_of_epoch
 from views.pixels import free_memory

@@ -11,8 +11,8 @@ import typer
 from configs.load import load_student, load_teacher, refuse_missing_data, split_overrides
 from configs.schema import StudentConfig, TeacherConfig
 from train.errors import TrainError
-from train.memory import Feed
 from train.study import MOST_SEED, Study, open_study
+from train.windows import Feed
 
 Method = Annotated[str, typer.Option(help="one of the config's methods")]
 Methods = Annotated[str, typer.Option(help='methods, as in "ce kd"; default: all of the config')]

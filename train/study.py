@@ -35,8 +35,8 @@ from store.identity import (
 )
 from store.reader import TeacherCache
 from train.errors import TrainError
-from train.memory import Feed, record_bytes, window_rows
 from train.run_files import RUN_FILE, SUMMARY_FILE
+from train.windows import Feed, record_bytes, window_rows
 from views.augment import view_shape
 from views.canary import pixel_canary
 from views.changes import describe_change

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from runtime.cost import Memory, measured_rate, memory_with
 from store import TeacherCache
-from train.evaluate import outputs_and_labels
 from train.feed import NoTeacher, slab_bytes
 from train.learner import reading_maps
+from train.loop import outputs_and_labels
 from train.step import ActiveTerm, Session, epoch_steps
 from train.student import open_session
 from train.study import Run, Study

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from train.order import WindowedOrder
+from train.windows import WindowedOrder
 from views.seeds import permutation
 
 

@@ -1,22 +1,62 @@
-"""The order of an epoch where only a window of blocks is in memory at a time.
+"""What is held of the teacher's outputs: whole views, or windows; and the order of samples then.
 
-Blocks are put into a random order, `window_rows` worth of them make a window, and the samples of
-each window are put into a random order: a pure function of (seed, epoch), as `views.seeds` has it
-for a whole data set. The larger the window, the nearer to a true shuffle. Imports no torch.
+Two whole views are held where they fit. Else samples are shuffled by block and within a window:
+the blocks are put into a random order, `window_rows` worth of them make a window, and the samples
+of each window are put into a random order: a pure function of (seed, epoch), as `views.seeds` has
+it for a whole dataset. The larger the window, the nearer to a true shuffle.
+
+What fits goes by the memory there is for all processes, not by what is free or by the share of one
+process: the size of the windows is part of a run's identity, which must not depend on what else is
+running. Imports no torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.limits import total_memory
+from store.reader import TeacherCache
 from views.seeds import permutation
 
 Ids = NDArray[np.int64]
 
+# Where a view's teacher outputs are held while its epoch runs; see `train.feed`.
+Feed = Literal["auto", "device", "host", "window"]
+
+_SLABS_SHARE = 0.5  # of the memory for two views; beyond it a window of blocks is held
+_WINDOW_SHARE = 0.125  # of the memory for one window; two are held
+_WINDOWS_PER_EPOCH = 8  # at least, where a window is asked for
 _BLOCKS_SEED_OFFSET = 2**63  # keeps the order of blocks apart from that of samples
+
+
+def window_rows(cache: TeacherCache, taps: Collection[str], feed: Feed) -> int | None:
+    """How many samples are shuffled at a time, reading these taps; None: all of them.
+
+    A window is used where it is asked for, or where two views fill the memory.
+    """
+    row_bytes, memory = record_bytes(cache, taps), total_memory()
+    is_too_large = 2 * row_bytes * cache.num_samples > memory * _SLABS_SHARE
+    if not row_bytes or not (feed == "window" or (feed == "auto" and is_too_large)):
+        return None
+    affordable = int(memory * _WINDOW_SHARE / row_bytes)
+    rows = min(affordable, -(-cache.num_samples // _WINDOWS_PER_EPOCH))
+    return max(rows, cache.manifest.block_rows)
+
+
+def record_bytes(cache: TeacherCache, taps: Collection[str]) -> int:
+    """The bytes of one record's taps in memory."""
+    return sum(cache.manifest.taps[tap].read_bytes_per_record for tap in taps)
+
+
+def jobs_that_fit(jobs: int, held_bytes: Iterable[int]) -> int:
+    """How many of `jobs` runs may hold their teacher outputs, of these sizes, side by side."""
+    largest = max([1, *held_bytes])
+    return min(jobs, max(1, int(_SLABS_SHARE * total_memory() // largest)))
 
 
 @dataclass(frozen=True)

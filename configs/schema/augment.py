@@ -27,29 +27,38 @@ Range = tuple[PositiveFloat, PositiveFloat]
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class ColourJitter:
-    """Brightness, contrast and saturation by a factor in [1 - x, 1 + x], hue by [-x, x] turns."""
+    """Change the colours, in random order."""
 
     brightness: NonNegativeFloat = 0.0
+    """Multiply the brightness by a factor in [1 - x, 1 + x]."""
     contrast: NonNegativeFloat = 0.0
+    """Multiply the contrast by a factor in [1 - x, 1 + x]."""
     saturation: NonNegativeFloat = 0.0
+    """Multiply the saturation by a factor in [1 - x, 1 + x]."""
     hue: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
+    """Shift the hue by [-x, x] of the colour circle."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TrivialAugment:
-    """One of 14 operations at one of `bins` strengths (the "wide" space of the paper)."""
+    """Apply one of 14 operations at a random strength (the "wide" space of the paper)."""
 
     bins: Annotated[int, Field(strict=True, ge=2)] = 31
+    """Number of strengths."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Erasing:
-    """With `probability`, fill one box: its share of the area and its aspect ratio are drawn."""
+    """Fill one random box with a colour."""
 
     probability: Fraction = 0.25
+    """How often a box is erased."""
     scale: Range = (0.02, 0.33)
+    """Smallest and largest share of the image's area."""
     ratio: Range = (0.3, 3.3)
-    fill: Annotated[tuple[Byte, ...], Field(min_length=1)] = (124, 116, 104)  # ImageNet's mean
+    """Smallest and largest height divided by width."""
+    fill: Annotated[tuple[Byte, ...], Field(min_length=1)] = (124, 116, 104)
+    """The colour, a value per channel or one for all; default: ImageNet's mean."""
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Erasing:
@@ -59,25 +68,28 @@ class Erasing:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Mix:
-    """Mix each view with the same view of another sample; labels become a pair of weights.
-
-    The share of the other sample is drawn from Beta(alpha, alpha). mixup blends the whole images,
-    cutmix pastes a box of the other one.
-    """
+    """Mix each view with the same view of another sample; both labels count, by their shares."""
 
     kind: Literal["mixup", "cutmix"]
+    """`mixup` blends the whole images, `cutmix` pastes a box of the other one."""
     alpha: PositiveFloat = 1.0
+    """The shares are drawn from Beta(alpha, alpha)."""
     probability: Fraction = 1.0
+    """How often a view is mixed."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Extras:
-    """What may be added to any crop; `null` leaves it out."""
+    """What may be added to any crop."""
 
     trivial_augment: TrivialAugment | None = None
+    """One random operation on colours or geometry; `null`: none."""
     colour_jitter: ColourJitter | None = None
+    """Random brightness, contrast, saturation and hue; `null`: none."""
     erasing: Erasing | None = None
+    """A random box filled with a colour; `null`: none."""
     mix: Mix | None = None
+    """Mixing with another sample; `null`: none."""
 
     @property
     def has_extras(self) -> bool:
@@ -98,12 +110,16 @@ class Extras:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class PadCropFlip(Extras):
-    """Pad by `pad_px` on every side, cut out a window of the original size, flip half of them."""
+    """Pad the image and cut out a random window of the original size."""
 
     kind: Literal["pad-crop-flip"] = "pad-crop-flip"
+    """Which augmentation."""
     pad_px: NaturalInt = 4
+    """Pixels added on every side."""
     padding: Literal["reflect", "zero"] = "reflect"
+    """Mirror the image at its edges, or add black."""
     flip: StrictBool = True
+    """Mirror a random half of the views, left to right."""
 
     @model_validator(mode="after")
     def _can_be_counted(self) -> PadCropFlip:
@@ -133,15 +149,22 @@ class PadCropFlip(Extras):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class RandomResizedCrop(Extras):
-    """Cut out a box of random area and aspect ratio, resize it to a square, flip half of them."""
+    """Cut out a box of random area and aspect ratio, and resize it to a square."""
 
     kind: Literal["random-resized-crop"] = "random-resized-crop"
+    """Which augmentation."""
     size_px: PositiveInt = 224
-    scale: Range = (0.08, 1.0)  # of the image's area
-    ratio: Range = (0.75, 4 / 3)  # width : height
+    """Height and width of a view."""
+    scale: Range = (0.08, 1.0)
+    """Smallest and largest share of the image's area."""
+    ratio: Range = (0.75, 4 / 3)
+    """Smallest and largest width divided by height."""
     interpolation: Interpolation = "bilinear"
+    """How pixels are resampled."""
     antialias: StrictBool = True
+    """Average over the pixels that shrink into one; `false` with `bilinear` only."""
     flip: StrictBool = True
+    """Mirror a random half of the views, left to right."""
 
     @model_validator(mode="after")
     def _possible(self) -> RandomResizedCrop:
@@ -172,13 +195,18 @@ class RandomResizedCrop(Extras):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Centre(Extras):
-    """The image as it is; or its short side resized to `resize_px`, and the middle cut out."""
+    """The image unchanged, or its middle."""
 
     kind: Literal["centre"] = "centre"
+    """Which augmentation."""
     resize_px: PositiveInt | None = None
+    """Resize the short side to so many pixels first; needs `crop_px`. `null`: do not resize."""
     crop_px: PositiveInt | None = None
+    """Height and width of the middle that is cut out; `null`: the whole image."""
     interpolation: Interpolation = "bilinear"
+    """How pixels are resampled."""
     flip: StrictBool = False
+    """Mirror a random half of the views, left to right."""
 
     @model_validator(mode="after")
     def _crop_is_within(self) -> Centre:

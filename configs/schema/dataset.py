@@ -15,7 +15,9 @@ class Normalisation:
     """Per-channel mean and standard deviation of pixel values scaled to [0, 1]."""
 
     mean: Annotated[tuple[Float, ...], Field(min_length=1)]
+    """Mean of each channel."""
     std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    """Standard deviation of each channel."""
 
     @model_validator(mode="after")
     def _same_length(self) -> Normalisation:
@@ -29,10 +31,12 @@ class Samples:
     """Which samples of a dataset are used, and how their pixels are scaled; common to all types."""
 
     normalisation: Normalisation
-    limit: PositiveInt | None = None  # training samples kept per class, the first ones
-    # Of the training samples, held out by a keyed hash; the best epoch is then chosen on them
-    # instead of on the test set.
+    """How pixels are scaled."""
+    limit: PositiveInt | None = None
+    """Training samples per class, the first ones; `null`: all."""
     validation_fraction: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    """Share of the training samples, chosen by a keyed hash, that is held out to choose the best
+    epoch on; 0: it is chosen on the test set."""
 
     @property
     def must_exist(self) -> bool:
@@ -45,6 +49,7 @@ class Digits(Samples):
     """scikit-learn's bundled 8x8 scans: the first 1,000 train, the last 797 (other hands) test."""
 
     type: Literal["digits"]
+    """Which dataset."""
 
     @property
     def must_exist(self) -> bool:
@@ -53,11 +58,14 @@ class Digits(Samples):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Cifar(Samples):
-    """CIFAR-10 or CIFAR-100 in its original form, downloaded to `root` at first use."""
+    """CIFAR-10 or CIFAR-100 in its original form."""
 
     type: Literal["cifar10", "cifar100"]
+    """Which dataset."""
     root: StrictStr = "data"
+    """Folder of the files as torchvision stores them."""
     download: StrictBool = True
+    """Download them at first use."""
 
     @property
     def must_exist(self) -> bool:
@@ -69,15 +77,19 @@ class ImageFolder(Samples):
     """A tree `root/train/<class>/*` and `root/test/<class>/*` (or `val/`) of images."""
 
     type: Literal["imagefolder"]
+    """Which dataset."""
     root: StrictStr
+    """The folder that holds `train/`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Packed(Samples):
-    """A file that `python -m views pack` made of an image folder."""
+    """An image folder packed into one file by `python -m views pack`."""
 
     type: Literal["packed"]
+    """Which dataset."""
     file: StrictStr
+    """The packed file."""
 
 
 DatasetConfig = Annotated[Digits | Cifar | ImageFolder | Packed, Field(discriminator="type")]

@@ -52,14 +52,19 @@ class LossTerm:
     """One weighted term of a method; see `train.schedule.weight_at` for how the weight moves."""
 
     loss: LossName
+    """A built-in loss, or your own as `package.module:name`."""
     weight: NonNegativeFloat = 1.0
+    """Factor of the loss in the sum of all terms."""
     decay: PositiveFloat = 1.0
+    """By what the weight is multiplied."""
     decay_epochs: tuple[PositiveInt, ...] = ()
+    """Epochs from which on the weight is multiplied by `decay`, once more at each."""
     start_epoch: PositiveInt = 1
-    warmup_epochs: NaturalInt = 0  # the weight rises linearly over so many, from start_epoch on
-    # Unset ones have the default of the loss. In YAML those of a built-in loss are keys of the
-    # term itself ({loss: kd, temperature: 4}), and those of a loss of your own under `options`.
+    """First epoch of the term; before it the weight is 0."""
+    warmup_epochs: NaturalInt = 0
+    """Epochs, from `start_epoch` on, over which the weight rises linearly."""
     options: dict[StrictStr, Float] = Field(default_factory=dict)
+    """Options of a loss of your own, by name; those of a built-in loss are keys of the term."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The types of single values, and what all blocks have in common."""
+"""The types of single values, and the settings that every block shares."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-_LARGEST_COUNT = 2**31 - 1  # what counts samples, pixels or epochs; more is a typing error
+_LARGEST_COUNT = 2**31 - 1  # of samples, pixels or epochs; more is a typing error
 PositiveInt = Annotated[int, Field(strict=True, ge=1, le=_LARGEST_COUNT)]
 NaturalInt = Annotated[int, Field(strict=True, ge=0, le=_LARGEST_COUNT)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -23,4 +23,5 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 TrainingPrecision = Literal["float32", "tf32", "bfloat16"]
 
 
-BLOCK = ConfigDict(extra="forbid")  # of every dataclass here: unknown keys are refused
+# Of every dataclass here: unknown keys are refused, and the text below a key is its meaning.
+BLOCK = ConfigDict(extra="forbid", use_attribute_docstrings=True)

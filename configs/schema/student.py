@@ -16,22 +16,33 @@ from configs.schema.training import StudentTraining
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class StudentNet:
-    """The network that learns."""
+    """The student network."""
 
     arch: StrictStr
+    """Name of the network, or `python:package.module:function`."""
     stem: Literal["cifar", "imagenet"] = "cifar"
+    """First layers of a ResNet: one 3x3 convolution, or a 7x7 one with stride 2 and pooling."""
     connector: Literal["conv-bn-relu", "none"] = "conv-bn-relu"
-    stages: tuple[StrictStr, ...] | None = None  # module names; default: the architecture's own
+    """Trained layers from each stage of the student to the channels of the teacher's; `none`: the
+    channels must agree."""
+    stages: tuple[StrictStr, ...] | None = None
+    """Names of the modules that end a stage; `null`: those of the architecture."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class StudentConfig:
-    """One file of configs/student: what a run is, for each of its methods."""
+    """What a run is, for each of its methods."""
 
-    name: StrictStr  # the file's name
+    name: StrictStr
+    """Of the file; not a key."""
     source: FromCommandLine = field(default=None, compare=False, repr=False)
-    teacher: StrictStr  # the name of, or path to, the teacher's file
+    teacher: StrictStr
+    """Name of the teacher's config, or path to its file."""
     student: StudentNet
+    """The network that learns."""
     training: StudentTraining
+    """Its recipe."""
     methods: Annotated[dict[StrictStr, Method], Field(min_length=1)]
-    num_views: PositiveInt | None = None  # the first k views; default: the teacher's views.count
+    """The loss terms of each method, by its name."""
+    num_views: PositiveInt | None = None
+    """Train on the first so many views of the cache; `null`: `views.count` of the teacher."""

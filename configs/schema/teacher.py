@@ -17,46 +17,63 @@ from configs.schema.views import ViewsConfig
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TeacherNet:
-    """The network that teaches, where its weights lie, and how it is run."""
+    """The teacher network, its weights, and how it is run."""
 
     arch: StrictStr
+    """Name of the network, or `python:package.module:function`."""
     weights: StrictStr
+    """File of a state dict, or `torchvision:NAME`."""
     stem: Literal["cifar", "imagenet"] = "cifar"
-    # "eval": the checkpoint's running statistics. "recalibrated": estimated anew on view 0 of the
-    # cached samples, then frozen; for a teacher whose data differ from those it learned from.
+    """First layers of a ResNet: one 3x3 convolution, or a 7x7 one with stride 2 and pooling."""
     bn: Literal["eval", "recalibrated"] = "eval"
-    precision: Precision = "float32"  # arithmetic of the teacher pass; "float32" means no TF32
-    # Published top-1 error (%) on the test split; a pass that measures another one says so.
+    """Statistics of batch norm: those of the weights, or estimated anew on view 0 of the cached
+    samples and then frozen, for a teacher that was trained on other data."""
+    precision: Precision = "float32"
+    """Arithmetic of the teacher pass; `float32` excludes TF32."""
     expected_error: Annotated[float, Field(strict=True, ge=0, le=100)] | None = None
+    """Published top-1 error (%) on the test split; a pass that measures another one warns."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Hint:
-    """One stage's feature map, whole: (C, H, W) per record, so look at --plan first."""
+    """The whole feature map of one stage, (C, H, W) per record: look at --plan first."""
 
     stage: Annotated[str, Field(pattern=r"^stage[1-9][0-9]*$")]
+    """Which stage, as `stage2`."""
     dtype: FloatDtype = "float16"
+    """Type of the stored values."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TapsConfig:
-    """What is kept of the teacher: the dtype per kind of tap, and which modules are stages."""
+    """Which outputs of the teacher are stored, and as what type."""
 
     logits: TapDtype = "float16"
-    means: TapDtype = "float16"  # stage1 ... stageL
-    energy: FloatDtype | None = None  # opt-in: energy1 ... energyL, attention maps
-    hint: Hint | None = None  # opt-in: one stage's whole feature map
-    stages: tuple[StrictStr, ...] | None = None  # module names; default: the architecture's own
+    """Type of the logits; `uint8` stores codes with a scale, see `store/FORMAT.md`."""
+    means: TapDtype = "float16"
+    """Type of the channel means of each stage, `stage1` ... `stageL`."""
+    energy: FloatDtype | None = None
+    """Type of the attention maps of each stage, `energy1` ... `energyL`; `null`: not stored."""
+    hint: Hint | None = None
+    """One whole feature map, for FitNets; `null`: not stored."""
+    stages: tuple[StrictStr, ...] | None = None
+    """Names of the modules that end a stage; `null`: those of the architecture."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TeacherConfig:
-    """One file of configs/teacher: what a cache is."""
+    """What a cache is."""
 
-    name: StrictStr  # the file's name
+    name: StrictStr
+    """Of the file; not a key."""
     source: FromCommandLine = field(default=None, compare=False, repr=False)
     dataset: DatasetConfig
+    """The images."""
     views: ViewsConfig
+    """Their augmented versions."""
     teacher: TeacherNet
+    """The network that sees them."""
     taps: TapsConfig = TapsConfig()
+    """Its outputs that are stored."""
     training: TeacherTraining | None = None
+    """How to train the teacher where its weights are missing; `null`: they must exist."""

@@ -20,19 +20,24 @@ from configs.schema.scalars import (
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class MultiStep:
-    """Multiply the learning rate by `gamma` after each of `milestones` (in epochs)."""
+    """Multiply the learning rate by `gamma` after each milestone."""
 
     kind: Literal["multistep"]
+    """Which schedule."""
     milestones: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    """Epochs after which the learning rate changes."""
     gamma: PositiveFloat = 0.1
+    """Factor of each change."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class OneCycle:
-    """Rise linearly over `warmup_fraction` of all steps, then fall as a cosine to zero."""
+    """Raise the learning rate linearly, then lower it to zero as a cosine."""
 
     kind: Literal["onecycle"]
+    """Which schedule."""
     warmup_fraction: Fraction = 0.3
+    """Share of all steps in which the learning rate rises."""
 
 
 Schedule = Annotated[MultiStep | OneCycle, Field(discriminator="kind")]
@@ -49,15 +54,25 @@ class Training:
     """A recipe: SGD with momentum under one learning-rate schedule."""
 
     epochs: PositiveInt
+    """Passes over the training samples, each with the next view."""
     batch_size: PositiveInt
+    """Samples per step, of all processes together."""
     learning_rate: PositiveFloat
+    """The highest learning rate."""
     schedule: Schedule
+    """How the learning rate changes."""
     momentum: Fraction = 0.9
+    """Momentum of SGD."""
     nesterov: StrictBool = False
-    weight_decay: NonNegativeFloat = 5e-4  # on every parameter
+    """Nesterov's form of momentum."""
+    weight_decay: NonNegativeFloat = 5e-4
+    """Weight decay of every parameter."""
     precision: TrainingPrecision = "float32"
-    evaluate_every: PositiveInt = 1  # epochs between tests; the last epoch is always tested
-    compile: StrictBool = False  # the network by torch.compile; faster steps, a slow first one
+    """Arithmetic of the network; `float32` excludes TF32."""
+    evaluate_every: PositiveInt = 1
+    """Epochs between tests; the last epoch is always tested."""
+    compile: StrictBool = False
+    """Compile the network with torch.compile: faster steps, a slow first one."""
 
     @model_validator(mode="after")
     def _milestones_are_reached(self) -> Training:
@@ -77,19 +92,21 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TeacherTraining(Training):
-    """How to train the teacher where no weights exist.
+    """How to train the teacher where its weights are missing.
 
-    It sees a fresh view in every epoch, drawn like the cache's but never limited to its count.
+    It sees a new view in every epoch, drawn like the cache's but not limited to its count.
     """
 
     seed: Seed = 0
-    limit: PositiveInt | None = None  # samples per class; default: all the training split has
+    """Seed of the weights and of the order of samples."""
+    limit: PositiveInt | None = None
+    """Training samples per class; `null`: all of the training split."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class StudentTraining(Training):
     """How to train a student."""
 
-    # While no loss term reaches the classifier, leave it as it is. False lets weight decay
-    # shrink it, as the original implementation of Early Decay Teacher does.
     freeze_idle_classifier: StrictBool = True
+    """Leave the classifier unchanged while no loss term reaches it. `false` lets weight decay
+    shrink it, as in the original implementation of Early Decay Teacher."""

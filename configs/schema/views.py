@@ -14,11 +14,11 @@ from configs.schema.scalars import BLOCK, PositiveInt, Seed
 def _one_way(transform: Centre) -> Centre:
     random = ("flip", "trivial_augment", "colour_jitter", "erasing", "mix")
     if used := [name for name in random if getattr(transform, name)]:
-        raise ValueError(f"a test image is always shown in the same way: remove {', '.join(used)}")
+        raise ValueError(f"nothing about a test image may be random: remove {', '.join(used)}")
     return transform
 
 
-# How test images are shown: nothing about it is drawn.
+# The transform of test images: nothing about it is random.
 Evaluation = Annotated[Centre, AfterValidator(_one_way)]
 
 
@@ -27,11 +27,15 @@ class ViewsConfig:
     """Which augmented versions of each sample the cache holds."""
 
     augment: AugmentConfig
+    """How a view is made of an image."""
     seed: Seed = 0
+    """Seed of all random choices of the augmentation."""
     count: PositiveInt | Literal["all"] = 16
-    # How test and validation images are shown. Default: as they are; after random-resized-crop the
-    # middle `size_px` of an image whose short side was made 8/7 of that.
+    """Views per sample; `all`: every one of an augmentation whose views can be counted."""
     evaluation: Evaluation | None = None
+    """Transform of test and validation images, as of `kind: centre`. `null`: the same crop without
+    anything random; after `random-resized-crop`, the middle `size_px` of an image whose short side
+    was resized to 8/7 of that."""
 
     @model_validator(mode="after")
     def _within_the_space(self) -> ViewsConfig:

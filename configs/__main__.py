@@ -1,6 +1,7 @@
 """python -m configs teacher|student NAME|PATH [key=value ...]    print the config as resolved
 python -m configs teacher-of STUDENT|PATH [key=value ...]      print the teacher a student names
 python -m configs list                                         print all names
+python -m configs reference                                    print docs/reference.md: every key
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ def list_names() -> None:
     """Print the names of all configs that come with the project."""
     for kind in ("teacher", "student"):
         print(*(f"{kind} {name}" for name in available(kind)), sep="\n")
+
+
+@app.command("reference")
+def print_reference() -> None:
+    """Print docs/reference.md: every key of both kinds of files."""
+    from configs.reference import reference
+
+    print(reference(), end="")
 
 
 def cli(arguments: list[str] | None = None) -> int:

@@ -180,8 +180,8 @@ def test_overrides_for_the_teacher_are_told_apart() -> None:
         (["views.count=1_0"], "a valid integer or 'all' (found '1_0'); write 10"),
         (["views.augment.pad_px=91", "views.augment.flip=true"], "use pad_px: 90 or less"),
         (["views.augment.pad_px=128"], "use pad_px: 127 or less"),
-        (["views.evaluation={flip: true}"], "views.evaluation: a test image is always shown in"),
-        (["views.evaluation={flip: true}"], "the same way: remove flip"),
+        (["views.evaluation={flip: true}"], "views.evaluation: nothing about a test image may be"),
+        (["views.evaluation={flip: true}"], "may be random: remove flip"),
         (["views.evaluation.mix={kind: mixup}"], "remove mix"),
         (["views.evaluation={erasing: {}, colour_jitter: {}}"], "remove colour_jitter, erasing"),
         (

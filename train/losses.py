@@ -159,7 +159,7 @@ def dist(
 def lskd(
     student_logits: Tensor, teacher_logits: Tensor, temperature: PositiveFloat = 2.0
 ) -> Tensor:
-    """`kd` of logits that were made to have mean 0 and standard deviation 1 per sample.
+    """`kd` of logits standardised per sample to mean 0 and standard deviation 1.
 
     Both (B, K), K at least 2. Source: Sun et al. 2024, "Logit Standardization in Knowledge
     Distillation".

@@ -44,7 +44,11 @@ def _known_loss(name: str) -> str:
 LossName = Annotated[StrictStr, AfterValidator(_known_loss)]
 
 # Types that the signature of a built-in loss may give its options.
-_OPTION_TYPES = {"PositiveFloat": PositiveFloat, "NonNegativeFloat": NonNegativeFloat}
+OPTION_TYPES = {
+    "PositiveFloat": PositiveFloat,
+    "NonNegativeFloat": NonNegativeFloat,
+    "float": Float,
+}
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -111,16 +115,16 @@ def _options_of(loss: str, given: Mapping[str, Any]) -> dict[str, float]:
 
     Raises ValueError for an unknown one, ValidationError for a value of another type or range.
     """
-    known = built_in_losses()[loss]
+    known = built_in_losses()[loss].options
     for name, value in given.items():
         if name not in known and (value is not None or not _is_an_option(name)):
             near = did_you_mean(name, [*known, *_keys()])
             raise ValueError(f"the loss {loss!r} has no {name!r}{near}")
     values = {name: value for name, value in given.items() if value is not None}
-    types: dict[str, Any] = {name: (_OPTION_TYPES.get(known[name], Float), ...) for name in values}
+    types: dict[str, Any] = {name: (OPTION_TYPES[known[name].type], ...) for name in values}
     return dict(create_model(loss, **types).model_validate(values))
 
 
 def _is_an_option(name: str) -> bool:
     """Whether any built-in loss has an option of that name."""
-    return any(name in options for options in built_in_losses().values())
+    return any(name in loss.options for loss in built_in_losses().values())

@@ -23,5 +23,5 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 TrainingPrecision = Literal["float32", "tf32", "bfloat16"]
 
 
-# Of every dataclass here: unknown keys are refused, and the text below a key is its meaning.
-BLOCK = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+# Of every dataclass here: unknown keys are refused.
+BLOCK = ConfigDict(extra="forbid")

@@ -1,0 +1,170 @@
+"""docs/reference.md: every key of both kinds of files, as the schema has it.
+
+Types and defaults are those that pydantic checks. What a key means is the text below it in
+`configs/schema/`; it is read from the source, as pydantic leaves out the texts of inherited keys.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+from collections.abc import Iterable, Iterator
+
+from pydantic import TypeAdapter
+
+from configs import schema
+from configs.key_types import JsonSchema, default_in_words, type_in_words
+from configs.loss_options import LossOption, built_in_losses
+from configs.schema.methods import OPTION_TYPES
+
+_HEAD = """\
+# Every key
+
+Written by `python -m configs reference > docs/reference.md`.
+
+A file of `configs/teacher/` says what a cache is, a file of `configs/student/` what a run is. On
+the command line a key is set by its dotted path (`training.epochs=10`). A student's command takes
+keys of its teacher's file after `teacher.` (`teacher.dataset.limit=200`). Unknown keys are refused.
+"""
+_LOSSES = """\
+## Losses
+
+The options of a built-in loss are keys of its term: `{loss: kd, weight: 0.9, temperature: 4}`.
+
+| loss | options | what it computes |
+|---|---|---|"""
+_NOT_KEYS = ("name", "source")  # they come from the file's name and the command line
+_TAGS = ("type", "kind")  # the keys that choose among the variants of a block
+
+
+def reference() -> str:
+    """The page, as Markdown."""
+    teacher = _File(schema.TeacherConfig).sections("configs/teacher/NAME.yaml")
+    student = _File(schema.StudentConfig).sections("configs/student/NAME.yaml")
+    return "\n".join([_HEAD, *teacher, *student, _LOSSES, *_loss_rows(), ""])
+
+
+def meanings(block: type) -> dict[str, str]:
+    """Key -> the text below it, of a dataclass of the schema; inherited keys first."""
+    texts: dict[str, str] = {}
+    for each in reversed(block.__mro__):
+        if dataclasses.is_dataclass(each):
+            texts |= _texts_below_keys(each)
+    return texts
+
+
+def _texts_below_keys(block: type) -> dict[str, str]:
+    definition = ast.parse(textwrap.dedent(inspect.getsource(block))).body[0]
+    statements = definition.body if isinstance(definition, ast.ClassDef) else []
+    return {
+        ast.unparse(key.target): _on_one_line(str(text.value.value))
+        for key, text in itertools.pairwise(statements)
+        if isinstance(key, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+
+
+class _File:
+    """One kind of file: its blocks from the top down, each once."""
+
+    def __init__(self, root: type) -> None:
+        whole = TypeAdapter(root).json_schema()
+        self._root = root.__name__
+        self._blocks: dict[str, JsonSchema] = {**whole["$defs"], self._root: whole}
+        self._described: set[str] = set()
+
+    def sections(self, file: str) -> Iterator[str]:
+        """The lines of the file's part of the page."""
+        keys = _without(self._blocks[self._root]["properties"], _NOT_KEYS)
+        yield from (f"## `{file}`", "", *self._table("", self._root, keys))
+        yield from self._sections_below("", keys)
+
+    def _sections_below(self, prefix: str, keys: JsonSchema) -> Iterator[str]:
+        for key, value in keys.items():
+            names = [name for name in _blocks_in(value) if name not in self._described]
+            self._described.update(names)
+            if names:
+                yield from self._section(prefix + key + _path_of_items(value), names)
+
+    def _section(self, path: str, names: list[str]) -> Iterator[str]:
+        """A block, or its variants: the keys that all have, those of each; then blocks within."""
+        prefix, common = f"{path}.", self._common_keys(names)
+        variants = names if len(names) > 1 else []
+        yield from (f"### `{path}`", "")
+        if common:
+            heading = "Common to all:" if variants else self._description(names[0])
+            yield from (heading, "", *self._table(prefix, names[0], common))
+        for name in variants:
+            yield from self._variant(prefix, name, common)
+        for name in names:
+            yield from self._sections_below(prefix, self._blocks[name]["properties"])
+
+    def _variant(self, prefix: str, name: str, common: JsonSchema) -> Iterator[str]:
+        own = _without(self._blocks[name]["properties"], common)
+        (tag,) = (key for key in _TAGS if key in own)
+        yield from (f"**`{tag}`: {type_in_words(own[tag])}.** {self._description(name)}", "")
+        yield from self._table(prefix, name, _without(own, [tag]))
+
+    def _common_keys(self, names: list[str]) -> JsonSchema:
+        first, *others = (self._blocks[name]["properties"] for name in names)
+        return {
+            key: value
+            for key, value in first.items()
+            if all(other.get(key) == value for other in others)
+        }
+
+    def _description(self, name: str) -> str:
+        return _on_one_line(self._blocks[name]["description"])
+
+    def _table(self, prefix: str, name: str, keys: JsonSchema) -> Iterator[str]:
+        """The given keys of a block, in the order of the source."""
+        if not keys:
+            return
+        texts, required = meanings(getattr(schema, name)), self._blocks[name].get("required", ())
+        yield from ("| key | type | default | meaning |", "|---|---|---|---|")
+        for key in sorted(keys, key=list(texts).index):
+            default = default_in_words(keys[key], key in required)
+            yield _row(f"`{prefix}{key}`", type_in_words(keys[key]), default, texts[key])
+        yield ""
+
+
+def _loss_rows() -> Iterator[str]:
+    for name, loss in built_in_losses().items():
+        options = (_option_in_words(name, option) for name, option in loss.options.items())
+        yield _row(f"`{name}`", "<br>".join(options), loss.meaning)
+
+
+def _option_in_words(name: str, option: LossOption) -> str:
+    type_of_values = type_in_words(TypeAdapter(OPTION_TYPES[option.type]).json_schema())
+    return f"`{name}`: {type_of_values}, default `{option.default}`"
+
+
+def _row(*cells: str) -> str:
+    escaped = (cell.replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
+
+
+def _blocks_in(value: JsonSchema) -> list[str]:
+    """Names of the blocks that a key may hold, also in lists and by name."""
+    if "$ref" in value:
+        return [value["$ref"].removeprefix("#/$defs/")]
+    inner = [*value.get("anyOf", ()), *value.get("oneOf", ())]
+    inner += [value[key] for key in ("items", "additionalProperties") if key in value]
+    return [name for each in inner for name in _blocks_in(each)]
+
+
+def _path_of_items(value: JsonSchema) -> str:
+    """What the path to a block has after the key: its name and place, in lists that have names."""
+    return ".NAME.N" if value.get("type") == "object" else ""
+
+
+def _without(keys: JsonSchema, left_out: Iterable[str]) -> JsonSchema:
+    return {key: value for key, value in keys.items() if key not in left_out}
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -113,9 +113,9 @@ def _is_unsound(path: Path, console: Console) -> bool:
     rate = num_bytes / max(time.perf_counter() - started, 1e-9)
     if faults:
         console.print(
-            f"{path} is unsound: {len(faults)} faults\n  if it was made with ARGS or from a file "
-            f"elsewhere, name them again\n  fix: "
-            f"{_recheck_command(path, source.manifest.teacher)}"
+            f"{path} is unsound: {len(faults)} {'fault' if len(faults) == 1 else 'faults'}\n"
+            f"  if it was made with ARGS, or from a YAML file of another name, repeat those\n"
+            f"  fix: {_recheck_command(path, source.manifest.teacher)}"
         )
         return True
     console.print(f"{path} is sound: {num_bytes:,} bytes, {rate / 1e9:,.2f} GB/s")

@@ -52,7 +52,9 @@ def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collectio
 
 def _trimmed(path: Path, manifest: Manifest, views: int, drop_taps: Collection[str]) -> Manifest:
     if not 1 <= views <= manifest.num_views:
-        raise UnknownView(f"--views {views}: {path} is planned for {manifest.num_views} views")
+        raise UnknownView(
+            f"--views {views} is out of range: {path} is planned for {manifest.num_views} views"
+        )
     for tap in drop_taps:
         if not is_opt_in(tap):
             raise UnknownTap(f"only energies and the hint can be dropped, not {tap!r}")

@@ -80,7 +80,8 @@ def main(
     wrong = [result.tap for result in results if result.num_wrong]
     stored = agreement(opened, opened.manifest.measured_views or opened.num_views)
     recorded = opened.measured.get("train_agreement")
-    console.print(f"teacher is right on {stored:.6f} of the cached records; recorded: {recorded}")
+    known = "nothing" if recorded is None else f"{recorded:.6f}"
+    console.print(f"teacher is right on {stored:.6f} of the cached records; recorded: {known}")
     if recorded is None or abs(stored - recorded) > 1e-9:
         wrong.append("train_agreement")
     if wrong:

@@ -46,8 +46,8 @@ def info_text(info: Mapping[str, Any]) -> str:
         shape = "x".join(map(str, tap["shape"])) or "1"
         scale = f" with a scale per {tap['scale']}" if tap["scale"] else ""
         lines.append(
-            f"  {name:<9}{shape:>14} {tap['dtype']}{scale}, {tap['bytes_per_record']:,} bytes a "
-            f"record, {tap['bytes']:,} in all"
+            f"  {name:<9}{shape:>14} {tap['dtype']}{scale}, {tap['bytes_per_record']:,} B per "
+            f"record, {tap['bytes']:,} B in total"
         )
     state = "complete" if info["complete"] else f"{100 * info['fraction_done']:.1f} % done"
     lines.append(f"state      {state}")

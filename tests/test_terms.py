@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs.load import ConfigError, load_student
-from configs.loss_options import built_in_losses
+from configs.loss_options import LossOption, built_in_losses
 from configs.schema import LossTerm, as_plain
 from tests.support import own_losses
 from train import losses
@@ -174,10 +174,13 @@ def test_configs_know_the_built_in_losses_as_they_are_registered() -> None:
         if function.__module__ == losses.__name__ and not name.startswith("_")
     }
     assert set(built_in_losses()) == set(functions)
-    for name, options in built_in_losses().items():
+    for name, known in built_in_losses().items():
         registered = loss_named(name)
         assert registered.function is functions[name]
-        assert {each: str(p.annotation) for each, p in registered.options.items()} == options
+        assert known.options == {
+            option: LossOption(str(parameter.annotation), parameter.default)
+            for option, parameter in registered.options.items()
+        }
 
 
 @pytest.mark.parametrize(

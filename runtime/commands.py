@@ -6,17 +6,23 @@ on stderr, no traceback), 128 + n ended by signal n. Unexpected errors keep thei
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import typer
 from rich.console import Console
 
 from runtime.errors import Stopped, UserError
+from runtime.text import one_line, visible
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def new_app(help_text: str | None = None) -> typer.Typer:
@@ -24,9 +30,17 @@ def new_app(help_text: str | None = None) -> typer.Typer:
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=help_text)
 
 
+class _PlainConsole(Console):
+    """Shows the control characters of text instead of sending them to the terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        shown = (visible(each) if isinstance(each, str) else each for each in objects)
+        super().print(*shown, **options)
+
+
 def new_console() -> Console:
-    """Prints text as it is: long lines are not wrapped, and nothing is taken for markup."""
-    return Console(soft_wrap=True, highlight=False, markup=False)
+    """Prints text as it is: long lines are not wrapped, nothing is taken for markup or escapes."""
+    return _PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
@@ -41,12 +55,30 @@ def _exit_status(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     except SystemExit as ended:  # how typer returns, also from --help and a wrong option
         return int(ended.code or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        print(visible(str(stopped)), file=sys.stderr)
         return stopped.exit_code
+    except OSError as error:
+        if (refusal := disk_refusal(error)) is None:
+            raise
+        print(visible(f"error: {refusal}"), file=sys.stderr)
+        return refusal.exit_code
     return 0
+
+
+def disk_refusal(error: OSError) -> UserError | None:
+    """The error for a disk that is full or may not be written to or read; None for any other."""
+    where = one_line(error.filename) if error.filename else "the disk"
+    again = "; then run the same command again: what was saved before is sound"
+    if error.errno in _NO_ROOM:
+        return UserError(f"{where}: {error.strerror}", fix=f"make room{again}")
+    if error.errno in _REFUSED:
+        return UserError(
+            f"{where}: {error.strerror}", fix=f"permit it, or choose another path{again}"
+        )
+    return None
 
 
 @contextmanager

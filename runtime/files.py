@@ -11,15 +11,22 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.reading import BadFile, kind_of_file
+
 
 @contextmanager
 def written_aside(path: Path, suffix: str = "") -> Iterator[Path]:
     """Yield a temporary path beside `path`; at the end it is renamed to `path`.
 
     The content and the rename are flushed to disk. On an error the temporary file is removed and
-    `path` stays as it was. suffix: of the temporary name, for writers that insist on one.
+    `path` stays as it was. suffix: of the temporary name, for writers that insist on one. For files
+    of folders that may come from somebody else, see `runtime.inside`. Raises BadFile where `path`
+    is a folder or another special file; a link is replaced, not followed.
     """
+    if not path.is_symlink() and path.exists() and not path.is_file():
+        raise BadFile(path, f"is {kind_of_file(path.stat().st_mode)}, expected a regular file")
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
+    aside.unlink(missing_ok=True)  # what a killed process of the same number left, or a link
     try:
         yield aside
         with aside.open("rb") as done:

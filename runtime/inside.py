@@ -1,0 +1,138 @@
+"""Writes below a folder without ever leaving it.
+
+A cache or a run may come from somebody else, with links in place of its files and folders. Every
+part of a path below the root is therefore opened by itself, relative to the folder before it, and
+without following links: no exchange of a folder for a link in between can lead outside. The root is
+the user's word and may be a link.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.reading import BadFile, kind_of_file
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@contextmanager
+def opened_folder(
+    root: Path, relative: PurePath | str = "", *, create: bool = False
+) -> Iterator[int]:
+    """A descriptor of the folder `relative` below `root`. create: make missing folders.
+
+    Raises BadFile where a part is a link or no folder, or leads upward; FileNotFoundError.
+    """
+    handle = os.open(root, _FOLDER)
+    try:
+        reached = root
+        for part in PurePath(relative).parts:
+            reached = reached / part
+            if part == ".." or part.startswith("/"):
+                raise BadFile(reached, f"leads out of {root}")
+            inner = _folder_in(handle, part, reached, create)
+            os.close(handle)
+            handle = inner
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _folder_in(parent: int, name: str, path: Path, create: bool) -> int:
+    if create:
+        try:
+            os.mkdir(name, dir_fd=parent)
+            os.fsync(parent)
+        except FileExistsError:
+            pass
+    try:
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+            raise BadFile(path, f"is {kind_of_file(mode)}, expected a folder") from None
+        raise
+
+
+def path_of(folder: int, name: str = "") -> Path:
+    """A path by which other libraries reach a file of an opened folder, and no other file."""
+    return Path(f"/proc/self/fd/{folder}") / name
+
+
+@contextmanager
+def written_inside(root: Path, relative: PurePath | str) -> Iterator[BinaryIO]:
+    """Yield a new file, which becomes `relative` below `root` at the end: whole, and flushed.
+
+    On an error nothing changes. Missing folders are made. Raises BadFile as `opened_folder`, and
+    where something other than a regular file has the name.
+    """
+    place = PurePath(relative)
+    with opened_folder(root, place.parent, create=True) as folder:
+        refuse_special(folder, place.name, root / place)
+        aside = f".{place.name}.{os.getpid()}.tmp"
+        file = _new_file(folder, aside)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(aside, place.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            _remove(folder, aside)
+            raise
+        os.fsync(folder)
+
+
+def write_inside(root: Path, relative: PurePath | str, data: bytes | NDArray[np.uint8]) -> None:
+    """Write bytes through `written_inside`."""
+    with written_inside(root, relative) as file:
+        file.write(cast(Any, data))
+
+
+def open_to_append(root: Path, relative: PurePath | str) -> BinaryIO:
+    """A regular file below `root`, made if it is missing, that writes at its end. Raises BadFile.
+
+    A file with a second name (a hard link) is refused: it may be somebody else's.
+    """
+    place = PurePath(relative)
+    with opened_folder(root, place.parent, create=True) as folder:
+        refuse_special(folder, place.name, root / place)
+        flags = (
+            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+        handle = os.open(place.name, flags, 0o644, dir_fd=folder)
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            os.close(handle)
+            raise BadFile(root / place, "has a second name (a hard link); not written to")
+        return os.fdopen(handle, "ab")
+
+
+def refuse_special(folder: int, name: str, path: Path) -> None:
+    """Raise BadFile where `name` in an opened folder is there and no regular file."""
+    try:
+        mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise BadFile(path, f"is {kind_of_file(mode)}, expected a regular file")
+
+
+def _new_file(folder: int, name: str) -> BinaryIO:
+    _remove(folder, name)  # what a killed process of the same number left
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(name, flags, 0o644, dir_fd=folder), "w+b")
+
+
+def _remove(folder: int, name: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)

@@ -1,0 +1,158 @@
+"""Reading and writing files that somebody else may have made or exchanged."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from runtime.commands import new_app, new_console, run_command
+from runtime.files import write_atomically
+from runtime.inside import open_to_append, opened_folder, write_inside
+from runtime.reading import BadFile, parse_json, read_bounded
+from runtime.text import one_line, visible
+
+
+def _special(path: Path, kind: str) -> Path:
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        (path.parent / "elsewhere").write_bytes(b"{}")
+        path.symlink_to("elsewhere")
+    elif kind == "dangling link":
+        path.symlink_to("nowhere")
+    elif kind == "loop":
+        path.symlink_to(path.name)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        with socket.socket(socket.AF_UNIX) as bound:
+            os.chdir(path.parent)
+            bound.bind(path.name)
+    return path
+
+
+KINDS = ["folder", "link", "dangling link", "loop", "device", "FIFO", "socket"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_a_regular_file_is_read(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadFile, match="expected a regular file"):
+        read_bounded(_special(tmp_path / "it", kind), 1000)
+
+
+def test_a_followed_link_still_leads_to_a_regular_file_only(tmp_path: Path) -> None:
+    assert read_bounded(_special(tmp_path / "it", "link"), 1000, follow=True) == b"{}"
+    with pytest.raises(BadFile, match="is a device"):
+        read_bounded(Path("/dev/zero"), 1000, follow=True)
+    with pytest.raises(BadFile, match="is a loop"):
+        read_bounded(_special(tmp_path / "loop", "loop"), 1000, follow=True)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    sparse = tmp_path / "sparse"
+    with sparse.open("wb") as file:
+        file.truncate(10**10)
+    with pytest.raises(BadFile, match=r"10\.0 GB, expected at most 1\.0 kB"):
+        read_bounded(sparse, 1000)
+    sparse.write_bytes(b"a" * 1000)
+    assert len(read_bounded(sparse, 1000)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"\xef\xbb\xbf{}", "BOM|Expecting value"),
+        ('{"a": 1}'.encode("utf-16"), "utf-8"),
+        (b'{"a": NaN}', "NaN is not a number"),
+        (b'{"a": -Infinity}', "-Infinity is not a number"),
+        (b'{"a": 1e999}', "too large"),
+        (b'{"a": 1, "b": 2, "a": 3}', "duplicate key 'a'"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "5,000 digits"),
+        (b'{"a": "\\ud800"}', "surrogates"),
+        (b"[" * 100 + b"]" * 100, "deeper than 32"),
+        (b"[" * 100_000, "too deeply"),
+        (b"", "Expecting value"),
+    ],
+)
+def test_json_that_readers_disagree_on_is_refused(text: bytes, reason: str) -> None:
+    with pytest.raises(BadFile, match=reason):
+        parse_json(text, Path("manifest.json"))
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    outside.mkdir()
+    root.mkdir()
+    (outside / "victim").write_bytes(b"mine")
+    (root / "file").symlink_to(outside / "victim")
+    (root / "folder").symlink_to(outside)
+    for write in (write_inside, lambda *a: open_to_append(*a[:2])):
+        with pytest.raises(BadFile, match="is a symbolic link"):
+            write(root, "file", b"yours")
+        with pytest.raises(BadFile, match="is a symbolic link, expected a folder"):
+            write(root, "folder/victim", b"yours")
+        for leads_out in ("../outside/victim", str(outside / "victim")):
+            with pytest.raises(BadFile, match="leads out"):
+                write(root, leads_out, b"yours")
+    os.link(outside / "victim", root / "hard")
+    with pytest.raises(BadFile, match="hard link"):
+        open_to_append(root, "hard")
+    write_inside(root, "hard", b"yours")  # replaces the name, not the content
+    assert (outside / "victim").read_bytes() == b"mine"
+    assert [path.name for path in outside.iterdir()] == ["victim"]
+    assert (root / "hard").read_bytes() == b"yours"
+
+
+def test_missing_folders_are_made_and_nothing_temporary_stays(tmp_path: Path) -> None:
+    write_inside(tmp_path, "a/b/c", b"content")
+    with open_to_append(tmp_path, "a/b/log") as log:
+        log.write(b"line\n")
+    assert (tmp_path / "a/b/c").read_bytes() == b"content"
+    assert sorted(path.name for path in (tmp_path / "a/b").iterdir()) == ["c", "log"]
+    with opened_folder(tmp_path, "a/b") as folder:
+        assert sorted(os.listdir(folder)) == ["c", "log"]
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder"])
+def test_special_files_are_not_written_over(tmp_path: Path, kind: str) -> None:
+    _special(tmp_path / "it", kind)
+    for write in (
+        lambda: write_inside(tmp_path, "it", b""),
+        lambda: open_to_append(tmp_path, "it"),
+    ):
+        with pytest.raises(BadFile, match=f"is a {kind}"):
+            write()
+    with pytest.raises(BadFile, match=f"is a {kind}"):
+        write_atomically(tmp_path / "it", b"")
+
+
+def test_control_characters_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert visible("a\x1b[31m\u202eb\nc\x9b\udcff") == "a\\x1b[31m\\u202eb\nc\\x9b\\udcff"
+    assert one_line("a\nfix: rm -r /") == "a\\nfix: rm -r /"
+    assert one_line("x" * 1000, 10) == "xxxxxxxxxx... (1,000 characters)"
+    assert one_line("naïve 数字") == "naïve 数字"
+    new_console().print("cat\x1b]0;title\x07 [red]:smile:")
+    assert capsys.readouterr().out == "cat\\x1b]0;title\\x07 [red]:smile:\n"
+
+
+@pytest.mark.parametrize(("number", "word"), [(28, "make room"), (30, "permit it")])
+def test_a_disk_that_refuses_is_one_message(
+    number: int, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = new_app()
+
+    @app.command()
+    def write() -> None:
+        raise OSError(number, os.strerror(number), "runs/\x1bx")
+
+    assert run_command(app, []) == 2
+    printed = capsys.readouterr().err
+    assert f"error: runs/\\x1bx: {os.strerror(number)}\n  fix: {word}" in printed

@@ -28,7 +28,7 @@ def images_of(num: int, channels: int = 3) -> np.ndarray:
 
 def test_an_erased_box_is_filled_as_torchvision_fills_it() -> None:
     images, fill = images_of(200), np.array([1, 2, 3], dtype=np.uint8)
-    boxes = erased_boxes(Erasing(probability=0.7), 0, 0, 200, H, W)
+    boxes = erased_boxes(Erasing(probability=0.7), 0, 0, np.arange(200), H, W)
     ours = erased(images, boxes, fill)
     for image, box, view in zip(images, boxes.tolist(), ours, strict=True):
         chw = torch.from_numpy(image).permute(2, 0, 1)
@@ -39,7 +39,7 @@ def test_an_erased_box_is_filled_as_torchvision_fills_it() -> None:
 
 def test_erased_boxes_have_the_probability_areas_and_ratios_asked_for() -> None:
     erasing = Erasing(probability=0.3, scale=(0.1, 0.2), ratio=(0.5, 2.0))
-    boxes = erased_boxes(erasing, 1, 0, 20_000, 100, 200)
+    boxes = erased_boxes(erasing, 1, 0, np.arange(20_000), 100, 200)
     _, _, heights, widths = boxes[boxes[:, 2] > 0].T
     assert abs((boxes[:, 2] > 0).mean() - 0.3) < 0.01
     areas, ratios = heights * widths / 20_000, heights / widths
@@ -53,12 +53,12 @@ def test_erased_boxes_have_the_probability_areas_and_ratios_asked_for() -> None:
 
 def test_a_box_that_never_fits_erases_nothing() -> None:
     erasing = Erasing(probability=1.0, scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    assert (erased_boxes(erasing, 0, 0, 50, 8, 8) == 0).all()
+    assert (erased_boxes(erasing, 0, 0, np.arange(50), 8, 8) == 0).all()
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_shares_follow_the_beta_distribution(alpha: float) -> None:
-    share = mixes(Mix(kind="mixup", alpha=alpha), 0, 0, 200_000, H, W)[:, 1]
+    share = mixes(Mix(kind="mixup", alpha=alpha), 0, 0, 200_000, np.arange(200_000), H, W)[:, 1]
     edges = (np.arange(257) + 0.5) / 256
     expected = np.diff(stats.beta(alpha, alpha).cdf(np.concatenate([[0.0], edges])))
     found = np.bincount(share, minlength=257) / len(share)
@@ -66,16 +66,18 @@ def test_shares_follow_the_beta_distribution(alpha: float) -> None:
 
 
 def test_nobody_is_mixed_with_himself_and_everybody_may_be_a_partner() -> None:
-    partners = np.stack([mixes(Mix(kind="mixup"), 0, view, 7, H, W)[:, 0] for view in range(200)])
+    partners = np.stack(
+        [mixes(Mix(kind="mixup"), 0, view, 7, np.arange(7), H, W)[:, 0] for view in range(200)]
+    )
     assert (partners != np.arange(7)).all()
     for sample in range(7):
         assert set(partners[:, sample]) == set(range(7)) - {sample}
-    assert mixes(Mix(kind="mixup"), 0, 0, 1, H, W)[:, 0].tolist() == [0]
+    assert mixes(Mix(kind="mixup"), 0, 0, 1, np.arange(1), H, W)[:, 0].tolist() == [0]
 
 
 def test_mixup_is_the_weighted_mean_to_half_a_level() -> None:
     images, partners = images_of(50), images_of(100)[50:]
-    rows = mixes(Mix(kind="mixup"), 0, 0, 50, H, W)
+    rows = mixes(Mix(kind="mixup"), 0, 0, 50, np.arange(50), H, W)
     share = rows[:, 1, None, None, None] / 256
     assert (
         np.abs(mixed(images, partners, rows) - (share * images + (1 - share) * partners)).max()
@@ -86,7 +88,7 @@ def test_mixup_is_the_weighted_mean_to_half_a_level() -> None:
 
 def test_cutmix_pastes_a_box_whose_area_is_the_partners_share() -> None:
     images, partners = np.zeros((500, H, W, 1), np.uint8), np.ones((500, H, W, 1), np.uint8)
-    rows = mixes(Mix(kind="cutmix"), 0, 0, 500, H, W)
+    rows = mixes(Mix(kind="cutmix"), 0, 0, 500, np.arange(500), H, W)
     found = mixed(images, partners, rows)
     assert found.mean(axis=(1, 2, 3)) == pytest.approx(other_shares(rows, H, W))
     for view, (top, left, height, width) in zip(found, rows[:, 2:].tolist(), strict=True):
@@ -97,7 +99,7 @@ def test_cutmix_pastes_a_box_whose_area_is_the_partners_share() -> None:
 
 def test_what_is_not_chosen_is_left_alone() -> None:
     images, partners = images_of(100), images_of(200)[100:]
-    rows = mixes(Mix(kind="mixup", probability=0.25), 0, 0, 100, H, W)
+    rows = mixes(Mix(kind="mixup", probability=0.25), 0, 0, 100, np.arange(100), H, W)
     same = (mixed(images, partners, rows) == images).all(axis=(1, 2, 3))
     assert (same == (other_shares(rows, H, W) == 0)).all()
     assert 60 < same.sum() < 90

@@ -78,6 +78,7 @@ def test_streamed_views_are_the_defined_ones(
     augment: AugmentConfig, num_workers: int, photographs: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(streaming, "PART_BYTES", 4 * 10 * 10 * 3)  # several parts per batch
+    monkeypatch.setattr(streaming, "WINDOW_SAMPLES", 7)  # and several windows
     split, views = split_of(photographs), ViewsConfig(augment=augment, seed=3, count=2)
     streamed = streamed_pixels(split, views, num_workers)
     ids = np.array([3, 19, 0, 7, 8, 4, 11, 12, 5, 6, 1])

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from views.seeds import choice, distinct_codes, draws, permutation
+from views.philox import words_from
+from views.seeds import choice, distinct_codes, draws, draws_of, permutation
 
 
 def test_draws_are_the_golden_ones() -> None:
@@ -44,6 +45,29 @@ def test_a_sample_draws_the_same_in_whatever_range_it_is_asked_for(
     whole = draws(seed, view, first + count, num_draws)
     part = draws(seed, view, count, num_draws, first_sample=first)
     assert (whole[first:] == part).all()
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    view=st.integers(0, 10**6),
+    ids=st.lists(st.integers(0, 400), max_size=30).map(np.array),
+    num_draws=st.integers(1, 9),
+    stream=st.integers(0, 10),
+)
+def test_samples_in_any_order_draw_what_the_whole_range_draws(
+    seed: int, view: int, ids: np.ndarray, num_draws: int, stream: int
+) -> None:
+    ids = ids.astype(np.int64)
+    expected = draws(seed, view, 401, num_draws, stream=stream)[ids]
+    assert (draws_of(ids, seed, view, num_draws, stream=stream) == expected).all()
+    if len(ids):
+        single = words_from(ids * num_draws, num_draws, key=(seed, view), stream=stream)
+        assert (single == expected).all()
+
+
+def test_few_samples_of_many_take_no_time_by_the_number_of_all() -> None:
+    ids = np.array([10**12, 3, 999_999_999])
+    assert draws_of(ids, 0, 0, 41)[1].tolist() == draws(0, 0, 4, 41)[3].tolist()
 
 
 @given(space=st.integers(1, 300), seed=st.integers(0, 2**32), num_samples=st.integers(1, 5))

@@ -102,7 +102,7 @@ def cut_views(
     """
     cuts = np.empty((len(views), len(ids), *shape), dtype=np.uint8)
     checksums = np.empty(len(ids), dtype=np.uint32)
-    crops = [crop_parameters(config, view, len(split))[ids] for view in views]
+    crops = [_first_step_crops(split, config, view, ids) for view in views]
     read = zip(ids.tolist(), split.read_each(ids), strict=True)
     for row, (sample, (image, checksums[row])) in enumerate(read):
         for index, view in enumerate(views):
@@ -110,6 +110,15 @@ def cut_views(
             refuse_other_size(shape, cut, split.name_of(sample))
             cuts[index, row] = cut
     return cuts, checksums
+
+
+def _first_step_crops(
+    split: Split, config: ViewsConfig, view: int, ids: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(M, 3) as `crop_parameters`; zeros where the first step cuts by draws of its own."""
+    if isinstance(config.augment, PadCropFlip) and config.augment.needs_pillow:
+        return crop_parameters(config, view, len(split), ids)
+    return np.zeros((len(ids), 3), dtype=np.int64)
 
 
 def _cut(
@@ -120,7 +129,7 @@ def _cut(
     crop: NDArray[np.int64],
     name: str,
 ) -> NDArray[np.uint8]:
-    """The first step for one view of one sample; `crop` is its row of `crop_parameters`."""
+    """The first step for one view of one sample; `crop` is its row of `_first_step_crops`."""
     augment = config.augment
     if isinstance(augment, RandomResizedCrop):
         words = _draws_of(config, view, sample, VIEW_STREAM, CROP_DRAWS)
@@ -203,9 +212,10 @@ def view_pixels(
     """
     shape = view_shape(split.first_shape, config.augment)
     (cut,), _ = cut_views(split, config, [view], ids, shape)
-    table = view_parameters(config, view, len(split), shape)
+    rows = view_parameters(config, view, len(split), shape, ids=ids)
     if config.augment.mix is None:
-        return finish(cut, table[ids], None, None, config.augment)
-    partners = table[ids, PARTNER]
+        return finish(cut, rows, None, None, config.augment)
+    partners = rows[:, PARTNER]
+    partner_rows = view_parameters(config, view, len(split), shape, ids=partners)
     (cut_partners,), _ = cut_views(split, config, [view], partners, shape)
-    return finish(cut, table[ids], cut_partners, table[partners], config.augment)
+    return finish(cut, rows, cut_partners, partner_rows, config.augment)

@@ -7,7 +7,7 @@ happen here, on the device.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -68,6 +68,26 @@ class AugmentedSplit:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """How one view of some samples is finished.
+
+    host_ids, ids: (M,) int64 in host memory and on the device. rows: (M, 3) or (M, 13) of
+    `view_parameters`, on the device. partners: the same of who is mixed in, where views are mixed.
+    """
+
+    host_ids: Ids
+    ids: Tensor
+    rows: Tensor
+    partners: Drawn | None = None
+
+    def part(self, start: int, stop: int) -> Drawn:
+        """Of the samples from `start` to `stop` (exclusive)."""
+        some = slice(start, stop)
+        partners = self.partners and self.partners.part(start, stop)
+        return Drawn(self.host_ids[some], self.ids[some], self.rows[some], partners)
+
+
 class Finisher:
     """What resident and streamed pixels share: parameters per view, and the second step."""
 
@@ -75,51 +95,48 @@ class Finisher:
         self.shape, self._source, self._augment = shape, source, source.config.augment
         self._device = source.device
         self._labels = torch.from_numpy(source.split.labels).to(source.device)
-        self._parameters: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def _load_parameters(self, views: Sequence[int]) -> None:
-        """Hold the parameters of these views, and drop those of others."""
-        kept = {view: self._parameters[view] for view in views if view in self._parameters}
-        missing = [view for view in views if view not in kept]
-        self._parameters = {**kept, **{view: self._drawn(view) for view in missing}}
-
-    def _drawn(self, view: int) -> Tensor:
-        table = view_parameters(self._source.config, view, len(self), self.shape)
-        return torch.from_numpy(table).to(self._device)
-
-    def _partners(self, view: int, ids: Tensor) -> Tensor | None:
+    def _drawn(self, view: int, ids: Ids) -> Drawn:
+        """Takes time and memory by the number of `ids`, not by that of the split's samples."""
+        rows = self._rows(view, ids)
+        drawn = Drawn(ids, self._on_device(ids), self._on_device(rows))
         if self._augment.mix is None:
-            return None
-        return self._parameters[view][:, PARTNER].index_select(0, ids)
+            return drawn
+        partners = rows[:, PARTNER].copy()
+        theirs = self._on_device(self._rows(view, partners))
+        return replace(drawn, partners=Drawn(partners, self._on_device(partners), theirs))
+
+    def _rows(self, view: int, ids: Ids) -> Ids:
+        return view_parameters(self._source.config, view, len(self), self.shape, ids=ids)
+
+    def _on_device(self, values: Ids) -> Tensor:
+        """On a GPU without waiting for what it is doing, which pageable memory would."""
+        on_host = torch.from_numpy(values)
+        if self._device.type == "cuda":
+            on_host = on_host.pin_memory()
+        return on_host.to(self._device, non_blocking=True)
 
     def _finished(
-        self,
-        view: int,
-        ids: Tensor,
-        host_ids: Tensor,
-        images: Tensor,
-        checksums: Checksums,
-        partners: Tensor | None,
-        others: Tensor | None,
+        self, view: int, images: Tensor, checksums: Checksums, drawn: Drawn, others: Tensor | None
     ) -> ViewBatch:
-        rows = self._parameters[view].index_select(0, ids)
-        partner_rows = None
-        if partners is not None:
-            partner_rows = self._parameters[view].index_select(0, partners)
-        pixels = finish(images, rows, others, partner_rows, self._augment)
+        """images: after the first step. others: the same of the partners, where views are mixed."""
+        partners = drawn.partners
+        partner_rows = None if partners is None else partners.rows
+        pixels = finish(images, drawn.rows, others, partner_rows, self._augment)
         inputs = normalise(pixels, self._source.normalisation)
-        labels = self._labels.index_select(0, ids)
+        labels = self._labels.index_select(0, drawn.ids)
+        host_ids = torch.from_numpy(drawn.host_ids)
         if partners is None:
-            return ViewBatch(view, ids, host_ids, inputs, labels, checksums=checksums)
-        other_labels = self._labels.index_select(0, partners)
-        shares = partner_shares(rows, self.shape).float()
+            return ViewBatch(view, drawn.ids, host_ids, inputs, labels, checksums=checksums)
+        other_labels = self._labels.index_select(0, partners.ids)
+        shares = partner_shares(drawn.rows, self.shape).float()
         is_own = shares <= 0.5
         return ViewBatch(
             view,
-            ids,
+            drawn.ids,
             host_ids,
             inputs,
             torch.where(is_own, labels, other_labels),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from configs.schema import Erasing, Mix
 from views.array_ops import arange_like, as_int32, as_uint8, where
-from views.seeds import ERASING_STREAM, MIX_STREAM, draws, unit
+from views.seeds import ERASING_STREAM, MIX_STREAM, draws_of, unit
 
 if TYPE_CHECKING:
     from views.array_ops import Array
@@ -29,18 +29,18 @@ Ints = NDArray[np.int64]
 
 
 def erased_boxes(
-    erasing: Erasing, seed: int, view: int, num_samples: int, height: int, width: int
+    erasing: Erasing, seed: int, view: int, ids: Ints, height: int, width: int
 ) -> Ints:
-    """(N, 4) int64 `top, left, height, width` of what is erased; height 0 where nothing is.
+    """(M, 4) int64 `top, left, height, width` of what is erased of samples `ids` (M,).
 
-    The first of ten attempts that leaves something on both axes; none where all fail. Source:
-    Zhong et al. 2017, "Random Erasing Data Augmentation".
+    Height 0 where nothing is. The first of ten attempts that leaves something on both axes; none
+    where all fail. Source: Zhong et al. 2017, "Random Erasing Data Augmentation".
     """
-    boxes = np.zeros((num_samples, 4), dtype=np.int64)
-    for first in range(0, num_samples, _SAMPLES_PER_CHUNK):
-        rows = min(_SAMPLES_PER_CHUNK, num_samples - first)
-        words = draws(seed, view, rows, _ERASING_DRAWS, first_sample=first, stream=ERASING_STREAM)
-        boxes[first : first + rows] = _boxes_of(unit(words), erasing, height, width)
+    boxes = np.zeros((len(ids), 4), dtype=np.int64)
+    for first in range(0, len(ids), _SAMPLES_PER_CHUNK):
+        some = ids[first : first + _SAMPLES_PER_CHUNK]
+        words = draws_of(some, seed, view, _ERASING_DRAWS, stream=ERASING_STREAM)
+        boxes[first : first + len(some)] = _boxes_of(unit(words), erasing, height, width)
     return boxes
 
 
@@ -64,21 +64,22 @@ def _boxes_of(drawn: NDArray[np.float64], erasing: Erasing, height: int, width: 
     return np.where((chosen & fits.any(axis=1))[:, None], boxes, 0)
 
 
-def mixes(mix: Mix, seed: int, view: int, num_samples: int, height: int, width: int) -> Ints:
-    """(N, 6) int64 `partner, own share, top, left, height, width`.
+def mixes(
+    mix: Mix, seed: int, view: int, num_samples: int, ids: Ints, height: int, width: int
+) -> Ints:
+    """(M, 6) int64 `partner, own share, top, left, height, width` of samples `ids` (M,).
 
     Inside the box a pixel is the sample's own to `own share` 256ths and its partner's for the
-    rest. Height 0: not mixed. partner: the id of another sample (of itself where there is no
-    other). Sources: Zhang et al. 2017, "mixup"; Yun et al. 2019, "CutMix".
+    rest. Height 0: not mixed. partner: the id of another of the `num_samples` samples (of itself
+    where there is no other). Sources: Zhang et al. 2017, "mixup"; Yun et al. 2019, "CutMix".
     """
-    words = draws(seed, view, num_samples, _MIX_DRAWS, stream=MIX_STREAM)
+    words = draws_of(ids, seed, view, _MIX_DRAWS, stream=MIX_STREAM)
     chosen = unit(words[:, 0]) < mix.probability
     others = np.uint64(max(num_samples - 1, 1))
-    ids = np.arange(num_samples)
     partner = (ids + 1 + (words[:, 1] % others).astype(np.int64)) % num_samples
     share = np.searchsorted(_share_edges(mix.alpha), words[:, 2], side="right").astype(np.int64)
     if mix.kind == "mixup":
-        whole = np.broadcast_to(np.array([0, 0, height, width]), (num_samples, 4))
+        whole = np.broadcast_to(np.array([0, 0, height, width]), (len(ids), 4))
         found = np.column_stack([partner, share, whole])
     else:
         boxes = _pasted_boxes(share, unit(words[:, 3]), unit(words[:, 4]), height, width)

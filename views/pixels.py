@@ -37,16 +37,16 @@ class ResidentPixels(Finisher):
         self._images, self._checksums = images, checksums
 
     def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
-        self._load_parameters(views)
-        on_host = torch.from_numpy(ids)
-        parts = (torch.split(each, batch_size) for each in (on_host, on_host.to(self._device)))
-        for host_ids, some in zip(*parts, strict=True):
-            for view in views:
-                partners = self._partners(view, some)
-                others = None if partners is None else self._images.index_select(0, partners)
-                images = self._images.index_select(0, some)
-                checksums = self._checksums[host_ids.numpy()]
-                yield self._finished(view, some, host_ids, images, checksums, partners, others)
+        drawn = [self._drawn(view, ids) for view in views]
+        for start in range(0, len(ids), batch_size):
+            parts = [of_view.part(start, start + batch_size) for of_view in drawn]
+            images = self._images.index_select(0, parts[0].ids)
+            checksums = self._checksums[parts[0].host_ids]
+            for view, part in zip(views, parts, strict=True):
+                others = None
+                if part.partners is not None:
+                    others = self._images.index_select(0, part.partners.ids)
+                yield self._finished(view, images, checksums, part, others)
 
 
 class VerifiedPixels:

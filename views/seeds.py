@@ -12,6 +12,8 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from views.philox import WORDS_PER_COUNT, words_from
+
 # Streams keep uses of the same (seed, number) pair apart; they sit in the counter's highest word.
 VIEW_STREAM = 0
 ORDER_STREAM = 1
@@ -24,8 +26,9 @@ ERASING_STREAM = 8
 MIX_STREAM = 9
 STEP_STREAM = 10  # what a training step draws
 
-_WORDS_PER_COUNT = 4  # Philox4x64 yields four 64-bit words per counter value
 _SAMPLES_PER_CHUNK = 65_536
+_WORTH_WORDS = 64  # so many words are read in order in the time of four elsewhere
+_MOST_WORDS = 2**22  # that are read in order to pick some of them
 
 
 def draws(
@@ -45,10 +48,31 @@ def draws(
         counter=np.array([0, 0, 0, stream], dtype=np.uint64),
         key=np.array([seed, view], dtype=np.uint64),
     )
-    counts, skipped = divmod(first_sample * num_draws, _WORDS_PER_COUNT)
+    counts, skipped = divmod(first_sample * num_draws, WORDS_PER_COUNT)
     bits.advance(counts)
     words: NDArray[np.uint64] = bits.random_raw(skipped + num_samples * num_draws)
     return words[skipped:].reshape(num_samples, num_draws)
+
+
+def draws_of(
+    ids: NDArray[np.int64], seed: int, view: int, num_draws: int, *, stream: int = VIEW_STREAM
+) -> NDArray[np.uint64]:
+    """The rows of `draws` of samples `ids` (M,), in any order: (M, D) uint64.
+
+    Takes time by their number, not by that of the dataset's samples.
+    """
+    if not len(ids):
+        return np.empty((0, num_draws), dtype=np.uint64)
+    first = int(ids.min())
+    span = int(ids.max()) + 1 - first
+    if span * num_draws <= min(_WORTH_WORDS * len(ids) * (num_draws // 4 + 2), _MOST_WORDS):
+        rows = draws(seed, view, span, num_draws, first_sample=first, stream=stream)
+        return rows if span == len(ids) and _ascends(ids) else rows[ids - first]
+    return words_from(ids * num_draws, num_draws, key=(seed, view), stream=stream)
+
+
+def _ascends(ids: NDArray[np.int64]) -> bool:
+    return bool((np.diff(ids) == 1).all())
 
 
 def unit(words: NDArray[np.uint64]) -> NDArray[np.float64]:

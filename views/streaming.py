@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,11 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from configs.schema import ViewsConfig
 from runtime.limits import usable_cores
 from views.augment import cut_views, view_shape
-from views.batches import AugmentedSplit, Finisher, ViewBatch
-from views.parameters import PARTNER
+from views.batches import AugmentedSplit, Drawn, Finisher, ViewBatch
 from views.splits import Checksums, DatasetError, Ids, Split
 
 PART_BYTES = 4 * 2**20  # a worker hands over about so much at once
+WINDOW_SAMPLES = 16_384  # whose parameters are drawn at once
 _PARTS_AHEAD = 8  # and has at most so many such parts ready
 _MOST_WORKERS = 16
 _SHARED_MEMORY = "/dev/shm"  # through which they hand it over
@@ -62,26 +63,27 @@ class StreamedPixels(Finisher):
             for view in views:  # each view of a sample has another partner
                 yield from self.batches([view], ids, batch_size)
             return
-        self._load_parameters(views)
-        self._keys.parts = self._parts(tuple(views), ids, batch_size)
+        drawn: deque[list[Drawn]] = deque()  # of windows that the workers were asked for
+        window = max(1, WINDOW_SAMPLES // batch_size) * batch_size
+        windows = _cut_up(ids, window)
+        self._keys.parts = self._parts(tuple(views), windows, batch_size, drawn)
         received = iter(self._loader)
-        for start in range(0, len(ids), batch_size):
-            some = ids[start : start + batch_size]
-            images, checksums, others = self._receive(received, tuple(views), some)
-            on_host = torch.from_numpy(some)
-            on_device = on_host.to(self._device)
-            for index, view in enumerate(views):
-                partners = self._partners(view, on_device)
-                cut_partners = None if others is None else others[index]
-                yield self._finished(
-                    view, on_device, on_host, images[index], checksums, partners, cut_partners
-                )
+        for in_window in windows:
+            for start in range(0, len(in_window), batch_size):
+                some = in_window[start : start + batch_size]
+                images, checksums, others = self._receive(received, tuple(views), some)
+                for index, view in enumerate(views):
+                    part = drawn[0][index].part(start, start + batch_size)
+                    cut_partners = None if others is None else others[index]
+                    yield self._finished(view, images[index], checksums, part, cut_partners)
+            drawn.popleft()
 
     def cut_parts(self, ids: Ids) -> Iterator[tuple[Tensor, Checksums]]:
         """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8, checksums."""
-        self._keys.parts = [((0,), part) for part in _cut_up(ids, self._rows_per_part(1))]
+        parts: list[_Key] = [((0,), part) for part in _cut_up(ids, self._rows_per_part(1))]
+        self._keys.parts = parts
         received = iter(self._loader)
-        for _ in self._keys.parts:
+        for _ in parts:
             (images,), checksums = _next_part(received)
             yield images, checksums
 
@@ -103,20 +105,25 @@ class StreamedPixels(Finisher):
         own, others = (torch.cat(some, dim=1) for some in zip(*halves, strict=True))
         return own, checksums, others
 
-    def _parts(self, views: tuple[int, ...], ids: Ids, batch_size: int) -> list[_Key]:
-        """What the workers are asked for, in order; partners come behind their samples."""
-        keys = []
-        for start in range(0, len(ids), batch_size):
-            some = ids[start : start + batch_size]
-            for part in _cut_up(some, self._rows_per_part(len(views))):
-                keys.append((views, self._with_partners(views[0], part)))
-        return keys
+    def _parts(
+        self,
+        views: tuple[int, ...],
+        windows: Sequence[Ids],
+        batch_size: int,
+        drawn: deque[list[Drawn]],
+    ) -> Iterator[_Key]:
+        """What the workers are asked for, in order; partners come behind their samples.
 
-    def _with_partners(self, view: int, ids: Ids) -> Ids:
-        if self._augment.mix is None:
-            return ids
-        partners = self._parameters[view][:, PARTNER].cpu().numpy()[ids]
-        return np.concatenate([ids, partners])
+        drawn: gets what each window's views are finished with, before its first part is asked for.
+        """
+        for ids in windows:
+            drawn.append([self._drawn(view, ids) for view in views])
+            partners = drawn[-1][0].partners
+            for start in range(0, len(ids), batch_size):
+                rows = np.arange(start, min(start + batch_size, len(ids)))
+                for part in _cut_up(rows, self._rows_per_part(len(views))):
+                    theirs = [] if partners is None else [partners.host_ids[part]]
+                    yield views, np.concatenate([ids[part], *theirs])
 
     def _rows_per_part(self, num_views: int) -> int:
         height, width, channels = self.shape
@@ -131,13 +138,10 @@ class _Keys:
     """The sampler of the loader: whatever was put into `parts`."""
 
     def __init__(self) -> None:
-        self.parts: list[_Key] = []
+        self.parts: Iterable[_Key] = []
 
     def __iter__(self) -> Iterator[_Key]:
         return iter(self.parts)
-
-    def __len__(self) -> int:
-        return len(self.parts)
 
 
 class _CutViews(Dataset["_Part"]):

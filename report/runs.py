@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
-from train.run_files import METRICS_FILE, SUMMARY_FILE
-from train.runs import FoundRun, finished_alike, runs_in
+from train.runs import METRICS_FILE, SUMMARY_FILE, FoundRun, finished_alike, runs_in
 
 
 class ReportError(UserError, ValueError):

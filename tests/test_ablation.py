@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 
 from runtime.errors import Stopped
+from train import TrainError
 from train.ablation import run_ablation
-from train.errors import TrainError
 from train.study import Run, Study
 
 MakeStudy = Callable[..., Study]

@@ -13,12 +13,10 @@ import torch
 from configs.schema import TeacherConfig
 from nets.draws import seeded
 from tests.support.own_network import DROPPING, Dropping
-from train.loop import EpochResult, Partial
-from train.records import RunRecorder
-from train.student import train_student
+from train.records import EpochResult, Partial, RunRecorder
+from train.student import train_student, try_run
 from train.study import Study
 from train.teacher import train_teacher
-from train.trial import try_run
 
 MakeStudy = Callable[..., Study]
 

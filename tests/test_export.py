@@ -15,7 +15,7 @@ from nets.zoo import build
 from tests.support.own_network import ONE_PIXEL
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from torchvision_shim import import_torchvision
-from train.errors import TrainError
+from train import TrainError
 from train.export import export_student
 from train.student import train_student
 from train.study import Study

@@ -16,12 +16,11 @@ from nets.weights import save_atomically
 from nets.zoo import build
 from tests.support.own_network import ONE_PIXEL
 from tests.support.teacher_cache import CPU
-from train.errors import TrainError
-from train.loop import EpochResult
-from train.student import train_student
+from train import TrainError
+from train.records import EpochResult
+from train.student import train_student, try_run
 from train.study import Study
 from train.teacher import train_teacher
-from train.trial import try_run
 
 MakeStudy = Callable[..., Study]
 IN_PLACE = "python:tests.support.own_network:InPlace"

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from configs.load import load_teacher
 from train.__main__ import cli
+from train.loop import EpochPrinter
 from train.teacher import train_teacher
 from train.teacher_weights import training_folder
-from train.trainer import EpochPrinter
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_long_training_into_a_missing_file_needs_consent(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("train.trainer.fit", None)  # it would go on for days
+    monkeypatch.setattr("train.loop.fit", None)  # it would go on for days
     long = [*call, "training.epochs=10000000"]
     assert cli(long) == 2
     told = capsys.readouterr().err

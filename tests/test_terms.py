@@ -14,10 +14,9 @@ from configs.load import ConfigError, load_student
 from configs.loss_options import LossOption, built_in_losses
 from configs.schema import LossTerm, as_plain
 from tests.support import own_losses
-from train import losses
+from train import TrainError, losses
 from train.check import check_before_the_pass, check_methods
-from train.errors import TrainError
-from train.loop import EpochResult
+from train.records import EpochResult
 from train.student import train_student
 from train.study import Study
 from train.terms import Batch, check_options, expanded_taps, loss_named, loss_term

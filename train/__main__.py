@@ -26,30 +26,32 @@ from configs.load import load_teacher, refuse_missing_data
 from nets.weights_file import weights_file
 from runtime.commands import new_app, new_console, run_command
 from runtime.options import Caches, Device, Overrides, StudentName, TeacherName, Workers
-from train.options import (
-    CachePath,
-    FeedOption,
-    Jobs,
-    Method,
-    Methods,
-    Redo,
-    Runs,
-    Seed,
-    Seeds,
-    open_configs,
-    open_named_study,
-    parse_seeds,
-)
-from train.plan import check_runs, plan_lines
-from train.reporting import write_report
+from train.ablation import train_and_report
+from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
 from train.runs import FoundRun, format_result, removable, remove_run, runs_below, table_of
-from train.study import Run
+from train.study import MOST_SEED, Run
 from train.teacher_weights import format_record, reason_not_to_train, refuse_untrainable
 from views.datasets import load_dataset
 
 app = new_app("Train students from a cache; train teachers; look at runs.")
 
 _HOURS_TO_AGREE_TO = 1 / 6  # a longer training of a teacher asks for --train-teacher
+
+
+Method = Annotated[str, typer.Option(help="one of the config's methods")]
+Methods = Annotated[str, typer.Option(help='methods, as in "ce kd"; default: all of the config')]
+Seed = Annotated[
+    int, typer.Option(min=0, max=MOST_SEED, help="decides initial weights and order of samples")
+]
+Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
+Runs = Annotated[Path, typer.Option(help="folder that holds the runs")]
+CachePath = Annotated[Path | None, typer.Option(help="use this cache, wherever it lies")]
+FeedOption = Annotated[
+    Literal["auto", "device", "host", "window"],
+    typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
+]
+Jobs = Annotated[int, typer.Option(min=1, help="runs to train side by side")]
+Redo = Annotated[bool, typer.Option(help="train again, replacing the runs asked for")]
 
 
 @app.command()
@@ -157,26 +159,14 @@ def ablation(
     asked_runs = [study.run(method, seed) for method in asked_methods for seed in asked_seeds]
     if redo:
         _remove_to_redo(asked_runs, device)
-    failures: dict[Run, str] = {}
-    if all(run.is_finished for run in asked_runs):
-        console.print(f"all {len(asked_runs)} runs are finished: nothing to train.")
-    else:
-        from train.ablation import run_ablation
-
-        failures = run_ablation(
-            asked_runs, device=device, num_workers=workers, jobs=jobs, console=console
-        )
-    status = 1 if failures else 0
-    if len(failures) < len(asked_runs):
-        commands = [
-            shlex.join(["python", "-m", "train", *sys.argv[1:]]),
-            _command_of_one_run(name, overrides or [], caches, runs),
-            cache_command(study.teacher, caches_dir=caches),
-        ]
-        asked = f"{' '.join(asked_methods)}; seeds {' '.join(map(str, asked_seeds))}"
-        status = write_report(study, asked, commands, console) or status
-    for run, failure in failures.items():
-        print(f"{run} failed: {failure}", file=sys.stderr)
+    commands = [
+        shlex.join(["python", "-m", "train", *sys.argv[1:]]),
+        _command_of_one_run(name, overrides or [], caches, runs),
+        cache_command(study.teacher, caches_dir=caches),
+    ]
+    status = train_and_report(
+        asked_runs, commands, device=device, num_workers=workers, jobs=jobs, console=console
+    )
     if status:
         raise typer.Exit(status)
 

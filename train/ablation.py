@@ -10,6 +10,8 @@ import functools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,16 +24,43 @@ from pathlib import Path
 from rich.console import Console
 
 from configs.schema import StudentConfig, TeacherConfig
-from runtime.devices import check_device
 from runtime.errors import Stopped, UserError
 from runtime.limits import Share
 from runtime.signals import StopRequest
-from train.check import check_methods
-from train.student import train_student
+from train.runs import FoundRun, finished_alike, runs_below
 from train.study import Run, Study, open_study
 from train.windows import Feed, jobs_that_fit
 
 _POLL_SECONDS = 0.2
+_ROOT = Path(__file__).parent.parent
+
+
+def train_and_report(
+    runs: Sequence[Run],
+    commands: Sequence[str],
+    *,
+    device: str = "auto",
+    num_workers: int | None = None,
+    jobs: int = 1,
+    console: Console,
+) -> int:
+    """Train the unfinished ones of a study's runs, write the report; returns the exit status.
+
+    commands: to be printed in the report. Raises as `run_ablation` does.
+    """
+    failures: dict[Run, str] = {}
+    if all(run.is_finished for run in runs):
+        console.print(f"all {len(runs)} runs are finished: nothing to train.")
+    else:
+        failures = run_ablation(
+            runs, device=device, num_workers=num_workers, jobs=jobs, console=console
+        )
+    status = 1 if failures else 0
+    if len(failures) < len(runs):
+        status = write_report(runs, commands, console) or status
+    for run, failure in failures.items():
+        print(f"{run} failed: {failure}", file=sys.stderr)
+    return status
 
 
 def run_ablation(
@@ -47,6 +76,10 @@ def run_ablation(
     The teacher is not loaded. Raises TrainError before anything starts where a method cannot work
     with this cache, DeviceError where the device is missing; Stopped.
     """
+    from runtime.devices import check_device  # these load torch
+    from train.check import check_methods
+    from train.student import train_student
+
     check_methods(runs[0].study, list(dict.fromkeys(run.method for run in runs)))
     check_device(device)
     waiting = [run for run in runs if not run.is_finished]
@@ -99,6 +132,41 @@ def _failure_of(run: Run, train: Callable[[Run], object]) -> str:
     except Exception as error:  # unexpected, but the other runs go on
         return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
     return ""
+
+
+# ---- the report
+
+
+def finished_of(study: Study) -> list[FoundRun]:
+    """The finished runs of a study, whatever was asked for now: in the order of its methods."""
+    own = {method: study.run(method, 0).identity for method in study.config.methods}
+    return finished_alike(runs_below(study.runs_dir, study.config.name), own)
+
+
+def write_report(asked: Sequence[Run], commands: Sequence[str], console: Console) -> int:
+    """Run `python -m report` on a study's finished runs; returns its exit status.
+
+    Prints what it prints. `train` is below `report` and cannot import it. asked: the runs that were
+    asked for now, of one study.
+    """
+    study = asked[0].study
+    methods = dict.fromkeys(run.method for run in asked)
+    seeds = dict.fromkeys(str(run.seed) for run in asked)
+    names = [run.folder.name for run in finished_of(study)]
+    call = ["report", "--cache", str(study.cache.path), "--asked"]
+    call.append(f"{' '.join(methods)}; seeds {' '.join(seeds)}")
+    call += [word for command in commands for word in ("--command", command)]
+    # Finds the project's package from any folder; -P ignores a report.py in that folder.
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", *call, "--", str(study.folder), *names],
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    console.print(result.stdout.rstrip("\n"))
+    print(result.stderr, end="", file=sys.stderr)
+    return result.returncode
 
 
 # ---- several processes

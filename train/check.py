@@ -18,8 +18,8 @@ from nets.teacher import Teacher
 from nets.zoo import build
 from store.errors import fixes_spelled_by
 from store.layout import TapSpec
+from train import TrainError
 from train.connectors import connectors_for
-from train.errors import TrainError
 from train.schedule import weight_at
 from train.study import Study, tap_names
 from train.terms import check_options, taps_of

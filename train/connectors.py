@@ -24,7 +24,7 @@ from nets.taps import (
     stage_modules,
 )
 from store.layout import TapSpec
-from train.errors import TrainError
+from train import TrainError
 from train.terms import loss_named, size_like
 
 

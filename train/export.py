@@ -30,9 +30,9 @@ from nets.zoo import build
 from runtime.devices import pick_device
 from runtime.files import write_atomically, written_aside
 from store.identity import file_sha256
-from train.errors import TrainError
+from train import TrainError
 from train.loop import evaluate
-from train.run_files import SUMMARY_FILE
+from train.runs import SUMMARY_FILE
 from train.study import Run, Study
 from views.batches import Pixels
 from views.pixels import evaluation_pixels

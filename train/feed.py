@@ -23,7 +23,7 @@ from torch import Tensor
 from nets.taps import Tap
 from nets.teacher import Teacher
 from store import TeacherCache
-from train.errors import TrainError
+from train import TrainError
 from train.windows import WindowedOrder
 from views.batches import ViewBatch
 from views.parameters import view_of_epoch

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from configs.schema import Training
 from nets.precision import autocast
 from nets.taps import changed_in_place, read_stages
+from train import TrainError
 from train.connectors import Connectors
-from train.errors import TrainError
 from views.batches import Pixels
 
 

@@ -1,26 +1,33 @@
-"""The training loop: epochs of shuffled views, tested in between, and points to resume from.
+"""The training loop: a run from where it resumes to its end, epoch by epoch, tested in between.
 
-The state of a run is its tensors, the number of the last finished epoch and, within an epoch, of
-the last step; a run resumed from a checkpoint equals an uninterrupted one, bit for bit on a CPU.
+Saves checkpoints, prints its epochs and stops on a signal. The state of a run is its tensors, the
+number of the last finished epoch and, within an epoch, of the last step; a run resumed from a
+checkpoint equals an uninterrupted one, bit for bit on a CPU.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
+from configs.schema import LossTerm
 from nets.error_rates import ErrorRates, count_errors
 from nets.precision import autocast
-from train.errors import TrainError
+from runtime.signals import StopRequest
+from train import TrainError
 from train.learner import reading_maps
+from train.records import EpochResult, Partial, RunRecorder
+from train.schedule import weight_at
 from train.step import ActiveTerm, Session, Step, active_terms, epoch_steps, start_epoch
+from train.terms import loss_named
 from views.batches import Pixels
 
 _BATCH = 1024
@@ -31,62 +38,47 @@ class Diverged(TrainError):
     """The loss of a run is no longer a number."""
 
 
-@dataclass(frozen=True)
-class EpochResult:
-    """The outcome of an epoch. Losses are means over its samples, before their weights."""
+def train_to_end(
+    session: Session,
+    *,
+    finish: Callable[[], Mapping[str, Any]],
+    checkpoint_minutes: float = 10.0,
+    console: Console | None = None,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+) -> dict[str, Any]:
+    """Train what is left of a run, and close its teacher source; returns the summary.
 
-    epoch: int
-    loss: float
-    losses: dict[str, float]
-    weights: dict[str, float]
-    errors: ErrorRates | None  # on the test split; None in epochs without a test
-    validation: ErrorRates | None
-    learning_rate: float
-    num_samples: int
-    train_seconds: float  # the steps, the teacher's outputs at hand
-    wait_seconds: float  # for the feed, before the first step
-    evaluate_seconds: float
-    step_losses: list[float] = field(repr=False)
+    finish: called after the last epoch; returns what the summary is to say besides. Ctrl-C and
+    SIGTERM save a checkpoint and raise Stopped.
+    """
+    run = session.run
+    try:
+        with (
+            StopRequest() as stop,
+            RunRecorder(
+                run, session.learner, checkpoint_minutes=checkpoint_minutes, stop=stop
+            ) as recorder,
+        ):
+            epochs = run.training.epochs
+            first = classifier_epoch(run.terms, epochs)
+            printer = EpochPrinter(epochs, recorder.first_epoch, console, first)
 
-    @property
-    def seconds(self) -> float:
-        return self.wait_seconds + self.train_seconds + self.evaluate_seconds
+            def after_epoch(result: EpochResult) -> None:
+                recorder.epoch_done(result)
+                printer(result)
+                if on_epoch is not None:
+                    on_epoch(result)
 
-    @property
-    def deciding(self) -> ErrorRates | None:
-        """The errors that the best epoch is chosen by."""
-        return self.errors if self.validation is None else self.validation
-
-    @property
-    def images_per_second(self) -> float:
-        return self.num_samples / max(self.train_seconds, 1e-9)
-
-
-@dataclass(frozen=True)
-class Partial:
-    """An epoch of which `step` steps are done. Tensors are float32, on the host."""
-
-    epoch: int
-    step: int
-    step_losses: Tensor
-    sums: dict[str, Tensor]
-    train_seconds: float
-
-
-class Checkpoints(Protocol):
-    """Says when to save a checkpoint, saves it, and ends the training where asked to."""
-
-    def is_due(self) -> bool:
-        """Whether to save one now, within an epoch."""
-        ...
-
-    def save(self, partial: Partial) -> None:
-        """Save the middle of an epoch. May raise, to end the training there."""
-        ...
-
-    def end_if_asked(self, epoch: int) -> None:
-        """May raise, to end the training after a whole epoch, which is saved."""
-        ...
+            fit(
+                session,
+                first_epoch=recorder.first_epoch,
+                on_epoch=after_epoch,
+                partial=recorder.partial,
+                checkpoints=recorder,
+            )
+            return recorder.finish(finish())
+    finally:
+        session.teacher.close()
 
 
 def fit(
@@ -95,7 +87,7 @@ def fit(
     first_epoch: int,
     on_epoch: Callable[[EpochResult], None],
     partial: Partial | None = None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: RunRecorder | None = None,
 ) -> None:
     """Train from `first_epoch` (1 for a new run) to the last; `on_epoch` after each.
 
@@ -114,7 +106,7 @@ def fit(
 
 
 def _run_epoch(
-    session: Session, epoch: int, partial: Partial | None, checkpoints: Checkpoints | None
+    session: Session, epoch: int, partial: Partial | None, checkpoints: RunRecorder | None
 ) -> EpochResult:
     waiting = time.perf_counter()
     order = start_epoch(session, epoch)
@@ -237,3 +229,72 @@ def outputs_and_labels(
     for batch in pixels.batches([0], np.arange(len(pixels)), size):
         with autocast(precision, device):
             yield network(batch.inputs).float(), batch.labels
+
+
+def trial_steps(session: Session) -> Generator[int, None, None]:
+    """Steps endlessly, two whole batches and the rest of an epoch; yields each one's images."""
+    run, data = session.run, session.data.train
+    terms = [ActiveTerm(term.loss, term.weight, term.options) for term in run.terms]
+    num_samples, size = len(data), run.training.batch_size
+    some = np.arange(min(num_samples, 2 * size + num_samples % size))
+    session.learner.network.train()
+    with reading_maps(session.learner, data, size):
+        while True:
+            for step in epoch_steps(session, 1, some, terms):
+                step.losses["total"].item()
+                yield step.num_samples
+
+
+# ---- what is printed
+
+
+class EpochPrinter:
+    """Prints errors, rate and time left after each epoch; says nothing without a console."""
+
+    def __init__(
+        self,
+        epochs: int,
+        first_epoch: int,
+        console: Console | None,
+        classifier_epoch: int = 1,  # the first in which a loss reaches the classifier
+    ) -> None:
+        self._classifier_epoch = classifier_epoch
+        self._epochs, self._first, self._console = epochs, first_epoch, console
+        self._seconds = 0.0
+        if console is not None and first_epoch > 1:
+            console.print(f"resuming after epoch {first_epoch - 1} of {epochs}")
+
+    def __call__(self, result: EpochResult) -> None:
+        if self._console is None:
+            return
+        self._seconds += result.seconds
+        left = self._seconds / (result.epoch - self._first + 1) * (self._epochs - result.epoch)
+        self._console.print(
+            f"epoch {result.epoch:3d}/{self._epochs}  loss {result.loss:8.4f}  "
+            f"{_test_text(result.errors)}  "
+            f"{result.images_per_second:8,.0f} images/s  ETA {left:4.0f} s"
+            f"{self._idle(result.epoch)}"
+        )
+
+    def _idle(self, epoch: int) -> str:
+        if epoch >= self._classifier_epoch:
+            return ""
+        if self._classifier_epoch > self._epochs:
+            return "  classifier idle"
+        return f"  classifier idle until epoch {self._classifier_epoch}"
+
+
+def classifier_epoch(terms: Sequence[LossTerm], epochs: int) -> int:
+    """The first epoch in which a loss reaches the classifier; `epochs` + 1 if there is none."""
+    reaching = [term for term in terms if "logits" in loss_named(term.loss).student]
+    for epoch in range(1, epochs + 1):
+        if any(weight_at(term, epoch) for term in reaching):
+            return epoch
+    return epochs + 1
+
+
+def _test_text(errors: ErrorRates | None) -> str:
+    if errors is None:
+        return "not tested" + " " * 34
+    top5 = f" {errors.top5:6.2f} % top-5" if errors.num_classes > 5 else ""
+    return f"test error {errors.top1:6.2f} % top-1{top5}"

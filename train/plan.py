@@ -1,21 +1,63 @@
-"""What runs still need, what that costs, and whether they can work: known before anything is done.
+"""What a command asks for: opened, checked, and what it still needs and costs, before it is done.
 
 Loads torch only where there is something to train.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from configs.load import load_student, load_teacher, refuse_missing_data, split_overrides
 from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import stem_hint
 from nets.weights_file import is_downloadable, weights_file
 from store.errors import CacheError, CacheIncomplete
-from train.study import Run, Study, open_study, refuse_unknown_method
+from train import TrainError
+from train.study import MOST_SEED, Run, Study, open_study, refuse_unknown_method
+from train.windows import Feed
 from views.augment import view_shape
 from views.datasets import load_dataset
+
+
+def open_configs(name: str, overrides: list[str] | None) -> tuple[StudentConfig, TeacherConfig]:
+    """The student's config and that of the teacher it names. Raises ConfigError."""
+    own, teachers = split_overrides(overrides or [])
+    config = load_student(name, own)
+    teacher = load_teacher(config.teacher, teachers)
+    refuse_missing_data(teacher)
+    return config, teacher
+
+
+def open_named_study(
+    name: str,
+    overrides: list[str] | None,
+    caches: Path,
+    runs: Path,
+    cache: Path | None,
+    feed: Feed = "auto",
+) -> Study:
+    """The study of a student's config. Raises what `open_configs` and `open_study` raise."""
+    config, teacher = open_configs(name, overrides)
+    return open_study(
+        config, teacher, caches_dir=caches, runs_dir=runs, cache_path=cache, feed=feed
+    )
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Whole numbers of at most 64 bits, each once. Raises TrainError."""
+    words = text.split()
+    if not words or not all(re.fullmatch("[0-9]{1,20}", word) for word in words):
+        raise TrainError(f'--seeds {text!r}: expected whole numbers, as in "0 1 2"')
+    seeds = list(dict.fromkeys(map(int, words)))
+    if max(seeds) > MOST_SEED:
+        raise TrainError(f"--seeds: {max(seeds)} is too large; the largest is {MOST_SEED}")
+    return seeds
+
+
+# ---- whether it can work
 
 
 def check_runs(
@@ -52,6 +94,9 @@ def check_runs(
     taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)
     if study is None or missing_taps(config, methods, list(stages), taps):
         check_study(config, teacher, methods, caches_dir)
+
+
+# ---- what it costs
 
 
 def plan_lines(
@@ -126,7 +171,7 @@ def _found_lines(study: Study) -> list[str]:
 def _trial_line(run: Run, device: str) -> str:
     from runtime.devices import pick_device
     from runtime.formats import format_duration
-    from train.trial import try_run
+    from train.student import try_run
 
     picked = pick_device(device)
     trial = try_run(run, picked)

@@ -16,22 +16,66 @@ import os
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from torch import Tensor
+
 from nets.archs import ArchError
+from nets.error_rates import ErrorRates
 from nets.weights import read_tensors, save_atomically
 from runtime.errors import Stopped
 from runtime.files import write_atomically
 from runtime.locks import Job, WriterLock
 from runtime.signals import StopRequest
 from store.identity import canonical_json, file_sha256, identity_sha256
-from train.errors import TrainError
+from train import TrainError
 from train.learner import Learner
-from train.loop import EpochResult, Partial
-from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
+from train.runs import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
 from train.step import AnyRun
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """The outcome of an epoch. Losses are means over its samples, before their weights."""
+
+    epoch: int
+    loss: float
+    losses: dict[str, float]
+    weights: dict[str, float]
+    errors: ErrorRates | None  # on the test split; None in epochs without a test
+    validation: ErrorRates | None
+    learning_rate: float
+    num_samples: int
+    train_seconds: float  # the steps, the teacher's outputs at hand
+    wait_seconds: float  # for the feed, before the first step
+    evaluate_seconds: float
+    step_losses: list[float] = field(repr=False)
+
+    @property
+    def seconds(self) -> float:
+        return self.wait_seconds + self.train_seconds + self.evaluate_seconds
+
+    @property
+    def deciding(self) -> ErrorRates | None:
+        """The errors that the best epoch is chosen by."""
+        return self.errors if self.validation is None else self.validation
+
+    @property
+    def images_per_second(self) -> float:
+        return self.num_samples / max(self.train_seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """An epoch of which `step` steps are done. Tensors are float32, on the host."""
+
+    epoch: int
+    step: int
+    step_losses: Tensor
+    sums: dict[str, Tensor]
+    train_seconds: float
 
 
 @dataclass(frozen=True)

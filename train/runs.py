@@ -18,7 +18,12 @@ from runtime.formats import format_age, format_table
 from runtime.locks import LOCK_FILE, Job, WriterLock
 from store.differences import short_repr
 from store.identity import identity_sha256
-from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
+
+# The names of the files of a run; `train.records` says what each of them holds.
+RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINT_FILE = "checkpoint.pt"
 
 # Of a run's identity, what its method and seed decide; the rest are the settings of its study.
 _OF_ONE_RUN = ("terms", "seed", "sources", "window")
@@ -64,6 +69,15 @@ class FoundRun:
     def is_repetition_of(self, identity: Mapping[str, Any]) -> bool:
         """Whether this run and that of the identity differ in the seed alone."""
         return _without(("seed",), self.identity) == _without(("seed",), identity)
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The object that a file of a run holds; None where it is missing or damaged."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def runs_below(runs_dir: Path, student: str | None = None) -> list[FoundRun]:
@@ -171,7 +185,7 @@ def remove_run(folder: Path) -> None:
 def _read_run(folder: Path) -> FoundRun | None:
     """None where there is no run in the folder, or none that can be read."""
     name = _FOLDER.fullmatch(folder.name)
-    identity, summary = (_json_of(folder / file) for file in (RUN_FILE, SUMMARY_FILE))
+    identity, summary = (read_json(folder / file) for file in (RUN_FILE, SUMMARY_FILE))
     if name is None or identity is None or "training" not in identity:
         return None
     is_finished = summary is not None and summary.get("run_sha256") == identity_sha256(identity)
@@ -198,14 +212,6 @@ def _is_locked(folder: Path) -> bool:
     except Busy:
         return True
     return False
-
-
-def _json_of(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _without(keys: Sequence[str], identity: Mapping[str, Any]) -> str:

@@ -1,20 +1,25 @@
-"""Assembles and trains one student, from the cache or with the teacher in the loop."""
+"""Assembles and trains one student, from the cache or with the teacher in the loop; tries a run."""
 
 from __future__ import annotations
 
 import functools
+import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from nets.archs import stem_hint
 from nets.taps import taps_stored
 from nets.teacher import load_teacher_network
 from nets.zoo import build
+from runtime.cost import Memory, measured_rate, memory_with
 from runtime.devices import pick_device
+from store import TeacherCache
 from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
 from train.check import check_methods
@@ -30,12 +35,16 @@ from train.feed import (
     slab_bytes,
 )
 from train.learner import make_learner
-from train.loop import EpochResult
+from train.loop import outputs_and_labels, train_to_end, trial_steps
+from train.records import EpochResult
 from train.step import Session
 from train.study import Run, Study
-from train.trainer import train_to_end
+from views.batches import ViewBatch
 from views.dataset_pixels import DatasetPixels
-from views.pixels import calibration_batches
+from views.pixels import calibration_batches, open_pixels
+
+_STEPS_BEFORE = 3  # memory still grows in the first ones, and with a batch of another size
+_WINDOWS_HELD = 3  # where a batch lies in two of them, the one after is being read
 
 
 def train_student(
@@ -150,3 +159,59 @@ def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
+
+
+# ---- a trial
+
+
+@dataclass(frozen=True)
+class Trial:
+    """images_per_second: of the steps, without tests. memory: of a whole run."""
+
+    images_per_second: float
+    memory: Memory
+
+
+def try_run(run: Run, device: torch.device) -> Trial:
+    """Take a few steps and show a test batch; writes nothing. Raises as `train_student` does.
+
+    All terms of the method act, with the teacher's outputs for some other samples.
+    """
+    import torch.utils.tensorboard  # a run has it loaded, so that its memory counts
+
+    study, taps = run.study, run.needed_taps
+    views, normalisation = study.teacher.views, study.teacher.dataset.normalisation
+    pixels = open_pixels(study.dataset.train, views, normalisation, device)
+    session = open_session(run, device, data=DatasetPixels(pixels, None, pixels))
+    session.teacher.close()
+    session = replace(session, teacher=_SomeOutputs(study.cache, taps, device))
+    learner = session.learner
+    steps = trial_steps(session)
+    for _ in range(_STEPS_BEFORE):
+        next(steps)
+    rate = measured_rate(steps)
+    steps.close()
+    learner.network.eval()
+    with torch.no_grad():
+        next(outputs_and_labels(learner.network, pixels, learner.precision, device))
+    return Trial(rate, memory_with(_bytes_to_come(study, taps), device))
+
+
+def _bytes_to_come(study: Study, taps: Sequence[str]) -> int:
+    """Two views of teacher outputs, or the windows held; and images to test on."""
+    dataset, share = study.dataset, 2.0
+    if (rows := study.window_rows(taps)) is not None:
+        share = _WINDOWS_HELD * rows / study.cache.num_samples
+    tested = len(dataset.test) + (len(dataset.validation) if dataset.validation else 0)
+    return int(share * slab_bytes(study.cache, taps)) + tested * math.prod(study.image_shape)
+
+
+class _SomeOutputs(NoTeacher):
+    """Teacher outputs of the right shape: those of the cache's first block, repeated."""
+
+    def __init__(self, cache: TeacherCache, taps: Sequence[str], device: torch.device) -> None:
+        block = cache.read_block(cache.manifest.block(0, 0), taps) if taps else {}
+        self._block = {tap: torch.from_numpy(values).to(device) for tap, values in block.items()}
+
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        return {tap: values[batch.ids % len(values)] for tap, values in self._block.items()}

@@ -6,7 +6,6 @@ Imports no torch, so that a command which finds its work done ends at once.
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,8 +33,8 @@ from store.identity import (
     identity_sha256,
 )
 from store.reader import TeacherCache
-from train.errors import TrainError
-from train.run_files import RUN_FILE, SUMMARY_FILE
+from train import TrainError
+from train.runs import RUN_FILE, SUMMARY_FILE, read_json
 from train.windows import Feed, record_bytes, window_rows
 from views.augment import view_shape
 from views.canary import pixel_canary
@@ -221,7 +220,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any] | None:
         """What the finished run came to; None unless it was trained to its end as identified."""
-        summary = _json_of(self.folder / SUMMARY_FILE)
+        summary = read_json(self.folder / SUMMARY_FILE)
         is_of_this_run = summary is not None and summary.get("run_sha256") == self.sha256
         return summary if is_of_this_run else None
 
@@ -238,7 +237,7 @@ class Run:
         others = sorted(self.study.folder.glob(pattern), key=_changed_at)
         if not others or (self.folder / RUN_FILE).is_file():
             return []
-        latest = _json_of(others[-1])
+        latest = read_json(others[-1])
         if latest is None:
             return []
         if latest.get("run_version") != RUN_VERSION:
@@ -333,12 +332,3 @@ def _format_change(change: Difference) -> str:
 
 def _changed_at(path: Path) -> float:
     return path.stat().st_mtime
-
-
-def _json_of(path: Path) -> dict[str, Any] | None:
-    """None where the file is missing or damaged."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content

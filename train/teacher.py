@@ -18,13 +18,12 @@ from runtime.cost import measured_rate
 from runtime.devices import pick_device
 from runtime.formats import format_duration
 from store.identity import file_sha256
-from train.errors import TrainError
+from train import TrainError
 from train.feed import NoTeacher
 from train.learner import make_learner
+from train.loop import train_to_end, trial_steps
 from train.step import Session
 from train.teacher_weights import TeacherExists, TeacherRun, load_teacher_data
-from train.trainer import train_to_end
-from train.trial import trial_steps
 from views.dataset_pixels import DatasetPixels, open_dataset_pixels
 
 

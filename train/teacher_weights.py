@@ -6,7 +6,6 @@ Imports no torch, so that a command which finds its work done ends at once.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,8 +27,8 @@ from store.identity import (
     identity_sha256,
 )
 from store.reader import TeacherCache
-from train.errors import TrainError
-from train.run_files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
+from train import TrainError
+from train.runs import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, read_json
 from train.study import tap_names, teacher_identity
 from views.datasets import Dataset, DatasetError, load_dataset
 from views.identity import augment_identity
@@ -110,7 +109,7 @@ class TeacherRun:
         """An unfinished training with other settings in the folder, in words; empty if none."""
         if not self.has_checkpoint:
             return ""
-        differing = differences(self.identity, _read_json(self.folder / RUN_FILE))
+        differing = differences(self.identity, (read_json(self.folder / RUN_FILE) or {}))
         if not differing:
             return ""
         metrics = self.folder / METRICS_FILE
@@ -165,7 +164,7 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
     weights = weights_file(config.teacher.weights)
     if not weights.is_file():
         return None
-    summary = _read_json(training_folder(weights) / SUMMARY_FILE)
+    summary = read_json(training_folder(weights) / SUMMARY_FILE) or {}
     if config.training is None or summary.get("weights_sha256") != file_sha256(weights):
         return ExistingWeights({})
     trained = _trained_with(summary, training_folder(weights))
@@ -265,14 +264,5 @@ def _trained_with(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     if "settings" in summary:
         return dict(summary["settings"])
-    recorded = _read_json(folder / RUN_FILE)
+    recorded = read_json(folder / RUN_FILE) or {}
     return recorded if summary.get("run_sha256") == identity_sha256(recorded) else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """{} where the file is missing or damaged."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content

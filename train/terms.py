@@ -31,7 +31,7 @@ from torch import Tensor
 from configs.schema import LossTerm
 from nets.taps import Tap, channel_means, in_order, spatial_energy
 from runtime.errors import did_you_mean
-from train.errors import TrainError
+from train import TrainError
 
 StudentOutput = Literal["logits", "means", "energy", "embedding", "hint"]
 Function = TypeVar("Function", bound=Callable[..., Tensor])

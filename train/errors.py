@@ -1,9 +1,0 @@
-"""What can be wrong with a run."""
-
-from __future__ import annotations
-
-from runtime.errors import UserError
-
-
-class TrainError(UserError, ValueError):
-    """A run that cannot be started: what is wrong and how to fix it."""

@@ -91,7 +91,7 @@ def test_a_run_that_fails_stops_no_other_and_is_named(make_study: MakeStudy, job
 def test_an_unexpected_failure_keeps_its_traceback(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.ablation.train_student", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("train.student.train_student", lambda *_, **__: 1 / 0)
     run = make_study().run("ce", 0)
     failures = run_ablation([run], device="cpu", console=quiet())
     assert failures[run].startswith("ZeroDivisionError: division by zero\nTraceback")

@@ -33,20 +33,37 @@ endif
 VENV    := .venv
 PY      := $(VENV)/bin/python
 
-# The part of a student's ARGS that is for its teacher's file: teacher.dataset.limit=200 -> dataset.limit=200
-TEACHER_ARGS = $(patsubst teacher.%,%,$(filter teacher.%,$(ARGS)))
+# $(call q,NAME): a variable as one word of the shell, quoted; make expands nothing in it.
+# $(call q-words,NAME): each of its words like that.
+q       = '$(subst ','\'',$(value $1))'
+q-words = $(foreach each,$(value $1),'$(subst ','\'',$(each))')
+
+# Programs get no copy of these variables in their environment: make would expand it.
+unexport $(KNOWN)
+
+# The programs cut ARGS into words themselves.
+OVERRIDES = $(if $(value ARGS),--args=$(call q,ARGS))
 
 # Options of the programs that read images.
-READERS = --device '$(DEVICE)' $(if $(WORKERS),--workers '$(WORKERS)')
+READERS = --device $(call q,DEVICE) $(if $(value WORKERS),--workers $(call q,WORKERS))
 
-# Options of the programs that train students.
-TRAINING = --feed '$(FEED)' $(if $(REDO),--redo)
+# Options of the programs that train students; with CACHE=path they need no teacher.
+STUDENTS = --caches $(call q,CACHES) $(if $(value CACHE),--cache $(call q,CACHE)) --runs $(call q,RUNS) \
+  $(READERS) --feed $(call q,FEED)
+RUN      = $(call q,STUDENT) --method $(call q,METHOD) --seed $(call q,SEED)
+STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS) --jobs $(call q,JOBS)
 
-# Train from this cache, without the teacher or its weights.
-THIS_CACHE = $(if $(CACHE),--cache $(CACHE))
+# $(call teacher-weights,NAME) and $(call teacher-cache,NAME), where they are missing.
+teacher-weights = $(PY) -m train teacher $1 --caches $(call q,CACHES) $(READERS) \
+  $(if $(value TRAIN_TEACHER),--train-teacher) $(OVERRIDES)
+teacher-cache   = $(PY) -m precompute $1 --caches $(call q,CACHES) $(READERS) \
+  $(if $(value RECHECK),--recheck) $(OVERRIDES)
 
-# Each word is quoted, so that the shell leaves [1,2] and {"kind":"onecycle"} alone.
-OVERRIDES = $(foreach arg,$(ARGS),'$(arg)')
+# The student's teacher, unless its cache is given. The programs read its name in the student's
+# file: nothing that a file says reaches make or the shell.
+OF_STUDENT = $(call q,STUDENT) --of-student
+ITS_TEACHER_WEIGHTS = $(if $(value CACHE),,$(call teacher-weights,$(OF_STUDENT)))
+ITS_TEACHER_CACHE   = $(if $(value CACHE),,$(call teacher-cache,$(OF_STUDENT)))
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -60,21 +77,21 @@ help: ## print this help
 	@echo
 	@echo "Settings, as in make train-student METHOD=kd SEED=1:"
 	@printf '  %-24s %s\n' \
-	  'TEACHER=$(TEACHER)' 'a file of configs/teacher, or a path' \
-	  'STUDENT=$(STUDENT)' 'a file of configs/student, or a path' \
-	  'METHOD=$(METHOD)' 'how to train one student' \
-	  'SEED=$(SEED)' 'of one student' \
+	  TEACHER=$(call q,TEACHER) 'a file of configs/teacher, or a path' \
+	  STUDENT=$(call q,STUDENT) 'a file of configs/student, or a path' \
+	  METHOD=$(call q,METHOD) 'how to train one student' \
+	  SEED=$(call q,SEED) 'of one student' \
 	  'METHODS="ce kd"' 'of an ablation (default: all of the file)' \
-	  'SEEDS="$(SEEDS)"' 'of an ablation' \
-	  'JOBS=$(JOBS)' 'runs of an ablation side by side' \
+	  'SEEDS="'$(call q,SEEDS)'"' 'of an ablation' \
+	  JOBS=$(call q,JOBS) 'runs of an ablation side by side' \
 	  'ARGS="key.sub=value ..."' 'config keys; teacher.key.sub=value is for the teacher of a student' \
-	  'CACHES=$(CACHES)' 'folder of the caches' \
+	  CACHES=$(call q,CACHES) 'folder of the caches' \
 	  'CACHE=path' 'train from this cache, without the teacher; or check it' \
-	  'RUNS=$(RUNS)' 'folder of the runs' \
-	  'OUT=$(OUT)' 'folder of the exported student' \
-	  'DEVICE=$(DEVICE)' 'auto, cpu, cuda, ...' \
+	  RUNS=$(call q,RUNS) 'folder of the runs' \
+	  OUT=$(call q,OUT) 'folder of the exported student' \
+	  DEVICE=$(call q,DEVICE) 'auto, cpu, cuda, ...' \
 	  'WORKERS=4' 'processes that read images' \
-	  'FEED=$(FEED)' 'where the teacher outputs of a view are held: auto, device, host, window' \
+	  FEED=$(call q,FEED) 'where the teacher outputs of a view are held: auto, device, host, window' \
 	  'REDO=1' 'train finished runs again and replace them' \
 	  'RECHECK=1' 'check every byte of a large finished cache' \
 	  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes'
@@ -89,50 +106,41 @@ env: ## create .venv, or update it if requirements.txt has changed
 	  cp requirements.txt $(VENV)/installed.txt; }
 
 cache-teacher: env ## run TEACHER once over every view and cache its outputs (trains it if it has no weights)
-	@$(PY) -m train teacher '$(TEACHER)' --caches '$(CACHES)' $(READERS) \
-	  $(if $(TRAIN_TEACHER),--train-teacher) $(OVERRIDES)
-	@$(PY) -m precompute '$(TEACHER)' --caches '$(CACHES)' $(READERS) \
-	  $(if $(RECHECK),--recheck) $(OVERRIDES)
+	@$(call teacher-weights,$(call q,TEACHER))
+	@$(call teacher-cache,$(call q,TEACHER))
 
 train-student: env ## train STUDENT with METHOD and SEED from the cache (builds whatever is missing first)
-	@$(PY) -m train plan '$(STUDENT)' --method '$(METHOD)' --seed '$(SEED)' \
-	  --caches '$(CACHES)' $(THIS_CACHE) --runs '$(RUNS)' $(READERS) --feed '$(FEED)' --no-trial $(OVERRIDES)
-	@$(if $(CACHE),,$(MAKE) --no-print-directory cache-of-student)
-	@$(PY) -m train student '$(STUDENT)' --method '$(METHOD)' --seed '$(SEED)' \
-	  --caches '$(CACHES)' $(THIS_CACHE) --runs '$(RUNS)' $(READERS) $(TRAINING) $(OVERRIDES)
+	@$(PY) -m train plan $(RUN) $(STUDENTS) --no-trial $(OVERRIDES)
+	@$(ITS_TEACHER_WEIGHTS)
+	@$(ITS_TEACHER_CACHE)
+	@$(PY) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(OVERRIDES)
 
 ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the report
-	@$(PY) -m train check '$(STUDENT)' --seeds "$(SEEDS)" --methods "$(METHODS)" --jobs '$(JOBS)' \
-	  --caches '$(CACHES)' $(THIS_CACHE) --runs '$(RUNS)' $(READERS) --feed '$(FEED)' $(OVERRIDES)
-	@$(if $(CACHE),,$(MAKE) --no-print-directory cache-of-student)
-	@$(PY) -m train ablation '$(STUDENT)' --seeds "$(SEEDS)" --methods "$(METHODS)" --jobs '$(JOBS)' \
-	  --caches '$(CACHES)' $(THIS_CACHE) --runs '$(RUNS)' $(READERS) $(TRAINING) $(OVERRIDES)
-
-.PHONY: cache-of-student
-cache-of-student:
-	@teacher=$$($(PY) -m configs teacher-of '$(STUDENT)' $(OVERRIDES)); \
-	$(MAKE) --no-print-directory cache-teacher TEACHER="$$teacher" ARGS='$(TEACHER_ARGS)'
+	@$(PY) -m train check $(STUDY) $(STUDENTS) $(OVERRIDES)
+	@$(ITS_TEACHER_WEIGHTS)
+	@$(ITS_TEACHER_CACHE)
+	@$(PY) -m train ablation $(STUDY) $(STUDENTS) $(if $(value REDO),--redo) $(OVERRIDES)
 
 export-student: env ## write a finished student (STUDENT, METHOD, SEED) to OUT as plain weights and as a program
-	@$(PY) -m train export '$(STUDENT)' '$(OUT)' --method '$(METHOD)' --seed '$(SEED)' \
-	  --caches '$(CACHES)' --runs '$(RUNS)' --device '$(DEVICE)' $(OVERRIDES)
+	@$(PY) -m train export $(call q,STUDENT) $(call q,OUT) --method $(call q,METHOD) --seed $(call q,SEED) \
+	  --caches $(call q,CACHES) --runs $(call q,RUNS) --device $(call q,DEVICE) $(OVERRIDES)
 
 verify-cache: env ## compute 512 records of TEACHER's cache again and compare
-	@$(PY) -m precompute.verify '$(TEACHER)' --caches '$(CACHES)' $(READERS) $(OVERRIDES)
+	@$(PY) -m precompute.verify $(call q,TEACHER) --caches $(call q,CACHES) $(READERS) $(OVERRIDES)
 
 check-cache: env ## compare every byte of CACHE=path (default: of all caches) with its checksum
-	@$(PY) -m store check $(CACHE) --caches $(CACHES)
+	@$(PY) -m store check $(call q-words,CACHE) --caches $(call q,CACHES)
 
 list-caches: env ## list all caches: teacher, dataset, views, size, state
-	@$(PY) -m store list --caches '$(CACHES)'
+	@$(PY) -m store list --caches $(call q,CACHES)
 
 bench: env ## measure every speed target, into docs/benchmarks.md (BENCH=--quick: a few rounds)
-	@$(PY) -m benchmarks --device '$(DEVICE)' $(BENCH)
+	@$(PY) -m benchmarks --device $(call q,DEVICE) $(call q-words,BENCH)
 
 bench-store: env ## measure reading speed and TEACHER's tap dtypes, into docs/benchmarks.md
-	@$(PY) -m benchmarks.read $(BENCH)
-	@$(PY) -m train teacher '$(TEACHER)' --device '$(DEVICE)' $(OVERRIDES)
-	@$(PY) -m benchmarks.dtypes '$(TEACHER)' --device '$(DEVICE)' $(OVERRIDES)
+	@$(PY) -m benchmarks.read $(call q-words,BENCH)
+	@$(PY) -m train teacher $(call q,TEACHER) --device $(call q,DEVICE) $(OVERRIDES)
+	@$(PY) -m benchmarks.dtypes $(call q,TEACHER) --device $(call q,DEVICE) $(OVERRIDES)
 
 test: env lint ## run all checks and tests
 	@$(PY) -m pytest

@@ -28,6 +28,7 @@ from nets.taps import in_order
 from precompute.setup import prepare
 from precompute.teacher_pass import PassOptions, TeacherPass
 from runtime.devices import pick_device
+from runtime.words import with_words
 from store.layout import SAMPLE_CRC
 from store.quantise import quantise_channels, quantise_rows, restore_channels, restore_rows
 from train import losses
@@ -201,4 +202,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(with_words(sys.argv[1:])))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import sys
 
 from configs.load import available, load_student, load_teacher, split_overrides, to_yaml
+from configs.load import teacher_of as teacher_named_by
 from runtime.commands import new_app, run_command
 from runtime.options import Overrides, StudentName, TeacherName
+from runtime.text import visible
 
 app = new_app("Print configs.")
 
@@ -30,7 +32,7 @@ def student(name: StudentName, overrides: Overrides = None) -> None:
 @app.command()
 def teacher_of(name: StudentName, overrides: Overrides = None) -> None:
     """Print the name of a student's teacher."""
-    print(load_student(name, split_overrides(overrides or [])[0]).teacher)
+    print(visible(teacher_named_by(name, overrides)[0]))
 
 
 @app.command("list")

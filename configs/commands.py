@@ -14,7 +14,7 @@ from pathlib import Path
 from configs.schema import Source, StudentConfig, TeacherConfig
 from configs.yaml_subset import YamlError, parse_yaml
 
-# make cuts ARGS at spaces, and its recipes put each word between single quotes.
+# Nothing that a shell, make or the cutting of ARGS into words could take for its own.
 _MAKE_CARRIES = re.compile(r"[\w./:=,+@^~\[\]{}\"-]+")
 
 

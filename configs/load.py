@@ -50,6 +50,19 @@ def load_student(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Stu
     return _load(StudentConfig, "student", name_or_path, overrides)
 
 
+def teacher_of(
+    name_or_path: str, overrides: Sequence[str] | None, *, of_student: bool = True
+) -> tuple[str, list[str]]:
+    """What `load_teacher` takes: the name or path in a student's file, and its overrides.
+
+    of_student: false: the name and the overrides are a teacher's already. Raises ConfigError.
+    """
+    if not of_student:
+        return name_or_path, list(overrides or [])
+    own, teachers = split_overrides(overrides or [])
+    return load_student(name_or_path, own).teacher, teachers
+
+
 def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
     """Split a student's overrides into its own and those (`teacher.x=y`) for the teacher's file."""
     own: list[str] = []

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from configs.commands import cache_command
-from configs.load import ConfigError
+from configs.load import ConfigError, teacher_of
 from nets.archs import stem_hint
 from precompute.carry import format_dataset_change, opened_to_carry
 from precompute.complete import checks_every_byte, format_measured, if_complete, without_weights
@@ -26,7 +26,7 @@ from precompute.setup import Setup, at_hand, described
 from runtime.commands import new_app, new_console, run_command
 from runtime.limits import sharing_machine
 from runtime.locks import Job
-from runtime.options import Caches, Device, Overrides, TeacherName, Workers
+from runtime.options import Caches, Device, OfStudent, Overrides, TeacherName, Workers
 from store.errors import fixes_spelled_by
 from store.identity import knows_weights
 from store.reader import TeacherCache
@@ -39,6 +39,7 @@ app = new_app()
 def main(
     name: TeacherName,
     overrides: Overrides = None,
+    of_student: OfStudent = False,
     caches: Caches = Path("caches"),
     device: Device = "auto",
     batch_size: Annotated[
@@ -63,7 +64,8 @@ def main(
     """Fill the cache of one teacher."""
     console = new_console()
     _check_block_rows(block_rows)
-    setup, cache = _described(name, overrides or [], caches, recheck, console)
+    name, changes = teacher_of(name, overrides, of_student=of_student)
+    setup, cache = _described(name, changes, caches, recheck, console)
     if cache is not None and not plan:
         measured = format_measured(cache, setup.config)
         console.print(f"{cache.path} is complete: nothing to do. {measured}")
@@ -71,7 +73,7 @@ def main(
     setup = at_hand(setup)
     if (old := opened_to_carry(carry_from, setup)) is not None:
         block_rows = block_rows or old.manifest.block_rows
-    elif change := format_dataset_change(setup, caches, [name, *(overrides or [])]):
+    elif change := format_dataset_change(setup, caches, [name, *changes]):
         console.print(change)
     _print_stem_hint(setup, console)
 

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from runtime.errors import Stopped, UserError
 from runtime.text import one_line, visible
+from runtime.words import with_words
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -45,13 +46,15 @@ def new_console() -> Console:
 
 def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit status."""
+    if arguments is None:
+        sys.argv[1:] = arguments = with_words(sys.argv[1:])
     with _ended_by_signals():
-        return _exit_status(app, arguments)
+        return _exit_status(app, with_words(arguments))
 
 
-def _exit_status(app: typer.Typer, arguments: Sequence[str] | None) -> int:
+def _exit_status(app: typer.Typer, arguments: list[str]) -> int:
     try:
-        app(arguments if arguments is None else list(arguments))
+        app(arguments)
     except SystemExit as ended:  # how typer returns, also from --help and a wrong option
         return int(ended.code or 0)
     except UserError as error:

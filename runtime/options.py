@@ -26,3 +26,10 @@ Overrides = Annotated[
 Caches = Annotated[Path, typer.Option(help="folder that holds the caches")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Workers = Annotated[int | None, typer.Option(min=0, help="worker processes that read images")]
+OfStudent = Annotated[
+    bool,
+    typer.Option(
+        "--of-student",
+        help="NAME is a student; take its teacher, and overrides as teacher.KEY=VALUE",
+    ),
+]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.support.project import QUICK_ARGS, make, makefile_targets
+from tests.support.project import QUICK_ARGS, ROOT, make, makefile_targets
 
 Trained = tuple[Path, subprocess.CompletedProcess[str]]
 
@@ -22,8 +24,44 @@ def test_make_alone_prints_every_target() -> None:
 
 
 def test_make_hands_overrides_on_to_both_stages() -> None:
-    shown = make("-n", "ablation", "ARGS=training.epochs=2 teacher.dataset.limit=3 a=[1,2]").stdout
-    assert "'training.epochs=2' 'teacher.dataset.limit=3' 'a=[1,2]'" in shown
+    overrides = "training.epochs=2 teacher.dataset.limit=3 a=[1,2]"
+    shown = make("-n", "ablation", f"ARGS={overrides}").stdout
+    assert shown.count(f" --args='{overrides}'") == 4
+
+
+@pytest.mark.parametrize("target", [name for name in makefile_targets() if name != "help"])
+def test_whatever_a_variable_holds_reaches_the_programs_as_one_word(target: str) -> None:
+    odd = "a 'b' \"c\" $(shell touch PWNED) `touch PWNED` ; # \\ ${HOME}"
+    names = ("TEACHER", "STUDENT", "METHOD", "CACHES", "RUNS", "OUT", "DEVICE", "ARGS")
+    result = make("-n", target, *(f"{name}={name} {odd}" for name in names))
+    assert result.returncode == 0, result.stderr
+    assert not (ROOT / "PWNED").exists()
+    shown = result.stdout.replace("\\\n", " ").splitlines()
+    lines = [line for line in shown if line.startswith(".venv/bin/python")]
+    allowed = {f"{name} {odd}" for name in names} | {f"--args=ARGS {odd}"}
+    for line in lines:
+        given = [word for word in shlex.split(line) if "PWNED" in word]
+        assert set(given) <= allowed
+
+
+def test_nothing_that_a_students_file_says_reaches_make_or_a_shell(checkout: Path) -> None:
+    folder = checkout / "my 'own' files"
+    folder.mkdir()
+    name = "t$(shell touch PWNED)`touch PWNED` 'q' \"d\".yaml"
+    teacher = yaml.safe_load((checkout / "configs/teacher/digits-resnet20.yaml").read_text())
+    teacher["teacher"] |= {"arch": "resnet8", "weights": "w $(touch PWNED).pt"}
+    (folder / name).write_text(yaml.safe_dump(teacher))
+    student = yaml.safe_load((checkout / "configs/student/digits-resnet8.yaml").read_text())
+    (folder / "s.yaml").write_text(yaml.safe_dump({**student, "teacher": name}))
+    overrides = "training.epochs=1 training.schedule={kind: onecycle} teacher.dataset.limit=4"
+    overrides += " teacher.views.count=1 teacher.training.epochs=1"
+    settings = [f"STUDENT={folder.name}/s.yaml", "METHOD=kd", f"ARGS={overrides}"]
+    result = make("train-student", *settings, "CACHES=my caches", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert "kd, seed 0: " in result.stdout
+    assert (folder / "w $(touch PWNED).pt").is_file()
+    assert list((checkout / "my caches").iterdir())
+    assert not list(checkout.rglob("PWNED"))
 
 
 def test_make_train_student_does_everything_once(trained_checkout: Trained) -> None:

@@ -20,6 +20,7 @@ import train.__main__
 from configs.commands import cache_command, student_command
 from configs.load import load_student, load_teacher, split_overrides, to_yaml
 from configs.schema import TeacherConfig
+from runtime.words import with_words
 from tests.support.teacher_cache import make_cache
 
 ROOT = Path(__file__).parent.parent
@@ -276,7 +277,8 @@ def test_overrides_come_through_the_shell_and_make_as_they_were(override: str) -
     command = cache_command(config)
     lines = recipe(command) if command.startswith("make") else [command]
     for line in lines:
-        assert load_teacher("digits-resnet20", shlex.split(line)[-1:]) == config
+        last = with_words(shlex.split(line)[-1:])
+        assert load_teacher("digits-resnet20", last) == config
 
 
 def test_a_students_command_carries_the_overrides_of_both_files() -> None:

@@ -22,10 +22,10 @@ from typing import Annotated, Literal
 import typer
 
 from configs.commands import cache_command
-from configs.load import load_teacher, refuse_missing_data
+from configs.load import load_teacher, refuse_missing_data, teacher_of
 from nets.weights_file import weights_file
 from runtime.commands import new_app, new_console, run_command
-from runtime.options import Caches, Device, Overrides, StudentName, TeacherName, Workers
+from runtime.options import Caches, Device, OfStudent, Overrides, StudentName, TeacherName, Workers
 from train.ablation import train_and_report
 from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
 from train.runs import FoundRun, format_result, removable, remove_run, runs_below, table_of
@@ -102,6 +102,7 @@ def student(
 def teacher(
     name: TeacherName,
     overrides: Overrides = None,
+    of_student: OfStudent = False,
     retrain: Annotated[bool, typer.Option(help="train again, replacing the weights")] = False,
     agreed: Annotated[
         bool, typer.Option("--train-teacher", help="train even if it takes over ten minutes")
@@ -114,7 +115,7 @@ def teacher(
 ) -> None:
     """Train a teacher's weights as its config's training block says, unless they exist."""
     console = new_console()
-    config = load_teacher(name, overrides or [])
+    config = load_teacher(*teacher_of(name, overrides, of_student=of_student))
     refuse_missing_data(config)
     if not retrain and (reason := reason_not_to_train(config, caches)):
         console.print(reason)

@@ -1,0 +1,27 @@
+"""make's ARGS as words: cut at spaces, but not inside what YAML holds together."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.words import split_words, with_words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", []),
+        ("  a=1\n b=[1,2]\t", ["a=1", "b=[1,2]"]),
+        ("a={kind: onecycle, x: [1, 2]} b=2", ["a={kind: onecycle, x: [1, 2]}", "b=2"]),
+        ("root=\"my 'own' [photos\" b='x y'", ["root=\"my 'own' [photos\"", "b='x y'"]),
+        ("a={never closed b=2", ["a={never closed b=2"]),
+        ("a=$(touch x) b=`c`", ["a=$(touch", "x)", "b=`c`"]),
+    ],
+)
+def test_text_is_cut_at_spaces_outside_of_quotes_and_brackets(text: str, words: list[str]) -> None:
+    assert split_words(text) == words
+
+
+def test_only_the_text_of_make_is_cut() -> None:
+    given = ["name of a file", "--args=a=1 b=2", "c=my photos"]
+    assert with_words(given) == ["name of a file", "a=1", "b=2", "c=my photos"]

@@ -1,28 +1,32 @@
 """Reads and writes weights, and never runs code from a file.
 
 A file holds a plain dict of tensors; it is written aside and renamed, and read with
-`weights_only=True`.
+`weights_only=True` after `nets.weights_container` has looked at it. Only tensors that hold plain
+numbers get into a network: none that is sparse, quantised, complex or without data.
 """
 
 from __future__ import annotations
 
 import argparse
 import pathlib
-import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nets.archs import ArchError
-from nets.unsafe_files import unreadable
+from nets.unsafe_files import torchscript_program, unreadable
+from nets.weights_container import check_container
 from runtime.files import written_aside
+from runtime.reading import open_regular
+from runtime.text import one_line
 
 _SHOWN_DIFFERENCES = 5
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_MOST_WRAPPERS = 4  # around one another
 # Classes in the checkpoints of timm's and torchvision's scripts, allowed because they only hold the
 # values they are given. numpy's are not: its arrays trust what a file says of their memory.
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
@@ -30,6 +34,8 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     pathlib.PosixPath,
     (pathlib.PosixPath, "pathlib._local.PosixPath"),  # as Python 3.13 calls it
 ]
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 _PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.")
 
 
@@ -44,46 +50,98 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
         torch.save(content, file)
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
-    """The dict in a file of weights or a checkpoint.
+def read_tensors(path: Path, *, follow: bool = True) -> dict[str, Any]:
+    """The dict in a file of weights or a checkpoint, whose checksums have been compared.
 
-    Raises ArchError, which says what else the file is.
+    Tensors may lie in the file itself (a private map of it) until they are copied. follow: also
+    through a link. Raises ArchError, which says what else the file is; BadFile where it is no
+    regular file.
     """
     try:
-        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a TorchScript program, before it raises
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        file = open_regular(path, follow=follow)
     except FileNotFoundError:
-        raise ArchError(f"there is no weights file {path}") from None
-    except Exception as error:  # damaged bytes make torch.load raise anything at all
-        raise unreadable(path, error, _WRAPPERS) from None
+        raise ArchError(f"there is no weights file {one_line(path)}") from None
+    with file:
+        if (container := check_container(file, path)) == "script":
+            raise torchscript_program(path)
+        content = _loaded(file, path, is_zip=container == "zip")
     if not isinstance(content, dict):
-        raise ArchError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
+        raise ArchError(f"{one_line(path)} holds a {type(content).__name__}, not a dict of tensors")
     return content
+
+
+def _loaded(file: BinaryIO, path: Path, *, is_zip: bool) -> Any:
+    """What torch reads from the opened file.
+
+    A mapped file cannot be read beyond its end: unmapped, torch believes the lengths that the
+    pickle claims, and reads other memory.
+    """
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            opened = f"/proc/self/fd/{file.fileno()}" if is_zip else file
+            return torch.load(opened, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # damaged bytes make torch.load raise anything at all
+        raise unreadable(file, path, error, _WRAPPERS) from None
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
     """Fill `network` from the state dict in a file.
 
     The state dict may be under a key of its own (`state_dict`, `model`, `model_state_dict`, `net`),
-    and all its keys may share a prefix that wrappers leave (`module.`, `student.`, ...). Raises
-    ArchError, which names the keys that do not fit.
+    and all its keys may share a prefix that wrappers leave (`module.`, `student.`, ...). Numbers
+    may be of another precision. Raises ArchError, which names the keys that do not fit.
     """
     expected = network.state_dict()
-    loaded = _without_prefix(_unwrapped(read_tensors(path)), expected.keys())
+    loaded = _without_prefix(_unwrapped(read_tensors(path), path), expected.keys())
     differences = [f"missing: {key}" for key in expected if key not in loaded]
-    differences += [f"unexpected: {key}" for key in loaded if key not in expected]
+    differences += [f"unexpected: {one_line(key)}" for key in loaded if key not in expected]
     differences += [
-        f"{key} has shape {_shape(loaded[key])}, expected {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in loaded and _shape(loaded[key]) != tuple(tensor.shape)
+        f"{key} {mismatch}"
+        for key, own in expected.items()
+        if key in loaded and (mismatch := mismatch_with(own, loaded[key]))
     ]
     if differences:
         more = len(differences) - _SHOWN_DIFFERENCES
         tail = f"\n  and {more} more" if more > 0 else ""
         shown = "\n  ".join(differences[:_SHOWN_DIFFERENCES])
-        raise ArchError(f"the weights in {path} do not fit the network:\n  {shown}{tail}")
+        raise ArchError(f"the weights in {one_line(path)} do not fit the network:\n  {shown}{tail}")
     network.load_state_dict(loaded)
+
+
+def mismatch_with(own: Any, found: Any, *, exactly: bool = False) -> str:
+    """Why `found` cannot take the place of `own`, in words; "" where it can.
+
+    exactly: it must have the same type of number, else one that holds the same kind of number.
+    """
+    if not isinstance(own, Tensor):
+        same = type(found) is type(own)
+        return "" if same else f"is a {type(found).__name__}, expected a {type(own).__name__}"
+    if type(found) not in (Tensor, nn.Parameter):
+        return f"is a {type(found).__name__}, expected a tensor"
+    if kind := _unusable(found):
+        return f"is a {kind} tensor, expected a plain one"
+    if found.shape != own.shape:
+        return f"has shape {tuple(found.shape)}, expected {tuple(own.shape)}"
+    if found.dtype != own.dtype and (exactly or not _same_kind(own.dtype, found.dtype)):
+        return f"holds {_name(found.dtype)}, expected {_name(own.dtype)}"
+    return ""
+
+
+def _unusable(tensor: Tensor) -> str:
+    """What kind of tensor it is, if its values are not simply in memory."""
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.is_quantized:
+        return "quantised"
+    return f"{tensor.device.type}" if tensor.device.type != "cpu" else ""
+
+
+def _same_kind(own: torch.dtype, found: torch.dtype) -> bool:
+    return any(own in kind and found in kind for kind in (_FLOATS, _INTEGERS))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def torchvision_file(name: str) -> Path:
@@ -121,10 +179,23 @@ def _url(name: str) -> str:
         raise ArchError(f"teacher.weights: torchvision has no weights {name!r}") from None
 
 
-def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
-    for key in _WRAPPERS:
-        if isinstance(content.get(key), dict):
-            return _unwrapped(content[key])
+def _unwrapped(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The state dict, out of the dicts around it. Raises ArchError where its keys are no names."""
+    for _ in range(_MOST_WRAPPERS):
+        inner = (content[key] for key in _WRAPPERS if isinstance(content.get(key), dict))
+        if (found := next(inner, None)) is None:
+            break
+        content = found
+    else:
+        raise ArchError(
+            f"{one_line(path)} holds dicts within dicts, more than {_MOST_WRAPPERS} levels deep, "
+            f"under keys such as 'model'"
+        )
+    if wrong := [key for key in content if not isinstance(key, str)]:
+        raise ArchError(
+            f"{one_line(path)} has the key {one_line(wrong[0])}, of type "
+            f"{type(wrong[0]).__name__}; expected names of tensors"
+        )
     return content
 
 
@@ -140,7 +211,3 @@ def _shared_prefix(tensors: dict[str, Any]) -> str:
     """The known prefix with which all keys begin, or ""."""
     shared = (p for p in _PREFIXES if tensors and all(key.startswith(p) for key in tensors))
     return next(shared, "")
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None

@@ -1,7 +1,9 @@
-"""Reads one chunk file and checks every byte of it."""
+"""Reads one chunk file and checks every byte of it; or maps it into memory."""
 
 from __future__ import annotations
 
+import math
+import mmap
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +62,17 @@ def _read_into(file: Any, part: NDArray[np.uint8]) -> int:
             break
         total += got
     return total
+
+
+def map_file(path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0) -> NDArray[Any]:
+    """An array of little-endian values in a file, read-only, mapped from byte `offset` on.
+
+    Needs no open file afterwards: a system allows far more maps than files.
+    """
+    with path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    little = np.dtype(dtype).newbyteorder("<")
+    return np.frombuffer(content, little, math.prod(shape), offset).reshape(shape)
 
 
 def size_fault(path: Path, expected_bytes: int) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.chunks import read_chunk, size_fault
+from store.chunks import map_file, read_chunk, size_fault
 from store.faults import Fault, damage_error
 from store.identity import identity_sha256
 from store.journal import ChunkKey, Journal, read_journal
@@ -64,6 +64,20 @@ class FolderSource:
         fault = self.fault_of(array, block, out)
         if fault is not None:
             raise damage_error(self.manifest.teacher, [fault])
+
+    def verify(self, array: str, block: Block) -> None:
+        if (fault := self.fault_of(array, block)) is not None:
+            raise damage_error(self.manifest.teacher, [fault])
+
+    def mapped(self, array: str, block: Block) -> NDArray[Any]:
+        spec = self.manifest.arrays[array]
+        path = chunk_path(self.path, array, spec, block)
+        what = size_fault(path, self.manifest.chunk_file_bytes(spec))
+        if what is not None:
+            fault = Fault(what, path, array, block.view, block.index)
+            raise damage_error(self.manifest.teacher, [fault])
+        shape = (self.manifest.rows_in(spec, block), *spec.shape)
+        return map_file(path, spec.dtype, shape)
 
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         fault = self._whole_fault(name, shape, dtype)

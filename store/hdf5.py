@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import written_aside
+from store.chunks import map_file
 from store.errors import CacheDamaged, CacheError, CacheMissing
 from store.faults import Fault, damage_error
 from store.layout import (
@@ -77,6 +78,23 @@ class Hdf5Source:
         fault = self._read(array, block, out)
         if fault is not None:
             raise damage_error(self.manifest.teacher, [fault])
+
+    def verify(self, array: str, block: Block) -> None:
+        spec = self.manifest.arrays[array]
+        rows = self.manifest.rows_in(spec, block)
+        self.read(array, block, np.empty((rows, *spec.shape), dtype=spec.dtype))
+
+    def mapped(self, array: str, block: Block) -> NDArray[Any]:
+        shape = _shape(self.manifest, array)
+        try:
+            with h5py.File(self.path, "r") as file:
+                offset = file[array].id.get_offset()  # of a contiguous dataset; else None
+                values = map_file(self.path, file[array].dtype.str, shape, offset)
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+            fault = Fault(f"unreadable ({_first_line(error)})", self.path, array)
+            raise damage_error(self.manifest.teacher, [fault]) from None
+        rows: NDArray[Any] = values[_selection(self.manifest, array, block)]
+        return rows
 
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         try:

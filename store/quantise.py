@@ -34,6 +34,13 @@ def restore_channels(codes: NDArray[np.uint8], scale: NDArray[np.float32]) -> ND
     return np.asarray(codes * scale[0, 1] + scale[0, 0], dtype=np.float32)
 
 
+def restored(
+    codes: NDArray[np.uint8], scale: NDArray[np.float32], kind: str
+) -> NDArray[np.float32]:
+    """The inverse for a tap whose `TapSpec.scale` is `kind`, "row" or "block"."""
+    return restore_rows(codes, scale) if kind == "row" else restore_channels(codes, scale)
+
+
 def _range(
     values: NDArray[np.float32], axis: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -20,7 +20,7 @@ from store.faults import Fault, damage_error
 from store.identity import Identity, with_weights_of
 from store.layout import LABELS, LABELS_DTYPE, PREVIEW, SAMPLE_CRC, Block, TapSpec, tap_of
 from store.parallel import in_threads
-from store.quantise import restore_channels, restore_rows
+from store.quantise import restored
 from store.source import Source, missing_blocks, open_source
 
 WITHOUT_CHECKSUMS = (
@@ -232,8 +232,7 @@ class TeacherCache:
             rows = self.manifest.rows_in(array, block)
             arrays[name] = np.empty((rows, *array.shape), dtype=array.dtype)
             self.source.read(name, block, arrays[name])
-        restore = restore_rows if spec.scale == "row" else restore_channels
-        out[:] = restore(arrays[tap], arrays[f"{tap}.scale"])
+        out[:] = restored(arrays[tap], arrays[f"{tap}.scale"], spec.scale)
 
     def _check_view(self, view: int) -> None:
         if not 0 <= view < self.num_views:

@@ -40,6 +40,17 @@ class Source(Protocol):
         """Fill `out`, (rows of the block, ...) and C-contiguous. Raises CacheDamaged."""
         ...
 
+    def verify(self, array: str, block: Block) -> None:
+        """Compare the block's checksum, without keeping its rows. Raises CacheDamaged."""
+        ...
+
+    def mapped(self, array: str, block: Block) -> NDArray[Any]:
+        """The rows of the block, (rows, ...), as its file holds them, mapped into memory.
+
+        Compares no checksum. Raises CacheDamaged where the file is gone or has another size.
+        """
+        ...
+
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """An array that is stored in one piece (labels, preview). Raises CacheDamaged."""
         ...

@@ -51,7 +51,7 @@ def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_teacher(teacher_weights: Path) -> Callable[..., TeacherConfig]:
     """A teacher config on 60 digits with three views; more overrides may follow."""
 
@@ -72,7 +72,7 @@ def small_teacher(teacher_weights: Path) -> Callable[..., TeacherConfig]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def student_overrides() -> list[str]:
     """They make digits-resnet8 a run of four epochs of four steps."""
     return [
@@ -85,7 +85,7 @@ def student_overrides() -> list[str]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_student(student_overrides: list[str]) -> Callable[..., StudentConfig]:
     """A student config of four epochs of four steps; more overrides may follow."""
 

@@ -6,41 +6,27 @@ Imports no torch, so that a command which finds its work done ends at once.
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.commands import cache_command
 from configs.schema import LossTerm, StudentConfig, StudentTraining, TeacherConfig, as_plain
 from nets.archs import check_arch, has_stem
-from nets.identity import teacher_identity as nets_identity
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules, taps_asked
 from store.differences import Difference, differences, short_repr
-from store.errors import (
-    CacheMismatch,
-    CacheMissing,
-    TeacherPass,
-    fixes_spelled_by,
-)
-from store.find import differs_in_samples_alone, find_cache, other_dataset_state
 from store.identity import (
-    Identity,
-    cache_identity,
     identity_sha256,
 )
 from store.reader import TeacherCache
 from train import TrainError
+from train.cache import open_cache, verified_pixels
 from train.runs import RUN_FILE, SUMMARY_FILE, read_json
 from train.windows import Feed, record_bytes, window_rows
 from views.augment import view_shape
-from views.canary import pixel_canary
-from views.changes import describe_change
 from views.datasets import Dataset, load_dataset
-from views.identity import views_identity
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +75,6 @@ class Study:
         A training sample that is read from other bytes than those the teacher saw is refused.
         """
         from views.dataset_pixels import open_dataset_pixels
-        from views.pixels import VerifiedPixels
 
         key = device, num_workers
         if key not in self._pixels:
@@ -98,14 +83,8 @@ class Study:
             pixels = open_dataset_pixels(
                 self.dataset, self.teacher.views, normalisation, device, num_workers
             )
-            if (checksums := self.cache.sample_crc32c) is not None:
-                again = cache_command(self.teacher, caches_dir=self.cache.path.parent)
-                fix = (
-                    f"restore it; or, if it is right as it is: rm -r {self.cache.path}, and {again}"
-                )
-                train = VerifiedPixels(pixels.train, self.dataset.train, checksums, fix)
-                pixels = pixels._replace(train=train)
-            self._pixels[key] = pixels
+            train = verified_pixels(pixels.train, self.dataset, self.cache, self.teacher)
+            self._pixels[key] = pixels._replace(train=train)
         return self._pixels[key]
 
     @property
@@ -270,38 +249,9 @@ def open_study(
     check_arch(config.student.arch)
     check_arch(teacher.teacher.arch)
     dataset = load_dataset(teacher.dataset)
-    identity = teacher_identity(teacher, dataset)
     views = views_used(config, teacher)
-    with fixes_spelled_by(lambda more: cache_command(teacher, caches_dir=caches_dir, more=more)):
-        if cache_path is None:
-            with _explaining(dataset, lambda: other_dataset_state(caches_dir, identity)):
-                cache = find_cache(caches_dir, teacher.name, identity, num_views=views, taps=())
-        else:
-            cache = TeacherCache.open(cache_path, num_views=views, taps=())
-            if differs_in_samples_alone(identity, cache.identity):
-                raise _changed(dataset, cache)
-        canary = pixel_canary(dataset.train, teacher.views)
-        cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
+    cache = open_cache(teacher, dataset, views, caches_dir=caches_dir, cache_path=cache_path)
     return Study(config, teacher, dataset, cache, runs_dir, feed)
-
-
-@contextmanager
-def _explaining(dataset: Dataset, other_state: Callable[[], TeacherCache | None]) -> Iterator[None]:
-    """Where there is no such cache, but one of another state of the dataset: say what changed."""
-    try:
-        yield
-    except (CacheMismatch, CacheMissing):
-        if (cache := other_state()) is None:
-            raise
-        raise _changed(dataset, cache) from None
-
-
-def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
-    change = describe_change(dataset.train, cache.labels, cache.sample_crc32c)
-    return CacheMismatch(
-        f"the dataset has changed since {cache.path} was made: {change}",
-        fix=TeacherPass(cache.manifest.teacher, before="restore it, or: "),
-    )
 
 
 def tap_names(teacher: TeacherConfig) -> set[str]:
@@ -313,11 +263,6 @@ def tap_names(teacher: TeacherConfig) -> set[str]:
 def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:
     """How many views a student trains on, whatever more its cache may hold by now."""
     return config.num_views or teacher.views.num_views
-
-
-def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
-    """The identity that the teacher's cache must have; of weights not at hand what is known."""
-    return cache_identity(views_identity(teacher, dataset), nets_identity(teacher))
 
 
 def _format_change(change: Difference) -> str:

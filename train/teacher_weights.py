@@ -28,8 +28,9 @@ from store.identity import (
 )
 from store.reader import TeacherCache
 from train import TrainError
+from train.cache import teacher_identity
 from train.runs import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, read_json
-from train.study import tap_names, teacher_identity
+from train.study import tap_names
 from views.datasets import Dataset, DatasetError, load_dataset
 from views.identity import augment_identity
 

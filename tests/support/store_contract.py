@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from store import CacheDamaged, CacheMismatch, TapSpec, TeacherCache, UnknownTap, UnknownView
+from store.mapped import MappedRows
 from store.quantise import quantise_channels, quantise_rows, restore_channels, restore_rows
 from store.source import missing_blocks
 from tests.support.random_cache import CANARY, IDENTITY, LABELS, PREVIEW, TAPS, open_writer
@@ -128,6 +129,18 @@ class CacheContract(ABC):
         assert list(records) == ["correct", "logits"]
         assert (records["logits"] == expected_records(1)["logits"][ids]).all()
 
+    @pytest.mark.parametrize("view", range(NUM_VIEWS))
+    def test_mapped_rows_are_those_of_the_view(self, cache: TeacherCache, view: int) -> None:
+        ids, expected = np.array([10, 0, 4, 4, 7]), expected_records(view)
+        mapped = MappedRows(cache, list(cache.taps))
+        mapped.verify(view)
+        mapped.read(1 - view, ids)  # another view's files are mapped before
+        records = mapped.read(view, ids)
+        assert records.keys() == expected.keys()
+        for tap, values in records.items():
+            assert values.dtype == REFERENCE_TAPS[tap].read_dtype
+            assert (values == expected[tap][ids]).all(), tap
+
     def test_the_first_views_can_be_opened_alone(self, path: Path) -> None:
         first = TeacherCache.open(path, num_views=1)
         assert (first.read_view(0)["stage1"] == expected_records(0)["stage1"]).all()
@@ -196,6 +209,9 @@ class CacheContract(ABC):
         assert (fault.tap, fault.view, fault.block) == (array, 1, 1)
         with pytest.raises(CacheDamaged, match=f"tap {array}, view 1, block 1, wrong checksum"):
             cache.read_view(1, [tap])
+        with pytest.raises(CacheDamaged, match=f"tap {array}, view 1, block 1, wrong checksum"):
+            MappedRows(cache, [tap]).verify(1)
+        MappedRows(cache, [tap]).verify(0)
         assert (cache.read_view(0)[tap] == expected_records(0)[tap]).all()
         assert (cache.read([0, 10], 1)[tap] == expected_records(1)[tap][[0, 10]]).all()
         assert TeacherCache.open(path, num_views=1).faults() == []

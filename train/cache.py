@@ -1,0 +1,89 @@
+"""The cache of a teacher's config: found, and made sure that it belongs to these images.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.commands import cache_command
+from configs.schema import TeacherConfig
+from nets.identity import teacher_identity as nets_identity
+from store.errors import CacheMismatch, CacheMissing, TeacherPass, fixes_spelled_by
+from store.find import differs_in_samples_alone, find_cache, other_dataset_state
+from store.identity import Identity, cache_identity
+from store.reader import TeacherCache
+from views.canary import pixel_canary
+from views.changes import describe_change
+from views.datasets import Dataset
+from views.identity import views_identity
+
+if TYPE_CHECKING:
+    from views.batches import Pixels
+
+
+def open_cache(
+    teacher: TeacherConfig,
+    dataset: Dataset,
+    num_views: int,
+    *,
+    caches_dir: Path,
+    cache_path: Path | None = None,
+) -> TeacherCache:
+    """The cache of this teacher and these pixels: in `caches_dir`, or the one at `cache_path`.
+
+    Its taps may be unfinished. Raises CacheError, whose fix is the user's own command.
+    """
+    identity = teacher_identity(teacher, dataset)
+    with fixes_spelled_by(lambda more: cache_command(teacher, caches_dir=caches_dir, more=more)):
+        if cache_path is None:
+            with _explaining(dataset, lambda: other_dataset_state(caches_dir, identity)):
+                cache = find_cache(caches_dir, teacher.name, identity, num_views=num_views, taps=())
+        else:
+            cache = TeacherCache.open(cache_path, num_views=num_views, taps=())
+            if differs_in_samples_alone(identity, cache.identity):
+                raise _changed(dataset, cache)
+        canary = pixel_canary(dataset.train, teacher.views)
+        cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
+    return cache
+
+
+def verified_pixels(
+    pixels: Pixels, dataset: Dataset, cache: TeacherCache, teacher: TeacherConfig
+) -> Pixels:
+    """Training pixels that refuse a sample read from other bytes than those the teacher saw."""
+    from views.pixels import VerifiedPixels
+
+    if (checksums := cache.sample_crc32c) is None:
+        return pixels
+    again = cache_command(teacher, caches_dir=cache.path.parent)
+    fix = f"restore it; or, if it is right as it is: rm -r {cache.path}, and {again}"
+    return VerifiedPixels(pixels, dataset.train, checksums, fix)
+
+
+@contextmanager
+def _explaining(dataset: Dataset, other_state: Callable[[], TeacherCache | None]) -> Iterator[None]:
+    """Where there is no such cache, but one of another state of the dataset: say what changed."""
+    try:
+        yield
+    except (CacheMismatch, CacheMissing):
+        if (cache := other_state()) is None:
+            raise
+        raise _changed(dataset, cache) from None
+
+
+def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
+    change = describe_change(dataset.train, cache.labels, cache.sample_crc32c)
+    return CacheMismatch(
+        f"the dataset has changed since {cache.path} was made: {change}",
+        fix=TeacherPass(cache.manifest.teacher, before="restore it, or: "),
+    )
+
+
+def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
+    """The identity that the teacher's cache must have; of weights not at hand what is known."""
+    return cache_identity(views_identity(teacher, dataset), nets_identity(teacher))

@@ -1,0 +1,299 @@
+"""Views with the teacher's outputs as a torch Dataset, for training loops of one's own.
+
+An item is (input, label, {tap: row}): the pixels and the rows that a run of this project trains on
+in the same epoch, bit for bit. Rows are read one by one from files mapped into memory, so that
+worker processes and ranks share one copy, the system's page cache.
+
+Left out: losses (`train.losses` has them, as functions of tensors) and networks.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from configs.commands import cache_command
+from configs.load import load_teacher, refuse_missing_data
+from configs.schema import StudentConfig, TeacherConfig
+from runtime.errors import did_you_mean
+from store import TeacherCache
+from store.errors import UnknownTap, fixes_spelled_by
+from store.layout import MANIFEST
+from store.mapped import MappedRows
+from train import TrainError
+from train.cache import open_cache, verified_pixels
+from train.check import settings_that_add
+from train.study import views_used
+from views.batches import Pixels, ViewBatch
+from views.datasets import load_dataset
+from views.parameters import view_of_epoch
+from views.pixels import evaluation_pixels, open_pixels
+from views.seeds import permutation
+
+Item = tuple[Tensor, Tensor, dict[str, Tensor]]
+
+_CPU = torch.device("cpu")
+_NOT_SET = -1
+
+
+class DistillationDataset(Dataset[Item]):
+    """The training images of a cache, as one view of them per epoch, with the teacher's outputs.
+
+    Items: input (C, H, W) float32, normalised; label () int64; {tap: row}, rows as the cache gives
+    them (float16 unless configured otherwise; `correct` is 0 or 1). Where `views.augment` mixes
+    images, the label is (num_classes,) float32, the share of each class: both are what
+    `torch.nn.functional.cross_entropy` takes.
+
+    Call `set_epoch` before each epoch's loader is iterated; it reaches worker processes, also
+    persistent ones, and whichever way they were started.
+    """
+
+    def __init__(
+        self,
+        config: StudentConfig | TeacherConfig,
+        cache: TeacherCache | str | Path,
+        taps: Sequence[str] | None = None,
+        *,
+        first_epoch: int = 1,
+    ) -> None:
+        """Open the images and the cache, and make sure that they belong together.
+
+        config: a teacher's, or a student's, whose `num_views` then counts. cache: the teacher's, or
+        its path, or the folder of caches that it is in. taps: which outputs; default: all.
+        first_epoch: what the loop calls its first epoch; timm, Accelerate and the Hugging Face
+        Trainer count from 0.
+
+        Raises TrainError, ConfigError, DatasetError, CacheError.
+        """
+        self.teacher, self.num_views = _teacher_and_views(config)
+        self._first_epoch = first_epoch
+        # In shared memory: workers read the number that the main process writes.
+        self._epoch = torch.tensor(_NOT_SET).share_memory_()  # type: ignore[no-untyped-call]
+        self._verified_view: int | None = None
+        self._opened = _open(self.teacher, self.num_views, cache, taps)
+        self._path, self.taps = self._opened.cache.path, tuple(self._opened.taps)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) of all samples, for samplers that balance classes; not mixed."""
+        return self._opened.labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._opened.class_names
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, counted from 1 whatever the loop counts from. Raises TrainError."""
+        number = int(self._epoch)
+        if number == _NOT_SET:
+            raise TrainError(
+                "no epoch is set, and the epoch decides which view is shown",
+                fix=f"call dataset.set_epoch(epoch) before each epoch, from {self._first_epoch} on",
+            )
+        return number
+
+    @property
+    def view(self) -> int:
+        """The view that is shown in the current epoch. Raises TrainError."""
+        return view_of_epoch(self.epoch, self.num_views)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Show the view of this epoch from now on, after comparing its checksums.
+
+        Items that workers have prepared already stay as they are, so call it between epochs.
+        Raises TrainError before the first epoch, CacheDamaged.
+        """
+        number = operator.index(epoch) - self._first_epoch + 1
+        if number < 1:
+            counted = "DistillationDataset(..., first_epoch=0) if the loop counts from 0"
+            raise TrainError(
+                f"set_epoch({epoch}): the first epoch is {self._first_epoch}",
+                fix=counted if epoch == 0 else f"epochs from {self._first_epoch} on",
+            )
+        view = view_of_epoch(number, self.num_views)
+        if view != self._verified_view:
+            self._opened.rows.verify(view)
+            self._verified_view = view
+        self._epoch.fill_(number)
+
+    def __len__(self) -> int:
+        return len(self._opened.labels)
+
+    def __getitem__(self, index: int) -> Item:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"no sample {index}: there are {len(self):,}")
+        return self.__getitems__([index % len(self)])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """A whole batch at once, which is what a DataLoader asks for."""
+        ids, view = np.asarray(indices, dtype=np.int64), self.view
+        (batch,) = self._opened.pixels.batches([view], ids, len(ids))
+        found = self._opened.rows.read(view, ids)
+        rows = {tap: torch.from_numpy(values) for tap, values in found.items()}
+        labels = _labels(batch, len(self.class_names))
+        return [
+            (batch.inputs[i], labels[i], {tap: values[i] for tap, values in rows.items()})
+            for i in range(len(ids))
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is not forked: what it opens again by itself, and the shared epoch."""
+        return {key: value for key, value in self.__dict__.items() if key != "_opened"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._opened = _open(self.teacher, self.num_views, self._path, self.taps)
+
+
+class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
+    """The images that runs are tested on, shown as runs show them.
+
+    Items: input (C, H, W) float32, normalised; label () int64.
+    """
+
+    def __init__(
+        self,
+        config: StudentConfig | TeacherConfig,
+        split: Literal["test", "validation"] = "test",
+    ) -> None:
+        """Raises ConfigError, DatasetError; TrainError where no validation samples are held out."""
+        self.teacher, _ = _teacher_and_views(config)
+        self._split = split
+        self._pixels = _evaluation_pixels(self.teacher, split)
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"no sample {index}: there are {len(self):,}")
+        return self.__getitems__([index % len(self)])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        ids = np.asarray(indices, dtype=np.int64)
+        (batch,) = self._pixels.batches([0], ids, len(ids))
+        return list(zip(batch.inputs, batch.labels, strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_pixels"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._pixels = _evaluation_pixels(self.teacher, self._split)
+
+
+class RunOrder(Sampler[int]):
+    """The order in which a run with this seed visits the samples in the dataset's epoch.
+
+    For one process; several use torch's DistributedSampler.
+    """
+
+    def __init__(self, dataset: DistillationDataset, seed: int) -> None:
+        self._dataset, self._seed = dataset, seed
+
+    def __iter__(self) -> Iterator[int]:
+        order = permutation(self._seed, self._dataset.epoch, len(self._dataset))
+        return iter(order.tolist())
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+
+class _Opened(NamedTuple):
+    """What is not handed to a worker that is not forked."""
+
+    cache: TeacherCache
+    taps: Sequence[str]
+    rows: MappedRows
+    pixels: Pixels
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
+def _teacher_and_views(config: StudentConfig | TeacherConfig) -> tuple[TeacherConfig, int]:
+    if isinstance(config, StudentConfig):
+        teacher = load_teacher(config.teacher)
+        num_views = views_used(config, teacher)
+    elif isinstance(config, TeacherConfig):
+        teacher, num_views = config, config.views.num_views
+    else:
+        raise TrainError(
+            f"config is {type(config).__name__}: expected a student's or a teacher's config",
+            fix="from configs.load import load_student; load_student(NAME or PATH)",
+        )
+    refuse_missing_data(teacher)
+    return teacher, num_views
+
+
+def _open(
+    teacher: TeacherConfig,
+    num_views: int,
+    cache: TeacherCache | str | Path,
+    taps: Sequence[str] | None,
+) -> _Opened:
+    path = cache.path if isinstance(cache, TeacherCache) else Path(cache)
+    is_cache = path.is_file() or (path / MANIFEST).exists()
+    # A path that leads nowhere is taken for a cache's only where it has the name of one.
+    caches_dir = path.parent if is_cache or path.name.startswith(f"{teacher.name}-") else path
+    dataset = load_dataset(teacher.dataset)
+    cache_path = path if is_cache else None
+    opened = open_cache(teacher, dataset, num_views, caches_dir=caches_dir, cache_path=cache_path)
+    names = list(opened.taps) if taps is None else _known_taps(taps, opened, teacher, caches_dir)
+    with fixes_spelled_by(lambda more: cache_command(teacher, caches_dir=caches_dir, more=more)):
+        rows = MappedRows(opened, names)
+    normalisation = teacher.dataset.normalisation
+    pixels = open_pixels(dataset.train, teacher.views, normalisation, _CPU, num_workers=0)
+    pixels = verified_pixels(pixels, dataset, opened, teacher)
+    return _Opened(opened, names, rows, pixels, dataset.train.labels, dataset.class_names)
+
+
+def _known_taps(
+    taps: Sequence[str], cache: TeacherCache, teacher: TeacherConfig, caches_dir: Path
+) -> list[str]:
+    """Raise UnknownTap, with what would add it, where the cache is not to hold one of them."""
+    if isinstance(taps, str):
+        raise TrainError(f"taps is the text {taps!r}, not a list", fix=f"taps=[{taps!r}]")
+    held = cache.manifest.taps
+    for tap in taps:
+        if tap not in held:
+            adding = settings_that_add(
+                {"": {tap}}, [name for name in held if name.startswith("stage")]
+            )
+            again = cache_command(teacher, caches_dir=caches_dir, more=adding)
+            raise UnknownTap(
+                f"no tap {tap!r}: {cache.path} holds {', '.join(held)}{did_you_mean(tap, held)}",
+                fix=again if adding else f"taps={list(held)}",
+            )
+    return list(taps)
+
+
+def _evaluation_pixels(teacher: TeacherConfig, split: str) -> Pixels:
+    dataset = load_dataset(teacher.dataset)
+    images = dataset.test if split == "test" else dataset.validation
+    if images is None:
+        raise TrainError(
+            "no samples are held out for validation",
+            fix="set dataset.validation_fraction in the teacher's file, or use split='test'",
+        )
+    normalisation = teacher.dataset.normalisation
+    return evaluation_pixels(images, teacher.views, normalisation, _CPU, num_workers=0)
+
+
+def _labels(batch: ViewBatch, num_classes: int) -> Tensor:
+    """(B,) int64; of mixed images (B, num_classes) float32, each class by its share."""
+    if batch.other_labels is None or batch.other_shares is None:
+        return batch.labels
+    shares = torch.zeros(len(batch.labels), num_classes)
+    rows = torch.arange(len(shares))
+    shares[rows, batch.labels] = 1 - batch.other_shares
+    shares[rows, batch.other_labels] += batch.other_shares
+    return shares

@@ -12,11 +12,13 @@ from matplotlib.ticker import MaxNLocator
 
 from report.runs import Point, Result
 from report.table import Row
+from runtime.text import in_plot
 
 _COLOURS = (
     *("#b03a2e", "#1b4f8f", "#2a7f3f", "#c77c11", "#6c3a9c", "#118a8a", "#7a5230", "#d14d8b"),
     *("#4d5a66", "#8a9a12", "#3a7bd5", "#a83232"),
 )
+_MOST_INCHES = 60  # of width
 _TICKS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 
 
@@ -24,12 +26,13 @@ def errors_by_method(
     rows: Sequence[Row], results: Sequence[Result], teacher: Mapping[str, float], title: str
 ) -> bytes:
     """PNG bytes: per method the runs as dots, mean and deviation as a bar, two reference lines."""
-    figure = Figure(figsize=(1.6 + 1.0 * len(rows), 4.2), dpi=150, layout="constrained")
+    width = min(1.6 + 1.0 * len(rows), _MOST_INCHES)
+    figure = Figure(figsize=(width, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     _draw_methods(axes, rows, results)
     _draw_references(axes, rows, teacher)
     axes.set_ylabel("top-1 test error, last epoch (%)")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(in_plot(title), fontsize=10)
     axes.margins(x=0.1)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, framealpha=0.9)
@@ -42,7 +45,10 @@ def _draw_methods(axes: Axes, rows: Sequence[Row], results: Sequence[Result]) ->
     names = [row.method for row in rows]
     slanted = len(rows) > 7
     axes.set_xticks(
-        range(len(names)), names, rotation=30 if slanted else 0, ha="right" if slanted else "center"
+        range(len(names)),
+        [in_plot(name) for name in names],
+        rotation=30 if slanted else 0,
+        ha="right" if slanted else "center",
     )
     axes.errorbar(
         range(len(names)),
@@ -107,7 +113,7 @@ def _draw_method(
     xs = [sum(x for x, _ in points) / len(points) for points in by_epoch]
     errors = [[error for _, error in points] for points in by_epoch]
     means = [sum(each) / len(each) for each in errors]
-    axes.plot(xs, means, color=colour, lw=1.6, label=results[0].method)
+    axes.plot(xs, means, color=colour, lw=1.6, label=in_plot(results[0].method))
     low, high = [min(each) for each in errors], [max(each) for each in errors]
     axes.fill_between(xs, low, high, color=colour, alpha=0.1, lw=0)
 

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from report.charts import errors_by_epoch, errors_by_time
+from report.escape import as_code, for_html, for_markdown
 from report.ledger import ledger
 from report.runs import Result
 from report.table import Row, markdown_table, table_cells
+from runtime.text import visible
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -66,23 +68,23 @@ class Report:
 def markdown_page(report: Report) -> str:
     """The table, what its columns mean, and where the runs come from."""
     first = report.results[0]
-    command = f"Command: `{report.commands[0]}`\\\n" if report.commands else ""
+    command = f"Command: {as_code(report.commands[0])}\\\n" if report.commands else ""
     return (
-        f"# {report.title}\n\n{markdown_table(report.rows, report.teacher)}\n"
-        f"![error per method](ablation.png)\n\n{_legend(first)} {report.scope}\n\n"
-        f"{command}Cache: `{first.cache}` (identity {first.cache_sha256})\\\n"
-        f"Device: {first.device}, torch {first.versions['torch']}\n"
+        f"# {for_markdown(report.title)}\n\n{markdown_table(report.rows, report.teacher)}\n"
+        f"![error per method](ablation.png)\n\n{_legend(first)} {for_markdown(report.scope)}\n\n"
+        f"{command}Cache: {as_code(first.cache)} (identity {for_markdown(first.cache_sha256)})\\\n"
+        f"Device: {for_markdown(first.device)}, torch {for_markdown(first.versions['torch'])}\n"
     )
 
 
 def html_page(report: Report) -> str:
     """The table, the learning curves, what the teacher cost, and where the runs come from."""
-    title = html.escape(report.title)
+    title = for_html(report.title)
     body = [
         f"<h1>{title}</h1>",
         f'<p class="quiet">{_subtitle(report)}</p>',
         f'<div class="scroll">{_table(report.rows, report.teacher)}</div>',
-        f'<p class="quiet">{html.escape(f"{_legend(report.results[0])} {report.scope}")}</p>',
+        f'<p class="quiet">{_legend(report.results[0])} {for_html(report.scope)}</p>',
         *_learning_curves(report.results),
         "<h2>What the teacher cost</h2>",
         _definitions(ledger(report.results, report.teacher)),
@@ -110,7 +112,7 @@ def _legend(result: Result) -> str:
 def _subtitle(report: Report) -> str:
     first = report.results[0]
     return (
-        f"{html.escape(first.model)}, {first.num_samples:,} training images, {first.epochs} "
+        f"{for_html(first.model)}, {first.num_samples:,} training images, {first.epochs} "
         f"epochs; {len(report.rows)} methods, {len(report.results)} runs"
     )
 
@@ -138,7 +140,7 @@ def _table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
 
 
 def _row(tag: str, cells: Sequence[str], kind: str) -> str:
-    shown = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+    shown = "".join(f"<{tag}>{for_html(cell)}</{tag}>" for cell in cells)
     return f'<tr class="{kind}">{shown}</tr>' if kind else f"<tr>{shown}</tr>"
 
 
@@ -157,15 +159,15 @@ def _learning_curves(results: Sequence[Result]) -> list[str]:
 
 
 def _commands(commands: Sequence[str]) -> list[str]:
-    shown = [f"<pre>{html.escape(command)}</pre>" for command in commands]
+    shown = [f"<pre>{html.escape(visible(command))}</pre>" for command in commands]
     return ["<h2>Commands</h2>", *shown] if shown else []
 
 
 def _definitions(pairs: Mapping[str, str]) -> str:
-    entries = (f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in pairs.items())
+    entries = (f"<dt>{for_html(k)}</dt><dd>{for_html(v)}</dd>" for k, v in pairs.items())
     return f"<dl>{''.join(entries)}</dl>"
 
 
 def _image(what: str, svg: bytes) -> str:
     data = base64.b64encode(svg).decode()
-    return f'<img alt="{html.escape(what)}" src="data:image/svg+xml;base64,{data}">'
+    return f'<img alt="{for_html(what)}" src="data:image/svg+xml;base64,{data}">'

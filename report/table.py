@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from report.escape import for_csv, for_markdown
 from report.runs import Errors, Result
 
 _COLUMNS = {
@@ -134,10 +135,10 @@ def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[
 
 
 def markdown_table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
-    """`table_cells` as Markdown."""
+    """`table_cells` as Markdown, escaped."""
     header, *body = table_cells(rows, teacher)
     lines = [header, ["---"] * len(header), *body]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"| {' | '.join(map(for_markdown, cells))} |\n" for cells in lines)
 
 
 def csv_table(results: Sequence[Result]) -> str:
@@ -148,6 +149,6 @@ def csv_table(results: Sequence[Result]) -> str:
     writer.writerow(["method", "model", "seed", *names, "best_epoch", "seconds", "cache"])
     for run in results:
         errors = [_errors(run)[name] for name in names]
-        start = [run.method, run.model, run.seed]
-        writer.writerow([*start, *errors, run.best_epoch, run.seconds, run.cache])
+        start = [for_csv(run.method), for_csv(run.model), run.seed]
+        writer.writerow([*start, *errors, run.best_epoch, run.seconds, for_csv(run.cache)])
     return text.getvalue()

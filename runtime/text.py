@@ -28,6 +28,11 @@ def one_line(value: object, longest: int = _LONGEST) -> str:
     return "".join(c if _is_shown(c) else _escaped(c) for c in cut)
 
 
+def in_plot(text: object) -> str:
+    """`one_line`, as matplotlib shows it literally: a dollar would begin a formula."""
+    return one_line(text).replace("$", r"\$")
+
+
 def _is_shown(character: str) -> bool:
     return unicodedata.category(character) not in _INVISIBLE
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from runtime.reading import BadFile, kind_of_file
 
+_LEFTOVER = re.compile(r"\..+\.[0-9]+\.tmp", re.DOTALL)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -103,18 +105,42 @@ def open_to_append(root: Path, relative: PurePath | str) -> BinaryIO:
 
     A file with a second name (a hard link) is refused: it may be somebody else's.
     """
-    place = PurePath(relative)
+    return os.fdopen(_opened(root, PurePath(relative), os.O_WRONLY | os.O_APPEND), "ab")
+
+
+def open_to_update(root: Path, relative: PurePath | str) -> int:
+    """A descriptor of a regular file below `root`, made if it is missing; as `open_to_append`."""
+    return _opened(root, PurePath(relative), os.O_RDWR)
+
+
+def _opened(root: Path, place: PurePath, access: int) -> int:
     with opened_folder(root, place.parent, create=True) as folder:
         refuse_special(folder, place.name, root / place)
-        flags = (
-            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        )
+        flags = access | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(place.name, flags, 0o644, dir_fd=folder)
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             os.close(handle)
             raise BadFile(root / place, "has a second name (a hard link); not written to")
-        return os.fdopen(handle, "ab")
+        return handle
+
+
+def remove_inside(root: Path, relative: PurePath | str) -> None:
+    """Remove a file below `root`, or a link itself, if it is there. Raises BadFile as above."""
+    place = PurePath(relative)
+    with opened_folder(root, place.parent) as folder:
+        _remove(folder, place.name)
+
+
+def remove_leftovers(root: Path, relative: PurePath | str = "", name: str = "") -> None:
+    """Remove the temporary files of killed processes in a folder that is locked by this one.
+
+    name: of one file only, where the folder is shared.
+    """
+    with opened_folder(root, relative) as folder:
+        for found in os.listdir(folder):
+            if _LEFTOVER.fullmatch(found) and found.startswith(f".{name}." if name else "."):
+                _remove(folder, found)
 
 
 def refuse_special(folder: int, name: str, path: Path) -> None:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import Busy
+from runtime.inside import open_to_update
+from runtime.text import one_line
 
 LOCK_FILE = "writer.lock"
 _START_SECONDS = 3.0  # within which the first process must have signed the lock file
@@ -45,7 +47,7 @@ class WriterLock:
     def __init__(self, cache: Path, job: Job, busy: type[Busy] = Busy) -> None:
         """Take the lock, or wait until the leader of the same job is ready. Raises `busy`."""
         self._cache, self._job, self._busy_error = cache, job, busy
-        self._handle = os.open(cache / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        self._handle = open_to_update(cache, LOCK_FILE)
         _held.add(self)
         try:
             self.leader = self._try(fcntl.LOCK_EX) or self._leads_after_waiting()
@@ -116,15 +118,15 @@ class WriterLock:
     def _owner(self) -> dict[str, object]:
         try:
             owner = json.loads(os.pread(self._handle, 4096, 0))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return owner if isinstance(owner, dict) else {}
 
     def _busy(self) -> Busy:
         owner = self._owner()
         return self._busy_error(
-            f"{self._cache} is being written by process {owner.get('pid', '?')} on "
-            f"{owner.get('host', 'this machine')}",
+            f"{self._cache} is being written by process {one_line(owner.get('pid', '?'))} on "
+            f"{one_line(owner.get('host', 'this machine'))}",
             fix="wait until it ends, or stop it; what it has committed stays",
         )
 

@@ -10,7 +10,14 @@ import pytest
 
 from runtime.commands import new_app, new_console, run_command
 from runtime.files import write_atomically
-from runtime.inside import open_to_append, opened_folder, write_inside
+from runtime.inside import (
+    open_to_append,
+    opened_folder,
+    remove_inside,
+    remove_leftovers,
+    write_inside,
+)
+from runtime.locks import LOCK_FILE, Job, WriterLock
 from runtime.reading import BadFile, parse_json, read_bounded
 from runtime.text import one_line, visible
 
@@ -119,6 +126,45 @@ def test_missing_folders_are_made_and_nothing_temporary_stays(tmp_path: Path) ->
     assert sorted(path.name for path in (tmp_path / "a/b").iterdir()) == ["c", "log"]
     with opened_folder(tmp_path, "a/b") as folder:
         assert sorted(os.listdir(folder)) == ["c", "log"]
+
+
+def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
+    victim, cache = tmp_path / "victim", tmp_path / "cache"
+    victim.write_bytes(b"mine")
+    cache.mkdir()
+    (cache / LOCK_FILE).symlink_to(victim)
+    with pytest.raises(BadFile, match="is a symbolic link"):
+        WriterLock(cache, Job())
+    (cache / LOCK_FILE).unlink()
+    os.mkfifo(cache / LOCK_FILE)
+    with pytest.raises(BadFile, match="is a FIFO"):
+        WriterLock(cache, Job())
+    assert victim.read_bytes() == b"mine"
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    outside = tmp_path / ".a.pt.7.tmp"
+    for name in (".a.pt.12.tmp", ".b.json.3.tmp", "a.pt", ".mine.tmp", "x.12.tmp"):
+        (root / name).write_bytes(b"")
+    outside.write_bytes(b"")
+    (root / ".c.9.tmp").symlink_to(outside)
+    remove_leftovers(root, name="a.pt")
+    assert not (root / ".a.pt.12.tmp").exists()
+    assert (root / ".b.json.3.tmp").exists()
+    remove_leftovers(root)
+    assert sorted(path.name for path in root.iterdir()) == [".mine.tmp", "a.pt", "x.12.tmp"]
+    (tmp_path / "link").symlink_to(root)
+    with pytest.raises(BadFile, match="is a symbolic link, expected a folder"):
+        remove_leftovers(tmp_path, "link")
+    with pytest.raises(BadFile, match="is a symbolic link, expected a folder"):
+        remove_inside(tmp_path, "link/a.pt")
+    remove_inside(tmp_path, "link")
+    remove_inside(root, "a.pt")
+    remove_inside(root, "a.pt")
+    assert outside.exists()
+    assert not (root / "a.pt").exists()
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "folder"])

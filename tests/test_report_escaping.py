@@ -120,6 +120,7 @@ def test_ordinary_names_stay_as_they_are() -> None:
     for escaped in (for_markdown, for_csv):
         assert escaped("cd+gkd+edt_2-live") == "cd+gkd+edt_2-live"
     assert as_code("make ablation ARGS='a=1'") == "`make ablation ARGS='a=1'`"
+    assert as_code("a `b` c").count("`") == 2
 
 
 def test_many_methods_still_fit_into_a_picture() -> None:

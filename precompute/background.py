@@ -1,43 +1,83 @@
-"""Commits blocks in the background, so that the teacher waits neither for copies nor the disk."""
+"""Writes records behind the compute: the teacher waits neither for copies nor for the disk."""
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
+from precompute.spool import Spool
 from store import CacheWriter
+from store.encode import stored_values
+from store.errors import SamplesChanged
 from store.layout import Block
+from store.work import Work
 
 QUEUED_BLOCKS = 2  # finished blocks that may wait for the disk before the teacher waits too
 
 
 class BackgroundWriter:
-    """A thread that copies blocks to the host and commits them, in the order given.
+    """A thread that copies records to the host and writes them, in the order given.
 
     On a GPU the copies run in a stream of their own.
     """
 
     def __init__(self, writer: CacheWriter) -> None:
         self._writer = writer
-        self._queue: queue.Queue[tuple[Block, OnHost] | None] = queue.Queue(QUEUED_BLOCKS)
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUED_BLOCKS)
+        self._spool: Spool | None = None  # the newest, which may stay unfinished
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._commit_all, name="cache-writer")
+        self._thread = threading.Thread(target=self._work, name="cache-writer")
 
     def write(self, block: Block, records: dict[str, torch.Tensor]) -> None:
         """Queue one block; raises the error of an earlier one."""
+        on_host = OnHost(records)
+        self._put(lambda: self._writer.write_block(block, on_host.arrays()))
+
+    def spool(self, spool: Spool, parts: Mapping[int, dict[str, torch.Tensor]]) -> None:
+        """Queue records of the next samples of a group: view -> tap -> (M, ...)."""
+        on_host = {view: OnHost(values) for view, values in parts.items()}
+        self._spool = spool
+        self._put(lambda: self._add(spool, on_host))
+
+    def write_group(self, spool: Spool, group: Sequence[Work]) -> None:
+        """Queue the blocks of a spool that is complete; it is removed behind them."""
+        self._put(lambda: self._commit(spool, group))
+
+    def _put(self, job: Callable[[], None]) -> None:
         if self._error is not None:
             raise self._error
-        self._queue.put((block, OnHost(records)))
+        self._queue.put(job)
 
-    def _commit_all(self) -> None:
-        while (item := self._queue.get()) is not None:
+    def _add(self, spool: Spool, on_host: Mapping[int, OnHost]) -> None:
+        stored, start = self._writer.manifest.stored, spool.layout.start + spool.rows_done
+        parts = {
+            view: {
+                tap: stored_values(tap, stored[tap], view, start, values)
+                for tap, values in records.arrays().items()
+            }
+            for view, records in on_host.items()
+        }
+        with self._writer.refusing_full():
+            spool.add(parts)
+
+    def _commit(self, spool: Spool, group: Sequence[Work]) -> None:
+        try:
+            for item in group:
+                self._writer.write_block(item.block, spool.records(item.block.view, item.taps))
+        except SamplesChanged:
+            spool.remove()  # its records are of bytes that the other views were not computed from
+            raise
+        spool.remove()
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
             if self._error is None:
-                block, records = item
                 try:
-                    self._writer.write_block(block, records.arrays())
+                    job()
                 except BaseException as error:  # handed to the main thread
                     self._error = error
 
@@ -46,9 +86,11 @@ class BackgroundWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Wait until everything queued is committed, also after an error."""
+        """Wait until everything queued is written, also after an error."""
         self._queue.put(None)
         self._thread.join()
+        if self._spool is not None:
+            self._spool.close()
         if self._error is not None and error is None:
             raise self._error
 

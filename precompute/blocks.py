@@ -1,9 +1,13 @@
-"""Computes blocks and commits them behind the compute, until the work is done or a signal comes."""
+"""Computes blocks and commits them behind the compute, until the work is done or a signal comes.
+
+Images on the device: block by block. Images that must be decoded: all views of the same samples
+together, so that each image is decoded once; their records are spooled as they come.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,16 +16,17 @@ from torch import Tensor
 
 from nets.taps import taps_stored
 from precompute.background import BackgroundWriter
+from precompute.groups import Groups
+from precompute.spool import Layout, Spool
 from precompute.teacher_pass import TeacherPass
 from runtime.errors import Stopped
 from runtime.progress import Progress
 from runtime.signals import StopRequest
 from store import CacheWriter
-from store.layout import SAMPLE_CRC
+from store.identity import identity_sha256
+from store.layout import SAMPLE_CRC, Block
 from store.work import Work
 
-MOST_VIEWS_PER_READING = 8  # more would gain little and hold more blocks in memory
-GROUP_SECONDS = 60.0
 _SECONDS_TO_FINISH = 10.0  # a block that needs longer is given up when the pass is stopped
 
 
@@ -35,65 +40,97 @@ def run_blocks(
     """Compute and commit these blocks; returns the number of images. Raises Stopped, CacheError."""
     writer.refuse_if_too_full(work)
     total = sum(item.block.rows for item in work)
-    done = 0
+    groups, views = Groups(work), teacher_pass.views_per_reading
     with Progress(total, "images", console) as progress, BackgroundWriter(writer) as behind:
-
-        def refuse_if_stopped(seconds_left: float = math.inf) -> None:
-            if stop.signal_number is not None and seconds_left > _SECONDS_TO_FINISH:
-                raise Stopped(
-                    stop.signal_number,
-                    f"stopped after {done:,} of {len(work):,} blocks, which are saved; "
-                    f"the same command resumes",
-                )
-
-        waiting = list(work)
-        while waiting:
-            refuse_if_stopped()
-            group = next_group(teacher_pass, waiting, progress.rate)
-            blocks = _group_records(teacher_pass, writer, group, progress, refuse_if_stopped)
-            for item, records in zip(group, blocks, strict=True):
-                behind.write(item.block, records)
-                waiting.remove(item)
-                done += 1
+        pass_ = _Pass(teacher_pass, writer, stop, progress, behind, len(work))
+        while group := groups.next(views):
+            if teacher_pass.pixels.is_streamed:
+                pass_.run_group(group)
+            else:
+                pass_.run_block(group[0])
     return total
 
 
-def next_group(teacher_pass: TeacherPass, waiting: Sequence[Work], rate: float) -> list[Work]:
-    """The first block of `waiting`; where images must be decoded, with more views of its samples.
+class _Pass:
+    """One call of `run_blocks`."""
 
-    As many views as take about a minute at `rate` images per second, at most eight: that much is
-    lost when the pass is killed, and only an eighth of the decoding remains.
-    """
-    first = waiting[0]
-    if not teacher_pass.pixels.is_streamed:
-        return [first]
-    same = [
-        item for item in waiting if (item.block.start, item.taps) == (first.block.start, first.taps)
-    ]
-    affordable = int(GROUP_SECONDS * rate / first.block.rows)
-    return same[: min(max(affordable, 1), MOST_VIEWS_PER_READING)]
+    def __init__(
+        self,
+        teacher_pass: TeacherPass,
+        writer: CacheWriter,
+        stop: StopRequest,
+        progress: Progress,
+        behind: BackgroundWriter,
+        num_blocks: int,
+    ) -> None:
+        self._teacher_pass, self._writer, self._stop = teacher_pass, writer, stop
+        self._progress, self._behind = progress, behind
+        self._done, self._num_blocks = 0, num_blocks
+        self._taps = taps_stored(writer.manifest.taps)
+
+    def run_block(self, item: Work) -> None:
+        """Compute one block and queue it for writing."""
+        self._refuse_if_stopped()
+        block, taps = item.block, self._asked(item)
+        parts: list[dict[str, Tensor]] = []
+        left = block.rows
+        for _, values in self._teacher_pass.batches([block.view], _ids(block), self._taps):
+            parts.append({tap: values[tap] for tap in taps})
+            left -= len(values["correct"])
+            self._progress.advance(len(values["correct"]))
+            self._refuse_if_stopped(left / max(self._progress.rate, 1e-9))
+        self._behind.write(block, {tap: torch.cat([p[tap] for p in parts]) for tap in taps})
+        self._done += 1
+
+    def run_group(self, group: Sequence[Work]) -> None:
+        """Compute blocks of the same samples, image by image, and queue them for writing.
+
+        What an earlier process spooled of them is not computed again.
+        """
+        self._refuse_if_stopped()
+        block, taps = group[0].block, self._asked(group[0])
+        views = [item.block.view for item in group]
+        spool = Spool(self._writer.path, self._writer.rank, self._layout(group, taps))
+        self._progress.skip(spool.rows_done * len(group))
+        ids = _ids(block)[spool.rows_done :]
+        done = spool.rows_done
+        for parts in self._teacher_pass.readings(views, ids, self._taps):
+            some = {view: {tap: values[tap] for tap in taps} for view, values in parts.items()}
+            self._behind.spool(spool, some)
+            rows = len(parts[views[0]]["correct"])
+            done += rows
+            self._progress.advance(rows * len(views))
+            if done < block.rows:
+                self._refuse_if_stopped(saved=done)
+        self._behind.write_group(spool, [Work(item.block, taps) for item in group])
+        self._done += len(group)
+
+    def _asked(self, item: Work) -> tuple[str, ...]:
+        """The taps to compute; with the samples' checksums, so that they are compared."""
+        if self._writer.manifest.sample_crc32c and SAMPLE_CRC not in item.taps:
+            return (*item.taps, SAMPLE_CRC)
+        return item.taps
+
+    def _layout(self, group: Sequence[Work], taps: Sequence[str]) -> Layout:
+        manifest = self._writer.manifest
+        specs = ((tap, manifest.stored[tap]) for tap in taps)
+        return Layout(
+            identity_sha256(manifest.identity),
+            group[0].block.start,
+            group[0].block.rows,
+            tuple(item.block.view for item in group),
+            tuple((tap, spec.read_dtype, tuple(spec.shape)) for tap, spec in specs),
+        )
+
+    def _refuse_if_stopped(self, seconds_left: float = math.inf, saved: int = 0) -> None:
+        if self._stop.signal_number is not None and seconds_left > _SECONDS_TO_FINISH:
+            also = f", and {saved:,} samples of the next" if saved else ""
+            raise Stopped(
+                self._stop.signal_number,
+                f"stopped after {self._done:,} of {self._num_blocks:,} blocks, which are "
+                f"saved{also}; the same command resumes",
+            )
 
 
-def _group_records(
-    teacher_pass: TeacherPass,
-    writer: CacheWriter,
-    group: Sequence[Work],
-    progress: Progress,
-    refuse_if_stopped: Callable[[float], None],
-) -> list[dict[str, Tensor]]:
-    """The taps of each block that are to be written, on the device."""
-    block, taps, stored = group[0].block, group[0].taps, taps_stored(writer.manifest.taps)
-    if writer.manifest.sample_crc32c and SAMPLE_CRC not in taps:
-        taps = (*taps, SAMPLE_CRC)  # so that they are compared
-    parts: dict[int, list[dict[str, Tensor]]] = {item.block.view: [] for item in group}
-    ids = np.arange(block.start, block.start + block.rows)
-    left = len(group) * block.rows
-    for view, values in teacher_pass.batches(list(parts), ids, stored):
-        parts[view].append({tap: values[tap] for tap in taps})
-        left -= len(values["correct"])
-        progress.advance(len(values["correct"]))
-        refuse_if_stopped(left / max(progress.rate, 1e-9))
-    return [
-        {tap: torch.cat([part[tap] for part in of_view]) for tap in taps}
-        for of_view in parts.values()
-    ]
+def _ids(block: Block) -> np.ndarray:
+    return np.arange(block.start, block.stop)

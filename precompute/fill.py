@@ -13,6 +13,7 @@ from precompute.blocks import run_blocks
 from precompute.carry import carry_over
 from precompute.plan import Plan, planned
 from precompute.setup import Setup
+from precompute.spool import remove_spools
 from precompute.teacher_pass import PassOptions, TeacherPass
 from precompute.trial import fastest_batch
 from runtime.signals import StopRequest
@@ -62,6 +63,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         if images_per_second is None:
             return None
         writer.record_measured(_measured(teacher_pass, images_per_second, writer))
+        remove_spools(setup.path)
     return _opened(setup)
 
 
@@ -101,9 +103,10 @@ def _opened(setup: Setup) -> TeacherCache:
 
 
 def _refuse_full_disk(plan: Plan, setup: Setup) -> None:
-    if plan.bytes_to_write > plan.free_bytes:
+    needed = plan.bytes_to_write + plan.spool_bytes
+    if needed > plan.free_bytes:
         raise CacheFull(
-            f"the disk of {setup.path} is too full: {plan.bytes_to_write:,} bytes are "
+            f"the disk of {setup.path} is too full: {needed:,} bytes are "
             f"needed, {plan.free_bytes:,} are free",
             fix="free some space, lower views.count, or choose another folder with --caches DIR",
         )

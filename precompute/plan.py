@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precompute.background import QUEUED_BLOCKS
-from precompute.blocks import MOST_VIEWS_PER_READING
 from precompute.teacher_pass import TeacherPass
 from precompute.trial import pass_rate
 from runtime.cost import Memory, memory_with
@@ -27,13 +26,15 @@ from store.work import unfinished
 class Plan:
     """The size of a cache, and what is still missing.
 
-    pending_records: to be computed; bytes_to_write: of their chunk files.
+    pending_records: to be computed; bytes_to_write: of their chunk files. spool_bytes: the most
+    that records of unfinished blocks take on disk while the pass runs.
     """
 
     manifest: Manifest
     device: str
     pending_records: int
     bytes_to_write: int
+    spool_bytes: int
     free_bytes: int
     images_per_second: float
     memory: Memory
@@ -59,9 +60,13 @@ class Plan:
             f"{m.num_views:,} views x {m.num_samples:,} samples = {self.num_records:,} records of "
             f"{m.record_bytes:,} bytes = {format_size(self.num_records * m.record_bytes)} in "
             f"{self.num_files:,} files; to do: {self.pending_records:,} records, "
-            f"{format_size(self.bytes_to_write)} ({format_size(self.free_bytes)} free)"
+            f"{format_size(self.bytes_to_write)}{self._spool()} "
+            f"({format_size(self.free_bytes)} free)"
             f"{self._time()}; {self.memory}"
         )
+
+    def _spool(self) -> str:
+        return f" and {format_size(self.spool_bytes)} while it runs" if self.spool_bytes else ""
 
     def _time(self) -> str:
         if not self.pending_records:
@@ -92,6 +97,7 @@ def planned(teacher_pass: TeacherPass, content: CacheContent) -> Plan:
         device=str(teacher_pass.options.device),
         pending_records=records,
         bytes_to_write=num_bytes,
+        spool_bytes=_spool_bytes(teacher_pass, manifest) if records else 0,
         free_bytes=free_bytes(path),
         images_per_second=pass_rate(teacher_pass) if records else 0.0,
         memory=_memory(teacher_pass, manifest),
@@ -101,14 +107,23 @@ def planned(teacher_pass: TeacherPass, content: CacheContent) -> Plan:
 def _memory(teacher_pass: TeacherPass, manifest: Manifest) -> Memory:
     """What is taken so far, including the trial's batches, and what is still to come.
 
-    To come: the blocks that are computed, queued or written, as float32 and as stored; and the test
-    images.
+    To come: the blocks that are computed, queued or written, as float32 and as stored; several
+    views of a batch of images; and the test images.
     """
     pixels = teacher_pass.pixels
-    blocks = QUEUED_BLOCKS + 2 + (MOST_VIEWS_PER_READING if pixels.is_streamed else 0)
-    of_blocks = blocks * manifest.block_rows * manifest.record_bytes * 4
+    of_blocks = (QUEUED_BLOCKS + 2) * manifest.block_rows * manifest.record_bytes * 4
+    of_reading = teacher_pass.images_per_reading * math.prod(pixels.shape)
     of_tests = len(teacher_pass.setup.dataset.test) * math.prod(pixels.shape)
-    return memory_with(of_blocks + of_tests, teacher_pass.options.device)
+    return memory_with(of_blocks + of_reading + of_tests, teacher_pass.options.device)
+
+
+def _spool_bytes(teacher_pass: TeacherPass, manifest: Manifest) -> int:
+    """Records of all views of a block's samples, where images must be decoded."""
+    if not teacher_pass.pixels.is_streamed:
+        return 0
+    views = min(manifest.num_views, teacher_pass.views_per_reading)
+    of_record = sum(spec.read_bytes_per_record for spec in manifest.stored.values())
+    return min(manifest.block_rows, manifest.num_samples) * views * of_record
 
 
 def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, int, int]:

@@ -6,6 +6,8 @@ pass was interrupted changes what is stored, beyond the float rounding of the te
 
 from __future__ import annotations
 
+import itertools
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +24,14 @@ from precompute.setup import Setup
 from runtime.locks import Job
 from store import CacheContent, TapSpec, TeacherCache
 from store.layout import SAMPLE_CRC
+from views.batches import ViewBatch
 from views.canary import pixel_canary
 from views.pixels import calibration_batches, evaluation_pixels, open_pixels
 from views.preview import preview_views
+from views.streaming import MOST_PART_BYTES
 
 _BATCH_SIZE = 256
+_VIEWS_AT_ONCE = 8  # of a whole batch of samples; of more views, fewer samples
 Ids = NDArray[np.int64]
 
 
@@ -74,14 +79,57 @@ class TeacherPass:
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Pairs of a view and the taps of a batch, name -> (B, ...) on the device.
 
-        The samples' checksums come with them as "sample_crc32c", (B,) int64 on the host. All
-        `views` of a batch of samples come one after the other.
+        The samples' checksums come with them as "sample_crc32c", (B,) int64 on the host.
         """
         for batch in self.pixels.batches(views, sample_ids, self.batch_size):
             values = self.teacher.outputs(batch.inputs, batch.labels, taps)
-            assert batch.checksums is not None
-            checksums = torch.from_numpy(batch.checksums.astype(np.int64))
-            yield batch.view, {**values, SAMPLE_CRC: checksums}
+            yield batch.view, {**values, SAMPLE_CRC: _checksums(batch)}
+
+    @property
+    def views_per_reading(self) -> int:
+        """How many views are cut from one decoding: all, as far as a worker's part has room."""
+        if not self.pixels.is_streamed:
+            return 1
+        most = MOST_PART_BYTES // math.prod(self.pixels.shape)
+        return max(most, _VIEWS_AT_ONCE)
+
+    @property
+    def images_per_reading(self) -> int:
+        """The most views, over all samples of a reading, that are held at once."""
+        return self.batch_size * (_VIEWS_AT_ONCE if self.pixels.is_streamed else 1)
+
+    def readings(
+        self, views: Sequence[int], sample_ids: Ids, taps: Sequence[Tap]
+    ) -> Iterator[dict[int, dict[str, Tensor]]]:
+        """View -> taps of the next samples, with each of its `views` cut from one decoding.
+
+        The more views, the fewer samples at once, so that a reading is never larger than a few
+        batches; the teacher runs on batches of the usual size.
+        """
+        at_once = self.images_per_reading // len(views)
+        num_samples = min(max(at_once, 1), self.batch_size)
+        num_merged = self.batch_size // num_samples
+        batches = self.pixels.batches(views, sample_ids, num_samples)
+        while of_samples := list(itertools.islice(batches, len(views))):
+            found: dict[int, dict[str, Tensor]] = {}
+            for start in range(0, len(views), num_merged):
+                found |= self._outputs_together(of_samples[start : start + num_merged], taps)
+            yield found
+
+    def _outputs_together(
+        self, batches: Sequence[ViewBatch], taps: Sequence[Tap]
+    ) -> dict[int, dict[str, Tensor]]:
+        """View -> taps of several views of the same samples, in one forward pass."""
+        inputs = torch.cat([batch.inputs for batch in batches])
+        labels = torch.cat([batch.labels for batch in batches])
+        values = self.teacher.outputs(inputs, labels, taps)
+        checksums = _checksums(batches[0])
+        sizes = [len(batch.labels) for batch in batches]
+        split = {tap: torch.split(tensor, sizes) for tap, tensor in values.items()}
+        return {
+            batch.view: {**{tap: split[tap][i] for tap in split}, SAMPLE_CRC: checksums}
+            for i, batch in enumerate(batches)
+        }
 
     def records(self, view: int, sample_ids: Ids, taps: Sequence[Tap]) -> dict[str, Tensor]:
         """The taps of some samples, on the device: name -> (M, ...)."""
@@ -130,3 +178,8 @@ class TeacherPass:
             },
             sample_crc32c=True,
         )
+
+
+def _checksums(batch: ViewBatch) -> Tensor:
+    assert batch.checksums is not None
+    return torch.from_numpy(batch.checksums.astype(np.int64))

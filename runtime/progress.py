@@ -41,6 +41,11 @@ class Progress:
                 f"ETA {left:,.0f} s"
             )
 
+    def skip(self, count: int) -> None:
+        """So many of the total were done before: they do not count for the rate."""
+        self._total -= count
+        self._bar.update(self._task, total=self._total)
+
     @property
     def rate(self) -> float:
         """Units per second so far."""

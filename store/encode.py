@@ -22,23 +22,39 @@ def arrays_to_store(
     """
     if values.shape != (block.rows, *spec.shape):
         raise ValueError(f"tap {tap} has shape {values.shape}, not {(block.rows, *spec.shape)}")
-    with np.errstate(over="ignore"):
-        stored = values.astype(spec.read_dtype)
-    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-        raise _bad_output(tap, spec, block, values, np.isfinite(stored))
+    stored = stored_values(tap, spec, block.view, block.start, values)
     if spec.scale is None:
         return {tap: stored}
     codes, scale = (quantise_rows if spec.scale == "row" else quantise_channels)(stored)
     return {tap: codes, f"{tap}.scale": scale}
 
 
+def stored_values(
+    tap: str, spec: TapSpec, view: int, start: int, values: NDArray[Any]
+) -> NDArray[Any]:
+    """Records of the samples from `start` on, (M, ...), in the dtype that they are read back in.
+
+    Raises BadTeacherOutput where a value is not finite or overflows that dtype.
+    """
+    with np.errstate(over="ignore"):
+        stored = values.astype(spec.read_dtype)
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        raise _bad_output(tap, spec, view, start, values, np.isfinite(stored))
+    return stored
+
+
 def _bad_output(
-    tap: str, spec: TapSpec, block: Block, values: NDArray[Any], finite: NDArray[np.bool_]
+    tap: str,
+    spec: TapSpec,
+    view: int,
+    start: int,
+    values: NDArray[Any],
+    finite: NDArray[np.bool_],
 ) -> BadTeacherOutput:
     """The error for the first value that is not `finite` once stored."""
     row = int(np.argwhere(~finite)[0][0])
     first = values[row].ravel()[np.argmax(~finite[row].ravel())]
     return BadTeacherOutput(
-        f"the teacher's output {first} of tap {tap}, view {block.view}, sample "
-        f"{block.start + row} does not fit {spec.dtype}"
+        f"the teacher's output {first} of tap {tap}, view {view}, sample {start + row} does not "
+        f"fit {spec.dtype}"
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -110,6 +111,11 @@ class CacheWriter:
         writer.work = work[job.rank :: job.world]
         return writer
 
+    @property
+    def rank(self) -> int:
+        """Of this process in its job."""
+        return self._job.rank
+
     def pending(self, *, check_every_byte: bool = False) -> list[Work]:
         """Every block with the taps that are asked for and not committed, or not sound."""
         source = FolderSource.open(self.path, self.manifest)
@@ -160,9 +166,15 @@ class CacheWriter:
             for tap, given in records.items()
             for array, values in arrays_to_store(tap, stored[tap], block, given).items()
         }
+        with self.refusing_full():
+            self._commit(block, arrays)
+
+    @contextmanager
+    def refusing_full(self) -> Iterator[None]:
+        """Raise CacheFull where the disk has no room, CacheNotWritable where it does not permit."""
         try:
             with refusing_read_only(self.path):
-                self._commit(block, arrays)
+                yield
         except OSError as error:
             if not is_full(error):
                 raise

@@ -10,7 +10,6 @@ import torch
 
 from nets.weights import save_atomically
 from nets.zoo import build
-from precompute import blocks as blocks_module
 from precompute.compare import compare_records
 from precompute.teacher_pass import PassOptions, TeacherPass
 from store import TeacherCache
@@ -59,20 +58,18 @@ def test_a_cached_run_equals_a_live_one_whatever_reads_the_images(
 def test_a_pass_reads_an_image_once_for_all_its_views(
     photographs: Path, weights: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(blocks_module, "GROUP_SECONDS", 1e9)
     asked: list[list[int]] = []
-    batches = TeacherPass.batches
+    readings = TeacherPass.readings
 
     def noted(self, numbers, ids, outputs):
         asked.append(list(numbers))
-        return batches(self, numbers, ids, outputs)
+        return readings(self, numbers, ids, outputs)
 
-    monkeypatch.setattr(TeacherPass, "batches", noted)
+    monkeypatch.setattr(TeacherPass, "readings", noted)
     student, teacher = configs_of(photographs, weights, PLAIN)
     together = study_of(student, teacher, tmp_path / "a", num_workers=0).cache
-    # 20 samples in blocks of 8; without a rate yet, the first block is one view alone.
-    assert [numbers for numbers in asked if len(numbers) > 1] == [[0, 1, 2], [0, 1, 2], [1, 2]]
-    monkeypatch.setattr(blocks_module, "GROUP_SECONDS", 0.0)
+    assert asked == [[0, 1, 2]] * 3  # 20 samples in blocks of 8
+    monkeypatch.setattr(TeacherPass, "views_per_reading", 1)
     alone = study_of(student, teacher, tmp_path / "b", num_workers=0).cache
     for view in range(3):
         ours, theirs = together.read_view(view), alone.read_view(view)

@@ -11,9 +11,11 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,6 +26,7 @@ from views.batches import AugmentedSplit, Drawn, Finisher, ViewBatch
 from views.splits import Checksums, DatasetError, Ids, Split
 
 PART_BYTES = 4 * 2**20  # a worker hands over about so much at once
+MOST_PART_BYTES = 2 * PART_BYTES  # and never more, but where eight views of a sample are larger
 WINDOW_SAMPLES = 16_384  # whose parameters are drawn at once
 _PARTS_AHEAD = 8  # and has at most so many such parts ready
 _MOST_WORKERS = 16
@@ -59,10 +62,6 @@ class StreamedPixels(Finisher):
         )
 
     def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
-        if self._augment.mix is not None and len(views) > 1:
-            for view in views:  # each view of a sample has another partner
-                yield from self.batches([view], ids, batch_size)
-            return
         drawn: deque[list[Drawn]] = deque()  # of windows that the workers were asked for
         window = max(1, WINDOW_SAMPLES // batch_size) * batch_size
         windows = _cut_up(ids, window)
@@ -80,7 +79,7 @@ class StreamedPixels(Finisher):
 
     def cut_parts(self, ids: Ids) -> Iterator[tuple[Tensor, Checksums]]:
         """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8, checksums."""
-        parts: list[_Key] = [((0,), part) for part in _cut_up(ids, self._rows_per_part(1))]
+        parts = [_Key((0,), part, []) for part in _cut_up(ids, self._rows_per_part(1))]
         self._keys.parts = parts
         received = iter(self._loader)
         for _ in parts:
@@ -91,13 +90,13 @@ class StreamedPixels(Finisher):
         self, received: Iterator[_Part], views: tuple[int, ...], ids: Ids
     ) -> tuple[Tensor, Checksums, Tensor | None]:
         """(V, B, H, W, C) of a batch's samples, the samples' checksums and, where views are mixed,
-        the same as the first of their partners.
+        the first again, of their partners.
         """
         parts, sums = [], []
-        for rows in _cut_up(ids, self._rows_per_part(len(views))):
+        for _ in range(0, len(ids), self._rows_per_part(len(views))):
             images, checksums = _next_part(received)
             parts.append(images.to(self._device, non_blocking=True))
-            sums.append(checksums[: len(rows)])  # those of partners come behind
+            sums.append(checksums)
         checksums = np.concatenate(sums)
         if self._augment.mix is None:
             return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), checksums, None
@@ -112,25 +111,32 @@ class StreamedPixels(Finisher):
         batch_size: int,
         drawn: deque[list[Drawn]],
     ) -> Iterator[_Key]:
-        """What the workers are asked for, in order; partners come behind their samples.
+        """What the workers are asked for, in order.
 
         drawn: gets what each window's views are finished with, before its first part is asked for.
         """
         for ids in windows:
             drawn.append([self._drawn(view, ids) for view in views])
-            partners = drawn[-1][0].partners
+            partners = [of_view.partners for of_view in drawn[-1]]
             for start in range(0, len(ids), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(ids)))
                 for part in _cut_up(rows, self._rows_per_part(len(views))):
-                    theirs = [] if partners is None else [partners.host_ids[part]]
-                    yield views, np.concatenate([ids[part], *theirs])
+                    theirs = [each.host_ids[part] for each in partners if each is not None]
+                    yield _Key(views, ids[part], theirs)
 
     def _rows_per_part(self, num_views: int) -> int:
         height, width, channels = self.shape
         return max(1, PART_BYTES // (num_views * height * width * channels))
 
 
-_Key = tuple[tuple[int, ...], Ids]
+class _Key(NamedTuple):
+    """What a worker is asked for; partners: of the samples in each view, where views are mixed."""
+
+    views: tuple[int, ...]
+    ids: Ids
+    partners: Sequence[Ids]
+
+
 _Part = tuple[Tensor, bytes] | str  # bytes, since a second tensor would take a file descriptor
 
 
@@ -151,12 +157,18 @@ class _CutViews(Dataset["_Part"]):
         self._split, self._config, self._shape = split, config, shape
 
     def __getitem__(self, key: _Key) -> _Part:
-        views, ids = key
+        views, ids, partners = key
         try:
-            cut, checksums = cut_views(self._split, self._config, views, ids, self._shape)
+            cut, checksums = self._cut(views, ids)
+            theirs = [self._cut([v], p)[0] for v, p in zip(views, partners, strict=False)]
         except DatasetError as error:
             return str(error)
+        if theirs:
+            cut = np.concatenate([cut, np.concatenate(theirs)], axis=1)
         return torch.from_numpy(cut), checksums.tobytes()
+
+    def _cut(self, views: Sequence[int], ids: Ids) -> tuple[NDArray[np.uint8], Checksums]:
+        return cut_views(self._split, self._config, views, ids, self._shape)
 
 
 def _next_part(received: Iterator[_Part]) -> tuple[Tensor, Checksums]:

@@ -1,0 +1,190 @@
+"""Records of unfinished blocks: a kill of a pass over decoded images loses a batch, not a block."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from nets.weights import save_atomically
+from nets.zoo import build
+from precompute.fill import fill_cache
+from precompute.groups import Groups
+from precompute.spool import Layout, Spool
+from precompute.teacher_pass import PassOptions, TeacherPass
+from store import TeacherCache
+from store.layout import Block
+from store.work import Work
+from tests.support.photograph_study import PLAIN, configs_of
+from tests.support.teacher_cache import CPU, setup_of
+
+TAPS = (("logits", "float16", (3,)), ("correct", "uint8", ()))
+LAYOUT = Layout("0" * 64, 8, 6, (1, 4), TAPS)
+
+
+def parts_of(rows: slice) -> dict[int, dict[str, np.ndarray]]:
+    """The records of views 1 and 4 of some of the six samples."""
+    rng = np.random.default_rng(0)
+    whole = {
+        view: {
+            "logits": rng.normal(size=(6, 3)).astype(np.float16),
+            "correct": rng.integers(0, 2, 6).astype(np.uint8),
+        }
+        for view in (1, 4)
+    }
+    return {view: {tap: v[rows] for tap, v in taps.items()} for view, taps in whole.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "journal").mkdir()
+    return tmp_path
+
+
+def spooled(folder: Path, layout: Layout = LAYOUT) -> Spool:
+    spool = Spool(folder, 0, layout)
+    for rows in (slice(0, 4), slice(4, 6)):
+        spool.add(parts_of(rows))
+    spool.close()
+    return spool
+
+
+def assert_whole(spool: Spool) -> None:
+    assert spool.rows_done == 6
+    for view, taps in parts_of(slice(0, 6)).items():
+        found = spool.records(view, ["logits", "correct"])
+        assert all((found[tap] == values).all() for tap, values in taps.items())
+        assert found["logits"].dtype == np.float16
+
+
+def test_records_come_back_in_this_process_and_in_the_next(folder: Path) -> None:
+    assert_whole(spooled(folder))
+    assert_whole(Spool(folder, 0, LAYOUT))
+    assert Spool(folder, 1, LAYOUT).rows_done == 0  # another rank's
+
+
+def test_a_spool_that_is_cut_off_or_damaged_anywhere_counts_up_to_there(folder: Path) -> None:
+    path = spooled(folder).path
+    whole = path.read_bytes()
+    header = whole.index(b"\n") + 1
+    second = header + 8 + 4 * LAYOUT.bytes_per_sample
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert Spool(folder, 0, LAYOUT).rows_done == (4 if length >= second else 0)
+    for position in range(header, len(whole)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        resumed = Spool(folder, 0, LAYOUT)
+        assert resumed.rows_done == (4 if position >= second else 0)
+        if resumed.rows_done:
+            resumed.add(parts_of(slice(4, 6)))
+            resumed.close()
+            assert_whole(Spool(folder, 0, LAYOUT))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Layout("1" * 64, 8, 6, (1, 4), TAPS),
+        Layout("0" * 64, 0, 6, (1, 4), TAPS),
+        Layout("0" * 64, 8, 6, (1, 4, 5), TAPS),
+        Layout("0" * 64, 8, 6, (1, 4), (("logits", "float32", (3,)),)),
+    ],
+)
+def test_records_of_anything_else_are_not_taken(folder: Path, other: Layout) -> None:
+    spooled(folder)
+    assert Spool(folder, 0, other).rows_done == 0
+
+
+def test_the_blocks_that_a_kill_left_uncommitted_are_taken_from_a_finished_spool(
+    folder: Path,
+) -> None:
+    spooled(folder)
+    rest = Layout("0" * 64, 8, 6, (4,), TAPS)
+    found = Spool(folder, 0, rest).records(4, ["logits"])["logits"]
+    assert (found == parts_of(slice(0, 6))[4]["logits"]).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"[1]\n", b'{"taps": 3}\n', b"\xff\n", b"\n"])
+def test_a_file_that_is_no_spool_is_replaced(folder: Path, content: bytes) -> None:
+    (folder / "journal/0000.spool").write_bytes(content)
+    assert_whole(spooled(folder))
+
+
+def test_a_link_in_place_of_a_spool_is_not_written_through(folder: Path) -> None:
+    victim = folder / "victim"
+    victim.write_bytes(b"mine")
+    (folder / "journal/0000.spool").symlink_to(victim)
+    with pytest.raises(ValueError, match="is a symbolic link"):
+        Spool(folder, 0, LAYOUT).add(parts_of(slice(0, 4)))
+    assert victim.read_bytes() == b"mine"
+
+
+# ---- which blocks go together
+
+
+def test_groups_hold_every_block_once_and_views_of_the_same_samples() -> None:
+    work = [Work(Block(v, b, 8 * b, 8 * b + 8), ("logits",)) for v in range(5) for b in range(3)]
+    work[7] = Work(work[7].block, ("energy",))
+    groups = Groups(work)
+    found = list(iter(lambda: groups.next(3), []))
+    assert {item for group in found for item in group} == set(work)
+    assert sum(map(len, found)) == len(work)
+    assert all(len({(i.block.start, i.taps) for i in group}) == 1 for group in found)
+    assert [len(group) for group in found] == [3, 3, 3, 1, 2, 2, 1]
+
+
+def test_a_million_blocks_are_handed_out_in_no_time() -> None:
+    work = [Work(Block(v, b, b, b + 1), ("t",)) for v in range(50) for b in range(2_000)]
+    groups = Groups(work)
+    assert sum(1 for _ in iter(lambda: groups.next(8), [])) == 7 * 2_000
+
+
+# ---- in a pass
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside."""
+
+
+@pytest.mark.parametrize("mix", [None, {"kind": "cutmix"}])
+def test_a_killed_pass_continues_with_the_next_sample_and_decodes_each_image_once(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mix: dict | None
+) -> None:
+    save_atomically(build("resnet8", num_classes=2, seed=1).state_dict(), tmp_path / "teacher.pt")
+    augment = {**PLAIN, **({"mix": mix} if mix else {})}
+    _, teacher = configs_of(photographs, tmp_path / "teacher.pt", augment)
+    options = PassOptions(CPU, batch_size=4, block_rows=16, num_workers=0)
+    quiet = Console(file=io.StringIO())
+    whole = fill_cache(setup_of(teacher, tmp_path / "whole"), options, quiet)
+
+    readings, shown = TeacherPass.readings, []
+
+    def dying(self, views, ids, taps):
+        for number, reading in enumerate(readings(self, views, ids, taps)):
+            if number == 2 and len(shown) == 8:
+                raise Killed
+            shown.extend(ids[4 * number : 4 * number + 4].tolist())
+            yield reading
+
+    monkeypatch.setattr(TeacherPass, "readings", dying)
+    killed = setup_of(teacher, tmp_path / "killed")
+    with pytest.raises(Killed):
+        fill_cache(killed, options, quiet)
+    assert (killed.path / "journal/0000.spool").is_file()
+    assert not list((killed.path / "journal").glob("*.jsonl"))
+    resumed = fill_cache(killed, options, quiet)
+    assert shown == list(range(20))
+    assert not list((killed.path / "journal").glob("*.spool"))
+    assert isinstance(whole, TeacherCache)
+    assert isinstance(resumed, TeacherCache)
+    for view in range(3):
+        ours, theirs = resumed.read_view(view), whole.read_view(view)
+        assert all(np.array_equal(ours[tap], theirs[tap]) for tap in ours)
+    assert resumed.faults() == []
+    assert os.listdir(killed.path / "journal")

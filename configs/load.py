@@ -6,6 +6,7 @@ Leaves out inheritance, includes and interpolation: a file says everything it me
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,12 +15,16 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from configs.named_code import tell_of_code
 from configs.paths import locate_paths, not_found
 from configs.schema import Source, StudentConfig, TeacherConfig, as_plain
 from configs.yaml_subset import YamlError, parse_yaml
 from runtime.errors import UserError, did_you_mean
+from runtime.reading import BadFile, read_bounded
+from runtime.text import one_line
 
 CONFIG_DIR = Path(__file__).parent
+_MOST_BYTES = 2**20  # of a file; the largest here has 3 kB
 TEACHER_PREFIX = "teacher."
 
 _MISSING = (
@@ -111,6 +116,8 @@ def _load(
         raise _unusable(path, _error_lines(schema, error)) from None
     if kind == "student" and "teacher" in places:
         raise _unusable(path, [f"teacher: there is no file {places['teacher']}"])
+    if not path.resolve().is_relative_to(CONFIG_DIR):
+        tell_of_code(_shown(path), config)
     return config
 
 
@@ -128,36 +135,39 @@ def refuse_missing_data(config: TeacherConfig) -> None:
 def _find(kind: str, name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
-        if _is_file(path):
+        if _is_there(path):
             return path
-        raise ConfigError(f"no file {_cut(str(path), 300)}")
+        raise ConfigError(f"no file {one_line(path)}")
     found = CONFIG_DIR / kind / f"{name_or_path}.yaml"
-    if "/" not in name_or_path and _is_file(found):
+    if "/" not in name_or_path and _is_there(found):
         return found
     names = available(kind)
     hint = did_you_mean(name_or_path, names)
     raise ConfigError(
-        f"no {kind} config {_cut(name_or_path)!r} in configs/{kind}{hint}; "
+        f"no {kind} config {_cut(repr(name_or_path))} in configs/{kind}{hint}; "
         f"there are: {', '.join(names)}"
     )
 
 
-def _is_file(path: Path) -> bool:
+def _is_there(path: Path) -> bool:
+    """Whether there is something of that name, be it a link that leads nowhere."""
     try:
-        return path.is_file()
-    except OSError:  # a name that is too long for any file
+        return os.path.lexists(path)
+    except ValueError:  # a NUL character
         return False
 
 
 def _shown(path: Path) -> str:
     if path.is_relative_to(CONFIG_DIR):
         return f"configs/{path.relative_to(CONFIG_DIR)}"
-    return str(path)
+    return one_line(path)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(read_bounded(path, _MOST_BYTES, follow=True).decode("utf-8"))
+    except BadFile as error:
+        raise ConfigError(error.what) from None
     except YamlError as error:
         raise ConfigError(str(error)) from None
     except UnicodeDecodeError as error:

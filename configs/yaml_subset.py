@@ -28,6 +28,20 @@ class YamlError(UserError, ValueError):
 class _Loader(yaml.SafeLoader):
     """Knows six kinds of values and no other; see the functions below for what it refuses."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._num_nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Stops at the first value too many: to read on could take minutes and gigabytes."""
+        self._num_nodes += 1
+        self._depth += 1
+        if self._num_nodes > 2 * _MOST_VALUES or self._depth > _MOST_LEVELS + 1:
+            raise _too_much()
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
 
 _SCALARS = {
     "null": re.compile(r"(?:~|null|Null|NULL|)\Z"),
@@ -97,18 +111,18 @@ def parse_yaml(text: str) -> Any:
             line if len(line) <= 120 else f"{line[:117]}..." for line in str(error).splitlines()
         ]
         raise YamlError("not valid YAML: " + "\n".join(lines)) from None
-    except RecursionError:
-        raise YamlError(f"not valid YAML: nested more than {_MOST_LEVELS} levels deep") from None
     except (ValueError, OverflowError) as error:  # an escape such as "\UFFFFFFFF"
         raise YamlError(f"not valid YAML: {error}") from None
     for number, (path, found) in enumerate(_walk(value, ())):
         if len(path) > _MOST_LEVELS or number >= _MOST_VALUES:
-            raise YamlError(
-                f"not a config: more than {_MOST_LEVELS} levels or {_MOST_VALUES:,} values"
-            )
+            raise _too_much()
         if isinstance(found, str) and any(unicodedata.category(c) in ("Cc", "Cs") for c in found):
             raise YamlError(f"{'.'.join(map(_short, path))}: control characters in {_short(found)}")
     return value
+
+
+def _too_much() -> YamlError:
+    return YamlError(f"not a config: more than {_MOST_LEVELS} levels or {_MOST_VALUES:,} values")
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

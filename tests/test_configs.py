@@ -155,7 +155,7 @@ def test_overrides_reach_nested_keys_lists_and_whole_blocks() -> None:
         ("training.epochs=2001-01-01", "a valid integer (found '2001-01-01')"),
         ("training.epochs=!!python/name:os.system", "could not determine a constructor"),
         ("training.schedule={<<: {kind: onecycle}}", "training.schedule.kind: missing"),
-        (f"training.epochs={'[' * 3000}", "nested more than 20 levels deep"),
+        (f"training.epochs={'[' * 3000}", "not a config: more than 20 levels"),
         ('student.arch="\\0"', "control characters"),
         ("teacher.arch.x=1", "there is no block"),
         ("training.epochs=[1", "not valid YAML"),

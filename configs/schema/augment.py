@@ -13,27 +13,27 @@ from configs.schema.scalars import (
     Byte,
     Fraction,
     NaturalInt,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
+    SizePx,
 )
 
 MOST_VIEWS = 2**16  # what `views.seeds.distinct_codes` can number
 
 
 Interpolation = Literal["bilinear", "bicubic"]
-Range = tuple[PositiveFloat, PositiveFloat]
+Share = Annotated[float, Field(strict=True, gt=0, le=1)]
+Ratio = Annotated[float, Field(strict=True, ge=1e-3, le=1e3)]
+Factor = Annotated[float, Field(strict=True, ge=0, le=1e3)]
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class ColourJitter:
     """Change the colours, in random order."""
 
-    brightness: NonNegativeFloat = 0.0
+    brightness: Factor = 0.0
     """Multiply the brightness by a factor in [1 - x, 1 + x]."""
-    contrast: NonNegativeFloat = 0.0
+    contrast: Factor = 0.0
     """Multiply the contrast by a factor in [1 - x, 1 + x]."""
-    saturation: NonNegativeFloat = 0.0
+    saturation: Factor = 0.0
     """Multiply the saturation by a factor in [1 - x, 1 + x]."""
     hue: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
     """Shift the hue by [-x, x] of the colour circle."""
@@ -43,7 +43,7 @@ class ColourJitter:
 class TrivialAugment:
     """Apply one of 14 operations at a random strength (the "wide" space of the paper)."""
 
-    bins: Annotated[int, Field(strict=True, ge=2)] = 31
+    bins: Annotated[int, Field(strict=True, ge=2, le=2**16)] = 31
     """Number of strengths."""
 
 
@@ -53,9 +53,9 @@ class Erasing:
 
     probability: Fraction = 0.25
     """How often a box is erased."""
-    scale: Range = (0.02, 0.33)
+    scale: tuple[Share, Share] = (0.02, 0.33)
     """Smallest and largest share of the image's area."""
-    ratio: Range = (0.3, 3.3)
+    ratio: tuple[Ratio, Ratio] = (0.3, 3.3)
     """Smallest and largest height divided by width."""
     fill: Annotated[tuple[Byte, ...], Field(min_length=1)] = (124, 116, 104)
     """The colour, a value per channel or one for all; default: ImageNet's mean."""
@@ -72,7 +72,7 @@ class Mix:
 
     kind: Literal["mixup", "cutmix"]
     """`mixup` blends the whole images, `cutmix` pastes a box of the other one."""
-    alpha: PositiveFloat = 1.0
+    alpha: Annotated[float, Field(strict=True, ge=1e-3, le=1e3)] = 1.0
     """The shares are drawn from Beta(alpha, alpha)."""
     probability: Fraction = 1.0
     """How often a view is mixed."""
@@ -153,11 +153,11 @@ class RandomResizedCrop(Extras):
 
     kind: Literal["random-resized-crop"] = "random-resized-crop"
     """Which augmentation."""
-    size_px: PositiveInt = 224
+    size_px: SizePx = 224
     """Height and width of a view."""
-    scale: Range = (0.08, 1.0)
+    scale: tuple[Share, Share] = (0.08, 1.0)
     """Smallest and largest share of the image's area."""
-    ratio: Range = (0.75, 4 / 3)
+    ratio: tuple[Ratio, Ratio] = (0.75, 4 / 3)
     """Smallest and largest width divided by height."""
     interpolation: Interpolation = "bilinear"
     """How pixels are resampled."""
@@ -199,9 +199,9 @@ class Centre(Extras):
 
     kind: Literal["centre"] = "centre"
     """Which augmentation."""
-    resize_px: PositiveInt | None = None
+    resize_px: SizePx | None = None
     """Resize the short side to so many pixels first; needs `crop_px`. `null`: do not resize."""
-    crop_px: PositiveInt | None = None
+    crop_px: SizePx | None = None
     """Height and width of the middle that is cut out; `null`: the whole image."""
     interpolation: Interpolation = "bilinear"
     """How pixels are resampled."""

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, StrictStr
+
+from runtime.text import one_line
 
 _LARGEST_COUNT = 2**31 - 1  # of samples, pixels or epochs; more is a typing error
+_LONGEST_NAME = 100
 PositiveInt = Annotated[int, Field(strict=True, ge=1, le=_LARGEST_COUNT)]
 NaturalInt = Annotated[int, Field(strict=True, ge=0, le=_LARGEST_COUNT)]
+# What is looped over or allocated by: far more than anybody needs, and far from harm.
+Epochs = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+BatchSize = Annotated[int, Field(strict=True, ge=1, le=2**20)]
+NumViews = Annotated[int, Field(strict=True, ge=1, le=2**16)]
+SizePx = Annotated[int, Field(strict=True, ge=1, le=8192)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -16,6 +24,17 @@ Fraction = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
 Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 
+
+def _folder_name(name: str) -> str:
+    """A name that folders are called by: of a config's file, or of a method."""
+    if name[:1] in ("", ".", "-") or len(name) > _LONGEST_NAME or one_line(name) != name:
+        raise ValueError(f"expected at most {_LONGEST_NAME} printable characters, first a letter")
+    if "/" in name:
+        raise ValueError("folders are named by it: use no /")
+    return name
+
+
+FolderName = Annotated[StrictStr, AfterValidator(_folder_name)]
 
 FloatDtype = Literal["float16", "float32"]
 TapDtype = Literal["float16", "float32", "uint8"]  # uint8: codes with a scale, see store/FORMAT.md

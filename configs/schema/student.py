@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from configs.schema.methods import Method
 from configs.schema.origin import FromCommandLine
-from configs.schema.scalars import BLOCK, PositiveInt
+from configs.schema.scalars import BLOCK, FolderName, NumViews
 from configs.schema.training import StudentTraining
 
 
@@ -33,7 +33,7 @@ class StudentNet:
 class StudentConfig:
     """What a run is, for each of its methods."""
 
-    name: StrictStr
+    name: FolderName
     """Of the file; not a key."""
     source: FromCommandLine = field(default=None, compare=False, repr=False)
     teacher: StrictStr
@@ -42,7 +42,7 @@ class StudentConfig:
     """The network that learns."""
     training: StudentTraining
     """Its recipe."""
-    methods: Annotated[dict[StrictStr, Method], Field(min_length=1)]
+    methods: Annotated[dict[FolderName, Method], Field(min_length=1)]
     """The loss terms of each method, by its name."""
-    num_views: PositiveInt | None = None
+    num_views: NumViews | None = None
     """Train on the first so many views of the cache; `null`: `views.count` of the teacher."""

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from configs.schema.dataset import DatasetConfig
 from configs.schema.origin import FromCommandLine
-from configs.schema.scalars import BLOCK, FloatDtype, Precision, TapDtype
+from configs.schema.scalars import BLOCK, FloatDtype, FolderName, Precision, TapDtype
 from configs.schema.training import TeacherTraining
 from configs.schema.views import ViewsConfig
 
@@ -38,7 +38,7 @@ class TeacherNet:
 class Hint:
     """The whole feature map of one stage, (C, H, W) per record: look at --plan first."""
 
-    stage: Annotated[str, Field(pattern=r"^stage[1-9][0-9]*$")]
+    stage: Annotated[str, Field(pattern=r"^stage[1-9][0-9]?$")]
     """Which stage, as `stage2`."""
     dtype: FloatDtype = "float16"
     """Type of the stored values."""
@@ -64,7 +64,7 @@ class TapsConfig:
 class TeacherConfig:
     """What a cache is."""
 
-    name: StrictStr
+    name: FolderName
     """Of the file; not a key."""
     source: FromCommandLine = field(default=None, compare=False, repr=False)
     dataset: DatasetConfig

@@ -9,6 +9,8 @@ from pydantic.dataclasses import dataclass
 
 from configs.schema.scalars import (
     BLOCK,
+    BatchSize,
+    Epochs,
     Fraction,
     NonNegativeFloat,
     PositiveFloat,
@@ -53,9 +55,9 @@ def _closer(milestones: tuple[int, ...], epochs: int) -> list[int]:
 class Training:
     """A recipe: SGD with momentum under one learning-rate schedule."""
 
-    epochs: PositiveInt
+    epochs: Epochs
     """Passes over the training samples, each with the next view."""
-    batch_size: PositiveInt
+    batch_size: BatchSize
     """Samples per step, of all processes together."""
     learning_rate: PositiveFloat
     """The highest learning rate."""

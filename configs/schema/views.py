@@ -8,7 +8,7 @@ from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
 from configs.schema.augment import AugmentConfig, Centre
-from configs.schema.scalars import BLOCK, PositiveInt, Seed
+from configs.schema.scalars import BLOCK, NumViews, Seed
 
 
 def _one_way(transform: Centre) -> Centre:
@@ -30,7 +30,7 @@ class ViewsConfig:
     """How a view is made of an image."""
     seed: Seed = 0
     """Seed of all random choices of the augmentation."""
-    count: PositiveInt | Literal["all"] = 16
+    count: NumViews | Literal["all"] = 16
     """Views per sample; `all`: every one of an augmentation whose views can be counted."""
     evaluation: Evaluation | None = None
     """Transform of test and validation images, as of `kind: centre`. `null`: the same crop without

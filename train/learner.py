@@ -1,4 +1,4 @@
-"""A network in training: its connectors, its optimiser, and the maps that losses look at."""
+"""A network in training: its connectors, what changes its weights, and the maps losses look at."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from configs.schema import Training
 from nets.precision import autocast
 from nets.taps import changed_in_place, read_stages
 from train import TrainError
 from train.connectors import Connectors
+from train.optimizer import loss_scaler, make_optimizer, weight_average
 from views.batches import Pixels
 
 
@@ -29,18 +31,30 @@ class Learner:
     network: nn.Module
     connectors: Connectors | None
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None  # of the network's weights
     forward: Callable[[Tensor], Tensor]  # the network's, perhaps compiled
-    precision: str
+    training: Training
     device: torch.device
     stages: Mapping[str, str]
     freeze_idle_classifier: bool
     maps: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> str:
+        return self.training.precision
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that the optimiser changes."""
+        return [each for group in self.optimizer.param_groups for each in group["params"]]
 
     def state_dict(self) -> dict[str, object]:
         return {
             "network": self.network.state_dict(),
             "connectors": self.connectors.state_dict() if self.connectors else {},
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
         }
 
     def load_state_dict(self, state: Mapping[str, dict[str, object]]) -> None:
@@ -48,6 +62,10 @@ class Learner:
         if self.connectors:
             self.connectors.load_state_dict(state["connectors"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
 
 
 def make_learner(
@@ -59,21 +77,19 @@ def make_learner(
     stages: Mapping[str, str] | None = None,
     freeze_idle_classifier: bool = True,
 ) -> Learner:
-    """Move to the device and set up SGD over the network's and the connectors' parameters.
+    """Move to the device and set up what changes the network's and the connectors' parameters.
 
     stages: "stageN" -> module, of which losses look at the maps; None: no loss does.
     """
-    network = _on_device(network, device)
-    parameters = list(network.parameters())
-    if connectors is not None:
-        _on_device(connectors, device)
-        parameters += list(connectors.parameters())
+    modules = [_on_device(each, device) for each in (network, connectors) if each is not None]
     return Learner(
         network,
         connectors,
-        _optimizer(parameters, training),
+        make_optimizer(modules, training),
+        loss_scaler(training, device),
+        weight_average(network, training),
         _compiled(network) if training.compile else network,
-        training.precision,
+        training,
         device,
         stages or {},
         freeze_idle_classifier,
@@ -83,23 +99,6 @@ def make_learner(
 def _on_device(network: nn.Module, device: torch.device) -> nn.Module:
     moved: nn.Module = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
-
-
-def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    optimizer = torch.optim.SGD(
-        parameters,
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        nesterov=training.nesterov,
-        weight_decay=training.weight_decay,
-        fused=True,
-    )
-    # A parameter that no loss reaches yet would have no buffer while the others have theirs, which
-    # the fused step refuses. Starting from zeros gives the same first step.
-    if training.momentum:
-        for parameter in parameters:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
 
 
 def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -131,7 +130,7 @@ def reading_maps(learner: Learner, pixels: Pixels, batch_size: int) -> Iterator[
 
 def _try_batches(learner: Learner, pixels: Pixels, batch_size: int) -> set[str]:
     """The stages whose maps are changed in place, found with blank images."""
-    is_alone = batch_size == 1 or len(pixels) % batch_size == 1
+    is_alone = not _all_have_company(len(pixels), batch_size, learner.training.accumulate)
     if not learner.stages and not is_alone:
         return set()
     try:
@@ -139,7 +138,13 @@ def _try_batches(learner: Learner, pixels: Pixels, batch_size: int) -> set[str]:
     except ValueError as error:  # batch norm's
         if not is_alone:
             raise
-        raise _lone_sample(len(pixels), batch_size, error) from None
+        raise _lone_sample(len(pixels), batch_size, learner.training.accumulate, error) from None
+
+
+def _all_have_company(num_samples: int, batch_size: int, num_parts: int) -> bool:
+    """Whether no sample of an epoch is alone in its part of a batch."""
+    sizes = (min(batch_size, num_samples), num_samples % batch_size)
+    return all(size // num_parts > 1 for size in sizes if size)
 
 
 def _show_blank(learner: Learner, shape: tuple[int, int, int], num_images: int) -> set[str]:
@@ -156,11 +161,15 @@ def _show_blank(learner: Learner, shape: tuple[int, int, int], num_images: int) 
     return changed
 
 
-def _lone_sample(num_samples: int, batch_size: int, error: ValueError) -> TrainError:
+def _lone_sample(
+    num_samples: int, batch_size: int, num_parts: int, error: ValueError
+) -> TrainError:
     larger = range(batch_size + 1, num_samples + 1)
-    better = next((size for size in larger if num_samples % size != 1), None)
+    better = next((n for n in larger if _all_have_company(num_samples, n, num_parts)), None)
+    parts = f" and training.accumulate {num_parts}" if num_parts > 1 else ""
+    last = "some part of the last batch" if num_parts > 1 else "the last batch of an epoch"
     return TrainError(
-        f"training.batch_size is {batch_size}, so the last batch of an epoch is a single sample of "
+        f"training.batch_size is {batch_size}{parts}, so {last} is a single sample of "
         f"{num_samples:,}, which this network cannot be trained on: {error}",
         fix=f"training.batch_size={better}" if better else "more images",
     )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from configs.schema import NonNegativeFloat, PositiveFloat
+from configs.schema import Fraction, NonNegativeFloat, PositiveFloat
 from train.terms import loss_term
 
 _TRIPLETS_AT_ONCE = 2**22  # of rkd: so many cosines are held at a time
@@ -26,17 +26,23 @@ def ce(
     labels: Tensor,
     other_labels: Tensor | None = None,
     other_shares: Tensor | None = None,
+    label_smoothing: Fraction = 0.0,
 ) -> Tensor:
     """Cross-entropy: the batch mean of -log softmax(student_logits)[label].
 
     student_logits: (B, K); labels: (B,) int64. Of mixed images also other_labels (B,) int64 and
     other_shares (B,) in [0, 1], the weight of the other label; the first one has the rest.
+    label_smoothing: the share of each label that all classes have in equal parts.
     """
+
+    def per_sample(of_labels: Tensor) -> Tensor:
+        return F.cross_entropy(
+            _wide(student_logits), of_labels, reduction="none", label_smoothing=label_smoothing
+        )
+
     if other_labels is None or other_shares is None:
-        return F.cross_entropy(_wide(student_logits), labels)
-    own = F.cross_entropy(_wide(student_logits), labels, reduction="none")
-    other = F.cross_entropy(_wide(student_logits), other_labels, reduction="none")
-    return torch.lerp(own, other, other_shares).mean()
+        return F.cross_entropy(_wide(student_logits), labels, label_smoothing=label_smoothing)
+    return torch.lerp(per_sample(labels), per_sample(other_labels), other_shares).mean()
 
 
 @loss_term()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 
-from configs.schema import LossTerm, MultiStep, OneCycle, Training
+from configs.schema import Cosine, LossTerm, MultiStep, Training
 
 
 def weight_at(term: LossTerm, epoch: int) -> float:
@@ -24,22 +24,30 @@ def weight_at(term: LossTerm, epoch: int) -> float:
 
 def learning_rate_at(training: Training, step: int, steps_per_epoch: int) -> float:
     """The learning rate of step `step` (from 0) of the run."""
-    schedule = training.schedule
+    schedule, highest = training.schedule, training.learning_rate
     if isinstance(schedule, MultiStep):
-        finished_epochs = step // steps_per_epoch
-        return training.learning_rate * _multistep_factor(schedule, finished_epochs)
-    return training.learning_rate * _onecycle_factor(
-        schedule, step, steps_per_epoch * training.epochs
-    )
+        return highest * _multistep_factor(schedule, step // steps_per_epoch)
+    steps = steps_per_epoch * training.epochs
+    if isinstance(schedule, Cosine):
+        warmup, last = schedule.warmup_epochs * steps_per_epoch, schedule.last_learning_rate
+        factor = _warmup_factor(step, warmup)
+        if factor is not None:
+            return highest * factor
+        return last + (highest - last) * _cosine_factor(step, warmup, steps)
+    warmup_steps = schedule.warmup_fraction * steps
+    factor = _warmup_factor(step, warmup_steps)
+    return highest * (_cosine_factor(step, warmup_steps, steps) if factor is None else factor)
 
 
 def _multistep_factor(schedule: MultiStep, finished_epochs: int) -> float:
     return schedule.gamma ** bisect_right(sorted(schedule.milestones), finished_epochs)
 
 
-def _onecycle_factor(schedule: OneCycle, step: int, total_steps: int) -> float:
-    warmup_steps = schedule.warmup_fraction * total_steps
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    position = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * position))
+def _warmup_factor(step: int, warmup_steps: float) -> float | None:
+    """Rises linearly to 1, which it has at `warmup_steps`; None from there on."""
+    return (step + 1) / (warmup_steps + 1) if step < warmup_steps else None
+
+
+def _cosine_factor(step: int, first: float, end: float) -> float:
+    """Falls from 1 at step `first` to 0, which it would have at step `end`."""
+    return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1.0, end - first)))

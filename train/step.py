@@ -34,32 +34,58 @@ def train_step(
     """Train on one batch: teacher's outputs, forward pass, losses, backward pass, update.
 
     Returns the losses by name, before their weights, and their weighted sum as "total"; detached
-    scalars on the device.
+    scalars on the device, means over the batch where it is worked through in parts.
     """
-    teacher_outputs = teacher.outputs(batch)  # rows of the cache, or the teacher's forward pass
-    with tf32_only_for(learner.precision):
-        with autocast(learner.precision, learner.device):
-            logits = learner.forward(batch.inputs)  # fills learner.maps
-            means, hint = _connected(learner, terms)
-        seen = Batch(
-            labels=batch.labels,
-            logits=logits,
-            means=means,
-            maps=dict(learner.maps),
-            hint=hint,
-            teacher=teacher_outputs,
-            other_labels=batch.other_labels,
-            other_shares=batch.other_shares,
-        )
-        losses = {term.loss: loss_named(term.loss).compute(seen, **term.options) for term in terms}
-        total = torch.stack([term.weight * losses[term.loss] for term in terms]).sum()
-        learner.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+    learner.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for part in batch.split(learner.training.accumulate):
+        share = len(part.ids) / len(batch.ids)
+        with tf32_only_for(learner.precision):
+            losses = _losses(learner, teacher.outputs(part), part, terms)
+            learner.scaler.scale(losses["total"] * share).backward()  # type: ignore[no-untyped-call]
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0.0) + loss.detach() * share
+        learner.maps.clear()
+    _update(learner)
+    return sums
+
+
+def _losses(
+    learner: Learner,
+    teacher_outputs: dict[str, Tensor],  # rows of the cache, or the teacher's forward pass
+    batch: ViewBatch,
+    terms: Sequence[ActiveTerm],
+) -> dict[str, Tensor]:
+    """The losses of a forward pass by name, and their weighted sum as "total"."""
+    with autocast(learner.precision, learner.device):
+        logits = learner.forward(batch.inputs)  # fills learner.maps
+        means, hint = _connected(learner, terms)
+    seen = Batch(
+        labels=batch.labels,
+        logits=logits,
+        means=means,
+        maps=dict(learner.maps),
+        hint=hint,
+        teacher=teacher_outputs,
+        other_labels=batch.other_labels,
+        other_shares=batch.other_shares,
+    )
+    losses = {term.loss: loss_named(term.loss).compute(seen, **term.options) for term in terms}
+    total = torch.stack([term.weight * losses[term.loss] for term in terms]).sum()
+    return {**losses, "total": total}
+
+
+def _update(learner: Learner) -> None:
+    """Change the weights by the gradients that were added up."""
     if not learner.freeze_idle_classifier:
         _fill_missing_gradients(learner.network)
-    learner.optimizer.step()
-    learner.maps.clear()
-    return {**{name: loss.detach() for name, loss in losses.items()}, "total": total.detach()}
+    if (longest := learner.training.clip_gradient_norm) is not None:
+        learner.scaler.unscale_(learner.optimizer)
+        nn.utils.clip_grad_norm_(learner.parameters(), longest)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    if learner.average is not None:
+        learner.average.update_parameters(learner.network)
 
 
 class ActiveTerm(NamedTuple):
@@ -90,11 +116,11 @@ def _connected(
 def _fill_missing_gradients(network: nn.Module) -> None:
     """Give parameters that no loss reaches a gradient of zero, so that weight decay acts on them.
 
-    Without it SGD leaves them as they are. The original implementation multiplies idle terms by
-    zero instead of leaving them out, which shrinks its classifier during a CD-only warm-up.
+    Without it the optimiser leaves them as they are. The original implementation multiplies idle
+    terms by zero instead of leaving them out, which shrinks its classifier in a CD-only warm-up.
     """
     for parameter in network.parameters():
-        if parameter.grad is None:
+        if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
 
 

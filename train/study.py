@@ -12,7 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import LossTerm, StudentConfig, StudentTraining, TeacherConfig, as_plain
+from configs.schema import (
+    LATER_TRAINING_KEYS,
+    LossTerm,
+    StudentConfig,
+    StudentTraining,
+    TeacherConfig,
+    as_identity,
+    as_plain,
+)
 from nets.archs import check_arch, has_stem
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules, taps_asked
@@ -154,7 +162,7 @@ class Run:
             **({"window": rows} if rows else {}),
             "run_version": RUN_VERSION,
             "student": plain["student"] | ({} if has_stem(arch) else {"stem": "cifar"}),
-            "training": plain["training"],
+            "training": as_identity(study.config.training, LATER_TRAINING_KEYS),
             "terms": [_UNSET_OPTIONS | term for term in plain["methods"][self.method]],
             "seed": self.seed,
             "num_views": self.num_views,

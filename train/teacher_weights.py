@@ -14,7 +14,15 @@ from typing import Any, Literal
 
 from configs.commands import teacher_command
 from configs.paths import no_weights
-from configs.schema import LossTerm, TeacherConfig, TeacherTraining, ViewsConfig, as_plain
+from configs.schema import (
+    LATER_TRAINING_KEYS,
+    LossTerm,
+    TeacherConfig,
+    TeacherTraining,
+    ViewsConfig,
+    as_identity,
+    as_plain,
+)
 from nets.archs import has_stem
 from nets.source import arch_source
 from nets.weights_file import is_downloadable, weights_file
@@ -80,7 +88,8 @@ class TeacherRun:
 
     @property
     def terms(self) -> tuple[LossTerm, ...]:
-        return (LossTerm(loss="ce"),)
+        smoothing = self.training.label_smoothing
+        return (LossTerm(loss="ce", options={"label_smoothing": smoothing} if smoothing else {}),)
 
     @property
     def seed(self) -> int:
@@ -130,7 +139,7 @@ def load_teacher_data(config: TeacherConfig, training: TeacherTraining) -> Datas
 def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, Any]:
     """What decides the weights of a teacher trained here."""
     plain = as_plain(config)
-    training = dict(plain["training"])
+    training = as_identity(config.training, LATER_TRAINING_KEYS)
     del training["evaluate_every"]  # decides nothing about the weights
     if not training["compile"]:
         del training["compile"]

@@ -6,6 +6,8 @@ happen here, on the device.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -39,6 +41,23 @@ class ViewBatch:
     other_labels: Tensor | None = None
     other_shares: Tensor | None = None
     checksums: Checksums | None = None
+
+    def split(self, num_parts: int) -> list[ViewBatch]:
+        """As equal parts as possible, in order; fewer where there are fewer samples."""
+        if num_parts == 1:
+            return [self]
+        size, larger = divmod(len(self.ids), num_parts)
+        ends = [size * n + min(n, larger) for n in range(num_parts + 1)]
+        pairs = itertools.pairwise(ends)
+        return [self._rows(slice(start, end)) for start, end in pairs if start < end]
+
+    def _rows(self, rows: slice) -> ViewBatch:
+        per_sample = {
+            each.name: getattr(self, each.name)[rows]
+            for each in dataclasses.fields(self)
+            if each.name != "view" and getattr(self, each.name) is not None
+        }
+        return dataclasses.replace(self, **per_sample)
 
 
 class Pixels(Protocol):

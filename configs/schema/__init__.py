@@ -19,14 +19,20 @@ from configs.schema.augment import (
 from configs.schema.dataset import Cifar, DatasetConfig, Digits, ImageFolder, Normalisation, Packed
 from configs.schema.methods import LossTerm
 from configs.schema.origin import Source
-from configs.schema.plain import as_plain
-from configs.schema.scalars import NonNegativeFloat, PositiveFloat
+from configs.schema.plain import as_identity, as_plain
+from configs.schema.scalars import Fraction, NonNegativeFloat, PositiveFloat
 from configs.schema.student import StudentConfig, StudentNet
 from configs.schema.teacher import Hint, TapsConfig, TeacherConfig, TeacherNet
 from configs.schema.training import (
+    LATER_TRAINING_KEYS,
+    AdamW,
+    Cosine,
+    Ema,
     MultiStep,
     OneCycle,
+    Optimizer,
     Schedule,
+    Sgd,
     StudentTraining,
     TeacherTraining,
     Training,
@@ -34,14 +40,19 @@ from configs.schema.training import (
 from configs.schema.views import ViewsConfig
 
 __all__ = [
+    "LATER_TRAINING_KEYS",
+    "AdamW",
     "AugmentConfig",
     "Centre",
     "Cifar",
     "ColourJitter",
+    "Cosine",
     "DatasetConfig",
     "Digits",
+    "Ema",
     "Erasing",
     "Extras",
+    "Fraction",
     "Hint",
     "ImageFolder",
     "LossTerm",
@@ -50,11 +61,13 @@ __all__ = [
     "NonNegativeFloat",
     "Normalisation",
     "OneCycle",
+    "Optimizer",
     "Packed",
     "PadCropFlip",
     "PositiveFloat",
     "RandomResizedCrop",
     "Schedule",
+    "Sgd",
     "Source",
     "StudentConfig",
     "StudentNet",
@@ -66,5 +79,6 @@ __all__ = [
     "Training",
     "TrivialAugment",
     "ViewsConfig",
+    "as_identity",
     "as_plain",
 ]

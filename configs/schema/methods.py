@@ -22,6 +22,7 @@ from configs.loss_options import built_in_losses
 from configs.schema.scalars import (
     BLOCK,
     Float,
+    Fraction,
     NaturalInt,
     NonNegativeFloat,
     PositiveFloat,
@@ -47,6 +48,7 @@ LossName = Annotated[StrictStr, AfterValidator(_known_loss)]
 OPTION_TYPES = {
     "PositiveFloat": PositiveFloat,
     "NonNegativeFloat": NonNegativeFloat,
+    "Fraction": Fraction,
     "float": Float,
 }
 

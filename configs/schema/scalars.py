@@ -21,6 +21,7 @@ Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+FractionBelowOne = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
 Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 
@@ -39,7 +40,6 @@ FolderName = Annotated[StrictStr, AfterValidator(_folder_name)]
 FloatDtype = Literal["float16", "float32"]
 TapDtype = Literal["float16", "float32", "uint8"]  # uint8: codes with a scale, see store/FORMAT.md
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
-TrainingPrecision = Literal["float32", "tf32", "bfloat16"]
 
 
 # Of every dataclass here: unknown keys are refused.

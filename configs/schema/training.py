@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictBool,
+    model_serializer,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from configs.schema.scalars import (
@@ -12,11 +18,13 @@ from configs.schema.scalars import (
     BatchSize,
     Epochs,
     Fraction,
+    FractionBelowOne,
+    NaturalInt,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Precision,
     Seed,
-    TrainingPrecision,
 )
 
 
@@ -42,7 +50,60 @@ class OneCycle:
     """Share of all steps in which the learning rate rises."""
 
 
-Schedule = Annotated[MultiStep | OneCycle, Field(discriminator="kind")]
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Cosine:
+    """Raise the learning rate linearly over whole epochs, then lower it as a cosine."""
+
+    kind: Literal["cosine"]
+    """Which schedule."""
+    warmup_epochs: NaturalInt = 0
+    """Epochs in which the learning rate rises."""
+    last_learning_rate: NonNegativeFloat = 0.0
+    """The learning rate that the cosine ends at."""
+
+
+Schedule = Annotated[MultiStep | OneCycle | Cosine, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Sgd:
+    """Stochastic gradient descent, with the momentum that `training.momentum` says."""
+
+    kind: Literal["sgd"]
+    """Which optimiser."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class AdamW:
+    """Adam with decoupled weight decay: `weight_decay` times the learning rate is taken off."""
+
+    kind: Literal["adamw"]
+    """Which optimiser."""
+    betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999)
+    """Share that the running means of the gradients and of their squares keep in each step."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second mean."""
+
+
+Optimizer = Annotated[Sgd | AdamW, Field(discriminator="kind")]
+_OF_SGD = ("momentum", "nesterov")
+# Keys that came after runs were first identified, see `configs.schema.plain.as_identity`.
+LATER_TRAINING_KEYS = (
+    "optimizer",
+    "decay_norms_and_biases",
+    "clip_gradient_norm",
+    "accumulate",
+    "ema",
+    "label_smoothing",
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Ema:
+    """A second set of weights: the exponential moving average of the network's."""
+
+    decay: FractionBelowOne
+    """Share of the average that each step keeps; 0.9999 averages over some 10,000 steps."""
 
 
 def _closer(milestones: tuple[int, ...], epochs: int) -> list[int]:
@@ -53,7 +114,7 @@ def _closer(milestones: tuple[int, ...], epochs: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Training:
-    """A recipe: SGD with momentum under one learning-rate schedule."""
+    """A recipe: an optimiser under one learning-rate schedule."""
 
     epochs: Epochs
     """Passes over the training samples, each with the next view."""
@@ -63,14 +124,25 @@ class Training:
     """The highest learning rate."""
     schedule: Schedule
     """How the learning rate changes."""
+    optimizer: Optimizer = Sgd(kind="sgd")
+    """How gradients change the weights."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
     nesterov: StrictBool = False
     """Nesterov's form of momentum."""
     weight_decay: NonNegativeFloat = 5e-4
     """Weight decay of every parameter."""
-    precision: TrainingPrecision = "float32"
-    """Arithmetic of the network; `float32` excludes TF32."""
+    decay_norms_and_biases: StrictBool = True
+    """`false` leaves norms, biases and what else has one dimension out of the weight decay."""
+    clip_gradient_norm: PositiveFloat | None = None
+    """Longest gradient, over all parameters together; longer ones are shortened. `null`: any."""
+    accumulate: PositiveInt = 1
+    """Parts that a batch is worked through in, their gradients added up, where it is too large for
+    the memory. Batch norm and losses over several samples see one part at a time."""
+    ema: Ema | None = None
+    """A moving average of the weights, tested and saved beside the network; `null`: none."""
+    precision: Precision = "float32"
+    """Arithmetic of the network; `float32` excludes TF32, `float16` scales the loss."""
     evaluate_every: PositiveInt = 1
     """Epochs between tests; the last epoch is always tested."""
     compile: StrictBool = False
@@ -84,6 +156,52 @@ class Training:
                 f"{self.epochs}; use such as {_closer(self.schedule.milestones, self.epochs)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _cosine_fits(self) -> Training:
+        if not isinstance(self.schedule, Cosine):
+            return self
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs is {self.schedule.warmup_epochs} of {self.epochs} epochs; "
+                f"use such as {self.epochs // 20}"
+            )
+        if self.schedule.last_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"schedule.last_learning_rate is {self.schedule.last_learning_rate}, more than the "
+                f"highest, learning_rate: {self.learning_rate}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_have_samples(self) -> Training:
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate is {self.accumulate}, more parts than the batch has samples: "
+                f"{self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_where_they_belong(cls, raw: Any) -> Any:
+        optimizer = raw.get("optimizer") if isinstance(raw, dict) else None
+        if not isinstance(optimizer, dict):
+            return raw
+        for key in ("learning_rate", "weight_decay", *_OF_SGD):
+            if key in optimizer:
+                raise ValueError(f"optimizer.{key} is a key beside optimizer: training.{key}")
+        kind = optimizer.get("kind")
+        for key in _OF_SGD:
+            if kind == "adamw" and raw.get(key) is not None:
+                raise ValueError(f"{key} is of optimizer: {{kind: sgd}}; set {key}=null for {kind}")
+        return {key: value for key, value in raw.items() if key not in _OF_SGD or value is not None}
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = handler(self)
+        is_sgd = isinstance(self.optimizer, Sgd)
+        return {key: value for key, value in plain.items() if is_sgd or key not in _OF_SGD}
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Training:
@@ -103,6 +221,8 @@ class TeacherTraining(Training):
     """Seed of the weights and of the order of samples."""
     limit: PositiveInt | None = None
     """Training samples per class; `null`: all of the training split."""
+    label_smoothing: Fraction = 0.0
+    """Share of each label that is spread over all classes. (Of a student: an option of `ce`.)"""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

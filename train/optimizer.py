@@ -1,0 +1,95 @@
+"""What changes the weights: the optimiser with its groups of parameters, the scale of float16
+losses, and the moving average of the weights.
+
+All three are torch's own. How they act in a step stands in `train.step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from configs.schema import AdamW, Training
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+
+
+def make_optimizer(modules: Sequence[nn.Module], training: Training) -> torch.optim.Optimizer:
+    """Over the trainable parameters of all modules, on their device; one kernel per group."""
+    groups = parameter_groups(modules, training)
+    kind = training.optimizer
+    if isinstance(kind, AdamW):
+        return torch.optim.AdamW(
+            groups, lr=training.learning_rate, betas=kind.betas, eps=kind.eps, fused=True
+        )
+    optimizer = torch.optim.SGD(
+        groups,
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        nesterov=training.nesterov,
+        fused=True,
+    )
+    # A parameter that no loss reaches yet would have no buffer while the others have theirs, which
+    # the fused step refuses. Starting from zeros gives the same first step. (AdamW's state is each
+    # parameter's own, and begins with its first gradient.)
+    if training.momentum:
+        for parameter in (each for group in optimizer.param_groups for each in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def parameter_groups(modules: Sequence[nn.Module], training: Training) -> list[dict[str, Any]]:
+    """The trainable parameters of all modules by their weight decay."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for is_decayed, parameter in _trainable(modules):
+        decays = is_decayed or training.decay_norms_and_biases
+        groups.setdefault(training.weight_decay if decays else 0.0, []).append(parameter)
+    return [{"params": each, "weight_decay": decay} for decay, each in groups.items()]
+
+
+def _trainable(modules: Sequence[nn.Module]) -> Iterator[tuple[bool, nn.Parameter]]:
+    """Each trainable parameter once, and whether it is a weight in the narrow sense.
+
+    Not of a norm, no bias, nor anything else of one dimension; and not what a network of timm's
+    names itself, such as the embedding of positions.
+    """
+    seen: set[nn.Parameter] = set()
+    for module in modules:
+        named: set[str] = getattr(module, "no_weight_decay", set)()
+        for path, owner in module.named_modules():
+            for name, parameter in owner.named_parameters(path, recurse=False):
+                if parameter.requires_grad and parameter not in seen:
+                    seen.add(parameter)
+                    is_weight = parameter.ndim > 1 and not isinstance(owner, _NORMS)
+                    yield is_weight and name not in named, parameter
+
+
+def loss_scaler(training: Training, device: torch.device) -> torch.amp.GradScaler:
+    """Scales losses for float16, whose smallest gradients would be zero; else does nothing.
+
+    A step whose scaled gradients overflow is left out and the scale halved, on the device.
+    """
+    return torch.amp.GradScaler(device.type, enabled=training.precision == "float16")
+
+
+def weight_average(network: nn.Module, training: Training) -> AveragedModel | None:
+    """The exponential moving average of the weights and of the statistics of batch norms.
+
+    It starts as a copy of the weights after the first step. Its counter stays in host memory, as
+    each step asks for it.
+    """
+    if training.ema is None:
+        return None
+    average = get_ema_multi_avg_fn(training.ema.decay)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    return averaged.eval().requires_grad_(False)

@@ -24,7 +24,7 @@ from nets.precision import autocast
 from runtime.signals import StopRequest
 from train import TrainError
 from train.learner import reading_maps
-from train.records import EpochResult, Partial, RunRecorder
+from train.records import EpochResult, Partial, RunRecorder, Tested
 from train.schedule import weight_at
 from train.step import ActiveTerm, Session, Step, active_terms, epoch_steps, start_epoch
 from train.terms import loss_named
@@ -124,14 +124,17 @@ def _run_epoch(
     step_losses, losses = sums.read()
     _refuse_divergence(step_losses, epoch)
     trained = time.perf_counter()
-    errors, validation = _test(session, epoch)
+    learner = session.learner
+    tested = _test(learner.network, session, epoch)
+    average = _test(learner.average.module, session, epoch) if learner.average else None
     return EpochResult(
         epoch=epoch,
         loss=_mean_of_samples(step_losses, session),
         losses={name: total / len(order) for name, total in losses.items()},
         weights={term.loss: term.weight for term in terms},
-        errors=errors,
-        validation=validation,
+        errors=tested.errors,
+        validation=tested.validation,
+        average=average,
         learning_rate=rate,
         num_samples=len(order),
         train_seconds=seconds_before + trained - started,
@@ -194,19 +197,16 @@ def _refuse_divergence(step_losses: Sequence[float], epoch: int) -> None:
             )
 
 
-def _test(session: Session, epoch: int) -> tuple[ErrorRates | None, ErrorRates | None]:
+def _test(network: nn.Module, session: Session, epoch: int) -> Tested:
     """Errors on the test and the validation split, in the epochs that are tested."""
-    training = session.run.training
+    training, learner, data = session.run.training, session.learner, session.data
     if epoch % training.evaluate_every and epoch != training.epochs:
-        return None, None
-    return _errors_on(session.data.test, session), _errors_on(session.data.validation, session)
+        return Tested(None, None)
 
+    def errors_on(pixels: Pixels) -> ErrorRates:
+        return evaluate(network, pixels, learner.precision, learner.device)
 
-def _errors_on(pixels: Pixels | None, session: Session) -> ErrorRates | None:
-    if pixels is None:
-        return None
-    learner = session.learner
-    return evaluate(learner.network, pixels, learner.precision, learner.device)
+    return Tested(errors_on(data.test), errors_on(data.validation) if data.validation else None)
 
 
 def evaluate(
@@ -271,7 +271,7 @@ class EpochPrinter:
         left = self._seconds / (result.epoch - self._first + 1) * (self._epochs - result.epoch)
         self._console.print(
             f"epoch {result.epoch:3d}/{self._epochs}  loss {result.loss:8.4f}  "
-            f"{_test_text(result.errors)}  "
+            f"{_test_text(result)}  "
             f"{result.images_per_second:8,.0f} images/s  ETA {left:4.0f} s"
             f"{self._idle(result.epoch)}"
         )
@@ -293,8 +293,10 @@ def classifier_epoch(terms: Sequence[LossTerm], epochs: int) -> int:
     return epochs + 1
 
 
-def _test_text(errors: ErrorRates | None) -> str:
-    if errors is None:
+def _test_text(result: EpochResult) -> str:
+    if (errors := result.errors) is None:
         return "not tested" + " " * 34
     top5 = f" {errors.top5:6.2f} % top-5" if errors.num_classes > 5 else ""
-    return f"test error {errors.top1:6.2f} % top-1{top5}"
+    average = result.average.errors if result.average else None
+    averaged = f", averaged weights {average.top1:.2f} %" if average else ""
+    return f"test error {errors.top1:6.2f} % top-1{top5}{averaged}"

@@ -5,6 +5,7 @@ metrics.jsonl    one line per epoch
 tensorboard/     the same as events
 checkpoint.pt    the state after the last epoch, or within one; deleted when the run is finished
 last.pt best.pt  the student alone, as a plain state dict
+last-ema.pt best-ema.pt  the same of its averaged weights, where the recipe has them
 summary.json     written last: a run that has one is finished
 """
 
@@ -18,9 +19,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nets.archs import ArchError
 from nets.error_rates import ErrorRates
@@ -36,6 +37,18 @@ from train.runs import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
 from train.step import AnyRun
 
 
+class Tested(NamedTuple):
+    """Errors on the test and the validation split; None where there was no test, or is no split."""
+
+    errors: ErrorRates | None
+    validation: ErrorRates | None
+
+    @property
+    def deciding(self) -> ErrorRates | None:
+        """The errors that the best epoch is chosen by."""
+        return self.errors if self.validation is None else self.validation
+
+
 @dataclass(frozen=True)
 class EpochResult:
     """The outcome of an epoch. Losses are means over its samples, before their weights."""
@@ -46,6 +59,7 @@ class EpochResult:
     weights: dict[str, float]
     errors: ErrorRates | None  # on the test split; None in epochs without a test
     validation: ErrorRates | None
+    average: Tested | None  # of the averaged weights, where the recipe has them
     learning_rate: float
     num_samples: int
     train_seconds: float  # the steps, the teacher's outputs at hand
@@ -56,11 +70,6 @@ class EpochResult:
     @property
     def seconds(self) -> float:
         return self.wait_seconds + self.train_seconds + self.evaluate_seconds
-
-    @property
-    def deciding(self) -> ErrorRates | None:
-        """The errors that the best epoch is chosen by."""
-        return self.errors if self.validation is None else self.validation
 
     @property
     def images_per_second(self) -> float:
@@ -76,6 +85,9 @@ class Partial:
     step_losses: Tensor
     sums: dict[str, Tensor]
     train_seconds: float
+
+
+EMA = "-ema"  # ends the names of averaged weights
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ class RunRecorder:
         self.partial: Partial | None = None
         self.seconds = 0.0
         self.first_epoch = 1
-        self.best: BestEpoch | None = None
+        self.best: dict[str, BestEpoch] = {}  # by the name of the weights
         self.last: dict[str, Any] = {}  # the metrics of the last epoch
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = WriterLock(self.folder, Job())  # two processes must not train one run
@@ -151,38 +163,57 @@ class RunRecorder:
     def epoch_done(self, result: EpochResult) -> None:
         """Append the epoch to the metrics and save a checkpoint."""
         self._count_seconds()
-        errors, deciding = result.errors, result.deciding
-        is_better = deciding and (self.best is None or deciding.top1 < self.best.deciding)
-        if errors and deciding and is_better:
-            self.best = BestEpoch(result.epoch, deciding.top1, errors.top1, errors.top5)
-            save_atomically(self._learner.network.state_dict(), self.folder / "best.pt")
+        self._keep_best("best", result.epoch, Tested(result.errors, result.validation))
+        if result.average is not None:
+            self._keep_best(f"best{EMA}", result.epoch, result.average)
         self.last = self._append_metrics(result)
         self._append_events(result)
         self._save_checkpoint(result.epoch, None)
 
+    def _keep_best(self, name: str, epoch: int, tested: Tested) -> None:
+        errors, deciding, best = tested.errors, tested.deciding, self.best.get(name)
+        if errors and deciding and (best is None or deciding.top1 < best.deciding):
+            self.best[name] = BestEpoch(epoch, deciding.top1, errors.top1, errors.top5)
+            save_atomically(self._networks[name].state_dict(), self.folder / f"{name}.pt")
+
+    @property
+    def _networks(self) -> dict[str, nn.Module]:
+        """By the names of their files."""
+        average = self._learner.average
+        networks = {"": self._learner.network} | ({EMA: average.module} if average else {})
+        return {f"{when}{kind}": networks[kind] for when in ("last", "best") for kind in networks}
+
     def finish(self, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Write last.pt and the summary, delete the checkpoint; returns the summary."""
-        assert self.best is not None
-        save_atomically(self._learner.network.state_dict(), self.folder / "last.pt")
+        """Write the last weights and the summary, delete the checkpoint; returns the summary."""
+        names = list(self._networks)
+        for name in names:
+            if name.startswith("last"):
+                save_atomically(self._networks[name].state_dict(), self.folder / f"{name}.pt")
+        files = [f"{name}.pt" for name in names]
         summary = {
             "run_sha256": self._sha256,
             "epochs": self.last["epoch"],
-            "last": {name: self.last[name] for name in ("top1_error", "top5_error")},
-            "best": {
-                "epoch": self.best.epoch,
-                "chosen_on": "test" if self.last["validation_top1_error"] is None else "validation",
-                "top1_error": self.best.top1,
-                "top5_error": self.best.top5,
-            },
-            "files_sha256": {
-                name: file_sha256(self.folder / name) for name in ("last.pt", "best.pt")
-            },
+            **{name: self._errors_of(name) for name in names},
+            "files_sha256": {file: file_sha256(self.folder / file) for file in files},
             "seconds": self.seconds,
             **extra,
         }
         _write_json(self.folder / SUMMARY_FILE, summary)
         (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
         return summary
+
+    def _errors_of(self, name: str) -> dict[str, Any]:
+        """Of the weights with that name, as the summary has them."""
+        if name.startswith("last"):
+            prefix = "ema_" if name.endswith(EMA) else ""
+            return {key: self.last[prefix + key] for key in ("top1_error", "top5_error")}
+        best = self.best[name]
+        return {
+            "epoch": best.epoch,
+            "chosen_on": "test" if self.last["validation_top1_error"] is None else "validation",
+            "top1_error": best.top1,
+            "top5_error": best.top5,
+        }
 
     def close(self) -> None:
         """Release the folder, whether the run is finished or not."""
@@ -198,6 +229,7 @@ class RunRecorder:
             "top1_error": result.errors and result.errors.top1,
             "top5_error": result.errors and result.errors.top5,
             "validation_top1_error": result.validation and result.validation.top1,
+            **_average_metrics(result.average),
             "learning_rate": result.learning_rate,
             "train_seconds": result.train_seconds,
             "wait_seconds": result.wait_seconds,
@@ -212,8 +244,10 @@ class RunRecorder:
         scalars = {"loss/total": result.loss, "learning_rate": result.learning_rate}
         scalars |= {f"loss/{name}": value for name, value in result.losses.items()}
         scalars |= {f"weight/{name}": value for name, value in result.weights.items()}
-        if result.errors is not None:
-            scalars |= {"error/top1": result.errors.top1, "error/top5": result.errors.top5}
+        averaged = result.average.errors if result.average else None
+        for prefix, errors in (("", result.errors), ("ema_", averaged)):
+            if errors is not None:
+                scalars |= {f"error/{prefix}top1": errors.top1, f"error/{prefix}top5": errors.top5}
         for name, value in scalars.items():
             self._events.add_scalar(name, value, result.epoch)
 
@@ -224,12 +258,12 @@ class RunRecorder:
 
     def _save_checkpoint(self, epoch: int, partial: Partial | None) -> None:
         """Save the state after `epoch` whole epochs, with what is done of the next one."""
-        best = self.best
         state = {
             "run_sha256": self._sha256,
             "epoch": epoch,
             "seconds": self.seconds,
-            "best": [best.epoch, best.deciding, best.top1, best.top5] if best else None,
+            "best": None,
+            **{name: list(dataclasses.astuple(best)) for name, best in self.best.items()},
             "partial": dataclasses.asdict(partial) if partial else None,
             **self._learner.state_dict(),
         }
@@ -262,9 +296,10 @@ class RunRecorder:
         self._learner.load_state_dict(state)
         self.first_epoch = int(state["epoch"]) + 1
         self.seconds = float(state["seconds"])
-        if state["best"] is not None:
-            epoch, *errors = state["best"]
-            self.best = BestEpoch(int(epoch), *map(float, errors))
+        for name in self._networks:
+            if name.startswith("best") and state.get(name) is not None:
+                epoch, *errors = state[name]
+                self.best[name] = BestEpoch(int(epoch), *map(float, errors))
         if state["partial"] is not None:
             self.partial = Partial(**state["partial"])
         lines = lines[: self.first_epoch - 1]
@@ -276,6 +311,17 @@ class RunRecorder:
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.first_epoch)
+
+
+def _average_metrics(average: Tested | None) -> dict[str, Any]:
+    if average is None:
+        return {}
+    errors, validation = average
+    return {
+        "ema_top1_error": errors and errors.top1,
+        "ema_top5_error": errors and errors.top5,
+        "ema_validation_top1_error": validation and validation.top1,
+    }
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -33,7 +33,9 @@ def default_in_words(schema: JsonSchema, is_required: bool) -> str:
     if is_required:
         return "required"
     default = schema.get("default", {})
-    return "`{}`" if isinstance(default, Mapping) else _as_yaml(default)
+    if isinstance(default, Mapping):
+        return f"`{{kind: {default['kind']}}}`" if "kind" in default else "`{}`"
+    return _as_yaml(default)
 
 
 def _as_yaml(value: Any) -> str:

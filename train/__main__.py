@@ -189,14 +189,15 @@ def export(
 ) -> None:
     """Write a finished student as a plain state dict and as a torch.export program."""
     run = open_named_study(name, overrides, caches, runs, cache).run(method, seed)
-    from train.export import export_student
+    from train.export import EMA, export_student, weights_of
 
-    card = export_student(run, which, folder, device=device)
-    new_console().print(
-        f"{folder}/student.pt, .pt2 and .json: {card['model']}, epoch {card['epoch']}; loaded "
-        f"again, top-1 error {card['top1_error']:.2f} %, as program "
-        f"{card['program_top1_error']:.2f} %"
-    )
+    for weights in weights_of(run, which):
+        card = export_student(run, weights, folder, device=device)
+        new_console().print(
+            f"{folder}/student{EMA if weights.endswith(EMA) else ''}.pt, .pt2 and .json: "
+            f"{card['model']}, epoch {card['epoch']}; loaded again, top-1 error "
+            f"{card['top1_error']:.2f} %, as program {card['program_top1_error']:.2f} %"
+        )
 
 
 @app.command()

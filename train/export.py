@@ -3,6 +3,7 @@
 student.pt     the network's own keys, which the constructor of its architecture loads
 student.pt2    torch.export, for any batch size: normalised float32 (B, C, H, W) -> logits (B, K)
 student.json   architecture, classes, normalisation, errors and where it comes from
+student-ema.*  the same of averaged weights, where the recipe has them
 
 Before anything is written the weights are compared with the checksum that the run's summary has of
 them. The program must give the network's logits on test images, up to rounding, before it gets its
@@ -32,6 +33,7 @@ from runtime.files import write_atomically, written_aside
 from store.identity import file_sha256
 from train import TrainError
 from train.loop import evaluate
+from train.records import EMA
 from train.runs import SUMMARY_FILE
 from train.study import Run, Study
 from views.batches import Pixels
@@ -42,13 +44,17 @@ from views.pixels import evaluation_pixels
 _ROUNDING = 1e-3
 _COMPARED_IMAGES = 256
 
-Which = Literal["best", "last"]
+Which = Literal["best", "last", "best-ema", "last-ema"]
 
 
 def export_student(run: Run, which: Which, folder: Path, *, device: str = "auto") -> dict[str, Any]:
-    """Write the three files into `folder`; returns the card. Raises TrainError."""
+    """Write the three files into `folder`; returns the card. Raises TrainError.
+
+    Those of averaged weights are called `student-ema`, and stand beside those of the others.
+    """
     study = run.study
     weights = _intact_weights(run, which)
+    file = folder / ("student" + (EMA if which.endswith(EMA) else ""))
     picked = pick_device(device)
     network = _loaded(study, weights).to(picked)
     test = evaluation_pixels(
@@ -57,8 +63,8 @@ def export_student(run: Run, which: Which, folder: Path, *, device: str = "auto"
     errors = evaluate(network, test, run.training.precision, picked)
     folder.mkdir(parents=True, exist_ok=True)
     plain = network.cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    program = _written_program(plain, test, folder / "student.pt2")
-    shutil.copyfile(weights, folder / "student.pt")
+    program = _written_program(plain, test, file.with_suffix(".pt2"))
+    shutil.copyfile(weights, file.with_suffix(".pt"))
     card = {
         **_origin(run, which),
         "input_shape": [test.shape[2], test.shape[0], test.shape[1]],
@@ -66,8 +72,14 @@ def export_student(run: Run, which: Which, folder: Path, *, device: str = "auto"
         "top5_error": errors.top5,
         "program_top1_error": _errors_of(program, test).top1,  # in float32
     }
-    write_atomically(folder / "student.json", (json.dumps(card, indent=1) + "\n").encode())
+    write_atomically(file.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     return card
+
+
+def weights_of(run: Run, when: Literal["best", "last"]) -> list[Which]:
+    """What a run has of that epoch: the network's weights, and their average if it has one."""
+    averaged: Which = "best-ema" if when == "best" else "last-ema"
+    return [when, averaged] if averaged in (run.summary or {}) else [when]
 
 
 def _intact_weights(run: Run, which: Which) -> Path:
@@ -105,7 +117,7 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
         "shown": as_plain(study.teacher.views.eval_transform),
         "method": run.method,
         "seed": run.seed,
-        "epoch": summary["best"]["epoch"] if which == "best" else summary["epochs"],
+        "epoch": summary[which].get("epoch", summary["epochs"]),
         "reported_top1_error": summary[which]["top1_error"],
         "cache": summary["cache"],
         "cache_sha256": summary["cache_sha256"],

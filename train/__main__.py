@@ -189,7 +189,8 @@ def export(
 ) -> None:
     """Write a finished student as a plain state dict and as a torch.export program."""
     run = open_named_study(name, overrides, caches, runs, cache).run(method, seed)
-    from train.export import EMA, export_student, weights_of
+    from train.export import export_student, weights_of
+    from train.records import EMA
 
     for weights in weights_of(run, which):
         card = export_student(run, weights, folder, device=device)

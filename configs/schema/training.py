@@ -222,7 +222,7 @@ class TeacherTraining(Training):
     limit: PositiveInt | None = None
     """Training samples per class; `null`: all of the training split."""
     label_smoothing: Fraction = 0.0
-    """Share of each label that is spread over all classes. (Of a student: an option of `ce`.)"""
+    """Share of each label that is spread over all classes; of a student an option of `ce`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

@@ -18,7 +18,12 @@ from configs.schema import as_plain
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 # Keys that choose a variant of their block: they are the variants' headings, not rows.
-VARIANTS = {"dataset.type", "views.augment.kind", "training.schedule.kind"}
+VARIANTS = {
+    "dataset.type",
+    "views.augment.kind",
+    "training.schedule.kind",
+    "training.optimizer.kind",
+}
 BLOCKS = [each for each in vars(schema).values() if dataclasses.is_dataclass(each)]
 
 

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +19,8 @@ from runtime.formats import format_size
 from runtime.text import one_line
 
 MAX_DEPTH = 32
-MAX_DIGITS = 19  # of an integer: what 64 bits hold
+_INTEGERS = range(-(2**63), 2**64)  # what 64 bits hold, signed or not
+_LONGEST_INTEGER = 20  # digits, or 19 and a sign
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISLNK, "a symbolic link"),
@@ -114,18 +116,28 @@ def _refused(word: str) -> Any:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS + 1:
+    if len(digits) > _LONGEST_INTEGER:
         raise ValueError(f"an integer of {len(digits):,} digits")
-    return int(digits)
+    if (value := int(digits)) not in _INTEGERS:
+        raise ValueError(f"{value} does not fit 64 bits")
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"duplicate key {twice!r}")
+        raise ValueError(f"duplicate key {_first_twice(key for key, _ in pairs)!r}")
     return found
+
+
+def _first_twice(keys: Iterable[str]) -> str:
+    """The first key that came before; one does. Looks at each once: there may be millions."""
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            return key
+        seen.add(key)
+    raise AssertionError("no key occurs twice")
 
 
 def _check_values(value: Any, max_depth: int) -> None:

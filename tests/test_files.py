@@ -83,6 +83,8 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         (b'{"a": 1e999}', "too large"),
         (b'{"a": 1, "b": 2, "a": 3}', "duplicate key 'a'"),
         (b'{"a": ' + b"9" * 5000 + b"}", "5,000 digits"),
+        (b'{"a": 18446744073709551616}', "18446744073709551616 does not fit 64 bits"),
+        (b'{"a": -9223372036854775809}', "does not fit 64 bits"),
         (b'{"a": "\\ud800"}', "surrogates"),
         (b"[" * 100 + b"]" * 100, "deeper than 32"),
         (b"[" * 100_000, "too deeply"),
@@ -92,6 +94,19 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 def test_json_that_readers_disagree_on_is_refused(text: bytes, reason: str) -> None:
     with pytest.raises(BadFile, match=reason):
         parse_json(text, Path("manifest.json"))
+
+
+def test_a_key_that_occurs_twice_is_found_at_once_among_many() -> None:
+    keys = b",".join(b'"%d":0' % number for number in range(200_000))
+    with pytest.raises(BadFile, match="duplicate key '199999'"):  # compared in pairs: minutes
+        parse_json(b"{" + keys + b',"199999":1}', Path("manifest.json"))
+
+
+def test_every_integer_of_64_bits_is_read() -> None:
+    assert parse_json(b"[-9223372036854775808, 18446744073709551615]", Path("x")) == [
+        -(2**63),
+        2**64 - 1,
+    ]
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime.errors import UserError, did_you_mean
+from runtime.errors import UserError
 
 PYTHON_PREFIX = "python:"  # python:package.module:function builds a network of the user's own
+TIMM_PREFIX = "timm:"  # timm:NAME is timm's model of that name
 
 
 class ArchError(UserError, ValueError):
@@ -53,7 +54,11 @@ def _features(*numbers: int) -> tuple[str, ...]:
     return tuple(f"features.{number}" for number in numbers)
 
 
-# Other classifiers of torchvision, with the last module at each of the four coarsest resolutions.
+# torchvision's plain transformers, which are built for images of one size, with their depths.
+VISION_TRANSFORMERS = {"vit_b_16": 12, "vit_b_32": 12, "vit_l_16": 24, "vit_l_32": 24}
+
+# Other classifiers of torchvision, with the last module at each of the four coarsest resolutions;
+# of a plain transformer four of its blocks, evenly.
 _OTHER_STAGES: dict[str, tuple[str, ...]] = {
     "mobilenet_v2": _features(3, 6, 13, 18),
     "mobilenet_v3_large": _features(3, 6, 12, 16),
@@ -80,6 +85,14 @@ _OTHER_STAGES: dict[str, tuple[str, ...]] = {
         (f"densenet{depth}" for depth in (121, 161, 169, 201)),
         tuple(f"features.denseblock{number}" for number in range(1, 5)),
     ),
+    **dict.fromkeys(
+        (f"swin_{version}{size}" for version in ("", "v2_") for size in "tsb"),
+        _features(1, 3, 5, 7),
+    ),
+    **{
+        name: tuple(f"encoder.layers.encoder_layer_{depth * n // 4 - 1}" for n in range(1, 5))
+        for name, depth in VISION_TRANSFORMERS.items()
+    },
 }
 
 # The small-image ResNets have three stages, torchvision's four; each ends with a ReLU.
@@ -92,7 +105,7 @@ DEFAULT_STAGES: dict[str, tuple[str, ...]] = {
 
 def has_stem(arch: str) -> bool:
     """Whether `stem` changes the network; the others ignore it or accept one value only."""
-    return arch not in CIFAR_RESNETS and not arch.startswith(PYTHON_PREFIX)
+    return arch not in CIFAR_RESNETS and not arch.startswith((PYTHON_PREFIX, TIMM_PREFIX))
 
 
 def stem_hint(arch: str, stem: str, image_shape: tuple[int, int, int], key: str) -> str:
@@ -107,19 +120,10 @@ def stem_hint(arch: str, stem: str, image_shape: tuple[int, int, int], key: str)
 
 
 def known_archs() -> tuple[str, ...]:
+    """The names that need no prefix."""
     return tuple(DEFAULT_STAGES)
 
 
-def check_arch(arch: str) -> None:
-    """Raise ArchError, with the nearest name, unless `arch` names a network."""
-    if arch in DEFAULT_STAGES:
-        return
-    if arch.startswith(PYTHON_PREFIX):
-        if arch.count(":") == 2 and all(arch.split(":")):
-            return
-        raise ArchError(f"arch {arch!r} does not have the form python:package.module:function")
-    near = did_you_mean(arch, known_archs())
-    raise ArchError(
-        f"unknown arch {arch!r}{near or '.'} Known: {', '.join(known_archs())}, and "
-        f"python:package.module:function"
-    )
+def timm_model(arch: str) -> str:
+    """The name of timm's model; "" of a network that is none of them."""
+    return arch.removeprefix(TIMM_PREFIX) if arch.startswith(TIMM_PREFIX) else ""

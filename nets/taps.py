@@ -1,7 +1,8 @@
 """The taps: what is read of a network, how it is called, reduced, and hooked.
 
-A tapped stage is a module by name, and what it returns is a map: before any operation behind it
-that works in place (`changed_in_place` finds these). The teacher's maps are reduced inside the
+A tapped stage is a module by name, and what it returns is taken as a map (B, C, H, W), whatever its
+own layout (`nets.layout`), before any operation behind it that works in place (`changed_in_place`
+finds these). The teacher's maps are reduced inside the
 forward pass, so that none outlives its stage; the student's are handed over as they are, because
 its connectors need them. Imports no torch, so that names can be looked up without loading it.
 """
@@ -14,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from nets.archs import DEFAULT_STAGES
-from runtime.errors import UserError
+from nets.layout import TapError, as_map, layout_of
+from nets.names import default_stages
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["logits", "correct", "stage", "energy", "hint"]
 Value = TypeVar("Value")
-
-
-class TapError(UserError, ValueError):
-    """A tap that does not exist, or a stage that the network lacks."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def stage_modules(
 
     key: where the config names them, for the TapError where there are none.
     """
-    modules = DEFAULT_STAGES.get(arch) if stages is None else stages
+    modules = default_stages(arch) if stages is None else stages
     if not modules:
         raise TapError(f"arch {arch!r} has no default stages: name its modules under {key}")
     return {f"stage{number}": module for number, module in enumerate(modules, start=1)}
@@ -153,26 +150,20 @@ def as_is(stage: str, features: Tensor) -> Tensor:
     return features
 
 
-def as_map(module: str, output: Tensor) -> Tensor:
-    """What a module returned, as a map (B, C, H, W); here other layouts would become one.
-
-    Raises TapError where it is none.
-    """
-    shape = tuple(getattr(output, "shape", ()))
-    if len(shape) != 4:
-        what = f"of shape {shape[1:]} for an image" if shape else f"a {type(output).__name__}"
-        raise TapError(f"the output of the module {module!r} is {what}, not a map (C, H, W)")
-    return output
-
-
 @contextmanager
 def read_stages(
-    network: nn.Module, stages: Mapping[str, str], reduce: Callable[[str, Tensor], Value]
+    network: nn.Module,
+    stages: Mapping[str, str],
+    reduce: Callable[[str, Tensor], Value],
+    image_size: tuple[int, int] = (1, 1),
 ) -> Iterator[dict[str, Value]]:
-    """While open, each forward pass fills the yielded dict: stage -> reduce(stage, output).
+    """While open, each forward pass fills the yielded dict: stage -> reduce(stage, map).
 
-    The hooks go when the context closes, also on an error. Raises TapError for an unknown module.
+    The map is (B, C, H, W), whatever the layout of the module's output. image_size: (H, W) of the
+    images; only their proportions matter. The hooks go when the context closes, also on an error.
+    Raises TapError for an unknown module, and in a pass for an output that is no map.
     """
+    layout = layout_of(network)
     modules = dict(network.named_modules())
     missing = [module for module in stages.values() if module not in modules]
     if missing:
@@ -182,7 +173,7 @@ def read_stages(
 
     def hook_for(stage: str, name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-            values[stage] = reduce(stage, as_map(name, output))
+            values[stage] = reduce(stage, as_map(name, output, layout, image_size))
 
         return keep
 
@@ -207,7 +198,8 @@ def changed_in_place(
     from nets.draws import seeded
 
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    with seeded(0), read_stages(network, stages, _with_version) as versioned:
+    size = images.shape[2], images.shape[3]
+    with seeded(0), read_stages(network, stages, _with_version, size) as versioned:
         functional_call(network, buffers, (images,))
     maps = {stage: features for stage, (features, _) in versioned.items()}
     return maps, {stage for stage, (now, version) in versioned.items() if now._version != version}

@@ -13,7 +13,7 @@ from nets.precision import autocast
 from nets.taps import Tap, read_stages
 from nets.weights import load_weights
 from nets.weights_file import fetched_weights
-from nets.zoo import build
+from nets.zoo import build_net
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Teacher:
 
         with (
             autocast(self.precision, self.device),
-            read_stages(self.network, stages, reduce) as by_stage,
+            read_stages(
+                self.network, stages, reduce, (images.shape[2], images.shape[3])
+            ) as by_stage,
         ):
             logits = self.network(images).float()
         values = {"logits": logits, "correct": (logits.argmax(dim=1) == labels).to(torch.uint8)}
@@ -70,15 +72,16 @@ def load_teacher_network(
     stages: Mapping[str, str],
     *,
     num_classes: int,
-    in_channels: int,
+    image_shape: tuple[int, int, int],
     device: torch.device,
     calibration: Iterable[Tensor],
 ) -> Teacher:
     """Build the teacher, load its weights and freeze it. Raises ArchError.
 
-    calibration: batches (B, C, H, W) on the device; read only with `bn: recalibrated`.
+    image_shape: (H, W, C). calibration: batches (B, C, H, W) on the device; read only with
+    `bn: recalibrated`.
     """
-    network = build(config.arch, num_classes=num_classes, in_channels=in_channels, stem=config.stem)
+    network = build_net(config, num_classes=num_classes, image_shape=image_shape)
     load_weights(network, fetched_weights(config.weights))
     network = network.eval().requires_grad_(False)
     network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nets.archs import ArchError
@@ -53,6 +55,8 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
 def read_tensors(path: Path, *, follow: bool = True) -> dict[str, Any]:
     """The dict in a file of weights or a checkpoint, whose checksums have been compared.
 
+    A file is one of safetensors by its name.
+
     Tensors may lie in the file itself (a private map of it) until they are copied. follow: also
     through a link. Raises ArchError, which says what else the file is; BadFile where it is no
     regular file.
@@ -62,6 +66,8 @@ def read_tensors(path: Path, *, follow: bool = True) -> dict[str, Any]:
     except FileNotFoundError:
         raise ArchError(f"there is no weights file {one_line(path)}") from None
     with file:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(file, path)
         if (container := check_container(file, path)) == "script":
             raise torchscript_program(path)
         content = _loaded(file, path, is_zip=container == "zip")
@@ -84,28 +90,61 @@ def _loaded(file: BinaryIO, path: Path, *, is_zip: bool) -> Any:
         raise unreadable(file, path, error, _WRAPPERS) from None
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def _read_safetensors(file: BinaryIO, path: Path) -> dict[str, Any]:
+    """The tensors of an opened file, which the format's own reader maps and checks."""
+    try:
+        return dict(load_file(f"/proc/self/fd/{file.fileno()}"))
+    except (SafetensorError, OSError) as error:
+        raise ArchError(
+            f"{one_line(path)} is not a readable .safetensors file: {one_line(error)}"
+        ) from None
+
+
+def load_weights(
+    network: nn.Module,
+    path: Path,
+    *,
+    convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    without: Collection[str] = (),
+) -> None:
     """Fill `network` from the state dict in a file.
 
     The state dict may be under a key of its own (`state_dict`, `model`, `model_state_dict`, `net`),
     and all its keys may share a prefix that wrappers leave (`module.`, `student.`, ...). Numbers
-    may be of another precision. Raises ArchError, which names the keys that do not fit.
+    may be of another precision. convert: applied to tensors that do not fit as they are. without:
+    modules that the file may lack or have in another shape, which stay as they are. Raises
+    ArchError, which names the keys that do not fit.
     """
-    expected = network.state_dict()
+    expected = _without_modules(network.state_dict(), without)
     loaded = _without_prefix(_unwrapped(read_tensors(path), path), expected.keys())
-    differences = [f"missing: {key}" for key in expected if key not in loaded]
-    differences += [f"unexpected: {one_line(key)}" for key in loaded if key not in expected]
-    differences += [
-        f"{key} {mismatch}"
-        for key, own in expected.items()
-        if key in loaded and (mismatch := mismatch_with(own, loaded[key]))
-    ]
-    if differences:
-        more = len(differences) - _SHOWN_DIFFERENCES
+    differing = _differences(_without_modules(loaded, without), expected)
+    if differing and convert is not None:
+        loaded = convert(loaded)
+        differing = _differences(_without_modules(loaded, without), expected)
+    if differing:
+        more = len(differing) - _SHOWN_DIFFERENCES
         tail = f"\n  and {more} more" if more > 0 else ""
-        shown = "\n  ".join(differences[:_SHOWN_DIFFERENCES])
+        shown = "\n  ".join(differing[:_SHOWN_DIFFERENCES])
         raise ArchError(f"the weights in {one_line(path)} do not fit the network:\n  {shown}{tail}")
-    network.load_state_dict(loaded)
+    network.load_state_dict(network.state_dict() | _without_modules(loaded, without))
+
+
+def _differences(loaded: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """One line for each tensor that a file lacks, has beside, or has in another form."""
+    return [
+        *(f"missing: {key}" for key in expected if key not in loaded),
+        *(f"unexpected: {one_line(key)}" for key in loaded if key not in expected),
+        *(
+            f"{key} {mismatch}"
+            for key, own in expected.items()
+            if key in loaded and (mismatch := mismatch_with(own, loaded[key]))
+        ),
+    ]
+
+
+def _without_modules(tensors: Mapping[str, Any], modules: Collection[str]) -> dict[str, Any]:
+    prefixes = tuple(f"{module}." for module in modules)
+    return {key: value for key, value in tensors.items() if not key.startswith(prefixes)}
 
 
 def mismatch_with(own: Any, found: Any, *, exactly: bool = False) -> str:

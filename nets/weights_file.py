@@ -1,6 +1,6 @@
 """Where a teacher's weights are, and what is known of them before they are there.
 
-Downloads only where asked to, and imports torch only for weights that torchvision names.
+Downloads only where asked to, and imports torch only for weights that torchvision or timm names.
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ import hashlib
 import re
 from pathlib import Path
 
+from nets.archs import TIMM_PREFIX, timm_model
+
 _TORCHVISION = "torchvision:"
 
 
 def weights_file(weights: str) -> Path:
-    """The file that `teacher.weights` (a path, or `torchvision:NAME`) names; it need not exist.
+    """The file that `teacher.weights` names; it need not exist.
 
-    Raises ArchError for a name that torchvision does not know.
+    weights: a path, `torchvision:NAME` or `timm:MODEL`. Raises ArchError for an unknown name.
     """
+    if model := timm_model(weights):
+        from nets.timm_weights import pretrained_file
+
+        return pretrained_file(model)
     if not is_downloadable(weights):
         return Path(weights)
     from nets.weights import torchvision_file
@@ -25,20 +31,25 @@ def weights_file(weights: str) -> Path:
 
 
 def fetched_weights(weights: str) -> Path:
-    """The same file, first downloaded if torchvision names it and it is missing.
+    """The same file, first downloaded if a library names it and it is missing.
 
     Raises ArchError if that fails.
     """
     file = weights_file(weights)
-    if not file.is_file() and is_downloadable(weights):
-        from nets.weights import download_torchvision
+    if file.is_file() or not is_downloadable(weights):
+        return file
+    if model := timm_model(weights):
+        from nets.timm_weights import download_pretrained
 
-        download_torchvision(weights.removeprefix(_TORCHVISION), file)
+        return download_pretrained(model)
+    from nets.weights import download_torchvision
+
+    download_torchvision(weights.removeprefix(_TORCHVISION), file)
     return file
 
 
 def is_downloadable(weights: str) -> bool:
-    return weights.startswith(_TORCHVISION)
+    return weights.startswith((_TORCHVISION, TIMM_PREFIX))
 
 
 def known_sha256(weights: str) -> str | None:

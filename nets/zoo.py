@@ -1,8 +1,8 @@
 """Builds a network by name.
 
-Four kinds: the CIFAR ResNets of the usual small-image benchmark (three stages, 6n+2 layers);
+Five kinds: the CIFAR ResNets of the usual small-image benchmark (three stages, 6n+2 layers);
 torchvision's ResNets, with their own stem or one for small images; torchvision's other classifiers
-as they are; and a function of the user's own. The networks know nothing of taps.
+as they are; timm's models; and a function of the user's own. The networks know nothing of taps.
 
 Leaves out the parameter-free shortcut of the 2015 paper: today's benchmark uses a 1x1 convolution,
 and so do the published figures that this project compares with.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +21,51 @@ from nets.archs import (
     CIFAR_RESNETS,
     PYTHON_PREFIX,
     TORCHVISION_RESNETS,
+    VISION_TRANSFORMERS,
     ArchError,
-    check_arch,
+    timm_model,
 )
+from nets.names import check_arch
+
+
+class Net(Protocol):
+    """A teacher or a student as its file describes it."""
+
+    @property
+    def arch(self) -> str: ...
+    @property
+    def stem(self) -> str: ...
+
+
+def build_net(
+    net: Net, *, num_classes: int, image_shape: tuple[int, int, int], seed: int = 0
+) -> nn.Module:
+    """The network of a config, for images of shape (H, W, C). Raises ArchError."""
+    height, width, channels = image_shape
+    return build(
+        net.arch,
+        num_classes=num_classes,
+        in_channels=channels,
+        stem=net.stem,
+        seed=seed,
+        image_size=(height, width),
+    )
 
 
 def build(
-    arch: str, *, num_classes: int, in_channels: int = 3, stem: str = "cifar", seed: int = 0
+    arch: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    stem: str = "cifar",
+    seed: int = 0,
+    image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
     """A new network whose weights depend on `seed` alone. Raises ArchError.
 
-    `python:package.module:function` calls function(num_classes=..., in_channels=...).
+    `python:package.module:function` calls function(num_classes=..., in_channels=...). image_size:
+    (H, W), for networks that are built for one size (transformers); None: the usual one.
+    num_classes 0: without a classifier, of timm's models.
     """
     check_arch(arch)
     with torch.random.fork_rng(devices=[]):
@@ -40,11 +75,17 @@ def build(
             return CifarResNet(shape.blocks_per_stage, shape.widths, num_classes, in_channels)
         if arch.startswith(PYTHON_PREFIX):
             return _python_network(arch, num_classes, in_channels)
+        if model := timm_model(arch):
+            from nets.timm_models import build_model
+
+            return build_model(
+                model, num_classes=num_classes, in_channels=in_channels, image_size=image_size
+            )
         if arch in TORCHVISION_RESNETS:
             return _torchvision_resnet(arch, num_classes, in_channels, stem)
         if stem != "imagenet" or in_channels != 3:
             raise ArchError(f"arch {arch!r} exists only with stem: imagenet and for RGB images")
-        return _torchvision_network(arch, num_classes)
+        return _torchvision_network(arch, num_classes, image_size)
 
 
 class CifarResNet(nn.Module):
@@ -102,13 +143,24 @@ def _stage(in_width: int, out_width: int, num_blocks: int, stride: int) -> nn.Se
     return nn.Sequential(first, *rest)
 
 
-def _torchvision_network(arch: str, num_classes: int) -> nn.Module:
+def _torchvision_network(
+    arch: str, num_classes: int, image_size: tuple[int, int] | None = None
+) -> nn.Module:
     from torchvision_shim import import_torchvision
 
     import_torchvision()
     from torchvision import models
 
-    network: nn.Module = getattr(models, arch)(weights=None, num_classes=num_classes)
+    settings: dict[str, Any] = {"num_classes": num_classes}
+    if arch in VISION_TRANSFORMERS and image_size is not None:
+        if image_size[0] != image_size[1]:
+            size = "x".join(map(str, image_size))
+            raise ArchError(f"arch {arch!r} is for square images, and these have {size} pixels")
+        settings["image_size"] = image_size[0]
+    try:
+        network: nn.Module = getattr(models, arch)(weights=None, **settings)
+    except AssertionError as error:
+        raise ArchError(f"arch {arch!r} cannot be built for {image_size}: {error}") from error
     return network
 
 

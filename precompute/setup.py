@@ -11,8 +11,9 @@ from configs.commands import teacher_command
 from configs.load import load_teacher, refuse_missing_data
 from configs.paths import no_weights
 from configs.schema import TeacherConfig
-from nets.archs import ArchError, check_arch
+from nets.archs import ArchError
 from nets.identity import teacher_identity
+from nets.names import check_arch
 from nets.taps import Tap, stage_modules, taps_asked
 from nets.weights_file import fetched_weights, known_sha256
 from store.find import cache_folder

@@ -63,7 +63,7 @@ class TeacherPass:
             config.teacher,
             setup.stages,
             num_classes=dataset.num_classes,
-            in_channels=self.pixels.shape[2],
+            image_shape=self.pixels.shape,
             device=device,
             calibration=calibration_batches(self.pixels),
         )

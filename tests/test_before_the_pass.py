@@ -11,6 +11,7 @@ import pytest
 import precompute.__main__
 from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import ArchError
+from nets.layout import size_like
 from nets.taps import TapError
 from nets.weights import save_atomically
 from nets.zoo import build
@@ -21,7 +22,6 @@ from train.check import check_study
 from train.connectors import StageMismatch
 from train.student import train_student
 from train.study import Study, open_study
-from train.terms import size_like
 
 ROOT = Path(__file__).parent.parent
 OWN = "python:tests.support.own_network"

@@ -19,7 +19,7 @@ from configs.load import (
     to_yaml,
 )
 from configs.schema import as_plain
-from nets.archs import check_arch
+from nets.names import check_arch
 
 
 @pytest.mark.parametrize("name", available("teacher"))

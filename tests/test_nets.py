@@ -14,7 +14,8 @@ from torch import nn
 
 from configs.schema import TeacherNet
 from nets.archs import CIFAR_RESNETS, ArchError, known_archs
-from nets.taps import TapError, as_is, channel_means, read_stages, stage_modules
+from nets.layout import TapError
+from nets.taps import as_is, channel_means, read_stages, stage_modules
 from nets.teacher import load_teacher_network, recalibrate
 from nets.weights import load_weights, save_atomically
 from nets.weights_file import fetched_weights
@@ -186,7 +187,7 @@ def test_teacher_outputs_are_logits_means_and_correctness(tmp_path: Path) -> Non
     cpu = torch.device("cpu")
     stages = stage_modules("resnet8")
     teacher = load_teacher_network(
-        config, stages, num_classes=3, in_channels=3, device=cpu, calibration=[]
+        config, stages, num_classes=3, image_shape=(8, 8, 3), device=cpu, calibration=[]
     )
     images = torch.randn(5, 3, 8, 8)
     logits = teacher.network(images)
@@ -216,7 +217,7 @@ def test_the_teacher_computes_in_the_precision_of_its_file(tmp_path: Path) -> No
             TeacherNet(arch="resnet8", weights=str(tmp_path / "weights.pt"), precision=precision),
             stage_modules("resnet8", None),
             num_classes=3,
-            in_channels=3,
+            image_shape=(16, 16, 3),
             device=torch.device("cpu"),
             calibration=(),
         )

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from configs.schema import Hint, TapsConfig
-from nets.taps import Tap, TapError, in_order, read_stages, taps_asked, taps_stored
+from nets.layout import TapError
+from nets.taps import Tap, in_order, read_stages, taps_asked, taps_stored
 from nets.teacher import Teacher
 from nets.zoo import build
 from store.layout import TapSpec, is_opt_in, kind_of

@@ -13,9 +13,10 @@ import torch
 from configs.commands import cache_command
 from configs.schema import LossTerm, StudentConfig, TeacherConfig
 from nets.archs import ArchError
-from nets.taps import Tap, TapError, stage_modules, taps_asked
+from nets.layout import TapError
+from nets.taps import Tap, stage_modules, taps_asked
 from nets.teacher import Teacher
-from nets.zoo import build
+from nets.zoo import build_net
 from store.errors import fixes_spelled_by
 from store.layout import TapSpec
 from train import TrainError
@@ -52,7 +53,7 @@ def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]
     check_augmentable(dataset.train.first_shape, config.views.augment)
     shape = view_shape(dataset.train.first_shape, config.views.augment)
     net, device = config.teacher, torch.device("cpu")
-    network = build(net.arch, num_classes=dataset.num_classes, in_channels=shape[2], stem=net.stem)
+    network = build_net(net, num_classes=dataset.num_classes, image_shape=shape)
     stages = stage_modules(net.arch, config.taps.stages)
     taps = taps_asked(config.taps, stages)
     try:
@@ -79,12 +80,7 @@ def check_student(
     num_classes: int,
 ) -> None:
     """Raise ArchError, TapError or StageMismatch unless the student fits these taps."""
-    network = build(
-        config.student.arch,
-        num_classes=num_classes,
-        in_channels=image_shape[2],
-        stem=config.student.stem,
-    )
+    network = build_net(config.student, num_classes=num_classes, image_shape=image_shape)
     connectors_for(network, config.student, terms, taps, image_shape, seed=0)
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from configs.schema import LossTerm, StudentNet
 from nets.archs import ArchError
+from nets.layout import TapError, size_like
 from nets.taps import (
     Tap,
-    TapError,
     as_is,
     channel_means,
     in_order,
@@ -25,7 +25,7 @@ from nets.taps import (
 )
 from store.layout import TapSpec
 from train import TrainError
-from train.terms import loss_named, size_like
+from train.terms import loss_named
 
 
 class StageMismatch(TrainError):
@@ -135,7 +135,7 @@ def student_shapes(
     was_training = network.training
     network.eval()
     try:
-        with torch.no_grad(), read_stages(network, stages, as_is) as maps:
+        with torch.no_grad(), read_stages(network, stages, as_is, (height, width)) as maps:
             network(torch.zeros(1, channels, height, width))
     except TapError as error:
         raise TapError(f"student.stages: {error.problem}", fix=error.fix) from None

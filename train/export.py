@@ -27,7 +27,7 @@ from configs.commands import student_command
 from configs.schema import as_plain
 from nets.error_rates import ErrorRates, count_errors
 from nets.weights import load_weights
-from nets.zoo import build
+from nets.zoo import build_net
 from runtime.devices import pick_device
 from runtime.files import write_atomically, written_aside
 from store.identity import file_sha256
@@ -125,11 +125,8 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
 
 
 def _loaded(study: Study, weights: Path) -> nn.Module:
-    network = build(
-        study.config.student.arch,
-        num_classes=study.dataset.num_classes,
-        in_channels=study.image_shape[2],
-        stem=study.config.student.stem,
+    network = build_net(
+        study.config.student, num_classes=study.dataset.num_classes, image_shape=study.image_shape
     )
     load_weights(network, weights)
     channels_last: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -124,7 +124,8 @@ def reading_maps(learner: Learner, pixels: Pixels, batch_size: int) -> Iterator[
     def own(stage: str, features: Tensor) -> Tensor:
         return features.clone() if stage in changed else features
 
-    with read_stages(learner.network, learner.stages, own) as learner.maps:
+    size = pixels.shape[0], pixels.shape[1]
+    with read_stages(learner.network, learner.stages, own, size) as learner.maps:
         yield
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from nets.archs import stem_hint
 from nets.taps import taps_stored
 from nets.teacher import load_teacher_network
-from nets.zoo import build
+from nets.zoo import build_net
 from runtime.cost import Memory, measured_rate, memory_with
 from runtime.devices import pick_device
 from store import TeacherCache
@@ -90,11 +90,10 @@ def open_session(
     study, student = run.study, run.study.config.student
     check_methods(study, [run.method])
     data = data or study.pixels(device, num_workers)
-    network = build(
-        student.arch,
+    network = build_net(
+        student,
         num_classes=study.dataset.num_classes,
-        in_channels=study.image_shape[2],
-        stem=student.stem,
+        image_shape=study.image_shape,
         seed=run.seed,
     )
     learner = make_learner(
@@ -136,7 +135,7 @@ def _teacher_source(run: Run, device: torch.device, data: DatasetPixels) -> Teac
         study.teacher.teacher,
         study.teacher_stages,
         num_classes=study.dataset.num_classes,
-        in_channels=study.image_shape[2],
+        image_shape=study.image_shape,
         device=device,
         calibration=calibration_batches(data.train),
     )

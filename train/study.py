@@ -21,7 +21,8 @@ from configs.schema import (
     as_identity,
     as_plain,
 )
-from nets.archs import check_arch, has_stem
+from nets.archs import has_stem
+from nets.names import check_arch
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules, taps_asked
 from store.differences import Difference, differences, short_repr

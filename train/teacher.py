@@ -11,9 +11,9 @@ from rich.console import Console
 from configs.commands import teacher_command
 from configs.paths import no_weights
 from configs.schema import TeacherConfig
-from nets.archs import check_arch
+from nets.names import check_arch
 from nets.weights import save_atomically
-from nets.zoo import build
+from nets.zoo import build_net
 from runtime.cost import measured_rate
 from runtime.devices import pick_device
 from runtime.formats import format_duration
@@ -76,11 +76,10 @@ def _discard_other(run: TeacherRun, retrain: bool, console: Console) -> None:
 
 def _open_session(run: TeacherRun, data: DatasetPixels, device: torch.device) -> Session:
     """A new network and the images that it learns from."""
-    network = build(
-        run.config.teacher.arch,
+    network = build_net(
+        run.config.teacher,
         num_classes=run.dataset.num_classes,
-        in_channels=data.train.shape[2],
-        stem=run.config.teacher.stem,
+        image_shape=data.train.shape,
         seed=run.seed,
     )
     return Session(run, data, make_learner(network, None, run.training, device), NoTeacher())

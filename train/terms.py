@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -29,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import LossTerm
+from nets.layout import size_like
 from nets.taps import Tap, channel_means, in_order, spatial_energy
 from runtime.errors import did_you_mean
 from train import TrainError
@@ -269,20 +269,3 @@ def _same_size(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tens
         map_ = F.adaptive_avg_pool2d(energy.float().reshape(-1, 1, *shape), smaller)
         pooled.append(F.normalize(map_.flatten(1), dim=1, eps=1e-12))
     return pooled[0], pooled[1]
-
-
-def size_like(height: int, width: int, positions: int) -> tuple[int, int] | None:
-    """(height, width) of a map with so many positions and the proportions of `height` x `width`.
-
-    Each side may be off by less than one position, as strides round. None where no size is that
-    close, or two are equally close.
-    """
-    ideal = (positions * height / width) ** 0.5
-    sizes = sorted(
-        (abs(rows - ideal), rows)
-        for rows in range(max(1, math.ceil(ideal) - 1), math.floor(ideal) + 2)
-        if positions % rows == 0 and abs(positions / rows - positions / ideal) < 1
-    )
-    if not sizes or sizes[0][0] >= 1 or (len(sizes) > 1 and sizes[1][0] - sizes[0][0] < 0.1):
-        return None
-    return sizes[0][1], positions // sizes[0][1]

@@ -42,7 +42,7 @@ def make_cache(folder: Path, record_bytes: int, slab_bytes: int) -> Path:
         taps=taps,
         labels=np.zeros(num_samples, dtype=np.int64),
         num_views=1,
-        class_names=["only"],
+        class_names=list(map(str, range(record_bytes // 2))),
         canary={},
         preview=np.zeros((1, 1, 1, 1), dtype=np.uint8),
         versions={},

@@ -35,7 +35,11 @@ _MORE = {
     "cifar-152-50": 2,
     "imagenet-34-18": 2,
 }  # times the images of a step's benchmark
-_BLOCKS = 4
+_BLOCKS = 4  # at least
+
+
+def _block_rows(num_images: int) -> int:
+    return 1 << ((num_images // _BLOCKS).bit_length() - 1)
 
 
 def measure(shape: Shape, device: torch.device, rounds: int, batch_size: int) -> tuple[float, ...]:
@@ -51,7 +55,7 @@ def measure(shape: Shape, device: torch.device, rounds: int, batch_size: int) ->
 
         def whole_pass() -> float:
             path = folder / f"cache-{next(made)}"
-            with CacheWriter.open(path, content, block_rows=len(every) // _BLOCKS) as writer:
+            with CacheWriter.open(path, content, block_rows=_block_rows(len(every))) as writer:
                 started = time.perf_counter()
                 run_blocks(teacher_pass, writer, writer.work, StopRequest(), quiet)
                 return time.perf_counter() - started

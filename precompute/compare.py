@@ -108,12 +108,14 @@ def _joined(parts: Sequence[_Pair]) -> _Pair:
 
 
 def _compared(tap: str, pair: _Pair, batching: float, margin: NDArray[np.float32]) -> TapResult:
+    """What is not within its tolerance is wrong: so is NaN, which compares as nothing."""
     error = np.abs(pair.fresh - pair.stored)
     if tap == "correct":  # a bit may flip where the two largest logits are almost equal
-        wrong = (error > 0) & (margin > 2 * batching)
+        wrong = ~(error <= 0) & ~(margin <= 2 * batching)
         return TapResult(tap, float(error[wrong].max(initial=0)), 0.0, int(wrong.sum()))
     allowed = batching * np.abs(pair.fresh).max() + pair.rounding
-    return TapResult(tap, float(error.max()), float(allowed.max()), int((error > allowed).sum()))
+    wrong = ~(error <= allowed)
+    return TapResult(tap, float(error.max()), float(allowed.max()), int(wrong.sum()))
 
 
 def _rounding(

@@ -19,6 +19,7 @@ from runtime.formats import format_size
 from runtime.text import one_line
 
 MAX_DEPTH = 32
+MAX_VALUES = 2_000_000  # of a document: each takes some 100 bytes of memory
 _INTEGERS = range(-(2**63), 2**64)  # what 64 bits hold, signed or not
 _LONGEST_INTEGER = 20  # digits, or 19 and a sign
 _KINDS = (
@@ -93,13 +94,18 @@ def _read_all(file: BinaryIO, most: int) -> bytes:
     return b"".join(pieces)
 
 
-def parse_json(content: bytes, path: Path, *, max_depth: int = MAX_DEPTH) -> Any:
+def parse_json(
+    content: bytes, path: Path, *, max_depth: int = MAX_DEPTH, max_values: int = MAX_VALUES
+) -> Any:
     """The value of a JSON document in UTF-8. path: for the message.
 
     Refuses what readers disagree on: a byte-order mark, NaN and infinity, a key that occurs twice,
-    integers that 64 bits cannot hold, lone surrogates, deep nesting. Raises BadFile.
+    integers that 64 bits cannot hold, lone surrogates, deep nesting; and, before anything is
+    parsed, more than `max_values` keys and values. Raises BadFile.
     """
     try:
+        if sum(map(content.count, (b",", b":", b"[", b"{"))) > max_values:
+            raise ValueError(f"more than {max_values:,} values")
         text = content.decode("utf-8")
         value = json.loads(
             text, parse_constant=_refused, parse_int=_integer, object_pairs_hook=_object

@@ -24,6 +24,7 @@ from rich.progress import TransferSpeedColumn as Speed
 from runtime.commands import new_app, new_console, run_command
 from runtime.files import write_atomically
 from runtime.options import Caches
+from runtime.text import visible
 from store.describe import info_text, list_text
 from store.errors import CacheError, make_command
 from store.look import describe_missing, details, overviews
@@ -42,7 +43,7 @@ def list_caches(
 ) -> None:
     """List the caches in a folder."""
     found = list(overviews(caches))
-    print(list_text(found) if found else f"{caches} holds no cache")
+    new_console().print(list_text(found) if found else f"{caches} holds no cache")
 
 
 @app.command()
@@ -89,8 +90,10 @@ def _checked(path: Path, console: Console) -> int:
     try:
         return _is_unsound(path, console)
     except CacheError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(visible(f"error: {error}"), file=sys.stderr)
+    except OSError as error:
+        print(visible(f"error: {path} cannot be read: {error}"), file=sys.stderr)
+    return 2
 
 
 def _is_unsound(path: Path, console: Console) -> bool:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from runtime.files import flush_folder, write_atomically
 from store.differences import Difference, differences
 from store.errors import CacheDamaged, CacheMismatch
-from store.folder import file_checksum, metadata_faults
 from store.identity import Identity
 from store.journal import ChunkKey, forget
 from store.layout import (
@@ -32,9 +31,9 @@ from store.layout import (
     next_path,
     whole_path,
     with_checksum,
-    zarr_metadata,
 )
 from store.manifest import Manifest, read_manifest, write_manifest
+from store.metadata import file_checksum, metadata_faults, zarr_metadata
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def manifest_for(
         manifest, taps=taps, num_views=num_views, measured=manifest.measured_with_views
     )
     forget(path, beyond(manifest))
-    return replace_metadata(path, grown, metadata_of(grown, content.whole)), False
+    return replace_metadata(path, grown), False
 
 
 def beyond(manifest: Manifest) -> Callable[[ChunkKey], bool]:
@@ -124,16 +123,17 @@ def draft_manifest(content: CacheContent, block_rows: int | None = None) -> Mani
 def _written_anew(path: Path, content: CacheContent, block_rows: int | None) -> Manifest:
     flush_folder(path.parent)
     manifest = draft_manifest(content, block_rows)
-    manifest = metadata_checksums(manifest, metadata_of(manifest, content.whole))
+    manifest = metadata_checksums(manifest, zarr_metadata(manifest))
     write_manifest(path, manifest)  # first; the zarr.json files follow
     return manifest
 
 
-def replace_metadata(path: Path, manifest: Manifest, metadata: Mapping[str, bytes]) -> Manifest:
+def replace_metadata(path: Path, manifest: Manifest) -> Manifest:
     """Replace a cache's manifest and zarr.json files; the cache is sound at every moment.
 
     Each new zarr.json is written beside the old one; then the manifest; then each is renamed.
     """
+    metadata = zarr_metadata(manifest)
     manifest = metadata_checksums(manifest, metadata)
     for name, data in metadata.items():
         file = path / ZARR_GROUP / name
@@ -168,7 +168,7 @@ def lay_out(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
     _remove_temporary_files(path)
     settle_metadata(path, manifest)
     if metadata_faults(path, manifest):
-        metadata = metadata_of(manifest, content.whole)
+        metadata = zarr_metadata(manifest)
         for name, data in metadata.items():
             write_atomically(group / name, data)
         respelled = metadata_checksums(manifest, metadata)
@@ -193,12 +193,6 @@ def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Man
     """The manifest with the checksums of these zarr.json files."""
     checksums = {name: _bytes_crc(data) for name, data in metadata.items()}
     return dataclasses.replace(manifest, zarr_crc32c=checksums)
-
-
-def metadata_of(manifest: Manifest, whole: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
-    """Path below the group -> zarr.json. whole: the arrays that are stored in one piece."""
-    m = manifest
-    return zarr_metadata(m.arrays, whole, m.num_samples, m.num_views, m.block_rows)
 
 
 def _rows_on_disk(path: Path) -> int | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runtime.formats import format_table
+from runtime.text import one_line
+from store.identity import field_of
 from store.look import Overview
 
 _HEADER = ["cache", "teacher", "dataset", "views", "samples", "size", "state"]
@@ -18,13 +20,13 @@ def list_text(caches: Iterable[Overview]) -> str:
 
 def _row(cache: Overview) -> list[str]:
     if cache.source is None:
-        return [cache.path.name, "", "", "", "", "", f"unusable: {cache.problem}"]
+        return [one_line(cache.path.name), *[""] * 5, f"unusable: {one_line(cache.problem)}"]
     m = cache.source.manifest
     size = m.record_bytes * m.num_views * m.num_samples
     return [
-        cache.path.name,
-        m.identity["teacher"]["arch"],
-        m.identity["dataset"]["type"],
+        one_line(cache.path.name),
+        one_line(field_of(m.identity, "teacher", "arch")),
+        one_line(field_of(m.identity, "dataset", "type")),
         str(m.num_views),
         f"{m.num_samples:,}",
         f"{size / 1e6:,.1f} MB",
@@ -35,7 +37,7 @@ def _row(cache: Overview) -> list[str]:
 def info_text(info: Mapping[str, Any]) -> str:
     """The lines of `python -m store info`. info: from `store.look.details`."""
     lines = [
-        f"{info['path']}",
+        one_line(info["path"]),
         f"identity   {info['identity_sha256']}",
         *_flat(info["identity"]),
         f"size       {info['num_views']} views x {info['num_samples']:,} samples x "
@@ -60,7 +62,7 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "  ") -> list[str]:
     lines: list[str] = []
     for key, value in mapping.items():
         if isinstance(value, Mapping):
-            lines += _flat(value, f"{prefix}{key}.")
+            lines += _flat(value, f"{prefix}{one_line(key)}.")
         else:
-            lines.append(f"{prefix}{key}: {value}")
+            lines.append(f"{prefix}{one_line(key)}: {one_line(value)}")
     return lines

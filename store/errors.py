@@ -15,6 +15,7 @@ from pathlib import Path
 
 from runtime.errors import Busy, UserError
 from store.differences import Difference
+from store.names import is_teacher_name
 
 Spell = Callable[[list[str]], str]  # overrides to add, such as ["views.count=8"] -> the command
 
@@ -39,8 +40,16 @@ class TeacherPass:
 
 
 def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -> str:
-    """`make cache-teacher` for the teacher's file of that name. settings: such as RECHECK="1"."""
-    words = {"TEACHER": teacher, "ARGS": " ".join(overrides), **settings}
+    """`make cache-teacher` for the teacher's file of that name. settings: such as RECHECK="1".
+
+    A name that a shell or make would take for more than a name is never printed: somebody may have
+    forged it.
+    """
+    words = {
+        "TEACHER": teacher if is_teacher_name(teacher) else "NAME",
+        "ARGS": " ".join(overrides),
+        **settings,
+    }
     given = [f"{key}={shlex.quote(word)}" for key, word in words.items() if word]
     return " ".join(["make cache-teacher", *given])
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.text import one_line
 from store.errors import CacheDamaged, TeacherPass
 
 _NAMED_FAULTS = 5
@@ -27,7 +28,7 @@ class Fault:
             for name, value in (("tap", self.tap), ("view", self.view), ("block", self.block))
             if value is not None
         ]
-        return ", ".join([*position, f"{self.what}: {self.file}"])
+        return ", ".join([*position, f"{self.what}: {one_line(self.file)}"])
 
 
 def damage_error(teacher: str, faults: Sequence[Fault]) -> CacheDamaged:

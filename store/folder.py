@@ -20,19 +20,14 @@ from store.identity import identity_sha256
 from store.journal import ChunkKey, Journal, read_journal
 from store.layout import (
     CHECKSUM_BYTES,
-    LABELS,
-    LABELS_DTYPE,
-    PREVIEW,
-    ZARR_GROUP,
     Block,
     chunk_path,
     crc32c,
-    crc_hex,
-    next_path,
     tap_of,
     whole_path,
 )
-from store.manifest import Manifest, read_manifest
+from store.manifest import Manifest, read_manifest, refuse_other_name
+from store.metadata import metadata_faults
 from store.parallel import in_threads
 
 
@@ -50,7 +45,9 @@ class FolderSource:
 
         Raises CacheMissing, CacheDamaged, CacheMismatch.
         """
-        manifest = manifest or read_manifest(path)
+        if manifest is None:
+            manifest = read_manifest(path)
+            refuse_other_name(path, manifest)
         return cls(path, manifest, read_journal(path, identity_sha256(manifest.identity)))
 
     @property
@@ -151,12 +148,7 @@ class FolderSource:
         ]
 
     def _whole_faults(self) -> list[Fault]:
-        manifest = self.manifest
-        shapes = {
-            LABELS: ((manifest.num_samples,), LABELS_DTYPE),
-            PREVIEW: (tuple(manifest.preview_shape), "uint8"),
-        }
-        faults = (self._whole_fault(name, *shape) for name, shape in shapes.items())
+        faults = (self._whole_fault(name, *shape) for name, shape in self.manifest.whole.items())
         return [fault for fault in faults if fault is not None]
 
     def _keys(self, num_views: int) -> Iterable[ChunkKey]:
@@ -175,22 +167,3 @@ class FolderSource:
         path = chunk_path(self.path, array, spec, block)
         what = size_fault(path, self.manifest.chunk_file_bytes(spec))
         return Fault(what, path, array, view, index) if what else None
-
-
-def metadata_faults(cache: Path, manifest: Manifest) -> list[Fault]:
-    """zarr.json files that are missing or damaged, unless a sound successor lies beside them."""
-    faults = []
-    for name, expected in manifest.zarr_crc32c.items():
-        path = cache / ZARR_GROUP / name
-        checksum = file_checksum(path)
-        if checksum != expected and file_checksum(next_path(path)) != expected:
-            faults.append(Fault(f"zarr metadata {'damaged' if checksum else 'missing'}", path))
-    return faults
-
-
-def file_checksum(path: Path) -> str | None:
-    """The crc32c of a file's bytes; None if there is no such file."""
-    try:
-        return crc_hex(crc32c(np.frombuffer(path.read_bytes(), dtype=np.uint8)))
-    except FileNotFoundError:
-        return None

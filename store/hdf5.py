@@ -22,9 +22,6 @@ from store.errors import CacheDamaged, CacheError, CacheMissing
 from store.faults import Fault, damage_error
 from store.layout import (
     FORMAT_NAME,
-    LABELS,
-    LABELS_DTYPE,
-    PREVIEW,
     Block,
     crc32c,
     crc_hex,
@@ -133,12 +130,8 @@ class Hdf5Source:
         return faults
 
     def _whole_faults(self) -> list[Fault]:
-        shapes = {
-            LABELS: ((self.manifest.num_samples,), LABELS_DTYPE),
-            PREVIEW: (tuple(self.manifest.preview_shape), "uint8"),
-        }
         faults = []
-        for name, (shape, dtype) in shapes.items():
+        for name, (shape, dtype) in self.manifest.whole.items():
             try:
                 self.read_whole(name, shape, dtype)
             except CacheDamaged:

@@ -25,6 +25,14 @@ def cache_identity(views: Mapping[str, Any], teacher: Mapping[str, Any]) -> Iden
     return {"format_version": FORMAT_VERSION, **views, **teacher}
 
 
+def field_of(identity: Mapping[str, Any], *keys: str) -> Any:
+    """The value at these keys; None where there is none: an identity may come from a stranger."""
+    value: Any = identity
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
 def with_weights(identity: Identity, sha256: str | None) -> Identity:
     """The same identity with other weights."""
     return {**identity, "teacher": {**identity["teacher"], "weights_sha256": sha256}}
@@ -40,9 +48,9 @@ def with_weights_of(expected: Identity, other: Identity) -> Identity:
 
     An identity knows all digits of its weights' sha256, or the first ones, or none.
     """
-    theirs = other["teacher"]["weights_sha256"]
+    theirs = field_of(other, "teacher", "weights_sha256")
     known = expected["teacher"]["weights_sha256"] or ""
-    if knows_weights(expected) or not str(theirs).startswith(known):
+    if knows_weights(expected) or not (isinstance(theirs, str) and theirs.startswith(known)):
         return expected
     return with_weights(expected, theirs)
 

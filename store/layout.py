@@ -189,62 +189,9 @@ def with_checksum(payload: NDArray[Any]) -> NDArray[np.uint8]:
     return np.concatenate([payload.reshape(-1).view(np.uint8), trailer.view(np.uint8)])
 
 
-# ---- zarr metadata
-
-
-def zarr_metadata(
-    arrays: Mapping[str, ArraySpec],
-    whole: Mapping[str, NDArray[Any]],
-    num_samples: int,
-    num_views: int,
-    block_rows: int,
-) -> dict[str, bytes]:
-    """Path below the group -> the bytes of its zarr.json, as zarr itself writes them.
-
-    whole: arrays that are stored in a single chunk (labels, preview).
-    """
-    import zarr
-    from zarr.codecs import BytesCodec, Crc32cCodec
-    from zarr.storage import MemoryStore
-
-    files: dict[str, Any] = {}
-    memory = MemoryStore(files)
-    zarr.create_group(memory, zarr_format=3)
-    common: dict[str, Any] = {
-        "store": memory,
-        "serializer": BytesCodec(endian="little"),
-        "compressors": [Crc32cCodec()],
-        "filters": None,
-        "chunk_key_encoding": {"name": "default", "separator": "."},
-    }
-    blocks_per_view = -(-num_samples // block_rows)
-    for name, spec in arrays.items():
-        rows = blocks_per_view if spec.per_block else num_samples
-        views = 0 if spec.all_views else 1  # dimensions
-        row_name = "block" if spec.per_block else "sample"
-        zarr.create_array(
-            name=name,
-            shape=(*[num_views] * views, rows, *spec.shape),
-            chunks=(*[1] * views, 1 if spec.per_block else block_rows, *spec.shape),
-            dtype=spec.dtype,
-            fill_value=spec.fill_value,
-            dimension_names=(*["view"] * views, row_name, *_inner_names(spec)),
-            **common,
-        )
-    for name, values in whole.items():
-        zarr.create_array(
-            name=name,
-            shape=values.shape,
-            chunks=values.shape,
-            dtype=values.dtype,
-            fill_value=-1 if values.dtype.kind == "i" else 0,
-            **common,
-        )
-    return {key: value.to_bytes() for key, value in files.items() if key.endswith("zarr.json")}
-
-
-def _inner_names(spec: ArraySpec) -> list[str | None]:
-    return ["channel"] if len(spec.shape) == 1 else [None] * len(spec.shape)
+def metadata_names(arrays: Mapping[str, ArraySpec]) -> set[str]:
+    """The zarr.json files of a cache with these arrays, below the group."""
+    return {"zarr.json", *(f"{name}/zarr.json" for name in (*arrays, LABELS, PREVIEW))}
 
 
 def next_path(file: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +38,11 @@ class Overview:
 def overviews(folder: Path) -> Iterator[Overview]:
     """Every cache directly below `folder`, by name: folders with a manifest, exported files."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        is_cache = (path / MANIFEST).is_file() or (path.is_file() and is_hdf5(path))
-        if not is_cache:
-            continue
         try:
-            yield Overview(path, open_source(path))
-        except CacheError as error:
-            yield Overview(path, None, error.problem)
+            if os.path.lexists(path / MANIFEST) or (path.is_file() and is_hdf5(path)):
+                yield Overview(path, open_source(path))
+        except (CacheError, OSError) as error:
+            yield Overview(path, None, getattr(error, "problem", None) or str(error))
 
 
 def details(path: Path) -> dict[str, Any]:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
 from runtime.files import write_atomically
+from runtime.reading import BadFile, parse_json, read_bounded
+from runtime.text import one_line
+from store.documents import Problem, problem_of
 from store.errors import CacheDamaged, CacheMismatch, CacheMissing, TeacherPass
 from store.identity import FORMAT_VERSION, Identity, canonical_json, identity_sha256
 from store.layout import (
     CHECKSUM_BYTES,
     FORMAT_NAME,
+    LABELS,
+    LABELS_DTYPE,
     MANIFEST,
+    PREVIEW,
     SAMPLE_CRC,
     ArraySpec,
     Block,
@@ -25,6 +34,10 @@ from store.layout import (
     arrays_of,
     crc_hex,
 )
+from store.names import is_teacher_name
+
+MAX_MANIFEST_BYTES = 64 * 10**6
+_DERIVED = {"format", "format_version", "identity_sha256"}
 
 
 @dataclass(frozen=True)
@@ -46,16 +59,22 @@ class Manifest:
     measured: dict[str, Any] = field(default_factory=dict)
     sample_crc32c: bool = False  # whether each sample's is stored; older caches lack it
 
-    @property
+    @cached_property
     def stored(self) -> dict[str, TapSpec]:
         """What each block holds: the taps and, like another tap, the samples' checksums."""
         checksums = {SAMPLE_CRC: TapSpec((), "uint32")} if self.sample_crc32c else {}
         return {**self.taps, **checksums}
 
-    @property
+    @cached_property
     def arrays(self) -> dict[str, ArraySpec]:
         """All zarr arrays that are written in blocks."""
         return arrays_of(self.stored)
+
+    @property
+    def whole(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Name -> shape and dtype of the arrays that are stored in one piece."""
+        preview = tuple(self.preview_shape)
+        return {LABELS: ((self.num_samples,), LABELS_DTYPE), PREVIEW: (preview, "uint8")}
 
     @property
     def measured_views(self) -> int:
@@ -108,57 +127,84 @@ def manifest_text(manifest: Manifest) -> bytes:
 
 
 def write_manifest(cache: Path, manifest: Manifest) -> None:
-    write_atomically(cache / MANIFEST, manifest_text(manifest))
+    """Replace the manifest. Raises CacheError where no reader would accept it."""
+    text = manifest_text(manifest)
+    parse_manifest(text, cache / MANIFEST, fix="change that, then run again")
+    write_atomically(cache / MANIFEST, text)
 
 
 def read_manifest(cache: Path) -> Manifest:
     """Raises CacheMissing, CacheDamaged or (another format version) CacheMismatch."""
     path = cache / MANIFEST
     try:
-        return parse_manifest(path.read_bytes(), path)
+        content = read_bounded(path, MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        raise CacheMissing(f"{cache} is not a cache: it has no {MANIFEST}") from None
+        raise CacheMissing(f"{one_line(cache)} is not a cache: it has no {MANIFEST}") from None
+    except BadFile as error:
+        fix = f"remove it ({shlex.join(['rm', '-r', str(path)])}), then make the cache again"
+        raise CacheDamaged(error.problem, fix=fix) from None
+    except OSError as error:
+        raise CacheDamaged(f"{one_line(path)} cannot be read: {error.strerror}") from None
+    return parse_manifest(content, path)
 
 
-def parse_manifest(text: bytes, path: Path) -> Manifest:
-    """The manifest that `manifest_text` wrote; `path` is for the message of an error."""
-    try:
-        content = json.loads(text)
-        stated = content.pop("manifest_crc32c")
-        whole = content["format"] == FORMAT_NAME and stated == _json_crc(content)
-    except (ValueError, KeyError, AttributeError, TypeError):
-        whole = False
-    if not whole:
-        raise CacheDamaged(
-            f"{path} is damaged (its contents do not match its checksum); another pass writes a "
-            f"new one and reuses every sound block",
-            fix=TeacherPass(teacher_of(path.parent)),
-        )
-    if content["format_version"] != FORMAT_VERSION:
+def refuse_other_name(cache: Path, manifest: Manifest) -> None:
+    """Raise CacheMismatch where the folder is named for another identity of the same teacher.
+
+    A folder whose name has another form is a user's own, and may be called anything.
+    """
+    digits = identity_sha256(manifest.identity)[:8]
+    named = re.fullmatch(rf"{re.escape(manifest.teacher)}-([0-9a-f]{{8}})", cache.absolute().name)
+    if named is not None and named[1] != digits:
+        right = cache.with_name(f"{manifest.teacher}-{digits}")
         raise CacheMismatch(
-            f"{path} has format version {content['format_version']}; this program reads "
-            f"{FORMAT_VERSION}"
+            f"{one_line(cache)} holds the identity {digits}..., not the one that it is named for",
+            fix=shlex.join(["mv", str(cache), str(right)]),
         )
-    for derived in ("format", "format_version", "identity_sha256"):
-        del content[derived]
-    taps = {
-        name: TapSpec(**{**tap, "shape": tuple(tap["shape"])})
-        for name, tap in content["taps"].items()
-    }
-    try:
-        return Manifest(**{**content, "taps": taps})
-    except TypeError as error:
+
+
+def parse_manifest(text: bytes, path: Path, fix: str | TeacherPass | None = None) -> Manifest:
+    """The manifest that `manifest_text` wrote. path: for the message of an error.
+
+    fix: of damage; default: another pass. Raises as `read_manifest`.
+    """
+    fix = fix or TeacherPass(teacher_of(path.parent))
+    content = _checked_content(text, path, fix)
+    version = content.get("format_version")
+    if version != FORMAT_VERSION and isinstance(version, int):
         raise CacheMismatch(
-            f"{path} was written by another version of this program: {error}",
-            fix=TeacherPass(
-                teacher_of(path.parent), before=f"rm -r {shlex.quote(str(path.parent))} && "
-            ),
-        ) from None
+            f"{one_line(path)} has format version {version}; this program reads {FORMAT_VERSION}"
+        )
+    document = problem_of(content)
+    if isinstance(document, Problem):
+        kind = CacheMismatch if document.is_of_another_version else CacheDamaged
+        raise kind(f"{one_line(path)}: {document}", fix=fix)
+    kept = {key: content[key] for key in content.keys() - _DERIVED}
+    return Manifest(**{**kept, "taps": document.tap_specs})
+
+
+def _checked_content(text: bytes, path: Path, fix: str | TeacherPass) -> dict[str, Any]:
+    """The object in these bytes, without its checksum, which is right."""
+    problem = "its contents do not match its checksum"
+    try:
+        content = parse_json(text, path)
+        if isinstance(content, dict):
+            stated = content.pop("manifest_crc32c", None)
+            if stated == _json_crc(content):
+                return content
+    except BadFile as error:
+        problem = error.what
+    raise CacheDamaged(
+        f"{one_line(path)} is damaged ({problem}); another pass writes a new one and reuses every "
+        f"sound block",
+        fix=fix,
+    )
 
 
 def teacher_of(cache: Path) -> str:
     """The teacher's name, from the name of a cache's folder."""
-    return cache.resolve().name.rpartition("-")[0] or "NAME"
+    name = os.path.basename(os.path.realpath(cache)).rpartition("-")[0]
+    return name if is_teacher_name(name) else "NAME"
 
 
 def _json_crc(content: Mapping[str, Any]) -> str:

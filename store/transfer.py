@@ -25,9 +25,9 @@ from store.layout import (
     encode_chunk,
     whole_path,
     with_checksum,
-    zarr_metadata,
 )
 from store.manifest import write_manifest
+from store.metadata import zarr_metadata
 from store.reader import TeacherCache
 
 
@@ -68,8 +68,7 @@ def _write_folder(target: Path, opened: TeacherCache) -> None:
     manifest, whole = opened.manifest, _whole(opened)
     for name in (*manifest.arrays, *whole):
         (target / ZARR_GROUP / name).mkdir(parents=True, exist_ok=True)
-    m = manifest
-    metadata = zarr_metadata(m.arrays, whole, m.num_samples, m.num_views, m.block_rows)
+    metadata = zarr_metadata(manifest)
     for name, text in metadata.items():
         write_atomically(target / ZARR_GROUP / name, text)
     for name, values in whole.items():

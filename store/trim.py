@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 from runtime.locks import Job, WriterLock
-from store.content import beyond, metadata_of, replace_metadata, settle_metadata
+from store.content import beyond, replace_metadata, settle_metadata
 from store.disk import refusing_read_only
 from store.errors import CacheBusy, CacheError, UnknownTap, UnknownView
 from store.journal import forget
-from store.layout import LABELS, PREVIEW, ZARR_GROUP, is_opt_in, kind_of, tap_of
+from store.layout import ZARR_GROUP, is_opt_in, kind_of, tap_of
 from store.look import agreement
 from store.manifest import Manifest, read_manifest
 from store.reader import TeacherCache
@@ -43,7 +42,7 @@ def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collectio
             trimmed = _trimmed(path, manifest, num_views or manifest.num_views, drop_taps)
             settle_metadata(path, manifest)
             if trimmed != manifest:
-                trimmed = replace_metadata(path, trimmed, metadata_of(trimmed, _whole(path)))
+                trimmed = replace_metadata(path, trimmed)
             forget(path, beyond(trimmed))
             return sum(map(_removed, list(_surplus(path, trimmed))))
     finally:
@@ -68,11 +67,6 @@ def _trimmed(path: Path, manifest: Manifest, views: int, drop_taps: Collection[s
     elif views != manifest.num_views:
         measured = manifest.measured_with_views
     return dataclasses.replace(manifest, num_views=views, taps=taps, measured=measured)
-
-
-def _whole(path: Path) -> dict[str, Any]:
-    opened = TeacherCache.open(path, num_views=1, taps=())
-    return {LABELS: opened.labels, PREVIEW: opened.preview}
 
 
 def _surplus(path: Path, manifest: Manifest) -> Iterator[Path]:

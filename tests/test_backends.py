@@ -15,7 +15,7 @@ class TestFolder(CacheContract):
     """A folder of zarr chunks."""
 
     def write(self, folder: Path) -> Path:
-        return write_reference(folder / "t-00000000")
+        return write_reference(folder / "t-e4812202")
 
     def damage_block(self, path: Path, array: str, view: int, block: int) -> None:
         position = f"{block}" if array == "sample_crc32c" else f"{view}.{block}"
@@ -36,7 +36,7 @@ class TestHdf5(CacheContract):
 
     def write(self, folder: Path) -> Path:
         file = folder / "cache.h5"
-        export_cache(write_reference(folder / "t-00000000"), file)
+        export_cache(write_reference(folder / "t-e4812202"), file)
         return file
 
     def damage_block(self, path: Path, array: str, view: int, block: int) -> None:

@@ -15,7 +15,7 @@ from tests.support.random_cache import chunks, fill, open_writer, records_of
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    return fill(tmp_path / "t-00000000")
+    return fill(tmp_path / "t-e4812202")
 
 
 @pytest.mark.parametrize("position", [0, 10, -5, -1])

@@ -180,7 +180,7 @@ def test_a_disk_that_fills_up_is_an_error_with_figures_and_keeps_what_is_committ
     mount: Callable[[str], Path],
 ) -> None:
     disk = mount("size=1m")
-    path = disk / "t-00000000"
+    path = disk / "t-e4812202"
     with open_writer(path) as writer:
         write_all(writer, writer.work[:2])
         ballast = fill_the_rest(disk, 4096)
@@ -203,7 +203,7 @@ def test_a_disk_without_room_for_the_first_file_is_an_error_too(
     disk = mount("size=64k")
     fill_the_rest(disk, 4096)
     with pytest.raises(CacheFull, match="too full"):
-        fill(disk / "t-00000000")
+        fill(disk / "t-e4812202")
 
 
 def test_a_pass_refuses_to_start_when_the_disk_is_too_small(
@@ -225,7 +225,7 @@ def test_a_read_only_folder_can_be_read_and_says_that_it_cannot_be_written(
     mount: Callable[[str], Path],
 ) -> None:
     disk = mount("size=1m")
-    path = fill(disk / "t-00000000")
+    path = fill(disk / "t-e4812202")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     assert TeacherCache.open(path).faults() == []
     with pytest.raises(CacheNotWritable, match=r"cannot be written to: Read-only file system"):

@@ -13,7 +13,7 @@ from tests.support.random_cache import CANARY, IDENTITY, LABELS, fill
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    return fill(tmp_path / "t-00000000")
+    return fill(tmp_path / "t-e4812202")
 
 
 def test_missing_weights_are_not_compared(cache: Path) -> None:
@@ -26,7 +26,7 @@ def test_the_nearest_cache_is_named_where_none_fits(cache: Path) -> None:
     other = {**IDENTITY, "dataset": {"digest": "e"}}
     with pytest.raises(CacheMismatch) as caught:
         find_cache(cache.parent, "t", other)
-    assert "t-00000000 differs in" in str(caught.value)
+    assert "t-e4812202 differs in" in str(caught.value)
     assert "dataset.digest: expected 'e', found 'd'" in str(caught.value)
     with pytest.raises(CacheMissing, match="no cache of the teacher 'u'"):
         find_cache(cache.parent, "u", other)
@@ -35,5 +35,5 @@ def test_the_nearest_cache_is_named_where_none_fits(cache: Path) -> None:
 def test_a_broken_cache_beside_the_right_one_does_no_harm(cache: Path) -> None:
     broken = fill(cache.parent / "t-11111111")
     (broken / "manifest.json").write_text("{")
-    with pytest.raises(CacheMismatch, match="t-00000000 differs in"):
+    with pytest.raises(CacheMismatch, match="t-e4812202 differs in"):
         find_cache(cache.parent, "t", {**IDENTITY, "dataset": {"digest": "e"}})

@@ -18,7 +18,7 @@ from tests.support.random_cache import LABELS, fill, records_of
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    return fill(tmp_path / "caches" / "t-00000000")
+    return fill(tmp_path / "caches" / "t-e4812202")
 
 
 @pytest.fixture

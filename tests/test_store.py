@@ -24,7 +24,7 @@ from store import (
 from store.errors import BadTeacherOutput
 from store.identity import canonical_json, identity_sha256
 from store.layout import Block, default_block_rows
-from store.manifest import read_manifest, write_manifest
+from tests.support.forged_cache import forge_manifest, set_at
 from tests.support.random_cache import (
     CANARY,
     IDENTITY,
@@ -40,7 +40,7 @@ from tests.support.random_cache import (
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    return fill(tmp_path / "t-00000000")
+    return fill(tmp_path / "t-e4812202")
 
 
 # ---- reading what was written
@@ -149,7 +149,8 @@ def test_any_sample_count_and_block_size_round_trips(
     values = np.random.default_rng(num_samples).normal(size=(num_samples, 2)).astype(np.float16)
     taps = {"logits": TapSpec((2,), "float16")}
     labels = np.zeros(num_samples, dtype=np.int64)
-    with open_writer(path, taps=taps, labels=labels, num_views=1, block_rows=rows) as writer:
+    content = {"taps": taps, "labels": labels, "num_views": 1, "class_names": ["a", "b"]}
+    with open_writer(path, **content, block_rows=rows) as writer:
         for item in reversed(writer.work):
             rows = values[item.block.start : item.block.stop]
             writer.write_block(item.block, {"logits": rows})
@@ -199,11 +200,8 @@ def test_another_identity_is_refused_with_the_differing_field(cache: Path) -> No
         open_writer(cache, identity=other)
 
 
-def test_a_cache_of_another_format_version_is_refused(cache: Path, monkeypatch) -> None:
-    manifest = read_manifest(cache)
-    monkeypatch.setattr("store.manifest.FORMAT_VERSION", 2)
-    write_manifest(cache, manifest)
-    monkeypatch.undo()
+def test_a_cache_of_another_format_version_is_refused(cache: Path) -> None:
+    forge_manifest(cache, set_at("format_version", to=2))
     with pytest.raises(CacheMismatch, match="format version 2; this program reads 1"):
         TeacherCache.open(cache)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from configs.schema import TeacherConfig
 from precompute.__main__ import cli as precompute
+from precompute.compare import _compared, _Pair
 from precompute.verify import cli as verify
 from store import CacheContent, CacheWriter, TeacherCache
 from store.__main__ import cli
@@ -157,6 +159,32 @@ def test_verify_finds_records_that_are_not_the_teachers_though_every_checksum_is
     capsys.readouterr()
     assert verify(call) == 1
     assert f"NOT the teacher's outputs: {tap}" in capsys.readouterr().out
+
+
+def test_verify_draws_other_records_each_time_and_says_how_to_draw_them_again(
+    made: tuple[TeacherConfig, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, path = made
+    call = ["digits-resnet20", *overrides_of(config.teacher.weights), "--caches", str(path.parent)]
+    call += ["--records", "8"]
+    seeds, tables = [], []
+    for repeated in ([], [], None):
+        again = ["--seed", seeds[1]] if repeated is None else repeated
+        assert verify([*call, *again]) == 0
+        told = capsys.readouterr().out
+        seeds += re.findall(r"--seed (\d+)", told)
+        tables.append(told[told.index("tap  ") :])
+    assert seeds[0] != seeds[1] == seeds[2]
+    assert tables[1] == tables[2]
+
+
+@pytest.mark.parametrize(("fresh", "stored"), [(1.0, np.nan), (np.nan, np.nan), (np.nan, 1.0)])
+def test_nan_never_compares_as_equal(fresh: float, stored: float) -> None:
+    values = [np.full((2, 3), value, np.float32) for value in (fresh, stored, 1e-3)]
+    margin = np.ones(2, np.float32)
+    assert _compared("logits", _Pair(*values), 1e-4, margin).num_wrong == 6
+    bits = [each[:, 0] for each in values]
+    assert _compared("correct", _Pair(*bits), 1e-4, margin * np.nan).num_wrong == 2
 
 
 def forge(path: Path, tap: str) -> None:

@@ -43,7 +43,7 @@ def fill(path: Path, **changes: Any) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     """Three views of four taps, one of them opt-in."""
-    return fill(tmp_path / "t-00000000", num_views=3, taps=TAPS | ENERGY)
+    return fill(tmp_path / "t-e4812202", num_views=3, taps=TAPS | ENERGY)
 
 
 def files_of(cache: Path) -> dict[str, bytes]:

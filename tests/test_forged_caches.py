@@ -1,0 +1,217 @@
+"""A cache whose documents a stranger forged, every checksum recomputed, is refused in one error."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store import CacheDamaged, CacheError, CacheMismatch, TeacherCache
+from store.__main__ import cli
+from store.errors import make_command
+from tests.support.forged_cache import forge_manifest, forge_metadata, set_at
+from tests.support.random_cache import fill, open_writer
+
+IDENTITY = {"teacher": {"arch": "resnet20", "weights_sha256": "bb"}, "dataset": {"digest": "d"}}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill(tmp_path_factory.mktemp("sound") / "t-e4812202")
+
+
+@pytest.fixture
+def cache(sound: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(sound, tmp_path / sound.name)
+
+
+FORGED: list[tuple[tuple[str | int, ...], Any]] = [
+    (("num_samples",), 10**9),
+    (("num_samples",), 11.0),
+    (("num_samples",), True),
+    (("num_samples",), "11"),
+    (("num_views",), 10**7),
+    (("num_views",), 0),
+    (("num_views",), -3),
+    (("num_views",), None),
+    (("block_rows",), -256),
+    (("block_rows",), 0),
+    (("block_rows",), 3),
+    (("block_rows",), 2**20),
+    (("taps",), {}),
+    (("taps",), []),
+    (("taps", "logits"), None),
+    (("taps", "logits", "shape"), [4]),
+    (("taps", "logits", "shape"), [-3]),
+    (("taps", "logits", "shape"), "3"),
+    (("taps", "logits", "dtype"), "object"),
+    (("taps", "logits", "scale"), "row"),
+    (("taps", "stage1", "shape"), [2**31 - 1] * 6),
+    (("taps", "stage1", "stage"), "x; touch y"),
+    (("taps", "correct", "shape"), [1]),
+    (("taps", "correct", "dtype"), "float32"),
+    (("taps", "../../evil"), {"shape": [5], "dtype": "float32"}),
+    (("taps", "a/b"), {"shape": [5], "dtype": "float32"}),
+    (("taps", "labels"), {"shape": [5], "dtype": "float32"}),
+    (("class_names",), ["a", "b"]),
+    (("class_names",), ["a", "b", 3]),
+    (("class_names",), "abc"),
+    (("preview_shape",), [2, 4, 4, 10**9]),
+    (("preview_shape",), [2, 4, 4]),
+    (("whole_crc32c",), {"labels": "00000000"}),
+    (("whole_crc32c", "labels"), 7),
+    (("zarr_crc32c", "zarr.json"), "xyz"),
+    (("zarr_crc32c", "../../zarr.json"), "00000000"),
+    (("canary",), [1]),
+    (("versions",), {"pillow": "1; touch x"}),
+    (("measured",), {"views": 3}),
+    (("measured",), {"test_top1_error": "low"}),
+    (("measured",), {"train_agreement": -1}),
+    (("identity",), IDENTITY),
+    (("identity_sha256",), "e" * 64),
+    (("format_version",), True),
+    (("sample_crc32c",), 1),
+    (("teacher",), "../../evil"),
+    (("teacher",), "/tmp/evil"),
+    (("teacher",), "x; touch y"),
+    (("teacher",), "$(shell touch y)"),
+    (("teacher",), "\x1b[31m"),
+    (("unknown",), 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"), FORGED, ids=[f"{'.'.join(map(str, k))}={str(v)[:20]}" for k, v in FORGED]
+)
+def test_a_forged_field_is_named_with_what_was_found(
+    cache: Path, keys: tuple[str | int, ...], value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forge_manifest(cache, set_at(*keys, to=value))
+    for command in ("info", "check"):
+        assert cli([command, str(cache)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {cache}/manifest.json: ")
+        assert str(keys[:2][-1]) in error or keys[0] == "class_names"
+        assert ": expected " in error
+        assert ", found " in error
+        assert "\x1b" not in error
+        assert "touch" not in error.partition("fix:")[2]
+    assert cli(["list", "--caches", str(cache.parent)]) == 0
+    assert "unusable: " in capsys.readouterr().out
+
+
+METADATA: list[tuple[str, tuple[str | int, ...], Any]] = [
+    ("logits", ("codecs", 1), {"name": "gzip", "configuration": {"level": 1}}),
+    ("logits", ("codecs", 0, "configuration", "endian"), "big"),
+    ("logits", ("codecs",), [{"name": "crc32c"}]),
+    ("logits", ("shape",), [2, 11, 4]),
+    ("logits", ("shape", 0), True),
+    ("logits", ("data_type",), "int16"),
+    ("logits", ("chunk_grid", "configuration", "chunk_shape"), [1, 8, 3]),
+    ("logits", ("chunk_key_encoding", "configuration", "separator"), "/"),
+    ("logits", ("fill_value",), 0),
+    ("logits", ("attributes",), {"scale_factor": 2}),
+    ("logits", ("dimension_names",), ["sample", "view", "channel"]),
+    ("logits", ("storage_transformers",), [{"name": "x"}]),
+    ("logits", ("zarr_format",), 2),
+    ("correct", ("fill_value",), 0),
+    ("labels", ("data_type",), "uint64"),
+    ("preview", ("node_type",), "group"),
+]
+
+
+@pytest.mark.parametrize(("array", "keys", "value"), METADATA)
+def test_zarr_metadata_that_say_something_else_are_refused(
+    cache: Path, array: str, keys: tuple[str | int, ...], value: Any
+) -> None:
+    forge_metadata(cache, f"{array}/zarr.json", set_at(*keys, to=value))
+    with pytest.raises(CacheDamaged, match=rf"zarr metadata: {keys[0]}: expected .*, found"):
+        TeacherCache.open(cache)
+    assert cli(["check", str(cache)]) == 1
+
+
+def test_garbage_and_consolidated_metadata_are_refused_though_the_checksum_fits(
+    cache: Path,
+) -> None:
+    consolidated = set_at("consolidated_metadata", to={"metadata": {}})
+    forge_metadata(cache, "zarr.json", consolidated)
+    with pytest.raises(CacheDamaged, match="consolidated_metadata"):
+        TeacherCache.open(cache)
+
+
+def test_other_spellings_of_the_same_metadata_are_read(cache: Path) -> None:
+    def respelled(content: dict[str, Any]) -> None:
+        content["codecs"][1] = {"name": "crc32c", "configuration": {}}
+        content["data_type"] = {"name": content["data_type"]}
+        content["fill_value"] = "0x7e00"
+        del content["attributes"], content["storage_transformers"]
+
+    forge_metadata(cache, "logits/zarr.json", respelled)
+    assert TeacherCache.open(cache).faults() == []
+
+
+def test_a_pass_writes_forged_metadata_anew(cache: Path) -> None:
+    forge_metadata(cache, "logits/zarr.json", set_at("data_type", to="int16"))
+    with open_writer(cache) as writer:
+        assert writer.work == []
+    assert TeacherCache.open(cache).faults() == []
+
+
+SPECIAL = {
+    "link": lambda path: path.symlink_to("/dev/zero"),
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "loop": lambda path: path.symlink_to(path.name),
+    "FIFO": os.mkfifo,
+    "folder": lambda path: path.mkdir(),
+    "sparse": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 10**10),
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("name", ["manifest.json", "teacher.zarr/logits/zarr.json"])
+def test_a_special_file_in_place_of_a_document_is_one_error(
+    cache: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = shutil.copytree(cache, cache.parent / "sound")
+    (cache / name).unlink()
+    SPECIAL[kind](cache / name)
+    with pytest.raises(CacheError):
+        TeacherCache.open(cache)
+    assert cli(["list", "--caches", str(cache.parent)]) == 0
+    if name == "manifest.json":
+        assert "unusable" in capsys.readouterr().out
+    assert cli(["check", "--caches", str(cache.parent)]) == 1
+    assert f"{sound} is sound" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_manifest_in_another_encoding_is_refused(cache: Path, encoding: str) -> None:
+    file = cache / "manifest.json"
+    file.write_bytes(file.read_text().encode(encoding))
+    with pytest.raises(CacheDamaged, match="not valid JSON"):
+        TeacherCache.open(cache)
+
+
+def test_a_folder_named_for_another_identity_is_refused_with_the_right_name(cache: Path) -> None:
+    other = cache.rename(cache.parent / "t-12345678")
+    with pytest.raises(CacheMismatch, match="e4812202") as caught:
+        TeacherCache.open(other)
+    assert caught.value.fix == f"mv {other} {cache}"
+    for free in ("t-e4812202.old", "my-copy", "t"):
+        shutil.copytree(other, cache.parent / free)
+        TeacherCache.open(cache.parent / free)
+
+
+def test_a_forged_teacher_name_is_not_in_a_command_to_paste() -> None:
+    assert make_command("$(shell touch x)") == "make cache-teacher TEACHER=NAME"
+    assert make_command("my teacher") == "make cache-teacher TEACHER='my teacher'"
+
+
+def test_what_no_reader_would_accept_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="class_names"):
+        open_writer(tmp_path / "c", class_names=["a"])
+    with pytest.raises(CacheError, match="teacher: expected letters"):
+        open_writer(tmp_path / "c", teacher="../evil")

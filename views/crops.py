@@ -21,6 +21,8 @@ from views.splits import DatasetError
 CROP_ATTEMPTS = 10
 CROP_DRAWS = 4 * CROP_ATTEMPTS  # per attempt: area, aspect ratio, top, left
 
+_MOST_RESIZED_PIXELS = 2**27  # an image of 1 x 10,000,000 pixels would take gigabytes
+
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -86,7 +88,7 @@ def centre_crop(image: NDArray[np.uint8], augment: Centre, name: str) -> NDArray
     if augment.crop_px is None:
         return image
     if augment.resize_px is not None:
-        image = _short_side_resized(image, augment.resize_px, augment.interpolation)
+        image = _short_side_resized(image, augment.resize_px, augment.interpolation, name)
     height, width, size = image.shape[0], image.shape[1], augment.crop_px
     if min(height, width) < size:
         raise DatasetError(
@@ -99,12 +101,18 @@ def centre_crop(image: NDArray[np.uint8], augment: Centre, name: str) -> NDArray
 
 
 def _short_side_resized(
-    image: NDArray[np.uint8], short_px: int, interpolation: str
+    image: NDArray[np.uint8], short_px: int, interpolation: str, name: str
 ) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
     if min(height, width) == short_px:
         return image
     long_px = int(short_px * max(height, width) / min(height, width))
+    if short_px * long_px > _MOST_RESIZED_PIXELS:
+        raise DatasetError(
+            f"{name} is {width}x{height}: resized to {short_px} pixels on the short side it would "
+            f"have {long_px:,} on the long one",
+            fix="remove it, or cut it",
+        )
     size = (short_px, long_px) if width <= height else (long_px, short_px)
     return as_array(as_picture(image).resize(size, _FILTERS[interpolation]))
 

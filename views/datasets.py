@@ -81,11 +81,11 @@ def open_source(config: Digits | Cifar | ImageFolder | Packed) -> Source:
     if isinstance(config, Packed):
         from views.packed import packed
 
-        return packed(Path(config.file))
+        return packed(Path(config.file), config.max_pixels)
     if isinstance(config, ImageFolder):
         from views.folders import image_folder
 
-        return image_folder(Path(config.root))
+        return image_folder(Path(config.root), config.max_pixels)
     from views import bundled
 
     return bundled.digits() if isinstance(config, Digits) else bundled.cifar(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from configs.schema import ImageFolder
+from views.pictures import decode_bytes, is_large, read_picture, shown_path
 from views.seeds import choice
 from views.splits import (
     Checksums,
@@ -28,8 +28,11 @@ _READERS = 16  # threads, which wait for the disk most of the time
 HASHED_FILES = 1024  # so many files, chosen by key, enter the digest with their bytes
 
 
-def image_folder(root: Path) -> Source:
-    """`root/train/<class>/*` and `root/test/<class>/*` (or `val/`), in the order of the names."""
+def image_folder(root: Path, max_pixels: int = ImageFolder.max_pixels) -> Source:
+    """`root/train/<class>/*` and `root/test/<class>/*` (or `val/`), in the order of the names.
+
+    Links are followed: of images to regular files only. Raises DatasetError.
+    """
     if not root.is_dir():
         raise DatasetError(f"dataset.root: there is no folder {root}")
     train_dir = root / "train"
@@ -45,20 +48,24 @@ def image_folder(root: Path) -> Source:
         name=root.name,
         type="imagefolder",
         class_names=class_names,
-        train=_folder_split(train_paths, train_labels),
-        test=_folder_split(test_paths, test_labels),
+        train=_folder_split(train_paths, train_labels, max_pixels),
+        test=_folder_split(test_paths, test_labels, max_pixels),
         digest_of=lambda ids: _folder_digest([train_paths[i] for i in ids], train_labels[ids]),
         test_digest=lambda: _folder_digest(test_paths, test_labels),
     )
 
 
-def _folder_split(paths: list[Path], labels: NDArray[np.int64]) -> Split:
+def _folder_split(paths: list[Path], labels: NDArray[np.int64], max_pixels: int) -> Split:
+    def decode(path: Path) -> tuple[NDArray[np.uint8], int]:
+        content = read_picture(path)
+        return decode_bytes(content, shown_path(path), max_pixels), crc32c(content)
+
     return Split(
         labels,
-        load=lambda ids: _decode_all([paths[i] for i in ids]),
-        read_each=lambda ids: (_decode(paths[i]) for i in ids),
+        load=lambda ids: _decode_all([paths[i] for i in ids], decode),
+        read_each=lambda ids: (decode(paths[i]) for i in ids),
         read_checksums=lambda ids: _checksums_of([paths[i] for i in ids]),
-        name_of=lambda sample: str(paths[sample]),
+        name_of=lambda sample: shown_path(paths[sample]),
         paths=tuple(paths),
     )
 
@@ -124,68 +131,27 @@ def digest_of_files(
     return digest.hexdigest()
 
 
-def _decode_all(paths: list[Path]) -> tuple[NDArray[np.uint8], Checksums]:
-    first, _ = _decode(paths[0])
+def _decode_all(
+    paths: list[Path], decode: Callable[[Path], tuple[NDArray[np.uint8], int]]
+) -> tuple[NDArray[np.uint8], Checksums]:
+    first, _ = decode(paths[0])
     images = np.empty((len(paths), *first.shape), dtype=np.uint8)
     checksums = np.empty(len(paths), dtype=np.uint32)
 
     def decode_into(index: int) -> None:
-        image, checksums[index] = _decode(paths[index])
-        refuse_other_size(first.shape, image, str(paths[index]), str(paths[0]))
+        image, checksums[index] = decode(paths[index])
+        refuse_other_size(first.shape, image, shown_path(paths[index]), shown_path(paths[0]))
         images[index] = image
 
-    with ThreadPoolExecutor() as pool:
+    # Each thread would keep the memory that one image has taken.
+    most_threads = 1 if is_large(first.shape) else None
+    with ThreadPoolExecutor(most_threads) as pool:
         for _ in pool.map(decode_into, range(len(paths))):
             pass
     return images, checksums
 
 
-def _decode(path: Path) -> tuple[NDArray[np.uint8], int]:
-    """A file's image and the crc32c of its bytes."""
-    content = _content(path)
-    return decode_bytes(content, str(path)), crc32c(content)
-
-
 def _checksums_of(paths: list[Path]) -> Checksums:
     with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda path: crc32c(_content(path)), paths)
+        found = pool.map(lambda path: crc32c(read_picture(path)), paths)
         return np.fromiter(found, dtype=np.uint32, count=len(paths))
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"cannot read the image {path}: {error}") from None
-
-
-def decode_bytes(content: bytes, name: str) -> NDArray[np.uint8]:
-    """An encoded image as (H, W, 3) uint8, turned upright as its EXIF orientation says.
-
-    Grey becomes RGB of equal channels, of 16 bits their upper 8; transparency is dropped, as
-    torchvision's loader does. Raises DatasetError with `name` where it cannot be read.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            upright = _of_eight_bits(ImageOps.exif_transpose(image), image.format, name)
-            if upright.mode == "P" and "transparency" in upright.info:
-                upright = upright.convert("RGBA")  # from a palette, Pillow drops it only this way
-            return np.asarray(upright.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        reason = str(error).replace(repr(content), "its content")
-        raise DatasetError(f"cannot read the image {name}: {reason}") from None
-
-
-def _of_eight_bits(image: Image.Image, file_format: str | None, name: str) -> Image.Image:
-    """Grey of 16 bits as 8; Pillow would clip it, and most of it would be white.
-
-    Pillow reads such PNG files in mode I;16 and such PGM files, scaled to 16 bits, in mode I.
-    """
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise DatasetError(
-            f"{name} holds numbers of 32 bits (Pillow's mode {image.mode}), of which nothing says "
-            f"what is black and what white\n  fix: convert it to grey or RGB of 8 or 16 bits"
-        )
-    return image

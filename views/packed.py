@@ -32,8 +32,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.schema import Packed as PackedConfig
 from runtime.files import written_aside
-from views.folders import decode_bytes, digest_of_files, relative_name
+from views.folders import digest_of_files, relative_name
+from views.pictures import decode_bytes
 from views.splits import (
     Checksums,
     DatasetError,
@@ -87,7 +89,7 @@ def pack_encoded(source: Source, file: Path, chosen: Iterable[Ids] = ()) -> None
         _finish(out, source, chosen)
 
 
-def packed(file: Path) -> Source:
+def packed(file: Path, max_pixels: int = PackedConfig.max_pixels) -> Source:
     """The dataset in a packed file; images are read, and checked, when they are asked for.
 
     Raises DatasetError where the file is missing, damaged or something else.
@@ -117,7 +119,7 @@ def packed(file: Path) -> Source:
             return str(known)
         return hashlib.sha256(test_checksums.tobytes() + labels["test"].tobytes()).hexdigest()
 
-    train, test = (_PackedImages(file, name) for name in ("train", "test"))
+    train, test = (_PackedImages(file, name, max_pixels) for name in ("train", "test"))
     splits = (train.split(labels["train"]), test.split(labels["test"]))
     return Source(file.stem, kind, names, *splits, digest_of, test_digest)
 
@@ -133,6 +135,7 @@ class _PackedImages:
 
     file: Path
     name: str
+    max_pixels: int
 
     def split(self, labels: Ids) -> Split:
         return Split(labels, self.load, self.read_each, self.read_checksums, self.name_of)
@@ -176,7 +179,10 @@ class _PackedImages:
         """(H, W, C) uint8 and the checksum of what it was packed from, in the order asked for."""
         for sample, content, is_encoded, checksum in self._read(ids):
             if is_encoded:
-                yield decode_bytes(content.tobytes(), self.name_of(sample)), checksum
+                yield (
+                    decode_bytes(content.tobytes(), self.name_of(sample), self.max_pixels),
+                    checksum,
+                )
             else:
                 yield content, checksum
 

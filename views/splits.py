@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import UserError
+from runtime.text import one_line
 from views.seeds import HELD_OUT_STREAM, draws
 
 Ids = NDArray[np.int64]
 Checksums = NDArray[np.uint32]
+
+_LONGEST_NAME = 255  # bytes of a class's name, as file systems have it
 
 
 class DatasetError(UserError, ValueError):
@@ -117,6 +120,19 @@ def refuse_other_size(
             f"images differ in size: {other} is {expected[1]}x{expected[0]}, {name} is "
             f"{image.shape[1]}x{image.shape[0]}\n  fix: resize them to one size, or set "
             f"views.augment={{kind: random-resized-crop}}, which takes any size"
+        )
+
+
+def check_class_name(name: str, owner: str) -> None:
+    """Raise DatasetError for the name of a class that cannot be printed or stored as it is.
+
+    owner: what to call its folder or file in the message.
+    """
+    if not name or len(name.encode("utf-8", "replace")) > _LONGEST_NAME or one_line(name) != name:
+        raise DatasetError(
+            f"{owner}: the name of a class must be printable UTF-8 text of at most "
+            f"{_LONGEST_NAME} bytes",
+            fix="rename it",
         )
 
 

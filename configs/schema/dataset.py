@@ -73,7 +73,15 @@ class Cifar(Samples):
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
-class ImageFolder(Samples):
+class Pictures(Samples):
+    """Samples that are encoded images; common to all such types."""
+
+    max_pixels: PositiveInt = 178_000_000
+    """An image with more pixels is refused: decoding takes 8 bytes of memory for each."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class ImageFolder(Pictures):
     """A tree `root/train/<class>/*` and `root/test/<class>/*` (or `val/`) of images."""
 
     type: Literal["imagefolder"]
@@ -83,7 +91,7 @@ class ImageFolder(Samples):
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
-class Packed(Samples):
+class Packed(Pictures):
     """An image folder packed into one file by `python -m views pack`."""
 
     type: Literal["packed"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from store.errors import CacheError
 from store.faults import Fault
 from store.hdf5 import is_hdf5
 from store.identity import identity_sha256
-from store.layout import MANIFEST
+from store.layout import MANIFEST, SAMPLE_CRC, tap_of
 from store.reader import TeacherCache
 from store.source import Source, missing_blocks, open_source
 
@@ -80,6 +80,36 @@ def details(path: Path) -> dict[str, Any]:
         "versions": m.versions,
         "classes": m.class_names,
     }
+
+
+@dataclass(frozen=True)
+class MissingRecords:
+    """How many records lack something, how many views have none, and which taps have none."""
+
+    records: int
+    new_views: int
+    new_taps: tuple[str, ...]
+
+    @property
+    def growth(self) -> str:
+        """The new views and taps in words; empty where only planned blocks are missing."""
+        views = f"{self.new_views} view{'s' * (self.new_views != 1)}" if self.new_views else ""
+        return " and ".join(filter(None, [views, ", ".join(self.new_taps)]))
+
+
+def missing_records(source: Source, num_views: int, taps: Collection[str]) -> MissingRecords:
+    """What a pass for the first `num_views` views of these taps would have to compute."""
+    m = source.manifest
+    arrays = [array for array in m.arrays if tap_of(array) in {*taps, SAMPLE_CRC}]
+    new_taps = tuple(sorted(set(taps) - set(m.taps)))
+    old_views = min(num_views, m.num_views)
+    lacking = (
+        block.rows
+        for block in m.blocks(old_views)
+        if new_taps or not all(source.has(array, block) for array in arrays)
+    )
+    new_views = num_views - old_views
+    return MissingRecords(sum(lacking) + new_views * m.num_samples, new_views, new_taps)
 
 
 def describe_missing(source: Source) -> list[Fault]:

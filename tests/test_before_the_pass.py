@@ -210,3 +210,43 @@ def test_a_student_that_fits_no_image_says_so(make_study: MakeStudy) -> None:
     study = make_study(student=[f"student.arch={OWN}:wide_kernel"])
     with pytest.raises(ArchError, match=r"student\.arch: the network cannot take images of 8x8"):
         train_student(study.run("ce", 0), device="cpu")
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "student"])
+@pytest.mark.parametrize(
+    ("settings", "fix"),
+    [
+        (["num_views=12"], "fix: num_views=9"),  # there are no more views than these
+        (["teacher.views.count=4", "num_views=6"], "fix: teacher.views.count=6"),
+    ],
+)
+def test_more_views_than_the_cache_will_hold_are_refused_with_a_fix_that_works(
+    nothing_there: list[str],
+    settings: list[str],
+    fix: str,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    call = [
+        command,
+        "digits-resnet8",
+        *nothing_there,
+        *(["--no-trial"] if command == "plan" else []),
+    ]
+    assert cli([*call, *settings]) == 2
+    told = capsys.readouterr().err
+    assert f"{settings[-1].replace('=', ' is ')}, but" in told
+    assert fix in told
+    if command != "student":
+        assert cli([*call, *settings, told.rpartition("fix: ")[2].strip()]) == 0
+
+
+def test_a_cache_that_holds_more_views_than_its_file_asks_for_serves_them(
+    small_teacher: Callable[..., TeacherConfig],
+    small_student: Callable[..., StudentConfig],
+    tmp_path: Path,
+) -> None:
+    make_cache(small_teacher(), tmp_path / "caches")
+    folders = {"caches_dir": tmp_path / "caches", "runs_dir": tmp_path / "runs"}
+    study = open_study(small_student("num_views=3"), small_teacher("views.count=2"), **folders)
+    assert study.run("kd", 0).num_views == 3

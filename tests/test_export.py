@@ -12,10 +12,12 @@ import torch
 from configs.load import load_student
 from nets.weights import save_atomically
 from nets.zoo import build
+from store.__main__ import cli as store
 from tests.support.own_network import ONE_PIXEL
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from torchvision_shim import import_torchvision
 from train import TrainError
+from train.__main__ import cli as train
 from train.export import export_student
 from train.student import train_student
 from train.study import Study
@@ -122,3 +124,14 @@ def test_torchvisions_own_constructor_loads_the_exported_weights(
     export_student(study.run("cd", 0), "best", tmp_path / "out", device="cpu")
     network = models.resnet18(num_classes=2)
     network.load_state_dict(torch.load(tmp_path / "out" / "student.pt", weights_only=True))
+
+
+def test_a_finished_student_is_exported_though_its_cache_was_trimmed(
+    cached: list[str], tmp_path: Path
+) -> None:
+    call = ["digits-resnet8", *cached, "--method", "ce", "--device", "cpu"]
+    assert train(["student", *call]) == 0
+    (cache,) = (tmp_path / "caches").iterdir()
+    assert store(["trim", str(cache), "--views", "1", "--drop-taps", "energy,hint"]) == 0
+    assert train(["export", call[0], str(tmp_path / "out"), *call[1:]]) == 0
+    assert (tmp_path / "out" / "student.pt2").is_file()

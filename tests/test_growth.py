@@ -16,6 +16,7 @@ from precompute.__main__ import cli as precompute
 from precompute.fill import fill_cache
 from precompute.teacher_pass import PassOptions
 from store import CacheError, CacheIncomplete, CacheWriter, TeacherCache
+from store.__main__ import cli as trim
 from tests.support.damage import flip
 from tests.support.pass_commands import arguments_of
 from tests.support.teacher_cache import CPU, make_cache, setup_of
@@ -226,3 +227,29 @@ def test_asking_for_more_views_than_are_complete_is_refused(
     assert TeacherCache.open(path, num_views=3).num_views == 3
     with pytest.raises(CacheError, match="14 of 16 blocks are committed"):
         TeacherCache.open(path, num_views=4)
+
+
+def test_a_plan_counts_only_the_images_that_the_cache_lacks(
+    of_student: list[str],
+    small_teacher: Make,
+    tmp_path: Path,
+    interrupted: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def cache_line(*overrides: str) -> str:
+        call = ["plan", *of_student, "--method", "ce", "--no-trial"]
+        call += ["teacher.taps.hint=null", *overrides]
+        assert train(call) == 0, capsys.readouterr().err
+        (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("cache")]
+        return line
+
+    without_energy = "teacher.taps.energy=null"
+    path = make_cache(small_teacher(ENERGY), tmp_path / "caches").path
+    assert cache_line() == f"cache    found: {path}"
+    assert "to extend by 1 view: 60 of 240 images" in cache_line("teacher.views.count=4")
+    assert trim(["trim", str(path), "--drop-taps", "energy"]) == 0
+    capsys.readouterr()
+    assert cache_line(without_energy) == f"cache    found: {path}"
+    assert "to extend by energy1, energy2, energy3: 180 of 180 images" in cache_line()
+    interrupted("views.count=4", after=1)  # a block of 16 samples
+    assert "to finish: 44 of 240 images" in cache_line(without_energy, "teacher.views.count=4")

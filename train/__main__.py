@@ -188,7 +188,8 @@ def export(
     device: Device = "auto",
 ) -> None:
     """Write a finished student as a plain state dict and as a torch.export program."""
-    run = open_named_study(name, overrides, caches, runs, cache).run(method, seed)
+    study = open_named_study(name, overrides, caches, runs, cache, reads_outputs=False)
+    run = study.run(method, seed)
     from train.export import export_student, weights_of
     from train.records import EMA
 

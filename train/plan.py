@@ -15,8 +15,19 @@ from configs.schema import StudentConfig, TeacherConfig
 from nets.archs import stem_hint
 from nets.weights_file import is_downloadable, weights_file
 from store.errors import CacheError, CacheIncomplete
+from store.find import cache_folder
+from store.look import missing_records
+from store.source import open_source
 from train import TrainError
-from train.study import MOST_SEED, Run, Study, open_study, refuse_unknown_method
+from train.cache import teacher_identity
+from train.study import (
+    MOST_SEED,
+    Run,
+    Study,
+    open_study,
+    refuse_unknown_method,
+    tap_names,
+)
 from train.windows import Feed
 from views.augment import view_shape
 from views.datasets import load_dataset
@@ -38,11 +49,18 @@ def open_named_study(
     runs: Path,
     cache: Path | None,
     feed: Feed = "auto",
+    reads_outputs: bool = True,
 ) -> Study:
     """The study of a student's config. Raises what `open_configs` and `open_study` raise."""
     config, teacher = open_configs(name, overrides)
     return open_study(
-        config, teacher, caches_dir=caches, runs_dir=runs, cache_path=cache, feed=feed
+        config,
+        teacher,
+        caches_dir=caches,
+        runs_dir=runs,
+        cache_path=cache,
+        feed=feed,
+        reads_outputs=reads_outputs,
     )
 
 
@@ -126,15 +144,14 @@ def plan_lines(
     except CacheError:
         if cache_path is not None:
             raise
-        views = teacher.views.num_views
+        path = cache_folder(caches_dir, teacher.name, teacher_identity(teacher, dataset))
         return [
             _weights_line(teacher),
-            f"cache    to build: {samples:,} samples x {views} views = {samples * views:,} "
-            f"images through {teacher.teacher.arch}",
+            _cache_line(teacher, path, samples),
             f"student  to train: {passes}",
             *hints,
         ]
-    lines = _found_lines(study)
+    lines = _found_lines(study, cache_path is None)
     run = study.run(method, seed)
     if run.is_finished:
         return [*lines, f"student  finished: {run.folder}"]
@@ -157,15 +174,34 @@ def stem_hints(
     return [hint for hint in hints if hint]
 
 
-def _found_lines(study: Study) -> list[str]:
-    """The weights, and a cache that may be unfinished."""
+def _found_lines(study: Study, may_grow: bool) -> list[str]:
+    """The weights, and a cache that may lack some of what the teacher's file asks for."""
     cache, teacher = study.cache, study.teacher
-    if unfinished := [tap for tap in cache.manifest.taps if tap not in cache.taps]:
-        line = f"cache    found: {cache.path}, unfinished: {', '.join(unfinished)}"
+    found = f"cache    found: {cache.path}"
+    line = _cache_line(teacher, cache.path, cache.num_samples) if may_grow else found
+    if line != found:
         return [_weights_line(teacher), line]
     weights = weights_file(teacher.teacher.weights)
     needed = "found" if weights.is_file() else "not needed, the cache is complete"
-    return [f"teacher  {needed}: {weights}", f"cache    found: {cache.path}"]
+    return [f"teacher  {needed}: {weights}", line]
+
+
+def _cache_line(teacher: TeacherConfig, path: Path, samples: int) -> str:
+    """How many images the teacher has to see for what its file asks for and the cache lacks."""
+    views, arch = teacher.views.num_views, teacher.teacher.arch
+    every = samples * views
+    try:
+        missing = missing_records(open_source(path), views, tap_names(teacher))
+    except CacheError:
+        return (
+            f"cache    to build: {samples:,} samples x {views} views = {every:,} images through "
+            f"{arch}"
+        )
+    if not missing.records:
+        return f"cache    found: {path}"
+    what = f"extend by {missing.growth}" if missing.growth else "finish"
+    images = f"{missing.records:,} of {every:,} images"
+    return f"cache    to {what}: {images} through {arch}, into {path}"
 
 
 def _trial_line(run: Run, device: str) -> str:

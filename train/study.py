@@ -6,7 +6,8 @@ Imports no torch, so that a command which finds its work done ends at once.
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from nets.names import check_arch
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules, taps_asked
 from store.differences import Difference, differences, short_repr
+from store.errors import CacheError
 from store.identity import (
     identity_sha256,
 )
@@ -248,19 +250,41 @@ def open_study(
     runs_dir: Path,
     cache_path: Path | None = None,
     feed: Feed = "auto",
+    reads_outputs: bool = True,
 ) -> Study:
     """Find the cache, make sure that it belongs to this teacher and these pixels, check the config.
 
     Taps may be unfinished: what a run reads is looked at when the run is (`train.student`).
+    reads_outputs: False where no teacher outputs will be read, so that views may be missing too.
 
-    Raises CacheError, DatasetError, ArchError. Never runs a teacher.
+    Raises CacheError, TrainError, DatasetError, ArchError. Never runs a teacher.
     """
     check_arch(config.student.arch)
     check_arch(teacher.teacher.arch)
     dataset = load_dataset(teacher.dataset)
-    views = views_used(config, teacher)
-    cache = open_cache(teacher, dataset, views, caches_dir=caches_dir, cache_path=cache_path)
+    views = views_used(config, teacher) if reads_outputs else 1
+    with _refusing_too_many_views(config, teacher):
+        cache = open_cache(teacher, dataset, views, caches_dir=caches_dir, cache_path=cache_path)
     return Study(config, teacher, dataset, cache, runs_dir, feed)
+
+
+@contextmanager
+def _refusing_too_many_views(config: StudentConfig, teacher: TeacherConfig) -> Iterator[None]:
+    """Where there is no such cache, and a pass would not make one with enough views: say so."""
+    try:
+        yield
+    except CacheError:
+        asked, planned = views_used(config, teacher), teacher.views.num_views
+        if asked <= planned:
+            raise
+        distinct = teacher.views.augment.num_distinct_views
+        is_possible = distinct is None or asked <= distinct
+        most = "" if is_possible else f", and there are only {distinct} distinct views"
+        raise TrainError(
+            f"num_views is {asked}, but views.count of the teacher {teacher.name} makes a cache of "
+            f"{planned} {'view' if planned == 1 else 'views'}{most}",
+            fix=f"teacher.views.count={asked}" if is_possible else f"num_views={distinct}",
+        ) from None
 
 
 def tap_names(teacher: TeacherConfig) -> set[str]:

@@ -75,7 +75,7 @@ def main(
         block_rows = block_rows or old.manifest.block_rows
     elif change := format_dataset_change(setup, caches, [name, *changes]):
         console.print(change)
-    _print_stem_hint(setup, console)
+    _print_hints(setup, console)
 
     from precompute.fill import fill_cache, plan_pass
     from precompute.teacher_pass import PassOptions
@@ -118,10 +118,11 @@ def _described(
     return setup, if_complete(setup, recheck, console)
 
 
-def _print_stem_hint(setup: Setup, console: Console) -> None:
+def _print_hints(setup: Setup, console: Console) -> None:
     shape = view_shape(setup.dataset.train.first_shape, setup.config.views.augment)
     net = setup.config.teacher
-    if hint := stem_hint(net.arch, net.stem, shape, "teacher.stem"):
+    hints = stem_hint(net.arch, net.stem, shape, "teacher.stem"), setup.dataset.untested_hint
+    for hint in filter(None, hints):
         console.print(hint)
 
 

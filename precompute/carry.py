@@ -21,7 +21,8 @@ from store.differences import differences
 from store.errors import CacheMismatch
 from store.find import other_dataset_state
 from store.identity import Identity
-from store.layout import MANIFEST, SAMPLE_CRC
+from store.layout import MANIFEST, SAMPLE_CRC, Block
+from store.manifest import Manifest
 from store.reader import WITHOUT_CHECKSUMS, TeacherCache
 from store.work import Work
 from store.writer import CacheWriter
@@ -84,43 +85,59 @@ def _depends_on_all_samples(identity: Identity) -> bool:
     return mixes or identity["teacher"]["bn"] == "recalibrated"
 
 
-def carry_over(setup: Setup, old: TeacherCache, writer: CacheWriter) -> list[Work]:
-    """Commit the unchanged blocks of the writer's work; returns the rest. Raises CacheMismatch."""
-    refuse_unless_carriable(setup, old)
-    if old.manifest.block_rows != writer.manifest.block_rows:
-        raise _nothing_carried(old, "it has another block size")
-    if not _is_shown_alike(setup, old):
-        reason = "sample 0 has changed, or images are now decoded differently"
-        raise _nothing_carried(old, reason)
-    unchanged = _unchanged_blocks(setup, old, writer.work)
-    left = []
-    for item in writer.work:
-        taps = set(item.taps) - {SAMPLE_CRC}
-        held = item.block.view < old.num_views and all(
-            old.taps.get(tap) == writer.manifest.taps[tap] for tap in taps
+class Carrier:
+    """Copies what the cache `old` holds of a pass's work; remembers which blocks are unchanged."""
+
+    def __init__(self, setup: Setup, old: TeacherCache) -> None:
+        self.old, self._setup = old, setup
+        self._unchanged: dict[int, bool] = {}  # by the block's number
+
+    def carry_over(self, writer: CacheWriter) -> list[Work]:
+        """Commit the unchanged blocks of the writer's work; returns the rest.
+
+        Raises CacheMismatch.
+        """
+        self.refuse_unless_alike(writer.manifest)
+        left = []
+        for item in writer.work:
+            if self.holds(item, writer.manifest):
+                writer.copy_block(item, self.old.source)
+            else:
+                left.append(item)
+        return left
+
+    def refuse_unless_alike(self, manifest: Manifest) -> None:
+        """Raise CacheMismatch where no block can be copied into the cache of that manifest."""
+        refuse_unless_carriable(self._setup, self.old)
+        if self.old.manifest.block_rows != manifest.block_rows:
+            raise _nothing_carried(self.old, "it has another block size")
+        shown = preview_views(self._setup.dataset.train, self._setup.config.views)
+        if not np.array_equal(shown, self.old.preview):
+            reason = "sample 0 has changed, or images are now decoded differently"
+            raise _nothing_carried(self.old, reason)
+
+    def holds(self, item: Work, manifest: Manifest) -> bool:
+        """Whether the old cache has these records, as a cache of that manifest is to hold them."""
+        return (
+            item.block.view < self.old.num_views
+            and all(
+                self.old.taps.get(tap) == manifest.taps[tap]
+                for tap in set(item.taps) - {SAMPLE_CRC}
+            )
+            and self._is_unchanged(item.block)
         )
-        if held and item.block.index in unchanged:
-            writer.copy_block(item, old.source)
-        else:
-            left.append(item)
-    return left
 
+    def _is_unchanged(self, block: Block) -> bool:
+        """Whether its samples all have the same bytes and labels as before."""
+        if block.index not in self._unchanged:
+            self._unchanged[block.index] = self._compared(block)
+        return self._unchanged[block.index]
 
-def _is_shown_alike(setup: Setup, old: TeacherCache) -> bool:
-    shown = preview_views(setup.dataset.train, setup.config.views)
-    return np.array_equal(shown, old.preview)
-
-
-def _unchanged_blocks(setup: Setup, old: TeacherCache, work: Sequence[Work]) -> set[int]:
-    """The numbers of the blocks whose samples all have the same bytes and labels as before."""
-    train, checksums = setup.dataset.train, old.sample_crc32c
-    assert checksums is not None
-    unchanged = set()
-    for block in {item.block.index: item.block for item in work}.values():
-        if old.manifest.block(block.view, block.index) != block:
-            continue  # the last block of a view, which is shorter or longer than before
+    def _compared(self, block: Block) -> bool:
+        train, checksums = self._setup.dataset.train, self.old.sample_crc32c
+        assert checksums is not None
+        if self.old.manifest.block(block.view, block.index) != block:
+            return False  # the last block of a view, which is shorter or longer than before
         ids = np.arange(block.start, block.stop)
-        same_labels = np.array_equal(train.labels[ids], old.labels[ids])
-        if same_labels and np.array_equal(train.read_checksums(ids), checksums[ids]):
-            unchanged.add(block.index)
-    return unchanged
+        same_labels = np.array_equal(train.labels[ids], self.old.labels[ids])
+        return same_labels and np.array_equal(train.read_checksums(ids), checksums[ids])

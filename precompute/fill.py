@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from precompute.blocks import run_blocks
-from precompute.carry import carry_over
 from precompute.plan import Plan, planned
 from precompute.setup import Setup
 from precompute.spool import remove_spools
@@ -116,12 +115,12 @@ def _without_carried(
     teacher_pass: TeacherPass, writer: CacheWriter, console: Console
 ) -> list[Work]:
     """The writer's work without the blocks that another cache holds, which are copied first."""
-    old = teacher_pass.options.carried_from
-    if old is None:
+    carrier = teacher_pass.carrier
+    if carrier is None:
         return writer.work
-    left = carry_over(teacher_pass.setup, old, writer)
+    left = carrier.carry_over(writer)
     copied = len(writer.work) - len(left)
-    console.print(f"copied {copied:,} of {len(writer.work):,} blocks from {old.path}")
+    console.print(f"copied {copied:,} of {len(writer.work):,} blocks from {carrier.old.path}")
     return left
 
 

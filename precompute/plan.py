@@ -19,20 +19,23 @@ from store.errors import CacheError
 from store.layout import Block, tap_of
 from store.manifest import Manifest
 from store.source import open_source
-from store.work import unfinished
+from store.work import Work, unfinished
 
 
 @dataclass(frozen=True)
 class Plan:
     """The size of a cache, and what is still missing.
 
-    pending_records: to be computed; bytes_to_write: of their chunk files. spool_bytes: the most
-    that records of unfinished blocks take on disk while the pass runs.
+    pending_records: to be computed. carried_records: to be copied from the cache carried_from.
+    bytes_to_write: of the chunk files of both. spool_bytes: the most that records of unfinished
+    blocks take on disk while the pass runs.
     """
 
     manifest: Manifest
     device: str
     pending_records: int
+    carried_records: int
+    carried_from: Path | None
     bytes_to_write: int
     spool_bytes: int
     free_bytes: int
@@ -59,11 +62,16 @@ class Plan:
         return (
             f"{m.num_views:,} views x {m.num_samples:,} samples = {self.num_records:,} records of "
             f"{m.record_bytes:,} bytes = {format_size(self.num_records * m.record_bytes)} in "
-            f"{self.num_files:,} files; to do: {self.pending_records:,} records, "
+            f"{self.num_files:,} files; {self._to_copy()}to do: {self.pending_records:,} records, "
             f"{format_size(self.bytes_to_write)}{self._spool()} "
             f"({format_size(self.free_bytes)} free)"
             f"{self._time()}; {self.memory}"
         )
+
+    def _to_copy(self) -> str:
+        if self.carried_from is None:
+            return ""
+        return f"to copy: {self.carried_records:,} records from {self.carried_from}; "
 
     def _spool(self) -> str:
         return f" and {format_size(self.spool_bytes)} while it runs" if self.spool_bytes else ""
@@ -91,11 +99,18 @@ def planned(teacher_pass: TeacherPass, content: CacheContent) -> Plan:
     """What the pass will do. Runs a few batches if there is work, and writes nothing."""
     path = teacher_pass.setup.path
     draft = draft_manifest(content, teacher_pass.options.block_rows)
-    manifest, records, num_bytes = pending_of(path, draft)
+    manifest, work, num_bytes = pending_of(path, draft)
+    carrier, carried = teacher_pass.carrier, 0
+    if carrier is not None:
+        carrier.refuse_unless_alike(manifest)
+        carried = sum(item.block.rows for item in work if carrier.holds(item, manifest))
+    records = sum(item.block.rows for item in work) - carried
     return Plan(
         manifest=manifest,
         device=str(teacher_pass.options.device),
         pending_records=records,
+        carried_records=carried,
+        carried_from=None if carrier is None else carrier.old.path,
         bytes_to_write=num_bytes,
         spool_bytes=_spool_bytes(teacher_pass, manifest) if records else 0,
         free_bytes=free_bytes(path),
@@ -126,8 +141,8 @@ def _spool_bytes(teacher_pass: TeacherPass, manifest: Manifest) -> int:
     return min(manifest.block_rows, manifest.num_samples) * views * of_record
 
 
-def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, int, int]:
-    """The manifest of the cache once complete, records to compute, bytes to write.
+def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, list[Work], int]:
+    """The manifest of the cache once complete, what it still lacks, and the bytes of that.
 
     asked: what a new cache would be; an existing one keeps its block size, views and taps.
     """
@@ -150,16 +165,17 @@ def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, int, int]:
     def has(array: str, block: Block) -> bool:
         return there is not None and array in arrays_there and there.has(array, block)
 
-    arrays, records, num_bytes = manifest.arrays, 0, 0
+    arrays, work, num_bytes = manifest.arrays, list[Work](), 0
     for block, missing in unfinished(manifest, has, asked.num_views, asked.taps):
         chunks = [
             spec
             for array, spec in arrays.items()
             if tap_of(array) in missing and not has(array, block)
         ]
-        records += block.rows if missing else 0
+        if missing:
+            work.append(Work(block, tuple(sorted(missing))))
         num_bytes += sum(map(manifest.chunk_file_bytes, chunks))
-    return manifest, records, num_bytes
+    return manifest, work, num_bytes
 
 
 def free_bytes(path: Path) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from nets.error_rates import count_errors
 from nets.taps import Tap
 from nets.teacher import Teacher, load_teacher_network
+from precompute.carry import Carrier
 from precompute.setup import Setup
 from runtime.locks import Job
 from store import CacheContent, TapSpec, TeacherCache
@@ -54,6 +55,8 @@ class TeacherPass:
     def __init__(self, setup: Setup, options: PassOptions) -> None:
         self.setup, self.options = setup, options
         self.batch_size = options.batch_size or _BATCH_SIZE
+        old = options.carried_from
+        self.carrier = None if old is None else Carrier(setup, old)
         config, dataset, device = setup.config, setup.dataset, options.device
         self._normalisation = config.dataset.normalisation
         self.pixels = open_pixels(

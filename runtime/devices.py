@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from runtime.errors import DeviceError
@@ -31,21 +32,31 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def refuse_unknown_device(name: str) -> None:
+    """Raise DeviceError where no machine has a device of that name. Loads no torch."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", name):
+        raise DeviceError(
+            f"device {name!r} is unknown: expected auto, cpu, cuda, cuda:1, xpu or mps",
+            fix=_option("auto"),
+        )
+
+
 def check_device(name: str) -> torch.device:
     """The device by its name, perhaps without an index. Raises DeviceError if it is missing."""
     import torch
 
+    refuse_unknown_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise DeviceError(f"device {name!r} is unknown: {reason}", fix="DEVICE=auto") from None
+    device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count <= (device.index or 0):
             there = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"
-            fix = "DEVICE=auto" if count else "DEVICE=cpu"
+            fix = _option("auto" if count else "cpu")
             raise DeviceError(f"device {name!r} is not available: torch sees {there}", fix=fix)
     return device
+
+
+def _option(name: str) -> str:
+    return f"--device {name}; with make: DEVICE={name}"

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from runtime.devices import refuse_unknown_device
+
 TeacherName = Annotated[
     str,
     typer.Argument(
@@ -24,7 +26,14 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="other values for keys of the config"),
 ]
 Caches = Annotated[Path, typer.Option(help="folder that holds the caches")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+
+
+def _known_device(name: str) -> str:
+    refuse_unknown_device(name)
+    return name
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", callback=_known_device)]
 Workers = Annotated[int | None, typer.Option(min=0, help="worker processes that read images")]
 OfStudent = Annotated[
     bool,

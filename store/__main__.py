@@ -5,7 +5,7 @@ python -m store export CACHE FILE.h5                 write a cache as one HDF5 f
 python -m store import FILE.h5 [DIR]                 turn such a file into a cache folder
 python -m store trim CACHE [--views 4] [--drop-taps energy,hint]     make a cache smaller
 
-Exit status: 0 sound, 1 unsound or unfinished, 2 unusable.
+Exit status: of check 0 sound, 1 unsound or unfinished, 2 unusable; else 0, or 2 after an error.
 """
 
 from __future__ import annotations

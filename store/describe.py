@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from runtime.formats import format_table
+<<<<<<< HEAD
 from runtime.text import one_line
 from store.identity import field_of
+=======
+from store.differences import distinctions
+>>>>>>> 90d7a48 (Caches and runs say what tells them apart, inside lists too; --plan honours --from; a test split that lacks classes and an unknown device get a word)
 from store.look import Overview
 
-_HEADER = ["cache", "teacher", "dataset", "views", "samples", "size", "state"]
+_HEADER = ["cache", "teacher", "dataset", "views", "samples", "size", "differs in", "state"]
 
 
 def list_text(caches: Iterable[Overview]) -> str:
-    """A table with a line per cache."""
-    return format_table([_HEADER, *map(_row, caches)])
+    """A table with a line per cache, which says what tells caches of the same name apart."""
+    caches = list(caches)
+    return format_table([_HEADER, *(_row(cache, caches) for cache in caches)])
 
 
-def _row(cache: Overview) -> list[str]:
+def _row(cache: Overview, caches: Sequence[Overview]) -> list[str]:
     if cache.source is None:
+<<<<<<< HEAD
         return [one_line(cache.path.name), *[""] * 5, f"unusable: {one_line(cache.problem)}"]
+=======
+        return [cache.path.name, *[""] * 6, f"unusable: {cache.problem}"]
+>>>>>>> 90d7a48 (Caches and runs say what tells them apart, inside lists too; --plan honours --from; a test split that lacks classes and an unknown device get a word)
     m = cache.source.manifest
     size = m.record_bytes * m.num_views * m.num_samples
     return [
@@ -30,8 +39,16 @@ def _row(cache: Overview) -> list[str]:
         str(m.num_views),
         f"{m.num_samples:,}",
         f"{size / 1e6:,.1f} MB",
+        ", ".join(distinctions(m.identity, _identities(caches, m.teacher))),
         "complete" if cache.done == 1 else f"{100 * cache.done:.1f} % done",
     ]
+
+
+def _identities(caches: Sequence[Overview], teacher: str) -> Iterator[Mapping[str, Any]]:
+    """The identities of the caches that were made from a teacher's file of that name."""
+    for cache in caches:
+        if cache.source is not None and cache.source.manifest.teacher == teacher:
+            yield cache.source.manifest.identity
 
 
 def info_text(info: Mapping[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from store.identity import canonical_json
 
@@ -35,11 +35,54 @@ def _differences(
         ours, theirs = expected.get(key), found.get(key)
         if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
             yield from _differences(ours, theirs, f"{prefix}{key}.")
+        elif _holds_blocks(ours) and _holds_blocks(theirs):
+            length = max(len(ours), len(theirs))
+            one, other = (_numbered(each, length) for each in (ours, theirs))
+            yield from _differences(one, other, f"{prefix}{key}.")
         elif canonical_json(ours) != canonical_json(theirs):
             yield Difference(f"{prefix}{key}", ours, theirs)
 
 
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything that is no block."""
+    if isinstance(value, Mapping) and value:
+        blocks = value
+    elif isinstance(value, list) and _holds_blocks(value):
+        blocks = _numbered(value)
+    else:
+        yield prefix.removesuffix("."), value
+        return
+    for key, item in blocks.items():
+        yield from leaves(item, f"{prefix}{key}.")
+
+
+def distinctions(
+    own: Mapping[str, Any], others: Iterable[Mapping[str, Any]], but: Collection[str] = ()
+) -> list[str]:
+    """`key=value` of each leaf of `own` that is not the same in all `others`, those in `but` apart.
+
+    A leaf that only others have counts too: its value is None.
+    """
+    own, every = dict(leaves(own)), [dict(leaves(other)) for other in others]
+    keys = sorted({key for each in every for key in each} - set(but))
+    return [
+        f"{key}={short_repr(own.get(key))}"
+        for key in keys
+        if any(each.get(key) != own.get(key) for each in every)
+    ]
+
+
+def _holds_blocks(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)
+
+
+def _numbered(items: Sequence[Any], length: int = 0) -> dict[str, Any]:
+    """By position; empty blocks fill it up to `length`."""
+    filled = [*items, *[{}] * (length - len(items))]
+    return {str(number): item for number, item in enumerate(filled)}
+
+
 def short_repr(value: Any) -> str:
-    """Short enough for a line: both ends of a digest."""
-    text = repr(value)
+    """Short enough for a line: both ends of a digest. None is a key that is missing or null."""
+    text = "not set" if value is None else repr(value)
     return text if len(text) <= _LONGEST else f"{text[:17]}...{text[-4:]}"

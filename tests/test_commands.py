@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from configs.load import load_student
+from precompute.__main__ import cli as precompute
 from store.transfer import export_cache
+from tests.support.pass_commands import arguments_of
 from tests.support.training_runs import without_times
 from train.__main__ import cli
 
@@ -222,3 +224,19 @@ def test_bad_input_is_an_error_with_its_remedy(
     # What the case says comes last, so that it wins over what is common.
     assert cli([*arguments[:2], *common, *arguments[2:]]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["student", "precompute"])
+def test_an_unknown_device_is_refused_even_where_nothing_is_to_do(
+    cached: list[str], program: str, small_teacher, tmp_path: Path, capsys
+) -> None:
+    if program == "student":
+        call = ["student", "digits-resnet8", "--method", "ce", *cached]
+        assert cli(call) == 0
+        assert cli([*call, "--device", "gpu"]) == 2
+    else:
+        call = arguments_of(small_teacher(), tmp_path / "caches")
+        assert precompute(call) == 0
+        assert precompute([*call, "--device", "gpu"]) == 2
+    told = capsys.readouterr().err
+    assert "device 'gpu' is unknown: expected auto, cpu, cuda" in told

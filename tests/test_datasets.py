@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from configs.schema import Cifar, Digits, ImageFolder, Normalisation
+from precompute.__main__ import cli as precompute
 from tests.support.image_folders import write_image_folder
 from torchvision_shim import import_torchvision
+from train.__main__ import cli as train
 from views.datasets import Dataset, DatasetError, load_dataset
 
 GREY = Normalisation(mean=(0.5,), std=(0.5,))
@@ -299,3 +302,36 @@ def test_a_folder_that_cannot_be_used_is_refused_by_name(
     broken(root, mistake)
     with pytest.raises(DatasetError, match=told):
         _ = load_dataset(folder(root)).train.images
+
+
+def test_classes_that_no_test_image_shows_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_image_folder(tmp_path / "data", classes=["ant", "bee", "cat"])
+    assert load_dataset(folder(root)).untested_hint == ""
+    shutil.rmtree(root / "test" / "bee")
+    for image in (root / "test" / "cat").iterdir():
+        image.unlink()
+    hint = "hint: no test image shows bee, cat, so errors say nothing about them"
+    assert load_dataset(folder(root)).untested_hint == hint
+    (tmp_path / "t.yaml").write_text(
+        f"dataset: {{type: imagefolder, root: {root}, normalisation: {{mean: [0, 0, 0], "
+        "std: [1, 1, 1]}}\nviews: {augment: {kind: centre}, count: 1}\n"
+        f"teacher: {{arch: resnet8, weights: {tmp_path / 'w.pt'}}}\n"
+        "training: {epochs: 1, batch_size: 3, learning_rate: 0.1, schedule: {kind: onecycle}}\n"
+    )
+    (tmp_path / "s.yaml").write_text(
+        f"teacher: {tmp_path / 't.yaml'}\nstudent: {{arch: resnet8}}\n"
+        "training: {epochs: 1, batch_size: 3, learning_rate: 0.1, schedule: {kind: onecycle}}\n"
+        "methods: {ce: [{loss: ce}]}\n"
+    )
+    caches = ["--caches", str(tmp_path / "caches")]
+    runs = ["--method", "ce", "--runs", str(tmp_path / "runs")]
+    for program, call in (
+        (train, ["plan", str(tmp_path / "s.yaml"), *caches, *runs, "--no-trial"]),
+        (train, ["teacher", str(tmp_path / "t.yaml")]),
+        (precompute, [str(tmp_path / "t.yaml"), *caches]),
+        (train, ["student", str(tmp_path / "s.yaml"), *caches, *runs]),
+    ):
+        assert program(call) == 0, capsys.readouterr().err
+        assert capsys.readouterr().out.count(hint) == 1, call

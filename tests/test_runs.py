@@ -64,6 +64,15 @@ def test_redo_trains_a_finished_run_again(call: Call, tmp_path: Path, command: s
     assert not (folder / "mine.txt").exists()
 
 
+def test_what_differs_from_the_last_run_is_named_inside_lists_too(call: Call) -> None:
+    both = "methods={kd: [{loss: ce, weight: 0.1}, {loss: kd, weight: 0.9, temperature: 4.0}]}"
+    call("student", "--method", "kd", both)
+    told = call("student", "--method", "kd", both.replace("4.0", "2.0"))
+    assert "differs from the last run of kd, seed 0:\n  terms.1.temperature is 2.0, was 4" in told
+    told = call("student", "--method", "kd", "methods={kd: [{loss: ce, weight: 0.1}]}")
+    assert "\n  terms.1.loss is not set, was 'kd'\n" in told
+
+
 def test_redo_deletes_nothing_that_could_not_be_trained_again(call: Call, tmp_path: Path) -> None:
     call("student", "--method", "kd")
     (folder,) = folders(tmp_path)

@@ -363,3 +363,18 @@ def test_a_sample_with_another_label_is_not_carried_over(
     (train_folder / "cat" / "07.bmp").rename(train_folder / "dog" / "0.bmp")  # keeps its number
     assert make_cache(root, "--from", str(cache_of(root))) == 0
     assert "copied 6 of 8 blocks from" in capsys.readouterr().out
+
+
+def test_a_plan_with_from_says_what_is_copied_and_what_is_left(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_cache(root) == 0
+    old = cache_of(root)
+    (root / "data" / CHANGED).unlink()
+    capsys.readouterr()
+    for more in (["--plan"], []):
+        assert make_cache(root, "--from", str(old), *more) == 0
+        told = capsys.readouterr().out
+        assert f"to copy: 16 records from {old}; to do: 14 records" in told
+        assert len(list((root / "caches").iterdir())) == (1 if more else 2)
+    assert "copied 4 of 8 blocks from" in told

@@ -287,3 +287,26 @@ def small_spec():
     from store.layout import ArraySpec
 
     return ArraySpec((2,), "float32")
+
+
+def test_the_list_tells_caches_apart_that_differ_in_seed_or_images(
+    made: tuple[TeacherConfig, Path],
+    small_teacher: Callable[..., TeacherConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, path = made
+    assert cli(["list", "--caches", str(path.parent)]) == 0
+    header, only = capsys.readouterr().out.splitlines()
+    assert header.split()[-3:] == ["differs", "in", "state"]
+    assert "=" not in only
+    other_seed = make_cache(small_teacher("views.seed=5"), path.parent).path
+    other_images = make_cache(small_teacher("dataset.limit=5"), path.parent).path
+    assert cli(["list", "--caches", str(path.parent)]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert "views.seed=0" in lines[path.name]
+    assert "views.seed=5" in lines[other_seed.name]
+    digests = {name: re.search(r"dataset.digest='(\S+)'", line) for name, line in lines.items()}
+    digest = {name: match[1] for name, match in digests.items() if match}
+    assert digest[path.name] == digest[other_seed.name] != digest[other_images.name]
+    assert "arch" not in lines[path.name]

@@ -135,7 +135,7 @@ def plan_lines(
     dataset = load_dataset(teacher.dataset)
     samples = len(dataset.train)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
-    hints = stem_hints(config, teacher, shape)
+    hints = [*stem_hints(config, teacher, shape), *filter(None, [dataset.untested_hint])]
     passes = f"{samples:,} samples x {config.training.epochs} epochs through {config.student.arch}"
     try:
         study = open_study(

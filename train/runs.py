@@ -16,7 +16,7 @@ from typing import Any
 from runtime.errors import Busy
 from runtime.formats import format_age, format_table
 from runtime.locks import LOCK_FILE, Job, WriterLock
-from store.differences import short_repr
+from store.differences import distinctions
 from store.identity import identity_sha256
 
 # The names of the files of a run; `train.records` says what each of them holds.
@@ -220,24 +220,5 @@ def _without(keys: Sequence[str], identity: Mapping[str, Any]) -> str:
 
 def _distinctions(run: FoundRun, runs: Sequence[FoundRun]) -> list[str]:
     """`key=value` of each setting that is not the same in all runs of its student and method."""
-    same_method = [dict(_leaves(each.identity)) for each in runs if each.key[:2] == run.key[:2]]
-    own = dict(_leaves(run.identity))
-    keys = sorted({key for leaves in same_method for key in leaves if key != "seed"})
-    return [
-        f"{key}={short_repr(own.get(key))}"
-        for key in keys
-        if any(leaves.get(key) != own.get(key) for leaves in same_method)
-    ]
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted key, value) of everything that is no block."""
-    if isinstance(value, Mapping) and value:
-        items: Iterable[tuple[Any, Any]] = value.items()
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        items = enumerate(value)
-    else:
-        yield prefix.removesuffix("."), value
-        return
-    for key, item in items:
-        yield from _leaves(item, f"{prefix}{key}.")
+    same_method = (each.identity for each in runs if each.key[:2] == run.key[:2])
+    return distinctions(run.identity, same_method, but=["seed"])

@@ -109,7 +109,8 @@ def open_session(
 
 def _announce(session: Session, study: Study, console: Console) -> None:
     net = study.config.student
-    if hint := stem_hint(net.arch, net.stem, study.image_shape, "student.stem"):
+    slow_stem = stem_hint(net.arch, net.stem, study.image_shape, "student.stem")
+    for hint in filter(None, (slow_stem, study.dataset.untested_hint)):
         console.print(hint)
     console.print(f"images {session.data.train.where}; teacher outputs {session.teacher.where}")
     if study.cache.sample_crc32c is None:

@@ -48,6 +48,8 @@ def train_teacher(
     picked = pick_device(device)
     size = f"{run} on {picked}"
     console.print(f"training the teacher {config.name} into {run.weights}: {size}")
+    if hint := run.dataset.untested_hint:
+        console.print(hint)
     check_arch(config.teacher.arch)
     normalisation = config.dataset.normalisation
     data = open_dataset_pixels(run.dataset, run.views, normalisation, picked, num_workers)

@@ -17,6 +17,9 @@ from views.splits import DatasetError, Source, Split, chosen_ids
 __all__ = ["Dataset", "DatasetError", "Split", "load_dataset"]
 
 
+_NAMED_CLASSES = 5
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Splits in their fixed order; `digest` (sha256, hex) pins the training samples and labels.
@@ -45,6 +48,18 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def untested_hint(self) -> str:
+        """A line about classes that the test split lacks, or ""."""
+        tested = set(self.test.labels.tolist())
+        names = [name for label, name in enumerate(self.class_names) if label not in tested]
+        if not names:
+            return ""
+        some = ", ".join(names[:_NAMED_CLASSES])
+        if len(names) > _NAMED_CLASSES:
+            some = f"{len(names)} of {self.num_classes} classes ({some}, ...)"
+        return f"hint: no test image shows {some}, so errors say nothing about them"
 
 
 def load_dataset(config: Digits | Cifar | ImageFolder | Packed) -> Dataset:

@@ -6,12 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from runtime.formats import format_table
-<<<<<<< HEAD
 from runtime.text import one_line
-from store.identity import field_of
-=======
 from store.differences import distinctions
->>>>>>> 90d7a48 (Caches and runs say what tells them apart, inside lists too; --plan honours --from; a test split that lacks classes and an unknown device get a word)
+from store.identity import field_of
 from store.look import Overview
 
 _HEADER = ["cache", "teacher", "dataset", "views", "samples", "size", "differs in", "state"]
@@ -25,11 +22,7 @@ def list_text(caches: Iterable[Overview]) -> str:
 
 def _row(cache: Overview, caches: Sequence[Overview]) -> list[str]:
     if cache.source is None:
-<<<<<<< HEAD
-        return [one_line(cache.path.name), *[""] * 5, f"unusable: {one_line(cache.problem)}"]
-=======
-        return [cache.path.name, *[""] * 6, f"unusable: {cache.problem}"]
->>>>>>> 90d7a48 (Caches and runs say what tells them apart, inside lists too; --plan honours --from; a test split that lacks classes and an unknown device get a word)
+        return [one_line(cache.path.name), *[""] * 6, f"unusable: {one_line(cache.problem)}"]
     m = cache.source.manifest
     size = m.record_bytes * m.num_views * m.num_samples
     return [
@@ -39,7 +32,7 @@ def _row(cache: Overview, caches: Sequence[Overview]) -> list[str]:
         str(m.num_views),
         f"{m.num_samples:,}",
         f"{size / 1e6:,.1f} MB",
-        ", ".join(distinctions(m.identity, _identities(caches, m.teacher))),
+        one_line(", ".join(distinctions(m.identity, _identities(caches, m.teacher)))),
         "complete" if cache.done == 1 else f"{100 * cache.done:.1f} % done",
     ]
 

@@ -12,7 +12,7 @@ from store.errors import CacheError
 from store.faults import Fault
 from store.hdf5 import is_hdf5
 from store.identity import identity_sha256
-from store.layout import MANIFEST, SAMPLE_CRC, tap_of
+from store.layout import MANIFEST, SAMPLE_CRC
 from store.reader import TeacherCache
 from store.source import Source, missing_blocks, open_source
 
@@ -84,7 +84,10 @@ def details(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MissingRecords:
-    """How many records lack something, how many views have none, and which taps have none."""
+    """How many records lack something; how many views, and which taps, are to be added.
+
+    new_taps: those that planned views lack; none where all taps lack the same blocks.
+    """
 
     records: int
     new_views: int
@@ -100,16 +103,21 @@ class MissingRecords:
 def missing_records(source: Source, num_views: int, taps: Collection[str]) -> MissingRecords:
     """What a pass for the first `num_views` views of these taps would have to compute."""
     m = source.manifest
-    arrays = [array for array in m.arrays if tap_of(array) in {*taps, SAMPLE_CRC}]
-    new_taps = tuple(sorted(set(taps) - set(m.taps)))
-    old_views = min(num_views, m.num_views)
-    lacking = (
-        block.rows
-        for block in m.blocks(old_views)
-        if new_taps or not all(source.has(array, block) for array in arrays)
-    )
-    new_views = num_views - old_views
-    return MissingRecords(sum(lacking) + new_views * m.num_samples, new_views, new_taps)
+    old_views, asked = min(num_views, m.num_views), {*taps, *({SAMPLE_CRC} & set(m.stored))}
+    arrays = {tap: list(m.stored[tap].arrays(tap)) if tap in m.stored else [] for tap in asked}
+    lacking: set[str] = set()
+    records = (num_views - old_views) * m.num_samples
+    for block in m.blocks(old_views):
+        absent = [
+            tap
+            for tap, names in arrays.items()
+            if not names or not all(source.has(name, block) for name in names)
+        ]
+        lacking.update(absent)
+        records += block.rows if absent else 0
+    is_partial = not set(taps) <= lacking
+    new_taps = sorted(set(taps) & lacking) if is_partial else []
+    return MissingRecords(records, num_views - old_views, tuple(new_taps))
 
 
 def describe_missing(source: Source) -> list[Fault]:

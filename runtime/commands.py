@@ -24,6 +24,11 @@ from runtime.words import with_words
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+# A file where a folder should be, or the reverse; a link to itself; a socket, a device without one.
+_IN_THE_WAY = (
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV),
+)
 
 
 def new_app(help_text: str | None = None) -> typer.Typer:
@@ -72,7 +77,10 @@ def _exit_status(app: typer.Typer, arguments: list[str]) -> int:
 
 
 def disk_refusal(error: OSError) -> UserError | None:
-    """The error for a disk that is full or may not be written to or read; None for any other."""
+    """The error for a disk that is full, that refuses, or that holds something else under a name.
+
+    None for any other.
+    """
     where = one_line(error.filename) if error.filename else "the disk"
     again = "; then run the same command again: what was saved before is sound"
     if error.errno in _NO_ROOM:
@@ -80,6 +88,11 @@ def disk_refusal(error: OSError) -> UserError | None:
     if error.errno in _REFUSED:
         return UserError(
             f"{where}: {error.strerror}", fix=f"permit it, or choose another path{again}"
+        )
+    if error.errno in _IN_THE_WAY and error.filename:
+        return UserError(
+            f"{where}: {error.strerror}: not the file or folder that this program expects there",
+            fix="look at what it is, move it away, then run the same command again",
         )
     return None
 

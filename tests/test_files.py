@@ -217,3 +217,27 @@ def test_a_disk_that_refuses_is_one_message(
     assert run_command(app, []) == 2
     printed = capsys.readouterr().err
     assert f"error: runs/\\x1bx: {os.strerror(number)}\n  fix: {word}" in printed
+
+
+@pytest.mark.parametrize("in_the_way", ["folder", "FIFO", "link to itself", "file above"])
+def test_something_else_under_a_name_is_one_message(
+    in_the_way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "it"
+    if in_the_way == "file above":
+        path.touch()
+        path /= "below"
+    elif in_the_way == "link to itself":
+        path.symlink_to("it")
+    else:
+        _special(path, in_the_way)
+    app = new_app()
+
+    @app.command()
+    def write() -> None:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+    assert run_command(app, []) == 2
+    printed = capsys.readouterr().err
+    assert f"error: {path}: " in printed
+    assert "not the file or folder that this program expects there\n  fix: look at" in printed

@@ -16,6 +16,7 @@ from views import packed
 from views.__main__ import cli
 from views.datasets import Dataset, DatasetError, load_dataset
 from views.folders import image_folder
+from views.pack import pack_encoded, pack_pixels
 
 RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
 CONFIG = """
@@ -91,7 +92,7 @@ def test_a_packed_folder_has_the_folders_identity_and_checksums(file: Path) -> N
 
 def test_of_an_encoded_file_any_choice_of_samples_has_the_folders_digest(tmp_path: Path) -> None:
     source = image_folder(write_image_folder(tmp_path / "data", per_class=20))
-    packed.pack_encoded(source, tmp_path / "data.h5")
+    pack_encoded(source, tmp_path / "data.h5")
     some = np.array([3, 17, 30])
     assert packed.packed(tmp_path / "data.h5").digest_of(some) == source.digest_of(some)
 
@@ -107,7 +108,7 @@ def test_the_digest_follows_the_content(file: Path) -> None:
     before = packed_of(file).digest
     assert packed_of(file).digest == before
     Image.new("RGB", (12, 12)).save(file.parent / "data" / "train" / "cat" / "00.png")
-    packed.pack_pixels(image_folder(file.parent / "data"), file)
+    pack_pixels(image_folder(file.parent / "data"), file)
     assert packed_of(file).digest != before
 
 
@@ -126,7 +127,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path, file: Path) -> None:
     with pytest.raises(DatasetError, match=r"there is no file .*gone\.h5"):
         packed_of(tmp_path / "gone.h5")
     (tmp_path / "text.h5").write_text("not HDF5")
-    with pytest.raises(DatasetError, match=r"text\.h5 cannot be read as packed images"):
+    with pytest.raises(DatasetError, match=r"text\.h5 does not hold packed images"):
         packed_of(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as other:
         other["x"] = 1

@@ -17,7 +17,7 @@ from configs.load import load_teacher, refuse_missing_data
 from runtime.commands import new_app, new_console, run_command
 from runtime.options import Overrides, TeacherName
 from views.datasets import open_source
-from views.packed import pack_encoded, pack_pixels
+from views.pack import pack_encoded, pack_pixels
 from views.splits import chosen_ids
 
 app = new_app("Prepare datasets.")
@@ -47,9 +47,11 @@ def pack(
     refuse_missing_data(config)
     dataset = config.dataset
     source = open_source(dataset)
-    chosen = chosen_ids(source.train.labels, dataset.limit, dataset.validation_fraction)
-    pack_images = pack_encoded if encoded else pack_pixels
-    pack_images(source, file, [ids for ids in chosen if len(ids)])
+    if encoded:
+        pack_encoded(source, file)
+    else:
+        chosen = chosen_ids(source.train.labels, dataset.limit, dataset.validation_fraction)
+        pack_pixels(source, file, [ids for ids in chosen if len(ids)])
     new_console().print(
         f"{file}: {len(source.train):,} training and {len(source.test):,} test images, "
         f"{file.stat().st_size:,} bytes"

@@ -53,6 +53,14 @@ def read_picture(path: Path) -> bytes:
         raise DatasetError(f"cannot read the image {shown_path(path)}: {error.strerror}") from None
 
 
+def picture_size(path: Path) -> int:
+    """Bytes of an image file. Raises DatasetError where it is gone."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DatasetError(f"cannot read the image {shown_path(path)}: {error.strerror}") from None
+
+
 def shown_path(path: Path) -> str:
     """A path as messages show it."""
     return one_line(path, longest=1000)

@@ -1,0 +1,264 @@
+"""One file of packed images: its header, and its arrays, read without the HDF5 library.
+
+    head    one line: teach-once-images VERSION BYTES SHA256      of the header that follows
+    header  JSON: kind, type, class names, digests; per split and array the offset in this file, the
+            dtype, the shape, and the crc32c
+    zeros   up to a power of two
+    HDF5    class_names, <split>/<array> ...: for every other program
+
+The file is HDF5 with its header in the user block, which HDF5 leaves to applications; the arrays
+are contiguous. What is read here is found by the header alone, so that a damaged or forged HDF5
+structure can neither hang nor mislead the reader, and an array can only lie within this file.
+
+    <split>/labels         (N,) int64
+    <split>/crc32c         (N,) uint32, of each sample's bytes in this file
+    kind pixels:
+    <split>/images         (N, H, W, C) uint8
+    <split>/source_crc32c  (N,) uint32, of the bytes that each was packed from
+    kind encoded:
+    <split>/bytes          uint8: the files' own bytes, one behind the other
+    <split>/offsets        (N + 1,) int64, where each begins
+    <split>/names          uint8: `<class>/<file>` in UTF-8, each followed by a zero byte
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from runtime.reading import BadFile, open_regular, parse_json
+from runtime.text import one_line
+from views.pictures import MOST_BYTES, shown_path
+from views.splits import Checksums, DatasetError, Ids, check_class_name, crc32c
+
+FORMAT_NAME = "teach-once-images"
+FORMAT_VERSION = 4
+SPLITS = ("train", "test")
+# Per kind: array -> dtype and number of dimensions.
+ARRAYS: Mapping[str, Mapping[str, tuple[str, int]]] = {
+    "pixels": {
+        "labels": ("<i8", 1),
+        "crc32c": ("<u4", 1),
+        "images": ("|u1", 4),
+        "source_crc32c": ("<u4", 1),
+    },
+    "encoded": {
+        "labels": ("<i8", 1),
+        "crc32c": ("<u4", 1),
+        "bytes": ("|u1", 1),
+        "offsets": ("<i8", 1),
+        "names": ("|u1", 1),
+    },
+}
+_CHECKED_BY_SAMPLE = ("images", "bytes")
+_HEAD = re.compile(rb"([a-z-]{17}) ([0-9]{4}) ([0-9]{12}) ([0-9a-f]{64})\n")
+HEAD_BYTES = 17 + 1 + 4 + 1 + 12 + 1 + 64 + 1
+_MOST_HEADER_BYTES = 2**26
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_PACK_AGAIN = "pack the images again: python -m views pack NAME|PATH {file}"
+
+Count = Annotated[int, Field(ge=0, le=2**48)]
+Crc = Annotated[int, Field(ge=0, lt=2**32)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class ArrayPlace(BaseModel):
+    """Where an array lies in the file. crc32c: of its bytes; None where each sample has one."""
+
+    model_config = _STRICT
+    offset: Count
+    dtype: Literal["<i8", "<u4", "|u1"]
+    shape: Annotated[list[Count], Field(min_length=1, max_length=4)]
+    crc32c: Crc | None
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Header(BaseModel):
+    """digests: of choices of training samples by the sha256 of their ids, "all", and "test"."""
+
+    model_config = _STRICT
+    kind: Literal["pixels", "encoded"]
+    type: Annotated[str, Field(pattern="^[a-z0-9]{1,32}$")]
+    class_names: Annotated[list[str], Field(min_length=1, max_length=2**20)]
+    digests: Annotated[dict[Annotated[str, Field(max_length=64)], Sha256], Field(max_length=1000)]
+    splits: dict[Literal["train", "test"], dict[str, ArrayPlace]]
+
+    def to_bytes(self) -> bytes:
+        """The head and the header."""
+        body = json.dumps(self.model_dump(), separators=(",", ":")).encode()
+        sha256 = hashlib.sha256(body).hexdigest()
+        return f"{FORMAT_NAME} {FORMAT_VERSION:04d} {len(body):012d} {sha256}\n".encode() + body
+
+
+class PackedFile:
+    """An opened file of packed images, whose header has been checked against its bytes.
+
+    It stays open, so that it is the same file although another gets its name. Images and bytes are
+    checked by their reader, sample by sample; everything else here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises DatasetError where the file is missing, damaged or something else."""
+        self.path = path
+        try:
+            with open_regular(path, follow=True) as file:
+                self._handle = os.dup(file.fileno())
+        except FileNotFoundError:
+            raise DatasetError(f"dataset.file: there is no file {shown_path(path)}") from None
+        except BadFile as error:
+            raise DatasetError(f"dataset.file: {error}") from None
+        weakref.finalize(self, os.close, self._handle)
+        self.num_bytes = os.fstat(self._handle).st_size
+        self.header = self._checked(self._read_header())
+
+    def array(self, split: str, name: str) -> NDArray[np.generic]:
+        """A whole array that has a checksum. Raises DatasetError where that does not match."""
+        place = self._place(split, name)
+        content = self._read(place.offset, place.num_bytes)
+        if place.crc32c is None or crc32c(content) != place.crc32c:
+            raise self.damaged(f"{split}/{name} does not match its checksum")
+        return np.frombuffer(content, dtype=place.dtype).reshape(place.shape)
+
+    def labels(self, split: str) -> Ids:
+        """(N,) int64, each a class."""
+        labels = self.array(split, "labels").astype(np.int64)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.header.class_names):
+            raise self.damaged(f"{split}/labels: not all are of a class")
+        return labels
+
+    def checksums(self, split: str, name: str = "crc32c") -> Checksums:
+        """(N,) uint32."""
+        return self.array(split, name).astype(np.uint32)
+
+    def offsets(self, split: str) -> Ids:
+        """(N + 1,) int64, ascending from 0 to the number of bytes."""
+        offsets = self.array(split, "offsets").astype(np.int64)
+        sizes = np.diff(offsets)
+        ends = (int(offsets[0]), int(offsets[-1]))
+        if ends != (0, self._place(split, "bytes").num_bytes) or (
+            len(sizes) and not 0 <= sizes.min() <= sizes.max() <= MOST_BYTES
+        ):
+            raise self.damaged(f"{split}/offsets: they do not divide {split}/bytes")
+        return offsets
+
+    def names(self, split: str) -> list[str]:
+        """`<class>/<file>` of each sample."""
+        content = self.array(split, "names").tobytes()
+        try:
+            names = content.decode("utf-8").split("\0")
+        except UnicodeDecodeError:
+            names = []
+        if len(names) != self.num_samples(split) + 1 or names[-1]:
+            raise self.damaged(f"{split}/names are not one name of each sample, in UTF-8")
+        return names[:-1]
+
+    def image_shape(self, split: str) -> tuple[int, int, int]:
+        """(H, W, C) of all images of kind pixels."""
+        _, height, width, channels = self._place(split, "images").shape
+        return height, width, channels
+
+    def part(self, split: str, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes `start` to `stop` of an array of uint8, not checked."""
+        place = self._place(split, name)
+        assert 0 <= start <= stop <= place.num_bytes
+        return np.frombuffer(self._read(place.offset + start, stop - start), dtype=np.uint8)
+
+    def num_samples(self, split: str) -> int:
+        return self._place(split, "labels").shape[0]
+
+    def damaged(self, what: str) -> DatasetError:
+        """The error for content that is not what the header says."""
+        shown = shown_path(self.path)
+        return DatasetError(f"{shown} is damaged: {what}", fix=_PACK_AGAIN.format(file=shown))
+
+    def _place(self, split: str, name: str) -> ArrayPlace:
+        return self.header.splits[split][name]  # type: ignore[index]
+
+    def _read(self, offset: int, num_bytes: int) -> bytes:
+        pieces = []
+        while num_bytes:
+            piece = os.pread(self._handle, min(num_bytes, 2**30), offset)
+            if not piece:
+                raise self.damaged("it ends too early")
+            pieces.append(piece)
+            offset, num_bytes = offset + len(piece), num_bytes - len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_header(self) -> Header:
+        shown = shown_path(self.path)
+        start = os.pread(self._handle, HEAD_BYTES, 0)
+        if start.startswith(_HDF5_SIGNATURE):
+            raise DatasetError(
+                f"{shown} is an HDF5 file, but not of packed images, or packed by a version before "
+                f"{FORMAT_VERSION}",
+                fix=_PACK_AGAIN.format(file=shown),
+            )
+        head = _HEAD.fullmatch(start)
+        if head is None or head[1] != FORMAT_NAME.encode():
+            raise DatasetError(f"{shown} does not hold packed images, or is damaged")
+        if int(head[2]) != FORMAT_VERSION:
+            raise DatasetError(
+                f"{shown} has version {int(head[2])} of the format, expected {FORMAT_VERSION}",
+                fix=_PACK_AGAIN.format(file=shown),
+            )
+        if int(head[3]) > min(_MOST_HEADER_BYTES, self.num_bytes):
+            raise self.damaged("its header is too long")
+        body = self._read(HEAD_BYTES, int(head[3]))
+        if hashlib.sha256(body).hexdigest() != head[4].decode():
+            raise self.damaged("its header does not match its checksum")
+        try:
+            return Header.model_validate(parse_json(body, self.path))
+        except BadFile as error:
+            raise DatasetError(f"{error}: its header") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"]))
+            raise self.damaged(f"header, {one_line(key)}: {one_line(first['msg'])}") from None
+
+    def _checked(self, header: Header) -> Header:
+        """The header, whose arrays lie within the file and agree with one another."""
+        for name in header.class_names:
+            check_class_name(name, shown_path(self.path))
+        if len(set(header.class_names)) != len(header.class_names):
+            raise self.damaged("header, class_names: a name occurs twice")
+        if set(header.splits) != set(SPLITS):
+            raise self.damaged(f"header, splits: expected {' and '.join(SPLITS)}")
+        for split, arrays in header.splits.items():
+            self._check_arrays(header.kind, split, arrays)
+        return header
+
+    def _check_arrays(self, kind: str, split: str, arrays: Mapping[str, ArrayPlace]) -> None:
+        expected = ARRAYS[kind]
+        if set(arrays) != set(expected):
+            raise self.damaged(f"header, splits.{split}: expected {', '.join(expected)}")
+        num_samples = arrays["labels"].shape[0]
+        for name, place in arrays.items():
+            dtype, num_dimensions = expected[name]
+            rows = num_samples + 1 if name == "offsets" else num_samples
+            fits = place.dtype == dtype and len(place.shape) == num_dimensions
+            if name not in ("bytes", "names"):
+                fits = fits and place.shape[0] == rows
+            if name == "images":
+                fits = fits and all(size > 0 for size in place.shape[1:])
+            if (place.crc32c is None) != (name in _CHECKED_BY_SAMPLE):
+                fits = False
+            if not fits or place.offset + place.num_bytes > self.num_bytes:
+                raise self.damaged(
+                    f"header, splits.{split}.{name}: it does not fit the others, or this file of "
+                    f"{self.num_bytes:,} bytes"
+                )

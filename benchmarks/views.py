@@ -45,7 +45,7 @@ def run_all(
         for seed in seeds:
             run = study.run(method, seed)
             summary = train_student(run, device=device)
-            (result,) = results_in(study.folder, [run.folder.name])
+            (result,) = results_in(study.folder, [run.folder.name]).results
             results.append(dataclasses.replace(result, method=str(num_views)))
             error = summary["last"]["top1_error"]
             console.print(

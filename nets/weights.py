@@ -8,10 +8,13 @@ numbers get into a network: none that is sparse, quantised, complex or without d
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 from urllib.parse import urlparse
 
 import torch
@@ -44,12 +47,56 @@ _PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.")
 def save_atomically(content: dict[str, Any], path: Path) -> None:
     """torch.save beside `path`, flush and rename: a reader sees the old file or the new one.
 
-    The same content gives the same bytes, and so the same identity of what is made with it. Given a
-    path, torch.save would write the temporary file's name into them: it is given an open file.
+    The same content gives the same bytes, and so the same identity of what is made with it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside, aside.open("wb") as file:
-        torch.save(content, file)
+        write_tensors(content, file)
+
+
+def write_tensors(content: dict[str, Any], file: BinaryIO) -> str:
+    """torch.save to an opened file; returns the sha256 of what was written.
+
+    Given a path, torch.save would write the temporary file's name into it. Raises OSError where the
+    disk refuses, which torch would turn into another error.
+    """
+    with disk_errors(file) as sink:
+        torch.save(content, cast(IO[bytes], sink))
+    return sink.sha256
+
+
+@contextmanager
+def disk_errors(file: BinaryIO) -> Iterator[Sink]:
+    """A file for torch's writers: what the disk refused is raised as it was, an OSError."""
+    sink = Sink(file)
+    try:
+        yield sink
+    except Exception as error:
+        raise (sink.refused or error) from None
+
+
+class Sink(io.RawIOBase):
+    """Writes to a file and remembers the sha256 of all of it, and what the disk refused."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+        self.refused: OSError | None = None
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.refused = error
+            raise
+        return len(data)
 
 
 def read_tensors(path: Path, *, follow: bool = True) -> dict[str, Any]:

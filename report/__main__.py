@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from runtime.commands import new_app, new_console, run_command
+from runtime.text import visible
 
 app = new_app()
 
@@ -41,8 +42,12 @@ def main(
     from report.write import write_report
 
     console = new_console()
-    table = write_report(folder, names or (), cache=cache, asked=asked, commands=command or ())
+    table, left_out = write_report(
+        folder, names or (), cache=cache, asked=asked, commands=command or ()
+    )
     console.print(table)
+    for line in left_out:
+        print(visible(line), file=sys.stderr)
     console.print(f"written to {folder}/report.html, ablation.md, .csv and .png")
 
 

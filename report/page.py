@@ -68,12 +68,13 @@ class Report:
 def markdown_page(report: Report) -> str:
     """The table, what its columns mean, and where the runs come from."""
     first = report.results[0]
+    version = first.versions.get("torch", "?")
     command = f"Command: {as_code(report.commands[0])}\\\n" if report.commands else ""
     return (
         f"# {for_markdown(report.title)}\n\n{markdown_table(report.rows, report.teacher)}\n"
         f"![error per method](ablation.png)\n\n{_legend(first)} {for_markdown(report.scope)}\n\n"
         f"{command}Cache: {as_code(first.cache)} (identity {for_markdown(first.cache_sha256)})\\\n"
-        f"Device: {for_markdown(first.device)}, torch {for_markdown(first.versions['torch'])}\n"
+        f"Device: {for_markdown(first.device)}, torch {for_markdown(version)}\n"
     )
 
 

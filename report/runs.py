@@ -1,19 +1,18 @@
 """The finished runs of one folder, as a report needs them: what each is, its errors, its curve.
 
-Reads the files of the runs and nothing else; `train.records` says what each file holds.
+Reads the files of the runs and nothing else; `train.run_files` says what each file holds.
 """
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runtime.errors import UserError
-from train.runs import METRICS_FILE, SUMMARY_FILE, FoundRun, finished_alike, runs_in
+from store.identity import identity_sha256
+from train.run_files import read_metrics
+from train.runs import FoundRun, finished_alike, runs_in
 
 
 class ReportError(UserError, ValueError):
@@ -68,21 +67,32 @@ class Result:
         return self.num_classes is None or self.num_classes > 5
 
 
-def results_in(folder: Path, names: Sequence[str] = ()) -> list[Result]:
-    """The finished runs of one student's folder.
+@dataclass(frozen=True)
+class Found:
+    """The results of a folder; left_out: {name of a run: why its files cannot be believed}."""
 
-    names: of the runs to report, in this order. Default: all that have the settings of the latest
-    one, of each method and seed the latest. Raises ReportError where there is none.
+    results: Sequence[Result]
+    left_out: Mapping[str, str]
+
+
+def results_in(folder: Path, names: Sequence[str] = ()) -> Found:
+    """The results of these runs, or of all finished ones with the settings of the latest.
+
+    A run whose files are damaged is left out and named. Raises ReportError where nothing is left.
     """
-    found = [run for run in runs_in(folder) if run.summary is not None]
-    if names:
-        by_name = {run.folder.name: run for run in found}
-        if unknown := [name for name in names if name not in by_name]:
-            raise ReportError(f"{folder} holds no finished run {', '.join(unknown)}")
-        return [_result(by_name[name]) for name in names]
-    if not found:
+    runs = runs_in(folder)
+    left_out = {run.folder.name: run.problem for run in runs if run.problem}
+    by_name = {run.folder.name: run for run in runs if run.summary is not None}
+    if unknown := [name for name in names if name not in by_name and name not in left_out]:
+        raise ReportError(f"{folder} holds no finished run {', '.join(unknown)}")
+    chosen = [by_name[name] for name in names if name in by_name]
+    if not names and by_name:
+        chosen = _like_the_latest(by_name.values())
+    if not chosen and left_out:
+        raise ReportError("\n".join(left_out.values()))
+    if not chosen:
         raise ReportError(f"{folder} holds no finished run", fix="python -m train ablation STUDENT")
-    return [_result(run) for run in _like_the_latest(found)]
+    return Found([_result(run) for run in chosen], left_out)
 
 
 def _like_the_latest(finished: Iterable[FoundRun]) -> list[FoundRun]:
@@ -94,18 +104,9 @@ def _like_the_latest(finished: Iterable[FoundRun]) -> list[FoundRun]:
 
 
 def _result(run: FoundRun) -> Result:
+    """`train.run_files` has looked at the types and ranges of everything here."""
     assert run.summary is not None
-    try:
-        return _parsed(run, run.summary)
-    except (KeyError, TypeError, ValueError) as error:
-        file = run.folder / SUMMARY_FILE
-        raise ReportError(
-            f"{file} or {METRICS_FILE} beside it cannot be read: {type(error).__name__} {error}",
-            fix=f"rm -r {shlex.quote(str(run.folder))}  # and train this run again",
-        ) from None
-
-
-def _parsed(run: FoundRun, summary: Mapping[str, Any]) -> Result:
+    summary = run.summary
     last, best = summary["last"], summary["best"]
     return Result(
         method=run.label,
@@ -120,21 +121,20 @@ def _parsed(run: FoundRun, summary: Mapping[str, Any]) -> Result:
         seconds=summary["seconds"],
         num_samples=summary["num_samples"],
         num_classes=summary.get("num_classes"),
-        num_views=run.identity["num_views"],
-        reads_cache=summary["is_taught"] and run.identity["teacher_outputs"] == "cache",
+        num_views=run.identity.get("num_views", 0),
+        reads_cache=summary["is_taught"] and run.identity.get("teacher_outputs") == "cache",
         cache=summary["cache"],
         cache_sha256=summary["cache_sha256"],
         teacher=summary["teacher"],
         device=summary["device"],
         versions=summary["versions"],
-        curve=tuple(_curve(run.folder / METRICS_FILE)),
+        curve=tuple(_curve(run)),
     )
 
 
-def _curve(metrics: Path) -> Iterable[Point]:
+def _curve(run: FoundRun) -> Iterable[Point]:
     """Nothing where the file is gone."""
     seconds = 0.0
-    for line in metrics.read_text().splitlines() if metrics.is_file() else []:
-        epoch = json.loads(line)
+    for epoch in read_metrics(run.folder, identity_sha256(run.identity)) or []:
         seconds += epoch["train_seconds"] + epoch["wait_seconds"]
         yield Point(epoch["epoch"], seconds, epoch["top1_error"])

@@ -9,7 +9,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from runtime.reading import open_regular
 
 FORMAT_VERSION = 1
 _SHA256_DIGITS = 64
@@ -67,5 +69,6 @@ def identity_sha256(identity: Mapping[str, Any]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of a regular file's content. Raises BadFile, FileNotFoundError."""
+    with open_regular(path, follow=True) as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()

@@ -13,7 +13,8 @@ import torch
 from configs.schema import TeacherConfig
 from nets.draws import seeded
 from tests.support.own_network import DROPPING, Dropping
-from train.records import EpochResult, Partial, RunRecorder
+from train.checkpoint import Partial
+from train.records import EpochResult, RunRecorder
 from train.student import train_student, try_run
 from train.study import Study
 from train.teacher import train_teacher

@@ -25,6 +25,7 @@ from report.ledger import ledger
 from report.runs import Errors, Point, Result, results_in
 from report.table import csv_table, markdown_table, rows_of
 from store.identity import identity_sha256
+from train.run_files import figures_of, metrics_line, run_document, summary_document
 from train.student import train_student
 from train.study import Study
 
@@ -141,8 +142,6 @@ IDENTITY = {"training": {"epochs": 2}, "num_views": 4, "teacher_outputs": "cache
 SUMMARY = {
     "student": "small",
     "model": "resnet8",
-    "epochs": 2,
-    "best": {"epoch": 1, "chosen_on": "test", "top1_error": 9.0, "top5_error": 0.0},
     "seconds": 3.0,
     "num_samples": 100,
     "is_taught": True,
@@ -151,6 +150,16 @@ SUMMARY = {
     "teacher": TEACHER,
     "device": "cpu",
     "versions": {"torch": "2"},
+}
+EPOCH = {
+    "loss": 1.0,
+    "losses": {},
+    "weights": {},
+    "top5_error": 0.0,
+    "validation_top1_error": None,
+    "learning_rate": 0.1,
+    "train_seconds": 1.0,
+    "wait_seconds": 0.5,
 }
 
 
@@ -163,13 +172,14 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         sha256 = identity_sha256(identity)
         folder = tmp_path / "small" / f"{label}-seed{seed}-{sha256[:8]}"
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps(identity))
-        last = {"top1_error": top1, "top5_error": 0.0}
-        summary = {**SUMMARY, "run_sha256": sha256, "last": last, "method": label, "seed": seed}
-        (folder / "summary.json").write_text(json.dumps(summary))
-        line = {"top1_error": top1, "train_seconds": 1.0, "wait_seconds": 0.5}
-        lines = [json.dumps({**line, "epoch": epoch}) for epoch in (1, 2)]
-        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        (folder / "run.json").write_bytes(run_document(identity))
+        count = identity["training"]["epochs"]
+        epochs = [{"epoch": n, "top1_error": top1, **EPOCH} for n in range(1, count + 1)]
+        lines = (metrics_line(epoch, sha256) for epoch in epochs)
+        (folder / "metrics.jsonl").write_bytes(b"".join(lines))
+        of_run = {"run_sha256": sha256, "method": label, "seed": seed}
+        summary = {**SUMMARY, **of_run, **figures_of(epochs)}
+        (folder / "summary.json").write_bytes(summary_document(summary))
         return folder
 
     return write
@@ -214,17 +224,30 @@ def test_runs_can_be_named_and_a_live_teacher_is_a_method_of_its_own(
     assert f"The runs {live.name}, {cached.name}." in page
 
 
-@pytest.mark.parametrize("file", ["summary.json", "metrics.jsonl"])
-def test_a_run_whose_files_lack_something_is_named(
-    write_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+@pytest.mark.parametrize("file", ["summary.json", "metrics.jsonl", "run.json"])
+def test_a_run_whose_files_are_damaged_is_named_and_stops_no_report_of_others(
+    write_run: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
 ) -> None:
     folder = write_run("kd", 0, 5.0)
     text = (folder / file).read_text()
-    (folder / file).write_text(text.replace('"seconds"', '"x"').replace("train_seconds", "x"))
+    (folder / file).write_text(text.replace("0", "9", 1))
     assert cli([str(tmp_path / "small")]) == 2
     told = capsys.readouterr().err
-    assert f"error: {folder}/summary.json or metrics.jsonl beside it cannot be read" in told
+    assert f"error: {folder}/{file}" in told
     assert f"fix: rm -r {folder}" in told
+    sound = write_run("ce", 0, 9.0)
+    for names in ([], [folder.name, sound.name]):
+        assert cli([str(tmp_path / "small"), *names]) == 0
+        printed = capsys.readouterr()
+        assert f"left out: {folder}/{file}" in printed.err
+        assert "| ce | resnet8 | 1 | 9.00 |" in printed.out
+        assert "\n| kd |" not in printed.out
+        for page in ("ablation.md", "report.html"):
+            told = (tmp_path / "small" / page).read_text()
+            assert f"Left out, for their files are damaged: {folder.name}." in told
 
 
 def test_a_run_without_its_metrics_is_reported_without_curves(
@@ -249,7 +272,7 @@ def test_a_folder_without_the_runs_is_one_message(
 def test_reading_runs_loads_neither_torch_nor_the_plotting_library() -> None:
     code = (
         "import sys, report.runs, report.table, report.ledger; "
-        "sys.exit(bool({'torch', 'matplotlib', 'scipy', 'pydantic'} & sys.modules.keys()))"
+        "sys.exit(bool({'torch', 'matplotlib', 'scipy'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -267,9 +290,9 @@ def report(make_study: Callable[..., Study], capsys: pytest.CaptureFixture[str])
     assert cli([str(study.folder), "--asked", "ce cd; seeds 0 1", *commands]) == 0
     table, _ = capsys.readouterr().out.split("\n\n")
     assert table in (study.folder / "ablation.md").read_text()
-    assert table == markdown_table(rows_of(results_in(study.folder)), study.cache.measured).rstrip(
-        "\n"
-    )
+    assert table == markdown_table(
+        rows_of(results_in(study.folder).results), study.cache.measured
+    ).rstrip("\n")
     return study.folder
 
 

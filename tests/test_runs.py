@@ -179,4 +179,8 @@ def test_an_ablation_ends_with_the_report_wherever_it_runs_and_with_its_exit_sta
     summary = json.loads((run / "summary.json").read_text())
     del summary["best"]
     (run / "summary.json").write_text(json.dumps(summary))
-    assert f"error: {run}/summary.json" in call(*wanted, status=2)
+    assert f"ce, seed 0 failed: BadFile: {run}/summary.json lacks best" in call(*wanted, status=1)
+    told = call("ablation", "--methods", "ce", "--seeds", "0 1", status=1)
+    assert "| ce | resnet8 | 1 |" in told
+    assert f"left out: {run}/summary.json lacks best\n  fix: rm -r {run}" in told
+    assert f"{run.name}  unreadable" in call("runs")

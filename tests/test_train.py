@@ -26,9 +26,10 @@ from store.reader import TeacherCache
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative, without_times
 from train import TrainError
+from train.checkpoint import Partial
 from train.connectors import Connectors, StageMismatch, build_connectors, student_shapes
 from train.feed import CachedTeacher
-from train.records import EpochResult, Partial, RunRecorder
+from train.records import EpochResult, RunRecorder
 from train.schedule import learning_rate_at
 from train.student import train_student
 from train.study import Study, open_study

@@ -191,7 +191,7 @@ def export(
     study = open_named_study(name, overrides, caches, runs, cache, reads_outputs=False)
     run = study.run(method, seed)
     from train.export import export_student, weights_of
-    from train.records import EMA
+    from train.run_files import EMA
 
     for weights in weights_of(run, which):
         card = export_student(run, weights, folder, device=device)
@@ -281,26 +281,29 @@ def list_runs(
 ) -> None:
     """List runs: state, error, size, age, and what differs between runs of one method."""
     student_name = Path(name).stem if name and name.endswith((".yaml", ".yml")) else name
-    existing = runs_below(runs, student_name)
+    existing, console = runs_below(runs, student_name), new_console()
     if not existing:
-        print(f"{runs / (student_name or '')} holds no run")
+        console.print(f"{runs / (student_name or '')} holds no run")
     elif remove:
         _remove_surplus(existing, yes)
     else:
-        print(table_of(existing, time.time()))
+        console.print(table_of(existing, time.time()))
+    for problem in (run.problem for run in existing if run.problem):
+        console.print(problem)
 
 
 def _remove_surplus(existing: list[FoundRun], agreed: bool) -> None:
-    surplus = removable(existing)
-    print("".join(f"{folder}: {why}\n" for folder, why in surplus.items()), end="")
+    surplus, console = removable(existing), new_console()
+    for folder, why in surplus.items():
+        console.print(f"{folder}: {why}")
     size = sum(run.num_bytes for run in existing if run.folder in surplus) / 1e6
     question = f"delete these {len(surplus)} of {len(existing)} runs, {size:,.1f} MB?"
     if not surplus or not (agreed or typer.confirm(question)):
-        print("nothing deleted")
+        console.print("nothing deleted")
         return
     for folder in surplus:
         remove_run(folder)
-    print(f"deleted {len(surplus)} of {len(existing)} runs, {size:,.1f} MB")
+    console.print(f"deleted {len(surplus)} of {len(existing)} runs, {size:,.1f} MB")
 
 
 def _remove_to_redo(runs: list[Run], device: str) -> None:

@@ -27,6 +27,7 @@ from configs.schema import StudentConfig, TeacherConfig
 from runtime.errors import Stopped, UserError
 from runtime.limits import Share
 from runtime.signals import StopRequest
+from runtime.text import visible
 from train.runs import FoundRun, finished_alike, runs_below
 from train.study import Run, Study, open_study
 from train.windows import Feed, jobs_that_fit
@@ -59,7 +60,7 @@ def train_and_report(
     if len(failures) < len(runs):
         status = write_report(runs, commands, console) or status
     for run, failure in failures.items():
-        print(f"{run} failed: {failure}", file=sys.stderr)
+        print(visible(f"{run} failed: {failure}"), file=sys.stderr)
     return status
 
 

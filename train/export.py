@@ -33,8 +33,7 @@ from runtime.files import write_atomically, written_aside
 from store.identity import file_sha256
 from train import TrainError
 from train.loop import evaluate
-from train.records import EMA
-from train.runs import SUMMARY_FILE
+from train.run_files import EMA, SUMMARY_FILE
 from train.study import Run, Study
 from views.batches import Pixels
 from views.pixels import evaluation_pixels

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class Learner:
         """All that the optimiser changes."""
         return [each for group in self.optimizer.param_groups for each in group["params"]]
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
             "connectors": self.connectors.state_dict() if self.connectors else {},
@@ -57,15 +58,37 @@ class Learner:
             "average": self.average.state_dict() if self.average else {},
         }
 
-    def load_state_dict(self, state: Mapping[str, dict[str, object]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy the tensors of a state that fits (see `train.checkpoint`) into one's own.
+
+        The optimiser's settings are the config's, whatever the state says of them.
+        """
         self.network.load_state_dict(state["network"])
         if self.connectors:
             self.connectors.load_state_dict(state["connectors"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(
+            {
+                "state": self._like_parameters(state["optimizer"]["state"]),
+                "param_groups": self.optimizer.state_dict()["param_groups"],
+            }
+        )
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
+
+    def _like_parameters(self, state: Mapping[int, Mapping[str, Tensor]]) -> dict[int, Any]:
+        """Copies of the optimiser's tensors, laid out in memory as their parameters are."""
+        parameters = self.parameters()
+        return {
+            index: {
+                name: torch.empty_like(parameters[index], dtype=value.dtype).copy_(value)
+                if value.shape == parameters[index].shape
+                else value.clone()
+                for name, value in of_one.items()
+            }
+            for index, of_one in state.items()
+        }
 
 
 def make_learner(

@@ -23,8 +23,9 @@ from nets.error_rates import ErrorRates, count_errors
 from nets.precision import autocast
 from runtime.signals import StopRequest
 from train import TrainError
+from train.checkpoint import Partial
 from train.learner import reading_maps
-from train.records import EpochResult, Partial, RunRecorder, Tested
+from train.records import EpochResult, RunRecorder, Tested
 from train.schedule import weight_at
 from train.step import ActiveTerm, Session, Step, active_terms, epoch_steps, start_epoch
 from train.terms import loss_named

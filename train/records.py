@@ -6,35 +6,67 @@ tensorboard/     the same as events
 checkpoint.pt    the state after the last epoch, or within one; deleted when the run is finished
 last.pt best.pt  the student alone, as a plain state dict
 last-ema.pt best-ema.pt  the same of its averaged weights, where the recipe has them
+best.next.pt     a new best.pt, until the checkpoint counts on it; best-ema.next.pt likewise
 summary.json     written last: a run that has one is finished
+
+`train.run_files` and `train.checkpoint` say what each holds and how it is verified. Nothing is
+written through a link: the folder may come from somebody else.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import contextlib
 import os
-import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from torch import Tensor, nn
+from torch import nn
 
-from nets.archs import ArchError
 from nets.error_rates import ErrorRates
-from nets.weights import read_tensors, save_atomically
+from nets.weights import write_tensors
 from runtime.errors import Stopped
-from runtime.files import write_atomically
+from runtime.inside import (
+    open_to_append,
+    opened_folder,
+    path_of,
+    remove_inside,
+    remove_leftovers,
+    write_inside,
+    written_inside,
+)
 from runtime.locks import Job, WriterLock
 from runtime.signals import StopRequest
-from store.identity import canonical_json, file_sha256, identity_sha256
-from train import TrainError
+from store.identity import file_sha256, identity_sha256
+from train.checkpoint import (
+    BestEpoch,
+    Partial,
+    Progress,
+    checkpoint_content,
+    read_checkpoint,
+    refuse_other_figures,
+    restore,
+    unusable,
+)
 from train.learner import Learner
-from train.runs import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE
+from train.run_files import (
+    BEST_NAMES,
+    CHECKPOINT_FILE,
+    EMA,
+    METRICS_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+    figures_of,
+    metrics_line,
+    read_metrics,
+    run_document,
+    summary_document,
+)
 from train.step import AnyRun
+
+_NEXT = ".next.pt"  # ends the names of weights that the checkpoint does not count on yet
 
 
 class Tested(NamedTuple):
@@ -76,30 +108,6 @@ class EpochResult:
         return self.num_samples / max(self.train_seconds, 1e-9)
 
 
-@dataclass(frozen=True)
-class Partial:
-    """An epoch of which `step` steps are done. Tensors are float32, on the host."""
-
-    epoch: int
-    step: int
-    step_losses: Tensor
-    sums: dict[str, Tensor]
-    train_seconds: float
-
-
-EMA = "-ema"  # ends the names of averaged weights
-
-
-@dataclass(frozen=True)
-class BestEpoch:
-    """The epoch with the lowest `deciding` error (validation, else test), and its test errors."""
-
-    epoch: int
-    deciding: float
-    top1: float
-    top5: float
-
-
 class RunRecorder:
     """Writes the files of one run; `first_epoch` and `partial` say where training resumes.
 
@@ -122,14 +130,19 @@ class RunRecorder:
         self.seconds = 0.0
         self.first_epoch = 1
         self.best: dict[str, BestEpoch] = {}  # by the name of the weights
-        self.last: dict[str, Any] = {}  # the metrics of the last epoch
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._epochs: list[dict[str, Any]] = []  # the metrics
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with opened_folder(self.folder.parent, self.folder.name, create=True):
+            pass  # no link: what is below it is this run's
         self._lock = WriterLock(self.folder, Job())  # two processes must not train one run
+        self._opened = contextlib.ExitStack()
         try:
+            remove_leftovers(self.folder.parent, self.folder.name)
             if not self._resume():
                 self._begin()
             self._events = self._open_events()
         except BaseException:
+            self._opened.close()
             self._lock.release()
             raise
         self._seconds_counted = self._saved = time.perf_counter()
@@ -163,18 +176,19 @@ class RunRecorder:
     def epoch_done(self, result: EpochResult) -> None:
         """Append the epoch to the metrics and save a checkpoint."""
         self._count_seconds()
+        self._append_metrics(result)
         self._keep_best("best", result.epoch, Tested(result.errors, result.validation))
         if result.average is not None:
             self._keep_best(f"best{EMA}", result.epoch, result.average)
-        self.last = self._append_metrics(result)
         self._append_events(result)
         self._save_checkpoint(result.epoch, None)
+        self._promote_best()
 
     def _keep_best(self, name: str, epoch: int, tested: Tested) -> None:
         errors, deciding, best = tested.errors, tested.deciding, self.best.get(name)
         if errors and deciding and (best is None or deciding.top1 < best.deciding):
-            self.best[name] = BestEpoch(epoch, deciding.top1, errors.top1, errors.top5)
-            save_atomically(self._networks[name].state_dict(), self.folder / f"{name}.pt")
+            sha256 = self._write_tensors(f"{name}{_NEXT}", self._networks[name].state_dict())
+            self.best[name] = BestEpoch(epoch, deciding.top1, errors.top1, errors.top5, sha256)
 
     @property
     def _networks(self) -> dict[str, nn.Module]:
@@ -185,43 +199,45 @@ class RunRecorder:
 
     def finish(self, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Write the last weights and the summary, delete the checkpoint; returns the summary."""
-        names = list(self._networks)
-        for name in names:
-            if name.startswith("last"):
-                save_atomically(self._networks[name].state_dict(), self.folder / f"{name}.pt")
-        files = [f"{name}.pt" for name in names]
+        self._refuse_other_best()
         summary = {
             "run_sha256": self._sha256,
-            "epochs": self.last["epoch"],
-            **{name: self._errors_of(name) for name in names},
-            "files_sha256": {file: file_sha256(self.folder / file) for file in files},
+            **figures_of(self._epochs),
+            "files_sha256": {f"{name}.pt": self._settled(name) for name in self._networks},
             "seconds": self.seconds,
             **extra,
         }
-        _write_json(self.folder / SUMMARY_FILE, summary)
-        (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+        self._write(SUMMARY_FILE, summary_document(summary))
+        remove_inside(*self._inside(CHECKPOINT_FILE))
         return summary
 
-    def _errors_of(self, name: str) -> dict[str, Any]:
-        """Of the weights with that name, as the summary has them."""
+    def _settled(self, name: str) -> str:
+        """The sha256 of a weights' file, which is written now if it is of the last weights."""
         if name.startswith("last"):
-            prefix = "ema_" if name.endswith(EMA) else ""
-            return {key: self.last[prefix + key] for key in ("top1_error", "top5_error")}
-        best = self.best[name]
-        return {
-            "epoch": best.epoch,
-            "chosen_on": "test" if self.last["validation_top1_error"] is None else "validation",
-            "top1_error": best.top1,
-            "top5_error": best.top5,
-        }
+            return self._write_tensors(f"{name}.pt", self._networks[name].state_dict())
+        return self.best[name].weights_sha256 or file_sha256(self.folder / f"{name}.pt")
 
     def close(self) -> None:
         """Release the folder, whether the run is finished or not."""
-        self._events.close()
-        self._lock.release()
+        try:
+            self._events.close()
+        finally:
+            self._opened.close()
+            self._lock.release()
 
-    def _append_metrics(self, result: EpochResult) -> dict[str, Any]:
-        line = {
+    def _inside(self, name: str) -> tuple[Path, str]:
+        """A file of this run as `runtime.inside` wants it: below a folder that is no link's."""
+        return self.folder.parent, f"{self.folder.name}/{name}"
+
+    def _write(self, name: str, content: bytes) -> None:
+        write_inside(*self._inside(name), content)
+
+    def _write_tensors(self, name: str, content: dict[str, Any]) -> str:
+        with written_inside(*self._inside(name)) as file:
+            return write_tensors(content, file)
+
+    def _append_metrics(self, result: EpochResult) -> None:
+        epoch = {
             "epoch": result.epoch,
             "loss": result.loss,
             "losses": result.losses,
@@ -234,11 +250,11 @@ class RunRecorder:
             "train_seconds": result.train_seconds,
             "wait_seconds": result.wait_seconds,
         }
-        with (self.folder / METRICS_FILE).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with open_to_append(*self._inside(METRICS_FILE)) as file:
+            file.write(metrics_line(epoch, self._sha256))
             file.flush()
             os.fsync(file.fileno())  # before the checkpoint that counts on it
-        return line
+        self._epochs.append(epoch)
 
     def _append_events(self, result: EpochResult) -> None:
         scalars = {"loss/total": result.loss, "learning_rate": result.learning_rate}
@@ -258,23 +274,38 @@ class RunRecorder:
 
     def _save_checkpoint(self, epoch: int, partial: Partial | None) -> None:
         """Save the state after `epoch` whole epochs, with what is done of the next one."""
-        state = {
-            "run_sha256": self._sha256,
-            "epoch": epoch,
-            "seconds": self.seconds,
-            "best": None,
-            **{name: list(dataclasses.astuple(best)) for name, best in self.best.items()},
-            "partial": dataclasses.asdict(partial) if partial else None,
-            **self._learner.state_dict(),
-        }
-        save_atomically(state, self.folder / CHECKPOINT_FILE)
+        progress = Progress(epoch, self.seconds, self.best, partial)
+        content = checkpoint_content(self._sha256, progress, self._learner)
+        self._write_tensors(CHECKPOINT_FILE, content)
         self._saved = time.perf_counter()
+
+    def _promote_best(self) -> None:
+        """Give new best weights their name, now that the checkpoint counts on them."""
+        with opened_folder(self.folder.parent, self.folder.name) as folder:
+            for name in self.best:
+                with contextlib.suppress(FileNotFoundError):
+                    source, target = f"{name}{_NEXT}", f"{name}.pt"
+                    os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)
+
+    def _refuse_other_best(self) -> None:
+        """Raise TrainError unless the best weights are those that the checkpoint counts on."""
+        for name, best in self.best.items():
+            path = self.folder / f"{name}.pt"
+            found = file_sha256(path) if path.is_file() else ""
+            if best.weights_sha256 is not None and found != best.weights_sha256:
+                raise unusable(
+                    self.folder / CHECKPOINT_FILE,
+                    f"{path} has been changed or damaged since it was written: its sha256 is not "
+                    f"the one in {CHECKPOINT_FILE}",
+                )
 
     def _begin(self) -> None:
         # Another run's checkpoint would pass for one of this run as soon as run.json says so.
-        (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-        _write_json(self.folder / RUN_FILE, self._identity)
-        (self.folder / METRICS_FILE).write_text("")
+        remove_inside(*self._inside(CHECKPOINT_FILE))
+        self._remove_next_best()
+        self._write(RUN_FILE, run_document(self._identity))
+        self._write(METRICS_FILE, b"")
 
     def _resume(self) -> bool:
         """Load this run's checkpoint and cut the metrics back to it; False where there is none.
@@ -282,35 +313,41 @@ class RunRecorder:
         A checkpoint without the metrics of all its epochs counts as none.
         """
         path = self.folder / CHECKPOINT_FILE
-        if not path.is_file():
+        if (state := read_checkpoint(path, self._sha256)) is None:
             return False
-        try:
-            state = read_tensors(path)
-        except ArchError as error:
-            fix = f"rm {shlex.quote(str(path))}  # the run starts again"
-            raise TrainError(str(error), fix=fix) from None
-        metrics = self.folder / METRICS_FILE
-        lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
-        if state.get("run_sha256") != self._sha256 or len(lines) < int(state["epoch"]):
+        epochs = read_metrics(self.folder, self._sha256, first=state["epoch"])
+        if epochs is None or len(epochs) < state["epoch"]:
             return False
-        self._learner.load_state_dict(state)
-        self.first_epoch = int(state["epoch"]) + 1
-        self.seconds = float(state["seconds"])
-        for name in self._networks:
-            if name.startswith("best") and state.get(name) is not None:
-                epoch, *errors = state[name]
-                self.best[name] = BestEpoch(int(epoch), *map(float, errors))
-        if state["partial"] is not None:
-            self.partial = Partial(**state["partial"])
-        lines = lines[: self.first_epoch - 1]
-        self.last = json.loads(lines[-1]) if lines else {}
-        write_atomically(metrics, "".join(lines).encode())
+        progress = restore(state, self._learner, path)
+        refuse_other_figures(progress, epochs, self._identity["training"]["epochs"], path)
+        self.first_epoch = progress.epoch + 1
+        self.seconds, self.best = progress.seconds, dict(progress.best)
+        self.partial, self._epochs = progress.partial, epochs
+        self._settle_best()
+        lines = [metrics_line(epoch, self._sha256) for epoch in epochs]
+        self._write(METRICS_FILE, b"".join(lines))
         return True
+
+    def _settle_best(self) -> None:
+        """A kill may have come between the checkpoint and the new name of the best weights."""
+        for name, best in self.best.items():
+            path = self.folder / f"{name}{_NEXT}"
+            if not path.is_file() or file_sha256(path) != best.weights_sha256:
+                remove_inside(*self._inside(path.name))
+        self._promote_best()
+        self._remove_next_best()
+        self._refuse_other_best()
+
+    def _remove_next_best(self) -> None:
+        for name in BEST_NAMES:
+            remove_inside(*self._inside(f"{name}{_NEXT}"))
 
     def _open_events(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.first_epoch)
+        place = f"{self.folder.name}/tensorboard"
+        folder = self._opened.enter_context(opened_folder(self.folder.parent, place, create=True))
+        return SummaryWriter(str(path_of(folder)), purge_step=self.first_epoch)
 
 
 def _average_metrics(average: Tested | None) -> dict[str, Any]:
@@ -322,8 +359,3 @@ def _average_metrics(average: Tested | None) -> dict[str, Any]:
         "ema_top5_error": errors and errors.top5,
         "ema_validation_top1_error": validation and validation.top1,
     }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    pretty = json.dumps(json.loads(canonical_json(content)), indent=1) + "\n"
-    write_atomically(path, pretty.encode())

@@ -1,40 +1,37 @@
 """The runs that a folder holds: which there are, how those of one method differ, what can go.
 
-Imports no torch, and trusts nothing but the files that a run leaves (see `train.records`).
+Imports no torch, and trusts nothing but the files that a run leaves (see `train.run_files`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from runtime.errors import Busy
 from runtime.formats import format_age, format_table
 from runtime.locks import LOCK_FILE, Job, WriterLock
+from runtime.reading import BadFile
 from store.differences import distinctions
 from store.identity import identity_sha256
-
-# The names of the files of a run; `train.records` says what each of them holds.
-RUN_FILE = "run.json"
-SUMMARY_FILE = "summary.json"
-METRICS_FILE = "metrics.jsonl"
-CHECKPOINT_FILE = "checkpoint.pt"
+from train.run_files import CHECKPOINT_FILE, RUN_FILE, count_epochs, read_result, read_run
 
 # Of a run's identity, what its method and seed decide; the rest are the settings of its study.
 _OF_ONE_RUN = ("terms", "seed", "sources", "window")
-_FOLDER = re.compile(r"(?P<label>.+)-seed(?P<seed>[0-9]+)-[0-9a-f]{8}")
+_FOLDER = re.compile(r"(?P<label>.+)-seed(?P<seed>[0-9]+)-(?P<digits>[0-9a-f]{8})")
 
 
 @dataclass(frozen=True)
 class FoundRun:
     """A run's folder and what its files say; `summary` is None before its end.
 
-    label: its method, and "-live" where the teacher ran in the loop.
+    label: its method, and "-live" where the teacher ran in the loop. problem: why its files cannot
+    be believed, and the fix; then nothing of them is here.
     """
 
     folder: Path
@@ -46,6 +43,7 @@ class FoundRun:
     num_bytes: int
     changed: float  # seconds, as of time.time
     is_training: bool
+    problem: str = ""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -54,6 +52,8 @@ class FoundRun:
 
     @property
     def state(self) -> str:
+        if self.problem:
+            return "unreadable"
         if self.summary is not None:
             return "finished"
         if self.is_training:
@@ -69,15 +69,6 @@ class FoundRun:
     def is_repetition_of(self, identity: Mapping[str, Any]) -> bool:
         """Whether this run and that of the identity differ in the seed alone."""
         return _without(("seed",), self.identity) == _without(("seed",), identity)
-
-
-def read_json(file: Path) -> dict[str, Any] | None:
-    """The object that a file of a run holds; None where it is missing or damaged."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def runs_below(runs_dir: Path, student: str | None = None) -> list[FoundRun]:
@@ -150,7 +141,7 @@ def format_result(summary: Mapping[str, Any], folder: Path) -> str:
         f"last epoch ({summary['epochs']}): {errors(summary['last'])}",
         f"best epoch ({best['epoch']}, chosen on the {best['chosen_on']} set): {errors(best)}",
     ]
-    if summary["teacher"]:
+    if {"test_top1_error", "test_top5_error"} <= set(summary["teacher"]):
         lines.append(f"teacher: {errors(summary['teacher'], 'test_')}")
     return "\n  ".join(lines)
 
@@ -164,7 +155,7 @@ def removable(runs: Iterable[FoundRun]) -> dict[Path, str]:
             latest[run.key] = run
     for run in runs:
         successor = latest.get(run.key, run)
-        if run.is_training:
+        if run.is_training or run.problem:
             continue
         if run.summary is None:
             found[run.folder] = run.state
@@ -174,7 +165,11 @@ def removable(runs: Iterable[FoundRun]) -> dict[Path, str]:
 
 
 def remove_run(folder: Path) -> None:
-    """Delete a run, unless it is being trained. Raises Busy."""
+    """Delete a run, unless it is being trained. Raises Busy; BadFile for a link to a folder."""
+    if folder.is_symlink():
+        raise BadFile(
+            folder, "is a symbolic link, expected a folder", fix=f"rm {quote(str(folder))}"
+        )
     lock = WriterLock(folder, Job())
     try:
         shutil.rmtree(folder)
@@ -183,25 +178,44 @@ def remove_run(folder: Path) -> None:
 
 
 def _read_run(folder: Path) -> FoundRun | None:
-    """None where there is no run in the folder, or none that can be read."""
+    """None where there is no run in the folder."""
     name = _FOLDER.fullmatch(folder.name)
-    identity, summary = (read_json(folder / file) for file in (RUN_FILE, SUMMARY_FILE))
-    if name is None or identity is None or "training" not in identity:
+    if name is None:
         return None
-    is_finished = summary is not None and summary.get("run_sha256") == identity_sha256(identity)
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_FILE]
-    metrics = folder / METRICS_FILE
+    identity, summary, epochs, problem = None, None, 0, ""
+    try:
+        if (identity := read_run(folder)) is None:
+            return None
+        _refuse_other_name(folder, name, identity)
+        summary = read_result(folder, identity)
+        epochs = count_epochs(folder, identity_sha256(identity))
+    except (BadFile, OSError) as error:
+        problem = str(error)
+    files = [path for path in folder.rglob("*") if path.name != LOCK_FILE and not path.is_dir()]
+    sizes = [path.lstat() for path in files] or [folder.lstat()]
     return FoundRun(
         folder=folder,
         label=name["label"],
         seed=int(name["seed"]),
-        identity=identity,
-        summary=summary if is_finished else None,
-        epochs=len(metrics.read_bytes().splitlines()) if metrics.is_file() else 0,
-        num_bytes=sum(path.stat().st_size for path in files),
-        changed=max(path.stat().st_mtime for path in files),
-        is_training=not is_finished and _is_locked(folder),
+        identity=identity or {},
+        summary=summary,
+        epochs=epochs,
+        num_bytes=sum(size.st_size for size in sizes),
+        changed=max(size.st_mtime for size in sizes),
+        is_training=summary is None and _is_locked(folder),
+        problem=problem,
     )
+
+
+def _refuse_other_name(folder: Path, name: re.Match[str], identity: Mapping[str, Any]) -> None:
+    """Raise BadFile where a folder's name does not say what its run.json says."""
+    sha256, seed = identity_sha256(identity), identity.get("seed")
+    if not sha256.startswith(name["digits"]) or seed != int(name["seed"]):
+        raise BadFile(
+            folder / RUN_FILE,
+            f"has the identity {sha256[:8]}... and seed {seed}, unlike the folder's name",
+            fix=f"rm -r {quote(str(folder))}  # and train this run again",
+        )
 
 
 def _is_locked(folder: Path) -> bool:
@@ -211,6 +225,8 @@ def _is_locked(folder: Path) -> bool:
         WriterLock(folder, Job()).release()
     except Busy:
         return True
+    except BadFile:  # the lock is a link: nobody holds it
+        return False
     return False
 
 
@@ -220,5 +236,9 @@ def _without(keys: Sequence[str], identity: Mapping[str, Any]) -> str:
 
 def _distinctions(run: FoundRun, runs: Sequence[FoundRun]) -> list[str]:
     """`key=value` of each setting that is not the same in all runs of its student and method."""
-    same_method = (each.identity for each in runs if each.key[:2] == run.key[:2])
+    if run.problem:
+        return []
+    same_method = (
+        each.identity for each in runs if each.key[:2] == run.key[:2] and not each.problem
+    )
     return distinctions(run.identity, same_method, but=["seed"])

@@ -26,6 +26,7 @@ from nets.archs import has_stem
 from nets.names import check_arch
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules, taps_asked
+from runtime.reading import BadFile
 from store.differences import Difference, differences, short_repr
 from store.errors import CacheError
 from store.identity import (
@@ -34,7 +35,7 @@ from store.identity import (
 from store.reader import TeacherCache
 from train import TrainError
 from train.cache import open_cache, verified_pixels
-from train.runs import RUN_FILE, SUMMARY_FILE, read_json
+from train.run_files import RUN_FILE, read_result, read_run
 from train.windows import Feed, record_bytes, window_rows
 from views.augment import view_shape
 from views.datasets import Dataset, load_dataset
@@ -209,14 +210,19 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What the finished run came to; None unless it was trained to its end as identified."""
-        summary = read_json(self.folder / SUMMARY_FILE)
-        is_of_this_run = summary is not None and summary.get("run_sha256") == self.sha256
-        return summary if is_of_this_run else None
+        """What the finished run came to; None unless it was trained to its end as identified.
+
+        Raises BadFile where its files contradict one another or their checksums.
+        """
+        return read_result(self.folder, self.identity)
 
     @property
     def is_finished(self) -> bool:
-        return self.summary is not None
+        """Whether there is a result that can be believed."""
+        try:
+            return self.summary is not None
+        except BadFile:
+            return False
 
     def changes(self) -> list[str]:
         """How the settings differ from the latest run of this method and seed, one line each.
@@ -227,7 +233,10 @@ class Run:
         others = sorted(self.study.folder.glob(pattern), key=_changed_at)
         if not others or (self.folder / RUN_FILE).is_file():
             return []
-        latest = read_json(others[-1])
+        try:
+            latest = read_run(others[-1].parent)
+        except BadFile:
+            return []  # nothing to compare with
         if latest is None:
             return []
         if latest.get("run_version") != RUN_VERSION:

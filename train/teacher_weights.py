@@ -23,10 +23,12 @@ from configs.schema import (
     as_identity,
     as_plain,
 )
-from nets.archs import has_stem
+from nets.archs import ArchError, has_stem
 from nets.source import arch_source
+from nets.weights_container import check_container
 from nets.weights_file import is_downloadable, weights_file
 from runtime.errors import UserError
+from runtime.reading import open_regular
 from store.differences import differences
 from store.errors import CacheAmbiguous, CacheError
 from store.find import find_cache
@@ -37,7 +39,7 @@ from store.identity import (
 from store.reader import TeacherCache
 from train import TrainError
 from train.cache import teacher_identity
-from train.runs import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, read_json
+from train.run_files import CHECKPOINT_FILE, count_epochs, read_run, read_summary
 from train.study import tap_names
 from views.datasets import Dataset, DatasetError, load_dataset
 from views.identity import augment_identity
@@ -119,11 +121,11 @@ class TeacherRun:
         """An unfinished training with other settings in the folder, in words; empty if none."""
         if not self.has_checkpoint:
             return ""
-        differing = differences(self.identity, (read_json(self.folder / RUN_FILE) or {}))
+        recorded = read_run(self.folder) or {}
+        differing = differences(self.identity, recorded)
         if not differing:
             return ""
-        metrics = self.folder / METRICS_FILE
-        epochs = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+        epochs = count_epochs(self.folder, identity_sha256(recorded))
         heading = (
             f"{self.folder} holds an unfinished training with other settings, {epochs} finished "
             f"epochs:"
@@ -168,15 +170,18 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
     `training:` block says, on these data, normalised as here, with this arch and stem: otherwise
     they are not what the config promises, and TeacherExists names the differences. Augmentation and
     the views' seed decide a training too, but such weights are as good a teacher on other views:
-    they are used, with a note. So are those whose network's file has been edited. A config without
-    a `training:` block takes any file as it is.
+    they are used, with a note. So are those whose network's file has been edited, and a file that
+    has taken the place of the trained one, unless it is damaged (ArchError). A config without a
+    `training:` block takes any file as it is.
     """
     weights = weights_file(config.teacher.weights)
     if not weights.is_file():
         return None
-    summary = read_json(training_folder(weights) / SUMMARY_FILE) or {}
-    if config.training is None or summary.get("weights_sha256") != file_sha256(weights):
+    if config.training is None:
         return ExistingWeights({})
+    summary = read_summary(training_folder(weights), of_teacher=True) or {}
+    if summary.get("weights_sha256") != file_sha256(weights):
+        return ExistingWeights({}, _replaced_since(config, weights) if summary else [])
     trained = _trained_with(summary, training_folder(weights))
     digest, notes = _digest_to_compare(config, config.training, trained)
     differing = differences(training_settings(config, digest), trained)
@@ -192,6 +197,16 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
             f"trained with other settings, but used as it is: {'; '.join(map(str, differing))}"
         )
     return ExistingWeights(summary, notes)
+
+
+def _replaced_since(config: TeacherConfig, weights: Path) -> list[str]:
+    """A note; raises ArchError where the file is no sound one."""
+    try:
+        with open_regular(weights, follow=True) as file:
+            check_container(file, weights)
+    except ArchError as error:
+        raise ArchError(error.problem, fix=teacher_command(config, "--retrain")) from None
+    return ["not the file that its training ended with, whose sha256 differs; used as it is"]
 
 
 def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
@@ -274,5 +289,5 @@ def _trained_with(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     if "settings" in summary:
         return dict(summary["settings"])
-    recorded = read_json(folder / RUN_FILE) or {}
+    recorded = read_run(folder) or {}
     return recorded if summary.get("run_sha256") == identity_sha256(recorded) else {}

@@ -21,7 +21,7 @@ from nets.zoo import build
 from runtime.errors import Busy
 from runtime.locks import Job, WriterLock
 from runtime.signals import Stopped as StoppedBySignal
-from store import CacheError, CacheMismatch, CacheMissing
+from store import CacheMismatch, CacheMissing
 from store.reader import TeacherCache
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative, without_times
@@ -458,7 +458,7 @@ def test_a_cache_given_by_its_path_is_checked_too(
 
 
 def test_more_views_than_the_cache_holds_are_refused(make_study: MakeStudy) -> None:
-    with pytest.raises(CacheError, match=r"num_views is 4, but .* is planned for 3 views"):
+    with pytest.raises(TrainError, match=r"num_views is 4, but views.count .* a cache of 3 views"):
         make_study(student=["num_views=4"])
 
 

@@ -31,6 +31,7 @@ from store.errors import fixes_spelled_by
 from store.identity import knows_weights
 from store.reader import TeacherCache
 from views.augment import view_shape
+from views.listing import forget_listings
 
 app = new_app()
 
@@ -108,6 +109,8 @@ def _described(
     name: str, overrides: list[str], caches: Path, recheck: bool, console: Console
 ) -> tuple[Setup, TeacherCache | None]:
     """What the config describes, and its cache if that is complete."""
+    if recheck:
+        forget_listings(caches)
     setup = described(name, overrides, caches)
     if not knows_weights(setup.identity):
         cache, problem = without_weights(setup, caches)

@@ -79,7 +79,7 @@ def described(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
     config = load_teacher(name, overrides)
     refuse_missing_data(config)
     check_arch(config.teacher.arch)
-    return setup_of(config, load_dataset(config.dataset), caches_dir)
+    return setup_of(config, load_dataset(config.dataset, caches_dir), caches_dir)
 
 
 def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup:

@@ -125,7 +125,7 @@ def teacher(
     from train.check import check_teacher
     from train.teacher import train_teacher
 
-    check_teacher(config, load_dataset(config.dataset))
+    check_teacher(config, load_dataset(config.dataset, caches))
     record = train_teacher(
         config,
         device=device,

@@ -38,7 +38,7 @@ def check_study(
     for method in methods:
         check_terms(method, config.methods[method], config.training.epochs)
     check_before_the_pass(config, teacher, methods, caches_dir)
-    dataset = load_dataset(teacher.dataset)
+    dataset = load_dataset(teacher.dataset, caches_dir)
     taps = check_teacher(teacher, dataset)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
     for method in methods:

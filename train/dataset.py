@@ -244,7 +244,7 @@ def _open(
     is_cache = path.is_file() or (path / MANIFEST).exists()
     # A path that leads nowhere is taken for a cache's only where it has the name of one.
     caches_dir = path.parent if is_cache or path.name.startswith(f"{teacher.name}-") else path
-    dataset = load_dataset(teacher.dataset)
+    dataset = load_dataset(teacher.dataset, caches_dir)
     cache_path = path if is_cache else None
     opened = open_cache(teacher, dataset, num_views, caches_dir=caches_dir, cache_path=cache_path)
     names = list(opened.taps) if taps is None else _known_taps(taps, opened, teacher, caches_dir)

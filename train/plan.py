@@ -132,7 +132,7 @@ def plan_lines(
 
     device: where to try a few steps, for the time and the memory that the run takes.
     """
-    dataset = load_dataset(teacher.dataset)
+    dataset = load_dataset(teacher.dataset, caches_dir)
     samples = len(dataset.train)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
     hints = [*stem_hints(config, teacher, shape), *filter(None, [dataset.untested_hint])]

@@ -270,7 +270,7 @@ def open_study(
     """
     check_arch(config.student.arch)
     check_arch(teacher.teacher.arch)
-    dataset = load_dataset(teacher.dataset)
+    dataset = load_dataset(teacher.dataset, caches_dir)
     views = views_used(config, teacher) if reads_outputs else 1
     with _refusing_too_many_views(config, teacher):
         cache = open_cache(teacher, dataset, views, caches_dir=caches_dir, cache_path=cache_path)

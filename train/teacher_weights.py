@@ -233,7 +233,7 @@ def _cache_in_place_of(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache
 
     None where there is none. Raises CacheAmbiguous where caches of several weights fit.
     """
-    identity = teacher_identity(teacher, load_dataset(teacher.dataset))
+    identity = teacher_identity(teacher, load_dataset(teacher.dataset, caches_dir))
     views = teacher.views.num_views
     try:
         taps = tap_names(teacher)

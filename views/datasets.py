@@ -62,9 +62,14 @@ class Dataset:
         return f"hint: no test image shows {some}, so errors say nothing about them"
 
 
-def load_dataset(config: Digits | Cifar | ImageFolder | Packed) -> Dataset:
-    """Raises DatasetError."""
-    source = open_source(config)
+def load_dataset(
+    config: Digits | Cifar | ImageFolder | Packed, kept_in: Path | None = None
+) -> Dataset:
+    """Raises DatasetError.
+
+    kept_in: the folder of caches beside which the listing of an image folder is kept.
+    """
+    source = open_source(config, kept_in)
     fraction = config.validation_fraction
     kept, held = chosen_ids(source.train.labels, config.limit, fraction)
     if not len(kept) or (fraction and not len(held)):
@@ -91,7 +96,9 @@ def _joined(*digests: str) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def open_source(config: Digits | Cifar | ImageFolder | Packed) -> Source:
+def open_source(
+    config: Digits | Cifar | ImageFolder | Packed, kept_in: Path | None = None
+) -> Source:
     """All samples, before `limit` and `validation_fraction`. Raises DatasetError."""
     if isinstance(config, Packed):
         from views.packed import packed
@@ -100,7 +107,7 @@ def open_source(config: Digits | Cifar | ImageFolder | Packed) -> Source:
     if isinstance(config, ImageFolder):
         from views.folders import image_folder
 
-        return image_folder(Path(config.root), config.max_pixels)
+        return image_folder(Path(config.root), config.max_pixels, kept_in)
     from views import bundled
 
     return bundled.digits() if isinstance(config, Digits) else bundled.cifar(config)

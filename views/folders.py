@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,26 +13,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import ImageFolder
+from views.listing import IMAGE_SUFFIXES, Listing, kept_digest, listing_of
 from views.pictures import decode_bytes, is_large, read_picture, shown_path
 from views.seeds import choice
 from views.splits import (
     Checksums,
     DatasetError,
+    Ids,
     Source,
     Split,
     crc32c,
     refuse_other_size,
 )
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 _READERS = 16  # threads, which wait for the disk most of the time
+_ENTRIES_AT_ONCE = 65_536
 HASHED_FILES = 1024  # so many files, chosen by key, enter the digest with their bytes
 
 
-def image_folder(root: Path, max_pixels: int = ImageFolder.max_pixels) -> Source:
+def image_folder(
+    root: Path, max_pixels: int = ImageFolder.max_pixels, kept_in: Path | None = None
+) -> Source:
     """`root/train/<class>/*` and `root/test/<class>/*` (or `val/`), in the order of the names.
 
-    Links are followed: of images to regular files only. Raises DatasetError.
+    Links are followed: of images to regular files only. kept_in: the folder of caches beside which
+    the listing is kept; see `views.listing`. Raises DatasetError.
     """
     if not root.is_dir():
         raise DatasetError(f"dataset.root: there is no folder {root}")
@@ -41,70 +47,43 @@ def image_folder(root: Path, max_pixels: int = ImageFolder.max_pixels) -> Source
     test_dir = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if test_dir is None:
         raise DatasetError(f"dataset.root: {root} has neither a folder test/ nor a folder val/")
-    class_names = _class_names(train_dir)
-    train_paths, train_labels = _list_images(train_dir, class_names)
-    test_paths, test_labels = _list_images(test_dir, class_names)
+    train = listing_of(train_dir, None, kept_in)
+    _refuse_empty_classes(train)
+    test = listing_of(test_dir, train.class_names, kept_in)
+    if not len(test):
+        raise DatasetError(f"{test_dir} holds no image")
     return Source(
         name=root.name,
         type="imagefolder",
-        class_names=class_names,
-        train=_folder_split(train_paths, train_labels, max_pixels),
-        test=_folder_split(test_paths, test_labels, max_pixels),
-        digest_of=lambda ids: _folder_digest([train_paths[i] for i in ids], train_labels[ids]),
-        test_digest=lambda: _folder_digest(test_paths, test_labels),
+        class_names=train.class_names,
+        train=_folder_split(train, max_pixels),
+        test=_folder_split(test, max_pixels),
+        digest_of=lambda ids: _folder_digest(train, ids, kept_in),
+        test_digest=lambda: _folder_digest(test, np.arange(len(test)), kept_in),
     )
 
 
-def _folder_split(paths: list[Path], labels: NDArray[np.int64], max_pixels: int) -> Split:
+def _refuse_empty_classes(train: Listing) -> None:
+    counts = np.bincount(train.labels, minlength=len(train.class_names))
+    for name in np.array(train.class_names)[counts == 0][:1]:
+        raise DatasetError(f"{train.folder / name} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+
+
+def _folder_split(listing: Listing, max_pixels: int) -> Split:
+    paths = listing.paths
+
     def decode(path: Path) -> tuple[NDArray[np.uint8], int]:
         content = read_picture(path)
         return decode_bytes(content, shown_path(path), max_pixels), crc32c(content)
 
     return Split(
-        labels,
+        listing.labels,
         load=lambda ids: _decode_all([paths[i] for i in ids], decode),
         read_each=lambda ids: (decode(paths[i]) for i in ids),
         read_checksums=lambda ids: _checksums_of([paths[i] for i in ids]),
         name_of=lambda sample: shown_path(paths[sample]),
-        paths=tuple(paths),
+        paths=paths,
     )
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-    if len(names) < 2:
-        found = f"only {names[0]!r}" if names else "none"
-        raise DatasetError(
-            f"{folder} needs a folder for each of at least two classes; found {found}"
-        )
-    return names
-
-
-def _list_images(
-    folder: Path, class_names: tuple[str, ...]
-) -> tuple[list[Path], NDArray[np.int64]]:
-    unknown = {entry.name for entry in folder.iterdir() if entry.is_dir()} - set(class_names)
-    if unknown:
-        raise DatasetError(
-            f"{folder} has classes that train/ does not: {', '.join(sorted(unknown))}"
-        )
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names):
-        files = _images_of_class(folder / name)
-        if not files and folder.name == "train":
-            raise DatasetError(f"{folder / name} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        paths += files
-        labels += [label] * len(files)
-    if not paths:
-        raise DatasetError(f"{folder} holds no image")
-    return paths, np.array(labels, dtype=np.int64)
-
-
-def _images_of_class(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def relative_name(path: Path) -> str:
@@ -112,22 +91,40 @@ def relative_name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _folder_digest(paths: list[Path], labels: NDArray[np.int64]) -> str:
-    names, sizes = map(relative_name, paths), (path.stat().st_size for path in paths)
-    return digest_of_files(names, sizes, labels, lambda index: paths[index].read_bytes())
+def _folder_digest(listing: Listing, ids: Ids, kept_in: Path | None) -> str:
+    def hashed() -> Iterator[bytes]:
+        return (read_picture(listing.path(int(ids[i]))) for i in hashed_files(len(ids)))
+
+    def compute() -> str:
+        names, sizes, labels = listing.relative_names(ids), listing.sizes[ids], listing.labels[ids]
+        return digest_of_files(names, sizes.tolist(), labels, hashed())
+
+    key = hashlib.sha256(listing.fingerprint(ids))
+    for content in hashed():
+        key.update(content)
+    return kept_digest(key.digest(), compute, kept_in)
+
+
+def hashed_files(num_files: int) -> Ids:
+    """The files, chosen by key, whose bytes enter the digest."""
+    return choice(0, num_files, min(HASHED_FILES, num_files))
 
 
 def digest_of_files(
     names: Iterable[str],
     sizes: Iterable[int],
     labels: NDArray[np.int64],
-    read: Callable[[int], bytes],
+    hashed: Iterable[bytes],
 ) -> str:
-    """Over every file's name, size and label, and the bytes of some, chosen by key."""
-    listing = [list(entry) for entry in zip(names, sizes, labels.tolist(), strict=True)]
-    digest = hashlib.sha256(json.dumps(listing).encode())
-    for index in choice(0, len(listing), min(HASHED_FILES, len(listing))):
-        digest.update(read(int(index)))
+    """Over every file's name, size and label, and the bytes of `hashed_files`."""
+    entries = zip(names, sizes, labels.tolist(), strict=True)
+    digest, separator = hashlib.sha256(b"["), ""
+    while some := list(itertools.islice(entries, _ENTRIES_AT_ONCE)):
+        digest.update((separator + json.dumps(some)[1:-1]).encode())  # tuples as lists
+        separator = ", "
+    digest.update(b"]")
+    for content in hashed:
+        digest.update(content)
     return digest.hexdigest()
 
 

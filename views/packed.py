@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import Packed
-from views.folders import digest_of_files
+from views.folders import digest_of_files, hashed_files
 from views.packed_file import PackedFile
 from views.pictures import decode_bytes, shown_path
 from views.splits import Checksums, DatasetError, Ids, Source, Split, crc32c, refuse_other_size
@@ -123,12 +123,10 @@ class _PackedImages:
         """What the folder's digest would be: sha256, hex."""
         names = self.file.names(self.name)
 
-        def read(index: int) -> bytes:
-            ((_, content),) = self._read(ids[index : index + 1])
-            return content.tobytes()
-
+        hashed = (ids[i : i + 1] for i in hashed_files(len(ids)))
+        contents = (content.tobytes() for one in hashed for _, content in self._read(one))
         sizes = np.diff(self.offsets)[ids].tolist()
-        return digest_of_files((names[i] for i in ids), sizes, self.labels[ids], read)
+        return digest_of_files((names[i] for i in ids), sizes, self.labels[ids], contents)
 
     def load(self, ids: Ids) -> tuple[NDArray[np.uint8], Checksums]:
         """(M, H, W, C) uint8 and (M,) uint32, in the order asked for. Raises DatasetError."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import overload
 
 import google_crc32c
 import numpy as np
@@ -23,6 +24,25 @@ _LONGEST_NAME = 255  # bytes of a class's name, as file systems have it
 
 class DatasetError(UserError, ValueError):
     """A dataset that cannot be used: what is wrong and in which file or folder."""
+
+
+class LazyPaths(Sequence[Path]):
+    """A path for each of `ids`, made by `path_of` when it is asked for."""
+
+    def __init__(self, path_of: Callable[[int], Path], ids: Ids) -> None:
+        self._path_of, self._ids = path_of, ids
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> LazyPaths: ...
+    def __getitem__(self, index: int | slice) -> Path | LazyPaths:
+        if isinstance(index, slice):
+            return LazyPaths(self._path_of, self._ids[index])
+        return self._path_of(int(self._ids[index]))
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +64,7 @@ class Split:
     read_each: Callable[[Ids], Iterable[tuple[NDArray[np.uint8], int]]]
     read_checksums: Callable[[Ids], Checksums]
     name_of: Callable[[int], str]
-    paths: tuple[Path, ...] | None = None  # of a folder's files, in the samples' order
+    paths: Sequence[Path] | None = None  # of a folder's files, in the samples' order
 
     @cached_property
     def loaded(self) -> tuple[NDArray[np.uint8], Checksums]:
@@ -78,7 +98,7 @@ class Split:
             lambda some: self.read_each(ids[some]),
             lambda some: self.read_checksums(ids[some]),
             lambda sample: self.name_of(int(ids[sample])),
-            None if self.paths is None else tuple(self.paths[i] for i in ids),
+            None if self.paths is None else LazyPaths(self.paths.__getitem__, ids),
         )
 
 

@@ -1,0 +1,175 @@
+"""The index of an image folder: used while the folder is the same, never when it is not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.schema import ImageFolder, Normalisation
+from views import listing as listing_module
+from views.datasets import DatasetError, load_dataset
+from views.listing import INDEX_FOLDER, forget_listings, listing_of
+
+GREY = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for split, count in (("train", 3), ("test", 1)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.full((4, 4, 3), 40 * index + label, dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    for folder, _, _ in os.walk(tmp_path / "data"):
+        age(Path(folder))
+    return tmp_path / "data"
+
+
+def age(folder: Path, seconds: float = 60.0) -> None:
+    """Make the folder one that has not changed lately."""
+    changed = os.stat(folder).st_mtime - seconds
+    os.utime(folder, (changed, changed))
+
+
+def names(root: Path, kept_in: Path | None) -> list[str]:
+    listing = listing_of(root / "train", None, kept_in)
+    return list(listing.relative_names(np.arange(len(listing))))
+
+
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes each folder that is listed from now on."""
+    found: list[str] = []
+    scandir = os.scandir
+
+    def noted(folder):
+        found.append(str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(listing_module.os, "scandir", noted)
+    return found
+
+
+def test_a_folder_is_listed_once_and_the_same_afterwards(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = tmp_path / "caches"
+    first = names(root, caches)
+    asked = scanned(monkeypatch)
+    assert (
+        names(root, caches) == first == [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(3)]
+    )
+    assert asked == []
+    assert names(root, None) == first
+    assert len(asked) == 3
+
+
+def test_the_dataset_is_the_same_with_and_without_an_index(root: Path, tmp_path: Path) -> None:
+    config = ImageFolder(type="imagefolder", root=str(root), normalisation=GREY)
+    plain = load_dataset(config)
+    for _ in range(2):
+        indexed = load_dataset(config, tmp_path / "caches")
+        assert (indexed.digest, indexed.tested_digest) == (plain.digest, plain.tested_digest)
+        assert (indexed.train.images == plain.train.images).all()
+        assert indexed.train.name_of(4) == plain.train.name_of(4) == str(root / "train/dog/1.png")
+        assert list(indexed.train.paths or []) == list(plain.train.paths or [])
+
+
+def test_every_change_of_the_tree_is_seen(root: Path, tmp_path: Path) -> None:
+    caches = tmp_path / "caches"
+    known = names(root, caches)
+    for change in (
+        lambda: (root / "train/cat/2.png").unlink(),
+        lambda: (root / "train/dog/0.png").rename(root / "train/dog/9.png"),
+        lambda: (root / "train/dog/0.png").symlink_to("9.png"),
+        lambda: os.mkdir(root / "train/emu"),
+        lambda: (root / "train/cat").rename(root / "train/ape"),
+    ):
+        change()
+        changed = names(root, None)
+        assert names(root, caches) == changed
+        if "emu" not in str(sorted(os.listdir(root / "train"))):
+            assert changed != known
+        known = changed
+
+
+def test_a_folder_that_has_just_changed_is_not_kept(root: Path, tmp_path: Path) -> None:
+    os.utime(root / "train/cat")
+    names(root, tmp_path / "caches")
+    assert not list((tmp_path / "caches").rglob("*.index"))
+
+
+def test_an_index_that_is_damaged_anywhere_is_not_used(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = tmp_path / "caches"
+    expected = names(root, caches)
+    (index,) = (caches / INDEX_FOLDER).glob("*.index")
+    whole = index.read_bytes()
+    asked = scanned(monkeypatch)
+    for position in range(0, len(whole), 3):
+        flipped = bytearray(whole)
+        flipped[position] ^= 4
+        index.write_bytes(flipped)
+        assert names(root, caches) == expected
+    assert asked
+
+
+def test_an_index_of_another_folder_is_not_used(root: Path, tmp_path: Path) -> None:
+    caches = tmp_path / "caches"
+    names(root, caches)
+    (index,) = (caches / INDEX_FOLDER).glob("*.index")
+    content = index.read_bytes()
+    moved = root.rename(tmp_path / "elsewhere")
+    assert names(moved, caches)
+    for other in (caches / INDEX_FOLDER).glob("*.index"):
+        other.write_bytes(content)
+    assert listing_of(moved / "train", None, caches).path(0).is_file()
+
+
+def test_listings_are_forgotten_where_asked_to(root: Path, tmp_path: Path) -> None:
+    names(root, tmp_path / "caches")
+    forget_listings(tmp_path / "caches")
+    assert not list((tmp_path / "caches").rglob("*.*"))
+
+
+def test_what_is_no_image_file_is_named(root: Path) -> None:
+    strange = root / "train/cat/strange.png"
+    for make, what in (
+        (lambda: os.mkfifo(strange), "no regular file"),
+        (lambda: strange.mkdir(), "no regular file"),
+        (lambda: strange.symlink_to("/dev/zero"), "no regular file"),
+        (lambda: strange.symlink_to("nowhere.png"), "No such file"),
+        (lambda: strange.symlink_to("strange.png"), "symbolic links"),
+    ):
+        make()
+        with pytest.raises(DatasetError, match=what) as caught:
+            names(root, None)
+        assert "strange.png" in str(caught.value)
+        strange.rmdir() if strange.is_dir() else strange.unlink()
+
+
+def test_a_link_to_a_folder_around_it_is_named(root: Path) -> None:
+    (root / "train/zoo").symlink_to(root)
+    with pytest.raises(DatasetError, match="zoo is a symbolic link to a folder around it"):
+        names(root, None)
+
+
+def test_a_class_name_that_is_not_utf8_is_named(root: Path) -> None:
+    os.mkdir(os.fsencode(root / "train") + b"/\xff\xfe")
+    with pytest.raises(DatasetError, match=r"\\udcff\\udcfe in .* is not UTF-8"):
+        names(root, None)
+
+
+def test_file_names_of_any_bytes_are_found_again(root: Path, tmp_path: Path) -> None:
+    strange = os.fsencode(root / "train/cat") + b"/\xff\n.PNG"
+    os.rename(root / "train/cat/0.png", strange)
+    age(root / "train/cat")
+    for _ in range(2):
+        listing = listing_of(root / "train", None, tmp_path / "caches")
+        assert sum(os.fsencode(listing.path(i)) == strange for i in range(len(listing))) == 1

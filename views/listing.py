@@ -1,0 +1,301 @@
+"""Which files an image folder holds: listed once, then kept as an index.
+
+A million files take minutes to list over a network, and every program needs the list. The index
+lies beside the caches and is trusted while no folder of the tree has another modification time,
+which every added, removed or renamed file gives it. A file that is written over in place changes no
+folder: the checksums that caches keep of every sample find that.
+
+Names and sizes are held as arrays, not as a million objects, which would be copied into every
+process that reads images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.inside import write_inside
+from runtime.reading import BadFile, parse_json, read_bounded
+from runtime.text import one_line
+from views.splits import DatasetError, Ids, LazyPaths
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
+INDEX_FOLDER = ".listings"
+_VERSION = 1
+_NAMES_AT_ONCE = 65_536
+_SETTLED_NS = 2_000_000_000  # a folder that changed later may change again within the same tick
+_MOST_INDEX_BYTES = 2**34
+_MOST_HEADER_BYTES = 2**26
+_SUFFIXES = tuple(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The images of `folder/<class>/*`, class by class, by name.
+
+    sizes, labels: (N,) int64. names: file names, one after the other; ends: (N,) int64, where each
+    ends. changed_ns: modification time of each folder: of `folder`, then of each class's.
+    """
+
+    folder: Path
+    class_names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    labels: Ids
+    names: bytes
+    ends: NDArray[np.int64]
+    changed_ns: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def relative_names(self, ids: Ids) -> Iterator[str]:
+        """`<class>/<file>`, what a digest and a packed file call an image."""
+        for first in range(0, len(ids), _NAMES_AT_ONCE):
+            some = ids[first : first + _NAMES_AT_ONCE]
+            starts = np.where(some > 0, self.ends[some - 1], 0).tolist()
+            ends, labels = self.ends[some].tolist(), self.labels[some].tolist()
+            for start, end, label in zip(starts, ends, labels, strict=True):
+                yield f"{self.class_names[label]}/{_text(self.names[start:end])}"
+
+    def fingerprint(self, ids: Ids) -> bytes:
+        """sha256 of names, sizes and labels of these images: equal where the digest's text is."""
+        found = hashlib.sha256(json.dumps(self.class_names).encode())
+        for part in (self.labels, self.sizes, self.ends, ids):
+            found.update(part.tobytes())
+        found.update(self.names)
+        return found.digest()
+
+    def path(self, index: int) -> Path:
+        return self.folder / next(self.relative_names(np.array([index])))
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """All paths, each made when it is asked for."""
+        return LazyPaths(self.path, np.arange(len(self)))
+
+
+def listing_of(
+    folder: Path, class_names: tuple[str, ...] | None, kept_in: Path | None = None
+) -> Listing:
+    """List `folder`, or take its index.
+
+    class_names: of the training images, where `folder` holds others; None: those that it has.
+    kept_in: the folder of caches beside which the index is kept; None: always list. Raises
+    DatasetError.
+    """
+    found = None if kept_in is None else _indexed(folder, kept_in)
+    if found is None or (class_names is not None and found.class_names != class_names):
+        found = _listed(folder, class_names)
+        if kept_in is not None:
+            _keep(found, kept_in)
+    return found
+
+
+def forget_listings(kept_in: Path) -> None:
+    """Have every folder listed again."""
+    for file in (kept_in / INDEX_FOLDER).glob("*.*"):
+        file.unlink(missing_ok=True)
+
+
+def kept_digest(key: bytes, compute: Callable[[], str], kept_in: Path | None) -> str:
+    """What `compute` gives, or gave before for this key, which is to determine it.
+
+    kept_in: beside whose caches it is looked up and kept; None: computed.
+    """
+    if kept_in is None:
+        return compute()
+    name = Path(INDEX_FOLDER) / f"{key.hex()[:32]}.digest"
+    try:
+        digest = read_bounded(kept_in / name, 64).decode("ascii")
+        if len(digest) == 64 and digest.isalnum():
+            return digest
+    except (OSError, BadFile, ValueError):
+        pass
+    digest = compute()
+    with suppress(OSError, BadFile):  # no folder, no room, no permission: computed next time
+        write_inside(kept_in, name, digest.encode())
+    return digest
+
+
+# ---- listing
+
+
+def _listed(folder: Path, class_names: tuple[str, ...] | None) -> Listing:
+    there = _class_names(folder)
+    if class_names is None:
+        class_names = there
+        if len(there) < 2:
+            found = f"only {there[0]!r}" if there else "none"
+            raise DatasetError(
+                f"{folder} needs a folder for each of at least two classes; found {found}"
+            )
+    elif unknown := set(there) - set(class_names):
+        raise DatasetError(
+            f"{folder} has classes that train/ does not: {', '.join(sorted(unknown))}"
+        )
+    names: list[bytes] = []
+    sizes: list[int] = []
+    counts, changed = [], [os.stat(folder).st_mtime_ns]
+    for name in class_names:
+        inside = folder / name
+        changed.append(os.stat(inside).st_mtime_ns if name in there else 0)
+        images = sorted(_images_of(inside)) if name in there else []
+        counts.append(len(images))
+        names += [file for _, file, _ in images]
+        sizes += [size for _, _, size in images]
+    return Listing(
+        folder,
+        class_names,
+        np.array(sizes, dtype=np.int64),
+        np.repeat(np.arange(len(class_names)), counts),
+        b"".join(names),
+        np.cumsum(list(map(len, names)), dtype=np.int64),
+        tuple(changed),
+    )
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")  # twice as fast as os.fsdecode
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_folder(entry):
+                names.append(entry.name)
+    for name in names:
+        if any(0xDC80 <= ord(c) <= 0xDCFF for c in name):
+            raise DatasetError(
+                f"the name of the folder {one_line(name)} in {folder} is not UTF-8",
+                fix="rename it: class names are shown and stored",
+            )
+    return tuple(sorted(names))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        if not entry.is_dir():
+            return False
+        if entry.is_symlink() and Path(entry.path).parent.resolve().is_relative_to(
+            Path(entry.path).resolve()
+        ):
+            raise DatasetError(
+                f"{one_line(entry.path)} is a symbolic link to a folder around it: an endless tree",
+                fix=f"remove the link {one_line(entry.path)}",
+            )
+    except OSError as error:  # a loop of links
+        raise DatasetError(f"cannot list {one_line(entry.path)}: {error.strerror}") from None
+    return True
+
+
+def _images_of(folder: Path) -> Iterator[tuple[str, bytes, int]]:
+    """Name, name in bytes and size of each image: a regular file, or a link to one."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = os.fsencode(entry.name)
+                if not name.lower().endswith(_SUFFIXES):
+                    continue
+                status = entry.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    raise DatasetError(
+                        f"{one_line(entry.path)} is named like an image, but is no regular file",
+                        fix=f"rename or remove {one_line(entry.path)}",
+                    )
+                yield entry.name, name, status.st_size
+    except OSError as error:
+        where = one_line(error.filename or folder)
+        raise DatasetError(f"cannot list {where}: {error.strerror}") from None
+
+
+# ---- the index
+
+
+def _index_name(folder: Path) -> Path:
+    where = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return Path(INDEX_FOLDER) / f"{where}.index"
+
+
+def _keep(listing: Listing, kept_in: Path) -> None:
+    """Write the index, unless a folder has changed so lately that it may still be changing."""
+    if time.time_ns() - max(listing.changed_ns) < _SETTLED_NS:
+        return
+    counts = np.bincount(listing.labels, minlength=len(listing.class_names))
+    payload = b"".join([listing.sizes.tobytes(), listing.ends.tobytes(), listing.names])
+    header = {
+        "version": _VERSION,
+        "folder": os.fsencode(listing.folder.resolve()).hex(),
+        "classes": [
+            [name, count, changed]
+            for name, count, changed in zip(
+                listing.class_names, counts.tolist(), listing.changed_ns[1:], strict=True
+            )
+        ],
+        "changed_ns": listing.changed_ns[0],
+        "payload_crc32c": google_crc32c.value(payload),
+    }
+    text = json.dumps(header).encode()
+    try:
+        kept_in.mkdir(parents=True, exist_ok=True)
+        write_inside(kept_in, _index_name(listing.folder), text + b"\n" + payload)
+    except (OSError, BadFile):
+        return  # no room, or no permission: the next program lists again
+
+
+def _indexed(folder: Path, kept_in: Path) -> Listing | None:
+    """The index of `folder`, if there is one and it is still true."""
+    path = kept_in / _index_name(folder)
+    try:
+        content = read_bounded(path, _MOST_INDEX_BYTES)
+        text, _, payload = content.partition(b"\n")
+        if len(text) > _MOST_HEADER_BYTES:
+            return None
+        return _parsed(folder, parse_json(text, path), payload)
+    except (OSError, BadFile, KeyError, TypeError, ValueError):
+        return None
+
+
+def _parsed(folder: Path, header: dict[str, object], payload: bytes) -> Listing | None:
+    rows = header["classes"]
+    if header["version"] != _VERSION or not isinstance(rows, list):
+        return None
+    if header["folder"] != os.fsencode(folder.resolve()).hex():
+        return None
+    names, counts, changed = zip(*rows, strict=True)
+    if _changed_ns(folder, names, changed) != (header["changed_ns"], *changed):
+        return None
+    if google_crc32c.value(payload) != header["payload_crc32c"]:
+        return None
+    total = sum(counts)
+    sizes, ends = np.frombuffer(payload, np.int64, 2 * total).reshape(2, total)
+    labels = np.repeat(np.arange(len(names)), counts)
+    return Listing(
+        folder,
+        tuple(names),
+        sizes,
+        labels,
+        payload[16 * total :],
+        ends,
+        (int(str(header["changed_ns"])), *changed),
+    )
+
+
+def _changed_ns(folder: Path, names: Sequence[str], before: Sequence[int]) -> tuple[int, ...]:
+    """Modification times now; 0 of a class that had no folder then and has none now."""
+    times = [os.stat(folder).st_mtime_ns]
+    for name, then in zip(names, before, strict=True):
+        inside = folder / name
+        times.append(os.stat(inside).st_mtime_ns if then or inside.exists() else 0)
+    return tuple(times)

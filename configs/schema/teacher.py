@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from configs.schema.dataset import DatasetConfig
 from configs.schema.origin import FromCommandLine
-from configs.schema.scalars import BLOCK, FloatDtype, FolderName, Precision, TapDtype
+from configs.schema.scalars import BLOCK, FloatDtype, Precision, TapDtype, TeacherName
 from configs.schema.training import TeacherTraining
 from configs.schema.views import ViewsConfig
 
@@ -64,7 +64,7 @@ class TapsConfig:
 class TeacherConfig:
     """What a cache is."""
 
-    name: FolderName
+    name: TeacherName
     """Of the file; not a key."""
     source: FromCommandLine = field(default=None, compare=False, repr=False)
     dataset: DatasetConfig

@@ -18,7 +18,6 @@ from store.errors import (
     UnknownView,
 )
 from store.find import find_cache
-from store.look import committed_bytes
 from store.reader import TeacherCache
 from store.source import open_source
 from views.canary import pixel_canary
@@ -38,7 +37,7 @@ def checks_every_byte(path: Path, recheck: bool) -> bool:
 def _committed_bytes(path: Path) -> int:
     """What the journal of the cache at `path` says; 0 where there is no cache."""
     try:
-        return committed_bytes(open_source(path))
+        return open_source(path).coverage.num_bytes
     except CacheError:
         return 0
 

@@ -15,8 +15,9 @@ from runtime.cost import Memory, memory_with
 from runtime.formats import format_duration, format_size
 from store import CacheContent
 from store.content import draft_manifest
+from store.coverage import Coverage
 from store.errors import CacheError
-from store.layout import Block, tap_of
+from store.layout import tap_of
 from store.manifest import Manifest
 from store.source import open_source
 from store.work import Work, unfinished
@@ -160,21 +161,15 @@ def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, list[Work], int]:
             sample_crc32c=there.manifest.sample_crc32c,
         )
 
-    arrays_there = there.manifest.arrays if there else {}
-
-    def has(array: str, block: Block) -> bool:
-        return there is not None and array in arrays_there and there.has(array, block)
-
+    coverage = there.coverage.within(manifest) if there else Coverage.nothing(manifest)
     arrays, work, num_bytes = manifest.arrays, list[Work](), 0
-    for block, missing in unfinished(manifest, has, asked.num_views, asked.taps):
-        chunks = [
-            spec
+    for block, missing in unfinished(manifest, coverage, asked.num_views, asked.taps):
+        work.append(Work(block, tuple(sorted(missing))))
+        num_bytes += sum(
+            manifest.chunk_file_bytes(spec)
             for array, spec in arrays.items()
-            if tap_of(array) in missing and not has(array, block)
-        ]
-        if missing:
-            work.append(Work(block, tuple(sorted(missing))))
-        num_bytes += sum(map(manifest.chunk_file_bytes, chunks))
+            if tap_of(array) in missing and not coverage.there[array][block.view, block.index]
+        )
     return manifest, work, num_bytes
 
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.reading import BadFile, kind_of_file
+from runtime.reading import BadFile, kind_of_file, open_regular
 
 _LEFTOVER = re.compile(r"\..+\.[0-9]+\.tmp", re.DOTALL)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -123,6 +123,50 @@ def _opened(root: Path, place: PurePath, access: int) -> int:
             os.close(handle)
             raise BadFile(root / place, "has a second name (a hard link); not written to")
         return handle
+
+
+def create_inside(root: Path, relative: PurePath | str) -> BinaryIO:
+    """A new file below `root`, open for writing. Raises FileExistsError; BadFile as above."""
+    place = PurePath(relative)
+    with opened_folder(root, place.parent, create=True) as folder:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(place.name, flags, 0o644, dir_fd=folder)
+        os.fsync(folder)
+        return os.fdopen(handle, "wb")
+
+
+def open_inside(root: Path, relative: PurePath | str) -> BinaryIO:
+    """A regular file below `root`, open for reading, unbuffered; no part of its path is a link.
+
+    Raises BadFile, FileNotFoundError, PermissionError.
+    """
+    place = PurePath(relative)
+    with opened_folder(root, place.parent) as folder:
+        try:
+            return open_regular(Path(place.name), dir_fd=folder)
+        except BadFile as error:
+            raise BadFile(root / place, error.what) from None
+
+
+def listed_inside(root: Path, relative: PurePath | str) -> list[str]:
+    """The names in a folder below `root`. Raises BadFile, FileNotFoundError."""
+    with opened_folder(root, relative) as folder:
+        return os.listdir(folder)
+
+
+def make_folder_inside(root: Path, relative: PurePath | str) -> None:
+    """Make a folder below `root`, and those above it, where they are missing. Raises BadFile."""
+    with opened_folder(root, relative, create=True):
+        pass
+
+
+def rename_inside(root: Path, relative: PurePath | str, name: str) -> None:
+    """Give a file below `root` another name in its folder, and flush that. Raises BadFile."""
+    place = PurePath(relative)
+    with opened_folder(root, place.parent) as folder:
+        refuse_special(folder, name, root / place.with_name(name))
+        os.rename(place.name, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
 
 
 def remove_inside(root: Path, relative: PurePath | str) -> None:

@@ -78,12 +78,17 @@ def read_bounded(
     Raises BadFile, FileNotFoundError, PermissionError.
     """
     with open_regular(path, follow=follow, dir_fd=dir_fd) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size <= max_bytes:
-            content = _read_all(file, max_bytes + 1)
-            if len(content) <= max_bytes:
-                return content
-        raise BadFile(path, f"has {format_size(size)}, expected at most {format_size(max_bytes)}")
+        return read_open(file, path, max_bytes)
+
+
+def read_open(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
+    """As `read_bounded`, of an opened file. path: for the message."""
+    size = os.fstat(file.fileno()).st_size
+    if size <= max_bytes:
+        content = _read_all(file, max_bytes + 1)
+        if len(content) <= max_bytes:
+            return content
+    raise BadFile(path, f"has {format_size(size)}, expected at most {format_size(max_bytes)}")
 
 
 def _read_all(file: BinaryIO, most: int) -> bytes:

@@ -34,6 +34,7 @@ from store.transfer import export_cache, import_cache
 from store.trim import trim_cache
 
 app = new_app("Look at caches, check them, move them, make them smaller.")
+_SHOWN_FAULTS = 20
 CachePath = Annotated[Path, typer.Argument(help="a cache's folder, or an exported .h5 file")]
 
 
@@ -98,7 +99,8 @@ def _checked(path: Path, console: Console) -> int:
 
 def _is_unsound(path: Path, console: Console) -> bool:
     source = open_source(path)
-    faults = describe_missing(source)
+    faults = describe_missing(source, _SHOWN_FAULTS)
+    num_missing = source.coverage.num_missing()
     started, num_bytes = time.perf_counter(), 0
     with _bytes_progress(source, console) as progress:
         task = progress.add_task("check", total=_disk_bytes(source))
@@ -111,12 +113,13 @@ def _is_unsound(path: Path, console: Console) -> bool:
         faults += source.faults(every_byte=True, on_chunk=on_chunk)
     for line in source.unreadable_lines:  # harmless once their blocks are committed again
         console.print(f"unreadable line of the journal: {line}")
-    for fault in faults[:20]:
+    for fault in faults[:_SHOWN_FAULTS]:
         console.print(str(fault))
+    num_faults = len(faults) + max(num_missing - _SHOWN_FAULTS, 0)
     rate = num_bytes / max(time.perf_counter() - started, 1e-9)
     if faults:
         console.print(
-            f"{path} is unsound: {len(faults)} {'fault' if len(faults) == 1 else 'faults'}\n"
+            f"{path} is unsound: {num_faults:,} {'fault' if num_faults == 1 else 'faults'}\n"
             f"  if it was made with ARGS, or from a YAML file of another name, repeat those\n"
             f"  fix: {_recheck_command(path, source.manifest.teacher)}"
         )

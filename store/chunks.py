@@ -4,44 +4,50 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.reading import BadFile, kind_of_file, open_regular
 from store.layout import CHECKSUM_BYTES, crc_hex
 
 _PIECE_BYTES = 256 * 1024
+Check = Callable[[NDArray[np.uint8]], str | None]  # what is wrong with a piece of values
 
 
-def read_chunk(path: Path, out: NDArray[Any] | None, size: int, committed: str) -> str | None:
+def read_chunk(
+    path: Path,
+    out: NDArray[Any] | None,
+    size: int,
+    committed: str,
+    *,
+    value_bytes: int | None = None,
+    check: Check | None = None,
+) -> str | None:
     """Read one chunk file, into `out` if given; None if every byte is right, else what is wrong.
 
     size: bytes that the file must have. committed: its checksum in the journal. The checksum is
-    computed piece by piece, while a piece is still in the processor's cache.
+    computed piece by piece, while a piece is still in the processor's cache. value_bytes: how many
+    are values, not padding (default: those of `out`). check: of the values of each piece.
     """
-    payload_bytes = size - CHECKSUM_BYTES
-    wanted = np.empty(0, np.uint8) if out is None else out.reshape(-1).view(np.uint8)
-    scratch = np.empty(min(_PIECE_BYTES, max(payload_bytes, CHECKSUM_BYTES)), dtype=np.uint8)
-    checksum = done = 0
     try:
-        with path.open("rb", buffering=0) as file:
-            while done < payload_bytes:
-                end = min(done + _PIECE_BYTES, payload_bytes)
-                if done < wanted.size:  # the rows of `out`, then padding
-                    end = min(end, wanted.size)
-                    piece = wanted[done:end]
-                else:
-                    piece = scratch[: end - done]
-                if _read_into(file, piece) < end - done:
-                    return f"chunk is truncated: expected {size:,} bytes"
-                checksum = int(google_crc32c.extend(checksum, piece))
-                done = end
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return _wrong_size(os.fstat(file.fileno()).st_size, size)
+            wanted = np.empty(0, np.uint8) if out is None else out.reshape(-1).view(np.uint8)
+            length = wanted.size if value_bytes is None else value_bytes
+            checksum, bad_value = _read_pieces(file, wanted, size - CHECKSUM_BYTES, length, check)
             trailer = file.read(CHECKSUM_BYTES + 1)
     except FileNotFoundError:
         return "chunk missing"
+    except BadFile as error:
+        return f"chunk {error.what}"
     except OSError as error:
         return f"chunk unreadable ({error.strerror})"
     if len(trailer) != CHECKSUM_BYTES:
@@ -50,14 +56,35 @@ def read_chunk(path: Path, out: NDArray[Any] | None, size: int, committed: str) 
         return "wrong checksum"
     if crc_hex(checksum) != committed:
         return "checksum differs from the journal's"
-    return None
+    return bad_value
 
 
-def _read_into(file: Any, part: NDArray[np.uint8]) -> int:
+def _read_pieces(
+    file: BinaryIO, wanted: NDArray[np.uint8], payload: int, value_bytes: int, check: Check | None
+) -> tuple[int, str | None]:
+    """The crc32c of `payload` bytes, of which the first go into `wanted`; and a bad value."""
+    scratch = np.empty(min(_PIECE_BYTES, payload), dtype=np.uint8)
+    checksum = done = 0
+    bad_value: str | None = None
+    while done < payload:
+        end = min(done + _PIECE_BYTES, payload)
+        if done < value_bytes:  # the rows, then padding
+            end = min(end, value_bytes)
+        piece = wanted[done:end] if done < wanted.size else scratch[: end - done]
+        if _read_into(file, piece) < end - done:
+            break
+        checksum = int(google_crc32c.extend(checksum, piece))
+        if check is not None and bad_value is None and done < value_bytes:
+            bad_value = check(piece)
+        done = end
+    return checksum, bad_value
+
+
+def _read_into(file: BinaryIO, part: NDArray[np.uint8]) -> int:
     view = memoryview(cast(Any, part))
     total = 0
     while total < len(view):
-        got = file.readinto(view[total:])
+        got = cast(Any, file).readinto(view[total:])
         if not got:
             break
         total += got
@@ -67,9 +94,9 @@ def _read_into(file: Any, part: NDArray[np.uint8]) -> int:
 def map_file(path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0) -> NDArray[Any]:
     """An array of little-endian values in a file, read-only, mapped from byte `offset` on.
 
-    Needs no open file afterwards: a system allows far more maps than files.
+    Needs no open file afterwards: a system allows far more maps than files. Raises BadFile.
     """
-    with path.open("rb") as file:
+    with open_regular(path, follow=True) as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     little = np.dtype(dtype).newbyteorder("<")
     return np.frombuffer(content, little, math.prod(shape), offset).reshape(shape)
@@ -78,9 +105,13 @@ def map_file(path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0) ->
 def size_fault(path: Path, expected_bytes: int) -> str | None:
     """What is wrong with a chunk file as far as its size tells."""
     try:
-        size = path.stat().st_size
-    except FileNotFoundError:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
         return "chunk missing"
-    return (
-        None if size == expected_bytes else f"chunk has {size:,} bytes, expected {expected_bytes:,}"
-    )
+    if not stat.S_ISREG(status.st_mode):
+        return f"chunk is {kind_of_file(status.st_mode)}, expected a regular file"
+    return None if status.st_size == expected_bytes else _wrong_size(status.st_size, expected_bytes)
+
+
+def _wrong_size(found: int, expected: int) -> str:
+    return f"chunk has {found:,} bytes, expected {expected:,}"

@@ -88,7 +88,7 @@ def manifest_for(
     grown = dataclasses.replace(
         manifest, taps=taps, num_views=num_views, measured=manifest.measured_with_views
     )
-    forget(path, beyond(manifest))
+    forget(path, beyond(manifest), grown)
     return replace_metadata(path, grown), False
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.reading import BadFile
 from runtime.text import one_line
 from store.errors import CacheDamaged, TeacherPass
 
@@ -37,3 +40,13 @@ def damage_error(teacher: str, faults: Sequence[Fault]) -> CacheDamaged:
     if len(faults) > _NAMED_FAULTS:
         lines.append(f"  and {len(faults) - _NAMED_FAULTS} more")
     return CacheDamaged("\n".join(["the cache is damaged", *lines]), fix=TeacherPass(teacher))
+
+
+@contextmanager
+def damage_as_error(teacher: str) -> Iterator[None]:
+    """Raise CacheDamaged where a file of the cache is not a regular one, or cannot be read."""
+    try:
+        yield
+    except BadFile as error:
+        before = f"rm -r {shlex.quote(str(error.path))} && "
+        raise CacheDamaged(error.problem, fix=TeacherPass(teacher, before=before)) from None

@@ -6,8 +6,10 @@ checksum with the journal's, which finds a chunk that was exchanged for another 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.chunks import map_file, read_chunk, size_fault
-from store.faults import Fault, damage_error
-from store.identity import identity_sha256
+from store.coverage import Coverage
+from store.faults import Fault, damage_as_error, damage_error
 from store.journal import ChunkKey, Journal, read_journal
 from store.layout import (
     CHECKSUM_BYTES,
+    LABELS,
     Block,
     chunk_path,
-    crc32c,
+    crc_hex,
     tap_of,
     whole_path,
 )
 from store.manifest import Manifest, read_manifest, refuse_other_name
 from store.metadata import metadata_faults
 from store.parallel import in_threads
+from store.values import label_fault, scale_fault, value_fault
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class FolderSource:
     path: Path
     manifest: Manifest
     journal: Journal
+    _seen: set[ChunkKey] = field(default_factory=set, repr=False, compare=False)  # sound values
 
     @classmethod
     def open(cls, path: Path, manifest: Manifest | None = None) -> FolderSource:
@@ -48,14 +53,16 @@ class FolderSource:
         if manifest is None:
             manifest = read_manifest(path)
             refuse_other_name(path, manifest)
-        return cls(path, manifest, read_journal(path, identity_sha256(manifest.identity)))
+        with damage_as_error(manifest.teacher):
+            return cls(path, manifest, read_journal(path, manifest))
 
     @property
     def unreadable_lines(self) -> list[str]:
         return self.journal.damaged_lines
 
-    def has(self, array: str, block: Block) -> bool:
-        return (array, block.view, block.index) in self.journal.committed
+    @property
+    def coverage(self) -> Coverage:
+        return Coverage(self.manifest, self.journal.there)
 
     def read(self, array: str, block: Block, out: NDArray[Any]) -> None:
         fault = self.fault_of(array, block, out)
@@ -77,42 +84,61 @@ class FolderSource:
         return map_file(path, spec.dtype, shape)
 
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        fault = self._whole_fault(name, shape, dtype)
+        values, fault = self._whole(name, shape, dtype)
         if fault is not None:
             raise damage_error(self.manifest.teacher, [fault])
-        data = whole_path(self.path, name, len(shape)).read_bytes()[:-CHECKSUM_BYTES]
-        return np.frombuffer(data, dtype=dtype).reshape(shape)
+        return values
 
-    def _whole_fault(self, name: str, shape: tuple[int, ...], dtype: str) -> Fault | None:
-        file = whole_path(self.path, name, len(shape))
-        try:
-            data = np.frombuffer(file.read_bytes(), dtype=np.uint8)
-        except FileNotFoundError:
-            return Fault(f"{name} missing", file)
-        payload, trailer = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-        expected_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        sums = {
-            crc32c(payload),
-            int(self.manifest.whole_crc32c[name], 16),
-            int.from_bytes(trailer, "little"),
-        }
-        whole = payload.size == expected_bytes and len(sums) == 1
-        return None if whole else Fault(f"{name} damaged", file)
+    def _whole(
+        self, name: str, shape: tuple[int, ...], dtype: str
+    ) -> tuple[NDArray[Any], Fault | None]:
+        """The array, and what is wrong with it."""
+        path = whole_path(self.path, name, len(shape))
+        size = math.prod(shape) * np.dtype(dtype).itemsize + CHECKSUM_BYTES
+        if (what := size_fault(path, size)) is not None:
+            return np.empty(0, dtype), Fault(f"{name}: {what}", path)
+        values = np.empty(shape, dtype)
+        what = read_chunk(path, values, size, self.manifest.whole_crc32c[name])
+        if what is None and name == LABELS:
+            what = label_fault(values, len(self.manifest.class_names))
+        return values, Fault(f"{name} damaged: {what}", path) if what else None
 
     def fault_of(self, array: str, block: Block, out: NDArray[Any] | None = None) -> Fault | None:
-        """Read one committed chunk, into `out` if given; what is wrong with it, or None."""
+        """Read one committed chunk, into `out` if given; what is wrong with it, or None.
+
+        Its values are looked at the first time that it is read.
+        """
         spec = self.manifest.arrays[array]
         path = chunk_path(self.path, array, spec, block)
-        committed = self.journal.committed[array, block.view, block.index]
-        if spec.all_views and self._views_disagree(array, block.index):
+        committed = crc_hex(int(self.journal.crc32c[array][block.view, block.index]))
+        if spec.all_views and self._disagreeing[array][block.index]:
             return Fault("differs between views", path, array, block.view, block.index)
-        what = read_chunk(path, out, self.manifest.chunk_file_bytes(spec), committed)
+        key, scale = (array, block.view, block.index), self.manifest.scale_of(array)
+        rows = self.manifest.rows_in(spec, block)
+        if scale is not None and out is None:
+            out = np.empty((rows, *spec.shape), spec.dtype)
+        what = read_chunk(
+            path,
+            out,
+            self.manifest.chunk_file_bytes(spec),
+            committed,
+            value_bytes=rows * spec.bytes_per_row,
+            check=None if key in self._seen else partial(value_fault, array, spec.dtype),
+        )
+        if what is None and scale is not None and out is not None:
+            what = scale_fault(scale, out)
+        if what is None:
+            self._seen.add(key)
         return Fault(what, path, array, block.view, block.index) if what else None
 
-    def _views_disagree(self, array: str, index: int) -> bool:
-        keys = ((array, view, index) for view in range(self.manifest.num_views))
-        checksums = {self.journal.committed[key] for key in keys if key in self.journal.committed}
-        return len(checksums) > 1
+    @cached_property
+    def _disagreeing(self) -> dict[str, NDArray[np.bool_]]:
+        """Array that is the same in all views -> (blocks,), whether its checksums differ."""
+        return {
+            array: _differ(self.journal.crc32c[array], self.journal.there[array])
+            for array, spec in self.manifest.arrays.items()
+            if spec.all_views
+        }
 
     def faults(
         self,
@@ -148,16 +174,14 @@ class FolderSource:
         ]
 
     def _whole_faults(self) -> list[Fault]:
-        faults = (self._whole_fault(name, *shape) for name, shape in self.manifest.whole.items())
+        faults = (self._whole(name, *shape)[1] for name, shape in self.manifest.whole.items())
         return [fault for fault in faults if fault is not None]
 
     def _keys(self, num_views: int) -> Iterable[ChunkKey]:
-        """The committed chunks that the manifest plans."""
-        arrays = self.manifest.arrays
-        blocks = self.manifest.blocks_per_view
-        for array, view, index in self.journal.committed:
-            if array in arrays and view < num_views and index < blocks:
-                yield array, view, index
+        """The committed chunks of the first views."""
+        for array, there in self.journal.there.items():
+            for view, block in np.argwhere(there[:num_views]).tolist():
+                yield array, view, block
 
     def _checked(self, key: ChunkKey, every_byte: bool) -> Fault | None:
         array, view, index = key
@@ -167,3 +191,9 @@ class FolderSource:
         path = chunk_path(self.path, array, spec, block)
         what = size_fault(path, self.manifest.chunk_file_bytes(spec))
         return Fault(what, path, array, view, index) if what else None
+
+
+def _differ(crc32c: NDArray[np.uint32], there: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(views, blocks) checksums -> (blocks,): whether those that are there differ."""
+    lowest = np.where(there, crc32c, np.uint32(2**32 - 1)).min(axis=0)
+    return np.asarray(there.any(axis=0) & (lowest < np.where(there, crc32c, 0).max(axis=0)))

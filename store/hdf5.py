@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from runtime.files import written_aside
 from store.chunks import map_file
+from store.coverage import Coverage
 from store.errors import CacheDamaged, CacheError, CacheMissing
 from store.faults import Fault, damage_error
 from store.layout import (
@@ -68,8 +69,12 @@ class Hdf5Source:
     def unreadable_lines(self) -> list[str]:
         return []  # a file has no journal
 
-    def has(self, array: str, block: Block) -> bool:
-        return True  # only a complete cache is exported, and the file renamed when it is complete
+    @property
+    def coverage(self) -> Coverage:
+        """Everything: only a complete cache is exported, and the file renamed when it is."""
+        shape = (self.manifest.num_views, self.manifest.blocks_per_view)
+        whole = np.broadcast_to(np.True_, shape)
+        return Coverage(self.manifest, dict.fromkeys(self.manifest.arrays, whole))
 
     def read(self, array: str, block: Block, out: NDArray[Any]) -> None:
         fault = self._read(array, block, out)

@@ -1,103 +1,183 @@
 """The journal: one line per committed block. Only a line here makes a block exist.
 
 Each writer appends to a file of its own. A line carries a checksum of itself; a crash may cut off
-the last line of a file, which then counts as never written.
+the last line of a file, which then counts as never written. A line has exactly one spelling
+(canonical JSON), so that a pattern reads it: nothing is parsed that is not a line.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
 
-from runtime.files import flush_folder, write_atomically
+from runtime.inside import (
+    create_inside,
+    listed_inside,
+    make_folder_inside,
+    open_inside,
+    remove_inside,
+    write_inside,
+)
+from runtime.reading import BadFile
+from runtime.text import one_line
 from store.errors import CacheError
-from store.identity import canonical_json
+from store.identity import canonical_json, identity_sha256
 from store.layout import JOURNAL, Block, crc_hex, tap_of
+from store.manifest import Manifest
+from store.names import NAME_PATTERN
 
 LINE_CHECKSUM = "line_crc32c"
 IDENTITY_DIGITS = 16
+MAX_LINE_BYTES = 64_000
+_MOST_DAMAGED = 100  # lines of a file: it is no journal, and is not read to its end
+_SPARE_BYTES = 64 * 10**6
+_FILE_NAME = re.compile(r"\d{6}-\d{4,6}\.jsonl")
+_INT = rb"(0|[1-9][0-9]{0,9})"
+_TAP = b'"' + NAME_PATTERN.encode() + b'"'
+_CHECKSUM = rb'"[0-9a-f]{8}"'
+_LINE = re.compile(
+    rb'\{"block":' + _INT + rb',"crc32c":\{(' + _TAP + b":" + _CHECKSUM + rb"(?:," + _TAP + b":"
+    + _CHECKSUM + rb')*)\},"identity":"([0-9a-f]{16})",("line_crc32c":"([0-9a-f]{8})",)"rows":'
+    + _INT + rb',"taps":\[(' + _TAP + rb"(?:," + _TAP + rb')*)\],"view":' + _INT + rb"\}"
+)  # fmt: skip
+_ENTRY = re.compile(rb'"([^"]+)":"([0-9a-f]{8})"')
+_START = b'{"block":'
 ChunkKey = tuple[str, int, int]  # array, view, block index
+
+
+class Line(NamedTuple):
+    """One committed block. checksums: crc32c (hex) of each array's chunk."""
+
+    identity: str
+    view: int
+    block: int
+    rows: int
+    checksums: dict[str, str]
 
 
 @dataclass
 class Journal:
-    """What is committed: chunk -> crc32c (hex); and where there are lines that cannot be read."""
+    """What is committed of a cache; and where there are lines that cannot be read.
 
-    committed: dict[ChunkKey, str] = field(default_factory=dict)
+    there, crc32c: array -> (views, blocks), whether a chunk is committed, and its checksum.
+    """
+
+    there: dict[str, NDArray[np.bool_]]
+    crc32c: dict[str, NDArray[np.uint32]]
     damaged_lines: list[str] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, manifest: Manifest) -> Journal:
+        """Memory is taken only for what is then committed."""
+        shape = (manifest.num_views, manifest.blocks_per_view)
+        return cls(
+            {array: np.zeros(shape, dtype=np.bool_) for array in manifest.arrays},
+            {array: np.zeros(shape, dtype=np.uint32) for array in manifest.arrays},
+        )
+
+    @property
+    def committed(self) -> dict[ChunkKey, str]:
+        """Chunk -> crc32c (hex), of every committed chunk."""
+        return {
+            (array, int(view), int(block)): crc_hex(int(self.crc32c[array][view, block]))
+            for array, there in self.there.items()
+            for view, block in np.argwhere(there)
+        }
 
 
 class JournalWriter:
     """Appends commits to a new file of the journal. identity: the sha256 of the cache's."""
 
     def __init__(self, cache: Path, identity: str, rank: int = 0) -> None:
-        self._identity = identity[:IDENTITY_DIGITS]
-        folder = cache / JOURNAL
-        folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(path.name.split("-")[0]) for path in _files(folder)]
-        self.path = folder / f"{max(numbers, default=0) + 1:06d}-{rank:04d}.jsonl"
+        self._cache, self._identity = cache, identity[:IDENTITY_DIGITS]
+        make_folder_inside(cache, JOURNAL)
+        numbers = [int(name.split("-")[0]) for name in _file_names(cache)]
+        self._file_name = f"{JOURNAL}/{max(numbers, default=0) + 1:06d}-{rank:04d}.jsonl"
+        self.path = cache / self._file_name
+        if not _FILE_NAME.fullmatch(self.path.name):
+            raise CacheError(f"{one_line(cache / JOURNAL)} has no number left for another file")
         try:
-            self._file = self.path.open("xb")
+            self._file = create_inside(cache, self._file_name)
         except FileExistsError:
             raise CacheError(
                 f"another process of rank {rank} has just created {self.path}"
             ) from None
-        flush_folder(folder)
 
     def commit(self, block: Block, crc32c: Mapping[str, int]) -> None:
         """Append one line and flush it to disk; when this returns the block exists.
 
         crc32c: per zarr array.
         """
-        line = {
-            "identity": self._identity,
-            "taps": sorted({tap_of(array) for array in crc32c}),
-            "view": block.view,
-            "block": block.index,
-            "rows": block.rows,
-            "crc32c": {name: crc_hex(value) for name, value in crc32c.items()},
-        }
+        checksums = {name: crc_hex(value) for name, value in crc32c.items()}
+        line = Line(self._identity, block.view, block.index, block.rows, checksums)
         self._file.write(_line_text(line) + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        is_empty = self._file.tell() == 0
         self._file.close()
-        if self.path.stat().st_size == 0:
-            self.path.unlink()
+        if is_empty:
+            remove_inside(self._cache, self._file_name)
 
 
-def read_journal(cache: Path, identity: str) -> Journal:
+def read_journal(cache: Path, manifest: Manifest) -> Journal:
     """Read all files in the order of their numbers; of two lines for a chunk the later one counts.
 
-    Lines of another identity (sha256) than the cache's count as damaged.
+    Lines of another identity, or of blocks of another size, count as damaged. What lies beyond the
+    manifest's plan is left out: leftovers of an interrupted trim. A file that is no journal is
+    damage, too.
     """
-    journal = Journal()
-    folder = cache / JOURNAL
-    for path in _files(folder) if folder.is_dir() else []:
-        _read_file(path, identity[:IDENTITY_DIGITS], journal)
+    journal = Journal.empty(manifest)
+    identity = identity_sha256(manifest.identity)[:IDENTITY_DIGITS]
+    for name in _file_names(cache, journal.damaged_lines):
+        damaged: list[str] = []
+        for place, text in _lines(cache, name, _most_bytes(manifest), damaged):
+            line = _parsed(text)
+            if line is None or line.identity != identity or not _enter(line, manifest, journal):
+                damaged.append(place)
+            if len(damaged) > _MOST_DAMAGED:
+                damaged.append(f"{place} and what follows")
+                break
+        journal.damaged_lines += damaged
     return journal
 
 
-def forget(cache: Path, is_forgotten: Callable[[ChunkKey], bool]) -> None:
+def _enter(line: Line, manifest: Manifest, journal: Journal) -> bool:
+    """Note the chunks of a line; False if its block has another number of rows."""
+    view, block = line.view, line.block
+    if view >= manifest.num_views or block >= manifest.blocks_per_view:
+        return True
+    if line.rows != manifest.block(view, block).rows:
+        return False
+    for array, checksum in line.checksums.items():
+        if (there := journal.there.get(array)) is not None:
+            there[view, block] = True
+            journal.crc32c[array][view, block] = int(checksum, 16)
+    return True
+
+
+def forget(cache: Path, is_forgotten: Callable[[ChunkKey], bool], manifest: Manifest) -> None:
     """Remove chunks from the journal; each file is replaced in one step.
 
-    Unreadable lines stay, because they still count as damage.
+    Unreadable lines stay, because they still count as damage. manifest: bounds the files.
     """
-    folder = cache / JOURNAL
-    for path in _files(folder) if folder.is_dir() else []:
-        *lines, _torn = path.read_bytes().split(b"\n")
+    for name in _file_names(cache):
+        lines = [text for _, text in _lines(cache, name, _most_bytes(manifest), [])]
         remaining = [text for line in lines if (text := _without(line, is_forgotten))]
         if remaining and remaining != lines:
-            write_atomically(path, b"\n".join([*remaining, b""]))
+            write_inside(cache, f"{JOURNAL}/{name}", b"\n".join([*remaining, b""]))
         elif not remaining:
-            path.unlink()
+            remove_inside(cache, f"{JOURNAL}/{name}")
 
 
 def _without(text: bytes, is_forgotten: Callable[[ChunkKey], bool]) -> bytes:
@@ -107,42 +187,84 @@ def _without(text: bytes, is_forgotten: Callable[[ChunkKey], bool]) -> bytes:
         return text
     remaining = {
         array: checksum
-        for array, checksum in line["crc32c"].items()
-        if not is_forgotten((array, line["view"], line["block"]))
+        for array, checksum in line.checksums.items()
+        if not is_forgotten((array, line.view, line.block))
     }
-    if remaining == line["crc32c"]:
+    if remaining == line.checksums:
         return text
-    taps = sorted({tap_of(array) for array in remaining})
-    return _line_text({**line, "crc32c": remaining, "taps": taps}) if remaining else b""
+    return _line_text(line._replace(checksums=remaining)) if remaining else b""
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*-[0-9]*.jsonl"))
-
-
-def _read_file(path: Path, identity: str, journal: Journal) -> None:
-    *lines, _torn = path.read_bytes().split(b"\n")  # a complete last line leaves b"" behind it
-    for number, text in enumerate(lines, start=1):
-        line = _parsed(text)
-        if line is None or line["identity"] != identity:
-            journal.damaged_lines.append(f"{path}, line {number}")
-            continue
-        for array, checksum in line["crc32c"].items():
-            journal.committed[array, line["view"], line["block"]] = checksum
-
-
-def _parsed(text: bytes) -> dict[str, Any] | None:
+def _file_names(cache: Path, others: list[str] | None = None) -> list[str]:
+    """The files of the journal, in order. others: takes those that are called otherwise."""
     try:
-        line: dict[str, Any] = json.loads(text)
-        stated = line.pop(LINE_CHECKSUM)
-        return line if stated == _line_checksum(line) else None
-    except (ValueError, KeyError, AttributeError, TypeError):
+        names = sorted(listed_inside(cache, JOURNAL))
+    except FileNotFoundError:
+        return []
+    if others is not None:
+        odd = (n for n in names if n.endswith(".jsonl") and not n.startswith("."))
+        others += [str(cache / JOURNAL / n) for n in odd if not _FILE_NAME.fullmatch(n)]
+    return [name for name in names if _FILE_NAME.fullmatch(name)]
+
+
+def _lines(
+    cache: Path, name: str, most_bytes: int, damaged: list[str]
+) -> Iterator[tuple[str, bytes]]:
+    """The place and text of each whole line. damaged: takes the places of what is no line."""
+    path = cache / JOURNAL / name
+    with io.BufferedReader(open_inside(cache, f"{JOURNAL}/{name}")) as file:  # type: ignore[type-var]
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            raise BadFile(path, f"has {size:,} bytes, expected at most {most_bytes:,}")
+        for number, text in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
+            place = f"{path}, line {number}"
+            if text.endswith(b"\n"):
+                yield place, text[:-1]
+                continue
+            if len(text) == MAX_LINE_BYTES or not _may_be_torn(text):
+                damaged.append(place)
+            return
+
+
+def _may_be_torn(text: bytes) -> bool:
+    """Whether a line may have begun so, which a crash cut off."""
+    return text.startswith(_START[: len(text)])
+
+
+def _most_bytes(manifest: Manifest) -> int:
+    """More than the journal of such a cache ever has, even if each block was written twice."""
+    line = 150 + sum(2 * len(array) + 16 for array in manifest.arrays)
+    return 2 * line * manifest.num_views * manifest.blocks_per_view + _SPARE_BYTES
+
+
+def _parsed(text: bytes) -> Line | None:
+    match = _LINE.fullmatch(text)
+    if match is None:
         return None
+    block, entries, identity, _, checksum, rows, taps, view = match.groups()
+    start, stop = match.span(4)  # of the checksum, which covers the line without it
+    if google_crc32c.extend(google_crc32c.value(text[:start]), text[stop:]) != int(checksum, 16):
+        return None
+    pairs = _ENTRY.findall(entries)
+    checksums = {array.decode(): value.decode() for array, value in pairs}
+    line = Line(identity.decode(), int(view), int(block), int(rows), checksums)
+    arrays = list(checksums)
+    is_canonical = len(arrays) == len(pairs) and arrays == sorted(arrays)
+    return line if is_canonical and taps == _taps_text(arrays) else None
 
 
-def _line_text(line: Mapping[str, Any]) -> bytes:
-    return canonical_json({**line, LINE_CHECKSUM: _line_checksum(line)}).encode()
+def _taps_text(arrays: list[str]) -> bytes:
+    return ",".join(f'"{tap}"' for tap in sorted({tap_of(array) for array in arrays})).encode()
 
 
-def _line_checksum(line: Mapping[str, Any]) -> str:
-    return crc_hex(google_crc32c.value(canonical_json(line).encode()))
+def _line_text(line: Line) -> bytes:
+    content = {
+        "identity": line.identity,
+        "taps": sorted({tap_of(array) for array in line.checksums}),
+        "view": line.view,
+        "block": line.block,
+        "rows": line.rows,
+        "crc32c": line.checksums,
+    }
+    checksum = crc_hex(google_crc32c.value(canonical_json(content).encode()))
+    return canonical_json({**content, LINE_CHECKSUM: checksum}).encode()

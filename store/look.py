@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from store.errors import CacheError
 from store.faults import Fault
 from store.hdf5 import is_hdf5
 from store.identity import identity_sha256
 from store.layout import MANIFEST, SAMPLE_CRC
 from store.reader import TeacherCache
-from store.source import Source, missing_blocks, open_source
+from store.source import Source, open_source
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,7 @@ class Overview:
     @property
     def done(self) -> float:
         """Fraction of the planned chunks that are committed."""
-        if self.source is None:
-            return 0.0
-        manifest = self.source.manifest
-        planned = manifest.num_views * manifest.blocks_per_view * len(manifest.arrays)
-        return 1 - len(missing_blocks(self.source)) / planned
+        return 0.0 if self.source is None else self.source.coverage.fraction
 
 
 def overviews(folder: Path) -> Iterator[Overview]:
@@ -74,8 +72,8 @@ def details(path: Path) -> dict[str, Any]:
         "taps": taps,
         "bytes_per_record": m.record_bytes,
         "bytes": m.record_bytes * records,
-        "complete": not missing_blocks(source),
-        "fraction_done": Overview(path, source).done,
+        "complete": source.coverage.is_complete,
+        "fraction_done": source.coverage.fraction,
         "measured": m.measured,
         "versions": m.versions,
         "classes": m.class_names,
@@ -102,42 +100,25 @@ class MissingRecords:
 
 def missing_records(source: Source, num_views: int, taps: Collection[str]) -> MissingRecords:
     """What a pass for the first `num_views` views of these taps would have to compute."""
-    m = source.manifest
+    m, coverage = source.manifest, source.coverage
     old_views, asked = min(num_views, m.num_views), {*taps, *({SAMPLE_CRC} & set(m.stored))}
-    arrays = {tap: list(m.stored[tap].arrays(tap)) if tap in m.stored else [] for tap in asked}
-    lacking: set[str] = set()
-    records = (num_views - old_views) * m.num_samples
-    for block in m.blocks(old_views):
-        absent = [
-            tap
-            for tap, names in arrays.items()
-            if not names or not all(source.has(name, block) for name in names)
-        ]
-        lacking.update(absent)
-        records += block.rows if absent else 0
+    absent = asked - m.stored.keys()  # of taps that are not planned, all is missing
+    lacks = coverage.lacking_any(asked, old_views) | bool(absent)
+    rows = np.full(m.blocks_per_view, m.block_rows)
+    rows[-1] = m.block(0, m.blocks_per_view - 1).rows
+    records = int(lacks.sum(axis=0) @ rows) + (num_views - old_views) * m.num_samples
+    lacking = absent | (asked & coverage.incomplete_taps(old_views))
     is_partial = not set(taps) <= lacking
     new_taps = sorted(set(taps) & lacking) if is_partial else []
     return MissingRecords(records, num_views - old_views, tuple(new_taps))
 
 
-def describe_missing(source: Source) -> list[Fault]:
-    """Everything that is planned and not committed."""
+def describe_missing(source: Source, num: int) -> list[Fault]:
+    """The first `num` of what is planned and not committed."""
     return [
-        Fault("not committed", source.path, array, block.view, block.index)
-        for array, block in missing_blocks(source)
+        Fault("not committed", source.path, array, view, block)
+        for array, view, block in source.coverage.first_missing(num)
     ]
-
-
-def committed_bytes(source: Source) -> int:
-    """Bytes on disk of all chunks that are committed, sound or not."""
-    manifest = source.manifest
-    sizes = {name: manifest.chunk_file_bytes(spec) for name, spec in manifest.arrays.items()}
-    return sum(
-        size
-        for block in manifest.blocks()
-        for array, size in sizes.items()
-        if source.has(array, block)
-    )
 
 
 def agreement(cache: TeacherCache, num_views: int) -> float:

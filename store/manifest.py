@@ -34,6 +34,7 @@ from store.layout import (
     TapSpec,
     arrays_of,
     crc_hex,
+    tap_of,
 )
 
 MAX_MANIFEST_BYTES = 64 * 10**6
@@ -96,6 +97,10 @@ class Manifest:
     @property
     def record_bytes(self) -> int:
         return sum(spec.bytes_per_record for spec in self.taps.values())
+
+    def scale_of(self, array: str) -> str | None:
+        """ "row" or "block" if the array holds the scales of a tap's codes, else None."""
+        return self.taps[tap_of(array)].scale if array.endswith(".scale") else None
 
     def rows_in(self, spec: ArraySpec, block: Block) -> int:
         """How many rows of an array one block fills."""

@@ -18,10 +18,10 @@ from store.differences import differences
 from store.errors import CacheMismatch, TeacherPass, UnknownTap, UnknownView
 from store.faults import Fault, damage_error
 from store.identity import Identity, with_weights_of
-from store.layout import LABELS, LABELS_DTYPE, PREVIEW, SAMPLE_CRC, Block, TapSpec, tap_of
+from store.layout import LABELS, LABELS_DTYPE, PREVIEW, SAMPLE_CRC, Block, TapSpec
 from store.parallel import in_threads
 from store.quantise import restored
-from store.source import Source, missing_blocks, open_source
+from store.source import Source, open_source
 
 WITHOUT_CHECKSUMS = (
     "was made without checksums of its samples: changes of the images may go unnoticed"
@@ -71,9 +71,8 @@ class TeacherCache:
                 fix=TeacherPass(manifest.teacher, (f"views.count={num_views}",)),
             )
         required = list(manifest.stored) if taps is None else _planned(taps, source)
-        missing = missing_blocks(source, views)
-        refuse_incomplete(source, views, required, missing)
-        absent = {tap_of(array) for array, _ in missing}
+        refuse_incomplete(source, views, required)
+        absent = source.coverage.incomplete_taps(views)
         complete = {tap: spec for tap, spec in manifest.taps.items() if tap not in absent}
         faults = source.metadata_faults(complete)
         if faults:
@@ -84,8 +83,7 @@ class TeacherCache:
         """Raise CacheIncomplete unless these taps are complete, UnknownTap if one is unplanned."""
         names = _planned(taps, self.source)
         if not set(names) <= set(self.taps):
-            missing = missing_blocks(self.source, self.num_views)
-            refuse_incomplete(self.source, self.num_views, names, missing)
+            refuse_incomplete(self.source, self.num_views, names)
 
     @property
     def num_samples(self) -> int:
@@ -115,7 +113,7 @@ class TeacherCache:
         """
         if not self.manifest.sample_crc32c:
             return None
-        refuse_incomplete(self.source, 1, [SAMPLE_CRC], missing_blocks(self.source, 1))
+        refuse_incomplete(self.source, 1, [SAMPLE_CRC])
         checksums = np.empty(self.num_samples, dtype=np.uint32)
         for block in self.manifest.blocks(1):
             self.source.read(SAMPLE_CRC, block, checksums[block.start : block.stop])

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from store.coverage import Coverage
 from store.faults import Fault
 from store.folder import FolderSource
 from store.hdf5 import Hdf5Source, is_hdf5
@@ -32,8 +33,9 @@ class Source(Protocol):
         """The places of journal lines that are there but cannot be read."""
         ...
 
-    def has(self, array: str, block: Block) -> bool:
-        """Whether the array's block is committed."""
+    @property
+    def coverage(self) -> Coverage:
+        """Which chunks are committed."""
         ...
 
     def read(self, array: str, block: Block, out: NDArray[Any]) -> None:
@@ -79,15 +81,3 @@ def open_source(path: Path) -> Source:
     if path.is_file() and is_hdf5(path):
         return Hdf5Source.open(path)
     return FolderSource.open(path)
-
-
-def missing_blocks(source: Source, num_views: int | None = None) -> list[tuple[str, Block]]:
-    """(array, block) of everything planned for the first views that is not committed."""
-    manifest = source.manifest
-    arrays = list(manifest.arrays)
-    return [
-        (array, block)
-        for block in manifest.blocks(num_views)
-        for array in arrays
-        if not source.has(array, block)
-    ]

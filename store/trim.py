@@ -43,7 +43,7 @@ def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collectio
             settle_metadata(path, manifest)
             if trimmed != manifest:
                 trimmed = replace_metadata(path, trimmed)
-            forget(path, beyond(trimmed))
+            forget(path, beyond(trimmed), manifest)
             return sum(map(_removed, list(_surplus(path, trimmed))))
     finally:
         lock.release()

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from runtime.files import write_atomically
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from runtime.inside import open_inside, write_inside
 from runtime.locks import Job
+from runtime.reading import BadFile, parse_json, read_open
+from store.coverage import Coverage
+from store.documents import Count, first_problem, in_short
 from store.errors import CacheBusy
 from store.folder import FolderSource
-from store.layout import JOURNAL, SAMPLE_CRC, Block, is_opt_in, tap_of
+from store.layout import JOURNAL, SAMPLE_CRC, Block, tap_of
 from store.manifest import Manifest
 
-_JOB_FILE = "job.json"
+_JOB_FILE = f"{JOURNAL}/job.json"
+
+
+class _JobDocument(BaseModel):
+    """pending: view, block and taps of each item."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    job: str
+    pending: list[Annotated[tuple[Count, Count, list[str]], Field(strict=False)]]
 
 
 @dataclass(frozen=True)
@@ -26,29 +42,20 @@ class Work:
 
 
 def unfinished(
-    manifest: Manifest,
-    has: Callable[[str, Block], bool],
-    num_views: int,
-    taps: Collection[str],
+    manifest: Manifest, coverage: Coverage, num_views: int, taps: Collection[str]
 ) -> Iterator[tuple[Block, set[str]]]:
-    """Every block, and the taps of it that are to be computed for `num_views` views of `taps`.
+    """Each block with taps that are to be computed for `num_views` views of `taps`, and those taps.
 
-    has: whether an array's block is committed. What is not asked for stays as complete as it is:
-    further views that are complete get the new taps, and other missing taps of a block are computed
-    with it because the teacher runs anyway. Growth that was given up stays unfinished.
+    What is not asked for stays as complete as it is: further views that are complete get the new
+    taps, and other missing taps of a block are computed with it because the teacher runs anyway.
+    Growth that was given up stays unfinished.
     """
-    arrays = list(manifest.arrays)
-    absent = {
-        block: {tap_of(array) for array in arrays if not has(array, block)}
-        for block in manifest.blocks()
-    }
-    incomplete = (block.view for block, taps_ in absent.items() if not all(map(is_opt_in, taps_)))
-    complete_views = min(incomplete, default=manifest.num_views)
-    for block, lacking in absent.items():
-        is_asked = block.view < max(num_views, complete_views) and not lacking.isdisjoint(
-            {*taps, SAMPLE_CRC}
-        )
-        yield block, lacking if is_asked else set()
+    views = min(max(num_views, coverage.num_complete_views()), manifest.num_views)
+    lacking = {tap: coverage.lacking(tap, views) for tap in manifest.stored}
+    asked = coverage.lacking_any({*taps, SAMPLE_CRC}, views)
+    for view, index in np.argwhere(asked).tolist():
+        names = {tap for tap, lacks in lacking.items() if lacks[view, index]}
+        yield manifest.block(view, index), names
 
 
 def pending_work(
@@ -56,44 +63,60 @@ def pending_work(
 ) -> list[Work]:
     """Every block with the taps that are asked for and not committed, or not sound."""
     manifest = source.manifest
-    faults = source.faults(every_byte=check_every_byte)
-    unsound = {(fault.tap, fault.view, fault.block) for fault in faults}
-    pending = []
-    for block, missing in unfinished(manifest, source.has, num_views, taps):
-        damaged = {
-            tap_of(array)
-            for array in manifest.arrays
-            if (array, block.view, block.index) in unsound
-        }
-        if missing or damaged:
-            names = tuple(tap for tap in manifest.stored if tap in damaged | missing)
-            if SAMPLE_CRC in names:  # the other taps may stem from other bytes than these
-                names = tuple(manifest.stored)
-            pending.append(Work(block, names))
-    return pending
+    wanted: dict[Block, set[str]] = dict(unfinished(manifest, source.coverage, num_views, taps))
+    for fault in source.faults(every_byte=check_every_byte):
+        if fault.tap is not None and fault.view is not None and fault.block is not None:
+            block = manifest.block(fault.view, fault.block)
+            wanted.setdefault(block, set()).add(tap_of(fault.tap))
+    return [Work(block, _with_samples(manifest, wanted[block])) for block in sorted(wanted)]
+
+
+def _with_samples(manifest: Manifest, taps: set[str]) -> tuple[str, ...]:
+    """In the manifest's order; all, where samples' checksums are to be written too.
+
+    The other taps may stem from other bytes than these.
+    """
+    return tuple(tap for tap in manifest.stored if tap in taps or SAMPLE_CRC in taps)
 
 
 def write_job_list(cache: Path, job: Job, pending: Sequence[Work]) -> None:
     """Leave the list for the other ranks of the job, so that all split the same one."""
-    (cache / JOURNAL).mkdir(exist_ok=True)
     plain = [[item.block.view, item.block.index, list(item.taps)] for item in pending]
     content = {"job": job.name, "pending": plain}
-    write_atomically(cache / JOURNAL / _JOB_FILE, json.dumps(content).encode())
+    write_inside(cache, _JOB_FILE, json.dumps(content).encode())
 
 
 def read_job_list(cache: Path, job: Job, manifest: Manifest) -> list[Work]:
     """The list that the job's leader left. Raises CacheBusy where it belongs to another job."""
-    file = cache / JOURNAL / _JOB_FILE
+    file = cache / _JOB_FILE
     try:
-        content = json.loads(file.read_bytes())
-    except (FileNotFoundError, ValueError):
-        content = {"job": None}
-    if content["job"] != job.name:
+        name, pending = _job_list(cache, manifest)
+    except (FileNotFoundError, BadFile):
+        name, pending = None, []
+    if name != job.name:
         raise CacheBusy(
             f"{file} is not the work list of this job: expected job {job.name!r}, "
-            f"found {content['job']!r}",
+            f"found {in_short(name)}",
             fix="start all processes of the job again; committed blocks are saved",
         )
-    return [
-        Work(manifest.block(view, index), tuple(taps)) for view, index, taps in content["pending"]
+    return pending
+
+
+def _job_list(cache: Path, manifest: Manifest) -> tuple[str, list[Work]]:
+    """Raises BadFile where the list does not fit the cache."""
+    num_blocks = manifest.num_views * manifest.blocks_per_view
+    most_values = num_blocks * (4 + len(manifest.stored)) + 100
+    with open_inside(cache, _JOB_FILE) as file:
+        content = read_open(file, cache / _JOB_FILE, most_values * 70)
+    plain = parse_json(content, cache / _JOB_FILE, max_values=2 * most_values)
+    try:
+        document = _JobDocument.model_validate(plain)
+    except ValidationError as error:
+        raise BadFile(cache / _JOB_FILE, str(first_problem(error))) from None
+    for view, index, taps in document.pending:
+        is_planned = view < manifest.num_views and index < manifest.blocks_per_view
+        if not is_planned or not set(taps) <= manifest.stored.keys():
+            raise BadFile(cache / _JOB_FILE, "names a block that the cache does not plan")
+    return document.job, [
+        Work(manifest.block(view, index), tuple(taps)) for view, index, taps in document.pending
     ]

@@ -10,8 +10,8 @@ import numpy as np
 import zarr
 
 from store import CacheContent, CacheWriter, TapSpec
-from store.identity import identity_sha256
 from store.journal import Journal, read_journal
+from store.manifest import read_manifest
 
 TAPS = {
     "logits": TapSpec((3,), "float16"),
@@ -69,7 +69,7 @@ def fill(path: Path, blocks: int | None = None, **changes: Any) -> Path:
 
 
 def journal_of(cache: Path) -> Journal:
-    return read_journal(cache, identity_sha256(IDENTITY))
+    return read_journal(cache, read_manifest(cache))
 
 
 def chunks(cache: Path) -> Iterator[Path]:

@@ -18,7 +18,6 @@ import pytest
 from store import CacheDamaged, CacheMismatch, TapSpec, TeacherCache, UnknownTap, UnknownView
 from store.mapped import MappedRows
 from store.quantise import quantise_channels, quantise_rows, restore_channels, restore_rows
-from store.source import missing_blocks
 from tests.support.random_cache import CANARY, IDENTITY, LABELS, PREVIEW, TAPS, open_writer
 
 REFERENCE_TAPS = {
@@ -198,7 +197,8 @@ class CacheContract(ABC):
         assert cache.source.faults(every_byte=False) == []
         assert cache.source.metadata_faults(cache.taps) == []
         assert list(cache.source.unreadable_lines) == []
-        assert missing_blocks(cache.source) == []
+        assert cache.source.coverage.is_complete
+        assert cache.source.coverage.num_missing() == 0
 
     @pytest.mark.parametrize("array", ["logits", "stage2", "stage2.scale", "hint"])
     def test_a_damaged_block_is_named_and_no_other_is_lost(self, path: Path, array: str) -> None:

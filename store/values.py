@@ -1,0 +1,55 @@
+"""Which values a cache may hold: finite floats, `correct` 0 or 1, labels of the classes.
+
+Checksums prove that a block is what somebody wrote, not that a teacher could have said it. One NaN
+makes a student's loss NaN many steps later; here its block is named instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A float is not finite if its exponent's bits are all ones. Read as an integer such a number is
+# larger than every finite one, of either sign; the maximum of integers is far faster than isfinite.
+_SIGNED = {"float16": ("<i2", 0x7C00), "float32": ("<i4", 0x7F800000)}
+_UNSIGNED = {"float16": ("<u2", 0xFC00), "float32": ("<u4", 0xFF800000)}
+
+
+def value_fault(array: str, dtype: str, values: NDArray[np.uint8]) -> str | None:
+    """What is wrong with values of an array, given as bytes: whole numbers of it, any rows."""
+    if values.size == 0:
+        return None
+    if array == "correct":
+        return "holds something else than 0 and 1" if values.max() > 1 else None
+    if dtype in _SIGNED and not is_finite(values, dtype):
+        return "holds NaN or infinity"
+    return None
+
+
+def is_finite(values: NDArray[np.uint8], dtype: str) -> bool:
+    """Whether all of these floats, little endian and given as bytes, are finite."""
+    return all(
+        int(values.view(integer).max()) < limit
+        for integer, limit in (_SIGNED[dtype], _UNSIGNED[dtype])
+    )
+
+
+def scale_fault(scale: str, values: NDArray[np.float32]) -> str | None:
+    """What is wrong with the lows and steps of codes. scale: "row" or "block"."""
+    low, step = (values[:, 0], values[:, 1]) if scale == "row" else (values[0, 0], values[0, 1])
+    with np.errstate(all="ignore"):
+        highest = low + np.float32(255) * step
+    if not (np.isfinite(low).all() and np.isfinite(highest).all()):
+        return "stands for values that are NaN or infinite"
+    return "has a negative step" if (step < 0).any() else None
+
+
+def label_fault(labels: NDArray[Any], num_classes: int) -> str | None:
+    """What is wrong with the labels."""
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest >= 0 and highest < num_classes:
+        return None
+    found = lowest if lowest < 0 else highest
+    return f"holds the label {found}, expected 0 to {num_classes - 1}"

@@ -98,10 +98,10 @@ class FolderSource:
         if (what := size_fault(path, size)) is not None:
             return np.empty(0, dtype), Fault(f"{name}: {what}", path)
         values = np.empty(shape, dtype)
-        what = read_chunk(path, values, size, self.manifest.whole_crc32c[name])
-        if what is None and name == LABELS:
-            what = label_fault(values, len(self.manifest.class_names))
-        return values, Fault(f"{name} damaged: {what}", path) if what else None
+        if read_chunk(path, values, size, self.manifest.whole_crc32c[name]) is not None:
+            return values, Fault(f"{name} damaged", path)
+        what = label_fault(values, len(self.manifest.class_names)) if name == LABELS else None
+        return values, Fault(f"{name}: {what}", path) if what else None
 
     def fault_of(self, array: str, block: Block, out: NDArray[Any] | None = None) -> Fault | None:
         """Read one committed chunk, into `out` if given; what is wrong with it, or None.

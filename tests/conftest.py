@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from configs.load import load_student, load_teacher
 from configs.schema import StudentConfig, TeacherConfig
 from tests.support.project import QUICK_ARGS, QUICK_RUN, copy_project, make
+from tests.support.random_cache import fill
 from tests.support.teacher_cache import make_cache
 from train.study import Study, open_study
 from train.teacher import train_teacher
@@ -161,3 +163,15 @@ def trained_checkout(
     """A copy of the project after its first `make train-student`, and what that printed."""
     project = copy_project(tmp_path_factory.mktemp("project") / "checkout")
     return project, make("train-student", QUICK_ARGS, cwd=project)
+
+
+@pytest.fixture(scope="session")
+def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of tests.support.random_cache. To be changed, it is copied."""
+    return fill(tmp_path_factory.mktemp("small_cache") / "t-e4812202")
+
+
+@pytest.fixture
+def cache_to_forge(small_cache: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(small_cache, tmp_path / "caches" / small_cache.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,15 @@ import pytest
 from store import CacheDamaged, CacheError, CacheMismatch, TeacherCache
 from store.__main__ import cli
 from store.errors import make_command
-from tests.support.forged_cache import forge_manifest, forge_metadata, set_at
-from tests.support.random_cache import fill, open_writer
+from tests.support.forged_cache import SPECIAL, forge_manifest, forge_metadata, set_at
+from tests.support.random_cache import open_writer
 
 IDENTITY = {"teacher": {"arch": "resnet20", "weights_sha256": "bb"}, "dataset": {"digest": "d"}}
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fill(tmp_path_factory.mktemp("sound") / "t-e4812202")
-
-
 @pytest.fixture
-def cache(sound: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(sound, tmp_path / sound.name)
+def cache(cache_to_forge: Path) -> Path:
+    return cache_to_forge
 
 
 FORGED: list[tuple[tuple[str | int, ...], Any]] = [
@@ -158,16 +152,6 @@ def test_a_pass_writes_forged_metadata_anew(cache: Path) -> None:
     with open_writer(cache) as writer:
         assert writer.work == []
     assert TeacherCache.open(cache).faults() == []
-
-
-SPECIAL = {
-    "link": lambda path: path.symlink_to("/dev/zero"),
-    "dangling link": lambda path: path.symlink_to("nowhere"),
-    "loop": lambda path: path.symlink_to(path.name),
-    "FIFO": os.mkfifo,
-    "folder": lambda path: path.mkdir(),
-    "sparse": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 10**10),
-}
 
 
 @pytest.mark.parametrize("kind", SPECIAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,19 @@ def set_at(*keys: str | int, to: Any) -> Callable[[Any], None]:
         content[last] = to
 
     return change
+
+
+# What may lie in a file's place: kind -> how to make it.
+SPECIAL: dict[str, Callable[[Path], object]] = {
+    "link": lambda path: path.symlink_to("/dev/zero"),
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "loop": lambda path: path.symlink_to(path.name),
+    "FIFO": os.mkfifo,
+    "folder": lambda path: path.mkdir(),
+    "sparse": lambda path: _sparse(path),
+}
+
+
+def _sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(10**10)

@@ -67,8 +67,10 @@ def test_published_errors_are_in_the_files_that_have_one() -> None:
     found = {name: load_teacher(name).teacher.expected_error for name in available("teacher")}
     assert {name: error for name, error in found.items() if error is not None} == {
         "imagenet-resnet34": 26.73,
+        "imagenet-mixup-resnet34": 26.73,
         "cifar100-resnet152": 19.09,
         "cifar100-resnet56": 27.66,
+        "cifar100-mixup-resnet56": 27.66,
         "cifar100-resnet32x4": 20.58,
     }
 

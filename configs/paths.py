@@ -14,7 +14,10 @@ from typing import Any
 from configs.schema import TeacherConfig
 
 _CONFIG_DIR = Path(__file__).parent
-_KEYS = {"student": ("teacher",), "teacher": ("dataset.root", "dataset.file", "teacher.weights")}
+_KEYS = {
+    "student": ("teacher", "student.init"),
+    "teacher": ("dataset.root", "dataset.file", "teacher.weights", "training.init"),
+}
 
 
 def locate_paths(raw: dict[str, Any], kind: str, file: Path) -> dict[str, str]:
@@ -70,7 +73,7 @@ def _block_of(raw: Mapping[str, Any], key: str) -> tuple[Any, str]:
 def _is_relative_path(key: str, value: str) -> bool:
     if key == "teacher" and Path(value).suffix not in (".yaml", ".yml"):
         return False  # the name of one of the project's own
-    return not value.startswith("torchvision:") and not Path(value).is_absolute()
+    return not value.startswith(("torchvision:", "timm:")) and not Path(value).is_absolute()
 
 
 def _exists(path: str) -> bool:

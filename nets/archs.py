@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from runtime.errors import UserError
@@ -12,6 +14,22 @@ TIMM_PREFIX = "timm:"  # timm:NAME is timm's model of that name
 
 class ArchError(UserError, ValueError):
     """A network that cannot be built: an unknown name, or weights that do not fit."""
+
+
+Option = bool | int | float | str  # of a network's constructor
+
+
+def unknown_option(arch: str, options: Mapping[str, Option], error: Exception) -> ArchError | None:
+    """The error for an option that a constructor does not take; None where `error` is another."""
+    told = r"(?:unexpected keyword|multiple values for(?: keyword)?) argument '(\w+)'"
+    named = re.search(told, str(error))
+    if named is None or named[1] not in options:
+        return None
+    return no_such_option(arch, named[1])
+
+
+def no_such_option(arch: str, name: str) -> ArchError:
+    return ArchError(f"arch {arch!r} has no option {name!r}", fix=f"remove options.{name}")
 
 
 @dataclass(frozen=True)

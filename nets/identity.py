@@ -8,7 +8,7 @@ from configs.schema import TeacherConfig
 from nets.archs import has_stem
 from nets.source import arch_source
 from nets.taps import stage_modules
-from nets.weights_file import known_sha256
+from nets.weights_file import is_downloadable, known_sha256
 
 BN_VERSION = 2  # raise it when recalibration would give other statistics
 
@@ -29,9 +29,21 @@ def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
             "stages": stage_modules(teacher.arch, taps.stages),
             "weights_sha256": known_sha256(teacher.weights),
             **({"source": source} if source else {}),
+            **({"options": dict(teacher.options)} if teacher.options else {}),
             "bn": teacher.bn,
             **({"bn_version": BN_VERSION} if teacher.bn == "recalibrated" else {}),
             "precision": teacher.precision,
         },
         "taps": {"logits": taps.logits, "means": taps.means},
     }
+
+
+def init_identity(weights: str | None) -> dict[str, Any]:
+    """{"init": what decides the weights that a training starts from}, {} where there are none.
+
+    That is the name which a library gives them, or the sha256 of their file; None of a file that is
+    missing.
+    """
+    if weights is None:
+        return {}
+    return {"init": weights if is_downloadable(weights) else known_sha256(weights)}

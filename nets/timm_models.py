@@ -7,13 +7,14 @@ takes a tenth of a second.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from nets.archs import ArchError
+from nets.archs import ArchError, Option, unknown_option
 from runtime.errors import did_you_mean
 from torchvision_shim import import_torchvision
 
@@ -62,19 +63,28 @@ def native_size(name: str) -> Size:
 
 
 def build_model(
-    name: str, *, num_classes: int, in_channels: int = 3, image_size: Size | None = None
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: Size | None = None,
+    options: Mapping[str, Option] | None = None,
 ) -> nn.Module:
     """A model with fresh weights. num_classes 0: without a classifier.
 
     image_size: of the images it is for, where its parameters depend on it (position embeddings);
-    None: those of its published weights. Raises ArchError.
+    None: those of its published weights. options: more arguments of its constructor. Raises
+    ArchError.
     """
-    settings: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
+    settings: dict[str, Any] = {**(options or {})}
+    settings |= {"num_classes": num_classes, "in_chans": in_channels}
     if image_size is not None and pretrained_cfg(name).fixed_input_size:
         settings["img_size"] = image_size
     try:
         network: nn.Module = import_timm().create_model(name, **settings)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if refused := unknown_option(f"timm:{name}", options or {}, error):
+            raise refused from None
         reason = str(error) or type(error).__name__
         raise _does_not_fit(name, image_size or native_size(name), reason) from error
     if image_size is not None:

@@ -11,7 +11,8 @@ and so do the published figures that this project compares with.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -23,9 +24,19 @@ from nets.archs import (
     TORCHVISION_RESNETS,
     VISION_TRANSFORMERS,
     ArchError,
+    Option,
+    no_such_option,
     timm_model,
+    unknown_option,
 )
 from nets.names import check_arch
+
+# Arguments of constructors that are no options: what follows from the data and from other keys.
+_SET_HERE = (
+    *("num_classes", "in_channels", "in_chans", "img_size", "image_size", "blocks_per_stage"),
+    *("widths", "weights", "pretrained", "checkpoint_path", "features_only", "cache_dir"),
+    *("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "progress"),
+)
 
 
 class Net(Protocol):
@@ -35,6 +46,8 @@ class Net(Protocol):
     def arch(self) -> str: ...
     @property
     def stem(self) -> str: ...
+    @property
+    def options(self) -> Mapping[str, Option]: ...
 
 
 def build_net(
@@ -49,6 +62,7 @@ def build_net(
         stem=net.stem,
         seed=seed,
         image_size=(height, width),
+        options=net.options,
     )
 
 
@@ -60,41 +74,81 @@ def build(
     stem: str = "cifar",
     seed: int = 0,
     image_size: tuple[int, int] | None = None,
+    options: Mapping[str, Option] | None = None,
 ) -> nn.Module:
     """A new network whose weights depend on `seed` alone. Raises ArchError.
 
     `python:package.module:function` calls function(num_classes=..., in_channels=...). image_size:
     (H, W), for networks that are built for one size (transformers); None: the usual one.
-    num_classes 0: without a classifier, of timm's models.
+    num_classes 0: without a classifier, of timm's models. options: more arguments of the
+    constructor; one that it does not take is refused.
     """
     check_arch(arch)
+    options = options or {}
+    if reserved := [name for name in options if name in _SET_HERE]:
+        raise ArchError(
+            f"options.{reserved[0]} of arch {arch!r} is no option: the program sets it itself",
+            fix=f"leave {reserved[0]} out",
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if arch in CIFAR_RESNETS:
-            shape = CIFAR_RESNETS[arch]
-            return CifarResNet(shape.blocks_per_stage, shape.widths, num_classes, in_channels)
-        if arch.startswith(PYTHON_PREFIX):
-            return _python_network(arch, num_classes, in_channels)
-        if model := timm_model(arch):
-            from nets.timm_models import build_model
+        try:
+            return _built(arch, num_classes, in_channels, stem, image_size, options)
+        except ArchError:
+            raise
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            if not options:
+                raise
+            given = ", ".join(f"{name}: {value}" for name, value in options.items())
+            raise unknown_option(arch, options, error) or ArchError(
+                f"arch {arch!r} cannot be built with options {{{given}}}: {error}"
+            ) from error
 
-            return build_model(
-                model, num_classes=num_classes, in_channels=in_channels, image_size=image_size
-            )
-        if arch in TORCHVISION_RESNETS:
-            return _torchvision_resnet(arch, num_classes, in_channels, stem)
-        if stem != "imagenet" or in_channels != 3:
-            raise ArchError(f"arch {arch!r} exists only with stem: imagenet and for RGB images")
-        return _torchvision_network(arch, num_classes, image_size)
+
+def _built(
+    arch: str,
+    num_classes: int,
+    in_channels: int,
+    stem: str,
+    image_size: tuple[int, int] | None,
+    options: Mapping[str, Option],
+) -> nn.Module:
+    if arch in CIFAR_RESNETS:
+        shape = CIFAR_RESNETS[arch]
+        given: dict[str, Any] = dict(options)
+        return CifarResNet(shape.blocks_per_stage, shape.widths, num_classes, in_channels, **given)
+    if arch.startswith(PYTHON_PREFIX):
+        return _python_network(arch, num_classes, in_channels, options)
+    if model := timm_model(arch):
+        from nets.timm_models import build_model
+
+        return build_model(
+            model,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            image_size=image_size,
+            options=options,
+        )
+    if arch in TORCHVISION_RESNETS:
+        return _torchvision_resnet(arch, num_classes, in_channels, stem, options)
+    if stem != "imagenet" or in_channels != 3:
+        raise ArchError(f"arch {arch!r} exists only with stem: imagenet and for RGB images")
+    return _torchvision_network(arch, num_classes, image_size, options)
 
 
 class CifarResNet(nn.Module):
     """3x3 stem, three stages of basic blocks, global average pooling, one linear classifier."""
 
     def __init__(
-        self, blocks_per_stage: int, widths: Sequence[int], num_classes: int, in_channels: int
+        self,
+        blocks_per_stage: int,
+        widths: Sequence[int],
+        num_classes: int,
+        in_channels: int,
+        width: float = 1.0,  # factor of all widths
     ) -> None:
         super().__init__()
+        widths = [max(1, round(channels * width)) for channels in widths]
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
@@ -144,14 +198,17 @@ def _stage(in_width: int, out_width: int, num_blocks: int, stride: int) -> nn.Se
 
 
 def _torchvision_network(
-    arch: str, num_classes: int, image_size: tuple[int, int] | None = None
+    arch: str,
+    num_classes: int,
+    image_size: tuple[int, int] | None,
+    options: Mapping[str, Option],
 ) -> nn.Module:
     from torchvision_shim import import_torchvision
 
     import_torchvision()
     from torchvision import models
 
-    settings: dict[str, Any] = {"num_classes": num_classes}
+    settings: dict[str, Any] = {"num_classes": num_classes, **options}
     if arch in VISION_TRANSFORMERS and image_size is not None:
         if image_size[0] != image_size[1]:
             size = "x".join(map(str, image_size))
@@ -161,11 +218,17 @@ def _torchvision_network(
         network: nn.Module = getattr(models, arch)(weights=None, **settings)
     except AssertionError as error:
         raise ArchError(f"arch {arch!r} cannot be built for {image_size}: {error}") from error
+    known = inspect.signature(type(network).__init__).parameters
+    for name in options:  # some of its constructors swallow what they do not know
+        if name not in known:
+            raise no_such_option(arch, name)
     return network
 
 
-def _torchvision_resnet(arch: str, num_classes: int, in_channels: int, stem: str) -> nn.Module:
-    network = _torchvision_network(arch, num_classes)
+def _torchvision_resnet(
+    arch: str, num_classes: int, in_channels: int, stem: str, options: Mapping[str, Option]
+) -> nn.Module:
+    network = _torchvision_network(arch, num_classes, None, options)
     if stem == "cifar":
         network.conv1 = _fresh_conv(in_channels, 3, stride=1, padding=1)
         network.maxpool = nn.Identity()
@@ -174,15 +237,19 @@ def _torchvision_resnet(arch: str, num_classes: int, in_channels: int, stem: str
     return network
 
 
-def _python_network(arch: str, num_classes: int, in_channels: int) -> nn.Module:
+def _python_network(
+    arch: str, num_classes: int, in_channels: int, options: Mapping[str, Option]
+) -> nn.Module:
     _, module, function = arch.split(":")
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ArchError(f"arch {arch!r} cannot be loaded: {error}") from None
     try:
-        network = make(num_classes=num_classes, in_channels=in_channels)
+        network = make(num_classes=num_classes, in_channels=in_channels, **options)
     except TypeError as error:  # usually a function with other parameters
+        if refused := unknown_option(arch, options, error):
+            raise refused from None
         raise ArchError(f"arch {arch!r} cannot be built: {error}") from error
     if not isinstance(network, nn.Module):
         raise ArchError(f"arch {arch!r} returned a {type(network).__name__}, not a torch.nn.Module")

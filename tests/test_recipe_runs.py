@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from configs.load import ConfigError, load_student, load_teacher, to_yaml
+from configs.schema import as_plain
+from configs.yaml_subset import parse_yaml
 from nets.zoo import build
 from tests.support.own_network import DROPPING
+from tests.support.project import ROOT
 from tests.support.teacher_cache import CPU
 from tests.support.training_runs import without_times
 from train import TrainError
@@ -233,3 +237,19 @@ def test_a_teacher_is_trained_with_smoothed_labels_where_its_file_says_so() -> N
     assert [run.terms[0].options for run in runs] == [{"label_smoothing": 0.1}, {}]
     assert runs[0].identity["training"]["label_smoothing"] == 0.1
     assert "label_smoothing" not in runs[1].identity["training"]
+
+
+def test_the_blocks_of_the_recipes_page_are_those_of_a_file() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    blocks = [parse_yaml(text) for text in re.findall(r"```\n(.*?)```", page, re.DOTALL)]
+    assert len(blocks) == 2
+    for block in blocks:
+        overrides = [
+            f"{part}.{key}={json.dumps(value)}"
+            for part in block
+            for key, value in block[part].items()
+        ]
+        config = as_plain(load_student("digits-resnet8", overrides))
+        for part, keys in block.items():
+            for key, value in keys.items():
+                assert config[part][key] == value or isinstance(value, (dict, str))

@@ -16,11 +16,13 @@ from nets.archs import ArchError
 from nets.layout import TapError
 from nets.taps import Tap, stage_modules, taps_asked
 from nets.teacher import Teacher
+from nets.weights_file import is_downloadable
 from nets.zoo import build_net
 from store.errors import fixes_spelled_by
 from store.layout import TapSpec
 from train import TrainError
 from train.connectors import connectors_for
+from train.finetune import start_student
 from train.schedule import weight_at
 from train.study import Study, tap_names
 from train.terms import check_options, taps_of
@@ -81,6 +83,9 @@ def check_student(
 ) -> None:
     """Raise ArchError, TapError or StageMismatch unless the student fits these taps."""
     network = build_net(config.student, num_classes=num_classes, image_shape=image_shape)
+    init = config.student.init
+    if init is not None and not is_downloadable(init):
+        start_student(network, config, image_shape)
     connectors_for(network, config.student, terms, taps, image_shape, seed=0)
 
 

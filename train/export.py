@@ -111,6 +111,7 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
     return {
         "model": study.config.student.arch,
         "stem": study.config.student.stem,
+        "options": dict(study.config.student.options),
         "classes": list(study.dataset.class_names),
         "normalisation": as_plain(study.teacher.dataset.normalisation),
         "shown": as_plain(study.teacher.views.eval_transform),

@@ -17,6 +17,7 @@ from nets.precision import autocast
 from nets.taps import changed_in_place, read_stages
 from train import TrainError
 from train.connectors import Connectors
+from train.finetune import Start
 from train.optimizer import loss_scaler, make_optimizer, weight_average
 from views.batches import Pixels
 
@@ -39,11 +40,18 @@ class Learner:
     device: torch.device
     stages: Mapping[str, str]
     freeze_idle_classifier: bool
+    start: Start | None = None  # of a network that starts from weights that exist
     maps: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def precision(self) -> str:
         return self.training.precision
+
+    def train(self) -> None:
+        """Put the network into training mode, but for its frozen modules."""
+        self.network.train()
+        for module in self.start.frozen if self.start else ():
+            module.training = False
 
     def parameters(self) -> list[nn.Parameter]:
         """All that the optimiser changes."""
@@ -99,16 +107,18 @@ def make_learner(
     *,
     stages: Mapping[str, str] | None = None,
     freeze_idle_classifier: bool = True,
+    start: Start | None = None,
 ) -> Learner:
     """Move to the device and set up what changes the network's and the connectors' parameters.
 
-    stages: "stageN" -> module, of which losses look at the maps; None: no loss does.
+    stages: "stageN" -> module, of which losses look at the maps; None: no loss does. start: of a
+    network that starts from weights that exist.
     """
     modules = [_on_device(each, device) for each in (network, connectors) if each is not None]
     return Learner(
         network,
         connectors,
-        make_optimizer(modules, training),
+        make_optimizer(modules, training, start.parameters if start else ()),
         loss_scaler(training, device),
         weight_average(network, training),
         _compiled(network) if training.compile else network,
@@ -116,6 +126,7 @@ def make_learner(
         device,
         stages or {},
         freeze_idle_classifier,
+        start,
     )
 
 

@@ -95,7 +95,7 @@ def fit(
     partial: what was done of the first epoch before. checkpoints: asked after every step and epoch.
     """
     learner, training = session.learner, session.run.training
-    learner.network.train()
+    learner.train()
     with reading_maps(learner, session.data.train, training.batch_size):
         for epoch in range(first_epoch, training.epochs + 1):
             result = _run_epoch(session, epoch, partial, checkpoints)
@@ -214,12 +214,13 @@ def evaluate(
     network: nn.Module, pixels: Pixels, precision: str, device: torch.device
 ) -> ErrorRates:
     """Of the network, in evaluation mode and on `device`, over view 0 of all samples."""
-    was_training = network.training
+    modes = [(module, module.training) for module in network.modules()]  # some may be frozen
     network.eval()
     try:
         return count_errors(outputs_and_labels(network, pixels, precision, device))
     finally:
-        network.train(was_training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def outputs_and_labels(
@@ -238,7 +239,7 @@ def trial_steps(session: Session) -> Generator[int, None, None]:
     terms = [ActiveTerm(term.loss, term.weight, term.options) for term in run.terms]
     num_samples, size = len(data), run.training.batch_size
     some = np.arange(min(num_samples, 2 * size + num_samples % size))
-    session.learner.network.train()
+    session.learner.train()
     with reading_maps(session.learner, data, size):
         while True:
             for step in epoch_steps(session, 1, some, terms):

@@ -6,7 +6,7 @@ All three are torch's own. How they act in a step stands in `train.step`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,14 @@ _NORMS = (
 )
 
 
-def make_optimizer(modules: Sequence[nn.Module], training: Training) -> torch.optim.Optimizer:
-    """Over the trainable parameters of all modules, on their device; one kernel per group."""
-    groups = parameter_groups(modules, training)
+def make_optimizer(
+    modules: Sequence[nn.Module], training: Training, started: Collection[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Over the trainable parameters of all modules, on their device; one kernel per group.
+
+    started: those that start from weights that exist, whose learning rate has a factor.
+    """
+    groups = parameter_groups(modules, training, started)
     kind = training.optimizer
     if isinstance(kind, AdamW):
         return torch.optim.AdamW(
@@ -48,13 +53,27 @@ def make_optimizer(modules: Sequence[nn.Module], training: Training) -> torch.op
     return optimizer
 
 
-def parameter_groups(modules: Sequence[nn.Module], training: Training) -> list[dict[str, Any]]:
-    """The trainable parameters of all modules by their weight decay."""
-    groups: dict[float, list[nn.Parameter]] = {}
+def parameter_groups(
+    modules: Sequence[nn.Module], training: Training, started: Collection[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
+    """The trainable parameters of all modules by their weight decay and factor of the rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    known = set(started)
     for is_decayed, parameter in _trainable(modules):
         decays = is_decayed or training.decay_norms_and_biases
-        groups.setdefault(training.weight_decay if decays else 0.0, []).append(parameter)
-    return [{"params": each, "weight_decay": decay} for decay, each in groups.items()]
+        factor = training.init_rate_factor if parameter in known else 1.0
+        key = (training.weight_decay if decays else 0.0, factor)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": each, "weight_decay": decay, "rate_factor": factor}
+        for (decay, factor), each in groups.items()
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """For the next step, times the factor of each group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 def _trainable(modules: Sequence[nn.Module]) -> Iterator[tuple[bool, nn.Parameter]]:

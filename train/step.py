@@ -20,6 +20,7 @@ from nets.draws import seeded
 from nets.precision import autocast, tf32_only_for
 from train.feed import Ids, TeacherOutputs, TeacherSource
 from train.learner import Learner
+from train.optimizer import set_learning_rate
 from train.schedule import learning_rate_at, weight_at
 from train.terms import Batch, loss_named
 from views.batches import ViewBatch
@@ -192,8 +193,7 @@ def epoch_steps(
     batches = session.data.train.batches([view], order[steps_done * size :], size)
     for step, batch in enumerate(batches, start=steps_done):
         rate = learning_rate_at(run.training, (epoch - 1) * num_steps + step, num_steps)
-        for group in learner.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(learner.optimizer, rate)
         with seeded(int(seeds[step])):
             losses = train_step(learner, session.teacher, batch, terms)
         yield Step(step + 1, len(batch.ids), rate, losses)

@@ -34,6 +34,7 @@ from train.feed import (
     location_for,
     slab_bytes,
 )
+from train.finetune import start_student
 from train.learner import make_learner
 from train.loop import outputs_and_labels, train_to_end, trial_steps
 from train.records import EpochResult
@@ -96,6 +97,7 @@ def open_session(
         image_shape=study.image_shape,
         seed=run.seed,
     )
+    start = start_student(network, study.config, study.image_shape)
     learner = make_learner(
         network,
         connectors_for(network, student, run.terms, study.cache.taps, study.image_shape, run.seed),
@@ -103,6 +105,7 @@ def open_session(
         device,
         stages=student_stages(student, run.terms),
         freeze_idle_classifier=run.training.freeze_idle_classifier,
+        start=start,
     )
     return Session(run, data, learner, _teacher_source(run, device, data))
 
@@ -112,6 +115,8 @@ def _announce(session: Session, study: Study, console: Console) -> None:
     slow_stem = stem_hint(net.arch, net.stem, study.image_shape, "student.stem")
     for hint in filter(None, (slow_stem, study.dataset.untested_hint)):
         console.print(hint)
+    if session.learner.start is not None:
+        console.print(f"the student {session.learner.start.said}")
     console.print(f"images {session.data.train.where}; teacher outputs {session.teacher.where}")
     if study.cache.sample_crc32c is None:
         _print_once(console, f"{study.cache.path} {WITHOUT_CHECKSUMS}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import (
+    LATER_STUDENT_KEYS,
     LATER_TRAINING_KEYS,
     LossTerm,
     StudentConfig,
@@ -23,6 +24,7 @@ from configs.schema import (
     as_plain,
 )
 from nets.archs import has_stem
+from nets.identity import init_identity
 from nets.names import check_arch
 from nets.source import arch_source, module_sha256
 from nets.taps import stage_modules, taps_asked
@@ -160,12 +162,12 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What decides the run's result; two runs with the same one are the same run."""
         study = self.study
-        plain, arch = as_plain(study.config), study.config.student.arch
+        plain = as_plain(study.config)
         rows = None if self.live_teacher else self.window_rows
         return {
             **({"window": rows} if rows else {}),
             "run_version": RUN_VERSION,
-            "student": plain["student"] | ({} if has_stem(arch) else {"stem": "cifar"}),
+            "student": self._network_identity(),
             "training": as_identity(study.config.training, LATER_TRAINING_KEYS),
             "terms": [_UNSET_OPTIONS | term for term in plain["methods"][self.method]],
             "seed": self.seed,
@@ -176,6 +178,16 @@ class Run:
             "tested_digest": study.dataset.tested_digest,
             "cache": study.cache.identity,
         }
+
+    def _network_identity(self) -> dict[str, Any]:
+        net = self.study.config.student
+        stem = {} if has_stem(net.arch) else {"stem": "cifar"}
+        init = init_identity(net.init)
+        if init.get("init", "") is None:
+            raise TrainError(
+                f"student.init: there is no file {net.init}", fix="set student.init=PATH"
+            )
+        return {**as_identity(net, LATER_STUDENT_KEYS), **stem, **init}
 
     def _sources(self) -> dict[str, str | None]:
         """{module: sha256 of its file} of the user's own losses and network that the run uses."""

@@ -20,6 +20,7 @@ from runtime.formats import format_duration
 from store.identity import file_sha256
 from train import TrainError
 from train.feed import NoTeacher
+from train.finetune import start_from
 from train.learner import make_learner
 from train.loop import train_to_end, trial_steps
 from train.step import Session
@@ -59,6 +60,8 @@ def train_teacher(
             raise _too_long(run, hours, size)
         console.print(f"about {format_duration(hours)} without tests, estimated from a few steps")
     session = _open_session(run, data, picked)
+    if session.learner.start is not None:
+        console.print(f"the teacher {session.learner.start.said}")
     finish = functools.partial(_save_weights, session, run)
     summary = train_to_end(session, console=console, finish=finish)
     return {**summary, "num_classes": run.dataset.num_classes}
@@ -84,7 +87,18 @@ def _open_session(run: TeacherRun, data: DatasetPixels, device: torch.device) ->
         image_shape=data.train.shape,
         seed=run.seed,
     )
-    return Session(run, data, make_learner(network, None, run.training, device), NoTeacher())
+    training = run.training
+    start = start_from(
+        network,
+        run.config.teacher.arch,
+        training.init,
+        training,
+        key="training.init",
+        stages=run.config.taps.stages,
+        image_shape=data.train.shape,
+    )
+    learner = make_learner(network, None, training, device, start=start)
+    return Session(run, data, learner, NoTeacher())
 
 
 def _hours(session: Session) -> float:

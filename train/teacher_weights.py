@@ -24,6 +24,7 @@ from configs.schema import (
     as_plain,
 )
 from nets.archs import ArchError, has_stem
+from nets.identity import init_identity
 from nets.source import arch_source
 from nets.weights_container import check_container
 from nets.weights_file import is_downloadable, weights_file
@@ -142,6 +143,7 @@ def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, A
     """What decides the weights of a teacher trained here."""
     plain = as_plain(config)
     training = as_identity(config.training, LATER_TRAINING_KEYS)
+    training |= init_identity(config.training.init if config.training else None)
     del training["evaluate_every"]  # decides nothing about the weights
     if not training["compile"]:
         del training["compile"]
@@ -150,6 +152,7 @@ def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, A
         "arch": plain["teacher"]["arch"],
         "stem": plain["teacher"]["stem"] if has_stem(config.teacher.arch) else "cifar",
         **({"source": source} if source else {}),
+        **({"options": dict(config.teacher.options)} if config.teacher.options else {}),
         "dataset_digest": dataset_digest,
         "normalisation": plain["dataset"]["normalisation"],
         "augment": augment_identity(config.views),
@@ -184,7 +187,11 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
         return ExistingWeights({}, _replaced_since(config, weights) if summary else [])
     trained = _trained_with(summary, training_folder(weights))
     digest, notes = _digest_to_compare(config, config.training, trained)
-    differing = differences(training_settings(config, digest), trained)
+    settings = training_settings(config, digest)
+    if settings["training"].get("init", "") is None:  # the file that it began with is gone
+        settings["training"]["init"] = trained.get("training", {}).get("init")
+        notes.append(f"cannot tell whether it began with {config.training.init}: no such file")
+    differing = differences(settings, trained)
     if refused := [each for each in differing if not each.field.startswith(_OF_THE_TRAINING_ALONE)]:
         raise TeacherExists(
             "\n  ".join([f"{weights} was trained with other settings:", *map(str, refused)])

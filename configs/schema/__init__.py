@@ -21,7 +21,7 @@ from configs.schema.methods import LossTerm
 from configs.schema.origin import Source
 from configs.schema.plain import as_identity, as_plain
 from configs.schema.scalars import Fraction, NonNegativeFloat, PositiveFloat
-from configs.schema.student import StudentConfig, StudentNet
+from configs.schema.student import LATER_STUDENT_KEYS, StudentConfig, StudentNet
 from configs.schema.teacher import Hint, TapsConfig, TeacherConfig, TeacherNet
 from configs.schema.training import (
     LATER_TRAINING_KEYS,
@@ -40,6 +40,7 @@ from configs.schema.training import (
 from configs.schema.views import ViewsConfig
 
 __all__ = [
+    "LATER_STUDENT_KEYS",
     "LATER_TRAINING_KEYS",
     "AdamW",
     "AugmentConfig",

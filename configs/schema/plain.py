@@ -24,6 +24,12 @@ def as_identity(config: Any, later_keys: Collection[str]) -> dict[str, Any]:
     unset = {
         each.name
         for each in dataclasses.fields(config)
-        if each.name in later_keys and getattr(config, each.name) == each.default
+        if each.name in later_keys and getattr(config, each.name) == _default(each)
     }
     return {key: value for key, value in as_plain(config).items() if key not in unset}
+
+
+def _default(key: dataclasses.Field[Any]) -> Any:
+    if key.default_factory is dataclasses.MISSING:
+        return key.default
+    return key.default_factory()

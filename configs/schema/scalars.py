@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, StrictStr
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
 
 from runtime.names import TEACHER_NAMES, is_teacher_name
 from runtime.text import one_line
@@ -47,6 +55,8 @@ def _teacher_name(name: str) -> str:
 
 
 TeacherName = Annotated[StrictStr, AfterValidator(_teacher_name)]
+
+Option = StrictBool | StrictInt | StrictFloat | StrictStr  # an argument of a constructor
 
 FloatDtype = Literal["float16", "float32"]
 TapDtype = Literal["float16", "float32", "uint8"]  # uint8: codes with a scale, see store/FORMAT.md

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictStr
+from pydantic import Field, StrictStr, model_validator
 from pydantic.dataclasses import dataclass
 
 from configs.schema.methods import Method
 from configs.schema.origin import FromCommandLine
-from configs.schema.scalars import BLOCK, FolderName, NumViews
+from configs.schema.scalars import BLOCK, FolderName, NumViews, Option
 from configs.schema.training import StudentTraining
+
+# Keys that came after runs were first identified, see `configs.schema.plain.as_identity`.
+LATER_STUDENT_KEYS = ("options", "init")
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -27,6 +30,10 @@ class StudentNet:
     channels must agree."""
     stages: tuple[StrictStr, ...] | None = None
     """Names of the modules that end a stage; `null`: those of the architecture."""
+    options: dict[StrictStr, Option] = field(default_factory=dict)
+    """More arguments of the network's constructor, such as `{drop_path_rate: 0.1}`."""
+    init: StrictStr | None = None
+    """Weights to start from: a file, `torchvision:NAME` or `timm:MODEL`; `null`: random ones."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -46,3 +53,8 @@ class StudentConfig:
     """The loss terms of each method, by its name."""
     num_views: NumViews | None = None
     """Train on the first so many views of the cache; `null`: `views.count` of the teacher."""
+
+    @model_validator(mode="after")
+    def _fine_tuning_has_weights(self) -> StudentConfig:
+        self.training.refuse_without_init(self.student.init, "student.init")
+        return self

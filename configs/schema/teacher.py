@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from configs.schema.dataset import DatasetConfig
 from configs.schema.origin import FromCommandLine
-from configs.schema.scalars import BLOCK, FloatDtype, Precision, TapDtype, TeacherName
+from configs.schema.scalars import BLOCK, FloatDtype, Option, Precision, TapDtype, TeacherName
 from configs.schema.training import TeacherTraining
 from configs.schema.views import ViewsConfig
 
@@ -25,6 +25,8 @@ class TeacherNet:
     """File of a state dict, or `torchvision:NAME`."""
     stem: Literal["cifar", "imagenet"] = "cifar"
     """First layers of a ResNet: one 3x3 convolution, or a 7x7 one with stride 2 and pooling."""
+    options: dict[StrictStr, Option] = field(default_factory=dict)
+    """More arguments of the network's constructor, such as `{drop_path_rate: 0.1}`."""
     bn: Literal["eval", "recalibrated"] = "eval"
     """Statistics of batch norm: those of the weights, or estimated anew on view 0 of the cached
     samples and then frozen, for a teacher that was trained on other data."""

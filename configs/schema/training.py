@@ -8,6 +8,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     StrictBool,
+    StrictStr,
     model_serializer,
     model_validator,
 )
@@ -95,6 +96,9 @@ LATER_TRAINING_KEYS = (
     "accumulate",
     "ema",
     "label_smoothing",
+    "init",
+    "init_rate_factor",
+    "frozen_stages",
 )
 
 
@@ -141,6 +145,11 @@ class Training:
     the memory. Batch norm and losses over several samples see one part at a time."""
     ema: Ema | None = None
     """A moving average of the weights, tested and saved beside the network; `null`: none."""
+    init_rate_factor: PositiveFloat = 1.0
+    """Factor of the learning rate for all that starts from the weights that `init` names."""
+    frozen_stages: NaturalInt = 0
+    """The first so many stages, with all before them, keep the weights that `init` names, and batch
+    norms there their statistics."""
     precision: Precision = "float32"
     """Arithmetic of the network; `float32` excludes TF32, `float16` scales the loss."""
     evaluate_every: PositiveInt = 1
@@ -181,6 +190,12 @@ class Training:
                 f"{self.batch_size}"
             )
         return self
+
+    def refuse_without_init(self, init: str | None, key: str) -> None:
+        """Raise ValueError where weights to start from are made use of, and there are none."""
+        if init is None and (self.frozen_stages or self.init_rate_factor != 1):
+            name = "frozen_stages" if self.frozen_stages else "init_rate_factor"
+            raise ValueError(f"training.{name} is for weights that exist: set {key}=WEIGHTS")
 
     @model_validator(mode="before")
     @classmethod
@@ -223,6 +238,13 @@ class TeacherTraining(Training):
     """Training samples per class; `null`: all of the training split."""
     label_smoothing: Fraction = 0.0
     """Share of each label that is spread over all classes; of a student an option of `ce`."""
+    init: StrictStr | None = None
+    """Weights to start from: a file, `torchvision:NAME` or `timm:MODEL`; `null`: random ones."""
+
+    @model_validator(mode="after")
+    def _fine_tuning_has_weights(self) -> TeacherTraining:
+        self.refuse_without_init(self.init, "training.init")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

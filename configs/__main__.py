@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import sys
 
-from configs.load import available, load_student, load_teacher, split_overrides, to_yaml
-from configs.load import teacher_of as teacher_named_by
+from configs.load import (
+    available,
+    load_student,
+    load_teacher,
+    split_overrides,
+    teachers_of,
+    to_yaml,
+)
 from runtime.commands import new_app, run_command
 from runtime.options import Overrides, StudentName, TeacherName
 from runtime.text import visible
@@ -31,8 +37,9 @@ def student(name: StudentName, overrides: Overrides = None) -> None:
 
 @app.command()
 def teacher_of(name: StudentName, overrides: Overrides = None) -> None:
-    """Print the name of a student's teacher."""
-    print(visible(teacher_named_by(name, overrides)[0]))
+    """Print the name of a student's teacher; of several, one on each line."""
+    for teacher, _ in teachers_of(name, overrides):
+        print(visible(teacher))
 
 
 @app.command("list")

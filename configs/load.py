@@ -55,17 +55,18 @@ def load_student(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Stu
     return _load(StudentConfig, "student", name_or_path, overrides)
 
 
-def teacher_of(
+def teachers_of(
     name_or_path: str, overrides: Sequence[str] | None, *, of_student: bool = True
-) -> tuple[str, list[str]]:
-    """What `load_teacher` takes: the name or path in a student's file, and its overrides.
+) -> list[tuple[str, list[str]]]:
+    """What `load_teacher` takes: the name or path of each teacher of a student, and its overrides.
 
     of_student: false: the name and the overrides are a teacher's already. Raises ConfigError.
     """
     if not of_student:
-        return name_or_path, list(overrides or [])
+        return [(name_or_path, list(overrides or []))]
     own, teachers = split_overrides(overrides or [])
-    return load_student(name_or_path, own).teacher, teachers
+    config = load_student(name_or_path, own)
+    return [(name, teachers) for name in config.teachers or (config.teacher,)]
 
 
 def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -114,8 +115,8 @@ def _load(
         config = TypeAdapter(schema).validate_python({**raw, "name": path.stem, "source": source})
     except ValidationError as error:
         raise _unusable(path, _error_lines(schema, error)) from None
-    if kind == "student" and "teacher" in places:
-        raise _unusable(path, [f"teacher: there is no file {places['teacher']}"])
+    for key in (key for key in places if kind == "student" and key.startswith("teacher")):
+        raise _unusable(path, [f"{key}: there is no file {places[key]}"])
     if not path.resolve().is_relative_to(CONFIG_DIR):
         tell_of_code(_shown(path), config)
     return config

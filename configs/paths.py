@@ -26,9 +26,9 @@ def locate_paths(raw: dict[str, Any], kind: str, file: Path) -> dict[str, str]:
     Returns {dotted key: path as written} of those that are in neither folder.
     """
     missing = {}
-    for key in _KEYS[kind]:
+    for key in (*_KEYS[kind], *_list_keys(raw)):
         block, last = _block_of(raw, key)
-        value = block.get(last) if isinstance(block, Mapping) else None
+        value = _value(block, last)
         if not isinstance(value, str) or not _is_relative_path(key, value):
             continue
         beside = str(file.parent / value)
@@ -49,7 +49,7 @@ def not_found(missing: Mapping[str, str], raw: Mapping[str, Any], file: Path) ->
     for key, written in missing.items():
         block, last = _block_of(raw, key)
         beside = str(file.parent / written)
-        if isinstance(block, Mapping) and block.get(last) == beside:
+        if _value(block, last) == beside:
             more = "" if beside == written else f", nor {written} in the current folder"
             told[key] = beside + more
     return told
@@ -61,17 +61,30 @@ def no_weights(config: TeacherConfig, weights: Path) -> str:
     return f"teacher.weights: there is no file {told.get('teacher.weights', weights)}"
 
 
-def _block_of(raw: Mapping[str, Any], key: str) -> tuple[Any, str]:
-    """The block that holds a dotted key, and the last part of the key."""
+def _list_keys(raw: Mapping[str, Any]) -> list[str]:
+    """teachers.0, teachers.1, ... of a student's file that lists several."""
+    several = raw.get("teachers")
+    return [f"teachers.{i}" for i in range(len(several))] if isinstance(several, list) else []
+
+
+def _block_of(raw: Mapping[str, Any], key: str) -> tuple[Any, str | int]:
+    """The block or list that holds a dotted key, and the last part of the key."""
     *parents, last = key.split(".")
     block: Any = raw
     for parent in parents:
         block = block.get(parent) if isinstance(block, Mapping) else None
-    return block, last
+    return block, int(last) if isinstance(block, list) else last
+
+
+def _value(block: Any, key: str | int) -> Any:
+    if isinstance(block, Mapping):
+        return block.get(key)
+    return block[key] if isinstance(block, list) and isinstance(key, int) else None
 
 
 def _is_relative_path(key: str, value: str) -> bool:
-    if key == "teacher" and Path(value).suffix not in (".yaml", ".yml"):
+    names_a_file = key != "teacher" and not key.startswith("teachers.")
+    if not names_a_file and Path(value).suffix not in (".yaml", ".yml"):
         return False  # the name of one of the project's own
     return not value.startswith(("torchvision:", "timm:")) and not Path(value).is_absolute()
 

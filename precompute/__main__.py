@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 
 from configs.commands import cache_command
-from configs.load import ConfigError, teacher_of
+from configs.load import ConfigError, teachers_of
 from nets.archs import stem_hint
 from precompute.carry import format_dataset_change, opened_to_carry
 from precompute.complete import checks_every_byte, format_measured, if_complete, without_weights
@@ -62,19 +62,48 @@ def main(
     rank: Annotated[int, typer.Option(min=0, envvar="RANK", help="rank of this process")] = 0,
     world: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE", help="number of processes")] = 1,
 ) -> None:
-    """Fill the cache of one teacher."""
-    console = new_console()
+    """Fill the cache of one teacher, or of each teacher of a student."""
     _check_block_rows(block_rows)
-    name, changes = teacher_of(name, overrides, of_student=of_student)
-    setup, cache = _described(name, changes, caches, recheck, console)
-    if cache is not None and not plan:
+    asked = _Asked(
+        caches,
+        device,
+        batch_size,
+        workers,
+        block_rows,
+        recheck,
+        plan,
+        carry_from,
+        (job, rank, world),
+    )
+    for teacher, changes in teachers_of(name, overrides, of_student=of_student):
+        _fill(teacher, changes, asked, new_console())
+
+
+class _Asked(NamedTuple):
+    """The options of the command line."""
+
+    caches: Path
+    device: str
+    batch_size: int | None
+    workers: int | None
+    block_rows: int | None
+    recheck: bool
+    plan: bool
+    carry_from: Path | None
+    job: tuple[str, int, int]
+
+
+def _fill(name: str, changes: list[str], asked: _Asked, console: Console) -> None:
+    """Fill the cache of one teacher."""
+    setup, cache = _described(name, changes, asked.caches, asked.recheck, console)
+    if cache is not None and not asked.plan:
         measured = format_measured(cache, setup.config)
         console.print(f"{cache.path} is complete: nothing to do. {measured}")
         return
-    setup = at_hand(setup)
-    if (old := opened_to_carry(carry_from, setup)) is not None:
+    setup, block_rows = at_hand(setup), asked.block_rows
+    if (old := opened_to_carry(asked.carry_from, setup)) is not None:
         block_rows = block_rows or old.manifest.block_rows
-    elif change := format_dataset_change(setup, caches, [name, *changes]):
+    elif change := format_dataset_change(setup, asked.caches, [name, *changes]):
         console.print(change)
     _print_hints(setup, console)
 
@@ -82,15 +111,17 @@ def main(
     from precompute.teacher_pass import PassOptions
     from runtime.devices import pick_device
 
-    every_byte, this_job = checks_every_byte(setup.path, recheck), job_of(job, rank, world)
+    every_byte, this_job = checks_every_byte(setup.path, asked.recheck), job_of(*asked.job)
+    caches = asked.caches
     with (
         sharing_machine(share_of(this_job)),
         fixes_spelled_by(lambda more: cache_command(setup.config, caches_dir=caches, more=more)),
     ):
+        device = pick_device(asked.device)
         options = PassOptions(
-            pick_device(device), batch_size, block_rows, workers, every_byte, this_job, old
+            device, asked.batch_size, block_rows, asked.workers, every_byte, this_job, old
         )
-        if plan:
+        if asked.plan:
             cost = plan_pass(setup, options)
             console.print(f"{setup.path}: {cost.summary()}\n{cost.table()}")
         else:

@@ -10,21 +10,22 @@ from report.runs import Result
 def ledger(results: Sequence[Result], teacher: Mapping[str, float]) -> dict[str, str]:
     """Images through the teacher, what reading them from the cache saved, and when it paid back.
 
-    teacher: what was measured when the cache was made; without `images_per_second` the time saved
-    is left out.
+    teacher: what was measured when the cache was made; without `images_per_second`, and where there
+    are several teachers, the time saved is left out.
     """
     taught = [result for result in results if result.reads_cache]
-    num_views = results[0].num_views
-    cached = results[0].num_samples * num_views
-    live = sum(result.num_samples * result.epochs for result in taught)
+    num_views, teachers = results[0].num_views, results[0].num_teachers
+    cached = results[0].num_samples * num_views * teachers
+    live = sum(result.num_samples * result.epochs * teachers for result in taught)
+    each = "one" if teachers == 1 else f"{teachers}"
     entries = {
-        "teacher passes run": f"1, over {num_views:,} views: {cached:,} images",
+        "teacher passes run": f"{teachers}, over {num_views:,} views: {cached:,} images",
         "teacher passes saved": (
-            f"{len(taught):,} (one in each taught run): {live:,} images, {live - cached:,} more "
-            f"than were run"
+            f"{len(taught) * teachers:,} ({each} in each taught run): {live:,} images, "
+            f"{live - cached:,} more than were run"
         ),
     }
-    if rate := teacher.get("images_per_second"):
+    if teachers == 1 and (rate := teacher.get("images_per_second")):
         entries["seconds saved"] = (
             f"{(live - cached) / rate:,.0f} net, at the {rate:,.0f} images/s measured when the "
             f"cache was made, of {sum(result.seconds for result in results):,.0f} s of training"

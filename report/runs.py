@@ -56,6 +56,7 @@ class Result:
     reads_cache: bool  # whether its losses read teacher outputs from the cache
     cache: str
     cache_sha256: str
+    num_teachers: int
     teacher: Mapping[str, float]  # measured when the cache was made; may be empty
     device: str
     versions: Mapping[str, str]
@@ -121,6 +122,7 @@ def _result(run: FoundRun) -> Result:
         seconds=summary["seconds"],
         num_samples=summary["num_samples"],
         num_classes=summary.get("num_classes"),
+        num_teachers=summary.get("num_teachers", 1),
         num_views=run.identity.get("num_views", 0),
         reads_cache=summary["is_taught"] and run.identity.get("teacher_outputs") == "cache",
         cache=summary["cache"],

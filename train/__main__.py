@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from configs.commands import cache_command
-from configs.load import load_teacher, refuse_missing_data, teacher_of
+from configs.load import load_teacher, refuse_missing_data, teachers_of
+from configs.schema import TeacherConfig
 from nets.weights_file import weights_file
 from runtime.commands import new_app, new_console, run_command
 from runtime.options import Caches, Device, OfStudent, Overrides, StudentName, TeacherName, Workers
@@ -115,7 +117,21 @@ def teacher(
 ) -> None:
     """Train a teacher's weights as its config's training block says, unless they exist."""
     console = new_console()
-    config = load_teacher(*teacher_of(name, overrides, of_student=of_student))
+    for teacher_name, changes in teachers_of(name, overrides, of_student=of_student):
+        _train_teacher(
+            load_teacher(teacher_name, changes), retrain, agreed, caches, device, workers, console
+        )
+
+
+def _train_teacher(
+    config: TeacherConfig,
+    retrain: bool,
+    agreed: bool,
+    caches: Path | None,
+    device: str,
+    workers: int | None,
+    console: Console,
+) -> None:
     refuse_missing_data(config)
     if not retrain and (reason := reason_not_to_train(config, caches)):
         console.print(reason)
@@ -163,7 +179,10 @@ def ablation(
     commands = [
         shlex.join(["python", "-m", "train", *sys.argv[1:]]),
         _command_of_one_run(name, overrides or [], caches, runs),
-        cache_command(study.teacher, caches_dir=caches),
+        *(
+            cache_command(each, caches_dir=caches)
+            for each in (study.teacher, *(other.config for other in study.further))
+        ),
     ]
     status = train_and_report(
         asked_runs, commands, device=device, num_workers=workers, jobs=jobs, console=console

@@ -23,9 +23,16 @@ from store.layout import TapSpec
 from train import TrainError
 from train.connectors import connectors_for
 from train.finetune import start_student
+from train.merged import MergedTaps, merged_taps
 from train.schedule import weight_at
 from train.study import Study, tap_names
-from train.terms import check_options, taps_of
+from train.teachers import (
+    FurtherTeacher,
+    further_configs,
+    refuse_other_views,
+    refuse_unmergeable,
+)
+from train.terms import check_options, loss_named, taps_of
 from views.augment import check_augmentable, view_shape
 from views.datasets import Dataset, load_dataset
 
@@ -43,8 +50,38 @@ def check_study(
     dataset = load_dataset(teacher.dataset, caches_dir)
     taps = check_teacher(teacher, dataset)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
+    others = _check_further(config, teacher, methods, dataset, caches_dir)
+    merged = merged_taps([taps, *others], config.weight_of_each) if others else None
     for method in methods:
-        check_student(config, config.methods[method], taps, shape, dataset.num_classes)
+        terms = config.methods[method]
+        check_student(config, terms, taps, shape, dataset.num_classes, merged)
+
+
+def _check_further(
+    config: StudentConfig,
+    first: TeacherConfig,
+    methods: Sequence[str],
+    dataset: Dataset,
+    caches_dir: Path,
+) -> list[dict[str, TapSpec]]:
+    """The taps of all teachers but the first. Raises as `check_study`."""
+    found = []
+    for other in further_configs(config, first):
+        theirs = load_dataset(other.dataset, caches_dir)
+        refuse_other_views(first, dataset, other, theirs)
+        check_before_the_pass(config, other, methods, caches_dir)
+        found.append(check_teacher(other, theirs))
+    if found:
+        refuse_methods_of_one(config, methods)
+    return found
+
+
+def refuse_methods_of_one(config: StudentConfig, methods: Sequence[str]) -> None:
+    """Raise TrainError where a method needs what several teachers do not have together."""
+    for method in methods:
+        losses = [loss_named(term.loss) for term in config.methods[method]]
+        taps = {tap for loss in losses for tap in loss.teacher_taps}
+        refuse_unmergeable(method, taps, {part for loss in losses for part in loss.student})
 
 
 def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]:
@@ -80,13 +117,18 @@ def check_student(
     taps: Mapping[str, TapSpec],
     image_shape: tuple[int, int, int],
     num_classes: int,
+    merged: MergedTaps | None = None,
 ) -> None:
-    """Raise ArchError, TapError or StageMismatch unless the student fits these taps."""
+    """Raise ArchError, TapError or StageMismatch unless the student fits these taps.
+
+    merged: of several teachers, instead of `taps`.
+    """
     network = build_net(config.student, num_classes=num_classes, image_shape=image_shape)
     init = config.student.init
     if init is not None and not is_downloadable(init):
         start_student(network, config, image_shape)
-    connectors_for(network, config.student, terms, taps, image_shape, seed=0)
+    taps = merged.specs if merged else taps
+    connectors_for(network, config.student, terms, taps, image_shape, 0, merged)
 
 
 def check_methods(study: Study, methods: Sequence[str]) -> None:
@@ -106,7 +148,26 @@ def check_methods(study: Study, methods: Sequence[str]) -> None:
         lambda more: cache_command(study.teacher, caches_dir=caches_dir, more=more)
     ):
         for method in methods:
-            study.cache.refuse_incomplete(study.run(method, 0).needed_taps)
+            study.cache.refuse_incomplete(study.run(method, 0).needed_of_each[0])
+    if study.further:
+        refuse_methods_of_one(study.config, methods)
+    for number, other in enumerate(study.further, start=1):
+        _check_cache_of(other, number, study, methods)
+
+
+def _check_cache_of(
+    other: FurtherTeacher, number: int, study: Study, methods: Sequence[str]
+) -> None:
+    """The same for teacher `number`."""
+    stages, path = list(other.stages), other.cache.path
+    missing = missing_taps(study.config, methods, stages, list(other.cache.manifest.taps))
+    if missing:
+        raise missing_error(missing, methods, f"{path} lacks", other.config, stages, path.parent)
+    with fixes_spelled_by(
+        lambda more: cache_command(other.config, caches_dir=path.parent, more=more)
+    ):
+        for method in methods:
+            other.cache.refuse_incomplete(study.run(method, 0).needed_of_each[number])
 
 
 def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:

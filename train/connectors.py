@@ -7,6 +7,7 @@ The mean comes last because batch norm and ReLU do not commute with it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -25,6 +26,7 @@ from nets.taps import (
 )
 from store.layout import TapSpec
 from train import TrainError
+from train.merged import MergedTaps
 from train.terms import loss_named
 
 
@@ -36,7 +38,8 @@ class Connectors(nn.Module):
     """One connector per stage: {"stage1": (B, C_s, H, W), ...} -> list of (B, C_t) float32.
 
     hint: the stage whose whole map is needed, and the teacher's channels there; it gets a
-    connector of its own, the regressor of FitNets.
+    connector of its own, the regressor of FitNets. merged: of several teachers, each of which gets
+    connectors of its own.
     """
 
     def __init__(
@@ -45,13 +48,16 @@ class Connectors(nn.Module):
         teacher_channels: Mapping[str, int],
         kind: str,
         hint: tuple[str, int] | None = None,
+        merged: MergedTaps | None = None,
     ) -> None:
         super().__init__()
+        ours = merged.student_stage if merged else {stage: stage for stage in teacher_channels}
+        self._student_stage, self._scale = ours, merged.scale if merged else {}
         if teacher_channels:
-            _check_stages(student_channels, teacher_channels, kind)
+            _check_stages(student_channels, teacher_channels, kind, ours)
         self.stages = nn.ModuleDict(
             {
-                stage: _connector(student_channels[stage], teacher_channels[stage], kind)
+                stage: _connector(student_channels[ours[stage]], teacher_channels[stage], kind)
                 for stage in teacher_channels
             }
         )
@@ -68,7 +74,11 @@ class Connectors(nn.Module):
         return self.regressor(maps[self.hint_stage]) if self.regressor else None
 
     def forward(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
-        return [channel_means(connect(maps[stage])) for stage, connect in self.stages.items()]
+        means = {
+            stage: channel_means(connect(maps[self._student_stage[stage]]))
+            for stage, connect in self.stages.items()
+        }
+        return [values * self._scale.get(stage, 1) for stage, values in means.items()]
 
 
 def build_connectors(
@@ -77,11 +87,12 @@ def build_connectors(
     kind: str,
     seed: int,
     hint: tuple[str, int] | None = None,
+    merged: MergedTaps | None = None,
 ) -> Connectors:
     """Connectors whose initial weights depend on `seed` alone. Raises StageMismatch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Connectors(student_channels, teacher_channels, kind, hint)
+        return Connectors(student_channels, teacher_channels, kind, hint, merged)
 
 
 def student_stages(student: StudentNet, terms: Sequence[LossTerm]) -> dict[str, str]:
@@ -98,8 +109,11 @@ def connectors_for(
     taps: Mapping[str, TapSpec],
     image_shape: tuple[int, int, int],
     seed: int,
+    merged: MergedTaps | None = None,
 ) -> Connectors | None:
     """The connectors that these losses need, from this network to these taps of a cache.
+
+    merged: of several teachers, whose taps then are `taps`.
 
     Raises StageMismatch or TapError where they do not fit, ArchError where the network cannot take
     images of that shape (H, W, C).
@@ -115,7 +129,7 @@ def connectors_for(
     channels = {stage: shape[0] for stage, shape in shapes.items()}
     hint = (str(taps["hint"].stage), taps["hint"].shape[0]) if "hint" in looked_at else None
     return build_connectors(
-        channels, wanted if "means" in looked_at else {}, student.connector, seed, hint
+        channels, wanted if "means" in looked_at else {}, student.connector, seed, hint, merged
     )
 
 
@@ -156,14 +170,23 @@ def _connector(in_channels: int, out_channels: int, kind: str) -> nn.Module:
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
-def _check_stages(student: Mapping[str, int], teacher: Mapping[str, int], kind: str) -> None:
-    _check_count(student, teacher)
-    different = [stage for stage in teacher if student[stage] != teacher[stage]]
+def _check_stages(
+    student: Mapping[str, int], teacher: Mapping[str, int], kind: str, ours: Mapping[str, str]
+) -> None:
+    """ours: the student's stage for each of the teacher's, or of several teachers in turn."""
+    uses = Counter(ours.values())
+    if set(uses) != set(student) or len(set(uses.values())) > 1:
+        _check_count(student, teacher)
+        raise StageMismatch(
+            f"the student has {len(student)} stages, so each of its teachers must have as many",
+            fix=f"name {len(student)} modules under taps.stages in each teacher's file",
+        )
+    different = [stage for stage in teacher if student[ours[stage]] != teacher[stage]]
     if kind == "none" and different:
         stage = different[0]
         raise StageMismatch(
-            f"student.connector is none, but {stage} has {student[stage]} channels in the student "
-            f"and {teacher[stage]} in the teacher",
+            f"student.connector is none, but {ours[stage]} has {student[ours[stage]]} channels in "
+            f"the student and {teacher[stage]} in the teacher",
             fix="student.connector=conv-bn-relu",
         )
 

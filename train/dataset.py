@@ -221,6 +221,11 @@ class _Opened(NamedTuple):
 
 def _teacher_and_views(config: StudentConfig | TeacherConfig) -> tuple[TeacherConfig, int]:
     if isinstance(config, StudentConfig):
+        if config.teachers:
+            raise TrainError(
+                f"{config.name} has several teachers, and a dataset reads one cache",
+                fix="open a dataset for each teacher's config, or use `python -m train`",
+            )
         teacher = load_teacher(config.teacher)
         num_views = views_used(config, teacher)
     elif isinstance(config, TeacherConfig):

@@ -17,6 +17,7 @@ from nets.weights_file import is_downloadable, weights_file
 from store.errors import CacheError, CacheIncomplete
 from store.find import cache_folder
 from store.look import missing_records
+from store.reader import TeacherCache
 from store.source import open_source
 from train import TrainError
 from train.cache import teacher_identity
@@ -28,6 +29,7 @@ from train.study import (
     refuse_unknown_method,
     tap_names,
 )
+from train.teachers import further_configs
 from train.windows import Feed
 from views.augment import view_shape
 from views.datasets import load_dataset
@@ -134,6 +136,7 @@ def plan_lines(
     """
     dataset = load_dataset(teacher.dataset, caches_dir)
     samples = len(dataset.train)
+    further = further_configs(config, teacher)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
     hints = [*stem_hints(config, teacher, shape), *filter(None, [dataset.untested_hint])]
     passes = f"{samples:,} samples x {config.training.epochs} epochs through {config.student.arch}"
@@ -144,14 +147,14 @@ def plan_lines(
     except CacheError:
         if cache_path is not None:
             raise
-        path = cache_folder(caches_dir, teacher.name, teacher_identity(teacher, dataset))
         return [
-            _weights_line(teacher),
-            _cache_line(teacher, path, samples),
+            *(line for each in (teacher, *further) for line in _absent_lines(each, caches_dir)),
             f"student  to train: {passes}",
             *hints,
         ]
-    lines = _found_lines(study, cache_path is None)
+    lines = _found_lines(study.teacher, study.cache, cache_path is None)
+    for other in study.further:
+        lines += _found_lines(other.config, other.cache, True)
     run = study.run(method, seed)
     if run.is_finished:
         return [*lines, f"student  finished: {run.folder}"]
@@ -174,9 +177,15 @@ def stem_hints(
     return [hint for hint in hints if hint]
 
 
-def _found_lines(study: Study, may_grow: bool) -> list[str]:
+def _absent_lines(teacher: TeacherConfig, caches_dir: Path) -> list[str]:
+    """The weights, and a cache that may be missing."""
+    dataset = load_dataset(teacher.dataset, caches_dir)
+    path = cache_folder(caches_dir, teacher.name, teacher_identity(teacher, dataset))
+    return [_weights_line(teacher), _cache_line(teacher, path, len(dataset.train))]
+
+
+def _found_lines(teacher: TeacherConfig, cache: TeacherCache, may_grow: bool) -> list[str]:
     """The weights, and a cache that may lack some of what the teacher's file asks for."""
-    cache, teacher = study.cache, study.teacher
     found = f"cache    found: {cache.path}"
     line = _cache_line(teacher, cache.path, cache.num_samples) if may_grow else found
     if line != found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from configs.schema import TeacherConfig
 from nets.archs import stem_hint
 from nets.taps import taps_stored
 from nets.teacher import load_teacher_network
@@ -37,6 +38,7 @@ from train.feed import (
 from train.finetune import start_student
 from train.learner import make_learner
 from train.loop import outputs_and_labels, train_to_end, trial_steps
+from train.merged import MergedTaps, MergedTeachers, merged_taps
 from train.records import EpochResult
 from train.step import Session
 from train.study import Run, Study
@@ -98,9 +100,11 @@ def open_session(
         seed=run.seed,
     )
     start = start_student(network, study.config, study.image_shape)
+    merged = merged_of(study)
+    taps = merged.specs if merged else study.cache.taps
     learner = make_learner(
         network,
-        connectors_for(network, student, run.terms, study.cache.taps, study.image_shape, run.seed),
+        connectors_for(network, student, run.terms, taps, study.image_shape, run.seed, merged),
         run.training,
         device,
         stages=student_stages(student, run.terms),
@@ -118,8 +122,9 @@ def _announce(session: Session, study: Study, console: Console) -> None:
     if session.learner.start is not None:
         console.print(f"the student {session.learner.start.said}")
     console.print(f"images {session.data.train.where}; teacher outputs {session.teacher.where}")
-    if study.cache.sample_crc32c is None:
-        _print_once(console, f"{study.cache.path} {WITHOUT_CHECKSUMS}")
+    for cache in _caches(study):
+        if cache.sample_crc32c is None:
+            _print_once(console, f"{cache.path} {WITHOUT_CHECKSUMS}")
 
 
 @functools.lru_cache(maxsize=8)
@@ -128,24 +133,66 @@ def _print_once(console: Console, line: str) -> None:
 
 
 def _teacher_source(run: Run, device: torch.device, data: DatasetPixels) -> TeacherSource:
-    study, taps = run.study, run.needed_taps
-    if not taps:
+    study = run.study
+    needed = run.needed_of_each
+    if not needed[0]:
         return NoTeacher()
-    if not run.live_teacher:
-        if (rows := run.window_rows) is not None:
-            return WindowedTeacher(study.cache, taps, study.num_views, device, rows)
-        asked: Location | None = study.feed if study.feed in ("device", "host") else None
-        location = asked or location_for(slab_bytes(study.cache, taps), device)
-        return CachedTeacher(study.cache, taps, study.num_views, device, location)
+    of_each = [(study.teacher, study.cache, study.teacher_stages)]
+    of_each += [(other.config, other.cache, other.stages) for other in study.further]
+    sources = [
+        _live(run, config, cache, stages, taps, device, data)
+        if run.live_teacher
+        else _cached(run, cache, taps, device)
+        for (config, cache, stages), taps in zip(of_each, needed, strict=True)
+    ]
+    if len(sources) == 1:
+        return sources[0]
+    normalisations = [config.dataset.normalisation for config, _, _ in of_each]
+    return MergedTeachers(
+        sources,
+        study.config.weight_of_each,
+        [len(stages) for _, _, stages in of_each],
+        normalisations if run.live_teacher else (),
+    )
+
+
+def _cached(
+    run: Run, cache: TeacherCache, taps: Sequence[str], device: torch.device
+) -> TeacherSource:
+    study = run.study
+    if (rows := run.window_rows) is not None:
+        return WindowedTeacher(cache, taps, study.num_views, device, rows)
+    asked: Location | None = study.feed if study.feed in ("device", "host") else None
+    location = asked or location_for(slab_bytes(cache, taps), device)
+    return CachedTeacher(cache, taps, study.num_views, device, location)
+
+
+def _live(
+    run: Run,
+    config: TeacherConfig,
+    cache: TeacherCache,
+    stages: Mapping[str, str],
+    taps: Sequence[str],
+    device: torch.device,
+    data: DatasetPixels,
+) -> TeacherSource:
     teacher = load_teacher_network(
-        study.teacher.teacher,
-        study.teacher_stages,
-        num_classes=study.dataset.num_classes,
-        image_shape=study.image_shape,
+        config.teacher,
+        stages,
+        num_classes=run.study.dataset.num_classes,
+        image_shape=run.study.image_shape,
         device=device,
         calibration=calibration_batches(data.train),
     )
-    return LiveTeacher(teacher, taps_stored({tap: study.cache.taps[tap] for tap in taps}))
+    return LiveTeacher(teacher, taps_stored({tap: cache.taps[tap] for tap in taps}))
+
+
+def merged_of(study: Study) -> MergedTaps | None:
+    """The taps of several teachers under one numbering; None where there is one."""
+    if not study.further:
+        return None
+    taps = [study.cache.taps, *(other.cache.taps for other in study.further)]
+    return merged_taps(taps, study.config.weight_of_each)
 
 
 def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
@@ -159,6 +206,7 @@ def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
         "method": run.method,
         "seed": run.seed,
         "cache": study.cache.path.name,
+        "num_teachers": 1 + len(study.further),
         "cache_sha256": identity_sha256(study.cache.identity),
         "teacher": study.cache.measured,
         "device": str(device),
@@ -184,12 +232,12 @@ def try_run(run: Run, device: torch.device) -> Trial:
     """
     import torch.utils.tensorboard  # a run has it loaded, so that its memory counts
 
-    study, taps = run.study, run.needed_taps
+    study = run.study
     views, normalisation = study.teacher.views, study.teacher.dataset.normalisation
     pixels = open_pixels(study.dataset.train, views, normalisation, device)
     session = open_session(run, device, data=DatasetPixels(pixels, None, pixels))
     session.teacher.close()
-    session = replace(session, teacher=_SomeOutputs(study.cache, taps, device))
+    session = replace(session, teacher=_some_outputs(run, device))
     learner = session.learner
     steps = trial_steps(session)
     for _ in range(_STEPS_BEFORE):
@@ -199,16 +247,33 @@ def try_run(run: Run, device: torch.device) -> Trial:
     learner.network.eval()
     with torch.no_grad():
         next(outputs_and_labels(learner.network, pixels, learner.precision, device))
-    return Trial(rate, memory_with(_bytes_to_come(study, taps), device))
+    return Trial(rate, memory_with(_bytes_to_come(run), device))
 
 
-def _bytes_to_come(study: Study, taps: Sequence[str]) -> int:
+def _bytes_to_come(run: Run) -> int:
     """Two views of teacher outputs, or the windows held; and images to test on."""
+    study = run.study
     dataset, share = study.dataset, 2.0
-    if (rows := study.window_rows(taps)) is not None:
+    if (rows := study.window_rows(run.needed_taps)) is not None:
         share = _WINDOWS_HELD * rows / study.cache.num_samples
     tested = len(dataset.test) + (len(dataset.validation) if dataset.validation else 0)
-    return int(share * slab_bytes(study.cache, taps)) + tested * math.prod(study.image_shape)
+    held = sum(map(slab_bytes, _caches(study), run.needed_of_each))
+    return int(share * held) + tested * math.prod(study.image_shape)
+
+
+def _caches(study: Study) -> list[TeacherCache]:
+    return [study.cache, *(other.cache for other in study.further)]
+
+
+def _some_outputs(run: Run, device: torch.device) -> TeacherSource:
+    study, needed = run.study, run.needed_of_each
+    sources = [
+        _SomeOutputs(c, taps, device) for c, taps in zip(_caches(study), needed, strict=True)
+    ]
+    if len(sources) == 1:
+        return sources[0]
+    stages = [study.teacher_stages, *(other.stages for other in study.further)]
+    return MergedTeachers(sources, study.config.weight_of_each, list(map(len, stages)))
 
 
 class _SomeOutputs(NoTeacher):

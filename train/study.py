@@ -38,6 +38,7 @@ from store.reader import TeacherCache
 from train import TrainError
 from train.cache import open_cache, verified_pixels
 from train.run_files import RUN_FILE, read_result, read_run
+from train.teachers import FurtherTeacher, open_further
 from train.windows import Feed, record_bytes, window_rows
 from views.augment import view_shape
 from views.datasets import Dataset, load_dataset
@@ -66,6 +67,7 @@ class Study:
     cache: TeacherCache
     runs_dir: Path
     feed: Feed = "auto"
+    further: tuple[FurtherTeacher, ...] = ()  # teachers besides the first, which is `teacher`
     _pixels: dict[tuple[torch.device, int | None], DatasetPixels] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -81,7 +83,13 @@ class Study:
 
     def window_rows(self, taps: Collection[str]) -> int | None:
         """How many samples are shuffled at a time, reading these taps; None: all of them."""
-        return window_rows(self.cache, taps, self.feed)
+        if not self.further:
+            return window_rows(self.cache, taps, self.feed)
+        if self.feed == "window":
+            raise TrainError(
+                "the outputs of several teachers cannot be read in windows", fix="FEED=auto"
+            )
+        return None
 
     def pixels(self, device: torch.device, num_workers: int | None = None) -> DatasetPixels:
         """The views of all splits on a device, opened once for all runs. Loads torch.
@@ -177,6 +185,17 @@ class Run:
             "sources": self._sources(),
             "tested_digest": study.dataset.tested_digest,
             "cache": study.cache.identity,
+            **self._further(),
+        }
+
+    def _further(self) -> dict[str, Any]:
+        """The weight of each of several teachers, and the caches of all but the first."""
+        study = self.study
+        if not study.further:
+            return {}
+        return {
+            "teacher_weights": list(study.config.weight_of_each),
+            "further_caches": [other.cache.identity for other in study.further],
         }
 
     def _network_identity(self) -> dict[str, Any]:
@@ -205,6 +224,22 @@ class Run:
         return [tap for tap in self.study.cache.manifest.taps if tap in wanted]
 
     @property
+    def needed_of_each(self) -> list[list[str]]:
+        """The taps that are read of each teacher; of several, what decides `correct` too."""
+        from train.terms import taps_of  # loads torch
+
+        if not self.study.further:
+            return [self.needed_taps]
+        each = [(list(self.study.teacher_stages), self.study.cache)]
+        each += [(list(other.stages), other.cache) for other in self.study.further]
+        found = []
+        for stages, cache in each:
+            wanted = taps_of(self.terms, stages)
+            wanted |= {"logits"} if "correct" in wanted else set()
+            found.append([tap for tap in cache.manifest.taps if tap in wanted])
+        return found
+
+    @property
     def window_rows(self) -> int | None:
         """How many samples are shuffled at a time; None: all of them.
 
@@ -217,8 +252,12 @@ class Run:
     @property
     def held_bytes(self) -> int:
         """Bytes of teacher outputs held in memory at a time: two views, or two windows."""
-        cache = self.study.cache
-        return 2 * (self.window_rows or cache.num_samples) * record_bytes(cache, self.needed_taps)
+        first = self.study.cache
+        rows = 2 * (self.window_rows or first.num_samples)
+        if not self.study.further:
+            return rows * record_bytes(first, self.needed_taps)
+        caches = [first, *(other.cache for other in self.study.further)]
+        return rows * sum(map(record_bytes, caches, self.needed_of_each))
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -286,7 +325,9 @@ def open_study(
     views = views_used(config, teacher) if reads_outputs else 1
     with _refusing_too_many_views(config, teacher):
         cache = open_cache(teacher, dataset, views, caches_dir=caches_dir, cache_path=cache_path)
-    return Study(config, teacher, dataset, cache, runs_dir, feed)
+    folder = caches_dir if cache_path is None else cache_path.parent
+    further = open_further(config, teacher, dataset, views, folder)
+    return Study(config, teacher, dataset, cache, runs_dir, feed, further)
 
 
 @contextmanager

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictStr, model_validator
 from pydantic.dataclasses import dataclass
 
 from configs.schema.methods import Method
 from configs.schema.origin import FromCommandLine
-from configs.schema.scalars import BLOCK, FolderName, NumViews, Option
+from configs.schema.scalars import BLOCK, FolderName, NumViews, Option, PositiveFloat
 from configs.schema.training import StudentTraining
 
 # Keys that came after runs were first identified, see `configs.schema.plain.as_identity`.
@@ -44,7 +44,12 @@ class StudentConfig:
     """Of the file; not a key."""
     source: FromCommandLine = field(default=None, compare=False, repr=False)
     teacher: StrictStr
-    """Name of the teacher's config, or path to its file."""
+    """Name of the teacher's config, or path to its file; of several, the first."""
+    teachers: Annotated[tuple[StrictStr, ...], Field(min_length=2)] | None = None
+    """In place of `teacher`: several teachers of the same data and views, each with a cache of its
+    own. Students learn from the mean of their probabilities, and from the means of each."""
+    teacher_weights: tuple[PositiveFloat, ...] | None = None
+    """How much each of `teachers` counts; `null`: 1 each."""
     student: StudentNet
     """The network that learns."""
     training: StudentTraining
@@ -58,3 +63,31 @@ class StudentConfig:
     def _fine_tuning_has_weights(self) -> StudentConfig:
         self.training.refuse_without_init(self.student.init, "student.init")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_several(cls, values: Any) -> Any:
+        """`teachers` alone is enough: the first one's data and views are the run's."""
+        given = getattr(values, "kwargs", values)
+        several = given.get("teachers") if isinstance(given, dict) else None
+        if not isinstance(several, (list, tuple)) or not several:
+            return values
+        if given.get("teacher", several[0]) != several[0]:
+            raise ValueError("give either teacher or teachers, not both")
+        return {**given, "teacher": several[0]}
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> StudentConfig:
+        count = len(self.teachers or ())
+        if self.teacher_weights is not None and len(self.teacher_weights) != count:
+            raise ValueError(
+                f"teacher_weights: {len(self.teacher_weights)} weights for {count} teachers"
+            )
+        if len(set(self.teachers or ())) != count:
+            raise ValueError("teachers: each only once; count one more with teacher_weights")
+        return self
+
+    @property
+    def weight_of_each(self) -> tuple[float, ...]:
+        """One number for each teacher."""
+        return self.teacher_weights or (1.0,) * len(self.teachers or (self.teacher,))

@@ -1,0 +1,236 @@
+"""Students of several teachers: what they are given, from caches as from teachers in the loop."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from configs.load import load_student, load_teacher
+from nets.weights import save_atomically
+from nets.zoo import build
+from precompute.__main__ import cli as precompute
+from runtime.errors import UserError
+from tests.support.training_runs import largest_relative
+from train.__main__ import cli as train
+from train.check import check_study
+from train.merged import mean_log_probabilities
+from train.records import EpochResult
+from train.student import train_student
+from train.study import Study, open_study
+from train.teachers import merged_stages
+
+TEACHER = {
+    "dataset": {"type": "digits", "limit": 6},
+    "views": {"augment": {"kind": "pad-crop-flip", "pad_px": 1, "flip": False}, "count": 2},
+    "taps": {"logits": "float32", "means": "float32"},
+}
+STUDENT = {
+    "student": {"arch": "resnet8"},
+    "training": {
+        "epochs": 2,
+        "batch_size": 16,
+        "learning_rate": 0.02,
+        "schedule": {"kind": "onecycle"},
+    },
+    "methods": {
+        "ce": [{"loss": "ce"}],
+        "kd": [{"loss": "kd"}],
+        "cd+gkd": [{"loss": "ce"}, {"loss": "gkd"}, {"loss": "cd", "weight": 6}],
+        "rkd": [{"loss": "rkd"}],
+    },
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Two teachers, of other architectures and normalisations, and a student of both."""
+    for name, arch, mean in (("a", "resnet20", 0.3), ("b", "resnet8", 0.5)):
+        weights = tmp_path / f"{name}.pt"
+        network = build(arch, num_classes=10, in_channels=1, seed=1)
+        save_atomically(network.state_dict(), weights)
+        dataset = {**TEACHER["dataset"], "normalisation": {"mean": [mean], "std": [0.4]}}
+        net = {"arch": arch, "weights": str(weights)}
+        content = {**TEACHER, "dataset": dataset, "teacher": net}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    write_student(tmp_path)
+    return tmp_path
+
+
+def write_student(folder: Path, **changes: object) -> Path:
+    content = {"teachers": ["a.yaml", "b.yaml"], "teacher_weights": [3, 1], **STUDENT, **changes}
+    (folder / "s.yaml").write_text(yaml.safe_dump(content))
+    return folder / "s.yaml"
+
+
+def study_of(files: Path) -> Study:
+    assert precompute([str(files / "s.yaml"), "--of-student", "--caches", str(files / "c")]) == 0
+    config = load_student(files / "s.yaml")
+    first = load_teacher(config.teacher)
+    return open_study(config, first, caches_dir=files / "c", runs_dir=files / "r")
+
+
+def step_losses(study: Study, method: str, *, live: bool) -> list[float]:
+    epochs: list[EpochResult] = []
+    train_student(study.run(method, 0, live), device="cpu", on_epoch=epochs.append)
+    return [loss for epoch in epochs for loss in epoch.step_losses]
+
+
+@pytest.mark.parametrize("method", ["kd", "cd+gkd"])
+def test_a_cached_run_of_two_teachers_equals_a_live_one(files: Path, method: str) -> None:
+    study = study_of(files)
+    cached = step_losses(study, method, live=False)
+    assert len(cached) == 2 * 4
+    assert largest_relative(step_losses(study, method, live=True), cached) < 1e-5
+
+
+def test_the_first_step_is_the_loss_by_hand(files: Path) -> None:
+    study = study_of(files)
+    losses = step_losses(study, "kd", live=False)
+    from train.losses import kd
+    from train.step import start_epoch
+    from train.student import open_session
+
+    session = open_session(study.run("kd", 0), torch.device("cpu"))
+    order = start_epoch(session, 1)
+    (batch,) = list(session.data.train.batches([0], order[:16], 16))
+    session.teacher.close()
+    probabilities = 0
+    for cache, weight in ((study.cache, 0.75), (study.further[0].cache, 0.25)):
+        logits = torch.from_numpy(cache.read(order[:16], 0, ["logits"])["logits"])
+        probabilities = probabilities + weight * logits.softmax(dim=1)
+    session.learner.network.train()
+    expected = kd(session.learner.network(batch.inputs), torch.log(probabilities)).item()
+    assert losses[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_mean_is_of_probabilities_and_by_weight() -> None:
+    one, other = torch.tensor([[5.0, 0.0, -300.0]]), torch.tensor([[0.0, 1.0, 2.0]])
+    found = mean_log_probabilities([one, other], [3, 1])
+    expected = 0.75 * one.softmax(1) + 0.25 * other.softmax(1)
+    assert torch.allclose(found.exp(), expected)
+    assert found.exp().sum().item() == pytest.approx(1)
+
+
+def test_each_teacher_counts_in_cd_by_its_weight(files: Path) -> None:
+    study = study_of(files)
+    from train.losses import cd
+    from train.step import start_epoch
+    from train.student import open_session
+
+    session = open_session(study.run("cd+gkd", 0), torch.device("cpu"))
+    order = start_epoch(session, 1)
+    (batch,) = list(session.data.train.batches([0], order[:16], 16))
+    outputs = session.teacher.outputs(batch)
+    session.teacher.close()
+    assert [name for name in outputs if name.startswith("stage")] == [
+        f"stage{n}" for n in range(1, 7)
+    ]
+    zeros = {n: torch.zeros_like(outputs[f"stage{n}"]) for n in range(1, 7)}
+    for teacher, (cache, weight) in enumerate(((study.cache, 3.0), (study.further[0].cache, 1.0))):
+        stages = [f"stage{n}" for n in range(1, 4)]
+        alone = cache.read(order[:16], 0, stages)
+        theirs = [torch.from_numpy(alone[stage]) for stage in stages]
+        numbers = range(3 * teacher + 1, 3 * teacher + 4)
+        ours = cd([zeros[n] for n in numbers], [outputs[f"stage{n}"] for n in numbers])
+        plain = cd([torch.zeros_like(t) for t in theirs], theirs)
+        assert ours.item() == pytest.approx(weight * plain.item(), rel=1e-5)
+
+
+def test_stages_are_numbered_on() -> None:
+    assert merged_stages([2, 1]) == [{"stage1": "stage1", "stage2": "stage2"}, {"stage1": "stage3"}]
+
+
+def test_the_commands_know_all_teachers(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    assert train(["plan", "s.yaml", "--method", "kd", "--no-trial"]) == 0
+    planned = capsys.readouterr().out
+    assert planned.count("cache    to build: 60 samples x 2 views") == 2
+    assert train(["teacher", "s.yaml", "--of-student"]) == 0
+    found = capsys.readouterr().out
+    assert "a.pt" in found
+    assert "b.pt" in found
+    assert precompute(["s.yaml", "--of-student"]) == 0
+    assert capsys.readouterr().out.count(" is complete. ") == 2
+    assert train(["ablation", "s.yaml", "--methods", "ce kd", "--seeds", "0 1"]) == 0
+    (page,) = files.rglob("report.html")
+    assert "2, over 2 views: 240 images" in page.read_text()
+    assert "4 (2 in each taught run): 480 images" in page.read_text()
+
+
+def test_another_weight_or_another_second_teacher_is_another_run(files: Path) -> None:
+    study = study_of(files)
+    first = study.run("kd", 0).sha256
+    write_student(files, teacher_weights=[1, 1])
+    assert study_of(files).run("kd", 0).sha256 != first
+    write_student(files, teacher_weights=[3, 1])
+    assert study_of(files).run("kd", 0).sha256 == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"teacher": "a.yaml"}, None),
+        ({"teacher": "b.yaml"}, "give either teacher or teachers"),
+        ({"teachers": ["a.yaml"]}, "teachers"),
+        ({"teachers": ["a.yaml", "a.yaml"]}, "each only once"),
+        ({"teacher_weights": [1]}, "1 weights for 2 teachers"),
+        ({"teacher_weights": [1, 0]}, "teacher_weights"),
+        ({"teachers": ["a.yaml", "nowhere.yaml"]}, "teachers.1: there is no file"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(files: Path, changes: dict, told: str | None) -> None:
+    path = write_student(files, **changes)
+    if told is None:
+        assert load_student(path).teachers == (str(files / "a.yaml"), str(files / "b.yaml"))
+        return
+    with pytest.raises(UserError, match=told):
+        load_student(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "field"),
+    [
+        ("dataset.limit", 5, "dataset.limit"),
+        ("views.seed", 7, "views.seed"),
+        ("views.augment.pad_px", 2, "views.augment.pad_px"),
+    ],
+)
+def test_teachers_that_see_other_views_are_refused_by_field(
+    files: Path, key: str, value: object, field: str
+) -> None:
+    content = yaml.safe_load((files / "b.yaml").read_text())
+    block = content
+    *parents, last = key.split(".")
+    for parent in parents:
+        block = block.setdefault(parent, {})
+    block[last] = value
+    (files / "b.yaml").write_text(yaml.safe_dump(content))
+    config = load_student(files / "s.yaml")
+    with pytest.raises(UserError, match=f"do not see the same views(.|\n)*{field}"):
+        check_study(config, load_teacher(config.teacher), ["kd"])
+
+
+def test_a_method_of_one_teacher_is_refused_before_the_pass(files: Path) -> None:
+    config = load_student(files / "s.yaml")
+    with pytest.raises(UserError, match=r"methods\.rkd needs embedding, which several teachers"):
+        check_study(config, load_teacher(config.teacher), ["kd", "rkd"])
+    study = study_of(files)
+    with pytest.raises(UserError, match=r"methods\.rkd needs embedding"):
+        train_student(study.run("rkd", 0), device="cpu", console=Console(file=io.StringIO()))
+
+
+def test_a_missing_cache_of_the_second_teacher_is_an_error_with_its_command(files: Path) -> None:
+    assert precompute([str(files / "a.yaml"), "--caches", str(files / "c")]) == 0
+    config = load_student(files / "s.yaml")
+    with pytest.raises(UserError, match="no cache of the teacher 'b'") as caught:
+        open_study(
+            config, load_teacher(config.teacher), caches_dir=files / "c", runs_dir=files / "r"
+        )
+    assert f"TEACHER={files}/b.yaml" in str(caught.value)

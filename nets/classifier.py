@@ -5,7 +5,7 @@ timm's models name theirs. Of other networks it is the layer whose output is the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,10 @@ def classifiers_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tup
     image_shape: (H, W, C). Raises TapError where none is found.
     """
     get: Callable[[], object] | None = getattr(network, "get_classifier", None)
-    heads = _flat(get()) if get is not None else [_last_layer(network, image_shape)]
+    try:
+        heads = _flat(get()) if get is not None else [_last_layer(network, image_shape)]
+    except AttributeError:  # some of timm's models without a classifier
+        heads = []
     names = tuple(name for name, module in network.named_modules() if module in heads and name)
     if not names:
         raise TapError(
@@ -33,20 +36,21 @@ def classifiers_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tup
 
 
 @contextmanager
-def read_embedding(network: nn.Module, classifiers: Sequence[str]) -> Iterator[list[Tensor]]:
-    """While open, each forward pass appends what enters the classifiers, (B, D), to the list.
+def read_embedding(
+    network: nn.Module, classifiers: Sequence[str], values: MutableMapping[str, Tensor]
+) -> Iterator[None]:
+    """While open, each forward pass puts what enters the classifiers, (B, D), under "embedding".
 
-    Of two classifiers the mean, as their logits are averaged too. The hooks go when the context
-    closes. Raises TapError, in a pass, where no vector enters them.
+    Of two classifiers the mean, as their logits are averaged too; of none nothing is read. The
+    hooks go when the context closes. Raises TapError, in a pass, where no vector enters them.
     """
-    seen: list[Tensor] = []
     entering: dict[str, Tensor] = {}
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             entering[name] = as_vector(name, inputs[0])
             if len(entering) == len(classifiers):
-                seen.append(_mean(list(entering.values())))
+                values["embedding"] = _mean(list(entering.values()))
                 entering.clear()
 
         return keep
@@ -54,7 +58,7 @@ def read_embedding(network: nn.Module, classifiers: Sequence[str]) -> Iterator[l
     modules = dict(network.named_modules())
     handles = [modules[name].register_forward_pre_hook(hook_for(name)) for name in classifiers]
     try:
-        yield seen
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -96,10 +100,10 @@ def _last_layer(network: nn.Module, image_shape: tuple[int, int, int]) -> nn.Mod
 
     layers = [m for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     handles = [layer.register_forward_hook(keep) for layer in layers]
-    was_training, parameter = network.training, next(network.parameters())
+    was_training, device = network.training, next(network.parameters()).device
     network.eval()
     try:
-        logits = network(torch.zeros(1, channels, height, width, device=parameter.device))
+        logits = network(torch.zeros(1, channels, height, width, device=device))
     finally:
         network.train(was_training)
         for handle in handles:

@@ -7,7 +7,7 @@ from typing import Any
 from configs.schema import TeacherConfig
 from nets.archs import has_stem
 from nets.source import arch_source
-from nets.taps import stage_modules
+from nets.taps import teacher_stages
 from nets.weights_file import is_downloadable, known_sha256
 
 BN_VERSION = 2  # raise it when recalibration would give other statistics
@@ -26,7 +26,7 @@ def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
         "teacher": {
             "arch": teacher.arch,
             "stem": teacher.stem if has_stem(teacher.arch) else "cifar",
-            "stages": stage_modules(teacher.arch, taps.stages),
+            "stages": teacher_stages(config),
             "weights_sha256": known_sha256(teacher.weights),
             **({"source": source} if source else {}),
             **({"options": dict(teacher.options)} if teacher.options else {}),

@@ -21,9 +21,9 @@ from nets.names import default_stages
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from configs.schema import TapsConfig
+    from configs.schema import TapsConfig, TeacherConfig
 
-Kind = Literal["logits", "correct", "stage", "energy", "hint"]
+Kind = Literal["logits", "correct", "stage", "energy", "hint", "embedding"]
 Value = TypeVar("Value")
 
 
@@ -31,12 +31,13 @@ Value = TypeVar("Value")
 class Tap:
     """One named output of the teacher; stage: "stageN", of the kinds that are read at a stage.
 
-    kind     name      value of one record
-    logits   logits    (K,)
-    correct  correct   (), whether the first class is the label
-    stage    stageN    (C_N,), channel means
-    energy   energyN   (H_N * W_N,), an attention map
-    hint     hint      (C_N, H_N, W_N), the map itself; a cache has one, so its name has no number
+    kind       name       value of one record
+    logits     logits     (K,)
+    correct    correct    (), whether the first class is the label
+    stage      stageN     (C_N,), channel means
+    energy     energyN    (H_N * W_N,), an attention map
+    hint       hint       (C_N, H_N, W_N), the map itself; a cache has one, whose name has no number
+    embedding  embedding  (D,), what enters the classifier
     """
 
     kind: Kind
@@ -57,11 +58,13 @@ class Tap:
         if numbered := re.fullmatch("(stage|energy)([1-9][0-9]*)", name):
             return Tap("stage" if numbered[1] == "stage" else "energy", f"stage{numbered[2]}")
         match name:
-            case "logits" | "correct":
+            case "logits" | "correct" | "embedding":
                 return Tap(name)
             case "hint":
                 return Tap(name, stage)
-        raise TapError(f"there is no tap {name!r}, but logits, correct, stageN, energyN and hint")
+        raise TapError(
+            f"there is no tap {name!r}, but logits, correct, stageN, energyN, hint and embedding"
+        )
 
     def reduce(self, features: Tensor) -> Tensor:
         """The map of its stage (B, C, H, W), of any float dtype -> its values (B, ...) float32."""
@@ -90,11 +93,12 @@ def taps_asked(config: TapsConfig, stages: Iterable[str]) -> list[Tap]:
     if hint is not None and hint.stage not in stages:
         raise TapError(f"taps.hint.stage: {hint.stage} is none of {', '.join(stages)}")
     return [
-        Tap("logits"),
-        *(Tap("stage", stage) for stage in stages),
-        Tap("correct"),
+        *([Tap("logits")] if config.logits else []),
+        *(Tap("stage", stage) for stage in stages if config.means),
+        *([Tap("correct")] if config.logits else []),
         *(Tap("energy", stage) for stage in stages if config.energy),
         *([Tap("hint", hint.stage)] if hint else []),
+        *([Tap("embedding")] if config.embedding else []),
     ]
 
 
@@ -119,6 +123,21 @@ def stage_modules(
     modules = default_stages(arch) if stages is None else stages
     if not modules:
         raise TapError(f"arch {arch!r} has no default stages: name its modules under {key}")
+    return _numbered(modules)
+
+
+def teacher_stages(config: TeacherConfig) -> dict[str, str]:
+    """The stages of a teacher, {"stage1": module name, ...}.
+
+    {} where its architecture has none by default, and no tap is read at a stage. Raises TapError.
+    """
+    arch, taps = config.teacher.arch, config.taps
+    if taps.reads_stages or taps.stages:
+        return stage_modules(arch, taps.stages)
+    return _numbered(default_stages(arch))
+
+
+def _numbered(modules: Sequence[str]) -> dict[str, str]:
     return {f"stage{number}": module for number, module in enumerate(modules, start=1)}
 
 

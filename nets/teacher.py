@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from configs.schema import TeacherNet
+from nets.archs import ArchError, timm_model
+from nets.classifier import classifiers_of, read_embedding
+from nets.layout import TapError
 from nets.precision import autocast
 from nets.taps import Tap, read_stages
 from nets.weights import load_weights
@@ -18,12 +24,16 @@ from nets.zoo import build_net
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network in evaluation mode; stages: its tapped modules, {"stage1": module, ...}."""
+    """A network in evaluation mode; stages: its tapped modules, {"stage1": module, ...}.
+
+    classifiers: the modules that the embedding enters; () where it is not asked for.
+    """
 
     network: nn.Module
     stages: Mapping[str, str]
     precision: str
     device: torch.device
+    classifiers: tuple[str, ...] = ()
 
     @torch.inference_mode()
     def outputs(
@@ -41,16 +51,19 @@ class Teacher:
         def reduce(stage: str, features: Tensor) -> dict[str, Tensor]:
             return {tap.name: tap.reduce(features) for tap in at_stage[stage]}
 
+        size = images.shape[2], images.shape[3]
+        values: dict[str, Tensor] = {}
         with (
             autocast(self.precision, self.device),
-            read_stages(
-                self.network, stages, reduce, (images.shape[2], images.shape[3])
-            ) as by_stage,
+            read_stages(self.network, stages, reduce, size) as by_stage,
+            read_embedding(self.network, self.classifiers, values),
         ):
             logits = self.network(images).float()
-        values = {"logits": logits, "correct": (logits.argmax(dim=1) == labels).to(torch.uint8)}
+        values |= {"logits": logits, **{n: each.float() for n, each in values.items()}}
         for of_stage in by_stage.values():
             values |= of_stage
+        if any(tap.kind == "correct" for tap in taps):
+            values["correct"] = (logits.argmax(dim=1) == labels).to(torch.uint8)
         return {tap.name: values[tap.name] for tap in taps}
 
     def tap_shapes(
@@ -67,6 +80,33 @@ class Teacher:
         return [Tap("logits"), *(Tap("stage", stage) for stage in self.stages), Tap("correct")]
 
 
+def fresh_teacher(
+    config: TeacherNet,
+    stages: Mapping[str, str],
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    has_embedding: bool = False,
+    device: torch.device | None = None,
+) -> Teacher:
+    """The teacher with fresh weights, still on the CPU.
+
+    num_classes: 0 where its logits are not asked for. has_embedding: whether its embedding is.
+    image_shape: (H, W, C). device: where it will be; None: on the CPU too. Raises ArchError, and
+    TapError where it has no embedding.
+    """
+    is_timms = bool(timm_model(config.arch))
+    classes = num_classes if is_timms else num_classes or 1  # a classifier that is not used
+    network = build_net(config, num_classes=classes, image_shape=image_shape).eval()
+    if config.bn == "recalibrated" and not _batch_norms(network):
+        raise ArchError(
+            f"teacher.bn: recalibrated, but {config.arch} has no batch norm",
+            fix="teacher.bn=eval",
+        )
+    classifiers = classifiers_of(network, image_shape) if has_embedding else ()
+    return Teacher(network, stages, config.precision, device or torch.device("cpu"), classifiers)
+
+
 def load_teacher_network(
     config: TeacherNet,
     stages: Mapping[str, str],
@@ -75,20 +115,58 @@ def load_teacher_network(
     image_shape: tuple[int, int, int],
     device: torch.device,
     calibration: Iterable[Tensor],
+    has_embedding: bool = False,
 ) -> Teacher:
-    """Build the teacher, load its weights and freeze it. Raises ArchError.
+    """Build the teacher, load its weights and freeze it. Raises ArchError, TapError.
 
-    image_shape: (H, W, C). calibration: batches (B, C, H, W) on the device; read only with
-    `bn: recalibrated`.
+    num_classes: 0 where its logits are not asked for; the classifier of the weights may then be
+    any, or missing. image_shape: (H, W, C). calibration: batches (B, C, H, W) on the device; read
+    only with `bn: recalibrated`.
     """
-    network = build_net(config, num_classes=num_classes, image_shape=image_shape)
-    load_weights(network, fetched_weights(config.weights))
+    teacher = fresh_teacher(
+        config,
+        stages,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        has_embedding=has_embedding,
+        device=device,
+    )
+    network = teacher.network
+    load_weights(
+        network,
+        fetched_weights(config.weights),
+        convert=_conversion(config.arch, num_classes, image_shape),
+        without=() if num_classes else _classifiers_if_any(network, image_shape),
+    )
     network = network.eval().requires_grad_(False)
     network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.bn == "recalibrated":
         with autocast(config.precision, device):
             recalibrate(network, calibration)
-    return Teacher(network, stages, config.precision, device)
+    return dataclasses.replace(teacher, network=network)
+
+
+def _conversion(
+    arch: str, num_classes: int, image_shape: tuple[int, int, int]
+) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    """What makes tensors fit that do not: timm's own conversion, for its models."""
+    if not (model := timm_model(arch)):
+        return None
+    from nets.timm_weights import converted
+
+    size = image_shape[0], image_shape[1]
+    return functools.partial(converted, model, num_classes=num_classes, image_size=size)
+
+
+def _classifiers_if_any(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    try:
+        return classifiers_of(network, image_shape)
+    except TapError:
+        return ()
+
+
+def _batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 @torch.no_grad()
@@ -98,7 +176,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     A batch is weighted by its size. All other modules stay in evaluation mode, and so does the
     whole network afterwards.
     """
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = _batch_norms(network)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -76,8 +76,8 @@ class _Pass:
         left = block.rows
         for _, values in self._teacher_pass.batches([block.view], _ids(block), self._taps):
             parts.append({tap: values[tap] for tap in taps})
-            left -= len(values["correct"])
-            self._progress.advance(len(values["correct"]))
+            left -= len(values[taps[0]])
+            self._progress.advance(len(values[taps[0]]))
             self._refuse_if_stopped(left / max(self._progress.rate, 1e-9))
         self._behind.write(block, {tap: torch.cat([p[tap] for p in parts]) for tap in taps})
         self._done += 1
@@ -97,7 +97,7 @@ class _Pass:
         for parts in self._teacher_pass.readings(views, ids, self._taps):
             some = {view: {tap: values[tap] for tap in taps} for view, values in parts.items()}
             self._behind.spool(spool, some)
-            rows = len(parts[views[0]]["correct"])
+            rows = len(parts[views[0]][taps[0]])
             done += rows
             self._progress.advance(rows * len(views))
             if done < block.rows:

@@ -94,7 +94,7 @@ def compare_records(
             rounding = _rounding(cache, tap, view, fresh)
             pairs[tap].append(_Pair(fresh, stored[tap].astype(np.float32), rounding))
     joined = {tap: _joined(parts) for tap, parts in pairs.items()}
-    margin = _margins(joined["logits"].fresh)
+    margin = _margins(joined["logits"].fresh) if "logits" in joined else np.empty(0, np.float32)
     batching = _BATCHING_ERROR[setup.config.teacher.precision]
     return [_compared(tap, pair, batching, margin) for tap, pair in joined.items()]
 

@@ -95,6 +95,8 @@ def format_measured(cache: TeacherCache, config: TeacherConfig) -> str:
     measured = cache.measured
     if not measured:
         return "Its teacher's errors were not measured."
+    if "test_top1_error" not in measured:
+        return "Its teacher has no logits, so no error was measured."
     has_top5 = len(cache.manifest.class_names) > 5
     top5 = f", {measured['test_top5_error']:.2f} % top-5" if has_top5 else ""
     return (

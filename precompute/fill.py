@@ -87,9 +87,10 @@ def _measured(
     """The teacher's errors, and the rate of this pass or, if it computed nothing, the last one."""
     cache = _opened(teacher_pass.setup)
     last = writer.manifest.measured.get("images_per_second", 0.0)
+    has_logits = "correct" in cache.taps
     return {
         **teacher_pass.test_errors(),
-        "train_agreement": agreement(cache, cache.num_views),
+        **({"train_agreement": agreement(cache, cache.num_views)} if has_logits else {}),
         "views": cache.num_views,
         "images_per_second": images_per_second or last,
     }

@@ -14,7 +14,7 @@ from configs.schema import TeacherConfig
 from nets.archs import ArchError
 from nets.identity import teacher_identity
 from nets.names import check_arch
-from nets.taps import Tap, stage_modules, taps_asked
+from nets.taps import Tap, taps_asked, teacher_stages
 from nets.weights_file import fetched_weights, known_sha256
 from store.find import cache_folder
 from store.identity import Identity, cache_identity, knows_weights, with_weights
@@ -39,6 +39,11 @@ class Setup:
         return taps_asked(self.config.taps, self.stages)
 
     @property
+    def num_classes(self) -> int:
+        """Of the teacher's logits; 0 where they are not asked for."""
+        return self.dataset.num_classes if self.config.taps.logits else 0
+
+    @property
     def tap_names(self) -> list[str]:
         return [tap.name for tap in self.taps]
 
@@ -49,11 +54,15 @@ class Setup:
             case "correct":
                 return TapSpec(shape, "uint8")
             case "logits":
-                return TapSpec(shape, taps.logits, scale="row" if taps.logits == "uint8" else None)
+                scale = "row" if taps.logits == "uint8" else None
+                return TapSpec(shape, str(taps.logits), scale)
             case "stage":
-                return TapSpec(shape, taps.means, scale="block" if taps.means == "uint8" else None)
+                scale = "block" if taps.means == "uint8" else None
+                return TapSpec(shape, str(taps.means), scale)
             case "energy":
                 return TapSpec(shape, str(taps.energy))
+            case "embedding":
+                return TapSpec(shape, str(taps.embedding))
             case "hint":
                 assert taps.hint is not None
                 return TapSpec(shape, taps.hint.dtype, stage=tap.stage)
@@ -84,7 +93,7 @@ def described(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
 
 def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup:
     """The setup of a config whose dataset is loaded. Raises TapError, ArchError."""
-    stages = stage_modules(config.teacher.arch, config.taps.stages)
+    stages = teacher_stages(config)
     taps_asked(config.taps, stages)  # raises where the hint's stage is none of them
     identity = cache_identity(views_identity(config, dataset), teacher_identity(config))
     path = cache_folder(caches_dir, config.name, identity)

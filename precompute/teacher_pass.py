@@ -65,10 +65,11 @@ class TeacherPass:
         self.teacher: Teacher = load_teacher_network(
             config.teacher,
             setup.stages,
-            num_classes=dataset.num_classes,
+            num_classes=setup.num_classes,
             image_shape=self.pixels.shape,
             device=device,
             calibration=calibration_batches(self.pixels),
+            has_embedding=bool(config.taps.embedding),
         )
 
     def tap_specs(self) -> dict[str, TapSpec]:
@@ -140,7 +141,9 @@ class TeacherPass:
         return {tap: torch.cat([part[tap] for part in parts]) for tap in parts[0]}
 
     def test_errors(self) -> dict[str, float]:
-        """The teacher's error (%) on the test split."""
+        """The teacher's error (%) on the test split; {} where it has no logits."""
+        if not self.setup.num_classes:
+            return {}
         test = evaluation_pixels(
             self.setup.dataset.test,
             self.setup.config.views,

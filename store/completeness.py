@@ -8,7 +8,7 @@ from pathlib import Path
 
 from store.errors import CacheIncomplete, TeacherPass
 from store.faults import Fault, damage_error
-from store.layout import TapSpec, is_opt_in, tap_of
+from store.layout import TapSpec, kind_of, optional_taps, tap_of
 from store.source import Source
 
 
@@ -32,16 +32,16 @@ def refuse_incomplete(source: Source, num_views: int, taps: Collection[str]) -> 
         for array, there in source.coverage.there.items()
         if tap_of(array) in taps and not there[view, index]
     )
-    lacking = _first_views(source, num_views)
-    whole_views = _whole_views(lacking, num_views)
+    lacking, optional = _first_views(source, num_views), optional_taps(manifest.taps)
+    whole_views = _whole_views(lacking, optional, num_views)
     problem = (
         f"{source.path} is not finished: {done:,} of {lacks.size:,} blocks are committed; the "
         f"first missing one: tap {array}, view {view}, block {index}"
     )
     if whole_views:
-        command = _trim_command(source, num_views, lacking)
+        command = _trim_command(source, num_views, lacking, optional)
         problem += f"\n  to keep only what is complete: {command}"
-    opt_in = {tap: manifest.taps[tap] for tap in lacking if is_opt_in(tap)}
+    opt_in = {tap: manifest.taps[tap] for tap in lacking if tap in optional}
     asked = (f"views.count={num_views}", *_settings_of(opt_in)) if whole_views else ()
     raise CacheIncomplete(problem, fix=TeacherPass(manifest.teacher, asked))
 
@@ -54,16 +54,18 @@ def _first_views(source: Source, num_views: int) -> dict[str, int]:
     return {tap: ordered[tap] for tap in source.manifest.stored if tap in ordered}
 
 
-def _whole_views(lacking: Mapping[str, int], num_views: int) -> int:
+def _whole_views(lacking: Mapping[str, int], optional: Collection[str], num_views: int) -> int:
     """How many views have all required taps."""
-    return min((view for tap, view in lacking.items() if not is_opt_in(tap)), default=num_views)
+    return min((view for tap, view in lacking.items() if tap not in optional), default=num_views)
 
 
-def _trim_command(source: Source, num_views: int, lacking: Mapping[str, int]) -> str:
+def _trim_command(
+    source: Source, num_views: int, lacking: Mapping[str, int], optional: Collection[str]
+) -> str:
     """What drops the views and taps that a growth began and did not finish."""
-    whole_views = _whole_views(lacking, num_views)
+    whole_views = _whole_views(lacking, optional, num_views)
     dropped = ",".join(
-        tap for tap, view in lacking.items() if is_opt_in(tap) and view < whole_views
+        tap for tap, view in lacking.items() if tap in optional and view < whole_views
     )
     words = ["python -m store trim", shlex.quote(str(source.path))]
     words += [f"--views {whole_views}"] if whole_views < num_views else []
@@ -73,9 +75,9 @@ def _trim_command(source: Source, num_views: int, lacking: Mapping[str, int]) ->
 
 def _settings_of(opt_in: Mapping[str, TapSpec]) -> list[str]:
     """The keys of the teacher's file that ask for these taps."""
-    energy = {f"taps.energy={spec.dtype}" for tap, spec in opt_in.items() if tap != "hint"}
+    others = {f"taps.{kind_of(tap)}={spec.dtype}" for tap, spec in opt_in.items() if tap != "hint"}
     hint = opt_in.get("hint")
     return [
-        *energy,
+        *sorted(others),
         *([f"taps.hint.stage={hint.stage}", f"taps.hint.dtype={hint.dtype}"] if hint else []),
     ]

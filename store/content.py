@@ -198,8 +198,11 @@ def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Man
 def _rows_on_disk(path: Path) -> int | None:
     """The block size of a cache without a manifest, from its zarr metadata."""
     try:
-        text = (path / ZARR_GROUP / "logits" / "zarr.json").read_text()
-        return int(json.loads(text)["chunk_grid"]["configuration"]["chunk_shape"][1])
+        name, dimension = (
+            ("logits", 1) if (path / ZARR_GROUP / "logits").is_dir() else (SAMPLE_CRC, 0)
+        )
+        text = (path / ZARR_GROUP / name / "zarr.json").read_text()
+        return int(json.loads(text)["chunk_grid"]["configuration"]["chunk_shape"][dimension])
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
 

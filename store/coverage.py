@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from store.layout import is_opt_in, tap_of
+from store.layout import optional_taps, tap_of
 from store.manifest import Manifest
 
 Mask = NDArray[np.bool_]
@@ -84,7 +84,8 @@ class Coverage:
 
     def num_complete_views(self) -> int:
         """How many views, from the first on, have every tap that a cache cannot lack."""
-        taps = [tap for tap in self._manifest.stored if not is_opt_in(tap)]
+        optional = optional_taps(self._manifest.taps)
+        taps = [tap for tap in self._manifest.stored if tap not in optional]
         lacks = self.lacking_any(taps, self._manifest.num_views)
         return _first_true(np.logical_or.reduce(lacks, axis=1))
 

@@ -8,7 +8,7 @@ flushed to disk before its journal line is written, which zarr cannot do.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,15 @@ def tap_of(array: str) -> str:
 
 def is_opt_in(tap: str) -> bool:
     """Whether a cache may lack this tap."""
-    return kind_of(tap) in ("energy", "hint")
+    return kind_of(tap) in ("energy", "hint", "embedding")
+
+
+def optional_taps(taps: Iterable[str]) -> set[str]:
+    """Those without which a cache of these taps would still be one: the opt-in ones, if others
+    are left."""
+    taps = set(taps)
+    opt_in = set(filter(is_opt_in, taps))
+    return opt_in if opt_in < taps else set()
 
 
 def kind_of(tap: str) -> str:

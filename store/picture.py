@@ -25,8 +25,12 @@ def picture(cache: TeacherCache) -> bytes:
     upper, lower = cast(Any, figure.subfigures(2, 1, height_ratios=[1.25, 1]))
     means, confidence, right = upper.subplots(1, 3, width_ratios=[1.2, 1, 1])
     _draw_means(means, cache, records)
-    _draw_confidence(confidence, records)
-    _draw_agreement(right, cache, records)
+    if "logits" in records:
+        _draw_confidence(confidence, records)
+        _draw_agreement(right, cache, records)
+    else:
+        upper.delaxes(confidence)
+        upper.delaxes(right)
     _draw_views(lower, cache)
     png = io.BytesIO()
     figure.savefig(png, format="png")
@@ -44,9 +48,9 @@ def _title(cache: TeacherCache) -> str:
 
 
 def _draw_means(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[Any]]) -> None:
-    stages = [name for name in cache.taps if kind_of(name) == "stage"]
-    values = [records[stage].mean(axis=0) for stage in stages]
-    axes.boxplot(values, tick_labels=stages, showfliers=True, flierprops={"ms": 3})
+    vectors = [name for name in cache.taps if kind_of(name) in ("stage", "embedding")]
+    values = [records[name].mean(axis=0) for name in vectors]
+    axes.boxplot(values, tick_labels=vectors, showfliers=True, flierprops={"ms": 3})
     axes.set_title("channel means, one point per channel,\naveraged over the samples", fontsize=9)
     axes.set_ylabel("spatial mean of the activation")
     axes.grid(axis="y", alpha=0.3)
@@ -100,10 +104,17 @@ def _draw_views(figure: SubFigure, cache: TeacherCache) -> None:
     for axes in grid:
         axes.axis("off")
     for view, (axes, pixels) in enumerate(zip(grid, views, strict=False)):
-        first = _softmax(cache.read([0], view, ["logits"])["logits"])[0]
         grey = pixels.shape[2] == 1
         axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None)
-        axes.set_title(f"{view}: {names[first.argmax()]} {100 * first.max():.0f} %", fontsize=8)
+        axes.set_title(f"{view}{_first_class(cache, view)}", fontsize=8)
+
+
+def _first_class(cache: TeacherCache, view: int) -> str:
+    """The teacher's first class of sample 0, and its probability; "" where it has no logits."""
+    if "logits" not in cache.taps:
+        return ""
+    first = _softmax(cache.read([0], view, ["logits"])["logits"])[0]
+    return f": {cache.manifest.class_names[first.argmax()]} {100 * first.max():.0f} %"
 
 
 def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

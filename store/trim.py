@@ -56,14 +56,20 @@ def _trimmed(path: Path, manifest: Manifest, views: int, drop_taps: Collection[s
         )
     for tap in drop_taps:
         if not is_opt_in(tap):
-            raise UnknownTap(f"only energies and the hint can be dropped, not {tap!r}")
+            raise UnknownTap(
+                f"only energies, the hint and the embedding can be dropped: not {tap!r}"
+            )
     taps = {
         tap: spec for tap, spec in manifest.taps.items() if not {tap, kind_of(tap)} & set(drop_taps)
     }
+    if not taps:
+        raise UnknownTap(f"{path} holds no other taps: delete it instead")
     measured = manifest.measured
     if manifest.measured_views > views:
-        opened = TeacherCache.open(path, num_views=views, taps=["correct"])
-        measured = {**measured, "views": views, "train_agreement": agreement(opened, views)}
+        measured = {**measured, "views": views}
+        if "correct" in taps:
+            opened = TeacherCache.open(path, num_views=views, taps=["correct"])
+            measured["train_agreement"] = agreement(opened, views)
     elif views != manifest.num_views:
         measured = manifest.measured_with_views
     return dataclasses.replace(manifest, num_views=views, taps=taps, measured=measured)

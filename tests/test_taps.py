@@ -18,6 +18,7 @@ NAMES = {
     Tap("stage", "stage2"): "stage2",
     Tap("energy", "stage12"): "energy12",
     Tap("hint", "stage3"): "hint",
+    Tap("embedding"): "embedding",
 }
 
 
@@ -57,7 +58,7 @@ def test_a_cache_holds_what_its_teachers_file_asks_for() -> None:
 def test_the_store_tells_the_kinds_of_taps_by_the_same_names() -> None:
     for tap, name in NAMES.items():
         assert kind_of(name) == tap.kind
-        assert is_opt_in(name) == (tap.kind in ("energy", "hint"))
+        assert is_opt_in(name) == (tap.kind in ("energy", "hint", "embedding"))
 
 
 def test_a_teacher_gives_the_taps_that_are_asked_for_and_no_others() -> None:

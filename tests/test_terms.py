@@ -22,14 +22,14 @@ from train.study import Study
 from train.terms import Batch, check_options, expanded_taps, loss_named, loss_term
 
 MakeStudy = Callable[..., Study]
-ALL_TAPS = ("taps.energy=float16", "taps.hint.stage=stage2")
+ALL_TAPS = ("taps.energy=float16", "taps.hint.stage=stage2", "taps.embedding=float16")
 
 OWN_LOSS = """
 import torch
 from train.terms import Batch, loss_term
 
 
-@loss_term(teacher_taps=["logits", "embedding"], student=["logits", "embedding"])
+@loss_term(teacher_taps=["logits", "last_stage"], student=["logits", "embedding"])
 def sharper(batch: Batch, sharpness: float = 1.0) -> torch.Tensor:
     gap = batch.logits - batch.teacher["logits"] * sharpness
     return gap.square().mean() + (batch.embedding - batch.of_teacher("stage")[-1]).square().mean()
@@ -58,6 +58,7 @@ def test_every_loss_trains_from_the_cache_as_from_the_live_teacher(make_study: M
             "taps.means=float32",
             "taps.energy=float32",
             "taps.hint.dtype=float32",
+            "taps.embedding=float32",
         ),
         student=(*settings, *terms),
     )

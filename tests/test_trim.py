@@ -192,7 +192,7 @@ def test_what_cannot_be_trimmed_is_refused(
     before = files_of(cache)
     for arguments, told in (
         (["--views", "4"], "is planned for 3 views"),
-        (["--drop-taps", "logits"], "only energies and the hint can be dropped, not 'logits'"),
+        (["--drop-taps", "logits"], "the hint and the embedding can be dropped: not 'logits'"),
     ):
         assert cli(["trim", str(cache), *arguments]) == 2
         assert told in capsys.readouterr().err

@@ -5,17 +5,16 @@ Without a cache, both networks are built with fresh weights and shown one blank 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-
-import torch
 
 from configs.commands import cache_command
 from configs.schema import LossTerm, StudentConfig, TeacherConfig
 from nets.archs import ArchError
 from nets.layout import TapError
-from nets.taps import Tap, stage_modules, taps_asked
-from nets.teacher import Teacher
+from nets.taps import Tap, taps_asked, teacher_stages
+from nets.teacher import fresh_teacher
 from nets.weights_file import is_downloadable
 from nets.zoo import build_net
 from store.errors import fixes_spelled_by
@@ -91,12 +90,17 @@ def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]
     """
     check_augmentable(dataset.train.first_shape, config.views.augment)
     shape = view_shape(dataset.train.first_shape, config.views.augment)
-    net, device = config.teacher, torch.device("cpu")
-    network = build_net(net, num_classes=dataset.num_classes, image_shape=shape)
-    stages = stage_modules(net.arch, config.taps.stages)
+    net, stages = config.teacher, teacher_stages(config)
     taps = taps_asked(config.taps, stages)
     try:
-        shapes = Teacher(network.eval(), stages, "float32", device).tap_shapes(shape, taps)
+        teacher = fresh_teacher(
+            net,
+            stages,
+            num_classes=dataset.num_classes if config.taps.logits else 0,
+            image_shape=shape,
+            has_embedding=bool(config.taps.embedding),
+        )
+        shapes = dataclasses.replace(teacher, precision="float32").tap_shapes(shape, taps)
     except TapError as error:
         raise TapError(f"taps.stages: {error.problem}", fix=error.fix) from None
     except RuntimeError as error:
@@ -206,6 +210,7 @@ def format_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[s
         "logits",
         "correct",
         "hint",
+        "embedding",
         *stages,
         *(Tap("energy", stage).name for stage in stages),
     }
@@ -219,10 +224,13 @@ def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) ->
     """Overrides of the teacher's file that add these taps; a hint is the middle stage's."""
     every = set().union(*missing.values())
     kinds = {Tap.parse(name).kind for name in every}
-    middle = stages[len(stages) // 2]
+    middle = stages[len(stages) // 2] if stages else "stage1"
     return [
+        *(["taps.logits=float16"] if kinds & {"logits", "correct"} else []),
+        *(["taps.means=float16"] if "stage" in kinds else []),
         *(["taps.energy=float16"] if "energy" in kinds else []),
         *([f"taps.hint.stage={middle}"] if "hint" in kinds else []),
+        *(["taps.embedding=float16"] if "embedding" in kinds else []),
     ]
 
 
@@ -233,7 +241,7 @@ def check_before_the_pass(
     caches_dir: Path = Path("caches"),
 ) -> None:
     """Raise TrainError where a cache of this teacher would lack what methods need."""
-    stages = list(stage_modules(teacher.teacher.arch, teacher.taps.stages))
+    stages = list(teacher_stages(teacher))
     missing = missing_taps(config, methods, stages, tap_names(teacher))
     if missing:
         who = f"the teacher's file {teacher.name} leaves out"

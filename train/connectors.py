@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from configs.schema import LossTerm, StudentNet
 from nets.archs import ArchError
+from nets.classifier import classifiers_of, read_embedding
 from nets.layout import TapError, size_like
 from nets.taps import (
     Tap,
@@ -39,7 +40,8 @@ class Connectors(nn.Module):
 
     hint: the stage whose whole map is needed, and the teacher's channels there; it gets a
     connector of its own, the regressor of FitNets. merged: of several teachers, each of which gets
-    connectors of its own.
+    connectors of its own. embedding: the sizes of the student's and of the teacher's, between which
+    a linear layer is trained.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Connectors(nn.Module):
         kind: str,
         hint: tuple[str, int] | None = None,
         merged: MergedTaps | None = None,
+        embedding: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         ours = merged.student_stage if merged else {stage: stage for stage in teacher_channels}
@@ -68,10 +71,17 @@ class Connectors(nn.Module):
             if hint[0] not in student_channels:
                 raise StageMismatch(f"the cache's hint is {hint[0]}, which the student lacks")
             self.regressor = _connector(student_channels[hint[0]], hint[1], "conv-bn-relu")
+        self.projector: nn.Module | None = None
+        if embedding is not None:
+            self.projector = _projector(*embedding, kind)
 
     def hint(self, maps: Mapping[str, Tensor]) -> Tensor | None:
         """(B, C_t, H, W): what the regressor makes of the student's map."""
         return self.regressor(maps[self.hint_stage]) if self.regressor else None
+
+    def pre_logits(self, maps: Mapping[str, Tensor]) -> Tensor | None:
+        """(B, D_t): what the linear layer makes of the student's embedding."""
+        return self.projector(maps["embedding"]) if self.projector else None
 
     def forward(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
         means = {
@@ -88,18 +98,34 @@ def build_connectors(
     seed: int,
     hint: tuple[str, int] | None = None,
     merged: MergedTaps | None = None,
+    embedding: tuple[int, int] | None = None,
 ) -> Connectors:
     """Connectors whose initial weights depend on `seed` alone. Raises StageMismatch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Connectors(student_channels, teacher_channels, kind, hint, merged)
+        return Connectors(student_channels, teacher_channels, kind, hint, merged, embedding)
 
 
 def student_stages(student: StudentNet, terms: Sequence[LossTerm]) -> dict[str, str]:
     """The student's stages, {"stage1": module, ...}; {} where no loss needs its maps."""
-    if not _looked_at(terms) - {"logits"}:
+    if not _looked_at(terms) - {"logits", "pre_logits"}:
         return {}
     return stage_modules(student.arch, student.stages, key="student.stages")
+
+
+def student_classifiers(
+    network: nn.Module, terms: Sequence[LossTerm], image_shape: tuple[int, int, int]
+) -> tuple[str, ...]:
+    """The modules that the student's embedding enters; () where no loss looks at it.
+
+    Raises TapError where it has none.
+    """
+    if "pre_logits" not in _looked_at(terms):
+        return ()
+    try:
+        return classifiers_of(network, image_shape)
+    except TapError as error:
+        raise TapError(f"student.arch: {error.problem}", fix=error.fix) from None
 
 
 def connectors_for(
@@ -124,12 +150,21 @@ def connectors_for(
     if "energy" in looked_at:
         _check_count(shapes, wanted)
         _check_sizes(shapes, taps)
-    if not looked_at & {"means", "hint"}:
+    if not looked_at & {"means", "hint", "pre_logits"}:
         return None
     channels = {stage: shape[0] for stage, shape in shapes.items()}
     hint = (str(taps["hint"].stage), taps["hint"].shape[0]) if "hint" in looked_at else None
+    embedding = None
+    if classifiers := student_classifiers(network, terms, image_shape):
+        embedding = _embedding_size(network, classifiers, image_shape), taps["embedding"].shape[0]
     return build_connectors(
-        channels, wanted if "means" in looked_at else {}, student.connector, seed, hint, merged
+        channels,
+        wanted if "means" in looked_at else {},
+        student.connector,
+        seed,
+        hint,
+        merged,
+        embedding,
     )
 
 
@@ -160,6 +195,31 @@ def student_shapes(
         ) from error
     network.train(was_training)
     return {stage: tuple(features.shape[1:]) for stage, features in maps.items()}
+
+
+@torch.no_grad()
+def _embedding_size(
+    network: nn.Module, classifiers: Sequence[str], image_shape: tuple[int, int, int]
+) -> int:
+    height, width, channels = image_shape
+    was_training, values = network.training, dict[str, Tensor]()
+    network.eval()
+    with read_embedding(network, classifiers, values):
+        network(torch.zeros(1, channels, height, width))
+    network.train(was_training)
+    return values["embedding"].shape[1]
+
+
+def _projector(in_features: int, out_features: int, kind: str) -> nn.Module:
+    if kind != "none":
+        return nn.Linear(in_features, out_features)
+    if in_features != out_features:
+        raise StageMismatch(
+            f"student.connector is none, but the student's embedding has {in_features} numbers and "
+            f"the teacher's {out_features}",
+            fix="student.connector=conv-bn-relu",
+        )
+    return nn.Identity()
 
 
 def _connector(in_channels: int, out_channels: int, kind: str) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from configs.schema import Training
+from nets.classifier import read_embedding
 from nets.precision import autocast
 from nets.taps import changed_in_place, read_stages
 from train import TrainError
@@ -26,8 +27,9 @@ from views.batches import Pixels
 class Learner:
     """Everything that changes over a run.
 
-    stages: "stageN" -> module, of which losses look at the maps. maps: "stageN" -> (B, C, H, W) of
-    the last forward pass, while `reading_maps` is open.
+    stages: "stageN" -> module, of which losses look at the maps. classifiers: modules of which a
+    loss looks at what enters them. maps, of the last forward pass, while `reading_maps` is open:
+    "stageN" -> (B, C, H, W), "embedding" -> (B, D).
     """
 
     network: nn.Module
@@ -42,6 +44,7 @@ class Learner:
     freeze_idle_classifier: bool
     start: Start | None = None  # of a network that starts from weights that exist
     maps: dict[str, Tensor] = field(default_factory=dict)
+    classifiers: tuple[str, ...] = ()
 
     @property
     def precision(self) -> str:
@@ -106,13 +109,14 @@ def make_learner(
     device: torch.device,
     *,
     stages: Mapping[str, str] | None = None,
+    classifiers: tuple[str, ...] = (),
     freeze_idle_classifier: bool = True,
     start: Start | None = None,
 ) -> Learner:
     """Move to the device and set up what changes the network's and the connectors' parameters.
 
-    stages: "stageN" -> module, of which losses look at the maps; None: no loss does. start: of a
-    network that starts from weights that exist.
+    stages, classifiers: as in `Learner`; none: no loss looks at maps, or at the embedding. start:
+    of a network that starts from weights that exist.
     """
     modules = [_on_device(each, device) for each in (network, connectors) if each is not None]
     return Learner(
@@ -127,6 +131,7 @@ def make_learner(
         stages or {},
         freeze_idle_classifier,
         start,
+        classifiers=classifiers,
     )
 
 
@@ -159,7 +164,11 @@ def reading_maps(learner: Learner, pixels: Pixels, batch_size: int) -> Iterator[
         return features.clone() if stage in changed else features
 
     size = pixels.shape[0], pixels.shape[1]
-    with read_stages(learner.network, learner.stages, own, size) as learner.maps:
+    network = learner.network
+    with (
+        read_stages(network, learner.stages, own, size) as learner.maps,
+        read_embedding(network, learner.classifiers, learner.maps),
+    ):
         yield
 
 

@@ -124,6 +124,25 @@ def fitnets(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
 
 
 @loss_term()
+def embedding(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
+    """The batch mean of 1 - cosine between the embeddings that enter the two classifiers.
+
+    Both (B, D), the student's behind a linear connector.
+    """
+    cosines = F.cosine_similarity(_wide(student_pre_logits), _wide(teacher_pre_logits), dim=1)
+    return (1 - cosines).mean()
+
+
+@loss_term()
+def embedding_mse(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
+    """The mean squared difference of the embeddings that enter the two classifiers.
+
+    Both (B, D), the student's behind a linear connector.
+    """
+    return F.mse_loss(_wide(student_pre_logits), _wide(teacher_pre_logits))
+
+
+@loss_term()
 def dkd(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -60,13 +60,14 @@ def _losses(
     """The losses of a forward pass by name, and their weighted sum as "total"."""
     with autocast(learner.precision, learner.device):
         logits = learner.forward(batch.inputs)  # fills learner.maps
-        means, hint = _connected(learner, terms)
+        means, hint, pre_logits = _connected(learner, terms)
     seen = Batch(
         labels=batch.labels,
         logits=logits,
         means=means,
         maps=dict(learner.maps),
         hint=hint,
+        pre_logits=pre_logits,
         teacher=teacher_outputs,
         other_labels=batch.other_labels,
         other_shares=batch.other_shares,
@@ -105,13 +106,16 @@ def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[ActiveTerm]:
 
 def _connected(
     learner: Learner, terms: Sequence[ActiveTerm]
-) -> tuple[Sequence[Tensor], Tensor | None]:
-    """The student's maps through its connectors, as far as a loss looks at them: means, hint."""
+) -> tuple[Sequence[Tensor], Tensor | None, Tensor | None]:
+    """What the connectors make of the student, as far as losses look: means, hint, embedding."""
     wanted = {output for term in terms for output in loss_named(term.loss).student}
     if (connectors := learner.connectors) is None:
-        return (), None
-    means = connectors(learner.maps) if "means" in wanted else ()
-    return means, connectors.hint(learner.maps) if "hint" in wanted else None
+        return (), None, None
+    return (
+        connectors(learner.maps) if "means" in wanted else (),
+        connectors.hint(learner.maps) if "hint" in wanted else None,
+        connectors.pre_logits(learner.maps) if "pre_logits" in wanted else None,
+    )
 
 
 def _fill_missing_gradients(network: nn.Module) -> None:

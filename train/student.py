@@ -24,7 +24,7 @@ from store import TeacherCache
 from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
 from train.check import check_methods
-from train.connectors import connectors_for, student_stages
+from train.connectors import connectors_for, student_classifiers, student_stages
 from train.feed import (
     CachedTeacher,
     LiveTeacher,
@@ -108,6 +108,7 @@ def open_session(
         run.training,
         device,
         stages=student_stages(student, run.terms),
+        classifiers=student_classifiers(network, run.terms, study.image_shape),
         freeze_idle_classifier=run.training.freeze_idle_classifier,
         start=start,
     )
@@ -179,10 +180,11 @@ def _live(
     teacher = load_teacher_network(
         config.teacher,
         stages,
-        num_classes=run.study.dataset.num_classes,
+        num_classes=run.study.dataset.num_classes if config.taps.logits else 0,
         image_shape=run.study.image_shape,
         device=device,
         calibration=calibration_batches(data.train),
+        has_embedding="embedding" in taps,
     )
     return LiveTeacher(teacher, taps_stored({tap: cache.taps[tap] for tap in taps}))
 

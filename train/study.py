@@ -27,7 +27,7 @@ from nets.archs import has_stem
 from nets.identity import init_identity
 from nets.names import check_arch
 from nets.source import arch_source, module_sha256
-from nets.taps import stage_modules, taps_asked
+from nets.taps import taps_asked, teacher_stages
 from runtime.reading import BadFile
 from store.differences import Difference, differences, short_repr
 from store.errors import CacheError
@@ -351,8 +351,7 @@ def _refusing_too_many_views(config: StudentConfig, teacher: TeacherConfig) -> I
 
 def tap_names(teacher: TeacherConfig) -> set[str]:
     """The names of the taps that a teacher's file asks for. Raises TapError."""
-    stages = stage_modules(teacher.teacher.arch, teacher.taps.stages)
-    return {tap.name for tap in taps_asked(teacher.taps, stages)}
+    return {tap.name for tap in taps_asked(teacher.taps, teacher_stages(teacher))}
 
 
 def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:

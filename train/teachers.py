@@ -13,7 +13,7 @@ from pathlib import Path
 
 from configs.load import load_teacher, refuse_missing_data
 from configs.schema import StudentConfig, TeacherConfig
-from nets.taps import stage_modules
+from nets.taps import teacher_stages
 from store.differences import differences
 from store.reader import TeacherCache
 from train import TrainError
@@ -35,7 +35,7 @@ class FurtherTeacher:
     @property
     def stages(self) -> dict[str, str]:
         """ "stageN" -> module."""
-        return stage_modules(self.config.teacher.arch, self.config.taps.stages)
+        return teacher_stages(self.config)
 
 
 def further_configs(config: StudentConfig, first: TeacherConfig) -> list[TeacherConfig]:

@@ -33,7 +33,7 @@ from nets.taps import Tap, channel_means, in_order, spatial_energy
 from runtime.errors import did_you_mean
 from train import TrainError
 
-StudentOutput = Literal["logits", "means", "energy", "embedding", "hint"]
+StudentOutput = Literal["logits", "means", "energy", "embedding", "hint", "pre_logits"]
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 _BUILT_IN = "train.losses"
@@ -46,7 +46,9 @@ class Batch:
     labels: (B,) int64; of mixed images the label of the larger share, and other_labels and
     other_shares (B,) say what else is in them. logits: the student's, (B, K). means: after its
     connectors, per stage (B, C_l). maps: its feature maps, "stageN" -> (B, C, H, W). hint: after
-    the regressor, like the teacher's. teacher: name of a tap -> (B, ...), all on one device.
+    the regressor, like the teacher's. pre_logits: what enters its classifier, after a linear
+    connector, like the teacher's `embedding`. teacher: name of a tap -> (B, ...). All are on one
+    device.
     """
 
     labels: Tensor
@@ -54,6 +56,7 @@ class Batch:
     means: Sequence[Tensor] = ()
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     hint: Tensor | None = None
+    pre_logits: Tensor | None = None
     teacher: Mapping[str, Tensor] = field(default_factory=dict)
     other_labels: Tensor | None = None
     other_shares: Tensor | None = None
@@ -117,6 +120,7 @@ INPUTS: dict[str, Input] = {
     "student_means": _students("means", lambda batch: batch.means),
     "student_energy": _students("energy", lambda batch: batch.energies[0]),
     "student_embedding": _students("embedding", lambda batch: batch.embedding),
+    "student_pre_logits": _students("pre_logits", lambda batch: batch.pre_logits),
     "student_hint": _students("hint", lambda batch: batch.hints[0]),
     "teacher_logits": _teachers("logits", lambda batch: batch.teacher["logits"]),
     "teacher_correct": _teachers("correct", lambda batch: batch.teacher["correct"]),
@@ -124,7 +128,8 @@ INPUTS: dict[str, Input] = {
         "stages", lambda batch: batch.of_teacher("stage")[: len(batch.means)]
     ),
     "teacher_energy": _teachers("energies", lambda batch: batch.energies[1]),
-    "teacher_embedding": _teachers("embedding", lambda batch: batch.of_teacher("stage")[-1]),
+    "teacher_pre_logits": _teachers("embedding", lambda batch: batch.teacher["embedding"]),
+    "teacher_embedding": _teachers("last_stage", lambda batch: batch.of_teacher("stage")[-1]),
     "teacher_hint": _teachers("hint", lambda batch: batch.hints[1]),
 }
 
@@ -134,7 +139,7 @@ class Loss:
     """A registered function, and what it needs.
 
     teacher_taps: names of taps; "stages" stands for stage1 ... stageL, "energies" for energy1 ...
-    energyL, "embedding" for the last stage. student: what it looks at; "logits" also says that its
+    energyL, "last_stage" for stageL. student: what it looks at; "logits" also says that its
     gradient reaches the classifier. inputs: the parameters that are `INPUTS`; none where it takes
     the whole `Batch`.
     """
@@ -242,7 +247,7 @@ def expanded_taps(loss: Loss, stages: Sequence[str]) -> set[str]:
     groups = {
         "stages": set(stages),
         "energies": {Tap("energy", stage).name for stage in stages},
-        "embedding": {stages[-1]},
+        "last_stage": set(stages[-1:]) or {"the means of a stage"},
     }
     return set().union(*(groups.get(tap, {tap}) for tap in loss.teacher_taps))
 

@@ -22,12 +22,12 @@ class StudentNet:
     """The student network."""
 
     arch: StrictStr
-    """Name of the network, or `python:package.module:function`."""
+    """Name of the network, `timm:NAME`, or `python:package.module:function`."""
     stem: Literal["cifar", "imagenet"] = "cifar"
     """First layers of a ResNet: one 3x3 convolution, or a 7x7 one with stride 2 and pooling."""
     connector: Literal["conv-bn-relu", "none"] = "conv-bn-relu"
-    """Trained layers from each stage of the student to the channels of the teacher's; `none`: the
-    channels must agree."""
+    """Trained layers from each stage of the student to the channels of the teacher's, and a linear
+    one between their embeddings; `none`: the channels must agree."""
     stages: tuple[StrictStr, ...] | None = None
     """Names of the modules that end a stage; `null`: those of the architecture."""
     options: dict[StrictStr, Option] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictStr
+from pydantic import Field, StrictStr, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from configs.schema.dataset import DatasetConfig
@@ -20,9 +20,10 @@ class TeacherNet:
     """The teacher network, its weights, and how it is run."""
 
     arch: StrictStr
-    """Name of the network, or `python:package.module:function`."""
+    """Name of the network, `timm:NAME`, or `python:package.module:function`."""
     weights: StrictStr
-    """File of a state dict, or `torchvision:NAME`."""
+    """File of a state dict (`.pt`, `.safetensors`), `torchvision:NAME`, or `timm:pretrained`: the
+    weights that timm publishes of its model `arch`."""
     stem: Literal["cifar", "imagenet"] = "cifar"
     """First layers of a ResNet: one 3x3 convolution, or a 7x7 one with stride 2 and pooling."""
     options: dict[StrictStr, Option] = field(default_factory=dict)
@@ -34,6 +35,17 @@ class TeacherNet:
     """Arithmetic of the teacher pass; `float32` excludes TF32."""
     expected_error: Annotated[float, Field(strict=True, ge=0, le=100)] | None = None
     """Published top-1 error (%) on the test split; a pass that measures another one warns."""
+
+    @field_validator("weights")
+    @classmethod
+    def _of_the_arch(cls, weights: str, info: ValidationInfo) -> str:
+        """`timm:pretrained` -> the `timm:NAME` of the arch, by which its weights are known."""
+        if weights != "timm:pretrained":
+            return weights
+        arch = str(info.data.get("arch", "timm:"))
+        if not arch.startswith("timm:"):
+            raise ValueError(f"timm:pretrained needs an arch timm:NAME, and it is {arch}")
+        return arch
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -50,16 +62,30 @@ class Hint:
 class TapsConfig:
     """Which outputs of the teacher are stored, and as what type."""
 
-    logits: TapDtype = "float16"
-    """Type of the logits; `uint8` stores codes with a scale, see `store/FORMAT.md`."""
-    means: TapDtype = "float16"
-    """Type of the channel means of each stage, `stage1` ... `stageL`."""
+    logits: TapDtype | None = "float16"
+    """Type of the logits; `uint8` stores codes with a scale, see `store/FORMAT.md`. `null`: neither
+    they nor `correct` are stored, and the classifier of the weights may be any, or missing."""
+    means: TapDtype | None = "float16"
+    """Type of the channel means of each stage, `stage1` ... `stageL`; `null`: not stored."""
     energy: FloatDtype | None = None
     """Type of the attention maps of each stage, `energy1` ... `energyL`; `null`: not stored."""
     hint: Hint | None = None
     """One whole feature map, for FitNets; `null`: not stored."""
+    embedding: FloatDtype | None = None
+    """Type of the embedding, which enters the classifier; `null`: not stored."""
     stages: tuple[StrictStr, ...] | None = None
     """Names of the modules that end a stage; `null`: those of the architecture."""
+
+    @model_validator(mode="after")
+    def _store_something(self) -> TapsConfig:
+        if not (self.logits or self.embedding or self.reads_stages):
+            raise ValueError("nothing is stored: set logits, means, embedding, energy or hint")
+        return self
+
+    @property
+    def reads_stages(self) -> bool:
+        """Whether any of them is read at a stage."""
+        return any(tap is not None for tap in (self.means, self.energy, self.hint))
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

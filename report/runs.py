@@ -56,11 +56,11 @@ class Result:
     reads_cache: bool  # whether its losses read teacher outputs from the cache
     cache: str
     cache_sha256: str
-    num_teachers: int
     teacher: Mapping[str, float]  # measured when the cache was made; may be empty
     device: str
     versions: Mapping[str, str]
     curve: tuple[Point, ...] = ()
+    num_teachers: int = 1
 
     @property
     def has_top5(self) -> bool:

@@ -26,13 +26,13 @@ app = new_app("Print configs.")
 @app.command()
 def teacher(name: TeacherName, overrides: Overrides = None) -> None:
     """Print a teacher's config with its defaults and overrides filled in."""
-    print(to_yaml(load_teacher(name, overrides or [])), end="")
+    print(visible(to_yaml(load_teacher(name, overrides or []))), end="")
 
 
 @app.command()
 def student(name: StudentName, overrides: Overrides = None) -> None:
     """Print a student's config with its defaults and overrides filled in."""
-    print(to_yaml(load_student(name, split_overrides(overrides or [])[0])), end="")
+    print(visible(to_yaml(load_student(name, split_overrides(overrides or [])[0]))), end="")
 
 
 @app.command()

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from configs.schema import ImageFolder, Normalisation, Packed
-from tests.support.image_folders import write_image_folder
+from tests.support.image_folders import pack_folder, write_image_folder
 from views import packed
 from views.__main__ import cli
 from views.datasets import Dataset, DatasetError, load_dataset
 from views.folders import image_folder
-from views.pack import pack_encoded, pack_pixels
+from views.pack import pack_pixels
 
 RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
 CONFIG = """
@@ -92,7 +92,7 @@ def test_a_packed_folder_has_the_folders_identity_and_checksums(file: Path) -> N
 
 def test_of_an_encoded_file_any_choice_of_samples_has_the_folders_digest(tmp_path: Path) -> None:
     source = image_folder(write_image_folder(tmp_path / "data", per_class=20))
-    pack_encoded(source, tmp_path / "data.h5")
+    pack_folder(source, tmp_path / "data.h5")
     some = np.array([3, 17, 30])
     assert packed.packed(tmp_path / "data.h5").digest_of(some) == source.digest_of(some)
 

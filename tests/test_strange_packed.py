@@ -19,16 +19,16 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.support.image_folders import write_image_folder
+from tests.support.image_folders import pack_folder, write_image_folder
 from tests.support.project import ROOT
 from views.__main__ import cli
 from views.folders import image_folder
-from views.pack import pack_encoded, pack_pixels
+from views.pack import pack_pixels
 from views.packed import packed
 from views.packed_file import FORMAT_NAME, HEAD_BYTES, PackedFile
 from views.splits import DatasetError, Source
 
-KINDS = {"pixels": pack_pixels, "encoded": pack_encoded}
+KINDS = {"pixels": pack_pixels, "encoded": pack_folder}
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -254,10 +254,10 @@ def test_what_a_killed_pack_left_is_removed_and_a_running_one_is_left_alone(tmp_
 KILLED = """
 import os, sys
 from pathlib import Path
-from views import pack
+from views import new_packed, pack
 from views.folders import image_folder
-finish = pack._NewFile.put_header
-pack._NewFile.put_header = lambda *given: os.kill(os.getpid(), 9)
+finish = new_packed.NewPackedFile.put_header
+new_packed.NewPackedFile.put_header = lambda *given: os.kill(os.getpid(), 9)
 pack.pack_pixels(image_folder(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
@@ -304,5 +304,5 @@ def test_a_name_that_is_not_utf_8_is_refused_before_packing(tmp_path: Path) -> N
     first = os.fsencode(root / "train" / "cat")
     os.rename(first + b"/00.png", first + b"/caf\xe9.png")
     with pytest.raises(DatasetError, match=r"UTF-8"):
-        pack_encoded(image_folder(root), tmp_path / "data.h5")
+        pack_folder(image_folder(root), tmp_path / "data.h5")
     assert not list(tmp_path.glob("*.h5"))

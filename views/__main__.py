@@ -1,8 +1,10 @@
-"""python -m views pack NAME|PATH FILE.h5 [--encoded] [key=value ...]    an image folder as one file
+"""python -m views pack NAME|PATH FILE.h5 [--encoded] [key=value ...]    images as one file
+python -m views pack NAME|PATH FILE.json --short-side 256              as shards with an index
 
-Packs all images of the folder that a teacher's config names: `limit` and `validation_fraction`
-choose among them when the file is read. The packed form serves the caches of the folder, and the
-folder those of its packed form.
+Packs all images that a teacher's config names: `limit` and `validation_fraction` choose among them
+when the file is read. Decoded pixels, and files that keep their bytes, serve the caches of the
+dataset that they were packed from, and that one theirs; images that were made smaller are a
+dataset of their own.
 """
 
 from __future__ import annotations
@@ -12,15 +14,26 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from configs.load import load_teacher, refuse_missing_data
+from configs.schema import ImageFolder, TeacherConfig
 from runtime.commands import new_app, new_console, run_command
+from runtime.formats import format_size
+from runtime.limits import usable_cores
 from runtime.options import Overrides, TeacherName
+from runtime.progress import Progress
 from views.datasets import open_source
+from views.encoded import EncodedSource, encoded_folder
 from views.pack import pack_encoded, pack_pixels
+from views.pack_shards import pack_shards
+from views.recode import Recode
+from views.shard_index import SUFFIX
 from views.splits import chosen_ids
 
 app = new_app("Prepare datasets.")
+
+_Side = Annotated[int | None, typer.Option(min=1, help="shrink images to at most so many pixels")]
 
 
 @app.callback()
@@ -31,31 +44,74 @@ def main() -> None:
 @app.command()
 def pack(
     name: TeacherName,
-    file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="the file to write")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="FILE.h5, or FILE.json with shards beside it")
+    ],
     overrides: Overrides = None,
     encoded: Annotated[
         bool, typer.Option("--encoded", help="keep the files' own bytes, not decoded pixels")
     ] = False,
+    short_side: _Side = None,
+    max_side: _Side = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="of the JPEG that images are shrunk to")
+    ] = None,
+    shard_mb: Annotated[int, typer.Option(min=1, help="size of a shard, about")] = 1000,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="processes that shrink images; default: all cores")
+    ] = None,
 ) -> None:
-    """Pack the image folder of a teacher's config into one file.
+    """Pack the images of a teacher's config into one file, or into shards with an index.
 
-    Use it with dataset: {type: packed, file: FILE.h5, ...}.
+    Use it with dataset: {type: packed, file: FILE, ...}.
 
-    Without --encoded the images are stored as decoded pixels and must all have one size.
+    Without further options the images are stored as decoded pixels and must all have one size.
+    --short-side and --max-side shrink larger images to JPEG of --quality (90); the others keep
+    their bytes. --quality alone encodes all of them anew. Shards that exist are not packed again.
     """
     config = load_teacher(name, overrides or [])
     refuse_missing_data(config)
+    console = new_console()
+    recode = None
+    if any(option is not None for option in (short_side, max_side, quality)):
+        recode = Recode(short_side, max_side, 90 if quality is None else quality)
+    num_workers = usable_cores() if workers is None else workers
+    if recode is None and not encoded and file.suffix != SUFFIX:
+        _pack_pixels(config, file, console)
+        return
+    source = _encoded_source(config)
+    options = {"max_pixels": _max_pixels(config), "num_workers": num_workers}
+    if file.suffix == SUFFIX:
+        shard_bytes = shard_mb * 1_000_000
+        size = pack_shards(
+            source, file, recode, shard_bytes=shard_bytes, console=console, **options
+        )
+    else:
+        total = sum(map(len, source.splits.values()))
+        with Progress(total, "images", console) as progress:
+            pack_encoded(source, file, recode, advance=progress.advance, **options)
+        size = file.stat().st_size
+    console.print(_outcome(file, len(source.train), len(source.test), size))
+
+
+def _pack_pixels(config: TeacherConfig, file: Path, console: Console) -> None:
     dataset = config.dataset
     source = open_source(dataset)
-    if encoded:
-        pack_encoded(source, file)
-    else:
-        chosen = chosen_ids(source.train.labels, dataset.limit, dataset.validation_fraction)
-        pack_pixels(source, file, [ids for ids in chosen if len(ids)])
-    new_console().print(
-        f"{file}: {len(source.train):,} training and {len(source.test):,} test images, "
-        f"{file.stat().st_size:,} bytes"
-    )
+    chosen = chosen_ids(source.train.labels, dataset.limit, dataset.validation_fraction)
+    pack_pixels(source, file, [ids for ids in chosen if len(ids)])
+    console.print(_outcome(file, len(source.train), len(source.test), file.stat().st_size))
+
+
+def _encoded_source(config: TeacherConfig) -> EncodedSource:
+    return encoded_folder(open_source(config.dataset))
+
+
+def _max_pixels(config: TeacherConfig) -> int:
+    return int(getattr(config.dataset, "max_pixels", ImageFolder.max_pixels))
+
+
+def _outcome(file: Path, num_train: int, num_test: int, num_bytes: int) -> str:
+    return f"{file}: {num_train:,} training and {num_test:,} test images, {format_size(num_bytes)}"
 
 
 def cli(arguments: list[str] | None = None) -> int:

@@ -11,8 +11,8 @@ found, bound to labels and checksums by the header's own sha256.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from configs.schema import Packed
 from views.folders import digest_of_files, hashed_files
-from views.packed_file import PackedFile
+from views.packed_file import SPLITS, PackedFile, key_of
 from views.pictures import decode_bytes, shown_path
+from views.shard_index import SUFFIX, open_shards
 from views.splits import Checksums, DatasetError, Ids, Source, Split, crc32c, refuse_other_size
 
 RUN_SAMPLES = 1024  # neighbours are read together, at most so many
@@ -30,13 +31,14 @@ RUN_BYTES = 2**26  # and at most about so many bytes
 
 
 def packed(file: Path, max_pixels: int = Packed.max_pixels) -> Source:
-    """The dataset in a packed file; images are read, and checked, when they are asked for.
+    """The dataset in a packed file, or in the shards of an index.
 
-    Raises DatasetError where the file is missing, damaged or something else.
+    Images are read, and checked, when they are asked for. Raises DatasetError where a file is
+    missing, damaged or something else.
     """
-    content = PackedFile(file)
-    header = content.header
-    train, test = (_PackedImages(content, split, max_pixels) for split in ("train", "test"))
+    files = open_shards(file) if file.suffix == SUFFIX else (PackedFile(file),)
+    header = files[0].header
+    train, test = (_PackedImages(files, split, max_pixels) for split in SPLITS)
 
     def digest_of(ids: Ids) -> str:
         if train.is_encoded:
@@ -64,68 +66,53 @@ def packed(file: Path, max_pixels: int = Packed.max_pixels) -> Source:
     )
 
 
-def key_of(ids: Ids) -> str:
-    """What `digests` calls a choice of samples."""
-    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest()
-
-
-@dataclass(frozen=True)
 class _PackedImages:
-    """Images of one split of a file."""
+    """Images of one split, which may be spread over several files."""
 
-    file: PackedFile
-    name: str
-    max_pixels: int
+    def __init__(self, files: Sequence[PackedFile], name: str, max_pixels: int) -> None:
+        self.name, self.max_pixels = name, max_pixels
+        self.is_encoded = files[0].header.kind == "encoded"
+        some = [file for file in files if file.num_samples(name)]
+        self.files = [_FileImages(file, name) for file in some or files[:1]]
+        self.starts = np.cumsum([0, *(len(file.labels) for file in self.files)])
+        self.labels = np.concatenate([file.labels for file in self.files])
 
     def split(self) -> Split:
-        """Raises DatasetError where labels or images cannot be."""
+        """Raises DatasetError where the images are too large."""
         if not self.is_encoded:
-            height, width, _ = self.file.image_shape(self.name)
+            height, width, _ = self.files[0].file.image_shape(self.name)
             if height * width > self.max_pixels:
                 raise DatasetError(
-                    f"{shown_path(self.file.path)} holds images of {width:,} x {height:,} pixels, "
-                    f"more than dataset.max_pixels ({self.max_pixels:,})"
+                    f"{shown_path(self.files[0].file.path)} holds images of {width:,} x "
+                    f"{height:,} pixels, more than dataset.max_pixels ({self.max_pixels:,})"
                 )
         return Split(self.labels, self.load, self.read_each, self.read_checksums, self.name_of)
 
-    @property
-    def is_encoded(self) -> bool:
-        return self.file.header.kind == "encoded"
-
-    @cached_property
-    def labels(self) -> Ids:
-        return self.file.labels(self.name)
-
     @cached_property
     def checksums(self) -> Checksums:
-        """Of each sample's bytes in this file."""
-        return self.file.checksums(self.name)
+        """Of each sample's bytes in these files."""
+        return np.concatenate([file.checksums for file in self.files])
 
     @cached_property
     def source_checksums(self) -> Checksums:
         """Of the bytes that each sample was packed from."""
         if self.is_encoded:
             return self.checksums
-        return self.file.checksums(self.name, "source_crc32c")
-
-    @cached_property
-    def offsets(self) -> Ids:
-        """(N + 1,): where each sample begins among the bytes."""
-        if self.is_encoded:
-            return self.file.offsets(self.name)
-        bytes_each = int(np.prod(self.file.image_shape(self.name)))
-        return np.arange(len(self.labels) + 1, dtype=np.int64) * bytes_each
+        return np.concatenate(
+            [each.file.checksums(self.name, "source_crc32c") for each in self.files]
+        )
 
     def name_of(self, sample: int) -> str:
-        return f"{self.name} sample {sample} of {shown_path(self.file.path)}"
+        file = self.files[self._file_of(sample)].file
+        return f"{self.name} sample {sample} of {shown_path(file.path)}"
 
     def digest_of(self, ids: Ids) -> str:
         """What the folder's digest would be: sha256, hex."""
-        names = self.file.names(self.name)
+        names = [name for each in self.files for name in each.file.names(self.name)]
+        sizes = np.concatenate([np.diff(each.offsets) for each in self.files])[ids].tolist()
 
         hashed = (ids[i : i + 1] for i in hashed_files(len(ids)))
         contents = (content.tobytes() for one in hashed for _, content in self._read(one))
-        sizes = np.diff(self.offsets)[ids].tolist()
         return digest_of_files((names[i] for i in ids), sizes, self.labels[ids], contents)
 
     def load(self, ids: Ids) -> tuple[NDArray[np.uint8], Checksums]:
@@ -137,7 +124,7 @@ class _PackedImages:
             refuse_other_size(images.shape[1:], image, self.name_of(int(ids[place])))
             images[place] = image
         if images is None:
-            raise DatasetError(f"no images asked for of {shown_path(self.file.path)}")
+            raise DatasetError(f"no images asked for of {shown_path(self.files[0].file.path)}")
         return images, self.source_checksums[ids]
 
     def read_each(self, ids: Ids) -> Iterator[tuple[NDArray[np.uint8], int]]:
@@ -146,7 +133,7 @@ class _PackedImages:
             if self.is_encoded:
                 image = decode_bytes(content.tobytes(), self.name_of(sample), self.max_pixels)
             else:
-                image = content.reshape(self.file.image_shape(self.name))
+                image = content.reshape(self.files[0].file.image_shape(self.name))
             yield image, int(self.source_checksums[sample])
 
     def read_checksums(self, ids: Ids) -> Checksums:
@@ -157,25 +144,53 @@ class _PackedImages:
 
     def _read(self, ids: Ids) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Sample, and what is stored of it, compared with its checksum."""
-        stored = "bytes" if self.is_encoded else "images"
-        for run in _runs(ids, self.offsets):
-            offsets = self.offsets[run[0] : run[-1] + 2]
-            content = self.file.part(self.name, stored, int(offsets[0]), int(offsets[-1]))
-            for sample, start, stop in zip(
-                run.tolist(), offsets - offsets[0], offsets[1:] - offsets[0], strict=False
-            ):
-                if int(self.checksums[sample]) != crc32c(content[start:stop]):
+        for some in _neighbours(ids, self.starts):
+            number = self._file_of(int(some[0]))
+            start = int(self.starts[number])
+            for sample, content in self.files[number].read(some - start):
+                yield start + sample, content
+
+    def _file_of(self, sample: int) -> int:
+        return int(np.searchsorted(self.starts, sample, side="right")) - 1
+
+
+class _FileImages:
+    """Images of one split of one file."""
+
+    def __init__(self, file: PackedFile, name: str) -> None:
+        self.file, self.name = file, name
+        self.stored = "bytes" if file.header.kind == "encoded" else "images"
+        self.labels = file.labels(name)
+
+    @cached_property
+    def checksums(self) -> Checksums:
+        return self.file.checksums(self.name)
+
+    @cached_property
+    def offsets(self) -> Ids:
+        """(N + 1,): where each sample begins."""
+        if self.stored == "bytes":
+            return self.file.offsets(self.name)
+        bytes_each = math.prod(self.file.image_shape(self.name))
+        return np.arange(len(self.labels) + 1, dtype=np.int64) * bytes_each
+
+    def read(self, ids: Ids) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Neighbours, read together where they are not too large, compared with their checksums."""
+        size = max(int(self.offsets[ids[-1] + 1] - self.offsets[ids[0]]), 1)
+        rows = max(1, min(RUN_SAMPLES, len(ids) * RUN_BYTES // size))
+        for run in np.split(ids, range(rows, len(ids), rows)):
+            offsets = self.offsets[run[0] : run[-1] + 2].tolist()
+            content = self.file.part(self.name, self.stored, offsets[0], offsets[-1])
+            for sample, start, stop in zip(run.tolist(), offsets, offsets[1:], strict=False):
+                own = content[start - offsets[0] : stop - offsets[0]]
+                if int(self.checksums[sample]) != crc32c(own):
                     raise self.file.damaged(
                         f"{self.name} sample {sample} does not match its checksum"
                     )
-                yield sample, content[start:stop]
+                yield sample, own
 
 
-def _runs(ids: Ids, offsets: Ids) -> Iterator[Ids]:
-    """`ids`, cut where the next one is not the neighbour of the one before, or too much at once."""
-    for some in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1):
-        if not len(some):
-            continue
-        size = max(int(offsets[some[-1] + 1] - offsets[some[0]]), 1)
-        rows = max(1, min(RUN_SAMPLES, len(some) * RUN_BYTES // size))
-        yield from np.split(some, range(rows, len(some), rows))
+def _neighbours(ids: Ids, starts: Ids) -> Iterator[Ids]:
+    """`ids`, cut where the next one is not the neighbour of the one before in the same file."""
+    cuts = (np.diff(ids) != 1) | np.isin(ids[1:], starts)
+    yield from (some for some in np.split(ids, np.flatnonzero(cuts) + 1) if len(some))

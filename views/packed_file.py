@@ -88,21 +88,45 @@ class ArrayPlace(BaseModel):
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
+class Recoded(BaseModel):
+    """How files were made smaller; see `views.recode`."""
+
+    model_config = _STRICT
+    short_side_px: Count | None
+    max_side_px: Count | None
+    quality: Annotated[int, Field(ge=1, le=100)]
+    encoder: Annotated[str, Field(max_length=200)]
+
+
 class Header(BaseModel):
-    """digests: of choices of training samples by the sha256 of their ids, "all", and "test"."""
+    """digests: of choices of training samples by the sha256 of their ids, "all", and "test".
+
+    recoded: how the files were made smaller. job, part: of a shard, see `views.shards`.
+    """
 
     model_config = _STRICT
     kind: Literal["pixels", "encoded"]
     type: Annotated[str, Field(pattern="^[a-z0-9]{1,32}$")]
     class_names: Annotated[list[str], Field(min_length=1, max_length=2**20)]
-    digests: Annotated[dict[Annotated[str, Field(max_length=64)], Sha256], Field(max_length=1000)]
+    digests: Annotated[
+        dict[Annotated[str, Field(max_length=64)], Sha256], Field(max_length=1000)
+    ] = {}
     splits: dict[Literal["train", "test"], dict[str, ArrayPlace]]
+    recoded: Recoded | None = None
+    job: Sha256 | None = None
+    part: Annotated[int, Field(ge=0, lt=2**20)] | None = None
 
     def to_bytes(self) -> bytes:
         """The head and the header."""
         body = json.dumps(self.model_dump(), separators=(",", ":")).encode()
         sha256 = hashlib.sha256(body).hexdigest()
-        return f"{FORMAT_NAME} {FORMAT_VERSION:04d} {len(body):012d} {sha256}\n".encode() + body
+        head = f"{FORMAT_NAME} {FORMAT_VERSION:04d} {len(body):012d} {sha256}\n"
+        return head.encode() + body
+
+
+def key_of(ids: Ids) -> str:
+    """What `digests` calls a choice of samples."""
+    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest()
 
 
 class PackedFile:
@@ -124,7 +148,8 @@ class PackedFile:
             raise DatasetError(f"dataset.file: {error}") from None
         weakref.finalize(self, os.close, self._handle)
         self.num_bytes = os.fstat(self._handle).st_size
-        self.header = self._checked(self._read_header())
+        self.header_sha256, header = self._read_header()
+        self.header = self._checked(header)
 
     def array(self, split: str, name: str) -> NDArray[np.generic]:
         """A whole array that has a checksum. Raises DatasetError where that does not match."""
@@ -199,7 +224,8 @@ class PackedFile:
             offset, num_bytes = offset + len(piece), num_bytes - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _read_header(self) -> Header:
+    def _read_header(self) -> tuple[str, Header]:
+        """Its sha256, and the header."""
         shown = shown_path(self.path)
         start = os.pread(self._handle, HEAD_BYTES, 0)
         if start.startswith(_HDF5_SIGNATURE):
@@ -222,7 +248,7 @@ class PackedFile:
         if hashlib.sha256(body).hexdigest() != head[4].decode():
             raise self.damaged("its header does not match its checksum")
         try:
-            return Header.model_validate(parse_json(body, self.path))
+            return head[4].decode(), Header.model_validate(parse_json(body, self.path))
         except BadFile as error:
             raise DatasetError(f"{error}: its header") from None
         except ValidationError as error:

@@ -92,12 +92,12 @@ class ImageFolder(Pictures):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Packed(Pictures):
-    """An image folder packed into one file by `python -m views pack`."""
+    """Images packed into one file, or into shards, by `python -m views pack`."""
 
     type: Literal["packed"]
     """Which dataset."""
     file: StrictStr
-    """The packed file."""
+    """The packed file, or the index of the shards."""
 
 
 DatasetConfig = Annotated[Digits | Cifar | ImageFolder | Packed, Field(discriminator="type")]

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from views.encoded import encoded_folder
+from views.pack import pack_encoded
+from views.splits import Source
+
 
 def write_image_folder(
     root: Path,
@@ -27,3 +31,8 @@ def write_image_folder(
                 pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number:02d}.png")
     return root
+
+
+def pack_folder(source: Source, file: Path) -> None:
+    """Pack the own bytes of a folder's files."""
+    pack_encoded(encoded_folder(source), file)

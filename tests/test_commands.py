@@ -172,6 +172,28 @@ def test_the_plan_says_what_is_there_and_what_is_missing(
     assert "cache    to build: 60 samples x 3 views = 180 images" in told
 
 
+@pytest.mark.parametrize(("rates", "is_told"), [([100.0, 300.0], True), ([300.0, 290.0], False)])
+def test_a_plan_says_where_bfloat16_is_slower_than_float32(
+    cached: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    rates: list[float],
+    is_told: bool,
+) -> None:
+    left = list(rates)
+    monkeypatch.setattr("train.student.measured_rate", lambda _: left.pop(0))
+    call = ["plan", "digits-resnet8", "--method", "ce", "--device", "cpu", *cached]
+    assert cli([*call, "training.precision=bfloat16"]) == 0
+    told = capsys.readouterr().out
+    hint = "hint: training.precision: bfloat16 is slower than float32 on this CPU: 100 against 300"
+    assert (hint in told) == is_told
+    assert f"trial    {rates[0]:,.0f} images/s on cpu" in told
+    assert not left
+    left[:] = [500.0]  # one trial
+    assert cli([*call, "training.precision=float32"]) == 0
+    assert "hint" not in capsys.readouterr().out
+
+
 COMMAND_AND_ITS_PEAK = """
 import sys
 from runtime.cost import peak_memory

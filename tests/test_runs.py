@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from runtime.locks import Job, WriterLock
 from train.__main__ import cli
+from train.loop import EpochPrinter
+from train.records import EpochResult
 from train.study import Study
 
 Call = Callable[..., str]
@@ -71,6 +76,112 @@ def test_what_differs_from_the_last_run_is_named_inside_lists_too(call: Call) ->
     assert "differs from the last run of kd, seed 0:\n  terms.1.temperature is 2.0, was 4" in told
     told = call("student", "--method", "kd", "methods={kd: [{loss: ce, weight: 0.1}]}")
     assert "\n  terms.1.loss is not set, was 'kd'\n" in told
+
+
+def stopped_after_the_first_epoch(
+    call: Call, monkeypatch: pytest.MonkeyPatch, *arguments: str, run: int = 1
+) -> str:
+    """A command that a signal stops after the first epoch of its `run`th run."""
+    begun = [0]
+    print_epoch = EpochPrinter.__call__
+
+    def stop(printer: EpochPrinter, result: EpochResult) -> None:
+        print_epoch(printer, result)
+        begun[0] += result.epoch == 1
+        if (begun[0], result.epoch) == (run, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EpochPrinter, "__call__", stop)
+        return call(*arguments, status=128 + signal.SIGTERM)
+
+
+def test_redo_keeps_the_finished_result_until_the_new_one_is_there(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redo = ["student", "--method", "ce", "--redo"]
+    call(*redo[:3])
+    (folder,) = folders(tmp_path)
+    (folder / "mine.txt").write_text("of the first run")
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    stopped_after_the_first_epoch(call, monkeypatch, *redo)
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == files
+    finished, again = call("runs").splitlines()[1:]
+    assert "  finished  " in finished
+    assert "  repetition interrupted, 1 of 2 epochs  " in again
+    assert "resuming after epoch 1 of 2" in call(*redo)
+    assert folders(tmp_path) == [folder]
+    assert not (folder / "mine.txt").exists()
+    assert (folder / "summary.json").exists()
+
+
+def test_an_interrupted_redo_of_several_runs_trains_only_what_is_left(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redo = ["ablation", "--methods", "ce kd", "--seeds", "0", "--redo"]
+    call(*redo[:-1])
+    ce, kd = folders(tmp_path)
+    for folder in (ce, kd):
+        (folder / "mine.txt").write_text("of the first run")
+    stopped_after_the_first_epoch(call, monkeypatch, *redo, run=2)
+    assert not (ce / "mine.txt").exists()
+    (ce / "mine.txt").write_text("of the second run")
+    told = call(*redo)
+    assert "1 of 2 runs are finished already" in told
+    assert (ce / "mine.txt").exists()
+    assert not (kd / "mine.txt").exists()
+    assert folders(tmp_path) == [ce, kd]
+
+
+def test_a_repetition_that_was_killed_before_it_took_its_place_takes_it_later(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("student", "--method", "ce")
+    (folder,) = folders(tmp_path)
+    (folder / "mine.txt").write_text("of the first run")
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("train.student.take_place", killed)
+        call("student", "--method", "ce", "--redo", status=130)
+    assert len(folders(tmp_path)) == 2
+    told = call("student", "--method", "ce")
+    assert "epoch " not in told.replace("last epoch", "").replace("best epoch", "")
+    assert folders(tmp_path) == [folder]
+    assert not (folder / "mine.txt").exists()
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads for the rest of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_is_recorded_and_told(
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: Callable[[int], None],
+) -> None:
+    monkeypatch.setattr("runtime.devices.usable_cores", lambda: 2)
+    threads(1)
+    assert "on cpu with 1 thread\n" in call("student", "--method", "ce")
+    (first,) = folders(tmp_path)
+    assert json.loads((first / "summary.json").read_text())["threads"] == 1
+    assert "threads" not in call("runs")
+    threads(2)
+    assert "on cpu with 2 threads\n" in call("student", "--method", "ce", "--seed", "1")
+    one, two = call("runs").splitlines()[1:]
+    assert one.endswith("  threads=1")
+    assert two.endswith("  threads=2")
+    stopped_after_the_first_epoch(call, monkeypatch, "student", "--method", "kd")
+    threads(1)
+    told = call("student", "--method", "kd")
+    assert "begun with 2 threads, resumed with 1: the last bits may differ from those" in told
 
 
 def test_redo_deletes_nothing_that_could_not_be_trained_again(call: Call, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from runtime.options import Caches, Device, OfStudent, Overrides, StudentName, T
 from train.ablation import train_and_report
 from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
 from train.runs import FoundRun, format_result, removable, remove_run, runs_below, table_of
-from train.study import MOST_SEED, Run
+from train.study import MOST_SEED, Run, begin_again
 from train.teacher_weights import format_record, reason_not_to_train, refuse_untrainable
 from views.datasets import load_dataset
 
@@ -53,7 +53,7 @@ FeedOption = Annotated[
     typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="runs to train side by side")]
-Redo = Annotated[bool, typer.Option(help="train again, replacing the runs asked for")]
+Redo = Annotated[bool, typer.Option(help="train finished runs again; each result stays until then")]
 
 
 @app.command()
@@ -81,15 +81,16 @@ def student(
     study = open_named_study(name, overrides, caches, runs, cache, feed)
     run = study.run(method, seed, live_teacher)
     if redo:
-        _remove_to_redo([run], device)
-    if (summary := run.summary) is not None:
+        _begin_again([run], device)
+    if run.is_finished and (summary := run.summary):
         console.print(f"{run.folder} is finished: nothing to do.")
     else:
         from train.student import train_student
 
         if changes := run.changes():
             console.print("\n  ".join([f"differs from the last run of {run}:", *changes]))
-        console.print(f"{run}, from {study.cache.path} into {run.folder}")
+        again = ", whose finished result is replaced at the end" if run.repetition else ""
+        console.print(f"{run}, from {study.cache.path} into {run.folder}{again}")
         summary = train_student(
             run,
             device=device,
@@ -175,7 +176,7 @@ def ablation(
     asked_seeds = parse_seeds(seeds)
     asked_runs = [study.run(method, seed) for method in asked_methods for seed in asked_seeds]
     if redo:
-        _remove_to_redo(asked_runs, device)
+        _begin_again(asked_runs, device)
     commands = [
         shlex.join(["python", "-m", "train", *sys.argv[1:]]),
         _command_of_one_run(name, overrides or [], caches, runs),
@@ -325,16 +326,14 @@ def _remove_surplus(existing: list[FoundRun], agreed: bool) -> None:
     console.print(f"deleted {len(surplus)} of {len(existing)} runs, {size:,.1f} MB")
 
 
-def _remove_to_redo(runs: list[Run], device: str) -> None:
-    """Delete runs of one study that are to be trained again, after checking that they can be."""
+def _begin_again(runs: list[Run], device: str) -> None:
+    """Have runs of one study trained again, after checking that they can be."""
     from runtime.devices import check_device
     from train.check import check_methods
 
     check_methods(runs[0].study, [run.method for run in runs])
     check_device(device)
-    for run in runs:
-        if run.folder.is_dir():
-            remove_run(run.folder)
+    begin_again(runs)
 
 
 def _command_of_one_run(name: str, overrides: list[str], caches: Path, runs: Path) -> str:

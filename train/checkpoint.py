@@ -98,6 +98,7 @@ class _Checkpoint(BaseModel):
     run_sha256: Sha256
     epoch: Count
     seconds: Seconds
+    threads: Count | None = None  # older ones lack it
     best: _Best | None
     best_ema: _Best | None = Field(default=None, alias="best-ema")
     best_sha256: dict[str, Sha256 | None] = {}
@@ -116,6 +117,7 @@ def checkpoint_content(run_sha256: str, progress: Progress, learner: Learner) ->
         "run_sha256": run_sha256,
         "epoch": progress.epoch,
         "seconds": progress.seconds,
+        "threads": torch.get_num_threads(),
         "best": None,
         **{
             name: [best.epoch, best.deciding, best.top1, best.top5]

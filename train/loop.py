@@ -64,6 +64,8 @@ def train_to_end(
             first = classifier_epoch(run.terms, epochs)
             printer = EpochPrinter(epochs, recorder.first_epoch, console, first)
 
+            _print_other_threads(recorder, session.learner.device, console)
+
             def after_epoch(result: EpochResult) -> None:
                 recorder.epoch_done(result)
                 printer(result)
@@ -248,6 +250,17 @@ def trial_steps(session: Session) -> Generator[int, None, None]:
 
 
 # ---- what is printed
+
+
+def _print_other_threads(
+    recorder: RunRecorder, device: torch.device, console: Console | None
+) -> None:
+    before, now = recorder.threads_before, torch.get_num_threads()
+    if console is not None and device.type == "cpu" and before not in (None, now):
+        console.print(
+            f"begun with {before} threads, resumed with {now}: the last bits may differ from those "
+            f"of an uninterrupted run"
+        )
 
 
 class EpochPrinter:

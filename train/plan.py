@@ -5,6 +5,7 @@ Loads torch only where there is something to train.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -33,6 +34,8 @@ from train.teachers import further_configs
 from train.windows import Feed
 from views.augment import view_shape
 from views.datasets import load_dataset
+
+_FASTER = 1.1  # by less, a trial's rates do not differ
 
 
 def open_configs(name: str, overrides: list[str] | None) -> tuple[StudentConfig, TeacherConfig]:
@@ -161,7 +164,7 @@ def plan_lines(
     lines += [f"student  to train: {passes}", *hints]
     if device is not None:
         with suppress(CacheIncomplete):  # the line about the cache says so
-            lines.append(_trial_line(run, device))
+            lines += _trial_lines(run, device)
     return lines
 
 
@@ -213,7 +216,7 @@ def _cache_line(teacher: TeacherConfig, path: Path, samples: int) -> str:
     return f"cache    to {what}: {images} through {arch}, into {path}"
 
 
-def _trial_line(run: Run, device: str) -> str:
+def _trial_lines(run: Run, device: str) -> list[str]:
     from runtime.devices import pick_device
     from runtime.formats import format_duration
     from train.student import try_run
@@ -223,10 +226,25 @@ def _trial_line(run: Run, device: str) -> str:
     study = run.study
     images = len(study.dataset.train) * study.config.training.epochs
     hours = images / max(trial.images_per_second, 1e-9) / 3600
-    return (
+    line = (
         f"trial    {trial.images_per_second:,.0f} images/s on {picked}: {format_duration(hours)} "
         f"without tests; {trial.memory}"
     )
+    if picked.type != "cpu" or run.training.precision == "float32":
+        return [line]
+    rate = try_run(_in_float32(run), picked).images_per_second
+    if rate < _FASTER * trial.images_per_second:
+        return [line]
+    slower = f"{trial.images_per_second:,.0f} against {rate:,.0f} images/s"
+    key = f"training.precision: {run.training.precision}"
+    return [line, f"hint: {key} is slower than float32 on this CPU: {slower}"]
+
+
+def _in_float32(run: Run) -> Run:
+    config = run.study.config
+    training = dataclasses.replace(config.training, precision="float32")
+    config = dataclasses.replace(config, training=training)
+    return dataclasses.replace(run, study=dataclasses.replace(run.study, config=config))
 
 
 def _weights_line(teacher: TeacherConfig) -> str:

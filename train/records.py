@@ -129,6 +129,7 @@ class RunRecorder:
         self.partial: Partial | None = None
         self.seconds = 0.0
         self.first_epoch = 1
+        self.threads_before: int | None = None  # where it is resumed; of older checkpoints unknown
         self.best: dict[str, BestEpoch] = {}  # by the name of the weights
         self._epochs: list[dict[str, Any]] = []  # the metrics
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -323,6 +324,7 @@ class RunRecorder:
         self.first_epoch = progress.epoch + 1
         self.seconds, self.best = progress.seconds, dict(progress.best)
         self.partial, self._epochs = progress.partial, epochs
+        self.threads_before = state.get("threads")
         self._settle_best()
         lines = [metrics_line(epoch, self._sha256) for epoch in epochs]
         self._write(METRICS_FILE, b"".join(lines))

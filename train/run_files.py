@@ -207,6 +207,7 @@ class _StudentSummary(_Summary):
     cache_sha256: Text
     teacher: dict[Text, float]
     device: Text
+    threads: Count | None = None  # older ones lack it
     versions: dict[Text, Text]
 
 

@@ -23,7 +23,9 @@ from train.run_files import CHECKPOINT_FILE, RUN_FILE, count_epochs, read_result
 
 # Of a run's identity, what its method and seed decide; the rest are the settings of its study.
 _OF_ONE_RUN = ("terms", "seed", "sources", "window")
-_FOLDER = re.compile(r"(?P<label>.+)-seed(?P<seed>[0-9]+)-(?P<digits>[0-9a-f]{8})")
+_FOLDER = re.compile(
+    r"(?P<label>.+)-seed(?P<seed>[0-9]+)-(?P<digits>[0-9a-f]{8})(?P<again>\.redo)?"
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,19 @@ class FoundRun:
     num_bytes: int
     changed: float  # seconds, as of time.time
     is_training: bool
+    is_repetition: bool  # of a finished run, whose folder it will take
     problem: str = ""
 
     @property
     def key(self) -> tuple[str, str, int]:
         """Student, label and seed: of runs that agree in these only the settings differ."""
         return self.folder.parent.name, self.label, self.seed
+
+    @property
+    def threads(self) -> int | None:
+        """With how many a finished run was trained on a CPU, which decides its last bits."""
+        summary = self.summary or {}
+        return summary.get("threads") if summary.get("device") == "cpu" else None
 
     @property
     def state(self) -> str:
@@ -59,8 +68,9 @@ class FoundRun:
         if self.is_training:
             return "training now"
         has_checkpoint = (self.folder / CHECKPOINT_FILE).is_file()
+        state = "interrupted" if has_checkpoint else "unfinished"
         of = f"{self.epochs} of {self.identity['training']['epochs']} epochs"
-        return f"interrupted, {of}" if has_checkpoint else f"unfinished, {of}"
+        return f"{'repetition ' if self.is_repetition else ''}{state}, {of}"
 
     def is_like(self, identity: Mapping[str, Any]) -> bool:
         """Whether this run and that of the identity differ in method and seed alone."""
@@ -177,6 +187,23 @@ def remove_run(folder: Path) -> None:
         lock.release()
 
 
+def repetition_of(folder: Path) -> Path:
+    """Where the finished run in `folder` is trained again, until it takes that place."""
+    return folder.with_name(f"{folder.name}.redo")
+
+
+def take_place(folder: Path) -> None:
+    """Put the finished repetition of a run in its place."""
+    replaced = folder.with_name(f"{folder.name}.replaced")
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    if folder.exists():
+        folder.rename(replaced)
+    repetition_of(folder).rename(folder)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
 def _read_run(folder: Path) -> FoundRun | None:
     """None where there is no run in the folder."""
     name = _FOLDER.fullmatch(folder.name)
@@ -187,7 +214,7 @@ def _read_run(folder: Path) -> FoundRun | None:
         if (identity := read_run(folder)) is None:
             return None
         _refuse_other_name(folder, name, identity)
-        summary = read_result(folder, identity)
+        summary = None if name["again"] else read_result(folder, identity)
         epochs = count_epochs(folder, identity_sha256(identity))
     except (BadFile, OSError) as error:
         problem = str(error)
@@ -203,6 +230,7 @@ def _read_run(folder: Path) -> FoundRun | None:
         num_bytes=sum(size.st_size for size in sizes),
         changed=max(size.st_mtime for size in sizes),
         is_training=summary is None and _is_locked(folder),
+        is_repetition=bool(name["again"]),
         problem=problem,
     )
 
@@ -238,7 +266,8 @@ def _distinctions(run: FoundRun, runs: Sequence[FoundRun]) -> list[str]:
     """`key=value` of each setting that is not the same in all runs of its student and method."""
     if run.problem:
         return []
-    same_method = (
-        each.identity for each in runs if each.key[:2] == run.key[:2] and not each.problem
-    )
-    return distinctions(run.identity, same_method, but=["seed"])
+    same_method = [each for each in runs if each.key[:2] == run.key[:2] and not each.problem]
+    settings = distinctions(run.identity, (each.identity for each in same_method), but=["seed"])
+    threads = {each.threads for each in same_method if each.threads is not None}
+    is_told = len(threads) > 1 and run.threads is not None
+    return [*settings, *([f"threads={run.threads}"] if is_told else [])]

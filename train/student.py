@@ -40,6 +40,7 @@ from train.learner import make_learner
 from train.loop import outputs_and_labels, train_to_end, trial_steps
 from train.merged import MergedTaps, MergedTeachers, merged_taps
 from train.records import EpochResult
+from train.runs import take_place
 from train.step import Session
 from train.study import Run, Study
 from views.batches import ViewBatch
@@ -64,19 +65,22 @@ def train_student(
     A finished run is left alone and its summary returned. Ctrl-C and SIGTERM save a checkpoint and
     raise Stopped.
     """
-    if (done := run.summary) is not None:
-        return done
-    study = run.study
-    session = open_session(run, pick_device(device), num_workers=num_workers)
-    if console is not None:
-        _announce(session, study, console)
-    return train_to_end(
-        session,
-        finish=functools.partial(_summary_extras, run, session.learner.device),
-        checkpoint_minutes=checkpoint_minutes,
-        console=console,
-        on_epoch=on_epoch,
-    )
+    to_train = run.repetition or run
+    summary = to_train.summary
+    if summary is None:
+        session = open_session(to_train, pick_device(device), num_workers=num_workers)
+        if console is not None:
+            _announce(session, run.study, console)
+        summary = train_to_end(
+            session,
+            finish=functools.partial(_summary_extras, run, session.learner.device),
+            checkpoint_minutes=checkpoint_minutes,
+            console=console,
+            on_epoch=on_epoch,
+        )
+    if to_train.is_repetition:
+        take_place(run.folder)
+    return summary
 
 
 def open_session(
@@ -122,7 +126,13 @@ def _announce(session: Session, study: Study, console: Console) -> None:
         console.print(hint)
     if session.learner.start is not None:
         console.print(f"the student {session.learner.start.said}")
-    console.print(f"images {session.data.train.where}; teacher outputs {session.teacher.where}")
+    device, threads = session.learner.device, torch.get_num_threads()
+    computed = f"on {device}"
+    if device.type == "cpu":
+        computed += f" with {threads} thread{'s' * (threads != 1)}"
+    console.print(
+        f"images {session.data.train.where}; teacher outputs {session.teacher.where}; {computed}"
+    )
     for cache in _caches(study):
         if cache.sample_crc32c is None:
             _print_once(console, f"{cache.path} {WITHOUT_CHECKSUMS}")
@@ -212,6 +222,7 @@ def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
         "cache_sha256": identity_sha256(study.cache.identity),
         "teacher": study.cache.measured,
         "device": str(device),
+        "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
 

@@ -6,9 +6,9 @@ Imports no torch, so that a command which finds its work done ends at once.
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from nets.identity import init_identity
 from nets.names import check_arch
 from nets.source import arch_source, module_sha256
 from nets.taps import taps_asked, teacher_stages
+from runtime.locks import Job, WriterLock
 from runtime.reading import BadFile
 from store.differences import Difference, differences, short_repr
 from store.errors import CacheError
@@ -38,6 +39,7 @@ from store.reader import TeacherCache
 from train import TrainError
 from train.cache import open_cache, verified_pixels
 from train.run_files import RUN_FILE, read_result, read_run
+from train.runs import repetition_of
 from train.teachers import FurtherTeacher, open_further
 from train.windows import Feed, record_bytes, window_rows
 from views.augment import view_shape
@@ -135,6 +137,7 @@ class Run:
     method: str
     seed: int
     live_teacher: bool = False
+    is_repetition: bool = False  # of a finished run, whose folder it takes in the end
 
     def __str__(self) -> str:
         return f"{self.method}, seed {self.seed}"
@@ -160,7 +163,8 @@ class Run:
     @property
     def folder(self) -> Path:
         """`<runs>/<student>/<method>-seed<k>-<8 of the sha256>`: other settings, other folder."""
-        return self.study.folder / f"{self.name}-{self.sha256[:8]}"
+        folder = self.study.folder / f"{self.name}-{self.sha256[:8]}"
+        return repetition_of(folder) if self.is_repetition else folder
 
     @cached_property
     def sha256(self) -> str:
@@ -269,11 +273,17 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is a result that can be believed."""
+        """Whether there is nothing to train: a result that can be believed, and no repetition."""
         try:
-            return self.summary is not None
+            return self.summary is not None and not repetition_of(self.folder).is_dir()
         except BadFile:
             return False
+
+    @property
+    def repetition(self) -> Run | None:
+        """The repetition of this run that was begun (`begin_again`); None where there is none."""
+        again = repetition_of(self.folder).is_dir()
+        return replace(self, is_repetition=True) if again else None
 
     def changes(self) -> list[str]:
         """How the settings differ from the latest run of this method and seed, one line each.
@@ -293,6 +303,20 @@ class Run:
         if latest.get("run_version") != RUN_VERSION:
             return ["this version of the program trains or identifies runs differently"]
         return [_format_change(change) for change in differences(self.identity, latest)]
+
+
+def begin_again(runs: Sequence[Run]) -> None:
+    """Have the finished ones of these runs trained again; their results stay until then.
+
+    Where some of these repetitions were begun before, only they are left to do. Raises Busy where
+    another process has the folder.
+    """
+    if any(run.repetition for run in runs):
+        return
+    for run in runs:
+        if run.is_finished:
+            WriterLock(run.folder, Job()).release()
+            repetition_of(run.folder).mkdir()
 
 
 def refuse_unknown_method(config: StudentConfig, method: str) -> None:

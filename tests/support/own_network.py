@@ -91,3 +91,17 @@ def wide_kernel(num_classes: int, in_channels: int) -> nn.Module:
 
 def without_arguments() -> nn.Module:
     return nn.Flatten()
+
+
+def vision_transformer(num_classes: int, in_channels: int) -> nn.Module:
+    """torchvision's, small, for images of 32 pixels."""
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 8, 4, 2, 24, 32, num_classes=num_classes)
+
+
+def swin(num_classes: int, in_channels: int) -> nn.Module:
+    """torchvision's, small."""
+    from torchvision.models import SwinTransformer
+
+    return SwinTransformer([4, 4], 16, [1, 1, 1, 1], [1, 2, 4, 8], [2, 2], num_classes=num_classes)

@@ -22,7 +22,7 @@ from benchmarks.setting import SHAPES, setup_of
 from precompute.fill import fill_cache
 from precompute.teacher_pass import PassOptions
 from runtime.devices import pick_device
-from train.records import EpochResult
+from train.results import EpochResult
 from train.student import train_student
 from train.study import Study
 

@@ -11,8 +11,7 @@ import argparse
 import hashlib
 import io
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 from urllib.parse import urlparse
@@ -60,22 +59,17 @@ def write_tensors(content: dict[str, Any], file: BinaryIO) -> str:
     Given a path, torch.save would write the temporary file's name into it. Raises OSError where the
     disk refuses, which torch would turn into another error.
     """
-    with disk_errors(file) as sink:
+    sink = _Sink(file)
+    try:
         torch.save(content, cast(IO[bytes], sink))
+    except RuntimeError:
+        if sink.refused is not None:
+            raise sink.refused from None
+        raise
     return sink.sha256
 
 
-@contextmanager
-def disk_errors(file: BinaryIO) -> Iterator[Sink]:
-    """A file for torch's writers: what the disk refused is raised as it was, an OSError."""
-    sink = Sink(file)
-    try:
-        yield sink
-    except Exception as error:
-        raise (sink.refused or error) from None
-
-
-class Sink(io.RawIOBase):
+class _Sink(io.RawIOBase):
     """Writes to a file and remembers the sha256 of all of it, and what the disk refused."""
 
     def __init__(self, file: BinaryIO) -> None:

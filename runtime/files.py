@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import stat
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.reading import BadFile, kind_of_file
+from runtime.text import one_line
 
 
 @contextmanager
@@ -35,6 +39,74 @@ def written_aside(path: Path, suffix: str = "") -> Iterator[Path]:
     finally:
         aside.unlink(missing_ok=True)
     flush_folder(path.parent)
+
+
+@contextmanager
+def folder_written_aside(folder: Path, own: Collection[str]) -> Iterator[Path]:
+    """Yield a new folder beside `folder`, which takes its name at the end: whole, and flushed.
+
+    own: the names of the files that will be in it. An earlier folder of nothing but such files is
+    replaced as a whole. On an error, or a kill, nothing of the new one has that name; what a killed
+    process left beside it is removed by the next. Raises BadFile where anything else is there.
+    """
+    folder = Path(os.path.realpath(folder))
+    _refuse_foreign(folder, own)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
+    aside = _aside(folder, os.getpid())
+    aside.mkdir()
+    try:
+        yield aside
+        for file in aside.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        flush_folder(aside)
+        _take_place(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    flush_folder(folder.parent)
+
+
+def _aside(folder: Path, process: int, of: str = "new") -> Path:
+    return folder.with_name(f".{folder.name}.{of}.{process}.tmp")
+
+
+def _take_place(new: Path, folder: Path) -> None:
+    """Two renames where there was an earlier folder: in between there is none of that name."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = _aside(folder, os.getpid(), "old")
+    folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old)
+
+
+def _refuse_foreign(folder: Path, own: Collection[str]) -> None:
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise BadFile(folder, f"is {kind_of_file(folder.lstat().st_mode)}, expected a folder")
+    for file in folder.iterdir():
+        if file.name not in own or not stat.S_ISREG(file.lstat().st_mode):
+            raise BadFile(
+                folder,
+                f"holds {one_line(file.name)}, which would be lost: the folder is replaced whole",
+                fix="name a new folder, or one that holds nothing but an earlier export",
+            )
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What killed processes left of the same folder."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(?:new|old)\.([0-9]+)\.tmp")
+    for each in folder.parent.iterdir():
+        found = pattern.fullmatch(each.name)
+        if found and not each.is_symlink() and not _is_running(int(found[1])):
+            shutil.rmtree(each, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    return process != os.getpid() and Path(f"/proc/{process}").exists()
 
 
 def write_atomically(path: Path, data: bytes | NDArray[np.uint8]) -> None:

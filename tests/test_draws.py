@@ -14,7 +14,8 @@ from configs.schema import TeacherConfig
 from nets.draws import seeded
 from tests.support.own_network import DROPPING, Dropping
 from train.checkpoint import Partial
-from train.records import EpochResult, RunRecorder
+from train.records import RunRecorder
+from train.results import EpochResult
 from train.student import train_student, try_run
 from train.study import Study
 from train.teacher import train_teacher

@@ -19,7 +19,8 @@ from torchvision_shim import import_torchvision
 from train import TrainError
 from train.__main__ import cli as train
 from train.export import export_student
-from train.run_files import figures_of, metrics_line, read_metrics, summary_document
+from train.figures import figures_of
+from train.run_files import metrics_line, read_metrics, summary_document
 from train.student import train_student
 from train.study import Study
 
@@ -32,10 +33,10 @@ def test_the_exported_student_has_the_error_that_was_reported(
 ) -> None:
     study = make_study()
     with pytest.raises(TrainError, match=r"is not finished(?s:.*)make train-student STUDENT="):
-        export_student(study.run("cd", 0), "best", tmp_path / "out")
+        export_student(study.run("cd", 0), ["best"], tmp_path / "out")
     summary = train_student(study.run("cd", 0))
     for which in ("best", "last"):
-        card = export_student(study.run("cd", 0), which, tmp_path / "out", device="cpu")
+        (card,) = export_student(study.run("cd", 0), [which], tmp_path / "out", device="cpu")
         assert card["top1_error"] == summary[which]["top1_error"]
         assert card["program_top1_error"] == pytest.approx(card["top1_error"], abs=0.3)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -57,7 +58,7 @@ def test_weights_that_are_not_the_runs_are_not_exported(
     save_atomically({**weights, "fc.bias": weights["fc.bias"] * 1.0001}, trained)  # errs as before
     told = r"best.pt does not hold the weights.*\n  fix: rm -r .* && make train-student STUDENT="
     with pytest.raises(TrainError, match=told):
-        export_student(study.run("cd", 0), "best", tmp_path / "out", device="cpu")
+        export_student(study.run("cd", 0), ["best"], tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
 
 
@@ -73,7 +74,7 @@ def test_a_few_samples_that_turn_over_on_another_device_are_no_reason_to_refuse(
     lines = (metrics_line(epoch, run.sha256) for epoch in epochs)
     (run.folder / "metrics.jsonl").write_bytes(b"".join(lines))
     (run.folder / "summary.json").write_bytes(summary_document(summary | figures_of(epochs)))
-    card = export_student(run, "best", tmp_path / "out", device="cpu")
+    (card,) = export_student(run, ["best"], tmp_path / "out", device="cpu")
     assert card["top1_error"] == pytest.approx(card["reported_top1_error"] - 1.0)
 
 
@@ -87,8 +88,8 @@ def test_a_program_that_gives_other_logits_is_not_exported(
     study = make_study(student=[*own, "training.epochs=2"])
     train_student(study.run("ce", 0))
     with pytest.raises(TrainError, match="gives other logits than the network: they differ by"):
-        export_student(study.run("ce", 0), "last", tmp_path / "out", device="cpu")
-    assert not list((tmp_path / "out").iterdir())
+        export_student(study.run("ce", 0), ["last"], tmp_path / "out", device="cpu")
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 def test_a_network_whose_keys_begin_like_a_wrappers_is_exported(
@@ -96,7 +97,7 @@ def test_a_network_whose_keys_begin_like_a_wrappers_is_exported(
 ) -> None:
     study = make_study(student=[*ONE_PIXEL, "training.epochs=2"])
     train_student(study.run("ce", 0))
-    card = export_student(study.run("ce", 0), "last", tmp_path / "out", device="cpu")
+    (card,) = export_student(study.run("ce", 0), ["last"], tmp_path / "out", device="cpu")
     assert card["program_top1_error"] == pytest.approx(card["top1_error"], abs=0.3)
 
 
@@ -105,10 +106,11 @@ def test_the_program_takes_any_batch_and_gives_the_networks_logits(
 ) -> None:
     study = make_study()
     train_student(study.run("cd", 0))
-    export_student(study.run("cd", 0), "last", tmp_path, device="cpu")
-    program = torch.export.load(tmp_path / "student.pt2").module()
+    out = tmp_path / "out"
+    export_student(study.run("cd", 0), ["last"], out, device="cpu")
+    program = torch.export.load(out / "student.pt2").module()
     network = build("resnet8", num_classes=10, in_channels=1).eval()
-    network.load_state_dict(torch.load(tmp_path / "student.pt", weights_only=True))
+    network.load_state_dict(torch.load(out / "student.pt", weights_only=True))
     for batch in (1, 5, 300):
         images = torch.randn(batch, 1, 8, 8)
         assert torch.allclose(program(images), network(images), atol=1e-4)
@@ -127,7 +129,7 @@ def test_torchvisions_own_constructor_loads_the_exported_weights(
     )
     study = study_of(student, teacher, tmp_path, num_workers=0)
     train_student(study.run("cd", 0), num_workers=0)
-    export_student(study.run("cd", 0), "best", tmp_path / "out", device="cpu")
+    export_student(study.run("cd", 0), ["best"], tmp_path / "out", device="cpu")
     network = models.resnet18(num_classes=2)
     network.load_state_dict(torch.load(tmp_path / "out" / "student.pt", weights_only=True))
 

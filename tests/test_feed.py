@@ -21,7 +21,7 @@ from train.feed import (
     location_for,
     slab_bytes,
 )
-from train.records import EpochResult
+from train.results import EpochResult
 from train.student import train_student
 from views.batches import ViewBatch
 

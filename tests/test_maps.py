@@ -17,7 +17,7 @@ from nets.zoo import build
 from tests.support.own_network import ONE_PIXEL
 from tests.support.teacher_cache import CPU
 from train import TrainError
-from train.records import EpochResult
+from train.results import EpochResult
 from train.student import train_student, try_run
 from train.study import Study
 from train.teacher import train_teacher

@@ -16,7 +16,7 @@ from store import TeacherCache
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from tests.support.teacher_cache import CPU, setup_of
 from tests.support.training_runs import largest_relative
-from train.records import EpochResult
+from train.results import EpochResult
 from train.student import train_student
 from train.study import Study
 

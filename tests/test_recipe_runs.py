@@ -24,7 +24,8 @@ from train import TrainError
 from train.__main__ import cli
 from train.export import export_student, weights_of
 from train.loop import evaluate
-from train.records import EpochResult, Partial, RunRecorder
+from train.records import Partial, RunRecorder
+from train.results import EpochResult
 from train.schedule import learning_rate_at
 from train.student import train_student
 from train.study import Study
@@ -78,16 +79,17 @@ def test_averaged_weights_are_exported_beside_the_student(
 ) -> None:
     study = make_study(student=[*EVERYTHING, "training.epochs=2", "training.precision=float32"])
     summary = train_student(study.run("x", 0), device="cpu")
-    assert weights_of(study.run("x", 0), "last") == ["last", "last-ema"]
-    for which in weights_of(study.run("x", 0), "last"):
-        card = export_student(study.run("x", 0), which, tmp_path, device="cpu")
-        assert card["top1_error"] == summary[which]["top1_error"]
-    names = {path.name for path in tmp_path.glob("student*")}
+    which = weights_of(study.run("x", 0), "last")
+    assert which == ["last", "last-ema"]
+    out = tmp_path / "out"
+    cards = export_student(study.run("x", 0), which, out, device="cpu")
+    assert [card["top1_error"] for card in cards] == [summary[e]["top1_error"] for e in which]
+    names = {path.name for path in out.iterdir()}
     assert names == {
         f"student{kind}.{end}" for kind in ("", "-ema") for end in ("pt", "pt2", "json")
     }
     plain, averaged = (
-        torch.load(tmp_path / f"student{kind}.pt", weights_only=True) for kind in ("", "-ema")
+        torch.load(out / f"student{kind}.pt", weights_only=True) for kind in ("", "-ema")
     )
     assert not torch.equal(plain["fc.weight"], averaged["fc.weight"])
 

@@ -16,7 +16,7 @@ from nets.zoo import build
 from tests.support.teacher_cache import CPU
 from train.connectors import Connectors, build_connectors
 from train.learner import make_learner
-from train.records import EpochResult
+from train.results import EpochResult
 from train.student import train_student
 from train.study import Study
 from views.augment import view_pixels

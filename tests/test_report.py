@@ -25,7 +25,8 @@ from report.ledger import ledger
 from report.runs import Errors, Point, Result, results_in
 from report.table import csv_table, markdown_table, rows_of
 from store.identity import identity_sha256
-from train.run_files import figures_of, metrics_line, run_document, summary_document
+from train.figures import figures_of
+from train.run_files import metrics_line, run_document, summary_document
 from train.student import train_student
 from train.study import Study
 

@@ -16,7 +16,7 @@ from configs.schema import LossTerm, as_plain
 from tests.support import own_losses
 from train import TrainError, losses
 from train.check import check_before_the_pass, check_methods
-from train.records import EpochResult
+from train.results import EpochResult
 from train.student import train_student
 from train.study import Study
 from train.terms import Batch, check_options, expanded_taps, loss_named, loss_term

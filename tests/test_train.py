@@ -29,7 +29,8 @@ from train import TrainError
 from train.checkpoint import Partial
 from train.connectors import Connectors, StageMismatch, build_connectors, student_shapes
 from train.feed import CachedTeacher
-from train.records import EpochResult, RunRecorder
+from train.records import RunRecorder
+from train.results import EpochResult
 from train.schedule import learning_rate_at
 from train.student import train_student
 from train.study import Study, open_study

@@ -211,10 +211,11 @@ def export(
     study = open_named_study(name, overrides, caches, runs, cache, reads_outputs=False)
     run = study.run(method, seed)
     from train.export import export_student, weights_of
-    from train.run_files import EMA
+    from train.figures import EMA
 
-    for weights in weights_of(run, which):
-        card = export_student(run, weights, folder, device=device)
+    exported = weights_of(run, which)
+    cards = export_student(run, exported, folder, device=device)
+    for weights, card in zip(exported, cards, strict=True):
         new_console().print(
             f"{folder}/student{EMA if weights.endswith(EMA) else ''}.pt, .pt2 and .json: "
             f"{card['model']}, epoch {card['epoch']}; loaded again, top-1 error "

@@ -26,18 +26,9 @@ from nets.weights import mismatch_with, read_tensors
 from runtime.reading import BadFile
 from runtime.text import one_line
 from train import TrainError
+from train.figures import BEST_NAMES, best_of, deciding_error, prefix_of
 from train.learner import Learner
-from train.run_files import (
-    BEST_NAMES,
-    METRICS_FILE,
-    Count,
-    Percent,
-    Seconds,
-    Sha256,
-    best_of,
-    deciding_error,
-    prefix_of,
-)
+from train.run_files import METRICS_FILE, Count, Percent, Seconds, Sha256
 
 _CHECKSUM = "content_sha256"
 _MOST_DEPTH = 8
@@ -217,10 +208,10 @@ def _with_tuples(state: dict[str, Any]) -> dict[str, Any]:
 
 def _partial(found: Mapping[str, Any], epochs: int, path: Path) -> Partial:
     partial = Partial(**found)
-    losses = torch.empty(partial.step), torch.empty(())
+    losses, total = (torch.empty(shape, device="meta") for shape in ((partial.step,), ()))
     wrong = [
-        mismatch_with(losses[0], partial.step_losses, exactly=True),
-        *(mismatch_with(losses[1], each, exactly=True) for each in partial.sums.values()),
+        mismatch_with(losses, partial.step_losses, exactly=True),
+        *(mismatch_with(total, each, exactly=True) for each in partial.sums.values()),
         "" if partial.epoch == epochs + 1 else f"is of epoch {partial.epoch:,} after {epochs:,}",
     ]
     if problem := next(filter(None, wrong), ""):
@@ -296,6 +287,24 @@ def _pieces(value: Any, depth: int) -> Iterator[Any]:
             yield from _pieces(item, depth + 1)
     else:
         yield f"{type(value).__name__} {value!r};".encode()
+
+
+def refuse_other_steps(partial: Partial, losses: Sequence[str], num_steps: int, path: Path) -> None:
+    """Raise TrainError unless an unfinished epoch has this run's losses, and steps left.
+
+    losses: those that are active in the epoch. num_steps: of an epoch.
+    """
+    if set(partial.sums) != set(losses):
+        found, expected = (", ".join(sorted(each)) for each in (partial.sums, losses))
+        raise unusable(
+            path,
+            f"{one_line(path)}: the unfinished epoch has the losses {one_line(found)}, expected "
+            f"{expected}",
+        )
+    if partial.step >= num_steps:
+        raise unusable(
+            path, f"{one_line(path)} says step {partial.step:,} of an epoch of {num_steps:,}"
+        )
 
 
 def unusable(path: Path, problem: str) -> TrainError:

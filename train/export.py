@@ -5,17 +5,19 @@ student.pt2    torch.export, for any batch size: normalised float32 (B, C, H, W)
 student.json   architecture, classes, normalisation, errors and where it comes from
 student-ema.*  the same of averaged weights, where the recipe has them
 
-Before anything is written the weights are compared with the checksum that the run's summary has of
-them. The program must give the network's logits on test images, up to rounding, before it gets its
-name. Errors are measured again and not compared with the run's: a sample or two may change sides on
-another device.
+The weights are compared with the checksum that the run's summary has of them, and the program must
+give the network's logits on test images, up to rounding. The folder gets its name when all is in
+it, so that there is never a mixture of two students. Errors are measured again and not compared
+with the run's: a sample or two may change sides on another device.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,11 +31,12 @@ from nets.error_rates import ErrorRates, count_errors
 from nets.weights import load_weights
 from nets.zoo import build_net
 from runtime.devices import pick_device
-from runtime.files import write_atomically, written_aside
+from runtime.files import folder_written_aside
 from store.identity import file_sha256
 from train import TrainError
+from train.figures import EMA
 from train.loop import evaluate
-from train.run_files import EMA, SUMMARY_FILE
+from train.run_files import SUMMARY_FILE
 from train.study import Run, Study
 from views.batches import Pixels
 from views.pixels import evaluation_pixels
@@ -43,35 +46,46 @@ from views.pixels import evaluation_pixels
 _ROUNDING = 1e-3
 _COMPARED_IMAGES = 256
 
+_NAMES = [f"student{kind}.{end}" for kind in ("", EMA) for end in ("pt", "pt2", "json")]
+
 Which = Literal["best", "last", "best-ema", "last-ema"]
 
 
-def export_student(run: Run, which: Which, folder: Path, *, device: str = "auto") -> dict[str, Any]:
-    """Write the three files into `folder`; returns the card. Raises TrainError.
+def export_student(
+    run: Run, which: Sequence[Which], folder: Path, *, device: str = "auto"
+) -> list[dict[str, Any]]:
+    """Write three files for each of these weights into a new `folder`; returns their cards.
 
-    Those of averaged weights are called `student-ema`, and stand beside those of the others.
+    Those of averaged weights are called `student-ema`. An earlier export is replaced whole.
+    Raises TrainError; BadFile where the folder holds anything else.
     """
-    study = run.study
-    weights = _intact_weights(run, which)
+    weights = {each: _intact_weights(run, each) for each in which}
+    with folder_written_aside(folder, _NAMES) as aside:
+        return [_exported(run, each, weights[each], aside, device) for each in which]
+
+
+def _exported(run: Run, which: Which, weights: Path, folder: Path, device: str) -> dict[str, Any]:
+    study, picked = run.study, pick_device(device)
     file = folder / ("student" + (EMA if which.endswith(EMA) else ""))
-    picked = pick_device(device)
-    network = _loaded(study, weights).to(picked)
+    plain_file, program_file = file.with_suffix(".pt"), file.with_suffix(".pt2")
+    shutil.copyfile(weights, plain_file)
+    _refuse_other(plain_file, run, which)
+    network = _loaded(study, plain_file).to(picked)
     test = evaluation_pixels(
         study.dataset.test, study.teacher.views, study.teacher.dataset.normalisation, picked
     )
     errors = evaluate(network, test, run.training.precision, picked)
-    folder.mkdir(parents=True, exist_ok=True)
     plain = network.cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    program = _written_program(plain, test, file.with_suffix(".pt2"))
-    shutil.copyfile(weights, file.with_suffix(".pt"))
+    program = _written_program(plain, test, program_file)
     card = {
         **_origin(run, which),
         "input_shape": [test.shape[2], test.shape[0], test.shape[1]],
         "top1_error": errors.top1,  # measured again, on this device
         "top5_error": errors.top5,
         "program_top1_error": _errors_of(program, test).top1,  # in float32
+        "files_sha256": {each.name: file_sha256(each) for each in (plain_file, program_file)},
     }
-    write_atomically(file.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    file.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     return card
 
 
@@ -83,8 +97,36 @@ def weights_of(run: Run, when: Literal["best", "last"]) -> list[Which]:
 
 def _intact_weights(run: Run, which: Which) -> Path:
     """The weights of a finished run. Raises TrainError unless they are those it ended with."""
+    if run.summary is None:
+        raise TrainError(f"{run.folder} is not finished", fix=_command(run))
+    weights = run.folder / f"{which}.pt"
+    if not weights.is_file():
+        raise TrainError(f"{weights} is missing", fix=_again(run))
+    _refuse_other(weights, run, which)
+    return weights
+
+
+def _refuse_other(file: Path, run: Run, which: Which) -> None:
+    """Raise TrainError unless the file holds the weights that the run ended with."""
+    name = f"{which}.pt"
+    expected = ((run.summary or {}).get("files_sha256") or {}).get(name)
+    if expected is None:
+        raise TrainError(f"{run.folder / SUMMARY_FILE} has no sha256 of {name}", fix=_again(run))
+    if file_sha256(file) != expected:
+        raise TrainError(
+            f"{run.folder / name} does not hold the weights that this run ended with: its sha256 "
+            f"is not the one in {SUMMARY_FILE}",
+            fix=_again(run),
+        )
+
+
+def _again(run: Run) -> str:
+    return f"rm -r {shlex.quote(str(run.folder))} && {_command(run)}"
+
+
+def _command(run: Run) -> str:
     study = run.study
-    command = student_command(
+    return student_command(
         study.config,
         study.teacher,
         run.method,
@@ -92,16 +134,6 @@ def _intact_weights(run: Run, which: Which) -> Path:
         caches_dir=study.cache.path.parent,
         runs_dir=study.runs_dir,
     )
-    if (summary := run.summary) is None:
-        raise TrainError(f"{run.folder} is not finished", fix=command)
-    weights = run.folder / f"{which}.pt"
-    if file_sha256(weights) != summary["files_sha256"][weights.name]:
-        raise TrainError(
-            f"{weights} does not hold the weights that this run ended with: its sha256 is not the "
-            f"one in {SUMMARY_FILE}",
-            fix=f"rm -r {shlex.quote(str(run.folder))} && {command}",
-        )
-    return weights
 
 
 def _origin(run: Run, which: Which) -> dict[str, Any]:
@@ -134,15 +166,16 @@ def _loaded(study: Study, weights: Path) -> nn.Module:
 
 
 def _written_program(network: nn.Module, test: Pixels, path: Path) -> nn.Module:
-    """Export, write aside, load what was written, compare it, and give it its name."""
+    """Export, load what was written, and compare it."""
     height, width, channels = test.shape
     example = torch.zeros(2, channels, height, width)
     batch = torch.export.Dim("batch", min=1, max=2**16)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
-    with written_aside(path, suffix=".pt2") as aside:
-        torch.export.save(program, aside)
-        module: nn.Module = torch.export.load(aside).module()
-        _compare(module, network, test)
+    archive = io.BytesIO()  # given a path, torch words a full disk as an error of its own
+    torch.export.save(program, archive)
+    path.write_bytes(archive.getbuffer())
+    module: nn.Module = torch.export.load(path).module()
+    _compare(module, network, test)
     return module
 
 

@@ -23,9 +23,11 @@ from nets.error_rates import ErrorRates, count_errors
 from nets.precision import autocast
 from runtime.signals import StopRequest
 from train import TrainError
-from train.checkpoint import Partial
+from train.checkpoint import Partial, refuse_other_steps
 from train.learner import reading_maps
-from train.records import EpochResult, RunRecorder, Tested
+from train.records import RunRecorder
+from train.results import EpochResult, Tested
+from train.run_files import CHECKPOINT_FILE
 from train.schedule import weight_at
 from train.step import ActiveTerm, Session, Step, active_terms, epoch_steps, start_epoch
 from train.terms import loss_named
@@ -115,6 +117,9 @@ def _run_epoch(
     order = start_epoch(session, epoch)
     started = time.perf_counter()
     terms = active_terms(session.run.terms, epoch)
+    if partial is not None:
+        checkpoint, losses_now = session.run.folder / CHECKPOINT_FILE, [each.loss for each in terms]
+        refuse_other_steps(partial, losses_now, session.num_steps, checkpoint)
     sums = _Sums.begun(terms, session.learner.device, partial)
     seconds_before = partial.train_seconds if partial else 0.0
     rate = 0.0

@@ -19,13 +19,11 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from torch import nn
 
-from nets.error_rates import ErrorRates
 from nets.weights import write_tensors
 from runtime.errors import Stopped
 from runtime.inside import (
@@ -50,15 +48,14 @@ from train.checkpoint import (
     restore,
     unusable,
 )
+from train.figures import BEST_NAMES, EMA, figures_of
 from train.learner import Learner
+from train.results import EpochResult, Tested
 from train.run_files import (
-    BEST_NAMES,
     CHECKPOINT_FILE,
-    EMA,
     METRICS_FILE,
     RUN_FILE,
     SUMMARY_FILE,
-    figures_of,
     metrics_line,
     read_metrics,
     run_document,
@@ -67,45 +64,6 @@ from train.run_files import (
 from train.step import AnyRun
 
 _NEXT = ".next.pt"  # ends the names of weights that the checkpoint does not count on yet
-
-
-class Tested(NamedTuple):
-    """Errors on the test and the validation split; None where there was no test, or is no split."""
-
-    errors: ErrorRates | None
-    validation: ErrorRates | None
-
-    @property
-    def deciding(self) -> ErrorRates | None:
-        """The errors that the best epoch is chosen by."""
-        return self.errors if self.validation is None else self.validation
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """The outcome of an epoch. Losses are means over its samples, before their weights."""
-
-    epoch: int
-    loss: float
-    losses: dict[str, float]
-    weights: dict[str, float]
-    errors: ErrorRates | None  # on the test split; None in epochs without a test
-    validation: ErrorRates | None
-    average: Tested | None  # of the averaged weights, where the recipe has them
-    learning_rate: float
-    num_samples: int
-    train_seconds: float  # the steps, the teacher's outputs at hand
-    wait_seconds: float  # for the feed, before the first step
-    evaluate_seconds: float
-    step_losses: list[float] = field(repr=False)
-
-    @property
-    def seconds(self) -> float:
-        return self.wait_seconds + self.train_seconds + self.evaluate_seconds
-
-    @property
-    def images_per_second(self) -> float:
-        return self.num_samples / max(self.train_seconds, 1e-9)
 
 
 class RunRecorder:
@@ -238,19 +196,7 @@ class RunRecorder:
             return write_tensors(content, file)
 
     def _append_metrics(self, result: EpochResult) -> None:
-        epoch = {
-            "epoch": result.epoch,
-            "loss": result.loss,
-            "losses": result.losses,
-            "weights": result.weights,
-            "top1_error": result.errors and result.errors.top1,
-            "top5_error": result.errors and result.errors.top5,
-            "validation_top1_error": result.validation and result.validation.top1,
-            **_average_metrics(result.average),
-            "learning_rate": result.learning_rate,
-            "train_seconds": result.train_seconds,
-            "wait_seconds": result.wait_seconds,
-        }
+        epoch = result.metrics()
         with open_to_append(*self._inside(METRICS_FILE)) as file:
             file.write(metrics_line(epoch, self._sha256))
             file.flush()
@@ -350,14 +296,3 @@ class RunRecorder:
         place = f"{self.folder.name}/tensorboard"
         folder = self._opened.enter_context(opened_folder(self.folder.parent, place, create=True))
         return SummaryWriter(str(path_of(folder)), purge_step=self.first_epoch)
-
-
-def _average_metrics(average: Tested | None) -> dict[str, Any]:
-    if average is None:
-        return {}
-    errors, validation = average
-    return {
-        "ema_top1_error": errors and errors.top1,
-        "ema_top5_error": errors and errors.top5,
-        "ema_validation_top1_error": validation and validation.top1,
-    }

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from runtime.reading import BadFile, open_regular, parse_json, read_bounded
 from runtime.text import one_line
 from store.identity import canonical_json, identity_sha256
+from train.figures import EMA, deciding_error, figures_of
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -38,8 +39,6 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Seconds = Annotated[float, Field(ge=0, le=1e11)]
 Text = Annotated[str, Field(max_length=1000)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-EMA = "-ema"  # ends the names of averaged weights
-BEST_NAMES = ("best", f"best{EMA}")
 File = Literal["last.pt", "best.pt", "last-ema.pt", "best-ema.pt"]
 
 
@@ -252,49 +251,6 @@ def read_result(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | N
     if (metrics := read_metrics(folder, sha256)) is not None:
         _compare_figures(folder / SUMMARY_FILE, summary, metrics)
     return summary
-
-
-def prefix_of(name: str) -> str:
-    """Of the keys of a line of metrics that hold the errors of these weights ("best-ema")."""
-    return "ema_" if name.endswith(EMA) else ""
-
-
-def best_of(metrics: Sequence[Mapping[str, Any]], prefix: str = "") -> Mapping[str, Any] | None:
-    """The epoch with the lowest deciding error, the first of several; None if none was tested."""
-    tested = [epoch for epoch in metrics if deciding_error(epoch, prefix) is not None]
-    return min(tested, key=lambda epoch: deciding_error(epoch, prefix) or 0.0, default=None)
-
-
-def deciding_error(epoch: Mapping[str, Any], prefix: str = "") -> float | None:
-    """The top-1 error that the best epoch is chosen by: validation, else test; None: not tested."""
-    top1, top5, validation = (
-        epoch.get(f"{prefix}{name}")
-        for name in ("top1_error", "top5_error", "validation_top1_error")
-    )
-    if top1 is None or top5 is None:
-        return None
-    return float(top1 if validation is None else validation)
-
-
-def figures_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a summary says of these epochs; the last one has been tested."""
-    last = metrics[-1]
-    figures: dict[str, Any] = {"epochs": last["epoch"]}
-    for kind in ("", EMA):
-        prefix = prefix_of(kind)
-        if (best := best_of(metrics, prefix)) is not None:
-            chosen_on = "test" if last[f"{prefix}validation_top1_error"] is None else "validation"
-            figures[f"last{kind}"] = _errors_of(last, prefix)
-            figures[f"best{kind}"] = {
-                "epoch": best["epoch"],
-                "chosen_on": chosen_on,
-                **_errors_of(best, prefix),
-            }
-    return figures
-
-
-def _errors_of(epoch: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name: epoch[f"{prefix}{name}"] for name in ("top1_error", "top5_error")}
 
 
 def _compare_figures(

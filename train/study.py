@@ -163,6 +163,8 @@ class Run:
     @property
     def folder(self) -> Path:
         """`<runs>/<student>/<method>-seed<k>-<8 of the sha256>`: other settings, other folder."""
+        if "/" in self.name or self.study.config.name in ("", ".", ".."):
+            raise TrainError(f"{self.study.config.name}/{self.name} leads out of the runs' folder")
         folder = self.study.folder / f"{self.name}-{self.sha256[:8]}"
         return repetition_of(folder) if self.is_repetition else folder
 

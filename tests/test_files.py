@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from runtime.commands import new_app, new_console, run_command
-from runtime.files import write_atomically
+from runtime.files import folder_written_aside, write_atomically
 from runtime.inside import (
     open_to_append,
     opened_folder,
@@ -241,3 +243,86 @@ def test_something_else_under_a_name_is_one_message(
     printed = capsys.readouterr().err
     assert f"error: {path}: " in printed
     assert "not the file or folder that this program expects there\n  fix: look at" in printed
+
+
+# ---- a folder that appears whole
+
+
+def fill(folder: Path, text: str) -> None:
+    for name in ("a", "b"):
+        (folder / name).write_text(text)
+
+
+def content_of(folder: Path) -> set[tuple[str, str]]:
+    return {(path.name, path.read_text()) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("killed_after", ["nothing", "a", "b"])
+def test_a_killed_process_leaves_no_mixture_of_two_folders(
+    tmp_path: Path, earlier: bool, killed_after: str
+) -> None:
+    target = tmp_path / "deep" / "out"
+    if earlier:
+        target.mkdir(parents=True)
+        fill(target, "old")
+    if (child := os.fork()) == 0:
+        with folder_written_aside(target, ["a", "b"]) as aside:
+            for name in ("a", "b")[: {"nothing": 0, "a": 1, "b": 2}[killed_after]]:
+                (aside / name).write_text("new")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert target.exists() == earlier
+    if earlier:
+        assert content_of(target) == {("a", "old"), ("b", "old")}
+    assert len(list(target.parent.glob(".*.tmp"))) == 1
+    with folder_written_aside(target, ["a", "b"]) as aside:
+        fill(aside, "new")
+    assert content_of(target) == {("a", "new"), ("b", "new")}
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+def test_an_error_leaves_the_earlier_folder_and_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    fill(target, "old")
+    with suppress(ZeroDivisionError), folder_written_aside(target, ["a", "b"]) as aside:
+        fill(aside, "new")
+        raise ZeroDivisionError
+    assert content_of(target) == {("a", "old"), ("b", "old")}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["file", "FIFO", "foreign", "link inside", "folder inside"])
+def test_a_folder_with_anything_else_in_it_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    target, victim = tmp_path / "out", tmp_path / "victim"
+    victim.write_text("mine")
+    if kind in ("file", "FIFO"):
+        target.write_text("mine") if kind == "file" else os.mkfifo(target)
+    else:
+        target.mkdir()
+        inside = target / ("mine.txt" if kind == "foreign" else "a")
+        if kind == "folder inside":
+            inside.mkdir()
+        elif kind == "foreign":
+            inside.write_text("mine")
+        else:
+            inside.symlink_to(victim)
+    told = "expected a folder" if kind in ("file", "FIFO") else "which would be lost"
+    with pytest.raises(BadFile, match=told), folder_written_aside(target, ["a", "b"]):
+        pytest.fail("nothing may be written")
+    assert victim.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "victim"]
+
+
+def test_a_hard_link_in_the_earlier_folder_is_replaced_and_not_written_to(tmp_path: Path) -> None:
+    target, victim = tmp_path / "out", tmp_path / "victim"
+    target.mkdir()
+    victim.write_text("mine")
+    os.link(victim, target / "a")
+    (tmp_path / "link").symlink_to(target)
+    with folder_written_aside(tmp_path / "link", ["a", "b"]) as aside:
+        fill(aside, "new")
+    assert victim.read_text() == "mine"
+    assert (tmp_path / "link").is_symlink()
+    assert content_of(target) == {("a", "new"), ("b", "new")}

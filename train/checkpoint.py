@@ -118,7 +118,13 @@ def checkpoint_content(run_sha256: str, progress: Progress, learner: Learner) ->
         "partial": dataclasses.asdict(progress.partial) if progress.partial else None,
         **learner.state_dict(),
     }
-    return {**state, _CHECKSUM: content_sha256(state)}
+    return {**state, _CHECKSUM: checksum_of(state)}
+
+
+def checksum_of(state: Mapping[str, Any]) -> str:
+    """Over all of a checkpoint but the optimiser's settings, which are never read from it."""
+    covered = {key: value for key, value in state.items() if key != _CHECKSUM}
+    return content_sha256(covered | {"optimizer": state["optimizer"]["state"]})
 
 
 def read_checkpoint(path: Path, run_sha256: str) -> dict[str, Any] | None:
@@ -149,7 +155,7 @@ def restore(state: Mapping[str, Any], learner: Learner, path: Path) -> Progress:
         shown = "\n  ".join(different[:_SHOWN])
         raise unusable(path, f"{one_line(path)} does not fit this run:\n  {shown}{more}")
     recorded = state.get(_CHECKSUM)
-    if recorded and recorded != content_sha256({k: v for k, v in state.items() if k != _CHECKSUM}):
+    if recorded and recorded != checksum_of(state):
         raise unusable(
             path, f"{one_line(path)} has been changed or damaged: its checksum is of other content"
         )

@@ -243,6 +243,9 @@ def read_result(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | N
     summary = read_summary(folder)
     if summary is None or summary["run_sha256"] != sha256:
         return None
+    recorded = read_run(folder)
+    if recorded is not None and identity_sha256(recorded) != sha256:
+        raise _bad(folder / RUN_FILE, f"is not of the run that {SUMMARY_FILE} beside it is of")
     if summary["epochs"] != identity["training"]["epochs"]:
         raise _bad(
             folder / SUMMARY_FILE,
@@ -281,6 +284,10 @@ def _read(path: Path, kind: type[BaseModel]) -> dict[str, Any] | None:
         content = parse_json(read_bounded(path, _MOST_BYTES), path)
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise BadFile(
+            path.parent, "is no folder of a run", fix="move it away, or name another folder of runs"
+        ) from None
     except BadFile as error:
         raise _bad(path, error.what) from None
     return _validated(content, kind, path)

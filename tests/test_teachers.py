@@ -19,7 +19,7 @@ from tests.support.training_runs import largest_relative
 from train.__main__ import cli as train
 from train.check import check_study
 from train.merged import mean_log_probabilities
-from train.records import EpochResult
+from train.results import EpochResult
 from train.student import train_student
 from train.study import Study, open_study
 from train.teachers import merged_stages

@@ -58,6 +58,7 @@ from train.run_files import (
     SUMMARY_FILE,
     metrics_line,
     read_metrics,
+    read_summary,
     run_document,
     summary_document,
 )
@@ -167,8 +168,10 @@ class RunRecorder:
             **extra,
         }
         self._write(SUMMARY_FILE, summary_document(summary))
+        written = read_summary(self.folder, of_teacher="weights_sha256" in summary)
+        assert written is not None  # what cannot be read back must not cost the checkpoint
         remove_inside(*self._inside(CHECKPOINT_FILE))
-        return summary
+        return written
 
     def _settled(self, name: str) -> str:
         """The sha256 of a weights' file, which is written now if it is of the last weights."""

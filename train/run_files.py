@@ -199,10 +199,10 @@ class _StudentSummary(_Summary):
     num_samples: Annotated[int, Field(ge=1, le=2**31 - 1)]
     num_classes: Annotated[int, Field(ge=1, le=2**31 - 1)] = 6  # older ones lack it
     is_taught: bool
-    num_teachers: Annotated[int, Field(ge=1, le=1000)] = 1  # older ones lack it
     method: Text
     seed: Seed
     cache: Text
+    num_teachers: Annotated[int, Field(ge=1, le=1000)] = 1  # older ones lack it
     cache_sha256: Text
     teacher: dict[Text, float]
     device: Text

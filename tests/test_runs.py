@@ -15,7 +15,7 @@ import torch
 from runtime.locks import Job, WriterLock
 from train.__main__ import cli
 from train.loop import EpochPrinter
-from train.records import EpochResult
+from train.results import EpochResult
 from train.study import Study
 
 Call = Callable[..., str]

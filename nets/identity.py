@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from configs.schema import TeacherConfig
+from configs.schema import TeacherConfig, as_plain
 from nets.archs import has_stem
 from nets.source import arch_source
 from nets.taps import teacher_stages
@@ -34,7 +34,7 @@ def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
             **({"bn_version": BN_VERSION} if teacher.bn == "recalibrated" else {}),
             "precision": teacher.precision,
         },
-        "taps": {"logits": taps.logits, "means": taps.means},
+        "taps": {"logits": as_plain(taps)["logits"], "means": taps.means},
     }
 
 

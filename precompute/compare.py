@@ -85,16 +85,21 @@ def compare_records(
     samples = (words[:, 0] % np.uint64(cache.num_samples)).astype(np.int64)
     views = (words[:, 1] % np.uint64(cache.num_views)).astype(np.int64)
     pairs: dict[str, list[_Pair]] = {tap: [] for tap in cache.taps}
+    logits: list[NDArray[np.float32]] = []
     for view in map(int, np.unique(views)):
         ids = samples[views == view]
         computed = teacher_pass.records(view, ids, taps_stored(cache.taps))
         stored = cache.read(ids, view)
         for tap in cache.taps:
             fresh = computed[tap].float().cpu().numpy()
-            rounding = _rounding(cache, tap, view, fresh)
-            pairs[tap].append(_Pair(fresh, stored[tap].astype(np.float32), rounding))
+            if tap == "logits":
+                logits.append(fresh)
+            read = stored[tap].astype(np.float32)
+            if (top := cache.taps[tap].top) is not None:
+                fresh, read = _cut_alike(fresh, read, top)
+            pairs[tap].append(_Pair(fresh, read, _rounding(cache, tap, view, fresh)))
     joined = {tap: _joined(parts) for tap, parts in pairs.items()}
-    margin = _margins(joined["logits"].fresh) if "logits" in joined else np.empty(0, np.float32)
+    margin = _margins(np.concatenate(logits)) if logits else np.empty(0, np.float32)
     batching = _BATCHING_ERROR[setup.config.teacher.precision]
     return [_compared(tap, pair, batching, margin) for tap, pair in joined.items()]
 
@@ -116,6 +121,27 @@ def _compared(tap: str, pair: _Pair, batching: float, margin: NDArray[np.float32
     allowed = batching * np.abs(pair.fresh).max() + pair.rounding
     wrong = ~(error <= allowed)
     return TapResult(tap, float(error.max()), float(allowed.max()), int(wrong.sum()))
+
+
+def _cut_alike(
+    fresh: NDArray[np.float32], stored: NDArray[np.float32], top: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cut logits (R, K), computed now and as read back, in a form that can be compared.
+
+    (R, top + 2) of each: the logits that are stored, the logsumexp of the others, and the smallest
+    that is stored, beside the largest now if that is another one.
+    """
+    classes = np.argsort(-stored, axis=1, kind="stable")
+    kept, others = classes[:, :top], classes[:, top:]
+    ours, theirs = (np.take_along_axis(each, kept, axis=1) for each in (fresh, stored))
+    left = np.take_along_axis(fresh, others, axis=1)
+    rest = np.logaddexp.reduce(left, axis=1)
+    stored_rest = np.logaddexp.reduce(np.take_along_axis(stored, others, axis=1), axis=1)
+    smallest = ours.min(axis=1)
+    return (
+        np.column_stack([ours, rest, np.maximum(smallest, left.max(axis=1))]),
+        np.column_stack([theirs, stored_rest, smallest]),
+    )
 
 
 def _rounding(

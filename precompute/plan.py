@@ -8,6 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from precompute.background import QUEUED_BLOCKS
 from precompute.teacher_pass import TeacherPass
 from precompute.trial import pass_rate
@@ -88,6 +90,7 @@ class Plan:
         lines = [f"{'tap':<10} {'shape':<16} {'stored as':<16} {'bytes':>8} {'total':>10}"]
         for name, spec in self.manifest.taps.items():
             stored = spec.dtype + (f", scale per {spec.scale}" if spec.scale else "")
+            stored += f", largest {spec.top}" if spec.top else ""
             shape = "x".join(map(str, spec.shape)) or "1"
             total = format_size(spec.bytes_per_record * self.num_records)
             lines.append(
@@ -138,7 +141,10 @@ def _spool_bytes(teacher_pass: TeacherPass, manifest: Manifest) -> int:
     if not teacher_pass.pixels.is_streamed:
         return 0
     views = min(manifest.num_views, teacher_pass.views_per_reading)
-    of_record = sum(spec.read_bytes_per_record for spec in manifest.stored.values())
+    of_record = sum(
+        math.prod(spec.shape) * np.dtype(spec.read_dtype).itemsize
+        for spec in manifest.stored.values()
+    )
     return min(manifest.block_rows, manifest.num_samples) * views * of_record
 
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.commands import teacher_command
-from configs.load import load_teacher, refuse_missing_data
+from configs.load import ConfigError, load_teacher, refuse_missing_data
 from configs.paths import no_weights
-from configs.schema import TeacherConfig
+from configs.schema import TeacherConfig, TopLogits
 from nets.archs import ArchError
 from nets.identity import teacher_identity
 from nets.names import check_arch
 from nets.taps import Tap, taps_asked, teacher_stages
 from nets.weights_file import fetched_weights, known_sha256
+from store.documents import MAX_CUT_CLASSES
 from store.find import cache_folder
 from store.identity import Identity, cache_identity, knows_weights, with_weights
 from store.layout import TapSpec
@@ -54,6 +55,8 @@ class Setup:
             case "correct":
                 return TapSpec(shape, "uint8")
             case "logits":
+                if isinstance(taps.logits, TopLogits):
+                    return TapSpec(shape, "float16", top=self._top(taps.logits.top, shape[0]))
                 scale = "row" if taps.logits == "uint8" else None
                 return TapSpec(shape, str(taps.logits), scale)
             case "stage":
@@ -66,6 +69,16 @@ class Setup:
             case "hint":
                 assert taps.hint is not None
                 return TapSpec(shape, taps.hint.dtype, stage=tap.stage)
+
+    def _top(self, asked: int, num_classes: int) -> int:
+        """Raises ConfigError unless so many are fewer than all."""
+        if not asked < num_classes <= MAX_CUT_CLASSES:
+            raise ConfigError(
+                f"taps.logits.top is {asked}, but there are {num_classes:,} classes: it must be "
+                f"less, and they at most {MAX_CUT_CLASSES:,}",
+                fix="taps.logits=float16 stores all of them",
+            )
+        return asked
 
     def is_held_by(self, held: Mapping[str, TapSpec]) -> bool:
         """Whether these taps include all that the config asks for, in the dtypes it asks for."""

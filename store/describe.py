@@ -57,6 +57,7 @@ def info_text(info: Mapping[str, Any]) -> str:
     for name, tap in info["taps"].items():
         shape = "x".join(map(str, tap["shape"])) or "1"
         scale = f" with a scale per {tap['scale']}" if tap["scale"] else ""
+        scale += f", the {tap['top']} largest" if tap["top"] else ""
         lines.append(
             f"  {name:<9}{shape:>14} {tap['dtype']}{scale}, {tap['bytes_per_record']:,} B per "
             f"record, {tap['bytes']:,} B in total"

@@ -30,6 +30,7 @@ MAX_VIEWS = 10**6
 MAX_CHUNKS = 2**28  # of all arrays and views
 MAX_CHUNK_BYTES = 2**30
 MAX_CLASSES = 2**20
+MAX_CUT_CLASSES = 2**16  # which uint16 can number
 _MAX_PREVIEW_BYTES = 2**28
 _MAX_IDENTITY_CHARS = 2**20
 _MISSING, _UNKNOWN = "a value", "no such key"
@@ -68,6 +69,7 @@ class TapDocument(_Document):
     dtype: Literal["float16", "float32", "uint8"]
     scale: Literal["row", "block"] | None = None
     stage: Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")] | None = None
+    top: Annotated[int, Field(ge=1, le=MAX_CLASSES)] | None = None
 
 
 class CanaryDocument(_Document):
@@ -121,7 +123,7 @@ class ManifestDocument(_Document):
     @property
     def tap_specs(self) -> dict[str, TapSpec]:
         return {
-            name: TapSpec(tuple(tap.shape), tap.dtype, tap.scale, tap.stage)
+            name: TapSpec(tuple(tap.shape), tap.dtype, tap.scale, tap.stage, tap.top)
             for name, tap in self.taps.items()
         }
 
@@ -199,6 +201,11 @@ def _wrong_tap(name: str, spec: TapSpec, num_classes: int) -> Iterator[Problem]:
         yield Problem(f"taps.{name}.scale", f"what {spec.dtype} needs", spec.scale)
     elif spec.scale is not None and len(spec.shape) != 1:
         yield Problem(f"taps.{name}.shape", "one dimension, because of the scale", spec.shape)
+    if spec.top is not None and (name, spec.dtype) != ("logits", "float16"):
+        yield Problem(f"taps.{name}.top", "null, but for float16 logits", spec.top)
+    elif spec.top is not None and not (spec.top < num_classes <= MAX_CUT_CLASSES):
+        expected = f"less than the number of classes, which is at most {MAX_CUT_CLASSES:,}"
+        yield Problem("taps.logits.top", expected, f"{spec.top} of {num_classes:,}")
     if name == "logits" and spec.shape != (num_classes,):
         expected = f"[{num_classes}], the number of class_names"
         yield Problem("taps.logits.shape", expected, list(spec.shape))

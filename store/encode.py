@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from store.errors import BadTeacherOutput
 from store.layout import Block, TapSpec
 from store.quantise import quantise_channels, quantise_rows
+from store.topk import cut_rows
 
 
 def arrays_to_store(
@@ -23,6 +24,15 @@ def arrays_to_store(
     if values.shape != (block.rows, *spec.shape):
         raise ValueError(f"tap {tap} has shape {values.shape}, not {(block.rows, *spec.shape)}")
     stored = stored_values(tap, spec, block.view, block.start, values)
+    if spec.top:
+        cut = cut_rows(stored, spec.top)
+        for name, part in cut.items():
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
+                raise BadTeacherOutput(
+                    f"the teacher's outputs of tap {tap}{name}, view {block.view}, block "
+                    f"{block.index} do not fit {spec.dtype}"
+                )
+        return {tap + name: part for name, part in cut.items()}
     if spec.scale is None:
         return {tap: stored}
     codes, scale = (quantise_rows if spec.scale == "row" else quantise_channels)(stored)

@@ -114,7 +114,7 @@ class FolderSource:
         if spec.all_views and self._disagreeing[array][block.index]:
             return Fault("differs between views", path, array, block.view, block.index)
         key, scale = (array, block.view, block.index), self.manifest.scale_of(array)
-        rows = self.manifest.rows_in(spec, block)
+        rows, classes = self.manifest.rows_in(spec, block), len(self.manifest.class_names)
         if scale is not None and out is None:
             out = np.empty((rows, *spec.shape), spec.dtype)
         what = read_chunk(
@@ -123,7 +123,7 @@ class FolderSource:
             self.manifest.chunk_file_bytes(spec),
             committed,
             value_bytes=rows * spec.bytes_per_row,
-            check=None if key in self._seen else partial(value_fault, array, spec.dtype),
+            check=None if key in self._seen else partial(value_fault, array, spec.dtype, classes),
         )
         if what is None and scale is not None and out is not None:
             what = scale_fault(scale, out)

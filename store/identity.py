@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from runtime.reading import open_regular
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of every identity, and of manifests of caches whose logits are whole
+CUT_VERSION = 2  # of the manifest of a cache whose logits are cut
 _SHA256_DIGITS = 64
 Identity = dict[str, Any]
 

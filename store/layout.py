@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.identity import identity_sha256
+from store.topk import CLASS, REST
 
 FORMAT_NAME = "teach-once-cache"
 MANIFEST = "manifest.json"
@@ -28,6 +29,7 @@ LABELS_DTYPE = "int64"
 PREVIEW = "preview"
 SAMPLE_CRC = "sample_crc32c"
 CHECKSUM_BYTES = 4
+SUFFIXES = (".scale", CLASS, REST)  # of arrays beside a tap's own
 
 MAX_CHUNK_BYTES = 16 * 2**20
 MAX_BLOCK_ROWS = 4096  # so that a kill costs seconds of teacher time, not minutes
@@ -36,6 +38,7 @@ _FILL: dict[str, float | int] = {
     "float16": math.nan,
     "float32": math.nan,
     "uint8": 255,
+    "uint16": 65535,
     "uint32": 0,
 }
 
@@ -70,13 +73,15 @@ class TapSpec:
     dtype: "float16", "float32" or "uint8". stage: for a hint, the stage whose map it is.
     scale: None where the values are stored as they are, else what a uint8 code is relative to:
     "row" (lowest value and step of each record) or "block" (those of each channel over a block).
-    Scaled taps are read as float32.
+    top: of logits of which only so many, the largest, are stored, see `store.topk`. Scaled and cut
+    taps are read as float32.
     """
 
     shape: tuple[int, ...]
     dtype: str
     scale: str | None = None
     stage: str | None = None
+    top: int | None = None
 
     @property
     def bytes_per_record(self) -> int:
@@ -86,15 +91,23 @@ class TapSpec:
 
     @property
     def read_dtype(self) -> str:
-        return "float32" if self.scale else self.dtype
+        return "float32" if self.scale or self.top else self.dtype
 
     @property
     def read_bytes_per_record(self) -> int:
-        """Bytes in memory."""
+        """Bytes in memory, where a cut tap is held as it is stored."""
+        if self.top:
+            return self.bytes_per_record
         return math.prod(self.shape) * np.dtype(self.read_dtype).itemsize
 
     def arrays(self, name: str) -> dict[str, ArraySpec]:
         """The zarr arrays that hold the tap called `name`."""
+        if self.top:
+            return {
+                name: ArraySpec((self.top,), self.dtype),
+                name + CLASS: ArraySpec((self.top,), "uint16"),
+                name + REST: ArraySpec((), self.dtype),
+            }
         values = {name: ArraySpec(self.shape, self.dtype, all_views=name == SAMPLE_CRC)}
         if self.scale == "row":
             return {**values, f"{name}.scale": ArraySpec((2,), "float32")}
@@ -127,7 +140,7 @@ def arrays_of(taps: Mapping[str, TapSpec]) -> dict[str, ArraySpec]:
 
 def tap_of(array: str) -> str:
     """The tap that an array belongs to."""
-    return array.removesuffix(".scale")
+    return next((array.removesuffix(end) for end in SUFFIXES if array.endswith(end)), array)
 
 
 def is_opt_in(tap: str) -> bool:

@@ -56,6 +56,7 @@ def details(path: Path) -> dict[str, Any]:
             "shape": list(spec.shape),
             "dtype": spec.dtype,
             "scale": spec.scale,
+            "top": spec.top,
             "bytes_per_record": spec.bytes_per_record,
             "bytes": spec.bytes_per_record * records,
         }

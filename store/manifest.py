@@ -20,7 +20,7 @@ from runtime.reading import BadFile, parse_json, read_bounded
 from runtime.text import one_line
 from store.documents import Problem, problem_of
 from store.errors import CacheDamaged, CacheMismatch, CacheMissing, TeacherPass
-from store.identity import FORMAT_VERSION, Identity, canonical_json, identity_sha256
+from store.identity import CUT_VERSION, FORMAT_VERSION, Identity, canonical_json, identity_sha256
 from store.layout import (
     CHECKSUM_BYTES,
     FORMAT_NAME,
@@ -126,6 +126,11 @@ class Manifest:
 def manifest_text(manifest: Manifest) -> bytes:
     """The bytes of manifest.json."""
     content = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(manifest)}
+    for tap in content["taps"].values():
+        if tap["top"] is None:
+            del tap["top"]  # of version 1, whose readers do not know it
+        else:
+            content["format_version"] = CUT_VERSION
     content["identity_sha256"] = identity_sha256(manifest.identity)
     content["manifest_crc32c"] = _json_crc(content)
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
@@ -176,9 +181,10 @@ def parse_manifest(text: bytes, path: Path, fix: str | TeacherPass | None = None
     fix = fix or TeacherPass(teacher_of(path.parent))
     content = _checked_content(text, path, fix)
     version = content.get("format_version")
-    if version != FORMAT_VERSION and isinstance(version, int):
+    if version not in (FORMAT_VERSION, CUT_VERSION) and isinstance(version, int):
         raise CacheMismatch(
-            f"{one_line(path)} has format version {version}; this program reads {FORMAT_VERSION}"
+            f"{one_line(path)} has format version {version}; this program reads {FORMAT_VERSION} "
+            f"and {CUT_VERSION}"
         )
     document = problem_of(content)
     if isinstance(document, Problem):

@@ -18,6 +18,7 @@ from store.layout import Block
 from store.parallel import in_threads
 from store.quantise import restored
 from store.reader import TeacherCache
+from store.topk import expanded
 
 
 class MappedRows:
@@ -64,6 +65,9 @@ class MappedRows:
 
     def _rows_of(self, tap: str, block: Block, within: NDArray[np.int64]) -> NDArray[Any]:
         spec = self._specs[tap]
+        if spec.top:
+            arrays = {name: self._map(name, block)[within] for name in spec.arrays(tap)}
+            return expanded(arrays, tap, spec.shape[0])
         values = self._map(tap, block)[within]
         if spec.scale is None:
             return values

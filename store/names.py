@@ -15,6 +15,6 @@ def is_tap_name(name: str) -> bool:
     return (
         re.fullmatch(NAME_PATTERN, name) is not None
         and ".." not in name
-        and not name.endswith(".scale")
+        and not name.endswith((".scale", ".class", ".rest"))
         and name not in _RESERVED
     )

@@ -18,10 +18,11 @@ from store.differences import differences
 from store.errors import CacheMismatch, TeacherPass, UnknownTap, UnknownView
 from store.faults import Fault, damage_error
 from store.identity import Identity, with_weights_of
-from store.layout import LABELS, LABELS_DTYPE, PREVIEW, SAMPLE_CRC, Block, TapSpec
+from store.layout import LABELS, LABELS_DTYPE, PREVIEW, SAMPLE_CRC, Block, TapSpec, tap_of
 from store.parallel import in_threads
 from store.quantise import restored
 from store.source import Source, open_source
+from store.topk import expanded
 
 WITHOUT_CHECKSUMS = (
     "was made without checksums of its samples: changes of the images may go unnoticed"
@@ -164,32 +165,35 @@ class TeacherCache:
             before = f"python -m pip install pillow=={then}; or {before}" if then else before
         return CacheMismatch(problem, fix=TeacherPass(self.manifest.teacher, before=before))
 
-    def read_view(self, view: int, taps: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    def read_view(
+        self, view: int, taps: Sequence[str] | None = None, *, compact: bool = False
+    ) -> dict[str, NDArray[Any]]:
         """All records of one view: tap -> (N, *tap shape), every checksum verified.
 
+        compact: leave cut logits as they are stored, three arrays as `store.topk` names them.
         Raises UnknownView, UnknownTap, CacheDamaged.
         """
         self._check_view(view)
         blocks = [self.manifest.block(view, i) for i in range(self.manifest.blocks_per_view)]
-        records = self._empty(self._checked_taps(taps), self.num_samples)
-        reads = [(tap, block) for tap in records for block in blocks]
+        records = self._empty(self._checked_taps(taps), self.num_samples, compact)
+        reads = [(name, block) for name in records for block in blocks]
 
         def read(which: tuple[str, Block]) -> None:
-            tap, block = which
-            self._read_tap(tap, block, records[tap][block.start : block.stop])
+            name, block = which
+            self._read_into(records[name][block.start : block.stop], name, block, compact)
 
         for _ in in_threads(read, reads, sum(values.nbytes for values in records.values())):
             pass
         return records
 
     def read_block(
-        self, block: Block, taps: Sequence[str] | None = None
+        self, block: Block, taps: Sequence[str] | None = None, *, compact: bool = False
     ) -> dict[str, NDArray[Any]]:
         """The records of one block: tap -> (rows, *tap shape); raises as `read_view`."""
         self._check_view(block.view)
-        records = self._empty(self._checked_taps(taps), block.rows)
-        for tap, values in records.items():
-            self._read_tap(tap, block, values)
+        records = self._empty(self._checked_taps(taps), block.rows, compact)
+        for name, values in records.items():
+            self._read_into(values, name, block, compact)
         return records
 
     def read(
@@ -216,21 +220,37 @@ class TeacherCache:
                 records[tap][wanted] = of_block[tap][ids[wanted] - block.start]
         return records
 
-    def _empty(self, taps: Sequence[str], rows: int) -> dict[str, NDArray[Any]]:
-        specs = self.manifest.taps
-        return {tap: np.empty((rows, *specs[tap].shape), specs[tap].read_dtype) for tap in taps}
+    def _empty(
+        self, taps: Sequence[str], rows: int, compact: bool = False
+    ) -> dict[str, NDArray[Any]]:
+        found = {}
+        for tap in taps:
+            spec = self.manifest.taps[tap]
+            if compact and spec.top:
+                for name, array in spec.arrays(tap).items():
+                    found[name] = np.empty((rows, *array.shape), array.dtype)
+            else:
+                found[tap] = np.empty((rows, *spec.shape), spec.read_dtype)
+        return found
 
-    def _read_tap(self, tap: str, block: Block, out: NDArray[Any]) -> None:
-        spec = self.manifest.taps[tap]
-        if spec.scale is None:
-            self.source.read(tap, block, out)
+    def _read_into(self, out: NDArray[Any], name: str, block: Block, compact: bool) -> None:
+        """name: of a tap or, of a cut one that is left so, of one of its arrays."""
+        spec = self.manifest.taps[tap_of(name)]
+        if spec.scale is None and (compact or not spec.top):
+            self.source.read(name, block, out)
             return
+        self._restore_into(out, name, spec, block)
+
+    def _restore_into(self, out: NDArray[Any], tap: str, spec: TapSpec, block: Block) -> None:
         arrays = {}
         for name, array in spec.arrays(tap).items():
             rows = self.manifest.rows_in(array, block)
             arrays[name] = np.empty((rows, *array.shape), dtype=array.dtype)
             self.source.read(name, block, arrays[name])
-        out[:] = restored(arrays[tap], arrays[f"{tap}.scale"], spec.scale)
+        if spec.scale is None:
+            out[:] = expanded(arrays, tap, spec.shape[0])
+        else:
+            out[:] = restored(arrays[tap], arrays[f"{tap}.scale"], spec.scale)
 
     def _check_view(self, view: int) -> None:
         if not 0 <= view < self.num_views:

@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from store.topk import CLASS
+
 # A float is not finite if its exponent's bits are all ones. Read as an integer such a number is
 # larger than every finite one, of either sign; the maximum of integers is far faster than isfinite.
 _SIGNED = {"float16": ("<i2", 0x7C00), "float32": ("<i4", 0x7F800000)}
 _UNSIGNED = {"float16": ("<u2", 0xFC00), "float32": ("<u4", 0xFF800000)}
 
 
-def value_fault(array: str, dtype: str, values: NDArray[np.uint8]) -> str | None:
+def value_fault(array: str, dtype: str, num_classes: int, values: NDArray[np.uint8]) -> str | None:
     """What is wrong with values of an array, given as bytes: whole numbers of it, any rows."""
     if values.size == 0:
         return None
+    if array.endswith(CLASS) and (largest := int(values.view("<u2").max())) >= num_classes:
+        return f"holds the class {largest}, expected 0 to {num_classes - 1}"
     if array == "correct":
         return "holds something else than 0 and 1" if values.max() > 1 else None
     if dtype in _SIGNED and not is_finite(values, dtype):

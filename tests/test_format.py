@@ -33,7 +33,8 @@ def read_manifest(text: bytes) -> dict[str, Any]:
     manifest = json.loads(text)
     stated = manifest.pop("manifest_crc32c")
     assert stated == crc(canonical(manifest))
-    assert (manifest["format"], manifest["format_version"]) == ("teach-once-cache", 1)
+    cut = any(spec.get("top") for spec in manifest["taps"].values())
+    assert (manifest["format"], manifest["format_version"]) == ("teach-once-cache", 1 + cut)
     return manifest
 
 
@@ -60,6 +61,12 @@ def read_zarr(cache: Path, array: str) -> np.ndarray:
 def decoded(tap: str, spec: dict[str, Any], read: Callable[[str], np.ndarray], rows: int) -> Any:
     """(views, samples, ...) values of a tap, from its codes and scales where it has them."""
     values = read(tap)
+    if top := spec.get("top"):
+        (classes,) = spec["shape"]
+        share = read(f"{tap}.rest").astype(np.float32) - np.log(classes - top)
+        whole = np.repeat(share[..., None], classes, axis=-1)
+        np.put_along_axis(whole, read(f"{tap}.class").astype(int), values.astype(np.float32), -1)
+        return whole
     if spec["scale"] is None:
         return values
     low, step = np.moveaxis(read(f"{tap}.scale"), -1 if spec["scale"] == "row" else 2, 0)
@@ -70,8 +77,12 @@ def decoded(tap: str, spec: dict[str, Any], read: Callable[[str], np.ndarray], r
 
 
 @pytest.fixture(
-    params=[[], ["taps.logits=uint8", "taps.means=uint8", "taps.energy=float16"]],
-    ids=["float16", "uint8"],
+    params=[
+        [],
+        ["taps.logits=uint8", "taps.means=uint8", "taps.energy=float16"],
+        ["taps.logits={top: 3}"],
+    ],
+    ids=["float16", "uint8", "cut"],
 )
 def cache(
     request: pytest.FixtureRequest, small_teacher: Callable[..., TeacherConfig], tmp_path: Path
@@ -88,6 +99,7 @@ def test_a_folder_can_be_read_by_its_description(cache: Path) -> None:
     ours = TeacherCache.open(cache)
     for tap, spec in manifest["taps"].items():
         arrays = [tap] if spec["scale"] is None else [tap, f"{tap}.scale"]
+        arrays += [f"{tap}.class", f"{tap}.rest"] if spec.get("top") else []
         for array in arrays:
             for view in range(manifest["num_views"]):
                 for block in range(blocks):
@@ -96,7 +108,7 @@ def test_a_folder_can_be_read_by_its_description(cache: Path) -> None:
         assert values.shape[:2] == (manifest["num_views"], manifest["num_samples"])
         for view in range(manifest["num_views"]):
             expected = ours.read_view(view, [tap])[tap]
-            tolerance = 0 if spec["scale"] is None else 1e-5
+            tolerance = 1e-5 if spec["scale"] or spec.get("top") else 0
             assert np.allclose(values[view], expected, rtol=0, atol=tolerance)
     assert (read_zarr(cache, "labels") == ours.labels).all()
     assert (read_zarr(cache, "preview") == ours.preview).all()
@@ -122,7 +134,7 @@ def test_an_exported_file_can_be_read_by_its_description(cache: Path, tmp_path: 
         for tap, spec in manifest["taps"].items():
             values = decoded(tap, spec, lambda array: file[array][()], rows)
             expected = np.stack([ours.read_view(v, [tap])[tap] for v in range(ours.num_views)])
-            tolerance = 0 if spec["scale"] is None else 1e-5
+            tolerance = 1e-5 if spec["scale"] or spec.get("top") else 0
             assert np.allclose(values, expected, rtol=0, atol=tolerance)
             stored = file[tap]
             for view in range(manifest["num_views"]):

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from configs.commands import cache_command
-from configs.schema import LossTerm, StudentConfig, TeacherConfig
+from configs.schema import LossTerm, StudentConfig, TeacherConfig, TopLogits
 from nets.archs import ArchError
 from nets.layout import TapError
 from nets.taps import Tap, taps_asked, teacher_stages
@@ -46,6 +46,10 @@ def check_study(
     for method in methods:
         check_terms(method, config.methods[method], config.training.epochs)
     check_before_the_pass(config, teacher, methods, caches_dir)
+    for method in methods:
+        logits = teacher.taps.logits
+        cut = logits.top if isinstance(logits, TopLogits) else None
+        refuse_cut_logits(method, config.methods[method], cut)
     dataset = load_dataset(teacher.dataset, caches_dir)
     taps = check_teacher(teacher, dataset)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
@@ -141,8 +145,10 @@ def check_methods(study: Study, methods: Sequence[str]) -> None:
     CacheIncomplete where it needs what the cache is to hold and is not finished.
     """
     stages, epochs = list(study.teacher_stages), study.config.training.epochs
+    logits = study.cache.manifest.taps.get("logits")
     for method in methods:
         check_terms(method, study.config.methods[method], epochs)
+        refuse_cut_logits(method, study.config.methods[method], logits.top if logits else None)
     missing = missing_taps(study.config, methods, stages, list(study.cache.manifest.taps))
     if missing:
         path = study.cache.path
@@ -172,6 +178,16 @@ def _check_cache_of(
     ):
         for method in methods:
             other.cache.refuse_incomplete(study.run(method, 0).needed_of_each[number])
+
+
+def refuse_cut_logits(method: str, terms: Sequence[LossTerm], top: int | None) -> None:
+    """Raise TrainError where a loss needs all logits and only the `top` largest are stored."""
+    if top is not None and any(term.loss == "lskd" for term in terms):
+        raise TrainError(
+            f"methods.{method}: lskd divides by the standard deviation of all logits, and only the "
+            f"{top} largest are stored",
+            fix="taps.logits=float16 in the teacher's file, or leave the method out",
+        )
 
 
 def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:

@@ -11,9 +11,10 @@ A batch of another view than the epoch's is refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from nets.taps import Tap
 from nets.teacher import Teacher
 from store import TeacherCache
+from store.topk import compact_names
 from train import TrainError
 from train.windows import WindowedOrder
 from views.batches import ViewBatch
@@ -125,6 +127,7 @@ class CachedTeacher(_Shuffled):
         self._slab: dict[str, Tensor] = {}
         self._rows: dict[str, Tensor] = {}
         self._buffers = Buffers(device)
+        self._expanded = Expansion(cache)
 
     def start_epoch(self, epoch: int, order: Ids) -> None:
         """Make the epoch's view current and begin to read the one after it."""
@@ -140,11 +143,12 @@ class CachedTeacher(_Shuffled):
         """Raises WrongView."""
         _refuse_other_view(batch, self._view)
         if not self._is_on_device:
-            return self._buffers.sent([(self._slab, batch.host_ids)])
-        return {
+            return self._expanded(self._buffers.sent([(self._slab, batch.host_ids)]))
+        rows = {
             tap: gather_rows(values, batch.ids, self._rows.setdefault(tap, values[:0].clone()))
             for tap, values in self._slab.items()
         }
+        return self._expanded(rows)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -155,8 +159,8 @@ class CachedTeacher(_Shuffled):
         return self._pool.submit(self._read, view)
 
     def _read(self, view: int) -> dict[str, Tensor]:
-        records = self._cache.read_view(view, self._taps)
-        slab = {tap: torch.from_numpy(values) for tap, values in records.items()}
+        records = self._cache.read_view(view, self._taps, compact=True)
+        slab = {tap: _as_tensor(values) for tap, values in records.items()}
         if not self._is_on_device:
             return {tap: _pinned(values, self._device) for tap, values in slab.items()}
         return {tap: values.to(self._device) for tap, values in slab.items()}
@@ -180,6 +184,7 @@ class WindowedTeacher:
         )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="teacher-feed")
         self._buffers = Buffers(device)
+        self._expanded = Expansion(cache)
         self._windows: list[Future[dict[str, Tensor]]] = []
         self._view = -1  # none yet
 
@@ -207,7 +212,7 @@ class WindowedTeacher:
         for window in range(int(windows[0]), int(windows[-1]) + 1):
             rows = torch.from_numpy(self._row_of[ids[windows == window]])
             parts.append((self._windows[window - self._first].result(), rows))
-        return self._buffers.sent(parts)
+        return self._expanded(self._buffers.sent(parts))
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -224,13 +229,35 @@ class WindowedTeacher:
     def _read(self, view: int, window: int) -> dict[str, Tensor]:
         manifest = self._cache.manifest
         parts = [
-            self._cache.read_block(manifest.block(view, int(index)), self._taps)
+            self._cache.read_block(manifest.block(view, int(index)), self._taps, compact=True)
             for index in self._blocks[window]
         ]
-        return {
-            tap: torch.from_numpy(np.concatenate([part[tap] for part in parts]))
-            for tap in self._taps
-        }
+        return {tap: _as_tensor(np.concatenate([part[tap] for part in parts])) for tap in parts[0]}
+
+
+class Expansion:
+    """Makes whole logits of cut ones, batch by batch on the device; leaves all else as it is."""
+
+    def __init__(self, cache: TeacherCache) -> None:
+        spec = cache.manifest.taps.get("logits")
+        self._num_classes = spec.shape[0] if spec is not None and spec.top else 0
+
+    def __call__(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """rows: name -> (B, ...); of cut logits the three arrays that `store.topk` names."""
+        values, classes, rest = compact_names("logits")
+        if not self._num_classes or classes not in rows:
+            return rows
+        kept = rows[values].float()
+        share = rows[rest].float() - math.log(self._num_classes - kept.shape[1])
+        logits = share[:, None].repeat(1, self._num_classes)
+        logits.scatter_(1, rows[classes].long(), kept)
+        whole = {name: tap for name, tap in rows.items() if name not in (values, classes, rest)}
+        return {**whole, "logits": logits}
+
+
+def _as_tensor(values: NDArray[Any]) -> Tensor:
+    """torch's own operations do not know uint16: classes become int32."""
+    return torch.from_numpy(values.astype(np.int32) if values.dtype == np.uint16 else values)
 
 
 def _refuse_other_view(batch: ViewBatch, view: int) -> None:

@@ -22,7 +22,7 @@ from configs.schema.origin import Source
 from configs.schema.plain import as_identity, as_plain
 from configs.schema.scalars import Fraction, NonNegativeFloat, PositiveFloat
 from configs.schema.student import LATER_STUDENT_KEYS, StudentConfig, StudentNet
-from configs.schema.teacher import Hint, TapsConfig, TeacherConfig, TeacherNet
+from configs.schema.teacher import Hint, TapsConfig, TeacherConfig, TeacherNet, TopLogits
 from configs.schema.training import (
     LATER_TRAINING_KEYS,
     AdamW,
@@ -77,6 +77,7 @@ __all__ = [
     "TeacherConfig",
     "TeacherNet",
     "TeacherTraining",
+    "TopLogits",
     "Training",
     "TrivialAugment",
     "ViewsConfig",

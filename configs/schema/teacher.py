@@ -59,12 +59,21 @@ class Hint:
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
+class TopLogits:
+    """Only the largest logits of each record, and what all others come to."""
+
+    top: Annotated[int, Field(strict=True, ge=1, lt=2**16)]
+    """How many; fewer than there are classes."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TapsConfig:
     """Which outputs of the teacher are stored, and as what type."""
 
-    logits: TapDtype | None = "float16"
-    """Type of the logits; `uint8` stores codes with a scale, see `store/FORMAT.md`. `null`: neither
-    they nor `correct` are stored, and the classifier of the weights may be any, or missing."""
+    logits: TapDtype | TopLogits | None = "float16"
+    """Type of the logits; `uint8` stores codes with a scale, see `store/FORMAT.md`; `{top: 32}` the
+    32 largest. `null`: neither they nor `correct` are stored, and the classifier of the weights may
+    be any, or missing."""
     means: TapDtype | None = "float16"
     """Type of the channel means of each stage, `stage1` ... `stageL`; `null`: not stored."""
     energy: FloatDtype | None = None

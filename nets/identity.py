@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from configs.schema import TeacherConfig, as_plain
+from configs.schema import TeacherConfig, TopLogits
 from nets.archs import has_stem
 from nets.source import arch_source
 from nets.taps import teacher_stages
@@ -21,6 +21,7 @@ def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
     of the user's own has a "source": {module: sha256 of its file}. Raises ArchError, TapError.
     """
     teacher, taps = config.teacher, config.taps
+    logits = taps.logits
     source = arch_source(teacher.arch)
     return {
         "teacher": {
@@ -34,7 +35,10 @@ def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
             **({"bn_version": BN_VERSION} if teacher.bn == "recalibrated" else {}),
             "precision": teacher.precision,
         },
-        "taps": {"logits": as_plain(taps)["logits"], "means": taps.means},
+        "taps": {
+            "logits": {"top": logits.top} if isinstance(logits, TopLogits) else logits,
+            "means": taps.means,
+        },
     }
 
 

@@ -165,9 +165,9 @@ def test_the_next_view_is_read_while_an_epoch_runs(cache: TeacherCache, monkeypa
     read: queue.Queue[int] = queue.Queue()
     read_view = TeacherCache.read_view
 
-    def noted(self: TeacherCache, view: int, taps: list[str]) -> dict[str, np.ndarray]:
+    def noted(self: TeacherCache, view: int, *how: object, **named: object) -> object:
         read.put(view)
-        return read_view(self, view, taps)
+        return read_view(self, view, *how, **named)
 
     monkeypatch.setattr(TeacherCache, "read_view", noted)
     source = CachedTeacher(cache, TAPS, 3, CPU)

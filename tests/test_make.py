@@ -115,3 +115,8 @@ def test_a_missing_cache_is_an_error_that_names_the_command(trained_checkout: Tr
         (project / "elsewhere").rename(project / "caches")
     assert result.returncode == 2
     assert "make cache-teacher TEACHER=digits-resnet20" in result.stderr
+
+
+def test_make_hands_every_tracker_on() -> None:
+    shown = make("-n", "train-student", "TRACK=wandb mlflow").stdout
+    assert "--track 'wandb' --track 'mlflow'" in shown

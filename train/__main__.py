@@ -16,6 +16,7 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,11 +29,13 @@ from configs.schema import TeacherConfig
 from nets.weights_file import weights_file
 from runtime.commands import new_app, new_console, run_command
 from runtime.options import Caches, Device, OfStudent, Overrides, StudentName, TeacherName, Workers
+from runtime.program import program
 from train.ablation import train_and_report
 from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
 from train.runs import FoundRun, format_result, removable, remove_run, runs_below, table_of
 from train.study import MOST_SEED, Run, begin_again
 from train.teacher_weights import format_record, reason_not_to_train, refuse_untrainable
+from train.tracking import TRACKERS, check_trackers
 from views.datasets import load_dataset
 
 app = new_app("Train students from a cache; train teachers; look at runs.")
@@ -54,6 +57,13 @@ FeedOption = Annotated[
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="runs to train side by side")]
 Redo = Annotated[bool, typer.Option(help="train finished runs again; each result stays until then")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="|".join(TRACKERS),
+        help="also send the figures of each epoch there; may be given several times",
+    ),
+]
 
 
 @app.command()
@@ -75,8 +85,10 @@ def student(
     checkpoint_minutes: Annotated[
         float, typer.Option(min=0, help="minutes between checkpoints within an epoch")
     ] = 10.0,
+    track: Track = None,
 ) -> None:
     """Train one student from the cache."""
+    check_trackers(track or ())
     console = new_console()
     study = open_named_study(name, overrides, caches, runs, cache, feed)
     run = study.run(method, seed, live_teacher)
@@ -97,6 +109,7 @@ def student(
             num_workers=workers,
             checkpoint_minutes=checkpoint_minutes,
             console=console,
+            track=track or (),
         )
     console.print(format_result(summary, run.folder))
 
@@ -115,12 +128,21 @@ def teacher(
     ] = None,
     device: Device = "auto",
     workers: Workers = None,
+    track: Track = None,
 ) -> None:
     """Train a teacher's weights as its config's training block says, unless they exist."""
+    check_trackers(track or ())
     console = new_console()
     for teacher_name, changes in teachers_of(name, overrides, of_student=of_student):
         _train_teacher(
-            load_teacher(teacher_name, changes), retrain, agreed, caches, device, workers, console
+            load_teacher(teacher_name, changes),
+            retrain,
+            agreed,
+            caches,
+            device,
+            workers,
+            track or (),
+            console,
         )
 
 
@@ -131,6 +153,7 @@ def _train_teacher(
     caches: Path | None,
     device: str,
     workers: int | None,
+    track: Sequence[str],
     console: Console,
 ) -> None:
     refuse_missing_data(config)
@@ -150,6 +173,7 @@ def _train_teacher(
         num_workers=workers,
         retrain=retrain,
         limit_hours=math.inf if retrain or agreed else _HOURS_TO_AGREE_TO,
+        track=track,
     )
     console.print(format_record(record, weights_file(config.teacher.weights)))
 
@@ -168,8 +192,10 @@ def ablation(
     feed: FeedOption = "auto",
     jobs: Jobs = 1,
     redo: Redo = False,
+    track: Track = None,
 ) -> None:
     """Train every method with every seed, then write the report."""
+    check_trackers(track or ())
     console = new_console()
     study = open_named_study(name, overrides, caches, runs, cache, feed)
     asked_methods = methods.split() or list(study.config.methods)
@@ -178,7 +204,7 @@ def ablation(
     if redo:
         _begin_again(asked_runs, device)
     commands = [
-        shlex.join(["python", "-m", "train", *sys.argv[1:]]),
+        shlex.join([*program("train"), *sys.argv[1:]]),
         _command_of_one_run(name, overrides or [], caches, runs),
         *(
             cache_command(each, caches_dir=caches)
@@ -186,7 +212,13 @@ def ablation(
         ),
     ]
     status = train_and_report(
-        asked_runs, commands, device=device, num_workers=workers, jobs=jobs, console=console
+        asked_runs,
+        commands,
+        device=device,
+        num_workers=workers,
+        jobs=jobs,
+        console=console,
+        track=track or (),
     )
     if status:
         raise typer.Exit(status)
@@ -339,7 +371,7 @@ def _begin_again(runs: list[Run], device: str) -> None:
 
 def _command_of_one_run(name: str, overrides: list[str], caches: Path, runs: Path) -> str:
     """With METHOD and SEED to be filled in."""
-    start = ["python", "-m", "train", "student", name, "--method", "METHOD", "--seed", "SEED"]
+    start = [*program("train"), "student", name, "--method", "METHOD", "--seed", "SEED"]
     return shlex.join([*start, "--caches", str(caches), "--runs", str(runs), *overrides])
 
 

@@ -44,6 +44,7 @@ def train_and_report(
     num_workers: int | None = None,
     jobs: int = 1,
     console: Console,
+    track: Sequence[str] = (),
 ) -> int:
     """Train the unfinished ones of a study's runs, write the report; returns the exit status.
 
@@ -54,7 +55,7 @@ def train_and_report(
         console.print(f"all {len(runs)} runs are finished: nothing to train.")
     else:
         failures = run_ablation(
-            runs, device=device, num_workers=num_workers, jobs=jobs, console=console
+            runs, device=device, num_workers=num_workers, jobs=jobs, console=console, track=track
         )
     status = 1 if failures else 0
     if len(failures) < len(runs):
@@ -71,6 +72,7 @@ def run_ablation(
     num_workers: int | None = None,
     jobs: int = 1,
     console: Console,
+    track: Sequence[str] = (),
 ) -> dict[Run, str]:
     """Train the unfinished ones of a study's runs; returns {run: why it failed}.
 
@@ -91,7 +93,7 @@ def run_ablation(
     fitting = jobs_that_fit(jobs, [run.held_bytes for run in runs])
     if fitting < jobs:
         console.print(f"{fitting} of {jobs} jobs: memory holds no more teacher outputs")
-    train = functools.partial(train_student, device=device, num_workers=num_workers)
+    train = functools.partial(train_student, device=device, num_workers=num_workers, track=track)
     if (jobs := min(fitting, len(waiting))) > 1:
         done = _side_by_side(waiting, train, jobs)
     else:

@@ -31,6 +31,7 @@ from train.run_files import CHECKPOINT_FILE
 from train.schedule import weight_at
 from train.step import ActiveTerm, Session, Step, active_terms, epoch_steps, start_epoch
 from train.terms import loss_named
+from train.tracking import tracking
 from views.batches import Pixels
 
 _BATCH = 1024
@@ -48,11 +49,12 @@ def train_to_end(
     checkpoint_minutes: float = 10.0,
     console: Console | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
+    track: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train what is left of a run, and close its teacher source; returns the summary.
 
-    finish: called after the last epoch; returns what the summary is to say besides. Ctrl-C and
-    SIGTERM save a checkpoint and raise Stopped.
+    finish: called after the last epoch; returns what the summary is to say besides. track: the
+    trackers that get its figures. Ctrl-C and SIGTERM save a checkpoint and raise Stopped.
     """
     run = session.run
     try:
@@ -61,6 +63,7 @@ def train_to_end(
             RunRecorder(
                 run, session.learner, checkpoint_minutes=checkpoint_minutes, stop=stop
             ) as recorder,
+            tracking(track, run, recorder.first_epoch, console) as log,
         ):
             epochs = run.training.epochs
             first = classifier_epoch(run.terms, epochs)
@@ -71,6 +74,7 @@ def train_to_end(
             def after_epoch(result: EpochResult) -> None:
                 recorder.epoch_done(result)
                 printer(result)
+                log(result)
                 if on_epoch is not None:
                     on_epoch(result)
 

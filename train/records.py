@@ -2,7 +2,7 @@
 
 run.json         what the run is (config, method, seed, cache); written first
 metrics.jsonl    one line per epoch
-tensorboard/     the same as events
+trackers.json    what the trackers that were asked for (`train.tracking`) call the run
 checkpoint.pt    the state after the last epoch, or within one; deleted when the run is finished
 last.pt best.pt  the student alone, as a plain state dict
 last-ema.pt best-ema.pt  the same of its averaged weights, where the recipe has them
@@ -29,7 +29,6 @@ from runtime.errors import Stopped
 from runtime.inside import (
     open_to_append,
     opened_folder,
-    path_of,
     remove_inside,
     remove_leftovers,
     write_inside,
@@ -95,14 +94,11 @@ class RunRecorder:
         with opened_folder(self.folder.parent, self.folder.name, create=True):
             pass  # no link: what is below it is this run's
         self._lock = WriterLock(self.folder, Job())  # two processes must not train one run
-        self._opened = contextlib.ExitStack()
         try:
             remove_leftovers(self.folder.parent, self.folder.name)
             if not self._resume():
                 self._begin()
-            self._events = self._open_events()
         except BaseException:
-            self._opened.close()
             self._lock.release()
             raise
         self._seconds_counted = self._saved = time.perf_counter()
@@ -140,7 +136,6 @@ class RunRecorder:
         self._keep_best("best", result.epoch, Tested(result.errors, result.validation))
         if result.average is not None:
             self._keep_best(f"best{EMA}", result.epoch, result.average)
-        self._append_events(result)
         self._save_checkpoint(result.epoch, None)
         self._promote_best()
 
@@ -181,11 +176,7 @@ class RunRecorder:
 
     def close(self) -> None:
         """Release the folder, whether the run is finished or not."""
-        try:
-            self._events.close()
-        finally:
-            self._opened.close()
-            self._lock.release()
+        self._lock.release()
 
     def _inside(self, name: str) -> tuple[Path, str]:
         """A file of this run as `runtime.inside` wants it: below a folder that is no link's."""
@@ -205,17 +196,6 @@ class RunRecorder:
             file.flush()
             os.fsync(file.fileno())  # before the checkpoint that counts on it
         self._epochs.append(epoch)
-
-    def _append_events(self, result: EpochResult) -> None:
-        scalars = {"loss/total": result.loss, "learning_rate": result.learning_rate}
-        scalars |= {f"loss/{name}": value for name, value in result.losses.items()}
-        scalars |= {f"weight/{name}": value for name, value in result.weights.items()}
-        averaged = result.average.errors if result.average else None
-        for prefix, errors in (("", result.errors), ("ema_", averaged)):
-            if errors is not None:
-                scalars |= {f"error/{prefix}top1": errors.top1, f"error/{prefix}top5": errors.top5}
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, result.epoch)
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()
@@ -292,10 +272,3 @@ class RunRecorder:
     def _remove_next_best(self) -> None:
         for name in BEST_NAMES:
             remove_inside(*self._inside(f"{name}{_NEXT}"))
-
-    def _open_events(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        place = f"{self.folder.name}/tensorboard"
-        folder = self._opened.enter_context(opened_folder(self.folder.parent, place, create=True))
-        return SummaryWriter(str(path_of(folder)), purge_step=self.first_epoch)

@@ -59,11 +59,12 @@ def train_student(
     checkpoint_minutes: float = 10.0,
     console: Console | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
+    track: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train one student, or resume an unfinished run; returns the summary.
 
-    A finished run is left alone and its summary returned. Ctrl-C and SIGTERM save a checkpoint and
-    raise Stopped.
+    track: the trackers that get its figures, see `train.tracking`. A finished run is left alone and
+    its summary returned. Ctrl-C and SIGTERM save a checkpoint and raise Stopped.
     """
     to_train = run.repetition or run
     summary = to_train.summary
@@ -77,6 +78,7 @@ def train_student(
             checkpoint_minutes=checkpoint_minutes,
             console=console,
             on_epoch=on_epoch,
+            track=track,
         )
     if to_train.is_repetition:
         take_place(run.folder)
@@ -243,8 +245,6 @@ def try_run(run: Run, device: torch.device) -> Trial:
 
     All terms of the method act, with the teacher's outputs for some other samples.
     """
-    import torch.utils.tensorboard  # a run has it loaded, so that its memory counts
-
     study = run.study
     views, normalisation = study.teacher.views, study.teacher.dataset.normalisation
     pixels = open_pixels(study.dataset.train, views, normalisation, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,12 +37,13 @@ def train_teacher(
     num_workers: int | None = None,
     retrain: bool = False,
     limit_hours: float | None = None,
+    track: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train, or resume training, and save the weights; returns the summary of the training.
 
     An unfinished training with other settings is discarded by `retrain`, else refused with
     TeacherExists. limit_hours: a new training that takes longer, estimated from a few steps,
-    is refused with TrainError; None: no trial.
+    is refused with TrainError; None: no trial. track: the trackers that get its figures.
     """
     assert config.training is not None  # see `train.teacher_weights.refuse_untrainable`
     run = TeacherRun(config, load_teacher_data(config, config.training))
@@ -63,7 +65,7 @@ def train_teacher(
     if session.learner.start is not None:
         console.print(f"the teacher {session.learner.start.said}")
     finish = functools.partial(_save_weights, session, run)
-    summary = train_to_end(session, console=console, finish=finish)
+    summary = train_to_end(session, console=console, finish=finish, track=track)
     return {**summary, "num_classes": run.dataset.num_classes}
 
 

@@ -20,6 +20,7 @@ WORKERS ?=
 FEED    ?= auto
 JOBS    ?= 1
 REDO    ?=
+TRACK   ?=
 
 PYTHON  ?= python3
 
@@ -50,6 +51,7 @@ READERS = --device $(call q,DEVICE) $(if $(value WORKERS),--workers $(call q,WOR
 # Options of the programs that train students; with CACHE=path they need no teacher.
 STUDENTS = --caches $(call q,CACHES) $(if $(value CACHE),--cache $(call q,CACHE)) --runs $(call q,RUNS) \
   $(READERS) --feed $(call q,FEED)
+TRACKED  = $(foreach each,$(call q-words,TRACK),--track $(each))
 RUN      = $(call q,STUDENT) --method $(call q,METHOD) --seed $(call q,SEED)
 STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS) --jobs $(call q,JOBS)
 
@@ -93,6 +95,7 @@ help: ## print this help
 	  'WORKERS=4' 'processes that read images' \
 	  FEED=$(call q,FEED) 'where the teacher outputs of a view are held: auto, device, host, window' \
 	  'REDO=1' 'train finished runs again and replace them' \
+	  'TRACK=wandb' 'also send the figures of each epoch there: tensorboard, wandb, mlflow' \
 	  'RECHECK=1' 'list image folders again, check every byte of a large finished cache' \
 	  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes'
 	@echo
@@ -113,13 +116,13 @@ train-student: env ## train STUDENT with METHOD and SEED from the cache (builds 
 	@$(PY) -m train plan $(RUN) $(STUDENTS) --no-trial $(OVERRIDES)
 	@$(ITS_TEACHER_WEIGHTS)
 	@$(ITS_TEACHER_CACHE)
-	@$(PY) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(OVERRIDES)
+	@$(PY) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
 
 ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the report
 	@$(PY) -m train check $(STUDY) $(STUDENTS) $(OVERRIDES)
 	@$(ITS_TEACHER_WEIGHTS)
 	@$(ITS_TEACHER_CACHE)
-	@$(PY) -m train ablation $(STUDY) $(STUDENTS) $(if $(value REDO),--redo) $(OVERRIDES)
+	@$(PY) -m train ablation $(STUDY) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
 
 export-student: env ## write a finished student (STUDENT, METHOD, SEED) to OUT as plain weights and as a program
 	@$(PY) -m train export $(call q,STUDENT) $(call q,OUT) --method $(call q,METHOD) --seed $(call q,SEED) \
@@ -142,7 +145,14 @@ bench-store: env ## measure reading speed and TEACHER's tap dtypes, into docs/be
 	@$(PY) -m train teacher $(call q,TEACHER) --device $(call q,DEVICE) $(OVERRIDES)
 	@$(PY) -m benchmarks.dtypes $(call q,TEACHER) --device $(call q,DEVICE) $(OVERRIDES)
 
-test: env lint ## run all checks and tests
+.PHONY: env-examples
+env-examples: env
+	@cmp -s requirements-examples.txt $(VENV)/installed-examples.txt || { \
+	  echo "installing requirements-examples.txt into $(VENV)"; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check -r requirements-examples.txt -c requirements.txt; \
+	  cp requirements-examples.txt $(VENV)/installed-examples.txt; }
+
+test: env-examples lint ## run all checks and tests, with what the examples need
 	@$(PY) -m pytest
 
 lint: env ## run ruff and mypy

@@ -93,7 +93,7 @@ def seconds_to_first_step(folder: Path, arguments: list[str], seed: int) -> floa
 def seconds_of_imports() -> float:
     """What the four programs that `make train-student` runs import, one after the other."""
     modules = ["train.__main__", "configs.__main__", "train.__main__", "precompute.__main__"]
-    last = "train.__main__, train.student, torch.utils.tensorboard"
+    last = "train.__main__, train.student"
     started = time.perf_counter()
     for names in [*modules, last]:
         subprocess.run([sys.executable, "-c", f"import {names}"], cwd=ROOT, check=True)

@@ -1,6 +1,7 @@
 """The commands that messages tell users to type, with the words that they used themselves.
 
-A `make` command where make can carry every word, else the program itself, quoted for the shell.
+In the repository a `make` command where make can carry every word; else the program itself, quoted
+for the shell.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from configs.schema import Source, StudentConfig, TeacherConfig
 from configs.yaml_subset import YamlError, parse_yaml
+from runtime.program import in_repository, program
 
 # Nothing that a shell, make or the cutting of ARGS into words could take for its own.
 _MAKE_CARRIES = re.compile(r"[\w./:=,+@^~\[\]{}\"-]+")
@@ -36,17 +38,15 @@ def cache_command(
     defaults = {"CACHES": "caches", "RECHECK": ""}
     replaced = {_key(item) for item in more}
     overrides = [*(item for item in source.overrides if _key(item) not in replaced), *more]
-    program = ["python", "-m", "precompute", source.name, "--caches", str(caches_dir)]
-    program += ["--recheck"] if recheck else []
-    return _made("cache-teacher", settings, defaults, overrides) or shlex.join(
-        [*program, *overrides]
-    )
+    words = [*program("precompute"), source.name, "--caches", str(caches_dir)]
+    words += ["--recheck"] if recheck else []
+    return _made("cache-teacher", settings, defaults, overrides) or shlex.join([*words, *overrides])
 
 
 def teacher_command(teacher: TeacherConfig, *options: str) -> str:
     """What trains the teacher's weights."""
     source = source_of(teacher)
-    words = ["python", "-m", "train", "teacher", source.name, *options, *source.overrides]
+    words = [*program("train"), "teacher", source.name, *options, *source.overrides]
     return shlex.join(words)
 
 
@@ -70,11 +70,9 @@ def student_command(
     }
     defaults = {"CACHES": "caches", "RUNS": "runs"}
     overrides = student_overrides(config, teacher)
-    program = ["python", "-m", "train", "student", source.name, "--method", method]
-    program += ["--seed", str(seed), "--caches", str(caches_dir), "--runs", str(runs_dir)]
-    return _made("train-student", settings, defaults, overrides) or shlex.join(
-        [*program, *overrides]
-    )
+    words = [*program("train"), "student", source.name, "--method", method]
+    words += ["--seed", str(seed), "--caches", str(caches_dir), "--runs", str(runs_dir)]
+    return _made("train-student", settings, defaults, overrides) or shlex.join([*words, *overrides])
 
 
 def student_overrides(config: StudentConfig, teacher: TeacherConfig) -> list[str]:
@@ -94,7 +92,9 @@ def _made(
     defaults: Mapping[str, str],
     overrides: Sequence[str],
 ) -> str | None:
-    """The make command; None where make would tear a word apart."""
+    """The make command; None where make would tear a word apart, or there is no Makefile."""
+    if not in_repository():
+        return None
     words = [_without_spaces(item) for item in overrides]
     named = {key: value for key, value in settings.items() if value != defaults.get(key)}
     values = [value.replace(" ", "") for value in named.values()]

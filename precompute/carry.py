@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from precompute.setup import Setup
+from runtime.program import program_text
 from store.differences import differences
 from store.errors import CacheMismatch
 from store.find import other_dataset_state
@@ -72,7 +73,7 @@ def format_dataset_change(setup: Setup, caches: Path, words: Sequence[str]) -> s
         remedy = f"none of its records can be carried over: {reason}"
     else:
         again = shlex.join(["--caches", str(caches), *words, "--from", str(old.path)])
-        remedy = f"to carry unchanged records over: python -m precompute {again}"
+        remedy = f"to carry unchanged records over: {program_text('precompute')} {again}"
     return f"the dataset has changed since {old.path} was made: {change}\n  {remedy}"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import UserError
+from runtime.program import program_text
 from store.identity import identity_sha256
 from train.run_files import read_metrics
 from train.runs import FoundRun, finished_alike, runs_in
@@ -92,7 +93,8 @@ def results_in(folder: Path, names: Sequence[str] = ()) -> Found:
     if not chosen and left_out:
         raise ReportError("\n".join(left_out.values()))
     if not chosen:
-        raise ReportError(f"{folder} holds no finished run", fix="python -m train ablation STUDENT")
+        fix = f"{program_text('train')} ablation STUDENT"
+        raise ReportError(f"{folder} holds no finished run", fix=fix)
     return Found([_result(run) for run in chosen], left_out)
 
 

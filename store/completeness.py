@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from runtime.program import program_text
 from store.errors import CacheIncomplete, TeacherPass
 from store.faults import Fault, damage_error
 from store.layout import TapSpec, kind_of, optional_taps, tap_of
@@ -67,7 +68,7 @@ def _trim_command(
     dropped = ",".join(
         tap for tap, view in lacking.items() if tap in optional and view < whole_views
     )
-    words = ["python -m store trim", shlex.quote(str(source.path))]
+    words = [program_text("store"), "trim", shlex.quote(str(source.path))]
     words += [f"--views {whole_views}"] if whole_views < num_views else []
     words += [f"--drop-taps {dropped}"] if dropped else []
     return " ".join(words)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from runtime.errors import Busy, UserError
 from runtime.names import is_teacher_name
+from runtime.program import in_repository, program
 from store.differences import Difference
 
 Spell = Callable[[list[str]], str]  # overrides to add, such as ["views.count=8"] -> the command
@@ -42,14 +43,15 @@ class TeacherPass:
 def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -> str:
     """`make cache-teacher` for the teacher's file of that name. settings: such as RECHECK="1".
 
-    A name that a shell or make would take for more than a name is never printed: somebody may have
-    forged it.
+    Outside the repository, which has the Makefile, the program itself. A name that a shell or make
+    would take for more than a name is never printed: somebody may have forged it.
     """
-    words = {
-        "TEACHER": teacher if is_teacher_name(teacher) else "NAME",
-        "ARGS": " ".join(overrides),
-        **settings,
-    }
+    shown = teacher if is_teacher_name(teacher) else "NAME"
+    if not in_repository():
+        options = [f"--caches={settings['CACHES']}"] if settings.get("CACHES") else []
+        options += ["--recheck"] if settings.get("RECHECK") else []
+        return shlex.join([*program("precompute"), shown, *options, *overrides])
+    words = {"TEACHER": shown, "ARGS": " ".join(overrides), **settings}
     given = [f"{key}={shlex.quote(word)}" for key, word in words.items() if word]
     return " ".join(["make cache-teacher", *given])
 

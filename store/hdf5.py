@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import written_aside
+from runtime.program import program_text
 from store.chunks import map_file
 from store.coverage import Coverage
 from store.errors import CacheDamaged, CacheError, CacheMissing
@@ -229,5 +230,5 @@ def _first_line(error: BaseException) -> str:
 def _unreadable(path: Path, error: BaseException) -> CacheDamaged:
     return CacheDamaged(
         f"{path} cannot be read as HDF5: {_first_line(error)}",
-        fix="copy it again, or export it again: python -m store export CACHE FILE.h5",
+        fix=f"copy it again, or export it again: {program_text('store')} export CACHE FILE.h5",
     )

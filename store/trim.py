@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from runtime.locks import Job, WriterLock
+from runtime.program import program_text
 from store.content import beyond, replace_metadata, settle_metadata
 from store.disk import refusing_read_only
 from store.errors import CacheBusy, CacheError, UnknownTap, UnknownView
@@ -31,7 +32,7 @@ def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collectio
     if path.is_file():
         raise CacheError(
             f"{path} is a file: only a cache folder can be made smaller",
-            fix="trim the folder and export it again: python -m store export CACHE FILE.h5",
+            fix=f"trim the folder and export that: {program_text('store')} export CACHE FILE.h5",
         )
     read_manifest(path)  # first, because the lock leaves a file even in a folder without a cache
     with refusing_read_only(path):

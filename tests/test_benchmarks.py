@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import dtypes, profile, read, views
+from benchmarks import dtypes, profile, read, rows, views
 from benchmarks.harness import Timing, Verdict, interleaved, write_section
 from tests.support.teacher_cache import make_cache
 
@@ -52,6 +52,15 @@ def test_reading_is_measured_and_misses_are_marked(tmp_path: Path) -> None:
     assert "| read_view (checksums verified) |" in text
     slow = [{**row, "per_second": 1.0 if "read_view" in row["method"] else 1e9} for row in found]
     assert "✗ missed" in read.report(slow)
+
+
+def test_ways_to_read_single_rows_are_compared(tmp_path: Path) -> None:
+    files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
+    assert rows.main(["--slab-mb", "4", "--rounds", "1", *files]) == 0
+    text = (tmp_path / "b.md").read_text()
+    for way in ("files mapped into memory", "the view's slab in memory", "pixels of 256 digits"):
+        assert way in text
+    assert "| 4 MiB |" in text
 
 
 def test_the_number_of_views_is_studied(

@@ -17,6 +17,7 @@ import typer.main
 from configs.load import load_student, load_teacher, split_overrides
 from nets.weights import save_atomically
 from nets.zoo import build
+from teach_once.__main__ import programs
 from tests.support.documents import code_blocks, commands, documents, links
 from tests.support.project import ROOT, make, makefile_targets
 from train.__main__ import cli
@@ -44,7 +45,12 @@ def run_block(name: str, project: Path, then: str = "") -> list[str]:
 
 
 def test_every_code_block_is_run_by_a_test() -> None:
-    assert set(code_blocks("python")) == {*OWN_LOSSES, "my_loop.py", "channel_distillation.py"}
+    assert set(code_blocks("python")) == {
+        *OWN_LOSSES,
+        "my_loop.py",
+        "loader.py",
+        "channel_distillation.py",
+    }
     assert set(code_blocks("yaml")) == {"photos-resnet50.yaml", "photos-resnet18.yaml"}
 
 
@@ -54,6 +60,11 @@ def test_a_training_loop_of_ones_own_learns(trained_checkout: Trained) -> None:
     losses = [float(line.split()[1]) for line in run_block("my_loop.py", project)]
     assert len(losses) == 10
     assert losses[-1] < losses[0]
+
+
+def test_the_loader_of_the_documents_runs(trained_checkout: Trained) -> None:
+    project, _ = trained_checkout
+    assert run_block("loader.py", project) == []
 
 
 def test_channel_distillation_in_plain_code_is_the_loss_that_is_trained_with(
@@ -107,6 +118,13 @@ def test_a_command_that_is_shown_can_be_typed(command: str) -> None:
         assert list(ROOT.glob(words[-1]))
     elif words[0] == "make":
         check_make(words[1], dict(word.split("=", 1) for word in words[2:]))
+    elif words[:2] == ["pip", "install"]:
+        files = [word for word in words if word.endswith(".txt")] or ["pyproject.toml"]
+        assert all((ROOT / file).is_file() for file in files)
+    elif words[0] == "teach-once":
+        assert set(words[1:2]) <= set(programs())
+        if words[1:]:
+            check_program(words[1], words[2:])
     else:
         start = words.index("-m")
         check_program(words[start + 1], words[start + 2 :])

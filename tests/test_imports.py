@@ -23,6 +23,7 @@ FLOORS = (
     ("configs", "views", "nets", "store"),
     ("precompute", "train"),
     ("report",),
+    ("teach_once",),
     ("benchmarks", "examples"),
 )
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}

@@ -1,0 +1,117 @@
+"""The examples train what our own loop trains: the same loss in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.load import load_student, load_teacher, to_yaml
+from configs.schema import StudentConfig
+from examples import accelerate_loop, lightning_module, plain_pytorch, timm_task
+from tests.support.project import ROOT
+from tests.support.teacher_cache import make_cache
+from tests.support.training_runs import largest_relative
+from train.loop import EpochResult
+from train.student import train_student
+from train.study import open_study
+
+# Both are of the same bits; of others the last ones differ with the layout of a convolution.
+ROUNDING = 1e-4
+
+
+@pytest.fixture(scope="module")
+def study_files(
+    small_teacher: Callable,
+    student_overrides: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[StudentConfig, Path]:
+    """A student's config whose teacher is a file, and the folder with its cache."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "digits-resnet20.yaml").write_text(to_yaml(small_teacher()))
+    teacher = load_teacher(folder / "digits-resnet20.yaml")
+    make_cache(teacher, folder / "caches")
+    overrides = [f"teacher={folder / 'digits-resnet20.yaml'}", *student_overrides]
+    return load_student("digits-resnet8", overrides), folder / "caches"
+
+
+@pytest.fixture(scope="module")
+def our_losses(study_files: tuple[StudentConfig, Path], tmp_path_factory) -> list[float]:
+    config, caches = study_files
+    study = open_study(
+        config,
+        load_teacher(config.teacher),
+        caches_dir=caches,
+        runs_dir=tmp_path_factory.mktemp("runs"),
+    )
+    epochs: list[EpochResult] = []
+    train_student(study.run("kd", 0), device="cpu", on_epoch=epochs.append)
+    return [loss for epoch in epochs for loss in epoch.step_losses]
+
+
+def test_the_recipe_of_the_examples_is_that_of_the_config(
+    study_files: tuple[StudentConfig, Path],
+) -> None:
+    recipe, (ce, kd) = study_files[0].training, study_files[0].methods["kd"]
+    assert recipe.optimizer.kind == "sgd"
+    assert (recipe.momentum, recipe.nesterov, recipe.weight_decay) == (0.9, False, 5e-4)
+    assert (ce.loss, ce.weight, kd.loss, kd.weight) == ("ce", 0.1, "kd", 0.9)
+    assert kd.options == {"temperature": 4}
+
+
+def test_plain_pytorch_takes_our_steps_bit_for_bit(
+    study_files: tuple[StudentConfig, Path],
+    our_losses: list[float],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert len(our_losses) == 4 * 4
+    assert plain_pytorch.train(*study_files) == our_losses
+    assert "of 797 test images wrong" in capsys.readouterr().out
+
+
+def test_accelerate_takes_our_steps(
+    study_files: tuple[StudentConfig, Path], our_losses: list[float]
+) -> None:
+    assert largest_relative(accelerate_loop.train(*study_files), our_losses) < ROUNDING
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's, of this torch
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_lightning_takes_our_steps(
+    study_files: tuple[StudentConfig, Path], our_losses: list[float], tmp_path: Path
+) -> None:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "default_root_dir": tmp_path,
+    }
+    found = lightning_module.train(*study_files, **quiet)
+    assert largest_relative(found, our_losses) < ROUNDING
+
+
+def test_a_task_of_timm_takes_our_steps(
+    study_files: tuple[StudentConfig, Path], our_losses: list[float]
+) -> None:
+    assert largest_relative(timm_task.train(*study_files), our_losses) < ROUNDING
+
+
+def test_another_seed_trains_differently(
+    study_files: tuple[StudentConfig, Path], our_losses: list[float]
+) -> None:
+    assert largest_relative(timm_task.train(*study_files, seed=1), our_losses) > 100 * ROUNDING
+
+
+def test_the_target_of_timm_moves_as_one() -> None:
+    target = timm_task.CachedTarget(torch.zeros(2), {"logits": torch.zeros(2, 3)})
+    moved = target.to("meta")
+    assert (moved.labels.device.type, moved.rows["logits"].device.type) == ("meta", "meta")
+
+
+def test_plain_pytorch_is_short() -> None:
+    lines = (ROOT / "examples" / "plain_pytorch.py").read_text().split("def train")[1].splitlines()
+    assert len(lines) <= 48

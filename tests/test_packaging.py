@@ -1,0 +1,197 @@
+"""Installed by pip: every file is there, from any folder, and no file of the user's hides ours."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from teach_once import MODULES, PACKAGES
+from teach_once.__main__ import programs
+from tests.support.project import ROOT, copy_project
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OPTIONAL = {"wandb", "mlflow"}  # the trackers: both what is imported and what is asked for
+
+
+def declared(lines: list[str]) -> dict[str, Requirement]:
+    return {Requirement(line).name.lower(): Requirement(line) for line in lines}
+
+
+DECLARED = declared(PROJECT["dependencies"])
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+OFFLINE = ["--no-deps", "--no-index", "--no-build-isolation"]
+
+
+def run(*words: str | Path, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(list(map(str, words)), cwd=cwd, capture_output=True, text=True)
+    assert (result.returncode == 0) == ok, result.stderr
+    return result
+
+
+def new_environment(folder: Path) -> Path:
+    """An environment that has this one's packages, but not the project; returns its bin folder."""
+    venv.create(folder, with_pip=False)
+    packages = next(folder.glob("lib/*/site-packages"))
+    (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_project(tmp_path_factory.mktemp("source") / "project")
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
+    run(*PIP, "wheel", *OFFLINE, "--wheel-dir", source.parent, source, cwd=source.parent)
+    (built,) = source.parent.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """The bin folder of an environment that the wheel is installed in."""
+    folder = new_environment(wheel.parent / "environment")
+    run(*PIP, "--python", folder / "python", "install", *OFFLINE, wheel, cwd=wheel.parent)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def editable(source: Path) -> Path:
+    folder = new_environment(source.parent / "editable")
+    run(*PIP, "--python", folder / "python", "install", *OFFLINE, "-e", source, cwd=source.parent)
+    return folder
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A folder whose files have the names of our packages."""
+    for name in MODULES:
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong file')\n")
+    return tmp_path
+
+
+def test_a_wheel_has_every_file_of_the_packages_and_no_other(wheel: Path) -> None:
+    shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    packages = {*PACKAGES, "teach_once", "torchvision_shim.py"}
+    assert shipped == {
+        name for name in listed.stdout.splitlines() if name.partition("/")[0] in packages
+    }
+
+
+@pytest.mark.parametrize("kind", ["installed", "editable"])
+def test_the_command_offers_every_program_from_any_folder(
+    kind: str, hostile: Path, request: pytest.FixtureRequest
+) -> None:
+    command = request.getfixturevalue(kind) / "teach-once"
+    shown = run(command, cwd=hostile).stdout
+    for package in PACKAGES:
+        is_program = (ROOT / package / "__main__.py").is_file()
+        assert bool(re.search(rf"^  {package} +[A-Z]", shown, re.M)) == is_program
+    assert "digits-resnet8" in run(command, "configs", "list", cwd=hostile).stdout
+    help_text = run(command, "train", "student", "--help", cwd=hostile).stdout
+    assert "Usage: teach-once train student" in help_text
+    missing = run(command, "train", "student", "digits-resnet8", cwd=hostile, ok=False)
+    assert "fix: teach-once precompute digits-resnet20" in missing.stderr
+    assert "no program 'tran'" in run(command, "tran", cwd=hostile, ok=False).stderr
+
+
+def test_each_program_takes_arguments_through_the_command(installed: Path, tmp_path: Path) -> None:
+    for name in programs():
+        run(installed / "teach-once", name, "--help", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["installed", "editable"])
+def test_a_script_called_train_gets_our_packages(
+    kind: str, hostile: Path, request: pytest.FixtureRequest
+) -> None:
+    script = hostile / "train.py"
+    script.write_text(
+        "from teach_once import DistillationDataset, load_teacher, losses\n"
+        "from nets.zoo import build\n"
+        "print(DistillationDataset.__module__, losses.__name__, build.__module__)\n"
+        "print(load_teacher('digits-resnet20').name)\n"
+    )
+    result = run(request.getfixturevalue(kind) / "python", script, cwd=hostile)
+    assert result.stdout == "train.dataset train.losses nets.zoo\ndigits-resnet20\n"
+
+
+def test_a_module_of_the_user_that_was_imported_before_is_an_error_that_names_it(
+    installed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text("")
+    (tmp_path / "script.py").write_text("import train\nimport teach_once\n")
+    result = run(installed / "python", "script.py", cwd=tmp_path, ok=False)
+    assert f"'train' is {tmp_path / 'train.py'}, not Teach Once's\n  fix: rename" in result.stderr
+
+
+def test_a_loss_beside_the_user_is_found_by_the_command(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from train.terms import loss_term\n\n\n@loss_term()\ndef one(student_logits):\n"
+        "    return student_logits.sum()\n"
+    )
+    call = ["train", "check", "digits-resnet8", "methods.own=[{loss: mine:one}]", "--methods=own"]
+    run(installed / "teach-once", *call, cwd=tmp_path)
+
+
+# ---- dependencies: pyproject.toml says what is needed, requirements.txt what is tested
+
+
+def pins(text: str) -> dict[str, str]:
+    """{name: version} of the lines `name==version`."""
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    return {name.lower(): v for name, _, v in (line.partition("==") for line in lines if line)}
+
+
+def test_what_is_declared_is_what_is_pinned_for_the_programs() -> None:
+    programs_part, checks_part = (
+        (ROOT / "requirements.txt").read_text().split("# Tests and checks\n")
+    )
+    assert pins(programs_part).keys() == DECLARED.keys()
+    assert pins(checks_part)
+    for name, version in pins(programs_part).items():
+        assert DECLARED[name].specifier.contains(version), name
+        assert not any(each.operator == "==" for each in DECLARED[name].specifier), name
+
+
+def test_trackers_are_optional_and_tested_in_the_versions_that_are_declared() -> None:
+    pinned = pins((ROOT / "requirements-examples.txt").read_text())
+    assert PROJECT["optional-dependencies"].keys() == OPTIONAL
+    for lines in PROJECT["optional-dependencies"].values():
+        for name, requirement in declared(lines).items():
+            assert requirement.specifier.contains(pinned[name]), name
+
+
+def test_the_tests_install_what_the_examples_need_beside_the_pinned_torch() -> None:
+    needed = pins((ROOT / "requirements-examples.txt").read_text())
+    assert needed.keys() >= {"accelerate", "pytorch-lightning"}
+    assert not needed.keys() & pins((ROOT / "requirements.txt").read_text()).keys()
+    makefile = (ROOT / "Makefile").read_text()
+    assert "-r requirements-examples.txt -c requirements.txt" in makefile
+    assert re.search(r"^test: env-examples ", makefile, re.M)
+
+
+def test_every_import_of_the_packages_is_declared() -> None:
+    files = [file for name in (*PACKAGES, "teach_once") for file in (ROOT / name).rglob("*.py")]
+    own = {*MODULES, "teach_once", *sys.stdlib_module_names}
+    homes = packages_distributions()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.partition(".")[0] for name in names} - own:
+                home = homes.get(name, [name])[0].lower()
+                is_tracker = name in OPTIONAL and file.name == "tracking.py"
+                assert home in DECLARED or is_tracker, f"{file.relative_to(ROOT)} imports {name}"

@@ -14,7 +14,7 @@ from examples import accelerate_loop, lightning_module, plain_pytorch, timm_task
 from tests.support.project import ROOT
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative
-from train.loop import EpochResult
+from train.results import EpochResult
 from train.student import train_student
 from train.study import open_study
 

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from runtime.errors import UserError
 from train.__main__ import cli
-from train.records import EpochResult
+from train.results import EpochResult
 from train.student import train_student
 from train.study import Run, Study
 from train.tracking import TRACKERS, flattened

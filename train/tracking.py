@@ -30,7 +30,7 @@ from store.identity import identity_sha256
 from train import TrainError
 
 if TYPE_CHECKING:
-    from train.records import EpochResult
+    from train.results import EpochResult
     from train.step import AnyRun
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")

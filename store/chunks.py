@@ -6,7 +6,6 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 
 from runtime.reading import BadFile, kind_of_file, open_regular
 from store.layout import CHECKSUM_BYTES, crc_hex
+from store.values import Check
 
 _PIECE_BYTES = 256 * 1024
-Check = Callable[[NDArray[np.uint8]], str | None]  # what is wrong with a piece of values
 
 
 def read_chunk(
@@ -42,7 +41,7 @@ def read_chunk(
                 return _wrong_size(os.fstat(file.fileno()).st_size, size)
             wanted = np.empty(0, np.uint8) if out is None else out.reshape(-1).view(np.uint8)
             length = wanted.size if value_bytes is None else value_bytes
-            checksum, bad_value = _read_pieces(file, wanted, size - CHECKSUM_BYTES, length, check)
+            checksum, bad_value = read_pieces(file, wanted, size - CHECKSUM_BYTES, length, check)
             trailer = file.read(CHECKSUM_BYTES + 1)
     except FileNotFoundError:
         return "chunk missing"
@@ -59,10 +58,13 @@ def read_chunk(
     return bad_value
 
 
-def _read_pieces(
+def read_pieces(
     file: BinaryIO, wanted: NDArray[np.uint8], payload: int, value_bytes: int, check: Check | None
 ) -> tuple[int, str | None]:
-    """The crc32c of `payload` bytes, of which the first go into `wanted`; and a bad value."""
+    """The crc32c of `payload` bytes, of which the first go into `wanted`; and a bad value.
+
+    Of a file that ends before, the checksum of what is there.
+    """
     scratch = np.empty(min(_PIECE_BYTES, payload), dtype=np.uint8)
     checksum = done = 0
     bad_value: str | None = None
@@ -91,12 +93,14 @@ def _read_into(file: BinaryIO, part: NDArray[np.uint8]) -> int:
     return total
 
 
-def map_file(path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0) -> NDArray[Any]:
+def map_file(
+    path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0, *, follow: bool = False
+) -> NDArray[Any]:
     """An array of little-endian values in a file, read-only, mapped from byte `offset` on.
 
     Needs no open file afterwards: a system allows far more maps than files. Raises BadFile.
     """
-    with open_regular(path, follow=True) as file:
+    with open_regular(path, follow=follow) as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     little = np.dtype(dtype).newbyteorder("<")
     return np.frombuffer(content, little, math.prod(shape), offset).reshape(shape)

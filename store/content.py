@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.files import flush_folder, write_atomically
+from runtime.files import flush_folder
+from runtime.inside import (
+    make_folder_inside,
+    open_inside,
+    remove_inside,
+    remove_leftovers,
+    rename_inside,
+    write_inside,
+)
+from runtime.reading import BadFile, parse_json, read_bounded
 from store.differences import Difference, differences
-from store.errors import CacheDamaged, CacheMismatch
+from store.errors import CacheDamaged, CacheMismatch, CacheMissing
 from store.identity import Identity
 from store.journal import ChunkKey, forget
 from store.layout import (
@@ -29,11 +38,11 @@ from store.layout import (
     crc_hex,
     default_block_rows,
     next_path,
-    whole_path,
+    whole_name,
     with_checksum,
 )
 from store.manifest import Manifest, read_manifest, write_manifest
-from store.metadata import file_checksum, metadata_faults, zarr_metadata
+from store.metadata import MAX_METADATA_BYTES, file_checksum, metadata_faults, zarr_metadata
 
 
 @dataclass(frozen=True)
@@ -68,18 +77,19 @@ def manifest_for(
 ) -> tuple[Manifest, bool]:
     """The cache's manifest, existing (and grown if needed) or new; and whether it was salvaged.
 
-    Salvaged: the old manifest could not be read, so that every byte of the cache must be checked.
+    Salvaged: the old manifest could not be read, or an interrupted import has not written one, so
+    that every byte of the cache must be checked.
     """
     try:
         manifest = read_manifest(path)
-    except CacheDamaged:
+    except (CacheDamaged, CacheMissing) as error:
+        if isinstance(error, CacheMissing) and not os.path.lexists(path / JOURNAL):
+            return _written_anew(path, content, block_rows), False
         rows_there = _rows_on_disk(path)
         if rows_there is not None:
             has_checksums = (path / ZARR_GROUP / SAMPLE_CRC).is_dir()
             content = dataclasses.replace(content, sample_crc32c=has_checksums)
         return _written_anew(path, content, rows_there or block_rows), True
-    except FileNotFoundError:
-        return _written_anew(path, content, block_rows), False
     refuse_another(path, manifest, content)
     taps = {**manifest.taps, **content.taps}
     num_views = max(manifest.num_views, content.num_views)
@@ -136,10 +146,8 @@ def replace_metadata(path: Path, manifest: Manifest) -> Manifest:
     metadata = zarr_metadata(manifest)
     manifest = metadata_checksums(manifest, metadata)
     for name, data in metadata.items():
-        file = path / ZARR_GROUP / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file_checksum(file) != manifest.zarr_crc32c[name]:
-            write_atomically(next_path(file), data)
+        if file_checksum(path / ZARR_GROUP / name) != manifest.zarr_crc32c[name]:
+            write_inside(path, f"{ZARR_GROUP}/{next_path(Path(name))}", data)
     write_manifest(path, manifest)
     settle_metadata(path, manifest)
     return manifest
@@ -148,12 +156,12 @@ def replace_metadata(path: Path, manifest: Manifest) -> Manifest:
 def settle_metadata(path: Path, manifest: Manifest) -> None:
     """Finish the renames of an interrupted `replace_metadata`; remove files of no manifest."""
     for name, checksum in manifest.zarr_crc32c.items():
-        file = path / ZARR_GROUP / name
-        there = file_checksum(next_path(file))
+        successor = next_path(Path(ZARR_GROUP, name))
+        there = file_checksum(path / successor)
         if there == checksum:
-            next_path(file).replace(file)
+            rename_inside(path, successor, Path(name).name)
         elif there is not None:
-            next_path(file).unlink()
+            remove_inside(path, successor)
 
 
 def lay_out(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
@@ -162,31 +170,36 @@ def lay_out(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
     The caller holds the lock: temporary files are those of a writer that died. Returns the
     manifest, which changes where another version of zarr spells the metadata otherwise.
     """
-    group = path / ZARR_GROUP
-    for name in (*manifest.arrays, LABELS, PREVIEW):
-        (group / name).mkdir(parents=True, exist_ok=True)
-    _remove_temporary_files(path)
+    folders = [f"{ZARR_GROUP}/{name}" for name in (*manifest.arrays, LABELS, PREVIEW)]
+    for folder in folders:
+        make_folder_inside(path, folder)
+    make_folder_inside(path, JOURNAL)
+    for folder in ("", JOURNAL, ZARR_GROUP, *folders):
+        remove_leftovers(path, folder)
     settle_metadata(path, manifest)
     if metadata_faults(path, manifest):
         metadata = zarr_metadata(manifest)
         for name, data in metadata.items():
-            write_atomically(group / name, data)
+            write_inside(path, f"{ZARR_GROUP}/{name}", data)
         respelled = metadata_checksums(manifest, metadata)
         if respelled != manifest:
             manifest = respelled
             write_manifest(path, manifest)
     for name, values in content.whole.items():
-        file = whole_path(path, name, values.ndim)
-        expected = with_checksum(values).tobytes()
-        if not file.is_file() or file.read_bytes() != expected:
-            write_atomically(file, expected)
+        expected = with_checksum(values)
+        if not holds(path, whole_name(name, values.ndim), expected):
+            write_inside(path, whole_name(name, values.ndim), expected)
     return manifest
 
 
-def _remove_temporary_files(path: Path) -> None:
-    for folder in (path, path / JOURNAL, *(path / ZARR_GROUP).iterdir()):
-        for file in folder.glob(".*.tmp") if folder.is_dir() else []:
-            file.unlink(missing_ok=True)
+def holds(cache: Path, name: str, expected: NDArray[np.uint8]) -> bool:
+    """Whether a file of the cache is exactly these bytes. Raises BadFile."""
+    try:
+        with open_inside(cache, name) as file:
+            is_as_long = os.fstat(file.fileno()).st_size == expected.size
+            return is_as_long and file.read(expected.size) == expected.tobytes()
+    except FileNotFoundError:
+        return False
 
 
 def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Manifest:
@@ -197,14 +210,14 @@ def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Man
 
 def _rows_on_disk(path: Path) -> int | None:
     """The block size of a cache without a manifest, from its zarr metadata."""
+    name, dimension = ("logits", 1) if (path / ZARR_GROUP / "logits").is_dir() else (SAMPLE_CRC, 0)
+    file = path / ZARR_GROUP / name / "zarr.json"
     try:
-        name, dimension = (
-            ("logits", 1) if (path / ZARR_GROUP / "logits").is_dir() else (SAMPLE_CRC, 0)
-        )
-        text = (path / ZARR_GROUP / name / "zarr.json").read_text()
-        return int(json.loads(text)["chunk_grid"]["configuration"]["chunk_shape"][dimension])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        content = parse_json(read_bounded(file, MAX_METADATA_BYTES), file)
+        rows = content["chunk_grid"]["configuration"]["chunk_shape"][dimension]
+    except (OSError, BadFile, KeyError, TypeError, IndexError):
         return None
+    return rows if type(rows) is int and 0 < rows <= 2**30 and rows.bit_count() == 1 else None
 
 
 def refuse_another(path: Path, manifest: Manifest, content: CacheContent) -> None:

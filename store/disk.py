@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from store.errors import CacheFull, CacheNotWritable, TeacherPass
+from runtime.reading import BadFile
+from store.errors import CacheDamaged, CacheFull, CacheNotWritable, TeacherPass
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -27,10 +29,19 @@ def full_error(cache: Path, teacher: str, needed_bytes: int, free_bytes: int) ->
 
 
 @contextmanager
-def refusing_read_only(path: Path) -> Iterator[None]:
-    """Raise CacheNotWritable where the system does not permit to write to `path`."""
+def refusals_of(path: Path) -> Iterator[None]:
+    """Raise CacheNotWritable where the system does not permit to write to `path`.
+
+    CacheDamaged where links, or files of another kind, are in the way: nothing is written through
+    them.
+    """
     try:
         yield
+    except BadFile as error:
+        raise CacheDamaged(
+            error.problem,
+            fix=f"remove it ({shlex.join(['rm', '-r', str(error.path)])}), then run again",
+        ) from None
     except OSError as error:
         if error.errno not in _NO_PERMISSION:
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ from store.layout import (
     chunk_path,
     crc_hex,
     tap_of,
-    whole_path,
+    whole_name,
 )
 from store.manifest import Manifest, read_manifest, refuse_other_name
 from store.metadata import metadata_faults
 from store.parallel import in_threads
-from store.values import label_fault, scale_fault, value_fault
+from store.values import Check, checked_read, label_fault
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class FolderSource:
         self, name: str, shape: tuple[int, ...], dtype: str
     ) -> tuple[NDArray[Any], Fault | None]:
         """The array, and what is wrong with it."""
-        path = whole_path(self.path, name, len(shape))
+        path = self.path / whole_name(name, len(shape))
         size = math.prod(shape) * np.dtype(dtype).itemsize + CHECKSUM_BYTES
         if (what := size_fault(path, size)) is not None:
             return np.empty(0, dtype), Fault(f"{name}: {what}", path)
@@ -104,31 +104,18 @@ class FolderSource:
         return values, Fault(f"{name}: {what}", path) if what else None
 
     def fault_of(self, array: str, block: Block, out: NDArray[Any] | None = None) -> Fault | None:
-        """Read one committed chunk, into `out` if given; what is wrong with it, or None.
-
-        Its values are looked at the first time that it is read.
-        """
+        """Read one committed chunk, into `out` if given; what is wrong with it, or None."""
         spec = self.manifest.arrays[array]
         path = chunk_path(self.path, array, spec, block)
+        size = self.manifest.chunk_file_bytes(spec)
         committed = crc_hex(int(self.journal.crc32c[array][block.view, block.index]))
         if spec.all_views and self._disagreeing[array][block.index]:
             return Fault("differs between views", path, array, block.view, block.index)
-        key, scale = (array, block.view, block.index), self.manifest.scale_of(array)
-        rows, classes = self.manifest.rows_in(spec, block), len(self.manifest.class_names)
-        if scale is not None and out is None:
-            out = np.empty((rows, *spec.shape), spec.dtype)
-        what = read_chunk(
-            path,
-            out,
-            self.manifest.chunk_file_bytes(spec),
-            committed,
-            value_bytes=rows * spec.bytes_per_row,
-            check=None if key in self._seen else partial(value_fault, array, spec.dtype, classes),
-        )
-        if what is None and scale is not None and out is not None:
-            what = scale_fault(scale, out)
-        if what is None:
-            self._seen.add(key)
+
+        def read(wanted: NDArray[Any] | None, num_bytes: int, check: Check | None) -> str | None:
+            return read_chunk(path, wanted, size, committed, value_bytes=num_bytes, check=check)
+
+        what = checked_read(self.manifest, array, block, out, self._seen, read)
         return Fault(what, path, array, block.view, block.index) if what else None
 
     @cached_property

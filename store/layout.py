@@ -173,14 +173,21 @@ def cache_path(caches_dir: Path, teacher: str, identity: Mapping[str, Any]) -> P
     return caches_dir / f"{teacher}-{identity_sha256(identity)[:8]}"
 
 
-def chunk_path(cache: Path, array: str, spec: ArraySpec, block: Block) -> Path:
-    """The file of one chunk: `teacher.zarr/<array>/c.<view>.<block>`, `.0` per inner dimension.
+def chunk_name(array: str, spec: ArraySpec, block: Block) -> str:
+    """The file of one chunk in a cache: `teacher.zarr/<array>/c.<view>.<block>`.
+
+    Another `.0` follows for each inner dimension.
 
     `c.<block>` of an array that is the same in all views.
     """
     inner = ".0" * len(spec.shape)
     view = "" if spec.all_views else f".{block.view}"
-    return cache / ZARR_GROUP / array / f"c{view}.{block.index}{inner}"
+    return f"{ZARR_GROUP}/{array}/c{view}.{block.index}{inner}"
+
+
+def chunk_path(cache: Path, array: str, spec: ArraySpec, block: Block) -> Path:
+    """Where that file is."""
+    return cache / chunk_name(array, spec, block)
 
 
 def crc32c(data: NDArray[Any]) -> int:
@@ -220,6 +227,6 @@ def next_path(file: Path) -> Path:
     return file.with_name(f"{file.name}.next")
 
 
-def whole_path(cache: Path, name: str, num_dims: int) -> Path:
-    """The only chunk of an array that is stored in one piece."""
-    return cache / ZARR_GROUP / name / ("c" + ".0" * num_dims)
+def whole_name(name: str, num_dims: int) -> str:
+    """The only chunk, in a cache, of an array that is stored in one piece."""
+    return f"{ZARR_GROUP}/{name}/c" + ".0" * num_dims

@@ -12,7 +12,7 @@ import numpy as np
 
 from store.errors import CacheError
 from store.faults import Fault
-from store.hdf5 import is_hdf5
+from store.hdf5_layout import is_hdf5
 from store.identity import identity_sha256
 from store.layout import MANIFEST, SAMPLE_CRC
 from store.reader import TeacherCache

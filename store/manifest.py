@@ -14,7 +14,7 @@ from typing import Any
 
 import google_crc32c
 
-from runtime.files import write_atomically
+from runtime.inside import write_inside
 from runtime.names import is_teacher_name
 from runtime.reading import BadFile, parse_json, read_bounded
 from runtime.text import one_line
@@ -140,7 +140,7 @@ def write_manifest(cache: Path, manifest: Manifest) -> None:
     """Replace the manifest. Raises CacheError where no reader would accept it."""
     text = manifest_text(manifest)
     parse_manifest(text, cache / MANIFEST, fix="change that, then run again")
-    write_atomically(cache / MANIFEST, text)
+    write_inside(cache, MANIFEST, text)
 
 
 def read_manifest(cache: Path) -> Manifest:

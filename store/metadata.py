@@ -21,7 +21,7 @@ from store.faults import Fault
 from store.layout import ZARR_GROUP, ArraySpec, crc32c, crc_hex, next_path
 from store.manifest import Manifest
 
-_MAX_BYTES = 2**20
+MAX_METADATA_BYTES = 2**20
 _GROUP = "zarr.json"
 _NAN = {"NaN", "0x7e00", "0x7fc00000"}  # as zarr's spec spells it for float16 and float32
 
@@ -123,7 +123,7 @@ def _fault(path: Path, checksum: str, array: ZarrArray | None) -> str | None:
 
 def _read(path: Path) -> bytes | None:
     try:
-        return read_bounded(path, _MAX_BYTES)
+        return read_bounded(path, MAX_METADATA_BYTES)
     except FileNotFoundError:
         return None
 

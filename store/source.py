@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from store.coverage import Coverage
 from store.faults import Fault
 from store.folder import FolderSource
-from store.hdf5 import Hdf5Source, is_hdf5
+from store.hdf5 import Hdf5Source
+from store.hdf5_layout import is_hdf5
 from store.layout import Block
 from store.manifest import Manifest
 

@@ -8,13 +8,17 @@ then removes the rest. Readers that had the cache open find the deleted chunks m
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import stat
 from collections.abc import Collection, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from runtime.inside import listed_inside, opened_folder
 from runtime.locks import Job, WriterLock
 from runtime.program import program_text
 from store.content import beyond, replace_metadata, settle_metadata
-from store.disk import refusing_read_only
+from store.disk import refusals_of
 from store.errors import CacheBusy, CacheError, UnknownTap, UnknownView
 from store.journal import forget
 from store.layout import ZARR_GROUP, is_opt_in, kind_of, tap_of
@@ -35,17 +39,17 @@ def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collectio
             fix=f"trim the folder and export that: {program_text('store')} export CACHE FILE.h5",
         )
     read_manifest(path)  # first, because the lock leaves a file even in a folder without a cache
-    with refusing_read_only(path):
+    with refusals_of(path):
         lock = WriterLock(path, Job(), CacheBusy)
     try:
-        with refusing_read_only(path):
+        with refusals_of(path):
             manifest = read_manifest(path)
             trimmed = _trimmed(path, manifest, num_views or manifest.num_views, drop_taps)
             settle_metadata(path, manifest)
             if trimmed != manifest:
                 trimmed = replace_metadata(path, trimmed)
             forget(path, beyond(trimmed), manifest)
-            return sum(map(_removed, list(_surplus(path, trimmed))))
+            return sum(_removed(path, name) for name in list(_surplus(path, trimmed)))
     finally:
         lock.release()
 
@@ -76,27 +80,32 @@ def _trimmed(path: Path, manifest: Manifest, views: int, drop_taps: Collection[s
     return dataclasses.replace(manifest, num_views=views, taps=taps, measured=measured)
 
 
-def _surplus(path: Path, manifest: Manifest) -> Iterator[Path]:
+def _surplus(path: Path, manifest: Manifest) -> Iterator[str]:
     """Chunks of views and taps that the manifest does not plan, and folders of such taps."""
     planned = manifest.arrays
-    for folder in sorted((path / ZARR_GROUP).iterdir()):
-        spec = planned.get(folder.name)
+    for name in sorted(listed_inside(path, ZARR_GROUP)):
+        folder, spec = f"{ZARR_GROUP}/{name}", planned.get(name)
         if spec is not None and not spec.all_views:
-            yield from (f for f in folder.glob("c.*") if _view_of(f) >= manifest.num_views)
-        elif spec is None and is_opt_in(tap_of(folder.name)):
-            yield from folder.iterdir()
+            files = listed_inside(path, folder)
+            yield from (f"{folder}/{f}" for f in files if _view_of(f) >= manifest.num_views)
+        elif spec is None and is_opt_in(tap_of(name)):
+            yield from (f"{folder}/{file}" for file in listed_inside(path, folder))
             yield folder
 
 
-def _view_of(chunk: Path) -> int:
-    return int(chunk.name.split(".")[1])
+def _view_of(file: str) -> int:
+    """The view of a chunk; -1 for another file."""
+    match = re.fullmatch(r"c\.(\d{1,9})(\.\d+)+", file)
+    return int(match[1]) if match else -1
 
 
-def _removed(path: Path) -> int:
-    """Remove a file or an empty folder; the bytes of the file."""
-    if path.is_dir():
-        path.rmdir()
-        return 0
-    size = path.stat().st_size
-    path.unlink()
-    return size
+def _removed(path: Path, relative: str) -> int:
+    """Remove a file, a link or an empty folder of the cache; the bytes of the file."""
+    place = PurePath(relative)
+    with opened_folder(path, place.parent) as folder:
+        status = os.stat(place.name, dir_fd=folder, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            os.rmdir(place.name, dir_fd=folder)
+            return 0
+        os.unlink(place.name, dir_fd=folder)
+        return status.st_size

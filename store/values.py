@@ -6,12 +6,20 @@ makes a student's loss NaN many steps later; here its block is named instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from store.layout import Block
+from store.manifest import Manifest
 from store.topk import CLASS
+
+Check = Callable[[NDArray[np.uint8]], str | None]  # what is wrong with a piece of values
+# Reads a block (into an array, if given; so many bytes of values; checked): what is wrong with it.
+Read = Callable[[NDArray[Any] | None, int, Check | None], str | None]
 
 # A float is not finite if its exponent's bits are all ones. Read as an integer such a number is
 # larger than every finite one, of either sign; the maximum of integers is far faster than isfinite.
@@ -57,3 +65,30 @@ def label_fault(labels: NDArray[Any], num_classes: int) -> str | None:
         return None
     found = lowest if lowest < 0 else highest
     return f"holds the label {found}, expected 0 to {num_classes - 1}"
+
+
+def checked_read(
+    manifest: Manifest,
+    array: str,
+    block: Block,
+    out: NDArray[Any] | None,
+    seen: set[tuple[str, int, int]],
+    read: Read,
+) -> str | None:
+    """What is wrong with a block, into `out` if given, or with its values.
+
+    seen: the blocks whose values were looked at; that is done once, since a checksum stands for
+    them afterwards.
+    """
+    spec, scale = manifest.arrays[array], manifest.scale_of(array)
+    key, rows = (array, block.view, block.index), manifest.rows_in(spec, block)
+    if scale is not None and out is None:
+        out = np.empty((rows, *spec.shape), spec.dtype)
+    classes = len(manifest.class_names)
+    check = None if key in seen else partial(value_fault, array, spec.dtype, classes)
+    what = read(out, rows * spec.bytes_per_row, check)
+    if what is None and scale is not None and out is not None:
+        what = scale_fault(scale, out)
+    if what is None:
+        seen.add(key)
+    return what

@@ -7,6 +7,7 @@ is flushed. Whatever happens in between, a block exists entirely or not at all.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,21 +18,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.files import write_atomically
+from runtime.inside import write_inside
 from runtime.locks import Job, WriterLock
 from store.content import (
     CacheContent,
+    holds,
     lay_out,
     manifest_for,
     refuse_another,
 )
-from store.disk import full_error, is_full, refusing_read_only
+from store.disk import full_error, is_full, refusals_of
 from store.encode import arrays_to_store
 from store.errors import CacheBusy, CacheFull, SamplesChanged
 from store.folder import FolderSource
 from store.identity import identity_sha256
 from store.journal import JournalWriter
-from store.layout import SAMPLE_CRC, Block, chunk_path, encode_chunk
+from store.layout import SAMPLE_CRC, Block, chunk_name, encode_chunk
 from store.manifest import Manifest, read_manifest, write_manifest
 from store.source import Source
 from store.work import Work, pending_work, read_job_list, write_job_list
@@ -68,11 +70,11 @@ class CacheWriter:
         Raises CacheMismatch, CacheBusy, CacheNotWritable, CacheFull.
         """
         job = job or Job()
-        with refusing_read_only(path):
+        with refusals_of(path):
             path.mkdir(parents=True, exist_ok=True)
             lock = WriterLock(path, job, CacheBusy)
         try:
-            with refusing_read_only(path):
+            with refusals_of(path):
                 return cls._prepared(path, content, lock, job, block_rows, check_every_byte)
         except OSError as error:
             lock.release()
@@ -173,7 +175,7 @@ class CacheWriter:
     def refusing_full(self) -> Iterator[None]:
         """Raise CacheFull where the disk has no room, CacheNotWritable where it does not permit."""
         try:
-            with refusing_read_only(self.path):
+            with refusals_of(self.path):
                 yield
         except OSError as error:
             if not is_full(error):
@@ -208,18 +210,17 @@ class CacheWriter:
             spec = self.manifest.arrays[array]
             chunk = encode_chunk(values, spec, self.manifest.chunk_rows(spec))
             data, checksums[array] = chunk
-            file = chunk_path(self.path, array, spec, block)
-            if not (spec.all_views and _holds(file, chunk)):  # another view has written it
-                write_atomically(file, data)
+            name = chunk_name(array, spec, block)
+            if not (spec.all_views and holds(self.path, name, data)):  # another view has written it
+                write_inside(self.path, name, data)
         self._journal.commit(block, checksums)
 
     def _refuse_changed_samples(self, block: Block, checksums: NDArray[Any]) -> None:
         """Raise SamplesChanged if any process committed a view computed from other bytes."""
         spec = self.manifest.arrays[SAMPLE_CRC]
-        file = chunk_path(self.path, SAMPLE_CRC, spec, block)
-        if not file.exists() or _holds(
-            file, encode_chunk(checksums, spec, self.manifest.block_rows)
-        ):
+        name = chunk_name(SAMPLE_CRC, spec, block)
+        data, _ = encode_chunk(checksums, spec, self.manifest.block_rows)
+        if not os.path.lexists(self.path / name) or holds(self.path, name, data):
             return
         source = FolderSource.open(self.path, self.manifest)
         before = np.empty(block.rows, dtype=spec.dtype)
@@ -241,8 +242,3 @@ class CacheWriter:
             self._journal.close()
             self._journal = None
         self._lock.release()
-
-
-def _holds(file: Path, chunk: tuple[NDArray[np.uint8], int]) -> bool:
-    """Whether the file is exactly this chunk."""
-    return file.is_file() and file.read_bytes() == chunk[0].tobytes()

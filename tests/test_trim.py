@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -155,20 +156,20 @@ def killed_after(step: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> bool
     left = [step]
 
     def dying(change: str) -> None:
-        real = getattr(Path, change)
+        real = getattr(os, change)
 
-        def changed(self: Path, *arguments: Any, **options: Any) -> object:
-            if self.name.endswith(".tmp") and change == "unlink":
-                return real(self, *arguments, **options)  # tidying up, which a kill would leave out
+        def changed(name: str, *arguments: Any, **options: Any) -> object:
+            if str(name).endswith(".tmp") and change == "unlink":
+                return real(name, *arguments, **options)  # tidying up, which a kill would leave out
             if left[0] == 0:
                 raise Killed
             left[0] -= 1
-            return real(self, *arguments, **options)
+            return real(name, *arguments, **options)
 
-        patched.setattr(Path, change, changed)
+        patched.setattr(os, change, changed)
 
     with monkeypatch.context() as patched:
-        for change in ("replace", "unlink", "rmdir"):
+        for change in ("rename", "unlink", "rmdir"):
             dying(change)
         try:
             trim_cache(path, num_views=2, drop_taps=["energy"])

@@ -3,6 +3,7 @@ python -m store info PATH [--json] [--plot FILE]     one cache: identity, taps, 
 python -m store check [PATH ...]                     read every byte; default: of all caches
 python -m store export CACHE FILE.h5                 write a cache as one HDF5 file
 python -m store import FILE.h5 [DIR]                 turn such a file into a cache folder
+python -m store convert CACHE DEST --logits top:32   make a cache of smaller types
 python -m store trim CACHE [--views 4] [--drop-taps energy,hint]     make a cache smaller
 
 Exit status: of check 0 sound, 1 unsound or unfinished, 2 unusable; else 0, or 2 after an error.
@@ -25,6 +26,7 @@ from runtime.commands import new_app, new_console, run_command
 from runtime.files import write_atomically
 from runtime.options import Caches
 from runtime.text import visible
+from store.convert import CERTIFICATE, convert_cache
 from store.describe import info_text, list_text
 from store.errors import CacheError, make_command
 from store.look import describe_missing, details, overviews
@@ -152,6 +154,29 @@ def import_(
 ) -> None:
     """Make a cache folder from an exported file."""
     new_console().print(f"{import_cache(file, caches)} is complete")
+
+
+@app.command()
+def convert(
+    cache: CachePath,
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="folder of the new cache")],
+    logits: Annotated[
+        str | None, typer.Option(help="float16, uint8, or top:32 for the 32 largest")
+    ] = None,
+    means: Annotated[str | None, typer.Option(help="float16 or uint8")] = None,
+) -> None:
+    """Make a smaller cache from a full one, without the teacher."""
+    from runtime.progress import Progress as Rows
+
+    console, m = new_console(), open_source(cache).manifest
+    with Rows(m.num_views * m.num_samples, "records", console) as progress:
+        made = convert_cache(cache, dest, logits=logits, means=means, on_block=progress.advance)
+    console.print(
+        f"{dest} is complete: {made.manifest.record_bytes:,} bytes a record instead of "
+        f"{m.record_bytes:,}"
+    )
+    lost = {key: value for key, value in made.measured.items() if key in CERTIFICATE}
+    console.print(", ".join(f"{key} {value:.3g}" for key, value in lost.items()))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from runtime.reading import open_regular
 FORMAT_VERSION = 1  # of every identity, and of manifests of caches whose logits are whole
 CUT_VERSION = 2  # of the manifest of a cache whose logits are cut
 _SHA256_DIGITS = 64
+CONVERTED_FROM = "converted_from"  # the types that a cache's records had before, see store.convert
 Identity = dict[str, Any]
 
 
@@ -49,8 +50,11 @@ def knows_weights(identity: Identity) -> bool:
 def with_weights_of(expected: Identity, other: Identity) -> Identity:
     """`expected`, completed with the weights of `other` where all that is known of its own agrees.
 
-    An identity knows all digits of its weights' sha256, or the first ones, or none.
+    An identity knows all digits of its weights' sha256, or the first ones, or none. What a cache
+    was converted from is taken over too: a config does not say it.
     """
+    if isinstance(origin := other.get(CONVERTED_FROM), dict) and CONVERTED_FROM not in expected:
+        expected = {**expected, CONVERTED_FROM: origin}
     theirs = field_of(other, "teacher", "weights_sha256")
     known = expected["teacher"]["weights_sha256"] or ""
     if knows_weights(expected) or not (isinstance(theirs, str) and theirs.startswith(known)):

@@ -1,0 +1,163 @@
+"""Makes a smaller cache from a full one, without the teacher: fewer logits, coarser means.
+
+The new cache's identity says what it was converted from, because its records are not to the byte
+those that a pass would write: values went through the old cache's rounding first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.content import CacheContent
+from store.documents import MAX_CUT_CLASSES
+from store.errors import CacheError
+from store.identity import CONVERTED_FROM, Identity
+from store.layout import SAMPLE_CRC, TapSpec, kind_of
+from store.reader import TeacherCache
+from store.writer import CacheWriter
+
+CERTIFIED_RECORDS = 4096
+_TEMPERATURES = (1, 4)
+CERTIFICATE = ("kl_t1", "kl_t4", "means_largest_error", "means_mean_error")
+_COARSER = {"float32": ("float16", "uint8"), "float16": ("uint8",), "uint8": ()}
+Records = Mapping[str, NDArray[Any]]
+
+
+def convert_cache(
+    path: Path,
+    dest: Path,
+    *,
+    logits: str | None = None,
+    means: str | None = None,
+    on_block: Callable[[int], None] = lambda rows: None,
+) -> TeacherCache:
+    """Write the complete cache at `path` to the folder `dest`, with other types; returns it opened.
+
+    logits: "float16", "uint8" or "top:32"; means: "float16" or "uint8"; None: as they are. Resumes
+    what an interrupted conversion left. on_block: called with the rows of each block that is
+    written. Raises CacheError.
+    """
+    old = TeacherCache.open(path)
+    taps = converted_taps(old, logits, means)
+    if taps == old.taps:
+        raise CacheError(
+            f"{path} has these types already", fix="--logits top:32, --means uint8 or both"
+        )
+    with CacheWriter.open(dest, _content(old, taps), block_rows=old.manifest.block_rows) as writer:
+        for item in writer.work:
+            records = old.read_block(item.block, [tap for tap in item.taps if tap != SAMPLE_CRC])
+            if old.sample_crc32c is not None:
+                checksums = old.sample_crc32c[item.block.start : item.block.stop]
+                records[SAMPLE_CRC] = checksums
+            writer.write_block(item.block, records)
+            on_block(item.block.rows)
+        writer.record_measured({**old.measured, **_certificate(old, TeacherCache.open(dest))})
+    return TeacherCache.open(dest)
+
+
+def converted_taps(old: TeacherCache, logits: str | None, means: str | None) -> dict[str, TapSpec]:
+    """The taps of the new cache. Raises CacheError where the old one lacks what they would take."""
+    return {
+        name: _logits_as(spec, logits)
+        if name == "logits" and logits
+        else _coarser(name, spec, means, "block")
+        if kind_of(name) == "stage" and means
+        else spec
+        for name, spec in old.taps.items()
+    }
+
+
+def _logits_as(spec: TapSpec, asked: str) -> TapSpec:
+    if not asked.startswith("top:"):
+        return _coarser("logits", spec, asked, "row")
+    digits, (num_classes,) = asked.removeprefix("top:"), spec.shape
+    top = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 7 else 0
+    if not 0 < top < num_classes <= MAX_CUT_CLASSES or (spec.top or num_classes) < top:
+        most = spec.top or num_classes - 1
+        raise CacheError(
+            f"--logits {asked}: the cache has {num_classes:,} classes", fix=f"1 to {most:,}"
+        )
+    return TapSpec(spec.shape, "float16", top=top)
+
+
+def _coarser(name: str, spec: TapSpec, asked: str, scale: str) -> TapSpec:
+    if spec.top or asked not in (spec.dtype, *_COARSER[spec.dtype]):
+        known = ", ".join(_COARSER[spec.dtype]) or "nothing smaller"
+        raise CacheError(f"{name} is stored as {spec.dtype}, and cannot become {asked}", fix=known)
+    return TapSpec(spec.shape, asked, scale if asked == "uint8" else None)
+
+
+def converted_identity(old: Identity, taps: Mapping[str, TapSpec]) -> Identity:
+    """The identity of a cache with these taps, made from one with the identity `old`."""
+    types = dict(old["taps"])
+    for name, spec in taps.items():
+        kind = {"logits": "logits", "stage": "means"}.get(kind_of(name))
+        if kind:
+            types[kind] = {"top": spec.top} if spec.top else spec.dtype
+    origin = old.get(CONVERTED_FROM, old["taps"])
+    return {**old, "taps": types, CONVERTED_FROM: origin}
+
+
+def _content(old: TeacherCache, taps: Mapping[str, TapSpec]) -> CacheContent:
+    m = old.manifest
+    return CacheContent(
+        teacher=m.teacher,
+        identity=converted_identity(m.identity, taps),
+        taps=taps,
+        labels=old.labels,
+        num_views=m.num_views,
+        class_names=m.class_names,
+        canary=m.canary,
+        preview=old.preview,
+        versions=m.versions,
+        sample_crc32c=m.sample_crc32c,
+    )
+
+
+# ---- how much was lost
+
+
+def _certificate(old: TeacherCache, new: TeacherCache) -> dict[str, float]:
+    """On the first records: KL divergence of the probabilities, and errors of the means."""
+    found: dict[str, float] = {}
+    taps = [tap for tap in new.taps if new.taps[tap] != old.taps[tap]]
+    pairs = list(_pairs(old, new, taps))
+    if "logits" in taps:
+        for temperature in _TEMPERATURES:
+            parts = [_kl(a["logits"], b["logits"], temperature) for a, b in pairs]
+            found[f"kl_t{temperature}"] = float(np.concatenate(parts).mean())
+    means = [tap for tap in taps if kind_of(tap) == "stage"]
+    if means:
+        errors = np.concatenate(
+            [np.abs(a[tap].astype(np.float32) - b[tap]).ravel() for a, b in pairs for tap in means]
+        )
+        found["means_largest_error"] = float(errors.max())
+        found["means_mean_error"] = float(errors.mean())
+    return found
+
+
+def _pairs(
+    old: TeacherCache, new: TeacherCache, taps: list[str]
+) -> Iterator[tuple[Records, Records]]:
+    rows = 0
+    for block in old.manifest.blocks():
+        yield old.read_block(block, taps), new.read_block(block, taps)
+        rows += block.rows
+        if rows >= CERTIFIED_RECORDS:
+            return
+
+
+def _kl(full: NDArray[Any], stored: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    """(R,) KL(softmax(full / T) || softmax(stored / T)), in nats."""
+    ours, theirs = (_log_softmax(each.astype(np.float64) / temperature) for each in (full, stored))
+    return np.asarray((np.exp(ours) * (ours - theirs)).sum(axis=1))
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

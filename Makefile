@@ -81,11 +81,11 @@ help: ## print this help
 	@printf '  %-24s %s\n' \
 	  TEACHER=$(call q,TEACHER) 'a file of configs/teacher, or a path' \
 	  STUDENT=$(call q,STUDENT) 'a file of configs/student, or a path' \
-	  METHOD=$(call q,METHOD) 'how to train one student' \
-	  SEED=$(call q,SEED) 'of one student' \
-	  'METHODS="ce kd"' 'of an ablation (default: all of the file)' \
-	  'SEEDS="'$(call q,SEEDS)'"' 'of an ablation' \
-	  JOBS=$(call q,JOBS) 'runs of an ablation side by side' \
+	  METHOD=$(call q,METHOD) 'method of a student' \
+	  SEED=$(call q,SEED) 'seed of a student' \
+	  'METHODS="ce kd"' 'methods of an ablation (default: all in the file)' \
+	  'SEEDS="'$(call q,SEEDS)'"' 'seeds of an ablation' \
+	  JOBS=$(call q,JOBS) 'runs of an ablation that train side by side' \
 	  'ARGS="key.sub=value ..."' 'config keys; teacher.key.sub=value is for the teacher of a student' \
 	  CACHES=$(call q,CACHES) 'folder of the caches' \
 	  'CACHE=path' 'train from this cache, without the teacher; or check it' \

@@ -65,7 +65,7 @@ def shapes_for(device: torch.device, named: str | None) -> dict[str, Shape]:
     if unknown := [name for name in names if name not in SHAPES]:
         raise SystemExit(f"no shape {unknown[0]!r}: there are {', '.join(SHAPES)}")
     if device.type != "cuda":
-        slow = () if named else ("cifar-152-50",)  # five minutes by itself
+        slow = () if named else ("cifar-152-50",)  # it alone takes five minutes
         return {name: SHAPES[name] for name in names if name not in slow}
     return {name: replace(SHAPES[name], num_train=32 * SHAPES[name].num_train) for name in names}
 

@@ -1,7 +1,7 @@
 """python -m benchmarks.teacher_pass [--shapes "digits cifar-56-20"] [--rounds 5] [--device cuda]
 
 How near a pass of `precompute` comes to a bare forward loop of the same teacher over the same
-batches, which lie on the device already. The pass cuts views, reads taps, copies, checks, writes
+batches that are already on the device. The pass cuts views, reads taps, copies, checks, writes
 and flushes; planning, and the tests after it, are left out, as is making the cache's folder.
 """
 

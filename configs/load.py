@@ -1,4 +1,4 @@
-"""Reads a config: YAML text, then `key.sub=value` overrides, then validation with all errors told.
+"""Reads a config: YAML text, `key.sub=value` overrides, then validation that reports all errors.
 
 Leaves out inheritance, includes and interpolation: a file says everything it means.
 """
@@ -145,8 +145,8 @@ def _find(kind: str, name_or_path: str) -> Path:
     names = available(kind)
     hint = did_you_mean(name_or_path, names)
     raise ConfigError(
-        f"no {kind} config {_cut(repr(name_or_path))} in configs/{kind}{hint}; "
-        f"there are: {', '.join(names)}"
+        f"no {kind} config {_cut(repr(name_or_path))} in configs/{kind}{hint or '.'} "
+        f"Known: {', '.join(names)}"
     )
 
 

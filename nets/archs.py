@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from runtime.errors import UserError
 
-PYTHON_PREFIX = "python:"  # python:package.module:function builds a network of the user's own
+PYTHON_PREFIX = "python:"  # python:package.module:function builds a user's own network
 TIMM_PREFIX = "timm:"  # timm:NAME is timm's model of that name
 
 

@@ -86,12 +86,12 @@ class _StoredTap(Protocol):
 def taps_asked(config: TapsConfig, stages: Iterable[str]) -> list[Tap]:
     """The taps that a teacher's file asks for, of a network with these stages.
 
-    Raises TapError where the hint's stage is none of them.
+    Raises TapError where the hint's stage is not one of them.
     """
     stages = list(stages)
     hint = config.hint
     if hint is not None and hint.stage not in stages:
-        raise TapError(f"taps.hint.stage: {hint.stage} is none of {', '.join(stages)}")
+        raise TapError(f"taps.hint.stage: {hint.stage} is not one of {', '.join(stages)}")
     return [
         *([Tap("logits")] if config.logits else []),
         *(Tap("stage", stage) for stage in stages if config.means),

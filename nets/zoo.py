@@ -2,7 +2,7 @@
 
 Five kinds: the CIFAR ResNets of the usual small-image benchmark (three stages, 6n+2 layers);
 torchvision's ResNets, with their own stem or one for small images; torchvision's other classifiers
-as they are; timm's models; and a function of the user's own. The networks know nothing of taps.
+as they are; timm's models; and a user's own function. The networks know nothing of taps.
 
 Leaves out the parameter-free shortcut of the 2015 paper: today's benchmark uses a 1x1 convolution,
 and so do the published figures that this project compares with.

@@ -44,7 +44,8 @@ def main(
     caches: Caches = Path("caches"),
     device: Device = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="images per forward pass; default: by trial")
+        int | None,
+        typer.Option(min=1, help="images per forward pass; default: the fastest in a trial"),
     ] = None,
     workers: Workers = None,
     block_rows: Annotated[

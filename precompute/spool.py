@@ -2,7 +2,7 @@
 
 A block is thousands of samples, and where images are decoded all views of its samples are computed
 together: hours may pass before the first block is committed. Meanwhile the records lie here, so
-that a kill loses only the batch at hand. The file is no part of the cache; without it the records
+that a kill loses only the current batch. The file is no part of the cache; without it the records
 are computed again.
 
 One line of JSON says what the records are; then come frames: the number of samples and the crc32c

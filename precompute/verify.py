@@ -42,7 +42,7 @@ def main(
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, max=_LARGEST_SEED, help="chooses the records; default: drawn anew and printed"
+            min=0, max=_LARGEST_SEED, help="chooses the records; default: random, and printed"
         ),
     ] = None,
     caches: Caches = Path("caches"),

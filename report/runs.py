@@ -107,7 +107,7 @@ def _like_the_latest(finished: Iterable[FoundRun]) -> list[FoundRun]:
 
 
 def _result(run: FoundRun) -> Result:
-    """`train.run_files` has looked at the types and ranges of everything here."""
+    """`train.run_files` has checked the types and ranges of everything here."""
     assert run.summary is not None
     summary = run.summary
     last, best = summary["last"], summary["best"]

@@ -21,6 +21,11 @@ def format_duration(hours: float) -> str:
     return f"{hours * 60:,.1f} min" if hours >= 1 / 60 else f"{hours * 3600:,.0f} s"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: 1 -> "1 view", 2,000 -> "2,000 views"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_age(seconds: float) -> str:
     """Seconds, in the largest whole unit: 200 -> "3 min"."""
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):

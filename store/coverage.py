@@ -1,6 +1,6 @@
 """How much of a cache's plan is committed, counted without a step per planned block.
 
-A manifest may plan a million views of which nothing is there: whoever asks what is missing pays
+A manifest may plan a million views of which nothing is there: asking what is missing costs
 for the journal, not for the plan.
 """
 

@@ -13,7 +13,7 @@ _LONGEST = 24  # characters of a value in a message
 
 @dataclass(frozen=True)
 class Difference:
-    """One leaf that differs. field: its dotted key. None stands for a missing key."""
+    """One leaf that differs. field: its dotted key. None means a missing key."""
 
     field: str
     expected: Any

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.formats import counted
 from store.errors import CacheError
 from store.faults import Fault
 from store.hdf5_layout import is_hdf5
@@ -95,7 +96,7 @@ class MissingRecords:
     @property
     def growth(self) -> str:
         """The new views and taps in words; empty where only planned blocks are missing."""
-        views = f"{self.new_views} view{'s' * (self.new_views != 1)}" if self.new_views else ""
+        views = counted(self.new_views, "view") if self.new_views else ""
         return " and ".join(filter(None, [views, ", ".join(self.new_taps)]))
 
 

@@ -1,4 +1,4 @@
-"""Which names may stand in a cache: they become files, folders and words of printed commands."""
+"""Which names a cache may contain: they become files, folders and words of printed commands."""
 
 from __future__ import annotations
 

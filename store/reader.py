@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.formats import counted
 from store.completeness import refuse_incomplete
 from store.content import whole_differences
 from store.differences import differences
@@ -68,7 +69,8 @@ class TeacherCache:
         views = manifest.num_views if num_views is None else num_views
         if not 1 <= views <= manifest.num_views:
             raise UnknownView(
-                f"num_views is {num_views}, but {path} is planned for {manifest.num_views} views",
+                f"num_views is {num_views}, but {path} is planned for "
+                f"{counted(manifest.num_views, 'view')}",
                 fix=TeacherPass(manifest.teacher, (f"views.count={num_views}",)),
             )
         required = list(manifest.stored) if taps is None else _planned(taps, source)

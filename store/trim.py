@@ -14,6 +14,7 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 
+from runtime.formats import counted
 from runtime.inside import listed_inside, opened_folder
 from runtime.locks import Job, WriterLock
 from runtime.program import program_text
@@ -57,7 +58,8 @@ def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collectio
 def _trimmed(path: Path, manifest: Manifest, views: int, drop_taps: Collection[str]) -> Manifest:
     if not 1 <= views <= manifest.num_views:
         raise UnknownView(
-            f"--views {views} is out of range: {path} is planned for {manifest.num_views} views"
+            f"--views {views} is out of range: {path} is planned for "
+            f"{counted(manifest.num_views, 'view')}"
         )
     for tap in drop_taps:
         if not is_opt_in(tap):

@@ -1,6 +1,6 @@
 """Which values a cache may hold: finite floats, `correct` 0 or 1, labels of the classes.
 
-Checksums prove that a block is what somebody wrote, not that a teacher could have said it. One NaN
+Checksums prove that a block is what was written, not that a teacher could have computed it. One NaN
 makes a student's loss NaN many steps later; here its block is named instead.
 """
 
@@ -54,7 +54,7 @@ def scale_fault(scale: str, values: NDArray[np.float32]) -> str | None:
     with np.errstate(all="ignore"):
         highest = low + np.float32(255) * step
     if not (np.isfinite(low).all() and np.isfinite(highest).all()):
-        return "stands for values that are NaN or infinite"
+        return "encodes values that are NaN or infinite"
     return "has a negative step" if (step < 0).any() else None
 
 

@@ -85,7 +85,7 @@ def test_a_run_that_fails_stops_no_other_and_is_named(make_study: MakeStudy, job
     assert "bad          seed 0  FAILED: Diverged" in console.file.getvalue()
     assert list(run_ablation([bad, good], device="cpu", jobs=jobs, console=console)) == [bad]
     assert good.summary == summary
-    assert "1 of 2 runs are finished already" in console.file.getvalue()
+    assert "1 of 2 runs already finished" in console.file.getvalue()
 
 
 def test_an_unexpected_failure_keeps_its_traceback(

@@ -135,7 +135,7 @@ def test_make_takes_every_variable_that_it_shows() -> None:
     result = make("cache-teacher", *spaced, "WORKERS=2", "CACHES=/a b", "RECHECK=1")
     assert result.returncode == 0, result.stderr
     assert "precompute 'my photos.yaml' --caches '/a b'" in result.stdout
-    assert "--args='a.b=1 c=[1,2]'" in result.stdout
+    assert "'a.b=1' 'c=[1,2]'" in result.stdout
 
 
 @pytest.mark.parametrize("target", ["train-student", "ablation"])

@@ -106,7 +106,7 @@ def test_rows_of_another_view_than_the_batch_shows_are_refused(
     with pytest.raises(WrongView, match="view 1, but no epoch has started"):
         source.outputs(batch_of(1, ids))
     source.start_epoch(2, order)
-    with pytest.raises(WrongView, match="view 0, but those of view 1 are at hand"):
+    with pytest.raises(WrongView, match="view 0, but those of view 1 are loaded"):
         source.outputs(batch_of(0, ids))
     assert len(source.outputs(batch_of(1, ids))["logits"]) == 4
     source.close()

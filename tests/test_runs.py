@@ -127,7 +127,7 @@ def test_an_interrupted_redo_of_several_runs_trains_only_what_is_left(
     assert not (ce / "mine.txt").exists()
     (ce / "mine.txt").write_text("of the second run")
     told = call(*redo)
-    assert "1 of 2 runs are finished already" in told
+    assert "1 of 2 runs already finished" in told
     assert (ce / "mine.txt").exists()
     assert not (kd / "mine.txt").exists()
     assert folders(tmp_path) == [ce, kd]
@@ -181,7 +181,7 @@ def test_the_number_of_threads_is_recorded_and_told(
     stopped_after_the_first_epoch(call, monkeypatch, "student", "--method", "kd")
     threads(1)
     told = call("student", "--method", "kd")
-    assert "begun with 2 threads, resumed with 1: the last bits may differ from those" in told
+    assert "started with 2 threads, resumed with 1: the last bits may differ from those" in told
 
 
 def test_redo_deletes_nothing_that_could_not_be_trained_again(call: Call, tmp_path: Path) -> None:

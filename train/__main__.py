@@ -50,13 +50,18 @@ Seed = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
 Runs = Annotated[Path, typer.Option(help="folder that holds the runs")]
-CachePath = Annotated[Path | None, typer.Option(help="use this cache, wherever it lies")]
+CachePath = Annotated[Path | None, typer.Option(help="path of the cache to use")]
 FeedOption = Annotated[
     Literal["auto", "device", "host", "window"],
     typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="runs to train side by side")]
-Redo = Annotated[bool, typer.Option(help="train finished runs again; each result stays until then")]
+Redo = Annotated[
+    bool,
+    typer.Option(
+        help="train finished runs again; the old result stays until the new one is finished"
+    ),
+]
 Track = Annotated[
     list[str] | None,
     typer.Option(

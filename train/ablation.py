@@ -87,7 +87,7 @@ def run_ablation(
     check_device(device)
     waiting = [run for run in runs if not run.is_finished]
     if len(waiting) < len(runs):
-        console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+        console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs already finished")
     for text in dict.fromkeys(map(_format_changes, waiting)):
         console.print(text, end="")
     fitting = jobs_that_fit(jobs, [run.held_bytes for run in runs])
@@ -277,5 +277,5 @@ def _train(method: str, seed: int, live_teacher: bool) -> str:
         return _failure_of(study.run(method, seed, live_teacher), train)
     except Stopped as stopped:
         # The checkpoint is saved. Whoever sent the signal waits for this process to end, and a
-        # pool's process would go on to wait for its next run.
+        # pool's process would otherwise wait for its next run.
         os._exit(stopped.exit_code)

@@ -85,5 +85,5 @@ def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
 
 
 def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
-    """The identity that the teacher's cache must have; of weights not at hand what is known."""
+    """The identity that the teacher's cache must have; of missing weights, what is known."""
     return cache_identity(views_identity(teacher, dataset), nets_identity(teacher))

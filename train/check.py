@@ -241,10 +241,9 @@ def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) ->
     every = set().union(*missing.values())
     kinds = {Tap.parse(name).kind for name in every}
     middle = stages[len(stages) // 2] if stages else "stage1"
-    lacks_means = "stage" in kinds and (not stages or every & set(stages))
     return [
         *(["taps.logits=float16"] if kinds & {"logits", "correct"} else []),
-        *(["taps.means=float16"] if lacks_means else []),
+        *(["taps.means=float16"] if "stage" in kinds else []),
         *(["taps.energy=float16"] if "energy" in kinds else []),
         *([f"taps.hint.stage={middle}"] if "hint" in kinds else []),
         *(["taps.embedding=float16"] if "embedding" in kinds else []),

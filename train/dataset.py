@@ -1,4 +1,4 @@
-"""Views with the teacher's outputs as a torch Dataset, for training loops of one's own.
+"""Views with the teacher's outputs as a torch Dataset, for custom training loops.
 
 An item is (input, label, {tap: row}): the pixels and the rows that a run of this project trains on
 in the same epoch, bit for bit. Rows are read one by one from files mapped into memory, so that

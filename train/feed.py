@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nets.taps import Tap
 from nets.teacher import Teacher
+from runtime.formats import format_size
 from store import TeacherCache
 from store.topk import compact_names
 from train import TrainError
@@ -40,7 +41,7 @@ _BUFFERS = 8  # batches on their way to a GPU at the same time
 
 
 class WrongView(TrainError):
-    """A batch that shows another view than the one whose teacher outputs are at hand."""
+    """A batch that shows another view than the one whose teacher outputs are loaded."""
 
 
 class TeacherOutputs(Protocol):
@@ -64,7 +65,7 @@ class TeacherSource(TeacherOutputs, Protocol):
         ...
 
     def start_epoch(self, epoch: int, order: Ids) -> None:
-        """Have the epoch's view at hand. epoch: from 1; order: as `order` returned it."""
+        """Load the epoch's view. epoch: from 1; order: as `order` returned it."""
         ...
 
     def close(self) -> None: ...
@@ -119,8 +120,8 @@ class CachedTeacher(_Shuffled):
         self._cache, self._taps = cache, list(taps)
         self._num_views, self._device = num_views, device
         self._is_on_device = location == "device"
-        view_mb = slab_bytes(cache, taps) / 1e6
-        self.where = f"in {location} memory, one view ({view_mb:,.1f} MB) at a time"
+        size = format_size(slab_bytes(cache, taps))
+        self.where = f"in {location} memory, one view ({size}) at a time"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="teacher-feed")
         self._next: tuple[int, Future[dict[str, Tensor]]] | None = None
         self._view = -1  # none yet
@@ -262,9 +263,9 @@ def _as_tensor(values: NDArray[Any]) -> Tensor:
 
 def _refuse_other_view(batch: ViewBatch, view: int) -> None:
     if batch.view != view:
-        at_hand = f"those of view {view} are at hand" if view >= 0 else "no epoch has started"
+        loaded = f"those of view {view} are loaded" if view >= 0 else "no epoch has started"
         raise WrongView(
-            f"the teacher's outputs were asked for a batch of view {batch.view}, but {at_hand}",
+            f"the teacher's outputs were requested for a batch of view {batch.view}, but {loaded}",
             fix="call start_epoch(epoch, order), and show view_of_epoch(epoch, num_views)",
         )
 
@@ -309,7 +310,7 @@ class Buffers:
 
 
 def _pinned(values: Tensor, device: torch.device) -> Tensor:
-    """In memory that a GPU can copy from by itself, if there is one."""
+    """In page-locked memory, which a GPU copies from directly, if there is one."""
     return values.pin_memory() if device.type == "cuda" else values
 
 

@@ -267,8 +267,8 @@ def _print_other_threads(
     before, now = recorder.threads_before, torch.get_num_threads()
     if console is not None and device.type == "cpu" and before not in (None, now):
         console.print(
-            f"begun with {before} threads, resumed with {now}: the last bits may differ from those "
-            f"of an uninterrupted run"
+            f"started with {before} threads, resumed with {now}: the last bits may differ from "
+            f"those of an uninterrupted run"
         )
 
 

@@ -1,7 +1,7 @@
 """What changes the weights: the optimiser with its groups of parameters, the scale of float16
 losses, and the moving average of the weights.
 
-All three are torch's own. How they act in a step stands in `train.step`.
+All three are torch's own. `train.step` shows how they act in a step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an epoch of training came to."""
+"""The outcome of an epoch of training."""
 
 from __future__ import annotations
 

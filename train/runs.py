@@ -253,7 +253,7 @@ def _is_locked(folder: Path) -> bool:
         WriterLock(folder, Job()).release()
     except Busy:
         return True
-    except BadFile:  # the lock is a link: nobody holds it
+    except BadFile:  # the lock is a link: no process holds it
         return False
     return False
 

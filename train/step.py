@@ -168,7 +168,7 @@ class Session:
 
 
 class Step(NamedTuple):
-    """What a step came to; number: from 1. losses: as `train_step` returns them."""
+    """The outcome of a step; number: from 1. losses: as `train_step` returns them."""
 
     number: int
     num_samples: int
@@ -177,7 +177,7 @@ class Step(NamedTuple):
 
 
 def start_epoch(session: Session, epoch: int) -> Ids:
-    """Have the epoch's teacher outputs at hand; returns the order of its samples."""
+    """Make the epoch's teacher outputs available; returns the order of its samples."""
     order = session.teacher.order(session.run.seed, epoch, len(session.data.train))
     session.teacher.start_epoch(epoch, order)
     return order

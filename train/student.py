@@ -20,6 +20,7 @@ from nets.teacher import load_teacher_network
 from nets.zoo import build_net
 from runtime.cost import Memory, measured_rate, memory_with
 from runtime.devices import pick_device
+from runtime.formats import counted
 from store import TeacherCache
 from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
@@ -48,7 +49,7 @@ from views.dataset_pixels import DatasetPixels
 from views.pixels import calibration_batches, open_pixels
 
 _STEPS_BEFORE = 3  # memory still grows in the first ones, and with a batch of another size
-_WINDOWS_HELD = 3  # where a batch lies in two of them, the one after is being read
+_WINDOWS_HELD = 3  # a batch may span two of them while the one after is being read
 
 
 def train_student(
@@ -131,7 +132,7 @@ def _announce(session: Session, study: Study, console: Console) -> None:
     device, threads = session.learner.device, torch.get_num_threads()
     computed = f"on {device}"
     if device.type == "cpu":
-        computed += f" with {threads} thread{'s' * (threads != 1)}"
+        computed += f" with {counted(threads, 'thread')}"
     console.print(
         f"images {session.data.train.where}; teacher outputs {session.teacher.where}; {computed}"
     )

@@ -28,6 +28,7 @@ from nets.identity import init_identity
 from nets.names import check_arch
 from nets.source import arch_source, module_sha256
 from nets.taps import taps_asked, teacher_stages
+from runtime.formats import counted
 from runtime.locks import Job, WriterLock
 from runtime.reading import BadFile
 from store.differences import Difference, differences, short_repr
@@ -267,7 +268,7 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What the finished run came to; None unless it was trained to its end as identified.
+        """The result of the finished run; None unless it was trained to its end as identified.
 
         Raises BadFile where its files contradict one another or their checksums.
         """
@@ -370,7 +371,7 @@ def _refusing_too_many_views(config: StudentConfig, teacher: TeacherConfig) -> I
         most = "" if is_possible else f", and there are only {distinct} distinct views"
         raise TrainError(
             f"num_views is {asked}, but views.count of the teacher {teacher.name} makes a cache of "
-            f"{planned} {'view' if planned == 1 else 'views'}{most}",
+            f"{counted(planned, 'view')}{most}",
             fix=f"teacher.views.count={asked}" if is_possible else f"num_views={distinct}",
         ) from None
 

@@ -29,6 +29,7 @@ from nets.source import arch_source
 from nets.weights_container import check_container
 from nets.weights_file import is_downloadable, weights_file
 from runtime.errors import UserError
+from runtime.formats import counted
 from runtime.reading import open_regular
 from store.differences import differences
 from store.errors import CacheAmbiguous, CacheError
@@ -114,8 +115,8 @@ class TeacherRun:
 
     def __str__(self) -> str:
         return (
-            f"{self.training.epochs:,} epochs x {len(self.dataset.train):,} images through "
-            f"{self.config.teacher.arch}"
+            f"{counted(self.training.epochs, 'epoch')} x {len(self.dataset.train):,} images "
+            f"through {self.config.teacher.arch}"
         )
 
     def unfinished_otherwise(self) -> str:
@@ -224,7 +225,7 @@ def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
     weights = config.teacher.weights
     if (existing := existing_weights(config)) is not None:
         last = existing.summary.get("last")
-        error = f": test error {last['top1_error']:.2f} % top-1" if last else ""
+        error = f" (test error {last['top1_error']:.2f} % top-1)" if last else ""
         there = f"{weights_file(weights)} exists{error}: nothing to do."
         return "\n  ".join([there, *existing.notes])
     if caches is not None and (cache := _cache_in_place_of(config, caches)) is not None:

@@ -1,6 +1,6 @@
 """What a loss is: a function, registered in one line, whose parameters say what it is given.
 
-A loss of the user's own takes a `Batch`; its other parameters are its options:
+A custom loss takes a `Batch`; its other parameters are its options:
 
     @loss_term(teacher_taps=["logits"])
     def my_loss(batch: Batch, sharpness: float = 1.0) -> Tensor: ...
@@ -138,7 +138,7 @@ INPUTS: dict[str, Input] = {
 class Loss:
     """A registered function, and what it needs.
 
-    teacher_taps: names of taps; "stages" stands for stage1 ... stageL, "energies" for energy1 ...
+    teacher_taps: names of taps; "stages" means stage1 ... stageL, "energies" means energy1 ...
     energyL, "last_stage" for stageL. student: what it looks at; "logits" also says that its
     gradient reaches the classifier. inputs: the parameters that are `INPUTS`; none where it takes
     the whole `Batch`.

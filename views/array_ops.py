@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     # A numpy array or a torch tensor, and in one call the same throughout. The dtype, which torch's
-    # type does not know either, stands in each docstring.
+    # type does not know either, is in each docstring.
     Array = TypeVar("Array", NDArray[Any], torch.Tensor)
 
 

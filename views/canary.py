@@ -1,7 +1,7 @@
 """A few replayed views, hashed, by which a reader finds out that its pixels come out differently.
 
 Another image decoder or another numpy may do that. A cache stores the canary of the pass that made
-it; whoever trains from the cache computes it again first.
+it; every program that trains from the cache first computes it again.
 """
 
 from __future__ import annotations

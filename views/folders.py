@@ -37,7 +37,7 @@ def image_folder(
     """`root/train/<class>/*` and `root/test/<class>/*` (or `val/`), in the order of the names.
 
     Links are followed: of images to regular files only. kept_in: the folder of caches beside which
-    the listing is kept; see `views.listing`. Raises DatasetError.
+    the listing is stored; see `views.listing`. Raises DatasetError.
     """
     if not root.is_dir():
         raise DatasetError(f"dataset.root: there is no folder {root}")

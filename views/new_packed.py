@@ -154,7 +154,7 @@ def _placed(group: h5py.Group, name: str, dtype: str, shape: tuple[int, ...]) ->
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed packs of this file have left; whoever is still at work holds a lock."""
+    """Remove leftovers of killed packs of this file; a running pack holds a lock."""
     for aside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         try:
             handle = os.open(aside, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

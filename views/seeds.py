@@ -1,8 +1,8 @@
 """Counter-based randomness: every draw is a pure function of (seed, view, sample).
 
-Uses raw Philox bits only. numpy guarantees their stream for ever, which it does not for its
-distribution methods, and which torch does for nothing. The draws for a sample depend on no batch,
-order, worker, rank or device.
+Uses raw Philox bits only: numpy guarantees that their stream never changes, but not that of its
+distribution methods, and torch guarantees none. The draws for a sample depend on no batch, order,
+worker, rank or device.
 """
 
 from __future__ import annotations

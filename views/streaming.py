@@ -210,7 +210,7 @@ def _fitting(num_workers: int) -> tuple[int, int]:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C and `timeout` signal a whole group; whether to go on is the parent's decision.
+    """Ctrl-C and `timeout` signal a whole group; whether to continue is the parent's decision.
 
     A worker ends when its parent tells it to (by a message, or SIGTERM of its own), or is gone.
     """

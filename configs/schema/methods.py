@@ -113,7 +113,7 @@ def _keys() -> list[str]:
 
 
 def _options_of(loss: str, given: Mapping[str, Any]) -> dict[str, float]:
-    """The options of a built-in loss, checked; `null` stands for the default.
+    """The options of a built-in loss, checked; `null` means the default.
 
     Raises ValueError for an unknown one, ValidationError for a value of another type or range.
     """

@@ -2,11 +2,18 @@
 python -m configs teacher-of STUDENT|PATH [key=value ...]      print the teacher a student names
 python -m configs list                                         print all names
 python -m configs reference                                    print docs/reference.md: every key
+python -m configs new-teacher timm:MODEL --root FOLDER > my.yaml    write a teacher's file
+python -m configs new-student timm:MODEL --teacher my.yaml > s.yaml     and a student's
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
+
+import typer
 
 from configs.load import (
     available,
@@ -55,6 +62,30 @@ def print_reference() -> None:
     from configs.reference import reference
 
     print(reference(), end="")
+
+
+_HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True}
+_ROOT = Path(__file__).parent.parent
+
+
+@app.command("new-teacher", context_settings=_HANDED_OVER, add_help_option=False)
+def new_teacher(context: typer.Context) -> None:
+    """Print a file for one of timm's models as a teacher, with the pixels that it knows."""
+    _run("precompute.new_teacher", context.args)
+
+
+@app.command("new-student", context_settings=_HANDED_OVER, add_help_option=False)
+def new_student(context: typer.Context) -> None:
+    """Print a file for a student of a teacher's file, with the methods that work."""
+    _run("train.new_student", context.args)
+
+
+def _run(module: str, arguments: list[str]) -> None:
+    """Run a program of a floor above, which may look at networks and datasets."""
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    # -P ignores modules of the same names in the current folder.
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 def cli(arguments: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ could only be an attack or an accident.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -98,6 +99,11 @@ _Loader.yaml_constructors = {
     f"{_CORE}seq": _sequence,
     None: yaml.SafeLoader.construct_undefined,  # refuses every other tag
 }
+
+
+def yaml_text(text: str) -> str:
+    """The text as a value in a file: bare where it is read as the same text, else quoted."""
+    return text if re.fullmatch(r"[A-Za-z./~][\w./:~-]*", text) else json.dumps(text)
 
 
 def parse_yaml(text: str) -> Any:

@@ -15,6 +15,7 @@ import pytest
 import typer.main
 
 from configs.load import load_student, load_teacher, split_overrides
+from nets.timm_models import import_timm
 from nets.weights import save_atomically
 from nets.zoo import build
 from teach_once.__main__ import programs
@@ -111,13 +112,52 @@ def test_a_folder_and_a_checkpoint_become_a_student(checkout: Path, photographs:
     assert "Warning" not in result.stderr
 
 
+def test_photographs_and_the_name_of_a_model_become_an_exported_student(
+    checkout: Path, photographs: Path
+) -> None:
+    """The commands of the README, with small models and random weights."""
+    new_teacher, new_student, train_and_export = (
+        line.replace("convnext_tiny", "test_convnext").replace(
+            "mobilenetv3_small_100", "test_resnet"
+        )
+        for line in commands(README)
+        if "timm:convnext" in line or "my-student" in line
+    )
+    shutil.copytree(photographs, checkout / "photos")
+    network = build("timm:test_convnext", num_classes=1000)
+    save_atomically(network.state_dict(), checkout / "random.pt")
+    for line in (new_teacher.replace("--root", "--weights random.pt --root"), new_student):
+        program, _, file = line.removeprefix("python ").partition(" > ")
+        ran = subprocess.run(
+            [sys.executable, *shlex.split(program)],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        (checkout / file).write_text(ran.stdout)
+    quick = "teacher.views.count=1 teacher.views.augment.size_px=32 training.epochs=1"
+    quick += " training.schedule.warmup_epochs=0 training.batch_size=10"
+    result = make(*shlex.split(train_and_export)[1:], f"ARGS={quick}", cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert "cd+embedding, seed 0: " in result.stdout
+    import_timm().create_model(
+        "mobilenetv3_small_100",
+        num_classes=2,
+        checkpoint_path=str(checkout / "exported/student.pt"),
+    )
+
+
 @pytest.mark.parametrize("command", EVERY_COMMAND)
 def test_a_command_that_is_shown_can_be_typed(command: str) -> None:
     words = shlex.split(command)
     if words[0] == "grep":
         assert list(ROOT.glob(words[-1]))
     elif words[0] == "make":
-        check_make(words[1], dict(word.split("=", 1) for word in words[2:]))
+        targets = [word for word in words[1:] if "=" not in word]
+        for target in targets:
+            check_make(target, dict(word.split("=", 1) for word in words[1 + len(targets) :]))
     elif words[:2] == ["pip", "install"]:
         files = [word for word in words if word.endswith(".txt")] or ["pyproject.toml"]
         assert all((ROOT / file).is_file() for file in files)

@@ -1,0 +1,227 @@
+"""python -m configs new-teacher timm:MODEL --dataset imagefolder --root FOLDER > my.yaml
+
+Writes a teacher's file for one of timm's models: the normalisation, the crop and the interpolation
+that its weights were trained with, its stages, and what a record of its cache takes. Nothing is
+downloaded, and no weights are needed.
+
+It stands here because it needs networks and datasets; `python -m configs` hands over to it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+import typer
+
+from configs.load import ConfigError, load_teacher
+from configs.schema import TeacherConfig
+from configs.yaml_subset import yaml_text
+from nets.archs import ArchError, timm_model
+from precompute.setup import Setup, setup_of
+from runtime.commands import new_app, run_command
+from runtime.formats import format_size
+from views.augment import view_shape
+from views.datasets import Dataset, load_dataset
+
+app = new_app()
+_PRETRAINED = "timm:pretrained"
+
+
+@app.command()
+def main(
+    arch: Annotated[str, typer.Argument(metavar="timm:MODEL", help="see python -m nets list")],
+    dataset: Annotated[
+        Literal["imagefolder", "packed"], typer.Option(help="type of the dataset")
+    ] = "imagefolder",
+    root: Annotated[Path | None, typer.Option(help="folder that holds train/ and val/")] = None,
+    file: Annotated[Path | None, typer.Option(help="the packed file")] = None,
+    weights: Annotated[str, typer.Option(help="file, or timm:pretrained")] = _PRETRAINED,
+    count: Annotated[int, typer.Option(min=1, help="views per image")] = 16,
+) -> None:
+    """Print a teacher's file for one of timm's models."""
+    key, place = ("root", root) if dataset == "imagefolder" else ("file", file)
+    if place is None:
+        raise ConfigError(f"--dataset {dataset} needs a {key}", fix=f"add --{key} PATH")
+    if not timm_model(arch):
+        raise ArchError(
+            f"{arch} is none of timm's models, whose pixels are known",
+            fix="start from another file: python -m configs teacher imagenet-resnet34",
+        )
+    print(teacher_file(arch, {"type": dataset, key: str(place)}, weights, count), end="")
+
+
+def teacher_file(arch: str, dataset: Mapping[str, str], weights: str, count: int) -> str:
+    """The file's text. dataset: its `type` and where it lies. Raises UserError."""
+    draft = _Draft(arch, dataset, weights, count)
+    data = load_dataset(_config_of(draft, {"logits": "float16"}).dataset)
+    taps: dict[str, Any] = {"logits": None, "means": "float16", "embedding": "float16"}
+    why = _why_no_logits(draft, data)
+    if not why:
+        taps = {"logits": "float16", "means": "float16"}
+    return _text(draft, data, taps, why)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    arch: str
+    dataset: Mapping[str, str]
+    weights: str
+    count: int
+
+    @property
+    def pixels(self) -> Any:
+        """timm's configuration of the model's published weights."""
+        from nets.timm_models import pretrained_cfg
+
+        return pretrained_cfg(timm_model(self.arch))
+
+    @property
+    def size_px(self) -> int:
+        _, height, width = self.pixels.input_size
+        if height != width:
+            raise ArchError(
+                f"{self.arch} is for images of {height}x{width} pixels, and views are square",
+                fix="choose another model",
+            )
+        return int(height)
+
+    def lines(self, taps: Mapping[str, Any], stages: str = "null") -> list[str]:
+        """The file without its comments above; taps: key -> dtype."""
+        cfg, size = self.pixels, self.size_px
+        (key, place) = next(item for item in self.dataset.items() if item[0] != "type")
+        resize = math.floor(size / cfg.crop_pct)
+        fit = f"size_px: {size}, interpolation: {_interpolation(cfg)}"
+        shown = f"crop_px: {size}, interpolation: {_interpolation(cfg)}"
+        return [
+            "dataset:",
+            f"  type: {self.dataset['type']}",
+            f"  {key}: {yaml_text(place)}",
+            f"  normalisation: {{mean: {list(cfg.mean)}, std: {list(cfg.std)}}}  # the model's own",
+            "",
+            "views:",
+            f"  augment: {{kind: random-resized-crop, {fit}}}",
+            "  seed: 0",
+            f"  count: {self.count}  # epochs cycle through them; more can be added later",
+            f"  evaluation: {{kind: centre, resize_px: {resize}, {shown}}}",
+            "",
+            "teacher:",
+            f"  arch: {self.arch}",
+            f"  weights: {yaml_text(self.weights)}{_weights_comment(self.weights)}",
+            "",
+            "taps:",
+            *(f"  {name}: {dtype or 'null'}" for name, dtype in taps.items()),
+            f"  stages: {stages}",
+        ]
+
+
+def _text(draft: _Draft, data: Dataset, taps: dict[str, Any], why_no_logits: str) -> str:
+    from nets.layout import TapError
+
+    try:
+        setup, shapes = _shapes(draft, data, taps)
+    except TapError as error:
+        taps |= {"means": None, "embedding": "float16"}
+        why_no_logits += f"\n# Its stages cannot be tapped: {error.problem}."
+        setup, shapes = _shapes(draft, data, taps)
+    stages = f"[{', '.join(setup.stages.values())}]" if taps.get("means") else "null"
+    return "\n".join([*_head(draft, setup, shapes, why_no_logits), *draft.lines(taps, stages), ""])
+
+
+def _shapes(
+    draft: _Draft, data: Dataset, taps: Mapping[str, Any]
+) -> tuple[Setup, dict[str, tuple[int, ...]]]:
+    """The setup of such a file, and the shapes of its taps."""
+    from nets.teacher import fresh_teacher
+
+    config = _config_of(draft, taps)
+    setup = setup_of(config, data, Path())
+    shape = view_shape(data.train.first_shape, config.views.augment)
+    teacher = fresh_teacher(
+        config.teacher,
+        setup.stages,
+        num_classes=setup.num_classes,
+        image_shape=shape,
+        has_embedding=bool(config.taps.embedding),
+    )
+    return setup, teacher.tap_shapes(shape, setup.taps)
+
+
+def _head(
+    draft: _Draft, setup: Setup, shapes: Mapping[str, tuple[int, ...]], why_no_logits: str
+) -> list[str]:
+    """What the file's first lines say: the taps, their bytes, and what is not there."""
+    specs = {tap.name: setup.tap_spec(tap, shapes[tap.name]) for tap in setup.taps}
+    record = sum(spec.bytes_per_record for spec in specs.values())
+    samples, views = len(setup.dataset.train), draft.count
+    sizes = ", ".join(f"{name} {'x'.join(map(str, s.shape)) or 1}" for name, s in specs.items())
+    total = format_size(record * samples * views)
+    return [
+        f"# {draft.arch} on {samples:,} images of {setup.dataset.num_classes:,} classes.",
+        f"# A record takes {record:,} bytes ({sizes}):",
+        f"# {views} views x {samples:,} images are {total}.",
+        *([f"# {why_no_logits}"] if why_no_logits else []),
+    ]
+
+
+def _why_no_logits(draft: _Draft, data: Dataset) -> str:
+    """ "" where the classifier of the weights has as many classes as the dataset."""
+    cfg = draft.pixels
+    if draft.weights == _PRETRAINED:
+        if cfg.num_classes == data.num_classes:
+            return ""
+        has = f"have {cfg.num_classes:,} classes" if cfg.num_classes else "are without a classifier"
+        return (
+            f"No logits: the weights {has}, these images have {data.num_classes:,}. Students learn "
+            f"from features."
+        )
+    import torch
+
+    from nets.teacher import load_teacher_network
+
+    config = _config_of(draft, {"logits": "float16"})
+    try:
+        load_teacher_network(
+            config.teacher,
+            {},
+            num_classes=data.num_classes,
+            image_shape=view_shape(data.train.first_shape, config.views.augment),
+            device=torch.device("cpu"),
+            calibration=(),
+        )
+    except ArchError as error:
+        if not Path(draft.weights).is_file():
+            raise
+        return f"No logits: {' '.join(error.problem.split())}."
+    return ""
+
+
+def _config_of(draft: _Draft, taps: Mapping[str, Any]) -> TeacherConfig:
+    """The file as it would be loaded; relative paths mean the current folder."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "new.yaml"
+        file.write_text("\n".join(draft.lines(taps)), encoding="utf-8")
+        return load_teacher(file)
+
+
+def _interpolation(cfg: Any) -> str:
+    """timm's, or the nearest that views have."""
+    return "bilinear" if cfg.interpolation == "bilinear" else "bicubic"
+
+
+def _weights_comment(weights: str) -> str:
+    return "  # downloaded by the pass" if weights == _PRETRAINED else ""
+
+
+def cli(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return run_command(app, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

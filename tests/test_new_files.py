@@ -1,0 +1,103 @@
+"""`configs new-teacher` and `new-student`: files that load, say what they cost, and work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import nets.__main__
+import precompute.new_teacher
+import train.new_student
+from configs.load import load_student, load_teacher
+from nets.archs import ArchError
+from nets.weights import save_atomically
+from nets.zoo import build
+from precompute.new_teacher import teacher_file
+from tests.support.teacher_cache import make_cache
+from train.new_student import student_file
+from views.datasets import DatasetError
+
+
+def written(folder: Path, photographs: Path, model: str, weights: str = "timm:pretrained") -> Path:
+    """A teacher's file, as `new-teacher` prints it for one view."""
+    data = {"type": "imagefolder", "root": str(photographs)}
+    (folder / "t.yaml").write_text(teacher_file(f"timm:{model}", data, weights, 1))
+    return folder / "t.yaml"
+
+
+def test_a_teachers_file_has_the_models_pixels_stages_and_true_bytes(
+    photographs: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "w.pt"
+    save_atomically(build("timm:test_convnext", num_classes=2).state_dict(), weights)
+    file = written(tmp_path, photographs, "test_convnext", str(weights))
+    config = load_teacher(file)
+    assert config.dataset.normalisation.mean == (0.5, 0.5, 0.5)
+    assert config.views.augment.size_px == 160
+    assert config.views.augment.interpolation == "bicubic"
+    assert config.views.eval_transform.resize_px == int(160 / 0.95)
+    assert config.taps.stages == ("stages.0", "stages.1", "stages.2", "stages.3")
+    assert config.taps.logits == "float16"  # the weights have two classes, as the folder
+    cache = make_cache(config, tmp_path / "caches", batch_size=8)
+    assert f"A record takes {cache.manifest.record_bytes:,} bytes" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "told", "taps"),
+    [
+        ("test_convnext", "the weights have 1,000 classes, these images have 2", "means"),
+        ("vit_small_patch14_dinov2", "the weights are without a classifier", "means"),
+        ("twins_svt_small", "the weights have 1,000 classes", "embedding"),
+    ],
+)
+def test_what_a_model_cannot_give_is_left_out_and_said(
+    model: str, told: str, taps: str, photographs: Path, tmp_path: Path
+) -> None:
+    file = written(tmp_path, photographs, model)
+    assert told in file.read_text()
+    config = load_teacher(file)
+    assert config.taps.logits is None
+    assert config.taps.embedding == "float16"
+    assert bool(config.taps.means) == (taps == "means")
+
+
+def test_a_students_file_has_the_methods_that_work(photographs: Path, tmp_path: Path) -> None:
+    teacher = written(tmp_path, photographs, "test_convnext")
+    for arch, left_out in (("timm:test_resnet", "cd+gkd"), ("resnet20", "cd+embedding")):
+        file = tmp_path / f"{arch[-4:]}.yaml"
+        file.write_text(student_file(arch, str(teacher), 30, 64))
+        assert f"# {left_out} is left out: " in file.read_text()
+        config = load_student(file)
+        assert left_out not in config.methods
+        assert {"ce", "embedding"} <= set(config.methods)
+    assert "the student has 3 stages and the cache 4" in file.read_text()
+
+
+def test_wrong_names_and_folders_are_told_with_the_fix(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"type": "imagefolder", "root": str(tmp_path / "nowhere")}
+    with pytest.raises(DatasetError, match="there is no folder"):
+        teacher_file("timm:test_vit", data, "timm:pretrained", 1)
+    with pytest.raises(ArchError, match="did you mean 'test_vit'"):
+        written(tmp_path, photographs, "tset_vit")
+    assert precompute.new_teacher.cli(["timm:test_vit"]) == 2
+    assert "fix: add --root PATH" in capsys.readouterr().err
+    assert precompute.new_teacher.cli(["resnet34", "--root", str(photographs)]) == 2
+    assert "none of timm's models" in capsys.readouterr().err
+    assert train.new_student.cli(["resnet65", "--teacher", "digits-resnet20"]) == 2
+    assert "did you mean 'resnet56'" in capsys.readouterr().err
+
+
+def test_networks_are_listed_by_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nets.__main__.cli(["list", "timm:test_vit*"]) == 0
+    told = capsys.readouterr().out
+    assert "timm:test_vit.r160_in1k" in told
+    assert "160x160 px" in told
+    assert nets.__main__.cli(["list", "resnet1*"]) == 0
+    told = capsys.readouterr().out
+    assert told.splitlines()[0].startswith("resnet14 ")
+    assert "timm" not in told
+    assert nets.__main__.cli(["list", "nothing-like-it"]) == 2
+    assert "fix: python -m nets list" in capsys.readouterr().err

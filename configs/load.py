@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -126,10 +127,21 @@ def _unusable(path: Path, lines: Sequence[str]) -> ConfigError:
     return ConfigError("\n  ".join([f"{_shown(path)} cannot be used:", *lines]))
 
 
-def refuse_missing_data(config: TeacherConfig) -> None:
-    """Raise ConfigError where the images that a config's file names are in no folder it means."""
-    for key, places in (config.source.not_found if config.source else {}).items():
-        if key.startswith("dataset.") and config.dataset.must_exist:
+def refuse_missing_data(config: TeacherConfig, *, packing: bool = False) -> None:
+    """Raise ConfigError where the images that a config's file names are in no folder it means.
+
+    packing: for the program that packs them, which needs the original.
+    """
+    source, dataset = config.source or Source(config.name), config.dataset
+    if dataset.packed_as is not None and not packing:
+        if not os.path.lexists(dataset.packed_as):
+            raise ConfigError(
+                f"dataset.packed: the images have not been packed; there is no {dataset.packed_as}",
+                fix=shlex.join(["python", "-m", "views", "pack", source.name, *source.overrides]),
+            )
+        return
+    for key, places in source.not_found.items():
+        if key.startswith("dataset.") and key != "dataset.packed" and dataset.must_exist:
             raise ConfigError(f"{key}: there is no {places}", fix=f"set {key}=PATH")
 
 

@@ -16,8 +16,12 @@ from configs.schema import TeacherConfig
 _CONFIG_DIR = Path(__file__).parent
 _KEYS = {
     "student": ("teacher", "student.init"),
-    "teacher": ("dataset.root", "dataset.file", "teacher.weights", "training.init"),
+    "teacher": (
+        *("dataset.root", "dataset.file", "dataset.packed", "dataset.path"),
+        *("teacher.weights", "training.init"),
+    ),
 }
+_MAY_BE_NAMES = ("dataset.path",)  # of a dataset to download, where there is no such folder
 
 
 def locate_paths(raw: dict[str, Any], kind: str, file: Path) -> dict[str, str]:
@@ -32,7 +36,7 @@ def locate_paths(raw: dict[str, Any], kind: str, file: Path) -> dict[str, str]:
         if not isinstance(value, str) or not _is_relative_path(key, value):
             continue
         beside = str(file.parent / value)
-        is_anywhere = _exists(beside) or _exists(value)
+        is_anywhere = _exists(beside) or _exists(value) or key in _MAY_BE_NAMES
         if not is_anywhere and not file.resolve().is_relative_to(_CONFIG_DIR):
             missing[key] = value
         if _exists(beside) or key in missing:

@@ -1,5 +1,6 @@
 """python -m views pack NAME|PATH FILE.h5 [--encoded] [key=value ...]    images as one file
 python -m views pack NAME|PATH FILE.json --short-side 256              as shards with an index
+python -m views pack NAME|PATH                                         to dataset.packed
 
 Packs all images that a teacher's config names: `limit` and `validation_fraction` choose among them
 when the file is read. Decoded pixels, and files that keep their bytes, serve the caches of the
@@ -17,11 +18,11 @@ import typer
 from rich.console import Console
 
 from configs.load import load_teacher, refuse_missing_data
-from configs.schema import ImageFolder, TeacherConfig
+from configs.schema import HuggingFace, ImageFolder, TeacherConfig, WebDataset
 from runtime.commands import new_app, new_console, run_command
 from runtime.formats import format_size
 from runtime.limits import usable_cores
-from runtime.options import Overrides, TeacherName
+from runtime.options import TeacherName
 from runtime.progress import Progress
 from views.datasets import open_source
 from views.encoded import EncodedSource, encoded_folder
@@ -29,7 +30,7 @@ from views.pack import pack_encoded, pack_pixels
 from views.pack_shards import pack_shards
 from views.recode import Recode
 from views.shard_index import SUFFIX
-from views.splits import chosen_ids
+from views.splits import DatasetError, chosen_ids
 
 app = new_app("Prepare datasets.")
 
@@ -44,10 +45,14 @@ def main() -> None:
 @app.command()
 def pack(
     name: TeacherName,
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="FILE.h5, or FILE.json with shards beside it")
-    ],
-    overrides: Overrides = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE [KEY=VALUE]...",
+            help="FILE.h5, or FILE.json with shards beside it, default: dataset.packed; and other "
+            "values for keys of the config",
+        ),
+    ] = None,
     encoded: Annotated[
         bool, typer.Option("--encoded", help="keep the files' own bytes, not decoded pixels")
     ] = False,
@@ -69,14 +74,17 @@ def pack(
     --short-side and --max-side shrink larger images to JPEG of --quality (90); the others keep
     their bytes. --quality alone encodes all of them anew. Shards that exist are not packed again.
     """
-    config = load_teacher(name, overrides or [])
-    refuse_missing_data(config)
+    file, overrides = _file_and_overrides(words or [])
+    config = load_teacher(name, overrides)
+    refuse_missing_data(config, packing=True)
+    file = file or _default_file(config)
     console = new_console()
     recode = None
     if any(option is not None for option in (short_side, max_side, quality)):
         recode = Recode(short_side, max_side, 90 if quality is None else quality)
     num_workers = usable_cores() if workers is None else workers
-    if recode is None and not encoded and file.suffix != SUFFIX:
+    is_original = config.dataset.packed_as is not None
+    if recode is None and not encoded and not is_original and file.suffix != SUFFIX:
         _pack_pixels(config, file, console)
         return
     source = _encoded_source(config)
@@ -102,7 +110,29 @@ def _pack_pixels(config: TeacherConfig, file: Path, console: Console) -> None:
     console.print(_outcome(file, len(source.train), len(source.test), file.stat().st_size))
 
 
+def _file_and_overrides(words: list[str]) -> tuple[Path | None, list[str]]:
+    """The first word is the file, unless it sets a key or there is none."""
+    if words and "=" not in words[0]:
+        return Path(words[0]), words[1:]
+    return None, words
+
+
+def _default_file(config: TeacherConfig) -> Path:
+    if config.dataset.packed_as is None:
+        raise DatasetError("which file to pack into?", fix="python -m views pack NAME|PATH FILE.h5")
+    return Path(config.dataset.packed_as)
+
+
 def _encoded_source(config: TeacherConfig) -> EncodedSource:
+    dataset = config.dataset
+    if isinstance(dataset, WebDataset):
+        from views.webdataset import web_dataset
+
+        return web_dataset(dataset)
+    if isinstance(dataset, HuggingFace):
+        from views.huggingface import hugging_face
+
+        return hugging_face(dataset)
     return encoded_folder(open_source(config.dataset))
 
 

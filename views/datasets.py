@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from configs.schema import Cifar, Digits, ImageFolder, Packed
+from configs.schema import DatasetConfig, Digits, ImageFolder, Packed, PackedOnce
 from views.splits import DatasetError, Source, Split, chosen_ids
 
 __all__ = ["Dataset", "DatasetError", "Split", "load_dataset"]
@@ -62,9 +62,7 @@ class Dataset:
         return f"hint: no test image shows {some}, so errors say nothing about them"
 
 
-def load_dataset(
-    config: Digits | Cifar | ImageFolder | Packed, kept_in: Path | None = None
-) -> Dataset:
+def load_dataset(config: DatasetConfig, kept_in: Path | None = None) -> Dataset:
     """Raises DatasetError.
 
     kept_in: the folder of caches beside which the listing of an image folder is kept.
@@ -96,14 +94,13 @@ def _joined(*digests: str) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def open_source(
-    config: Digits | Cifar | ImageFolder | Packed, kept_in: Path | None = None
-) -> Source:
+def open_source(config: DatasetConfig, kept_in: Path | None = None) -> Source:
     """All samples, before `limit` and `validation_fraction`. Raises DatasetError."""
-    if isinstance(config, Packed):
+    if isinstance(config, Packed | PackedOnce):
         from views.packed import packed
 
-        return packed(Path(config.file), config.max_pixels)
+        file = config.file if isinstance(config, Packed) else config.packed
+        return packed(Path(file), config.max_pixels)
     if isinstance(config, ImageFolder):
         from views.folders import image_folder
 

@@ -16,7 +16,17 @@ from configs.schema.augment import (
     RandomResizedCrop,
     TrivialAugment,
 )
-from configs.schema.dataset import Cifar, DatasetConfig, Digits, ImageFolder, Normalisation, Packed
+from configs.schema.dataset import (
+    Cifar,
+    DatasetConfig,
+    Digits,
+    HuggingFace,
+    ImageFolder,
+    Normalisation,
+    Packed,
+    PackedOnce,
+    WebDataset,
+)
 from configs.schema.methods import LossTerm
 from configs.schema.origin import Source
 from configs.schema.plain import as_identity, as_plain
@@ -55,6 +65,7 @@ __all__ = [
     "Extras",
     "Fraction",
     "Hint",
+    "HuggingFace",
     "ImageFolder",
     "LossTerm",
     "Mix",
@@ -64,6 +75,7 @@ __all__ = [
     "OneCycle",
     "Optimizer",
     "Packed",
+    "PackedOnce",
     "PadCropFlip",
     "PositiveFloat",
     "RandomResizedCrop",
@@ -81,6 +93,7 @@ __all__ = [
     "Training",
     "TrivialAugment",
     "ViewsConfig",
+    "WebDataset",
     "as_identity",
     "as_plain",
 ]

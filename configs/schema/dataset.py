@@ -43,6 +43,11 @@ class Samples:
         """Whether the images must already be on the disk, since nothing downloads them."""
         return True
 
+    @property
+    def packed_as(self) -> str | None:
+        """The packed form that is read in the place of the original; None: there is none."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Digits(Samples):
@@ -100,4 +105,57 @@ class Packed(Pictures):
     """The packed file, or the index of the shards."""
 
 
-DatasetConfig = Annotated[Digits | Cifar | ImageFolder | Packed, Field(discriminator="type")]
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class PackedOnce(Pictures):
+    """Images of a form without random access, which `python -m views pack NAME` packs first."""
+
+    packed: StrictStr
+    """Where they are packed to: the index of shards, as in `photos.json`, or one file, `.h5`."""
+
+    @property
+    def packed_as(self) -> str:
+        return self.packed
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class WebDataset(PackedOnce):
+    """Tar shards of image files, each with a label beside it: `000017.jpg`, `000017.cls`."""
+
+    type: Literal["webdataset"]
+    """Which dataset."""
+    root: StrictStr
+    """Folder of the shards; their names' order is the samples'."""
+    train: StrictStr = "*train*.tar"
+    """Names of the training shards, with wildcards."""
+    test: StrictStr | None = None
+    """Names of the test shards; `null`: `*test*.tar`, or `*val*.tar` where there are none."""
+    label: StrictStr = "cls"
+    """What the label's file ends with; `json.label`: the key `label` in a `.json` file."""
+    class_names: StrictStr | None = None
+    """File in `root` with the name of a class on each line, where labels are numbers; `null`: the
+    numbers are their names."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class HuggingFace(PackedOnce):
+    """A dataset of the `datasets` package, which packing needs: requirements-huggingface.txt."""
+
+    type: Literal["huggingface"]
+    """Which dataset."""
+    path: StrictStr
+    """Folder that `save_to_disk` wrote, or the name of a dataset to download."""
+    subset: StrictStr | None = None
+    """Its configuration, where a name has several."""
+    train: StrictStr = "train"
+    """Name of the training split."""
+    test: StrictStr | None = None
+    """Name of the test split; `null`: `test`, or `validation` where there is none."""
+    image: StrictStr = "image"
+    """Column of the images."""
+    label: StrictStr = "label"
+    """Column of the labels: classes, whole numbers or names."""
+
+
+DatasetConfig = Annotated[
+    Digits | Cifar | ImageFolder | Packed | WebDataset | HuggingFace, Field(discriminator="type")
+]

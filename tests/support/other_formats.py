@@ -1,0 +1,53 @@
+"""What tests of tar shards and of Hugging Face tables share."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from views.__main__ import cli
+from views.splits import Split
+
+LABELS = [0, 1, 1, 0, 1, 0, 0]  # of the training images
+_CONFIG = """
+dataset:
+  type: {type}
+  {keys}
+  packed: packed.json
+  normalisation: {{mean: [0, 0, 0], std: [1, 1, 1]}}
+views: {{augment: {{kind: pad-crop-flip}}, count: 2}}
+teacher: {{arch: resnet8, weights: w.pt}}
+"""
+
+
+def picture(number: int) -> bytes:
+    """A PNG file of 12x12 pixels, another for each number."""
+    target = io.BytesIO()
+    Image.fromarray(_pixels(number)).save(target, format="PNG")
+    return target.getvalue()
+
+
+def _pixels(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+
+
+def shows_pictures(split: Split) -> bool:
+    """Whether its images are pictures 0, 1, 2 ... in that order."""
+    expected = [_pixels(number) for number in range(len(split))]
+    return np.array_equal(split.images, expected)
+
+
+def write_config(file: Path, dataset_type: str, **keys: str) -> Path:
+    """A teacher's file with such a dataset."""
+    lines = "\n  ".join(f"{key}: {value}" for key, value in keys.items())
+    file.write_text(_CONFIG.format(type=dataset_type, keys=lines))
+    return file
+
+
+def pack_again(config: Path, *options: str) -> Path:
+    """The config, after packing."""
+    assert cli(["pack", str(config), *options]) == 0
+    return config

@@ -1,0 +1,120 @@
+"""Hugging Face tables in their own form: packed once, with the classes of their labels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import datasets
+import pytest
+
+from configs.load import load_teacher
+from tests.support.other_formats import LABELS, pack_again, picture, shows_pictures, write_config
+from views.__main__ import cli
+from views.datasets import load_dataset
+
+
+def table(labels: Sequence[int | str], names: list[str] | None) -> datasets.Dataset:
+    rows = {
+        "picture": [{"bytes": picture(number), "path": None} for number in range(len(labels))],
+        "kind": list(labels),
+    }
+    kind = datasets.Value("int64" if isinstance(labels[0], int) else "string")
+    features = datasets.Features(
+        {
+            "picture": datasets.Image(),
+            "kind": kind if names is None else datasets.ClassLabel(names=names),
+        }
+    )
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., Path]:
+    """Saves tables as the package does, with a config beside them."""
+
+    def save(labels: Sequence[int | str], names: list[str] | None, **keys: str) -> Path:
+        both = datasets.DatasetDict(
+            {"train": table(labels, names), "validation": table(labels[:2], names)}
+        )
+        both.save_to_disk(tmp_path / "saved")
+        given = {"path": "saved", "image": "picture", "label": "kind", **keys}
+        return write_config(tmp_path / "mine.yaml", "huggingface", **given)
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "found"),
+    [
+        (LABELS, ["cat", "dog", "emu"], ("cat", "dog", "emu")),
+        (LABELS, None, ("0", "1")),
+        (["dog" if label else "cat" for label in LABELS], None, ("cat", "dog")),
+    ],
+)
+def test_a_saved_table_is_packed_with_its_classes(
+    labels: list[int | str],
+    names: list[str] | None,
+    found: tuple[str, ...],
+    saved: Callable[..., Path],
+) -> None:
+    dataset = load_dataset(load_teacher(pack_again(saved(labels, names))).dataset)
+    assert dataset.class_names == found
+    assert dataset.type == "huggingface"
+    assert dataset.train.labels.tolist() == LABELS
+    assert dataset.test.labels.tolist() == LABELS[:2]
+    assert shows_pictures(dataset.train)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"image": "photo"}, "has no column 'photo'; it has picture, kind"),
+        ({"image": "kind"}, "the column 'kind' does not hold images"),
+        ({"train": "fit"}, "has no split fit; it has train, validation"),
+    ],
+)
+def test_columns_and_splits_that_are_not_there_are_named(
+    keys: dict[str, str],
+    told: str,
+    saved: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli(["pack", str(saved(LABELS, None, **keys))]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_table_that_names_files_elsewhere_is_refused(
+    saved: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = saved(LABELS, None)
+    for split in ("train", "validation"):
+        rewrite_as_paths(tmp_path / "saved" / split)
+    assert cli(["pack", str(config)]) == 2
+    assert "row 0 of train of" in (told := capsys.readouterr().err)
+    assert "names a file instead of holding the image" in told
+    assert not list(tmp_path.glob("packed*"))
+
+
+def rewrite_as_paths(folder: Path) -> None:
+    """As a forger would: a table of plain structs, which its description calls images."""
+    text = datasets.Value("string")
+    plain = {"picture": {"bytes": datasets.Value("binary"), "path": text}, "kind": text}
+    rows = {"picture": [{"bytes": None, "path": "/etc/passwd"}] * 2, "kind": ["a", "b"]}
+    shutil.rmtree(folder)
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(plain))
+    made.save_to_disk(folder)
+    description = json.loads((folder / "dataset_info.json").read_text())
+    description["features"]["picture"] = {"_type": "Image"}
+    (folder / "dataset_info.json").write_text(json.dumps(description))
+
+
+def test_a_name_that_cannot_be_downloaded_is_one_message(
+    saved: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert cli(["pack", str(saved(LABELS, None, path="nobody/nothing-here"))]) == 2
+    assert "dataset.path: nobody/nothing-here cannot be loaded: " in capsys.readouterr().err

@@ -1,0 +1,121 @@
+"""Tables of the Hugging Face `datasets` package, with a column of images; see `views.pack`.
+
+The package is needed for packing alone. Its columns hold the images' own bytes; tables that name
+files somewhere else are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from configs.schema import HuggingFace
+from runtime.text import one_line
+from views.encoded import EncodedSource, EncodedSplit, Label, labelled
+from views.splits import DatasetError, Ids
+
+_ROWS_AT_ONCE = 1000
+_TEST_SPLITS = ("test", "validation")
+_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes into a folder
+
+
+def hugging_face(config: HuggingFace) -> EncodedSource:
+    """The image files in a table. Raises DatasetError."""
+    tables = _tables_of(config)
+    class_names = getattr(tables["train"].features[config.label], "names", None)
+    labels = {split: _labels_of(table, config.label) for split, table in tables.items()}
+    names, numbers = labelled(
+        labels, class_names, lambda split, row: f"row {row} of {split} of {config.path}"
+    )
+    return EncodedSource(
+        config.type,
+        names,
+        *(_encoded(tables[split], config, split, numbers[split]) for split in ("train", "test")),
+    )
+
+
+def _encoded(table: Any, config: HuggingFace, split: str, labels: Ids) -> EncodedSplit:
+    from datasets import Image
+
+    images = table.select_columns([config.image]).cast_column(config.image, Image(decode=False))
+
+    def name_of(row: int) -> str:
+        return f"row {row} of {split} of {one_line(config.path)}"
+
+    def read(row: int) -> bytes:
+        content = images[row][config.image]["bytes"]
+        if content is None:
+            raise DatasetError(
+                f"{name_of(row)} names a file instead of holding the image",
+                fix="write the table with save_to_disk, which takes the images into it",
+            )
+        return bytes(content)
+
+    sizes = [
+        len(image["bytes"] or b"")
+        for batch in images.iter(_ROWS_AT_ONCE)
+        for image in batch[config.image]
+    ]
+    return EncodedSplit(labels, [f"{row}" for row in range(len(labels))], sizes, read, name_of)
+
+
+def _labels_of(table: Any, column: str) -> list[Label]:
+    found = table.with_format(None)[column][:]
+    for row, label in enumerate(found):
+        if isinstance(label, bool) or not isinstance(label, int | str):
+            raise DatasetError(
+                f"row {row}: the label {one_line(label)} is neither a whole number nor a name"
+            )
+    return list(found)
+
+
+def _tables_of(config: HuggingFace) -> dict[str, Any]:
+    """The training and the test table, which have both columns."""
+    every = _loaded(config)
+    wanted = {"train": [config.train], "test": [config.test] if config.test else [*_TEST_SPLITS]}
+    tables = {}
+    for split, names in wanted.items():
+        name = next((name for name in names if name in every), None)
+        if name is None:
+            raise DatasetError(
+                f"{config.path} has no split {' or '.join(names)}; it has "
+                f"{one_line(', '.join(map(str, every)))}",
+                fix=f"set dataset.{split}=NAME",
+            )
+        tables[split] = every[name]
+        _check_columns(every[name], config)
+    return tables
+
+
+def _check_columns(table: Any, config: HuggingFace) -> None:
+    from datasets import Image
+
+    for key in ("image", "label"):
+        column = getattr(config, key)
+        if column not in table.features:
+            raise DatasetError(
+                f"{config.path} has no column {column!r}; it has "
+                f"{one_line(', '.join(table.features))}",
+                fix=f"set dataset.{key}=COLUMN",
+            )
+    if not isinstance(table.features[config.image], Image):
+        raise DatasetError(f"{config.path}: the column {config.image!r} does not hold images")
+
+
+def _loaded(config: HuggingFace) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DatasetError(
+            "packing a huggingface dataset needs the package datasets",
+            fix="python -m pip install -r requirements-huggingface.txt",
+        ) from None
+    try:
+        if any((Path(config.path) / name).is_file() for name in _SAVED):
+            found = datasets.load_from_disk(config.path)
+            return found if isinstance(found, datasets.DatasetDict) else {"train": found}
+        return datasets.load_dataset(config.path, config.subset)
+    except Exception as error:  # of many kinds: no network, no such name, damaged files
+        raise DatasetError(
+            f"dataset.path: {config.path} cannot be loaded: {one_line(error)}"
+        ) from None

@@ -21,7 +21,12 @@ from teach_once.__main__ import programs
 from tests.support.project import ROOT, copy_project
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OPTIONAL = {"wandb", "mlflow"}  # the trackers: both what is imported and what is asked for
+# What is asked for: what is imported, and where.
+OPTIONAL = {
+    "wandb": ("wandb", "tracking.py"),
+    "mlflow": ("mlflow", "tracking.py"),
+    "huggingface": ("datasets", "huggingface.py"),
+}
 
 
 def declared(lines: list[str]) -> dict[str, Requirement]:
@@ -166,9 +171,9 @@ def test_what_is_declared_is_what_is_pinned_for_the_programs() -> None:
         assert not any(each.operator == "==" for each in DECLARED[name].specifier), name
 
 
-def test_trackers_are_optional_and_tested_in_the_versions_that_are_declared() -> None:
+def test_trackers_and_tables_are_optional_and_tested_in_the_versions_that_are_declared() -> None:
     pinned = pins((ROOT / "requirements-examples.txt").read_text())
-    assert PROJECT["optional-dependencies"].keys() == OPTIONAL
+    assert PROJECT["optional-dependencies"].keys() == OPTIONAL.keys()
     for lines in PROJECT["optional-dependencies"].values():
         for name, requirement in declared(lines).items():
             assert requirement.specifier.contains(pinned[name]), name
@@ -193,5 +198,5 @@ def test_every_import_of_the_packages_is_declared() -> None:
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             for name in {name.partition(".")[0] for name in names} - own:
                 home = homes.get(name, [name])[0].lower()
-                is_tracker = name in OPTIONAL and file.name == "tracking.py"
-                assert home in DECLARED or is_tracker, f"{file.relative_to(ROOT)} imports {name}"
+                is_optional = (name, file.name) in OPTIONAL.values()
+                assert home in DECLARED or is_optional, f"{file.relative_to(ROOT)} imports {name}"

@@ -108,7 +108,7 @@ def _loaded(config: HuggingFace) -> Any:
     except ImportError:
         raise DatasetError(
             "packing a huggingface dataset needs the package datasets",
-            fix="python -m pip install -r requirements-huggingface.txt",
+            fix="python -m pip install datasets",
         ) from None
     try:
         if any((Path(config.path) / name).is_file() for name in _SAVED):

@@ -138,7 +138,7 @@ class WebDataset(PackedOnce):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class HuggingFace(PackedOnce):
-    """A dataset of the `datasets` package, which packing needs: requirements-huggingface.txt."""
+    """A dataset of the `datasets` package, which packing needs."""
 
     type: Literal["huggingface"]
     """Which dataset."""

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from runtime.text import in_plot
 from store.layout import kind_of
 from store.reader import TeacherCache
 
@@ -41,7 +42,7 @@ def _title(cache: TeacherCache) -> str:
     measured = cache.measured
     top1 = measured.get("test_top1_error")
     error = "" if top1 is None else f", test error {top1:.2f} % top-1"
-    return (
+    return in_plot(
         f"{cache.path.name}: {cache.identity['teacher']['arch']}{error}; "
         f"{cache.num_views} views x {cache.num_samples:,} samples"
     )
@@ -83,7 +84,7 @@ def _draw_agreement(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[
         ]
     )
     shown = np.argsort(right)[:_SHOWN_CLASSES] if len(names) > _SHOWN_CLASSES else range(len(names))
-    labels = [names[i] for i in shown]
+    labels = [in_plot(names[i]) for i in shown]
     axes.barh(labels, 100 * right[list(shown)], color=_BLUE)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
@@ -94,7 +95,7 @@ def _draw_agreement(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[
 
 def _draw_views(figure: SubFigure, cache: TeacherCache) -> None:
     names = cache.manifest.class_names
-    label = names[cache.labels[0]]
+    label = in_plot(names[cache.labels[0]])
     figure.suptitle(
         f"views of sample 0 (label: {label}), with the teacher's first class", fontsize=9
     )
@@ -114,7 +115,7 @@ def _first_class(cache: TeacherCache, view: int) -> str:
     if "logits" not in cache.taps:
         return ""
     first = _softmax(cache.read([0], view, ["logits"])["logits"])[0]
-    return f": {cache.manifest.class_names[first.argmax()]} {100 * first.max():.0f} %"
+    return f": {in_plot(cache.manifest.class_names[first.argmax()])} {100 * first.max():.0f} %"
 
 
 def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

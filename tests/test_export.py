@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from configs.load import load_student
 from nets.weights import save_atomically
 from nets.zoo import build
+from runtime.reading import BadFile
 from store.__main__ import cli as store
 from tests.support.own_network import ONE_PIXEL
 from tests.support.photograph_study import PLAIN, configs_of, study_of
@@ -19,6 +19,7 @@ from torchvision_shim import import_torchvision
 from train import TrainError
 from train.__main__ import cli as train
 from train.export import export_student
+from train.exported import verify_export
 from train.figures import figures_of
 from train.run_files import metrics_line, read_metrics, summary_document
 from train.student import train_student
@@ -44,7 +45,7 @@ def test_the_exported_student_has_the_error_that_was_reported(
         "student.pt2",
         "student.json",
     }
-    assert json.loads((tmp_path / "out" / "student.json").read_text()) == card
+    assert verify_export(tmp_path / "out") == [card]
     assert card["input_shape"] == [1, 8, 8]
 
 
@@ -143,3 +144,56 @@ def test_a_finished_student_is_exported_though_its_cache_was_trimmed(
     assert store(["trim", str(cache), "--views", "1", "--drop-taps", "energy,hint"]) == 0
     assert train(["export", call[0], str(tmp_path / "out"), *call[1:]]) == 0
     assert (tmp_path / "out" / "student.pt2").is_file()
+
+
+def test_a_damaged_export_is_noticed(
+    make_study: Callable[..., Study], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, out = make_study(student=["training.epochs=2"]), tmp_path / "out"
+    train_student(study.run("ce", 0))
+    export_student(study.run("ce", 0), ["last"], out, device="cpu")
+    assert train(["verify", str(out)]) == 0
+    assert f"{out} is sound: resnet8, epoch 2" in capsys.readouterr().out
+    for name in ("student.json", "student.pt", "student.pt2"):
+        whole = (out / name).read_bytes()
+        for position in range(0, len(whole), len(whole) // 40):
+            flipped = bytearray(whole)
+            flipped[position] ^= 1 << position % 8
+            (out / name).write_bytes(flipped)
+            with pytest.raises(BadFile, match=r"\n  fix: export the student again"):
+                verify_export(out)
+        (out / name).unlink()
+        assert train(["verify", str(out)]) == 2
+        assert f"{name} is missing" in capsys.readouterr().err
+        (out / name).write_bytes(whole)
+    assert train(["verify", str(out)]) == 0
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(
+    make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    study, out = make_study(student=["training.epochs=2"]), tmp_path / "out"
+    run = study.run("ce", 0)
+    train_student(run)
+    export_student(run, ["last"], out, device="cpu")
+    export_student(run, ["best"], out, device="cpu")
+    verify_export(out)
+    (out / "notes.txt").write_text("mine")
+    before = (out / "student.pt").read_bytes()
+    with pytest.raises(BadFile, match=r"holds notes\.txt, which would be lost"):
+        export_student(run, ["last"], out, device="cpu")
+    assert (out / "student.pt").read_bytes() == before
+    (tmp_path / "link").symlink_to(".")
+    with pytest.raises(BadFile, match="which would be lost"):
+        export_student(run, ["last"], tmp_path / "link", device="cpu")
+
+
+def test_a_summary_without_the_sha256_of_the_weights_is_no_reason_to_believe_them(
+    make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    run = make_study(student=["training.epochs=2"]).run("ce", 0)
+    summary = train_student(run)
+    summary["files_sha256"] = {}
+    (run.folder / "summary.json").write_bytes(summary_document(summary))
+    with pytest.raises(TrainError, match=r"has no sha256 of best\.pt\n  fix: rm -r"):
+        export_student(run, ["best"], tmp_path / "out", device="cpu")

@@ -4,6 +4,7 @@ python -m train teacher NAME|PATH [--retrain] [key=value ...]
 python -m train ablation NAME|PATH [--seeds "0 1 2"] [--methods "ce kd"] [key=value ...]
 python -m train check NAME|PATH [--methods "ce kd"] [key=value ...]
 python -m train export NAME|PATH FOLDER [--method M] [--seed S] [--which best] [key=value ...]
+python -m train verify FOLDER
 python -m train plan NAME|PATH [--method M] [--seed S] [--no-trial] [key=value ...]
 python -m train runs [STUDENT] [--remove [--yes]]
 
@@ -30,6 +31,7 @@ from nets.weights_file import weights_file
 from runtime.commands import new_app, new_console, run_command
 from runtime.options import Caches, Device, OfStudent, Overrides, StudentName, TeacherName, Workers
 from runtime.program import program
+from train import TrainError
 from train.ablation import train_and_report
 from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
 from train.runs import FoundRun, format_result, removable, remove_run, runs_below, table_of
@@ -257,6 +259,24 @@ def export(
             f"{folder}/student{EMA if weights.endswith(EMA) else ''}.pt, .pt2 and .json: "
             f"{card['model']}, epoch {card['epoch']}; loaded again, top-1 error "
             f"{card['top1_error']:.2f} %, as program {card['program_top1_error']:.2f} %"
+        )
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="folder that `export` wrote")],
+) -> None:
+    """Compare an exported student's files with the checksums in its card."""
+    from train.exported import verify_export
+
+    try:
+        cards = verify_export(folder)
+    except FileNotFoundError as error:
+        raise TrainError(f"{error.filename} is missing", fix="export the student again") from None
+    for card in cards:
+        new_console().print(
+            f"{folder} is sound: {card['model']}, epoch {card['epoch']}, test error "
+            f"{card['top1_error']:.2f} % top-1"
         )
 
 

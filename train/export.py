@@ -2,7 +2,7 @@
 
 student.pt     the network's own keys, which the constructor of its architecture loads
 student.pt2    torch.export, for any batch size: normalised float32 (B, C, H, W) -> logits (B, K)
-student.json   architecture, classes, normalisation, errors and where it comes from
+student.json   architecture, classes, normalisation, errors, where it comes from, and checksums
 student-ema.*  the same of averaged weights, where the recipe has them
 
 The weights are compared with the checksum that the run's summary has of them, and the program must
@@ -14,7 +14,6 @@ with the run's: a sample or two may change sides on another device.
 from __future__ import annotations
 
 import io
-import json
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from runtime.devices import pick_device
 from runtime.files import folder_written_aside
 from store.identity import file_sha256
 from train import TrainError
+from train.exported import NAMES, card_document
 from train.figures import EMA
 from train.loop import evaluate
 from train.run_files import SUMMARY_FILE
@@ -45,8 +45,6 @@ from views.pixels import evaluation_pixels
 # compute in float32, but the sums of one may be in another order.
 _ROUNDING = 1e-3
 _COMPARED_IMAGES = 256
-
-_NAMES = [f"student{kind}.{end}" for kind in ("", EMA) for end in ("pt", "pt2", "json")]
 
 Which = Literal["best", "last", "best-ema", "last-ema"]
 
@@ -60,7 +58,7 @@ def export_student(
     Raises TrainError; BadFile where the folder holds anything else.
     """
     weights = {each: _intact_weights(run, each) for each in which}
-    with folder_written_aside(folder, _NAMES) as aside:
+    with folder_written_aside(folder, NAMES) as aside:
         return [_exported(run, each, weights[each], aside, device) for each in which]
 
 
@@ -85,7 +83,7 @@ def _exported(run: Run, which: Which, weights: Path, folder: Path, device: str) 
         "program_top1_error": _errors_of(program, test).top1,  # in float32
         "files_sha256": {each.name: file_sha256(each) for each in (plain_file, program_file)},
     }
-    file.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+    file.with_suffix(".json").write_bytes(card_document(card))
     return card
 
 

@@ -143,7 +143,7 @@ def test_photographs_and_the_name_of_a_model_become_an_exported_student(
     assert result.returncode == 0, result.stderr
     assert "cd+embedding, seed 0: " in result.stdout
     import_timm().create_model(
-        "mobilenetv3_small_100",
+        "test_resnet",
         num_classes=2,
         checkpoint_path=str(checkout / "exported/student.pt"),
     )

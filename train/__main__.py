@@ -33,44 +33,28 @@ from runtime.options import Caches, Device, OfStudent, Overrides, StudentName, T
 from runtime.program import program
 from train import TrainError
 from train.ablation import train_and_report
+from train.options import (
+    CachePath,
+    FeedOption,
+    Jobs,
+    Method,
+    Methods,
+    Redo,
+    Runs,
+    Seed,
+    Seeds,
+    Track,
+)
 from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
-from train.runs import FoundRun, format_result, removable, remove_run, runs_below, table_of
-from train.study import MOST_SEED, Run, begin_again
+from train.repeat import begin_again
+from train.runs import format_result, offer_removal, runs_below, table_of
 from train.teacher_weights import format_record, reason_not_to_train, refuse_untrainable
-from train.tracking import TRACKERS, check_trackers
+from train.tracking import check_trackers
 from views.datasets import load_dataset
 
 app = new_app("Train students from a cache; train teachers; look at runs.")
 
 _HOURS_TO_AGREE_TO = 1 / 6  # a longer training of a teacher asks for --train-teacher
-
-
-Method = Annotated[str, typer.Option(help="one of the config's methods")]
-Methods = Annotated[str, typer.Option(help='methods, as in "ce kd"; default: all of the config')]
-Seed = Annotated[
-    int, typer.Option(min=0, max=MOST_SEED, help="decides initial weights and order of samples")
-]
-Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
-Runs = Annotated[Path, typer.Option(help="folder that holds the runs")]
-CachePath = Annotated[Path | None, typer.Option(help="path of the cache to use")]
-FeedOption = Annotated[
-    Literal["auto", "device", "host", "window"],
-    typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
-]
-Jobs = Annotated[int, typer.Option(min=1, help="runs to train side by side")]
-Redo = Annotated[
-    bool,
-    typer.Option(
-        help="train finished runs again; the old result stays until the new one is finished"
-    ),
-]
-Track = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="|".join(TRACKERS),
-        help="also send the figures of each epoch there; may be given several times",
-    ),
-]
 
 
 @app.command()
@@ -100,7 +84,7 @@ def student(
     study = open_named_study(name, overrides, caches, runs, cache, feed)
     run = study.run(method, seed, live_teacher)
     if redo:
-        _begin_again([run], device)
+        begin_again([run], device)
     if run.is_finished and (summary := run.summary):
         console.print(f"{run.folder} is finished: nothing to do.")
     else:
@@ -209,7 +193,7 @@ def ablation(
     asked_seeds = parse_seeds(seeds)
     asked_runs = [study.run(method, seed) for method in asked_methods for seed in asked_seeds]
     if redo:
-        _begin_again(asked_runs, device)
+        begin_again(asked_runs, device)
     commands = [
         shlex.join([*program("train"), *sys.argv[1:]]),
         _command_of_one_run(name, overrides or [], caches, runs),
@@ -363,35 +347,11 @@ def list_runs(
     if not existing:
         console.print(f"{runs / (student_name or '')} holds no run")
     elif remove:
-        _remove_surplus(existing, yes)
+        offer_removal(existing, console, lambda question: yes or typer.confirm(question))
     else:
         console.print(table_of(existing, time.time()))
     for problem in (run.problem for run in existing if run.problem):
         console.print(problem)
-
-
-def _remove_surplus(existing: list[FoundRun], agreed: bool) -> None:
-    surplus, console = removable(existing), new_console()
-    for folder, why in surplus.items():
-        console.print(f"{folder}: {why}")
-    size = sum(run.num_bytes for run in existing if run.folder in surplus) / 1e6
-    question = f"delete these {len(surplus)} of {len(existing)} runs, {size:,.1f} MB?"
-    if not surplus or not (agreed or typer.confirm(question)):
-        console.print("nothing deleted")
-        return
-    for folder in surplus:
-        remove_run(folder)
-    console.print(f"deleted {len(surplus)} of {len(existing)} runs, {size:,.1f} MB")
-
-
-def _begin_again(runs: list[Run], device: str) -> None:
-    """Have runs of one study trained again, after checking that they can be."""
-    from runtime.devices import check_device
-    from train.check import check_methods
-
-    check_methods(runs[0].study, [run.method for run in runs])
-    check_device(device)
-    begin_again(runs)
 
 
 def _command_of_one_run(name: str, overrides: list[str], caches: Path, runs: Path) -> str:

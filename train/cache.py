@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING
 from configs.commands import cache_command
 from configs.schema import TeacherConfig
 from nets.identity import teacher_identity as nets_identity
-from store.errors import CacheMismatch, CacheMissing, TeacherPass, fixes_spelled_by
+from nets.taps import taps_asked, teacher_stages
+from runtime.formats import counted
+from store.errors import CacheError, CacheMismatch, CacheMissing, TeacherPass, fixes_spelled_by
 from store.find import differs_in_samples_alone, find_cache, other_dataset_state
 from store.identity import Identity, cache_identity
 from store.reader import TeacherCache
+from train import TrainError
 from views.canary import pixel_canary
 from views.changes import describe_change
 from views.datasets import Dataset
@@ -50,6 +53,30 @@ def open_cache(
         canary = pixel_canary(dataset.train, teacher.views)
         cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
     return cache
+
+
+@contextmanager
+def refusing_too_many_views(asked: int, teacher: TeacherConfig) -> Iterator[None]:
+    """Where there is no such cache, and a pass would not make one with enough views: say so."""
+    try:
+        yield
+    except CacheError:
+        planned = teacher.views.num_views
+        if asked <= planned:
+            raise
+        distinct = teacher.views.augment.num_distinct_views
+        is_possible = distinct is None or asked <= distinct
+        most = "" if is_possible else f", and there are only {distinct} distinct views"
+        raise TrainError(
+            f"num_views is {asked}, but views.count of the teacher {teacher.name} makes a cache of "
+            f"{counted(planned, 'view')}{most}",
+            fix=f"teacher.views.count={asked}" if is_possible else f"num_views={distinct}",
+        ) from None
+
+
+def tap_names(teacher: TeacherConfig) -> set[str]:
+    """The names of the taps that a teacher's file asks for. Raises TapError."""
+    return {tap.name for tap in taps_asked(teacher.taps, teacher_stages(teacher))}
 
 
 def verified_pixels(

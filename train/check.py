@@ -20,11 +20,12 @@ from nets.zoo import build_net
 from store.errors import fixes_spelled_by
 from store.layout import TapSpec
 from train import TrainError
+from train.cache import tap_names
 from train.connectors import connectors_for
 from train.finetune import start_student
 from train.merged import MergedTaps, merged_taps
 from train.schedule import weight_at
-from train.study import Study, tap_names
+from train.study import Study
 from train.teachers import (
     FurtherTeacher,
     further_configs,

@@ -21,14 +21,13 @@ from store.look import missing_records
 from store.reader import TeacherCache
 from store.source import open_source
 from train import TrainError
-from train.cache import teacher_identity
+from train.cache import tap_names, teacher_identity
 from train.study import (
     MOST_SEED,
     Run,
     Study,
     open_study,
     refuse_unknown_method,
-    tap_names,
 )
 from train.teachers import further_configs
 from train.windows import Feed

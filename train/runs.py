@@ -5,19 +5,22 @@ Imports no torch, and trusts nothing but the files that a run leaves (see `train
 
 from __future__ import annotations
 
+import glob
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from rich.console import Console
+
 from runtime.errors import Busy
 from runtime.formats import format_age, format_table
 from runtime.locks import LOCK_FILE, Job, WriterLock
 from runtime.reading import BadFile
-from store.differences import distinctions
+from store.differences import Difference, differences, distinctions, short_repr
 from store.identity import identity_sha256
 from train.run_files import CHECKPOINT_FILE, RUN_FILE, count_epochs, read_result, read_run
 
@@ -116,6 +119,41 @@ def finished_alike(
     return sorted(latest.values(), key=lambda run: (order.get(run.label, len(order)), *run.key))
 
 
+def changes_since(
+    student_dir: Path, name: str, folder: Path, identity: Mapping[str, Any]
+) -> list[str]:
+    """How a run's settings differ from those of the latest run with its name, one line each.
+
+    Empty where there is none, or where the run in `folder` has begun.
+    """
+    others = sorted(student_dir.glob(f"{glob.escape(name)}-*/{RUN_FILE}"), key=_changed_at)
+    if not others or (folder / RUN_FILE).is_file():
+        return []
+    try:
+        latest = read_run(others[-1].parent)
+    except BadFile:
+        return []  # nothing to compare with
+    if latest is None:
+        return []
+    if latest.get("run_version") != identity["run_version"]:
+        return ["this version of the program trains or identifies runs differently"]
+    return [_format_change(change) for change in differences(identity, latest)]
+
+
+def _format_change(change: Difference) -> str:
+    key, ours, theirs = change.field, change.expected, change.found
+    for kind in ("cache.teacher.source.", "sources."):
+        if key.startswith(kind) and ours is not None and theirs is not None:
+            return f"the file of the module {key.removeprefix(kind)} has changed"
+    if key == "tested_digest":
+        return "the test or validation samples, or their labels, have changed"
+    return f"{key} is {short_repr(ours)}, was {short_repr(theirs)}"
+
+
+def _changed_at(path: Path) -> float:
+    return path.stat().st_mtime
+
+
 def table_of(runs: Sequence[FoundRun], now: float) -> str:
     """A line per run, which ends with the settings that are not those of all of its method.
 
@@ -174,6 +212,22 @@ def removable(runs: Iterable[FoundRun]) -> dict[Path, str]:
     return found
 
 
+def offer_removal(runs: Sequence[FoundRun], console: Console, agree: Callable[[str], bool]) -> None:
+    """Name the runs that are surplus, and delete them if `agree` says yes to the question."""
+    surplus = removable(runs)
+    for folder, why in surplus.items():
+        console.print(f"{folder}: {why}")
+    size = sum(run.num_bytes for run in runs if run.folder in surplus) / 1e6
+    if not surplus or not agree(
+        f"delete these {len(surplus)} of {len(runs)} runs, {size:,.1f} MB?"
+    ):
+        console.print("nothing deleted")
+        return
+    for folder in surplus:
+        remove_run(folder)
+    console.print(f"deleted {len(surplus)} of {len(runs)} runs, {size:,.1f} MB")
+
+
 def remove_run(folder: Path) -> None:
     """Delete a run, unless it is being trained. Raises Busy; BadFile for a link to a folder."""
     if folder.is_symlink():
@@ -190,18 +244,6 @@ def remove_run(folder: Path) -> None:
 def repetition_of(folder: Path) -> Path:
     """Where the finished run in `folder` is trained again, until it takes that place."""
     return folder.with_name(f"{folder.name}.redo")
-
-
-def take_place(folder: Path) -> None:
-    """Put the finished repetition of a run in its place."""
-    replaced = folder.with_name(f"{folder.name}.replaced")
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    if folder.exists():
-        folder.rename(replaced)
-    repetition_of(folder).rename(folder)
-    if replaced.exists():
-        shutil.rmtree(replaced)
 
 
 def _read_run(folder: Path) -> FoundRun | None:

@@ -40,8 +40,8 @@ from train.finetune import start_student
 from train.learner import make_learner
 from train.loop import outputs_and_labels, train_to_end, trial_steps
 from train.merged import MergedTaps, MergedTeachers, merged_taps
+from train.repeat import take_place
 from train.results import EpochResult
-from train.runs import take_place
 from train.step import Session
 from train.study import Run, Study
 from views.batches import ViewBatch

@@ -5,9 +5,7 @@ Imports no torch, so that a command which finds its work done ends at once.
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,20 +25,15 @@ from nets.archs import has_stem
 from nets.identity import init_identity
 from nets.names import check_arch
 from nets.source import arch_source, module_sha256
-from nets.taps import taps_asked, teacher_stages
-from runtime.formats import counted
-from runtime.locks import Job, WriterLock
 from runtime.reading import BadFile
-from store.differences import Difference, differences, short_repr
-from store.errors import CacheError
 from store.identity import (
     identity_sha256,
 )
 from store.reader import TeacherCache
 from train import TrainError
-from train.cache import open_cache, verified_pixels
-from train.run_files import RUN_FILE, read_result, read_run
-from train.runs import repetition_of
+from train.cache import open_cache, refusing_too_many_views, verified_pixels
+from train.run_files import read_result
+from train.runs import changes_since, repetition_of
 from train.teachers import FurtherTeacher, open_further
 from train.windows import Feed, record_bytes, window_rows
 from views.augment import view_shape
@@ -293,33 +286,7 @@ class Run:
 
         Empty where there is none, or where this run has begun.
         """
-        pattern = f"{glob.escape(self.name)}-*/{RUN_FILE}"
-        others = sorted(self.study.folder.glob(pattern), key=_changed_at)
-        if not others or (self.folder / RUN_FILE).is_file():
-            return []
-        try:
-            latest = read_run(others[-1].parent)
-        except BadFile:
-            return []  # nothing to compare with
-        if latest is None:
-            return []
-        if latest.get("run_version") != RUN_VERSION:
-            return ["this version of the program trains or identifies runs differently"]
-        return [_format_change(change) for change in differences(self.identity, latest)]
-
-
-def begin_again(runs: Sequence[Run]) -> None:
-    """Have the finished ones of these runs trained again; their results stay until then.
-
-    Where some of these repetitions were begun before, only they are left to do. Raises Busy where
-    another process has the folder.
-    """
-    if any(run.repetition for run in runs):
-        return
-    for run in runs:
-        if run.is_finished:
-            WriterLock(run.folder, Job()).release()
-            repetition_of(run.folder).mkdir()
+        return changes_since(self.study.folder, self.name, self.folder, self.identity)
 
 
 def refuse_unknown_method(config: StudentConfig, method: str) -> None:
@@ -350,51 +317,13 @@ def open_study(
     check_arch(teacher.teacher.arch)
     dataset = load_dataset(teacher.dataset, caches_dir)
     views = views_used(config, teacher) if reads_outputs else 1
-    with _refusing_too_many_views(config, teacher):
+    with refusing_too_many_views(views_used(config, teacher), teacher):
         cache = open_cache(teacher, dataset, views, caches_dir=caches_dir, cache_path=cache_path)
     folder = caches_dir if cache_path is None else cache_path.parent
     further = open_further(config, teacher, dataset, views, folder)
     return Study(config, teacher, dataset, cache, runs_dir, feed, further)
 
 
-@contextmanager
-def _refusing_too_many_views(config: StudentConfig, teacher: TeacherConfig) -> Iterator[None]:
-    """Where there is no such cache, and a pass would not make one with enough views: say so."""
-    try:
-        yield
-    except CacheError:
-        asked, planned = views_used(config, teacher), teacher.views.num_views
-        if asked <= planned:
-            raise
-        distinct = teacher.views.augment.num_distinct_views
-        is_possible = distinct is None or asked <= distinct
-        most = "" if is_possible else f", and there are only {distinct} distinct views"
-        raise TrainError(
-            f"num_views is {asked}, but views.count of the teacher {teacher.name} makes a cache of "
-            f"{counted(planned, 'view')}{most}",
-            fix=f"teacher.views.count={asked}" if is_possible else f"num_views={distinct}",
-        ) from None
-
-
-def tap_names(teacher: TeacherConfig) -> set[str]:
-    """The names of the taps that a teacher's file asks for. Raises TapError."""
-    return {tap.name for tap in taps_asked(teacher.taps, teacher_stages(teacher))}
-
-
 def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:
     """How many views a student trains on, whatever more its cache may hold by now."""
     return config.num_views or teacher.views.num_views
-
-
-def _format_change(change: Difference) -> str:
-    key, ours, theirs = change.field, change.expected, change.found
-    for kind in ("cache.teacher.source.", "sources."):
-        if key.startswith(kind) and ours is not None and theirs is not None:
-            return f"the file of the module {key.removeprefix(kind)} has changed"
-    if key == "tested_digest":
-        return "the test or validation samples, or their labels, have changed"
-    return f"{key} is {short_repr(ours)}, was {short_repr(theirs)}"
-
-
-def _changed_at(path: Path) -> float:
-    return path.stat().st_mtime

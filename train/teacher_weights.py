@@ -40,9 +40,8 @@ from store.identity import (
 )
 from store.reader import TeacherCache
 from train import TrainError
-from train.cache import teacher_identity
+from train.cache import tap_names, teacher_identity
 from train.run_files import CHECKPOINT_FILE, count_epochs, read_run, read_summary
-from train.study import tap_names
 from views.datasets import Dataset, DatasetError, load_dataset
 from views.identity import augment_identity
 

@@ -1,0 +1,38 @@
+"""The options that commands of `python -m train` share, explained once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from train.study import MOST_SEED
+from train.tracking import TRACKERS
+
+Method = Annotated[str, typer.Option(help="one of the config's methods")]
+Methods = Annotated[str, typer.Option(help='methods, as in "ce kd"; default: all of the config')]
+Seed = Annotated[
+    int, typer.Option(min=0, max=MOST_SEED, help="decides initial weights and order of samples")
+]
+Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
+Runs = Annotated[Path, typer.Option(help="folder that holds the runs")]
+CachePath = Annotated[Path | None, typer.Option(help="path of the cache to use")]
+FeedOption = Annotated[
+    Literal["auto", "device", "host", "window"],
+    typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
+]
+Jobs = Annotated[int, typer.Option(min=1, help="runs to train side by side")]
+Redo = Annotated[
+    bool,
+    typer.Option(
+        help="train finished runs again; the old result stays until the new one is finished"
+    ),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="|".join(TRACKERS),
+        help="also send the figures of each epoch there; may be given several times",
+    ),
+]

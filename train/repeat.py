@@ -1,0 +1,45 @@
+"""Trains finished runs again: beside the old result, whose place the new one takes at the end.
+
+Imports no torch, unless runs are to be trained.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.locks import Job, WriterLock
+from train.runs import repetition_of
+from train.study import Run
+
+
+def begin_again(runs: Sequence[Run], device: str) -> None:
+    """Have the finished ones of a study's runs trained again; their results stay until then.
+
+    Where some of these repetitions were begun before, only they are left to do. Raises TrainError
+    or DeviceError where the runs cannot be trained, Busy where another process has the folder.
+    """
+    from runtime.devices import check_device
+    from train.check import check_methods
+
+    check_methods(runs[0].study, [run.method for run in runs])
+    check_device(device)
+    if any(run.repetition for run in runs):
+        return
+    for run in runs:
+        if run.is_finished:
+            WriterLock(run.folder, Job()).release()
+            repetition_of(run.folder).mkdir()
+
+
+def take_place(folder: Path) -> None:
+    """Put the finished repetition of a run in its place."""
+    replaced = folder.with_name(f"{folder.name}.replaced")
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    if folder.exists():
+        folder.rename(replaced)
+    repetition_of(folder).rename(folder)
+    if replaced.exists():
+        shutil.rmtree(replaced)

@@ -146,7 +146,7 @@ def replace_metadata(path: Path, manifest: Manifest) -> Manifest:
     metadata = zarr_metadata(manifest)
     manifest = metadata_checksums(manifest, metadata)
     for name, data in metadata.items():
-        if file_checksum(path / ZARR_GROUP / name) != manifest.zarr_crc32c[name]:
+        if file_checksum(path, f"{ZARR_GROUP}/{name}") != manifest.zarr_crc32c[name]:
             write_inside(path, f"{ZARR_GROUP}/{next_path(Path(name))}", data)
     write_manifest(path, manifest)
     settle_metadata(path, manifest)
@@ -157,7 +157,7 @@ def settle_metadata(path: Path, manifest: Manifest) -> None:
     """Finish the renames of an interrupted `replace_metadata`; remove files of no manifest."""
     for name, checksum in manifest.zarr_crc32c.items():
         successor = next_path(Path(ZARR_GROUP, name))
-        there = file_checksum(path / successor)
+        there = file_checksum(path, str(successor))
         if there == checksum:
             rename_inside(path, successor, Path(name).name)
         elif there is not None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from runtime.text import one_line
 from store.identity import canonical_json
 
 _LONGEST = 24  # characters of a value in a message
@@ -20,7 +21,8 @@ class Difference:
     found: Any
 
     def __str__(self) -> str:
-        return f"{self.field}: expected {short_repr(self.expected)}, found {short_repr(self.found)}"
+        expected, found = short_repr(self.expected), short_repr(self.found)
+        return f"{one_line(self.field)}: expected {expected}, found {found}"
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[Difference]:
@@ -85,4 +87,4 @@ def _numbered(items: Sequence[Any], length: int = 0) -> dict[str, Any]:
 def short_repr(value: Any) -> str:
     """Short enough for a line: both ends of a digest. None is a key that is missing or null."""
     text = "not set" if value is None else repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:17]}...{text[-4:]}"
+    return one_line(text if len(text) <= _LONGEST else f"{text[:17]}...{text[-4:]}")

@@ -18,6 +18,7 @@ from runtime.names import is_teacher_name
 from runtime.program import in_repository, program
 from store.differences import Difference
 
+_SHOWN_DIFFERENCES = 20
 Spell = Callable[[list[str]], str]  # overrides to add, such as ["views.count=8"] -> the command
 
 
@@ -89,7 +90,10 @@ class CacheMismatch(CacheError, ValueError):
         differences: Sequence[Difference] = (),
         fix: str | TeacherPass | None = None,
     ) -> None:
-        super().__init__("\n  ".join([problem, *map(str, differences)]), fix=fix)
+        lines = [problem, *map(str, differences[:_SHOWN_DIFFERENCES])]
+        if (more := len(differences) - _SHOWN_DIFFERENCES) > 0:
+            lines.append(f"and {more:,} more")
+        super().__init__("\n  ".join(lines), fix=fix)
         self.differences = tuple(differences)
 
 

@@ -172,12 +172,14 @@ class FolderSource:
 
     def _checked(self, key: ChunkKey, every_byte: bool) -> Fault | None:
         array, view, index = key
-        block, spec = self.manifest.block(view, index), self.manifest.arrays[array]
-        if every_byte:
-            return self.fault_of(array, block)
+        block = self.manifest.block(view, index)
+        return self.fault_of(array, block) if every_byte else self.size_fault(array, block)
+
+    def size_fault(self, array: str, block: Block) -> Fault | None:
+        spec = self.manifest.arrays[array]
         path = chunk_path(self.path, array, spec, block)
         what = size_fault(path, self.manifest.chunk_file_bytes(spec))
-        return Fault(what, path, array, view, index) if what else None
+        return Fault(what, path, array, block.view, block.index) if what else None
 
 
 def _differ(crc32c: NDArray[np.uint32], there: NDArray[np.bool_]) -> NDArray[np.bool_]:

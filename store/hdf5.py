@@ -87,6 +87,10 @@ class Hdf5Source:
         rows: NDArray[Any] = values[selection(self.manifest, array, block)]
         return rows
 
+    def size_fault(self, array: str, block: Block) -> Fault | None:
+        what = self._layout.wrong.get(array)  # all of a dataset's bytes are there, or it is wrong
+        return None if what is None else Fault(what, self.path, array, block.view, block.index)
+
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         values, what = self._whole(name)
         if what is not None:

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.reading import BadFile, parse_json, read_bounded
+from runtime.inside import open_inside
+from runtime.reading import BadFile, parse_json, read_open
+from runtime.text import one_line
 from store.documents import Problem
 from store.faults import Fault
 from store.layout import ZARR_GROUP, ArraySpec, crc32c, crc_hex, next_path
@@ -98,39 +100,41 @@ def metadata_faults(cache: Path, manifest: Manifest) -> list[Fault]:
     for name, checksum in manifest.zarr_crc32c.items():
         path = cache / ZARR_GROUP / name
         array = arrays.get(name.removesuffix("/zarr.json"))
-        if (what := _fault(path, checksum, array)) is not None:
+        if (what := _fault(cache, f"{ZARR_GROUP}/{name}", checksum, array)) is not None:
             faults.append(Fault(what, path))
     return faults
 
 
-def _fault(path: Path, checksum: str, array: ZarrArray | None) -> str | None:
+def _fault(cache: Path, name: str, checksum: str, array: ZarrArray | None) -> str | None:
     try:
-        content = _read(path)
+        content = _read(cache, name)
         if checksum_of(content) != checksum:
-            after = _read(next_path(path))
+            after = _read(cache, str(next_path(Path(name))))
             if checksum_of(after) != checksum:
                 return f"zarr metadata {'missing' if content is None else 'damaged'}"
             content = after
         assert content is not None
-        found = parse_json(content, path)
+        found = parse_json(content, cache / name)
     except BadFile as error:
-        return f"zarr metadata {error.what}"
+        place = "" if error.path == cache / name else f"{one_line(error.path)} "
+        return f"zarr metadata: {place}{error.what}"
     except OSError as error:
         return f"zarr metadata unreadable ({error.strerror})"
     problem = next(_problems(found, array), None)
     return None if problem is None else f"zarr metadata: {problem}"
 
 
-def _read(path: Path) -> bytes | None:
+def _read(cache: Path, name: str) -> bytes | None:
     try:
-        return read_bounded(path, MAX_METADATA_BYTES)
+        with open_inside(cache, name) as file:
+            return read_open(file, cache / name, MAX_METADATA_BYTES)
     except FileNotFoundError:
         return None
 
 
-def file_checksum(path: Path) -> str | None:
+def file_checksum(cache: Path, name: str) -> str | None:
     """The crc32c of a zarr.json's bytes; None if there is no such file. Raises BadFile."""
-    return checksum_of(_read(path))
+    return checksum_of(_read(cache, name))
 
 
 def checksum_of(content: bytes | None) -> str | None:

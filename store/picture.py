@@ -10,11 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from runtime.text import in_plot
+from runtime.text import in_plot, one_line
+from store.identity import field_of
 from store.layout import kind_of
 from store.reader import TeacherCache
 
 _SHOWN_CLASSES = 20
+_LONGEST_NAME = 40  # characters
+_MOST_VIEWS = 12
 _BLUE, _GREEN = "#1b4f8f", "#2a7f3f"
 
 
@@ -26,7 +29,7 @@ def picture(cache: TeacherCache) -> bytes:
     upper, lower = cast(Any, figure.subfigures(2, 1, height_ratios=[1.25, 1]))
     means, confidence, right = upper.subplots(1, 3, width_ratios=[1.2, 1, 1])
     _draw_means(means, cache, records)
-    if "logits" in records:
+    if {"logits", "correct"} <= records.keys():
         _draw_confidence(confidence, records)
         _draw_agreement(right, cache, records)
     else:
@@ -40,11 +43,10 @@ def picture(cache: TeacherCache) -> bytes:
 
 def _title(cache: TeacherCache) -> str:
     measured = cache.measured
-    top1 = measured.get("test_top1_error")
+    arch, top1 = field_of(cache.identity, "teacher", "arch"), measured.get("test_top1_error")
     error = "" if top1 is None else f", test error {top1:.2f} % top-1"
     return in_plot(
-        f"{cache.path.name}: {cache.identity['teacher']['arch']}{error}; "
-        f"{cache.num_views} views x {cache.num_samples:,} samples"
+        f"{cache.path.name}: {arch}{error}; {cache.num_views} views x {cache.num_samples:,} samples"
     )
 
 
@@ -77,14 +79,11 @@ def _draw_confidence(axes: Axes, records: dict[str, NDArray[Any]]) -> None:
 
 def _draw_agreement(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[Any]]) -> None:
     names = cache.manifest.class_names
-    right = np.array(
-        [
-            records["correct"][cache.labels == label].mean() if (cache.labels == label).any() else 0
-            for label in range(len(names))
-        ]
-    )
+    counts = np.bincount(cache.labels, minlength=len(names))
+    hits = np.bincount(cache.labels, weights=records["correct"], minlength=len(names))
+    right = hits / np.maximum(counts, 1)
     shown = np.argsort(right)[:_SHOWN_CLASSES] if len(names) > _SHOWN_CLASSES else range(len(names))
-    labels = [in_plot(names[i]) for i in shown]
+    labels = [_class_name(names[i]) for i in shown]
     axes.barh(labels, 100 * right[list(shown)], color=_BLUE)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
@@ -95,18 +94,18 @@ def _draw_agreement(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[
 
 def _draw_views(figure: SubFigure, cache: TeacherCache) -> None:
     names = cache.manifest.class_names
-    label = in_plot(names[cache.labels[0]])
+    label = _class_name(names[cache.labels[0]])
     figure.suptitle(
         f"views of sample 0 (label: {label}), with the teacher's first class", fontsize=9
     )
-    views = cache.preview[: cache.num_views]
+    views = cache.preview[: min(cache.num_views, _MOST_VIEWS)]
     columns = min(6, len(views))
     grid = figure.subplots(-(-len(views) // columns), columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for view, (axes, pixels) in enumerate(zip(grid, views, strict=False)):
-        grey = pixels.shape[2] == 1
-        axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None)
+        coloured = pixels.shape[2] == 3
+        axes.imshow(pixels if coloured else pixels[..., 0], cmap=None if coloured else "gray")
         axes.set_title(f"{view}{_first_class(cache, view)}", fontsize=8)
 
 
@@ -115,7 +114,12 @@ def _first_class(cache: TeacherCache, view: int) -> str:
     if "logits" not in cache.taps:
         return ""
     first = _softmax(cache.read([0], view, ["logits"])["logits"])[0]
-    return f": {in_plot(cache.manifest.class_names[first.argmax()])} {100 * first.max():.0f} %"
+    names = cache.manifest.class_names
+    return f": {_class_name(names[first.argmax()])} {100 * first.max():.0f} %"
+
+
+def _class_name(name: str) -> str:
+    return in_plot(one_line(name, _LONGEST_NAME))
 
 
 def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

@@ -161,7 +161,7 @@ class TeacherCache:
             f"{self.path}: the views replayed from this dataset differ from those the teacher saw, "
             f"because its images have changed or are decoded differently; they need a new cache"
         )
-        before = f"mv {shlex.quote(str(self.path))} {self.path.name}.old && "
+        before = f"mv {shlex.quote(str(self.path))} {shlex.quote(f'{self.path.name}.old')} && "
         if then != now:
             problem += f"\n  Pillow: {then or 'unknown'} when the cache was made, {now} now"
             before = f"python -m pip install pillow=={then}; or {before}" if then else before
@@ -177,7 +177,9 @@ class TeacherCache:
         """
         self._check_view(view)
         blocks = [self.manifest.block(view, i) for i in range(self.manifest.blocks_per_view)]
-        records = self._empty(self._checked_taps(taps), self.num_samples, compact)
+        names = self._checked_taps(taps)
+        self._refuse_missing_bytes(names, blocks)
+        records = self._empty(names, self.num_samples, compact)
         reads = [(name, block) for name in records for block in blocks]
 
         def read(which: tuple[str, Block]) -> None:
@@ -187,6 +189,14 @@ class TeacherCache:
         for _ in in_threads(read, reads, sum(values.nbytes for values in records.values())):
             pass
         return records
+
+    def _refuse_missing_bytes(self, taps: Sequence[str], blocks: Sequence[Block]) -> None:
+        """Raise CacheDamaged before memory is taken for bytes that are not there."""
+        for tap in taps:
+            for array in self.manifest.taps[tap].arrays(tap):
+                for block in blocks:
+                    if (fault := self.source.size_fault(array, block)) is not None:
+                        raise damage_error(self.manifest.teacher, [fault])
 
     def read_block(
         self, block: Block, taps: Sequence[str] | None = None, *, compact: bool = False

@@ -54,6 +54,10 @@ class Source(Protocol):
         """
         ...
 
+    def size_fault(self, array: str, block: Block) -> Fault | None:
+        """What is wrong with a committed block as far as it can be told without reading it."""
+        ...
+
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """An array that is stored in one piece (labels, preview). Raises CacheDamaged."""
         ...

@@ -12,7 +12,7 @@ from store import CacheDamaged, CacheError, CacheMismatch, TeacherCache
 from store.__main__ import cli
 from store.errors import make_command
 from tests.support.forged_cache import SPECIAL, forge_manifest, forge_metadata, set_at
-from tests.support.random_cache import open_writer
+from tests.support.random_cache import CANARY, LABELS, open_writer
 
 IDENTITY = {"teacher": {"arch": "resnet20", "weights_sha256": "bb"}, "dataset": {"digest": "d"}}
 
@@ -199,3 +199,23 @@ def test_what_no_reader_would_accept_is_not_written(tmp_path: Path) -> None:
         open_writer(tmp_path / "c", class_names=["a"])
     with pytest.raises(CacheError, match="teacher: expected letters"):
         open_writer(tmp_path / "c", teacher="../evil")
+
+
+def test_names_with_dollars_are_drawn_as_they_are_and_a_hostile_identity_is_cut(
+    cache: Path, tmp_path: Path
+) -> None:
+    forge_manifest(cache, set_at("class_names", to=["$\\frac{", "$x$", "c" * 1000]))
+    forge_manifest(cache, set_at("measured", to={"test_top1_error": 1.0}))
+    assert cli(["info", str(cache), "--plot", str(tmp_path / "cache.png")]) == 0
+    other = {str(number): number for number in range(50)} | {"teacher": {"weights_sha256": None}}
+    opened = TeacherCache.open(cache)
+    with pytest.raises(CacheMismatch, match=r"and 32 more") as caught:
+        opened.refuse_unless(other, labels=LABELS, canary=CANARY)
+    assert str(caught.value).count("\n") < 25
+
+
+def test_memory_is_not_taken_for_records_that_are_not_there(cache: Path) -> None:
+    opened = TeacherCache.open(cache)
+    (cache / "teacher.zarr" / "stage1" / "c.1.2.0").write_bytes(b"short")
+    with pytest.raises(CacheDamaged, match="stage1, view 1, block 2, chunk has 5 bytes"):
+        opened.read_view(1)

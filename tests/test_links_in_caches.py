@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store import CacheError, TapSpec
+from store import CacheError, TapSpec, TeacherCache
 from store.__main__ import cli
 from store.trim import trim_cache
 from tests.support.random_cache import TAPS, fill, open_writer
@@ -129,3 +129,11 @@ def test_a_resumed_cache_keeps_its_records(cache_to_forge: Path) -> None:
         values = np.frombuffer(before[chunk][: 3 * 20], "<f4").reshape(3, 5)
         writer.write_block(writer.work[0].block, {"stage1": values})
     assert {f: f.read_bytes() for f in before} == before
+
+
+@pytest.mark.parametrize("name", ["teacher.zarr", "teacher.zarr/logits", "journal"])
+def test_nothing_is_read_through_a_link_inside(cache_to_forge: Path, name: str) -> None:
+    moved = (cache_to_forge / name).rename(cache_to_forge.parent / "moved")
+    (cache_to_forge / name).symlink_to(moved)
+    with pytest.raises(CacheError, match="is a symbolic link, expected a folder"):
+        TeacherCache.open(cache_to_forge)

@@ -310,6 +310,8 @@ def test_taps_that_a_cache_lacks_are_named_with_what_would_add_them(
         dataset_of(digits, ["energy1"])
     with pytest.raises(UserError, match=r"no tap 'stage9': .* holds logits.*\n  fix: taps="):
         dataset_of(digits, ["stage9"])
+    with pytest.raises(UserError, match=r"no tap 'logit': .*did you mean 'logits'.*\n  fix: taps="):
+        dataset_of(digits, ["logit"])
     with pytest.raises(UserError, match=r"fix: taps=\['logits'\]"):
         DistillationDataset(digits.teacher, digits.cache, "logits")
     with pytest.raises(UnknownView, match=r"\n  fix: .*views\.count=4"):

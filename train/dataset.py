@@ -10,7 +10,7 @@ Left out: losses (`train.losses` has them, as functions of tensors) and networks
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from torch.utils.data import Dataset, Sampler
 from configs.commands import cache_command
 from configs.load import load_teacher, refuse_missing_data
 from configs.schema import StudentConfig, TeacherConfig
+from nets.layout import TapError
 from runtime.errors import did_you_mean
 from store import TeacherCache
 from store.errors import UnknownTap, fixes_spelled_by
@@ -270,15 +271,21 @@ def _known_taps(
     held = cache.manifest.taps
     for tap in taps:
         if tap not in held:
-            adding = settings_that_add(
-                {"": {tap}}, [name for name in held if name.startswith("stage")]
-            )
+            adding = _settings_for(tap, held)
             again = cache_command(teacher, caches_dir=caches_dir, more=adding)
             raise UnknownTap(
                 f"no tap {tap!r}: {cache.path} holds {', '.join(held)}{did_you_mean(tap, held)}",
                 fix=again if adding else f"taps={list(held)}",
             )
     return list(taps)
+
+
+def _settings_for(tap: str, held: Collection[str]) -> list[str]:
+    """Overrides that add a tap to a cache with these taps; [] where none can."""
+    try:
+        return settings_that_add({"": {tap}}, [name for name in held if name.startswith("stage")])
+    except TapError:  # no cache can have it
+        return []
 
 
 def _evaluation_pixels(teacher: TeacherConfig, split: str) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import shutil
 import warnings
@@ -244,10 +245,10 @@ def test_images_to_test_on_are_shown_as_a_run_shows_them(
     study = make_photographs(PLAIN)
     dataset = EvaluationDataset(study.teacher)
     (batch,) = study.pixels(CPU, 0).test.batches([0], np.arange(len(dataset)), 100)
-    loader = DataLoader(dataset, 100, num_workers=1, multiprocessing_context="spawn")
-    ((inputs, labels),) = loader
-    assert torch.equal(inputs, batch.inputs)
-    assert torch.equal(labels, batch.labels)
+    for each in (dataset, copy.deepcopy(dataset)):  # by its state, as for a spawned worker
+        ((inputs, labels),) = DataLoader(each, 100)
+        assert torch.equal(inputs, batch.inputs)
+        assert torch.equal(labels, batch.labels)
     with pytest.raises(UserError, match=r"fix: set dataset\.validation_fraction"):
         EvaluationDataset(study.teacher, "validation")
 

@@ -82,11 +82,11 @@ def test_one_view_off_is_noticed(make_study: MakeStudy, monkeypatch: pytest.Monk
     study = make_study(teacher=FLOAT32, student=["training.learning_rate=1e-3"])
     live, _ = losses_and_weights(study, "cd+gkd", live=True)
     read_view = TeacherCache.read_view
-    monkeypatch.setattr(
-        TeacherCache,
-        "read_view",
-        lambda self, view, taps=None: read_view(self, (view + 1) % self.num_views, taps),
-    )
+
+    def read_next(cache: TeacherCache, view: int, *taps: object, **options: object) -> dict:
+        return read_view(cache, (view + 1) % cache.num_views, *taps, **options)
+
+    monkeypatch.setattr(TeacherCache, "read_view", read_next)
     cached, _ = losses_and_weights(study, "cd+gkd", live=False)
     assert largest_relative(live, cached) > 1e-3
 

@@ -27,7 +27,7 @@ from nets.layout import TapError
 from runtime.errors import did_you_mean
 from store import TeacherCache
 from store.errors import UnknownTap, fixes_spelled_by
-from store.layout import MANIFEST
+from store.layout import MANIFEST, kind_of
 from store.mapped import MappedRows
 from train import TrainError
 from train.cache import open_cache, verified_pixels
@@ -282,6 +282,8 @@ def _known_taps(
 
 def _settings_for(tap: str, held: Collection[str]) -> list[str]:
     """Overrides that add a tap to a cache with these taps; [] where none can."""
+    if kind_of(tap) in map(kind_of, held):  # a stage that the teacher does not have
+        return []
     try:
         return settings_that_add({"": {tap}}, [name for name in held if name.startswith("stage")])
     except TapError:  # no cache can have it

@@ -299,6 +299,19 @@ def test_a_disk_that_is_full_is_one_message(
     assert cli(command) == 0
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_to_another_file_of_the_users_is_not_copied(
+    link: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    root, secret = write_image_folder(tmp_path / "data"), tmp_path / "secret"
+    secret.write_bytes(b"user:password\n")
+    (root / "train" / "cat" / "00.png").unlink()
+    link(secret, root / "train" / "cat" / "00.png")
+    told = refusal(lambda: pack_folder(image_folder(root), tmp_path / "data.h5"))
+    assert "cat/00.png: its format is none of BMP" in told
+    assert not list(tmp_path.glob("*.h5"))
+
+
 def test_a_name_that_is_not_utf_8_is_refused_before_packing(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path / "data")
     first = os.fsencode(root / "train" / "cat")

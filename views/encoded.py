@@ -11,7 +11,7 @@ import numpy as np
 
 from runtime.text import one_line
 from views.folders import digest_of_files, hashed_files, relative_name
-from views.pictures import picture_size, read_picture, shown_path
+from views.pictures import picture_size, read_picture, refuse_other_files, shown_path
 from views.splits import DatasetError, Ids, Source, Split, check_class_name
 
 Label = int | str
@@ -65,10 +65,13 @@ class EncodedSource:
     def splits(self) -> Mapping[str, EncodedSplit]:
         return {"train": self.train, "test": self.test}
 
-    def files(self) -> Iterator[bytes]:
-        """The bytes of all files, split by split."""
+    def files(self, max_pixels: int) -> Iterator[bytes]:
+        """The bytes of all files, split by split. Raises DatasetError for one that is no image."""
         for split in self.splits.values():
-            yield from map(split.read, range(len(split)))
+            for sample in range(len(split)):
+                content = split.read(sample)
+                refuse_other_files(content, split.name_of(sample), max_pixels)
+                yield content
 
     @cached_property
     def digests(self) -> list[str]:

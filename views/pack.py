@@ -71,7 +71,7 @@ def pack_encoded(
     extra: more fields of the header. Recoded files wait in an unnamed file of the same folder.
     """
     if recode is None:
-        _pack_files(source, file, _counted(source.files(), advance), extra)
+        _pack_files(source, file, _counted(source.files(max_pixels), advance), extra)
         return
     refuse_missing_folder(file)
     with tempfile.TemporaryFile(dir=file.parent) as spool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -80,14 +81,30 @@ def decode_bytes(
     torchvision's loader does. Raises DatasetError with `name` where it cannot be read, has more
     pixels than allowed, or where the memory is short.
     """
+    with _opened(content, name, max_pixels) as image:
+        if not is_large(image.size):
+            return np.asarray(_as_rgb(image, name))
+        with _one_large:
+            _refuse_short_memory(image.width * image.height, name)
+            return _in_strips(_as_rgb(image, name))
+
+
+def refuse_other_files(content: bytes, name: str, max_pixels: int) -> None:
+    """Raise DatasetError where bytes that are about to be copied do not begin like an image.
+
+    A link in somebody's folder may lead to any file of the user's.
+    """
+    with _opened(content, name, max_pixels):
+        pass
+
+
+@contextmanager
+def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Whatever is raised inside becomes a DatasetError."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _refuse_too_large(image, max_pixels, name)
-            if not is_large(image.size):
-                return np.asarray(_as_rgb(image, name))
-            with _one_large:
-                _refuse_short_memory(image.width * image.height, name)
-                return _in_strips(_as_rgb(image, name))
+            yield image
     except DatasetError:
         raise
     except UnidentifiedImageError:

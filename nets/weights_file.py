@@ -5,13 +5,15 @@ Downloads only where asked to, and imports torch only for weights that torchvisi
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from pathlib import Path
 
-from nets.archs import TIMM_PREFIX, timm_model
+from nets.archs import TIMM_PREFIX, ArchError, timm_model
 
 _TORCHVISION = "torchvision:"
+_SIMILAR = 0.8  # of difflib: one letter in five may differ
 
 
 def weights_file(weights: str) -> Path:
@@ -63,3 +65,36 @@ def known_sha256(weights: str) -> str | None:
             return hashlib.file_digest(content, "sha256").hexdigest()
     named = re.search(r"-([0-9a-f]{8,})\.", file.name) if is_downloadable(weights) else None
     return named[1] if named else None
+
+
+def refuse_misspelled(weights: str, cached_sha256: str) -> None:
+    """Raise ArchError where missing weights look like a misspelled path to others than the cache's.
+
+    A cache may serve in place of its teacher's weights, but not in place of those that were meant.
+    cached_sha256: of the weights that the cache was made from.
+    """
+    file = weights_file(weights)
+    if file.is_file() or is_downloadable(weights):
+        return
+    near = [path for path in _of_similar_name(file) if path.is_file()]
+    if near and cached_sha256 not in map(known_sha256, map(str, near)):
+        raise ArchError(
+            f"teacher.weights: there is no file {file}; {near[0]} holds other weights than the "
+            f"cache of this configuration",
+            fix=f"teacher.weights={near[0]}; or, to train from the cache: --cache PATH (with make: "
+            f"CACHE=PATH)",
+        )
+
+
+def _of_similar_name(file: Path) -> list[Path]:
+    """Paths of which the file's own may be a misspelling: in its name, or in that of its folder."""
+    if file.parent.is_dir():
+        return _similar_in(file.parent, file.name)
+    if file.parent.parent.is_dir():
+        return [folder / file.name for folder in _similar_in(file.parent.parent, file.parent.name)]
+    return []
+
+
+def _similar_in(folder: Path, name: str) -> list[Path]:
+    names = [entry.name for entry in folder.iterdir()]
+    return [folder / near for near in difflib.get_close_matches(name, names, cutoff=_SIMILAR)]

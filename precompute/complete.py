@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from configs.schema import TeacherConfig
+from nets.weights_file import refuse_misspelled
 from precompute.setup import Setup
 from store.errors import (
     CacheAmbiguous,
@@ -68,7 +69,8 @@ def if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache |
 def without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, str]:
     """The complete cache of a teacher whose weights file is missing; else None and the reason.
 
-    Raises CacheMismatch where its labels or pixels are not this dataset's, CacheAmbiguous.
+    Raises CacheMismatch where its labels or pixels are not this dataset's, CacheAmbiguous, or
+    ArchError where the path of the weights seems misspelled.
     """
     train, views = setup.dataset.train, setup.config.views
     try:
@@ -83,6 +85,7 @@ def without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, st
         raise
     except CacheError as error:
         return None, error.problem
+    refuse_misspelled(setup.config.teacher.weights, cache.identity["teacher"]["weights_sha256"])
     cache.refuse_unless(setup.identity, labels=train.labels, canary=pixel_canary(train, views))
     if not setup.is_held_by(cache.taps):
         wanted = ", ".join(setup.tap_names)

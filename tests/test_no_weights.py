@@ -15,6 +15,8 @@ import torch
 import precompute.__main__ as precompute
 import train.__main__ as train
 from configs.load import load_teacher
+from nets.weights import save_atomically
+from nets.zoo import build
 from store.identity import file_sha256
 from tests.support.teacher_cache import make_cache
 from torchvision_shim import import_torchvision
@@ -84,6 +86,32 @@ def test_a_cache_suffices_to_train_a_student(
     assert f"{teacher} is complete: nothing to do" in told
     assert "kd, seed 0: " in told
     assert not (tmp_path / "w.pt").exists()
+
+
+@pytest.mark.parametrize("misspelled", ["better-teacher.tp", "bettr-teacher.pt", "folder"])
+@pytest.mark.parametrize("target", ["cache-teacher", "train-student"])
+def test_a_misspelled_path_beside_other_weights_does_not_use_the_cache_at_hand(
+    small: list[str],
+    make: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    misspelled: str,
+    target: str,
+) -> None:
+    make_cache(load_teacher("digits-resnet20", small), tmp_path / "caches")
+    (tmp_path / "weights").mkdir()
+    meant = tmp_path / "weights" / "better-teacher.pt"
+    save_atomically(build("resnet8", num_classes=10, in_channels=1, seed=5).state_dict(), meant)
+    wrong = (
+        tmp_path / "wieghts" / meant.name if misspelled == "folder" else meant.parent / misspelled
+    )
+    other = [*small[:1], f"teacher.weights={wrong}", *small[2:], "training=null"]
+    assert make(target, other, *(["METHOD=kd"] if target == "train-student" else [])) == 2
+    told = capsys.readouterr().err
+    assert f"there is no file {wrong}; {meant} holds other weights than the cache" in told
+    assert f"fix: teacher.weights={meant}" in told
+    shutil.copy(tmp_path / "w.pt", meant)  # now those of the cache
+    assert make(target, other, *(["METHOD=kd"] if target == "train-student" else [])) == 0
 
 
 def test_with_a_cache_named_by_its_path_nothing_else_is_looked_for(

@@ -14,6 +14,7 @@ from configs.commands import cache_command
 from configs.schema import TeacherConfig
 from nets.identity import teacher_identity as nets_identity
 from nets.taps import taps_asked, teacher_stages
+from nets.weights_file import refuse_misspelled
 from runtime.formats import counted
 from store.errors import CacheError, CacheMismatch, CacheMissing, TeacherPass, fixes_spelled_by
 from store.find import differs_in_samples_alone, find_cache, other_dataset_state
@@ -46,6 +47,7 @@ def open_cache(
         if cache_path is None:
             with _explaining(dataset, lambda: other_dataset_state(caches_dir, identity)):
                 cache = find_cache(caches_dir, teacher.name, identity, num_views=num_views, taps=())
+            refuse_misspelled(teacher.teacher.weights, cache.identity["teacher"]["weights_sha256"])
         else:
             cache = TeacherCache.open(cache_path, num_views=num_views, taps=())
             if differs_in_samples_alone(identity, cache.identity):

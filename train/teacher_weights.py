@@ -27,7 +27,7 @@ from nets.archs import ArchError, has_stem
 from nets.identity import init_identity
 from nets.source import arch_source
 from nets.weights_container import check_container
-from nets.weights_file import is_downloadable, weights_file
+from nets.weights_file import is_downloadable, refuse_misspelled, weights_file
 from runtime.errors import UserError
 from runtime.formats import counted
 from runtime.reading import open_regular
@@ -238,17 +238,20 @@ def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
 def _cache_in_place_of(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache | None:
     """The complete cache that makes the missing weights unnecessary.
 
-    None where there is none. Raises CacheAmbiguous where caches of several weights fit.
+    None where there is none. Raises CacheAmbiguous where caches of several weights fit, ArchError
+    where the path of the weights seems misspelled.
     """
     identity = teacher_identity(teacher, load_dataset(teacher.dataset, caches_dir))
     views = teacher.views.num_views
     try:
         taps = tap_names(teacher)
-        return find_cache(caches_dir, teacher.name, identity, num_views=views, taps=taps)
+        cache = find_cache(caches_dir, teacher.name, identity, num_views=views, taps=taps)
     except CacheAmbiguous:
         raise
     except CacheError:
         return None
+    refuse_misspelled(teacher.teacher.weights, cache.identity["teacher"]["weights_sha256"])
+    return cache
 
 
 def refuse_untrainable(config: TeacherConfig) -> None:

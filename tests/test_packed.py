@@ -97,6 +97,24 @@ def test_of_an_encoded_file_any_choice_of_samples_has_the_folders_digest(tmp_pat
     assert packed.packed(tmp_path / "data.h5").digest_of(some) == source.digest_of(some)
 
 
+def test_the_digest_of_packed_files_is_kept_beside_the_caches(tmp_path: Path) -> None:
+    root, file, ids = tmp_path / "data", tmp_path / "data.h5", np.arange(10)
+    write_image_folder(root, per_class=5)
+    pack_folder(image_folder(root), file)
+    computed = packed.packed(file).digest_of(ids)
+    (tmp_path / "caches").mkdir()
+    for _ in range(2):
+        assert packed.packed(file, kept_in=tmp_path / "caches").digest_of(ids) == computed
+    (kept,) = (tmp_path / "caches").rglob("*.digest")
+    kept.write_text("0" * 64)
+    assert packed.packed(file, kept_in=tmp_path / "caches").digest_of(ids) == "0" * 64
+    (root / "train" / "cat" / "00.png").rename(root / "train" / "cat" / "000.png")
+    pack_folder(image_folder(root), file)  # the same bytes by other names
+    other = packed.packed(file, kept_in=tmp_path / "caches").digest_of(ids)
+    assert other not in (computed, "0" * 64)
+    assert other == image_folder(root).digest_of(ids)
+
+
 def test_a_limit_keeps_the_first_of_each_class(file: Path) -> None:
     few = packed_of(file, limit=2)
     assert few.train.labels.tolist() == [0, 0, 1, 1]

@@ -100,7 +100,7 @@ def open_source(config: DatasetConfig, kept_in: Path | None = None) -> Source:
         from views.packed import packed
 
         file = config.file if isinstance(config, Packed) else config.packed
-        return packed(Path(file), config.max_pixels)
+        return packed(Path(file), config.max_pixels, kept_in)
     if isinstance(config, ImageFolder):
         from views.folders import image_folder
 

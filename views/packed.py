@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from configs.schema import Packed
 from views.folders import digest_of_files, hashed_files
+from views.listing import kept_digest
 from views.packed_file import SPLITS, PackedFile, key_of
 from views.pictures import decode_bytes, shown_path
 from views.shard_index import SUFFIX, open_shards
@@ -30,11 +31,12 @@ RUN_SAMPLES = 1024  # neighbours are read together, at most so many
 RUN_BYTES = 2**26  # and at most about so many bytes
 
 
-def packed(file: Path, max_pixels: int = Packed.max_pixels) -> Source:
+def packed(file: Path, max_pixels: int = Packed.max_pixels, kept_in: Path | None = None) -> Source:
     """The dataset in a packed file, or in the shards of an index.
 
     Images are read, and checked, when they are asked for. Raises DatasetError where a file is
-    missing, damaged or something else.
+    missing, damaged or something else. kept_in: the folder of caches beside which the digests of
+    encoded files are kept.
     """
     files = open_shards(file) if file.suffix == SUFFIX else (PackedFile(file),)
     header = files[0].header
@@ -42,7 +44,7 @@ def packed(file: Path, max_pixels: int = Packed.max_pixels) -> Source:
 
     def digest_of(ids: Ids) -> str:
         if train.is_encoded:
-            return train.digest_of(ids)
+            return train.digest_of(ids, kept_in)
         if (known := header.digests.get(key_of(ids))) is not None:
             return known
         whole = header.digests.get("all", "").encode() + ids.tobytes() + train.labels.tobytes()
@@ -50,7 +52,7 @@ def packed(file: Path, max_pixels: int = Packed.max_pixels) -> Source:
 
     def test_digest() -> str:
         if test.is_encoded:
-            return test.digest_of(np.arange(len(test.labels)))
+            return test.digest_of(np.arange(len(test.labels)), kept_in)
         if (known := header.digests.get("test")) is not None:
             return known
         return hashlib.sha256(test.checksums.tobytes() + test.labels.tobytes()).hexdigest()
@@ -106,14 +108,24 @@ class _PackedImages:
         file = self.files[self._file_of(sample)].file
         return f"{self.name} sample {sample} of {shown_path(file.path)}"
 
-    def digest_of(self, ids: Ids) -> str:
+    def digest_of(self, ids: Ids, kept_in: Path | None) -> str:
         """What the folder's digest would be: sha256, hex."""
-        names = [name for each in self.files for name in each.file.names(self.name)]
-        sizes = np.concatenate([np.diff(each.offsets) for each in self.files])[ids].tolist()
 
-        hashed = (ids[i : i + 1] for i in hashed_files(len(ids)))
-        contents = (content.tobytes() for one in hashed for _, content in self._read(one))
-        return digest_of_files((names[i] for i in ids), sizes, self.labels[ids], contents)
+        def hashed() -> Iterator[bytes]:
+            some = (ids[i : i + 1] for i in hashed_files(len(ids)))
+            return (content.tobytes() for one in some for _, content in self._read(one))
+
+        def compute() -> str:
+            names = [name for each in self.files for name in each.file.names(self.name)]
+            sizes = np.concatenate([np.diff(each.offsets) for each in self.files])[ids].tolist()
+            return digest_of_files((names[i] for i in ids), sizes, self.labels[ids], hashed())
+
+        # The headers hold the checksums of names, sizes and labels.
+        key = hashlib.sha256(self.name.encode() + ids.tobytes())
+        key.update("".join(each.file.header_sha256 for each in self.files).encode())
+        for content in hashed():
+            key.update(content)
+        return kept_digest(key.digest(), compute, kept_in)
 
     def load(self, ids: Ids) -> tuple[NDArray[np.uint8], Checksums]:
         """(M, H, W, C) uint8 and (M,) uint32, in the order asked for. Raises DatasetError."""

@@ -10,7 +10,7 @@ from nets.layout import TapError
 from nets.taps import Tap, in_order, read_stages, taps_asked, taps_stored
 from nets.teacher import Teacher
 from nets.zoo import build
-from store.layout import TapSpec, is_opt_in, kind_of
+from store.layout import TapSpec, is_opt_in, kind_of, optional_taps
 
 NAMES = {
     Tap("logits"): "logits",
@@ -51,7 +51,7 @@ def test_a_cache_holds_what_its_teachers_file_asks_for() -> None:
         for tap in asked
     }
     assert taps_stored(specs) == asked
-    with pytest.raises(TapError, match=r"taps\.hint\.stage: stage2 is none of stage1"):
+    with pytest.raises(TapError, match=r"taps\.hint\.stage: stage2 is not one of stage1"):
         taps_asked(config, ["stage1"])
 
 
@@ -79,3 +79,8 @@ def test_a_module_whose_output_is_no_map_cannot_be_tapped() -> None:
         pytest.raises(TapError, match=r"'fc' is of shape \(3,\) for an image, not a map"),
     ):
         network(torch.rand(2, 1, 8, 8))
+
+
+def test_only_a_cache_with_other_taps_may_lack_its_opt_in_ones() -> None:
+    assert optional_taps(["stage1", "energy1", "embedding"]) == {"energy1", "embedding"}
+    assert optional_taps(["energy1", "embedding"]) == set()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nets.archs import ArchError
+from nets.layout import layout_of
 from nets.names import check_arch
 from nets.taps import as_is, read_stages, stage_modules
 from nets.timm_models import stages_of
@@ -74,3 +75,9 @@ def test_weights_depend_on_the_seed_and_the_size_of_images_on_what_is_asked() ->
 def test_a_model_takes_images_of_one_channel() -> None:
     network = build("timm:test_resnet", num_classes=2, in_channels=1)
     assert network(torch.rand(2, 1, 32, 32)).shape == (2, 2)
+
+
+def test_tokens_in_another_order_than_the_images_are_known_to_be() -> None:
+    with torch.device("meta"):
+        assert not layout_of(build("timm:hiera_tiny_224", num_classes=3)).row_by_row
+        assert layout_of(build("timm:test_vit", num_classes=3)).row_by_row

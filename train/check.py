@@ -16,7 +16,6 @@ from nets.layout import TapError
 from nets.taps import Tap, taps_asked, teacher_stages
 from nets.teacher import fresh_teacher
 from nets.weights_file import is_downloadable
-from nets.zoo import build_net
 from store.errors import fixes_spelled_by
 from store.layout import TapSpec
 from train import TrainError
@@ -24,6 +23,7 @@ from train.cache import tap_names
 from train.connectors import connectors_for
 from train.finetune import start_student
 from train.merged import MergedTaps, merged_taps
+from train.residual import build_student, hint_stage
 from train.schedule import weight_at
 from train.study import Study
 from train.teachers import (
@@ -132,7 +132,9 @@ def check_student(
 
     merged: of several teachers, instead of `taps`.
     """
-    network = build_net(config.student, num_classes=num_classes, image_shape=image_shape)
+    network = build_student(
+        config, terms, hint_stage(taps), num_classes=num_classes, image_shape=image_shape
+    )
     init = config.student.init
     if init is not None and not is_downloadable(init):
         start_student(network, config, image_shape)

@@ -28,7 +28,8 @@ from nets.taps import (
 from store.layout import TapSpec
 from train import TrainError
 from train.merged import MergedTaps
-from train.terms import loss_named
+from train.residual import PARTS, is_pair, thinner
+from train.terms import looked_at
 
 
 class StageMismatch(TrainError):
@@ -41,7 +42,8 @@ class Connectors(nn.Module):
     hint: the stage whose whole map is needed, and the teacher's channels there; it gets a
     connector of its own, the regressor of FitNets. merged: of several teachers, each of which gets
     connectors of its own. embedding: the sizes of the student's and of the teacher's, between which
-    a linear layer is trained.
+    a linear layer is trained. parts: channels of the maps of a student and an assistant, and of the
+    teacher's hint; see `parts_of`.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Connectors(nn.Module):
         hint: tuple[str, int] | None = None,
         merged: MergedTaps | None = None,
         embedding: tuple[int, int] | None = None,
+        parts: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         ours = merged.student_stage if merged else {stage: stage for stage in teacher_channels}
@@ -74,6 +77,16 @@ class Connectors(nn.Module):
         self.projector: nn.Module | None = None
         if embedding is not None:
             self.projector = _projector(*embedding, kind)
+        self.projection = nn.Conv2d(*parts, 1, bias=False) if parts else None
+
+    def parts_of(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """(B, C_t, H, W) twice: the maps of student and assistant in the teacher's channels.
+
+        One linear projection for both, so that it is also that of their sum.
+        """
+        if self.projection is None:
+            return None
+        return self.projection(maps["student"]), self.projection(maps["assistant"])
 
     def hint(self, maps: Mapping[str, Tensor]) -> Tensor | None:
         """(B, C_t, H, W): what the regressor makes of the student's map."""
@@ -99,18 +112,22 @@ def build_connectors(
     hint: tuple[str, int] | None = None,
     merged: MergedTaps | None = None,
     embedding: tuple[int, int] | None = None,
+    parts: tuple[int, int] | None = None,
 ) -> Connectors:
     """Connectors whose initial weights depend on `seed` alone. Raises StageMismatch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Connectors(student_channels, teacher_channels, kind, hint, merged, embedding)
+        return Connectors(student_channels, teacher_channels, kind, hint, merged, embedding, parts)
 
 
 def student_stages(student: StudentNet, terms: Sequence[LossTerm]) -> dict[str, str]:
     """The student's stages, {"stage1": module, ...}; {} where no loss needs its maps."""
-    if not _looked_at(terms) - {"logits", "pre_logits"}:
+    if not looked_at(terms) - {"logits", "pre_logits"}:
         return {}
-    return stage_modules(student.arch, student.stages, key="student.stages")
+    if not is_pair(terms):
+        return stage_modules(student.arch, student.stages, key="student.stages")
+    stages = stage_modules(thinner(student).arch, student.stages, key="student.stages")
+    return {stage: f"student.{module}" for stage, module in stages.items()} | PARTS
 
 
 def student_classifiers(
@@ -120,7 +137,7 @@ def student_classifiers(
 
     Raises TapError where it has none.
     """
-    if "pre_logits" not in _looked_at(terms):
+    if "pre_logits" not in looked_at(terms):
         return ()
     try:
         return classifiers_of(network, image_shape)
@@ -144,33 +161,31 @@ def connectors_for(
     Raises StageMismatch or TapError where they do not fit, ArchError where the network cannot take
     images of that shape (H, W, C).
     """
-    looked_at = _looked_at(terms)
-    shapes = student_shapes(network, student_stages(student, terms), image_shape)
+    outputs = looked_at(terms)
+    every = student_shapes(network, student_stages(student, terms), image_shape)
+    shapes = {stage: shape for stage, shape in every.items() if stage not in PARTS}
     wanted = {tap: taps[tap].shape[0] for tap in in_order(taps, "stage")}
-    if "energy" in looked_at:
+    if "energy" in outputs:
         _check_count(shapes, wanted)
         _check_sizes(shapes, taps)
-    if not looked_at & {"means", "hint", "pre_logits"}:
+    if not outputs & {"means", "hint", "pre_logits", "parts"}:
         return None
     channels = {stage: shape[0] for stage, shape in shapes.items()}
-    hint = (str(taps["hint"].stage), taps["hint"].shape[0]) if "hint" in looked_at else None
+    hint = (str(taps["hint"].stage), taps["hint"].shape[0]) if "hint" in outputs else None
+    parts = (every["student"][0], taps["hint"].shape[0]) if "parts" in outputs else None
     embedding = None
     if classifiers := student_classifiers(network, terms, image_shape):
         embedding = _embedding_size(network, classifiers, image_shape), taps["embedding"].shape[0]
     return build_connectors(
         channels,
-        wanted if "means" in looked_at else {},
+        wanted if "means" in outputs else {},
         student.connector,
         seed,
         hint,
         merged,
         embedding,
+        parts,
     )
-
-
-def _looked_at(terms: Sequence[LossTerm]) -> set[str]:
-    """What the losses need of the student."""
-    return {output for term in terms for output in loss_named(term.loss).student}
 
 
 def student_shapes(

@@ -28,7 +28,6 @@ from configs.commands import student_command
 from configs.schema import as_plain
 from nets.error_rates import ErrorRates, count_errors
 from nets.weights import load_weights
-from nets.zoo import build_net
 from runtime.devices import pick_device
 from runtime.files import folder_written_aside
 from store.identity import file_sha256
@@ -36,8 +35,9 @@ from train import TrainError
 from train.exported import NAMES, card_document
 from train.figures import EMA
 from train.loop import evaluate
+from train.residual import build_student, hint_stage, is_pair, thinner
 from train.run_files import SUMMARY_FILE
-from train.study import Run, Study
+from train.study import Run
 from views.batches import Pixels
 from views.pixels import evaluation_pixels
 
@@ -68,7 +68,7 @@ def _exported(run: Run, which: Which, weights: Path, folder: Path, device: str) 
     plain_file, program_file = file.with_suffix(".pt"), file.with_suffix(".pt2")
     shutil.copyfile(weights, plain_file)
     _refuse_other(plain_file, run, which)
-    network = _loaded(study, plain_file).to(picked)
+    network = _loaded(run, plain_file).to(picked)
     test = evaluation_pixels(
         study.dataset.test, study.teacher.views, study.teacher.dataset.normalisation, picked
     )
@@ -142,6 +142,7 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
         "model": study.config.student.arch,
         "stem": study.config.student.stem,
         "options": dict(study.config.student.options),
+        **({"two_of": as_plain(thinner(study.config.student))} if is_pair(run.terms) else {}),
         "classes": list(study.dataset.class_names),
         "normalisation": as_plain(study.teacher.dataset.normalisation),
         "shown": as_plain(study.teacher.views.eval_transform),
@@ -154,9 +155,14 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
     }
 
 
-def _loaded(study: Study, weights: Path) -> nn.Module:
-    network = build_net(
-        study.config.student, num_classes=study.dataset.num_classes, image_shape=study.image_shape
+def _loaded(run: Run, weights: Path) -> nn.Module:
+    study = run.study
+    network = build_student(
+        study.config,
+        run.terms,
+        hint_stage(study.cache.taps),
+        num_classes=study.dataset.num_classes,
+        image_shape=study.image_shape,
     )
     load_weights(network, weights)
     channels_last: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

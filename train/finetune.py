@@ -118,14 +118,19 @@ def freeze(network: nn.Module, stages: Mapping[str, str], count: int) -> list[nn
             fix=f"training.frozen_stages={len(stages)}",
         )
     last = stages[f"stage{count}"]
-    named = list(network.named_modules())
-    end = max(n for n, (name, _) in enumerate(named) if f"{name}.".startswith(f"{last}."))
-    after = [name for name, _ in named[end + 1 :]]
-    for _, module in named[: end + 1]:
+    named, end = list(network.named_modules()), listed_until(network, last)
+    after = [name for name, _ in named[end:]]
+    for _, module in named[:end]:
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
     return [
         module
-        for name, module in named[: end + 1]
+        for name, module in named[:end]
         if name and not any(other.startswith(f"{name}.") for other in after)
     ]
+
+
+def listed_until(network: nn.Module, module: str) -> int:
+    """How many modules a network lists up to the end of one, that one and its own included."""
+    names = [name for name, _ in network.named_modules()]
+    return max(n for n, name in enumerate(names, start=1) if f"{name}.".startswith(f"{module}."))

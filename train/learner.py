@@ -202,6 +202,7 @@ def _show_blank(learner: Learner, shape: tuple[int, int, int], num_images: int) 
             connectors = copy.deepcopy(learner.connectors)  # their batch norm counts what it sees
             connectors(maps)
             connectors.hint(maps)
+            connectors.parts_of(maps)
     return changed
 
 

@@ -143,6 +143,20 @@ def embedding_mse(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Ten
 
 
 @loss_term()
+def residual(student_part: Tensor, assistant_part: Tensor, teacher_hint: Tensor) -> Tensor:
+    """Residual KD: of maps, the mean squared differences of S to T and of A to what is left, T - S.
+
+    (B, C, H, W) each: of student, assistant and teacher. The second one does not train the student.
+    Source: Gao et al. 2020, "Residual Knowledge Distillation".
+    """
+    student, assistant, teacher = (
+        _wide(each) for each in (student_part, assistant_part, teacher_hint)
+    )
+    left = teacher - student.detach()
+    return F.mse_loss(student, teacher) + F.mse_loss(assistant, left)
+
+
+@loss_term()
 def dkd(
     student_logits: Tensor,
     teacher_logits: Tensor,

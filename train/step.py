@@ -21,6 +21,7 @@ from nets.precision import autocast, tf32_only_for
 from train.feed import Ids, TeacherOutputs, TeacherSource
 from train.learner import Learner
 from train.optimizer import set_learning_rate
+from train.residual import PARTS
 from train.schedule import learning_rate_at, weight_at
 from train.terms import Batch, loss_named
 from views.batches import ViewBatch
@@ -60,14 +61,15 @@ def _losses(
     """The losses of a forward pass by name, and their weighted sum as "total"."""
     with autocast(learner.precision, learner.device):
         logits = learner.forward(batch.inputs)  # fills learner.maps
-        means, hint, pre_logits = _connected(learner, terms)
+        connected = _connected(learner, terms)
     seen = Batch(
         labels=batch.labels,
         logits=logits,
-        means=means,
-        maps=dict(learner.maps),
-        hint=hint,
-        pre_logits=pre_logits,
+        maps={name: map_ for name, map_ in learner.maps.items() if name not in PARTS},
+        means=connected.means,
+        hint=connected.hint,
+        pre_logits=connected.pre_logits,
+        parts=connected.parts,
         teacher=teacher_outputs,
         other_labels=batch.other_labels,
         other_shares=batch.other_shares,
@@ -104,17 +106,24 @@ def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[ActiveTerm]:
     return [term for term in weighted if term.weight != 0.0]
 
 
-def _connected(
-    learner: Learner, terms: Sequence[ActiveTerm]
-) -> tuple[Sequence[Tensor], Tensor | None, Tensor | None]:
-    """What the connectors make of the student, as far as losses look: means, hint, embedding."""
+class Connected(NamedTuple):
+    """What the connectors make of the student, as far as losses look at it; see `train.terms`."""
+
+    means: Sequence[Tensor] = ()
+    hint: Tensor | None = None
+    pre_logits: Tensor | None = None
+    parts: tuple[Tensor, Tensor] | None = None
+
+
+def _connected(learner: Learner, terms: Sequence[ActiveTerm]) -> Connected:
     wanted = {output for term in terms for output in loss_named(term.loss).student}
     if (connectors := learner.connectors) is None:
-        return (), None, None
-    return (
+        return Connected()
+    return Connected(
         connectors(learner.maps) if "means" in wanted else (),
         connectors.hint(learner.maps) if "hint" in wanted else None,
         connectors.pre_logits(learner.maps) if "pre_logits" in wanted else None,
+        connectors.parts_of(learner.maps) if "parts" in wanted else None,
     )
 
 

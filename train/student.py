@@ -17,7 +17,6 @@ from configs.schema import TeacherConfig
 from nets.archs import stem_hint
 from nets.taps import taps_stored
 from nets.teacher import load_teacher_network
-from nets.zoo import build_net
 from runtime.cost import Memory, measured_rate, memory_with
 from runtime.devices import pick_device
 from runtime.formats import counted
@@ -41,6 +40,7 @@ from train.learner import make_learner
 from train.loop import outputs_and_labels, train_to_end, trial_steps
 from train.merged import MergedTaps, MergedTeachers, merged_taps
 from train.repeat import take_place
+from train.residual import build_student, hint_stage, is_pair, thinner
 from train.results import EpochResult
 from train.step import Session
 from train.study import Run, Study
@@ -100,8 +100,10 @@ def open_session(
     study, student = run.study, run.study.config.student
     check_methods(study, [run.method])
     data = data or study.pixels(device, num_workers)
-    network = build_net(
-        student,
+    network = build_student(
+        study.config,
+        run.terms,
+        hint_stage(study.cache.taps),
         num_classes=study.dataset.num_classes,
         image_shape=study.image_shape,
         seed=run.seed,
@@ -211,10 +213,10 @@ def merged_of(study: Study) -> MergedTaps | None:
 
 
 def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
-    study = run.study
+    study, net = run.study, run.study.config.student
     return {
         "student": study.config.name,
-        "model": study.config.student.arch,
+        "model": f"2 x {thinner(net).arch}" if is_pair(run.terms) else net.arch,
         "num_samples": len(study.dataset.train),
         "num_classes": study.dataset.num_classes,
         "is_taught": bool(run.needed_taps),

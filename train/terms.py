@@ -33,7 +33,7 @@ from nets.taps import Tap, channel_means, in_order, spatial_energy
 from runtime.errors import did_you_mean
 from train import TrainError
 
-StudentOutput = Literal["logits", "means", "energy", "embedding", "hint", "pre_logits"]
+StudentOutput = Literal["logits", "means", "energy", "embedding", "hint", "pre_logits", "parts"]
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 _BUILT_IN = "train.losses"
@@ -47,7 +47,8 @@ class Batch:
     other_shares (B,) say what else is in them. logits: the student's, (B, K). means: after its
     connectors, per stage (B, C_l). maps: its feature maps, "stageN" -> (B, C, H, W). hint: after
     the regressor, like the teacher's. pre_logits: what enters its classifier, after a linear
-    connector, like the teacher's `embedding`. teacher: name of a tap -> (B, ...). All are on one
+    connector, like the teacher's `embedding`. parts: the maps of student and assistant, see
+    `train.residual`, in the teacher's channels. teacher: name of a tap -> (B, ...). All are on one
     device.
     """
 
@@ -57,6 +58,7 @@ class Batch:
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     hint: Tensor | None = None
     pre_logits: Tensor | None = None
+    parts: tuple[Tensor, Tensor] | None = None
     teacher: Mapping[str, Tensor] = field(default_factory=dict)
     other_labels: Tensor | None = None
     other_shares: Tensor | None = None
@@ -84,14 +86,15 @@ class Batch:
     def hints(self) -> tuple[Tensor, Tensor]:
         """The hint of student and teacher, (B, C, H, W); the larger averaged to the smaller."""
         assert self.hint is not None
-        ours, theirs = self.hint, self.teacher["hint"]
-        if ours.shape == theirs.shape:
-            return ours, theirs
-        height, width = min(tuple(ours.shape[2:]), tuple(theirs.shape[2:]))
-        ours, theirs = (
-            F.adaptive_avg_pool2d(each.float(), (height, width)) for each in (ours, theirs)
-        )
+        ours, theirs = _same_map_size(self.hint, self.teacher["hint"])
         return ours, theirs
+
+    @functools.cached_property
+    def parts_and_hint(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The maps of student, assistant and teacher, (B, C, H, W), of the smaller size."""
+        assert self.parts is not None
+        student, assistant, teacher = _same_map_size(*self.parts, self.teacher["hint"])
+        return student, assistant, teacher
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,11 @@ INPUTS: dict[str, Input] = {
     "teacher_energy": _teachers("energies", lambda batch: batch.energies[1]),
     "teacher_pre_logits": _teachers("embedding", lambda batch: batch.teacher["embedding"]),
     "teacher_embedding": _teachers("last_stage", lambda batch: batch.of_teacher("stage")[-1]),
-    "teacher_hint": _teachers("hint", lambda batch: batch.hints[1]),
+    "student_part": _students("parts", lambda batch: batch.parts_and_hint[0]),
+    "assistant_part": _students("parts", lambda batch: batch.parts_and_hint[1]),
+    "teacher_hint": _teachers(
+        "hint", lambda batch: batch.hints[1] if batch.parts is None else batch.parts_and_hint[2]
+    ),
 }
 
 
@@ -252,9 +259,23 @@ def expanded_taps(loss: Loss, stages: Sequence[str]) -> set[str]:
     return set().union(*(groups.get(tap, {tap}) for tap in loss.teacher_taps))
 
 
+def looked_at(terms: Iterable[LossTerm]) -> set[str]:
+    """What the losses need of the student."""
+    return {output for term in terms for output in loss_named(term.loss).student}
+
+
 def taps_of(terms: Iterable[LossTerm], stages: Sequence[str]) -> set[str]:
     """The names of the taps that a method needs of a cache with these stages."""
     return {tap for term in terms for tap in expanded_taps(loss_named(term.loss), stages)}
+
+
+def _same_map_size(*maps: Tensor) -> Sequence[Tensor]:
+    """Maps (B, C, H, W) as they are, or averaged to the size of the smallest where they differ."""
+    sizes = {tuple(each.shape[2:]) for each in maps}
+    if len(sizes) == 1:
+        return maps
+    height, width = min(sizes)
+    return [F.adaptive_avg_pool2d(each.float(), (height, width)) for each in maps]
 
 
 def _same_size(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:

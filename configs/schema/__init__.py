@@ -31,7 +31,7 @@ from configs.schema.methods import LossTerm
 from configs.schema.origin import Source
 from configs.schema.plain import as_identity, as_plain
 from configs.schema.scalars import Fraction, NonNegativeFloat, PositiveFloat
-from configs.schema.student import LATER_STUDENT_KEYS, StudentConfig, StudentNet
+from configs.schema.student import LATER_STUDENT_KEYS, StudentConfig, StudentNet, ThinNet
 from configs.schema.teacher import Hint, TapsConfig, TeacherConfig, TeacherNet, TopLogits
 from configs.schema.training import (
     LATER_TRAINING_KEYS,
@@ -89,6 +89,7 @@ __all__ = [
     "TeacherConfig",
     "TeacherNet",
     "TeacherTraining",
+    "ThinNet",
     "TopLogits",
     "Training",
     "TrivialAugment",

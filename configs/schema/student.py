@@ -14,7 +14,19 @@ from configs.schema.scalars import BLOCK, FolderName, NumViews, Option, Positive
 from configs.schema.training import StudentTraining
 
 # Keys that came after runs were first identified, see `configs.schema.plain.as_identity`.
-LATER_STUDENT_KEYS = ("options", "init")
+LATER_STUDENT_KEYS = ("options", "init", "thinner")
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class ThinNet:
+    """A network of which the loss `residual` trains two: student and assistant."""
+
+    arch: StrictStr
+    """Name of the network, or `python:package.module:function`."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """First layers of a ResNet: one 3x3 convolution, or a 7x7 one with stride 2 and pooling."""
+    options: dict[StrictStr, Option] = field(default_factory=dict)
+    """More arguments of the network's constructor."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -34,6 +46,9 @@ class StudentNet:
     """More arguments of the network's constructor, such as `{drop_path_rate: 0.1}`."""
     init: StrictStr | None = None
     """Weights to start from: a file, `torchvision:NAME` or `timm:MODEL`; `null`: random ones."""
+    thinner: ThinNet | None = None
+    """The network of which `residual` trains two in place of `arch`, about half as costly; `null`:
+    `arch` with 0.7 of its channels, of the CIFAR ResNets."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

@@ -254,6 +254,9 @@ def test_float16_trains_as_float32_does_and_leaves_out_a_step_that_overflows(
     half = learner_of(network_of(norm=False), *settings, "training.precision=float16")
     shown = batches(4)
     assert steps(half, shown) == pytest.approx(steps(wide, shown), rel=1e-2)
+    first = network_of(norm=False).state_dict()
+    moved = [each.network.state_dict()["4.weight"] - first["4.weight"] for each in (half, wide)]
+    assert (moved[0] - moved[1]).norm() < 0.1 * moved[1].norm()
     scale = half.scaler.get_scale()
     assert scale == 2.0**16
     before = {name: value.clone() for name, value in half.network.state_dict().items()}

@@ -33,7 +33,7 @@ def test_an_ablation_trains_every_method_and_repeats_nothing(
     for method in ("teacher", *load_student("digits-resnet8").methods):
         assert f"| {method} |" in printed
     folder = tmp_path / "runs" / "digits-resnet8"
-    assert len(list(folder.glob("*-seed*"))) == 22
+    assert len(list(folder.glob("*-seed*"))) == 24
     assert {path.name for path in folder.iterdir() if path.is_file()} == {
         "ablation.md",
         "ablation.csv",
@@ -41,7 +41,7 @@ def test_an_ablation_trains_every_method_and_repeats_nothing(
         "report.html",
     }
     assert cli(call) == 0
-    assert "all 22 runs are finished: nothing to train." in capsys.readouterr().out
+    assert "all 24 runs are finished: nothing to train." in capsys.readouterr().out
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(

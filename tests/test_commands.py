@@ -230,7 +230,7 @@ def test_a_run_stays_within_the_memory_that_its_plan_names(cached: list[str]) ->
         (["student", "digits-resnet8", "training.epochs=0"], "training.epochs"),
         (["student", "digits-resnet8", "--caches", "nowhere"], "make cache-teacher TEACHER="),
         (["student", "digits-resnet8", "teacher.views.seed=9"], "views.seed: expected 9, found 0"),
-        (["student", "digits-resnet8", "num_views=5"], "fix: teacher.views.count=5"),
+        (["student", "digits-resnet8", "num_views=5"], 'views.count=5"'),
         (["ablation", "digits-resnet8", "--seeds", "zero"], 'as in "0 1 2"'),
         (["ablation", "digits-resnet8", "--methods", "ce nonsense"], "unknown method 'nonsense'"),
         (

@@ -58,7 +58,7 @@ def open_cache(
 
 
 @contextmanager
-def refusing_too_many_views(asked: int, teacher: TeacherConfig) -> Iterator[None]:
+def refusing_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path) -> Iterator[None]:
     """Where there is no such cache, and a pass would not make one with enough views: say so."""
     try:
         yield
@@ -72,7 +72,9 @@ def refusing_too_many_views(asked: int, teacher: TeacherConfig) -> Iterator[None
         raise TrainError(
             f"num_views is {asked}, but views.count of the teacher {teacher.name} makes a cache of "
             f"{counted(planned, 'view')}{most}",
-            fix=f"teacher.views.count={asked}" if is_possible else f"num_views={distinct}",
+            fix=cache_command(teacher, caches_dir=caches_dir, more=[f"views.count={asked}"])
+            if is_possible
+            else f"num_views={distinct}",
         ) from None
 
 

@@ -317,7 +317,7 @@ def open_study(
     check_arch(teacher.teacher.arch)
     dataset = load_dataset(teacher.dataset, caches_dir)
     views = views_used(config, teacher) if reads_outputs else 1
-    with refusing_too_many_views(views_used(config, teacher), teacher):
+    with refusing_too_many_views(views_used(config, teacher), teacher, caches_dir):
         cache = open_cache(teacher, dataset, views, caches_dir=caches_dir, cache_path=cache_path)
     folder = caches_dir if cache_path is None else cache_path.parent
     further = open_further(config, teacher, dataset, views, folder)

@@ -160,10 +160,21 @@ def test_a_link_to_a_folder_around_it_is_named(root: Path) -> None:
         names(root, None)
 
 
-def test_a_class_name_that_is_not_utf8_is_named(root: Path) -> None:
-    os.mkdir(os.fsencode(root / "train") + b"/\xff\xfe")
-    with pytest.raises(DatasetError, match=r"\\udcff\\udcfe in .* is not UTF-8"):
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\x1b[31m", b"a\nb", "a\u202eb".encode()])
+def test_a_class_has_a_name_that_can_be_printed_and_stored(root: Path, name: bytes) -> None:
+    os.mkdir(os.fsencode(root / "train") + b"/" + name)
+    with pytest.raises(DatasetError, match="must be printable UTF-8 text") as caught:
         names(root, None)
+    assert str(caught.value).replace("\n", "").isprintable()
+
+
+def test_a_class_folder_that_is_a_broken_link_is_not_left_out_in_silence(root: Path) -> None:
+    (root / "train/emu").symlink_to(root / "train/emu")
+    with pytest.raises(DatasetError, match="emu is a symbolic link that leads nowhere"):
+        names(root, None)
+    (root / "train/emu").unlink()
+    (root / "train/emu").symlink_to(root / "train/dog")
+    assert len(names(root, None)) == 9
 
 
 def test_file_names_of_any_bytes_are_found_again(root: Path, tmp_path: Path) -> None:

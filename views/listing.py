@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from runtime.inside import write_inside
 from runtime.reading import BadFile, parse_json, read_bounded
 from runtime.text import one_line
-from views.splits import DatasetError, Ids, LazyPaths
+from views.splits import DatasetError, Ids, LazyPaths, check_class_name
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 INDEX_FOLDER = ".listings"
@@ -176,16 +176,14 @@ def _class_names(folder: Path) -> tuple[str, ...]:
             if _is_folder(entry):
                 names.append(entry.name)
     for name in names:
-        if any(0xDC80 <= ord(c) <= 0xDCFF for c in name):
-            raise DatasetError(
-                f"the name of the folder {one_line(name)} in {folder} is not UTF-8",
-                fix="rename it: class names are shown and stored",
-            )
+        check_class_name(name, one_line(folder / name))
     return tuple(sorted(names))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
+        if entry.is_symlink():
+            os.stat(entry.path)  # raises where it leads nowhere
         if not entry.is_dir():
             return False
         if entry.is_symlink() and Path(entry.path).parent.resolve().is_relative_to(
@@ -195,8 +193,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
                 f"{one_line(entry.path)} is a symbolic link to a folder around it: an endless tree",
                 fix=f"remove the link {one_line(entry.path)}",
             )
-    except OSError as error:  # a loop of links
-        raise DatasetError(f"cannot list {one_line(entry.path)}: {error.strerror}") from None
+    except OSError as error:
+        raise DatasetError(
+            f"{one_line(entry.path)} is a symbolic link that leads nowhere: {error.strerror}",
+            fix=f"remove the link {one_line(entry.path)}",
+        ) from None
     return True
 
 

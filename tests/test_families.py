@@ -169,7 +169,7 @@ def test_an_exported_student_is_loaded_by_timm(
         student_of(family), teacher_of(FAMILIES["resnet"], photographs, tmp_path), tmp_path
     )
     train_student(study.run("cd+gkd", 0), num_workers=0)
-    export_student(study.run("cd+gkd", 0), "last", tmp_path / "out", device="cpu")
+    export_student(study.run("cd+gkd", 0), ["last"], tmp_path / "out", device="cpu")
     size = {} if name == "mobilenetv3" else {"img_size": family.size_px}
     options = dict(study.config.student.options)
     network = import_timm().create_model(

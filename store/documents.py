@@ -32,7 +32,7 @@ MAX_CHUNK_BYTES = 2**30
 MAX_CLASSES = 2**20
 MAX_CUT_CLASSES = 2**16  # which uint16 can number
 _MAX_PREVIEW_BYTES = 2**28
-_MAX_IDENTITY_CHARS = 2**20
+_MAX_IDENTITY_CHARS = 2**16
 _MISSING, _UNKNOWN = "a value", "no such key"
 
 Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]

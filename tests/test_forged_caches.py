@@ -65,6 +65,7 @@ FORGED: list[tuple[tuple[str | int, ...], Any]] = [
     (("measured",), {"test_top1_error": "low"}),
     (("measured",), {"train_agreement": -1}),
     (("identity",), IDENTITY),
+    (("identity", "dataset"), {str(number): number for number in range(10_000)}),
     (("identity_sha256",), "e" * 64),
     (("format_version",), True),
     (("sample_crc32c",), 1),

@@ -1,0 +1,127 @@
+"""Files from strangers: no traceback, signal, hang or exhaustion, nothing touched outside, no lie.
+
+The programs of tests/support do the work, each in a process of its own; by hand they run longer:
+`python -m tests.support.strangers --cases 20000`, `flipped_bits`, `killed_commands`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.project import ROOT
+from tests.support.strangers.cases import Case, run_case
+from tests.support.strangers.changes import Change
+from tests.support.strangers.commands import Command
+from tests.support.strangers.documents import Document
+from tests.support.strangers.sandbox import Outcome
+from tests.support.strangers.world import make_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("strangers") / "template")
+
+
+def by_hand(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A program of tests/support, as one runs it by hand."""
+    return subprocess.run(
+        [sys.executable, "-m", f"tests.support.{program}", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_changed_files_break_no_promise(world: Path) -> None:
+    done = by_hand("strangers", "--cases", "300", "--world", str(world))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "300 cases" in done.stdout
+
+
+def test_a_flipped_bit_of_any_file_is_noticed_or_harmless(world: Path) -> None:
+    done = by_hand("flipped_bits", "--most", "30", "--world", str(world))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_killed_command_leaves_nothing_half_written_under_its_name(world: Path) -> None:
+    done = by_hand("killed_commands", "--kills", "1", "--world", str(world))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- the judge can find each of these
+
+
+def crash() -> int:
+    raise ValueError("a crash")
+
+
+def kill_itself() -> int:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return 0
+
+
+def spin() -> int:
+    while True:
+        pass
+
+
+def take_memory() -> int:
+    return len(bytearray(2**31))
+
+
+def colour() -> int:
+    print("\x1b[31mred")
+    return 0
+
+
+def write_beside() -> int:
+    Path("../outside/victim").write_text("changed")
+    return 0
+
+
+def write_elsewhere() -> int:
+    Path("PWNED").touch()
+    return 0
+
+
+def tell_a_secret() -> int:
+    print(Path("../outside/victim").read_text())
+    return 0
+
+
+def fail_without_a_word() -> int:
+    return 2
+
+
+@pytest.mark.parametrize(
+    ("work", "fault"),
+    [
+        (crash, "traceback: ValueError: a crash"),
+        (kill_itself, "ended by SIGSEGV"),
+        (spin, "ended by SIG(KILL|XCPU)"),
+        (take_memory, "MemoryError"),
+        (colour, "escape sequence"),
+        (write_beside, "touches 'victim' outside"),
+        (write_elsewhere, "changes 'PWNED'"),
+        (tell_a_secret, "content of a foreign file"),
+        (fail_without_a_word, "without an error message"),
+    ],
+)
+def test_the_judge_finds_a_command_that(
+    work: Callable[[], int], fault: str, world: Path, tmp_path: Path
+) -> None:
+    command = Command("bad", lambda arguments: work(), ())
+    document = Document("none", "t.yaml", lambda file: (), ("bad",))
+    case = Case(document, Change("none", "none", lambda path: None), command)
+    verdict = run_case(case, world, tmp_path / "case", Outcome(0, 0, "", 0.0, 0))
+    assert re.search(fault, "; ".join(verdict.faults)), verdict

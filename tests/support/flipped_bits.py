@@ -36,6 +36,7 @@ from tests.support.strangers.sandbox import run_limited
 from tests.support.strangers.world import copy_world, make_world, study_of
 from train.checkpoint import read_checkpoint, restore
 from train.export import _intact_weights
+from train.exported import verify_export
 from train.learner import Learner
 from train.runs import runs_in
 from train.student import open_session
@@ -244,6 +245,11 @@ def _checkpoint(method: str) -> Callable[[Path], Any]:
     return content
 
 
+def _export(world: Path) -> Any:
+    """As `python -m train verify` reads it; it compares the sha256 of the weights and program."""
+    return verify_export(world / "exported")
+
+
 @functools.cache
 def _learner(world: Path, method: str) -> tuple[Run, Learner]:
     run = study_of(world).run(method, 0)
@@ -261,6 +267,8 @@ def _copied(content: Any) -> Any:
     return content.clone() if isinstance(content, torch.Tensor) else content
 
 
+_HDF5 = "bytes that HDF5 or its padding takes, read by no reader of ours"
+_ZIP = "fields of zip that nobody reads"
 _ZARR = "caches/*/teacher.zarr"
 FLIPPED = (
     Flipped("manifest.json", "caches/*/manifest.json", _folder, "white space"),
@@ -273,17 +281,20 @@ FLIPPED = (
     Flipped("labels", f"{_ZARR}/labels/c.0", _folder),
     Flipped("preview", f"{_ZARR}/preview/c.0.0.0.0", _folder),
     Flipped("sample checksums", f"{_ZARR}/sample_crc32c/c.0", _folder),
-    Flipped("cache as .h5", "cache.h5", _hdf5, "bytes that HDF5 does not use"),
-    Flipped("packed pixels", "pixels.h5", _images("pixels.h5"), "bytes that HDF5 does not use"),
-    Flipped("packed files", "encoded.h5", _images("encoded.h5"), "bytes that HDF5 does not use"),
+    Flipped("cache as .h5", "cache.h5", _hdf5, _HDF5),
+    Flipped("packed pixels", "pixels.h5", _images("pixels.h5"), _HDF5),
+    Flipped("packed files", "encoded.h5", _images("encoded.h5"), _HDF5),
     Flipped("run.json", "runs/s/ce-*/run.json", _run, "white space"),
     Flipped("summary.json", "runs/s/ce-*/summary.json", _run, "white space"),
     Flipped("metrics.jsonl", "runs/s/ce-*/metrics.jsonl", _run),
     Flipped("best.pt", "runs/s/ce-*/best.pt", _trained("best")),
     Flipped("last.pt", "runs/s/ce-*/last.pt", _trained("last")),
-    Flipped("checkpoint.pt", "runs/s/kd-*/checkpoint.pt", _checkpoint("kd")),
-    Flipped("checkpoint.pt within an epoch", "runs/s/cd-*/checkpoint.pt", _checkpoint("cd")),
-    Flipped("weights", "teacher.pt", _weights("teacher.pt"), "fields of zip that nobody reads"),
+    Flipped("checkpoint.pt", "runs/s/kd-*/checkpoint.pt", _checkpoint("kd"), _ZIP),
+    Flipped("checkpoint.pt within an epoch", "runs/s/cd-*/checkpoint.pt", _checkpoint("cd"), _ZIP),
+    Flipped("exported card", "exported/student.json", _export, "white space"),
+    Flipped("exported weights", "exported/student.pt", _export),
+    Flipped("exported program", "exported/student.pt2", _export),
+    Flipped("weights", "teacher.pt", _weights("teacher.pt"), _ZIP),
 )
 
 

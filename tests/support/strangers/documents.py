@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.strangers.arrays import chunk_changes
-from tests.support.strangers.changes import Change, Rewrites, rewriting
+from tests.support.strangers.changes import Change, Rewrites, byte_rewrites, rewriting
 from tests.support.strangers.hdf5 import hdf5_changes
 from tests.support.strangers.images import image_changes
 from tests.support.strangers.packed import packed_changes
@@ -102,6 +102,12 @@ def _folder(file: Path) -> Iterable[Change]:
     return place_changes(is_folder=True)
 
 
+def _bytes_of_file(file: Path) -> Iterable[Change]:
+    for kind, name, rewrite in byte_rewrites(file.read_bytes()):
+        yield Change(kind, name, rewriting(rewrite))
+    yield from place_changes(is_folder=False)
+
+
 def _new(file: Path) -> Iterable[Change]:
     return new_file_changes()
 
@@ -119,7 +125,7 @@ _KD, _CD = ("train student kd", "train runs"), ("train student cd", "train runs"
 _WEIGHTS = ("train teacher", "precompute --plan", "verify", "train student live")
 _TEACHER = ("precompute --plan", "train plan", "configs teacher")
 _STUDENT = ("train plan", "configs student", "train student ce")
-_AGAIN = ("train export again",)
+_AGAIN = ("train export again", "train verify")
 
 _manifest, _lines = _json(json_rewrites, seal_manifest), _json(line_rewrites, seal_journal)
 _metadata, _plain = _json(json_rewrites, seal_zarr_json), _json(json_rewrites)
@@ -178,8 +184,9 @@ DOCUMENTS = (
     Document("summary of the weights", "teacher.training/summary.json", _summary, _WEIGHTS),
     Document("run.json of the weights", "teacher.training/run.json", _run, _WEIGHTS),
     Document("folder of the weights' training", "teacher.training", _folder, _WEIGHTS),
-    Document("export card", "exported/student.json", _plain, _AGAIN),
+    Document("export card", "exported/student.json", _summary, _AGAIN),
     Document("exported weights", "exported/student.pt", tensor_changes, _AGAIN),
+    Document("exported program", "exported/student.pt2", _bytes_of_file, _AGAIN),
     Document("folder of an export", "exported", _folder, _AGAIN, True),
     Document("teacher's config", "t.yaml", yaml_changes, _TEACHER),
     Document("student's config", "s.yaml", yaml_changes, _STUDENT),

@@ -57,7 +57,8 @@ def _committed(cache: Path) -> Iterator[tuple[str, str]]:
                 content = json.loads(line)
                 stated = content.pop("line_crc32c")
                 if stated == crc(canonical(content)):
-                    yield from content["crc32c"].items()
+                    named = content["crc32c"].items()
+                    yield from ((array, str(checksum)) for array, checksum in named)
 
 
 def problem_of_file(file: Path) -> str:

@@ -125,6 +125,15 @@ def student_is_true(answer: Answer) -> str:
     return "" if ours == usual else f"another student was exported: {ours}, expected {usual}"
 
 
+def export_is_true(answer: Answer) -> str:
+    """What is called unchanged is, byte for byte but for white space of the card."""
+    for name in ("student.pt", "student.pt2"):
+        ours, theirs = (each / "exported" / name for each in (answer.world, answer.original))
+        if ours.read_bytes() != theirs.read_bytes() and not answer.is_sealed:
+            return f"{name} has been changed"
+    return ""
+
+
 def _shown_errors(output: str) -> list[str]:
     return re.findall(r"error ([\d.]+) %|program ([\d.]+) %", output)
 

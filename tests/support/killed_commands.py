@@ -104,13 +104,20 @@ def _exported_cache(world: Path, whole: Path) -> str | None:
 
 
 def _imported(world: Path, whole: Path) -> str | None:
+    found = sorted((world / "imported").glob("t-*"))
+    return _opened(found[0]) if found else None
+
+
+def _opened(cache: Path) -> str | None:
     """What opens as a cache must be sound; what is not one yet does not open."""
-    for folder in (world / "imported").glob("t-*"):
-        try:
-            return problem_of_folder(TeacherCache.open(folder).path)
-        except UserError:
-            continue
-    return None
+    try:
+        return problem_of_folder(TeacherCache.open(cache).path)
+    except UserError:
+        return None
+
+
+def _converted(world: Path, whole: Path) -> str | None:
+    return _opened(world / "converted" / "t")
 
 
 def _packed(world: Path, whole: Path) -> str | None:
@@ -171,6 +178,7 @@ def _with_kd_trained(world: Path) -> None:
 KILLED = (
     Killed("store export", _exported_cache),
     Killed("store import", _imported),
+    Killed("store convert", _converted),
     Killed("pack images", _packed),
     Killed("train student cd", _student, _without_the_run),
     Killed("train export", _one_student),

@@ -24,6 +24,7 @@ from tests.support.strangers.promises import (
     result_is_true,
     runs_are_true,
     sound_cache,
+    sound_conversion,
     sound_export,
     sound_hdf5,
     sound_import,
@@ -59,6 +60,7 @@ def _command(name: str, program: Program, words: str, writes: str = "", promise=
 
 _store, _train, _pass = store.__main__.cli, train.__main__.cli, precompute.__main__.cli
 _verify, _report, _pack = precompute.verify.cli, report.__main__.cli, views.__main__.cli
+_convert = "convert {cache} converted/t --logits top:4"
 _student = "student s.yaml --device cpu --method"
 _export = "export s.yaml --device cpu --method ce"
 _of_teacher = "teacher.pt teacher.training"
@@ -77,6 +79,7 @@ COMMANDS: dict[str, Command] = {
         _command("store check h5", _store, "check cache.h5", "", sound_hdf5),
         _command("store export", _store, "export {cache} out.h5", "out.h5", sound_export),
         _command("store import", _store, "import cache.h5 imported", "imported", sound_import),
+        _command("store convert", _store, _convert, "converted", sound_conversion),
         _command("store trim", _store, "trim {cache} --views 1 --drop-taps energy", "caches"),
         _command("precompute", _pass, f"t.yaml {_pass_options}", "caches", sound_views),
         _command("precompute --plan", _pass, f"t.yaml --plan {_pass_options}"),

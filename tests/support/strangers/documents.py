@@ -113,7 +113,15 @@ def _new(file: Path) -> Iterable[Change]:
 
 
 _LOOK = ("store list", "store info", "store info --json", "store check")
-_CACHE = (*_LOOK, "store export", "store trim", "precompute", "precompute --plan", "verify")
+_CACHE = (
+    *_LOOK,
+    "store export",
+    "store trim",
+    "store convert",
+    "precompute",
+    "precompute --plan",
+    "verify",
+)
 _TRAIN = ("train student ce", "train student kd", "train plan")
 _EVERY = (*_CACHE, *_TRAIN, "store info --plot")
 _PLOTTED = (*_CACHE, "store info --plot")

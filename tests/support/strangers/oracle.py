@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -137,4 +138,6 @@ def _strict_json(text: bytes) -> Any:
 
 def _wrong_name(cache: Path, text: bytes) -> str:
     sha256 = json.loads(text)["identity_sha256"]
-    return "" if cache.name.endswith(f"-{sha256[:8]}") else "its name is not its identity's"
+    named = re.search("-([0-9a-f]{8})$", cache.name)
+    other = named is not None and named[1] != sha256[:8]
+    return "its name is another identity's" if other else ""

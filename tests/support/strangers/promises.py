@@ -52,6 +52,11 @@ def sound_views(answer: Answer) -> str:
     return _judged(lambda: oracle.problem_of_folder(cache, _ASKED_VIEWS), answer)
 
 
+def sound_conversion(answer: Answer) -> str:
+    made = answer.world / "converted" / "t"
+    return sound_cache(answer) or _judged(lambda: oracle.problem_of_folder(made), answer)
+
+
 def sound_hdf5(answer: Answer) -> str:
     return _judged(lambda: oracle.problem_of_file(answer.world / "cache.h5"), answer)
 

@@ -65,7 +65,6 @@ FORGED: list[tuple[tuple[str | int, ...], Any]] = [
     (("measured",), {"test_top1_error": "low"}),
     (("measured",), {"train_agreement": -1}),
     (("identity",), IDENTITY),
-    (("identity", "dataset"), {str(number): number for number in range(10_000)}),
     (("identity_sha256",), "e" * 64),
     (("format_version",), True),
     (("sample_crc32c",), 1),
@@ -178,6 +177,15 @@ def test_a_manifest_in_another_encoding_is_refused(cache: Path, encoding: str) -
     file.write_bytes(file.read_text().encode(encoding))
     with pytest.raises(CacheDamaged, match="not valid JSON"):
         TeacherCache.open(cache)
+
+
+def test_an_identity_that_would_flood_the_terminal_is_refused(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = {str(number): number for number in range(10_000)}
+    forge_manifest(cache, set_at("identity", "dataset", to=many))
+    assert cli(["info", str(cache)]) == 2
+    assert "identity: expected at most 65,536 characters" in capsys.readouterr().err
 
 
 def test_a_folder_named_for_another_identity_is_refused_with_the_right_name(cache: Path) -> None:

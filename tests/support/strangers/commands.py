@@ -101,6 +101,7 @@ COMMANDS: dict[str, Command] = {
         ),
         _command("train export again", _train, f"{_export} exported", "exported"),
         _command("train export kd", _train, "export s.yaml exported --method kd", "exported"),
+        _command("train verify", _train, "verify exported", "", export_is_true),
         _command(
             "train teacher",
             _train,

@@ -19,6 +19,7 @@ import views.__main__
 from configs import __main__ as configs_main
 from tests.support.strangers.promises import (
     Promise,
+    export_is_true,
     nothing_more,
     report_is_safe,
     result_is_true,

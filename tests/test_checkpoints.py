@@ -102,6 +102,10 @@ FORGED = [
     (setter("partial", "step_losses", to=lambda t: t.tolist()), "partial.step_losses"),
     (setter("partial", "sums", to={}), "has the losses , expected cd, ce"),
     (setter("partial", "sums", "x", to=torch.ones(())), "has the losses cd, ce, x"),
+    (
+        lambda state: state["partial"].update(step=4, step_losses=torch.ones(4)),
+        "says step 4 of an epoch of 4",
+    ),
     (without("partial", "sums"), "partial.sums: Field required"),
     (setter("more", to=1), "more: Extra inputs are not permitted"),
     (without("network"), "network: Field required"),

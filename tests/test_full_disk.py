@@ -90,6 +90,10 @@ def test_a_teacher_leaves_no_weights_cut_off(
     message(capsys)
     assert not weights.exists()
     assert not leftovers(tmp_path)
+    (tmp_path / ".w.pt.12345.tmp").write_bytes(b"of a killed process")
+    (tmp_path / ".other.pt.12345.tmp").write_bytes(b"perhaps still written")
+    assert train(teacher) == 0
+    assert [path.name for path in leftovers(tmp_path)] == [".other.pt.12345.tmp"]
 
 
 def test_a_report_keeps_the_earlier_pages(

@@ -18,6 +18,7 @@ from nets.zoo import build_net
 from runtime.cost import measured_rate
 from runtime.devices import pick_device
 from runtime.formats import format_duration
+from runtime.inside import remove_leftovers
 from store.identity import file_sha256
 from train import TrainError
 from train.feed import NoTeacher
@@ -120,6 +121,7 @@ def _too_long(run: TeacherRun, hours: float, size: str) -> TrainError:
 
 def _save_weights(session: Session, run: TeacherRun) -> dict[str, Any]:
     """Write the trained weights; returns what the summary says of them."""
+    remove_leftovers(run.weights.parent, name=run.weights.name)  # the training is locked
     save_atomically(session.learner.network.state_dict(), run.weights)
     return {
         "weights_sha256": file_sha256(run.weights),

@@ -65,7 +65,7 @@ def nothing_there(tmp_path: Path) -> list[str]:
          "did you mean 'sharpness'?"),
         (["methods.own=[{loss: 'tests.support.own_losses:needs_margin'}]"],
          "methods.own.0: the loss 'tests.support.own_losses:needs_margin' has no default for"),
-        (["teacher.taps.hint.stage=stage4"], "taps.hint.stage: stage4 is none of"),
+        (["teacher.taps.hint.stage=stage4"], "taps.hint.stage: stage4 is not one of"),
         ([f"teacher.teacher.arch={OWN}:wide_kernel",
           "teacher.taps.stages=[body]", "teacher.taps.hint=null", "--methods", "ce"],
          "teacher.arch: "),
@@ -135,7 +135,7 @@ def test_make_takes_every_variable_that_it_shows() -> None:
     result = make("cache-teacher", *spaced, "WORKERS=2", "CACHES=/a b", "RECHECK=1")
     assert result.returncode == 0, result.stderr
     assert "precompute 'my photos.yaml' --caches '/a b'" in result.stdout
-    assert "'a.b=1' 'c=[1,2]'" in result.stdout
+    assert "--args='a.b=1 c=[1,2]'" in result.stdout
 
 
 @pytest.mark.parametrize("target", ["train-student", "ablation"])

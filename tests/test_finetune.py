@@ -331,6 +331,6 @@ def test_a_student_s_options_are_part_of_its_run_and_of_its_export(
     assert study.run("cd", 0).identity["student"]["options"] == {"width": 0.5}
     assert "options" not in make_study().run("cd", 0).identity["student"]
     train_student(study.run("cd", 0), device="cpu")
-    card = export_student(study.run("cd", 0), "last", tmp_path, device="cpu")
+    (card,) = export_student(study.run("cd", 0), ["last"], tmp_path / "out", device="cpu")
     assert card["options"] == {"width": 0.5}
-    assert state(tmp_path / "student.pt")["fc.weight"].shape == (10, 32)
+    assert state(tmp_path / "out" / "student.pt")["fc.weight"].shape == (10, 32)

@@ -208,7 +208,7 @@ def test_a_device_that_is_missing_is_an_error_before_anything_starts(
         assert train([*command[:1], *call, *command[1:]]) == 2
         told = capsys.readouterr().err
         assert told.startswith(f"error: device {device!r} is ")
-        assert "fix: DEVICE=" in told
+        assert "with make: DEVICE=" in told
     assert not (tmp_path / "r").exists()
 
 

@@ -77,7 +77,7 @@ def make_cache(root: Path, *more: str) -> int:
 
 
 def cache_of(root: Path) -> Path:
-    (path,) = (root / "caches").iterdir()
+    (path,) = (root / "caches").glob("teacher-*")
     return path
 
 
@@ -321,7 +321,7 @@ def test_unchanged_records_are_carried_over_into_the_new_cache(
     (root / "data" / CHANGED).unlink()
     assert make_cache(root, "taps.logits=uint8", "--from", str(old.path)) == 0
     assert "copied 4 of 8 blocks from" in capsys.readouterr().out
-    (path,) = set((root / "caches").iterdir()) - {old.path}
+    (path,) = set((root / "caches").glob("teacher-*")) - {old.path}
     carried = TeacherCache.open(path)
     assert carried.faults() == []
     assert carried.sample_crc32c.tolist() == expected_checksums(root)
@@ -352,7 +352,7 @@ def test_records_that_depend_on_more_than_their_sample_are_not_carried_over(
     (root / "data" / CHANGED).unlink()
     assert make_cache(root, setting, "--from", str(cache_of(root))) == 2
     assert reason in capsys.readouterr().err
-    assert len(list((root / "caches").iterdir())) == 1  # and nothing is begun
+    assert len(list((root / "caches").glob("teacher-*"))) == 1  # and nothing is begun
 
 
 def test_a_sample_with_another_label_is_not_carried_over(
@@ -376,5 +376,5 @@ def test_a_plan_with_from_says_what_is_copied_and_what_is_left(
         assert make_cache(root, "--from", str(old), *more) == 0
         told = capsys.readouterr().out
         assert f"to copy: 16 records from {old}; to do: 14 records" in told
-        assert len(list((root / "caches").iterdir())) == (1 if more else 2)
+        assert len(list((root / "caches").glob("teacher-*"))) == (1 if more else 2)
     assert "copied 4 of 8 blocks from" in told

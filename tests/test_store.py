@@ -201,8 +201,8 @@ def test_another_identity_is_refused_with_the_differing_field(cache: Path) -> No
 
 
 def test_a_cache_of_another_format_version_is_refused(cache: Path) -> None:
-    forge_manifest(cache, set_at("format_version", to=2))
-    with pytest.raises(CacheMismatch, match="format version 2; this program reads 1"):
+    forge_manifest(cache, set_at("format_version", to=3))
+    with pytest.raises(CacheMismatch, match="format version 3; this program reads 1 and 2"):
         TeacherCache.open(cache)
 
 

@@ -264,7 +264,7 @@ def test_a_hint_of_another_stage_is_refused(
     assert precompute([*call, "taps.hint={stage: stage3}"]) == 2
     assert "taps.hint: expected" in capsys.readouterr().err
     assert precompute([*call, "taps.hint={stage: stage4}"]) == 2
-    assert "stage4 is none of stage1, stage2, stage3" in capsys.readouterr().err
+    assert "stage4 is not one of stage1, stage2, stage3" in capsys.readouterr().err
 
 
 def test_plan_says_everything_and_writes_nothing(

@@ -219,7 +219,9 @@ def test_teachers_that_see_other_views_are_refused_by_field(
 
 def test_a_method_of_one_teacher_is_refused_before_the_pass(files: Path) -> None:
     config = load_student(files / "s.yaml")
-    with pytest.raises(UserError, match=r"methods\.rkd needs embedding, which several teachers"):
+    with pytest.raises(
+        UserError, match=r"methods\.rkd needs embedding, last_stage, which several teachers"
+    ):
         check_study(config, load_teacher(config.teacher), ["kd", "rkd"])
     study = study_of(files)
     with pytest.raises(UserError, match=r"methods\.rkd needs embedding"):

@@ -25,7 +25,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.inside import open_to_append, opened_folder, write_inside
+from runtime.inside import open_to_append, open_to_update, remove_inside, write_inside
 from runtime.reading import BadFile, open_regular, parse_json
 from store.layout import JOURNAL
 
@@ -114,7 +114,7 @@ class Spool:
     def remove(self) -> None:
         """The blocks are committed."""
         self.close()
-        remove_spool(self._cache, self._name.name)
+        remove_inside(self._cache, self._name)
 
     def close(self) -> None:
         if self._file is not None:
@@ -149,20 +149,15 @@ class Spool:
         if there != self.layout and done < self.layout.rows:
             return  # of more views, and unfinished: they would have to be computed too
         if os.fstat(file.fileno()).st_size > position:
-            os.truncate(self.path, position)
+            with os.fdopen(open_to_update(self._cache, self._name), "r+b") as own:
+                own.truncate(position)
         self.layout, self._frames, self.rows_done = there, frames, done
 
 
 def remove_spools(cache: Path) -> None:
     """Remove what processes of other numbers left, once the cache is complete."""
     for file in (cache / JOURNAL).glob("[0-9]*.spool"):
-        remove_spool(cache, file.name)
-
-
-def remove_spool(cache: Path, name: str) -> None:
-    with opened_folder(cache, JOURNAL) as folder:
-        if name in os.listdir(folder):
-            os.unlink(name, dir_fd=folder)
+        remove_inside(cache, f"{JOURNAL}/{file.name}")
 
 
 def _first_line(file: BinaryIO) -> bytes:

@@ -170,7 +170,7 @@ def test_a_long_training_into_a_missing_file_needs_consent(
 def test_consent_is_asked_for_once(
     call: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("train.__main__._HOURS_TO_AGREE_TO", 0.0)
+    monkeypatch.setattr("train.missing_weights._HOURS_TO_AGREE_TO", 0.0)
     assert cli(call) == 2
     stopped_after(monkeypatch, 1, [*call, "--train-teacher"])
     assert "without tests, estimated from a few steps" in capsys.readouterr().out

@@ -13,26 +13,21 @@ Overrides that begin with `teacher.` change the teacher's file: teacher.dataset.
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from configs.commands import cache_command
-from configs.load import load_teacher, refuse_missing_data, teachers_of
-from configs.schema import TeacherConfig
-from nets.weights_file import weights_file
+from configs.load import load_teacher, teachers_of
 from runtime.commands import new_app, new_console, run_command
 from runtime.options import Caches, Device, OfStudent, Overrides, StudentName, TeacherName, Workers
 from runtime.program import program
 from train import TrainError
-from train.ablation import train_and_report
+from train.ablation import commands_behind, train_and_report
+from train.missing_weights import train_missing_weights
 from train.options import (
     CachePath,
     FeedOption,
@@ -48,13 +43,9 @@ from train.options import (
 from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
 from train.repeat import begin_again
 from train.runs import format_result, offer_removal, runs_below, table_of
-from train.teacher_weights import format_record, reason_not_to_train, refuse_untrainable
 from train.tracking import check_trackers
-from views.datasets import load_dataset
 
 app = new_app("Train students from a cache; train teachers; look at runs.")
-
-_HOURS_TO_AGREE_TO = 1 / 6  # a longer training of a teacher asks for --train-teacher
 
 
 @app.command()
@@ -125,48 +116,16 @@ def teacher(
     check_trackers(track or ())
     console = new_console()
     for teacher_name, changes in teachers_of(name, overrides, of_student=of_student):
-        _train_teacher(
+        train_missing_weights(
             load_teacher(teacher_name, changes),
-            retrain,
-            agreed,
             caches,
-            device,
-            workers,
-            track or (),
-            console,
+            retrain=retrain,
+            agreed=agreed,
+            device=device,
+            num_workers=workers,
+            track=track or (),
+            console=console,
         )
-
-
-def _train_teacher(
-    config: TeacherConfig,
-    retrain: bool,
-    agreed: bool,
-    caches: Path | None,
-    device: str,
-    workers: int | None,
-    track: Sequence[str],
-    console: Console,
-) -> None:
-    refuse_missing_data(config)
-    if not retrain and (reason := reason_not_to_train(config, caches)):
-        console.print(reason)
-        return
-    refuse_untrainable(config)
-
-    from train.check import check_teacher
-    from train.teacher import train_teacher
-
-    check_teacher(config, load_dataset(config.dataset, caches))
-    record = train_teacher(
-        config,
-        device=device,
-        console=console,
-        num_workers=workers,
-        retrain=retrain,
-        limit_hours=math.inf if retrain or agreed else _HOURS_TO_AGREE_TO,
-        track=track,
-    )
-    console.print(format_record(record, weights_file(config.teacher.weights)))
 
 
 @app.command()
@@ -196,11 +155,7 @@ def ablation(
         begin_again(asked_runs, device)
     commands = [
         shlex.join([*program("train"), *sys.argv[1:]]),
-        _command_of_one_run(name, overrides or [], caches, runs),
-        *(
-            cache_command(each, caches_dir=caches)
-            for each in (study.teacher, *(other.config for other in study.further))
-        ),
+        *commands_behind(study, name, overrides or [], caches),
     ]
     status = train_and_report(
         asked_runs,
@@ -352,12 +307,6 @@ def list_runs(
         console.print(table_of(existing, time.time()))
     for problem in (run.problem for run in existing if run.problem):
         console.print(problem)
-
-
-def _command_of_one_run(name: str, overrides: list[str], caches: Path, runs: Path) -> str:
-    """With METHOD and SEED to be filled in."""
-    start = [*program("train"), "student", name, "--method", "METHOD", "--seed", "SEED"]
-    return shlex.join([*start, "--caches", str(caches), "--runs", str(runs), *overrides])
 
 
 def cli(arguments: list[str] | None = None) -> int:

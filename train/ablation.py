@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,9 +24,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from configs.commands import cache_command
 from configs.schema import StudentConfig, TeacherConfig
 from runtime.errors import Stopped, UserError
 from runtime.limits import Share
+from runtime.program import program
 from runtime.signals import StopRequest
 from runtime.text import visible
 from train.runs import FoundRun, finished_alike, runs_below
@@ -63,6 +66,19 @@ def train_and_report(
     for run, failure in failures.items():
         print(visible(f"{run} failed: {failure}"), file=sys.stderr)
     return status
+
+
+def commands_behind(
+    study: Study, name: str, overrides: Sequence[str], caches_dir: Path
+) -> list[str]:
+    """What trains one run, with METHOD and SEED to be filled in, and what makes each cache.
+
+    name, overrides: as the user gave them.
+    """
+    words = [*program("train"), "student", name, "--method", "METHOD", "--seed", "SEED"]
+    words += ["--caches", str(caches_dir), "--runs", str(study.runs_dir), *overrides]
+    teachers = (study.teacher, *(other.config for other in study.further))
+    return [shlex.join(words), *(cache_command(each, caches_dir=caches_dir) for each in teachers)]
 
 
 def run_ablation(

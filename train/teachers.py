@@ -21,7 +21,7 @@ from train.cache import open_cache
 from views.datasets import Dataset, load_dataset
 from views.identity import views_identity
 
-MERGED_KINDS = ("logits", "correct", "stage")  # what several teachers can say together
+_MERGEABLE = {"logits", "correct", "stages"}  # what several teachers have together
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,11 @@ def refuse_unmergeable(method: str, taps: Collection[str], looked_at: Collection
 
     taps: names, or groups of names as losses give them. looked_at: parts of the student.
     """
-    mergeable = {"logits", "correct", "stages"}
-    single = sorted({*taps} - mergeable | {*looked_at} & {"embedding", "energy", "hint"})
+    single = sorted({*taps} - _MERGEABLE | {*looked_at} & {"embedding", "energy", "hint"})
     if single:
         raise TrainError(
             f"methods.{method} needs {', '.join(single)}, which several teachers do not have "
-            f"together; they have {', '.join(sorted(mergeable))}",
+            f"together; they have {', '.join(sorted(_MERGEABLE))}",
             fix="give it one teacher, or leave the method out",
         )
 

@@ -45,6 +45,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         teacher_pass.batch_size, rate = fastest_batch(teacher_pass)
         plan = dataclasses.replace(plan, images_per_second=rate)
         console.print(f"batches of {teacher_pass.batch_size} images were the fastest")
+    teacher_pass.images_per_second = plan.images_per_second
     console.print(f"{setup.path}: {plan.summary()}; images {teacher_pass.pixels.where}")
     _refuse_full_disk(plan, setup)
     with (

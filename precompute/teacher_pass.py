@@ -33,6 +33,7 @@ from views.streaming import MOST_PART_BYTES
 
 _BATCH_SIZE = 256
 _VIEWS_AT_ONCE = 8  # of a whole batch of samples; of more views, fewer samples
+_SECONDS_AT_STAKE = 4.0
 Ids = NDArray[np.int64]
 
 
@@ -55,6 +56,7 @@ class TeacherPass:
     def __init__(self, setup: Setup, options: PassOptions) -> None:
         self.setup, self.options = setup, options
         self.batch_size = options.batch_size or _BATCH_SIZE
+        self.images_per_second = 0.0  # once a trial has measured it
         old = options.carried_from
         self.carrier = None if old is None else Carrier(setup, old)
         config, dataset, device = setup.config, setup.dataset, options.device
@@ -108,9 +110,13 @@ class TeacherPass:
         """View -> taps of the next samples, with each of its `views` cut from one decoding.
 
         The more views, the fewer samples at once, so that a reading is never larger than a few
-        batches; the teacher runs on batches of the usual size.
+        batches, nor, where the rate is known, takes longer than a few seconds: so much is lost
+        when the pass is killed. The teacher runs on batches of the usual size.
         """
-        at_once = self.images_per_reading // len(views)
+        most = self.images_per_reading
+        if self.images_per_second:
+            most = min(most, int(self.images_per_second * _SECONDS_AT_STAKE))
+        at_once = most // len(views)
         num_samples = min(max(at_once, 1), self.batch_size)
         num_merged = self.batch_size // num_samples
         batches = self.pixels.batches(views, sample_ids, num_samples)

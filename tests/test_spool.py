@@ -197,3 +197,21 @@ def test_a_killed_pass_continues_with_the_next_sample_and_decodes_each_image_onc
         assert all(np.array_equal(ours[tap], theirs[tap]) for tap in ours)
     assert resumed.faults() == []
     assert os.listdir(killed.path / "journal")
+
+
+def test_a_reading_of_a_slow_teacher_is_small_so_that_a_kill_loses_seconds(
+    photographs: Path, tmp_path: Path
+) -> None:
+    save_atomically(build("resnet8", num_classes=2, seed=1).state_dict(), tmp_path / "teacher.pt")
+    _, teacher = configs_of(photographs, tmp_path / "teacher.pt", PLAIN)
+    options = PassOptions(CPU, batch_size=4, num_workers=0)
+    slow = TeacherPass(setup_of(teacher, tmp_path / "caches"), options)
+
+    def sizes(images_per_second: float) -> list[int]:
+        slow.images_per_second = images_per_second
+        readings = slow.readings([0, 1, 2], np.arange(20), slow.setup.taps)
+        return [len(reading[0]["correct"]) for reading in readings]
+
+    assert sizes(0.0) == sizes(1e6) == [4] * 5
+    assert sizes(2.0) == [2] * 10  # 8 images, of 3 views each, in four seconds
+    assert sizes(0.01) == [1] * 20

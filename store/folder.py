@@ -7,6 +7,8 @@ checksum with the journal's, which finds a chunk that was exchanged for another 
 from __future__ import annotations
 
 import math
+import os
+import shlex
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,13 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.inside import listed_inside
+from runtime.text import one_line
 from store.chunks import map_file, read_chunk, size_fault
 from store.coverage import Coverage
+from store.errors import CacheDamaged, TeacherPass
 from store.faults import Fault, damage_as_error, damage_error
 from store.journal import ChunkKey, Journal, read_journal
 from store.layout import (
     CHECKSUM_BYTES,
     LABELS,
+    ZARR_GROUP,
     Block,
     chunk_path,
     crc_hex,
@@ -54,6 +60,7 @@ class FolderSource:
             manifest = read_manifest(path)
             refuse_other_name(path, manifest)
         with damage_as_error(manifest.teacher):
+            _refuse_names_without_text(path, manifest.teacher)
             return cls(path, manifest, read_journal(path, manifest))
 
     @property
@@ -186,3 +193,20 @@ def _differ(crc32c: NDArray[np.uint32], there: NDArray[np.bool_]) -> NDArray[np.
     """(views, blocks) checksums -> (blocks,): whether those that are there differ."""
     lowest = np.where(there, crc32c, np.uint32(2**32 - 1)).min(axis=0)
     return np.asarray(there.any(axis=0) & (lowest < np.where(there, crc32c, 0).max(axis=0)))
+
+
+def _refuse_names_without_text(cache: Path, teacher: str) -> None:
+    """Raise CacheDamaged where the zarr group holds a name that zarr itself could not list."""
+    try:
+        names = listed_inside(cache, ZARR_GROUP)
+    except FileNotFoundError:
+        return
+    for name in names:
+        if any("\udc80" <= character <= "\udcff" for character in name):  # as os.fsdecode says it
+            octal = "".join(f"\\{byte:03o}" for byte in os.fsencode(name))
+            command = f"rm -r {shlex.quote(str(cache / ZARR_GROUP))}/$'{octal}' && "
+            raise CacheDamaged(
+                f"{one_line(cache / ZARR_GROUP / name)} is a name that is not UTF-8: zarr cannot "
+                "list the group",
+                fix=TeacherPass(teacher, before=command),
+            )

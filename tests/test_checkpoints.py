@@ -146,6 +146,12 @@ def test_other_numbers_in_tensors_are_noticed_by_the_checksum(run: Run) -> None:
         resume(run)
 
 
+def test_a_value_that_claims_terabytes_is_refused_before_it_is_copied(run: Run) -> None:
+    forge(run, setter("partial", "sums", "ce", to=lambda t: t.expand(10**12)), sealed=False)
+    with pytest.raises(TrainError, match="the unfinished epoch has shape"):
+        resume(run)
+
+
 def test_the_settings_of_the_optimiser_are_the_configs_whatever_the_checkpoint_says(
     run: Run, trained: Trained, tmp_path: Path
 ) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +137,19 @@ def test_garbage_and_consolidated_metadata_are_refused_though_the_checksum_fits(
     forge_metadata(cache, "zarr.json", consolidated)
     with pytest.raises(CacheDamaged, match="consolidated_metadata"):
         TeacherCache.open(cache)
+
+
+def test_a_name_that_zarr_cannot_list_is_refused_with_a_command_that_removes_it(
+    cache: Path,
+) -> None:
+    foreign = os.fsencode(cache / "teacher.zarr") + b"/\xff'\xfe"
+    os.mkdir(foreign)
+    with pytest.raises(CacheDamaged, match=r"is a name that is not UTF-8") as caught:
+        TeacherCache.open(cache)
+    (command,) = re.findall("fix: (.*) && ", str(caught.value))
+    subprocess.run(["bash", "-c", command], check=True)
+    assert not os.path.lexists(foreign)
+    TeacherCache.open(cache)
 
 
 def test_other_spellings_of_the_same_metadata_are_read(cache: Path) -> None:

@@ -154,13 +154,14 @@ def restore(state: Mapping[str, Any], learner: Learner, path: Path) -> Progress:
         more = f"\n  and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         shown = "\n  ".join(different[:_SHOWN])
         raise unusable(path, f"{one_line(path)} does not fit this run:\n  {shown}{more}")
+    partial = state["partial"] and _partial(state["partial"], state["epoch"], path)
     recorded = state.get(_CHECKSUM)
     if recorded and recorded != checksum_of(state):
         raise unusable(
             path, f"{one_line(path)} has been changed or damaged: its checksum is of other content"
         )
     learner.load_state_dict(state)
-    partial, sha256 = state["partial"], state.get("best_sha256", {})
+    sha256 = state.get("best_sha256", {})
     return Progress(
         state["epoch"],
         float(state["seconds"]),
@@ -169,7 +170,7 @@ def restore(state: Mapping[str, Any], learner: Learner, path: Path) -> Progress:
             for name in BEST_NAMES
             if state.get(name) is not None
         },
-        _partial(partial, state["epoch"], path) if partial else None,
+        partial,
     )
 
 

@@ -80,10 +80,16 @@ def compare_samples(split: Split, cache: TeacherCache, console: Console) -> int:
 def compare_records(
     setup: Setup, cache: TeacherCache, teacher_pass: TeacherPass, num_records: int, seed: int
 ) -> list[TapResult]:
-    """Compute `num_records` random (sample, view) pairs again; one result per tap of the cache."""
-    words = draws(seed, 0, num_records, 2, stream=_CHECKS_STREAM)
-    samples = (words[:, 0] % np.uint64(cache.num_samples)).astype(np.int64)
-    views = (words[:, 1] % np.uint64(cache.num_views)).astype(np.int64)
+    """Compute `num_records` random (sample, view) pairs again; one result per tap of the cache.
+
+    Of a cache that has no more than these, every record once.
+    """
+    if num_records >= cache.num_samples * cache.num_views:
+        views, samples = map(np.ravel, np.indices((cache.num_views, cache.num_samples)))
+    else:
+        words = draws(seed, 0, num_records, 2, stream=_CHECKS_STREAM)
+        samples = (words[:, 0] % np.uint64(cache.num_samples)).astype(np.int64)
+        views = (words[:, 1] % np.uint64(cache.num_views)).astype(np.int64)
     pairs: dict[str, list[_Pair]] = {tap: [] for tap in cache.taps}
     logits: list[NDArray[np.float32]] = []
     for view in map(int, np.unique(views)):

@@ -80,7 +80,11 @@ def main(
     )
     if seed is None:  # a forger must not know which records will be compared
         seed = secrets.randbelow(_LARGEST_SEED)
-    console.print(f"{records:,} records drawn at random; to draw the same again: --seed {seed}")
+    if records < (total := opened.num_samples * opened.num_views):
+        console.print(f"{records:,} records drawn at random; to draw the same again: --seed {seed}")
+    else:
+        records = total
+        console.print(f"all {records:,} records")
     results = compare_records(setup, opened, teacher_pass, records, seed)
     console.print(f"{'tap':<10} {'largest error':>14} {'tolerance':>12} {'exceeding':>10}")
     for result in results:

@@ -84,7 +84,8 @@ def student(
         if changes := run.changes():
             console.print("\n  ".join([f"differs from the last run of {run}:", *changes]))
         again = ", whose finished result is replaced at the end" if run.repetition else ""
-        console.print(f"{run}, from {study.cache.path} into {run.folder}{again}")
+        caches_read = " and ".join(str(each.path) for each in study.caches)
+        console.print(f"{run}, from {caches_read} into {run.folder}{again}")
         summary = train_student(
             run,
             device=device,

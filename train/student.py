@@ -138,7 +138,7 @@ def _announce(session: Session, study: Study, console: Console) -> None:
     console.print(
         f"images {session.data.train.where}; teacher outputs {session.teacher.where}; {computed}"
     )
-    for cache in _caches(study):
+    for cache in study.caches:
         if cache.sample_crc32c is None:
             _print_once(console, f"{cache.path} {WITHOUT_CHECKSUMS}")
 
@@ -273,19 +273,13 @@ def _bytes_to_come(run: Run) -> int:
     if (rows := study.window_rows(run.needed_taps)) is not None:
         share = _WINDOWS_HELD * rows / study.cache.num_samples
     tested = len(dataset.test) + (len(dataset.validation) if dataset.validation else 0)
-    held = sum(map(slab_bytes, _caches(study), run.needed_of_each))
+    held = sum(map(slab_bytes, study.caches, run.needed_of_each))
     return int(share * held) + tested * math.prod(study.image_shape)
-
-
-def _caches(study: Study) -> list[TeacherCache]:
-    return [study.cache, *(other.cache for other in study.further)]
 
 
 def _some_outputs(run: Run, device: torch.device) -> TeacherSource:
     study, needed = run.study, run.needed_of_each
-    sources = [
-        _SomeOutputs(c, taps, device) for c, taps in zip(_caches(study), needed, strict=True)
-    ]
+    sources = [_SomeOutputs(c, taps, device) for c, taps in zip(study.caches, needed, strict=True)]
     if len(sources) == 1:
         return sources[0]
     stages = [study.teacher_stages, *(other.stages for other in study.further)]

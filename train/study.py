@@ -73,6 +73,11 @@ class Study:
         return views_used(self.config, self.teacher)
 
     @property
+    def caches(self) -> list[TeacherCache]:
+        """Those of all teachers, the first one's first."""
+        return [self.cache, *(other.cache for other in self.further)]
+
+    @property
     def teacher_stages(self) -> dict[str, str]:
         stages = self.cache.identity["teacher"]["stages"]
         return {f"stage{n}": stages[f"stage{n}"] for n in range(1, len(stages) + 1)}
@@ -256,8 +261,7 @@ class Run:
         rows = 2 * (self.window_rows or first.num_samples)
         if not self.study.further:
             return rows * record_bytes(first, self.needed_taps)
-        caches = [first, *(other.cache for other in self.study.further)]
-        return rows * sum(map(record_bytes, caches, self.needed_of_each))
+        return rows * sum(map(record_bytes, self.study.caches, self.needed_of_each))
 
     @property
     def summary(self) -> dict[str, Any] | None:

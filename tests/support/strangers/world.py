@@ -120,7 +120,7 @@ def stop_within_an_epoch(run: Any) -> bool:
     """The same a few steps later; whether it was in time."""
     shutil.rmtree(run.folder, ignore_errors=True)
     kill = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
-    _interrupt(run, lambda: None if kill.is_alive() else kill.start())
+    _interrupt(run, lambda: None if kill.ident else kill.start())
     kill.join()
     file = run.folder / "checkpoint.pt"
     return file.is_file() and torch.load(file, weights_only=True)["partial"] is not None

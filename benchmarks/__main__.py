@@ -1,4 +1,5 @@
 """python -m benchmarks [--device cuda] [--quick] [--only "steps start"]
+python -m benchmarks loading [...]          how fast photographs are read; needs a quiet machine
 
 Runs every benchmark, one after the other, each as its own program, and ends with the table of all
 targets: what was measured, what was aimed at, and a mark where it was missed. The sections of
@@ -8,6 +9,7 @@ docs/benchmarks.md are rewritten on the way. --quick: a few rounds of the smalle
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 from benchmarks.harness import machine, markdown, write_section
 
 PROGRAMS = ("steps", "teacher_pass", "study", "start")
+ALONE = ("loading",)  # take minutes: not among those of `make bench`
 QUICK = {
     "steps": ["--shapes", "digits", "--rounds", "2"],
     "teacher_pass": ["--shapes", "digits", "--rounds", "2"],
@@ -25,6 +28,8 @@ QUICK = {
 
 
 def main(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ALONE:
+        return int(importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:]))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true")

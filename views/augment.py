@@ -9,7 +9,7 @@ are drawn in `views.parameters`, those of the first here, image by image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +33,7 @@ from views.crops import (
     centre_crop,
     cut_and_resize,
     resized_crop_box,
+    size_of,
 )
 from views.mixing import erased, mixed, other_shares
 from views.parameters import (
@@ -45,7 +46,7 @@ from views.parameters import (
     view_parameters,
 )
 from views.seeds import JITTER_STREAM, TRIVIAL_STREAM, VIEW_STREAM, draws
-from views.splits import Checksums, DatasetError, Split, refuse_other_size
+from views.splits import Checksums, DatasetError, Decoded, Split, refuse_other_size
 
 if TYPE_CHECKING:
     from views.array_ops import Array
@@ -103,11 +104,14 @@ def cut_views(
     cuts = np.empty((len(views), len(ids), *shape), dtype=np.uint8)
     checksums = np.empty(len(ids), dtype=np.uint32)
     crops = [_first_step_crops(split, config, view, ids) for view in views]
-    read = zip(ids.tolist(), split.read_each(ids), strict=True)
+    is_resized = isinstance(config.augment, RandomResizedCrop)
+    opened = split.open_each if is_resized and split.open_each else split.read_each
+    read = zip(ids.tolist(), opened(ids), strict=True)
     for row, (sample, (image, checksums[row])) in enumerate(read):
         for index, view in enumerate(views):
-            cut = _cut(image, config, view, sample, crops[index][row], split.name_of(sample))
-            refuse_other_size(shape, cut, split.name_of(sample))
+            cut = _cut(image, config, view, sample, crops[index][row], split.name_of)
+            if cut.shape != shape:
+                refuse_other_size(shape, cut, split.name_of(sample))
             cuts[index, row] = cut
     return cuts, checksums
 
@@ -122,25 +126,26 @@ def _first_step_crops(
 
 
 def _cut(
-    image: NDArray[np.uint8],
+    image: Decoded,
     config: ViewsConfig,
     view: int,
     sample: int,
     crop: NDArray[np.int64],
-    name: str,
+    name_of: Callable[[int], str],
 ) -> NDArray[np.uint8]:
     """The first step for one view of one sample; `crop` is its row of `_first_step_crops`."""
     augment = config.augment
     if isinstance(augment, RandomResizedCrop):
         words = _draws_of(config, view, sample, VIEW_STREAM, CROP_DRAWS)
-        box = resized_crop_box(words, image.shape[0], image.shape[1], augment)
-        image = cut_and_resize(image, box, augment)
-    elif isinstance(augment, Centre):
-        image = centre_crop(image, augment, name)
+        cut = cut_and_resize(image, resized_crop_box(words, *size_of(image), augment), augment)
+        return _recoloured(cut, config, view, sample)
+    pixels = np.asarray(image)
+    if isinstance(augment, Centre):
+        pixels = centre_crop(pixels, augment, name_of(sample))
     elif augment.needs_pillow:
         unflipped = crop * np.array([1, 1, 0])
-        image = crop_and_flip(image[None], unflipped[None], augment)[0]
-    return _recoloured(image, config, view, sample)
+        pixels = crop_and_flip(pixels[None], unflipped[None], augment)[0]
+    return _recoloured(pixels, config, view, sample)
 
 
 def _recoloured(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from configs.schema import Centre, RandomResizedCrop
 from views.seeds import unit
-from views.splits import DatasetError
+from views.splits import DatasetError, Decoded
 
 CROP_ATTEMPTS = 10
 CROP_DRAWS = 4 * CROP_ATTEMPTS  # per attempt: area, aspect ratio, top, left
@@ -67,12 +67,15 @@ def _middle_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def cut_and_resize(
-    image: NDArray[np.uint8], box: Box, augment: RandomResizedCrop
-) -> NDArray[np.uint8]:
-    """(H, W, C) uint8 -> (size, size, C) uint8."""
+def cut_and_resize(image: Decoded, box: Box, augment: RandomResizedCrop) -> NDArray[np.uint8]:
+    """(H, W, C) uint8, or Pillow's image of as many pixels -> (size, size, C) uint8."""
     size = (augment.size_px, augment.size_px)
-    cut = as_picture(image[box.top : box.top + box.height, box.left : box.left + box.width])
+    bottom, right = box.top + box.height, box.left + box.width
+    # Not resize(box=...), whose filter would see pixels outside of the box.
+    if isinstance(image, Image.Image):
+        cut = image.crop((box.left, box.top, right, bottom))
+    else:
+        cut = as_picture(image[box.top : bottom, box.left : right])
     if augment.antialias:
         return as_array(cut.resize(size, _FILTERS[augment.interpolation]))
     corners = (0, 0, box.width, box.height)
@@ -115,6 +118,13 @@ def _short_side_resized(
         )
     size = (short_px, long_px) if width <= height else (long_px, short_px)
     return as_array(as_picture(image).resize(size, _FILTERS[interpolation]))
+
+
+def size_of(image: Decoded) -> tuple[int, int]:
+    """Height and width in pixels."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return image.shape[0], image.shape[1]
 
 
 def as_picture(image: NDArray[np.uint8]) -> Image.Image:

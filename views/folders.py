@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from configs.schema import ImageFolder
 from views.listing import IMAGE_SUFFIXES, Listing, kept_digest, listing_of
-from views.pictures import decode_bytes, is_large, read_picture, shown_path
+from views.pictures import decode_bytes, decode_picture, is_large, read_picture, shown_path
 from views.seeds import choice
 from views.splits import (
     Checksums,
     DatasetError,
+    Decoded,
     Ids,
     Source,
     Split,
@@ -76,12 +77,17 @@ def _folder_split(listing: Listing, max_pixels: int) -> Split:
         content = read_picture(path)
         return decode_bytes(content, shown_path(path), max_pixels), crc32c(content)
 
+    def opened(path: Path) -> tuple[Decoded, int]:
+        content = read_picture(path)
+        return decode_picture(content, shown_path(path), max_pixels), crc32c(content)
+
     return Split(
         listing.labels,
         load=lambda ids: _decode_all([paths[i] for i in ids], decode),
         read_each=lambda ids: (decode(paths[i]) for i in ids),
         read_checksums=lambda ids: _checksums_of([paths[i] for i in ids]),
         name_of=lambda sample: shown_path(paths[sample]),
+        open_each=lambda ids: (opened(paths[i]) for i in ids),
         paths=paths,
     )
 

@@ -23,9 +23,18 @@ from configs.schema import Packed
 from views.folders import digest_of_files, hashed_files
 from views.listing import kept_digest
 from views.packed_file import SPLITS, PackedFile, key_of
-from views.pictures import decode_bytes, shown_path
+from views.pictures import decode_bytes, decode_picture, shown_path
 from views.shard_index import SUFFIX, open_shards
-from views.splits import Checksums, DatasetError, Ids, Source, Split, crc32c, refuse_other_size
+from views.splits import (
+    Checksums,
+    DatasetError,
+    Decoded,
+    Ids,
+    Source,
+    Split,
+    crc32c,
+    refuse_other_size,
+)
 
 RUN_SAMPLES = 1024  # neighbours are read together, at most so many
 RUN_BYTES = 2**26  # and at most about so many bytes
@@ -88,7 +97,10 @@ class _PackedImages:
                     f"{shown_path(self.files[0].file.path)} holds images of {width:,} x "
                     f"{height:,} pixels, more than dataset.max_pixels ({self.max_pixels:,})"
                 )
-        return Split(self.labels, self.load, self.read_each, self.read_checksums, self.name_of)
+        opened = self.open_each if self.is_encoded else None
+        return Split(
+            self.labels, self.load, self.read_each, self.read_checksums, self.name_of, opened
+        )
 
     @cached_property
     def checksums(self) -> Checksums:
@@ -146,6 +158,12 @@ class _PackedImages:
                 image = decode_bytes(content.tobytes(), self.name_of(sample), self.max_pixels)
             else:
                 image = content.reshape(self.files[0].file.image_shape(self.name))
+            yield image, int(self.source_checksums[sample])
+
+    def open_each(self, ids: Ids) -> Iterator[tuple[Decoded, int]]:
+        """As `read_each`, of encoded files: Pillow's images where they are not large."""
+        for sample, content in self._read(ids):
+            image = decode_picture(content.tobytes(), self.name_of(sample), self.max_pixels)
             yield image, int(self.source_checksums[sample])
 
     def read_checksums(self, ids: Ids) -> Checksums:

@@ -81,9 +81,21 @@ def decode_bytes(
     torchvision's loader does. Raises DatasetError with `name` where it cannot be read, has more
     pixels than allowed, or where the memory is short.
     """
+    return np.asarray(decode_picture(content, name, max_pixels))
+
+
+def decode_picture(
+    content: bytes, name: str, max_pixels: int = ImageFolder.max_pixels
+) -> Image.Image | NDArray[np.uint8]:
+    """The pixels of `decode_bytes`, as Pillow's image where that is not large.
+
+    Cutting a part out of it is faster than out of an array, into which all pixels are copied.
+    """
     with _opened(content, name, max_pixels) as image:
         if not is_large(image.size):
-            return np.asarray(_as_rgb(image, name))
+            upright = _as_rgb(image, name)
+            upright.load()
+            return upright
         with _one_large:
             _refuse_short_memory(image.width * image.height, name)
             return _in_strips(_as_rgb(image, name))

@@ -11,6 +11,7 @@ from typing import overload
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from runtime.errors import UserError
 from runtime.text import one_line
@@ -18,6 +19,7 @@ from views.seeds import HELD_OUT_STREAM, draws
 
 Ids = NDArray[np.int64]
 Checksums = NDArray[np.uint32]
+Decoded = NDArray[np.uint8] | Image.Image
 
 _LONGEST_NAME = 255  # bytes of a class's name, as file systems have it
 
@@ -56,6 +58,7 @@ class Split:
     checksums (M,) uint32.
     read_each: sample ids (M,) -> one after the other, image (H, W, C) uint8 of any size, checksum.
     read_checksums: sample ids (M,) -> checksums (M,) uint32, of bytes read now, not decoded.
+    open_each: as read_each, but images may also be Pillow's, in RGB; None: they are arrays.
     name_of: sample id -> what to call its image in a message.
     """
 
@@ -64,6 +67,7 @@ class Split:
     read_each: Callable[[Ids], Iterable[tuple[NDArray[np.uint8], int]]]
     read_checksums: Callable[[Ids], Checksums]
     name_of: Callable[[int], str]
+    open_each: Callable[[Ids], Iterable[tuple[Decoded, int]]] | None = None
     paths: Sequence[Path] | None = None  # of a folder's files, in the samples' order
 
     @cached_property
@@ -92,12 +96,14 @@ class Split:
 
     def subset(self, ids: Ids) -> Split:
         """Some of the samples, in the order of `ids`."""
+        opened = self.open_each
         return Split(
             self.labels[ids],
             lambda some: self.load(ids[some]),
             lambda some: self.read_each(ids[some]),
             lambda some: self.read_checksums(ids[some]),
             lambda sample: self.name_of(int(ids[sample])),
+            None if opened is None else lambda some: opened(ids[some]),
             None if self.paths is None else LazyPaths(self.paths.__getitem__, ids),
         )
 

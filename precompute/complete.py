@@ -9,6 +9,7 @@ from rich.console import Console
 from configs.schema import TeacherConfig
 from nets.weights_file import refuse_misspelled
 from precompute.setup import Setup
+from store.certificate import certificate_text
 from store.errors import (
     CacheAmbiguous,
     CacheDamaged,
@@ -99,15 +100,20 @@ def format_measured(cache: TeacherCache, config: TeacherConfig) -> str:
     if not measured:
         return "Its teacher's errors were not measured."
     if "test_top1_error" not in measured:
-        return "Its teacher has no logits, so no error was measured."
+        return f"Its teacher has no logits, so no error was measured.{_certificate(cache)}"
     has_top5 = len(cache.manifest.class_names) > 5 and "test_top5_error" in measured
     top5 = f", {measured['test_top5_error']:.2f} % top-5" if has_top5 else ""
     agreement = measured.get("train_agreement")
     right = "" if agreement is None else f"; right on {100 * agreement:.2f} % of the cached views"
     return (
         f"Teacher: test error {measured['test_top1_error']:.2f} % top-1{top5}{right}."
-        f"{_unexpected_error(config, measured['test_top1_error'])}"
+        f"{_certificate(cache)}{_unexpected_error(config, measured['test_top1_error'])}"
     )
+
+
+def _certificate(cache: TeacherCache) -> str:
+    text = certificate_text(cache.measured)
+    return f"\n  {text}" if text else ""
 
 
 def _unexpected_error(config: TeacherConfig, measured: float) -> str:

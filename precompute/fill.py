@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from precompute.blocks import run_blocks
+from precompute.certify import certificate
 from precompute.plan import Plan, planned
 from precompute.setup import Setup
 from precompute.spool import remove_spools
@@ -62,7 +63,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         images_per_second = _run_pending(teacher_pass, writer, stop, console)
         if images_per_second is None:
             return None
-        writer.record_measured(_measured(teacher_pass, images_per_second, writer))
+        writer.record_measured(_measured(teacher_pass, images_per_second, writer, console))
         remove_spools(setup.path)
     return _opened(setup)
 
@@ -83,9 +84,10 @@ def _run_pending(
 
 
 def _measured(
-    teacher_pass: TeacherPass, images_per_second: float, writer: CacheWriter
+    teacher_pass: TeacherPass, images_per_second: float, writer: CacheWriter, console: Console
 ) -> dict[str, float]:
-    """The teacher's errors, and the rate of this pass or, if it computed nothing, the last one."""
+    """The teacher's errors, the rate of this pass or, if it computed nothing, the last one, and
+    the certificate of reduced records."""
     cache = _opened(teacher_pass.setup)
     last = writer.manifest.measured.get("images_per_second", 0.0)
     has_logits = "correct" in cache.taps
@@ -94,6 +96,7 @@ def _measured(
         **({"train_agreement": agreement(cache, cache.num_views)} if has_logits else {}),
         "views": cache.num_views,
         "images_per_second": images_per_second or last,
+        **certificate(teacher_pass, cache, console),
     }
 
 

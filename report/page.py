@@ -16,6 +16,7 @@ from report.ledger import ledger
 from report.runs import Result
 from report.table import Row, markdown_table, table_cells
 from runtime.text import visible
+from store.certificate import certificate_text
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -74,8 +75,14 @@ def markdown_page(report: Report) -> str:
         f"# {for_markdown(report.title)}\n\n{markdown_table(report.rows, report.teacher)}\n"
         f"![error per method](ablation.png)\n\n{_legend(first)} {for_markdown(report.scope)}\n\n"
         f"{command}Cache: {as_code(first.cache)} (identity {for_markdown(first.cache_sha256)})\\\n"
+        f"{_certificate_line(report)}"
         f"Device: {for_markdown(first.device)}, torch {for_markdown(version)}\n"
     )
+
+
+def _certificate_line(report: Report) -> str:
+    text = certificate_text(report.teacher)
+    return f"Certificate: {for_markdown(text)}\\\n" if text else ""
 
 
 def html_page(report: Report) -> str:
@@ -120,12 +127,14 @@ def _subtitle(report: Report) -> str:
 
 def _origin(report: Report) -> dict[str, str]:
     first, agreement = report.results[0], report.teacher.get("train_agreement")
+    certificate = certificate_text(report.teacher)
     return {
         "cache": first.cache,
         "identity (sha256)": first.cache_sha256,
         "teacher right on the cached views": (
             "not measured" if agreement is None else f"{agreement:.2%}"
         ),
+        **({"certificate": certificate} if certificate else {}),
         "device": first.device,
         "versions": ", ".join(f"{name} {number}" for name, number in first.versions.items()),
     }

@@ -26,7 +26,8 @@ from runtime.commands import new_app, new_console, run_command
 from runtime.files import write_atomically
 from runtime.options import Caches
 from runtime.text import visible
-from store.convert import CERTIFICATE, convert_cache
+from store.certificate import certificate_text
+from store.convert import convert_cache
 from store.describe import info_text, list_text
 from store.errors import CacheError, make_command
 from store.look import describe_missing, details, overviews
@@ -175,8 +176,7 @@ def convert(
         f"{dest} is complete: {made.manifest.record_bytes:,} bytes a record instead of "
         f"{m.record_bytes:,}"
     )
-    lost = {key: value for key, value in made.measured.items() if key in CERTIFICATE}
-    console.print(", ".join(f"{key} {value:.3g}" for key, value in lost.items()))
+    console.print(certificate_text(made.measured))
 
 
 @app.command()

@@ -6,13 +6,10 @@ those that a pass would write: values went through the old cache's rounding firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from store.certificate import RANGES, Comparison, certified_blocks
 from store.content import CacheContent
 from store.documents import MAX_CUT_CLASSES
 from store.errors import CacheError
@@ -21,11 +18,7 @@ from store.layout import SAMPLE_CRC, TapSpec, kind_of
 from store.reader import TeacherCache
 from store.writer import CacheWriter
 
-CERTIFIED_RECORDS = 4096
-_TEMPERATURES = (1, 4)
-CERTIFICATE = ("kl_t1", "kl_t4", "means_largest_error", "means_mean_error")
 _COARSER = {"float32": ("float16", "uint8"), "float16": ("uint8",), "uint8": ()}
-Records = Mapping[str, NDArray[Any]]
 
 
 def convert_cache(
@@ -56,7 +49,8 @@ def convert_cache(
                 records[SAMPLE_CRC] = checksums
             writer.write_block(item.block, records)
             on_block(item.block.rows)
-        writer.record_measured({**old.measured, **_certificate(old, TeacherCache.open(dest))})
+        measured = {key: each for key, each in old.measured.items() if key not in RANGES}
+        writer.record_measured({**measured, **_certificate(old, TeacherCache.open(dest))})
     return TeacherCache.open(dest)
 
 
@@ -119,45 +113,16 @@ def _content(old: TeacherCache, taps: Mapping[str, TapSpec]) -> CacheContent:
     )
 
 
-# ---- how much was lost
-
-
 def _certificate(old: TeacherCache, new: TeacherCache) -> dict[str, float]:
-    """On the first records: KL divergence of the probabilities, and errors of the means."""
-    found: dict[str, float] = {}
+    """How much the conversion lost, on the first records."""
     taps = [tap for tap in new.taps if new.taps[tap] != old.taps[tap]]
-    pairs = list(_pairs(old, new, taps))
-    if "logits" in taps:
-        for temperature in _TEMPERATURES:
-            parts = [_kl(a["logits"], b["logits"], temperature) for a, b in pairs]
-            found[f"kl_t{temperature}"] = float(np.concatenate(parts).mean())
-    means = [tap for tap in taps if kind_of(tap) == "stage"]
-    if means:
-        errors = np.concatenate(
-            [np.abs(a[tap].astype(np.float32) - b[tap]).ravel() for a, b in pairs for tap in means]
+    comparison = Comparison()
+    for block in certified_blocks(old.manifest.blocks()):
+        whole = old.manifest.block(block.view, block.index)
+        full, stored = (cache.read_block(whole, taps) for cache in (old, new))
+        first = slice(block.rows)
+        comparison.add(
+            {tap: values[first] for tap, values in full.items()},
+            {tap: values[first] for tap, values in stored.items()},
         )
-        found["means_largest_error"] = float(errors.max())
-        found["means_mean_error"] = float(errors.mean())
-    return found
-
-
-def _pairs(
-    old: TeacherCache, new: TeacherCache, taps: list[str]
-) -> Iterator[tuple[Records, Records]]:
-    rows = 0
-    for block in old.manifest.blocks():
-        yield old.read_block(block, taps), new.read_block(block, taps)
-        rows += block.rows
-        if rows >= CERTIFIED_RECORDS:
-            return
-
-
-def _kl(full: NDArray[Any], stored: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """(R,) KL(softmax(full / T) || softmax(stored / T)), in nats."""
-    ours, theirs = (_log_softmax(each.astype(np.float64) / temperature) for each in (full, stored))
-    return np.asarray((np.exp(ours) * (ours - theirs)).sum(axis=1))
-
-
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    return comparison.figures()

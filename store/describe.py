@@ -7,6 +7,7 @@ from typing import Any
 
 from runtime.formats import format_table
 from runtime.text import one_line
+from store.certificate import certificate_text
 from store.differences import distinctions
 from store.identity import field_of
 from store.look import Overview
@@ -64,7 +65,9 @@ def info_text(info: Mapping[str, Any]) -> str:
         )
     state = "complete" if info["complete"] else f"{100 * info['fraction_done']:.1f} % done"
     lines.append(f"state      {state}")
-    lines += [f"{name:<22} {value:.4g}" for name, value in info["measured"].items()]
+    others = {k: v for k, v in info["measured"].items() if k not in info["certificate"]}
+    lines += [f"{name:<22} {value:.4g}" for name, value in others.items()]
+    lines += filter(None, [certificate_text(info["certificate"])])
     lines.append("made with  " + ", ".join(f"{k} {v}" for k, v in info["versions"].items()))
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from runtime.names import TEACHER_NAMES, is_teacher_name
 from runtime.text import one_line
+from store.certificate import RANGES, RECORDS, STEPS
 from store.identity import canonical_json, identity_sha256
 from store.layout import (
     LABELS,
@@ -232,14 +233,16 @@ def _wrong_sizes(document: ManifestDocument) -> Iterator[Problem]:
 
 
 def _wrong_measured(document: ManifestDocument) -> Iterator[Problem]:
+    counts = ("views", RECORDS, STEPS)
     ranges = {
         "views": (1, document.num_views),
         "test_top1_error": (0, 100),
         "test_top5_error": (0, 100),
         "train_agreement": (0, 1),
         "images_per_second": (0, float("inf")),
+        **RANGES,
     }
     for key, (lowest, highest) in ranges.items():
         value = document.measured.get(key, lowest)
-        if not lowest <= value <= highest or (key == "views" and not isinstance(value, int)):
+        if not lowest <= value <= highest or (key in counts and not isinstance(value, int)):
             yield Problem(f"measured.{key}", f"a number from {lowest} to {highest}", value)

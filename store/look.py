@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from runtime.formats import counted
+from store.certificate import certificate_in
 from store.errors import CacheError
 from store.faults import Fault
 from store.hdf5_layout import is_hdf5
@@ -77,6 +78,7 @@ def details(path: Path) -> dict[str, Any]:
         "complete": source.coverage.is_complete,
         "fraction_done": source.coverage.fraction,
         "measured": m.measured,
+        "certificate": certificate_in(m.measured),
         "versions": m.versions,
         "classes": m.class_names,
     }

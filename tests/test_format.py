@@ -81,8 +81,9 @@ def decoded(tap: str, spec: dict[str, Any], read: Callable[[str], np.ndarray], r
         [],
         ["taps.logits=uint8", "taps.means=uint8", "taps.energy=float16"],
         ["taps.logits={top: 3}"],
+        ["taps.logits={top: 3}", "taps.means=uint8"],
     ],
-    ids=["float16", "uint8", "cut"],
+    ids=["float16", "uint8", "cut", "reduced"],
 )
 def cache(
     request: pytest.FixtureRequest, small_teacher: Callable[..., TeacherConfig], tmp_path: Path

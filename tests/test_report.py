@@ -22,6 +22,7 @@ from scipy import stats
 from report.__main__ import cli
 from report.charts import errors_by_epoch
 from report.ledger import ledger
+from report.page import Report, html_page, markdown_page
 from report.runs import Errors, Point, Result, results_in
 from report.table import csv_table, markdown_table, rows_of
 from store.identity import identity_sha256
@@ -117,6 +118,16 @@ def test_top_5_is_left_out_where_there_are_no_more_than_five_classes() -> None:
     ]
     enough = [dataclasses.replace(run, num_classes=6) for run in RUNS]
     assert "top-5" in markdown_table(rows_of(enough), TEACHER)
+
+
+def test_the_certificate_of_a_reduced_cache_is_on_both_pages() -> None:
+    figures = {"certified_records": 4096, "kl_t1": 0.012, "kl_t4": 0.03}
+    report = Report("t", RUNS, rows_of(RUNS), {**TEACHER, **figures}, "All runs.")
+    full = Report("t", RUNS, rows_of(RUNS), TEACHER, "All runs.")
+    said = "on 4,096 records: KL divergence of the logits 0.012 at temperature 1, 0.03 at 4"
+    for page in (markdown_page, html_page):
+        assert said in page(report)
+        assert "ertificate" not in page(full)
 
 
 def test_axes_of_epochs_tick_at_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

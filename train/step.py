@@ -43,7 +43,7 @@ def train_step(
     for part in batch.split(learner.training.accumulate):
         share = len(part.ids) / len(batch.ids)
         with tf32_only_for(learner.precision):
-            losses = _losses(learner, teacher.outputs(part), part, terms)
+            losses = losses_of(learner, teacher.outputs(part), part, terms)
             learner.scaler.scale(losses["total"] * share).backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss.detach() * share
@@ -52,7 +52,7 @@ def train_step(
     return sums
 
 
-def _losses(
+def losses_of(
     learner: Learner,
     teacher_outputs: dict[str, Tensor],  # rows of the cache, or the teacher's forward pass
     batch: ViewBatch,

@@ -21,6 +21,9 @@ FEED    ?= auto
 JOBS    ?= 1
 REDO    ?=
 TRACK   ?=
+CLUSTER ?=
+GPUS_PER_WORKER ?=
+CPUS_PER_WORKER ?=
 
 PYTHON  ?= python3
 
@@ -59,7 +62,12 @@ STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS)
 teacher-weights = $(PY) -m train teacher $1 --caches $(call q,CACHES) $(READERS) \
   $(if $(value TRAIN_TEACHER),--train-teacher) $(OVERRIDES)
 teacher-cache   = $(PY) -m precompute $1 --caches $(call q,CACHES) $(READERS) \
-  $(if $(value RECHECK),--recheck) $(OVERRIDES)
+  $(if $(value RECHECK),--recheck) $(ON_CLUSTER) $(OVERRIDES)
+
+# With CLUSTER=address, the nodes of a Ray cluster run the teacher.
+ON_CLUSTER = $(if $(value CLUSTER),--cluster $(call q,CLUSTER) \
+  $(if $(value GPUS_PER_WORKER),--gpus-per-worker $(call q,GPUS_PER_WORKER)) \
+  $(if $(value CPUS_PER_WORKER),--cpus-per-worker $(call q,CPUS_PER_WORKER)))
 
 # The student's teacher, unless its cache is given. The programs read its name in the student's
 # file: nothing that a file says reaches make or the shell.
@@ -95,6 +103,8 @@ help: ## print this help
 	  'WORKERS=4' 'processes that read images' \
 	  FEED=$(call q,FEED) 'where the teacher outputs of a view are held: auto, device, host, window' \
 	  'REDO=1' 'train finished runs again and replace them' \
+	  'CLUSTER=auto' 'a Ray cluster, or its address: its nodes run the teacher' \
+	  'GPUS_PER_WORKER=1' 'GPUs of each worker of the cluster; also CPUS_PER_WORKER' \
 	  'TRACK=wandb' 'also send the figures of each epoch there: tensorboard, wandb, mlflow' \
 	  'RECHECK=1' 'list image folders again, check every byte of a large finished cache' \
 	  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes'
@@ -152,7 +162,14 @@ env-examples: env
 	  $(PY) -m pip install --quiet --disable-pip-version-check -r requirements-examples.txt -c requirements.txt; \
 	  cp requirements-examples.txt $(VENV)/installed-examples.txt; }
 
-test: env-examples lint ## run all checks and tests, with what the examples need
+.PHONY: env-cluster
+env-cluster: env ## install Ray, for CLUSTER=...
+	@cmp -s requirements-cluster.txt $(VENV)/installed-cluster.txt || { \
+	  echo "installing requirements-cluster.txt into $(VENV)"; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check -r requirements-cluster.txt -c requirements.txt; \
+	  cp requirements-cluster.txt $(VENV)/installed-cluster.txt; }
+
+test: env-examples env-cluster lint ## run all checks and tests, with what the examples and clusters need
 	@$(PY) -m pytest
 
 lint: env ## run ruff and mypy

@@ -4,14 +4,15 @@ Runs the teacher over every (sample, view) that the cache does not hold yet. A c
 recognised by its identity and left alone, without loading torch.
 
 Several processes that are started as one job share the work: under torchrun they find each other
-by its environment variables, otherwise by --job NAME --rank R --world W.
+by its environment variables, otherwise by --job NAME --rank R --world W. With --cluster ADDRESS
+the work is done by the nodes of a Ray cluster.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -26,12 +27,24 @@ from precompute.setup import Setup, at_hand, described
 from runtime.commands import new_app, new_console, run_command
 from runtime.limits import sharing_machine
 from runtime.locks import Job
-from runtime.options import Caches, Device, OfStudent, Overrides, TeacherName, Workers
+from runtime.options import (
+    Caches,
+    ClusterAddress,
+    Device,
+    OfStudent,
+    Overrides,
+    TeacherName,
+    Workers,
+)
 from store.errors import fixes_spelled_by
 from store.identity import knows_weights
 from store.reader import TeacherCache
 from views.augment import view_shape
 from views.listing import forget_listings
+
+if TYPE_CHECKING:
+    from precompute.plan import Plan
+    from precompute.teacher_pass import PassOptions
 
 app = new_app()
 
@@ -62,6 +75,14 @@ def main(
     job: Annotated[str, typer.Option(help="name shared by the processes of one job")] = "",
     rank: Annotated[int, typer.Option(min=0, envvar="RANK", help="rank of this process")] = 0,
     world: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE", help="number of processes")] = 1,
+    cluster: ClusterAddress = None,
+    cpus_per_worker: Annotated[
+        int, typer.Option(min=1, help="CPUs of each worker of the cluster")
+    ] = 1,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of each worker; default: 1 if the cluster has any"),
+    ] = None,
 ) -> None:
     """Fill the cache of one teacher, or of each teacher of a student."""
     _check_block_rows(block_rows)
@@ -75,6 +96,7 @@ def main(
         plan,
         carry_from,
         (job, rank, world),
+        (cluster, cpus_per_worker, gpus_per_worker),
     )
     for teacher, changes in teachers_of(name, overrides, of_student=of_student):
         _fill(teacher, changes, asked, new_console())
@@ -92,6 +114,7 @@ class _Asked(NamedTuple):
     plan: bool
     carry_from: Path | None
     job: tuple[str, int, int]
+    cluster: tuple[str | None, int, float | None]  # address; CPUs and GPUs per worker
 
 
 def _fill(name: str, changes: list[str], asked: _Asked, console: Console) -> None:
@@ -118,15 +141,36 @@ def _fill(name: str, changes: list[str], asked: _Asked, console: Console) -> Non
         sharing_machine(share_of(this_job)),
         fixes_spelled_by(lambda more: cache_command(setup.config, caches_dir=caches, more=more)),
     ):
-        device = pick_device(asked.device)
+        device = pick_device("cpu" if asked.cluster[0] else asked.device)
         options = PassOptions(
             device, asked.batch_size, block_rows, asked.workers, every_byte, this_job, old
         )
-        if asked.plan:
-            cost = plan_pass(setup, options)
-            console.print(f"{setup.path}: {cost.summary()}\n{cost.table()}")
+        if asked.cluster[0]:
+            _fill_on_cluster(setup, options, asked, console)
+        elif asked.plan:
+            _print_plan(plan_pass(setup, options), setup, console)
         else:
             _print_outcome(fill_cache(setup, options, console), setup, this_job, console)
+
+
+def _fill_on_cluster(setup: Setup, options: PassOptions, asked: _Asked, console: Console) -> None:
+    from precompute.cluster_fill import ClusterFill
+    from runtime.cluster import Cluster
+
+    address, cpus, gpus = asked.cluster
+    if options.job.world > 1:
+        raise ConfigError("--cluster and --world (or torchrun) exclude each other")
+    assert address is not None
+    with Cluster(address, console, cpus=cpus, gpus=gpus) as cluster:
+        fill = ClusterFill(setup, options, cluster, asked.device, console)
+        if asked.plan:
+            _print_plan(fill.plan(), setup, console)
+        else:
+            _print_outcome(fill.run(), setup, options.job, console)
+
+
+def _print_plan(cost: Plan, setup: Setup, console: Console) -> None:
+    console.print(f"{setup.path}: {cost.summary()}\n{cost.table()}")
 
 
 def _check_block_rows(block_rows: int | None) -> None:

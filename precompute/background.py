@@ -5,18 +5,38 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from precompute.spool import Spool
-from store import CacheWriter
 from store.encode import stored_values
 from store.errors import SamplesChanged
 from store.layout import Block
+from store.manifest import Manifest
 from store.work import Work
 
 QUEUED_BLOCKS = 2  # finished blocks that may wait for the disk before the teacher waits too
+
+
+class BlockWriter(Protocol):
+    """Takes blocks: the cache's `CacheWriter`, or a node's `AsideWriter`."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def rank(self) -> int: ...
+
+    def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None: ...
+
+    def refuse_if_too_full(self, work: Sequence[Work]) -> None: ...
+
+    def refusing_full(self) -> AbstractContextManager[None]: ...
 
 
 class BackgroundWriter:
@@ -25,7 +45,7 @@ class BackgroundWriter:
     On a GPU the copies run in a stream of their own.
     """
 
-    def __init__(self, writer: CacheWriter) -> None:
+    def __init__(self, writer: BlockWriter) -> None:
         self._writer = writer
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUED_BLOCKS)
         self._spool: Spool | None = None  # the newest, which may stay unfinished

@@ -15,14 +15,13 @@ from rich.console import Console
 from torch import Tensor
 
 from nets.taps import taps_stored
-from precompute.background import BackgroundWriter
+from precompute.background import BackgroundWriter, BlockWriter
 from precompute.groups import Groups
 from precompute.spool import Layout, Spool
 from precompute.teacher_pass import TeacherPass
 from runtime.errors import Stopped
 from runtime.progress import Progress
 from runtime.signals import StopRequest
-from store import CacheWriter
 from store.identity import identity_sha256
 from store.layout import SAMPLE_CRC, Block
 from store.work import Work
@@ -32,7 +31,7 @@ _SECONDS_TO_FINISH = 10.0  # a block that needs longer is given up when the pass
 
 def run_blocks(
     teacher_pass: TeacherPass,
-    writer: CacheWriter,
+    writer: BlockWriter,
     work: Sequence[Work],
     stop: StopRequest,
     console: Console,
@@ -57,7 +56,7 @@ class _Pass:
     def __init__(
         self,
         teacher_pass: TeacherPass,
-        writer: CacheWriter,
+        writer: BlockWriter,
         stop: StopRequest,
         progress: Progress,
         behind: BackgroundWriter,

@@ -48,7 +48,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         console.print(f"batches of {teacher_pass.batch_size} images were the fastest")
     teacher_pass.images_per_second = plan.images_per_second
     console.print(f"{setup.path}: {plan.summary()}; images {teacher_pass.pixels.where}")
-    _refuse_full_disk(plan, setup)
+    refuse_full_disk(plan, setup)
     with (
         StopRequest() as stop,
         CacheWriter.open(
@@ -58,14 +58,15 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
             check_every_byte=options.check_every_byte,
             job=options.job,
         ) as writer,
-        _naming_changed_files(setup),
+        naming_changed_files(setup),
     ):
         images_per_second = _run_pending(teacher_pass, writer, stop, console)
         if images_per_second is None:
             return None
-        writer.record_measured(_measured(teacher_pass, images_per_second, writer, console))
+        last = writer.manifest.measured.get("images_per_second", 0.0)
+        writer.record_measured(measured(teacher_pass, images_per_second or last, console))
         remove_spools(setup.path)
-    return _opened(setup)
+    return opened(setup)
 
 
 def _run_pending(
@@ -76,37 +77,35 @@ def _run_pending(
     None if other ranks are still running.
     """
     started = time.perf_counter()
-    work = _without_carried(teacher_pass, writer, console)
+    work = without_carried(teacher_pass, writer, console)
     images = run_blocks(teacher_pass, writer, work, stop, console)
     while left := writer.left_over():
         images += run_blocks(teacher_pass, writer, left, stop, console)
     return None if left is None else images / (time.perf_counter() - started)
 
 
-def _measured(
-    teacher_pass: TeacherPass, images_per_second: float, writer: CacheWriter, console: Console
+def measured(
+    teacher_pass: TeacherPass, images_per_second: float, console: Console
 ) -> dict[str, float]:
-    """The teacher's errors, the rate of this pass or, if it computed nothing, the last one, and
-    the certificate of reduced records."""
-    cache = _opened(teacher_pass.setup)
-    last = writer.manifest.measured.get("images_per_second", 0.0)
+    """The teacher's errors, the rate of the pass, and the certificate of reduced records."""
+    cache = opened(teacher_pass.setup)
     has_logits = "correct" in cache.taps
     return {
         **teacher_pass.test_errors(),
         **({"train_agreement": agreement(cache, cache.num_views)} if has_logits else {}),
         "views": cache.num_views,
-        "images_per_second": images_per_second or last,
+        "images_per_second": images_per_second,
         **certificate(teacher_pass, cache, console),
     }
 
 
-def _opened(setup: Setup) -> TeacherCache:
+def opened(setup: Setup) -> TeacherCache:
     """The views and taps of the cache that the config asks for."""
     views = setup.config.views.num_views
     return TeacherCache.open(setup.path, num_views=views, taps=setup.tap_names)
 
 
-def _refuse_full_disk(plan: Plan, setup: Setup) -> None:
+def refuse_full_disk(plan: Plan, setup: Setup) -> None:
     needed = plan.bytes_to_write + plan.spool_bytes
     if needed > plan.free_bytes:
         raise CacheFull(
@@ -116,9 +115,7 @@ def _refuse_full_disk(plan: Plan, setup: Setup) -> None:
         )
 
 
-def _without_carried(
-    teacher_pass: TeacherPass, writer: CacheWriter, console: Console
-) -> list[Work]:
+def without_carried(teacher_pass: TeacherPass, writer: CacheWriter, console: Console) -> list[Work]:
     """The writer's work without the blocks that another cache holds, which are copied first."""
     carrier = teacher_pass.carrier
     if carrier is None:
@@ -130,7 +127,7 @@ def _without_carried(
 
 
 @contextmanager
-def _naming_changed_files(setup: Setup) -> Iterator[None]:
+def naming_changed_files(setup: Setup) -> Iterator[None]:
     """The store knows samples by their numbers; an error names their files."""
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,8 +100,17 @@ class Plan:
         return "\n".join(lines)
 
 
-def planned(teacher_pass: TeacherPass, content: CacheContent) -> Plan:
-    """What the pass will do. Runs a few batches if there is work, and writes nothing."""
+def planned(
+    teacher_pass: TeacherPass,
+    content: CacheContent,
+    rate: Callable[[int], float] | None = None,
+    device: str = "",
+) -> Plan:
+    """What the pass will do. Runs a few batches if there is work, and writes nothing.
+
+    rate: of so many pending records, in images per second; default: measured here. device: what
+    computes them, where that is not this process's.
+    """
     path = teacher_pass.setup.path
     draft = draft_manifest(content, teacher_pass.options.block_rows)
     manifest, work, num_bytes = pending_of(path, draft)
@@ -111,14 +121,16 @@ def planned(teacher_pass: TeacherPass, content: CacheContent) -> Plan:
     records = sum(item.block.rows for item in work) - carried
     return Plan(
         manifest=manifest,
-        device=str(teacher_pass.options.device),
+        device=device or str(teacher_pass.options.device),
         pending_records=records,
         carried_records=carried,
         carried_from=None if carrier is None else carrier.old.path,
         bytes_to_write=num_bytes,
         spool_bytes=_spool_bytes(teacher_pass, manifest) if records else 0,
         free_bytes=free_bytes(path),
-        images_per_second=pass_rate(teacher_pass) if records else 0.0,
+        images_per_second=(rate or (lambda _: pass_rate(teacher_pass)))(records)
+        if records
+        else 0.0,
         memory=_memory(teacher_pass, manifest),
     )
 

@@ -42,3 +42,11 @@ OfStudent = Annotated[
         help="NAME is a student; take its teacher, and overrides as teacher.KEY=VALUE",
     ),
 ]
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="auto|ADDRESS",
+        help="Ray cluster to work on; auto: the one running here, else this machine alone",
+    ),
+]

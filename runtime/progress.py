@@ -16,7 +16,7 @@ class Progress:
 
     def __init__(self, total: int, unit: str, console: Console) -> None:
         self._total, self._unit, self._console = total, unit, console
-        self._done = 0
+        self._done, self.note = 0, ""  # note: stands behind the rate
         self._started = self._last_line = time.perf_counter()
         self._bar = Bar(
             BarColumn(),
@@ -52,7 +52,7 @@ class Progress:
         return self._done / max(time.perf_counter() - self._started, 1e-9)
 
     def _rate_text(self) -> str:
-        return f"{self.rate:,.0f} {self._unit}/s"
+        return f"{self.rate:,.0f} {self._unit}/s{self.note}"
 
     def __enter__(self) -> Progress:
         self._bar.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,22 @@ from store.errors import BadTeacherOutput
 from store.layout import Block, TapSpec
 from store.quantise import quantise_channels, quantise_rows
 from store.topk import cut_rows
+
+
+def stored_arrays(
+    stored: Mapping[str, TapSpec], block: Block, records: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Array name -> rows of the block, of all these taps; raises as `arrays_to_store` does.
+
+    stored: of the cache. Raises ValueError where a tap is not among them.
+    """
+    if unknown := set(records) - set(stored):
+        raise ValueError(f"taps {sorted(unknown)} are not among {sorted(stored)}")
+    return {
+        array: values
+        for tap, given in records.items()
+        for array, values in arrays_to_store(tap, stored[tap], block, given).items()
+    }
 
 
 def arrays_to_store(

@@ -41,6 +41,15 @@ class Work:
     taps: tuple[str, ...]
 
 
+def bytes_of(work: Sequence[Work], manifest: Manifest) -> int:
+    """Bytes on disk of the chunks of `work`."""
+    sizes = {
+        tap: sum(map(manifest.chunk_file_bytes, spec.arrays(tap).values()))
+        for tap, spec in manifest.stored.items()
+    }
+    return sum(sizes[tap] for item in work for tap in item.taps)
+
+
 def unfinished(
     manifest: Manifest, coverage: Coverage, num_views: int, taps: Collection[str]
 ) -> Iterator[tuple[Block, set[str]]]:

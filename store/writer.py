@@ -11,15 +11,22 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.inside import write_inside
+from runtime.inside import (
+    open_inside,
+    remove_inside,
+    remove_leftovers,
+    rename_inside,
+    write_inside,
+)
 from runtime.locks import Job, WriterLock
+from store.aside import Written
 from store.content import (
     CacheContent,
     holds,
@@ -28,15 +35,15 @@ from store.content import (
     refuse_another,
 )
 from store.disk import full_error, is_full, refusals_of
-from store.encode import arrays_to_store
-from store.errors import CacheBusy, CacheFull, SamplesChanged
+from store.encode import stored_arrays
+from store.errors import CacheBusy, CacheFull, CacheMissing, SamplesChanged
 from store.folder import FolderSource
 from store.identity import identity_sha256
 from store.journal import JournalWriter
-from store.layout import SAMPLE_CRC, Block, chunk_name, encode_chunk
+from store.layout import SAMPLE_CRC, ZARR_GROUP, Block, chunk_name, encode_chunk
 from store.manifest import Manifest, read_manifest, write_manifest
 from store.source import Source
-from store.work import Work, pending_work, read_job_list, write_job_list
+from store.work import Work, bytes_of, pending_work, read_job_list, write_job_list
 
 
 class CacheWriter:
@@ -50,6 +57,7 @@ class CacheWriter:
         self._asked, self._lock, self._job = asked, lock, job
         self._journal: JournalWriter | None = None
         self.work: list[Work] = []
+        self._adopted: set[tuple[Block, frozenset[str]]] = set()
 
     @classmethod
     def open(
@@ -130,15 +138,12 @@ class CacheWriter:
 
         After None this process must not write any more.
         """
+        self._adopted.clear()  # what is damaged since is written again
         return self.pending() if self._lock.alone() else None
 
     def bytes_of(self, work: Sequence[Work]) -> int:
         """Bytes on disk of the chunks of `work`."""
-        sizes = {
-            tap: sum(map(self.manifest.chunk_file_bytes, spec.arrays(tap).values()))
-            for tap, spec in self.manifest.stored.items()
-        }
-        return sum(sizes[tap] for item in work for tap in item.taps)
+        return bytes_of(work, self.manifest)
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.path).free
@@ -157,17 +162,9 @@ class CacheWriter:
         finite or overflows the tap's dtype; ValueError if taps or shapes are not those of the
         cache; CacheFull, CacheNotWritable.
         """
-        stored = self.manifest.stored
-        unknown = set(records) - set(stored)
-        if unknown:
-            raise ValueError(f"taps {sorted(unknown)} are not among {sorted(stored)}")
+        arrays = stored_arrays(self.manifest.stored, block, records)
         if SAMPLE_CRC in records:
             self._refuse_changed_samples(block, records[SAMPLE_CRC])
-        arrays = {
-            array: values
-            for tap, given in records.items()
-            for array, values in arrays_to_store(tap, stored[tap], block, given).items()
-        }
         with self.refusing_full():
             self._commit(block, arrays)
 
@@ -202,10 +199,7 @@ class CacheWriter:
         write_manifest(self.path, self.manifest)
 
     def _commit(self, block: Block, arrays: Mapping[str, NDArray[Any]]) -> None:
-        if self._journal is None:
-            identity = identity_sha256(self.manifest.identity)
-            self._journal = JournalWriter(self.path, identity, self._job.rank)
-        checksums = {}
+        journal, checksums = self._opened_journal(), {}
         for array, values in arrays.items():
             spec = self.manifest.arrays[array]
             chunk = encode_chunk(values, spec, self.manifest.chunk_rows(spec))
@@ -213,7 +207,64 @@ class CacheWriter:
             name = chunk_name(array, spec, block)
             if not (spec.all_views and holds(self.path, name, data)):  # another view has written it
                 write_inside(self.path, name, data)
-        self._journal.commit(block, checksums)
+        journal.commit(block, checksums)
+
+    def _opened_journal(self) -> JournalWriter:
+        if self._journal is None:
+            identity = identity_sha256(self.manifest.identity)
+            self._journal = JournalWriter(self.path, identity, self._job.rank)
+        return self._journal
+
+    def commit_written(self, written: Written) -> bool:
+        """Commit a block that another process wrote aside (`store.aside`).
+
+        False, and its files are removed, where this writer has committed the same one before.
+        Raises SamplesChanged, CacheMissing where the files are not there, CacheNotWritable.
+        """
+        block, arrays = written.block, self.manifest.arrays
+        names = {
+            array: PurePath(chunk_name(array, arrays[array], block)) for array in written.chunks
+        }
+        asides = {array: str(names[array].with_name(written.chunks[array][0])) for array in names}
+        key = block, frozenset(names)
+        if key in self._adopted:
+            for aside in asides.values():
+                remove_inside(self.path, aside)
+            return False
+        for array, aside in asides.items():
+            self._refuse_unless_there(aside, self.manifest.chunk_file_bytes(arrays[array]))
+        if SAMPLE_CRC in asides:
+            self._refuse_changed_samples(block, self._checksums_in(asides[SAMPLE_CRC], block))
+        with self.refusing_full():
+            for array, aside in asides.items():
+                rename_inside(self.path, aside, names[array].name)
+            crc32c = {array: checksum for array, (_, checksum) in written.chunks.items()}
+            self._opened_journal().commit(block, crc32c)
+        self._adopted.add(key)
+        return True
+
+    def _checksums_in(self, aside: str, block: Block) -> NDArray[Any]:
+        """The samples' checksums that a node wrote, (rows of the block,) uint32."""
+        with open_inside(self.path, aside) as file:
+            return np.frombuffer(file.read(4 * block.rows), "<u4").astype(np.uint32)
+
+    def _refuse_unless_there(self, aside: str, size: int) -> None:
+        try:
+            with open_inside(self.path, aside) as file:
+                found = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            found = None
+        if found != size:
+            raise CacheMissing(
+                f"{self.path / aside}, which another node wrote, is "
+                f"{'not there' if found is None else f'truncated: {found:,} of {size:,} bytes'}",
+                fix="choose a folder that all nodes share, with --caches DIR",
+            )
+
+    def remove_asides(self) -> None:
+        """Remove what nodes wrote and nobody will commit, once the work is done."""
+        for array in self.manifest.arrays:
+            remove_leftovers(self.path, f"{ZARR_GROUP}/{array}")
 
     def _refuse_changed_samples(self, block: Block, checksums: NDArray[Any]) -> None:
         """Raise SamplesChanged if any process committed a view computed from other bytes."""

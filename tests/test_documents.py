@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from configs.load import load_student, load_teacher, split_overrides
 from nets.timm_models import import_timm
 from nets.weights import save_atomically
 from nets.zoo import build
+from store import TeacherCache
 from teach_once.__main__ import programs
 from tests.support.documents import code_blocks, commands, documents, links
 from tests.support.project import ROOT, make, makefile_targets
@@ -80,6 +82,34 @@ print(sum(p.grad.abs().sum().item() for p in student.parameters()))
     loss, gradient = map(float, run_block("channel_distillation.py", project, then))
     assert loss > 0
     assert gradient > 0
+
+
+def test_the_job_array_of_the_documents_fills_the_cache(trained_checkout: Trained) -> None:
+    project, _ = trained_checkout
+    (script,) = re.findall(
+        r"```slurm\n(.*?)```", (ROOT / "docs/clusters.md").read_text(), re.DOTALL
+    )
+    tasks = [{"ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": rank, "ARRAY_TASK_COUNT": "2"} for rank in "01"]
+    (project / "caches").rename(project / "elsewhere")
+    try:
+        running = [
+            subprocess.Popen(
+                ["bash", "-c", script],
+                cwd=project,
+                env=os.environ | {f"SLURM_{name}": value for name, value in task.items()},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for task in tasks
+        ]
+        printed = [process.communicate()[0] for process in running]
+        (path,) = (project / "caches").glob("digits-*")
+        assert TeacherCache.open(path).faults() == []
+    finally:
+        shutil.rmtree(project / "caches", ignore_errors=True)
+        (project / "elsewhere").rename(project / "caches")
+    assert [process.returncode for process in running] == [0, 0]
+    assert any(" is complete. " in text for text in printed)
 
 
 @pytest.mark.parametrize("name", OWN_LOSSES)

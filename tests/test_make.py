@@ -32,7 +32,7 @@ def test_make_hands_overrides_on_to_both_stages() -> None:
 @pytest.mark.parametrize("target", [name for name in makefile_targets() if name != "help"])
 def test_whatever_a_variable_holds_reaches_the_programs_as_one_word(target: str) -> None:
     odd = "a 'b' \"c\" $(shell touch PWNED) `touch PWNED` ; # \\ ${HOME}"
-    names = ("TEACHER", "STUDENT", "METHOD", "CACHES", "RUNS", "OUT", "DEVICE", "ARGS")
+    names = ("TEACHER", "STUDENT", "METHOD", "CACHES", "RUNS", "OUT", "DEVICE", "ARGS", "CLUSTER")
     result = make("-n", target, *(f"{name}={name} {odd}" for name in names))
     assert result.returncode == 0, result.stderr
     assert not (ROOT / "PWNED").exists()
@@ -115,6 +115,15 @@ def test_a_missing_cache_is_an_error_that_names_the_command(trained_checkout: Tr
         (project / "elsewhere").rename(project / "caches")
     assert result.returncode == 2
     assert "make cache-teacher TEACHER=digits-resnet20" in result.stderr
+
+
+def test_make_hands_the_cluster_on() -> None:
+    settings = ["CLUSTER=10.0.0.1:6379", "GPUS_PER_WORKER=0.5", "CPUS_PER_WORKER=4"]
+    shown = make("-n", "cache-teacher", *settings).stdout
+    assert "--cluster '10.0.0.1:6379'" in shown
+    assert "--gpus-per-worker '0.5'" in shown
+    assert "--cpus-per-worker '4'" in shown
+    assert "--cluster" not in make("-n", "cache-teacher").stdout
 
 
 def test_make_hands_every_tracker_on() -> None:

@@ -26,6 +26,7 @@ OPTIONAL = {
     "wandb": ("wandb", "tracking.py"),
     "mlflow": ("mlflow", "tracking.py"),
     "huggingface": ("datasets", "huggingface.py"),
+    "cluster": ("ray", "cluster.py"),
 }
 
 
@@ -172,7 +173,8 @@ def test_what_is_declared_is_what_is_pinned_for_the_programs() -> None:
 
 
 def test_trackers_and_tables_are_optional_and_tested_in_the_versions_that_are_declared() -> None:
-    pinned = pins((ROOT / "requirements-examples.txt").read_text())
+    files = ("requirements-examples.txt", "requirements-cluster.txt")
+    pinned = {name: v for file in files for name, v in pins((ROOT / file).read_text()).items()}
     assert PROJECT["optional-dependencies"].keys() == OPTIONAL.keys()
     for lines in PROJECT["optional-dependencies"].values():
         for name, requirement in declared(lines).items():
@@ -184,8 +186,9 @@ def test_the_tests_install_what_the_examples_need_beside_the_pinned_torch() -> N
     assert needed.keys() >= {"accelerate", "pytorch-lightning"}
     assert not needed.keys() & pins((ROOT / "requirements.txt").read_text()).keys()
     makefile = (ROOT / "Makefile").read_text()
-    assert "-r requirements-examples.txt -c requirements.txt" in makefile
-    assert re.search(r"^test: env-examples ", makefile, re.M)
+    for name in ("examples", "cluster"):
+        assert f"-r requirements-{name}.txt -c requirements.txt" in makefile
+        assert re.search(rf"^test: .*\benv-{name} ", makefile, re.M)
 
 
 def test_every_import_of_the_packages_is_declared() -> None:

@@ -1,0 +1,179 @@
+"""Fills a cache on a Ray cluster: nodes compute blocks, and this process, the driver, commits them.
+
+A task is one group of blocks: some views of the same samples. So many are queued that no worker
+waits, and no more. The driver alone has the cache's lock and appends to its journal: whatever dies,
+or is computed twice, what is committed is whole, and the same command continues from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+
+from precompute import on_node
+from precompute.fill import (
+    TRIAL_RECORDS,
+    naming_changed_files,
+    opened,
+    refuse_full_disk,
+    without_carried,
+)
+from precompute.groups import Groups
+from precompute.on_node import Pace, Recipe
+from precompute.plan import Plan, planned
+from precompute.setup import Setup
+from precompute.spool import remove_spools
+from precompute.teacher_pass import PassOptions, TeacherPass
+from runtime.cluster import Cluster, Ref, raise_failure
+from runtime.errors import Stopped
+from runtime.progress import Progress
+from runtime.signals import StopRequest
+from store import CacheContent, CacheWriter, TeacherCache
+from store.manifest import Manifest
+from store.work import Work
+
+_QUEUED_PER_WORKER = 2  # tasks: one that runs, one that waits for it
+_POLL_SECONDS = 0.2
+_SECONDS_TO_FINISH = 10.0  # a task that needs longer is given up when the pass is stopped
+
+
+class ClusterFill:
+    """One pass on a cluster. options: its device is that of this process, which computes little.
+
+    device: what workers compute on.
+    """
+
+    def __init__(
+        self, setup: Setup, options: PassOptions, cluster: Cluster, device: str, console: Console
+    ) -> None:
+        self._setup, self._options, self._cluster = setup, options, cluster
+        self._console = console
+        if device == "auto" and not cluster.resources.gpus:
+            device = "cpu"
+        self._recipe = Recipe(
+            setup.config,
+            setup.path.parent,
+            setup.identity,
+            device,
+            options.num_workers,
+        )
+        self._teacher_pass = TeacherPass(setup, options)
+        self._pace = Pace(self._teacher_pass.batch_size)
+
+    def plan(self) -> Plan:
+        """What `run` would do; writes nothing."""
+        return self._planned(self._teacher_pass.content())
+
+    def run(self) -> TeacherCache:
+        """Create or resume the cache, complete it, and return it opened.
+
+        Raises ClusterError, also for an error of a worker; CacheError, DatasetError, Stopped.
+        """
+        setup, content = self._setup, self._teacher_pass.content()
+        plan = self._planned(content)
+        self._console.print(f"{setup.path}: {plan.summary()}")
+        refuse_full_disk(plan, setup)
+        with (
+            StopRequest() as stop,
+            CacheWriter.open(
+                setup.path,
+                content,
+                block_rows=self._options.block_rows,
+                check_every_byte=self._options.check_every_byte,
+            ) as writer,
+            naming_changed_files(setup),
+        ):
+            started, images = time.perf_counter(), 0
+            work: Sequence[Work] | None = without_carried(self._teacher_pass, writer, self._console)
+            while work:
+                images += self._run_blocks(writer, work, stop)
+                work = writer.left_over()
+            seconds = time.perf_counter() - started
+            last = writer.manifest.measured.get("images_per_second", 0.0)
+            rate = images / seconds or last
+            task = self._cluster.submit(on_node.measured_of_pass, self._recipe, rate)
+            writer.record_measured(self._cluster.wait_for(task))
+            writer.remove_asides()
+            remove_spools(setup.path)
+        return opened(setup)
+
+    def _planned(self, content: CacheContent) -> Plan:
+        device = self._cluster.format_workers()
+        return planned(self._teacher_pass, content, self._measured_rate, device)
+
+    def _measured_rate(self, num_records: int) -> float:
+        """Images per second of all workers, as one of them measures it."""
+        size = self._options.batch_size
+        if size is None and num_records < TRIAL_RECORDS:
+            size = self._pace.batch_size
+        task = self._cluster.submit(on_node.measured_pace, self._recipe, size)
+        self._pace = self._cluster.wait_for(task)
+        return self._pace.images_per_second * self._cluster.num_workers
+
+    def _run_blocks(self, writer: CacheWriter, work: Sequence[Work], stop: StopRequest) -> int:
+        """Have these blocks computed, and commit them; returns the number of images."""
+        writer.refuse_if_too_full(work)
+        total = sum(item.block.rows for item in work)
+        given = (self._recipe, writer.manifest, self._pace)
+        queue = _Queue(self._cluster, given, writer, len(work))
+        groups, views = Groups(work), self._teacher_pass.views_per_reading
+        with Progress(total, "images", self._console) as progress:
+            queue.run(iter(lambda: groups.next(views), []), progress, stop)
+        return total
+
+
+class _Queue:
+    """The tasks of one list of blocks. given: the first arguments of each."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        given: tuple[Recipe, Manifest, Pace],
+        writer: CacheWriter,
+        num_blocks: int,
+    ) -> None:
+        self._cluster, self._writer = cluster, writer
+        self._given = [cluster.share(value) for value in given]
+        self._queued: dict[Ref, list[Work]] = {}
+        self._done, self._num_blocks = 0, num_blocks
+
+    def run(self, groups: Iterator[list[Work]], progress: Progress, stop: StopRequest) -> None:
+        """Keep all workers at work until every group is committed."""
+        try:
+            while True:
+                progress.note = f" on {self._cluster.format_workers()}"
+                self._fill_up(groups)
+                if not self._queued:
+                    return
+                self._commit_done(progress)
+                if stop.signal_number is not None:
+                    self._stop(stop.signal_number, progress)
+        finally:
+            self._cluster.cancel(self._queued, at_once=True)
+
+    def _fill_up(self, groups: Iterator[list[Work]]) -> None:
+        most = _QUEUED_PER_WORKER * max(self._cluster.num_workers, 1)
+        while len(self._queued) < most and (group := next(groups, None)):
+            task = self._cluster.submit(on_node.compute, *self._given, group)
+            self._queued[task] = group
+
+    def _commit_done(self, progress: Progress) -> None:
+        for task in self._cluster.done(self._queued, _POLL_SECONDS):
+            group = self._queued.pop(task)
+            for written in raise_failure(self._cluster.result(task)):
+                self._writer.commit_written(written)
+            self._done += len(group)
+            progress.advance(sum(item.block.rows for item in group))
+
+    def _stop(self, signal_number: int, progress: Progress) -> None:
+        """Commit what is finished within a few seconds. Raises Stopped."""
+        until = time.monotonic() + _SECONDS_TO_FINISH
+        while self._queued and time.monotonic() < until:
+            self._commit_done(progress)
+        raise Stopped(
+            signal_number,
+            f"stopped after {self._done:,} of {self._num_blocks:,} blocks, which are saved; the "
+            f"same command resumes",
+        )

@@ -1,0 +1,105 @@
+"""What a worker of a cluster does in a teacher pass: it builds the teacher once, then computes.
+
+Its chunks go into the cache's folder, under names of their own; the driver commits them
+(`store.aside`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from configs.commands import cache_command
+from configs.schema import TeacherConfig
+from precompute.blocks import run_blocks
+from precompute.fill import measured, naming_changed_files
+from precompute.setup import at_hand, setup_of
+from precompute.teacher_pass import PassOptions, TeacherPass
+from precompute.trial import fastest_batch, pass_rate
+from runtime.cluster import ClusterError
+from runtime.devices import pick_device
+from runtime.signals import StopRequest
+from store.aside import AsideWriter, Written
+from store.errors import fixes_spelled_by
+from store.identity import Identity
+from store.manifest import Manifest
+from store.work import Work
+from views.datasets import load_dataset
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a worker needs to build the same pass as the driver."""
+
+    config: TeacherConfig
+    caches: Path
+    identity: Identity
+    device: str
+    num_workers: int | None
+
+
+class Pace(NamedTuple):
+    """Of one worker. images_per_second: 0 where it was not measured."""
+
+    batch_size: int
+    images_per_second: float = 0.0
+
+
+_here: tuple[Recipe, TeacherPass] | None = None  # in a worker's process
+
+
+def compute(recipe: Recipe, manifest: Manifest, pace: Pace, work: Sequence[Work]) -> list[Written]:
+    """Compute blocks of the same samples and write them aside. Raises CacheError, DatasetError."""
+    teacher_pass = _teacher_pass(recipe)
+    teacher_pass.batch_size, teacher_pass.images_per_second = pace
+    setup, quiet = teacher_pass.setup, Console(file=io.StringIO())
+    writer = AsideWriter(setup.path, manifest, work)
+    with (
+        naming_changed_files(setup),
+        fixes_spelled_by(
+            lambda more: cache_command(setup.config, caches_dir=recipe.caches, more=more)
+        ),
+    ):
+        run_blocks(teacher_pass, writer, work, StopRequest(), quiet)
+    return writer.written
+
+
+def measured_pace(recipe: Recipe, batch_size: int | None) -> Pace:
+    """At that batch size; without one, at the fastest."""
+    teacher_pass = _teacher_pass(recipe)
+    if batch_size is None:
+        return Pace(*fastest_batch(teacher_pass))
+    teacher_pass.batch_size = batch_size
+    return Pace(batch_size, pass_rate(teacher_pass))
+
+
+def measured_of_pass(recipe: Recipe, images_per_second: float) -> dict[str, float]:
+    """What is recorded of a pass once every block is committed: `precompute.fill.measured`."""
+    return measured(_teacher_pass(recipe), images_per_second, Console(file=io.StringIO()))
+
+
+def _teacher_pass(recipe: Recipe) -> TeacherPass:
+    """Built once in each process; only its pace changes. Raises ClusterError."""
+    global _here
+    if _here is None or _here[0] != recipe:
+        _here = None  # its memory, before the next one is built
+        _here = recipe, _built(recipe)
+    return _here[1]
+
+
+def _built(recipe: Recipe) -> TeacherPass:
+    dataset = load_dataset(recipe.config.dataset, recipe.caches)
+    setup = at_hand(setup_of(recipe.config, dataset, recipe.caches))
+    if setup.identity != recipe.identity:
+        raise ClusterError(
+            f"this node would compute another cache, {setup.path.name}: its images or weights are "
+            f"not those of the node that the command was started on",
+            fix="use a folder that all nodes share, or copy the same files to all of them",
+        )
+    device = pick_device(recipe.device)
+    return TeacherPass(setup, PassOptions(device, num_workers=recipe.num_workers))

@@ -21,17 +21,36 @@ class ErrorRates:
     num_classes: int = 1000
 
 
+class ErrorCount:
+    """Counts errors batch by batch; waits for the device once, when they are read."""
+
+    def __init__(self) -> None:
+        self._right: list[Tensor] = []
+        self._total = self._num_classes = 0
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """logits: (B, K), labels: (B,), on the device of all other batches."""
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        self._right.append(torch.stack([ranked[:, 0].sum(), ranked.sum()]))
+        self._total, self._num_classes = self._total + len(labels), logits.shape[1]
+
+    def rates(self) -> ErrorRates:
+        top1, top5 = torch.stack(self._right).sum(dim=0).tolist()
+        return ErrorRates(
+            100.0 * (self._total - top1) / self._total,
+            100.0 * (self._total - top5) / self._total,
+            self._num_classes,
+        )
+
+
 @torch.no_grad()
 def count_errors(batches: Iterable[tuple[Tensor, Tensor]]) -> ErrorRates:
     """The error over batches of (logits (B, K), labels (B,)), all on one device.
 
     Waits for the device once, at the end. With fewer than five classes, top-5 counts them all.
     """
-    right: list[Tensor] = []
-    total = num_classes = 0
+    count = ErrorCount()
     for logits, labels in batches:
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        right.append(torch.stack([ranked[:, 0].sum(), ranked.sum()]))
-        total, num_classes = total + len(labels), logits.shape[1]
-    top1, top5 = torch.stack(right).sum(dim=0).tolist()
-    return ErrorRates(100.0 * (total - top1) / total, 100.0 * (total - top5) / total, num_classes)
+        count.add(logits, labels)
+    return count.rates()

@@ -12,12 +12,14 @@ from runtime.errors import Stopped
 class StopRequest:
     """A context manager that records the first signal in `signal_number` while it is open.
 
+    The second one raises Stopped, and `is_urgent` says so.
     Only the main thread may handle signals; elsewhere nothing is recorded. A signal that is
     ignored stays ignored: the processes of an ablation leave Ctrl-C to the one that started them.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self.is_urgent = False
         self._listens = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> StopRequest:
@@ -35,5 +37,6 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
+            self.is_urgent = True
             raise Stopped(number, "stopped at once; what was saved before is safe")
         self.signal_number = number

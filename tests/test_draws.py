@@ -16,9 +16,10 @@ from tests.support.own_network import DROPPING, Dropping
 from train.checkpoint import Partial
 from train.records import RunRecorder
 from train.results import EpochResult
-from train.student import train_student, try_run
+from train.student import train_student
 from train.study import Study
 from train.teacher import train_teacher
+from train.trial import try_run
 
 MakeStudy = Callable[..., Study]
 

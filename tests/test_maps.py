@@ -18,9 +18,10 @@ from tests.support.own_network import ONE_PIXEL
 from tests.support.teacher_cache import CPU
 from train import TrainError
 from train.results import EpochResult
-from train.student import train_student, try_run
+from train.student import train_student
 from train.study import Study
 from train.teacher import train_teacher
+from train.trial import try_run
 
 MakeStudy = Callable[..., Study]
 IN_PLACE = "python:tests.support.own_network:InPlace"

@@ -22,8 +22,8 @@ from tests.support.teacher_cache import CPU
 from tests.support.training_runs import without_times
 from train import TrainError
 from train.__main__ import cli
+from train.evaluation import evaluate
 from train.export import export_student, weights_of
-from train.loop import evaluate
 from train.records import Partial, RunRecorder
 from train.results import EpochResult
 from train.schedule import learning_rate_at

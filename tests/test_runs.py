@@ -14,7 +14,7 @@ import torch
 
 from runtime.locks import Job, WriterLock
 from train.__main__ import cli
-from train.loop import EpochPrinter
+from train.printing import EpochPrinter
 from train.results import EpochResult
 from train.study import Study
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from configs.load import load_teacher
 from train.__main__ import cli
-from train.loop import EpochPrinter
+from train.printing import EpochPrinter
 from train.teacher import train_teacher
 from train.teacher_weights import training_folder
 
@@ -156,7 +156,7 @@ def test_a_long_training_into_a_missing_file_needs_consent(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("train.loop.fit", None)  # it would go on for days
+    monkeypatch.setattr("train.loop._fit", None)  # it would go on for days
     long = [*call, "training.epochs=1000000"]
     assert cli(long) == 2
     told = capsys.readouterr().err

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -179,7 +179,12 @@ def test_the_best_epoch_is_the_first_of_equals(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors = iter([30.0, 20.0, 20.0, 25.0])
-    monkeypatch.setattr("train.loop.evaluate", lambda *_: ErrorRates(next(errors), 1.0))
+
+    def evaluating(*_: object) -> Iterator[None]:
+        yield
+        return ErrorRates(next(errors), 1.0)
+
+    monkeypatch.setattr("train.loop.evaluating", evaluating)
     summary = train_student(make_study().run("ce", 0))
     assert summary["best"]["epoch"] == 2
     assert summary["last"]["top1_error"] == 25.0

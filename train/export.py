@@ -32,9 +32,9 @@ from runtime.devices import pick_device
 from runtime.files import folder_written_aside
 from store.identity import file_sha256
 from train import TrainError
+from train.evaluation import evaluate
 from train.exported import NAMES, card_document
 from train.figures import EMA
-from train.loop import evaluate
 from train.residual import build_student, hint_stage, is_pair, thinner
 from train.run_files import SUMMARY_FILE
 from train.study import Run

@@ -1,67 +1,92 @@
 """The training loop: a run from where it resumes to its end, epoch by epoch, tested in between.
 
-Saves checkpoints, prints its epochs and stops on a signal. The state of a run is its tensors, the
-number of the last finished epoch and, within an epoch, of the last step; a run resumed from a
-checkpoint equals an uninterrupted one, bit for bit on a CPU.
+A run advances batch by batch, so that several may be trained in turn (`train.together`). It saves
+checkpoints, prints its epochs and stops on a signal. Its state is its tensors, the number of
+the last finished epoch and, within an epoch, of the last step; a run resumed from a checkpoint
+equals an uninterrupted one, bit for bit on a CPU.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from configs.schema import LossTerm
-from nets.error_rates import ErrorRates, count_errors
-from nets.precision import autocast
+from nets.error_rates import ErrorRates
 from runtime.signals import StopRequest
+from runtime.turns import OwnTime, last_of
 from train import TrainError
 from train.checkpoint import Partial, refuse_other_steps
+from train.evaluation import evaluating
 from train.learner import reading_maps
+from train.printing import EpochPrinter, classifier_epoch, print_other_threads
 from train.records import RunRecorder
 from train.results import EpochResult, Tested
 from train.run_files import CHECKPOINT_FILE
-from train.schedule import weight_at
 from train.step import ActiveTerm, Session, Step, active_terms, epoch_steps, start_epoch
-from train.terms import loss_named
 from train.tracking import tracking
 from views.batches import Pixels
 
-_BATCH = 1024
-_BATCH_VALUES = 4 * 2**20  # of input numbers: larger images come in smaller batches
+Result = TypeVar("Result")
 
 
 class Diverged(TrainError):
     """The loss of a run is no longer a number."""
 
 
+# Where a run stands between two batches: the epoch, and how many batches of it are done, those that
+# it was tested on counted after those that it was trained on.
+Position = tuple[int, int]
+# A run that is trained one batch each time it is advanced: it says where it stands, and in the end
+# gives its summary.
+Training = Generator[Position, None, dict[str, Any]]
+
+
 def train_to_end(
     session: Session,
     *,
     finish: Callable[[], Mapping[str, Any]],
+    console: Console | None = None,
+    track: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train what is left of a run, at a stretch; see `training`."""
+    with StopRequest() as stop:
+        return last_of(training(session, finish=finish, stop=stop, console=console, track=track))
+
+
+def training(
+    session: Session,
+    *,
+    finish: Callable[[], Mapping[str, Any]],
+    stop: StopRequest,
     checkpoint_minutes: float = 10.0,
     console: Console | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     track: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Train what is left of a run, and close its teacher source; returns the summary.
+) -> Training:
+    """Train what is left of a run, batch by batch, and close its teacher source; gives the summary.
 
-    finish: called after the last epoch; returns what the summary is to say besides. track: the
-    trackers that get its figures. Ctrl-C and SIGTERM save a checkpoint and raise Stopped.
+    Other runs may be trained between two batches: nothing global is changed then, and their time is
+    not counted. finish: called after the last epoch; returns what the summary is to say besides.
+    stop: a request to save a checkpoint and to raise Stopped. track: the trackers that get its
+    figures.
     """
-    run = session.run
+    run, clock = session.run, OwnTime()
     try:
         with (
-            StopRequest() as stop,
             RunRecorder(
-                run, session.learner, checkpoint_minutes=checkpoint_minutes, stop=stop
+                run,
+                session.learner,
+                checkpoint_minutes=checkpoint_minutes,
+                stop=stop,
+                clock=clock,
             ) as recorder,
             tracking(track, run, recorder.first_epoch, console) as log,
         ):
@@ -69,7 +94,7 @@ def train_to_end(
             first = classifier_epoch(run.terms, epochs)
             printer = EpochPrinter(epochs, recorder.first_epoch, console, first)
 
-            _print_other_threads(recorder, session.learner.device, console)
+            print_other_threads(recorder, session.learner.device, console)
 
             def after_epoch(result: EpochResult) -> None:
                 recorder.epoch_done(result)
@@ -78,48 +103,42 @@ def train_to_end(
                 if on_epoch is not None:
                     on_epoch(result)
 
-            fit(
-                session,
-                first_epoch=recorder.first_epoch,
-                on_epoch=after_epoch,
-                partial=recorder.partial,
-                checkpoints=recorder,
-            )
+            with closing(_fit(session, recorder, after_epoch, clock)) as batches:
+                for position in batches:
+                    with clock.paused():
+                        yield position
             return recorder.finish(finish())
     finally:
         session.teacher.close()
 
 
-def fit(
+def _fit(
     session: Session,
-    *,
-    first_epoch: int,
+    recorder: RunRecorder,
     on_epoch: Callable[[EpochResult], None],
-    partial: Partial | None = None,
-    checkpoints: RunRecorder | None = None,
-) -> None:
-    """Train from `first_epoch` (1 for a new run) to the last; `on_epoch` after each.
-
-    partial: what was done of the first epoch before. checkpoints: asked after every step and epoch.
-    """
+    clock: OwnTime,
+) -> Generator[Position, None, None]:
+    """Train from where the run resumes to the last epoch; `on_epoch` after each."""
     learner, training = session.learner, session.run.training
+    partial = recorder.partial
     learner.train()
     with reading_maps(learner, session.data.train, training.batch_size):
-        for epoch in range(first_epoch, training.epochs + 1):
-            result = _run_epoch(session, epoch, partial, checkpoints)
+        for epoch in range(recorder.first_epoch, training.epochs + 1):
+            yield epoch, partial.step if partial else 0
+            result = yield from _run_epoch(session, epoch, partial, recorder, clock)
             partial = None
             learner.maps.clear()  # those of the last test batch
             on_epoch(result)
-            if checkpoints is not None and epoch < training.epochs:
-                checkpoints.end_if_asked(epoch)
+            if epoch < training.epochs:
+                recorder.end_if_asked(epoch)
 
 
 def _run_epoch(
-    session: Session, epoch: int, partial: Partial | None, checkpoints: RunRecorder | None
-) -> EpochResult:
-    waiting = time.perf_counter()
+    session: Session, epoch: int, partial: Partial | None, recorder: RunRecorder, clock: OwnTime
+) -> Generator[Position, None, EpochResult]:
+    waiting = clock()
     order = start_epoch(session, epoch)
-    started = time.perf_counter()
+    started = clock()
     terms = active_terms(session.run.terms, epoch)
     if partial is not None:
         checkpoint, losses_now = session.run.folder / CHECKPOINT_FILE, [each.loss for each in terms]
@@ -130,15 +149,13 @@ def _run_epoch(
     for step in epoch_steps(session, epoch, order, terms, steps_done=sums.num_steps):
         sums.add(step)
         rate = step.learning_rate
-        if checkpoints is not None and step.number < session.num_steps and checkpoints.is_due():
-            seconds = seconds_before + time.perf_counter() - started
-            checkpoints.save(sums.partial(epoch, seconds))
+        if step.number < session.num_steps and recorder.is_due():
+            recorder.save(sums.partial(epoch, seconds_before + clock() - started))
+        yield epoch, step.number
     step_losses, losses = sums.read()
     _refuse_divergence(step_losses, epoch)
-    trained = time.perf_counter()
-    learner = session.learner
-    tested = _test(learner.network, session, epoch)
-    average = _test(learner.average.module, session, epoch) if learner.average else None
+    trained = clock()
+    tested, average = yield from _in_turn(_tests(session, epoch), epoch, session.num_steps)
     return EpochResult(
         epoch=epoch,
         loss=_mean_of_samples(step_losses, session),
@@ -151,9 +168,46 @@ def _run_epoch(
         num_samples=len(order),
         train_seconds=seconds_before + trained - started,
         wait_seconds=started - waiting,
-        evaluate_seconds=time.perf_counter() - trained,
+        evaluate_seconds=clock() - trained,
         step_losses=step_losses,
     )
+
+
+def _in_turn(
+    work: Generator[None, None, Result], epoch: int, batches_done: int
+) -> Generator[Position, None, Result]:
+    """Work that says only when a batch is done, as one that says where it stands."""
+    with closing(work):
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            batches_done += 1
+            yield epoch, batches_done
+
+
+def _tests(session: Session, epoch: int) -> Generator[None, None, tuple[Tested, Tested | None]]:
+    """Errors of the network and, where the recipe has one, of the average of its weights."""
+    learner = session.learner
+    tested = yield from _test(learner.network, session, epoch)
+    if learner.average is None:
+        return tested, None
+    return tested, (yield from _test(learner.average.module, session, epoch))
+
+
+def _test(network: nn.Module, session: Session, epoch: int) -> Generator[None, None, Tested]:
+    """Errors on the test and the validation split, in the epochs that are tested."""
+    training, learner, data = session.run.training, session.learner, session.data
+    if epoch % training.evaluate_every and epoch != training.epochs:
+        return Tested(None, None)
+
+    def errors_on(pixels: Pixels) -> Generator[None, None, ErrorRates]:
+        return evaluating(network, pixels, learner.precision, learner.device)
+
+    errors = yield from errors_on(data.test)
+    return Tested(errors, (yield from errors_on(data.validation)) if data.validation else None)
 
 
 @dataclass
@@ -209,41 +263,6 @@ def _refuse_divergence(step_losses: Sequence[float], epoch: int) -> None:
             )
 
 
-def _test(network: nn.Module, session: Session, epoch: int) -> Tested:
-    """Errors on the test and the validation split, in the epochs that are tested."""
-    training, learner, data = session.run.training, session.learner, session.data
-    if epoch % training.evaluate_every and epoch != training.epochs:
-        return Tested(None, None)
-
-    def errors_on(pixels: Pixels) -> ErrorRates:
-        return evaluate(network, pixels, learner.precision, learner.device)
-
-    return Tested(errors_on(data.test), errors_on(data.validation) if data.validation else None)
-
-
-def evaluate(
-    network: nn.Module, pixels: Pixels, precision: str, device: torch.device
-) -> ErrorRates:
-    """Of the network, in evaluation mode and on `device`, over view 0 of all samples."""
-    modes = [(module, module.training) for module in network.modules()]  # some may be frozen
-    network.eval()
-    try:
-        return count_errors(outputs_and_labels(network, pixels, precision, device))
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def outputs_and_labels(
-    network: nn.Module, pixels: Pixels, precision: str, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(B, classes) float32 and (B,) of one batch of view 0 after another, as large as is good."""
-    size = max(1, min(_BATCH, _BATCH_VALUES // int(np.prod(pixels.shape))))
-    for batch in pixels.batches([0], np.arange(len(pixels)), size):
-        with autocast(precision, device):
-            yield network(batch.inputs).float(), batch.labels
-
-
 def trial_steps(session: Session) -> Generator[int, None, None]:
     """Steps endlessly, two whole batches and the rest of an epoch; yields each one's images."""
     run, data = session.run, session.data.train
@@ -256,71 +275,3 @@ def trial_steps(session: Session) -> Generator[int, None, None]:
             for step in epoch_steps(session, 1, some, terms):
                 step.losses["total"].item()
                 yield step.num_samples
-
-
-# ---- what is printed
-
-
-def _print_other_threads(
-    recorder: RunRecorder, device: torch.device, console: Console | None
-) -> None:
-    before, now = recorder.threads_before, torch.get_num_threads()
-    if console is not None and device.type == "cpu" and before not in (None, now):
-        console.print(
-            f"started with {before} threads, resumed with {now}: the last bits may differ from "
-            f"those of an uninterrupted run"
-        )
-
-
-class EpochPrinter:
-    """Prints errors, rate and time left after each epoch; says nothing without a console."""
-
-    def __init__(
-        self,
-        epochs: int,
-        first_epoch: int,
-        console: Console | None,
-        classifier_epoch: int = 1,  # the first in which a loss reaches the classifier
-    ) -> None:
-        self._classifier_epoch = classifier_epoch
-        self._epochs, self._first, self._console = epochs, first_epoch, console
-        self._seconds = 0.0
-        if console is not None and first_epoch > 1:
-            console.print(f"resuming after epoch {first_epoch - 1} of {epochs}")
-
-    def __call__(self, result: EpochResult) -> None:
-        if self._console is None:
-            return
-        self._seconds += result.seconds
-        left = self._seconds / (result.epoch - self._first + 1) * (self._epochs - result.epoch)
-        self._console.print(
-            f"epoch {result.epoch:3d}/{self._epochs}  loss {result.loss:8.4f}  "
-            f"{_test_text(result)}  "
-            f"{result.images_per_second:8,.0f} images/s  ETA {left:4.0f} s"
-            f"{self._idle(result.epoch)}"
-        )
-
-    def _idle(self, epoch: int) -> str:
-        if epoch >= self._classifier_epoch:
-            return ""
-        if self._classifier_epoch > self._epochs:
-            return "  classifier idle"
-        return f"  classifier idle until epoch {self._classifier_epoch}"
-
-
-def classifier_epoch(terms: Sequence[LossTerm], epochs: int) -> int:
-    """The first epoch in which a loss reaches the classifier; `epochs` + 1 if there is none."""
-    reaching = [term for term in terms if "logits" in loss_named(term.loss).student]
-    for epoch in range(1, epochs + 1):
-        if any(weight_at(term, epoch) for term in reaching):
-            return epoch
-    return epochs + 1
-
-
-def _test_text(result: EpochResult) -> str:
-    if (errors := result.errors) is None:
-        return "not tested" + " " * 34
-    top5 = f" {errors.top5:6.2f} % top-5" if errors.num_classes > 5 else ""
-    average = result.average.errors if result.average else None
-    averaged = f", averaged weights {average.top1:.2f} %" if average else ""
-    return f"test error {errors.top1:6.2f} % top-1{top5}{averaged}"

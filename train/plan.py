@@ -218,7 +218,7 @@ def _cache_line(teacher: TeacherConfig, path: Path, samples: int) -> str:
 def _trial_lines(run: Run, device: str) -> list[str]:
     from runtime.devices import pick_device
     from runtime.formats import format_duration
-    from train.student import try_run
+    from train.trial import try_run
 
     picked = pick_device(device)
     trial = try_run(run, picked)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,6 +70,7 @@ class RunRecorder:
     """Writes the files of one run; `first_epoch` and `partial` say where training resumes.
 
     checkpoint_minutes: between checkpoints within an epoch. stop: a request to save one and to end.
+    clock: gives the seconds that count as the run's.
     To be closed, or used as a context. Raises Busy where another process trains this run.
     """
 
@@ -80,10 +81,12 @@ class RunRecorder:
         *,
         checkpoint_minutes: float = 10.0,
         stop: StopRequest | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.folder, self._learner = run.folder, learner
         self._identity, self._sha256 = run.identity, identity_sha256(run.identity)
         self._checkpoint_seconds, self._stop = 60 * checkpoint_minutes, stop
+        self._clock = clock
         self.partial: Partial | None = None
         self.seconds = 0.0
         self.first_epoch = 1
@@ -101,7 +104,7 @@ class RunRecorder:
         except BaseException:
             self._lock.release()
             raise
-        self._seconds_counted = self._saved = time.perf_counter()
+        self._seconds_counted, self._saved = clock(), time.perf_counter()
 
     def __enter__(self) -> Self:
         return self
@@ -198,7 +201,7 @@ class RunRecorder:
         self._epochs.append(epoch)
 
     def _count_seconds(self) -> None:
-        now = time.perf_counter()
+        now = self._clock()
         self.seconds += now - self._seconds_counted
         self._seconds_counted = now
 

@@ -1,30 +1,29 @@
-"""Assembles and trains one student, from the cache or with the teacher in the loop; tries a run."""
+"""Assembles and trains one student, from the cache or with the teacher in the loop."""
 
 from __future__ import annotations
 
 import functools
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import nn
 
-from configs.schema import TeacherConfig
+from configs.schema import AdamW, TeacherConfig
 from nets.archs import stem_hint
 from nets.taps import taps_stored
 from nets.teacher import load_teacher_network
-from runtime.cost import Memory, measured_rate, memory_with
 from runtime.devices import pick_device
 from runtime.formats import counted
+from runtime.signals import StopRequest
+from runtime.turns import last_of
 from store import TeacherCache
 from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
 from train.check import check_methods
-from train.connectors import connectors_for, student_classifiers, student_stages
+from train.connectors import Connectors, connectors_for, student_classifiers, student_stages
 from train.feed import (
     CachedTeacher,
     LiveTeacher,
@@ -37,19 +36,17 @@ from train.feed import (
 )
 from train.finetune import start_student
 from train.learner import make_learner
-from train.loop import outputs_and_labels, train_to_end, trial_steps
+from train.loop import Training, training
 from train.merged import MergedTaps, MergedTeachers, merged_taps
 from train.repeat import take_place
 from train.residual import build_student, hint_stage, is_pair, thinner
 from train.results import EpochResult
 from train.step import Session
 from train.study import Run, Study
-from views.batches import ViewBatch
 from views.dataset_pixels import DatasetPixels
-from views.pixels import calibration_batches, open_pixels
+from views.pixels import calibration_batches
 
-_STEPS_BEFORE = 3  # memory still grows in the first ones, and with a batch of another size
-_WINDOWS_HELD = 3  # a batch may span two of them while the one after is being read
+OpenOutputs = Callable[[TeacherCache, Sequence[str]], TeacherSource]  # taps of a cache, to be read
 
 
 def train_student(
@@ -67,15 +64,43 @@ def train_student(
     track: the trackers that get its figures, see `train.tracking`. A finished run is left alone and
     its summary returned. Ctrl-C and SIGTERM save a checkpoint and raise Stopped.
     """
+    with StopRequest() as stop:
+        return last_of(
+            student_training(
+                run,
+                stop=stop,
+                open_session=lambda run: open_session(
+                    run, pick_device(device), num_workers=num_workers
+                ),
+                checkpoint_minutes=checkpoint_minutes,
+                console=console,
+                on_epoch=on_epoch,
+                track=track,
+            )
+        )
+
+
+def student_training(
+    run: Run,
+    *,
+    stop: StopRequest,
+    open_session: Callable[[Run], Session],
+    checkpoint_minutes: float = 10.0,
+    console: Console | None = None,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+    track: Sequence[str] = (),
+) -> Training:
+    """The same, batch by batch: see `train.loop.training`."""
     to_train = run.repetition or run
     summary = to_train.summary
     if summary is None:
-        session = open_session(to_train, pick_device(device), num_workers=num_workers)
+        session = open_session(to_train)
         if console is not None:
             _announce(session, run.study, console)
-        summary = train_to_end(
+        summary = yield from training(
             session,
             finish=functools.partial(_summary_extras, run, session.learner.device),
+            stop=stop,
             checkpoint_minutes=checkpoint_minutes,
             console=console,
             on_epoch=on_epoch,
@@ -92,14 +117,33 @@ def open_session(
     *,
     num_workers: int | None = None,
     data: DatasetPixels | None = None,
+    cached: OpenOutputs | None = None,
 ) -> Session:
     """A new student, its images, and the source of its teacher's outputs, which is to be closed.
 
-    data: instead of the study's own images. Raises TrainError, DatasetError, ArchError.
+    data, cached: instead of the study's own images, and of a source of the run's own. Raises
+    TrainError, DatasetError, ArchError.
     """
-    study, student = run.study, run.study.config.student
+    study = run.study
     check_methods(study, [run.method])
     data = data or study.pixels(device, num_workers)
+    network, connectors = _fresh_networks(run)
+    start = start_student(network, study.config, study.image_shape)
+    learner = make_learner(
+        network,
+        connectors,
+        run.training,
+        device,
+        stages=student_stages(study.config.student, run.terms),
+        classifiers=student_classifiers(network, run.terms, study.image_shape),
+        freeze_idle_classifier=run.training.freeze_idle_classifier,
+        start=start,
+    )
+    return Session(run, data, learner, _teacher_source(run, device, data, cached))
+
+
+def _fresh_networks(run: Run) -> tuple[nn.Module, Connectors | None]:
+    study = run.study
     network = build_student(
         study.config,
         run.terms,
@@ -108,20 +152,23 @@ def open_session(
         image_shape=study.image_shape,
         seed=run.seed,
     )
-    start = start_student(network, study.config, study.image_shape)
     merged = merged_of(study)
     taps = merged.specs if merged else study.cache.taps
-    learner = make_learner(
-        network,
-        connectors_for(network, student, run.terms, taps, study.image_shape, run.seed, merged),
-        run.training,
-        device,
-        stages=student_stages(student, run.terms),
-        classifiers=student_classifiers(network, run.terms, study.image_shape),
-        freeze_idle_classifier=run.training.freeze_idle_classifier,
-        start=start,
-    )
-    return Session(run, data, learner, _teacher_source(run, device, data))
+    student, shape = study.config.student, study.image_shape
+    return network, connectors_for(network, student, run.terms, taps, shape, run.seed, merged)
+
+
+def learner_bytes(run: Run) -> int:
+    """Of a student's weights, their gradients, the optimiser's numbers and the average."""
+    network, connectors = _fresh_networks(run)
+    weights = sum(_bytes_of(each) for each in (network, connectors) if each is not None)
+    momenta = 2 if isinstance(run.training.optimizer, AdamW) else 1
+    average = _bytes_of(network) if run.training.ema is not None else 0
+    return (2 + momenta) * weights + average
+
+
+def _bytes_of(module: nn.Module) -> int:
+    return sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
 
 
 def _announce(session: Session, study: Study, console: Console) -> None:
@@ -148,8 +195,11 @@ def _print_once(console: Console, line: str) -> None:
     console.print(line)
 
 
-def _teacher_source(run: Run, device: torch.device, data: DatasetPixels) -> TeacherSource:
+def _teacher_source(
+    run: Run, device: torch.device, data: DatasetPixels, cached: OpenOutputs | None
+) -> TeacherSource:
     study = run.study
+    cached = cached or functools.partial(cached_outputs, run, device)
     needed = run.needed_of_each
     if not needed[0]:
         return NoTeacher()
@@ -158,7 +208,7 @@ def _teacher_source(run: Run, device: torch.device, data: DatasetPixels) -> Teac
     sources = [
         _live(run, config, cache, stages, taps, device, data)
         if run.live_teacher
-        else _cached(run, cache, taps, device)
+        else cached(cache, taps)
         for (config, cache, stages), taps in zip(of_each, needed, strict=True)
     ]
     if len(sources) == 1:
@@ -172,9 +222,10 @@ def _teacher_source(run: Run, device: torch.device, data: DatasetPixels) -> Teac
     )
 
 
-def _cached(
-    run: Run, cache: TeacherCache, taps: Sequence[str], device: torch.device
+def cached_outputs(
+    run: Run, device: torch.device, cache: TeacherCache, taps: Sequence[str]
 ) -> TeacherSource:
+    """These taps of a cache, held and ordered as this run does it."""
     study = run.study
     if (rows := run.window_rows) is not None:
         return WindowedTeacher(cache, taps, study.num_views, device, rows)
@@ -230,68 +281,3 @@ def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-
-
-# ---- a trial
-
-
-@dataclass(frozen=True)
-class Trial:
-    """images_per_second: of the steps, without tests. memory: of a whole run."""
-
-    images_per_second: float
-    memory: Memory
-
-
-def try_run(run: Run, device: torch.device) -> Trial:
-    """Take a few steps and show a test batch; writes nothing. Raises as `train_student` does.
-
-    All terms of the method act, with the teacher's outputs for some other samples.
-    """
-    study = run.study
-    views, normalisation = study.teacher.views, study.teacher.dataset.normalisation
-    pixels = open_pixels(study.dataset.train, views, normalisation, device)
-    session = open_session(run, device, data=DatasetPixels(pixels, None, pixels))
-    session.teacher.close()
-    session = replace(session, teacher=_some_outputs(run, device))
-    learner = session.learner
-    steps = trial_steps(session)
-    for _ in range(_STEPS_BEFORE):
-        next(steps)
-    rate = measured_rate(steps)
-    steps.close()
-    learner.network.eval()
-    with torch.no_grad():
-        next(outputs_and_labels(learner.network, pixels, learner.precision, device))
-    return Trial(rate, memory_with(_bytes_to_come(run), device))
-
-
-def _bytes_to_come(run: Run) -> int:
-    """Two views of teacher outputs, or the windows held; and images to test on."""
-    study = run.study
-    dataset, share = study.dataset, 2.0
-    if (rows := study.window_rows(run.needed_taps)) is not None:
-        share = _WINDOWS_HELD * rows / study.cache.num_samples
-    tested = len(dataset.test) + (len(dataset.validation) if dataset.validation else 0)
-    held = sum(map(slab_bytes, study.caches, run.needed_of_each))
-    return int(share * held) + tested * math.prod(study.image_shape)
-
-
-def _some_outputs(run: Run, device: torch.device) -> TeacherSource:
-    study, needed = run.study, run.needed_of_each
-    sources = [_SomeOutputs(c, taps, device) for c, taps in zip(study.caches, needed, strict=True)]
-    if len(sources) == 1:
-        return sources[0]
-    stages = [study.teacher_stages, *(other.stages for other in study.further)]
-    return MergedTeachers(sources, study.config.weight_of_each, list(map(len, stages)))
-
-
-class _SomeOutputs(NoTeacher):
-    """Teacher outputs of the right shape: those of the cache's first block, repeated."""
-
-    def __init__(self, cache: TeacherCache, taps: Sequence[str], device: torch.device) -> None:
-        block = cache.read_block(cache.manifest.block(0, 0), taps) if taps else {}
-        self._block = {tap: torch.from_numpy(values).to(device) for tap, values in block.items()}
-
-    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
-        return {tap: values[batch.ids % len(values)] for tap, values in self._block.items()}

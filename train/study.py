@@ -5,7 +5,7 @@ Imports no torch, so that a command which finds its work done ends at once.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -257,11 +257,7 @@ class Run:
     @property
     def held_bytes(self) -> int:
         """Bytes of teacher outputs held in memory at a time: two views, or two windows."""
-        first = self.study.cache
-        rows = 2 * (self.window_rows or first.num_samples)
-        if not self.study.further:
-            return rows * record_bytes(first, self.needed_taps)
-        return rows * sum(map(record_bytes, self.study.caches, self.needed_of_each))
+        return held_together([self])
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -291,6 +287,25 @@ class Run:
         Empty where there is none, or where this run has begun.
         """
         return changes_since(self.study.folder, self.name, self.folder, self.identity)
+
+
+def needed_together(runs: Sequence[Run]) -> list[list[str]]:
+    """The taps that runs of one study read, of each teacher."""
+    wanted = [
+        {tap for taps in of_one for tap in taps}
+        for of_one in zip(*(run.needed_of_each for run in runs), strict=True)
+    ]
+    return [
+        [tap for tap in cache.manifest.taps if tap in taps]
+        for cache, taps in zip(runs[0].study.caches, wanted, strict=True)
+    ]
+
+
+def held_together(runs: Sequence[Run]) -> int:
+    """Bytes of teacher outputs held at a time for runs of one study that read them together."""
+    study = runs[0].study
+    rows = 2 * (runs[0].window_rows or study.cache.num_samples)
+    return rows * sum(map(record_bytes, study.caches, needed_together(runs)))
 
 
 def refuse_unknown_method(config: StudentConfig, method: str) -> None:

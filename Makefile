@@ -19,6 +19,7 @@ OUT     ?= exported
 WORKERS ?=
 FEED    ?= auto
 JOBS    ?= 1
+SHARE   ?=
 REDO    ?=
 TRACK   ?=
 CLUSTER ?=
@@ -55,6 +56,7 @@ READERS = --device $(call q,DEVICE) $(if $(value WORKERS),--workers $(call q,WOR
 STUDENTS = --caches $(call q,CACHES) $(if $(value CACHE),--cache $(call q,CACHE)) --runs $(call q,RUNS) \
   $(READERS) --feed $(call q,FEED)
 TRACKED  = $(foreach each,$(call q-words,TRACK),--track $(each))
+SHARED   = $(if $(filter 0,$(value SHARE)),--no-share,$(if $(value SHARE),--share))
 RUN      = $(call q,STUDENT) --method $(call q,METHOD) --seed $(call q,SEED)
 STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS) --jobs $(call q,JOBS)
 
@@ -94,6 +96,7 @@ help: ## print this help
 	  'METHODS="ce kd"' 'methods of an ablation (default: all in the file)' \
 	  'SEEDS="'$(call q,SEEDS)'"' 'seeds of an ablation' \
 	  JOBS=$(call q,JOBS) 'runs of an ablation that train side by side' \
+	  'SHARE=1' 'train the runs of a seed together, reading each image once (0: apart)' \
 	  'ARGS="key.sub=value ..."' 'config keys; teacher.key.sub=value is for the teacher of a student' \
 	  CACHES=$(call q,CACHES) 'folder of the caches' \
 	  'CACHE=path' 'train from this cache, without the teacher; or check it' \
@@ -132,7 +135,7 @@ ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the re
 	@$(PY) -m train check $(STUDY) $(STUDENTS) $(OVERRIDES)
 	@$(ITS_TEACHER_WEIGHTS)
 	@$(ITS_TEACHER_CACHE)
-	@$(PY) -m train ablation $(STUDY) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
+	@$(PY) -m train ablation $(STUDY) $(STUDENTS) $(SHARED) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
 
 export-student: env ## write a finished student (STUDENT, METHOD, SEED) to OUT as plain weights and as a program
 	@$(PY) -m train export $(call q,STUDENT) $(call q,OUT) --method $(call q,METHOD) --seed $(call q,SEED) \

@@ -138,6 +138,16 @@ def test_make_takes_every_variable_that_it_shows() -> None:
     assert "--args='a.b=1 c=[1,2]'" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("given", "option"), [("SHARE=1", "--share"), ("SHARE=0", "--no-share"), ("SHARE=", "")]
+)
+def test_make_says_whether_runs_share_a_reading(given: str, option: str) -> None:
+    command = next(
+        line for line in make("ablation", given).stdout.splitlines() if "train ablation" in line
+    )
+    assert "".join(word for word in command.split() if word.endswith("share")) == option
+
+
 @pytest.mark.parametrize("target", ["train-student", "ablation"])
 def test_make_checks_before_it_builds(target: str) -> None:
     shown = make(target, "FEED=foo", "JOBS=0", "DEVICE=cuda", "WORKERS=3", "SEEDS=a").stdout

@@ -38,6 +38,7 @@ from train.options import (
     Runs,
     Seed,
     Seeds,
+    ShareReading,
     Track,
 )
 from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
@@ -142,6 +143,7 @@ def ablation(
     workers: Workers = None,
     feed: FeedOption = "auto",
     jobs: Jobs = 1,
+    share: ShareReading = None,
     redo: Redo = False,
     track: Track = None,
 ) -> None:
@@ -164,6 +166,7 @@ def ablation(
         device=device,
         num_workers=workers,
         jobs=jobs,
+        share=share,
         console=console,
         track=track or (),
     )

@@ -23,6 +23,15 @@ FeedOption = Annotated[
     typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="runs to train side by side")]
+ShareReading = Annotated[
+    bool | None,
+    typer.Option(
+        "--share/--no-share",
+        help="whether runs with the same seed are trained together, from one reading of the "
+        "images; default: where images are read for every epoch",
+        show_default=False,
+    ),
+]
 Redo = Annotated[
     bool,
     typer.Option(

@@ -53,6 +53,11 @@ def record_bytes(cache: TeacherCache, taps: Collection[str]) -> int:
     return sum(cache.manifest.taps[tap].read_bytes_per_record for tap in taps)
 
 
+def outputs_fit(num_bytes: int, jobs: int) -> bool:
+    """Whether each of `jobs` processes may hold so many bytes of teacher outputs."""
+    return jobs * num_bytes <= _SLABS_SHARE * total_memory()
+
+
 def jobs_that_fit(jobs: int, held_bytes: Iterable[int]) -> int:
     """How many of `jobs` runs may hold their teacher outputs, of these sizes, side by side."""
     largest = max([1, *held_bytes])

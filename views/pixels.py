@@ -94,14 +94,26 @@ def open_pixels(
     source = AugmentedSplit(split, config, normalisation, device)
     augment = config.augment
     check_augmentable(split.first_shape, augment)
-    if not augment.needs_pillow and _fits(len(split), split.first_shape, device):
+    if _is_resident(split, config, device):
         images, checksums = split.loaded
         return ResidentPixels(source, torch.from_numpy(images).to(device), checksums)
     workers = default_workers(device) if num_workers is None else num_workers
     streamed = StreamedPixels(source, workers)
-    if augment.num_distinct_views == 1 and _fits(len(split), streamed.shape, device):
-        return _loaded(streamed, source)
-    return streamed
+    return _loaded(streamed, source) if _is_cut_once(split, config, device) else streamed
+
+
+def are_streamed(split: Split, config: ViewsConfig, device: torch.device) -> bool:
+    """Whether `open_pixels` would read and decode the images anew for every epoch."""
+    return not (_is_resident(split, config, device) or _is_cut_once(split, config, device))
+
+
+def _is_resident(split: Split, config: ViewsConfig, device: torch.device) -> bool:
+    return not config.augment.needs_pillow and _fits(len(split), split.first_shape, device)
+
+
+def _is_cut_once(split: Split, config: ViewsConfig, device: torch.device) -> bool:
+    shape = view_shape(split.first_shape, config.augment)
+    return config.augment.num_distinct_views == 1 and _fits(len(split), shape, device)
 
 
 def _fits(num_samples: int, shape: tuple[int, ...], device: torch.device) -> bool:

@@ -1,0 +1,142 @@
+"""Groups of runs in several processes side by side, which stop and resume together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+
+from configs.schema import StudentConfig, TeacherConfig
+from runtime.errors import Stopped
+from runtime.limits import Share
+from runtime.signals import StopRequest
+from train.study import Run, Study, open_study
+from train.windows import Feed
+
+# Trains runs together, and gives each with what went wrong.
+TrainGroup = Callable[[Sequence[Run]], Iterator[tuple[Run, str]]]
+
+_POLL_SECONDS = 0.2
+
+
+def side_by_side(
+    groups: Sequence[Sequence[Run]], train: TrainGroup, jobs: int
+) -> Iterator[tuple[Run, str]]:
+    """Runs and their failures as their groups end.
+
+    On a signal every process saves a checkpoint; then Stopped is raised.
+    """
+    context = multiprocessing.get_context("spawn")
+    turns = context.SimpleQueue()
+    for turn in range(jobs):
+        turns.put(Share(turn, jobs))
+    pool = ProcessPoolExecutor(
+        jobs,
+        mp_context=context,
+        initializer=_begin,
+        initargs=(_Recipe.of(groups[0][0].study), train, turns),
+    )
+    with StopRequest() as stop:
+        futures = {pool.submit(_train, [_named(run) for run in group]): group for group in groups}
+        # A pool lists the processes to watch when a run is handed in, before it starts the process
+        # for it: without one more call the death of the last one would go unnoticed.
+        pool.submit(_nothing)
+        try:
+            while futures:
+                done, _ = wait(futures, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    if stop.signal_number is None or future.exception() is None:
+                        group = futures.pop(future)
+                        yield from zip(group, _results_of(future, len(group)), strict=True)
+                if stop.signal_number is not None:
+                    _pass_on(futures)
+                    raise Stopped(
+                        stop.signal_number,
+                        "stopped; the same command resumes every run",
+                    )
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _results_of(future: Future[list[str]], num_runs: int) -> list[str]:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return ["its process, or one beside it, died (out of memory?)"] * num_runs
+
+
+def _pass_on(futures: Iterable[Future[list[str]]]) -> None:
+    """Let the processes save their checkpoints, as they do on SIGTERM, and wait for them."""
+    futures = list(futures)
+    for future in futures:
+        future.cancel()
+    for process in multiprocessing.active_children():
+        process.terminate()
+    wait([future for future in futures if not future.cancelled()], timeout=60)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What another process needs to open the same study."""
+
+    config: StudentConfig
+    teacher: TeacherConfig
+    cache_path: Path
+    runs_dir: Path
+    feed: Feed
+
+    @classmethod
+    def of(cls, study: Study) -> _Recipe:
+        config = replace(study.config, num_views=study.num_views)
+        return cls(config, study.teacher, study.cache.path, study.runs_dir, study.feed)
+
+    def opened(self) -> Study:
+        return open_study(
+            self.config,
+            self.teacher,
+            caches_dir=self.cache_path.parent,
+            runs_dir=self.runs_dir,
+            cache_path=self.cache_path,
+            feed=self.feed,
+        )
+
+
+_here: tuple[Study, TrainGroup] | None = None  # in a process of the pool
+
+
+def _begin(recipe: _Recipe, train: TrainGroup, turns: SimpleQueue[Share]) -> None:
+    global _here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside of training; the parent passes it on
+    os.environ.update(turns.get().environment())
+    _here = recipe.opened(), train
+
+
+def _nothing() -> None:
+    pass
+
+
+_Named = tuple[str, int, bool]  # a run as another process is told of it
+
+
+def _named(run: Run) -> _Named:
+    return run.method, run.seed, run.live_teacher
+
+
+def _train(names: Sequence[_Named]) -> list[str]:
+    """Train a group; returns what went wrong with each run, empty if nothing did."""
+    assert _here is not None
+    study, train = _here
+    runs = [study.run(*name) for name in names]
+    try:
+        failures = dict(train(runs))
+    except Stopped as stopped:
+        # The checkpoints are saved. Whoever sent the signal waits for this process to end, and a
+        # pool's process would otherwise wait for its next runs.
+        os._exit(stopped.exit_code)
+    return [failures[run] for run in runs]

@@ -1,25 +1,18 @@
-"""The report's charts: the error per method as PNG, the learning curves as SVG."""
+"""The report's picture: the error per method as PNG."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from report.runs import Point, Result
+from report.runs import Result
 from report.table import Row
 from runtime.text import in_plot
 
-_COLOURS = (
-    *("#b03a2e", "#1b4f8f", "#2a7f3f", "#c77c11", "#6c3a9c", "#118a8a", "#7a5230", "#d14d8b"),
-    *("#4d5a66", "#8a9a12", "#3a7bd5", "#a83232"),
-)
 _MOST_INCHES = 60  # of width
-_TICKS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 
 
 def errors_by_method(
@@ -72,55 +65,3 @@ def _draw_references(axes: Axes, rows: Sequence[Row], teacher: Mapping[str, floa
         if row.method == "ce":
             mean, label = row.cells["last_top1"].mean, "student alone (ce)"
             axes.axhline(mean, color="#b03a2e", linestyle=":", label=label)
-
-
-def errors_by_epoch(results: Sequence[Result]) -> bytes:
-    """SVG bytes: the top-1 error of every method, over its tested epochs."""
-    return _curves(results, "epoch", lambda point: point.epoch)
-
-
-def errors_by_time(results: Sequence[Result]) -> bytes:
-    """SVG bytes: the top-1 error of every method, over seconds of training."""
-    return _curves(results, "seconds of training", lambda point: point.seconds)
-
-
-def _curves(results: Sequence[Result], label: str, x_of: Callable[[Point], float]) -> bytes:
-    figure = Figure(figsize=(6.2, 4.4), layout="constrained")
-    axes = figure.subplots()
-    methods = dict.fromkeys(result.method for result in results)
-    for method, colour in zip(methods, cycle(_COLOURS), strict=False):
-        _draw_method(axes, [r for r in results if r.method == method], x_of, colour)
-    axes.set_xlabel(label)
-    if label == "epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _scale_errors(axes, [p.top1 for r in results for p in r.curve if p.top1 is not None])
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, ncols=2, framealpha=0.9)
-    svg = io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    return svg.getvalue()
-
-
-def _draw_method(
-    axes: Axes, results: Sequence[Result], x_of: Callable[[Point], float], colour: str
-) -> None:
-    """The mean over seeds, in a band from the lowest to the highest; one line per method."""
-    of_seeds = [
-        [(x_of(point), point.top1) for point in result.curve if point.top1 is not None]
-        for result in results
-    ]
-    by_epoch = list(zip(*of_seeds, strict=False))
-    xs = [sum(x for x, _ in points) / len(points) for points in by_epoch]
-    errors = [[error for _, error in points] for points in by_epoch]
-    means = [sum(each) / len(each) for each in errors]
-    axes.plot(xs, means, color=colour, lw=1.6, label=in_plot(results[0].method))
-    low, high = [min(each) for each in errors], [max(each) for each in errors]
-    axes.fill_between(xs, low, high, color=colour, alpha=0.1, lw=0)
-
-
-def _scale_errors(axes: Axes, errors: Sequence[float]) -> None:
-    axes.set_ylabel("top-1 test error (%)")
-    axes.set_yscale("symlog", linthresh=1.0)  # methods lie close together at the end of training
-    axes.set_yticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
-    if errors:
-        axes.set_ylim(min(errors) * 0.7 if min(errors) > 1 else 0, max(errors) * 1.15 + 0.1)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from report.escape import for_csv, for_markdown
+from report.intervals import Interval, paired_p, t_interval
 from report.runs import Errors, Result
 
 _COLUMNS = {
@@ -42,13 +43,30 @@ class Difference:
     """Of a method's last top-1 error to another's, over the seeds that both have.
 
     p: two-sided, of a paired t-test; None with fewer than two seeds or without any spread.
+    interval: of the mean; None with fewer than two seeds.
     """
 
     mean: float
     p: float | None
+    interval: Interval | None = None
 
     def __str__(self) -> str:
         return f"{self.mean:+.2f}" + ("" if self.p is None else f" (p = {self.p:.2g})")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows, and the number it is sorted by; texts are sorted as texts."""
+
+    text: str = ""
+    value: float | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def of(cls, shown: Spread | Difference | None) -> Cell:
+        return cls() if shown is None else cls(str(shown), shown.mean)
 
 
 @dataclass(frozen=True)
@@ -107,38 +125,38 @@ def _difference(ours: Sequence[Result], theirs: Sequence[Result]) -> Difference 
     if not common:
         return None
     gaps = [our_errors[seed] - their_errors[seed] for seed in common]
-    return Difference(statistics.fmean(gaps), _paired_p(gaps))
+    return Difference(statistics.fmean(gaps), paired_p(gaps), t_interval(gaps))
 
 
-def _paired_p(gaps: Sequence[float]) -> float | None:
-    if len(gaps) < 2 or statistics.stdev(gaps) == 0:
-        return None
-    from scipy.special import stdtr  # Student's t distribution; scipy.stats takes a second to load
-
-    t = statistics.fmean(gaps) / (statistics.stdev(gaps) / len(gaps) ** 0.5)
-    return float(2 * stdtr(len(gaps) - 1, -abs(t)))
-
-
-def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[str]]:
+def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[Cell]]:
     """Header, teacher (where its errors are known) and one line per method."""
     names = [name for name in _COLUMNS if all(name in row.cells for row in rows)]
     titles = [_COLUMNS[name] for name in names]
-    lines = [["method", "model", "seeds", *titles, "Δ to ce", "Δ to kd"]]
+    header = ["method", "model", "seeds", *titles, "Δ to ce", "Δ to kd"]
+    lines = [[Cell(title) for title in header]]
     if "test_top1_error" in teacher:
-        known = {name: f"{teacher[key]:.2f}" for name, key in _OF_TEACHER.items()}
-        lines.append(["teacher", "", "", *(known.get(name, "") for name in names), "", ""])
+        known = {name: teacher[key] for name, key in _OF_TEACHER.items()}
+        errors = [Cell(f"{known[n]:.2f}", known[n]) if n in known else Cell() for n in names]
+        lines.append([Cell("teacher"), Cell(), Cell(), *errors, Cell(), Cell()])
     for row in rows:
-        cells = [str(row.cells[name]) for name in names]
-        differences = [str(each) if each else "" for each in (row.to_ce, row.to_kd)]
-        lines.append([row.method, row.model, str(row.num_seeds), *cells, *differences])
+        cells = [Cell.of(row.cells[name]) for name in names]
+        start = [Cell(row.method), Cell(row.model), Cell(str(row.num_seeds), row.num_seeds)]
+        lines.append([*start, *cells, Cell.of(row.to_ce), Cell.of(row.to_kd)])
     return lines
 
 
 def markdown_table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
     """`table_cells` as Markdown, escaped."""
-    header, *body = table_cells(rows, teacher)
-    lines = [header, ["---"] * len(header), *body]
-    return "".join(f"| {' | '.join(map(for_markdown, cells))} |\n" for cells in lines)
+    return in_markdown(table_cells(rows, teacher))
+
+
+def in_markdown(lines: Sequence[Sequence[Cell]]) -> str:
+    """A table whose first line is its header, escaped."""
+    header, *body = lines
+    rule = [Cell("---")] * len(header)
+    return "".join(
+        f"| {' | '.join(map(for_markdown, cells))} |\n" for cells in [header, rule, *body]
+    )
 
 
 def csv_table(results: Sequence[Result]) -> str:

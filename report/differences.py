@@ -1,0 +1,77 @@
+"""The differences of the methods to the student alone and to kd, paired by seed, with intervals.
+
+Two methods with the same seed share the order of the samples and the student's first weights, so
+that differences between them spread less than the errors themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from report.intervals import LEVEL
+from report.table import Cell, Difference, Row
+
+MEANING = (
+    f"Of the last top-1 errors, in percentage points; below zero is better. Intervals: {LEVEL:.0%} "
+    f"confidence, Student's t with n - 1 degrees of freedom, over the n seeds that both have; not "
+    f"corrected for the number of rows."
+)
+_WIDTH, _HEIGHT = 150.0, 14.0  # of a bar, in px
+
+
+def known_differences(rows: Sequence[Row]) -> list[tuple[Row, str, Difference]]:
+    """(method, what it is compared with, difference) where both have two seeds or more."""
+    return [
+        (row, baseline, each)
+        for baseline in ("ce", "kd")
+        for row in rows
+        if (each := row.to_ce if baseline == "ce" else row.to_kd) and each.interval
+    ]
+
+
+def difference_cells(rows: Sequence[Row]) -> list[list[Cell]]:
+    """Header and one line per difference; nothing where no two methods share two seeds."""
+    header = ["method", "against", "seeds", "difference", f"{LEVEL:.0%} interval", "p"]
+    lines = [list(_cells(*each)) for each in known_differences(rows)]
+    return [[Cell(title) for title in header], *lines] if lines else []
+
+
+def _cells(row: Row, baseline: str, difference: Difference) -> Iterator[Cell]:
+    interval, p = difference.interval, difference.p
+    assert interval is not None
+    yield Cell(row.method)
+    yield Cell(baseline)
+    yield Cell(str(interval.count), interval.count)
+    yield Cell(f"{difference.mean:+.2f}", difference.mean)
+    # Without any spread Student's t has nothing to say: its interval would be a point.
+    yield (
+        Cell() if p is None else Cell(f"{interval.low:+.2f} to {interval.high:+.2f}", interval.low)
+    )
+    yield Cell() if p is None else Cell(f"{p:.2g}", p)
+
+
+def interval_bars(rows: Sequence[Row]) -> list[str]:
+    """An SVG for each line of `difference_cells`: the interval as a bar, zero as a dashed line.
+
+    All on one scale, which wide intervals of few seeds may overflow.
+    """
+    known = [difference for _, _, difference in known_differences(rows)]
+    bounds = [max(-d.interval.low, d.interval.high) for d in known if d.interval]
+    means = [abs(difference.mean) for difference in known]
+    reach = max(min(max(bounds, default=0), 2.5 * max(means, default=0)), 1e-3)
+    return [_bar(difference, reach) for difference in known]
+
+
+def _bar(difference: Difference, reach: float) -> str:
+    def px(value: float) -> str:
+        return f"{_WIDTH / 2 * (1 + max(-1.0, min(1.0, value / reach)) * 0.97):.1f}"
+
+    assert difference.interval is not None
+    low, high, middle = difference.interval.low, difference.interval.high, _HEIGHT / 2
+    ends = "".join(f"M{px(end)} {middle - 3:g}v6" for end in (low, high) if abs(end) <= reach)
+    return (
+        f'<svg class="bar" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" aria-hidden="true">'
+        f'<path class="zero" d="M{_WIDTH / 2:g} 0v{_HEIGHT:g}"/>'
+        f'<path d="M{px(low)} {middle:g}H{px(high)}{ends}"/>'
+        f'<circle cx="{px(difference.mean)}" cy="{middle:g}" r="3"/></svg>'
+    )

@@ -1,0 +1,165 @@
+"""Curves as inline SVG: a line, markers and an interval band per method, named at the line's end.
+
+Colours are classes of the page's style sheet, so that they follow its light or dark scheme. After
+seven methods they come again with another dash; markers differ between neighbours too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from report.axes import Axis, from_zero, of_errors, spread_apart
+from report.curves import Curve, CurvePoint
+from report.escape import for_html
+from report.intervals import LEVEL
+from report.style import NUM_COLOURS
+from runtime.text import one_line
+
+_DASHES = ("", "8 3", "2 3", "8 3 2 3")
+_MARKERS = (
+    "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",  # circle
+    "m-3.2 -3.2h6.4v6.4h-6.4z",  # square
+    "m0 -4.2l4 7h-8z",  # triangle
+    "m0 -4.5l4.5 4.5l-4.5 4.5l-4.5 -4.5z",  # diamond
+    "m-4 -2.8h8l-4 7z",  # triangle that points down
+    "m-1.3 -4h2.6v2.7h2.7v2.6h-2.7v2.7h-2.6v-2.7h-2.7v-2.6h2.7z",  # cross
+)
+_MARKER_EVERY_PX = 55.0
+_LABEL_GAP_PX = 16.0
+_LETTER_PX = 8.2
+_MOST_BANDS = 6  # more than so many are shown one at a time, under the pointer
+_MOST_STRIP_PX = 90.0
+_TOP_PX, _BOTTOM_PX, _LEFT_PX = 12.0, 44.0, 44.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a chart in px. Its height grows where its labels need more."""
+
+    name: str  # class in the style sheet
+    width: float
+    height: float
+    most_letters: int  # of a label
+    bar_px: float  # from one interval's bar to the next
+    leader_px: float  # from the bars to the labels
+
+
+WIDE = Size("wide", 860, 440, 26, 5, 30)
+NARROW = Size("narrow", 366, 400, 13, 3, 22)
+
+
+def line_chart(curves: Sequence[Curve], size: Size, x_label: str, *, whole_x: bool) -> str:
+    """One `<svg>`. whole_x: ticks of x at whole numbers only. `curves` is not empty."""
+    names = [_shortened(curve.method, size.most_letters) for curve in curves]
+    height = max(size.height, len(curves) * _LABEL_GAP_PX + _TOP_PX + _BOTTOM_PX)
+    labels_px = max(map(len, names)) * _LETTER_PX + size.leader_px
+    strip_px = min(len(curves) * size.bar_px, _MOST_STRIP_PX)
+    bottom = height - _BOTTOM_PX
+    x = from_zero(
+        max(curve.points[-1].x for curve in curves),
+        *(_LEFT_PX, size.width - labels_px - strip_px),
+        whole=whole_x,
+    )
+    y = of_errors(_errors_to_show(curves), bottom, _TOP_PX)
+    ends = [y.px(curve.points[-1].mean) for curve in curves]
+    label_ys = spread_apart(ends, _LABEL_GAP_PX, _TOP_PX, bottom)
+    label_x = x.end_px + strip_px + size.leader_px
+    parts = [_grid(x, y, x_label)]
+    for index, (curve, name) in enumerate(zip(curves, names, strict=True)):
+        bar_x = x.end_px + strip_px * (index + 1.0) / len(curves)
+        label = f'<text x="{label_x:.1f}" y="{label_ys[index] + 4:.1f}">{for_html(name)}</text>'
+        label += _leader(curve, x, y, label_x - 12, label_ys[index])
+        parts.append(_series(index, curve, f"{label}{_bar(curve, bar_x, y)}", x, y))
+    kind = f"chart {size.name}{' crowded' if len(curves) > _MOST_BANDS else ''}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="{kind}" role="img" '
+        f'viewBox="0 0 {size.width:g} {height:g}" '
+        f'aria-label="top-1 test error by {for_html(x_label)}">{"".join(parts)}</svg>'
+    )
+
+
+def _errors_to_show(curves: Sequence[Curve]) -> list[float]:
+    """All means, and the intervals at the end."""
+    means = [point.mean for curve in curves for point in curve.points]
+    last = [curve.points[-1].interval for curve in curves]
+    ends = [end for each in last if each is not None for end in (each.low, each.high)]
+    return means + [min(max(end, 0.0), 100.0) for end in ends]
+
+
+def _shortened(text: str, most_letters: int) -> str:
+    shown = one_line(text)
+    return shown if len(shown) <= most_letters else f"{shown[: most_letters - 1]}…"
+
+
+def _grid(x: Axis, y: Axis, x_label: str) -> str:
+    left, right, bottom = x.start_px, x.end_px, y.start_px
+    lines = "".join(f"M{left:.1f} {y.px(tick):.1f}H{right:.1f}" for tick in y.ticks)
+    lines += "".join(f"M{x.px(tick):.1f} {bottom:.1f}v5" for tick in x.ticks)
+    texts = [
+        f'<text x="{left - 7:.1f}" y="{y.px(tick) + 4:.1f}" class="to-left">{tick:g}</text>'
+        for tick in y.ticks
+    ]
+    texts += [
+        f'<text x="{x.px(tick):.1f}" y="{bottom + 19:.1f}" class="centred">{tick:,.6g}</text>'
+        for tick in x.ticks
+    ]
+    middle_x, middle_y = (left + right) / 2, (bottom + y.end_px) / 2
+    texts += [
+        f'<text x="{middle_x:.1f}" y="{bottom + 38:.1f}" class="centred">'
+        f"{for_html(x_label)}</text>",
+        f'<text transform="translate(12 {middle_y:.1f}) rotate(-90)" class="centred">'
+        f"top-1 test error (%)</text>",
+    ]
+    return f'<path class="grid" d="{lines}M{left:.1f} {bottom:.1f}H{right:.1f}"/>{"".join(texts)}'
+
+
+def _series(index: int, curve: Curve, label: str, x: Axis, y: Axis) -> str:
+    places = [(x.px(point.x), y.px(point.mean)) for point in curve.points]
+    dash, marker = _DASHES[index // NUM_COLOURS % len(_DASHES)], _MARKERS[index % len(_MARKERS)]
+    step = math.ceil(len(places) * _MARKER_EVERY_PX / (x.end_px - x.start_px))
+    marks = "".join(f"M{px:.1f} {py:.1f}{marker}" for px, py in places[::-1][::step])
+    line = "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
+    dashed = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<g class="series colour{index % NUM_COLOURS}"><title>{for_html(_told(curve))}</title>'
+        f'{_band(curve.points, x, y)}<path class="line"{dashed} d="M{line}"/>'
+        f'<path class="marks" d="{marks}"/>{label}</g>'
+    )
+
+
+def _leader(curve: Curve, x: Axis, y: Axis, to_x: float, to_y: float) -> str:
+    last = curve.points[-1]
+    start = f"{x.px(last.x) + 5:.1f} {y.px(last.mean):.1f}"
+    across = f"H{to_x - 10:.1f}" if to_x - 10 > x.px(last.x) + 5 else ""
+    return f'<path class="leader" d="M{start}{across}L{to_x:.1f} {to_y:.1f}h8"/>'
+
+
+def _bar(curve: Curve, bar_x: float, y: Axis) -> str:
+    """The interval at the end, beside the ends of the lines."""
+    if (interval := curve.points[-1].interval) is None:
+        return ""
+    ends = f"{y.px(interval.low):.1f}V{y.px(interval.high):.1f}"
+    return f'<path class="interval" d="M{bar_x:.1f} {ends}"/>'
+
+
+def _band(points: Sequence[CurvePoint], x: Axis, y: Axis) -> str:
+    """The intervals as an area, cut off at the axis' ends."""
+    bounds = [(x.px(p.x), p.interval) for p in points if p.interval is not None]
+    upper = [f"{px:.1f} {y.px(interval.high):.1f}" for px, interval in bounds]
+    lower = [f"{px:.1f} {y.px(interval.low):.1f}" for px, interval in reversed(bounds)]
+    return f'<path class="band" d="M{"L".join([*upper, *lower])}Z"/>' if bounds else ""
+
+
+def _told(curve: Curve) -> str:
+    """What the browser shows under the pointer."""
+    last = curve.points[-1]
+    seeds = f"{curve.num_seeds} seed{'s' if curve.num_seeds > 1 else ''}"
+    if last.interval is None:
+        return f"{curve.method}: {last.mean:.2f} % at the end, {seeds}"
+    low, high = last.interval.low, last.interval.high
+    return (
+        f"{curve.method}: {last.mean:.2f} % at the end, {LEVEL:.0%} interval {low:.2f} to "
+        f"{high:.2f}, {seeds}"
+    )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from runtime.devices import refuse_unknown_device
+from runtime.urls import path_or_url
 
 TeacherName = Annotated[
     str,
@@ -26,6 +27,14 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="other values for keys of the config"),
 ]
 Caches = Annotated[Path, typer.Option(help="folder that holds the caches")]
+CachesOrUrl = Annotated[
+    Path,
+    typer.Option(
+        metavar="PATH",
+        help="folder, or s3://bucket/prefix, that holds the caches",
+        parser=path_or_url,
+    ),
+]
 
 
 def _known_device(name: str) -> str:

@@ -3,6 +3,7 @@ python -m store info PATH [--json] [--plot FILE]     one cache: identity, taps, 
 python -m store check [PATH ...]                     read every byte; default: of all caches
 python -m store export CACHE FILE.h5                 write a cache as one HDF5 file
 python -m store import FILE.h5 [DIR]                 turn such a file into a cache folder
+python -m store copy CACHE DEST                      to or from a folder or s3://bucket/prefix
 python -m store convert CACHE DEST --logits top:32   make a cache of smaller types
 python -m store trim CACHE [--views 4] [--drop-taps energy,hint]     make a cache smaller
 
@@ -24,28 +25,36 @@ from rich.progress import TransferSpeedColumn as Speed
 
 from runtime.commands import new_app, new_console, run_command
 from runtime.files import write_atomically
-from runtime.options import Caches
+from runtime.options import CachesOrUrl
 from runtime.text import visible
+from runtime.urls import ObjectUrl, path_or_url
 from store.certificate import certificate_text
 from store.convert import convert_cache
 from store.describe import info_text, list_text
 from store.errors import CacheError, make_command
 from store.look import describe_missing, details, overviews
 from store.reader import TeacherCache
+from store.remote import copy_again
 from store.source import Source, open_source
 from store.transfer import export_cache, import_cache
 from store.trim import trim_cache
 
 app = new_app("Look at caches, check them, move them, make them smaller.")
 _SHOWN_FAULTS = 20
-CachePath = Annotated[Path, typer.Argument(help="a cache's folder, or an exported .h5 file")]
+CachePath = Annotated[
+    Path,
+    typer.Argument(
+        help="a cache's folder, an exported .h5 file, or s3://bucket/prefix/cache",
+        parser=path_or_url,
+    ),
+]
 
 
 @app.command("list")
 def list_caches(
-    caches: Caches = Path("caches"),
+    caches: CachesOrUrl = Path("caches"),
 ) -> None:
-    """List the caches in a folder."""
+    """List the caches in a folder, or below a URL."""
     found = list(overviews(caches))
     new_console().print(list_text(found) if found else f"{caches} holds no cache")
 
@@ -72,14 +81,22 @@ def info(
 
 @app.command()
 def check(
-    paths: Annotated[list[Path] | None, typer.Argument(help="folders or .h5 files")] = None,
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATH]...", help="folders, .h5 files or URLs")
+    ] = None,
     caches: Annotated[
-        Path, typer.Option(help="folder whose caches are checked if no PATH is given")
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="folder, or URL, whose caches are checked if no PATH is given",
+            parser=path_or_url,
+        ),
     ] = Path("caches"),
 ) -> None:
     """Read every block of every tap and compare its checksum."""
     console = new_console()
-    given = paths or [found.path for found in overviews(caches)]
+    given = [path_or_url(path) for path in paths or ()]
+    given = given or [found.path for found in overviews(caches)]
     if not given:
         console.print(f"{caches} holds no cache")
     statuses = [_checked(path, console) for path in given]
@@ -121,19 +138,21 @@ def _is_unsound(path: Path, console: Console) -> bool:
     num_faults = len(faults) + max(num_missing - _SHOWN_FAULTS, 0)
     rate = num_bytes / max(time.perf_counter() - started, 1e-9)
     if faults:
-        console.print(
-            f"{path} is unsound: {num_faults:,} {'fault' if num_faults == 1 else 'faults'}\n"
-            f"  if it was made with ARGS, or from a YAML file of another name, repeat those\n"
-            f"  fix: {_recheck_command(path, source.manifest.teacher)}"
-        )
+        count = f"{num_faults:,} {'fault' if num_faults == 1 else 'faults'}"
+        console.print(f"{path} is unsound: {count}\n{_how_to_mend(path, source.manifest.teacher)}")
         return True
     console.print(f"{path} is sound: {num_bytes:,} bytes, {rate / 1e9:,.2f} GB/s")
     return False
 
 
-def _recheck_command(path: Path, teacher: str) -> str:
+def _how_to_mend(path: Path, teacher: str) -> str:
+    if isinstance(path, ObjectUrl):
+        return f"  fix: {copy_again(path)}"
     caches = "" if path.parent == Path("caches") else str(path.parent)
-    return make_command(teacher, RECHECK="1", CACHES=caches)
+    return (
+        f"  if it was made with ARGS, or from a YAML file of another name, repeat those\n"
+        f"  fix: {make_command(teacher, RECHECK='1', CACHES=caches)}"
+    )
 
 
 @app.command()
@@ -155,6 +174,30 @@ def import_(
 ) -> None:
     """Make a cache folder from an exported file."""
     new_console().print(f"{import_cache(file, caches)} is complete")
+
+
+@app.command()
+def copy(
+    cache: CachePath,
+    dest: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DEST",
+            help="folder, or s3://bucket/prefix, that will hold the cache",
+            parser=path_or_url,
+        ),
+    ],
+) -> None:
+    """Copy a cache, verified; what is already there is not copied again."""
+    from runtime.progress import Progress as Counted
+    from store.copy_cache import copy_cache, num_chunks
+
+    console, opened = new_console(), TeacherCache.open(cache)
+    with Counted(num_chunks(opened.manifest), "chunks", console) as progress:
+        made, counts = copy_cache(opened, dest, progress.advance)
+    console.print(
+        f"{made} is complete: {counts.copied:,} chunks copied, {counts.kept:,} were there"
+    )
 
 
 @app.command()

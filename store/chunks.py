@@ -37,18 +37,32 @@ def read_chunk(
     """
     try:
         with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size != size:
-                return _wrong_size(os.fstat(file.fileno()).st_size, size)
-            wanted = np.empty(0, np.uint8) if out is None else out.reshape(-1).view(np.uint8)
-            length = wanted.size if value_bytes is None else value_bytes
-            checksum, bad_value = read_pieces(file, wanted, size - CHECKSUM_BYTES, length, check)
-            trailer = file.read(CHECKSUM_BYTES + 1)
+            found = os.fstat(file.fileno()).st_size
+            return read_opened(file, found, out, size, committed, value_bytes, check)
     except FileNotFoundError:
         return "chunk missing"
     except BadFile as error:
         return f"chunk {error.what}"
     except OSError as error:
         return f"chunk unreadable ({error.strerror})"
+
+
+def read_opened(
+    file: BinaryIO,
+    found: int,
+    out: NDArray[Any] | None,
+    size: int,
+    committed: str,
+    value_bytes: int | None = None,
+    check: Check | None = None,
+) -> str | None:
+    """As `read_chunk`, of an opened file, or bytes in memory. found: how many there are."""
+    if found != size:
+        return _wrong_size(found, size)
+    wanted = np.empty(0, np.uint8) if out is None else out.reshape(-1).view(np.uint8)
+    length = wanted.size if value_bytes is None else value_bytes
+    checksum, bad_value = read_pieces(file, wanted, size - CHECKSUM_BYTES, length, check)
+    trailer = file.read(CHECKSUM_BYTES + 1)
     if len(trailer) != CHECKSUM_BYTES:
         return f"chunk has the wrong size: expected {size:,} bytes"
     if checksum != int.from_bytes(trailer, "little"):

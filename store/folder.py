@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -72,28 +72,33 @@ class FolderSource:
         return Coverage(self.manifest, self.journal.there)
 
     def read(self, array: str, block: Block, out: NDArray[Any]) -> None:
-        fault = self.fault_of(array, block, out)
-        if fault is not None:
-            raise damage_error(self.manifest.teacher, [fault])
+        if (fault := self.fault_of(array, block, out)) is not None:
+            raise self.damaged(fault)
 
     def verify(self, array: str, block: Block) -> None:
         if (fault := self.fault_of(array, block)) is not None:
-            raise damage_error(self.manifest.teacher, [fault])
+            raise self.damaged(fault)
+
+    def fetch(self, chunks: Sequence[tuple[str, Block]]) -> None:
+        """Nothing to do: a folder's chunks are here."""
+
+    def damaged(self, fault: Fault) -> CacheDamaged:
+        """The error that names a fault, and what mends it."""
+        return damage_error(self.manifest.teacher, [fault])
 
     def mapped(self, array: str, block: Block) -> NDArray[Any]:
         spec = self.manifest.arrays[array]
         path = chunk_path(self.path, array, spec, block)
         what = size_fault(path, self.manifest.chunk_file_bytes(spec))
         if what is not None:
-            fault = Fault(what, path, array, block.view, block.index)
-            raise damage_error(self.manifest.teacher, [fault])
+            raise self.damaged(Fault(what, path, array, block.view, block.index))
         shape = (self.manifest.rows_in(spec, block), *spec.shape)
         return map_file(path, spec.dtype, shape)
 
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         values, fault = self._whole(name, shape, dtype)
         if fault is not None:
-            raise damage_error(self.manifest.teacher, [fault])
+            raise self.damaged(fault)
         return values
 
     def _whole(
@@ -102,10 +107,10 @@ class FolderSource:
         """The array, and what is wrong with it."""
         path = self.path / whole_name(name, len(shape))
         size = math.prod(shape) * np.dtype(dtype).itemsize + CHECKSUM_BYTES
-        if (what := size_fault(path, size)) is not None:
+        if (what := self._size_fault(path, size)) is not None:
             return np.empty(0, dtype), Fault(f"{name}: {what}", path)
         values = np.empty(shape, dtype)
-        if read_chunk(path, values, size, self.manifest.whole_crc32c[name]) is not None:
+        if self._read(path, values, size, self.manifest.whole_crc32c[name]) is not None:
             return values, Fault(f"{name} damaged", path)
         what = label_fault(values, len(self.manifest.class_names)) if name == LABELS else None
         return values, Fault(f"{name}: {what}", path) if what else None
@@ -120,10 +125,28 @@ class FolderSource:
             return Fault("differs between views", path, array, block.view, block.index)
 
         def read(wanted: NDArray[Any] | None, num_bytes: int, check: Check | None) -> str | None:
-            return read_chunk(path, wanted, size, committed, value_bytes=num_bytes, check=check)
+            return self._read(path, wanted, size, committed, num_bytes, check)
 
         what = checked_read(self.manifest, array, block, out, self._seen, read)
         return Fault(what, path, array, block.view, block.index) if what else None
+
+    def _read(
+        self,
+        path: Path,
+        out: NDArray[Any] | None,
+        size: int,
+        committed: str,
+        value_bytes: int | None = None,
+        check: Check | None = None,
+    ) -> str | None:
+        """As `read_chunk`."""
+        return read_chunk(path, out, size, committed, value_bytes=value_bytes, check=check)
+
+    def _size_fault(self, path: Path, size: int) -> str | None:
+        return size_fault(path, size)
+
+    def _metadata_faults(self) -> list[Fault]:
+        return metadata_faults(self.path, self.manifest)
 
     @cached_property
     def _disagreeing(self) -> dict[str, NDArray[np.bool_]]:
@@ -161,11 +184,7 @@ class FolderSource:
     def metadata_faults(self, taps: Collection[str]) -> list[Fault]:
         others = set(self.manifest.taps) - set(taps)
         arrays = {name for name in self.manifest.arrays if tap_of(name) in others}
-        return [
-            fault
-            for fault in metadata_faults(self.path, self.manifest)
-            if fault.file.parent.name not in arrays
-        ]
+        return [fault for fault in self._metadata_faults() if fault.file.parent.name not in arrays]
 
     def _whole_faults(self) -> list[Fault]:
         faults = (self._whole(name, *shape)[1] for name, shape in self.manifest.whole.items())
@@ -185,7 +204,7 @@ class FolderSource:
     def size_fault(self, array: str, block: Block) -> Fault | None:
         spec = self.manifest.arrays[array]
         path = chunk_path(self.path, array, spec, block)
-        what = size_fault(path, self.manifest.chunk_file_bytes(spec))
+        what = self._size_fault(path, self.manifest.chunk_file_bytes(spec))
         return Fault(what, path, array, block.view, block.index) if what else None
 
 

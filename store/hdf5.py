@@ -7,7 +7,7 @@ changes it afterwards: only a folder can grow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +74,9 @@ class Hdf5Source:
     def verify(self, array: str, block: Block) -> None:
         if (fault := self._fault_of(array, block, None)) is not None:
             raise self._damaged(fault)
+
+    def fetch(self, chunks: Sequence[tuple[str, Block]]) -> None:
+        """Nothing to do: the file is here."""
 
     def mapped(self, array: str, block: Block) -> NDArray[Any]:
         extent = self._layout.extents.get(array)

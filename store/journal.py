@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import google_crc32c
 import numpy as np
@@ -138,18 +138,46 @@ def read_journal(cache: Path, manifest: Manifest) -> Journal:
     damage, too.
     """
     journal = Journal.empty(manifest)
-    identity = identity_sha256(manifest.identity)[:IDENTITY_DIGITS]
     for name in _file_names(cache, journal.damaged_lines):
-        damaged: list[str] = []
-        for place, text in _lines(cache, name, _most_bytes(manifest), damaged):
-            line = _parsed(text)
-            if line is None or line.identity != identity or not _enter(line, manifest, journal):
-                damaged.append(place)
-            if len(damaged) > _MOST_DAMAGED:
-                damaged.append(f"{place} and what follows")
-                break
-        journal.damaged_lines += damaged
+        with _opened(cache, name) as file:
+            size = os.fstat(file.fileno()).st_size
+            read_journal_file(file, cache / JOURNAL / name, size, manifest, journal)
     return journal
+
+
+def read_journal_file(
+    file: BinaryIO, path: Path, size: int, manifest: Manifest, journal: Journal
+) -> None:
+    """Enter the lines of one file. path: for messages. Raises BadFile where it is too large."""
+    identity = identity_sha256(manifest.identity)[:IDENTITY_DIGITS]
+    damaged: list[str] = []
+    for place, text in _lines(file, path, size, _most_bytes(manifest), damaged):
+        line = _parsed(text)
+        if line is None or line.identity != identity or not _enter(line, manifest, journal):
+            damaged.append(place)
+        if len(damaged) > _MOST_DAMAGED:
+            damaged.append(f"{place} and what follows")
+            break
+    journal.damaged_lines += damaged
+
+
+def journal_text(identity: str, manifest: Manifest, committed: Mapping[ChunkKey, str]) -> bytes:
+    """A whole journal as one file, block by block. identity: the sha256 of the cache's."""
+    of_block: dict[tuple[int, int], dict[str, str]] = {}
+    for (array, view, block), checksum in committed.items():
+        of_block.setdefault((view, block), {})[array] = checksum
+    lines = (
+        _line_text(
+            Line(identity[:IDENTITY_DIGITS], view, block, manifest.block(view, block).rows, arrays)
+        )
+        for (view, block), arrays in sorted(of_block.items())
+    )
+    return b"".join(line + b"\n" for line in lines)
+
+
+def is_journal_file(name: str) -> bool:
+    """Whether a file of the journal's folder, or an object, is one of lines."""
+    return _FILE_NAME.fullmatch(name) is not None
 
 
 def _enter(line: Line, manifest: Manifest, journal: Journal) -> bool:
@@ -172,7 +200,10 @@ def forget(cache: Path, is_forgotten: Callable[[ChunkKey], bool], manifest: Mani
     Unreadable lines stay, because they still count as damage. manifest: bounds the files.
     """
     for name in _file_names(cache):
-        lines = [text for _, text in _lines(cache, name, _most_bytes(manifest), [])]
+        path, most_bytes = cache / JOURNAL / name, _most_bytes(manifest)
+        with _opened(cache, name) as file:
+            size = os.fstat(file.fileno()).st_size
+            lines = [text for _, text in _lines(file, path, size, most_bytes, [])]
         remaining = [text for line in lines if (text := _without(line, is_forgotten))]
         if remaining and remaining != lines:
             write_inside(cache, f"{JOURNAL}/{name}", b"\n".join([*remaining, b""]))
@@ -207,23 +238,25 @@ def _file_names(cache: Path, others: list[str] | None = None) -> list[str]:
     return [name for name in names if _FILE_NAME.fullmatch(name)]
 
 
+def _opened(cache: Path, name: str) -> BinaryIO:
+    raw = cast(Any, open_inside(cache, f"{JOURNAL}/{name}"))
+    return cast(BinaryIO, io.BufferedReader(raw))
+
+
 def _lines(
-    cache: Path, name: str, most_bytes: int, damaged: list[str]
+    file: BinaryIO, path: Path, size: int, most_bytes: int, damaged: list[str]
 ) -> Iterator[tuple[str, bytes]]:
     """The place and text of each whole line. damaged: takes the places of what is no line."""
-    path = cache / JOURNAL / name
-    with io.BufferedReader(open_inside(cache, f"{JOURNAL}/{name}")) as file:  # type: ignore[type-var]
-        size = os.fstat(file.fileno()).st_size
-        if size > most_bytes:
-            raise BadFile(path, f"has {size:,} bytes, expected at most {most_bytes:,}")
-        for number, text in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
-            place = f"{path}, line {number}"
-            if text.endswith(b"\n"):
-                yield place, text[:-1]
-                continue
-            if len(text) == MAX_LINE_BYTES or not _may_be_torn(text):
-                damaged.append(place)
-            return
+    if size > most_bytes:
+        raise BadFile(path, f"has {size:,} bytes, expected at most {most_bytes:,}")
+    for number, text in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
+        place = f"{path}, line {number}"
+        if text.endswith(b"\n"):
+            yield place, text[:-1]
+            continue
+        if len(text) == MAX_LINE_BYTES or not _may_be_torn(text):
+            damaged.append(place)
+        return
 
 
 def _may_be_torn(text: bytes) -> bool:

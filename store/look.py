@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from runtime.formats import counted
+from runtime.urls import ObjectUrl
 from store.certificate import certificate_in
-from store.errors import CacheError
+from store.errors import CacheError, CacheMissing
 from store.faults import Fault
 from store.hdf5_layout import is_hdf5
 from store.identity import identity_sha256
 from store.layout import MANIFEST, SAMPLE_CRC
+from store.objects import Objects
 from store.reader import TeacherCache
 from store.source import Source, open_source
 
@@ -36,13 +38,30 @@ class Overview:
 
 
 def overviews(folder: Path) -> Iterator[Overview]:
-    """Every cache directly below `folder`, by name: folders with a manifest, exported files."""
+    """Every cache directly below `folder`, by name: folders with a manifest, exported files.
+
+    Below a URL, every prefix with a manifest.
+    """
+    if isinstance(folder, ObjectUrl):
+        yield from _remote_overviews(folder)
+        return
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         try:
             if os.path.lexists(path / MANIFEST) or (path.is_file() and is_hdf5(path)):
                 yield Overview(path, open_source(path))
         except (CacheError, OSError) as error:
             yield Overview(path, None, getattr(error, "problem", None) or str(error))
+
+
+def _remote_overviews(url: ObjectUrl) -> Iterator[Overview]:
+    for name in sorted(Objects(url).names()[0]):
+        path = url / name
+        try:
+            yield Overview(path, open_source(path))
+        except CacheMissing:
+            continue
+        except CacheError as error:
+            yield Overview(path, None, error.problem)
 
 
 def details(path: Path) -> dict[str, Any]:

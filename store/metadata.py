@@ -8,8 +8,9 @@ versions of zarr write the same fields otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,26 +91,33 @@ def zarr_metadata(manifest: Manifest) -> dict[str, bytes]:
 # ---- reading
 
 
-def metadata_faults(cache: Path, manifest: Manifest) -> list[Fault]:
+Reader = Callable[[str], "bytes | None"]  # the bytes of a file of the cache; None: it is missing
+
+
+def metadata_faults(cache: Path, manifest: Manifest, read: Reader | None = None) -> list[Fault]:
     """zarr.json files that are missing or damaged, or say something else than the manifest.
 
-    A file that is not yet replaced is sound if its successor beside it is.
+    A file that is not yet replaced is sound if its successor beside it is. read: of a cache that is
+    no folder.
     """
+    read = read or partial(_read, cache)
     arrays = zarr_arrays(manifest)
     faults = []
     for name, checksum in manifest.zarr_crc32c.items():
         path = cache / ZARR_GROUP / name
         array = arrays.get(name.removesuffix("/zarr.json"))
-        if (what := _fault(cache, f"{ZARR_GROUP}/{name}", checksum, array)) is not None:
+        if (what := _fault(cache, f"{ZARR_GROUP}/{name}", checksum, array, read)) is not None:
             faults.append(Fault(what, path))
     return faults
 
 
-def _fault(cache: Path, name: str, checksum: str, array: ZarrArray | None) -> str | None:
+def _fault(
+    cache: Path, name: str, checksum: str, array: ZarrArray | None, read: Reader
+) -> str | None:
     try:
-        content = _read(cache, name)
+        content = read(name)
         if checksum_of(content) != checksum:
-            after = _read(cache, str(next_path(Path(name))))
+            after = read(str(next_path(Path(name))))
             if checksum_of(after) != checksum:
                 return f"zarr metadata {'missing' if content is None else 'damaged'}"
             content = after

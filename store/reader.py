@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.formats import counted
+from runtime.urls import path_or_url
 from store.completeness import refuse_incomplete
 from store.content import whole_differences
 from store.differences import differences
@@ -54,7 +55,7 @@ class TeacherCache:
         num_views: int | None = None,
         taps: Collection[str] | None = None,
     ) -> TeacherCache:
-        """Open the cache in folder, or HDF5 file, `path`.
+        """Open the cache in folder, HDF5 file, or at the URL `path`.
 
         num_views: open the first views only; taps: require only these to be complete. Both work on
         a cache that is still growing, or whose growth was given up. Default: all. The opened cache
@@ -64,7 +65,7 @@ class TeacherCache:
         UnknownView or UnknownTap. The journal says what is there; every byte of a chunk is checked
         when it is read.
         """
-        source = open_source(Path(path))
+        source = open_source(path_or_url(path))
         manifest = source.manifest
         views = manifest.num_views if num_views is None else num_views
         if not 1 <= views <= manifest.num_views:
@@ -178,6 +179,7 @@ class TeacherCache:
         self._check_view(view)
         blocks = [self.manifest.block(view, i) for i in range(self.manifest.blocks_per_view)]
         names = self._checked_taps(taps)
+        self.fetch(view, names)
         self._refuse_missing_bytes(names, blocks)
         records = self._empty(names, self.num_samples, compact)
         reads = [(name, block) for name in records for block in blocks]
@@ -189,6 +191,12 @@ class TeacherCache:
         for _ in in_threads(read, reads, sum(values.nbytes for values in records.values())):
             pass
         return records
+
+    def fetch(self, view: int, taps: Sequence[str]) -> None:
+        """Bring a view here, many blocks at a time, where the cache lies elsewhere."""
+        blocks = [self.manifest.block(view, i) for i in range(self.manifest.blocks_per_view)]
+        arrays = [array for tap in taps for array in self.manifest.taps[tap].arrays(tap)]
+        self.source.fetch([(array, block) for block in blocks for array in arrays])
 
     def _refuse_missing_bytes(self, taps: Sequence[str], blocks: Sequence[Block]) -> None:
         """Raise CacheDamaged before memory is taken for bytes that are not there."""

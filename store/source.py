@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from runtime.urls import ObjectUrl
 from store.coverage import Coverage
 from store.faults import Fault
 from store.folder import FolderSource
@@ -18,6 +19,7 @@ from store.hdf5 import Hdf5Source
 from store.hdf5_layout import is_hdf5
 from store.layout import Block
 from store.manifest import Manifest
+from store.remote import RemoteSource
 
 
 class Source(Protocol):
@@ -45,6 +47,10 @@ class Source(Protocol):
 
     def verify(self, array: str, block: Block) -> None:
         """Compare the block's checksum, without keeping its rows. Raises CacheDamaged."""
+        ...
+
+    def fetch(self, chunks: Sequence[tuple[str, Block]]) -> None:
+        """Bring chunks that are about to be read here, many at a time, where they lie elsewhere."""
         ...
 
     def mapped(self, array: str, block: Block) -> NDArray[Any]:
@@ -83,6 +89,8 @@ class Source(Protocol):
 
 def open_source(path: Path) -> Source:
     """The arrays at `path`, complete or not. Raises CacheMissing, CacheDamaged, CacheMismatch."""
+    if isinstance(path, ObjectUrl):
+        return RemoteSource.at(path)
     if path.is_file() and is_hdf5(path):
         return Hdf5Source.open(path)
     return FolderSource.open(path)

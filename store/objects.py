@@ -1,0 +1,208 @@
+"""An object store, by way of obstore: whole objects are put if they are absent, fetched and listed.
+
+Credentials, region and endpoint are those of obstore's environment variables (AWS_ACCESS_KEY_ID,
+AWS_ENDPOINT_URL, ...). obstore's own messages are never shown: they quote the store's answers,
+which may name keys. Retries and timeouts are obstore's, too. A put that the store answers with a
+conflict (409) is repeated here. After an answer that was lost, the store says that the object is
+there: then its bytes are compared.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from runtime.urls import ObjectUrl
+from store.errors import CacheBusy, CacheDamaged, CacheError, CacheMissing, CacheNotWritable
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MOST_BYTES = 2 * 2**30  # of an object: no chunk has more than half of that
+THREADS = 16  # requests at a time
+RETRY: dict[str, Any] = {}  # obstore's own: 10 times, three minutes
+_PUTS = 6  # of one object, while answers are lost or the store reports a conflict (409)
+_PUT_SECONDS = 180  # after which an object is not put once more
+_PAUSE_SECONDS = 0.1  # before the second put; doubled each time
+_PROBE = "conditional-writes"
+_STATUS = re.compile(r"status code: (\d{3})")
+_first_process: list[int] = []  # in which obstore runs; its threads do not survive a fork
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object of a list. tag: its MD5 on most stores, in hex; else anything."""
+
+    key: str
+    size: int
+    tag: str
+
+
+class ObjectsUnreachable(CacheError, ConnectionError):
+    """The store gave no answer, or an error, as often as it was asked."""
+
+
+class NoBucket(CacheMissing):
+    """The store has no bucket of that name."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects below a URL; keys are relative to it. Safe to share between threads.
+
+    A process that was forked from one that has used a store cannot use any.
+    """
+
+    url: ObjectUrl
+
+    def get(self, key: str, most_bytes: int = MOST_BYTES) -> bytes:
+        """An object of at most so many bytes; of a larger one none is read.
+
+        Raises CacheMissing, CacheDamaged (too large), ObjectsUnreachable, CacheNotWritable (not
+        permitted).
+        """
+
+        def read(client: Any) -> bytes:
+            found = client.get(key)
+            if (size := found.meta["size"]) > most_bytes:
+                raise CacheDamaged(
+                    f"{self.url / key} has {size:,} bytes, expected at most {most_bytes:,}"
+                )
+            return bytes(found.bytes().to_bytes())
+
+        return self._asked(key, read)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Whether the object was put; False where one of that key is there, maybe this very one."""
+        started = time.monotonic()
+        for attempt in range(_PUTS):
+            try:
+                self._client.put(key, data, mode="create", use_multipart=False)
+                return True
+            except Exception as error:
+                if type(error).__name__ == "AlreadyExistsError" and _status_of(error) != "409":
+                    return False
+                late = time.monotonic() - started > _PUT_SECONDS
+                if late or attempt == _PUTS - 1 or not _may_succeed(error):
+                    raise self._refusal(key, error) from None
+            time.sleep(_PAUSE_SECONDS * 2**attempt)
+        raise AssertionError("the last put returned or raised")
+
+    def replace(self, key: str, data: bytes, tag: str | None = None) -> None:
+        """Put an object over another one. tag: what that must have; else raises CacheBusy."""
+        mode: Any = "overwrite" if tag is None else {"e_tag": tag}
+        try:
+            self._client.put(key, data, mode=mode, use_multipart=False)
+        except Exception as error:
+            if tag is not None and self.get(key) == data:  # the answer was lost
+                return
+            if type(error).__name__ == "PreconditionError":
+                raise CacheBusy(
+                    f"{self.url / key} was changed by another process",
+                    fix="run the same command again",
+                ) from None
+            raise self._refusal(key, error) from None
+
+    def listed(self, prefix: str = "") -> Iterator[Listed]:
+        """Every object below a prefix, at any depth; a thousand for each request."""
+        pages = self._asked(prefix, lambda s: list(s.list(prefix or None)))
+        yield from (_listed(each) for page in pages for each in page)
+
+    def names(self, prefix: str = "") -> tuple[list[str], list[Listed]]:
+        """The folders and the objects directly below a prefix."""
+        found = self._asked(prefix, lambda s: s.list_with_delimiter(prefix or None))
+        return list(found["common_prefixes"]), [_listed(each) for each in found["objects"]]
+
+    def refuse_unconditional(self) -> None:
+        """Raise CacheError where the store overwrites what a put should only create.
+
+        Leaves an empty object, by which the next call needs one request.
+        """
+        if self.put_if_absent(_PROBE, b"") and self.put_if_absent(_PROBE, b""):
+            raise CacheError(
+                f"the store of {self.url} ignores conditions: it overwrites an object that was to "
+                f"be put only if absent (If-None-Match), so two writers could mix their records",
+                fix="use a store with conditional writes",
+            )
+
+    @property
+    def _client(self) -> Any:
+        if _first_process and _first_process[0] != os.getpid():
+            raise CacheError(
+                f"{self.url} cannot be read in a process forked from one that reads it",
+                fix="read the view before the processes start, or copy the cache to a folder",
+            )
+        if not _first_process:
+            _first_process.append(os.getpid())
+        return _client_of(self.url.bucket, self.url.key)
+
+    def _asked(self, key: str, ask: Callable[[Any], Result]) -> Result:
+        try:
+            return ask(self._client)
+        except CacheError:
+            raise
+        except Exception as error:
+            raise self._refusal(key, error) from None
+
+    def _refusal(self, key: str, error: Exception) -> CacheError:
+        """What went wrong with an object, without a word of obstore's message."""
+        if isinstance(error, CacheError):
+            return error
+        where, kind, text = self.url / key if key else self.url, type(error).__name__, str(error)
+        if "NoSuchBucket" in text:
+            return NoBucket(f"there is no bucket {self.url.bucket!r} ({where})")
+        if isinstance(error, FileNotFoundError):
+            return CacheMissing(f"there is no object {where}")
+        status = _status_of(error)
+        refused = kind in ("PermissionDeniedError", "UnauthenticatedError")
+        if refused or isinstance(error, PermissionError) or status in ("401", "403"):
+            return CacheNotWritable(
+                f"the store does not permit access to {where}",
+                fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            )
+        answer = f"it answered {status}" if status else "no answer"
+        return ObjectsUnreachable(
+            f"{where}: the store could not be reached ({answer}, after several attempts)",
+            fix="look at AWS_ENDPOINT_URL and AWS_REGION, then run the same command again: what is "
+            "there is not copied again",
+        )
+
+
+def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """function(item) of each item, in order, with many requests at a time."""
+    if len(items) < 2:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(min(THREADS, len(items)), thread_name_prefix="objects")
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@lru_cache(maxsize=64)
+def _client_of(bucket: str, prefix: str) -> Any:
+    from obstore.store import S3Store
+
+    return S3Store(bucket, prefix=prefix or None, retry_config=RETRY or None)  # type: ignore[arg-type]
+
+
+def _may_succeed(error: Exception) -> bool:
+    """Whether to put again: the answer was lost, or another writer is at work (409)."""
+    return not isinstance(error, FileNotFoundError) and _status_of(error) in ("", "409")
+
+
+def _status_of(error: Exception) -> str:
+    """The HTTP status that the store answered with; "" where there was no answer."""
+    found = _STATUS.search(str(error))
+    return found[1] if found else ""
+
+
+def _listed(found: Any) -> Listed:
+    return Listed(found["path"], found["size"], found["e_tag"] or "")

@@ -10,6 +10,7 @@ from runtime.text import one_line
 from store.identity import canonical_json
 
 _LONGEST = 24  # characters of a value in a message
+_MOST_TOLD = 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ def _differences(
             yield from _differences(one, other, f"{prefix}{key}.")
         elif canonical_json(ours) != canonical_json(theirs):
             yield Difference(f"{prefix}{key}", ours, theirs)
+
+
+def told(found: Sequence[object]) -> list[str]:
+    """A line each, and how many more there are where a file states more than can be read."""
+    more = len(found) - _MOST_TOLD
+    return [*map(str, found[:_MOST_TOLD]), *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

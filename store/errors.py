@@ -16,9 +16,8 @@ from pathlib import Path
 from runtime.errors import Busy, UserError
 from runtime.names import is_teacher_name
 from runtime.program import in_repository, program
-from store.differences import Difference
+from store.differences import Difference, told
 
-_SHOWN_DIFFERENCES = 20
 Spell = Callable[[list[str]], str]  # overrides to add, such as ["views.count=8"] -> the command
 
 
@@ -90,10 +89,7 @@ class CacheMismatch(CacheError, ValueError):
         differences: Sequence[Difference] = (),
         fix: str | TeacherPass | None = None,
     ) -> None:
-        lines = [problem, *map(str, differences[:_SHOWN_DIFFERENCES])]
-        if (more := len(differences) - _SHOWN_DIFFERENCES) > 0:
-            lines.append(f"and {more:,} more")
-        super().__init__("\n  ".join(lines), fix=fix)
+        super().__init__("\n  ".join([problem, *told(differences)]), fix=fix)
         self.differences = tuple(differences)
 
 

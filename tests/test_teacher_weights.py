@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from configs.load import load_teacher
+from store.identity import identity_sha256
 from train.__main__ import cli
 from train.printing import EpochPrinter
 from train.teacher import train_teacher
@@ -129,6 +130,22 @@ def test_weights_without_a_record_of_their_settings_are_refused(
     stopped_after(monkeypatch, 1, [*call, "training.epochs=4", "--retrain"])
     assert cli([*call, "training.epochs=4"]) == 2
     assert "was trained with other settings" in capsys.readouterr().err
+
+
+def test_a_record_with_more_settings_than_can_be_read_is_cut(
+    call: list[str], weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(call) == 0
+    summary = training_folder(weights) / "summary.json"
+    content = json.loads(summary.read_text())
+    content["settings"] |= dict.fromkeys(map(str, range(5_000)), 1)
+    del content["content_sha256"]
+    summary.write_text(json.dumps(content | {"content_sha256": identity_sha256(content)}))
+    capsys.readouterr()
+    cli(call)
+    told = "".join(capsys.readouterr())
+    assert "and 4,980 more" in told
+    assert len(told) < 3_000
 
 
 def test_an_interrupted_training_is_not_lost_to_other_settings(

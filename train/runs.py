@@ -20,7 +20,7 @@ from runtime.errors import Busy
 from runtime.formats import format_age, format_table
 from runtime.locks import LOCK_FILE, Job, WriterLock
 from runtime.reading import BadFile
-from store.differences import Difference, differences, distinctions, short_repr
+from store.differences import Difference, differences, distinctions, short_repr, told
 from store.identity import identity_sha256
 from train.run_files import CHECKPOINT_FILE, RUN_FILE, count_epochs, read_result, read_run
 
@@ -137,7 +137,7 @@ def changes_since(
         return []
     if latest.get("run_version") != identity["run_version"]:
         return ["this version of the program trains or identifies runs differently"]
-    return [_format_change(change) for change in differences(identity, latest)]
+    return told([_format_change(change) for change in differences(identity, latest)])
 
 
 def _format_change(change: Difference) -> str:

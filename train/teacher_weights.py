@@ -31,7 +31,7 @@ from nets.weights_file import is_downloadable, refuse_misspelled, weights_file
 from runtime.errors import UserError
 from runtime.formats import counted
 from runtime.reading import open_regular
-from store.differences import differences
+from store.differences import differences, told
 from store.errors import CacheAmbiguous, CacheError
 from store.find import find_cache
 from store.identity import (
@@ -131,7 +131,7 @@ class TeacherRun:
             f"{self.folder} holds an unfinished training with other settings, {epochs} finished "
             f"epochs:"
         )
-        return "\n  ".join([heading, *map(str, differing)])
+        return "\n  ".join([heading, *told(differing)])
 
 
 def load_teacher_data(config: TeacherConfig, training: TeacherTraining) -> Dataset:
@@ -194,14 +194,14 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
     differing = differences(settings, trained)
     if refused := [each for each in differing if not each.field.startswith(_OF_THE_TRAINING_ALONE)]:
         raise TeacherExists(
-            "\n  ".join([f"{weights} was trained with other settings:", *map(str, refused)])
+            "\n  ".join([f"{weights} was trained with other settings:", *told(refused)])
             + "\n  use those settings; or set training=null to use the file as it is, or "
             "teacher.weights=ANOTHER_FILE; or train it again",
             fix=teacher_command(config, "--retrain"),
         )
     if differing:
         notes.append(
-            f"trained with other settings, but used as it is: {'; '.join(map(str, differing))}"
+            f"trained with other settings, but used as it is: {'; '.join(told(differing))}"
         )
     return ExistingWeights(summary, notes)
 

@@ -80,7 +80,7 @@ ITS_TEACHER_CACHE   = $(if $(value CACHE),,$(call teacher-cache,$(OF_STUDENT)))
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env cache-teacher train-student ablation export-student verify-cache check-cache list-caches bench bench-store test lint
+.PHONY: help env cache-teacher train-student ablation export-student verify-cache check-cache list-caches bench bench-scale bench-store test lint
 
 help: ## print this help
 	@echo "Teach Once: run the teacher once, train as many students as you like."
@@ -152,6 +152,9 @@ list-caches: env ## list all caches: teacher, dataset, views, size, state
 
 bench: env ## measure every speed target, into docs/benchmarks.md (BENCH=--quick: a few rounds)
 	@$(PY) -m benchmarks --device $(call q,DEVICE) $(call q-words,BENCH)
+
+bench-scale: env ## measure what ImageNet's number of samples costs, into docs/benchmarks.md (BENCH="--samples 20000": fewer)
+	@$(PY) -m benchmarks scale --device $(call q,DEVICE) $(call q-words,BENCH)
 
 bench-store: env ## measure reading speed and TEACHER's tap dtypes, into docs/benchmarks.md
 	@$(PY) -m benchmarks.read $(call q-words,BENCH)

@@ -77,7 +77,7 @@ def seconds_to_first_step(folder: Path, arguments: list[str], seed: int) -> floa
         ["make", "--silent", "train-student", f"SEED={seed}", *arguments],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
-        start_new_session=True,
+        process_group=0,
     )
     try:
         while time.perf_counter() - started < _DEADLINE_SECONDS and process.poll() is None:

@@ -1,0 +1,72 @@
+"""The benchmark of ImageNet's size: its tree is what it says, and all its rows come out."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import linked_tree, scale, scale_measures, scale_study
+from views.folders import image_folder
+
+
+@pytest.fixture
+def few_classes(monkeypatch: pytest.MonkeyPatch) -> int:
+    for module in (linked_tree, scale, scale_study):
+        monkeypatch.setattr(module, "CLASSES", 4)
+    return 4
+
+
+def test_a_tree_is_links_to_few_files_and_says_the_checksum_of_each_sample(
+    few_classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linked_tree, "_MOST_LINKS", 3)
+    contents = linked_tree.some_photographs(2)
+    checksums = linked_tree.linked_tree(tmp_path / "tree", 18, contents)
+    source = image_folder(tmp_path / "tree")
+    assert np.bincount(source.train.labels).tolist() == [5, 5, 4, 4]
+    assert len(source.test) == few_classes
+    assert np.array_equal(source.train.read_checksums(np.arange(18)), checksums)
+    assert len(set(checksums.tolist())) == 2
+    originals = list((tmp_path / "tree/originals").iterdir())
+    assert len(originals) == 6  # 18 links to 2 photographs, three to each copy
+    assert sum(file.stat().st_nlink - 1 for file in originals) == 18 + few_classes
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    linked_tree.refuse_small_disk(tmp_path, 1000)
+    with pytest.raises(SystemExit, match="GB are needed"):
+        linked_tree.refuse_small_disk(tmp_path, 1000, more_bytes=10**18)
+
+
+def test_every_row_is_measured_and_nothing_is_left_behind(
+    few_classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "BLOCKS", (100, 1000))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    # These start twelve programs, which are tested by themselves.
+    monkeypatch.setattr(scale, "first_steps", lambda sizes: ([], []))
+    monkeypatch.setattr(scale, "planned_and_taken", lambda *_: (2e9, 1e9))
+    files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
+    small = ["--samples", "40", "--views", "4", "--images", "16", "--rounds", "1"]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert scale.main([*small, *files]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    found = {row["what"]: row["value"] for row in json.loads((tmp_path / "b.json").read_text())}
+    assert {"opening a cache of 4 views (s)", "memory of stage 1: taken ÷ planned"} <= set(found)
+    assert sum("large ÷ small" in what for what in found) == 6
+    assert found["memory of stage 2: taken ÷ planned"] == 0.5
+    assert "| scheduling 100 and 1,000 blocks, µs each |" in (tmp_path / "b.md").read_text()
+    assert not list(tmp_path.glob("scale-*"))
+
+
+def test_scheduling_that_looks_through_all_blocks_would_be_noticed() -> None:
+    verdict = scale.scheduling()[1][0]
+    assert verdict.is_met_by is not None
+    assert not verdict.is_met_by(10.6)
+    assert scale_measures.seconds_per_block(500) > 0

@@ -25,6 +25,8 @@ TRACK   ?=
 CLUSTER ?=
 GPUS_PER_WORKER ?=
 CPUS_PER_WORKER ?=
+GPUS_PER_RUN ?=
+CPUS_PER_RUN ?=
 
 PYTHON  ?= python3
 
@@ -77,6 +79,11 @@ OF_STUDENT = $(call q,STUDENT) --of-student
 ITS_TEACHER_WEIGHTS = $(if $(value CACHE),,$(call teacher-weights,$(OF_STUDENT)))
 ITS_TEACHER_CACHE   = $(if $(value CACHE),,$(call teacher-cache,$(OF_STUDENT)))
 
+# And train the runs of an ablation.
+RUNS_ON_CLUSTER = $(if $(value CLUSTER),--cluster $(call q,CLUSTER) \
+  $(if $(value GPUS_PER_RUN),--gpus-per-run $(call q,GPUS_PER_RUN)) \
+  $(if $(value CPUS_PER_RUN),--cpus-per-run $(call q,CPUS_PER_RUN)))
+
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -106,8 +113,9 @@ help: ## print this help
 	  'WORKERS=4' 'processes that read images' \
 	  FEED=$(call q,FEED) 'where the teacher outputs of a view are held: auto, device, host, window' \
 	  'REDO=1' 'train finished runs again and replace them' \
-	  'CLUSTER=auto' 'a Ray cluster, or its address: its nodes run the teacher' \
-	  'GPUS_PER_WORKER=1' 'GPUs of each worker of the cluster; also CPUS_PER_WORKER' \
+	  'CLUSTER=auto' 'a Ray cluster, or its address: its nodes run the teacher and an ablation' \
+	  'GPUS_PER_WORKER=1' 'GPUs of each worker that runs the teacher there; also CPUS_PER_WORKER' \
+	  'GPUS_PER_RUN=0.5' 'GPUs of each run of an ablation there; also CPUS_PER_RUN' \
 	  'TRACK=wandb' 'also send the figures of each epoch there: tensorboard, wandb, mlflow' \
 	  'RECHECK=1' 'list image folders again, check every byte of a large finished cache' \
 	  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes'
@@ -135,7 +143,7 @@ ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the re
 	@$(PY) -m train check $(STUDY) $(STUDENTS) $(OVERRIDES)
 	@$(ITS_TEACHER_WEIGHTS)
 	@$(ITS_TEACHER_CACHE)
-	@$(PY) -m train ablation $(STUDY) $(STUDENTS) $(SHARED) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
+	@$(PY) -m train ablation $(STUDY) $(STUDENTS) $(SHARED) $(RUNS_ON_CLUSTER) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
 
 export-student: env ## write a finished student (STUDENT, METHOD, SEED) to OUT as plain weights and as a program
 	@$(PY) -m train export $(call q,STUDENT) $(call q,OUT) --method $(call q,METHOD) --seed $(call q,SEED) \

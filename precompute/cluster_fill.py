@@ -135,7 +135,7 @@ class _Queue:
         num_blocks: int,
     ) -> None:
         self._cluster, self._writer = cluster, writer
-        self._given = [cluster.share(value) for value in given]
+        self._given = given
         self._queued: dict[Ref, list[Work]] = {}
         self._done, self._num_blocks = 0, num_blocks
 

@@ -54,8 +54,12 @@ class Resources:
 
 
 class Failure(NamedTuple):
-    """Why a task did not do its work; is_bug: an unexpected error, `problem` is its traceback."""
+    """Why a task did not do its work.
 
+    kind: the name of the error. is_bug: it is unexpected, and `problem` its traceback.
+    """
+
+    kind: str
     problem: str
     fix: str | None
     is_bug: bool = False
@@ -121,10 +125,6 @@ class Cluster:
         number = self.num_workers
         return f"{number} worker{'s' * (number != 1)}"
 
-    def share(self, value: Any) -> Ref:
-        """A value that many tasks are given, sent to each node once."""
-        return self._ray.put(value)
-
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Ref:
         """Queue a call of a module's function."""
         return self._task.remote(Place.here(), self.resources.cpus, function, *arguments)
@@ -143,7 +143,8 @@ class Cluster:
             return self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
             raise ClusterError(
-                f"a worker of the cluster could not do its task: {_last_line(error)}",
+                f"a worker of the cluster could not do its task: {type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0]}",
                 fix=f"every node needs this folder and this environment ({INSTALL})",
             ) from None
 
@@ -232,12 +233,16 @@ def _answer(place: Place, cpus: int, function: Callable[..., Any], *arguments: A
         with sharing_machine(Share(0, max(usable_cores() // cpus, 1))):
             return function(*arguments)
     except UserError as error:
-        return Failure(error.problem, error.fix)
+        return Failure(type(error).__name__, error.problem, error.fix)
     except OSError as error:
         if (refusal := disk_refusal(error)) is None:
-            return Failure(traceback.format_exc(), None, is_bug=True)
-        return Failure(refusal.problem, refusal.fix)
+            return _bug(error)
+        return Failure(type(error).__name__, refusal.problem, refusal.fix)
     except Stopped as stopped:
-        return Failure(str(stopped), None, stopped_by=stopped.exit_code - 128)
-    except Exception:
-        return Failure(traceback.format_exc(), None, is_bug=True)
+        return Failure("Stopped", str(stopped), None, stopped_by=stopped.exit_code - 128)
+    except Exception as error:
+        return _bug(error)
+
+
+def _bug(error: Exception) -> Failure:
+    return Failure(type(error).__name__, traceback.format_exc(), None, is_bug=True)

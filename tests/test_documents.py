@@ -22,7 +22,7 @@ from nets.zoo import build
 from store import TeacherCache
 from teach_once.__main__ import programs
 from tests.support.documents import code_blocks, commands, documents, links
-from tests.support.project import ROOT, make, makefile_targets
+from tests.support.project import QUICK_ARGS, ROOT, make, makefile_targets
 from train.__main__ import cli
 from train.terms import loss_named
 
@@ -82,6 +82,29 @@ print(sum(p.grad.abs().sum().item() for p in student.parameters()))
     loss, gradient = map(float, run_block("channel_distillation.py", project, then))
     assert loss > 0
     assert gradient > 0
+
+
+def test_what_the_readme_shows_of_clusters_runs(trained_checkout: Trained) -> None:
+    project, _ = trained_checkout
+    shown = README.read_text().partition("## More than one machine")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"```bash\n(.*?)```", shown, re.DOTALL)
+    shutil.copy(ROOT / "requirements-cluster.txt", project / ".venv/installed-cluster.txt")
+    quick = {"cache-teacher": ["ARGS=training.epochs=1"], "ablation": [QUICK_ARGS]}
+    printed = ""
+    (project / "caches").rename(project / "elsewhere")
+    try:
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)[1:]
+            result = make(*words, *quick.get(words[0], []), cwd=project)
+            assert result.returncode == 0, result.stderr
+            printed += result.stdout
+    finally:
+        shutil.rmtree(project / "caches", ignore_errors=True)
+        (project / "elsewhere").rename(project / "caches")
+    assert printed.count("Ray: ") == 2
+    assert "9,000 images in" in printed
+    assert "run   4/4" in printed
+    assert "report.html" in printed
 
 
 def test_the_job_array_of_the_documents_fills_the_cache(trained_checkout: Trained) -> None:

@@ -124,6 +124,10 @@ def test_make_hands_the_cluster_on() -> None:
     assert "--gpus-per-worker '0.5'" in shown
     assert "--cpus-per-worker '4'" in shown
     assert "--cluster" not in make("-n", "cache-teacher").stdout
+    shown = make("-n", "ablation", "CLUSTER=auto", "GPUS_PER_RUN=0.5", "CPUS_PER_RUN=3").stdout
+    assert shown.count("--cluster 'auto'") == 2
+    assert "--gpus-per-run '0.5'" in shown
+    assert "--cpus-per-run '3'" in shown
 
 
 def test_make_hands_every_tracker_on() -> None:

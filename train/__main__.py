@@ -16,21 +16,34 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from configs.load import load_teacher, teachers_of
+from runtime.cluster import Cluster
 from runtime.commands import new_app, new_console, run_command
-from runtime.options import Caches, Device, OfStudent, Overrides, StudentName, TeacherName, Workers
+from runtime.options import (
+    Caches,
+    ClusterAddress,
+    Device,
+    OfStudent,
+    Overrides,
+    StudentName,
+    TeacherName,
+    Workers,
+)
 from runtime.program import program
 from train import TrainError
 from train.ablation import commands_behind, train_and_report
 from train.missing_weights import train_missing_weights
 from train.options import (
     CachePath,
+    CpusPerRun,
     FeedOption,
+    GpusPerRun,
     Jobs,
     Method,
     Methods,
@@ -144,10 +157,15 @@ def ablation(
     feed: FeedOption = "auto",
     jobs: Jobs = 1,
     share: ShareReading = None,
+    cluster: ClusterAddress = None,
+    cpus_per_run: CpusPerRun = 1,
+    gpus_per_run: GpusPerRun = None,
     redo: Redo = False,
     track: Track = None,
 ) -> None:
     """Train every method with every seed, then write the report."""
+    if cluster and (jobs > 1 or share):
+        raise TrainError("on a cluster each run is a task: --jobs and --share are for one machine")
     check_trackers(track or ())
     console = new_console()
     study = open_named_study(name, overrides, caches, runs, cache, feed)
@@ -160,16 +178,21 @@ def ablation(
         shlex.join([*program("train"), *sys.argv[1:]]),
         *commands_behind(study, name, overrides or [], caches),
     ]
-    status = train_and_report(
-        asked_runs,
-        commands,
-        device=device,
-        num_workers=workers,
-        jobs=jobs,
-        share=share,
-        console=console,
-        track=track or (),
-    )
+    connection = None
+    if cluster and not all(run.is_finished for run in asked_runs):
+        connection = Cluster(cluster, console, cpus=cpus_per_run, gpus=gpus_per_run)
+    with connection or nullcontext():
+        status = train_and_report(
+            asked_runs,
+            commands,
+            device=device,
+            num_workers=workers,
+            jobs=jobs,
+            share=share,
+            cluster=connection,
+            console=console,
+            track=track or (),
+        )
     if status:
         raise typer.Exit(status)
 

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from configs.commands import cache_command
+from runtime.cluster import Cluster
 from runtime.errors import Stopped, UserError
 from runtime.program import program
 from runtime.text import visible
@@ -40,6 +41,7 @@ def train_and_report(
     num_workers: int | None = None,
     jobs: int = 1,
     share: bool | None = None,
+    cluster: Cluster | None = None,
     console: Console,
     track: Sequence[str] = (),
 ) -> int:
@@ -57,6 +59,7 @@ def train_and_report(
             num_workers=num_workers,
             jobs=jobs,
             share=share,
+            cluster=cluster,
             console=console,
             track=track,
         )
@@ -88,26 +91,29 @@ def run_ablation(
     num_workers: int | None = None,
     jobs: int = 1,
     share: bool | None = None,
+    cluster: Cluster | None = None,
     console: Console,
     track: Sequence[str] = (),
 ) -> dict[Run, str]:
     """Train the unfinished ones of a study's runs; returns {run: why it failed}.
 
     share: whether runs with the same seed share one reading of the images; None: where images are
-    read for every epoch. The teacher is not loaded. Raises TrainError before anything starts where
-    a method cannot work with this cache, DeviceError where the device is missing; Stopped.
+    read for every epoch. cluster: trains each run by itself, instead of this process. The teacher
+    is not loaded. Raises TrainError before anything starts where a method cannot work with this
+    cache, DeviceError where the device is missing; ClusterError, Stopped.
     """
     from runtime.devices import check_device  # these load torch
     from train.check import check_methods
 
     check_methods(runs[0].study, list(dict.fromkeys(run.method for run in runs)))
-    check_device(device)
+    if cluster is None:
+        check_device(device)
     waiting = [run for run in runs if not run.is_finished]
     if len(waiting) < len(runs):
         console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs already finished")
     for text in dict.fromkeys(map(_format_changes, waiting)):
         console.print(text, end="")
-    groups = _groups(waiting, jobs, share, device)
+    groups = _groups(waiting, jobs, share if cluster is None else False, device)
     fitting = jobs_that_fit(jobs, [held_together(group) for group in groups])
     if fitting < jobs:
         console.print(f"{fitting} of {jobs} jobs: memory holds no more teacher outputs")
@@ -117,7 +123,11 @@ def run_ablation(
             console.print(f"one reading for {len(group)} runs: {methods}; seed {group[0].seed}")
     train = functools.partial(_train_group, device=device, num_workers=num_workers, track=track)
     done: Iterator[tuple[Run, str]] = (each for group in groups for each in train(group))
-    if (jobs := min(fitting, len(groups))) > 1:
+    if cluster is not None:
+        from train.on_cluster import Options, train_on_cluster
+
+        done = train_on_cluster(waiting, cluster, Options(device, num_workers, tuple(track)))
+    elif (jobs := min(fitting, len(groups))) > 1:
         done = side_by_side(groups, train, jobs)
     failures, started = {}, time.perf_counter()
     for number, (run, failure) in enumerate(done, start=1):

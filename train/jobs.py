@@ -8,16 +8,13 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
 from multiprocessing.queues import SimpleQueue
-from pathlib import Path
 
-from configs.schema import StudentConfig, TeacherConfig
 from runtime.errors import Stopped
 from runtime.limits import Share
 from runtime.signals import StopRequest
-from train.study import Run, Study, open_study
-from train.windows import Feed
+from train.recipe import Recipe
+from train.study import Run, Study
 
 # Trains runs together, and gives each with what went wrong.
 TrainGroup = Callable[[Sequence[Run]], Iterator[tuple[Run, str]]]
@@ -40,7 +37,7 @@ def side_by_side(
         jobs,
         mp_context=context,
         initializer=_begin,
-        initargs=(_Recipe.of(groups[0][0].study), train, turns),
+        initargs=(Recipe.of(groups[0][0].study), train, turns),
     )
     with StopRequest() as stop:
         futures = {pool.submit(_train, [_named(run) for run in group]): group for group in groups}
@@ -81,36 +78,10 @@ def _pass_on(futures: Iterable[Future[list[str]]]) -> None:
     wait([future for future in futures if not future.cancelled()], timeout=60)
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """What another process needs to open the same study."""
-
-    config: StudentConfig
-    teacher: TeacherConfig
-    cache_path: Path
-    runs_dir: Path
-    feed: Feed
-
-    @classmethod
-    def of(cls, study: Study) -> _Recipe:
-        config = replace(study.config, num_views=study.num_views)
-        return cls(config, study.teacher, study.cache.path, study.runs_dir, study.feed)
-
-    def opened(self) -> Study:
-        return open_study(
-            self.config,
-            self.teacher,
-            caches_dir=self.cache_path.parent,
-            runs_dir=self.runs_dir,
-            cache_path=self.cache_path,
-            feed=self.feed,
-        )
-
-
 _here: tuple[Study, TrainGroup] | None = None  # in a process of the pool
 
 
-def _begin(recipe: _Recipe, train: TrainGroup, turns: SimpleQueue[Share]) -> None:
+def _begin(recipe: Recipe, train: TrainGroup, turns: SimpleQueue[Share]) -> None:
     global _here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside of training; the parent passes it on
     os.environ.update(turns.get().environment())

@@ -32,6 +32,13 @@ ShareReading = Annotated[
         show_default=False,
     ),
 ]
+CpusPerRun = Annotated[int, typer.Option(min=1, help="CPUs of each run on a cluster")]
+GpusPerRun = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="GPUs of each run on a cluster, as in 0.5; default: 1 if it has any GPU"
+    ),
+]
 Redo = Annotated[
     bool,
     typer.Option(

@@ -1,0 +1,151 @@
+"""A study on a Ray cluster: nodes die and runs resume; each result is that of the run alone."""
+
+from __future__ import annotations
+
+import io
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from configs.load import load_student, load_teacher, split_overrides
+from tests.support import slow_loss
+from tests.support.ray_cluster import Nodes, cluster_of, started, wait_until
+from tests.support.teacher_cache import make_cache
+from train.__main__ import cli
+from train.ablation import run_ablation
+from train.study import Run, Study, open_study
+
+EPOCHS, STEPS = 8, 4
+LOSS = "{loss: 'tests.support.slow_loss:slow'}"
+SEEDS, METHODS = (0, 1), ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nodes, Path]]:
+    """With the folder that decides how slow the loss is."""
+    folder = tmp_path_factory.mktemp("slow")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(slow_loss.FOLDER, str(folder))
+        environment.setenv("OMP_NUM_THREADS", "1")
+        with cluster_of(2) as nodes:
+            yield nodes, folder
+
+
+@pytest.fixture(scope="module")
+def overrides(teacher_weights: Path) -> list[str]:
+    return [
+        f"training.epochs={EPOCHS}",
+        "training.batch_size=16",
+        "training.learning_rate=0.01",
+        "training.schedule.milestones=[4]",
+        f"methods={{a: [{{loss: ce}}, {LOSS}], b: [{LOSS}], c: [{{loss: kd}}, {LOSS}]}}",
+        "teacher.teacher.arch=resnet8",
+        f"teacher.teacher.weights={teacher_weights}",
+        "teacher.dataset.limit=6",
+        "teacher.views.count=3",
+        "teacher.taps.energy=null",
+        "teacher.taps.hint=null",
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The study with all its runs trained one after the other, in this process."""
+    folder = tmp_path_factory.mktemp("alone")
+    own, teachers = split_overrides(overrides)
+    teacher = load_teacher("digits-resnet20", teachers)
+    make_cache(teacher, folder / "caches")
+    study = open_study(
+        load_student("digits-resnet8", own),
+        teacher,
+        caches_dir=folder / "caches",
+        runs_dir=folder / "runs",
+    )
+    assert run_ablation(runs_of(study), device="cpu", console=Console(file=io.StringIO())) == {}
+    return study
+
+
+def runs_of(study: Study, methods: Sequence[str] = METHODS) -> list[Run]:
+    return [study.run(method, seed) for method in methods for seed in SEEDS]
+
+
+def command(alone: Study, runs: Path, nodes: Nodes, methods: str, *words: str) -> list[str]:
+    call = ["ablation", "digits-resnet8", "--seeds", "0 1", "--methods", methods]
+    call += ["--cache", str(alone.cache.path), "--runs", str(runs)]
+    return [*call, "--cluster", nodes.address, "--device", "cpu", *words]
+
+
+def epochs_done(runs: Path) -> list[int]:
+    return [len(file.read_text().splitlines()) for file in runs.glob("*/*/metrics.jsonl")]
+
+
+def assert_same(runs: Path, alone: Study, methods: Sequence[str] = METHODS) -> None:
+    """Bit for bit: every weight, and every figure of every epoch."""
+    for run in runs_of(alone, methods):
+        ours = runs / alone.config.name / run.folder.name
+        assert (ours / "summary.json").is_file(), run
+        found, expected = (
+            torch.load(folder / "last.pt", weights_only=True) for folder in (ours, run.folder)
+        )
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found), run
+
+
+def test_nodes_die_in_the_middle_of_six_runs_and_every_result_is_that_of_the_run_alone(
+    nodes: tuple[Nodes, Path], alone: Study, overrides: list[str], tmp_path: Path
+) -> None:
+    cluster, folder = nodes
+    (folder / "seconds").write_text("0.1")
+    driver = started("train", *command(alone, tmp_path, cluster, "a b c", *overrides))
+    wait_until(lambda: sorted(epochs_done(tmp_path))[-2:] >= [4, 4], driver)
+    cluster.remove()
+    cluster.add()
+    wait_until(lambda: len(epochs_done(tmp_path)) >= 4, driver)
+    cluster.remove()
+    (folder / "seconds").write_text("0")
+    cluster.add()
+    printed, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 0, errors
+    assert "run   6/6" in printed
+    assert "report.html" in printed
+    assert_same(tmp_path, alone)
+    extra = len((folder / "steps").read_text()) - 6 * EPOCHS * STEPS
+    assert extra < 4 * STEPS + 2 * STEPS  # one from its beginning alone would take so many
+    assert set(epochs_done(tmp_path)) == {EPOCHS}
+
+
+def test_a_signal_saves_every_run_and_one_that_fails_stops_no_other(
+    nodes: tuple[Nodes, Path],
+    alone: Study,
+    overrides: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    cluster, folder = nodes
+    (folder / "seconds").write_text("0.1")
+    call = command(alone, tmp_path, cluster, "a", *overrides)
+    driver = started("train", *call)
+    wait_until(lambda: sorted(epochs_done(tmp_path))[-2:] >= [1, 1], driver)
+    driver.send_signal(signal.SIGTERM)
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + signal.SIGTERM
+    assert "stopped; the same command resumes every run" in errors
+    done = epochs_done(tmp_path)
+    assert len(done) == 2
+    assert max(done) < EPOCHS
+    (folder / "seconds").unlink()
+
+    bad = [word.replace("{a:", "{bad: [{loss: ce, weight: 1e38}], a:") for word in overrides]
+    assert cli(command(alone, tmp_path, cluster, "bad a", *bad)) == 1
+    shown = capfd.readouterr()
+    assert "bad          seed 0  FAILED: Diverged: the loss became" in shown.out
+    assert "bad, seed 1 failed: Diverged: the loss became" in shown.err
+    assert "Traceback" not in shown.err
+    assert_same(tmp_path, alone, ["a"])
+
+    assert cli([*command(alone, tmp_path, cluster, "a", *overrides), "--jobs", "2"]) == 2
+    assert "are for one machine" in capfd.readouterr().err

@@ -1,0 +1,36 @@
+"""What another process, here or on another machine, needs to open the same study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from configs.schema import StudentConfig, TeacherConfig
+from train.study import Study, open_study
+from train.windows import Feed
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Of one study, whose runs it trains on as many views as this process does."""
+
+    config: StudentConfig
+    teacher: TeacherConfig
+    cache_path: Path
+    runs_dir: Path
+    feed: Feed
+
+    @classmethod
+    def of(cls, study: Study) -> Recipe:
+        config = replace(study.config, num_views=study.num_views)
+        return cls(config, study.teacher, study.cache.path, study.runs_dir, study.feed)
+
+    def opened(self) -> Study:
+        return open_study(
+            self.config,
+            self.teacher,
+            caches_dir=self.cache_path.parent,
+            runs_dir=self.runs_dir,
+            cache_path=self.cache_path,
+            feed=self.feed,
+        )

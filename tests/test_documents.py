@@ -102,7 +102,7 @@ def test_what_the_readme_shows_of_clusters_runs(trained_checkout: Trained) -> No
         shutil.rmtree(project / "caches", ignore_errors=True)
         (project / "elsewhere").rename(project / "caches")
     assert printed.count("Ray: ") == 2
-    assert "9,000 images in" in printed
+    assert "1,800 images in" in printed
     assert "run   4/4" in printed
     assert "report.html" in printed
 

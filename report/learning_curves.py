@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from report.curves import curves_of, epochs_of, seconds_of
+from report.curves import Curve, curves_of, epochs_of, seconds_of
 from report.intervals import LEVEL
-from report.line_chart import NARROW, WIDE, Size, line_chart
+from report.line_chart import MOST_BANDS, NARROW, WIDE, Size, line_chart
 from report.runs import Result
 
 
@@ -37,7 +37,7 @@ def learning_curves(results: Sequence[Result]) -> list[str]:
         f'<div class="by-epoch">{_both_sizes(errors_by_epoch, results)}</div>',
         f'<div class="by-time">{_both_sizes(errors_by_time, results)}</div>',
         "</div>",
-        f'<p class="quiet">Means over seeds. {_what_bands_are({c.num_seeds for c in curves})}</p>',
+        f'<p class="quiet">Means over seeds. {_what_bands_are(curves)}</p>',
     ]
 
 
@@ -45,13 +45,16 @@ def _both_sizes(draw: Callable[[Sequence[Result], Size], str], results: Sequence
     return f"{draw(results, WIDE)}{draw(results, NARROW)}"
 
 
-def _what_bands_are(seeds: set[int]) -> str:
+def _what_bands_are(curves: Sequence[Curve]) -> str:
+    seeds = {curve.num_seeds for curve in curves}
     several = sorted(number for number in seeds if number > 1)
     if not several:
         return "One seed each, so that there are no intervals."
     n = f"{several[0]}" if len(several) == 1 else f"{several[0]} to {several[-1]}"
+    bands = ", and bands" if len(curves) <= MOST_BANDS else ""
+    hidden = "" if bands else " Point at a line or its name to see the intervals of all epochs."
+    alone = " Lines without a bar have one seed." if 1 in seeds else ""
     return (
-        f"Bands, and bars for the last epoch: {LEVEL:.0%} confidence intervals of the mean "
-        f"(Student's t, n = {n} seeds), cut off at the chart's edge; of many methods, the band of "
-        f"the one under the pointer.{' Lines without a bar have one seed.' if 1 in seeds else ''}"
+        f"Bars beside the last epoch{bands}: {LEVEL:.0%} confidence intervals of the mean "
+        f"(Student's t, n = {n} seeds), cut off at the chart's edge.{hidden}{alone}"
     )

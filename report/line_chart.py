@@ -28,9 +28,9 @@ _MARKERS = (
 )
 _MARKER_EVERY_PX = 55.0
 _LABEL_GAP_PX = 16.0
-_LETTER_PX = 8.2
-_MOST_BANDS = 6  # more than so many are shown one at a time, under the pointer
-_MOST_STRIP_PX = 90.0
+_LETTER_PX = 9.0
+MOST_BANDS = 6  # more than so many are shown one at a time, under the pointer
+_MOST_STRIP_PX = 100.0
 _TOP_PX, _BOTTOM_PX, _LEFT_PX = 12.0, 44.0, 44.0
 
 
@@ -46,8 +46,8 @@ class Size:
     leader_px: float  # from the bars to the labels
 
 
-WIDE = Size("wide", 860, 440, 26, 5, 30)
-NARROW = Size("narrow", 366, 400, 13, 3, 22)
+WIDE = Size("wide", 860, 440, 26, 8, 30)
+NARROW = Size("narrow", 366, 400, 13, 4, 20)
 
 
 def line_chart(curves: Sequence[Curve], size: Size, x_label: str, *, whole_x: bool) -> str:
@@ -66,13 +66,14 @@ def line_chart(curves: Sequence[Curve], size: Size, x_label: str, *, whole_x: bo
     ends = [y.px(curve.points[-1].mean) for curve in curves]
     label_ys = spread_apart(ends, _LABEL_GAP_PX, _TOP_PX, bottom)
     label_x = x.end_px + strip_px + size.leader_px
+    by_height = sorted(range(len(curves)), key=lambda index: label_ys[index])
     parts = [_grid(x, y, x_label)]
     for index, (curve, name) in enumerate(zip(curves, names, strict=True)):
-        bar_x = x.end_px + strip_px * (index + 1.0) / len(curves)
+        bar_x = x.end_px + strip_px * (by_height.index(index) + 1.0) / len(curves)
         label = f'<text x="{label_x:.1f}" y="{label_ys[index] + 4:.1f}">{for_html(name)}</text>'
         label += _leader(curve, x, y, label_x - 12, label_ys[index])
-        parts.append(_series(index, curve, f"{label}{_bar(curve, bar_x, y)}", x, y))
-    kind = f"chart {size.name}{' crowded' if len(curves) > _MOST_BANDS else ''}"
+        parts.append(_series(index, curve, f"{label}{_bar(index, curve, bar_x, y)}", x, y))
+    kind = f"chart {size.name}{' crowded' if len(curves) > MOST_BANDS else ''}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="{kind}" role="img" '
         f'viewBox="0 0 {size.width:g} {height:g}" '
@@ -117,7 +118,7 @@ def _grid(x: Axis, y: Axis, x_label: str) -> str:
 
 def _series(index: int, curve: Curve, label: str, x: Axis, y: Axis) -> str:
     places = [(x.px(point.x), y.px(point.mean)) for point in curve.points]
-    dash, marker = _DASHES[index // NUM_COLOURS % len(_DASHES)], _MARKERS[index % len(_MARKERS)]
+    dash, marker = _DASHES[index // NUM_COLOURS % len(_DASHES)], _marker(index)
     step = math.ceil(len(places) * _MARKER_EVERY_PX / (x.end_px - x.start_px))
     marks = "".join(f"M{px:.1f} {py:.1f}{marker}" for px, py in places[::-1][::step])
     line = "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
@@ -136,12 +137,17 @@ def _leader(curve: Curve, x: Axis, y: Axis, to_x: float, to_y: float) -> str:
     return f'<path class="leader" d="M{start}{across}L{to_x:.1f} {to_y:.1f}h8"/>'
 
 
-def _bar(curve: Curve, bar_x: float, y: Axis) -> str:
-    """The interval at the end, beside the ends of the lines."""
+def _bar(index: int, curve: Curve, bar_x: float, y: Axis) -> str:
+    """The interval at the end, beside the ends of the lines, with the line's marker."""
     if (interval := curve.points[-1].interval) is None:
         return ""
     ends = f"{y.px(interval.low):.1f}V{y.px(interval.high):.1f}"
-    return f'<path class="interval" d="M{bar_x:.1f} {ends}"/>'
+    marker = f"M{bar_x:.1f} {y.px(interval.mean):.1f}{_marker(index)}"
+    return f'<path class="interval" d="M{bar_x:.1f} {ends}"/><path class="marks" d="{marker}"/>'
+
+
+def _marker(index: int) -> str:
+    return _MARKERS[index % len(_MARKERS)]
 
 
 def _band(points: Sequence[CurvePoint], x: Axis, y: Axis) -> str:

@@ -122,9 +122,18 @@ def test_a_method_of_several_seeds_has_a_band_and_a_bar_and_says_of_what() -> No
     assert told is not None
     assert told.text == (f"kd: 11.00 % at the end, 95% interval {low:.2f} to {high:.2f}, 2 seeds")
     section = learning_curves([*TWO_SEEDS, run_of("ce", 0, [60, 50, 40])])[-1]
+    assert "Bars beside the last epoch, and bands:" in section
     assert "95% confidence intervals of the mean (Student's t, n = 2 seeds)" in section
     assert "Lines without a bar have one seed." in section
     assert "there are no intervals" in learning_curves(TWO_SEEDS[:1])[-1]
+
+
+def test_the_bands_of_many_methods_are_hidden_until_one_is_pointed_at() -> None:
+    runs = [run_of(f"m{n}", seed, [50, 10 + seed]) for n in range(7) for seed in (0, 1)]
+    assert 'class="chart wide crowded"' in errors_by_epoch(runs)
+    assert 'class="chart wide"' in errors_by_epoch(runs[:-2])
+    assert "Point at a line or its name" in learning_curves(runs)[-1]
+    assert "Point at a line or its name" not in learning_curves(runs[:-2])[-1]
 
 
 def test_axes_of_epochs_tick_at_whole_numbers_and_those_of_seconds_need_not() -> None:

@@ -53,6 +53,7 @@ def test_every_code_block_is_run_by_a_test() -> None:
         "my_loop.py",
         "loader.py",
         "channel_distillation.py",
+        "unpack_imagenet.py",
     }
     assert set(code_blocks("yaml")) == {"photos-resnet50.yaml", "photos-resnet18.yaml"}
 

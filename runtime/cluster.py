@@ -97,7 +97,7 @@ class Cluster:
 
     def __init__(self, address: str, console: Console, *, cpus: int, gpus: float | None) -> None:
         self._ray = imported_ray()
-        self.is_local = _connect(self._ray, address)
+        self.is_local = connect(self._ray, address)
         try:
             if gpus is None:
                 gpus = 1.0 if any("GPU" in node for node in self._nodes()) else 0.0
@@ -113,7 +113,9 @@ class Cluster:
         except BaseException:
             self._ray.shutdown()
             raise
-        where = "no cluster is running: this machine alone" if self.is_local else "cluster"
+        where = "cluster"
+        if self.is_local:
+            where = f"{'no cluster is running: ' * (address == 'auto')}this machine alone"
         console.print(f"Ray: {where}, {self.format_workers()} of {self.resources} each")
 
     @property
@@ -189,23 +191,30 @@ def imported_ray() -> Any:
     return cast(Any, ray)
 
 
-def _connect(ray: Any, address: str) -> bool:
-    """Whether a cluster of this machine alone was started, as `auto` found none."""
-    quiet = {
-        "namespace": NAMESPACE,
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-        "include_dashboard": False,
-    }
-    try:
-        ray.init(address=address, **{k: v for k, v in quiet.items() if k != "include_dashboard"})
-        return False
-    except ConnectionError as error:
-        if address != "auto" or os.environ.get("RAY_ADDRESS"):
+def connect(ray: Any, address: str) -> bool:
+    """Whether a cluster of this machine alone was started: for `local`, or as `auto` found none.
+
+    RAY_ADDRESS says what `auto` is. Raises ClusterError.
+    """
+    quiet = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address
+    if address != "local":
+        try:
+            ray.init(address=address, **quiet)
+            return False
+        except ConnectionError as error:
+            if address != "auto":
+                raise _unreachable(address, error) from None
+        except (RuntimeError, ValueError) as error:  # another version, or no address
             raise _unreachable(address, error) from None
-    except (RuntimeError, ValueError) as error:  # another version, or no address
-        raise _unreachable(address, error) from None
-    ray.init(address="local", num_cpus=usable_cores(), object_store_memory=_STORE_BYTES, **quiet)
+    ray.init(
+        address="local",
+        num_cpus=usable_cores(),
+        object_store_memory=_STORE_BYTES,
+        include_dashboard=False,
+        **quiet,
+    )
     return True
 
 

@@ -55,7 +55,7 @@ ClusterAddress = Annotated[
     str | None,
     typer.Option(
         "--cluster",
-        metavar="auto|ADDRESS",
-        help="Ray cluster to work on; auto: the one running here, else this machine alone",
+        metavar="auto|local|ADDRESS",
+        help="Ray cluster to work on; auto: the one running here, else, as local, this machine",
     ),
 ]

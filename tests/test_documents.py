@@ -85,8 +85,11 @@ print(sum(p.grad.abs().sum().item() for p in student.parameters()))
     assert gradient > 0
 
 
-def test_what_the_readme_shows_of_clusters_runs(trained_checkout: Trained) -> None:
+def test_what_the_readme_shows_of_clusters_runs(
+    trained_checkout: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project, _ = trained_checkout
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # whatever else runs on this machine
     shown = README.read_text().partition("## More than one machine")[2].partition("\n## ")[0]
     (block,) = re.findall(r"```bash\n(.*?)```", shown, re.DOTALL)
     shutil.copy(ROOT / "requirements-cluster.txt", project / ".venv/installed-cluster.txt")

@@ -18,13 +18,14 @@ from pathlib import Path
 
 from benchmarks.harness import machine, markdown, write_section
 
-PROGRAMS = ("steps", "teacher_pass", "study", "start")
+PROGRAMS = ("steps", "teacher_pass", "study", "start", "topk")
 ALONE = ("loading", "scale")  # take minutes: not among those of `make bench`
 QUICK = {
     "steps": ["--shapes", "digits", "--rounds", "2"],
     "teacher_pass": ["--shapes", "digits", "--rounds", "2"],
     "study": ["--shape", "digits", "--epochs", "2"],
     "start": ["--images", "500", "--rounds", "1"],
+    "topk": ["--shapes", "digits", "--records", "64", "--rounds", "2"],
 }
 
 

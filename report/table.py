@@ -92,8 +92,8 @@ def rows_of(results: Iterable[Result]) -> list[Row]:
             len(runs),
             _cells(runs),
             runs[0].model,
-            _difference(runs, grouped.get("ce", [])) if method != "ce" else None,
-            _difference(runs, grouped.get("kd", [])) if method not in ("ce", "kd") else None,
+            difference(runs, grouped.get("ce", [])) if method != "ce" else None,
+            difference(runs, grouped.get("kd", [])) if method not in ("ce", "kd") else None,
         )
         for method, runs in grouped.items()
     ]
@@ -117,7 +117,8 @@ def _has(column: str, results: Iterable[Result]) -> bool:
     return not column.endswith("top5") or all(result.has_top5 for result in results)
 
 
-def _difference(ours: Sequence[Result], theirs: Sequence[Result]) -> Difference | None:
+def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> Difference | None:
+    """Of the first method's errors to the second's; None where no seed is common to both."""
     our_errors, their_errors = (
         {result.seed: result.last.top1 for result in results} for results in (ours, theirs)
     )

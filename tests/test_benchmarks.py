@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import dtypes, profile, read, rows, views
+from benchmarks import dtypes, profile, read, rows, topk_students, views
 from benchmarks.harness import Timing, Verdict, interleaved, write_section
 from tests.support.teacher_cache import make_cache
 
@@ -93,6 +93,42 @@ def test_the_number_of_views_is_studied(
     assert (tmp_path / "views-digits-resnet8.png").stat().st_size > 1000
 
 
+def test_students_of_reduced_caches_are_compared_with_those_of_the_full_one(
+    small_teacher: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_teacher()
+    monkeypatch.chdir(tmp_path)
+    make_cache(config, tmp_path / "caches")
+    arguments = [
+        "digits-resnet8",
+        "--forms",
+        "3 2+uint8",
+        "--seeds",
+        "0 1",
+        "--docs",
+        str(tmp_path / "r.md"),
+        "training.epochs=1",
+        "training.schedule={kind: onecycle}",
+        "teacher.teacher.arch=resnet8",
+        "teacher.dataset.limit=6",
+        f"teacher.teacher.weights={config.teacher.weights}",
+        "teacher.views.count=3",
+        "teacher.taps.energy=null",
+        "teacher.taps.hint=null",
+    ]
+    assert topk_students.main(arguments) == 0
+    text = (tmp_path / "r.md").read_text()
+    assert "## Reduced records: digits-resnet8, kd" in text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.count("|") == 8]
+    full, cut, small = rows[2:]
+    assert full[:2] == ["all logits", "245"]
+    assert cut[:2] == ["3 largest logits", "239"]
+    assert small[:2] == ["2 largest logits, uint8 means", "123"]
+    assert 0 < float(cut[2]) < float(small[2])
+    assert [row[4] for row in rows[2:]] == ["2", "2", "2"]
+    assert cut[6][0] in "+-"
+
+
 def test_dtypes_are_measured_on_real_records(
     small_teacher: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +157,7 @@ def test_every_target_is_measured_and_ends_in_one_table(tmp_path: Path) -> None:
     docs = tmp_path / "b.md"
     # `start` calls make, which needs the environment that make has made.
     has_environment = (ROOT / ".venv" / "installed.txt").is_file()
-    programs = "steps teacher_pass study" + (" start" if has_environment else "")
+    programs = "steps teacher_pass study topk" + (" start" if has_environment else "")
     arguments = ["--quick", "--device", "cpu", "--only", programs]
     assert suite.main([*arguments, "--docs", str(docs), "--results", str(tmp_path)]) == 0
     text = docs.read_text()
@@ -130,6 +166,10 @@ def test_every_target_is_measured_and_ends_in_one_table(tmp_path: Path) -> None:
     table = text.split("## All targets")[1]
     for what in ("cached ÷ in memory", "live ÷ cached", "pass ÷ bare loop", "waiting for the feed"):
         assert what in table
+    assert "digits: expanding 4 of 10 logits ÷ step" in table
+    assert (
+        "| kB of ResNet-34's record: 32 largest logits, uint8 means | 1.09 | ≤ 1.1 | ✓ |" in table
+    )
     assert "≤ 1.02" in table
     assert not has_environment or "to the first step" in table
 

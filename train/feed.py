@@ -248,12 +248,16 @@ class Expansion:
         values, classes, rest = compact_names("logits")
         if not self._num_classes or classes not in rows:
             return rows
-        kept = rows[values].float()
-        share = rows[rest].float() - math.log(self._num_classes - kept.shape[1])
-        logits = share[:, None].repeat(1, self._num_classes)
-        logits.scatter_(1, rows[classes].long(), kept)
+        logits = expanded_logits(rows[values], rows[classes], rows[rest], self._num_classes)
         whole = {name: tap for name, tap in rows.items() if name not in (values, classes, rest)}
         return {**whole, "logits": logits}
+
+
+def expanded_logits(values: Tensor, classes: Tensor, rest: Tensor, num_classes: int) -> Tensor:
+    """(B, num_classes) float32 of (B, k) values, (B, k) classes and (B,) rest: `store.topk`."""
+    share = rest.float() - math.log(num_classes - values.shape[1])
+    logits = share[:, None].repeat(1, num_classes)
+    return logits.scatter_(1, classes.long(), values.float())
 
 
 def _as_tensor(values: NDArray[Any]) -> Tensor:

@@ -177,18 +177,19 @@ def main(arguments: list[str]) -> int:
             scheduling(),
             memory(sizes, options.seconds),
         ]
-    rows = [row for some, _ in parts for row in some]
-    verdicts = [verdict for _, some in parts for verdict in some]
-    table = markdown(["what", f"{small:,} samples", f"{options.samples:,} samples"], rows)
-    text = (
-        f"`python -m benchmarks.scale {' '.join(arguments)}` on {machine()}: hard links to "
-        f"{len(contents)} photographs of 500x375 ({origin()}) in {CLASSES:,} classes; views of 32 "
-        f"pixels, {options.views} cached. Rates: medians of {options.rounds} interleaved rounds ± "
-        f"half the distance between the quartiles. Memory: the most that the main process "
-        f"took in its first {options.seconds:g} s of work; plans are for a whole run with its "
-        f"tests.\n\n{table}"
-    )
-    publish(options, "ImageNet's number of samples", text, verdicts)
+        # Published before the files are removed, which takes minutes and may be interrupted.
+        rows = [row for some, _ in parts for row in some]
+        verdicts = [verdict for _, some in parts for verdict in some]
+        table = markdown(["what", f"{small:,} samples", f"{options.samples:,} samples"], rows)
+        text = (
+            f"`python -m benchmarks.scale {' '.join(arguments)}` on {machine()}: hard links to "
+            f"{len(contents)} photographs of 500x375 ({origin()}) in {CLASSES:,} classes; views of "
+            f"32 pixels, {options.views} cached. Rates: medians of {options.rounds} interleaved "
+            f"rounds ± half the distance between the quartiles. Memory: the most that the process "
+            f"took in its first {options.seconds:g} s of work; plans are for a whole run with its "
+            f"tests.\n\n{table}"
+        )
+        publish(options, "ImageNet's number of samples", text, verdicts)
     return 0
 
 

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from runtime.devices import refuse_unknown_device
-from runtime.urls import path_or_url
+from runtime.errors import UserError
+from runtime.program import program_text
+from runtime.urls import ObjectUrl, path_or_url
 
 TeacherName = Annotated[
     str,
@@ -26,7 +28,21 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="other values for keys of the config"),
 ]
-Caches = Annotated[Path, typer.Option(help="folder that holds the caches")]
+
+
+def _folder(text: str | Path) -> Path:
+    if isinstance(path := path_or_url(text), ObjectUrl):
+        copy = f"{program_text('store')} copy"
+        raise UserError(
+            f"{path}: this command takes a folder of caches, not a URL",
+            fix=f"{copy} CACHE {path} and {copy} {path}/CACHE caches",
+        )
+    return path
+
+
+Caches = Annotated[
+    Path, typer.Option(metavar="PATH", help="folder that holds the caches", parser=_folder)
+]
 CachesOrUrl = Annotated[
     Path,
     typer.Option(

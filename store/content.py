@@ -202,6 +202,11 @@ def holds(cache: Path, name: str, expected: NDArray[np.uint8]) -> bool:
         return False
 
 
+def holds_bytes(cache: Path, name: str, expected: bytes) -> bool:
+    """As `holds`."""
+    return holds(cache, name, np.frombuffer(expected, np.uint8))
+
+
 def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Manifest:
     """The manifest with the checksums of these zarr.json files."""
     checksums = {name: _bytes_crc(data) for name, data in metadata.items()}

@@ -40,6 +40,7 @@ class MappedRows:
         arrays = [array for tap, spec in self._specs.items() for array in spec.arrays(tap)]
         sizes = (self._manifest.chunk_file_bytes(self._manifest.arrays[array]) for array in arrays)
         keys = [(array, block) for block in blocks for array in arrays]
+        self._source.fetch(keys)
         for _ in in_threads(lambda key: self._source.verify(*key), keys, sum(sizes) * len(blocks)):
             pass
 

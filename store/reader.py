@@ -179,7 +179,7 @@ class TeacherCache:
         self._check_view(view)
         blocks = [self.manifest.block(view, i) for i in range(self.manifest.blocks_per_view)]
         names = self._checked_taps(taps)
-        self.fetch(view, names)
+        self._fetch(blocks, names)
         self._refuse_missing_bytes(names, blocks)
         records = self._empty(names, self.num_samples, compact)
         reads = [(name, block) for name in records for block in blocks]
@@ -192,9 +192,8 @@ class TeacherCache:
             pass
         return records
 
-    def fetch(self, view: int, taps: Sequence[str]) -> None:
-        """Bring a view here, many blocks at a time, where the cache lies elsewhere."""
-        blocks = [self.manifest.block(view, i) for i in range(self.manifest.blocks_per_view)]
+    def _fetch(self, blocks: Sequence[Block], taps: Sequence[str]) -> None:
+        """Bring blocks here, many chunks at a time, where the cache lies elsewhere."""
         arrays = [array for tap in taps for array in self.manifest.taps[tap].arrays(tap)]
         self.source.fetch([(array, block) for block in blocks for array in arrays])
 
@@ -211,7 +210,9 @@ class TeacherCache:
     ) -> dict[str, NDArray[Any]]:
         """The records of one block: tap -> (rows, *tap shape); raises as `read_view`."""
         self._check_view(block.view)
-        records = self._empty(self._checked_taps(taps), block.rows, compact)
+        names = self._checked_taps(taps)
+        self._fetch([block], names)
+        records = self._empty(names, block.rows, compact)
         for name, values in records.items():
             self._read_into(values, name, block, compact)
         return records

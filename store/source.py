@@ -19,6 +19,7 @@ from store.hdf5 import Hdf5Source
 from store.hdf5_layout import is_hdf5
 from store.layout import Block
 from store.manifest import Manifest
+from store.mirror import MirroredSource, mirror_of
 from store.remote import RemoteSource
 
 
@@ -91,6 +92,8 @@ def open_source(path: Path) -> Source:
     """The arrays at `path`, complete or not. Raises CacheMissing, CacheDamaged, CacheMismatch."""
     if isinstance(path, ObjectUrl):
         return RemoteSource.at(path)
+    if (mirror := mirror_of(path.parent)) is not None:
+        return MirroredSource.through(path, mirror)
     if path.is_file() and is_hdf5(path):
         return Hdf5Source.open(path)
     return FolderSource.open(path)

@@ -18,7 +18,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -27,6 +27,7 @@ from runtime.cluster import Cluster
 from runtime.commands import new_app, new_console, run_command
 from runtime.options import (
     Caches,
+    CachesOrUrl,
     ClusterAddress,
     Device,
     OfStudent,
@@ -38,21 +39,30 @@ from runtime.options import (
 from runtime.program import program
 from train import TrainError
 from train.ablation import commands_behind, train_and_report
+from train.cache import local_folder
 from train.missing_weights import train_missing_weights
 from train.options import (
     CachePath,
+    CheckpointMinutes,
+    CompleteCaches,
     CpusPerRun,
     FeedOption,
     GpusPerRun,
     Jobs,
+    LiveTeacher,
     Method,
     Methods,
+    MirrorFolder,
+    MirrorSize,
     Redo,
+    RemoveRuns,
     Runs,
     Seed,
     Seeds,
     ShareReading,
     Track,
+    TrainTeacher,
+    Which,
 )
 from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
 from train.repeat import begin_again
@@ -68,25 +78,24 @@ def student(
     overrides: Overrides = None,
     method: Method = "cd+gkd+edt",
     seed: Seed = 0,
-    live_teacher: Annotated[
-        bool, typer.Option(help="run the teacher in the loop instead of reading the cache")
-    ] = False,
+    live_teacher: LiveTeacher = False,
     redo: Redo = False,
-    caches: Caches = Path("caches"),
+    caches: CachesOrUrl = Path("caches"),
+    mirror: MirrorFolder = Path("mirror"),
+    mirror_gb: MirrorSize = 50.0,
     runs: Runs = Path("runs"),
     cache: CachePath = None,
     device: Device = "auto",
     workers: Workers = None,
     feed: FeedOption = "auto",
-    checkpoint_minutes: Annotated[
-        float, typer.Option(min=0, help="minutes between checkpoints within an epoch")
-    ] = 10.0,
+    checkpoint_minutes: CheckpointMinutes = 10.0,
     track: Track = None,
 ) -> None:
     """Train one student from the cache."""
     check_trackers(track or ())
     console = new_console()
-    study = open_named_study(name, overrides, caches, runs, cache, feed)
+    folder = local_folder(caches, mirror, mirror_gb)
+    study = open_named_study(name, overrides, folder, runs, cache, feed)
     run = study.run(method, seed, live_teacher)
     if redo:
         begin_again([run], device)
@@ -117,12 +126,8 @@ def teacher(
     overrides: Overrides = None,
     of_student: OfStudent = False,
     retrain: Annotated[bool, typer.Option(help="train again, replacing the weights")] = False,
-    agreed: Annotated[
-        bool, typer.Option("--train-teacher", help="train even if it takes over ten minutes")
-    ] = False,
-    caches: Annotated[
-        Path | None, typer.Option(help="train nothing if a complete cache is in this folder")
-    ] = None,
+    agreed: TrainTeacher = False,
+    caches: CompleteCaches = None,
     device: Device = "auto",
     workers: Workers = None,
     track: Track = None,
@@ -149,7 +154,9 @@ def ablation(
     overrides: Overrides = None,
     seeds: Seeds = "0 1 2",
     methods: Methods = "",
-    caches: Caches = Path("caches"),
+    caches: CachesOrUrl = Path("caches"),
+    mirror: MirrorFolder = Path("mirror"),
+    mirror_gb: MirrorSize = 50.0,
     runs: Runs = Path("runs"),
     cache: CachePath = None,
     device: Device = "auto",
@@ -168,7 +175,8 @@ def ablation(
         raise TrainError("on a cluster each run is a task: --jobs and --share are for one machine")
     check_trackers(track or ())
     console = new_console()
-    study = open_named_study(name, overrides, caches, runs, cache, feed)
+    folder = local_folder(caches, mirror, mirror_gb)
+    study = open_named_study(name, overrides, folder, runs, cache, feed)
     asked_methods = methods.split() or list(study.config.methods)
     asked_seeds = parse_seeds(seeds)
     asked_runs = [study.run(method, seed) for method in asked_methods for seed in asked_seeds]
@@ -204,9 +212,7 @@ def export(
     overrides: Overrides = None,
     method: Method = "cd+gkd+edt",
     seed: Seed = 0,
-    which: Annotated[
-        Literal["best", "last"], typer.Option(help="export the weights of this epoch")
-    ] = "best",
+    which: Which = "best",
     caches: Caches = Path("caches"),
     runs: Runs = Path("runs"),
     cache: CachePath = None,
@@ -318,9 +324,7 @@ def plan(
 def list_runs(
     name: Annotated[str | None, typer.Argument(help="a student; default: all of them")] = None,
     runs: Runs = Path("runs"),
-    remove: Annotated[
-        bool, typer.Option("--remove", help="delete unfinished and superseded runs, after asking")
-    ] = False,
+    remove: RemoveRuns = False,
     yes: Annotated[bool, typer.Option("--yes", help="delete without asking")] = False,
 ) -> None:
     """List runs: state, error, size, age, and what differs between runs of one method."""

@@ -20,11 +20,11 @@ from typing import Any
 
 from rich.console import Console
 
-from configs.commands import cache_command
 from runtime.cluster import Cluster
 from runtime.errors import Stopped, UserError
 from runtime.program import program
 from runtime.text import visible
+from train.cache import pass_command
 from train.jobs import side_by_side
 from train.runs import FoundRun, finished_alike, runs_below
 from train.study import Run, Study, held_together
@@ -81,7 +81,7 @@ def commands_behind(
     words = [*program("train"), "student", name, "--method", "METHOD", "--seed", "SEED"]
     words += ["--caches", str(caches_dir), "--runs", str(study.runs_dir), *overrides]
     teachers = (study.teacher, *(other.config for other in study.further))
-    return [shlex.join(words), *(cache_command(each, caches_dir=caches_dir) for each in teachers)]
+    return [shlex.join(words), *(pass_command(each, caches_dir) for each in teachers)]
 
 
 def run_ablation(

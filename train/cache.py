@@ -5,7 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,12 @@ from nets.identity import teacher_identity as nets_identity
 from nets.taps import taps_asked, teacher_stages
 from nets.weights_file import refuse_misspelled
 from runtime.formats import counted
+from runtime.program import program_text
+from runtime.urls import ObjectUrl
 from store.errors import CacheError, CacheMismatch, CacheMissing, TeacherPass, fixes_spelled_by
 from store.find import differs_in_samples_alone, find_cache, other_dataset_state
 from store.identity import Identity, cache_identity
+from store.mirror import attach, mirror_of
 from store.reader import TeacherCache
 from train import TrainError
 from views.canary import pixel_canary
@@ -43,7 +46,7 @@ def open_cache(
     Its taps may be unfinished. Raises CacheError, whose fix is the user's own command.
     """
     identity = teacher_identity(teacher, dataset)
-    with fixes_spelled_by(lambda more: cache_command(teacher, caches_dir=caches_dir, more=more)):
+    with fixes_spelled_by(lambda more: pass_command(teacher, caches_dir, more)):
         if cache_path is None:
             with _explaining(dataset, lambda: other_dataset_state(caches_dir, identity)):
                 cache = find_cache(caches_dir, teacher.name, identity, num_views=num_views, taps=())
@@ -72,10 +75,30 @@ def refusing_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path
         raise TrainError(
             f"num_views is {asked}, but views.count of the teacher {teacher.name} makes a cache of "
             f"{counted(planned, 'view')}{most}",
-            fix=cache_command(teacher, caches_dir=caches_dir, more=[f"views.count={asked}"])
+            fix=pass_command(teacher, caches_dir, [f"views.count={asked}"])
             if is_possible
             else f"num_views={distinct}",
         ) from None
+
+
+def local_folder(caches: Path, mirror: Path, mirror_gb: float) -> Path:
+    """The folder to read caches from; of a URL, the one in the mirror, which is attached to it."""
+    if isinstance(caches, ObjectUrl):
+        return attach(caches, mirror, int(mirror_gb * 1e9))
+    return caches
+
+
+def pass_command(teacher: TeacherConfig, caches_dir: Path, more: Sequence[str] = ()) -> str:
+    """What makes or mends a cache in this folder; of one on an object store, and copies it there.
+
+    caches_dir: a folder, one in a mirror, or a URL.
+    """
+    mirror = mirror_of(caches_dir)
+    url = caches_dir if mirror is None else mirror.url
+    if not isinstance(url, ObjectUrl):
+        return cache_command(teacher, caches_dir=caches_dir, more=more)
+    copy = f"{program_text('store')} copy CACHE {url}"
+    return f"{cache_command(teacher, more=more)}, then {copy} with the CACHE that it names"
 
 
 def tap_names(teacher: TeacherConfig) -> set[str]:
@@ -91,7 +114,7 @@ def verified_pixels(
 
     if (checksums := cache.sample_crc32c) is None:
         return pixels
-    again = cache_command(teacher, caches_dir=cache.path.parent)
+    again = pass_command(teacher, cache.path.parent)
     fix = f"restore it; or, if it is right as it is: rm -r {cache.path}, and {again}"
     return VerifiedPixels(pixels, dataset.train, checksums, fix)
 

@@ -17,6 +17,15 @@ Seed = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
 Runs = Annotated[Path, typer.Option(help="folder that holds the runs")]
+MirrorFolder = Annotated[
+    Path,
+    typer.Option(
+        "--mirror", help="folder that holds what was read of caches at s3://bucket/prefix"
+    ),
+]
+MirrorSize = Annotated[
+    float, typer.Option("--mirror-gb", min=0, help="how large that folder may become, in 10^9 B")
+]
 CachePath = Annotated[Path | None, typer.Option(help="path of the cache to use")]
 FeedOption = Annotated[
     Literal["auto", "device", "host", "window"],
@@ -51,4 +60,20 @@ Track = Annotated[
         metavar="|".join(TRACKERS),
         help="also send the figures of each epoch there; may be given several times",
     ),
+]
+LiveTeacher = Annotated[
+    bool, typer.Option(help="run the teacher in the loop instead of reading the cache")
+]
+CheckpointMinutes = Annotated[
+    float, typer.Option(min=0, help="minutes between checkpoints within an epoch")
+]
+TrainTeacher = Annotated[
+    bool, typer.Option("--train-teacher", help="train even if it takes over ten minutes")
+]
+Which = Annotated[Literal["best", "last"], typer.Option(help="export the weights of this epoch")]
+RemoveRuns = Annotated[
+    bool, typer.Option("--remove", help="delete unfinished and superseded runs, after asking")
+]
+CompleteCaches = Annotated[
+    Path | None, typer.Option(help="train nothing if a complete cache is in this folder")
 ]

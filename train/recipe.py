@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.schema import StudentConfig, TeacherConfig
+from store.mirror import Mirror, attach_again, attached
 from train.study import Study, open_study
 from train.windows import Feed
 
@@ -19,13 +20,16 @@ class Recipe:
     cache_path: Path
     runs_dir: Path
     feed: Feed
+    mirrors: dict[Path, Mirror]
 
     @classmethod
     def of(cls, study: Study) -> Recipe:
         config = replace(study.config, num_views=study.num_views)
-        return cls(config, study.teacher, study.cache.path, study.runs_dir, study.feed)
+        path, mirrors = study.cache.path, attached()
+        return cls(config, study.teacher, path, study.runs_dir, study.feed, mirrors)
 
     def opened(self) -> Study:
+        attach_again(self.mirrors)
         return open_study(
             self.config,
             self.teacher,

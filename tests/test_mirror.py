@@ -97,20 +97,29 @@ def test_what_was_not_read_for_longest_goes_first(server: Server, tmp_path: Path
         for block in range(3)
     )
     labels = (tmp_path / "t-e4812202" / "teacher.zarr/labels/c.0").stat().st_size
-    cache = mirrored(tmp_path, 2 * view_bytes + labels)
+    cache = mirrored(tmp_path, 2 * view_bytes + labels + 100)
     assert is_view(cache, 0)
     assert is_view(cache, 1)
     fetched(server)
     assert is_view(cache, 0)
     assert is_view(cache, 1)
     assert fetched(server) == []
-    other = tmp_path / "mirror/bucket/caches/older/teacher.zarr/logits/c.0.0.0"
-    other.parent.mkdir(parents=True)
-    other.write_bytes(bytes(100))
-    os.utime(other, (0, 0))
+    older, newer = (
+        tmp_path / "mirror/bucket/caches" / name / "teacher.zarr/logits/c.0.0.0"
+        for name in ("older", "newer")
+    )
+    for mtime, other in ((1, older), (2, newer)):
+        other.parent.mkdir(parents=True)
+        other.write_bytes(bytes(100))
+        os.utime(other, (mtime, mtime))
+    for chunk in cache.path.glob("teacher.zarr/*/c.1.*"):  # of the other view that is needed
+        os.utime(chunk, (0, 0))
     (cache.path / "teacher.zarr/logits/c.0.0.0").unlink()
     assert is_view(cache, 0)
-    assert not other.exists()
+    assert not older.exists()
+    assert newer.exists()
+    assert is_view(cache, 1)
+    assert fetched(server) == ["/bucket/caches/t-e4812202/teacher.zarr/logits/c.0.0.0"]
     with pytest.raises(
         CacheFull, match=r"the current and the next view need .*\n  fix: --mirror-gb"
     ):

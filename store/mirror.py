@@ -111,6 +111,7 @@ class MirroredSource(FolderSource):
         """The cache at `path`, a folder in the mirror. Raises as `RemoteSource.at`."""
         remote = RemoteSource.at(ObjectUrl(*(mirror.url / path.name).parts))
         manifest = remote.manifest
+        path.mkdir(parents=True, exist_ok=True)  # in a process on another machine
         for name, text in zarr_metadata(manifest).items():
             key = f"{ZARR_GROUP}/{name}"
             own = checksum_of(text) == manifest.zarr_crc32c[name]

@@ -191,6 +191,7 @@ def test_another_process_of_an_ablation_reads_through_the_mirror_too(
     study = open_study(small_student(), config, caches_dir=folder, runs_dir=tmp_path / "runs")
     sent = pickle.dumps(Recipe.of(study))
     monkeypatch.setattr("store.mirror._attached", {})
+    shutil.rmtree(tmp_path / "mirror")  # as on another machine
     assert isinstance(pickle.loads(sent).opened().cache.source, MirroredSource)  # noqa: S301
 
 

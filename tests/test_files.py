@@ -326,3 +326,13 @@ def test_a_hard_link_in_the_earlier_folder_is_replaced_and_not_written_to(tmp_pa
     assert victim.read_text() == "mine"
     assert (tmp_path / "link").is_symlink()
     assert content_of(target) == {("a", "new"), ("b", "new")}
+
+
+def test_a_folder_is_not_written_where_a_link_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere/to/be")
+    with (
+        pytest.raises(BadFile, match="is a link that leads nowhere"),
+        folder_written_aside(tmp_path / "link", ["a", "b"]),
+    ):
+        pass
+    assert [each.name for each in tmp_path.iterdir()] == ["link"]

@@ -22,6 +22,7 @@ from nets.weights import save_atomically
 from nets.zoo import build
 from runtime.errors import Stopped
 from runtime.locks import Job, WriterLock
+from runtime.signals import StopRequest
 from tests.support.own_network import DROPPING
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from tests.support.teacher_cache import CPU
@@ -29,6 +30,7 @@ from tests.support.training_runs import without_times
 from train import TrainError, loop, step, together
 from train.ablation import run_ablation
 from train.feed import CachedTeacher
+from train.loop import Training
 from train.repeat import begin_again
 from train.shared import SharedOutputs, SharedPixels
 from train.student import train_student
@@ -178,6 +180,21 @@ def test_each_image_is_cut_once_and_each_row_is_read_once(
         assert_equal_runs(ours, theirs)
 
 
+def test_each_run_comes_first_in_its_turn_so_that_all_bear_the_reading() -> None:
+    firsts: dict[int, str] = {}
+
+    def training(name: str) -> Training:
+        for step_number in range(9):
+            firsts.setdefault(step_number, name)
+            yield 1, step_number
+        return {}
+
+    names = ["a", "b", "c"]
+    ended = together._in_turn({name: training(name) for name in names}, StopRequest())
+    assert sorted(run for run, _ in ended) == names
+    assert min(Counter(firsts.values())[name] for name in names) >= 2  # of nine
+
+
 # ---- failures
 
 
@@ -273,13 +290,13 @@ def test_runs_stopped_in_an_epoch_resume_together_or_apart(
 ) -> None:
     study = make_study(student=["training.ema.decay=0.9"])
     runs = runs_of(study, seeds=[0])
-    # In the second run's step, of the second steps of the second epoch.
+    # In the second turn, of the second steps of the second epoch.
     stopped = stopped_at_step(
         4 * 5 + 2, lambda: run_ablation(runs, device="cpu", share=True, console=quiet())
     )
     assert stopped.exit_code == 143
     steps = [tensors_of(run.folder / "checkpoint.pt")["partial"]["step"] for run in runs]
-    assert steps == [3, 2, 2, 2]  # the first one had taken its step, and took one more
+    assert sorted(steps) == [2, 2, 2, 3]  # who had taken its step before took one more
     assert run_ablation(runs, device="cpu", share=share, console=quiet()) == {}
     for ours, theirs in zip(runs, trained_alone(study, tmp_path / "alone", runs), strict=True):
         assert_equal_runs(ours, theirs)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -71,7 +72,9 @@ def _in_turn(trainings: Mapping[Run, Training], stop: StopRequest) -> Iterator[O
     try:
         while positions:
             furthest_behind = min(positions.values())
-            for run in [run for run, at in positions.items() if at == furthest_behind]:
+            turns = deque(run for run, at in positions.items() if at == furthest_behind)
+            turns.rotate(-furthest_behind[1])  # the first one waits for the images: each in turn
+            for run in turns:
                 try:
                     positions[run] = next(trainings[run])
                 except Stopped:

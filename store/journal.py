@@ -151,7 +151,7 @@ def read_journal_file(
     """Enter the lines of one file. path: for messages. Raises BadFile where it is too large."""
     identity = identity_sha256(manifest.identity)[:IDENTITY_DIGITS]
     damaged: list[str] = []
-    for place, text in _lines(file, path, size, _most_bytes(manifest), damaged):
+    for place, text in _lines(file, path, size, most_journal_bytes(manifest), damaged):
         line = _parsed(text)
         if line is None or line.identity != identity or not _enter(line, manifest, journal):
             damaged.append(place)
@@ -200,7 +200,7 @@ def forget(cache: Path, is_forgotten: Callable[[ChunkKey], bool], manifest: Mani
     Unreadable lines stay, because they still count as damage. manifest: bounds the files.
     """
     for name in _file_names(cache):
-        path, most_bytes = cache / JOURNAL / name, _most_bytes(manifest)
+        path, most_bytes = cache / JOURNAL / name, most_journal_bytes(manifest)
         with _opened(cache, name) as file:
             size = os.fstat(file.fileno()).st_size
             lines = [text for _, text in _lines(file, path, size, most_bytes, [])]
@@ -264,7 +264,7 @@ def _may_be_torn(text: bytes) -> bool:
     return text.startswith(_START[: len(text)])
 
 
-def _most_bytes(manifest: Manifest) -> int:
+def most_journal_bytes(manifest: Manifest) -> int:
     """More than the journal of such a cache ever has, even if each block was written twice."""
     line = 150 + sum(2 * len(array) + 16 for array in manifest.arrays)
     return 2 * line * manifest.num_views * manifest.blocks_per_view + _SPARE_BYTES

@@ -30,6 +30,7 @@ from store.folder import FolderSource
 from store.identity import identity_sha256
 from store.journal import journal_text
 from store.layout import JOURNAL, MANIFEST, ZARR_GROUP, Block, chunk_path, crc_hex
+from store.manifest import MAX_MANIFEST_BYTES
 from store.metadata import checksum_of, zarr_metadata
 from store.objects import Objects, in_parallel
 from store.remote import RemoteSource, remote_damage
@@ -85,8 +86,8 @@ def mirror_of(caches_dir: Path) -> Mirror | None:
 
 def _manifest(url: Path) -> bytes | None:
     try:
-        return Objects(ObjectUrl(*url.parts)).get(MANIFEST)
-    except CacheMissing:
+        return Objects(ObjectUrl(*url.parts)).get(MANIFEST, MAX_MANIFEST_BYTES)
+    except (CacheMissing, CacheDamaged):  # what is no cache keeps nobody from the others
         return None
 
 

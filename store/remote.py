@@ -22,7 +22,7 @@ from store.chunks import read_opened
 from store.errors import CacheDamaged, CacheMissing
 from store.faults import Fault, damage_error
 from store.folder import FolderSource
-from store.journal import Journal, is_journal_file, read_journal_file
+from store.journal import Journal, is_journal_file, most_journal_bytes, read_journal_file
 from store.layout import JOURNAL, LABELS, MANIFEST, PREVIEW, Block, chunk_path
 from store.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest, refuse_other_name
 from store.metadata import MAX_METADATA_BYTES, metadata_faults
@@ -118,7 +118,9 @@ def remote_journal(objects: Objects, manifest: Manifest) -> Journal:
     journal = Journal.empty(manifest)
     _, found = objects.names(JOURNAL)
     names = sorted(key for each in found if is_journal_file((key := each.key).rpartition("/")[2]))
-    for name, content in zip(names, in_parallel(objects.get, names), strict=True):
+    most = most_journal_bytes(manifest)
+    contents = in_parallel(lambda name: objects.get(name, most), names)
+    for name, content in zip(names, contents, strict=True):
         file: Any = io.BytesIO(content)
         try:
             read_journal_file(file, objects.url / name, len(content), manifest, journal)

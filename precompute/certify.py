@@ -1,6 +1,6 @@
 """The certificate of a pass: what it stored, compared with the teacher's full outputs.
 
-The first records are computed once more at the end, when the cache is complete: whoever ends the
+Some records are computed once more at the end, when the cache is complete: whoever ends the
 pass finds them there, however many processes wrote them and whichever of these were killed.
 """
 
@@ -14,7 +14,6 @@ from precompute.teacher_pass import TeacherPass
 from runtime.formats import counted
 from store import TeacherCache
 from store.certificate import (
-    MOST_RECORDS,
     RECORDS,
     Comparison,
     certificate_in,
@@ -28,19 +27,20 @@ def certificate(
 ) -> dict[str, float]:
     """The certificate of a complete cache; {} where nothing that the config asks for is reduced.
 
-    One of as many records as there are now, up to 4,096, is kept.
+    One of as many records as would be compared now is kept.
     """
     asked = {tap: cache.taps[tap] for tap in teacher_pass.setup.tap_names}
     reduced = {tap: spec for tap, spec in asked.items() if is_reduced(spec)}
     if not reduced:
         return {}
-    num_records = min(cache.num_views * cache.num_samples, MOST_RECORDS)
+    blocks = certified_blocks(cache.manifest.blocks(cache.num_views))
+    num_records = sum(block.rows for block in blocks)
     before = certificate_in(cache.measured)
     if before.get(RECORDS, 0) >= num_records:
         return before
     console.print(f"comparing {counted(num_records, 'stored record')} with the full outputs")
     comparison, taps = Comparison(), taps_stored(reduced)
-    for block in certified_blocks(cache.manifest.blocks(cache.num_views)):
+    for block in blocks:
         full = teacher_pass.records(block.view, np.arange(block.start, block.stop), taps)
         whole = cache.manifest.block(block.view, block.index)
         comparison.add(

@@ -114,7 +114,7 @@ def _content(old: TeacherCache, taps: Mapping[str, TapSpec]) -> CacheContent:
 
 
 def _certificate(old: TeacherCache, new: TeacherCache) -> dict[str, float]:
-    """How much the conversion lost, on the first records."""
+    """How much the conversion lost, on some of the records."""
     taps = [tap for tap in new.taps if new.taps[tap] != old.taps[tap]]
     comparison = Comparison()
     for block in certified_blocks(old.manifest.blocks()):

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-import precompute.certify
 import store.certificate
 from configs.schema import TeacherConfig
 from precompute.fill import fill_cache
@@ -21,7 +20,8 @@ from precompute.teacher_pass import PassOptions, TeacherPass
 from runtime.locks import Job
 from store import CacheError, CacheWriter, TeacherCache
 from store.__main__ import cli
-from store.certificate import Comparison, certificate_in, certificate_text
+from store.certificate import Comparison, certificate_in, certificate_text, certified_blocks
+from store.layout import Block
 from store.record import record_figures
 from store.transfer import export_cache
 from store.trim import trim_cache
@@ -99,8 +99,7 @@ def test_batches_do_not_change_the_figures() -> None:
 def test_at_most_so_many_records_are_computed_again(
     small_teacher: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (precompute.certify, store.certificate):
-        monkeypatch.setattr(module, "MOST_RECORDS", 70)
+    monkeypatch.setattr(store.certificate, "MOST_RECORDS", 70)
     asked: list[tuple[int, int]] = []
     records = TeacherPass.records
 
@@ -110,8 +109,21 @@ def test_at_most_so_many_records_are_computed_again(
 
     monkeypatch.setattr(TeacherPass, "records", counting)
     cache = make_cache(small_teacher(*REDUCED), tmp_path)
-    assert cache.measured["certified_records"] == 70
-    assert asked == [(0, 16), (0, 16), (0, 16), (0, 12), (1, 10)]
+    assert sum(rows for _, rows in asked) == cache.measured["certified_records"] <= 70
+    assert {view for view, _ in asked} == set(range(cache.num_views))
+
+
+def test_the_compared_records_stand_for_all_views_and_samples() -> None:
+    def blocks(views: int, per_view: int, rows: int) -> list[Block]:
+        starts = [(view, index) for view in range(views) for index in range(per_view)]
+        return [Block(view, i, i * rows, (i + 1) * rows) for view, i in starts]
+
+    large = certified_blocks(blocks(50, 313, 4096))
+    assert sum(block.rows for block in large) == 4096
+    assert len({block.view for block in large}) > 25
+    assert len({block.index for block in large}) > 50
+    small = blocks(2, 4, 16)
+    assert certified_blocks(small) == small
 
 
 class Killed(Exception):
@@ -176,8 +188,7 @@ def test_growth_keeps_it_and_extends_it_where_there_were_fewer_records(
     two = make_cache(small_teacher(*REDUCED, "views.count=2"), tmp_path)
     assert two.measured["certified_records"] == 120
     assert two.measured["cd_change_trained"] == 0.25
-    for module in (precompute.certify, store.certificate):
-        monkeypatch.setattr(module, "MOST_RECORDS", 100)
+    monkeypatch.setattr(store.certificate, "MOST_RECORDS", 100)
     before = certificate_in(two.measured)
     assert certificate_in(make_cache(small_teacher(*REDUCED), tmp_path).measured) == before
 

@@ -1,7 +1,7 @@
 """python -m train.certify STUDENT --reduced CACHE [--full CACHE] [--record] [key=value ...]
 
 How a reduced cache changes losses: the relative change of CD, KD and GKD, from the full cache's
-outputs to the reduced one's, on the first 4,096 samples of view 0. Once for a student before its
+outputs to the reduced one's, on up to 4,096 samples of view 0. Once for a student before its
 first step, once after so many steps of --method on the full cache, because a loss that has become
 small changes most. --record writes the figures into the reduced cache's certificate.
 """
@@ -32,6 +32,7 @@ from store.errors import CacheMismatch
 from store.identity import CONVERTED_FROM
 from store.record import record_figures
 from train import TrainError
+from train.feed import Ids
 from train.learner import reading_maps
 from train.options import Method, Seed
 from train.plan import open_named_study
@@ -104,31 +105,23 @@ def loss_changes(run: Run, session: Session, reduced: TeacherCache, steps: int) 
     if run.study.further:
         raise TrainError("a student of several teachers has no single full cache")
     taps = [*in_order(run.study.cache.taps, "stage"), "logits", "correct"]
-    both = [_first_records(cache, taps, session) for cache in (run.study.cache, reduced)]
+    blocks = certified_blocks(run.study.cache.manifest.blocks(1))
+    ids = np.concatenate([np.arange(block.start, block.stop) for block in blocks])
+    device = session.learner.device
+    both = [
+        {tap: torch.from_numpy(rows).to(device) for tap, rows in cache.read(ids, 0, taps).items()}
+        for cache in (run.study.cache, reduced)
+    ]
     terms = active_terms(run.terms, run.training.epochs)
     steps = min(steps, session.num_steps * run.training.epochs)
     with reading_maps(session.learner, session.data.train, run.training.batch_size):
-        untrained = _changes(session, both)
+        untrained = _changes(session, both, ids)
         _train(session, terms, steps)
-        trained = _changes(session, both)
+        trained = _changes(session, both, ids)
     return {
         **{f"{loss}_change_untrained": change for loss, change in untrained.items()},
         **{f"{loss}_change_trained": change for loss, change in trained.items()},
         STEPS: steps,
-    }
-
-
-def _first_records(cache: TeacherCache, taps: Sequence[str], session: Session) -> dict[str, Tensor]:
-    """The certified records of view 0: tap -> (R, ...) on the device."""
-    parts = []
-    for block in certified_blocks(cache.manifest.blocks(1)):
-        records = cache.read_block(cache.manifest.block(0, block.index), taps)
-        parts.append({tap: values[: block.rows] for tap, values in records.items()})
-    return {
-        tap: torch.from_numpy(np.concatenate([part[tap] for part in parts])).to(
-            session.learner.device
-        )
-        for tap in taps
     }
 
 
@@ -142,20 +135,22 @@ def _train(session: Session, terms: Sequence[ActiveTerm], steps: int) -> None:
 
 
 @torch.no_grad()
-def _changes(session: Session, both: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+def _changes(session: Session, both: Sequence[dict[str, Tensor]], ids: Ids) -> dict[str, float]:
     """Loss -> its value with the second cache's outputs, relative to the first one's, less 1.
 
-    The student is in training mode, where losses are computed; the same draws for both.
+    ids: the samples of the records. The student is in training mode, where losses are computed; the
+    same draws for both.
     """
-    terms = [ActiveTerm(loss, 1.0, {}) for loss in LOSSES]
-    ids = np.arange(len(both[0]["logits"]))
+    terms, done = [ActiveTerm(loss, 1.0, {}) for loss in LOSSES], 0
     sums = [dict.fromkeys(LOSSES, 0.0) for _ in both]
     session.learner.train()
     for batch in session.data.train.batches([0], ids, session.run.training.batch_size):
+        rows = slice(done, done + len(batch.ids))
+        done = rows.stop
         if len(batch.ids) == 1:  # which batch norm refuses
             continue
         for records, total in zip(both, sums, strict=True):
-            outputs = {tap: values[batch.ids] for tap, values in records.items()}
+            outputs = {tap: values[rows] for tap, values in records.items()}
             with seeded(0):
                 losses = losses_of(session.learner, outputs, batch, terms)
             session.learner.maps.clear()

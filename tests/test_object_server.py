@@ -1,0 +1,49 @@
+"""The benchmarks' object server answers as a store does, as far as this project asks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_USE = """
+from benchmarks.object_server import object_server
+from runtime.urls import path_or_url
+from store.errors import CacheBusy, CacheMissing
+from store.objects import Objects
+
+with object_server() as url:
+    objects = Objects(path_or_url(f"{url}/prefix"))
+    objects.refuse_unconditional()
+    assert objects.put_if_absent("a/b c", b"first")
+    assert not objects.put_if_absent("a/b c", b"second")
+    assert objects.get("a/b c") == b"first"
+    tag = next(objects.listed("a")).tag
+    objects.replace("a/b c", b"third", tag)
+    try:
+        objects.replace("a/b c", b"fourth", tag)
+    except CacheBusy:
+        pass
+    else:
+        raise AssertionError("a condition was ignored")
+    assert objects.get("a/b c") == b"third"
+    for number in range(1500):
+        objects.put_if_absent(f"many/{number}/x", bytes(number))
+    assert {(each.key, each.size) for each in objects.listed("many")} == {
+        (f"many/{number}/x", number) for number in range(1500)
+    }
+    folders, files = objects.names("many")
+    assert (len(set(folders)), len(folders), files) == (1500, 1500, [])
+    assert objects.names()[0] == ["a", "many"]
+    large = bytes(range(256)) * 2**16
+    assert objects.put_if_absent("large", large)
+    assert objects.get("large") == large
+    try:
+        objects.get("absent")
+    except CacheMissing:
+        print("as a store")
+"""
+
+
+def test_it_puts_if_absent_replaces_lists_in_pages_and_gets() -> None:
+    done = subprocess.run([sys.executable, "-c", _USE], capture_output=True, text=True)
+    assert done.stdout == "as a store\n", done.stderr

@@ -45,6 +45,15 @@ class Share:
         return {"LOCAL_RANK": str(self.index), "LOCAL_WORLD_SIZE": str(self.count)}
 
 
+def num_ranks() -> int:
+    """How many processes, of all machines, were started to train one network: WORLD_SIZE.
+
+    1 where RANK or MASTER_ADDR is missing, which every process of such a group is told.
+    """
+    is_told = all(os.environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    return max(_whole_number("WORLD_SIZE", 1), 1) if is_told else 1
+
+
 @contextmanager
 def sharing_machine(share: Share) -> Iterator[None]:
     """Give this process, and its children, a share of the machine."""

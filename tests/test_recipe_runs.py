@@ -230,6 +230,25 @@ def test_settings_at_their_defaults_leave_a_run_the_run_it_was(make_study: MakeS
         assert make_study(student=[f"{training}.{setting}"]).run("ce", 0).sha256 != plain.sha256
 
 
+def test_the_number_of_processes_makes_another_run_only_with_batch_norm_of_their_own(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sha256(batch_norm: str, ranks: int) -> str:
+        started = {"WORLD_SIZE": ranks, "RANK": 0, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}
+        for name, value in started.items():
+            monkeypatch.setenv(name, str(value))
+        study = make_study(student=[f"training.batch_norm={batch_norm}"])
+        return study.run("ce", 0).sha256
+
+    plain = make_study().run("ce", 0)
+    assert "batch_norm" not in plain.identity["training"]
+    one, two, three = (sha256("local", ranks) for ranks in (1, 2, 3))
+    assert {sha256("sync", 1), sha256("sync", 3), one} == {plain.sha256}
+    assert len({plain.sha256, two, three}) == 3
+    monkeypatch.delenv("MASTER_ADDR")  # of no group: other programs say WORLD_SIZE too
+    assert make_study(student=["training.batch_norm=local"]).run("ce", 0).sha256 == one
+
+
 def test_a_teacher_is_trained_with_smoothed_labels_where_its_file_says_so() -> None:
     smoothed, plain = (
         load_teacher("digits-resnet20", [f"training.label_smoothing={share}"])

@@ -132,6 +132,21 @@ def test_weights_without_a_record_of_their_settings_are_refused(
     assert "was trained with other settings" in capsys.readouterr().err
 
 
+def test_weights_trained_on_slices_of_batches_are_used_whatever_their_number(
+    call: list[str], weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(call) == 0
+    assert cli([*call, "training.batch_norm=local"]) == 0  # the same with one process
+    summary = training_folder(weights) / "summary.json"
+    content = json.loads(summary.read_text())
+    content["settings"]["training"] |= {"batch_norm": "local", "ranks": 4}
+    del content["content_sha256"]
+    summary.write_text(json.dumps(content))
+    assert cli([*call, "training.batch_norm=local"]) == 0
+    assert cli(call) == 2
+    assert re.search("training.batch_norm: .*'local'", capsys.readouterr().err)
+
+
 def test_a_record_with_more_settings_than_can_be_read_is_cut(
     call: list[str], weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from configs.schema import (
     LATER_STUDENT_KEYS,
-    LATER_TRAINING_KEYS,
     LossTerm,
     StudentConfig,
     StudentTraining,
@@ -32,6 +31,7 @@ from store.identity import (
 from store.reader import TeacherCache
 from train import TrainError
 from train.cache import open_cache, refusing_too_many_views, verified_pixels
+from train.recipe_identity import recipe_identity
 from train.run_files import read_result
 from train.runs import changes_since, repetition_of
 from train.teachers import FurtherTeacher, open_further
@@ -181,7 +181,7 @@ class Run:
             **({"window": rows} if rows else {}),
             "run_version": RUN_VERSION,
             "student": self._network_identity(),
-            "training": as_identity(study.config.training, LATER_TRAINING_KEYS),
+            "training": recipe_identity(study.config.training),
             "terms": [_UNSET_OPTIONS | term for term in plain["methods"][self.method]],
             "seed": self.seed,
             "num_views": self.num_views,

@@ -15,12 +15,10 @@ from typing import Any, Literal
 from configs.commands import teacher_command
 from configs.paths import no_weights
 from configs.schema import (
-    LATER_TRAINING_KEYS,
     LossTerm,
     TeacherConfig,
     TeacherTraining,
     ViewsConfig,
-    as_identity,
     as_plain,
 )
 from nets.archs import ArchError, has_stem
@@ -41,6 +39,7 @@ from store.identity import (
 from store.reader import TeacherCache
 from train import TrainError
 from train.cache import tap_names, teacher_identity
+from train.recipe_identity import recipe_identity
 from train.run_files import CHECKPOINT_FILE, count_epochs, read_run, read_summary
 from views.datasets import Dataset, DatasetError, load_dataset
 from views.identity import augment_identity
@@ -87,7 +86,7 @@ class TeacherRun:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        return training_settings(self.config, self.dataset.digest)
+        return training_settings(self.config, self.training, self.dataset.digest)
 
     @property
     def terms(self) -> tuple[LossTerm, ...]:
@@ -139,11 +138,15 @@ def load_teacher_data(config: TeacherConfig, training: TeacherTraining) -> Datas
     return load_dataset(dataclasses.replace(config.dataset, limit=training.limit))
 
 
-def training_settings(config: TeacherConfig, dataset_digest: str) -> dict[str, Any]:
-    """What decides the weights of a teacher trained here."""
+def training_settings(
+    config: TeacherConfig,
+    recipe: TeacherTraining,
+    dataset_digest: str,
+    ranks: int | None = None,
+) -> dict[str, Any]:
+    """What decides the weights of a teacher trained here; ranks: see `train.recipe_identity`."""
     plain = as_plain(config)
-    training = as_identity(config.training, LATER_TRAINING_KEYS)
-    training |= init_identity(config.training.init if config.training else None)
+    training = recipe_identity(recipe, ranks) | init_identity(recipe.init)
     del training["evaluate_every"]  # decides nothing about the weights
     if not training["compile"]:
         del training["compile"]
@@ -187,7 +190,7 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
         return ExistingWeights({}, _replaced_since(config, weights) if summary else [])
     trained = _trained_with(summary, training_folder(weights))
     digest, notes = _digest_to_compare(config, config.training, trained)
-    settings = training_settings(config, digest)
+    settings = training_settings(config, config.training, digest, _ranks_of(trained))
     if settings["training"].get("init", "") is None:  # the file that it began with is gone
         settings["training"]["init"] = trained.get("training", {}).get("init")
         notes.append(f"cannot tell whether it began with {config.training.init}: no such file")
@@ -204,6 +207,13 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
             f"trained with other settings, but used as it is: {'; '.join(told(differing))}"
         )
     return ExistingWeights(summary, notes)
+
+
+def _ranks_of(trained: Mapping[str, Any]) -> int:
+    """With how many processes it was trained; 1 where that made no difference."""
+    recipe = trained.get("training")
+    ranks = recipe.get("ranks") if isinstance(recipe, dict) else None
+    return ranks if isinstance(ranks, int) else 1
 
 
 def _replaced_since(config: TeacherConfig, weights: Path) -> list[str]:

@@ -99,6 +99,7 @@ LATER_TRAINING_KEYS = (
     "init",
     "init_rate_factor",
     "frozen_stages",
+    "batch_norm",
 )
 
 
@@ -143,6 +144,9 @@ class Training:
     accumulate: PositiveInt = 1
     """Parts that a batch is worked through in, their gradients added up, where it is too large for
     the memory. Batch norm and losses over several samples see one part at a time."""
+    batch_norm: Literal["sync", "local"] = "sync"
+    """What batch norms see where several processes train together: `sync` all of a batch, as with
+    one process; `local` only the process's own slice: less to exchange, but other results."""
     ema: Ema | None = None
     """A moving average of the weights, tested and saved beside the network; `null`: none."""
     init_rate_factor: PositiveFloat = 1.0

@@ -9,6 +9,8 @@ SEEDS   ?= 0 1 2
 METHODS ?=
 DEVICE  ?= auto
 CACHES  ?= caches
+MIRROR  ?=
+MIRROR_GB ?=
 RUNS    ?= runs
 ARGS    ?=
 CACHE   ?=
@@ -54,8 +56,12 @@ OVERRIDES = $(if $(value ARGS),--args=$(call q,ARGS))
 # Options of the programs that read images.
 READERS = --device $(call q,DEVICE) $(if $(value WORKERS),--workers $(call q,WORKERS))
 
+# Where the caches are; of those at a URL, the folder through which they are read, and its size.
+MIRRORED = --caches $(call q,CACHES) $(if $(value MIRROR),--mirror $(call q,MIRROR)) \
+  $(if $(value MIRROR_GB),--mirror-gb $(call q,MIRROR_GB))
+
 # Options of the programs that train students; with CACHE=path they need no teacher.
-STUDENTS = --caches $(call q,CACHES) $(if $(value CACHE),--cache $(call q,CACHE)) --runs $(call q,RUNS) \
+STUDENTS = $(MIRRORED) $(if $(value CACHE),--cache $(call q,CACHE)) --runs $(call q,RUNS) \
   $(READERS) --feed $(call q,FEED)
 TRACKED  = $(foreach each,$(call q-words,TRACK),--track $(each))
 SHARED   = $(if $(filter 0,$(value SHARE)),--no-share,$(if $(value SHARE),--share))
@@ -63,7 +69,7 @@ RUN      = $(call q,STUDENT) --method $(call q,METHOD) --seed $(call q,SEED)
 STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS) --jobs $(call q,JOBS)
 
 # $(call teacher-weights,NAME) and $(call teacher-cache,NAME), where they are missing.
-teacher-weights = $(PY) -m train teacher $1 --caches $(call q,CACHES) $(READERS) \
+teacher-weights = $(PY) -m train teacher $1 $(MIRRORED) $(READERS) \
   $(if $(value TRAIN_TEACHER),--train-teacher) $(OVERRIDES)
 teacher-cache   = $(PY) -m precompute $1 --caches $(call q,CACHES) $(READERS) \
   $(if $(value RECHECK),--recheck) $(ON_CLUSTER) $(OVERRIDES)
@@ -105,7 +111,9 @@ help: ## print this help
 	  JOBS=$(call q,JOBS) 'runs of an ablation that train side by side' \
 	  'SHARE=1' 'train the runs of a seed together, reading each image once (0: apart)' \
 	  'ARGS="key.sub=value ..."' 'config keys; teacher.key.sub=value is for the teacher of a student' \
-	  CACHES=$(call q,CACHES) 'folder of the caches' \
+	  CACHES=$(call q,CACHES) 'folder of the caches, or s3://bucket/prefix' \
+	  'MIRROR=mirror' 'folder that holds what was read of s3://...' \
+	  'MIRROR_GB=50' 'how large that folder may become' \
 	  'CACHE=path' 'train from this cache, without the teacher; or check it' \
 	  RUNS=$(call q,RUNS) 'folder of the runs' \
 	  OUT=$(call q,OUT) 'folder of the exported student' \
@@ -147,10 +155,10 @@ ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the re
 
 export-student: env ## write a finished student (STUDENT, METHOD, SEED) to OUT as plain weights and as a program
 	@$(PY) -m train export $(call q,STUDENT) $(call q,OUT) --method $(call q,METHOD) --seed $(call q,SEED) \
-	  --caches $(call q,CACHES) --runs $(call q,RUNS) --device $(call q,DEVICE) $(OVERRIDES)
+	  $(MIRRORED) --runs $(call q,RUNS) --device $(call q,DEVICE) $(OVERRIDES)
 
 verify-cache: env ## compute 512 records of TEACHER's cache again and compare
-	@$(PY) -m precompute.verify $(call q,TEACHER) --caches $(call q,CACHES) $(READERS) $(OVERRIDES)
+	@$(PY) -m precompute.verify $(call q,TEACHER) $(MIRRORED) $(READERS) $(OVERRIDES)
 
 check-cache: env ## compare every byte of CACHE=path (default: of all caches) with its checksum
 	@$(PY) -m store check $(call q-words,CACHE) --caches $(call q,CACHES)

@@ -23,10 +23,22 @@ from configs.commands import cache_command
 from precompute.compare import compare_records, compare_samples
 from precompute.setup import prepare
 from runtime.commands import new_app, new_console, run_command
-from runtime.options import Caches, Device, Overrides, TeacherName, Workers
+from runtime.options import (
+    MIRROR,
+    MIRROR_GB,
+    CacheOrUrl,
+    CachesOrUrl,
+    Device,
+    MirrorFolder,
+    MirrorSize,
+    Overrides,
+    TeacherName,
+    Workers,
+)
 from store.errors import fixes_spelled_by
 from store.find import find_cache
 from store.look import agreement
+from store.mirror import local_caches, shown_path
 from store.reader import TeacherCache
 from views.canary import pixel_canary
 
@@ -45,10 +57,10 @@ def main(
             min=0, max=_LARGEST_SEED, help="chooses the records; default: random, and printed"
         ),
     ] = None,
-    caches: Caches = Path("caches"),
-    cache: Annotated[
-        Path | None, typer.Option(help="verify this cache instead of one in --caches")
-    ] = None,
+    caches: CachesOrUrl = Path("caches"),
+    cache: CacheOrUrl = None,
+    mirror: MirrorFolder = MIRROR,
+    mirror_gb: MirrorSize = MIRROR_GB,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
     workers: Workers = None,
@@ -58,13 +70,14 @@ def main(
 ) -> None:
     """Compute some records of a cache again and compare."""
     console = new_console()
-    setup = prepare(name, overrides or [], caches)
+    folder, path = local_caches(caches, cache, mirror, mirror_gb)
+    setup = prepare(name, overrides or [], folder)
     train = setup.dataset.train
     with fixes_spelled_by(lambda more: cache_command(setup.config, caches_dir=caches, more=more)):
         opened = (
-            TeacherCache.open(cache)
-            if cache
-            else find_cache(caches, setup.config.name, setup.identity)
+            TeacherCache.open(path)
+            if path
+            else find_cache(folder, setup.config.name, setup.identity)
         )
         if every_sample:
             raise typer.Exit(compare_samples(train, opened, console))
@@ -74,7 +87,9 @@ def main(
     from precompute.teacher_pass import PassOptions, TeacherPass
     from runtime.devices import pick_device
 
-    console.print(f"{opened.path}: identity, {len(train):,} labels and the pixel canary agree")
+    console.print(
+        f"{shown_path(opened.path)}: identity, {len(train):,} labels and the pixel canary agree"
+    )
     teacher_pass = TeacherPass(
         setup, PassOptions(pick_device(device), batch_size, num_workers=workers)
     )

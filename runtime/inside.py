@@ -71,10 +71,13 @@ def path_of(folder: int, name: str = "") -> Path:
 
 
 @contextmanager
-def written_inside(root: Path, relative: PurePath | str) -> Iterator[BinaryIO]:
+def written_inside(
+    root: Path, relative: PurePath | str, *, flush: bool = True
+) -> Iterator[BinaryIO]:
     """Yield a new file, which becomes `relative` below `root` at the end: whole, and flushed.
 
-    On an error nothing changes. Missing folders are made. Raises BadFile as `opened_folder`, and
+    flush: False for what is verified when it is read, and can be had again. On an error nothing
+    changes. Missing folders are made. Raises BadFile as `opened_folder`, and
     where something other than a regular file has the name.
     """
     place = PurePath(relative)
@@ -86,17 +89,21 @@ def written_inside(root: Path, relative: PurePath | str) -> Iterator[BinaryIO]:
             with file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    os.fsync(file.fileno())
             os.rename(aside, place.name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             _remove(folder, aside)
             raise
-        os.fsync(folder)
+        if flush:
+            os.fsync(folder)
 
 
-def write_inside(root: Path, relative: PurePath | str, data: bytes | NDArray[np.uint8]) -> None:
+def write_inside(
+    root: Path, relative: PurePath | str, data: bytes | NDArray[np.uint8], *, flush: bool = True
+) -> None:
     """Write bytes through `written_inside`."""
-    with written_inside(root, relative) as file:
+    with written_inside(root, relative, flush=flush) as file:
         file.write(cast(Any, data))
 
 

@@ -51,6 +51,22 @@ CachesOrUrl = Annotated[
         parser=path_or_url,
     ),
 ]
+CacheOrUrl = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="PATH",
+        help="the cache to use: its folder, .h5 file, or s3://bucket/prefix/cache",
+        parser=path_or_url,
+    ),
+]
+MirrorFolder = Annotated[
+    Path, typer.Option("--mirror", help="folder that holds what was read of s3://bucket/prefix")
+]
+MirrorSize = Annotated[
+    float, typer.Option("--mirror-gb", min=0, help="how large that folder may become, in 10^9 B")
+]
+MIRROR, MIRROR_GB = Path("mirror"), 50.0
 
 
 def _known_device(name: str) -> str:

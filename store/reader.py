@@ -192,6 +192,10 @@ class TeacherCache:
             pass
         return records
 
+    def fetch_blocks(self, blocks: Sequence[Block], taps: Sequence[str]) -> None:
+        """Bring blocks that will be read here, where the cache lies elsewhere."""
+        self._fetch(blocks, self._checked_taps(taps))
+
     def _fetch(self, blocks: Sequence[Block], taps: Sequence[str]) -> None:
         """Bring blocks here, many chunks at a time, where the cache lies elsewhere."""
         arrays = [array for tap in taps for array in self.manifest.taps[tap].arrays(tap)]

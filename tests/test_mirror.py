@@ -15,14 +15,13 @@ from runtime.urls import ObjectUrl, path_or_url
 from store import CacheDamaged, CacheFull, TeacherCache
 from store.copy_cache import copy_cache
 from store.find import find_cache
-from store.mirror import MirroredSource, attach
+from store.mirror import MirroredSource, attach, local_folder
 from tests.support.damage import flip
 from tests.support.object_store import Server, a_cache, emptied, running
 from tests.support.project import QUICK_RUN
 from tests.support.random_cache import IDENTITY, TAPS, records_of
 from tests.support.teacher_cache import make_cache
 from train.__main__ import cli
-from train.cache import local_folder
 from train.recipe import Recipe
 from train.study import open_study
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -26,10 +25,14 @@ from configs.load import load_teacher, teachers_of
 from runtime.cluster import Cluster
 from runtime.commands import new_app, new_console, run_command
 from runtime.options import (
-    Caches,
+    MIRROR,
+    MIRROR_GB,
+    CacheOrUrl,
     CachesOrUrl,
     ClusterAddress,
     Device,
+    MirrorFolder,
+    MirrorSize,
     OfStudent,
     Overrides,
     StudentName,
@@ -37,12 +40,12 @@ from runtime.options import (
     Workers,
 )
 from runtime.program import program
+from store.mirror import local_caches, local_folder, shown_path
 from train import TrainError
 from train.ablation import commands_behind, train_and_report
-from train.cache import local_folder
+from train.finished import export, list_runs, verify
 from train.missing_weights import train_missing_weights
 from train.options import (
-    CachePath,
     CheckpointMinutes,
     CompleteCaches,
     CpusPerRun,
@@ -52,21 +55,17 @@ from train.options import (
     LiveTeacher,
     Method,
     Methods,
-    MirrorFolder,
-    MirrorSize,
     Redo,
-    RemoveRuns,
     Runs,
     Seed,
     Seeds,
     ShareReading,
     Track,
     TrainTeacher,
-    Which,
 )
 from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
 from train.repeat import begin_again
-from train.runs import format_result, offer_removal, runs_below, table_of
+from train.runs import format_result
 from train.tracking import check_trackers
 
 app = new_app("Train students from a cache; train teachers; look at runs.")
@@ -81,10 +80,10 @@ def student(
     live_teacher: LiveTeacher = False,
     redo: Redo = False,
     caches: CachesOrUrl = Path("caches"),
-    mirror: MirrorFolder = Path("mirror"),
-    mirror_gb: MirrorSize = 50.0,
+    mirror: MirrorFolder = MIRROR,
+    mirror_gb: MirrorSize = MIRROR_GB,
     runs: Runs = Path("runs"),
-    cache: CachePath = None,
+    cache: CacheOrUrl = None,
     device: Device = "auto",
     workers: Workers = None,
     feed: FeedOption = "auto",
@@ -94,8 +93,8 @@ def student(
     """Train one student from the cache."""
     check_trackers(track or ())
     console = new_console()
-    folder = local_folder(caches, mirror, mirror_gb)
-    study = open_named_study(name, overrides, folder, runs, cache, feed)
+    local = local_caches(caches, cache, mirror, mirror_gb)
+    study = open_named_study(name, overrides, *local, runs, feed)
     run = study.run(method, seed, live_teacher)
     if redo:
         begin_again([run], device)
@@ -107,7 +106,7 @@ def student(
         if changes := run.changes():
             console.print("\n  ".join([f"differs from the last run of {run}:", *changes]))
         again = ", whose finished result is replaced at the end" if run.repetition else ""
-        caches_read = " and ".join(str(each.path) for each in study.caches)
+        caches_read = " and ".join(str(shown_path(each.path)) for each in study.caches)
         console.print(f"{run}, from {caches_read} into {run.folder}{again}")
         summary = train_student(
             run,
@@ -128,6 +127,8 @@ def teacher(
     retrain: Annotated[bool, typer.Option(help="train again, replacing the weights")] = False,
     agreed: TrainTeacher = False,
     caches: CompleteCaches = None,
+    mirror: MirrorFolder = MIRROR,
+    mirror_gb: MirrorSize = MIRROR_GB,
     device: Device = "auto",
     workers: Workers = None,
     track: Track = None,
@@ -135,10 +136,11 @@ def teacher(
     """Train a teacher's weights as its config's training block says, unless they exist."""
     check_trackers(track or ())
     console = new_console()
+    folder = caches and local_folder(caches, mirror, mirror_gb)
     for teacher_name, changes in teachers_of(name, overrides, of_student=of_student):
         train_missing_weights(
             load_teacher(teacher_name, changes),
-            caches,
+            folder,
             retrain=retrain,
             agreed=agreed,
             device=device,
@@ -155,10 +157,10 @@ def ablation(
     seeds: Seeds = "0 1 2",
     methods: Methods = "",
     caches: CachesOrUrl = Path("caches"),
-    mirror: MirrorFolder = Path("mirror"),
-    mirror_gb: MirrorSize = 50.0,
+    mirror: MirrorFolder = MIRROR,
+    mirror_gb: MirrorSize = MIRROR_GB,
     runs: Runs = Path("runs"),
-    cache: CachePath = None,
+    cache: CacheOrUrl = None,
     device: Device = "auto",
     workers: Workers = None,
     feed: FeedOption = "auto",
@@ -175,8 +177,8 @@ def ablation(
         raise TrainError("on a cluster each run is a task: --jobs and --share are for one machine")
     check_trackers(track or ())
     console = new_console()
-    folder = local_folder(caches, mirror, mirror_gb)
-    study = open_named_study(name, overrides, folder, runs, cache, feed)
+    local = local_caches(caches, cache, mirror, mirror_gb)
+    study = open_named_study(name, overrides, *local, runs, feed)
     asked_methods = methods.split() or list(study.config.methods)
     asked_seeds = parse_seeds(seeds)
     asked_runs = [study.run(method, seed) for method in asked_methods for seed in asked_seeds]
@@ -206,60 +208,15 @@ def ablation(
 
 
 @app.command()
-def export(
-    name: StudentName,
-    folder: Annotated[Path, typer.Argument(help="folder to write the files to")],
-    overrides: Overrides = None,
-    method: Method = "cd+gkd+edt",
-    seed: Seed = 0,
-    which: Which = "best",
-    caches: Caches = Path("caches"),
-    runs: Runs = Path("runs"),
-    cache: CachePath = None,
-    device: Device = "auto",
-) -> None:
-    """Write a finished student as a plain state dict and as a torch.export program."""
-    study = open_named_study(name, overrides, caches, runs, cache, reads_outputs=False)
-    run = study.run(method, seed)
-    from train.export import export_student, weights_of
-    from train.figures import EMA
-
-    exported = weights_of(run, which)
-    cards = export_student(run, exported, folder, device=device)
-    for weights, card in zip(exported, cards, strict=True):
-        new_console().print(
-            f"{folder}/student{EMA if weights.endswith(EMA) else ''}.pt, .pt2 and .json: "
-            f"{card['model']}, epoch {card['epoch']}; loaded again, top-1 error "
-            f"{card['top1_error']:.2f} %, as program {card['program_top1_error']:.2f} %"
-        )
-
-
-@app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="folder that `export` wrote")],
-) -> None:
-    """Compare an exported student's files with the checksums in its card."""
-    from train.exported import verify_export
-
-    try:
-        cards = verify_export(folder)
-    except FileNotFoundError as error:
-        raise TrainError(f"{error.filename} is missing", fix="export the student again") from None
-    for card in cards:
-        new_console().print(
-            f"{folder} is sound: {card['model']}, epoch {card['epoch']}, test error "
-            f"{card['top1_error']:.2f} % top-1"
-        )
-
-
-@app.command()
 def check(
     name: StudentName,
     overrides: Overrides = None,
     methods: Methods = "",
     seeds: Seeds = "0",
-    caches: Caches = Path("caches"),
-    cache: CachePath = None,
+    caches: CachesOrUrl = Path("caches"),
+    cache: CacheOrUrl = None,
+    mirror: MirrorFolder = MIRROR,
+    mirror_gb: MirrorSize = MIRROR_GB,
     runs: Runs = Path("runs"),
     device: Device = "auto",
     workers: Workers = None,
@@ -269,14 +226,15 @@ def check(
     """Find every mistake that can be found before the teacher runs; write nothing."""
     asked_seeds = parse_seeds(seeds)
     config, teacher_config = open_configs(name, overrides)
+    folder, path = local_caches(caches, cache, mirror, mirror_gb)
     check_runs(
         config,
         teacher_config,
         methods.split() or list(config.methods),
         asked_seeds,
-        caches_dir=caches,
+        caches_dir=folder,
         runs_dir=runs,
-        cache_path=cache,
+        cache_path=path,
         device=device,
     )
 
@@ -287,9 +245,11 @@ def plan(
     overrides: Overrides = None,
     method: Method = "cd+gkd+edt",
     seed: Seed = 0,
-    caches: Caches = Path("caches"),
+    caches: CachesOrUrl = Path("caches"),
+    mirror: MirrorFolder = MIRROR,
+    mirror_gb: MirrorSize = MIRROR_GB,
     runs: Runs = Path("runs"),
-    cache: CachePath = None,
+    cache: CacheOrUrl = None,
     trial: Annotated[bool, typer.Option(help="take a few steps to measure time and memory")] = True,
     device: Device = "auto",
     workers: Workers = None,
@@ -297,14 +257,15 @@ def plan(
 ) -> None:
     """Print what exists, what is missing and what that costs; write nothing."""
     config, teacher_config = open_configs(name, overrides)
+    folder, path = local_caches(caches, cache, mirror, mirror_gb)
     check_runs(
         config,
         teacher_config,
         [method],
         [seed],
-        caches_dir=caches,
+        caches_dir=folder,
         runs_dir=runs,
-        cache_path=cache,
+        cache_path=path,
         device=device,
     )
     lines = plan_lines(
@@ -312,32 +273,17 @@ def plan(
         teacher_config,
         method,
         seed,
-        caches_dir=caches,
+        caches_dir=folder,
         runs_dir=runs,
-        cache_path=cache,
+        cache_path=path,
         device=device if trial else None,
     )
     new_console().print("\n".join(lines))
 
 
-@app.command("runs")
-def list_runs(
-    name: Annotated[str | None, typer.Argument(help="a student; default: all of them")] = None,
-    runs: Runs = Path("runs"),
-    remove: RemoveRuns = False,
-    yes: Annotated[bool, typer.Option("--yes", help="delete without asking")] = False,
-) -> None:
-    """List runs: state, error, size, age, and what differs between runs of one method."""
-    student_name = Path(name).stem if name and name.endswith((".yaml", ".yml")) else name
-    existing, console = runs_below(runs, student_name), new_console()
-    if not existing:
-        console.print(f"{runs / (student_name or '')} holds no run")
-    elif remove:
-        offer_removal(existing, console, lambda question: yes or typer.confirm(question))
-    else:
-        console.print(table_of(existing, time.time()))
-    for problem in (run.problem for run in existing if run.problem):
-        console.print(problem)
+app.command()(export)
+app.command()(verify)
+app.command("runs")(list_runs)
 
 
 def cli(arguments: list[str] | None = None) -> int:

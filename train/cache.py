@@ -21,7 +21,7 @@ from runtime.urls import ObjectUrl
 from store.errors import CacheError, CacheMismatch, CacheMissing, TeacherPass, fixes_spelled_by
 from store.find import differs_in_samples_alone, find_cache, other_dataset_state
 from store.identity import Identity, cache_identity
-from store.mirror import attach, mirror_of
+from store.mirror import named_as
 from store.reader import TeacherCache
 from train import TrainError
 from views.canary import pixel_canary
@@ -81,20 +81,12 @@ def refusing_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path
         ) from None
 
 
-def local_folder(caches: Path, mirror: Path, mirror_gb: float) -> Path:
-    """The folder to read caches from; of a URL, the one in the mirror, which is attached to it."""
-    if isinstance(caches, ObjectUrl):
-        return attach(caches, mirror, int(mirror_gb * 1e9))
-    return caches
-
-
 def pass_command(teacher: TeacherConfig, caches_dir: Path, more: Sequence[str] = ()) -> str:
     """What makes or mends a cache in this folder; of one on an object store, and copies it there.
 
     caches_dir: a folder, one in a mirror, or a URL.
     """
-    mirror = mirror_of(caches_dir)
-    url = caches_dir if mirror is None else mirror.url
+    url = named_as(caches_dir)
     if not isinstance(url, ObjectUrl):
         return cache_command(teacher, caches_dir=caches_dir, more=more)
     copy = f"{program_text('store')} copy CACHE {url}"

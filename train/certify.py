@@ -62,7 +62,7 @@ def main(
     workers: Workers = None,
 ) -> None:
     """Print how losses change from a full cache to a reduced one."""
-    study = open_named_study(name, overrides, caches, Path("runs"), full)
+    study = open_named_study(name, overrides, caches, full, Path("runs"))
     run, cache = study.run(method, seed), TeacherCache.open(reduced, num_views=1, taps=())
     refuse_unless_reduced(study.cache, cache)
     session = open_session(run, pick_device(device), num_workers=workers)

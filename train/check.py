@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from configs.commands import cache_command
 from configs.schema import LossTerm, StudentConfig, TeacherConfig, TopLogits
 from nets.archs import ArchError
 from nets.layout import TapError
@@ -19,7 +18,7 @@ from nets.weights_file import is_downloadable
 from store.errors import fixes_spelled_by
 from store.layout import TapSpec
 from train import TrainError
-from train.cache import tap_names
+from train.cache import pass_command, tap_names
 from train.connectors import connectors_for
 from train.finetune import start_student
 from train.merged import MergedTaps, merged_taps
@@ -157,9 +156,7 @@ def check_methods(study: Study, methods: Sequence[str]) -> None:
         path = study.cache.path
         raise missing_error(missing, methods, f"{path} lacks", study.teacher, stages, path.parent)
     caches_dir = study.cache.path.parent
-    with fixes_spelled_by(
-        lambda more: cache_command(study.teacher, caches_dir=caches_dir, more=more)
-    ):
+    with fixes_spelled_by(lambda more: pass_command(study.teacher, caches_dir, more)):
         for method in methods:
             study.cache.refuse_incomplete(study.run(method, 0).needed_of_each[0])
     if study.further:
@@ -176,9 +173,7 @@ def _check_cache_of(
     missing = missing_taps(study.config, methods, stages, list(other.cache.manifest.taps))
     if missing:
         raise missing_error(missing, methods, f"{path} lacks", other.config, stages, path.parent)
-    with fixes_spelled_by(
-        lambda more: cache_command(other.config, caches_dir=path.parent, more=more)
-    ):
+    with fixes_spelled_by(lambda more: pass_command(other.config, path.parent, more)):
         for method in methods:
             other.cache.refuse_incomplete(study.run(method, 0).needed_of_each[number])
 
@@ -280,5 +275,4 @@ def missing_error(
     rest = " ".join(method for method in methods if method not in missing)
     without = f'; or leave these methods out: METHODS="{rest}"' if rest else ""
     more = settings_that_add(missing, stages)
-    command = cache_command(teacher, caches_dir=caches_dir, more=more)
-    return TrainError(f"{problem}{without}", fix=command)
+    return TrainError(f"{problem}{without}", fix=pass_command(teacher, caches_dir, more))

@@ -31,6 +31,7 @@ from nets.weights import load_weights
 from runtime.devices import pick_device
 from runtime.files import folder_written_aside
 from store.identity import file_sha256
+from store.mirror import named_as
 from train import TrainError
 from train.evaluation import evaluate
 from train.exported import NAMES, card_document
@@ -129,7 +130,7 @@ def _command(run: Run) -> str:
         study.teacher,
         run.method,
         run.seed,
-        caches_dir=study.cache.path.parent,
+        caches_dir=named_as(study.cache.path.parent),
         runs_dir=study.runs_dir,
     )
 

@@ -229,10 +229,9 @@ class WindowedTeacher:
 
     def _read(self, view: int, window: int) -> dict[str, Tensor]:
         manifest = self._cache.manifest
-        parts = [
-            self._cache.read_block(manifest.block(view, int(index)), self._taps, compact=True)
-            for index in self._blocks[window]
-        ]
+        blocks = [manifest.block(view, int(index)) for index in self._blocks[window]]
+        self._cache.fetch_blocks(blocks, self._taps)
+        parts = [self._cache.read_block(block, self._taps, compact=True) for block in blocks]
         return {tap: _as_tensor(np.concatenate([part[tap] for part in parts])) for tap in parts[0]}
 
 

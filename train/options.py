@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from runtime.urls import path_or_url
 from train.study import MOST_SEED
 from train.tracking import TRACKERS
 
@@ -17,16 +18,6 @@ Seed = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
 Runs = Annotated[Path, typer.Option(help="folder that holds the runs")]
-MirrorFolder = Annotated[
-    Path,
-    typer.Option(
-        "--mirror", help="folder that holds what was read of caches at s3://bucket/prefix"
-    ),
-]
-MirrorSize = Annotated[
-    float, typer.Option("--mirror-gb", min=0, help="how large that folder may become, in 10^9 B")
-]
-CachePath = Annotated[Path | None, typer.Option(help="path of the cache to use")]
 FeedOption = Annotated[
     Literal["auto", "device", "host", "window"],
     typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
@@ -75,5 +66,10 @@ RemoveRuns = Annotated[
     bool, typer.Option("--remove", help="delete unfinished and superseded runs, after asking")
 ]
 CompleteCaches = Annotated[
-    Path | None, typer.Option(help="train nothing if a complete cache is in this folder")
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="train nothing if a complete cache is in this folder, or at this URL",
+        parser=path_or_url,
+    ),
 ]

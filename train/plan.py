@@ -18,6 +18,7 @@ from nets.weights_file import is_downloadable, weights_file
 from store.errors import CacheError, CacheIncomplete
 from store.find import cache_folder
 from store.look import missing_records
+from store.mirror import shown_path
 from store.reader import TeacherCache
 from store.source import open_source
 from train import TrainError
@@ -50,8 +51,8 @@ def open_named_study(
     name: str,
     overrides: list[str] | None,
     caches: Path,
-    runs: Path,
     cache: Path | None,
+    runs: Path,
     feed: Feed = "auto",
     reads_outputs: bool = True,
 ) -> Study:
@@ -188,7 +189,7 @@ def _absent_lines(teacher: TeacherConfig, caches_dir: Path) -> list[str]:
 
 def _found_lines(teacher: TeacherConfig, cache: TeacherCache, may_grow: bool) -> list[str]:
     """The weights, and a cache that may lack some of what the teacher's file asks for."""
-    found = f"cache    found: {cache.path}"
+    found = f"cache    found: {shown_path(cache.path)}"
     line = _cache_line(teacher, cache.path, cache.num_samples) if may_grow else found
     if line != found:
         return [_weights_line(teacher), line]
@@ -209,10 +210,10 @@ def _cache_line(teacher: TeacherConfig, path: Path, samples: int) -> str:
             f"{arch}"
         )
     if not missing.records:
-        return f"cache    found: {path}"
+        return f"cache    found: {shown_path(path)}"
     what = f"extend by {missing.growth}" if missing.growth else "finish"
     images = f"{missing.records:,} of {every:,} images"
-    return f"cache    to {what}: {images} through {arch}, into {path}"
+    return f"cache    to {what}: {images} through {arch}, into {shown_path(path)}"
 
 
 def _trial_lines(run: Run, device: str) -> list[str]:

@@ -36,6 +36,7 @@ from store.identity import (
     file_sha256,
     identity_sha256,
 )
+from store.mirror import shown_path
 from store.reader import TeacherCache
 from train import TrainError
 from train.cache import tap_names, teacher_identity
@@ -239,8 +240,8 @@ def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
         return "\n  ".join([there, *existing.notes])
     if caches is not None and (cache := _cache_in_place_of(config, caches)) is not None:
         return (
-            f"{weights} is missing, but not needed: {cache.path} is complete. To train it anyway: "
-            f"{teacher_command(config)}"
+            f"{weights} is missing, but not needed: {shown_path(cache.path)} is complete. "
+            f"To train it anyway: {teacher_command(config)}"
         )
     return f"{weights} is downloaded when it is needed." if is_downloadable(weights) else ""
 

@@ -1,0 +1,27 @@
+"""What other processes do with a mirror. Imports nothing that takes long."""
+
+from __future__ import annotations
+
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+from store.mirror import Mirror, attach_again
+from store.mirror_folder import MirrorFolder, Needs
+from store.reader import TeacherCache
+
+
+def read_views(mirrors: dict[Path, Mirror], cache: Path, views: list[int]) -> None:
+    attach_again(mirrors)
+    opened = TeacherCache.open(cache)
+    for view in views:
+        opened.read_view(view)
+
+
+def need(root: Path, paths: list[Path], is_ready: Event, is_done: Event) -> None:
+    """Need these files until `is_done`."""
+    needs, folder = Needs(root), MirrorFolder(root, 10**9)
+    needs.remember(0, paths)
+    with folder.locked():
+        folder.make_room(0)
+    is_ready.set()
+    is_done.wait()

@@ -90,7 +90,8 @@ def _is_relative_path(key: str, value: str) -> bool:
     names_a_file = key != "teacher" and not key.startswith("teachers.")
     if not names_a_file and Path(value).suffix not in (".yaml", ".yml"):
         return False  # the name of one of the project's own
-    return not value.startswith(("torchvision:", "timm:")) and not Path(value).is_absolute()
+    is_elsewhere = value.startswith(("torchvision:", "timm:", "s3://"))
+    return not is_elsewhere and not Path(value).is_absolute()
 
 
 def _exists(path: str) -> bool:

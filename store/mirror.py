@@ -31,7 +31,7 @@ from store.journal import journal_text
 from store.layout import JOURNAL, MANIFEST, ZARR_GROUP, Block, chunk_path, crc_hex
 from store.manifest import MAX_MANIFEST_BYTES
 from store.metadata import checksum_of, zarr_metadata
-from store.mirror_folder import MirrorFolder, Needs
+from store.mirror_folder import MirrorFolder, Needs, use_mirror
 from store.objects import Objects, in_parallel
 from store.remote import RemoteSource, remote_damage
 from store.values import Check
@@ -77,11 +77,17 @@ def attach(url: ObjectUrl, root: Path, most_bytes: int, names: Sequence[str] | N
     return folder
 
 
+def choose_mirror(root: Path, most_gb: float) -> None:
+    """Packed images at a URL come through this mirror, too. most_gb: in 10^9 bytes."""
+    use_mirror(MirrorFolder(root, int(most_gb * 1e9)))
+
+
 def local_folder(caches: Path, root: Path, most_gb: float) -> Path:
     """The folder to read caches from: `caches`, or the one in the mirror that mirrors a URL.
 
-    most_gb: how much the mirror may hold, in 10^9 bytes. Raises as `attach`.
+    most_gb: as of `choose_mirror`, which this calls. Raises as `attach`.
     """
+    choose_mirror(root, most_gb)
     if isinstance(caches, ObjectUrl):
         return attach(caches, root, int(most_gb * 1e9))
     return caches
@@ -98,6 +104,7 @@ def local_caches(
         return local_folder(caches, root, most_gb), cache
     if not cache.key:
         raise BadUrl(f"{cache} is a bucket, not a cache", fix="s3://bucket/prefix/cache")
+    choose_mirror(root, most_gb)
     around = ObjectUrl(*cache.parent.parts)
     folder = attach(around, root, int(most_gb * 1e9), [cache.name])
     return folder, folder / cache.name

@@ -13,7 +13,7 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ _IN_USE = ".in-use"  # a file of each process: what it needs, one line each
 _MOST_LINES_BYTES = 2**20
 _VIEWS_KEPT = 2  # of a cache: the current one and the next one
 _lock = threading.Lock()
+_used: list[MirrorFolder] = []
 _announced: dict[tuple[Path, int], int] = {}  # mirror and process -> handle of its file
 
 
@@ -37,6 +38,7 @@ class Needs:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self._views: dict[int, set[Path]] = {}
+        self._always: set[Path] = set()
         _all_needs.add(self)
 
     def remember(self, view: int, paths: Collection[Path]) -> None:
@@ -46,9 +48,13 @@ class Needs:
         while len(self._views) > _VIEWS_KEPT:
             del self._views[next(iter(self._views))]
 
+    def add(self, paths: Iterable[Path]) -> None:
+        """Need these from now on."""
+        self._always.update(path.absolute() for path in paths)
+
     @property
     def paths(self) -> set[Path]:
-        return set().union(*self._views.values())
+        return self._always.union(*self._views.values())
 
 
 _all_needs: weakref.WeakSet[Needs] = weakref.WeakSet()
@@ -160,6 +166,16 @@ class MirrorFolder:
         os.truncate(_announced[key], len(content))
 
 
+def use_mirror(folder: MirrorFolder) -> None:
+    """From now on, files at URLs that a config names come through this mirror."""
+    _used[:] = [folder]
+
+
+def used_mirror() -> MirrorFolder:
+    """That mirror; by default 50 GB in the folder `mirror`."""
+    return _used[0]
+
+
 def _is_counted(path: Path) -> bool:
     in_cache = path.parent.parent.name == ZARR_GROUP
     return path.name.startswith("c.") if in_cache else path.suffix == ".h5"
@@ -171,3 +187,6 @@ def _need_of(root: Path, path: Path) -> str:
     if path.parent.parent.name != ZARR_GROUP:
         return str(place)
     return f"{place.parent.parent} {path.name.split('.')[1]}"
+
+
+use_mirror(MirrorFolder(Path("mirror"), 50 * 10**9))

@@ -78,6 +78,15 @@ class Objects:
 
         return self._asked(key, read)
 
+    def size(self, key: str) -> int:
+        """An object's bytes. Raises as `get`."""
+        return int(self._asked(key, lambda client: client.head(key)["size"]))
+
+    def part(self, key: str, start: int, num_bytes: int) -> bytes:
+        """Bytes from `start` on, fewer where the object ends before. Raises as `get`."""
+        span = {"start": start, "length": num_bytes}
+        return bytes(self._asked(key, lambda client: client.get_range(key, **span).to_bytes()))
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Whether the object was put; False where one of that key is there, maybe this very one."""
         started = time.monotonic()

@@ -29,6 +29,7 @@ FLOORS = (
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 SECOND_FLOOR = 1  # its packages may take types from configs.schema
 EXCEPTIONS = {
+    "views.packed_url imports store.mirror_files.MirrorFiles": "one mirror for images and caches",
     "views.__main__ imports configs.load.load_teacher": "python -m views pack is given its name",
     "views.__main__ imports configs.load.refuse_missing_data": "and says which data is missing",
     "views.identity imports configs.schema.as_plain": "the types' own form as plain data",

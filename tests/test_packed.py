@@ -12,7 +12,7 @@ from PIL import Image
 
 from configs.schema import ImageFolder, Normalisation, Packed
 from tests.support.image_folders import pack_folder, write_image_folder
-from views import packed
+from views import packed, packed_samples
 from views.__main__ import cli
 from views.datasets import Dataset, DatasetError, load_dataset
 from views.folders import image_folder
@@ -36,7 +36,7 @@ def packed_of(file: Path, limit: int | None = None) -> Dataset:
 
 @pytest.fixture(params=[[], ["--encoded"]], ids=["pixels", "encoded"])
 def file(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr(packed, "RUN_SAMPLES", 4)
+    monkeypatch.setattr(packed_samples, "RUN_SAMPLES", 4)
     write_image_folder(tmp_path / "data", per_class=5)
     config = tmp_path / "mine.yaml"
     config.write_text(CONFIG.format(root=tmp_path / "data"))

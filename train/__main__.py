@@ -40,7 +40,7 @@ from runtime.options import (
     Workers,
 )
 from runtime.program import program
-from store.mirror import local_caches, local_folder, shown_path
+from store.mirror import choose_mirror, local_caches, local_folder, shown_path
 from train import TrainError
 from train.ablation import commands_behind, train_and_report
 from train.finished import export, list_runs, verify
@@ -136,6 +136,7 @@ def teacher(
     """Train a teacher's weights as its config's training block says, unless they exist."""
     check_trackers(track or ())
     console = new_console()
+    choose_mirror(mirror, mirror_gb)
     folder = caches and local_folder(caches, mirror, mirror_gb)
     for teacher_name, changes in teachers_of(name, overrides, of_student=of_student):
         train_missing_weights(

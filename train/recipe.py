@@ -7,6 +7,7 @@ from pathlib import Path
 
 from configs.schema import StudentConfig, TeacherConfig
 from store.mirror import Mirror, attach_again, attached
+from store.mirror_folder import MirrorFolder, use_mirror, used_mirror
 from train.study import Study, open_study
 from train.windows import Feed
 
@@ -21,15 +22,17 @@ class Recipe:
     runs_dir: Path
     feed: Feed
     mirrors: dict[Path, Mirror]
+    mirror: MirrorFolder
 
     @classmethod
     def of(cls, study: Study) -> Recipe:
         config = replace(study.config, num_views=study.num_views)
         path, mirrors = study.cache.path, attached()
-        return cls(config, study.teacher, path, study.runs_dir, study.feed, mirrors)
+        return cls(config, study.teacher, path, study.runs_dir, study.feed, mirrors, used_mirror())
 
     def opened(self) -> Study:
         attach_again(self.mirrors)
+        use_mirror(self.mirror)
         return open_study(
             self.config,
             self.teacher,

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from configs.schema import DatasetConfig, Digits, ImageFolder, Packed, PackedOnce
+from runtime.urls import path_or_url
 from views.splits import DatasetError, Source, Split, chosen_ids
 
 __all__ = ["Dataset", "DatasetError", "Split", "load_dataset"]
@@ -100,7 +101,7 @@ def open_source(config: DatasetConfig, kept_in: Path | None = None) -> Source:
         from views.packed import packed
 
         file = config.file if isinstance(config, Packed) else config.packed
-        return packed(Path(file), config.max_pixels, kept_in)
+        return packed(path_or_url(file), config.max_pixels, kept_in)
     if isinstance(config, ImageFolder):
         from views.folders import image_folder
 

@@ -11,7 +11,7 @@ found, bound to labels and checksums by the header's own sha256.
 from __future__ import annotations
 
 import hashlib
-import math
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import Packed
+from runtime.urls import ObjectUrl
 from views.folders import digest_of_files, hashed_files
 from views.listing import kept_digest
 from views.packed_file import SPLITS, PackedFile, key_of
+from views.packed_samples import FileImages
+from views.packed_url import local_packed
 from views.pictures import decode_bytes, decode_picture, shown_path
 from views.shard_index import SUFFIX, open_shards
 from views.splits import (
@@ -32,12 +35,8 @@ from views.splits import (
     Ids,
     Source,
     Split,
-    crc32c,
     refuse_other_size,
 )
-
-RUN_SAMPLES = 1024  # neighbours are read together, at most so many
-RUN_BYTES = 2**26  # and at most about so many bytes
 
 
 def packed(file: Path, max_pixels: int = Packed.max_pixels, kept_in: Path | None = None) -> Source:
@@ -45,9 +44,13 @@ def packed(file: Path, max_pixels: int = Packed.max_pixels, kept_in: Path | None
 
     Images are read, and checked, when they are asked for. Raises DatasetError where a file is
     missing, damaged or something else. kept_in: the folder of caches beside which the digests of
-    encoded files are kept.
+    encoded files are kept. A file at a URL comes through the mirror.
     """
-    files = open_shards(file) if file.suffix == SUFFIX else (PackedFile(file),)
+    fix = None
+    if isinstance(file, ObjectUrl):
+        file = local_packed(file)
+        fix = f"rm {shlex.quote(str(file.parent))}/*.h5, and run the same command again"
+    files = open_shards(file, fix) if file.suffix == SUFFIX else (PackedFile(file, fix=fix),)
     header = files[0].header
     train, test = (_PackedImages(files, split, max_pixels) for split in SPLITS)
 
@@ -84,7 +87,7 @@ class _PackedImages:
         self.name, self.max_pixels = name, max_pixels
         self.is_encoded = files[0].header.kind == "encoded"
         some = [file for file in files if file.num_samples(name)]
-        self.files = [_FileImages(file, name) for file in some or files[:1]]
+        self.files = [FileImages(file, name) for file in some or files[:1]]
         self.starts = np.cumsum([0, *(len(file.labels) for file in self.files)])
         self.labels = np.concatenate([file.labels for file in self.files])
 
@@ -182,42 +185,6 @@ class _PackedImages:
 
     def _file_of(self, sample: int) -> int:
         return int(np.searchsorted(self.starts, sample, side="right")) - 1
-
-
-class _FileImages:
-    """Images of one split of one file."""
-
-    def __init__(self, file: PackedFile, name: str) -> None:
-        self.file, self.name = file, name
-        self.stored = "bytes" if file.header.kind == "encoded" else "images"
-        self.labels = file.labels(name)
-
-    @cached_property
-    def checksums(self) -> Checksums:
-        return self.file.checksums(self.name)
-
-    @cached_property
-    def offsets(self) -> Ids:
-        """(N + 1,): where each sample begins."""
-        if self.stored == "bytes":
-            return self.file.offsets(self.name)
-        bytes_each = math.prod(self.file.image_shape(self.name))
-        return np.arange(len(self.labels) + 1, dtype=np.int64) * bytes_each
-
-    def read(self, ids: Ids) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Neighbours, read together where they are not too large, compared with their checksums."""
-        size = max(int(self.offsets[ids[-1] + 1] - self.offsets[ids[0]]), 1)
-        rows = max(1, min(RUN_SAMPLES, len(ids) * RUN_BYTES // size))
-        for run in np.split(ids, range(rows, len(ids), rows)):
-            offsets = self.offsets[run[0] : run[-1] + 2].tolist()
-            content = self.file.part(self.name, self.stored, offsets[0], offsets[-1])
-            for sample, start, stop in zip(run.tolist(), offsets, offsets[1:], strict=False):
-                own = content[start - offsets[0] : stop - offsets[0]]
-                if int(self.checksums[sample]) != crc32c(own):
-                    raise self.file.damaged(
-                        f"{self.name} sample {sample} does not match its checksum"
-                    )
-                yield sample, own
 
 
 def _neighbours(ids: Ids, starts: Ids) -> Iterator[Ids]:

@@ -61,7 +61,7 @@ ARRAYS: Mapping[str, Mapping[str, tuple[str, int]]] = {
         "names": ("|u1", 1),
     },
 }
-_CHECKED_BY_SAMPLE = ("images", "bytes")
+CHECKED_BY_SAMPLE = ("images", "bytes")
 _HEAD = re.compile(rb"([a-z-]{17}) ([0-9]{4}) ([0-9]{12}) ([0-9a-f]{64})\n")
 HEAD_BYTES = 17 + 1 + 4 + 1 + 12 + 1 + 64 + 1
 _MOST_HEADER_BYTES = 2**26
@@ -129,6 +129,12 @@ def key_of(ids: Ids) -> str:
     return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest()
 
 
+def sha256_in_head(start: bytes) -> str | None:
+    """What the first HEAD_BYTES of a file say of its header; None of anything else."""
+    head = _HEAD.fullmatch(start)
+    return head[4].decode() if head is not None and head[1] == FORMAT_NAME.encode() else None
+
+
 class PackedFile:
     """An opened file of packed images, whose header has been checked against its bytes.
 
@@ -136,9 +142,14 @@ class PackedFile:
     checked by their reader, sample by sample; everything else here.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises DatasetError where the file is missing, damaged or something else."""
+    def __init__(self, path: Path, *, called: Path | None = None, fix: str | None = None) -> None:
+        """Raises DatasetError where the file is missing, damaged or something else.
+
+        called: the file's name in messages. fix: what mends a damaged one; default: packing again.
+        """
         self.path = path
+        self._shown = shown_path(called or path)
+        self._other_fix, self._fix = fix, fix or _PACK_AGAIN.format(file=self._shown)
         try:
             with open_regular(path, follow=True) as file:
                 self._handle = os.dup(file.fileno())
@@ -208,8 +219,7 @@ class PackedFile:
 
     def damaged(self, what: str) -> DatasetError:
         """The error for content that is not what the header says."""
-        shown = shown_path(self.path)
-        return DatasetError(f"{shown} is damaged: {what}", fix=_PACK_AGAIN.format(file=shown))
+        return DatasetError(f"{self._shown} is damaged: {what}", fix=self._fix)
 
     def _place(self, split: str, name: str) -> ArrayPlace:
         return self.header.splits[split][name]  # type: ignore[index]
@@ -226,21 +236,22 @@ class PackedFile:
 
     def _read_header(self) -> tuple[str, Header]:
         """Its sha256, and the header."""
-        shown = shown_path(self.path)
+        shown = self._shown
         start = os.pread(self._handle, HEAD_BYTES, 0)
         if start.startswith(_HDF5_SIGNATURE):
             raise DatasetError(
                 f"{shown} is an HDF5 file, but not of packed images, or packed by a version before "
                 f"{FORMAT_VERSION}",
-                fix=_PACK_AGAIN.format(file=shown),
+                fix=self._fix,
             )
         head = _HEAD.fullmatch(start)
         if head is None or head[1] != FORMAT_NAME.encode():
-            raise DatasetError(f"{shown} does not hold packed images, or is damaged")
+            problem = f"{shown} does not hold packed images, or is damaged"
+            raise DatasetError(problem, fix=self._other_fix)
         if int(head[2]) != FORMAT_VERSION:
             raise DatasetError(
                 f"{shown} has version {int(head[2])} of the format, expected {FORMAT_VERSION}",
-                fix=_PACK_AGAIN.format(file=shown),
+                fix=self._fix,
             )
         if int(head[3]) > min(_MOST_HEADER_BYTES, self.num_bytes):
             raise self.damaged("its header is too long")
@@ -281,7 +292,7 @@ class PackedFile:
                 fits = fits and place.shape[0] == rows
             if name == "images":
                 fits = fits and all(size > 0 for size in place.shape[1:])
-            if (place.crc32c is None) != (name in _CHECKED_BY_SAMPLE):
+            if (place.crc32c is None) != (name in CHECKED_BY_SAMPLE):
                 fits = False
             if not fits or place.offset + place.num_bytes > self.num_bytes:
                 raise self.damaged(

@@ -24,7 +24,7 @@ from views.splits import DatasetError
 SUFFIX = ".json"  # of an index
 MOST_SHARDS = 512  # all are open at once
 _FORMAT, _VERSION = "teach-once-shards", 1
-_MOST_INDEX_BYTES = 2**20
+MOST_INDEX_BYTES = 2**20
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 _AGAIN = "run the command that packed it again"
 
@@ -53,11 +53,14 @@ def shard_path(index: Path, number: int) -> Path:
     return index.with_name(f"{index.stem}-{number:05d}.h5")
 
 
-def open_shards(index: Path) -> tuple[PackedFile, ...]:
-    """All shards of an index, which fit it and one another. Raises DatasetError."""
+def open_shards(index: Path, fix: str | None = None) -> tuple[PackedFile, ...]:
+    """All shards of an index, which fit it and one another. Raises DatasetError.
+
+    fix: what mends a damaged one; default: packing again.
+    """
     files = []
-    for number, shard in enumerate(_read_index(index).shards):
-        file = PackedFile(shard_path(index, number))
+    for number, shard in enumerate(read_index(index).shards):
+        file = PackedFile(shard_path(index, number), fix=fix)
         counts = {name: file.num_samples(name) for name in ("train", "test")}
         expected = {"train": 0, "test": 0, shard.split: shard.samples}
         if file.header_sha256 != shard.sha256 or counts != expected:
@@ -86,9 +89,10 @@ def write_index(index: Path, shards: Sequence[tuple[str, PackedFile]]) -> None:
     write_atomically(index, json.dumps(content, indent=1).encode())
 
 
-def _read_index(index: Path) -> Index:
+def read_index(index: Path) -> Index:
+    """What an index says. Raises DatasetError."""
     try:
-        content = parse_json(read_bounded(index, _MOST_INDEX_BYTES, follow=True), index)
+        content = parse_json(read_bounded(index, MOST_INDEX_BYTES, follow=True), index)
         found = Index.model_validate(content)
     except FileNotFoundError:
         raise DatasetError(f"dataset.file: there is no file {shown_path(index)}") from None

@@ -92,7 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             if name.lower() not in ("content-length", "connection", "transfer-encoding"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        size = len(content) if self.command != "HEAD" else headers.get("Content-Length", "0")
+        self.send_header("Content-Length", str(size))
         self.end_headers()
         self.wfile.write(content)
 

@@ -11,6 +11,7 @@ import pytest
 
 from configs.schema import Normalisation, Packed
 from runtime.urls import path_or_url
+from store.errors import CacheFull
 from store.mirror_folder import MirrorFolder, use_mirror, used_mirror
 from tests.support.damage import flip
 from tests.support.image_folders import write_image_folder
@@ -178,6 +179,8 @@ def test_the_mirror_is_bounded_and_removes_what_is_older(
     os.utime(older, (1, 1))
     assert len(every_image(opened(INDEX))) == 32
     assert not older.exists()
+    with used_mirror().locked(), pytest.raises(CacheFull, match="packed images"):
+        used_mirror().make_room(50)  # as a view of teacher outputs would
 
 
 def test_what_is_not_there_is_named(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from configs.schema import TeacherConfig
 from precompute.verify import cli as verify
@@ -17,13 +18,15 @@ from store import TeacherCache
 from store.__main__ import cli as store
 from store.copy_cache import copy_cache
 from store.errors import CacheError
-from store.mirror import attach, attached
+from store.layout import Block
+from store.mirror import MirroredSource, attach, attached
 from store.mirror_folder import MARK, MirrorFolder
 from tests.support.mirror_users import need, read_views
 from tests.support.object_store import Server, emptied, running
 from tests.support.project import QUICK_RUN, make
 from tests.support.teacher_cache import make_cache
 from train.__main__ import cli as train
+from train.feed import WindowedTeacher
 
 CACHES = "s3://bucket/caches"
 PLENTY = 10**9
@@ -173,8 +176,25 @@ def test_threads_that_read_the_same_view_fetch_it_once(
     caches = [mirrored(tmp_path / "mirror") for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda cache: cache.read_view(0), caches))
+        list(pool.map(lambda cache: cache.sample_crc32c, caches))  # fetched when it is read
     asked = chunks_asked(server)
     assert 0 < len(asked) == len(set(asked))
+
+
+def test_the_blocks_of_a_window_are_fetched_together(
+    server: Server, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, fetch, fetched = mirrored(tmp_path / "mirror"), MirroredSource.fetch, []
+
+    def noted(source: MirroredSource, chunks: Sequence[tuple[str, Block]]) -> None:
+        fetched.append(len(chunks))
+        fetch(source, chunks)
+
+    monkeypatch.setattr(MirroredSource, "fetch", noted)
+    feed = WindowedTeacher(cache, ["logits", "stage1"], 3, torch.device("cpu"), window_rows=32)
+    feed.start_epoch(1, feed.order(0, 1, cache.num_samples))
+    feed.close()
+    assert fetched[0] == 2 * 2  # two blocks of two taps
 
 
 def test_what_another_reader_of_this_process_needs_is_not_removed(
@@ -204,7 +224,7 @@ def test_what_another_process_needs_goes_last_and_is_forgotten_with_it(tmp_path:
         os.utime(path, (age, age))
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
-    process = context.Process(target=need, args=(root, [needed], ready, done))
+    process = context.Process(target=need, args=(root, [needed], ready, done), daemon=True)
     process.start()
     assert ready.wait(60)
     with folder.locked():

@@ -24,4 +24,4 @@ def need(root: Path, paths: list[Path], is_ready: Event, is_done: Event) -> None
     with folder.locked():
         folder.make_room(0)
     is_ready.set()
-    is_done.wait()
+    is_done.wait(60)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +35,16 @@ class ErrorCount:
         self._right.append(torch.stack([ranked[:, 0].sum(), ranked.sum()]))
         self._total, self._num_classes = self._total + len(labels), logits.shape[1]
 
-    def rates(self) -> ErrorRates:
-        top1, top5 = torch.stack(self._right).sum(dim=0).tolist()
+    def rates(self, summed: Callable[[Tensor], Tensor] = lambda counts: counts) -> ErrorRates:
+        """summed: makes (3,) int64 counts those of all processes that counted a part each."""
+        device = self._right[0].device if self._right else None
+        counts = torch.zeros(3, dtype=torch.int64, device=device)
+        if self._right:
+            counts[:2] = torch.stack(self._right).sum(dim=0)
+        counts[2] = self._total
+        top1, top5, total = summed(counts).tolist()
         return ErrorRates(
-            100.0 * (self._total - top1) / self._total,
-            100.0 * (self._total - top5) / self._total,
-            self._num_classes,
+            100.0 * (total - top1) / total, 100.0 * (total - top5) / total, self._num_classes
         )
 
 

@@ -40,7 +40,7 @@ from runtime.options import (
     Workers,
 )
 from runtime.program import program
-from store.mirror import choose_mirror, local_caches, local_folder, shown_path
+from store.mirror import choose_mirror, local_caches, local_folder
 from train import TrainError
 from train.ablation import commands_behind, train_and_report
 from train.finished import export, list_runs, verify
@@ -65,7 +65,8 @@ from train.options import (
 )
 from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
 from train.repeat import begin_again
-from train.runs import format_result
+from train.single import train_single
+from train.study import Run
 from train.tracking import check_trackers
 
 app = new_app("Train students from a cache; train teachers; look at runs.")
@@ -90,33 +91,22 @@ def student(
     checkpoint_minutes: CheckpointMinutes = 10.0,
     track: Track = None,
 ) -> None:
-    """Train one student from the cache."""
+    """Train one student from the cache; with torchrun, in several processes."""
     check_trackers(track or ())
-    console = new_console()
-    local = local_caches(caches, cache, mirror, mirror_gb)
-    study = open_named_study(name, overrides, *local, runs, feed)
-    run = study.run(method, seed, live_teacher)
-    if redo:
-        begin_again([run], device)
-    if run.is_finished and (summary := run.summary):
-        console.print(f"{run.folder} is finished: nothing to do.")
-    else:
-        from train.student import train_student
 
-        if changes := run.changes():
-            console.print("\n  ".join([f"differs from the last run of {run}:", *changes]))
-        again = ", whose finished result is replaced at the end" if run.repetition else ""
-        caches_read = " and ".join(str(shown_path(each.path)) for each in study.caches)
-        console.print(f"{run}, from {caches_read} into {run.folder}{again}")
-        summary = train_student(
-            run,
-            device=device,
-            num_workers=workers,
-            checkpoint_minutes=checkpoint_minutes,
-            console=console,
-            track=track or (),
-        )
-    console.print(format_result(summary, run.folder))
+    def opened() -> Run:
+        local = local_caches(caches, cache, mirror, mirror_gb)
+        study = open_named_study(name, overrides, *local, runs, feed)
+        return study.run(method, seed, live_teacher)
+
+    train_single(
+        opened,
+        redo=redo,
+        device=device,
+        num_workers=workers,
+        checkpoint_minutes=checkpoint_minutes,
+        track=track or (),
+    )
 
 
 @app.command()

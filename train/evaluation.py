@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nets.error_rates import ErrorCount, ErrorRates
 from nets.precision import autocast
 from runtime.turns import last_of
+from train.ranks import ALONE, Ranks
 from views.batches import Pixels, ViewBatch
 
 _BATCH = 1024
@@ -26,21 +27,29 @@ def evaluate(
 
 
 def evaluating(
-    network: nn.Module, pixels: Pixels, precision: str, device: torch.device
+    network: nn.Module,
+    pixels: Pixels,
+    precision: str,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Generator[None, None, ErrorRates]:
-    """The same, one batch each time it is advanced; other work may be done between two of them."""
+    """The same, one batch each time it is advanced; other work may be done between two of them.
+
+    ranks: each counts the errors of a slice of the samples.
+    """
     with _evaluation_mode(network):
         count = ErrorCount()
-        for batch in evaluation_batches(pixels):
+        for batch in evaluation_batches(pixels, ranks):
             count.add(outputs_for(network, batch, precision, device), batch.labels)
             yield
-        return count.rates()
+        return count.rates(lambda counts: ranks.sum(counts.to(device)))
 
 
-def evaluation_batches(pixels: Pixels) -> Iterator[ViewBatch]:
-    """View 0 of all samples, in batches as large as is good."""
+def evaluation_batches(pixels: Pixels, ranks: Ranks = ALONE) -> Iterator[ViewBatch]:
+    """View 0 of this rank's samples, in batches as large as is good."""
     size = max(1, min(_BATCH, _BATCH_VALUES // int(np.prod(pixels.shape))))
-    return pixels.batches([0], np.arange(len(pixels)), size)
+    ids = np.arange(len(pixels))[ranks.slice_of(len(pixels))]
+    return pixels.batches([0], ids, size) if len(ids) else iter(())
 
 
 @torch.no_grad()

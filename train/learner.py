@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from configs.schema import Training
@@ -20,6 +20,8 @@ from train import TrainError
 from train.connectors import Connectors
 from train.finetune import Start
 from train.optimizer import loss_scaler, make_optimizer, weight_average
+from train.ranks import ALONE, Ranks
+from train.slices import Slices
 from views.batches import Pixels
 
 
@@ -45,6 +47,12 @@ class Learner:
     start: Start | None = None  # of a network that starts from weights that exist
     maps: dict[str, Tensor] = field(default_factory=dict)
     classifiers: tuple[str, ...] = ()
+    ranks: Ranks = ALONE  # the processes that train this network together
+    distributed: DistributedDataParallel | None = None  # of several: `train.distributed`
+
+    @property
+    def slices(self) -> Slices:
+        return Slices(self.ranks, self.training.batch_size, self.training.accumulate)
 
     @property
     def precision(self) -> str:
@@ -112,11 +120,13 @@ def make_learner(
     classifiers: tuple[str, ...] = (),
     freeze_idle_classifier: bool = True,
     start: Start | None = None,
+    ranks: Ranks = ALONE,
 ) -> Learner:
     """Move to the device and set up what changes the network's and the connectors' parameters.
 
     stages, classifiers: as in `Learner`; none: no loss looks at maps, or at the embedding. start:
-    of a network that starts from weights that exist.
+    of a network that starts from weights that exist. ranks: of several, the learner is to be
+    prepared by `train.distributed`.
     """
     modules = [_on_device(each, device) for each in (network, connectors) if each is not None]
     return Learner(
@@ -132,6 +142,7 @@ def make_learner(
         freeze_idle_classifier,
         start,
         classifiers=classifiers,
+        ranks=ranks,
     )
 
 
@@ -198,12 +209,21 @@ def _show_blank(learner: Learner, shape: tuple[int, int, int], num_images: int) 
         maps, changed = changed_in_place(
             learner.network, learner.stages, images.to(memory_format=torch.channels_last)
         )
-        if learner.stages and learner.connectors is not None:
-            connectors = copy.deepcopy(learner.connectors)  # their batch norm counts what it sees
-            connectors(maps)
-            connectors.hint(maps)
-            connectors.parts_of(maps)
+        if learner.stages and (connectors := learner.connectors) is not None:
+            with _buffers_kept(connectors):  # their batch norm counts what it sees
+                connectors(maps)
+                connectors.hint(maps)
+                connectors.parts_of(maps)
     return changed
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards the module's buffers are as they were."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
 
 
 def _lone_sample(

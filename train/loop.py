@@ -25,9 +25,10 @@ from runtime.turns import OwnTime, last_of
 from train import TrainError
 from train.checkpoint import Partial, refuse_other_steps
 from train.evaluation import evaluating
-from train.learner import reading_maps
+from train.learner import Learner, reading_maps
 from train.printing import EpochPrinter, classifier_epoch, print_other_threads
-from train.records import RunRecorder
+from train.rank_records import Recorder, open_recorder
+from train.ranks import Ranks
 from train.results import EpochResult, Tested
 from train.run_files import CHECKPOINT_FILE
 from train.step import ActiveTerm, Session, Step, active_terms, epoch_steps, start_epoch
@@ -81,7 +82,7 @@ def training(
     run, clock = session.run, OwnTime()
     try:
         with (
-            RunRecorder(
+            open_recorder(
                 run,
                 session.learner,
                 checkpoint_minutes=checkpoint_minutes,
@@ -107,14 +108,14 @@ def training(
                 for position in batches:
                     with clock.paused():
                         yield position
-            return recorder.finish(finish())
+            return recorder.finish(finish)
     finally:
         session.teacher.close()
 
 
 def _fit(
     session: Session,
-    recorder: RunRecorder,
+    recorder: Recorder,
     on_epoch: Callable[[EpochResult], None],
     clock: OwnTime,
 ) -> Generator[Position, None, None]:
@@ -134,7 +135,7 @@ def _fit(
 
 
 def _run_epoch(
-    session: Session, epoch: int, partial: Partial | None, recorder: RunRecorder, clock: OwnTime
+    session: Session, epoch: int, partial: Partial | None, recorder: Recorder, clock: OwnTime
 ) -> Generator[Position, None, EpochResult]:
     waiting = clock()
     order = start_epoch(session, epoch)
@@ -143,7 +144,7 @@ def _run_epoch(
     if partial is not None:
         checkpoint, losses_now = session.run.folder / CHECKPOINT_FILE, [each.loss for each in terms]
         refuse_other_steps(partial, losses_now, session.num_steps, checkpoint)
-    sums = _Sums.begun(terms, session.learner.device, partial)
+    sums = _Sums.begun(terms, session.learner, partial)
     seconds_before = partial.train_seconds if partial else 0.0
     rate = 0.0
     for step in epoch_steps(session, epoch, order, terms, steps_done=sums.num_steps):
@@ -204,7 +205,7 @@ def _test(network: nn.Module, session: Session, epoch: int) -> Generator[None, N
         return Tested(None, None)
 
     def errors_on(pixels: Pixels) -> Generator[None, None, ErrorRates]:
-        return evaluating(network, pixels, learner.precision, learner.device)
+        return evaluating(network, pixels, learner.precision, learner.device, learner.ranks)
 
     errors = yield from errors_on(data.test)
     return Tested(errors, (yield from errors_on(data.validation)) if data.validation else None)
@@ -212,19 +213,23 @@ def _test(network: nn.Module, session: Session, epoch: int) -> Generator[None, N
 
 @dataclass
 class _Sums:
-    """Losses of an epoch's steps so far; on the device, as reading one would wait for it."""
+    """Losses of an epoch's steps so far; on the device, as reading one would wait for it.
+
+    Of several ranks each has its share, which are added up where they are read.
+    """
 
     step_losses: list[Tensor]  # the weighted total of each step
     by_name: dict[str, Tensor]  # sums over samples
+    ranks: Ranks
 
     @classmethod
-    def begun(
-        cls, terms: Sequence[ActiveTerm], device: torch.device, partial: Partial | None
-    ) -> _Sums:
+    def begun(cls, terms: Sequence[ActiveTerm], learner: Learner, partial: Partial | None) -> _Sums:
+        device, ranks = learner.device, learner.ranks
         if partial is None:
-            return cls([], {term.loss: torch.zeros((), device=device) for term in terms})
-        by_name = {name: value.to(device) for name, value in partial.sums.items()}
-        return cls(list(partial.step_losses.to(device).unbind()), by_name)
+            return cls([], {term.loss: torch.zeros((), device=device) for term in terms}, ranks)
+        by_name = {name: ranks.counted(value.to(device)) for name, value in partial.sums.items()}
+        step_losses = ranks.counted(partial.step_losses.to(device))
+        return cls(list(step_losses.unbind()), by_name, ranks)
 
     @property
     def num_steps(self) -> int:
@@ -236,15 +241,19 @@ class _Sums:
             self.by_name[name] += step.losses[name] * step.num_samples
 
     def partial(self, epoch: int, train_seconds: float) -> Partial:
-        on_host = {name: value.cpu() for name, value in self.by_name.items()}
-        losses = torch.stack(self.step_losses).cpu()
-        return Partial(epoch, self.num_steps, losses, on_host, train_seconds)
+        values = self._of_all_ranks().cpu()
+        step_losses, totals = values[: self.num_steps], values[self.num_steps :]
+        on_host = {name: total.clone() for name, total in zip(self.by_name, totals, strict=True)}
+        return Partial(epoch, self.num_steps, step_losses.clone(), on_host, train_seconds)
 
     def read(self) -> tuple[list[float], dict[str, float]]:
         """Step losses, and sums by name: the one wait of an epoch."""
-        values = torch.stack([*self.step_losses, *self.by_name.values()]).tolist()
+        values = self._of_all_ranks().tolist()
         sums = dict(zip(self.by_name, values[self.num_steps :], strict=True))
         return values[: self.num_steps], sums
+
+    def _of_all_ranks(self) -> Tensor:
+        return self.ranks.sum(torch.stack([*self.step_losses, *self.by_name.values()]))
 
 
 def _mean_of_samples(step_losses: Sequence[float], session: Session) -> float:

@@ -20,7 +20,7 @@ from train.terms import loss_term
 _TRIPLETS_AT_ONCE = 2**22  # of rkd: so many cosines are held at a time
 
 
-@loss_term()
+@loss_term(per_sample=True)
 def ce(
     student_logits: Tensor,
     labels: Tensor,
@@ -45,7 +45,7 @@ def ce(
     return torch.lerp(per_sample(labels), per_sample(other_labels), other_shares).mean()
 
 
-@loss_term()
+@loss_term(per_sample=True)
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: PositiveFloat = 4.0) -> Tensor:
     """T^2 times the batch mean of KL(softmax(teacher / T) || softmax(student / T)).
 
@@ -72,7 +72,7 @@ def gkd(
     return temperature**2 * total / right.sum().clamp(min=1)
 
 
-@loss_term()
+@loss_term(per_sample=True)
 def cd(student_means: Sequence[Tensor], teacher_means: Sequence[Tensor]) -> Tensor:
     """Channel distillation: per stage the mean squared difference of channel means, summed.
 
@@ -82,7 +82,7 @@ def cd(student_means: Sequence[Tensor], teacher_means: Sequence[Tensor]) -> Tens
     return torch.stack([F.mse_loss(_wide(s), _wide(t)) for s, t in pairs]).sum()
 
 
-@loss_term()
+@loss_term(per_sample=True)
 def at(student_energy: Sequence[Tensor], teacher_energy: Sequence[Tensor]) -> Tensor:
     """Attention transfer: per stage the mean squared difference of energy maps, summed.
 
@@ -113,7 +113,7 @@ def rkd(
     return distance_weight * distances + angle_weight * _angle_loss(student, teacher)
 
 
-@loss_term()
+@loss_term(per_sample=True)
 def fitnets(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
     """The mean squared difference of two feature maps (B, C, H, W).
 
@@ -123,7 +123,7 @@ def fitnets(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
     return F.mse_loss(_wide(student_hint), _wide(teacher_hint))
 
 
-@loss_term()
+@loss_term(per_sample=True)
 def embedding(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
     """The batch mean of 1 - cosine between the embeddings that enter the two classifiers.
 
@@ -133,7 +133,7 @@ def embedding(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
     return (1 - cosines).mean()
 
 
-@loss_term()
+@loss_term(per_sample=True)
 def embedding_mse(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
     """The mean squared difference of the embeddings that enter the two classifiers.
 
@@ -142,7 +142,7 @@ def embedding_mse(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Ten
     return F.mse_loss(_wide(student_pre_logits), _wide(teacher_pre_logits))
 
 
-@loss_term()
+@loss_term(per_sample=True)
 def residual(student_part: Tensor, assistant_part: Tensor, teacher_hint: Tensor) -> Tensor:
     """Residual KD: of maps, the mean squared differences of S to T and of A to what is left, T - S.
 
@@ -156,7 +156,7 @@ def residual(student_part: Tensor, assistant_part: Tensor, teacher_hint: Tensor)
     return F.mse_loss(student, teacher) + F.mse_loss(assistant, left)
 
 
-@loss_term()
+@loss_term(per_sample=True)
 def dkd(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -194,7 +194,7 @@ def dist(
     return temperature**2 * (rows + columns)
 
 
-@loss_term()
+@loss_term(per_sample=True)
 def lskd(
     student_logits: Tensor, teacher_logits: Tensor, temperature: PositiveFloat = 2.0
 ) -> Tensor:

@@ -8,15 +8,13 @@ import torch
 from rich.console import Console
 
 from configs.schema import LossTerm
-from train.records import RunRecorder
+from train.rank_records import Recorder
 from train.results import EpochResult
 from train.schedule import weight_at
 from train.terms import loss_named
 
 
-def print_other_threads(
-    recorder: RunRecorder, device: torch.device, console: Console | None
-) -> None:
+def print_other_threads(recorder: Recorder, device: torch.device, console: Console | None) -> None:
     before, now = recorder.threads_before, torch.get_num_threads()
     if console is not None and device.type == "cpu" and before not in (None, now):
         console.print(

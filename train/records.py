@@ -155,15 +155,19 @@ class RunRecorder:
         networks = {"": self._learner.network} | ({EMA: average.module} if average else {})
         return {f"{when}{kind}": networks[kind] for when in ("last", "best") for kind in networks}
 
-    def finish(self, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the last weights and the summary, delete the checkpoint; returns the summary."""
+    def finish(self, extra: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Write the last weights and the summary, delete the checkpoint; returns the summary.
+
+        extra: returns what the summary is to say besides.
+        """
+        said = extra()
         self._refuse_other_best()
         summary = {
             "run_sha256": self._sha256,
             **figures_of(self._epochs),
             "files_sha256": {f"{name}.pt": self._settled(name) for name in self._networks},
             "seconds": self.seconds,
-            **extra,
+            **said,
         }
         self._write(SUMMARY_FILE, summary_document(summary))
         written = read_summary(self.folder, of_teacher="weights_sha256" in summary)

@@ -1,13 +1,15 @@
 """The method: one training step, and the steps of an epoch.
 
-What the network draws in a step (dropout, stochastic depth) depends on (seed, epoch, step) alone,
-the learning rate on the step's number, the order of samples on (seed, epoch). Nothing here waits
-for the device.
+What the network draws in a step (dropout, stochastic depth) depends on (seed, epoch, step) and, of
+several processes, on the rank; the learning rate on the step's number, the order of samples on
+(seed, epoch). Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -31,20 +33,28 @@ from views.seeds import STEP_STREAM, draws
 
 
 def train_step(
-    learner: Learner, teacher: TeacherOutputs, batch: ViewBatch, terms: Sequence[ActiveTerm]
+    learner: Learner,
+    teacher: TeacherOutputs,
+    batch: ViewBatch,
+    terms: Sequence[ActiveTerm],
+    num_samples: int | None = None,
 ) -> dict[str, Tensor]:
     """Train on one batch: teacher's outputs, forward pass, losses, backward pass, update.
 
-    Returns the losses by name, before their weights, and their weighted sum as "total"; detached
-    scalars on the device, means over the batch where it is worked through in parts.
+    num_samples: of the batch on all ranks together, where there are several; `batch` is this one's
+    share. Returns the losses by name, before their weights, and their weighted sum as "total";
+    detached scalars on the device, means over the batch where it is worked through in parts. Of
+    several ranks each returns its share: the losses are the sums over ranks.
     """
     learner.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
-    for part in batch.split(learner.training.accumulate):
-        share = len(part.ids) / len(batch.ids)
-        with tf32_only_for(learner.precision):
-            losses = losses_of(learner, teacher.outputs(part), part, terms)
-            learner.scaler.scale(losses["total"] * share).backward()  # type: ignore[no-untyped-call]
+    total = num_samples or len(batch.ids)
+    parts = learner.slices.parts(batch, total)
+    for number, (part, size) in enumerate(parts, start=1):
+        share = size / total
+        with tf32_only_for(learner.precision), _exchanging(learner, number == len(parts)):
+            objective, losses = _losses_of_part(learner, teacher.outputs(part), part, terms, size)
+            learner.scaler.scale(objective * share).backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss.detach() * share
         learner.maps.clear()
@@ -59,10 +69,22 @@ def losses_of(
     terms: Sequence[ActiveTerm],
 ) -> dict[str, Tensor]:
     """The losses of a forward pass by name, and their weighted sum as "total"."""
+    seen = seen_by_losses(learner, teacher_outputs, batch, terms)
+    losses = {term.loss: loss_named(term.loss).compute(seen, **term.options) for term in terms}
+    return {**losses, "total": weighted_sum(losses, terms)}
+
+
+def seen_by_losses(
+    learner: Learner,
+    teacher_outputs: dict[str, Tensor],
+    batch: ViewBatch,
+    terms: Sequence[ActiveTerm],
+) -> Batch:
+    """The forward pass: what losses look at, of the student and of the teacher."""
     with autocast(learner.precision, learner.device):
         logits = learner.forward(batch.inputs)  # fills learner.maps
         connected = _connected(learner, terms)
-    seen = Batch(
+    return Batch(
         labels=batch.labels,
         logits=logits,
         maps={name: map_ for name, map_ in learner.maps.items() if name not in PARTS},
@@ -74,9 +96,33 @@ def losses_of(
         other_labels=batch.other_labels,
         other_shares=batch.other_shares,
     )
-    losses = {term.loss: loss_named(term.loss).compute(seen, **term.options) for term in terms}
-    total = torch.stack([term.weight * losses[term.loss] for term in terms]).sum()
-    return {**losses, "total": total}
+
+
+def weighted_sum(losses: Mapping[str, Tensor], terms: Sequence[ActiveTerm]) -> Tensor:
+    return torch.stack([term.weight * losses[term.loss] for term in terms]).sum()
+
+
+def _losses_of_part(
+    learner: Learner,
+    teacher_outputs: dict[str, Tensor],
+    part: ViewBatch,
+    terms: Sequence[ActiveTerm],
+    num_samples: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the backward pass begins at, and the losses."""
+    if learner.distributed is not None:
+        objective, losses = learner.distributed(teacher_outputs, part, terms, num_samples)
+        return objective, losses
+    losses = losses_of(learner, teacher_outputs, part, terms)
+    return losses["total"], losses
+
+
+def _exchanging(learner: Learner, is_last_part: bool) -> AbstractContextManager[None]:
+    """Ranks exchange gradients once, with the last part of a batch."""
+    if learner.distributed is None or is_last_part:
+        return nullcontext()
+    apart: AbstractContextManager[None] = learner.distributed.no_sync()
+    return apart
 
 
 def _update(learner: Learner) -> None:
@@ -203,10 +249,15 @@ def epoch_steps(
     size, num_steps = run.training.batch_size, session.num_steps
     seeds = draws(run.seed, epoch, num_steps, 1, stream=STEP_STREAM)[:, 0]
     view = view_of_epoch(epoch, run.num_views)
-    batches = session.data.train.batches([view], order[steps_done * size :], size)
+    left = order[steps_done * size :]
+    batches = itertools.chain.from_iterable(
+        session.data.train.batches([view], ids, own_size)
+        for ids, own_size in learner.slices.of_epoch(left)
+    )
     for step, batch in enumerate(batches, start=steps_done):
         rate = learning_rate_at(run.training, (epoch - 1) * num_steps + step, num_steps)
         set_learning_rate(learner.optimizer, rate)
-        with seeded(int(seeds[step])):
-            losses = train_step(learner, session.teacher, batch, terms)
-        yield Step(step + 1, len(batch.ids), rate, losses)
+        num_samples = min(size, len(order) - step * size)
+        with seeded(learner.ranks.seed(int(seeds[step]))):
+            losses = train_step(learner, session.teacher, batch, terms, num_samples)
+        yield Step(step + 1, num_samples, rate, losses)

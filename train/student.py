@@ -24,6 +24,7 @@ from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
 from train.check import check_methods
 from train.connectors import Connectors, connectors_for, student_classifiers, student_stages
+from train.distributed import on_batch_of_all, prepare_for_ranks
 from train.feed import (
     CachedTeacher,
     LiveTeacher,
@@ -38,6 +39,7 @@ from train.finetune import start_student
 from train.learner import make_learner
 from train.loop import Training, training
 from train.merged import MergedTaps, MergedTeachers, merged_taps
+from train.ranks import ALONE, Ranks
 from train.repeat import take_place
 from train.residual import build_student, hint_stage, is_pair, thinner
 from train.results import EpochResult
@@ -58,19 +60,24 @@ def train_student(
     console: Console | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     track: Sequence[str] = (),
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train one student, or resume an unfinished run; returns the summary.
 
     track: the trackers that get its figures, see `train.tracking`. A finished run is left alone and
-    its summary returned. Ctrl-C and SIGTERM save a checkpoint and raise Stopped.
+    its summary returned. Ctrl-C and SIGTERM save a checkpoint and raise Stopped. ranks: the
+    processes that train it together, each of which calls this; only rank 0 prints, tracks, and
+    returns a summary.
     """
+    if not ranks.is_first:
+        console, on_epoch, track = None, None, ()
     with StopRequest() as stop:
         return last_of(
             student_training(
                 run,
                 stop=stop,
                 open_session=lambda run: open_session(
-                    run, pick_device(device), num_workers=num_workers
+                    run, pick_device(device), num_workers=num_workers, ranks=ranks
                 ),
                 checkpoint_minutes=checkpoint_minutes,
                 console=console,
@@ -92,9 +99,10 @@ def student_training(
 ) -> Training:
     """The same, batch by batch: see `train.loop.training`."""
     to_train = run.repetition or run
-    summary = to_train.summary
+    summary, is_first = to_train.summary, True
     if summary is None:
         session = open_session(to_train)
+        is_first = session.learner.ranks.is_first
         if console is not None:
             _announce(session, run.study, console)
         summary = yield from training(
@@ -106,7 +114,7 @@ def student_training(
             on_epoch=on_epoch,
             track=track,
         )
-    if to_train.is_repetition:
+    if to_train.is_repetition and is_first:
         take_place(run.folder)
     return summary
 
@@ -118,16 +126,21 @@ def open_session(
     num_workers: int | None = None,
     data: DatasetPixels | None = None,
     cached: OpenOutputs | None = None,
+    ranks: Ranks = ALONE,
 ) -> Session:
     """A new student, its images, and the source of its teacher's outputs, which is to be closed.
 
-    data, cached: instead of the study's own images, and of a source of the run's own. Raises
-    TrainError, DatasetError, ArchError.
+    data, cached: instead of the study's own images, and of a source of the run's own. ranks: the
+    processes that train it together, each of which calls this. Raises TrainError, DatasetError,
+    ArchError.
     """
     study = run.study
     check_methods(study, [run.method])
     data = data or study.pixels(device, num_workers)
     network, connectors = _fresh_networks(run)
+    for each in (network, connectors):
+        if each is not None:
+            on_batch_of_all(each, ranks)
     start = start_student(network, study.config, study.image_shape)
     learner = make_learner(
         network,
@@ -138,7 +151,9 @@ def open_session(
         classifiers=student_classifiers(network, run.terms, study.image_shape),
         freeze_idle_classifier=run.training.freeze_idle_classifier,
         start=start,
+        ranks=ranks,
     )
+    prepare_for_ranks(learner, len(data.train))
     return Session(run, data, learner, _teacher_source(run, device, data, cached))
 
 
@@ -182,6 +197,8 @@ def _announce(session: Session, study: Study, console: Console) -> None:
     computed = f"on {device}"
     if device.type == "cpu":
         computed += f" with {counted(threads, 'thread')}"
+    if not (ranks := session.learner.ranks).is_alone:
+        computed += f" in each of {ranks.world} processes"
     console.print(
         f"images {session.data.train.where}; teacher outputs {session.teacher.where}; {computed}"
     )

@@ -21,7 +21,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch.nn.functional as F
@@ -148,13 +148,14 @@ class Loss:
     teacher_taps: names of taps; "stages" means stage1 ... stageL, "energies" means energy1 ...
     energyL, "last_stage" for stageL. student: what it looks at; "logits" also says that its
     gradient reaches the classifier. inputs: the parameters that are `INPUTS`; none where it takes
-    the whole `Batch`.
+    the whole `Batch`. per_sample: it is the mean of numbers that each depend on one sample alone.
     """
 
     function: Callable[..., Tensor]
     teacher_taps: frozenset[str]
     student: frozenset[StudentOutput]
     inputs: tuple[str, ...]
+    per_sample: bool = False
 
     def compute(self, batch: Batch, **options: float) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -174,16 +175,22 @@ _REGISTERED: dict[Callable[..., Tensor], Loss] = {}
 
 
 def loss_term(
-    teacher_taps: Collection[str] = (), student: Collection[StudentOutput] = ()
+    teacher_taps: Collection[str] = (),
+    student: Collection[StudentOutput] = (),
+    *,
+    per_sample: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function as a loss, and leave it as it is.
 
     A function of a `Batch` must say what it looks at: teacher_taps and student as in `Loss`, by
     default the student's logits alone. Where parameters name their inputs this is known.
+    per_sample: see `Loss`. Where several processes train one student, such a loss is computed of
+    each one's samples; another one of the samples of all, which are exchanged for it.
     """
 
     def register(function: Function) -> Function:
-        _REGISTERED[function] = _loss(function, teacher_taps, student)
+        loss = _loss(function, teacher_taps, student)
+        _REGISTERED[function] = replace(loss, per_sample=per_sample)
         return function
 
     return register

@@ -22,6 +22,12 @@ from views.parameters import PARTNER, view_parameters
 from views.splits import Checksums, Ids, Split
 
 
+def equal_parts(num_samples: int, num_parts: int) -> list[int]:
+    """Sizes as equal as possible, the larger ones first; some are 0 where samples are fewer."""
+    size, larger = divmod(num_samples, num_parts)
+    return [size + (part < larger) for part in range(num_parts)]
+
+
 @dataclass(frozen=True)
 class ViewBatch:
     """View `view` of some samples, on the device.
@@ -46,8 +52,11 @@ class ViewBatch:
         """As equal parts as possible, in order; fewer where there are fewer samples."""
         if num_parts == 1:
             return [self]
-        size, larger = divmod(len(self.ids), num_parts)
-        ends = [size * n + min(n, larger) for n in range(num_parts + 1)]
+        return self.cut(equal_parts(len(self.ids), num_parts))
+
+    def cut(self, sizes: Sequence[int]) -> list[ViewBatch]:
+        """Parts of these sizes, in order, but for empty ones."""
+        ends = [0, *itertools.accumulate(sizes)]
         pairs = itertools.pairwise(ends)
         return [self._rows(slice(start, end)) for start, end in pairs if start < end]
 

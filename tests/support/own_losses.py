@@ -27,3 +27,17 @@ def needs_margin(student_logits: Tensor, *, margin: float) -> Tensor:
 @loss_term()
 def takes_anything(batch: Batch, **options: float) -> Tensor:
     return batch.logits.mean() * sum(options.values())
+
+
+@loss_term(teacher_taps=["logits"], student=["embedding"])
+def spread(batch: Batch) -> Tensor:
+    """Knows the whole batch: its samples' maps and logits by their deviation over the batch."""
+    maps = [map_.std(dim=0).mean() for map_ in batch.maps.values()]
+    return sum(maps, (batch.logits - batch.teacher["logits"]).std(dim=0).mean())
+
+
+@loss_term()
+def centred(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Knows the whole batch by the mean of its logits."""
+    ours, theirs = (each - each.mean(dim=0) for each in (student_logits, teacher_logits.float()))
+    return (ours - theirs).square().mean()

@@ -1,0 +1,179 @@
+"""Runs of several processes that are stopped, killed, refused and resumed, as by torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import slow_loss
+from tests.support.project import ROOT
+from tests.support.rank_training import SECONDS, run_ranks
+from tests.support.training_runs import without_times
+from train.__main__ import cli
+
+LOSS = "{loss: 'tests.support.slow_loss:slow'}"
+# Four epochs of four steps; a learning rate that does not amplify rounding.
+STUDENT = [
+    *("training.epochs=4", "training.batch_size=16", "training.learning_rate=1e-3"),
+    f"methods.slow=[{{loss: ce}}, {LOSS}]",
+]
+NUM_STEPS = 4 * 4
+
+
+@pytest.fixture
+def command(cached: list[str]) -> list[str]:
+    """Trains a student whose steps take as long as a file says."""
+    arguments = ["student", "digits-resnet8", "--method", "slow", "--device", "cpu", *cached]
+    return ["-m", "train", *arguments, *STUDENT]
+
+
+@pytest.fixture
+def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that gets a character per step and rank; its folder says how long steps take."""
+    monkeypatch.setenv(slow_loss.FOLDER, str(tmp_path))
+    (tmp_path / "seconds").write_text("0.15")
+    return tmp_path / "steps"
+
+
+def torchrun(world: int, command: Sequence[str], *options: str) -> subprocess.Popen[str]:
+    run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", *options]
+    return subprocess.Popen(
+        [sys.executable, *run, *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def alone(command: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(steps: Path, number: int, process: subprocess.Popen[str]) -> None:
+    """Until so many steps were taken, counted on each rank."""
+    deadline = time.monotonic() + SECONDS
+    while not steps.exists() or steps.stat().st_size < number:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def rank_pids(torchrun: subprocess.Popen[str]) -> list[int]:
+    """The processes that torchrun has started, in the order of their ranks."""
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    ranks = {}
+    for pid in map(int, children):
+        told = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ranks |= {int(each.partition(b"=")[2]): pid for each in told if each[:5] == b"RANK="}
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def folder_of(cached: list[str]) -> Path:
+    (folder,) = Path(cached[cached.index("--runs") + 1]).glob("digits-resnet8/slow-seed0-*")
+    return folder
+
+
+@pytest.fixture
+def uninterrupted(command: list[str], tmp_path: Path) -> list[dict[str, object]]:
+    """The metrics of the run that nobody stopped, trained by one process."""
+    runs = tmp_path / "elsewhere"
+    assert cli([*command[2:], "--runs", str(runs)]) == 0
+    (folder,) = runs.glob("digits-resnet8/slow-seed0-*")
+    return without_times(folder)
+
+
+def assert_as(found: list[dict[str, object]], expected: list[dict[str, object]]) -> None:
+    assert len(found) == len(expected) == 4
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            if key == "losses" or isinstance(value, float):
+                assert value == pytest.approx(other[key], rel=1e-5)
+            else:
+                assert value == other[key]
+
+
+def test_a_signal_to_any_rank_stops_all_after_one_step_and_any_number_of_ranks_resumes(
+    command: list[str], cached: list[str], uninterrupted: list[dict[str, object]], steps: Path
+) -> None:
+    two = torchrun(2, command)
+    wait_for(steps, 2 * 2, two)
+    os.kill(rank_pids(two)[1], signal.SIGTERM)
+    output = two.communicate(timeout=SECONDS)[0]
+    assert two.returncode != 0
+    assert output.count("stopped in epoch 1 after step") == 1, output
+    assert "Traceback" not in output.partition("torch/distributed")[0], output
+    state = torch.load(folder_of(cached) / "checkpoint.pt", weights_only=True)
+    assert state["epoch"] == 0
+    taken = state["partial"]["step"]
+    assert steps.stat().st_size == 2 * taken  # both ranks stopped after the same step
+
+    one = alone(command)
+    wait_for(steps, 2 * taken + 4, one)
+    one.send_signal(signal.SIGTERM)
+    assert one.wait(SECONDS) == 128 + signal.SIGTERM, one.communicate()[0]
+    one.communicate()
+
+    (steps.parent / "seconds").write_text("0")
+    two = torchrun(2, command)
+    output = two.communicate(timeout=SECONDS)[0]
+    assert two.returncode == 0, output
+    assert_as(without_times(folder_of(cached)), uninterrupted)
+    assert not (folder_of(cached) / "checkpoint.pt").exists()
+
+
+def test_a_killed_rank_is_started_again_by_torchrun_and_the_run_is_resumed(
+    command: list[str], cached: list[str], uninterrupted: list[dict[str, object]], steps: Path
+) -> None:
+    two = torchrun(2, [*command, "--checkpoint-minutes", "0"], "--max-restarts=1")
+    wait_for(steps, 2 * 6, two)
+    os.kill(rank_pids(two)[1], signal.SIGKILL)
+    (steps.parent / "seconds").write_text("0")
+    output = two.communicate(timeout=SECONDS)[0]
+    assert two.returncode == 0, output
+    assert "resuming after epoch 1 of 4" in output
+    assert steps.stat().st_size < 2 * (NUM_STEPS + 6), "the run began again"
+    assert_as(without_times(folder_of(cached)), uninterrupted)
+
+
+def test_an_error_of_all_ranks_is_said_once(command: list[str]) -> None:
+    outcomes = run_ranks(2, [*command, "training.batch_size=59"])
+    assert [code for code, _ in outcomes] == [2, 2]
+    output = "".join(text for _, text in outcomes)
+    assert output.count("error:") == 1, output
+    assert "does not have a sample for each of 2 processes" in output
+    assert "fix: training.batch_size=60, or fewer processes" in output
+
+
+def test_an_error_of_one_rank_ends_the_others_and_is_said_once(
+    command: list[str], cached: list[str], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    runs.chmod(0o500)
+    if os.access(runs, os.W_OK):
+        runs.chmod(0o700)
+        runs.rmdir()
+        runs.write_text("a file where rank 0 wants its folder")
+    outcomes = run_ranks(2, command)
+    assert [code for code, _ in outcomes] == [2, 2]
+    output = "".join(text for _, text in outcomes)
+    assert output.count("error:") == 1, output
+    assert json.dumps(str(runs))[1:-1] in output

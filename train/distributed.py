@@ -1,0 +1,136 @@
+"""One network on several ranks: what each computes, and how that becomes the loss of the batch.
+
+Student and connectors are one module under torch's DistributedDataParallel, whose forward pass ends
+at the losses. Each rank passes its own slice of a batch through the network.
+
+- A loss that is a mean over samples is computed of the slice, times its share of the batch.
+- Any other loss is computed of the whole batch, on every rank: what it looks at is exchanged, and
+  each rank's own rows keep their gradient.
+
+Either way the gradient of the batch's loss is the sum of the ranks' gradients, so that is what they
+exchange, whatever the sizes of their slices. Which parameters a loss reaches changes over a run
+(warm-up, decay, an idle classifier): they are found anew in each step, and those that no loss
+reaches have no gradient, as in a single process.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+from torch.nn.parallel import DistributedDataParallel
+
+from nets.sync_batch_norm import synchronised
+from train.learner import Learner
+from train.ranks import Ranks
+from train.step import ActiveTerm, seen_by_losses, weighted_sum
+from train.terms import INPUTS, Batch, Loss, loss_named
+from views.batches import ViewBatch
+
+Values = Any  # of a batch: a tensor (B, ...), or a list, tuple or mapping of such; or None
+
+
+def on_batch_of_all(network: nn.Module, ranks: Ranks) -> None:
+    """Let batch norm work on the batch of all ranks. Raises ArchError where it cannot."""
+    if not ranks.is_alone:
+        synchronised(network)
+
+
+def prepare_for_ranks(learner: Learner, num_samples: int) -> Learner:
+    """Make a learner's steps those of all its ranks together; one of a single process as it is.
+
+    num_samples: of an epoch. Raises TrainError where a batch has too few samples for the ranks.
+    """
+    if learner.ranks.is_alone:
+        return learner
+    learner.slices.refuse_idle_ranks(num_samples)
+    # torch would warn of what it calls needless where the first step happens to reach everything.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 has no other name for it
+        learner.distributed = DistributedDataParallel(
+            _LossesOfRank(learner), broadcast_buffers=False, find_unused_parameters=True
+        )
+    learner.distributed.register_comm_hook(None, lambda _, bucket: _sum_of_gradients(bucket))
+    return learner
+
+
+def _sum_of_gradients(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Instead of torch's mean."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    summed: torch.futures.Future[torch.Tensor] = work.get_future().then(
+        lambda future: future.value()[0]
+    )
+    return summed
+
+
+class _LossesOfRank(nn.Module):
+    """A forward pass on this rank's slice, up to the losses."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.network, self.connectors = learner.network, learner.connectors
+        self._learner = learner
+
+    def forward(
+        self,
+        teacher_outputs: dict[str, Tensor],
+        part: ViewBatch,
+        terms: Sequence[ActiveTerm],
+        num_samples: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the backward pass begins at; and this rank's share of each loss, and of "total".
+
+        num_samples: of all ranks together. The sum of the shares is the loss.
+        """
+        ranks = self._learner.ranks
+        seen = seen_by_losses(self._learner, teacher_outputs, part, terms)
+        whole = WholeBatch(ranks, seen, num_samples)
+        losses = {term.loss: whole.compute(loss_named(term.loss), term.options) for term in terms}
+        shares = {
+            name: loss.detach() if loss_named(name).per_sample else ranks.counted(loss.detach())
+            for name, loss in losses.items()
+        }
+        objective = weighted_sum(losses, terms)
+        return objective, {**shares, "total": weighted_sum(shares, terms)}
+
+
+class WholeBatch:
+    """A batch of `num_samples`, of which this rank has the slice `own`."""
+
+    def __init__(self, ranks: Ranks, own: Batch, num_samples: int) -> None:
+        self._ranks, self._own, self._num_samples = ranks, own, num_samples
+        self._inputs: dict[str, Values] = {}  # of the whole batch, by their names
+
+    def compute(self, loss: Loss, options: Mapping[str, float]) -> Tensor:
+        """The loss as far as this rank bears it; see the module."""
+        if loss.per_sample:
+            share = len(self._own.labels) / self._num_samples
+            return loss.compute(self._own, **options) * share
+        if loss.inputs:
+            return loss.function(**{name: self._input(name) for name in loss.inputs}, **options)
+        whole = {each.name: self._of_all(getattr(self._own, each.name)) for each in fields(Batch)}
+        return loss.function(Batch(**whole), **options)
+
+    def _input(self, name: str) -> Values:
+        if name not in self._inputs:
+            self._inputs[name] = self._of_all(INPUTS[name].of(self._own))
+        return self._inputs[name]
+
+    def _of_all(self, values: Values) -> Values:
+        """The rows of all ranks, this one's with their gradient."""
+        if isinstance(values, Tensor):
+            rows = self._ranks.rows_of_all(values, self._num_samples)
+            rows[self._ranks.rank] = values
+            return torch.cat(rows)
+        if isinstance(values, Mapping):
+            return {name: self._of_all(each) for name, each in values.items()}
+        if isinstance(values, list | tuple):
+            return type(values)(self._of_all(each) for each in values)
+        return values

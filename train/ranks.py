@@ -1,0 +1,210 @@
+"""The processes that train one network together: which one this is, and what they exchange.
+
+torchrun says it in the environment (RANK, WORLD_SIZE, MASTER_ADDR, ...). Tensors in host memory are
+exchanged by gloo, those on GPUs by nccl. A single process exchanges nothing and starts neither.
+Every rank must come to the same exchanges in the same order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from runtime.devices import check_device
+from runtime.errors import Stopped, UserError
+from runtime.limits import Share, num_ranks
+from train import TrainError
+from views.batches import equal_parts
+
+_FAILED = "teach-once/failed"  # in the store that torchrun keeps: how many ranks have failed
+# What an exchange raises where another rank is gone.
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|socket|recv|store", re.I)
+_SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two ranks
+
+
+class RankLost(TrainError):
+    """Another process of this run has ended, so that this one cannot continue."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is number `rank` of the `world` processes that train one network."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        return self.world == 1
+
+    def sizes(self, num_samples: int) -> list[int]:
+        """How many of so many samples each rank takes, in the order of the ranks."""
+        return equal_parts(num_samples, self.world)
+
+    def slice_of(self, num_samples: int) -> slice:
+        """Those that this rank takes: the slices of all ranks follow one another."""
+        sizes = self.sizes(num_samples)
+        start = sum(sizes[: self.rank])
+        return slice(start, start + sizes[self.rank])
+
+    def seed(self, seed: int) -> int:
+        """This rank's own, made of one that is the same for all; rank 0 has it as it is."""
+        return (seed + self.rank * _SEED_STEP) % 2**64
+
+    def counted(self, value: Tensor) -> Tensor:
+        """A value that all ranks know, as the share of this one: the sum of shares is the value."""
+        return value if self.is_first else torch.zeros_like(value)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks; written into `values`."""
+        if not self.is_alone:
+            dist.all_reduce(values)
+        return values
+
+    def of_first(self, values: Tensor) -> Tensor:
+        """What rank 0 has, of the same shape and type; written into `values`."""
+        if not self.is_alone:
+            dist.broadcast(values, src=0)
+        return values
+
+    def rows_of_all(self, rows: Tensor, num_samples: int) -> list[Tensor]:
+        """The rows of every rank, in order: this one's own (own, ...), all of them `num_samples`.
+
+        They carry no gradient.
+        """
+        sizes = self.sizes(num_samples)
+        if self.is_alone:
+            return [rows]
+        # The collective wants equal shapes, gloo wants types that it knows: padded bytes.
+        own = rows.detach().contiguous().reshape(len(rows), -1).view(torch.uint8)
+        padded = own.new_zeros(max(sizes), own.shape[1])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return [
+            part[:size].view(rows.dtype).reshape(size, *rows.shape[1:])
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+
+    def wait_for_all(self) -> None:
+        """Return when every rank has come here."""
+        self.sum(torch.zeros(1))
+
+    def refuse_difference(self, sha256: str, what: str, fix: str) -> None:
+        """Raise TrainError, on all ranks, unless all have the same sha256."""
+        if self.is_alone:
+            return
+        own = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.int64)
+        differs = (own != self.of_first(own.clone())).any().long()
+        if self.sum(differs):
+            raise TrainError(f"the ranks of this run differ in {what}", fix=fix)
+
+
+ALONE = Ranks()
+
+
+@dataclass
+class Votes:
+    """A small vector of whole numbers, of which all ranks take the largest after each step.
+
+    The exchange of a step runs beside the next one, whose end brings its result: nothing waits
+    for it, and all ranks learn the same at the same step.
+    """
+
+    ranks: Ranks
+    _cast: Tensor | None = None
+    _work: Any = field(default=None, repr=False)
+
+    def cast(self, own: list[int]) -> list[int]:
+        """Give this step's numbers; returns the largest of those of the step before."""
+        before = self.result(len(own))
+        self._cast = torch.tensor(own, dtype=torch.int64)
+        self._work = dist.all_reduce(self._cast, dist.ReduceOp.MAX, async_op=True)
+        return before
+
+    def result(self, length: int) -> list[int]:
+        """Of what was cast last; zeros where nothing was."""
+        if self._cast is None:
+            return [0] * length
+        self._work.wait()
+        found: list[int] = self._cast.tolist()
+        self._cast = self._work = None
+        return found
+
+
+@contextmanager
+def joined_ranks(device: str) -> Iterator[Ranks]:
+    """Join the other processes, if there are any, for as long as the context is open.
+
+    device: as `runtime.devices.pick_device` takes it. Of several ranks that fail with an error of
+    the user's, the first one raises it and the others end in silence with its exit status. Raises
+    RankLost where another one has ended without a word, TrainError where GPUs are too few.
+    """
+    if num_ranks() == 1:
+        yield ALONE
+        return
+    uses_cuda = check_device(device).type == "cuda"
+    if uses_cuda:
+        _refuse_shared_gpus(device)
+    store, rank, world = next(rendezvous("env://"))
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if uses_cuda else "gloo",
+            store=PrefixStore("teach-once", store),
+            rank=rank,
+            world_size=world,
+        )
+        ranks = Ranks(rank, world)
+        yield ranks
+        ranks.wait_for_all()
+        dist.destroy_process_group()
+    except (UserError, Stopped, OSError) as error:
+        if _is_first_failure(store):
+            raise
+        raise SystemExit(getattr(error, "exit_code", 2)) from None
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        if not _is_first_failure(store):
+            raise SystemExit(RankLost.exit_code) from None
+        raise RankLost(
+            f"rank {rank} of {world} lost another process of this run, which was killed or lost "
+            f"its connection: {str(error).splitlines()[0]}",
+            fix="run the same command again: it resumes from the last checkpoint",
+        ) from None
+
+
+def _is_first_failure(store: Store) -> bool:
+    try:
+        return bool(store.add(_FAILED, 1) == 1)
+    except RuntimeError:  # it was the store that was lost
+        return True
+
+
+def _refuse_shared_gpus(device: str) -> None:
+    """Raise TrainError where processes of this machine would share a GPU, which nccl cannot."""
+    processes, gpus = Share.of_this_process().count, torch.cuda.device_count()
+    if torch.device("cuda" if device == "auto" else device).index is not None:
+        raise TrainError(
+            f"device {device!r} is one GPU, and {processes} processes train together",
+            fix="--device auto; with make: DEVICE=auto",
+        )
+    if processes > gpus:
+        raise TrainError(
+            f"{processes} processes of this machine need a GPU each, and torch sees {gpus}",
+            fix=f"--nproc-per-node {gpus}, with make: GPUS={gpus}; or --device cpu",
+        )

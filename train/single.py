@@ -1,0 +1,81 @@
+"""One student by a command: alone, or by all processes that torchrun has started.
+
+Loads torch only when there is something to train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from runtime.commands import new_console
+from runtime.limits import num_ranks
+from store.mirror import shown_path
+from train.repeat import begin_again
+from train.runs import format_result
+from train.study import Run
+
+if TYPE_CHECKING:
+    from train.ranks import Ranks
+
+
+def train_single(
+    opened: Callable[[], Run],
+    *,
+    redo: bool = False,
+    device: str = "auto",
+    num_workers: int | None = None,
+    checkpoint_minutes: float = 10.0,
+    track: Sequence[str] = (),
+) -> None:
+    """Train a run, or resume it, and print its result. redo: train a finished one again.
+
+    opened: opens the run. Several processes all call this; the first one prints and writes. Raises
+    as `train.student.train_student` does; of several processes the first one to fail does, and the
+    others end with its exit status.
+    """
+    with _joined(device) as ranks:
+        is_first = ranks is None or ranks.is_first
+        console = new_console() if is_first else Console(quiet=True)
+        run = opened()
+        if redo and is_first:
+            begin_again([run], device)
+        if ranks is not None:
+            ranks.wait_for_all()  # they look at the run's files, which the first one may have moved
+        if run.is_finished and (summary := run.summary):
+            console.print(f"{run.folder} is finished: nothing to do.")
+        else:
+            options: dict[str, Any] = {} if ranks is None else {"ranks": ranks}
+            summary = _trained(
+                run,
+                console,
+                device=device,
+                num_workers=num_workers,
+                checkpoint_minutes=checkpoint_minutes,
+                track=track,
+                **options,
+            )
+        if is_first:
+            console.print(format_result(summary, run.folder))
+
+
+def _trained(run: Run, console: Console, **options: Any) -> dict[str, Any]:
+    from train.student import train_student
+
+    if changes := run.changes():
+        console.print("\n  ".join([f"differs from the last run of {run}:", *changes]))
+    again = ", whose finished result is replaced at the end" if run.repetition else ""
+    caches_read = " and ".join(str(shown_path(each.path)) for each in run.study.caches)
+    console.print(f"{run}, from {caches_read} into {run.folder}{again}")
+    return train_student(run, console=console, **options)
+
+
+def _joined(device: str) -> AbstractContextManager[Ranks | None]:
+    if num_ranks() == 1:
+        return nullcontext(None)
+    from train.ranks import joined_ranks
+
+    return joined_ranks(device)

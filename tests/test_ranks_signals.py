@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -163,17 +162,12 @@ def test_an_error_of_all_ranks_is_said_once(command: list[str]) -> None:
 
 
 def test_an_error_of_one_rank_ends_the_others_and_is_said_once(
-    command: list[str], cached: list[str], tmp_path: Path
+    command: list[str], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    runs.mkdir()
-    runs.chmod(0o500)
-    if os.access(runs, os.W_OK):
-        runs.chmod(0o700)
-        runs.rmdir()
-        runs.write_text("a file where rank 0 wants its folder")
+    runs.write_text("a file where rank 0 wants its folder")
     outcomes = run_ranks(2, command)
     assert [code for code, _ in outcomes] == [2, 2]
     output = "".join(text for _, text in outcomes)
     assert output.count("error:") == 1, output
-    assert json.dumps(str(runs))[1:-1] in output
+    assert str(runs) in output

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
+from configs.schema import Training
 from nets.sync_batch_norm import synchronised
 from train.learner import Learner
 from train.ranks import Ranks
@@ -36,9 +37,12 @@ from views.batches import ViewBatch
 Values = Any  # of a batch: a tensor (B, ...), or a list, tuple or mapping of such; or None
 
 
-def on_batch_of_all(network: nn.Module, ranks: Ranks) -> None:
-    """Let batch norm work on the batch of all ranks. Raises ArchError where it cannot."""
-    if not ranks.is_alone:
+def on_batch_of_all(network: nn.Module, training: Training, ranks: Ranks) -> None:
+    """Let batch norm work on the batch of all ranks, unless the recipe has it local.
+
+    Raises ArchError where it cannot.
+    """
+    if not ranks.is_alone and training.batch_norm == "sync":
         synchronised(network)
 
 

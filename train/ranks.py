@@ -7,6 +7,7 @@ Every rank must come to the same exchanges in the same order.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from runtime.limits import Share, num_ranks
 from train import TrainError
 from views.batches import equal_parts
 
-_FAILED = "teach-once/failed"  # in the store that torchrun keeps: how many ranks have failed
+_FAILED = "failed"  # in the store of all ranks: how many of them have failed
 # What an exchange raises where another rank is gone.
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|socket|recv|store", re.I)
 _SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two ranks
@@ -160,14 +161,13 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     uses_cuda = check_device(device).type == "cuda"
     if uses_cuda:
         _refuse_shared_gpus(device)
-    store, rank, world = next(rendezvous("env://"))
+    kept, rank, world = next(rendezvous("env://"))
+    # torchrun keeps one store over its restarts: what the last attempt left must not be read.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"teach-once/{attempt}/{world}", kept)
+    backends = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if uses_cuda else "gloo",
-            store=PrefixStore("teach-once", store),
-            rank=rank,
-            world_size=world,
-        )
+        dist.init_process_group(backends, store=store, rank=rank, world_size=world)
         ranks = Ranks(rank, world)
         yield ranks
         ranks.wait_for_all()

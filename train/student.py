@@ -140,7 +140,7 @@ def open_session(
     network, connectors = _fresh_networks(run)
     for each in (network, connectors):
         if each is not None:
-            on_batch_of_all(each, ranks)
+            on_batch_of_all(each, run.training, ranks)
     start = start_student(network, study.config, study.image_shape)
     learner = make_learner(
         network,

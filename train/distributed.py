@@ -53,7 +53,8 @@ def prepare_for_ranks(learner: Learner, num_samples: int) -> Learner:
     """
     if learner.ranks.is_alone:
         return learner
-    learner.slices.refuse_idle_ranks(num_samples)
+    is_local = learner.training.batch_norm == "local"
+    learner.slices.refuse_idle_ranks(num_samples, per_rank=2 if is_local else 1)
     # torch would warn of what it calls needless where the first step happens to reach everything.
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     with warnings.catch_warnings():
@@ -63,6 +64,17 @@ def prepare_for_ranks(learner: Learner, num_samples: int) -> Learner:
         )
     learner.distributed.register_comm_hook(None, lambda _, bucket: _sum_of_gradients(bucket))
     return learner
+
+
+def agree_on_statistics(learner: Learner) -> None:
+    """Where each rank has batch norms of its own: take their statistics from rank 0, which saves
+    them, so that all test the same network.
+    """
+    if learner.ranks.is_alone or learner.training.batch_norm == "sync":
+        return
+    for network in filter(None, (learner.network, learner.average)):
+        for buffer in network.buffers():
+            learner.ranks.of_first(buffer)
 
 
 def _sum_of_gradients(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:

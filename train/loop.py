@@ -24,6 +24,7 @@ from runtime.signals import StopRequest
 from runtime.turns import OwnTime, last_of
 from train import TrainError
 from train.checkpoint import Partial, refuse_other_steps
+from train.distributed import agree_on_statistics
 from train.evaluation import evaluating
 from train.learner import Learner, reading_maps
 from train.printing import EpochPrinter, classifier_epoch, print_other_threads
@@ -192,6 +193,7 @@ def _in_turn(
 def _tests(session: Session, epoch: int) -> Generator[None, None, tuple[Tested, Tested | None]]:
     """Errors of the network and, where the recipe has one, of the average of its weights."""
     learner = session.learner
+    agree_on_statistics(learner)
     tested = yield from _test(learner.network, session, epoch)
     if learner.average is None:
         return tested, None

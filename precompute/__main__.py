@@ -1,4 +1,4 @@
-"""python -m precompute NAME|PATH [--caches DIR] [--plan] [key=value ...]
+"""python -m precompute NAME|PATH [--caches DIR|s3://bucket/prefix] [--plan] [key=value ...]
 
 Runs the teacher over every (sample, view) that the cache does not hold yet. A complete cache is
 recognised by its identity and left alone, without loading torch.
@@ -28,14 +28,17 @@ from runtime.commands import new_app, new_console, run_command
 from runtime.limits import sharing_machine
 from runtime.locks import Job
 from runtime.options import (
-    Caches,
+    SPOOL,
+    CachesOrUrl,
     ClusterAddress,
     Device,
     OfStudent,
     Overrides,
+    SpoolFolder,
     TeacherName,
     Workers,
 )
+from runtime.urls import local_folder, path_or_url
 from store.errors import fixes_spelled_by
 from store.identity import knows_weights
 from store.reader import TeacherCache
@@ -54,7 +57,8 @@ def main(
     name: TeacherName,
     overrides: Overrides = None,
     of_student: OfStudent = False,
-    caches: Caches = Path("caches"),
+    caches: CachesOrUrl = Path("caches"),
+    spool: SpoolFolder = SPOOL,
     device: Device = "auto",
     batch_size: Annotated[
         int | None,
@@ -70,7 +74,12 @@ def main(
     ] = False,
     carry_from: Annotated[
         Path | None,
-        typer.Option("--from", help="copy unchanged records from this cache of an older dataset"),
+        typer.Option(
+            "--from",
+            metavar="PATH",
+            help="copy unchanged records from this cache of an older dataset",
+            parser=path_or_url,
+        ),
     ] = None,
     job: Annotated[str, typer.Option(help="name shared by the processes of one job")] = "",
     rank: Annotated[int, typer.Option(min=0, envvar="RANK", help="rank of this process")] = 0,
@@ -88,6 +97,7 @@ def main(
     _check_block_rows(block_rows)
     asked = _Asked(
         caches,
+        spool,
         device,
         batch_size,
         workers,
@@ -106,6 +116,7 @@ class _Asked(NamedTuple):
     """The options of the command line."""
 
     caches: Path
+    spool: Path
     device: str
     batch_size: int | None
     workers: int | None
@@ -119,7 +130,7 @@ class _Asked(NamedTuple):
 
 def _fill(name: str, changes: list[str], asked: _Asked, console: Console) -> None:
     """Fill the cache of one teacher."""
-    setup, cache = _described(name, changes, asked.caches, asked.recheck, console)
+    setup, cache = _described(name, changes, asked, console)
     if cache is not None and not asked.plan:
         measured = format_measured(cache, setup.config)
         console.print(f"{cache.path} is complete: nothing to do. {measured}")
@@ -143,7 +154,14 @@ def _fill(name: str, changes: list[str], asked: _Asked, console: Console) -> Non
     ):
         device = pick_device("cpu" if asked.cluster[0] else asked.device)
         options = PassOptions(
-            device, asked.batch_size, block_rows, asked.workers, every_byte, this_job, old
+            device,
+            asked.batch_size,
+            block_rows,
+            asked.workers,
+            every_byte,
+            this_job,
+            old,
+            asked.spool,
         )
         if asked.cluster[0]:
             _fill_on_cluster(setup, options, asked, console)
@@ -182,12 +200,13 @@ def _check_block_rows(block_rows: int | None) -> None:
 
 
 def _described(
-    name: str, overrides: list[str], caches: Path, recheck: bool, console: Console
+    name: str, overrides: list[str], asked: _Asked, console: Console
 ) -> tuple[Setup, TeacherCache | None]:
     """What the config describes, and its cache if that is complete."""
+    caches, recheck = asked.caches, asked.recheck
     if recheck:
-        forget_listings(caches)
-    setup = described(name, overrides, caches)
+        forget_listings(local_folder(caches, asked.spool))
+    setup = described(name, overrides, caches, asked.spool)
     if not knows_weights(setup.identity):
         cache, problem = without_weights(setup, caches)
         if cache is not None:

@@ -24,13 +24,20 @@ QUEUED_BLOCKS = 2  # finished blocks that may wait for the disk before the teach
 
 
 class BlockWriter(Protocol):
-    """Takes blocks: the cache's `CacheWriter`, or a node's `AsideWriter`."""
+    """Takes blocks: the cache's `CacheWriter` or `RemoteWriter`, or what a node has for it.
 
-    path: Path
+    rank: of this process in the folder of spools.
+    """
+
     manifest: Manifest
 
     @property
     def rank(self) -> int: ...
+
+    @property
+    def spool_folder(self) -> Path: ...
+
+    def outstanding(self, group: Sequence[Work]) -> list[Work]: ...
 
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None: ...
 

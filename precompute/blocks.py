@@ -17,7 +17,7 @@ from torch import Tensor
 from nets.taps import taps_stored
 from precompute.background import BackgroundWriter, BlockWriter
 from precompute.groups import Groups
-from precompute.spool import Layout, Spool
+from precompute.spool import Layout, Spool, spooled_start
 from precompute.teacher_pass import TeacherPass
 from runtime.errors import Stopped
 from runtime.progress import Progress
@@ -39,15 +39,24 @@ def run_blocks(
     """Compute and commit these blocks; returns the number of images. Raises Stopped, CacheError."""
     writer.refuse_if_too_full(work)
     total = sum(item.block.rows for item in work)
-    groups, views = Groups(work), teacher_pass.views_per_reading
+    groups, views = Groups(_begun_first(writer, work)), teacher_pass.views_per_reading
     with Progress(total, "images", console) as progress, BackgroundWriter(writer) as behind:
         pass_ = _Pass(teacher_pass, writer, stop, progress, behind, len(work))
         while group := groups.next(views):
+            group = pass_.outstanding(group)
+            if not group:
+                continue
             if teacher_pass.pixels.is_streamed:
                 pass_.run_group(group)
             else:
                 pass_.run_block(group[0])
-    return total
+    return total - pass_.skipped
+
+
+def _begun_first(writer: BlockWriter, work: Sequence[Work]) -> list[Work]:
+    """The same, those first of which an earlier process has left records here."""
+    start = spooled_start(writer.spool_folder, writer.rank)
+    return sorted(work, key=lambda item: item.block.start != start)
 
 
 class _Pass:
@@ -65,7 +74,17 @@ class _Pass:
         self._teacher_pass, self._writer, self._stop = teacher_pass, writer, stop
         self._progress, self._behind = progress, behind
         self._done, self._num_blocks = 0, num_blocks
+        self.skipped = 0  # images of blocks that other writers have committed meanwhile
         self._taps = taps_stored(writer.manifest.taps)
+
+    def outstanding(self, group: Sequence[Work]) -> list[Work]:
+        """Those blocks that are still to be computed."""
+        left = self._writer.outstanding(group)
+        num_skipped = sum(item.block.rows for item in group) - sum(i.block.rows for i in left)
+        self.skipped += num_skipped
+        self._progress.skip(num_skipped)
+        self._done += len(group) - len(left)
+        return left
 
     def run_block(self, item: Work) -> None:
         """Compute one block and queue it for writing."""
@@ -89,7 +108,7 @@ class _Pass:
         self._refuse_if_stopped()
         block, taps = group[0].block, self._asked(group[0])
         views = [item.block.view for item in group]
-        spool = Spool(self._writer.path, self._writer.rank, self._layout(group, taps))
+        spool = Spool(self._writer.spool_folder, self._writer.rank, self._layout(group, taps))
         self._progress.skip(spool.rows_done * len(group))
         ids = _ids(block)[spool.rows_done :]
         done = spool.rows_done

@@ -18,15 +18,15 @@ import numpy as np
 
 from precompute.setup import Setup
 from runtime.program import program_text
+from store.destination import Destination
 from store.differences import differences
 from store.errors import CacheMismatch
-from store.find import other_dataset_state
+from store.find import has_manifest, other_dataset_state
 from store.identity import Identity
-from store.layout import MANIFEST, SAMPLE_CRC, Block
+from store.layout import SAMPLE_CRC, Block
 from store.manifest import Manifest
 from store.reader import WITHOUT_CHECKSUMS, TeacherCache
 from store.work import Work
-from store.writer import CacheWriter
 from views.changes import describe_change
 from views.preview import preview_views
 
@@ -64,7 +64,7 @@ def format_dataset_change(setup: Setup, caches: Path, words: Sequence[str]) -> s
     Names the command that carries records over. words: the config and overrides of this command.
     Empty if the cache exists, or if no other cache differs in its samples alone.
     """
-    if (setup.path / MANIFEST).exists():
+    if has_manifest(setup.path):
         return ""
     if (old := other_dataset_state(caches, setup.identity)) is None:
         return ""
@@ -93,7 +93,7 @@ class Carrier:
         self.old, self._setup = old, setup
         self._unchanged: dict[int, bool] = {}  # by the block's number
 
-    def carry_over(self, writer: CacheWriter) -> list[Work]:
+    def carry_over(self, writer: Destination) -> list[Work]:
         """Commit the unchanged blocks of the writer's work; returns the rest.
 
         Raises CacheMismatch.

@@ -1,5 +1,7 @@
 """Fills a cache on a Ray cluster: nodes compute blocks, and this process, the driver, commits them.
 
+To an object store each node commits its own blocks; the driver counts.
+
 A task is one group of blocks: some views of the same samples. So many are queued that no worker
 waits, and no more. The driver alone has the cache's lock and appends to its journal: whatever dies,
 or is computed twice, what is committed is whole, and the same command continues from there.
@@ -31,7 +33,7 @@ from runtime.errors import Stopped
 from runtime.progress import Progress
 from runtime.signals import StopRequest
 from store import CacheContent, CacheWriter, TeacherCache
-from store.manifest import Manifest
+from store.destination import Destination, Handout, handout_of, open_destination
 from store.work import Work
 
 _QUEUED_PER_WORKER = 2  # tasks: one that runs, one that waits for it
@@ -58,6 +60,7 @@ class ClusterFill:
             setup.identity,
             device,
             options.num_workers,
+            options.spool,
         )
         self._teacher_pass = TeacherPass(setup, options)
         self._pace = Pace(self._teacher_pass.batch_size)
@@ -77,9 +80,10 @@ class ClusterFill:
         refuse_full_disk(plan, setup)
         with (
             StopRequest() as stop,
-            CacheWriter.open(
+            open_destination(
                 setup.path,
                 content,
+                spool_folder=self._teacher_pass.folder,
                 block_rows=self._options.block_rows,
                 check_every_byte=self._options.check_every_byte,
             ) as writer,
@@ -95,8 +99,10 @@ class ClusterFill:
             rate = images / seconds or last
             task = self._cluster.submit(on_node.measured_of_pass, self._recipe, rate)
             writer.record_measured(self._cluster.wait_for(task))
-            writer.remove_asides()
-            remove_spools(setup.path)
+            if isinstance(writer, CacheWriter):
+                writer.remove_asides()
+            for folder in writer.unused_spool_folders():
+                remove_spools(folder)
         return opened(setup)
 
     def _planned(self, content: CacheContent) -> Plan:
@@ -112,11 +118,11 @@ class ClusterFill:
         self._pace = self._cluster.wait_for(task)
         return self._pace.images_per_second * self._cluster.num_workers
 
-    def _run_blocks(self, writer: CacheWriter, work: Sequence[Work], stop: StopRequest) -> int:
+    def _run_blocks(self, writer: Destination, work: Sequence[Work], stop: StopRequest) -> int:
         """Have these blocks computed, and commit them; returns the number of images."""
         writer.refuse_if_too_full(work)
         total = sum(item.block.rows for item in work)
-        given = (self._recipe, writer.manifest, self._pace)
+        given = (self._recipe, handout_of(writer), self._pace)
         queue = _Queue(self._cluster, given, writer, len(work))
         groups, views = Groups(work), self._teacher_pass.views_per_reading
         with Progress(total, "images", self._console) as progress:
@@ -130,8 +136,8 @@ class _Queue:
     def __init__(
         self,
         cluster: Cluster,
-        given: tuple[Recipe, Manifest, Pace],
-        writer: CacheWriter,
+        given: tuple[Recipe, Handout, Pace],
+        writer: Destination,
         num_blocks: int,
     ) -> None:
         self._cluster, self._writer = cluster, writer
@@ -163,6 +169,7 @@ class _Queue:
         for task in self._cluster.done(self._queued, _POLL_SECONDS):
             group = self._queued.pop(task)
             for written in raise_failure(self._cluster.result(task)):
+                assert isinstance(self._writer, CacheWriter)
                 self._writer.commit_written(written)
             self._done += len(group)
             progress.advance(sum(item.block.rows for item in group))

@@ -9,6 +9,7 @@ from rich.console import Console
 from configs.schema import TeacherConfig
 from nets.weights_file import refuse_misspelled
 from precompute.setup import Setup
+from runtime.urls import ObjectUrl
 from store.certificate import certificate_text
 from store.errors import (
     CacheAmbiguous,
@@ -32,8 +33,11 @@ _SHOWN_FAULTS = 5
 
 
 def checks_every_byte(path: Path, recheck: bool) -> bool:
-    """Whether every byte of the cache at `path` is read before it is called complete."""
-    return recheck or _committed_bytes(path) <= CHECKED_BYTES
+    """Whether every byte of the cache at `path` is read before it is called complete.
+
+    Of an object store, which has checksums of its own, only if that is asked for.
+    """
+    return recheck or (not isinstance(path, ObjectUrl) and _committed_bytes(path) <= CHECKED_BYTES)
 
 
 def _committed_bytes(path: Path) -> int:

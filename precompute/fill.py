@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 
@@ -17,7 +18,9 @@ from precompute.spool import remove_spools
 from precompute.teacher_pass import PassOptions, TeacherPass
 from precompute.trial import fastest_batch
 from runtime.signals import StopRequest
-from store import CacheFull, CacheWriter, TeacherCache
+from runtime.urls import ObjectUrl
+from store import CacheFull, TeacherCache
+from store.destination import Destination, open_destination
 from store.errors import SamplesChanged
 from store.look import agreement
 from store.work import Work
@@ -51,9 +54,10 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
     refuse_full_disk(plan, setup)
     with (
         StopRequest() as stop,
-        CacheWriter.open(
+        open_destination(
             setup.path,
             content,
+            spool_folder=teacher_pass.folder,
             block_rows=options.block_rows,
             check_every_byte=options.check_every_byte,
             job=options.job,
@@ -65,12 +69,13 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
             return None
         last = writer.manifest.measured.get("images_per_second", 0.0)
         writer.record_measured(measured(teacher_pass, images_per_second or last, console))
-        remove_spools(setup.path)
+        for folder in writer.unused_spool_folders():
+            remove_spools(folder)
     return opened(setup)
 
 
 def _run_pending(
-    teacher_pass: TeacherPass, writer: CacheWriter, stop: StopRequest, console: Console
+    teacher_pass: TeacherPass, writer: Destination, stop: StopRequest, console: Console
 ) -> float | None:
     """Do this rank's work, then what other ranks left; images per second.
 
@@ -106,16 +111,18 @@ def opened(setup: Setup) -> TeacherCache:
 
 
 def refuse_full_disk(plan: Plan, setup: Setup) -> None:
-    needed = plan.bytes_to_write + plan.spool_bytes
+    needed = plan.disk_bytes
     if needed > plan.free_bytes:
+        what = "the records of unfinished blocks" if plan.is_remote else setup.path
         raise CacheFull(
-            f"the disk of {setup.path} is too full: {needed:,} bytes are "
+            f"the disk of {what} is too full: {needed:,} bytes are "
             f"needed, {plan.free_bytes:,} are free",
-            fix="free some space, lower views.count, or choose another folder with --caches DIR",
+            fix="free some space, lower views.count, or choose another folder with "
+            f"{'--spool' if plan.is_remote else '--caches'} DIR",
         )
 
 
-def without_carried(teacher_pass: TeacherPass, writer: CacheWriter, console: Console) -> list[Work]:
+def without_carried(teacher_pass: TeacherPass, writer: Destination, console: Console) -> list[Work]:
     """The writer's work without the blocks that another cache holds, which are copied first."""
     carrier = teacher_pass.carrier
     if carrier is None:
@@ -137,6 +144,10 @@ def naming_changed_files(setup: Setup) -> Iterator[None]:
         raise DatasetError(
             f"samples have changed since {setup.path} was begun, {len(error.samples)} in all: "
             f"{', '.join(names)}{more}",
-            fix=f"restore them; or, if they are right as they are: rm -r {setup.path}, and run "
+            fix=f"restore them; or, if they are right as they are: {_remove(setup.path)}, and run "
             f"again",
         ) from None
+
+
+def _remove(path: Path) -> str:
+    return f"remove all below {path}" if isinstance(path, ObjectUrl) else f"rm -r {path}"

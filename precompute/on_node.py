@@ -1,7 +1,7 @@
 """What a worker of a cluster does in a teacher pass: it builds the teacher once, then computes.
 
 Its chunks go into the cache's folder, under names of their own; the driver commits them
-(`store.aside`).
+(`store.aside`). Of a cache on an object store it commits its blocks itself (`store.commit`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from precompute.teacher_pass import PassOptions, TeacherPass
 from precompute.trial import fastest_batch, pass_rate
 from runtime.cluster import ClusterError
 from runtime.devices import pick_device
+from runtime.locks import WriterLock, numbered_folder
+from runtime.options import SPOOL
 from runtime.signals import StopRequest
+from runtime.urls import ObjectUrl, local_folder
 from store.aside import AsideWriter, Written
+from store.destination import Handout, writer_on_node
 from store.errors import fixes_spelled_by
 from store.identity import Identity
-from store.manifest import Manifest
 from store.work import Work
 from views.datasets import load_dataset
 
@@ -41,6 +44,7 @@ class Recipe:
     identity: Identity
     device: str
     num_workers: int | None
+    spool: Path = SPOOL
 
 
 class Pace(NamedTuple):
@@ -51,14 +55,18 @@ class Pace(NamedTuple):
 
 
 _here: tuple[Recipe, TeacherPass] | None = None  # in a worker's process
+_spool_folders: dict[Path, tuple[Path, WriterLock]] = {}
 
 
-def compute(recipe: Recipe, manifest: Manifest, pace: Pace, work: Sequence[Work]) -> list[Written]:
-    """Compute blocks of the same samples and write them aside. Raises CacheError, DatasetError."""
+def compute(recipe: Recipe, handout: Handout, pace: Pace, work: Sequence[Work]) -> list[Written]:
+    """Compute blocks of the same samples and write them; those that the driver is to commit.
+
+    Raises CacheError, DatasetError.
+    """
     teacher_pass = _teacher_pass(recipe)
     teacher_pass.batch_size, teacher_pass.images_per_second = pace
     setup, quiet = teacher_pass.setup, Console(file=io.StringIO())
-    writer = AsideWriter(setup.path, manifest, work)
+    writer = writer_on_node(handout, work, _own_spool_folder(teacher_pass))
     with (
         naming_changed_files(setup),
         fixes_spelled_by(
@@ -66,7 +74,7 @@ def compute(recipe: Recipe, manifest: Manifest, pace: Pace, work: Sequence[Work]
         ),
     ):
         run_blocks(teacher_pass, writer, work, StopRequest(), quiet)
-    return writer.written
+    return writer.written if isinstance(writer, AsideWriter) else []
 
 
 def measured_pace(recipe: Recipe, batch_size: int | None) -> Pace:
@@ -83,6 +91,15 @@ def measured_of_pass(recipe: Recipe, images_per_second: float) -> dict[str, floa
     return measured(_teacher_pass(recipe), images_per_second, Console(file=io.StringIO()))
 
 
+def _own_spool_folder(teacher_pass: TeacherPass) -> Path:
+    """Of this process, as long as it lives; of a cache in a folder, that."""
+    if not isinstance(teacher_pass.setup.path, ObjectUrl):
+        return teacher_pass.folder
+    if teacher_pass.folder not in _spool_folders:
+        _spool_folders[teacher_pass.folder] = numbered_folder(teacher_pass.folder)
+    return _spool_folders[teacher_pass.folder][0]
+
+
 def _teacher_pass(recipe: Recipe) -> TeacherPass:
     """Built once in each process; only its pace changes. Raises ClusterError."""
     global _here
@@ -93,7 +110,8 @@ def _teacher_pass(recipe: Recipe) -> TeacherPass:
 
 
 def _built(recipe: Recipe) -> TeacherPass:
-    dataset = load_dataset(recipe.config.dataset, recipe.caches)
+    kept_in = local_folder(recipe.caches, recipe.spool)
+    dataset = load_dataset(recipe.config.dataset, kept_in)
     setup = at_hand(setup_of(recipe.config, dataset, recipe.caches))
     if setup.identity != recipe.identity:
         raise ClusterError(
@@ -102,4 +120,6 @@ def _built(recipe: Recipe) -> TeacherPass:
             fix="use a folder that all nodes share, or copy the same files to all of them",
         )
     device = pick_device(recipe.device)
-    return TeacherPass(setup, PassOptions(device, num_workers=recipe.num_workers))
+    return TeacherPass(
+        setup, PassOptions(device, num_workers=recipe.num_workers, spool=recipe.spool)
+    )

@@ -16,12 +16,14 @@ from precompute.teacher_pass import TeacherPass
 from precompute.trial import pass_rate
 from runtime.cost import Memory, memory_with
 from runtime.formats import format_duration, format_size
+from runtime.urls import ObjectUrl
 from store import CacheContent
 from store.content import draft_manifest
 from store.coverage import Coverage
-from store.errors import CacheError
+from store.errors import CacheError, CacheNotWritable
 from store.layout import tap_of
 from store.manifest import Manifest
+from store.objects import NoBucket, ObjectsUnreachable
 from store.source import open_source
 from store.work import Work, unfinished
 
@@ -32,7 +34,8 @@ class Plan:
 
     pending_records: to be computed. carried_records: to be copied from the cache carried_from.
     bytes_to_write: of the chunk files of both. spool_bytes: the most that records of unfinished
-    blocks take on disk while the pass runs.
+    blocks take on disk while the pass runs. free_bytes: of the disk that holds these; and the chunk
+    files, unless is_remote.
     """
 
     manifest: Manifest
@@ -45,6 +48,7 @@ class Plan:
     free_bytes: int
     images_per_second: float
     memory: Memory
+    is_remote: bool = False
 
     @property
     def num_records(self) -> int:
@@ -67,8 +71,7 @@ class Plan:
             f"{m.num_views:,} views x {m.num_samples:,} samples = {self.num_records:,} records of "
             f"{m.record_bytes:,} bytes = {format_size(self.num_records * m.record_bytes)} in "
             f"{self.num_files:,} files; {self._to_copy()}to do: {self.pending_records:,} records, "
-            f"{format_size(self.bytes_to_write)}{self._spool()} "
-            f"({format_size(self.free_bytes)} free)"
+            f"{format_size(self.bytes_to_write)}{self._spool()}{self._free()}"
             f"{self._time()}; {self.memory}"
         )
 
@@ -79,6 +82,17 @@ class Plan:
 
     def _spool(self) -> str:
         return f" and {format_size(self.spool_bytes)} while it runs" if self.spool_bytes else ""
+
+    def _free(self) -> str:
+        free = format_size(self.free_bytes)
+        if not self.is_remote:
+            return f" ({free} free)"
+        return f" on this machine ({free} free)" if self.spool_bytes else ""
+
+    @property
+    def disk_bytes(self) -> int:
+        """The most that is written to a disk of this machine."""
+        return self.spool_bytes + (0 if self.is_remote else self.bytes_to_write)
 
     def _time(self) -> str:
         if not self.pending_records:
@@ -127,11 +141,12 @@ def planned(
         carried_from=None if carrier is None else carrier.old.path,
         bytes_to_write=num_bytes,
         spool_bytes=_spool_bytes(teacher_pass, manifest) if records else 0,
-        free_bytes=free_bytes(path),
+        free_bytes=free_bytes(teacher_pass.folder),
         images_per_second=(rate or (lambda _: pass_rate(teacher_pass)))(records)
         if records
         else 0.0,
         memory=_memory(teacher_pass, manifest),
+        is_remote=isinstance(path, ObjectUrl),
     )
 
 
@@ -168,6 +183,8 @@ def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, list[Work], int]:
     manifest = asked
     try:
         there = open_source(path)
+    except (ObjectsUnreachable, NoBucket, CacheNotWritable):
+        raise
     except CacheError:
         there = None
     if there is not None:

@@ -16,6 +16,8 @@ from nets.identity import teacher_identity
 from nets.names import check_arch
 from nets.taps import Tap, taps_asked, teacher_stages
 from nets.weights_file import fetched_weights, known_sha256
+from runtime.options import SPOOL
+from runtime.urls import local_folder
 from store.documents import MAX_CUT_CLASSES
 from store.find import cache_folder
 from store.identity import Identity, cache_identity, knows_weights, with_weights
@@ -26,7 +28,7 @@ from views.identity import views_identity
 
 @dataclass(frozen=True)
 class Setup:
-    """One teacher on one dataset, and the folder of its cache."""
+    """One teacher on one dataset, and the folder, or the URL, of its cache."""
 
     config: TeacherConfig
     dataset: Dataset
@@ -88,20 +90,23 @@ class Setup:
         )
 
 
-def prepare(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
+def prepare(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL) -> Setup:
     """The setup of a pass; downloads weights that torchvision names.
+
+    caches_dir: a folder, or a URL. spool: for what a pass to a URL keeps on this machine.
 
     Raises ConfigError, DatasetError, TapError, ArchError (also for missing weights).
     """
-    return at_hand(described(name, overrides, caches_dir))
+    return at_hand(described(name, overrides, caches_dir, spool))
 
 
-def described(name: str, overrides: Sequence[str], caches_dir: Path) -> Setup:
+def described(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL) -> Setup:
     """The same if the weights file may be missing: the identity then knows it in part or not."""
     config = load_teacher(name, overrides)
     refuse_missing_data(config)
     check_arch(config.teacher.arch)
-    return setup_of(config, load_dataset(config.dataset, caches_dir), caches_dir)
+    dataset = load_dataset(config.dataset, local_folder(caches_dir, spool))
+    return setup_of(config, dataset, caches_dir)
 
 
 def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup:

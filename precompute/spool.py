@@ -71,7 +71,7 @@ class Spool:
     def __init__(self, cache: Path, rank: int, layout: Layout) -> None:
         """Resume from the file of an earlier process if it holds this group's records."""
         self._cache, self.layout = cache, layout
-        self._name = Path(JOURNAL) / f"{rank:04d}.spool"
+        self._name = _name_of(rank)
         self.rows_done = 0
         self._frames: list[tuple[int, int]] = []  # samples, position of the payload
         self._file: BinaryIO | None = None
@@ -152,6 +152,20 @@ class Spool:
             with os.fdopen(open_to_update(self._cache, self._name), "r+b") as own:
                 own.truncate(position)
         self.layout, self._frames, self.rows_done = there, frames, done
+
+
+def spooled_start(cache: Path, rank: int) -> int | None:
+    """The first sample of the group that an earlier process has begun; None if it has not."""
+    path = cache / _name_of(rank)
+    try:
+        with open_regular(path) as file:
+            return _layout_of(parse_json(_first_line(file), path)).start
+    except (FileNotFoundError, NotADirectoryError, BadFile, KeyError, TypeError, ValueError):
+        return None
+
+
+def _name_of(rank: int) -> Path:
+    return Path(JOURNAL) / f"{rank:04d}.spool"
 
 
 def remove_spools(cache: Path) -> None:

@@ -11,6 +11,7 @@ import math
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from nets.teacher import Teacher, load_teacher_network
 from precompute.carry import Carrier
 from precompute.setup import Setup
 from runtime.locks import Job
+from runtime.options import SPOOL
+from runtime.urls import local_folder
 from store import CacheContent, TapSpec, TeacherCache
 from store.layout import SAMPLE_CRC
 from views.batches import ViewBatch
@@ -48,6 +51,7 @@ class PassOptions:
     check_every_byte: bool = True
     job: Job = field(default_factory=Job)
     carried_from: TeacherCache | None = None  # of another state of the dataset
+    spool: Path = SPOOL  # where a pass to a URL keeps records of unfinished blocks
 
 
 class TeacherPass:
@@ -73,6 +77,11 @@ class TeacherPass:
             calibration=calibration_batches(self.pixels),
             has_embedding=bool(config.taps.embedding),
         )
+
+    @property
+    def folder(self) -> Path:
+        """The cache's own; of a cache at a URL, one on this machine for what is not finished."""
+        return local_folder(self.setup.path, self.options.spool)
 
     def tap_specs(self) -> dict[str, TapSpec]:
         """Tap name -> shape and how it is stored."""

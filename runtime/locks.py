@@ -12,11 +12,14 @@ systems and on NFS mounts that support `flock`; on others, opening for writing f
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import socket
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +132,25 @@ class WriterLock:
             f"{one_line(owner.get('host', 'this machine'))}",
             fix="wait until it ends, or stop it; what it has committed stays",
         )
+
+
+@contextmanager
+def releasing(lock: WriterLock) -> Iterator[None]:
+    """Release a lock at the end."""
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def numbered_folder(parent: Path, first: int = 0) -> tuple[Path, WriterLock]:
+    """The first of the folders `parent/<number>`, from `first` on, that no process uses; locked."""
+    for number in itertools.count(first):
+        folder = parent / f"{number:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(Busy):
+            return folder, WriterLock(folder, Job())
+    raise AssertionError("numbers do not end")
 
 
 def _let_go_in_child() -> None:

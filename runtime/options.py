@@ -69,6 +69,16 @@ MirrorSize = Annotated[
 MIRROR, MIRROR_GB = Path("mirror"), 50.0
 
 
+SPOOL = Path("spool")
+SpoolFolder = Annotated[
+    Path,
+    typer.Option(
+        "--spool",
+        help="with a URL: folder on this machine for records of unfinished blocks",
+    ),
+]
+
+
 def _known_device(name: str) -> str:
     refuse_unknown_device(name)
     return name

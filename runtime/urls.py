@@ -35,6 +35,14 @@ class ObjectUrl(PosixPath):
         return "/".join(self.parts[2:])
 
 
+def local_folder(path: Path, root: Path) -> Path:
+    """The folder on this machine for what belongs to `path` and stays here.
+
+    A folder is its own; a URL has `root/bucket/prefix`.
+    """
+    return root / path.bucket / path.key if isinstance(path, ObjectUrl) else path
+
+
 def path_or_url(text: str | Path) -> Path:
     """The path, or the ObjectUrl, that a command line names; a path, such as a default, as it is.
 

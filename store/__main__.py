@@ -31,10 +31,9 @@ from runtime.urls import ObjectUrl, path_or_url
 from store.certificate import certificate_text
 from store.convert import convert_cache
 from store.describe import info_text, list_text
-from store.errors import CacheError, make_command
+from store.errors import CacheError, make_command, remote_fix
 from store.look import describe_missing, details, overviews
 from store.reader import TeacherCache
-from store.remote import copy_again
 from store.source import Source, open_source
 from store.transfer import export_cache, import_cache
 from store.trim import trim_cache
@@ -147,7 +146,7 @@ def _is_unsound(path: Path, console: Console) -> bool:
 
 def _how_to_mend(path: Path, teacher: str) -> str:
     if isinstance(path, ObjectUrl):
-        return f"  fix: {copy_again(path)}"
+        return f"  fix: {remote_fix(path, teacher)}"
     caches = "" if path.parent == Path("caches") else str(path.parent)
     return (
         f"  if it was made with ARGS, or from a YAML file of another name, repeat those\n"

@@ -48,6 +48,15 @@ class AsideWriter:
         """A number that no other process has, for names of its own."""
         return self._number
 
+    @property
+    def spool_folder(self) -> Path:
+        """Where records of unfinished blocks lie."""
+        return self.path
+
+    def outstanding(self, group: Sequence[Work]) -> list[Work]:
+        """All of these blocks: the driver gives each to one process."""
+        return list(group)
+
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
         """Write one whole block of some taps, flushed: tap -> (rows of the block, *tap shape).
 

@@ -44,6 +44,9 @@ from store.layout import (
 from store.manifest import Manifest, read_manifest, write_manifest
 from store.metadata import MAX_METADATA_BYTES, file_checksum, metadata_faults, zarr_metadata
 
+# Arrays that tell a cache's block size without a manifest, and in which dimension of their chunks.
+ROWS_IN = (("logits", 1), (SAMPLE_CRC, 0))
+
 
 @dataclass(frozen=True)
 class CacheContent:
@@ -91,15 +94,21 @@ def manifest_for(
             content = dataclasses.replace(content, sample_crc32c=has_checksums)
         return _written_anew(path, content, rows_there or block_rows), True
     refuse_another(path, manifest, content)
+    if (grown := grown_manifest(manifest, content)) is None:
+        return manifest, False
+    forget(path, beyond(manifest), grown)
+    return replace_metadata(path, grown), False
+
+
+def grown_manifest(manifest: Manifest, content: CacheContent) -> Manifest | None:
+    """The manifest with the views and taps of `content` beside its own; None if it has them."""
     taps = {**manifest.taps, **content.taps}
     num_views = max(manifest.num_views, content.num_views)
     if (taps, num_views) == (manifest.taps, manifest.num_views):
-        return manifest, False
-    grown = dataclasses.replace(
+        return None
+    return dataclasses.replace(
         manifest, taps=taps, num_views=num_views, measured=manifest.measured_with_views
     )
-    forget(path, beyond(manifest), grown)
-    return replace_metadata(path, grown), False
 
 
 def beyond(manifest: Manifest) -> Callable[[ChunkKey], bool]:
@@ -215,12 +224,20 @@ def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Man
 
 def _rows_on_disk(path: Path) -> int | None:
     """The block size of a cache without a manifest, from its zarr metadata."""
-    name, dimension = ("logits", 1) if (path / ZARR_GROUP / "logits").is_dir() else (SAMPLE_CRC, 0)
-    file = path / ZARR_GROUP / name / "zarr.json"
+    for name, dimension in ROWS_IN:
+        file = path / ZARR_GROUP / name / "zarr.json"
+        try:
+            return rows_in_metadata(read_bounded(file, MAX_METADATA_BYTES), file, dimension)
+        except (OSError, BadFile):
+            continue
+    return None
+
+
+def rows_in_metadata(text: bytes, file: Path, dimension: int) -> int | None:
+    """The block size that a zarr.json says; None where it says none. Raises BadFile."""
     try:
-        content = parse_json(read_bounded(file, MAX_METADATA_BYTES), file)
-        rows = content["chunk_grid"]["configuration"]["chunk_shape"][dimension]
-    except (OSError, BadFile, KeyError, TypeError, IndexError):
+        rows = parse_json(text, file)["chunk_grid"]["configuration"]["chunk_shape"][dimension]
+    except (KeyError, TypeError, IndexError):
         return None
     return rows if type(rows) is int and 0 < rows <= 2**30 and rows.bit_count() == 1 else None
 

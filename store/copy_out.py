@@ -12,16 +12,15 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import google_crc32c
 import numpy as np
 
 from runtime.urls import ObjectUrl
+from store.commit import is_sound
 from store.content import metadata_checksums
 from store.errors import CacheBusy, CacheDamaged, CacheMismatch, CacheMissing
 from store.identity import identity_sha256
 from store.journal import ChunkKey, is_journal_file, journal_text
 from store.layout import (
-    CHECKSUM_BYTES,
     JOURNAL,
     LABELS,
     MANIFEST,
@@ -84,7 +83,7 @@ class _Copy:
         found = self.objects.get(key)
         if found == data:
             return False
-        if _is_sound(found):
+        if is_sound(found):
             raise CacheMismatch(
                 f"{self.objects.url / key} holds the records of another pass of the same teacher",
                 fix=f"remove what is below {self.objects.url}, or copy to another prefix",
@@ -178,8 +177,3 @@ def refuse_larger(there: Manifest, manifest: Manifest, where: str) -> None:
 
 def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def _is_sound(chunk: bytes) -> bool:
-    trailer = int.from_bytes(chunk[-CHECKSUM_BYTES:], "little")
-    return len(chunk) > CHECKSUM_BYTES and google_crc32c.value(chunk[:-CHECKSUM_BYTES]) == trailer

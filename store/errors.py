@@ -15,7 +15,7 @@ from pathlib import Path
 
 from runtime.errors import Busy, UserError
 from runtime.names import is_teacher_name
-from runtime.program import in_repository, program
+from runtime.program import in_repository, program, program_text
 from store.differences import Difference, told
 
 Spell = Callable[[list[str]], str]  # overrides to add, such as ["views.count=8"] -> the command
@@ -54,6 +54,12 @@ def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -
     words = {"TEACHER": shown, "ARGS": " ".join(overrides), **settings}
     given = [f"{key}={shlex.quote(word)}" for key, word in words.items() if word]
     return " ".join(["make cache-teacher", *given])
+
+
+def remote_fix(cache: Path, teacher: str) -> str:
+    """What mends a cache on an object store: its pass, or a sound one. cache: its URL."""
+    again = make_command(teacher, RECHECK="1", CACHES=str(cache.parent))
+    return f"{again}; or {program_text('store')} copy CACHE {cache.parent}, from a sound CACHE"
 
 
 class CacheError(UserError):

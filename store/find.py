@@ -1,16 +1,26 @@
-"""Finds the cache of an identity in a folder of caches, whatever its own folder is called."""
+"""Finds the cache of an identity among those of a folder or a URL, whatever it is called."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from runtime.urls import ObjectUrl
 from store.differences import Difference, differences
-from store.errors import CacheAmbiguous, CacheError, CacheMismatch, CacheMissing, TeacherPass
+from store.errors import (
+    CacheAmbiguous,
+    CacheError,
+    CacheMismatch,
+    CacheMissing,
+    CacheNotWritable,
+    TeacherPass,
+)
 from store.identity import Identity, identity_sha256, with_weights_of
 from store.layout import MANIFEST, cache_path
 from store.manifest import read_manifest
+from store.objects import NoBucket, Objects, ObjectsUnreachable
 from store.reader import TeacherCache
+from store.remote import remote_manifest
 
 
 def find_cache(
@@ -28,7 +38,7 @@ def find_cache(
     `teacher` has no cache at all, else CacheMismatch with the differences from the nearest one.
     """
     exact = cache_folder(caches_dir, teacher, identity)
-    if (exact / MANIFEST).is_file():
+    if has_manifest(exact):
         return TeacherCache.open(exact, num_views=num_views, taps=taps)
     compared = [
         (path, _differences_but_unknown_weights(identity, theirs))
@@ -68,20 +78,32 @@ def cache_folder(caches_dir: Path, teacher: str, identity: Identity) -> Path:
     """
     usual = cache_path(caches_dir, teacher, identity)
     theirs = _identity_at(usual)
-    if (usual / MANIFEST).exists() and (theirs is None or _are_equal(theirs, identity)):
+    if has_manifest(usual) and (theirs is None or _are_equal(theirs, identity)):
         return usual
     return next((p for p, other in _identities(caches_dir) if _are_equal(other, identity)), usual)
+
+
+def has_manifest(path: Path) -> bool:
+    """Whether a cache is, or was, at `path`, a folder or a URL; its manifest may be damaged."""
+    if isinstance(path, ObjectUrl):
+        return Objects(path).has(MANIFEST)
+    return (path / MANIFEST).is_file()
 
 
 def other_dataset_state(caches_dir: Path, identity: Identity) -> TeacherCache | None:
     """The newest complete cache that differs from `identity` in the samples alone, if any."""
     paths = [p for p, other in _identities(caches_dir) if differs_in_samples_alone(identity, other)]
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in sorted(paths, key=_seconds, reverse=True):
         try:
             return TeacherCache.open(path)
         except CacheError:
             continue
     return None
+
+
+def _seconds(path: Path) -> float:
+    """When a cache's folder was last changed; 0 for all of an object store."""
+    return 0.0 if isinstance(path, ObjectUrl) else path.stat().st_mtime
 
 
 def differs_in_samples_alone(identity: Identity, other: Identity) -> bool:
@@ -95,16 +117,26 @@ def _differences_but_unknown_weights(identity: Identity, other: Identity) -> lis
 
 
 def _identities(caches_dir: Path) -> Iterator[tuple[Path, Identity]]:
-    """Every cache folder of `caches_dir` with a manifest that can be read, by name."""
-    for path in sorted(caches_dir.iterdir()) if caches_dir.is_dir() else []:
+    """Every cache in a folder, or below a URL, with a manifest that can be read, by name."""
+    paths: list[Path]
+    if isinstance(caches_dir, ObjectUrl):
+        paths = [caches_dir / name for name in sorted(Objects(caches_dir).names()[0])]
+    else:
+        paths = sorted(caches_dir.iterdir()) if caches_dir.is_dir() else []
+    for path in paths:
         identity = _identity_at(path)
         if identity is not None:
             yield path, identity
 
 
 def _identity_at(path: Path) -> Identity | None:
+    """Raises ObjectsUnreachable, NoBucket."""
     try:
+        if isinstance(path, ObjectUrl):
+            return remote_manifest(Objects(path))[0].identity
         return read_manifest(path).identity
+    except (ObjectsUnreachable, NoBucket, CacheNotWritable):
+        raise
     except CacheError:
         return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -172,7 +172,7 @@ class FolderSource:
         }
         to_read = sum(sizes[array] for array, _, _ in keys) if every_byte else 0
         faults = []
-        checks = in_threads(lambda key: self._checked(key, every_byte), keys, to_read)
+        checks = self._at_once(lambda key: self._checked(key, every_byte), keys, to_read)
         for (array, _, _), fault in zip(keys, checks, strict=True):
             if on_chunk is not None:
                 on_chunk(sizes[array])
@@ -180,6 +180,12 @@ class FolderSource:
                 faults.append(fault)
         whole = self._whole_faults() if every_byte else []
         return self.metadata_faults(self.manifest.taps) + whole + faults
+
+    def _at_once(
+        self, check: Callable[[ChunkKey], Fault | None], keys: Sequence[ChunkKey], num_bytes: int
+    ) -> Iterator[Fault | None]:
+        """check(key) of each, in order. num_bytes: that are read for all."""
+        return in_threads(check, keys, num_bytes)
 
     def metadata_faults(self, taps: Collection[str]) -> list[Fault]:
         others = set(self.manifest.taps) - set(taps)

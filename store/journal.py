@@ -119,7 +119,7 @@ class JournalWriter:
         """
         checksums = {name: crc_hex(value) for name, value in crc32c.items()}
         line = Line(self._identity, block.view, block.index, block.rows, checksums)
-        self._file.write(_line_text(line) + b"\n")
+        self._file.write(line_text(line) + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -152,8 +152,8 @@ def read_journal_file(
     identity = identity_sha256(manifest.identity)[:IDENTITY_DIGITS]
     damaged: list[str] = []
     for place, text in _lines(file, path, size, most_journal_bytes(manifest), damaged):
-        line = _parsed(text)
-        if line is None or line.identity != identity or not _enter(line, manifest, journal):
+        line = parse_line(text)
+        if line is None or line.identity != identity or not enter_line(line, manifest, journal):
             damaged.append(place)
         if len(damaged) > _MOST_DAMAGED:
             damaged.append(f"{place} and what follows")
@@ -167,7 +167,7 @@ def journal_text(identity: str, manifest: Manifest, committed: Mapping[ChunkKey,
     for (array, view, block), checksum in committed.items():
         of_block.setdefault((view, block), {})[array] = checksum
     lines = (
-        _line_text(
+        line_text(
             Line(identity[:IDENTITY_DIGITS], view, block, manifest.block(view, block).rows, arrays)
         )
         for (view, block), arrays in sorted(of_block.items())
@@ -180,7 +180,7 @@ def is_journal_file(name: str) -> bool:
     return _FILE_NAME.fullmatch(name) is not None
 
 
-def _enter(line: Line, manifest: Manifest, journal: Journal) -> bool:
+def enter_line(line: Line, manifest: Manifest, journal: Journal) -> bool:
     """Note the chunks of a line; False if its block has another number of rows."""
     view, block = line.view, line.block
     if view >= manifest.num_views or block >= manifest.blocks_per_view:
@@ -213,7 +213,7 @@ def forget(cache: Path, is_forgotten: Callable[[ChunkKey], bool], manifest: Mani
 
 def _without(text: bytes, is_forgotten: Callable[[ChunkKey], bool]) -> bytes:
     """A line without these chunks; empty if it names no others."""
-    line = _parsed(text)
+    line = parse_line(text)
     if line is None:
         return text
     remaining = {
@@ -223,7 +223,7 @@ def _without(text: bytes, is_forgotten: Callable[[ChunkKey], bool]) -> bytes:
     }
     if remaining == line.checksums:
         return text
-    return _line_text(line._replace(checksums=remaining)) if remaining else b""
+    return line_text(line._replace(checksums=remaining)) if remaining else b""
 
 
 def _file_names(cache: Path, others: list[str] | None = None) -> list[str]:
@@ -270,7 +270,8 @@ def most_journal_bytes(manifest: Manifest) -> int:
     return 2 * line * manifest.num_views * manifest.blocks_per_view + _SPARE_BYTES
 
 
-def _parsed(text: bytes) -> Line | None:
+def parse_line(text: bytes) -> Line | None:
+    """What a line says, without its newline; None where it is damaged or spelled otherwise."""
     match = _LINE.fullmatch(text)
     if match is None:
         return None
@@ -290,7 +291,8 @@ def _taps_text(arrays: list[str]) -> bytes:
     return ",".join(f'"{tap}"' for tap in sorted({tap_of(array) for array in arrays})).encode()
 
 
-def _line_text(line: Line) -> bytes:
+def line_text(line: Line) -> bytes:
+    """The only spelling of a line, without its newline."""
     content = {
         "identity": line.identity,
         "taps": sorted({tap_of(array) for array in line.checksums}),

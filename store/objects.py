@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from runtime.urls import ObjectUrl
 from store.errors import CacheBusy, CacheDamaged, CacheError, CacheMissing, CacheNotWritable
@@ -33,6 +33,14 @@ _PAUSE_SECONDS = 0.1  # before the second put; doubled each time
 _PROBE = "conditional-writes"
 _STATUS = re.compile(r"status code: (\d{3})")
 _first_process: list[int] = []  # in which obstore runs; its threads do not survive a fork
+
+
+class Tagged(NamedTuple):
+    """An object. content: None where it has more bytes than were asked for."""
+
+    content: bytes | None
+    size: int
+    tag: str
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,21 @@ class Objects:
         permitted).
         """
 
-        def read(client: Any) -> bytes:
+        found = self.get_tagged(key, most_bytes)
+        if found.content is None:
+            raise CacheDamaged(
+                f"{self.url / key} has {found.size:,} bytes, expected at most {most_bytes:,}"
+            )
+        return found.content
+
+    def get_tagged(self, key: str, most_bytes: int = MOST_BYTES) -> Tagged:
+        """As `get`, with the tag by which `replace` knows that this is still what is there."""
+
+        def read(client: Any) -> Tagged:
             found = client.get(key)
-            if (size := found.meta["size"]) > most_bytes:
-                raise CacheDamaged(
-                    f"{self.url / key} has {size:,} bytes, expected at most {most_bytes:,}"
-                )
-            return bytes(found.bytes().to_bytes())
+            size, tag = found.meta["size"], found.meta["e_tag"] or ""
+            content = bytes(found.bytes().to_bytes()) if size <= most_bytes else None
+            return Tagged(content, size, tag)
 
         return self._asked(key, read)
 
@@ -87,36 +103,46 @@ class Objects:
         span = {"start": start, "length": num_bytes}
         return bytes(self._asked(key, lambda client: client.get_range(key, **span).to_bytes()))
 
+    def has(self, key: str) -> bool:
+        """Whether there is such an object. Raises as `get`, but for CacheMissing."""
+        try:
+            self._asked(key, lambda client: client.head(key))
+        except NoBucket:
+            raise
+        except CacheMissing:
+            return False
+        return True
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Whether the object was put; False where one of that key is there, maybe this very one."""
+        return self._put(key, data, "create", "AlreadyExistsError")
+
+    def replace(self, key: str, data: bytes, tag: str | None = None) -> None:
+        """Put an object over another one. tag: what that must have; else raises CacheBusy."""
+        mode: Any = "overwrite" if tag is None else {"e_tag": tag}
+        if self._put(key, data, mode, "PreconditionError"):
+            return
+        if self.get(key) != data:  # else the answer was lost
+            raise CacheBusy(
+                f"{self.url / key} was changed by another process",
+                fix="run the same command again",
+            )
+
+    def _put(self, key: str, data: bytes, mode: Any, refusal: str) -> bool:
+        """Put, again after an answer that was lost or a conflict (409); False after a `refusal`."""
         started = time.monotonic()
         for attempt in range(_PUTS):
             try:
-                self._client.put(key, data, mode="create", use_multipart=False)
+                self._client.put(key, data, mode=mode, use_multipart=False)
                 return True
             except Exception as error:
-                if type(error).__name__ == "AlreadyExistsError" and _status_of(error) != "409":
+                if type(error).__name__ == refusal and _status_of(error) != "409":
                     return False
                 late = time.monotonic() - started > _PUT_SECONDS
                 if late or attempt == _PUTS - 1 or not _may_succeed(error):
                     raise self._refusal(key, error) from None
             time.sleep(_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("the last put returned or raised")
-
-    def replace(self, key: str, data: bytes, tag: str | None = None) -> None:
-        """Put an object over another one. tag: what that must have; else raises CacheBusy."""
-        mode: Any = "overwrite" if tag is None else {"e_tag": tag}
-        try:
-            self._client.put(key, data, mode=mode, use_multipart=False)
-        except Exception as error:
-            if tag is not None and self.get(key) == data:  # the answer was lost
-                return
-            if type(error).__name__ == "PreconditionError":
-                raise CacheBusy(
-                    f"{self.url / key} was changed by another process",
-                    fix="run the same command again",
-                ) from None
-            raise self._refusal(key, error) from None
 
     def listed(self, prefix: str = "") -> Iterator[Listed]:
         """Every object below a prefix, at any depth; a thousand for each request."""

@@ -7,6 +7,7 @@ For looking, checking and copying; training reads through a mirror (`store.mirro
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +16,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.program import program_text
 from runtime.reading import BadFile
 from runtime.urls import ObjectUrl
 from store.chunks import read_opened
-from store.errors import CacheDamaged, CacheMissing
+from store.errors import CacheDamaged, CacheMissing, remote_fix
 from store.faults import Fault, damage_error
 from store.folder import FolderSource
-from store.journal import Journal, is_journal_file, most_journal_bytes, read_journal_file
-from store.layout import JOURNAL, LABELS, MANIFEST, PREVIEW, Block, chunk_path
-from store.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest, refuse_other_name
+from store.journal import ChunkKey
+from store.layout import LABELS, MANIFEST, PREVIEW, Block, chunk_path
+from store.manifest import (
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    parse_manifest,
+    refuse_other_name,
+    teacher_of,
+)
 from store.metadata import MAX_METADATA_BYTES, metadata_faults
 from store.objects import NoBucket, Objects, in_parallel
+from store.remote_journal import read_remote_journal
 from store.values import Check
 
 
@@ -42,7 +49,8 @@ class RemoteSource(FolderSource):
         objects = Objects(url)
         manifest, _ = remote_manifest(objects)
         refuse_other_name(url, manifest)
-        return cls(url, manifest, remote_journal(objects, manifest), objects=objects)
+        journal = read_remote_journal(objects, manifest).committed
+        return cls(url, manifest, journal, objects=objects)
 
     def damaged(self, fault: Fault) -> CacheDamaged:
         return remote_damage(self.manifest.teacher, fault, self.path)
@@ -86,6 +94,11 @@ class RemoteSource(FolderSource):
     def _sizes(self) -> dict[str, int]:
         return {each.key: each.size for each in self.objects.listed()}
 
+    def _at_once(
+        self, check: Callable[[ChunkKey], Fault | None], keys: Sequence[ChunkKey], num_bytes: int
+    ) -> Iterator[Fault | None]:
+        return in_parallel(check, keys) if num_bytes else map(check, keys)
+
     def _metadata_faults(self) -> list[Fault]:
         return metadata_faults(self.path, self.manifest, self._metadata)
 
@@ -110,30 +123,15 @@ def remote_manifest(objects: Objects) -> tuple[Manifest, bytes]:
         raise
     except CacheMissing:
         raise CacheMissing(f"{url} is not a cache: it has no {MANIFEST}") from None
-    return parse_manifest(content, url / MANIFEST, fix=copy_again(url)), content
+    return parse_remote_manifest(objects, content), content
 
 
-def remote_journal(objects: Objects, manifest: Manifest) -> Journal:
-    """What is committed of a cache on a store. Needs a request, and one for each file."""
-    journal = Journal.empty(manifest)
-    _, found = objects.names(JOURNAL)
-    names = sorted(key for each in found if is_journal_file((key := each.key).rpartition("/")[2]))
-    most = most_journal_bytes(manifest)
-    contents = in_parallel(lambda name: objects.get(name, most), names)
-    for name, content in zip(names, contents, strict=True):
-        file: Any = io.BytesIO(content)
-        try:
-            read_journal_file(file, objects.url / name, len(content), manifest, journal)
-        except BadFile as error:
-            raise CacheDamaged(error.problem, fix=copy_again(objects.url)) from None
-    return journal
+def parse_remote_manifest(objects: Objects, content: bytes) -> Manifest:
+    """The manifest in these bytes. Raises as `parse_manifest`."""
+    url = objects.url
+    return parse_manifest(content, url / MANIFEST, fix=remote_fix(url, teacher_of(url)))
 
 
 def remote_damage(teacher: str, fault: Fault, url: Path) -> CacheDamaged:
     """The error that names a fault of a cache on a store."""
-    return CacheDamaged(damage_error(teacher, [fault]).problem, fix=copy_again(url))
-
-
-def copy_again(url: Path) -> str:
-    """The command that mends a cache on a store, from a sound one."""
-    return f"{program_text('store')} copy CACHE {url.parent}, from a sound CACHE"
+    return CacheDamaged(damage_error(teacher, [fault]).problem, fix=remote_fix(url, teacher))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -77,6 +77,17 @@ def pending_work(
         if fault.tap is not None and fault.view is not None and fault.block is not None:
             block = manifest.block(fault.view, fault.block)
             wanted.setdefault(block, set()).add(tap_of(fault.tap))
+    return _listed(manifest, wanted)
+
+
+def missing_work(
+    manifest: Manifest, coverage: Coverage, num_views: int, taps: Collection[str]
+) -> list[Work]:
+    """Every block with the taps that are asked for and not committed, sound or not."""
+    return _listed(manifest, dict(unfinished(manifest, coverage, num_views, taps)))
+
+
+def _listed(manifest: Manifest, wanted: Mapping[Block, set[str]]) -> list[Work]:
     return [Work(block, _with_samples(manifest, wanted[block])) for block in sorted(wanted)]
 
 

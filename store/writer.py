@@ -126,6 +126,19 @@ class CacheWriter:
         """Of this process in its job."""
         return self._job.rank
 
+    @property
+    def spool_folder(self) -> Path:
+        """Where records of unfinished blocks lie."""
+        return self.path
+
+    def unused_spool_folders(self) -> Iterator[Path]:
+        """The folders of such records that no other process uses, once the cache is complete."""
+        yield self.path
+
+    def outstanding(self, group: Sequence[Work]) -> list[Work]:
+        """Those blocks that nobody has committed meanwhile: all, since the cache is locked."""
+        return list(group)
+
     def pending(self, *, check_every_byte: bool = False) -> list[Work]:
         """Every block with the taps that are asked for and not committed, or not sound."""
         source = FolderSource.open(self.path, self.manifest)
@@ -185,13 +198,7 @@ class CacheWriter:
 
         Both caches must number these samples alike. Raises CacheDamaged.
         """
-        arrays = {}
-        for tap in item.taps:
-            for name, spec in self.manifest.stored[tap].arrays(tap).items():
-                rows = self.manifest.rows_in(spec, item.block)
-                arrays[name] = np.empty((rows, *spec.shape), dtype=spec.dtype)
-                source.read(name, item.block, arrays[name])
-        self._commit(item.block, arrays)
+        self._commit(item.block, copied_arrays(item, source, self.manifest))
 
     def record_measured(self, measured: Mapping[str, Any]) -> None:
         """Write what the pass measured of the teacher, such as its errors, to the manifest."""
@@ -293,3 +300,14 @@ class CacheWriter:
             self._journal.close()
             self._journal = None
         self._lock.release()
+
+
+def copied_arrays(item: Work, source: Source, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """Array name -> rows of the block, read from another cache. Raises CacheDamaged."""
+    arrays = {}
+    for tap in item.taps:
+        for name, spec in manifest.stored[tap].arrays(tap).items():
+            rows = manifest.rows_in(spec, item.block)
+            arrays[name] = np.empty((rows, *spec.shape), dtype=spec.dtype)
+            source.read(name, item.block, arrays[name])
+    return arrays

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
+import pytest
 
+from runtime.urls import path_or_url
 from store.transfer import export_cache
 from tests.support.damage import flip
+from tests.support.object_store import Server, emptied, running
 from tests.support.store_contract import BLOCK_ROWS, CacheContract, write_reference
 
 
@@ -60,3 +64,50 @@ class TestHdf5(CacheContract):
             values = file[array][:, :-1]
             del file[array]
             file[array] = values
+
+
+class TestObjects(CacheContract):
+    """Objects of a store, put there by a writer of its own; read without a mirror."""
+
+    IS_READ_AFTER_FORK = False
+    _server: Server
+    _is_written = False
+    _before: dict[str, bytes]  # objects that were damaged
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def server(cls) -> Iterator[None]:
+        with running(has_proxy=False) as server, emptied(server):
+            cls._server, cls._is_written, cls._before = server, False, {}
+            yield
+
+    def write(self, folder: Path) -> Path:
+        url = path_or_url("s3://bucket/caches/t-e4812202")
+        if not type(self)._is_written:
+            with emptied(self._server):
+                write_reference(url, spool_folder=folder / "spool")
+            type(self)._is_written = True
+        while self._before:
+            self._server.ask("PUT", *self._before.popitem())
+        return url
+
+    def damage_block(self, path: Path, array: str, view: int, block: int) -> None:
+        position = f"{block}" if array == "sample_crc32c" else f"{view}.{block}"
+        self._flip(f"teacher.zarr/{array}/c.{position}")
+
+    def damage_whole(self, path: Path, name: str) -> None:
+        self._flip(f"teacher.zarr/{name}/c.0")
+
+    def damage_metadata(self, path: Path, array: str) -> None:
+        key = f"caches/t-e4812202/teacher.zarr/{array}/zarr.json"
+        self._replace(key, lambda text: text.replace(b"11", b"12"))
+
+    def _flip(self, start: str) -> None:
+        """Change the second byte of the object whose key begins so."""
+        whole = f"caches/t-e4812202/{start}"
+        (key,) = (k for k in self._server.all_keys() if k == whole or k.startswith(f"{whole}.0"))
+        self._replace(key, lambda chunk: chunk[:1] + bytes([chunk[1] ^ 1]) + chunk[2:])
+
+    def _replace(self, key: str, change: Callable[[bytes], bytes]) -> None:
+        self._before[key] = self._server.ask("GET", key)
+        self._server.ask("PUT", key, change(self._before[key]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,10 @@ from nets.weights import save_atomically
 from nets.zoo import build
 from precompute.__main__ import cli
 from precompute.verify import cli as verify
+from runtime.urls import path_or_url
 from store import TeacherCache
 from tests.support import slow_teacher
+from tests.support.object_store import Server, emptied, running
 from tests.support.photograph_study import PLAIN, configs_of
 from tests.support.ray_cluster import Nodes, cluster_of, journal_lines, started, wait_until
 from tests.support.teacher_cache import make_cache
@@ -33,7 +36,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def nodes(folder: Path) -> Iterator[Nodes]:
+def server() -> Iterator[Server]:
+    """An object store, which the nodes' environment leads to."""
+    with running() as server, emptied(server):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nodes(folder: Path, server: Server) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(slow_teacher.FOLDER, str(folder))
         environment.setenv("OMP_NUM_THREADS", "1")
@@ -126,6 +136,41 @@ def test_the_driver_may_be_stopped_or_killed_and_continues_from_what_is_committe
     assert finished.returncode == 0, errors
     assert f"to do: {16 * (NUM_BLOCKS - done):,} records" in printed
     assert_same(tmp_path, alone)
+
+
+def test_nodes_commit_to_an_object_store_by_themselves(
+    nodes: Nodes, server: Server, folder: Path, tmp_path: Path, alone: TeacherCache
+) -> None:
+    (folder / "seconds").write_text("0.4")
+    call = command(folder, Path("s3://bucket/caches"), nodes, "--spool", str(tmp_path))
+    call[call.index("--caches") + 1] = "s3://bucket/caches"
+    driver = started("precompute", *call)
+    wait_until(lambda: len(_lines(server)) >= 3, driver)
+    nodes.remove()
+    nodes.add()
+    wait_until(lambda: len(_lines(server)) >= 6, driver)
+    driver.kill()
+    driver.communicate()
+    (folder / "seconds").unlink()
+    finished = started("precompute", *call)
+    _, errors = finished.communicate(timeout=120)
+    assert finished.returncode == 0, errors
+    assert len(_lines(server)) == NUM_BLOCKS
+    (path,) = {"/".join(key.split("/")[:2]) for key in server.all_keys() if "teacher.zarr" in key}
+    cache = TeacherCache.open(path_or_url(f"s3://bucket/{path}"))
+    assert cache.faults() == []
+    for view in range(3):
+        ours, theirs = cache.read_view(view), alone.read_view(view)
+        for tap, values in theirs.items():
+            np.testing.assert_allclose(ours[tap], values, rtol=1e-5, atol=1e-6)
+    assert cache.measured["train_agreement"] == pytest.approx(alone.measured["train_agreement"])
+    (path_here,) = tmp_path.glob("bucket/caches/*")
+    assert not list(path_here.rglob("*.spool"))
+
+
+def _lines(server: Server) -> list[str]:
+    """The lines that single blocks have in the bucket."""
+    return [key for key in server.all_keys() if re.search(r"/journal/\d+/\d+/", key)]
 
 
 def test_an_error_of_the_program_stops_the_pass_and_is_not_tried_again(

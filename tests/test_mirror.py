@@ -159,7 +159,7 @@ def test_a_student_trains_from_a_url_as_from_the_folder(
     ]
     assert cli([*words, "--caches", "s3://bucket/caches"]) == 2
     told = capsys.readouterr().err
-    assert "store copy CACHE s3://bucket/caches with the CACHE that it names" in told
+    assert "precompute digits-resnet20 --caches s3://bucket/caches" in told
     opened = make_cache(config, tmp_path / "made")
     copy_cache(opened, path_or_url("s3://bucket/caches"))
     fetched(server)
@@ -195,7 +195,7 @@ def test_another_process_of_an_ablation_reads_through_the_mirror_too(
 
 
 def test_a_command_that_needs_a_folder_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    from precompute.__main__ import cli as precompute
+    from train.certify import cli as certify
 
-    assert precompute(["digits-resnet20", "--caches", "s3://bucket/caches"]) == 2
+    assert certify(["digits-resnet8", "--caches", "s3://bucket/caches"]) == 2
     assert "takes a folder of caches, not a URL" in capsys.readouterr().err

@@ -16,8 +16,6 @@ from nets.identity import teacher_identity as nets_identity
 from nets.taps import taps_asked, teacher_stages
 from nets.weights_file import refuse_misspelled
 from runtime.formats import counted
-from runtime.program import program_text
-from runtime.urls import ObjectUrl
 from store.errors import CacheError, CacheMismatch, CacheMissing, TeacherPass, fixes_spelled_by
 from store.find import differs_in_samples_alone, find_cache, other_dataset_state
 from store.identity import Identity, cache_identity
@@ -82,15 +80,8 @@ def refusing_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path
 
 
 def pass_command(teacher: TeacherConfig, caches_dir: Path, more: Sequence[str] = ()) -> str:
-    """What makes or mends a cache in this folder; of one on an object store, and copies it there.
-
-    caches_dir: a folder, one in a mirror, or a URL.
-    """
-    url = named_as(caches_dir)
-    if not isinstance(url, ObjectUrl):
-        return cache_command(teacher, caches_dir=caches_dir, more=more)
-    copy = f"{program_text('store')} copy CACHE {url}"
-    return f"{cache_command(teacher, more=more)}, then {copy} with the CACHE that it names"
+    """What makes or mends a cache in this folder, a URL, or the folder of a mirror."""
+    return cache_command(teacher, caches_dir=named_as(caches_dir), more=more)
 
 
 def tap_names(teacher: TeacherConfig) -> set[str]:

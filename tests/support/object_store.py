@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,9 +28,12 @@ ENVIRONMENT = {
 }
 _QUICK = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20)}
 
+_SLOW_SECONDS = 0.05
+
 _SIGNED = "AWS4-HMAC-SHA256 Credential=A/20260101/us-east-1/s3/aws4_request, Signature=0"
 # What happens to a request: an HTTP status instead of the store's answer; "cut" before it reaches
-# the store; "lost" after the store has done it; "unconditional", its conditions taken away.
+# the store; "lost" after the store has done it; "slow" to be answered; "unconditional", its
+# conditions taken away.
 Fault = int | str | None
 
 
@@ -46,6 +51,11 @@ class Server:
             self.requests.append((method, path))
             return self.spoil(method, path, before)
 
+    def all_keys(self) -> list[str]:
+        """Of all objects, past the proxy."""
+        found = re.findall(b"<Key>([^<]*)</Key>", self.ask("GET", "?list-type=2&max-keys=9999"))
+        return [key.decode() for key in found]
+
     def ask(self, method: str, key: str, body: bytes = b"") -> bytes:
         """Go round the code under test: straight to the store."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
@@ -60,6 +70,7 @@ _lock = threading.Lock()
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
     server_of: Server
 
     def log_message(self, format: str, *args: object) -> None:
@@ -74,6 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             self.close_connection = True
             return
+        if fault == "slow":
+            time.sleep(_SLOW_SECONDS)
         headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
         if fault == "unconditional":
             headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
@@ -101,8 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running() -> Iterator[Server]:
-    """The server and its proxy; the environment leads obstore to the proxy."""
+def running(*, has_proxy: bool = True) -> Iterator[Server]:
+    """The server and its proxy; the environment leads obstore to the proxy, or past it."""
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     server = Server(moto.get_host_and_port()[1])
@@ -110,7 +123,7 @@ def running() -> Iterator[Server]:
     proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     proxy.daemon_threads = True
     threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
-    endpoint = f"http://127.0.0.1:{proxy.server_address[1]}"
+    endpoint = f"http://127.0.0.1:{proxy.server_address[1] if has_proxy else server.port}"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
             patch.setenv(name, value)

@@ -10,8 +10,10 @@ import numpy as np
 import zarr
 
 from store import CacheContent, CacheWriter, TapSpec
+from store.destination import Destination, open_destination
 from store.journal import Journal, read_journal
 from store.manifest import read_manifest
+from store.work import Work
 
 TAPS = {
     "logits": TapSpec((3,), "float16"),
@@ -36,10 +38,20 @@ def records_of(view: int, rows: slice, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def open_writer(path: Path, **changes: Any) -> CacheWriter:
-    """The writer of the cache at `path`; changes: to the content, or to the options of `open`."""
+    """The writer of the cache in folder `path`; changes as of `open_any`."""
+    writer = open_any(path, **changes)
+    assert isinstance(writer, CacheWriter)
+    return writer
+
+
+def open_any(path: Path, **changes: Any) -> Destination:
+    """The writer of the cache at `path`, a folder or a URL.
+
+    changes: to the content, or to the options of `open_destination`.
+    """
     options = {
         name: changes.pop(name)
-        for name in ("block_rows", "check_every_byte", "job")
+        for name in ("block_rows", "check_every_byte", "job", "spool_folder")
         if name in changes
     }
     content = CacheContent(
@@ -56,16 +68,21 @@ def open_writer(path: Path, **changes: Any) -> CacheWriter:
             **changes,
         }
     )
-    return CacheWriter.open(path, content, **{"block_rows": 4, **options})
+    return open_destination(path, content, **{"block_rows": 4, "spool_folder": path, **options})
 
 
 def fill(path: Path, blocks: int | None = None, **changes: Any) -> Path:
     """Write all pending blocks, or the first so many; returns `path`."""
-    with open_writer(path, **changes) as writer:
+    with open_any(path, **changes) as writer:
         for item in writer.work[:blocks]:
-            rows = records_of(item.block.view, slice(item.block.start, item.block.stop))
-            writer.write_block(item.block, {tap: rows[tap] for tap in item.taps})
+            write_item(writer, item)
     return path
+
+
+def write_item(writer: Destination, item: Work, seed: int = 0) -> None:
+    """Commit one block with its records."""
+    rows = records_of(item.block.view, slice(item.block.start, item.block.stop), seed)
+    writer.write_block(item.block, {tap: rows[tap] for tap in item.taps})
 
 
 def journal_of(cache: Path) -> Journal:

@@ -1,0 +1,159 @@
+"""The journal of a cache on an object store: whole journals, and the lines of single blocks.
+
+`journal/<number>-<rank>.jsonl` is a journal of many blocks, as in a folder.
+`journal/<view>/<block>/<number>.jsonl` is one line of one block (`store.commit`). Of two lines that
+name a chunk the one with the higher number counts, and at equal numbers that of a whole journal.
+The newest whole journal of a complete cache names everything: then no single line is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from runtime.reading import BadFile
+from store.commit import MOST_LINES, line_key, read_line
+from store.coverage import Coverage
+from store.errors import CacheDamaged, CacheError, remote_fix
+from store.identity import identity_sha256
+from store.journal import (
+    IDENTITY_DIGITS,
+    Journal,
+    Line,
+    enter_line,
+    is_journal_file,
+    journal_text,
+    most_journal_bytes,
+    read_journal_file,
+)
+from store.layout import JOURNAL
+from store.manifest import Manifest
+from store.objects import Objects, in_parallel
+
+_LINE_KEY = re.compile(rf"{JOURNAL}/(0|[1-9]\d{{0,6}})/(0|[1-9]\d{{0,9}})/(\d{{6}})\.jsonl")
+
+
+class _Key(NamedTuple):
+    """Of one line."""
+
+    number: int
+    view: int
+    block: int
+
+    def __str__(self) -> str:
+        return line_key(self.view, self.block, self.number)
+
+
+@dataclass(frozen=True)
+class RemoteJournal:
+    """What is committed of a cache on a store, and the numbers of its lines.
+
+    newest: number of the newest whole journal; 0 without one. numbers: (view, block) -> the highest
+    of its lines. num_loose: lines that no whole journal repeats. These two are empty where the
+    newest whole journal was enough.
+    """
+
+    committed: Journal
+    newest: int = 0
+    numbers: dict[tuple[int, int], int] = field(default_factory=dict)
+    num_loose: int = 0
+
+    def next_number(self, view: int, block: int) -> int:
+        """Under which a line of that block is newer than all that is committed."""
+        return max(self.newest, self.numbers.get((view, block), 0)) + 1
+
+
+def read_remote_journal(
+    objects: Objects, manifest: Manifest, *, every_line: bool = False
+) -> RemoteJournal:
+    """What is committed. every_line: look for lines even if the newest whole journal is complete.
+
+    Needs a request for the names and one for the newest whole journal. Where that does not name all
+    that the manifest plans, also one for each other journal, one for each thousand lines, and one
+    for each line that no journal repeats. Raises CacheDamaged, ObjectsUnreachable.
+    """
+    _, found = objects.names(JOURNAL)
+    names = sorted(n for each in found if is_journal_file(n := each.key.rpartition("/")[2]))
+    newest = int(names[-1][:6]) if names else 0
+    last = _whole_journals(objects, manifest, names[-1:])
+    if not every_line and Coverage(manifest, last.there).is_complete:
+        return RemoteJournal(last, newest)
+    whole = _whole_journals(objects, manifest, names) if len(names) > 1 else last
+    keys = _line_keys(objects)
+    loose = [key for key in keys if key.number > newest or _lacks(whole, manifest, key)]
+    lines = dict(zip(loose, in_parallel(lambda k: read_line(objects, str(k)), loose), strict=True))
+    journal = Journal.empty(manifest)
+    _enter(objects, manifest, journal, {k: v for k, v in lines.items() if k.number <= newest})
+    _overlay(journal, whole)
+    _enter(objects, manifest, journal, {k: v for k, v in lines.items() if k.number > newest})
+    numbers = {(key.view, key.block): key.number for key in keys}  # the highest one comes last
+    return RemoteJournal(journal, newest, numbers, len(loose))
+
+
+def put_whole_journal(objects: Objects, manifest: Manifest, known: RemoteJournal) -> RemoteJournal:
+    """Put all that is known to be committed as one object, newer than all lines it repeats.
+
+    Returns what is known afterwards. Another process may put the same at the same time; lines that
+    are put meanwhile still count.
+    """
+    text = journal_text(identity_sha256(manifest.identity), manifest, known.committed.committed)
+    number = max(known.newest + 1, *known.numbers.values(), 0)
+    while number <= MOST_LINES:
+        key = f"{JOURNAL}/{number:06d}-0000.jsonl"
+        is_there = objects.put_if_absent(key, text)
+        if is_there or objects.get_tagged(key, len(text)).content == text:
+            return dataclasses.replace(known, newest=number, num_loose=0)
+        number += 1
+    raise CacheError(f"{objects.url / JOURNAL} has no number left for another file")
+
+
+def _whole_journals(objects: Objects, manifest: Manifest, names: list[str]) -> Journal:
+    """Of these names, of which later ones win."""
+    journal, most = Journal.empty(manifest), most_journal_bytes(manifest)
+    keys = [f"{JOURNAL}/{name}" for name in names]
+    contents = in_parallel(lambda key: objects.get(key, most), keys)
+    for key, content in zip(keys, contents, strict=True):
+        file: Any = io.BytesIO(content)
+        try:
+            read_journal_file(file, objects.url / key, len(content), manifest, journal)
+        except BadFile as error:
+            fix = remote_fix(objects.url, manifest.teacher)
+            raise CacheDamaged(error.problem, fix=fix) from None
+    return journal
+
+
+def _line_keys(objects: Objects) -> list[_Key]:
+    """Of all lines, in the order of their numbers."""
+    found = (_LINE_KEY.fullmatch(each.key) for each in objects.listed(JOURNAL))
+    keys = (tuple(map(int, match.groups())) for match in found if match is not None)
+    return sorted(_Key(number, view, block) for view, block, number in keys)
+
+
+def _lacks(journal: Journal, manifest: Manifest, key: _Key) -> bool:
+    """Whether a journal does not name all of a block that is planned."""
+    if key.view >= manifest.num_views or key.block >= manifest.blocks_per_view:
+        return False
+    return not all(there[key.view, key.block] for there in journal.there.values())
+
+
+def _enter(
+    objects: Objects, manifest: Manifest, journal: Journal, lines: dict[_Key, Line | None]
+) -> None:
+    identity = identity_sha256(manifest.identity)[:IDENTITY_DIGITS]
+    for key, line in lines.items():
+        is_own = line is not None and line[:3] == (identity, key.view, key.block)
+        if line is None or not is_own or not enter_line(line, manifest, journal):
+            journal.damaged_lines.append(str(objects.url / str(key)))
+
+
+def _overlay(journal: Journal, newer: Journal) -> None:
+    """Enter all of `newer`."""
+    journal.damaged_lines += newer.damaged_lines
+    for array, there in newer.there.items():
+        np.copyto(journal.crc32c[array], newer.crc32c[array], where=there)
+        journal.there[array] |= there

@@ -1,0 +1,182 @@
+"""Creates, resumes or grows a cache on an object store, and commits whole blocks to it.
+
+Any number of writers, on any machines, may do so at the same time, of one job or not; none has a
+lock. Each computes its share, then what is still missing, until nothing is: whoever is killed
+leaves its share to the others. `store.commit` says what a commit is.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from runtime.errors import Busy
+from runtime.locks import Job, WriterLock, numbered_folder, releasing
+from runtime.urls import ObjectUrl
+from store.content import CacheContent
+from store.coverage import Coverage
+from store.disk import refusals_of
+from store.layout import Block
+from store.manifest import Manifest
+from store.objects import Objects
+from store.remote import RemoteSource
+from store.remote_blocks import Before, Position, RemoteBlocks
+from store.remote_content import begun_manifest, described, replace_measured
+from store.remote_journal import RemoteJournal, put_whole_journal, read_remote_journal
+from store.source import Source
+from store.work import Work, bytes_of, missing_work, pending_work
+from store.writer import copied_arrays
+
+_MANY_LINES = 1000  # each takes a request to read
+
+
+class RemoteWriter(RemoteBlocks):
+    """Fills a cache on an object store. A context manager."""
+
+    def __init__(
+        self, url: ObjectUrl, manifest: Manifest, asked: CacheContent, folder: Path, job: Job
+    ) -> None:
+        with refusals_of(folder):
+            own, self._lock = numbered_folder(folder, job.rank)
+        super().__init__(url, manifest, own, Before())
+        self.path = url
+        self._asked, self._job = asked, job
+        self._damaged: list[Work] = []
+        self.work: list[Work] = []
+
+    @classmethod
+    def open(
+        cls,
+        url: ObjectUrl,
+        content: CacheContent,
+        *,
+        folder: Path,
+        block_rows: int | None = None,
+        check_every_byte: bool = False,
+        job: Job | None = None,
+    ) -> RemoteWriter:
+        """Create the cache at `url`, or resume it if it exists and has the same identity.
+
+        A cache with fewer views or taps grows. Afterwards `work` is this process's share of what is
+        missing or found to be damaged. folder: on this machine, for records of unfinished blocks.
+        The others are as of `CacheWriter.open`. Raises CacheMismatch, CacheError where the store
+        ignores conditions, ObjectsUnreachable, CacheNotWritable.
+        """
+        Objects(ObjectUrl(*url.parent.parts)).refuse_unconditional()
+        objects = Objects(url)
+        manifest, is_salvaged = begun_manifest(objects, content, block_rows)
+        manifest = described(objects, manifest, content)
+        writer = cls(url, manifest, content, folder, job or Job())
+        try:
+            writer._find_work(check_every_byte or is_salvaged)
+        except BaseException:
+            writer._lock.release()
+            raise
+        return writer
+
+    def _find_work(self, check_every_byte: bool) -> None:
+        journal = read_remote_journal(self._objects, self.manifest, every_line=True)
+        if journal.num_loose >= _MANY_LINES:  # so that nobody has to read them again
+            journal = put_whole_journal(self._objects, self.manifest, journal)
+        source = RemoteSource(self.url, self.manifest, journal.committed, objects=self._objects)
+        asked = self._asked
+        pending = pending_work(
+            source, asked.num_views, asked.taps, check_every_byte=check_every_byte
+        )
+        self.before = _before(self.manifest, journal, pending)
+        self._damaged = [item for item in pending if _position(item) in self.before.unsound]
+        self.work = [item for item in pending if self._is_own(item.block)]
+        if self._job.world == 1 and journal.numbers:
+            self.work = _shuffled(self.work)  # another writer may be at work, from the beginning on
+
+    def _is_own(self, block: Block) -> bool:
+        """Whether a block is of this rank's share, whatever others have committed meanwhile."""
+        manifest, world = self.manifest, self._job.world
+        number = block.index
+        if manifest.blocks_per_view < world:  # else all views of a sample are one rank's
+            number += block.view * manifest.blocks_per_view
+        return number % world == self._job.rank
+
+    def left_over(self) -> list[Work]:
+        """What is still missing, whoever's share it was; in any order.
+
+        If nothing is, all that is committed has been put as one whole journal.
+        """
+        journal = read_remote_journal(self._objects, self.manifest, every_line=True)
+        coverage = Coverage(self.manifest, journal.committed.there)
+        asked, first = self._asked, self.before.numbers
+        self._damaged = [
+            item
+            for item in self._damaged
+            if journal.numbers.get(_position(item), 0) < first[_position(item)]
+        ]
+        missing = missing_work(self.manifest, coverage, asked.num_views, asked.taps)
+        work = list(dict.fromkeys([*missing, *self._damaged]))
+        self.before = _before(self.manifest, journal, work)
+        if not work and journal.num_loose:
+            put_whole_journal(self._objects, self.manifest, journal)
+        return _shuffled(work)
+
+    def bytes_of(self, work: Sequence[Work]) -> int:
+        """Bytes of the chunks of `work`."""
+        return bytes_of(work, self.manifest)
+
+    def copy_block(self, item: Work, source: Source) -> None:
+        """Commit a block copied from another cache, every checksum verified.
+
+        Both caches must number these samples alike. Raises CacheDamaged.
+        """
+        self._commit(item.block, copied_arrays(item, source, self.manifest))
+
+    def record_measured(self, measured: Mapping[str, Any]) -> None:
+        """Write what the pass measured of the teacher, such as its errors, to the manifest."""
+        self.manifest = replace_measured(self._objects, measured)
+
+    def unused_spool_folders(self) -> Iterator[Path]:
+        """The folders of unfinished blocks' records that no other process uses."""
+        yield self.spool_folder
+        for folder in sorted(self.spool_folder.parent.iterdir()):
+            if folder != self.spool_folder and folder.is_dir():
+                with suppress(Busy), releasing(WriterLock(folder, Job())):
+                    yield folder
+
+    def __enter__(self) -> RemoteWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+
+def _before(manifest: Manifest, journal: RemoteJournal, work: Sequence[Work]) -> Before:
+    """What is known of the blocks that are to be committed."""
+    there, first = journal.committed.there, journal.newest + 1
+    numbers, unsound = {}, {}
+    for item in work:
+        view, block = position = _position(item)
+        arrays = (array for tap in item.taps for array in manifest.stored[tap].arrays(tap))
+        committed = tuple(array for array in arrays if there[array][view, block])
+        number = journal.next_number(view, block)
+        if committed or number != first:
+            numbers[position] = number
+        if committed:
+            unsound[position] = committed
+    return Before(first, numbers, unsound)
+
+
+def _position(item: Work) -> Position:
+    return item.block.view, item.block.index
+
+
+def _shuffled(work: Sequence[Work]) -> list[Work]:
+    """In an order that no other process has, so that few blocks are computed twice."""
+    return random.Random(secrets.randbits(64)).sample(work, len(work))

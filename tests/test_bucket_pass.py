@@ -1,0 +1,229 @@
+"""The teacher pass straight to an object store, from the plan to a student that trains from it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from configs.schema import TeacherConfig
+from nets.weights import save_atomically
+from nets.zoo import build
+from precompute.__main__ import cli
+from precompute.fill import fill_cache
+from precompute.teacher_pass import PassOptions, TeacherPass
+from precompute.verify import cli as verify
+from runtime.urls import path_or_url
+from store import TeacherCache
+from store.__main__ import cli as store
+from tests.support.object_store import SECRETS, Server, emptied, running
+from tests.support.pass_commands import arguments_of
+from tests.support.photograph_study import PLAIN, configs_of
+from tests.support.project import QUICK_RUN, ROOT
+from tests.support.teacher_cache import CPU, make_cache, setup_of
+from train.__main__ import cli as train
+
+CACHES = "s3://bucket/caches"
+
+
+@pytest.fixture(scope="module")
+def running_server() -> Iterator[Server]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def server(
+    running_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    """An empty bucket; in a folder that holds nothing."""
+    monkeypatch.chdir(tmp_path)
+    with emptied(running_server):
+        yield running_server
+
+
+@pytest.fixture
+def words(server: Server, small_teacher: Callable[..., TeacherConfig]) -> list[str]:
+    """The pass of a small teacher into the folder `there`: 3 views of 60 digits, 12 blocks."""
+    words = arguments_of(small_teacher(), Path("there"))
+    words[words.index("--block-rows") + 1] = "16"
+    return words
+
+
+def to_bucket(words: list[str], *more: str) -> list[str]:
+    return [CACHES if word == "there" else word for word in words] + [*more]
+
+
+def name_of(server: Server) -> str:
+    """Of the only cache in the bucket."""
+    (name,) = {key.split("/")[1] for key in server.all_keys()} - {"conditional-writes"}
+    return name
+
+
+def chunks_of(server: Server, cache: str) -> dict[str, bytes]:
+    start = f"caches/{cache}/teacher.zarr/"
+    keys = [key for key in server.all_keys() if key.startswith(start)]
+    return {key.removeprefix(start): server.ask("GET", key) for key in keys}
+
+
+def test_from_the_plan_to_a_student(
+    server: Server, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(to_bucket(words, "--plan")) == 0
+    assert server.all_keys() == []
+    assert f"{CACHES}/digits-resnet20-" in capsys.readouterr().out
+    assert cli(to_bucket(words)) == 0
+    name = name_of(server)
+    assert f"{CACHES}/{name} is complete. Teacher: test error" in capsys.readouterr().out
+
+    assert cli(words) == 0  # into a folder
+    folder = Path("there") / name
+    for file, content in chunks_of(server, name).items():
+        assert (folder / "teacher.zarr" / file).read_bytes() == content, file
+    ours = json.loads(server.ask("GET", f"caches/{name}/manifest.json"))
+    theirs = json.loads((folder / "manifest.json").read_text())
+    for rate in (ours["measured"], theirs["measured"]):
+        del rate["images_per_second"]
+    assert {**ours, "manifest_crc32c": ""} == {**theirs, "manifest_crc32c": ""}
+
+    capsys.readouterr()
+    server.requests.clear()
+    assert cli(to_bucket(words, "--plan")) == 0
+    assert "to do: 0 records" in capsys.readouterr().out
+    assert cli(to_bucket(words)) == 0
+    assert "is complete: nothing to do" in capsys.readouterr().out
+    assert not any(method == "PUT" for method, _ in server.requests)
+    assert store(["check", f"{CACHES}/{name}"]) == 0
+    overrides = [word for word in words if "=" in word]
+    assert verify(["digits-resnet20", "--caches", CACHES, "--device", "cpu", *overrides]) == 0
+    assert "sound: 180 records were computed again and agree" in capsys.readouterr().out
+    student = ["student", "digits-resnet8", "--method", "kd", *QUICK_RUN, "--caches", CACHES]
+    assert train([*student, *(f"teacher.{word}" for word in overrides)]) == 0
+    assert not Path("s3:").exists()
+
+
+def test_a_pass_resumes_grows_and_mends(
+    server: Server, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(to_bucket(words, "views.count=2")) == 0
+    assert cli(to_bucket(words)) == 0
+    assert "to do: 60 records" in capsys.readouterr().out
+    name = name_of(server)
+    before = chunks_of(server, name)
+    key = f"caches/{name}/teacher.zarr/stage1/c.2.3.0"
+    content = bytearray(server.ask("GET", key))
+    content[5] ^= 1
+    server.ask("PUT", key, bytes(content))
+    assert store(["check", f"{CACHES}/{name}"]) == 1
+    told = capsys.readouterr().out
+    assert f"tap stage1, view 2, block 3, wrong checksum: s3://bucket/{key}" in told
+    assert f"precompute digits-resnet20 --caches={CACHES} --recheck; or " in told
+    assert cli(to_bucket(words, "--recheck")) == 0
+    assert "damaged, will be computed again:\n  tap stage1, view 2, block 3" in (
+        capsys.readouterr().out
+    )
+    assert chunks_of(server, name) == before
+    assert store(["check", f"{CACHES}/{name}"]) == 0
+
+
+def test_two_passes_at_once_make_one_cache(server: Server, words: list[str]) -> None:
+    command = [sys.executable, "-m", "precompute", *to_bucket(words)]
+    passes = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for each in passes:
+        printed, errors = each.communicate(timeout=120)
+        assert each.returncode == 0, errors
+        assert b"is complete" in printed
+    name = name_of(server)
+    assert store(["check", f"{CACHES}/{name}"]) == 0
+    lines = [key for key in server.all_keys() if f"caches/{name}/journal/" in key]
+    assert len(lines) == 3 * 4 + 1  # views x blocks, and the whole journal
+
+
+def test_no_secret_is_printed_or_stored(
+    server: Server, words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    server.spoil = lambda method, path, before: 503 if "logits/c.1.2" in path else None
+    assert cli(to_bucket(words)) == 2
+    told = capsys.readouterr()
+    assert "teacher.zarr/logits/c.1.2.0: the store could not be reached" in told.err
+    assert "--caches s3://bucket/caches" in told.err or "run the same command again" in told.err
+    server.spoil = lambda method, path, before: 403 if method == "PUT" else None
+    assert cli(to_bucket(words)) == 2
+    refused = capsys.readouterr()
+    assert f"the store does not permit access to {CACHES}" in refused.err
+    server.spoil = lambda method, path, before: None
+    assert cli(to_bucket(words)) == 0
+    printed = told.out + told.err + refused.out + refused.err + capsys.readouterr().out
+    stored = b"".join(server.ask("GET", key) for key in server.all_keys())
+    here = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert len(stored) > 10_000
+    for secret in SECRETS:
+        assert secret not in printed
+        assert secret.encode() not in stored + here
+
+
+def test_records_are_carried_over_from_and_to_a_bucket(
+    server: Server,
+    words: list[str],
+    small_teacher: Callable[..., TeacherConfig],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli(to_bucket(words)) == 0
+    old = name_of(server)
+    capsys.readouterr()
+    assert cli([*words, "--from", f"{CACHES}/{old}"]) == 0
+    assert f"copied 12 of 12 blocks from {CACHES}/{old}" in capsys.readouterr().out
+    assert (
+        cli([CACHES + "/other" if w == "there" else w for w in words] + ["--from", f"there/{old}"])
+        == 0
+    )
+    assert f"copied 12 of 12 blocks from there/{old}" in capsys.readouterr().out
+    assert store(["check", f"{CACHES}/other/{old}"]) == 0
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside."""
+
+
+def test_decoded_images_are_spooled_here_and_resumed(
+    server: Server, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_atomically(build("resnet8", num_classes=2, seed=1).state_dict(), tmp_path / "teacher.pt")
+    _, teacher = configs_of(photographs, tmp_path / "teacher.pt", PLAIN)
+    options = PassOptions(CPU, batch_size=4, block_rows=16, num_workers=0, spool=tmp_path / "spool")
+    quiet = Console(file=io.StringIO())
+    whole = make_cache(teacher, tmp_path / "whole", batch_size=4)
+    readings, shown = TeacherPass.readings, []
+
+    def dying(self, views, ids, taps):
+        for number, reading in enumerate(readings(self, views, ids, taps)):
+            if number == 2 and len(shown) == 8:
+                raise Killed
+            shown.extend(ids[4 * number : 4 * number + 4].tolist())
+            yield reading
+
+    monkeypatch.setattr(TeacherPass, "readings", dying)
+    setup = setup_of(teacher, path_or_url(CACHES))
+    with pytest.raises(Killed):
+        fill_cache(setup, options, quiet)
+    spool = tmp_path / "spool/bucket/caches" / setup.path.name / "0000/journal/0000.spool"
+    assert spool.is_file()
+    resumed = fill_cache(setup, options, quiet)
+    assert shown[:8] == list(range(8))
+    assert sorted(shown) == list(range(20))
+    assert not spool.exists()
+    assert isinstance(resumed, TeacherCache)
+    for view in range(3):
+        ours, theirs = resumed.read_view(view), whole.read_view(view)
+        assert all(np.array_equal(ours[tap], theirs[tap]) for tap in ours)
+    assert resumed.faults() == []

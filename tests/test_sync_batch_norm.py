@@ -54,6 +54,13 @@ def frozen() -> nn.Module:
     return layers
 
 
+def untracked() -> nn.Module:
+    """It has statistics, and leaves them as they are."""
+    made = norm(nn.BatchNorm2d)()
+    made.track_running_stats = False
+    return made
+
+
 def unusual() -> nn.Module:
     """Its input needs no gradient, and a layer is used twice."""
     shared = nn.BatchNorm2d(4)
@@ -80,6 +87,7 @@ CASES = {
     "momentum 0.3, eps 0.1": Case(norm(nn.BatchNorm2d, momentum=0.3, eps=0.1), (3, 2, 2)),
     "no weights": Case(norm(nn.BatchNorm2d, affine=False), (3, 2, 2)),
     "no statistics": Case(norm(nn.BatchNorm2d, track_running_stats=False), (3, 2, 2)),
+    "statistics left alone": Case(untracked, (3, 2, 2)),
     "an idle rank": Case(norm(nn.BatchNorm2d), (3, 2, 2), slices={2: (0, 7), 3: (4, 0, 3)}),
     "frozen": Case(frozen, (3, 4, 4)),
     "unusual": Case(unusual, (3, 6, 6)),

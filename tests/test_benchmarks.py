@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as suite
-from benchmarks import dtypes, profile, read, rows, topk_students, views
+from benchmarks import dtypes, profile, ranks, read, rows, topk_students, views
 from benchmarks.harness import Timing, Verdict, interleaved, write_section
 from tests.support.teacher_cache import make_cache
 
@@ -198,3 +199,16 @@ def test_the_profile_names_the_operators_of_a_step(capsys: pytest.CaptureFixture
     table = capsys.readouterr().out
     assert "convolution" in table
     assert "| operator | ms per step | share | calls per step |" in table
+
+
+def test_one_student_on_several_processes_is_measured(tmp_path: Path) -> None:
+    files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
+    small = ["--shapes", "digits", "--rounds", "1", "--steps", "1", "--slab-mb", "16"]
+    assert suite.main(["ranks", "--device", "cpu", *small, *files]) == 0
+    text = (tmp_path / "b.md").read_text()
+    assert all(f"| {label} |" in text for label in ranks.ROWS.values())
+    assert "A view of 16 MB of logits" in text
+    alone, together = re.findall(r"^\| [12] \| (.+) \| (.+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert alone[1] == "16"
+    assert 1.5 < float(alone[2]) < 3  # two views, and the rest of the process
+    assert len(together[0].split(",")) == 2

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,7 +56,9 @@ def step_seconds(
     whole, threads = study.config.training, torch.get_num_threads()
     size = whole.batch_size
 
-    def opened(batch_size: int, who: Ranks, batch_norm: str = "sync") -> Iterator[None]:
+    def opened(
+        batch_size: int, who: Ranks, batch_norm: Literal["sync", "local"] = "sync"
+    ) -> Iterator[None]:
         training = replace(whole, batch_size=batch_size, batch_norm=batch_norm)
         config = replace(study.config, training=training)
         run = replace(study, config=config).run(METHOD, 0)

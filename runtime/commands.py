@@ -6,19 +6,22 @@ on stderr, no traceback), 128 + n ended by signal n. Unexpected errors keep thei
 
 from __future__ import annotations
 
+import atexit
 import errno
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from runtime.errors import Stopped, UserError
+from runtime.limits import num_ranks
 from runtime.text import one_line, visible
 from runtime.words import with_words
 
@@ -74,6 +77,20 @@ def _exit_status(app: typer.Typer, arguments: list[str]) -> int:
         print(visible(f"error: {refusal}"), file=sys.stderr)
         return refusal.exit_code
     return 0
+
+
+def end_process(status: int) -> NoReturn:
+    """End with this exit status.
+
+    One of several ranks ends without taking its modules apart: torch's threads, which outlive the
+    group of processes that they served, may abort a process that does (seen with gloo and 2.13).
+    """
+    if num_ranks() == 1:
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def disk_refusal(error: OSError) -> UserError | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,16 +55,19 @@ def memory_with(to_come: int, device: torch.device) -> Memory:
     return Memory(int(_SPARE * (peak + to_come)), int(_SPARE * on_gpu))
 
 
-def measured_rate(batches: Iterator[int]) -> float:
+def measured_rate(
+    batches: Iterator[int], agreed: Callable[[bool], bool] = lambda is_enough: is_enough
+) -> float:
     """Images per second over a few batches; each item is the number of images of one.
 
-    The first batch warms up and does not count.
+    The first batch warms up and does not count. agreed: turns whether this process has seen enough
+    batches into what it does, where several that work through the same batches must stop together.
     """
     next(batches)
     images, started = 0, time.perf_counter()
     for number, size in enumerate(batches, start=1):
         images += size
         seconds = time.perf_counter() - started
-        if seconds > (_SHORT_SECONDS if number >= _MEASURED_BATCHES else _LONG_SECONDS):
+        if agreed(seconds > (_SHORT_SECONDS if number >= _MEASURED_BATCHES else _LONG_SECONDS)):
             break
     return images / seconds

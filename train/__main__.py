@@ -23,7 +23,7 @@ import typer
 
 from configs.load import load_teacher, teachers_of
 from runtime.cluster import Cluster
-from runtime.commands import new_app, new_console, run_command
+from runtime.commands import end_process, new_app, new_console, run_command
 from runtime.options import (
     MIRROR,
     MIRROR_GB,
@@ -65,7 +65,7 @@ from train.options import (
 )
 from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
 from train.repeat import begin_again
-from train.single import train_single
+from train.single import console_of, joined, train_single
 from train.study import Run
 from train.tracking import check_trackers
 
@@ -125,20 +125,21 @@ def teacher(
 ) -> None:
     """Train a teacher's weights as its config's training block says, unless they exist."""
     check_trackers(track or ())
-    console = new_console()
-    choose_mirror(mirror, mirror_gb)
-    folder = caches and local_folder(caches, mirror, mirror_gb)
-    for teacher_name, changes in teachers_of(name, overrides, of_student=of_student):
-        train_missing_weights(
-            load_teacher(teacher_name, changes),
-            folder,
-            retrain=retrain,
-            agreed=agreed,
-            device=device,
-            num_workers=workers,
-            track=track or (),
-            console=console,
-        )
+    with joined(device) as ranks:
+        choose_mirror(mirror, mirror_gb)
+        folder = caches and local_folder(caches, mirror, mirror_gb)
+        for teacher_name, changes in teachers_of(name, overrides, of_student=of_student):
+            train_missing_weights(
+                load_teacher(teacher_name, changes),
+                folder,
+                retrain=retrain,
+                agreed=agreed,
+                device=device,
+                num_workers=workers,
+                track=track or (),
+                console=console_of(ranks),
+                ranks=ranks,
+            )
 
 
 @app.command()
@@ -283,4 +284,4 @@ def cli(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    end_process(cli())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,6 +17,9 @@ from configs.schema import TeacherConfig
 from nets.weights_file import weights_file
 from train.teacher_weights import format_record, reason_not_to_train, refuse_untrainable
 from views.datasets import load_dataset
+
+if TYPE_CHECKING:
+    from train.ranks import Ranks
 
 _HOURS_TO_AGREE_TO = 1 / 6  # a longer training asks for --train-teacher
 
@@ -30,14 +34,18 @@ def train_missing_weights(
     num_workers: int | None,
     track: Sequence[str],
     console: Console,
+    ranks: Ranks | None = None,
 ) -> None:
     """Train the weights, or print why they need no training.
 
     caches: train nothing if a complete cache is in this folder. retrain: also if they exist.
-    agreed: also if it takes over ten minutes. Raises ConfigError, TrainError, DatasetError.
+    agreed: also if it takes over ten minutes. ranks: the processes that train them together, each
+    of which calls this; None: this one alone. Raises ConfigError, TrainError, DatasetError.
     """
     refuse_missing_data(config)
-    if not retrain and (reason := reason_not_to_train(config, caches)):
+    reason = "" if retrain else reason_not_to_train(config, caches)
+    # Rank 0 writes the weights, perhaps to a disk that other machines do not see.
+    if ranks.number_of_first(bool(reason)) if ranks else reason:
         console.print(reason)
         return
     refuse_untrainable(config)
@@ -46,6 +54,7 @@ def train_missing_weights(
     from train.teacher import train_teacher
 
     check_teacher(config, load_dataset(config.dataset, caches))
+    options: dict[str, Any] = {"ranks": ranks} if ranks else {}
     record = train_teacher(
         config,
         device=device,
@@ -54,5 +63,7 @@ def train_missing_weights(
         retrain=retrain,
         limit_hours=math.inf if retrain or agreed else _HOURS_TO_AGREE_TO,
         track=track,
+        **options,
     )
-    console.print(format_record(record, weights_file(config.teacher.weights)))
+    if record:
+        console.print(format_record(record, weights_file(config.teacher.weights)))

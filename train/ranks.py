@@ -82,6 +82,10 @@ class Ranks:
             dist.broadcast(values, src=0)
         return values
 
+    def number_of_first(self, value: float) -> float:
+        """What rank 0 has: a number, or a decision that all are to follow."""
+        return self.of_first(torch.tensor(value, dtype=torch.float64)).item()
+
     def rows_of_all(self, rows: Tensor, num_samples: int) -> list[Tensor]:
         """The rows of every rank, in order: this one's own (own, ...), all of them `num_samples`.
 

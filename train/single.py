@@ -37,9 +37,8 @@ def train_single(
     as `train.student.train_student` does; of several processes the first one to fail does, and the
     others end with its exit status.
     """
-    with _joined(device) as ranks:
-        is_first = ranks is None or ranks.is_first
-        console = new_console() if is_first else Console(quiet=True)
+    with joined(device) as ranks:
+        console, is_first = console_of(ranks), ranks is None or ranks.is_first
         run = opened()
         if redo and is_first:
             begin_again([run], device)
@@ -73,9 +72,15 @@ def _trained(run: Run, console: Console, **options: Any) -> dict[str, Any]:
     return train_student(run, console=console, **options)
 
 
-def _joined(device: str) -> AbstractContextManager[Ranks | None]:
+def joined(device: str) -> AbstractContextManager[Ranks | None]:
+    """The processes that torchrun has started, as `train.ranks`; None, without torch, of one."""
     if num_ranks() == 1:
         return nullcontext(None)
     from train.ranks import joined_ranks
 
     return joined_ranks(device)
+
+
+def console_of(ranks: Ranks | None) -> Console:
+    """Prints nothing but on rank 0."""
+    return new_console() if ranks is None or ranks.is_first else Console(quiet=True)

@@ -21,10 +21,12 @@ from runtime.formats import format_duration
 from runtime.inside import remove_leftovers
 from store.identity import file_sha256
 from train import TrainError
+from train.distributed import on_batch_of_all, prepare_for_ranks
 from train.feed import NoTeacher
 from train.finetune import start_from
 from train.learner import make_learner
 from train.loop import train_to_end, trial_steps
+from train.ranks import ALONE, Ranks
 from train.step import Session
 from train.teacher_weights import TeacherExists, TeacherRun, load_teacher_data
 from views.dataset_pixels import DatasetPixels, open_dataset_pixels
@@ -39,18 +41,23 @@ def train_teacher(
     retrain: bool = False,
     limit_hours: float | None = None,
     track: Sequence[str] = (),
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train, or resume training, and save the weights; returns the summary of the training.
 
     An unfinished training with other settings is discarded by `retrain`, else refused with
     TeacherExists. limit_hours: a new training that takes longer, estimated from a few steps,
-    is refused with TrainError; None: no trial. track: the trackers that get its figures.
+    is refused with TrainError; None: no trial. track: the trackers that get its figures. ranks: the
+    processes that train it together, each of which calls this; only rank 0 prints, tracks, writes,
+    and returns a summary; others return {}.
     """
+    if not ranks.is_first:
+        console, track = Console(quiet=True), ()
     assert config.training is not None  # see `train.teacher_weights.refuse_untrainable`
     run = TeacherRun(config, load_teacher_data(config, config.training))
     _discard_other(run, retrain, console)
     picked = pick_device(device)
-    size = f"{run} on {picked}"
+    size = f"{run} on {picked}" + ("" if ranks.is_alone else f" in each of {ranks.world} processes")
     console.print(f"training the teacher {config.name} into {run.weights}: {size}")
     if hint := run.dataset.untested_hint:
         console.print(hint)
@@ -58,16 +65,16 @@ def train_teacher(
     normalisation = config.dataset.normalisation
     data = open_dataset_pixels(run.dataset, run.views, normalisation, picked, num_workers)
     if limit_hours is not None and not run.has_checkpoint:
-        hours = _hours(_open_session(run, data, picked))
+        hours = _hours(_open_session(run, data, picked, ranks))
         if hours > limit_hours:
             raise _too_long(run, hours, size)
         console.print(f"about {format_duration(hours)} without tests, estimated from a few steps")
-    session = _open_session(run, data, picked)
+    session = _open_session(run, data, picked, ranks)
     if session.learner.start is not None:
         console.print(f"the teacher {session.learner.start.said}")
     finish = functools.partial(_save_weights, session, run)
     summary = train_to_end(session, console=console, finish=finish, track=track)
-    return {**summary, "num_classes": run.dataset.num_classes}
+    return {**summary, "num_classes": run.dataset.num_classes} if summary else {}
 
 
 def _discard_other(run: TeacherRun, retrain: bool, console: Console) -> None:
@@ -82,7 +89,9 @@ def _discard_other(run: TeacherRun, retrain: bool, console: Console) -> None:
         console.print(f"discarded: {unfinished}")
 
 
-def _open_session(run: TeacherRun, data: DatasetPixels, device: torch.device) -> Session:
+def _open_session(
+    run: TeacherRun, data: DatasetPixels, device: torch.device, ranks: Ranks
+) -> Session:
     """A new network and the images that it learns from."""
     network = build_net(
         run.config.teacher,
@@ -91,6 +100,7 @@ def _open_session(run: TeacherRun, data: DatasetPixels, device: torch.device) ->
         seed=run.seed,
     )
     training = run.training
+    on_batch_of_all(network, training, ranks)
     start = start_from(
         network,
         run.config.teacher.arch,
@@ -100,13 +110,18 @@ def _open_session(run: TeacherRun, data: DatasetPixels, device: torch.device) ->
         stages=run.config.taps.stages,
         image_shape=data.train.shape,
     )
-    learner = make_learner(network, None, training, device, start=start)
+    learner = make_learner(network, None, training, device, start=start, ranks=ranks)
+    prepare_for_ranks(learner, len(data.train))
     return Session(run, data, learner, NoTeacher())
 
 
 def _hours(session: Session) -> float:
-    """How long the training takes without its tests; spends the learner on a few steps."""
-    rate = measured_rate(trial_steps(session))
+    """How long the training takes without its tests; spends the learner on a few steps.
+
+    Of several ranks all take the same steps, and come to the hours that rank 0 comes to.
+    """
+    of_first = session.learner.ranks.number_of_first
+    rate = of_first(measured_rate(trial_steps(session), lambda enough: bool(of_first(enough))))
     return len(session.data.train) * session.run.training.epochs / max(rate, 1e-9) / 3600
 
 

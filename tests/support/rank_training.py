@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from configs.load import load_student, load_teacher
+from runtime.commands import end_process
 from tests.support.project import ROOT
 from train.ranks import ALONE, Ranks, joined_ranks
 from train.results import EpochResult
@@ -135,3 +136,4 @@ def _main(folder: Path) -> None:
 
 if __name__ == "__main__":
     _main(Path(sys.argv[1]))
+    end_process(0)

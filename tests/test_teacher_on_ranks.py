@@ -1,0 +1,68 @@
+"""A teacher trained by several processes is the one that a single process trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.rank_training import run_ranks
+from train.__main__ import cli
+from train.teacher_weights import training_folder
+
+# A learning rate that does not amplify rounding; 100 digits, in batches of 32: the last one is 4.
+SHORT = ("training.epochs=2", "training.learning_rate=1e-3", "training.batch_size=32")
+
+
+def call(weights: Path, *settings: str) -> list[str]:
+    small = ["teacher.arch=resnet8", f"teacher.weights={weights}", "training.limit=10", *SHORT]
+    return ["teacher", "digits-resnet20", "--device", "cpu", *small, *settings]
+
+
+def summary_of(weights: Path) -> dict[str, object]:
+    return json.loads((training_folder(weights) / "summary.json").read_text())
+
+
+def trained_on_two(weights: Path, *settings: str) -> str:
+    """What both processes print."""
+    outcomes = run_ranks(2, ["-m", "train", *call(weights, *settings)])
+    output = "".join(text for _, text in outcomes)
+    assert [code for code, _ in outcomes] == [0, 0], output
+    return output
+
+
+def test_two_processes_train_the_teacher_that_one_does(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.pt", tmp_path / "two.pt"
+    assert cli(call(one)) == 0
+    output = trained_on_two(two)
+    for once in ("in each of 2 processes", "estimated from a few steps", "epoch   2/2"):
+        assert output.count(once) == 1, output
+    assert output.count("test error") == 1 + 2  # of the whole, and of each epoch
+    expected = torch.load(one, weights_only=True)
+    found = torch.load(two, weights_only=True)
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.allclose(found[name], weight, rtol=1e-4, atol=1e-4), name
+    assert summary_of(two)["settings"] == summary_of(one)["settings"]
+    assert summary_of(two)["last"] == summary_of(one)["last"]
+    assert cli(call(two)) == 0  # there is nothing to do
+    assert trained_on_two(two).count("nothing to do") == 1
+
+
+def test_batch_norm_of_the_own_slice_is_another_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, local = tmp_path / "local.pt", "training.batch_norm=local"
+    trained_on_two(weights, local)
+    settings = summary_of(weights)["settings"]
+    assert (settings["training"]["batch_norm"], settings["training"]["ranks"]) == ("local", 2)
+    plain = tmp_path / "plain.pt"
+    assert cli(call(plain)) == 0
+    assert summary_of(plain)["last"] is not None
+    means = [torch.load(file, weights_only=True)["bn1.running_mean"] for file in (weights, plain)]
+    assert not torch.allclose(*means, rtol=1e-3)
+    assert cli(call(weights, local)) == 0  # one process uses what two have trained
+    assert cli(call(weights)) == 2
+    assert "training.batch_norm" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,24 @@ def test_batch_norm_of_the_own_slice_is_another_training(
     assert cli(call(weights, local)) == 0  # one process uses what two have trained
     assert cli(call(weights)) == 2
     assert "training.batch_norm" in capsys.readouterr().err
+
+
+ABORTS_AT_ITS_END = """
+import atexit, os, sys
+from runtime.commands import end_process
+
+class LastObject:
+    def __del__(self, abort=os.abort):
+        abort()
+
+sys.kept = LastObject()
+atexit.register(print, "atexit")
+print("printed")
+end_process(3)
+"""
+
+
+def test_a_rank_ends_without_taking_its_modules_apart() -> None:
+    outcomes = run_ranks(2, ["-c", ABORTS_AT_ITS_END])
+    assert outcomes == [(3, "printed\natexit\n")] * 2
+    assert run_ranks(1, ["-c", ABORTS_AT_ITS_END])[0][0] == -signal.SIGABRT

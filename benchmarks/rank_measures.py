@@ -22,6 +22,7 @@ import torch
 from benchmarks.harness import interleaved
 from benchmarks.setting import SHAPES, Shape, configs_of, dataset_of, setup_of, steps
 from precompute.teacher_pass import PassOptions, TeacherPass
+from runtime.commands import end_process
 from runtime.devices import pick_device
 from store import CacheWriter, TeacherCache
 from store.layout import SAMPLE_CRC
@@ -204,4 +205,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

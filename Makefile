@@ -24,6 +24,7 @@ JOBS    ?= 1
 SHARE   ?=
 REDO    ?=
 TRACK   ?=
+GPUS    ?=
 CLUSTER ?=
 GPUS_PER_WORKER ?=
 CPUS_PER_WORKER ?=
@@ -68,10 +69,13 @@ SHARED   = $(if $(filter 0,$(value SHARE)),--no-share,$(if $(value SHARE),--shar
 RUN      = $(call q,STUDENT) --method $(call q,METHOD) --seed $(call q,SEED)
 STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS) --jobs $(call q,JOBS)
 
+# With GPUS=N, N processes of this machine share the work: one for each GPU, or on its CPUs.
+ON_GPUS = $(if $(value GPUS),-m torch.distributed.run --standalone --nproc-per-node $(call q,GPUS))
+
 # $(call teacher-weights,NAME) and $(call teacher-cache,NAME), where they are missing.
-teacher-weights = $(PY) -m train teacher $1 $(MIRRORED) $(READERS) \
+teacher-weights = $(PY) $(ON_GPUS) -m train teacher $1 $(MIRRORED) $(READERS) \
   $(if $(value TRAIN_TEACHER),--train-teacher) $(OVERRIDES)
-teacher-cache   = $(PY) -m precompute $1 --caches $(call q,CACHES) $(READERS) \
+teacher-cache   = $(PY) $(ON_GPUS) -m precompute $1 --caches $(call q,CACHES) $(READERS) \
   $(if $(value RECHECK),--recheck) $(ON_CLUSTER) $(OVERRIDES)
 
 # With CLUSTER=address, the nodes of a Ray cluster run the teacher.
@@ -121,6 +125,7 @@ help: ## print this help
 	  'WORKERS=4' 'processes that read images' \
 	  FEED=$(call q,FEED) 'where the teacher outputs of a view are held: auto, device, host, window' \
 	  'REDO=1' 'train finished runs again and replace them' \
+	  'GPUS=8' 'processes that train a network together, and run the teacher: one for each GPU' \
 	  'CLUSTER=auto' 'a Ray cluster, or its address: its nodes run the teacher and an ablation' \
 	  'GPUS_PER_WORKER=1' 'GPUs of each worker that runs the teacher there; also CPUS_PER_WORKER' \
 	  'GPUS_PER_RUN=0.5' 'GPUs of each run of an ablation there; also CPUS_PER_RUN' \
@@ -145,7 +150,7 @@ train-student: env ## train STUDENT with METHOD and SEED from the cache (builds 
 	@$(PY) -m train plan $(RUN) $(STUDENTS) --no-trial $(OVERRIDES)
 	@$(ITS_TEACHER_WEIGHTS)
 	@$(ITS_TEACHER_CACHE)
-	@$(PY) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
+	@$(PY) $(ON_GPUS) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
 
 ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the report
 	@$(PY) -m train check $(STUDY) $(STUDENTS) $(OVERRIDES)

@@ -130,6 +130,25 @@ def test_make_hands_the_cluster_on() -> None:
     assert "--cpus-per-run '3'" in shown
 
 
+def test_gpus_is_the_number_of_processes_of_teacher_pass_and_student() -> None:
+    for target, count in (("cache-teacher", 2), ("train-student", 3), ("ablation", 2)):
+        shown = make("-n", target, "GPUS=8").stdout
+        assert shown.count("torch.distributed.run --standalone --nproc-per-node '8' -m ") == count
+        assert "torch.distributed.run" not in make("-n", target).stdout
+
+
+def test_several_processes_of_this_machine_train_the_teacher_fill_its_cache_and_train_a_student(
+    checkout: Path,
+) -> None:
+    settings = "training.epochs=1 training.schedule={kind: onecycle} teacher.training.epochs=1"
+    settings += " teacher.dataset.limit=4 teacher.views.count=1 teacher.training.limit=10"
+    asked = ["GPUS=2", "DEVICE=cpu", "METHOD=kd", f"ARGS={settings}"]
+    result = make("train-student", *asked, cwd=checkout)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("in each of 2 processes") == 2  # teacher and student
+    assert re.search(r"^kd, seed 0: .*\n  last epoch .* % top-1", result.stdout, re.M)
+
+
 def test_make_hands_every_tracker_on() -> None:
     shown = make("-n", "train-student", "TRACK=wandb mlflow").stdout
     assert "--track 'wandb' --track 'mlflow'" in shown

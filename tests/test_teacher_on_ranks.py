@@ -40,6 +40,7 @@ def test_two_processes_train_the_teacher_that_one_does(tmp_path: Path) -> None:
     output = trained_on_two(two)
     for once in ("in each of 2 processes", "estimated from a few steps", "epoch   2/2"):
         assert output.count(once) == 1, output
+    assert "Warning" not in output
     assert output.count("test error") == 1 + 2  # of the whole, and of each epoch
     expected = torch.load(one, weights_only=True)
     found = torch.load(two, weights_only=True)

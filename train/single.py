@@ -5,6 +5,7 @@ Loads torch only when there is something to train.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,8 @@ def joined(device: str) -> AbstractContextManager[Ranks | None]:
     """The processes that torchrun has started, as `train.ranks`; None, without torch, of one."""
     if num_ranks() == 1:
         return nullcontext(None)
+    # Once, as torch is loaded: every rank would warn that a step happened to reach all parameters.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from train.ranks import joined_ranks
 
     return joined_ranks(device)

@@ -18,7 +18,7 @@ from store.errors import (
 from store.identity import Identity, identity_sha256, with_weights_of
 from store.layout import MANIFEST, cache_path
 from store.manifest import read_manifest
-from store.objects import NoBucket, Objects, ObjectsUnreachable
+from store.objects import NoBucket, Objects, ObjectsUnreachable, in_parallel
 from store.reader import TeacherCache
 from store.remote import remote_manifest
 
@@ -119,12 +119,14 @@ def _differences_but_unknown_weights(identity: Identity, other: Identity) -> lis
 def _identities(caches_dir: Path) -> Iterator[tuple[Path, Identity]]:
     """Every cache in a folder, or below a URL, with a manifest that can be read, by name."""
     paths: list[Path]
+    identities: Iterator[Identity | None]
     if isinstance(caches_dir, ObjectUrl):
         paths = [caches_dir / name for name in sorted(Objects(caches_dir).names()[0])]
+        identities = in_parallel(_identity_at, paths)
     else:
         paths = sorted(caches_dir.iterdir()) if caches_dir.is_dir() else []
-    for path in paths:
-        identity = _identity_at(path)
+        identities = map(_identity_at, paths)
+    for path, identity in zip(paths, identities, strict=True):
         if identity is not None:
             yield path, identity
 

@@ -35,6 +35,7 @@ from store.layout import JOURNAL
 from store.manifest import Manifest
 from store.objects import Objects, in_parallel
 
+_LINES_PER_BLOCK = 100  # on average, and far more than any cache has
 _LINE_KEY = re.compile(rf"{JOURNAL}/(0|[1-9]\d{{0,6}})/(0|[1-9]\d{{0,9}})/(\d{{6}})\.jsonl")
 
 
@@ -84,8 +85,8 @@ def read_remote_journal(
     if not every_line and Coverage(manifest, last.there).is_complete:
         return RemoteJournal(last, newest)
     whole = _whole_journals(objects, manifest, names) if len(names) > 1 else last
-    keys = _line_keys(objects)
-    loose = [key for key in keys if key.number > newest or _lacks(whole, manifest, key)]
+    keys = _line_keys(objects, manifest)
+    loose = [key for key in keys if key.number > newest or _lacks(whole, key)]
     lines = dict(zip(loose, in_parallel(lambda k: read_line(objects, str(k)), loose), strict=True))
     journal = Journal.empty(manifest)
     _enter(objects, manifest, journal, {k: v for k, v in lines.items() if k.number <= newest})
@@ -127,17 +128,25 @@ def _whole_journals(objects: Objects, manifest: Manifest, names: list[str]) -> J
     return journal
 
 
-def _line_keys(objects: Objects) -> list[_Key]:
-    """Of all lines, in the order of their numbers."""
-    found = (_LINE_KEY.fullmatch(each.key) for each in objects.listed(JOURNAL))
-    keys = (tuple(map(int, match.groups())) for match in found if match is not None)
-    return sorted(_Key(number, view, block) for view, block, number in keys)
+def _line_keys(objects: Objects, manifest: Manifest) -> list[_Key]:
+    """Of all lines of planned blocks, in the order of their numbers. Raises CacheDamaged."""
+    keys, most = list[_Key](), _LINES_PER_BLOCK * manifest.num_views * manifest.blocks_per_view
+    for each in objects.listed(JOURNAL):
+        if (match := _LINE_KEY.fullmatch(each.key)) is None:
+            continue
+        view, block, number = map(int, match.groups())
+        if view < manifest.num_views and block < manifest.blocks_per_view:
+            keys.append(_Key(number, view, block))
+        if len(keys) > most:
+            raise CacheDamaged(
+                f"{objects.url / JOURNAL} has more than {most:,} lines of single blocks",
+                fix=remote_fix(objects.url, manifest.teacher),
+            )
+    return sorted(keys)
 
 
-def _lacks(journal: Journal, manifest: Manifest, key: _Key) -> bool:
-    """Whether a journal does not name all of a block that is planned."""
-    if key.view >= manifest.num_views or key.block >= manifest.blocks_per_view:
-        return False
+def _lacks(journal: Journal, key: _Key) -> bool:
+    """Whether a journal does not name all of a block."""
     return not all(there[key.view, key.block] for there in journal.there.values())
 
 

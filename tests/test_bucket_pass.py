@@ -76,6 +76,7 @@ def chunks_of(server: Server, cache: str) -> dict[str, bytes]:
 def test_from_the_plan_to_a_student(
     server: Server, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    words += ["taps.logits={top: 3}", "taps.means=uint8"]  # with a certificate
     assert cli(to_bucket(words, "--plan")) == 0
     assert server.all_keys() == []
     assert f"{CACHES}/digits-resnet20-" in capsys.readouterr().out
@@ -91,6 +92,7 @@ def test_from_the_plan_to_a_student(
     theirs = json.loads((folder / "manifest.json").read_text())
     for rate in (ours["measured"], theirs["measured"]):
         del rate["images_per_second"]
+    assert ours["measured"]["certified_records"] == 180
     assert {**ours, "manifest_crc32c": ""} == {**theirs, "manifest_crc32c": ""}
 
     capsys.readouterr()
@@ -101,6 +103,10 @@ def test_from_the_plan_to_a_student(
     assert "is complete: nothing to do" in capsys.readouterr().out
     assert not any(method == "PUT" for method, _ in server.requests)
     assert store(["check", f"{CACHES}/{name}"]) == 0
+    assert store(["copy", f"{CACHES}/{name}", "back"]) == 0
+    assert store(["check", f"back/{name}"]) == 0
+    assert store(["copy", f"there/{name}", CACHES]) == 0  # nothing to do
+    assert "0 chunks copied" in capsys.readouterr().out
     overrides = [word for word in words if "=" in word]
     assert verify(["digits-resnet20", "--caches", CACHES, "--device", "cpu", *overrides]) == 0
     assert "sound: 180 records were computed again and agree" in capsys.readouterr().out
@@ -133,11 +139,16 @@ def test_a_pass_resumes_grows_and_mends(
     assert store(["check", f"{CACHES}/{name}"]) == 0
 
 
-def test_two_passes_at_once_make_one_cache(server: Server, words: list[str]) -> None:
+def test_ranks_of_a_job_and_another_pass_make_one_cache_at_once(
+    server: Server, words: list[str]
+) -> None:
     command = [sys.executable, "-m", "precompute", *to_bucket(words)]
+    job = ["--job", "j", "--world", "2", "--rank"]
     passes = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(2)
+        subprocess.Popen(
+            [*command, *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for more in ([*job, "0"], [*job, "1"], [])
     ]
     for each in passes:
         printed, errors = each.communicate(timeout=120)

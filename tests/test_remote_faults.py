@@ -1,0 +1,199 @@
+"""A cache on an object store over bad lines, among other caches, and damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.locks import Job
+from store import CacheError, CacheMismatch, TeacherCache
+from store.destination import Destination
+from store.errors import SamplesChanged
+from store.journal import parse_line
+from store.objects import ObjectsUnreachable
+from tests.support.object_store import SECRETS, Server, emptied, running
+from tests.support.random_cache import LABELS, records_of, write_item
+from tests.support.remote_cache import (
+    CACHE,
+    assert_whole,
+    fill,
+    flip,
+    lines,
+    opened,
+    put,
+    seeds_of,
+    url,
+)
+
+
+@pytest.fixture(scope="module")
+def running_server() -> Iterator[Server]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running_server: Server) -> Iterator[Server]:
+    with emptied(running_server):
+        yield running_server
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+# ---- bad lines
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [(500, 1), (503, 1), (409, 1), ("slow", 1), ("cut", 1), ("lost", 1), (409, 5), ("lost", 6)],
+)
+def test_requests_may_fail(server: Server, spool: Path, fault: int | str, times: int) -> None:
+    """More often, too, than obstore tries: a put only, since nothing else has side effects."""
+    server.spoil = lambda method, path, before: (
+        fault if before < times and (method == "PUT" or (times == 1 and fault != 409)) else None
+    )
+    fill(spool, num_views=1)
+    assert_whole(server)
+
+
+def test_who_gives_up_names_bucket_and_key_and_no_secret(server: Server, spool: Path) -> None:
+    server.spoil = lambda method, path, before: 503 if "logits/c.1.0.0" in path else None
+    with pytest.raises(ObjectsUnreachable) as error:
+        fill(spool)
+    assert f"s3://bucket/{CACHE}/teacher.zarr/logits/c.1.0.0" in str(error.value)
+    assert "it answered 503" in str(error.value)
+    assert not any(secret in str(error.value) for secret in SECRETS)
+    server.spoil = lambda method, path, before: None
+    fill(spool)
+    assert_whole(server)
+
+
+def test_a_store_that_ignores_conditions_is_refused_before_anything_is_put(
+    server: Server, spool: Path
+) -> None:
+    server.spoil = lambda method, path, before: "unconditional"
+    with pytest.raises(CacheError, match="the store of s3://bucket/caches ignores conditions"):
+        fill(spool)
+    assert server.all_keys() == ["caches/conditional-writes"]
+
+
+# ---- what does not belong together
+
+
+def test_another_cache_under_the_same_name_is_refused(server: Server, spool: Path) -> None:
+    fill(spool)
+    keys = server.all_keys()
+    with pytest.raises(CacheMismatch, match=f"s3://bucket/{CACHE} belongs to another"):
+        fill(spool, labels=LABELS[::-1].copy())
+    assert server.all_keys() == keys
+
+
+def test_samples_that_changed_between_views_are_refused(server: Server, spool: Path) -> None:
+    checksums = np.arange(len(LABELS), dtype=np.uint32)
+
+    def write(writer: Destination, view: int, changed: int) -> None:
+        for item in sorted(writer.work, key=lambda item: item.block):
+            if item.block.view != view:
+                continue
+            rows = slice(item.block.start, item.block.stop)
+            given = {**records_of(view, rows), "sample_crc32c": (checksums + changed)[rows]}
+            writer.write_block(item.block, given)
+
+    with opened(spool, sample_crc32c=True) as writer:
+        write(writer, 0, 0)
+        write(writer, 1, 0)
+    with opened(spool, sample_crc32c=True, num_views=3) as writer:
+        with pytest.raises(SamplesChanged) as error:
+            write(writer, 2, 1)
+        assert error.value.samples == [0, 1, 2, 3]
+    assert ("2", "0") not in lines(server)
+
+
+# ---- damage
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone", "short", "exchanged"])
+def test_a_damaged_chunk_is_found_named_and_mended(
+    server: Server, spool: Path, damage: str
+) -> None:
+    fill(spool)
+    key = "teacher.zarr/logits/c.1.0.0"
+    other = server.ask("GET", f"{CACHE}/teacher.zarr/logits/c.1.1.0")
+    change: dict[str, Callable[[], object]] = {
+        "flipped": lambda: flip(server, key),
+        "gone": lambda: server.ask("DELETE", f"{CACHE}/{key}"),
+        "short": lambda: put(server, key, b"short"),
+        "exchanged": lambda: put(server, key, other),
+    }
+    change[damage]()
+    (fault,) = TeacherCache.open(url()).faults()
+    assert (fault.tap, fault.view, fault.block) == ("logits", 1, 0)
+    assert str(fault.file) == f"s3://bucket/{CACHE}/{key}"
+    assert fill(spool, seed=1, check_every_byte=True) == 1
+    cache = TeacherCache.open(url())
+    assert cache.faults() == []
+    seeds = seeds_of(cache, 2)
+    assert seeds.count(1) == 1
+    assert lines(server)["1", "0"] == 2
+
+
+def test_who_finds_damage_mends_it_whoever_s_share_it_is(server: Server, spool: Path) -> None:
+    fill(spool)
+    flip(server, "teacher.zarr/logits/c.1.0.0")  # of rank 0
+    with opened(spool, job=Job("j", 1, 2), check_every_byte=True) as writer:
+        assert writer.work == []
+        (left,) = writer.left_over()
+        write_item(writer, left)
+        assert writer.left_over() == []
+    assert TeacherCache.open(url()).faults() == []
+
+
+def test_damaged_documents_are_mended(server: Server, spool: Path) -> None:
+    fill(spool)
+    keys = ["manifest.json", "teacher.zarr/labels/c.0", "teacher.zarr/logits/zarr.json"]
+    before = {key: server.ask("GET", f"{CACHE}/{key}") for key in keys}
+    for key in keys:
+        flip(server, key)
+    with pytest.raises(CacheError, match=rf"s3://bucket/{CACHE}/manifest\.json is damaged") as e:
+        TeacherCache.open(url())
+    assert "make cache-teacher TEACHER=t RECHECK=1 CACHES=s3://bucket/caches" in str(e.value)
+    assert fill(spool) == 0
+    assert {key: server.ask("GET", f"{CACHE}/{key}") for key in keys} == before
+    assert_whole(server)
+
+
+def test_lines_of_a_stranger_count_for_their_own_block_and_are_limited(
+    server: Server, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(spool) as writer:
+        for item in writer.work:
+            write_item(writer, item)
+    line = server.ask("GET", f"{CACHE}/journal/1/1/000001.jsonl")
+    put(server, "journal/0/2/000002.jsonl", line)  # of another block
+    put(server, "journal/7/0/000001.jsonl", line)  # of none that is planned
+    cache = TeacherCache.open(url())
+    assert cache.faults() == []
+    assert cache.source.unreadable_lines == [f"s3://bucket/{CACHE}/journal/0/2/000002.jsonl"]
+    monkeypatch.setattr("store.remote_journal._LINES_PER_BLOCK", 1)
+    with pytest.raises(CacheError, match="has more than 6 lines of single blocks"):
+        TeacherCache.open(url())
+
+
+def test_damaged_journals_cost_their_blocks_and_no_more(server: Server, spool: Path) -> None:
+    fill(spool)
+    put(server, "journal/000001-0000.jsonl", b"no line\n")
+    flip(server, "journal/1/2/000001.jsonl")
+    with pytest.raises(CacheError, match="journal damaged"):
+        TeacherCache.open(url())
+    assert fill(spool) == 1
+    assert TeacherCache.open(url()).faults() == []
+    text = server.ask("GET", f"{CACHE}/journal/1/2/000002.jsonl")
+    line = parse_line(text[:-1])
+    assert line is not None
+    assert (line.view, line.block) == (1, 2)

@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs.load import load_teacher
+from nets.zoo import build_net
 from tests.support.rank_training import run_ranks
 from train.__main__ import cli
+from train.evaluation import evaluate
 from train.teacher_weights import training_folder
+from views.dataset_pixels import open_dataset_pixels
+from views.datasets import load_dataset
 
 # A learning rate that does not amplify rounding; 100 digits, in batches of 32: the last one is 4.
 SHORT = ("training.epochs=2", "training.learning_rate=1e-3", "training.batch_size=32")
@@ -53,6 +58,27 @@ def test_two_processes_train_the_teacher_that_one_does(tmp_path: Path) -> None:
     assert trained_on_two(two).count("nothing to do") == 1
 
 
+def errors_of(weights: Path) -> float:
+    """The test error of the network in the file, %."""
+    config, cpu = load_teacher("digits-resnet20", call(weights)[4:]), torch.device("cpu")
+    dataset = load_dataset(config.dataset)
+    normalisation = config.dataset.normalisation
+    test = open_dataset_pixels(dataset, config.views, normalisation, cpu, num_workers=0).test
+    network = build_net(config.teacher, num_classes=10, image_shape=test.shape)
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    return evaluate(network, test, "float32", cpu).top1
+
+
+def test_a_rank_with_a_single_sample_is_refused_where_it_has_batch_norms_of_its_own(
+    tmp_path: Path,
+) -> None:
+    settings = ["training.batch_norm=local", "training.batch_size=49"]  # 2 samples are left
+    outcomes = run_ranks(2, ["-m", "train", *call(tmp_path / "w.pt", *settings)])
+    assert [code for code, _ in outcomes] == [2, 2]
+    output = "".join(text for _, text in outcomes)
+    assert output.count("does not have 2 samples, for its own batch norm, for each of 2") == 1
+
+
 def test_batch_norm_of_the_own_slice_is_another_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +91,7 @@ def test_batch_norm_of_the_own_slice_is_another_training(
     assert summary_of(plain)["last"] is not None
     means = [torch.load(file, weights_only=True)["bn1.running_mean"] for file in (weights, plain)]
     assert not torch.allclose(*means, rtol=1e-3)
+    assert errors_of(weights) == summary_of(weights)["last"]["top1_error"]
     assert cli(call(weights, local)) == 0  # one process uses what two have trained
     assert cli(call(weights)) == 2
     assert "training.batch_norm" in capsys.readouterr().err

@@ -169,6 +169,19 @@ def _batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
+def use_batch_statistics(network: nn.Module, arch: str) -> None:
+    """Have every batch norm normalise by the batch it sees; its running statistics stay.
+
+    The original implementation of Channel Distillation runs its teacher so. Raises ArchError where
+    there is no batch norm.
+    """
+    if not (norms := _batch_norms(network)):
+        raise ArchError(f"--live-bn: {arch} has no batch norm", fix="--live-teacher")
+    for norm in norms:
+        norm.train()
+        norm.momentum = 0.0
+
+
 @torch.no_grad()
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running statistics of every batch norm by their mean over `batches` (B, ...).

@@ -52,6 +52,7 @@ from train.options import (
     FeedOption,
     GpusPerRun,
     Jobs,
+    LiveBatchNorm,
     LiveTeacher,
     Method,
     Methods,
@@ -79,6 +80,7 @@ def student(
     method: Method = "cd+gkd+edt",
     seed: Seed = 0,
     live_teacher: LiveTeacher = False,
+    live_bn: LiveBatchNorm = False,
     redo: Redo = False,
     caches: CachesOrUrl = Path("caches"),
     mirror: MirrorFolder = MIRROR,
@@ -97,7 +99,7 @@ def student(
     def opened() -> Run:
         local = local_caches(caches, cache, mirror, mirror_gb)
         study = open_named_study(name, overrides, *local, runs, feed)
-        return study.run(method, seed, live_teacher)
+        return study.run(method, seed, live_teacher, live_bn)
 
     train_single(
         opened,

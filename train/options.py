@@ -55,6 +55,14 @@ Track = Annotated[
 LiveTeacher = Annotated[
     bool, typer.Option(help="run the teacher in the loop instead of reading the cache")
 ]
+LiveBatchNorm = Annotated[
+    bool,
+    typer.Option(
+        "--live-bn",
+        help="run it in the loop with batch norm in training mode, as the original implementation "
+        "does; its outputs then depend on the batch, and no cache can hold them",
+    ),
+]
 CheckpointMinutes = Annotated[
     float, typer.Option(min=0, help="minutes between checkpoints within an epoch")
 ]

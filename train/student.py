@@ -14,7 +14,7 @@ from torch import nn
 from configs.schema import AdamW, TeacherConfig
 from nets.archs import stem_hint
 from nets.taps import taps_stored
-from nets.teacher import load_teacher_network
+from nets.teacher import load_teacher_network, use_batch_statistics
 from runtime.devices import pick_device
 from runtime.formats import counted
 from runtime.signals import StopRequest
@@ -22,6 +22,7 @@ from runtime.turns import last_of
 from store import TeacherCache
 from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
+from train import TrainError
 from train.check import check_methods
 from train.connectors import Connectors, connectors_for, student_classifiers, student_stages
 from train.distributed import on_batch_of_all, prepare_for_ranks
@@ -136,6 +137,12 @@ def open_session(
     """
     study = run.study
     check_methods(study, [run.method])
+    if run.live_bn and not ranks.is_alone:
+        raise TrainError(
+            f"--live-bn takes the statistics of whole batches, and {ranks.world} processes have "
+            f"parts of them",
+            fix="train in one process",
+        )
     data = data or study.pixels(device, num_workers)
     network, connectors = _fresh_networks(run)
     for each in (network, connectors):
@@ -269,6 +276,8 @@ def _live(
         calibration=calibration_batches(data.train),
         has_embedding="embedding" in taps,
     )
+    if run.live_bn:
+        use_batch_statistics(teacher.network, config.teacher.arch)
     return LiveTeacher(teacher, taps_stored({tap: cache.taps[tap] for tap in taps}))
 
 

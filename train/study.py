@@ -25,9 +25,7 @@ from nets.identity import init_identity
 from nets.names import check_arch
 from nets.source import arch_source, module_sha256
 from runtime.reading import BadFile
-from store.identity import (
-    identity_sha256,
-)
+from store.identity import identity_sha256
 from store.reader import TeacherCache
 from train import TrainError
 from train.cache import open_cache, refusing_too_many_views, verified_pixels
@@ -119,10 +117,10 @@ class Study:
     def folder(self) -> Path:
         return self.runs_dir / self.config.name
 
-    def run(self, method: str, seed: int, live_teacher: bool = False) -> Run:
+    def run(self, method: str, seed: int, live_teacher: bool = False, live_bn: bool = False) -> Run:
         """Raises TrainError where the config has no such method."""
         refuse_unknown_method(self.config, method)
-        return Run(self, method, seed, live_teacher)
+        return Run(self, method, seed, live_teacher or live_bn, live_bn)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +134,7 @@ class Run:
     method: str
     seed: int
     live_teacher: bool = False
+    live_bn: bool = False  # whether its batch norm takes the statistics of each batch
     is_repetition: bool = False  # of a finished run, whose folder it takes in the end
 
     def __str__(self) -> str:
@@ -145,6 +144,7 @@ class Run:
     def name(self) -> str:
         """Unique within the study's settings."""
         label = f"{self.method}-live" if self.live_teacher else self.method
+        label += "-bn" * self.live_bn
         return f"{label}-seed{self.seed}"
 
     @property
@@ -187,6 +187,7 @@ class Run:
             "num_views": self.num_views,
             "evaluation": as_plain(study.teacher.views.eval_transform),
             "teacher_outputs": "live" if self.live_teacher else "cache",
+            **({"teacher_bn": "batch"} if self.live_bn else {}),
             "sources": self._sources(),
             "tested_digest": study.dataset.tested_digest,
             "cache": study.cache.identity,

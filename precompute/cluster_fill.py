@@ -10,7 +10,8 @@ or is computed twice, what is committed is whole, and the same command continues
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -33,7 +34,8 @@ from runtime.errors import Stopped
 from runtime.progress import Progress
 from runtime.signals import StopRequest
 from store import CacheContent, CacheWriter, TeacherCache
-from store.destination import Destination, Handout, handout_of, open_destination
+from store.aside import Written
+from store.destination import Destination, handout_of, open_destination
 from store.work import Work
 
 _QUEUED_PER_WORKER = 2  # tasks: one that runs, one that waits for it
@@ -123,25 +125,30 @@ class ClusterFill:
         writer.refuse_if_too_full(work)
         total = sum(item.block.rows for item in work)
         given = (self._recipe, handout_of(writer), self._pace)
-        queue = _Queue(self._cluster, given, writer, len(work))
+        queue = Queue(self._cluster, on_node.compute, given, writer, len(work))
         groups, views = Groups(work), self._teacher_pass.views_per_reading
         with Progress(total, "images", self._console) as progress:
             queue.run(iter(lambda: groups.next(views), []), progress, stop)
         return total
 
 
-class _Queue:
-    """The tasks of one list of blocks. given: the first arguments of each."""
+class Queue:
+    """The tasks of one list of blocks.
+
+    compute: what a worker does with a group of them, after the arguments `given`; it returns the
+    blocks that `writer` is to commit.
+    """
 
     def __init__(
         self,
         cluster: Cluster,
-        given: tuple[Recipe, Handout, Pace],
+        compute: Callable[..., list[Written]],
+        given: tuple[Any, ...],
         writer: Destination,
         num_blocks: int,
     ) -> None:
         self._cluster, self._writer = cluster, writer
-        self._given = given
+        self._compute, self._given = compute, given
         self._queued: dict[Ref, list[Work]] = {}
         self._done, self._num_blocks = 0, num_blocks
 
@@ -162,7 +169,7 @@ class _Queue:
     def _fill_up(self, groups: Iterator[list[Work]]) -> None:
         most = _QUEUED_PER_WORKER * max(self._cluster.num_workers, 1)
         while len(self._queued) < most and (group := next(groups, None)):
-            task = self._cluster.submit(on_node.compute, *self._given, group)
+            task = self._cluster.submit(self._compute, *self._given, group)
             self._queued[task] = group
 
     def _commit_done(self, progress: Progress) -> None:

@@ -3,6 +3,7 @@ python -m benchmarks loading [...]          how fast photographs are read; needs
 python -m benchmarks scale [...]            what the number of samples costs; takes minutes
 python -m benchmarks share [...]            what one reading for several methods saves; likewise
 python -m benchmarks ranks [...]            one student on several processes, or GPUs; likewise
+python -m benchmarks many_blocks [...]      a pass of a million empty blocks on Ray; likewise
 
 Runs every benchmark, one after the other, each as its own program, and ends with the table of all
 targets: what was measured, what was aimed at, and a mark where it was missed. The sections of
@@ -21,7 +22,8 @@ from pathlib import Path
 from benchmarks.harness import machine, markdown, write_section
 
 PROGRAMS = ("steps", "teacher_pass", "study", "start", "topk")
-ALONE = ("loading", "scale", "share", "ranks")  # take minutes: not among those of `make bench`
+# Take minutes: not among those of `make bench`.
+ALONE = ("loading", "scale", "share", "ranks", "many_blocks")
 QUICK = {
     "steps": ["--shapes", "digits", "--rounds", "2"],
     "teacher_pass": ["--shapes", "digits", "--rounds", "2"],

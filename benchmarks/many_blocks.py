@@ -1,4 +1,4 @@
-"""python -m benchmarks.many_blocks [--blocks 1000000] [--views 50]
+"""python -m benchmarks many_blocks [--blocks 1000000] [--views 50]
 
 What a pass of very many blocks costs without its teacher: a cache of so many blocks with nothing in
 them goes through the queue of a Ray cluster of this machine's cores, and each is committed to an

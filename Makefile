@@ -69,13 +69,15 @@ SHARED   = $(if $(filter 0,$(value SHARE)),--no-share,$(if $(value SHARE),--shar
 RUN      = $(call q,STUDENT) --method $(call q,METHOD) --seed $(call q,SEED)
 STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS) --jobs $(call q,JOBS)
 
-# With GPUS=N, N processes of this machine share the work: one for each GPU, or on its CPUs.
+# With GPUS=N, N processes of this machine share the work: one for each GPU, or on its CPUs, of
+# which each takes its part (torchrun's default is one thread each).
+CORES   = $(if $(value GPUS),OMP_NUM_THREADS="$${OMP_NUM_THREADS:-$$(nproc)}" )
 ON_GPUS = $(if $(value GPUS),-m torch.distributed.run --standalone --nproc-per-node $(call q,GPUS))
 
 # $(call teacher-weights,NAME) and $(call teacher-cache,NAME), where they are missing.
-teacher-weights = $(PY) $(ON_GPUS) -m train teacher $1 $(MIRRORED) $(READERS) \
+teacher-weights = $(CORES)$(PY) $(ON_GPUS) -m train teacher $1 $(MIRRORED) $(READERS) \
   $(if $(value TRAIN_TEACHER),--train-teacher) $(OVERRIDES)
-teacher-cache   = $(PY) $(ON_GPUS) -m precompute $1 --caches $(call q,CACHES) $(READERS) \
+teacher-cache   = $(CORES)$(PY) $(ON_GPUS) -m precompute $1 --caches $(call q,CACHES) $(READERS) \
   $(if $(value RECHECK),--recheck) $(ON_CLUSTER) $(OVERRIDES)
 
 # With CLUSTER=address, the nodes of a Ray cluster run the teacher.
@@ -150,7 +152,7 @@ train-student: env ## train STUDENT with METHOD and SEED from the cache (builds 
 	@$(PY) -m train plan $(RUN) $(STUDENTS) --no-trial $(OVERRIDES)
 	@$(ITS_TEACHER_WEIGHTS)
 	@$(ITS_TEACHER_CACHE)
-	@$(PY) $(ON_GPUS) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
+	@$(CORES)$(PY) $(ON_GPUS) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
 
 ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the report
 	@$(PY) -m train check $(STUDY) $(STUDENTS) $(OVERRIDES)

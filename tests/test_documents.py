@@ -93,7 +93,8 @@ def test_what_the_readme_shows_of_clusters_runs(
     shown = README.read_text().partition("## More than one machine")[2].partition("\n## ")[0]
     (block,) = re.findall(r"```bash\n(.*?)```", shown, re.DOTALL)
     shutil.copy(ROOT / "requirements-cluster.txt", project / ".venv/installed-cluster.txt")
-    quick = {"cache-teacher": ["ARGS=training.epochs=1"], "ablation": [QUICK_ARGS]}
+    quick = {name: [QUICK_ARGS] for name in ("ablation", "train-student")}
+    quick["cache-teacher"] = ["ARGS=training.epochs=1"]
     printed = ""
     (project / "caches").rename(project / "elsewhere")
     try:
@@ -109,6 +110,7 @@ def test_what_the_readme_shows_of_clusters_runs(
     assert "1,800 images in" in printed
     assert "run   4/4" in printed
     assert "report.html" in printed
+    assert "in each of 2 processes" in printed
 
 
 def test_the_job_array_of_the_documents_fills_the_cache(trained_checkout: Trained) -> None:
@@ -137,6 +139,29 @@ def test_the_job_array_of_the_documents_fills_the_cache(trained_checkout: Traine
         (project / "elsewhere").rename(project / "caches")
     assert [process.returncode for process in running] == [0, 0]
     assert any(" is complete. " in text for text in printed)
+
+
+def test_the_job_of_two_machines_in_the_documents_trains_a_student(
+    trained_checkout: Trained,
+) -> None:
+    project, _ = trained_checkout
+    (script,) = re.findall(
+        r"```slurm\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL
+    )
+    assert "--nproc-per-node 8" in script
+    words = shlex.join(["--device", "cpu", *QUICK_RUN])
+    script = script.replace("--nproc-per-node 8", "--nproc-per-node 1").rstrip() + f" {words}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        script = script.replace(":29500", f":{free.getsockname()[1]}")
+    # What Slurm has: a command once per machine, here both times on this one.
+    slurm = 'srun() { "$@" & "$@"; wait; }; scontrol() { echo localhost; }\n'
+    result = subprocess.run(
+        ["bash", "-c", slurm + script], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "in each of 2 processes" in result.stdout
+    assert result.stdout.count("cd, seed 0: ") == 1
 
 
 @pytest.mark.parametrize("name", OWN_LOSSES)

@@ -117,6 +117,19 @@ def test_a_missing_cache_is_an_error_that_names_the_command(trained_checkout: Tr
     assert "make cache-teacher TEACHER=digits-resnet20" in result.stderr
 
 
+def test_with_gpus_torchrun_starts_the_training_and_nothing_else() -> None:
+    shown = make("-n", "train-student", "GPUS=4 x").stdout
+    started = [line for line in shown.splitlines() if "torch.distributed.run" in line]
+    assert len(started) == 1
+    words = shlex.split(started[0])
+    run = words.index("-m")
+    assert words[run : run + 5] == [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4 x")
+    ]
+    assert words[run + 5 : run + 8] == ["-m", "train", "student"]
+    assert "torch.distributed.run" not in make("-n", "train-student").stdout
+
+
 def test_make_hands_the_cluster_on() -> None:
     settings = ["CLUSTER=10.0.0.1:6379", "GPUS_PER_WORKER=0.5", "CPUS_PER_WORKER=4"]
     shown = make("-n", "cache-teacher", *settings).stdout

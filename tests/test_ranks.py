@@ -49,16 +49,20 @@ def asked(
     """Every method of the digits file; and some with all that makes a step harder."""
     caches = tmp_path_factory.mktemp("caches")
 
-    def study(methods: Sequence[str], student: Sequence[str], *teacher: str) -> Asked:
+    def study(
+        methods: Sequence[str], student: Sequence[str], *teacher: str, **options: object
+    ) -> Asked:
         overrides = [*TAPS, "views.count=3", *teacher]
         make_cache(small_teacher(*overrides), caches)
         small = ["teacher.arch=resnet8", f"teacher.weights={teacher_weights}", "dataset.limit=6"]
-        return Asked([*small, *overrides], [*SHORT, *student], str(caches), methods)
+        return Asked([*small, *overrides], [*SHORT, *student], str(caches), methods, **options)
 
     return [
         study(list(load_student("digits-resnet8").methods), ()),
         study(["cd+gkd+edt", "own"], HARD, "dataset.validation_fraction=0.3"),
         study(["cd+gkd", "rkd"], ["training.accumulate=2"], MIXED),
+        study(["cd+gkd"], (), feed="window"),
+        study(["kd"], (), seed=1, feed="host"),
     ]
 
 
@@ -73,7 +77,7 @@ def test_every_method_is_trained_as_by_one_process(
 ) -> None:
     together = train_on_ranks(world, asked, tmp_path)
     assert set(together) == set(alone)
-    assert len(alone) == 12 + 2 + 2
+    assert len(alone) == 12 + 2 + 2 + 2
     for name, one in alone.items():
         assert_the_same(one, together[name], name)
 

@@ -12,7 +12,7 @@ A batch of another view than the epoch's is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
@@ -142,7 +142,7 @@ class CachedTeacher(_Shuffled):
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
         """Raises WrongView."""
-        _refuse_other_view(batch, self._view)
+        refuse_other_view(batch, self._view)
         if not self._is_on_device:
             return self._expanded(self._buffers.sent([(self._slab, batch.host_ids)]))
         rows = {
@@ -161,9 +161,9 @@ class CachedTeacher(_Shuffled):
 
     def _read(self, view: int) -> dict[str, Tensor]:
         records = self._cache.read_view(view, self._taps, compact=True)
-        slab = {tap: _as_tensor(values) for tap, values in records.items()}
+        slab = {tap: as_tensor(values) for tap, values in records.items()}
         if not self._is_on_device:
-            return {tap: _pinned(values, self._device) for tap, values in slab.items()}
+            return {tap: pinned(values, self._device) for tap, values in slab.items()}
         return {tap: values.to(self._device) for tap, values in slab.items()}
 
 
@@ -177,8 +177,11 @@ class WindowedTeacher:
         num_views: int,
         device: torch.device,
         window_rows: int,
+        own: Callable[[Ids], Ids] = lambda order: order,
     ) -> None:
+        """own: of an epoch's order, the samples whose rows are held."""
         self._cache, self._taps, self._num_views = cache, list(taps), num_views
+        self._own = own
         self._layout = WindowedOrder(cache.num_samples, cache.manifest.block_rows, window_rows)
         self.where = (
             f"in windows of {window_rows:,} of {cache.num_samples:,} samples, shuffled there"
@@ -197,14 +200,16 @@ class WindowedTeacher:
         for window in self._windows:
             window.cancel()
         self._view = view_of_epoch(epoch, self._num_views)
-        self._row_of, self._window_of, self._blocks = self._layout.rows(order)
+        self._is_held = np.isin(np.arange(self._cache.num_samples), self._own(order))
+        rows = self._layout.rows(order, self._is_held)
+        self._row_of, self._window_of, self._blocks = rows
         self._windows, self._first = [], 0
         self._read_until(1)
         self._windows[0].result()
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
         """Raises WrongView."""
-        _refuse_other_view(batch, self._view)
+        refuse_other_view(batch, self._view)
         ids = batch.host_ids.numpy()
         windows = self._window_of[ids]
         self._forget_before(int(windows[0]))
@@ -231,8 +236,12 @@ class WindowedTeacher:
         manifest = self._cache.manifest
         blocks = [manifest.block(view, int(index)) for index in self._blocks[window]]
         self._cache.fetch_blocks(blocks, self._taps)
-        parts = [self._cache.read_block(block, self._taps, compact=True) for block in blocks]
-        return {tap: _as_tensor(np.concatenate([part[tap] for part in parts])) for tap in parts[0]}
+        parts = []
+        for block in blocks:
+            part = self._cache.read_block(block, self._taps, compact=True)
+            held = self._is_held[block.start : block.stop]
+            parts.append(part if held.all() else {tap: rows[held] for tap, rows in part.items()})
+        return {tap: as_tensor(np.concatenate([part[tap] for part in parts])) for tap in parts[0]}
 
 
 class Expansion:
@@ -259,12 +268,12 @@ def expanded_logits(values: Tensor, classes: Tensor, rest: Tensor, num_classes: 
     return logits.scatter_(1, classes.long(), values.float())
 
 
-def _as_tensor(values: NDArray[Any]) -> Tensor:
+def as_tensor(values: NDArray[Any]) -> Tensor:
     """torch's own operations do not know uint16: classes become int32."""
     return torch.from_numpy(values.astype(np.int32) if values.dtype == np.uint16 else values)
 
 
-def _refuse_other_view(batch: ViewBatch, view: int) -> None:
+def refuse_other_view(batch: ViewBatch, view: int) -> None:
     if batch.view != view:
         loaded = f"those of view {view} are loaded" if view >= 0 else "no epoch has started"
         raise WrongView(
@@ -299,7 +308,7 @@ class Buffers:
         for tap, values in parts[0][0].items():
             if tap not in slot or len(slot[tap]) < num_rows:
                 empty = torch.empty((num_rows, *values.shape[1:]), dtype=values.dtype)
-                slot[tap] = _pinned(empty, self._device)
+                slot[tap] = pinned(empty, self._device)
             start = 0
             for slab, rows in parts:
                 stop = start + len(rows)
@@ -312,7 +321,7 @@ class Buffers:
         return rows_by_tap
 
 
-def _pinned(values: Tensor, device: torch.device) -> Tensor:
+def pinned(values: Tensor, device: torch.device) -> Tensor:
     """In page-locked memory, which a GPU copies from directly, if there is one."""
     return values.pin_memory() if device.type == "cuda" else values
 

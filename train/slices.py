@@ -41,6 +41,10 @@ class Slices:
                 own = self._own(size)
                 yield samples.reshape(-1, size)[:, own].ravel(), len(own)
 
+    def samples(self, order: Ids) -> Ids:
+        """All of an epoch that are this rank's, in their order."""
+        return np.concatenate([ids for ids, _ in self.of_epoch(order)])
+
     def parts(self, own: ViewBatch, num_samples: int) -> list[tuple[ViewBatch, int]]:
         """The parts of this rank's share of a batch of `num_samples`, and the size of each part on
         all ranks together.

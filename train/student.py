@@ -28,6 +28,7 @@ from train.connectors import Connectors, connectors_for, student_classifiers, st
 from train.distributed import on_batch_of_all, prepare_for_ranks
 from train.feed import (
     CachedTeacher,
+    Ids,
     LiveTeacher,
     Location,
     NoTeacher,
@@ -40,14 +41,17 @@ from train.finetune import start_student
 from train.learner import make_learner
 from train.loop import Training, training
 from train.merged import MergedTaps, MergedTeachers, merged_taps
+from train.own_rows import OwnRows
 from train.ranks import ALONE, Ranks
 from train.repeat import take_place
 from train.residual import build_student, hint_stage, is_pair, thinner
 from train.results import EpochResult
+from train.slices import Slices
 from train.step import Session
 from train.study import Run, Study
 from views.dataset_pixels import DatasetPixels
 from views.pixels import calibration_batches
+from views.seeds import permutation
 
 OpenOutputs = Callable[[TeacherCache, Sequence[str]], TeacherSource]  # taps of a cache, to be read
 
@@ -161,6 +165,7 @@ def open_session(
         ranks=ranks,
     )
     prepare_for_ranks(learner, len(data.train))
+    cached = cached or functools.partial(cached_outputs, run, device, slices=learner.slices)
     return Session(run, data, learner, _teacher_source(run, device, data, cached))
 
 
@@ -220,10 +225,9 @@ def _print_once(console: Console, line: str) -> None:
 
 
 def _teacher_source(
-    run: Run, device: torch.device, data: DatasetPixels, cached: OpenOutputs | None
+    run: Run, device: torch.device, data: DatasetPixels, cached: OpenOutputs
 ) -> TeacherSource:
     study = run.study
-    cached = cached or functools.partial(cached_outputs, run, device)
     needed = run.needed_of_each
     if not needed[0]:
         return NoTeacher()
@@ -247,15 +251,31 @@ def _teacher_source(
 
 
 def cached_outputs(
-    run: Run, device: torch.device, cache: TeacherCache, taps: Sequence[str]
+    run: Run,
+    device: torch.device,
+    cache: TeacherCache,
+    taps: Sequence[str],
+    slices: Slices | None = None,
 ) -> TeacherSource:
-    """These taps of a cache, held and ordered as this run does it."""
-    study = run.study
+    """These taps of a cache, held and ordered as this run does it.
+
+    slices: which samples are seen here, where several processes train the run.
+    """
+    study, num_views = run.study, run.study.num_views
+    is_alone = slices is None or slices.ranks.is_alone
     if (rows := run.window_rows) is not None:
-        return WindowedTeacher(cache, taps, study.num_views, device, rows)
+        own = {} if slices is None or is_alone else {"own": slices.samples}
+        return WindowedTeacher(cache, taps, num_views, device, rows, **own)
+    share = 1.0 if slices is None else 1 / slices.ranks.world
     asked: Location | None = study.feed if study.feed in ("device", "host") else None
-    location = asked or location_for(slab_bytes(cache, taps), device)
-    return CachedTeacher(cache, taps, study.num_views, device, location)
+    location = asked or location_for(int(slab_bytes(cache, taps) * share), device)
+    if slices is None or is_alone:
+        return CachedTeacher(cache, taps, num_views, device, location)
+
+    def own_ids(epoch: int) -> Ids:
+        return slices.samples(permutation(run.seed, epoch, cache.num_samples))
+
+    return OwnRows(cache, taps, num_views, device, own_ids, share, location)
 
 
 def _live(

@@ -87,11 +87,15 @@ class WindowedOrder:
         windows = window_of_block[shuffled // self.block_rows]
         return shuffled[np.argsort(windows, kind="stable")]
 
-    def rows(self, order: Ids) -> tuple[Ids, Ids, list[Ids]]:
+    def rows(
+        self, order: Ids, is_held: NDArray[np.bool_] | None = None
+    ) -> tuple[Ids, Ids, list[Ids]]:
         """Each sample's row within its window, and its window; and each window's blocks.
 
-        The blocks of a window are read in ascending order.
+        The blocks of a window are read in ascending order. is_held: (N,); a window has no rows of
+        other samples. None: all are held.
         """
+        is_held = np.ones(self.num_samples, dtype=np.bool_) if is_held is None else is_held
         blocks_seen = order // self.block_rows
         _, first_seen = np.unique(blocks_seen, return_index=True)
         by_time = np.argsort(first_seen, kind="stable")
@@ -109,7 +113,8 @@ class WindowedOrder:
             for block in blocks:
                 start = int(block) * self.block_rows
                 stop = min(start + self.block_rows, self.num_samples)
-                row_of[start:stop] = np.arange(row, row + stop - start)
+                held = start + np.flatnonzero(is_held[start:stop])
+                row_of[held] = np.arange(row, row + len(held))
                 window_of[start:stop] = number
-                row += stop - start
+                row += len(held)
         return row_of, window_of, windows

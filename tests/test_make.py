@@ -117,19 +117,6 @@ def test_a_missing_cache_is_an_error_that_names_the_command(trained_checkout: Tr
     assert "make cache-teacher TEACHER=digits-resnet20" in result.stderr
 
 
-def test_with_gpus_torchrun_starts_the_training_and_nothing_else() -> None:
-    shown = make("-n", "train-student", "GPUS=4 x").stdout
-    started = [line for line in shown.splitlines() if "torch.distributed.run" in line]
-    assert len(started) == 1
-    words = shlex.split(started[0])
-    run = words.index("-m")
-    assert words[run : run + 5] == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4 x")
-    ]
-    assert words[run + 5 : run + 8] == ["-m", "train", "student"]
-    assert "torch.distributed.run" not in make("-n", "train-student").stdout
-
-
 def test_make_hands_the_cluster_on() -> None:
     settings = ["CLUSTER=10.0.0.1:6379", "GPUS_PER_WORKER=0.5", "CPUS_PER_WORKER=4"]
     shown = make("-n", "cache-teacher", *settings).stdout
@@ -148,6 +135,12 @@ def test_gpus_is_the_number_of_processes_of_teacher_pass_and_student() -> None:
         shown = make("-n", target, "GPUS=8").stdout
         assert shown.count("torch.distributed.run --standalone --nproc-per-node '8' -m ") == count
         assert "torch.distributed.run" not in make("-n", target).stdout
+    odd = make("-n", "train-student", "GPUS=8 $(shell touch PWNED)").stdout.splitlines()
+    for line in (each for each in odd if "torch.distributed.run" in each):
+        words = shlex.split(line)
+        assert words[words.index("--nproc-per-node") + 1] == "8 $(shell touch PWNED)"
+        assert words[0].startswith("OMP_NUM_THREADS=")  # torchrun's default is one
+    assert not (ROOT / "PWNED").exists()
 
 
 def test_several_processes_of_this_machine_train_the_teacher_fill_its_cache_and_train_a_student(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.support.teacher_cache import CPU
 from tests.support.training_runs import without_times
 from train import TrainError
 from train.__main__ import cli
+from train.any_ranks import trained_by_any_number
 from train.evaluation import evaluate
 from train.export import export_student, weights_of
 from train.records import Partial, RunRecorder
@@ -247,6 +249,27 @@ def test_the_number_of_processes_makes_another_run_only_with_batch_norm_of_their
     assert len({plain.sha256, two, three}) == 3
     monkeypatch.delenv("MASTER_ADDR")  # of no group: other programs say WORLD_SIZE too
     assert make_study(student=["training.batch_norm=local"]).run("ce", 0).sha256 == one
+
+
+def test_one_process_exports_what_several_trained_with_batch_norm_of_their_own(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    study = make_study(student=["training.batch_norm=local"])
+    run = study.run("ce", 0)
+    assert trained_by_any_number(run) is run  # there is none
+    two = replace(run, ranks=2)
+    train_student(two, device="cpu")
+    found = trained_by_any_number(run)
+    assert found.folder == two.folder != run.folder
+    (card,) = export_student(found, weights_of(found, "last"), tmp_path / "exported", device="cpu")
+    assert card["top1_error"] == found.summary["last"]["top1_error"]
+    assert trained_by_any_number(make_study().run("ce", 0)).summary is None  # another training
+    train_student(replace(run, ranks=3), device="cpu")
+    with pytest.raises(TrainError, match="trained by several numbers of processes") as refusal:
+        trained_by_any_number(run)
+    assert str(two.folder) in str(refusal.value)
+    train_student(run, device="cpu")
+    assert trained_by_any_number(run) is run
 
 
 def test_a_teacher_is_trained_with_smoothed_labels_where_its_file_says_so() -> None:

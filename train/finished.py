@@ -25,6 +25,7 @@ from runtime.options import (
 )
 from store.mirror import local_caches
 from train import TrainError
+from train.any_ranks import trained_by_any_number
 from train.options import Method, RemoveRuns, Runs, Seed, Which
 from train.plan import open_named_study
 from train.runs import offer_removal, runs_below, table_of
@@ -47,7 +48,7 @@ def export(
     """Write a finished student as a plain state dict and as a torch.export program."""
     local = local_caches(caches, cache, mirror, mirror_gb)
     study = open_named_study(name, overrides, *local, runs, reads_outputs=False)
-    run = study.run(method, seed)
+    run = trained_by_any_number(study.run(method, seed))
     from train.export import export_student, weights_of
     from train.figures import EMA
 

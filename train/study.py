@@ -136,6 +136,7 @@ class Run:
     live_teacher: bool = False
     live_bn: bool = False  # whether its batch norm takes the statistics of each batch
     is_repetition: bool = False  # of a finished run, whose folder it takes in the end
+    ranks: int | None = None  # that train it; None: as many as this process is one of
 
     def __str__(self) -> str:
         return f"{self.method}, seed {self.seed}"
@@ -174,14 +175,13 @@ class Run:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the run's result; two runs with the same one are the same run."""
-        study = self.study
-        plain = as_plain(study.config)
+        study, plain = self.study, as_plain(self.study.config)
         rows = None if self.live_teacher else self.window_rows
         return {
             **({"window": rows} if rows else {}),
             "run_version": RUN_VERSION,
             "student": self._network_identity(),
-            "training": recipe_identity(study.config.training),
+            "training": recipe_identity(study.config.training, self.ranks),
             "terms": [_UNSET_OPTIONS | term for term in plain["methods"][self.method]],
             "seed": self.seed,
             "num_views": self.num_views,

@@ -171,3 +171,17 @@ def test_an_error_of_one_rank_ends_the_others_and_is_said_once(
     output = "".join(text for _, text in outcomes)
     assert output.count("error:") == 1, output
     assert str(runs) in output
+
+
+def test_an_ablation_is_not_trained_by_every_process_of_torchrun(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert cli(["ablation", "digits-resnet8", *command[command.index("--caches") :]]) == 2
+    assert "torchrun is for one student" in capsys.readouterr().err

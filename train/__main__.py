@@ -24,6 +24,7 @@ import typer
 from configs.load import load_teacher, teachers_of
 from runtime.cluster import Cluster
 from runtime.commands import end_process, new_app, new_console, run_command
+from runtime.limits import num_ranks
 from runtime.options import (
     MIRROR,
     MIRROR_GB,
@@ -167,6 +168,11 @@ def ablation(
     track: Track = None,
 ) -> None:
     """Train every method with every seed, then write the report."""
+    if num_ranks() > 1:
+        raise TrainError(
+            "torchrun is for one student: each of its processes would train the whole study",
+            fix="python -m train ablation, with --jobs; or torchrun ... -m train student",
+        )
     if cluster and (jobs > 1 or share):
         raise TrainError("on a cluster each run is a task: --jobs and --share are for one machine")
     check_trackers(track or ())

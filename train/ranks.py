@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,9 +27,10 @@ from runtime.limits import Share, num_ranks
 from train import TrainError
 from views.batches import equal_parts
 
+_SECONDS_FOR_OTHERS = 5.0
 _FAILED = "failed"  # in the store of all ranks: how many of them have failed
 # What an exchange raises where another rank is gone.
-_LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|socket|recv|store", re.I)
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|TCPStore|recvValue", re.I)
 _SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two ranks
 
 
@@ -170,20 +172,20 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"teach-once/{attempt}/{world}", kept)
     backends = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
+    ranks = Ranks(rank, world)
     try:
         dist.init_process_group(backends, store=store, rank=rank, world_size=world)
-        ranks = Ranks(rank, world)
         yield ranks
         ranks.wait_for_all()
         dist.destroy_process_group()
     except (UserError, Stopped, OSError) as error:
-        if _is_first_failure(store):
+        if _is_first_failure(store, ranks):
             raise
         raise SystemExit(getattr(error, "exit_code", 2)) from None
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
-        if not _is_first_failure(store):
+        if not _is_first_failure(store, ranks):
             raise SystemExit(RankLost.exit_code) from None
         raise RankLost(
             f"rank {rank} of {world} lost another process of this run, which was killed or lost "
@@ -192,11 +194,18 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         ) from None
 
 
-def _is_first_failure(store: Store) -> bool:
+def _is_first_failure(store: Store, ranks: Ranks) -> bool:
+    """Count a failure; whether it is the first one of any rank."""
     try:
-        return bool(store.add(_FAILED, 1) == 1)
+        is_first = bool(store.add(_FAILED, 1) == 1)
+        if ranks.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+            # Without torchrun the store ends with this process: others have yet to count theirs.
+            ended = time.monotonic() + _SECONDS_FOR_OTHERS
+            while store.add(_FAILED, 0) < ranks.world and time.monotonic() < ended:
+                time.sleep(0.05)
     except RuntimeError:  # it was the store that was lost
         return True
+    return is_first
 
 
 def _refuse_shared_gpus(device: str) -> None:

@@ -146,11 +146,13 @@ def _is_unsound(path: Path, console: Console) -> bool:
 
 def _how_to_mend(path: Path, teacher: str) -> str:
     if isinstance(path, ObjectUrl):
-        return f"  fix: {remote_fix(path, teacher)}"
-    caches = "" if path.parent == Path("caches") else str(path.parent)
+        command = remote_fix(path, teacher)
+    else:
+        caches = "" if path.parent == Path("caches") else str(path.parent)
+        command = make_command(teacher, RECHECK="1", CACHES=caches)
     return (
         f"  if it was made with ARGS, or from a YAML file of another name, repeat those\n"
-        f"  fix: {make_command(teacher, RECHECK='1', CACHES=caches)}"
+        f"  fix: {command}"
     )
 
 

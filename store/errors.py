@@ -59,7 +59,8 @@ def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -
 def remote_fix(cache: Path, teacher: str) -> str:
     """What mends a cache on an object store: its pass, or a sound one. cache: its URL."""
     again = make_command(teacher, RECHECK="1", CACHES=str(cache.parent))
-    return f"{again}; or {program_text('store')} copy CACHE {cache.parent}, from a sound CACHE"
+    copy = f"{program_text('store')} copy CACHE {shlex.quote(str(cache.parent))}"
+    return f"{again}; or {copy}, from a sound CACHE"
 
 
 class CacheError(UserError):

@@ -191,7 +191,10 @@ class Objects:
             return error
         where, kind, text = self.url / key if key else self.url, type(error).__name__, str(error)
         if "NoSuchBucket" in text:
-            return NoBucket(f"there is no bucket {self.url.bucket!r} ({where})")
+            return NoBucket(
+                f"there is no bucket {self.url.bucket!r} ({where})",
+                fix="create it, or look at AWS_ENDPOINT_URL and AWS_REGION",
+            )
         if isinstance(error, FileNotFoundError):
             return CacheMissing(f"there is no object {where}")
         status = _status_of(error)

@@ -289,6 +289,7 @@ def test_a_killed_process_loses_nothing_that_it_committed(
     server.spoil = spoil
     process.start()
     process.join()
+    server.settle()
     server.spoil = lambda method, path, before: None
     assert process.exitcode == -signal.SIGKILL
     committed = len(lines(server))

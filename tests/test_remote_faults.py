@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtime.locks import Job
-from store import CacheError, CacheMismatch, TeacherCache
+from store import CacheError, CacheFull, CacheMismatch, TeacherCache
 from store.destination import Destination
 from store.errors import SamplesChanged
 from store.journal import parse_line
@@ -84,6 +85,15 @@ def test_a_store_that_ignores_conditions_is_refused_before_anything_is_put(
 
 
 # ---- what does not belong together
+
+
+def test_a_disk_too_full_for_unfinished_blocks_is_named(server: Server, spool: Path) -> None:
+    with (
+        opened(spool) as writer,
+        pytest.raises(CacheFull, match=rf"the disk of {spool}/0000 is too full for the records"),
+        writer.refusing_full(),
+    ):
+        raise OSError(errno.ENOSPC, "no room")
 
 
 def test_another_cache_under_the_same_name_is_refused(server: Server, spool: Path) -> None:

@@ -44,12 +44,18 @@ class Server:
     port: int
     requests: list[tuple[str, str]] = field(default_factory=list)
     spoil: Callable[[str, str, int], Fault] = lambda method, path, before: None
+    num_open: int = 0  # requests that the proxy has not dealt with yet
 
     def take(self, method: str, path: str) -> Fault:
         with _lock:
             before = self.requests.count((method, path))
             self.requests.append((method, path))
             return self.spoil(method, path, before)
+
+    def settle(self) -> None:
+        """Wait until the store has done what was asked, also by a process that is dead."""
+        while self.num_open:
+            time.sleep(0.01)
 
     def all_keys(self) -> list[str]:
         """Of all objects, past the proxy."""
@@ -77,6 +83,15 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _forward(self) -> None:
+        with _lock:
+            self.server_of.num_open += 1
+        try:
+            self._forward_one()
+        finally:
+            with _lock:
+                self.server_of.num_open -= 1
+
+    def _forward_one(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server_of.take(self.command, self.path)
         if isinstance(fault, int):
@@ -113,6 +128,11 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward
 
 
+class _Proxy(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing to say: a test has killed the client."""
+
+
 @contextmanager
 def running(*, has_proxy: bool = True) -> Iterator[Server]:
     """The server and its proxy; the environment leads obstore to the proxy, or past it."""
@@ -120,7 +140,7 @@ def running(*, has_proxy: bool = True) -> Iterator[Server]:
     moto.start()
     server = Server(moto.get_host_and_port()[1])
     handler = type("Handler", (_Handler,), {"server_of": server})
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    proxy = _Proxy(("127.0.0.1", 0), handler)
     proxy.daemon_threads = True
     threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
     endpoint = f"http://127.0.0.1:{proxy.server_address[1] if has_proxy else server.port}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -174,9 +176,19 @@ def test_threads_that_read_the_same_view_fetch_it_once(
     server: Server, words: list[str], tmp_path: Path
 ) -> None:
     caches = [mirrored(tmp_path / "mirror") for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda cache: cache.read_view(0), caches))
-        list(pool.map(lambda cache: cache.sample_crc32c, caches))  # fetched when it is read
+    block = caches[0].manifest.block(0, 0)
+
+    def checksums(cache: TeacherCache) -> list[int]:
+        found = np.empty(block.rows, np.uint32)
+        cache.source.read("sample_crc32c", block, found)  # fetched when it is read
+        return found.tolist()
+
+    for read in (lambda cache: len(cache.read_view(0)), checksums):
+        with ThreadPoolExecutor(4) as pool:
+            with MirrorFolder(tmp_path / "mirror", PLENTY).locked():
+                results = [pool.submit(read, cache) for cache in caches]
+                time.sleep(0.3)  # all of them find nothing here, and wait
+            assert len({str(result.result()) for result in results}) == 1
     asked = chunks_asked(server)
     assert 0 < len(asked) == len(set(asked))
 

@@ -72,6 +72,18 @@ def read_opened(
     return bad_value
 
 
+def content_fault(content: NDArray[np.uint8], size: int, committed: str) -> str | None:
+    """As `read_opened`, of the bytes of a whole chunk file that are in memory."""
+    if len(content) != size:
+        return _wrong_size(len(content), size)
+    checksum = int(google_crc32c.value(content[:-CHECKSUM_BYTES]))
+    if checksum != int.from_bytes(content[-CHECKSUM_BYTES:].tobytes(), "little"):
+        return "wrong checksum"
+    if crc_hex(checksum) != committed:
+        return "checksum differs from the journal's"
+    return None
+
+
 def read_pieces(
     file: BinaryIO, wanted: NDArray[np.uint8], payload: int, value_bytes: int, check: Check | None
 ) -> tuple[int, str | None]:

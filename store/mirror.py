@@ -8,7 +8,6 @@ training's current one and its next one.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from runtime.inside import remove_inside, write_inside
 from runtime.urls import BadUrl, ObjectUrl
-from store.chunks import read_opened, size_fault
+from store.chunks import content_fault, size_fault
 from store.content import holds_bytes
 from store.errors import CacheDamaged, CacheMissing
 from store.faults import Fault
@@ -239,11 +238,10 @@ class MirroredSource(FolderSource):
         key = str(wanted.path.relative_to(self.path))
         url = self.remote.path / key
         try:
-            content = self.remote.objects.get(key, wanted.size)
+            content = self.remote.objects.get_array(key, wanted.size)
         except CacheMissing:
             raise self.damaged(Fault("chunk missing", url)) from None
-        file: Any = io.BytesIO(content)
-        what = read_opened(file, len(content), None, wanted.size, wanted.committed)
+        what = content_fault(content, wanted.size, wanted.committed)
         if what is not None:
             raise self.damaged(Fault(what, url))
         write_inside(self.path, key, content, flush=False)

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from runtime.urls import ObjectUrl
 from store.errors import CacheBusy, CacheDamaged, CacheError, CacheMissing, CacheNotWritable
 
@@ -91,6 +94,19 @@ class Objects:
             size, tag = found.meta["size"], found.meta["e_tag"] or ""
             content = bytes(found.bytes().to_bytes()) if size <= most_bytes else None
             return Tagged(content, size, tag)
+
+        return self._asked(key, read)
+
+    def get_array(self, key: str, most_bytes: int) -> NDArray[np.uint8]:
+        """As `get`, read only and without another copy in memory: (bytes,)."""
+
+        def read(client: Any) -> NDArray[np.uint8]:
+            found = client.get(key)
+            if (size := found.meta["size"]) > most_bytes:
+                raise CacheDamaged(
+                    f"{self.url / key} has {size:,} bytes, expected at most {most_bytes:,}"
+                )
+            return np.frombuffer(found.bytes(), np.uint8)
 
         return self._asked(key, read)
 

@@ -57,7 +57,7 @@ OVERRIDES = $(if $(value ARGS),--args=$(call q,ARGS))
 # Options of the programs that read images.
 READERS = --device $(call q,DEVICE) $(if $(value WORKERS),--workers $(call q,WORKERS))
 
-# Where the caches are; of those at a URL, the folder through which they are read, and its size.
+# Where the caches are; the folder through which what lies at a URL is read, and its size.
 MIRRORED = --caches $(call q,CACHES) $(if $(value MIRROR),--mirror $(call q,MIRROR)) \
   $(if $(value MIRROR_GB),--mirror-gb $(call q,MIRROR_GB))
 
@@ -77,7 +77,7 @@ ON_GPUS = $(if $(value GPUS),-m torch.distributed.run --standalone --nproc-per-n
 # $(call teacher-weights,NAME) and $(call teacher-cache,NAME), where they are missing.
 teacher-weights = $(CORES)$(PY) $(ON_GPUS) -m train teacher $1 $(MIRRORED) $(READERS) \
   $(if $(value TRAIN_TEACHER),--train-teacher) $(OVERRIDES)
-teacher-cache   = $(CORES)$(PY) $(ON_GPUS) -m precompute $1 --caches $(call q,CACHES) $(READERS) \
+teacher-cache   = $(CORES)$(PY) $(ON_GPUS) -m precompute $1 $(MIRRORED) $(READERS) \
   $(if $(value RECHECK),--recheck) $(ON_CLUSTER) $(OVERRIDES)
 
 # With CLUSTER=address, the nodes of a Ray cluster run the teacher.

@@ -2,6 +2,7 @@
 python -m benchmarks loading [...]          how fast photographs are read; needs a quiet machine
 python -m benchmarks scale [...]            what the number of samples costs; takes minutes
 python -m benchmarks share [...]            what one reading for several methods saves; likewise
+python -m benchmarks objects [...]          a view through a mirror of an object store; likewise
 python -m benchmarks ranks [...]            one student on several processes, or GPUs; likewise
 python -m benchmarks many_blocks [...]      a pass of a million empty blocks on Ray; likewise
 
@@ -23,7 +24,7 @@ from benchmarks.harness import machine, markdown, write_section
 
 PROGRAMS = ("steps", "teacher_pass", "study", "start", "topk")
 # Take minutes: not among those of `make bench`.
-ALONE = ("loading", "scale", "share", "ranks", "many_blocks")
+ALONE = ("loading", "scale", "share", "ranks", "objects", "many_blocks")
 QUICK = {
     "steps": ["--shapes", "digits", "--rounds", "2"],
     "teacher_pass": ["--shapes", "digits", "--rounds", "2"],

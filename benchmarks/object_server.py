@@ -142,11 +142,34 @@ def _folder_line(folder: str) -> str:
     return f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
 
 
+class Line:
+    """What all connections together may send in a second; 0: as much as they can.
+
+    One answer after the other takes the line, and is sent when its turn has passed.
+    """
+
+    def __init__(self, mb_per_second: float) -> None:
+        self._bytes_per_second, self._free_at = mb_per_second * 1e6, 0.0
+
+    def send(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
+        def write() -> None:
+            transport.write(head)
+            transport.write(body)
+
+        if not self._bytes_per_second:
+            write()
+            return
+        loop = asyncio.get_running_loop()
+        begun = max(loop.time(), self._free_at)
+        self._free_at = begun + len(body) / self._bytes_per_second
+        loop.call_at(self._free_at, write)
+
+
 class _Connection(asyncio.Protocol):
     """One client's requests, answered in their order."""
 
-    def __init__(self, bucket: Bucket) -> None:
-        self._bucket, self._received = bucket, bytearray()
+    def __init__(self, bucket: Bucket, line: Line) -> None:
+        self._bucket, self._line, self._received = bucket, line, bytearray()
         self._head: tuple[str, str, dict[str, str]] | None = None  # of the request that is coming
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -171,9 +194,9 @@ class _Connection(asyncio.Protocol):
     def _answer(self, method: str, answer: Answer) -> None:
         lines = [f"HTTP/1.1 {answer.status}", f"Content-Length: {len(answer.body)}"]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
-        self._transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
-        if method != "HEAD":
-            self._transport.write(answer.body)
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        body = b"" if method == "HEAD" else answer.body
+        self._line.send(self._transport, head, body)
 
 
 def _parse_head(text: str) -> tuple[str, str, dict[str, str]]:
@@ -184,21 +207,22 @@ def _parse_head(text: str) -> tuple[str, str, dict[str, str]]:
     return method, target, {name.lower(): value.strip() for name, _, value in named}
 
 
-async def _serve() -> None:
-    bucket = Bucket()
+async def _serve(mb_per_second: float) -> None:
+    bucket, line = Bucket(), Line(mb_per_second)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Connection(bucket), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: _Connection(bucket, line), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 @contextmanager
-def object_server() -> Iterator[str]:
+def object_server(mb_per_second: float = 0.0) -> Iterator[str]:
     """A server in a process of its own, and obstore's variables set for it; gives the bucket's URL.
 
-    Set them before this process has used any store.
+    mb_per_second: that it answers with, as if over a network; 0: as fast as it can. The variables
+    must be set before this process has used any store.
     """
-    command = [sys.executable, "-m", "benchmarks.object_server"]
+    command = [sys.executable, "-m", "benchmarks.object_server", str(mb_per_second)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -217,4 +241,4 @@ def object_server() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(_serve(float(sys.argv[1])))

@@ -28,10 +28,14 @@ from runtime.commands import new_app, new_console, run_command
 from runtime.limits import sharing_machine
 from runtime.locks import Job
 from runtime.options import (
+    MIRROR,
+    MIRROR_GB,
     SPOOL,
     CachesOrUrl,
     ClusterAddress,
     Device,
+    MirrorFolder,
+    MirrorSize,
     OfStudent,
     Overrides,
     SpoolFolder,
@@ -41,6 +45,7 @@ from runtime.options import (
 from runtime.urls import local_folder, path_or_url
 from store.errors import fixes_spelled_by
 from store.identity import knows_weights
+from store.mirror import choose_mirror
 from store.reader import TeacherCache
 from views.augment import view_shape
 from views.listing import forget_listings
@@ -59,6 +64,8 @@ def main(
     of_student: OfStudent = False,
     caches: CachesOrUrl = Path("caches"),
     spool: SpoolFolder = SPOOL,
+    mirror: MirrorFolder = MIRROR,
+    mirror_gb: MirrorSize = MIRROR_GB,
     device: Device = "auto",
     batch_size: Annotated[
         int | None,
@@ -95,6 +102,7 @@ def main(
 ) -> None:
     """Fill the cache of one teacher, or of each teacher of a student."""
     _check_block_rows(block_rows)
+    choose_mirror(mirror, mirror_gb)
     asked = _Asked(
         caches,
         spool,

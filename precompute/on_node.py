@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from store.aside import AsideWriter, Written
 from store.destination import Handout, writer_on_node
 from store.errors import fixes_spelled_by
 from store.identity import Identity
+from store.mirror_folder import MirrorFolder, use_mirror, used_mirror
 from store.work import Work
 from views.datasets import load_dataset
 
@@ -45,6 +46,7 @@ class Recipe:
     device: str
     num_workers: int | None
     spool: Path = SPOOL
+    mirror: MirrorFolder = field(default_factory=used_mirror)
 
 
 class Pace(NamedTuple):
@@ -111,6 +113,7 @@ def _teacher_pass(recipe: Recipe) -> TeacherPass:
 
 def _built(recipe: Recipe) -> TeacherPass:
     kept_in = local_folder(recipe.caches, recipe.spool)
+    use_mirror(recipe.mirror)
     dataset = load_dataset(recipe.config.dataset, kept_in)
     setup = at_hand(setup_of(recipe.config, dataset, recipe.caches))
     if setup.identity != recipe.identity:

@@ -166,6 +166,19 @@ def test_one_reading_for_five_methods_is_measured_beside_five_readings(tmp_path:
     assert "| five methods together |" in (tmp_path / "b.md").read_text()
 
 
+def test_a_view_through_a_mirror_is_measured_beside_get_and_a_folder(tmp_path: Path) -> None:
+    files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
+    small = ["--slab-mb", "2", "--rounds", "1", "--network-mb", "20"]
+    assert suite.main(["objects", *small, *files]) == 0
+    found = {row["what"]: row["value"] for row in json.loads((tmp_path / "b.json").read_text())}
+    assert len(found) == 5
+    assert min(found.values()) > 0
+    get = next(
+        line for line in (tmp_path / "b.md").read_text().splitlines() if line.startswith("| GET")
+    )
+    assert float(get.split("|")[3].split(" ±")[0]) <= 21  # the server keeps to its rate
+
+
 def test_every_target_is_measured_and_ends_in_one_table(tmp_path: Path) -> None:
     docs = tmp_path / "b.md"
     # `start` calls make, which needs the environment that make has made.

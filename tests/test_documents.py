@@ -23,6 +23,7 @@ from nets.zoo import build
 from store import TeacherCache
 from teach_once.__main__ import programs
 from tests.support.documents import code_blocks, commands, documents, links
+from tests.support.object_store import emptied, running
 from tests.support.project import QUICK_ARGS, ROOT, make, makefile_targets
 from train.__main__ import cli
 from train.terms import loss_named
@@ -86,7 +87,7 @@ print(sum(p.grad.abs().sum().item() for p in student.parameters()))
     assert gradient > 0
 
 
-def test_what_the_readme_shows_of_clusters_runs(
+def test_what_the_readme_shows_of_clusters_and_buckets_runs(
     trained_checkout: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, _ = trained_checkout
@@ -99,11 +100,12 @@ def test_what_the_readme_shows_of_clusters_runs(
     printed = ""
     (project / "caches").rename(project / "elsewhere")
     try:
-        for line in block.splitlines():
-            words = shlex.split(line, comments=True)[1:]
-            result = make(*words, *quick.get(words[0], []), cwd=project)
-            assert result.returncode == 0, result.stderr
-            printed += result.stdout
+        with running(has_proxy=False) as server, emptied(server):
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)[1:]
+                result = make(*words, *quick.get(words[0], []), cwd=project)
+                assert result.returncode == 0, result.stderr
+                printed += result.stdout
     finally:
         shutil.rmtree(project / "caches", ignore_errors=True)
         (project / "elsewhere").rename(project / "caches")
@@ -112,6 +114,9 @@ def test_what_the_readme_shows_of_clusters_runs(
     assert "run   4/4" in printed
     assert "report.html" in printed
     assert "in each of 2 processes" in printed
+    assert re.search(r"s3://bucket/caches/digits-resnet20-\w{8} is complete", printed)
+    assert "cd+gkd, seed 0, from s3://bucket/caches/digits-resnet20-" in printed
+    assert list((project / "mirror/bucket/caches").glob("digits-*/teacher.zarr/logits/c.0.*"))
 
 
 def test_the_job_array_of_the_documents_fills_the_cache(trained_checkout: Trained) -> None:

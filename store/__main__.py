@@ -146,7 +146,7 @@ def _is_unsound(path: Path, console: Console) -> bool:
 
 def _how_to_mend(path: Path, teacher: str) -> str:
     if isinstance(path, ObjectUrl):
-        command = remote_fix(path, teacher)
+        command = str(remote_fix(path, teacher))
     else:
         caches = "" if path.parent == Path("caches") else str(path.parent)
         command = make_command(teacher, RECHECK="1", CACHES=caches)

@@ -56,11 +56,29 @@ def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -
     return " ".join(["make cache-teacher", *given])
 
 
-def remote_fix(cache: Path, teacher: str) -> str:
-    """What mends a cache on an object store: its pass, or a sound one. cache: its URL."""
-    again = make_command(teacher, RECHECK="1", CACHES=str(cache.parent))
-    copy = f"{program_text('store')} copy CACHE {shlex.quote(str(cache.parent))}"
-    return f"{again}; or {copy}, from a sound CACHE"
+@dataclass(frozen=True)
+class RemoteFix(TeacherPass):
+    """A fix of a damaged cache below `caches`, a URL: its pass, or a copy of a sound one."""
+
+    caches: Path = Path()
+
+    def text(self, spell: Spell) -> str:
+        command = super().text(spell)
+        recheck = " RECHECK=1" if command.startswith("make ") else " --recheck"
+        return f"{command}{recheck}; or {self._copy()}"
+
+    def __str__(self) -> str:
+        again = make_command(self.teacher, RECHECK="1", CACHES=str(self.caches))
+        return f"{again}; or {self._copy()}"
+
+    def _copy(self) -> str:
+        caches = shlex.quote(str(self.caches))
+        return f"{program_text('store')} copy CACHE {caches}, from a sound CACHE"
+
+
+def remote_fix(cache: Path, teacher: str) -> RemoteFix:
+    """What mends the cache at a URL."""
+    return RemoteFix(teacher, caches=cache.parent)
 
 
 class CacheError(UserError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -137,6 +139,29 @@ def test_a_pass_resumes_grows_and_mends(
     )
     assert chunks_of(server, name) == before
     assert store(["check", f"{CACHES}/{name}"]) == 0
+
+
+def test_the_command_that_an_error_names_mends_the_cache(
+    server: Server, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(to_bucket(words)) == 0
+    name = name_of(server)
+    key = f"caches/{name}/teacher.zarr/labels/c.0"
+    content = server.ask("GET", key)
+    server.ask("PUT", key, content[:-1] + bytes([content[-1] ^ 1]))
+    overrides = [word for word in words if "=" in word]
+    again = ["digits-resnet20", "--caches", CACHES, "--device", "cpu", *overrides]
+    capsys.readouterr()
+    assert verify(again) == 2
+    told = capsys.readouterr().err
+    assert f"wrong checksum: s3://bucket/{key}" in told
+    fix = re.search("fix: (.* --recheck); or ", told)
+    assert fix is not None
+    program, command, *arguments = shlex.split(fix[1])
+    assert (program, command) == ("teach-once", "precompute")
+    assert cli([*arguments, "--device", "cpu"]) == 0
+    assert server.ask("GET", key) == content
+    assert verify(again) == 0
 
 
 def test_ranks_of_a_job_and_another_pass_make_one_cache_at_once(

@@ -108,7 +108,7 @@ def fail_without_a_word() -> int:
     [
         (crash, "traceback: ValueError: a crash"),
         (kill_itself, "ended by SIGSEGV"),
-        (spin, "ended by SIG(KILL|XCPU)"),
+        (spin, "ended by SIG(KILL|XCPU)|no end after"),  # on a busy machine
         (take_memory, "MemoryError"),
         (colour, "escape sequence"),
         (write_beside, "touches 'victim' outside"),

@@ -12,6 +12,9 @@ import torch
 
 from configs.load import load_student
 from configs.schema import TeacherConfig
+from nets.weights import save_atomically
+from nets.zoo import build
+from tests.support.photograph_study import PLAIN, configs_of
 from tests.support.rank_training import Asked, Found, train_on_ranks, trained
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative
@@ -44,9 +47,10 @@ TAPS = (
 def asked(
     small_teacher: Callable[..., TeacherConfig],
     teacher_weights: Path,
+    photographs: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[Asked]:
-    """Every method of the digits file; and some with all that makes a step harder."""
+    """Every method of the digits file; some with all that makes a step harder; images to read."""
     caches = tmp_path_factory.mktemp("caches")
 
     def study(
@@ -63,7 +67,19 @@ def asked(
         study(["cd+gkd", "rkd"], ["training.accumulate=2"], MIXED),
         study(["cd+gkd"], (), feed="window"),
         study(["kd"], (), seed=1, feed="host"),
+        of_photographs(photographs, caches),
     ]
+
+
+def of_photographs(root: Path, caches: Path) -> Asked:
+    """Images that workers read and cut, in batches of 7, 7 and 6."""
+    weights = caches / "rgb.pt"
+    save_atomically(build("resnet8", num_classes=2, in_channels=3).state_dict(), weights)
+    _, teacher = configs_of(root, weights, {**PLAIN, "mix": {"kind": "cutmix"}})
+    make_cache(teacher, caches)
+    assert teacher.source is not None
+    student = [*SHORT, "training.batch_size=7", "training.epochs=3"]
+    return Asked(list(teacher.source.overrides), student, str(caches), ["cd+gkd"], workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +93,7 @@ def test_every_method_is_trained_as_by_one_process(
 ) -> None:
     together = train_on_ranks(world, asked, tmp_path)
     assert set(together) == set(alone)
-    assert len(alone) == 12 + 2 + 2 + 2
+    assert len(alone) == 12 + 2 + 2 + 2 + 1
     for name, one in alone.items():
         assert_the_same(one, together[name], name)
 

@@ -31,7 +31,10 @@ SECONDS = 120  # a group that hangs ends then
 
 @dataclass(frozen=True)
 class Asked:
-    """A study of digits-resnet8 by its overrides, and the runs to train of it."""
+    """A study of digits-resnet8 by its overrides, and the runs to train of it.
+
+    workers: processes of each rank that read images.
+    """
 
     teacher: Sequence[str]
     student: Sequence[str]
@@ -39,6 +42,7 @@ class Asked:
     methods: Sequence[str]
     seed: int = 0
     feed: str = "auto"
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def trained(asked: Sequence[Asked], folder: Path, ranks: Ranks = ALONE) -> dict[
     for study, method in ((each, method) for each in asked for method in each.methods):
         run = study_of(study, folder / "runs").run(method, study.seed)
         epochs: list[EpochResult] = []
-        train_student(run, device="cpu", num_workers=0, on_epoch=epochs.append, ranks=ranks)
+        options = {"num_workers": study.workers, "on_epoch": epochs.append, "ranks": ranks}
+        train_student(run, device="cpu", **options)
         if ranks.is_first:
             found[run.folder.name] = Found(
                 run.sha256,

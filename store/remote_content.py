@@ -26,22 +26,37 @@ from store.layout import MANIFEST, SAMPLE_CRC, ZARR_GROUP, next_path, whole_name
 from store.manifest import MAX_MANIFEST_BYTES, Manifest, manifest_text, refuse_other_name
 from store.metadata import MAX_METADATA_BYTES, checksum_of, metadata_faults, zarr_metadata
 from store.objects import NoBucket, Objects, Tagged, in_parallel
-from store.remote import parse_remote_manifest
+from store.remote import parse_remote_manifest, remote_manifest
 
 Result = TypeVar("Result")
 
 _TRIES = 8  # to change an object, while other writers change it
 
 
-def begun_manifest(
+def begun_cache(
     objects: Objects, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
-    """The cache's manifest, existing (and grown if needed) or new; and whether it was salvaged.
+    """Create the cache, or grow it if needed; its manifest, and whether that was salvaged.
 
-    Salvaged: the old manifest could not be read, or was never put, so that every byte of the cache
-    must be checked. Raises CacheMismatch where another cache is there.
+    Zarr metadata, labels and preview are put where they are missing or damaged. Salvaged: the old
+    manifest could not be read, or was never put, so that every byte of the cache must be checked.
+    Raises CacheMismatch where another cache is there.
     """
+    is_salvaged = False
+    for _ in range(_TRIES):
+        manifest, was_lost = _begun_manifest(objects, content, block_rows)
+        is_salvaged |= was_lost
+        manifest = _described(objects, manifest, content)
+        there, _ = remote_manifest(objects)
+        if there.zarr_crc32c == manifest.zarr_crc32c:
+            return manifest, is_salvaged
+        # Another pass has grown the cache meanwhile: its metadata must not be the older ones.
+    raise _busy(objects, MANIFEST)
 
+
+def _begun_manifest(
+    objects: Objects, content: CacheContent, block_rows: int | None
+) -> tuple[Manifest, bool]:
     def begun(there: Tagged | None) -> tuple[Manifest, bool]:
         try:
             if there is None:
@@ -76,8 +91,8 @@ def replace_measured(objects: Objects, measured: Mapping[str, Any]) -> Manifest:
     return _changed(objects, replaced)
 
 
-def described(objects: Objects, manifest: Manifest, content: CacheContent) -> Manifest:
-    """Put zarr metadata, labels and preview where they are missing or damaged.
+def _described(objects: Objects, manifest: Manifest, content: CacheContent) -> Manifest:
+    """Put what is missing or damaged.
 
     Returns the manifest, which changes where another version of zarr spells the metadata otherwise.
     """
@@ -90,12 +105,12 @@ def described(objects: Objects, manifest: Manifest, content: CacheContent) -> Ma
     documents = {f"{ZARR_GROUP}/{name}": text for name, text in metadata.items()}
     for name, values in content.whole.items():
         documents[whole_name(name, values.ndim)] = with_checksum(values).tobytes()
-    for _ in in_parallel(lambda item: settle(objects, *item), list(documents.items())):
+    for _ in in_parallel(lambda item: _settle(objects, *item), list(documents.items())):
         pass
     return manifest
 
 
-def settle(objects: Objects, key: str, data: bytes) -> None:
+def _settle(objects: Objects, key: str, data: bytes) -> None:
     """Put an object unless it is there; over another one."""
     for _ in range(_TRIES):
         there = _there(objects, key, len(data))

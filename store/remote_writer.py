@@ -26,7 +26,7 @@ from store.manifest import Manifest
 from store.objects import Objects
 from store.remote import RemoteSource
 from store.remote_blocks import Before, Position, RemoteBlocks
-from store.remote_content import begun_manifest, described, replace_measured
+from store.remote_content import begun_cache, replace_measured
 from store.remote_journal import RemoteJournal, put_whole_journal, read_remote_journal
 from store.source import Source
 from store.work import Work, bytes_of, missing_work, pending_work
@@ -69,8 +69,7 @@ class RemoteWriter(RemoteBlocks):
         """
         Objects(ObjectUrl(*url.parent.parts)).refuse_unconditional()
         objects = Objects(url)
-        manifest, is_salvaged = begun_manifest(objects, content, block_rows)
-        manifest = described(objects, manifest, content)
+        manifest, is_salvaged = begun_cache(objects, content, block_rows)
         writer = cls(url, manifest, content, folder, job or Job())
         try:
             writer._find_work(check_every_byte or is_salvaged)
@@ -109,11 +108,11 @@ class RemoteWriter(RemoteBlocks):
         """
         journal = read_remote_journal(self._objects, self.manifest, every_line=True)
         coverage = Coverage(self.manifest, journal.committed.there)
-        asked, first = self._asked, self.before.numbers
+        asked = self._asked
         self._damaged = [
             item
             for item in self._damaged
-            if journal.numbers.get(_position(item), 0) < first[_position(item)]
+            if journal.numbers.get(_position(item), 0) < self._number(_position(item))
         ]
         missing = missing_work(self.manifest, coverage, asked.num_views, asked.taps)
         work = list(dict.fromkeys([*missing, *self._damaged]))

@@ -213,6 +213,28 @@ def test_what_is_measured_does_not_undo_what_another_pass_has_planned(
     assert (cache.num_views, cache.measured) == (3, {"images_per_second": 1.0})
 
 
+def test_a_pass_that_begins_while_another_one_grows_the_cache_leaves_its_metadata(
+    server: Server, spool: Path
+) -> None:
+    fill(spool)
+    before = {key: server.ask("GET", key) for key in server.all_keys() if key.endswith(".json")}
+    fill(spool, num_views=3)
+    after = {key: server.ask("GET", key) for key in before}
+    for key, content in before.items():
+        server.ask("PUT", key, content)
+
+    def grow(method: str, path: str, num_before: int) -> None:
+        if method == "GET" and path.endswith("logits/zarr.json") and not num_before:
+            for key, content in after.items():
+                server.ask("PUT", key, content)
+
+    server.requests.clear()
+    server.spoil = grow
+    with opened(spool) as writer:
+        assert writer.manifest.num_views == 3
+    assert {key: server.ask("GET", key) for key in before} == after
+
+
 def test_a_line_put_beside_an_older_whole_journal_still_counts(server: Server, spool: Path) -> None:
     with opened(spool) as writer:
         for item in writer.work[:-1]:
@@ -227,10 +249,10 @@ def test_a_line_put_beside_an_older_whole_journal_still_counts(server: Server, s
 # ---- what an interrupted writer leaves
 
 
-def killed_after(spool: Path, server: Server, num_puts: int, *, is_done: bool) -> bool:
-    """A pass whose process is gone after so many requests to put; whether it was.
+def is_killed(spool: Path, server: Server, num_puts: int, num_views: int, *, is_done: bool) -> bool:
+    """Whether a pass ends after so many requests to put, as a killed process does.
 
-    is_done: the store has carried out the last one.
+    is_done: the store has carried out one more.
     """
     count = 0
 
@@ -243,7 +265,7 @@ def killed_after(spool: Path, server: Server, num_puts: int, *, is_done: bool) -
 
     server.spoil = spoil
     try:
-        fill(spool, seed=1, num_views=1, block_rows=8)
+        fill(spool, seed=1, num_views=num_views, block_rows=8)
     except CacheError:
         return True
     finally:
@@ -251,17 +273,28 @@ def killed_after(spool: Path, server: Server, num_puts: int, *, is_done: bool) -
     return False
 
 
-@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize(("is_done", "views_before"), [(False, 0), (True, 0), (True, 1)])
 def test_a_pass_killed_at_any_step_is_resumed(
-    running_server: Server, spool: Path, is_done: bool
+    running_server: Server, spool: Path, is_done: bool, views_before: int
 ) -> None:
-    steps = 0
+    """views_before: of a complete cache that the killed pass was to grow by another one."""
+    with emptied(running_server) as server:
+        if views_before:
+            fill(spool, num_views=views_before, block_rows=8)
+        begun = {key: server.ask("GET", key) for key in server.all_keys()}
+    views, steps = views_before + 1, 0
     while True:
         with emptied(running_server) as server:
-            if not killed_after(spool, server, steps, is_done=is_done):
+            for key, content in begun.items():
+                server.ask("PUT", key, content)
+            if not is_killed(spool, server, steps, views, is_done=is_done):
                 break
-            committed = len(lines(server))
-            assert fill(spool, seed=0, num_views=1, block_rows=8) == 2 - committed
+            if views_before:
+                assert (
+                    TeacherCache.open(url(), num_views=views_before).faults() == []
+                )  # at any time
+            committed = len(lines(server)) - 2 * views_before
+            assert fill(spool, seed=0, num_views=views, block_rows=8) == 2 - committed
             seeds = seeds_of(assert_whole(server, seeds=2), 2)
             assert sum(seeds) >= committed * len(TAPS)  # none of these is of the second pass
             steps += 1

@@ -66,8 +66,8 @@ def recipe(command: str) -> list[str]:
         check=True,
     ).stdout
     lines = shown.replace("\\\n", " ").splitlines()
-    start = ".venv/bin/python -m "
-    return [f"python -m {line.removeprefix(start)}" for line in lines if line.startswith(start)]
+    found = [re.match(r"\.venv/bin/python +-m (.*)", line) for line in lines]
+    return [f"python -m {match[1]}" for match in found if match is not None]
 
 
 @pytest.fixture

@@ -65,6 +65,16 @@ def alone(command: Sequence[str]) -> subprocess.Popen[str]:
     )
 
 
+def output_of(process: subprocess.Popen[str]) -> str:
+    """All that it prints until it ends; torchrun ends its ranks where they hang."""
+    try:
+        return process.communicate(timeout=SECONDS)[0]
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.communicate()
+        raise
+
+
 def wait_for(steps: Path, number: int, process: subprocess.Popen[str]) -> None:
     """Until so many steps were taken, counted on each rank."""
     deadline = time.monotonic() + SECONDS
@@ -115,7 +125,7 @@ def test_a_signal_to_any_rank_stops_all_after_one_step_and_any_number_of_ranks_r
     two = torchrun(2, command)
     wait_for(steps, 2 * 2, two)
     os.kill(rank_pids(two)[1], signal.SIGTERM)
-    output = two.communicate(timeout=SECONDS)[0]
+    output = output_of(two)
     assert two.returncode != 0
     assert output.count("stopped in epoch 1 after step") == 1, output
     assert "Traceback" not in output.partition("torch/distributed")[0], output
@@ -127,12 +137,12 @@ def test_a_signal_to_any_rank_stops_all_after_one_step_and_any_number_of_ranks_r
     one = alone(command)
     wait_for(steps, 2 * taken + 4, one)
     one.send_signal(signal.SIGTERM)
-    assert one.wait(SECONDS) == 128 + signal.SIGTERM, one.communicate()[0]
-    one.communicate()
+    output = output_of(one)
+    assert one.returncode == 128 + signal.SIGTERM, output
 
     (steps.parent / "seconds").write_text("0")
     two = torchrun(2, command)
-    output = two.communicate(timeout=SECONDS)[0]
+    output = output_of(two)
     assert two.returncode == 0, output
     assert_as(without_times(folder_of(cached)), uninterrupted)
     assert not (folder_of(cached) / "checkpoint.pt").exists()
@@ -145,7 +155,7 @@ def test_a_killed_rank_is_started_again_by_torchrun_and_the_run_is_resumed(
     wait_for(steps, 2 * 6, two)
     os.kill(rank_pids(two)[1], signal.SIGKILL)
     (steps.parent / "seconds").write_text("0")
-    output = two.communicate(timeout=SECONDS)[0]
+    output = output_of(two)
     assert two.returncode == 0, output
     assert "resuming after epoch 1 of 4" in output
     assert steps.stat().st_size < 2 * (NUM_STEPS + 6), "the run began again"

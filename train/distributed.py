@@ -16,7 +16,7 @@ reaches have no gradient, as in a single process.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -55,8 +55,6 @@ def prepare_for_ranks(learner: Learner, num_samples: int) -> Learner:
         return learner
     is_local = learner.training.batch_norm == "local"
     learner.slices.refuse_idle_ranks(num_samples, per_rank=2 if is_local else 1)
-    # torch would warn of what it calls needless where the first step happens to reach everything.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 has no other name for it
         learner.distributed = DistributedDataParallel(
@@ -107,7 +105,8 @@ class _LossesOfRank(nn.Module):
         """
         ranks = self._learner.ranks
         seen = seen_by_losses(self._learner, teacher_outputs, part, terms)
-        whole = WholeBatch(ranks, seen, num_samples)
+        used = [loss_named(term.loss) for term in terms]
+        whole = WholeBatch(ranks, seen, num_samples, used)
         losses = {term.loss: whole.compute(loss_named(term.loss), term.options) for term in terms}
         shares = {
             name: loss.detach() if loss_named(name).per_sample else ranks.counted(loss.detach())
@@ -118,11 +117,15 @@ class _LossesOfRank(nn.Module):
 
 
 class WholeBatch:
-    """A batch of `num_samples`, of which this rank has the slice `own`."""
+    """A batch of `num_samples`, of which this rank has the slice `own`, as losses look at it."""
 
-    def __init__(self, ranks: Ranks, own: Batch, num_samples: int) -> None:
+    def __init__(
+        self, ranks: Ranks, own: Batch, num_samples: int, losses: Iterable[Loss] = ()
+    ) -> None:
+        """losses: what those that know the whole batch look at is exchanged now, all at once."""
         self._ranks, self._own, self._num_samples = ranks, own, num_samples
-        self._inputs: dict[str, Values] = {}  # of the whole batch, by their names
+        names = {name for loss in losses if not loss.per_sample for name in loss.inputs}
+        self._inputs = self._of_all({name: INPUTS[name].of(own) for name in sorted(names)})
 
     def compute(self, loss: Loss, options: Mapping[str, float]) -> Tensor:
         """The loss as far as this rank bears it; see the module."""
@@ -130,23 +133,35 @@ class WholeBatch:
             share = len(self._own.labels) / self._num_samples
             return loss.compute(self._own, **options) * share
         if loss.inputs:
-            return loss.function(**{name: self._input(name) for name in loss.inputs}, **options)
-        whole = {each.name: self._of_all(getattr(self._own, each.name)) for each in fields(Batch)}
-        return loss.function(Batch(**whole), **options)
+            return loss.function(**{name: self._inputs[name] for name in loss.inputs}, **options)
+        own = {each.name: getattr(self._own, each.name) for each in fields(Batch)}
+        return loss.function(Batch(**self._of_all(own)), **options)
 
-    def _input(self, name: str) -> Values:
-        if name not in self._inputs:
-            self._inputs[name] = self._of_all(INPUTS[name].of(self._own))
-        return self._inputs[name]
+    def _of_all(self, values: dict[str, Values]) -> dict[str, Values]:
+        """The same with the rows of all ranks, this one's with their gradient."""
+        own = list(_tensors(values))
+        rows = self._ranks.rows_of_all(own, self._num_samples) if own else []
+        whole: dict[str, Values] = _replaced(values, iter(rows))
+        return whole
 
-    def _of_all(self, values: Values) -> Values:
-        """The rows of all ranks, this one's with their gradient."""
-        if isinstance(values, Tensor):
-            rows = self._ranks.rows_of_all(values, self._num_samples)
-            rows[self._ranks.rank] = values
-            return torch.cat(rows)
-        if isinstance(values, Mapping):
-            return {name: self._of_all(each) for name, each in values.items()}
-        if isinstance(values, list | tuple):
-            return type(values)(self._of_all(each) for each in values)
-        return values
+
+def _tensors(values: Values) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping):
+        for each in values.values():
+            yield from _tensors(each)
+    elif isinstance(values, list | tuple):
+        for each in values:
+            yield from _tensors(each)
+
+
+def _replaced(values: Values, tensors: Iterator[Tensor]) -> Values:
+    """The same with other tensors, in the order of `_tensors`."""
+    if isinstance(values, Tensor):
+        return next(tensors)
+    if isinstance(values, Mapping):
+        return {name: _replaced(each, tensors) for name, each in values.items()}
+    if isinstance(values, list | tuple):
+        return type(values)([_replaced(each, tensors) for each in values])
+    return values

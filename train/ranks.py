@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,24 +88,30 @@ class Ranks:
         """What rank 0 has: a number, or a decision that all are to follow."""
         return self.of_first(torch.tensor(value, dtype=torch.float64)).item()
 
-    def rows_of_all(self, rows: Tensor, num_samples: int) -> list[Tensor]:
-        """The rows of every rank, in order: this one's own (own, ...), all of them `num_samples`.
+    def rows_of_all(self, own: Sequence[Tensor], num_samples: int) -> list[Tensor]:
+        """Of tensors (own, ...) of this rank's samples, those of the `num_samples` of all ranks.
 
-        They carry no gradient.
+        In one exchange. The rows of other ranks carry no gradient, one's own do.
         """
-        sizes = self.sizes(num_samples)
-        if self.is_alone:
-            return [rows]
+        sizes, num_own = self.sizes(num_samples), len(own[0])
         # The collective wants equal shapes, gloo wants types that it knows: padded bytes.
-        own = rows.detach().contiguous().reshape(len(rows), -1).view(torch.uint8)
-        padded = own.new_zeros(max(sizes), own.shape[1])
-        padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return [
-            part[:size].view(rows.dtype).reshape(size, *rows.shape[1:])
-            for part, size in zip(parts, sizes, strict=True)
-        ]
+        packed = [_compact(each.detach().reshape(num_own, -1)).view(torch.uint8) for each in own]
+        row = torch.cat(packed, dim=1)
+        padded = row.new_zeros(max(sizes), row.shape[1])
+        padded[:num_own] = row
+        received = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(received, padded)
+        found, start = [], 0
+        for mine, bytes_ in zip(own, packed, strict=True):
+            stop = start + bytes_.shape[1]
+            rows = [
+                _compact(part[:size, start:stop]).view(mine.dtype).reshape(-1, *mine.shape[1:])
+                for part, size in zip(received, sizes, strict=True)
+            ]
+            rows[self.rank] = mine
+            found.append(torch.cat(rows))
+            start = stop
+        return found
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
@@ -119,6 +125,11 @@ class Ranks:
         differs = (own != self.of_first(own.clone())).any().long()
         if self.sum(differs):
             raise TrainError(f"the ranks of this run differ in {what}", fix=fix)
+
+
+def _compact(values: Tensor) -> Tensor:
+    """A copy that can be looked at as another type: `contiguous` leaves a single row as it lies."""
+    return values.clone(memory_format=torch.contiguous_format)
 
 
 ALONE = Ranks()

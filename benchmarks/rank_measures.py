@@ -54,7 +54,7 @@ def step_seconds(
 ) -> dict[str, list[float]]:
     """Seconds of a step, by row and round, until the last rank has taken it."""
     study = opened_study(shape, folder)
-    whole, threads = study.config.training, torch.get_num_threads()
+    whole = study.config.training
     size = whole.batch_size
 
     def opened(
@@ -67,19 +67,16 @@ def step_seconds(
 
     share = opened(size // ranks.world, ALONE)
 
-    def timed(row: Iterator[None], only_first: bool = False, threads: int = threads) -> float:
+    def timed(row: Iterator[None], only_first: bool = False) -> float:
         """only_first: the other ranks wait, which takes no processor."""
         _meet(device, ranks)
-        torch.set_num_threads(threads)
         started = time.perf_counter()
         for _ in range(0 if only_first and not ranks.is_first else num_steps):
             next(row)
         _meet(device, ranks)
         return (time.perf_counter() - started) / num_steps
 
-    of_all = threads * ranks.world
     rows = {
-        "whole": functools.partial(timed, opened(size, ALONE), only_first=True, threads=of_all),
         "share alone": functools.partial(timed, share, only_first=True),
         "share": functools.partial(timed, share),
         "local": functools.partial(timed, opened(size, ranks, "local")),

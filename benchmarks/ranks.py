@@ -25,7 +25,6 @@ from benchmarks.setting import SHAPES, study_of
 from runtime.devices import pick_device
 
 ROWS = {
-    "whole": "one process, the whole batch, all threads",
     "share alone": "one process, its share of the batch, the others idle",
     "share": "every process its share of the batch, nothing exchanged",
     "local": "together, `batch_norm: local`",
@@ -45,7 +44,7 @@ def measured_by(world: int, device: torch.device, folder: Path, *what: str) -> l
             *("benchmarks.rank_measures", what[0], str(folder), "--device", device.type, *what[1:]),
         ],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"},
         check=True,
         timeout=_DEADLINE_SECONDS,
     )
@@ -79,7 +78,6 @@ def verdicts_of(shape: str, rows: Mapping[str, Timing]) -> list[Verdict]:
     told = (
         ("together ÷ the same without exchange", "sync", "share"),
         ("together with local batch norm ÷ the same without exchange", "local", "share"),
-        ("together ÷ one process with all threads", "sync", "whole"),
     )
     return [Verdict(f"{shape}: {what}", rows[a].ratio_to(rows[b])) for what, a, b in told]
 
@@ -114,6 +112,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--slab-mb", type=int, default=200, help="a view of teacher outputs")
     options = parser.parse_args(arguments)
     device, world = pick_device(options.device), options.ranks
+    load = os.getloadavg()[0]
     shapes = {
         name: steps_of(name, world, device, options.rounds, options.steps)
         for name in options.shapes.split()
@@ -121,10 +120,10 @@ def main(arguments: list[str]) -> int:
     memory = memory_of([1, world], device, options.slab_mb)
     text = (
         f"`python -m benchmarks.ranks {' '.join(arguments)}` on {machine()}, torch "
-        f"{torch.__version__}, {world} processes on {device}: {METHOD}, batches of the shapes' "
-        f"configs, cut into {world} shares. Medians of rounds of {options.steps} steps that take "
-        f"turns, until the last process is done, ± half the distance between the quartiles.\n\n"
-        f"{step_table(shapes)}\n"
+        f"{torch.__version__}, {world} processes on {device}, load average before it {load:.1f}: "
+        f"{METHOD}, batches of the shapes' configs, cut into {world} shares. Medians of rounds of "
+        f"{options.steps} steps that take turns, until the last process is done, ± half the "
+        f"distance between the quartiles.\n\n{step_table(shapes)}\n"
         f"A view of {memory[1][0]['slab'] / 1e6:,.0f} MB of logits, of which the feed holds two; "
         f"memory that no file backs, shared pages divided among those who share them.\n\n"
         f"{memory_table(memory)}"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
 from configs.load import load_teacher
 from train.evaluation import evaluation_batches
+from train.learner import reading_maps
 from train.ranks import Ranks
+from train.student import open_session
+from train.study import Study
 from views.datasets import load_dataset
 from views.pixels import open_pixels
 from views.splits import Split
@@ -44,3 +50,16 @@ def test_random_draws_differ_between_ranks_and_rank_0_draws_as_one_process_does(
     assert seeds[0] == 2**64 - 5
     assert len(set(seeds)) == 8
     assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+def test_blank_images_that_try_the_maps_leave_no_trace(make_study: Callable[..., Study]) -> None:
+    session = open_session(make_study().run("cd", 0), torch.device("cpu"))
+    learner = session.learner
+    assert learner.connectors is not None
+    before = copy.deepcopy([learner.network.state_dict(), learner.connectors.state_dict()])
+    with reading_maps(learner, session.data.train, 16):
+        pass
+    session.teacher.close()
+    after = [learner.network.state_dict(), learner.connectors.state_dict()]
+    for one, other in zip(before, after, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())

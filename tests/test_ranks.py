@@ -67,6 +67,7 @@ def asked(
         study(["cd+gkd", "rkd"], ["training.accumulate=2"], MIXED),
         study(["cd+gkd"], (), feed="window"),
         study(["kd"], (), seed=1, feed="host"),
+        study(["kd"], (), live=True),
         of_photographs(photographs, caches),
     ]
 
@@ -93,7 +94,7 @@ def test_every_method_is_trained_as_by_one_process(
 ) -> None:
     together = train_on_ranks(world, asked, tmp_path)
     assert set(together) == set(alone)
-    assert len(alone) == 12 + 2 + 2 + 2 + 1
+    assert len(alone) == 12 + 2 + 2 + 2 + 1 + 1
     for name, one in alone.items():
         assert_the_same(one, together[name], name)
 

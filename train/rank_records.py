@@ -107,8 +107,9 @@ class RankRecorder:
 
     def is_due(self) -> bool:
         """Whether all ranks are to save a checkpoint now; known one step after one of them asks."""
-        is_due = self._writer is not None and self._writer.is_due()
-        signal_number, due = self._votes.cast([self._stop.signal_number or 0, int(is_due)])
+        signal_number, due = self._votes.result(2)
+        is_due = self._writer is not None and self._writer.is_due() and not due
+        self._votes.cast([self._stop.signal_number or 0, int(is_due)])
         self._agreed.signal_number = signal_number or None
         return bool(signal_number or due)
 
@@ -123,6 +124,7 @@ class RankRecorder:
 
     def end_if_asked(self, epoch: int) -> None:
         """Raise Stopped, on all ranks, if one was asked to end; the epoch is saved."""
+        self._votes.result(2)  # of what was cast within the epoch
         self._votes.cast([self._stop.signal_number or 0, 0])
         signal_number, _ = self._votes.result(2)
         self._agreed.signal_number = signal_number or None

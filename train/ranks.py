@@ -147,15 +147,13 @@ class Votes:
     _cast: Tensor | None = None
     _work: Any = field(default=None, repr=False)
 
-    def cast(self, own: list[int]) -> list[int]:
-        """Give this step's numbers; returns the largest of those of the step before."""
-        before = self.result(len(own))
+    def cast(self, own: list[int]) -> None:
+        """Give this step's numbers, after the result of the last ones."""
         self._cast = torch.tensor(own, dtype=torch.int64)
         self._work = dist.all_reduce(self._cast, dist.ReduceOp.MAX, async_op=True)
-        return before
 
     def result(self, length: int) -> list[int]:
-        """Of what was cast last; zeros where nothing was."""
+        """The largest of all ranks of each number that was cast last; zeros where nothing was."""
         if self._cast is None:
             return [0] * length
         self._work.wait()
@@ -189,20 +187,26 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         yield ranks
         ranks.wait_for_all()
         dist.destroy_process_group()
-    except (UserError, Stopped, OSError) as error:
-        if _is_first_failure(store, ranks):
+    except Exception as error:
+        explained = _explained(error, ranks)
+        is_foreseen = isinstance(explained, UserError | Stopped | OSError)
+        if not _is_first_failure(store, ranks) and is_foreseen:
+            raise SystemExit(getattr(explained, "exit_code", UserError.exit_code)) from None
+        if explained is error:
             raise
-        raise SystemExit(getattr(error, "exit_code", 2)) from None
-    except RuntimeError as error:
-        if not _LOST.search(str(error)):
-            raise
-        if not _is_first_failure(store, ranks):
-            raise SystemExit(RankLost.exit_code) from None
-        raise RankLost(
-            f"rank {rank} of {world} lost another process of this run, which was killed or lost "
-            f"its connection: {str(error).splitlines()[0]}",
-            fix="run the same command again: it resumes from the last checkpoint",
-        ) from None
+        raise explained from None
+
+
+def _explained(error: Exception, ranks: Ranks) -> Exception:
+    """RankLost for what an exchange raises where another rank is gone; any other as it is."""
+    is_torchs = isinstance(error, RuntimeError) and not isinstance(error, UserError)
+    if not is_torchs or not _LOST.search(str(error)):
+        return error
+    return RankLost(
+        f"rank {ranks.rank} of {ranks.world} lost another process of this run, which was killed "
+        f"or lost its connection: {str(error).splitlines()[0]}",
+        fix="run the same command again: it resumes from the last checkpoint",
+    )
 
 
 def _is_first_failure(store: Store, ranks: Ranks) -> bool:

@@ -33,7 +33,7 @@ SECONDS = 120  # a group that hangs ends then
 class Asked:
     """A study of digits-resnet8 by its overrides, and the runs to train of it.
 
-    workers: processes of each rank that read images.
+    workers: processes of each rank that read images. live: with the teacher in the loop.
     """
 
     teacher: Sequence[str]
@@ -43,6 +43,7 @@ class Asked:
     seed: int = 0
     feed: str = "auto"
     workers: int = 0
+    live: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def trained(asked: Sequence[Asked], folder: Path, ranks: Ranks = ALONE) -> dict[
     """
     found = {}
     for study, method in ((each, method) for each in asked for method in each.methods):
-        run = study_of(study, folder / "runs").run(method, study.seed)
+        run = study_of(study, folder / "runs").run(method, study.seed, study.live)
         epochs: list[EpochResult] = []
         options = {"num_workers": study.workers, "on_epoch": epochs.append, "ranks": ranks}
         train_student(run, device="cpu", **options)

@@ -133,15 +133,20 @@ def _batch_statistics(slice_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = torch.batch_norm_update_stats(slice_.detach(), *unused, 0.0)
         count = torch.tensor([slice_.numel() // channels])
         own = torch.cat([mean.double(), var.double(), count.double()])
-    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, own)
-    means, vars, counts = torch.split(torch.stack(gathered), [channels, channels, 1], dim=1)
+    means, vars, counts = torch.split(_of_all(own), [channels, channels, 1], dim=1)
     count = counts.sum(dim=0)
     if count.item() < 2:
         raise ValueError("batch norm needs more than 1 value per channel in training mode")
     mean = (means * counts).sum(dim=0) / count
     var = ((vars + (means - mean).square()) * counts).sum(dim=0) / count
     return mean, var, count
+
+
+def _of_all(own: Tensor) -> Tensor:
+    """(ranks, n) of (n,). gloo takes half as long for it as for a sum over the ranks."""
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    return torch.stack(gathered)
 
 
 class _Normalise(torch.autograd.Function):
@@ -175,8 +180,8 @@ class _Normalise(torch.autograd.Function):
         of_x, of_weight, of_bias = _gradients_of_constants(ctx, grad)
         if ctx.needs_input_grad[0]:
             # What a change of x does by way of mean and var, which all slices have a share in.
-            sums = torch.stack([of_weight, of_bias]).double()
-            dist.all_reduce(sums)
+            of_slices = _of_all(torch.cat([of_weight, of_bias]).double())
+            sums = of_slices.sum(dim=0).view(2, -1)
             scale = (var.double() + ctx.eps).rsqrt() / count
             if weight is not None:
                 scale = scale * weight

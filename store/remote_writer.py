@@ -23,8 +23,8 @@ from store.coverage import Coverage
 from store.disk import refusals_of
 from store.layout import Block
 from store.manifest import Manifest
-from store.objects import Objects
-from store.remote import RemoteSource
+from store.objects import Objects, in_parallel
+from store.remote import RemoteSource, remote_manifest
 from store.remote_blocks import Before, Position, RemoteBlocks
 from store.remote_content import begun_cache, replace_measured
 from store.remote_journal import RemoteJournal, put_whole_journal, read_remote_journal
@@ -109,17 +109,21 @@ class RemoteWriter(RemoteBlocks):
         journal = read_remote_journal(self._objects, self.manifest, every_line=True)
         coverage = Coverage(self.manifest, journal.committed.there)
         asked = self._asked
-        self._damaged = [
-            item
-            for item in self._damaged
-            if journal.numbers.get(_position(item), 0) < self._number(_position(item))
-        ]
+        source = RemoteSource(self.url, self.manifest, journal.committed, objects=self._objects)
+        self._damaged = [item for item in self._damaged if _is_damaged(item, source)]
         missing = missing_work(self.manifest, coverage, asked.num_views, asked.taps)
         work = list(dict.fromkeys([*missing, *self._damaged]))
         self.before = _before(self.manifest, journal, work)
         if not work and journal.num_loose:
-            put_whole_journal(self._objects, self.manifest, journal)
+            self._put_whole(journal)
         return _shuffled(work)
+
+    def _put_whole(self, journal: RemoteJournal) -> None:
+        """Put a whole journal, also of what another pass has planned meanwhile."""
+        manifest, _ = remote_manifest(self._objects)
+        if (manifest.num_views, manifest.taps) != (self.manifest.num_views, self.manifest.taps):
+            journal = read_remote_journal(self._objects, manifest, every_line=True)
+        put_whole_journal(self._objects, manifest, journal)
 
     def bytes_of(self, work: Sequence[Work]) -> int:
         """Bytes of the chunks of `work`."""
@@ -170,6 +174,14 @@ def _before(manifest: Manifest, journal: RemoteJournal, work: Sequence[Work]) ->
         if committed:
             unsound[position] = committed
     return Before(first, numbers, unsound)
+
+
+def _is_damaged(item: Work, source: RemoteSource) -> bool:
+    """Whether a chunk is not what its line says: another pass may have repeated an older line."""
+    stored = source.manifest.stored
+    arrays = [array for tap in item.taps for array in stored[tap].arrays(tap)]
+    faults = in_parallel(lambda array: source.fault_of(array, item.block), arrays)
+    return any(fault is not None for fault in faults)
 
 
 def _position(item: Work) -> Position:

@@ -235,6 +235,25 @@ def test_a_pass_that_begins_while_another_one_grows_the_cache_leaves_its_metadat
     assert {key: server.ask("GET", key) for key in before} == after
 
 
+def test_a_block_is_mended_though_another_pass_repeats_its_old_line(
+    server: Server, spool: Path
+) -> None:
+    fill(spool)
+    flip(server, "teacher.zarr/logits/c.0.0.0")
+    with opened(spool, check_every_byte=True) as writer:
+        (item,) = writer.work
+        fill(spool, num_views=3)  # and puts a journal that is newer than this writer's line
+        write_item(writer, item, seed=1)
+        assert writer.left_over() == [item]
+        write_item(writer, item, seed=1)
+        assert writer.left_over() == []
+    server.requests.clear()
+    cache = TeacherCache.open(url())
+    assert sum("journal" in path for _, path in server.requests) == 2  # its names, and the newest
+    assert cache.num_views == 3
+    assert cache.faults() == []
+
+
 def test_a_line_put_beside_an_older_whole_journal_still_counts(server: Server, spool: Path) -> None:
     with opened(spool) as writer:
         for item in writer.work[:-1]:

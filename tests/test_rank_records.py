@@ -16,7 +16,7 @@ from runtime.signals import StopRequest
 from tests.support.teacher_cache import CPU
 from train.checkpoint import Partial
 from train.rank_records import RankRecorder
-from train.ranks import Ranks
+from train.ranks import Ranks, Votes
 from train.run_files import CHECKPOINT_FILE
 from train.student import open_session
 from train.study import Study
@@ -78,3 +78,15 @@ def test_a_signal_in_the_last_step_of_an_epoch_ends_the_run_there(
         stop.signal_number = signal.SIGTERM
         with pytest.raises(Stopped, match="after epoch 2"):
             recorder.end_if_asked(2)
+
+
+def test_a_signal_to_another_rank_ends_this_one_too(
+    recorder_of: Callable[..., RankRecorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cast = Votes.cast
+    monkeypatch.setattr(Votes, "cast", lambda votes, own: cast(votes, [signal.SIGTERM, own[1]]))
+    with recorder_of(StopRequest(), checkpoint_minutes=10) as recorder:
+        assert not recorder.is_due()
+        assert recorder.is_due()
+        with pytest.raises(Stopped, match="in epoch 1 after step 1"):
+            recorder.save(PARTIAL)

@@ -120,3 +120,18 @@ def test_cut_logits_are_made_whole(small_teacher: Callable, tmp_path) -> None:
     source.close()
     expected = cache.read([50, 3, 17], 0, ["logits"])["logits"]
     assert rows.numpy() == pytest.approx(expected, rel=1e-6)
+
+
+def test_each_epoch_is_read_once_and_ahead(cache: TeacherCache) -> None:
+    asked: list[int] = []
+
+    def own_ids(epoch: int) -> np.ndarray:
+        asked.append(epoch)
+        return slices_of(0).samples(permutation(SEED, epoch, 60))
+
+    source = OwnRows(cache, TAPS, 3, CPU, own_ids, 1 / WORLD)
+    for epoch in (1, 2, 3):
+        source.start_epoch(epoch, source.order(SEED, epoch, 60))
+    source.close()  # the fourth is being read
+    assert asked[:3] == [1, 2, 3]
+    assert asked[3:] in ([], [4])

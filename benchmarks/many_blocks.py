@@ -147,7 +147,8 @@ def main(arguments: list[str]) -> int:
             simulation.run(cluster)
     header = ["", "seconds", "of the driver's CPU", "blocks/s", "driver's memory so far, MB"]
     text = (
-        f"{options.blocks:,} blocks in tasks of {options.views}; {workers} on the {machine()}, "
+        f"`python -m benchmarks many_blocks`: {options.blocks:,} blocks of one byte in tasks of "
+        f"{options.views}; {workers} on {machine()}, "
         f"which also runs the driver and the store.\n\n{markdown(header, simulation.rows)}"
     )
     print(text)

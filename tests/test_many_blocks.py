@@ -25,4 +25,4 @@ def test_a_pass_of_empty_blocks_is_measured_from_its_begin_to_being_opened(tmp_p
         "open the finished cache",
     ]
     assert float(rows[2][1]) > 0
-    assert "60 blocks in tasks of 3" in docs.read_text()
+    assert "60 blocks of one byte in tasks of 3" in docs.read_text()

@@ -72,12 +72,12 @@ STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS)
 # With GPUS=N, N processes of this machine share the work: one for each GPU, or on its CPUs, of
 # which each takes its part (torchrun's default is one thread each).
 CORES   = $(if $(value GPUS),OMP_NUM_THREADS="$${OMP_NUM_THREADS:-$$(nproc)}" )
-ON_GPUS = $(if $(value GPUS),-m torch.distributed.run --standalone --nproc-per-node $(call q,GPUS))
+ON_GPUS = $(if $(value GPUS), -m torch.distributed.run --standalone --nproc-per-node $(call q,GPUS))
 
 # $(call teacher-weights,NAME) and $(call teacher-cache,NAME), where they are missing.
-teacher-weights = $(CORES)$(PY) $(ON_GPUS) -m train teacher $1 $(MIRRORED) $(READERS) \
+teacher-weights = $(CORES)$(PY)$(ON_GPUS) -m train teacher $1 $(MIRRORED) $(READERS) \
   $(if $(value TRAIN_TEACHER),--train-teacher) $(OVERRIDES)
-teacher-cache   = $(CORES)$(PY) $(ON_GPUS) -m precompute $1 $(MIRRORED) $(READERS) \
+teacher-cache   = $(CORES)$(PY)$(ON_GPUS) -m precompute $1 $(MIRRORED) $(READERS) \
   $(if $(value RECHECK),--recheck) $(ON_CLUSTER) $(OVERRIDES)
 
 # With CLUSTER=address, the nodes of a Ray cluster run the teacher.
@@ -152,7 +152,7 @@ train-student: env ## train STUDENT with METHOD and SEED from the cache (builds 
 	@$(PY) -m train plan $(RUN) $(STUDENTS) --no-trial $(OVERRIDES)
 	@$(ITS_TEACHER_WEIGHTS)
 	@$(ITS_TEACHER_CACHE)
-	@$(CORES)$(PY) $(ON_GPUS) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
+	@$(CORES)$(PY)$(ON_GPUS) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
 
 ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the report
 	@$(PY) -m train check $(STUDY) $(STUDENTS) $(OVERRIDES)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,10 @@ def keep(name: str, runs: Path, names: Sequence[str], command: str, folder: Path
         for r in found.results
     ]
     kept = Kept(command, machine(), tuple(tested))
-    write_atomically(file, _KEPT.dump_json(kept, indent=1, round_trip=True) + b"\n")
+    plain = _KEPT.dump_python(kept, mode="json")
+    runs_by_line = ",\n".join(json.dumps(run) for run in plain.pop("results"))
+    head = json.dumps(plain)[:-1]
+    write_atomically(file, f'{head}, "results": [\n{runs_by_line}\n]}}\n'.encode())
     return file
 
 

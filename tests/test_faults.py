@@ -67,7 +67,7 @@ def test_25_kills_at_random_moments_and_a_resume_after_each_give_the_uninterrupt
         found = num_committed(path)
         assert found >= committed  # what was committed stays committed
         halfway += committed < found
-        if committed == found:  # the machine has become slower
+        if kills > 5 * (halfway + 1):  # the machine has become slower
             seconds *= 1.1
         committed = found
         if child.exitcode == 0:  # finished: begin again, so that every moment gets its kills

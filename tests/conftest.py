@@ -6,8 +6,9 @@ import io
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from tests.support.random_cache import fill
 from tests.support.teacher_cache import make_cache
 from train.study import Study, open_study
 from train.teacher import train_teacher
+
+if TYPE_CHECKING:
+    from tests.support.object_store import Server
 
 # One thread: these networks are too small for more, and tests share the machine.
 torch.set_num_threads(1)
@@ -175,3 +179,27 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache_to_forge(small_cache: Path, tmp_path: Path) -> Path:
     """A copy of it."""
     return shutil.copytree(small_cache, tmp_path / "caches" / small_cache.name)
+
+
+@pytest.fixture(scope="module")
+def running_server() -> Iterator[Server]:
+    """An object store on this machine; see `tests.support.object_store`."""
+    from tests.support.object_store import running
+
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running_server: Server) -> Iterator[Server]:
+    """The store with an empty bucket."""
+    from tests.support.object_store import emptied
+
+    with emptied(running_server):
+        yield running_server
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    """Where a pass to a store keeps the records of unfinished blocks."""
+    return tmp_path / "spool"

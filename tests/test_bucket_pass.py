@@ -25,7 +25,7 @@ from precompute.verify import cli as verify
 from runtime.urls import path_or_url
 from store import TeacherCache
 from store.__main__ import cli as store
-from tests.support.object_store import SECRETS, Server, emptied, running
+from tests.support.object_store import SECRETS, Server, emptied
 from tests.support.pass_commands import arguments_of
 from tests.support.photograph_study import PLAIN, configs_of
 from tests.support.project import QUICK_RUN, ROOT
@@ -33,12 +33,6 @@ from tests.support.teacher_cache import CPU, make_cache, setup_of
 from train.__main__ import cli as train
 
 CACHES = "s3://bucket/caches"
-
-
-@pytest.fixture(scope="module")
-def running_server() -> Iterator[Server]:
-    with running() as server:
-        yield server
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from store import CacheError, TeacherCache
 from store.mirror import attach
 from store.objects import Objects
 from store.remote_journal import put_whole_journal, read_remote_journal
-from tests.support.object_store import Server, emptied, running
+from tests.support.object_store import Server, emptied
 from tests.support.random_cache import TAPS, write_item
 from tests.support.remote_cache import (
     CACHE,
@@ -34,23 +33,6 @@ from tests.support.remote_cache import (
 )
 
 PLENTY = 10**9
-
-
-@pytest.fixture(scope="module")
-def running_server() -> Iterator[Server]:
-    with running() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running_server: Server) -> Iterator[Server]:
-    with emptied(running_server):
-        yield running_server
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
 
 
 # ---- one writer

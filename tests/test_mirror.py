@@ -17,7 +17,7 @@ from store.copy_cache import copy_cache
 from store.find import find_cache
 from store.mirror import MirroredSource, attach, local_folder
 from tests.support.damage import flip
-from tests.support.object_store import Server, a_cache, emptied, running
+from tests.support.object_store import Server, a_cache, emptied
 from tests.support.project import QUICK_RUN
 from tests.support.random_cache import IDENTITY, TAPS, records_of
 from tests.support.teacher_cache import make_cache
@@ -27,12 +27,6 @@ from train.study import open_study
 
 LOGITS = "caches/t-e4812202/teacher.zarr/logits/c.1.0.0"
 PLENTY = 10**9
-
-
-@pytest.fixture(scope="module")
-def running_server() -> Iterator[Server]:
-    with running() as server:
-        yield server
 
 
 @pytest.fixture

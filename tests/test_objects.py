@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +17,12 @@ from store.__main__ import cli
 from store.copy_cache import copy_cache, num_chunks
 from store.objects import Objects, ObjectsUnreachable
 from tests.support.damage import flip
-from tests.support.object_store import SECRETS, Server, a_cache, emptied, running
+from tests.support.object_store import SECRETS, Server, a_cache
 from tests.support.random_cache import TAPS, chunks, fill, records_of
 
 CACHE = "caches/t-e4812202"
 LOGITS = f"{CACHE}/teacher.zarr/logits/c.1.0.0"
 NUM_CHUNKS = 18
-
-
-@pytest.fixture(scope="module")
-def running_server() -> Iterator[Server]:
-    with running() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running_server: Server) -> Iterator[Server]:
-    with emptied(running_server):
-        yield running_server
 
 
 @pytest.fixture

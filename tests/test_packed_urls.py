@@ -15,7 +15,7 @@ from store.errors import CacheFull
 from store.mirror_folder import MirrorFolder, use_mirror, used_mirror
 from tests.support.damage import flip
 from tests.support.image_folders import write_image_folder
-from tests.support.object_store import Server, emptied, running
+from tests.support.object_store import Server, emptied
 from train.__main__ import cli as train
 from views.__main__ import cli as views
 from views.datasets import load_dataset
@@ -32,12 +32,6 @@ training: {{epochs: 1, batch_size: 4, learning_rate: 0.01, schedule: {{kind: one
 INDEX, FILE = "s3://bucket/photos/s.json", "s3://bucket/photos/one.h5"
 NUM_SHARDS = 8
 PLENTY = 10**9
-
-
-@pytest.fixture(scope="module")
-def running_server() -> Iterator[Server]:
-    with running() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

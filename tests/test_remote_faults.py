@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from store.destination import Destination
 from store.errors import SamplesChanged
 from store.journal import parse_line
 from store.objects import ObjectsUnreachable
-from tests.support.object_store import SECRETS, Server, emptied, running
+from tests.support.object_store import SECRETS, Server
 from tests.support.random_cache import LABELS, records_of, write_item
 from tests.support.remote_cache import (
     CACHE,
@@ -28,24 +28,6 @@ from tests.support.remote_cache import (
     seeds_of,
     url,
 )
-
-
-@pytest.fixture(scope="module")
-def running_server() -> Iterator[Server]:
-    with running() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running_server: Server) -> Iterator[Server]:
-    with emptied(running_server):
-        yield running_server
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
-
 
 # ---- bad lines
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import UserError
 from runtime.program import program_text
@@ -62,6 +63,7 @@ class Result:
     versions: Mapping[str, str]
     curve: tuple[Point, ...] = ()
     num_teachers: int = 1
+    last_validation: float | None = None  # top-1 error in percent, where samples are held out
 
     @property
     def has_top5(self) -> bool:
@@ -111,6 +113,7 @@ def _result(run: FoundRun) -> Result:
     assert run.summary is not None
     summary = run.summary
     last, best = summary["last"], summary["best"]
+    epochs = read_metrics(run.folder, identity_sha256(run.identity)) or []
     return Result(
         method=run.label,
         seed=run.seed,
@@ -132,13 +135,14 @@ def _result(run: FoundRun) -> Result:
         teacher=summary["teacher"],
         device=summary["device"],
         versions=summary["versions"],
-        curve=tuple(_curve(run)),
+        curve=tuple(_curve(epochs)),
+        last_validation=epochs[-1]["validation_top1_error"] if epochs else None,
     )
 
 
-def _curve(run: FoundRun) -> Iterable[Point]:
-    """Nothing where the file is gone."""
+def _curve(epochs: Iterable[Mapping[str, Any]]) -> Iterable[Point]:
+    """epochs: of metrics.jsonl; none where that file is gone."""
     seconds = 0.0
-    for epoch in read_metrics(run.folder, identity_sha256(run.identity)) or []:
+    for epoch in epochs:
         seconds += epoch["train_seconds"] + epoch["wait_seconds"]
         yield Point(epoch["epoch"], seconds, epoch["top1_error"])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import KEPT, PAGE, ResultsError, keep, load_kept, main, page_with_tables
+from benchmarks.kept import KEPT, ResultsError, keep, load_kept
+from benchmarks.results import PAGE, main, page_with_tables, pictures_of, write
 from report.runs import Errors, Point, Result, results_in
 from tests.support.finished_run import Trained, train_both
 from tests.support.project import ROOT
@@ -22,6 +23,13 @@ def test_every_table_of_the_page_is_what_the_kept_runs_say() -> None:
 def test_everything_kept_is_shown_on_the_page() -> None:
     shown = set(re.findall(r"<!-- table: ([\w.+-]+) ", (ROOT / PAGE).read_text()))
     assert shown == {file.stem for file in (ROOT / KEPT).glob("*.json")}
+
+
+def test_every_picture_that_is_asked_for_is_there_and_shown() -> None:
+    text = (ROOT / PAGE).read_text()
+    for name in re.findall(r"<!-- picture: .* ([\w.+-]+\.png)(?:: .*)? -->", text):
+        assert (ROOT / PAGE).with_name(name).read_bytes().startswith(b"\x89PNG")
+        assert f"]({name})" in text
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +71,25 @@ _RESULTS = tuple(
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    found = type("Found", (), {"results": _RESULTS, "left_out": {}})
-    monkeypatch.setattr("benchmarks.results.results_in", lambda folder, names: found)
-    keep("study", tmp_path, [], "make ablation", tmp_path)
+    _keep(monkeypatch, tmp_path, _RESULTS)
     return tmp_path
+
+
+def _keep(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    results: tuple[Result, ...],
+    label: str = "{method}",
+    record_bytes: int | None = 50,
+) -> None:
+    """As if these were the runs of a folder, which read a cache with records of this size."""
+    found = type("Found", (), {"results": results, "left_out": {}})
+    manifest = type("Manifest", (), {"record_bytes": record_bytes})
+    opened = type("Opened", (), {"manifest": manifest})
+    monkeypatch.setattr("benchmarks.kept.results_in", lambda folder, names: found)
+    monkeypatch.setattr("benchmarks.kept.TeacherCache.open", lambda path: opened)
+    cache = folder if record_bytes else None
+    keep("study", folder, [], "make ablation", label=label, cache=cache, folder=folder)
 
 
 def _table(kept: Path, words: str) -> list[str]:
@@ -107,6 +130,79 @@ def test_costs_count_images(kept: Path) -> None:
     assert kd == "| kd | 11.00 ± 1.00 | 400 | 400 | 200 | 0.5 |"
 
 
+def test_differences_to_the_first_method_have_intervals(kept: Path) -> None:
+    header, _, cd, ce = _table(kept, "paired: cd ce")
+    assert header == "| method | seeds | top-1 error, last (%) | Δ to cd | 95% interval | p |"
+    assert cd == "| cd | 3 | 13.00 ± 1.00 |  |  |  |"
+    assert ce == "| ce | 3 | 21.00 ± 1.00 | +8.00 |  |  |"  # without spread there is no interval
+
+
+def test_an_interval_is_that_of_the_paired_differences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = {"a": (10.0, 12.0, 14.0), "b": (11.0, 14.0, 15.0)}
+    runs = [_result(name, seed, top1) for name in errors for seed, top1 in enumerate(errors[name])]
+    _keep(monkeypatch, tmp_path, tuple(runs))
+    # Gaps of 1, 2 and 1: mean 4/3, s = 0.57735, t(2) at 97.5 % = 4.30265, half = 1.43422.
+    assert _table(tmp_path, "paired")[3] == (
+        "| b | 3 | 13.33 ± 2.08 | +1.33 | -0.10 to +2.77 | 0.057 |"
+    )
+
+
+def test_parts_have_labels_and_take_the_place_of_older_ones(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (30.0, 31.0):
+        _keep(monkeypatch, kept, (_result("cd", 0, error),), "{method}, 2 views")
+    rows = _table(kept, 'paired: cd "cd, 2 views"')
+    assert rows[3].startswith("| cd, 2 views | 1 | 31.00 | +19.00 |")
+
+
+def test_one_name_for_two_runs_is_refused(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ResultsError, match="two runs of cd with seed 0"):
+        _keep(monkeypatch, kept, (_result("kd", 0, 1.0),), "cd")
+    assert len(load_kept(kept / "study.json")) == len(_RESULTS)
+
+
+def test_bytes_of_an_image_are_those_of_all_its_views(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = _result("cd-live", 0, 12.0, reads_cache=False)
+    _keep(monkeypatch, kept, (live,), "in the loop", None)
+    _keep(monkeypatch, kept, (_result("cd", 0, 12.5),), "small", 7)
+    header, _, cd, small, in_the_loop = _table(kept, 'stored: cd small "in the loop"')
+    assert header.startswith("| teacher's outputs | views | bytes per record | bytes per image |")
+    assert cd.startswith("| cd | 2 | 50 | 100 | 3 | 13.00 ± 1.00 |")
+    assert small.startswith("| small | 2 | 7 | 14 | 1 | 12.50 | +0.50 |")
+    assert in_the_loop.startswith("| in the loop | 2 |  |  | 1 | 12.00 | +0.00 |")
+    assert "| in the loop | 10.00 | 400 | 400 |  |  |" in _table(kept, 'cost: "in the loop"')
+
+
+def test_weights_are_chosen_by_the_validation_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = dataclasses.replace(_result("at", 0, 10.0), last_validation=33.0)
+    _keep(monkeypatch, tmp_path, (run, _result("ce", 0, 12.0)))
+    assert _table(tmp_path, "validation")[2:] == ["| at | 1 | 33.00 |", "| ce | 1 |  |"]
+
+
+def test_pictures_are_drawn_beside_the_page(kept: Path) -> None:
+    marks = [
+        f"<!-- picture: study {kind} {kind}.png -->" for kind in ("errors", "curves", "stored")
+    ]
+    page = kept / "page.md"
+    page.write_text("\n".join([*marks, "<!-- picture: study stored two.png: cd ce -->"]))
+    write(page, kept)
+    drawn = {file.name for file in kept.glob("*.png")}
+    assert drawn == {"errors.png", "curves.png", "stored.png", "two.png"}
+    assert (kept / "two.png").read_bytes() != (kept / "stored.png").read_bytes()
+
+
+def test_an_unknown_picture_is_refused(kept: Path) -> None:
+    with pytest.raises(ResultsError, match="unknown picture; known: errors, curves, stored"):
+        pictures_of("<!-- picture: study beauty x.png -->", kept)
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -128,10 +224,13 @@ def test_a_kept_file_with_a_foreign_key_is_refused(kept: Path) -> None:
 
 
 def test_runs_are_kept_and_come_back(trained: Trained, tmp_path: Path) -> None:
-    folder = trained.copy(tmp_path / "runs").folder
-    (result,) = results_in(folder).results
-    file = keep("digits", folder, [], "make train-student", tmp_path)
-    assert load_kept(file).results == (result,)
+    study = trained.copy(tmp_path / "runs")
+    (result,) = results_in(study.folder).results
+    command, cache = "make train-student", study.cache.path
+    file = keep("digits", study.folder, [], command, cache=cache, folder=tmp_path)
+    (kept,) = load_kept(file)
+    assert kept.result == result
+    assert kept.record_bytes == study.cache.manifest.record_bytes
     assert dataclasses.asdict(result)["curve"]
 
 

@@ -18,6 +18,7 @@ from nets.error_rates import ErrorRates
 from nets.taps import as_is, read_stages, stage_modules
 from nets.weights import load_weights
 from nets.zoo import build
+from report.runs import results_in
 from runtime.errors import Busy
 from runtime.locks import Job, WriterLock
 from runtime.signals import Stopped as StoppedBySignal
@@ -133,6 +134,8 @@ def test_with_a_held_out_split_the_best_epoch_is_chosen_on_it(make_study: MakeSt
     assert summary["best"]["epoch"] == chosen.epoch
     assert summary["best"]["top1_error"] == chosen.errors.top1
     assert all(epoch.validation.top1 != epoch.errors.top1 for epoch in epochs)
+    (result,) = results_in(study.folder).results
+    assert result.last_validation == epochs[-1].validation.top1
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

@@ -1,0 +1,100 @@
+"""The pictures of docs/results.md as PNG bytes, drawn from the runs that the tables show.
+
+`errors`: a dot per run. `curves`: the error of each tested epoch. `stored`: the error against what
+the cache takes per image.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.kept import LabelledResult
+from benchmarks.result_tables import MethodRuns, by_label
+from report.charts import errors_by_method
+from report.table import rows_of
+
+_ERROR = "top-1 test error, last epoch (%)"
+# Okabe and Ito's, which people with any colour vision can tell apart.
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7f7f7f")
+_MARKERS = "osD^v<>P"
+
+
+def _errors(runs: Sequence[LabelledResult]) -> bytes:
+    results = [run.result for run in runs]
+    teacher = next((result.teacher for result in results if result.teacher), {})
+    return errors_by_method(rows_of(results), results, teacher, results[0].student)
+
+
+def _curves(runs: Sequence[LabelledResult]) -> bytes:
+    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for index, each in enumerate(by_label(runs)):
+        _draw_curve(axes, each, index)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("top-1 test error (%)")
+    axes.set_title(f"{runs[0].result.student}: mean ± standard deviation over seeds", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def _draw_curve(axes: Axes, each: MethodRuns, index: int) -> None:
+    tested = [(epoch, error) for epoch in each.tested_epochs if (error := each.error_at(epoch))]
+    axes.errorbar(
+        [epoch for epoch, _ in tested],
+        [error.mean for _, error in tested],
+        yerr=[error.std or 0.0 for _, error in tested],
+        marker=_MARKERS[index % len(_MARKERS)],
+        color=_COLOURS[index % len(_COLOURS)],
+        capsize=3,
+        ms=5,
+        lw=1.2,
+        label=each.label,
+    )
+
+
+def _stored(runs: Sequence[LabelledResult]) -> bytes:
+    """The teacher in the loop stores nothing: a line across."""
+    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for index, each in enumerate(by_label(runs)):
+        colour, error = _COLOURS[index % len(_COLOURS)], each.error
+        if size := each.bytes_per_image:
+            axes.errorbar(
+                size,
+                error.mean,
+                yerr=error.std or 0.0,
+                marker=_MARKERS[index % len(_MARKERS)],
+                color=colour,
+                capsize=4,
+                lw=1.2,
+                label=each.label,
+            )
+        else:
+            axes.axhline(error.mean, color=colour, linestyle="--", label=each.label)
+            spread = error.std or 0.0
+            axes.axhspan(error.mean - spread, error.mean + spread, color=colour, alpha=0.1)
+    axes.set_xscale("log")
+    axes.set_xlabel("bytes per image in the cache, all views")
+    axes.set_ylabel(_ERROR)
+    axes.set_title(f"{runs[0].result.student}: mean ± standard deviation over seeds", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+PICTURES: Mapping[str, Callable[[Sequence[LabelledResult]], bytes]] = {
+    "errors": _errors,
+    "curves": _curves,
+    "stored": _stored,
+}

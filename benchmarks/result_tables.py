@@ -1,0 +1,205 @@
+"""The tables of docs/results.md, each computed from runs alone.
+
+`errors`: a row per method. `differences`: to ce and kd, paired by seed, with intervals. `paired`:
+the same, to the first method that is named. `curves`: the error of each tested epoch. `cost`:
+seconds and images. `stored`: what the cache of a run takes per image, and the difference to the
+first. `validation`: the error on held-out samples, which weights are chosen by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.kept import LabelledResult
+from report.differences import difference_cells
+from report.intervals import LEVEL
+from report.runs import Result
+from report.table import Cell, Difference, Spread, difference, rows_of, table_cells
+
+Lines = list[list[Cell]]
+_INTERVAL = f"{LEVEL:.0%} interval"
+
+
+@dataclass(frozen=True)
+class MethodRuns:
+    """The runs of one label, all seeds."""
+
+    label: str
+    runs: Sequence[LabelledResult]
+
+    @property
+    def results(self) -> list[Result]:
+        return [run.result for run in self.runs]
+
+    @property
+    def first(self) -> Result:
+        return self.runs[0].result
+
+    @property
+    def error(self) -> Spread:
+        return Spread.of([result.last.top1 for result in self.results])
+
+    @property
+    def tested_epochs(self) -> list[int]:
+        return sorted({p.epoch for each in self.results for p in each.curve if p.top1 is not None})
+
+    def error_at(self, epoch: int) -> Spread | None:
+        """None unless every run was tested then."""
+        errors = [
+            point.top1
+            for each in self.results
+            for point in each.curve
+            if point.epoch == epoch and point.top1 is not None
+        ]
+        return Spread.of(errors) if len(errors) == len(self.runs) else None
+
+    @property
+    def bytes_per_image(self) -> int | None:
+        """Of the cache: nothing where no run reads it, None where it was not kept."""
+        if not self.first.reads_cache:
+            return 0
+        record_bytes = self.runs[0].record_bytes
+        return None if record_bytes is None else record_bytes * self.first.num_views
+
+
+def by_label(runs: Sequence[LabelledResult]) -> list[MethodRuns]:
+    """In the order in which the labels first come."""
+    found: dict[str, list[LabelledResult]] = {}
+    for run in runs:
+        found.setdefault(run.result.method, []).append(run)
+    return [MethodRuns(label, of_one) for label, of_one in found.items()]
+
+
+def _results(runs: Sequence[LabelledResult]) -> list[Result]:
+    return [run.result for run in runs]
+
+
+def _errors(runs: Sequence[LabelledResult]) -> Lines:
+    results = _results(runs)
+    teacher = next((result.teacher for result in results if result.teacher), {})
+    return table_cells(rows_of(results), teacher)
+
+
+def _differences(runs: Sequence[LabelledResult]) -> Lines:
+    return difference_cells(rows_of(_results(runs)))
+
+
+def _paired(runs: Sequence[LabelledResult]) -> Lines:
+    first, *others = by_label(runs)
+    titles = ("method", "seeds", "top-1 error, last (%)", f"Δ to {first.label}", _INTERVAL, "p")
+    lines = [[Cell(title) for title in titles]]
+    for each in (first, *others):
+        gap = None if each is first else difference(each.results, first.results)
+        lines.append([*_start(each), Cell.of(each.error), *_gap_cells(gap)])
+    return lines
+
+
+def _start(each: MethodRuns) -> Iterator[Cell]:
+    yield Cell(each.label)
+    yield Cell(str(len(each.runs)))
+
+
+def _gap_cells(gap: Difference | None) -> Iterator[Cell]:
+    """The difference, its interval and its p, as far as there are any."""
+    yield Cell() if gap is None else Cell(f"{gap.mean:+.2f}")
+    interval, p = (None, None) if gap is None else (gap.interval, gap.p)
+    has_spread = interval is not None and p is not None
+    yield Cell(f"{interval.low:+.2f} to {interval.high:+.2f}" if has_spread and interval else "")
+    yield Cell(f"{p:.2g}" if p is not None else "")
+
+
+def _curves(runs: Sequence[LabelledResult]) -> Lines:
+    """A row per method, a column per epoch in which all its runs were tested."""
+    methods = by_label(runs)
+    epochs = sorted({epoch for each in methods for epoch in each.tested_epochs})
+    lines = [[Cell("method"), *(Cell(f"epoch {epoch}") for epoch in epochs)]]
+    for each in methods:
+        lines.append([Cell(each.label), *(Cell.of(each.error_at(epoch)) for epoch in epochs)])
+    return lines
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Of one run on average, and of the teacher's pass."""
+
+    seconds: Spread
+    student_images: int
+    live_images: int
+    passed_images: int
+
+    @classmethod
+    def of(cls, each: MethodRuns) -> _Cost:
+        first = each.first
+        is_taught = first.reads_cache or each.runs[0].is_live
+        return cls(
+            Spread.of([result.seconds for result in each.results]),
+            first.num_samples * first.epochs,
+            first.num_samples * first.epochs * first.num_teachers if is_taught else 0,
+            first.num_samples * first.num_views * first.num_teachers if first.reads_cache else 0,
+        )
+
+
+def _cost(runs: Sequence[LabelledResult]) -> Lines:
+    """Images through networks say what a run costs on any machine."""
+    titles = (
+        "method",
+        "seconds per run",
+        "images through the student",
+        "images through the teacher, live",
+        "in one pass for all runs",
+        "paid back after (runs)",
+    )
+    lines = [[Cell(title) for title in titles]]
+    for each in by_label(runs):
+        cost = _Cost.of(each)
+        back = cost.passed_images / cost.live_images if cost.passed_images else None
+        images = (cost.student_images, cost.live_images, cost.passed_images)
+        shown = [Cell(f"{number:,}" if number else "") for number in images]
+        paid = Cell("" if back is None else f"{back:.1f}")
+        lines.append([Cell(each.label), Cell.of(cost.seconds), *shown, paid])
+    return lines
+
+
+def _stored(runs: Sequence[LabelledResult]) -> Lines:
+    first, *others = by_label(runs)
+    titles = (
+        "teacher's outputs",
+        "views",
+        "bytes per record",
+        "bytes per image",
+        "seeds",
+        "top-1 error, last (%)",
+        f"Δ to {first.label}",
+        _INTERVAL,
+        "p",
+    )
+    lines = [[Cell(title) for title in titles]]
+    for each in (first, *others):
+        gap = None if each is first else difference(each.results, first.results)
+        label, seeds = _start(each)
+        size = [Cell(), Cell()]
+        if each.bytes_per_image:
+            size = [Cell(f"{each.runs[0].record_bytes:,}"), Cell(f"{each.bytes_per_image:,}")]
+        views = Cell(str(each.first.num_views or ""))
+        lines.append([label, views, *size, seeds, Cell.of(each.error), *_gap_cells(gap)])
+    return lines
+
+
+def _validation(runs: Sequence[LabelledResult]) -> Lines:
+    lines = [[Cell("method"), Cell("seeds"), Cell("top-1 validation error, last (%)")]]
+    for each in by_label(runs):
+        errors = [r.last_validation for r in each.results if r.last_validation is not None]
+        lines.append([*_start(each), Cell.of(Spread.of(errors) if errors else None)])
+    return lines
+
+
+TABLES: Mapping[str, Callable[[Sequence[LabelledResult]], Lines]] = {
+    "errors": _errors,
+    "differences": _differences,
+    "paired": _paired,
+    "curves": _curves,
+    "cost": _cost,
+    "stored": _stored,
+    "validation": _validation,
+}

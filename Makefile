@@ -149,7 +149,7 @@ cache-teacher: env ## run TEACHER once over every view and cache its outputs (tr
 	@$(call teacher-cache,$(call q,TEACHER))
 
 train-student: env ## train STUDENT with METHOD and SEED from the cache (builds whatever is missing first)
-	@$(PY) -m train plan $(RUN) $(STUDENTS) --no-trial $(OVERRIDES)
+	@$(PY) -m train plan $(RUN) $(STUDENTS) --no-trial $(if $(value GPUS),--ranks $(call q,GPUS)) $(OVERRIDES)
 	@$(ITS_TEACHER_WEIGHTS)
 	@$(ITS_TEACHER_CACHE)
 	@$(CORES)$(PY)$(ON_GPUS) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)

@@ -36,6 +36,18 @@ def nothing_there(tmp_path: Path) -> list[str]:
     return ["--caches", caches, "--runs", runs, "--device", "cpu", weights]
 
 
+def test_the_plan_refuses_a_batch_that_is_too_small_for_all_processes(
+    nothing_there: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["plan", "digits-resnet8", *nothing_there, "teacher.dataset.limit=6"]
+    assert cli([*plan, "--ranks", "5", "training.batch_size=8"]) == 2
+    error = capsys.readouterr().err
+    assert "does not have a sample for each of 5 processes" in error
+    assert "training.batch_size=9, or fewer processes" in error
+    assert cli([*plan, "--ranks", "4", "training.batch_size=8"]) == 0
+    assert "60 samples x 40 epochs through resnet8, by 4 processes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("mistake", "told"),
     [

@@ -135,6 +135,7 @@ def test_gpus_is_the_number_of_processes_of_teacher_pass_and_student() -> None:
         shown = make("-n", target, "GPUS=8").stdout
         assert shown.count("torch.distributed.run --standalone --nproc-per-node '8' -m ") == count
         assert "torch.distributed.run" not in make("-n", target).stdout
+        assert ("--no-trial --ranks '8'" in shown) is (target == "train-student")
     odd = make("-n", "train-student", "GPUS=8 $(shell touch PWNED)").stdout.splitlines()
     for line in (each for each in odd if "torch.distributed.run" in each):
         words = shlex.split(line)

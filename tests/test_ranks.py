@@ -19,6 +19,7 @@ from tests.support.rank_training import Asked, Found, train_on_ranks, trained
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative
 from train import TrainError
+from train.idle_ranks import refuse_idle_ranks
 from train.ranks import ALONE, Ranks
 from train.slices import Slices
 from views.batches import ViewBatch
@@ -157,11 +158,19 @@ def parts_of(slices: Slices, batch: tuple[ViewBatch, int]) -> list[ViewBatch]:
 def test_a_batch_with_fewer_samples_than_ranks_is_refused_with_a_size_that_fits(
     world: int, batch_size: int, num_parts: int, better: int | None
 ) -> None:
-    slices = Slices(Ranks(0, world), batch_size, num_parts)
+    recipe = load_student("digits-resnet8").training
+    training = dataclasses.replace(recipe, batch_size=batch_size, accumulate=num_parts)
     with pytest.raises(TrainError, match=f"training.batch_size is {batch_size}") as refusal:
-        slices.refuse_idle_ranks(60)
+        refuse_idle_ranks(training, 60, world)
     if better is None:
         assert refusal.value.fix == "fewer processes, or more images"
         return
     assert refusal.value.fix == f"training.batch_size={better}, or fewer processes"
-    dataclasses.replace(slices, batch_size=better).refuse_idle_ranks(60)
+    refuse_idle_ranks(dataclasses.replace(training, batch_size=better), 60, world)
+
+
+def test_batch_norm_of_its_own_needs_two_samples_on_each_rank() -> None:
+    recipe = load_student("digits-resnet8", ["training.batch_size=8"]).training
+    refuse_idle_ranks(recipe, 60, 4)
+    with pytest.raises(TrainError, match="does not have 2 samples, for its own batch norm,"):
+        refuse_idle_ranks(dataclasses.replace(recipe, batch_norm="local"), 60, 4)

@@ -57,6 +57,7 @@ from train.options import (
     LiveTeacher,
     Method,
     Methods,
+    RanksOption,
     Redo,
     Runs,
     Seed,
@@ -250,6 +251,7 @@ def plan(
     mirror_gb: MirrorSize = MIRROR_GB,
     runs: Runs = Path("runs"),
     cache: CacheOrUrl = None,
+    ranks: RanksOption = 1,
     trial: Annotated[bool, typer.Option(help="take a few steps to measure time and memory")] = True,
     device: Device = "auto",
     workers: Workers = None,
@@ -267,6 +269,7 @@ def plan(
         runs_dir=runs,
         cache_path=path,
         device=device,
+        ranks=ranks,
     )
     lines = plan_lines(
         config,
@@ -277,6 +280,7 @@ def plan(
         runs_dir=runs,
         cache_path=path,
         device=device if trial else None,
+        ranks=ranks,
     )
     new_console().print("\n".join(lines))
 

@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import Training
 from nets.sync_batch_norm import synchronised
+from train.idle_ranks import refuse_idle_ranks
 from train.learner import Learner
 from train.ranks import Ranks
 from train.step import ActiveTerm, seen_by_losses, weighted_sum
@@ -53,8 +54,7 @@ def prepare_for_ranks(learner: Learner, num_samples: int) -> Learner:
     """
     if learner.ranks.is_alone:
         return learner
-    is_local = learner.training.batch_norm == "local"
-    learner.slices.refuse_idle_ranks(num_samples, per_rank=2 if is_local else 1)
+    refuse_idle_ranks(learner.training, num_samples, learner.ranks.world)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 has no other name for it
         learner.distributed = DistributedDataParallel(

@@ -32,6 +32,9 @@ ShareReading = Annotated[
         show_default=False,
     ),
 ]
+RanksOption = Annotated[
+    int, typer.Option(min=1, help="processes that are to train the student together")
+]
 CpusPerRun = Annotated[int, typer.Option(min=1, help="CPUs of each run on a cluster")]
 GpusPerRun = Annotated[
     float | None,

@@ -23,6 +23,7 @@ from store.reader import TeacherCache
 from store.source import open_source
 from train import TrainError
 from train.cache import tap_names, teacher_identity
+from train.idle_ranks import refuse_idle_ranks
 from train.study import (
     MOST_SEED,
     Run,
@@ -93,10 +94,12 @@ def check_runs(
     runs_dir: Path,
     device: str,
     cache_path: Path | None,
+    ranks: int = 1,
 ) -> None:
     """Raise TrainError, ArchError, TapError, DatasetError or DeviceError if these runs cannot work.
 
-    Without a cache the teacher's config says what one would hold.
+    Without a cache the teacher's config says what one would hold. ranks: processes that will train
+    a run together.
     """
     for method in methods:
         refuse_unknown_method(config, method)
@@ -114,6 +117,9 @@ def check_runs(
     from train.check import check_study, missing_taps
 
     check_device(device)
+    if ranks > 1:
+        num_samples = len(load_dataset(teacher.dataset, caches_dir).train)
+        refuse_idle_ranks(config.training, num_samples, ranks)
     taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)
     if study is None or missing_taps(config, methods, list(stages), taps):
         check_study(config, teacher, methods, caches_dir)
@@ -132,10 +138,12 @@ def plan_lines(
     runs_dir: Path,
     cache_path: Path | None = None,
     device: str | None = None,
+    ranks: int = 1,
 ) -> list[str]:
     """One line each for the weights, the cache and the run: that it exists, or what it costs.
 
-    device: where to try a few steps, for the time and the memory that the run takes.
+    device: where to try a few steps, for the time and the memory that the run takes. ranks:
+    processes that will train it together.
     """
     dataset = load_dataset(teacher.dataset, caches_dir)
     samples = len(dataset.train)
@@ -143,6 +151,8 @@ def plan_lines(
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
     hints = [*stem_hints(config, teacher, shape), *filter(None, [dataset.untested_hint])]
     passes = f"{samples:,} samples x {config.training.epochs} epochs through {config.student.arch}"
+    if ranks > 1:
+        passes += f", by {ranks} processes"
     try:
         study = open_study(
             config, teacher, caches_dir=caches_dir, runs_dir=runs_dir, cache_path=cache_path

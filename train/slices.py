@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train import TrainError
 from train.feed import Ids
 from train.ranks import Ranks
 from views.batches import ViewBatch, equal_parts
@@ -62,25 +61,3 @@ class Slices:
             places.append(np.arange(start, start + size)[self.ranks.slice_of(size)])
             start += size
         return np.concatenate(places)
-
-    def refuse_idle_ranks(self, num_samples: int, per_rank: int = 1) -> None:
-        """Raise TrainError where some rank would get fewer than so many samples of some part."""
-        if self.ranks.is_alone or self._all_busy(num_samples, self.batch_size, per_rank):
-            return
-        larger = range(self.batch_size + 1, num_samples + 1)
-        better = next((n for n in larger if self._all_busy(num_samples, n, per_rank)), None)
-        parts = f" and training.accumulate {self.num_parts}" if self.num_parts > 1 else ""
-        needs = "a sample" if per_rank == 1 else f"{per_rank} samples, for its own batch norm,"
-        raise TrainError(
-            f"training.batch_size is {self.batch_size}{parts}, and the epoch of {num_samples:,} "
-            f"samples has a batch that does not have {needs} for each of {self.ranks.world} "
-            f"processes",
-            fix=f"training.batch_size={better}, or fewer processes"
-            if better
-            else "fewer processes, or more images",
-        )
-
-    def _all_busy(self, num_samples: int, batch_size: int, per_rank: int) -> bool:
-        sizes = (min(batch_size, num_samples), num_samples % batch_size)
-        least = self.ranks.world * per_rank
-        return all(size // self.num_parts >= least for size in sizes if size)

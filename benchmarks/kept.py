@@ -33,12 +33,13 @@ class ResultsError(UserError, ValueError):
 class Part:
     """The runs of one command. machine: that trained them.
 
-    label: of a run, which may contain "{method}". record_bytes: of the cache that they read, each
-    sample and view; None where nobody asked for it.
+    jobs: how many were trained side by side. label: of a run, which may contain "{method}".
+    record_bytes: of the cache that they read, each sample and view; None where nobody asked for it.
     """
 
     command: str
     machine: str
+    jobs: int
     label: str
     record_bytes: int | None
     results: tuple[Result, ...]
@@ -48,19 +49,25 @@ class Part:
             label = self.label.replace(_METHOD, result.method)
             is_live = not result.reads_cache and result.method.endswith(_LIVE)
             labelled = dataclasses.replace(result, method=label)
-            yield LabelledResult(labelled, self.record_bytes, is_live)
+            yield LabelledResult(labelled, self.record_bytes, is_live, self.jobs)
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledResult:
     """A run under the label of its part, which stands where its method stood.
 
-    is_live: whether a teacher ran in the loop.
+    is_live: whether a teacher ran in the loop. jobs: how many were trained side by side.
     """
 
     result: Result
     record_bytes: int | None
     is_live: bool
+    jobs: int
+
+    @property
+    def machine_seconds(self) -> float:
+        """Its share of the time for which the machine trained."""
+        return self.result.seconds / self.jobs
 
 
 _PARTS = TypeAdapter(tuple[Part, ...])
@@ -98,14 +105,15 @@ def keep(
     names: Sequence[str],
     command: str,
     *,
+    jobs: int = 1,
     label: str = _METHOD,
     cache: Path | None = None,
     folder: Path = KEPT,
 ) -> Path:
     """Put what the runs of a folder say into the study's file, in place of a part with that label.
 
-    names: as in `report.runs.results_in`. cache: that the runs read, for the bytes of a record.
-    Raises CacheError, ReportError, ResultsError.
+    names: as in `report.runs.results_in`. jobs, label: as in `Part`. cache: that the runs read, for
+    the bytes of a record. Raises CacheError, ReportError, ResultsError.
     """
     found = results_in(runs, names)
     if found.left_out:
@@ -114,7 +122,7 @@ def keep(
     results = tuple(_with_tested_epochs(result) for result in found.results)
     file = folder / f"{name}.json"
     parts = {part.label: part for part in (_load_parts(file) if file.exists() else ())}
-    parts[label] = Part(command, machine(), label, record_bytes, results)
+    parts[label] = Part(command, machine(), jobs, label, record_bytes, results)
     _labelled(parts.values(), file)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(file, _text(parts.values()).encode())

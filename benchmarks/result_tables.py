@@ -1,17 +1,23 @@
 """The tables of docs/results.md, each computed from runs alone.
 
-`errors`: a row per method. `differences`: to ce and kd, paired by seed, with intervals. `paired`:
-the same, to the first method that is named. `curves`: the error of each tested epoch. `cost`:
-seconds and images. `stored`: what the cache of a run takes per image, and the difference to the
-first. `validation`: the error on held-out samples, which weights are chosen by.
+- `errors`: a row per method.
+- `differences`: to ce and kd, paired by seed, with intervals.
+- `paired`: the same, to the first method that is named.
+- `curves`: the error of each tested epoch.
+- `cost`: seconds and images.
+- `payback`: of pairs of methods, one from the cache and the same with the teacher in the loop: after
+  how many runs the teacher's pass has paid for itself.
+- `stored`: what the cache of a run takes per image, and the difference to the first.
+- `validation`: the error on held-out samples, which weights are chosen by.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.kept import LabelledResult
+from benchmarks.kept import LabelledResult, ResultsError
 from report.differences import difference_cells
 from report.intervals import LEVEL
 from report.runs import Result
@@ -39,6 +45,11 @@ class MethodRuns:
     @property
     def error(self) -> Spread:
         return Spread.of([result.last.top1 for result in self.results])
+
+    @property
+    def machine_seconds(self) -> float:
+        """Of one run on average."""
+        return statistics.fmean(run.machine_seconds for run in self.runs)
 
     @property
     def tested_epochs(self) -> list[int]:
@@ -161,6 +172,35 @@ def _cost(runs: Sequence[LabelledResult]) -> Lines:
     return lines
 
 
+def _payback(runs: Sequence[LabelledResult]) -> Lines:
+    """Pass and run both in seconds of the whole machine. A resumed pass knows its last rate."""
+    titles = (
+        "method",
+        "seconds per run, from the cache",
+        "seconds per run, teacher in the loop",
+        "runs side by side",
+        "seconds of the pass",
+        "paid back after (runs)",
+    )
+    lines = [[Cell(title) for title in titles]]
+    methods = by_label(runs)
+    if len(methods) % 2:
+        raise ResultsError("payback: methods come in pairs, from the cache and in the loop")
+    for cached, live in zip(methods[::2], methods[1::2], strict=True):
+        seconds = [
+            Spread.of([result.seconds for result in each.results]) for each in (cached, live)
+        ]
+        saved = live.machine_seconds - cached.machine_seconds
+        first = cached.first
+        images = first.num_samples * first.num_views * first.num_teachers
+        rate = first.teacher.get("images_per_second")
+        passing = Cell(f"{images / rate:,.0f}" if rate else "")
+        paid = Cell(f"{images / rate / saved:.1f}" if rate and saved > 0 else "")
+        jobs = Cell(str(cached.runs[0].jobs))
+        lines.append([Cell(cached.label), *map(Cell.of, seconds), jobs, passing, paid])
+    return lines
+
+
 def _stored(runs: Sequence[LabelledResult]) -> Lines:
     first, *others = by_label(runs)
     titles = (
@@ -200,6 +240,7 @@ TABLES: Mapping[str, Callable[[Sequence[LabelledResult]], Lines]] = {
     "paired": _paired,
     "curves": _curves,
     "cost": _cost,
+    "payback": _payback,
     "stored": _stored,
     "validation": _validation,
 }

@@ -99,6 +99,7 @@ def main(arguments: list[str]) -> int:
     keeping.add_argument("folder", type=Path)
     keeping.add_argument("runs", nargs="*")
     keeping.add_argument("--command", required=True, help="that trained them")
+    keeping.add_argument("--jobs", type=int, default=1, help="how many were trained side by side")
     keeping.add_argument("--label", default="{method}", help="of a run, on the page")
     keeping.add_argument("--cache", type=Path, help="that they read")
     commands.add_parser("write", help="compute the tables and pictures of docs/results.md again")
@@ -110,6 +111,7 @@ def main(arguments: list[str]) -> int:
                 options.folder,
                 options.runs,
                 options.command,
+                jobs=options.jobs,
                 label=options.label,
                 cache=options.cache,
             )

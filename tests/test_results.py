@@ -89,7 +89,7 @@ def _keep(
     monkeypatch.setattr("benchmarks.kept.results_in", lambda folder, names: found)
     monkeypatch.setattr("benchmarks.kept.TeacherCache.open", lambda path: opened)
     cache = folder if record_bytes else None
-    keep("study", folder, [], "make ablation", label=label, cache=cache, folder=folder)
+    keep("study", folder, [], "make ablation", jobs=2, label=label, cache=cache, folder=folder)
 
 
 def _table(kept: Path, words: str) -> list[str]:
@@ -176,6 +176,17 @@ def test_bytes_of_an_image_are_those_of_all_its_views(
     assert small.startswith("| small | 2 | 7 | 14 | 1 | 12.50 | +0.50 |")
     assert in_the_loop.startswith("| in the loop | 2 |  |  | 1 | 12.00 | +0.00 |")
     assert "| in the loop | 10.00 | 400 | 400 |  |  |" in _table(kept, 'cost: "in the loop"')
+
+
+def test_a_pass_is_paid_back_by_the_machine_time_that_runs_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = {"test_top1_error": 5.0, "images_per_second": 4.0}
+    cached = dataclasses.replace(_result("cd", 0, 9.0), seconds=10.0, teacher=teacher)
+    live = dataclasses.replace(_result("cd-live", 0, 9.0, False), seconds=30.0, teacher=teacher)
+    _keep(monkeypatch, tmp_path, (cached, live))
+    # 100 samples x 2 views / 4 per s = 50 s; two runs side by side: (30 - 10) / 2 s saved in each.
+    assert _table(tmp_path, "payback")[2] == "| cd | 10.00 | 30.00 | 2 | 50 | 5.0 |"
 
 
 def test_weights_are_chosen_by_the_validation_error(

@@ -5,8 +5,8 @@
 - `paired`: the same, to the first method that is named.
 - `curves`: the error of each tested epoch.
 - `cost`: seconds and images.
-- `payback`: of pairs of methods, one from the cache and the same with the teacher in the loop: after
-  how many runs the teacher's pass has paid for itself.
+- `payback`: of pairs of methods, one from the cache and the same with the teacher in the loop:
+  after how many runs the teacher's pass has paid for itself.
 - `stored`: what the cache of a run takes per image, and the difference to the first.
 - `validation`: the error on held-out samples, which weights are chosen by.
 """

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.kept import LabelledResult
-from benchmarks.result_tables import MethodRuns, by_label
+from benchmarks.result_tables import MethodRuns, by_label, teacher_of
 from report.charts import errors_by_method
 from report.table import rows_of
 
@@ -25,8 +25,7 @@ _MARKERS = "osD^v<>P"
 
 def _errors(runs: Sequence[LabelledResult]) -> bytes:
     results = [run.result for run in runs]
-    teacher = next((result.teacher for result in results if result.teacher), {})
-    return errors_by_method(rows_of(results), results, teacher, results[0].student)
+    return errors_by_method(rows_of(results), results, teacher_of(runs), results[0].student)
 
 
 def _curves(runs: Sequence[LabelledResult]) -> bytes:

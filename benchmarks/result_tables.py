@@ -1,8 +1,10 @@
 """The tables of docs/results.md, each computed from runs alone.
 
 - `errors`: a row per method.
+- `teacher`: what its pass measured, on the test set and on the cached views.
 - `differences`: to ce and kd, paired by seed, with intervals.
 - `paired`: the same, to the first method that is named.
+- `order`: each method's difference to the one before it, and whether its error is lower.
 - `curves`: the error of each tested epoch.
 - `cost`: seconds and images.
 - `payback`: of pairs of methods, one from the cache and the same with the teacher in the loop:
@@ -86,10 +88,35 @@ def _results(runs: Sequence[LabelledResult]) -> list[Result]:
     return [run.result for run in runs]
 
 
+def teacher_of(runs: Sequence[LabelledResult]) -> Mapping[str, float]:
+    """What was measured when the cache was made that the first of these runs read."""
+    return next((run.result.teacher for run in runs if run.result.teacher), {})
+
+
 def _errors(runs: Sequence[LabelledResult]) -> Lines:
-    results = _results(runs)
-    teacher = next((result.teacher for result in results if result.teacher), {})
-    return table_cells(rows_of(results), teacher)
+    return table_cells(rows_of(_results(runs)), teacher_of(runs))
+
+
+def _teacher(runs: Sequence[LabelledResult]) -> Lines:
+    """A column for each that was measured; on the cached views there are no top-5 errors."""
+    teacher, first = teacher_of(runs), runs[0].result
+    shown: dict[str, tuple[str, Callable[[float], str]]] = {
+        "test_top1_error": ("top-1 test error (%)", lambda error: f"{error:.2f}"),
+        "test_top5_error": ("top-5 test error (%)", lambda error: f"{error:.2f}"),
+        "train_agreement": (
+            "top-1 error on the cached views (%)",
+            lambda share: f"{100 * (1 - share):.2f}",
+        ),
+        "views": (
+            "images in the pass",
+            lambda views: (
+                f"{first.num_samples:,} x {views:,.0f} = {first.num_samples * views:,.0f}"
+            ),
+        ),
+        "images_per_second": ("images per second", lambda rate: f"{rate:,.0f}"),
+    }
+    known = {title: Cell(of(teacher[key])) for key, (title, of) in shown.items() if key in teacher}
+    return [[Cell(title) for title in known], list(known.values())]
 
 
 def _differences(runs: Sequence[LabelledResult]) -> Lines:
@@ -104,6 +131,25 @@ def _paired(runs: Sequence[LabelledResult]) -> Lines:
         gap = None if each is first else difference(each.results, first.results)
         lines.append([*_start(each), Cell.of(each.error), *_gap_cells(gap)])
     return lines
+
+
+def _order(runs: Sequence[LabelledResult]) -> Lines:
+    titles = ("method", "seeds", "top-1 error, last (%)", "Δ to the row above", _INTERVAL, "p")
+    lines = [[Cell(title) for title in (*titles, "lower than the row above")]]
+    above: MethodRuns | None = None
+    for each in by_label(runs):
+        gap = None if above is None else difference(each.results, above.results)
+        start = [*_start(each), Cell.of(each.error)]
+        lines.append([*start, *_gap_cells(gap), Cell(_is_lower(gap) if gap else "")])
+        above = each
+    return lines
+
+
+def _is_lower(gap: Difference) -> str:
+    """What the interval tells; without one, as of a single seed, nothing."""
+    if gap.interval is None or gap.p is None or gap.interval.low <= 0 <= gap.interval.high:
+        return "cannot be told"
+    return "yes" if gap.interval.high < 0 else "no, higher"
 
 
 def _start(each: MethodRuns) -> Iterator[Cell]:
@@ -236,8 +282,10 @@ def _validation(runs: Sequence[LabelledResult]) -> Lines:
 
 TABLES: Mapping[str, Callable[[Sequence[LabelledResult]], Lines]] = {
     "errors": _errors,
+    "teacher": _teacher,
     "differences": _differences,
     "paired": _paired,
+    "order": _order,
     "curves": _curves,
     "cost": _cost,
     "payback": _payback,

@@ -149,6 +149,24 @@ def test_an_interval_is_that_of_the_paired_differences(
     )
 
 
+def test_an_order_holds_where_the_interval_of_a_difference_lies_below_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = {
+        "ce": (30.0, 31.0, 32.0),
+        "kd": (25.0, 26.1, 27.0),
+        "cd": (25.0, 26.0, 29.0),
+        "dkd": (30.0, 31.1, 34.0),
+    }
+    runs = [_result(name, seed, top1) for name in errors for seed, top1 in enumerate(errors[name])]
+    _keep(monkeypatch, tmp_path, tuple(runs))
+    header, _, *rows = _table(tmp_path, "order")
+    assert header.endswith("| Δ to the row above | 95% interval | p | lower than the row above |")
+    verdicts = [row.split(" | ")[-1].rstrip(" |") for row in rows]
+    assert verdicts == ["", "yes", "cannot be told", "no, higher"]
+    assert "| kd | 3 | 26.03 ± 1.00 | -4.97 | -5.11 to -4.82 |" in rows[1]
+
+
 def test_parts_have_labels_and_take_the_place_of_older_ones(
     kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +205,16 @@ def test_a_pass_is_paid_back_by_the_machine_time_that_runs_save(
     _keep(monkeypatch, tmp_path, (cached, live))
     # 100 samples x 2 views / 4 per s = 50 s; two runs side by side: (30 - 10) / 2 s saved in each.
     assert _table(tmp_path, "payback")[2] == "| cd | 10.00 | 30.00 | 2 | 50 | 5.0 |"
+
+
+def test_the_teacher_is_shown_with_its_error_on_the_cached_views(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = {"test_top1_error": 5.0, "train_agreement": 0.75, "views": 2.0}
+    _keep(monkeypatch, tmp_path, (dataclasses.replace(_result("cd", 0, 9.0), teacher=teacher),))
+    header, _, row = _table(tmp_path, "teacher")
+    assert header.startswith("| top-1 test error (%) | top-1 error on the cached views (%) | ")
+    assert row == "| 5.00 | 25.00 | 100 x 2 = 200 |"
 
 
 def test_weights_are_chosen_by_the_validation_error(

@@ -68,7 +68,6 @@ MirrorSize = Annotated[
 ]
 MIRROR, MIRROR_GB = Path("mirror"), 50.0
 
-
 SPOOL = Path("spool")
 SpoolFolder = Annotated[
     Path,

@@ -20,8 +20,11 @@ from configs.load import load_student, to_yaml
 from nets.weights import save_atomically
 from nets.zoo import build
 from runtime.errors import UserError
-from store import CacheDamaged, CacheMismatch, CacheMissing, TeacherCache, UnknownView
+from runtime.urls import BadUrl, path_or_url
+from store import CacheDamaged, CacheError, CacheMismatch, CacheMissing, TeacherCache, UnknownView
+from store.copy_cache import copy_cache
 from tests.support.damage import flip
+from tests.support.object_store import Server
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from tests.support.teacher_cache import CPU, make_cache
 from train import losses
@@ -251,6 +254,36 @@ def test_images_to_test_on_are_shown_as_a_run_shows_them(
         assert torch.equal(labels, batch.labels)
     with pytest.raises(UserError, match=r"fix: set dataset\.validation_fraction"):
         EvaluationDataset(study.teacher, "validation")
+
+
+# ---- in a bucket
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_cache_in_a_bucket_is_read_through_the_mirror_also_by_workers(
+    digits: Study, server: Server, tmp_path: Path, method: str
+) -> None:
+    (where, _), mirror = copy_cache(digits.cache, path_or_url("s3://bucket/caches")), tmp_path / "m"
+    for named in ("s3://bucket/caches", str(where)):
+        dataset = DistillationDataset(digits.teacher, named, ["logits"], mirror=mirror)
+        loader = DataLoader(dataset, 16, num_workers=1, multiprocessing_context=method)
+        dataset.set_epoch(2)
+        expected = digits.cache.read_view(1, ["logits"])["logits"]
+        assert (rows_of_all(loader).numpy() == expected).all()
+        fetched = sorted(mirror.rglob("logits/c.1.*"))
+        assert len(fetched) == digits.cache.manifest.blocks_per_view
+        fetched[0].unlink()  # as another process does that needs room
+        if method == "fork":  # in which no client of a store works
+            with pytest.raises(CacheError, match="in a process forked from one that reads it"):
+                rows_of_all(loader)
+        else:
+            assert (rows_of_all(loader).numpy() == expected).all()
+            assert fetched[0].is_file()
+
+
+def test_a_url_that_is_none_is_refused(digits: Study) -> None:
+    with pytest.raises(BadUrl, match=r"of another form than s3://bucket/prefix"):
+        DistillationDataset(digits.teacher, "gs://bucket/caches")
 
 
 # ---- mistakes

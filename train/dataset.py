@@ -25,10 +25,14 @@ from configs.load import load_teacher, refuse_missing_data
 from configs.schema import StudentConfig, TeacherConfig
 from nets.layout import TapError
 from runtime.errors import did_you_mean
+from runtime.options import MIRROR, MIRROR_GB
+from runtime.urls import path_or_url
 from store import TeacherCache
 from store.errors import UnknownTap, fixes_spelled_by
 from store.layout import MANIFEST, kind_of
 from store.mapped import MappedRows
+from store.mirror import attach_again, attached, local_caches, local_folder
+from store.mirror_folder import use_mirror, used_mirror
 from train import TrainError
 from train.cache import open_cache, verified_pixels
 from train.check import settings_that_add
@@ -43,6 +47,7 @@ Item = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 _CPU = torch.device("cpu")
 _NOT_SET = -1
+_MIRRORS = "mirrors"  # in what a worker is handed
 
 
 class DistillationDataset(Dataset[Item]):
@@ -64,13 +69,16 @@ class DistillationDataset(Dataset[Item]):
         taps: Sequence[str] | None = None,
         *,
         first_epoch: int = 1,
+        mirror: str | Path = MIRROR,
+        mirror_gb: float = MIRROR_GB,
     ) -> None:
         """Open the images and the cache, and make sure that they belong together.
 
         config: a teacher's, or a student's, whose `num_views` then counts. cache: the teacher's, or
-        its path, or the folder of caches that it is in. taps: which outputs; default: all.
-        first_epoch: what the loop calls its first epoch; timm, Accelerate and the Hugging Face
-        Trainer count from 0.
+        its path, or the folder of caches that it is in; either may be an "s3://bucket/prefix".
+        taps: which outputs; default: all. first_epoch: what the loop calls its first epoch; timm,
+        Accelerate and the Hugging Face Trainer count from 0. mirror, mirror_gb: the folder that
+        holds what was read of a URL, and how large it may become, in 10^9 bytes.
 
         Raises TrainError, ConfigError, DatasetError, CacheError.
         """
@@ -79,7 +87,8 @@ class DistillationDataset(Dataset[Item]):
         # In shared memory: workers read the number that the main process writes.
         self._epoch = torch.tensor(_NOT_SET).share_memory_()  # type: ignore[no-untyped-call]
         self._verified_view: int | None = None
-        self._opened = _open(self.teacher, self.num_views, cache, taps)
+        path = _local_path(cache, self.teacher.name, Path(mirror), mirror_gb)
+        self._opened = _open(self.teacher, self.num_views, path, taps)
         self._path, self.taps = self._opened.cache.path, tuple(self._opened.taps)
 
     @property
@@ -148,10 +157,15 @@ class DistillationDataset(Dataset[Item]):
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker that is not forked: what it opens again by itself, and the shared epoch."""
-        return {key: value for key, value in self.__dict__.items() if key != "_opened"}
+        own = {key: value for key, value in self.__dict__.items() if key != "_opened"}
+        return {**own, _MIRRORS: (attached(), used_mirror())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        own = dict(state)
+        folders, chosen = own.pop(_MIRRORS)
+        attach_again(folders)
+        use_mirror(chosen)
+        self.__dict__.update(own)
         self._opened = _open(self.teacher, self.num_views, self._path, self.taps)
 
 
@@ -240,16 +254,29 @@ def _teacher_and_views(config: StudentConfig | TeacherConfig) -> tuple[TeacherCo
     return teacher, num_views
 
 
+def _local_path(
+    cache: TeacherCache | str | Path, teacher: str, mirror: Path, mirror_gb: float
+) -> Path:
+    """Of a cache, or of a folder of caches; in the mirror what is at a URL. Raises BadUrl."""
+    if isinstance(cache, TeacherCache):
+        return cache.path
+    path = path_or_url(cache)
+    if _has_name_of_a_cache(path, teacher):
+        folder, found = local_caches(path.parent, path, mirror, mirror_gb)
+        return found or folder
+    return local_folder(path, mirror, mirror_gb)
+
+
+def _has_name_of_a_cache(path: Path, teacher: str) -> bool:
+    return path.name.startswith(f"{teacher}-")
+
+
 def _open(
-    teacher: TeacherConfig,
-    num_views: int,
-    cache: TeacherCache | str | Path,
-    taps: Sequence[str] | None,
+    teacher: TeacherConfig, num_views: int, path: Path, taps: Sequence[str] | None
 ) -> _Opened:
-    path = cache.path if isinstance(cache, TeacherCache) else Path(cache)
+    """path: as of `_local_path`. One that leads nowhere is a cache's where it has such a name."""
     is_cache = path.is_file() or (path / MANIFEST).exists()
-    # A path that leads nowhere is taken for a cache's only where it has the name of one.
-    caches_dir = path.parent if is_cache or path.name.startswith(f"{teacher.name}-") else path
+    caches_dir = path.parent if is_cache or _has_name_of_a_cache(path, teacher.name) else path
     dataset = load_dataset(teacher.dataset, caches_dir)
     cache_path = path if is_cache else None
     opened = open_cache(teacher, dataset, num_views, caches_dir=caches_dir, cache_path=cache_path)

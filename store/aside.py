@@ -11,15 +11,16 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, cast
 
 from numpy.typing import NDArray
 
 from runtime.inside import create_inside
-from store.disk import full_error, is_full, refusals_of
+from store.disk import full_error, refusing_full
 from store.encode import stored_arrays
 from store.layout import Block, chunk_name, encode_chunk
 from store.manifest import Manifest
@@ -82,17 +83,10 @@ class AsideWriter:
         if needed > free:
             raise full_error(self.path, self.manifest.teacher, needed, free)
 
-    @contextmanager
-    def refusing_full(self) -> Iterator[None]:
+    def refusing_full(self) -> AbstractContextManager[None]:
         """Raise CacheFull where the disk has no room, CacheNotWritable where it does not permit."""
-        try:
-            with refusals_of(self.path):
-                yield
-        except OSError as error:
-            if not is_full(error):
-                raise
-            needed, free = bytes_of(self._work, self.manifest), shutil.disk_usage(self.path).free
-            raise full_error(self.path, self.manifest.teacher, needed, free) from None
+        needed = partial(bytes_of, self._work, self.manifest)
+        return refusing_full(self.path, self.manifest.teacher, needed)
 
 
 def aside_of(chunk: str, number: int) -> str:

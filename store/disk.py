@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import shlex
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,3 +50,16 @@ def refusals_of(path: Path) -> Iterator[None]:
             f"{path} cannot be written to: {error.strerror}",
             fix="make it writable, or choose another folder with --caches DIR",
         ) from None
+
+
+@contextmanager
+def refusing_full(cache: Path, teacher: str, needed_bytes: Callable[[], int]) -> Iterator[None]:
+    """As `refusals_of`; raise CacheFull, too, where the disk has no room for what is to come."""
+    try:
+        with refusals_of(cache):
+            yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        free = shutil.disk_usage(cache).free
+        raise full_error(cache, teacher, needed_bytes(), free) from None

@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtime.locks import Job, WriterLock
 from runtime.program import program_text
 from store.certificate import RANGES
-from store.disk import refusals_of
-from store.errors import CacheBusy, CacheError
-from store.manifest import read_manifest, write_manifest
+from store.change import changing
+from store.errors import CacheError
+from store.manifest import write_manifest
 
 
 def record_figures(path: Path, figures: Mapping[str, float]) -> None:
@@ -26,13 +25,6 @@ def record_figures(path: Path, figures: Mapping[str, float]) -> None:
             f"{path} is a file: figures are only recorded in a cache folder",
             fix=f"{program_text('store')} import {path}, and export it again afterwards",
         )
-    read_manifest(path)  # first, because the lock leaves a file even in a folder without a cache
-    with refusals_of(path):
-        lock = WriterLock(path, Job(), CacheBusy)
-    try:
-        with refusals_of(path):
-            manifest = read_manifest(path)
-            measured = {**manifest.measured_with_views, **figures}
-            write_manifest(path, dataclasses.replace(manifest, measured=measured))
-    finally:
-        lock.release()
+    with changing(path) as manifest:
+        measured = {**manifest.measured_with_views, **figures}
+        write_manifest(path, dataclasses.replace(manifest, measured=measured))

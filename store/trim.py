@@ -16,15 +16,14 @@ from pathlib import Path, PurePath
 
 from runtime.formats import counted
 from runtime.inside import listed_inside, opened_folder
-from runtime.locks import Job, WriterLock
 from runtime.program import program_text
+from store.change import changing
 from store.content import beyond, replace_metadata, settle_metadata
-from store.disk import refusals_of
-from store.errors import CacheBusy, CacheError, UnknownTap, UnknownView
+from store.errors import CacheError, UnknownTap, UnknownView
 from store.journal import forget
 from store.layout import ZARR_GROUP, is_opt_in, kind_of, tap_of
 from store.look import agreement
-from store.manifest import Manifest, read_manifest
+from store.manifest import Manifest
 from store.reader import TeacherCache
 
 
@@ -39,20 +38,13 @@ def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collectio
             f"{path} is a file: only a cache folder can be made smaller",
             fix=f"trim the folder and export that: {program_text('store')} export CACHE FILE.h5",
         )
-    read_manifest(path)  # first, because the lock leaves a file even in a folder without a cache
-    with refusals_of(path):
-        lock = WriterLock(path, Job(), CacheBusy)
-    try:
-        with refusals_of(path):
-            manifest = read_manifest(path)
-            trimmed = _trimmed(path, manifest, num_views or manifest.num_views, drop_taps)
-            settle_metadata(path, manifest)
-            if trimmed != manifest:
-                trimmed = replace_metadata(path, trimmed)
-            forget(path, beyond(trimmed), manifest)
-            return sum(_removed(path, name) for name in list(_surplus(path, trimmed)))
-    finally:
-        lock.release()
+    with changing(path) as manifest:
+        trimmed = _trimmed(path, manifest, num_views or manifest.num_views, drop_taps)
+        settle_metadata(path, manifest)
+        if trimmed != manifest:
+            trimmed = replace_metadata(path, trimmed)
+        forget(path, beyond(trimmed), manifest)
+        return sum(_removed(path, name) for name in list(_surplus(path, trimmed)))
 
 
 def _trimmed(path: Path, manifest: Manifest, views: int, drop_taps: Collection[str]) -> Manifest:

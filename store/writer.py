@@ -10,7 +10,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any
@@ -34,7 +34,7 @@ from store.content import (
     manifest_for,
     refuse_another,
 )
-from store.disk import full_error, is_full, refusals_of
+from store.disk import full_error, is_full, refusals_of, refusing_full
 from store.encode import stored_arrays
 from store.errors import CacheBusy, CacheFull, CacheMissing, SamplesChanged
 from store.folder import FolderSource
@@ -181,17 +181,10 @@ class CacheWriter:
         with self.refusing_full():
             self._commit(block, arrays)
 
-    @contextmanager
-    def refusing_full(self) -> Iterator[None]:
+    def refusing_full(self) -> AbstractContextManager[None]:
         """Raise CacheFull where the disk has no room, CacheNotWritable where it does not permit."""
-        try:
-            with refusals_of(self.path):
-                yield
-        except OSError as error:
-            if not is_full(error):
-                raise
-            needed = self.bytes_of(self.pending())
-            raise full_error(self.path, self.manifest.teacher, needed, self.free_bytes()) from None
+        teacher = self.manifest.teacher
+        return refusing_full(self.path, teacher, lambda: self.bytes_of(self.pending()))
 
     def copy_block(self, item: Work, source: Source) -> None:
         """Commit a block copied from another cache, every checksum verified.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +27,16 @@ PARTIAL = Partial(1, 1, torch.zeros(1), {"ce": torch.zeros(())}, 0.0)
 
 @pytest.fixture(autouse=True)
 def group(tmp_path: Path) -> Iterator[None]:
-    """A group of this process alone: whatever it exchanges, it gets back."""
+    """A group of this process alone: whatever it exchanges, it gets back.
+
+    Networks that were trained in it are collected here: they hold the group, whose threads a forked
+    process does not have, so that one that collected them would abort or wait for ever.
+    """
     store = dist.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+    gc.collect()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from benchmarks.kept import LabelledResult
 from benchmarks.result_tables import MethodRuns, by_label, teacher_of
@@ -21,6 +22,7 @@ _ERROR = "top-1 test error, last epoch (%)"
 # Okabe and Ito's, which people with any colour vision can tell apart.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7f7f7f")
 _MARKERS = "osD^v<>P"
+_TICKS = (1, 2, 3, 5, 7, 10, 12, 14, 16, 18, 20, 22, 25, 30, 40, 50, 60, 80, 100)  # in percent
 
 
 def _errors(runs: Sequence[LabelledResult]) -> bytes:
@@ -33,12 +35,23 @@ def _curves(runs: Sequence[LabelledResult]) -> bytes:
     axes = figure.subplots()
     for index, each in enumerate(by_label(runs)):
         _draw_curve(axes, each, index)
+    _separate_small_errors(axes)
+    axes.set_xticks(sorted({epoch for each in by_label(runs) for epoch in each.tested_epochs}))
     axes.set_xlabel("epoch")
     axes.set_ylabel("top-1 test error (%)")
     axes.set_title(f"{runs[0].result.student}: mean ± standard deviation over seeds", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return _png(figure)
+
+
+def _separate_small_errors(axes: Axes) -> None:
+    """A logarithmic axis: methods lie close together at the end of training."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in _TICKS if low <= tick <= high])
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _draw_curve(axes: Axes, each: MethodRuns, index: int) -> None:

@@ -25,6 +25,17 @@ def test_everything_kept_is_shown_on_the_page() -> None:
     assert shown == {file.stem for file in (ROOT / KEPT).glob("*.json")}
 
 
+def test_every_figure_that_the_first_page_tells_stands_in_one_of_its_tables() -> None:
+    text = (ROOT / PAGE).read_text()
+    _, _, first_page = text.partition("## On one page\n")
+    first_page, _, _ = first_page.partition("\n## ")
+    tables = "\n".join(re.findall(r"<!-- table: .*?<!-- end -->", first_page, re.DOTALL))
+    told = re.sub(r"<!-- table: .*?<!-- end -->|```.*?```", "", first_page, flags=re.DOTALL)
+    in_tables = set(re.findall(r"\d+\.\d+", tables))
+    assert in_tables
+    assert set(re.findall(r"\d+\.\d\d", told)) <= in_tables
+
+
 def test_every_picture_that_is_asked_for_is_there_and_shown() -> None:
     text = (ROOT / PAGE).read_text()
     for name in re.findall(r"<!-- picture: .* ([\w.+-]+\.png)(?:: .*)? -->", text):

@@ -159,11 +159,12 @@ def _start(each: MethodRuns) -> Iterator[Cell]:
 
 def _gap_cells(gap: Difference | None) -> Iterator[Cell]:
     """The difference, its interval and its p, as far as there are any."""
-    yield Cell() if gap is None else Cell(f"{gap.mean:+.2f}")
-    interval, p = (None, None) if gap is None else (gap.interval, gap.p)
-    has_spread = interval is not None and p is not None
-    yield Cell(f"{interval.low:+.2f} to {interval.high:+.2f}" if has_spread and interval else "")
-    yield Cell(f"{p:.2g}" if p is not None else "")
+    yield Cell("" if gap is None else f"{gap.mean:+.2f}")
+    if gap is None or gap.interval is None or gap.p is None:
+        yield from (Cell(), Cell())
+    else:
+        yield Cell(f"{gap.interval.low:+.2f} to {gap.interval.high:+.2f}")
+        yield Cell(f"{gap.p:.2g}")
 
 
 def _curves(runs: Sequence[LabelledResult]) -> Lines:

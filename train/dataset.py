@@ -31,7 +31,7 @@ from store import TeacherCache
 from store.errors import UnknownTap, fixes_spelled_by
 from store.layout import MANIFEST, kind_of
 from store.mapped import MappedRows
-from store.mirror import attach_again, attached, local_caches, local_folder
+from store.mirror import attach_again, attached, choose_mirror, local_caches, local_folder
 from store.mirror_folder import use_mirror, used_mirror
 from train import TrainError
 from train.cache import open_cache, verified_pixels
@@ -257,7 +257,11 @@ def _teacher_and_views(config: StudentConfig | TeacherConfig) -> tuple[TeacherCo
 def _local_path(
     cache: TeacherCache | str | Path, teacher: str, mirror: Path, mirror_gb: float
 ) -> Path:
-    """Of a cache, or of a folder of caches; in the mirror what is at a URL. Raises BadUrl."""
+    """Of a cache, or of a folder of caches; in the mirror what is at a URL. Raises BadUrl.
+
+    Packed images at a URL come through that mirror, too, wherever the cache is.
+    """
+    choose_mirror(mirror, mirror_gb)
     if isinstance(cache, TeacherCache):
         return cache.path
     path = path_or_url(cache)

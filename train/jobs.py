@@ -69,13 +69,14 @@ def _results_of(future: Future[list[str]], num_runs: int) -> list[str]:
 
 
 def _pass_on(futures: Iterable[Future[list[str]]]) -> None:
-    """Let the processes save their checkpoints, as they do on SIGTERM, and wait for them."""
-    futures = list(futures)
-    for future in futures:
-        future.cancel()
+    """Let the processes save their checkpoints, as they do on SIGTERM, and wait for them.
+
+    Runs that have not begun fail with the pool, which is broken then. They are not cancelled:
+    Python 3.11 prints a traceback where it finds a cancelled one in a broken pool.
+    """
     for process in multiprocessing.active_children():
         process.terminate()
-    wait([future for future in futures if not future.cancelled()], timeout=60)
+    wait(futures, timeout=60)
 
 
 _here: tuple[Study, TrainGroup] | None = None  # in a process of the pool

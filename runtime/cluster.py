@@ -155,8 +155,13 @@ class Cluster:
         return raise_failure(self.result(ref))
 
     def cancel(self, refs: Iterable[Ref], *, at_once: bool) -> None:
-        """Drop queued tasks and interrupt running ones, or kill their processes."""
-        for ref in refs:
+        """Drop queued tasks and interrupt running ones, or kill their processes.
+
+        Those that have ended are left alone: Ray 2.60 may abort this process where one is cancelled
+        while its answer is being recorded ("Tried to complete task that was not pending").
+        """
+        refs = set(refs)
+        for ref in refs.difference(self.done(refs, 0)):
             self._ray.cancel(ref, force=at_once)
 
     def _nodes(self) -> list[Mapping[str, float]]:

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from runtime.errors import Stopped
+from tests.support import slow_loss
 from train import TrainError
 from train.ablation import run_ablation
 from train.study import Run, Study
@@ -149,6 +150,36 @@ def test_ctrl_c_which_reaches_every_process_is_one_request_and_nobodys_death(
     assert stopped.value.exit_code == 130
     assert "FAILED" not in console.file.getvalue()
     assert len(list(study.folder.glob("*/checkpoint.pt"))) == 2
+
+
+def test_the_first_to_save_its_checkpoint_cuts_no_other_short(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(slow_loss.FOLDER, str(tmp_path))
+    (tmp_path / "seconds").write_text("2")
+    slow = "methods.slow=[{loss: ce}, {loss: 'tests.support.slow_loss:slow'}]"
+    study = make_study(
+        student=["training.epochs=2000", "training.schedule.milestones=[1999]", slow]
+    )
+    runs = [study.run("ce", 0), study.run("slow", 0), study.run("kd", 0)]
+    thread_errors: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", thread_errors.append)
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (
+            list(study.folder.glob("ce-*/checkpoint.pt")) and (tmp_path / "steps").is_file()
+        ):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Stopped):
+        run_ablation(runs, device="cpu", jobs=2, console=quiet())
+    thread.join()
+    assert len(list(study.folder.glob("slow-*/checkpoint.pt"))) == 1
+    assert not thread_errors
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
+from types import FrameType
+from typing import Any
 
 from runtime.errors import Stopped
 from runtime.limits import Share
@@ -33,11 +35,12 @@ def side_by_side(
     turns = context.SimpleQueue()
     for turn in range(jobs):
         turns.put(Share(turn, jobs))
+    stopping = context.RawValue("b", 0)
     pool = ProcessPoolExecutor(
         jobs,
         mp_context=context,
         initializer=_begin,
-        initargs=(Recipe.of(groups[0][0].study), train, turns),
+        initargs=(Recipe.of(groups[0][0].study), train, turns, stopping),
     )
     with StopRequest() as stop:
         futures = {pool.submit(_train, [_named(run) for run in group]): group for group in groups}
@@ -52,6 +55,7 @@ def side_by_side(
                         group = futures.pop(future)
                         yield from zip(group, _results_of(future, len(group)), strict=True)
                 if stop.signal_number is not None:
+                    stopping.value = 1
                     _pass_on(futures)
                     raise Stopped(
                         stop.signal_number,
@@ -71,22 +75,39 @@ def _results_of(future: Future[list[str]], num_runs: int) -> list[str]:
 def _pass_on(futures: Iterable[Future[list[str]]]) -> None:
     """Let the processes save their checkpoints, as they do on SIGTERM, and wait for them.
 
-    Runs that have not begun fail with the pool, which is broken then. They are not cancelled:
-    Python 3.11 prints a traceback where it finds a cancelled one in a broken pool.
+    Runs that have not begun end at once, in the processes. They are not cancelled: Python 3.11
+    prints a traceback where it finds a cancelled one in a pool of which a process has died.
     """
     for process in multiprocessing.active_children():
         process.terminate()
     wait(futures, timeout=60)
 
 
-_here: tuple[Study, TrainGroup] | None = None  # in a process of the pool
+# ---- in a process of the pool
+
+_here: tuple[Study, TrainGroup] | None = None
+_stopping: Any = None  # a shared number: whether the parent has asked all processes to stop
+_is_training = False
 
 
-def _begin(recipe: Recipe, train: TrainGroup, turns: SimpleQueue[Share]) -> None:
-    global _here
+def _begin(recipe: Recipe, train: TrainGroup, turns: SimpleQueue[Share], stopping: Any) -> None:
+    global _here, _stopping
+    _stopping = stopping
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside of training; the parent passes it on
+    signal.signal(signal.SIGTERM, _stop_outside_of_steps)
     os.environ.update(turns.get().environment())
     _here = recipe.opened(), train
+
+
+def _stop_outside_of_steps(number: int, frame: FrameType | None) -> None:
+    """Drop what a run has only prepared; without one, wait for the others.
+
+    A pool ends all its processes as soon as one has died, in the middle of saving a checkpoint too.
+    """
+    if not _stopping.value:
+        os._exit(128 + number)
+    if _is_training:
+        raise Stopped(number, "stopped before its first step")
 
 
 def _nothing() -> None:
@@ -101,14 +122,25 @@ def _named(run: Run) -> _Named:
 
 
 def _train(names: Sequence[_Named]) -> list[str]:
-    """Train a group; returns what went wrong with each run, empty if nothing did."""
+    """Train a group; returns what went wrong with each run, empty if nothing did.
+
+    Nothing is returned, and nothing trained any more, once the parent has asked to stop.
+    """
+    global _is_training
     assert _here is not None
     study, train = _here
-    runs = [study.run(*name) for name in names]
     try:
+        _is_training = True
+        if _stopping.value:
+            return []
+        runs = [study.run(*name) for name in names]
         failures = dict(train(runs))
+        return [failures[run] for run in runs]
     except Stopped as stopped:
-        # The checkpoints are saved. Whoever sent the signal waits for this process to end, and a
-        # pool's process would otherwise wait for its next runs.
+        if _stopping.value:
+            return []
+        # The checkpoints are saved. It was not the parent, but a pool of which another process has
+        # died: it waits for this one to end, which would otherwise wait for its next runs.
         os._exit(stopped.exit_code)
-    return [failures[run] for run in runs]
+    finally:
+        _is_training = False

@@ -1,0 +1,364 @@
+"""python -m benchmarks.long_study [PART ...] [--student cifar10-16px-resnet8] [--jobs 2]
+
+Trains every run that docs/results.md shows of a student, and keeps what it says of itself: hours on
+a small machine. The same command resumes; a part is kept as soon as all its runs are finished.
+
+- methods: every method of the student's file
+- classifier: Early Decay Teacher with weight decay acting on the classifier that waits
+- cached: fewer views, reduced records, and the teacher in the loop
+- batch-norm: a teacher with recalibrated batch norm, and one with batch norm in training mode
+- weights: other weights of four methods, a third of the epochs, on held-out samples
+- chosen: the best of these on all samples, at full length
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from benchmarks.kept import KEPT, ResultsError, keep, load_kept
+from benchmarks.result_tables import by_label
+from configs.load import CONFIG_DIR, load_student
+from configs.schema import StudentConfig
+from configs.yaml_subset import parse_yaml
+from runtime.errors import UserError
+from runtime.limits import usable_cores
+from store import TeacherCache
+
+SEEDS = (0, 1, 2)
+VIEWS = (1, 4, 16)
+# How records are reduced, by the options of `store convert` and the same in the teacher's file.
+FORMS: Mapping[str, Mapping[str, str]] = {
+    "uint8": {"logits": "uint8", "means": "uint8"},
+    "1 logit, uint8 means": {"logits": "top:1", "means": "uint8"},
+}
+# Weights to try beside the published ones.
+WEIGHTS: Mapping[str, Sequence[float]] = {
+    "at": (3000, 300, 100),
+    "rkd": (0.3, 0.1, 0.03),
+    "dist": (4, 1, 0.5),
+    "lskd": (3, 1, 0.3),
+}
+_IDLE_CLASSIFIER = ("cd+gkd+edt", "cd+gkd+early")  # whose first epochs have no labels
+_NO_MAPS = ("taps.energy=null", "taps.hint=null")
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of methods with each seed, kept in a folder of their own and under one label.
+
+    cache: that they read; without one the option `live` says how the teacher runs in the loop.
+    study: what is added to the name of the file that they are kept in.
+    """
+
+    folder: str
+    methods: tuple[str, ...]
+    cache: Path | None
+    overrides: tuple[str, ...] = ()
+    label: str = "{method}"
+    seeds: tuple[int, ...] | None = None
+    live: str = ""
+    study: str = ""
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        return [(method, seed) for method in self.methods for seed in self.seeds or SEEDS]
+
+
+@dataclass(frozen=True)
+class LongStudy:
+    """jobs: runs side by side. device: as the programs take it."""
+
+    student: str
+    jobs: int
+    device: str
+
+    @property
+    def config(self) -> StudentConfig:
+        return load_student(self.student)
+
+    @property
+    def teacher(self) -> str:
+        return self.config.teacher
+
+    @property
+    def written(self) -> Any:
+        """The student's file as it stands there, without defaults."""
+        return parse_yaml((CONFIG_DIR / "student" / f"{self.student}.yaml").read_text())
+
+    def make_cache(self, caches: str, *overrides: str) -> Path:
+        """The teacher's cache in a folder that holds no other; the pass is run, or resumed."""
+        words = ["--caches", caches, "--device", self.device, *overrides]
+        run_all([["train", "teacher", self.teacher, "--train-teacher", *words]], 1)
+        run_all([["precompute", self.teacher, *words]], 1)
+        return only_cache(caches, self.teacher)
+
+    def small_cache(self) -> Path:
+        """The full cache without energy maps and hint."""
+        full = self.make_cache("caches")
+        small = Path("caches-small", full.name)
+        if not small.exists():
+            run_all([["store", "copy", str(full), "caches-small"]], 1)
+            run_all([["store", "trim", str(small), "--drop-taps", "energy,hint"]], 1)
+        return small
+
+    def train(self, *groups: Group) -> None:
+        """Train the runs of these groups, so many side by side, and keep them."""
+        commands = {group: [self._command(group, run) for run in group.runs] for group in groups}
+        run_all([each for of_one in commands.values() for each in of_one], self.jobs)
+        for group, of_one in commands.items():
+            self.keep(group.folder, of_one, group.label, group.cache, group.study)
+
+    def _command(self, group: Group, run: tuple[str, int]) -> list[str]:
+        method, seed = run
+        words = ["train", "student", self.student, "--method", method, "--seed", str(seed)]
+        words += ["--cache", str(group.cache)] if group.cache else [group.live]
+        return [*words, "--runs", group.folder, "--device", self.device, *group.overrides]
+
+    def keep(
+        self,
+        folder: str,
+        commands: Sequence[Sequence[str]],
+        label: str,
+        cache: Path | None,
+        study: str = "",
+    ) -> None:
+        """Into the file of the student, or of another study of it."""
+        text = "; ".join(shlex.join(["python", "-m", *words]) for words in commands)
+        name, runs = f"{self.student}{study}", Path(folder, self.student)
+        file = keep(name, runs, (), text, jobs=self.jobs, label=label, cache=cache)
+        print(f"{file}: {label}", flush=True)
+
+
+def methods(study: LongStudy) -> None:
+    cache = study.make_cache("caches")
+    words = ["train", "ablation", study.student, "--seeds", " ".join(map(str, SEEDS))]
+    words += ["--jobs", str(study.jobs), "--device", study.device]
+    run_all([words], 1)
+    study.keep("runs", [words], "{method}", cache)
+
+
+def classifier(study: LongStudy) -> None:
+    study.train(
+        Group(
+            "runs/decayed-classifier",
+            tuple(name for name in _IDLE_CLASSIFIER if name in study.config.methods),
+            study.make_cache("caches"),
+            ("training.freeze_idle_classifier=false",),
+            "{method}, classifier decays",
+        )
+    )
+
+
+def cached(study: LongStudy) -> None:
+    small = study.small_cache()
+    groups = [
+        Group(
+            f"runs/views-{views}",
+            ("cd+gkd",),
+            small,
+            (f"num_views={views}", *_of_teacher(_NO_MAPS)),
+            f"{{method}}, {views} view{'s' * (views > 1)}",
+        )
+        for views in VIEWS
+    ]
+    for name, form in FORMS.items():
+        dest = small.parent / _file_name(name)
+        if not dest.exists():
+            options = [word for key, value in form.items() for word in (f"--{key}", value)]
+            run_all([["store", "convert", str(small), str(dest), *options]], 1)
+        overrides = _of_teacher([*_NO_MAPS, *_taps(form)])
+        label = f"{{method}}, {name}"
+        groups.append(Group(f"runs/{_file_name(name)}", ("cd+gkd",), dest, overrides, label))
+    study.train(
+        *groups, Group("runs/live", ("cd+gkd",), None, label="cd+gkd, live", live="--live-teacher")
+    )
+
+
+def batch_norm(study: LongStudy) -> None:
+    changes = ("teacher.bn=recalibrated", *_NO_MAPS)
+    study.make_cache("caches")
+    cache = study.make_cache("caches-recalibrated", *changes)
+    study.train(
+        Group(
+            "runs/recalibrated",
+            ("cd",),
+            cache,
+            _of_teacher(changes),
+            label="{method}, recalibrated",
+        ),
+        Group("runs/live-bn", ("cd",), None, label="cd, live in training mode", live="--live-bn"),
+    )
+
+
+def weights(study: LongStudy) -> None:
+    there_are = TeacherCache.open(study.make_cache("caches")).manifest.num_views
+    count = min(study.config.training.epochs // 3, there_are)
+    # The teacher keeps the weights that it has, though it was trained on what is held out here.
+    held_out = ("dataset.validation_fraction=0.1", f"views.count={count}", "training=null")
+    cache = study.make_cache("caches-validation", *held_out)
+    study.train(
+        *(
+            Group(
+                f"runs/weights/{method}-{weight:g}",
+                (method,),
+                cache,
+                (f"methods.{method}.1.weight={weight:g}", *_a_third(study), *_of_teacher(held_out)),
+                f"{{method}}, weight {weight:g}",
+                SEEDS[:1],
+                study="-weights",
+            )
+            for method, candidates in WEIGHTS.items()
+            for weight in candidates
+        )
+    )
+
+
+def chosen(study: LongStudy) -> None:
+    cache = study.make_cache("caches")
+    study.train(
+        *(
+            Group(
+                f"runs/{method}-{weight:g}",
+                (method,),
+                cache,
+                (f"methods.{method}.1.weight={weight:g}",),
+                f"{{method}}, weight {weight:g}",
+            )
+            for method, weight in best_weights(study).items()
+        )
+    )
+
+
+def best_weights(study: LongStudy, folder: Path = KEPT) -> dict[str, float]:
+    """Of each method, the weight beside the published one with the lowest validation error."""
+    errors: dict[str, dict[float, float]] = {}
+    for each in by_label(load_kept(folder / f"{study.student}-weights.json")):
+        method, _, weight = each.label.partition(", weight ")
+        error = each.first.last_validation
+        if error is None:
+            raise ResultsError(f"{each.label}: no samples were held out")
+        if float(weight) in WEIGHTS[method]:
+            errors.setdefault(method, {})[float(weight)] = error
+    return {
+        method: min(tried, key=lambda weight: tried[weight]) for method, tried in errors.items()
+    }
+
+
+def _a_third(study: LongStudy) -> Iterator[str]:
+    """Of the epochs, and of the schedule's milestones."""
+    epochs = study.config.training.epochs // 3
+    yield f"training.epochs={epochs}"
+    yield f"training.evaluate_every={epochs}"
+    if milestones := study.written["training"]["schedule"].get("milestones"):
+        yield f"training.schedule.milestones={[max(each // 3, 1) for each in milestones]}"
+
+
+def _of_teacher(overrides: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"teacher.{each}" for each in overrides)
+
+
+def _taps(form: Mapping[str, str]) -> list[str]:
+    """The types of `store convert` as a teacher's file says them."""
+    return [
+        f"taps.{key}={{top: {value.removeprefix('top:')}}}"
+        if value.startswith("top:")
+        else f"taps.{key}={value}"
+        for key, value in form.items()
+    ]
+
+
+def _file_name(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-")
+
+
+def only_cache(caches: str, teacher: str) -> Path:
+    found = sorted(Path(caches).glob(f"{teacher}-*"))
+    if len(found) != 1:
+        raise ResultsError(f"{caches} holds {len(found)} caches of {teacher}; expected one")
+    return found[0]
+
+
+def run_all(commands: Sequence[Sequence[str]], jobs: int) -> None:
+    """Run `python -m` each of these, so many side by side. Ends this process where one fails.
+
+    They do not hear Ctrl-C, which this process passes on, once, and waits.
+    """
+    environment = dict(os.environ)
+    if jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(max(usable_cores() // jobs, 1))
+    waiting, running = list(commands), list[subprocess.Popen[bytes]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                words = waiting.pop(0)
+                print(f"$ {shlex.join(['python', '-m', *words])}", flush=True)
+                running.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", *words], env=environment, start_new_session=True
+                    )
+                )
+            for process in [each for each in running if each.poll() is not None]:
+                running.remove(process)
+                if process.returncode:
+                    sys.exit(process.returncode)
+            time.sleep(_POLL_SECONDS)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+PARTS: Mapping[str, Callable[[LongStudy], None]] = {
+    "methods": methods,
+    "classifier": classifier,
+    "cached": cached,
+    "batch-norm": batch_norm,
+    "weights": weights,
+    "chosen": chosen,
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {' '.join(PARTS)}")
+    parser.add_argument("--student", default="cifar10-16px-resnet8")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args(arguments)
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"unknown part {', '.join(unknown)}; known: {', '.join(PARTS)}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    study = LongStudy(options.student, options.jobs, options.device)
+    try:
+        for part in options.parts or PARTS:
+            PARTS[part](study)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""The runs behind docs/results.md are trained and kept, each part by commands that work."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import precompute.__main__
+import store.__main__
+import train.__main__
+from benchmarks import long_study
+from benchmarks.kept import ResultsError, load_kept
+from tests.support.project import ROOT
+
+STUDENT = "digits-resnet8"
+WEIGHTS = {"at": (300.0, 100.0), "dist": (4.0,)}
+PROGRAMS = {
+    each.__package__: each for each in (precompute.__main__, store.__main__, train.__main__)
+}
+
+
+def run_here(commands: Sequence[Sequence[str]], jobs: int) -> None:
+    """In this process, which saves loading torch for each."""
+    for program, *words in commands:
+        assert PROGRAMS[program].cli(words) == 0, words
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all parts have been trained with one seed, and then been asked for again."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setattr(long_study, "SEEDS", (0,))
+        patched.setattr(long_study, "VIEWS", (1, 4))
+        patched.setattr(long_study, "WEIGHTS", WEIGHTS)
+        patched.setattr(long_study, "run_all", run_here)
+        assert long_study.main(["--student", STUDENT, "--jobs", "1", "--device", "cpu"]) == 0
+    return folder
+
+
+def labels_of(folder: Path, study: str) -> list[str]:
+    return [each.result.method for each in load_kept(folder / "docs/results" / f"{study}.json")]
+
+
+def test_every_part_is_kept_under_its_labels(folder: Path) -> None:
+    labels = labels_of(folder, STUDENT)
+    assert set(labels) > {
+        *("ce", "kd", "cd", "cd+gkd", "cd+gkd+edt", "at"),
+        *("cd+gkd+edt, classifier decays", "cd+gkd, 1 view", "cd+gkd, 4 views"),
+        *(
+            "cd+gkd, 1 logit, uint8 means",
+            "cd, recalibrated",
+            "cd+gkd, live",
+            "cd, live in training mode",
+        ),
+    }
+    tried = labels_of(folder, f"{STUDENT}-weights")
+    assert len(tried) == sum(map(len, WEIGHTS.values()))
+    assert "at, weight 300" in tried
+
+
+def test_reduced_records_are_those_that_were_read(folder: Path) -> None:
+    kept = load_kept(folder / "docs/results" / f"{STUDENT}.json")
+    size = {each.result.method: each.record_bytes or 0 for each in kept}
+    assert size["cd+gkd, 1 logit, uint8 means"] < size["cd+gkd, uint8"] < size["cd+gkd, 4 views"]
+    assert size["cd+gkd, 4 views"] < size["cd+gkd"]
+
+
+def test_the_chosen_weights_have_the_lowest_validation_error(folder: Path) -> None:
+    study = long_study.LongStudy(STUDENT, 1, "cpu")
+    best = long_study.best_weights(study, folder / "docs/results")
+    assert set(best) == set(WEIGHTS)
+    tried = load_kept(folder / "docs/results" / f"{STUDENT}-weights.json")
+    error = {each.result.method: each.result.last_validation or 0.0 for each in tried}
+    for method, weight in best.items():
+        others = [error[f"{method}, weight {each:g}"] for each in WEIGHTS[method]]
+        assert error[f"{method}, weight {weight:g}"] == min(others)
+        assert f"{method}, weight {weight:g}" in labels_of(folder, STUDENT)
+
+
+def test_a_folder_with_two_caches_is_refused(tmp_path: Path) -> None:
+    for name in ("digits-resnet20-1", "digits-resnet20-2"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ResultsError, match="holds 2 caches of digits-resnet20"):
+        long_study.only_cache(str(tmp_path), "digits-resnet20")
+
+
+def test_a_signal_reaches_the_command_that_runs(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.long_study", "--student", STUDENT, "methods"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "train teacher" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors

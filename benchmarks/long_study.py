@@ -9,6 +9,7 @@ a small machine. The same command resumes; a part is kept as soon as all its run
 - batch-norm: a teacher with recalibrated batch norm, and one with batch norm in training mode
 - weights: other weights of four methods, a third of the epochs, on held-out samples
 - chosen: the best of these on all samples, at full length
+- cut-logits: a method that reads nothing but logits, from a cache that holds few of them
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "uint8": {"logits": "uint8", "means": "uint8"},
     "1 logit, uint8 means": {"logits": "top:1", "means": "uint8"},
 }
+CUT = ("1 logit, uint8 means",)
 # Weights to try beside the published ones.
 WEIGHTS: Mapping[str, Sequence[float]] = {
     "at": (3000, 300, 100),
@@ -133,20 +135,24 @@ class LongStudy:
         label: str,
         cache: Path | None,
         study: str = "",
+        names: Sequence[str] = (),
     ) -> None:
-        """Into the file of the student, or of another study of it."""
+        """All runs of a folder, or these, into the file of the student, or another study of it."""
         text = "; ".join(shlex.join(["python", "-m", *words]) for words in commands)
         name, runs = f"{self.student}{study}", Path(folder, self.student)
-        file = keep(name, runs, (), text, jobs=self.jobs, label=label, cache=cache)
+        file = keep(name, runs, names, text, jobs=self.jobs, label=label, cache=cache)
         print(f"{file}: {label}", flush=True)
 
 
 def methods(study: LongStudy) -> None:
-    cache = study.make_cache("caches")
-    words = ["train", "ablation", study.student, "--seeds", " ".join(map(str, SEEDS))]
-    words += ["--jobs", str(study.jobs), "--device", study.device]
+    cache, words = study.make_cache("caches"), _ablation(study)
     run_all([words], 1)
     study.keep("runs", [words], "{method}", cache)
+
+
+def _ablation(study: LongStudy) -> list[str]:
+    words = ["train", "ablation", study.student, "--seeds", " ".join(map(str, SEEDS))]
+    return [*words, "--jobs", str(study.jobs), "--device", study.device]
 
 
 def classifier(study: LongStudy) -> None:
@@ -173,17 +179,40 @@ def cached(study: LongStudy) -> None:
         )
         for views in VIEWS
     ]
-    for name, form in FORMS.items():
-        dest = small.parent / _file_name(name)
-        if not dest.exists():
-            options = [word for key, value in form.items() for word in (f"--{key}", value)]
-            run_all([["store", "convert", str(small), str(dest), *options]], 1)
-        overrides = _of_teacher([*_NO_MAPS, *_taps(form)])
-        label = f"{{method}}, {name}"
-        groups.append(Group(f"runs/{_file_name(name)}", ("cd+gkd",), dest, overrides, label))
+    groups += [_reduced(small, name, "cd+gkd") for name in FORMS]
     study.train(
         *groups, Group("runs/live", ("cd+gkd",), None, label="cd+gkd, live", live="--live-teacher")
     )
+    _keep_with_all_views(study, small)
+
+
+def _keep_with_all_views(study: LongStudy, small: Path) -> None:
+    """The same runs as in `methods`, which read nothing that the small cache lacks."""
+    names = sorted(each.name for each in Path("runs", study.student).glob("cd+gkd-seed*"))
+    if not names:
+        raise ResultsError(
+            f"runs/{study.student} has no runs of cd+gkd",
+            fix=f"python -m benchmarks.long_study methods --student {study.student}",
+        )
+    label = f"{{method}}, {TeacherCache.open(small).manifest.num_views} views"
+    study.keep("runs", [_ablation(study)], label, small, names=names)
+
+
+def _reduced(small: Path, name: str, method: str) -> Group:
+    """Runs from a cache whose records are reduced, which is made."""
+    form, dest = FORMS[name], small.parent / _file_name(name)
+    if not dest.exists():
+        options = [word for key, value in form.items() for word in (f"--{key}", value)]
+        run_all([["store", "convert", str(small), str(dest), *options]], 1)
+    overrides = _of_teacher([*_NO_MAPS, *_taps(form)])
+    return Group(
+        f"runs/{method}-{_file_name(name)}", (method,), dest, overrides, f"{method}, {name}"
+    )
+
+
+def cut_logits(study: LongStudy) -> None:
+    small = study.small_cache()
+    study.train(*(_reduced(small, name, "kd") for name in CUT))
 
 
 def batch_norm(study: LongStudy) -> None:
@@ -334,6 +363,7 @@ PARTS: Mapping[str, Callable[[LongStudy], None]] = {
     "batch-norm": batch_norm,
     "weights": weights,
     "chosen": chosen,
+    "cut-logits": cut_logits,
 }
 
 

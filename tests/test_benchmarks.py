@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as suite
-from benchmarks import dtypes, profile, ranks, read, rows, topk_students, views
+from benchmarks import dtypes, profile, ranks, read, rows, topk_students
 from benchmarks.harness import Timing, Verdict, interleaved, write_section
 from tests.support.teacher_cache import make_cache
 
@@ -63,36 +63,6 @@ def test_ways_to_read_single_rows_are_compared(tmp_path: Path) -> None:
     for way in ("files mapped into memory", "the view's slab in memory", "pixels of 256 digits"):
         assert way in text
     assert "| 4 MiB |" in text
-
-
-def test_the_number_of_views_is_studied(
-    small_teacher: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = small_teacher()
-    monkeypatch.chdir(tmp_path)
-    make_cache(config, tmp_path / "caches")
-    arguments = [
-        "digits-resnet8",
-        "--views",
-        "1 3",
-        "--seeds",
-        "0 1",
-        "--docs",
-        str(tmp_path / "r.md"),
-        "--method",
-        "cd",
-        "training.epochs=2",
-        "training.schedule.milestones=[1]",
-        "teacher.teacher.arch=resnet8",
-        "teacher.dataset.limit=6",
-        f"teacher.teacher.weights={config.teacher.weights}",
-        "teacher.views.count=3",
-    ]
-    assert views.main(arguments) == 0
-    text = (tmp_path / "r.md").read_text()
-    assert "## Number of views: digits-resnet8, cd" in text
-    assert "| 3 | 2 |" in text
-    assert (tmp_path / "views-digits-resnet8.png").stat().st_size > 1000
 
 
 def test_students_of_reduced_caches_are_compared_with_those_of_the_full_one(

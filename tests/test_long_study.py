@@ -56,6 +56,7 @@ def test_every_part_is_kept_under_its_labels(folder: Path) -> None:
         *("cd+gkd+edt, classifier decays", "cd+gkd, 1 view", "cd+gkd, 4 views"),
         *(
             "cd+gkd, 1 logit, uint8 means",
+            "kd, 1 logit, uint8 means",
             "cd, recalibrated",
             "cd+gkd, live",
             "cd, live in training mode",
@@ -69,6 +70,7 @@ def test_every_part_is_kept_under_its_labels(folder: Path) -> None:
 def test_reduced_records_are_those_that_were_read(folder: Path) -> None:
     kept = load_kept(folder / "docs/results" / f"{STUDENT}.json")
     size = {each.result.method: each.record_bytes or 0 for each in kept}
+    assert size["cd+gkd, 9 views"] == size["cd+gkd, 4 views"]
     assert size["cd+gkd, 1 logit, uint8 means"] < size["cd+gkd, uint8"] < size["cd+gkd, 4 views"]
     assert size["cd+gkd, 4 views"] < size["cd+gkd"]
 
@@ -108,3 +110,11 @@ def test_a_signal_reaches_the_command_that_runs(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, errors
+
+
+def test_a_study_without_its_methods_says_how_to_train_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ResultsError, match="has no runs of cd\\+gkd"):
+        long_study._keep_with_all_views(long_study.LongStudy(STUDENT, 1, "cpu"), tmp_path)

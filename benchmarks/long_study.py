@@ -34,7 +34,7 @@ from configs.schema import StudentConfig
 from configs.yaml_subset import parse_yaml
 from runtime.errors import UserError
 from runtime.limits import usable_cores
-from store import TeacherCache
+from store import CacheError, TeacherCache
 
 SEEDS = (0, 1, 2)
 VIEWS = (1, 4, 16)
@@ -110,7 +110,7 @@ class LongStudy:
         """The full cache without energy maps and hint."""
         full = self.make_cache("caches")
         small = Path("caches-small", full.name)
-        if not small.exists():
+        if not _is_small(small):  # a copy that was interrupted is resumed
             run_all([["store", "copy", str(full), "caches-small"]], 1)
             run_all([["store", "trim", str(small), "--drop-taps", "energy,hint"]], 1)
         return small
@@ -142,6 +142,15 @@ class LongStudy:
         name, runs = f"{self.student}{study}", Path(folder, self.student)
         file = keep(name, runs, names, text, jobs=self.jobs, label=label, cache=cache)
         print(f"{file}: {label}", flush=True)
+
+
+def _is_small(folder: Path) -> bool:
+    """Whether a cache has been trimmed; one that is still being copied has no manifest to open."""
+    try:
+        taps = TeacherCache.open(folder).manifest.taps
+    except CacheError:
+        return False
+    return not any(name.startswith(("energy", "hint")) for name in taps)
 
 
 def methods(study: LongStudy) -> None:
@@ -201,9 +210,8 @@ def _keep_with_all_views(study: LongStudy, small: Path) -> None:
 def _reduced(small: Path, name: str, method: str) -> Group:
     """Runs from a cache whose records are reduced, which is made."""
     form, dest = FORMS[name], small.parent / _file_name(name)
-    if not dest.exists():
-        options = [word for key, value in form.items() for word in (f"--{key}", value)]
-        run_all([["store", "convert", str(small), str(dest), *options]], 1)
+    options = [word for key, value in form.items() for word in (f"--{key}", value)]
+    run_all([["store", "convert", str(small), str(dest), *options]], 1)
     overrides = _of_teacher([*_NO_MAPS, *_taps(form)])
     return Group(
         f"runs/{method}-{_file_name(name)}", (method,), dest, overrides, f"{method}, {name}"

@@ -118,3 +118,11 @@ def test_a_study_without_its_methods_says_how_to_train_them(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ResultsError, match="has no runs of cd\\+gkd"):
         long_study._keep_with_all_views(long_study.LongStudy(STUDENT, 1, "cpu"), tmp_path)
+
+
+def test_a_copy_that_was_interrupted_is_not_taken_for_the_small_cache(folder: Path) -> None:
+    full = long_study.only_cache(str(folder / "caches"), "digits-resnet20")
+    small = folder / "caches-small" / full.name
+    assert long_study._is_small(small)
+    assert not long_study._is_small(full)
+    assert not long_study._is_small(folder / "caches-small" / "absent")

@@ -43,7 +43,6 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "uint8": {"logits": "uint8", "means": "uint8"},
     "1 logit, uint8 means": {"logits": "top:1", "means": "uint8"},
 }
-CUT = ("1 logit, uint8 means",)
 # Weights to try beside the published ones.
 WEIGHTS: Mapping[str, Sequence[float]] = {
     "at": (3000, 300, 100),
@@ -220,7 +219,8 @@ def _reduced(small: Path, name: str, method: str) -> Group:
 
 def cut_logits(study: LongStudy) -> None:
     small = study.small_cache()
-    study.train(*(_reduced(small, name, "kd") for name in CUT))
+    cut = [name for name, form in FORMS.items() if form["logits"].startswith("top:")]
+    study.train(*(_reduced(small, name, "kd") for name in cut))
 
 
 def batch_norm(study: LongStudy) -> None:
@@ -286,8 +286,7 @@ def best_weights(study: LongStudy, folder: Path = KEPT) -> dict[str, float]:
         error = each.first.last_validation
         if error is None:
             raise ResultsError(f"{each.label}: no samples were held out")
-        if float(weight) in WEIGHTS[method]:
-            errors.setdefault(method, {})[float(weight)] = error
+        errors.setdefault(method, {})[float(weight)] = error
     return {
         method: min(tried, key=lambda weight: tried[weight]) for method, tried in errors.items()
     }

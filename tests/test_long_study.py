@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import configs.load
 import precompute.__main__
 import store.__main__
 import train.__main__
@@ -18,7 +19,34 @@ from benchmarks import long_study
 from benchmarks.kept import ResultsError, load_kept
 from tests.support.project import ROOT
 
-STUDENT = "digits-resnet8"
+# A student and its teacher as short as they can be: what is kept does not depend on it.
+STUDENT = "brief"
+TEACHER_FILE = f"""
+dataset: {{type: digits, limit: 6, normalisation: {{mean: [0.3], std: [0.35]}}}}
+views: {{augment: {{kind: pad-crop-flip, pad_px: 1, flip: false}}, count: all}}
+teacher: {{arch: resnet8, weights: weights/{STUDENT}.pt}}
+taps: {{logits: float16, means: float16, energy: float16, hint: {{stage: stage2}}}}
+training: {{epochs: 2, batch_size: 64, learning_rate: 0.05, schedule: {{kind: onecycle}}}}
+"""
+STUDENT_FILE = f"""
+teacher: {STUDENT}
+student: {{arch: resnet8}}
+training:
+  epochs: 6
+  batch_size: 32
+  learning_rate: 0.05
+  schedule: {{kind: multistep, milestones: [2, 5], gamma: 0.2}}
+methods:
+  ce: [{{loss: ce}}]
+  kd: [{{loss: ce, weight: 0.1}}, {{loss: kd, weight: 0.9, temperature: 4}}]
+  at: [{{loss: ce}}, {{loss: at, weight: 60}}]
+  cd: [{{loss: ce}}, {{loss: cd, weight: 6}}]
+  cd+gkd: [{{loss: ce}}, {{loss: gkd, weight: 0.1}}, {{loss: cd, weight: 6}}]
+  cd+gkd+edt:
+    - {{loss: ce, start_epoch: 3}}
+    - {{loss: cd, weight: 6, decay: 0.9, decay_epochs: [2, 5]}}
+  dist: [{{loss: ce}}, {{loss: dist, weight: 2, temperature: 4}}]
+"""
 WEIGHTS = {"at": (300.0, 100.0), "dist": (4.0,)}
 PROGRAMS = {
     each.__package__: each for each in (precompute.__main__, store.__main__, train.__main__)
@@ -35,8 +63,13 @@ def run_here(commands: Sequence[Sequence[str]], jobs: int) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all parts have been trained with one seed, and then been asked for again."""
     folder = tmp_path_factory.mktemp("study")
+    for kind, text in {"teacher": TEACHER_FILE, "student": STUDENT_FILE}.items():
+        (folder / "configs" / kind).mkdir(parents=True)
+        (folder / "configs" / kind / f"{STUDENT}.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
+        for module in (configs.load, long_study):
+            patched.setattr(module, "CONFIG_DIR", folder / "configs")
         patched.setattr(long_study, "SEEDS", (0,))
         patched.setattr(long_study, "VIEWS", (1, 4))
         patched.setattr(long_study, "WEIGHTS", WEIGHTS)
@@ -96,7 +129,7 @@ def test_a_folder_with_two_caches_is_refused(tmp_path: Path) -> None:
 
 def test_a_signal_reaches_the_command_that_runs(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.long_study", "--student", STUDENT, "methods"],
+        [sys.executable, "-m", "benchmarks.long_study", "--student", "digits-resnet8", "methods"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         stdout=subprocess.PIPE,
@@ -117,11 +150,11 @@ def test_a_study_without_its_methods_says_how_to_train_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ResultsError, match="has no runs of cd\\+gkd"):
-        long_study._keep_with_all_views(long_study.LongStudy(STUDENT, 1, "cpu"), tmp_path)
+        long_study._keep_with_all_views(long_study.LongStudy("digits-resnet8", 1, "cpu"), tmp_path)
 
 
 def test_a_copy_that_was_interrupted_is_not_taken_for_the_small_cache(folder: Path) -> None:
-    full = long_study.only_cache(str(folder / "caches"), "digits-resnet20")
+    full = long_study.only_cache(str(folder / "caches"), STUDENT)
     small = folder / "caches-small" / full.name
     assert long_study._is_small(small)
     assert not long_study._is_small(full)

@@ -38,6 +38,8 @@ HARD = (
     " {loss: 'tests.support.own_losses:centred'}]",
 )
 MIXED = "views.augment={kind: pad-crop-flip, pad_px: 1, flip: false, mix: {kind: mixup}}"
+# Of the digits' 797 test images, in percent: those that rounding may move to another class.
+TWO_IMAGES = 0.26
 TAPS = (
     *("taps.logits=float32", "taps.means=float32", "taps.energy=float32"),
     "taps.hint={stage: stage2, dtype: float32}",
@@ -104,7 +106,7 @@ def assert_the_same(one: Found, other: Found, where: str) -> None:
     assert one.sha256 == other.sha256
     assert len(one.step_losses) > 4
     assert largest_relative(one.step_losses, other.step_losses) < 1e-5, where
-    assert one.errors == other.errors, where
+    assert np.abs(np.subtract(one.errors, other.errors)).max() <= TWO_IMAGES, where
     assert set(one.weights) == set(other.weights)
     for name, tensors in one.weights.items():
         for key, weight in tensors.items():

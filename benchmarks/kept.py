@@ -44,6 +44,13 @@ class Part:
     record_bytes: int | None
     results: tuple[Result, ...]
 
+    @property
+    def methods(self) -> set[str]:
+        return {result.method for result in self.results}
+
+    def replaces(self, older: Part) -> bool:
+        return self.label == older.label and bool(self.methods & older.methods)
+
     def labelled(self) -> Iterator[LabelledResult]:
         for result in self.results:
             label = self.label.replace(_METHOD, result.method)
@@ -110,7 +117,9 @@ def keep(
     cache: Path | None = None,
     folder: Path = KEPT,
 ) -> Path:
-    """Put what the runs of a folder say into the study's file, in place of a part with that label.
+    """Put what the runs of a folder say into the study's file.
+
+    They take the place of a part with the same label that has one of their methods.
 
     names: as in `report.runs.results_in`. jobs, label: as in `Part`. cache: that the runs read, for
     the bytes of a record. Raises CacheError, ReportError, ResultsError.
@@ -121,11 +130,12 @@ def keep(
     record_bytes = None if cache is None else TeacherCache.open(cache).manifest.record_bytes
     results = tuple(_with_tested_epochs(result) for result in found.results)
     file = folder / f"{name}.json"
-    parts = {part.label: part for part in (_load_parts(file) if file.exists() else ())}
-    parts[label] = Part(command, machine(), jobs, label, record_bytes, results)
-    _labelled(parts.values(), file)
+    part = Part(command, machine(), jobs, label, record_bytes, results)
+    older = _load_parts(file) if file.exists() else ()
+    parts = [*(each for each in older if not part.replaces(each)), part]
+    _labelled(parts, file)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, _text(parts.values()).encode())
+    write_atomically(file, _text(parts).encode())
     return file
 
 

@@ -38,11 +38,7 @@ from store import CacheError, TeacherCache
 
 SEEDS = (0, 1, 2)
 VIEWS = (1, 4, 16)
-# How records are reduced, by the options of `store convert` and the same in the teacher's file.
-FORMS: Mapping[str, Mapping[str, str]] = {
-    "uint8": {"logits": "uint8", "means": "uint8"},
-    "1 logit, uint8 means": {"logits": "top:1", "means": "uint8"},
-}
+CUT_LOGITS = (1, 2, 4)
 # Weights to try beside the published ones.
 WEIGHTS: Mapping[str, Sequence[float]] = {
     "at": (3000, 300, 100),
@@ -50,6 +46,7 @@ WEIGHTS: Mapping[str, Sequence[float]] = {
     "dist": (4, 1, 0.5),
     "lskd": (3, 1, 0.3),
 }
+_UINT8 = {"logits": "uint8", "means": "uint8"}
 _IDLE_CLASSIFIER = ("cd+gkd+edt", "cd+gkd+early")  # whose first epochs have no labels
 _NO_MAPS = ("taps.energy=null", "taps.hint=null")
 _POLL_SECONDS = 0.2
@@ -187,7 +184,7 @@ def cached(study: LongStudy) -> None:
         )
         for views in VIEWS
     ]
-    groups += [_reduced(small, name, "cd+gkd") for name in FORMS]
+    groups += [_reduced(small, form, "cd+gkd") for form in (_UINT8, _cut(1))]
     study.train(
         *groups, Group("runs/live", ("cd+gkd",), None, label="cd+gkd, live", live="--live-teacher")
     )
@@ -206,21 +203,32 @@ def _keep_with_all_views(study: LongStudy, small: Path) -> None:
     study.keep("runs", [_ablation(study)], label, small, names=names)
 
 
-def _reduced(small: Path, name: str, method: str) -> Group:
-    """Runs from a cache whose records are reduced, which is made."""
-    form, dest = FORMS[name], small.parent / _file_name(name)
+def _reduced(small: Path, form: Mapping[str, str], method: str) -> Group:
+    """Runs from a cache whose records are reduced, which is made.
+
+    form: the options of `store convert`, which are also the types in the teacher's file.
+    """
+    name = _name_of(form)
+    file_name = name.replace(", ", "-").replace(" ", "-")
+    dest = small.parent / file_name
     options = [word for key, value in form.items() for word in (f"--{key}", value)]
     run_all([["store", "convert", str(small), str(dest), *options]], 1)
     overrides = _of_teacher([*_NO_MAPS, *_taps(form)])
-    return Group(
-        f"runs/{method}-{_file_name(name)}", (method,), dest, overrides, f"{method}, {name}"
-    )
+    return Group(f"runs/{method}-{file_name}", (method,), dest, overrides, f"{method}, {name}")
+
+
+def _cut(count: int) -> dict[str, str]:
+    return {"logits": f"top:{count}", "means": "uint8"}
+
+
+def _name_of(form: Mapping[str, str]) -> str:
+    kind, _, count = form["logits"].partition(":")
+    return f"{count} logit{'s' * (count != '1')}, {form['means']} means" if count else kind
 
 
 def cut_logits(study: LongStudy) -> None:
     small = study.small_cache()
-    cut = [name for name, form in FORMS.items() if form["logits"].startswith("top:")]
-    study.train(*(_reduced(small, name, "kd") for name in cut))
+    study.train(*(_reduced(small, _cut(count), "kd") for count in CUT_LOGITS))
 
 
 def batch_norm(study: LongStudy) -> None:
@@ -252,7 +260,7 @@ def weights(study: LongStudy) -> None:
                 (method,),
                 cache,
                 (f"methods.{method}.1.weight={weight:g}", *_a_third(study), *_of_teacher(held_out)),
-                f"{{method}}, weight {weight:g}",
+                f"{method}, weight {weight:g}",
                 SEEDS[:1],
                 study="-weights",
             )
@@ -271,7 +279,7 @@ def chosen(study: LongStudy) -> None:
                 (method,),
                 cache,
                 (f"methods.{method}.1.weight={weight:g}",),
-                f"{{method}}, weight {weight:g}",
+                f"{method}, weight {weight:g}",
             )
             for method, weight in best_weights(study).items()
         )
@@ -313,10 +321,6 @@ def _taps(form: Mapping[str, str]) -> list[str]:
         else f"taps.{key}={value}"
         for key, value in form.items()
     ]
-
-
-def _file_name(name: str) -> str:
-    return name.replace(", ", "-").replace(" ", "-")
 
 
 def only_cache(caches: str, teacher: str) -> Path:

@@ -187,6 +187,15 @@ def test_parts_have_labels_and_take_the_place_of_older_ones(
     assert rows[3].startswith("| cd, 2 views | 1 | 31.00 | +19.00 |")
 
 
+def test_a_part_of_another_method_does_not_take_the_place_of_one_with_its_label(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method in ("cd", "kd"):
+        _keep(monkeypatch, kept, (_result(method, 0, 30.0),), "{method}, 2 views")
+    names = {each.result.method for each in load_kept(kept / "study.json")}
+    assert {"cd, 2 views", "kd, 2 views"} <= names
+
+
 def test_one_name_for_two_runs_is_refused(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ResultsError, match="two runs of cd with seed 0"):
         _keep(monkeypatch, kept, (_result("kd", 0, 1.0),), "cd")

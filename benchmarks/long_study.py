@@ -238,7 +238,7 @@ def batch_norm(study: LongStudy) -> None:
     study.train(
         Group(
             "runs/recalibrated",
-            ("cd",),
+            ("kd", "cd", "cd+gkd+edt"),
             cache,
             _of_teacher(changes),
             label="{method}, recalibrated",

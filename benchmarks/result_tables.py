@@ -4,6 +4,7 @@
 - `teacher`: what its pass measured, on the test set and on the cached views.
 - `differences`: to ce and kd, paired by seed, with intervals.
 - `paired`: the same, to the first method that is named.
+- `pairs`: of pairs of methods, the second's difference to the first.
 - `order`: each method's difference to the one before it, and whether its error is lower.
 - `curves`: the error of each tested epoch.
 - `cost`: seconds and images.
@@ -133,6 +134,23 @@ def _paired(runs: Sequence[LabelledResult]) -> Lines:
     return lines
 
 
+def _pairs(runs: Sequence[LabelledResult]) -> Lines:
+    titles = ("method", "seeds", "top-1 error, last (%)", "against", "its error (%)", "difference")
+    lines = [[Cell(title) for title in (*titles, _INTERVAL, "p")]]
+    for first, each in _in_pairs("pairs", runs):
+        gap = difference(each.results, first.results)
+        against = [Cell(first.label), Cell.of(first.error)]
+        lines.append([*_start(each), Cell.of(each.error), *against, *_gap_cells(gap)])
+    return lines
+
+
+def _in_pairs(kind: str, runs: Sequence[LabelledResult]) -> Iterator[tuple[MethodRuns, MethodRuns]]:
+    methods = by_label(runs)
+    if len(methods) % 2:
+        raise ResultsError(f"{kind}: {len(methods)} methods are named; they come in pairs")
+    yield from zip(methods[::2], methods[1::2], strict=True)
+
+
 def _order(runs: Sequence[LabelledResult]) -> Lines:
     titles = ("method", "seeds", "top-1 error, last (%)", "Δ to the row above", _INTERVAL, "p")
     lines = [[Cell(title) for title in (*titles, "lower than the row above")]]
@@ -230,10 +248,7 @@ def _payback(runs: Sequence[LabelledResult]) -> Lines:
         "paid back after (runs)",
     )
     lines = [[Cell(title) for title in titles]]
-    methods = by_label(runs)
-    if len(methods) % 2:
-        raise ResultsError("payback: methods come in pairs, from the cache and in the loop")
-    for cached, live in zip(methods[::2], methods[1::2], strict=True):
+    for cached, live in _in_pairs("payback", runs):
         seconds = [
             Spread.of([result.seconds for result in each.results]) for each in (cached, live)
         ]
@@ -286,6 +301,7 @@ TABLES: Mapping[str, Callable[[Sequence[LabelledResult]], Lines]] = {
     "teacher": _teacher,
     "differences": _differences,
     "paired": _paired,
+    "pairs": _pairs,
     "order": _order,
     "curves": _curves,
     "cost": _cost,

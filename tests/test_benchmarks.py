@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as suite
-from benchmarks import dtypes, profile, ranks, read, rows, topk_students
+from benchmarks import dtypes, profile, ranks, read, rows
 from benchmarks.harness import Timing, Verdict, interleaved, write_section
-from tests.support.teacher_cache import make_cache
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,42 +62,6 @@ def test_ways_to_read_single_rows_are_compared(tmp_path: Path) -> None:
     for way in ("files mapped into memory", "the view's slab in memory", "pixels of 256 digits"):
         assert way in text
     assert "| 4 MiB |" in text
-
-
-def test_students_of_reduced_caches_are_compared_with_those_of_the_full_one(
-    small_teacher: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = small_teacher()
-    monkeypatch.chdir(tmp_path)
-    make_cache(config, tmp_path / "caches")
-    arguments = [
-        "digits-resnet8",
-        "--forms",
-        "3 2+uint8",
-        "--seeds",
-        "0 1",
-        "--docs",
-        str(tmp_path / "r.md"),
-        "training.epochs=1",
-        "training.schedule={kind: onecycle}",
-        "teacher.teacher.arch=resnet8",
-        "teacher.dataset.limit=6",
-        f"teacher.teacher.weights={config.teacher.weights}",
-        "teacher.views.count=3",
-        "teacher.taps.energy=null",
-        "teacher.taps.hint=null",
-    ]
-    assert topk_students.main(arguments) == 0
-    text = (tmp_path / "r.md").read_text()
-    assert "## Reduced records: digits-resnet8, kd" in text
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.count("|") == 8]
-    full, cut, small = rows[2:]
-    assert full[:2] == ["all logits", "245"]
-    assert cut[:2] == ["3 largest logits", "239"]
-    assert small[:2] == ["2 largest logits, uint8 means", "123"]
-    assert 0 < float(cut[2]) < float(small[2])
-    assert [row[4] for row in rows[2:]] == ["2", "2", "2"]
-    assert cut[6][0] in "+-"
 
 
 def test_dtypes_are_measured_on_real_records(

@@ -178,6 +178,15 @@ def test_an_order_holds_where_the_interval_of_a_difference_lies_below_zero(
     assert "| kd | 3 | 26.03 ± 1.00 | -4.97 | -5.11 to -4.82 |" in rows[1]
 
 
+def test_the_second_of_a_pair_is_compared_with_the_first(kept: Path) -> None:
+    header, _, kd = _table(kept, "pairs: ce kd")
+    assert header.startswith("| method | seeds | top-1 error, last (%) | against | its error (%) |")
+    assert kd.startswith("| kd | 3 | 17.00 ± 1.00 | ce | 21.00 ± 1.00 | -4.00 |")
+    for kind in ("pairs", "payback"):
+        with pytest.raises(ResultsError, match=f"{kind}: 3 methods are named; they come in pairs"):
+            _table(kept, f"{kind}: ce kd cd")
+
+
 def test_parts_have_labels_and_take_the_place_of_older_ones(
     kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,14 +49,14 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
 ) -> None:
     call = [sys.executable, "-m", "train", "student", "digits-resnet8", "--method", "cd+gkd+edt"]
     call += ["--checkpoint-minutes", "0", "--device", "cpu", *cached]
-    call += ["training.epochs=40", "training.batch_size=4"]
+    call += ["training.epochs=16", "training.batch_size=4"]
     steps_of, chance = tmp_path / "runs" / "digits-resnet8", np.random.default_rng(0)
     kills = 0
     for _ in range(2):
         process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL)
         while process.poll() is None and not list(steps_of.glob("*/checkpoint.pt")):
             time.sleep(0.01)
-        time.sleep(chance.uniform(0.0, 1.5) if not kills else chance.uniform(3.0, 6.0))
+        time.sleep(chance.uniform(0.0, 1.5) if not kills else chance.uniform(1.0, 2.5))
         kills += process.poll() is None
         process.kill()
         process.wait()

@@ -65,7 +65,10 @@ def test_every_row_is_measured_and_nothing_is_left_behind(
     assert not list(tmp_path.glob("scale-*"))
 
 
-def test_scheduling_that_looks_through_all_blocks_would_be_noticed() -> None:
+def test_scheduling_that_looks_through_all_blocks_would_be_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scale, "BLOCKS", (1_000, 10_000))
     verdict = scale.scheduling()[1][0]
     assert verdict.is_met_by is not None
     assert not verdict.is_met_by(10.6)

@@ -199,7 +199,7 @@ env-cluster: env ## install Ray, for CLUSTER=...
 	  cp requirements-cluster.txt $(VENV)/installed-cluster.txt; }
 
 test: env-examples env-cluster lint ## run all checks and tests, with what the examples and clusters need
-	@$(PY) -m pytest -n 2 --dist loadfile
+	@$(PY) -m pytest -n 3 --dist loadfile
 
 lint: env ## run ruff and mypy
 	@$(PY) -m ruff check .

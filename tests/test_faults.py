@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -52,14 +51,14 @@ def test_ten_kills_at_random_moments_and_a_resume_after_each_give_the_uninterrup
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.support.killed_pass"])
     random.seed(0)
-    seconds = timed_pass(processes, overrides, tmp_path / "killed")
-    assert_same(all_records(path), all_records(whole.path))
-    shutil.rmtree(path)
     kills = halfway = committed = 0
     while kills < 10:
         child = processes.Process(target=run_pass, args=(overrides, tmp_path / "killed"))
         child.start()
-        child.join(random.uniform(0.2, 1.0) * seconds)
+        wanted = committed + random.randint(0, 6)
+        while child.exitcode is None and num_committed(path) < wanted:
+            time.sleep(0.002)
+        child.join(random.uniform(0, 0.05))
         if child.exitcode is None:
             child.kill()
             child.join()
@@ -67,31 +66,16 @@ def test_ten_kills_at_random_moments_and_a_resume_after_each_give_the_uninterrup
         found = num_committed(path)
         assert found >= committed  # what was committed stays committed
         halfway += committed < found
-        if kills > 5 * (halfway + 1):  # the machine has become slower
-            seconds *= 1.1
         committed = found
         if child.exitcode == 0:  # finished: begin again, so that every moment gets its kills
             assert_same(all_records(path), all_records(whole.path))
             shutil.rmtree(path)
             committed = 0
-    assert halfway >= 2, "the kills came too early to say anything"
+    assert halfway >= 5, "the kills came too early to say anything"
     run_pass(overrides, tmp_path / "killed")
     assert TeacherCache.open(path).faults() == []
     assert not list(path.rglob("*.tmp"))
     assert_same(all_records(path), all_records(whole.path))
-
-
-def timed_pass(processes: Any, overrides: list[str], caches: Path) -> float:
-    """Seconds of a pass that nobody disturbs; the first one of two only warms up the server."""
-    for _ in range(2):
-        if caches.exists():
-            shutil.rmtree(caches)
-        started = time.perf_counter()
-        child = processes.Process(target=run_pass, args=(overrides, caches))
-        child.start()
-        child.join()
-        assert child.exitcode == 0
-    return time.perf_counter() - started
 
 
 def num_committed(path: Path) -> int:

@@ -15,25 +15,20 @@ a small machine. The same command resumes; a part is kept as soon as all its run
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from benchmarks.kept import KEPT, ResultsError, keep, load_kept
 from benchmarks.result_tables import by_label
+from benchmarks.side_by_side import run_all, stop_on_signals
 from configs.load import CONFIG_DIR, load_student
 from configs.schema import StudentConfig
 from configs.yaml_subset import parse_yaml
 from runtime.errors import UserError
-from runtime.limits import usable_cores
 from store import CacheError, TeacherCache
 
 SEEDS = (0, 1, 2)
@@ -49,7 +44,6 @@ WEIGHTS: Mapping[str, Sequence[float]] = {
 _UINT8 = {"logits": "uint8", "means": "uint8"}
 _IDLE_CLASSIFIER = ("cd+gkd+edt", "cd+gkd+early")  # whose first epochs have no labels
 _NO_MAPS = ("taps.energy=null", "taps.hint=null")
-_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -330,43 +324,6 @@ def only_cache(caches: str, teacher: str) -> Path:
     return found[0]
 
 
-def run_all(commands: Sequence[Sequence[str]], jobs: int) -> None:
-    """Run `python -m` each of these, so many side by side. Ends this process where one fails.
-
-    They do not hear Ctrl-C, which this process passes on, once, and waits.
-    """
-    environment = dict(os.environ)
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(usable_cores() // jobs, 1))
-    waiting, running = list(commands), list[subprocess.Popen[bytes]]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                words = waiting.pop(0)
-                print(f"$ {shlex.join(['python', '-m', *words])}", flush=True)
-                running.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", *words], env=environment, start_new_session=True
-                    )
-                )
-            for process in [each for each in running if each.poll() is not None]:
-                running.remove(process)
-                if process.returncode:
-                    sys.exit(process.returncode)
-            time.sleep(_POLL_SECONDS)
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
 PARTS: Mapping[str, Callable[[LongStudy], None]] = {
     "methods": methods,
     "classifier": classifier,
@@ -389,8 +346,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"unknown part {', '.join(unknown)}; known: {', '.join(PARTS)}")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    stop_on_signals()
     study = LongStudy(options.student, options.jobs, options.device)
     try:
         for part in options.parts or PARTS:

@@ -41,7 +41,7 @@ def all_records(path: Path) -> dict[str, np.ndarray]:
 # ---- SIGKILL
 
 
-def test_ten_kills_at_random_moments_and_a_resume_after_each_give_the_uninterrupted_cache(
+def test_25_kills_at_random_moments_and_a_resume_after_each_give_the_uninterrupted_cache(
     small_teacher: Make, tmp_path: Path
 ) -> None:
     config = small_teacher()
@@ -52,7 +52,7 @@ def test_ten_kills_at_random_moments_and_a_resume_after_each_give_the_uninterrup
     processes.set_forkserver_preload(["tests.support.killed_pass"])
     random.seed(0)
     kills = halfway = committed = 0
-    while kills < 10:
+    while kills < 25:
         child = processes.Process(target=run_pass, args=(overrides, tmp_path / "killed"))
         child.start()
         wanted = committed + random.randint(0, 6)

@@ -91,10 +91,11 @@ def alone(asked: list[Asked], tmp_path_factory: pytest.TempPathFactory) -> dict[
     return trained(asked, tmp_path_factory.mktemp("alone"))
 
 
+@pytest.mark.parametrize("world", [2, 3])
 def test_every_method_is_trained_as_by_one_process(
-    asked: list[Asked], alone: dict[str, Found], tmp_path: Path
+    world: int, asked: list[Asked], alone: dict[str, Found], tmp_path: Path
 ) -> None:
-    together = train_on_ranks(3, asked, tmp_path)  # into which no batch divides evenly
+    together = train_on_ranks(world, asked, tmp_path)
     assert set(together) == set(alone)
     assert len(alone) == 12 + 2 + 2 + 2 + 1 + 1
     for name, one in alone.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import resource
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from runtime.text import one_line, visible
 from runtime.words import with_words
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 # A file where a folder should be, or the reverse; a link to itself; a socket, a device without one.
 _IN_THE_WAY = (
@@ -94,9 +96,10 @@ def end_process(status: int) -> NoReturn:
 
 
 def disk_refusal(error: OSError) -> UserError | None:
-    """The error for a disk that is full, that refuses, or that holds something else under a name.
+    """Return the error for a disk that is full, that refuses, or that holds something else under a
+    name, and for too few open files or too little memory.
 
-    None for any other.
+    Returns None for any other.
     """
     where = one_line(error.filename) if error.filename else "the disk"
     again = "; then run the same command again: what was saved before is sound"
@@ -105,6 +108,17 @@ def disk_refusal(error: OSError) -> UserError | None:
     if error.errno in _REFUSED:
         return UserError(
             f"{where}: {error.strerror}", fix=f"permit it, or choose another path{again}"
+        )
+    if error.errno in _TOO_MANY_FILES:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return UserError(
+            f"{error.strerror}: this process may open {soft:,}",
+            fix=f"ulimit -n {max(hard, 4096)}{again}",
+        )
+    if error.errno == errno.ENOMEM:
+        return UserError(
+            f"{where}: {error.strerror}",
+            fix=f"free memory, or raise the limit of this shell: ulimit -v unlimited{again}",
         )
     if error.errno in _IN_THE_WAY and error.filename:
         return UserError(

@@ -20,6 +20,7 @@ from runtime.text import one_line
 
 MAX_DEPTH = 32
 MAX_VALUES = 2_000_000  # of a document: each takes some 100 bytes of memory
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _INTEGERS = range(-(2**63), 2**64)  # what 64 bits hold, signed or not
 _LONGEST_INTEGER = 20  # digits, or 19 and a sign
 _KINDS = (
@@ -63,6 +64,14 @@ def open_regular(path: Path, *, follow: bool = False, dir_fd: int | None = None)
         os.close(handle)
         raise BadFile(path, f"is {kind_of_file(mode)}, expected a regular file")
     return os.fdopen(handle, "rb", buffering=0)
+
+
+def is_out_of_resources(error: BaseException) -> bool:
+    """Return True if this process or machine has too few open files or too little memory left.
+
+    Such an error does not mean that the file is damaged, and must not be reported as damage.
+    """
+    return isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES
 
 
 def kind_of_file(mode: int) -> str:

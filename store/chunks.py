@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
 import stat
+import weakref
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -13,7 +15,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.reading import BadFile, kind_of_file, open_regular
+from runtime.reading import BadFile, is_out_of_resources, kind_of_file, open_regular
 from store.layout import CHECKSUM_BYTES, crc_hex
 from store.values import Check
 
@@ -44,6 +46,8 @@ def read_chunk(
     except BadFile as error:
         return f"chunk {error.what}"
     except OSError as error:
+        if is_out_of_resources(error):
+            raise
         return f"chunk unreadable ({error.strerror})"
 
 
@@ -122,14 +126,49 @@ def _read_into(file: BinaryIO, part: NDArray[np.uint8]) -> int:
 def map_file(
     path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0, *, follow: bool = False
 ) -> NDArray[Any]:
-    """An array of little-endian values in a file, read-only, mapped from byte `offset` on.
+    """Map values of a file into memory: a read-only array of `shape`, little-endian.
 
-    Needs no open file afterwards: a system allows far more maps than files. Raises BadFile.
+    offset: of the first value, in bytes. Only the pages of these values are mapped. They are
+    unmapped with the last array that refers to them, and no file stays open: a system allows far
+    more maps than open files, and Python's own `mmap` holds a descriptor for each (until 3.13).
+
+    Raises BadFile if the file is not a regular one or ends before the last value, OSError.
     """
-    with open_regular(path, follow=follow) as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     little = np.dtype(dtype).newbyteorder("<")
-    return np.frombuffer(content, little, math.prod(shape), offset).reshape(shape)
+    num_bytes = math.prod(shape) * little.itemsize
+    with open_regular(path, follow=follow) as file:
+        size = os.fstat(file.fileno()).st_size
+        if offset + num_bytes > size:
+            raise BadFile(path, f"has {size:,} bytes, expected {offset + num_bytes:,}")
+        if num_bytes == 0:
+            return np.empty(shape, little)
+        before = offset % mmap.ALLOCATIONGRANULARITY
+        content = _map_pages(file.fileno(), offset - before, before + num_bytes)
+    values = np.frombuffer(content, little, math.prod(shape), before).reshape(shape)
+    values.flags.writeable = False
+    return values
+
+
+def _map_pages(handle: int, offset: int, num_bytes: int) -> ctypes.Array[ctypes.c_ubyte]:
+    """Map a part of an open file, shared and read-only. Raises OSError (ENOMEM)."""
+    address = _MMAP(None, num_bytes, mmap.PROT_READ, mmap.MAP_SHARED, handle, offset)
+    if address == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)} (mapping {num_bytes:,} bytes)")
+    content = (ctypes.c_ubyte * num_bytes).from_address(address)
+    weakref.finalize(content, _MUNMAP, address, num_bytes).atexit = False
+    return content
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_MMAP, _MUNMAP = _LIBC.mmap, _LIBC.munmap
+_MMAP.restype = ctypes.c_void_p
+_MMAP.argtypes = [
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+    *(ctypes.c_int, ctypes.c_int, ctypes.c_int64),
+]
+_MUNMAP.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def size_fault(path: Path, expected_bytes: int) -> str | None:

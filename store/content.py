@@ -21,7 +21,7 @@ from runtime.inside import (
     rename_inside,
     write_inside,
 )
-from runtime.reading import BadFile, parse_json, read_bounded
+from runtime.reading import BadFile, is_out_of_resources, parse_json, read_bounded
 from store.differences import Difference, differences
 from store.errors import CacheDamaged, CacheMismatch, CacheMissing
 from store.identity import Identity
@@ -228,7 +228,9 @@ def _rows_on_disk(path: Path) -> int | None:
         file = path / ZARR_GROUP / name / "zarr.json"
         try:
             return rows_in_metadata(read_bounded(file, MAX_METADATA_BYTES), file, dimension)
-        except (OSError, BadFile):
+        except (OSError, BadFile) as error:
+            if is_out_of_resources(error):
+                raise
             continue
     return None
 

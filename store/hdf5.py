@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.reading import BadFile, open_regular
+from runtime.reading import BadFile, is_out_of_resources, open_regular
 from store.chunks import map_file, read_pieces
 from store.coverage import Coverage
 from store.errors import CacheDamaged
@@ -28,7 +28,6 @@ from store.hdf5_layout import (
     first_row,
     read_hdf5_manifest,
     read_layout,
-    selection,
 )
 from store.journal import ChunkKey
 from store.layout import LABELS, Block, crc_hex, tap_of
@@ -82,13 +81,16 @@ class Hdf5Source:
         extent = self._layout.extents.get(array)
         if extent is None:
             raise self._damaged(Fault(self._layout.wrong[array], self.path, array))
+        spec = self.manifest.arrays[array]
+        start = extent.offset + first_row(self.manifest, array, block) * spec.bytes_per_row
+        shape = (self.manifest.rows_in(spec, block), *spec.shape)
         try:
-            values = map_file(self.path, extent.dtype, extent.shape, extent.offset, follow=True)
-        except (OSError, ValueError) as error:
+            return map_file(self.path, extent.dtype, shape, start, follow=True)
+        except (OSError, BadFile) as error:
+            if is_out_of_resources(error):
+                raise
             what = f"unreadable ({first_line(error)})"
             raise self._damaged(Fault(what, self.path, array)) from None
-        rows: NDArray[Any] = values[selection(self.manifest, array, block)]
-        return rows
 
     def size_fault(self, array: str, block: Block) -> Fault | None:
         what = self._layout.wrong.get(array)  # all of a dataset's bytes are there, or it is wrong
@@ -165,6 +167,8 @@ class Hdf5Source:
                 file.seek(offset)
                 return read_pieces(file, wanted, num_bytes, num_bytes, check)
         except (OSError, BadFile) as error:
+            if is_out_of_resources(error):
+                raise
             return f"unreadable ({first_line(error)})"
 
     def _damaged(self, fault: Fault) -> CacheDamaged:

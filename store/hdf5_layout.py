@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.program import program_text
-from runtime.reading import BadFile, open_regular
+from runtime.reading import BadFile, is_out_of_resources, open_regular
 from runtime.text import one_line
 from store.errors import CacheDamaged, CacheError, CacheMissing
 from store.layout import FORMAT_NAME, Block
@@ -130,6 +130,8 @@ def read_layout(path: Path, manifest: Manifest, arrays: Iterable[str]) -> Hdf5La
                     if name not in whole:
                         layout.checksums[name] = _checksums(file, path, manifest, name)
                 except HDF5_ERRORS as error:
+                    if is_out_of_resources(error):
+                        raise
                     layout.wrong[name] = first_line(error)
     except HDF5_ERRORS as error:
         raise unreadable(path, error) from None
@@ -223,7 +225,12 @@ def first_line(error: BaseException) -> str:
 
 
 def unreadable(path: Path, error: BaseException) -> CacheDamaged:
-    """The error for a file that libhdf5 refuses, or that is not plain."""
+    """Return the error for a file that libhdf5 refuses, or that is not plain.
+
+    Raises `error` itself if it says nothing of the file, as when too many files are open.
+    """
+    if is_out_of_resources(error):
+        raise error
     what = error.what if isinstance(error, BadFile) else first_line(error)
     return CacheDamaged(f"{one_line(path)} cannot be read as HDF5: {what}", fix=copy_again())
 

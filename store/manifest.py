@@ -16,7 +16,7 @@ import google_crc32c
 
 from runtime.inside import write_inside
 from runtime.names import is_teacher_name
-from runtime.reading import BadFile, parse_json, read_bounded
+from runtime.reading import BadFile, is_out_of_resources, parse_json, read_bounded
 from runtime.text import one_line
 from store.documents import Problem, problem_of
 from store.errors import CacheDamaged, CacheMismatch, CacheMissing, TeacherPass
@@ -154,6 +154,8 @@ def read_manifest(cache: Path) -> Manifest:
         fix = f"remove it ({shlex.join(['rm', '-r', str(path)])}), then make the cache again"
         raise CacheDamaged(error.problem, fix=fix) from None
     except OSError as error:
+        if is_out_of_resources(error):
+            raise
         raise CacheDamaged(f"{one_line(path)} cannot be read: {error.strerror}") from None
     return parse_manifest(content, path)
 

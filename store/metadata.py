@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from runtime.inside import open_inside
-from runtime.reading import BadFile, parse_json, read_open
+from runtime.reading import BadFile, is_out_of_resources, parse_json, read_open
 from runtime.text import one_line
 from store.documents import Problem
 from store.faults import Fault
@@ -127,6 +127,8 @@ def _fault(
         place = "" if error.path == cache / name else f"{one_line(error.path)} "
         return f"zarr metadata: {place}{error.what}"
     except OSError as error:
+        if is_out_of_resources(error):
+            raise
         return f"zarr metadata unreadable ({error.strerror})"
     problem = next(_problems(found, array), None)
     return None if problem is None else f"zarr metadata: {problem}"

@@ -26,6 +26,7 @@ from configs.schema import (
     TrivialAugment,
     ViewsConfig,
 )
+from runtime.limits import Share, sharing_machine
 from tests.support.image_folders import write_image_folder
 from tests.support.streamed_pixels import CROP, RGB, split_of, streamed_pixels
 from tests.support.teacher_cache import CPU
@@ -151,6 +152,66 @@ def test_where_images_come_from_is_told(photographs: Path, monkeypatch) -> None:
     without = streamed_pixels(split, views, 2)
     assert without.num_workers == 0
     assert "no room" in without.where
+
+
+def test_workers_are_planned_with_this_processes_share_of_shared_memory(
+    photographs: Path, monkeypatch
+) -> None:
+    split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
+    room = os.statvfs("/dev/shm")
+    monkeypatch.setattr(streaming, "PART_BYTES", room.f_bavail * room.f_frsize // 16)
+    assert streamed_pixels(split, views, 2).num_workers == 2
+    with sharing_machine(Share(3, 6)):
+        assert streamed_pixels(split, views, 2).num_workers == 0
+
+
+def test_without_shared_memory_this_process_reads(photographs: Path, monkeypatch) -> None:
+    split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
+    monkeypatch.setattr(streaming, "_SHARED_MEMORY", "/nowhere")
+    for num_workers in (0, 2):
+        pixels = streamed_pixels(split, views, num_workers)
+        assert len(all_batches(pixels, [0], np.arange(20))[0]) == 20
+
+
+def test_part_that_does_not_fit_into_shared_memory_is_an_error_not_a_wait(
+    photographs: Path, monkeypatch
+) -> None:
+    def refuse(images: torch.Tensor) -> None:
+        raise RuntimeError("No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    pixels = streamed_pixels(split_of(photographs), ViewsConfig(augment=CROP, seed=1), 2)
+    with pytest.raises(DatasetError, match=r"/dev/shm has no room .*No space left") as caught:
+        all_batches(pixels, [0], np.arange(20))
+    assert "fix: run with fewer --workers" in str(caught.value)
+
+
+def test_part_that_cannot_be_sent_is_an_error_not_a_wait(photographs: Path, monkeypatch) -> None:
+    monkeypatch.setattr(streaming._CutViews, "__getitem__", lambda self, key: lambda: "no pickle")
+    pixels = streamed_pixels(split_of(photographs), ViewsConfig(augment=CROP, seed=1), 1)
+    with pytest.raises(DatasetError, match="a process that reads images died"):
+        all_batches(pixels, [0], np.arange(20))
+
+
+def test_killed_worker_is_a_named_error_and_the_next_epoch_has_new_workers(
+    photographs: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(streaming, "PART_BYTES", 300)  # a sample a part: more than are sent ahead
+    others = set(multiprocessing.active_children())
+    pixels = streamed_pixels(split_of(photographs), ViewsConfig(augment=CROP, seed=1), 1)
+    expected = all_batches(pixels, [0], np.arange(20))[0]
+    batches = pixels.batches([0], np.arange(20), 1)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(timeout=60)
+    for _ in range(10_000):  # nothing is raised in the middle of other work, such as a step
+        pass
+    with pytest.raises(
+        DatasetError, match=r"a process that reads images died: .*\n  fix: run again"
+    ):
+        list(batches)
+    assert torch.equal(all_batches(pixels, [0], np.arange(20))[0], expected)
 
 
 def test_mixed_batches_say_whose_share_is_larger(photographs: Path) -> None:

@@ -6,8 +6,10 @@ travel through workers. The bytes do not depend on the number of workers.
 
 from __future__ import annotations
 
+import multiprocessing.queues
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import ViewsConfig
-from runtime.limits import usable_cores
+from runtime.limits import Share, usable_cores
 from views.augment import cut_views, view_shape
 from views.batches import AugmentedSplit, Drawn, Finisher, ViewBatch
 from views.splits import Checksums, DatasetError, Ids, Split
@@ -48,25 +50,65 @@ class StreamedPixels(Finisher):
         self.where = f"read by {workers}" if ahead else "read by this process"
         if num_workers and not ahead:
             self.where += f", as {_SHARED_MEMORY} has no room for what workers would hand over"
-        self._loader: DataLoader[_Part] = DataLoader(
-            _CutViews(split, config, shape),
+        self._parts_ahead = ahead
+        self._cut_views = _CutViews(split, config, shape, shares_memory=self.num_workers > 0)
+        self._loader = self._new_loader()
+
+    def _new_loader(self) -> DataLoader[_Part]:
+        """Return a loader that starts its workers when it is first iterated."""
+        return DataLoader(
+            self._cut_views,
             sampler=self._keys,
             batch_size=None,
             num_workers=self.num_workers,
-            prefetch_factor=ahead if self.num_workers else None,
+            prefetch_factor=self._parts_ahead if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
-            pin_memory=source.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_parent,
+            pin_memory=self._device.type == "cuda",
+            worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # so that torch's global one is left alone
             multiprocessing_context="fork" if self.num_workers else None,
         )
+
+    def _iterate(self) -> Iterator[_Part]:
+        """Iterate over the parts of `self._keys`.
+
+        torch installs a handler of SIGCHLD that raises in whatever the main thread is doing when a
+        worker dies, such as a training step. It is removed again: the loader's own wait notices a
+        dead worker as well, and there the error can be named.
+        """
+        before = signal.getsignal(signal.SIGCHLD)
+        received = iter(self._loader)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
+        return received
+
+    def _next_part(self, received: Iterator[_Part]) -> tuple[Tensor, Checksums]:
+        """Return (V, M, H, W, C) uint8 and (M,) uint32.
+
+        Raises DatasetError if a worker cannot read its samples, or has died. The next call of
+        `batches` then starts new workers, since a loader cannot replace a dead one.
+        """
+        try:
+            part = next(received)
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            self._loader = self._new_loader()
+            raise DatasetError(
+                f"a process that reads images died: {error}",
+                fix="run again; if memory was short, with fewer --workers",
+            ) from None
+        if isinstance(part, str):
+            raise DatasetError(part)
+        images, checksums = part
+        return images, np.frombuffer(checksums, dtype=np.uint32)
 
     def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
         drawn: deque[list[Drawn]] = deque()  # of windows that the workers were asked for
         window = max(1, WINDOW_SAMPLES // batch_size) * batch_size
         windows = _cut_up(ids, window)
         self._keys.parts = self._parts(tuple(views), windows, batch_size, drawn)
-        received = iter(self._loader)
+        received = self._iterate()
         for in_window in windows:
             for start in range(0, len(in_window), batch_size):
                 some = in_window[start : start + batch_size]
@@ -81,9 +123,9 @@ class StreamedPixels(Finisher):
         """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8, checksums."""
         parts = [_Key((0,), part, []) for part in _cut_up(ids, self._rows_per_part(1))]
         self._keys.parts = parts
-        received = iter(self._loader)
+        received = self._iterate()
         for _ in parts:
-            (images,), checksums = _next_part(received)
+            (images,), checksums = self._next_part(received)
             yield images, checksums
 
     def _receive(
@@ -94,7 +136,7 @@ class StreamedPixels(Finisher):
         """
         parts, sums = [], []
         for _ in range(0, len(ids), self._rows_per_part(len(views))):
-            images, checksums = _next_part(received)
+            images, checksums = self._next_part(received)
             parts.append(images.to(self._device, non_blocking=True))
             sums.append(checksums)
         checksums = np.concatenate(sums)
@@ -151,10 +193,17 @@ class _Keys:
 
 
 class _CutViews(Dataset["_Part"]):
-    """What a worker does. An error in the data comes back as its message."""
+    """What a worker does. An error in the data, or a lack of memory, comes back as its message.
 
-    def __init__(self, split: Split, config: ViewsConfig, shape: tuple[int, int, int]) -> None:
+    shares_memory: move a part to shared memory here. Otherwise the thread that sends it would do
+    so, and drop the part if there is no room.
+    """
+
+    def __init__(
+        self, split: Split, config: ViewsConfig, shape: tuple[int, int, int], *, shares_memory: bool
+    ) -> None:
         self._split, self._config, self._shape = split, config, shape
+        self._shares_memory = shares_memory
 
     def __getitem__(self, key: _Key) -> _Part:
         views, ids, partners = key
@@ -165,30 +214,23 @@ class _CutViews(Dataset["_Part"]):
             return str(error)
         if theirs:
             cut = np.concatenate([cut, np.concatenate(theirs)], axis=1)
-        return torch.from_numpy(cut), checksums.tobytes()
+        images = torch.from_numpy(cut)
+        if self._shares_memory:
+            try:
+                images.share_memory_()
+            except RuntimeError as error:
+                return str(_no_room(error))
+        return images, checksums.tobytes()
 
     def _cut(self, views: Sequence[int], ids: Ids) -> tuple[NDArray[np.uint8], Checksums]:
         return cut_views(self._split, self._config, views, ids, self._shape)
 
 
-def _next_part(received: Iterator[_Part]) -> tuple[Tensor, Checksums]:
-    """(V, M, H, W, C) uint8 and (M,) uint32.
-
-    Raises DatasetError for what a worker could not read, and where one has died.
-    """
-    try:
-        part = next(received)
-    except RuntimeError as error:
-        if "worker" not in str(error):
-            raise
-        raise DatasetError(
-            f"a process that reads images died: {error}",
-            fix="run again, with fewer --workers if memory was short",
-        ) from None
-    if isinstance(part, str):
-        raise DatasetError(part)
-    images, checksums = part
-    return images, np.frombuffer(checksums, dtype=np.uint32)
+def _no_room(error: Exception) -> DatasetError:
+    return DatasetError(
+        f"{_SHARED_MEMORY} has no room for the images that a worker read: {error}",
+        fix=f"run with fewer --workers, or a larger {_SHARED_MEMORY} (docker run --shm-size=1g)",
+    )
 
 
 def default_workers(device: torch.device) -> int:
@@ -198,18 +240,35 @@ def default_workers(device: torch.device) -> int:
 
 
 def _fitting(num_workers: int) -> tuple[int, int]:
-    """Workers and parts ahead of each, so that what is under way fits into shared memory.
+    """Return workers and parts ahead of each, so that the parts under way fit into shared memory.
 
-    None of either where not even one part for each worker fits.
+    This process plans with its share of half of what is free. Returns (0, 0) if not even one part
+    for each worker fits, or there is no shared memory.
     """
-    shared = os.statvfs(_SHARED_MEMORY)
-    parts = shared.f_bavail * shared.f_frsize // 2 // (2 * PART_BYTES)
+    try:
+        shared = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return 0, 0
+    free = shared.f_bavail * shared.f_frsize // Share.of_this_process().count
+    parts = free // 2 // (2 * PART_BYTES)
     if num_workers == 0 or parts < num_workers:
         return 0, 0
     return num_workers, min(_PARTS_AHEAD, parts // num_workers)
 
 
-def _leave_signals_to_parent(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    _leave_signals_to_parent()
+    # A part that cannot be sent is dropped by default, and the parent would wait for it endlessly.
+    on_error = staticmethod(_end_on_an_unsent_part)
+    multiprocessing.queues.Queue._on_queue_feeder_error = on_error  # type: ignore[attr-defined]
+
+
+def _end_on_an_unsent_part(error: Exception, part: object) -> None:
+    print(f"a process that reads images could not send them: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _leave_signals_to_parent() -> None:
     """Ctrl-C and `timeout` signal a whole group; whether to continue is the parent's decision.
 
     A worker ends when its parent tells it to (by a message, or SIGTERM of its own), or is gone.

@@ -25,10 +25,11 @@ class LossOption(NamedTuple):
 
 
 class BuiltInLoss(NamedTuple):
-    """What a loss computes, in the first line of its docstring, and its options."""
+    """What a loss computes, in the first line of its docstring, its options and other inputs."""
 
     meaning: str
     options: Mapping[str, LossOption]
+    inputs: tuple[str, ...]
 
 
 @functools.cache
@@ -37,7 +38,7 @@ def built_in_losses() -> Mapping[str, BuiltInLoss]:
     tree = ast.parse(_SOURCE.read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     return {
-        each.name: BuiltInLoss(_first_line(each), _options(each))
+        each.name: BuiltInLoss(_first_line(each), _options(each), _inputs(each))
         for each in functions
         if _is_registered(each)
     }
@@ -60,6 +61,12 @@ def _options(function: ast.FunctionDef) -> dict[str, LossOption]:
         for parameter, default in with_default
         if isinstance(default, ast.Constant) and isinstance(default.value, (int, float))
     }
+
+
+def _inputs(function: ast.FunctionDef) -> tuple[str, ...]:
+    """The parameters that are not options."""
+    options = _options(function)
+    return tuple(each.arg for each in function.args.args if each.arg not in options)
 
 
 def _type_of(parameter: ast.arg) -> str:

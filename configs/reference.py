@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import json
 import textwrap
 from collections.abc import Iterable, Iterator
 
@@ -140,7 +141,7 @@ def _loss_rows() -> Iterator[str]:
 
 def _option_in_words(name: str, option: LossOption) -> str:
     type_of_values = type_in_words(TypeAdapter(OPTION_TYPES[option.type]).json_schema())
-    return f"`{name}`: {type_of_values}, default `{option.default}`"
+    return f"`{name}`: {type_of_values}, default `{json.dumps(option.default)}`"
 
 
 def _row(*cells: str) -> str:

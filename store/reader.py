@@ -221,6 +221,21 @@ class TeacherCache:
             self._read_into(values, name, block, compact)
         return records
 
+    def read_first_block(self, taps: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The records of the first block of view 0 that has all these taps: tap -> (rows, ...).
+
+        Empty if no such block is committed. The taps need not be complete. Raises CacheDamaged.
+        """
+        lacks = self.source.coverage.lacking_any(taps, 1)[0]
+        if lacks.all():
+            return {}
+        block = self.manifest.block(0, int(lacks.argmin()))
+        self._fetch([block], taps)
+        records = self._empty(taps, block.rows)
+        for name, values in records.items():
+            self._read_into(values, name, block, compact=False)
+        return records
+
     def read(
         self, sample_ids: Sequence[int] | NDArray[Any], view: int, taps: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]:

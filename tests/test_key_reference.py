@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,9 @@ def test_the_page_has_every_loss_with_its_options() -> None:
     for name, loss in built_in_losses().items():
         (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         for option, each in loss.options.items():
-            assert f"`{option}`: number" in row
-            assert f"default `{each.default}`" in row
+            kind = "`true` or `false`" if each.type == "bool" else "number"
+            assert f"`{option}`: {kind}" in row
+            assert f"default `{json.dumps(each.default)}`" in row
 
 
 def paths_of(config: schema.TeacherConfig | schema.StudentConfig) -> set[str]:

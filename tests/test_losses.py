@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.reference_losses import kl64, logits_pair, softmax64
+from train import TrainError
 from train.losses import cd, ce, gkd, kd
 
 
@@ -112,6 +113,17 @@ def test_cd_by_hand() -> None:
     student = [torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0]])]
     teacher = [torch.tensor([[0.0, 4.0]]), torch.tensor([[3.0]])]
     assert cd(student, teacher).item() == pytest.approx((1 + 4) / 2 + 9)
+
+
+def test_cd_normalized_divides_each_stage_by_its_mean_square() -> None:
+    student = [torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0]])]
+    teacher = [torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0]])]
+    found = cd(student, teacher, (2.5, 16.0), normalize=True)
+    assert found.item() == pytest.approx(2.5 / 2.5 + 9 / 16)
+    assert cd(student, teacher, (2.5, 16.0)).item() == pytest.approx(2.5 + 9)
+    for unusable in ((), (2.5,), (2.5, 0.0)):
+        with pytest.raises(TrainError, match="a mean square above 0 for each of 2 stages"):
+            cd(student, teacher, unusable, normalize=True)
 
 
 def test_cd_equals_the_float64_reference() -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import nets.__main__
 import precompute.new_teacher
 import train.new_student
 from configs.load import load_student, load_teacher
+from configs.schema import TeacherConfig, as_plain
 from nets.archs import ArchError
 from nets.weights import save_atomically
 from nets.zoo import build
 from precompute.new_teacher import teacher_file
-from tests.support.teacher_cache import make_cache
+from tests.support.teacher_cache import CPU, make_cache
 from train.new_student import student_file
+from train.study import open_study
+from train.trial import first_losses
 from views.datasets import DatasetError
 
 
@@ -101,3 +107,23 @@ def test_networks_are_listed_by_pattern(capsys: pytest.CaptureFixture[str]) -> N
     assert "timm" not in told
     assert nets.__main__.cli(["list", "nothing-like-it"]) == 2
     assert "fix: python -m nets list" in capsys.readouterr().err
+
+
+def test_cd_begins_at_the_cross_entropy_of_a_guess(
+    small_teacher: Callable[..., TeacherConfig], tmp_path: Path
+) -> None:
+    teacher = tmp_path / "t.yaml"
+    plain = as_plain(small_teacher("taps.stages=[layer1, layer2.0.bn2, layer3]"))
+    teacher.write_text(yaml.safe_dump({key: plain[key] for key in plain if key != "name"}))
+    estimated = student_file("resnet8", str(teacher), 30, 16, tmp_path / "caches")
+    assert "{loss: cd, weight: 0.768, normalize: true}" in estimated
+    assert "estimated as 1 for each of 3 stages" in estimated
+    make_cache(load_teacher(teacher), tmp_path / "caches")
+    measured = student_file("resnet8", str(teacher), 30, 16, tmp_path / "caches")
+    assert "the term begins at ln 10 = 2.3, as ce does" in measured
+    (tmp_path / "s.yaml").write_text(measured)
+    student, places = load_student(tmp_path / "s.yaml"), {"runs_dir": tmp_path / "runs"}
+    study = open_study(student, load_teacher(teacher), caches_dir=tmp_path / "caches", **places)
+    (_, cd) = study.config.methods["cd"]
+    losses = first_losses(study.run("cd", 0), CPU)
+    assert cd.weight * losses["cd"] == pytest.approx(math.log(10), rel=0.01)

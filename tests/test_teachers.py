@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +20,7 @@ from runtime.errors import UserError
 from tests.support.training_runs import largest_relative
 from train.__main__ import cli as train
 from train.check import check_study
+from train.connector_ends import mean_squares
 from train.merged import mean_log_probabilities
 from train.results import EpochResult
 from train.student import train_student
@@ -139,6 +142,17 @@ def test_each_teacher_counts_in_cd_by_its_weight(files: Path) -> None:
         ours = cd([zeros[n] for n in numbers], [outputs[f"stage{n}"] for n in numbers])
         plain = cd([torch.zeros_like(t) for t in theirs], theirs)
         assert ours.item() == pytest.approx(weight * plain.item(), rel=1e-5)
+
+
+def test_connectors_and_mean_squares_are_of_each_teachers_own_stages(files: Path) -> None:
+    study = study_of(files)
+    signed = dataclasses.replace(study.config.student, connector="conv-bn")
+    study = dataclasses.replace(study, config=dataclasses.replace(study.config, student=signed))
+    stages = [f"stage{n}" for n in range(1, 4)]
+    assert study.run("cd+gkd", 0).linear_connectors == tuple(f"stage{n}" for n in range(1, 7))
+    records = [cache.read_first_block(stages) for cache in study.caches]
+    expected = [np.square(of_one[stage]).mean() for of_one in records for stage in stages]
+    assert mean_squares(study) == pytest.approx(expected, rel=1e-5)
 
 
 def test_stages_are_numbered_on() -> None:

@@ -19,6 +19,7 @@ from store.errors import fixes_spelled_by
 from store.layout import TapSpec
 from train import TrainError
 from train.cache import pass_command, tap_names
+from train.connector_ends import check_ends
 from train.connectors import connectors_for
 from train.finetune import start_student
 from train.merged import MergedTaps, merged_taps
@@ -151,6 +152,7 @@ def check_methods(study: Study, methods: Sequence[str]) -> None:
     for method in methods:
         check_terms(method, study.config.methods[method], epochs)
         refuse_cut_logits(method, study.config.methods[method], logits.top if logits else None)
+    check_ends(study, methods)
     missing = missing_taps(study.config, methods, stages, list(study.cache.manifest.taps))
     if missing:
         path = study.cache.path

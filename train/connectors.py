@@ -1,14 +1,15 @@
 """Trainable connectors from the student's feature maps to the teacher's channel counts.
 
 Per stage: a 1x1 convolution without bias, batch norm, ReLU, then the spatial mean; also where the
-channel counts already agree. Connectors are for training only and never part of the saved student.
+channel counts already agree. The ReLU is left out where the teacher's means are signed, see
+`train.connector_ends`. Connectors are for training only and never part of the saved student.
 The mean comes last because batch norm and ReLU do not commute with it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class Connectors(nn.Module):
     connector of its own, the regressor of FitNets. merged: of several teachers, each of which gets
     connectors of its own. embedding: the sizes of the student's and of the teacher's, between which
     a linear layer is trained. parts: channels of the maps of a student and an assistant, and of the
-    teacher's hint; see `parts_of`.
+    teacher's hint; see `parts_of`. linear: stages, and "hint", whose connectors end without ReLU.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Connectors(nn.Module):
         merged: MergedTaps | None = None,
         embedding: tuple[int, int] | None = None,
         parts: tuple[int, int] | None = None,
+        linear: Collection[str] = (),
     ) -> None:
         super().__init__()
         ours = merged.student_stage if merged else {stage: stage for stage in teacher_channels}
@@ -63,8 +65,10 @@ class Connectors(nn.Module):
             _check_stages(student_channels, teacher_channels, kind, ours)
         self.stages = nn.ModuleDict(
             {
-                stage: _connector(student_channels[ours[stage]], teacher_channels[stage], kind)
-                for stage in teacher_channels
+                stage: _connector(
+                    student_channels[ours[stage]], channels, kind, has_relu=stage not in linear
+                )
+                for stage, channels in teacher_channels.items()
             }
         )
 
@@ -73,7 +77,8 @@ class Connectors(nn.Module):
         if hint is not None:
             if hint[0] not in student_channels:
                 raise StageMismatch(f"the cache's hint is {hint[0]}, which the student lacks")
-            self.regressor = _connector(student_channels[hint[0]], hint[1], "conv-bn-relu")
+            ours_there, has_relu = student_channels[hint[0]], "hint" not in linear
+            self.regressor = _connector(ours_there, hint[1], "auto", has_relu=has_relu)
         self.projector: nn.Module | None = None
         if embedding is not None:
             self.projector = _projector(*embedding, kind)
@@ -113,11 +118,14 @@ def build_connectors(
     merged: MergedTaps | None = None,
     embedding: tuple[int, int] | None = None,
     parts: tuple[int, int] | None = None,
+    linear: Collection[str] = (),
 ) -> Connectors:
     """Connectors whose initial weights depend on `seed` alone. Raises StageMismatch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Connectors(student_channels, teacher_channels, kind, hint, merged, embedding, parts)
+        return Connectors(
+            student_channels, teacher_channels, kind, hint, merged, embedding, parts, linear
+        )
 
 
 def student_stages(student: StudentNet, terms: Sequence[LossTerm]) -> dict[str, str]:
@@ -153,10 +161,12 @@ def connectors_for(
     image_shape: tuple[int, int, int],
     seed: int,
     merged: MergedTaps | None = None,
+    linear: Collection[str] = (),
 ) -> Connectors | None:
     """The connectors that these losses need, from this network to these taps of a cache.
 
-    merged: of several teachers, whose taps then are `taps`.
+    merged: of several teachers, whose taps then are `taps`. linear: the taps whose connectors end
+    without ReLU.
 
     Raises StageMismatch or TapError where they do not fit, ArchError where the network cannot take
     images of that shape (H, W, C).
@@ -185,6 +195,7 @@ def connectors_for(
         merged,
         embedding,
         parts,
+        linear,
     )
 
 
@@ -232,17 +243,18 @@ def _projector(in_features: int, out_features: int, kind: str) -> nn.Module:
         raise StageMismatch(
             f"student.connector is none, but the student's embedding has {in_features} numbers and "
             f"the teacher's {out_features}",
-            fix="student.connector=conv-bn-relu",
+            fix="student.connector=auto",
         )
     return nn.Identity()
 
 
-def _connector(in_channels: int, out_channels: int, kind: str) -> nn.Module:
+def _connector(in_channels: int, out_channels: int, kind: str, *, has_relu: bool) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+    end = [nn.ReLU()] if has_relu else []
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), *end)
 
 
 def _check_stages(
@@ -262,7 +274,7 @@ def _check_stages(
         raise StageMismatch(
             f"student.connector is none, but {ours[stage]} has {student[ours[stage]]} channels in "
             f"the student and {teacher[stage]} in the teacher",
-            fix="student.connector=conv-bn-relu",
+            fix="student.connector=auto",
         )
 
 

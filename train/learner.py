@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +47,7 @@ class Learner:
     start: Start | None = None  # of a network that starts from weights that exist
     maps: dict[str, Tensor] = field(default_factory=dict)
     classifiers: tuple[str, ...] = ()
+    mean_squares: Sequence[float] = ()  # of the teacher's means, by stage
     ranks: Ranks = ALONE  # the processes that train this network together
     distributed: DistributedDataParallel | None = None  # of several: `train.distributed`
 
@@ -120,13 +121,14 @@ def make_learner(
     classifiers: tuple[str, ...] = (),
     freeze_idle_classifier: bool = True,
     start: Start | None = None,
+    mean_squares: Sequence[float] = (),
     ranks: Ranks = ALONE,
 ) -> Learner:
     """Move to the device and set up what changes the network's and the connectors' parameters.
 
     stages, classifiers: as in `Learner`; none: no loss looks at maps, or at the embedding. start:
-    of a network that starts from weights that exist. ranks: of several, the learner is to be
-    prepared by `train.distributed`.
+    of a network that starts from weights that exist. mean_squares: as in `Learner`. ranks: of
+    several, the learner is to be prepared by `train.distributed`.
     """
     modules = [_on_device(each, device) for each in (network, connectors) if each is not None]
     return Learner(
@@ -142,6 +144,7 @@ def make_learner(
         freeze_idle_classifier,
         start,
         classifiers=classifiers,
+        mean_squares=mean_squares,
         ranks=ranks,
     )
 

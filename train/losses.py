@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from configs.schema import Fraction, NonNegativeFloat, PositiveFloat
+from train import TrainError
 from train.terms import loss_term
 
 _TRIPLETS_AT_ONCE = 2**22  # of rkd: so many cosines are held at a time
@@ -73,13 +74,33 @@ def gkd(
 
 
 @loss_term(per_sample=True)
-def cd(student_means: Sequence[Tensor], teacher_means: Sequence[Tensor]) -> Tensor:
+def cd(
+    student_means: Sequence[Tensor],
+    teacher_means: Sequence[Tensor],
+    teacher_mean_squares: Sequence[float] = (),
+    normalize: bool = False,
+) -> Tensor:
     """Channel distillation: per stage the mean squared difference of channel means, summed.
 
-    Lists of (B, C_l), one entry per stage, of equal shapes. Source: Zhou et al. 2020.
+    Lists of (B, C_l), one entry per stage, of equal shapes. normalize: divide each stage's mean by
+    its entry of teacher_mean_squares, so that predicting zeros costs 1 per stage whatever the scale
+    of the teacher's features. Source of the plain form: Zhou et al. 2020.
+
+    Raises TrainError if an entry is missing or 0.
     """
     pairs = zip(student_means, teacher_means, strict=True)
-    return torch.stack([F.mse_loss(_wide(s), _wide(t)) for s, t in pairs]).sum()
+    losses = [F.mse_loss(_wide(s), _wide(t)) for s, t in pairs]
+    if normalize:
+        if len(teacher_mean_squares) != len(losses) or not all(teacher_mean_squares):
+            raise TrainError(
+                f"cd: normalize needs a mean square above 0 for each of {len(losses)} stages, and "
+                f"got {list(teacher_mean_squares)}",
+                fix="set normalize: false, or leave the stage out of taps.stages and "
+                "student.stages",
+            )
+        squares = zip(losses, teacher_mean_squares, strict=True)
+        losses = [loss / mean_square for loss, mean_square in squares]
+    return torch.stack(losses).sum()
 
 
 @loss_term(per_sample=True)

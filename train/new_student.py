@@ -1,7 +1,8 @@
 """python -m configs new-student ARCH --teacher FILE > my-student.yaml
 
 Writes a student's file: a network, a recipe, and the methods that work between it and the teacher's
-cache. Nothing is trained or downloaded, and no cache is needed.
+cache. Nothing is trained or downloaded, and no cache is needed. If there is one, the weight of `cd`
+is measured on it.
 
 It stands here because it needs networks and losses; `python -m configs` hands over to it.
 """
@@ -9,8 +10,10 @@ It stands here because it needs networks and losses; `python -m configs` hands o
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,8 +26,12 @@ from configs.schema import StudentConfig, TeacherConfig
 from configs.yaml_subset import yaml_text
 from nets.archs import TORCHVISION_RESNETS
 from nets.names import check_arch
+from nets.taps import in_order
 from runtime.commands import new_app, run_command
 from runtime.errors import UserError
+from runtime.formats import counted
+from runtime.options import Caches
+from store.errors import CacheError
 from views.augment import view_shape
 from views.datasets import load_dataset
 
@@ -34,10 +41,10 @@ _SMALL_PX = 64  # smaller images have no pixels to spare for a stem with stride
 _METHODS = {
     "ce": "[{loss: ce}]",
     "kd": "[{loss: ce, weight: 0.1}, {loss: kd, weight: 0.9, temperature: 4}]",
-    "cd": "[{loss: ce}, {loss: cd, weight: 6}]",
-    "cd+gkd": "[{loss: ce}, {loss: gkd}, {loss: cd, weight: 6}]",
+    "cd": "[{loss: ce}, CD]",
+    "cd+gkd": "[{loss: ce}, {loss: gkd}, CD]",
     "embedding": "[{loss: ce}, {loss: embedding}]",
-    "cd+embedding": "[{loss: ce}, {loss: cd, weight: 6}, {loss: embedding}]",
+    "cd+embedding": "[{loss: ce}, CD, {loss: embedding}]",
 }
 
 
@@ -47,21 +54,45 @@ def main(
     teacher: Annotated[str, typer.Option(help="the teacher's file, or a name in configs/teacher")],
     epochs: Annotated[int, typer.Option(min=1, help="passes over the images")] = 30,
     batch_size: Annotated[int, typer.Option(min=2, help="images per step")] = 64,
+    caches: Caches = Path("caches"),
 ) -> None:
     """Print a student's file."""
-    print(student_file(arch, teacher, epochs, batch_size), end="")
+    print(student_file(arch, teacher, epochs, batch_size, caches), end="")
 
 
-def student_file(arch: str, teacher: str, epochs: int, batch_size: int) -> str:
+def student_file(
+    arch: str, teacher: str, epochs: int, batch_size: int, caches: Path = Path("caches")
+) -> str:
     """The file's text. Raises UserError where no method works."""
     check_arch(arch)
     config = load_teacher(teacher)
     draft = _Draft(arch, teacher, epochs, batch_size, _stem(arch, config))
     stages, why_not = _methods_that_work(draft, config)
     working = {name: terms for name, terms in _METHODS.items() if name not in why_not}
-    lines = draft.lines(stages, working)
+    cd = _cd_term(draft, stages, config, caches) if "cd" in working else None
+    lines = draft.lines(stages, working, cd)
     left_out = [f"# {name} is left out: {why}" for name, why in why_not.items()]
     return "\n".join([f"# {arch}, taught by {teacher}.", *left_out, *lines, ""])
+
+
+@dataclass(frozen=True)
+class _CdTerm:
+    """weight: with which the term begins at `target`. reason: where the weight comes from."""
+
+    weight: float = 1.0
+    target: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{{loss: cd, weight: {self.weight:.3g}, normalize: true}}"
+
+    def comment(self) -> list[str]:
+        """Why this weight, as lines of YAML."""
+        return [
+            "  # cd: normalize divides the loss of a stage by the mean square of its means;",
+            f"  # with weight {self.weight:.3g} the term begins at {self.target}, as ce does:",
+            f"  # {self.reason}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -72,8 +103,10 @@ class _Draft:
     batch_size: int
     stem: str
 
-    def lines(self, stages: str, methods: Mapping[str, str]) -> list[str]:
-        """The file without its comments above."""
+    def lines(
+        self, stages: str, methods: Mapping[str, str], cd: _CdTerm | None = None
+    ) -> list[str]:
+        """The file without its comments above. cd: None if no method has the term, or in drafts."""
         stem = [f"  stem: {self.stem}"] if self.stem else []
         warmup = min(5, self.epochs // 6)
         rate = 1e-3 * self.batch_size / 256
@@ -96,7 +129,11 @@ class _Draft:
             "  precision: float32  # bfloat16 on a GPU",
             "",
             "methods:",
-            *(f"  {name}: {terms}" for name, terms in methods.items()),
+            *(cd.comment() if cd else []),
+            *(
+                f"  {name}: {terms.replace('CD', str(cd or _CdTerm()))}"
+                for name, terms in methods.items()
+            ),
         ]
 
 
@@ -122,6 +159,36 @@ def _methods_that_work(draft: _Draft, teacher: TeacherConfig) -> tuple[str, dict
                 raise
             why_not[name] = error.problem.split(";")[0].splitlines()[-1].strip()
     return stages, why_not
+
+
+def _cd_term(draft: _Draft, stages: str, teacher: TeacherConfig, caches: Path) -> _CdTerm:
+    """The term cd with the weight that makes its first value ln K, for K classes.
+
+    Its first value is measured with the cache, or estimated if there is none: a student that
+    predicts zeros has a loss of 1 per stage.
+    """
+    from runtime.devices import pick_device
+    from train.check import check_teacher
+    from train.study import open_study
+    from train.trial import first_losses
+
+    dataset = load_dataset(teacher.dataset)
+    classes, num_stages = (
+        dataset.num_classes,
+        len(in_order(check_teacher(teacher, dataset), "stage")),
+    )
+    value, how = float(num_stages), f"estimated as 1 for each of {counted(num_stages, 'stage')}"
+    config = _config_of(draft, stages, teacher)
+    with suppress(CacheError):
+        study = open_study(config, teacher, caches_dir=caches, runs_dir=Path("runs"))
+        value = first_losses(study.run("cd", 0), pick_device("cpu"))["cd"]
+        how = f"measured as {value:.3g} with {study.cache.path.name}"
+    target = math.log(max(2, classes))
+    return _CdTerm(
+        target / value,
+        f"ln {classes:,} = {target:.3g}",
+        f"its first value without a weight is {how}.",
+    )
 
 
 def _stages(arch: str, wanted: int) -> str:

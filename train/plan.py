@@ -23,6 +23,7 @@ from store.reader import TeacherCache
 from store.source import open_source
 from train import TrainError
 from train.cache import tap_names, teacher_identity
+from train.connector_ends import check_ends
 from train.idle_ranks import refuse_idle_ranks
 from train.study import (
     MOST_SEED,
@@ -120,6 +121,8 @@ def check_runs(
     if ranks > 1:
         num_samples = len(load_dataset(teacher.dataset, caches_dir).train)
         refuse_idle_ranks(config.training, num_samples, ranks)
+    if study is not None:
+        check_ends(study, methods)
     taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)
     if study is None or missing_taps(config, methods, list(stages), taps):
         check_study(config, teacher, methods, caches_dir)

@@ -1,11 +1,21 @@
-"""What a recipe adds to a run's identity."""
+"""What a recipe and a network add to a run's identity."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from configs.schema import LATER_TRAINING_KEYS, Training, as_identity
+from configs.schema import (
+    LATER_STUDENT_KEYS,
+    LATER_TRAINING_KEYS,
+    StudentNet,
+    Training,
+    as_identity,
+)
+from nets.archs import has_stem
+from nets.identity import init_identity
 from runtime.limits import num_ranks
+from train import TrainError
 
 
 def recipe_identity(training: Training, ranks: int | None = None) -> dict[str, Any]:
@@ -20,3 +30,21 @@ def recipe_identity(training: Training, ranks: int | None = None) -> dict[str, A
         return plain
     ranks = num_ranks() if ranks is None else ranks
     return {**plain, "batch_norm": "local", "ranks": ranks} if ranks > 1 else plain
+
+
+def network_identity(net: StudentNet, linear_connectors: Sequence[str]) -> dict[str, Any]:
+    """The student's network and connectors as plain data: the layers, not the key that chose them.
+
+    linear_connectors: the taps whose connectors end without ReLU; none of them leaves the identity
+    of earlier runs as it was. Raises TrainError if the file of initial weights is missing.
+    """
+    stem = {} if has_stem(net.arch) else {"stem": "cifar"}
+    init = init_identity(net.init)
+    if init.get("init", "") is None:
+        raise TrainError(f"student.init: there is no file {net.init}", fix="set student.init=PATH")
+    plain = as_identity(net, LATER_STUDENT_KEYS)
+    plain.pop("relu_to_signed", None)  # it only allows what `connector` asks for
+    plain["connector"] = "none" if net.connector == "none" else "conv-bn-relu"
+    if linear_connectors:
+        plain["linear_connectors"] = list(linear_connectors)
+    return {**plain, **stem, **init}

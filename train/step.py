@@ -95,6 +95,7 @@ def seen_by_losses(
         teacher=teacher_outputs,
         other_labels=batch.other_labels,
         other_shares=batch.other_shares,
+        mean_squares=learner.mean_squares,
     )
 
 

@@ -24,6 +24,7 @@ from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
 from train import TrainError
 from train.check import check_methods
+from train.connector_ends import format_linear, mean_squares
 from train.connectors import Connectors, connectors_for, student_classifiers, student_stages
 from train.distributed import on_batch_of_all, prepare_for_ranks
 from train.feed import (
@@ -49,6 +50,7 @@ from train.results import EpochResult
 from train.slices import Slices
 from train.step import Session
 from train.study import Run, Study
+from train.terms import looked_at
 from views.dataset_pixels import DatasetPixels
 from views.pixels import calibration_batches
 from views.seeds import permutation
@@ -109,7 +111,7 @@ def student_training(
         session = open_session(to_train)
         is_first = session.learner.ranks.is_first
         if console is not None:
-            _announce(session, run.study, console)
+            _announce(session, run, console)
         summary = yield from training(
             session,
             finish=functools.partial(_summary_extras, run, session.learner.device),
@@ -162,6 +164,7 @@ def open_session(
         classifiers=student_classifiers(network, run.terms, study.image_shape),
         freeze_idle_classifier=run.training.freeze_idle_classifier,
         start=start,
+        mean_squares=mean_squares(study) if "means" in looked_at(run.terms) else (),
         ranks=ranks,
     )
     prepare_for_ranks(learner, len(data.train))
@@ -182,7 +185,10 @@ def _fresh_networks(run: Run) -> tuple[nn.Module, Connectors | None]:
     merged = merged_of(study)
     taps = merged.specs if merged else study.cache.taps
     student, shape = study.config.student, study.image_shape
-    return network, connectors_for(network, student, run.terms, taps, shape, run.seed, merged)
+    linear = run.linear_connectors
+    return network, connectors_for(
+        network, student, run.terms, taps, shape, run.seed, merged, linear
+    )
 
 
 def learner_bytes(run: Run) -> int:
@@ -198,13 +204,15 @@ def _bytes_of(module: nn.Module) -> int:
     return sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
 
 
-def _announce(session: Session, study: Study, console: Console) -> None:
-    net = study.config.student
+def _announce(session: Session, run: Run, console: Console) -> None:
+    study, net = run.study, run.study.config.student
     slow_stem = stem_hint(net.arch, net.stem, study.image_shape, "student.stem")
     for hint in filter(None, (slow_stem, study.dataset.untested_hint)):
         console.print(hint)
     if session.learner.start is not None:
         console.print(f"the student {session.learner.start.said}")
+    if line := format_linear(run.linear_connectors):
+        _print_once(console, line)
     device, threads = session.learner.device, torch.get_num_threads()
     computed = f"on {device}"
     if device.type == "cpu":

@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import (
-    LATER_STUDENT_KEYS,
     LossTerm,
     StudentConfig,
     StudentTraining,
     TeacherConfig,
-    as_identity,
     as_plain,
 )
-from nets.archs import has_stem
-from nets.identity import init_identity
 from nets.names import check_arch
 from nets.source import arch_source, module_sha256
 from runtime.reading import BadFile
@@ -29,7 +25,8 @@ from store.identity import identity_sha256
 from store.reader import TeacherCache
 from train import TrainError
 from train.cache import open_cache, refusing_too_many_views, verified_pixels
-from train.recipe_identity import recipe_identity
+from train.connector_ends import linear_connectors
+from train.recipe_identity import network_identity, recipe_identity
 from train.run_files import read_result
 from train.runs import changes_since, repetition_of
 from train.teachers import FurtherTeacher, open_further
@@ -180,7 +177,7 @@ class Run:
         return {
             **({"window": rows} if rows else {}),
             "run_version": RUN_VERSION,
-            "student": self._network_identity(),
+            "student": network_identity(study.config.student, self.linear_connectors),
             "training": recipe_identity(study.config.training, self.ranks),
             "terms": [_UNSET_OPTIONS | term for term in plain["methods"][self.method]],
             "seed": self.seed,
@@ -204,15 +201,10 @@ class Run:
             "further_caches": [other.cache.identity for other in study.further],
         }
 
-    def _network_identity(self) -> dict[str, Any]:
-        net = self.study.config.student
-        stem = {} if has_stem(net.arch) else {"stem": "cifar"}
-        init = init_identity(net.init)
-        if init.get("init", "") is None:
-            raise TrainError(
-                f"student.init: there is no file {net.init}", fix="set student.init=PATH"
-            )
-        return {**as_identity(net, LATER_STUDENT_KEYS), **stem, **init}
+    @cached_property
+    def linear_connectors(self) -> tuple[str, ...]:
+        """The taps whose connectors end without ReLU; see `train.connector_ends`."""
+        return linear_connectors(self.study, self.terms)
 
     def _sources(self) -> dict[str, str | None]:
         """{module: sha256 of its file} of the user's own losses and network that the run uses."""

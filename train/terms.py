@@ -48,8 +48,8 @@ class Batch:
     connectors, per stage (B, C_l). maps: its feature maps, "stageN" -> (B, C, H, W). hint: after
     the regressor, like the teacher's. pre_logits: what enters its classifier, after a linear
     connector, like the teacher's `embedding`. parts: the maps of student and assistant, see
-    `train.residual`, in the teacher's channels. teacher: name of a tap -> (B, ...). All are on one
-    device.
+    `train.residual`, in the teacher's channels. teacher: name of a tap -> (B, ...). mean_squares:
+    of the teacher's means in the cache, a number per stage. All tensors are on one device.
     """
 
     labels: Tensor
@@ -62,6 +62,7 @@ class Batch:
     teacher: Mapping[str, Tensor] = field(default_factory=dict)
     other_labels: Tensor | None = None
     other_shares: Tensor | None = None
+    mean_squares: Sequence[float] = ()
 
     def of_teacher(self, kind: Literal["stage", "energy"]) -> list[Tensor]:
         """The taps `kind`1, `kind`2, ... that were read, in order."""
@@ -130,6 +131,7 @@ INPUTS: dict[str, Input] = {
     "teacher_means": _teachers(
         "stages", lambda batch: batch.of_teacher("stage")[: len(batch.means)]
     ),
+    "teacher_mean_squares": Input(lambda batch: batch.mean_squares),
     "teacher_energy": _teachers("energies", lambda batch: batch.energies[1]),
     "teacher_pre_logits": _teachers("embedding", lambda batch: batch.teacher["embedding"]),
     "teacher_embedding": _teachers("last_stage", lambda batch: batch.of_teacher("stage")[-1]),

@@ -6,15 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from nets.draws import seeded
 from runtime.cost import Memory, measured_rate, memory_with
 from store import TeacherCache
 from train.evaluation import evaluation_batches, outputs_for
 from train.feed import NoTeacher, TeacherSource, slab_bytes
+from train.learner import reading_maps
 from train.loop import trial_steps
 from train.merged import MergedTeachers
+from train.step import active_terms, losses_of
 from train.student import open_session
 from train.study import Run
 from views.batches import ViewBatch
@@ -55,6 +59,27 @@ def try_run(run: Run, device: torch.device) -> Trial:
         batch = next(evaluation_batches(pixels))
         outputs_for(learner.network, batch, learner.precision, device)
     return Trial(rate, memory_with(_bytes_to_come(run), device))
+
+
+def first_losses(run: Run, device: torch.device) -> dict[str, float]:
+    """The losses of a batch before the first step; writes nothing.
+
+    The samples are spread over the cache's first block, and their teacher's outputs are its own.
+    """
+    study = run.study
+    pixels = open_pixels(
+        study.dataset.train, study.teacher.views, study.teacher.dataset.normalisation, device
+    )
+    session = open_session(run, device, data=DatasetPixels(pixels, None, pixels))
+    session.teacher.close()
+    learner, teacher = session.learner, _some_outputs(run, device)
+    rows, size = study.cache.manifest.block(0, 0).rows, run.training.batch_size
+    ids = np.unique(np.linspace(0, rows - 1, min(size, rows)).astype(np.int64))
+    learner.train()
+    with reading_maps(learner, pixels, size), seeded(run.seed), torch.no_grad():
+        batch = next(pixels.batches([0], ids, size))
+        losses = losses_of(learner, teacher.outputs(batch), batch, active_terms(run.terms, 1))
+    return {name: loss.item() for name, loss in losses.items()}
 
 
 def _bytes_to_come(run: Run) -> int:

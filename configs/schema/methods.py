@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     Field,
     SerializerFunctionWrapHandler,
+    StrictBool,
     StrictStr,
     create_model,
     model_serializer,
@@ -50,6 +51,7 @@ OPTION_TYPES = {
     "NonNegativeFloat": NonNegativeFloat,
     "Fraction": Fraction,
     "float": Float,
+    "bool": StrictBool,
 }
 
 
@@ -69,7 +71,7 @@ class LossTerm:
     """First epoch of the term; before it the weight is 0."""
     warmup_epochs: NaturalInt = 0
     """Epochs, from `start_epoch` on, over which the weight rises linearly."""
-    options: dict[StrictStr, Float] = Field(default_factory=dict)
+    options: dict[StrictStr, StrictBool | Float] = Field(default_factory=dict)
     """Options of a loss of your own, by name; those of a built-in loss are keys of the term."""
 
     @model_validator(mode="before")

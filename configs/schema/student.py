@@ -14,7 +14,7 @@ from configs.schema.scalars import BLOCK, FolderName, NumViews, Option, Positive
 from configs.schema.training import StudentTraining
 
 # Keys that came after runs were first identified, see `configs.schema.plain.as_identity`.
-LATER_STUDENT_KEYS = ("options", "init", "thinner")
+LATER_STUDENT_KEYS = ("options", "init", "thinner", "relu_to_signed")
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -37,9 +37,12 @@ class StudentNet:
     """Name of the network, `timm:NAME`, or `python:package.module:function`."""
     stem: Literal["cifar", "imagenet"] = "cifar"
     """First layers of a ResNet: one 3x3 convolution, or a 7x7 one with stride 2 and pooling."""
-    connector: Literal["conv-bn-relu", "none"] = "conv-bn-relu"
+    connector: Literal["auto", "conv-bn-relu", "conv-bn", "none"] = "auto"
     """Trained layers from each stage of the student to the channels of the teacher's, and a linear
-    one between their embeddings; `none`: the channels must agree."""
+    one between their embeddings. `auto`: they end in ReLU, or where the cache holds negative means
+    without it; `none`: the channels must agree."""
+    relu_to_signed: bool = False
+    """Accept `connector: conv-bn-relu` for negative means, which ReLU cannot reach."""
     stages: tuple[StrictStr, ...] | None = None
     """Names of the modules that end a stage; `null`: those of the architecture."""
     options: dict[StrictStr, Option] = field(default_factory=dict)

@@ -1,23 +1,31 @@
-"""Why torch refuses a weights file, and how its owner saves the weights alone.
+"""Why a weights file is refused, and how its owner saves the weights alone.
 
 Looks at the operations of the pickle inside and executes none of them.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
+import pickletools
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from nets.archs import ArchError
-from nets.weights_container import Op, operations
+from nets.weights_pickle import MOST_OPERATIONS
 from runtime.text import one_line
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys that hold a state dict
 _ALL = "content"  # the variable in the lines that save a state dict
 _TENSORS = f"{{k: v for k, v in {_ALL}.items() if isinstance(v, torch.Tensor)}}"
+_NOT_MODULES = ("collections ", "builtins ", "__builtin__ ")
 _MEMO = {"PROTO", "FRAME", "MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT"}
+
+
+class _Op(NamedTuple):
+    """An operation of a pickle."""
+
+    name: str
+    argument: object
 
 
 class _Content(NamedTuple):
@@ -27,22 +35,16 @@ class _Content(NamedTuple):
     state_dict: str
 
 
-def unreadable(
-    file: BinaryIO, path: Path, error: Exception, wrappers: Collection[str]
-) -> ArchError:
-    """The error for a file that torch.load refused with `error`: what it is, and the fix.
+def foreign_class(pickle: bytes, path: Path, name: str) -> ArchError:
+    """The error for a file whose pickle names a class that is not known here: what it is, the fix.
 
-    The fix, where the file is sound, is the lines that save a plain state dict from it. file: as
-    `nets.weights_container.check_container` left it. wrappers: keys under which checkpoints hold a
-    state dict.
+    The fix is the lines that save a plain state dict from it.
     """
-    text = _COLOURS.sub("", str(error))
-    blocked = re.search(r"GLOBAL ([\w.]+) was not an allowed", text)
-    if blocked is None:
-        reason = re.search(r"WeightsUnpickler error: (.*)", text)
-        short = reason[1] if reason else (text.splitlines() or [type(error).__name__])[0]
-        return ArchError(f"{one_line(path)} is not a readable weights file: {one_line(short)}")
-    content = _content(list(operations(file)), blocked[1], wrappers)
+    try:
+        operations = islice(pickletools.genops(pickle), MOST_OPERATIONS)
+        content = _content([_Op(each.name, argument) for each, argument, _ in operations], name)
+    except Exception as error:  # damaged bytes make pickletools raise anything at all
+        return ArchError(f"{one_line(path)} is not a readable weights file: {one_line(error)}")
     return _refused(path, content, "torch.load({}, weights_only=False)")
 
 
@@ -64,14 +66,14 @@ def _refused(path: Path, content: _Content, load: str) -> ArchError:
     )
 
 
-def _content(operations: list[Op], blocked: str, wrappers: Collection[str]) -> _Content:
-    """blocked: the class that torch refused to load."""
+def _content(operations: list[_Op], blocked: str) -> _Content:
+    """blocked: the class that is not known."""
     values = [op for op in operations if op.name not in _MEMO]
     if module := _class_at(values, 0):
         return _Content(f"is a whole pickled module of class {module}", f"{_ALL}.state_dict()")
-    beside = f"holds an object of class {blocked} beside its weights"
+    beside = f"holds an object of class {one_line(blocked)} beside its weights"
     for index, op in enumerate(values[:-1]):
-        if op.argument in wrappers:
+        if op.argument in WRAPPERS:
             wrapped = f"{_ALL}[{op.argument!r}]"
             if module := _class_at(values, index + 1):
                 what = f"holds a whole pickled module of class {module} under {op.argument!r}"
@@ -80,10 +82,10 @@ def _content(operations: list[Op], blocked: str, wrappers: Collection[str]) -> _
     return _Content(beside, _TENSORS)
 
 
-def _class_at(values: list[Op], index: int) -> str:
+def _class_at(values: list[_Op], index: int) -> str:
     """The class of the object that begins there; "" for a dict, a number or a string."""
     if values[index].argument == "module":  # the older format says so before its class
         index += 1
     name, argument = values[min(index, len(values) - 1)]
-    is_object = name == "GLOBAL" and argument != "collections OrderedDict"
+    is_object = name == "GLOBAL" and not str(argument).startswith(_NOT_MODULES)
     return one_line(argument).replace(" ", ".") if is_object else ""

@@ -1,17 +1,17 @@
 """Reads and writes weights, and never runs code from a file.
 
-A file holds a plain dict of tensors; it is written aside and renamed, and read with
-`weights_only=True` after `nets.weights_container` has looked at it. Only tensors that hold plain
-numbers get into a network: none that is sparse, quantised, complex or without data.
+A file holds a plain dict of tensors; it is written aside and renamed. It is read here, never by
+torch: `nets.weights_container` finds the storages, and the tensors are views of them. Only tensors
+that hold plain numbers get into a network: none that is sparse, quantised, complex or without data.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
-import pathlib
-from collections.abc import Callable, Collection, Mapping
+import os
+import re
+from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 from urllib.parse import urlparse
@@ -22,22 +22,31 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nets.archs import ArchError
-from nets.unsafe_files import torchscript_program, unreadable
-from nets.weights_container import check_container
+from nets.unsafe_files import WRAPPERS
+from nets.weights_classes import Other, Storage
+from nets.weights_container import Container, check_container, refuse_stand_in
+from nets.weights_pickle import read_pickle
 from runtime.files import written_aside
 from runtime.reading import open_regular
 from runtime.text import one_line
 
 _SHOWN_DIFFERENCES = 5
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_MOST_WRAPPERS = 4  # around one another
-# Classes in the checkpoints of timm's and torchvision's scripts, allowed because they only hold the
-# values they are given. numpy's are not: its arrays trust what a file says of their memory.
-_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    argparse.Namespace,
-    pathlib.PosixPath,
-    (pathlib.PosixPath, "pathlib._local.PosixPath"),  # as Python 3.13 calls it
-]
+_MOSTWRAPPERS = 4  # around one another
+_DTYPES = {  # by the class of a storage
+    "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8,
+    "UntypedStorage": torch.uint8,
+    "CharStorage": torch.int8,
+    "ShortStorage": torch.int16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 _PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.")
@@ -98,9 +107,9 @@ def read_tensors(path: Path, *, follow: bool = True) -> dict[str, Any]:
 
     A file is one of safetensors by its name.
 
-    Tensors may lie in the file itself (a private map of it) until they are copied. follow: also
-    through a link. Raises ArchError, which says what else the file is; BadFile where it is no
-    regular file.
+    Tensors may lie in the file itself (a private map of it) until they are copied. What is neither
+    a tensor nor a plain value is an `Other`. follow: also through a link. Raises ArchError, which
+    says what else the file is; BadFile where it is no regular file.
     """
     try:
         file = open_regular(path, follow=follow)
@@ -109,30 +118,55 @@ def read_tensors(path: Path, *, follow: bool = True) -> dict[str, Any]:
     with file:
         if path.suffix == ".safetensors":
             return _read_safetensors(file, path)
-        if (container := check_container(file, path)) == "script":
-            raise torchscript_program(path)
-        content = _loaded(file, path, is_zip=container == "zip")
+        content = _content(file, path, check_container(file, path))
     if not isinstance(content, dict):
-        raise ArchError(f"{one_line(path)} holds a {type(content).__name__}, not a dict of tensors")
+        raise ArchError(f"{one_line(path)} holds a {_described(content)}, not a dict of tensors")
     return content
 
 
-def _loaded(file: BinaryIO, path: Path, *, is_zip: bool) -> Any:
-    """What torch reads from the opened file.
+def _content(file: BinaryIO, path: Path, container: Container) -> object:
+    """The content of a file, whose tensors are views of one map of it.
 
-    A mapped file cannot be read beyond its end: unmapped, torch believes the lengths that the
-    pickle claims, and reads other memory.
+    A tensor cannot be read beyond the end of its storage: torch compares its shape with that.
     """
+    whole = torch.UntypedStorage.from_file(
+        f"/proc/self/fd/{file.fileno()}", False, os.fstat(file.fileno()).st_size
+    )
+    flat: dict[Hashable, Tensor] = {}
+
+    def make_tensor(
+        storage: Storage,
+        dtype: str | None,
+        offset: int,
+        size: tuple[int, ...],
+        stride: tuple[int, ...],
+    ) -> Tensor:
+        if storage.key not in flat:
+            start = container.offsets[storage.key]
+            numbers = whole[start : start + storage.num_bytes]
+            if start % storage.element_bytes:  # as in the form before torch 1.6
+                numbers = numbers.clone()
+            kind = _DTYPES[storage.kind]
+            flat[storage.key] = torch.empty(0, dtype=kind).set_(numbers)
+        own = flat[storage.key]
+        if dtype is not None:
+            own = own.view(getattr(torch, dtype.removeprefix("torch.")))
+        return own.as_strided(size, stride, offset)
+
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            opened = f"/proc/self/fd/{file.fileno()}" if is_zip else file
-            return torch.load(opened, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # damaged bytes make torch.load raise anything at all
-        raise unreadable(file, path, error, _WRAPPERS) from None
+        return read_pickle(io.BytesIO(container.pickle), make_tensor).content
+    except Exception as error:  # torch raises anything at all for shapes that cannot be
+        reason = one_line(str(error).partition("\n")[0])
+        raise ArchError(f"{one_line(path)} is not a readable weights file: {reason}") from None
+
+
+def _described(value: object) -> str:
+    return value.kind if isinstance(value, Other) else type(value).__name__
 
 
 def _read_safetensors(file: BinaryIO, path: Path) -> dict[str, Any]:
     """The tensors of an opened file, which the format's own reader maps and checks."""
+    refuse_stand_in(file, path)
     try:
         return dict(load_file(f"/proc/self/fd/{file.fileno()}"))
     except (SafetensorError, OSError) as error:
@@ -195,9 +229,9 @@ def mismatch_with(own: Any, found: Any, *, exactly: bool = False) -> str:
     """
     if not isinstance(own, Tensor):
         same = type(found) is type(own)
-        return "" if same else f"is a {type(found).__name__}, expected a {type(own).__name__}"
+        return "" if same else f"is a {_described(found)}, expected a {type(own).__name__}"
     if type(found) not in (Tensor, nn.Parameter):
-        return f"is a {type(found).__name__}, expected a tensor"
+        return f"is a {_described(found)}, expected a tensor"
     if kind := _unusable(found):
         return f"is a {kind} tensor, expected a plain one"
     if found.shape != own.shape:
@@ -238,8 +272,12 @@ def download_torchvision(name: str, file: Path) -> None:
     Raises ArchError if that fails.
     """
     url = _url(name)
+    digits = re.search(r"-([0-9a-f]{8,})\.", file.name)
     try:
-        torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(
+            url, str(file), hash_prefix=digits and digits[1], progress=False
+        )
     except (OSError, RuntimeError) as error:
         raise ArchError(
             f"teacher.weights: {name} cannot be downloaded: {error}",
@@ -261,14 +299,14 @@ def _url(name: str) -> str:
 
 def _unwrapped(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The state dict, out of the dicts around it. Raises ArchError where its keys are no names."""
-    for _ in range(_MOST_WRAPPERS):
-        inner = (content[key] for key in _WRAPPERS if isinstance(content.get(key), dict))
+    for _ in range(_MOSTWRAPPERS):
+        inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), dict))
         if (found := next(inner, None)) is None:
             break
         content = found
     else:
         raise ArchError(
-            f"{one_line(path)} holds dicts within dicts, more than {_MOST_WRAPPERS} levels deep, "
+            f"{one_line(path)} holds dicts within dicts, more than {_MOSTWRAPPERS} levels deep, "
             f"under keys such as 'model'"
         )
     if wrong := [key for key in content if not isinstance(key, str)]:

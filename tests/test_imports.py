@@ -195,5 +195,4 @@ def test_nothing_unpickles_or_evaluates() -> None:
         for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
             called = ast.unparse(call.func)
             assert called not in ("eval", "exec"), name
-            if called == "torch.load":
-                assert "weights_only=True" in ast.unparse(call), name
+            assert called not in ("torch.load", "torch.hub.load_state_dict_from_url"), name

@@ -138,16 +138,54 @@ def test_what_a_pickle_may_ask_for_is_bounded(
     assert told in refusal(tmp_path / "forged.pt")
 
 
-def test_a_storage_whose_length_is_said_elsewhere_is_refused(tmp_path: Path) -> None:
-    """It could not be compared."""
-
+def test_a_length_of_a_storage_that_stands_elsewhere_is_compared(tmp_path: Path) -> None:
     def forge(pickle: bytes) -> bytes:
         start, end = pickle.index(b"(X\x07\0\0\0storage"), pickle.index(b"q\x07Q") + 2
-        elsewhere = b"X\x01\0\0\0z" + pickle[start:end] + b"s"
+        elsewhere = b"X\x01\0\0\0z" + pickle[start:end].replace(b"K\x06", b"K\x07") + b"s"
         return pickle[:5] + elsewhere + pickle[5:start] + b"h\x07" + pickle[end:]
 
     forged_pickle(saved(tmp_path / "w.pt"), tmp_path / "forged.pt", forge)
-    assert "forged.pt is not a readable weights file" in refusal(tmp_path / "forged.pt")
+    assert "tensor 0 has 28 bytes, but holds 24" in refusal(tmp_path / "forged.pt")
+
+
+def test_a_second_beginning_of_a_pickle_is_refused(tmp_path: Path) -> None:
+    """Readers have numbered what follows it in different ways."""
+    path = saved(tmp_path / "w.pt")
+    forged = tmp_path / "forged.pt"
+    forged_pickle(path, forged, lambda pickle: pickle[:2] + pickle)
+    assert "forged.pt is not a readable weights file" in refusal(forged)
+
+
+STAND_INS = {
+    "pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "is a Git LFS pointer: the file itself has not been fetched",
+        "lfs pull --include w",
+    ),
+    "annex": (b"/annex/objects/MD5E-s7--a.pt\n", "is a git-annex pointer", "annex get w"),
+    "page": (
+        b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><head>",
+        "is an HTML page: a web page was saved in place of the file",
+        "/resolve/ or /raw/",
+    ),
+    "store": (
+        b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code>",
+        "is the error message of a store",
+        "download the file again",
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(("content", "what", "fix"), STAND_INS.values(), ids=STAND_INS)
+def test_weights_that_were_never_downloaded_are_named_with_the_way_to_get_them(
+    tmp_path: Path, content: bytes, what: str, fix: str, suffix: str
+) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    message = refusal(path)
+    assert what in message
+    assert fix in message.partition("fix: ")[2]
 
 
 def test_a_large_file_without_content_is_refused_unread(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,10 @@ EXCEPTIONS = {
     "views.__main__ imports configs.load.refuse_missing_data": "and says which data is missing",
     "views.identity imports configs.schema.as_plain": "the types' own form as plain data",
 }
+FAST_STARTS = (
+    *("store.__main__", "configs.__main__", "views.__main__", "report.__main__"),
+    *("precompute.__main__", "train.__main__", "views.augment"),
+)
 Sources = dict[str, str]  # {module: its text}
 
 
@@ -48,6 +53,7 @@ class Import(NamedTuple):
         return f"{self.importer} imports {self.module}" + (f".{self.name}" if self.name else "")
 
 
+@cache
 def project() -> Sources:
     files = [file for package in FLOOR_OF for file in (ROOT / package).rglob("*.py")]
     return {module_name(file.relative_to(ROOT)): file.read_text() for file in files}
@@ -57,9 +63,15 @@ def module_name(file: Path) -> str:
     return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
+def parsed(source: str) -> tuple[ast.AST, ...]:
+    """All nodes of a module, which most tests here look at: parsed once."""
+    return tuple(ast.walk(ast.parse(source)))
+
+
 def imports_of(importer: str, sources: Sources) -> Iterator[Import]:
     """All of them; of `from package import module` the module."""
-    for node in ast.walk(ast.parse(sources[importer])):
+    for node in parsed(sources[importer]):
         if isinstance(node, ast.Import):
             yield from (Import(importer, alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -163,16 +175,19 @@ def test_model_code_does_not_import_tap_code() -> None:
     assert not any("taps" in each.module for each in imports_of("nets.zoo", project()))
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        *("store.__main__", "precompute.__main__", "train.__main__", "report.__main__"),
-        *("configs.__main__", "views.__main__", "views.augment"),
-    ],
-)
-def test_what_must_start_fast_loads_no_torch(module: str) -> None:
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+def test_the_programs_load_no_torch_before_their_work_and_set_how_its_threads_wait() -> None:
+    """In one process: the first that loads it is named."""
+    code = f"""
+import importlib, sys
+for name in {FAST_STARTS}:
+    importlib.import_module(name)
+    assert "torch" not in sys.modules, name
+    assert "runtime" in sys.modules, name
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_only_the_report_and_what_draws_pictures_load_the_plotting_library() -> None:
@@ -192,7 +207,7 @@ def test_nothing_unpickles_or_evaluates() -> None:
     sources = project()
     for name, source in sources.items():
         assert "pickle" not in {each.module for each in imports_of(name, sources)}, name
-        for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        for call in (node for node in parsed(source) if isinstance(node, ast.Call)):
             called = ast.unparse(call.func)
             assert called not in ("eval", "exec"), name
             assert called not in ("torch.load", "torch.hub.load_state_dict_from_url"), name

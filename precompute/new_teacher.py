@@ -58,8 +58,8 @@ def main(
 
 def teacher_file(arch: str, dataset: Mapping[str, str], weights: str, count: int) -> str:
     """The file's text. dataset: its `type` and where it lies. Raises UserError."""
-    draft = _Draft(arch, dataset, weights, count)
-    data = load_dataset(_config_of(draft, {"logits": "float16"}).dataset)
+    draft = Draft(arch, dataset, weights, count)
+    data = load_dataset(draft.config({"logits": "float16"}).dataset)
     taps: dict[str, Any] = {"logits": None, "means": "float16", "embedding": "float16"}
     why = _why_no_logits(draft, data)
     if not why:
@@ -68,7 +68,9 @@ def teacher_file(arch: str, dataset: Mapping[str, str], weights: str, count: int
 
 
 @dataclass(frozen=True)
-class _Draft:
+class Draft:
+    """What a file is written from. dataset: its `type` and where it is."""
+
     arch: str
     dataset: Mapping[str, str]
     weights: str
@@ -108,7 +110,7 @@ class _Draft:
             f"  augment: {{kind: random-resized-crop, {fit}}}",
             "  seed: 0",
             f"  count: {self.count}  # epochs cycle through them; more can be added later",
-            f"  evaluation: {{kind: centre, resize_px: {resize}, {shown}}}",
+            f"  evaluation: {{{_kind(cfg)}, resize_px: {resize}, {shown}{_fill(cfg)}}}",
             "",
             "teacher:",
             f"  arch: {self.arch}",
@@ -119,8 +121,15 @@ class _Draft:
             f"  stages: {stages}",
         ]
 
+    def config(self, taps: Mapping[str, Any]) -> TeacherConfig:
+        """The file as it would be loaded; relative paths mean the current folder."""
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "new.yaml"
+            file.write_text("\n".join(self.lines(taps)), encoding="utf-8")
+            return load_teacher(file)
 
-def _text(draft: _Draft, data: Dataset, taps: dict[str, Any], why_no_logits: str) -> str:
+
+def _text(draft: Draft, data: Dataset, taps: dict[str, Any], why_no_logits: str) -> str:
     from nets.layout import TapError
 
     try:
@@ -134,12 +143,12 @@ def _text(draft: _Draft, data: Dataset, taps: dict[str, Any], why_no_logits: str
 
 
 def _shapes(
-    draft: _Draft, data: Dataset, taps: Mapping[str, Any]
+    draft: Draft, data: Dataset, taps: Mapping[str, Any]
 ) -> tuple[Setup, dict[str, tuple[int, ...]]]:
     """The setup of such a file, and the shapes of its taps."""
     from nets.teacher import fresh_teacher
 
-    config = _config_of(draft, taps)
+    config = draft.config(taps)
     setup = setup_of(config, data, Path())
     shape = view_shape(data.train.first_shape, config.views.augment)
     teacher = fresh_teacher(
@@ -153,7 +162,7 @@ def _shapes(
 
 
 def _head(
-    draft: _Draft, setup: Setup, shapes: Mapping[str, tuple[int, ...]], why_no_logits: str
+    draft: Draft, setup: Setup, shapes: Mapping[str, tuple[int, ...]], why_no_logits: str
 ) -> list[str]:
     """What the file's first lines say: the taps, their bytes, and what is not there."""
     specs = {tap.name: setup.tap_spec(tap, shapes[tap.name]) for tap in setup.taps}
@@ -169,7 +178,7 @@ def _head(
     ]
 
 
-def _why_no_logits(draft: _Draft, data: Dataset) -> str:
+def _why_no_logits(draft: Draft, data: Dataset) -> str:
     """ "" where the classifier of the weights has as many classes as the dataset."""
     cfg = draft.pixels
     if draft.weights == _PRETRAINED:
@@ -184,7 +193,7 @@ def _why_no_logits(draft: _Draft, data: Dataset) -> str:
 
     from nets.teacher import load_teacher_network
 
-    config = _config_of(draft, {"logits": "float16"})
+    config = draft.config({"logits": "float16"})
     try:
         load_teacher_network(
             config.teacher,
@@ -201,17 +210,20 @@ def _why_no_logits(draft: _Draft, data: Dataset) -> str:
     return ""
 
 
-def _config_of(draft: _Draft, taps: Mapping[str, Any]) -> TeacherConfig:
-    """The file as it would be loaded; relative paths mean the current folder."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "new.yaml"
-        file.write_text("\n".join(draft.lines(taps)), encoding="utf-8")
-        return load_teacher(file)
-
-
 def _interpolation(cfg: Any) -> str:
     """timm's, or the nearest that views have."""
     return "bilinear" if cfg.interpolation == "bilinear" else "bicubic"
+
+
+def _kind(cfg: Any) -> str:
+    """The evaluation that timm's `crop_mode` names."""
+    return f"kind: {'centre' if cfg.crop_mode == 'center' else cfg.crop_mode}"
+
+
+def _fill(cfg: Any) -> str:
+    """A border has the mean color, as timm rounds it."""
+    color = [round(255 * channel) for channel in cfg.mean]
+    return f", fill: {color}" if cfg.crop_mode == "border" else ""
 
 
 def _weights_comment(weights: str) -> str:

@@ -9,15 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.schema import Centre, RandomResizedCrop, ViewsConfig
+from configs.schema import Border, Centre, RandomResizedCrop, Squash, ViewsConfig
 from tests.support.images import image_of
 from torchvision_shim import import_torchvision
 from views.augment import view_pixels
-from views.crops import CROP_DRAWS, centre_crop, cut_and_resize, resized_crop_box
+from views.crops import CROP_DRAWS, bordered, centre_crop, cut_and_resize, resized_crop_box
 from views.seeds import draws, unit
 from views.splits import DatasetError, array_split
 
 import_torchvision()
+from timm.data.transforms_factory import transforms_imagenet_eval  # noqa: E402
 from torchvision import transforms  # noqa: E402
 from torchvision.transforms import functional as reference  # noqa: E402
 
@@ -144,3 +145,29 @@ def test_half_of_the_views_are_flipped_and_a_flip_mirrors_the_same_crop() -> Non
 def test_units_are_the_upper_bits_of_the_words() -> None:
     words = np.array([0, 2**63, 2**64 - 1], dtype=np.uint64)
     assert unit(words).tolist() == [0.0, 0.5, 1.0 - 2.0**-53]
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (61, 33), (24, 24), (7, 90)])
+@pytest.mark.parametrize("resize_px", [24, 27])
+@pytest.mark.parametrize("kind", ["squash", "border"])
+def test_squash_and_border_give_timms_evaluation_pixels(
+    kind: str, resize_px: int, shape: tuple[int, int]
+) -> None:
+    mean = (0.48, 0.45, 0.41)
+    theirs = transforms_imagenet_eval(
+        24, 24 / resize_px, kind, interpolation="bicubic", mean=mean, normalize=False
+    )
+    image = image_of(*shape)
+    settings = {"resize_px": resize_px, "crop_px": 24, "interpolation": "bicubic"}
+    color = tuple(round(255 * each) for each in mean)
+    augment = Squash(**settings) if kind == "squash" else Border(**settings, fill=color)
+    split = array_split(image[None], np.zeros(1, dtype=np.int64), "x")
+    (ours,) = view_pixels(split, ViewsConfig(augment=augment, count=1), 0, np.array([0]))
+    assert np.array_equal(ours, theirs(Image.fromarray(image)).permute(1, 2, 0).numpy())
+
+
+def test_a_bordered_image_of_extreme_proportions_keeps_a_row() -> None:
+    augment = Border(resize_px=24, crop_px=24, fill=(1, 2, 3))
+    (ours,) = [bordered(np.full((1, 900, 3), 9, dtype=np.uint8), augment)]
+    assert (ours == 9).all(axis=2).any(axis=1).tolist().count(True) == 1
+    assert (ours[0, 0] == (1, 2, 3)).all()

@@ -68,6 +68,28 @@ def test_what_a_model_cannot_give_is_left_out_and_said(
     assert bool(config.taps.means) == (taps == "means")
 
 
+@pytest.mark.parametrize(
+    ("model", "evaluation"),
+    [
+        ("test_convnext", {"kind": "centre", "resize_px": 168, "crop_px": 160}),
+        ("dm_nfnet_f0", {"kind": "squash", "resize_px": 213, "crop_px": 192}),
+        (
+            "deepseek_vit_412m_enc.deepseek_v4_flash_vision_exp",
+            {"kind": "border", "resize_px": 392, "crop_px": 392},
+        ),
+    ],
+)
+def test_test_images_are_cropped_as_the_models_weights_were_tested(
+    model: str, evaluation: dict[str, object], photographs: Path
+) -> None:
+    data = {"type": "imagefolder", "root": str(photographs)}
+    draft = precompute.new_teacher.Draft(f"timm:{model}", data, "timm:pretrained", 1)
+    found = draft.config({"logits": "float16"})
+    color = tuple(round(255 * channel) for channel in found.dataset.normalisation.mean)
+    expected = evaluation | ({"fill": color} if evaluation["kind"] == "border" else {})
+    assert {key: getattr(found.views.eval_transform, key) for key in expected} == expected
+
+
 def test_a_students_file_has_the_methods_that_work(photographs: Path, tmp_path: Path) -> None:
     teacher = written(tmp_path, photographs, "test_convnext")
     for arch, left_out in (("timm:test_resnet", "cd+gkd"), ("resnet20", "cd+embedding")):

@@ -93,7 +93,8 @@ def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]
 
     Raises ArchError, TapError, DatasetError.
     """
-    check_augmentable(dataset.train.first_shape, config.views.augment)
+    for transform in (config.views.augment, config.views.eval_transform):
+        check_augmentable(dataset.train.first_shape, transform)
     shape = view_shape(dataset.train.first_shape, config.views.augment)
     net, stages = config.teacher, teacher_stages(config)
     taps = taps_asked(config.taps, stages)

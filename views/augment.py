@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import AugmentConfig, Centre, PadCropFlip, RandomResizedCrop, ViewsConfig
+from configs.schema import (
+    AugmentConfig,
+    Border,
+    Centre,
+    PadCropFlip,
+    RandomResizedCrop,
+    Squash,
+    ViewsConfig,
+)
 from views.array_ops import colour_like
 from views.colour import (
     JITTER_DRAWS,
@@ -30,10 +38,12 @@ from views.crops import (
     CROP_DRAWS,
     as_array,
     as_picture,
+    bordered,
     centre_crop,
     cut_and_resize,
     resized_crop_box,
     size_of,
+    squashed,
 )
 from views.mixing import erased, mixed, other_shares
 from views.parameters import (
@@ -67,15 +77,21 @@ def check_augmentable(image_shape: Sequence[int], augment: AugmentConfig) -> Non
     height, width, channels = image_shape
     if isinstance(augment, PadCropFlip):
         _check_padding(height, width, augment)
-    if augment.erasing is not None and len(augment.erasing.fill) not in (1, channels):
-        raise DatasetError(
-            f"views.augment.erasing.fill has {len(augment.erasing.fill)} values, the images have "
-            f"{channels} channels",
-            fix=f"give it {channels} values, or one for all channels",
-        )
+    if augment.erasing is not None:
+        _check_color("views.augment.erasing.fill", augment.erasing.fill, channels)
+    if isinstance(augment, Border):
+        _check_color("fill of kind: border", augment.fill, channels)
     if channels not in (1, 3) and augment.needs_pillow:
         raise DatasetError(
             f"views.augment: Pillow cannot crop or recolour images of {channels} channels"
+        )
+
+
+def _check_color(key: str, color: Sequence[int], channels: int) -> None:
+    if len(color) not in (1, channels):
+        raise DatasetError(
+            f"{key} has {len(color)} values, the images have {channels} channels",
+            fix=f"give it {channels} values, or one for all channels",
         )
 
 
@@ -142,6 +158,10 @@ def _cut(
     pixels = np.asarray(image)
     if isinstance(augment, Centre):
         pixels = centre_crop(pixels, augment, name_of(sample))
+    elif isinstance(augment, Squash):
+        pixels = squashed(pixels, augment)
+    elif isinstance(augment, Border):
+        pixels = bordered(pixels, augment)
     elif augment.needs_pillow:
         unflipped = crop * np.array([1, 1, 0])
         pixels = crop_and_flip(pixels[None], unflipped[None], augment)[0]

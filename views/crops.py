@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.schema import Centre, RandomResizedCrop
+from configs.schema import Border, Centre, RandomResizedCrop, Squash
 from views.seeds import unit
 from views.splits import DatasetError, Decoded
 
@@ -98,8 +98,40 @@ def centre_crop(image: NDArray[np.uint8], augment: Centre, name: str) -> NDArray
             f"{name} is {width}x{height}, too small to cut {size} pixels out of its middle: "
             f"set resize_px"
         )
+    return _middle(image, size)
+
+
+def squashed(image: NDArray[np.uint8], augment: Squash) -> NDArray[np.uint8]:
+    """(H, W, C) uint8 -> (crop_px, crop_px, C), of the image resized to a square.
+
+    Source: `crop_mode: squash` of timm's evaluation transform.
+    """
+    size = (augment.resize_px, augment.resize_px)
+    whole = as_picture(image).resize(size, _FILTERS[augment.interpolation])
+    return _middle(as_array(whole), augment.crop_px)
+
+
+def bordered(image: NDArray[np.uint8], augment: Border) -> NDArray[np.uint8]:
+    """(H, W, C) uint8 -> (crop_px, crop_px, C), of the image with its long side resized.
+
+    Source: `crop_mode: border` of timm's evaluation transform.
+    """
+    height, width, size = image.shape[0], image.shape[1], augment.crop_px
+    ratio = max(height / augment.resize_px, width / augment.resize_px)
+    fitted = max(1, round(width / ratio)), max(1, round(height / ratio))
+    inner = as_array(as_picture(image).resize(fitted, _FILTERS[augment.interpolation]))
+    inner_height, inner_width = inner.shape[:2]
+    above, left = max(0, size - inner_height) // 2, max(0, size - inner_width) // 2
+    shape = (max(size, inner_height), max(size, inner_width), inner.shape[2])
+    framed = np.empty(shape, dtype=np.uint8)
+    framed[:] = augment.fill
+    framed[above : above + inner_height, left : left + inner_width] = inner
+    return _middle(framed, size)
+
+
+def _middle(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     # Halves are rounded to even, as Python's round and torchvision do.
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
     return image[top : top + size, left : left + size]
 
 

@@ -7,6 +7,7 @@ property, never a key.
 
 from configs.schema.augment import (
     AugmentConfig,
+    Border,
     Centre,
     ColourJitter,
     Erasing,
@@ -14,6 +15,7 @@ from configs.schema.augment import (
     Mix,
     PadCropFlip,
     RandomResizedCrop,
+    Squash,
     TrivialAugment,
 )
 from configs.schema.dataset import (
@@ -54,6 +56,7 @@ __all__ = [
     "LATER_TRAINING_KEYS",
     "AdamW",
     "AugmentConfig",
+    "Border",
     "Centre",
     "Cifar",
     "ColourJitter",
@@ -82,6 +85,7 @@ __all__ = [
     "Schedule",
     "Sgd",
     "Source",
+    "Squash",
     "StudentConfig",
     "StudentNet",
     "StudentTraining",

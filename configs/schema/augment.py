@@ -236,7 +236,80 @@ class Centre(Extras):
         )
 
 
-AugmentConfig = Annotated[PadCropFlip | RandomResizedCrop | Centre, Field(discriminator="kind")]
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class _Resized(Extras):
+    """A middle of one size, cut out of an image that was resized; nothing about it is random."""
+
+    resize_px: SizePx
+    """Pixels that sides are resized to first: both of them with `squash`, the long one with
+    `border`."""
+    crop_px: SizePx
+    """Height and width of the middle that is cut out."""
+    interpolation: Interpolation = "bilinear"
+    """How pixels are resampled."""
+
+    @property
+    def output_px(self) -> int:
+        return self.crop_px
+
+    @property
+    def flip(self) -> bool:
+        return False
+
+    @property
+    def num_crops(self) -> int:
+        return 1
+
+    @property
+    def num_distinct_views(self) -> int | None:
+        return None if self.has_extras else 1
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Squash(_Resized):
+    """The whole image resized to a square, and its middle; the proportions change."""
+
+    kind: Literal["squash"] = "squash"
+    """Which augmentation."""
+
+    @model_validator(mode="after")
+    def _crop_is_within(self) -> Squash:
+        if self.crop_px > self.resize_px:
+            raise ValueError(f"crop_px {self.crop_px} is more than resize_px {self.resize_px}")
+        return self
+
+    @property
+    def eval_transform(self) -> Squash:
+        """The same, without the extras."""
+        return Squash(
+            resize_px=self.resize_px, crop_px=self.crop_px, interpolation=self.interpolation
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Border(_Resized):
+    """The whole image resized to fit into a square, with a border where it is shorter."""
+
+    kind: Literal["border"] = "border"
+    """Which augmentation."""
+    fill: Annotated[tuple[Byte, ...], Field(min_length=1)] = (124, 116, 104)
+    """The border's color, a value per channel or one for all; default: ImageNet's mean."""
+
+    @property
+    def eval_transform(self) -> Border:
+        """The same, without the extras."""
+        return Border(
+            resize_px=self.resize_px,
+            crop_px=self.crop_px,
+            interpolation=self.interpolation,
+            fill=self.fill,
+        )
+
+
+AugmentConfig = Annotated[
+    PadCropFlip | RandomResizedCrop | Centre | Squash | Border, Field(discriminator="kind")
+]
+EvaluationConfig = Annotated[Centre | Squash | Border, Field(discriminator="kind")]
 
 
 def _check_ascending(**ranges: tuple[float, float]) -> None:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 from pydantic.dataclasses import dataclass
 
-from configs.schema.augment import AugmentConfig, Centre
+from configs.schema.augment import AugmentConfig, EvaluationConfig
 from configs.schema.scalars import BLOCK, NumViews, Seed
 
 
-def _one_way(transform: Centre) -> Centre:
+def _with_kind(transform: object) -> object:
+    """Files may leave out the kind of an evaluation: it was always `centre`."""
+    if isinstance(transform, dict) and "kind" not in transform:
+        return {"kind": "centre", **transform}
+    return transform
+
+
+def _one_way(transform: EvaluationConfig) -> EvaluationConfig:
     random = ("flip", "trivial_augment", "colour_jitter", "erasing", "mix")
     if used := [name for name in random if getattr(transform, name)]:
         raise ValueError(f"nothing about a test image may be random: remove {', '.join(used)}")
@@ -19,7 +26,7 @@ def _one_way(transform: Centre) -> Centre:
 
 
 # The transform of test images: nothing about it is random.
-Evaluation = Annotated[Centre, AfterValidator(_one_way)]
+Evaluation = Annotated[EvaluationConfig, BeforeValidator(_with_kind), AfterValidator(_one_way)]
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -33,9 +40,9 @@ class ViewsConfig:
     count: NumViews | Literal["all"] = 16
     """Views per sample; `all`: every one of an augmentation whose views can be counted."""
     evaluation: Evaluation | None = None
-    """Transform of test and validation images, as of `kind: centre`. `null`: the same crop without
-    anything random; after `random-resized-crop`, the middle `size_px` of an image whose short side
-    was resized to 8/7 of that."""
+    """Transform of test and validation images, of `kind: centre`, `squash` or `border`. `null`: the
+    same crop without anything random; after `random-resized-crop`, the middle `size_px` of an image
+    whose short side was resized to 8/7 of that."""
 
     @model_validator(mode="after")
     def _within_the_space(self) -> ViewsConfig:
@@ -54,5 +61,5 @@ class ViewsConfig:
         return (self.augment.num_distinct_views or 0) if self.count == "all" else int(self.count)
 
     @property
-    def eval_transform(self) -> Centre:
+    def eval_transform(self) -> EvaluationConfig:
         return self.evaluation or self.augment.eval_transform

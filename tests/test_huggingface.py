@@ -16,12 +16,13 @@ from views.__main__ import cli
 from views.datasets import load_dataset
 
 
-def table(labels: Sequence[int | str], names: list[str] | None) -> datasets.Dataset:
+def table(labels: Sequence[int | float | str | None], names: list[str] | None) -> datasets.Dataset:
     rows = {
         "picture": [{"bytes": picture(number), "path": None} for number in range(len(labels))],
         "kind": list(labels),
     }
-    kind = datasets.Value("int64" if isinstance(labels[0], int) else "string")
+    types = {int: "int64", float: "float64", str: "string"}
+    kind = datasets.Value(types[type(labels[0])])
     features = datasets.Features(
         {
             "picture": datasets.Image(),
@@ -66,6 +67,36 @@ def test_a_saved_table_is_packed_with_its_classes(
     assert dataset.train.labels.tolist() == LABELS
     assert dataset.test.labels.tolist() == LABELS[:2]
     assert shows_pictures(dataset.train)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "told"),
+    [
+        ([*range(12), -1], None, "row 12 of train of saved: the label -1 is negative"),
+        ([0, 1, -1], ["cat", "dog"], "row 2 of train of saved: the label -1 is negative"),
+        ([0, 1, None], None, "row 2 of train of saved: there is no label"),
+        ([0.0, 1.0, 2.5], None, "row 2 of train of saved: the label 2.5 is neither"),
+        (["cat", "dog", "3"], None, "row 2 of train of saved: the label 3 is a number"),
+    ],
+)
+def test_pack_label_that_does_not_fit_names_its_row(
+    labels: list[int | float | str | None],
+    names: list[str] | None,
+    told: str,
+    saved: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli(["pack", str(saved(labels, names))]) == 2
+    error = capsys.readouterr().err
+    assert told in error.replace(f"{tmp_path}/", ""), error
+
+
+def test_pack_numbers_stored_as_decimals_keep_their_order(saved: Callable[..., Path]) -> None:
+    config = load_teacher(pack_again(saved([float(number) for number in range(12)], None)))
+    dataset = load_dataset(config.dataset)
+    assert dataset.class_names == tuple(map(str, range(12)))
+    assert dataset.train.labels.tolist() == list(range(12))
 
 
 @pytest.mark.parametrize(

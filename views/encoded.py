@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from runtime.text import one_line
 from views.folders import digest_of_files, hashed_files, relative_name
 from views.pictures import picture_size, read_picture, refuse_other_files, shown_path
-from views.splits import DatasetError, Ids, Source, Split, check_class_name
-
-Label = int | str
-_MOST_CLASSES = 2**20
+from views.splits import DatasetError, Ids, Source, Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,47 +71,6 @@ class EncodedSource:
     def digests(self) -> list[str]:
         """Of both splits."""
         return [split.digest for split in self.splits.values()]
-
-
-def labelled(
-    labels: Mapping[str, Sequence[Label]],
-    class_names: Sequence[str] | None,
-    name_of: Callable[[str, int], str],
-) -> tuple[tuple[str, ...], dict[str, Ids]]:
-    """The names of the classes, and the labels of each split as numbers.
-
-    labels: per split, numbers (also as text) or names. class_names: where they are known; else
-    numbers are named by themselves, and names are numbered in their order. name_of: of a sample, by
-    its split and number, for messages. Raises DatasetError.
-    """
-    numbers = all(_is_number(label) for label in labels["train"])
-    if class_names is None:
-        known = set(map(str, labels["train"]))
-        count = max(map(int, known)) + 1 if numbers else 0
-        if count > _MOST_CLASSES:
-            raise DatasetError(f"a label is {count - 1:,}, expected less than {_MOST_CLASSES:,}")
-        class_names = list(map(str, range(count))) if numbers else sorted(known)
-    for name in class_names:
-        check_class_name(name, f"class {one_line(name)}")
-    number_of = {name: number for number, name in enumerate(class_names)}
-    if numbers:
-        number_of = {str(number): number for number in range(len(class_names))}
-    found = {}
-    for split, some in labels.items():
-        texts = [str(int(label)) if _is_number(label) else str(label) for label in some]
-        unknown = next((at for at, text in enumerate(texts) if text not in number_of), None)
-        if unknown is not None:
-            raise DatasetError(
-                f"{name_of(split, unknown)}: the label {one_line(texts[unknown])} is none of the "
-                f"{len(class_names):,} classes of the training images"
-            )
-        found[split] = np.array([number_of[text] for text in texts], dtype=np.int64)
-    return tuple(class_names), found
-
-
-def _is_number(label: Label) -> bool:
-    text = str(label)
-    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def encoded_folder(source: Source) -> EncodedSource:

@@ -6,12 +6,15 @@ files somewhere else are refused.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from configs.schema import HuggingFace
 from runtime.text import one_line
-from views.encoded import EncodedSource, EncodedSplit, Label, labelled
+from views.encoded import EncodedSource, EncodedSplit
+from views.labels import Label, check_label, number_labels
 from views.splits import DatasetError, Ids
 
 _ROWS_AT_ONCE = 1000
@@ -23,10 +26,15 @@ def hugging_face(config: HuggingFace) -> EncodedSource:
     """The image files in a table. Raises DatasetError."""
     tables = _tables_of(config)
     class_names = getattr(tables["train"].features[config.label], "names", None)
-    labels = {split: _labels_of(table, config.label) for split, table in tables.items()}
-    names, numbers = labelled(
-        labels, class_names, lambda split, row: f"row {row} of {split} of {config.path}"
-    )
+
+    def name_of(split: str, row: int) -> str:
+        return f"row {row} of {split} of {one_line(config.path)}"
+
+    labels = {
+        split: _labels_of(table, config.label, functools.partial(name_of, split))
+        for split, table in tables.items()
+    }
+    names, numbers = number_labels(labels, class_names, name_of)
     return EncodedSource(
         config.type,
         names,
@@ -59,14 +67,9 @@ def _encoded(table: Any, config: HuggingFace, split: str, labels: Ids) -> Encode
     return EncodedSplit(labels, [f"{row}" for row in range(len(labels))], sizes, read, name_of)
 
 
-def _labels_of(table: Any, column: str) -> list[Label]:
+def _labels_of(table: Any, column: str, name_of: Callable[[int], str]) -> list[Label]:
     found = table.with_format(None)[column][:]
-    for row, label in enumerate(found):
-        if isinstance(label, bool) or not isinstance(label, int | str):
-            raise DatasetError(
-                f"row {row}: the label {one_line(label)} is neither a whole number nor a name"
-            )
-    return list(found)
+    return [check_label(label, name_of(row)) for row, label in enumerate(found)]
 
 
 def _tables_of(config: HuggingFace) -> dict[str, Any]:

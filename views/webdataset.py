@@ -16,7 +16,8 @@ from typing import NamedTuple
 from configs.schema import WebDataset
 from runtime.reading import BadFile, parse_json, read_bounded
 from runtime.text import one_line
-from views.encoded import EncodedSource, EncodedSplit, Label, labelled
+from views.encoded import EncodedSource, EncodedSplit
+from views.labels import Label, check_label, number_labels
 from views.listing import IMAGE_SUFFIXES
 from views.pictures import MOST_BYTES, shown_path
 from views.splits import DatasetError, Ids
@@ -48,7 +49,7 @@ def web_dataset(config: WebDataset) -> EncodedSource:
         ),
     }
     labels = {split: [sample.label for sample in some] for split, some in splits.items()}
-    class_names, numbers = labelled(
+    class_names, numbers = number_labels(
         labels, names, lambda split, number: _name_of(splits[split][number])
     )
     return EncodedSource(
@@ -120,9 +121,7 @@ def _label_of(tar: Tar, by_ending: dict[str, TarMember], label: str, shown: str)
         value = parse_json(content, Path(member.name))[json_key]
     except (UnicodeDecodeError, BadFile, KeyError, TypeError, IndexError):
         raise DatasetError(f"{shown}: .{ending} holds no label {one_line(json_key)}") from None
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise DatasetError(f"{shown}: the label {one_line(value)} is no number and no name")
-    return value
+    return check_label(value, shown)
 
 
 def _lines_of(file: Path) -> list[str]:

@@ -227,7 +227,9 @@ def _described(
 def _print_hints(setup: Setup, console: Console) -> None:
     shape = view_shape(setup.dataset.train.first_shape, setup.config.views.augment)
     net = setup.config.teacher
-    hints = stem_hint(net.arch, net.stem, shape, "teacher.stem"), setup.dataset.untested_hint
+    hints = [stem_hint(net.arch, net.stem, shape, "teacher.stem"), *setup.dataset.hints]
+    if setup.config.training is None:  # trained elsewhere, maybe with classes in another order
+        hints.append(setup.dataset.order_hint)
     for hint in filter(None, hints):
         console.print(hint)
 

@@ -287,7 +287,10 @@ def broken(root: Path, mistake: str) -> None:
     [
         ("no root", "there is no folder"),
         ("no train", "has no folder train/"),
-        ("no test", "neither a folder test/ nor a folder val/"),
+        (
+            "no test",
+            "has no folder test/, val/, valid/ or validation/ of test images; it has testing",
+        ),
         ("one class", "at least two classes; found only 'cat'"),
         ("empty class", "dog holds no image"),
         ("unknown test class", "classes that train/ does not: bird"),

@@ -152,7 +152,7 @@ def plan_lines(
     samples = len(dataset.train)
     further = further_configs(config, teacher)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
-    hints = [*stem_hints(config, teacher, shape), *filter(None, [dataset.untested_hint])]
+    hints = [*stem_hints(config, teacher, shape), *dataset.hints]
     passes = f"{samples:,} samples x {config.training.epochs} epochs through {config.student.arch}"
     if ranks > 1:
         passes += f", by {ranks} processes"

@@ -207,7 +207,7 @@ def _bytes_of(module: nn.Module) -> int:
 def _announce(session: Session, run: Run, console: Console) -> None:
     study, net = run.study, run.study.config.student
     slow_stem = stem_hint(net.arch, net.stem, study.image_shape, "student.stem")
-    for hint in filter(None, (slow_stem, study.dataset.untested_hint)):
+    for hint in filter(None, (slow_stem, *study.dataset.hints)):
         console.print(hint)
     if session.learner.start is not None:
         console.print(f"the student {session.learner.start.said}")

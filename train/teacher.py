@@ -59,7 +59,7 @@ def train_teacher(
     picked = pick_device(device)
     size = f"{run} on {picked}" + ("" if ranks.is_alone else f" in each of {ranks.world} processes")
     console.print(f"training the teacher {config.name} into {run.weights}: {size}")
-    if hint := run.dataset.untested_hint:
+    for hint in run.dataset.hints:
         console.print(hint)
     check_arch(config.teacher.arch)
     normalisation = config.dataset.normalisation

@@ -11,6 +11,7 @@ dataset of their own.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -88,6 +89,7 @@ def pack(
         _pack_pixels(config, file, console)
         return
     source = _encoded_source(config)
+    _print_hints(source.hints, console)
     options = {"max_pixels": _max_pixels(config), "num_workers": num_workers}
     if file.suffix == SUFFIX:
         shard_bytes = shard_mb * 1_000_000
@@ -105,9 +107,15 @@ def pack(
 def _pack_pixels(config: TeacherConfig, file: Path, console: Console) -> None:
     dataset = config.dataset
     source = open_source(dataset)
+    _print_hints(source.hints, console)
     chosen = chosen_ids(source.train.labels, dataset.limit, dataset.validation_fraction)
     pack_pixels(source, file, [ids for ids in chosen if len(ids)])
     console.print(_outcome(file, len(source.train), len(source.test), file.stat().st_size))
+
+
+def _print_hints(hints: Sequence[str], console: Console) -> None:
+    for hint in hints:
+        console.print(hint)
 
 
 def _file_and_overrides(words: list[str]) -> tuple[Path | None, list[str]]:

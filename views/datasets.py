@@ -26,7 +26,7 @@ class Dataset:
     """Splits in their fixed order; `digest` (sha256, hex) pins the training samples and labels.
 
     type: as configs name it; a packed file has that of the dataset it was packed from. None: the
-    config's. limit_cuts: whether `limit` leaves any sample out.
+    config's. limit_cuts: whether `limit` leaves any sample out. notes, order_hint: see `Source`.
     validation: training samples held out to choose the best epoch on; None where that is the
     test split's task.
     """
@@ -40,6 +40,8 @@ class Dataset:
     digest_tested: Callable[[], str] = lambda: ""  # computed when a run asks, not by a pass
     type: str | None = None
     limit_cuts: bool = True
+    notes: tuple[str, ...] = ()
+    order_hint: str = ""
 
     @cached_property
     def tested_digest(self) -> str:
@@ -49,6 +51,11 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def hints(self) -> list[str]:
+        """Lines for whoever starts a pass or a training on these images."""
+        return [*self.notes, *filter(None, [self.untested_hint])]
 
     @property
     def untested_hint(self) -> str:
@@ -88,6 +95,8 @@ def load_dataset(config: DatasetConfig, kept_in: Path | None = None) -> Dataset:
         ),
         type=source.type,
         limit_cuts=len(kept) + len(held) < len(source.train.labels),
+        notes=source.hints,
+        order_hint=source.order_hint,
     )
 
 
@@ -103,9 +112,13 @@ def open_source(config: DatasetConfig, kept_in: Path | None = None) -> Source:
         file = config.file if isinstance(config, Packed) else config.packed
         return packed(path_or_url(file), config.max_pixels, kept_in)
     if isinstance(config, ImageFolder):
+        from views.folder_layout import FolderLayout
         from views.folders import image_folder
 
-        return image_folder(Path(config.root), config.max_pixels, kept_in)
+        layout = FolderLayout(
+            config.test, config.class_names, config.test_fraction, config.test_seed
+        )
+        return image_folder(Path(config.root), config.max_pixels, kept_in, layout)
     from views import bundled
 
     return bundled.digits() if isinstance(config, Digits) else bundled.cifar(config)

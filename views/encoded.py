@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from views.folders import digest_of_files, hashed_files, relative_name
+from views.folders import digest_of_files, hashed_files
 from views.pictures import picture_size, read_picture, refuse_other_files, shown_path
 from views.splits import DatasetError, Ids, Source, Split
 
@@ -48,12 +48,13 @@ class EncodedSplit:
 
 @dataclass(frozen=True, eq=False)
 class EncodedSource:
-    """A dataset of encoded files. type: as configs name it."""
+    """A dataset of encoded files. type: as configs name it. hints: lines for the user."""
 
     type: str
     class_names: tuple[str, ...]
     train: EncodedSplit
     test: EncodedSplit
+    hints: tuple[str, ...] = ()
 
     @property
     def splits(self) -> Mapping[str, EncodedSplit]:
@@ -76,25 +77,29 @@ class EncodedSource:
 def encoded_folder(source: Source) -> EncodedSource:
     """The files of an image folder. Raises DatasetError where it is none."""
     return EncodedSource(
-        source.type, source.class_names, *map(_files_of, (source.train, source.test))
+        source.type,
+        source.class_names,
+        _files_of(source.train),
+        _files_of(source.test),
+        source.hints,
     )
 
 
 def _files_of(split: Split) -> EncodedSplit:
-    if split.paths is None:
+    paths, folder = split.paths, split.folder
+    if paths is None or folder is None:
         raise DatasetError("only an image folder can be packed as encoded bytes")
-    paths = split.paths
     return EncodedSplit(
         split.labels,
-        [_utf8_name(path) for path in paths],
+        [_utf8_name(path, folder) for path in paths],
         [picture_size(path) for path in paths],
         read=lambda sample: read_picture(paths[sample]),
         name_of=lambda sample: shown_path(paths[sample]),
     )
 
 
-def _utf8_name(path: Path) -> str:
-    name = relative_name(path)
+def _utf8_name(path: Path, folder: Path) -> str:
+    name = path.relative_to(folder).as_posix()
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import ImageFolder
-from views.listing import IMAGE_SUFFIXES, Listing, kept_digest, listing_of
+from views.folder_layout import FolderLayout, ListedSplit, find_splits
+from views.listing import Listing, kept_digest
 from views.pictures import decode_bytes, decode_picture, is_large, read_picture, shown_path
 from views.seeds import choice
 from views.splits import (
     Checksums,
-    DatasetError,
     Decoded,
     Ids,
     Source,
@@ -33,41 +33,35 @@ HASHED_FILES = 1024  # so many files, chosen by key, enter the digest with their
 
 
 def image_folder(
-    root: Path, max_pixels: int = ImageFolder.max_pixels, kept_in: Path | None = None
+    root: Path,
+    max_pixels: int = ImageFolder.max_pixels,
+    kept_in: Path | None = None,
+    layout: FolderLayout | None = None,
 ) -> Source:
-    """`root/train/<class>/*` and `root/test/<class>/*` (or `val/`), in the order of the names.
+    """Open `root/train/<class>/*` and `root/test/<class>/*`, in the order of the names.
 
     Links are followed: of images to regular files only. kept_in: the folder of caches beside which
-    the listing is stored; see `views.listing`. Raises DatasetError.
+    the listing is stored; see `views.listing`. layout: which folder has the test images, or how
+    they are chosen. Raises DatasetError.
     """
-    if not root.is_dir():
-        raise DatasetError(f"dataset.root: there is no folder {root}")
-    train_dir = root / "train"
-    if not train_dir.is_dir():
-        raise DatasetError(f"dataset.root: {root} has no folder train/ with one folder per class")
-    test_dir = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if test_dir is None:
-        raise DatasetError(f"dataset.root: {root} has neither a folder test/ nor a folder val/")
-    train = listing_of(train_dir, None, kept_in)
-    _refuse_empty_classes(train)
-    test = listing_of(test_dir, train.class_names, kept_in)
-    if not len(test):
-        raise DatasetError(f"{test_dir} holds no image")
+    found = find_splits(root, layout or FolderLayout(), kept_in)
+    train, test = found.train, found.test
     return Source(
         name=root.name,
         type="imagefolder",
-        class_names=train.class_names,
-        train=_folder_split(train, max_pixels),
-        test=_folder_split(test, max_pixels),
-        digest_of=lambda ids: _folder_digest(train, ids, kept_in),
-        test_digest=lambda: _folder_digest(test, np.arange(len(test)), kept_in),
+        class_names=train.listing.class_names,
+        train=_split_of(train, max_pixels),
+        test=_split_of(test, max_pixels),
+        digest_of=lambda ids: _folder_digest(train.listing, train.ids[ids], kept_in),
+        test_digest=lambda: _folder_digest(test.listing, test.ids, kept_in),
+        hints=found.hints,
+        order_hint=found.order_hint,
     )
 
 
-def _refuse_empty_classes(train: Listing) -> None:
-    counts = np.bincount(train.labels, minlength=len(train.class_names))
-    for name in np.array(train.class_names)[counts == 0][:1]:
-        raise DatasetError(f"{train.folder / name} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+def _split_of(part: ListedSplit, max_pixels: int) -> Split:
+    whole = _folder_split(part.listing, max_pixels)
+    return whole if len(part.ids) == len(part.listing) else whole.subset(part.ids)
 
 
 def _folder_split(listing: Listing, max_pixels: int) -> Split:
@@ -89,12 +83,8 @@ def _folder_split(listing: Listing, max_pixels: int) -> Split:
         name_of=lambda sample: shown_path(paths[sample]),
         open_each=lambda ids: (opened(paths[i]) for i in ids),
         paths=paths,
+        folder=listing.folder,
     )
-
-
-def relative_name(path: Path) -> str:
-    """`<class>/<file>`, what a digest and a packed file call an image."""
-    return f"{path.parent.name}/{path.name}"
 
 
 def _folder_digest(listing: Listing, ids: Ids, kept_in: Path | None) -> str:

@@ -38,7 +38,8 @@ def hugging_face(config: HuggingFace) -> EncodedSource:
     return EncodedSource(
         config.type,
         names,
-        *(_encoded(tables[split], config, split, numbers[split]) for split in ("train", "test")),
+        _encoded(tables["train"], config, "train", numbers["train"]),
+        _encoded(tables["test"], config, "test", numbers["test"]),
     )
 
 

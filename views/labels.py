@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runtime.reading import BadFile, read_bounded
 from runtime.text import one_line
 from views.splits import DatasetError, Ids, check_class_name
 
@@ -19,6 +22,7 @@ Label = int | str
 NameOf = Callable[[str, int], str]
 
 _MOST_CLASSES = 2**20
+_MOST_NAMES_BYTES = 2**24
 _WHOLE = re.compile(r"([+-]?[0-9]+)(\.0*)?")
 _LONGEST_NUMBER = 30  # digits that are parsed
 _NO_LABEL = "leave out the samples without a label, or set dataset.test to a split that has labels"
@@ -53,7 +57,7 @@ def number_labels(
     are_numbers = _are_numbers(labels["train"], known)
     values: dict[str, list[Label]] = {}
     for split, some in labels.items():
-        _check_kind(some, are_numbers, known, lambda row, split=split: name_of(split, row))
+        _check_kind(some, are_numbers, known, partial(name_of, split))
         values[split] = [_value(label) if are_numbers else str(label) for label in some]
     if class_names is None:
         class_names = _names_of(values["train"], are_numbers)
@@ -72,6 +76,14 @@ def number_labels(
             )
         found[split] = np.array([number_of[value] for value in those], dtype=np.int64)
     return tuple(class_names), found
+
+
+def read_class_names(file: Path) -> list[str]:
+    """Return the lines of the file that `dataset.class_names` names. Raises DatasetError."""
+    try:
+        return read_bounded(file, _MOST_NAMES_BYTES, follow=True).decode("utf-8").splitlines()
+    except (BadFile, OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"dataset.class_names: {one_line(error)}") from None
 
 
 def _are_numbers(labels: Sequence[Label], known: set[str] | None) -> bool:

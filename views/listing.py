@@ -14,12 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -27,25 +27,24 @@ from numpy.typing import NDArray
 
 from runtime.inside import write_inside
 from runtime.reading import BadFile, parse_json, read_bounded
-from runtime.text import one_line
-from views.splits import DatasetError, Ids, LazyPaths, check_class_name
+from views.splits import DatasetError, Ids, LazyPaths
+from views.tree import Images, find_classes, find_images
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 INDEX_FOLDER = ".listings"
-_VERSION = 1
+_VERSION = 2
 _NAMES_AT_ONCE = 65_536
 _SETTLED_NS = 2_000_000_000  # a folder that changed later may change again within the same tick
 _MOST_INDEX_BYTES = 2**34
 _MOST_HEADER_BYTES = 2**26
-_SUFFIXES = tuple(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The images of `folder/<class>/*`, class by class, by name.
+    """The images below `folder/<class>/`, class by class, in the order of `views.tree`.
 
-    sizes, labels: (N,) int64. names: file names, one after the other; ends: (N,) int64, where each
-    ends. changed_ns: modification time of each folder: of `folder`, then of each class's.
+    sizes, labels: (N,) int64. names: names within a class's folder, one after the other; ends: (N,)
+    int64, where each ends. folders: every folder of the tree, relative to `folder`, with its
+    modification time. left_out: number of entries that are not among the images, by reason.
     """
 
     folder: Path
@@ -54,13 +53,14 @@ class Listing:
     labels: Ids
     names: bytes
     ends: NDArray[np.int64]
-    changed_ns: tuple[int, ...]
+    folders: tuple[tuple[str, int], ...]
+    left_out: Mapping[str, int]
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def relative_names(self, ids: Ids) -> Iterator[str]:
-        """`<class>/<file>`, what a digest and a packed file call an image."""
+        """Yield `<class>/<file>`, the name of an image in a digest and in a packed file."""
         for first in range(0, len(ids), _NAMES_AT_ONCE):
             some = ids[first : first + _NAMES_AT_ONCE]
             starts = np.where(some > 0, self.ends[some - 1], 0).tolist()
@@ -132,7 +132,8 @@ def kept_digest(key: bytes, compute: Callable[[], str], kept_in: Path | None) ->
 
 
 def _listed(folder: Path, class_names: tuple[str, ...] | None) -> Listing:
-    there = _class_names(folder)
+    changed = os.stat(folder).st_mtime_ns
+    there, left_out = find_classes(folder)
     if class_names is None:
         class_names = there
         if len(there) < 2:
@@ -146,14 +147,14 @@ def _listed(folder: Path, class_names: tuple[str, ...] | None) -> Listing:
         )
     names: list[bytes] = []
     sizes: list[int] = []
-    counts, changed = [], [os.stat(folder).st_mtime_ns]
+    counts, folders = [], [("", changed)]
     for name in class_names:
-        inside = folder / name
-        changed.append(os.stat(inside).st_mtime_ns if name in there else 0)
-        images = sorted(_images_of(inside)) if name in there else []
-        counts.append(len(images))
-        names += [file for _, file, _ in images]
-        sizes += [size for _, _, size in images]
+        images = find_images(folder, name) if name in there else Images()
+        counts.append(len(images.names))
+        names += images.names
+        sizes += images.sizes
+        folders += images.folders
+        left_out += images.left_out
     return Listing(
         folder,
         class_names,
@@ -161,64 +162,13 @@ def _listed(folder: Path, class_names: tuple[str, ...] | None) -> Listing:
         np.repeat(np.arange(len(class_names)), counts),
         b"".join(names),
         np.cumsum(list(map(len, names)), dtype=np.int64),
-        tuple(changed),
+        tuple(folders),
+        left_out,
     )
 
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")  # twice as fast as os.fsdecode
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _is_folder(entry):
-                names.append(entry.name)
-    for name in names:
-        check_class_name(name, one_line(folder / name))
-    return tuple(sorted(names))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        if entry.is_symlink():
-            os.stat(entry.path)  # raises where it leads nowhere
-        if not entry.is_dir():
-            return False
-        if entry.is_symlink() and Path(entry.path).parent.resolve().is_relative_to(
-            Path(entry.path).resolve()
-        ):
-            raise DatasetError(
-                f"{one_line(entry.path)} is a symbolic link to a folder around it: an endless tree",
-                fix=f"remove the link {one_line(entry.path)}",
-            )
-    except OSError as error:
-        raise DatasetError(
-            f"{one_line(entry.path)} is a symbolic link that leads nowhere: {error.strerror}",
-            fix=f"remove the link {one_line(entry.path)}",
-        ) from None
-    return True
-
-
-def _images_of(folder: Path) -> Iterator[tuple[str, bytes, int]]:
-    """Name, name in bytes and size of each image: a regular file, or a link to one."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = os.fsencode(entry.name)
-                if not name.lower().endswith(_SUFFIXES):
-                    continue
-                status = entry.stat()
-                if not stat.S_ISREG(status.st_mode):
-                    raise DatasetError(
-                        f"{one_line(entry.path)} is named like an image, but is no regular file",
-                        fix=f"rename or remove {one_line(entry.path)}",
-                    )
-                yield entry.name, name, status.st_size
-    except OSError as error:
-        where = one_line(error.filename or folder)
-        raise DatasetError(f"cannot list {where}: {error.strerror}") from None
 
 
 # ---- the index
@@ -231,26 +181,22 @@ def _index_name(folder: Path) -> Path:
 
 def _keep(listing: Listing, kept_in: Path) -> None:
     """Write the index, unless a folder has changed so lately that it may still be changing."""
-    if time.time_ns() - max(listing.changed_ns) < _SETTLED_NS:
+    if time.time_ns() - max(changed for _, changed in listing.folders) < _SETTLED_NS:
         return
     counts = np.bincount(listing.labels, minlength=len(listing.class_names))
     payload = b"".join([listing.sizes.tobytes(), listing.ends.tobytes(), listing.names])
     header = {
         "version": _VERSION,
         "folder": os.fsencode(listing.folder.resolve()).hex(),
-        "classes": [
-            [name, count, changed]
-            for name, count, changed in zip(
-                listing.class_names, counts.tolist(), listing.changed_ns[1:], strict=True
-            )
-        ],
-        "changed_ns": listing.changed_ns[0],
-        "payload_crc32c": google_crc32c.value(payload),
+        "classes": list(zip(listing.class_names, counts.tolist(), strict=True)),
+        "folders": [[os.fsencode(name).hex(), changed] for name, changed in listing.folders],
+        "left_out": dict(listing.left_out),
     }
-    text = json.dumps(header).encode()
+    content = json.dumps(header).encode() + b"\n" + payload
+    checked = b"%08x\n" % google_crc32c.value(content) + content
     try:
         kept_in.mkdir(parents=True, exist_ok=True)
-        write_inside(kept_in, _index_name(listing.folder), text + b"\n" + payload)
+        write_inside(kept_in, _index_name(listing.folder), checked)
     except (OSError, BadFile):
         return  # no room, or no permission: the next program lists again
 
@@ -260,43 +206,36 @@ def _indexed(folder: Path, kept_in: Path) -> Listing | None:
     path = kept_in / _index_name(folder)
     try:
         content = read_bounded(path, _MOST_INDEX_BYTES)
+        checksum, _, content = content.partition(b"\n")
+        if checksum != b"%08x" % google_crc32c.value(content):
+            return None
         text, _, payload = content.partition(b"\n")
         if len(text) > _MOST_HEADER_BYTES:
             return None
         return _parsed(folder, parse_json(text, path), payload)
-    except (OSError, BadFile, KeyError, TypeError, ValueError):
+    except (OSError, BadFile, AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
-def _parsed(folder: Path, header: dict[str, object], payload: bytes) -> Listing | None:
-    rows = header["classes"]
+def _parsed(folder: Path, header: dict[str, Any], payload: bytes) -> Listing | None:
+    rows, left_out = header["classes"], header["left_out"]
     if header["version"] != _VERSION or not isinstance(rows, list):
         return None
     if header["folder"] != os.fsencode(folder.resolve()).hex():
         return None
-    names, counts, changed = zip(*rows, strict=True)
-    if _changed_ns(folder, names, changed) != (header["changed_ns"], *changed):
+    folders = [(os.fsdecode(bytes.fromhex(name)), changed) for name, changed in header["folders"]]
+    if any(os.stat(folder / name).st_mtime_ns != changed for name, changed in folders):
         return None
-    if google_crc32c.value(payload) != header["payload_crc32c"]:
-        return None
+    names, counts = zip(*rows, strict=True)
     total = sum(counts)
     sizes, ends = np.frombuffer(payload, np.int64, 2 * total).reshape(2, total)
-    labels = np.repeat(np.arange(len(names)), counts)
     return Listing(
         folder,
         tuple(names),
         sizes,
-        labels,
+        np.repeat(np.arange(len(names)), counts),
         payload[16 * total :],
         ends,
-        (int(str(header["changed_ns"])), *changed),
+        tuple(folders),
+        {str(reason): int(count) for reason, count in left_out.items()},
     )
-
-
-def _changed_ns(folder: Path, names: Sequence[str], before: Sequence[int]) -> tuple[int, ...]:
-    """Modification times now; 0 of a class that had no folder then and has none now."""
-    times = [os.stat(folder).st_mtime_ns]
-    for name, then in zip(names, before, strict=True):
-        inside = folder / name
-        times.append(os.stat(inside).st_mtime_ns if then or inside.exists() else 0)
-    return tuple(times)

@@ -83,7 +83,8 @@ def pack_encoded(
         small = EncodedSource(
             OWN_TYPE,
             source.class_names,
-            *(replace(split, sizes=sizes[name]) for name, split in source.splits.items()),
+            replace(source.train, sizes=sizes["train"]),
+            replace(source.test, sizes=sizes["test"]),
         )
         contents = (spool.read(size) for each in sizes.values() for size in each)
         _pack_files(small, file, contents, {**extra, "recoded": recode.plain()})

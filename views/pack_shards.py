@@ -102,8 +102,8 @@ def _job_of(source: EncodedSource, recode: Recode | None, rows: int) -> str:
 def _source_of(source: EncodedSource, part: _Part) -> EncodedSource:
     """The samples of one shard; its other split is empty."""
     ranges = {"train": (0, 0), "test": (0, 0), part.split: (part.start, part.stop)}
-    parts = (split.part(*ranges[name]) for name, split in source.splits.items())
-    return EncodedSource(source.type, source.class_names, *parts)
+    train, test = source.train.part(*ranges["train"]), source.test.part(*ranges["test"])
+    return EncodedSource(source.type, source.class_names, train, test)
 
 
 def _is_packed(index: Path, part: _Part, job: str) -> bool:

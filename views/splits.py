@@ -69,6 +69,7 @@ class Split:
     name_of: Callable[[int], str]
     open_each: Callable[[Ids], Iterable[tuple[Decoded, int]]] | None = None
     paths: Sequence[Path] | None = None  # of a folder's files, in the samples' order
+    folder: Path | None = None  # which their names in a digest are relative to
 
     @cached_property
     def loaded(self) -> tuple[NDArray[np.uint8], Checksums]:
@@ -105,6 +106,7 @@ class Split:
             lambda sample: self.name_of(int(ids[sample])),
             None if opened is None else lambda some: opened(ids[some]),
             None if self.paths is None else LazyPaths(self.paths.__getitem__, ids),
+            self.folder,
         )
 
 
@@ -168,6 +170,8 @@ class Source:
 
     type: as configs name it; a packed file has that of the dataset it was packed from.
     digest_of pins training samples by their ids, test_digest the whole test split: sha256, hex.
+    hints: lines for the user, as on files that are left out. order_hint: a line for a user whose
+    teacher was trained elsewhere, where other programs number the classes otherwise; or "".
     """
 
     name: str
@@ -177,6 +181,8 @@ class Source:
     test: Split
     digest_of: Callable[[Ids], str]
     test_digest: Callable[[], str]
+    hints: tuple[str, ...] = ()
+    order_hint: str = ""
 
 
 def chosen_ids(labels: Ids, limit: int | None, validation_fraction: float) -> tuple[Ids, Ids]:

@@ -9,22 +9,22 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from configs.schema import WebDataset
-from runtime.reading import BadFile, parse_json, read_bounded
+from runtime.reading import BadFile, parse_json
 from runtime.text import one_line
 from views.encoded import EncodedSource, EncodedSplit
-from views.labels import Label, check_label, number_labels
-from views.listing import IMAGE_SUFFIXES
+from views.labels import Label, check_label, number_labels, read_class_names
 from views.pictures import MOST_BYTES, shown_path
 from views.splits import DatasetError, Ids
 from views.tar_files import Tar, TarMember
+from views.tree import HIDDEN, IMAGE_SUFFIXES, describe_left_out, has_hidden_part, is_hidden
 
 _MOST_LABEL_BYTES = 2**20
-_MOST_NAMES_BYTES = 2**24
 
 
 class _Sample(NamedTuple):
@@ -40,14 +40,15 @@ def web_dataset(config: WebDataset) -> EncodedSource:
     root = Path(config.root)
     if not root.is_dir():
         raise DatasetError(f"dataset.root: there is no folder {shown_path(root)}")
-    names = None if config.class_names is None else _lines_of(root / config.class_names)
-    splits = {
-        "train": _samples_of(_shards(root, "train", [config.train]), config.label),
-        "test": _samples_of(
-            _shards(root, "test", [config.test] if config.test else ["*test*.tar", "*val*.tar"]),
-            config.label,
+    names = None if config.class_names is None else read_class_names(root / config.class_names)
+    shards = {
+        "train": _shards(root, "train", [config.train]),
+        "test": _shards(
+            root, "test", [config.test] if config.test else ["*test*.tar", "*val*.tar"]
         ),
     }
+    left_out = Counter[str]()
+    splits = {name: _samples_of(some, config.label, left_out) for name, some in shards.items()}
     labels = {split: [sample.label for sample in some] for split, some in splits.items()}
     class_names, numbers = number_labels(
         labels, names, lambda split, number: _name_of(splits[split][number])
@@ -55,7 +56,9 @@ def web_dataset(config: WebDataset) -> EncodedSource:
     return EncodedSource(
         config.type,
         class_names,
-        *(_encoded(splits[split], numbers[split]) for split in ("train", "test")),
+        _encoded(splits["train"], numbers["train"]),
+        _encoded(splits["test"], numbers["test"]),
+        tuple(filter(None, [describe_left_out(root, left_out)])),
     )
 
 
@@ -71,7 +74,7 @@ def _encoded(samples: Sequence[_Sample], labels: Ids) -> EncodedSplit:
 
 def _shards(root: Path, split: str, patterns: Sequence[str]) -> list[Path]:
     """Those that the first pattern finds that finds any."""
-    names = sorted(os.listdir(root))
+    names = sorted(name for name in os.listdir(root) if not is_hidden(name))
     for pattern in patterns:
         if found := fnmatch.filter(names, pattern):
             return [root / name for name in found]
@@ -81,17 +84,15 @@ def _shards(root: Path, split: str, patterns: Sequence[str]) -> list[Path]:
     )
 
 
-def _samples_of(shards: Sequence[Path], label: str) -> list[_Sample]:
-    samples = [sample for shard in shards for sample in _samples_in(Tar(shard), label)]
+def _samples_of(shards: Sequence[Path], label: str, left_out: Counter[str]) -> list[_Sample]:
+    samples = [sample for shard in shards for sample in _samples_in(Tar(shard), label, left_out)]
     if not samples:
         raise DatasetError(f"{shown_path(shards[0])} and the other shards hold no image")
     return samples
 
 
-def _samples_in(tar: Tar, label: str) -> Iterator[_Sample]:
-    for key, members in itertools.groupby(tar.members(), key=lambda member: _key(member.name)):
-        if key.rpartition("/")[2] == "":  # a hidden file
-            continue
+def _samples_in(tar: Tar, label: str, left_out: Counter[str]) -> Iterator[_Sample]:
+    for key, members in itertools.groupby(_shown(tar, left_out), key=lambda each: _key(each.name)):
         by_ending = {member.name[len(key) + 1 :].lower(): member for member in members}
         images = [by_ending[end] for end in by_ending if f".{end}" in IMAGE_SUFFIXES]
         shown = f"sample {one_line(key)} of {shown_path(tar.path)}"
@@ -100,6 +101,15 @@ def _samples_in(tar: Tar, label: str) -> Iterator[_Sample]:
         if images[0].size > MOST_BYTES:
             raise DatasetError(f"{shown}: an image of {images[0].size:,} bytes")
         yield _Sample(tar, images[0], _label_of(tar, by_ending, label, shown))
+
+
+def _shown(tar: Tar, left_out: Counter[str]) -> Iterator[TarMember]:
+    """The members that are not hidden; macOS puts `._000.jpg` between the files of a sample."""
+    for member in tar.members():
+        if has_hidden_part(member.name):
+            left_out[HIDDEN] += 1
+        else:
+            yield member
 
 
 def _key(name: str) -> str:
@@ -122,13 +132,6 @@ def _label_of(tar: Tar, by_ending: dict[str, TarMember], label: str, shown: str)
     except (UnicodeDecodeError, BadFile, KeyError, TypeError, IndexError):
         raise DatasetError(f"{shown}: .{ending} holds no label {one_line(json_key)}") from None
     return check_label(value, shown)
-
-
-def _lines_of(file: Path) -> list[str]:
-    try:
-        return read_bounded(file, _MOST_NAMES_BYTES, follow=True).decode("utf-8").splitlines()
-    except (BadFile, OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"dataset.class_names: {one_line(error)}") from None
 
 
 def _name_of(sample: _Sample) -> str:

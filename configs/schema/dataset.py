@@ -87,12 +87,29 @@ class Pictures(Samples):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class ImageFolder(Pictures):
-    """A tree `root/train/<class>/*` and `root/test/<class>/*` (or `val/`) of images."""
+    """A tree `root/train/<class>/*` and `root/test/<class>/*` of images."""
 
     type: Literal["imagefolder"]
     """Which dataset."""
     root: StrictStr
-    """The folder that holds `train/`."""
+    """The folder that holds `train/`; with `test_fraction` it may hold the classes' folders."""
+    test: StrictStr | None = None
+    """Folder of the test images in `root`; `null`: the first of `test`, `val`, `valid` and
+    `validation` that exists."""
+    test_fraction: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    """Fraction of the training images that is held out as the test set, chosen by a keyed hash of
+    their names, where there is no folder of test images."""
+    test_seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = 0
+    """Seed of that hash."""
+    class_names: StrictStr | None = None
+    """File in `root` that lists the classes' folders, one a line, in the order of the teacher's
+    outputs; `null`: the order of their text."""
+
+    @model_validator(mode="after")
+    def _one_test_set(self) -> ImageFolder:
+        if self.test is not None and self.test_fraction:
+            raise ValueError("test names a folder of test images and test_fraction chooses others")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

@@ -201,6 +201,40 @@ def test_the_average_follows_the_weights_and_the_statistics_of_batch_norms() -> 
             assert not torch.allclose(averaged[name], learner.network.state_dict()[name])
 
 
+class Indexed(nn.Module):
+    """Passes on its input; has tensors that a network looks things up in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("index", torch.arange(2401) * 3 + 1)
+        self.register_buffer("is_kept", torch.tensor([True, False, True]))
+        self.register_buffer("bytes", torch.tensor([7, 255], dtype=torch.uint8))
+        self.register_buffer("table", torch.rand(3), persistent=False)
+        self.number = nn.Parameter(torch.tensor([5, 9]), requires_grad=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training:
+            self.table.add_(1.0)  # derived from the step, not learned
+            self.number.add_(3)
+        return features
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.7, 0.99, 0.9999])
+def test_the_average_of_integers_and_of_buffers_that_are_not_saved_is_a_copy(decay: float) -> None:
+    learner = learner_of(
+        nn.Sequential(Indexed(), *network_of()), *ADAMW, f"training.ema.decay={decay}"
+    )
+    steps(learner, batches(6))
+    assert learner.average is not None
+    network, averaged = learner.network, learner.average.module
+    tensors = {**dict(averaged.named_parameters()), **dict(averaged.named_buffers())}
+    expected = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    copied = {"0.index", "0.is_kept", "0.bytes", "0.table", "0.number", "2.num_batches_tracked"}
+    assert int(expected["2.num_batches_tracked"]) == 6
+    for name, value in tensors.items():
+        assert torch.equal(value, expected[name]) == (name in copied), name
+
+
 @pytest.mark.parametrize("parts", [2, 3, 4])
 def test_a_batch_in_parts_is_the_same_step(parts: int) -> None:
     settings = (*ADAMW, "training.clip_gradient_norm=0.3")

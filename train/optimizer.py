@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from configs.schema import AdamW, Training
@@ -22,6 +22,8 @@ _NORMS = (
     nn.RMSNorm,
     nn.LocalResponseNorm,
 )
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def make_optimizer(
@@ -101,14 +103,49 @@ def loss_scaler(training: Training, device: torch.device) -> torch.amp.GradScale
     return torch.amp.GradScaler(device.type, enabled=training.precision == "float16")
 
 
-def weight_average(network: nn.Module, training: Training) -> AveragedModel | None:
-    """The exponential moving average of the weights and of the statistics of batch norms.
+class WeightAverage(AveragedModel):
+    """The exponential moving average of a network's weights and of its saved, real buffers.
+
+    Integer and boolean tensors (indices, counters, masks) and buffers that are not saved are copied
+    from the network: a mean of indices is another index.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+        def average_real(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+            if _is_real(averaged[0]):  # all of a list have one type
+                average(averaged, current, count)
+
+        super().__init__(network, multi_avg_fn=average_real, use_buffers=True)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        super().update_parameters(model)
+        for averaged, current in zip(_copied(self.module), _copied(model), strict=True):
+            averaged.detach().copy_(current.detach())
+
+
+def _copied(network: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors of a network of which no mean is taken."""
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            if not _is_real(parameter):
+                yield parameter
+        for name, buffer in module.named_buffers(recurse=False):
+            if not _is_real(buffer) or name in module._non_persistent_buffers_set:
+                yield buffer
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def weight_average(network: nn.Module, training: Training) -> WeightAverage | None:
+    """The moving average of a network that is trained, as `WeightAverage`.
 
     It starts as a copy of the weights after the first step. Its counter stays in host memory, as
     each step asks for it.
     """
     if training.ema is None:
         return None
-    average = get_ema_multi_avg_fn(training.ema.decay)  # type: ignore[no-untyped-call]
-    averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-    return averaged.eval().requires_grad_(False)
+    return WeightAverage(network, training.ema.decay).eval().requires_grad_(False)

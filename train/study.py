@@ -179,6 +179,8 @@ class Run:
             "run_version": RUN_VERSION,
             "student": network_identity(study.config.student, self.linear_connectors),
             "training": recipe_identity(study.config.training, self.ranks),
+            # The first versions averaged integers, too: network-ema was another one.
+            **({"ema_integers": "copied"} if study.config.training.ema else {}),
             "terms": [_UNSET_OPTIONS | term for term in plain["methods"][self.method]],
             "seed": self.seed,
             "num_views": self.num_views,

@@ -92,6 +92,8 @@ class ClusterFill:
             naming_changed_files(setup),
         ):
             started, images = time.perf_counter(), 0
+            if isinstance(writer, CacheWriter):
+                remove_spools(writer.path, nobody_resumes=True)  # of an earlier driver's workers
             work: Sequence[Work] | None = without_carried(self._teacher_pass, writer, self._console)
             while work:
                 images += self._run_blocks(writer, work, stop)

@@ -31,6 +31,7 @@ from store.layout import JOURNAL
 
 _FRAME = struct.Struct("<II")  # samples, crc32c
 _MOST_HEADER_BYTES = 2**20
+_MOST_RANKS = 2**32  # of a job; below the random numbers of `store.aside`, but for one in 2**31
 Records = Mapping[str, NDArray[Any]]  # tap -> (M, ...)
 
 
@@ -168,10 +169,16 @@ def _name_of(rank: int) -> Path:
     return Path(JOURNAL) / f"{rank:04d}.spool"
 
 
-def remove_spools(cache: Path) -> None:
-    """Remove what processes of other numbers left, once the cache is complete."""
+def remove_spools(cache: Path, *, nobody_resumes: bool = False) -> None:
+    """Remove the spools of processes of any number, once the cache is complete.
+
+    nobody_resumes: only those of a cluster's workers, whose numbers are random and not given again.
+    The caller holds the lock, and no worker runs.
+    """
     for file in (cache / JOURNAL).glob("[0-9]*.spool"):
-        remove_inside(cache, f"{JOURNAL}/{file.name}")
+        is_resumed = file.stem.isdigit() and int(file.stem) < _MOST_RANKS
+        if not (nobody_resumes and is_resumed):
+            remove_inside(cache, f"{JOURNAL}/{file.name}")
 
 
 def _first_line(file: BinaryIO) -> bytes:

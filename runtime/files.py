@@ -1,11 +1,19 @@
-"""Writes files so that a crash leaves the old one or the new one, never half of one."""
+"""Writes files so that a crash leaves the old one or the new one, never half of one.
+
+A killed process leaves its temporary file behind. The next writer of the same name removes it, if
+that process is gone. On a shared folder the process may belong to another machine or container,
+where it cannot be looked up: such a file is removed only if nothing was written to it for a day.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +24,9 @@ from numpy.typing import NDArray
 
 from runtime.reading import BadFile, kind_of_file
 from runtime.text import one_line
+
+_MOST_PROCESSES = 10_000_000  # Linux has at most 2**22
+_SECONDS_TO_KEEP = 24 * 3600
 
 
 @contextmanager
@@ -29,7 +40,9 @@ def written_aside(path: Path, suffix: str = "") -> Iterator[Path]:
     """
     if not path.is_symlink() and path.exists() and not path.is_file():
         raise BadFile(path, f"is {kind_of_file(path.stat().st_mode)}, expected a regular file")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
+    for abandoned in _abandoned(path, rf"([0-9]+)\.tmp{re.escape(suffix)}"):
+        abandoned.unlink(missing_ok=True)
+    aside = path.with_name(f".{path.name}.{_own_number()}.tmp{suffix}")
     aside.unlink(missing_ok=True)  # what a killed process of the same number left, or a link
     try:
         yield aside
@@ -55,7 +68,7 @@ def folder_written_aside(folder: Path, own: Collection[str]) -> Iterator[Path]:
     _refuse_foreign(folder, own)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
-    aside = _aside(folder, os.getpid())
+    aside = _aside(folder)
     aside.mkdir()
     try:
         yield aside
@@ -69,8 +82,8 @@ def folder_written_aside(folder: Path, own: Collection[str]) -> Iterator[Path]:
     flush_folder(folder.parent)
 
 
-def _aside(folder: Path, process: int, of: str = "new") -> Path:
-    return folder.with_name(f".{folder.name}.{of}.{process}.tmp")
+def _aside(folder: Path, of: str = "new") -> Path:
+    return folder.with_name(f".{folder.name}.{of}.{_own_number()}.tmp")
 
 
 def _take_place(new: Path, folder: Path) -> None:
@@ -78,7 +91,7 @@ def _take_place(new: Path, folder: Path) -> None:
     if not folder.exists():
         new.rename(folder)
         return
-    old = _aside(folder, os.getpid(), "old")
+    old = _aside(folder, "old")
     folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old)
@@ -100,15 +113,49 @@ def _refuse_foreign(folder: Path, own: Collection[str]) -> None:
 
 def _remove_abandoned(folder: Path) -> None:
     """What killed processes left of the same folder."""
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(?:new|old)\.([0-9]+)\.tmp")
-    for each in folder.parent.iterdir():
-        found = pattern.fullmatch(each.name)
-        if found and not each.is_symlink() and not _is_running(int(found[1])):
-            shutil.rmtree(each, ignore_errors=True)
+    for abandoned in _abandoned(folder, r"(?:new|old)\.([0-9]+)\.tmp"):
+        shutil.rmtree(abandoned, ignore_errors=True)
 
 
-def _is_running(process: int) -> bool:
-    return process != os.getpid() and Path(f"/proc/{process}").exists()
+def _abandoned(path: Path, ending: str) -> list[Path]:
+    """List the temporary files or folders of `path` whose process is gone.
+
+    ending: pattern of the name behind ".NAME.", whose group is the number of the process.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{ending}")
+    found = []
+    for name in os.listdir(path.parent):
+        match = pattern.fullmatch(name)
+        each = path.with_name(name)
+        if match and not each.is_symlink() and not _may_be_in_use(each, int(match[1])):
+            found.append(each)
+    return found
+
+
+def _may_be_in_use(file: Path, number: int) -> bool:
+    """Return True if the process of that number runs, or cannot be looked up from here."""
+    if number == _own_number():
+        return False
+    namespace, process = divmod(number, _MOST_PROCESSES)
+    if namespace == _namespace():
+        return Path(f"/proc/{process}").exists()
+    try:
+        return time.time() - file.stat().st_mtime < _SECONDS_TO_KEEP
+    except FileNotFoundError:
+        return False
+
+
+def _own_number() -> int:
+    """Return this process's number, unique among the machines and containers of a shared folder."""
+    return _namespace() * _MOST_PROCESSES + os.getpid()
+
+
+@functools.cache
+def _namespace() -> int:
+    """Return a number of 32 bits for the numbers that processes have here until the next boot."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    name = boot + os.readlink("/proc/self/ns/pid")
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
 
 
 def write_atomically(path: Path, data: bytes | NDArray[np.uint8]) -> None:

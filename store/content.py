@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,8 +184,7 @@ def lay_out(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
     for folder in folders:
         make_folder_inside(path, folder)
     make_folder_inside(path, JOURNAL)
-    for folder in ("", JOURNAL, ZARR_GROUP, *folders):
-        remove_leftovers(path, folder)
+    remove_temporary_files(path, manifest)
     settle_metadata(path, manifest)
     if metadata_faults(path, manifest):
         metadata = zarr_metadata(manifest)
@@ -199,6 +199,17 @@ def lay_out(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
         if not holds(path, whole_name(name, values.ndim), expected):
             write_inside(path, whole_name(name, values.ndim), expected)
     return manifest
+
+
+def remove_temporary_files(path: Path, manifest: Manifest) -> None:
+    """Remove what killed writers, copies and imports left in any folder of the cache.
+
+    The caller holds the lock, and no other process of its job runs.
+    """
+    arrays = [f"{ZARR_GROUP}/{name}" for name in (*manifest.arrays, LABELS, PREVIEW)]
+    for folder in ("", JOURNAL, ZARR_GROUP, *arrays):
+        with suppress(FileNotFoundError):
+            remove_leftovers(path, folder)
 
 
 def holds(cache: Path, name: str, expected: NDArray[np.uint8]) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from runtime.formats import format_size
 from runtime.inside import make_folder_inside, write_inside
 from runtime.locks import Job, WriterLock
-from store.content import holds, metadata_checksums
+from store.content import holds, metadata_checksums, remove_temporary_files
 from store.copy_out import Copied, refuse_larger
 from store.disk import is_full, refusals_of
 from store.errors import CacheBusy, CacheError, CacheFull, CacheMismatch, CacheMissing
@@ -136,6 +136,7 @@ class _Copy:
 
 
 def _copied(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None]) -> Copied:
+    remove_temporary_files(target, opened.manifest)
     metadata = zarr_metadata(opened.manifest)
     manifest = metadata_checksums(opened.manifest, metadata)
     for name, text in metadata.items():

@@ -16,7 +16,7 @@ from runtime.formats import format_size
 from runtime.inside import make_folder_inside, write_inside
 from runtime.locks import Job, WriterLock
 from runtime.text import one_line
-from store.content import metadata_checksums
+from store.content import metadata_checksums, remove_temporary_files
 from store.disk import is_full, refusals_of
 from store.errors import CacheBusy, CacheDamaged, CacheError, CacheFull, CacheMismatch
 from store.hdf5_write import write_hdf5
@@ -120,6 +120,7 @@ def _write_locked(target: Path, opened: TeacherCache) -> None:
 
 def _write_folder(target: Path, opened: TeacherCache) -> None:
     manifest, whole = opened.manifest, _whole(opened)
+    remove_temporary_files(target, manifest)
     metadata = zarr_metadata(manifest)
     for name, text in metadata.items():
         write_inside(target, f"{ZARR_GROUP}/{name}", text)

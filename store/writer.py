@@ -33,6 +33,7 @@ from store.content import (
     lay_out,
     manifest_for,
     refuse_another,
+    remove_temporary_files,
 )
 from store.disk import full_error, is_full, refusals_of, refusing_full
 from store.encode import stored_arrays
@@ -152,7 +153,10 @@ class CacheWriter:
         After None this process must not write any more.
         """
         self._adopted.clear()  # what is damaged since is written again
-        return self.pending() if self._lock.alone() else None
+        if not self._lock.alone():
+            return None
+        remove_temporary_files(self.path, self.manifest)  # of ranks that were killed
+        return self.pending()
 
     def bytes_of(self, work: Sequence[Work]) -> int:
         """Bytes on disk of the chunks of `work`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime.commands import new_app, new_console, run_command
-from runtime.files import folder_written_aside, write_atomically
+from runtime.files import folder_written_aside, write_atomically, written_aside
 from runtime.inside import (
     open_to_append,
     opened_folder,
@@ -251,6 +251,52 @@ def test_something_else_under_a_name_is_one_message(
 def fill(folder: Path, text: str) -> None:
     for name in ("a", "b"):
         (folder / name).write_text(text)
+
+
+def test_file_of_a_killed_writer_is_removed_by_the_next_writer_of_its_name(tmp_path: Path) -> None:
+    target, other = tmp_path / "out.h5", tmp_path / ".other.h5.1.tmp"
+    other.write_text("of another name")
+    if (child := os.fork()) == 0:
+        with written_aside(target) as aside:
+            aside.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.glob(".out.h5.*.tmp")
+    write_atomically(target, b"whole")
+    assert not left.exists()
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".other.h5.1.tmp", "out.h5"]
+
+
+def test_file_of_a_running_writer_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "out.h5"
+    begun, killed = os.pipe(), os.pipe()
+    if (child := os.fork()) == 0:
+        with written_aside(target) as aside:
+            aside.write_text("half")
+            os.write(begun[1], b"x")
+            os.read(killed[0], 1)
+            os._exit(0)
+    os.read(begun[0], 1)
+    (running,) = tmp_path.glob(".out.h5.*.tmp")
+    write_atomically(target, b"whole")
+    assert running.exists()
+    os.write(killed[1], b"x")
+    os.waitpid(child, 0)
+    write_atomically(target, b"again")
+    assert not running.exists()
+
+
+def test_file_of_another_machine_is_removed_only_after_a_day_without_a_write(
+    tmp_path: Path,
+) -> None:
+    foreign = tmp_path / f".out.h5.{123 * 10_000_000 + 7}.tmp"
+    foreign.write_text("half")
+    write_atomically(tmp_path / "out.h5", b"whole")
+    assert foreign.exists()
+    yesterday = foreign.stat().st_mtime - 25 * 3600
+    os.utime(foreign, (yesterday, yesterday))
+    write_atomically(tmp_path / "out.h5", b"whole")
+    assert not foreign.exists()
 
 
 def content_of(folder: Path) -> set[tuple[str, str]]:

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ class _CutViews(Dataset["_Part"]):
         images = torch.from_numpy(cut)
         if self._shares_memory:
             try:
-                images.share_memory_()
+                cast(Any, images).share_memory_()
             except RuntimeError as error:
                 return str(_no_room(error))
         return images, checksums.tobytes()

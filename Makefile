@@ -99,7 +99,7 @@ RUNS_ON_CLUSTER = $(if $(value CLUSTER),--cluster $(call q,CLUSTER) \
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env cache-teacher train-student ablation export-student verify-cache check-cache list-caches bench bench-scale bench-store test lint
+.PHONY: help env cache-teacher train-student ablation export-student verify-cache check-cache list-caches bench bench-scale bench-store test test-quick test-long lint
 
 help: ## print this help
 	@echo "Teach Once: run the teacher once, train as many students as you like."
@@ -199,7 +199,16 @@ env-cluster: env ## install Ray, for CLUSTER=...
 	  cp requirements-cluster.txt $(VENV)/installed-cluster.txt; }
 
 test: env-examples env-cluster lint ## run all checks and tests, with what the examples and clusters need
-	@$(PY) -m pytest -n 3 --dist loadfile
+	@$(PYTEST)
+
+test-quick: env ## run the most telling tests, while you work
+	@$(PYTEST) -m quick
+
+test-long: env-examples env-cluster ## run the long sweeps, of which test runs a sample
+	@$(PYTEST) -m long
+
+# The tests of a group share a worker; the longest start first: tests/support/selection.py.
+PYTEST = $(PY) -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 lint: env ## run ruff and mypy
 	@$(PY) -m ruff check .

@@ -34,6 +34,11 @@ QUICK = {
 }
 
 
+def run_program(command: list[str]) -> None:
+    """In a process of its own, so that no program finds memory or threads of another's."""
+    subprocess.run(command, check=True)
+
+
 def main(arguments: list[str]) -> int:
     if arguments and arguments[0] in ALONE:
         return int(importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:]))
@@ -50,7 +55,7 @@ def main(arguments: list[str]) -> int:
         command = [sys.executable, "-m", f"benchmarks.{program}", "--device", options.device]
         command += ["--docs", str(options.docs), "--json", str(results)]
         command += QUICK[program] if options.quick else []
-        subprocess.run(command, check=True)
+        run_program(command)
         found = json.loads(results.read_text())
         rows += [[v["what"], f"{v['value']:,.3g}", v["target"], v["mark"]] for v in found]
     table = markdown(["what", "measured", "target", ""], rows)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -19,14 +21,19 @@ from rich.console import Console
 
 from configs.load import load_student, load_teacher
 from configs.schema import StudentConfig, TeacherConfig
+from tests.support.processes import PRELOADED
 from tests.support.project import QUICK_ARGS, QUICK_RUN, copy_project, make
 from tests.support.random_cache import fill
-from tests.support.teacher_cache import make_cache
+from tests.support.selection import arrange
+from tests.support.teacher_cache import CachesMadeOnce
 from train.study import Study, open_study
 from train.teacher import train_teacher
 
 if TYPE_CHECKING:
     from tests.support.object_store import Server
+
+# One import for all forks of it: importing torch takes longer than most tests.
+multiprocessing.set_forkserver_preload(PRELOADED)
 
 # One thread: these networks are too small for more, and tests share the machine.
 torch.set_num_threads(1)
@@ -40,6 +47,10 @@ settings.register_profile(
 settings.load_profile("here")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    arrange(items)
+
+
 @pytest.fixture
 def console() -> Console:
     return Console(file=io.StringIO(), width=200)
@@ -47,13 +58,23 @@ def console() -> Console:
 
 @pytest.fixture(scope="session")
 def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A resnet8 trained for three epochs: right often, and wrong often enough for GKD to matter."""
-    path = tmp_path_factory.mktemp("weights") / "teacher.pt"
-    config = load_teacher(
-        "digits-resnet20",
-        ["teacher.arch=resnet8", f"teacher.weights={path}", "training.epochs=3"],
-    )
-    train_teacher(config, device="cpu", console=Console(file=io.StringIO()))
+    """A resnet8 trained for three epochs: right often, and wrong often enough for GKD to matter.
+
+    All workers of xdist use the one that the first of them trains.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "teacher_weights"
+    folder.mkdir(exist_ok=True)
+    path = folder / "teacher.pt"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "is_trained").exists():
+            config = load_teacher(
+                "digits-resnet20",
+                ["teacher.arch=resnet8", f"teacher.weights={path}", "training.epochs=3"],
+            )
+            train_teacher(config, device="cpu", console=Console(file=io.StringIO()))
+            (folder / "is_trained").touch()
     return path
 
 
@@ -101,17 +122,23 @@ def small_student(student_overrides: list[str]) -> Callable[..., StudentConfig]:
     return make
 
 
+@pytest.fixture(scope="session")
+def caches_made_once(tmp_path_factory: pytest.TempPathFactory) -> CachesMadeOnce:
+    return CachesMadeOnce(tmp_path_factory.mktemp("caches_made_once"))
+
+
 @pytest.fixture
 def make_study(
     small_teacher: Callable[..., TeacherConfig],
     small_student: Callable[..., StudentConfig],
+    caches_made_once: CachesMadeOnce,
     tmp_path: Path,
 ) -> Callable[..., Study]:
     """A study with its cache made; overrides for the teacher and for the student."""
 
     def make(teacher: Sequence[str] = (), student: Sequence[str] = ()) -> Study:
         config = small_teacher(*teacher)
-        make_cache(config, tmp_path / "caches")
+        caches_made_once.copy_into(config, tmp_path / "caches")
         return open_study(
             small_student(*student),
             config,
@@ -137,10 +164,12 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cached(small_teacher: Callable[..., TeacherConfig], tmp_path: Path) -> list[str]:
+def cached(
+    small_teacher: Callable[..., TeacherConfig], caches_made_once: CachesMadeOnce, tmp_path: Path
+) -> list[str]:
     """Arguments that point a digits-resnet8 run at a small cache and a temporary runs folder."""
     config = small_teacher("taps.energy=float16", "taps.hint={stage: stage2}")
-    make_cache(config, tmp_path / "caches")
+    caches_made_once.copy_into(config, tmp_path / "caches")
     return [
         "--caches",
         str(tmp_path / "caches"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as suite
-from benchmarks import dtypes, profile, ranks, read, rows
+from benchmarks import dtypes, profile, ranks, read, rows, setting
 from benchmarks.harness import Timing, Verdict, interleaved, write_section
 
 ROOT = Path(__file__).parent.parent
@@ -112,11 +114,24 @@ def test_a_view_through_a_mirror_is_measured_beside_get_and_a_folder(tmp_path: P
     assert float(get.split("|")[3].split(" ±")[0]) <= 21  # the server keeps to its rate
 
 
-def test_every_target_is_measured_and_ends_in_one_table(tmp_path: Path) -> None:
+def run_here(command: list[str]) -> None:
+    """What `run_program` starts, without a process and its imports for each."""
+    assert command[1] == "-m"
+    assert importlib.import_module(command[2]).main(command[3:]) == 0
+
+
+@pytest.mark.parametrize("starts_processes", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_every_target_is_measured_and_ends_in_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts_processes: bool
+) -> None:
     docs = tmp_path / "b.md"
     # `start` calls make, which needs the environment that make has made.
-    has_environment = (ROOT / ".venv" / "installed.txt").is_file()
+    has_environment = starts_processes and (ROOT / ".venv" / "installed.txt").is_file()
     programs = "steps teacher_pass study topk" + (" start" if has_environment else "")
+    if not starts_processes:
+        monkeypatch.setattr(suite, "run_program", run_here)
+        small = dataclasses.replace(setting.SHAPES["digits"], num_train=128)
+        monkeypatch.setitem(setting.SHAPES, "digits", small)
     arguments = ["--quick", "--device", "cpu", "--only", programs]
     assert suite.main([*arguments, "--docs", str(docs), "--results", str(tmp_path)]) == 0
     text = docs.read_text()

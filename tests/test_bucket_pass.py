@@ -6,8 +6,6 @@ import io
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,7 +26,8 @@ from store.__main__ import cli as store
 from tests.support.object_store import SECRETS, Server, emptied
 from tests.support.pass_commands import arguments_of
 from tests.support.photograph_study import PLAIN, configs_of
-from tests.support.project import QUICK_RUN, ROOT
+from tests.support.processes import start
+from tests.support.project import QUICK_RUN
 from tests.support.teacher_cache import CPU, make_cache, setup_of
 from train.__main__ import cli as train
 
@@ -161,18 +160,13 @@ def test_the_command_that_an_error_names_mends_the_cache(
 def test_ranks_of_a_job_and_another_pass_make_one_cache_at_once(
     server: Server, words: list[str]
 ) -> None:
-    command = [sys.executable, "-m", "precompute", *to_bucket(words)]
+    command = ["precompute", *to_bucket(words)]
     job = ["--job", "j", "--world", "2", "--rank"]
-    passes = [
-        subprocess.Popen(
-            [*command, *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for more in ([*job, "0"], [*job, "1"], [])
-    ]
+    passes = [start(*command, *more) for more in ([*job, "0"], [*job, "1"], [])]
     for each in passes:
         printed, errors = each.communicate(timeout=120)
         assert each.returncode == 0, errors
-        assert b"is complete" in printed
+        assert "is complete" in printed
     name = name_of(server)
     assert store(["check", f"{CACHES}/{name}"]) == 0
     lines = [key for key in server.all_keys() if f"caches/{name}/journal/" in key]

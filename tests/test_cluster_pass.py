@@ -232,13 +232,13 @@ NORM = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 def test_a_plan_says_the_hours_of_all_workers_and_what_does_not_fit_is_refused(
     nodes: Nodes, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "seconds").write_text("0.25")  # 64 images/s a worker
+    (folder / "seconds").write_text("1")  # 16 images/s a worker, less what a busy machine takes
     assert cli(command(folder, tmp_path, nodes, "--plan")) == 0
     (folder / "seconds").unlink()
     planned = capfd.readouterr().out
     assert "images/s on 2 workers" in planned
     rate = float(planned.split(" images/s on 2 workers")[0].split()[-1].replace(",", ""))
-    assert 64 < rate < 128
+    assert 16 < rate < 32
     assert not list(tmp_path.glob("digits-*"))
     assert cli(command(folder, tmp_path, nodes, "--gpus-per-worker", "1")) == 2
     assert "no node of the cluster has 1 CPU and 1 GPU" in capfd.readouterr().err

@@ -18,6 +18,7 @@ from configs.load import load_student
 from precompute.__main__ import cli as precompute
 from store.transfer import export_cache
 from tests.support.pass_commands import arguments_of
+from tests.support.processes import run, start
 from tests.support.training_runs import without_times
 from train.__main__ import cli
 
@@ -47,13 +48,13 @@ def test_an_ablation_trains_every_method_and_repeats_nothing(
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     cached: list[str], tmp_path: Path
 ) -> None:
-    call = [sys.executable, "-m", "train", "student", "digits-resnet8", "--method", "cd+gkd+edt"]
+    call = ["train", "student", "digits-resnet8", "--method", "cd+gkd+edt"]
     call += ["--checkpoint-minutes", "0", "--device", "cpu", *cached]
     call += ["training.epochs=16", "training.batch_size=4"]
     steps_of, chance = tmp_path / "runs" / "digits-resnet8", np.random.default_rng(0)
     kills = 0
     for _ in range(2):
-        process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = start(*call)
         while process.poll() is None and not list(steps_of.glob("*/checkpoint.pt")):
             time.sleep(0.01)
         time.sleep(chance.uniform(0.0, 1.5) if not kills else chance.uniform(1.0, 2.5))
@@ -61,12 +62,12 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
         process.kill()
         process.wait()
     assert kills >= 1
-    subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert run(*call).returncode == 0
     (killed,) = steps_of.iterdir()
     resumed = torch.load(killed / "last.pt", weights_only=True)
     metrics = without_times(killed)
     shutil.rmtree(killed)
-    subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert run(*call).returncode == 0
     whole = torch.load(killed / "last.pt", weights_only=True)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert metrics == without_times(killed)
@@ -122,14 +123,8 @@ def test_a_student_trains_the_same_from_the_exported_file(
 def test_a_training_that_is_stopped_says_so_and_goes_on(
     cached: list[str], tmp_path: Path, number: int, status: int
 ) -> None:
-    call = [sys.executable, "-m", "train", "student", "digits-resnet8", "--method", "ce", *cached]
-    process = subprocess.Popen(
-        [*call, "training.epochs=300"],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    call = ["train", "student", "digits-resnet8", "--method", "ce", *cached]
+    process = start(*call, "training.epochs=300")
     while not list(tmp_path.glob("runs/*/*/checkpoint.pt")):
         assert process.poll() is None
         time.sleep(0.02)

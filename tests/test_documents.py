@@ -24,6 +24,7 @@ from store import TeacherCache
 from teach_once.__main__ import programs
 from tests.support.documents import code_blocks, commands, documents, links
 from tests.support.object_store import emptied, running
+from tests.support.processes import make_in_forks, run
 from tests.support.project import QUICK_ARGS, ROOT, make, makefile_targets
 from train.__main__ import cli
 from train.terms import loss_named
@@ -87,6 +88,7 @@ print(sum(p.grad.abs().sum().item() for p in student.parameters()))
     assert gradient > 0
 
 
+@pytest.mark.long
 def test_what_the_readme_shows_of_clusters_and_buckets_runs(
     trained_checkout: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +149,16 @@ def test_the_job_array_of_the_documents_fills_the_cache(trained_checkout: Traine
     assert any(" is complete. " in text for text in printed)
 
 
+def test_the_job_of_two_machines_in_the_documents_can_be_typed() -> None:
+    (script,) = re.findall(
+        r"```slurm\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL
+    )
+    words = shlex.split(script.rpartition(" -m ")[2])
+    assert words[:2] == ["train", "student"]
+    check_program(words[0], words[1:])
+
+
+@pytest.mark.long
 def test_the_job_of_two_machines_in_the_documents_trains_a_student(
     trained_checkout: Trained,
 ) -> None:
@@ -194,7 +206,7 @@ def test_a_folder_and_a_checkpoint_become_a_student(checkout: Path, photographs:
     save_atomically({"state_dict": network.state_dict()}, checkout / "checkpoint.pt")
     (command,) = [line for line in commands(README) if "STUDENT=photos" in line]
     quick = "teacher.views.count=1 teacher.views.augment.size_px=32 training.epochs=1"
-    result = make(*command.split()[1:], f"ARGS={quick}", cwd=checkout)
+    result = make_in_forks(*command.split()[1:], f"ARGS={quick}", cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert "cd+gkd, seed 0: " in result.stdout
     assert "Warning" not in result.stderr
@@ -216,18 +228,13 @@ def test_photographs_and_the_name_of_a_model_become_an_exported_student(
     save_atomically(network.state_dict(), checkout / "random.pt")
     for line in (new_teacher.replace("--root", "--weights random.pt --root"), new_student):
         program, _, file = line.removeprefix("python ").partition(" > ")
-        ran = subprocess.run(
-            [sys.executable, *shlex.split(program)],
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        module, *words = shlex.split(program.removeprefix("-m "))
+        ran = run(module, *words, cwd=checkout)
         assert ran.returncode == 0, ran.stderr
         (checkout / file).write_text(ran.stdout)
     quick = "teacher.views.count=1 teacher.views.augment.size_px=32 training.epochs=1"
     quick += " training.schedule.warmup_epochs=0 training.batch_size=10"
-    result = make(*shlex.split(train_and_export)[1:], f"ARGS={quick}", cwd=checkout)
+    result = make_in_forks(*shlex.split(train_and_export)[1:], f"ARGS={quick}", cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert "cd+embedding, seed 0: " in result.stdout
     import_timm().create_model(

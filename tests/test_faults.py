@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from store.work import Work
 from tests.support.damage import flip
 from tests.support.killed_pass import run_pass
 from tests.support.pass_commands import arguments_of, overrides_of
+from tests.support.processes import start
 from tests.support.random_cache import fill, open_writer, records_of
 from tests.support.teacher_cache import make_cache, setup_of
 
@@ -41,18 +41,18 @@ def all_records(path: Path) -> dict[str, np.ndarray]:
 # ---- SIGKILL
 
 
-def test_25_kills_at_random_moments_and_a_resume_after_each_give_the_uninterrupted_cache(
-    small_teacher: Make, tmp_path: Path
+@pytest.mark.parametrize("number", [10, pytest.param(50, marks=pytest.mark.long)])
+def test_kills_at_random_moments_and_a_resume_after_each_give_the_uninterrupted_cache(
+    small_teacher: Make, tmp_path: Path, number: int
 ) -> None:
     config = small_teacher()
     overrides = overrides_of(config.teacher.weights)
     whole = make_cache(config, tmp_path / "whole", batch_size=2, block_rows=4)
     path = setup_of(config, tmp_path / "killed").path
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.support.killed_pass"])
     random.seed(0)
     kills = halfway = committed = 0
-    while kills < 25:
+    while kills < number:
         child = processes.Process(target=run_pass, args=(overrides, tmp_path / "killed"))
         child.start()
         wanted = committed + random.randint(0, 6)
@@ -71,7 +71,7 @@ def test_25_kills_at_random_moments_and_a_resume_after_each_give_the_uninterrupt
             assert_same(all_records(path), all_records(whole.path))
             shutil.rmtree(path)
             committed = 0
-    assert halfway >= 5, "the kills came too early to say anything"
+    assert halfway >= number // 5, "the kills came too early to say anything"
     run_pass(overrides, tmp_path / "killed")
     assert TeacherCache.open(path).faults() == []
     assert not list(path.rglob("*.tmp"))
@@ -97,15 +97,9 @@ def test_a_signal_lets_the_block_finish_and_the_same_command_resumes(
     small_teacher: Make, tmp_path: Path, number: int, status: int
 ) -> None:
     config = small_teacher()
-    call = [sys.executable, "-m", "precompute", *arguments_of(config, tmp_path)]
+    call = ["precompute", *arguments_of(config, tmp_path)]
     call[call.index("--batch-size") + 1] = "1"
-    process = subprocess.Popen(
-        [*call, "views.count=9"],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    process = start(*call, "views.count=9")
     while not list(tmp_path.glob("*/journal/*.jsonl")):
         assert process.poll() is None
         time.sleep(0.005)

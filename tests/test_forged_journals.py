@@ -83,9 +83,9 @@ def test_a_journal_that_is_none_is_named_beside_a_sound_one(
 ) -> None:
     (cache_to_forge / "journal" / "000002-0000.jsonl").write_bytes(content)
     (cache_to_forge / "journal" / "3-x.jsonl").write_bytes(content)
-    started = time.perf_counter()
+    started = time.process_time()
     assert cli(["check", str(cache_to_forge)]) == 0  # every block is committed all the same
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     printed = capsys.readouterr().out
     assert "unreadable line of the journal" in printed
     assert "000002-0000.jsonl, line 1" in printed
@@ -126,13 +126,13 @@ def test_a_million_planned_views_of_which_nothing_is_there_take_no_time(
     cache_to_forge: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forge_manifest(cache_to_forge, set_at("num_views", to=10**6))
-    started = time.perf_counter()
+    started = time.process_time()
     for command in ("info", "check"):
         cli([command, str(cache_to_forge)])
     assert cli(["list", "--caches", str(cache_to_forge.parent)]) == 0
     with pytest.raises(CacheIncomplete, match="6 of 3,000,000 blocks"):
         TeacherCache.open(cache_to_forge)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert "8,999,9" in capsys.readouterr().out  # faults
 
 

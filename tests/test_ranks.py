@@ -91,7 +91,7 @@ def alone(asked: list[Asked], tmp_path_factory: pytest.TempPathFactory) -> dict[
     return trained(asked, tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_every_method_is_trained_as_by_one_process(
     world: int, asked: list[Asked], alone: dict[str, Found], tmp_path: Path
 ) -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from tests.support import slow_loss
+from tests.support.processes import Started, start
 from tests.support.project import ROOT
-from tests.support.rank_training import SECONDS, run_ranks
+from tests.support.rank_training import SECONDS, run_ranks, start_ranks
 from tests.support.training_runs import without_times
 from train.__main__ import cli
 
@@ -55,17 +56,7 @@ def torchrun(world: int, command: Sequence[str], *options: str) -> subprocess.Po
     )
 
 
-def alone(command: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def output_of(process: subprocess.Popen[str]) -> str:
+def output_of(process: subprocess.Popen[str] | Started) -> str:
     """All that it prints until it ends; torchrun ends its ranks where they hang."""
     try:
         return process.communicate(timeout=SECONDS)[0]
@@ -75,7 +66,7 @@ def output_of(process: subprocess.Popen[str]) -> str:
         raise
 
 
-def wait_for(steps: Path, number: int, process: subprocess.Popen[str]) -> None:
+def wait_for(steps: Path, number: int, process: subprocess.Popen[str] | Started) -> None:
     """Until so many steps were taken, counted on each rank."""
     deadline = time.monotonic() + SECONDS
     while not steps.exists() or steps.stat().st_size < number:
@@ -113,8 +104,10 @@ def assert_as(found: list[dict[str, object]], expected: list[dict[str, object]])
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
         for key, value in one.items():
-            if key == "losses" or isinstance(value, float):
-                assert value == pytest.approx(other[key], rel=1e-5)
+            if key.endswith("_error"):  # %: an image or two may change sides
+                assert value == pytest.approx(other[key], abs=0.3)
+            elif key == "losses" or isinstance(value, float):
+                assert value == pytest.approx(other[key], rel=1e-4)
             else:
                 assert value == other[key]
 
@@ -122,28 +115,27 @@ def assert_as(found: list[dict[str, object]], expected: list[dict[str, object]])
 def test_a_signal_to_any_rank_stops_all_after_one_step_and_any_number_of_ranks_resumes(
     command: list[str], cached: list[str], uninterrupted: list[dict[str, object]], steps: Path
 ) -> None:
-    two = torchrun(2, command)
-    wait_for(steps, 2 * 2, two)
-    os.kill(rank_pids(two)[1], signal.SIGTERM)
-    output = output_of(two)
-    assert two.returncode != 0
+    two = start_ranks(2, command)
+    wait_for(steps, 2 * 2, two[0])
+    two[1].send_signal(signal.SIGTERM)
+    output = "".join(output_of(each) for each in two)
+    assert all(each.returncode not in (0, None) for each in two)
     assert output.count("stopped in epoch 1 after step") == 1, output
-    assert "Traceback" not in output.partition("torch/distributed")[0], output
+    assert "Traceback" not in output, output
     state = torch.load(folder_of(cached) / "checkpoint.pt", weights_only=True)
     assert state["epoch"] == 0
     taken = state["partial"]["step"]
     assert steps.stat().st_size == 2 * taken  # both ranks stopped after the same step
 
-    one = alone(command)
+    one = start(*command[1:], merged=True)
     wait_for(steps, 2 * taken + 4, one)
     one.send_signal(signal.SIGTERM)
     output = output_of(one)
     assert one.returncode == 128 + signal.SIGTERM, output
 
     (steps.parent / "seconds").write_text("0")
-    two = torchrun(2, command)
-    output = output_of(two)
-    assert two.returncode == 0, output
+    outcomes = run_ranks(2, command)
+    assert [code for code, _ in outcomes] == [0, 0], outcomes
     assert_as(without_times(folder_of(cached)), uninterrupted)
     assert not (folder_of(cached) / "checkpoint.pt").exists()
 

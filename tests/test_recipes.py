@@ -86,7 +86,7 @@ def test_a_student_of_every_config_trains_from_its_teachers_cache(
         stem=teacher.teacher.stem,
     )
     save_atomically(network.state_dict(), tmp_path / "w.pt")
-    setup, options = setup_of(teacher, tmp_path / "caches"), PassOptions(CPU)
+    setup, options = setup_of(teacher, tmp_path / "caches"), PassOptions(CPU, batch_size=4)
     plan = plan_pass(setup, options)
     assert plan.pending_records == len(setup.dataset.train)
     fill_cache(setup, options, Console(file=io.StringIO()))

@@ -50,10 +50,10 @@ def everything_in(source: Source) -> tuple[Any, ...]:
 
 
 def refusal(call: Callable[[], object]) -> str:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(DatasetError) as caught:
         call()
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     return str(caught.value)
 
 

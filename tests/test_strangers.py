@@ -10,13 +10,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.project import ROOT
+from tests.support.processes import run
 from tests.support.strangers.cases import Case, run_case
 from tests.support.strangers.changes import Change
 from tests.support.strangers.commands import Command
@@ -32,20 +31,31 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def by_hand(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A program of tests/support, as one runs it by hand."""
-    return subprocess.run(
-        [sys.executable, "-m", f"tests.support.{program}", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run(f"tests.support.{program}", *arguments)
 
 
 def test_changed_files_break_no_promise(world: Path) -> None:
     done = by_hand("strangers", "--cases", "240", "--world", str(world))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "240 cases" in done.stdout
+
+
+@pytest.mark.long
+def test_many_changed_files_break_no_promise(world: Path) -> None:
+    done = by_hand("strangers", "--cases", "3000", "--seed", "1", "--world", str(world))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_many_flipped_bits_of_any_file_are_noticed_or_harmless(world: Path) -> None:
+    done = by_hand("flipped_bits", "--most", "200", "--seed", "1", "--world", str(world))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_commands_killed_often_leave_nothing_half_written(world: Path) -> None:
+    done = by_hand("killed_commands", "--kills", "15", "--seed", "1", "--world", str(world))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_flipped_bit_of_any_file_is_noticed_or_harmless(world: Path) -> None:

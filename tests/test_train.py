@@ -138,6 +138,7 @@ def test_with_a_held_out_split_the_best_epoch_is_chosen_on_it(make_study: MakeSt
     assert result.last_validation == epochs[-1].validation.top1
 
 
+@pytest.mark.long  # the compiler takes a minute; the next test captures the same graphs without it
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # torch's compiler has its own
 def test_a_compiled_student_with_connectors_learns_the_same(make_study: MakeStudy) -> None:

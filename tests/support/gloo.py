@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -22,8 +21,6 @@ def on_ranks(
 
     function: importable by name. folder: an empty one, for what they exchange.
     """
-    # One import, and forks of it: importing torch takes longer than most tests.
-    multiprocessing.set_forkserver_preload([function.__module__])
     mp.start_processes(
         _on_rank, args=(world, function, folder), nprocs=world, start_method="forkserver"
     )

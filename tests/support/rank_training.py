@@ -20,6 +20,7 @@ import torch
 
 from configs.load import load_student, load_teacher
 from runtime.commands import end_process
+from tests.support.processes import Started, start
 from tests.support.project import ROOT
 from train.ranks import ALONE, Ranks, joined_ranks
 from train.results import EpochResult
@@ -110,23 +111,29 @@ def run_ranks(
 
 def start_ranks(
     world: int, command: Sequence[str], environment: dict[str, str] | None = None
-) -> list[subprocess.Popen[str]]:
-    """The same, running."""
+) -> list[Started] | list[subprocess.Popen[str]]:
+    """The same, running; `-m` and a module cost no import of torch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
     shared |= {"LOCAL_WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1", **(environment or {})}
+    environments = [
+        {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for rank in range(world)
+    ]
+    if command[0] == "-m":
+        return [start(*command[1:], env=each, merged=True) for each in environments]
     return [
         subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=each,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(world)
+        for each in environments
     ]
 
 

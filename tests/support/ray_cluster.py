@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.project import ROOT
+from tests.support.processes import Started, start
 
 _STORE_BYTES = 80 * 2**20
 _SECONDS = 90.0
@@ -51,18 +49,10 @@ def cluster_of(number: int) -> Iterator[Nodes]:
         cluster.shutdown()
 
 
-def started(*words: str) -> subprocess.Popen[str]:
-    """`python -m` these words, in the background."""
-    return subprocess.Popen(
-        [sys.executable, "-m", *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+started = start  # `python -m` these words, in the background
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], bool], process: Started) -> None:
     """Fails where the process ends before."""
     deadline = time.monotonic() + _SECONDS
     while not condition():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import torch
@@ -30,7 +31,24 @@ def make_cache(
     batch_size: int = 256,
     block_rows: int | None = 16,
 ) -> TeacherCache:
+    setup = setup_of(config, caches_dir)
     options = PassOptions(CPU, batch_size, block_rows)
-    cache = fill_cache(setup_of(config, caches_dir), options, Console(file=io.StringIO()))
+    cache = fill_cache(setup, options, Console(file=io.StringIO()))
     assert cache is not None
     return cache
+
+
+class CachesMadeOnce:
+    """Copies of caches, each of which is computed once: the same one for the same identity.
+
+    Not for tests of the pass itself, nor for those that change what it does.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def copy_into(self, config: TeacherConfig, caches_dir: Path) -> None:
+        setup = setup_of(config, self._folder)
+        if not setup.path.exists():
+            make_cache(config, self._folder)
+        shutil.copytree(setup.path, caches_dir / setup.path.name, dirs_exist_ok=True)

@@ -1,0 +1,148 @@
+"""Programs of the project in processes of their own that need not import torch each time.
+
+They are forks of one process that has imported what the programs need (Python's forkserver), have
+an interface like `subprocess.Popen`'s, can be signaled and killed, and end as `python -m` would.
+Tests of what happens before or while Python imports things start `sys.executable` instead.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.support.project import ROOT, make
+
+# No `__main__`: runpy warns about one that is imported already.
+PRELOADED = [
+    *(
+        "sklearn.datasets",
+        "nets.timm_models",
+        "precompute.fill",
+        "precompute.cluster_fill",
+        "precompute.verify",
+    ),
+    *("train.student", "train.teacher", "train.together", "train.trial", "train.on_cluster"),
+    *("train.export", "report.write", "views.streaming", "torch.distributed"),
+    *("tests.support.killed_pass", "tests.support.gloo", "tests.support.slow_loss"),
+]
+
+
+class Started:
+    """A running program. Its output is in files, so that it never waits for a reader."""
+
+    def __init__(
+        self,
+        module: str,
+        words: tuple[str, ...],
+        *,
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        merged: bool = False,
+    ) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="program-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._files = folder / "out", folder / ("out" if merged else "err")
+        environment = dict(os.environ if env is None else env)
+        self._process = multiprocessing.get_context("forkserver").Process(
+            target=_run, args=(module, words, str(cwd), environment, *map(str, self._files))
+        )
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a program", timeout or 0)
+        return self._process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """(stdout, stderr) of the whole run, once it has ended."""
+        self.wait(timeout)
+        out, err = self._files
+        return out.read_text(), "" if err == out else err.read_text()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start(
+    module: str,
+    *words: str,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    merged: bool = False,
+) -> Started:
+    """`python -m module words`, in the background. merged: stderr goes where stdout goes."""
+    return Started(module, words, cwd=cwd, env=env, merged=merged)
+
+
+def run(
+    module: str, *words: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The same, to its end."""
+    process = start(module, *words, cwd=cwd, env=env)
+    out, err = process.communicate()
+    assert process.returncode is not None
+    return subprocess.CompletedProcess([module, *words], process.returncode, out, err)
+
+
+def make_in_forks(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`make` with these arguments: the programs that it would start, each as a fork.
+
+    Ends with the first that fails. Tests of make itself, or of a shell, call `project.make`.
+    """
+    shown = make("-n", *arguments, cwd=cwd)
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.replace("\\\n", " ").splitlines()
+    calls = [shlex.split(line) for line in lines if line.startswith(".venv/bin/python -m ")]
+    assert calls, shown.stdout
+    out = err = ""
+    for _, _, module, *words in calls:
+        ended = run(module, *words, cwd=cwd)
+        out, err = out + ended.stdout, err + ended.stderr
+        if ended.returncode:
+            break
+    return subprocess.CompletedProcess(["make", *arguments], ended.returncode, out, err)
+
+
+def _run(
+    module: str, words: tuple[str, ...], cwd: str, environment: dict[str, str], out: str, err: str
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for number, file in ((1, out), (2, err)):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [module, *words]
+    sys.path.insert(0, cwd)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -141,7 +141,12 @@ def _put_line(objects: Objects, line: Line, number: int) -> tuple[bool, int]:
         if there is not None and _says(there, line):
             return False, number
         number += 1
-    raise CacheError(f"{objects.url / key} is the last line that a block can have")
+    where = objects.url / JOURNAL
+    raise CacheError(
+        f"{where} has a file or a line of the last number, {MOST_LINES:,}: none is left for block "
+        f"{line.block} of view {line.view}",
+        fix="copy the cache to another prefix, and go on there",
+    )
 
 
 def read_line(objects: Objects, key: str) -> Line | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runtime.urls import ObjectUrl
-from store.commit import is_sound
+from store.commit import MOST_LINES, is_sound
 from store.content import metadata_checksums
 from store.errors import CacheBusy, CacheDamaged, CacheMismatch, CacheMissing
 from store.identity import identity_sha256
@@ -38,6 +38,14 @@ from store.metadata import zarr_metadata
 from store.objects import Listed, NoBucket, Objects, in_parallel
 from store.reader import TeacherCache
 from store.remote import remote_manifest
+from store.remote_journal import (
+    line_numbers,
+    most_objects,
+    no_number_left,
+    read_remote_journal,
+)
+
+_LARGER = 4  # times as large as ours may be a chunk that is looked at before it is replaced
 
 
 @dataclass
@@ -55,6 +63,7 @@ class _Copy:
     opened: TeacherCache
     objects: Objects
     listed: Mapping[str, Listed]
+    most_keys: int
     committed: dict[ChunkKey, str] = field(default_factory=dict)
 
     def chunk(self, item: tuple[str, Block]) -> bool:
@@ -80,10 +89,10 @@ class _Copy:
             return False
         if there is None and self.objects.put_if_absent(key, data):
             return True
-        found = self.objects.get(key)
+        found = self.objects.get_tagged(key, _LARGER * len(data)).content
         if found == data:
             return False
-        if is_sound(found):
+        if found is not None and is_sound(found):
             raise CacheMismatch(
                 f"{self.objects.url / key} holds the records of another pass of the same teacher",
                 fix=f"remove what is below {self.objects.url}, or copy to another prefix",
@@ -96,7 +105,7 @@ class _Copy:
         there = self.listed.get(key)
         if there is None and self.objects.put_if_absent(key, data):
             return
-        if self.objects.get(key) == data:
+        if self._has(key, data):
             return
         if there is None:  # put by another process since this one began
             raise CacheBusy(
@@ -106,13 +115,27 @@ class _Copy:
         self.objects.replace(key, data, there.tag)
 
     def put_journal(self, data: bytes) -> None:
-        """Put the journal under the first number after those that are there."""
-        _, found = self.objects.names(JOURNAL)
-        names = sorted(n for each in found if is_journal_file(n := each.key.rpartition("/")[2]))
-        if names and self.objects.get(f"{JOURNAL}/{names[-1]}") == data:
+        """Put the journal under the first number above those of all files and lines there.
+
+        Of two that name a chunk the higher number counts: below a line that is there, the journal
+        would not say what is here.
+        """
+        keys = [each.key for each in self.objects.listed(JOURNAL, self.most_keys)]
+        names = sorted(n for key in keys if is_journal_file(n := key.removeprefix(f"{JOURNAL}/")))
+        lines = max((number for number, *_ in line_numbers(keys)), default=0)
+        newest = int(names[-1][:6]) if names else 0
+        if names and newest >= lines and self._has(f"{JOURNAL}/{names[-1]}", data):
             return
-        number = int(names[-1][:6]) + 1 if names else 1
+        number = max(newest, lines) + 1
+        if number > MOST_LINES:  # that of another cache does not count
+            there = read_remote_journal(self.objects, self.opened.manifest, every_line=True)
+            number = max(there.newest, *there.numbers.values(), 0) + 1
+        if number > MOST_LINES:
+            raise no_number_left(self.objects.url / JOURNAL)
         self.put_text(f"{JOURNAL}/{number:06d}-0000.jsonl", data)
+
+    def _has(self, key: str, data: bytes) -> bool:
+        return self.objects.get_tagged(key, len(data)).content == data
 
 
 def copy_to_objects(
@@ -126,7 +149,9 @@ def copy_to_objects(
     objects = Objects(url)
     Objects(ObjectUrl(*url.parent.parts)).refuse_unconditional()
     _refuse_other(objects, opened.manifest)
-    copy = _Copy(opened, objects, {each.key: each for each in objects.listed()})
+    most = most_objects(opened.manifest)
+    listed = {each.key: each for each in objects.listed(most_keys=most)}
+    copy = _Copy(opened, objects, listed, most)
     manifest, counts = opened.manifest, Copied()
     chunks = [
         (array, block)

@@ -147,18 +147,24 @@ def read_journal(cache: Path, manifest: Manifest) -> Journal:
 
 def read_journal_file(
     file: BinaryIO, path: Path, size: int, manifest: Manifest, journal: Journal
-) -> None:
-    """Enter the lines of one file. path: for messages. Raises BadFile where it is too large."""
+) -> bool:
+    """Enter the lines of one file; return True if any is of this cache.
+
+    path: for messages. Raises BadFile where the file is too large.
+    """
     identity = identity_sha256(manifest.identity)[:IDENTITY_DIGITS]
-    damaged: list[str] = []
+    damaged, is_ours = list[str](), False
     for place, text in _lines(file, path, size, most_journal_bytes(manifest), damaged):
         line = parse_line(text)
         if line is None or line.identity != identity or not enter_line(line, manifest, journal):
             damaged.append(place)
+        else:
+            is_ours = True
         if len(damaged) > _MOST_DAMAGED:
             damaged.append(f"{place} and what follows")
             break
     journal.damaged_lines += damaged
+    return is_ours
 
 
 def journal_text(identity: str, manifest: Manifest, committed: Mapping[ChunkKey, str]) -> bytes:

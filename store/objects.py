@@ -1,10 +1,10 @@
 """An object store, by way of obstore: whole objects are put if they are absent, fetched and listed.
 
 Credentials, region and endpoint are those of obstore's environment variables (AWS_ACCESS_KEY_ID,
-AWS_ENDPOINT_URL, ...). obstore's own messages are never shown: they quote the store's answers,
-which may name keys. Retries and timeouts are obstore's, too. A put that the store answers with a
-conflict (409) is repeated here. After an answer that was lost, the store says that the object is
-there: then its bytes are compared.
+AWS_ENDPOINT_URL, ...); without any for credentials, requests are not signed. obstore's own messages
+are never shown: they quote the store's answers, which may name keys. Retries and timeouts are
+obstore's, too. A put that the store answers with a conflict (409) is repeated here. After an answer
+that was lost, the store says that the object is there: then its bytes are compared.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -21,13 +22,17 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.text import one_line
 from runtime.urls import ObjectUrl
+from store.answers import LIST_SECONDS, PAGE_KEYS, ListWithoutEnd, pages, received, within
 from store.errors import CacheBusy, CacheDamaged, CacheError, CacheMissing, CacheNotWritable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MOST_BYTES = 2 * 2**30  # of an object: no chunk has more than half of that
+MOST_KEYS = 10**7  # of a list, where nothing says how many there can be
+MOST_NAMES = 10**6  # directly below a prefix
 THREADS = 16  # requests at a time
 RETRY: dict[str, Any] = {}  # obstore's own: 10 times, three minutes
 _PUTS = 6  # of one object, while answers are lost or the store reports a conflict (409)
@@ -35,6 +40,14 @@ _PUT_SECONDS = 180  # after which an object is not put once more
 _PAUSE_SECONDS = 0.1  # before the second put; doubled each time
 _PROBE = "conditional-writes"
 _STATUS = re.compile(r"status code: (\d{3})")
+_ODD_KEY = re.compile(r'Path "(.*?)"(?: contained|:)', re.DOTALL)
+# Any of them says where keys come from. Without one no request is signed, and nobody is asked for
+# keys: obstore would ask a cloud's metadata service, at an address that any network may answer.
+_KEYS = {
+    *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE"),
+    *("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+    "AWS_METADATA_ENDPOINT",
+}
 _first_process: list[int] = []  # in which obstore runs; its threads do not survive a fork
 
 
@@ -57,6 +70,10 @@ class Listed:
 
 class ObjectsUnreachable(CacheError, ConnectionError):
     """The store gave no answer, or an error, as often as it was asked."""
+
+
+class OddKey(CacheError):
+    """An object's key is not a path, which ends every list that it is in."""
 
 
 class NoBucket(CacheMissing):
@@ -92,13 +109,14 @@ class Objects:
         def read(client: Any) -> Tagged:
             found = client.get(key)
             size, tag = found.meta["size"], found.meta["e_tag"] or ""
-            content = bytes(found.bytes().to_bytes()) if size <= most_bytes else None
+            is_wanted = size <= most_bytes
+            content = received(found, size, self.url / key).tobytes() if is_wanted else None
             return Tagged(content, size, tag)
 
         return self._asked(key, read)
 
     def get_array(self, key: str, most_bytes: int) -> NDArray[np.uint8]:
-        """As `get`, read only and without another copy in memory: (bytes,)."""
+        """As `get`, without another copy in memory: (bytes,)."""
 
         def read(client: Any) -> NDArray[np.uint8]:
             found = client.get(key)
@@ -106,7 +124,7 @@ class Objects:
                 raise CacheDamaged(
                     f"{self.url / key} has {size:,} bytes, expected at most {most_bytes:,}"
                 )
-            return np.frombuffer(found.bytes(), np.uint8)
+            return received(found, size, self.url / key)
 
         return self._asked(key, read)
 
@@ -116,8 +134,15 @@ class Objects:
 
     def part(self, key: str, start: int, num_bytes: int) -> bytes:
         """Bytes from `start` on, fewer where the object ends before. Raises as `get`."""
-        span = {"start": start, "length": num_bytes}
-        return bytes(self._asked(key, lambda client: client.get_range(key, **span).to_bytes()))
+
+        def read(client: Any) -> bytes:
+            found = client.get(key, options={"range": (start, start + num_bytes)})
+            first, end = found.range
+            if first != start or end > start + num_bytes:
+                raise CacheDamaged(f"the store sends another part of {self.url / key}")
+            return received(found, end - first, self.url / key).tobytes()
+
+        return self._asked(key, read)
 
     def has(self, key: str) -> bool:
         """Whether there is such an object. Raises as `get`, but for CacheMissing."""
@@ -138,7 +163,7 @@ class Objects:
         mode: Any = "overwrite" if tag is None else {"e_tag": tag}
         if self._put(key, data, mode, "PreconditionError"):
             return
-        if self.get(key) != data:  # else the answer was lost
+        if self.get_tagged(key, len(data)).content != data:  # else the answer was lost
             raise CacheBusy(
                 f"{self.url / key} was changed by another process",
                 fix="run the same command again",
@@ -160,15 +185,30 @@ class Objects:
             time.sleep(_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("the last put returned or raised")
 
-    def listed(self, prefix: str = "") -> Iterator[Listed]:
-        """Every object below a prefix, at any depth; a thousand for each request."""
-        pages = self._asked(prefix, lambda s: list(s.list(prefix or None)))
-        yield from (_listed(each) for page in pages for each in page)
+    def listed(self, prefix: str = "", most_keys: int = MOST_KEYS) -> Iterator[Listed]:
+        """Every object below a prefix, at any depth; a thousand for each request.
+
+        Raises as `get`; ListWithoutEnd if there are more than `most_keys`.
+        """
+        where = self.url / prefix
+        stream = self._asked(prefix, lambda s: s.list(prefix or None, chunk_size=PAGE_KEYS))
+        found = pages(stream, most_keys, where)
+        while (page := self._asked(prefix, lambda client: next(found, None))) is not None:
+            yield from map(_listed, page)
 
     def names(self, prefix: str = "") -> tuple[list[str], list[Listed]]:
-        """The folders and the objects directly below a prefix."""
-        found = self._asked(prefix, lambda s: s.list_with_delimiter(prefix or None))
-        return list(found["common_prefixes"]), [_listed(each) for each in found["objects"]]
+        """The folders and the objects directly below a prefix. Raises as `listed`."""
+        where = self.url / prefix
+
+        def read(client: Any) -> Any:
+            ask = client.list_with_delimiter_async
+            return within(LIST_SECONDS, lambda: ask(prefix or None), where)
+
+        found = self._asked(prefix, read)
+        folders, objects = list(found["common_prefixes"]), found["objects"]
+        if len(folders) + len(objects) > MOST_NAMES:
+            raise ListWithoutEnd(f"{where} lists more than {MOST_NAMES:,} names")
+        return folders, [_listed(each) for each in objects]
 
     def refuse_unconditional(self) -> None:
         """Raise CacheError where the store overwrites what a put should only create.
@@ -206,6 +246,14 @@ class Objects:
         if isinstance(error, CacheError):
             return error
         where, kind, text = self.url / key if key else self.url, type(error).__name__, str(error)
+        if kind == "InvalidPathError":
+            name = _ODD_KEY.search(text)
+            return OddKey(
+                f"{self.url} holds an object whose key is not a path: "
+                f"{one_line(name[1]) if name else 'it'} has an empty part, '.', '..' or a control "
+                f"character, and the objects next to it cannot be listed",
+                fix="remove it with the store's own programs, such as aws s3api delete-object",
+            )
         if "NoSuchBucket" in text:
             return NoBucket(
                 f"there is no bucket {self.url.bucket!r} ({where})",
@@ -218,7 +266,8 @@ class Objects:
         if refused or isinstance(error, PermissionError) or status in ("401", "403"):
             return CacheNotWritable(
                 f"the store does not permit access to {where}",
-                fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; or, on a cloud's machine "
+                "with a role, AWS_METADATA_ENDPOINT=http://169.254.169.254",
             )
         answer = f"it answered {status}" if status else "no answer"
         return ObjectsUnreachable(
@@ -229,13 +278,22 @@ class Objects:
 
 
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """function(item) of each item, in order, with many requests at a time."""
+    """function(item) of each item, in order, with many requests at a time.
+
+    At most 32 results are kept before they are asked for.
+    """
     if len(items) < 2:
         yield from map(function, items)
         return
     pool = ThreadPoolExecutor(min(THREADS, len(items)), thread_name_prefix="objects")
+    begun = deque[Future[Result]]()
     try:
-        yield from pool.map(function, items)
+        for item in items:
+            if len(begun) >= 2 * THREADS:
+                yield begun.popleft().result()
+            begun.append(pool.submit(function, item))
+        while begun:
+            yield begun.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -244,7 +302,10 @@ def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> It
 def _client_of(bucket: str, prefix: str) -> Any:
     from obstore.store import S3Store
 
-    return S3Store(bucket, prefix=prefix or None, retry_config=RETRY or None)  # type: ignore[arg-type]
+    options: Any = {"retry_config": RETRY or None}
+    if not _KEYS.intersection(os.environ):
+        options["skip_signature"] = True
+    return S3Store(bucket, prefix=prefix or None, **options)
 
 
 def _may_succeed(error: Exception) -> bool:

@@ -33,7 +33,7 @@ from store.manifest import (
 )
 from store.metadata import MAX_METADATA_BYTES, metadata_faults
 from store.objects import NoBucket, Objects, in_parallel
-from store.remote_journal import read_remote_journal
+from store.remote_journal import most_objects, read_remote_journal
 from store.values import Check
 
 
@@ -57,8 +57,10 @@ class RemoteSource(FolderSource):
 
     def mapped(self, array: str, block: Block) -> NDArray[Any]:
         spec = self.manifest.arrays[array]
-        content = self.objects.get(self._key(chunk_path(self.path, array, spec, block)))
-        if len(content) != self.manifest.chunk_file_bytes(spec):
+        size = self.manifest.chunk_file_bytes(spec)
+        key = self._key(chunk_path(self.path, array, spec, block))
+        content = self.objects.get_tagged(key, size).content
+        if content is None or len(content) != size:
             raise self.damaged(Fault("chunk has the wrong size", self.path, array, block.view))
         shape = (self.manifest.rows_in(spec, block), *spec.shape)
         little = np.dtype(spec.dtype).newbyteorder("<")
@@ -92,7 +94,8 @@ class RemoteSource(FolderSource):
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
-        return {each.key: each.size for each in self.objects.listed()}
+        listed = self.objects.listed(most_keys=most_objects(self.manifest))
+        return {each.key: each.size for each in listed}
 
     def _at_once(
         self, check: Callable[[ChunkKey], Fault | None], keys: Sequence[ChunkKey], num_bytes: int

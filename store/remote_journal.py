@@ -11,11 +11,16 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from runtime.formats import counted
+from runtime.program import program_text
 from runtime.reading import BadFile
 from store.commit import MOST_LINES, line_key, read_line
 from store.coverage import Coverage
@@ -35,6 +40,9 @@ from store.layout import JOURNAL
 from store.manifest import Manifest
 from store.objects import Objects, in_parallel
 
+_OTHER_OBJECTS = 100_000  # zarr.json, labels, whole journals, and what others have put there
+_SPARE_BYTES = 64 * 10**6  # of whole journals, however small a cache is
+_MOST_REPEATED = 32  # times that they may say all there is to say, twice each
 _LINES_PER_BLOCK = 100  # on average, and far more than any cache has
 _LINE_KEY = re.compile(rf"{JOURNAL}/(0|[1-9]\d{{0,6}})/(0|[1-9]\d{{0,9}})/(\d{{6}})\.jsonl")
 
@@ -78,13 +86,12 @@ def read_remote_journal(
     that the manifest plans, also one for each other journal, one for each thousand lines, and one
     for each line that no journal repeats. Raises CacheDamaged, ObjectsUnreachable.
     """
-    _, found = objects.names(JOURNAL)
-    names = sorted(n for each in found if is_journal_file(n := each.key.rpartition("/")[2]))
-    newest = int(names[-1][:6]) if names else 0
+    names = _whole_names(objects, manifest)
     last = _whole_journals(objects, manifest, names[-1:])
-    if not every_line and Coverage(manifest, last.there).is_complete:
-        return RemoteJournal(last, newest)
-    whole = _whole_journals(objects, manifest, names) if len(names) > 1 else last
+    if not every_line and Coverage(manifest, last.journal.there).is_complete:
+        return RemoteJournal(last.journal, last.newest)
+    read = _whole_journals(objects, manifest, names) if len(names) > 1 else last
+    whole, newest = read.journal, read.newest
     keys = _line_keys(objects, manifest)
     loose = [key for key in keys if key.number > newest or _lacks(whole, key)]
     lines = dict(zip(loose, in_parallel(lambda k: read_line(objects, str(k)), loose), strict=True))
@@ -110,31 +117,80 @@ def put_whole_journal(objects: Objects, manifest: Manifest, known: RemoteJournal
         if is_there or objects.get_tagged(key, len(text)).content == text:
             return dataclasses.replace(known, newest=number, num_loose=0)
         number += 1
-    raise CacheError(f"{objects.url / JOURNAL} has no number left for another file")
+    raise no_number_left(objects.url / JOURNAL)
 
 
-def _whole_journals(objects: Objects, manifest: Manifest, names: list[str]) -> Journal:
-    """Of these names, of which later ones win."""
-    journal, most = Journal.empty(manifest), most_journal_bytes(manifest)
+def no_number_left(journal: Path) -> CacheError:
+    """The error of a journal with a file or a line of the last number."""
+    return CacheError(
+        f"{journal} has a file of the last number, {MOST_LINES:,}: none is left for another",
+        fix=f"copy the cache to another prefix: {program_text('store')} copy "
+        f"{shlex.quote(str(journal.parent))} s3://BUCKET/PREFIX",
+    )
+
+
+def line_numbers(keys: Iterable[str]) -> Iterator[tuple[int, int, int]]:
+    """The number, view and block of each key that is one of a line."""
+    for key in keys:
+        if (match := _LINE_KEY.fullmatch(key)) is not None:
+            view, block, number = map(int, match.groups())
+            yield number, view, block
+
+
+def most_objects(manifest: Manifest) -> int:
+    """More than a cache ever has on a store: its chunks, its lines, and the rest."""
+    blocks = manifest.num_views * manifest.blocks_per_view
+    return (2 * len(manifest.arrays) + _LINES_PER_BLOCK) * blocks + _OTHER_OBJECTS
+
+
+class _Whole(NamedTuple):
+    """What whole journals say. newest: the highest number of one that has a line of this cache."""
+
+    journal: Journal
+    newest: int
+
+
+def _whole_names(objects: Objects, manifest: Manifest) -> list[str]:
+    """The names of the whole journals, in order. Raises CacheDamaged where they are too large."""
+    _, found = objects.names(JOURNAL)
+    sizes = {each.key.rpartition("/")[2]: each.size for each in found}
+    names = sorted(filter(is_journal_file, sizes))
+    most = _SPARE_BYTES + _MOST_REPEATED * (most_journal_bytes(manifest) - _SPARE_BYTES)
+    if (total := sum(sizes[name] for name in names)) > most:
+        raise CacheDamaged(
+            f"{objects.url / JOURNAL} holds {counted(len(names), 'file')} of {total:,} bytes, "
+            f"expected at most {most:,}",
+            fix=remote_fix(objects.url, manifest.teacher),
+        )
+    return names
+
+
+def _whole_journals(objects: Objects, manifest: Manifest, names: list[str]) -> _Whole:
+    """Of these names, of which later ones win. Keeps a few of them in memory at a time.
+
+    A file without any line of this cache does not count: else another cache's could take the last
+    number, and no block would ever be committed again.
+    """
+    journal, newest, most = Journal.empty(manifest), 0, most_journal_bytes(manifest)
     keys = [f"{JOURNAL}/{name}" for name in names]
     contents = in_parallel(lambda key: objects.get(key, most), keys)
     for key, content in zip(keys, contents, strict=True):
         file: Any = io.BytesIO(content)
         try:
-            read_journal_file(file, objects.url / key, len(content), manifest, journal)
+            is_ours = read_journal_file(file, objects.url / key, len(content), manifest, journal)
         except BadFile as error:
             fix = remote_fix(objects.url, manifest.teacher)
             raise CacheDamaged(error.problem, fix=fix) from None
-    return journal
+        if is_ours:
+            newest = int(key.rpartition("/")[2][:6])
+    return _Whole(journal, newest)
 
 
 def _line_keys(objects: Objects, manifest: Manifest) -> list[_Key]:
     """Of all lines of planned blocks, in the order of their numbers. Raises CacheDamaged."""
     keys, most = list[_Key](), _LINES_PER_BLOCK * manifest.num_views * manifest.blocks_per_view
-    for each in objects.listed(JOURNAL):
-        if (match := _LINE_KEY.fullmatch(each.key)) is None:
-            continue
-        view, block, number = map(int, match.groups())
+    listed = objects.listed(JOURNAL, most_objects(manifest))
+    for number, view, block in line_numbers(each.key for each in listed):
         if view < manifest.num_views and block < manifest.blocks_per_view:
             keys.append(_Key(number, view, block))
         if len(keys) > most:

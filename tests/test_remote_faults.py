@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 
 from runtime.locks import Job
+from runtime.urls import path_or_url
 from store import CacheError, CacheFull, CacheMismatch, TeacherCache
+from store.copy_cache import copy_cache
 from store.destination import Destination
 from store.errors import SamplesChanged
-from store.journal import parse_line
+from store.identity import identity_sha256
+from store.journal import IDENTITY_DIGITS, Line, line_text, parse_line
 from store.objects import ObjectsUnreachable
 from tests.support.object_store import SECRETS, Server
 from tests.support.random_cache import LABELS, records_of, write_item
+from tests.support.random_cache import fill as fill_folder
 from tests.support.remote_cache import (
     CACHE,
+    NUM_BLOCKS,
     assert_whole,
     fill,
     flip,
@@ -189,3 +194,62 @@ def test_damaged_journals_cost_their_blocks_and_no_more(server: Server, spool: P
     line = parse_line(text[:-1])
     assert line is not None
     assert (line.view, line.block) == (1, 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"no line\n", b"of another cache"])
+def test_journal_of_the_last_number_without_a_line_of_this_cache_stops_nobody(
+    server: Server, spool: Path, tmp_path: Path, content: bytes
+) -> None:
+    if content == b"of another cache":
+        other = fill_folder(tmp_path / "other", identity={"teacher": {"arch": "another"}})
+        content = (other / "journal/000001-0000.jsonl").read_bytes()
+    with opened(spool) as writer:
+        write_item(writer, writer.work[0])
+    put(server, "journal/999999-0000.jsonl", content)
+    assert fill(spool) == NUM_BLOCKS - 1
+    assert TeacherCache.open(url()).faults() == []
+    grown = fill_folder(tmp_path / "t-e4812202", num_views=3)
+    server.ask("PUT", f"{CACHE}/journal/0/0/000001.jsonl", b"torn")
+    for key in server.all_keys():  # the records are those of another pass
+        if "/c." in key or ("/journal/" in key and "999999" not in key):
+            server.ask("DELETE", key)
+    copy_cache(TeacherCache.open(grown), path_or_url("s3://bucket/caches"))
+    assert not any("1000000" in key for key in server.all_keys())
+    copied = TeacherCache.open(url())
+    assert copied.num_views == 3
+    assert copied.faults() == []
+    assert fill(spool, num_views=3) == 0
+
+
+def test_journal_of_the_last_number_says_that_none_is_left(
+    server: Server, spool: Path, tmp_path: Path
+) -> None:
+    cache = fill_folder(tmp_path / "t-e4812202")
+    copy_cache(TeacherCache.open(cache), path_or_url("s3://bucket/caches"))
+    journal = server.ask("GET", f"{CACHE}/journal/000001-0000.jsonl")
+    put(server, "journal/999999-0000.jsonl", journal)
+    with opened(spool, num_views=3) as writer, pytest.raises(CacheError) as error:
+        write_item(writer, writer.work[0])
+    assert "has a file or a line of the last number, 999,999" in str(error.value)
+    assert "fix: copy the cache to another prefix" in str(error.value)
+    fill_folder(cache, num_views=3)
+    with pytest.raises(CacheError, match="has a file of the last number, 999,999") as error:
+        copy_cache(TeacherCache.open(cache), path_or_url("s3://bucket/caches"))
+    assert f"store copy s3://bucket/{CACHE} s3://BUCKET/PREFIX" in str(error.value)
+
+
+def test_copy_is_newer_than_every_line_that_is_there(
+    server: Server, spool: Path, tmp_path: Path
+) -> None:
+    cache = fill_folder(tmp_path / "t-e4812202")
+    copy_cache(TeacherCache.open(cache), path_or_url("s3://bucket/caches"))
+    identity = TeacherCache.open(cache).manifest.identity
+    checksums = {"correct": "00000000", "logits": "00000000", "stage1": "00000000"}
+    line = Line(identity_sha256(identity)[:IDENTITY_DIGITS], 0, 0, 4, checksums)
+    put(server, "journal/0/0/000007.jsonl", line_text(line) + b"\n")
+    copy_cache(TeacherCache.open(cache), path_or_url("s3://bucket/caches"))
+    assert f"{CACHE}/journal/000008-0000.jsonl" in server.all_keys()
+    with opened(spool, check_every_byte=True) as writer:
+        assert writer.work == []
+    copy_cache(TeacherCache.open(cache), path_or_url("s3://bucket/caches"))
+    assert f"{CACHE}/journal/000009-0000.jsonl" not in server.all_keys()

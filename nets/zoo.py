@@ -10,7 +10,6 @@ and so do the published figures that this project compares with.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -30,6 +29,7 @@ from nets.archs import (
     unknown_option,
 )
 from nets.names import check_arch
+from runtime.own_code import CannotImport, import_named
 
 # Arguments of constructors that are no options: what follows from the data and from other keys.
 _SET_HERE = (
@@ -242,9 +242,12 @@ def _python_network(
 ) -> nn.Module:
     _, module, function = arch.split(":")
     try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ArchError(f"arch {arch!r} cannot be loaded: {error}") from None
+        make = import_named(module, function)
+    except CannotImport as error:
+        raise ArchError(
+            f"arch {arch!r} cannot be loaded: {error.problem}",
+            fix=error.fix,
+        ) from None
     try:
         network = make(num_classes=num_classes, in_channels=in_channels, **options)
     except TypeError as error:  # usually a function with other parameters

@@ -18,9 +18,8 @@ The built-in losses are registered so, in `train.losses`: `kd` is short for `tra
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
@@ -31,6 +30,7 @@ from configs.schema import LossTerm
 from nets.layout import size_like
 from nets.taps import Tap, channel_means, in_order, spatial_energy
 from runtime.errors import did_you_mean
+from runtime.own_code import CannotImport, import_named
 from train import TrainError
 
 StudentOutput = Literal["logits", "means", "energy", "embedding", "hint", "pre_logits", "parts"]
@@ -228,10 +228,13 @@ def loss_named(name: str) -> Loss:
     """A built-in loss, or the user's own `package.module:name`. Raises TrainError."""
     module, _, attribute = name.rpartition(":")
     try:
-        function = getattr(importlib.import_module(module or _BUILT_IN), attribute)
-    except (ImportError, AttributeError) as error:
-        raise TrainError(f"loss {name!r} cannot be imported: {error}") from None
-    if function not in _REGISTERED:
+        function = import_named(module or _BUILT_IN, attribute)
+    except CannotImport as error:
+        raise TrainError(
+            f"loss {name!r} cannot be imported: {error.problem}",
+            fix=error.fix,
+        ) from None
+    if not isinstance(function, Hashable) or function not in _REGISTERED:
         raise TrainError(
             f"loss {name!r} is not registered", fix="put @train.terms.loss_term(...) above it"
         )

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import stat
 import time
@@ -40,10 +41,10 @@ def written_aside(path: Path, suffix: str = "") -> Iterator[Path]:
     """
     if not path.is_symlink() and path.exists() and not path.is_file():
         raise BadFile(path, f"is {kind_of_file(path.stat().st_mode)}, expected a regular file")
-    for abandoned in _abandoned(path, rf"([0-9]+)\.tmp{re.escape(suffix)}"):
+    for abandoned in _abandoned(path, rf"(?:[0-9a-f]{{8}}\.)?([0-9]+)\.tmp{re.escape(suffix)}"):
         abandoned.unlink(missing_ok=True)
-    aside = path.with_name(f".{path.name}.{_own_number()}.tmp{suffix}")
-    aside.unlink(missing_ok=True)  # what a killed process of the same number left, or a link
+    token = secrets.token_hex(4)  # unpredictable: nobody can put a link there
+    aside = path.with_name(f".{path.name}.{token}.{_own_number()}.tmp{suffix}")
     try:
         yield aside
         with aside.open("rb") as done:

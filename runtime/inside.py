@@ -3,7 +3,8 @@
 A cache or a run may come from somebody else, with links in place of its files and folders. Every
 part of a path below the root is therefore opened by itself, relative to the folder before it, and
 without following links: no exchange of a folder for a link in between can lead outside. The root is
-the user's word and may be a link.
+the user's word and may be a link. A root that is used for longer is opened once (`opened_root`), so
+that all of its files are those of one folder, even if another one gets its name.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +28,44 @@ _LEFTOVER = re.compile(r"\..+\.[0-9]+\.tmp", re.DOTALL)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
+class OpenRoot(NamedTuple):
+    """A root that is open. path: for messages."""
+
+    path: Path
+    handle: int
+
+    def __truediv__(self, relative: PurePath | str) -> Path:
+        return self.path / relative
+
+
+Root = Path | OpenRoot
+
+
+@contextmanager
+def opened_root(path: Path) -> Iterator[OpenRoot]:
+    """Open a folder as the root of what is written below it. Raises FileNotFoundError."""
+    handle = os.open(path, _FOLDER)
+    try:
+        yield OpenRoot(path, handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def opened_folder(
-    root: Path, relative: PurePath | str = "", *, create: bool = False
+    root: Root, relative: PurePath | str = "", *, create: bool = False
 ) -> Iterator[int]:
     """A descriptor of the folder `relative` below `root`. create: make missing folders.
 
     Raises BadFile where a part is a link or no folder, or leads upward; FileNotFoundError.
     """
-    handle = os.open(root, _FOLDER)
+    handle = os.dup(root.handle) if isinstance(root, OpenRoot) else os.open(root, _FOLDER)
     try:
-        reached = root
+        reached = root / ""
         for part in PurePath(relative).parts:
             reached = reached / part
             if part == ".." or part.startswith("/"):
-                raise BadFile(reached, f"leads out of {root}")
+                raise BadFile(reached, f"leads out of {root / ''}")
             inner = _folder_in(handle, part, reached, create)
             os.close(handle)
             handle = inner
@@ -72,7 +97,7 @@ def path_of(folder: int, name: str = "") -> Path:
 
 @contextmanager
 def written_inside(
-    root: Path, relative: PurePath | str, *, flush: bool = True
+    root: Root, relative: PurePath | str, *, flush: bool = True
 ) -> Iterator[BinaryIO]:
     """Yield a new file, which becomes `relative` below `root` at the end: whole, and flushed.
 
@@ -83,8 +108,7 @@ def written_inside(
     place = PurePath(relative)
     with opened_folder(root, place.parent, create=True) as folder:
         refuse_special(folder, place.name, root / place)
-        aside = f".{place.name}.{os.getpid()}.tmp"
-        file = _new_file(folder, aside)
+        aside, file = new_aside(folder, place.name)
         try:
             with file:
                 yield file
@@ -100,14 +124,14 @@ def written_inside(
 
 
 def write_inside(
-    root: Path, relative: PurePath | str, data: bytes | NDArray[np.uint8], *, flush: bool = True
+    root: Root, relative: PurePath | str, data: bytes | NDArray[np.uint8], *, flush: bool = True
 ) -> None:
     """Write bytes through `written_inside`."""
     with written_inside(root, relative, flush=flush) as file:
         file.write(cast(Any, data))
 
 
-def open_to_append(root: Path, relative: PurePath | str) -> BinaryIO:
+def open_to_append(root: Root, relative: PurePath | str) -> BinaryIO:
     """A regular file below `root`, made if it is missing, that writes at its end. Raises BadFile.
 
     A file with a second name (a hard link) is refused: it may be somebody else's.
@@ -115,12 +139,12 @@ def open_to_append(root: Path, relative: PurePath | str) -> BinaryIO:
     return os.fdopen(_opened(root, PurePath(relative), os.O_WRONLY | os.O_APPEND), "ab")
 
 
-def open_to_update(root: Path, relative: PurePath | str) -> int:
+def open_to_update(root: Root, relative: PurePath | str) -> int:
     """A descriptor of a regular file below `root`, made if it is missing; as `open_to_append`."""
     return _opened(root, PurePath(relative), os.O_RDWR)
 
 
-def _opened(root: Path, place: PurePath, access: int) -> int:
+def _opened(root: Root, place: PurePath, access: int) -> int:
     with opened_folder(root, place.parent, create=True) as folder:
         refuse_special(folder, place.name, root / place)
         flags = access | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -132,7 +156,7 @@ def _opened(root: Path, place: PurePath, access: int) -> int:
         return handle
 
 
-def create_inside(root: Path, relative: PurePath | str) -> BinaryIO:
+def create_inside(root: Root, relative: PurePath | str) -> BinaryIO:
     """A new file below `root`, open for writing. Raises FileExistsError; BadFile as above."""
     place = PurePath(relative)
     with opened_folder(root, place.parent, create=True) as folder:
@@ -142,7 +166,7 @@ def create_inside(root: Path, relative: PurePath | str) -> BinaryIO:
         return os.fdopen(handle, "wb")
 
 
-def open_inside(root: Path, relative: PurePath | str) -> BinaryIO:
+def open_inside(root: Root, relative: PurePath | str) -> BinaryIO:
     """A regular file below `root`, open for reading, unbuffered; no part of its path is a link.
 
     Raises BadFile, FileNotFoundError, PermissionError.
@@ -155,19 +179,34 @@ def open_inside(root: Path, relative: PurePath | str) -> BinaryIO:
             raise BadFile(root / place, error.what) from None
 
 
-def listed_inside(root: Path, relative: PurePath | str) -> list[str]:
+def listed_inside(root: Root, relative: PurePath | str) -> list[str]:
     """The names in a folder below `root`. Raises BadFile, FileNotFoundError."""
     with opened_folder(root, relative) as folder:
         return os.listdir(folder)
 
 
-def make_folder_inside(root: Path, relative: PurePath | str) -> None:
+def walk_inside(root: Root) -> Iterator[tuple[PurePath, int, os.stat_result]]:
+    """Every file below `root` that is no folder: its place, its opened folder, and its status.
+
+    No link is followed; each is a file here. The folder is open until the next file is asked for.
+    """
+    with opened_folder(root) as top:
+        for where, _, names, folder in os.fwalk(dir_fd=top):
+            for name in names:
+                try:
+                    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                except FileNotFoundError:  # removed meanwhile
+                    continue
+                yield PurePath(where, name), folder, status
+
+
+def make_folder_inside(root: Root, relative: PurePath | str) -> None:
     """Make a folder below `root`, and those above it, where they are missing. Raises BadFile."""
     with opened_folder(root, relative, create=True):
         pass
 
 
-def rename_inside(root: Path, relative: PurePath | str, name: str) -> None:
+def rename_inside(root: Root, relative: PurePath | str, name: str) -> None:
     """Give a file below `root` another name in its folder, and flush that. Raises BadFile."""
     place = PurePath(relative)
     with opened_folder(root, place.parent) as folder:
@@ -176,14 +215,14 @@ def rename_inside(root: Path, relative: PurePath | str, name: str) -> None:
         os.fsync(folder)
 
 
-def remove_inside(root: Path, relative: PurePath | str) -> None:
+def remove_inside(root: Root, relative: PurePath | str) -> None:
     """Remove a file below `root`, or a link itself, if it is there. Raises BadFile as above."""
     place = PurePath(relative)
     with opened_folder(root, place.parent) as folder:
         _remove(folder, place.name)
 
 
-def remove_leftovers(root: Path, relative: PurePath | str = "", name: str = "") -> None:
+def remove_leftovers(root: Root, relative: PurePath | str = "", name: str = "") -> None:
     """Remove the temporary files of killed processes in a folder that is locked by this one.
 
     name: of one file only, where the folder is shared.
@@ -204,10 +243,14 @@ def refuse_special(folder: int, name: str, path: Path) -> None:
         raise BadFile(path, f"is {kind_of_file(mode)}, expected a regular file")
 
 
-def _new_file(folder: int, name: str) -> BinaryIO:
-    _remove(folder, name)  # what a killed process of the same number left
+def new_aside(folder: int, name: str) -> tuple[str, BinaryIO]:
+    """A new temporary file in an opened folder, for a file `name`: its own name, and the file.
+
+    Nobody can predict the name, so nothing that was put there is opened or removed.
+    """
+    aside = f".{name}.{secrets.token_hex(4)}.{os.getpid()}.tmp"
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(name, flags, 0o644, dir_fd=folder), "w+b")
+    return aside, os.fdopen(os.open(aside, flags, 0o644, dir_fd=folder), "w+b")
 
 
 def _remove(folder: int, name: str) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from runtime.files import flush_folder
 from runtime.inside import (
+    Root,
     make_folder_inside,
     open_inside,
     remove_inside,
@@ -212,7 +213,7 @@ def remove_temporary_files(path: Path, manifest: Manifest) -> None:
             remove_leftovers(path, folder)
 
 
-def holds(cache: Path, name: str, expected: NDArray[np.uint8]) -> bool:
+def holds(cache: Root, name: str, expected: NDArray[np.uint8]) -> bool:
     """Whether a file of the cache is exactly these bytes. Raises BadFile."""
     try:
         with open_inside(cache, name) as file:
@@ -222,7 +223,7 @@ def holds(cache: Path, name: str, expected: NDArray[np.uint8]) -> bool:
         return False
 
 
-def holds_bytes(cache: Path, name: str, expected: bytes) -> bool:
+def holds_bytes(cache: Root, name: str, expected: bytes) -> bool:
     """As `holds`."""
     return holds(cache, name, np.frombuffer(expected, np.uint8))
 

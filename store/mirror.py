@@ -8,35 +8,31 @@ training's current one and its next one.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
-from numpy.typing import NDArray
-
-from runtime.inside import remove_inside, write_inside
+from runtime.formats import format_size
+from runtime.inside import (
+    OpenRoot,
+    listed_inside,
+    make_folder_inside,
+    remove_inside,
+    write_inside,
+)
 from runtime.urls import BadUrl, ObjectUrl
-from store.chunks import content_fault, size_fault
 from store.content import holds_bytes
-from store.errors import CacheDamaged, CacheMissing
-from store.faults import Fault
-from store.folder import FolderSource
-from store.identity import identity_sha256
-from store.journal import journal_text
-from store.layout import JOURNAL, MANIFEST, ZARR_GROUP, Block, chunk_path, crc_hex
+from store.errors import CacheDamaged, CacheFull, CacheMissing
+from store.layout import MANIFEST
 from store.manifest import MAX_MANIFEST_BYTES
-from store.metadata import checksum_of, zarr_metadata
 from store.mirror_folder import MirrorFolder, Needs, use_mirror
 from store.objects import Objects, in_parallel
-from store.remote import RemoteSource, remote_damage
-from store.values import Check
 
 _CACHE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,+=@~_-]{0,180}")
+_MOST_MANIFESTS_BYTES = 2**28  # of all caches at a URL
 _attached: dict[Path, Mirror] = {}  # folder of caches, absolute -> what it mirrors
+_attached_needs: dict[Path, Needs] = {}  # the manifests there
 
 
 class Mirror(NamedTuple):
@@ -50,6 +46,26 @@ class Mirror(NamedTuple):
     def folder(self) -> MirrorFolder:
         return MirrorFolder(self.root, self.most_bytes)
 
+    @property
+    def place(self) -> PurePath:
+        """The folder of the caches, below `root`."""
+        return PurePath(self.url.bucket, self.url.key)
+
+    def write(self, opened: OpenRoot, needs: Needs, documents: Mapping[str, bytes]) -> None:
+        """Write small files that differ from those that are here, and need all of them.
+
+        opened: the locked root. documents: name below `place` -> content. Raises CacheFull.
+        """
+        needs.add(self.root / self.place / name for name in documents)
+        absent = {
+            self.place / name: content
+            for name, content in documents.items()
+            if not holds_bytes(opened, str(self.place / name), content)
+        }
+        self.folder.make_room(opened, sum(map(len, absent.values())))
+        for place, content in absent.items():
+            write_inside(opened, place, content)
+
 
 def attach(url: ObjectUrl, root: Path, most_bytes: int, names: Sequence[str] | None = None) -> Path:
     """The folder below `root` that mirrors the caches at `url`, with their manifests.
@@ -61,17 +77,15 @@ def attach(url: ObjectUrl, root: Path, most_bytes: int, names: Sequence[str] | N
     folder, mirror = root / url.bucket / url.key, Mirror(url, root, most_bytes)
     every = Objects(url).names()[0] if names is None else names
     wanted = [name for name in every if _CACHE_NAME.fullmatch(name) and ".." not in name]
-    contents = list(in_parallel(lambda name: _manifest(url / name), wanted))
-    with mirror.folder.locked():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in zip(wanted, contents, strict=True):
-            if content is not None:
-                (folder / name).mkdir(exist_ok=True)
-                _write(folder / name, MANIFEST, content)
+    manifests = _manifests(mirror, wanted)
+    with mirror.folder.locked() as opened:
+        make_folder_inside(opened, mirror.place)
+        needs = _attached_needs[folder.absolute()] = Needs(root)
+        mirror.write(opened, needs, manifests)
         if names is None:
-            for gone in {each.name for each in folder.iterdir()} - set(wanted):
-                if (folder / gone).is_dir():
-                    remove_inside(folder / gone, MANIFEST)
+            for gone in set(listed_inside(opened, mirror.place)) - set(wanted):
+                if not (folder / gone).is_file():
+                    remove_inside(opened, mirror.place / gone / MANIFEST)
     attach_again({folder.absolute(): mirror})
     return folder
 
@@ -135,130 +149,25 @@ def mirror_of(caches_dir: Path) -> Mirror | None:
     return _attached.get(caches_dir.absolute())
 
 
-def _manifest(url: Path) -> bytes | None:
-    try:
-        return Objects(ObjectUrl(*url.parts)).get(MANIFEST, MAX_MANIFEST_BYTES)
-    except (CacheMissing, CacheDamaged):  # what is no cache keeps nobody from the others
-        return None
+def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
+    """The manifests of caches, by their names below the mirror's folder. Raises CacheFull."""
+    found: dict[str, bytes] = {}
+    most = min(_MOST_MANIFESTS_BYTES, mirror.most_bytes)
 
-
-class _Wanted(NamedTuple):
-    """A file of the cache, the bytes that it must have, and its checksum."""
-
-    path: Path
-    size: int
-    committed: str
-
-
-@dataclass(frozen=True)
-class MirroredSource(FolderSource):
-    """Reads a cache's folder, and fetches what that lacks."""
-
-    remote: RemoteSource = field(kw_only=True)
-    mirror: Mirror = field(kw_only=True)
-    needs: Needs = field(kw_only=True, repr=False, compare=False)
-
-    @classmethod
-    def through(cls, path: Path, mirror: Mirror) -> MirroredSource:
-        """The cache at `path`, a folder in the mirror. Raises as `RemoteSource.at`."""
-        remote = RemoteSource.at(ObjectUrl(*(mirror.url / path.name).parts))
-        manifest = remote.manifest
-        needs = Needs(mirror.root)
-        with mirror.folder.locked():
-            path.mkdir(parents=True, exist_ok=True)  # in a process on another machine
-            for name, text in zarr_metadata(manifest).items():
-                key = f"{ZARR_GROUP}/{name}"
-                own = checksum_of(text) == manifest.zarr_crc32c[name]
-                if not holds_bytes(path, key, text):
-                    _write(path, key, text if own else remote.objects.get(key))
-            identity = identity_sha256(manifest.identity)
-            text = journal_text(identity, manifest, remote.journal.committed)
-            _write(path, f"{JOURNAL}/000001-0000.jsonl", text)
-        return cls(path, manifest, remote.journal, remote=remote, mirror=mirror, needs=needs)
-
-    def damaged(self, fault: Fault) -> CacheDamaged:
-        return remote_damage(self.manifest.teacher, fault, self.remote.path)
-
-    def fetch(self, chunks: Sequence[tuple[str, Block]]) -> None:
-        """Fetch what is missing of these chunks, many at a time. Raises CacheFull, CacheDamaged."""
-        wanted = {self._wanted(*chunk): chunk[1].view for chunk in chunks}
-        for view in dict.fromkeys(wanted.values()):
-            self.needs.remember(view, [each.path for each, of in wanted.items() if of == view])
-        if not _absent(wanted):
-            return
-        with self.mirror.folder.locked():
-            absent = _absent(wanted)  # others may have fetched some meanwhile
-            self.mirror.folder.make_room(sum(each.size for each in absent))
-            for _ in in_parallel(self._bring, absent):
-                pass
-
-    def mapped(self, array: str, block: Block) -> NDArray[Any]:
-        self.fetch([(array, block)])
+    def manifest(name: str) -> bytes | None:
+        objects = Objects(ObjectUrl(*(mirror.url / name).parts))
         try:
-            return super().mapped(array, block)
-        except CacheDamaged:  # another process has just removed it
-            with self.mirror.folder.locked():
-                self._bring_again(self._wanted(array, block))
-                return super().mapped(array, block)
-
-    def _read(
-        self,
-        path: Path,
-        out: NDArray[Any] | None,
-        size: int,
-        committed: str,
-        value_bytes: int | None = None,
-        check: Check | None = None,
-    ) -> str | None:
-        as_read = out, size, committed, value_bytes, check
-        if super()._read(path, *as_read) is None:
+            return objects.get(MANIFEST, min(most, MAX_MANIFEST_BYTES))
+        except (CacheMissing, CacheDamaged):  # what is no cache keeps nobody from the others
             return None
-        with self.mirror.folder.locked():  # missing or damaged here, or just fetched by another
-            if super()._read(path, *as_read) is not None:
-                self._bring_again(_Wanted(path, size, committed))
-            return super()._read(path, *as_read)
 
-    def _size_fault(self, path: Path, size: int) -> str | None:
-        return None  # what is missing here is fetched when it is read
-
-    def _wanted(self, array: str, block: Block) -> _Wanted:
-        spec = self.manifest.arrays[array]
-        checksum = crc_hex(int(self.journal.crc32c[array][block.view, block.index]))
-        path = chunk_path(self.path, array, spec, block)
-        return _Wanted(path, self.manifest.chunk_file_bytes(spec), checksum)
-
-    def _bring_again(self, wanted: _Wanted) -> None:
-        with suppress(FileNotFoundError, IsADirectoryError):
-            wanted.path.unlink()
-        self.mirror.folder.make_room(wanted.size)
-        self._bring(wanted)
-
-    def _bring(self, wanted: _Wanted) -> None:
-        """Fetch one file, and verify it before it has its name."""
-        key = str(wanted.path.relative_to(self.path))
-        url = self.remote.path / key
-        try:
-            content = self.remote.objects.get_array(key, wanted.size)
-        except CacheMissing:
-            raise self.damaged(Fault("chunk missing", url)) from None
-        what = content_fault(content, wanted.size, wanted.committed)
-        if what is not None:
-            raise self.damaged(Fault(what, url))
-        write_inside(self.path, key, content, flush=False)
-
-
-def _absent(wanted: Iterable[_Wanted]) -> list[_Wanted]:
-    """Those that are not here; the others count as used now."""
-    absent = []
-    for each in wanted:
-        if size_fault(each.path, each.size) is not None:
-            absent.append(each)
-        else:
-            with suppress(FileNotFoundError):
-                os.utime(each.path)
-    return sorted(absent)
-
-
-def _write(cache: Path, name: str, content: bytes) -> None:
-    if not holds_bytes(cache, name, content):
-        write_inside(cache, name, content)
+    for name, content in zip(names, in_parallel(manifest, names), strict=True):
+        if content is not None:
+            found[f"{name}/{MANIFEST}"] = content
+            if (total := sum(map(len, found.values()))) > most:
+                raise CacheFull(
+                    f"the manifests of the caches at {mirror.url} have more than "
+                    f"{format_size(total)}; the mirror {mirror.root} takes {format_size(most)}",
+                    fix=f"name the cache: --cache {mirror.url}/CACHE",
+                )
+    return found

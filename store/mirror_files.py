@@ -7,16 +7,18 @@ dataset are needed as long as a process reads it: a training sees its samples in
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePath
+from typing import BinaryIO, NamedTuple
 
 from runtime.commands import new_console
 from runtime.formats import counted, format_size
-from runtime.inside import write_inside
+from runtime.inside import OpenRoot, new_aside, opened_folder, path_of, write_inside
 from runtime.progress import Progress
 from runtime.urls import ObjectUrl
-from store.mirror_folder import Needs, used_mirror
+from store.mirror_folder import Needs, show_progress, used_mirror
 from store.objects import Objects, in_parallel
 
 _PART_BYTES = 16 * 2**20
@@ -25,9 +27,9 @@ _read_here: dict[Path, Needs] = {}  # mirror -> the files that this process read
 
 
 class _Part(NamedTuple):
-    """Of a file that is being fetched: to which file, from where, how much."""
+    """A part of a file that is being fetched: to which file, from where, how much."""
 
-    aside: Path
+    aside: BinaryIO
     key: str
     start: int
     num_bytes: int
@@ -38,19 +40,24 @@ class MirrorFiles:
 
     def __init__(self, url: ObjectUrl) -> None:
         self._objects, self._mirror = Objects(url), used_mirror()
-        self._folder = self._mirror.root / url.bucket / url.key
+        self._place = PurePath(url.bucket, url.key)
 
     def path(self, name: str) -> Path:
         """Where the file is, or will be."""
-        return self._folder / name
+        return self._mirror.root / self._place / name
 
     def small(self, name: str, most_bytes: int) -> Path:
         """Fetch a small file. Raises CacheMissing, CacheDamaged (too large), as `Objects.get`."""
         content = self._objects.get(name, most_bytes)
-        with self._mirror.locked():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_inside(self._folder, name, content, flush=False)
+        self._need([name])
+        with self._mirror.locked() as opened:
+            self._mirror.make_room(opened, len(content))
+            write_inside(opened, self._place / name, content, flush=False)
         return self.path(name)
+
+    def _need(self, names: Sequence[str]) -> None:
+        root = self._mirror.root.absolute()
+        _read_here.setdefault(root, Needs(root)).add(map(self.path, names))
 
     def start(self, name: str, num_bytes: int) -> bytes:
         """The first bytes of the file at the URL."""
@@ -67,40 +74,42 @@ class MirrorFiles:
         is_right: of a name and a file that is here, without reading all of it. verify: reads all of
         a new one, and raises an error where that is damaged. Raises CacheFull; as `Objects.get`.
         """
-        paths = {name: self.path(name) for name in names}
-        root = self._mirror.root.absolute()
-        _read_here.setdefault(root, Needs(root)).add(paths.values())
-        with self._mirror.locked():
-            absent = [n for n, path in paths.items() if not (path.exists() and is_right(n, path))]
-            for name, path in paths.items():
-                if name in absent:
-                    path.unlink(missing_ok=True)
-                else:
-                    os.utime(path)
-            self._bring(absent, verify)
+        self._need(names)
+        with (
+            self._mirror.locked() as opened,
+            opened_folder(opened, self._place, create=True) as folder,
+        ):
+            absent = [name for name in names if not _is_here(folder, name, is_right)]
+            self._bring(opened, folder, absent, verify)
 
-    def _bring(self, names: Sequence[str], verify: Callable[[str, Path], None]) -> None:
+    def _bring(
+        self,
+        opened: OpenRoot,
+        folder: int,
+        names: Sequence[str],
+        verify: Callable[[str, Path], None],
+    ) -> None:
         sizes = dict(zip(names, in_parallel(self._objects.size, names), strict=True))
-        self._mirror.make_room(sum(sizes.values()))
+        self._mirror.make_room(opened, sum(sizes.values()))
         if not names:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        aside = {name: self._folder / f".{name}.{os.getpid()}.tmp" for name in names}
+        asides = {name: new_aside(folder, name) for name in names}
         try:
-            self._download(aside, sizes)
-            for name in names:
-                verify(name, aside[name])
-                aside[name].replace(self.path(name))
+            self._download({name: file for name, (_, file) in asides.items()}, sizes)
+            for name, (aside, _) in asides.items():
+                verify(name, path_of(folder, aside))
+                os.rename(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
+                show_progress()
         finally:
-            for path in aside.values():
-                path.unlink(missing_ok=True)
+            for aside, file in asides.values():
+                file.close()
+                with suppress(FileNotFoundError):
+                    os.unlink(aside, dir_fd=folder)
 
-    def _download(self, files: dict[str, Path], sizes: dict[str, int]) -> None:
-        for path in files.values():
-            path.write_bytes(b"")
+    def _download(self, files: Mapping[str, BinaryIO], sizes: Mapping[str, int]) -> None:
         parts = [
-            _Part(path, name, start, min(_PART_BYTES, sizes[name] - start))
-            for name, path in files.items()
+            _Part(file, name, start, min(_PART_BYTES, sizes[name] - start))
+            for name, file in files.items()
             for start in range(0, sizes[name], _PART_BYTES)
         ]
         total, console = sum(sizes.values()), new_console()
@@ -109,11 +118,23 @@ class MirrorFiles:
         console.print(f"fetching {what}, from {self._objects.url}")
         with Progress(total // 10**6, "MB", console) as progress:
             for num_bytes in in_parallel(self._write_part, parts):
+                show_progress()
                 progress.advance(num_bytes // 10**6)
 
     def _write_part(self, part: _Part) -> int:
         content = self._objects.part(part.key, part.start, part.num_bytes)
-        with part.aside.open("r+b") as file:
-            file.seek(part.start)
-            file.write(content)
+        os.pwrite(part.aside.fileno(), content, part.start)
         return len(content)
+
+
+def _is_here(folder: int, name: str, is_right: Callable[[str, Path], bool]) -> bool:
+    """Return True, and count the file as used now, if it is right; else remove it."""
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if stat.S_ISREG(status.st_mode) and is_right(name, path_of(folder, name)):
+            os.utime(name, dir_fd=folder, follow_symlinks=False)
+            return True
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass
+    return False

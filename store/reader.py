@@ -119,7 +119,9 @@ class TeacherCache:
             return None
         refuse_incomplete(self.source, 1, [SAMPLE_CRC])
         checksums = np.empty(self.num_samples, dtype=np.uint32)
-        for block in self.manifest.blocks(1):
+        blocks = list(self.manifest.blocks(1))
+        self.source.fetch([(SAMPLE_CRC, block) for block in blocks])
+        for block in blocks:
             self.source.read(SAMPLE_CRC, block, checksums[block.start : block.stop])
         return checksums
 

@@ -19,7 +19,8 @@ from store.hdf5 import Hdf5Source
 from store.hdf5_layout import is_hdf5
 from store.layout import Block
 from store.manifest import Manifest
-from store.mirror import MirroredSource, mirror_of
+from store.mirror import mirror_of
+from store.mirrored import MirroredSource
 from store.remote import RemoteSource
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from configs.schema import ImageFolder, Normalisation
+from runtime.reading import BadFile
 from views import listing as listing_module
 from views.datasets import DatasetError, load_dataset
 from views.listing import INDEX_FOLDER, forget_listings, listing_of
@@ -53,6 +54,18 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(listing_module.os, "scandir", noted)
     return found
+
+
+def test_listings_in_a_linked_folder_are_refused_and_its_files_stay(tmp_path: Path) -> None:
+    victim, caches = tmp_path / "victim", tmp_path / "caches"
+    for folder in (victim, caches):
+        folder.mkdir()
+    (victim / "letter.txt").write_text("mine")
+    (victim / "0123abcd.index").write_text("mine, too")
+    (caches / INDEX_FOLDER).symlink_to(victim)
+    with pytest.raises(BadFile, match=r"\.listings is a symbolic link, expected a folder"):
+        forget_listings(caches)
+    assert len(list(victim.iterdir())) == 2
 
 
 def test_a_folder_is_listed_once_and_the_same_afterwards(

@@ -15,7 +15,8 @@ from runtime.urls import ObjectUrl, path_or_url
 from store import CacheDamaged, CacheFull, TeacherCache
 from store.copy_cache import copy_cache
 from store.find import find_cache
-from store.mirror import MirroredSource, attach, local_folder
+from store.mirror import attach, local_folder
+from store.mirrored import MirroredSource
 from tests.support.damage import flip
 from tests.support.object_store import Server, a_cache, emptied
 from tests.support.project import QUICK_RUN
@@ -48,6 +49,10 @@ def is_view(cache: TeacherCache, view: int) -> bool:
     records = cache.read_view(view)
     expected = records_of(view, slice(None))
     return all((records[tap] == expected[tap]).all() for tap in TAPS)
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def fetched(server: Server) -> list[str]:
@@ -90,7 +95,8 @@ def test_what_was_not_read_for_longest_goes_first(server: Server, tmp_path: Path
         for block in range(3)
     )
     labels = (tmp_path / "t-e4812202" / "teacher.zarr/labels/c.0").stat().st_size
-    cache = mirrored(tmp_path, 2 * view_bytes + labels + 100)
+    described = size_of(mirrored(tmp_path / "plenty").path)
+    cache = mirrored(tmp_path, 2 * view_bytes + labels + described + 100)
     assert is_view(cache, 0)
     assert is_view(cache, 1)
     fetched(server)
@@ -116,7 +122,7 @@ def test_what_was_not_read_for_longest_goes_first(server: Server, tmp_path: Path
     with pytest.raises(
         CacheFull, match=r"the current and the next view need .*\n  fix: --mirror-gb"
     ):
-        mirrored(tmp_path / "small", view_bytes - 1).read_view(0)
+        mirrored(tmp_path / "small", described + view_bytes - 1).read_view(0)
 
 
 def test_damage_in_the_mirror_is_fetched_again_and_damage_there_is_named(

@@ -162,7 +162,8 @@ def test_damage_in_the_mirror_is_named_with_what_mends_it(server: Server, tmp_pa
 def test_the_mirror_is_bounded_and_removes_what_is_older(
     server: Server, made: Path, tmp_path: Path
 ) -> None:
-    size = sum(shard_path(made / "s.json", n).stat().st_size for n in range(NUM_SHARDS))
+    files = [made / "s.json", *(shard_path(made / "s.json", n) for n in range(NUM_SHARDS))]
+    size = sum(file.stat().st_size for file in files)
     use_mirror(MirrorFolder(tmp_path / "mirror", size - 1))
     with pytest.raises(DatasetError, match=r"packed images, .* need .*\n  fix: --mirror-gb"):
         opened(INDEX)
@@ -173,8 +174,8 @@ def test_the_mirror_is_bounded_and_removes_what_is_older(
     os.utime(older, (1, 1))
     assert len(every_image(opened(INDEX))) == 32
     assert not older.exists()
-    with used_mirror().locked(), pytest.raises(CacheFull, match="packed images"):
-        used_mirror().make_room(50)  # as a view of teacher outputs would
+    with used_mirror().locked() as root, pytest.raises(CacheFull, match="packed images"):
+        used_mirror().make_room(root, 50)  # as a view of teacher outputs would
 
 
 def test_what_is_not_there_is_named(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

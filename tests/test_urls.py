@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -15,14 +15,16 @@ import torch
 
 from configs.schema import TeacherConfig
 from precompute.verify import cli as verify
+from runtime.inside import Root
 from runtime.urls import ObjectUrl, path_or_url
-from store import TeacherCache
+from store import TeacherCache, mirror_folder
 from store.__main__ import cli as store
 from store.copy_cache import copy_cache
 from store.errors import CacheError
 from store.layout import Block
-from store.mirror import MirroredSource, attach, attached
+from store.mirror import attach, attached
 from store.mirror_folder import MARK, MirrorFolder
+from store.mirrored import MirroredSource
 from tests.support.mirror_users import need, read_views
 from tests.support.object_store import Server, emptied, running
 from tests.support.project import QUICK_RUN, make
@@ -73,6 +75,12 @@ def chunks_asked(server: Server) -> list[str]:
     found = [path for method, path in server.requests if "/c." in path and "labels" not in path]
     server.requests.clear()
     return found
+
+
+def size_of(mirror: Path) -> int:
+    """The bytes that count."""
+    files = (path for path in (mirror / "bucket").rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
 
 
 def of_teacher(words: list[str]) -> list[str]:
@@ -193,6 +201,33 @@ def test_threads_that_read_the_same_view_fetch_it_once(
     assert 0 < len(asked) == len(set(asked))
 
 
+def test_checksums_of_samples_take_one_look_at_the_mirror_and_stay_in_a_full_one(
+    server: Server, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, looks, walk = mirrored(tmp_path / "plenty"), [], mirror_folder.walk_inside
+
+    def noted(root: Root) -> Iterator[tuple[PurePath, int, os.stat_result]]:
+        looks.append(root)
+        return walk(root)
+
+    monkeypatch.setattr(mirror_folder, "walk_inside", noted)
+    assert cache.manifest.blocks_per_view > 3
+    checksums = cache.sample_crc32c
+    assert checksums is not None
+    assert len(looks) == 1
+    for view in (0, 1):
+        cache.read_view(view)
+    tight = mirrored(tmp_path / "tight", size_of(tmp_path / "plenty"))
+    assert (tight.sample_crc32c == checksums).all()
+    own = list(tight.path.glob("teacher.zarr/sample_crc32c/c.*"))
+    for path in own:
+        os.utime(path, (1, 1))
+    for view in (0, 1, 2):
+        tight.read_view(view)
+    assert all(path.exists() for path in own)
+    assert len(list(tight.path.glob("teacher.zarr/logits/c.0.*"))) < cache.manifest.blocks_per_view
+
+
 def test_the_blocks_of_a_window_are_fetched_together(
     server: Server, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,21 +249,23 @@ def test_what_another_reader_of_this_process_needs_is_not_removed(
 ) -> None:
     first, second = mirrored(tmp_path / "m"), mirrored(tmp_path / "m")
     first.read_view(0)
-    view_bytes = sum(f.stat().st_size for f in first.path.glob("teacher.zarr/*/c.0.*"))
-    tight = MirrorFolder(tmp_path / "m", view_bytes + 100)
-    with tight.locked(), pytest.raises(CacheError, match="the current and the next view need"):
-        tight.make_room(200)
+    tight = MirrorFolder(tmp_path / "m", size_of(tmp_path / "m") + 100)
+    with (
+        tight.locked() as opened,
+        pytest.raises(CacheError, match="the current and the next view need"),
+    ):
+        tight.make_room(opened, 200)
     del first, second
-    with tight.locked():
-        tight.make_room(view_bytes)
+    with tight.locked() as opened:
+        tight.make_room(opened, tight.most_bytes)
     assert list((tmp_path / "m").rglob("teacher.zarr/*/c.0.*")) == []
 
 
 def test_what_another_process_needs_goes_last_and_is_forgotten_with_it(tmp_path: Path) -> None:
     root = tmp_path / "mirror"
     folder = MirrorFolder(root, 250)
-    with folder.locked():
-        folder.make_room(0)
+    with folder.locked() as opened:
+        folder.make_room(opened, 0)
     needed, other = (root / f"b/c-{n}/teacher.zarr/logits/c.0.0.0" for n in (0, 1))
     for path, age in ((needed, 1), (other, 2)):  # the needed one was not used for longer
         path.parent.mkdir(parents=True)
@@ -239,18 +276,18 @@ def test_what_another_process_needs_goes_last_and_is_forgotten_with_it(tmp_path:
     process = context.Process(target=need, args=(root, [needed], ready, done), daemon=True)
     process.start()
     assert ready.wait(60)
-    with folder.locked():
-        folder.make_room(100)
+    with folder.locked() as opened:
+        folder.make_room(opened, 100)
     assert needed.exists()
     assert not other.exists()
-    with folder.locked():
-        folder.make_room(200)
+    with folder.locked() as opened:
+        folder.make_room(opened, 200)
     assert not needed.exists()  # it will fetch it again
     done.set()
     process.join()
     assert len(list((root / ".in-use").iterdir())) == 2
-    with folder.locked():
-        folder.make_room(0)
+    with folder.locked() as opened:
+        folder.make_room(opened, 0)
     assert len(list((root / ".in-use").iterdir())) == 1
 
 

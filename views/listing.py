@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,12 +27,13 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.inside import write_inside
+from runtime.inside import opened_folder, write_inside
 from runtime.reading import BadFile, parse_json, read_bounded
 from views.splits import DatasetError, Ids, LazyPaths
 from views.tree import Images, find_classes, find_images
 
 INDEX_FOLDER = ".listings"
+_KEPT = re.compile(r"[0-9a-f]+\.(?:index|digest)")
 _VERSION = 2
 _NAMES_AT_ONCE = 65_536
 _SETTLED_NS = 2_000_000_000  # a folder that changed later may change again within the same tick
@@ -103,9 +106,14 @@ def listing_of(
 
 
 def forget_listings(kept_in: Path) -> None:
-    """Have every folder listed again."""
-    for file in (kept_in / INDEX_FOLDER).glob("*.*"):
-        file.unlink(missing_ok=True)
+    """Have every folder listed again. Raises BadFile where a link leads elsewhere."""
+    try:
+        with suppress(FileNotFoundError), opened_folder(kept_in, INDEX_FOLDER) as folder:
+            for name in filter(_KEPT.fullmatch, os.listdir(folder)):
+                os.unlink(name, dir_fd=folder)
+    except BadFile as error:
+        fix = f"rm {shlex.quote(str(error.path))}, then run the same command again"
+        raise BadFile(error.path, error.what, fix=fix) from None
 
 
 def kept_digest(key: bytes, compute: Callable[[], str], kept_in: Path | None) -> str:

@@ -21,7 +21,7 @@ def need(root: Path, paths: list[Path], is_ready: Event, is_done: Event) -> None
     """Need these files until `is_done`."""
     needs, folder = Needs(root), MirrorFolder(root, 10**9)
     needs.remember(0, paths)
-    with folder.locked():
-        folder.make_room(0)
+    with folder.locked() as opened:
+        folder.make_room(opened, 0)
     is_ready.set()
     is_done.wait(60)

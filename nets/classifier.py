@@ -5,7 +5,7 @@ timm's models name theirs. Of other networks it is the layer whose output is the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -62,6 +62,19 @@ def read_embedding(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def embedding_read(values: Mapping[str, Tensor], classifiers: Sequence[str]) -> Tensor:
+    """The embedding that a pass within `read_embedding` found.
+
+    Raises TapError if the network did not call its classifiers.
+    """
+    if "embedding" not in values:
+        raise TapError(
+            f"the network does not call its classifier {classifiers[0]!r}: it has no embedding",
+            fix=_NO_VECTOR,
+        )
+    return values["embedding"]
 
 
 def as_vector(module: str, features: Tensor) -> Tensor:

@@ -169,6 +169,20 @@ def as_is(stage: str, features: Tensor) -> Tensor:
     return features
 
 
+class _OfStages(dict[str, Value]):
+    """Values by stage. Some networks have modules that no forward pass calls."""
+
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        super().__init__()
+        self._modules = modules
+
+    def __missing__(self, stage: str) -> Value:
+        raise TapError(
+            f"the network does not call its module {self._modules[stage]!r}, so that {stage} cannot"
+            f" be tapped"
+        )
+
+
 @contextmanager
 def read_stages(
     network: nn.Module,
@@ -180,7 +194,8 @@ def read_stages(
 
     The map is (B, C, H, W), whatever the layout of the module's output. image_size: (H, W) of the
     images; only their proportions matter. The hooks go when the context closes, also on an error.
-    Raises TapError for an unknown module, and in a pass for an output that is no map.
+    Raises TapError for an unknown module, in a pass for an output that is not a map, and where the
+    dict is asked for a stage whose module the network did not call.
     """
     layout = layout_of(network)
     modules = dict(network.named_modules())
@@ -188,7 +203,7 @@ def read_stages(
     if missing:
         top = ", ".join(name for name, _ in network.named_children())
         raise TapError(f"the network has no module {missing[0]!r} to tap; its top modules: {top}")
-    values: dict[str, Value] = {}
+    values: dict[str, Value] = _OfStages(stages)
 
     def hook_for(stage: str, name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -220,8 +235,9 @@ def changed_in_place(
     size = images.shape[2], images.shape[3]
     with seeded(0), read_stages(network, stages, _with_version, size) as versioned:
         functional_call(network, buffers, (images,))
-    maps = {stage: features for stage, (features, _) in versioned.items()}
-    return maps, {stage for stage, (now, version) in versioned.items() if now._version != version}
+    seen = {stage: versioned[stage] for stage in stages}
+    maps = {stage: features for stage, (features, _) in seen.items()}
+    return maps, {stage for stage, (now, version) in seen.items() if now._version != version}
 
 
 def _with_version(stage: str, features: Tensor) -> tuple[Tensor, int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from configs.schema import TeacherNet
 from nets.archs import ArchError, timm_model
-from nets.classifier import classifiers_of, read_embedding
+from nets.classifier import classifiers_of, embedding_read, read_embedding
 from nets.layout import TapError
 from nets.precision import autocast
 from nets.taps import Tap, read_stages
@@ -59,9 +59,11 @@ class Teacher:
             read_embedding(self.network, self.classifiers, values),
         ):
             logits = self.network(images).float()
+        if self.classifiers:
+            embedding_read(values, self.classifiers)
         values |= {"logits": logits, **{n: each.float() for n, each in values.items()}}
-        for of_stage in by_stage.values():
-            values |= of_stage
+        for stage in stages:
+            values |= by_stage[stage]
         if any(tap.kind == "correct" for tap in taps):
             values["correct"] = (logits.argmax(dim=1) == labels).to(torch.uint8)
         return {tap.name: values[tap.name] for tap in taps}

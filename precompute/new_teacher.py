@@ -14,7 +14,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import typer
@@ -22,10 +21,12 @@ import typer
 from configs.load import ConfigError, load_teacher
 from configs.schema import TeacherConfig
 from configs.yaml_subset import yaml_text
-from nets.archs import ArchError, timm_model
+from nets.archs import TIMM_PREFIX, ArchError, timm_model
 from precompute.setup import Setup, setup_of
 from runtime.commands import new_app, run_command
+from runtime.errors import did_you_mean
 from runtime.formats import format_size
+from runtime.text import one_line
 from views.augment import view_shape
 from views.datasets import Dataset, load_dataset
 
@@ -43,22 +44,36 @@ def main(
     file: Annotated[Path | None, typer.Option(help="the packed file")] = None,
     weights: Annotated[str, typer.Option(help="file, or timm:pretrained")] = _PRETRAINED,
     count: Annotated[int, typer.Option(min=1, help="views per image")] = 16,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="pixels of a view (default: as the weights had)")
+    ] = None,
 ) -> None:
     """Print a teacher's file for one of timm's models."""
     key, place = ("root", root) if dataset == "imagefolder" else ("file", file)
     if place is None:
         raise ConfigError(f"--dataset {dataset} needs a {key}", fix=f"add --{key} PATH")
     if not timm_model(arch):
-        raise ArchError(
-            f"{arch} is none of timm's models, whose pixels are known",
-            fix="start from another file: python -m configs teacher imagenet-resnet34",
-        )
-    print(teacher_file(arch, {"type": dataset, key: str(place)}, weights, count), end="")
+        raise _not_timms(arch)
+    print(teacher_file(arch, {"type": dataset, key: str(place)}, weights, count, size), end="")
 
 
-def teacher_file(arch: str, dataset: Mapping[str, str], weights: str, count: int) -> str:
-    """The file's text. dataset: its `type` and where it lies. Raises UserError."""
-    draft = Draft(arch, dataset, weights, count)
+def _not_timms(arch: str) -> ArchError:
+    from nets.timm_models import import_timm
+
+    problem = f"{one_line(arch)} is none of timm's models, whose pixels are known"
+    models = [TIMM_PREFIX + name for name in import_timm().list_models()]
+    if near := did_you_mean(TIMM_PREFIX + arch, models):
+        return ArchError(f"{problem}{near}")
+    return ArchError(
+        problem, fix="start from another file: python -m configs teacher imagenet-resnet34"
+    )
+
+
+def teacher_file(
+    arch: str, dataset: Mapping[str, str], weights: str, count: int, size: int | None = None
+) -> str:
+    """The file's text. dataset: its `type` and where it is. size: of a view. Raises UserError."""
+    draft = Draft(arch, dataset, weights, count, size)
     data = load_dataset(draft.config({"logits": "float16"}).dataset)
     taps: dict[str, Any] = {"logits": None, "means": "float16", "embedding": "float16"}
     why = _why_no_logits(draft, data)
@@ -75,6 +90,7 @@ class Draft:
     dataset: Mapping[str, str]
     weights: str
     count: int
+    size: int | None = None
 
     @property
     def pixels(self) -> Any:
@@ -85,6 +101,8 @@ class Draft:
 
     @property
     def size_px(self) -> int:
+        if self.size is not None:
+            return self.size
         _, height, width = self.pixels.input_size
         if height != width:
             raise ArchError(
@@ -104,7 +122,7 @@ class Draft:
             "dataset:",
             f"  type: {self.dataset['type']}",
             f"  {key}: {yaml_text(place)}",
-            f"  normalisation: {{mean: {list(cfg.mean)}, std: {list(cfg.std)}}}  # the model's own",
+            f"  normalisation: {{mean: {list(cfg.mean)}, std: {list(cfg.std)}}}{self._whose()}",
             "",
             "views:",
             f"  augment: {{kind: random-resized-crop, {fit}}}",
@@ -115,18 +133,23 @@ class Draft:
             "teacher:",
             f"  arch: {self.arch}",
             f"  weights: {yaml_text(self.weights)}{_weights_comment(self.weights)}",
+            "  # expected_error: 20.0  # known top-1 error (%) of these weights on test images:",
+            "  # the pass warns if it measures another one",
             "",
             "taps:",
             *(f"  {name}: {dtype or 'null'}" for name, dtype in taps.items()),
             f"  stages: {stages}",
         ]
 
+    def _whose(self) -> str:
+        """A comment on the normalisation."""
+        if self.weights == _PRETRAINED:
+            return "  # the model's own"
+        return "  # of timm's weights of this model: check that yours were trained with it"
+
     def config(self, taps: Mapping[str, Any]) -> TeacherConfig:
-        """The file as it would be loaded; relative paths mean the current folder."""
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / "new.yaml"
-            file.write_text("\n".join(self.lines(taps)), encoding="utf-8")
-            return load_teacher(file)
+        """The file as it would be loaded from the current folder."""
+        return load_teacher("my-teacher.yaml", text="\n".join(self.lines(taps)))
 
 
 def _text(draft: Draft, data: Dataset, taps: dict[str, Any], why_no_logits: str) -> str:
@@ -189,25 +212,31 @@ def _why_no_logits(draft: Draft, data: Dataset) -> str:
             f"No logits: the weights {has}, these images have {data.num_classes:,}. Students learn "
             f"from features."
         )
+    try:
+        _load_weights(draft, data, data.num_classes)
+    except ArchError as error:
+        if not Path(draft.weights).is_file():
+            raise
+        _load_weights(draft, data, 0)  # raises where more than the classifier is another
+        return f"No logits: {' '.join(error.problem.split())}."
+    return ""
+
+
+def _load_weights(draft: Draft, data: Dataset, num_classes: int) -> None:
+    """Raise ArchError unless the weights fit the model; num_classes 0: but for its classifier."""
     import torch
 
     from nets.teacher import load_teacher_network
 
     config = draft.config({"logits": "float16"})
-    try:
-        load_teacher_network(
-            config.teacher,
-            {},
-            num_classes=data.num_classes,
-            image_shape=view_shape(data.train.first_shape, config.views.augment),
-            device=torch.device("cpu"),
-            calibration=(),
-        )
-    except ArchError as error:
-        if not Path(draft.weights).is_file():
-            raise
-        return f"No logits: {' '.join(error.problem.split())}."
-    return ""
+    load_teacher_network(
+        config.teacher,
+        {},
+        num_classes=num_classes,
+        image_shape=view_shape(data.train.first_shape, config.views.augment),
+        device=torch.device("cpu"),
+        calibration=(),
+    )
 
 
 def _interpolation(cfg: Any) -> str:

@@ -147,7 +147,7 @@ def test_units_are_the_upper_bits_of_the_words() -> None:
     assert unit(words).tolist() == [0.0, 0.5, 1.0 - 2.0**-53]
 
 
-@pytest.mark.parametrize("shape", [(40, 60), (61, 33), (24, 24), (7, 90)])
+@pytest.mark.parametrize("shape", [(40, 60), (61, 33), (33, 61), (24, 24), (7, 90)])
 @pytest.mark.parametrize("resize_px", [24, 27])
 @pytest.mark.parametrize("kind", ["squash", "border"])
 def test_squash_and_border_give_timms_evaluation_pixels(

@@ -236,7 +236,7 @@ def test_photographs_and_the_name_of_a_model_become_an_exported_student(
     quick += " training.schedule.warmup_epochs=0 training.batch_size=10"
     result = make_in_forks(*shlex.split(train_and_export)[1:], f"ARGS={quick}", cwd=checkout)
     assert result.returncode == 0, result.stderr
-    assert "cd+embedding, seed 0: " in result.stdout
+    assert "distill, seed 0: " in result.stdout
     import_timm().create_model(
         "test_resnet",
         num_classes=2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,14 +93,81 @@ def test_test_images_are_cropped_as_the_models_weights_were_tested(
 
 def test_a_students_file_has_the_methods_that_work(photographs: Path, tmp_path: Path) -> None:
     teacher = written(tmp_path, photographs, "test_convnext")
+    terms = {"timm:test_resnet": ["ce", "cd", "embedding"], "resnet20": ["ce", "embedding"]}
     for arch, left_out in (("timm:test_resnet", "cd+gkd"), ("resnet20", "cd+embedding")):
         file = tmp_path / f"{arch[-4:]}.yaml"
         file.write_text(student_file(arch, str(teacher), 30, 64))
         assert f"# {left_out} is left out: " in file.read_text()
         config = load_student(file)
         assert left_out not in config.methods
-        assert {"ce", "embedding"} <= set(config.methods)
+        assert [term.loss for term in config.methods["distill"]] == terms[arch]
     assert "the student has 3 stages and the cache 4" in file.read_text()
+
+
+def test_a_teacher_with_logits_has_a_method_distill_too(photographs: Path, tmp_path: Path) -> None:
+    save_atomically(build("timm:test_vit", num_classes=2).state_dict(), tmp_path / "w.pt")
+    teacher = written(tmp_path, photographs, "test_vit", str(tmp_path / "w.pt"))
+    for arch, terms in (("timm:test_vit", ["ce", "gkd", "cd"]), ("resnet8", ["ce", "kd"])):
+        (tmp_path / "s.yaml").write_text(student_file(arch, str(teacher), 30, 64))
+        config = load_student(tmp_path / "s.yaml")
+        assert [term.loss for term in config.methods["distill"]] == terms
+
+
+@pytest.mark.parametrize("model", ["coat_tiny", "crossvit_tiny_240"])
+def test_a_stage_that_the_network_never_calls_is_said_to_be_none(
+    model: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = precompute.new_teacher.cli([f"timm:{model}", "--root", str(photographs)])
+    out, err = capsys.readouterr()
+    assert "the network does not call its " in out + err
+    assert "Traceback" not in err
+    if ended == 0:
+        (tmp_path / "t.yaml").write_text(out)
+        assert load_teacher(tmp_path / "t.yaml").taps.embedding == "float16"
+    else:
+        assert "fix: " in err
+
+
+def test_weights_of_another_model_are_an_error(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_atomically(build("timm:test_resnet", num_classes=2).state_dict(), tmp_path / "w.pt")
+    arguments = ["--root", str(photographs), "--weights", str(tmp_path / "w.pt")]
+    assert precompute.new_teacher.cli(["timm:test_convnext", *arguments]) == 2
+    assert "w.pt do not fit the network" in capsys.readouterr().err
+
+
+def test_weights_of_another_classifier_leave_the_logits_out_and_are_to_be_checked(
+    photographs: Path, tmp_path: Path
+) -> None:
+    save_atomically(build("timm:test_convnext", num_classes=7).state_dict(), tmp_path / "w.pt")
+    text = written(tmp_path, photographs, "test_convnext", str(tmp_path / "w.pt")).read_text()
+    assert "# No logits: the weights in" in text
+    assert "  logits: null" in text
+    assert "check that yours were trained with it" in text
+    assert "# expected_error: " in text
+
+
+def test_a_size_of_ones_own_scales_the_evaluation(photographs: Path, tmp_path: Path) -> None:
+    data = {"type": "imagefolder", "root": str(photographs)}
+    text = teacher_file("timm:test_convnext", data, "timm:pretrained", 1, 96)
+    (tmp_path / "t.yaml").write_text(text)
+    views = load_teacher(tmp_path / "t.yaml").views
+    assert views.augment.size_px == 96
+    assert (views.eval_transform.resize_px, views.eval_transform.crop_px) == (101, 96)
+
+
+def test_a_message_about_a_new_file_names_no_folder_of_its_own(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--root", str(photographs)]
+    for arguments in (
+        ["--root", "nowhere"],
+        [*root, "--weights", "no.pt"],
+        [*root, "--count", "70000"],
+    ):
+        assert precompute.new_teacher.cli(["timm:test_convnext", *arguments]) == 2
+        assert tempfile.gettempdir() not in capsys.readouterr().err.replace(str(tmp_path), "")
 
 
 def test_wrong_names_and_folders_are_told_with_the_fix(
@@ -113,7 +181,7 @@ def test_wrong_names_and_folders_are_told_with_the_fix(
     assert precompute.new_teacher.cli(["timm:test_vit"]) == 2
     assert "fix: add --root PATH" in capsys.readouterr().err
     assert precompute.new_teacher.cli(["resnet34", "--root", str(photographs)]) == 2
-    assert "none of timm's models" in capsys.readouterr().err
+    assert "did you mean 'timm:resnet34'?" in capsys.readouterr().err
     assert train.new_student.cli(["resnet65", "--teacher", "digits-resnet20"]) == 2
     assert "did you mean 'resnet56'" in capsys.readouterr().err
 

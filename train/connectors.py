@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from configs.schema import LossTerm, StudentNet
 from nets.archs import ArchError
-from nets.classifier import classifiers_of, read_embedding
+from nets.classifier import classifiers_of, embedding_read, read_embedding
 from nets.layout import TapError, size_like
 from nets.taps import (
     Tap,
@@ -212,6 +212,7 @@ def student_shapes(
     try:
         with torch.no_grad(), read_stages(network, stages, as_is, (height, width)) as maps:
             network(torch.zeros(1, channels, height, width))
+            shapes = {stage: tuple(maps[stage].shape[1:]) for stage in stages}
     except TapError as error:
         raise TapError(f"student.stages: {error.problem}", fix=error.fix) from None
     except RuntimeError as error:
@@ -220,7 +221,7 @@ def student_shapes(
             f"{channels} channels: {str(error).splitlines()[0]}"
         ) from error
     network.train(was_training)
-    return {stage: tuple(features.shape[1:]) for stage, features in maps.items()}
+    return shapes
 
 
 @torch.no_grad()
@@ -233,7 +234,7 @@ def _embedding_size(
     with read_embedding(network, classifiers, values):
         network(torch.zeros(1, channels, height, width))
     network.train(was_training)
-    return values["embedding"].shape[1]
+    return embedding_read(values, classifiers).shape[1]
 
 
 def _projector(in_features: int, out_features: int, kind: str) -> nn.Module:

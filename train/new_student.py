@@ -9,14 +9,12 @@ It stands here because it needs networks and losses; `python -m configs` hands o
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -46,6 +44,8 @@ _METHODS = {
     "embedding": "[{loss: ce}, {loss: embedding}]",
     "cd+embedding": "[{loss: ce}, CD, {loss: embedding}]",
 }
+_BEST_FIRST = ("cd+gkd", "cd+embedding", "kd", "embedding", "cd")
+_DISTILL = "distill"
 
 
 @app.command()
@@ -68,11 +68,22 @@ def student_file(
     config = load_teacher(teacher)
     draft = _Draft(arch, teacher, epochs, batch_size, _stem(arch, config))
     stages, why_not = _methods_that_work(draft, config)
-    working = {name: terms for name, terms in _METHODS.items() if name not in why_not}
-    cd = _cd_term(draft, stages, config, caches) if "cd" in working else None
+    working = _with_distill({n: terms for n, terms in _METHODS.items() if n not in why_not})
+    has_cd = any("CD" in terms for terms in working.values())
+    cd = _cd_term(draft, stages, config, caches) if has_cd else None
     lines = draft.lines(stages, working, cd)
     left_out = [f"# {name} is left out: {why}" for name, why in why_not.items()]
     return "\n".join([f"# {arch}, taught by {teacher}.", *left_out, *lines, ""])
+
+
+def _with_distill(working: Mapping[str, str]) -> dict[str, str]:
+    """The methods, of which the one that uses most of the cache is called `distill`.
+
+    So every file has a method of that name, if any but `ce` works.
+    """
+    best = next((name for name in _BEST_FIRST if name in working), None)
+    renamed = {name: terms for name, terms in working.items() if name != best}
+    return renamed | ({_DISTILL: working[best]} if best else {})
 
 
 @dataclass(frozen=True)
@@ -205,16 +216,8 @@ def _stages(arch: str, wanted: int) -> str:
 
 
 def _config_of(draft: _Draft, stages: str, teacher: TeacherConfig) -> StudentConfig:
-    """The file as it would be loaded, whatever its teacher's path means from where it will lie."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "new.yaml"
-        file.write_text("\n".join(draft.lines(stages, _METHODS)), encoding="utf-8")
-        return load_student(
-            file,
-            [f"teacher={json.dumps(str(Path(draft.teacher).absolute()))}"]
-            if Path(draft.teacher).suffix in (".yaml", ".yml")
-            else [],
-        )
+    """The file as it would be loaded from the current folder."""
+    return load_student("my-student.yaml", text="\n".join(draft.lines(stages, _METHODS)))
 
 
 def _stem(arch: str, teacher: TeacherConfig) -> str:

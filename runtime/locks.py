@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import Busy
-from runtime.inside import open_to_update
+from runtime.inside import make_folder_inside, open_to_update
 from runtime.text import one_line
 
 LOCK_FILE = "writer.lock"
@@ -144,10 +144,14 @@ def releasing(lock: WriterLock) -> Iterator[None]:
 
 
 def numbered_folder(parent: Path, first: int = 0) -> tuple[Path, WriterLock]:
-    """The first of the folders `parent/<number>`, from `first` on, that no process uses; locked."""
+    """The first of the folders `parent/<number>`, from `first` on, that no process uses; locked.
+
+    Raises BadFile if one of them is a link.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(first):
         folder = parent / f"{number:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder_inside(parent, folder.name)
         with suppress(Busy):
             return folder, WriterLock(folder, Job())
     raise AssertionError("numbers do not end")

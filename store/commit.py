@@ -12,6 +12,7 @@ what is committed again, because it was damaged or taps were added, takes the ne
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import google_crc32c
@@ -141,11 +142,15 @@ def _put_line(objects: Objects, line: Line, number: int) -> tuple[bool, int]:
         if there is not None and _says(there, line):
             return False, number
         number += 1
-    where = objects.url / JOURNAL
-    raise CacheError(
-        f"{where} has a file or a line of the last number, {MOST_LINES:,}: none is left for block "
-        f"{line.block} of view {line.view}",
-        fix="copy the cache to another prefix, and go on there",
+    raise no_number_left(objects.url / JOURNAL)
+
+
+def no_number_left(journal: Path) -> CacheError:
+    """The error of a journal with a file or a line of the last number."""
+    return CacheError(
+        f"{journal} has a file or a line of the last number, {MOST_LINES}: none is left for others",
+        fix=f"remove what has the number {MOST_LINES} there with the store's own programs, then "
+        "run the same command again: chunks that are there are kept",
     )
 
 

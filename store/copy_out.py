@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runtime.urls import ObjectUrl
-from store.commit import MOST_LINES, is_sound
+from store.commit import MOST_LINES, is_sound, no_number_left
 from store.content import metadata_checksums
 from store.errors import CacheBusy, CacheDamaged, CacheMismatch, CacheMissing
 from store.identity import identity_sha256
@@ -41,7 +41,6 @@ from store.remote import remote_manifest
 from store.remote_journal import (
     line_numbers,
     most_objects,
-    no_number_left,
     read_remote_journal,
 )
 

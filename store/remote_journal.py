@@ -11,20 +11,17 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from runtime.formats import counted
-from runtime.program import program_text
 from runtime.reading import BadFile
-from store.commit import MOST_LINES, line_key, read_line
+from store.commit import MOST_LINES, line_key, no_number_left, read_line
 from store.coverage import Coverage
-from store.errors import CacheDamaged, CacheError, remote_fix
+from store.errors import CacheDamaged, remote_fix
 from store.identity import identity_sha256
 from store.journal import (
     IDENTITY_DIGITS,
@@ -118,15 +115,6 @@ def put_whole_journal(objects: Objects, manifest: Manifest, known: RemoteJournal
             return dataclasses.replace(known, newest=number, num_loose=0)
         number += 1
     raise no_number_left(objects.url / JOURNAL)
-
-
-def no_number_left(journal: Path) -> CacheError:
-    """The error of a journal with a file or a line of the last number."""
-    return CacheError(
-        f"{journal} has a file of the last number, {MOST_LINES:,}: none is left for another",
-        fix=f"copy the cache to another prefix: {program_text('store')} copy "
-        f"{shlex.quote(str(journal.parent))} s3://BUCKET/PREFIX",
-    )
 
 
 def line_numbers(keys: Iterable[str]) -> Iterator[tuple[int, int, int]]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.locks import numbered_folder
+from runtime.reading import BadFile
 from store import CacheError, TapSpec, TeacherCache
 from store.__main__ import cli
 from store.trim import trim_cache
@@ -137,3 +139,13 @@ def test_nothing_is_read_through_a_link_inside(cache_to_forge: Path, name: str) 
     (cache_to_forge / name).symlink_to(moved)
     with pytest.raises(CacheError, match="is a symbolic link, expected a folder"):
         TeacherCache.open(cache_to_forge)
+
+
+def test_spool_of_a_bucket_s_pass_is_not_begun_in_a_linked_folder(
+    victim: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool/0000").symlink_to(victim)
+    with pytest.raises(BadFile, match="0000 is a symbolic link, expected a folder"):
+        numbered_folder(tmp_path / "spool")
+    assert unharmed(victim)

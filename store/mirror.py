@@ -62,7 +62,10 @@ class Mirror(NamedTuple):
             for name, content in documents.items()
             if not holds_bytes(opened, str(self.place / name), content)
         }
-        self.folder.make_room(opened, sum(map(len, absent.values())))
+        if absent:
+            self.folder.make_room(opened, sum(map(len, absent.values())))
+        else:  # a look at every file of the mirror would be for nothing
+            self.folder.announce(opened)
         for place, content in absent.items():
             write_inside(opened, place, content)
 

@@ -145,6 +145,10 @@ class MirrorFolder:
             total -= size
         self._announce(opened, own)
 
+    def announce(self, opened: OpenRoot) -> None:
+        """Tell other processes what this one needs; to be called while locked."""
+        self._announce(opened, self._own_needs())
+
     def _opened_mark(self, opened: OpenRoot) -> int:
         names = os.listdir(opened.handle)
         if names and MARK not in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -203,6 +204,15 @@ def caches(server: Server, tmp_path: Path) -> ObjectUrl:
     assert isinstance(url, ObjectUrl)
     copy_cache(TeacherCache.open(a_cache(tmp_path)), url)
     return url
+
+
+def test_lists_are_read_within_a_running_event_loop_too(caches: ObjectUrl) -> None:
+    async def notebook() -> tuple[list[str], int]:
+        return Objects(caches).names()[0], len(list(Objects(caches).listed()))
+
+    names, num_objects = asyncio.run(notebook())
+    assert names == ["t-e4812202"]
+    assert num_objects > 18
 
 
 def size_of(folder: Path) -> int:

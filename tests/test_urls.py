@@ -215,6 +215,8 @@ def test_checksums_of_samples_take_one_look_at_the_mirror_and_stay_in_a_full_one
     checksums = cache.sample_crc32c
     assert checksums is not None
     assert len(looks) == 1
+    mirrored(tmp_path / "plenty")  # again: all that describes it is here
+    assert len(looks) == 1
     for view in (0, 1):
         cache.read_view(view)
     tight = mirrored(tmp_path / "tight", size_of(tmp_path / "plenty"))

@@ -40,6 +40,35 @@ ifneq ($(filter-out $(KNOWN),$(GIVEN)),)
   $(error unknown variable $(filter-out $(KNOWN),$(GIVEN)); known: $(KNOWN). Config keys go into ARGS="key.sub=value ...")
 endif
 
+# What each target reads, besides PYTHON. It refuses any other variable of the command line.
+READS_CACHES  := CACHES MIRROR MIRROR_GB
+READS_PASS    := $(READS_CACHES) DEVICE WORKERS RECHECK TRAIN_TEACHER GPUS CLUSTER GPUS_PER_WORKER \
+  CPUS_PER_WORKER ARGS
+READS_RUNS    := $(READS_PASS) STUDENT CACHE RUNS FEED REDO TRACK
+reads-cache-teacher  := TEACHER $(READS_PASS)
+reads-train-student  := METHOD SEED $(READS_RUNS)
+reads-ablation       := METHODS SEEDS JOBS SHARE GPUS_PER_RUN CPUS_PER_RUN $(READS_RUNS)
+reads-export-student := STUDENT METHOD SEED OUT RUNS DEVICE ARGS $(READS_CACHES)
+reads-verify-cache   := TEACHER DEVICE WORKERS ARGS $(READS_CACHES)
+reads-check-cache    := CACHE CACHES
+reads-list-caches    := CACHES
+reads-bench          := DEVICE BENCH
+reads-bench-scale    := DEVICE BENCH
+reads-bench-store    := TEACHER DEVICE BENCH ARGS
+reads-help           := $(KNOWN)
+
+# Variables that are taken for one another: of GIVEN:MEANT, the one that was meant.
+CONFUSED := METHOD:METHODS METHODS:METHOD SEED:SEEDS SEEDS:SEED TEACHER:STUDENT STUDENT:TEACHER \
+  CACHE:CACHES CACHES:CACHE JOBS:GPUS GPUS:JOBS GPUS_PER_RUN:GPUS CPUS_PER_RUN:JOBS
+GOALS    := $(or $(MAKECMDGOALS),help)
+READS    := PYTHON $(foreach goal,$(GOALS),$(reads-$(goal)))
+UNREAD   := $(firstword $(filter-out $(READS),$(GIVEN)))
+ifneq ($(UNREAD),)
+  MEANT  := $(filter $(READS),$(patsubst $(UNREAD):%,%,$(filter $(UNREAD):%,$(CONFUSED))))
+  $(error make $(GOALS) does not read $(UNREAD)$(if $(MEANT),: did you mean $(MEANT)?,;) \
+    $(if $(MEANT),It,it) reads: $(READS))
+endif
+
 VENV    := .venv
 PY      := $(VENV)/bin/python
 
@@ -70,14 +99,13 @@ RUN      = $(call q,STUDENT) --method $(call q,METHOD) --seed $(call q,SEED)
 STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS) --jobs $(call q,JOBS)
 
 # With GPUS=N, N processes of this machine share the work: one for each GPU, or on its CPUs, of
-# which each takes its part (torchrun's default is one thread each).
-CORES   = $(if $(value GPUS),OMP_NUM_THREADS="$${OMP_NUM_THREADS:-$$(nproc)}" )
-ON_GPUS = $(if $(value GPUS), -m torch.distributed.run --standalone --nproc-per-node $(call q,GPUS))
+# which each takes its part.
+ON_GPUS = $(if $(value GPUS), -m runtime.launch $(call q,GPUS))
 
 # $(call teacher-weights,NAME) and $(call teacher-cache,NAME), where they are missing.
-teacher-weights = $(CORES)$(PY)$(ON_GPUS) -m train teacher $1 $(MIRRORED) $(READERS) \
+teacher-weights = $(PY)$(ON_GPUS) -m train teacher $1 $(MIRRORED) $(READERS) \
   $(if $(value TRAIN_TEACHER),--train-teacher) $(OVERRIDES)
-teacher-cache   = $(CORES)$(PY)$(ON_GPUS) -m precompute $1 $(MIRRORED) $(READERS) \
+teacher-cache   = $(PY)$(ON_GPUS) -m precompute $1 $(MIRRORED) $(READERS) \
   $(if $(value RECHECK),--recheck) $(ON_CLUSTER) $(OVERRIDES)
 
 # With CLUSTER=address, the nodes of a Ray cluster run the teacher.
@@ -133,7 +161,7 @@ help: ## print this help
 	  'GPUS_PER_RUN=0.5' 'GPUs of each run of an ablation there; also CPUS_PER_RUN' \
 	  'TRACK=wandb' 'also send the figures of each epoch there: tensorboard, wandb, mlflow' \
 	  'RECHECK=1' 'list image folders again, check every byte of a large finished cache' \
-	  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes'
+	  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes of processor time'
 	@echo
 	@echo "Documentation: README.md, docs/commands.md"
 
@@ -142,7 +170,8 @@ env: ## create .venv, or update it if requirements.txt has changed
 	  echo "installing requirements.txt into $(VENV)"; \
 	  $(PYTHON) -m venv $(VENV); \
 	  $(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt; \
-	  cp requirements.txt $(VENV)/installed.txt; }
+	  cp requirements.txt $(VENV)/installed.txt; \
+	  echo "to use its python in this shell: . $(VENV)/bin/activate"; }
 
 cache-teacher: env ## run TEACHER once over every view and cache its outputs (trains it if it has no weights)
 	@$(call teacher-weights,$(call q,TEACHER))
@@ -152,7 +181,7 @@ train-student: env ## train STUDENT with METHOD and SEED from the cache (builds 
 	@$(PY) -m train plan $(RUN) $(STUDENTS) --no-trial $(if $(value GPUS),--ranks $(call q,GPUS)) $(OVERRIDES)
 	@$(ITS_TEACHER_WEIGHTS)
 	@$(ITS_TEACHER_CACHE)
-	@$(CORES)$(PY)$(ON_GPUS) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
+	@$(PY)$(ON_GPUS) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
 
 ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the report
 	@$(PY) -m train check $(STUDY) $(STUDENTS) $(OVERRIDES)

@@ -1,6 +1,6 @@
 """What each of the processes measures that train one student: `benchmarks.ranks` starts them.
 
-python -m torch.distributed.run ... -m benchmarks.rank_measures steps|memory FOLDER [...]
+python -m runtime.launch 2 -m benchmarks.rank_measures steps|memory FOLDER [...]
 """
 
 from __future__ import annotations

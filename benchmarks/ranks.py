@@ -37,7 +37,7 @@ _DEADLINE_SECONDS = 600.0
 def measured_by(world: int, device: torch.device, folder: Path, *what: str) -> list[Any]:
     """What each of `world` processes finds: `benchmarks.rank_measures` with these arguments."""
     threads = max(1, (os.cpu_count() or 1) // world)
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"]
+    launcher = ["runtime.launch", str(world), "-m"]
     subprocess.run(
         [
             *(sys.executable, "-m", *(launcher if world > 1 else [])),

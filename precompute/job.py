@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 from configs.load import ConfigError
-from runtime.limits import Share
+from runtime.limits import RENDEZVOUS, Share
 from runtime.locks import Job
 
-# What processes that were started together have in common, under torchrun or Slurm.
-_NAMES = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
+# What processes that were started together have in common: `runtime.launch`, torchrun, Slurm.
+_NAMES = (RENDEZVOUS, "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
 
 
 def job_of(name: str, rank: int, world: int) -> Job:

@@ -2,7 +2,7 @@
 
 What control groups (containers, batch systems) and the process's own limits leave of the machine,
 divided by the number of processes that share it. LOCAL_RANK and LOCAL_WORLD_SIZE, the variables
-that torchrun sets, say how many those are.
+that torchrun and `runtime.launch` set, say how many those are.
 
 Left out: swap, and the memory of GPUs, which no control group limits.
 """
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+RENDEZVOUS = "TEACH_ONCE_RENDEZVOUS"  # the variable: a file through which ranks find each other
 _ROOT = Path("/")
 # Per version of control groups: limits, usage, and the part of it that the kernel can reclaim.
 _V2 = (("memory.max", "memory.high"), "memory.current", ("active_file", "inactive_file"))
@@ -48,9 +49,11 @@ class Share:
 def num_ranks() -> int:
     """How many processes, of all machines, were started to train one network: WORLD_SIZE.
 
-    1 where RANK or MASTER_ADDR is missing, which every process of such a group is told.
+    1 where RANK is missing, or the place to meet: the address and port of torchrun, or the file of
+    `runtime.launch`.
     """
-    is_told = all(os.environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    given = {name for name, value in os.environ.items() if value}
+    is_told = {"RANK", RENDEZVOUS} <= given or {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= given
     return max(_whole_number("WORLD_SIZE", 1), 1) if is_told else 1
 
 

@@ -23,6 +23,7 @@ def programs() -> dict[str, str]:
     return {
         **{name: _first_line(ROOT / name / "__init__.py") for name in names},
         "precompute.verify": "Run the teacher again on some records of a cache, and compare.",
+        "runtime.launch": "Run a program in several processes of this machine.",
     }
 
 

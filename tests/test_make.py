@@ -29,11 +29,70 @@ def test_make_hands_overrides_on_to_both_stages() -> None:
     assert shown.count(f" --args='{overrides}'") == 4
 
 
+def reads(target: str) -> list[str]:
+    """The variables of which the Makefile says that the target reads them."""
+    refusal = make("-n", target, "BENCH=" if not target.startswith("bench") else "OUT=")
+    assert refusal.returncode == 2
+    return refusal.stderr.partition("; it reads: ")[2].removesuffix(".  Stop.\n").split()
+
+
+SWITCHES = {
+    "RECHECK": "--recheck",
+    "TRAIN_TEACHER": "--train-teacher",
+    "REDO": "--redo",
+    "SHARE": "--share",
+}
+
+
+@pytest.mark.parametrize("target", sorted(makefile_targets() - {"help"}))
+def test_a_target_uses_every_variable_that_it_reads_and_refuses_the_others(target: str) -> None:
+    names = set(reads(target)) - {"PYTHON"}
+    settings = [f"{name}=<{name}>" for name in names]
+    # CACHE takes the place of the teacher and its pass.
+    shown = make("-n", target, *(each for each in settings if each != "CACHE=<CACHE>")).stdout
+    if "CACHE" in names:
+        shown += make("-n", target, "CACHE=<CACHE>").stdout
+    for name in names:
+        assert SWITCHES.get(name, f"<{name}>") in shown, name
+
+
+@pytest.mark.parametrize(
+    ("targets", "given", "meant"),
+    [
+        ("ablation", "METHOD=kd", "METHODS"),
+        ("ablation", "SEED=1", "SEEDS"),
+        ("train-student", "METHODS=kd", "METHOD"),
+        ("train-student export-student", "SEEDS=1", "SEED"),
+        ("train-student", "TEACHER=digits-resnet20", "STUDENT"),
+        ("train-student", "JOBS=2", "GPUS"),
+        ("cache-teacher", "STUDENT=digits-resnet8", "TEACHER"),
+        ("list-caches", "CACHE=caches", "CACHES"),
+        ("export-student", "REDO=1", None),
+        ("test", "JOBS=2", None),
+    ],
+)
+def test_a_variable_that_the_target_does_not_read_is_refused_with_the_one_that_was_meant(
+    targets: str, given: str, meant: str | None
+) -> None:
+    result = make("-n", *targets.split(), given)
+    assert result.returncode == 2
+    name = given.partition("=")[0]
+    instead = f": did you mean {meant}? It" if meant else "; it"
+    assert f"make {targets} does not read {name}{instead} reads: PYTHON" in result.stderr
+
+
+def test_a_variable_that_any_of_several_targets_reads_is_taken() -> None:
+    result = make("-n", "train-student", "export-student", "METHOD=kd", "OUT=there", "REDO=1")
+    assert result.returncode == 0
+    assert make("METHOD=kd", "OUT=there").returncode == 0  # `make` alone shows the settings
+
+
 @pytest.mark.parametrize("target", sorted(makefile_targets() - {"help"}))
 def test_whatever_a_variable_holds_reaches_the_programs_as_one_word(target: str) -> None:
     odd = "a 'b' \"c\" $(shell touch PWNED) `touch PWNED` ; # \\ ${HOME}"
     names = ("TEACHER", "STUDENT", "METHOD", "CACHES", "RUNS", "OUT", "DEVICE", "ARGS", "CLUSTER")
-    result = make("-n", target, *(f"{name}={name} {odd}" for name in names))
+    given = sorted(set(names) & set(reads(target)))
+    result = make("-n", target, *(f"{name}={name} {odd}" for name in given))
     assert result.returncode == 0, result.stderr
     assert not (ROOT / "PWNED").exists()
     shown = result.stdout.replace("\\\n", " ").splitlines()
@@ -133,14 +192,14 @@ def test_make_hands_the_cluster_on() -> None:
 def test_gpus_is_the_number_of_processes_of_teacher_pass_and_student() -> None:
     for target, count in (("cache-teacher", 2), ("train-student", 3), ("ablation", 2)):
         shown = make("-n", target, "GPUS=8").stdout
-        assert shown.count("torch.distributed.run --standalone --nproc-per-node '8' -m ") == count
-        assert "torch.distributed.run" not in make("-n", target).stdout
+        assert shown.count("python -m runtime.launch '8' -m ") == count
+        assert "runtime.launch" not in make("-n", target).stdout
         assert ("--no-trial --ranks '8'" in shown) is (target == "train-student")
     odd = make("-n", "train-student", "GPUS=8 $(shell touch PWNED)").stdout.splitlines()
-    for line in (each for each in odd if "torch.distributed.run" in each):
-        words = shlex.split(line)
-        assert words[words.index("--nproc-per-node") + 1] == "8 $(shell touch PWNED)"
-        assert words[0].startswith("OMP_NUM_THREADS=")  # torchrun's default is one
+    launched = [shlex.split(line) for line in odd if "runtime.launch" in line]
+    assert len(launched) == 3
+    for words in launched:
+        assert words[words.index("runtime.launch") + 1] == "8 $(shell touch PWNED)"
     assert not (ROOT / "PWNED").exists()
 
 

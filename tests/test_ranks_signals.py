@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from runtime.limits import RENDEZVOUS
 from tests.support import slow_loss
 from tests.support.processes import Started, start
 from tests.support.project import ROOT
-from tests.support.rank_training import SECONDS, run_ranks, start_ranks
+from tests.support.rank_training import SECONDS, run_ranks
 from tests.support.training_runs import without_times
 from train.__main__ import cli
 
@@ -46,8 +49,17 @@ def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def torchrun(world: int, command: Sequence[str], *options: str) -> subprocess.Popen[str]:
     run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", *options]
+    return started([*run, *command])
+
+
+def launched(world: int, command: Sequence[str]) -> subprocess.Popen[str]:
+    """As `make train-student GPUS=world` starts it."""
+    return started(["-m", "runtime.launch", str(world), *command])
+
+
+def started(command: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *run, *command],
+        [sys.executable, *command],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -57,7 +69,7 @@ def torchrun(world: int, command: Sequence[str], *options: str) -> subprocess.Po
 
 
 def output_of(process: subprocess.Popen[str] | Started) -> str:
-    """All that it prints until it ends; torchrun ends its ranks where they hang."""
+    """All that it prints until it ends; the launcher ends its ranks where they hang."""
     try:
         return process.communicate(timeout=SECONDS)[0]
     except subprocess.TimeoutExpired:
@@ -75,14 +87,32 @@ def wait_for(steps: Path, number: int, process: subprocess.Popen[str] | Started)
         time.sleep(0.02)
 
 
-def rank_pids(torchrun: subprocess.Popen[str]) -> list[int]:
-    """The processes that torchrun has started, in the order of their ranks."""
-    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-    ranks = {}
-    for pid in map(int, children):
-        told = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        ranks |= {int(each.partition(b"=")[2]): pid for each in told if each[:5] == b"RANK="}
+def rank_pids(launcher: subprocess.Popen[str]) -> list[int]:
+    """The processes that the launcher has started, in the order of their ranks."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ranks = {int(environment_of(pid)["RANK"]): pid for pid in map(int, children)}
     return [ranks[rank] for rank in sorted(ranks)]
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return {name: value for name, _, value in (each.partition("=") for each in pairs)}
+
+
+def listening_addresses(pids: Sequence[int]) -> set[str]:
+    """Where these processes accept TCP connections, as /proc/net writes addresses."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(descriptor))
+    tables = [Path(f"/proc/net/tcp{version}").read_text() for version in ("", "6")]
+    lines = [line.split() for table in tables for line in table.splitlines()]
+    listening = [line for line in lines if line[3] == "0A"]
+    return {line[1].split(":")[0] for line in listening if f"socket:[{line[9]}]" in sockets}
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 def folder_of(cached: list[str]) -> Path:
@@ -112,16 +142,21 @@ def assert_as(found: list[dict[str, object]], expected: list[dict[str, object]])
                 assert value == other[key]
 
 
-def test_a_signal_to_any_rank_stops_all_after_one_step_and_any_number_of_ranks_resumes(
+def test_a_signal_or_kill_of_any_rank_stops_all_and_any_number_of_ranks_resumes(
     command: list[str], cached: list[str], uninterrupted: list[dict[str, object]], steps: Path
 ) -> None:
-    two = start_ranks(2, command)
-    wait_for(steps, 2 * 2, two[0])
-    two[1].send_signal(signal.SIGTERM)
-    output = "".join(output_of(each) for each in two)
-    assert all(each.returncode not in (0, None) for each in two)
+    two = launched(2, command)
+    wait_for(steps, 2 * 2, two)
+    pids = rank_pids(two)
+    assert LOOPBACK >= listening_addresses([two.pid, *pids]) > set()
+    meeting = Path(environment_of(pids[0])[RENDEZVOUS])
+    assert stat.S_IMODE(meeting.parent.stat().st_mode) == 0o700
+    os.kill(pids[1], signal.SIGTERM)
+    output = output_of(two)
+    assert two.returncode == 128 + signal.SIGTERM, output
     assert output.count("stopped in epoch 1 after step") == 1, output
-    assert "Traceback" not in output, output
+    assert "Traceback" not in output
+    assert not meeting.parent.exists()
     state = torch.load(folder_of(cached) / "checkpoint.pt", weights_only=True)
     assert state["epoch"] == 0
     taken = state["partial"]["step"]
@@ -132,6 +167,15 @@ def test_a_signal_to_any_rank_stops_all_after_one_step_and_any_number_of_ranks_r
     one.send_signal(signal.SIGTERM)
     output = output_of(one)
     assert one.returncode == 128 + signal.SIGTERM, output
+
+    two = launched(2, command)
+    wait_for(steps, steps.stat().st_size + 4, two)
+    os.kill(rank_pids(two)[1], signal.SIGKILL)
+    output = output_of(two)
+    assert two.returncode == 128 + signal.SIGKILL, output
+    assert "rank 1 of 2 was killed by SIGKILL" in output
+    assert "rank 0 of 2 lost another process of this run" in output
+    assert "Traceback" not in output
 
     (steps.parent / "seconds").write_text("0")
     outcomes = run_ranks(2, command)
@@ -175,7 +219,7 @@ def test_an_error_of_one_rank_ends_the_others_and_is_said_once(
     assert str(runs) in output
 
 
-def test_an_ablation_is_not_trained_by_every_process_of_torchrun(
+def test_an_ablation_is_not_trained_by_every_process_of_a_launcher(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {
@@ -186,4 +230,4 @@ def test_an_ablation_is_not_trained_by_every_process_of_torchrun(
     }.items():
         monkeypatch.setenv(name, value)
     assert cli(["ablation", "digits-resnet8", *command[command.index("--caches") :]]) == 2
-    assert "torchrun is for one student" in capsys.readouterr().err
+    assert "several processes train one student" in capsys.readouterr().err

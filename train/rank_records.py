@@ -119,7 +119,7 @@ class RankRecorder:
             if self._writer is not None:
                 self._writer.save(partial)
         finally:
-            self._ranks.wait_for_all()  # a rank that ends has torchrun end the others
+            self._ranks.wait_for_all()  # a rank that ends has the launcher end the others
         self._end_if_asked(f"in epoch {partial.epoch} after step {partial.step:,}")
 
     def end_if_asked(self, epoch: int) -> None:

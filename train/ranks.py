@@ -1,7 +1,8 @@
 """The processes that train one network together: which one this is, and what they exchange.
 
-torchrun says it in the environment (RANK, WORLD_SIZE, MASTER_ADDR, ...). Tensors in host memory are
-exchanged by gloo, those on GPUs by nccl. A single process exchanges nothing and starts neither.
+`runtime.launch` or torchrun says it in the environment (RANK, WORLD_SIZE, ...). Tensors in host
+memory are exchanged by gloo, those on GPUs by nccl. A single process exchanges nothing and starts
+neither.
 Every rank must come to the same exchanges in the same order.
 """
 
@@ -18,17 +19,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from runtime.devices import check_device
 from runtime.errors import Stopped, UserError
-from runtime.limits import Share, num_ranks
+from runtime.limits import RENDEZVOUS, Share, num_ranks
 from train import TrainError
 from views.batches import equal_parts
 
 _SECONDS_FOR_OTHERS = 5.0
-_FAILED = "failed"  # in the store of all ranks: how many of them have failed
+_MET, _FAILED = "met", "failed"  # in the store of all ranks: how many have come, have failed
 # What an exchange raises where another rank is gone.
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|TCPStore|recvValue", re.I)
 _SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two ranks
@@ -176,10 +177,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     uses_cuda = check_device(device).type == "cuda"
     if uses_cuda:
         _refuse_shared_gpus(device)
-    kept, rank, world = next(rendezvous("env://"))
-    # torchrun keeps one store over its restarts: what the last attempt left must not be read.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = PrefixStore(f"teach-once/{attempt}/{world}", kept)
+    store, rank, world = _meet()
     backends = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
     ranks = Ranks(rank, world)
     try:
@@ -195,6 +193,26 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         if explained is error:
             raise
         raise explained from None
+
+
+def _meet() -> tuple[Store, int, int]:
+    """The store of all ranks, which rank this is, and how many there are."""
+    if file := os.environ.get(RENDEZVOUS):
+        rank, world = int(os.environ["RANK"]), num_ranks()
+        store = FileStore(file, world)
+        store.add(_MET, 1)
+        while store.add(_MET, 0) < world:  # unlike torch's own waiting, a signal ends this at once
+            time.sleep(0.02)
+        return store, rank, world
+    kept, rank, world = next(rendezvous("env://"))
+    # torchrun keeps one store over its restarts: what the last attempt left must not be read.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"teach-once/{attempt}/{world}", kept), rank, world
+
+
+def _store_outlives_ranks() -> bool:
+    """Whether the store is a file or torchrun's; otherwise rank 0 serves it."""
+    return RENDEZVOUS in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
 
 
 def _explained(error: Exception, ranks: Ranks) -> Exception:
@@ -213,8 +231,8 @@ def _is_first_failure(store: Store, ranks: Ranks) -> bool:
     """Count a failure; whether it is the first one of any rank."""
     try:
         is_first = bool(store.add(_FAILED, 1) == 1)
-        if ranks.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
-            # Without torchrun the store ends with this process: others have yet to count theirs.
+        if ranks.is_first and not _store_outlives_ranks():
+            # The store ends with this process: others have yet to count theirs.
             ended = time.monotonic() + _SECONDS_FOR_OTHERS
             while store.add(_FAILED, 0) < ranks.world and time.monotonic() < ended:
                 time.sleep(0.05)
@@ -234,5 +252,5 @@ def _refuse_shared_gpus(device: str) -> None:
     if processes > gpus:
         raise TrainError(
             f"{processes} processes of this machine need a GPU each, and torch sees {gpus}",
-            fix=f"--nproc-per-node {gpus}, with make: GPUS={gpus}; or --device cpu",
+            fix=f"as many processes as GPUs, with make: GPUS={gpus}; or --device cpu",
         )

@@ -1,4 +1,4 @@
-"""One student by a command: alone, or by all processes that torchrun has started.
+"""One student by a command: alone, or by all processes that a launcher has started.
 
 Loads torch only when there is something to train.
 """
@@ -74,7 +74,7 @@ def _trained(run: Run, console: Console, **options: Any) -> dict[str, Any]:
 
 
 def joined(device: str) -> AbstractContextManager[Ranks | None]:
-    """The processes that torchrun has started, as `train.ranks`; None, without torch, of one."""
+    """The processes that a launcher has started, as `train.ranks`; None, without torch, of one."""
     if num_ranks() == 1:
         return nullcontext(None)
     # Once, as torch is loaded: every rank would warn that a step happened to reach all parameters.

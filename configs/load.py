@@ -10,17 +10,18 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from configs.named_code import tell_of_code
-from configs.paths import locate_paths, not_found
+from configs.paths import expand_home, locate_paths, not_found
 from configs.schema import Source, StudentConfig, TeacherConfig, as_plain
-from configs.schema_errors import cut, error_lines
+from configs.schema_errors import cut, error_lines, field_names
 from configs.yaml_subset import YamlError, parse_yaml
 from runtime.errors import UserError, did_you_mean
+from runtime.program import program
 from runtime.reading import BadFile, read_bounded
 from runtime.text import one_line
 
@@ -103,11 +104,14 @@ def _load(
     text: str | None,
 ) -> Config:
     path = _find(kind, str(name_or_path)) if text is None else Path(name_or_path)
+    _refuse_keys_of_the_other_file(schema, overrides)
     try:
         raw = _read_yaml(path) if text is None else _parsed(text)
+        expand_home(raw, kind)
         missing = locate_paths(raw, kind, path)
         for item in overrides:
             _apply_override(raw, item)
+        expand_home(raw, kind)
     except ConfigError as error:
         raise ConfigError(f"{_shown(path)}: {error}") from None
     if "name" in raw:
@@ -127,6 +131,25 @@ def _load(
     return config
 
 
+def _refuse_keys_of_the_other_file(schema: type, overrides: Sequence[str]) -> None:
+    """Raise ConfigError for a student's override of a teacher's key, and the reverse."""
+    own, teachers = set(field_names(schema)), set(field_names(TeacherConfig))
+    for item in overrides:
+        key, _, rest = item.partition("=")[0].partition(".")
+        if schema is StudentConfig and key in teachers - own:
+            raise ConfigError(
+                f"override {cut(repr(item))}: {key} is a key of the teacher's file",
+                fix=f"write {cut(TEACHER_PREFIX + item)}",
+            )
+        first = re.split("[.=]", rest)[0]
+        block = get_type_hints(TeacherConfig)["teacher"]
+        if schema is TeacherConfig and key == "teacher" and first in own - set(field_names(block)):
+            raise ConfigError(
+                f"override {cut(repr(item))}: the prefix teacher. is for a student's command",
+                fix=f"write {cut(item.removeprefix(TEACHER_PREFIX))}",
+            )
+
+
 def _unusable(path: Path, lines: Sequence[str]) -> ConfigError:
     return ConfigError("\n  ".join([f"{_shown(path)} cannot be used:", *lines]))
 
@@ -141,7 +164,7 @@ def refuse_missing_data(config: TeacherConfig, *, packing: bool = False) -> None
         if not os.path.lexists(dataset.packed_as):
             raise ConfigError(
                 f"dataset.packed: the images have not been packed; there is no {dataset.packed_as}",
-                fix=shlex.join(["python", "-m", "views", "pack", source.name, *source.overrides]),
+                fix=shlex.join([*program("views"), "pack", source.name, *source.overrides]),
             )
         return
     for key, places in source.not_found.items():
@@ -150,7 +173,7 @@ def refuse_missing_data(config: TeacherConfig, *, packing: bool = False) -> None
 
 
 def _find(kind: str, name_or_path: str) -> Path:
-    path = Path(name_or_path)
+    path = Path(os.path.expanduser(name_or_path))
     if path.suffix in (".yaml", ".yml"):
         if _is_there(path):
             return path

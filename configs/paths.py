@@ -2,11 +2,12 @@
 
 Where neither has it, it is to be made (weights to be trained, data to be downloaded) beside the
 file; but in the current folder for the project's own files, which are written for its root. A path
-on the command line always means the current folder.
+on the command line always means the current folder. `~` is the user's home everywhere.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ _KEYS = {
     ),
 }
 _MAY_BE_NAMES = ("dataset.path",)  # of a dataset to download, where there is no such folder
+
+
+def expand_home(raw: dict[str, Any], kind: str) -> None:
+    """Put the home's folder in the place of `~` at the begin of each path of a file's content."""
+    for key in (*_KEYS[kind], *_list_keys(raw)):
+        block, last = _block_of(raw, key)
+        value = _value(block, last)
+        if isinstance(value, str) and value.startswith("~"):
+            block[last] = os.path.expanduser(value)
 
 
 def locate_paths(raw: dict[str, Any], kind: str, file: Path) -> dict[str, str]:

@@ -50,7 +50,7 @@ def _problem(schema: type, group: Sequence[Any]) -> str:
     details = group[0]
     if details["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         keys, owner = _resolve(schema, details["loc"])
-        return f"unknown key{did_you_mean(str(keys[-1]), _field_names(owner))}"
+        return f"unknown key{did_you_mean(str(keys[-1]), field_names(owner))}"
     if details["type"] in _MISSING:
         return "missing"
     start = "Input should be "
@@ -102,7 +102,7 @@ def _resolve(schema: type, loc: Sequence[Any]) -> tuple[list[Any], Any]:
         if tagged and len(classes) > 1:
             annotation = tagged[0]
             continue
-        owners = [c for c in classes if part in _field_names(c)]
+        owners = [c for c in classes if part in field_names(c)]
         if owners:
             owner, annotation = owners[0], get_type_hints(owners[0], include_extras=True)[part]
         elif classes:
@@ -128,5 +128,6 @@ def _tags(schema: Any) -> set[str]:
     return {tag for key in ("type", "kind") if key in hints for tag in get_args(hints[key])}
 
 
-def _field_names(schema: Any) -> list[str]:
+def field_names(schema: Any) -> list[str]:
+    """The keys of a block."""
     return [field.name for field in dataclasses.fields(schema)]

@@ -11,6 +11,7 @@ import typer
 
 from nets.archs import CIFAR_RESNETS, TIMM_PREFIX, ArchError, known_archs
 from runtime.commands import new_app, run_command
+from runtime.program import program_text
 from runtime.text import visible
 
 app = new_app("Print what is known of networks.")
@@ -32,7 +33,8 @@ def list_networks(
     lines = [*_lines_without_prefix(pattern), *_lines_of_timm(pattern)]
     if not lines:
         raise ArchError(
-            f"no network is called {visible(pattern)}", fix="python -m nets list 'timm:*vit*'"
+            f"no network is called {visible(pattern)}",
+            fix=f"{program_text('nets')} list 'timm:*vit*'",
         )
     print(*lines, sep="\n")
 

@@ -14,6 +14,7 @@ from nets.archs import (
     timm_model,
 )
 from runtime.errors import did_you_mean
+from runtime.program import program_text
 
 
 def default_stages(arch: str) -> tuple[str, ...]:
@@ -44,5 +45,5 @@ def check_arch(arch: str) -> None:
     near = did_you_mean(arch, known_archs())
     raise ArchError(
         f"unknown arch {arch!r}{near or '.'} Known: {', '.join(known_archs())}, timm:NAME "
-        f"(python -m nets list), and python:package.module:function"
+        f"({program_text('nets')} list), and python:package.module:function"
     )

@@ -16,6 +16,7 @@ from torch import nn
 
 from nets.archs import ArchError, Option, unknown_option
 from runtime.errors import did_you_mean
+from runtime.program import program_text
 from torchvision_shim import import_torchvision
 
 MOST_STAGES = 4  # as torchvision's networks have them here
@@ -52,7 +53,7 @@ def pretrained_cfg(name: str) -> Any:
     near = did_you_mean(name, timm.list_models())
     raise ArchError(
         f"timm has no model {name!r}{near}",
-        fix=f"python -m nets list 'timm:*{name[:4]}*'",
+        fix=f"{program_text('nets')} list 'timm:*{name[:4]}*'",
     )
 
 

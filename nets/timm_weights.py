@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nets.archs import ArchError
 from nets.timm_models import Size, import_timm, native_size, pretrained_cfg
+from runtime.program import program_text
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that there is
 
@@ -73,8 +74,8 @@ def _published(model: str) -> Any:
     if not (cfg.hf_hub_id or cfg.url):
         raise ArchError(
             f"timm publishes no weights of {model}",
-            fix=f"set teacher.weights=PATH, or choose another model: python -m nets list "
-            f"'timm:{model.partition('_')[0]}*'",
+            fix="set teacher.weights=PATH, or choose another model: "
+            f"{program_text('nets')} list 'timm:{model.partition('_')[0]}*'",
         )
     return cfg
 

@@ -3,9 +3,9 @@
 Runs the teacher over every (sample, view) that the cache does not hold yet. A complete cache is
 recognised by its identity and left alone, without loading torch.
 
-Several processes that are started as one job share the work: under torchrun they find each other
-by its environment variables, otherwise by --job NAME --rank R --world W. With --cluster ADDRESS
-the work is done by the nodes of a Ray cluster.
+Several processes that are started as one job share the work: under runtime.launch or torchrun they
+find each other by its environment variables, otherwise by --job NAME --rank R --world W. With
+--cluster ADDRESS the work is done by the nodes of a Ray cluster.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import typer
 from rich.console import Console
 
 from configs.commands import cache_command
-from configs.load import ConfigError, teachers_of
+from configs.load import ConfigError, load_teacher, teachers_of
+from configs.schema import TeacherConfig
 from nets.archs import stem_hint
+from nets.names import check_arch
 from precompute.carry import format_dataset_change, opened_to_carry
 from precompute.complete import checks_every_byte, format_measured, if_complete, without_weights
 from precompute.job import job_of, share_of
@@ -42,6 +44,7 @@ from runtime.options import (
     TeacherName,
     Workers,
 )
+from runtime.program import program_text
 from runtime.urls import local_folder, path_or_url
 from store.errors import fixes_spelled_by
 from store.identity import knows_weights
@@ -79,6 +82,13 @@ def main(
     plan: Annotated[
         bool, typer.Option("--plan", help="print what the pass would cost; do nothing")
     ] = False,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="with --plan: number of images, which need not exist")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="with --samples: of classes")] = None,
+    image_px: Annotated[
+        int | None, typer.Option(min=1, help="with --samples: side of images that are not resized")
+    ] = None,
     carry_from: Annotated[
         Path | None,
         typer.Option(
@@ -102,6 +112,10 @@ def main(
 ) -> None:
     """Fill the cache of one teacher, or of each teacher of a student."""
     _check_block_rows(block_rows)
+    if (samples, classes, image_px) != (None, None, None):
+        for teacher, changes in teachers_of(name, overrides, of_student=of_student):
+            _print_estimate(load_teacher(teacher, changes), plan, samples, classes, image_px)
+        return
     choose_mirror(mirror, mirror_gb)
     asked = _Asked(
         caches,
@@ -118,6 +132,20 @@ def main(
     )
     for teacher, changes in teachers_of(name, overrides, of_student=of_student):
         _fill(teacher, changes, asked, new_console())
+
+
+def _print_estimate(
+    config: TeacherConfig, plan: bool, samples: int | None, classes: int | None, px: int | None
+) -> None:
+    if not plan or samples is None or classes is None:
+        raise ConfigError(
+            "--samples, --classes and --image-px describe a dataset that is planned for",
+            fix=f"{program_text('precompute')} NAME --plan --samples 1281167 --classes 1000",
+        )
+    check_arch(config.teacher.arch)
+    from precompute.estimate import estimate_lines
+
+    new_console().print("\n".join(estimate_lines(config, samples, classes, px)))
 
 
 class _Asked(NamedTuple):
@@ -185,7 +213,7 @@ def _fill_on_cluster(setup: Setup, options: PassOptions, asked: _Asked, console:
 
     address, cpus, gpus = asked.cluster
     if options.job.world > 1:
-        raise ConfigError("--cluster and --world (or torchrun) exclude each other")
+        raise ConfigError("--cluster and --world (or GPUS=N, or torchrun) exclude each other")
     assert address is not None
     with Cluster(address, console, cpus=cpus, gpus=gpus) as cluster:
         fill = ClusterFill(setup, options, cluster, asked.device, console)

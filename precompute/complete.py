@@ -29,6 +29,14 @@ from views.canary import pixel_canary
 # only the presence and size of its files, unless --recheck asks for more.
 CHECKED_BYTES = 4 * 2**30
 _FAR_PERCENT = 5.0  # from the published error
+_CAUSES_OF_A_LARGE_ERROR = (
+    "dataset.normalisation is not that of the teacher's training",
+    "the classes of the weights are in another order than the dataset's",
+)
+_CAUSES_OF_A_SMALL_ERROR = (
+    "the expected error is that of other weights, or of other test images",
+    "the weights have been trained on these test images",
+)
 _SHOWN_FAULTS = 5
 
 
@@ -127,9 +135,9 @@ def _unexpected_error(config: TeacherConfig, measured: float) -> str:
         return ""
     if abs(measured - expected) <= _FAR_PERCENT:
         return ""
+    causes = _CAUSES_OF_A_LARGE_ERROR if measured > expected else _CAUSES_OF_A_SMALL_ERROR
     return (
         f"\nWARNING: {config.name} sets teacher.expected_error: {expected:.2f} %, but "
         f"{measured:.2f} % were measured. Most often this is one of two mistakes:\n"
-        f"  dataset.normalisation is not that of the teacher's training\n"
-        f"  the classes of the weights are in another order than the dataset's"
+        + "\n".join(f"  {cause}" for cause in causes)
     )

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from precompute.blocks import run_blocks
 from precompute.certify import certificate
-from precompute.plan import Plan, planned
+from precompute.plan import Plan, memory_of, planned
 from precompute.setup import Setup
 from precompute.spool import remove_spools
 from precompute.teacher_pass import PassOptions, TeacherPass
@@ -31,9 +31,25 @@ _NAMED_SAMPLES = 5
 
 
 def plan_pass(setup: Setup, options: PassOptions) -> Plan:
-    """What `fill_cache` would do; writes nothing."""
+    """What `fill_cache` would do, trial included; writes nothing."""
     teacher_pass = TeacherPass(setup, options)
-    return planned(teacher_pass, teacher_pass.content())
+    plan = planned(teacher_pass, teacher_pass.content())
+    if not _repays_trial(plan, options):
+        return plan
+    started = time.perf_counter()
+    plan = _with_fastest_batch(teacher_pass, plan)
+    return dataclasses.replace(plan, trial_hours=(time.perf_counter() - started) / 3600)
+
+
+def _repays_trial(plan: Plan, options: PassOptions) -> bool:
+    return options.batch_size is None and plan.pending_records >= TRIAL_RECORDS
+
+
+def _with_fastest_batch(teacher_pass: TeacherPass, plan: Plan) -> Plan:
+    """Find the fastest batch size and set it; the plan with its rate, and the memory it took."""
+    teacher_pass.batch_size, rate = fastest_batch(teacher_pass)
+    memory = memory_of(teacher_pass, plan.manifest)
+    return dataclasses.replace(plan, images_per_second=rate, memory=memory)
 
 
 def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherCache | None:
@@ -45,9 +61,8 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
     teacher_pass = TeacherPass(setup, options)
     content = teacher_pass.content()
     plan = planned(teacher_pass, content)
-    if options.batch_size is None and plan.pending_records >= TRIAL_RECORDS:
-        teacher_pass.batch_size, rate = fastest_batch(teacher_pass)
-        plan = dataclasses.replace(plan, images_per_second=rate)
+    if _repays_trial(plan, options):
+        plan = _with_fastest_batch(teacher_pass, plan)
         console.print(f"batches of {teacher_pass.batch_size} images were the fastest")
     teacher_pass.images_per_second = plan.images_per_second
     console.print(f"{setup.path}: {plan.summary()}; images {teacher_pass.pixels.where}")

@@ -26,6 +26,7 @@ from precompute.setup import Setup, setup_of
 from runtime.commands import new_app, run_command
 from runtime.errors import did_you_mean
 from runtime.formats import format_size
+from runtime.program import program_text
 from runtime.text import one_line
 from views.augment import view_shape
 from views.datasets import Dataset, load_dataset
@@ -36,7 +37,9 @@ _PRETRAINED = "timm:pretrained"
 
 @app.command()
 def main(
-    arch: Annotated[str, typer.Argument(metavar="timm:MODEL", help="see python -m nets list")],
+    arch: Annotated[
+        str, typer.Argument(metavar="timm:MODEL", help=f"see {program_text('nets')} list")
+    ],
     dataset: Annotated[
         Literal["imagefolder", "packed"], typer.Option(help="type of the dataset")
     ] = "imagefolder",
@@ -64,9 +67,8 @@ def _not_timms(arch: str) -> ArchError:
     models = [TIMM_PREFIX + name for name in import_timm().list_models()]
     if near := did_you_mean(TIMM_PREFIX + arch, models):
         return ArchError(f"{problem}{near}")
-    return ArchError(
-        problem, fix="start from another file: python -m configs teacher imagenet-resnet34"
-    )
+    other = f"{program_text('configs')} teacher imagenet-resnet34"
+    return ArchError(problem, fix=f"start from another file: {other}")
 
 
 def teacher_file(

@@ -15,17 +15,18 @@ from precompute.background import QUEUED_BLOCKS
 from precompute.teacher_pass import TeacherPass
 from precompute.trial import pass_rate
 from runtime.cost import Memory, memory_with
-from runtime.formats import format_duration, format_size
+from runtime.formats import counted, format_duration, format_rate, format_size
 from runtime.urls import ObjectUrl
 from store import CacheContent
 from store.content import draft_manifest
 from store.coverage import Coverage
 from store.errors import CacheError, CacheNotWritable
+from store.folder import FolderSource
 from store.layout import tap_of
 from store.manifest import Manifest
 from store.objects import NoBucket, ObjectsUnreachable
 from store.source import open_source
-from store.work import Work, unfinished
+from store.work import Work, bytes_of, pending_work, unfinished
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Plan:
     pending_records: to be computed. carried_records: to be copied from the cache carried_from.
     bytes_to_write: of the chunk files of both. spool_bytes: the most that records of unfinished
     blocks take on disk while the pass runs. free_bytes: of the disk that holds these; and the chunk
-    files, unless is_remote.
+    files, unless is_remote. test_images: through the teacher once the records are there.
+    trial_hours: until the fastest batch size is found, if that is still to be done.
     """
 
     manifest: Manifest
@@ -49,6 +51,8 @@ class Plan:
     images_per_second: float
     memory: Memory
     is_remote: bool = False
+    test_images: int = 0
+    trial_hours: float = 0.0
 
     @property
     def num_records(self) -> int:
@@ -62,7 +66,8 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        return self.pending_records / max(self.images_per_second, 1e-9) / 3600
+        images = self.pending_records + self.test_images
+        return images / max(self.images_per_second, 1e-9) / 3600 + self.trial_hours
 
     def summary(self) -> str:
         """One line."""
@@ -97,8 +102,10 @@ class Plan:
     def _time(self) -> str:
         if not self.pending_records:
             return ""
-        rate = f"{self.images_per_second:,.0f} images/s on {self.device}"
-        return f", about {format_duration(self.hours)} at {rate}"
+        rate = f"{format_rate(self.images_per_second)} images/s on {self.device}"
+        tests = f", with {counted(self.test_images, 'test image')}" if self.test_images else ""
+        trial = " and a trial of the batch size" if self.trial_hours else ""
+        return f", about {format_duration(self.hours)} at {rate}{tests}{trial}"
 
     def table(self) -> str:
         """Bytes per tap, one line each."""
@@ -127,12 +134,13 @@ def planned(
     """
     path = teacher_pass.setup.path
     draft = draft_manifest(content, teacher_pass.options.block_rows)
-    manifest, work, num_bytes = pending_of(path, draft)
+    manifest, work, num_bytes = pending_of(path, draft, teacher_pass.options.check_every_byte)
     carrier, carried = teacher_pass.carrier, 0
     if carrier is not None:
         carrier.refuse_unless_alike(manifest)
         carried = sum(item.block.rows for item in work if carrier.holds(item, manifest))
     records = sum(item.block.rows for item in work) - carried
+    has_logits = bool(teacher_pass.setup.num_classes)
     return Plan(
         manifest=manifest,
         device=device or str(teacher_pass.options.device),
@@ -145,12 +153,13 @@ def planned(
         images_per_second=(rate or (lambda _: pass_rate(teacher_pass)))(records)
         if records
         else 0.0,
-        memory=_memory(teacher_pass, manifest),
+        memory=memory_of(teacher_pass, manifest),
         is_remote=isinstance(path, ObjectUrl),
+        test_images=len(teacher_pass.setup.dataset.test) if records and has_logits else 0,
     )
 
 
-def _memory(teacher_pass: TeacherPass, manifest: Manifest) -> Memory:
+def memory_of(teacher_pass: TeacherPass, manifest: Manifest) -> Memory:
     """What is taken so far, including the trial's batches, and what is still to come.
 
     To come: the blocks that are computed, queued or written, as float32 and as stored; several
@@ -175,10 +184,12 @@ def _spool_bytes(teacher_pass: TeacherPass, manifest: Manifest) -> int:
     return min(manifest.block_rows, manifest.num_samples) * views * of_record
 
 
-def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, list[Work], int]:
+def pending_of(path: Path, asked: Manifest, every_byte: bool) -> tuple[Manifest, list[Work], int]:
     """The manifest of the cache once complete, what it still lacks, and the bytes of that.
 
     asked: what a new cache would be; an existing one keeps its block size, views and taps.
+    every_byte: how thoroughly a cache that lacks nothing is searched for damaged blocks; of one
+    that lacks some, the pass finds damaged blocks itself.
     """
     manifest = asked
     try:
@@ -205,6 +216,10 @@ def pending_of(path: Path, asked: Manifest) -> tuple[Manifest, list[Work], int]:
             for array, spec in arrays.items()
             if tap_of(array) in missing and not coverage.there[array][block.view, block.index]
         )
+    if isinstance(there, FolderSource) and not work:
+        views, taps = asked.num_views, asked.taps
+        work = pending_work(there, views, taps, check_every_byte=every_byte)
+        num_bytes = bytes_of(work, manifest)
     return manifest, work, num_bytes
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from configs.commands import teacher_command
 from configs.load import ConfigError, load_teacher, refuse_missing_data
 from configs.paths import no_weights
-from configs.schema import TeacherConfig, TopLogits
+from configs.schema import TapsConfig, TeacherConfig, TopLogits
 from nets.archs import ArchError
 from nets.identity import teacher_identity
 from nets.names import check_arch
@@ -51,36 +51,8 @@ class Setup:
         return [tap.name for tap in self.taps]
 
     def tap_spec(self, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
-        """How a tap whose records have that shape is stored."""
-        taps = self.config.taps
-        match tap.kind:
-            case "correct":
-                return TapSpec(shape, "uint8")
-            case "logits":
-                if isinstance(taps.logits, TopLogits):
-                    return TapSpec(shape, "float16", top=self._top(taps.logits.top, shape[0]))
-                scale = "row" if taps.logits == "uint8" else None
-                return TapSpec(shape, str(taps.logits), scale)
-            case "stage":
-                scale = "block" if taps.means == "uint8" else None
-                return TapSpec(shape, str(taps.means), scale)
-            case "energy":
-                return TapSpec(shape, str(taps.energy))
-            case "embedding":
-                return TapSpec(shape, str(taps.embedding))
-            case "hint":
-                assert taps.hint is not None
-                return TapSpec(shape, taps.hint.dtype, stage=tap.stage)
-
-    def _top(self, asked: int, num_classes: int) -> int:
-        """Raises ConfigError unless so many are fewer than all."""
-        if not asked < num_classes <= MAX_CUT_CLASSES:
-            raise ConfigError(
-                f"taps.logits.top is {asked}, but there are {num_classes:,} classes: it must be "
-                f"less, and they at most {MAX_CUT_CLASSES:,}",
-                fix="taps.logits=float16 stores all of them",
-            )
-        return asked
+        """How a tap whose records have that shape is stored. Raises ConfigError."""
+        return tap_spec(self.config.taps, tap, shape)
 
     def is_held_by(self, held: Mapping[str, TapSpec]) -> bool:
         """Whether these taps include all that the config asks for, in the dtypes it asks for."""
@@ -88,6 +60,39 @@ class Setup:
             tap.name in held and held[tap.name] == self.tap_spec(tap, held[tap.name].shape)
             for tap in self.taps
         )
+
+
+def tap_spec(taps: TapsConfig, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
+    """How a tap whose records have that shape is stored. Raises ConfigError."""
+    match tap.kind:
+        case "correct":
+            return TapSpec(shape, "uint8")
+        case "logits":
+            if isinstance(taps.logits, TopLogits):
+                return TapSpec(shape, "float16", top=_top(taps.logits.top, shape[0]))
+            scale = "row" if taps.logits == "uint8" else None
+            return TapSpec(shape, str(taps.logits), scale)
+        case "stage":
+            scale = "block" if taps.means == "uint8" else None
+            return TapSpec(shape, str(taps.means), scale)
+        case "energy":
+            return TapSpec(shape, str(taps.energy))
+        case "embedding":
+            return TapSpec(shape, str(taps.embedding))
+        case "hint":
+            assert taps.hint is not None
+            return TapSpec(shape, taps.hint.dtype, stage=tap.stage)
+
+
+def _top(asked: int, num_classes: int) -> int:
+    """Raises ConfigError unless so many are fewer than all."""
+    if not asked < num_classes <= MAX_CUT_CLASSES:
+        raise ConfigError(
+            f"taps.logits.top is {asked}, but there are {num_classes:,} classes: it must be "
+            f"less, and they at most {MAX_CUT_CLASSES:,}",
+            fix="taps.logits=float16 stores all of them",
+        )
+    return asked
 
 
 def prepare(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL) -> Setup:

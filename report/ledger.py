@@ -22,12 +22,14 @@ def ledger(results: Sequence[Result], teacher: Mapping[str, float]) -> dict[str,
         "teacher passes run": f"{teachers}, over {num_views:,} views: {cached:,} images",
         "teacher passes saved": (
             f"{len(taught) * teachers:,} ({each} in each taught run): {live:,} images, "
-            f"{live - cached:,} more than were run"
+            f"{abs(live - cached):,} {'more' if live >= cached else 'fewer'} than were run"
         ),
     }
     if teachers == 1 and (rate := teacher.get("images_per_second")):
+        seconds = (live - cached) / rate
+        net = f"{seconds:,.0f} net" if seconds >= 0 else f"none yet: {-seconds:,.0f} lost so far"
         entries["seconds saved"] = (
-            f"{(live - cached) / rate:,.0f} net, at the {rate:,.0f} images/s measured when the "
+            f"{net}, at the {rate:,.0f} images/s measured when the "
             f"cache was made, of {sum(result.seconds for result in results):,.0f} s of training"
         )
     if taught:

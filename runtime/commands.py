@@ -142,5 +142,5 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    print("stopped; the same command continues from what was saved", file=sys.stderr)
+    print("stopped", file=sys.stderr)  # nothing is known here of what was saved
     sys.exit(128 + number)

@@ -56,18 +56,24 @@ def memory_with(to_come: int, device: torch.device) -> Memory:
 
 
 def measured_rate(
-    batches: Iterator[int], agreed: Callable[[bool], bool] = lambda is_enough: is_enough
+    batches: Iterator[int],
+    agreed: Callable[[bool], bool] = lambda is_enough: is_enough,
+    *,
+    of_processor: bool = False,
 ) -> float:
     """Images per second over a few batches; each item is the number of images of one.
 
     The first batch warms up and does not count. agreed: turns whether this process has seen enough
     batches into what it does, where several that work through the same batches must stop together.
+    of_processor: count the seconds in which a core worked for this process, whatever else the
+    machine does; work of a GPU and of other processes is not in them.
     """
+    clock = time.process_time if of_processor else time.perf_counter
     next(batches)
-    images, started = 0, time.perf_counter()
+    images, started = 0, clock()
     for number, size in enumerate(batches, start=1):
         images += size
-        seconds = time.perf_counter() - started
+        seconds = clock() - started
         if agreed(seconds > (_SHORT_SECONDS if number >= _MEASURED_BATCHES else _LONG_SECONDS)):
             break
     return images / seconds

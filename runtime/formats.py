@@ -21,6 +21,11 @@ def format_duration(hours: float) -> str:
     return f"{hours * 60:,.1f} min" if hours >= 1 / 60 else f"{hours * 3600:,.0f} s"
 
 
+def format_rate(per_second: float) -> str:
+    """A rate with enough digits: 1234.5 -> "1,234", 0.0512 -> "0.051"."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
 def counted(number: int, noun: str) -> str:
     """A number and its noun: 1 -> "1 view", 2,000 -> "2,000 views"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

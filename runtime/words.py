@@ -1,4 +1,4 @@
-"""Cuts the text of make's ARGS into the words of a command line.
+"""Cuts the text of make's ARGS into the words of a command line, and expands `~/` in words.
 
 make and a shell would cut at every space, and take `$`, quotes and backticks for their own. The
 Makefile therefore hands the text over whole, as `--args=TEXT`.
@@ -6,19 +6,30 @@ Makefile therefore hands the text over whole, as `--args=TEXT`.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 
 WHOLE = "--args="
+# A path, `--option=PATH` or `key=PATH`, below somebody's home. A shell expands only the first form;
+# a bare `~` is YAML's null.
+_BELOW_HOME = re.compile(r"((?:[\w.+-]+=)?)(~[^/\s]*/.*)", re.DOTALL)
 _CLOSING = {"[": "]", "{": "}", '"': '"', "'": "'"}
 
 
 def with_words(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the words of TEXT in the place of each `--args=TEXT`."""
+    """The arguments, with the words of TEXT in the place of each `--args=TEXT`; `~/` expanded."""
     words: list[str] = []
     for argument in arguments:
         given = argument.startswith(WHOLE)
         words += split_words(argument.removeprefix(WHOLE)) if given else [argument]
-    return words
+    return list(map(_at_home, words))
+
+
+def _at_home(word: str) -> str:
+    """The word with the home's folder in the place of `~`."""
+    found = _BELOW_HOME.fullmatch(word)
+    return word if found is None else found[1] + os.path.expanduser(found[2])
 
 
 def split_words(text: str) -> list[str]:

@@ -27,11 +27,11 @@ from runtime.commands import new_app, new_console, run_command
 from runtime.files import write_atomically
 from runtime.options import CachesOrUrl
 from runtime.text import visible
-from runtime.urls import ObjectUrl, path_or_url
+from runtime.urls import path_or_url
 from store.certificate import certificate_text
 from store.convert import convert_cache
 from store.describe import info_text, list_text
-from store.errors import CacheError, make_command, remote_fix
+from store.errors import CacheError, RemoteFix
 from store.look import describe_missing, details, overviews
 from store.reader import TeacherCache
 from store.source import Source, open_source
@@ -138,21 +138,20 @@ def _is_unsound(path: Path, console: Console) -> bool:
     rate = num_bytes / max(time.perf_counter() - started, 1e-9)
     if faults:
         count = f"{num_faults:,} {'fault' if num_faults == 1 else 'faults'}"
-        console.print(f"{path} is unsound: {count}\n{_how_to_mend(path, source.manifest.teacher)}")
+        console.print(f"{path} is unsound: {count}\n{_how_to_mend(source)}")
         return True
     console.print(f"{path} is sound: {num_bytes:,} bytes, {rate / 1e9:,.2f} GB/s")
     return False
 
 
-def _how_to_mend(path: Path, teacher: str) -> str:
-    if isinstance(path, ObjectUrl):
-        command = str(remote_fix(path, teacher))
-    else:
-        caches = "" if path.parent == Path("caches") else str(path.parent)
-        command = make_command(teacher, RECHECK="1", CACHES=caches)
+def _how_to_mend(source: Source) -> str:
+    fix = source.fix
+    if isinstance(fix, str):
+        return f"  fix: {fix}"
+    also = f"  {fix.also}\n" if isinstance(fix, RemoteFix) else ""
     return (
         f"  if it was made with ARGS, or from a YAML file of another name, repeat those\n"
-        f"  fix: {command}"
+        f"{also}  fix: {fix}"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from runtime.program import program_text
-from store.errors import CacheIncomplete, TeacherPass
+from store.errors import CacheIncomplete, RemoteFix, TeacherPass
 from store.faults import Fault, damage_error
 from store.layout import TapSpec, kind_of, optional_taps, tap_of
 from store.source import Source
@@ -23,9 +23,8 @@ def refuse_incomplete(source: Source, num_views: int, taps: Collection[str]) -> 
         return
     manifest = source.manifest
     if source.unreadable_lines:
-        raise damage_error(
-            manifest.teacher, [Fault("journal damaged", Path(source.unreadable_lines[0]))]
-        )
+        line = source.unreadable_lines[0]
+        raise damage_error(source.fix, [Fault(f"journal damaged, {line}", source.path)])
     done = lacks.size - int(lacks.sum())
     view, index = divmod(int(lacks.argmax()), lacks.shape[1])
     array = next(
@@ -39,12 +38,14 @@ def refuse_incomplete(source: Source, num_views: int, taps: Collection[str]) -> 
         f"{source.path} is not finished: {done:,} of {lacks.size:,} blocks are committed; the "
         f"first missing one: tap {array}, view {view}, block {index}"
     )
-    if whole_views:
+    is_folder = isinstance(source.fix, TeacherPass) and not isinstance(source.fix, RemoteFix)
+    if whole_views and is_folder:
         command = _trim_command(source, num_views, lacking, optional)
         problem += f"\n  to keep only what is complete: {command}"
     opt_in = {tap: manifest.taps[tap] for tap in lacking if tap in optional}
     asked = (f"views.count={num_views}", *_settings_of(opt_in)) if whole_views else ()
-    raise CacheIncomplete(problem, fix=TeacherPass(manifest.teacher, asked))
+    caches = source.fix.caches if isinstance(source.fix, TeacherPass) else Path("caches")
+    raise CacheIncomplete(problem, fix=TeacherPass(manifest.teacher, asked, caches=caches))
 
 
 def _first_views(source: Source, num_views: int) -> dict[str, int]:

@@ -6,13 +6,15 @@ those that a pass would write: values went through the old cache's rounding firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from store.certificate import RANGES, Comparison, certified_blocks
 from store.content import CacheContent
 from store.documents import MAX_CUT_CLASSES
-from store.errors import CacheError
+from store.errors import CacheError, fixes_spelled_by
 from store.identity import CONVERTED_FROM, Identity
 from store.layout import SAMPLE_CRC, TapSpec, kind_of
 from store.reader import TeacherCache
@@ -36,12 +38,17 @@ def convert_cache(
     written. Raises CacheError.
     """
     old = TeacherCache.open(path)
+    old.spell = partial(_pass_of, old)
     taps = converted_taps(old, logits, means)
     if taps == old.taps:
         raise CacheError(
             f"{path} has these types already", fix="--logits top:32, --means uint8 or both"
         )
-    with CacheWriter.open(dest, _content(old, taps), block_rows=old.manifest.block_rows) as writer:
+    block_rows = old.manifest.block_rows
+    with (
+        fixes_spelled_by(_run_again),
+        CacheWriter.open(dest, _content(old, taps), block_rows=block_rows) as writer,
+    ):
         for item in writer.work:
             records = old.read_block(item.block, [tap for tap in item.taps if tap != SAMPLE_CRC])
             if old.sample_crc32c is not None:
@@ -52,6 +59,17 @@ def convert_cache(
         measured = {key: each for key, each in old.measured.items() if key not in RANGES}
         writer.record_measured({**measured, **_certificate(old, TeacherCache.open(dest))})
     return TeacherCache.open(dest)
+
+
+def _pass_of(old: TeacherCache, overrides: Sequence[str]) -> str:
+    """What repairs the cache that is converted."""
+    fix = old.source.fix
+    return fix if isinstance(fix, str) else str(dataclasses.replace(fix, recheck=False))
+
+
+def _run_again(overrides: list[str]) -> str:
+    """What resumes a conversion: no pass of the teacher writes this cache."""
+    return "run the same command again"
 
 
 def converted_taps(old: TeacherCache, logits: str | None, means: str | None) -> dict[str, TapSpec]:

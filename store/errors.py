@@ -26,18 +26,25 @@ class TeacherPass:
     """A fix: the command that creates, finishes, grows or repairs a teacher's cache.
 
     teacher: name of its file. overrides: to add to the user's own. before: what to do first,
-    printed in front of the command, such as "make room, then: ".
+    printed in front of the command, such as "make room, then: ". caches: the folder, or URL, that
+    holds the cache. recheck: a repair, for which the pass reads every byte of a large cache too.
     """
 
     teacher: str
     overrides: tuple[str, ...] = ()
     before: str = ""
+    caches: Path = Path("caches")
+    recheck: bool = False
 
     def text(self, spell: Spell) -> str:
-        return self.before + spell(list(self.overrides))
+        command = spell(list(self.overrides))
+        if self.recheck:
+            command += " RECHECK=1" if command.startswith("make ") else " --recheck"
+        return self.before + command
 
     def __str__(self) -> str:
-        return self.text(lambda overrides: make_command(self.teacher, overrides))
+        where = "" if self.caches == Path("caches") else str(self.caches)
+        return self.text(lambda more: make_command(self.teacher, more, CACHES=where))
 
 
 def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -> str:
@@ -58,27 +65,18 @@ def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -
 
 @dataclass(frozen=True)
 class RemoteFix(TeacherPass):
-    """A fix of a damaged cache below `caches`, a URL: its pass, or a copy of a sound one."""
+    """A fix of a damaged cache below `caches`, a URL: its pass; `also` names another one."""
 
-    caches: Path = Path()
-
-    def text(self, spell: Spell) -> str:
-        command = super().text(spell)
-        recheck = " RECHECK=1" if command.startswith("make ") else " --recheck"
-        return f"{command}{recheck}; or {self._copy()}"
-
-    def __str__(self) -> str:
-        again = make_command(self.teacher, RECHECK="1", CACHES=str(self.caches))
-        return f"{again}; or {self._copy()}"
-
-    def _copy(self) -> str:
-        caches = shlex.quote(str(self.caches))
-        return f"{program_text('store')} copy CACHE {caches}, from a sound CACHE"
+    @property
+    def also(self) -> str:
+        """The line about the command that puts the objects of a valid copy there."""
+        copy = f"{program_text('store')} copy CACHE {shlex.quote(str(self.caches))}"
+        return f"with a valid copy of it, CACHE, also: {copy}"
 
 
 def remote_fix(cache: Path, teacher: str) -> RemoteFix:
-    """What mends the cache at a URL."""
-    return RemoteFix(teacher, caches=cache.parent)
+    """What repairs the cache at a URL."""
+    return RemoteFix(teacher, caches=cache.parent, recheck=True)
 
 
 class CacheError(UserError):
@@ -86,7 +84,11 @@ class CacheError(UserError):
 
     def __init__(self, problem: str, *, fix: str | TeacherPass | None = None) -> None:
         super().__init__(problem, fix=None if fix is None else str(fix))
+        self._also = f"\n  {fix.also}" if isinstance(fix, RemoteFix) else ""
         self.teacher_pass = fix if isinstance(fix, TeacherPass) else None
+
+    def __str__(self) -> str:
+        return self.problem + self._also + (f"\n  fix: {self.fix}" if self.fix else "")
 
 
 @contextmanager
@@ -97,6 +99,7 @@ def fixes_spelled_by(spell: Spell) -> Iterator[None]:
     except CacheError as error:
         if error.teacher_pass is not None:
             error.fix = error.teacher_pass.text(spell)
+            error.teacher_pass = None  # the nearest to the user's words decides
         raise
 
 

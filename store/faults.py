@@ -34,12 +34,12 @@ class Fault:
         return ", ".join([*position, f"{self.what}: {one_line(self.file)}"])
 
 
-def damage_error(teacher: str, faults: Sequence[Fault]) -> CacheDamaged:
-    """The error that names the first few of these faults in the cache of `teacher`."""
+def damage_error(fix: str | TeacherPass, faults: Sequence[Fault]) -> CacheDamaged:
+    """The error that names the first few of these faults; fix: what repairs the cache."""
     lines = [f"  {fault}" for fault in faults[:_NAMED_FAULTS]]
     if len(faults) > _NAMED_FAULTS:
         lines.append(f"  and {len(faults) - _NAMED_FAULTS} more")
-    return CacheDamaged("\n".join(["the cache is damaged", *lines]), fix=TeacherPass(teacher))
+    return CacheDamaged("\n".join(["the cache is damaged", *lines]), fix=fix)
 
 
 @contextmanager

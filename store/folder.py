@@ -83,8 +83,12 @@ class FolderSource:
         """Nothing to do: a folder's chunks are here."""
 
     def damaged(self, fault: Fault) -> CacheDamaged:
-        """The error that names a fault, and what mends it."""
-        return damage_error(self.manifest.teacher, [fault])
+        """The error that names a fault, and what repairs it."""
+        return damage_error(self.fix, [fault])
+
+    @property
+    def fix(self) -> TeacherPass:
+        return TeacherPass(self.manifest.teacher, caches=self.path.parent, recheck=True)
 
     def mapped(self, array: str, block: Block) -> NDArray[Any]:
         spec = self.manifest.arrays[array]

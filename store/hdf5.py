@@ -20,7 +20,7 @@ from runtime.reading import BadFile, is_out_of_resources, open_regular
 from store.chunks import map_file, read_pieces
 from store.coverage import Coverage
 from store.errors import CacheDamaged
-from store.faults import Fault
+from store.faults import Fault, damage_error
 from store.hdf5_layout import (
     Hdf5Layout,
     copy_again,
@@ -172,4 +172,8 @@ class Hdf5Source:
             return f"unreadable ({first_line(error)})"
 
     def _damaged(self, fault: Fault) -> CacheDamaged:
-        return CacheDamaged(f"the cache is damaged\n  {fault}", fix=copy_again())
+        return damage_error(self.fix, [fault])
+
+    @property
+    def fix(self) -> str:
+        return copy_again(self.path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,7 @@ def read_hdf5_manifest(path: Path) -> Manifest:
         if isinstance(error, CacheError):
             raise
         raise unreadable(path, error) from None
-    return parse_manifest(text, path, fix=copy_again())
+    return parse_manifest(text, path, fix=copy_again(path))
 
 
 def _claims_to_be_a_cache(file: h5py.File) -> bool:
@@ -213,9 +214,10 @@ def _checksums(file: h5py.File, path: Path, manifest: Manifest, name: str) -> ND
     return values
 
 
-def copy_again() -> str:
-    """The fix for a file that is not sound."""
-    return f"copy it again, or export it again: {program_text('store')} export CACHE FILE.h5"
+def copy_again(path: Path) -> str:
+    """The fix for a file that is not valid."""
+    file = shlex.quote(str(path))
+    return f"copy it again, or export it again: {program_text('store')} export CACHE {file}"
 
 
 def first_line(error: BaseException) -> str:
@@ -232,7 +234,7 @@ def unreadable(path: Path, error: BaseException) -> CacheDamaged:
     if is_out_of_resources(error):
         raise error
     what = error.what if isinstance(error, BadFile) else first_line(error)
-    return CacheDamaged(f"{one_line(path)} cannot be read as HDF5: {what}", fix=copy_again())
+    return CacheDamaged(f"{one_line(path)} cannot be read as HDF5: {what}", fix=copy_again(path))
 
 
 def selection(manifest: Manifest, array: str, block: Block) -> Any:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from runtime.inside import OpenRoot, opened_folder, opened_root, remove_inside, write_inside
 from runtime.urls import ObjectUrl
 from store.chunks import content_fault
-from store.errors import CacheDamaged, CacheMissing
+from store.errors import CacheDamaged, CacheMissing, TeacherPass
 from store.faults import Fault
 from store.folder import FolderSource
 from store.identity import identity_sha256
@@ -28,7 +28,7 @@ from store.metadata import MAX_METADATA_BYTES, checksum_of, zarr_metadata
 from store.mirror import Mirror
 from store.mirror_folder import Needs, show_progress
 from store.objects import in_parallel
-from store.remote import RemoteSource, remote_damage
+from store.remote import RemoteSource
 from store.values import Check
 
 
@@ -64,8 +64,9 @@ class MirroredSource(FolderSource):
         """The cache's folder, below the mirror's root."""
         return self.mirror.place / self.path.name
 
-    def damaged(self, fault: Fault) -> CacheDamaged:
-        return remote_damage(self.manifest.teacher, fault, self.remote.path)
+    @property
+    def fix(self) -> TeacherPass:
+        return self.remote.fix
 
     def fetch(self, chunks: Sequence[tuple[str, Block]]) -> None:
         """Fetch what is missing of these chunks, many at a time. Raises CacheFull, CacheDamaged."""

@@ -39,6 +39,7 @@ _PUTS = 6  # of one object, while answers are lost or the store reports a confli
 _PUT_SECONDS = 180  # after which an object is not put once more
 _PAUSE_SECONDS = 0.1  # before the second put; doubled each time
 _PROBE = "conditional-writes"
+_CLOCK_ERRORS = ("RequestTimeTooSkewed", "RequestExpired")  # codes in the body of a 403
 _STATUS = re.compile(r"status code: (\d{3})")
 _ODD_KEY = re.compile(r'Path "(.*?)"(?: contained|:)', re.DOTALL)
 # Any of them says where keys come from. Without one no request is signed, and nobody is asked for
@@ -262,12 +263,18 @@ class Objects:
         if isinstance(error, FileNotFoundError):
             return CacheMissing(f"there is no object {where}")
         status = _status_of(error)
+        if any(word in text for word in _CLOCK_ERRORS):
+            return CacheNotWritable(
+                f"the store does not accept this machine's clock ({where}): it says "
+                f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}",
+                fix="set the clock: `timedatectl set-ntp true`; then run the same command again",
+            )
         refused = kind in ("PermissionDeniedError", "UnauthenticatedError")
         if refused or isinstance(error, PermissionError) or status in ("401", "403"):
             return CacheNotWritable(
                 f"the store does not permit access to {where}",
-                fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; or, on a cloud's machine "
-                "with a role, AWS_METADATA_ENDPOINT=http://169.254.169.254",
+                fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that may access it; "
+                "or, on a cloud's machine with a role, AWS_METADATA_ENDPOINT=http://169.254.169.254",
             )
         answer = f"it answered {status}" if status else "no answer"
         return ObjectsUnreachable(

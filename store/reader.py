@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.formats import counted
+from runtime.program import pip_install
 from runtime.urls import path_or_url
 from store.completeness import refuse_incomplete
 from store.content import whole_differences
 from store.differences import differences
-from store.errors import CacheMismatch, TeacherPass, UnknownTap, UnknownView
+from store.errors import (
+    CacheMismatch,
+    Spell,
+    TeacherPass,
+    UnknownTap,
+    UnknownView,
+    fixes_spelled_by,
+)
 from store.faults import Fault, damage_error
 from store.identity import Identity, with_weights_of
 from store.layout import LABELS, LABELS_DTYPE, PREVIEW, SAMPLE_CRC, Block, TapSpec, tap_of
@@ -43,6 +52,7 @@ class TeacherCache:
         self.manifest = source.manifest
         self.num_views = num_views
         self.taps = dict(taps)
+        self.spell: Spell | None = None  # the user's own words for the fixes of errors
         self.labels: NDArray[np.int64] = source.read_whole(
             LABELS, (self.num_samples,), LABELS_DTYPE
         )
@@ -80,7 +90,7 @@ class TeacherCache:
         complete = {tap: spec for tap, spec in manifest.taps.items() if tap not in absent}
         faults = source.metadata_faults(complete)
         if faults:
-            raise damage_error(manifest.teacher, faults)
+            raise damage_error(source.fix, faults)
         return cls(source, views, complete)
 
     def refuse_incomplete(self, taps: Collection[str]) -> None:
@@ -117,12 +127,13 @@ class TeacherCache:
         """
         if not self.manifest.sample_crc32c:
             return None
-        refuse_incomplete(self.source, 1, [SAMPLE_CRC])
         checksums = np.empty(self.num_samples, dtype=np.uint32)
-        blocks = list(self.manifest.blocks(1))
-        self.source.fetch([(SAMPLE_CRC, block) for block in blocks])
-        for block in blocks:
-            self.source.read(SAMPLE_CRC, block, checksums[block.start : block.stop])
+        with self._spelling_fixes():
+            refuse_incomplete(self.source, 1, [SAMPLE_CRC])
+            blocks = list(self.manifest.blocks(1))
+            self.source.fetch([(SAMPLE_CRC, block) for block in blocks])
+            for block in blocks:
+                self.source.read(SAMPLE_CRC, block, checksums[block.start : block.stop])
         return checksums
 
     @property
@@ -167,7 +178,7 @@ class TeacherCache:
         before = f"mv {shlex.quote(str(self.path))} {shlex.quote(f'{self.path.name}.old')} && "
         if then != now:
             problem += f"\n  Pillow: {then or 'unknown'} when the cache was made, {now} now"
-            before = f"python -m pip install pillow=={then}; or {before}" if then else before
+            before = f"{pip_install(f'pillow=={then}')}; or {before}" if then else before
         return CacheMismatch(problem, fix=TeacherPass(self.manifest.teacher, before=before))
 
     def read_view(
@@ -178,6 +189,12 @@ class TeacherCache:
         compact: leave cut logits as they are stored, three arrays as `store.topk` names them.
         Raises UnknownView, UnknownTap, CacheDamaged.
         """
+        with self._spelling_fixes():
+            return self._view(view, taps, compact)
+
+    def _view(
+        self, view: int, taps: Sequence[str] | None, compact: bool
+    ) -> dict[str, NDArray[Any]]:
         self._check_view(view)
         blocks = [self.manifest.block(view, i) for i in range(self.manifest.blocks_per_view)]
         names = self._checked_taps(taps)
@@ -196,7 +213,11 @@ class TeacherCache:
 
     def fetch_blocks(self, blocks: Sequence[Block], taps: Sequence[str]) -> None:
         """Bring blocks that will be read here, where the cache lies elsewhere."""
-        self._fetch(blocks, self._checked_taps(taps))
+        with self._spelling_fixes():
+            self._fetch(blocks, self._checked_taps(taps))
+
+    def _spelling_fixes(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.spell is None else fixes_spelled_by(self.spell)
 
     def _fetch(self, blocks: Sequence[Block], taps: Sequence[str]) -> None:
         """Bring blocks here, many chunks at a time, where the cache lies elsewhere."""
@@ -209,19 +230,20 @@ class TeacherCache:
             for array in self.manifest.taps[tap].arrays(tap):
                 for block in blocks:
                     if (fault := self.source.size_fault(array, block)) is not None:
-                        raise damage_error(self.manifest.teacher, [fault])
+                        raise damage_error(self.source.fix, [fault])
 
     def read_block(
         self, block: Block, taps: Sequence[str] | None = None, *, compact: bool = False
     ) -> dict[str, NDArray[Any]]:
         """The records of one block: tap -> (rows, *tap shape); raises as `read_view`."""
-        self._check_view(block.view)
-        names = self._checked_taps(taps)
-        self._fetch([block], names)
-        records = self._empty(names, block.rows, compact)
-        for name, values in records.items():
-            self._read_into(values, name, block, compact)
-        return records
+        with self._spelling_fixes():
+            self._check_view(block.view)
+            names = self._checked_taps(taps)
+            self._fetch([block], names)
+            records = self._empty(names, block.rows, compact)
+            for name, values in records.items():
+                self._read_into(values, name, block, compact)
+            return records
 
     def read_first_block(self, taps: Sequence[str]) -> dict[str, NDArray[Any]]:
         """The records of the first block of view 0 that has all these taps: tap -> (rows, ...).

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from runtime.reading import BadFile
 from runtime.urls import ObjectUrl
 from store.chunks import read_opened
-from store.errors import CacheDamaged, CacheMissing, remote_fix
-from store.faults import Fault, damage_error
+from store.errors import CacheDamaged, CacheMissing, TeacherPass, remote_fix
+from store.faults import Fault
 from store.folder import FolderSource
 from store.journal import ChunkKey
 from store.layout import LABELS, MANIFEST, PREVIEW, Block, chunk_path
@@ -52,8 +52,9 @@ class RemoteSource(FolderSource):
         journal = read_remote_journal(objects, manifest).committed
         return cls(url, manifest, journal, objects=objects)
 
-    def damaged(self, fault: Fault) -> CacheDamaged:
-        return remote_damage(self.manifest.teacher, fault, self.path)
+    @property
+    def fix(self) -> TeacherPass:
+        return remote_fix(self.path, self.manifest.teacher)
 
     def mapped(self, array: str, block: Block) -> NDArray[Any]:
         spec = self.manifest.arrays[array]
@@ -133,8 +134,3 @@ def parse_remote_manifest(objects: Objects, content: bytes) -> Manifest:
     """The manifest in these bytes. Raises as `parse_manifest`."""
     url = objects.url
     return parse_manifest(content, url / MANIFEST, fix=remote_fix(url, teacher_of(url)))
-
-
-def remote_damage(teacher: str, fault: Fault, url: Path) -> CacheDamaged:
-    """The error that names a fault of a cache on a store."""
-    return CacheDamaged(damage_error(teacher, [fault]).problem, fix=remote_fix(url, teacher))

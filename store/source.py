@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.urls import ObjectUrl
 from store.coverage import Coverage
+from store.errors import TeacherPass
 from store.faults import Fault
 from store.folder import FolderSource
 from store.hdf5 import Hdf5Source
@@ -36,6 +37,11 @@ class Source(Protocol):
     @property
     def unreadable_lines(self) -> Sequence[str]:
         """The places of journal lines that are there but cannot be read."""
+        ...
+
+    @property
+    def fix(self) -> str | TeacherPass:
+        """What repairs damage."""
         ...
 
     @property

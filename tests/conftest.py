@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ multiprocessing.set_forkserver_preload(PRELOADED)
 # One thread: these networks are too small for more, and tests share the machine.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# As in an activated environment: the commands in messages begin with `python`.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 # A busy machine is slow, which says nothing of the code.
 # The same examples every time: a failure then belongs to the change that brought it.

@@ -266,3 +266,15 @@ def test_the_command_prints_yaml(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["teacher-of", "digits-resnet8"]) == 0
     assert capsys.readouterr().out == "digits-resnet20\n"
     assert cli(["nonsense"]) == 2
+
+
+def test_an_override_of_the_other_file_is_refused_with_the_key_to_write() -> None:
+    for key in ("dataset.limit=6", "views={seed: 1}", "taps.means=uint8"):
+        with pytest.raises(ConfigError, match="is a key of the teacher's file") as refusal:
+            load_student("digits-resnet8", [key])
+        assert refusal.value.fix == f"write teacher.{key}"
+        with pytest.raises(ConfigError, match=r"the prefix teacher\. is for") as refusal:
+            load_teacher("digits-resnet20", [f"teacher.{key}"])
+        assert refusal.value.fix == f"write {key}"
+    load_teacher("digits-resnet20", ["teacher.arch=resnet8"])
+    load_student("digits-resnet8", ["teacher=digits-resnet20"])

@@ -251,6 +251,8 @@ def test_a_command_that_is_shown_can_be_typed(command: str) -> None:
         assert list(ROOT.glob(words[-1]))
     elif words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word]
+        result = make("-n", *words[1:])
+        assert result.returncode == 0, result.stderr
         for target in targets:
             check_make(target, dict(word.split("=", 1) for word in words[1 + len(targets) :]))
     elif words[:2] == ["pip", "install"]:

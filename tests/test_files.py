@@ -382,3 +382,16 @@ def test_a_folder_is_not_written_where_a_link_leads_nowhere(tmp_path: Path) -> N
     ):
         pass
     assert [each.name for each in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_command_that_a_signal_ends_claims_nothing_about_what_was_saved(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    app = new_app()
+
+    @app.command()
+    def wait() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run_command(app, []) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "stopped\n"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from configs.schema import TeacherConfig
 from report.__main__ import cli as report
+from store.__main__ import cli as store
 from tests.support.finished_run import STUDENT, Trained, train_both
+from tests.support.teacher_cache import make_cache
 from train.__main__ import cli as train
 
 
@@ -119,3 +122,18 @@ def test_a_folder_that_may_not_be_written_to_is_one_message(
     told = capsys.readouterr().err
     assert told.startswith("error: /sys/kernel/.out.new.")
     assert "fix: permit it, or choose another path" in told
+
+
+def test_a_conversion_advises_to_run_it_again_and_no_pass_of_the_teacher(
+    small_teacher: Callable[..., TeacherConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache = make_cache(small_teacher(), tmp_path / "caches")
+    convert = ["convert", str(cache.path), str(tmp_path / "small"), "--means", "uint8"]
+    with full_disk(700):
+        assert store(convert) == 2
+    told = capsys.readouterr().err
+    assert "fix: make room, then: run the same command again" in told
+    assert "Traceback" not in told
+    assert store(convert) == 0

@@ -37,6 +37,7 @@ def told_by_pass(config: TeacherConfig, folder: Path, capsys: pytest.CaptureFixt
 def test_a_teacher_far_from_its_published_error_is_noticed_after_the_pass(
     small_teacher: Callable[..., TeacherConfig],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     told = told_by_pass(small_teacher(), tmp_path, capsys)
@@ -50,8 +51,15 @@ def test_a_teacher_far_from_its_published_error_is_noticed_after_the_pass(
     far = small_teacher("teacher.expected_error=90.0")
     told = told_by_pass(far, tmp_path, capsys)
     assert f"sets teacher.expected_error: 90.00 %, but {measured:.2f} % were measured" in told
+    for cause in ("dataset.normalisation", "classes of the weights are in another order"):
+        assert cause not in told  # neither makes a teacher better than expected
+    assert "the weights have been trained on these test images" in told
+    monkeypatch.setattr("precompute.complete._FAR_PERCENT", 0.0)
+    told = told_by_pass(small_teacher("teacher.expected_error=0.0"), tmp_path, capsys)
     assert "dataset.normalisation is not that of the teacher's training" in told
     assert "classes of the weights are in another order" in told
+    assert "trained on these test images" not in told
+    monkeypatch.undo()
     recalibrated = small_teacher("teacher.expected_error=90.0", "teacher.bn=recalibrated")
     assert "WARNING" not in told_by_pass(recalibrated, tmp_path, capsys)
 

@@ -52,7 +52,9 @@ def make(student_overrides: list[str], tmp_path: Path) -> Make:
         arguments = [*student_overrides, *(f"teacher.{override}" for override in teacher)]
         if target == "cache-teacher":
             arguments = teacher
-        places = [f"CACHES={tmp_path / 'caches'}", f"RUNS={tmp_path / 'runs'}", "DEVICE=cpu"]
+        places = [f"CACHES={tmp_path / 'caches'}", "DEVICE=cpu"]
+        if target != "cache-teacher":
+            places.append(f"RUNS={tmp_path / 'runs'}")
         shown = subprocess.run(
             ["make", "-n", target, *places, *settings, f"ARGS={' '.join(arguments)}"],
             cwd=ROOT,

@@ -11,6 +11,7 @@ import pytest
 from configs.load import ConfigError, load_student, load_teacher
 from configs.schema import TeacherConfig
 from precompute.__main__ import cli as precompute
+from store.__main__ import cli as store
 from tests.support.teacher_cache import make_cache, setup_of
 from train.__main__ import cli as train
 
@@ -82,6 +83,27 @@ def test_a_path_on_the_command_line_means_the_current_folder(here: Path) -> None
     block = 'teacher={"arch":"resnet8","weights":"o.pt"}'
     assert paths_of(load_teacher("mine/t.yaml", [block])) == ("mine/photos", "o.pt")
     assert load_student("mine/s.yaml", ["teacher=other.yaml"]).teacher == "other.yaml"
+
+
+def test_a_tilde_is_the_home_folder_in_files_and_on_the_command_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = here / "home"
+    monkeypatch.setenv("HOME", str(home))
+    put("home/photos", "home/w.pt", "home/mine")
+    written = TEACHER.replace("photos", "~/photos").replace("weights/t.pt", "~/w.pt")
+    (home / "mine/t.yaml").write_text(written)
+    found = (f"{home}/photos", f"{home}/w.pt")
+    assert paths_of(load_teacher("home/mine/t.yaml")) == found
+    assert paths_of(load_teacher("~/mine/t.yaml")) == found
+    overrides = ["dataset.root=~/photos", "teacher.weights=~/w.pt"]
+    assert paths_of(load_teacher("mine/t.yaml", overrides)) == found
+    (here / "mine/s.yaml").write_text(STUDENT.replace("t.yaml", "~/mine/t.yaml"))
+    assert load_student("mine/s.yaml").teacher == f"{home}/mine/t.yaml"
+    (home / "caches").mkdir()
+    assert store(["list", "--caches=~/caches"]) == 0
+    assert f"{home}/caches" in capsys.readouterr().out
+    assert not (here / "~").exists()
 
 
 def test_names_and_urls_are_no_paths(here: Path) -> None:

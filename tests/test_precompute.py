@@ -23,9 +23,10 @@ from nets.zoo import build
 from precompute import fill as fill_module
 from precompute import trial as trial_module
 from precompute.__main__ import cli
-from precompute.fill import fill_cache
+from precompute.fill import fill_cache, plan_pass
 from precompute.teacher_pass import PassOptions, TeacherPass
 from precompute.trial import fastest_batch
+from runtime.formats import format_size
 from store import TeacherCache
 from tests.support.processes import run, start
 from tests.support.teacher_cache import CPU, make_cache, setup_of
@@ -275,12 +276,47 @@ def test_a_long_pass_tries_batch_sizes_and_takes_the_fastest(
     teacher_pass = TeacherPass(setup_of(config, tmp_path), PassOptions(CPU))
     monkeypatch.setattr(trial_module, "measured_rate", rate_of)
     assert fastest_batch(teacher_pass) == (256, 200.0)
+    assert tried == [64, 128, 256]  # no more on a CPU, where it takes memory for nothing
+    tried.clear()
+    monkeypatch.setattr(trial_module, "_LARGEST_ON_CPU", 8192)
+    assert fastest_batch(teacher_pass) == (256, 200.0)
     assert tried == [64, 128, 256, 512]  # the last gained less than 3 %
 
     monkeypatch.setattr(trial_module, "measured_rate", lambda batches: 50.0)
     monkeypatch.setattr(fill_module, "TRIAL_RECORDS", 0)
     fill_cache(setup_of(config, tmp_path), PassOptions(CPU), console)
     assert "batches of 64 images were the fastest" in console.file.getvalue()
+
+
+def test_a_plan_counts_the_trial_of_the_batch_size_and_the_test(
+    small_teacher: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    monkeypatch.setattr(fill_module, "TRIAL_RECORDS", 0)
+    monkeypatch.setattr(fill_module, "fastest_batch", lambda teacher_pass: (128, 0.25))
+    setup = setup_of(small_teacher("views.count=1"), tmp_path)
+    plan = plan_pass(setup, PassOptions(CPU))
+    assert (plan.images_per_second, plan.test_images) == (0.25, len(setup.dataset.test))
+    images = plan.pending_records + plan.test_images
+    assert plan.hours == pytest.approx(images / 0.25 / 3600, rel=1e-3)
+    assert plan.trial_hours > 0
+    rate = "at 0.25 images/s on cpu, with 797 test images and a trial of the batch size"
+    assert rate in plan.summary()
+
+
+def test_a_plan_of_a_repair_counts_the_damaged_blocks(
+    small_teacher: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_teacher()
+    cache = make_cache(config, tmp_path)
+    chunk = next(cache.path.glob("teacher.zarr/logits/c.1.*"))
+    chunk.write_bytes(b"\0" * chunk.stat().st_size)
+    rows, size = cache.manifest.block(1, 0).rows, chunk.stat().st_size
+    for options in (["--plan"], []):
+        assert cli([*command(config, tmp_path)[3:], *options]) == 0
+        printed = capsys.readouterr().out
+        assert f"to do: {rows:,} records, {format_size(size)}" in printed
+    assert cli([*command(config, tmp_path)[3:], "--plan"]) == 0
+    assert "to do: 0 records, 0 B" in capsys.readouterr().out
 
 
 def test_the_peak_is_that_of_the_program_alone() -> None:

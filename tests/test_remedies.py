@@ -35,7 +35,7 @@ PROGRAMS: dict[str, Callable[[list[str]], int]] = {
 def printed_command(error: str) -> str:
     """What stands behind `fix:`, from the first word that is a program on."""
     (fix,) = re.findall(r"^  fix: (.*)$", error, re.MULTILINE)
-    found = re.search(r"(?:^|: )((?:make|python|rm) .*)$", fix)
+    found = re.search(r"(?:^|: )((?:make|python|teach-once|rm) .*)$", fix)
     assert found is not None, fix
     return found[1]
 
@@ -51,6 +51,8 @@ def run_as_printed(command: str) -> None:
             run_as_printed(line)
     elif words[:2] == ["python", "-m"]:
         assert PROGRAMS[words[2]](words[3:]) == 0, command
+    elif words[0] == "teach-once":
+        assert PROGRAMS[words[1]](words[2:]) == 0, command
     else:
         subprocess.run(command, shell=True, check=True)
 
@@ -127,6 +129,42 @@ def test_a_cache_that_differs_is_unfinished_or_is_damaged(
         same = [*run, f"teacher.views.seed={seed}", f"training.learning_rate=0.0{len(broken)}"]
         run_as_printed(printed_command(told(same, capsys)))
         assert train.__main__.cli(same) == 0
+
+
+def test_a_chunk_that_is_found_damaged_while_a_student_trains(
+    call: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["student", *call, "--method", "kd"]
+    run_as_printed(printed_command(told(run, capsys)))
+    chunk = next((tmp_path / "my caches").glob("*/teacher.zarr/logits/c.1.*"))
+    damage(chunk)
+    command = printed_command(told(run, capsys))
+    assert command.endswith("RECHECK=1")  # a large cache is not read whole without
+    run_as_printed(command)
+    assert train.__main__.cli(run) == 0
+
+
+def test_a_damaged_hdf5_file(
+    call: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["student", *call, "--method", "kd"]
+    run_as_printed(printed_command(told(run, capsys)))
+    (cache,), file = (tmp_path / "my caches").iterdir(), tmp_path / "one file.h5"
+    assert store.__main__.cli(["export", str(cache), str(file)]) == 0
+    content = next(cache.glob("teacher.zarr/logits/c.0.*")).read_bytes()[:64]
+    whole = bytearray(file.read_bytes())
+    whole[whole.index(content) + 3] ^= 1
+    file.write_bytes(whole)
+    of_file = [*run, "--cache", str(file)]
+    command = printed_command(told(of_file, capsys))
+    run_as_printed(command.replace("CACHE", shlex.quote(str(cache))))
+    assert train.__main__.cli(of_file) == 0
+
+
+def damage(chunk: Path) -> None:
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
 
 
 def test_a_damaged_manifest(call: list[str], tmp_path: Path) -> None:

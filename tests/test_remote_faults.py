@@ -62,6 +62,20 @@ def test_who_gives_up_names_bucket_and_key_and_no_secret(server: Server, spool: 
     assert_whole(server)
 
 
+def test_a_refusal_for_the_clock_advises_to_set_it_and_not_other_keys(
+    server: Server, spool: Path
+) -> None:
+    server.spoil = lambda method, path, before: "skewed"
+    with pytest.raises(CacheError, match="does not accept this machine's clock") as error:
+        fill(spool)
+    assert "set the clock" in str(error.value.fix)
+    assert "AWS" not in str(error.value)
+    server.spoil = lambda method, path, before: 403
+    with pytest.raises(CacheError, match="does not permit access") as error:
+        fill(spool)
+    assert "AWS_ACCESS_KEY_ID" in str(error.value.fix)
+
+
 def test_a_store_that_ignores_conditions_is_refused_before_anything_is_put(
     server: Server, spool: Path
 ) -> None:

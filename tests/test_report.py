@@ -135,6 +135,14 @@ def test_the_ledger_counts_the_images_that_a_live_teacher_would_have_seen() -> N
     assert found["paid back after"] == "0.1 taught runs"
 
 
+def test_the_ledger_of_runs_that_saw_fewer_images_than_the_pass_says_so() -> None:
+    short = [dataclasses.replace(result, epochs=1) for result in RUNS]
+    found = ledger(short, TEACHER)  # 100 samples, 4 views, one taught run of one epoch
+    assert found["teacher passes saved"].endswith(": 100 images, 300 fewer than were run")
+    assert found["seconds saved"].startswith("none yet: 6 lost so far, at the 50 images/s")
+    assert found["paid back after"] == "4.0 taught runs"
+
+
 # ---- a folder of runs
 
 IDENTITY = {"training": {"epochs": 2}, "num_views": 4, "teacher_outputs": "cache", "cache": {}}

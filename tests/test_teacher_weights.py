@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -193,10 +194,32 @@ def test_a_long_training_into_a_missing_file_needs_consent(
     assert cli(long) == 2
     told = capsys.readouterr().err
     assert f"there is no file {weights}, and training it takes about" in told
-    assert re.search(r"[\d.]+ h: 1,000,000 epochs x 100 images through resnet8 on cpu", told)
+    cost = r"[\d.]+ h of processor time: 1,000,000 epochs x 100 images through resnet8 on cpu"
+    assert re.search(cost, told)
     assert "with make: TRAIN_TEACHER=1" in told
     assert "fix: python -m train teacher digits-resnet20 --train-teacher teacher.arch" in told
     assert not training_folder(weights).exists()
+
+
+def test_a_slow_clock_alone_asks_for_no_consent(
+    call: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a loaded machine the wall clock runs on while other programs have the processor."""
+    monkeypatch.setattr("runtime.cost.time.perf_counter", itertools.count(0, 1000).__next__)
+    stopped_after(monkeypatch, 1, call)
+    assert "of processor time without tests, estimated" in capsys.readouterr().out
+
+
+def test_the_default_teacher_needs_no_consent_and_a_changed_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.missing_weights._HOURS_TO_AGREE_TO", 0.0)
+    monkeypatch.chdir(tmp_path)
+    command = ["teacher", "digits-resnet20", "--device", "cpu"]
+    assert cli([*command, "training.epochs=2"]) == 2
+    assert "training it takes about" in capsys.readouterr().err
+    stopped_after(monkeypatch, 1, command)
+    assert (tmp_path / "weights/digits-resnet20.training/checkpoint.pt").exists()
 
 
 def test_consent_is_asked_for_once(

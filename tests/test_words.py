@@ -25,3 +25,17 @@ def test_text_is_cut_at_spaces_outside_of_quotes_and_brackets(text: str, words: 
 def test_only_the_text_of_make_is_cut() -> None:
     given = ["name of a file", "--args=a=1 b=2", "c=my photos"]
     assert with_words(given) == ["name of a file", "a=1", "b=2", "c=my photos"]
+
+
+def test_a_path_below_a_home_is_expanded_wherever_a_word_holds_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["~/a", "--caches=~/b c", "dataset.root=~/d", "teacher.weights=~", "--args=x.y=~/e"]
+    found = ["/home/me/a", "--caches=/home/me/b c", "dataset.root=/home/me/d"]
+    assert with_words(given) == [*found, "teacher.weights=~", "x.y=/home/me/e"]
+    assert with_words(["~nobody-of-that-name/a", "a~/b", "k=[~/x]"]) == [
+        "~nobody-of-that-name/a",
+        "a~/b",
+        "k=[~/x]",
+    ]

@@ -40,7 +40,7 @@ from runtime.options import (
     TeacherName,
     Workers,
 )
-from runtime.program import program
+from runtime.program import portable_program, program_text
 from store.mirror import choose_mirror, local_caches, local_folder
 from train import TrainError
 from train.ablation import commands_behind, train_and_report
@@ -95,7 +95,7 @@ def student(
     checkpoint_minutes: CheckpointMinutes = 10.0,
     track: Track = None,
 ) -> None:
-    """Train one student from the cache; with torchrun, in several processes."""
+    """Train one student from the cache; under runtime.launch or torchrun, in several processes."""
     check_trackers(track or ())
 
     def opened() -> Run:
@@ -171,8 +171,8 @@ def ablation(
     """Train every method with every seed, then write the report."""
     if num_ranks() > 1:
         raise TrainError(
-            "torchrun is for one student: each of its processes would train the whole study",
-            fix="python -m train ablation, with --jobs; or torchrun ... -m train student",
+            "several processes train one student: each of these would train the whole study",
+            fix=f"{program_text('train')} ablation, with --jobs; or `train student` in its place",
         )
     if cluster and (jobs > 1 or share):
         raise TrainError("on a cluster each run is a task: --jobs and --share are for one machine")
@@ -186,7 +186,7 @@ def ablation(
     if redo:
         begin_again(asked_runs, device)
     commands = [
-        shlex.join([*program("train"), *sys.argv[1:]]),
+        shlex.join([*portable_program("train"), *sys.argv[1:]]),
         *commands_behind(study, name, overrides or [], caches),
     ]
     connection = None
@@ -228,16 +228,19 @@ def check(
     asked_seeds = parse_seeds(seeds)
     config, teacher_config = open_configs(name, overrides)
     folder, path = local_caches(caches, cache, mirror, mirror_gb)
-    check_runs(
+    asked_methods = methods.split() or list(config.methods)
+    found = check_runs(
         config,
         teacher_config,
-        methods.split() or list(config.methods),
+        asked_methods,
         asked_seeds,
         caches_dir=folder,
         runs_dir=runs,
         cache_path=path,
         device=device,
     )
+    which = f"{', '.join(asked_methods)} with seed {' '.join(map(str, asked_seeds))}"
+    new_console().print(f"{config.name}: no mistake in {which}: {found}")
 
 
 @app.command()

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from runtime.cluster import Cluster
 from runtime.errors import Stopped, UserError
-from runtime.program import program
+from runtime.program import portable_program
 from runtime.text import visible
 from train.cache import pass_command
 from train.jobs import side_by_side
@@ -78,7 +78,7 @@ def commands_behind(
 
     name, overrides: as the user gave them.
     """
-    words = [*program("train"), "student", name, "--method", "METHOD", "--seed", "SEED"]
+    words = [*portable_program("train"), "student", name, "--method", "METHOD", "--seed", "SEED"]
     words += ["--caches", str(caches_dir), "--runs", str(study.runs_dir), *overrides]
     teachers = (study.teacher, *(other.config for other in study.further))
     return [shlex.join(words), *(pass_command(each, caches_dir) for each in teachers)]

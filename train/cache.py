@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,8 @@ def open_cache(
                 raise _changed(dataset, cache)
         canary = pixel_canary(dataset.train, teacher.views)
         cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
+    # For what is found only when records are read. A partial, since loaders pickle caches.
+    cache.spell = partial(pass_command, teacher, cache.path.parent)
     return cache
 
 

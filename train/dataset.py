@@ -26,6 +26,7 @@ from configs.schema import StudentConfig, TeacherConfig
 from nets.layout import TapError
 from runtime.errors import did_you_mean
 from runtime.options import MIRROR, MIRROR_GB
+from runtime.program import program_text
 from runtime.urls import path_or_url
 from store import TeacherCache
 from store.errors import UnknownTap, fixes_spelled_by
@@ -239,7 +240,7 @@ def _teacher_and_views(config: StudentConfig | TeacherConfig) -> tuple[TeacherCo
         if config.teachers:
             raise TrainError(
                 f"{config.name} has several teachers, and a dataset reads one cache",
-                fix="open a dataset for each teacher's config, or use `python -m train`",
+                fix=f"open a dataset for each teacher's config, or use `{program_text('train')}`",
             )
         teacher = load_teacher(config.teacher)
         num_views = views_used(config, teacher)

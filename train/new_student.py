@@ -29,6 +29,7 @@ from runtime.commands import new_app, run_command
 from runtime.errors import UserError
 from runtime.formats import counted
 from runtime.options import Caches
+from runtime.program import program_text
 from store.errors import CacheError
 from views.augment import view_shape
 from views.datasets import load_dataset
@@ -50,7 +51,7 @@ _DISTILL = "distill"
 
 @app.command()
 def main(
-    arch: Annotated[str, typer.Argument(help="see python -m nets list")],
+    arch: Annotated[str, typer.Argument(help=f"see {program_text('nets')} list")],
     teacher: Annotated[str, typer.Option(help="the teacher's file, or a name in configs/teacher")],
     epochs: Annotated[int, typer.Option(min=1, help="passes over the images")] = 30,
     batch_size: Annotated[int, typer.Option(min=2, help="images per step")] = 64,

@@ -70,7 +70,10 @@ CheckpointMinutes = Annotated[
     float, typer.Option(min=0, help="minutes between checkpoints within an epoch")
 ]
 TrainTeacher = Annotated[
-    bool, typer.Option("--train-teacher", help="train even if it takes over ten minutes")
+    bool,
+    typer.Option(
+        "--train-teacher", help="train even if it takes over ten minutes of processor time"
+    ),
 ]
 Which = Annotated[Literal["best", "last"], typer.Option(help="export the weights of this epoch")]
 RemoveRuns = Annotated[

@@ -96,11 +96,12 @@ def check_runs(
     device: str,
     cache_path: Path | None,
     ranks: int = 1,
-) -> None:
-    """Raise TrainError, ArchError, TapError, DatasetError or DeviceError if these runs cannot work.
+) -> str:
+    """Return what was looked at, in words, if these runs can work.
 
     Without a cache the teacher's config says what one would hold. ranks: processes that will train
-    a run together.
+    a run together. Raises TrainError, ArchError, TapError, DatasetError or DeviceError if they
+    cannot.
     """
     for method in methods:
         refuse_unknown_method(config, method)
@@ -113,7 +114,7 @@ def check_runs(
         pass
     else:
         if all(study.run(method, seed).is_finished for method in methods for seed in seeds):
-            return
+            return "all are finished"
     from runtime.devices import check_device
     from train.check import check_study, missing_taps
 
@@ -126,6 +127,9 @@ def check_runs(
     taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)
     if study is None or missing_taps(config, methods, list(stages), taps):
         check_study(config, teacher, methods, caches_dir)
+        there = "there is no cache yet" if study is None else "the cache lacks some taps"
+        return f"device, images, networks, taps and losses; {there}"
+    return f"device, and {shown_path(study.cache.path)}, which holds what they read"
 
 
 # ---- what it costs

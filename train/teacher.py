@@ -46,10 +46,10 @@ def train_teacher(
     """Train, or resume training, and save the weights; returns the summary of the training.
 
     An unfinished training with other settings is discarded by `retrain`, else refused with
-    TeacherExists. limit_hours: a new training that takes longer, estimated from a few steps,
-    is refused with TrainError; None: no trial. track: the trackers that get its figures. ranks: the
-    processes that train it together, each of which calls this; only rank 0 prints, tracks, writes,
-    and returns a summary; others return {}.
+    TeacherExists. limit_hours: a new training that takes longer, estimated from a few steps (on a
+    CPU in processor time), is refused with TrainError; None: no trial. track: the trackers that get
+    its figures. ranks: the processes that train it together, each of which calls this; only rank 0
+    prints, tracks, writes, and returns a summary; others return {}.
     """
     if not ranks.is_first:
         console, track = Console(quiet=True), ()
@@ -66,9 +66,10 @@ def train_teacher(
     data = open_dataset_pixels(run.dataset, run.views, normalisation, picked, num_workers)
     if limit_hours is not None and not run.has_checkpoint:
         hours = _hours(_open_session(run, data, picked, ranks))
+        cost = format_duration(hours) + " of processor time" * (picked.type == "cpu")
         if hours > limit_hours:
-            raise _too_long(run, hours, size)
-        console.print(f"about {format_duration(hours)} without tests, estimated from a few steps")
+            raise _too_long(run, cost, size)
+        console.print(f"about {cost} without tests, estimated from a few steps")
     session = _open_session(run, data, picked, ranks)
     if session.learner.start is not None:
         console.print(f"the teacher {session.learner.start.said}")
@@ -118,17 +119,26 @@ def _open_session(
 def _hours(session: Session) -> float:
     """How long the training takes without its tests; spends the learner on a few steps.
 
-    Of several ranks all take the same steps, and come to the hours that rank 0 comes to.
+    On a CPU the hours are processor time, of all ranks: the same on a busy machine. Every rank
+    takes the same steps and returns the hours of rank 0.
     """
-    of_first = session.learner.ranks.number_of_first
-    rate = of_first(measured_rate(trial_steps(session), lambda enough: bool(of_first(enough))))
-    return len(session.data.train) * session.run.training.epochs / max(rate, 1e-9) / 3600
+    ranks = session.learner.ranks
+    on_cpu = session.learner.device.type == "cpu"
+    rate = ranks.number_of_first(
+        measured_rate(
+            trial_steps(session),
+            lambda enough: bool(ranks.number_of_first(enough)),
+            of_processor=on_cpu,
+        )
+    )
+    images = len(session.data.train) * session.run.training.epochs
+    return images / max(rate, 1e-9) / 3600 * (ranks.world if on_cpu else 1)
 
 
-def _too_long(run: TeacherRun, hours: float, size: str) -> TrainError:
+def _too_long(run: TeacherRun, cost: str, size: str) -> TrainError:
     return TrainError(
         f"{no_weights(run.config, run.weights)}, and training it takes about "
-        f"{format_duration(hours)}: {size}\n  correct teacher.weights, or agree to the training "
+        f"{cost}: {size}\n  correct teacher.weights, or agree to the training "
         f"once (with make: TRAIN_TEACHER=1)",
         fix=teacher_command(run.config, "--train-teacher"),
     )

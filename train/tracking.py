@@ -24,6 +24,7 @@ from rich.console import Console
 
 from runtime.errors import UserError
 from runtime.inside import opened_folder, path_of, write_inside
+from runtime.program import pip_install
 from runtime.reading import BadFile, parse_json, read_bounded
 from runtime.text import one_line
 from store.identity import identity_sha256
@@ -58,7 +59,7 @@ def check_trackers(names: Sequence[str]) -> None:
             raise TrainError(f"no tracker {name!r}", fix=f"--track {'|'.join(TRACKERS)}")
         if importlib.util.find_spec(name) is None:
             package = _DISTRIBUTIONS.get(name, name)
-            raise TrainError(f"--track {name}: not installed", fix=f"pip install {package}")
+            raise TrainError(f"--track {name}: not installed", fix=pip_install(package))
 
 
 def figures_of(result: EpochResult) -> dict[str, float]:

@@ -24,6 +24,7 @@ from runtime.commands import new_app, new_console, run_command
 from runtime.formats import format_size
 from runtime.limits import usable_cores
 from runtime.options import TeacherName
+from runtime.program import program_text
 from runtime.progress import Progress
 from views.datasets import open_source
 from views.encoded import EncodedSource, encoded_folder
@@ -35,7 +36,14 @@ from views.splits import DatasetError, chosen_ids
 
 app = new_app("Prepare datasets.")
 
-_Side = Annotated[int | None, typer.Option(min=1, help="shrink images to at most so many pixels")]
+_ShortSide = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PX", help="shrink images until their short side has PX pixels"),
+]
+_MaxSide = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PX", help="shrink images until their long side has PX pixels"),
+]
 
 
 @app.callback()
@@ -57,8 +65,8 @@ def pack(
     encoded: Annotated[
         bool, typer.Option("--encoded", help="keep the files' own bytes, not decoded pixels")
     ] = False,
-    short_side: _Side = None,
-    max_side: _Side = None,
+    short_side: _ShortSide = None,
+    max_side: _MaxSide = None,
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="of the JPEG that images are shrunk to")
     ] = None,
@@ -72,8 +80,9 @@ def pack(
     Use it with dataset: {type: packed, file: FILE, ...}.
 
     Without further options the images are stored as decoded pixels and must all have one size.
-    --short-side and --max-side shrink larger images to JPEG of --quality (90); the others keep
-    their bytes. --quality alone encodes all of them anew. Shards that exist are not packed again.
+    --short-side (for training on crops, such as 256) and --max-side (of the long side: a bound on
+    panoramas) shrink larger images to JPEG of --quality (90); the others keep their bytes.
+    --quality alone encodes all of them anew. Shards that exist are not packed again.
     """
     file, overrides = _file_and_overrides(words or [])
     config = load_teacher(name, overrides)
@@ -127,7 +136,9 @@ def _file_and_overrides(words: list[str]) -> tuple[Path | None, list[str]]:
 
 def _default_file(config: TeacherConfig) -> Path:
     if config.dataset.packed_as is None:
-        raise DatasetError("which file to pack into?", fix="python -m views pack NAME|PATH FILE.h5")
+        raise DatasetError(
+            "which file to pack into?", fix=f"{program_text('views')} pack NAME|PATH FILE.h5"
+        )
     return Path(config.dataset.packed_as)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import Cifar
+from runtime.program import pip_install
 from views.splits import DatasetError, Ids, Source, array_split
 
 DIGITS_TRAIN_SAMPLES = 1000
@@ -99,7 +100,9 @@ def _read_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
-        raise DatasetError("the digits dataset comes with scikit-learn: pip install scikit-learn")
+        raise DatasetError(
+            "the digits dataset comes with scikit-learn", fix=pip_install("scikit-learn")
+        )
     file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not file.is_file():
         raise DatasetError(f"this scikit-learn does not hold its digits at {file}")

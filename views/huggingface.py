@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import HuggingFace
+from runtime.program import pip_install
 from runtime.text import one_line
 from views.encoded import EncodedSource, EncodedSplit
 from views.labels import Label, check_label, number_labels
@@ -112,7 +113,7 @@ def _loaded(config: HuggingFace) -> Any:
     except ImportError:
         raise DatasetError(
             "packing a huggingface dataset needs the package datasets",
-            fix="python -m pip install datasets",
+            fix=pip_install("datasets"),
         ) from None
     try:
         if any((Path(config.path) / name).is_file() for name in _SAVED):

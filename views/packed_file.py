@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from runtime.program import program_text
 from runtime.reading import BadFile, open_regular, parse_json
 from runtime.text import one_line
 from views.pictures import MOST_BYTES, shown_path
@@ -66,7 +67,7 @@ _HEAD = re.compile(rb"([a-z-]{17}) ([0-9]{4}) ([0-9]{12}) ([0-9a-f]{64})\n")
 HEAD_BYTES = 17 + 1 + 4 + 1 + 12 + 1 + 64 + 1
 _MOST_HEADER_BYTES = 2**26
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_PACK_AGAIN = "pack the images again: python -m views pack NAME|PATH {file}"
+_PACK_AGAIN = "pack the images again: {views} pack NAME|PATH {file}"
 
 Count = Annotated[int, Field(ge=0, le=2**48)]
 Crc = Annotated[int, Field(ge=0, lt=2**32)]
@@ -149,7 +150,10 @@ class PackedFile:
         """
         self.path = path
         self._shown = shown_path(called or path)
-        self._other_fix, self._fix = fix, fix or _PACK_AGAIN.format(file=self._shown)
+        self._other_fix, self._fix = (
+            fix,
+            fix or _PACK_AGAIN.format(views=program_text("views"), file=self._shown),
+        )
         try:
             with open_regular(path, follow=True) as file:
                 self._handle = os.dup(file.fileno())

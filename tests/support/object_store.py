@@ -31,7 +31,8 @@ _QUICK = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(mi
 _SLOW_SECONDS = 0.05
 
 _SIGNED = "AWS4-HMAC-SHA256 Credential=A/20260101/us-east-1/s3/aws4_request, Signature=0"
-# What happens to a request: an HTTP status instead of the store's answer; "cut" before it reaches
+# What happens to a request: an HTTP status instead of the store's answer; "skewed", refused for the
+# clock; "cut" before it reaches
 # the store; "lost" after the store has done it; "slow" to be answered; "unconditional", its
 # conditions taken away.
 Fault = int | str | None
@@ -96,6 +97,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server_of.take(self.command, self.path)
         if isinstance(fault, int):
             self._answer(fault, {}, b"<Error><Code>AKIDEXAMPLE</Code></Error>")
+            return
+        if fault == "skewed":
+            self._answer(403, {}, b"<Error><Code>RequestTimeTooSkewed</Code></Error>")
             return
         if fault == "cut":
             self.close_connection = True

@@ -1,0 +1,112 @@
+"""What a cache will take on disk, from a teacher's config and two numbers: no data, no weights.
+
+The network is built with fresh weights and shown one blank image, for the shapes of its outputs.
+Left out: time and memory, which need images to measure; see `precompute.plan`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from configs.load import ConfigError
+from configs.schema import TapsConfig, TeacherConfig, TopLogits
+from nets.taps import Tap, taps_asked, teacher_stages
+from precompute.setup import tap_spec
+from runtime.formats import format_size, format_table
+from store.documents import MAX_CUT_CLASSES
+from store.layout import TapSpec, default_block_rows
+from views.augment import view_shape
+
+_TOP = 32
+Shapes = dict[Tap, tuple[int, ...]]
+
+
+def estimate_lines(
+    config: TeacherConfig, num_samples: int, num_classes: int, image_px: int | None
+) -> list[str]:
+    """A table of what records cost, as the file asks and in other types.
+
+    image_px: side of the dataset's images, where the views have their size. Raises ConfigError,
+    ArchError, TapError.
+    """
+    shape = _view_shape(config, image_px)
+    shapes = _tap_shapes(config, num_classes, shape)
+    views, records = config.views.num_views, config.views.num_views * num_samples
+    rows = [("stored", "bytes of a record", "one view", f"{views:,} views", "files")]
+    for name, taps in _choices(config.taps, num_classes):
+        asked = dataclasses.replace(config, taps=taps)
+        specs = {
+            tap.name: tap_spec(taps, tap, found)
+            for tap in taps_asked(taps, teacher_stages(asked))
+            for found in [shapes[tap]]
+        }
+        size = sum(spec.bytes_per_record for spec in specs.values())
+        files = _num_files(specs, num_samples) * views
+        totals = format_size(size * num_samples), format_size(size * records)
+        rows.append((name, f"{size:,}", *totals, f"{files:,}"))
+    height, width, channels = shape
+    return [
+        f"{config.name}: {num_samples:,} samples of {num_classes:,} classes, views of "
+        f"{height}x{width}x{channels}; without time and memory, which need the images",
+        format_table(rows),
+    ]
+
+
+def _view_shape(config: TeacherConfig, image_px: int | None) -> tuple[int, int, int]:
+    channels, augment = len(config.dataset.normalisation.mean), config.views.augment
+    if image_px is None and augment.output_px is None:
+        raise ConfigError(
+            "the views have the size of the images, which is not known without them",
+            fix="add --image-px 32, the side of the images",
+        )
+    return view_shape((image_px or 0, image_px or 0, channels), augment)
+
+
+def _tap_shapes(
+    config: TeacherConfig, num_classes: int, image_shape: tuple[int, int, int]
+) -> Shapes:
+    """Of each tap that the file asks for or that `_choices` adds."""
+    from nets.teacher import fresh_teacher
+
+    stages = teacher_stages(config)
+    taps = list(
+        dict.fromkeys(
+            tap
+            for _, choice in _choices(config.taps, num_classes)
+            for tap in taps_asked(choice, stages)
+        )
+    )
+    teacher = fresh_teacher(
+        config.teacher,
+        stages,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        has_embedding=bool(config.taps.embedding),
+    )
+    found = teacher.tap_shapes(image_shape, taps)
+    return {tap: found[tap.name] for tap in taps}
+
+
+def _choices(taps: TapsConfig, num_classes: int) -> Iterator[tuple[str, TapsConfig]]:
+    """What may be stored: the override to type, and the taps that it leaves."""
+    yield "as the file asks", taps
+    cut = TopLogits(top=_TOP) if _TOP < num_classes <= MAX_CUT_CLASSES else None
+    has_logits, has_means = taps.logits is not None, taps.means is not None
+    if has_logits and cut:
+        yield f"taps.logits={{top: {_TOP}}}", dataclasses.replace(taps, logits=cut)
+    if has_logits:
+        yield "taps.logits=uint8", dataclasses.replace(taps, logits="uint8")
+    if has_means:
+        yield "taps.means=uint8", dataclasses.replace(taps, means="uint8")
+    if has_logits and has_means:
+        both = dataclasses.replace(taps, logits=cut or "uint8", means="uint8")
+        yield "both of the smallest", both
+        bare = dataclasses.replace(taps, means=None, energy=None, hint=None)
+        yield "taps.means=null, without stages", bare
+
+
+def _num_files(specs: dict[str, TapSpec], num_samples: int) -> int:
+    """Chunks of one view."""
+    blocks = -(-num_samples // default_block_rows(specs, num_samples))
+    return blocks * sum(len(spec.arrays(name)) for name, spec in specs.items())

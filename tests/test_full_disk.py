@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from configs.schema import TeacherConfig
 from report.__main__ import cli as report
-from store.__main__ import cli as store
+from store.convert import convert_cache
+from store.errors import CacheFull
 from tests.support.finished_run import STUDENT, Trained, train_both
 from tests.support.teacher_cache import make_cache
 from train.__main__ import cli as train
@@ -125,15 +126,15 @@ def test_a_folder_that_may_not_be_written_to_is_one_message(
 
 
 def test_a_conversion_advises_to_run_it_again_and_no_pass_of_the_teacher(
-    small_teacher: Callable[..., TeacherConfig],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    small_teacher: Callable[..., TeacherConfig], tmp_path: Path
 ) -> None:
     cache = make_cache(small_teacher(), tmp_path / "caches")
-    convert = ["convert", str(cache.path), str(tmp_path / "small"), "--means", "uint8"]
-    with full_disk(700):
-        assert store(convert) == 2
-    told = capsys.readouterr().err
-    assert "fix: make room, then: run the same command again" in told
-    assert "Traceback" not in told
-    assert store(convert) == 0
+    with ExitStack() as disk, pytest.raises(CacheFull) as error:
+        convert_cache(
+            cache.path,
+            tmp_path / "small",
+            means="uint8",
+            on_block=lambda rows: disk.enter_context(full_disk(100)),
+        )
+    assert error.value.fix == "make room, then: run the same command again"
+    assert convert_cache(cache.path, tmp_path / "small", means="uint8").faults() == []

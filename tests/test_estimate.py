@@ -1,0 +1,70 @@
+"""What a cache will take, planned without images and weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.schema import TeacherConfig
+from precompute.__main__ import cli
+from runtime.formats import format_size
+from tests.support.project import ROOT
+from tests.support.teacher_cache import make_cache
+
+SIZES = ["--plan", "--samples", "60", "--classes", "10", "--image-px", "8"]
+
+
+def test_an_estimate_has_the_bytes_and_files_of_the_cache_that_is_then_made(
+    small_teacher: Callable[..., TeacherConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # which holds neither data nor weights
+    for override in ("taps.means=uint8", "taps.logits=uint8"):
+        config = small_teacher(override)
+        assert config.source is not None
+        absent = [*config.source.overrides, "teacher.weights=absent.pt"]
+        assert cli(["digits-resnet20", *SIZES, *absent]) == 0
+        (line,) = re.findall("^as the file asks .*", capsys.readouterr().out, re.M)
+        cells = re.split("  +", line)[1:]
+        manifest = make_cache(config, tmp_path / override).manifest
+        num_blocks = manifest.blocks_per_view * manifest.num_views
+        assert cells == [
+            f"{manifest.record_bytes:,}",
+            format_size(60 * manifest.record_bytes),
+            format_size(180 * manifest.record_bytes),
+            f"{num_blocks * sum(not spec.all_views for spec in manifest.arrays.values())}",
+        ]
+
+
+def test_the_table_of_the_documents_is_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (ROOT / "docs/caches.md").read_text()
+    (command,) = re.findall("^python -m precompute (.* --samples .*)$", page, re.M)
+    assert cli(command.split()) == 0
+    header, *rows = capsys.readouterr().out.splitlines()[1:]
+    assert len(rows) == 6
+    for row in (header, *rows):
+        cells = " | ".join(re.split("  +", row.strip()))
+        assert f"\n| {cells} |\n" in page
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--samples", "60", "--classes", "10"], "--plan --samples 1281167 --classes 1000"),
+        (["--plan", "--samples", "60"], "--plan --samples 1281167 --classes 1000"),
+        (["--plan", "--samples", "60", "--classes", "10"], "add --image-px 32"),
+        ([*SIZES, "taps.logits={top: 10}"], "taps.logits.top is 10, but there are 10 classes"),
+    ],
+)
+def test_an_estimate_that_cannot_be_made_says_what_is_missing(
+    given: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(["digits-resnet20", *given]) == 2
+    assert told in capsys.readouterr().err

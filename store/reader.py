@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +34,27 @@ from store.quantise import restored
 from store.source import Source, open_source
 from store.topk import expanded
 
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
 WITHOUT_CHECKSUMS = (
     "was made without checksums of its samples: changes of the images may go unnoticed"
 )
+
+
+def _in_the_users_words(
+    method: Callable[Concatenate[TeacherCache, P], Result],
+) -> Callable[Concatenate[TeacherCache, P], Result]:
+    """Have the errors of a method name the user's own command, if the cache knows it."""
+
+    @wraps(method)
+    def spelled(cache: TeacherCache, /, *args: P.args, **options: P.kwargs) -> Result:
+        if cache.spell is None:
+            return method(cache, *args, **options)
+        with fixes_spelled_by(cache.spell):
+            return method(cache, *args, **options)
+
+    return spelled
 
 
 class TeacherCache:
@@ -93,6 +110,7 @@ class TeacherCache:
             raise damage_error(source.fix, faults)
         return cls(source, views, complete)
 
+    @_in_the_users_words
     def refuse_incomplete(self, taps: Collection[str]) -> None:
         """Raise CacheIncomplete unless these taps are complete, UnknownTap if one is unplanned."""
         names = _planned(taps, self.source)
@@ -119,6 +137,7 @@ class TeacherCache:
         return record_bytes * self.num_samples * self.num_views
 
     @cached_property
+    @_in_the_users_words
     def sample_crc32c(self) -> NDArray[np.uint32] | None:
         """(N,) uint32: the crc32c of each sample's bytes as the teacher saw them.
 
@@ -128,15 +147,15 @@ class TeacherCache:
         if not self.manifest.sample_crc32c:
             return None
         checksums = np.empty(self.num_samples, dtype=np.uint32)
-        with self._spelling_fixes():
-            refuse_incomplete(self.source, 1, [SAMPLE_CRC])
-            blocks = list(self.manifest.blocks(1))
-            self.source.fetch([(SAMPLE_CRC, block) for block in blocks])
-            for block in blocks:
-                self.source.read(SAMPLE_CRC, block, checksums[block.start : block.stop])
+        refuse_incomplete(self.source, 1, [SAMPLE_CRC])
+        blocks = list(self.manifest.blocks(1))
+        self.source.fetch([(SAMPLE_CRC, block) for block in blocks])
+        for block in blocks:
+            self.source.read(SAMPLE_CRC, block, checksums[block.start : block.stop])
         return checksums
 
     @property
+    @_in_the_users_words
     def preview(self) -> NDArray[np.uint8]:
         """(n, H, W, C) uint8: the first views of sample 0."""
         return self.source.read_whole(PREVIEW, tuple(self.manifest.preview_shape), "uint8")
@@ -181,6 +200,7 @@ class TeacherCache:
             before = f"{pip_install(f'pillow=={then}')}; or {before}" if then else before
         return CacheMismatch(problem, fix=TeacherPass(self.manifest.teacher, before=before))
 
+    @_in_the_users_words
     def read_view(
         self, view: int, taps: Sequence[str] | None = None, *, compact: bool = False
     ) -> dict[str, NDArray[Any]]:
@@ -189,12 +209,6 @@ class TeacherCache:
         compact: leave cut logits as they are stored, three arrays as `store.topk` names them.
         Raises UnknownView, UnknownTap, CacheDamaged.
         """
-        with self._spelling_fixes():
-            return self._view(view, taps, compact)
-
-    def _view(
-        self, view: int, taps: Sequence[str] | None, compact: bool
-    ) -> dict[str, NDArray[Any]]:
         self._check_view(view)
         blocks = [self.manifest.block(view, i) for i in range(self.manifest.blocks_per_view)]
         names = self._checked_taps(taps)
@@ -211,13 +225,10 @@ class TeacherCache:
             pass
         return records
 
+    @_in_the_users_words
     def fetch_blocks(self, blocks: Sequence[Block], taps: Sequence[str]) -> None:
         """Bring blocks that will be read here, where the cache lies elsewhere."""
-        with self._spelling_fixes():
-            self._fetch(blocks, self._checked_taps(taps))
-
-    def _spelling_fixes(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.spell is None else fixes_spelled_by(self.spell)
+        self._fetch(blocks, self._checked_taps(taps))
 
     def _fetch(self, blocks: Sequence[Block], taps: Sequence[str]) -> None:
         """Bring blocks here, many chunks at a time, where the cache lies elsewhere."""
@@ -232,19 +243,20 @@ class TeacherCache:
                     if (fault := self.source.size_fault(array, block)) is not None:
                         raise damage_error(self.source.fix, [fault])
 
+    @_in_the_users_words
     def read_block(
         self, block: Block, taps: Sequence[str] | None = None, *, compact: bool = False
     ) -> dict[str, NDArray[Any]]:
         """The records of one block: tap -> (rows, *tap shape); raises as `read_view`."""
-        with self._spelling_fixes():
-            self._check_view(block.view)
-            names = self._checked_taps(taps)
-            self._fetch([block], names)
-            records = self._empty(names, block.rows, compact)
-            for name, values in records.items():
-                self._read_into(values, name, block, compact)
-            return records
+        self._check_view(block.view)
+        names = self._checked_taps(taps)
+        self._fetch([block], names)
+        records = self._empty(names, block.rows, compact)
+        for name, values in records.items():
+            self._read_into(values, name, block, compact)
+        return records
 
+    @_in_the_users_words
     def read_first_block(self, taps: Sequence[str]) -> dict[str, NDArray[Any]]:
         """The records of the first block of view 0 that has all these taps: tap -> (rows, ...).
 
@@ -260,6 +272,7 @@ class TeacherCache:
             self._read_into(values, name, block, compact=False)
         return records
 
+    @_in_the_users_words
     def read(
         self, sample_ids: Sequence[int] | NDArray[Any], view: int, taps: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]:

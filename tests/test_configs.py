@@ -197,6 +197,18 @@ def test_nonsense_in_a_teachers_file_is_named_with_what_would_be_right(
     assert told in message(lambda: load_teacher("digits-resnet20", overrides))
 
 
+def test_a_normalization_of_pixels_up_to_255_is_refused_with_its_values_scaled() -> None:
+    given = "{mean: [123.675], std: [58.395]}"
+    told = message(lambda: load_teacher("digits-resnet20", [f"dataset.normalisation={given}"]))
+    assert "mean is [123.675], but pixels are scaled to [0, 1]" in told
+    assert "divided by 255: mean=[0.485]" in told
+    given = "{mean: [0.5], std: [1.2]}"
+    told = message(lambda: load_teacher("digits-resnet20", [f"dataset.normalisation={given}"]))
+    assert "std is [1.2], but pixels are scaled" in told
+    given = "{mean: [0.0], std: [1.0]}"
+    load_teacher("digits-resnet20", [f"dataset.normalisation={given}"])
+
+
 def test_the_largest_values_that_make_sense_are_accepted() -> None:
     fine = ["views.augment.pad_px=90", "views.augment.flip=true", "views.evaluation={crop_px: 6}"]
     assert load_teacher("digits-resnet20", fine).views.num_views == 65_522

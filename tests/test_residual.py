@@ -21,6 +21,7 @@ from tests.support.training_runs import largest_relative
 from train import TrainError, losses
 from train.check import check_study
 from train.export import export_student
+from train.optimizer import parameter_groups
 from train.records import EpochResult
 from train.residual import StudentAndAssistant, build_student
 from train.student import open_session, train_student
@@ -125,6 +126,36 @@ def test_a_cached_run_equals_a_live_one(make_study: MakeStudy, more: str) -> Non
     assert largest_relative(*found) < 1e-5
     last = epochs[-1].losses["residual"]
     assert last < epochs[0].losses["residual"]
+
+
+def test_what_the_networks_of_a_pair_except_from_weight_decay_is_excepted() -> None:
+    class Positions(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(4, 4))
+            self.pos_embed = nn.Parameter(torch.ones(1, 4))
+
+        def no_weight_decay(self) -> set[str]:
+            return {"pos_embed"}
+
+    network = StudentAndAssistant(Positions(), Positions(), "0")
+    training = load_student("digits-resnet8", ["training.decay_norms_and_biases=false"]).training
+    groups = parameter_groups([network], training)
+    decayed = [id(each) for group in groups if group["weight_decay"] for each in group["params"]]
+    weights = [network.student[0].weight, network.assistant[0].weight]
+    assert sorted(decayed) == sorted(map(id, weights))
+
+
+def test_only_a_pair_that_may_except_parameters_has_another_identity(
+    make_study: MakeStudy,
+) -> None:
+    thinner = "student.thinner={arch: timm:test_vit}"
+    settings = ["training.decay_norms_and_biases=false", thinner]
+    study = make_study(teacher=[HINT], student=settings)
+    assert study.run("residual", 0).identity["no_weight_decay"] == "student and assistant"
+    assert "no_weight_decay" not in study.run("kd", 0).identity
+    for fewer in (settings[:1], settings[1:]):
+        study = make_study(teacher=[HINT], student=fewer)
+        assert "no_weight_decay" not in study.run("residual", 0).identity
 
 
 def test_every_part_of_a_pair_is_trained(make_study: MakeStudy) -> None:

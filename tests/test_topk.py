@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.load import ConfigError
-from configs.schema import StudentConfig, TeacherConfig
+from configs.schema import LossTerm, StudentConfig, TeacherConfig
 from precompute.compare import compare_records
 from precompute.teacher_pass import PassOptions, TeacherPass
 from runtime.errors import UserError
@@ -25,6 +25,7 @@ from store.names import is_tap_name
 from store.topk import cut_rows, expanded_rows
 from store.transfer import export_cache, import_cache
 from tests.support.teacher_cache import CPU, make_cache, setup_of
+from train.check import refuse_cut_logits
 from train.feed import CachedTeacher, Expansion, WindowedTeacher
 from train.student import train_student
 from train.study import open_study
@@ -156,6 +157,14 @@ def test_students_learn_from_it_and_lskd_is_refused(
     assert summary["is_taught"]
     with pytest.raises(UserError, match=r"methods\.lskd: lskd divides by (.|\n)*the 3 largest"):
         train_student(study.run("lskd", 0), device="cpu")
+
+
+def test_lskd_under_its_full_name_is_refused_too() -> None:
+    terms = [LossTerm(loss="train.losses:lskd")]
+    with pytest.raises(UserError, match=r"methods\.mine: lskd divides by (.|\n)*the 3 largest"):
+        refuse_cut_logits("mine", terms, 3)
+    refuse_cut_logits("mine", terms, None)
+    refuse_cut_logits("mine", [LossTerm(loss="train.losses:kd")], 3)
 
 
 def test_verification_finds_it_sound_and_another_teacher_not(

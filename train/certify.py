@@ -34,11 +34,13 @@ from store.record import record_figures
 from train import TrainError
 from train.feed import Ids
 from train.learner import reading_maps
+from train.losses import cd
 from train.options import Method, Seed
 from train.plan import open_named_study
 from train.step import ActiveTerm, Session, active_terms, epoch_steps, losses_of, start_epoch
 from train.student import open_session
 from train.study import Run
+from train.terms import loss_named
 
 app = new_app()
 
@@ -100,7 +102,7 @@ def loss_changes(run: Run, session: Session, reduced: TeacherCache, steps: int) 
 
     Raises TrainError where the method has no connectors for CD, or a cache lacks a tap.
     """
-    if not any(term.loss == "cd" for term in run.terms):
+    if not any(loss_named(term.loss).function is cd for term in run.terms):
         raise TrainError(f"the method {run.method} has no term cd", fix="--method cd+gkd")
     if run.study.further:
         raise TrainError("a student of several teachers has no single full cache")

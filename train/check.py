@@ -22,6 +22,7 @@ from train.cache import pass_command, tap_names
 from train.connector_ends import check_ends
 from train.connectors import connectors_for
 from train.finetune import start_student
+from train.losses import lskd
 from train.merged import MergedTaps, merged_taps
 from train.residual import build_student, hint_stage
 from train.schedule import weight_at
@@ -183,7 +184,8 @@ def _check_cache_of(
 
 def refuse_cut_logits(method: str, terms: Sequence[LossTerm], top: int | None) -> None:
     """Raise TrainError where a loss needs all logits and only the `top` largest are stored."""
-    if top is not None and any(term.loss == "lskd" for term in terms):
+    functions = [loss_named(term.loss).function for term in terms]
+    if top is not None and lskd in functions:  # whatever name the config gives it
         raise TrainError(
             f"methods.{method}: lskd divides by the standard deviation of all logits, and only the "
             f"{top} largest are stored",

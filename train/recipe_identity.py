@@ -8,6 +8,8 @@ from typing import Any
 from configs.schema import (
     LATER_STUDENT_KEYS,
     LATER_TRAINING_KEYS,
+    LossTerm,
+    StudentConfig,
     StudentNet,
     Training,
     as_identity,
@@ -48,3 +50,19 @@ def network_identity(net: StudentNet, linear_connectors: Sequence[str]) -> dict[
     if linear_connectors:
         plain["linear_connectors"] = list(linear_connectors)
     return {**plain, **stem, **init}
+
+
+def pair_identity(config: StudentConfig, terms: Sequence[LossTerm]) -> dict[str, str]:
+    """What tells Residual KD's pairs from those that were trained with weight decay on all.
+
+    The networks of a pair may name parameters that have none, as timm's do (`no_weight_decay`),
+    which once was ignored. Loads torch only for such networks.
+    """
+    thinner = config.student.thinner
+    if config.training.decay_norms_and_biases or thinner is None:
+        return {}
+    if not thinner.arch.startswith(("timm:", "python:")):
+        return {}
+    from train.residual import is_pair  # loads torch
+
+    return {"no_weight_decay": "student and assistant"} if is_pair(terms) else {}

@@ -47,6 +47,15 @@ class StudentAndAssistant(nn.Module):
         self._stage = stage
         _cut_behind(assistant, stage)
 
+    def no_weight_decay(self) -> set[str]:
+        """The parameters that the two networks, as timm's do, except from weight decay."""
+        parts = {"student": self.student, "assistant": self.assistant}
+        return {
+            f"{name}.{parameter}"
+            for name, network in parts.items()
+            for parameter in getattr(network, "no_weight_decay", set)()
+        }
+
     def forward(self, images: Tensor) -> Tensor:
         found: list[Tensor] = []
 

@@ -26,7 +26,7 @@ from store.reader import TeacherCache
 from train import TrainError
 from train.cache import open_cache, refusing_too_many_views, verified_pixels
 from train.connector_ends import linear_connectors
-from train.recipe_identity import network_identity, recipe_identity
+from train.recipe_identity import network_identity, pair_identity, recipe_identity
 from train.run_files import read_result
 from train.runs import changes_since, repetition_of
 from train.teachers import FurtherTeacher, open_further
@@ -191,6 +191,7 @@ class Run:
             "tested_digest": study.dataset.tested_digest,
             "cache": study.cache.identity,
             **self._further(),
+            **pair_identity(study.config, self.terms),
         }
 
     def _further(self) -> dict[str, Any]:

@@ -24,9 +24,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch.nn.functional as F
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from configs.schema import LossTerm
+from configs.schema.methods import OPTION_TYPES
 from nets.layout import size_like
 from nets.taps import Tap, channel_means, in_order, spatial_energy
 from runtime.errors import did_you_mean
@@ -252,6 +254,8 @@ def check_options(where: str, term: LossTerm) -> None:
         if name not in known and not takes_any:
             near = did_you_mean(name, known)
             raise TrainError(f"{where}: the loss {term.loss!r} has no {name!r}{near}")
+        if name in known:
+            _check_value(f"{where}.options.{name}", term.options[name], known[name])
     for name, each in known.items():
         is_required = each.default is each.empty and each.kind is not each.VAR_KEYWORD
         if is_required and name not in term.options:
@@ -259,6 +263,17 @@ def check_options(where: str, term: LossTerm) -> None:
                 f"{where}: the loss {term.loss!r} has no default for {name!r}",
                 fix=f"{where}.options.{name}=NUMBER",
             )
+
+
+def _check_value(where: str, value: float, parameter: inspect.Parameter) -> None:
+    """Raise TrainError where a value is not of its parameter's type, one of configs' own."""
+    kind = OPTION_TYPES.get(str(parameter.annotation))
+    if kind is None:
+        return
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise TrainError(f"{where}: {error.errors()[0]['msg']}") from None
 
 
 def expanded_taps(loss: Loss, stages: Sequence[str]) -> set[str]:

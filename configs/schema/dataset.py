@@ -25,6 +25,18 @@ class Normalisation:
             raise ValueError(f"mean has {len(self.mean)} values and std has {len(self.std)}")
         return self
 
+    @model_validator(mode="after")
+    def _of_scaled_pixels(self) -> Normalisation:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if not all(0 <= value <= 1 for value in values):
+                of_bytes = all(0 <= value <= 255 for value in (*self.mean, *self.std))
+                scaled = ", ".join(f"{value / 255:.4g}" for value in values)
+                advice = f"; divided by 255: {key}=[{scaled}]" if of_bytes else ""
+                raise ValueError(
+                    f"{key} is {list(values)}, but pixels are scaled to [0, 1]{advice}"
+                )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Samples:

@@ -1,30 +1,76 @@
-"""Makes `import torchvision` work beside a CPU-only torch.
+"""Makes `import torchvision`, and so `import timm`, work beside a torch of another build.
 
 PyPI's torchvision is built against CUDA torch. Beside a CPU-only torch its compiled operators do
 not load, and the import then fails while it registers abstract versions of two of them that it
-takes for granted. Declaring their schemas first is enough: classifiers never call them. Beside a
-matching torch the operators come from torchvision itself, and nothing is declared here.
+takes for granted. Declaring their schemas first is enough: classifiers never call them. If the
+operators do load, nothing is declared here: torchvision declares them itself, and a second
+declaration would end the process.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
-
-import torch
+from typing import Any
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_libraries: list[torch.library.Library] = []  # the declarations live as long as these objects
+_declared: list[Any] = []  # torch's libraries: the declarations live as long as these objects
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision, importable also beside a CPU-only torch."""
-    if torch.version.cuda is None and not _libraries:
-        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-        for schema in _SCHEMAS:
-            library.define(schema)  # type: ignore[no-untyped-call]
-        _libraries.append(library)
+    """Import torchvision, whatever torch it was built against."""
+    install()
     return importlib.import_module("torchvision")
+
+
+def install() -> None:
+    """Have every later `import torchvision` of this process succeed; loads nothing itself.
+
+    Importing `teach_once` calls this. So does torch, by the entry point of the installed project.
+    """
+    if not any(isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BeforeTorchvision())
+
+
+class _BeforeTorchvision:
+    """Declares the operators when torchvision is looked for, and leaves finding it to others."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name == "torchvision" and not _declared:
+            spec = PathFinder.find_spec(name)
+            if spec is not None and not _operators_load(spec):
+                _declare()
+        return None
+
+
+def _operators_load(spec: ModuleSpec) -> bool:
+    """Load torchvision's compiled operators, as its own import does; False if they do not fit."""
+    import torch
+
+    for folder in spec.submodule_search_locations or ():
+        for library in (*Path(folder).glob("_C*.so"), *Path(folder).glob("_C*.pyd")):
+            try:
+                torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+            except OSError:
+                return False
+            return True
+    return False
+
+
+def _declare() -> None:
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for schema in _SCHEMAS:
+        library.define(schema)  # type: ignore[no-untyped-call]
+    _declared.append(library)

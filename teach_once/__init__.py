@@ -5,6 +5,9 @@ the folder of the script first: a `train.py` there, often the script itself, hid
 Importing this one makes those names mean the project's packages for the whole process, wherever
 they lie. A module of yours that has such a name can then be run as a script, but not imported;
 where it was imported before, importing this package is an error that names it.
+
+torchvision and timm can be imported after this package also where torch is of another build than
+torchvision (`torchvision_shim`).
 """
 
 from __future__ import annotations
@@ -85,3 +88,4 @@ def __getattr__(name: str) -> Any:
 _refuse_others()
 if not any(isinstance(finder, _OwnModules) for finder in sys.meta_path):
     sys.meta_path.insert(0, _OwnModules())
+import_module("torchvision_shim").install()

@@ -1,8 +1,8 @@
 """teach-once PROGRAM ...          any program of the project, from any folder
 teach-once PROGRAM --help      what it takes
 
-`teach-once train student NAME` is `python -m train student NAME`, whatever files lie in the current
-folder. Modules of yours (a loss, a network) are found there.
+`teach-once train student NAME` is `python -m train student NAME`, whatever files are in the current
+folder. Modules of yours (a loss, a network) are found there, unless an installed one has the name.
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ def _usage() -> str:
     return "\n".join([str(__doc__), "Programs:", *lines])
 
 
+def _put_last(folder: str) -> None:
+    """Have Python look in a folder last, so that no file there takes another module's place."""
+    if sys.path[:1] in ([""], [folder]):  # as `python -m teach_once` has it
+        del sys.path[0]
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -46,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in programs():
         print(f"error: no program {name!r}\n  fix: one of {', '.join(programs())}", file=sys.stderr)
         return 2
-    if not sys.flags.safe_path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
+    if not sys.flags.safe_path:
+        _put_last(os.getcwd())
+        os.environ["PYTHONSAFEPATH"] = "1"  # processes that this one starts get its sys.path
     module = f"{name}.__main__" if name in PACKAGES else name
     sys.argv = [f"teach-once {name}", *rest]
     status: int = import_module(module).cli(rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -141,6 +142,47 @@ def test_a_module_of_the_user_that_was_imported_before_is_an_error_that_names_it
     (tmp_path / "script.py").write_text("import train\nimport teach_once\n")
     result = run(installed / "python", "script.py", cwd=tmp_path, ok=False)
     assert f"'train' is {tmp_path / 'train.py'}, not Teach Once's\n  fix: rename" in result.stderr
+
+
+def test_a_file_of_the_user_with_a_librarys_name_is_not_run_by_the_command(
+    installed: Path, tmp_path: Path
+) -> None:
+    for name in ("numpy", "yaml", "typer", "random"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('the wrong {name}')\n")
+    assert "digits-resnet8" in run(installed / "teach-once", "configs", "list", cwd=tmp_path).stdout
+    run(installed / "teach-once", "train", "check", "digits-resnet8", cwd=tmp_path)
+
+
+def test_processes_that_the_command_starts_do_not_run_such_a_file_either(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    for name in ("socket", "pickle", "tempfile"):
+        (tmp_path / "here" / f"{name}.py").write_text(f"raise RuntimeError('the wrong {name}')\n")
+    (tmp_path / "script.py").write_text(
+        "from multiprocessing import get_context\n"
+        "from teach_once.__main__ import main\n"
+        "if __name__ == '__main__':\n"
+        "    main(['configs', 'list'])\n"
+        "    process = get_context('spawn').Process(target=print)\n"
+        "    process.start()\n"
+        "    process.join()\n"
+        "    assert process.exitcode == 0\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "../script.py"]
+    subprocess.run(command, cwd=tmp_path / "here", env=environment, check=True)
+
+
+@pytest.mark.parametrize("kind", ["installed", "editable"])
+def test_torchvision_and_timm_can_be_imported_where_the_project_is_installed(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    python = request.getfixturevalue(kind) / "python"
+    run(python, "-c", "import timm, torchvision", cwd=tmp_path)
+
+
+def test_timm_can_be_imported_after_the_project_without_installing_it() -> None:
+    code = "import sys, teach_once; assert 'torch' not in sys.modules; import timm"
+    run(sys.executable, "-c", code, cwd=ROOT)
 
 
 def test_a_loss_beside_the_user_is_found_by_the_command(installed: Path, tmp_path: Path) -> None:

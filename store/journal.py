@@ -39,7 +39,7 @@ LINE_CHECKSUM = "line_crc32c"
 IDENTITY_DIGITS = 16
 MAX_LINE_BYTES = 64_000
 _MOST_DAMAGED = 100  # lines of a file: it is no journal, and is not read to its end
-_SPARE_BYTES = 64 * 10**6
+SPARE_BYTES = 64 * 10**6
 _FILE_NAME = re.compile(r"\d{6}-\d{4,6}\.jsonl")
 _INT = rb"(0|[1-9][0-9]{0,9})"
 _TAP = b'"' + NAME_PATTERN.encode() + b'"'
@@ -273,7 +273,7 @@ def _may_be_torn(text: bytes) -> bool:
 def most_journal_bytes(manifest: Manifest) -> int:
     """More than the journal of such a cache ever has, even if each block was written twice."""
     line = 150 + sum(2 * len(array) + 16 for array in manifest.arrays)
-    return 2 * line * manifest.num_views * manifest.blocks_per_view + _SPARE_BYTES
+    return 2 * line * manifest.num_views * manifest.blocks_per_view + SPARE_BYTES
 
 
 def parse_line(text: bytes) -> Line | None:

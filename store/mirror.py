@@ -23,7 +23,7 @@ from runtime.inside import (
 )
 from runtime.urls import BadUrl, ObjectUrl
 from store.content import holds_bytes
-from store.errors import CacheDamaged, CacheFull, CacheMissing
+from store.errors import CacheDamaged, CacheError, CacheFull, CacheMissing
 from store.layout import MANIFEST
 from store.manifest import MAX_MANIFEST_BYTES
 from store.mirror_folder import MirrorFolder, Needs, use_mirror
@@ -31,6 +31,7 @@ from store.objects import Objects, in_parallel
 
 _CACHE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,+=@~_-]{0,180}")
 _MOST_MANIFESTS_BYTES = 2**28  # of all caches at a URL
+_MOST_CACHES = 10_000  # at a URL: each takes a request
 _attached: dict[Path, Mirror] = {}  # folder of caches, absolute -> what it mirrors
 _attached_needs: dict[Path, Needs] = {}  # the manifests there
 
@@ -154,7 +155,12 @@ def mirror_of(caches_dir: Path) -> Mirror | None:
 
 def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
     """The manifests of caches, by their names below the mirror's folder. Raises CacheFull."""
-    found: dict[str, bytes] = {}
+    found, total = dict[str, bytes](), 0
+    if len(names) > _MOST_CACHES:
+        raise CacheError(
+            f"{mirror.url} holds {len(names):,} folders, too many to look for caches in each",
+            fix=f"name the cache: --cache {mirror.url}/CACHE",
+        )
     most = min(_MOST_MANIFESTS_BYTES, mirror.most_bytes)
 
     def manifest(name: str) -> bytes | None:
@@ -167,7 +173,7 @@ def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
     for name, content in zip(names, in_parallel(manifest, names), strict=True):
         if content is not None:
             found[f"{name}/{MANIFEST}"] = content
-            if (total := sum(map(len, found.values()))) > most:
+            if (total := total + len(content)) > most:
                 raise CacheFull(
                     f"the manifests of the caches at {mirror.url} have more than "
                     f"{format_size(total)}; the mirror {mirror.root} takes {format_size(most)}",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from store.errors import CacheDamaged, remote_fix
 from store.identity import identity_sha256
 from store.journal import (
     IDENTITY_DIGITS,
+    SPARE_BYTES,
     Journal,
     Line,
     enter_line,
@@ -38,7 +39,7 @@ from store.manifest import Manifest
 from store.objects import Objects, in_parallel
 
 _OTHER_OBJECTS = 100_000  # zarr.json, labels, whole journals, and what others have put there
-_SPARE_BYTES = 64 * 10**6  # of whole journals, however small a cache is
+_MOST_WHOLE = 10_000  # whole journals
 _MOST_REPEATED = 32  # times that they may say all there is to say, twice each
 _LINES_PER_BLOCK = 100  # on average, and far more than any cache has
 _LINE_KEY = re.compile(rf"{JOURNAL}/(0|[1-9]\d{{0,6}})/(0|[1-9]\d{{0,9}})/(\d{{6}})\.jsonl")
@@ -83,11 +84,11 @@ def read_remote_journal(
     that the manifest plans, also one for each other journal, one for each thousand lines, and one
     for each line that no journal repeats. Raises CacheDamaged, ObjectsUnreachable.
     """
-    names = _whole_names(objects, manifest)
-    last = _whole_journals(objects, manifest, names[-1:])
+    sizes = _whole_sizes(objects, manifest)
+    last = _whole_journals(objects, manifest, dict(list(sizes.items())[-1:]))
     if not every_line and Coverage(manifest, last.journal.there).is_complete:
         return RemoteJournal(last.journal, last.newest)
-    read = _whole_journals(objects, manifest, names) if len(names) > 1 else last
+    read = _whole_journals(objects, manifest, sizes) if len(sizes) > 1 else last
     whole, newest = read.journal, read.newest
     keys = _line_keys(objects, manifest)
     loose = [key for key in keys if key.number > newest or _lacks(whole, key)]
@@ -138,30 +139,34 @@ class _Whole(NamedTuple):
     newest: int
 
 
-def _whole_names(objects: Objects, manifest: Manifest) -> list[str]:
-    """The names of the whole journals, in order. Raises CacheDamaged where they are too large."""
+def _whole_sizes(objects: Objects, manifest: Manifest) -> dict[str, int]:
+    """The names of the whole journals, in order, with their bytes.
+
+    Raises CacheDamaged where there is more of them than any cache has.
+    """
     _, found = objects.names(JOURNAL)
-    sizes = {each.key.rpartition("/")[2]: each.size for each in found}
-    names = sorted(filter(is_journal_file, sizes))
-    most = _SPARE_BYTES + _MOST_REPEATED * (most_journal_bytes(manifest) - _SPARE_BYTES)
-    if (total := sum(sizes[name] for name in names)) > most:
+    listed = {each.key.rpartition("/")[2]: each.size for each in found}
+    sizes = {name: listed[name] for name in sorted(filter(is_journal_file, listed))}
+    most = SPARE_BYTES + _MOST_REPEATED * (most_journal_bytes(manifest) - SPARE_BYTES)
+    if (total := sum(sizes.values())) > most or len(sizes) > _MOST_WHOLE:
         raise CacheDamaged(
-            f"{objects.url / JOURNAL} holds {counted(len(names), 'file')} of {total:,} bytes, "
-            f"expected at most {most:,}",
+            f"{objects.url / JOURNAL} holds {counted(len(sizes), 'file')} of {total:,} bytes, "
+            f"expected at most {_MOST_WHOLE:,} of {most:,}",
             fix=remote_fix(objects.url, manifest.teacher),
         )
-    return names
+    return sizes
 
 
-def _whole_journals(objects: Objects, manifest: Manifest, names: list[str]) -> _Whole:
+def _whole_journals(objects: Objects, manifest: Manifest, sizes: Mapping[str, int]) -> _Whole:
     """Of these names, of which later ones win. Keeps a few of them in memory at a time.
 
     A file without any line of this cache does not count: else another cache's could take the last
-    number, and no block would ever be committed again.
+    number, and no block would ever be committed again. sizes: as listed; of more than that, nothing
+    is read.
     """
-    journal, newest, most = Journal.empty(manifest), 0, most_journal_bytes(manifest)
-    keys = [f"{JOURNAL}/{name}" for name in names]
-    contents = in_parallel(lambda key: objects.get(key, most), keys)
+    journal, newest = Journal.empty(manifest), 0
+    keys = {f"{JOURNAL}/{name}": size for name, size in sizes.items()}
+    contents = in_parallel(lambda key: objects.get(key, keys[key]), list(keys))
     for key, content in zip(keys, contents, strict=True):
         file: Any = io.BytesIO(content)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from store.copy_cache import copy_cache
 from store.manifest import Manifest
 from store.metadata import zarr_metadata
 from store.mirror import attach
-from store.objects import Objects, in_parallel
+from store.objects import Listed, Objects, in_parallel
 from tests.support.object_store import ENVIRONMENT, Server, a_cache
 from tests.support.random_cache import records_of
 
@@ -259,16 +260,46 @@ def test_mirror_counts_manifests_and_metadata(
 def test_journals_larger_than_any_cache_has_are_refused_unread(
     server: Server, caches: ObjectUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("store.remote_journal._SPARE_BYTES", 64 * 10**6 - 10_000)
+    monkeypatch.setattr("store.remote_journal.SPARE_BYTES", 64 * 10**6 - 10_000)
     for number in range(3, 13):
         server.ask("PUT", f"{CACHE}/journal/{number:06d}-0000.jsonl", bytes(10**5))
     monkeypatch.setattr("store.remote_journal._MOST_REPEATED", 1)
-    monkeypatch.setattr("store.remote_journal._SPARE_BYTES", 10**5)
+    monkeypatch.setattr("store.remote_journal.SPARE_BYTES", 10**5)
     monkeypatch.setattr("store.remote_journal.most_journal_bytes", lambda manifest: 2 * 10**5)
     server.requests.clear()
     with pytest.raises(CacheDamaged, match=r"journal holds 11 files of 1,00\d,\d+ bytes, expected"):
         TeacherCache.open(caches / "t-e4812202")
     assert not any("jsonl" in path for _, path in server.requests)
+
+
+def test_journal_larger_than_listed_and_journals_in_large_numbers_are_refused(
+    server: Server, caches: ObjectUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Objects.names
+
+    def small(objects: Objects, prefix: str = "") -> tuple[list[str], list[Listed]]:
+        folders, found = names(objects, prefix)
+        return folders, [dataclasses.replace(each, size=1) for each in found]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objects, "names", small)
+        with pytest.raises(CacheDamaged, match=r"jsonl has [\d,]+ bytes, expected at most 1"):
+            TeacherCache.open(caches / "t-e4812202")
+    monkeypatch.setattr("store.remote_journal._MOST_WHOLE", 0)
+    with pytest.raises(CacheDamaged, match="journal holds 1 file of"):
+        TeacherCache.open(caches / "t-e4812202")
+
+
+def test_url_of_more_folders_than_are_looked_into_asks_for_the_cache(
+    server: Server, caches: ObjectUrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store.mirror._MOST_CACHES", 1)
+    attach(caches, tmp_path / "mirror", PLENTY)
+    server.ask("PUT", "caches/another/x", b"")
+    with pytest.raises(CacheError, match="holds 2 folders, too many to look for") as error:
+        attach(caches, tmp_path / "mirror", PLENTY)
+    assert "fix: name the cache: --cache s3://bucket/caches/CACHE" in str(error.value)
+    attach(caches, tmp_path / "mirror", PLENTY, ["t-e4812202"])
 
 
 @pytest.mark.parametrize("key", ["caches/./x", "caches//", "caches/a%01b"])

@@ -259,7 +259,8 @@ def test_images_to_test_on_are_shown_as_a_run_shows_them(
 # ---- in a bucket
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+# Like spawn, forkserver hands the dataset over as a pickle, but imports torch only once.
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_a_cache_in_a_bucket_is_read_through_the_mirror_also_by_workers(
     digits: Study, server: Server, tmp_path: Path, method: str
 ) -> None:

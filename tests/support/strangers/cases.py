@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 from tests.support.strangers.changes import Change
@@ -26,7 +27,7 @@ from tests.support.strangers.promises import Answer
 from tests.support.strangers.sandbox import Outcome, run_limited
 from tests.support.strangers.world import copy_world
 
-Group = tuple[str, str, str]
+Group = tuple[str, str, str]  # document, kind of change, command: equal parts of a sample
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,6 @@ class Case:
     def name(self) -> str:
         return f"{self.document.name}: {self.change.name} | {self.command.name}"
 
-    @property
-    def group(self) -> Group:
-        """Each gets the same share of a sample."""
-        return self.document.name, self.change.kind, self.command.name
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -59,20 +55,30 @@ class Verdict:
 
 def all_cases(template: Path, only: str = "*") -> Iterator[Case]:
     """only: a pattern that their names match."""
+    for document, change, names in _changes(template, only):
+        yield from (Case(document, change, COMMANDS[name]) for name in names)
+
+
+def _changes(template: Path, only: str) -> Iterator[tuple[Document, Change, Sequence[str]]]:
+    """Each change of each document, with the names of the commands that meet it."""
     for document in DOCUMENTS:
         for change in document.changes(document.path(template)):
-            for name in document.commands:
-                case = Case(document, change, COMMANDS[name])
-                if only == "*" or fnmatchcase(case.name, only):
-                    yield case
+            names: Sequence[str] = document.commands
+            if only != "*":
+                cases = {name: Case(document, change, COMMANDS[name]) for name in names}
+                names = [name for name, case in cases.items() if fnmatchcase(case.name, only)]
+            yield document, change, names
 
 
 def sample(template: Path, count: int, seed: int, only: str = "*") -> list[Case]:
     """So many cases, the same for the same seed, spread evenly over their groups.
 
-    They are made twice, once to be counted: kept, all of them would take a gigabyte.
+    The changes are made twice, once to be counted: all cases would take a gigabyte.
     """
-    sizes = Counter(case.group for case in all_cases(template, only))
+    sizes: Counter[Group] = Counter()
+    for document, change, names in _changes(template, only):
+        for name in names:
+            sizes[document.name, change.kind, name] += 1
     chance = random.Random(seed)
     share = _shares(sizes, count, chance)
     chosen = {
@@ -80,25 +86,50 @@ def sample(template: Path, count: int, seed: int, only: str = "*") -> list[Case]
     }
     seen: Counter[Group] = Counter()
     found = []
-    for case in all_cases(template, only):
-        if seen[case.group] in chosen.get(case.group, ()):
-            found.append(case)
-        seen[case.group] += 1
+    for document, change, names in _changes(template, only):
+        for name in names:
+            group = document.name, change.kind, name
+            if group in chosen:
+                if seen[group] in chosen[group]:
+                    found.append(Case(document, change, COMMANDS[name]))
+                seen[group] += 1
     chance.shuffle(found)
     return found
 
 
 def _shares(sizes: Counter[Group], count: int, chance: random.Random) -> Counter[Group]:
-    """How many cases of each group: as even as their sizes allow."""
+    """How many cases of each group: as even as their sizes allow.
+
+    Where there are fewer cases than groups, those groups come first that together have the most
+    documents, kinds of change and commands, and the most pairs of these.
+    """
     share: Counter[Group] = Counter()
     waiting = list(sizes)
     while waiting and count:
         chance.shuffle(waiting)
+        if count < len(waiting):
+            waiting = _most_pairs(waiting, count)
         for group in waiting[:count]:
             share[group] += 1
         count -= min(count, len(waiting))
         waiting = [group for group in waiting if share[group] < sizes[group]]
     return share
+
+
+def _most_pairs(groups: Sequence[Group], count: int) -> list[Group]:
+    """`count` of the groups: each the one that adds most to what those before it have."""
+    left = {
+        group: {*combinations(enumerate(group), 1), *combinations(enumerate(group), 2)}
+        for group in groups
+    }
+    chosen = []
+    for _ in range(count):
+        best = max(left, key=lambda group: len(left[group]))
+        chosen.append(best)
+        added = left.pop(best)
+        for pairs in left.values():
+            pairs -= added
+    return chosen
 
 
 def usual_outcomes(template: Path, root: Path, commands: Sequence[str]) -> dict[str, Outcome]:

@@ -28,8 +28,9 @@ from runtime.inside import make_folder_inside, open_to_update
 from runtime.text import one_line
 
 LOCK_FILE = "writer.lock"
-_START_SECONDS = 3.0  # within which the first process must have signed the lock file
 _POLL_SECONDS = 0.05
+_POLLS = 60  # within which the process that has the lock must have signed the file
+_MOST_OWNER_BYTES = 4096
 _CLOSED = -1
 
 _held: weakref.WeakSet[WriterLock] = weakref.WeakSet()  # by this process
@@ -96,23 +97,32 @@ class WriterLock:
             "ready": is_ready,
         }
         text = json.dumps(owner).encode()
-        os.ftruncate(self._handle, 0)
+        earlier = min(os.fstat(self._handle).st_size, _MOST_OWNER_BYTES)
+        text = text.ljust(earlier)  # over all of an earlier owner, so that it is never cut off
         os.pwrite(self._handle, text, 0)
+        os.ftruncate(self._handle, len(text))
         os.fsync(self._handle)
 
     def _leads_after_waiting(self) -> bool:
-        """Wait for the leader of this job; True if it died unready and this one leads."""
-        started = time.monotonic()
+        """Wait for the leader of this job; True if it died unready and this one leads.
+
+        Another owner than this job is believed once it has been found `_POLLS` times in a row: the
+        lock may have been taken a moment ago, and its file not be signed yet.
+        """
+        num_others = 0
         while True:
             if not self._same_job():
-                if self._job.world == 1 or time.monotonic() - started > _START_SECONDS:
+                num_others += 1
+                if self._job.world == 1 or num_others > _POLLS:
                     raise self._busy()
-            elif self._try(fcntl.LOCK_SH):
-                if self._owner().get("ready"):
-                    return False
-                fcntl.flock(self._handle, fcntl.LOCK_UN)  # some systems cannot upgrade a lock
-                if self._try(fcntl.LOCK_EX):
-                    return True
+            else:
+                num_others = 0
+                if self._try(fcntl.LOCK_SH):
+                    if self._owner().get("ready"):
+                        return False
+                    fcntl.flock(self._handle, fcntl.LOCK_UN)  # some systems cannot upgrade a lock
+                    if self._try(fcntl.LOCK_EX):
+                        return True
             time.sleep(_POLL_SECONDS)
 
     def _same_job(self) -> bool:
@@ -120,13 +130,16 @@ class WriterLock:
 
     def _owner(self) -> dict[str, object]:
         try:
-            owner = json.loads(os.pread(self._handle, 4096, 0))
+            owner = json.loads(os.pread(self._handle, _MOST_OWNER_BYTES, 0))
         except (ValueError, RecursionError):
             return {}
         return owner if isinstance(owner, dict) else {}
 
     def _busy(self) -> Busy:
-        owner = self._owner()
+        for _ in range(_POLLS):  # for the owner's name
+            if owner := self._owner():
+                break
+            time.sleep(_POLL_SECONDS)
         return self._busy_error(
             f"{self._cache} is being written by process {one_line(owner.get('pid', '?'))} on "
             f"{one_line(owner.get('host', 'this machine'))}",

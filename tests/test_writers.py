@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import json
 import multiprocessing
 import os
 import signal
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -213,16 +216,54 @@ def test_a_rank_takes_the_lead_where_the_leader_dies_while_it_prepares(tmp_path:
         assert not set(found[0]) & set(found[1])
 
 
-def test_ranks_wait_as_long_as_the_leader_prepares(
+def test_ranks_wait_as_long_as_the_leader_prepares_though_its_name_is_missing_for_a_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leader = WriterLock(tmp_path, Job("one", 0, 2))
     hours = itertools.count(0, 3600)
     monkeypatch.setattr("runtime.locks.time.monotonic", lambda: float(next(hours)))
     waiting = opened_beside(tmp_path, Job("one", 1, 2))
+    file = tmp_path / "writer.lock"
+    owner = file.read_bytes()
+    file.write_bytes(b"")
+    time.sleep(0.2)
+    file.write_bytes(owner)
     leader.release()
     with waiting.result(timeout=10) as writer:
         assert len(writer.work) == 3
+
+
+def test_a_lock_file_that_is_signed_again_has_an_owner_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WriterLock(tmp_path, Job("a-longer-name", 0, 2)).release()
+    found: list[str] = []
+
+    def watched(change: Callable[..., object]) -> Callable[..., object]:
+        def changed(*args: object) -> object:
+            result = change(*args)
+            found.append(json.loads((tmp_path / "writer.lock").read_bytes())["job"])
+            return result
+
+        return changed
+
+    monkeypatch.setattr(os, "pwrite", watched(os.pwrite))
+    monkeypatch.setattr(os, "ftruncate", watched(os.ftruncate))
+    leader = WriterLock(tmp_path, Job("one", 0, 2))
+    leader.let_others_in()
+    leader.release()
+    assert set(found) == {"one"}
+
+
+def test_a_process_that_never_signs_is_an_owner_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.locks._POLLS", 2)
+    with (tmp_path / "writer.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for job in (Job(), Job("one", 1, 2)):
+            with pytest.raises(Busy, match=r"is being written by process \?"):
+                WriterLock(tmp_path, job)
 
 
 @pytest.mark.parametrize("left_behind", ['{"job": "two", "pending": []}', "", None])

@@ -66,9 +66,9 @@ def folder_written_aside(folder: Path, own: Collection[str]) -> Iterator[Path]:
     if folder.is_symlink() and not folder.exists():
         raise BadFile(folder, "is a link that leads nowhere")
     folder = Path(os.path.realpath(folder))
-    _refuse_foreign(folder, own)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
+    _refuse_foreign(folder, own)
     aside = _aside(folder)
     aside.mkdir()
     try:
@@ -88,13 +88,20 @@ def _aside(folder: Path, of: str = "new") -> Path:
 
 
 def _take_place(new: Path, folder: Path) -> None:
-    """Two renames where there was an earlier folder: in between there is none of that name."""
+    """Two renames where there was an earlier folder: in between there is none of that name.
+
+    If the second one fails the earlier folder gets its name back, after a kill by the next process.
+    """
     if not folder.exists():
         new.rename(folder)
         return
     old = _aside(folder, "old")
     folder.rename(old)
-    new.rename(folder)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
     shutil.rmtree(old)
 
 
@@ -113,9 +120,14 @@ def _refuse_foreign(folder: Path, own: Collection[str]) -> None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """What killed processes left of the same folder."""
-    for abandoned in _abandoned(folder, r"(?:new|old)\.([0-9]+)\.tmp"):
+    """What killed processes left of the same folder; an earlier one that lost its name gets it."""
+    for abandoned in _abandoned(folder, r"new\.([0-9]+)\.tmp"):
         shutil.rmtree(abandoned, ignore_errors=True)
+    for earlier in _abandoned(folder, r"old\.([0-9]+)\.tmp"):
+        if folder.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            earlier.rename(folder)
 
 
 def _abandoned(path: Path, ending: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -395,3 +396,110 @@ def test_a_command_that_a_signal_ends_claims_nothing_about_what_was_saved(
 
     assert run_command(app, []) == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "stopped\n"
+
+
+# ---- what is on the disk when
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is flushed, with its content, and what is renamed, in order."""
+    taken: list[tuple[str, str]] = []
+    fsync, rename, replace = os.fsync, Path.rename, Path.replace
+
+    def flush(handle: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        content = ", ".join(sorted(os.listdir(path))) if path.is_dir() else path.read_text()
+        taken.append(("flush", content))
+        fsync(handle)
+
+    def renamed(path: Path, target: Path) -> Path:
+        taken.append(("rename", Path(target).name))
+        return rename(path, target)
+
+    def replaced(path: Path, target: Path) -> Path:
+        taken.append(("rename", Path(target).name))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "replace", replaced)
+    return taken
+
+
+def test_a_file_is_flushed_before_it_has_its_name_and_its_folder_afterwards(
+    tmp_path: Path, steps: list[tuple[str, str]]
+) -> None:
+    write_atomically(tmp_path / "file", b"content")
+    assert steps == [("flush", "content"), ("rename", "file"), ("flush", "file")]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_folder_is_flushed_whole_before_it_has_its_name_and_its_parent_afterwards(
+    tmp_path: Path, steps: list[tuple[str, str]], earlier: bool
+) -> None:
+    target = tmp_path / "out"
+    if earlier:
+        target.mkdir()
+        fill(target, "old")
+    with folder_written_aside(target, ["a", "b"]) as aside:
+        fill(aside, "new")
+    if earlier:
+        assert steps.pop(3)[1].startswith(".out.old.")
+    assert steps == [
+        ("flush", "new"),
+        ("flush", "new"),
+        ("flush", "a, b"),
+        ("rename", "out"),
+        ("flush", "out"),
+    ]
+
+
+def test_the_earlier_folder_stays_where_the_new_one_cannot_take_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = tmp_path / "out", Path.rename
+    target.mkdir()
+    fill(target, "old")
+
+    def refused(path: Path, to: Path) -> Path:
+        if ".new." in path.name:
+            raise OSError(errno.EIO, "no")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="no"), folder_written_aside(target, ["a", "b"]) as aside:
+        fill(aside, "new")
+    assert content_of(target) == {("a", "old"), ("b", "old")}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def dead_process() -> int:
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return child
+
+
+@pytest.mark.parametrize("has_new", [False, True])
+def test_a_kill_between_the_two_renames_loses_no_folder(tmp_path: Path, has_new: bool) -> None:
+    target, killed = tmp_path / "out", dead_process()
+    for kind in ("old", "new")[: 1 + has_new]:
+        (aside := tmp_path / f".out.{kind}.{killed}.tmp").mkdir()
+        fill(aside, kind)
+    with suppress(ZeroDivisionError), folder_written_aside(target, ["a", "b"]):
+        raise ZeroDivisionError  # the next process fails, too
+    assert content_of(target) == {("a", "old"), ("b", "old")}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_running_process_writes_aside_stays(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    running = [f".out.{kind}.{os.getppid()}.tmp" for kind in ("new", "old")]
+    others = [f".out2.new.{(dead := dead_process())}.tmp", ".out.new.x.tmp"]
+    for name in (*running, *others, f".out.new.{dead}.tmp"):
+        (tmp_path / name).mkdir()
+    with folder_written_aside(target, ["a", "b"]) as aside:
+        fill(aside, "new")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted([*running, *others, "out"])

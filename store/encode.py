@@ -12,6 +12,7 @@ from store.errors import BadTeacherOutput
 from store.layout import Block, TapSpec
 from store.quantise import quantise_channels, quantise_rows
 from store.topk import cut_rows
+from store.values import scale_fault
 
 
 def stored_arrays(
@@ -52,8 +53,27 @@ def arrays_to_store(
         return {tap + name: part for name, part in cut.items()}
     if spec.scale is None:
         return {tap: stored}
-    codes, scale = (quantise_rows if spec.scale == "row" else quantise_channels)(stored)
+    with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+        codes, scale = (quantise_rows if spec.scale == "row" else quantise_channels)(stored)
+    if scale_fault(spec.scale, scale) is not None:
+        raise _too_wide(tap, spec, block, stored)
     return {tap: codes, f"{tap}.scale": scale}
+
+
+def _too_wide(
+    tap: str, spec: TapSpec, block: Block, values: NDArray[np.float32]
+) -> BadTeacherOutput:
+    """The error for the row, or channel, whose codes would stand for more than float32 holds."""
+    axis = 1 if spec.scale == "row" else 0
+    low, high = (extreme(values.astype(np.float64), axis) for extreme in (np.min, np.max))
+    widest = int(np.argmax(high - low))
+    where = f"sample {block.start + widest}" if axis else f"block {block.index}, channel {widest}"
+    key = "logits" if tap == "logits" else "means"
+    return BadTeacherOutput(
+        f"the teacher's outputs of tap {tap}, view {block.view}, {where} range from "
+        f"{low[widest]:g} to {high[widest]:g}, which codes of {spec.dtype} cannot span",
+        fix=f"taps.{key}=float32",
+    )
 
 
 def stored_values(

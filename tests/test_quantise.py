@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,3 +66,47 @@ def test_numbers_that_are_not_finite_are_refused_before_they_are_coded(tmp_path)
         pytest.raises(BadTeacherOutput, match="inf of tap logits, view 0, sample 1"),
     ):
         writer.write_block(writer.work[0].block, {"logits": values})
+
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(("scale", "place"), [("row", "sample 1"), ("block", "block 0, channel 2")])
+@pytest.mark.parametrize("extremes", [(-LARGEST, LARGEST), (-2e38, 1.5e38)])
+def test_a_range_that_codes_cannot_span_is_refused_and_never_stored_as_nan(
+    tmp_path: Path, scale: str, place: str, extremes: tuple[float, float]
+) -> None:
+    tap = {"row": "logits", "block": "stage1"}[scale]
+    taps = {tap: TapSpec((3,), "uint8", scale)}
+    values = np.ones((4, 3), dtype=np.float32)
+    values[1, 2], values[1 if scale == "row" else 3, 2 if scale == "block" else 0] = extremes
+    with (
+        open_writer(tmp_path / "c", taps=taps) as writer,
+        pytest.raises(BadTeacherOutput, match=f"{tap}, view 0, {place} range from") as error,
+    ):
+        writer.write_block(writer.work[0].block, {tap: values})
+    assert str(error.value).endswith(f"fix: taps.{'logits' if scale == 'row' else 'means'}=float32")
+    assert not list((tmp_path / "c" / "teacher.zarr").glob(f"{tap}*/c.*"))
+
+
+def test_a_range_that_codes_just_span_is_stored_and_read_back(tmp_path: Path) -> None:
+    taps = {"logits": TapSpec((3,), "uint8", "row")}
+    values = np.tile(np.array([-1.6e38, 0, 1.6e38], dtype=np.float32), (11, 1))
+    with open_writer(tmp_path / "c", taps=taps) as writer:
+        for item in writer.work:
+            writer.write_block(item.block, {"logits": values[item.block.start : item.block.stop]})
+    read = TeacherCache.open(tmp_path / "c").read_view(0)["logits"]
+    assert np.abs(read / np.float32(1e38) - values / np.float32(1e38)).max() <= 3.2 / 255 / 2 * 1.01
+
+
+@pytest.mark.parametrize("low", [0.0, 1.0, -7.5])
+def test_rows_of_the_smallest_ranges_come_back_as_their_lowest_value_or_nearer(low: float) -> None:
+    tiny = np.array([low, np.nextafter(np.float32(low), np.float32(np.inf)), low], dtype=np.float32)
+    for values in (tiny[None], tiny[:, None]):
+        rows = restore_rows(*quantise_rows(values))
+        channels = restore_channels(*quantise_channels(values))
+        spread = values.max() - values.min()
+        assert np.abs(rows - values).max() <= spread
+        assert np.abs(channels - values).max() <= spread
+    ordinary = np.array([[0, 1e-30, 2e-30]], dtype=np.float32)
+    assert np.abs(restore_rows(*quantise_rows(ordinary)) - ordinary).max() <= 2e-30 / 255 / 2 * 1.01

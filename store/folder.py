@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,9 @@ from store.layout import (
 from store.manifest import Manifest, read_manifest, refuse_other_name
 from store.metadata import metadata_faults
 from store.parallel import in_threads
-from store.values import Check, checked_read, label_fault
+from store.values import Check, Seen, checked_read, label_fault
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class FolderSource:
     path: Path
     manifest: Manifest
     journal: Journal
-    _seen: set[ChunkKey] = field(default_factory=set, repr=False, compare=False)  # sound values
+    _seen: Seen = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path, manifest: Manifest | None = None) -> FolderSource:
@@ -169,15 +171,18 @@ class FolderSource:
         on_chunk: Callable[[int], None] | None = None,
     ) -> list[Fault]:
         views = self.manifest.num_views if num_views is None else num_views
-        keys = list(self._keys(views))
         sizes = {
             name: self.manifest.chunk_file_bytes(spec)
             for name, spec in self.manifest.arrays.items()
         }
-        to_read = sum(sizes[array] for array, _, _ in keys) if every_byte else 0
+        there = self.journal.there
+        to_read = sum(sizes[a] * int(np.count_nonzero(t[:views])) for a, t in there.items())
         faults = []
-        checks = self._at_once(lambda key: self._checked(key, every_byte), keys, to_read)
-        for (array, _, _), fault in zip(keys, checks, strict=True):
+
+        def checked(key: ChunkKey) -> tuple[str, Fault | None]:
+            return key[0], self._checked(key, every_byte)
+
+        for array, fault in self._at_once(checked, self._keys(views), to_read * every_byte):
             if on_chunk is not None:
                 on_chunk(sizes[array])
             if fault is not None:
@@ -186,8 +191,8 @@ class FolderSource:
         return self.metadata_faults(self.manifest.taps) + whole + faults
 
     def _at_once(
-        self, check: Callable[[ChunkKey], Fault | None], keys: Sequence[ChunkKey], num_bytes: int
-    ) -> Iterator[Fault | None]:
+        self, check: Callable[[ChunkKey], Result], keys: Iterable[ChunkKey], num_bytes: int
+    ) -> Iterator[Result]:
         """check(key) of each, in order. num_bytes: that are read for all."""
         return in_threads(check, keys, num_bytes)
 
@@ -201,10 +206,11 @@ class FolderSource:
         return [fault for fault in faults if fault is not None]
 
     def _keys(self, num_views: int) -> Iterable[ChunkKey]:
-        """The committed chunks of the first views."""
+        """The committed chunks of the first views, listed view by view."""
         for array, there in self.journal.there.items():
-            for view, block in np.argwhere(there[:num_views]).tolist():
-                yield array, view, block
+            for view in np.flatnonzero(there[:num_views].any(axis=1)).tolist():
+                for block in np.flatnonzero(there[view]).tolist():
+                    yield array, view, block
 
     def _checked(self, key: ChunkKey, every_byte: bool) -> Fault | None:
         array, view, index = key

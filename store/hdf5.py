@@ -29,10 +29,9 @@ from store.hdf5_layout import (
     read_hdf5_manifest,
     read_layout,
 )
-from store.journal import ChunkKey
 from store.layout import LABELS, Block, crc_hex, tap_of
 from store.manifest import Manifest
-from store.values import Check, checked_read, label_fault
+from store.values import Check, Seen, checked_read, label_fault
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Hdf5Source:
 
     path: Path
     manifest: Manifest
-    _seen: set[ChunkKey] = field(default_factory=set, repr=False, compare=False)
+    _seen: Seen = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> Hdf5Source:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +25,7 @@ from runtime.text import one_line
 from runtime.urls import ObjectUrl
 from store.answers import LIST_SECONDS, PAGE_KEYS, ListWithoutEnd, pages, received, within
 from store.errors import CacheBusy, CacheDamaged, CacheError, CacheMissing, CacheNotWritable
+from store.parallel import in_order
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -292,15 +292,10 @@ def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> It
     if len(items) < 2:
         yield from map(function, items)
         return
-    pool = ThreadPoolExecutor(min(THREADS, len(items)), thread_name_prefix="objects")
-    begun = deque[Future[Result]]()
+    threads = min(THREADS, len(items))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="objects")
     try:
-        for item in items:
-            if len(begun) >= 2 * THREADS:
-                yield begun.popleft().result()
-            begun.append(pool.submit(function, item))
-        while begun:
-            yield begun.popleft().result()
+        yield from in_order(pool, threads, function, items)
     finally:
         pool.shutdown(cancel_futures=True)
 

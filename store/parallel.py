@@ -1,9 +1,13 @@
-"""Reads in a few threads: copying from the page cache releases the interpreter's lock."""
+"""Reads in a few threads: copying from the page cache releases the interpreter's lock.
+
+However many items there are, only a few are taken at a time: a cache may have 15 million chunks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from runtime.limits import usable_cores
@@ -12,11 +16,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_THREADS = 4
+_AHEAD = 4  # items of each thread that are taken before their results are asked for
 _WORTH_BYTES = 8 * 2**20  # for less, starting threads costs more than they save
 
 
 def in_threads(
-    function: Callable[[Item], Result], items: Sequence[Item], num_bytes: int
+    function: Callable[[Item], Result], items: Iterable[Item], num_bytes: int
 ) -> Iterator[Result]:
     """function(item) of each item, in order. num_bytes: of all; few are read in this thread."""
     threads = 1 if num_bytes < _WORTH_BYTES else min(_MOST_THREADS, usable_cores())
@@ -24,4 +29,20 @@ def in_threads(
         yield from map(function, items)
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="cache-reader") as pool:
-        yield from pool.map(function, items)
+        yield from in_order(pool, threads, function, items)
+
+
+def in_order(
+    pool: ThreadPoolExecutor,
+    threads: int,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+) -> Iterator[Result]:
+    """function(item) of each item, in order, computed by the threads of a pool."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > threads * _AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -7,11 +7,11 @@ For looking, checking and copying; training reads through a mirror (`store.mirro
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ from store.metadata import MAX_METADATA_BYTES, metadata_faults
 from store.objects import NoBucket, Objects, in_parallel
 from store.remote_journal import most_objects, read_remote_journal
 from store.values import Check
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ class RemoteSource(FolderSource):
         return {each.key: each.size for each in listed}
 
     def _at_once(
-        self, check: Callable[[ChunkKey], Fault | None], keys: Sequence[ChunkKey], num_bytes: int
-    ) -> Iterator[Fault | None]:
-        return in_parallel(check, keys) if num_bytes else map(check, keys)
+        self, check: Callable[[ChunkKey], Result], keys: Iterable[ChunkKey], num_bytes: int
+    ) -> Iterator[Result]:
+        return in_parallel(check, list(keys)) if num_bytes else map(check, keys)
 
     def _metadata_faults(self) -> list[Fault]:
         return metadata_faults(self.path, self.manifest, self._metadata)
@@ -120,6 +122,13 @@ class RemoteSource(FolderSource):
 
 def remote_manifest(objects: Objects) -> tuple[Manifest, bytes]:
     """What a cache on a store is, and the bytes that say so. Raises as `read_manifest`."""
+    try:
+        return _fetched_manifest(objects)
+    except CacheDamaged:
+        return _fetched_manifest(objects)  # it may only have arrived so
+
+
+def _fetched_manifest(objects: Objects) -> tuple[Manifest, bytes]:
     url = objects.url
     try:
         content = objects.get(MANIFEST, MAX_MANIFEST_BYTES)

@@ -18,6 +18,7 @@ from store.manifest import Manifest
 from store.topk import CLASS
 
 Check = Callable[[NDArray[np.uint8]], str | None]  # what is wrong with a piece of values
+Seen = dict[str, NDArray[np.bool_]]  # array -> (views, blocks)
 # Reads a block (into an array, if given; so many bytes of values; checked): what is wrong with it.
 Read = Callable[[NDArray[Any] | None, int, Check | None], str | None]
 
@@ -72,7 +73,7 @@ def checked_read(
     array: str,
     block: Block,
     out: NDArray[Any] | None,
-    seen: set[tuple[str, int, int]],
+    seen: Seen,
     read: Read,
 ) -> str | None:
     """What is wrong with a block, into `out` if given, or with its values.
@@ -81,14 +82,17 @@ def checked_read(
     them afterwards.
     """
     spec, scale = manifest.arrays[array], manifest.scale_of(array)
-    key, rows = (array, block.view, block.index), manifest.rows_in(spec, block)
+    position, rows = (block.view, block.index), manifest.rows_in(spec, block)
+    if (done := seen.get(array)) is None:
+        shape = (manifest.num_views, manifest.blocks_per_view)
+        done = seen.setdefault(array, np.zeros(shape, np.bool_))
     if scale is not None and out is None:
         out = np.empty((rows, *spec.shape), spec.dtype)
     classes = len(manifest.class_names)
-    check = None if key in seen else partial(value_fault, array, spec.dtype, classes)
+    check = None if done[position] else partial(value_fault, array, spec.dtype, classes)
     what = read(out, rows * spec.bytes_per_row, check)
     if what is None and scale is not None and out is not None:
         what = scale_fault(scale, out)
     if what is None:
-        seen.add(key)
+        done[position] = True
     return what

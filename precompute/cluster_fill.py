@@ -24,6 +24,7 @@ from precompute.fill import (
     without_carried,
 )
 from precompute.groups import Groups
+from precompute.job import Rounds
 from precompute.on_node import Pace, Recipe
 from precompute.plan import Plan, planned
 from precompute.setup import Setup
@@ -95,9 +96,11 @@ class ClusterFill:
             if isinstance(writer, CacheWriter):
                 remove_spools(writer.path, nobody_resumes=True)  # of an earlier driver's workers
             work: Sequence[Work] | None = without_carried(self._teacher_pass, writer, self._console)
+            rounds = Rounds(setup.path)
             while work:
                 images += self._run_blocks(writer, work, stop)
-                work = writer.left_over()
+                if work := writer.left_over():
+                    rounds.check(work)
             seconds = time.perf_counter() - started
             last = writer.manifest.measured.get("images_per_second", 0.0)
             rate = images / seconds or last

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from precompute.blocks import run_blocks
 from precompute.certify import certificate
+from precompute.job import Rounds
 from precompute.plan import Plan, memory_of, planned
 from precompute.setup import Setup
 from precompute.spool import remove_spools
@@ -99,7 +100,9 @@ def _run_pending(
     started = time.perf_counter()
     work = without_carried(teacher_pass, writer, console)
     images = run_blocks(teacher_pass, writer, work, stop, console)
+    rounds = Rounds(teacher_pass.setup.path)
     while left := writer.left_over():
+        rounds.check(left)
         images += run_blocks(teacher_pass, writer, left, stop, console)
     return None if left is None else images / (time.perf_counter() - started)
 

@@ -11,6 +11,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -29,7 +30,7 @@ from runtime.inside import (
 )
 from runtime.reading import BadFile
 from runtime.text import one_line
-from store.errors import CacheError
+from store.errors import CacheBusy, CacheError
 from store.identity import canonical_json, identity_sha256
 from store.layout import JOURNAL, Block, crc_hex, tap_of
 from store.manifest import Manifest
@@ -40,6 +41,7 @@ IDENTITY_DIGITS = 16
 MAX_LINE_BYTES = 64_000
 _MOST_DAMAGED = 100  # lines of a file: it is no journal, and is not read to its end
 SPARE_BYTES = 64 * 10**6
+_LISTINGS = 20  # of the folder, while another process removes files
 _FILE_NAME = re.compile(r"\d{6}-\d{4,6}\.jsonl")
 _INT = rb"(0|[1-9][0-9]{0,9})"
 _TAP = b'"' + NAME_PATTERN.encode() + b'"'
@@ -111,23 +113,51 @@ class JournalWriter:
             raise CacheError(
                 f"another process of rank {rank} has just created {self.path}"
             ) from None
+        self._size = 0  # bytes of whole lines
 
     def commit(self, block: Block, crc32c: Mapping[str, int]) -> None:
         """Append one line and flush it to disk; when this returns the block exists.
 
-        crc32c: per zarr array.
+        crc32c: per zarr array. Raises OSError if the disk refuses the line, of which nothing then
+        stays; CacheError if the file has been removed, so that the block does not exist.
         """
         checksums = {name: crc_hex(value) for name, value in crc32c.items()}
         line = Line(self._identity, block.view, block.index, block.rows, checksums)
-        self._file.write(line_text(line) + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        text, handle = line_text(line) + b"\n", self._file.fileno()
+        try:
+            _write_at(handle, text, self._size)  # past the buffer, which would keep a refused line
+            os.fsync(handle)
+        except BaseException:
+            with suppress(OSError):  # the next line is written over what stays
+                os.ftruncate(handle, self._size)
+            raise
+        self._size += len(text)
+        if not self._has_its_name():
+            raise CacheError(
+                f"{self.path} was removed or replaced while this pass was writing to it; the "
+                "blocks whose lines it held will be computed again",
+                fix="run the same command again, and leave the files of the cache alone meanwhile",
+            )
 
     def close(self) -> None:
-        is_empty = self._file.tell() == 0
-        self._file.close()
-        if is_empty:
+        if self._size == 0 and self._has_its_name():
             remove_inside(self._cache, self._file_name)
+        self._file.close()
+
+    def _has_its_name(self) -> bool:
+        """Return True if readers find the open file under its name."""
+        try:
+            with open_inside(self._cache, self._file_name) as named:
+                return os.path.samestat(os.fstat(named.fileno()), os.fstat(self._file.fileno()))
+        except (FileNotFoundError, BadFile):
+            return False
+
+
+def _write_at(handle: int, data: bytes, position: int) -> None:
+    """Write all of `data`; a write that is cut short is continued, until the system refuses."""
+    while data:
+        num_written = os.pwrite(handle, data, position)
+        data, position = data[num_written:], position + num_written
 
 
 def read_journal(cache: Path, manifest: Manifest) -> Journal:
@@ -135,8 +165,20 @@ def read_journal(cache: Path, manifest: Manifest) -> Journal:
 
     Lines of another identity, or of blocks of another size, count as damaged. What lies beyond the
     manifest's plan is left out: leftovers of an interrupted trim. A file that is no journal is
-    damage, too.
+    damage, too. Another process may remove files meanwhile, whose lines it has dropped.
     """
+    for _ in range(_LISTINGS):
+        try:
+            return _read_files(cache, manifest)
+        except FileNotFoundError:
+            continue  # removed since the folder was listed
+    raise CacheBusy(
+        f"{one_line(cache / JOURNAL)} is changed again and again by another process",
+        fix="wait until that ends, then run the same command again",
+    )
+
+
+def _read_files(cache: Path, manifest: Manifest) -> Journal:
     journal = Journal.empty(manifest)
     for name in _file_names(cache, journal.damaged_lines):
         with _opened(cache, name) as file:

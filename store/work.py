@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,12 +25,24 @@ _JOB_FILE = f"{JOURNAL}/job.json"
 
 
 class _JobDocument(BaseModel):
-    """pending: view, block and taps of each item."""
+    """pending: view, block and taps of each item. damaged: positions in `pending`."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     job: str
     pending: list[Annotated[tuple[Count, Count, list[str]], Field(strict=False)]]
+    damaged: list[Count]
+
+
+class JobList(NamedTuple):
+    """What a job has to do, as its leader found it.
+
+    damaged: those items of which a committed chunk was not sound. Their files may have the right
+    sizes, so that only reading them shows whether they are repaired.
+    """
+
+    pending: list[Work]
+    damaged: list[Work]
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,42 @@ def pending_work(
     return _listed(manifest, wanted)
 
 
+def committed_work(source: FolderSource, work: Sequence[Work]) -> list[Work]:
+    """Those items of which a chunk is committed, so that it must have been found damaged."""
+    there = source.coverage.there
+    return [item for item in work if any(there[a][_position(item)] for a in _arrays(source, item))]
+
+
+def damaged_work(source: FolderSource, work: Sequence[Work]) -> list[Work]:
+    """Those items of which a committed chunk is not sound; every byte of them is read."""
+    there = source.coverage.there
+
+    def is_damaged(item: Work) -> bool:
+        committed = (a for a in _arrays(source, item) if there[a][_position(item)])
+        return any(source.fault_of(array, item.block) is not None for array in committed)
+
+    return list(filter(is_damaged, work))
+
+
+def with_damaged(
+    manifest: Manifest, pending: Sequence[Work], damaged: Sequence[Work]
+) -> list[Work]:
+    """The pending items, with the taps of the damaged ones."""
+    wanted = {item.block: set(item.taps) for item in pending}
+    for item in damaged:
+        wanted.setdefault(item.block, set()).update(item.taps)
+    return _listed(manifest, wanted)
+
+
+def _arrays(source: FolderSource, item: Work) -> list[str]:
+    stored = source.manifest.stored
+    return [array for tap in item.taps for array in stored[tap].arrays(tap)]
+
+
+def _position(item: Work) -> tuple[int, int]:
+    return item.block.view, item.block.index
+
+
 def missing_work(
     manifest: Manifest, coverage: Coverage, num_views: int, taps: Collection[str]
 ) -> list[Work]:
@@ -99,33 +147,35 @@ def _with_samples(manifest: Manifest, taps: set[str]) -> tuple[str, ...]:
     return tuple(tap for tap in manifest.stored if tap in taps or SAMPLE_CRC in taps)
 
 
-def write_job_list(cache: Path, job: Job, pending: Sequence[Work]) -> None:
+def write_job_list(cache: Path, job: Job, found: JobList) -> None:
     """Leave the list for the other ranks of the job, so that all split the same one."""
-    plain = [[item.block.view, item.block.index, list(item.taps)] for item in pending]
-    content = {"job": job.name, "pending": plain}
+    plain = [[item.block.view, item.block.index, list(item.taps)] for item in found.pending]
+    damaged = set(found.damaged)
+    positions = [number for number, item in enumerate(found.pending) if item in damaged]
+    content = {"job": job.name, "pending": plain, "damaged": positions}
     write_inside(cache, _JOB_FILE, json.dumps(content).encode())
 
 
-def read_job_list(cache: Path, job: Job, manifest: Manifest) -> list[Work]:
+def read_job_list(cache: Path, job: Job, manifest: Manifest) -> JobList:
     """The list that the job's leader left. Raises CacheBusy where it belongs to another job."""
     file = cache / _JOB_FILE
     try:
-        name, pending = _job_list(cache, manifest)
+        name, found = _job_list(cache, manifest)
     except (FileNotFoundError, BadFile):
-        name, pending = None, []
+        name, found = None, JobList([], [])
     if name != job.name:
         raise CacheBusy(
             f"{file} is not the work list of this job: expected job {job.name!r}, "
             f"found {in_short(name)}",
             fix="start all processes of the job again; committed blocks are saved",
         )
-    return pending
+    return found
 
 
-def _job_list(cache: Path, manifest: Manifest) -> tuple[str, list[Work]]:
+def _job_list(cache: Path, manifest: Manifest) -> tuple[str, JobList]:
     """Raises BadFile where the list does not fit the cache."""
     num_blocks = manifest.num_views * manifest.blocks_per_view
-    most_values = num_blocks * (4 + len(manifest.stored)) + 100
+    most_values = num_blocks * (5 + len(manifest.stored)) + 100
     with open_inside(cache, _JOB_FILE) as file:
         content = read_open(file, cache / _JOB_FILE, most_values * 70)
     plain = parse_json(content, cache / _JOB_FILE, max_values=2 * most_values)
@@ -137,6 +187,9 @@ def _job_list(cache: Path, manifest: Manifest) -> tuple[str, list[Work]]:
         is_planned = view < manifest.num_views and index < manifest.blocks_per_view
         if not is_planned or not set(taps) <= manifest.stored.keys():
             raise BadFile(cache / _JOB_FILE, "names a block that the cache does not plan")
-    return document.job, [
+    pending = [
         Work(manifest.block(view, index), tuple(taps)) for view, index, taps in document.pending
     ]
+    if any(number >= len(pending) for number in document.damaged):
+        raise BadFile(cache / _JOB_FILE, "names an item that it does not have")
+    return document.job, JobList(pending, [pending[number] for number in document.damaged])

@@ -25,7 +25,7 @@ from runtime.inside import (
     rename_inside,
     write_inside,
 )
-from runtime.locks import Job, WriterLock
+from runtime.locks import Job, WriterLock, releasing
 from store.aside import Written
 from store.content import (
     CacheContent,
@@ -44,7 +44,17 @@ from store.journal import JournalWriter
 from store.layout import SAMPLE_CRC, ZARR_GROUP, Block, chunk_name, encode_chunk
 from store.manifest import Manifest, read_manifest, write_manifest
 from store.source import Source
-from store.work import Work, bytes_of, pending_work, read_job_list, write_job_list
+from store.work import (
+    JobList,
+    Work,
+    bytes_of,
+    committed_work,
+    damaged_work,
+    pending_work,
+    read_job_list,
+    with_damaged,
+    write_job_list,
+)
 
 
 class CacheWriter:
@@ -58,6 +68,7 @@ class CacheWriter:
         self._asked, self._lock, self._job = asked, lock, job
         self._journal: JournalWriter | None = None
         self.work: list[Work] = []
+        self._damaged: list[Work] = []  # that was found by reading, and is not repaired yet
         self._adopted: set[tuple[Block, frozenset[str]]] = set()
 
     @classmethod
@@ -109,15 +120,17 @@ class CacheWriter:
         if not lock.leader:
             writer = cls(path, read_manifest(path), content, lock, job)
             refuse_another(path, writer.manifest, content)
-            pending = set(writer.pending())  # others may have done the share of a late process
-            share = read_job_list(path, job, writer.manifest)[job.rank :: job.world]
-            writer.work = [item for item in share if item in pending]
+            found = read_job_list(path, job, writer.manifest)
+            writer._damaged = found.damaged
+            left = {item.block for item in writer.pending()}  # others may have done a late one's
+            share = found.pending[job.rank :: job.world]
+            writer.work = [item for item in share if item.block in left]
             return writer
         manifest, salvaged = manifest_for(path, content, block_rows)
         writer = cls(path, lay_out(path, manifest, content), content, lock, job)
-        work = writer.pending(check_every_byte=check_every_byte or salvaged)
+        work = writer._find_work(check_every_byte=check_every_byte or salvaged)
         if job.world > 1:
-            write_job_list(path, job, work)
+            write_job_list(path, job, JobList(work, writer._damaged))
         lock.let_others_in()
         writer.work = work[job.rank :: job.world]
         return writer
@@ -140,19 +153,31 @@ class CacheWriter:
         """Those blocks that nobody has committed meanwhile: all, since the cache is locked."""
         return list(group)
 
-    def pending(self, *, check_every_byte: bool = False) -> list[Work]:
-        """Every block with the taps that are asked for and not committed, or not sound."""
-        source = FolderSource.open(self.path, self.manifest)
-        return pending_work(
-            source, self._asked.num_views, self._asked.taps, check_every_byte=check_every_byte
-        )
+    def _find_work(self, *, check_every_byte: bool) -> list[Work]:
+        """All that is missing or damaged; what is damaged is remembered until it is repaired."""
+        source, asked = FolderSource.open(self.path, self.manifest), self._asked
+        work = pending_work(source, asked.num_views, asked.taps, check_every_byte=check_every_byte)
+        self._damaged = committed_work(source, work)
+        return work
+
+    def pending(self) -> list[Work]:
+        """Every block with the taps that are asked for and not committed, or not sound.
+
+        Of blocks that were sound when the cache was opened, only the sizes are compared.
+        """
+        source, asked = FolderSource.open(self.path, self.manifest), self._asked
+        work = pending_work(source, asked.num_views, asked.taps, check_every_byte=False)
+        self._damaged = damaged_work(source, self._damaged)
+        return with_damaged(self.manifest, work, self._damaged)
 
     def left_over(self) -> list[Work] | None:
         """What other ranks of the job left unfinished; None while one of them is still running.
 
-        After None this process must not write any more.
+        After None this process must not write any more. What is committed from now on has a
+        journal file of its own, newer than those of other ranks, whose lines it may replace.
         """
         self._adopted.clear()  # what is damaged since is written again
+        self._close_journal()
         if not self._lock.alone():
             return None
         remove_temporary_files(self.path, self.manifest)  # of ranks that were killed
@@ -293,10 +318,13 @@ class CacheWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-        self._lock.release()
+        with releasing(self._lock):
+            self._close_journal()
+
+    def _close_journal(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
 
 
 def copied_arrays(item: Work, source: Source, manifest: Manifest) -> dict[str, NDArray[Any]]:

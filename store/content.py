@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from runtime.files import flush_folder
 from runtime.inside import (
     Root,
+    listed_inside,
     make_folder_inside,
     open_inside,
     remove_inside,
@@ -23,7 +25,7 @@ from runtime.inside import (
     rename_inside,
     write_inside,
 )
-from runtime.reading import BadFile, is_out_of_resources, parse_json, read_bounded
+from runtime.reading import read_bounded
 from store.differences import Difference, differences
 from store.errors import CacheDamaged, CacheMismatch, CacheMissing
 from store.identity import Identity
@@ -33,7 +35,6 @@ from store.layout import (
     LABELS,
     LABELS_DTYPE,
     PREVIEW,
-    SAMPLE_CRC,
     ZARR_GROUP,
     TapSpec,
     crc32c,
@@ -45,9 +46,7 @@ from store.layout import (
 )
 from store.manifest import Manifest, read_manifest, write_manifest
 from store.metadata import MAX_METADATA_BYTES, file_checksum, metadata_faults, zarr_metadata
-
-# Arrays that tell a cache's block size without a manifest, and in which dimension of their chunks.
-ROWS_IN = (("logits", 1), (SAMPLE_CRC, 0))
+from store.salvage import salvage
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,7 @@ def manifest_for(
     except (CacheDamaged, CacheMissing) as error:
         if isinstance(error, CacheMissing) and not os.path.lexists(path / JOURNAL):
             return _written_anew(path, content, block_rows), False
-        rows_there = _rows_on_disk(path)
-        if rows_there is not None:
-            has_checksums = (path / ZARR_GROUP / SAMPLE_CRC).is_dir()
-            content = dataclasses.replace(content, sample_crc32c=has_checksums)
+        content, rows_there = with_salvaged(path, content, _array_names(path), partial(_read, path))
         return _written_anew(path, content, rows_there or block_rows), True
     refuse_another(path, manifest, content)
     if (grown := grown_manifest(manifest, content)) is None:
@@ -189,12 +185,10 @@ def lay_out(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
     settle_metadata(path, manifest)
     if metadata_faults(path, manifest):
         metadata = zarr_metadata(manifest)
+        if metadata_checksums(manifest, metadata) != manifest:
+            manifest = replace_metadata(path, manifest)
         for name, data in metadata.items():
-            write_inside(path, f"{ZARR_GROUP}/{name}", data)
-        respelled = metadata_checksums(manifest, metadata)
-        if respelled != manifest:
-            manifest = respelled
-            write_manifest(path, manifest)
+            write_unless_there(path, f"{ZARR_GROUP}/{name}", data)
     for name, values in content.whole.items():
         expected = with_checksum(values)
         if not holds(path, whole_name(name, values.ndim), expected):
@@ -223,6 +217,12 @@ def holds(cache: Root, name: str, expected: NDArray[np.uint8]) -> bool:
         return False
 
 
+def write_unless_there(cache: Path, name: str, content: bytes) -> None:
+    """Write a file of the cache, unless it is exactly these bytes."""
+    if not holds_bytes(cache, name, content):
+        write_inside(cache, name, content)
+
+
 def holds_bytes(cache: Root, name: str, expected: bytes) -> bool:
     """As `holds`."""
     return holds(cache, name, np.frombuffer(expected, np.uint8))
@@ -234,26 +234,42 @@ def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Man
     return dataclasses.replace(manifest, zarr_crc32c=checksums)
 
 
-def _rows_on_disk(path: Path) -> int | None:
-    """The block size of a cache without a manifest, from its zarr metadata."""
-    for name, dimension in ROWS_IN:
-        file = path / ZARR_GROUP / name / "zarr.json"
-        try:
-            return rows_in_metadata(read_bounded(file, MAX_METADATA_BYTES), file, dimension)
-        except (OSError, BadFile) as error:
-            if is_out_of_resources(error):
-                raise
-            continue
-    return None
+def with_salvaged(
+    cache: Path,
+    content: CacheContent,
+    names: Collection[str],
+    read: Callable[[str], bytes | None],
+) -> tuple[CacheContent, int | None]:
+    """The content with further views and taps of a cache without a manifest; its block size.
+
+    names: of the arrays that are there. read: see `store.salvage.salvage`, whose errors it raises.
+    """
+    if not names:
+        return content, None
+    num_classes = len(content.class_names)
+    found = salvage(cache, names, read, content.taps, len(content.labels), num_classes)
+    content = dataclasses.replace(
+        content,
+        taps={**content.taps, **{t: s for t, s in found.taps.items() if t not in content.taps}},
+        num_views=max(content.num_views, found.num_views or 0),
+        sample_crc32c=found.has_checksums,
+    )
+    return content, found.block_rows
 
 
-def rows_in_metadata(text: bytes, file: Path, dimension: int) -> int | None:
-    """The block size that a zarr.json says; None where it says none. Raises BadFile."""
+def _array_names(cache: Path) -> list[str]:
+    """The names in the group of a cache folder."""
     try:
-        rows = parse_json(text, file)["chunk_grid"]["configuration"]["chunk_shape"][dimension]
-    except (KeyError, TypeError, IndexError):
+        return listed_inside(cache, ZARR_GROUP)
+    except FileNotFoundError:
+        return []
+
+
+def _read(cache: Path, name: str) -> bytes | None:
+    try:
+        return read_bounded(cache / name, MAX_METADATA_BYTES)
+    except FileNotFoundError:
         return None
-    return rows if type(rows) is int and 0 < rows <= 2**30 and rows.bit_count() == 1 else None
 
 
 def refuse_another(path: Path, manifest: Manifest, content: CacheContent) -> None:

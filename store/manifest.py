@@ -144,7 +144,17 @@ def write_manifest(cache: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(cache: Path) -> Manifest:
-    """Raises CacheMissing, CacheDamaged or (another format version) CacheMismatch."""
+    """Raises CacheMissing, CacheDamaged or (another format version) CacheMismatch.
+
+    A damaged one is read again before it is called so: a network may have cut it off.
+    """
+    try:
+        return _read_once(cache)
+    except CacheDamaged:
+        return _read_once(cache)
+
+
+def _read_once(cache: Path) -> Manifest:
     path = cache / MANIFEST
     try:
         content = read_bounded(path, MAX_MANIFEST_BYTES)

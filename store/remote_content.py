@@ -13,16 +13,15 @@ from typing import Any, TypeVar
 
 from runtime.reading import BadFile
 from store.content import (
-    ROWS_IN,
     CacheContent,
     draft_manifest,
     grown_manifest,
     metadata_checksums,
     refuse_another,
-    rows_in_metadata,
+    with_salvaged,
 )
-from store.errors import CacheBusy, CacheDamaged, CacheMissing
-from store.layout import MANIFEST, SAMPLE_CRC, ZARR_GROUP, next_path, whole_name, with_checksum
+from store.errors import CacheBusy, CacheDamaged, CacheError, CacheMissing
+from store.layout import MANIFEST, ZARR_GROUP, next_path, whole_name, with_checksum
 from store.manifest import MAX_MANIFEST_BYTES, Manifest, manifest_text, refuse_other_name
 from store.metadata import MAX_METADATA_BYTES, checksum_of, metadata_faults, zarr_metadata
 from store.objects import NoBucket, Objects, Tagged, in_parallel
@@ -128,7 +127,7 @@ def _changed(objects: Objects, change: Callable[[Tagged | None], Result]) -> Res
     """change(the manifest that is there), again where another process changed it meanwhile."""
     for _ in range(_TRIES):
         try:
-            return change(_there(objects, MANIFEST, MAX_MANIFEST_BYTES))
+            return change(_manifest_there(objects))
         except CacheBusy:
             continue
     raise _busy(objects, MANIFEST)
@@ -138,24 +137,11 @@ def _drafted(
     objects: Objects, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
     """A new manifest; and whether a part of the cache is there, which keeps its block size."""
-    rows_there = _rows_there(objects)
-    if rows_there is not None:
-        has_checksums = objects.has(f"{ZARR_GROUP}/{SAMPLE_CRC}/zarr.json")
-        content = dataclasses.replace(content, sample_crc32c=has_checksums)
+    names, _ = objects.names(ZARR_GROUP)
+    arrays = [name.rpartition("/")[2] for name in names]
+    content, rows_there = with_salvaged(objects.url, content, arrays, _reader(objects))
     manifest = draft_manifest(content, rows_there or block_rows)
-    return metadata_checksums(manifest, zarr_metadata(manifest)), rows_there is not None
-
-
-def _rows_there(objects: Objects) -> int | None:
-    read = _reader(objects)
-    for name, dimension in ROWS_IN:
-        key = f"{ZARR_GROUP}/{name}/zarr.json"
-        try:
-            if (text := read(key)) is not None:
-                return rows_in_metadata(text, objects.url / key, dimension)
-        except BadFile:
-            continue
-    return None
+    return metadata_checksums(manifest, zarr_metadata(manifest)), bool(arrays)
 
 
 def _with_metadata(objects: Objects, manifest: Manifest, there: Tagged) -> Manifest:
@@ -194,6 +180,20 @@ def _there(objects: Objects, key: str, most_bytes: int) -> Tagged | None:
         raise
     except CacheMissing:
         return None
+
+
+def _manifest_there(objects: Objects) -> Tagged | None:
+    """The manifest; fetched again where it is damaged, as it may only have arrived so."""
+    there = _there(objects, MANIFEST, MAX_MANIFEST_BYTES)
+    if there is None or there.content is None:
+        return there
+    try:
+        parse_remote_manifest(objects, there.content)
+    except CacheDamaged:
+        return _there(objects, MANIFEST, MAX_MANIFEST_BYTES)
+    except CacheError:
+        pass  # of another version: the caller says so
+    return there
 
 
 def _reader(objects: Objects) -> Callable[[str], bytes | None]:

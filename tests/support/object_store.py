@@ -34,7 +34,7 @@ _SIGNED = "AWS4-HMAC-SHA256 Credential=A/20260101/us-east-1/s3/aws4_request, Sig
 # What happens to a request: an HTTP status instead of the store's answer; "skewed", refused for the
 # clock; "cut" before it reaches
 # the store; "lost" after the store has done it; "slow" to be answered; "unconditional", its
-# conditions taken away.
+# conditions taken away; "half", its answer's content cut off, and announced so.
 Fault = int | str | None
 
 
@@ -117,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "lost":
             self.close_connection = True
             return
+        if fault == "half":
+            content = content[: len(content) // 2]
         self._answer(answer.status, dict(answer.getheaders()), content)
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:

@@ -3,7 +3,9 @@
 Every chunk is verified as it is read, put if it is absent, and adopted where the same bytes are
 there already: put by this command before, by another one at the same time, or by a request whose
 answer was lost. Then follow the journal, as one object, and last the manifest: before that nobody
-takes the copy for a cache.
+takes the copy for a cache. Over a smaller copy, which others may be reading, each zarr.json that
+changes is put as zarr.json.next before the manifest and in its own place after it, so that the old
+manifest, and then the new one, finds its own.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -30,11 +33,12 @@ from store.layout import (
     chunk_name,
     crc_hex,
     encode_chunk,
+    next_path,
     whole_name,
     with_checksum,
 )
 from store.manifest import Manifest, manifest_text
-from store.metadata import zarr_metadata
+from store.metadata import checksum_of, zarr_metadata
 from store.objects import Listed, NoBucket, Objects, in_parallel
 from store.reader import TeacherCache
 from store.remote import remote_manifest
@@ -147,7 +151,7 @@ def copy_to_objects(
     """
     objects = Objects(url)
     Objects(ObjectUrl(*url.parent.parts)).refuse_unconditional()
-    _refuse_other(objects, opened.manifest)
+    there = _smaller_copy(objects, opened.manifest)
     most = most_objects(opened.manifest)
     listed = {each.key: each for each in objects.listed(most_keys=most)}
     copy = _Copy(opened, objects, listed, most)
@@ -166,22 +170,33 @@ def copy_to_objects(
     for name, values in ((LABELS, opened.labels), (PREVIEW, opened.preview)):
         copy.put(f"{whole_name(name, values.ndim)}", with_checksum(values).tobytes())
     metadata = zarr_metadata(manifest)
-    for name, text in metadata.items():
-        copy.put_text(f"{ZARR_GROUP}/{name}", text)
+    manifest = metadata_checksums(manifest, metadata)
+    stated = {} if there is None else there.zarr_crc32c
+    changed = {n: t for n, t in metadata.items() if stated.get(n, checksum_of(t)) != checksum_of(t)}
+    for name in metadata.keys() - changed.keys():
+        copy.put_text(f"{ZARR_GROUP}/{name}", metadata[name])
+    for name, text in changed.items():
+        copy.put_text(f"{ZARR_GROUP}/{next_path(Path(name))}", text)
     copy.put_journal(journal_text(identity_sha256(manifest.identity), manifest, copy.committed))
-    copy.put_text(MANIFEST, manifest_text(metadata_checksums(manifest, metadata)))
+    copy.put_text(MANIFEST, manifest_text(manifest))
+    for name, text in changed.items():
+        objects.replace(f"{ZARR_GROUP}/{name}", text)
     return counts
 
 
-def _refuse_other(objects: Objects, manifest: Manifest) -> None:
-    """Raise CacheMismatch unless what is there is a part of this cache, or damaged."""
+def _smaller_copy(objects: Objects, manifest: Manifest) -> Manifest | None:
+    """The manifest of an earlier copy; None if there is none, or it is damaged.
+
+    Raises CacheMismatch unless what is there is a part of this cache.
+    """
     try:
         there, _ = remote_manifest(objects)
     except NoBucket:
         raise
     except (CacheMissing, CacheDamaged):
-        return
+        return None
     refuse_larger(there, manifest, str(objects.url))
+    return there
 
 
 def refuse_larger(there: Manifest, manifest: Manifest, where: str) -> None:

@@ -117,10 +117,11 @@ def _fault(
     try:
         content = read(name)
         if checksum_of(content) != checksum:
-            after = read(str(next_path(Path(name))))
-            if checksum_of(after) != checksum:
-                return f"zarr metadata {'missing' if content is None else 'damaged'}"
-            content = after
+            before, content = content, read(str(next_path(Path(name))))
+            if checksum_of(content) != checksum:
+                content = read(name)  # the successor may have taken its place just now
+            if checksum_of(content) != checksum:
+                return f"zarr metadata {'missing' if before is None else 'damaged'}"
         assert content is not None
         found = parse_json(content, cache / name)
     except BadFile as error:

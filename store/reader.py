@@ -31,7 +31,8 @@ from store.identity import Identity, with_weights_of
 from store.layout import LABELS, LABELS_DTYPE, PREVIEW, SAMPLE_CRC, Block, TapSpec, tap_of
 from store.parallel import in_threads
 from store.quantise import restored
-from store.source import Source, open_source
+from store.source import Source, changed_place, open_source
+from store.steady import open_steadily
 from store.topk import expanded
 
 P = ParamSpec("P")
@@ -92,7 +93,14 @@ class TeacherCache:
         UnknownView or UnknownTap. The journal says what is there; every byte of a chunk is checked
         when it is read.
         """
-        source = open_source(path_or_url(path))
+        where = path_or_url(path)
+        return open_steadily(changed_place(where), lambda: cls._opened(where, num_views, taps))
+
+    @classmethod
+    def _opened(
+        cls, path: Path, num_views: int | None, taps: Collection[str] | None
+    ) -> TeacherCache:
+        source = open_source(path)
         manifest = source.manifest
         views = manifest.num_views if num_views is None else num_views
         if not 1 <= views <= manifest.num_views:

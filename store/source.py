@@ -6,6 +6,7 @@ tests/support/store_contract.py is the suite that each backend passes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from store.manifest import Manifest
 from store.mirror import mirror_of
 from store.mirrored import MirroredSource
 from store.remote import RemoteSource
+from store.steady import open_steadily
 
 
 class Source(Protocol):
@@ -97,6 +99,16 @@ class Source(Protocol):
 
 def open_source(path: Path) -> Source:
     """The arrays at `path`, complete or not. Raises CacheMissing, CacheDamaged, CacheMismatch."""
+    return open_steadily(changed_place(path), partial(_opened, path))
+
+
+def changed_place(path: Path) -> Path:
+    """Where other processes change the cache at `path`: of one in a mirror, its URL."""
+    mirror = None if isinstance(path, ObjectUrl) else mirror_of(path.parent)
+    return path if mirror is None else ObjectUrl(*(mirror.url / path.name).parts)
+
+
+def _opened(path: Path) -> Source:
     if isinstance(path, ObjectUrl):
         return RemoteSource.at(path)
     if (mirror := mirror_of(path.parent)) is not None:

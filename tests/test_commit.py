@@ -236,6 +236,28 @@ def test_a_block_is_mended_though_another_pass_repeats_its_old_line(
     assert cache.faults() == []
 
 
+def test_a_damaged_chunk_that_another_writer_replaces_first_is_adopted(
+    server: Server, spool: Path
+) -> None:
+    fill(spool)
+    key = "teacher.zarr/logits/c.0.0.0"
+    sound = server.ask("GET", f"{CACHE}/{key}")
+    flip(server, key)
+    theirs = server.ask("GET", f"{CACHE}/teacher.zarr/logits/c.1.0.0")
+
+    def overtake(method: str, path: str, num_before: int) -> None:
+        if method == "PUT" and path.endswith(key) and num_before == 1:  # it was there: replace it
+            put(server, key, theirs)
+
+    with opened(spool, check_every_byte=True) as writer:
+        (item,) = writer.work
+        server.requests.clear()
+        server.spoil = overtake
+        write_item(writer, item)
+    assert server.ask("GET", f"{CACHE}/{key}") == theirs != sound
+    assert TeacherCache.open(url()).faults() == []
+
+
 def test_a_line_put_beside_an_older_whole_journal_still_counts(server: Server, spool: Path) -> None:
     with opened(spool) as writer:
         for item in writer.work[:-1]:

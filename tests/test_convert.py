@@ -11,6 +11,7 @@ import pytest
 from configs.schema import StudentConfig, TeacherConfig
 from store import CacheError, TeacherCache
 from store.__main__ import cli
+from store.certificate import certificate_in
 from store.convert import convert_cache
 from tests.support.teacher_cache import make_cache
 from train.student import train_student
@@ -118,3 +119,17 @@ def test_a_cut_cache_can_be_cut_further_and_not_back(full: TeacherCache, tmp_pat
         convert_cache(cut.path, tmp_path / "c", logits="float16")
     with pytest.raises(CacheError, match="top:6"):
         convert_cache(cut.path, tmp_path / "c", logits="top:6")
+
+
+def test_a_second_conversion_certifies_itself_and_keeps_nothing_of_the_first(
+    full: TeacherCache, tmp_path: Path
+) -> None:
+    first = convert_cache(full.path, tmp_path / "a", means="uint8")
+    assert "means_mean_error" in first.measured
+    assert "kl_t1" not in first.measured
+    second = convert_cache(first.path, tmp_path / "b", logits="top:2")
+    direct = convert_cache(full.path, tmp_path / "c", logits="top:2")
+    assert certificate_in(second.measured) == certificate_in(direct.measured)
+    assert second.measured["train_agreement"] == full.measured["train_agreement"]
+    third = convert_cache(second.path, tmp_path / "d", logits="top:1")
+    assert third.measured["kl_t1"] != second.measured["kl_t1"]

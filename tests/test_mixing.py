@@ -51,6 +51,16 @@ def test_erased_boxes_have_the_probability_areas_and_ratios_asked_for() -> None:
     assert (boxes[:, 1] + boxes[:, 3] <= 200).all()
 
 
+def test_erased_boxes_are_the_same_however_many_samples_are_drawn_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = np.random.default_rng(0).permutation(100)[:10]
+    whole = erased_boxes(Erasing(probability=0.7), 0, 0, ids, H, W)
+    monkeypatch.setattr("views.mixing._SAMPLES_PER_CHUNK", 4)
+    assert (erased_boxes(Erasing(probability=0.7), 0, 0, ids, H, W) == whole).all()
+    assert (whole[4:, 2] > 0).any()
+
+
 def test_a_box_that_never_fits_erases_nothing() -> None:
     erasing = Erasing(probability=1.0, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     assert (erased_boxes(erasing, 0, 0, np.arange(50), 8, 8) == 0).all()

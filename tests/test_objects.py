@@ -241,6 +241,23 @@ def test_an_object_changed_meanwhile_is_not_replaced(url: ObjectUrl) -> None:
         objects.replace("k", b"newer", listed.tag)
 
 
+def test_a_manifest_that_another_process_replaces_during_a_copy_is_not_overwritten(
+    url: ObjectUrl, server: Server, tmp_path: Path
+) -> None:
+    cache = a_cache(tmp_path)
+    upload(cache, url)
+    fill(cache, num_views=3)
+
+    def overtake(method: str, path: str, num_before: int) -> None:
+        if method == "PUT" and path.endswith("000002-0000.jsonl"):
+            server.ask("PUT", f"caches/{cache.name}/manifest.json", b"of another process")
+
+    server.spoil = overtake
+    with pytest.raises(CacheBusy, match=r"manifest\.json was changed by another process"):
+        upload(cache, url)
+    assert server.ask("GET", f"caches/{cache.name}/manifest.json") == b"of another process"
+
+
 def test_two_copies_at_once_make_one_cache(url: ObjectUrl, tmp_path: Path) -> None:
     cache = a_cache(tmp_path)
     errors: list[Exception] = []

@@ -199,6 +199,14 @@ class CacheContract(ABC):
         for sample in (-1, NUM_SAMPLES):
             with pytest.raises(UnknownView, match=f"no sample {sample}"):
                 cache.read([sample], 0)
+        first = TeacherCache.open(cache.path, num_views=1)  # the other view is there, not opened
+        for read in (
+            lambda: first.read_view(1),
+            lambda: first.read([0], 1),
+            lambda: first.read_block(first.manifest.block(1, 0)),
+        ):
+            with pytest.raises(UnknownView, match=r"no view 1: .* holds views 0 to 0"):
+                read()
         with pytest.raises(UnknownView, match=r"ARGS=views\.count=3"):
             TeacherCache.open(cache.path, num_views=3)
 

@@ -25,7 +25,13 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.inside import open_to_append, open_to_update, remove_inside, write_inside
+from runtime.inside import (
+    append_whole,
+    open_to_append,
+    open_to_update,
+    remove_inside,
+    write_inside,
+)
 from runtime.reading import BadFile, open_regular, parse_json
 from store.layout import JOURNAL
 
@@ -92,9 +98,9 @@ class Spool:
         rows = len(payload) // self.layout.bytes_per_sample
         assert rows * self.layout.bytes_per_sample == len(payload)
         file = self._opened()
-        self._frames.append((rows, file.tell() + _FRAME.size))
-        file.write(_FRAME.pack(rows, google_crc32c.value(payload)) + payload)
-        file.flush()
+        end = os.fstat(file.fileno()).st_size
+        append_whole(file, _FRAME.pack(rows, google_crc32c.value(payload)) + payload, end)
+        self._frames.append((rows, end + _FRAME.size))
         self.rows_done += rows
 
     def records(self, view: int, taps: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -127,7 +133,6 @@ class Spool:
             if not self.rows_done:
                 write_inside(self._cache, self._name, self.layout.text())
             self._file = open_to_append(self._cache, self._name)
-            self._file.seek(0, os.SEEK_END)
         return self._file
 
     def _resume(self) -> None:

@@ -156,6 +156,22 @@ def _opened(root: Root, place: PurePath, access: int) -> int:
         return handle
 
 
+def append_whole(file: BinaryIO, data: bytes, end: int) -> None:
+    """Write bytes behind the `end` bytes of a file, past its buffer: all, or none of them stay.
+
+    A buffer would keep what the disk refuses, and write it later, when the file is closed.
+    """
+    handle, position = file.fileno(), end
+    try:
+        while data:
+            num_written = os.pwrite(handle, data, position)
+            data, position = data[num_written:], position + num_written
+    except BaseException:
+        with suppress(OSError):
+            os.ftruncate(handle, end)
+        raise
+
+
 def create_inside(root: Root, relative: PurePath | str) -> BinaryIO:
     """A new file below `root`, open for writing. Raises FileExistsError; BadFile as above."""
     place = PurePath(relative)

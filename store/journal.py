@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.inside import (
+    append_whole,
     create_inside,
     listed_inside,
     make_folder_inside,
@@ -123,13 +124,13 @@ class JournalWriter:
         """
         checksums = {name: crc_hex(value) for name, value in crc32c.items()}
         line = Line(self._identity, block.view, block.index, block.rows, checksums)
-        text, handle = line_text(line) + b"\n", self._file.fileno()
+        text = line_text(line) + b"\n"
+        append_whole(self._file, text, self._size)
         try:
-            _write_at(handle, text, self._size)  # past the buffer, which would keep a refused line
-            os.fsync(handle)
+            os.fsync(self._file.fileno())
         except BaseException:
-            with suppress(OSError):  # the next line is written over what stays
-                os.ftruncate(handle, self._size)
+            with suppress(OSError):  # the next line is written over it
+                os.ftruncate(self._file.fileno(), self._size)
             raise
         self._size += len(text)
         if not self._has_its_name():
@@ -151,13 +152,6 @@ class JournalWriter:
                 return os.path.samestat(os.fstat(named.fileno()), os.fstat(self._file.fileno()))
         except (FileNotFoundError, BadFile):
             return False
-
-
-def _write_at(handle: int, data: bytes, position: int) -> None:
-    """Write all of `data`; a write that is cut short is continued, until the system refuses."""
-    while data:
-        num_written = os.pwrite(handle, data, position)
-        data, position = data[num_written:], position + num_written
 
 
 def read_journal(cache: Path, manifest: Manifest) -> Journal:

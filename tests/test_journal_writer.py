@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,8 @@ from precompute.teacher_pass import TeacherPass
 from runtime.locks import Job, WriterLock
 from store import CacheError, CacheFull, TeacherCache
 from tests.support.random_cache import fill, journal_of, open_writer, write_item
+from tests.support.small_files import files_of_at_most
 from tests.support.teacher_cache import make_cache
-
-
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """Writing more to a file of this process fails with EFBIG."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_refused_line_is_one_message_and_the_lock_is_released(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from store import TeacherCache
 from store.layout import Block
 from store.work import Work
 from tests.support.photograph_study import PLAIN, configs_of
+from tests.support.small_files import files_of_at_most
 from tests.support.teacher_cache import CPU, setup_of
 
 TAPS = (("logits", "float16", (3,)), ("correct", "uint8", ()))
@@ -215,3 +216,18 @@ def test_a_reading_of_a_slow_teacher_is_small_so_that_a_kill_loses_seconds(
     assert sizes(0.0) == sizes(1e6) == [4] * 5
     assert sizes(2.0) == [2] * 10  # 8 images, of 3 views each, in four seconds
     assert sizes(0.01) == [1] * 20
+
+
+def test_records_that_the_disk_refuses_leave_no_trace_and_no_second_error(folder: Path) -> None:
+    spool = Spool(folder, 0, LAYOUT)
+    spool.add(parts_of(slice(0, 4)))
+    before = spool.path.read_bytes()
+    with files_of_at_most(len(before) + 10), pytest.raises(OSError, match="too large"):
+        spool.add(parts_of(slice(4, 6)))
+    with files_of_at_most(len(before) + 10):
+        spool.close()
+    assert spool.path.read_bytes() == before
+    spool.add(parts_of(slice(4, 6)))
+    assert_whole(spool)
+    spool.close()
+    assert_whole(Spool(folder, 0, LAYOUT))

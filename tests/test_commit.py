@@ -254,6 +254,7 @@ def test_a_damaged_chunk_that_another_writer_replaces_first_is_adopted(
         server.requests.clear()
         server.spoil = overtake
         write_item(writer, item)
+        assert writer.left_over() == []
     assert server.ask("GET", f"{CACHE}/{key}") == theirs != sound
     assert TeacherCache.open(url()).faults() == []
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import files
 from runtime.commands import new_app, new_console, run_command
 from runtime.files import folder_written_aside, write_atomically, written_aside
 from runtime.inside import (
@@ -474,11 +475,17 @@ def test_the_earlier_folder_stays_where_the_new_one_cannot_take_its_name(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def number_of(process: int) -> int:
+    """The number of another process of this machine in the names of temporary files."""
+    return files._own_number() - os.getpid() + process
+
+
 def dead_process() -> int:
+    """The number of a process that has ended."""
     if (child := os.fork()) == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    return child
+    return number_of(child)
 
 
 @pytest.mark.parametrize("has_new", [False, True])
@@ -495,7 +502,7 @@ def test_a_kill_between_the_two_renames_loses_no_folder(tmp_path: Path, has_new:
 
 def test_what_a_running_process_writes_aside_stays(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    running = [f".out.{kind}.{os.getppid()}.tmp" for kind in ("new", "old")]
+    running = [f".out.{kind}.{number_of(os.getppid())}.tmp" for kind in ("new", "old")]
     others = [f".out2.new.{(dead := dead_process())}.tmp", ".out.new.x.tmp"]
     for name in (*running, *others, f".out.new.{dead}.tmp"):
         (tmp_path / name).mkdir()

@@ -104,6 +104,8 @@ def test_a_manifest_that_arrives_truncated_once_is_fetched_again(
     server: Server, spool: Path
 ) -> None:
     remote_cache.fill(spool, num_views=3)
+    with remote_cache.opened(spool, num_views=3) as writer:
+        writer.record_measured({"images_per_second": 1.0})  # which a new manifest would lack
     before = server.ask("GET", f"{remote_cache.CACHE}/manifest.json")
     server.requests.clear()
     server.spoil = cut_once("manifest.json")

@@ -14,7 +14,7 @@ from store import CacheBusy, CacheDamaged, CacheError, TapSpec, TeacherCache
 from store import content as store_content
 from store.copy_cache import copy_cache
 from store.manifest import read_manifest
-from store.metadata import zarr_metadata
+from store.metadata import metadata_faults, zarr_metadata
 from store.trim import trim_cache
 from tests.support.object_store import Server
 from tests.support.random_cache import TAPS, fill, journal_of, open_writer, records_of
@@ -130,6 +130,22 @@ def test_metadata_that_another_zarr_spells_are_replaced_in_one_step(
         pass
     assert len(states) > 3
     assert TeacherCache.open(path, taps=["logits"]).faults() == []
+
+
+def test_a_description_that_takes_its_place_between_two_looks_is_sound(tmp_path: Path) -> None:
+    path = fill(tmp_path / "c")
+    file = path / "teacher.zarr" / "logits" / "zarr.json"
+    successor = file.with_name("zarr.json.next")
+    file.rename(successor)
+    file.write_text("{}")  # of the old manifest
+
+    def read(name: str) -> bytes | None:
+        if name.endswith("logits/zarr.json.next"):
+            successor.rename(file)  # by the writer, at this moment
+            return None
+        return (path / name).read_bytes()
+
+    assert metadata_faults(path, read_manifest(path), read) == []
 
 
 def test_a_journal_that_changes_without_end_is_busy_and_not_damaged(

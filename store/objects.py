@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -284,18 +285,19 @@ class Objects:
         )
 
 
-def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """function(item) of each item, in order, with many requests at a time.
 
     At most 32 results are kept before they are asked for.
     """
-    if len(items) < 2:
-        yield from map(function, items)
+    rest = iter(items)
+    first = list(islice(rest, THREADS))
+    if len(first) < 2:
+        yield from map(function, first)
         return
-    threads = min(THREADS, len(items))
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="objects")
+    pool = ThreadPoolExecutor(len(first), thread_name_prefix="objects")
     try:
-        yield from in_order(pool, threads, function, items)
+        yield from in_order(pool, len(first), function, chain(first, rest))
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_THREADS = 4
-_AHEAD = 4  # items of each thread that are taken before their results are asked for
+_AHEAD = 2  # items of each thread that are taken before their results are asked for
 _WORTH_BYTES = 8 * 2**20  # for less, starting threads costs more than they save
 
 
@@ -41,8 +41,8 @@ def in_order(
     """function(item) of each item, in order, computed by the threads of a pool."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > threads * _AHEAD:
+        if len(waiting) >= threads * _AHEAD:
             yield waiting.popleft().result()
+        waiting.append(pool.submit(function, item))
     while waiting:
         yield waiting.popleft().result()

@@ -103,7 +103,7 @@ class RemoteSource(FolderSource):
     def _at_once(
         self, check: Callable[[ChunkKey], Result], keys: Iterable[ChunkKey], num_bytes: int
     ) -> Iterator[Result]:
-        return in_parallel(check, list(keys)) if num_bytes else map(check, keys)
+        return in_parallel(check, keys) if num_bytes else map(check, keys)
 
     def _metadata_faults(self) -> list[Fault]:
         return metadata_faults(self.path, self.manifest, self._metadata)

@@ -37,10 +37,12 @@ def test_few_objects_are_asked_for_before_the_first_answer_is_taken() -> None:
         asked.append(number)
         return number
 
-    answers = in_parallel(ask, range(1000))
+    answers = in_parallel(ask, iter(range(1000)))
     assert next(answers) == 0
     assert len(asked) < 100
     assert list(answers) == list(range(1, 1000))
+    assert list(in_parallel(ask, iter([]))) == []
+    assert list(in_parallel(ask, iter([7]))) == [7]
 
 
 def test_an_error_of_one_item_ends_the_rest() -> None:

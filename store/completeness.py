@@ -7,10 +7,19 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from runtime.program import program_text
-from store.errors import CacheIncomplete, RemoteFix, TeacherPass
+from store.errors import CacheIncomplete, RemoteFix, TeacherPass, UnknownTap
 from store.faults import Fault, damage_error
 from store.layout import TapSpec, kind_of, optional_taps, tap_of
 from store.source import Source
+
+
+def planned_taps(taps: Collection[str], source: Source) -> list[str]:
+    """Return these taps, in order. Raises UnknownTap if the cache does not plan one of them."""
+    for name in taps:
+        if name not in source.manifest.taps:
+            known = ", ".join(source.manifest.taps)
+            raise UnknownTap(f"no tap {name!r}: {source.path} holds {known}")
+    return list(taps)
 
 
 def refuse_incomplete(source: Source, num_views: int, taps: Collection[str]) -> None:

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from runtime.formats import counted
 from runtime.program import pip_install
 from runtime.urls import path_or_url
-from store.completeness import refuse_incomplete
+from store.completeness import planned_taps, refuse_incomplete
 from store.content import whole_differences
 from store.differences import differences
 from store.errors import (
     CacheMismatch,
     Spell,
     TeacherPass,
-    UnknownTap,
     UnknownView,
     fixes_spelled_by,
 )
@@ -109,7 +108,7 @@ class TeacherCache:
                 f"{counted(manifest.num_views, 'view')}",
                 fix=TeacherPass(manifest.teacher, (f"views.count={num_views}",)),
             )
-        required = list(manifest.stored) if taps is None else _planned(taps, source)
+        required = list(manifest.stored) if taps is None else planned_taps(taps, source)
         refuse_incomplete(source, views, required)
         absent = source.coverage.incomplete_taps(views)
         complete = {tap: spec for tap, spec in manifest.taps.items() if tap not in absent}
@@ -121,7 +120,7 @@ class TeacherCache:
     @_in_the_users_words
     def refuse_incomplete(self, taps: Collection[str]) -> None:
         """Raise CacheIncomplete unless these taps are complete, UnknownTap if one is unplanned."""
-        names = _planned(taps, self.source)
+        names = planned_taps(taps, self.source)
         if not set(names) <= set(self.taps):
             refuse_incomplete(self.source, self.num_views, names)
 
@@ -346,11 +345,3 @@ class TeacherCache:
             return list(self.taps)
         self.refuse_incomplete(taps)
         return list(taps)
-
-
-def _planned(taps: Collection[str], source: Source) -> list[str]:
-    for name in taps:
-        if name not in source.manifest.taps:
-            known = ", ".join(source.manifest.taps)
-            raise UnknownTap(f"no tap {name!r}: {source.path} holds {known}")
-    return list(taps)

@@ -83,8 +83,8 @@ def errors(exact: Records, stored: Records, student: Records) -> dict[str, float
     right = torch.from_numpy(exact["correct"])
 
     def cd(teacher: Records) -> float:
-        means = ([torch.from_numpy(r[s]) for s in stages] for r in (student, teacher))
-        return losses.cd(*means).item()
+        ours, theirs = ([torch.from_numpy(r[s]) for s in stages] for r in (student, teacher))
+        return losses.cd(ours, theirs).item()
 
     def gkd(teacher: Records) -> float:
         logits = torch.from_numpy(student["logits"]), torch.from_numpy(teacher["logits"])

@@ -144,9 +144,9 @@ def map_file(
             return np.empty(shape, little)
         before = offset % mmap.ALLOCATIONGRANULARITY
         content = _map_pages(file.fileno(), offset - before, before + num_bytes)
-    values = np.frombuffer(content, little, math.prod(shape), before).reshape(shape)
+    values: NDArray[Any] = np.frombuffer(cast(Any, content), little, math.prod(shape), before)
     values.flags.writeable = False
-    return values
+    return values.reshape(shape)
 
 
 def _map_pages(handle: int, offset: int, num_bytes: int) -> ctypes.Array[ctypes.c_ubyte]:

@@ -11,24 +11,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from configs.loss_options import built_in_losses
-from configs.schema import LossTerm
+from configs.schema import LossTerm, StudentConfig
 from nets.taps import in_order
 from store.reader import TeacherCache
 from train import TrainError
 from train.teachers import merged_stages
 
-if TYPE_CHECKING:
-    from train.study import Study
-
 _SIGNED_BELOW = -1e-6  # values between it and 0 are rounding errors
 # What a connector makes, and by which parameter a loss asks for it: see `train.terms.INPUTS`.
 _USES = {"means": "student_means", "hint": "student_hint"}
+
+
+class CachesOfStudy(Protocol):
+    """A study's settings and the caches of its teachers, the first of which is `cache`."""
+
+    @property
+    def config(self) -> StudentConfig: ...
+    @property
+    def cache(self) -> TeacherCache: ...
+    @property
+    def caches(self) -> list[TeacherCache]: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ def statistics(cache: TeacherCache, taps: Sequence[str]) -> dict[str, TapStatist
     return {tap: known[tap] for tap in taps if tap in known}
 
 
-def linear_connectors(study: Study, terms: Sequence[LossTerm]) -> tuple[str, ...]:
+def linear_connectors(study: CachesOfStudy, terms: Sequence[LossTerm]) -> tuple[str, ...]:
     """The taps whose connectors end without ReLU, among those that these losses look at.
 
     Stages of several teachers are numbered as in `train.merged`.
@@ -64,12 +72,12 @@ def linear_connectors(study: Study, terms: Sequence[LossTerm]) -> tuple[str, ...
     return tuple(tap for tap, each in _used(study, terms).items() if kind == "conv-bn" or each)
 
 
-def mean_squares(study: Study) -> tuple[float, ...]:
+def mean_squares(study: CachesOfStudy) -> tuple[float, ...]:
     """The mean square of each stage's means, of several teachers in the order of their stages."""
     return tuple(each.mean_square for each in _stage_statistics(study).values())
 
 
-def check_ends(study: Study, methods: Sequence[str]) -> None:
+def check_ends(study: CachesOfStudy, methods: Sequence[str]) -> None:
     """Raise TrainError if a method's connectors end in ReLU although the teacher's are signed."""
     net = study.config.student
     if net.connector != "conv-bn-relu" or net.relu_to_signed:
@@ -94,7 +102,7 @@ def format_linear(linear: Sequence[str]) -> str:
     )
 
 
-def _used(study: Study, terms: Sequence[LossTerm]) -> dict[str, bool]:
+def _used(study: CachesOfStudy, terms: Sequence[LossTerm]) -> dict[str, bool]:
     """Tap -> whether its values are signed, of the taps that these losses reach by a connector."""
     has_hint = "hint" in study.cache.manifest.taps
     has_connectors = study.config.student.connector != "none"
@@ -121,7 +129,7 @@ def _uses(loss: str) -> set[str]:
     return {use for use, parameter in _USES.items() if parameter in inputs}
 
 
-def _stage_statistics(study: Study) -> dict[str, TapStatistics]:
+def _stage_statistics(study: CachesOfStudy) -> dict[str, TapStatistics]:
     """By the stages' names among those of all teachers, in their order."""
     of_each = [in_order(cache.manifest.taps, "stage") for cache in study.caches]
     found: dict[str, TapStatistics] = {}

@@ -1,8 +1,9 @@
-"""python -m report FOLDER [RUN ...] [--cache PATH] [--asked TEXT] [--command TEXT ...]
+"""python -m report FOLDER [RUN ...] [--method M] [--cache PATH] [--asked TEXT] [--command TEXT]
 
 Reads the finished runs of one student (runs/digits-resnet8), prints their table and writes
-report.html, ablation.md, ablation.csv and ablation.png beside them. `python -m train ablation`
-calls it at its end.
+report.html, ablation.md, ablation.csv and ablation.png beside them. Chosen runs, several settings,
+and settings other than those of report.html get other names, as in report-all.html.
+`python -m train ablation` calls it at its end.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ def main(
         list[str] | None,
         typer.Argument(
             metavar="RUN",
-            help="folder names of the runs to report, in this order; default: all finished runs "
-            "with the settings of the latest one",
+            help="folder names of the runs to report, in this order; default: all finished runs, "
+            "where runs with other settings are other rows",
         ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="report this method alone; may be given several times"),
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="read the teacher's errors here if the runs lack them")
@@ -42,13 +47,19 @@ def main(
     from report.write import write_report
 
     console = new_console()
-    table, left_out = write_report(
-        folder, names or (), cache=cache, asked=asked, commands=command or ()
+    written = write_report(
+        folder,
+        names or (),
+        methods=method or (),
+        cache=cache,
+        asked=asked,
+        commands=command or (),
     )
-    console.print(table)
-    for line in left_out:
+    console.print(written.table)
+    for line in written.left_out:
         print(visible(line), file=sys.stderr)
-    console.print(f"written to {folder}/report.html, ablation.md, .csv and .png")
+    end = written.suffix
+    console.print(f"written to {folder}/report{end}.html, ablation{end}.md, .csv and .png")
 
 
 def cli(arguments: list[str] | None = None) -> int:

@@ -62,6 +62,6 @@ def _draw_references(axes: Axes, rows: Sequence[Row], teacher: Mapping[str, floa
     if "test_top1_error" in teacher:
         axes.axhline(teacher["test_top1_error"], color="#2a7f3f", linestyle="--", label="teacher")
     for row in rows:
-        if row.method == "ce":
-            mean, label = row.cells["last_top1"].mean, "student alone (ce)"
+        if (row.name or row.method) == "ce":
+            mean, label = row.cells["last_top1"].mean, f"student alone ({in_plot(row.method)})"
             axes.axhline(mean, color="#b03a2e", linestyle=":", label=label)

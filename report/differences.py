@@ -1,4 +1,5 @@
-"""The differences of the methods to the student alone and to kd, paired by seed, with intervals.
+"""The differences of the methods to the student alone and to kd, paired by seed, with intervals;
+where a method has rows with different settings, those to the first of them.
 
 Two methods with the same seed share the order of the samples and the student's first weights, so
 that differences between them spread less than the errors themselves.
@@ -21,12 +22,9 @@ _WIDTH, _HEIGHT = 150.0, 14.0  # of a bar, in px
 
 def known_differences(rows: Sequence[Row]) -> list[tuple[Row, str, Difference]]:
     """(method, what it is compared with, difference) where both have two seeds or more."""
-    return [
-        (row, baseline, each)
-        for baseline in ("ce", "kd")
-        for row in rows
-        if (each := row.to_ce if baseline == "ce" else row.to_kd) and each.interval
-    ]
+    found = [(row, "ce", row.to_ce) for row in rows] + [(row, "kd", row.to_kd) for row in rows]
+    others = [(row, *row.to_other) for row in rows if row.to_other]
+    return [(row, to, each) for row, to, each in [*found, *others] if each and each.interval]
 
 
 def difference_cells(rows: Sequence[Row]) -> list[list[Cell]]:

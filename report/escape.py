@@ -12,7 +12,8 @@ import re
 from runtime.text import one_line
 
 _LONGEST = 4000  # characters
-_FORMULA = ("=", "+", "-", "@")
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # also the wide signs, which some accept
+_INNER_FORMULA = re.compile(rf"([;|]\s*)(?=[{re.escape(''.join(_FORMULA))}])")
 _MARKDOWN = re.compile(r"([\\`*\[\]|])")
 
 
@@ -31,6 +32,9 @@ def as_code(text: object) -> str:
 
 
 def for_csv(text: str) -> str:
-    """A cell that a spreadsheet takes for text: a leading sign of a formula is quoted."""
-    shown = one_line(text)
+    """A cell that a spreadsheet takes for text: a leading sign of a formula is quoted.
+
+    So is one after a semicolon, at which spreadsheets of many countries split lines.
+    """
+    shown = _INNER_FORMULA.sub(r"\1'", one_line(text))
     return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown

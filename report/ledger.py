@@ -14,19 +14,27 @@ def ledger(results: Sequence[Result], teacher: Mapping[str, float]) -> dict[str,
     are several teachers, the time saved is left out.
     """
     taught = [result for result in results if result.reads_cache]
-    num_views, teachers = results[0].num_views, results[0].num_teachers
-    cached = results[0].num_samples * num_views * teachers
-    live = sum(result.num_samples * result.epochs * teachers for result in taught)
-    each = "one" if teachers == 1 else f"{teachers}"
+    caches: dict[str, Result] = {}
+    for result in results:  # a cache has the views of the run that read most of them
+        known = caches.setdefault(result.cache_sha256, result)
+        caches[result.cache_sha256] = max(known, result, key=lambda each: each.num_views)
+    passes = sum(each.num_teachers for each in caches.values())
+    cached = sum(each.num_samples * each.num_views * each.num_teachers for each in caches.values())
+    live = sum(result.num_samples * result.epochs * result.num_teachers for result in taught)
+    saved = sum(result.num_teachers for result in taught)
+    views = " or ".join(f"{n:,}" for n in sorted({each.num_views for each in caches.values()}))
+    of_each = {result.num_teachers for result in results}
+    each = "one" if of_each == {1} else " or ".join(map(str, sorted(of_each)))
+    more = live - cached
     entries = {
-        "teacher passes run": f"{teachers}, over {num_views:,} views: {cached:,} images",
+        "teacher passes run": f"{passes}, over {views} views: {cached:,} images",
         "teacher passes saved": (
-            f"{len(taught) * teachers:,} ({each} in each taught run): {live:,} images, "
-            f"{abs(live - cached):,} {'more' if live >= cached else 'fewer'} than were run"
+            f"{saved:,} ({each} in each taught run): {live:,} images, "
+            f"{abs(more):,} {'more' if more >= 0 else 'fewer'} than were run"
         ),
     }
-    if teachers == 1 and (rate := teacher.get("images_per_second")):
-        seconds = (live - cached) / rate
+    if passes == 1 and (rate := teacher.get("images_per_second")):
+        seconds = more / rate
         net = f"{seconds:,.0f} net" if seconds >= 0 else f"none yet: {-seconds:,.0f} lost so far"
         entries["seconds saved"] = (
             f"{net}, at the {rate:,.0f} images/s measured when the "

@@ -17,6 +17,7 @@ from report.differences import MEANING, difference_cells, interval_bars
 from report.escape import as_code, for_html, for_markdown
 from report.learning_curves import learning_curves
 from report.ledger import ledger
+from report.names import has_variants, mark_text
 from report.runs import Result
 from report.sorting import SCRIPT
 from report.style import STYLE
@@ -30,7 +31,7 @@ class Report:
     """What a page shows. `results` holds at least one run.
 
     teacher: its errors, where they are known. scope: which runs these are, in a sentence.
-    commands: to be printed; the first one made the report.
+    commands: to be printed; the first one made the report. picture: the name of its file.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Report:
     teacher: Mapping[str, float]
     scope: str
     commands: Sequence[str] = ()
+    picture: str = "ablation.png"
 
 
 def markdown_page(report: Report) -> str:
@@ -50,12 +52,24 @@ def markdown_page(report: Report) -> str:
     command = f"Command: {as_code(report.commands[0])}\\\n" if report.commands else ""
     return (
         f"# {for_markdown(report.title)}\n\n{markdown_table(report.rows, report.teacher)}\n"
-        f"![error per method](ablation.png)\n\n{_legend(first)} {for_markdown(report.scope)}\n\n"
+        f"![error per method]({report.picture})\n\n"
+        f"{_legend(first)} {for_markdown(report.scope)}\n\n"
         f"{paired}{command}"
-        f"Cache: {as_code(first.cache)} (identity {for_markdown(first.cache_sha256)})\\\n"
+        f"{''.join(map(_cache_lines, _of_each_cache(report.results)))}"
         f"{_certificate_line(report)}"
         f"Device: {for_markdown(first.device)}, torch {for_markdown(version)}\n"
     )
+
+
+def _of_each_cache(results: Sequence[Result]) -> list[Result]:
+    """The first run of each cache."""
+    return list({result.cache_sha256: result for result in reversed(results)}.values())[::-1]
+
+
+def _cache_lines(result: Result) -> str:
+    teachers = "".join(f"Teacher: {for_markdown(each)}\\\n" for each in result.teachers)
+    sha256 = for_markdown(result.cache_sha256)
+    return f"{teachers}Cache: {as_code(result.cache)} (identity {sha256})\\\n"
 
 
 def _certificate_line(report: Report) -> str:
@@ -82,6 +96,7 @@ def html_page(report: Report) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">'
+        f"{mark_text(report.results)}"
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{title}</title>'
         f"<style>{STYLE}</style></head>\n<body>\n{chr(10).join(body)}\n"
@@ -112,18 +127,23 @@ def _legend(result: Result) -> str:
 
 def _subtitle(report: Report) -> str:
     first = report.results[0]
+    epochs = " or ".join(map(str, sorted({result.epochs for result in report.results})))
+    kinds = "rows of methods and settings" if has_variants(report.results) else "methods"
     return (
-        f"{for_html(first.model)}, {first.num_samples:,} training images, {first.epochs} "
-        f"epochs; {len(report.rows)} methods, {len(report.results)} runs"
+        f"{for_html(first.model)}, {first.num_samples:,} training images, {epochs} "
+        f"epochs; {len(report.rows)} {kinds}, {len(report.results)} runs"
     )
 
 
 def _origin(report: Report) -> dict[str, str]:
     first, agreement = report.results[0], report.teacher.get("train_agreement")
     certificate = certificate_text(report.teacher)
+    caches = _of_each_cache(report.results)
+    teachers = dict.fromkeys(each for result in caches for each in result.teachers)
     return {
-        "cache": first.cache,
-        "identity (sha256)": first.cache_sha256,
+        **({"teacher": "; ".join(teachers)} if teachers else {}),
+        "cache": ", ".join(result.cache for result in caches),
+        "identity (sha256)": ", ".join(result.cache_sha256 for result in caches),
         "teacher right on the cached views": (
             "not measured" if agreement is None else f"{agreement:.2%}"
         ),

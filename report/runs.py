@@ -5,6 +5,7 @@ Reads the files of the runs and nothing else; `train.run_files` says what each f
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from runtime.errors import UserError
 from runtime.program import program_text
 from store.identity import identity_sha256
 from train.run_files import read_metrics
-from train.runs import FoundRun, finished_alike, runs_in
+from train.run_settings import distinct_settings, method_key, settings_key
+from train.runs import FoundRun, runs_in
 
 
 class ReportError(UserError, ValueError):
@@ -40,9 +42,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run."""
+    """One finished run.
 
-    method: str  # with "-live" where the teacher ran in the loop
+    method: names its row of the table: `name`, and its settings where those of others differ.
+    settings, terms: the same for runs with the same settings, and for seeds of one method.
+    """
+
+    method: str
     seed: int
     student: str
     model: str
@@ -64,6 +70,15 @@ class Result:
     curve: tuple[Point, ...] = ()
     num_teachers: int = 1
     last_validation: float | None = None  # top-1 error in percent, where samples are held out
+    label: str = ""  # the method's name, with "-live" where the teacher ran in the loop
+    settings: str = ""
+    terms: str = ""
+    teachers: tuple[str, ...] = ()  # architecture and weights of each, in words
+
+    @property
+    def name(self) -> str:
+        """The method's name without settings."""
+        return self.label or self.method
 
     @property
     def has_top5(self) -> bool:
@@ -73,49 +88,99 @@ class Result:
 
 @dataclass(frozen=True)
 class Found:
-    """The results of a folder; left_out: {name of a run: why its files cannot be believed}."""
+    """The results of a folder; left_out: {name of a run: why its files cannot be believed}.
+
+    finished: all finished runs of the folder, whichever are to be reported.
+    """
 
     results: Sequence[Result]
     left_out: Mapping[str, str]
+    finished: Sequence[Result]
 
 
-def results_in(folder: Path, names: Sequence[str] = ()) -> Found:
-    """The results of these runs, or of all finished ones with the settings of the latest.
+def results_in(folder: Path, names: Sequence[str] = (), methods: Sequence[str] = ()) -> Found:
+    """The results of these runs, or of all finished ones, of these methods if any are given.
 
-    A run whose files are damaged is left out and named. Raises ReportError where nothing is left.
+    Runs of one method with different settings have different rows. A run whose files are damaged is
+    left out and named. Raises ReportError where nothing is left, or a run is named twice.
     """
+    _refuse_twice(folder, names)
     runs = runs_in(folder)
     left_out = {run.folder.name: run.problem for run in runs if run.problem}
     by_name = {run.folder.name: run for run in runs if run.summary is not None}
     if unknown := [name for name in names if name not in by_name and name not in left_out]:
         raise ReportError(f"{folder} holds no finished run {', '.join(unknown)}")
     chosen = [by_name[name] for name in names if name in by_name]
-    if not names and by_name:
-        chosen = _like_the_latest(by_name.values())
+    if not names:
+        chosen = _in_order(by_name.values())
+    if methods:
+        chosen = [run for run in chosen if run.label in methods]
     if not chosen and left_out:
         raise ReportError("\n".join(left_out.values()))
     if not chosen:
         fix = f"{program_text('train')} ablation STUDENT"
-        raise ReportError(f"{folder} holds no finished run", fix=fix)
-    return Found([_result(run) for run in chosen], left_out)
+        of = f" of the method {' or '.join(methods)}" if methods else ""
+        raise ReportError(f"{folder} holds no finished run{of}", fix=fix)
+    finished = [_result(run, run.label) for run in by_name.values()]
+    rows = _row_names(chosen)
+    return Found(
+        [_result(run, row) for run, row in zip(chosen, rows, strict=True)], left_out, finished
+    )
 
 
-def _like_the_latest(finished: Iterable[FoundRun]) -> list[FoundRun]:
-    """In the order of ce, kd and the names of the other methods."""
-    by_age = sorted(finished, key=lambda run: run.changed)
-    latest_of = {run.label: run.identity for run in by_age if run.is_like(by_age[-1].identity)}
-    labels = sorted(latest_of, key=lambda label: (label != "ce", label != "kd", label))
-    return finished_alike(by_age, {label: latest_of[label] for label in labels})
+def _refuse_twice(folder: Path, names: Sequence[str]) -> None:
+    once = list(dict.fromkeys(names))
+    if twice := next((name for name in once if names.count(name) > 1), None):
+        fix = f"{program_text('report')} {shlex.join([str(folder), *once])}"
+        raise ReportError(f"{twice} is named twice, but is one run of one seed", fix=fix)
 
 
-def _result(run: FoundRun) -> Result:
+def _in_order(runs: Iterable[FoundRun]) -> list[FoundRun]:
+    """By method (ce, kd, the names of the others), then settings, the oldest first, then seed."""
+    by_age = sorted(runs, key=lambda run: run.changed)
+    ages = dict.fromkeys(map(_row_key, by_age))
+    order = {key: age for age, key in enumerate(ages)}
+
+    def place(run: FoundRun) -> tuple[bool, bool, str, int, int]:
+        return run.label != "ce", run.label != "kd", run.label, order[_row_key(run)], run.seed
+
+    return sorted(by_age, key=place)
+
+
+def _row_key(run: FoundRun) -> str:
+    """What the seeds of a row have in common."""
+    return f"{settings_key(run.identity)}{method_key(run.identity)}"
+
+
+def _row_names(runs: Sequence[FoundRun]) -> list[str]:
+    """The label of each run, with the settings that are not the same in all of them."""
+    found = distinct_settings([(run.label, run.identity) for run in runs])
+    named = [
+        f"{run.label} ({', '.join(settings)})" if settings else run.label
+        for run, settings in zip(runs, found, strict=True)
+    ]
+    keys = list(map(_row_key, runs))
+    rows: dict[str, set[str]] = {}
+    for name, key in zip(named, keys, strict=True):
+        rows.setdefault(name, set()).add(key)
+    return [
+        name if len(rows[name]) == 1 else f"{name} [{identity_sha256({'row': key})[:8]}]"
+        for name, key in zip(named, keys, strict=True)
+    ]
+
+
+def _result(run: FoundRun, row: str) -> Result:
     """`train.run_files` has checked the types and ranges of everything here."""
     assert run.summary is not None
     summary = run.summary
     last, best = summary["last"], summary["best"]
     epochs = read_metrics(run.folder, identity_sha256(run.identity)) or []
     return Result(
-        method=run.label,
+        method=row,
+        label=run.label,
+        settings=settings_key(run.identity),
+        terms=method_key(run.identity),
+        teachers=tuple(_teachers(run)),
         seed=run.seed,
         student=summary["student"],
         model=summary.get("model", ""),
@@ -138,6 +203,23 @@ def _result(run: FoundRun) -> Result:
         curve=tuple(_curve(epochs)),
         last_validation=epochs[-1]["validation_top1_error"] if epochs else None,
     )
+
+
+def _teachers(run: FoundRun) -> Iterable[str]:
+    """The architecture and the weights of each teacher; nothing where a run's file lacks them.
+
+    The summary contains the name of the weights' file, the identity their sha256.
+    """
+    further = run.identity.get("further_caches", [])
+    named = (run.summary or {}).get("teacher_weights", [])
+    for number, cache in enumerate([run.identity["cache"], *further]):
+        if not isinstance(cache, Mapping) or not isinstance(of := cache.get("teacher"), Mapping):
+            return
+        arch, sha256 = of.get("arch"), of.get("weights_sha256")
+        if not isinstance(arch, str) or not isinstance(sha256, str):
+            return
+        name = f"{named[number]}, " if number < len(named) else ""
+        yield f"{arch}, weights {name}sha256 {sha256}"
 
 
 def _curve(epochs: Iterable[Mapping[str, Any]]) -> Iterable[Point]:

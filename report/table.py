@@ -71,7 +71,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method over all its seeds; `cells` by the names of the columns."""
+    """One method with the same settings over all its seeds; `cells` by the names of the columns.
+
+    name: the method without its settings. to_ce, to_kd: to these methods with the same settings.
+    to_other: to the first row of the same method, which has other settings, and that row's name.
+    """
 
     method: str
     num_seeds: int
@@ -79,10 +83,12 @@ class Row:
     model: str = ""
     to_ce: Difference | None = None
     to_kd: Difference | None = None
+    name: str = ""
+    to_other: tuple[str, Difference] | None = None
 
 
 def rows_of(results: Iterable[Result]) -> list[Row]:
-    """Group results by method, in the order in which the methods first come."""
+    """Group results by method and settings, in the order in which these first come."""
     grouped: dict[str, list[Result]] = {}
     for result in results:
         grouped.setdefault(result.method, []).append(result)
@@ -92,11 +98,35 @@ def rows_of(results: Iterable[Result]) -> list[Row]:
             len(runs),
             _cells(runs),
             runs[0].model,
-            difference(runs, grouped.get("ce", [])) if method != "ce" else None,
-            difference(runs, grouped.get("kd", [])) if method not in ("ce", "kd") else None,
+            difference(runs, _baseline("ce", runs, grouped)) if name != "ce" else None,
+            difference(runs, _baseline("kd", runs, grouped)) if name not in ("ce", "kd") else None,
+            name,
+            _to_other(runs, grouped),
         )
         for method, runs in grouped.items()
+        for name in [runs[0].name]
     ]
+
+
+def _baseline(
+    name: str, runs: Sequence[Result], grouped: Mapping[str, Sequence[Result]]
+) -> Sequence[Result]:
+    """The runs of a method with the settings of `runs`; none if it has several groups of terms."""
+    found = [
+        each
+        for each in grouped.values()
+        if (each[0].name, each[0].settings) == (name, runs[0].settings)
+    ]
+    return found[0] if len(found) == 1 else ()
+
+
+def _to_other(
+    runs: Sequence[Result], grouped: Mapping[str, Sequence[Result]]
+) -> tuple[str, Difference] | None:
+    first = next(each for each in grouped.values() if each[0].name == runs[0].name)
+    if first[0].method == runs[0].method or (found := difference(runs, first)) is None:
+        return None
+    return first[0].method, found
 
 
 def _cells(results: Sequence[Result]) -> dict[str, Spread]:

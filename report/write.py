@@ -1,62 +1,89 @@
-"""Writes the report of a folder of runs: report.html, ablation.md, ablation.csv, ablation.png."""
+"""Writes the report of a folder of runs: report.html, ablation.md, ablation.csv, ablation.png.
+
+`report.names` says what other names they have.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from report.charts import errors_by_method
+from report.names import has_variants, suffix_for
 from report.page import Report, html_page, markdown_page
-from report.runs import Result, results_in
+from report.runs import Found, Result, results_in
 from report.table import csv_table, markdown_table, rows_of
 from runtime.files import write_atomically
+
+
+class Written(NamedTuple):
+    """The table, a line for each run that was left out, and how the names of the files end."""
+
+    table: str
+    left_out: Sequence[str]
+    suffix: str
 
 
 def write_report(
     folder: Path,
     names: Sequence[str] = (),
     *,
+    methods: Sequence[str] = (),
     cache: Path | None = None,
     asked: str = "",
     commands: Sequence[str] = (),
-) -> tuple[str, list[str]]:
+) -> Written:
     """Write the four files into `folder`, which holds one student's runs.
 
-    Returns the table, and a line for each run that was left out.
-
-    names: of the runs; default: as in `results_in`. cache: read for the teacher's errors if the
-    runs were trained before these were measured. asked: the methods and seeds asked for now, in
-    words. commands: to be printed; the first one made the report. Raises ReportError, CacheError.
+    names, methods: as in `results_in`. cache: read for the teacher's errors if the runs were
+    trained before these were measured. asked: the methods and seeds asked for now, in words; then
+    `names` are all runs of a study. commands: to be printed; the first one made the report. Raises
+    ReportError, CacheError.
     """
-    found = results_in(folder, names)
+    found = results_in(folder, names, methods)
     results = found.results
+    suffix = suffix_for(folder, results, found.finished, () if asked else (*names, *methods))
     teacher = _teacher_errors(results, cache)
     title, rows = f"Ablation of {results[0].student}", rows_of(results)
-    report = Report(title, results, rows, teacher, _scope(names, asked, found.left_out), commands)
+    scope = _scope(names, methods, asked, found)
+    picture_name = f"ablation{suffix}.png"
+    report = Report(title, results, rows, teacher, scope, commands, picture_name)
     picture = errors_by_method(rows, results, teacher, title)
-    write_atomically(folder / "ablation.md", markdown_page(report).encode())
-    write_atomically(folder / "ablation.csv", csv_table(results).encode())
-    write_atomically(folder / "ablation.png", picture)
-    write_atomically(folder / "report.html", html_page(report).encode())
+    write_atomically(folder / f"ablation{suffix}.md", markdown_page(report).encode())
+    write_atomically(folder / f"ablation{suffix}.csv", csv_table(results).encode())
+    write_atomically(folder / picture_name, picture)
+    write_atomically(folder / f"report{suffix}.html", html_page(report).encode())
     left_out = [f"left out: {problem}" for problem in found.left_out.values()]
-    return markdown_table(rows, teacher), left_out
+    return Written(markdown_table(rows, teacher), left_out, suffix)
 
 
 def _teacher_errors(results: Sequence[Result], cache: Path | None) -> Mapping[str, float]:
+    """What was measured of the teacher; of several caches, what is the same of all."""
+    caches: dict[str, Mapping[str, float]] = {}
     for result in results:
-        if result.teacher:
-            return result.teacher
-    if cache is None:
-        return {}
-    from store.source import open_source
+        if not caches.get(result.cache_sha256):
+            caches[result.cache_sha256] = result.teacher
+    first, *others = caches.values()
+    if not first and not others and cache is not None:
+        from store.source import open_source
 
-    return open_source(cache).manifest.measured
+        return open_source(cache).manifest.measured
+    return {
+        name: value
+        for name, value in first.items()
+        if all(other.get(name) == value for other in others)
+    }
 
 
-def _scope(names: Sequence[str], asked: str, left_out: Collection[str]) -> str:
+def _scope(names: Sequence[str], methods: Sequence[str], asked: str, found: Found) -> str:
     """Which runs the report holds, in a sentence or two."""
+    left_out = found.left_out
     damaged = f" Left out, for their files are damaged: {', '.join(left_out)}." if left_out else ""
     if names and not asked:
         return f"The runs {', '.join(name for name in names if name not in left_out)}.{damaged}"
     more = f"; asked for now: {asked}" if asked else ""
-    return f"All finished runs with these settings{more}.{damaged}"
+    of = f" of the method {' or '.join(methods)}" if methods else ""
+    if has_variants(found.results):
+        return f"All finished runs{of} of this folder, with different settings{more}.{damaged}"
+    return f"All finished runs{of} with these settings{more}.{damaged}"

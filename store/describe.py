@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from runtime.formats import format_table
 from runtime.text import one_line
 from store.certificate import certificate_text
-from store.differences import distinctions
+from store.differences import distinguishing
 from store.identity import field_of
 from store.look import Overview
 
 _HEADER = ["cache", "teacher", "dataset", "views", "samples", "size", "differs in", "state"]
+_MOST_SETTINGS = 8  # of a line
 
 
 def list_text(caches: Iterable[Overview]) -> str:
-    """A table with a line per cache, which says what tells caches of the same name apart."""
+    """A table with a line per cache, which ends with what tells it from the other caches."""
     caches = list(caches)
-    return format_table([_HEADER, *(_row(cache, caches) for cache in caches)])
+    sources = [cache.source for cache in caches if cache.source is not None]
+    found = iter(distinguishing([_not_in_columns(each.manifest.identity) for each in sources]))
+    settings = [[] if cache.source is None else next(found) for cache in caches]
+    return format_table([_HEADER, *map(_row, caches, settings)])
 
 
-def _row(cache: Overview, caches: Sequence[Overview]) -> list[str]:
+def _row(cache: Overview, settings: Sequence[str]) -> list[str]:
     if cache.source is None:
         return [one_line(cache.path.name), *[""] * 6, f"unusable: {one_line(cache.problem)}"]
     m = cache.source.manifest
@@ -33,16 +37,25 @@ def _row(cache: Overview, caches: Sequence[Overview]) -> list[str]:
         str(m.num_views),
         f"{m.num_samples:,}",
         f"{size / 1e6:,.1f} MB",
-        one_line(", ".join(distinctions(m.identity, _identities(caches, m.teacher)))),
+        one_line(", ".join(_shortened(settings))),
         "complete" if cache.done == 1 else f"{100 * cache.done:.1f} % done",
     ]
 
 
-def _identities(caches: Sequence[Overview], teacher: str) -> Iterator[Mapping[str, Any]]:
-    """The identities of the caches that were made from a teacher's file of that name."""
-    for cache in caches:
-        if cache.source is not None and cache.source.manifest.teacher == teacher:
-            yield cache.source.manifest.identity
+def _not_in_columns(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity without what the list has columns of."""
+    shown = {"teacher": "arch", "dataset": "type"}
+    return {
+        key: {name: each for name, each in value.items() if name != shown.get(key)}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in identity.items()
+    }
+
+
+def _shortened(settings: Sequence[str]) -> list[str]:
+    more = len(settings) - _MOST_SETTINGS
+    return list(settings if more <= 1 else [*settings[:_MOST_SETTINGS], f"{more} more"])
 
 
 def info_text(info: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -11,6 +11,7 @@ from store.identity import canonical_json
 
 _LONGEST = 24  # characters of a value in a message
 _MOST_TOLD = 20
+_UNSET = canonical_json(None), None  # a key that is missing is as one that is null
 
 
 @dataclass(frozen=True)
@@ -65,20 +66,15 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(item, f"{prefix}{key}.")
 
 
-def distinctions(
-    own: Mapping[str, Any], others: Iterable[Mapping[str, Any]], but: Collection[str] = ()
-) -> list[str]:
-    """`key=value` of each leaf of `own` that is not the same in all `others`, those in `but` apart.
+def distinguishing(identities: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return, for each identity, `key=value` of its leaves that are not the same in all of them.
 
-    A leaf that only others have counts too: its value is None.
+    A leaf that only others have counts too: it is "not set".
     """
-    own, every = dict(leaves(own)), [dict(leaves(other)) for other in others]
-    keys = sorted({key for each in every for key in each} - set(but))
-    return [
-        f"{key}={short_repr(own.get(key))}"
-        for key in keys
-        if any(each.get(key) != own.get(key) for each in every)
-    ]
+    every = [{key: (canonical_json(value), value) for key, value in leaves(o)} for o in identities]
+    keys = sorted({key for each in every for key in each})
+    telling = [key for key in keys if len({each.get(key, _UNSET)[0] for each in every}) > 1]
+    return [[f"{key}={short_repr(each.get(key, _UNSET)[1])}" for key in telling] for each in every]
 
 
 def _holds_blocks(value: Any) -> TypeGuard[Sequence[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import io
 import multiprocessing
 import os
@@ -27,6 +28,7 @@ from tests.support.project import QUICK_ARGS, QUICK_RUN, copy_project, make
 from tests.support.random_cache import fill
 from tests.support.selection import arrange
 from tests.support.teacher_cache import CachesMadeOnce
+from tests.support.written_run import write_finished_run
 from train.study import Study, open_study
 from train.teacher import train_teacher
 
@@ -184,6 +186,12 @@ def cached(
         "teacher.dataset.limit=6",
         "teacher.views.count=3",
     ]
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the files of a finished run of the student `small`."""
+    return functools.partial(write_finished_run, tmp_path)
 
 
 @pytest.fixture

@@ -149,6 +149,7 @@ def test_overrides_reach_nested_keys_lists_and_whole_blocks() -> None:
         ("training.epochs", "not of the form key.sub=value"),
         ("training.epoch=3", "training.epoch: unknown key; did you mean 'epochs'?"),
         ("methods.kd.9.weight=1", "'9' is not an index into 2 items"),
+        ("methods.kd.2.weight=1", "'2' is not an index into 2 items"),
         ("methods.cd.²=1", "'²' is not an index into 2 items"),
         (f"methods.cd.{'9' * 5000}=1", "9...' is not an index into 2 items"),
         (f"training.epochs={'9' * 5000}", "too many digits"),

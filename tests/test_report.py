@@ -9,30 +9,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 from scipy import stats
 
 from report.__main__ import cli
+from report.differences import difference_cells, interval_bars
 from report.ledger import ledger
 from report.page import Report, html_page, markdown_page
 from report.runs import Errors, Result, results_in
 from report.table import csv_table, markdown_table, rows_of
-from store.identity import identity_sha256
-from train.figures import figures_of
-from train.run_files import metrics_line, run_document, summary_document
+from tests.support.written_run import TEACHER
 from train.student import train_student
 from train.study import Study
 
 ROOT = Path(__file__).parent.parent
-TEACHER = {
-    "test_top1_error": 5.0,
-    "test_top5_error": 1.0,
-    "train_agreement": 0.99,
-    "images_per_second": 50.0,
-}
 
 
 def result(method: str, seed: int, top1: float) -> Result:
@@ -82,6 +74,40 @@ def test_differences_are_paired_by_seed_with_the_p_of_a_t_test() -> None:
     expected = stats.ttest_rel([7.0, 12.0, 9.0], [10.0, 14.0, 11.0]).pvalue
     assert kd.to_ce.p == pytest.approx(expected)
     assert str(cd.to_kd) == "-6.00"  # of one seed there is no p
+
+
+def test_gaps_that_are_equal_up_to_rounding_have_no_p() -> None:
+    theirs = [10.3, 41.1, 2.7, 67.9]
+    runs = [result("ce", seed, top1) for seed, top1 in enumerate(theirs)]
+    runs += [result("kd", seed, top1 - 3.1) for seed, top1 in enumerate(theirs)]
+    assert len({(top1 - 3.1) - top1 for top1 in theirs}) > 1
+    _, kd = rows_of(runs)
+    assert str(kd.to_ce) == "-3.10"
+    assert [cell.text for cell in difference_cells(rows_of(runs))[1]][-2:] == ["", ""]
+    one_image = [result("kd", 0, theirs[0] - 3.1 + 1e-6), *runs[5:]]  # of 10**8
+    assert "p = " in str(rows_of([*runs[:4], *one_image])[1].to_ce)
+
+
+def test_the_bars_of_intervals_have_one_scale_with_zero_in_the_middle() -> None:
+    def row(method: str, *gaps: float) -> list[Result]:
+        return [result(method, seed, 50 + gap) for seed, gap in enumerate(gaps)]
+
+    rows = rows_of([*row("ce", 0, 0), *row("wide", -4, -3.9), *row("close", 2, 2.01)])
+    wide, close = interval_bars(rows)
+    bounds = [each.to_ce.interval for each in rows[1:]]
+    reach = max(max(-each.low, each.high) for each in bounds)
+    for bar, interval in zip((wide, close), bounds, strict=True):
+        low, high = re.search(r'<path d="M([\d.]+) 7H([\d.]+)', bar).groups()
+        middle = re.search(r'<circle cx="([\d.]+)"', bar)[1]
+        for at, value in ((low, interval.low), (high, interval.high), (middle, interval.mean)):
+            assert float(at) == pytest.approx(75 * (1 + 0.97 * value / reach), abs=0.06)
+        assert 'class="zero" d="M75 0v14"' in bar
+        assert bar.count("v6") == 2  # both ends are within the scale
+
+
+def test_the_page_says_how_often_the_teacher_is_right() -> None:
+    page = html_page(Report("t", RUNS, rows_of(RUNS), TEACHER, "All runs."))
+    assert "<dt>teacher right on the cached views</dt><dd>99.00%</dd>" in page
 
 
 def test_the_table_reads_as_written_here() -> None:
@@ -145,58 +171,10 @@ def test_the_ledger_of_runs_that_saw_fewer_images_than_the_pass_says_so() -> Non
 
 # ---- a folder of runs
 
-IDENTITY = {"training": {"epochs": 2}, "num_views": 4, "teacher_outputs": "cache", "cache": {}}
-SUMMARY = {
-    "student": "small",
-    "model": "resnet8",
-    "seconds": 3.0,
-    "num_samples": 100,
-    "is_taught": True,
-    "cache": "t-12345678",
-    "cache_sha256": "12345678ff",
-    "teacher": TEACHER,
-    "device": "cpu",
-    "versions": {"torch": "2"},
-}
-EPOCH = {
-    "loss": 1.0,
-    "losses": {},
-    "weights": {},
-    "top5_error": 0.0,
-    "validation_top1_error": None,
-    "learning_rate": 0.1,
-    "train_seconds": 1.0,
-    "wait_seconds": 0.5,
-}
 
-
-@pytest.fixture
-def write_run(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the files of a finished run as the trainer leaves them; settings go into run.json."""
-
-    def write(label: str, seed: int, top1: float, **settings: Any) -> Path:
-        identity = {**IDENTITY, "terms": [{"loss": label}], "seed": seed, **settings}
-        sha256 = identity_sha256(identity)
-        folder = tmp_path / "small" / f"{label}-seed{seed}-{sha256[:8]}"
-        folder.mkdir(parents=True)
-        (folder / "run.json").write_bytes(run_document(identity))
-        count = identity["training"]["epochs"]
-        epochs = [{"epoch": n, "top1_error": top1, **EPOCH} for n in range(1, count + 1)]
-        lines = (metrics_line(epoch, sha256) for epoch in epochs)
-        (folder / "metrics.jsonl").write_bytes(b"".join(lines))
-        of_run = {"run_sha256": sha256, "method": label, "seed": seed}
-        summary = {**SUMMARY, **of_run, **figures_of(epochs)}
-        (folder / "summary.json").write_bytes(summary_document(summary))
-        return folder
-
-    return write
-
-
-def test_a_folder_is_reported_with_the_settings_of_its_latest_run(
+def test_a_folder_is_reported_with_all_its_finished_runs(
     write_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_run("kd", 0, 30.0, training={"epochs": 1})
-    write_run("kd", 0, 20.0, terms=[{"loss": "kd", "weight": 2.0}])
     unfinished = write_run("dist", 0, 6.0)
     (unfinished / "summary.json").unlink()
     for label, seed, top1 in (("cd", 0, 4.0), ("ce", 0, 8.0), ("ce", 1, 10.0), ("kd", 0, 5.0)):
@@ -226,7 +204,8 @@ def test_runs_can_be_named_and_a_live_teacher_is_a_method_of_its_own(
     out = capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in out.splitlines()[3:5]] == ["kd-live", "kd"]
     assert "| ce |" not in out
-    page = (tmp_path / "small" / "report.html").read_text()
+    (path,) = (tmp_path / "small").glob("report-*.html")  # of runs that were chosen by hand
+    page = path.read_text()
     assert "1 (one in each taught run): 200 images" in page  # the live one saved nothing
     assert f"The runs {live.name}, {cached.name}." in page
 
@@ -252,8 +231,10 @@ def test_a_run_whose_files_are_damaged_is_named_and_stops_no_report_of_others(
         assert f"left out: {folder}/{file}" in printed.err
         assert "| ce | resnet8 | 1 | 9.00 |" in printed.out
         assert "\n| kd |" not in printed.out
-        for page in ("ablation.md", "report.html"):
-            told = (tmp_path / "small" / page).read_text()
+        for page in ("ablation*.md", "report*.html"):
+            told = max(
+                (tmp_path / "small").glob(page), key=lambda path: path.stat().st_mtime_ns
+            ).read_text()
             assert f"Left out, for their files are damaged: {folder.name}." in told
 
 
@@ -314,6 +295,13 @@ def test_the_report_is_four_files_and_the_picture_is_one(report: Path) -> None:
 def test_the_page_holds_everything_and_asks_for_nothing(report: Path) -> None:
     text = (report / "report.html").read_text()
     assert "make ablation &lt;here&gt;" in text
+    teacher = re.search(
+        r"<dt>teacher</dt><dd>resnet8, weights teacher.pt, sha256 \w{64}</dd>", text
+    )
+    assert teacher is not None
+    assert re.sub("<[^>]*>", "", teacher[0]).removeprefix("teacher") in (
+        report / "ablation.md"
+    ).read_text().replace("\\", "")
     for heading in (
         "Learning curves",
         "Paired differences",

@@ -29,6 +29,8 @@ NASTY = [
     "`code` ![](http://x) [a](b)",
     "=1+1",
     "@SUM(A1)",
+    "a; =1+1;-2|@x",
+    "＝1+1",
     "\x1b[31mred\u202e\udcff\0",
     '"><img src=x onerror=alert(1)>',
 ]

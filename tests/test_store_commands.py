@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -20,6 +21,7 @@ from precompute.verify import cli as verify
 from store import CacheContent, CacheWriter, TeacherCache
 from store.__main__ import cli
 from store.layout import Block, encode_chunk
+from store.manifest import read_manifest, write_manifest
 from store.transfer import export_cache
 from tests.support.damage import flip
 from tests.support.pass_commands import arguments_of, overrides_of
@@ -153,6 +155,18 @@ def test_verify_knows_what_each_dtype_rounds(
     make_cache(config, tmp_path, batch_size=7)
     call = ["digits-resnet20", *overrides_of(config.teacher.weights), *dtypes]
     assert verify([*call, "--caches", str(tmp_path), "--device", "cpu"]) == 0
+
+
+def test_verify_finds_a_changed_train_agreement(
+    made: tuple[TeacherConfig, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, path = made
+    measured = TeacherCache.open(path).measured
+    other = {**measured, "train_agreement": measured["train_agreement"] - 1 / 180}  # of a record
+    write_manifest(path, dataclasses.replace(read_manifest(path), measured=other))
+    call = ["digits-resnet20", *overrides_of(config.teacher.weights), "--caches", str(path.parent)]
+    assert verify([*call, "--device", "cpu", "--records", "1"]) == 1
+    assert "NOT the teacher's outputs: train_agreement" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("tap", ["logits", "stage2", "correct"])

@@ -26,7 +26,7 @@ from runtime.options import (
 from store.mirror import local_caches
 from train import TrainError
 from train.any_ranks import trained_by_any_number
-from train.options import Method, RemoveRuns, Runs, Seed, Which
+from train.options import Method, RemoveRuns, Runs, Seed, Superseded, Which
 from train.plan import open_named_study
 from train.runs import offer_removal, runs_below, table_of
 
@@ -83,15 +83,23 @@ def list_runs(
     name: Annotated[str | None, typer.Argument(help="a student; default: all of them")] = None,
     runs: Runs = Path("runs"),
     remove: RemoveRuns = False,
+    superseded: Superseded = False,
     yes: Annotated[bool, typer.Option("--yes", help="delete without asking")] = False,
 ) -> None:
-    """List runs: state, error, size, age, and what differs between runs of one method."""
+    """List runs: state, error, size, age, and what differs between runs of one student."""
+    if superseded and not remove:
+        raise TrainError("--superseded chooses what --remove deletes", fix="--remove --superseded")
     student_name = Path(name).stem if name and name.endswith((".yaml", ".yml")) else name
     existing, console = runs_below(runs, student_name), new_console()
     if not existing:
         console.print(f"{runs / (student_name or '')} holds no run")
     elif remove:
-        offer_removal(existing, console, lambda question: yes or typer.confirm(question))
+        offer_removal(
+            existing,
+            console,
+            lambda question: yes or typer.confirm(question),
+            superseded=superseded,
+        )
     else:
         console.print(table_of(existing, time.time()))
     for problem in (run.problem for run in existing if run.problem):

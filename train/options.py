@@ -76,8 +76,14 @@ TrainTeacher = Annotated[
     ),
 ]
 Which = Annotated[Literal["best", "last"], typer.Option(help="export the weights of this epoch")]
-RemoveRuns = Annotated[
-    bool, typer.Option("--remove", help="delete unfinished and superseded runs, after asking")
+RemoveRuns = Annotated[bool, typer.Option("--remove", help="delete unfinished runs, after asking")]
+Superseded = Annotated[
+    bool,
+    typer.Option(
+        "--superseded",
+        help="with --remove: also finished runs that a later one of the same method and seed, with "
+        "other settings, has followed",
+    ),
 ]
 CompleteCaches = Annotated[
     Path | None,

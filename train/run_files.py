@@ -205,6 +205,7 @@ class _StudentSummary(_Summary):
     num_teachers: Annotated[int, Field(ge=1, le=1000)] = 1  # older ones lack it
     cache_sha256: Text
     teacher: dict[Text, float]
+    teacher_weights: Annotated[list[Text], Field(max_length=1000)] = []  # older ones lack it
     device: Text
     threads: Count | None = None  # older ones lack it
     versions: dict[Text, Text]

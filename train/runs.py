@@ -20,12 +20,11 @@ from runtime.errors import Busy
 from runtime.formats import format_age, format_table
 from runtime.locks import LOCK_FILE, Job, WriterLock
 from runtime.reading import BadFile
-from store.differences import Difference, differences, distinctions, short_repr, told
+from store.differences import Difference, differences, short_repr, told
 from store.identity import identity_sha256
 from train.run_files import CHECKPOINT_FILE, RUN_FILE, count_epochs, read_result, read_run
+from train.run_settings import OF_ONE_RUN, distinct_settings, without
 
-# Of a run's identity, what its method and seed decide; the rest are the settings of its study.
-_OF_ONE_RUN = ("terms", "seed", "sources", "window")
 _FOLDER = re.compile(
     r"(?P<label>.+)-seed(?P<seed>[0-9]+)-(?P<digits>[0-9a-f]{8})(?P<again>\.redo)?"
 )
@@ -49,6 +48,7 @@ class FoundRun:
     changed: float  # seconds, as of time.time
     is_training: bool
     is_repetition: bool  # of a finished run, whose folder it will take
+    waits: bool = False  # a finished repetition that has not taken that place: it was killed then
     problem: str = ""
 
     @property
@@ -70,6 +70,8 @@ class FoundRun:
             return "finished"
         if self.is_training:
             return "training now"
+        if self.waits:
+            return "finished repetition, takes its place when the run is trained"
         has_checkpoint = (self.folder / CHECKPOINT_FILE).is_file()
         state = "interrupted" if has_checkpoint else "unfinished"
         of = f"{self.epochs} of {self.identity['training']['epochs']} epochs"
@@ -77,11 +79,11 @@ class FoundRun:
 
     def is_like(self, identity: Mapping[str, Any]) -> bool:
         """Whether this run and that of the identity differ in method and seed alone."""
-        return _without(_OF_ONE_RUN, self.identity) == _without(_OF_ONE_RUN, identity)
+        return _digest(OF_ONE_RUN, self.identity) == _digest(OF_ONE_RUN, identity)
 
     def is_repetition_of(self, identity: Mapping[str, Any]) -> bool:
         """Whether this run and that of the identity differ in the seed alone."""
-        return _without(("seed",), self.identity) == _without(("seed",), identity)
+        return _digest(("seed",), self.identity) == _digest(("seed",), identity)
 
 
 def runs_below(runs_dir: Path, student: str | None = None) -> list[FoundRun]:
@@ -155,10 +157,11 @@ def _changed_at(path: Path) -> float:
 
 
 def table_of(runs: Sequence[FoundRun], now: float) -> str:
-    """A line per run, which ends with the settings that are not those of all of its method.
+    """A line per run, which ends with the settings that are not those of all of its student.
 
     now: seconds, as of time.time.
     """
+    settings = _distinctions(runs)
     rows = [["run", "state", "top-1 error (%)", "size", "age", "differs in"]]
     for run in runs:
         errors = run.summary["last"]["top1_error"] if run.summary else None
@@ -169,7 +172,7 @@ def table_of(runs: Sequence[FoundRun], now: float) -> str:
                 "" if errors is None else f"{errors:.2f}",
                 f"{run.num_bytes / 1e6:,.1f} MB",
                 format_age(now - run.changed),
-                ", ".join(_distinctions(run, runs)),
+                ", ".join(settings.get(run.folder, ())),
             ]
         )
     return format_table(rows)
@@ -194,27 +197,50 @@ def format_result(summary: Mapping[str, Any], folder: Path) -> str:
     return "\n  ".join(lines)
 
 
-def removable(runs: Iterable[FoundRun]) -> dict[Path, str]:
-    """{folder: why} of runs that are unfinished, or superseded by a later finished one."""
+def removable(runs: Sequence[FoundRun], *, superseded: bool = False) -> dict[Path, str]:
+    """{folder: why} of runs that are unfinished.
+
+    superseded: also of finished runs that were followed by a later one of their method and seed,
+    which has other settings and need not be better.
+    """
     found, latest = {}, {}
-    runs = list(runs)
     for run in sorted(runs, key=lambda run: run.changed):
         if run.summary is not None:
             latest[run.key] = run
     for run in runs:
-        successor = latest.get(run.key, run)
-        if run.is_training or run.problem:
+        later = latest.get(run.key, run)
+        if run.is_training or run.problem or run.waits:
             continue
         if run.summary is None:
             found[run.folder] = run.state
-        elif successor is not run:
-            found[run.folder] = f"superseded by {successor.folder.name}"
+        elif superseded and later is not run:
+            found[run.folder] = _format_later(run, later)
     return found
 
 
-def offer_removal(runs: Sequence[FoundRun], console: Console, agree: Callable[[str], bool]) -> None:
-    """Name the runs that are surplus, and delete them if `agree` says yes to the question."""
-    surplus = removable(runs)
+def _format_later(run: FoundRun, later: FoundRun) -> str:
+    """What is lost: the errors of both, and how their settings differ."""
+    pair = [run, later]
+    errors = [f"{each.summary['last']['top1_error']:.2f} %" for each in pair if each.summary]
+    own, _ = distinct_settings([(each.label, each.identity) for each in pair])
+    return (
+        f"finished with {errors[0]}, superseded by {later.folder.name} with {errors[1]}; "
+        f"{', '.join(own)}"
+    )
+
+
+def offer_removal(
+    runs: Sequence[FoundRun],
+    console: Console,
+    agree: Callable[[str], bool],
+    *,
+    superseded: bool = False,
+) -> None:
+    """Name the runs that are surplus, and delete them if `agree` says yes to the question.
+
+    superseded: as in `removable`.
+    """
+    surplus = removable(runs, superseded=superseded)
     for folder, why in surplus.items():
         console.print(f"{folder}: {why}")
     size = sum(run.num_bytes for run in runs if run.folder in surplus) / 1e6
@@ -256,12 +282,15 @@ def _read_run(folder: Path) -> FoundRun | None:
         if (identity := read_run(folder)) is None:
             return None
         _refuse_other_name(folder, name, identity)
-        summary = None if name["again"] else read_result(folder, identity)
+        summary = read_result(folder, identity)
         epochs = count_epochs(folder, identity_sha256(identity))
     except (BadFile, OSError) as error:
         problem = str(error)
     files = [path for path in folder.rglob("*") if path.name != LOCK_FILE and not path.is_dir()]
     sizes = [path.lstat() for path in files] or [folder.lstat()]
+    waits = bool(name["again"]) and summary is not None
+    if waits:
+        summary = None  # it counts in its place
     return FoundRun(
         folder=folder,
         label=name["label"],
@@ -271,8 +300,9 @@ def _read_run(folder: Path) -> FoundRun | None:
         epochs=epochs,
         num_bytes=sum(size.st_size for size in sizes),
         changed=max(size.st_mtime for size in sizes),
-        is_training=summary is None and _is_locked(folder),
+        is_training=summary is None and not waits and _is_locked(folder),
         is_repetition=bool(name["again"]),
+        waits=waits,
         problem=problem,
     )
 
@@ -300,16 +330,21 @@ def _is_locked(folder: Path) -> bool:
     return False
 
 
-def _without(keys: Sequence[str], identity: Mapping[str, Any]) -> str:
-    return identity_sha256({key: value for key, value in identity.items() if key not in keys})
+def _digest(but: Sequence[str], identity: Mapping[str, Any]) -> str:
+    return identity_sha256(without(but, identity))
 
 
-def _distinctions(run: FoundRun, runs: Sequence[FoundRun]) -> list[str]:
-    """`key=value` of each setting that is not the same in all runs of its student and method."""
-    if run.problem:
-        return []
-    same_method = [each for each in runs if each.key[:2] == run.key[:2] and not each.problem]
-    settings = distinctions(run.identity, (each.identity for each in same_method), but=["seed"])
-    threads = {each.threads for each in same_method if each.threads is not None}
-    is_told = len(threads) > 1 and run.threads is not None
-    return [*settings, *([f"threads={run.threads}"] if is_told else [])]
+def _distinctions(runs: Sequence[FoundRun]) -> dict[Path, list[str]]:
+    """{folder: `key=value` of each setting that is not the same in all runs of its student}."""
+    students: dict[Path, list[FoundRun]] = {}
+    for run in runs:
+        if not run.problem:
+            students.setdefault(run.folder.parent, []).append(run)
+    found: dict[Path, list[str]] = {}
+    for of_one in students.values():
+        settings = distinct_settings([(run.label, run.identity) for run in of_one])
+        several = len({run.threads for run in of_one if run.threads is not None}) > 1
+        for run, own in zip(of_one, settings, strict=True):
+            threads = [f"threads={run.threads}"] if several and run.threads is not None else []
+            found[run.folder] = [*own, *threads]
+    return found

@@ -1,0 +1,57 @@
+"""The files of finished runs as the trainer leaves them, with any error and settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from store.identity import identity_sha256
+from train.figures import figures_of
+from train.run_files import metrics_line, run_document, summary_document
+
+TEACHER = {
+    "test_top1_error": 5.0,
+    "test_top5_error": 1.0,
+    "train_agreement": 0.99,
+    "images_per_second": 50.0,
+}
+IDENTITY = {"training": {"epochs": 2}, "num_views": 4, "teacher_outputs": "cache", "cache": {}}
+SUMMARY = {
+    "student": "small",
+    "model": "resnet8",
+    "seconds": 3.0,
+    "num_samples": 100,
+    "is_taught": True,
+    "cache": "t-12345678",
+    "cache_sha256": "12345678ff",
+    "teacher": TEACHER,
+    "device": "cpu",
+    "versions": {"torch": "2"},
+}
+EPOCH = {
+    "loss": 1.0,
+    "losses": {},
+    "weights": {},
+    "top5_error": 0.0,
+    "validation_top1_error": None,
+    "learning_rate": 0.1,
+    "train_seconds": 1.0,
+    "wait_seconds": 0.5,
+}
+
+
+def write_finished_run(runs_dir: Path, label: str, seed: int, top1: float, **settings: Any) -> Path:
+    """Write a run below `runs_dir`/small; settings go into run.json. Returns its folder."""
+    identity = {**IDENTITY, "terms": [{"loss": label}], "seed": seed, **settings}
+    sha256 = identity_sha256(identity)
+    folder = runs_dir / "small" / f"{label}-seed{seed}-{sha256[:8]}"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_bytes(run_document(identity))
+    count = identity["training"]["epochs"]
+    epochs = [{"epoch": n, "top1_error": top1, **EPOCH} for n in range(1, count + 1)]
+    lines = (metrics_line(epoch, sha256) for epoch in epochs)
+    (folder / "metrics.jsonl").write_bytes(b"".join(lines))
+    of_run = {"run_sha256": sha256, "method": label, "seed": seed}
+    summary = {**SUMMARY, **of_run, **figures_of(epochs)}
+    (folder / "summary.json").write_bytes(summary_document(summary))
+    return folder

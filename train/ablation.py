@@ -30,6 +30,7 @@ from train.runs import FoundRun, finished_alike, runs_below
 from train.study import Run, Study, held_together
 from train.windows import jobs_that_fit
 
+_LOST = "its process ended without a result of it"
 _ROOT = Path(__file__).parent.parent
 
 
@@ -131,8 +132,8 @@ def run_ablation(
         done = side_by_side(groups, train, jobs)
     failures, started = {}, time.perf_counter()
     for number, (run, failure) in enumerate(done, start=1):
-        if failure:
-            failures[run] = failure
+        if failure or run.summary is None:
+            failures[run] = failure or _LOST
         left = (time.perf_counter() - started) / number * (len(waiting) - number)
         result = _format_result(run, failure)
         console.print(f"run {number:3d}/{len(waiting)}  {result}  ETA {left:4.0f} s")
@@ -169,7 +170,8 @@ def _format_result(run: Run, failure: str) -> str:
     if failure:
         return f"{start}  FAILED: {failure.splitlines()[0]}"
     summary = run.summary
-    assert summary is not None
+    if summary is None:
+        return f"{start}  FAILED: {_LOST}"
     return f"{start}  top-1 error {summary['last']['top1_error']:6.2f} %"
 
 

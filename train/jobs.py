@@ -15,6 +15,7 @@ from typing import Any
 from runtime.errors import Stopped
 from runtime.limits import Share
 from runtime.signals import StopRequest
+from train.changed import changed_since_planned
 from train.recipe import Recipe
 from train.study import Run, Study
 
@@ -114,11 +115,11 @@ def _nothing() -> None:
     pass
 
 
-_Named = tuple[str, int, bool]  # a run as another process is told of it
+_Named = tuple[str, int, bool, dict[str, Any]]  # a run as another process is told of it
 
 
 def _named(run: Run) -> _Named:
-    return run.method, run.seed, run.live_teacher
+    return run.method, run.seed, run.live_teacher, run.identity
 
 
 def _train(names: Sequence[_Named]) -> list[str]:
@@ -133,9 +134,10 @@ def _train(names: Sequence[_Named]) -> list[str]:
         _is_training = True
         if _stopping.value:
             return []
-        runs = [study.run(*name) for name in names]
-        failures = dict(train(runs))
-        return [failures[run] for run in runs]
+        planned = {study.run(*name[:3]): name[3] for name in names}
+        changed = {run: changed_since_planned(run, planned[run]) for run in planned}
+        failures = changed | dict(train([run for run in planned if not changed[run]]))
+        return [failures[run] for run in planned]
     except Stopped as stopped:
         if _stopping.value:
             return []

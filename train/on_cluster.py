@@ -6,12 +6,13 @@ Runs, their checkpoints and the cache lie in folders that all nodes share.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from runtime.cluster import Cluster, Failure, Ref
 from runtime.errors import Busy, Stopped
 from runtime.signals import StopRequest
+from train.changed import refuse_changed
 from train.recipe import Recipe
 from train.study import Run, Study
 
@@ -40,7 +41,9 @@ def train_on_cluster(
     given = Recipe.of(runs[0].study), options
     with StopRequest() as stop:
         tasks = {
-            cluster.submit(train_run, *given, run.method, run.seed, run.live_teacher): run
+            cluster.submit(
+                train_run, *given, run.method, run.seed, run.live_teacher, run.identity
+            ): run
             for run in runs
         }
         try:
@@ -76,14 +79,25 @@ def _save_all(cluster: Cluster, tasks: dict[Ref, Run]) -> None:
 _here: tuple[Recipe, Study] | None = None
 
 
-def train_run(recipe: Recipe, options: Options, method: str, seed: int, live_teacher: bool) -> None:
-    """Train a run, or what is left of it. Raises TrainError, CacheError, Stopped, Busy."""
+def train_run(
+    recipe: Recipe,
+    options: Options,
+    method: str,
+    seed: int,
+    live_teacher: bool,
+    planned: Mapping[str, Any],
+) -> None:
+    """Train a run, or what is left of it. Raises TrainError, CacheError, Stopped, Busy.
+
+    planned: its identity in the process that planned the study.
+    """
     global _here
     from train.student import train_student  # loads torch
 
     if _here is None or _here[0] != recipe:
         _here = recipe, recipe.opened()
     run, until = _here[1].run(method, seed, live_teacher), time.monotonic() + _SECONDS_TO_DIE
+    refuse_changed(run, planned)
     while not run.is_finished:  # it is, where a node died between the run's end and the task's
         try:
             train_student(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from store import TeacherCache
 from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
 from train import TrainError
+from train.changed import refuse_other_inputs, refuse_other_teacher
 from train.check import check_methods
 from train.connector_ends import format_linear, mean_squares
 from train.connectors import Connectors, connectors_for, student_classifiers, student_stages
@@ -155,6 +157,7 @@ def open_session(
         if each is not None:
             on_batch_of_all(each, run.training, ranks)
     start = start_student(network, study.config, study.image_shape)
+    refuse_other_inputs(run)
     learner = make_learner(
         network,
         connectors,
@@ -304,6 +307,7 @@ def _live(
         calibration=calibration_batches(data.train),
         has_embedding="embedding" in taps,
     )
+    refuse_other_teacher(run, config.teacher.weights, cache)
     if run.live_bn:
         use_batch_statistics(teacher.network, config.teacher.arch)
     return LiveTeacher(teacher, taps_stored({tap: cache.taps[tap] for tap in taps}))
@@ -315,6 +319,11 @@ def merged_of(study: Study) -> MergedTaps | None:
         return None
     taps = [study.cache.taps, *(other.cache.taps for other in study.further)]
     return merged_taps(taps, study.config.weight_of_each)
+
+
+def _weights_name(teacher: TeacherConfig) -> str:
+    """The file's name without its folders, which are of one machine, or a published name."""
+    return Path(teacher.teacher.weights).name
 
 
 def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
@@ -331,6 +340,9 @@ def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
         "num_teachers": 1 + len(study.further),
         "cache_sha256": identity_sha256(study.cache.identity),
         "teacher": study.cache.measured,
+        "teacher_weights": [
+            _weights_name(each) for each in (study.teacher, *(o.config for o in study.further))
+        ],
         "device": str(device),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

@@ -19,7 +19,8 @@ from configs.schema import (
     as_plain,
 )
 from nets.names import check_arch
-from nets.source import arch_source, module_sha256
+from nets.source import arch_source
+from runtime.own_code import module_sha256
 from runtime.reading import BadFile
 from store.identity import identity_sha256
 from store.reader import TeacherCache
@@ -179,8 +180,7 @@ class Run:
             "run_version": RUN_VERSION,
             "student": network_identity(study.config.student, self.linear_connectors),
             "training": recipe_identity(study.config.training, self.ranks),
-            # The first versions averaged integers, too: network-ema was another one.
-            **({"ema_integers": "copied"} if study.config.training.ema else {}),
+            **({"ema_integers": "copied"} if study.config.training.ema else {}),  # once averaged
             "terms": [_UNSET_OPTIONS | term for term in plain["methods"][self.method]],
             "seed": self.seed,
             "num_views": self.num_views,

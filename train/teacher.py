@@ -21,6 +21,7 @@ from runtime.formats import format_duration
 from runtime.inside import remove_leftovers
 from store.identity import file_sha256
 from train import TrainError
+from train.changed import refuse_other_inputs
 from train.distributed import on_batch_of_all, prepare_for_ranks
 from train.feed import NoTeacher
 from train.finetune import start_from
@@ -111,6 +112,7 @@ def _open_session(
         stages=run.config.taps.stages,
         image_shape=data.train.shape,
     )
+    refuse_other_inputs(run)
     learner = make_learner(network, None, training, device, start=start, ranks=ranks)
     prepare_for_ranks(learner, len(data.train))
     return Session(run, data, learner, NoTeacher())

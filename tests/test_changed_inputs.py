@@ -1,0 +1,155 @@
+"""Code and weights that are changed while a study runs: no run is filed under what it is not."""
+
+from __future__ import annotations
+
+import functools
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from configs.load import load_teacher
+from nets.weights import save_atomically
+from nets.zoo import build
+from runtime.own_code import CannotImport, load_module, module_sha256
+from tests.support.teacher_cache import CPU
+from train import TrainError, teacher
+from train.ablation import _train_group, run_ablation
+from train.jobs import side_by_side
+from train.on_cluster import Options, train_run
+from train.ranks import ALONE
+from train.recipe import Recipe
+from train.student import open_session, train_student
+from train.study import Study
+from train.teacher_weights import TeacherRun, load_teacher_data
+from views.dataset_pixels import open_dataset_pixels
+
+MakeStudy = Callable[..., Study]
+METHODS = "methods.own=[{loss: ce}, {loss: 'changing_loss:changing'}]"
+LOSS = """
+from pathlib import Path
+from train.terms import Batch, loss_term
+
+@loss_term(teacher_taps=["logits"])
+def changing(batch: Batch):
+    for new in Path(__file__).parent.glob("new.*"):
+        new.rename(Path(__file__).parent / new.read_text().splitlines()[0].strip("# "))
+    return (batch.logits - batch.teacher["logits"]).square().mean()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A loss that, when it is first computed, moves `new.*` to the name in its first line."""
+    (tmp_path / "changing_loss.py").write_text(LOSS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("changing_loss", None)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def weights(path: Path, seed: int) -> Path:
+    network = build("resnet8", num_classes=10, in_channels=1, seed=seed)
+    save_atomically(network.state_dict(), path)
+    return path
+
+
+def test_a_loss_that_is_edited_during_a_study_stays_the_one_that_was_loaded(
+    make_study: MakeStudy, folder: Path
+) -> None:
+    study = make_study(student=[METHODS, "training.epochs=1", "training.schedule.milestones=[1]"])
+    runs = [study.run("own", seed) for seed in (0, 1)]
+    planned = [run.sha256 for run in runs]
+    (folder / "new.py").write_text("# changing_loss.py\n" + LOSS.replace("mean", "sum"))
+    train = functools.partial(_train_group, device="cpu", num_workers=None, track=())
+    assert [failure for _, failure in side_by_side([[run] for run in runs], train, 1)] == ["", ""]
+    assert not (folder / "new.py").exists()
+    for run, sha256 in zip(runs, planned, strict=True):
+        assert run.summary is not None
+        assert run.summary["run_sha256"] == sha256
+    assert module_sha256("changing_loss") != runs[0].identity["sources"]["changing_loss"]
+    (again,) = run_ablation([study.run("own", 2)], device="cpu", console=quiet()) or [None]
+    assert again is None  # a new process, which loads the edited file, files it as that
+
+
+def test_weights_that_are_replaced_during_a_study_are_an_error_of_the_later_runs(
+    make_study: MakeStudy, folder: Path
+) -> None:
+    first = weights(folder / "first.pt", 1)
+    overrides = [
+        METHODS,
+        "training.epochs=1",
+        "training.schedule.milestones=[1]",
+        f"student.init={first}",
+    ]
+    study = make_study(student=overrides)
+    runs = [study.run(method, 0) for method in ("own", "ce")]
+    assert len({run.sha256 for run in runs}) == 2  # planned with the first weights
+
+    def replaced(run: object, result: object) -> None:
+        weights(first, 2)
+
+    train_student(runs[0], device="cpu", on_epoch=functools.partial(replaced, runs[0]))
+    assert not runs[1].is_finished
+    failures = run_ablation(runs, device="cpu", console=quiet())
+    assert list(failures) == [runs[1]]
+    assert "student.init" in failures[runs[1]]
+    assert "has changed since this command began" in failures[runs[1]]
+    assert runs[1].summary is None
+    with pytest.raises(TrainError, match=r"student\.init has changed since"):
+        train_run(Recipe.of(study), Options("cpu", None, ()), "ce", 0, False, runs[1].identity)
+    assert not list(study.folder.glob("ce-*/summary.json"))
+
+
+def test_a_live_teacher_whose_weights_were_replaced_is_an_error(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    own = weights(tmp_path / "teacher.pt", 1)
+    study = make_study(
+        teacher=[f"teacher.weights={own}"],
+        student=["training.epochs=1", "training.schedule.milestones=[1]"],
+    )
+    weights(own, 2)
+    run = study.run("kd", 0, live_teacher=True)
+    with pytest.raises(TrainError, match=r"teacher\.weights has changed since this command"):
+        open_session(run, CPU)
+
+
+def test_a_teacher_whose_start_was_replaced_is_not_trained(tmp_path: Path) -> None:
+    init = weights(tmp_path / "init.pt", 1)
+    config = load_teacher(
+        "digits-resnet20",
+        ["teacher.arch=resnet8", f"training.init={init}", f"teacher.weights={tmp_path}/new.pt"],
+    )
+    assert config.training is not None
+    run = TeacherRun(config, load_teacher_data(config, config.training))
+    assert run.identity["training"]["init"]
+    weights(init, 2)
+    data = open_dataset_pixels(run.dataset, run.views, config.dataset.normalisation, CPU, 0)
+    with pytest.raises(TrainError, match=r"training\.init has changed since this command began"):
+        teacher._open_session(run, data, CPU, ALONE)
+
+
+def test_what_is_hashed_of_a_module_is_what_was_loaded(folder: Path) -> None:
+    (folder / "package").mkdir()
+    file = folder / "package" / "__init__.py"
+    file.write_text("value = 1\n")
+    before = module_sha256("package")
+    assert load_module("package").value == 1
+    file.write_text("value = 2\n")  # in the same second, of the same size
+    assert module_sha256("package") == before
+    assert load_module("package").value == 1
+    del sys.modules["package"]
+    assert module_sha256("package") != before
+    file.write_text("value = 3\n")
+    with pytest.raises(CannotImport, match=r"package/__init__\.py has changed since"):
+        load_module("package")
+    assert module_sha256("package") != before
+    assert load_module("package").value == 3
+    del sys.modules["package"]

@@ -10,9 +10,11 @@ that all of its files are those of one folder, even if another one gets its name
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -134,7 +136,8 @@ def write_inside(
 def open_to_append(root: Root, relative: PurePath | str) -> BinaryIO:
     """A regular file below `root`, made if it is missing, that writes at its end. Raises BadFile.
 
-    A file with a second name (a hard link) is refused: it may be somebody else's.
+    A file with a second name (a hard link, as `cp -al` makes it) is left alone: its place is taken
+    by a copy, as the other name may be of a snapshot, or of somebody else's file.
     """
     return os.fdopen(_opened(root, PurePath(relative), os.O_WRONLY | os.O_APPEND), "ab")
 
@@ -149,11 +152,49 @@ def _opened(root: Root, place: PurePath, access: int) -> int:
         refuse_special(folder, place.name, root / place)
         flags = access | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(place.name, flags, 0o644, dir_fd=folder)
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            os.close(handle)
-            raise BadFile(root / place, "has a second name (a hard link); not written to")
-        return handle
+        while True:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                os.close(handle)
+                raise BadFile(root / place, "is not a regular file")
+            if status.st_nlink < 2 or not _take(handle):  # taken: its owner goes on with it
+                return handle
+            try:
+                if _names(folder, place.name, handle):
+                    _copy_into_place(folder, place.name)
+            finally:
+                os.close(handle)
+            handle = os.open(place.name, flags, 0o644, dir_fd=folder)
+
+
+def _take(handle: int) -> bool:
+    """Return False if another process has locked the file, as `runtime.locks` does."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _names(folder: int, name: str, handle: int) -> bool:
+    """Return True if the name still is that of the opened file."""
+    status, found = os.fstat(handle), os.stat(name, dir_fd=folder, follow_symlinks=False)
+    return (status.st_dev, status.st_ino) == (found.st_dev, found.st_ino)
+
+
+def _copy_into_place(folder: int, name: str) -> None:
+    """Give a name a file of its own with the same content; other names keep the old file."""
+    aside, new = new_aside(folder, name)
+    with open_regular(Path(name), dir_fd=folder) as old, new:
+        try:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fsync(new.fileno())
+            os.rename(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            _remove(folder, aside)
+            raise
+    os.fsync(folder)
 
 
 def append_whole(file: BinaryIO, data: bytes, end: int) -> None:

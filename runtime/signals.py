@@ -12,7 +12,9 @@ from runtime.errors import Stopped
 class StopRequest:
     """A context manager that records the first signal in `signal_number` while it is open.
 
-    The second one raises Stopped, and `is_urgent` says so.
+    The second one raises Stopped, and `is_urgent` says so. A request that nothing has answered when
+    the context ends, since the work came to its end first, raises Stopped there: whoever has more
+    to do must not go on with it.
     Only the main thread may handle signals; elsewhere nothing is recorded. A signal that is
     ignored stays ignored: the processes of an ablation leave Ctrl-C to the one that started them.
     """
@@ -34,6 +36,8 @@ class StopRequest:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is None and self.signal_number is not None:
+            raise Stopped(self.signal_number, "stopped; what was being done is finished")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:

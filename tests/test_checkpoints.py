@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,16 @@ from typing import Any
 import pytest
 import torch
 
+from nets.error_rates import ErrorRates
 from runtime.errors import UserError
 from runtime.reading import BadFile
 from tests.support.finished_run import Trained, train_both
 from train import TrainError
 from train.checkpoint import checksum_of, content_sha256, read_checkpoint, restore
+from train.figures import figures_of
 from train.learner import Learner
 from train.records import RunRecorder
+from train.results import EpochResult
 from train.student import open_session, train_student
 from train.study import Run
 
@@ -241,6 +245,88 @@ def test_what_killed_processes_left_in_a_run_is_gone_after_the_next(run: Run) ->
     resume(run)
     assert not (run.folder / ".checkpoint.pt.12345.tmp").exists()
     assert (run.folder / ".mine.tmp").exists()
+
+
+def test_an_epoch_is_on_the_disk_in_the_order_in_which_one_file_counts_on_another(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    aside = r"^\.([a-z.]+\.pt)\..*\.tmp$"
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(handle: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{handle}")).name
+        done.append("flush " + re.sub(aside, r"new \1", name))
+        fsync(handle)
+
+    def noted_rename(source: str, target: str, **folders: int) -> None:
+        done.append(f"rename {target}")
+        rename(source, target, **folders)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    recorder, result = recorder_of(run), result_of(3, error=0.0)
+    with recorder:
+        recorder.epoch_done(result)
+    flush = f"flush {run.folder.name}"
+    assert done[done.index("flush metrics.jsonl") :] == [
+        "flush metrics.jsonl",
+        *("flush new best.next.pt", "rename best.next.pt", flush),
+        *("flush new checkpoint.pt", "rename checkpoint.pt", flush),
+        *("rename best.pt", flush),
+    ]
+
+
+def test_of_two_equal_epochs_the_earlier_is_best(run: Run) -> None:
+    with recorder_of(run) as recorder:
+        before = recorder.best["best"]
+        recorder.epoch_done(result_of(3, error=before.deciding))
+        assert recorder.best["best"] == before
+    errors = {"top1_error": 5.0, "top5_error": 1.0, "validation_top1_error": None}
+    epochs = [{"epoch": number, **errors} for number in (1, 2, 3)]
+    assert figures_of(epochs)["best"]["epoch"] == 1
+
+
+def recorder_of(run: Run) -> RunRecorder:
+    return RunRecorder(run, open_session(run, CPU).learner)
+
+
+def result_of(epoch: int, error: float) -> EpochResult:
+    errors = ErrorRates(error, error)
+    numbers = {"learning_rate": 0.1, "num_samples": 60}
+    seconds = dict.fromkeys(("train_seconds", "wait_seconds", "evaluate_seconds"), 1.0)
+    losses = {"loss": 1.0, "losses": {}, "weights": {}, "step_losses": [], "average": None}
+    return EpochResult(epoch=epoch, errors=errors, validation=None, **losses, **numbers, **seconds)
+
+
+def test_a_checkpoint_without_its_metrics_is_kept_and_named(run: Run) -> None:
+    metrics, checkpoint = run.folder / "metrics.jsonl", run.folder / "checkpoint.pt"
+    lines, state = metrics.read_bytes(), checkpoint.read_bytes()
+    first = lines.splitlines(keepends=True)[0]
+    for found, content in ((0, None), (0, b""), (1, first)):
+        metrics.unlink(missing_ok=True)
+        if content is not None:
+            metrics.write_bytes(content)
+        told = rf"metrics\.jsonl has {found} of the 2 epochs .*\n  fix: rm .*checkpoint\.pt"
+        with pytest.raises(TrainError, match=told):
+            resume(run)
+        assert checkpoint.read_bytes() == state
+    metrics.write_bytes(lines)
+    assert resume(run)["epochs"] == 3
+
+
+def test_a_snapshot_of_hard_links_neither_stops_a_run_nor_changes_with_it(
+    run: Run, tmp_path: Path
+) -> None:
+    def snapshot(name: str) -> dict[Path, bytes]:
+        shutil.copytree(run.folder, tmp_path / name, copy_function=os.link)
+        return {path: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    taken = snapshot("before")
+    train_student(run, device="cpu", on_epoch=lambda _: taken.update(snapshot("during")))
+    assert run.summary is not None
+    assert len({path.parent for path in taken}) == 2
+    assert all(path.read_bytes() == content for path, content in taken.items())
 
 
 # ---- links and special files in a run's folder

@@ -188,6 +188,22 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(
         export_student(run, ["last"], tmp_path / "link", device="cpu")
 
 
+def test_an_export_of_another_run_is_not_replaced(
+    make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    study, out = make_study(student=["training.epochs=2"]), tmp_path / "out"
+    longer = make_study(student=["training.epochs=3"])
+    first, seed, other = study.run("ce", 0), study.run("ce", 1), longer.run("ce", 0)
+    for run in (first, seed, other):
+        train_student(run)
+    export_student(first, ["last"], out, device="cpu")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for run, told in ((seed, "seed 0"), (other, "run_sha256")):
+        with pytest.raises(TrainError, match=rf"another run \(.*{told}.*\n  fix: .* rm -r .*/out"):
+            export_student(run, ["last"], out, device="cpu")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_a_summary_without_the_sha256_of_the_weights_is_no_reason_to_believe_them(
     make_study: Callable[..., Study], tmp_path: Path
 ) -> None:

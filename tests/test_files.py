@@ -13,6 +13,7 @@ import pytest
 
 from runtime import files
 from runtime.commands import new_app, new_console, run_command
+from runtime.errors import Busy
 from runtime.files import folder_written_aside, write_atomically, written_aside
 from runtime.inside import (
     open_to_append,
@@ -21,7 +22,7 @@ from runtime.inside import (
     remove_leftovers,
     write_inside,
 )
-from runtime.locks import LOCK_FILE, Job, WriterLock
+from runtime.locks import LOCK_FILE, Job, WriterLock, releasing
 from runtime.reading import BadFile, parse_json, read_bounded
 from runtime.text import one_line, visible
 
@@ -129,8 +130,10 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
             with pytest.raises(BadFile, match="leads out"):
                 write(root, leads_out, b"yours")
     os.link(outside / "victim", root / "hard")
-    with pytest.raises(BadFile, match="hard link"):
-        open_to_append(root, "hard")
+    with open_to_append(root, "hard") as file:
+        file.write(b" and yours")
+    assert (root / "hard").read_bytes() == b"mine and yours"
+    assert (outside / "victim").read_bytes() == b"mine"
     write_inside(root, "hard", b"yours")  # replaces the name, not the content
     assert (outside / "victim").read_bytes() == b"mine"
     assert [path.name for path in outside.iterdir()] == ["victim"]
@@ -159,6 +162,24 @@ def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="is a FIFO"):
         WriterLock(cache, Job())
     assert victim.read_bytes() == b"mine"
+
+
+def test_a_lock_with_a_second_name_is_held_by_one_and_signed_in_its_own_file(
+    tmp_path: Path,
+) -> None:
+    cache, snapshot = tmp_path / "cache", tmp_path / "snapshot"
+    cache.mkdir()
+    WriterLock(cache, Job()).release()
+    os.link(cache / LOCK_FILE, snapshot)
+    before = snapshot.read_bytes()
+    with releasing(WriterLock(cache, Job(name="mine"))):
+        os.link(cache / LOCK_FILE, tmp_path / "another")
+        for _ in range(2):
+            with pytest.raises(Busy, match=f"written by process {os.getpid()} "):
+                WriterLock(cache, Job())
+    WriterLock(cache, Job()).release()
+    assert snapshot.read_bytes() == before
+    assert sorted(path.name for path in cache.iterdir()) == [LOCK_FILE]
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

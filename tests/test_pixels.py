@@ -317,6 +317,7 @@ with StopRequest() as stop:
             print("reading", flush=True)
     batches = pixels.batches([0], np.arange(20), 4)  # the workers are alive at the end
     next(batches)
+    stop.signal_number = None  # answered
     print("stopped", flush=True)
 """
 

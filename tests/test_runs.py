@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import train.loop
 from runtime.locks import Job, WriterLock
 from train.__main__ import cli
 from train.printing import EpochPrinter
@@ -153,6 +156,66 @@ def test_a_repetition_that_was_killed_before_it_took_its_place_takes_it_later(
     assert not (folder / "mine.txt").exists()
 
 
+def test_a_finished_repetition_without_its_place_is_not_removed(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("student", "--method", "ce")
+    (folder,) = folders(tmp_path)
+    rename = Path.rename
+
+    def killed_after_one(path: Path, target: Path) -> None:
+        rename(path, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed_after_one)
+        call("student", "--method", "ce", "--redo", status=130)
+    assert not folder.exists()
+    (again,) = (path for path in folders(tmp_path) if path.name.endswith(".redo"))
+    assert f"{again.name}  finished repetition, takes its place when the run is trained" in call(
+        "runs"
+    )
+    assert "nothing deleted" in call("runs", "--remove", "--superseded", "--yes")
+    told = call("student", "--method", "ce")
+    assert "epoch 1" not in told.replace("best epoch (1", "")
+    assert folders(tmp_path) == [folder]
+
+
+def test_a_redo_that_is_refused_for_one_run_marks_no_other(call: Call, tmp_path: Path) -> None:
+    call("ablation", "--methods", "ce kd", "--seeds", "0")
+    ce, kd = folders(tmp_path)
+    redo = ["ablation", "--methods", "ce kd", "--seeds", "0", "--redo"]
+    lock = WriterLock(kd, Job())
+    assert "being written by process" in call(*redo, status=2)
+    lock.release()
+    assert folders(tmp_path) == [ce, kd]
+    kd.with_name(f"{kd.name}.redo").write_text("in the way")
+    call(*redo, status=2)
+    assert folders(tmp_path) == [ce, kd]
+
+
+def test_a_signal_during_the_last_test_ends_the_study_after_that_run(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = train.loop.evaluating
+    tested: list[int] = []
+
+    def signalled(*arguments: Any) -> Any:
+        tested.append(1)
+        if len(tested) == 2:  # of two epochs the last
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    wanted = ["ablation", "--methods", "ce kd", "--seeds", "0"]
+    with monkeypatch.context() as patched:
+        patched.setattr("train.loop.evaluating", signalled)
+        told = call(*wanted, status=128 + signal.SIGTERM)
+    assert "stopped; what was being done is finished" in told
+    (ce,) = folders(tmp_path)
+    assert (ce / "summary.json").exists()
+    assert "1 of 2 runs already finished" in call(*wanted)
+
+
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     """Sets torch's number of threads for the rest of the test."""
@@ -215,14 +278,14 @@ def test_the_list_says_the_state_of_each_run_and_what_tells_it_from_others(
     assert ce.endswith(" s  training.epochs=2, training.weight_decay=0.0005")
     assert "training.epochs=3, training.weight_decay=0.1" in other_ce
     assert "interrupted, 1 of 2 epochs" in kd
-    assert "=" not in kd
+    assert kd.endswith("training.epochs=2, training.weight_decay=0.0005")  # no other kd has others
     lock = WriterLock(third, Job())
     assert "training now" in call("runs", "digits-resnet8")
     lock.release()
     assert "holds no run" in call("runs", "another")
 
 
-def test_removing_asks_and_takes_only_the_unfinished_and_the_superseded(
+def test_removing_asks_and_takes_finished_runs_only_if_told_to(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call("student", "--method", "ce")
@@ -233,15 +296,22 @@ def test_removing_asks_and_takes_only_the_unfinished_and_the_superseded(
     (unfinished,) = (path for path in folders(tmp_path) if path.name.startswith("kd"))
     interrupt(unfinished)
     before = folders(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    told = call("runs", "--remove")
+    assert "delete these 1 of 4 runs" in told
+    assert str(superseded) not in told
+    assert "fix: --remove --superseded" in call("runs", "--superseded", status=2)
+    more = ["--remove", "--superseded"]
     for answer in ("n\n", "\n", ""):
         monkeypatch.setattr("sys.stdin", io.StringIO(answer))
-        told = call("runs", "--remove", status=0 if answer else 1)
+        told = call("runs", *more, status=0 if answer else 1)
         assert "delete these 2 of 4 runs" in told
-        assert f"{superseded}: superseded by ce-seed0-" in told
+        errors = r"finished with [\d.]+ %, superseded by ce-seed0-\w+ with [\d.]+ %"
+        assert re.search(f"{superseded}: {errors}; training.weight_decay=0.0005\n", told)
         assert f"{unfinished}: interrupted, 1 of 2 epochs" in told
         assert folders(tmp_path) == before
     lock = WriterLock(unfinished, Job())
-    assert "deleted 1 of 4 runs" in call("runs", "--remove", "--yes")
+    assert "deleted 1 of 4 runs" in call("runs", *more, "--yes")
     lock.release()
     assert folders(tmp_path) == [path for path in before if path != superseded]
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))

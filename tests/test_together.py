@@ -142,6 +142,19 @@ def test_groups_are_what_jobs_take(make_study: MakeStudy, tmp_path: Path) -> Non
         assert ours.identity == theirs.identity
 
 
+def test_planning_groups_leaves_this_process_its_threads(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, before = make_study(), torch.get_num_threads()
+    monkeypatch.setattr("runtime.devices.usable_cores", lambda: 1)
+    torch.set_num_threads(2)
+    try:
+        groups_of([study.run("ce", 0), study.run("kd", 0)], jobs=2, device="cpu")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_each_image_is_cut_once_and_each_row_is_read_once(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

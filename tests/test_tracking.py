@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from runtime.errors import UserError
 from train.__main__ import cli
+from train.records import Partial, RunRecorder
 from train.results import EpochResult
 from train.student import train_student
 from train.study import Run, Study
@@ -138,6 +139,28 @@ def test_mlflow_shows_a_resumed_run_once(run: Run, mlflow_folder: Path) -> None:
     assert [each.value for each in history] == pytest.approx(losses_of(run))
     assert found.data.params["training.batch_size"] == "16"
     assert found.data.params["terms.1.loss"] == "cd"
+
+
+def test_a_run_resumed_within_its_first_epoch_is_the_same_in_its_tracker(
+    run: Run, mlflow_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    def saved_then_cut(recorder: RunRecorder, partial: Partial) -> None:
+        save(recorder, partial)
+        raise Cut
+
+    save = RunRecorder.save
+    with monkeypatch.context() as patched:
+        patched.setattr(RunRecorder, "save", saved_then_cut)
+        with pytest.raises(Cut):
+            train_student(run, track=["mlflow"], checkpoint_minutes=0)
+    begun = json.loads((run.folder / "trackers.json").read_text())
+    train_student(run, track=["mlflow"])
+    assert json.loads((run.folder / "trackers.json").read_text()) == begun
+    (experiment,) = MlflowClient().search_experiments(filter_string="name = 'teach-once'")
+    (found,) = MlflowClient().search_runs([experiment.experiment_id])
+    assert found.info.run_id == begun["mlflow"]
 
 
 def test_wandb_keeps_an_offline_run_in_the_folder_of_the_run(

@@ -30,11 +30,13 @@ from nets.error_rates import ErrorRates, count_errors
 from nets.weights import load_weights
 from runtime.devices import pick_device
 from runtime.files import folder_written_aside
-from store.identity import file_sha256
+from runtime.reading import BadFile
+from runtime.text import one_line
+from store.identity import file_sha256, identity_sha256
 from store.mirror import named_as
 from train import TrainError
 from train.evaluation import evaluate
-from train.exported import NAMES, card_document
+from train.exported import NAMES, card_document, verify_export
 from train.figures import EMA
 from train.residual import build_student, hint_stage, is_pair, thinner
 from train.run_files import SUMMARY_FILE
@@ -55,12 +57,33 @@ def export_student(
 ) -> list[dict[str, Any]]:
     """Write three files for each of these weights into a new `folder`; returns their cards.
 
-    Those of averaged weights are called `student-ema`. An earlier export is replaced whole.
-    Raises TrainError; BadFile where the folder holds anything else.
+    Those of averaged weights are called `student-ema`. An earlier export of the same run is
+    replaced whole. Raises TrainError, also where the folder holds another run's export; BadFile
+    where it holds anything else.
     """
+    _refuse_other_export(run, folder)
     weights = {each: _intact_weights(run, each) for each in which}
     with folder_written_aside(folder, NAMES) as aside:
         return [_exported(run, each, weights[each], aside, device) for each in which]
+
+
+def _refuse_other_export(run: Run, folder: Path) -> None:
+    """Raise TrainError if the folder holds the export of another run."""
+    try:
+        cards = verify_export(folder)
+    except (BadFile, OSError):
+        return  # none, or a damaged one, which is to be exported again
+    for card in cards:
+        own = {"model": run.study.config.student.arch, "method": run.method, "seed": run.seed}
+        own |= {"cache_sha256": identity_sha256(run.study.cache.identity)}
+        if "run_sha256" in card:  # older ones lack it
+            own["run_sha256"] = run.sha256
+        if other := [f"{key} {card.get(key)}" for key in own if card.get(key) != own[key]]:
+            raise TrainError(
+                f"{folder} holds the export of another run ({one_line(', '.join(other))}), which "
+                f"would be lost",
+                fix=f"name another folder, or: rm -r {shlex.quote(str(folder))}",
+            )
 
 
 def _exported(run: Run, which: Which, weights: Path, folder: Path, device: str) -> dict[str, Any]:
@@ -149,6 +172,7 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
         "shown": as_plain(study.teacher.views.eval_transform),
         "method": run.method,
         "seed": run.seed,
+        "run_sha256": run.sha256,
         "epoch": summary[which].get("epoch", summary["epochs"]),
         "reported_top1_error": summary[which]["top1_error"],
         "cache": summary["cache"],

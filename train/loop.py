@@ -90,7 +90,13 @@ def training(
                 stop=stop,
                 clock=clock,
             ) as recorder,
-            tracking(track, run, recorder.first_epoch, console) as log,
+            tracking(
+                track,
+                run,
+                recorder.first_epoch,
+                console,
+                is_resumed=recorder.first_epoch > 1 or recorder.partial is not None,
+            ) as log,
         ):
             epochs = run.training.epochs
             first = classifier_epoch(run.terms, epochs)

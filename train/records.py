@@ -247,14 +247,19 @@ class RunRecorder:
     def _resume(self) -> bool:
         """Load this run's checkpoint and cut the metrics back to it; False where there is none.
 
-        A checkpoint without the metrics of all its epochs counts as none.
+        Metrics are on the disk before a checkpoint counts on them. Raises TrainError where they are
+        missing: the checkpoint is not given up for that without a word.
         """
         path = self.folder / CHECKPOINT_FILE
         if (state := read_checkpoint(path, self._sha256)) is None:
             return False
-        epochs = read_metrics(self.folder, self._sha256, first=state["epoch"])
-        if epochs is None or len(epochs) < state["epoch"]:
-            return False
+        epochs = read_metrics(self.folder, self._sha256, first=state["epoch"]) or []
+        if (found := len(epochs)) < state["epoch"]:
+            raise unusable(
+                path,
+                f"{self.folder / METRICS_FILE} has {found:,} of the {state['epoch']:,} epochs that "
+                f"{CHECKPOINT_FILE} counts on: bring the file back, or",
+            )
         progress = restore(state, self._learner, path)
         refuse_other_figures(progress, epochs, self._identity["training"]["epochs"], path)
         self.first_epoch = progress.epoch + 1

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from runtime.locks import Job, WriterLock
+from runtime.locks import Job, WriterLock, releasing
 from train.runs import repetition_of
 from train.study import Run
 
@@ -27,10 +28,19 @@ def begin_again(runs: Sequence[Run], device: str) -> None:
     check_device(device)
     if any(run.repetition for run in runs):
         return
-    for run in runs:
-        if run.is_finished:
-            WriterLock(run.folder, Job()).release()
-            repetition_of(run.folder).mkdir()
+    finished = [run.folder for run in runs if run.is_finished]
+    with ExitStack() as locks:
+        for folder in finished:
+            locks.enter_context(releasing(WriterLock(folder, Job())))
+        begun: list[Path] = []
+        try:
+            for folder in finished:
+                repetition_of(folder).mkdir()
+                begun.append(folder)
+        except BaseException:  # all of them, or none
+            for folder in begun:
+                repetition_of(folder).rmdir()
+            raise
 
 
 def take_place(folder: Path) -> None:

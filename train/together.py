@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 import torch
 
-from runtime.devices import pick_device
+from runtime.devices import check_device, pick_device
 from runtime.errors import Stopped
 from runtime.limits import Share, sharing_machine
 from runtime.signals import StopRequest
@@ -135,7 +135,8 @@ def groups_of(runs: Sequence[Run], *, jobs: int = 1, device: str = "auto") -> li
     a job would have none.
     """
     with sharing_machine(Share(0, jobs)):
-        budget = _LEARNERS_SHARE * free_memory(pick_device(device))
+        # Not `pick_device`, which would leave this process with a share of its threads.
+        budget = _LEARNERS_SHARE * free_memory(check_device(device))
     most = math.ceil(len(runs) / jobs)
     sizes = {method: _learner_bytes(run) for method, run in {r.method: r for r in runs}.items()}
 

@@ -78,15 +78,20 @@ def figures_of(result: EpochResult) -> dict[str, float]:
 
 @contextmanager
 def tracking(
-    names: Sequence[str], run: AnyRun, first_epoch: int, console: Console | None
+    names: Sequence[str],
+    run: AnyRun,
+    first_epoch: int,
+    console: Console | None,
+    *,
+    is_resumed: bool,
 ) -> Iterator[Callable[[EpochResult], None]]:
     """Open the trackers of a run; gives what is to be called after each epoch.
 
-    first_epoch: where the run resumes; 1 makes a new run in each tracker. Raises TrainError where
-    one cannot be opened.
+    first_epoch: where the run begins or resumes. is_resumed: False makes a new run in each tracker;
+    a run may be resumed within its first epoch. Raises TrainError where one cannot be opened.
     """
     check_trackers(names)
-    ids = _known_ids(run) if first_epoch > 1 else {}
+    ids = _known_ids(run) if is_resumed else {}
     trackers: dict[str, Tracker] = {}
     is_finished = False
     try:

@@ -125,6 +125,7 @@ def test_lock_of_a_dead_process_is_not_kept_by_its_child(tmp_path: Path) -> None
         room(root)
         with MirrorFolder(root, PLENTY).locked():
             if os.fork() == 0:
+                os.close(done_write)  # it ends with this test, however that ends
                 os.write(told_write, b"x")
                 os.read(done_read, 1)
             os._exit(0)

@@ -28,6 +28,7 @@ from runtime.text import one_line
 CONFIG_DIR = Path(__file__).parent
 _MOST_BYTES = 2**20  # of a file; the largest here has 3 kB
 TEACHER_PREFIX = "teacher."
+_WITHOUT_STEM = ("timm:", "python:")  # networks that `stem` means nothing to
 
 Config = TypeVar("Config", TeacherConfig, StudentConfig)
 
@@ -84,9 +85,16 @@ def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def to_yaml(config: TeacherConfig | StudentConfig) -> str:
-    """The resolved config, every default filled in, as YAML that loads back to the same config."""
+    """The resolved config, every default filled in, as YAML that loads back to the same config.
+
+    A stem is left out if the network has none.
+    """
     plain = as_plain(config)
     name = plain.pop("name")
+    network = plain["teacher" if isinstance(config, TeacherConfig) else "student"]
+    for each in (network, network.get("thinner") or {}):
+        if str(each.get("arch", "")).startswith(_WITHOUT_STEM):
+            del each["stem"]
     body = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     return f"# {name}, as resolved\n{body}"
 

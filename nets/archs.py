@@ -121,9 +121,14 @@ DEFAULT_STAGES: dict[str, tuple[str, ...]] = {
 }
 
 
+def may_have_stem(arch: str) -> bool:
+    """Return True for this project's and torchvision's networks, where `stem` has a meaning."""
+    return not arch.startswith((PYTHON_PREFIX, TIMM_PREFIX))
+
+
 def has_stem(arch: str) -> bool:
     """Whether `stem` changes the network; the others ignore it or accept one value only."""
-    return arch not in CIFAR_RESNETS and not arch.startswith((PYTHON_PREFIX, TIMM_PREFIX))
+    return arch not in CIFAR_RESNETS and may_have_stem(arch)
 
 
 def stem_hint(arch: str, stem: str, image_shape: tuple[int, int, int], key: str) -> str:

@@ -83,6 +83,8 @@ def build_model(
         settings["img_size"] = image_size
     try:
         network: nn.Module = import_timm().create_model(name, **settings)
+    except ArchError:  # it is too large
+        raise
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         if refused := unknown_option(f"timm:{name}", options or {}, error):
             raise refused from None

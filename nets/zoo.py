@@ -10,6 +10,8 @@ and so do the published figures that this project compares with.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -29,6 +31,7 @@ from nets.archs import (
     unknown_option,
 )
 from nets.names import check_arch
+from nets.size_limits import limited_size, try_without_memory
 from runtime.own_code import CannotImport, import_named
 
 # Arguments of constructors that are no options: what follows from the data and from other keys.
@@ -37,6 +40,8 @@ _SET_HERE = (
     *("widths", "weights", "pretrained", "checkpoint_path", "features_only", "cache_dir"),
     *("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "progress"),
 )
+
+_OF_ARGUMENTS = (AssertionError, RuntimeError, TypeError, ValueError)  # as functions raise them
 
 
 class Net(Protocol):
@@ -90,14 +95,20 @@ def build(
             f"options.{reserved[0]} of arch {arch!r} is no option: the program sets it itself",
             fix=f"leave {reserved[0]} out",
         )
+    make = functools.partial(_built, arch, num_classes, in_channels, stem, image_size, options)
+    is_own = arch.startswith(PYTHON_PREFIX)
+    if options and not is_own:
+        try_without_memory(arch, make)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return _built(arch, num_classes, in_channels, stem, image_size, options)
+            with limited_size(arch) if options else contextlib.nullcontext():
+                network: nn.Module = make()
+                return network
         except ArchError:
             raise
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            if not options:
+        except Exception as error:  # of options, constructors raise anything at all
+            if not options or (is_own and not isinstance(error, _OF_ARGUMENTS)):
                 raise
             given = ", ".join(f"{name}: {value}" for name, value in options.items())
             raise unknown_option(arch, options, error) or ArchError(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from configs.load import load_teacher, to_yaml
 from nets.archs import ArchError
 from nets.layout import layout_of
 from nets.names import check_arch
@@ -81,3 +82,12 @@ def test_tokens_in_another_order_than_the_images_are_known_to_be() -> None:
     with torch.device("meta"):
         assert not layout_of(build("timm:hiera_tiny_224", num_classes=3)).row_by_row
         assert layout_of(build("timm:test_vit", num_classes=3)).row_by_row
+
+
+def test_a_printed_config_of_a_timm_model_has_no_stem() -> None:
+    shown = {
+        arch: to_yaml(load_teacher("imagenet-resnet34", [f"teacher.arch={arch}"]))
+        for arch in ("timm:test_vit", "resnet34")
+    }
+    assert "stem:" not in shown["timm:test_vit"]
+    assert "  stem: imagenet\n" in shown["resnet34"]

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from configs.commands import student_command
 from configs.schema import as_plain
+from nets.archs import may_have_stem
 from nets.error_rates import ErrorRates, count_errors
 from nets.weights import load_weights
 from runtime.devices import pick_device
@@ -162,11 +163,12 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
     """What the card says of the run."""
     study, summary = run.study, run.summary
     assert summary is not None
+    student = study.config.student
     return {
-        "model": study.config.student.arch,
-        "stem": study.config.student.stem,
-        "options": dict(study.config.student.options),
-        **({"two_of": as_plain(thinner(study.config.student))} if is_pair(run.terms) else {}),
+        "model": student.arch,
+        **({"stem": student.stem} if may_have_stem(student.arch) else {}),
+        "options": dict(student.options),
+        **({"two_of": as_plain(thinner(student))} if is_pair(run.terms) else {}),
         "classes": list(study.dataset.class_names),
         "normalisation": as_plain(study.teacher.dataset.normalisation),
         "shown": as_plain(study.teacher.views.eval_transform),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -56,7 +57,22 @@ def _teacher_name(name: str) -> str:
 
 TeacherName = Annotated[StrictStr, AfterValidator(_teacher_name)]
 
-Option = StrictBool | StrictInt | StrictFloat | StrictStr  # an argument of a constructor
+_LARGEST_OPTION = 10**6  # depth: 100000000 would fill the memory with a list of its numbers
+_LONGEST_OPTION = 1000  # characters
+
+
+def _option(value: bool | int | float | str) -> bool | int | float | str:
+    if isinstance(value, str) and len(value) > _LONGEST_OPTION:
+        raise ValueError(f"an option has more than {_LONGEST_OPTION:,} characters")
+    if isinstance(value, int) and abs(value) > _LARGEST_OPTION:
+        raise ValueError(f"a whole number must be at most {_LARGEST_OPTION:,}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number must be finite")
+    return value
+
+
+# An argument of a network's constructor.
+Option = Annotated[StrictBool | StrictInt | StrictFloat | StrictStr, AfterValidator(_option)]
 
 FloatDtype = Literal["float16", "float32"]
 TapDtype = Literal["float16", "float32", "uint8"]  # uint8: codes with a scale, see store/FORMAT.md

@@ -95,7 +95,11 @@ def student(
     checkpoint_minutes: CheckpointMinutes = 10.0,
     track: Track = None,
 ) -> None:
-    """Train one student from the cache; under runtime.launch or torchrun, in several processes."""
+    """Train one student from the cache; under runtime.launch or torchrun, in several processes.
+
+    Whoever reaches the port of torchrun's c10d rendezvous can run programs as you: open it to the
+    machines of the job only. runtime.launch, for one machine, opens none that others reach.
+    """
     check_trackers(track or ())
 
     def opened() -> Run:

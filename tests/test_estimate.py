@@ -31,7 +31,7 @@ def test_an_estimate_has_the_bytes_and_files_of_the_cache_that_is_then_made(
         assert cli(["digits-resnet20", *SIZES, *absent]) == 0
         (line,) = re.findall("^as the file asks .*", capsys.readouterr().out, re.M)
         cells = re.split("  +", line)[1:]
-        manifest = make_cache(config, tmp_path / override).manifest
+        manifest = make_cache(config, tmp_path / override, block_rows=64).manifest
         num_blocks = manifest.blocks_per_view * manifest.num_views
         assert cells == [
             f"{manifest.record_bytes:,}",

@@ -312,10 +312,10 @@ def test_a_plan_of_a_repair_counts_the_damaged_blocks(
     chunk.write_bytes(b"\0" * chunk.stat().st_size)
     rows, size = cache.manifest.block(1, 0).rows, chunk.stat().st_size
     for options in (["--plan"], []):
-        assert cli([*command(config, tmp_path)[3:], *options]) == 0
+        assert cli([*command(config, tmp_path)[1:], *options]) == 0
         printed = capsys.readouterr().out
         assert f"to do: {rows:,} records, {format_size(size)}" in printed
-    assert cli([*command(config, tmp_path)[3:], "--plan"]) == 0
+    assert cli([*command(config, tmp_path)[1:], "--plan"]) == 0
     assert "to do: 0 records, 0 B" in capsys.readouterr().out
 
 

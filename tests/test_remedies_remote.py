@@ -38,7 +38,7 @@ def run(
     small_teacher: Callable[..., TeacherConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> list[str]:
     """A training from that cache, with overrides of the teacher."""
-    source = small_teacher().source
+    source = small_teacher("training.epochs=3").source  # as its weights were trained
     assert source is not None
     overrides = [f"teacher.{item}" for item in source.overrides]
     places = ["--caches", CACHES, "--mirror", str(tmp_path_factory.mktemp("mirror"))]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
 import pytest
+from pyarrow import parquet
 
 from configs.load import load_teacher
 from tests.support.other_formats import LABELS, pack_again, picture, shows_pictures, write_config
@@ -127,6 +129,92 @@ def test_a_table_that_names_files_elsewhere_is_refused(
     assert "row 0 of train of" in (told := capsys.readouterr().err)
     assert "names a file instead of holding the image" in told
     assert not list(tmp_path.glob("packed*"))
+
+
+def test_pack_row_without_an_image_is_named(
+    saved: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = saved([0, 1, 0], None)
+    made = table([0, 1, 0], None)
+    holes = made.map(
+        lambda row, at: {"picture": None if at == 1 else row["picture"]}, with_indices=True
+    )
+    shutil.rmtree(tmp_path / "saved/train")
+    holes.save_to_disk(tmp_path / "saved/train")
+    assert cli(["pack", str(config)]) == 2
+    assert "row 1 of train of" in (told := capsys.readouterr().err)
+    assert "has no image\n  fix: remove the row" in told
+
+
+def write_parquet(folder: Path, count: int = 2, content: bytes | None = None) -> None:
+    """A folder of parquet files; all rows have the same image, which takes the room of one."""
+    folder.mkdir()
+    for split in ("train", "test"):
+        image = {"bytes": picture(0) if content is None else content, "path": None}
+        rows = {"picture": [image] * count, "kind": [0, 1] * (count // 2)}
+        features = datasets.Features({"picture": datasets.Image(), "kind": datasets.Value("int64")})
+        made = datasets.Dataset.from_dict(rows, features=features)
+        file = folder / f"{split}-00000-of-00001.parquet"
+        parquet.write_table(made.data.table, file, compression="zstd")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of `datasets`, empty."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def test_pack_parquet_files_that_expand_too_far_are_refused(
+    own_cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("views.tables.FREE_BYTES", 2**20)
+    write_parquet(tmp_path / "bomb", 200, bytes(100_000))
+    config = write_config(
+        tmp_path / "mine.yaml", "huggingface", path="bomb", image="picture", label="kind"
+    )
+    assert cli(["pack", str(config)]) == 2
+    assert re.search(r"bomb has .* of files, but more than .* of rows", capsys.readouterr().err)
+    assert sum(file.stat().st_size for file in own_cache.rglob("*") if file.is_file()) < 2**22
+
+
+@pytest.mark.parametrize("outside", ["../elsewhere.parquet", "{}/elsewhere.parquet"])
+def test_pack_readme_that_names_files_outside_is_refused(
+    outside: str, own_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(tmp_path / "table")
+    shutil.copy(tmp_path / "table/test-00000-of-00001.parquet", tmp_path / "elsewhere.parquet")
+    config = write_config(
+        tmp_path / "mine.yaml", "huggingface", path="table", image="picture", label="kind"
+    )
+    (tmp_path / "table/README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: "
+        f'"train*.parquet"\n  - split: test\n    path: "{outside.format(tmp_path)}"\n---\n'
+    )
+    assert cli(["pack", str(config)]) == 2
+    assert "names a file outside of itself" in (told := capsys.readouterr().err)
+    assert "elsewhere.parquet" in told
+    (tmp_path / "table/README.md").unlink()
+    assert cli(["pack", str(config)]) == 0
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere.arrow", "/etc/passwd", ".."])
+def test_pack_saved_table_that_names_files_outside_is_refused(
+    name: str, saved: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = saved(LABELS, None)
+    file = tmp_path / "saved/train/state.json"
+    state = json.loads(file.read_text())
+    state["_data_files"][0]["filename"] = name
+    file.write_text(json.dumps(state))
+    assert cli(["pack", str(config)]) == 2
+    assert "state.json names a file outside of its folder" in capsys.readouterr().err
+    (tmp_path / "saved/dataset_dict.json").write_text(json.dumps({"splits": ["../saved/train"]}))
+    assert cli(["pack", str(config)]) == 2
+    assert "dataset_dict.json names a file outside" in capsys.readouterr().err
 
 
 def rewrite_as_paths(folder: Path) -> None:

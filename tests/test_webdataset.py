@@ -241,3 +241,25 @@ def test_an_archive_that_is_cut_off_compressed_or_damaged_is_refused(tmp_path: P
     (tmp_path / "x.tar").symlink_to("/dev/zero")
     with pytest.raises(DatasetError, match="is a device"):
         list(Tar(tmp_path / "x.tar").members())
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"0 path=x\n",
+        b"1 path=x\n",
+        b"2 path=x\n",
+        b"6 path=x\n",
+        b"99 path=x\n",
+        b"-9 path=x\n",
+        b"00000000000000000009 path=x\n",
+    ],
+)
+def test_tar_pax_record_of_a_wrong_length_is_refused(record: bytes, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        header = tarfile.TarInfo("pax")
+        header.type, header.size = tarfile.XHDTYPE, len(record)
+        tar.addfile(header, io.BytesIO(record))
+        add(tar, "a.png", b"content")
+    with pytest.raises(DatasetError, match="a pax header that is none"):
+        list(Tar(tmp_path / "x.tar").members())

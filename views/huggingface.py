@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from configs.schema import HuggingFace
-from runtime.program import pip_install
 from runtime.text import one_line
 from views.encoded import EncodedSource, EncodedSplit
 from views.labels import Label, check_label, number_labels
 from views.splits import DatasetError, Ids
+from views.tables import open_tables
 
 _ROWS_AT_ONCE = 1000
 _TEST_SPLITS = ("test", "validation")
-_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes into a folder
 
 
 def hugging_face(config: HuggingFace) -> EncodedSource:
@@ -53,7 +51,10 @@ def _encoded(table: Any, config: HuggingFace, split: str, labels: Ids) -> Encode
         return f"row {row} of {split} of {one_line(config.path)}"
 
     def read(row: int) -> bytes:
-        content = images[row][config.image]["bytes"]
+        image = images[row][config.image]
+        if image is None:
+            raise DatasetError(f"{name_of(row)} has no image", fix="remove the row from the table")
+        content = image["bytes"]
         if content is None:
             raise DatasetError(
                 f"{name_of(row)} names a file instead of holding the image",
@@ -62,7 +63,7 @@ def _encoded(table: Any, config: HuggingFace, split: str, labels: Ids) -> Encode
         return bytes(content)
 
     sizes = [
-        len(image["bytes"] or b"")
+        len((image or {}).get("bytes") or b"")
         for batch in images.iter(_ROWS_AT_ONCE)
         for image in batch[config.image]
     ]
@@ -76,7 +77,7 @@ def _labels_of(table: Any, column: str, name_of: Callable[[int], str]) -> list[L
 
 def _tables_of(config: HuggingFace) -> dict[str, Any]:
     """The training and the test table, which have both columns."""
-    every = _loaded(config)
+    every = open_tables(config.path, config.subset)
     wanted = {"train": [config.train], "test": [config.test] if config.test else [*_TEST_SPLITS]}
     tables = {}
     for split, names in wanted.items():
@@ -105,22 +106,3 @@ def _check_columns(table: Any, config: HuggingFace) -> None:
             )
     if not isinstance(table.features[config.image], Image):
         raise DatasetError(f"{config.path}: the column {config.image!r} does not hold images")
-
-
-def _loaded(config: HuggingFace) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise DatasetError(
-            "packing a huggingface dataset needs the package datasets",
-            fix=pip_install("datasets"),
-        ) from None
-    try:
-        if any((Path(config.path) / name).is_file() for name in _SAVED):
-            found = datasets.load_from_disk(config.path)
-            return found if isinstance(found, datasets.DatasetDict) else {"train": found}
-        return datasets.load_dataset(config.path, config.subset)
-    except Exception as error:  # of many kinds: no network, no such name, damaged files
-        raise DatasetError(
-            f"dataset.path: {config.path} cannot be loaded: {one_line(error)}"
-        ) from None

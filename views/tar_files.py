@@ -109,9 +109,10 @@ class Tar:
         while kind == b"x" and start < len(content):
             length, space, _ = content[start : start + 20].partition(b" ")
             stop = start + int(length) if space and length.isdigit() else start
-            record = content[start + len(length) + 1 : stop - 1]
+            record = content[start + len(length) + 1 : max(stop - 1, start)]  # "9 path=x\n"
             key, equals, value = record.partition(b"=")
-            if not equals or stop > len(content) or key.startswith(b"GNU.sparse"):
+            is_whole = stop <= len(content) and content[stop - 1 : stop] == b"\n"
+            if not equals or not is_whole or key.startswith(b"GNU.sparse"):
                 raise self._wrong(position, "a pax header that is none, or of a sparse file")
             if key in (b"path", b"size"):
                 sign = "+" if key == b"size" else ""

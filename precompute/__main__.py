@@ -183,6 +183,8 @@ def _fill(name: str, changes: list[str], asked: _Asked, console: Console) -> Non
     from runtime.devices import pick_device
 
     every_byte, this_job = checks_every_byte(setup.path, asked.recheck), job_of(*asked.job)
+    if this_job.rank == 0 and not asked.plan:
+        setup.dataset.check_headers()
     caches = asked.caches
     with (
         sharing_machine(share_of(this_job)),

@@ -27,7 +27,7 @@ from store.layout import SAMPLE_CRC, Block
 from store.manifest import Manifest
 from store.reader import WITHOUT_CHECKSUMS, TeacherCache
 from store.work import Work
-from views.changes import describe_change
+from views.changes import describe_change, is_other_dataset
 from views.preview import preview_views
 
 
@@ -67,6 +67,9 @@ def format_dataset_change(setup: Setup, caches: Path, words: Sequence[str]) -> s
     if has_manifest(setup.path):
         return ""
     if (old := other_dataset_state(caches, setup.identity)) is None:
+        return ""
+    names, theirs = setup.dataset.class_names, old.manifest.class_names
+    if is_other_dataset(setup.dataset.train, names, old.labels, old.sample_crc32c, theirs):
         return ""
     change = describe_change(setup.dataset.train, old.labels, old.sample_crc32c)
     if (reason := reason_against(setup, old)) is not None:

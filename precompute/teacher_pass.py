@@ -22,6 +22,7 @@ from nets.error_rates import count_errors
 from nets.taps import Tap
 from nets.teacher import Teacher, load_teacher_network
 from precompute.carry import Carrier
+from precompute.class_count import naming_classes
 from precompute.setup import Setup
 from runtime.locks import Job
 from runtime.options import SPOOL
@@ -68,15 +69,16 @@ class TeacherPass:
         self.pixels = open_pixels(
             dataset.train, config.views, self._normalisation, device, options.num_workers
         )
-        self.teacher: Teacher = load_teacher_network(
-            config.teacher,
-            setup.stages,
-            num_classes=setup.num_classes,
-            image_shape=self.pixels.shape,
-            device=device,
-            calibration=calibration_batches(self.pixels),
-            has_embedding=bool(config.taps.embedding),
-        )
+        with naming_classes(dataset, setup.num_classes):
+            self.teacher: Teacher = load_teacher_network(
+                config.teacher,
+                setup.stages,
+                num_classes=setup.num_classes,
+                image_shape=self.pixels.shape,
+                device=device,
+                calibration=calibration_batches(self.pixels),
+                has_embedding=bool(config.taps.embedding),
+            )
 
     @property
     def folder(self) -> Path:

@@ -258,6 +258,7 @@ def test_class_names_file_numbers_the_classes_of_a_folder(months: Path, tmp_path
         for split, labels in (("train", data.train.labels), ("test", data.test.labels)):
             folders = [name.split("/")[1] for name in names_of(data, months, split)]
             assert [names[label] for label in labels] == folders
+        assert (data.train.images == plain.train.images).all()  # the same files in the same order
     assert ordered.digest != plain.digest
     (months / "sorted.txt").write_text("\n".join(sorted(names)))
     same = opened(months, class_names="sorted.txt")

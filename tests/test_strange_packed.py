@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -85,6 +86,38 @@ def test_any_program_that_knows_hdf5_reads_the_same_arrays(original: Path) -> No
                 assert list(dataset.shape) == place.shape
 
 
+def other_classes(header: dict[str, Any]) -> None:
+    header["class_names"].reverse()
+
+
+def other_shape(header: dict[str, Any]) -> None:
+    for arrays in header["splits"].values():
+        for name in {"images", "bytes"} & set(arrays):
+            shape = arrays[name]["shape"]
+            arrays[name]["shape"] = [*shape[:-1], shape[-1] - 1]
+
+
+def exchanged_splits(header: dict[str, Any]) -> None:
+    splits = header["splits"]
+    splits["train"], splits["test"] = splits["test"], splits["train"]
+
+
+@pytest.mark.parametrize("change", [other_classes, other_shape, exchanged_splits])
+def test_packed_file_of_two_meanings_is_refused(
+    change: Callable[[dict[str, Any]], None], original: Path, tmp_path: Path
+) -> None:
+    forged = with_header(original, tmp_path / "data.h5", change)
+    assert "its HDF5 structure does not match its header" in refusal(lambda: packed(forged))
+
+
+def test_packed_file_with_a_hidden_group_is_refused(original: Path, tmp_path: Path) -> None:
+    forged = shutil.copy(original, tmp_path / "data.h5")
+    with h5py.File(forged, "r+") as file:
+        file.move("train", "hidden")
+        file["train"] = h5py.SoftLink("/test")
+    assert "its HDF5 structure does not match" in refusal(lambda: packed(Path(forged)))
+
+
 def flipped(content: bytes, bit: int) -> bytes:
     changed = bytearray(content)
     changed[bit // 8] ^= 1 << bit % 8
@@ -159,7 +192,7 @@ def test_a_forged_field_of_the_header_is_refused(
     [
         (set_at("class_names", value=["cat", "cat"]), "a name occurs twice"),
         (set_at("class_names", value=["cat", "a\x1b[31m"]), "the name of a class must be"),
-        (set_at("class_names", value=["cat"]), "train/labels: not all are of a class"),
+        (set_at("class_names", value=["cat"]), "class_names are not 1 names"),
         (set_at("more", value=1), "header, more: "),
         (lambda header: "[" * 100_000, "nested too deeply"),
         (lambda header: "\ufeff{}", "is not valid JSON"),
@@ -172,6 +205,17 @@ def test_what_a_header_must_not_say(
 ) -> None:
     file = with_header(original, tmp_path / "forged.h5", change)
     assert told in refusal(lambda: packed(file))
+
+
+def test_packed_labels_beyond_the_classes_are_refused(original: Path, tmp_path: Path) -> None:
+    labels = np.full(PackedFile(original).num_samples("train"), 2, dtype="<i8").tobytes()
+    checksum = google_crc32c.value(labels)
+    change = set_at("splits", "train", "labels", "crc32c", value=checksum)
+    file = with_header(original, tmp_path / "forged.h5", change)
+    with file.open("r+b") as out:
+        out.seek(PackedFile(file).header.splits["train"]["labels"].offset)
+        out.write(labels)
+    assert "train/labels: not all are of a class" in refusal(lambda: packed(file))
 
 
 def test_arrays_of_another_files_size_are_not_allocated(original: Path, tmp_path: Path) -> None:

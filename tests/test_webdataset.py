@@ -247,6 +247,7 @@ def test_an_archive_that_is_cut_off_compressed_or_damaged_is_refused(tmp_path: P
     "record",
     [
         b"0 path=x\n",
+        b"9 path=xy",
         b"1 path=x\n",
         b"2 path=x\n",
         b"6 path=x\n",

@@ -24,7 +24,7 @@ from store.mirror import named_as
 from store.reader import TeacherCache
 from train import TrainError
 from views.canary import pixel_canary
-from views.changes import describe_change
+from views.changes import describe_change, is_other_dataset
 from views.datasets import Dataset
 from views.identity import views_identity
 
@@ -111,7 +111,13 @@ def _explaining(dataset: Dataset, other_state: Callable[[], TeacherCache | None]
     try:
         yield
     except (CacheMismatch, CacheMissing):
-        if (cache := other_state()) is None:
+        if (cache := other_state()) is None or is_other_dataset(
+            dataset.train,
+            dataset.class_names,
+            cache.labels,
+            cache.sample_crc32c,
+            cache.manifest.class_names,
+        ):
             raise
         raise _changed(dataset, cache) from None
 

@@ -1,6 +1,7 @@
 """python -m views pack NAME|PATH FILE.h5 [--encoded] [key=value ...]    images as one file
 python -m views pack NAME|PATH FILE.json --short-side 256              as shards with an index
 python -m views pack NAME|PATH                                         to dataset.packed
+python -m views check NAME|PATH                                        decodes every image
 
 Packs all images that a teacher's config names: `limit` and `validation_fraction` choose among them
 when the file is read. Decoded pixels, and files that keep their bytes, serve the caches of the
@@ -10,6 +11,7 @@ dataset of their own.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from runtime.limits import usable_cores
 from runtime.options import TeacherName
 from runtime.program import program_text
 from runtime.progress import Progress
+from views.check import check_split, summarize
 from views.datasets import open_source
 from views.encoded import EncodedSource, encoded_folder
 from views.pack import pack_encoded, pack_pixels
@@ -44,11 +47,6 @@ _MaxSide = Annotated[
     int | None,
     typer.Option(min=1, metavar="PX", help="shrink images until their long side has PX pixels"),
 ]
-
-
-@app.callback()
-def main() -> None:
-    """Makes typer expect the command's name although there is only one command."""
 
 
 @app.command()
@@ -111,6 +109,50 @@ def pack(
             pack_encoded(source, file, recode, advance=progress.advance, **options)
         size = file.stat().st_size
     console.print(_outcome(file, len(source.train), len(source.test), size))
+
+
+@app.command()
+def check(
+    name: TeacherName,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="other values for keys of the config"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="processes that decode images; default: all cores")
+    ] = None,
+) -> None:
+    """Decode every image of a teacher's config, and list all that cannot be read.
+
+    Tar shards and tables are checked in their original form until they are packed.
+    """
+    config = load_teacher(name, words or [])
+    dataset, console = config.dataset, new_console()
+    is_packed = dataset.packed_as is not None and os.path.lexists(dataset.packed_as)
+    refuse_missing_data(config, packing=not is_packed)
+    needs_packing = dataset.packed_as is not None and not is_packed
+    source = _encoded_source(config) if needs_packing else open_source(dataset)
+    _print_hints(source.hints, console)
+    splits = {"training": source.train, "test": source.test}
+    with Progress(sum(map(len, splits.values())), "images", console) as progress:
+        reports = {
+            split: check_split(
+                images,
+                _max_pixels(config),
+                usable_cores() if workers is None else workers,
+                progress.advance,
+            )
+            for split, images in splits.items()
+        }
+    console.print(summarize(reports))
+    if faults := [fault for report in reports.values() for fault in report.faults]:
+        for fault in faults:
+            console.print(f"  {fault}", markup=False, soft_wrap=True)
+        raise DatasetError(
+            f"{len(faults):,} images cannot be read; they are listed above",
+            fix="replace or remove them",
+        )
+    console.print("every image can be read")
 
 
 def _pack_pixels(config: TeacherConfig, file: Path, console: Console) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from views.seeds import choice
 from views.splits import Checksums, Ids, Split
 
 _READ_AT_ONCE = 512
+_LOOKED_AT = 256  # of a dataset that may be another one
 _MOST_READ = 20_000  # to find the first difference: seconds, also on a slow disk
 
 
@@ -21,6 +23,26 @@ def changed_samples(split: Split, checksums: Checksums, ids: Ids) -> Iterator[tu
     for start in range(0, len(ids), _READ_AT_ONCE):
         some = ids[start : start + _READ_AT_ONCE]
         yield len(some), some[split.read_checksums(some) != checksums[some]]
+
+
+def is_other_dataset(
+    split: Split,
+    class_names: Sequence[str],
+    labels: Ids,
+    checksums: Checksums | None,
+    names: Sequence[str],
+) -> bool:
+    """Return True if a cache was made from other images, not from another state of these.
+
+    class_names: this dataset's; labels (N,) int64, checksums (N,) uint32 or None, names: the
+    cache's. Some samples of this dataset are read.
+    """
+    if list(class_names) == list(names) and np.array_equal(split.labels, labels):
+        return False
+    if checksums is None:
+        return list(class_names) != list(names)
+    some = choice(0, len(split), min(_LOOKED_AT, len(split)))
+    return not np.isin(split.read_checksums(np.sort(some)), checksums).any()
 
 
 def describe_change(split: Split, labels: Ids, checksums: Checksums | None) -> str:

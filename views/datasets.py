@@ -26,7 +26,8 @@ class Dataset:
     """Splits in their fixed order; `digest` (sha256, hex) pins the training samples and labels.
 
     type: as configs name it; a packed file has that of the dataset it was packed from. None: the
-    config's. limit_cuts: whether `limit` leaves any sample out. notes, order_hint: see `Source`.
+    config's. limit_cuts: whether `limit` leaves any sample out. notes, order_hint,
+    check_headers: see `Source`.
     validation: training samples held out to choose the best epoch on; None where that is the
     test split's task.
     """
@@ -42,6 +43,7 @@ class Dataset:
     limit_cuts: bool = True
     notes: tuple[str, ...] = ()
     order_hint: str = ""
+    check_headers: Callable[[], None] = lambda: None
 
     @cached_property
     def tested_digest(self) -> str:
@@ -97,6 +99,7 @@ def load_dataset(config: DatasetConfig, kept_in: Path | None = None) -> Dataset:
         limit_cuts=len(kept) + len(held) < len(source.train.labels),
         notes=source.hints,
         order_hint=source.order_hint,
+        check_headers=source.check_headers,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from configs.schema import ImageFolder
 from views.folder_layout import FolderLayout, ListedSplit, find_splits
+from views.headers import check_headers
 from views.listing import Listing, kept_digest
 from views.pictures import decode_bytes, decode_picture, is_large, read_picture, shown_path
 from views.seeds import choice
@@ -56,7 +57,22 @@ def image_folder(
         test_digest=lambda: _folder_digest(test.listing, test.ids, kept_in),
         hints=found.hints,
         order_hint=found.order_hint,
+        check_headers=lambda: _check_headers((train.listing, test.listing), max_pixels, kept_in),
     )
+
+
+def _check_headers(listings: Sequence[Listing], max_pixels: int, kept_in: Path | None) -> None:
+    """Look at every file once: a folder that is the same later has been looked at."""
+    key = hashlib.sha256(b"headers" + str(max_pixels).encode())
+    for listing in listings:
+        key.update(listing.fingerprint(np.arange(len(listing))))
+
+    def check() -> str:
+        paths = itertools.chain.from_iterable(listing.paths for listing in listings)
+        check_headers(paths, max_pixels)
+        return "0" * 64
+
+    kept_digest(key.digest(), check, kept_in)
 
 
 def _split_of(part: ListedSplit, max_pixels: int) -> Split:

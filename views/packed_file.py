@@ -1,4 +1,4 @@
-"""One file of packed images: its header, and its arrays, read without the HDF5 library.
+"""One file of packed images: its header, and its arrays, whose values HDF5 does not read.
 
     head    one line: teach-once-images VERSION BYTES SHA256      of the header that follows
     header  JSON: kind, type, class names, digests; per split and array the offset in this file, the
@@ -7,8 +7,9 @@
     HDF5    class_names, <split>/<array> ...: for every other program
 
 The file is HDF5 with its header in the user block, which HDF5 leaves to applications; the arrays
-are contiguous. What is read here is found by the header alone, so that a damaged or forged HDF5
-structure can neither hang nor mislead the reader, and an array can only lie within this file.
+are contiguous. What is read here is found by the header alone, and an array can only lie within
+this file. The HDF5 structure must say the same (`views.packed_structure`), so that every other
+program reads the same classes, shapes and values.
 
     <split>/labels         (N,) int64
     <split>/crc32c         (N,) uint32, of each sample's bytes in this file
@@ -40,6 +41,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from runtime.program import program_text
 from runtime.reading import BadFile, open_regular, parse_json
 from runtime.text import one_line
+from views.packed_structure import structure_fault
 from views.pictures import MOST_BYTES, shown_path
 from views.splits import Checksums, DatasetError, Ids, check_class_name, crc32c
 
@@ -281,6 +283,8 @@ class PackedFile:
             raise self.damaged(f"header, splits: expected {' and '.join(SPLITS)}")
         for split, arrays in header.splits.items():
             self._check_arrays(header.kind, split, arrays)
+        if (fault := structure_fault(self._handle, header)) is not None:
+            raise self.damaged(fault)
         return header
 
     def _check_arrays(self, kind: str, split: str, arrays: Mapping[str, ArrayPlace]) -> None:

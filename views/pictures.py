@@ -11,18 +11,20 @@ import io
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from configs.schema import ImageFolder
 from runtime.formats import format_size
 from runtime.limits import free_memory
-from runtime.reading import BadFile, read_bounded
+from runtime.reading import BadFile, open_regular, read_bounded
+from runtime.stand_ins import HEAD_BYTES, find_stand_in
 from runtime.text import one_line
+from views.metadata import find_orientation, without_metadata
 from views.splits import DatasetError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # as Pillow calls them
@@ -30,10 +32,24 @@ MOST_BYTES = 2**29  # of a file
 _LARGE_PIXELS = 2**24
 _BYTES_PER_PIXEL = 8  # at the peak: four of Pillow's, three of the array, and strips
 _STRIP_ROWS = 256
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Image.MAX_IMAGE_PIXELS = None  # `dataset.max_pixels` is the limit, and names the file
 
 _one_large = threading.Lock()
+
+
+class Undecodable(DatasetError):
+    """Bytes from which no image could be decoded."""
 
 
 def _renew_lock() -> None:
@@ -67,6 +83,29 @@ def shown_path(path: Path) -> str:
     return one_line(path, longest=1000)
 
 
+def check_header(path: Path, max_pixels: int) -> None:
+    """Raise DatasetError if a file does not begin like an image. Reads no more than its header."""
+    shown = shown_path(path)
+    try:
+        with (
+            open_regular(path, follow=True) as file,
+            suppress(Exception),
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            if image.width * image.height <= max_pixels:
+                return
+    except (BadFile, OSError):
+        pass
+    refuse_other_files(read_picture(path), shown, max_pixels)  # with its message
+
+
+def has_more_pages(content: bytes) -> bool:
+    """Return True if a file has several pages or frames."""
+    with suppress(Exception), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return bool(getattr(image, "is_animated", False))
+    return False
+
+
 def is_large(size: Sequence[int]) -> bool:
     """Whether an image of (height, width) or (width, height) needs much memory."""
     return size[0] * size[1] >= _LARGE_PIXELS
@@ -87,10 +126,20 @@ def decode_bytes(
 def decode_picture(
     content: bytes, name: str, max_pixels: int = ImageFolder.max_pixels
 ) -> Image.Image | NDArray[np.uint8]:
-    """The pixels of `decode_bytes`, as Pillow's image where that is not large.
+    """Return the pixels of `decode_bytes`, as Pillow's image if that is not large.
 
     Cutting a part out of it is faster than out of an array, into which all pixels are copied.
     """
+    try:
+        return _decode(content, name, max_pixels)
+    except Undecodable as error:
+        if (bare := without_metadata(content)) is not None:
+            with suppress(Undecodable):
+                return _decode(bare, name, max_pixels)
+        raise error from None
+
+
+def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image | NDArray[np.uint8]:
     with _opened(content, name, max_pixels) as image:
         if not is_large(image.size):
             upright = _as_rgb(image, name)
@@ -106,8 +155,15 @@ def refuse_other_files(content: bytes, name: str, max_pixels: int) -> None:
 
     A link in somebody's folder may lead to any file of the user's.
     """
-    with _opened(content, name, max_pixels):
-        pass
+    try:
+        with _opened(content, name, max_pixels):
+            pass
+    except Undecodable as error:
+        if (bare := without_metadata(content)) is None:
+            raise
+        with suppress(Undecodable), _opened(bare, name, max_pixels):
+            return
+        raise error from None
 
 
 @contextmanager
@@ -120,10 +176,19 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]
     except DatasetError:
         raise
     except UnidentifiedImageError:
-        known = ", ".join(FORMATS)
-        raise DatasetError(f"cannot read the image {name}: its format is none of {known}") from None
+        raise _not_an_image(content, name) from None
     except Exception as error:  # decoders of damaged files raise almost anything
-        raise DatasetError(f"cannot read the image {name}: {one_line(error)}") from None
+        raise Undecodable(f"cannot read the image {name}: {one_line(error)}") from None
+
+
+def _not_an_image(content: bytes, name: str) -> Undecodable:
+    what, fix = f"its format is none of {', '.join(FORMATS)}", None
+    if not content:
+        what = "it is empty"
+    elif (found := find_stand_in(content[:HEAD_BYTES], Path(name))) is not None:
+        what = f"it {found.what}"
+        fix = found.fix if os.path.lexists(name) else None  # not a member of an archive
+    return Undecodable(f"cannot read the image {name}: {what}", fix=fix)
 
 
 def _refuse_too_large(image: Image.Image, max_pixels: int, name: str) -> None:
@@ -146,12 +211,23 @@ def _refuse_short_memory(num_pixels: int, name: str) -> None:
 
 
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:
-    upright = image
-    ImageOps.exif_transpose(upright, in_place=True)
-    upright = _of_eight_bits(upright, image.format, name)
+    image.load()
+    file_format, upright = image.format, image
+    if (method := _TURNS.get(_orientation(image))) is not None:
+        upright = image.transpose(method)
+        image.close()  # frees its pixels
+    upright = _of_eight_bits(upright, file_format, name)
     if upright.mode == "P" and "transparency" in upright.info:
         upright = upright.convert("RGBA")  # from a palette, Pillow drops it only this way
     return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, read alone: other entries may be odd. What cannot be parsed is 1."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # whatever damaged metadata raises in Pillow
+        return find_orientation(image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b"")
 
 
 def _of_eight_bits(image: Image.Image, file_format: str | None, name: str) -> Image.Image:

@@ -172,6 +172,7 @@ class Source:
     digest_of pins training samples by their ids, test_digest the whole test split: sha256, hex.
     hints: lines for the user, as on files that are left out. order_hint: a line for a user whose
     teacher was trained elsewhere, where other programs number the classes otherwise; or "".
+    check_headers: raises DatasetError with all files of a folder that do not begin like images.
     """
 
     name: str
@@ -183,6 +184,7 @@ class Source:
     test_digest: Callable[[], str]
     hints: tuple[str, ...] = ()
     order_hint: str = ""
+    check_headers: Callable[[], None] = lambda: None
 
 
 def chosen_ids(labels: Ids, limit: int | None, validation_fraction: float) -> tuple[Ids, Ids]:

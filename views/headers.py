@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from runtime.program import program_text
 from views.pictures import check_header
 from views.splits import DatasetError
 
@@ -31,7 +32,7 @@ def check_headers(paths: Iterable[Path], max_pixels: int) -> None:
         count = "an image" if len(faults) == 1 else f"{len(faults):,} images"
         raise DatasetError(
             f"{count} cannot be read:\n  {listed}",
-            fix="replace or remove them; python -m views check NAME decodes every image",
+            fix=f"replace or remove them; {program_text('views')} check NAME decodes every image",
         )
 
 

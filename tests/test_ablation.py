@@ -109,7 +109,7 @@ def test_a_signal_is_passed_on_and_every_run_is_kept(make_study: MakeStudy) -> N
     study = make_study(student=["training.epochs=2000", "training.schedule.milestones=[1999]"])
 
     def interrupt() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and len(list(study.folder.glob("*/checkpoint.pt"))) < 2:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -131,7 +131,7 @@ def test_ctrl_c_which_reaches_every_process_is_one_request_and_nobodys_death(
     alive: list[bool] = []
 
     def interrupt() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and len(list(study.folder.glob("*/checkpoint.pt"))) < 2:
             time.sleep(0.05)
         workers = multiprocessing.active_children()
@@ -166,7 +166,7 @@ def test_the_first_to_save_its_checkpoint_cuts_no_other_short(
     monkeypatch.setattr(threading, "excepthook", thread_errors.append)
 
     def interrupt() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and not (
             list(study.folder.glob("ce-*/checkpoint.pt")) and (tmp_path / "steps").is_file()
         ):
@@ -189,7 +189,7 @@ def test_a_process_that_is_killed_fails_its_runs_and_nothing_hangs(
     study = make_study(student=["training.epochs=2000", "training.schedule.milestones=[1999]"])
 
     def kill_one() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and len(list(study.folder.glob("*/checkpoint.pt"))) < 2:
             time.sleep(0.05)
         workers = sorted(multiprocessing.active_children(), key=lambda worker: worker.pid or 0)

@@ -164,7 +164,7 @@ def test_ranks_of_a_job_and_another_pass_make_one_cache_at_once(
     job = ["--job", "j", "--world", "2", "--rank"]
     passes = [start(*command, *more) for more in ([*job, "0"], [*job, "1"], [])]
     for each in passes:
-        printed, errors = each.communicate(timeout=120)
+        printed, errors = each.communicate(timeout=300)
         assert each.returncode == 0, errors
         assert "is complete" in printed
     name = name_of(server)

@@ -112,7 +112,7 @@ def test_nodes_die_in_the_middle_of_six_runs_and_every_result_is_that_of_the_run
     cluster.remove()
     (folder / "seconds").write_text("0")
     cluster.add()
-    printed, errors = driver.communicate(timeout=120)
+    printed, errors = driver.communicate(timeout=300)
     assert driver.returncode == 0, errors
     assert "run   6/6" in printed
     assert "report.html" in printed
@@ -135,7 +135,7 @@ def test_a_signal_saves_every_run_and_one_that_fails_stops_no_other(
     driver = started("train", *call)
     wait_until(lambda: two_runs_have(tmp_path, 1), driver)
     driver.send_signal(signal.SIGTERM)
-    _, errors = driver.communicate(timeout=60)
+    _, errors = driver.communicate(timeout=300)
     assert driver.returncode == 128 + signal.SIGTERM, errors
     assert "stopped; the same command resumes every run" in errors
     done = epochs_done(tmp_path)

@@ -130,7 +130,7 @@ def test_a_training_that_is_stopped_says_so_and_goes_on(
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == status
     assert "the same command resumes there" in told
     assert "Traceback" not in told

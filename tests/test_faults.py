@@ -104,7 +104,7 @@ def test_a_signal_lets_the_block_finish_and_the_same_command_resumes(
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == status, told
     assert "the same command resumes" in told
     assert "Traceback" not in told

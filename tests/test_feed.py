@@ -174,7 +174,7 @@ def test_the_next_view_is_read_while_an_epoch_runs(cache: TeacherCache, monkeypa
     reads = []
     for epoch in (1, 2, 3, 4):
         source.start_epoch(epoch, source.order(4, epoch, 60))
-        reads.append([read.get(timeout=60) for _ in range(2 if epoch == 1 else 1)])
+        reads.append([read.get(timeout=300) for _ in range(2 if epoch == 1 else 1)])
     source.close()
     assert reads == [[0, 1], [2], [0], [1]]
     assert read.empty()

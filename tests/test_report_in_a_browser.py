@@ -114,7 +114,7 @@ def browse(text: str, tmp_path: Path, scheme: str) -> subprocess.CompletedProces
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
 

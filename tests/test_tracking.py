@@ -55,7 +55,7 @@ def wandb_history(file: Path, key: str) -> list[float]:
     """What an offline run logged under a key; wandb's own process may still be writing it."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         records = [Record.FromString(data) for data in wandb_records(file.read_bytes())]
         if any(record.HasField("exit") for record in records):

@@ -210,7 +210,7 @@ def test_a_rank_takes_the_lead_where_the_leader_dies_while_it_prepares(tmp_path:
     leader = WriterLock(tmp_path, Job("one", 0, 3))
     waiting = [opened_beside(tmp_path, Job("one", rank, 3)) for rank in (1, 2)]
     leader.release()  # all that is left of a process that was killed
-    with waiting[0].result(timeout=10) as first, waiting[1].result(timeout=10) as second:
+    with waiting[0].result(timeout=300) as first, waiting[1].result(timeout=10) as second:
         found = [[item.block for item in writer.work] for writer in (first, second)]
         assert sorted(map(len, found)) == [2, 2]
         assert not set(found[0]) & set(found[1])
@@ -229,7 +229,7 @@ def test_ranks_wait_as_long_as_the_leader_prepares_though_its_name_is_missing_fo
     time.sleep(0.2)
     file.write_bytes(owner)
     leader.release()
-    with waiting.result(timeout=10) as writer:
+    with waiting.result(timeout=300) as writer:
         assert len(writer.work) == 3
 
 

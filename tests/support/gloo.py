@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-_PATIENCE = timedelta(seconds=120)
+_PATIENCE = timedelta(seconds=300)
 
 
 def on_ranks(

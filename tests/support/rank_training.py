@@ -27,7 +27,7 @@ from train.results import EpochResult
 from train.student import train_student
 from train.study import Study, open_study
 
-SECONDS = 120  # a group that hangs ends then
+SECONDS = 300  # a group that hangs ends then
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from tests.support.processes import Started, start
 
 _STORE_BYTES = 80 * 2**20
-_SECONDS = 90.0
+_SECONDS = 300.0
 
 
 class Nodes:

@@ -170,11 +170,6 @@ def _without_the_run(world: Path) -> None:
     shutil.rmtree(study_of(world).run("cd", 0).folder)
 
 
-def _with_kd_trained(world: Path) -> None:
-    outcome = run_limited(lambda: COMMANDS["train student kd"].run(world), world)
-    assert outcome.status == 0, outcome.output
-
-
 KILLED = (
     Killed("store export", _exported_cache),
     Killed("store import", _imported),
@@ -182,7 +177,7 @@ KILLED = (
     Killed("pack images", _packed),
     Killed("train student cd", _student, _without_the_run),
     Killed("train export", _one_student),
-    Killed("train export kd", _old_or_new_student, _with_kd_trained),
+    Killed("train export again", _old_or_new_student),
 )
 
 

@@ -101,7 +101,6 @@ COMMANDS: dict[str, Command] = {
             "train export last", _train, f"{_export} out --which last", "out", student_is_true
         ),
         _command("train export again", _train, f"{_export} exported", "exported"),
-        _command("train export kd", _train, "export s.yaml exported --method kd", "exported"),
         _command("train verify", _train, "verify exported", "", export_is_true),
         _command(
             "train teacher",

@@ -35,3 +35,18 @@ def tf32_only_for(precision: str) -> Iterator[None]:
     finally:
         torch.backends.cudnn.allow_tf32 = convolutions
         torch.set_float32_matmul_precision(products)
+
+
+def bfloat16_hint(precision: str, device: torch.device) -> str:
+    """A line for a CPU without instructions for bfloat16, where it is slow; "" elsewhere."""
+    if precision != "bfloat16" or device.type != "cpu" or _has_bfloat16():
+        return ""
+    return (
+        "hint: this CPU has neither AVX512-BF16 nor AMX, so training.precision=float32 may be "
+        "several times faster than bfloat16; python -m train plan measures both"
+    )
+
+
+def _has_bfloat16() -> bool:
+    cpu = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())

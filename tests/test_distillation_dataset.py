@@ -242,6 +242,20 @@ def test_it_is_a_sequence(digits: Study) -> None:
         dataset[60]
 
 
+def test_a_slice_gives_its_items_and_other_indices_are_refused(digits: Study) -> None:
+    dataset = dataset_of(digits, ["correct"])
+    dataset.set_epoch(1)
+    for each, name in ((dataset, "train"), (EvaluationDataset(digits.teacher), "test")):
+        items = each[-3::2]
+        expected = [each[len(each) - 3], each[len(each) - 1]]
+        assert [int(item[1]) for item in items] == [int(item[1]) for item in expected], name
+        assert torch.equal(items[1][0], expected[1][0])
+        assert each[5:5] == []
+        assert int(each[np.int64(2)][1]) == int(each[2][1])
+        with pytest.raises(UserError, match=r"an integer or a slice, not list\n  fix: .*Subset"):
+            each[[0, 1]]
+
+
 def test_images_to_test_on_are_shown_as_a_run_shows_them(
     make_photographs: Callable[..., Study],
 ) -> None:

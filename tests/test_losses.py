@@ -148,6 +148,16 @@ def test_losses_compute_in_float32_when_given_bfloat16() -> None:
     assert rough.item() == exact.item()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_of_16_bits_give_the_loss_of_the_same_means_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    student, teacher = (100 * torch.rand(64, 32) for _ in range(2))
+    rounded = [student.to(dtype)], [teacher.to(dtype)]
+    exact = [np.float64(each[0].float()) for each in rounded]
+    expected = np.square(exact[0] - exact[1]).mean()
+    assert cd(*rounded).item() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("loss", ["kd", "gkd", "cd"])
 def test_gradients_agree_with_finite_differences(loss: str) -> None:
     # float32 inside, so a coarse step and tolerance; a wrong sign or factor still shows.

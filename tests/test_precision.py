@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from nets.precision import bfloat16_hint
 from nets.zoo import CifarResNet
 from train.student import train_student
 from train.study import Study
@@ -63,3 +64,19 @@ def test_the_backward_pass_has_the_arithmetic_that_was_asked_for(
         assert flags() == (True, True)
     assert found["forward"] == (allowed, precision == "bfloat16")
     assert found["backward"] == (allowed, False)
+
+
+def test_bfloat16_on_a_cpu_without_its_instructions_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, found = torch.device("cpu"), {"_is_avx512_bf16_supported": False}
+    found["_is_amx_tile_supported"] = False
+    for name in found:
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: found[name])
+    assert "training.precision=float32" in bfloat16_hint("bfloat16", cpu)
+    assert bfloat16_hint("float32", cpu) == ""
+    assert bfloat16_hint("bfloat16", torch.device("cuda")) == ""
+    for name in found:
+        found[name] = True
+        assert bfloat16_hint("bfloat16", cpu) == ""
+        found[name] = False

@@ -18,6 +18,12 @@ def test_edt_as_in_the_imagenet_recipe() -> None:
     )
 
 
+def test_a_weight_that_starts_late_and_warms_up_rises_from_its_start() -> None:
+    term = LossTerm(loss="dkd", weight=2.0, start_epoch=3, warmup_epochs=4)
+    weights = [weight_at(term, epoch) for epoch in range(1, 9)]
+    assert weights == pytest.approx([0, 0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+
+
 def test_without_decay_a_weight_stays() -> None:
     assert weight_at(LossTerm(loss="cd", weight=6.0, decay_epochs=(2,)), 50) == 6.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from configs.load import load_student, load_teacher
+from configs.schema import Normalisation
 from nets.weights import save_atomically
 from nets.zoo import build
 from precompute.__main__ import cli as precompute
@@ -21,7 +23,8 @@ from tests.support.training_runs import largest_relative
 from train.__main__ import cli as train
 from train.check import check_study
 from train.connector_ends import mean_squares
-from train.merged import mean_log_probabilities
+from train.feed import NoTeacher
+from train.merged import MergedTeachers, mean_log_probabilities
 from train.results import EpochResult
 from train.student import train_student
 from train.study import Study, open_study
@@ -142,6 +145,61 @@ def test_each_teacher_counts_in_cd_by_its_weight(files: Path) -> None:
         ours = cd([zeros[n] for n in numbers], [outputs[f"stage{n}"] for n in numbers])
         plain = cd([torch.zeros_like(t) for t in theirs], theirs)
         assert ours.item() == pytest.approx(weight * plain.item(), rel=1e-5)
+
+
+def test_each_connector_counts_by_its_teachers_weight_as_the_means_do(files: Path) -> None:
+    study = study_of(files)
+    from train.student import open_session
+
+    session = open_session(study.run("cd+gkd", 0), torch.device("cpu"))
+    session.teacher.close()
+    connectors = session.learner.connectors
+    assert connectors is not None
+    connectors.eval()
+    channels = (16, 32, 64)
+    maps = {f"stage{n}": torch.rand(4, size, 2, 2) for n, size in enumerate(channels, start=1)}
+    found = connectors(maps)
+    for number, (stage, connect) in enumerate(connectors.stages.items()):
+        teacher, own = divmod(number, 3)
+        plain = connect(maps[f"stage{own + 1}"]).mean(dim=(2, 3))
+        assert torch.allclose(found[number], plain * (3.0, 1.0)[teacher] ** 0.5), stage
+
+
+def test_correct_is_that_of_the_mean_where_two_teachers_disagree() -> None:
+    # The first one is right of sample 0, the second one of sample 1, neither of sample 2.
+    logits = [
+        torch.tensor([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0]]),
+        torch.tensor([[0.0, 1.0], [0.0, 9.0], [0.0, 1.0]]),
+    ]
+    sources = [_Fixed({"logits": each, "correct": torch.ones(3)}) for each in logits]
+    batch = SimpleNamespace(labels=torch.tensor([0, 1, 1]))
+    for weights, expected in (
+        ([2.0, 1.0], [1, 0, 0]),
+        ([1.0, 1.0], [1, 1, 0]),
+        ([1, 3], [0, 1, 1]),
+    ):
+        merged = MergedTeachers(sources, weights, [0, 0])
+        assert merged.outputs(batch)["correct"].tolist() == expected
+
+
+def test_normalizations_of_live_teachers_are_copied_to_the_device_once() -> None:
+    normalisations = [Normalisation(mean=(mean,), std=(0.4,)) for mean in (0.3, 0.5)]
+    merged = MergedTeachers([_Fixed({}), _Fixed({})], [1, 1], [0, 0], normalisations)
+    first, again = (merged._rescaling(1, torch.device("cpu")) for _ in range(2))
+    assert first is again
+    assert [each.flatten().tolist() for each in first] == [
+        pytest.approx([value]) for value in (0.3, 0.4, 0.5, 0.4)
+    ]
+
+
+class _Fixed(NoTeacher):
+    """The same outputs for each batch."""
+
+    def __init__(self, outputs: dict[str, torch.Tensor]) -> None:
+        self._outputs = outputs
+
+    def outputs(self, batch: object) -> dict[str, torch.Tensor]:
+        return self._outputs
 
 
 def test_connectors_and_mean_squares_are_of_each_teachers_own_stages(files: Path) -> None:

@@ -19,14 +19,14 @@ from train.check import check_before_the_pass, check_methods
 from train.results import EpochResult
 from train.student import train_student
 from train.study import Study
-from train.terms import Batch, check_options, expanded_taps, loss_named, loss_term
+from train.terms import _REGISTERED, Batch, check_options, expanded_taps, loss_named, loss_term
 
 MakeStudy = Callable[..., Study]
 ALL_TAPS = ("taps.energy=float16", "taps.hint.stage=stage2", "taps.embedding=float16")
 
 OWN_LOSS = """
 import torch
-from train.terms import Batch, loss_term
+from train.terms import _REGISTERED, Batch, loss_term
 
 
 @loss_term(teacher_taps=["logits", "last_stage"], student=["logits", "embedding"])
@@ -139,6 +139,31 @@ def test_a_loss_may_take_a_batch_or_name_the_parts_it_needs(
         assert torch.equal(
             loss.compute(batch, **options), (logits - scale * teacher).square().mean()
         )
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (torch.ones(4), r"a tensor of shape \(4,\)"),
+        (torch.ones(1), r"a tensor of shape \(1,\)"),
+        (0.5, "float"),
+    ],
+)
+def test_a_loss_that_returns_no_scalar_is_named_with_what_it_returned(
+    returned: object, told: str
+) -> None:
+    def per_sample(batch: Batch) -> object:
+        return returned
+
+    def by_name(student_logits: torch.Tensor) -> object:
+        return returned
+
+    batch = Batch(torch.zeros(4).long(), torch.rand(4, 3))
+    for function in (per_sample, by_name):
+        loss_term()(function)
+        loss = _REGISTERED[function]
+        with pytest.raises(TrainError, match=f"test_terms:{function.__name__} returned {told}"):
+            loss.compute(batch)
 
 
 def test_a_registered_loss_stays_the_function_it_is() -> None:

@@ -496,6 +496,13 @@ def test_a_run_whose_loss_is_no_number_any_more_is_stopped_with_its_place(
     assert not (study.run("ce", 0).folder / "summary.json").exists()
 
 
+def test_the_term_that_is_not_a_number_is_named(make_study: MakeStudy) -> None:
+    study = make_study(student=["methods.x=[{loss: ce}, {loss: 'tests.support.own_losses:root'}]"])
+    told = r"epoch 1, step 1: ce \d.*, tests\.support\.own_losses:root nan"
+    with pytest.raises(TrainError, match=told):
+        train_student(study.run("x", 0))
+
+
 def test_a_student_with_other_stages_than_the_cache_is_refused(make_study: MakeStudy) -> None:
     study = make_study(student=["student.stages=[layer2,layer3]"])
     with pytest.raises(StageMismatch, match="student has 2 stages and the cache 3"):

@@ -12,11 +12,10 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -26,9 +25,13 @@ from runtime.program import portable_program
 from runtime.text import visible
 from train.cache import pass_command
 from train.jobs import side_by_side
+from train.progress import Progress
 from train.runs import FoundRun, finished_alike, runs_below
 from train.study import Run, Study, held_together
 from train.windows import jobs_that_fit
+
+if TYPE_CHECKING:
+    from train.results import EpochResult
 
 _LOST = "its process ended without a result of it"
 _ROOT = Path(__file__).parent.parent
@@ -122,20 +125,23 @@ def run_ablation(
         if len(group) > 1:
             methods = " ".join(run.method for run in group)
             console.print(f"one reading for {len(group)} runs: {methods}; seed {group[0].seed}")
+    progress = Progress(groups, console)
     train = functools.partial(_train_group, device=device, num_workers=num_workers, track=track)
-    done: Iterator[tuple[Run, str]] = (each for group in groups for each in train(group))
+    told = functools.partial(train, on_epoch=progress.epoch_done)
+    is_here = cluster is None and min(fitting, len(groups)) <= 1
+    done: Iterator[tuple[Run, str]] = (each for group in groups for each in told(group))
     if cluster is not None:
         from train.on_cluster import Options, train_on_cluster
 
         done = train_on_cluster(waiting, cluster, Options(device, num_workers, tuple(track)))
     elif (jobs := min(fitting, len(groups))) > 1:
         done = side_by_side(groups, train, jobs)
-    failures, started = {}, time.perf_counter()
+    failures = {}
     for number, (run, failure) in enumerate(done, start=1):
         if failure or run.summary is None:
             failures[run] = failure or _LOST
-        left = (time.perf_counter() - started) / number * (len(waiting) - number)
-        result = _format_result(run, failure)
+        (progress.ended if is_here else progress.group_ended)(run)
+        result, left = _format_result(run, failure), progress.seconds_left
         console.print(f"run {number:3d}/{len(waiting)}  {result}  ETA {left:4.0f} s")
     return {run: failures[run] for run in waiting if run in failures}
 
@@ -176,7 +182,12 @@ def _format_result(run: Run, failure: str) -> str:
 
 
 def _train_group(
-    runs: Sequence[Run], *, device: str, num_workers: int | None, track: Sequence[str]
+    runs: Sequence[Run],
+    *,
+    device: str,
+    num_workers: int | None,
+    track: Sequence[str],
+    on_epoch: Callable[[Run, EpochResult], None] | None = None,
 ) -> Iterator[tuple[Run, str]]:
     """Train; gives each run with what went wrong, empty if nothing did. Raises Stopped."""
     from train.student import train_student  # these load torch
@@ -186,9 +197,10 @@ def _train_group(
     left = list(runs)
     try:
         if len(runs) == 1:
-            train_student(runs[0], **options)
+            alone = functools.partial(on_epoch, runs[0]) if on_epoch else None
+            train_student(runs[0], on_epoch=alone, **options)
         else:
-            for run, error in train_together(runs, **options):
+            for run, error in train_together(runs, on_epoch=on_epoch, **options):
                 left.remove(run)
                 yield run, "" if error is None else _format_error(error)
         failure = ""

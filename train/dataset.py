@@ -37,6 +37,7 @@ from store.mirror_folder import use_mirror, used_mirror
 from train import TrainError
 from train.cache import open_cache, verified_pixels
 from train.check import settings_that_add
+from train.indexing import item_or_items
 from train.study import views_used
 from views.batches import Pixels, ViewBatch
 from views.datasets import load_dataset
@@ -140,9 +141,9 @@ class DistillationDataset(Dataset[Item]):
         return len(self._opened.labels)
 
     def __getitem__(self, index: int) -> Item:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"no sample {index}: there are {len(self):,}")
-        return self.__getitems__([index % len(self)])[0]
+        """The item; of a slice, the list of its items."""
+        found: Item = item_or_items(self, index)
+        return found
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """A whole batch at once, which is what a DataLoader asks for."""
@@ -190,9 +191,9 @@ class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self._pixels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"no sample {index}: there are {len(self):,}")
-        return self.__getitems__([index % len(self)])[0]
+        """The item; of a slice, the list of its items."""
+        found: tuple[Tensor, Tensor] = item_or_items(self, index)
+        return found
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         ids = np.asarray(indices, dtype=np.int64)

@@ -133,9 +133,9 @@ class WholeBatch:
             share = len(self._own.labels) / self._num_samples
             return loss.compute(self._own, **options) * share
         if loss.inputs:
-            return loss.function(**{name: self._inputs[name] for name in loss.inputs}, **options)
+            return loss.computed({name: self._inputs[name] for name in loss.inputs}, options)
         own = {each.name: getattr(self._own, each.name) for each in fields(Batch)}
-        return loss.function(Batch(**self._of_all(own)), **options)
+        return loss.scalar(loss.function(Batch(**self._of_all(own)), **options))
 
     def _of_all(self, values: dict[str, Values]) -> dict[str, Values]:
         """The same with the rows of all ranks, this one's with their gradient."""

@@ -161,7 +161,7 @@ def _run_epoch(
             recorder.save(sums.partial(epoch, seconds_before + clock() - started))
         yield epoch, step.number
     step_losses, losses = sums.read()
-    _refuse_divergence(step_losses, epoch)
+    _refuse_divergence(step_losses, epoch, sums)
     trained = clock()
     tested, average = yield from _in_turn(_tests(session, epoch), epoch, session.num_steps)
     return EpochResult(
@@ -227,6 +227,7 @@ class _Sums:
     """
 
     step_losses: list[Tensor]  # the weighted total of each step
+    terms: list[Mapping[str, Tensor]]  # the losses of each step since the run began or resumed
     by_name: dict[str, Tensor]  # sums over samples
     ranks: Ranks
 
@@ -234,10 +235,11 @@ class _Sums:
     def begun(cls, terms: Sequence[ActiveTerm], learner: Learner, partial: Partial | None) -> _Sums:
         device, ranks = learner.device, learner.ranks
         if partial is None:
-            return cls([], {term.loss: torch.zeros((), device=device) for term in terms}, ranks)
+            zeros = {term.loss: torch.zeros((), device=device) for term in terms}
+            return cls([], [], zeros, ranks)
         by_name = {name: ranks.counted(value.to(device)) for name, value in partial.sums.items()}
         step_losses = ranks.counted(partial.step_losses.to(device))
-        return cls(list(step_losses.unbind()), by_name, ranks)
+        return cls(list(step_losses.unbind()), [], by_name, ranks)
 
     @property
     def num_steps(self) -> int:
@@ -245,6 +247,7 @@ class _Sums:
 
     def add(self, step: Step) -> None:
         self.step_losses.append(step.losses["total"])
+        self.terms.append(step.losses)
         for name in self.by_name:
             self.by_name[name] += step.losses[name] * step.num_samples
 
@@ -260,6 +263,14 @@ class _Sums:
         sums = dict(zip(self.by_name, values[self.num_steps :], strict=True))
         return values[: self.num_steps], sums
 
+    def terms_of(self, step: int) -> dict[str, float]:
+        """The losses of step `step`, from 0; {} if it was taken before the run was resumed."""
+        index = step - (self.num_steps - len(self.terms))
+        if index < 0:
+            return {}
+        values = self.ranks.sum(torch.stack([self.terms[index][name] for name in self.by_name]))
+        return dict(zip(self.by_name, values.tolist(), strict=True))
+
     def _of_all_ranks(self) -> Tensor:
         return self.ranks.sum(torch.stack([*self.step_losses, *self.by_name.values()]))
 
@@ -270,12 +281,17 @@ def _mean_of_samples(step_losses: Sequence[float], session: Session) -> float:
     return sum(n * loss for n, loss in zip(sizes, step_losses, strict=True)) / num_samples
 
 
-def _refuse_divergence(step_losses: Sequence[float], epoch: int) -> None:
-    """Raise Diverged at the first loss that is no number: nothing good comes after it."""
+def _refuse_divergence(step_losses: Sequence[float], epoch: int, sums: _Sums) -> None:
+    """Raise Diverged at the first loss that is not a finite number, naming the terms of that step.
+
+    Terms that are finite themselves are told too: their values show whether the weights exploded.
+    """
     for step, loss in enumerate(step_losses, start=1):
         if not math.isfinite(loss):
+            terms = (f"{name} {value:.4g}" for name, value in sums.terms_of(step - 1).items())
+            told = f": {told}" if (told := ", ".join(terms)) else ""
             raise Diverged(
-                f"the loss became {loss} in epoch {epoch}, step {step}",
+                f"the loss became {loss} in epoch {epoch}, step {step}{told}",
                 fix="lower training.learning_rate, or the weights of the method's losses",
             )
 

@@ -65,6 +65,7 @@ class MergedTeachers:
         self._sources, self._weights = sources, weights
         self._stages = merged_stages(num_stages)
         self._normalisations = normalisations
+        self._rescalings: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
         self.where = "; ".join(dict.fromkeys(source.where for source in sources))
 
     def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
@@ -97,12 +98,21 @@ class MergedTeachers:
         """The batch with the normalisation of teacher `number`."""
         if not self._normalisations or self._normalisations[number] == self._normalisations[0]:
             return batch
-        ours, theirs = self._normalisations[0], self._normalisations[number]
-        mean, std, their_mean, their_std = (
-            torch.tensor(values, device=batch.inputs.device).reshape(1, -1, 1, 1)
-            for values in (ours.mean, ours.std, theirs.mean, theirs.std)
-        )
+        mean, std, their_mean, their_std = self._rescaling(number, batch.inputs.device)
         return replace(batch, inputs=(batch.inputs * std + mean - their_mean) / their_std)
+
+    def _rescaling(self, number: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Mean and std of the first teacher and of teacher `number`, each (1, C, 1, 1).
+
+        Copied to the device once, since copying numbers there in each step would wait for it.
+        """
+        if (number, device) not in self._rescalings:
+            ours, theirs = self._normalisations[0], self._normalisations[number]
+            self._rescalings[number, device] = tuple(
+                torch.tensor(values, device=device).reshape(1, -1, 1, 1)
+                for values in (ours.mean, ours.std, theirs.mean, theirs.std)
+            )
+        return self._rescalings[number, device]
 
 
 def mean_log_probabilities(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

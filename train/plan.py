@@ -235,7 +235,7 @@ def _cache_line(teacher: TeacherConfig, path: Path, samples: int) -> str:
 
 def _trial_lines(run: Run, device: str) -> list[str]:
     from runtime.devices import pick_device
-    from runtime.formats import format_duration
+    from runtime.formats import format_duration, format_rate
     from train.trial import try_run
 
     picked = pick_device(device)
@@ -244,15 +244,15 @@ def _trial_lines(run: Run, device: str) -> list[str]:
     images = len(study.dataset.train) * study.config.training.epochs
     hours = images / max(trial.images_per_second, 1e-9) / 3600
     line = (
-        f"trial    {trial.images_per_second:,.0f} images/s on {picked}: {format_duration(hours)} "
-        f"without tests; {trial.memory}"
+        f"trial    {format_rate(trial.images_per_second)} images/s on {picked}: "
+        f"{format_duration(hours)} without tests; {trial.memory}"
     )
     if picked.type != "cpu" or run.training.precision == "float32":
         return [line]
     rate = try_run(_in_float32(run), picked).images_per_second
     if rate < _FASTER * trial.images_per_second:
         return [line]
-    slower = f"{trial.images_per_second:,.0f} against {rate:,.0f} images/s"
+    slower = f"{format_rate(trial.images_per_second)} against {format_rate(rate)} images/s"
     key = f"training.precision: {run.training.precision}"
     return [line, f"hint: {key} is slower than float32 on this CPU: {slower}"]
 

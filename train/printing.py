@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from rich.console import Console
 
 from configs.schema import LossTerm
+from runtime.formats import format_rate
 from train.rank_records import Recorder
 from train.results import EpochResult
 from train.schedule import weight_at
@@ -21,6 +23,12 @@ def print_other_threads(recorder: Recorder, device: torch.device, console: Conso
             f"started with {before} threads, resumed with {now}: the last bits may differ from "
             f"those of an uninterrupted run"
         )
+
+
+@functools.lru_cache(maxsize=8)
+def print_once(console: Console, line: str) -> None:
+    """Print a line that several runs have, the first time on each console."""
+    console.print(line)
 
 
 class EpochPrinter:
@@ -47,7 +55,7 @@ class EpochPrinter:
         self._console.print(
             f"epoch {result.epoch:3d}/{self._epochs}  loss {result.loss:8.4f}  "
             f"{_test_text(result)}  "
-            f"{result.images_per_second:8,.0f} images/s  ETA {left:4.0f} s"
+            f"{format_rate(result.images_per_second):>8} images/s  ETA {left:4.0f} s"
             f"{self._idle(result.epoch)}"
         )
 

@@ -249,8 +249,17 @@ def _refuse_shared_gpus(device: str) -> None:
             f"device {device!r} is one GPU, and {processes} processes train together",
             fix="--device auto; with make: DEVICE=auto",
         )
-    if processes > gpus:
+    if processes > gpus and not _has_gpu_of_its_own(gpus):
         raise TrainError(
             f"{processes} processes of this machine need a GPU each, and torch sees {gpus}",
             fix=f"as many processes as GPUs, with make: GPUS={gpus}; or --device cpu",
         )
+
+
+def _has_gpu_of_its_own(gpus: int) -> bool:
+    """Return True if srun shows this process one GPU, as --gpus-per-task=1 does, each another one.
+
+    If it is the same one after all, nccl names it.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return gpus == 1 and "SLURM_PROCID" in os.environ and visible != "" and "," not in visible

@@ -14,6 +14,7 @@ from torch import nn
 
 from configs.schema import AdamW, TeacherConfig
 from nets.archs import stem_hint
+from nets.precision import bfloat16_hint
 from nets.taps import taps_stored
 from nets.teacher import load_teacher_network, use_batch_statistics
 from runtime.devices import pick_device
@@ -45,6 +46,7 @@ from train.learner import make_learner
 from train.loop import Training, training
 from train.merged import MergedTaps, MergedTeachers, merged_taps
 from train.own_rows import OwnRows
+from train.printing import print_once
 from train.ranks import ALONE, Ranks
 from train.repeat import take_place
 from train.residual import build_student, hint_stage, is_pair, thinner
@@ -214,8 +216,10 @@ def _announce(session: Session, run: Run, console: Console) -> None:
         console.print(hint)
     if session.learner.start is not None:
         console.print(f"the student {session.learner.start.said}")
+    if hint := bfloat16_hint(run.training.precision, session.learner.device):
+        console.print(hint)
     if line := format_linear(run.linear_connectors):
-        _print_once(console, line)
+        print_once(console, line)
     device, threads = session.learner.device, torch.get_num_threads()
     computed = f"on {device}"
     if device.type == "cpu":
@@ -227,12 +231,7 @@ def _announce(session: Session, run: Run, console: Console) -> None:
     )
     for cache in study.caches:
         if cache.sample_crc32c is None:
-            _print_once(console, f"{cache.path} {WITHOUT_CHECKSUMS}")
-
-
-@functools.lru_cache(maxsize=8)
-def _print_once(console: Console, line: str) -> None:
-    console.print(line)
+            print_once(console, f"{cache.path} {WITHOUT_CHECKSUMS}")
 
 
 def _teacher_source(

@@ -162,10 +162,27 @@ class Loss:
     per_sample: bool = False
 
     def compute(self, batch: Batch, **options: float) -> Tensor:
-        """The loss of a batch, a scalar."""
+        """The loss of a batch, a scalar. Raises TrainError if the function returns no scalar."""
         if not self.inputs:
-            return self.function(batch, **options)
-        return self.function(**{name: INPUTS[name].of(batch) for name in self.inputs}, **options)
+            return self.scalar(self.function(batch, **options))
+        return self.computed({name: INPUTS[name].of(batch) for name in self.inputs}, options)
+
+    def computed(self, inputs: Mapping[str, object], options: Mapping[str, float]) -> Tensor:
+        """The loss of these inputs, by the names of `INPUTS`; else as `compute`."""
+        return self.scalar(self.function(**inputs, **options))
+
+    def scalar(self, returned: object) -> Tensor:
+        """The value that the function returned. Raises TrainError unless it is a scalar tensor."""
+        if isinstance(returned, Tensor) and returned.ndim == 0:
+            return returned
+        what = type(returned).__name__
+        if isinstance(returned, Tensor):
+            what = f"a tensor of shape {tuple(returned.shape)}"
+        raise TrainError(
+            f"the loss {self.function.__module__}:{self.function.__name__} returned {what}, "
+            f"expected a scalar tensor",
+            fix="return its mean over the batch, such as loss.mean()",
+        )
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:

@@ -165,4 +165,7 @@ def free_memory(device: torch.device) -> int:
     if device.type != "cuda":
         return limits.free_memory()
     sharing = math.ceil(limits.Share.of_this_process().count / torch.cuda.device_count())
-    return int(torch.cuda.mem_get_info(device)[0]) // sharing
+    free = int(torch.cuda.mem_get_info(device)[0])
+    # Blocks that torch keeps for later are free to this process, but not to the driver.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free // sharing + kept

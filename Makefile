@@ -230,7 +230,7 @@ env-cluster: env ## install Ray, for CLUSTER=...
 test: env-examples env-cluster lint ## run all checks and tests, with what the examples and clusters need
 	@$(PYTEST)
 
-test-quick: env ## run the most telling tests, while you work
+test-quick: env-examples ## run the most telling tests, while you work
 	@$(PYTEST) -m quick
 
 test-long: env-examples env-cluster ## run the long sweeps, of which test runs a sample

@@ -160,6 +160,8 @@ def test_an_edited_network_of_the_teachers_is_another_cache(
     make_cache(config, tmp_path / "caches")
     study_of(config)
     (modules / "my_networks.py").write_text(OWN_NETWORK.format(more=", nn.Identity()"))
+    study_of(config)  # this process goes on with the network that it has loaded
+    forget_modules()
     with pytest.raises(CacheError, match=r"teacher\.source\.my_networks: expected"):
         study_of(config)
 

@@ -60,7 +60,17 @@ def dataset_overrides(name: str, folder: Path) -> list[str]:
     return [f"dataset={json.dumps(data)}"]
 
 
-@pytest.mark.parametrize("name", available("student"))
+# Half a minute each, of the networks of another config that is not among them.
+LONG = ("cifar10-resnet50", "imagenet-resnet18-adamw", "imagenet-resnet18-patient")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name in LONG else [])
+        for name in available("student")
+    ],
+)
 def test_a_student_of_every_config_trains_from_its_teachers_cache(
     name: str, tiny_folder: Path, tmp_path: Path
 ) -> None:

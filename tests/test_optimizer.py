@@ -219,6 +219,18 @@ class Indexed(nn.Module):
         return features
 
 
+def test_the_average_leaves_its_counter_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = learner_of(network_of(), *ADAMW, "training.ema.decay=0.7")
+    average = learner.average
+    assert average is not None
+    copies: list[object] = []
+    average.n_averaged.to = lambda *device: copies.append(device)  # type: ignore[assignment]
+    for _ in range(3):
+        average.update_parameters(learner.network)
+    assert int(average.n_averaged) == 3
+    assert copies == []
+
+
 @pytest.mark.parametrize("decay", [0.3, 0.7, 0.99, 0.9999])
 def test_the_average_of_integers_and_of_buffers_that_are_not_saved_is_a_copy(decay: float) -> None:
     learner = learner_of(

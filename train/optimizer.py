@@ -23,8 +23,6 @@ _NORMS = (
     nn.LocalResponseNorm,
 )
 
-_Tensors = tuple[Tensor, ...] | list[Tensor]
-
 
 def make_optimizer(
     modules: Sequence[nn.Module], training: Training, started: Collection[nn.Parameter] = ()
@@ -111,18 +109,32 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        super().__init__(network, multi_avg_fn=self._average, use_buffers=True)
 
-        def average_real(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
-            if _is_real(averaged[0]):  # all of a list have one type
-                average(averaged, current, count)
-
-        super().__init__(network, multi_avg_fn=average_real, use_buffers=True)
-
+    @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        super().update_parameters(model)
+        """Average once more: the first time a copy of all tensors.
+
+        torch's own copies its counter to the device, and so waits for it in each step.
+        """
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        if not self.n_averaged:
+            for averaged, current in pairs:
+                averaged.copy_(current)
+        else:
+            for dtype in dict.fromkeys(averaged.dtype for averaged, _ in pairs):
+                of_type = [pair for pair in pairs if pair[0].dtype == dtype]
+                if _is_real(of_type[0][0]):
+                    self._average(*map(list, zip(*of_type, strict=True)), None)
         for averaged, current in zip(_copied(self.module), _copied(model), strict=True):
-            averaged.detach().copy_(current.detach())
+            averaged.copy_(current)
+        self.n_averaged += 1
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
 
 
 def _copied(network: nn.Module) -> Iterator[Tensor]:

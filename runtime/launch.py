@@ -51,7 +51,10 @@ def launch(num_processes: int, command: Sequence[str]) -> int:
                 if received:
                     break
                 processes.append(_start(command, rank, num_processes, Path(folder)))
-            return _wait(processes) or (128 + received[0] if received and not processes else 0)
+                for number, num_told in received:
+                    if num_told <= rank:  # it came while this one was being started
+                        processes[rank].send_signal(_FORWARDED[number])
+            return _wait(processes) or (128 + received[0][0] if received else 0)
     finally:
         for process in processes:
             process.kill()
@@ -86,12 +89,14 @@ def _end_with(parent: int) -> None:
 
 
 @contextmanager
-def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Send signals on to the processes; yields the numbers of those received so far."""
-    received: list[int] = []
+def _forwarding_signals(
+    processes: Sequence[subprocess.Popen[bytes]],
+) -> Iterator[list[tuple[signal.Signals, int]]]:
+    """Send signals on to the processes; yields those received, and to how many each was sent."""
+    received: list[tuple[signal.Signals, int]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        received.append((signal.Signals(number), len(processes)))
         for process in processes:
             process.send_signal(_FORWARDED[signal.Signals(number)])
 

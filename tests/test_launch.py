@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,14 @@ def ranks_in(folder: Path) -> list[dict[str, str]]:
 
 def signals_in(folder: Path) -> set[str]:
     return {each.name for each in folder.glob("signal-*")}
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT is heard: a shell starts its background jobs with that signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -95,9 +103,29 @@ def test_launch_where_a_rank_ignores_its_signals_kills_it(
     assert launch(2, command(tmp_path, f"if rank == '1': sys.exit(2)\n{deaf}")) == 2
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_launch_sends_a_signal_to_every_rank_once(tmp_path: Path) -> None:
     to_all = f"if rank == '0': os.kill(os.getppid(), signal.SIGINT)\n{WAIT}"
     assert launch(2, command(tmp_path, to_all)) == 128 + signal.SIGINT
+    assert signals_in(tmp_path) == {f"signal-{rank}-{signal.SIGINT:d}" for rank in (0, 1)}
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_launch_sends_a_signal_that_comes_while_ranks_are_started_to_each_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = launcher._start
+
+    def started(*arguments: object) -> subprocess.Popen[bytes]:
+        process = start(*arguments)
+        if len(list(tmp_path.glob("started-*"))) == 1:  # the second one, not known to `launch` yet
+            wait_until(lambda: len(ranks_in(tmp_path)) == 2)
+            os.kill(os.getpid(), signal.SIGINT)
+        (tmp_path / f"started-{process.pid}").touch()
+        return process
+
+    monkeypatch.setattr(launcher, "_start", started)
+    assert launch(2, command(tmp_path, WAIT)) == 128 + signal.SIGINT
     assert signals_in(tmp_path) == {f"signal-{rank}-{signal.SIGINT:d}" for rank in (0, 1)}
 
 

@@ -170,6 +170,7 @@ env: ## create .venv, or update it if requirements.txt has changed
 	  echo "installing requirements.txt into $(VENV)"; \
 	  $(PYTHON) -m venv $(VENV); \
 	  $(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .; \
 	  cp requirements.txt $(VENV)/installed.txt; \
 	  echo "to use its python in this shell: . $(VENV)/bin/activate"; }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,15 @@ def reads(target: str) -> list[str]:
     refusal = make("-n", target, "BENCH=" if not target.startswith("bench") else "OUT=")
     assert refusal.returncode == 2
     return refusal.stderr.partition("; it reads: ")[2].removesuffix(".  Stop.\n").split()
+
+
+def test_make_env_installs_the_project_so_that_timm_can_be_imported(tmp_path: Path) -> None:
+    for file in ("Makefile", "requirements.txt"):
+        shutil.copy(ROOT / file, tmp_path)
+    shown = subprocess.run(
+        ["make", "-n", "env"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert "-m pip install --quiet --disable-pip-version-check --no-deps --editable ." in shown
 
 
 SWITCHES = {

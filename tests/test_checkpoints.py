@@ -322,10 +322,17 @@ def test_a_snapshot_of_hard_links_neither_stops_a_run_nor_changes_with_it(
         shutil.copytree(run.folder, tmp_path / name, copy_function=os.link)
         return {path: path.read_bytes() for path in (tmp_path / name).iterdir()}
 
-    taken = snapshot("before")
+    lines = (run.folder / "metrics.jsonl").read_bytes()
+    with recorder_of(run) as recorder:
+        taken = snapshot("appended")
+        recorder.epoch_done(result_of(3, error=50.0))
+    assert (run.folder / "metrics.jsonl").read_bytes().startswith(lines)
+    assert taken[tmp_path / "appended" / "metrics.jsonl"] == lines
+    assert all(path.read_bytes() == content for path, content in taken.items())
+    taken |= snapshot("before")
     train_student(run, device="cpu", on_epoch=lambda _: taken.update(snapshot("during")))
     assert run.summary is not None
-    assert len({path.parent for path in taken}) == 2
+    assert len({path.parent for path in taken}) >= 2
     assert all(path.read_bytes() == content for path, content in taken.items())
 
 

@@ -30,7 +30,6 @@ NASTY = [
     "=1+1",
     "@SUM(A1)",
     "a; =1+1;-2|@x",
-    "＝1+1",
     "\x1b[31mred\u202e\udcff\0",
     '"><img src=x onerror=alert(1)>',
 ]
@@ -61,6 +60,12 @@ def nasty_report(name: str) -> Report:
 
 def all_shown(text: str) -> bool:
     return all(c == "\n" or c.isprintable() for c in text) and "\u202e" not in text
+
+
+def test_a_formula_behind_a_semicolon_or_with_a_wide_sign_is_text() -> None:
+    assert for_csv("a; =1+1;-2|@x") == "a; '=1+1;'-2|'@x"
+    assert for_csv("＝1+1") == "'＝1+1"
+    assert for_csv("kd (a=1; b)") == "kd (a=1; b)"
 
 
 @pytest.mark.parametrize("name", NASTY)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from nets.taps import spatial_energy
 from tests.support.reference_losses import kl64, logits_pair, softmax64
@@ -128,6 +129,32 @@ def test_rkd_of_bfloat16_numbers_is_that_of_the_same_numbers_in_float32() -> Non
     torch.manual_seed(1)
     student, teacher = (torch.randn(32, 16).bfloat16() for _ in range(2))
     assert rkd(student, teacher).item() == rkd(student.float(), teacher.float()).item()
+
+
+def test_rkd_of_points_far_from_the_origin_is_that_of_the_same_points_around_it() -> None:
+    torch.manual_seed(2)
+    student, teacher = torch.randn(2, 16, 8)
+    assert abs(rkd(student + 1000, teacher).item() - rkd(student, teacher).item()) < 1e-2
+
+
+def test_rkd_of_points_that_almost_coincide_has_a_small_gradient() -> None:
+    torch.manual_seed(3)
+    student, teacher = torch.randn(16, 8), torch.randn(16, 5)
+    student[1] = student[0] + 1e-5  # products of float32 know nothing of their direction
+    student.requires_grad_()
+    loss = rkd(student, teacher, distance_weight=0)
+    loss.backward()
+    assert student.grad is not None
+    assert 0 < loss.item() < 50
+    assert student.grad.abs().max() < 10
+
+
+def test_rkd_costs_no_product_over_dimensions_for_each_triplet() -> None:
+    student, teacher = torch.randn(32, 4096), torch.randn(32, 4096)
+    with FlopCounterMode(display=False) as counted:
+        rkd(student, teacher)
+    products, rank_two = 4 * 2 * 32**2 * 4096, 2 * 2 * 2 * 32**3  # of two networks
+    assert counted.get_total_flops() <= products + rank_two
 
 
 # ---- fitnets

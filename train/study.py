@@ -174,6 +174,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What decides the run's result; two runs with the same one are the same run."""
         study, plain = self.study, as_plain(self.study.config)
+        losses = {term.loss for term in self.terms}
         rows = None if self.live_teacher else self.window_rows
         return {
             **({"window": rows} if rows else {}),
@@ -181,6 +182,7 @@ class Run:
             "student": network_identity(study.config.student, self.linear_connectors),
             "training": recipe_identity(study.config.training, self.ranks),
             **({"ema_integers": "copied"} if study.config.training.ema else {}),  # once averaged
+            **({"rkd_angles": "products"} if "rkd" in losses else {}),  # once differences
             "terms": [_UNSET_OPTIONS | term for term in plain["methods"][self.method]],
             "seed": self.seed,
             "num_views": self.num_views,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from benchmarks.harness import Timing, interleaved, machine, markdown, write_json, write_section
 from store import CacheContent, CacheWriter, TapSpec, TeacherCache
 from store.transfer import export_cache
-from train.feed import gather_rows
+from train.device_copies import gather_rows
 from views.seeds import choice
 
 RECORD_BYTES = (2048, 4096, 8192)

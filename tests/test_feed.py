@@ -190,3 +190,22 @@ def test_a_batch_may_be_larger_than_the_one_before(cache: TeacherCache, location
         for tap in TAPS:
             assert torch.equal(found[tap], torch.from_numpy(stored[tap])[ids])
     source.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_slabs_on_a_gpu_are_right_while_steps_are_queued_and_the_next_ones_are_copied(
+    cache: TeacherCache,
+) -> None:
+    gpu = torch.device("cuda")
+    source = CachedTeacher(cache, ["logits"], 3, gpu, "device")
+    busy = torch.randn(2048, 2048, device=gpu)
+    for epoch in range(1, 31):
+        source.start_epoch(epoch, source.order(0, epoch, 60))
+        for _ in range(10):
+            busy = busy @ busy.softmax(dim=0)
+        ids = torch.arange(60)
+        batch = ViewBatch((epoch - 1) % 3, ids.to(gpu), ids, ids, ids)
+        found = source.outputs(batch)["logits"].clone()
+        expected = torch.from_numpy(cache.read_view((epoch - 1) % 3, ["logits"])["logits"])
+        assert torch.equal(found.cpu(), expected)
+    source.close()

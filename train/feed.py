@@ -27,6 +27,7 @@ from runtime.formats import format_size
 from store import TeacherCache
 from store.topk import compact_names
 from train import TrainError
+from train.device_copies import Buffers, copied_aside, gather_rows, mark_as_used, pinned
 from train.windows import WindowedOrder
 from views.batches import ViewBatch
 from views.parameters import view_of_epoch
@@ -37,7 +38,6 @@ Ids = NDArray[np.int64]
 Location = Literal["device", "host"]
 
 _DEVICE_SHARE = 0.5  # of the device's free memory may be taken by two slabs
-_BUFFERS = 8  # batches on their way to a GPU at the same time
 
 
 class WrongView(TrainError):
@@ -135,6 +135,7 @@ class CachedTeacher(_Shuffled):
         view = view_of_epoch(epoch, self._num_views)
         if view != self._view:
             self._slab = self._read_ahead(view).result()
+            mark_as_used(self._slab)
             self._view = view
         following = view_of_epoch(epoch + 1, self._num_views)
         if following != view:
@@ -164,7 +165,7 @@ class CachedTeacher(_Shuffled):
         slab = {tap: as_tensor(values) for tap, values in records.items()}
         if not self._is_on_device:
             return {tap: pinned(values, self._device) for tap, values in slab.items()}
-        return {tap: values.to(self._device) for tap, values in slab.items()}
+        return copied_aside(slab, self._device)
 
 
 class WindowedTeacher:
@@ -280,61 +281,6 @@ def refuse_other_view(batch: ViewBatch, view: int) -> None:
             f"the teacher's outputs were requested for a batch of view {batch.view}, but {loaded}",
             fix="call start_epoch(epoch, order), and show view_of_epoch(epoch, num_views)",
         )
-
-
-class Buffers:
-    """Host memory that batches are gathered into, reused from step to step.
-
-    For a GPU it is pinned and there are several buffers, so that one batch may still be on its way
-    while the next is gathered; nothing waits unless the GPU is that many batches behind.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._is_cuda = device, device.type == "cuda"
-        self._slots: list[dict[str, Tensor]] = [{} for _ in range(_BUFFERS if self._is_cuda else 1)]
-        self._sent: list[torch.cuda.Event | None] = [None] * len(self._slots)
-        self._turn = 0
-
-    def sent(self, parts: Sequence[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Tensor]:
-        """Rows of one slab, or of several in turn: name -> (B, ...) on the device.
-
-        parts: slabs, and the rows wanted of each, on the host.
-        """
-        self._turn = (self._turn + 1) % len(self._slots)
-        if (event := self._sent[self._turn]) is not None:
-            event.synchronize()
-        slot, num_rows = self._slots[self._turn], sum(len(rows) for _, rows in parts)
-        rows_by_tap = {}
-        for tap, values in parts[0][0].items():
-            if tap not in slot or len(slot[tap]) < num_rows:
-                empty = torch.empty((num_rows, *values.shape[1:]), dtype=values.dtype)
-                slot[tap] = pinned(empty, self._device)
-            start = 0
-            for slab, rows in parts:
-                stop = start + len(rows)
-                torch.index_select(slab[tap], 0, rows, out=slot[tap][start:stop])
-                start = stop
-            rows_by_tap[tap] = slot[tap][:num_rows].to(self._device, non_blocking=True)
-        if self._is_cuda:
-            sent = torch.cuda.current_stream(self._device).record_event()
-            self._sent[self._turn] = sent
-        return rows_by_tap
-
-
-def pinned(values: Tensor, device: torch.device) -> Tensor:
-    """In page-locked memory, which a GPU copies from directly, if there is one."""
-    return values.pin_memory() if device.type == "cuda" else values
-
-
-def gather_rows(slab: Tensor, sample_ids: Tensor, buffer: Tensor) -> Tensor:
-    """Rows of (N, ...) into a buffer that is reused from step to step: (B, ...), a view of it.
-
-    Fresh memory for each batch would cost more, in page faults, than the copy itself. The next call
-    overwrites the rows, so they must not be needed after the step.
-    """
-    if len(buffer) < len(sample_ids):
-        buffer.resize_(len(sample_ids), *slab.shape[1:])
-    return torch.index_select(slab, 0, sample_ids, out=buffer[: len(sample_ids)])
 
 
 def slab_bytes(cache: TeacherCache, taps: Sequence[str]) -> int:

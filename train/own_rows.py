@@ -22,7 +22,8 @@ from torch import Tensor
 
 from runtime.formats import format_size
 from store import TeacherCache
-from train.feed import Expansion, Ids, Location, as_tensor, pinned, refuse_other_view, slab_bytes
+from train.device_copies import copied_aside, mark_as_used, pinned
+from train.feed import Expansion, Ids, Location, as_tensor, refuse_other_view, slab_bytes
 from views.batches import ViewBatch
 from views.parameters import view_of_epoch
 from views.seeds import permutation
@@ -75,6 +76,7 @@ class OwnRows:
         is_read = self._next is not None and self._next[0] == epoch
         reading = self._next[1] if is_read and self._next else self._pool.submit(self._read, epoch)
         self._held = reading.result()
+        mark_as_used(self._held.rows)
         self._view = view_of_epoch(epoch, self._num_views)
         self._next = epoch + 1, self._pool.submit(self._read, epoch + 1)
 
@@ -115,5 +117,5 @@ class OwnRows:
         place_of = np.full(self._cache.num_samples, -1)
         place_of[ids] = np.arange(len(ids))
         if self._is_on_device:
-            return _Rows(ids, place_of, {tap: each.to(self._device) for tap, each in rows.items()})
+            return _Rows(ids, place_of, copied_aside(rows, self._device))
         return _Rows(ids, place_of, {tap: pinned(each, self._device) for tap, each in rows.items()})

@@ -1,0 +1,93 @@
+"""Copies of the teacher's outputs to the training device, none of which waits for a training step.
+
+A GPU copies from page-locked ("pinned") memory while it computes, and from any other only in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+_BUFFERS = 8  # batches on their way to a GPU at the same time
+
+
+class Buffers:
+    """Host memory that batches are gathered into, reused from step to step.
+
+    For a GPU it is pinned and there are several buffers, so that one batch may still be on its way
+    while the next is gathered; nothing waits unless the GPU is that many batches behind.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._is_cuda = device, device.type == "cuda"
+        self._slots: list[dict[str, Tensor]] = [{} for _ in range(_BUFFERS if self._is_cuda else 1)]
+        self._sent: list[torch.cuda.Event | None] = [None] * len(self._slots)
+        self._turn = 0
+
+    def sent(self, parts: Sequence[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Tensor]:
+        """Rows of one slab, or of several in turn: name -> (B, ...) on the device.
+
+        parts: slabs, and the rows wanted of each, on the host.
+        """
+        self._turn = (self._turn + 1) % len(self._slots)
+        if (event := self._sent[self._turn]) is not None:
+            event.synchronize()
+        slot, num_rows = self._slots[self._turn], sum(len(rows) for _, rows in parts)
+        rows_by_tap = {}
+        for tap, values in parts[0][0].items():
+            if tap not in slot or len(slot[tap]) < num_rows:
+                empty = torch.empty((num_rows, *values.shape[1:]), dtype=values.dtype)
+                slot[tap] = pinned(empty, self._device)
+            start = 0
+            for slab, rows in parts:
+                stop = start + len(rows)
+                torch.index_select(slab[tap], 0, rows, out=slot[tap][start:stop])
+                start = stop
+            rows_by_tap[tap] = slot[tap][:num_rows].to(self._device, non_blocking=True)
+        if self._is_cuda:
+            sent = torch.cuda.current_stream(self._device).record_event()
+            self._sent[self._turn] = sent
+        return rows_by_tap
+
+
+def pinned(values: Tensor, device: torch.device) -> Tensor:
+    """In page-locked memory, which a GPU copies from directly, if there is one."""
+    return values.pin_memory() if device.type == "cuda" else values
+
+
+def copied_aside(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copy host tensors to the device from a background thread; returns when they are there.
+
+    On a GPU they go through page-locked memory and a stream of their own. The default stream would
+    make the copy wait for the training steps that are queued there, and these for the copy. Whoever
+    uses the tensors on another stream calls `mark_as_used` first.
+    """
+    if device.type != "cuda":
+        return {tap: each.to(device) for tap, each in values.items()}
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        copies = {
+            tap: pinned(each, device).to(device, non_blocking=True) for tap, each in values.items()
+        }
+    stream.synchronize()
+    return copies
+
+
+def mark_as_used(values: Mapping[str, Tensor]) -> None:
+    """Keep the memory of `copied_aside` from reuse while the current stream still reads it."""
+    for each in values.values():
+        if each.is_cuda:
+            each.record_stream(torch.cuda.current_stream(each.device))
+
+
+def gather_rows(slab: Tensor, sample_ids: Tensor, buffer: Tensor) -> Tensor:
+    """Rows of (N, ...) into a buffer that is reused from step to step: (B, ...), a view of it.
+
+    Fresh memory for each batch would cost more, in page faults, than the copy itself. The next call
+    overwrites the rows, so they must not be needed after the step.
+    """
+    if len(buffer) < len(sample_ids):
+        buffer.resize_(len(sample_ids), *slab.shape[1:])
+    return torch.index_select(slab, 0, sample_ids, out=buffer[: len(sample_ids)])

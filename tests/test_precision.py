@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
 from nets.precision import bfloat16_hint
 from nets.zoo import CifarResNet
+from train import precision_trial
+from train.__main__ import cli
 from train.student import train_student
 from train.study import Study
 
@@ -80,3 +83,30 @@ def test_bfloat16_on_a_cpu_without_its_instructions_is_told(
         found[name] = True
         assert bfloat16_hint("bfloat16", cpu) == ""
         found[name] = False
+
+
+@pytest.mark.parametrize(
+    ("float32", "said"), [(297.0, "is slower than float32 on this CPU: 95 against 297"), (90.0, "")]
+)
+def test_check_says_that_a_precision_is_slower_than_float32_and_nothing_if_it_is_faster(
+    float32: float,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    rates = [95.0, float32]
+
+    def rate(steps: Iterator[int], *, of_processor: bool) -> float:
+        assert next(steps) > 0  # a real step
+        return rates.pop(0)
+
+    monkeypatch.setattr(precision_trial, "measured_rate", rate)
+    check = ["check", "digits-resnet8", f"--caches={tmp_path}", "--device=cpu", "--methods=ce"]
+    assert cli([*check, "training.precision=float32"]) == 0
+    assert len(rates) == 2  # nothing is timed for float32
+    assert cli([*check, "training.precision=bfloat16"]) == 0
+    assert rates == []
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert ("hint:" in printed) == bool(said)

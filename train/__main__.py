@@ -66,7 +66,15 @@ from train.options import (
     Track,
     TrainTeacher,
 )
-from train.plan import check_runs, open_configs, open_named_study, parse_seeds, plan_lines
+from train.plan import (
+    ALL_FINISHED,
+    check_runs,
+    open_configs,
+    open_named_study,
+    parse_seeds,
+    plan_lines,
+    slow_precision,
+)
 from train.repeat import begin_again
 from train.single import console_of, joined, train_single
 from train.study import Run
@@ -243,8 +251,11 @@ def check(
         cache_path=path,
         device=device,
     )
+    console = new_console()
+    if found != ALL_FINISHED and (hint := slow_precision(config, teacher_config, folder, device)):
+        console.print(hint)
     which = f"{', '.join(asked_methods)} with seed {' '.join(map(str, asked_seeds))}"
-    new_console().print(f"{config.name}: no mistake in {which}: {found}")
+    console.print(f"{config.name}: no mistake in {which}: {found}")
 
 
 @app.command()

@@ -37,8 +37,6 @@ from train.windows import Feed
 from views.augment import view_shape
 from views.datasets import load_dataset
 
-_FASTER = 1.1  # by less, a trial's rates do not differ
-
 
 def open_configs(name: str, overrides: list[str] | None) -> tuple[StudentConfig, TeacherConfig]:
     """The student's config and that of the teacher it names. Raises ConfigError."""
@@ -85,6 +83,9 @@ def parse_seeds(text: str) -> list[int]:
 # ---- whether it can work
 
 
+ALL_FINISHED = "all are finished"
+
+
 def check_runs(
     config: StudentConfig,
     teacher: TeacherConfig,
@@ -114,7 +115,7 @@ def check_runs(
         pass
     else:
         if all(study.run(method, seed).is_finished for method in methods for seed in seeds):
-            return "all are finished"
+            return ALL_FINISHED
     from runtime.devices import check_device
     from train.check import check_study, missing_taps
 
@@ -130,6 +131,21 @@ def check_runs(
         there = "there is no cache yet" if study is None else "the cache lacks some taps"
         return f"device, images, networks, taps and losses; {there}"
     return f"device, and {shown_path(study.cache.path)}, which holds what they read"
+
+
+def slow_precision(
+    config: StudentConfig, teacher: TeacherConfig, caches_dir: Path, device: str
+) -> str:
+    """Return a line if the student's precision is slower than float32 here, "" otherwise.
+
+    Times both if that may be. Raises DeviceError, DatasetError, ArchError.
+    """
+    if config.training.precision == "float32":
+        return ""
+    from runtime.devices import pick_device
+    from train.precision_trial import precision_hint
+
+    return precision_hint(config, teacher, caches_dir, pick_device(device))
 
 
 # ---- what it costs
@@ -236,6 +252,7 @@ def _cache_line(teacher: TeacherConfig, path: Path, samples: int) -> str:
 def _trial_lines(run: Run, device: str) -> list[str]:
     from runtime.devices import pick_device
     from runtime.formats import format_duration, format_rate
+    from train.precision_trial import FASTER, format_slower
     from train.trial import try_run
 
     picked = pick_device(device)
@@ -250,11 +267,9 @@ def _trial_lines(run: Run, device: str) -> list[str]:
     if picked.type != "cpu" or run.training.precision == "float32":
         return [line]
     rate = try_run(_in_float32(run), picked).images_per_second
-    if rate < _FASTER * trial.images_per_second:
+    if rate < FASTER * trial.images_per_second:
         return [line]
-    slower = f"{format_rate(trial.images_per_second)} against {format_rate(rate)} images/s"
-    key = f"training.precision: {run.training.precision}"
-    return [line, f"hint: {key} is slower than float32 on this CPU: {slower}"]
+    return [line, format_slower(run.training.precision, trial.images_per_second, rate)]
 
 
 def _in_float32(run: Run) -> Run:

@@ -41,6 +41,8 @@ multiprocessing.set_forkserver_preload(PRELOADED)
 # One thread: these networks are too small for more, and tests share the machine.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# `train.single` sets it for a program, before torch is loaded: too late in a fork of one that has.
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 # As in an activated environment: the commands in messages begin with `python`.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

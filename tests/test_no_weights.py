@@ -164,7 +164,7 @@ class Downloads:
         self.folder.mkdir(parents=True)
         self.name = ""
         monkeypatch.setattr("torch.hub.get_dir", lambda: str(folder))
-        monkeypatch.setattr("torch.hub.load_state_dict_from_url", self.fail)
+        monkeypatch.setattr("torch.hub.download_url_to_file", self.fail)
         monkeypatch.setattr("torchvision.models.get_weight", self.weights)
 
     def weights(self, name: str) -> SimpleNamespace:

@@ -66,6 +66,7 @@ def test_elsewhere_a_command_is_the_installed_one_by_its_path_where_the_shell_la
 ) -> None:
     shell_finds("teach-once")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "elsewhere/bin/python"))
     assert program_text("train") == "teach-once train"  # there is none beside this Python
     monkeypatch.setattr("sys.executable", str(tmp_path / "env/bin/python"))
     (tmp_path / "env/bin").mkdir(parents=True)

@@ -94,7 +94,7 @@ def test_check_reads_every_byte(
     told = capsys.readouterr().out
     assert "tap stage1, view 2, block 1, wrong checksum" in told
     assert "tap logits, view 0, block 0, chunk missing" in told
-    assert "make cache-teacher TEACHER=digits-resnet20 RECHECK=1" in told
+    assert f"make cache-teacher TEACHER=digits-resnet20 CACHES={path.parent} RECHECK=1" in told
     assert cli(["check", "nowhere"]) == 2
 
 

@@ -26,7 +26,8 @@ from views.__main__ import cli
 from views.folders import image_folder
 from views.pack import pack_pixels
 from views.packed import packed
-from views.packed_file import FORMAT_NAME, HEAD_BYTES, PackedFile
+from views.packed_file import HEAD_BYTES, PackedFile
+from views.packed_header import FORMAT_NAME
 from views.splits import DatasetError, Source
 
 KINDS = {"pixels": pack_pixels, "encoded": pack_folder}

@@ -191,7 +191,9 @@ def test_a_tracker_that_is_not_there_is_an_error_before_anything_is_trained(
     run: Run, monkeypatch: pytest.MonkeyPatch, mlflow_folder: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="--track wandb: not installed\n  fix: pip install wandb"):
+    with pytest.raises(
+        UserError, match="--track wandb: not installed\n  fix: python -m pip install wandb"
+    ):
         train_student(run, track=["wandb"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://here")
     with pytest.raises(UserError, match=r"--track mlflow: .*nowhere.*\n  fix: set it up"):

@@ -560,9 +560,13 @@ def test_a_checkpoint_without_its_metrics_is_not_resumed(make_study: MakeStudy) 
     metrics = study.run("cd", 0).folder / "metrics.jsonl"
     whole = metrics.read_text().splitlines(keepends=True)
     metrics.write_text(whole[0])
+    with pytest.raises(TrainError, match=r"metrics\.jsonl has 1 of the 3 epochs"):
+        train_student(study.run("cd", 0))
+    assert (metrics.parent / "checkpoint.pt").is_file()
+    metrics.write_text("".join(whole))
     epochs: list[EpochResult] = []
     train_student(study.run("cd", 0), on_epoch=epochs.append)
-    assert [result.epoch for result in epochs] == [1, 2, 3, 4]
+    assert [result.epoch for result in epochs] == [4]
     assert [line["epoch"] for line in without_times(metrics.parent)] == [1, 2, 3, 4]
 
 

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import written_aside
-from views.packed_file import ARRAYS, HEAD_BYTES, ArrayPlace, Header
+from views.packed_file import ARRAYS, HEAD_BYTES
+from views.packed_header import ArrayPlace, Header
 from views.pictures import shown_path
 from views.splits import DatasetError, crc32c
 

@@ -13,7 +13,8 @@ import numpy as np
 from configs.schema import ImageFolder
 from views.encoded import EncodedSource, EncodedSplit
 from views.new_packed import NewPackedFile, new_packed_file, refuse_missing_folder
-from views.packed_file import ARRAYS, SPLITS, ArrayPlace, Header, key_of
+from views.packed_file import ARRAYS, SPLITS, key_of
+from views.packed_header import ArrayPlace, Header
 from views.recode import Recode
 from views.recoding import recoded_files
 from views.splits import (

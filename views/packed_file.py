@@ -25,28 +25,24 @@ program reads the same classes, shapes and values.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import re
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from runtime.program import program_text
 from runtime.reading import BadFile, open_regular, parse_json
 from runtime.text import one_line
+from views.packed_header import FORMAT_NAME, FORMAT_VERSION, ArrayPlace, Header
 from views.packed_structure import structure_fault
 from views.pictures import MOST_BYTES, shown_path
 from views.splits import Checksums, DatasetError, Ids, check_class_name, crc32c
 
-FORMAT_NAME = "teach-once-images"
-FORMAT_VERSION = 4
 SPLITS = ("train", "test")
 # Per kind: array -> dtype and number of dimensions.
 ARRAYS: Mapping[str, Mapping[str, tuple[str, int]]] = {
@@ -70,61 +66,6 @@ HEAD_BYTES = 17 + 1 + 4 + 1 + 12 + 1 + 64 + 1
 _MOST_HEADER_BYTES = 2**26
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _PACK_AGAIN = "pack the images again: {views} pack NAME|PATH {file}"
-
-Count = Annotated[int, Field(ge=0, le=2**48)]
-Crc = Annotated[int, Field(ge=0, lt=2**32)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class ArrayPlace(BaseModel):
-    """Where an array lies in the file. crc32c: of its bytes; None where each sample has one."""
-
-    model_config = _STRICT
-    offset: Count
-    dtype: Literal["<i8", "<u4", "|u1"]
-    shape: Annotated[list[Count], Field(min_length=1, max_length=4)]
-    crc32c: Crc | None
-
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-
-class Recoded(BaseModel):
-    """How files were made smaller; see `views.recode`."""
-
-    model_config = _STRICT
-    short_side_px: Count | None
-    max_side_px: Count | None
-    quality: Annotated[int, Field(ge=1, le=100)]
-    encoder: Annotated[str, Field(max_length=200)]
-
-
-class Header(BaseModel):
-    """digests: of choices of training samples by the sha256 of their ids, "all", and "test".
-
-    recoded: how the files were made smaller. job, part: of a shard, see `views.shards`.
-    """
-
-    model_config = _STRICT
-    kind: Literal["pixels", "encoded"]
-    type: Annotated[str, Field(pattern="^[a-z0-9]{1,32}$")]
-    class_names: Annotated[list[str], Field(min_length=1, max_length=2**20)]
-    digests: Annotated[
-        dict[Annotated[str, Field(max_length=64)], Sha256], Field(max_length=1000)
-    ] = {}
-    splits: dict[Literal["train", "test"], dict[str, ArrayPlace]]
-    recoded: Recoded | None = None
-    job: Sha256 | None = None
-    part: Annotated[int, Field(ge=0, lt=2**20)] | None = None
-
-    def to_bytes(self) -> bytes:
-        """The head and the header."""
-        body = json.dumps(self.model_dump(), separators=(",", ":")).encode()
-        sha256 = hashlib.sha256(body).hexdigest()
-        head = f"{FORMAT_NAME} {FORMAT_VERSION:04d} {len(body):012d} {sha256}\n"
-        return head.encode() + body
 
 
 def key_of(ids: Ids) -> str:

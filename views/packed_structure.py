@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
 from runtime.text import one_line
-
-if TYPE_CHECKING:
-    from views.packed_file import ArrayPlace, Header
+from views.packed_header import ArrayPlace, Header
 
 _ERRORS = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)  # of h5py
 _LONGEST_NAME = 2**10

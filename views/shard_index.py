@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from runtime.files import write_atomically
 from runtime.reading import BadFile, parse_json, read_bounded
 from runtime.text import one_line
-from views.packed_file import Count, PackedFile, Sha256
+from views.packed_file import PackedFile
+from views.packed_header import Count, Sha256
 from views.pictures import shown_path
 from views.splits import DatasetError
 

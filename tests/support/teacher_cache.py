@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 from pathlib import Path
@@ -39,8 +40,9 @@ def make_cache(
 
 
 class CachesMadeOnce:
-    """Copies of caches, each of which is computed once: the same one for the same identity.
+    """Copies of caches, each of which is computed once: the same one for the same config.
 
+    The identity alone would not do: caches of one identity may hold other taps, or more views.
     Not for tests of the pass itself, nor for those that change what it does.
     """
 
@@ -48,7 +50,7 @@ class CachesMadeOnce:
         self._folder = folder
 
     def copy_into(self, config: TeacherConfig, caches_dir: Path) -> None:
-        setup = setup_of(config, self._folder)
+        setup = setup_of(config, self._folder / hashlib.sha256(repr(config).encode()).hexdigest())
         if not setup.path.exists():
-            make_cache(config, self._folder)
+            make_cache(config, setup.path.parent)
         shutil.copytree(setup.path, caches_dir / setup.path.name, dirs_exist_ok=True)

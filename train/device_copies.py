@@ -66,7 +66,7 @@ def copied_aside(values: Mapping[str, Tensor], device: torch.device) -> dict[str
     """
     if device.type != "cuda":
         return {tap: each.to(device) for tap, each in values.items()}
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         copies = {
             tap: pinned(each, device).to(device, non_blocking=True) for tap, each in values.items()

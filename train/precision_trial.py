@@ -66,5 +66,5 @@ def _steps(
         network.zero_grad()
         with autocast(precision, images.device):
             logits = network(images)
-        F.cross_entropy(logits.float(), labels).backward()
+        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         yield _BATCH_SIZE

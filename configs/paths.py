@@ -87,7 +87,8 @@ def _block_of(raw: Mapping[str, Any], key: str) -> tuple[Any, str | int]:
     block: Any = raw
     for parent in parents:
         block = block.get(parent) if isinstance(block, Mapping) else None
-    return block, int(last) if isinstance(block, list) else last
+    # An index, unless a list stands where a block should: then the schema says so.
+    return block, int(last) if isinstance(block, list) and last.isdigit() else last
 
 
 def _value(block: Any, key: str | int) -> Any:

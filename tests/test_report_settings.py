@@ -83,3 +83,14 @@ def test_a_run_that_is_named_twice_is_refused(
     assert f"{run.name} is named twice" in told
     assert f"fix: python -m report {tmp_path}/small {run.name}" in told
     assert not list((tmp_path / "small").glob("report*"))
+
+
+def test_methods_of_one_study_share_its_settings_whatever_their_losses_decide() -> None:
+    study = {"student": {"arch": "resnet8"}, "training": {"epochs": 3}}
+    kd = {**study, "terms": [{"loss": "kd"}], "seed": 0}
+    rkd = {**study, "terms": [{"loss": "rkd"}], "seed": 0, "rkd_angles": "products"}
+    student = {"arch": "resnet8", "linear_connectors": ["stage1"]}
+    cd = {**study, "terms": [{"loss": "cd"}], "seed": 0, "student": student}
+    assert len({settings_key(each) for each in (kd, rkd, cd)}) == 1
+    assert distinct_settings([("kd", kd), ("rkd", rkd), ("cd", cd)]) == [[], [], []]
+    assert settings_key({**kd, "training": {"epochs": 4}}) != settings_key(kd)

@@ -12,7 +12,8 @@ from store.differences import distinguishing
 from store.identity import identity_sha256
 
 # Of a run's identity, what its method and seed decide; the rest are the settings of its study.
-OF_ONE_RUN = ("terms", "seed", "sources", "window")
+OF_ONE_RUN = ("terms", "seed", "sources", "window", "rkd_angles", "no_weight_decay")
+_OF_METHOD_IN_STUDENT = "linear_connectors"
 # What the name of a run's folder says besides: `-live`, `-live-bn`.
 _OF_LABEL = (*OF_ONE_RUN, "teacher_outputs", "teacher_bn")
 _MOST = 6  # settings in a cell of a table
@@ -50,8 +51,15 @@ def distinct_settings(runs: Sequence[tuple[str, Identity]]) -> list[list[str]]:
 
 
 def without(keys: Sequence[str], identity: Identity) -> dict[str, Any]:
-    """Return the identity without these keys."""
-    return {key: value for key, value in identity.items() if key not in keys}
+    """Return the identity without these keys.
+
+    Without its terms, it has nothing left of what follows from them in the student's settings.
+    """
+    kept = {key: value for key, value in identity.items() if key not in keys}
+    student = kept.get("student")
+    if "terms" in keys and isinstance(student, Mapping):
+        kept["student"] = {k: v for k, v in student.items() if k != _OF_METHOD_IN_STUDENT}
+    return kept
 
 
 def _of_method(identity: Identity) -> dict[str, Any]:

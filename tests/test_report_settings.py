@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from report.__main__ import cli
+from train.run_settings import distinct_settings, settings_key
 
 # ---- runs with other settings
 

@@ -238,7 +238,7 @@ test-long: env-examples env-cluster ## run the long sweeps, of which test runs a
 	@$(PYTEST) -m long
 
 # The tests of a group share a worker; the longest start first: tests/support/selection.py.
-PYTEST = $(PY) -m pytest -n 3 --max-worker-restart 0 --dist loadgroup --no-loadscope-reorder
+PYTEST = $(PY) -m pytest -n 3 --max-worker-restart 0 --no-loadscope-reorder
 
 lint: env ## run ruff and mypy
 	@$(PY) -m ruff check .

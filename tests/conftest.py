@@ -26,13 +26,15 @@ from configs.schema import StudentConfig, TeacherConfig
 from tests.support.processes import PRELOADED
 from tests.support.project import QUICK_ARGS, QUICK_RUN, copy_project, make
 from tests.support.random_cache import fill
-from tests.support.selection import arrange
+from tests.support.selection import ByGroup, arrange
 from tests.support.teacher_cache import CachesMadeOnce
 from tests.support.written_run import write_finished_run
 from train.study import Study, open_study
 from train.teacher import train_teacher
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+
     from tests.support.object_store import Server
 
 # One import for all forks of it: importing torch takes longer than most tests.
@@ -56,6 +58,10 @@ settings.load_profile("here")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     arrange(items)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByGroup:
+    return ByGroup(config, log)
 
 
 @pytest.fixture

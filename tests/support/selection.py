@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # The losses, the records, the draws, a run that resumes: what most changes touch, in seconds each.
 QUICK = {
@@ -15,8 +16,9 @@ QUICK = {
     *("test_train", "test_checkpoints", "test_runs", "test_report", "test_files", "test_certify"),
 }
 
-# Files of a group run in one worker, one after the other: they share what a session makes once
-# (a trained checkout), or must not run beside one another (two Ray clusters would join).
+# A worker runs a file's tests one after the other, so that what they share is made once. So does it
+# with the files of a group: they share what a session makes once (a trained checkout), or must not
+# run beside one another (two Ray clusters would join).
 GROUPS = {
     **dict.fromkeys(("test_cluster", "test_cluster_pass", "test_cluster_study"), "ray"),
     **dict.fromkeys(("test_documents", "test_make"), "checkout"),
@@ -28,14 +30,24 @@ FIRST += ("test_recipes", "test_train", "test_strangers", "test_benchmarks", "te
 
 
 def arrange(items: list[pytest.Item]) -> None:
-    """Mark each test's group and whether it is quick; put the longest files first."""
+    """Mark the quick tests; put the longest files first."""
     for item in items:
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group(GROUPS.get(name, name)))
-        if name in QUICK and item.get_closest_marker("long") is None:
+        if item.path.stem in QUICK and item.get_closest_marker("long") is None:
             item.add_marker("quick")
     items.sort(key=lambda item: _turn(item.path, FIRST))
 
 
 def _turn(file: Path, first: Sequence[str]) -> int:
     return first.index(file.stem) if file.stem in first else len(first)
+
+
+class ByGroup(LoadScopeScheduling):
+    """Hands whole groups of files to the workers, in the order in which tests were collected.
+
+    xdist's own loadgroup reads a mark, which pytest 9.2 no longer carries into a test's id: there it
+    deals single tests out, and every worker makes everything once more.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        name = Path(nodeid.partition("::")[0]).stem
+        return GROUPS.get(name, name)

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from runtime.errors import Stopped
 from tests.support import slow_loss
-from train import TrainError
 from train.ablation import run_ablation
+from train.errors import TrainError
 from train.study import Run, Study
 
 MakeStudy = Callable[..., Study]

@@ -18,8 +18,8 @@ from nets.error_rates import ErrorRates
 from runtime.errors import UserError
 from runtime.reading import BadFile
 from tests.support.finished_run import Trained, train_both
-from train import TrainError
 from train.checkpoint import checksum_of, content_sha256, read_checkpoint, restore
+from train.errors import TrainError
 from train.figures import figures_of
 from train.learner import Learner
 from train.records import RunRecorder

@@ -16,8 +16,8 @@ from store.__main__ import cli as store
 from tests.support.own_network import ONE_PIXEL
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from torchvision_shim import import_torchvision
-from train import TrainError
 from train.__main__ import cli as train
+from train.errors import TrainError
 from train.export import export_student
 from train.exported import verify_export
 from train.figures import figures_of

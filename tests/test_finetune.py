@@ -17,7 +17,7 @@ from nets.weights import save_atomically
 from nets.weights_file import weights_file
 from nets.zoo import build
 from tests.support.teacher_cache import CPU
-from train import TrainError
+from train.errors import TrainError
 from train.finetune import start_from
 from train.records import Partial, RunRecorder
 from train.student import open_session, train_student

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train import TrainError
+from train.errors import TrainError
 from train.ranks import _refuse_shared_gpus
 from views.pixels import free_memory
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from nets.archs import ArchError
 from nets.teacher import use_batch_statistics
-from train import TrainError
+from train.errors import TrainError
 from train.ranks import Ranks
 from train.student import open_session, train_student
 from train.study import Study

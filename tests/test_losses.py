@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.reference_losses import kl64, logits_pair, softmax64
-from train import TrainError
+from train.errors import TrainError
 from train.losses import cd, ce, gkd, kd
 
 

@@ -16,7 +16,7 @@ from nets.weights import save_atomically
 from nets.zoo import build
 from tests.support.own_network import ONE_PIXEL
 from tests.support.teacher_cache import CPU
-from train import TrainError
+from train.errors import TrainError
 from train.results import EpochResult
 from train.student import train_student
 from train.study import Study

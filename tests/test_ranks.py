@@ -18,7 +18,7 @@ from tests.support.photograph_study import PLAIN, configs_of
 from tests.support.rank_training import Asked, Found, train_on_ranks, trained
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative
-from train import TrainError
+from train.errors import TrainError
 from train.idle_ranks import refuse_idle_ranks
 from train.ranks import ALONE, Ranks
 from train.slices import Slices

@@ -21,9 +21,9 @@ from tests.support.own_network import DROPPING
 from tests.support.project import ROOT
 from tests.support.teacher_cache import CPU
 from tests.support.training_runs import without_times
-from train import TrainError
 from train.__main__ import cli
 from train.any_ranks import trained_by_any_number
+from train.errors import TrainError
 from train.evaluation import evaluate
 from train.export import export_student, weights_of
 from train.records import Partial, RunRecorder

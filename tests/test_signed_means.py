@@ -16,11 +16,11 @@ from configs.schema import StudentConfig, TeacherConfig
 from store import TeacherCache
 from tests.support.teacher_cache import CPU, make_cache
 from tests.support.training_runs import largest_relative
-from train import TrainError
 from train.__main__ import cli
 from train.check import check_methods
 from train.connector_ends import statistics
 from train.connectors import Connectors
+from train.errors import TrainError
 from train.results import EpochResult
 from train.student import open_session, train_student
 from train.study import Study, open_study

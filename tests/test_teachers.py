@@ -23,12 +23,12 @@ from tests.support.training_runs import largest_relative
 from train.__main__ import cli as train
 from train.check import check_study
 from train.connector_ends import mean_squares
+from train.ensemble_taps import merged_stages
 from train.feed import NoTeacher
 from train.merged import MergedTeachers, mean_log_probabilities
 from train.results import EpochResult
 from train.student import train_student
 from train.study import Study, open_study
-from train.teachers import merged_stages
 
 TEACHER = {
     "dataset": {"type": "digits", "limit": 6},

@@ -26,9 +26,9 @@ from store import CacheMismatch, CacheMissing
 from store.reader import TeacherCache
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative, without_times
-from train import TrainError
 from train.checkpoint import Partial
 from train.connectors import Connectors, StageMismatch, build_connectors, student_shapes
+from train.errors import TrainError
 from train.feed import CachedTeacher
 from train.records import RunRecorder
 from train.results import EpochResult

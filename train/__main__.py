@@ -42,8 +42,8 @@ from runtime.options import (
 )
 from runtime.program import portable_program, program_text
 from store.mirror import choose_mirror, local_caches, local_folder
-from train import TrainError
 from train.ablation import commands_behind, train_and_report
+from train.errors import TrainError
 from train.finished import export, list_runs, verify
 from train.missing_weights import train_missing_weights
 from train.options import (

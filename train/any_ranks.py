@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime.reading import BadFile
-from train import TrainError
+from train.errors import TrainError
 from train.run_files import RUN_FILE, read_run
 from train.study import Run
 

@@ -22,7 +22,7 @@ from store.find import differs_in_samples_alone, find_cache, other_dataset_state
 from store.identity import Identity, cache_identity
 from store.mirror import named_as
 from store.reader import TeacherCache
-from train import TrainError
+from train.errors import TrainError
 from views.canary import pixel_canary
 from views.changes import describe_change, is_other_dataset
 from views.datasets import Dataset

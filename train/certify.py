@@ -31,7 +31,7 @@ from store.differences import differences
 from store.errors import CacheMismatch
 from store.identity import CONVERTED_FROM
 from store.record import record_figures
-from train import TrainError
+from train.errors import TrainError
 from train.feed import Ids
 from train.learner import reading_maps
 from train.losses import cd

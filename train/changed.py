@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nets.weights_file import known_sha256
 from store.differences import differences
 from store.reader import TeacherCache
-from train import TrainError
+from train.errors import TrainError
 from train.study import Run
 from train.teacher_weights import TeacherRun
 

@@ -17,13 +17,13 @@ from nets.teacher import fresh_teacher
 from nets.weights_file import is_downloadable
 from store.errors import fixes_spelled_by
 from store.layout import TapSpec
-from train import TrainError
 from train.cache import pass_command, tap_names
 from train.connector_ends import check_ends
 from train.connectors import connectors_for
+from train.ensemble_taps import MergedTaps, merged_taps
+from train.errors import TrainError
 from train.finetune import start_student
 from train.losses import lskd
-from train.merged import MergedTaps, merged_taps
 from train.residual import build_student, hint_stage
 from train.schedule import weight_at
 from train.study import Study

@@ -25,7 +25,7 @@ from nets.archs import ArchError
 from nets.weights import mismatch_with, read_tensors
 from runtime.reading import BadFile
 from runtime.text import one_line
-from train import TrainError
+from train.errors import TrainError
 from train.figures import BEST_NAMES, best_of, deciding_error, prefix_of
 from train.learner import Learner
 from train.run_files import METRICS_FILE, Count, Percent, Seconds, Sha256

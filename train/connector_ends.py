@@ -20,8 +20,8 @@ from configs.loss_options import built_in_losses
 from configs.schema import LossTerm, StudentConfig
 from nets.taps import in_order
 from store.reader import TeacherCache
-from train import TrainError
-from train.teachers import merged_stages
+from train.ensemble_taps import merged_stages
+from train.errors import TrainError
 
 _SIGNED_BELOW = -1e-6  # values between it and 0 are rounding errors
 # What a connector makes, and by which parameter a loss asks for it: see `train.terms.INPUTS`.

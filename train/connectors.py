@@ -27,8 +27,8 @@ from nets.taps import (
     stage_modules,
 )
 from store.layout import TapSpec
-from train import TrainError
-from train.merged import MergedTaps
+from train.ensemble_taps import MergedTaps
+from train.errors import TrainError
 from train.residual import PARTS, is_pair, thinner
 from train.terms import looked_at
 

@@ -34,9 +34,9 @@ from store.layout import MANIFEST, kind_of
 from store.mapped import MappedRows
 from store.mirror import attach_again, attached, choose_mirror, local_caches, local_folder
 from store.mirror_folder import use_mirror, used_mirror
-from train import TrainError
 from train.cache import open_cache, verified_pixels
 from train.check import settings_that_add
+from train.errors import TrainError
 from train.indexing import item_or_items
 from train.study import views_used
 from views.batches import Pixels, ViewBatch

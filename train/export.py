@@ -35,7 +35,7 @@ from runtime.reading import BadFile
 from runtime.text import one_line
 from store.identity import file_sha256, identity_sha256
 from store.mirror import named_as
-from train import TrainError
+from train.errors import TrainError
 from train.evaluation import evaluate
 from train.exported import NAMES, card_document, verify_export
 from train.figures import EMA

@@ -26,8 +26,8 @@ from nets.teacher import Teacher
 from runtime.formats import format_size
 from store import TeacherCache
 from store.topk import compact_names
-from train import TrainError
 from train.device_copies import Buffers, copied_aside, gather_rows, mark_as_used, pinned
+from train.errors import TrainError
 from train.windows import WindowedOrder
 from views.batches import ViewBatch
 from views.parameters import view_of_epoch

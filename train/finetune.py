@@ -19,7 +19,7 @@ from nets.classifier import classifiers_of
 from nets.taps import stage_modules
 from nets.weights import load_weights
 from nets.weights_file import fetched_weights
-from train import TrainError
+from train.errors import TrainError
 
 
 @dataclass(frozen=True)

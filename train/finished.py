@@ -24,8 +24,8 @@ from runtime.options import (
     StudentName,
 )
 from store.mirror import local_caches
-from train import TrainError
 from train.any_ranks import trained_by_any_number
+from train.errors import TrainError
 from train.options import Method, RemoveRuns, Runs, Seed, Superseded, Which
 from train.plan import open_named_study
 from train.runs import offer_removal, runs_below, table_of

@@ -6,7 +6,7 @@ Imports no torch, so that it can be told before a teacher runs.
 from __future__ import annotations
 
 from configs.schema import Training
-from train import TrainError
+from train.errors import TrainError
 
 
 def refuse_idle_ranks(training: Training, num_samples: int, world: int) -> None:

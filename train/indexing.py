@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from train import TrainError
+from train.errors import TrainError
 
 
 class Indexed(Protocol):

@@ -16,8 +16,8 @@ from configs.schema import Training
 from nets.classifier import read_embedding
 from nets.precision import autocast
 from nets.taps import changed_in_place, read_stages
-from train import TrainError
 from train.connectors import Connectors
+from train.errors import TrainError
 from train.finetune import Start
 from train.optimizer import loss_scaler, make_optimizer, weight_average
 from train.ranks import ALONE, Ranks

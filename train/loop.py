@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from nets.error_rates import ErrorRates
 from runtime.signals import StopRequest
 from runtime.turns import OwnTime, last_of
-from train import TrainError
 from train.checkpoint import Partial, refuse_other_steps
 from train.distributed import agree_on_statistics
+from train.errors import TrainError
 from train.evaluation import evaluating
 from train.learner import Learner, reading_maps
 from train.printing import EpochPrinter, classifier_epoch, print_other_threads

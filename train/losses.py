@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from configs.schema import Fraction, NonNegativeFloat, PositiveFloat
-from train import TrainError
+from train.errors import TrainError
 from train.terms import loss_term
 
 _TRIPLETS_AT_ONCE = 2**22  # of rkd: so many cosines are held at a time

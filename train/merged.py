@@ -9,8 +9,8 @@ on both sides, so that a sum of squared differences counts each teacher by its w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,35 +18,9 @@ from torch import Tensor
 
 from configs.schema import Normalisation
 from nets.taps import in_order
-from store.layout import TapSpec
+from train.ensemble_taps import merged_stages
 from train.feed import Ids, TeacherSource
-from train.teachers import merged_stages
 from views.batches import ViewBatch
-
-
-@dataclass(frozen=True)
-class MergedTaps:
-    """The taps of all teachers under one numbering.
-
-    specs: name -> shape. student_stage: the student's stage that each stage is matched with;
-    scale: what both sides are multiplied by.
-    """
-
-    specs: Mapping[str, TapSpec]
-    student_stage: Mapping[str, str]
-    scale: Mapping[str, float]
-
-
-def merged_taps(taps: Sequence[Mapping[str, TapSpec]], weights: Sequence[float]) -> MergedTaps:
-    """taps, weights: of each teacher."""
-    specs = {tap: spec for tap, spec in taps[0].items() if not tap.startswith("stage")}
-    student_stage, scale = {}, {}
-    names = merged_stages([len(in_order(own, "stage")) for own in taps])
-    for own, numbered, weight in zip(taps, names, weights, strict=True):
-        for stage, merged in numbered.items():
-            specs[merged] = own[stage]
-            student_stage[merged], scale[merged] = stage, math.sqrt(weight)
-    return MergedTaps(specs, student_stage, scale)
 
 
 class MergedTeachers:

@@ -21,9 +21,9 @@ from store.look import missing_records
 from store.mirror import shown_path
 from store.reader import TeacherCache
 from store.source import open_source
-from train import TrainError
 from train.cache import tap_names, teacher_identity
 from train.connector_ends import check_ends
+from train.errors import TrainError
 from train.idle_ranks import refuse_idle_ranks
 from train.study import (
     MOST_SEED,

@@ -16,8 +16,8 @@ import torch
 from runtime.errors import Stopped
 from runtime.signals import StopRequest
 from store.identity import identity_sha256
-from train import TrainError
 from train.checkpoint import Partial, checksum_of, read_checkpoint, restore
+from train.errors import TrainError
 from train.learner import Learner
 from train.ranks import Votes
 from train.records import RunRecorder

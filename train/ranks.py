@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 from runtime.devices import check_device
 from runtime.errors import Stopped, UserError
 from runtime.limits import RENDEZVOUS, Share, num_ranks
-from train import TrainError
+from train.errors import TrainError
 from views.batches import equal_parts
 
 _SECONDS_FOR_OTHERS = 5.0

@@ -17,7 +17,7 @@ from configs.schema import (
 from nets.archs import has_stem
 from nets.identity import init_identity
 from runtime.limits import num_ranks
-from train import TrainError
+from train.errors import TrainError
 
 
 def recipe_identity(training: Training, ranks: int | None = None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from nets.archs import CIFAR_RESNETS, ArchError
 from nets.taps import stage_modules
 from nets.zoo import build_net
 from store.layout import TapSpec
-from train import TrainError
+from train.errors import TrainError
 from train.finetune import listed_until
 from train.terms import looked_at
 

@@ -12,7 +12,7 @@ from dataclasses import fields
 import numpy as np
 from torch import Tensor
 
-from train import TrainError
+from train.errors import TrainError
 from train.feed import Ids, TeacherSource
 from views.batches import Pixels, ViewBatch
 

@@ -24,12 +24,13 @@ from runtime.turns import last_of
 from store import TeacherCache
 from store.identity import identity_sha256
 from store.reader import WITHOUT_CHECKSUMS
-from train import TrainError
 from train.changed import refuse_other_inputs, refuse_other_teacher
 from train.check import check_methods
 from train.connector_ends import format_linear, mean_squares
 from train.connectors import Connectors, connectors_for, student_classifiers, student_stages
 from train.distributed import on_batch_of_all, prepare_for_ranks
+from train.ensemble_taps import MergedTaps, merged_taps
+from train.errors import TrainError
 from train.feed import (
     CachedTeacher,
     Ids,
@@ -44,7 +45,7 @@ from train.feed import (
 from train.finetune import start_student
 from train.learner import make_learner
 from train.loop import Training, training
-from train.merged import MergedTaps, MergedTeachers, merged_taps
+from train.merged import MergedTeachers
 from train.own_rows import OwnRows
 from train.printing import print_once
 from train.ranks import ALONE, Ranks

@@ -24,9 +24,9 @@ from runtime.own_code import module_sha256
 from runtime.reading import BadFile
 from store.identity import identity_sha256
 from store.reader import TeacherCache
-from train import TrainError
 from train.cache import open_cache, refusing_too_many_views, verified_pixels
 from train.connector_ends import linear_connectors
+from train.errors import TrainError
 from train.recipe_identity import network_identity, pair_identity, recipe_identity
 from train.run_files import read_result
 from train.runs import changes_since, repetition_of

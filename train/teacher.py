@@ -20,9 +20,9 @@ from runtime.devices import pick_device
 from runtime.formats import format_duration
 from runtime.inside import remove_leftovers
 from store.identity import file_sha256
-from train import TrainError
 from train.changed import refuse_other_inputs
 from train.distributed import on_batch_of_all, prepare_for_ranks
+from train.errors import TrainError
 from train.feed import NoTeacher
 from train.finetune import start_from
 from train.learner import make_learner

@@ -38,8 +38,8 @@ from store.identity import (
 )
 from store.mirror import shown_path
 from store.reader import TeacherCache
-from train import TrainError
 from train.cache import tap_names, teacher_identity
+from train.errors import TrainError
 from train.recipe_identity import recipe_identity
 from train.run_files import CHECKPOINT_FILE, count_epochs, read_run, read_summary
 from views.datasets import Dataset, DatasetError, load_dataset

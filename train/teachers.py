@@ -7,7 +7,7 @@ relations between embeddings are those of one network.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from configs.schema import StudentConfig, TeacherConfig
 from nets.taps import teacher_stages
 from store.differences import differences
 from store.reader import TeacherCache
-from train import TrainError
 from train.cache import open_cache
+from train.errors import TrainError
 from views.datasets import Dataset, load_dataset
 from views.identity import views_identity
 
@@ -103,14 +103,3 @@ def refuse_unmergeable(method: str, taps: Collection[str], looked_at: Collection
             f"together; they have {', '.join(sorted(_MERGEABLE))}",
             fix="give it one teacher, or leave the method out",
         )
-
-
-def merged_stages(counts: Sequence[int]) -> list[dict[str, str]]:
-    """For each teacher its stages' names among those of all: with two and two stages
-    [{"stage1": "stage1", "stage2": "stage2"}, {"stage1": "stage3", "stage2": "stage4"}].
-    """
-    found, before = [], 0
-    for count in counts:
-        found.append({f"stage{n}": f"stage{before + n}" for n in range(1, count + 1)})
-        before += count
-    return found

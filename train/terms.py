@@ -33,7 +33,7 @@ from nets.layout import size_like
 from nets.taps import Tap, channel_means, in_order, spatial_energy
 from runtime.errors import did_you_mean
 from runtime.own_code import CannotImport, import_named
-from train import TrainError
+from train.errors import TrainError
 
 StudentOutput = Literal["logits", "means", "energy", "embedding", "hint", "pre_logits", "parts"]
 Function = TypeVar("Function", bound=Callable[..., Tensor])

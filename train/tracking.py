@@ -28,7 +28,7 @@ from runtime.program import pip_install
 from runtime.reading import BadFile, parse_json, read_bounded
 from runtime.text import one_line
 from store.identity import identity_sha256
-from train import TrainError
+from train.errors import TrainError
 
 if TYPE_CHECKING:
     from train.results import EpochResult

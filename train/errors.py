@@ -1,0 +1,9 @@
+"""The error of a run that cannot be started."""
+
+from __future__ import annotations
+
+from runtime.errors import UserError
+
+
+class TrainError(UserError, ValueError):
+    """A run that cannot be started: what is wrong and how to fix it."""

@@ -24,14 +24,19 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.harness import machine, markdown, write_json, write_section
-from nets.taps import in_order
-from precompute.setup import prepare
-from precompute.teacher_pass import PassOptions, TeacherPass
-from runtime.devices import pick_device
-from runtime.words import with_words
-from store.layout import SAMPLE_CRC
-from store.quantise import quantise_channels, quantise_rows, restore_channels, restore_rows
-from train import losses
+from teach_once.nets.teacher.taps import in_order
+from teach_once.precompute.compute.setup import prepare
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.runtime.command.make_args import with_words
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.store.format.coding import (
+    quantise_channels,
+    quantise_rows,
+    restore_channels,
+    restore_rows,
+)
+from teach_once.store.format.spec import SAMPLE_CRC
+from teach_once.train import losses
 
 Records = dict[str, NDArray[np.float32]]
 DTYPES = ("float32", "float16", "uint8")

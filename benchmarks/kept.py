@@ -15,10 +15,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from benchmarks.harness import machine
-from report.runs import Result, results_in
-from runtime.errors import UserError
-from runtime.files import write_atomically
-from store import TeacherCache
+from teach_once.report.runs import Result, results_in
+from teach_once.runtime.errors import UserError
+from teach_once.runtime.safe.files import write_atomically
+from teach_once.store import TeacherCache
 
 KEPT = Path("docs/results")
 _METHOD = "{method}"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.photographs import FILE_BYTES, photographs
-from views.splits import crc32c
+from teach_once.views.splits import crc32c
 
 CLASSES = 1000
 PHOTOGRAPHS = 256

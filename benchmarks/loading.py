@@ -25,16 +25,22 @@ from torch.utils.data import DataLoader
 
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
 from benchmarks.photographs import origin, photographs
-from configs.schema import ImageFolder, Normalisation, Packed, RandomResizedCrop, ViewsConfig
-from torchvision_shim import import_torchvision
-from views.augment import cut_views
-from views.datasets import load_dataset
-from views.encoded import encoded_folder
-from views.folders import image_folder
-from views.pack import pack_encoded
-from views.pixels import open_pixels
-from views.recode import Recode
-from views.streaming import StreamedPixels
+from teach_once.configs.schema import (
+    ImageFolder,
+    Normalisation,
+    Packed,
+    RandomResizedCrop,
+    ViewsConfig,
+)
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
+from teach_once.views.augment.augment import cut_views
+from teach_once.views.datasets import load_dataset
+from teach_once.views.images.encoded import encoded_folder
+from teach_once.views.images.folders import image_folder
+from teach_once.views.packed.recode import Recode
+from teach_once.views.packed.write import pack_encoded
+from teach_once.views.pixels.resident import open_pixels
+from teach_once.views.pixels.streaming import StreamedPixels
 
 SIZE_PX, BATCH_SIZE, CLASSES = 224, 64, 8
 MANY_VIEWS = 50

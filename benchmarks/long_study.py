@@ -25,11 +25,11 @@ from typing import Any
 from benchmarks.kept import KEPT, ResultsError, keep, load_kept
 from benchmarks.result_tables import by_label
 from benchmarks.side_by_side import run_all, stop_on_signals
-from configs.load import CONFIG_DIR, load_student
-from configs.schema import StudentConfig
-from configs.yaml_subset import parse_yaml
-from runtime.errors import UserError
-from store import CacheError, TeacherCache
+from teach_once.configs.load import CONFIG_DIR, load_student
+from teach_once.configs.schema import StudentConfig
+from teach_once.configs.yaml_subset import parse_yaml
+from teach_once.runtime.errors import UserError
+from teach_once.store import CacheError, TeacherCache
 
 SEEDS = (0, 1, 2)
 VIEWS = (1, 4, 16)

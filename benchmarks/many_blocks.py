@@ -23,16 +23,22 @@ from rich.console import Console
 
 from benchmarks.harness import machine, markdown, parser_of, write_json, write_section
 from benchmarks.object_server import object_server
-from precompute.cluster_fill import Queue
-from precompute.groups import Groups
-from runtime.cluster import Cluster
-from runtime.progress import Progress
-from runtime.signals import StopRequest
-from runtime.urls import path_or_url
-from store import CacheContent, TapSpec, TeacherCache
-from store.destination import Destination, Handout, handout_of, open_destination, writer_on_node
-from store.identity import identity_sha256
-from store.work import Work
+from teach_once.precompute.compute.blocks import Groups
+from teach_once.precompute.ray_driver import Queue
+from teach_once.runtime.command.progress import Progress
+from teach_once.runtime.command.ray import Cluster
+from teach_once.runtime.command.signals import StopRequest
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.store import CacheContent, TapSpec, TeacherCache
+from teach_once.store.identity import identity_sha256
+from teach_once.store.write.destination import (
+    Destination,
+    Handout,
+    handout_of,
+    open_destination,
+    writer_on_node,
+)
+from teach_once.store.write.pending_blocks import Work
 
 Result = TypeVar("Result")
 Row = list[str]

@@ -30,11 +30,11 @@ from urllib.parse import urlsplit
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
 from benchmarks.object_server import object_server
 from benchmarks.read import make_cache
-from runtime.urls import ObjectUrl, path_or_url
-from store import TeacherCache
-from store.copy_cache import copy_cache
-from store.mirror import attach
-from store.objects import THREADS
+from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
+from teach_once.store import TeacherCache
+from teach_once.store.move.copy import copy_cache
+from teach_once.store.place.objects import THREADS
+from teach_once.store.read.mirror import attach
 
 ROWS = {
     "get": "GET, obstore alone, into memory",

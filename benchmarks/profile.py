@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import machine, markdown
 from benchmarks.setting import SHAPES, steps, study_of
-from runtime.devices import pick_device
-from train.student import open_session
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.train.sessions.student import open_session
 
 
 def main(arguments: list[str]) -> int:

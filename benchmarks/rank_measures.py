@@ -21,17 +21,17 @@ import torch
 
 from benchmarks.harness import interleaved
 from benchmarks.setting import SHAPES, Shape, configs_of, dataset_of, setup_of, steps
-from precompute.teacher_pass import PassOptions, TeacherPass
-from runtime.commands import end_process
-from runtime.devices import pick_device
-from store import CacheWriter, TeacherCache
-from store.layout import SAMPLE_CRC
-from train.feed import slab_bytes
-from train.learner import reading_maps
-from train.ranks import ALONE, Ranks, joined_ranks
-from train.step import Session, active_terms, epoch_steps, start_epoch
-from train.student import open_session
-from train.study import Study
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.runtime.command.frame import end_process
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.store import CacheWriter, TeacherCache
+from teach_once.store.format.spec import SAMPLE_CRC
+from teach_once.train.engine.ranks import ALONE, Ranks, joined_ranks
+from teach_once.train.engine.step import Session, active_terms, epoch_steps, start_epoch
+from teach_once.train.engine.train_state import reading_maps
+from teach_once.train.outputs.teacher_outputs import slab_bytes
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import open_session
 
 METHOD = "cd+gkd"
 _CLASSES_OF_MEMORY = 1000

@@ -22,7 +22,7 @@ import torch
 from benchmarks.harness import Timing, Verdict, machine, markdown, parser_of, publish
 from benchmarks.rank_measures import METHOD, make_memory_study
 from benchmarks.setting import SHAPES, study_of
-from runtime.devices import pick_device
+from teach_once.runtime.machine.devices import pick_device
 
 ROWS = {
     "share alone": "one process, its share of the batch, the others idle",

@@ -20,10 +20,10 @@ import zarr
 from numpy.typing import NDArray
 
 from benchmarks.harness import Timing, interleaved, machine, markdown, write_json, write_section
-from store import CacheContent, CacheWriter, TapSpec, TeacherCache
-from store.transfer import export_cache
-from train.device_copies import gather_rows
-from views.seeds import choice
+from teach_once.store import CacheContent, CacheWriter, TapSpec, TeacherCache
+from teach_once.store.move.hdf5 import export_cache
+from teach_once.train.outputs.device_copies import gather_rows
+from teach_once.views.seeds import choice
 
 RECORD_BYTES = (2048, 4096, 8192)
 ROWS = 256

@@ -15,8 +15,8 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from benchmarks.kept import LabelledResult
 from benchmarks.result_tables import MethodRuns, by_label, teacher_of
-from report.charts import errors_by_method
-from report.table import rows_of
+from teach_once.report.charts import errors_by_method
+from teach_once.report.table import rows_of
 
 _ERROR = "top-1 test error, last epoch (%)"
 # Okabe and Ito's, which people with any colour vision can tell apart.

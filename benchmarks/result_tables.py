@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.kept import LabelledResult, ResultsError
-from report.differences import difference_cells
-from report.intervals import LEVEL
-from report.runs import Result
-from report.table import Cell, Difference, Spread, difference, rows_of, table_cells
+from teach_once.report.differences import difference_cells
+from teach_once.report.intervals import LEVEL
+from teach_once.report.runs import Result
+from teach_once.report.table import Cell, Difference, Spread, difference, rows_of, table_cells
 
 Lines = list[list[Cell]]
 _INTERVAL = f"{LEVEL:.0%} interval"

@@ -29,9 +29,9 @@ from typing import TypeVar
 from benchmarks.kept import KEPT, LabelledResult, ResultsError, keep, load_kept
 from benchmarks.result_pictures import PICTURES
 from benchmarks.result_tables import TABLES
-from report.table import in_markdown
-from runtime.errors import UserError
-from runtime.files import write_atomically
+from teach_once.report.table import in_markdown
+from teach_once.runtime.errors import UserError
+from teach_once.runtime.safe.files import write_atomically
 
 PAGE = Path("docs/results.md")
 _METHODS = r"(?:: (?P<methods>[^>]*?))?"

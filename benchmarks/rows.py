@@ -20,13 +20,13 @@ import torch
 
 from benchmarks.harness import Timing, interleaved, machine, markdown, write_json, write_section
 from benchmarks.read import make_cache
-from configs.load import load_teacher
-from runtime.limits import Share, sharing_machine
-from store import TeacherCache
-from store.mapped import MappedRows
-from views.datasets import load_dataset
-from views.pixels import open_pixels
-from views.seeds import choice
+from teach_once.configs.load import load_teacher
+from teach_once.runtime.machine.resources import Share, sharing_machine
+from teach_once.store import TeacherCache
+from teach_once.store.read.mapped import MappedRows
+from teach_once.views.datasets import load_dataset
+from teach_once.views.pixels.resident import open_pixels
+from teach_once.views.seeds import choice
 
 RECORD_BYTES, BATCH, BATCHES = 4096, 256, 16
 

@@ -31,7 +31,7 @@ from benchmarks.scale_measures import (
 )
 from benchmarks.scale_study import CHANNELS, ScaleStudy, make_study
 from benchmarks.start import seconds_to_first_step
-from views.listing import forget_listings
+from teach_once.views.images.listing import forget_listings
 
 SMALL = 8_000
 BLOCKS = (94_000, 1_000_000)

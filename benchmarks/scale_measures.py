@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Timing, interleaved
 from benchmarks.scale_study import ScaleStudy
-from precompute.groups import Groups
-from store import TeacherCache
-from store.layout import Block
-from store.work import Work
-from train.learner import reading_maps
-from train.step import active_terms, epoch_steps, start_epoch
-from train.student import open_session
-from views.batches import Pixels
-from views.parameters import view_of_epoch
-from views.pixels import open_pixels
-from views.seeds import permutation
+from teach_once.precompute.compute.blocks import Groups
+from teach_once.store import TeacherCache
+from teach_once.store.format.spec import Block
+from teach_once.store.write.pending_blocks import Work
+from teach_once.train.engine.step import active_terms, epoch_steps, start_epoch
+from teach_once.train.engine.train_state import reading_maps
+from teach_once.train.sessions.student import open_session
+from teach_once.views.augment.parameters import view_of_epoch
+from teach_once.views.pixels.batches import Pixels
+from teach_once.views.pixels.resident import open_pixels
+from teach_once.views.seeds import permutation
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

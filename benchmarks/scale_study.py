@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.linked_tree import CLASSES, linked_tree
-from configs.load import load_student, load_teacher
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute.setup import Setup, prepare
-from precompute.teacher_pass import PassOptions, TeacherPass
-from store import CacheWriter
-from store.layout import SAMPLE_CRC
-from train.study import Study, open_study
+from teach_once.configs.load import load_student, load_teacher
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.compute.setup import Setup, prepare
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.store import CacheWriter
+from teach_once.store.format.spec import SAMPLE_CRC
+from teach_once.train.runs.study import Study, open_study
 
 CHANNELS = 16  # of the one stage that is stored
 TEACHER = """

@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from configs.load import load_student, load_teacher
-from configs.schema import StudentConfig, TeacherConfig
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute import setup
-from precompute.fill import fill_cache
-from precompute.setup import Setup
-from precompute.teacher_pass import PassOptions
-from train.learner import reading_maps
-from train.step import Session, active_terms, epoch_steps, start_epoch
-from train.study import Study
-from views.datasets import Dataset
-from views.splits import array_split
+from teach_once.configs.load import load_student, load_teacher
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.compute import setup
+from teach_once.precompute.compute.setup import Setup
+from teach_once.precompute.compute.teacher_pass import PassOptions
+from teach_once.precompute.run_pass import fill_cache
+from teach_once.train.engine.step import Session, active_terms, epoch_steps, start_epoch
+from teach_once.train.engine.train_state import reading_maps
+from teach_once.train.runs.study import Study
+from teach_once.views.datasets import Dataset
+from teach_once.views.splits import array_split
 
 # A network without training, in evaluation mode, gives numbers that float16 cannot hold.
 _TAPS = ("taps.logits=float32", "taps.means=float32", "taps.energy=null", "taps.hint=null")

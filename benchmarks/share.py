@@ -24,21 +24,21 @@ from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, 
 from benchmarks.photographs import origin, photographs
 from benchmarks.setting import SHAPES, study_of
 from benchmarks.study import METHODS
-from configs.load import load_student, load_teacher
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute import setup
-from precompute.fill import fill_cache
-from precompute.teacher_pass import PassOptions
-from runtime.devices import pick_device
-from train.learner import reading_maps
-from train.step import Session, active_terms, epoch_steps, start_epoch
-from train.student import open_session
-from train.study import Study, open_study
-from train.together import shared_feed
-from views.batches import Pixels, ViewBatch
-from views.datasets import load_dataset
-from views.splits import Ids
+from teach_once.configs.load import load_student, load_teacher
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.compute import setup
+from teach_once.precompute.compute.teacher_pass import PassOptions
+from teach_once.precompute.run_pass import fill_cache
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.train.engine.step import Session, active_terms, epoch_steps, start_epoch
+from teach_once.train.engine.train_state import reading_maps
+from teach_once.train.runs.study import Study, open_study
+from teach_once.train.sessions.joint import shared_feed
+from teach_once.train.sessions.student import open_session
+from teach_once.views.datasets import load_dataset
+from teach_once.views.pixels.batches import Pixels, ViewBatch
+from teach_once.views.splits import Ids
 
 _DIFFERENT = 24  # photographs; the others are copies
 _WORKERS = 1

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from runtime.limits import usable_cores
+from teach_once.runtime.machine.resources import usable_cores
 
 _POLL_SECONDS = 0.2
 

@@ -20,10 +20,10 @@ import h5py
 import numpy as np
 
 from benchmarks.harness import Verdict, machine, parser_of, publish
-from nets.weights import save_atomically
-from nets.zoo import build
-from views.pack import pack_pixels
-from views.splits import Source, array_split
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.views.packed.write import pack_pixels
+from teach_once.views.splits import Source, array_split
 
 ROOT = Path(__file__).parent.parent
 _POLL_SECONDS = 0.005
@@ -92,7 +92,12 @@ def seconds_to_first_step(folder: Path, arguments: list[str], seed: int) -> floa
 
 def seconds_of_imports() -> float:
     """What the four programs that `make train-student` runs import, one after the other."""
-    modules = ["train.__main__", "configs.__main__", "train.__main__", "precompute.__main__"]
+    modules = [
+        "teach_once.train.cli.commands",
+        "teach_once.configs.command",
+        "teach_once.train.cli.commands",
+        "teach_once.precompute.command",
+    ]
     last = "train.__main__, train.student"
     started = time.perf_counter()
     for names in [*modules, last]:

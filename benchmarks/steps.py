@@ -26,15 +26,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, Shape, shapes_for, steps, study_of
-from nets.precision import autocast
-from nets.taps import as_is, read_stages
-from runtime.devices import pick_device
-from train.feed import Ids, NoTeacher
-from train.losses import cd, ce, gkd
-from train.step import Session, start_epoch
-from train.student import open_session
-from train.study import Study
-from views.batches import ViewBatch
+from teach_once.nets.networks.precision import autocast
+from teach_once.nets.teacher.taps import as_is, read_stages
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.train.engine.step import Session, start_epoch
+from teach_once.train.losses import cd, ce, gkd
+from teach_once.train.outputs.teacher_outputs import Ids, NoTeacher
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import open_session
+from teach_once.views.pixels.batches import ViewBatch
 
 METHOD = "cd+gkd"
 ROWS = {

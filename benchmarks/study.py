@@ -20,12 +20,12 @@ from rich.console import Console
 
 from benchmarks.harness import Verdict, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, setup_of
-from precompute.fill import fill_cache
-from precompute.teacher_pass import PassOptions
-from runtime.devices import pick_device
-from train.results import EpochResult
-from train.student import train_student
-from train.study import Study
+from teach_once.precompute.compute.teacher_pass import PassOptions
+from teach_once.precompute.run_pass import fill_cache
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import train_student
 
 METHODS = ("ce", "kd", "cd", "cd+gkd", "cd+gkd+edt")
 

@@ -20,12 +20,12 @@ from rich.console import Console
 
 from benchmarks.harness import Verdict, interleaved, machine, markdown, parser_of, publish
 from benchmarks.setting import SHAPES, Shape, setup_of, shapes_for
-from nets.precision import autocast
-from precompute.blocks import run_blocks
-from precompute.teacher_pass import PassOptions, TeacherPass
-from runtime.devices import pick_device
-from runtime.signals import StopRequest
-from store import CacheWriter
+from teach_once.nets.networks.precision import autocast
+from teach_once.precompute.compute.blocks import run_blocks
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.runtime.command.signals import StopRequest
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.store import CacheWriter
 
 # Enough to be cut into four blocks, of which all but the last are written while the teacher runs.
 _MORE = {

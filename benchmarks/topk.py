@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
 from benchmarks.setting import Shape, shapes_for, steps, study_of
-from nets.zoo import build
-from runtime.devices import pick_device
-from store.certificate import Comparison
-from store.layout import TapSpec
-from store.topk import cut_rows, expanded_rows
-from train.feed import expanded_logits
-from train.student import open_session
+from teach_once.nets.networks.zoo import build
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.store.format.certificate import Comparison
+from teach_once.store.format.spec import TapSpec, cut_rows, expanded_rows
+from teach_once.train.outputs.teacher_outputs import expanded_logits
+from teach_once.train.sessions.student import open_session
 
 CLASSES, STAGES = 1000, (64, 128, 256, 512)
 TOPS = (8, 16, 32, 64)

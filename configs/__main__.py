@@ -1,97 +1,10 @@
-"""python -m configs teacher|student NAME|PATH [key=value ...]    print the config as resolved
-python -m configs teacher-of STUDENT|PATH [key=value ...]      print the teacher a student names
-python -m configs list                                         print all names
-python -m configs reference                                    print docs/reference.md: every key
-python -m configs new-teacher timm:MODEL --root FOLDER > my.yaml    write a teacher's file
-python -m configs new-student timm:MODEL --teacher my.yaml > s.yaml     and a student's
-"""
+"""python -m configs: see `configs.command`."""
 
-from __future__ import annotations
-
-import os
-import subprocess
 import sys
-from pathlib import Path
 
-import typer
+from teach_once.configs.command import cli
 
-from configs.load import (
-    available,
-    load_student,
-    load_teacher,
-    split_overrides,
-    teachers_of,
-    to_yaml,
-)
-from runtime.commands import new_app, run_command
-from runtime.options import Overrides, StudentName, TeacherName
-from runtime.text import visible
-
-app = new_app("Print configs.")
-
-
-@app.command()
-def teacher(name: TeacherName, overrides: Overrides = None) -> None:
-    """Print a teacher's config with its defaults and overrides filled in."""
-    print(visible(to_yaml(load_teacher(name, overrides or []))), end="")
-
-
-@app.command()
-def student(name: StudentName, overrides: Overrides = None) -> None:
-    """Print a student's config with its defaults and overrides filled in."""
-    print(visible(to_yaml(load_student(name, split_overrides(overrides or [])[0]))), end="")
-
-
-@app.command()
-def teacher_of(name: StudentName, overrides: Overrides = None) -> None:
-    """Print the name of a student's teacher; of several, one on each line."""
-    for teacher, _ in teachers_of(name, overrides):
-        print(visible(teacher))
-
-
-@app.command("list")
-def list_names() -> None:
-    """Print the names of all configs that come with the project."""
-    for kind in ("teacher", "student"):
-        print(*(f"{kind} {name}" for name in available(kind)), sep="\n")
-
-
-@app.command("reference")
-def print_reference() -> None:
-    """Print docs/reference.md: every key of both kinds of files."""
-    from configs.reference import reference
-
-    print(reference(), end="")
-
-
-_HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True}
-_ROOT = Path(__file__).parent.parent
-
-
-@app.command("new-teacher", context_settings=_HANDED_OVER, add_help_option=False)
-def new_teacher(context: typer.Context) -> None:
-    """Print a file for one of timm's models as a teacher, with the pixels that it knows."""
-    _run("precompute.new_teacher", context.args)
-
-
-@app.command("new-student", context_settings=_HANDED_OVER, add_help_option=False)
-def new_student(context: typer.Context) -> None:
-    """Print a file for a student of a teacher's file, with the methods that work."""
-    _run("train.new_student", context.args)
-
-
-def _run(module: str, arguments: list[str]) -> None:
-    """Run a program of a floor above, which may look at networks and datasets."""
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
-    # -P ignores modules of the same names in the current folder.
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
-
-
-def cli(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
-    return run_command(app, arguments)
-
+__all__ = ["cli"]
 
 if __name__ == "__main__":
     sys.exit(cli())

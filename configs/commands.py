@@ -12,9 +12,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from configs.schema import Source, StudentConfig, TeacherConfig
-from configs.yaml_subset import YamlError, parse_yaml
-from runtime.program import in_repository, program
+from teach_once.configs.schema import Source, StudentConfig, TeacherConfig
+from teach_once.configs.yaml_subset import YamlError, parse_yaml
+from teach_once.runtime.command.program import in_repository, program
 
 # Nothing that a shell, make or the cutting of ARGS into words could take for its own.
 _MAKE_CARRIES = re.compile(r"[\w./:=,+@^~\[\]{}\"-]+")

@@ -15,17 +15,17 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from configs.named_code import tell_of_code
-from configs.paths import expand_home, locate_paths, not_found
-from configs.schema import Source, StudentConfig, TeacherConfig, as_plain
-from configs.schema_errors import cut, error_lines, field_names
-from configs.yaml_subset import YamlError, parse_yaml
-from runtime.errors import UserError, did_you_mean
-from runtime.program import program
-from runtime.reading import BadFile, read_bounded
-from runtime.text import one_line
+from teach_once.configs.named_code import tell_of_code
+from teach_once.configs.paths import expand_home, locate_paths, not_found
+from teach_once.configs.schema import Source, StudentConfig, TeacherConfig, as_plain
+from teach_once.configs.schema_errors import cut, error_lines, field_names
+from teach_once.configs.yaml_subset import YamlError, parse_yaml
+from teach_once.runtime.command.program import program
+from teach_once.runtime.errors import UserError, did_you_mean
+from teach_once.runtime.safe.safe_read import BadFile, read_bounded
+from teach_once.runtime.safe.text import one_line
 
-CONFIG_DIR = Path(__file__).parent
+CONFIG_DIR = Path(__file__).resolve().parent
 _MOST_BYTES = 2**20  # of a file; the largest here has 3 kB
 TEACHER_PREFIX = "teacher."
 _WITHOUT_STEM = ("timm:", "python:")  # networks that `stem` means nothing to

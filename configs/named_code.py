@@ -9,8 +9,8 @@ import functools
 import sys
 from typing import Any
 
-from configs.schema import StudentConfig, TeacherConfig, as_plain
-from runtime.text import one_line
+from teach_once.configs.schema import StudentConfig, TeacherConfig, as_plain
+from teach_once.runtime.safe.text import one_line
 
 _PYTHON_PREFIX = "python:"
 

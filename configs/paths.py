@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.schema import TeacherConfig
+from teach_once.configs.schema import TeacherConfig
 
-_CONFIG_DIR = Path(__file__).parent
+_CONFIG_DIR = Path(__file__).resolve().parent
 _KEYS = {
     "student": ("teacher", "student.init"),
     "teacher": (

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import ValidationError
 
-from runtime.errors import did_you_mean
+from teach_once.runtime.errors import did_you_mean
 
 _MISSING = (
     "missing",

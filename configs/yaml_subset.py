@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from runtime.errors import UserError
+from teach_once.runtime.errors import UserError
 
 _MOST_VALUES = 10_000
 _MOST_LEVELS = 20

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 
-from configs.schema import StudentConfig
 from teach_once import DistillationDataset, RunOrder, build, learning_rate_at, load_student, losses
+from teach_once.configs.schema import StudentConfig
 
 
 def train(config: StudentConfig, caches: str | Path = "caches", seed: int = 0) -> list[float]:

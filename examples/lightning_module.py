@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from configs.schema import StudentConfig
 from teach_once import DistillationDataset, RunOrder, build, learning_rate_at, load_student, losses
+from teach_once.configs.schema import StudentConfig
 
 
 class Distillation(pl.LightningModule):

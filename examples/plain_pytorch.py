@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from configs.schema import StudentConfig
 from teach_once import (
     DistillationDataset,
     EvaluationDataset,
@@ -21,6 +20,7 @@ from teach_once import (
     load_student,
     losses,
 )
+from teach_once.configs.schema import StudentConfig
 
 
 def train(config: StudentConfig, caches: str | Path = "caches", seed: int = 0) -> list[float]:

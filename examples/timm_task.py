@@ -4,7 +4,8 @@ A hook for timm's own training script, whose step is `result = task(input, targe
 targets carry the teacher's rows, and a task that reads them. In timm's train.py replace the loader
 by `loader_of(...)` and the task by `CachedDistillation(model)`; what else it does (autocast,
 gradient clipping, averaging, checkpoints) stays. timm numbers epochs from 0 and passes the number
-to its dataset. Its own mixup must be off: mix in `views.augment.mix`, where the teacher sees it.
+to its dataset. Its own mixup must be off: mix in `views.augment.augment.mix`, where the teacher
+sees it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
-from configs.schema import StudentConfig
 from teach_once import DistillationDataset, RunOrder, build, learning_rate_at, load_student, losses
+from teach_once.configs.schema import StudentConfig
 
 
 class CachedTarget:

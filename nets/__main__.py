@@ -1,71 +1,10 @@
-"""python -m nets list [PATTERN]    print the networks there are, with their pixels and weights"""
+"""python -m nets: see `nets.command`."""
 
-from __future__ import annotations
-
-import fnmatch
 import sys
-from collections.abc import Iterator
-from typing import Annotated
 
-import typer
+from teach_once.nets.command import cli
 
-from nets.archs import CIFAR_RESNETS, TIMM_PREFIX, ArchError, known_archs
-from runtime.commands import new_app, run_command
-from runtime.program import program_text
-from runtime.text import visible
-
-app = new_app("Print what is known of networks.")
-
-
-@app.callback()
-def _commands() -> None:
-    """Print what is known of networks."""
-
-
-@app.command("list")
-def list_networks(
-    pattern: Annotated[str, typer.Argument(help="such as 'timm:*convnext*', quoted")] = "*",
-) -> None:
-    """Print the names that `arch` takes: this project's, torchvision's, and timm's with their tags.
-
-    Without a pattern timm's are listed without tags, which name weights.
-    """
-    lines = [*_lines_without_prefix(pattern), *_lines_of_timm(pattern)]
-    if not lines:
-        raise ArchError(
-            f"no network is called {visible(pattern)}",
-            fix=f"{program_text('nets')} list 'timm:*vit*'",
-        )
-    print(*lines, sep="\n")
-
-
-def _lines_without_prefix(pattern: str) -> Iterator[str]:
-    for name in fnmatch.filter(known_archs(), pattern):
-        whose = "small images" if name in CIFAR_RESNETS else "torchvision"
-        yield f"{name:<58} {whose}"
-
-
-def _lines_of_timm(pattern: str) -> Iterator[str]:
-    if pattern != "*" and not fnmatch.fnmatch(TIMM_PREFIX, pattern.partition(":")[0] + "*"):
-        return  # it asks for names without the prefix
-    from nets.timm_models import import_timm, pretrained_cfg
-
-    timm = import_timm()
-    models = timm.list_models()
-    tagged = timm.list_pretrained() if pattern != "*" else []
-    names = sorted({*models, *tagged})
-    for name in names:
-        if fnmatch.fnmatch(TIMM_PREFIX + name, pattern):
-            cfg = pretrained_cfg(name)
-            weights = "weights" if cfg.has_weights else "no weights"
-            size = "x".join(map(str, cfg.input_size[1:]))
-            yield f"{TIMM_PREFIX + name:<58} {size:>9} px  {cfg.num_classes:>6,} classes  {weights}"
-
-
-def cli(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
-    return run_command(app, arguments)
-
+__all__ = ["cli"]
 
 if __name__ == "__main__":
     sys.exit(cli())

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from configs.load import ConfigError
-from configs.schema import TapsConfig, TeacherConfig, TopLogits
-from nets.taps import Tap, taps_asked, teacher_stages
-from precompute.setup import tap_spec
-from runtime.formats import format_size, format_table
-from store.documents import MAX_CUT_CLASSES
-from store.layout import TapSpec, default_block_rows
-from views.augment import view_shape
+from teach_once.configs.load import ConfigError
+from teach_once.configs.schema import TapsConfig, TeacherConfig, TopLogits
+from teach_once.nets.teacher.taps import Tap, taps_asked, teacher_stages
+from teach_once.precompute.compute.setup import tap_spec
+from teach_once.runtime.formats import format_size, format_table
+from teach_once.store.format.manifest import MAX_CUT_CLASSES
+from teach_once.store.format.spec import TapSpec, default_block_rows
+from teach_once.views.augment.augment import view_shape
 
 _TOP = 32
 Shapes = dict[Tap, tuple[int, ...]]
@@ -67,7 +67,7 @@ def _tap_shapes(
     config: TeacherConfig, num_classes: int, image_shape: tuple[int, int, int]
 ) -> Shapes:
     """Of each tap that the file asks for or that `_choices` adds."""
-    from nets.teacher import fresh_teacher
+    from teach_once.nets.teacher.teacher import fresh_teacher
 
     stages = teacher_stages(config)
     taps = list(

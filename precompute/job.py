@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.load import ConfigError
-from runtime.limits import RENDEZVOUS, Share
-from runtime.locks import Job
-from store.errors import CacheError
-from store.work import Work
+from teach_once.configs.load import ConfigError
+from teach_once.runtime.machine.resources import RENDEZVOUS, Share
+from teach_once.runtime.safe.locks import Job
+from teach_once.store.errors import CacheError
+from teach_once.store.write.pending_blocks import Work
 
 # What processes that were started together have in common: `runtime.launch`, torchrun, Slurm.
 _NAMES = (RENDEZVOUS, "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")

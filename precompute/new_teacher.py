@@ -18,18 +18,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from configs.load import ConfigError, load_teacher
-from configs.schema import TeacherConfig
-from configs.yaml_subset import yaml_text
-from nets.archs import TIMM_PREFIX, ArchError, timm_model
-from precompute.setup import Setup, setup_of
-from runtime.commands import new_app, run_command
-from runtime.errors import did_you_mean
-from runtime.formats import format_size
-from runtime.program import program_text
-from runtime.text import one_line
-from views.augment import view_shape
-from views.datasets import Dataset, load_dataset
+from teach_once.configs.load import ConfigError, load_teacher
+from teach_once.configs.schema import TeacherConfig
+from teach_once.configs.yaml_subset import yaml_text
+from teach_once.nets.networks.archs import TIMM_PREFIX, ArchError, timm_model
+from teach_once.precompute.compute.setup import Setup, setup_of
+from teach_once.runtime.command.frame import new_app, run_command
+from teach_once.runtime.command.program import program_text
+from teach_once.runtime.errors import did_you_mean
+from teach_once.runtime.formats import format_size
+from teach_once.runtime.safe.text import one_line
+from teach_once.views.augment.augment import view_shape
+from teach_once.views.datasets import Dataset, load_dataset
 
 app = new_app()
 _PRETRAINED = "timm:pretrained"
@@ -61,7 +61,7 @@ def main(
 
 
 def _not_timms(arch: str) -> ArchError:
-    from nets.timm_models import import_timm
+    from teach_once.nets.networks.timm_models import import_timm
 
     problem = f"{one_line(arch)} is none of timm's models, whose pixels are known"
     models = [TIMM_PREFIX + name for name in import_timm().list_models()]
@@ -97,7 +97,7 @@ class Draft:
     @property
     def pixels(self) -> Any:
         """timm's configuration of the model's published weights."""
-        from nets.timm_models import pretrained_cfg
+        from teach_once.nets.networks.timm_models import pretrained_cfg
 
         return pretrained_cfg(timm_model(self.arch))
 
@@ -155,7 +155,7 @@ class Draft:
 
 
 def _text(draft: Draft, data: Dataset, taps: dict[str, Any], why_no_logits: str) -> str:
-    from nets.layout import TapError
+    from teach_once.nets.networks.layout import TapError
 
     try:
         setup, shapes = _shapes(draft, data, taps)
@@ -171,7 +171,7 @@ def _shapes(
     draft: Draft, data: Dataset, taps: Mapping[str, Any]
 ) -> tuple[Setup, dict[str, tuple[int, ...]]]:
     """The setup of such a file, and the shapes of its taps."""
-    from nets.teacher import fresh_teacher
+    from teach_once.nets.teacher.teacher import fresh_teacher
 
     config = draft.config(taps)
     setup = setup_of(config, data, Path())
@@ -228,7 +228,7 @@ def _load_weights(draft: Draft, data: Dataset, num_classes: int) -> None:
     """Raise ArchError unless the weights fit the model; num_classes 0: but for its classifier."""
     import torch
 
-    from nets.teacher import load_teacher_network
+    from teach_once.nets.teacher.teacher import load_teacher_network
 
     config = draft.config({"logits": "float16"})
     load_teacher_network(

@@ -11,22 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-from precompute.background import QUEUED_BLOCKS
-from precompute.teacher_pass import TeacherPass
-from precompute.trial import pass_rate
-from runtime.cost import Memory, memory_with
-from runtime.formats import counted, format_duration, format_rate, format_size
-from runtime.urls import ObjectUrl
-from store import CacheContent
-from store.content import draft_manifest
-from store.coverage import Coverage
-from store.errors import CacheError, CacheNotWritable
-from store.folder import FolderSource
-from store.layout import tap_of
-from store.manifest import Manifest
-from store.objects import NoBucket, ObjectsUnreachable
-from store.source import open_source
-from store.work import Work, bytes_of, pending_work, unfinished
+from teach_once.precompute.compute.blocks import QUEUED_BLOCKS
+from teach_once.precompute.compute.teacher_pass import TeacherPass
+from teach_once.precompute.compute.trial import pass_rate
+from teach_once.runtime.command.cost import Memory, memory_with
+from teach_once.runtime.formats import counted, format_duration, format_rate, format_size
+from teach_once.runtime.machine.urls import ObjectUrl
+from teach_once.store import CacheContent
+from teach_once.store.errors import CacheError, CacheNotWritable
+from teach_once.store.format.content import draft_manifest
+from teach_once.store.format.journal import Coverage
+from teach_once.store.format.manifest import Manifest
+from teach_once.store.format.spec import tap_of
+from teach_once.store.place.objects import NoBucket, ObjectsUnreachable
+from teach_once.store.read.folder import FolderSource
+from teach_once.store.read.source import open_source
+from teach_once.store.write.pending_blocks import Work, bytes_of, pending_work, unfinished
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from report.runs import Result
-from report.table import Row
-from runtime.text import in_plot
+from teach_once.report.runs import Result
+from teach_once.report.table import Row
+from teach_once.runtime.safe.text import in_plot
 
 _MOST_INCHES = 60  # of width
 

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from report.intervals import Interval, t_interval
-from report.runs import Point, Result
+from teach_once.report.intervals import Interval, t_interval
+from teach_once.report.runs import Point, Result
 
 _MOST_POINTS = 400  # of a line: more than its pixels
 

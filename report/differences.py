@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from report.intervals import LEVEL
-from report.table import Cell, Difference, Row
+from teach_once.report.intervals import LEVEL
+from teach_once.report.table import Cell, Difference, Row
 
 MEANING = (
     f"Of the last top-1 errors, in percentage points; below zero is better. Intervals: {LEVEL:.0%} "

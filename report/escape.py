@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import re
 
-from runtime.text import one_line
+from teach_once.runtime.safe.text import one_line
 
 _LONGEST = 4000  # characters
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # also the wide signs, which some accept

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from report.curves import Curve, curves_of, epochs_of, seconds_of
-from report.intervals import LEVEL
-from report.line_chart import MOST_BANDS, NARROW, WIDE, Size, line_chart
-from report.runs import Result
+from teach_once.report.curves import Curve, curves_of, epochs_of, seconds_of
+from teach_once.report.intervals import LEVEL
+from teach_once.report.line_chart import MOST_BANDS, NARROW, WIDE, Size, line_chart
+from teach_once.report.runs import Result
 
 
 def errors_by_epoch(results: Sequence[Result], size: Size = WIDE) -> str:

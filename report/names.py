@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from report.runs import Result
-from runtime.reading import BadFile, open_regular
+from teach_once.report.runs import Result
+from teach_once.runtime.safe.safe_read import BadFile, open_regular
 
 _MARK = re.compile(
     r'<meta name="report-of" content="([0-9a-f]{8})((?: [0-9a-f]{8}-[0-9a-f]{8})*)">'

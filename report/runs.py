@@ -1,6 +1,6 @@
 """The finished runs of one folder, as a report needs them: what each is, its errors, its curve.
 
-Reads the files of the runs and nothing else; `train.run_files` says what each file holds.
+Reads the files of the runs and nothing else; `train.runs.files` says what each file holds.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UserError
-from runtime.program import program_text
-from store.identity import identity_sha256
-from train.run_files import read_metrics
-from train.run_settings import distinct_settings, method_key, settings_key
-from train.runs import FoundRun, runs_in
+from teach_once.runtime.command.program import program_text
+from teach_once.runtime.errors import UserError
+from teach_once.store.identity import identity_sha256
+from teach_once.train.runs.files import read_metrics
+from teach_once.train.runs.folder import (
+    FoundRun,
+    distinct_settings,
+    method_key,
+    runs_in,
+    settings_key,
+)
 
 
 class ReportError(UserError, ValueError):
@@ -170,7 +175,7 @@ def _row_names(runs: Sequence[FoundRun]) -> list[str]:
 
 
 def _result(run: FoundRun, row: str) -> Result:
-    """`train.run_files` has checked the types and ranges of everything here."""
+    """`train.runs.files` has checked the types and ranges of everything here."""
     assert run.summary is not None
     summary = run.summary
     last, best = summary["last"], summary["best"]

@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from report.escape import for_csv, for_markdown
-from report.intervals import Interval, paired_p, t_interval
-from report.runs import Errors, Result
+from teach_once.report.escape import for_csv, for_markdown
+from teach_once.report.intervals import Interval, paired_p, t_interval
+from teach_once.report.runs import Errors, Result
 
 _COLUMNS = {
     "last_top1": "top-1 error, last (%)",

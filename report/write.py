@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from report.charts import errors_by_method
-from report.names import has_variants, suffix_for
-from report.page import Report, html_page, markdown_page
-from report.runs import Found, Result, results_in
-from report.table import csv_table, markdown_table, rows_of
-from runtime.files import write_atomically
+from teach_once.report.charts import errors_by_method
+from teach_once.report.names import has_variants, suffix_for
+from teach_once.report.page import Report, html_page, markdown_page
+from teach_once.report.runs import Found, Result, results_in
+from teach_once.report.table import csv_table, markdown_table, rows_of
+from teach_once.runtime.safe.files import write_atomically
 
 
 class Written(NamedTuple):
@@ -66,7 +66,7 @@ def _teacher_errors(results: Sequence[Result], cache: Path | None) -> Mapping[st
             caches[result.cache_sha256] = result.teacher
     first, *others = caches.values()
     if not first and not others and cache is not None:
-        from store.source import open_source
+        from teach_once.store.read.source import open_source
 
         return open_source(cache).manifest.measured
     return {

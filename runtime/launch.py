@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from runtime.errors import UserError
-from runtime.limits import RENDEZVOUS
-from runtime.program import in_repository, program_text
+from teach_once.runtime.command.program import in_repository, program_text
+from teach_once.runtime.errors import UserError
+from teach_once.runtime.machine.resources import RENDEZVOUS
 
 # What the others have to end in their own words, then to obey a signal.
 _GRACE_SECONDS, _SIGNAL_SECONDS, _POLL_SECONDS = 5.0, 30.0, 0.05

@@ -1,7 +1,6 @@
 """The teacher cache: numpy in, numpy out, no torch."""
 
-from store.content import CacheContent
-from store.errors import (
+from teach_once.store.errors import (
     CacheBusy,
     CacheDamaged,
     CacheError,
@@ -13,9 +12,10 @@ from store.errors import (
     UnknownTap,
     UnknownView,
 )
-from store.layout import TapSpec
-from store.reader import TeacherCache
-from store.writer import CacheWriter
+from teach_once.store.format.content import CacheContent
+from teach_once.store.format.spec import TapSpec
+from teach_once.store.read.reader import TeacherCache
+from teach_once.store.write.writer import CacheWriter
 
 __all__ = [
     "CacheBusy",

@@ -7,16 +7,20 @@ printed command repeats them.
 
 from __future__ import annotations
 
+import errno
 import shlex
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import Busy, UserError
-from runtime.names import is_teacher_name
-from runtime.program import in_repository, program, program_text
-from store.differences import Difference, told
+from teach_once.runtime.command.program import in_repository, program, program_text
+from teach_once.runtime.errors import Busy, UserError
+from teach_once.runtime.safe.names import is_teacher_name
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.runtime.safe.text import one_line
+from teach_once.store.identity import Difference, told
 
 Spell = Callable[[list[str]], str]  # overrides to add, such as ["views.count=8"] -> the command
 
@@ -167,3 +171,96 @@ class UnknownTap(CacheError, KeyError):
 
 class UnknownView(CacheError, IndexError):
     """The cache holds no such view or sample."""
+
+
+_NAMED_FAULTS = 5
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong. tap, view and block are None where it concerns all of them."""
+
+    what: str
+    file: Path
+    tap: str | None = None
+    view: int | None = None
+    block: int | None = None
+
+    def __str__(self) -> str:
+        position = [
+            f"{name} {value}"
+            for name, value in (("tap", self.tap), ("view", self.view), ("block", self.block))
+            if value is not None
+        ]
+        return ", ".join([*position, f"{self.what}: {one_line(self.file)}"])
+
+
+def damage_error(fix: str | TeacherPass, faults: Sequence[Fault]) -> CacheDamaged:
+    """The error that names the first few of these faults; fix: what repairs the cache."""
+    lines = [f"  {fault}" for fault in faults[:_NAMED_FAULTS]]
+    if len(faults) > _NAMED_FAULTS:
+        lines.append(f"  and {len(faults) - _NAMED_FAULTS} more")
+    return CacheDamaged("\n".join(["the cache is damaged", *lines]), fix=fix)
+
+
+@contextmanager
+def damage_as_error(teacher: str) -> Iterator[None]:
+    """Raise CacheDamaged where a file of the cache is not a regular one, or cannot be read."""
+    try:
+        yield
+    except BadFile as error:
+        before = f"rm -r {shlex.quote(str(error.path))} && "
+        raise CacheDamaged(error.problem, fix=TeacherPass(teacher, before=before)) from None
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the error says that the disk, or the user's share of it, is full."""
+    return error.errno in _NO_ROOM
+
+
+def full_error(cache: Path, teacher: str, needed_bytes: int, free_bytes: int) -> CacheFull:
+    return CacheFull(
+        f"the disk of {cache} is too full: {needed_bytes:,} bytes are still to be written, "
+        f"{free_bytes:,} are free; committed blocks are saved",
+        fix=TeacherPass(teacher, before="make room, then: "),
+    )
+
+
+@contextmanager
+def refusals_of(path: Path) -> Iterator[None]:
+    """Raise CacheNotWritable where the system does not permit to write to `path`.
+
+    CacheDamaged where links, or files of another kind, are in the way: nothing is written through
+    them.
+    """
+    try:
+        yield
+    except BadFile as error:
+        raise CacheDamaged(
+            error.problem,
+            fix=f"remove it ({shlex.join(['rm', '-r', str(error.path)])}), then run again",
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_PERMISSION:
+            raise
+        raise CacheNotWritable(
+            f"{path} cannot be written to: {error.strerror}",
+            fix="make it writable, or choose another folder with --caches DIR",
+        ) from None
+
+
+@contextmanager
+def refusing_full(cache: Path, teacher: str, needed_bytes: Callable[[], int]) -> Iterator[None]:
+    """As `refusals_of`; raise CacheFull, too, where the disk has no room for what is to come."""
+    try:
+        with refusals_of(cache):
+            yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        free = shutil.disk_usage(cache).free
+        raise full_error(cache, teacher, needed_bytes(), free) from None

@@ -7,32 +7,28 @@ folder. Modules of yours (a loss, a network) are found there, unless an installe
 
 from __future__ import annotations
 
-import ast
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
-from teach_once import PACKAGES, ROOT
-
-
-def programs() -> dict[str, str]:
-    """Name -> what it is for, in one line."""
-    names = [each for each in PACKAGES if (ROOT / each / "__main__.py").is_file()]
-    return {
-        **{name: _first_line(ROOT / name / "__init__.py") for name in names},
-        "precompute.verify": "Run the teacher again on some records of a cache, and compare.",
-        "runtime.launch": "Run a program in several processes of this machine.",
-    }
-
-
-def _first_line(file: Path) -> str:
-    return (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
+# Name -> what it is for. A table, since reading it from the modules would import them.
+PROGRAMS = {
+    "configs": "What a cache and a run are, as validated YAML.",
+    "nets": "The networks by name, their taps, and the teacher's pass.",
+    "precompute": "Stage 1: run the teacher once and fill a cache.",
+    "precompute.verify": "Run the teacher again on some records of a cache, and compare.",
+    "report": "What came out: the finished runs of a folder as a table, charts and a page.",
+    "runtime.launch": "Run a program in several processes of this machine.",
+    "store": "The teacher cache: list, check, copy, export, convert, trim.",
+    "train": "Stage 2: train students from a cache, and teachers that have no weights.",
+    "views": "Datasets of images: pack them, find those that cannot be used.",
+}
+_MODULES = {"precompute.verify": "precompute.verify", "runtime.launch": "runtime.launch"}
 
 
 def _usage() -> str:
-    lines = [f"  {name:<20}{purpose}" for name, purpose in programs().items()]
+    lines = [f"  {name:<20}{purpose}" for name, purpose in PROGRAMS.items()]
     return "\n".join([str(__doc__), "Programs:", *lines])
 
 
@@ -51,15 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     name, *rest = words
-    if name not in programs():
-        print(f"error: no program {name!r}\n  fix: one of {', '.join(programs())}", file=sys.stderr)
+    if name not in PROGRAMS:
+        print(f"error: no program {name!r}\n  fix: one of {', '.join(PROGRAMS)}", file=sys.stderr)
         return 2
     if not sys.flags.safe_path:
         _put_last(os.getcwd())
         os.environ["PYTHONSAFEPATH"] = "1"  # processes that this one starts get its sys.path
-    module = f"{name}.__main__" if name in PACKAGES else name
     sys.argv = [f"teach-once {name}", *rest]
-    status: int = import_module(module).cli(rest)
+    module = import_module(f"teach_once.{_MODULES.get(name, f'{name}.__main__')}")
+    status: int = module.cli(rest)
     return status
 
 

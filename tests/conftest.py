@@ -21,16 +21,16 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from rich.console import Console
 
-from configs.load import load_student, load_teacher
-from configs.schema import StudentConfig, TeacherConfig
+from teach_once.configs.load import load_student, load_teacher
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.train.runs.study import Study, open_study
+from teach_once.train.sessions.teacher import train_teacher
 from tests.support.processes import PRELOADED
 from tests.support.project import QUICK_ARGS, QUICK_RUN, copy_project, make
 from tests.support.random_cache import fill
 from tests.support.selection import ByGroup, arrange
 from tests.support.teacher_cache import CachesMadeOnce
 from tests.support.written_run import write_finished_run
-from train.study import Study, open_study
-from train.teacher import train_teacher
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -43,7 +43,8 @@ multiprocessing.set_forkserver_preload(PRELOADED)
 # One thread: these networks are too small for more, and tests share the machine.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
-# `train.single` sets it for a program, before torch is loaded: too late in a fork of one that has.
+# `train.cli.options` sets it for a program, before torch is loaded: too late in a fork of one that
+# has.
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 # As in an activated environment: the commands in messages begin with `python`.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -60,6 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     arrange(items)
 
 
+@pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByGroup:
     return ByGroup(config, log)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from runtime.errors import Stopped
+from teach_once.runtime.errors import Stopped
+from teach_once.train.errors import TrainError
+from teach_once.train.runs.study import Run, Study
+from teach_once.train.studies.ablation import run_ablation
 from tests.support import slow_loss
-from train.ablation import run_ablation
-from train.errors import TrainError
-from train.study import Run, Study
 
 MakeStudy = Callable[..., Study]
 
@@ -92,7 +92,7 @@ def test_a_run_that_fails_stops_no_other_and_is_named(make_study: MakeStudy, job
 def test_an_unexpected_failure_keeps_its_traceback(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.student.train_student", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("teach_once.train.sessions.student.train_student", lambda *_, **__: 1 / 0)
     run = make_study().run("ce", 0)
     failures = run_ablation([run], device="cpu", console=quiet())
     assert failures[run].startswith("ZeroDivisionError: division by zero\nTraceback")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store import CacheMissing, TeacherCache
-from store.aside import AsideWriter, Written
-from store.errors import SamplesChanged
-from store.writer import CacheWriter
+from teach_once.store import CacheMissing, TeacherCache
+from teach_once.store.errors import SamplesChanged
+from teach_once.store.write.staging import AsideWriter, Written
+from teach_once.store.write.writer import CacheWriter
 from tests.support.random_cache import open_writer, records_of
 
 

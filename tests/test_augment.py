@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import Normalisation, PadCropFlip, ViewsConfig
-from torchvision_shim import import_torchvision
-from views.augment import check_augmentable
-from views.canary import pixel_canary
-from views.crop_flip import crop_and_flip
-from views.normalise import normalise
-from views.parameters import view_of_epoch, view_parameters
-from views.splits import array_split
+from teach_once.configs.schema import Normalisation, PadCropFlip, ViewsConfig
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
+from teach_once.views.augment.augment import check_augmentable, pixel_canary
+from teach_once.views.augment.crops import crop_and_flip
+from teach_once.views.augment.parameters import view_of_epoch, view_parameters
+from teach_once.views.pixels.batches import normalise
+from teach_once.views.splits import array_split
 
 import_torchvision()
 from torchvision.transforms import functional as reference  # noqa: E402

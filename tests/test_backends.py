@@ -8,8 +8,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from runtime.urls import path_or_url
-from store.transfer import export_cache
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.store.move.hdf5 import export_cache
 from tests.support.damage import flip
 from tests.support.object_store import Server, emptied, running
 from tests.support.store_contract import BLOCK_ROWS, CacheContract, write_reference

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-import precompute.__main__
-from configs.schema import StudentConfig, TeacherConfig
-from nets.archs import ArchError
-from nets.layout import size_like
-from nets.taps import TapError
-from nets.weights import save_atomically
-from nets.zoo import build
+import teach_once.precompute.command
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.networks.layout import size_like
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.teacher.taps import TapError
+from teach_once.nets.weights.files import save_atomically
+from teach_once.train.cli.commands import cli
+from teach_once.train.method.connectors import StageMismatch
+from teach_once.train.runs.check_methods import check_study
+from teach_once.train.runs.study import Study, open_study
+from teach_once.train.sessions.student import train_student
 from tests.support.image_folders import write_image_folder
 from tests.support.teacher_cache import make_cache
-from train.__main__ import cli
-from train.check import check_study
-from train.connectors import StageMismatch
-from train.student import train_student
-from train.study import Study, open_study
 
 ROOT = Path(__file__).parent.parent
 OWN = "python:tests.support.own_network"
@@ -179,7 +179,7 @@ def test_blocks_of_any_other_size_than_a_power_of_two_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = ["digits-resnet20", "--caches", str(tmp_path), "--block-rows", "1000"]
-    assert precompute.__main__.cli(call) == 2
+    assert teach_once.precompute.command.cli(call) == 2
     assert "--block-rows 1000 is not a power of two; use 512 or 1024" in capsys.readouterr().err
 
 

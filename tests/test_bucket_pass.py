@@ -13,23 +13,23 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from configs.schema import TeacherConfig
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute.__main__ import cli
-from precompute.fill import fill_cache
-from precompute.teacher_pass import PassOptions, TeacherPass
-from precompute.verify import cli as verify
-from runtime.urls import path_or_url
-from store import TeacherCache
-from store.__main__ import cli as store
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.command import cli
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.precompute.run_pass import fill_cache
+from teach_once.precompute.verify import cli as verify
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.store import TeacherCache
+from teach_once.store.command import cli as store
+from teach_once.train.cli.commands import cli as train
 from tests.support.object_store import SECRETS, Server, emptied
 from tests.support.pass_commands import arguments_of
 from tests.support.photograph_study import PLAIN, configs_of
 from tests.support.processes import start
 from tests.support.project import QUICK_RUN
 from tests.support.teacher_cache import CPU, make_cache, setup_of
-from train.__main__ import cli as train
 
 CACHES = "s3://bucket/caches"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import PIL
 import pytest
 
-from configs.schema import TeacherConfig
-from precompute.__main__ import cli
-from store import TeacherCache
-from store.manifest import read_manifest, write_manifest
+from teach_once.configs.schema import TeacherConfig
+from teach_once.precompute.command import cli
+from teach_once.store import TeacherCache
+from teach_once.store.format.manifest import read_manifest, write_manifest
 from tests.support.teacher_cache import make_cache
 
 

@@ -13,18 +13,22 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-import store.certificate
-from configs.schema import TeacherConfig
-from precompute.fill import fill_cache
-from precompute.teacher_pass import PassOptions, TeacherPass
-from runtime.locks import Job
-from store import CacheError, CacheWriter, TeacherCache
-from store.__main__ import cli
-from store.certificate import Comparison, certificate_in, certificate_text, certified_blocks
-from store.layout import Block
-from store.record import record_figures
-from store.transfer import export_cache
-from store.trim import trim_cache
+import teach_once.store.format.certificate
+from teach_once.configs.schema import TeacherConfig
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.precompute.run_pass import fill_cache
+from teach_once.runtime.safe.locks import Job
+from teach_once.store import CacheError, CacheWriter, TeacherCache
+from teach_once.store.command import cli
+from teach_once.store.format.certificate import (
+    Comparison,
+    certificate_in,
+    certificate_text,
+    certified_blocks,
+)
+from teach_once.store.format.spec import Block
+from teach_once.store.move.hdf5 import export_cache
+from teach_once.store.move.trim import record_figures, trim_cache
 from tests.support.teacher_cache import CPU, make_cache, setup_of
 
 Make = Callable[..., TeacherConfig]
@@ -99,7 +103,7 @@ def test_batches_do_not_change_the_figures() -> None:
 def test_at_most_so_many_records_are_computed_again(
     small_teacher: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.certificate, "MOST_RECORDS", 70)
+    monkeypatch.setattr(teach_once.store.format.certificate, "MOST_RECORDS", 70)
     asked: list[tuple[int, int]] = []
     records = TeacherPass.records
 
@@ -188,7 +192,7 @@ def test_growth_keeps_it_and_extends_it_where_there_were_fewer_records(
     two = make_cache(small_teacher(*REDUCED, "views.count=2"), tmp_path)
     assert two.measured["certified_records"] == 120
     assert two.measured["cd_change_trained"] == 0.25
-    monkeypatch.setattr(store.certificate, "MOST_RECORDS", 100)
+    monkeypatch.setattr(teach_once.store.format.certificate, "MOST_RECORDS", 100)
     before = certificate_in(two.measured)
     assert certificate_in(make_cache(small_teacher(*REDUCED), tmp_path).measured) == before
 

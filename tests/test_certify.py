@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import TeacherConfig
-from store import CacheMismatch, TeacherCache
-from store.convert import convert_cache
+from teach_once.configs.schema import TeacherConfig
+from teach_once.store import CacheMismatch, TeacherCache
+from teach_once.store.move.convert import convert_cache
+from teach_once.train import losses
+from teach_once.train.cli.certify import cli, loss_changes, refuse_unless_reduced
+from teach_once.train.errors import TrainError
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import open_session
 from tests.support.pass_commands import overrides_of
 from tests.support.teacher_cache import CPU, make_cache
-from train import TrainError, losses
-from train.certify import cli, loss_changes, refuse_unless_reduced
-from train.student import open_session
-from train.study import Study
 
 MakeStudy = Callable[..., Study]
 BATCH = 16  # of the small student

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from configs.yaml_subset import YamlError, parse_yaml
+from teach_once.configs.yaml_subset import YamlError, parse_yaml
 from tests.support.fuzz_configs import BOMB, fuzz
 
 
@@ -18,7 +18,7 @@ def test_changed_files_and_overrides_give_a_config_or_an_error_message() -> None
 def test_the_program_finds_a_loader_that_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("configs.load.parse_yaml", lambda text: [][0])
+    monkeypatch.setattr("teach_once.configs.load.parse_yaml", lambda text: [][0])
     _, faults = fuzz(mutations=1, byte_changes=0, seed=0, only="digits")
     assert faults == 2
     assert "IndexError" in capsys.readouterr().out

@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from configs.load import load_teacher
-from nets.weights import save_atomically
-from nets.zoo import build
-from runtime.own_code import CannotImport, load_module, module_sha256
+from teach_once.configs.load import load_teacher
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.runtime.command.user_code import CannotImport, load_module, module_sha256
+from teach_once.train.engine.ranks import ALONE
+from teach_once.train.errors import TrainError
+from teach_once.train.runs.study import Study
+from teach_once.train.runs.weights import TeacherRun, load_teacher_data
+from teach_once.train.sessions import teacher
+from teach_once.train.sessions.student import open_session, train_student
+from teach_once.train.studies.ablation import _train_group, run_ablation
+from teach_once.train.studies.processes import Recipe, side_by_side
+from teach_once.train.studies.ray_study import Options, train_run
+from teach_once.views.pixels.resident import open_dataset_pixels
 from tests.support.teacher_cache import CPU
-from train import TrainError, teacher
-from train.ablation import _train_group, run_ablation
-from train.jobs import side_by_side
-from train.on_cluster import Options, train_run
-from train.ranks import ALONE
-from train.recipe import Recipe
-from train.student import open_session, train_student
-from train.study import Study
-from train.teacher_weights import TeacherRun, load_teacher_data
-from views.dataset_pixels import open_dataset_pixels
 
 MakeStudy = Callable[..., Study]
 METHODS = "methods.own=[{loss: ce}, {loss: 'changing_loss:changing'}]"

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute.__main__ import cli as precompute
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.command import cli as precompute
+from teach_once.views.command import cli
 from tests.support.image_folders import write_image_folder
 from tests.support.other_formats import pack_again, picture, write_config
-from views.__main__ import cli
 
 
 @pytest.fixture

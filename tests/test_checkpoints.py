@@ -14,18 +14,23 @@ from typing import Any
 import pytest
 import torch
 
-from nets.error_rates import ErrorRates
-from runtime.errors import UserError
-from runtime.reading import BadFile
+from teach_once.nets.metrics import ErrorRates
+from teach_once.runtime.errors import UserError
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.engine.train_state import Learner
+from teach_once.train.errors import TrainError
+from teach_once.train.recording.checkpoint import (
+    checksum_of,
+    content_sha256,
+    read_checkpoint,
+    restore,
+)
+from teach_once.train.recording.recorder import RunRecorder
+from teach_once.train.runs.files import figures_of
+from teach_once.train.runs.study import Run
+from teach_once.train.sessions.student import open_session, train_student
 from tests.support.finished_run import Trained, train_both
-from train.checkpoint import checksum_of, content_sha256, read_checkpoint, restore
-from train.errors import TrainError
-from train.figures import figures_of
-from train.learner import Learner
-from train.records import RunRecorder
-from train.results import EpochResult
-from train.student import open_session, train_student
-from train.study import Run
 
 Change = Callable[[dict[str, Any]], object]
 CPU = torch.device("cpu")

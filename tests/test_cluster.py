@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runtime.cluster import ClusterError, Resources, connect
+from teach_once.runtime.command.ray import ClusterError, Resources, connect
 
 
 class NoCluster:

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.load import load_teacher
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute.__main__ import cli
-from precompute.verify import cli as verify
-from runtime.urls import path_or_url
-from store import TeacherCache
+from teach_once.configs.load import load_teacher
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.command import cli
+from teach_once.precompute.verify import cli as verify
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.store import TeacherCache
 from tests.support import slow_teacher
 from tests.support.object_store import Server, emptied, running
 from tests.support.photograph_study import PLAIN, configs_of

@@ -11,13 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from configs.load import load_student, load_teacher, split_overrides
+from teach_once.configs.load import load_student, load_teacher, split_overrides
+from teach_once.train.cli.commands import cli
+from teach_once.train.runs.study import Run, Study, open_study
+from teach_once.train.studies.ablation import run_ablation
 from tests.support import slow_loss
 from tests.support.ray_cluster import Nodes, cluster_of, started, wait_until
 from tests.support.teacher_cache import make_cache
-from train.__main__ import cli
-from train.ablation import run_ablation
-from train.study import Run, Study, open_study
 
 EPOCHS, STEPS = 8, 4
 LOSS = "{loss: 'tests.support.slow_loss:slow'}"

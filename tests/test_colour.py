@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.schema import ColourJitter, PadCropFlip, TrivialAugment, ViewsConfig
-from tests.support.images import image_of
-from torchvision_shim import import_torchvision
-from views.augment import view_pixels
-from views.colour import (
+from teach_once.configs.schema import ColourJitter, PadCropFlip, TrivialAugment, ViewsConfig
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
+from teach_once.views.augment.augment import view_pixels
+from teach_once.views.augment.color import (
     JITTER_DRAWS,
     TRIVIAL_DRAWS,
     TRIVIAL_KINDS,
@@ -24,8 +23,9 @@ from views.colour import (
     trivial_step,
     trivially_augmented,
 )
-from views.seeds import JITTER_STREAM, TRIVIAL_STREAM, draws
-from views.splits import array_split
+from teach_once.views.seeds import JITTER_STREAM, TRIVIAL_STREAM, draws
+from teach_once.views.splits import array_split
+from tests.support.images import image_of
 
 import_torchvision()
 from torchvision.transforms import InterpolationMode, autoaugment  # noqa: E402

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.load import load_student
-from precompute.__main__ import cli as precompute
-from store.transfer import export_cache
+from teach_once.configs.load import load_student
+from teach_once.precompute.command import cli as precompute
+from teach_once.store.move.hdf5 import export_cache
+from teach_once.train.cli.commands import cli
 from tests.support.pass_commands import arguments_of
 from tests.support.processes import run, start
 from tests.support.training_runs import without_times
-from train.__main__ import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,7 +80,7 @@ def test_an_ablation_never_loads_the_teacher(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("the teacher was loaded")
 
-    monkeypatch.setattr("train.student.load_teacher_network", refuse)
+    monkeypatch.setattr("teach_once.train.sessions.student.load_teacher_network", refuse)
     assert cli(["ablation", "digits-resnet8", "--seeds", "0", "--methods", "kd cd", *cached]) == 0
     with pytest.raises(AssertionError, match="the teacher was loaded"):
         cli(["student", "digits-resnet8", "--method", "kd", "--live-teacher", *cached])
@@ -177,7 +177,7 @@ def test_a_plan_says_where_bfloat16_is_slower_than_float32(
     is_told: bool,
 ) -> None:
     left = list(rates)
-    monkeypatch.setattr("train.trial.measured_rate", lambda _: left.pop(0))
+    monkeypatch.setattr("teach_once.train.sessions.trial.measured_rate", lambda _: left.pop(0))
     call = ["plan", "digits-resnet8", "--method", "ce", "--device", "cpu", *cached]
     assert cli([*call, "training.precision=bfloat16"]) == 0
     told = capsys.readouterr().out

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from runtime.locks import Job
-from runtime.urls import ObjectUrl, path_or_url
-from store import CacheError, TeacherCache
-from store.mirror import attach
-from store.objects import Objects
-from store.remote_journal import put_whole_journal, read_remote_journal
+from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
+from teach_once.runtime.safe.locks import Job
+from teach_once.store import CacheError, TeacherCache
+from teach_once.store.place.commit import put_whole_journal, read_remote_journal
+from teach_once.store.place.objects import Objects
+from teach_once.store.read.mirror import attach
 from tests.support.object_store import Server, emptied
 from tests.support.random_cache import TAPS, write_item
 from tests.support.remote_cache import (
@@ -77,7 +77,7 @@ def test_what_is_committed_is_not_computed_again(server: Server, spool: Path) ->
 def test_many_lines_are_read_once_and_then_from_one_object(
     server: Server, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("store.remote_writer._MANY_LINES", 3)
+    monkeypatch.setattr("teach_once.store.write.bucket._MANY_LINES", 3)
     for _ in range(2):
         with opened(spool) as writer:
             for item in sorted(writer.work, key=lambda item: item.block)[:3]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.__main__ import cli
-from configs.load import (
+from teach_once.configs.command import cli
+from teach_once.configs.load import (
     CONFIG_DIR,
     ConfigError,
     available,
@@ -18,8 +18,8 @@ from configs.load import (
     split_overrides,
     to_yaml,
 )
-from configs.schema import as_plain
-from nets.names import check_arch
+from teach_once.configs.schema import as_plain
+from teach_once.nets.networks.names import check_arch
 
 
 @pytest.mark.parametrize("name", available("teacher"))

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.schema import StudentConfig, TeacherConfig
-from store import CacheError, TeacherCache
-from store.__main__ import cli
-from store.certificate import certificate_in
-from store.convert import convert_cache
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.store import CacheError, TeacherCache
+from teach_once.store.command import cli
+from teach_once.store.format.certificate import certificate_in
+from teach_once.store.move.convert import convert_cache
+from teach_once.train.runs.study import open_study
+from teach_once.train.sessions.student import train_student
 from tests.support.teacher_cache import make_cache
-from train.student import train_student
-from train.study import open_study
 
 Make = Callable[..., TeacherConfig]
 

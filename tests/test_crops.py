@@ -9,13 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.schema import Border, Centre, RandomResizedCrop, Squash, ViewsConfig
+from teach_once.configs.schema import Border, Centre, RandomResizedCrop, Squash, ViewsConfig
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
+from teach_once.views.augment.augment import view_pixels
+from teach_once.views.augment.crops import (
+    CROP_DRAWS,
+    bordered,
+    centre_crop,
+    cut_and_resize,
+    resized_crop_box,
+)
+from teach_once.views.seeds import draws, unit
+from teach_once.views.splits import DatasetError, array_split
 from tests.support.images import image_of
-from torchvision_shim import import_torchvision
-from views.augment import view_pixels
-from views.crops import CROP_DRAWS, bordered, centre_crop, cut_and_resize, resized_crop_box
-from views.seeds import draws, unit
-from views.splits import DatasetError, array_split
 
 import_torchvision()
 from timm.data.transforms_factory import transforms_imagenet_eval  # noqa: E402

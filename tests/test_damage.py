@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from store import CacheDamaged, CacheError, TeacherCache
-from store.layout import Block
-from store.work import Work
+from teach_once.store import CacheDamaged, CacheError, TeacherCache
+from teach_once.store.format.spec import Block
+from teach_once.store.write.pending_blocks import Work
 from tests.support.random_cache import chunks, fill, open_writer, records_of
 
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from configs.schema import Cifar, Digits, ImageFolder, Normalisation
-from precompute.__main__ import cli as precompute
+from teach_once.configs.schema import Cifar, Digits, ImageFolder, Normalisation
+from teach_once.precompute.command import cli as precompute
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
+from teach_once.train.cli.commands import cli as train
+from teach_once.views.datasets import Dataset, DatasetError, load_dataset
 from tests.support.image_folders import write_image_folder
-from torchvision_shim import import_torchvision
-from train.__main__ import cli as train
-from views.datasets import Dataset, DatasetError, load_dataset
 
 GREY = Normalisation(mean=(0.5,), std=(0.5,))
 RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -163,7 +163,7 @@ def test_the_digest_notices_a_renamed_a_moved_and_a_changed_file(tmp_path: Path)
 def test_the_digest_notices_another_size_of_a_file_that_it_does_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("views.folders.HASHED_FILES", 1)
+    monkeypatch.setattr("teach_once.views.images.folders.HASHED_FILES", 1)
     write_image_folder(tmp_path)
     digests = [load_dataset(folder(tmp_path)).digest]
     for file in sorted((tmp_path / "train").glob("*/*.png")):

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store import TeacherCache
-from store.content import holds
+from teach_once.store import TeacherCache
+from teach_once.store.format.content import holds
+from teach_once.views.images.folders import digest_of_files
 from tests.support.random_cache import fill, open_writer
-from views.folders import digest_of_files
 
 LABELS = np.array([0, 1])
 

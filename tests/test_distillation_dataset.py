@@ -16,24 +16,31 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 
-from configs.load import load_student, to_yaml
-from nets.weights import save_atomically
-from nets.zoo import build
-from runtime.errors import UserError
-from runtime.urls import BadUrl, path_or_url
-from store import CacheDamaged, CacheError, CacheMismatch, CacheMissing, TeacherCache, UnknownView
-from store.copy_cache import copy_cache
+from teach_once.configs.load import load_student, to_yaml
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.runtime.errors import UserError
+from teach_once.runtime.machine.urls import BadUrl, path_or_url
+from teach_once.store import (
+    CacheDamaged,
+    CacheError,
+    CacheMismatch,
+    CacheMissing,
+    TeacherCache,
+    UnknownView,
+)
+from teach_once.store.move.copy import copy_cache
+from teach_once.train import losses
+from teach_once.train.dataset import DistillationDataset, EvaluationDataset, RunOrder
+from teach_once.train.outputs.teacher_outputs import CachedTeacher
+from teach_once.train.runs.study import Study, open_study
+from teach_once.views.augment.parameters import view_of_epoch
+from teach_once.views.datasets import DatasetError
+from teach_once.views.seeds import permutation
 from tests.support.damage import flip
 from tests.support.object_store import Server
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from tests.support.teacher_cache import CPU, make_cache
-from train import losses
-from train.dataset import DistillationDataset, EvaluationDataset, RunOrder
-from train.feed import CachedTeacher
-from train.study import Study, open_study
-from views.datasets import DatasetError
-from views.parameters import view_of_epoch
-from views.seeds import permutation
 
 MIXED = {**PLAIN, "flip": True, "mix": {"kind": "mixup"}, "erasing": {"probability": 0.5}}
 

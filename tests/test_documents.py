@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from configs.load import load_student, load_teacher, split_overrides
-from nets.timm_models import import_timm
-from nets.weights import save_atomically
-from nets.zoo import build
-from store import TeacherCache
 from teach_once.__main__ import programs
+from teach_once.configs.load import load_student, load_teacher, split_overrides
+from teach_once.nets.networks.timm_models import import_timm
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.store import TeacherCache
+from teach_once.train.cli.commands import cli
+from teach_once.train.terms import loss_named
 from tests.support.documents import code_blocks, commands, documents, links
 from tests.support.object_store import emptied, running
 from tests.support.processes import make_in_forks, run
 from tests.support.project import QUICK_ARGS, ROOT, make, makefile_targets
-from train.__main__ import cli
-from train.terms import loss_named
 
 Trained = tuple[Path, subprocess.CompletedProcess[str]]
 

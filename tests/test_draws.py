@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.schema import TeacherConfig
-from nets.draws import seeded
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.teacher.draws import seeded
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.recording.checkpoint import Partial
+from teach_once.train.recording.recorder import RunRecorder
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import train_student
+from teach_once.train.sessions.teacher import train_teacher
+from teach_once.train.sessions.trial import try_run
 from tests.support.own_network import DROPPING, Dropping
-from train.checkpoint import Partial
-from train.records import RunRecorder
-from train.results import EpochResult
-from train.student import train_student
-from train.study import Study
-from train.teacher import train_teacher
-from train.trial import try_run
 
 MakeStudy = Callable[..., Study]
 

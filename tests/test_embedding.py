@@ -13,24 +13,25 @@ from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
-import precompute.__main__
-import precompute.verify
-from configs.load import ConfigError, to_yaml
-from configs.schema import StudentConfig, TapsConfig, TeacherConfig
-from nets.classifier import classifiers_of, read_embedding
-from nets.layout import TapError
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute.fill import fill_cache
-from precompute.teacher_pass import PassOptions
-from store import CacheError, TeacherCache
-from store.trim import trim_cache
+import teach_once.precompute.command
+import teach_once.precompute.verify
+from teach_once.configs.load import ConfigError, to_yaml
+from teach_once.configs.schema import StudentConfig, TapsConfig, TeacherConfig
+from teach_once.nets.networks.classifier import classifiers_of, read_embedding
+from teach_once.nets.networks.layout import TapError
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.compute.teacher_pass import PassOptions
+from teach_once.precompute.run_pass import fill_cache
+from teach_once.store import CacheError, TeacherCache
+from teach_once.store.move.trim import trim_cache
+from teach_once.train import losses
+from teach_once.train.errors import TrainError
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.loop import EpochResult
+from teach_once.train.sessions.student import train_student
 from tests.support.teacher_cache import CPU, make_cache, setup_of
 from tests.support.training_runs import largest_relative
-from train import TrainError, losses
-from train.loop import EpochResult
-from train.student import train_student
-from train.study import Study
 
 MakeStudy = Callable[..., Study]
 MakeTeacher = Callable[..., TeacherConfig]
@@ -97,11 +98,11 @@ def test_a_cache_of_embeddings_alone_is_made_verified_and_trained_from(
     file.write_text(to_yaml(small_teacher(*ONLY)))
     arguments = [str(file), "--caches", str(tmp_path / "caches")]
     for _ in ("the pass", "nothing to do"):
-        assert precompute.__main__.cli(arguments) == 0
+        assert teach_once.precompute.command.cli(arguments) == 0
         assert "has no logits, so no error was measured" in " ".join(
             capsys.readouterr().out.split()
         )
-    assert precompute.verify.cli(arguments) == 0
+    assert teach_once.precompute.verify.cli(arguments) == 0
     assert "sound:" in capsys.readouterr().out
     study = make_study(ONLY, METHODS)
     assert set(study.cache.taps) == {"embedding"}
@@ -203,7 +204,7 @@ def test_the_key_of_what_is_new_changes_no_identity_where_it_is_not_used(
 def test_a_picture_of_a_cache_without_logits_is_drawn(
     small_teacher: MakeTeacher, tmp_path: Path
 ) -> None:
-    from store.picture import picture
+    from teach_once.store.inspect.picture import picture
 
     cache = make_cache(small_teacher(*ONLY), tmp_path)
     assert picture(cache).startswith(b"\x89PNG")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import TeacherConfig
-from precompute.__main__ import cli
-from runtime.formats import format_size
+from teach_once.configs.schema import TeacherConfig
+from teach_once.precompute.command import cli
+from teach_once.runtime.formats import format_size
 from tests.support.project import ROOT
 from tests.support.teacher_cache import make_cache
 

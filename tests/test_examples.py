@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.load import load_student, load_teacher, to_yaml
-from configs.schema import StudentConfig
 from examples import accelerate_loop, lightning_module, plain_pytorch, timm_task
+from teach_once.configs.load import load_student, load_teacher, to_yaml
+from teach_once.configs.schema import StudentConfig
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.runs.study import open_study
+from teach_once.train.sessions.student import train_student
 from tests.support.project import ROOT
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative
-from train.results import EpochResult
-from train.student import train_student
-from train.study import open_study
 
 # Both are of the same bits; of others the last ones differ with the layout of a convolution.
 ROUNDING = 1e-4

@@ -8,22 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.load import load_student
-from nets.weights import save_atomically
-from nets.zoo import build
-from runtime.reading import BadFile
-from store.__main__ import cli as store
+from teach_once.configs.load import load_student
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.store.command import cli as store
+from teach_once.train.cli.commands import cli as train
+from teach_once.train.errors import TrainError
+from teach_once.train.recording.export import export_student
+from teach_once.train.recording.exported import verify_export
+from teach_once.train.runs.files import figures_of, metrics_line, read_metrics, summary_document
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import train_student
 from tests.support.own_network import ONE_PIXEL
 from tests.support.photograph_study import PLAIN, configs_of, study_of
-from torchvision_shim import import_torchvision
-from train.__main__ import cli as train
-from train.errors import TrainError
-from train.export import export_student
-from train.exported import verify_export
-from train.figures import figures_of
-from train.run_files import metrics_line, read_metrics, summary_document
-from train.student import train_student
-from train.study import Study
 
 import_torchvision()
 from torchvision import models  # noqa: E402

@@ -12,20 +12,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from configs.load import load_student, load_teacher
-from configs.schema import StudentConfig, TeacherConfig
-from nets.timm_models import import_timm
-from nets.weights import save_atomically
-from nets.zoo import build_net
-from precompute.compare import compare_records
-from precompute.fill import fill_cache, plan_pass
-from precompute.teacher_pass import PassOptions, TeacherPass
+from teach_once.configs.load import load_student, load_teacher
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.nets.networks.timm_models import import_timm
+from teach_once.nets.networks.zoo import build_net
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.precompute.run_pass import fill_cache, plan_pass
+from teach_once.precompute.verify import compare_records
+from teach_once.train.recording.export import export_student
+from teach_once.train.runs.study import Study, open_study
+from teach_once.train.sessions.loop import EpochResult
+from teach_once.train.sessions.student import train_student
 from tests.support.teacher_cache import CPU, setup_of
 from tests.support.training_runs import largest_relative
-from train.export import export_student
-from train.loop import EpochResult
-from train.student import train_student
-from train.study import Study, open_study
 
 OPTIONS = PassOptions(CPU, batch_size=8, block_rows=8, num_workers=0)
 

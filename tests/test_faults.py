@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.schema import TeacherConfig
-from precompute.__main__ import cli
-from store import CacheError, CacheFull, CacheNotWritable, CacheWriter, TeacherCache
-from store.journal import read_journal
-from store.manifest import read_manifest
-from store.work import Work
+from teach_once.configs.schema import TeacherConfig
+from teach_once.precompute.command import cli
+from teach_once.store import CacheError, CacheFull, CacheNotWritable, CacheWriter, TeacherCache
+from teach_once.store.format.journal import read_journal
+from teach_once.store.format.manifest import read_manifest
+from teach_once.store.write.pending_blocks import Work
 from tests.support.damage import flip
 from tests.support.killed_pass import run_pass
 from tests.support.pass_commands import arguments_of, overrides_of

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from store import TeacherCache
-from tests.support.teacher_cache import CPU, make_cache
-from train import feed
-from train.feed import (
+from teach_once.store import TeacherCache
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.outputs import teacher_outputs as feed
+from teach_once.train.outputs.teacher_outputs import (
     CachedTeacher,
     TeacherSource,
     WindowedTeacher,
@@ -21,9 +21,9 @@ from train.feed import (
     location_for,
     slab_bytes,
 )
-from train.results import EpochResult
-from train.student import train_student
-from views.batches import ViewBatch
+from teach_once.train.sessions.student import train_student
+from teach_once.views.pixels.batches import ViewBatch
+from tests.support.teacher_cache import CPU, make_cache
 
 TAPS = ["logits", "stage2", "correct"]
 
@@ -140,7 +140,7 @@ def test_what_does_not_fit_into_memory_is_windowed_and_says_so(
     study = make_study()
     assert study.run("cd", 0).window_rows is None
     real = feed.slab_bytes(study.cache, study.run("cd", 0).needed_taps)
-    monkeypatch.setattr("train.windows.total_memory", lambda: real)
+    monkeypatch.setattr("teach_once.train.outputs.shuffle_buffer.total_memory", lambda: real)
     assert study.run("cd", 0).window_rows == 16  # one block at least
     assert "window" in study.run("cd", 0).identity
 
@@ -152,11 +152,11 @@ def test_taps_that_a_method_does_not_read_do_not_make_its_runs_windowed(
     identities = {method: study.run(method, 0).identity for method in ("ce", "kd", "cd")}
     grown = make_study(["taps.hint={stage: stage1, dtype: float32}"])
     enough = 4 * feed.slab_bytes(study.cache, study.run("cd", 0).needed_taps)
-    monkeypatch.setattr("train.windows.total_memory", lambda: enough)
+    monkeypatch.setattr("teach_once.train.outputs.shuffle_buffer.total_memory", lambda: enough)
     assert grown.window_rows(grown.cache.taps) is not None  # all together would not fit
     for method, identity in identities.items():
         assert grown.run(method, 0).identity == identity
-    monkeypatch.setattr("train.windows.total_memory", lambda: 1)
+    monkeypatch.setattr("teach_once.train.outputs.shuffle_buffer.total_memory", lambda: 1)
     assert "window" in grown.run("cd", 0).identity
     assert "window" not in grown.run("ce", 0).identity  # which reads nothing
 

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from runtime import files
-from runtime.commands import new_app, new_console, run_command
-from runtime.errors import Busy
-from runtime.files import folder_written_aside, write_atomically, written_aside
-from runtime.inside import (
+from teach_once.runtime.command.frame import new_app, new_console, run_command
+from teach_once.runtime.errors import Busy
+from teach_once.runtime.safe import files
+from teach_once.runtime.safe.confined import (
     open_to_append,
     opened_folder,
     remove_inside,
     remove_leftovers,
     write_inside,
 )
-from runtime.locks import LOCK_FILE, Job, WriterLock, releasing
-from runtime.reading import BadFile, parse_json, read_bounded
-from runtime.text import one_line, visible
+from teach_once.runtime.safe.files import folder_written_aside, write_atomically, written_aside
+from teach_once.runtime.safe.locks import LOCK_FILE, Job, WriterLock, releasing
+from teach_once.runtime.safe.safe_read import BadFile, parse_json, read_bounded
+from teach_once.runtime.safe.text import one_line, visible
 
 
 def _special(path: Path, kind: str) -> Path:

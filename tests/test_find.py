@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from store import CacheMismatch, CacheMissing, TeacherCache
-from store.find import find_cache
+from teach_once.store import CacheMismatch, CacheMissing, TeacherCache
+from teach_once.store.inspect.find import find_cache
 from tests.support.random_cache import CANARY, IDENTITY, LABELS, fill
 
 

@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from configs.load import ConfigError, load_student, load_teacher
-from configs.schema import TeacherConfig
-from nets.archs import ArchError
-from nets.weights import save_atomically
-from nets.weights_file import weights_file
-from nets.zoo import build
+from teach_once.configs.load import ConfigError, load_student, load_teacher
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.nets.weights.source import weights_file
+from teach_once.train.errors import TrainError
+from teach_once.train.method.pretrained import start_from
+from teach_once.train.recording.recorder import Partial, RunRecorder
+from teach_once.train.runs.study import Study
+from teach_once.train.runs.weights import TeacherExists
+from teach_once.train.sessions.student import open_session, train_student
+from teach_once.train.sessions.teacher import train_teacher
 from tests.support.teacher_cache import CPU
-from train.errors import TrainError
-from train.finetune import start_from
-from train.records import Partial, RunRecorder
-from train.student import open_session, train_student
-from train.study import Study
-from train.teacher import train_teacher
-from train.teacher_weights import TeacherExists
 
 MakeStudy = Callable[..., Study]
 DIGIT = (8, 8, 1)
@@ -278,7 +278,7 @@ def test_a_teacher_is_trained_from_weights_for_other_classes(
     assert "the teacher starts from" in console.file.getvalue()
     assert "; the first 3 stages are frozen" in console.file.getvalue()
     assert len(summary["settings"]["training"]["init"]) == 64  # hexadecimal digits of a sha256
-    from train.teacher_weights import existing_weights
+    from teach_once.train.runs.weights import existing_weights
 
     assert existing_weights(config()).notes == []
     other = weights_of(tmp_path, classes=7, seed=8)
@@ -325,7 +325,7 @@ def test_options_that_a_constructor_does_not_take_are_refused_by_name(
 def test_a_student_s_options_are_part_of_its_run_and_of_its_export(
     make_study: MakeStudy, tmp_path: Path
 ) -> None:
-    from train.export import export_student
+    from teach_once.train.recording.export import export_student
 
     study = make_study(student=["student.options={width: 0.5}", "training.epochs=2"])
     assert study.run("cd", 0).identity["student"]["options"] == {"width": 0.5}

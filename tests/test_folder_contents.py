@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from configs.load import load_teacher
-from configs.schema import ImageFolder, Normalisation
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute.__main__ import cli as precompute
+from teach_once.configs.load import load_teacher
+from teach_once.configs.schema import ImageFolder, Normalisation
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.command import cli as precompute
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
+from teach_once.views.command import cli
+from teach_once.views.datasets import Dataset, DatasetError, load_dataset
+from teach_once.views.images.decode import FORMATS
+from teach_once.views.images.listing import IMAGE_SUFFIXES
 from tests.support.image_folders import write_image_folder
 from tests.support.other_formats import pack_again, picture, write_config
-from torchvision_shim import import_torchvision
-from views.__main__ import cli
-from views.datasets import Dataset, DatasetError, load_dataset
-from views.pictures import FORMATS
-from views.tree import IMAGE_SUFFIXES
 
 RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
 

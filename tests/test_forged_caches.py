@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from store import CacheDamaged, CacheError, CacheMismatch, TeacherCache
-from store.__main__ import cli
-from store.errors import make_command
+from teach_once.store import CacheDamaged, CacheError, CacheMismatch, TeacherCache
+from teach_once.store.command import cli
+from teach_once.store.errors import make_command
 from tests.support.forged_cache import SPECIAL, forge_manifest, forge_metadata, set_at
 from tests.support.random_cache import CANARY, LABELS, open_writer
 

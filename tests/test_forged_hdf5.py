@@ -15,10 +15,10 @@ import h5py
 import numpy as np
 import pytest
 
-from store import CacheDamaged, CacheError, CacheFull, TeacherCache
-from store.__main__ import cli
-from store.layout import crc32c
-from store.transfer import export_cache, import_cache
+from teach_once.store import CacheDamaged, CacheError, CacheFull, TeacherCache
+from teach_once.store.command import cli
+from teach_once.store.format.spec import crc32c
+from teach_once.store.move.hdf5 import export_cache, import_cache
 from tests.support.forged_cache import SPECIAL, forged_manifest, set_at
 
 ROOT = Path(__file__).parent.parent
@@ -241,7 +241,7 @@ def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(
 
 def die_after(file: Path, caches: Path, writes: int) -> None:
     """An import that is killed before its write of that number."""
-    import runtime.inside
+    import teach_once.runtime.safe.confined
 
     real, left = os.rename, [writes]
 
@@ -251,7 +251,7 @@ def die_after(file: Path, caches: Path, writes: int) -> None:
         left[0] -= 1
         real(*arguments, **options)  # type: ignore[arg-type]
 
-    runtime.inside.os.rename = rename  # type: ignore[attr-defined]
+    teach_once.runtime.safe.confined.os.rename = rename  # type: ignore[attr-defined]
     import_cache(file, caches)
 
 

@@ -14,13 +14,13 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from runtime.locks import Job
-from store import CacheDamaged, CacheError, CacheIncomplete, TeacherCache
-from store.__main__ import cli
-from store.identity import canonical_json
-from store.journal import read_journal
-from store.layout import crc_hex
-from store.manifest import read_manifest
+from teach_once.runtime.safe.locks import Job
+from teach_once.store import CacheDamaged, CacheError, CacheIncomplete, TeacherCache
+from teach_once.store.command import cli
+from teach_once.store.format.journal import read_journal
+from teach_once.store.format.manifest import read_manifest
+from teach_once.store.format.spec import crc_hex
+from teach_once.store.identity import canonical_json
 from tests.support.forged_cache import SPECIAL, forge_manifest, set_at
 from tests.support.random_cache import open_writer
 

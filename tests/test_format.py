@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tensorstore
 
-from configs.schema import TeacherConfig
-from store import TeacherCache
-from store.transfer import export_cache
+from teach_once.configs.schema import TeacherConfig
+from teach_once.store import TeacherCache
+from teach_once.store.move.hdf5 import export_cache
 from tests.support.teacher_cache import make_cache
 
 

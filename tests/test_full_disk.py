@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import TeacherConfig
-from report.__main__ import cli as report
-from store.convert import convert_cache
-from store.errors import CacheFull
+from teach_once.configs.schema import TeacherConfig
+from teach_once.report.command import cli as report
+from teach_once.store.errors import CacheFull
+from teach_once.store.move.convert import convert_cache
+from teach_once.train.cli.commands import cli as train
 from tests.support.finished_run import STUDENT, Trained, train_both
 from tests.support.teacher_cache import make_cache
-from train.__main__ import cli as train
 
 
 @pytest.fixture(scope="module")

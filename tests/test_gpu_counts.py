@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.errors import TrainError
-from train.ranks import _refuse_shared_gpus
-from views.pixels import free_memory
+from teach_once.train.engine.ranks import _refuse_shared_gpus
+from teach_once.train.errors import TrainError
+from teach_once.views.pixels.resident import free_memory
 
 
 @pytest.fixture

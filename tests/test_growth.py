@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import store.__main__ as store_main
-from configs.schema import TeacherConfig
-from precompute.__main__ import cli as precompute
-from precompute.fill import fill_cache
-from precompute.teacher_pass import PassOptions
-from store import CacheError, CacheIncomplete, CacheWriter, TeacherCache
-from store.__main__ import cli as trim
+import teach_once.store.command as store_main
+from teach_once.configs.schema import TeacherConfig
+from teach_once.precompute.command import cli as precompute
+from teach_once.precompute.compute.teacher_pass import PassOptions
+from teach_once.precompute.run_pass import fill_cache
+from teach_once.store import CacheError, CacheIncomplete, CacheWriter, TeacherCache
+from teach_once.store.command import cli as trim
+from teach_once.train.cli.commands import cli as train
 from tests.support.damage import flip
 from tests.support.pass_commands import arguments_of
 from tests.support.teacher_cache import CPU, make_cache, setup_of
-from train.__main__ import cli as train
 
 Make = Callable[..., TeacherConfig]
 ENERGY = "taps.energy=float16"
@@ -199,7 +199,7 @@ def test_a_large_unfinished_cache_is_resumed_without_reading_what_is_there(
 ) -> None:
     path = interrupted(after=5)
     flip(path / "teacher.zarr" / "stage1" / "c.0.1.0", 7)
-    monkeypatch.setattr("precompute.complete.CHECKED_BYTES", 1000)
+    monkeypatch.setattr("teach_once.precompute.pending.CHECKED_BYTES", 1000)
     more = ["--recheck"] if recheck else []
     assert precompute(arguments_of(small_teacher(), tmp_path / "caches", *more)) == 0
     faults = TeacherCache.open(path).faults()
@@ -216,7 +216,7 @@ def test_a_large_cache_that_lacks_a_chunk_is_not_called_complete(
 ) -> None:
     path = make_cache(small_teacher(), tmp_path / "caches").path
     (path / "teacher.zarr" / "stage1" / "c.0.1.0").unlink()
-    monkeypatch.setattr("precompute.complete.CHECKED_BYTES", 1000)
+    monkeypatch.setattr("teach_once.precompute.pending.CHECKED_BYTES", 1000)
     assert precompute(arguments_of(small_teacher(), tmp_path / "caches")) == 0
     assert "tap stage1, view 0, block 1, chunk missing" in capsys.readouterr().out
     assert TeacherCache.open(path).faults() == []

@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from store import CacheDamaged, CacheError, CacheMissing, TeacherCache
-from store.__main__ import cli
-from store.transfer import export_cache, import_cache
+from teach_once.store import CacheDamaged, CacheError, CacheMissing, TeacherCache
+from teach_once.store.command import cli
+from teach_once.store.move.hdf5 import export_cache, import_cache
 from tests.support.random_cache import LABELS, fill, records_of
 
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import precompute.__main__
-import train.__main__
-from configs.load import available, load_teacher, to_yaml
-from configs.schema import TeacherConfig
-from nets.archs import stem_hint
-from nets.weights import save_atomically
-from nets.zoo import build
+import teach_once.precompute.command
+import teach_once.train.cli.commands
+from teach_once.configs.load import available, load_teacher, to_yaml
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.networks.archs import stem_hint
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import train_student
 from tests.support.image_folders import write_image_folder
 from tests.support.teacher_cache import make_cache, setup_of
-from train.student import train_student
-from train.study import Study
 
 MOMENTS = "normalisation: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
 
@@ -30,7 +30,7 @@ def told_by_pass(config: TeacherConfig, folder: Path, capsys: pytest.CaptureFixt
     file = folder / "mine.yaml"
     file.write_text(to_yaml(config))
     capsys.readouterr()
-    assert precompute.__main__.cli([str(file), "--caches", str(folder / "caches")]) == 0
+    assert teach_once.precompute.command.cli([str(file), "--caches", str(folder / "caches")]) == 0
     return capsys.readouterr().out
 
 
@@ -54,7 +54,7 @@ def test_a_teacher_far_from_its_published_error_is_noticed_after_the_pass(
     for cause in ("dataset.normalisation", "classes of the weights are in another order"):
         assert cause not in told  # neither makes a teacher better than expected
     assert "the weights have been trained on these test images" in told
-    monkeypatch.setattr("precompute.complete._FAR_PERCENT", 0.0)
+    monkeypatch.setattr("teach_once.precompute.pending._FAR_PERCENT", 0.0)
     told = told_by_pass(small_teacher("teacher.expected_error=0.0"), tmp_path, capsys)
     assert "dataset.normalisation is not that of the teacher's training" in told
     assert "classes of the weights are in another order" in told
@@ -123,9 +123,13 @@ def test_plan_pass_and_training_hint_at_a_slow_stem(
     caches = ["--caches", str(tmp_path / "caches")]
     student = [str(tmp_path / "s.yaml"), "--method", "ce", "--runs", str(tmp_path / "runs")]
     calls = [
-        (train.__main__.cli, ["plan", *student, *caches, "--no-trial"], ("teacher", "student")),
-        (precompute.__main__.cli, [str(tmp_path / "t.yaml"), *caches], ("teacher",)),
-        (train.__main__.cli, ["student", *student, *caches], ("student",)),
+        (
+            teach_once.train.cli.commands.cli,
+            ["plan", *student, *caches, "--no-trial"],
+            ("teacher", "student"),
+        ),
+        (teach_once.precompute.command.cli, [str(tmp_path / "t.yaml"), *caches], ("teacher",)),
+        (teach_once.train.cli.commands.cli, ["student", *student, *caches], ("student",)),
     ]
     for program, arguments, keys in calls:
         assert program(arguments) == 0

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from runtime.urls import ObjectUrl, path_or_url
-from store import CacheDamaged, CacheError, CacheFull, CacheNotWritable, TeacherCache, answers
-from store import objects as store_objects
-from store.__main__ import cli
-from store.copy_cache import copy_cache
-from store.manifest import Manifest
-from store.metadata import zarr_metadata
-from store.mirror import attach
-from store.objects import Listed, Objects, in_parallel
+from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
+from teach_once.store import CacheDamaged, CacheError, CacheFull, CacheNotWritable, TeacherCache
+from teach_once.store.command import cli
+from teach_once.store.format.manifest import Manifest
+from teach_once.store.format.metadata import zarr_metadata
+from teach_once.store.move.copy import copy_cache
+from teach_once.store.place import objects as answers
+from teach_once.store.place import objects as store_objects
+from teach_once.store.place.objects import Listed, Objects, in_parallel
+from teach_once.store.read.mirror import attach
 from tests.support.object_store import ENVIRONMENT, Server, a_cache
 from tests.support.random_cache import records_of
 
@@ -227,7 +228,7 @@ def test_mirror_compares_metadata_before_it_is_written(
         """As another version of zarr would, so that what is there counts."""
         return {**zarr_metadata(manifest), "logits/zarr.json": b"{}"}
 
-    monkeypatch.setattr("store.mirrored.zarr_metadata", spelled)
+    monkeypatch.setattr("teach_once.store.read.mirrored.zarr_metadata", spelled)
     server.ask("PUT", f"{GROUP}/logits/zarr.json", bytes(3 * 2**20))
     folder = attach(caches, tmp_path / "mirror", PLENTY)
     with pytest.raises(CacheDamaged, match=r"zarr\.json has 3,145,728 bytes, expected at most"):
@@ -260,12 +261,14 @@ def test_mirror_counts_manifests_and_metadata(
 def test_journals_larger_than_any_cache_has_are_refused_unread(
     server: Server, caches: ObjectUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("store.remote_journal.SPARE_BYTES", 64 * 10**6 - 10_000)
+    monkeypatch.setattr("teach_once.store.place.commit.SPARE_BYTES", 64 * 10**6 - 10_000)
     for number in range(3, 13):
         server.ask("PUT", f"{CACHE}/journal/{number:06d}-0000.jsonl", bytes(10**5))
-    monkeypatch.setattr("store.remote_journal._MOST_REPEATED", 1)
-    monkeypatch.setattr("store.remote_journal.SPARE_BYTES", 10**5)
-    monkeypatch.setattr("store.remote_journal.most_journal_bytes", lambda manifest: 2 * 10**5)
+    monkeypatch.setattr("teach_once.store.place.commit._MOST_REPEATED", 1)
+    monkeypatch.setattr("teach_once.store.place.commit.SPARE_BYTES", 10**5)
+    monkeypatch.setattr(
+        "teach_once.store.place.commit.most_journal_bytes", lambda manifest: 2 * 10**5
+    )
     server.requests.clear()
     with pytest.raises(CacheDamaged, match=r"journal holds 11 files of 1,00\d,\d+ bytes, expected"):
         TeacherCache.open(caches / "t-e4812202")
@@ -285,7 +288,7 @@ def test_journal_larger_than_listed_and_journals_in_large_numbers_are_refused(
         patch.setattr(Objects, "names", small)
         with pytest.raises(CacheDamaged, match=r"jsonl has [\d,]+ bytes, expected at most 1"):
             TeacherCache.open(caches / "t-e4812202")
-    monkeypatch.setattr("store.remote_journal._MOST_WHOLE", 0)
+    monkeypatch.setattr("teach_once.store.place.commit._MOST_WHOLE", 0)
     with pytest.raises(CacheDamaged, match="journal holds 1 file of"):
         TeacherCache.open(caches / "t-e4812202")
 
@@ -293,7 +296,7 @@ def test_journal_larger_than_listed_and_journals_in_large_numbers_are_refused(
 def test_url_of_more_folders_than_are_looked_into_asks_for_the_cache(
     server: Server, caches: ObjectUrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("store.mirror._MOST_CACHES", 1)
+    monkeypatch.setattr("teach_once.store.read.mirror._MOST_CACHES", 1)
     attach(caches, tmp_path / "mirror", PLENTY)
     server.ask("PUT", "caches/another/x", b"")
     with pytest.raises(CacheError, match="holds 2 folders, too many to look for") as error:

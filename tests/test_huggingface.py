@@ -12,10 +12,10 @@ import datasets
 import pytest
 from pyarrow import parquet
 
-from configs.load import load_teacher
+from teach_once.configs.load import load_teacher
+from teach_once.views.command import cli
+from teach_once.views.datasets import load_dataset
 from tests.support.other_formats import LABELS, pack_again, picture, shows_pictures, write_config
-from views.__main__ import cli
-from views.datasets import load_dataset
 
 
 def table(labels: Sequence[int | float | str | None], names: list[str] | None) -> datasets.Dataset:
@@ -171,7 +171,7 @@ def test_pack_parquet_files_that_expand_too_far_are_refused(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("views.tables.FREE_BYTES", 2**20)
+    monkeypatch.setattr("teach_once.views.images.huggingface.FREE_BYTES", 2**20)
     write_parquet(tmp_path / "bomb", 200, bytes(100_000))
     config = write_config(
         tmp_path / "mine.yaml", "huggingface", path="bomb", image="picture", label="kind"

@@ -8,13 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.load import load_teacher
-from configs.schema import TeacherConfig
-from nets.identity import teacher_identity
-from store.differences import Difference, differences
-from store.identity import Identity, cache_identity, canonical_json, identity_sha256, with_weights
-from views.datasets import load_dataset
-from views.identity import views_identity
+from teach_once.configs.load import load_teacher
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.teacher.identity import teacher_identity
+from teach_once.store.identity import (
+    Difference,
+    Identity,
+    cache_identity,
+    canonical_json,
+    differences,
+    identity_sha256,
+    with_weights,
+)
+from teach_once.views.datasets import load_dataset
+from teach_once.views.identity import views_identity
 
 
 def identity_of(config: TeacherConfig) -> Identity:

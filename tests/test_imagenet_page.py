@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.load import load_teacher
-from runtime.reading import read_bounded
+from teach_once.configs.load import load_teacher
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
+from teach_once.runtime.safe.safe_read import read_bounded
+from teach_once.views.datasets import load_dataset
 from tests.support.documents import code_blocks
-from torchvision_shim import import_torchvision
-from views.datasets import load_dataset
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 WNIDS = ("n01", "n02")

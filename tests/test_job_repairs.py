@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.locks import Job
-from store import CacheWriter, TeacherCache
-from store.work import Work
+from teach_once.runtime.safe.locks import Job
+from teach_once.store import CacheWriter, TeacherCache
+from teach_once.store.write.pending_blocks import Work
 from tests.support.damage import flip
 from tests.support.random_cache import fill, open_writer, write_item
 

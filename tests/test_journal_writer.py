@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from configs.schema import TeacherConfig
-from precompute.blocks import run_blocks
-from precompute.teacher_pass import TeacherPass
-from runtime.locks import Job, WriterLock
-from store import CacheError, CacheFull, TeacherCache
+from teach_once.configs.schema import TeacherConfig
+from teach_once.precompute.compute.blocks import run_blocks
+from teach_once.precompute.compute.teacher_pass import TeacherPass
+from teach_once.runtime.safe.locks import Job, WriterLock
+from teach_once.store import CacheError, CacheFull, TeacherCache
 from tests.support.random_cache import fill, journal_of, open_writer, write_item
 from tests.support.small_files import files_of_at_most
 from tests.support.teacher_cache import make_cache
@@ -103,6 +103,6 @@ def test_a_pass_whose_commits_keep_vanishing_ends_with_an_error(
             file.unlink()
         return images
 
-    monkeypatch.setattr("precompute.fill.run_blocks", run_and_remove)
+    monkeypatch.setattr("teach_once.precompute.run_pass.run_blocks", run_and_remove)
     with pytest.raises(CacheError, match="something removes or changes what is committed"):
         make_cache(small_teacher(), tmp_path / "caches")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from configs import schema
-from configs.__main__ import cli
-from configs.load import available, load_student, load_teacher
-from configs.loss_options import built_in_losses
-from configs.reference import meanings, reference
-from configs.schema import as_plain
+from teach_once.configs import schema
+from teach_once.configs.command import cli
+from teach_once.configs.load import available, load_student, load_teacher
+from teach_once.configs.loss_options import built_in_losses
+from teach_once.configs.reference import meanings, reference
+from teach_once.configs.schema import as_plain
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 # Keys that choose a variant of their block: they are the variants' headings, not rows.
@@ -44,7 +44,7 @@ def test_every_key_has_a_meaning(block: type) -> None:
 
 
 def test_a_change_of_a_key_makes_the_page_stale(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("configs.reference.default_in_words", lambda *_: "another")
+    monkeypatch.setattr("teach_once.configs.reference.default_in_words", lambda *_: "another")
     assert reference() != PAGE.read_text()
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from precompute.spool import remove_spools
-from runtime.locks import Job
-from store.__main__ import cli
-from store.transfer import export_cache
+from teach_once.precompute.compute.spool import remove_spools
+from teach_once.runtime.safe.locks import Job
+from teach_once.store.command import cli
+from teach_once.store.move.hdf5 import export_cache
 from tests.support.random_cache import fill, open_writer, write_item
 
 LEFT = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from views.labels import Label, number_labels
-from views.splits import DatasetError
+from teach_once.views.images.labels import Label, number_labels
+from teach_once.views.splits import DatasetError
 
 TWELVE = [str(number) for number in range(12)]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime import launch as launcher
-from runtime.launch import cli, launch
-from runtime.limits import RENDEZVOUS
+from teach_once.runtime import launch as launcher
+from teach_once.runtime.launch import cli, launch
+from teach_once.runtime.machine.resources import RENDEZVOUS
 from tests.support.project import ROOT
 
 # Each rank notes its process and environment, and each signal; it waits until both have begun.

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nets.archs import VISION_TRANSFORMERS
-from nets.layout import Layout, TapError, as_map, layout_of
-from nets.taps import as_is, changed_in_place, read_stages, stage_modules
-from nets.zoo import build
-from torchvision_shim import import_torchvision
+from teach_once.nets.networks.archs import VISION_TRANSFORMERS
+from teach_once.nets.networks.layout import Layout, TapError, as_map, layout_of
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.teacher.taps import as_is, changed_in_place, read_stages, stage_modules
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
 
 
 def test_every_layout_of_the_same_values_becomes_the_same_map() -> None:

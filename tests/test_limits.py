@@ -11,19 +11,25 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import Centre, Normalisation, TeacherConfig, ViewsConfig
-from precompute.__main__ import cli as precompute
-from runtime.devices import pick_device
-from runtime.errors import DeviceError
-from runtime.limits import Share, free_memory, sharing_machine, total_memory, usable_cores
-from train.__main__ import cli as train
-from train.ablation import run_ablation
-from train.study import Study
-from train.windows import jobs_that_fit
-from views.pixels import evaluation_pixels
-from views.pixels import free_memory as free_memory_on
-from views.splits import Split, array_split
-from views.streaming import default_workers
+from teach_once.configs.schema import Centre, Normalisation, TeacherConfig, ViewsConfig
+from teach_once.precompute.command import cli as precompute
+from teach_once.runtime.errors import DeviceError
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.runtime.machine.resources import (
+    Share,
+    free_memory,
+    sharing_machine,
+    total_memory,
+    usable_cores,
+)
+from teach_once.train.cli.commands import cli as train
+from teach_once.train.outputs.shuffle_buffer import jobs_that_fit
+from teach_once.train.runs.study import Study
+from teach_once.train.studies.ablation import run_ablation
+from teach_once.views.pixels.resident import evaluation_pixels
+from teach_once.views.pixels.resident import free_memory as free_memory_on
+from teach_once.views.pixels.streaming import default_workers
+from teach_once.views.splits import Split, array_split
 
 CPU = torch.device("cpu")
 GB = 2**30
@@ -179,7 +185,7 @@ def test_each_rank_of_a_pass_takes_its_own_gpu(
     gpus(4)
     devices = []
     monkeypatch.setattr(
-        "precompute.fill.fill_cache", lambda _, options, __: devices.append(options)
+        "teach_once.precompute.run_pass.fill_cache", lambda _, options, __: devices.append(options)
     )
     weights = small_teacher().teacher.weights
     call = ["digits-resnet20", "teacher.arch=resnet8", f"teacher.weights={weights}"]
@@ -221,7 +227,7 @@ def test_jobs_are_as_many_as_their_views_fit_into_memory(
     study = make_study()
     two_views = 2 * study.cache.nbytes // study.num_views
     memory = 2 * (3 * two_views)  # half of it may be taken: room for three
-    monkeypatch.setattr("train.windows.total_memory", lambda: memory)
+    monkeypatch.setattr("teach_once.train.outputs.shuffle_buffer.total_memory", lambda: memory)
     assert study.run("cd+gkd", 0).window_rows is None  # which reads all taps
     runs = [study.run("ce", 0), study.run("cd+gkd", 0)]
     assert [jobs_that_fit(jobs, [run.held_bytes for run in runs]) for jobs in (1, 3, 8)] == [
@@ -229,7 +235,7 @@ def test_jobs_are_as_many_as_their_views_fit_into_memory(
         3,
         3,
     ]
-    monkeypatch.setattr("train.windows.total_memory", lambda: memory // 3)
+    monkeypatch.setattr("teach_once.train.outputs.shuffle_buffer.total_memory", lambda: memory // 3)
     run_ablation(runs[1:], device="cpu", jobs=2, console=console)
     assert "1 of 2 jobs: memory holds no more" in console.file.getvalue()
 

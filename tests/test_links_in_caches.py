@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.locks import numbered_folder
-from runtime.reading import BadFile
-from store import CacheError, TapSpec, TeacherCache
-from store.__main__ import cli
-from store.trim import trim_cache
+from teach_once.runtime.safe.locks import numbered_folder
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.store import CacheError, TapSpec, TeacherCache
+from teach_once.store.command import cli
+from teach_once.store.move.trim import trim_cache
 from tests.support.random_cache import TAPS, fill, open_writer
 
 ENERGY = {"energy1": TapSpec((4,), "float16")}

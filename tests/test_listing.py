@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.schema import ImageFolder, Normalisation
-from runtime.reading import BadFile
-from views import listing as listing_module
-from views.datasets import DatasetError, load_dataset
-from views.listing import INDEX_FOLDER, forget_listings, listing_of
+from teach_once.configs.schema import ImageFolder, Normalisation
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.views.datasets import DatasetError, load_dataset
+from teach_once.views.images import listing as listing_module
+from teach_once.views.images.listing import INDEX_FOLDER, forget_listings, listing_of
 
 GREY = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 

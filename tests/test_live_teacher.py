@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from nets.archs import ArchError
-from nets.teacher import use_batch_statistics
-from train.errors import TrainError
-from train.ranks import Ranks
-from train.student import open_session, train_student
-from train.study import Study
+from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.teacher.teacher import use_batch_statistics
+from teach_once.train.engine.ranks import Ranks
+from teach_once.train.errors import TrainError
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import open_session, train_student
 
 MakeStudy = Callable[..., Study]
 CPU = torch.device("cpu")

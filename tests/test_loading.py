@@ -13,14 +13,20 @@ from PIL import Image
 
 from benchmarks import __main__ as suite
 from benchmarks import loading, photographs
-from configs.schema import ImageFolder, Normalisation, Packed, RandomResizedCrop, ViewsConfig
-from views.augment import cut_views
-from views.datasets import load_dataset
-from views.encoded import encoded_folder
-from views.folders import image_folder
-from views.normalise import normalise
-from views.pack import pack_encoded
-from views.splits import Split
+from teach_once.configs.schema import (
+    ImageFolder,
+    Normalisation,
+    Packed,
+    RandomResizedCrop,
+    ViewsConfig,
+)
+from teach_once.views.augment.augment import cut_views
+from teach_once.views.datasets import load_dataset
+from teach_once.views.images.encoded import encoded_folder
+from teach_once.views.images.folders import image_folder
+from teach_once.views.packed.write import pack_encoded
+from teach_once.views.pixels.batches import normalise
+from teach_once.views.splits import Split
 
 NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import configs.load
-import precompute.__main__
-import store.__main__
-import train.__main__
+import teach_once.configs.load
+import teach_once.precompute.command
+import teach_once.store.command
+import teach_once.train.cli.commands
 from benchmarks import long_study
 from benchmarks.kept import ResultsError, load_kept
 from tests.support.project import ROOT
@@ -49,7 +49,12 @@ methods:
 """
 WEIGHTS = {"at": (4.0, 100.0), "dist": (4.0,)}  # one weight of both
 PROGRAMS = {
-    each.__package__: each for each in (precompute.__main__, store.__main__, train.__main__)
+    each.__package__: each
+    for each in (
+        teach_once.precompute.command,
+        teach_once.store.command,
+        teach_once.train.cli.commands,
+    )
 }
 
 
@@ -68,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "configs" / kind / f"{STUDENT}.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        for module in (configs.load, long_study):
+        for module in (teach_once.configs.load, long_study):
             patched.setattr(module, "CONFIG_DIR", folder / "configs")
         patched.setattr(long_study, "SEEDS", (0,))
         patched.setattr(long_study, "VIEWS", (1, 4))

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teach_once.train.errors import TrainError
+from teach_once.train.losses import cd, ce, gkd, kd
 from tests.support.reference_losses import kl64, logits_pair, softmax64
-from train.errors import TrainError
-from train.losses import cd, ce, gkd, kd
 
 
 def test_cross_entropy_of_even_odds_is_log_2() -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import typer
 
-from runtime.commands import new_app, run_command
-from runtime.reading import BadFile
-from store import CacheDamaged, TeacherCache
-from store.chunks import map_file
-from store.mapped import MappedRows
-from store.transfer import export_cache
+from teach_once.runtime.command.frame import new_app, run_command
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.store import CacheDamaged, TeacherCache
+from teach_once.store.move.hdf5 import export_cache
+from teach_once.store.read.chunks import map_file
+from teach_once.store.read.mapped import MappedRows
 from tests.support.random_cache import LABELS, TAPS, fill
 
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.schema import TeacherConfig
-from nets.taps import Tap, channel_means
-from nets.teacher import Teacher
-from nets.weights import save_atomically
-from nets.zoo import build
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.teacher.taps import Tap, channel_means
+from teach_once.nets.teacher.teacher import Teacher
+from teach_once.nets.weights.files import save_atomically
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.errors import TrainError
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import train_student
+from teach_once.train.sessions.teacher import train_teacher
+from teach_once.train.sessions.trial import try_run
 from tests.support.own_network import ONE_PIXEL
 from tests.support.teacher_cache import CPU
-from train.errors import TrainError
-from train.results import EpochResult
-from train.student import train_student
-from train.study import Study
-from train.teacher import train_teacher
-from train.trial import try_run
 
 MakeStudy = Callable[..., Study]
 IN_PLACE = "python:tests.support.own_network:InPlace"

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import StudentConfig, TeacherConfig
-from runtime.urls import ObjectUrl, path_or_url
-from store import CacheDamaged, CacheFull, TeacherCache
-from store.copy_cache import copy_cache
-from store.find import find_cache
-from store.mirror import attach, local_folder
-from store.mirrored import MirroredSource
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
+from teach_once.store import CacheDamaged, CacheFull, TeacherCache
+from teach_once.store.inspect.find import find_cache
+from teach_once.store.move.copy import copy_cache
+from teach_once.store.read.mirror import attach, local_folder
+from teach_once.store.read.mirrored import MirroredSource
+from teach_once.train.cli.commands import cli
+from teach_once.train.runs.study import open_study
+from teach_once.train.studies.processes import Recipe
 from tests.support.damage import flip
 from tests.support.object_store import Server, a_cache, emptied
 from tests.support.project import QUICK_RUN
 from tests.support.random_cache import IDENTITY, TAPS, records_of
 from tests.support.teacher_cache import make_cache
-from train.__main__ import cli
-from train.recipe import Recipe
-from train.study import open_study
 
 LOGITS = "caches/t-e4812202/teacher.zarr/logits/c.1.0.0"
 PLENTY = 10**9
@@ -189,13 +189,13 @@ def test_another_process_of_an_ablation_reads_through_the_mirror_too(
     folder = local_folder(url, tmp_path / "mirror", 1.0)
     study = open_study(small_student(), config, caches_dir=folder, runs_dir=tmp_path / "runs")
     sent = pickle.dumps(Recipe.of(study))
-    monkeypatch.setattr("store.mirror._attached", {})
+    monkeypatch.setattr("teach_once.store.read.mirror._attached", {})
     shutil.rmtree(tmp_path / "mirror")  # as on another machine
     assert isinstance(pickle.loads(sent).opened().cache.source, MirroredSource)  # noqa: S301
 
 
 def test_a_command_that_needs_a_folder_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    from train.certify import cli as certify
+    from teach_once.train.cli.certify import cli as certify
 
     assert certify(["digits-resnet8", "--caches", "s3://bucket/caches"]) == 2
     assert "takes a folder of caches, not a URL" in capsys.readouterr().err

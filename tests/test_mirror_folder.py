@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.inside import OpenRoot
-from store import CacheBusy, mirror_folder, mirror_lock
-from store.mirror_folder import MARK, MirrorFolder, Needs, show_progress
+from teach_once.runtime.safe.confined import OpenRoot
+from teach_once.store import CacheBusy
+from teach_once.store.place import mirror_folder
+from teach_once.store.place import mirror_folder as mirror_lock
+from teach_once.store.place.mirror_folder import MARK, MirrorFolder, Needs, show_progress
 
 PLENTY = 10**9
 

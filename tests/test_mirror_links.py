@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import UserError
-from runtime.urls import ObjectUrl, path_or_url
-from store import TeacherCache
-from store.copy_cache import copy_cache
-from store.mirror import attach
-from store.mirror_files import MirrorFiles
-from store.mirror_folder import MARK, MirrorFolder, use_mirror, used_mirror
+from teach_once.runtime.errors import UserError
+from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
+from teach_once.store import TeacherCache
+from teach_once.store.move.copy import copy_cache
+from teach_once.store.place.mirror_files import MirrorFiles
+from teach_once.store.place.mirror_folder import MARK, MirrorFolder, use_mirror, used_mirror
+from teach_once.store.read.mirror import attach
+from teach_once.train.cli.commands import cli as train
 from tests.support.object_store import Server, a_cache, emptied
 from tests.support.project import QUICK_RUN
 from tests.support.random_cache import fill
-from train.__main__ import cli as train
 
 CACHE = "t-e4812202"
 PLENTY = 10**9

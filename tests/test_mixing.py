@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy import stats
 
-from configs.schema import Centre, Erasing, Mix, PadCropFlip, ViewsConfig
-from torchvision_shim import import_torchvision
-from views.augment import finish, view_pixels
-from views.mixing import erased, erased_boxes, mixed, mixes, other_shares
-from views.parameters import view_parameters
-from views.splits import array_split
+from teach_once.configs.schema import Centre, Erasing, Mix, PadCropFlip, ViewsConfig
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
+from teach_once.views.augment.augment import finish, view_pixels
+from teach_once.views.augment.mixing import erased, erased_boxes, mixed, mixes, other_shares
+from teach_once.views.augment.parameters import view_parameters
+from teach_once.views.splits import array_split
 
 import_torchvision()
 from torchvision.transforms import functional as reference  # noqa: E402
@@ -56,7 +56,7 @@ def test_erased_boxes_are_the_same_however_many_samples_are_drawn_at_a_time(
 ) -> None:
     ids = np.random.default_rng(0).permutation(100)[:10]
     whole = erased_boxes(Erasing(probability=0.7), 0, 0, ids, H, W)
-    monkeypatch.setattr("views.mixing._SAMPLES_PER_CHUNK", 4)
+    monkeypatch.setattr("teach_once.views.augment.mixing._SAMPLES_PER_CHUNK", 4)
     assert (erased_boxes(Erasing(probability=0.7), 0, 0, ids, H, W) == whole).all()
     assert (whole[4:, 2] > 0).any()
 

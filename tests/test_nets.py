@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from configs.schema import TeacherNet
-from nets.archs import CIFAR_RESNETS, ArchError, known_archs
-from nets.layout import TapError
-from nets.taps import as_is, channel_means, read_stages, stage_modules
-from nets.teacher import load_teacher_network, recalibrate
-from nets.weights import load_weights, save_atomically
-from nets.weights_file import fetched_weights
-from nets.zoo import build
-from torchvision_shim import import_torchvision
+from teach_once.configs.schema import TeacherNet
+from teach_once.nets.networks.archs import CIFAR_RESNETS, ArchError, known_archs
+from teach_once.nets.networks.layout import TapError
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.teacher.taps import as_is, channel_means, read_stages, stage_modules
+from teach_once.nets.teacher.teacher import load_teacher_network, recalibrate
+from teach_once.nets.weights.files import load_weights, save_atomically
+from teach_once.nets.weights.source import fetched_weights
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
 
 # Parameter counts of the field's CIFAR-100 benchmark models and of torchvision's.
 PUBLISHED = {

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import precompute.__main__ as precompute
-import train.__main__ as train
-from configs.load import load_teacher
-from nets.weights import save_atomically
-from nets.zoo import build
-from store.identity import file_sha256
+import teach_once.precompute.command as precompute
+import teach_once.train.cli.commands as train
+from teach_once.configs.load import load_teacher
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.runtime.machine.torchvision_shim import import_torchvision
+from teach_once.store.identity import file_sha256
 from tests.support.teacher_cache import make_cache
-from torchvision_shim import import_torchvision
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {"precompute": precompute.cli, "train": train.cli}

@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 import zarr
 
-from runtime.urls import BadUrl, ObjectUrl, path_or_url
-from store import CacheBusy, CacheError, CacheMismatch, CacheMissing, CacheNotWritable, TeacherCache
-from store.__main__ import cli
-from store.copy_cache import copy_cache, num_chunks
-from store.objects import Objects, ObjectsUnreachable
+from teach_once.runtime.machine.urls import BadUrl, ObjectUrl, path_or_url
+from teach_once.store import (
+    CacheBusy,
+    CacheError,
+    CacheMismatch,
+    CacheMissing,
+    CacheNotWritable,
+    TeacherCache,
+)
+from teach_once.store.command import cli
+from teach_once.store.move.copy import copy_cache, num_chunks
+from teach_once.store.place.objects import Objects, ObjectsUnreachable
 from tests.support.damage import flip
 from tests.support.object_store import SECRETS, Server, a_cache
 from tests.support.random_cache import TAPS, chunks, fill, records_of
@@ -93,7 +100,7 @@ def test_a_store_that_gives_no_md5_is_read_instead(
 ) -> None:
     cache = a_cache(tmp_path)
     upload(cache, url)
-    monkeypatch.setattr("store.copy_out._md5", lambda data: "none")
+    monkeypatch.setattr("teach_once.store.move.copy._md5", lambda data: "none")
     assert upload(cache, url) == (0, NUM_CHUNKS)
 
 

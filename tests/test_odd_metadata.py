@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from views.pictures import decode_bytes, refuse_other_files
-from views.splits import DatasetError
+from teach_once.views.images.decode import decode_bytes, refuse_other_files
+from teach_once.views.splits import DatasetError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
 TIFF_HEAD = b"II*\0\x08\0\0\0"

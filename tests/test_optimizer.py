@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from configs.load import load_student
-from configs.schema import Training
-from nets.zoo import build
+from teach_once.configs.load import load_student
+from teach_once.configs.schema import Training
+from teach_once.nets.networks.zoo import build
+from teach_once.train import losses
+from teach_once.train.engine.step import ActiveTerm, train_step
+from teach_once.train.engine.train_state import Learner, make_learner
+from teach_once.train.method.optimizer import parameter_groups
+from teach_once.train.outputs.teacher_outputs import NoTeacher
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import train_student
+from teach_once.views.pixels.batches import ViewBatch
 from tests.support.teacher_cache import CPU
-from train import losses
-from train.feed import NoTeacher
-from train.learner import Learner, make_learner
-from train.optimizer import parameter_groups
-from train.step import ActiveTerm, train_step
-from train.student import train_student
-from train.study import Study
-from views.batches import ViewBatch
 
 CE = [ActiveTerm("ce", 1.0, {})]
 RATE = 0.01

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from teach_once.train.cli.commands import cli
 from tests.support.project import QUICK_RUN
-from train.__main__ import cli
 
 MODULES = {
     "raises_at_import": "first = 1\nraise RuntimeError('of the module')\n",

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from store import TeacherCache
+from teach_once.store import TeacherCache
+from teach_once.train.engine.ranks import Ranks
+from teach_once.train.engine.slices import Slices
+from teach_once.train.outputs.rank_outputs import OwnRows
+from teach_once.train.outputs.teacher_outputs import TeacherSource, WindowedTeacher, WrongView
+from teach_once.views.pixels.batches import ViewBatch
+from teach_once.views.seeds import permutation
 from tests.support.teacher_cache import CPU, make_cache
-from train.feed import TeacherSource, WindowedTeacher, WrongView
-from train.own_rows import OwnRows
-from train.ranks import Ranks
-from train.slices import Slices
-from views.batches import ViewBatch
-from views.seeds import permutation
 
 TAPS = ["logits", "stage2", "correct"]
 WORLD, SEED, BATCH = 3, 4, 16

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.schema import Normalisation, Packed
+from teach_once.configs.schema import Normalisation, Packed
+from teach_once.views.command import cli
+from teach_once.views.datasets import load_dataset
+from teach_once.views.images.folders import image_folder
+from teach_once.views.packed.format import shard_path
+from teach_once.views.packed.read import packed
+from teach_once.views.packed.recode import Recode
+from teach_once.views.splits import DatasetError, Source
 from tests.support.image_folders import write_image_folder
 from tests.support.project import ROOT
-from views.__main__ import cli
-from views.datasets import load_dataset
-from views.folders import image_folder
-from views.packed import packed
-from views.recode import Recode
-from views.shard_index import shard_path
-from views.splits import DatasetError, Source
 
 CONFIG = """
 dataset: {{type: imagefolder, root: {root}, normalisation: {{mean: [0, 0, 0], std: [1, 1, 1]}}}}
@@ -93,7 +93,7 @@ def test_larger_images_are_shrunk_and_others_keep_their_bytes(config: Path) -> N
 def test_the_bytes_do_not_depend_on_workers_or_shards(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("views.recoding._FILES_AT_ONCE", 3)
+    monkeypatch.setattr("teach_once.views.packed.recode._FILES_AT_ONCE", 3)
     options = ("--max-side", "30", "--quality", "80")
     alone = pack(config, config.with_name("a.h5"), *options, "--workers", "0")
     together = pack(config, config.with_name("b.h5"), *options, "--workers", "2")
@@ -108,7 +108,7 @@ def test_the_bytes_do_not_depend_on_workers_or_shards(
 @pytest.fixture
 def shards(config: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An index of nine shards of four images, or fewer."""
-    monkeypatch.setattr("views.pack_shards._rows_per_shard", lambda *given: 4)
+    monkeypatch.setattr("teach_once.views.packed.write._rows_per_shard", lambda *given: 4)
     assert cli(["pack", str(config), str(config.with_name("s.json"))]) == 0
     return config.with_name("s.json")
 
@@ -182,7 +182,7 @@ def test_a_killed_pack_resumes_with_the_first_missing_shard(
     assert len(list(config.parent.glob("s-*.h5"))) == 3
     with pytest.raises(DatasetError, match=r"there is no file .*s\.json"):
         packed(index)
-    monkeypatch.setattr("views.pack_shards._rows_per_shard", lambda *given: 4)
+    monkeypatch.setattr("teach_once.views.packed.write._rows_per_shard", lambda *given: 4)
     resumed = pack(config, index, *command[3:])
     assert "3 of 8 shards are packed already" in capsys.readouterr().out
     assert same(resumed, pack(config, config.with_name("whole.h5"), *command[3:]))

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.schema import ImageFolder, Normalisation, Packed
+from teach_once.configs.schema import ImageFolder, Normalisation, Packed
+from teach_once.views.command import cli
+from teach_once.views.datasets import Dataset, DatasetError, load_dataset
+from teach_once.views.images.folders import image_folder
+from teach_once.views.packed import read as packed
+from teach_once.views.packed import read as packed_samples
+from teach_once.views.packed.write import pack_pixels
 from tests.support.image_folders import pack_folder, write_image_folder
-from views import packed, packed_samples
-from views.__main__ import cli
-from views.datasets import Dataset, DatasetError, load_dataset
-from views.folders import image_folder
-from views.pack import pack_pixels
 
 RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
 CONFIG = """

@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.schema import Normalisation, Packed
-from runtime.urls import path_or_url
-from store.errors import CacheFull
-from store.mirror_folder import MirrorFolder, use_mirror, used_mirror
+from teach_once.configs.schema import Normalisation, Packed
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.store.errors import CacheFull
+from teach_once.store.place.mirror_folder import MirrorFolder, use_mirror, used_mirror
+from teach_once.train.cli.commands import cli as train
+from teach_once.views.command import cli as views
+from teach_once.views.datasets import load_dataset
+from teach_once.views.packed.format import shard_path
+from teach_once.views.packed.read import packed
+from teach_once.views.splits import DatasetError, Source
 from tests.support.damage import flip
 from tests.support.image_folders import write_image_folder
 from tests.support.object_store import Server, emptied
-from train.__main__ import cli as train
-from views.__main__ import cli as views
-from views.datasets import load_dataset
-from views.packed import packed
-from views.shard_index import shard_path
-from views.splits import DatasetError, Source
 
 CONFIG = """
 dataset: {{type: imagefolder, root: {root}, normalisation: {{mean: [0, 0, 0], std: [1, 1, 1]}}}}
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_image_folder(folder / "data", per_class=8)
     (folder / "mine.yaml").write_text(CONFIG.format(root=root))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("views.pack_shards._rows_per_shard", lambda *given: 4)
+        patch.setattr("teach_once.views.packed.write._rows_per_shard", lambda *given: 4)
         for name in ("s.json", "one.h5"):
             assert views(["pack", str(folder / "mine.yaml"), str(folder / name)]) == 0
     return folder
@@ -53,7 +53,7 @@ def server(
 ) -> Iterator[Server]:
     """The packed files at s3://bucket/photos; in a folder that holds nothing."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("store.mirror_files._read_here", {})
+    monkeypatch.setattr("teach_once.store.place.mirror_files._read_here", {})
     earlier = used_mirror()
     use_mirror(MirrorFolder(tmp_path / "mirror", PLENTY))
     with emptied(running_server):
@@ -112,7 +112,7 @@ def test_one_file_at_a_url_is_compared_with_the_head_there(server: Server, made:
 def test_a_large_file_is_fetched_in_parts(
     server: Server, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("store.mirror_files._PART_BYTES", 1000)
+    monkeypatch.setattr("teach_once.store.place.mirror_files._PART_BYTES", 1000)
     assert every_image(opened(FILE)) == every_image(packed(made / "one.h5"))
     size = (made / "one.h5").stat().st_size
     assert len(asked(server)) == 1 + -(-size // 1000)
@@ -134,7 +134,7 @@ def test_damage_there_is_found_on_arrival_and_named(
 
 
 def _last_sample_byte(file: Path) -> int:
-    from views.packed_file import PackedFile
+    from teach_once.views.packed.format import PackedFile
 
     place = PackedFile(file).header.splits["train"]["bytes"]
     return place.offset + place.num_bytes - 1

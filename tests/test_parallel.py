@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from store import TeacherCache
-from store.folder import FolderSource
-from store.journal import ChunkKey
-from store.objects import in_parallel
-from store.parallel import in_threads
+from teach_once.store import TeacherCache
+from teach_once.store.format.journal import ChunkKey
+from teach_once.store.place.objects import in_parallel
+from teach_once.store.place.parallel import in_threads
+from teach_once.store.read.folder import FolderSource
 
 MANY_BYTES = 2**30
 
@@ -68,7 +68,7 @@ def test_a_check_of_many_chunks_lists_few_of_them_before_the_first_is_checked(
 
     first: list[int] = []
     monkeypatch.setattr(FolderSource, "_keys", many_keys)
-    monkeypatch.setattr("store.parallel._WORTH_BYTES", 0)
+    monkeypatch.setattr("teach_once.store.place.parallel._WORTH_BYTES", 0)
     opened = TeacherCache.open(small_cache)
     assert opened.faults(on_chunk=lambda num_bytes: first.append(listed)) == []
     assert first[0] < 50

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import ConfigError, load_student, load_teacher
-from configs.schema import TeacherConfig
-from precompute.__main__ import cli as precompute
-from store.__main__ import cli as store
+from teach_once.configs.load import ConfigError, load_student, load_teacher
+from teach_once.configs.schema import TeacherConfig
+from teach_once.precompute.command import cli as precompute
+from teach_once.store.command import cli as store
+from teach_once.train.cli.commands import cli as train
 from tests.support.teacher_cache import make_cache, setup_of
-from train.__main__ import cli as train
 
 TEACHER = """
 dataset: {type: imagefolder, root: photos, normalisation: {mean: [0.5], std: [0.25]}}

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute.compare import compare_records
-from precompute.teacher_pass import PassOptions, TeacherPass
-from store import TeacherCache
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.precompute.verify import compare_records
+from teach_once.store import TeacherCache
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import train_student
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from tests.support.teacher_cache import CPU, setup_of
 from tests.support.training_runs import largest_relative
-from train.results import EpochResult
-from train.student import train_student
-from train.study import Study
 
 MIXED = {
     **PLAIN,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import (
+from teach_once.configs.schema import (
     AugmentConfig,
     Centre,
     ColourJitter,
@@ -26,25 +26,24 @@ from configs.schema import (
     TrivialAugment,
     ViewsConfig,
 )
-from runtime.limits import Share, sharing_machine
-from tests.support.image_folders import write_image_folder
-from tests.support.streamed_pixels import CROP, RGB, split_of, streamed_pixels
-from tests.support.teacher_cache import CPU
-from views import pixels as pixels_module
-from views import streaming
-from views.augment import view_pixels
-from views.batches import Pixels
-from views.datasets import DatasetError, load_dataset
-from views.normalise import normalise
-from views.parameters import view_parameters
-from views.pixels import (
+from teach_once.runtime.machine.resources import Share, sharing_machine
+from teach_once.views.augment.augment import view_pixels
+from teach_once.views.augment.parameters import view_parameters
+from teach_once.views.datasets import DatasetError, load_dataset
+from teach_once.views.pixels import resident as pixels_module
+from teach_once.views.pixels import streaming
+from teach_once.views.pixels.batches import Pixels, normalise
+from teach_once.views.pixels.resident import (
     ResidentPixels,
     calibration_batches,
     evaluation_pixels,
     open_pixels,
 )
-from views.splits import array_split
-from views.streaming import StreamedPixels
+from teach_once.views.pixels.streaming import StreamedPixels
+from teach_once.views.splits import array_split
+from tests.support.image_folders import write_image_folder
+from tests.support.streamed_pixels import CROP, RGB, split_of, streamed_pixels
+from tests.support.teacher_cache import CPU
 
 ROOT = Path(__file__).parent.parent
 ERASING, JITTER = Erasing(probability=0.5), ColourJitter(brightness=0.4, hue=0.1)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from nets.precision import bfloat16_hint
-from nets.zoo import CifarResNet
-from train import precision_trial
-from train.__main__ import cli
-from train.student import train_student
-from train.study import Study
+from teach_once.nets.networks.precision import bfloat16_hint
+from teach_once.nets.networks.zoo import CifarResNet
+from teach_once.train.cli.commands import cli
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions import trial as precision_trial
+from teach_once.train.sessions.student import train_student
 
 
 @contextmanager

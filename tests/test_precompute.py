@@ -16,24 +16,24 @@ import pytest
 import torch
 from rich.console import Console
 
-from configs.schema import TeacherConfig
-from nets.taps import channel_means, read_stages, stage_modules
-from nets.weights import load_weights
-from nets.zoo import build
-from precompute import fill as fill_module
-from precompute import trial as trial_module
-from precompute.__main__ import cli
-from precompute.fill import fill_cache, plan_pass
-from precompute.teacher_pass import PassOptions, TeacherPass
-from precompute.trial import fastest_batch
-from runtime.formats import format_size
-from store import TeacherCache
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.teacher.taps import channel_means, read_stages, stage_modules
+from teach_once.nets.weights.files import load_weights
+from teach_once.precompute import run_pass as fill_module
+from teach_once.precompute.command import cli
+from teach_once.precompute.compute import trial as trial_module
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.precompute.compute.trial import fastest_batch
+from teach_once.precompute.run_pass import fill_cache, plan_pass
+from teach_once.runtime.formats import format_size
+from teach_once.store import TeacherCache
+from teach_once.views.augment.crops import crop_and_flip
+from teach_once.views.augment.parameters import view_parameters
+from teach_once.views.datasets import load_dataset
+from teach_once.views.pixels.batches import normalise
 from tests.support.processes import run, start
 from tests.support.teacher_cache import CPU, make_cache, setup_of
-from views.crop_flip import crop_and_flip
-from views.datasets import load_dataset
-from views.normalise import normalise
-from views.parameters import view_parameters
 
 ROOT = Path(__file__).parent.parent
 Make = Callable[..., TeacherConfig]

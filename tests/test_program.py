@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.launch import cli
-from runtime.program import pip_install, portable_program, program_text
+from teach_once.runtime.command.program import pip_install, portable_program, program_text
+from teach_once.runtime.launch import cli
 
 HERE = Path(sys.executable).parent
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from runtime.formats import format_rate
-from train.progress import Progress
+from teach_once.runtime.formats import format_rate
+from teach_once.train.studies.progress import Progress
 
 
 @dataclass(eq=False)

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.load import load_teacher
-from configs.schema import StudentConfig, TeacherConfig
-from nets.zoo import build
-from store import CacheError
+from teach_once.configs.load import load_teacher
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.nets.networks.zoo import build
+from teach_once.store import CacheError
+from teach_once.train.cli.commands import cli
+from teach_once.train.runs.study import Study, open_study
+from teach_once.train.terms import loss_named
 from tests.support.image_folders import write_image_folder
 from tests.support.teacher_cache import make_cache
-from train.__main__ import cli
-from train.study import Study, open_study
-from train.terms import loss_named
 
 MakeStudy = Callable[..., Study]
 

@@ -10,9 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from store import TapSpec, TeacherCache
-from store.errors import BadTeacherOutput
-from store.quantise import quantise_channels, quantise_rows, restore_channels, restore_rows
+from teach_once.store import TapSpec, TeacherCache
+from teach_once.store.errors import BadTeacherOutput
+from teach_once.store.format.coding import (
+    quantise_channels,
+    quantise_rows,
+    restore_channels,
+    restore_rows,
+)
 from tests.support.random_cache import open_writer, records_of
 
 FLOATS = st.floats(-1000, 1000, width=32)

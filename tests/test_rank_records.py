@@ -12,15 +12,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from runtime.errors import Stopped
-from runtime.signals import StopRequest
+from teach_once.runtime.command.signals import StopRequest
+from teach_once.runtime.errors import Stopped
+from teach_once.train.engine.ranks import Ranks, Votes
+from teach_once.train.recording.checkpoint import Partial
+from teach_once.train.recording.distributed_recorder import RankRecorder
+from teach_once.train.runs.files import CHECKPOINT_FILE
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import open_session
 from tests.support.teacher_cache import CPU
-from train.checkpoint import Partial
-from train.rank_records import RankRecorder
-from train.ranks import Ranks, Votes
-from train.run_files import CHECKPOINT_FILE
-from train.student import open_session
-from train.study import Study
 
 PARTIAL = Partial(1, 1, torch.zeros(1), {"ce": torch.zeros(())}, 0.0)
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from configs.load import load_teacher
-from train.evaluation import evaluation_batches
-from train.learner import reading_maps
-from train.ranks import Ranks
-from train.student import open_session
-from train.study import Study
-from views.datasets import load_dataset
-from views.pixels import open_pixels
-from views.splits import Split
+from teach_once.configs.load import load_teacher
+from teach_once.train.engine.evaluation import evaluation_batches
+from teach_once.train.engine.ranks import Ranks
+from teach_once.train.engine.train_state import reading_maps
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import open_session
+from teach_once.views.datasets import load_dataset
+from teach_once.views.pixels.resident import open_pixels
+from teach_once.views.splits import Split
 
 
 @pytest.fixture(scope="module")

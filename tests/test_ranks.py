@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from configs.load import load_student
-from configs.schema import TeacherConfig
-from nets.weights import save_atomically
-from nets.zoo import build
+from teach_once.configs.load import load_student
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.train.engine.idle_ranks import refuse_idle_ranks
+from teach_once.train.engine.ranks import ALONE, Ranks
+from teach_once.train.engine.slices import Slices
+from teach_once.train.errors import TrainError
+from teach_once.views.pixels.batches import ViewBatch
 from tests.support.photograph_study import PLAIN, configs_of
 from tests.support.rank_training import Asked, Found, train_on_ranks, trained
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative
-from train.errors import TrainError
-from train.idle_ranks import refuse_idle_ranks
-from train.ranks import ALONE, Ranks
-from train.slices import Slices
-from views.batches import ViewBatch
 
 # A learning rate that does not amplify rounding; 60 digits, in batches of 16: the last one is 12.
 SHORT = (

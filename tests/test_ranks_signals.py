@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.limits import RENDEZVOUS
+from teach_once.runtime.machine.resources import RENDEZVOUS
+from teach_once.train.cli.commands import cli
 from tests.support import slow_loss
 from tests.support.processes import Started, start
 from tests.support.project import ROOT
 from tests.support.rank_training import SECONDS, run_ranks
 from tests.support.training_runs import without_times
-from train.__main__ import cli
 
 LOSS = "{loss: 'tests.support.slow_loss:slow'}"
 # Four epochs of four steps; a learning rate that does not amplify rounding.

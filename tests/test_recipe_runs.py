@@ -13,25 +13,24 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from configs.load import ConfigError, load_student, load_teacher, to_yaml
-from configs.schema import as_plain
-from configs.yaml_subset import parse_yaml
-from nets.zoo import build
+from teach_once.configs.load import ConfigError, load_student, load_teacher, to_yaml
+from teach_once.configs.schema import as_plain
+from teach_once.configs.yaml_subset import parse_yaml
+from teach_once.nets.networks.zoo import build
+from teach_once.train.cli.commands import cli
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.engine.evaluation import evaluate
+from teach_once.train.errors import TrainError
+from teach_once.train.recording.export import export_student, weights_of
+from teach_once.train.recording.recorder import Partial, RunRecorder
+from teach_once.train.runs.study import Study, trained_by_any_number
+from teach_once.train.runs.weights import TeacherRun, load_teacher_data
+from teach_once.train.schedule import learning_rate_at
+from teach_once.train.sessions.student import train_student
 from tests.support.own_network import DROPPING
 from tests.support.project import ROOT
 from tests.support.teacher_cache import CPU
 from tests.support.training_runs import without_times
-from train.__main__ import cli
-from train.any_ranks import trained_by_any_number
-from train.errors import TrainError
-from train.evaluation import evaluate
-from train.export import export_student, weights_of
-from train.records import Partial, RunRecorder
-from train.results import EpochResult
-from train.schedule import learning_rate_at
-from train.student import train_student
-from train.study import Study
-from train.teacher_weights import TeacherRun, load_teacher_data
 
 MakeStudy = Callable[..., Study]
 EVERYTHING = (

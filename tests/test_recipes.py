@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from configs.load import available, load_student, load_teacher
-from configs.schema import as_plain
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute.fill import fill_cache, plan_pass
-from precompute.teacher_pass import PassOptions
+from teach_once.configs.load import available, load_student, load_teacher
+from teach_once.configs.schema import as_plain
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.compute.teacher_pass import PassOptions
+from teach_once.precompute.run_pass import fill_cache, plan_pass
+from teach_once.train.runs.study import open_study
+from teach_once.train.schedule import weight_at
+from teach_once.train.sessions.student import train_student
 from tests.support.teacher_cache import CPU, setup_of
-from train.schedule import weight_at
-from train.student import train_student
-from train.study import open_study
 
 
 @pytest.fixture

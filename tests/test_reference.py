@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from configs.schema import Centre, ViewsConfig
-from nets.error_rates import count_errors
-from nets.taps import stage_modules
-from nets.zoo import build
+from teach_once.configs.schema import Centre, ViewsConfig
+from teach_once.nets.metrics import count_errors
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.teacher.taps import stage_modules
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.engine.train_state import make_learner
+from teach_once.train.method.connectors import Connectors, build_connectors
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import train_student
+from teach_once.views.augment.augment import view_pixels
+from teach_once.views.seeds import permutation
+from teach_once.views.splits import Split
 from tests.support.teacher_cache import CPU
-from train.connectors import Connectors, build_connectors
-from train.learner import make_learner
-from train.results import EpochResult
-from train.student import train_student
-from train.study import Study
-from views.augment import view_pixels
-from views.seeds import permutation
-from views.splits import Split
 
 CHANNELS = {"stage1": 16, "stage2": 32, "stage3": 64}
 EPOCHS, BATCH, SEED = 4, 16, 3

@@ -13,22 +13,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-import precompute.__main__
-import precompute.verify
-import store.__main__
-import train.__main__
-from configs.commands import cache_command, student_command
-from configs.load import load_student, load_teacher, split_overrides, to_yaml
-from configs.schema import TeacherConfig
-from runtime.words import with_words
+import teach_once.precompute.command
+import teach_once.precompute.verify
+import teach_once.store.command
+import teach_once.train.cli.commands
+from teach_once.configs.commands import cache_command, student_command
+from teach_once.configs.load import load_student, load_teacher, split_overrides, to_yaml
+from teach_once.configs.schema import TeacherConfig
+from teach_once.runtime.command.make_args import with_words
 from tests.support.teacher_cache import make_cache
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {
-    "train": train.__main__.cli,
-    "precompute": precompute.__main__.cli,
-    "precompute.verify": precompute.verify.cli,
-    "store": store.__main__.cli,
+    "train": teach_once.train.cli.commands.cli,
+    "precompute": teach_once.precompute.command.cli,
+    "precompute.verify": teach_once.precompute.verify.cli,
+    "store": teach_once.store.command.cli,
 }
 
 
@@ -98,14 +98,14 @@ def call(files: Path, tmp_path: Path) -> list[str]:
 
 def told(call: list[str], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
     capsys.readouterr()
-    assert train.__main__.cli(call) == status
+    assert teach_once.train.cli.commands.cli(call) == status
     return capsys.readouterr().err
 
 
 def test_a_missing_cache(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     run = ["student", *call, "--method", "kd"]
     run_as_printed(printed_command(told(run, capsys)))
-    assert train.__main__.cli(run) == 0
+    assert teach_once.train.cli.commands.cli(run) == 0
 
 
 def test_a_cache_that_differs_is_unfinished_or_is_damaged(
@@ -117,7 +117,7 @@ def test_a_cache_that_differs_is_unfinished_or_is_damaged(
     error = told(other, capsys)
     assert "views.seed: expected 8, found 7" in error
     run_as_printed(printed_command(error))
-    assert train.__main__.cli(other) == 0
+    assert teach_once.train.cli.commands.cli(other) == 0
     first, second = sorted((tmp_path / "my caches").iterdir())
     shutil.rmtree(second)
     (journal,) = (first / "journal").iterdir()
@@ -128,7 +128,7 @@ def test_a_cache_that_differs_is_unfinished_or_is_damaged(
         seed = yaml.safe_load((first / "manifest.json").read_text())["identity"]["views"]["seed"]
         same = [*run, f"teacher.views.seed={seed}", f"training.learning_rate=0.0{len(broken)}"]
         run_as_printed(printed_command(told(same, capsys)))
-        assert train.__main__.cli(same) == 0
+        assert teach_once.train.cli.commands.cli(same) == 0
 
 
 def test_a_chunk_that_is_found_damaged_while_a_student_trains(
@@ -141,7 +141,7 @@ def test_a_chunk_that_is_found_damaged_while_a_student_trains(
     command = printed_command(told(run, capsys))
     assert command.endswith("RECHECK=1")  # a large cache is not read whole without
     run_as_printed(command)
-    assert train.__main__.cli(run) == 0
+    assert teach_once.train.cli.commands.cli(run) == 0
 
 
 def test_a_damaged_hdf5_file(
@@ -150,7 +150,7 @@ def test_a_damaged_hdf5_file(
     run = ["student", *call, "--method", "kd"]
     run_as_printed(printed_command(told(run, capsys)))
     (cache,), file = (tmp_path / "my caches").iterdir(), tmp_path / "one file.h5"
-    assert store.__main__.cli(["export", str(cache), str(file)]) == 0
+    assert teach_once.store.command.cli(["export", str(cache), str(file)]) == 0
     content = next(cache.glob("teacher.zarr/logits/c.0.*")).read_bytes()[:64]
     whole = bytearray(file.read_bytes())
     whole[whole.index(content) + 3] ^= 1
@@ -158,7 +158,7 @@ def test_a_damaged_hdf5_file(
     of_file = [*run, "--cache", str(file)]
     command = printed_command(told(of_file, capsys))
     run_as_printed(command.replace("CACHE", shlex.quote(str(cache))))
-    assert train.__main__.cli(of_file) == 0
+    assert teach_once.train.cli.commands.cli(of_file) == 0
 
 
 def damage(chunk: Path) -> None:
@@ -173,9 +173,9 @@ def test_a_damaged_manifest(call: list[str], tmp_path: Path) -> None:
     cache = make_cache(config, tmp_path / "my caches")
     manifest = cache.path / "manifest.json"
     manifest.write_bytes(manifest.read_bytes()[:-40])
-    assert train.__main__.cli(["student", *call, "--method", "kd"]) == 2
+    assert teach_once.train.cli.commands.cli(["student", *call, "--method", "kd"]) == 2
     run_as_printed(cache_command(config, caches_dir=tmp_path / "my caches"))
-    assert train.__main__.cli(["student", *call, "--method", "kd"]) == 0
+    assert teach_once.train.cli.commands.cli(["student", *call, "--method", "kd"]) == 0
 
 
 def test_views_that_a_cache_was_not_planned_for(
@@ -185,7 +185,7 @@ def test_views_that_a_cache_was_not_planned_for(
     run_as_printed(printed_command(told(run, capsys)))
     more = [*run, "num_views=4"]
     run_as_printed(printed_command(told(more, capsys)))
-    assert train.__main__.cli(more) == 0
+    assert teach_once.train.cli.commands.cli(more) == 0
 
 
 @pytest.mark.parametrize("first", ["check", "ablation"])
@@ -196,7 +196,7 @@ def test_taps_that_are_not_there(
     if first == "ablation":
         run_as_printed(printed_command(told(["student", *call, "--method", "kd"], capsys)))
     run_as_printed(printed_command(told([first, *call, *methods], capsys)))
-    assert train.__main__.cli(["ablation", *call, *methods, "--seeds", "0"]) == 0
+    assert teach_once.train.cli.commands.cli(["ablation", *call, *methods, "--seeds", "0"]) == 0
 
 
 def test_weights_that_are_not_there(
@@ -204,9 +204,9 @@ def test_weights_that_are_not_there(
 ) -> None:
     words = [str(files / "my teacher.yaml"), "--caches", str(tmp_path / "caches")]
     words += [f"teacher.weights={tmp_path}/new weights.pt", "training.epochs=1"]
-    assert precompute.__main__.cli(words) == 2
+    assert teach_once.precompute.command.cli(words) == 2
     run_as_printed(printed_command(capsys.readouterr().err))
-    assert precompute.__main__.cli(words) == 0
+    assert teach_once.precompute.command.cli(words) == 0
 
 
 def test_weights_that_were_trained_otherwise(
@@ -214,10 +214,10 @@ def test_weights_that_were_trained_otherwise(
 ) -> None:
     words = ["teacher", str(files / "my teacher.yaml"), f"teacher.weights={tmp_path}/w.pt"]
     words += ["training.epochs=1", "training.limit=2"]
-    assert train.__main__.cli(words) == 0
+    assert teach_once.train.cli.commands.cli(words) == 0
     otherwise = [*words, "training.learning_rate=0.02"]
     run_as_printed(printed_command(told(otherwise, capsys)))
-    assert train.__main__.cli(otherwise) == 0
+    assert teach_once.train.cli.commands.cli(otherwise) == 0
 
 
 def test_an_export_of_a_run_that_is_not_finished(
@@ -228,7 +228,7 @@ def test_an_export_of_a_run_that_is_not_finished(
     command = printed_command(told(export, capsys))
     assert command.startswith("make train-student STUDENT=")
     run_as_printed(command)
-    assert train.__main__.cli(export) == 0
+    assert teach_once.train.cli.commands.cli(export) == 0
 
 
 def test_an_export_of_weights_that_were_changed(
@@ -236,12 +236,12 @@ def test_an_export_of_weights_that_were_changed(
 ) -> None:
     run = ["student", *call, "--method", "ce"]
     run_as_printed(printed_command(told(run, capsys)))
-    assert train.__main__.cli(run) == 0
+    assert teach_once.train.cli.commands.cli(run) == 0
     (best,) = (tmp_path / "runs").glob("student/*/best.pt")
     best.write_bytes(best.read_bytes() + b"changed")
     export = ["export", call[0], str(tmp_path / "out"), *call[1:], "--method", "ce"]
     run_as_printed(printed_command(told(export, capsys)))
-    assert train.__main__.cli(export) == 0
+    assert teach_once.train.cli.commands.cli(export) == 0
 
 
 def test_a_dataset_that_has_changed(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,7 +249,7 @@ def test_a_dataset_that_has_changed(call: list[str], capsys: pytest.CaptureFixtu
     run_as_printed(printed_command(told(run, capsys)))
     smaller = [*run, "teacher.dataset.limit=4"]
     run_as_printed(printed_command(told(smaller, capsys)))
-    assert train.__main__.cli(smaller) == 0
+    assert teach_once.train.cli.commands.cli(smaller) == 0
 
 
 def test_a_checkpoint_that_cannot_be_read(
@@ -257,12 +257,12 @@ def test_a_checkpoint_that_cannot_be_read(
 ) -> None:
     run = ["student", *call, "--method", "ce"]
     run_as_printed(printed_command(told(run, capsys)))
-    assert train.__main__.cli(run) == 0
+    assert teach_once.train.cli.commands.cli(run) == 0
     (folder,) = (tmp_path / "runs" / "student").iterdir()
     (folder / "summary.json").unlink()
     (folder / "checkpoint.pt").write_bytes(b"damaged")
     run_as_printed(printed_command(told(run, capsys)))
-    assert train.__main__.cli(run) == 0
+    assert teach_once.train.cli.commands.cli(run) == 0
 
 
 def test_an_unsound_cache(
@@ -275,20 +275,23 @@ def test_an_unsound_cache(
     folder = tmp_path / "configs" / "teacher"
     folder.mkdir(parents=True)
     shutil.copy(files / "my teacher.yaml", folder / "digits-resnet20.yaml")
-    monkeypatch.setattr("configs.load.CONFIG_DIR", tmp_path / "configs")
+    monkeypatch.setattr("teach_once.configs.load.CONFIG_DIR", tmp_path / "configs")
     cache = make_cache(load_teacher("digits-resnet20"), tmp_path / "caches")
     chunk = next(cache.path.glob("teacher.zarr/stage1/c.*"))
     chunk.write_bytes(b"\0" * chunk.stat().st_size)
-    assert store.__main__.cli(["check", str(cache.path)]) == 1
+    assert teach_once.store.command.cli(["check", str(cache.path)]) == 1
     run_as_printed(printed_command(capsys.readouterr().out))
-    assert store.__main__.cli(["check", str(cache.path)]) == 0
+    assert teach_once.store.command.cli(["check", str(cache.path)]) == 0
 
 
 def test_the_reports_commands_repeat_the_words_of_the_user(
     call: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_as_printed(printed_command(told(["student", *call, "--method", "ce"], capsys)))
-    assert train.__main__.cli(["ablation", *call, "--methods", "ce", "--seeds", "0"]) == 0
+    assert (
+        teach_once.train.cli.commands.cli(["ablation", *call, "--methods", "ce", "--seeds", "0"])
+        == 0
+    )
     page = (tmp_path / "runs" / "student" / "report.html").read_text()
     commands = [html.unescape(found) for found in re.findall(r"<pre>(.*?)</pre>", page)]
     (cache,) = [command for command in commands if "cache-teacher" in command]

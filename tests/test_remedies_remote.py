@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from configs.schema import TeacherConfig
-from runtime.urls import path_or_url
-from store.__main__ import cli as store
-from store.copy_cache import copy_cache
+from teach_once.configs.schema import TeacherConfig
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.store.command import cli as store
+from teach_once.store.move.copy import copy_cache
+from teach_once.train.cli.commands import cli as train
 from tests.support.object_store import Server, emptied, running
 from tests.support.teacher_cache import make_cache
 from tests.test_remedies import printed_command, run_as_printed
-from train.__main__ import cli as train
 
 CACHES = "s3://bucket/caches"
 TRAINING = ["training.epochs=1", "training.schedule={kind: onecycle}", "training.batch_size=20"]

@@ -14,15 +14,14 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from report.__main__ import cli
-from report.differences import difference_cells, interval_bars
-from report.ledger import ledger
-from report.page import Report, html_page, markdown_page
-from report.runs import Errors, Result, results_in
-from report.table import csv_table, markdown_table, rows_of
+from teach_once.report.command import cli
+from teach_once.report.differences import difference_cells, interval_bars
+from teach_once.report.page import Report, html_page, ledger, markdown_page
+from teach_once.report.runs import Errors, Result, results_in
+from teach_once.report.table import csv_table, markdown_table, rows_of
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import train_student
 from tests.support.written_run import TEACHER
-from train.student import train_student
-from train.study import Study
 
 ROOT = Path(__file__).parent.parent
 

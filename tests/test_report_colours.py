@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from report.style import DARK, DARK_PAPER, LIGHT, LIGHT_PAPER, STYLE
+from teach_once.report.page_assets import DARK, DARK_PAPER, LIGHT, LIGHT_PAPER, STYLE
 
 # Machado, Oliveira, Fernandes 2009, severity 1.0, on linear RGB.
 SIGHTS = {

@@ -12,14 +12,13 @@ from xml.etree import ElementTree
 import pytest
 from scipy import stats
 
-from report.axes import from_zero, of_errors, spread_apart
-from report.curves import curves_of, epochs_of, seconds_of
-from report.differences import difference_cells
-from report.intervals import t_interval
-from report.learning_curves import errors_by_epoch, errors_by_time, learning_curves
-from report.line_chart import NARROW, WIDE, Size
-from report.runs import Point, Result
-from report.table import rows_of
+from teach_once.report.curves import curves_of, epochs_of, seconds_of
+from teach_once.report.differences import difference_cells
+from teach_once.report.intervals import t_interval
+from teach_once.report.learning_curves import errors_by_epoch, errors_by_time, learning_curves
+from teach_once.report.line_chart import NARROW, WIDE, Size, from_zero, of_errors, spread_apart
+from teach_once.report.runs import Point, Result
+from teach_once.report.table import rows_of
 from tests.test_report import result
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -12,13 +12,13 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from report.charts import errors_by_method
-from report.escape import as_code, for_csv, for_markdown
-from report.learning_curves import errors_by_epoch
-from report.page import Report, html_page, markdown_page
-from report.runs import Point, Result
-from report.sorting import SCRIPT
-from report.table import csv_table, markdown_table, rows_of
+from teach_once.report.charts import errors_by_method
+from teach_once.report.escape import as_code, for_csv, for_markdown
+from teach_once.report.learning_curves import errors_by_epoch
+from teach_once.report.page import Report, html_page, markdown_page
+from teach_once.report.page_assets import SCRIPT
+from teach_once.report.runs import Point, Result
+from teach_once.report.table import csv_table, markdown_table, rows_of
 from tests.test_report import RUNS, TEACHER
 
 NASTY = [

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from report.page import Report, html_page
-from report.runs import Result
-from report.style import DARK, DARK_PAPER, LIGHT, LIGHT_PAPER
-from report.table import rows_of
+from teach_once.report.page import Report, html_page
+from teach_once.report.page_assets import DARK, DARK_PAPER, LIGHT, LIGHT_PAPER
+from teach_once.report.runs import Result
+from teach_once.report.table import rows_of
 from tests.test_report import TEACHER
 from tests.test_report_curves import run_of
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from report.__main__ import cli
-from train.run_settings import distinct_settings, settings_key
+from teach_once.report.command import cli
+from teach_once.train.runs.folder import distinct_settings, settings_key
 
 # ---- runs with other settings
 

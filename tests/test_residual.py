@@ -11,21 +11,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from configs.load import load_student
-from configs.schema import LossTerm
-from nets.archs import ArchError
-from nets.taps import as_is, read_stages
-from nets.zoo import build
+from teach_once.configs.load import load_student
+from teach_once.configs.schema import LossTerm
+from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.teacher.taps import as_is, read_stages
+from teach_once.train import losses
+from teach_once.train.errors import TrainError
+from teach_once.train.method.optimizer import parameter_groups
+from teach_once.train.method.residual import StudentAndAssistant, build_student
+from teach_once.train.recording.export import export_student
+from teach_once.train.recording.recorder import EpochResult
+from teach_once.train.runs.check_methods import check_study
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import open_session, train_student
 from tests.support.teacher_cache import CPU
 from tests.support.training_runs import largest_relative
-from train import TrainError, losses
-from train.check import check_study
-from train.export import export_student
-from train.optimizer import parameter_groups
-from train.records import EpochResult
-from train.residual import StudentAndAssistant, build_student
-from train.student import open_session, train_student
-from train.study import Study
 
 MakeStudy = Callable[..., Study]
 HINT = "taps.hint={stage: stage2, dtype: float32}"

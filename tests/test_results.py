@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.kept import KEPT, ResultsError, keep, load_kept
 from benchmarks.results import PAGE, main, page_with_tables, pictures_of, write
-from report.runs import Errors, Point, Result, results_in
+from teach_once.report.runs import Errors, Point, Result, results_in
 from tests.support.finished_run import Trained, train_both
 from tests.support.project import ROOT
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from report.__main__ import cli as report
-from runtime.reading import BadFile
-from store.identity import identity_sha256
-from tests.support.finished_run import Trained, train_both
-from train.run_files import (
+from teach_once.report.command import cli as report
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.store.identity import identity_sha256
+from teach_once.train.runs.files import (
     metrics_line,
     read_metrics,
     read_result,
@@ -23,9 +22,10 @@ from train.run_files import (
     run_document,
     summary_document,
 )
-from train.runs import runs_in
-from train.student import train_student
-from train.study import Run
+from teach_once.train.runs.folder import runs_in
+from teach_once.train.runs.study import Run
+from teach_once.train.sessions.student import train_student
+from tests.support.finished_run import Trained, train_both
 
 FILES = ("run.json", "metrics.jsonl", "summary.json")
 
@@ -252,7 +252,7 @@ def test_a_file_in_place_of_a_folder_is_named(run: Run, level: int) -> None:
 
 
 def test_a_run_folder_that_is_a_link_is_not_removed(run: Run, tmp_path: Path) -> None:
-    from train.runs import remove_run
+    from teach_once.train.runs.folder import remove_run
 
     away = tmp_path / "away"
     shutil.move(run.folder, away)

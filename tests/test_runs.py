@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-import train.loop
-from runtime.locks import Job, WriterLock
-from train.__main__ import cli
-from train.printing import EpochPrinter
-from train.results import EpochResult
-from train.study import Study
+import teach_once.train.sessions.loop
+from teach_once.runtime.safe.locks import Job, WriterLock
+from teach_once.train.cli.commands import cli
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.recording.printing import EpochPrinter
+from teach_once.train.runs.study import Study
 
 Call = Callable[..., str]
 
@@ -147,7 +147,7 @@ def test_a_repetition_that_was_killed_before_it_took_its_place_takes_it_later(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("train.student.take_place", killed)
+        patched.setattr("teach_once.train.sessions.student.take_place", killed)
         call("student", "--method", "ce", "--redo", status=130)
     assert len(folders(tmp_path)) == 2
     told = call("student", "--method", "ce")
@@ -197,7 +197,7 @@ def test_a_redo_that_is_refused_for_one_run_marks_no_other(call: Call, tmp_path:
 def test_a_signal_during_the_last_test_ends_the_study_after_that_run(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = train.loop.evaluating
+    evaluate = teach_once.train.sessions.loop.evaluating
     tested: list[int] = []
 
     def signalled(*arguments: Any) -> Any:
@@ -208,7 +208,7 @@ def test_a_signal_during_the_last_test_ends_the_study_after_that_run(
 
     wanted = ["ablation", "--methods", "ce kd", "--seeds", "0"]
     with monkeypatch.context() as patched:
-        patched.setattr("train.loop.evaluating", signalled)
+        patched.setattr("teach_once.train.sessions.loop.evaluating", signalled)
         told = call(*wanted, status=128 + signal.SIGTERM)
     assert "stopped; what was being done is finished" in told
     (ce,) = folders(tmp_path)
@@ -230,7 +230,7 @@ def test_the_number_of_threads_is_recorded_and_told(
     monkeypatch: pytest.MonkeyPatch,
     threads: Callable[[int], None],
 ) -> None:
-    monkeypatch.setattr("runtime.devices.usable_cores", lambda: 2)
+    monkeypatch.setattr("teach_once.runtime.machine.devices.usable_cores", lambda: 2)
     threads(1)
     assert "on cpu with 1 thread\n" in call("student", "--method", "ce")
     (first,) = folders(tmp_path)

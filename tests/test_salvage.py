@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from store import CacheError, CacheMismatch, TapSpec, TeacherCache
-from store.manifest import read_manifest
+from teach_once.store import CacheError, CacheMismatch, TapSpec, TeacherCache
+from teach_once.store.format.manifest import read_manifest
 from tests.support import remote_cache
 from tests.support.damage import flip
 from tests.support.object_store import Server
@@ -131,7 +131,7 @@ def test_a_pass_for_fewer_views_keeps_those_of_a_bucket_whose_manifest_is_damage
 def test_a_manifest_that_is_read_truncated_once_is_read_again(
     small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from store import manifest
+    from teach_once.store.format import manifest
 
     reads: list[bytes] = []
     read_bounded = manifest.read_bounded

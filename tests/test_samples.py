@@ -12,20 +12,21 @@ import pytest
 import tensorstore
 from PIL import Image
 
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute import teacher_pass as pass_module
-from precompute.__main__ import cli as precompute
-from precompute.teacher_pass import TeacherPass
-from precompute.verify import cli as verify
-from store import TeacherCache
-from store.errors import CacheDamaged
-from store.identity import identity_sha256
-from store.journal import JournalWriter
-from store.transfer import export_cache, import_cache
-from train.__main__ import cli as train
-from views import canary, folders
-from views.__main__ import cli as views
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.command import cli as precompute
+from teach_once.precompute.compute import teacher_pass as pass_module
+from teach_once.precompute.compute.teacher_pass import TeacherPass
+from teach_once.precompute.verify import cli as verify
+from teach_once.store import TeacherCache
+from teach_once.store.errors import CacheDamaged
+from teach_once.store.format.journal import JournalWriter
+from teach_once.store.identity import identity_sha256
+from teach_once.store.move.hdf5 import export_cache, import_cache
+from teach_once.train.cli.commands import cli as train
+from teach_once.views.augment import augment as canary
+from teach_once.views.command import cli as views
+from teach_once.views.images import folders
 
 TEACHER = """
 dataset: {{type: imagefolder, root: {root}/data, normalisation: {colours}}}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import linked_tree, scale, scale_measures, scale_study
-from views.folders import image_folder
+from teach_once.views.images.folders import image_folder
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from configs.schema import LossTerm, MultiStep, OneCycle, StudentTraining
-from train.schedule import learning_rate_at, weight_at
-from train.step import active_terms
+from teach_once.configs.schema import LossTerm, MultiStep, OneCycle, StudentTraining
+from teach_once.train.engine.step import active_terms
+from teach_once.train.schedule import learning_rate_at, weight_at
 
 
 def test_edt_as_in_the_imagenet_recipe() -> None:

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from views.philox import words_from
-from views.seeds import choice, distinct_codes, draws, draws_of, permutation
+from teach_once.views.seeds import choice, distinct_codes, draws, draws_of, permutation, words_from
 
 
 def test_draws_are_the_golden_ones() -> None:

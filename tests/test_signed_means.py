@@ -12,18 +12,18 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from configs.schema import StudentConfig, TeacherConfig
-from store import TeacherCache
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.store import TeacherCache
+from teach_once.train.cli.commands import cli
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.errors import TrainError
+from teach_once.train.method.connector_ends import statistics
+from teach_once.train.method.connectors import Connectors
+from teach_once.train.runs.check_methods import check_methods
+from teach_once.train.runs.study import Study, open_study
+from teach_once.train.sessions.student import open_session, train_student
 from tests.support.teacher_cache import CPU, make_cache
 from tests.support.training_runs import largest_relative
-from train.__main__ import cli
-from train.check import check_methods
-from train.connector_ends import statistics
-from train.connectors import Connectors
-from train.errors import TrainError
-from train.results import EpochResult
-from train.student import open_session, train_student
-from train.study import Study, open_study
 
 # The second of three stages ends in a batch norm, as the stages of EfficientNet do.
 STAGES = {"relu": "[layer1, layer2, layer3]", "signed": "[layer1, layer2.0.bn2, layer3]"}

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-import nets.size_limits
-from configs.load import ConfigError, load_teacher
-from nets.archs import ArchError, Option
-from nets.size_limits import limited_size
-from nets.zoo import build
+import teach_once.nets.networks.zoo
+from teach_once.configs.load import ConfigError, load_teacher
+from teach_once.nets.networks.archs import ArchError, Option
+from teach_once.nets.networks.zoo import build, limited_size
 
 
 @pytest.mark.parametrize("value", ["100000000", "-2000000", "1e999", "'" + "x" * 2000 + "'"])
@@ -36,14 +35,14 @@ def test_a_network_larger_than_the_memory_is_refused_before_it_is_built(
 def test_a_network_of_endless_layers_is_refused_while_it_is_built(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nets.size_limits, "MOST_TENSORS", 500)
+    monkeypatch.setattr(teach_once.nets.networks.zoo, "MOST_TENSORS", 500)
     with pytest.raises(ArchError, match="more than 500 layers and parameters"):
         build("timm:test_vit", num_classes=3, options={"depth": 1000}, image_size=(64, 64))
     assert build("timm:test_vit", num_classes=3, options={"depth": 2}, image_size=(64, 64))
 
 
 def test_ones_own_network_is_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nets.size_limits, "total_memory", lambda: 1000)
+    monkeypatch.setattr(teach_once.nets.networks.zoo, "total_memory", lambda: 1000)
     for make in (lambda: nn.Linear(20, 20), lambda: nn.BatchNorm1d(200)):
         with pytest.raises(ArchError, match="this machine has 1"), limited_size("mine"):
             make()

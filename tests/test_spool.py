@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute.fill import fill_cache
-from precompute.groups import Groups
-from precompute.spool import Layout, Spool
-from precompute.teacher_pass import PassOptions, TeacherPass
-from store import TeacherCache
-from store.layout import Block
-from store.work import Work
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.compute.blocks import Groups
+from teach_once.precompute.compute.spool import Layout, Spool
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.precompute.run_pass import fill_cache
+from teach_once.store import TeacherCache
+from teach_once.store.format.spec import Block
+from teach_once.store.write.pending_blocks import Work
 from tests.support.photograph_study import PLAIN, configs_of
 from tests.support.small_files import files_of_at_most
 from tests.support.teacher_cache import CPU, setup_of

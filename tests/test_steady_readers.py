@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from runtime import inside
-from runtime.urls import path_or_url
-from store import CacheBusy, CacheDamaged, CacheError, TapSpec, TeacherCache
-from store import content as store_content
-from store.copy_cache import copy_cache
-from store.manifest import read_manifest
-from store.metadata import metadata_faults, zarr_metadata
-from store.trim import trim_cache
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.runtime.safe import confined as inside
+from teach_once.store import CacheBusy, CacheDamaged, CacheError, TapSpec, TeacherCache
+from teach_once.store.format import content as store_content
+from teach_once.store.format.manifest import read_manifest
+from teach_once.store.format.metadata import metadata_faults, zarr_metadata
+from teach_once.store.move.copy import copy_cache
+from teach_once.store.move.trim import trim_cache
 from tests.support.object_store import Server
 from tests.support.random_cache import TAPS, fill, journal_of, open_writer, records_of
 
@@ -51,7 +51,11 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], obje
     return arrange
 
 
-READERS = ("runtime.inside", "runtime.reading", "store.chunks")
+READERS = (
+    "teach_once.runtime.safe.confined",
+    "teach_once.runtime.safe.safe_read",
+    "teach_once.store.read.chunks",
+)
 
 
 def changes(cache: Path) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
@@ -152,7 +156,8 @@ def test_a_journal_that_changes_without_end_is_busy_and_not_damaged(
     small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "store.journal._file_names", lambda cache, others=None: ["000009-0000.jsonl"]
+        "teach_once.store.format.journal._file_names",
+        lambda cache, others=None: ["000009-0000.jsonl"],
     )
     with pytest.raises(CacheBusy, match="changed again and again"):
         journal_of(small_cache)

@@ -14,16 +14,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store import (
-    CacheIncomplete,
-    CacheMismatch,
-    CacheMissing,
-    TapSpec,
-    TeacherCache,
-)
-from store.errors import BadTeacherOutput
-from store.identity import canonical_json, identity_sha256
-from store.layout import Block, default_block_rows
+from teach_once.store import CacheIncomplete, CacheMismatch, CacheMissing, TapSpec, TeacherCache
+from teach_once.store.errors import BadTeacherOutput
+from teach_once.store.format.spec import Block, default_block_rows
+from teach_once.store.identity import canonical_json, identity_sha256
 from tests.support.forged_cache import forge_manifest, set_at
 from tests.support.random_cache import (
     CANARY,

@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.schema import TeacherConfig
-from precompute.__main__ import cli as precompute
-from precompute.compare import _compared, _Pair
-from precompute.verify import cli as verify
-from store import CacheContent, CacheWriter, TeacherCache
-from store.__main__ import cli
-from store.layout import Block, encode_chunk
-from store.manifest import read_manifest, write_manifest
-from store.transfer import export_cache
+from teach_once.configs.schema import TeacherConfig
+from teach_once.precompute.command import cli as precompute
+from teach_once.precompute.verify import _compared, _Pair
+from teach_once.precompute.verify import cli as verify
+from teach_once.store import CacheContent, CacheWriter, TeacherCache
+from teach_once.store.command import cli
+from teach_once.store.format.manifest import read_manifest, write_manifest
+from teach_once.store.format.spec import Block, encode_chunk
+from teach_once.store.move.hdf5 import export_cache
 from tests.support.damage import flip
 from tests.support.pass_commands import arguments_of, overrides_of
 from tests.support.teacher_cache import make_cache
@@ -305,7 +305,7 @@ def test_plan_says_everything_and_writes_nothing(
 
 
 def small_spec():
-    from store.layout import ArraySpec
+    from teach_once.store.format.spec import ArraySpec
 
     return ArraySpec((2,), "float32")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.__main__ import cli
-from configs.load import CONFIG_DIR, ConfigError, load_student, load_teacher
+from teach_once.configs.command import cli
+from teach_once.configs.load import CONFIG_DIR, ConfigError, load_student, load_teacher
 
 TEACHER = (CONFIG_DIR / "teacher" / "digits-resnet20.yaml").read_text()
 STUDENT = (CONFIG_DIR / "student" / "digits-resnet8.yaml").read_text()

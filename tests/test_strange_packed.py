@@ -20,15 +20,14 @@ import h5py
 import numpy as np
 import pytest
 
+from teach_once.views.command import cli
+from teach_once.views.images.folders import image_folder
+from teach_once.views.packed.format import FORMAT_NAME, HEAD_BYTES, PackedFile
+from teach_once.views.packed.read import packed
+from teach_once.views.packed.write import pack_pixels
+from teach_once.views.splits import DatasetError, Source
 from tests.support.image_folders import pack_folder, write_image_folder
 from tests.support.project import ROOT
-from views.__main__ import cli
-from views.folders import image_folder
-from views.pack import pack_pixels
-from views.packed import packed
-from views.packed_file import HEAD_BYTES, PackedFile
-from views.packed_header import FORMAT_NAME
-from views.splits import DatasetError, Source
 
 KINDS = {"pixels": pack_pixels, "encoded": pack_folder}
 

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.schema import Centre
+from teach_once.configs.schema import Centre
+from teach_once.views.augment.crops import centre_crop
+from teach_once.views.images import decode as pictures
+from teach_once.views.images.decode import decode_bytes
+from teach_once.views.images.folders import image_folder
+from teach_once.views.splits import DatasetError
 from tests.support.image_folders import write_image_folder
 from tests.support.project import ROOT
-from views import pictures
-from views.crops import centre_crop
-from views.folders import image_folder
-from views.pictures import decode_bytes
-from views.splits import DatasetError
 
 
 def refusal(call: Callable[[], object]) -> str:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nets.archs import ArchError
-from nets.sync_batch_norm import synchronised
-from nets.zoo import build
+from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.networks.sync_batch_norm import synchronised
+from teach_once.nets.networks.zoo import build
 from tests.support.gloo import on_ranks
 
 SLICES = {2: (5, 2), 3: (1, 2, 4)}  # samples of each rank

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from configs.schema import Hint, TapsConfig
-from nets.layout import TapError
-from nets.taps import Tap, in_order, read_stages, taps_asked, taps_stored
-from nets.teacher import Teacher
-from nets.zoo import build
-from store.layout import TapSpec, is_opt_in, kind_of, optional_taps
+from teach_once.configs.schema import Hint, TapsConfig
+from teach_once.nets.networks.layout import TapError
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.teacher.taps import Tap, in_order, read_stages, taps_asked, taps_stored
+from teach_once.nets.teacher.teacher import Teacher
+from teach_once.store.format.spec import TapSpec, is_opt_in, kind_of, optional_taps
 
 NAMES = {
     Tap("logits"): "logits",

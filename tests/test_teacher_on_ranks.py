@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.load import load_teacher
-from nets.zoo import build_net
+from teach_once.configs.load import load_teacher
+from teach_once.nets.networks.zoo import build_net
+from teach_once.train.cli.commands import cli
+from teach_once.train.engine.evaluation import evaluate
+from teach_once.train.runs.weights import training_folder
+from teach_once.views.datasets import load_dataset
+from teach_once.views.pixels.resident import open_dataset_pixels
 from tests.support.rank_training import run_ranks
-from train.__main__ import cli
-from train.evaluation import evaluate
-from train.teacher_weights import training_folder
-from views.dataset_pixels import open_dataset_pixels
-from views.datasets import load_dataset
 
 # A learning rate that does not amplify rounding; 100 digits, in batches of 32: the last one is 4.
 SHORT = ("training.epochs=2", "training.learning_rate=1e-3", "training.batch_size=32")

@@ -15,12 +15,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from configs.load import load_teacher
-from store.identity import identity_sha256
-from train.__main__ import cli
-from train.printing import EpochPrinter
-from train.teacher import train_teacher
-from train.teacher_weights import training_folder
+from teach_once.configs.load import load_teacher
+from teach_once.store.identity import identity_sha256
+from teach_once.train.cli.commands import cli
+from teach_once.train.recording.printing import EpochPrinter
+from teach_once.train.runs.weights import training_folder
+from teach_once.train.sessions.teacher import train_teacher
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_a_long_training_into_a_missing_file_needs_consent(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("train.loop._fit", None)  # it would go on for days
+    monkeypatch.setattr("teach_once.train.sessions.loop._fit", None)  # it would go on for days
     long = [*call, "training.epochs=1000000"]
     assert cli(long) == 2
     told = capsys.readouterr().err
@@ -205,7 +205,9 @@ def test_a_slow_clock_alone_asks_for_no_consent(
     call: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a loaded machine the wall clock runs on while other programs have the processor."""
-    monkeypatch.setattr("runtime.cost.time.perf_counter", itertools.count(0, 1000).__next__)
+    monkeypatch.setattr(
+        "teach_once.runtime.command.cost.time.perf_counter", itertools.count(0, 1000).__next__
+    )
     stopped_after(monkeypatch, 1, call)
     assert "of processor time without tests, estimated" in capsys.readouterr().out
 
@@ -213,7 +215,7 @@ def test_a_slow_clock_alone_asks_for_no_consent(
 def test_the_default_teacher_needs_no_consent_and_a_changed_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("train.missing_weights._HOURS_TO_AGREE_TO", 0.0)
+    monkeypatch.setattr("teach_once.train.sessions.missing_weights._HOURS_TO_AGREE_TO", 0.0)
     monkeypatch.chdir(tmp_path)
     command = ["teacher", "digits-resnet20", "--device", "cpu"]
     assert cli([*command, "training.epochs=2"]) == 2
@@ -225,7 +227,7 @@ def test_the_default_teacher_needs_no_consent_and_a_changed_one_does(
 def test_consent_is_asked_for_once(
     call: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("train.missing_weights._HOURS_TO_AGREE_TO", 0.0)
+    monkeypatch.setattr("teach_once.train.sessions.missing_weights._HOURS_TO_AGREE_TO", 0.0)
     assert cli(call) == 2
     stopped_after(monkeypatch, 1, [*call, "--train-teacher"])
     assert "without tests, estimated from a few steps" in capsys.readouterr().out

@@ -13,22 +13,22 @@ import torch
 import yaml
 from rich.console import Console
 
-from configs.load import load_student, load_teacher
-from configs.schema import Normalisation
-from nets.weights import save_atomically
-from nets.zoo import build
-from precompute.__main__ import cli as precompute
-from runtime.errors import UserError
+from teach_once.configs.load import load_student, load_teacher
+from teach_once.configs.schema import Normalisation
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.command import cli as precompute
+from teach_once.runtime.errors import UserError
+from teach_once.train.cli.commands import cli as train
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.method.connector_ends import mean_squares
+from teach_once.train.method.ensemble_taps import merged_stages
+from teach_once.train.outputs.ensemble import MergedTeachers, mean_log_probabilities
+from teach_once.train.outputs.teacher_outputs import NoTeacher
+from teach_once.train.runs.check_methods import check_study
+from teach_once.train.runs.study import Study, open_study
+from teach_once.train.sessions.student import train_student
 from tests.support.training_runs import largest_relative
-from train.__main__ import cli as train
-from train.check import check_study
-from train.connector_ends import mean_squares
-from train.ensemble_taps import merged_stages
-from train.feed import NoTeacher
-from train.merged import MergedTeachers, mean_log_probabilities
-from train.results import EpochResult
-from train.student import train_student
-from train.study import Study, open_study
 
 TEACHER = {
     "dataset": {"type": "digits", "limit": 6},
@@ -97,9 +97,9 @@ def test_a_cached_run_of_two_teachers_equals_a_live_one(files: Path, method: str
 def test_the_first_step_is_the_loss_by_hand(files: Path) -> None:
     study = study_of(files)
     losses = step_losses(study, "kd", live=False)
-    from train.losses import kd
-    from train.step import start_epoch
-    from train.student import open_session
+    from teach_once.train.engine.step import start_epoch
+    from teach_once.train.losses import kd
+    from teach_once.train.sessions.student import open_session
 
     session = open_session(study.run("kd", 0), torch.device("cpu"))
     order = start_epoch(session, 1)
@@ -124,9 +124,9 @@ def test_the_mean_is_of_probabilities_and_by_weight() -> None:
 
 def test_each_teacher_counts_in_cd_by_its_weight(files: Path) -> None:
     study = study_of(files)
-    from train.losses import cd
-    from train.step import start_epoch
-    from train.student import open_session
+    from teach_once.train.engine.step import start_epoch
+    from teach_once.train.losses import cd
+    from teach_once.train.sessions.student import open_session
 
     session = open_session(study.run("cd+gkd", 0), torch.device("cpu"))
     order = start_epoch(session, 1)
@@ -149,7 +149,7 @@ def test_each_teacher_counts_in_cd_by_its_weight(files: Path) -> None:
 
 def test_each_connector_counts_by_its_teachers_weight_as_the_means_do(files: Path) -> None:
     study = study_of(files)
-    from train.student import open_session
+    from teach_once.train.sessions.student import open_session
 
     session = open_session(study.run("cd+gkd", 0), torch.device("cpu"))
     session.teacher.close()

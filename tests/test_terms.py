@@ -10,16 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.load import ConfigError, load_student
-from configs.loss_options import LossOption, built_in_losses
-from configs.schema import LossTerm, as_plain
+from teach_once.configs.load import ConfigError, load_student
+from teach_once.configs.loss_options import LossOption, built_in_losses
+from teach_once.configs.schema import LossTerm, as_plain
+from teach_once.train import losses
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.errors import TrainError
+from teach_once.train.runs.check_methods import check_before_the_pass, check_methods
+from teach_once.train.runs.study import Study
+from teach_once.train.sessions.student import train_student
+from teach_once.train.terms import (
+    _REGISTERED,
+    Batch,
+    check_options,
+    expanded_taps,
+    loss_named,
+    loss_term,
+)
 from tests.support import own_losses
-from train import TrainError, losses
-from train.check import check_before_the_pass, check_methods
-from train.results import EpochResult
-from train.student import train_student
-from train.study import Study
-from train.terms import _REGISTERED, Batch, check_options, expanded_taps, loss_named, loss_term
 
 MakeStudy = Callable[..., Study]
 ALL_TAPS = ("taps.energy=float16", "taps.hint.stage=stage2", "taps.embedding=float16")

@@ -42,7 +42,7 @@ def spin_count(module: str, **given: str) -> str:
     return re.findall(r"GOMP_SPINCOUNT = '(\w+)'", ran.stderr)[-1]
 
 
-@pytest.mark.parametrize("module", ["train.__main__", "benchmarks"])
+@pytest.mark.parametrize("module", ["teach_once.train.cli.commands", "benchmarks"])
 def test_a_program_limits_how_long_threads_wait_before_torch_is_loaded(module: str) -> None:
     """test_imports shows that every other program imports `runtime` first, too."""
     assert spin_count(module) == "2000"

@@ -10,15 +10,15 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from configs.schema import TeacherConfig, TeacherNet
-from nets.archs import ArchError
-from nets.identity import known_sha256
-from nets.teacher import load_teacher_network
-from nets.timm_models import import_timm
-from nets.weights_file import fetched_weights, weights_file
-from nets.zoo import build
-from store.find import find_cache
-from store.identity import file_sha256
+from teach_once.configs.schema import TeacherConfig, TeacherNet
+from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.networks.timm_models import import_timm
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.teacher.identity import known_sha256
+from teach_once.nets.teacher.teacher import load_teacher_network
+from teach_once.nets.weights.source import fetched_weights, weights_file
+from teach_once.store.identity import file_sha256
+from teach_once.store.inspect.find import find_cache
 from tests.support.teacher_cache import make_cache, setup_of
 
 MODEL = "test_vit"

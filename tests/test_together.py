@@ -18,26 +18,29 @@ import pytest
 import torch
 from rich.console import Console
 
-from nets.weights import save_atomically
-from nets.zoo import build
-from runtime.errors import Stopped
-from runtime.locks import Job, WriterLock
-from runtime.signals import StopRequest
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.runtime.command.signals import StopRequest
+from teach_once.runtime.errors import Stopped
+from teach_once.runtime.safe.locks import Job, WriterLock
+from teach_once.train.engine import step
+from teach_once.train.errors import TrainError
+from teach_once.train.outputs.shared_loader import SharedOutputs, SharedPixels
+from teach_once.train.outputs.teacher_outputs import CachedTeacher
+from teach_once.train.runs.retrain import begin_again
+from teach_once.train.runs.study import Run, Study, open_study
+from teach_once.train.sessions import joint as together
+from teach_once.train.sessions import loop
+from teach_once.train.sessions.joint import groups_of, train_together
+from teach_once.train.sessions.loop import Training
+from teach_once.train.sessions.student import train_student
+from teach_once.train.studies.ablation import run_ablation
+from teach_once.views.pixels.batches import ViewBatch
+from teach_once.views.pixels.streaming import StreamedPixels
 from tests.support.own_network import DROPPING
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from tests.support.teacher_cache import CPU
 from tests.support.training_runs import without_times
-from train import TrainError, loop, step, together
-from train.ablation import run_ablation
-from train.feed import CachedTeacher
-from train.loop import Training
-from train.repeat import begin_again
-from train.shared import SharedOutputs, SharedPixels
-from train.student import train_student
-from train.study import Run, Study, open_study
-from train.together import groups_of, train_together
-from views.batches import ViewBatch
-from views.streaming import StreamedPixels
 
 MakeStudy = Callable[..., Study]
 METHODS = ("ce", "kd", "cd", "cd+gkd+edt")
@@ -146,7 +149,7 @@ def test_planning_groups_leaves_this_process_its_threads(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, before = make_study(), torch.get_num_threads()
-    monkeypatch.setattr("runtime.devices.usable_cores", lambda: 1)
+    monkeypatch.setattr("teach_once.runtime.machine.devices.usable_cores", lambda: 1)
     torch.set_num_threads(2)
     try:
         groups_of([study.run("ce", 0), study.run("kd", 0)], jobs=2, device="cpu")
@@ -378,7 +381,9 @@ def test_who_sees_other_batches_or_does_not_fit_is_in_another_group(
     assert named(runs) == ["ce-seed0 cd-seed0", "kd-seed1", "kd-seed0"]
     monkeypatch.undo()
     held = together.held_together(runs[2:3])
-    monkeypatch.setattr("train.windows.total_memory", lambda: 2 * (held + 1))
+    monkeypatch.setattr(
+        "teach_once.train.outputs.shuffle_buffer.total_memory", lambda: 2 * (held + 1)
+    )
     assert named(runs) == ["ce-seed0 cd-seed0", "kd-seed1", "kd-seed0"]
 
 

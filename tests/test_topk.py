@@ -11,24 +11,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.load import ConfigError
-from configs.schema import LossTerm, StudentConfig, TeacherConfig
-from precompute.compare import compare_records
-from precompute.teacher_pass import PassOptions, TeacherPass
-from runtime.errors import UserError
-from store import CacheDamaged, TapSpec, TeacherCache
-from store.identity import identity_sha256
-from store.journal import JournalWriter
-from store.layout import SUFFIXES, with_checksum
-from store.mapped import MappedRows
-from store.names import is_tap_name
-from store.topk import cut_rows, expanded_rows
-from store.transfer import export_cache, import_cache
+from teach_once.configs.load import ConfigError
+from teach_once.configs.schema import LossTerm, StudentConfig, TeacherConfig
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.precompute.verify import compare_records
+from teach_once.runtime.errors import UserError
+from teach_once.store import CacheDamaged, TapSpec, TeacherCache
+from teach_once.store.format.journal import JournalWriter
+from teach_once.store.format.spec import SUFFIXES, cut_rows, expanded_rows, with_checksum
+from teach_once.store.identity import identity_sha256, is_tap_name
+from teach_once.store.move.hdf5 import export_cache, import_cache
+from teach_once.store.read.mapped import MappedRows
+from teach_once.train.outputs.teacher_outputs import CachedTeacher, Expansion, WindowedTeacher
+from teach_once.train.runs.check_methods import refuse_cut_logits
+from teach_once.train.runs.study import open_study
+from teach_once.train.sessions.student import train_student
 from tests.support.teacher_cache import CPU, make_cache, setup_of
-from train.check import refuse_cut_logits
-from train.feed import CachedTeacher, Expansion, WindowedTeacher
-from train.student import train_student
-from train.study import open_study
 
 CUT = "taps.logits={top: 3}"
 Make = Callable[..., TeacherConfig]

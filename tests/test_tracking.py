@@ -14,13 +14,13 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from runtime.errors import UserError
-from train.__main__ import cli
-from train.records import Partial, RunRecorder
-from train.results import EpochResult
-from train.student import train_student
-from train.study import Run, Study
-from train.tracking import TRACKERS, flattened
+from teach_once.runtime.errors import UserError
+from teach_once.train.cli.commands import cli
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.recording.recorder import Partial, RunRecorder
+from teach_once.train.recording.tracking import TRACKERS, flattened
+from teach_once.train.runs.study import Run, Study
+from teach_once.train.sessions.student import train_student
 
 MakeStudy = Callable[..., Study]
 

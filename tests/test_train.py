@@ -14,30 +14,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from nets.error_rates import ErrorRates
-from nets.taps import as_is, read_stages, stage_modules
-from nets.weights import load_weights
-from nets.zoo import build
-from report.runs import results_in
-from runtime.errors import Busy
-from runtime.locks import Job, WriterLock
-from runtime.signals import Stopped as StoppedBySignal
-from store import CacheMismatch, CacheMissing
-from store.reader import TeacherCache
+from teach_once.nets.metrics import ErrorRates
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.teacher.taps import as_is, read_stages, stage_modules
+from teach_once.nets.weights.files import load_weights
+from teach_once.report.runs import results_in
+from teach_once.runtime.command.signals import Stopped as StoppedBySignal
+from teach_once.runtime.errors import Busy
+from teach_once.runtime.safe.locks import Job, WriterLock
+from teach_once.store import CacheMismatch, CacheMissing
+from teach_once.store.read.reader import TeacherCache
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.errors import TrainError
+from teach_once.train.method.connectors import (
+    Connectors,
+    StageMismatch,
+    build_connectors,
+    student_shapes,
+)
+from teach_once.train.outputs.teacher_outputs import CachedTeacher
+from teach_once.train.recording.checkpoint import Partial
+from teach_once.train.recording.recorder import RunRecorder
+from teach_once.train.runs.study import Study, open_study
+from teach_once.train.schedule import learning_rate_at
+from teach_once.train.sessions.student import train_student
+from teach_once.train.sessions.teacher import train_teacher
+from teach_once.views.pixels.batches import ViewBatch
+from teach_once.views.seeds import permutation
 from tests.support.teacher_cache import make_cache
 from tests.support.training_runs import largest_relative, without_times
-from train.checkpoint import Partial
-from train.connectors import Connectors, StageMismatch, build_connectors, student_shapes
-from train.errors import TrainError
-from train.feed import CachedTeacher
-from train.records import RunRecorder
-from train.results import EpochResult
-from train.schedule import learning_rate_at
-from train.student import train_student
-from train.study import Study, open_study
-from train.teacher import train_teacher
-from views.batches import ViewBatch
-from views.seeds import permutation
 
 MakeStudy = Callable[..., Study]
 FLOAT32 = ("taps.logits=float32", "taps.means=float32")
@@ -188,7 +193,7 @@ def test_the_best_epoch_is_the_first_of_equals(
         yield
         return ErrorRates(next(errors), 1.0)
 
-    monkeypatch.setattr("train.loop.evaluating", evaluating)
+    monkeypatch.setattr("teach_once.train.sessions.loop.evaluating", evaluating)
     summary = train_student(make_study().run("ce", 0))
     assert summary["best"]["epoch"] == 2
     assert summary["last"]["top1_error"] == 25.0

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import zarr
 
-from store import CacheBusy, CacheIncomplete, TapSpec, TeacherCache
-from store.__main__ import cli
-from store.layout import chunk_path
-from store.trim import trim_cache
+from teach_once.store import CacheBusy, CacheIncomplete, TapSpec, TeacherCache
+from teach_once.store.command import cli
+from teach_once.store.format.spec import chunk_path
+from teach_once.store.move.trim import trim_cache
 from tests.support.random_cache import TAPS, journal_of, open_writer, records_of
 
 ENERGY = {"energy1": TapSpec((4,), "float16")}

@@ -13,24 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import TeacherConfig
-from precompute.verify import cli as verify
-from runtime.inside import Root
-from runtime.urls import ObjectUrl, path_or_url
-from store import TeacherCache, mirror_folder
-from store.__main__ import cli as store
-from store.copy_cache import copy_cache
-from store.errors import CacheError
-from store.layout import Block
-from store.mirror import attach, attached
-from store.mirror_folder import MARK, MirrorFolder
-from store.mirrored import MirroredSource
+from teach_once.configs.schema import TeacherConfig
+from teach_once.precompute.verify import cli as verify
+from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
+from teach_once.runtime.safe.confined import Root
+from teach_once.store import TeacherCache
+from teach_once.store.command import cli as store
+from teach_once.store.errors import CacheError
+from teach_once.store.format.spec import Block
+from teach_once.store.move.copy import copy_cache
+from teach_once.store.place import mirror_folder
+from teach_once.store.place.mirror_folder import MARK, MirrorFolder
+from teach_once.store.read.mirror import attach, attached
+from teach_once.store.read.mirrored import MirroredSource
+from teach_once.train.cli.commands import cli as train
+from teach_once.train.outputs.teacher_outputs import WindowedTeacher
 from tests.support.mirror_users import need, read_views
 from tests.support.object_store import Server, emptied, running
 from tests.support.project import QUICK_RUN, make
 from tests.support.teacher_cache import make_cache
-from train.__main__ import cli as train
-from train.feed import WindowedTeacher
 
 CACHES = "s3://bucket/caches"
 PLENTY = 10**9

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import ConfigError, load_teacher, refuse_missing_data
-from nets.weights import save_atomically
-from nets.zoo import build
+from teach_once.configs.load import ConfigError, load_teacher, refuse_missing_data
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.views.command import cli
+from teach_once.views.datasets import load_dataset
+from teach_once.views.images.webdataset import Tar
+from teach_once.views.splits import DatasetError
 from tests.support.other_formats import LABELS, pack_again, picture, shows_pictures, write_config
 from tests.support.teacher_cache import make_cache
-from views.__main__ import cli
-from views.datasets import load_dataset
-from views.splits import DatasetError
-from views.tar_files import Tar
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

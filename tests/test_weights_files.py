@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nets.archs import ArchError
-from nets.weights import load_weights, read_tensors
-from runtime.errors import UserError
+from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.weights.files import load_weights, read_tensors
+from teach_once.runtime.errors import UserError
 from tests.support.forged_weights import forged_pickle, repacked
 
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nets.archs import ArchError
-from nets.weights import load_weights, read_tensors
-from nets.weights_classes import Other
+from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.weights.classes import Other
+from teach_once.nets.weights.files import load_weights, read_tensors
 from tests.support.forged_weights import forged_pickle
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from train.windows import WindowedOrder
-from views.seeds import permutation
+from teach_once.train.outputs.shuffle_buffer import WindowedOrder
+from teach_once.views.seeds import permutation
 
 
 @pytest.mark.parametrize(

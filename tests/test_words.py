@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.words import split_words, with_words
+from teach_once.runtime.command.make_args import split_words, with_words
 
 
 @pytest.mark.parametrize(

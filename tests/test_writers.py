@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from precompute.job import job_of
-from runtime.errors import Busy
-from runtime.locks import Job, WriterLock
-from store import CacheBusy, CacheWriter, TeacherCache
+from teach_once.precompute.job import job_of
+from teach_once.runtime.errors import Busy
+from teach_once.runtime.safe.locks import Job, WriterLock
+from teach_once.store import CacheBusy, CacheWriter, TeacherCache
 from tests.support.random_cache import fill, open_writer, records_of
 
 ROOT = Path(__file__).parent.parent
@@ -221,7 +221,7 @@ def test_ranks_wait_as_long_as_the_leader_prepares_though_its_name_is_missing_fo
 ) -> None:
     leader = WriterLock(tmp_path, Job("one", 0, 2))
     hours = itertools.count(0, 3600)
-    monkeypatch.setattr("runtime.locks.time.monotonic", lambda: float(next(hours)))
+    monkeypatch.setattr("teach_once.runtime.safe.locks.time.monotonic", lambda: float(next(hours)))
     waiting = opened_beside(tmp_path, Job("one", 1, 2))
     file = tmp_path / "writer.lock"
     owner = file.read_bytes()
@@ -258,7 +258,7 @@ def test_a_lock_file_that_is_signed_again_has_an_owner_at_every_moment(
 def test_a_process_that_never_signs_is_an_owner_without_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.locks._POLLS", 2)
+    monkeypatch.setattr("teach_once.runtime.safe.locks._POLLS", 2)
     with (tmp_path / "writer.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         for job in (Job(), Job("one", 1, 2)):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,30 +20,64 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from configs.commands import cache_command
-from configs.load import load_teacher, refuse_missing_data
-from configs.schema import StudentConfig, TeacherConfig
-from nets.layout import TapError
-from runtime.errors import did_you_mean
-from runtime.options import MIRROR, MIRROR_GB
-from runtime.program import program_text
-from runtime.urls import path_or_url
-from store import TeacherCache
-from store.errors import UnknownTap, fixes_spelled_by
-from store.layout import MANIFEST, kind_of
-from store.mapped import MappedRows
-from store.mirror import attach_again, attached, choose_mirror, local_caches, local_folder
-from store.mirror_folder import use_mirror, used_mirror
-from train.cache import open_cache, verified_pixels
-from train.check import settings_that_add
-from train.errors import TrainError
-from train.indexing import item_or_items
-from train.study import views_used
-from views.batches import Pixels, ViewBatch
-from views.datasets import load_dataset
-from views.parameters import view_of_epoch
-from views.pixels import evaluation_pixels, open_pixels
-from views.seeds import permutation
+from teach_once.configs.commands import cache_command
+from teach_once.configs.load import load_teacher, refuse_missing_data
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.nets.networks.layout import TapError
+from teach_once.runtime.command.options import MIRROR, MIRROR_GB
+from teach_once.runtime.command.program import program_text
+from teach_once.runtime.errors import did_you_mean
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.store import TeacherCache
+from teach_once.store.errors import UnknownTap, fixes_spelled_by
+from teach_once.store.format.spec import MANIFEST, kind_of
+from teach_once.store.place.mirror_folder import use_mirror, used_mirror
+from teach_once.store.read.mapped import MappedRows
+from teach_once.store.read.mirror import (
+    attach_again,
+    attached,
+    choose_mirror,
+    local_caches,
+    local_folder,
+)
+from teach_once.train.errors import TrainError
+from teach_once.train.runs.check_methods import settings_that_add
+from teach_once.train.runs.study import views_used
+from teach_once.train.runs.teachers import open_cache, verified_pixels
+from teach_once.views.augment.parameters import view_of_epoch
+from teach_once.views.datasets import load_dataset
+from teach_once.views.pixels.batches import Pixels, ViewBatch
+from teach_once.views.pixels.resident import evaluation_pixels, open_pixels
+from teach_once.views.seeds import permutation
+
+
+class Indexed(Protocol):
+    """A dataset that reads a batch at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]: ...
+
+
+def item_or_items(dataset: Indexed, index: object) -> Any:
+    """The item at an integer, or the list of items at a slice; negative ones count from the end.
+
+    Raises IndexError if there is no such item, TrainError if the index is neither.
+    """
+    if isinstance(index, slice):
+        numbers = range(*index.indices(len(dataset)))
+        return dataset.__getitems__(numbers) if numbers else []
+    try:
+        number = operator.index(index)  # type: ignore[arg-type]
+    except TypeError:
+        raise TrainError(
+            f"a dataset's index is an integer or a slice, not {type(index).__name__}",
+            fix="for a list of samples use torch.utils.data.Subset(dataset, [0, 5, 7])",
+        ) from None
+    if not -len(dataset) <= number < len(dataset):
+        raise IndexError(f"no sample {number}: there are {len(dataset):,}")
+    return dataset.__getitems__([number % len(dataset)])[0]
+
 
 Item = tuple[Tensor, Tensor, dict[str, Tensor]]
 
@@ -56,8 +90,8 @@ class DistillationDataset(Dataset[Item]):
     """The training images of a cache, as one view of them per epoch, with the teacher's outputs.
 
     Items: input (C, H, W) float32, normalised; label () int64; {tap: row}, rows as the cache gives
-    them (float16 unless configured otherwise; `correct` is 0 or 1). Where `views.augment` mixes
-    images, the label is (num_classes,) float32, the share of each class: both are what
+    them (float16 unless configured otherwise; `correct` is 0 or 1). Where `views.augment.augment`
+    mixes images, the label is (num_classes,) float32, the share of each class: both are what
     `torch.nn.functional.cross_entropy` takes.
 
     Call `set_epoch` before each epoch's loader is iterated; it reaches worker processes, also

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.errors import UserError
+from teach_once.runtime.errors import UserError
 
 
 class TrainError(UserError, ValueError):

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from configs.schema import Fraction, NonNegativeFloat, PositiveFloat
-from train.errors import TrainError
-from train.terms import loss_term
+from teach_once.configs.schema import Fraction, NonNegativeFloat, PositiveFloat
+from teach_once.train.errors import TrainError
+from teach_once.train.terms import loss_term
 
 _TRIPLETS_AT_ONCE = 2**22  # of rkd: so many cosines are held at a time
 _TRIPLETS_IN_CACHE = 2**18  # and on a CPU, whose cache holds them
@@ -108,7 +108,7 @@ def cd(
 def at(student_energy: Sequence[Tensor], teacher_energy: Sequence[Tensor]) -> Tensor:
     """Attention transfer: per stage the mean squared difference of energy maps, summed.
 
-    Lists of (B, H_l * W_l), each row of length one: see `nets.taps.spatial_energy`. Source:
+    Lists of (B, H_l * W_l), each row of length one: see `nets.teacher.taps.spatial_energy`. Source:
     Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", as in their code.
     """
     pairs = zip(student_energy, teacher_energy, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 
-from configs.schema import Cosine, LossTerm, MultiStep, Training
+from teach_once.configs.schema import Cosine, LossTerm, MultiStep, Training
 
 
 def weight_at(term: LossTerm, epoch: int) -> float:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
@@ -27,18 +27,19 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from configs.schema import LossTerm
-from configs.schema.methods import OPTION_TYPES
-from nets.layout import size_like
-from nets.taps import Tap, channel_means, in_order, spatial_energy
-from runtime.errors import did_you_mean
-from runtime.own_code import CannotImport, import_named
-from train.errors import TrainError
+from teach_once.configs.schema import LossTerm
+from teach_once.configs.schema.methods import OPTION_TYPES
+from teach_once.nets.networks.layout import size_like
+from teach_once.nets.teacher.taps import Tap, channel_means, in_order, spatial_energy
+from teach_once.runtime.command.user_code import CannotImport, import_named
+from teach_once.runtime.errors import did_you_mean
+from teach_once.train.errors import TrainError
 
 StudentOutput = Literal["logits", "means", "energy", "embedding", "hint", "pre_logits", "parts"]
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
-_BUILT_IN = "train.losses"
+_LOSS = "__teach_once_loss__"  # the attribute of a registered function
+_BUILT_IN = "teach_once.train.losses"
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Batch:
     connectors, per stage (B, C_l). maps: its feature maps, "stageN" -> (B, C, H, W). hint: after
     the regressor, like the teacher's. pre_logits: what enters its classifier, after a linear
     connector, like the teacher's `embedding`. parts: the maps of student and assistant, see
-    `train.residual`, in the teacher's channels. teacher: name of a tap -> (B, ...). mean_squares:
-    of the teacher's means in the cache, a number per stage. All tensors are on one device.
+    `train.method.residual`, in the teacher's channels. teacher: name of a tap -> (B, ...).
+    mean_squares: of the teacher's means in the cache, a number per stage. All tensors are on one
+    device.
     """
 
     labels: Tensor
@@ -192,9 +194,6 @@ class Loss:
         return {name: each for name, each in parameters.items() if name not in of_batch}
 
 
-_REGISTERED: dict[Callable[..., Tensor], Loss] = {}
-
-
 def loss_term(
     teacher_taps: Collection[str] = (),
     student: Collection[StudentOutput] = (),
@@ -211,7 +210,8 @@ def loss_term(
 
     def register(function: Function) -> Function:
         loss = _loss(function, teacher_taps, student)
-        _REGISTERED[function] = replace(loss, per_sample=per_sample)
+        # On the function: a module that is imported under two names has one registry all the same.
+        setattr(function, _LOSS, replace(loss, per_sample=per_sample))
         return function
 
     return register
@@ -253,11 +253,12 @@ def loss_named(name: str) -> Loss:
             f"loss {name!r} cannot be imported: {error.problem}",
             fix=error.fix,
         ) from None
-    if not isinstance(function, Hashable) or function not in _REGISTERED:
+    loss: Loss | None = getattr(function, _LOSS, None)
+    if loss is None:
         raise TrainError(
             f"loss {name!r} is not registered", fix="put @train.terms.loss_term(...) above it"
         )
-    return _REGISTERED[function]
+    return loss
 
 
 def check_options(where: str, term: LossTerm) -> None:
@@ -332,7 +333,7 @@ def _same_size(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tens
         return ours, theirs
     height, width = maps.shape[2:]
     size = size_like(height, width, theirs.shape[1])
-    assert size is not None  # checked before the run: `train.connectors`
+    assert size is not None  # checked before the run: `train.method.connectors`
     smaller = min(height, size[0]), min(width, size[1])
     pooled = []
     for energy, shape in ((ours, (height, width)), (theirs, size)):

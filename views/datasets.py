@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from configs.schema import DatasetConfig, Digits, ImageFolder, Packed, PackedOnce
-from runtime.urls import path_or_url
-from views.splits import DatasetError, Source, Split, chosen_ids
+from teach_once.configs.schema import DatasetConfig, Digits, ImageFolder, Packed, PackedOnce
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.views.splits import DatasetError, Source, Split, chosen_ids
 
 __all__ = ["Dataset", "DatasetError", "Split", "load_dataset"]
 
@@ -110,18 +110,18 @@ def _joined(*digests: str) -> str:
 def open_source(config: DatasetConfig, kept_in: Path | None = None) -> Source:
     """All samples, before `limit` and `validation_fraction`. Raises DatasetError."""
     if isinstance(config, Packed | PackedOnce):
-        from views.packed import packed
+        from teach_once.views.packed.read import packed
 
         file = config.file if isinstance(config, Packed) else config.packed
         return packed(path_or_url(file), config.max_pixels, kept_in)
     if isinstance(config, ImageFolder):
-        from views.folder_layout import FolderLayout
-        from views.folders import image_folder
+        from teach_once.views.images.folder_layout import FolderLayout
+        from teach_once.views.images.folders import image_folder
 
         layout = FolderLayout(
             config.test, config.class_names, config.test_fraction, config.test_seed
         )
         return image_folder(Path(config.root), config.max_pixels, kept_in, layout)
-    from views import bundled
+    from teach_once.views.images import bundled
 
     return bundled.digits() if isinstance(config, Digits) else bundled.cifar(config)

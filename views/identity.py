@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from configs.schema import TeacherConfig, ViewsConfig, as_plain
-from views.augment import AUGMENT_VERSION
-from views.datasets import Dataset
+import numpy as np
+from numpy.typing import NDArray
+
+from teach_once.configs.schema import TeacherConfig, ViewsConfig, as_plain
+from teach_once.views.augment.augment import AUGMENT_VERSION, view_pixels
+from teach_once.views.datasets import Dataset
+from teach_once.views.splits import Split
 
 
 def views_identity(config: TeacherConfig, dataset: Dataset) -> dict[str, Any]:
@@ -35,3 +39,13 @@ def views_identity(config: TeacherConfig, dataset: Dataset) -> dict[str, Any]:
 def augment_identity(views: ViewsConfig) -> dict[str, Any]:
     """The augmentation without settings that are off: a new setting leaves old caches valid."""
     return {key: value for key, value in as_plain(views.augment).items() if value is not None}
+
+
+_MOST_VIEWS = 12
+
+
+def preview_views(split: Split, config: ViewsConfig) -> NDArray[np.uint8]:
+    """The first views of sample 0: (n, H, W, C) uint8, n at most 12."""
+    num_views = min(_MOST_VIEWS, config.augment.num_distinct_views or _MOST_VIEWS)
+    sample = np.array([0])
+    return np.concatenate([view_pixels(split, config, v, sample) for v in range(num_views)])

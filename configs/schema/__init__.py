@@ -5,7 +5,7 @@ and strings are not converted into one another. What can be derived from other s
 property, never a key.
 """
 
-from configs.schema.augment import (
+from teach_once.configs.schema.augment import (
     AugmentConfig,
     Border,
     Centre,
@@ -18,7 +18,7 @@ from configs.schema.augment import (
     Squash,
     TrivialAugment,
 )
-from configs.schema.dataset import (
+from teach_once.configs.schema.dataset import (
     Cifar,
     DatasetConfig,
     Digits,
@@ -29,13 +29,23 @@ from configs.schema.dataset import (
     PackedOnce,
     WebDataset,
 )
-from configs.schema.methods import LossTerm
-from configs.schema.origin import Source
-from configs.schema.plain import as_identity, as_plain
-from configs.schema.scalars import Fraction, NonNegativeFloat, PositiveFloat
-from configs.schema.student import LATER_STUDENT_KEYS, StudentConfig, StudentNet, ThinNet
-from configs.schema.teacher import Hint, TapsConfig, TeacherConfig, TeacherNet, TopLogits
-from configs.schema.training import (
+from teach_once.configs.schema.methods import LossTerm
+from teach_once.configs.schema.scalars import (
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    Source,
+    as_identity,
+    as_plain,
+)
+from teach_once.configs.schema.student import (
+    LATER_STUDENT_KEYS,
+    StudentConfig,
+    StudentNet,
+    ThinNet,
+)
+from teach_once.configs.schema.teacher import Hint, TapsConfig, TeacherConfig, TeacherNet, TopLogits
+from teach_once.configs.schema.training import (
     LATER_TRAINING_KEYS,
     AdamW,
     Cosine,
@@ -49,7 +59,7 @@ from configs.schema.training import (
     TeacherTraining,
     Training,
 )
-from configs.schema.views import ViewsConfig
+from teach_once.configs.schema.views import ViewsConfig
 
 __all__ = [
     "LATER_STUDENT_KEYS",

@@ -1,4 +1,4 @@
-"""The block `views.augment`: what is done to an image at random."""
+"""The block `views.augment.augment`: what is done to an image at random."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, model_validator
 from pydantic.dataclasses import dataclass
 
-from configs.schema.scalars import (
-    BLOCK,
-    Byte,
-    Fraction,
-    NaturalInt,
-    SizePx,
-)
+from teach_once.configs.schema.scalars import BLOCK, Byte, Fraction, NaturalInt, SizePx
 
 MOST_VIEWS = 2**16  # what `views.seeds.distinct_codes` can number
 

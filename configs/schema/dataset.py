@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, StrictStr, model_validator
 from pydantic.dataclasses import dataclass
 
-from configs.schema.scalars import BLOCK, Float, PositiveFloat, PositiveInt
+from teach_once.configs.schema.scalars import BLOCK, Float, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

@@ -19,8 +19,8 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from configs.loss_options import built_in_losses
-from configs.schema.scalars import (
+from teach_once.configs.loss_options import built_in_losses
+from teach_once.configs.schema.scalars import (
     BLOCK,
     Float,
     Fraction,
@@ -29,7 +29,7 @@ from configs.schema.scalars import (
     PositiveFloat,
     PositiveInt,
 )
-from runtime.errors import did_you_mean
+from teach_once.runtime.errors import did_you_mean
 
 
 def _known_loss(name: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Annotated, Literal
+from collections.abc import Collection, Mapping
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -13,10 +16,12 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    TypeAdapter,
 )
+from pydantic.dataclasses import dataclass
 
-from runtime.names import TEACHER_NAMES, is_teacher_name
-from runtime.text import one_line
+from teach_once.runtime.safe.names import TEACHER_NAMES, is_teacher_name
+from teach_once.runtime.safe.text import one_line
 
 _LARGEST_COUNT = 2**31 - 1  # of samples, pixels or epochs; more is a typing error
 _LONGEST_NAME = 100
@@ -81,3 +86,43 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
 # Of every dataclass here: unknown keys are refused.
 BLOCK = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a user named a config on the command line; for messages that repeat it."""
+
+    name: str  # of a file in configs/, or a path
+    overrides: tuple[str, ...] = ()
+    # Of relative paths in its file that lead nowhere: {dotted key: the places that were tried}.
+    not_found: Mapping[str, str] = field(default_factory=dict)
+
+
+# Of a config; part of no identity, nor of what is printed.
+FromCommandLine = Annotated[Source | None, Field(exclude=True)]
+
+
+def as_plain(config: Any) -> dict[str, Any]:
+    """The config as nested dicts and lists, defaults included; what YAML and JSON can hold."""
+    plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return plain
+
+
+def as_identity(config: Any, later_keys: Collection[str]) -> dict[str, Any]:
+    """As `as_plain`, without those of `later_keys` that have their default.
+
+    later_keys: were added to the schema after runs were identified. Left out where they change
+    nothing, they leave the identity of every earlier run as it was.
+    """
+    unset = {
+        each.name
+        for each in dataclasses.fields(config)
+        if each.name in later_keys and getattr(config, each.name) == _default(each)
+    }
+    return {key: value for key, value in as_plain(config).items() if key not in unset}
+
+
+def _default(key: dataclasses.Field[Any]) -> Any:
+    if key.default_factory is dataclasses.MISSING:
+        return key.default
+    return key.default_factory()

@@ -8,12 +8,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictStr, model_validator
 from pydantic.dataclasses import dataclass
 
-from configs.schema.methods import Method
-from configs.schema.origin import FromCommandLine
-from configs.schema.scalars import BLOCK, FolderName, NumViews, Option, PositiveFloat
-from configs.schema.training import StudentTraining
+from teach_once.configs.schema.methods import Method
+from teach_once.configs.schema.scalars import (
+    BLOCK,
+    FolderName,
+    FromCommandLine,
+    NumViews,
+    Option,
+    PositiveFloat,
+)
+from teach_once.configs.schema.training import StudentTraining
 
-# Keys that came after runs were first identified, see `configs.schema.plain.as_identity`.
+# Keys that came after runs were first identified, see `configs.schema.scalars.as_identity`.
 LATER_STUDENT_KEYS = ("options", "init", "thinner", "relu_to_signed")
 
 

@@ -8,11 +8,18 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictStr, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from configs.schema.dataset import DatasetConfig
-from configs.schema.origin import FromCommandLine
-from configs.schema.scalars import BLOCK, FloatDtype, Option, Precision, TapDtype, TeacherName
-from configs.schema.training import TeacherTraining
-from configs.schema.views import ViewsConfig
+from teach_once.configs.schema.dataset import DatasetConfig
+from teach_once.configs.schema.scalars import (
+    BLOCK,
+    FloatDtype,
+    FromCommandLine,
+    Option,
+    Precision,
+    TapDtype,
+    TeacherName,
+)
+from teach_once.configs.schema.training import TeacherTraining
+from teach_once.configs.schema.views import ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from configs.schema.scalars import (
+from teach_once.configs.schema.scalars import (
     BLOCK,
     BatchSize,
     Epochs,
@@ -88,7 +88,7 @@ class AdamW:
 
 Optimizer = Annotated[Sgd | AdamW, Field(discriminator="kind")]
 _OF_SGD = ("momentum", "nesterov")
-# Keys that came after runs were first identified, see `configs.schema.plain.as_identity`.
+# Keys that came after runs were first identified, see `configs.schema.scalars.as_identity`.
 LATER_TRAINING_KEYS = (
     "optimizer",
     "decay_norms_and_biases",

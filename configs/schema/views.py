@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, model_validator
 from pydantic.dataclasses import dataclass
 
-from configs.schema.augment import AugmentConfig, EvaluationConfig
-from configs.schema.scalars import BLOCK, NumViews, Seed
+from teach_once.configs.schema.augment import AugmentConfig, EvaluationConfig
+from teach_once.configs.schema.scalars import BLOCK, NumViews, Seed
 
 
 def _with_kind(transform: object) -> object:

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from configs.load import load_student, load_teacher
+from teach_once.configs.load import load_student, load_teacher
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.recording.recorder import RunRecorder
+from teach_once.train.runs.study import Run, Study, open_study
+from teach_once.train.sessions.student import train_student
 from tests.support.teacher_cache import make_cache
-from train.records import RunRecorder
-from train.results import EpochResult
-from train.student import train_student
-from train.study import Run, Study, open_study
 
 STUDENT = [
     "training.epochs=3",

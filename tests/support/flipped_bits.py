@@ -26,22 +26,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from nets.weights import read_tensors
-from report.runs import results_in
-from runtime.errors import UserError
-from store import TeacherCache
-from store.look import details
+from teach_once.nets.weights.files import read_tensors
+from teach_once.report.runs import results_in
+from teach_once.runtime.errors import UserError
+from teach_once.store import TeacherCache
+from teach_once.store.inspect.inspect import details
+from teach_once.train.engine.train_state import Learner
+from teach_once.train.recording.checkpoint import read_checkpoint, restore
+from teach_once.train.recording.export import _intact_weights
+from teach_once.train.recording.exported import verify_export
+from teach_once.train.runs.folder import runs_in
+from teach_once.train.runs.study import Run
+from teach_once.train.sessions.student import open_session
+from teach_once.views.packed.read import packed
 from tests.support.strangers.oracle import arrays_of
 from tests.support.strangers.sandbox import run_limited
 from tests.support.strangers.world import copy_world, make_world, study_of
-from train.checkpoint import read_checkpoint, restore
-from train.export import _intact_weights
-from train.exported import verify_export
-from train.learner import Learner
-from train.runs import runs_in
-from train.student import open_session
-from train.study import Run
-from views.packed import packed
 
 NOTICED, HARMLESS, FALSE, CRASH = range(4)
 _BATCH = 250  # flips in one process

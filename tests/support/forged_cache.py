@@ -10,7 +10,7 @@ from typing import Any
 
 import google_crc32c
 
-from store.identity import canonical_json
+from teach_once.store.identity import canonical_json
 
 
 def crc(content: bytes) -> str:

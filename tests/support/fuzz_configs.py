@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from configs.load import (
+from teach_once.configs.load import (
     CONFIG_DIR,
     ConfigError,
     available,
@@ -24,8 +24,8 @@ from configs.load import (
     load_teacher,
     to_yaml,
 )
-from configs.schema import StudentConfig, TeacherConfig
-from store.identity import canonical_json
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.store.identity import canonical_json
 
 _TOKEN = re.compile(r"[\w.+/-]+|[^\w\s]")
 _LOADERS: dict[str, Callable[..., TeacherConfig | StudentConfig]] = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from views.encoded import encoded_folder
-from views.pack import pack_encoded
-from views.splits import Source
+from teach_once.views.images.encoded import encoded_folder
+from teach_once.views.packed.write import pack_encoded
+from teach_once.views.splits import Source
 
 
 def write_image_folder(

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import torch
 
-from runtime.errors import UserError
-from store import TeacherCache
+from teach_once.runtime.errors import UserError
+from teach_once.store import TeacherCache
+from teach_once.views.packed import read as packed
 from tests.support.strangers.commands import COMMANDS
 from tests.support.strangers.oracle import problem_of_file, problem_of_folder
 from tests.support.strangers.sandbox import run_limited
 from tests.support.strangers.world import copy_world, make_world, study_of
 from tests.support.training_runs import without_times
-from views import packed
 
 Look = Callable[[Path, Path], str | None]
 

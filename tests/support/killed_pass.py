@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from precompute.fill import fill_cache
-from precompute.setup import prepare
-from precompute.teacher_pass import PassOptions
+from teach_once.precompute.compute.setup import prepare
+from teach_once.precompute.compute.teacher_pass import PassOptions
+from teach_once.precompute.run_pass import fill_cache
 
 torch.set_num_threads(1)
 

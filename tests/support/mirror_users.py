@@ -5,9 +5,9 @@ from __future__ import annotations
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from store.mirror import Mirror, attach_again
-from store.mirror_folder import MirrorFolder, Needs
-from store.reader import TeacherCache
+from teach_once.store.place.mirror_folder import MirrorFolder, Needs
+from teach_once.store.read.mirror import Mirror, attach_again
+from teach_once.store.read.reader import TeacherCache
 
 
 def read_views(mirrors: dict[Path, Mirror], cache: Path, views: list[int]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from views.__main__ import cli
-from views.splits import Split
+from teach_once.views.command import cli
+from teach_once.views.splits import Split
 
 LABELS = [0, 1, 1, 0, 1, 0, 0]  # of the training images
 _CONFIG = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from train.terms import Batch, loss_term
+from teach_once.train.terms import Batch, loss_term
 
 
 @loss_term(teacher_taps=["logits"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from configs.schema import TeacherConfig
+from teach_once.configs.schema import TeacherConfig
 
 
 def overrides_of(weights: str) -> list[str]:

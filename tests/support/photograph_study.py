@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from configs.load import load_student, load_teacher
-from configs.schema import StudentConfig, TeacherConfig
-from precompute.fill import fill_cache
-from precompute.teacher_pass import PassOptions
+from teach_once.configs.load import load_student, load_teacher
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.precompute.compute.teacher_pass import PassOptions
+from teach_once.precompute.run_pass import fill_cache
+from teach_once.train.runs.study import Study, open_study
 from tests.support.teacher_cache import CPU, setup_of
-from train.study import Study, open_study
 
 PLAIN = {"kind": "random-resized-crop", "size_px": 16}
 

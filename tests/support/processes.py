@@ -26,13 +26,24 @@ from tests.support.project import ROOT, make
 PRELOADED = [
     *(
         "sklearn.datasets",
-        "nets.timm_models",
-        "precompute.fill",
-        "precompute.cluster_fill",
+        "teach_once.nets.networks.timm_models",
+        "teach_once.precompute.run_pass",
+        "teach_once.precompute.ray_driver",
         "precompute.verify",
     ),
-    *("train.student", "train.teacher", "train.together", "train.trial", "train.on_cluster"),
-    *("train.export", "report.write", "views.streaming", "torch.distributed"),
+    *(
+        "teach_once.train.sessions.student",
+        "teach_once.train.sessions.teacher",
+        "teach_once.train.sessions.joint",
+        "teach_once.train.sessions.trial",
+        "teach_once.train.studies.ray_study",
+    ),
+    *(
+        "teach_once.train.recording.export",
+        "teach_once.report.write",
+        "teach_once.views.pixels.streaming",
+        "torch.distributed",
+    ),
     *("tests.support.killed_pass", "tests.support.gloo", "tests.support.slow_loss"),
 ]
 

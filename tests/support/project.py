@@ -42,7 +42,7 @@ def copy_project(target: Path) -> Path:
     )
     for name in listed.stdout.splitlines():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, target / name)
+        shutil.copy(ROOT / name, target / name, follow_symlinks=False)
     environment = target / ".venv"
     (environment / "bin").mkdir(parents=True)
     (environment / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import zarr
 
-from store import CacheContent, CacheWriter, TapSpec
-from store.destination import Destination, open_destination
-from store.journal import Journal, read_journal
-from store.manifest import read_manifest
-from store.work import Work
+from teach_once.store import CacheContent, CacheWriter, TapSpec
+from teach_once.store.format.journal import Journal, read_journal
+from teach_once.store.format.manifest import read_manifest
+from teach_once.store.write.destination import Destination, open_destination
+from teach_once.store.write.pending_blocks import Work
 
 TAPS = {
     "logits": TapSpec((3,), "float16"),

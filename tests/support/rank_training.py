@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from configs.load import load_student, load_teacher
-from runtime.commands import end_process
+from teach_once.configs.load import load_student, load_teacher
+from teach_once.runtime.command.frame import end_process
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.engine.ranks import ALONE, Ranks, joined_ranks
+from teach_once.train.runs.study import Study, open_study
+from teach_once.train.sessions.student import train_student
 from tests.support.processes import Started, start
 from tests.support.project import ROOT
-from train.ranks import ALONE, Ranks, joined_ranks
-from train.results import EpochResult
-from train.student import train_student
-from train.study import Study, open_study
 
 SECONDS = 300  # a group that hangs ends then
 

@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from runtime.urls import ObjectUrl, path_or_url
-from store import TeacherCache
-from store.remote_writer import RemoteWriter
+from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
+from teach_once.store import TeacherCache
+from teach_once.store.write.bucket import RemoteWriter
 from tests.support.object_store import Server
 from tests.support.random_cache import open_any, records_of, write_item
 

@@ -44,8 +44,8 @@ def _turn(file: Path, first: Sequence[str]) -> int:
 class ByGroup(LoadScopeScheduling):
     """Hands whole groups of files to the workers, in the order in which tests were collected.
 
-    xdist's own loadgroup reads a mark, which pytest 9.2 no longer carries into a test's id: there it
-    deals single tests out, and every worker makes everything once more.
+    xdist's own loadgroup reads a mark, which pytest 9.2 no longer carries into a test's id: there
+    it deals single tests out, and every worker makes everything once more.
     """
 
     def _split_scope(self, nodeid: str) -> str:

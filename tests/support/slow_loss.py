@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from train.terms import loss_term
+from teach_once.train.terms import loss_term
 
 FOLDER = "SLOW_LOSS_FOLDER"  # environment variable
 

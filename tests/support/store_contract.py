@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from store import (
+from teach_once.store import (
     CacheDamaged,
     CacheError,
     CacheMismatch,
@@ -26,8 +26,13 @@ from store import (
     UnknownTap,
     UnknownView,
 )
-from store.mapped import MappedRows
-from store.quantise import quantise_channels, quantise_rows, restore_channels, restore_rows
+from teach_once.store.format.coding import (
+    quantise_channels,
+    quantise_rows,
+    restore_channels,
+    restore_rows,
+)
+from teach_once.store.read.mapped import MappedRows
 from tests.support.random_cache import CANARY, IDENTITY, LABELS, PREVIEW, TAPS, open_any
 
 REFERENCE_TAPS = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from configs.schema import ImageFolder, Normalisation, RandomResizedCrop, ViewsConfig
+from teach_once.configs.schema import ImageFolder, Normalisation, RandomResizedCrop, ViewsConfig
+from teach_once.views.datasets import Split, load_dataset
+from teach_once.views.pixels.batches import AugmentedSplit
+from teach_once.views.pixels.streaming import StreamedPixels
 from tests.support.teacher_cache import CPU
-from views.batches import AugmentedSplit
-from views.datasets import Split, load_dataset
-from views.streaming import StreamedPixels
 
 RGB = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 CROP = RandomResizedCrop(size_px=10)

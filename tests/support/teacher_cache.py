@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from configs.schema import TeacherConfig
-from precompute import setup
-from precompute.fill import fill_cache
-from precompute.setup import Setup
-from precompute.teacher_pass import PassOptions
-from store import TeacherCache
-from views.datasets import load_dataset
+from teach_once.configs.schema import TeacherConfig
+from teach_once.precompute.compute import setup
+from teach_once.precompute.compute.setup import Setup
+from teach_once.precompute.compute.teacher_pass import PassOptions
+from teach_once.precompute.run_pass import fill_cache
+from teach_once.store import TeacherCache
+from teach_once.views.datasets import load_dataset
 
 CPU = torch.device("cpu")
 

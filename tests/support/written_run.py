@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from store.identity import identity_sha256
-from train.figures import figures_of
-from train.run_files import metrics_line, run_document, summary_document
+from teach_once.store.identity import identity_sha256
+from teach_once.train.runs.files import figures_of, metrics_line, run_document, summary_document
 
 TEACHER = {
     "test_top1_error": 5.0,

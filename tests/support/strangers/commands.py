@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import precompute.__main__
-import precompute.verify
-import report.__main__
-import store.__main__
-import train.__main__
-import views.__main__
-from configs import __main__ as configs_main
+import teach_once.precompute.command
+import teach_once.precompute.verify
+import teach_once.report.command
+import teach_once.store.command
+import teach_once.train.cli.commands
+import teach_once.views.command
+from teach_once.configs import command as configs_main
 from tests.support.strangers.promises import (
     Promise,
     export_is_true,
@@ -59,8 +59,16 @@ def _command(name: str, program: Program, words: str, writes: str = "", promise=
     return Command(name, program, tuple(words.split()), tuple(writes.split()), promise)
 
 
-_store, _train, _pass = store.__main__.cli, train.__main__.cli, precompute.__main__.cli
-_verify, _report, _pack = precompute.verify.cli, report.__main__.cli, views.__main__.cli
+_store, _train, _pass = (
+    teach_once.store.command.cli,
+    teach_once.train.cli.commands.cli,
+    teach_once.precompute.command.cli,
+)
+_verify, _report, _pack = (
+    teach_once.precompute.verify.cli,
+    teach_once.report.command.cli,
+    teach_once.views.command.cli,
+)
 _convert = "convert {cache} converted/t --logits top:4"
 _student = "student s.yaml --device cpu --method"
 _export = "export s.yaml --device cpu --method ce"

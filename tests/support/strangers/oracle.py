@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import zarr
 
-from store.reader import TeacherCache
+from teach_once.store.read.reader import TeacherCache
 from tests.support.strangers.seals import canonical, crc
 
 Arrays = Mapping[str, np.ndarray]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
-from report.sorting import SCRIPT
+from teach_once.report.page_assets import SCRIPT
 from tests.support.strangers import oracle
 from tests.support.strangers.sandbox import Outcome, run_limited
 

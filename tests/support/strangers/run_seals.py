@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from teach_once.train.recording.checkpoint import content_sha256
 from tests.support.strangers.seals import canonical
-from train.checkpoint import content_sha256
 
 
 def sha256(value: Any) -> str:

@@ -20,18 +20,18 @@ import torch
 from rich.console import Console
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from configs.load import load_student, load_teacher
-from nets.weights import save_atomically
-from nets.zoo import build
-from runtime.errors import Stopped
-from store.transfer import export_cache
+from teach_once.configs.load import load_student, load_teacher
+from teach_once.nets.networks.zoo import build
+from teach_once.nets.weights.files import save_atomically
+from teach_once.runtime.errors import Stopped
+from teach_once.store.move.hdf5 import export_cache
+from teach_once.train.recording.export import export_student
+from teach_once.train.runs.study import Study, open_study
+from teach_once.train.sessions.student import train_student
+from teach_once.train.sessions.teacher import train_teacher
+from teach_once.views import command as views_commands
 from tests.support.image_folders import write_image_folder
 from tests.support.teacher_cache import make_cache
-from train.export import export_student
-from train.student import train_student
-from train.study import Study, open_study
-from train.teacher import train_teacher
-from views import __main__ as views_commands
 
 SECRET = "KEEP-OUT-5e8f1c"  # stands in every file of outside/
 _TEACHER = """\

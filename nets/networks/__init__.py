@@ -1,0 +1,1 @@
+"""The networks by name, how they are built, and how they lay out what they compute."""

@@ -1,0 +1,125 @@
+"""A network's classifier: where it is, and what enters it, the embedding of an image.
+
+timm's models name theirs. Of other networks it is the layer whose output is the network's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from teach_once.nets.networks.layout import TapError
+
+_NO_VECTOR = "name another network, or use taps of its stages"
+
+
+def classifiers_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """The names of the modules that make logits of an embedding: one, or two of a distilled model.
+
+    image_shape: (H, W, C). Raises TapError where none is found.
+    """
+    get: Callable[[], object] | None = getattr(network, "get_classifier", None)
+    try:
+        heads = _flat(get()) if get is not None else [_last_layer(network, image_shape)]
+    except AttributeError:  # some of timm's models without a classifier
+        heads = []
+    names = tuple(name for name, module in network.named_modules() if module in heads and name)
+    if not names:
+        raise TapError(
+            "the network has no embedding: none of its layers returns what the network returns",
+            fix=_NO_VECTOR,
+        )
+    return names
+
+
+@contextmanager
+def read_embedding(
+    network: nn.Module, classifiers: Sequence[str], values: MutableMapping[str, Tensor]
+) -> Iterator[None]:
+    """While open, each forward pass puts what enters the classifiers, (B, D), under "embedding".
+
+    Of two classifiers the mean, as their logits are averaged too; of none nothing is read. The
+    hooks go when the context closes. Raises TapError, in a pass, where no vector enters them.
+    """
+    entering: dict[str, Tensor] = {}
+
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            entering[name] = as_vector(name, inputs[0])
+            if len(entering) == len(classifiers):
+                values["embedding"] = _mean(list(entering.values()))
+                entering.clear()
+
+        return keep
+
+    modules = dict(network.named_modules())
+    handles = [modules[name].register_forward_pre_hook(hook_for(name)) for name in classifiers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def embedding_read(values: Mapping[str, Tensor], classifiers: Sequence[str]) -> Tensor:
+    """The embedding that a pass within `read_embedding` found.
+
+    Raises TapError if the network did not call its classifiers.
+    """
+    if "embedding" not in values:
+        raise TapError(
+            f"the network does not call its classifier {classifiers[0]!r}: it has no embedding",
+            fix=_NO_VECTOR,
+        )
+    return values["embedding"]
+
+
+def as_vector(module: str, features: Tensor) -> Tensor:
+    """What enters a classifier, (B, D) or (B, D, 1, 1), as (B, D). Raises TapError."""
+    if features.ndim < 2 or features[0].numel() != features.shape[1]:
+        raise TapError(
+            f"what enters the classifier {module!r} is of shape {tuple(features.shape[1:])} for an "
+            f"image, not a vector: it has no embedding",
+            fix=_NO_VECTOR,
+        )
+    return features.flatten(1)
+
+
+def _mean(vectors: list[Tensor]) -> Tensor:
+    if len({vector.shape for vector in vectors}) > 1:
+        sizes = ", ".join(str(vector.shape[1]) for vector in vectors)
+        raise TapError(f"the classifiers take embeddings of sizes {sizes}", fix=_NO_VECTOR)
+    return vectors[0] if len(vectors) == 1 else torch.stack(vectors).mean(dim=0)
+
+
+def _flat(found: object) -> list[nn.Module]:
+    """The modules of what timm's `get_classifier` returns: one, several, or a list of them."""
+    if isinstance(found, (tuple, list, nn.ModuleList)):
+        return [each for each in found if isinstance(each, nn.Module)]
+    return [found] if isinstance(found, nn.Module) else []
+
+
+@torch.no_grad()
+def _last_layer(network: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module | None:
+    """The linear layer or convolution whose output the network returns, of a blank image."""
+    height, width, channels = image_shape
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+        outputs[module] = output
+
+    layers = [m for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    was_training, device = network.training, next(network.parameters()).device
+    network.eval()
+    try:
+        logits = network(torch.zeros(1, channels, height, width, device=device))
+    finally:
+        network.train(was_training)
+        for handle in handles:
+            handle.remove()
+    is_it = (layer for layer, output in outputs.items() if output.data_ptr() == logits.data_ptr())
+    return next(is_it, None)

@@ -1,0 +1,49 @@
+"""Whether a name is a network's, and the modules that end the network's stages.
+
+Loads torch for timm's models alone, whose library must be asked.
+"""
+
+from __future__ import annotations
+
+from teach_once.nets.networks.archs import (
+    DEFAULT_STAGES,
+    PYTHON_PREFIX,
+    TIMM_PREFIX,
+    ArchError,
+    known_archs,
+    timm_model,
+)
+from teach_once.runtime.command.program import program_text
+from teach_once.runtime.errors import did_you_mean
+
+
+def default_stages(arch: str) -> tuple[str, ...]:
+    """The modules that end a stage, as the network's library has them; () where none are known.
+
+    Raises ArchError for an unknown model of timm.
+    """
+    if model := timm_model(arch):
+        from teach_once.nets.networks.timm_models import stages_of
+
+        return stages_of(model)
+    return DEFAULT_STAGES.get(arch, ())
+
+
+def check_arch(arch: str) -> None:
+    """Raise ArchError, with the nearest name, unless `arch` names a network."""
+    if arch in DEFAULT_STAGES:
+        return
+    if arch.startswith(TIMM_PREFIX):
+        from teach_once.nets.networks.timm_models import check_model
+
+        check_model(timm_model(arch))
+        return
+    if arch.startswith(PYTHON_PREFIX):
+        if arch.count(":") == 2 and all(arch.split(":")):
+            return
+        raise ArchError(f"arch {arch!r} does not have the form python:package.module:function")
+    near = did_you_mean(arch, known_archs())
+    raise ArchError(
+        f"unknown arch {arch!r}{near or '.'} Known: {', '.join(known_archs())}, timm:NAME "
+        f"({program_text('nets')} list), and python:package.module:function"
+    )

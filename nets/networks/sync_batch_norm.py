@@ -1,0 +1,212 @@
+"""Batch norm over the batch of all processes, on CPUs too.
+
+Each process holds a slice of a batch. In training mode, mean and variance are those of all slices
+together, each weighted by its size, so that outputs, gradients and running statistics are those of
+one process with the whole batch, up to rounding. torch.nn.SyncBatchNorm does this on GPUs, and its
+kernels do it here; it refuses tensors on a CPU, for which the rest of this file is. In evaluation
+mode nothing is exchanged.
+
+A step costs a layer two exchanges of 2 C numbers, one forward and one backward.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as GpuSyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from teach_once.nets.networks.archs import ArchError
+
+_TIMM = "timm.layers.norm_act.BatchNormAct2d"  # batch norm, perhaps dropout, and an activation
+
+
+def synchronised(network: nn.Module) -> nn.Module:
+    """The same network, its batch norms working on the batch of all processes.
+
+    They stay the same objects with the same parameters, buffers, hooks and names; only their class
+    changes. With one process, nothing does. Raises ArchError for a batch norm of another kind.
+
+    All processes must call the network alike in training mode. The gradients of weights and biases
+    are those of the own slice; their sum over the processes is that of the batch.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return network
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and not isinstance(module, _SYNCHRONISED):
+            if (kind := _synchronised_class(type(module))) is None:  # type: ignore[arg-type]
+                raise _unknown(type(module), name)
+            module.__class__ = kind
+    return network
+
+
+@functools.cache
+def _synchronised_class(kind: type[_BatchNorm]) -> type[_BatchNorm] | None:
+    """A class of the same modules; None where their forward pass is one of their own."""
+    is_timms = f"{kind.__module__}.{kind.__qualname__}" == _TIMM
+    if not is_timms and kind.forward is not _BatchNorm.forward:
+        return None
+    base = _SynchronisedAct if is_timms else _Synchronised
+    return cast(type[_BatchNorm], type(f"Synchronised{kind.__name__}", (base, kind), {}))
+
+
+def _unknown(kind: type[_BatchNorm], name: str) -> ArchError:
+    return ArchError(
+        f"the network's {name or 'outermost module'} is a {kind.__qualname__}, a batch norm with a "
+        f"forward pass of its own, which cannot be synchronised over several processes",
+        fix="training.batch_norm=local",
+    )
+
+
+class _Synchronised(_BatchNorm):
+    """A batch norm, the first base class beside the class that it was."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._synchronised(input) if self.training else super().forward(input)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _synchronised(self, input: Tensor) -> Tensor:
+        """input: the own slice, (B, C, ...) of any B."""
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        factor = self._count_batch()
+        running = (
+            (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        )
+        if input.is_cuda:
+            return _on_gpu(input, self.weight, self.bias, *running, self.eps, factor)
+        mean, var, count = _batch_statistics(input)
+        if running[0] is not None and running[1] is not None:
+            running[0].lerp_(mean.to(running[0].dtype), factor)
+            running[1].lerp_((var * count / (count - 1)).to(running[1].dtype), factor)
+        output: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, mean, var, count, self.eps
+        )
+        return output
+
+    def _count_batch(self) -> float:
+        """Count a batch; returns its share of the running statistics."""
+        if not self.track_running_stats or self.num_batches_tracked is None:
+            return self.momentum or 0.0
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:  # the mean of all batches
+            return 1.0 / self.num_batches_tracked.item()
+        return self.momentum
+
+
+class _SynchronisedAct(_Synchronised):
+    """The same of timm's batch norms, which contain what follows them."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        output: Tensor = self.act(self.drop(self._synchronised(input)))  # type: ignore[operator]
+        return output
+
+
+_SYNCHRONISED = (_Synchronised, nn.SyncBatchNorm)
+
+
+def _on_gpu(input: Tensor, *arguments: Any) -> Tensor:
+    output: Tensor = GpuSyncBatchNorm.apply(  # type: ignore[no-untyped-call]
+        input, *arguments, dist.group.WORLD, dist.get_world_size()
+    )
+    return output
+
+
+@torch.no_grad()
+def _batch_statistics(slice_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), biased variance (C,) and values per channel (1,) of the whole batch; float64.
+
+    Chan, Golub and LeVeque (1979): the slices' own means and variances, merged. Unlike sums of
+    squares they lose nothing where a mean is large.
+    """
+    channels = slice_.shape[1]
+    own = torch.zeros(2 * channels + 1, dtype=torch.float64)
+    if slice_.numel():
+        kept = torch.promote_types(slice_.dtype, torch.float32)
+        unused = torch.zeros(channels, dtype=kept), torch.zeros(channels, dtype=kept)
+        mean, var = torch.batch_norm_update_stats(slice_.detach(), *unused, 0.0)
+        count = torch.tensor([slice_.numel() // channels])
+        own = torch.cat([mean.double(), var.double(), count.double()])
+    means, vars, counts = torch.split(_of_all(own), [channels, channels, 1], dim=1)
+    count = counts.sum(dim=0)
+    if count.item() < 2:
+        raise ValueError("batch norm needs more than 1 value per channel in training mode")
+    mean = (means * counts).sum(dim=0) / count
+    var = ((vars + (means - mean).square()) * counts).sum(dim=0) / count
+    return mean, var, count
+
+
+def _of_all(own: Tensor) -> Tensor:
+    """(ranks, n) of (n,). gloo takes half as long for it as for a sum over the ranks."""
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    return torch.stack(gathered)
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / sqrt(var + eps) * weight + bias, where mean and var are of all slices' x.
+
+    weight, bias: (C,), or None.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        count: Tensor,
+        eps: float,
+    ) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        ctx.save_for_backward(x, weight, mean.to(dtype), var.to(dtype), count)
+        ctx.eps = eps
+        if not x.numel():
+            return torch.empty_like(x)
+        return F.batch_norm(x, mean.to(dtype), var.to(dtype), weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, var, count = ctx.saved_tensors
+        of_x, of_weight, of_bias = _gradients_of_constants(ctx, grad)
+        if ctx.needs_input_grad[0]:
+            # What a change of x does by way of mean and var, which all slices have a share in.
+            of_slices = _of_all(torch.cat([of_weight, of_bias]).double())
+            sums = of_slices.sum(dim=0).view(2, -1)
+            scale = (var.double() + ctx.eps).rsqrt() / count
+            if weight is not None:
+                scale = scale * weight
+            sums = (sums * scale).to(mean.dtype)
+            if x.numel():
+                of_x -= F.batch_norm(x, mean, var, sums[0], sums[1], False, 0.0, ctx.eps)
+        needed = [
+            each if is_needed else None
+            for each, is_needed in zip(
+                (of_x, of_weight, of_bias), ctx.needs_input_grad[:3], strict=True
+            )
+        ]
+        return *needed, None, None, None, None
+
+
+def _gradients_of_constants(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias where mean and var are constants; the own slice's.
+
+    The gradient of the weight is the sum of grad times the normalised x, that of the bias the sum
+    of grad, which the gradient of x needs even where there is no weight and no bias.
+    """
+    x, weight, mean, var, _ = ctx.saved_tensors
+    if not x.numel():
+        return torch.empty_like(x), torch.zeros_like(mean), torch.zeros_like(mean)
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
+        grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+    )
+    return found

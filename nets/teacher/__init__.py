@@ -1,0 +1,1 @@
+"""The teacher's pass: its taps, its outputs, its identity."""

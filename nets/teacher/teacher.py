@@ -1,0 +1,207 @@
+"""The teacher as both stages run it: the same network, taps and precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from teach_once.configs.schema import TeacherNet
+from teach_once.nets.networks.archs import ArchError, timm_model
+from teach_once.nets.networks.classifier import classifiers_of, embedding_read, read_embedding
+from teach_once.nets.networks.layout import TapError
+from teach_once.nets.networks.precision import autocast
+from teach_once.nets.networks.zoo import build_net
+from teach_once.nets.teacher.taps import Tap, read_stages
+from teach_once.nets.weights.files import load_weights
+from teach_once.nets.weights.source import fetched_weights
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network in evaluation mode; stages: its tapped modules, {"stage1": module, ...}.
+
+    classifiers: the modules that the embedding enters; () where it is not asked for.
+    """
+
+    network: nn.Module
+    stages: Mapping[str, str]
+    precision: str
+    device: torch.device
+    classifiers: tuple[str, ...] = ()
+
+    @torch.inference_mode()
+    def outputs(
+        self, images: Tensor, labels: Tensor, taps: Collection[Tap] | None = None
+    ) -> dict[str, Tensor]:
+        """The taps of a batch by name, on its device; default: those that every cache holds.
+
+        images: (B, C, H, W) float32, normalised. labels: (B,) int64. Values are (B, ...) as `Tap`
+        says, float32; `correct` is uint8, decided on the float32 logits.
+        """
+        taps = self._default_taps() if taps is None else taps
+        at_stage = {s: [tap for tap in taps if tap.stage == s] for s in self.stages}
+        stages = {stage: module for stage, module in self.stages.items() if at_stage[stage]}
+
+        def reduce(stage: str, features: Tensor) -> dict[str, Tensor]:
+            return {tap.name: tap.reduce(features) for tap in at_stage[stage]}
+
+        size = images.shape[2], images.shape[3]
+        values: dict[str, Tensor] = {}
+        with (
+            autocast(self.precision, self.device),
+            read_stages(self.network, stages, reduce, size) as by_stage,
+            read_embedding(self.network, self.classifiers, values),
+        ):
+            logits = self.network(images).float()
+        if self.classifiers:
+            embedding_read(values, self.classifiers)
+        values |= {"logits": logits, **{n: each.float() for n, each in values.items()}}
+        for stage in stages:
+            values |= by_stage[stage]
+        if any(tap.kind == "correct" for tap in taps):
+            values["correct"] = (logits.argmax(dim=1) == labels).to(torch.uint8)
+        return {tap.name: values[tap.name] for tap in taps}
+
+    def tap_shapes(
+        self, image_shape: tuple[int, int, int], taps: Collection[Tap]
+    ) -> dict[str, tuple[int, ...]]:
+        """Shape of each tap of one record, found by one pass over a blank (H, W, C) image."""
+        height, width, channels = image_shape
+        blank = torch.zeros(1, channels, height, width, device=self.device)
+        label = torch.zeros(1, dtype=torch.int64, device=self.device)
+        values = self.outputs(blank, label, taps)
+        return {name: tuple(value.shape[1:]) for name, value in values.items()}
+
+    def _default_taps(self) -> list[Tap]:
+        return [Tap("logits"), *(Tap("stage", stage) for stage in self.stages), Tap("correct")]
+
+
+def fresh_teacher(
+    config: TeacherNet,
+    stages: Mapping[str, str],
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    has_embedding: bool = False,
+    device: torch.device | None = None,
+) -> Teacher:
+    """The teacher with fresh weights, still on the CPU.
+
+    num_classes: 0 where its logits are not asked for. has_embedding: whether its embedding is.
+    image_shape: (H, W, C). device: where it will be; None: on the CPU too. Raises ArchError, and
+    TapError where it has no embedding.
+    """
+    is_timms = bool(timm_model(config.arch))
+    classes = num_classes if is_timms else num_classes or 1  # a classifier that is not used
+    network = build_net(config, num_classes=classes, image_shape=image_shape).eval()
+    if config.bn == "recalibrated" and not _batch_norms(network):
+        raise ArchError(
+            f"teacher.bn: recalibrated, but {config.arch} has no batch norm",
+            fix="teacher.bn=eval",
+        )
+    classifiers = classifiers_of(network, image_shape) if has_embedding else ()
+    return Teacher(network, stages, config.precision, device or torch.device("cpu"), classifiers)
+
+
+def load_teacher_network(
+    config: TeacherNet,
+    stages: Mapping[str, str],
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    device: torch.device,
+    calibration: Iterable[Tensor],
+    has_embedding: bool = False,
+) -> Teacher:
+    """Build the teacher, load its weights and freeze it. Raises ArchError, TapError.
+
+    num_classes: 0 where its logits are not asked for; the classifier of the weights may then be
+    any, or missing. image_shape: (H, W, C). calibration: batches (B, C, H, W) on the device; read
+    only with `bn: recalibrated`.
+    """
+    teacher = fresh_teacher(
+        config,
+        stages,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        has_embedding=has_embedding,
+        device=device,
+    )
+    network = teacher.network
+    load_weights(
+        network,
+        fetched_weights(config.weights),
+        convert=_conversion(config.arch, num_classes, image_shape),
+        without=() if num_classes else _classifiers_if_any(network, image_shape),
+    )
+    network = network.eval().requires_grad_(False)
+    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.bn == "recalibrated":
+        with autocast(config.precision, device):
+            recalibrate(network, calibration)
+    return dataclasses.replace(teacher, network=network)
+
+
+def _conversion(
+    arch: str, num_classes: int, image_shape: tuple[int, int, int]
+) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    """What makes tensors fit that do not: timm's own conversion, for its models."""
+    if not (model := timm_model(arch)):
+        return None
+    from teach_once.nets.weights.timm_weights import converted
+
+    size = image_shape[0], image_shape[1]
+    return functools.partial(converted, model, num_classes=num_classes, image_size=size)
+
+
+def _classifiers_if_any(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    try:
+        return classifiers_of(network, image_shape)
+    except TapError:
+        return ()
+
+
+def _batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def use_batch_statistics(network: nn.Module, arch: str) -> None:
+    """Have every batch norm normalise by the batch it sees; its running statistics stay.
+
+    The original implementation of Channel Distillation runs its teacher so. Raises ArchError where
+    there is no batch norm.
+    """
+    if not (norms := _batch_norms(network)):
+        raise ArchError(f"--live-bn: {arch} has no batch norm", fix="--live-teacher")
+    for norm in norms:
+        norm.train()
+        norm.momentum = 0.0
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of every batch norm by their mean over `batches` (B, ...).
+
+    A batch is weighted by its size. All other modules stay in evaluation mode, and so does the
+    whole network afterwards.
+    """
+    norms = _batch_norms(network)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+    num_samples = 0
+    for inputs in batches:
+        num_samples += len(inputs)
+        for norm in norms:
+            norm.momentum = len(inputs) / num_samples  # the newest batch's share of the mean
+        network(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()

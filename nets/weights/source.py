@@ -1,0 +1,100 @@
+"""Where a teacher's weights are, and what is known of them before they are there.
+
+Downloads only where asked to, and imports torch only for weights that torchvision or timm names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from pathlib import Path
+
+from teach_once.nets.networks.archs import TIMM_PREFIX, ArchError, timm_model
+
+_TORCHVISION = "torchvision:"
+_SIMILAR = 0.8  # of difflib: one letter in five may differ
+
+
+def weights_file(weights: str) -> Path:
+    """The file that `teacher.weights` names; it need not exist.
+
+    weights: a path, `torchvision:NAME` or `timm:MODEL`. Raises ArchError for an unknown name.
+    """
+    if model := timm_model(weights):
+        from teach_once.nets.weights.timm_weights import pretrained_file
+
+        return pretrained_file(model)
+    if not is_downloadable(weights):
+        return Path(weights)
+    from teach_once.nets.weights.files import torchvision_file
+
+    return torchvision_file(weights.removeprefix(_TORCHVISION))
+
+
+def fetched_weights(weights: str) -> Path:
+    """The same file, first downloaded if a library names it and it is missing.
+
+    Raises ArchError if that fails.
+    """
+    file = weights_file(weights)
+    if file.is_file() or not is_downloadable(weights):
+        return file
+    if model := timm_model(weights):
+        from teach_once.nets.weights.timm_weights import download_pretrained
+
+        return download_pretrained(model)
+    from teach_once.nets.weights.files import download_torchvision
+
+    download_torchvision(weights.removeprefix(_TORCHVISION), file)
+    return file
+
+
+def is_downloadable(weights: str) -> bool:
+    return weights.startswith((_TORCHVISION, TIMM_PREFIX))
+
+
+def known_sha256(weights: str) -> str | None:
+    """What is known of the file's sha256: the whole, its first digits, or nothing (None).
+
+    torchvision's files have the first eight digits in their names, as in `resnet34-b627a593.pth`.
+    """
+    file = weights_file(weights)
+    if file.is_file():
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    named = re.search(r"-([0-9a-f]{8,})\.", file.name) if is_downloadable(weights) else None
+    return named[1] if named else None
+
+
+def refuse_misspelled(weights: str, cached_sha256: str) -> None:
+    """Raise ArchError where missing weights look like a misspelled path to others than the cache's.
+
+    A cache may serve in place of its teacher's weights, but not in place of those that were meant.
+    cached_sha256: of the weights that the cache was made from.
+    """
+    file = weights_file(weights)
+    if file.is_file() or is_downloadable(weights):
+        return
+    near = [path for path in _of_similar_name(file) if path.is_file()]
+    if near and cached_sha256 not in map(known_sha256, map(str, near)):
+        raise ArchError(
+            f"teacher.weights: there is no file {file}; {near[0]} holds other weights than the "
+            f"cache of this configuration",
+            fix=f"teacher.weights={near[0]}; or, to train from the cache: --cache PATH (with make: "
+            f"CACHE=PATH)",
+        )
+
+
+def _of_similar_name(file: Path) -> list[Path]:
+    """Paths of which the file's own may be a misspelling: in its name, or in that of its folder."""
+    if file.parent.is_dir():
+        return _similar_in(file.parent, file.name)
+    if file.parent.parent.is_dir():
+        return [folder / file.name for folder in _similar_in(file.parent.parent, file.parent.name)]
+    return []
+
+
+def _similar_in(folder: Path, name: str) -> list[Path]:
+    names = [entry.name for entry in folder.iterdir()]
+    return [folder / near for near in difflib.get_close_matches(name, names, cutoff=_SIMILAR)]

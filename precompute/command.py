@@ -1,0 +1,280 @@
+"""python -m precompute NAME|PATH [--caches DIR|s3://bucket/prefix] [--plan] [key=value ...]
+
+Runs the teacher over every (sample, view) that the cache does not hold yet. A complete cache is
+recognised by its identity and left alone, without loading torch.
+
+Several processes that are started as one job share the work: under runtime.launch or torchrun they
+find each other by its environment variables, otherwise by --job NAME --rank R --world W. With
+--cluster ADDRESS the work is done by the nodes of a Ray cluster.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+from rich.console import Console
+
+from teach_once.configs.commands import cache_command
+from teach_once.configs.load import ConfigError, load_teacher, teachers_of
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.networks.archs import stem_hint
+from teach_once.nets.networks.names import check_arch
+from teach_once.precompute.compute.reuse import format_dataset_change, opened_to_carry
+from teach_once.precompute.compute.setup import Setup, at_hand, described
+from teach_once.precompute.job import job_of, share_of
+from teach_once.precompute.pending import (
+    checks_every_byte,
+    format_measured,
+    if_complete,
+    without_weights,
+)
+from teach_once.runtime.command.frame import new_app, new_console, run_command
+from teach_once.runtime.command.options import (
+    MIRROR,
+    MIRROR_GB,
+    SPOOL,
+    CachesOrUrl,
+    ClusterAddress,
+    Device,
+    MirrorFolder,
+    MirrorSize,
+    OfStudent,
+    Overrides,
+    SpoolFolder,
+    TeacherName,
+    Workers,
+)
+from teach_once.runtime.command.program import program_text
+from teach_once.runtime.machine.resources import sharing_machine
+from teach_once.runtime.machine.urls import local_folder, path_or_url
+from teach_once.runtime.safe.locks import Job
+from teach_once.store.errors import fixes_spelled_by
+from teach_once.store.identity import knows_weights
+from teach_once.store.read.mirror import choose_mirror
+from teach_once.store.read.reader import TeacherCache
+from teach_once.views.augment.augment import view_shape
+from teach_once.views.images.listing import forget_listings
+
+if TYPE_CHECKING:
+    from teach_once.precompute.compute.teacher_pass import PassOptions
+    from teach_once.precompute.plan import Plan
+
+app = new_app()
+
+
+@app.command()
+def main(
+    name: TeacherName,
+    overrides: Overrides = None,
+    of_student: OfStudent = False,
+    caches: CachesOrUrl = Path("caches"),
+    spool: SpoolFolder = SPOOL,
+    mirror: MirrorFolder = MIRROR,
+    mirror_gb: MirrorSize = MIRROR_GB,
+    device: Device = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="images per forward pass; default: the fastest in a trial"),
+    ] = None,
+    workers: Workers = None,
+    block_rows: Annotated[
+        int | None, typer.Option(min=1, help="records per block of a new cache: a power of two")
+    ] = None,
+    recheck: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="print what the pass would cost; do nothing")
+    ] = False,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="with --plan: number of images, which need not exist")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="with --samples: of classes")] = None,
+    image_px: Annotated[
+        int | None, typer.Option(min=1, help="with --samples: side of images that are not resized")
+    ] = None,
+    carry_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="PATH",
+            help="copy unchanged records from this cache of an older dataset",
+            parser=path_or_url,
+        ),
+    ] = None,
+    job: Annotated[str, typer.Option(help="name shared by the processes of one job")] = "",
+    rank: Annotated[int, typer.Option(min=0, envvar="RANK", help="rank of this process")] = 0,
+    world: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE", help="number of processes")] = 1,
+    cluster: ClusterAddress = None,
+    cpus_per_worker: Annotated[
+        int, typer.Option(min=1, help="CPUs of each worker of the cluster")
+    ] = 1,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of each worker; default: 1 if the cluster has any"),
+    ] = None,
+) -> None:
+    """Fill the cache of one teacher, or of each teacher of a student."""
+    _check_block_rows(block_rows)
+    if (samples, classes, image_px) != (None, None, None):
+        for teacher, changes in teachers_of(name, overrides, of_student=of_student):
+            _print_estimate(load_teacher(teacher, changes), plan, samples, classes, image_px)
+        return
+    choose_mirror(mirror, mirror_gb)
+    asked = _Asked(
+        caches,
+        spool,
+        device,
+        batch_size,
+        workers,
+        block_rows,
+        recheck,
+        plan,
+        carry_from,
+        (job, rank, world),
+        (cluster, cpus_per_worker, gpus_per_worker),
+    )
+    for teacher, changes in teachers_of(name, overrides, of_student=of_student):
+        _fill(teacher, changes, asked, new_console())
+
+
+def _print_estimate(
+    config: TeacherConfig, plan: bool, samples: int | None, classes: int | None, px: int | None
+) -> None:
+    if not plan or samples is None or classes is None:
+        raise ConfigError(
+            "--samples, --classes and --image-px describe a dataset that is planned for",
+            fix=f"{program_text('precompute')} NAME --plan --samples 1281167 --classes 1000",
+        )
+    check_arch(config.teacher.arch)
+    from teach_once.precompute.estimate import estimate_lines
+
+    new_console().print("\n".join(estimate_lines(config, samples, classes, px)))
+
+
+class _Asked(NamedTuple):
+    """The options of the command line."""
+
+    caches: Path
+    spool: Path
+    device: str
+    batch_size: int | None
+    workers: int | None
+    block_rows: int | None
+    recheck: bool
+    plan: bool
+    carry_from: Path | None
+    job: tuple[str, int, int]
+    cluster: tuple[str | None, int, float | None]  # address; CPUs and GPUs per worker
+
+
+def _fill(name: str, changes: list[str], asked: _Asked, console: Console) -> None:
+    """Fill the cache of one teacher."""
+    setup, cache = _described(name, changes, asked, console)
+    if cache is not None and not asked.plan:
+        measured = format_measured(cache, setup.config)
+        console.print(f"{cache.path} is complete: nothing to do. {measured}")
+        return
+    setup, block_rows = at_hand(setup), asked.block_rows
+    if (old := opened_to_carry(asked.carry_from, setup)) is not None:
+        block_rows = block_rows or old.manifest.block_rows
+    elif change := format_dataset_change(setup, asked.caches, [name, *changes]):
+        console.print(change)
+    _print_hints(setup, console)
+
+    from teach_once.precompute.compute.teacher_pass import PassOptions
+    from teach_once.precompute.run_pass import fill_cache, plan_pass
+    from teach_once.runtime.machine.devices import pick_device
+
+    every_byte, this_job = checks_every_byte(setup.path, asked.recheck), job_of(*asked.job)
+    if this_job.rank == 0 and not asked.plan:
+        setup.dataset.check_headers()
+    caches = asked.caches
+    with (
+        sharing_machine(share_of(this_job)),
+        fixes_spelled_by(lambda more: cache_command(setup.config, caches_dir=caches, more=more)),
+    ):
+        device = pick_device("cpu" if asked.cluster[0] else asked.device)
+        options = PassOptions(
+            device,
+            asked.batch_size,
+            block_rows,
+            asked.workers,
+            every_byte,
+            this_job,
+            old,
+            asked.spool,
+        )
+        if asked.cluster[0]:
+            _fill_on_cluster(setup, options, asked, console)
+        elif asked.plan:
+            _print_plan(plan_pass(setup, options), setup, console)
+        else:
+            _print_outcome(fill_cache(setup, options, console), setup, this_job, console)
+
+
+def _fill_on_cluster(setup: Setup, options: PassOptions, asked: _Asked, console: Console) -> None:
+    from teach_once.precompute.ray_driver import ClusterFill
+    from teach_once.runtime.command.ray import Cluster
+
+    address, cpus, gpus = asked.cluster
+    if options.job.world > 1:
+        raise ConfigError("--cluster and --world (or GPUS=N, or torchrun) exclude each other")
+    assert address is not None
+    with Cluster(address, console, cpus=cpus, gpus=gpus) as cluster:
+        fill = ClusterFill(setup, options, cluster, asked.device, console)
+        if asked.plan:
+            _print_plan(fill.plan(), setup, console)
+        else:
+            _print_outcome(fill.run(), setup, options.job, console)
+
+
+def _print_plan(cost: Plan, setup: Setup, console: Console) -> None:
+    console.print(f"{setup.path}: {cost.summary()}\n{cost.table()}")
+
+
+def _check_block_rows(block_rows: int | None) -> None:
+    if block_rows is not None and block_rows.bit_count() != 1:
+        below = 1 << (block_rows.bit_length() - 1)
+        raise ConfigError(
+            f"--block-rows {block_rows} is not a power of two; use {below} or {2 * below}"
+        )
+
+
+def _described(
+    name: str, overrides: list[str], asked: _Asked, console: Console
+) -> tuple[Setup, TeacherCache | None]:
+    """What the config describes, and its cache if that is complete."""
+    caches, recheck = asked.caches, asked.recheck
+    if recheck:
+        forget_listings(local_folder(caches, asked.spool))
+    setup = described(name, overrides, caches, asked.spool)
+    if not knows_weights(setup.identity):
+        cache, problem = without_weights(setup, caches)
+        if cache is not None:
+            return setup, cache
+        console.print(f"{setup.config.teacher.weights} is needed: {problem}")
+        setup = at_hand(setup)
+    return setup, if_complete(setup, recheck, console)
+
+
+def _print_hints(setup: Setup, console: Console) -> None:
+    shape = view_shape(setup.dataset.train.first_shape, setup.config.views.augment)
+    net = setup.config.teacher
+    hints = [stem_hint(net.arch, net.stem, shape, "teacher.stem"), *setup.dataset.hints]
+    if setup.config.training is None:  # trained elsewhere, maybe with classes in another order
+        hints.append(setup.dataset.order_hint)
+    for hint in filter(None, hints):
+        console.print(hint)
+
+
+def _print_outcome(cache: TeacherCache | None, setup: Setup, job: Job, console: Console) -> None:
+    if cache is None:
+        console.print(f"rank {job.rank} of {job.world} is done; other ranks are still running")
+    else:
+        console.print(f"{setup.path} is complete. {format_measured(cache, setup.config)}")
+
+
+def cli(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return run_command(app, arguments)

@@ -1,0 +1,1 @@
+"""The teacher over the views: blocks of records, computed and committed."""

@@ -1,0 +1,146 @@
+"""Copies the records of unchanged samples from the cache of another state of the dataset.
+
+A record depends on its sample's bytes, label and number, since views are drawn by number. So only
+samples with the same three can be carried over, and only in whole blocks (codes are relative to a
+block): all blocks before the first sample that was added or removed, and none behind it, because
+every number has shifted there. Where images were changed in place, all other blocks can. Nothing
+can be carried over where views are mixed, as any sample may be the partner of another, or where
+batch norm was recalibrated on all samples.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from teach_once.precompute.compute.setup import Setup
+from teach_once.runtime.command.program import program_text
+from teach_once.store.errors import CacheMismatch
+from teach_once.store.format.manifest import Manifest
+from teach_once.store.format.spec import SAMPLE_CRC, Block
+from teach_once.store.identity import Identity, differences
+from teach_once.store.inspect.find import has_manifest, other_dataset_state
+from teach_once.store.read.reader import WITHOUT_CHECKSUMS, TeacherCache
+from teach_once.store.write.destination import Destination
+from teach_once.store.write.pending_blocks import Work
+from teach_once.views.identity import preview_views
+from teach_once.views.splits import describe_change, is_other_dataset
+
+
+def reason_against(setup: Setup, old: TeacherCache) -> str | None:
+    """Why no record of `old` can be carried over into this setup's cache; None if some may."""
+    others = [each.field for each in differences(setup.identity, old.identity)]
+    if set(others) - {"dataset.digest"}:
+        return f"it differs in {', '.join(others)}"
+    if _depends_on_all_samples(old.identity):
+        return "its records depend on all samples (mixed views, or recalibrated batch norm)"
+    if old.sample_crc32c is None:
+        return f"it {WITHOUT_CHECKSUMS}"
+    return None
+
+
+def refuse_unless_carriable(setup: Setup, old: TeacherCache) -> None:
+    """Raise CacheMismatch where no record of `old` can be carried over."""
+    if (reason := reason_against(setup, old)) is not None:
+        raise _nothing_carried(old, reason)
+
+
+def opened_to_carry(path: Path | None, setup: Setup) -> TeacherCache | None:
+    """The cache at `path`, whose records can be carried over. Raises CacheError."""
+    if path is None:
+        return None
+    old = TeacherCache.open(path)
+    refuse_unless_carriable(setup, old)
+    return old
+
+
+def format_dataset_change(setup: Setup, caches: Path, words: Sequence[str]) -> str:
+    """How the dataset differs from that of the latest cache, for the start of a new one.
+
+    Names the command that carries records over. words: the config and overrides of this command.
+    Empty if the cache exists, or if no other cache differs in its samples alone.
+    """
+    if has_manifest(setup.path):
+        return ""
+    if (old := other_dataset_state(caches, setup.identity)) is None:
+        return ""
+    names, theirs = setup.dataset.class_names, old.manifest.class_names
+    if is_other_dataset(setup.dataset.train, names, old.labels, old.sample_crc32c, theirs):
+        return ""
+    change = describe_change(setup.dataset.train, old.labels, old.sample_crc32c)
+    if (reason := reason_against(setup, old)) is not None:
+        remedy = f"none of its records can be carried over: {reason}"
+    else:
+        again = shlex.join(["--caches", str(caches), *words, "--from", str(old.path)])
+        remedy = f"to carry unchanged records over: {program_text('precompute')} {again}"
+    return f"the dataset has changed since {old.path} was made: {change}\n  {remedy}"
+
+
+def _nothing_carried(old: TeacherCache, reason: str) -> CacheMismatch:
+    return CacheMismatch(f"nothing can be carried over from {old.path}: {reason}")
+
+
+def _depends_on_all_samples(identity: Identity) -> bool:
+    mixes = identity["views"]["augment"].get("mix") is not None
+    return mixes or identity["teacher"]["bn"] == "recalibrated"
+
+
+class Carrier:
+    """Copies what the cache `old` holds of a pass's work; remembers which blocks are unchanged."""
+
+    def __init__(self, setup: Setup, old: TeacherCache) -> None:
+        self.old, self._setup = old, setup
+        self._unchanged: dict[int, bool] = {}  # by the block's number
+
+    def carry_over(self, writer: Destination) -> list[Work]:
+        """Commit the unchanged blocks of the writer's work; returns the rest.
+
+        Raises CacheMismatch.
+        """
+        self.refuse_unless_alike(writer.manifest)
+        left = []
+        for item in writer.work:
+            if self.holds(item, writer.manifest):
+                writer.copy_block(item, self.old.source)
+            else:
+                left.append(item)
+        return left
+
+    def refuse_unless_alike(self, manifest: Manifest) -> None:
+        """Raise CacheMismatch where no block can be copied into the cache of that manifest."""
+        refuse_unless_carriable(self._setup, self.old)
+        if self.old.manifest.block_rows != manifest.block_rows:
+            raise _nothing_carried(self.old, "it has another block size")
+        shown = preview_views(self._setup.dataset.train, self._setup.config.views)
+        if not np.array_equal(shown, self.old.preview):
+            reason = "sample 0 has changed, or images are now decoded differently"
+            raise _nothing_carried(self.old, reason)
+
+    def holds(self, item: Work, manifest: Manifest) -> bool:
+        """Whether the old cache has these records, as a cache of that manifest is to hold them."""
+        return (
+            item.block.view < self.old.num_views
+            and all(
+                self.old.taps.get(tap) == manifest.taps[tap]
+                for tap in set(item.taps) - {SAMPLE_CRC}
+            )
+            and self._is_unchanged(item.block)
+        )
+
+    def _is_unchanged(self, block: Block) -> bool:
+        """Whether its samples all have the same bytes and labels as before."""
+        if block.index not in self._unchanged:
+            self._unchanged[block.index] = self._compared(block)
+        return self._unchanged[block.index]
+
+    def _compared(self, block: Block) -> bool:
+        train, checksums = self._setup.dataset.train, self.old.sample_crc32c
+        assert checksums is not None
+        if self.old.manifest.block(block.view, block.index) != block:
+            return False  # the last block of a view, which is shorter or longer than before
+        ids = np.arange(block.start, block.stop)
+        same_labels = np.array_equal(train.labels[ids], self.old.labels[ids])
+        return same_labels and np.array_equal(train.read_checksums(ids), checksums[ids])

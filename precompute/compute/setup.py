@@ -1,0 +1,139 @@
+"""From a teacher's config to what a pass needs: its data, identity, folder and taps; no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from teach_once.configs.commands import teacher_command
+from teach_once.configs.load import ConfigError, load_teacher, refuse_missing_data
+from teach_once.configs.paths import no_weights
+from teach_once.configs.schema import TapsConfig, TeacherConfig, TopLogits
+from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.networks.names import check_arch
+from teach_once.nets.teacher.identity import teacher_identity
+from teach_once.nets.teacher.taps import Tap, taps_asked, teacher_stages
+from teach_once.nets.weights.source import fetched_weights, known_sha256
+from teach_once.runtime.command.options import SPOOL
+from teach_once.runtime.machine.urls import local_folder
+from teach_once.store.format.manifest import MAX_CUT_CLASSES
+from teach_once.store.format.spec import TapSpec
+from teach_once.store.identity import Identity, cache_identity, knows_weights, with_weights
+from teach_once.store.inspect.find import cache_folder
+from teach_once.views.datasets import Dataset, load_dataset
+from teach_once.views.identity import views_identity
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One teacher on one dataset, and the folder, or the URL, of its cache."""
+
+    config: TeacherConfig
+    dataset: Dataset
+    stages: dict[str, str]
+    identity: Identity
+    path: Path
+
+    @property
+    def taps(self) -> list[Tap]:
+        """The taps that the config asks for."""
+        return taps_asked(self.config.taps, self.stages)
+
+    @property
+    def num_classes(self) -> int:
+        """Of the teacher's logits; 0 where they are not asked for."""
+        return self.dataset.num_classes if self.config.taps.logits else 0
+
+    @property
+    def tap_names(self) -> list[str]:
+        return [tap.name for tap in self.taps]
+
+    def tap_spec(self, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
+        """How a tap whose records have that shape is stored. Raises ConfigError."""
+        return tap_spec(self.config.taps, tap, shape)
+
+    def is_held_by(self, held: Mapping[str, TapSpec]) -> bool:
+        """Whether these taps include all that the config asks for, in the dtypes it asks for."""
+        return all(
+            tap.name in held and held[tap.name] == self.tap_spec(tap, held[tap.name].shape)
+            for tap in self.taps
+        )
+
+
+def tap_spec(taps: TapsConfig, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
+    """How a tap whose records have that shape is stored. Raises ConfigError."""
+    match tap.kind:
+        case "correct":
+            return TapSpec(shape, "uint8")
+        case "logits":
+            if isinstance(taps.logits, TopLogits):
+                return TapSpec(shape, "float16", top=_top(taps.logits.top, shape[0]))
+            scale = "row" if taps.logits == "uint8" else None
+            return TapSpec(shape, str(taps.logits), scale)
+        case "stage":
+            scale = "block" if taps.means == "uint8" else None
+            return TapSpec(shape, str(taps.means), scale)
+        case "energy":
+            return TapSpec(shape, str(taps.energy))
+        case "embedding":
+            return TapSpec(shape, str(taps.embedding))
+        case "hint":
+            assert taps.hint is not None
+            return TapSpec(shape, taps.hint.dtype, stage=tap.stage)
+
+
+def _top(asked: int, num_classes: int) -> int:
+    """Raises ConfigError unless so many are fewer than all."""
+    if not asked < num_classes <= MAX_CUT_CLASSES:
+        raise ConfigError(
+            f"taps.logits.top is {asked}, but there are {num_classes:,} classes: it must be "
+            f"less, and they at most {MAX_CUT_CLASSES:,}",
+            fix="taps.logits=float16 stores all of them",
+        )
+    return asked
+
+
+def prepare(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL) -> Setup:
+    """The setup of a pass; downloads weights that torchvision names.
+
+    caches_dir: a folder, or a URL. spool: for what a pass to a URL keeps on this machine.
+
+    Raises ConfigError, DatasetError, TapError, ArchError (also for missing weights).
+    """
+    return at_hand(described(name, overrides, caches_dir, spool))
+
+
+def described(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL) -> Setup:
+    """The same if the weights file may be missing: the identity then knows it in part or not."""
+    config = load_teacher(name, overrides)
+    refuse_missing_data(config)
+    check_arch(config.teacher.arch)
+    dataset = load_dataset(config.dataset, local_folder(caches_dir, spool))
+    return setup_of(config, dataset, caches_dir)
+
+
+def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup:
+    """The setup of a config whose dataset is loaded. Raises TapError, ArchError."""
+    stages = teacher_stages(config)
+    taps_asked(config.taps, stages)  # raises where the hint's stage is none of them
+    identity = cache_identity(views_identity(config, dataset), teacher_identity(config))
+    path = cache_folder(caches_dir, config.name, identity)
+    return Setup(config, dataset, stages, identity, path)
+
+
+def at_hand(setup: Setup) -> Setup:
+    """The setup with its weights file, downloaded if possible; ArchError if it is missing."""
+    if knows_weights(setup.identity):
+        return setup
+    config = setup.config
+    weights = fetched_weights(config.teacher.weights)
+    if not weights.is_file():
+        help_text = "put the file there or set teacher.weights=PATH"
+        if config.training is not None:
+            help_text = f"train the teacher first: {teacher_command(config)}"
+        raise ArchError(no_weights(config, weights), fix=help_text)
+    identity = with_weights(setup.identity, known_sha256(config.teacher.weights))
+    path = cache_folder(setup.path.parent, config.name, identity)
+    return dataclasses.replace(setup, identity=identity, path=path)

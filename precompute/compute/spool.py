@@ -1,0 +1,221 @@
+"""Records whose blocks are not finished yet, in a file beside the journal.
+
+A block is thousands of samples, and where images are decoded all views of its samples are computed
+together: hours may pass before the first block is committed. Meanwhile the records lie here, so
+that a kill loses only the current batch. The file is no part of the cache; without it the records
+are computed again.
+
+One line of JSON says what the records are; then come frames: the number of samples and the crc32c
+of the payload, followed by that payload, the taps of each view one after the other. What follows
+the first frame that is cut off or damaged does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from teach_once.runtime.safe.confined import (
+    append_whole,
+    open_to_append,
+    open_to_update,
+    remove_inside,
+    write_inside,
+)
+from teach_once.runtime.safe.safe_read import BadFile, open_regular, parse_json
+from teach_once.store.format.spec import JOURNAL
+
+_FRAME = struct.Struct("<II")  # samples, crc32c
+_MOST_HEADER_BYTES = 2**20
+_MOST_RANKS = (
+    2**32
+)  # of a job; below the random numbers of `store.write.staging`, but for one in 2**31
+Records = Mapping[str, NDArray[Any]]  # tap -> (M, ...)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a spool holds: `rows` samples from `start` on, their `views`, of the cache `identity`.
+
+    taps: name -> dtype and shape of one record.
+    """
+
+    identity: str
+    start: int
+    rows: int
+    views: tuple[int, ...]
+    taps: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+    @property
+    def bytes_per_sample(self) -> int:
+        return len(self.views) * sum(
+            np.dtype(dtype).itemsize * math.prod(shape) for _, dtype, shape in self.taps
+        )
+
+    def covers(self, other: Layout) -> bool:
+        """Whether all that `other` holds is here."""
+        return (
+            (self.identity, self.start, self.rows) == (other.identity, other.start, other.rows)
+            and {*other.views} <= {*self.views}
+            and {*other.taps} <= {*self.taps}
+        )
+
+    def text(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True).encode() + b"\n"
+
+
+class Spool:
+    """The records of one group of blocks so far, of its first `rows_done` samples."""
+
+    def __init__(self, cache: Path, rank: int, layout: Layout) -> None:
+        """Resume from the file of an earlier process if it holds this group's records."""
+        self._cache, self.layout = cache, layout
+        self._name = _name_of(rank)
+        self.rows_done = 0
+        self._frames: list[tuple[int, int]] = []  # samples, position of the payload
+        self._file: BinaryIO | None = None
+        self._resume()
+
+    @property
+    def path(self) -> Path:
+        return self._cache / self._name
+
+    def add(self, parts: Mapping[int, Records]) -> None:
+        """Append the records of the next samples: view -> tap -> (M, ...), dtypes as stored."""
+        payload = b"".join(
+            np.ascontiguousarray(parts[view][tap], dtype).tobytes()
+            for view in self.layout.views
+            for tap, dtype, _ in self.layout.taps
+        )
+        rows = len(payload) // self.layout.bytes_per_sample
+        assert rows * self.layout.bytes_per_sample == len(payload)
+        file = self._opened()
+        end = os.fstat(file.fileno()).st_size
+        append_whole(file, _FRAME.pack(rows, google_crc32c.value(payload)) + payload, end)
+        self._frames.append((rows, end + _FRAME.size))
+        self.rows_done += rows
+
+    def records(self, view: int, taps: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The records of one view, of all samples that are done: tap -> (rows_done, ...)."""
+        parts: dict[str, list[NDArray[Any]]] = {tap: [] for tap in taps}
+        with open_regular(self.path) as file:
+            for rows, payload in self._frames:
+                position = payload
+                for each in self.layout.views:
+                    for tap, dtype, shape in self.layout.taps:
+                        size = rows * math.prod(shape) * np.dtype(dtype).itemsize
+                        if each == view and tap in parts:
+                            found = np.frombuffer(_read(file, position, size), dtype)
+                            parts[tap].append(found.reshape(rows, *shape))
+                        position += size
+        return {tap: np.concatenate(of_tap) for tap, of_tap in parts.items()}
+
+    def remove(self) -> None:
+        """The blocks are committed."""
+        self.close()
+        remove_inside(self._cache, self._name)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            if not self.rows_done:
+                write_inside(self._cache, self._name, self.layout.text())
+            self._file = open_to_append(self._cache, self._name)
+        return self._file
+
+    def _resume(self) -> None:
+        try:
+            with open_regular(self.path) as file:
+                self._read_frames(file)
+        except (FileNotFoundError, NotADirectoryError, BadFile, KeyError, TypeError, ValueError):
+            self.rows_done, self._frames = 0, []  # not ours, or no spool: it is replaced
+
+    def _read_frames(self, file: BinaryIO) -> None:
+        header = _first_line(file)
+        there = _layout_of(parse_json(header, self.path))
+        if not there.covers(self.layout):
+            return
+        size, position, frames = there.bytes_per_sample, len(header), []
+        while rows := _sound_frame(file, position, size):
+            frames.append((rows, position + _FRAME.size))
+            position += _FRAME.size + rows * size
+        done = sum(rows for rows, _ in frames)
+        if there != self.layout and done < self.layout.rows:
+            return  # of more views, and unfinished: they would have to be computed too
+        if os.fstat(file.fileno()).st_size > position:
+            with os.fdopen(open_to_update(self._cache, self._name), "r+b") as own:
+                own.truncate(position)
+        self.layout, self._frames, self.rows_done = there, frames, done
+
+
+def spooled_start(cache: Path, rank: int) -> int | None:
+    """The first sample of the group that an earlier process has begun; None if it has not."""
+    path = cache / _name_of(rank)
+    try:
+        with open_regular(path) as file:
+            return _layout_of(parse_json(_first_line(file), path)).start
+    except (FileNotFoundError, NotADirectoryError, BadFile, KeyError, TypeError, ValueError):
+        return None
+
+
+def _name_of(rank: int) -> Path:
+    return Path(JOURNAL) / f"{rank:04d}.spool"
+
+
+def remove_spools(cache: Path, *, nobody_resumes: bool = False) -> None:
+    """Remove the spools of processes of any number, once the cache is complete.
+
+    nobody_resumes: only those of a cluster's workers, whose numbers are random and not given again.
+    The caller holds the lock, and no worker runs.
+    """
+    for file in (cache / JOURNAL).glob("[0-9]*.spool"):
+        is_resumed = file.stem.isdigit() and int(file.stem) < _MOST_RANKS
+        if not (nobody_resumes and is_resumed):
+            remove_inside(cache, f"{JOURNAL}/{file.name}")
+
+
+def _first_line(file: BinaryIO) -> bytes:
+    content = file.read(_MOST_HEADER_BYTES)
+    line, found, _ = content.partition(b"\n")
+    return line + found
+
+
+def _layout_of(content: dict[str, Any]) -> Layout:
+    taps = tuple((str(tap), str(dtype), tuple(shape)) for tap, dtype, shape in content.pop("taps"))
+    return Layout(**{**content, "views": tuple(content["views"]), "taps": taps})
+
+
+def _sound_frame(file: BinaryIO, position: int, bytes_per_sample: int) -> int:
+    """The number of samples of the frame at `position`; 0 where there is no whole, sound one."""
+    head = _read(file, position, _FRAME.size)
+    if len(head) < _FRAME.size:
+        return 0
+    rows, checksum = _FRAME.unpack(head)
+    size = rows * bytes_per_sample
+    if position + _FRAME.size + size > os.fstat(file.fileno()).st_size:
+        return 0
+    payload = _read(file, position + _FRAME.size, size)
+    return int(rows) if google_crc32c.value(payload) == checksum else 0
+
+
+def _read(file: BinaryIO, position: int, size: int) -> bytes:
+    file.seek(position)
+    pieces = []
+    while size > 0 and (piece := file.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)

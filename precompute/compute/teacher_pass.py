@@ -1,0 +1,237 @@
+"""The teacher over the views of its dataset: the records of any samples, computed again.
+
+Everything random about a view comes from `views`, so neither batch size, nor order, nor how often a
+pass was interrupted changes what is stored, beyond the float rounding of the teacher.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from teach_once.nets.metrics import count_errors
+from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.teacher.taps import Tap
+from teach_once.nets.teacher.teacher import Teacher, load_teacher_network
+from teach_once.precompute.compute.reuse import Carrier
+from teach_once.precompute.compute.setup import Setup
+from teach_once.runtime.command.options import SPOOL
+from teach_once.runtime.machine.urls import local_folder
+from teach_once.runtime.safe.locks import Job
+from teach_once.runtime.safe.text import one_line
+from teach_once.store import CacheContent, TapSpec, TeacherCache
+from teach_once.store.format.spec import SAMPLE_CRC
+from teach_once.views.augment.augment import pixel_canary
+from teach_once.views.datasets import Dataset
+from teach_once.views.identity import preview_views
+from teach_once.views.pixels.batches import ViewBatch
+from teach_once.views.pixels.resident import calibration_batches, evaluation_pixels, open_pixels
+from teach_once.views.pixels.streaming import MOST_PART_BYTES
+
+_NAMED = 20
+
+
+@contextmanager
+def naming_classes(dataset: Dataset, num_classes: int) -> Iterator[None]:
+    """Add the dataset's classes to an ArchError about a classifier of another size.
+
+    num_classes: of the network; 0: it has no classifier.
+    """
+    try:
+        yield
+    except ArchError as error:
+        expected = rf"has shape \(([0-9]+)[^)]*\), expected \({num_classes}[,)]"
+        found = re.search(expected, error.problem) if num_classes else None
+        if found is None or int(found[1]) == num_classes:
+            raise
+        names = dataset.class_names
+        more = f", ... {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+        raise ArchError(
+            f"{error.problem}\n  The weights have {int(found[1]):,} classes, the dataset "
+            f"{dataset.name} has {num_classes:,}: {one_line(', '.join(names[:_NAMED]))}{more}",
+            fix=error.fix or "remove folders that are not classes, or name other weights or images",
+        ) from None
+
+
+_BATCH_SIZE = 256
+_VIEWS_AT_ONCE = 8  # of a whole batch of samples; of more views, fewer samples
+_SECONDS_AT_STAKE = 4.0
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """What decides the speed of a pass and none of its bytes."""
+
+    device: torch.device
+    batch_size: int | None = None  # images per forward pass; default: what a trial finds fastest
+    block_rows: int | None = None
+    num_workers: int | None = None  # that read images, unless all images are on the device
+    check_every_byte: bool = True
+    job: Job = field(default_factory=Job)
+    carried_from: TeacherCache | None = None  # of another state of the dataset
+    spool: Path = SPOOL  # where a pass to a URL keeps records of unfinished blocks
+
+
+class TeacherPass:
+    """A teacher and the views of its dataset on one device."""
+
+    def __init__(self, setup: Setup, options: PassOptions) -> None:
+        self.setup, self.options = setup, options
+        self.batch_size = options.batch_size or _BATCH_SIZE
+        self.images_per_second = 0.0  # once a trial has measured it
+        old = options.carried_from
+        self.carrier = None if old is None else Carrier(setup, old)
+        config, dataset, device = setup.config, setup.dataset, options.device
+        self._normalisation = config.dataset.normalisation
+        self.pixels = open_pixels(
+            dataset.train, config.views, self._normalisation, device, options.num_workers
+        )
+        with naming_classes(dataset, setup.num_classes):
+            self.teacher: Teacher = load_teacher_network(
+                config.teacher,
+                setup.stages,
+                num_classes=setup.num_classes,
+                image_shape=self.pixels.shape,
+                device=device,
+                calibration=calibration_batches(self.pixels),
+                has_embedding=bool(config.taps.embedding),
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The cache's own; of a cache at a URL, one on this machine for what is not finished."""
+        return local_folder(self.setup.path, self.options.spool)
+
+    def tap_specs(self) -> dict[str, TapSpec]:
+        """Tap name -> shape and how it is stored."""
+        taps = self.setup.taps
+        shapes = self.teacher.tap_shapes(self.pixels.shape, taps)
+        return {tap.name: self.setup.tap_spec(tap, shapes[tap.name]) for tap in taps}
+
+    def batches(
+        self, views: Sequence[int], sample_ids: Ids, taps: Sequence[Tap]
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Pairs of a view and the taps of a batch, name -> (B, ...) on the device.
+
+        The samples' checksums come with them as "sample_crc32c", (B,) int64 on the host.
+        """
+        for batch in self.pixels.batches(views, sample_ids, self.batch_size):
+            values = self.teacher.outputs(batch.inputs, batch.labels, taps)
+            yield batch.view, {**values, SAMPLE_CRC: _checksums(batch)}
+
+    @property
+    def views_per_reading(self) -> int:
+        """How many views are cut from one decoding: all, as far as a worker's part has room."""
+        if not self.pixels.is_streamed:
+            return 1
+        most = MOST_PART_BYTES // math.prod(self.pixels.shape)
+        return max(most, _VIEWS_AT_ONCE)
+
+    @property
+    def images_per_reading(self) -> int:
+        """The most views, over all samples of a reading, that are held at once."""
+        return self.batch_size * (_VIEWS_AT_ONCE if self.pixels.is_streamed else 1)
+
+    def readings(
+        self, views: Sequence[int], sample_ids: Ids, taps: Sequence[Tap]
+    ) -> Iterator[dict[int, dict[str, Tensor]]]:
+        """View -> taps of the next samples, with each of its `views` cut from one decoding.
+
+        The more views, the fewer samples at once, so that a reading is never larger than a few
+        batches, nor, where the rate is known, takes longer than a few seconds: so much is lost
+        when the pass is killed. The teacher runs on batches of the usual size.
+        """
+        most = self.images_per_reading
+        if self.images_per_second:
+            most = min(most, int(self.images_per_second * _SECONDS_AT_STAKE))
+        at_once = most // len(views)
+        num_samples = min(max(at_once, 1), self.batch_size)
+        num_merged = self.batch_size // num_samples
+        batches = self.pixels.batches(views, sample_ids, num_samples)
+        while of_samples := list(itertools.islice(batches, len(views))):
+            found: dict[int, dict[str, Tensor]] = {}
+            for start in range(0, len(views), num_merged):
+                found |= self._outputs_together(of_samples[start : start + num_merged], taps)
+            yield found
+
+    def _outputs_together(
+        self, batches: Sequence[ViewBatch], taps: Sequence[Tap]
+    ) -> dict[int, dict[str, Tensor]]:
+        """View -> taps of several views of the same samples, in one forward pass."""
+        inputs = torch.cat([batch.inputs for batch in batches])
+        labels = torch.cat([batch.labels for batch in batches])
+        values = self.teacher.outputs(inputs, labels, taps)
+        checksums = _checksums(batches[0])
+        sizes = [len(batch.labels) for batch in batches]
+        split = {tap: torch.split(tensor, sizes) for tap, tensor in values.items()}
+        return {
+            batch.view: {**{tap: split[tap][i] for tap in split}, SAMPLE_CRC: checksums}
+            for i, batch in enumerate(batches)
+        }
+
+    def records(self, view: int, sample_ids: Ids, taps: Sequence[Tap]) -> dict[str, Tensor]:
+        """The taps of some samples, on the device: name -> (M, ...)."""
+        parts = [values for _, values in self.batches([view], sample_ids, taps)]
+        return {tap: torch.cat([part[tap] for part in parts]) for tap in parts[0]}
+
+    def test_errors(self) -> dict[str, float]:
+        """The teacher's error (%) on the test split; {} where it has no logits."""
+        if not self.setup.num_classes:
+            return {}
+        test = evaluation_pixels(
+            self.setup.dataset.test,
+            self.setup.config.views,
+            self._normalisation,
+            self.options.device,
+            self.options.num_workers,
+        )
+        batches = test.batches([0], np.arange(len(test)), self.batch_size)
+        logits = [Tap("logits")]
+        errors = count_errors(
+            (self.teacher.outputs(batch.inputs, batch.labels, logits)["logits"], batch.labels)
+            for batch in batches
+        )
+        return {"test_top1_error": errors.top1, "test_top5_error": errors.top5}
+
+    def content(self) -> CacheContent:
+        """What the cache is to hold."""
+        import PIL
+        import zarr
+
+        setup = self.setup
+        train, views = setup.dataset.train, setup.config.views
+        return CacheContent(
+            teacher=setup.config.name,
+            identity=setup.identity,
+            taps=self.tap_specs(),
+            labels=train.labels,
+            num_views=views.num_views,
+            class_names=setup.dataset.class_names,
+            canary=pixel_canary(train, views),
+            preview=preview_views(train, views),
+            versions={
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "zarr": zarr.__version__,
+                "pillow": PIL.__version__,
+            },
+            sample_crc32c=True,
+        )
+
+
+def _checksums(batch: ViewBatch) -> Tensor:
+    assert batch.checksums is not None
+    return torch.from_numpy(batch.checksums.astype(np.int64))

@@ -1,0 +1,143 @@
+"""Whether a cache leaves work to do; decided without torch and, if possible, without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.weights.source import refuse_misspelled
+from teach_once.precompute.compute.setup import Setup
+from teach_once.runtime.machine.urls import ObjectUrl
+from teach_once.store.errors import (
+    CacheAmbiguous,
+    CacheDamaged,
+    CacheError,
+    CacheIncomplete,
+    CacheMissing,
+    UnknownTap,
+    UnknownView,
+)
+from teach_once.store.format.certificate import certificate_text
+from teach_once.store.inspect.find import find_cache
+from teach_once.store.read.reader import TeacherCache
+from teach_once.store.read.source import open_source
+from teach_once.views.augment.augment import pixel_canary
+
+# Up to this size, every byte of a cache is checked before it is called complete; of a larger one
+# only the presence and size of its files, unless --recheck asks for more.
+CHECKED_BYTES = 4 * 2**30
+_FAR_PERCENT = 5.0  # from the published error
+_CAUSES_OF_A_LARGE_ERROR = (
+    "dataset.normalisation is not that of the teacher's training",
+    "the classes of the weights are in another order than the dataset's",
+)
+_CAUSES_OF_A_SMALL_ERROR = (
+    "the expected error is that of other weights, or of other test images",
+    "the weights have been trained on these test images",
+)
+_SHOWN_FAULTS = 5
+
+
+def checks_every_byte(path: Path, recheck: bool) -> bool:
+    """Whether every byte of the cache at `path` is read before it is called complete.
+
+    Of an object store, which has checksums of its own, only if that is asked for.
+    """
+    return recheck or (not isinstance(path, ObjectUrl) and _committed_bytes(path) <= CHECKED_BYTES)
+
+
+def _committed_bytes(path: Path) -> int:
+    """What the journal of the cache at `path` says; 0 where there is no cache."""
+    try:
+        return open_source(path).coverage.num_bytes
+    except CacheError:
+        return 0
+
+
+def if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache | None:
+    """The cache, if it holds all views and taps asked for and is sound; None if there is work.
+
+    Growth that was begun and given up counts as no work. Prints the damage that it finds.
+    """
+    train, views = setup.dataset.train, setup.config.views
+    try:
+        cache = TeacherCache.open(setup.path, num_views=views.num_views, taps=setup.tap_names)
+    except (CacheMissing, CacheIncomplete, UnknownTap, UnknownView):
+        return None
+    except CacheDamaged as error:
+        console.print(f"{error.problem}\n  its damaged blocks will be computed again")
+        return None
+    cache.refuse_unless(cache.identity, labels=train.labels, canary=pixel_canary(train, views))
+    if cache.manifest.measured_views < views.num_views or not setup.is_held_by(cache.taps):
+        return None
+    if faults := cache.source.faults(every_byte=checks_every_byte(setup.path, recheck)):
+        shown = "\n".join(f"  {fault}" for fault in faults[:_SHOWN_FAULTS])
+        console.print(f"damaged, will be computed again:\n{shown}")
+        return None
+    return cache
+
+
+def without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, str]:
+    """The complete cache of a teacher whose weights file is missing; else None and the reason.
+
+    Raises CacheMismatch where its labels or pixels are not this dataset's, CacheAmbiguous, or
+    ArchError where the path of the weights seems misspelled.
+    """
+    train, views = setup.dataset.train, setup.config.views
+    try:
+        cache = find_cache(
+            caches,
+            setup.config.name,
+            setup.identity,
+            num_views=views.num_views,
+            taps=setup.tap_names,
+        )
+    except CacheAmbiguous:
+        raise
+    except CacheError as error:
+        return None, error.problem
+    refuse_misspelled(setup.config.teacher.weights, cache.identity["teacher"]["weights_sha256"])
+    cache.refuse_unless(setup.identity, labels=train.labels, canary=pixel_canary(train, views))
+    if not setup.is_held_by(cache.taps):
+        wanted = ", ".join(setup.tap_names)
+        return None, f"{cache.path} lacks some of the taps {wanted} in the dtypes asked for"
+    return cache, ""
+
+
+def format_measured(cache: TeacherCache, config: TeacherConfig) -> str:
+    """What the pass measured of the teacher; a warning where its error is unexpected."""
+    measured = cache.measured
+    if not measured:
+        return "Its teacher's errors were not measured."
+    if "test_top1_error" not in measured:
+        return f"Its teacher has no logits, so no error was measured.{_certificate(cache)}"
+    has_top5 = len(cache.manifest.class_names) > 5 and "test_top5_error" in measured
+    top5 = f", {measured['test_top5_error']:.2f} % top-5" if has_top5 else ""
+    agreement = measured.get("train_agreement")
+    right = "" if agreement is None else f"; right on {100 * agreement:.2f} % of the cached views"
+    return (
+        f"Teacher: test error {measured['test_top1_error']:.2f} % top-1{top5}{right}."
+        f"{_certificate(cache)}{_unexpected_error(config, measured['test_top1_error'])}"
+    )
+
+
+def _certificate(cache: TeacherCache) -> str:
+    text = certificate_text(cache.measured)
+    return f"\n  {text}" if text else ""
+
+
+def _unexpected_error(config: TeacherConfig, measured: float) -> str:
+    """A warning if the teacher's test error is far from the one that its file states."""
+    expected = config.teacher.expected_error
+    if expected is None or config.teacher.bn != "eval":
+        return ""
+    if abs(measured - expected) <= _FAR_PERCENT:
+        return ""
+    causes = _CAUSES_OF_A_LARGE_ERROR if measured > expected else _CAUSES_OF_A_SMALL_ERROR
+    return (
+        f"\nWARNING: {config.name} sets teacher.expected_error: {expected:.2f} %, but "
+        f"{measured:.2f} % were measured. Most often this is one of two mistakes:\n"
+        + "\n".join(f"  {cause}" for cause in causes)
+    )

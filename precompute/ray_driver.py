@@ -1,0 +1,198 @@
+"""Fills a cache on a Ray cluster: nodes compute blocks, and this process, the driver, commits them.
+
+To an object store each node commits its own blocks; the driver counts.
+
+A task is one group of blocks: some views of the same samples. So many are queued that no worker
+waits, and no more. The driver alone has the cache's lock and appends to its journal: whatever dies,
+or is computed twice, what is committed is whole, and the same command continues from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from teach_once.precompute import ray_worker as on_node
+from teach_once.precompute.compute.blocks import Groups
+from teach_once.precompute.compute.setup import Setup
+from teach_once.precompute.compute.spool import remove_spools
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.precompute.job import Rounds
+from teach_once.precompute.plan import Plan, planned
+from teach_once.precompute.ray_worker import Pace, Recipe
+from teach_once.precompute.run_pass import (
+    TRIAL_RECORDS,
+    naming_changed_files,
+    opened,
+    refuse_full_disk,
+    without_carried,
+)
+from teach_once.runtime.command.progress import Progress
+from teach_once.runtime.command.ray import Cluster, Ref, raise_failure
+from teach_once.runtime.command.signals import StopRequest
+from teach_once.runtime.errors import Stopped
+from teach_once.store import CacheContent, CacheWriter, TeacherCache
+from teach_once.store.write.destination import Destination, handout_of, open_destination
+from teach_once.store.write.pending_blocks import Work
+from teach_once.store.write.staging import Written
+
+_QUEUED_PER_WORKER = 2  # tasks: one that runs, one that waits for it
+_POLL_SECONDS = 0.2
+_SECONDS_TO_FINISH = 10.0  # a task that needs longer is given up when the pass is stopped
+
+
+class ClusterFill:
+    """One pass on a cluster. options: its device is that of this process, which computes little.
+
+    device: what workers compute on.
+    """
+
+    def __init__(
+        self, setup: Setup, options: PassOptions, cluster: Cluster, device: str, console: Console
+    ) -> None:
+        self._setup, self._options, self._cluster = setup, options, cluster
+        self._console = console
+        if device == "auto" and not cluster.resources.gpus:
+            device = "cpu"
+        self._recipe = Recipe(
+            setup.config,
+            setup.path.parent,
+            setup.identity,
+            device,
+            options.num_workers,
+            options.spool,
+        )
+        self._teacher_pass = TeacherPass(setup, options)
+        self._pace = Pace(self._teacher_pass.batch_size)
+
+    def plan(self) -> Plan:
+        """What `run` would do; writes nothing."""
+        return self._planned(self._teacher_pass.content())
+
+    def run(self) -> TeacherCache:
+        """Create or resume the cache, complete it, and return it opened.
+
+        Raises ClusterError, also for an error of a worker; CacheError, DatasetError, Stopped.
+        """
+        setup, content = self._setup, self._teacher_pass.content()
+        plan = self._planned(content)
+        self._console.print(f"{setup.path}: {plan.summary()}")
+        refuse_full_disk(plan, setup)
+        with (
+            StopRequest() as stop,
+            open_destination(
+                setup.path,
+                content,
+                spool_folder=self._teacher_pass.folder,
+                block_rows=self._options.block_rows,
+                check_every_byte=self._options.check_every_byte,
+            ) as writer,
+            naming_changed_files(setup),
+        ):
+            started, images = time.perf_counter(), 0
+            if isinstance(writer, CacheWriter):
+                remove_spools(writer.path, nobody_resumes=True)  # of an earlier driver's workers
+            work: Sequence[Work] | None = without_carried(self._teacher_pass, writer, self._console)
+            rounds = Rounds(setup.path)
+            while work:
+                images += self._run_blocks(writer, work, stop)
+                if work := writer.left_over():
+                    rounds.check(work)
+            seconds = time.perf_counter() - started
+            last = writer.manifest.measured.get("images_per_second", 0.0)
+            rate = images / seconds or last
+            task = self._cluster.submit(on_node.measured_of_pass, self._recipe, rate)
+            writer.record_measured(self._cluster.wait_for(task))
+            if isinstance(writer, CacheWriter):
+                writer.remove_asides()
+            for folder in writer.unused_spool_folders():
+                remove_spools(folder)
+        return opened(setup)
+
+    def _planned(self, content: CacheContent) -> Plan:
+        device = self._cluster.format_workers()
+        return planned(self._teacher_pass, content, self._measured_rate, device)
+
+    def _measured_rate(self, num_records: int) -> float:
+        """Images per second of all workers, as one of them measures it."""
+        size = self._options.batch_size
+        if size is None and num_records < TRIAL_RECORDS:
+            size = self._pace.batch_size
+        task = self._cluster.submit(on_node.measured_pace, self._recipe, size)
+        self._pace = self._cluster.wait_for(task)
+        return self._pace.images_per_second * self._cluster.num_workers
+
+    def _run_blocks(self, writer: Destination, work: Sequence[Work], stop: StopRequest) -> int:
+        """Have these blocks computed, and commit them; returns the number of images."""
+        writer.refuse_if_too_full(work)
+        total = sum(item.block.rows for item in work)
+        given = (self._recipe, handout_of(writer), self._pace)
+        queue = Queue(self._cluster, on_node.compute, given, writer, len(work))
+        groups, views = Groups(work), self._teacher_pass.views_per_reading
+        with Progress(total, "images", self._console) as progress:
+            queue.run(iter(lambda: groups.next(views), []), progress, stop)
+        return total
+
+
+class Queue:
+    """The tasks of one list of blocks.
+
+    compute: what a worker does with a group of them, after the arguments `given`; it returns the
+    blocks that `writer` is to commit.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        compute: Callable[..., list[Written]],
+        given: tuple[Any, ...],
+        writer: Destination,
+        num_blocks: int,
+    ) -> None:
+        self._cluster, self._writer = cluster, writer
+        self._compute, self._given = compute, given
+        self._queued: dict[Ref, list[Work]] = {}
+        self._done, self._num_blocks = 0, num_blocks
+
+    def run(self, groups: Iterator[list[Work]], progress: Progress, stop: StopRequest) -> None:
+        """Keep all workers at work until every group is committed."""
+        try:
+            while True:
+                progress.note = f" on {self._cluster.format_workers()}"
+                self._fill_up(groups)
+                if not self._queued:
+                    return
+                self._commit_done(progress)
+                if stop.signal_number is not None:
+                    self._stop(stop.signal_number, progress)
+        finally:
+            self._cluster.cancel(self._queued, at_once=True)
+
+    def _fill_up(self, groups: Iterator[list[Work]]) -> None:
+        most = _QUEUED_PER_WORKER * max(self._cluster.num_workers, 1)
+        while len(self._queued) < most and (group := next(groups, None)):
+            task = self._cluster.submit(self._compute, *self._given, group)
+            self._queued[task] = group
+
+    def _commit_done(self, progress: Progress) -> None:
+        for task in self._cluster.done(self._queued, _POLL_SECONDS):
+            group = self._queued.pop(task)
+            for written in raise_failure(self._cluster.result(task)):
+                assert isinstance(self._writer, CacheWriter)
+                self._writer.commit_written(written)
+            self._done += len(group)
+            progress.advance(sum(item.block.rows for item in group))
+
+    def _stop(self, signal_number: int, progress: Progress) -> None:
+        """Commit what is finished within a few seconds. Raises Stopped."""
+        until = time.monotonic() + _SECONDS_TO_FINISH
+        while self._queued and time.monotonic() < until:
+            self._commit_done(progress)
+        raise Stopped(
+            signal_number,
+            f"stopped after {self._done:,} of {self._num_blocks:,} blocks, which are saved; the "
+            f"same command resumes",
+        )

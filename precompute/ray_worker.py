@@ -1,0 +1,129 @@
+"""What a worker of a cluster does in a teacher pass: it builds the teacher once, then computes.
+
+Its chunks go into the cache's folder, under names of their own; the driver commits them
+(`store.write.staging`). Of a cache on an object store it commits its blocks itself
+(`store.place.commit`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from teach_once.configs.commands import cache_command
+from teach_once.configs.schema import TeacherConfig
+from teach_once.precompute.compute.blocks import run_blocks
+from teach_once.precompute.compute.setup import at_hand, setup_of
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.precompute.compute.trial import fastest_batch, pass_rate
+from teach_once.precompute.run_pass import measured, naming_changed_files
+from teach_once.runtime.command.options import SPOOL
+from teach_once.runtime.command.ray import ClusterError
+from teach_once.runtime.command.signals import StopRequest
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.runtime.machine.urls import ObjectUrl, local_folder
+from teach_once.runtime.safe.locks import WriterLock, numbered_folder
+from teach_once.store.errors import fixes_spelled_by
+from teach_once.store.identity import Identity
+from teach_once.store.place.mirror_folder import MirrorFolder, use_mirror, used_mirror
+from teach_once.store.write.destination import Handout, writer_on_node
+from teach_once.store.write.pending_blocks import Work
+from teach_once.store.write.staging import AsideWriter, Written
+from teach_once.views.datasets import load_dataset
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a worker needs to build the same pass as the driver."""
+
+    config: TeacherConfig
+    caches: Path
+    identity: Identity
+    device: str
+    num_workers: int | None
+    spool: Path = SPOOL
+    mirror: MirrorFolder = field(default_factory=used_mirror)
+
+
+class Pace(NamedTuple):
+    """Of one worker. images_per_second: 0 where it was not measured."""
+
+    batch_size: int
+    images_per_second: float = 0.0
+
+
+_here: tuple[Recipe, TeacherPass] | None = None  # in a worker's process
+_spool_folders: dict[Path, tuple[Path, WriterLock]] = {}
+
+
+def compute(recipe: Recipe, handout: Handout, pace: Pace, work: Sequence[Work]) -> list[Written]:
+    """Compute blocks of the same samples and write them; those that the driver is to commit.
+
+    Raises CacheError, DatasetError.
+    """
+    teacher_pass = _teacher_pass(recipe)
+    teacher_pass.batch_size, teacher_pass.images_per_second = pace
+    setup, quiet = teacher_pass.setup, Console(file=io.StringIO())
+    writer = writer_on_node(handout, work, _own_spool_folder(teacher_pass))
+    with (
+        naming_changed_files(setup),
+        fixes_spelled_by(
+            lambda more: cache_command(setup.config, caches_dir=recipe.caches, more=more)
+        ),
+    ):
+        run_blocks(teacher_pass, writer, work, StopRequest(), quiet)
+    return writer.written if isinstance(writer, AsideWriter) else []
+
+
+def measured_pace(recipe: Recipe, batch_size: int | None) -> Pace:
+    """At that batch size; without one, at the fastest."""
+    teacher_pass = _teacher_pass(recipe)
+    if batch_size is None:
+        return Pace(*fastest_batch(teacher_pass))
+    teacher_pass.batch_size = batch_size
+    return Pace(batch_size, pass_rate(teacher_pass))
+
+
+def measured_of_pass(recipe: Recipe, images_per_second: float) -> dict[str, float]:
+    """What is recorded of a pass once every block is committed: `precompute.run_pass.measured`."""
+    return measured(_teacher_pass(recipe), images_per_second, Console(file=io.StringIO()))
+
+
+def _own_spool_folder(teacher_pass: TeacherPass) -> Path:
+    """Of this process, as long as it lives; of a cache in a folder, that."""
+    if not isinstance(teacher_pass.setup.path, ObjectUrl):
+        return teacher_pass.folder
+    if teacher_pass.folder not in _spool_folders:
+        _spool_folders[teacher_pass.folder] = numbered_folder(teacher_pass.folder)
+    return _spool_folders[teacher_pass.folder][0]
+
+
+def _teacher_pass(recipe: Recipe) -> TeacherPass:
+    """Built once in each process; only its pace changes. Raises ClusterError."""
+    global _here
+    if _here is None or _here[0] != recipe:
+        _here = None  # its memory, before the next one is built
+        _here = recipe, _built(recipe)
+    return _here[1]
+
+
+def _built(recipe: Recipe) -> TeacherPass:
+    kept_in = local_folder(recipe.caches, recipe.spool)
+    use_mirror(recipe.mirror)
+    dataset = load_dataset(recipe.config.dataset, kept_in)
+    setup = at_hand(setup_of(recipe.config, dataset, recipe.caches))
+    if setup.identity != recipe.identity:
+        raise ClusterError(
+            f"this node would compute another cache, {setup.path.name}: its images or weights are "
+            f"not those of the node that the command was started on",
+            fix="use a folder that all nodes share, or copy the same files to all of them",
+        )
+    device = pick_device(recipe.device)
+    return TeacherPass(
+        setup, PassOptions(device, num_workers=recipe.num_workers, spool=recipe.spool)
+    )

@@ -1,0 +1,170 @@
+"""Fills a cache: every pending block of every view through the teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from teach_once.precompute.compute.blocks import run_blocks
+from teach_once.precompute.compute.setup import Setup
+from teach_once.precompute.compute.spool import remove_spools
+from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.precompute.compute.trial import certificate, fastest_batch
+from teach_once.precompute.job import Rounds
+from teach_once.precompute.plan import Plan, memory_of, planned
+from teach_once.runtime.command.signals import StopRequest
+from teach_once.runtime.machine.urls import ObjectUrl
+from teach_once.store import CacheFull, TeacherCache
+from teach_once.store.errors import SamplesChanged
+from teach_once.store.inspect.inspect import agreement
+from teach_once.store.write.destination import Destination, open_destination
+from teach_once.store.write.pending_blocks import Work
+from teach_once.views.splits import DatasetError
+
+TRIAL_RECORDS = 20_000  # a shorter pass would not repay the trial
+_NAMED_SAMPLES = 5
+
+
+def plan_pass(setup: Setup, options: PassOptions) -> Plan:
+    """What `fill_cache` would do, trial included; writes nothing."""
+    teacher_pass = TeacherPass(setup, options)
+    plan = planned(teacher_pass, teacher_pass.content())
+    if not _repays_trial(plan, options):
+        return plan
+    started = time.perf_counter()
+    plan = _with_fastest_batch(teacher_pass, plan)
+    return dataclasses.replace(plan, trial_hours=(time.perf_counter() - started) / 3600)
+
+
+def _repays_trial(plan: Plan, options: PassOptions) -> bool:
+    return options.batch_size is None and plan.pending_records >= TRIAL_RECORDS
+
+
+def _with_fastest_batch(teacher_pass: TeacherPass, plan: Plan) -> Plan:
+    """Find the fastest batch size and set it; the plan with its rate, and the memory it took."""
+    teacher_pass.batch_size, rate = fastest_batch(teacher_pass)
+    memory = memory_of(teacher_pass, plan.manifest)
+    return dataclasses.replace(plan, images_per_second=rate, memory=memory)
+
+
+def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherCache | None:
+    """Create or resume the cache, complete it, and return it opened.
+
+    None if other ranks of the same job are still running when this one has finished its share.
+    Raises CacheError, DatasetError, Stopped.
+    """
+    teacher_pass = TeacherPass(setup, options)
+    content = teacher_pass.content()
+    plan = planned(teacher_pass, content)
+    if _repays_trial(plan, options):
+        plan = _with_fastest_batch(teacher_pass, plan)
+        console.print(f"batches of {teacher_pass.batch_size} images were the fastest")
+    teacher_pass.images_per_second = plan.images_per_second
+    console.print(f"{setup.path}: {plan.summary()}; images {teacher_pass.pixels.where}")
+    refuse_full_disk(plan, setup)
+    with (
+        StopRequest() as stop,
+        open_destination(
+            setup.path,
+            content,
+            spool_folder=teacher_pass.folder,
+            block_rows=options.block_rows,
+            check_every_byte=options.check_every_byte,
+            job=options.job,
+        ) as writer,
+        naming_changed_files(setup),
+    ):
+        images_per_second = _run_pending(teacher_pass, writer, stop, console)
+        if images_per_second is None:
+            return None
+        last = writer.manifest.measured.get("images_per_second", 0.0)
+        writer.record_measured(measured(teacher_pass, images_per_second or last, console))
+        for folder in writer.unused_spool_folders():
+            remove_spools(folder)
+    return opened(setup)
+
+
+def _run_pending(
+    teacher_pass: TeacherPass, writer: Destination, stop: StopRequest, console: Console
+) -> float | None:
+    """Do this rank's work, then what other ranks left; images per second.
+
+    None if other ranks are still running.
+    """
+    started = time.perf_counter()
+    work = without_carried(teacher_pass, writer, console)
+    images = run_blocks(teacher_pass, writer, work, stop, console)
+    rounds = Rounds(teacher_pass.setup.path)
+    while left := writer.left_over():
+        rounds.check(left)
+        images += run_blocks(teacher_pass, writer, left, stop, console)
+    return None if left is None else images / (time.perf_counter() - started)
+
+
+def measured(
+    teacher_pass: TeacherPass, images_per_second: float, console: Console
+) -> dict[str, float]:
+    """The teacher's errors, the rate of the pass, and the certificate of reduced records."""
+    cache = opened(teacher_pass.setup)
+    has_logits = "correct" in cache.taps
+    return {
+        **teacher_pass.test_errors(),
+        **({"train_agreement": agreement(cache, cache.num_views)} if has_logits else {}),
+        "views": cache.num_views,
+        "images_per_second": images_per_second,
+        **certificate(teacher_pass, cache, console),
+    }
+
+
+def opened(setup: Setup) -> TeacherCache:
+    """The views and taps of the cache that the config asks for."""
+    views = setup.config.views.num_views
+    return TeacherCache.open(setup.path, num_views=views, taps=setup.tap_names)
+
+
+def refuse_full_disk(plan: Plan, setup: Setup) -> None:
+    needed = plan.disk_bytes
+    if needed > plan.free_bytes:
+        what = "the records of unfinished blocks" if plan.is_remote else setup.path
+        raise CacheFull(
+            f"the disk of {what} is too full: {needed:,} bytes are "
+            f"needed, {plan.free_bytes:,} are free",
+            fix="free some space, lower views.count, or choose another folder with "
+            f"{'--spool' if plan.is_remote else '--caches'} DIR",
+        )
+
+
+def without_carried(teacher_pass: TeacherPass, writer: Destination, console: Console) -> list[Work]:
+    """The writer's work without the blocks that another cache holds, which are copied first."""
+    carrier = teacher_pass.carrier
+    if carrier is None:
+        return writer.work
+    left = carrier.carry_over(writer)
+    copied = len(writer.work) - len(left)
+    console.print(f"copied {copied:,} of {len(writer.work):,} blocks from {carrier.old.path}")
+    return left
+
+
+@contextmanager
+def naming_changed_files(setup: Setup) -> Iterator[None]:
+    """The store knows samples by their numbers; an error names their files."""
+    try:
+        yield
+    except SamplesChanged as error:
+        names = list(map(setup.dataset.train.name_of, error.samples[:_NAMED_SAMPLES]))
+        more = ", ..." if len(error.samples) > len(names) else ""
+        raise DatasetError(
+            f"samples have changed since {setup.path} was begun, {len(error.samples)} in all: "
+            f"{', '.join(names)}{more}",
+            fix=f"restore them; or, if they are right as they are: {_remove(setup.path)}, and run "
+            f"again",
+        ) from None
+
+
+def _remove(path: Path) -> str:
+    return f"remove all below {path}" if isinstance(path, ObjectUrl) else f"rm -r {path}"

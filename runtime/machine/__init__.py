@@ -1,0 +1,1 @@
+"""What this machine offers: devices, memory, cores, object stores by their address."""

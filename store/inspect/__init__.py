@@ -1,0 +1,1 @@
+"""Finds caches and describes them, without teacher, dataset or torch."""

@@ -1,0 +1,239 @@
+"""What can be said about a cache without the dataset, the teacher or torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teach_once.runtime.formats import counted, format_table
+from teach_once.runtime.machine.urls import ObjectUrl
+from teach_once.runtime.safe.text import one_line
+from teach_once.store.errors import CacheError, CacheMissing, Fault
+from teach_once.store.format.certificate import certificate_in, certificate_text
+from teach_once.store.format.spec import MANIFEST, SAMPLE_CRC
+from teach_once.store.identity import distinguishing, field_of, identity_sha256
+from teach_once.store.place.objects import Objects, in_parallel
+from teach_once.store.read.hdf5 import is_hdf5
+from teach_once.store.read.reader import TeacherCache
+from teach_once.store.read.source import Source, open_source
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One cache of a list. problem: why it cannot be opened, if so."""
+
+    path: Path
+    source: Source | None
+    problem: str = ""
+
+    @property
+    def done(self) -> float:
+        """Fraction of the planned chunks that are committed."""
+        return 0.0 if self.source is None else self.source.coverage.fraction
+
+
+def overviews(folder: Path) -> Iterator[Overview]:
+    """Every cache directly below `folder`, by name: folders with a manifest, exported files.
+
+    Below a URL, every prefix with a manifest.
+    """
+    if isinstance(folder, ObjectUrl):
+        yield from _remote_overviews(folder)
+        return
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        try:
+            if os.path.lexists(path / MANIFEST) or (path.is_file() and is_hdf5(path)):
+                yield Overview(path, open_source(path))
+        except (CacheError, OSError) as error:
+            yield Overview(path, None, getattr(error, "problem", None) or str(error))
+
+
+def _remote_overviews(url: ObjectUrl) -> Iterator[Overview]:
+    for name in sorted(Objects(url).names()[0]):
+        path = url / name
+        try:
+            yield Overview(path, open_source(path))
+        except CacheMissing:
+            continue
+        except CacheError as error:
+            yield Overview(path, None, error.problem)
+
+
+def details(path: Path) -> dict[str, Any]:
+    """Everything the manifest says, and how much is complete, as plain JSON values.
+
+    Raises CacheError.
+    """
+    source = open_source(path)
+    m = source.manifest
+    records = m.num_views * m.num_samples
+    taps = {
+        name: {
+            "shape": list(spec.shape),
+            "dtype": spec.dtype,
+            "scale": spec.scale,
+            "top": spec.top,
+            "bytes_per_record": spec.bytes_per_record,
+            "bytes": spec.bytes_per_record * records,
+        }
+        for name, spec in m.taps.items()
+    }
+    return {
+        "path": str(path),
+        "teacher": m.teacher,
+        "identity": m.identity,
+        "identity_sha256": identity_sha256(m.identity),
+        "num_samples": m.num_samples,
+        "num_views": m.num_views,
+        "block_rows": m.block_rows,
+        "taps": taps,
+        "bytes_per_record": m.record_bytes,
+        "bytes": m.record_bytes * records,
+        "complete": source.coverage.is_complete,
+        "fraction_done": source.coverage.fraction,
+        "measured": m.measured,
+        "certificate": certificate_in(m.measured),
+        "versions": m.versions,
+        "classes": m.class_names,
+    }
+
+
+@dataclass(frozen=True)
+class MissingRecords:
+    """How many records lack something; how many views, and which taps, are to be added.
+
+    new_taps: those that planned views lack; none where all taps lack the same blocks.
+    """
+
+    records: int
+    new_views: int
+    new_taps: tuple[str, ...]
+
+    @property
+    def growth(self) -> str:
+        """The new views and taps in words; empty where only planned blocks are missing."""
+        views = counted(self.new_views, "view") if self.new_views else ""
+        return " and ".join(filter(None, [views, ", ".join(self.new_taps)]))
+
+
+def missing_records(source: Source, num_views: int, taps: Collection[str]) -> MissingRecords:
+    """What a pass for the first `num_views` views of these taps would have to compute."""
+    m, coverage = source.manifest, source.coverage
+    old_views, asked = min(num_views, m.num_views), {*taps, *({SAMPLE_CRC} & set(m.stored))}
+    absent = asked - m.stored.keys()  # of taps that are not planned, all is missing
+    lacks = coverage.lacking_any(asked, old_views) | bool(absent)
+    rows = np.full(m.blocks_per_view, m.block_rows)
+    rows[-1] = m.block(0, m.blocks_per_view - 1).rows
+    records = int(lacks.sum(axis=0) @ rows) + (num_views - old_views) * m.num_samples
+    lacking = absent | (asked & coverage.incomplete_taps(old_views))
+    is_partial = not set(taps) <= lacking
+    new_taps = sorted(set(taps) & lacking) if is_partial else []
+    return MissingRecords(records, num_views - old_views, tuple(new_taps))
+
+
+def describe_missing(source: Source, num: int) -> list[Fault]:
+    """The first `num` of what is planned and not committed."""
+    return [
+        Fault("not committed", source.path, array, view, block)
+        for array, view, block in source.coverage.first_missing(num)
+    ]
+
+
+def agreement(cache: TeacherCache, num_views: int) -> float:
+    """The fraction of the first `num_views` cached views on which the teacher is right."""
+
+    def num_right(view: int) -> int:
+        return int(cache.read_view(view, ["correct"])["correct"].sum())
+
+    views = range(num_views)
+    is_remote = isinstance(cache.path, ObjectUrl)  # small requests: many at a time
+    right = sum(in_parallel(num_right, views) if is_remote else map(num_right, views))
+    return right / (num_views * cache.num_samples)
+
+
+_HEADER = ["cache", "teacher", "dataset", "views", "samples", "size", "differs in", "state"]
+_MOST_SETTINGS = 8  # of a line
+
+
+def list_text(caches: Iterable[Overview]) -> str:
+    """A table with a line per cache, which ends with what tells it from the other caches."""
+    caches = list(caches)
+    sources = [cache.source for cache in caches if cache.source is not None]
+    found = iter(distinguishing([_not_in_columns(each.manifest.identity) for each in sources]))
+    settings = [[] if cache.source is None else next(found) for cache in caches]
+    return format_table([_HEADER, *map(_row, caches, settings)])
+
+
+def _row(cache: Overview, settings: Sequence[str]) -> list[str]:
+    if cache.source is None:
+        return [one_line(cache.path.name), *[""] * 6, f"unusable: {one_line(cache.problem)}"]
+    m = cache.source.manifest
+    size = m.record_bytes * m.num_views * m.num_samples
+    return [
+        one_line(cache.path.name),
+        one_line(field_of(m.identity, "teacher", "arch")),
+        one_line(field_of(m.identity, "dataset", "type")),
+        str(m.num_views),
+        f"{m.num_samples:,}",
+        f"{size / 1e6:,.1f} MB",
+        one_line(", ".join(_shortened(settings))),
+        "complete" if cache.done == 1 else f"{100 * cache.done:.1f} % done",
+    ]
+
+
+def _not_in_columns(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity without what the list has columns of."""
+    shown = {"teacher": "arch", "dataset": "type"}
+    return {
+        key: {name: each for name, each in value.items() if name != shown.get(key)}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in identity.items()
+    }
+
+
+def _shortened(settings: Sequence[str]) -> list[str]:
+    more = len(settings) - _MOST_SETTINGS
+    return list(settings if more <= 1 else [*settings[:_MOST_SETTINGS], f"{more} more"])
+
+
+def info_text(info: Mapping[str, Any]) -> str:
+    """The lines of `python -m store info`. info: from `store.inspect.inspect.details`."""
+    lines = [
+        one_line(info["path"]),
+        f"identity   {info['identity_sha256']}",
+        *_flat(info["identity"]),
+        f"size       {info['num_views']} views x {info['num_samples']:,} samples x "
+        f"{info['bytes_per_record']:,} bytes = {info['bytes']:,} bytes, in blocks of "
+        f"{info['block_rows']:,}",
+    ]
+    for name, tap in info["taps"].items():
+        shape = "x".join(map(str, tap["shape"])) or "1"
+        scale = f" with a scale per {tap['scale']}" if tap["scale"] else ""
+        scale += f", the {tap['top']} largest" if tap["top"] else ""
+        lines.append(
+            f"  {name:<9}{shape:>14} {tap['dtype']}{scale}, {tap['bytes_per_record']:,} B per "
+            f"record, {tap['bytes']:,} B in total"
+        )
+    state = "complete" if info["complete"] else f"{100 * info['fraction_done']:.1f} % done"
+    lines.append(f"state      {state}")
+    others = {k: v for k, v in info["measured"].items() if k not in info["certificate"]}
+    lines += [f"{name:<22} {value:.4g}" for name, value in others.items()]
+    lines += filter(None, [certificate_text(info["certificate"])])
+    lines.append("made with  " + ", ".join(f"{k} {v}" for k, v in info["versions"].items()))
+    return "\n".join(lines)
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "  ") -> list[str]:
+    lines: list[str] = []
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            lines += _flat(value, f"{prefix}{one_line(key)}.")
+        else:
+            lines.append(f"{prefix}{one_line(key)}: {one_line(value)}")
+    return lines

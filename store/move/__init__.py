@@ -1,0 +1,1 @@
+"""Copies, converts, exports and trims finished caches."""

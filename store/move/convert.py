@@ -1,0 +1,146 @@
+"""Makes a smaller cache from a full one, without the teacher: fewer logits, coarser means.
+
+The new cache's identity says what it was converted from, because its records are not to the byte
+those that a pass would write: values went through the old cache's rounding first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from teach_once.store.errors import CacheError, fixes_spelled_by
+from teach_once.store.format.certificate import RANGES, Comparison, certified_blocks
+from teach_once.store.format.content import CacheContent
+from teach_once.store.format.manifest import MAX_CUT_CLASSES
+from teach_once.store.format.spec import SAMPLE_CRC, TapSpec, kind_of
+from teach_once.store.identity import CONVERTED_FROM, Identity
+from teach_once.store.read.reader import TeacherCache
+from teach_once.store.write.writer import CacheWriter
+
+_COARSER = {"float32": ("float16", "uint8"), "float16": ("uint8",), "uint8": ()}
+
+
+def convert_cache(
+    path: Path,
+    dest: Path,
+    *,
+    logits: str | None = None,
+    means: str | None = None,
+    on_block: Callable[[int], None] = lambda rows: None,
+) -> TeacherCache:
+    """Write the complete cache at `path` to the folder `dest`, with other types; returns it opened.
+
+    logits: "float16", "uint8" or "top:32"; means: "float16" or "uint8"; None: as they are. Resumes
+    what an interrupted conversion left. on_block: called with the rows of each block that is
+    written. Raises CacheError.
+    """
+    old = TeacherCache.open(path)
+    old.spell = partial(_pass_of, old)
+    taps = converted_taps(old, logits, means)
+    if taps == old.taps:
+        raise CacheError(
+            f"{path} has these types already", fix="--logits top:32, --means uint8 or both"
+        )
+    block_rows = old.manifest.block_rows
+    with (
+        fixes_spelled_by(_run_again),
+        CacheWriter.open(dest, _content(old, taps), block_rows=block_rows) as writer,
+    ):
+        for item in writer.work:
+            records = old.read_block(item.block, [tap for tap in item.taps if tap != SAMPLE_CRC])
+            if old.sample_crc32c is not None:
+                checksums = old.sample_crc32c[item.block.start : item.block.stop]
+                records[SAMPLE_CRC] = checksums
+            writer.write_block(item.block, records)
+            on_block(item.block.rows)
+        measured = {key: each for key, each in old.measured.items() if key not in RANGES}
+        writer.record_measured({**measured, **_certificate(old, TeacherCache.open(dest))})
+    return TeacherCache.open(dest)
+
+
+def _pass_of(old: TeacherCache, overrides: Sequence[str]) -> str:
+    """What repairs the cache that is converted."""
+    fix = old.source.fix
+    return fix if isinstance(fix, str) else str(dataclasses.replace(fix, recheck=False))
+
+
+def _run_again(overrides: list[str]) -> str:
+    """What resumes a conversion: no pass of the teacher writes this cache."""
+    return "run the same command again"
+
+
+def converted_taps(old: TeacherCache, logits: str | None, means: str | None) -> dict[str, TapSpec]:
+    """The taps of the new cache. Raises CacheError where the old one lacks what they would take."""
+    return {
+        name: _logits_as(spec, logits)
+        if name == "logits" and logits
+        else _coarser(name, spec, means, "block")
+        if kind_of(name) == "stage" and means
+        else spec
+        for name, spec in old.taps.items()
+    }
+
+
+def _logits_as(spec: TapSpec, asked: str) -> TapSpec:
+    if not asked.startswith("top:"):
+        return _coarser("logits", spec, asked, "row")
+    digits, (num_classes,) = asked.removeprefix("top:"), spec.shape
+    top = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 7 else 0
+    if not 0 < top < num_classes <= MAX_CUT_CLASSES or (spec.top or num_classes) < top:
+        most = spec.top or num_classes - 1
+        raise CacheError(
+            f"--logits {asked}: the cache has {num_classes:,} classes", fix=f"1 to {most:,}"
+        )
+    return TapSpec(spec.shape, "float16", top=top)
+
+
+def _coarser(name: str, spec: TapSpec, asked: str, scale: str) -> TapSpec:
+    if spec.top or asked not in (spec.dtype, *_COARSER[spec.dtype]):
+        known = ", ".join(_COARSER[spec.dtype]) or "nothing smaller"
+        raise CacheError(f"{name} is stored as {spec.dtype}, and cannot become {asked}", fix=known)
+    return TapSpec(spec.shape, asked, scale if asked == "uint8" else None)
+
+
+def converted_identity(old: Identity, taps: Mapping[str, TapSpec]) -> Identity:
+    """The identity of a cache with these taps, made from one with the identity `old`."""
+    types = dict(old["taps"])
+    for name, spec in taps.items():
+        kind = {"logits": "logits", "stage": "means"}.get(kind_of(name))
+        if kind:
+            types[kind] = {"top": spec.top} if spec.top else spec.dtype
+    origin = old.get(CONVERTED_FROM, old["taps"])
+    return {**old, "taps": types, CONVERTED_FROM: origin}
+
+
+def _content(old: TeacherCache, taps: Mapping[str, TapSpec]) -> CacheContent:
+    m = old.manifest
+    return CacheContent(
+        teacher=m.teacher,
+        identity=converted_identity(m.identity, taps),
+        taps=taps,
+        labels=old.labels,
+        num_views=m.num_views,
+        class_names=m.class_names,
+        canary=m.canary,
+        preview=old.preview,
+        versions=m.versions,
+        sample_crc32c=m.sample_crc32c,
+    )
+
+
+def _certificate(old: TeacherCache, new: TeacherCache) -> dict[str, float]:
+    """How much the conversion lost, on some of the records."""
+    taps = [tap for tap in new.taps if new.taps[tap] != old.taps[tap]]
+    comparison = Comparison()
+    for block in certified_blocks(old.manifest.blocks()):
+        whole = old.manifest.block(block.view, block.index)
+        full, stored = (cache.read_block(whole, taps) for cache in (old, new))
+        first = slice(block.rows)
+        comparison.add(
+            {tap: values[first] for tap, values in full.items()},
+            {tap: values[first] for tap, values in stored.items()},
+        )
+    return comparison.figures()

@@ -1,0 +1,397 @@
+"""Copies a cache from where it lies to where it is asked for: a folder, or an object store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from teach_once.runtime.command.program import program_text
+from teach_once.runtime.formats import format_size
+from teach_once.runtime.machine.urls import ObjectUrl
+from teach_once.runtime.safe.confined import make_folder_inside, write_inside
+from teach_once.runtime.safe.locks import Job, WriterLock
+from teach_once.store.errors import (
+    CacheBusy,
+    CacheDamaged,
+    CacheError,
+    CacheFull,
+    CacheMismatch,
+    CacheMissing,
+    is_full,
+    refusals_of,
+)
+from teach_once.store.format.content import (
+    metadata_checksums,
+    remove_temporary_files,
+    replace_metadata,
+    write_unless_there,
+)
+from teach_once.store.format.journal import (
+    ChunkKey,
+    JournalWriter,
+    is_journal_file,
+    journal_text,
+    read_journal,
+)
+from teach_once.store.format.manifest import Manifest, manifest_text, read_manifest, write_manifest
+from teach_once.store.format.metadata import checksum_of, zarr_metadata
+from teach_once.store.format.spec import (
+    JOURNAL,
+    LABELS,
+    MANIFEST,
+    PREVIEW,
+    ZARR_GROUP,
+    Block,
+    cache_path,
+    chunk_name,
+    crc_hex,
+    encode_chunk,
+    next_path,
+    whole_name,
+    with_checksum,
+)
+from teach_once.store.identity import identity_sha256
+from teach_once.store.move.hdf5 import folder_bytes
+from teach_once.store.place.commit import (
+    MOST_LINES,
+    is_sound,
+    line_numbers,
+    most_objects,
+    no_number_left,
+    read_remote_journal,
+)
+from teach_once.store.place.objects import Listed, NoBucket, Objects, in_parallel
+from teach_once.store.read.bucket import remote_manifest
+from teach_once.store.read.folder import FolderSource
+from teach_once.store.read.reader import TeacherCache
+
+_LARGER = 4  # times as large as ours may be a chunk that is looked at before it is replaced
+
+
+@dataclass
+class Copied:
+    """How many chunks were copied, and how many were there and sound."""
+
+    copied: int = 0
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class _CopyOut:
+    """One copy on its way. listed: what was there at the beginning."""
+
+    opened: TeacherCache
+    objects: Objects
+    listed: Mapping[str, Listed]
+    most_keys: int
+    committed: dict[ChunkKey, str] = field(default_factory=dict)
+
+    def chunk(self, item: tuple[str, Block]) -> bool:
+        """Copy one chunk; False where it was there."""
+        array, block = item
+        manifest = self.opened.manifest
+        spec = manifest.arrays[array]
+        rows = np.empty((manifest.rows_in(spec, block), *spec.shape), spec.dtype)
+        self.opened.source.read(array, block, rows)
+        data, checksum = encode_chunk(rows, spec, manifest.chunk_rows(spec))
+        views = range(manifest.num_views) if spec.all_views else [block.view]
+        is_new = self.put(chunk_name(array, spec, block), data.tobytes())
+        self.committed.update({(array, v, block.index): crc_hex(checksum) for v in views})
+        return is_new
+
+    def put(self, key: str, data: bytes) -> bool:
+        """Put a chunk; False where it was there.
+
+        One that is damaged is replaced. Raises CacheMismatch where another sound one is.
+        """
+        there = self.listed.get(key)
+        if there is not None and there.tag.strip('"') == _md5(data):
+            return False
+        if there is None and self.objects.put_if_absent(key, data):
+            return True
+        found = self.objects.get_tagged(key, _LARGER * len(data)).content
+        if found == data:
+            return False
+        if found is not None and is_sound(found):
+            raise CacheMismatch(
+                f"{self.objects.url / key} holds the records of another pass of the same teacher",
+                fix=f"remove what is below {self.objects.url}, or copy to another prefix",
+            )
+        self.objects.replace(key, data)  # damaged
+        return True
+
+    def put_text(self, key: str, data: bytes) -> None:
+        """Put a document, over an older one if there is one."""
+        there = self.listed.get(key)
+        if there is None and self.objects.put_if_absent(key, data):
+            return
+        if self._has(key, data):
+            return
+        if there is None:  # put by another process since this one began
+            raise CacheBusy(
+                f"{self.objects.url / key} was put by another process",
+                fix="run the same command again",
+            )
+        self.objects.replace(key, data, there.tag)
+
+    def put_journal(self, data: bytes) -> None:
+        """Put the journal under the first number above those of all files and lines there.
+
+        Of two that name a chunk the higher number counts: below a line that is there, the journal
+        would not say what is here.
+        """
+        keys = [each.key for each in self.objects.listed(JOURNAL, self.most_keys)]
+        names = sorted(n for key in keys if is_journal_file(n := key.removeprefix(f"{JOURNAL}/")))
+        lines = max((number for number, *_ in line_numbers(keys)), default=0)
+        newest = int(names[-1][:6]) if names else 0
+        if names and newest >= lines and self._has(f"{JOURNAL}/{names[-1]}", data):
+            return
+        number = max(newest, lines) + 1
+        if number > MOST_LINES:  # that of another cache does not count
+            there = read_remote_journal(self.objects, self.opened.manifest, every_line=True)
+            number = max(there.newest, *there.numbers.values(), 0) + 1
+        if number > MOST_LINES:
+            raise no_number_left(self.objects.url / JOURNAL)
+        self.put_text(f"{JOURNAL}/{number:06d}-0000.jsonl", data)
+
+    def _has(self, key: str, data: bytes) -> bool:
+        return self.objects.get_tagged(key, len(data)).content == data
+
+
+def copy_to_objects(
+    opened: TeacherCache, url: ObjectUrl, on_chunk: Callable[[int], None] = lambda count: None
+) -> Copied:
+    """Copy a complete cache to `url`, its own prefix; it may grow one that is there.
+
+    on_chunk: called with the number of chunks that are done. Raises CacheMismatch where another
+    cache is there, CacheError where the store ignores conditions, ObjectsUnreachable.
+    """
+    objects = Objects(url)
+    Objects(ObjectUrl(*url.parent.parts)).refuse_unconditional()
+    there = _smaller_copy(objects, opened.manifest)
+    most = most_objects(opened.manifest)
+    listed = {each.key: each for each in objects.listed(most_keys=most)}
+    copy = _CopyOut(opened, objects, listed, most)
+    manifest, counts = opened.manifest, Copied()
+    chunks = [
+        (array, block)
+        for block in manifest.blocks()
+        for array, spec in manifest.arrays.items()
+        if not (spec.all_views and block.view)
+    ]
+    for (array, _), is_new in zip(chunks, in_parallel(copy.chunk, chunks), strict=True):
+        num_views = manifest.num_views if manifest.arrays[array].all_views else 1
+        counts.copied += num_views * is_new
+        counts.kept += num_views * (not is_new)
+        on_chunk(num_views)
+    for name, values in ((LABELS, opened.labels), (PREVIEW, opened.preview)):
+        copy.put(f"{whole_name(name, values.ndim)}", with_checksum(values).tobytes())
+    metadata = zarr_metadata(manifest)
+    manifest = metadata_checksums(manifest, metadata)
+    stated = {} if there is None else there.zarr_crc32c
+    changed = {n: t for n, t in metadata.items() if stated.get(n, checksum_of(t)) != checksum_of(t)}
+    for name in metadata.keys() - changed.keys():
+        copy.put_text(f"{ZARR_GROUP}/{name}", metadata[name])
+    for name, text in changed.items():
+        copy.put_text(f"{ZARR_GROUP}/{next_path(Path(name))}", text)
+    copy.put_journal(journal_text(identity_sha256(manifest.identity), manifest, copy.committed))
+    copy.put_text(MANIFEST, manifest_text(manifest))
+    for name, text in changed.items():
+        objects.replace(f"{ZARR_GROUP}/{name}", text)
+    return counts
+
+
+def _smaller_copy(objects: Objects, manifest: Manifest) -> Manifest | None:
+    """The manifest of an earlier copy; None if there is none, or it is damaged.
+
+    Raises CacheMismatch unless what is there is a part of this cache.
+    """
+    try:
+        there, _ = remote_manifest(objects)
+    except NoBucket:
+        raise
+    except (CacheMissing, CacheDamaged):
+        return None
+    refuse_larger(there, manifest, str(objects.url))
+    return there
+
+
+def refuse_larger(there: Manifest, manifest: Manifest, where: str) -> None:
+    """Raise CacheMismatch unless a copy of `manifest` over `there` loses nothing."""
+    is_same = identity_sha256(there.identity) == identity_sha256(manifest.identity)
+    if not is_same or there.block_rows != manifest.block_rows:
+        raise CacheMismatch(f"{where} holds another cache", fix="copy to another prefix")
+    is_part = there.num_views <= manifest.num_views and there.taps.items() <= manifest.taps.items()
+    if not is_part:
+        raise CacheMismatch(
+            f"{where} holds more of this cache: {there.num_views} views of "
+            f"{', '.join(there.taps)}, instead of {manifest.num_views} of "
+            f"{', '.join(manifest.taps)}",
+            fix="copy it in the other direction, or to another place",
+        )
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+_MAKE_ROOM = "make room, then run the same command again"
+
+
+def copy_to_folder(
+    opened: TeacherCache, target: Path, on_chunk: Callable[[int], None] = lambda count: None
+) -> Copied:
+    """Copy a complete cache into the folder `target`, its own.
+
+    on_chunk: called with the number of chunks that are done. Raises CacheMismatch where another
+    cache is there, CacheBusy, CacheFull, CacheNotWritable.
+    """
+    try:
+        with refusals_of(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _refuse_other(opened, target)
+            make_folder_inside(target.parent, target.name)  # and not through a link
+            lock = WriterLock(target, Job(), CacheBusy)
+            try:
+                return _copied(opened, target, on_chunk)
+            finally:
+                lock.release()
+    except OSError as error:
+        if isinstance(error, CacheError) or not is_full(error):
+            raise
+        raise CacheFull(f"the disk of {target} is too full", fix=_MAKE_ROOM) from None
+
+
+def _refuse_other(opened: TeacherCache, target: Path) -> None:
+    if os.path.lexists(target / MANIFEST):
+        there, manifest = read_manifest(target), opened.manifest
+        refuse_larger(there, manifest, str(target))
+        if (there.num_views, there.taps) != (manifest.num_views, manifest.taps):
+            raise CacheMismatch(
+                f"{target} holds less of this cache, and a folder does not grow by copying",
+                fix="remove it first, or copy to another folder",
+            )
+    elif not target.exists():
+        needed, free = folder_bytes(opened.manifest), shutil.disk_usage(target.parent).free
+        if needed > free:
+            raise CacheFull(
+                f"the disk of {target} is too full: {format_size(needed)} are needed, "
+                f"{format_size(free)} are free",
+                fix=_MAKE_ROOM,
+            )
+
+
+@dataclass(frozen=True)
+class _CopyIn:
+    """One copy on its way. there: the target as it was. shared: checksums of all views' arrays."""
+
+    opened: TeacherCache
+    there: FolderSource
+    shared: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def block(self, block: Block) -> tuple[Block, dict[str, int], int]:
+        """Copy what the target lacks of a block: the checksums of all, and how many were copied.
+
+        No checksums: there was nothing to copy.
+        """
+        manifest, checksums, num_copied = self.opened.manifest, {}, 0
+        for array, spec in manifest.arrays.items():
+            key = (array, block.index)
+            if spec.all_views and block.view:
+                checksums[array] = self.shared[key]
+                num_copied += not self.there.journal.there[array][block.view, block.index]
+                continue
+            if self._is_there(array, block):
+                checksums[array] = int(self.there.journal.crc32c[array][block.view, block.index])
+            else:
+                rows = np.empty((manifest.rows_in(spec, block), *spec.shape), spec.dtype)
+                self.opened.source.read(array, block, rows)
+                data, checksums[array] = encode_chunk(rows, spec, manifest.chunk_rows(spec))
+                write_inside(self.there.path, chunk_name(array, spec, block), data)
+                num_copied += 1
+            if spec.all_views:
+                self.shared[key] = checksums[array]
+        return block, checksums if num_copied else {}, num_copied
+
+    def _is_there(self, array: str, block: Block) -> bool:
+        """Whether the target has committed the chunk, it is sound, and the source's own."""
+        position = (block.view, block.index)
+        if not self.there.journal.there[array][position]:
+            return False
+        if self.there.fault_of(array, block) is not None:
+            return False
+        source, ours = self.opened.source, self.there.journal.crc32c[array][position]
+        if isinstance(source, FolderSource) and source.journal.crc32c[array][position] != ours:
+            raise CacheMismatch(
+                f"{self.there.path} holds the records of another pass of the same teacher",
+                fix="remove it first, or copy to another folder",
+            )
+        return True
+
+
+def _copied(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None]) -> Copied:
+    remove_temporary_files(target, opened.manifest)
+    metadata = zarr_metadata(opened.manifest)
+    manifest = metadata_checksums(opened.manifest, metadata)
+    there = _manifest_there(target)
+    if there is not None and there.zarr_crc32c != manifest.zarr_crc32c:
+        replace_metadata(target, manifest)  # spelled by another zarr; readers find either sound
+    for name, text in metadata.items():
+        write_unless_there(target, f"{ZARR_GROUP}/{name}", text)
+    for name, values in ((LABELS, opened.labels), (PREVIEW, opened.preview)):
+        write_unless_there(target, whole_name(name, values.ndim), with_checksum(values).tobytes())
+    copy = _CopyIn(opened, FolderSource(target, manifest, read_journal(target, manifest)))
+    journal, counts = JournalWriter(target, identity_sha256(manifest.identity)), Copied()
+    num_arrays = len(manifest.arrays)
+    try:
+        for view in range(manifest.num_views):
+            blocks = [manifest.block(view, i) for i in range(manifest.blocks_per_view)]
+            for block, checksums, num_copied in in_parallel(copy.block, blocks):
+                if checksums:
+                    journal.commit(block, checksums)
+                counts.copied += num_copied
+                counts.kept += num_arrays - num_copied
+                on_chunk(num_arrays)
+    finally:
+        journal.close()
+    if _manifest_there(target) != manifest:
+        write_manifest(target, manifest)
+    return counts
+
+
+def _manifest_there(target: Path) -> Manifest | None:
+    try:
+        return read_manifest(target)
+    except CacheMissing:
+        return None
+
+
+def copy_cache(
+    opened: TeacherCache, dest: Path, on_chunk: Callable[[int], None] = lambda count: None
+) -> tuple[Path, Copied]:
+    """Copy a complete cache below `dest`, a folder or a URL; where it is now, and what was done.
+
+    on_chunk: called with the number of chunks that are done. Raises CacheError.
+    """
+    target = cache_path(dest, opened.manifest.teacher, opened.manifest.identity)
+    if isinstance(target, ObjectUrl):
+        return target, copy_to_objects(opened, target, on_chunk)
+    if dest.suffix == ".h5":
+        words = [program_text("store"), "export", shlex.quote(str(opened.path)), str(dest)]
+        raise CacheError(f"{dest} is no folder", fix=" ".join(words))
+    if not isinstance(opened.source, FolderSource):
+        words = [program_text("store"), "import", shlex.quote(str(opened.path)), str(dest)]
+        raise CacheError(f"{opened.path} is one file", fix=" ".join(words))
+    return target, copy_to_folder(opened, target, on_chunk)
+
+
+def num_chunks(manifest: Manifest) -> int:
+    """How many chunks such a cache has, each view's counted."""
+    return len(manifest.arrays) * manifest.num_views * manifest.blocks_per_view

@@ -1,0 +1,261 @@
+"""Converts a cache between its two forms: a folder of zarr chunks, and one HDF5 file."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from teach_once.runtime.formats import format_size
+from teach_once.runtime.safe.confined import make_folder_inside, write_inside
+from teach_once.runtime.safe.files import written_aside
+from teach_once.runtime.safe.locks import Job, WriterLock
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.runtime.safe.text import one_line
+from teach_once.store.errors import (
+    CacheBusy,
+    CacheDamaged,
+    CacheError,
+    CacheFull,
+    CacheMismatch,
+    CacheNotWritable,
+    is_full,
+    refusals_of,
+)
+from teach_once.store.format.content import metadata_checksums, remove_temporary_files
+from teach_once.store.format.journal import JournalWriter
+from teach_once.store.format.manifest import Manifest, manifest_text, write_manifest
+from teach_once.store.format.metadata import zarr_metadata
+from teach_once.store.format.spec import (
+    FORMAT_NAME,
+    LABELS,
+    MANIFEST,
+    PREVIEW,
+    ZARR_GROUP,
+    Block,
+    cache_path,
+    chunk_name,
+    crc32c,
+    encode_chunk,
+    whole_name,
+    with_checksum,
+)
+from teach_once.store.identity import identity_sha256
+from teach_once.store.read.hdf5 import (
+    BLOCK_CRC,
+    HDF5_ERRORS,
+    MANIFEST_DATASET,
+    first_line,
+    selection,
+    shape_in_file,
+)
+from teach_once.store.read.reader import TeacherCache
+
+_SPARE_FILE_BYTES = 2**20  # for what HDF5 itself writes
+_MAKE_ROOM_FOR_FILE = "make room, or export to another disk"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_hdf5(
+    file_path: Path,
+    manifest: Manifest,
+    whole: dict[str, NDArray[Any]],
+    read_block: Callable[[str, Block, NDArray[Any]], None],
+) -> None:
+    """Write the file so that it appears under its name when it is complete.
+
+    whole: the arrays that are stored in one piece. read_block: fills an array's rows of a block.
+    Raises CacheFull, CacheNotWritable, and CacheError where the file cannot be written.
+    """
+    with _refusals(file_path), written_aside(file_path) as aside:
+        _reserve(aside, _most_bytes(manifest))
+        with h5py.File(aside, "r+", libver="latest") as file:
+            file.attrs["format"] = FORMAT_NAME
+            file.create_dataset(MANIFEST_DATASET, data=np.bytes_(manifest_text(manifest)))
+            for name, values in whole.items():
+                file.create_dataset(name, data=values)
+            for array in manifest.arrays:
+                _write_array(file, manifest, array, read_block)
+
+
+def _reserve(path: Path, num_bytes: int) -> None:
+    """Make an empty HDF5 file that has that much room on the disk; closing it gives back the rest.
+
+    Raises CacheFull, OSError.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if num_bytes > free:
+        needed = f"{format_size(num_bytes)} are needed, {format_size(free)} are free"
+        raise CacheFull(f"the disk of {path.parent} is too full: {needed}", fix=_MAKE_ROOM_FOR_FILE)
+    with h5py.File("empty", "w", driver="core", backing_store=False, libver="latest") as empty:
+        empty.flush()
+        image = empty.id.get_file_image()
+    with path.open("wb") as file:
+        file.write(image)
+        file.flush()
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+
+
+def _most_bytes(manifest: Manifest) -> int:
+    """More than the file will have."""
+    checksums = 4 * manifest.num_views * manifest.blocks_per_view
+    sizes = [manifest.whole[name] for name in manifest.whole]
+    sizes += [(shape_in_file(manifest, name), a.dtype) for name, a in manifest.arrays.items()]
+    values = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in sizes)
+    spare = _SPARE_FILE_BYTES + 2 * checksums * len(manifest.arrays)
+    return values + len(manifest_text(manifest)) + spare
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """What the system or libhdf5 refuses, as one error."""
+    try:
+        yield
+    except (CacheError, BadFile):
+        raise
+    except HDF5_ERRORS as error:
+        named = re.search(r"errno = (\d+)", str(error))  # libhdf5 keeps it in its text
+        number = getattr(error, "errno", None) or (int(named[1]) if named else None)
+        if number in _NO_ROOM:
+            raise CacheFull(f"the disk of {path} is too full", fix=_MAKE_ROOM_FOR_FILE) from None
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise CacheNotWritable(
+                f"{path} cannot be written: {first_line(error)}", fix="choose another folder"
+            ) from None
+        raise CacheError(f"{path} cannot be written: {first_line(error)}") from None
+
+
+def _write_array(
+    file: h5py.File,
+    manifest: Manifest,
+    array: str,
+    read_block: Callable[[str, Block, NDArray[Any]], None],
+) -> None:
+    spec = manifest.arrays[array]
+    shape = shape_in_file(manifest, array)
+    data = file.create_dataset(array, shape=shape, dtype=spec.dtype)  # contiguous by default
+    checksums = np.empty((manifest.num_views, manifest.blocks_per_view), dtype="<u4")
+    for block in manifest.blocks():
+        rows = np.empty((manifest.rows_in(spec, block), *spec.shape), dtype=spec.dtype)
+        read_block(array, block, rows)
+        data.write_direct(rows, dest_sel=selection(manifest, array, block))
+        checksums[block.view, block.index] = crc32c(rows)
+    data.attrs[BLOCK_CRC] = checksums
+
+
+_MOST_GROWTH = 4  # times the file's own bytes; blocks are padded in a folder
+_SPARE_BYTES = 256 * 2**20
+
+
+def export_cache(cache: Path, file: Path) -> None:
+    """Write the complete cache in folder `cache` to one HDF5 file, every checksum verified.
+
+    An existing file is replaced when the new one is complete. Raises CacheError.
+    """
+    opened = TeacherCache.open(cache)
+    if not file.parent.is_dir():
+        fix = shlex.join(["mkdir", "-p", str(file.parent)])
+        raise CacheError(f"there is no folder {file.parent}", fix=fix)
+    write_hdf5(file, opened.manifest, _whole(opened), opened.source.read)
+
+
+def import_cache(file: Path, caches_dir: Path) -> Path:
+    """Make a cache folder below `caches_dir` from an exported file; returns its path.
+
+    Equal to the folder that was exported bit for bit, except for the journal, which is new.
+    Raises CacheError, also where a cache of that name exists.
+    """
+    if file.is_dir():
+        raise CacheMismatch(f"{file} is a folder: only an exported HDF5 file can be imported")
+    opened = TeacherCache.open(file)
+    target = cache_path(caches_dir, opened.manifest.teacher, opened.manifest.identity)
+    if os.path.lexists(target / MANIFEST):
+        fix = f"remove it first: {shlex.join(['rm', '-r', str(target)])}"
+        raise CacheError(f"{target} exists", fix=fix)
+    try:
+        with refusals_of(target):
+            caches_dir.mkdir(parents=True, exist_ok=True)
+            _refuse_growth(file, opened.manifest, caches_dir)
+            make_folder_inside(caches_dir, target.name)  # and not through a link
+            _write_locked(target, opened)
+    except OSError as error:
+        if isinstance(error, CacheError) or not is_full(error):
+            raise
+        raise CacheFull(f"the disk of {target} is too full", fix=_MAKE_ROOM) from None
+    return target
+
+
+_MAKE_ROOM = "make room, then run the same command again"
+
+
+def _refuse_growth(file: Path, manifest: Manifest, caches_dir: Path) -> None:
+    """Raise CacheFull, or CacheDamaged where the file holds far less than it would become."""
+    needed, held = folder_bytes(manifest), file.stat().st_size
+    if needed > _MOST_GROWTH * held + _SPARE_BYTES:
+        raise CacheDamaged(
+            f"{one_line(file)} has {format_size(held)} and would become {format_size(needed)}, "
+            f"almost all of it padding: its blocks are far larger than its views",
+            fix="ask whoever made it for an export of smaller blocks",
+        )
+    free = shutil.disk_usage(caches_dir).free
+    if needed > free:
+        raise CacheFull(
+            f"the disk of {caches_dir} is too full: {format_size(needed)} are needed, "
+            f"{format_size(free)} are free",
+            fix=_MAKE_ROOM,
+        )
+
+
+def folder_bytes(manifest: Manifest) -> int:
+    """Bytes of a complete cache's chunks."""
+    m, whole = manifest, 0
+    for shape, dtype in m.whole.values():
+        whole += math.prod(shape) * np.dtype(dtype).itemsize
+    views = {name: 1 if spec.all_views else m.num_views for name, spec in m.arrays.items()}
+    chunks = (m.chunk_file_bytes(spec) * views[name] for name, spec in m.arrays.items())
+    return whole + m.blocks_per_view * sum(chunks)
+
+
+def _write_locked(target: Path, opened: TeacherCache) -> None:
+    lock = WriterLock(target, Job(), CacheBusy)
+    try:
+        _write_folder(target, opened)
+    finally:
+        lock.release()
+
+
+def _write_folder(target: Path, opened: TeacherCache) -> None:
+    manifest, whole = opened.manifest, _whole(opened)
+    remove_temporary_files(target, manifest)
+    metadata = zarr_metadata(manifest)
+    for name, text in metadata.items():
+        write_inside(target, f"{ZARR_GROUP}/{name}", text)
+    for name, values in whole.items():
+        write_inside(target, whole_name(name, values.ndim), with_checksum(values))
+    journal = JournalWriter(target, identity_sha256(manifest.identity))
+    for block in manifest.blocks():
+        checksums = {}
+        for array, spec in manifest.arrays.items():
+            rows = np.empty((manifest.rows_in(spec, block), *spec.shape), dtype=spec.dtype)
+            opened.source.read(array, block, rows)
+            data, checksums[array] = encode_chunk(rows, spec, manifest.chunk_rows(spec))
+            write_inside(target, chunk_name(array, spec, block), data)
+        journal.commit(block, checksums)
+    journal.close()
+    # Last, so that an interrupted import never passes for a cache.
+    write_manifest(target, metadata_checksums(manifest, metadata))
+
+
+def _whole(opened: TeacherCache) -> dict[str, NDArray[Any]]:
+    return {LABELS: opened.labels, PREVIEW: opened.preview}

@@ -1,0 +1,406 @@
+"""An object store, by way of obstore: whole objects are put if they are absent, fetched and listed.
+
+Credentials, region and endpoint are those of obstore's environment variables (AWS_ACCESS_KEY_ID,
+AWS_ENDPOINT_URL, ...); without any for credentials, requests are not signed. obstore's own messages
+are never shown: they quote the store's answers, which may name keys. Retries and timeouts are
+obstore's, too. A put that the store answers with a conflict (409) is repeated here. After an answer
+that was lost, the store says that the object is there: then its bytes are compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teach_once.runtime.machine.urls import ObjectUrl
+from teach_once.runtime.safe.text import one_line
+from teach_once.store.errors import (
+    CacheBusy,
+    CacheDamaged,
+    CacheError,
+    CacheMissing,
+    CacheNotWritable,
+)
+from teach_once.store.place.parallel import in_order
+
+PAGE_KEYS = 1000
+LIST_SECONDS = 200.0  # for the first page, with obstore's repetitions, which end after 180
+_SECONDS_PER_PAGE = 5.0  # for each further one
+_PIECE_BYTES = 2**18
+
+
+class ListWithoutEnd(CacheError):
+    """A store does not end a list."""
+
+
+def received(found: Any, num_bytes: int, where: object) -> NDArray[np.uint8]:
+    """The body of an answer, (bytes,): `num_bytes`, or fewer where it ends before.
+
+    found: a GetResult of obstore. where: the object, for the message. Raises CacheDamaged where the
+    body is longer.
+    """
+    content, done = np.empty(num_bytes, np.uint8), 0
+    for piece in found.stream(min_chunk_size=_PIECE_BYTES):
+        end = done + len(piece)
+        if end > num_bytes:
+            raise CacheDamaged(f"the store sends more of {where} than {num_bytes:,} bytes")
+        content[done:end] = np.frombuffer(piece, np.uint8)
+        done = end
+    return content[:done]
+
+
+def pages(stream: Any, most_keys: int, where: object) -> Iterator[Sequence[Any]]:
+    """The pages of a list. stream: a ListStream of obstore. Raises ListWithoutEnd."""
+    started, num_keys, num_pages = time.monotonic(), 0, 0
+    while True:
+        allowed = LIST_SECONDS + _SECONDS_PER_PAGE * num_pages
+        page = within(started + allowed - time.monotonic(), lambda: _next(stream), where)
+        if page is None:
+            return
+        num_keys, num_pages = num_keys + len(page), num_pages + 1
+        if num_keys > most_keys:
+            raise ListWithoutEnd(f"{where} lists more than {most_keys:,} objects", fix=_FIX)
+        yield page
+
+
+def within(seconds: float, start: Callable[[], Awaitable[Result]], where: object) -> Result:
+    """The result of a request that is ended after so many seconds. Raises ListWithoutEnd."""
+
+    async def wait() -> Result:
+        return await asyncio.wait_for(start(), max(0.0, seconds))
+
+    try:
+        return _run(wait)
+    except TimeoutError:
+        raise ListWithoutEnd(
+            f"{where}: the store has not ended a list in {LIST_SECONDS:.0f} seconds", fix=_FIX
+        ) from None
+
+
+_FIX = "look at AWS_ENDPOINT_URL, and at what is there with the store's own programs"
+
+
+def _run(wait: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    with ThreadPoolExecutor(1) as pool:  # called from a notebook, or another running loop
+        return pool.submit(lambda: asyncio.run(wait())).result()
+
+
+async def _next(stream: Any) -> Sequence[Any] | None:
+    async for page in stream:
+        found: Sequence[Any] = page
+        return found
+    return None
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MOST_BYTES = 2 * 2**30  # of an object: no chunk has more than half of that
+MOST_KEYS = 10**7  # of a list, where nothing says how many there can be
+MOST_NAMES = 10**6  # directly below a prefix
+THREADS = 16  # requests at a time
+RETRY: dict[str, Any] = {}  # obstore's own: 10 times, three minutes
+_PUTS = 6  # of one object, while answers are lost or the store reports a conflict (409)
+_PUT_SECONDS = 180  # after which an object is not put once more
+_PAUSE_SECONDS = 0.1  # before the second put; doubled each time
+_PROBE = "conditional-writes"
+_CLOCK_ERRORS = ("RequestTimeTooSkewed", "RequestExpired")  # codes in the body of a 403
+_STATUS = re.compile(r"status code: (\d{3})")
+_ODD_KEY = re.compile(r'Path "(.*?)"(?: contained|:)', re.DOTALL)
+# Any of them says where keys come from. Without one no request is signed, and nobody is asked for
+# keys: obstore would ask a cloud's metadata service, at an address that any network may answer.
+_KEYS = {
+    *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE"),
+    *("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+    "AWS_METADATA_ENDPOINT",
+}
+_first_process: list[int] = []  # in which obstore runs; its threads do not survive a fork
+
+
+class Tagged(NamedTuple):
+    """An object. content: None where it has more bytes than were asked for."""
+
+    content: bytes | None
+    size: int
+    tag: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object of a list. tag: its MD5 on most stores, in hex; else anything."""
+
+    key: str
+    size: int
+    tag: str
+
+
+class ObjectsUnreachable(CacheError, ConnectionError):
+    """The store gave no answer, or an error, as often as it was asked."""
+
+
+class OddKey(CacheError):
+    """An object's key is not a path, which ends every list that it is in."""
+
+
+class NoBucket(CacheMissing):
+    """The store has no bucket of that name."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects below a URL; keys are relative to it. Safe to share between threads.
+
+    A process that was forked from one that has used a store cannot use any.
+    """
+
+    url: ObjectUrl
+
+    def get(self, key: str, most_bytes: int = MOST_BYTES) -> bytes:
+        """An object of at most so many bytes; of a larger one none is read.
+
+        Raises CacheMissing, CacheDamaged (too large), ObjectsUnreachable, CacheNotWritable (not
+        permitted).
+        """
+
+        found = self.get_tagged(key, most_bytes)
+        if found.content is None:
+            raise CacheDamaged(
+                f"{self.url / key} has {found.size:,} bytes, expected at most {most_bytes:,}"
+            )
+        return found.content
+
+    def get_tagged(self, key: str, most_bytes: int = MOST_BYTES) -> Tagged:
+        """As `get`, with the tag by which `replace` knows that this is still what is there."""
+
+        def read(client: Any) -> Tagged:
+            found = client.get(key)
+            size, tag = found.meta["size"], found.meta["e_tag"] or ""
+            is_wanted = size <= most_bytes
+            content = received(found, size, self.url / key).tobytes() if is_wanted else None
+            return Tagged(content, size, tag)
+
+        return self._asked(key, read)
+
+    def get_array(self, key: str, most_bytes: int) -> NDArray[np.uint8]:
+        """As `get`, without another copy in memory: (bytes,)."""
+
+        def read(client: Any) -> NDArray[np.uint8]:
+            found = client.get(key)
+            if (size := found.meta["size"]) > most_bytes:
+                raise CacheDamaged(
+                    f"{self.url / key} has {size:,} bytes, expected at most {most_bytes:,}"
+                )
+            return received(found, size, self.url / key)
+
+        return self._asked(key, read)
+
+    def size(self, key: str) -> int:
+        """An object's bytes. Raises as `get`."""
+        return int(self._asked(key, lambda client: client.head(key)["size"]))
+
+    def part(self, key: str, start: int, num_bytes: int) -> bytes:
+        """Bytes from `start` on, fewer where the object ends before. Raises as `get`."""
+
+        def read(client: Any) -> bytes:
+            found = client.get(key, options={"range": (start, start + num_bytes)})
+            first, end = found.range
+            if first != start or end > start + num_bytes:
+                raise CacheDamaged(f"the store sends another part of {self.url / key}")
+            return received(found, end - first, self.url / key).tobytes()
+
+        return self._asked(key, read)
+
+    def has(self, key: str) -> bool:
+        """Whether there is such an object. Raises as `get`, but for CacheMissing."""
+        try:
+            self._asked(key, lambda client: client.head(key))
+        except NoBucket:
+            raise
+        except CacheMissing:
+            return False
+        return True
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Whether the object was put; False where one of that key is there, maybe this very one."""
+        return self._put(key, data, "create", "AlreadyExistsError")
+
+    def replace(self, key: str, data: bytes, tag: str | None = None) -> None:
+        """Put an object over another one. tag: what that must have; else raises CacheBusy."""
+        mode: Any = "overwrite" if tag is None else {"e_tag": tag}
+        if self._put(key, data, mode, "PreconditionError"):
+            return
+        if self.get_tagged(key, len(data)).content != data:  # else the answer was lost
+            raise CacheBusy(
+                f"{self.url / key} was changed by another process",
+                fix="run the same command again",
+            )
+
+    def _put(self, key: str, data: bytes, mode: Any, refusal: str) -> bool:
+        """Put, again after an answer that was lost or a conflict (409); False after a `refusal`."""
+        started = time.monotonic()
+        for attempt in range(_PUTS):
+            try:
+                self._client.put(key, data, mode=mode, use_multipart=False)
+                return True
+            except Exception as error:
+                if type(error).__name__ == refusal and _status_of(error) != "409":
+                    return False
+                late = time.monotonic() - started > _PUT_SECONDS
+                if late or attempt == _PUTS - 1 or not _may_succeed(error):
+                    raise self._refusal(key, error) from None
+            time.sleep(_PAUSE_SECONDS * 2**attempt)
+        raise AssertionError("the last put returned or raised")
+
+    def listed(self, prefix: str = "", most_keys: int = MOST_KEYS) -> Iterator[Listed]:
+        """Every object below a prefix, at any depth; a thousand for each request.
+
+        Raises as `get`; ListWithoutEnd if there are more than `most_keys`.
+        """
+        where = self.url / prefix
+        stream = self._asked(prefix, lambda s: s.list(prefix or None, chunk_size=PAGE_KEYS))
+        found = pages(stream, most_keys, where)
+        while (page := self._asked(prefix, lambda client: next(found, None))) is not None:
+            yield from map(_listed, page)
+
+    def names(self, prefix: str = "") -> tuple[list[str], list[Listed]]:
+        """The folders and the objects directly below a prefix. Raises as `listed`."""
+        where = self.url / prefix
+
+        def read(client: Any) -> Any:
+            ask = client.list_with_delimiter_async
+            return within(LIST_SECONDS, lambda: ask(prefix or None), where)
+
+        found = self._asked(prefix, read)
+        folders, objects = list(found["common_prefixes"]), found["objects"]
+        if len(folders) + len(objects) > MOST_NAMES:
+            raise ListWithoutEnd(f"{where} lists more than {MOST_NAMES:,} names")
+        return folders, [_listed(each) for each in objects]
+
+    def refuse_unconditional(self) -> None:
+        """Raise CacheError where the store overwrites what a put should only create.
+
+        Leaves an empty object, by which the next call needs one request.
+        """
+        if self.put_if_absent(_PROBE, b"") and self.put_if_absent(_PROBE, b""):
+            raise CacheError(
+                f"the store of {self.url} ignores conditions: it overwrites an object that was to "
+                f"be put only if absent (If-None-Match), so two writers could mix their records",
+                fix="use a store with conditional writes",
+            )
+
+    @property
+    def _client(self) -> Any:
+        if _first_process and _first_process[0] != os.getpid():
+            raise CacheError(
+                f"{self.url} cannot be read in a process forked from one that reads it",
+                fix="read the view before the processes start, or copy the cache to a folder",
+            )
+        if not _first_process:
+            _first_process.append(os.getpid())
+        return _client_of(self.url.bucket, self.url.key)
+
+    def _asked(self, key: str, ask: Callable[[Any], Result]) -> Result:
+        try:
+            return ask(self._client)
+        except CacheError:
+            raise
+        except Exception as error:
+            raise self._refusal(key, error) from None
+
+    def _refusal(self, key: str, error: Exception) -> CacheError:
+        """What went wrong with an object, without a word of obstore's message."""
+        if isinstance(error, CacheError):
+            return error
+        where, kind, text = self.url / key if key else self.url, type(error).__name__, str(error)
+        if kind == "InvalidPathError":
+            name = _ODD_KEY.search(text)
+            return OddKey(
+                f"{self.url} holds an object whose key is not a path: "
+                f"{one_line(name[1]) if name else 'it'} has an empty part, '.', '..' or a control "
+                f"character, and the objects next to it cannot be listed",
+                fix="remove it with the store's own programs, such as aws s3api delete-object",
+            )
+        if "NoSuchBucket" in text:
+            return NoBucket(
+                f"there is no bucket {self.url.bucket!r} ({where})",
+                fix="create it, or look at AWS_ENDPOINT_URL and AWS_REGION",
+            )
+        if isinstance(error, FileNotFoundError):
+            return CacheMissing(f"there is no object {where}")
+        status = _status_of(error)
+        if any(word in text for word in _CLOCK_ERRORS):
+            return CacheNotWritable(
+                f"the store does not accept this machine's clock ({where}): it says "
+                f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}",
+                fix="set the clock: `timedatectl set-ntp true`; then run the same command again",
+            )
+        refused = kind in ("PermissionDeniedError", "UnauthenticatedError")
+        if refused or isinstance(error, PermissionError) or status in ("401", "403"):
+            return CacheNotWritable(
+                f"the store does not permit access to {where}",
+                fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that may access it; "
+                "or, on a cloud's machine with a role, AWS_METADATA_ENDPOINT=http://169.254.169.254",
+            )
+        answer = f"it answered {status}" if status else "no answer"
+        return ObjectsUnreachable(
+            f"{where}: the store could not be reached ({answer}, after several attempts)",
+            fix="look at AWS_ENDPOINT_URL and AWS_REGION, then run the same command again: what is "
+            "there is not copied again",
+        )
+
+
+def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """function(item) of each item, in order, with many requests at a time.
+
+    At most 32 results are kept before they are asked for.
+    """
+    rest = iter(items)
+    first = list(islice(rest, THREADS))
+    if len(first) < 2:
+        yield from map(function, first)
+        return
+    pool = ThreadPoolExecutor(len(first), thread_name_prefix="objects")
+    try:
+        yield from in_order(pool, len(first), function, chain(first, rest))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@lru_cache(maxsize=64)
+def _client_of(bucket: str, prefix: str) -> Any:
+    from obstore.store import S3Store
+
+    options: Any = {"retry_config": RETRY or None}
+    if not _KEYS.intersection(os.environ):
+        options["skip_signature"] = True
+    return S3Store(bucket, prefix=prefix or None, **options)
+
+
+def _may_succeed(error: Exception) -> bool:
+    """Whether to put again: the answer was lost, or another writer is at work (409)."""
+    return not isinstance(error, FileNotFoundError) and _status_of(error) in ("", "409")
+
+
+def _status_of(error: Exception) -> str:
+    """The HTTP status that the store answered with; "" where there was no answer."""
+    found = _STATUS.search(str(error))
+    return found[1] if found else ""
+
+
+def _listed(found: Any) -> Listed:
+    return Listed(found["path"], found["size"], found["e_tag"] or "")

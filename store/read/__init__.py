@@ -1,0 +1,1 @@
+"""Opens a cache wherever it lies, and reads verified records from it."""

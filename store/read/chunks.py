@@ -1,0 +1,191 @@
+"""Reads one chunk file and checks every byte of it; or maps it into memory."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import os
+import stat
+import weakref
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from teach_once.runtime.safe.safe_read import (
+    BadFile,
+    is_out_of_resources,
+    kind_of_file,
+    open_regular,
+)
+from teach_once.store.format.spec import CHECKSUM_BYTES, crc_hex
+from teach_once.store.format.values import Check
+
+_PIECE_BYTES = 256 * 1024
+
+
+def read_chunk(
+    path: Path,
+    out: NDArray[Any] | None,
+    size: int,
+    committed: str,
+    *,
+    value_bytes: int | None = None,
+    check: Check | None = None,
+) -> str | None:
+    """Read one chunk file, into `out` if given; None if every byte is right, else what is wrong.
+
+    size: bytes that the file must have. committed: its checksum in the journal. The checksum is
+    computed piece by piece, while a piece is still in the processor's cache. value_bytes: how many
+    are values, not padding (default: those of `out`). check: of the values of each piece.
+    """
+    try:
+        with open_regular(path) as file:
+            found = os.fstat(file.fileno()).st_size
+            return read_opened(file, found, out, size, committed, value_bytes, check)
+    except FileNotFoundError:
+        return "chunk missing"
+    except BadFile as error:
+        return f"chunk {error.what}"
+    except OSError as error:
+        if is_out_of_resources(error):
+            raise
+        return f"chunk unreadable ({error.strerror})"
+
+
+def read_opened(
+    file: BinaryIO,
+    found: int,
+    out: NDArray[Any] | None,
+    size: int,
+    committed: str,
+    value_bytes: int | None = None,
+    check: Check | None = None,
+) -> str | None:
+    """As `read_chunk`, of an opened file, or bytes in memory. found: how many there are."""
+    if found != size:
+        return _wrong_size(found, size)
+    wanted = np.empty(0, np.uint8) if out is None else out.reshape(-1).view(np.uint8)
+    length = wanted.size if value_bytes is None else value_bytes
+    checksum, bad_value = read_pieces(file, wanted, size - CHECKSUM_BYTES, length, check)
+    trailer = file.read(CHECKSUM_BYTES + 1)
+    if len(trailer) != CHECKSUM_BYTES:
+        return f"chunk has the wrong size: expected {size:,} bytes"
+    if checksum != int.from_bytes(trailer, "little"):
+        return "wrong checksum"
+    if crc_hex(checksum) != committed:
+        return "checksum differs from the journal's"
+    return bad_value
+
+
+def content_fault(content: NDArray[np.uint8], size: int, committed: str) -> str | None:
+    """As `read_opened`, of the bytes of a whole chunk file that are in memory."""
+    if len(content) != size:
+        return _wrong_size(len(content), size)
+    checksum = int(google_crc32c.value(content[:-CHECKSUM_BYTES]))
+    if checksum != int.from_bytes(content[-CHECKSUM_BYTES:].tobytes(), "little"):
+        return "wrong checksum"
+    if crc_hex(checksum) != committed:
+        return "checksum differs from the journal's"
+    return None
+
+
+def read_pieces(
+    file: BinaryIO, wanted: NDArray[np.uint8], payload: int, value_bytes: int, check: Check | None
+) -> tuple[int, str | None]:
+    """The crc32c of `payload` bytes, of which the first go into `wanted`; and a bad value.
+
+    Of a file that ends before, the checksum of what is there.
+    """
+    scratch = np.empty(min(_PIECE_BYTES, payload), dtype=np.uint8)
+    checksum = done = 0
+    bad_value: str | None = None
+    while done < payload:
+        end = min(done + _PIECE_BYTES, payload)
+        if done < value_bytes:  # the rows, then padding
+            end = min(end, value_bytes)
+        piece = wanted[done:end] if done < wanted.size else scratch[: end - done]
+        if _read_into(file, piece) < end - done:
+            break
+        checksum = int(google_crc32c.extend(checksum, piece))
+        if check is not None and bad_value is None and done < value_bytes:
+            bad_value = check(piece)
+        done = end
+    return checksum, bad_value
+
+
+def _read_into(file: BinaryIO, part: NDArray[np.uint8]) -> int:
+    view = memoryview(cast(Any, part))
+    total = 0
+    while total < len(view):
+        got = cast(Any, file).readinto(view[total:])
+        if not got:
+            break
+        total += got
+    return total
+
+
+def map_file(
+    path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0, *, follow: bool = False
+) -> NDArray[Any]:
+    """Map values of a file into memory: a read-only array of `shape`, little-endian.
+
+    offset: of the first value, in bytes. Only the pages of these values are mapped. They are
+    unmapped with the last array that refers to them, and no file stays open: a system allows far
+    more maps than open files, and Python's own `mmap` holds a descriptor for each (until 3.13).
+
+    Raises BadFile if the file is not a regular one or ends before the last value, OSError.
+    """
+    little = np.dtype(dtype).newbyteorder("<")
+    num_bytes = math.prod(shape) * little.itemsize
+    with open_regular(path, follow=follow) as file:
+        size = os.fstat(file.fileno()).st_size
+        if offset + num_bytes > size:
+            raise BadFile(path, f"has {size:,} bytes, expected {offset + num_bytes:,}")
+        if num_bytes == 0:
+            return np.empty(shape, little)
+        before = offset % mmap.ALLOCATIONGRANULARITY
+        content = _map_pages(file.fileno(), offset - before, before + num_bytes)
+    values: NDArray[Any] = np.frombuffer(cast(Any, content), little, math.prod(shape), before)
+    values.flags.writeable = False
+    return values.reshape(shape)
+
+
+def _map_pages(handle: int, offset: int, num_bytes: int) -> ctypes.Array[ctypes.c_ubyte]:
+    """Map a part of an open file, shared and read-only. Raises OSError (ENOMEM)."""
+    address = _MMAP(None, num_bytes, mmap.PROT_READ, mmap.MAP_SHARED, handle, offset)
+    if address == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)} (mapping {num_bytes:,} bytes)")
+    content = (ctypes.c_ubyte * num_bytes).from_address(address)
+    weakref.finalize(content, _MUNMAP, address, num_bytes).atexit = False
+    return content
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_MMAP, _MUNMAP = _LIBC.mmap, _LIBC.munmap
+_MMAP.restype = ctypes.c_void_p
+_MMAP.argtypes = [
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+    *(ctypes.c_int, ctypes.c_int, ctypes.c_int64),
+]
+_MUNMAP.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def size_fault(path: Path, expected_bytes: int) -> str | None:
+    """What is wrong with a chunk file as far as its size tells."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "chunk missing"
+    if not stat.S_ISREG(status.st_mode):
+        return f"chunk is {kind_of_file(status.st_mode)}, expected a regular file"
+    return None if status.st_size == expected_bytes else _wrong_size(status.st_size, expected_bytes)
+
+
+def _wrong_size(found: int, expected: int) -> str:
+    return f"chunk has {found:,} bytes, expected {expected:,}"

@@ -1,0 +1,441 @@
+"""Opens a cache that is complete and belongs to the right configuration, and reads from it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property, wraps
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teach_once.runtime.command.program import pip_install, program_text
+from teach_once.runtime.formats import counted
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.store.errors import (
+    CacheIncomplete,
+    CacheMismatch,
+    Fault,
+    RemoteFix,
+    Spell,
+    TeacherPass,
+    UnknownTap,
+    UnknownView,
+    damage_error,
+    fixes_spelled_by,
+)
+from teach_once.store.format.coding import restored
+from teach_once.store.format.content import whole_differences
+from teach_once.store.format.spec import (
+    LABELS,
+    LABELS_DTYPE,
+    PREVIEW,
+    SAMPLE_CRC,
+    Block,
+    TapSpec,
+    expanded,
+    kind_of,
+    optional_taps,
+    tap_of,
+)
+from teach_once.store.identity import Identity, differences, with_weights_of
+from teach_once.store.place.parallel import in_threads
+from teach_once.store.read.source import Source, changed_place, open_source
+from teach_once.store.read.steady import open_steadily
+
+
+def planned_taps(taps: Collection[str], source: Source) -> list[str]:
+    """Return these taps, in order. Raises UnknownTap if the cache does not plan one of them."""
+    for name in taps:
+        if name not in source.manifest.taps:
+            known = ", ".join(source.manifest.taps)
+            raise UnknownTap(f"no tap {name!r}: {source.path} holds {known}")
+    return list(taps)
+
+
+def refuse_incomplete(source: Source, num_views: int, taps: Collection[str]) -> None:
+    """Raise CacheIncomplete where the first `num_views` views lack some of `taps`.
+
+    Raises CacheDamaged where a line of the journal cannot be read, because that may be the reason.
+    """
+    lacks = source.coverage.lacking_any(taps, num_views)
+    if not lacks.any():
+        return
+    manifest = source.manifest
+    if source.unreadable_lines:
+        line = source.unreadable_lines[0]
+        raise damage_error(source.fix, [Fault(f"journal damaged, {line}", source.path)])
+    done = lacks.size - int(lacks.sum())
+    view, index = divmod(int(lacks.argmax()), lacks.shape[1])
+    array = next(
+        array
+        for array, there in source.coverage.there.items()
+        if tap_of(array) in taps and not there[view, index]
+    )
+    lacking, optional = _first_views(source, num_views), optional_taps(manifest.taps)
+    whole_views = _whole_views(lacking, optional, num_views)
+    problem = (
+        f"{source.path} is not finished: {done:,} of {lacks.size:,} blocks are committed; the "
+        f"first missing one: tap {array}, view {view}, block {index}"
+    )
+    is_folder = isinstance(source.fix, TeacherPass) and not isinstance(source.fix, RemoteFix)
+    if whole_views and is_folder:
+        command = _trim_command(source, num_views, lacking, optional)
+        problem += f"\n  to keep only what is complete: {command}"
+    opt_in = {tap: manifest.taps[tap] for tap in lacking if tap in optional}
+    asked = (f"views.count={num_views}", *_settings_of(opt_in)) if whole_views else ()
+    caches = source.fix.caches if isinstance(source.fix, TeacherPass) else Path("caches")
+    raise CacheIncomplete(problem, fix=TeacherPass(manifest.teacher, asked, caches=caches))
+
+
+def _first_views(source: Source, num_views: int) -> dict[str, int]:
+    """Tap -> the first of `num_views` views that lacks some of it."""
+    taps = source.coverage.incomplete_taps(num_views)
+    found = ((tap, source.coverage.first_lacking_view(tap, num_views)) for tap in taps)
+    ordered = {tap: view for tap, view in found if view is not None}
+    return {tap: ordered[tap] for tap in source.manifest.stored if tap in ordered}
+
+
+def _whole_views(lacking: Mapping[str, int], optional: Collection[str], num_views: int) -> int:
+    """How many views have all required taps."""
+    return min((view for tap, view in lacking.items() if tap not in optional), default=num_views)
+
+
+def _trim_command(
+    source: Source, num_views: int, lacking: Mapping[str, int], optional: Collection[str]
+) -> str:
+    """What drops the views and taps that a growth began and did not finish."""
+    whole_views = _whole_views(lacking, optional, num_views)
+    dropped = ",".join(
+        tap for tap, view in lacking.items() if tap in optional and view < whole_views
+    )
+    words = [program_text("store"), "trim", shlex.quote(str(source.path))]
+    words += [f"--views {whole_views}"] if whole_views < num_views else []
+    words += [f"--drop-taps {dropped}"] if dropped else []
+    return " ".join(words)
+
+
+def _settings_of(opt_in: Mapping[str, TapSpec]) -> list[str]:
+    """The keys of the teacher's file that ask for these taps."""
+    others = {f"taps.{kind_of(tap)}={spec.dtype}" for tap, spec in opt_in.items() if tap != "hint"}
+    hint = opt_in.get("hint")
+    return [
+        *sorted(others),
+        *([f"taps.hint.stage={hint.stage}", f"taps.hint.dtype={hint.dtype}"] if hint else []),
+    ]
+
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+WITHOUT_CHECKSUMS = (
+    "was made without checksums of its samples: changes of the images may go unnoticed"
+)
+
+
+def _in_the_users_words(
+    method: Callable[Concatenate[TeacherCache, P], Result],
+) -> Callable[Concatenate[TeacherCache, P], Result]:
+    """Have the errors of a method name the user's own command, if the cache knows it."""
+
+    @wraps(method)
+    def spelled(cache: TeacherCache, /, *args: P.args, **options: P.kwargs) -> Result:
+        if cache.spell is None:
+            return method(cache, *args, **options)
+        with fixes_spelled_by(cache.spell):
+            return method(cache, *args, **options)
+
+    return spelled
+
+
+class TeacherCache:
+    """A cache, for reading. Its arrays are (samples, ...) in the dataset's order.
+
+    Safe to share between threads and across `fork`: it holds no open file.
+    """
+
+    def __init__(self, source: Source, num_views: int, taps: Mapping[str, TapSpec]) -> None:
+        self.path = source.path
+        self.source = source
+        self.manifest = source.manifest
+        self.num_views = num_views
+        self.taps = dict(taps)
+        self.spell: Spell | None = None  # the user's own words for the fixes of errors
+        self.labels: NDArray[np.int64] = source.read_whole(
+            LABELS, (self.num_samples,), LABELS_DTYPE
+        )
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        num_views: int | None = None,
+        taps: Collection[str] | None = None,
+    ) -> TeacherCache:
+        """Open the cache in folder, HDF5 file, or at the URL `path`.
+
+        num_views: open the first views only; taps: require only these to be complete. Both work on
+        a cache that is still growing, or whose growth was given up. Default: all. The opened cache
+        also has every other tap that is complete.
+
+        Raises CacheMissing, CacheMismatch (another format version), CacheIncomplete, CacheDamaged,
+        UnknownView or UnknownTap. The journal says what is there; every byte of a chunk is checked
+        when it is read.
+        """
+        where = path_or_url(path)
+        return open_steadily(changed_place(where), lambda: cls._opened(where, num_views, taps))
+
+    @classmethod
+    def _opened(
+        cls, path: Path, num_views: int | None, taps: Collection[str] | None
+    ) -> TeacherCache:
+        source = open_source(path)
+        manifest = source.manifest
+        views = manifest.num_views if num_views is None else num_views
+        if not 1 <= views <= manifest.num_views:
+            raise UnknownView(
+                f"num_views is {num_views}, but {path} is planned for "
+                f"{counted(manifest.num_views, 'view')}",
+                fix=TeacherPass(manifest.teacher, (f"views.count={num_views}",)),
+            )
+        required = list(manifest.stored) if taps is None else planned_taps(taps, source)
+        refuse_incomplete(source, views, required)
+        absent = source.coverage.incomplete_taps(views)
+        complete = {tap: spec for tap, spec in manifest.taps.items() if tap not in absent}
+        faults = source.metadata_faults(complete)
+        if faults:
+            raise damage_error(source.fix, faults)
+        return cls(source, views, complete)
+
+    @_in_the_users_words
+    def refuse_incomplete(self, taps: Collection[str]) -> None:
+        """Raise CacheIncomplete unless these taps are complete, UnknownTap if one is unplanned."""
+        names = planned_taps(taps, self.source)
+        if not set(names) <= set(self.taps):
+            refuse_incomplete(self.source, self.num_views, names)
+
+    @property
+    def num_samples(self) -> int:
+        return self.manifest.num_samples
+
+    @property
+    def identity(self) -> Identity:
+        return self.manifest.identity
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What the pass measured of the teacher; empty until the first pass has ended."""
+        return self.manifest.measured
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all records that can be read."""
+        record_bytes = sum(spec.bytes_per_record for spec in self.taps.values())
+        return record_bytes * self.num_samples * self.num_views
+
+    @cached_property
+    @_in_the_users_words
+    def sample_crc32c(self) -> NDArray[np.uint32] | None:
+        """(N,) uint32: the crc32c of each sample's bytes as the teacher saw them.
+
+        The bytes are its file's, or its pixels where it has no file. None for a cache that was made
+        without. Raises CacheIncomplete, CacheDamaged.
+        """
+        if not self.manifest.sample_crc32c:
+            return None
+        checksums = np.empty(self.num_samples, dtype=np.uint32)
+        refuse_incomplete(self.source, 1, [SAMPLE_CRC])
+        blocks = list(self.manifest.blocks(1))
+        self.source.fetch([(SAMPLE_CRC, block) for block in blocks])
+        for block in blocks:
+            self.source.read(SAMPLE_CRC, block, checksums[block.start : block.stop])
+        return checksums
+
+    @property
+    @_in_the_users_words
+    def preview(self) -> NDArray[np.uint8]:
+        """(n, H, W, C) uint8: the first views of sample 0."""
+        return self.source.read_whole(PREVIEW, tuple(self.manifest.preview_shape), "uint8")
+
+    def faults(self, *, on_chunk: Callable[[int], None] | None = None) -> list[Fault]:
+        """Read every byte; what is not sound. on_chunk: see `Source.faults`."""
+        return self.source.faults(every_byte=True, num_views=self.num_views, on_chunk=on_chunk)
+
+    def refuse_unless(
+        self,
+        identity: Identity,
+        *,
+        labels: NDArray[np.int64],
+        canary: Mapping[str, Any],
+    ) -> None:
+        """Raise CacheMismatch unless the cache has this identity, these labels and pixels.
+
+        Of weights whose file is missing, only what is known is compared: see `with_weights_of`.
+        """
+        differing = differences(with_weights_of(identity, self.identity), self.identity)
+        whole = {LABELS: np.ascontiguousarray(labels, dtype=LABELS_DTYPE)}
+        differing += whole_differences(whole, self.manifest)
+        if differing:
+            raise CacheMismatch(
+                f"{self.path} belongs to another configuration",
+                differences=differing,
+                fix=TeacherPass(self.manifest.teacher),
+            )
+        if dict(canary) != self.manifest.canary:
+            raise self._other_pixels()
+
+    def _other_pixels(self) -> CacheMismatch:
+        """The error where the canary differs: another pass into this cache would not help."""
+        then, now = self.manifest.versions.get("pillow"), version("pillow")
+        problem = (
+            f"{self.path}: the views replayed from this dataset differ from those the teacher saw, "
+            f"because its images have changed or are decoded differently; they need a new cache"
+        )
+        before = f"mv {shlex.quote(str(self.path))} {shlex.quote(f'{self.path.name}.old')} && "
+        if then != now:
+            problem += f"\n  Pillow: {then or 'unknown'} when the cache was made, {now} now"
+            before = f"{pip_install(f'pillow=={then}')}; or {before}" if then else before
+        return CacheMismatch(problem, fix=TeacherPass(self.manifest.teacher, before=before))
+
+    @_in_the_users_words
+    def read_view(
+        self, view: int, taps: Sequence[str] | None = None, *, compact: bool = False
+    ) -> dict[str, NDArray[Any]]:
+        """All records of one view: tap -> (N, *tap shape), every checksum verified.
+
+        compact: leave cut logits as they are stored, three arrays as `store.format.spec` names
+        them. Raises UnknownView, UnknownTap, CacheDamaged.
+        """
+        self._check_view(view)
+        blocks = [self.manifest.block(view, i) for i in range(self.manifest.blocks_per_view)]
+        names = self._checked_taps(taps)
+        self._fetch(blocks, names)
+        self._refuse_missing_bytes(names, blocks)
+        records = self._empty(names, self.num_samples, compact)
+        reads = [(name, block) for name in records for block in blocks]
+
+        def read(which: tuple[str, Block]) -> None:
+            name, block = which
+            self._read_into(records[name][block.start : block.stop], name, block, compact)
+
+        for _ in in_threads(read, reads, sum(values.nbytes for values in records.values())):
+            pass
+        return records
+
+    @_in_the_users_words
+    def fetch_blocks(self, blocks: Sequence[Block], taps: Sequence[str]) -> None:
+        """Bring blocks that will be read here, where the cache lies elsewhere."""
+        self._fetch(blocks, self._checked_taps(taps))
+
+    def _fetch(self, blocks: Sequence[Block], taps: Sequence[str]) -> None:
+        """Bring blocks here, many chunks at a time, where the cache lies elsewhere."""
+        arrays = [array for tap in taps for array in self.manifest.taps[tap].arrays(tap)]
+        self.source.fetch([(array, block) for block in blocks for array in arrays])
+
+    def _refuse_missing_bytes(self, taps: Sequence[str], blocks: Sequence[Block]) -> None:
+        """Raise CacheDamaged before memory is taken for bytes that are not there."""
+        for tap in taps:
+            for array in self.manifest.taps[tap].arrays(tap):
+                for block in blocks:
+                    if (fault := self.source.size_fault(array, block)) is not None:
+                        raise damage_error(self.source.fix, [fault])
+
+    @_in_the_users_words
+    def read_block(
+        self, block: Block, taps: Sequence[str] | None = None, *, compact: bool = False
+    ) -> dict[str, NDArray[Any]]:
+        """The records of one block: tap -> (rows, *tap shape); raises as `read_view`."""
+        self._check_view(block.view)
+        names = self._checked_taps(taps)
+        self._fetch([block], names)
+        records = self._empty(names, block.rows, compact)
+        for name, values in records.items():
+            self._read_into(values, name, block, compact)
+        return records
+
+    @_in_the_users_words
+    def read_first_block(self, taps: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The records of the first block of view 0 that has all these taps: tap -> (rows, ...).
+
+        Empty if no such block is committed. The taps need not be complete. Raises CacheDamaged.
+        """
+        lacks = self.source.coverage.lacking_any(taps, 1)[0]
+        if lacks.all():
+            return {}
+        block = self.manifest.block(0, int(lacks.argmin()))
+        self._fetch([block], taps)
+        records = self._empty(taps, block.rows)
+        for name, values in records.items():
+            self._read_into(values, name, block, compact=False)
+        return records
+
+    @_in_the_users_words
+    def read(
+        self, sample_ids: Sequence[int] | NDArray[Any], view: int, taps: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Records of some samples, in the order asked for: tap -> (len(sample_ids), *tap shape).
+
+        Reads whole blocks, so it is for looking at a few samples; to train, read views.
+        Raises UnknownView (also for an unknown sample), UnknownTap, CacheDamaged.
+        """
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        outside = ids[(ids < 0) | (ids >= self.num_samples)]
+        if outside.size:
+            raise UnknownView(f"no sample {outside[0]}: {self.path} holds {self.num_samples}")
+        self._check_view(view)
+        names = self._checked_taps(taps)
+        records = self._empty(names, len(ids))
+        owners = ids // self.manifest.block_rows
+        for index in np.unique(owners):
+            block = self.manifest.block(view, int(index))
+            of_block = self.read_block(block, names)
+            wanted = owners == index
+            for tap in names:
+                records[tap][wanted] = of_block[tap][ids[wanted] - block.start]
+        return records
+
+    def _empty(
+        self, taps: Sequence[str], rows: int, compact: bool = False
+    ) -> dict[str, NDArray[Any]]:
+        found = {}
+        for tap in taps:
+            spec = self.manifest.taps[tap]
+            if compact and spec.top:
+                for name, array in spec.arrays(tap).items():
+                    found[name] = np.empty((rows, *array.shape), array.dtype)
+            else:
+                found[tap] = np.empty((rows, *spec.shape), spec.read_dtype)
+        return found
+
+    def _read_into(self, out: NDArray[Any], name: str, block: Block, compact: bool) -> None:
+        """name: of a tap or, of a cut one that is left so, of one of its arrays."""
+        spec = self.manifest.taps[tap_of(name)]
+        if spec.scale is None and (compact or not spec.top):
+            self.source.read(name, block, out)
+            return
+        self._restore_into(out, name, spec, block)
+
+    def _restore_into(self, out: NDArray[Any], tap: str, spec: TapSpec, block: Block) -> None:
+        arrays = {}
+        for name, array in spec.arrays(tap).items():
+            rows = self.manifest.rows_in(array, block)
+            arrays[name] = np.empty((rows, *array.shape), dtype=array.dtype)
+            self.source.read(name, block, arrays[name])
+        if spec.scale is None:
+            out[:] = expanded(arrays, tap, spec.shape[0])
+        else:
+            out[:] = restored(arrays[tap], arrays[f"{tap}.scale"], spec.scale)
+
+    def _check_view(self, view: int) -> None:
+        if not 0 <= view < self.num_views:
+            raise UnknownView(f"no view {view}: {self.path} holds views 0 to {self.num_views - 1}")
+
+    def _checked_taps(self, taps: Sequence[str] | None) -> list[str]:
+        if taps is None:
+            return list(self.taps)
+        self.refuse_incomplete(taps)
+        return list(taps)

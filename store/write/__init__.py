@@ -1,0 +1,1 @@
+"""Creates, resumes and grows a cache, and commits its blocks."""

@@ -1,0 +1,298 @@
+"""Creates, resumes or grows a cache on an object store, and commits whole blocks to it.
+
+Any number of writers, on any machines, may do so at the same time, of one job or not; none has a
+lock. Each computes its share, then what is still missing, until nothing is: whoever is killed
+leaves its share to the others. `store.place.commit` says what a commit is.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from teach_once.runtime.errors import Busy
+from teach_once.runtime.machine.urls import ObjectUrl
+from teach_once.runtime.safe.locks import Job, WriterLock, numbered_folder, releasing
+from teach_once.store.errors import CacheFull, TeacherPass, is_full, refusals_of
+from teach_once.store.format.coding import stored_arrays
+from teach_once.store.format.content import CacheContent
+from teach_once.store.format.journal import Coverage
+from teach_once.store.format.manifest import Manifest
+from teach_once.store.format.spec import CHECKSUM_BYTES, Block, encode_chunk
+from teach_once.store.place.commit import (
+    RemoteJournal,
+    commit_block,
+    line_key,
+    put_whole_journal,
+    read_remote_journal,
+)
+from teach_once.store.place.objects import Objects, in_parallel
+from teach_once.store.read.bucket import RemoteSource, remote_manifest
+from teach_once.store.read.source import Source
+from teach_once.store.write.bucket_content import begun_cache, replace_measured
+from teach_once.store.write.pending_blocks import Work, bytes_of, missing_work, pending_work
+from teach_once.store.write.writer import copied_arrays
+
+Position = tuple[int, int]  # view, block
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was committed before of the blocks that are to be committed.
+
+    number: of a new line, for blocks of which there is none; numbers: for others. unsound: arrays
+    whose chunks are not what a line says.
+    """
+
+    number: int = 1
+    numbers: dict[Position, int] = field(default_factory=dict)
+    unsound: dict[Position, tuple[str, ...]] = field(default_factory=dict)
+
+
+class RemoteBlocks:
+    """Commits whole blocks of the cache at `url`.
+
+    spool_folder: of this process alone, on this machine, for records of unfinished blocks.
+    """
+
+    rank = 0  # of this process in its spool folder, which it has for itself
+
+    def __init__(
+        self, url: ObjectUrl, manifest: Manifest, spool_folder: Path, before: Before
+    ) -> None:
+        self.url, self.manifest, self.spool_folder = url, manifest, spool_folder
+        self.before = before
+        self._objects = Objects(url)
+        self._shared: dict[tuple[str, int], bytes] = {}  # checksums of all views' chunks there
+
+    def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
+        """Commit one whole block of some taps: tap -> (rows of the block, *tap shape).
+
+        Where another writer has put a chunk, that is adopted. "sample_crc32c" counts as a tap here
+        if the cache has it. Raises SamplesChanged where other views of these samples were computed
+        from other bytes; BadTeacherOutput where a value is not finite or overflows the tap's dtype;
+        ValueError if taps or shapes are not those of the cache; ObjectsUnreachable.
+        """
+        self._commit(block, stored_arrays(self.manifest.stored, block, records))
+
+    def _commit(self, block: Block, arrays: Mapping[str, NDArray[Any]]) -> None:
+        chunks, specs = {}, self.manifest.arrays
+        for array, values in arrays.items():
+            rows = self.manifest.chunk_rows(specs[array])
+            chunks[array] = encode_chunk(values, specs[array], rows)[0].tobytes()
+        shared = {
+            (array, block.index): chunk[-CHECKSUM_BYTES:]
+            for array, chunk in chunks.items()
+            if specs[array].all_views
+        }
+        position = (block.view, block.index)
+        commit_block(
+            self._objects,
+            self.manifest,
+            block,
+            chunks,
+            number=self._number(position),
+            unsound=self.before.unsound.get(position, ()),
+            known=[key[0] for key in shared if self._shared.get(key) == shared[key]],
+        )
+        self._shared.update(shared)
+
+    def outstanding(self, group: Sequence[Work]) -> list[Work]:
+        """Those blocks that no other writer has committed meanwhile."""
+
+        def is_there(item: Work) -> bool:
+            view, index = item.block.view, item.block.index
+            return self._objects.has(line_key(view, index, self._number((view, index))))
+
+        there = in_parallel(is_there, group)
+        return [item for item, is_done in zip(group, there, strict=True) if not is_done]
+
+    def _number(self, position: Position) -> int:
+        return self.before.numbers.get(position, self.before.number)
+
+    def refuse_if_too_full(self, work: Sequence[Work]) -> None:
+        """Nothing to do: an object store has room."""
+
+    @contextmanager
+    def refusing_full(self) -> Iterator[None]:
+        """Raise CacheFull where this machine has no room for records of unfinished blocks."""
+        try:
+            with refusals_of(self.spool_folder):
+                yield
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise CacheFull(
+                f"the disk of {self.spool_folder} is too full for the records of unfinished "
+                f"blocks; committed blocks are saved",
+                fix=TeacherPass(self.manifest.teacher, before="make room, then: "),
+            ) from None
+
+
+_MANY_LINES = 1000  # each takes a request to read
+
+
+class RemoteWriter(RemoteBlocks):
+    """Fills a cache on an object store. A context manager."""
+
+    def __init__(
+        self, url: ObjectUrl, manifest: Manifest, asked: CacheContent, folder: Path, job: Job
+    ) -> None:
+        with refusals_of(folder):
+            own, self._lock = numbered_folder(folder, job.rank)
+        super().__init__(url, manifest, own, Before())
+        self.path = url
+        self._asked, self._job = asked, job
+        self._damaged: list[Work] = []
+        self.work: list[Work] = []
+
+    @classmethod
+    def open(
+        cls,
+        url: ObjectUrl,
+        content: CacheContent,
+        *,
+        folder: Path,
+        block_rows: int | None = None,
+        check_every_byte: bool = False,
+        job: Job | None = None,
+    ) -> RemoteWriter:
+        """Create the cache at `url`, or resume it if it exists and has the same identity.
+
+        A cache with fewer views or taps grows. Afterwards `work` is this process's share of what is
+        missing or found to be damaged. folder: on this machine, for records of unfinished blocks.
+        The others are as of `CacheWriter.open`. Raises CacheMismatch, CacheError where the store
+        ignores conditions, ObjectsUnreachable, CacheNotWritable.
+        """
+        Objects(ObjectUrl(*url.parent.parts)).refuse_unconditional()
+        objects = Objects(url)
+        manifest, is_salvaged = begun_cache(objects, content, block_rows)
+        writer = cls(url, manifest, content, folder, job or Job())
+        try:
+            writer._find_work(check_every_byte or is_salvaged)
+        except BaseException:
+            writer._lock.release()
+            raise
+        return writer
+
+    def _find_work(self, check_every_byte: bool) -> None:
+        journal = read_remote_journal(self._objects, self.manifest, every_line=True)
+        if journal.num_loose >= _MANY_LINES:  # so that nobody has to read them again
+            journal = put_whole_journal(self._objects, self.manifest, journal)
+        source = RemoteSource(self.url, self.manifest, journal.committed, objects=self._objects)
+        asked = self._asked
+        pending = pending_work(
+            source, asked.num_views, asked.taps, check_every_byte=check_every_byte
+        )
+        self.before = _before(self.manifest, journal, pending)
+        self._damaged = [item for item in pending if _position(item) in self.before.unsound]
+        self.work = [item for item in pending if self._is_own(item.block)]
+        if self._job.world == 1 and journal.numbers:
+            self.work = _shuffled(self.work)  # another writer may be at work, from the beginning on
+
+    def _is_own(self, block: Block) -> bool:
+        """Whether a block is of this rank's share, whatever others have committed meanwhile."""
+        manifest, world = self.manifest, self._job.world
+        number = block.index
+        if manifest.blocks_per_view < world:  # else all views of a sample are one rank's
+            number += block.view * manifest.blocks_per_view
+        return number % world == self._job.rank
+
+    def left_over(self) -> list[Work]:
+        """What is still missing, whoever's share it was; in any order.
+
+        If nothing is, all that is committed has been put as one whole journal.
+        """
+        journal = read_remote_journal(self._objects, self.manifest, every_line=True)
+        coverage = Coverage(self.manifest, journal.committed.there)
+        asked = self._asked
+        source = RemoteSource(self.url, self.manifest, journal.committed, objects=self._objects)
+        self._damaged = [item for item in self._damaged if _is_damaged(item, source)]
+        missing = missing_work(self.manifest, coverage, asked.num_views, asked.taps)
+        work = list(dict.fromkeys([*missing, *self._damaged]))
+        self.before = _before(self.manifest, journal, work)
+        if not work and journal.num_loose:
+            self._put_whole(journal)
+        return _shuffled(work)
+
+    def _put_whole(self, journal: RemoteJournal) -> None:
+        """Put a whole journal, also of what another pass has planned meanwhile."""
+        manifest, _ = remote_manifest(self._objects)
+        if (manifest.num_views, manifest.taps) != (self.manifest.num_views, self.manifest.taps):
+            journal = read_remote_journal(self._objects, manifest, every_line=True)
+        put_whole_journal(self._objects, manifest, journal)
+
+    def bytes_of(self, work: Sequence[Work]) -> int:
+        """Bytes of the chunks of `work`."""
+        return bytes_of(work, self.manifest)
+
+    def copy_block(self, item: Work, source: Source) -> None:
+        """Commit a block copied from another cache, every checksum verified.
+
+        Both caches must number these samples alike. Raises CacheDamaged.
+        """
+        self._commit(item.block, copied_arrays(item, source, self.manifest))
+
+    def record_measured(self, measured: Mapping[str, Any]) -> None:
+        """Write what the pass measured of the teacher, such as its errors, to the manifest."""
+        self.manifest = replace_measured(self._objects, measured)
+
+    def unused_spool_folders(self) -> Iterator[Path]:
+        """The folders of unfinished blocks' records that no other process uses."""
+        yield self.spool_folder
+        for folder in sorted(self.spool_folder.parent.iterdir()):
+            if folder != self.spool_folder and folder.is_dir():
+                with suppress(Busy), releasing(WriterLock(folder, Job())):
+                    yield folder
+
+    def __enter__(self) -> RemoteWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+
+def _before(manifest: Manifest, journal: RemoteJournal, work: Sequence[Work]) -> Before:
+    """What is known of the blocks that are to be committed."""
+    there, first = journal.committed.there, journal.newest + 1
+    numbers, unsound = {}, {}
+    for item in work:
+        view, block = position = _position(item)
+        arrays = (array for tap in item.taps for array in manifest.stored[tap].arrays(tap))
+        committed = tuple(array for array in arrays if there[array][view, block])
+        number = journal.next_number(view, block)
+        if committed or number != first:
+            numbers[position] = number
+        if committed:
+            unsound[position] = committed
+    return Before(first, numbers, unsound)
+
+
+def _is_damaged(item: Work, source: RemoteSource) -> bool:
+    """Whether a chunk is not what its line says: another pass may have repeated an older line."""
+    stored = source.manifest.stored
+    arrays = [array for tap in item.taps for array in stored[tap].arrays(tap)]
+    faults = in_parallel(lambda array: source.fault_of(array, item.block), arrays)
+    return any(fault is not None for fault in faults)
+
+
+def _position(item: Work) -> Position:
+    return item.block.view, item.block.index
+
+
+def _shuffled(work: Sequence[Work]) -> list[Work]:
+    """In an order that no other process has, so that few blocks are computed twice."""
+    return random.Random(secrets.randbits(64)).sample(work, len(work))

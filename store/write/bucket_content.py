@@ -1,0 +1,223 @@
+"""The objects that describe a cache on a store: put for a new cache, replaced where it grows.
+
+The manifest is put first, and only if absent: of several writers that begin a cache one wins, and
+the others go on with what it has put. It is replaced only if it is still the one that was read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.store.errors import CacheBusy, CacheDamaged, CacheError, CacheMissing
+from teach_once.store.format.content import (
+    CacheContent,
+    draft_manifest,
+    grown_manifest,
+    metadata_checksums,
+    refuse_another,
+    with_salvaged,
+)
+from teach_once.store.format.manifest import (
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    manifest_text,
+    refuse_other_name,
+)
+from teach_once.store.format.metadata import (
+    MAX_METADATA_BYTES,
+    checksum_of,
+    metadata_faults,
+    zarr_metadata,
+)
+from teach_once.store.format.spec import MANIFEST, ZARR_GROUP, next_path, whole_name, with_checksum
+from teach_once.store.place.objects import NoBucket, Objects, Tagged, in_parallel
+from teach_once.store.read.bucket import parse_remote_manifest, remote_manifest
+
+Result = TypeVar("Result")
+
+_TRIES = 8  # to change an object, while other writers change it
+
+
+def begun_cache(
+    objects: Objects, content: CacheContent, block_rows: int | None
+) -> tuple[Manifest, bool]:
+    """Create the cache, or grow it if needed; its manifest, and whether that was salvaged.
+
+    Zarr metadata, labels and preview are put where they are missing or damaged. Salvaged: the old
+    manifest could not be read, or was never put, so that every byte of the cache must be checked.
+    Raises CacheMismatch where another cache is there.
+    """
+    is_salvaged = False
+    for _ in range(_TRIES):
+        manifest, was_lost = _begun_manifest(objects, content, block_rows)
+        is_salvaged |= was_lost
+        manifest = _described(objects, manifest, content)
+        there, _ = remote_manifest(objects)
+        if there.zarr_crc32c == manifest.zarr_crc32c:
+            return manifest, is_salvaged
+        # Another pass has grown the cache meanwhile: its metadata must not be the older ones.
+    raise _busy(objects, MANIFEST)
+
+
+def _begun_manifest(
+    objects: Objects, content: CacheContent, block_rows: int | None
+) -> tuple[Manifest, bool]:
+    def begun(there: Tagged | None) -> tuple[Manifest, bool]:
+        try:
+            if there is None:
+                raise CacheMissing("")
+            if there.content is None:
+                raise CacheDamaged("")
+            manifest = parse_remote_manifest(objects, there.content)
+        except (CacheMissing, CacheDamaged):
+            manifest, is_salvaged = _drafted(objects, content, block_rows)
+            _put(objects, MANIFEST, manifest_text(manifest), there)
+            return manifest, is_salvaged or there is not None
+        refuse_other_name(objects.url, manifest)
+        refuse_another(objects.url, manifest, content)
+        if (grown := grown_manifest(manifest, content)) is None:
+            return manifest, False
+        return _with_metadata(objects, grown, there), False
+
+    return _changed(objects, begun)
+
+
+def replace_measured(objects: Objects, measured: Mapping[str, Any]) -> Manifest:
+    """Write what a pass measured of the teacher to the manifest, which may have grown meanwhile."""
+
+    def replaced(there: Tagged | None) -> Manifest:
+        if there is None or there.content is None:
+            raise CacheMissing(f"{objects.url / MANIFEST} has been removed or damaged")
+        manifest = parse_remote_manifest(objects, there.content)
+        manifest = dataclasses.replace(manifest, measured=dict(measured))
+        _put(objects, MANIFEST, manifest_text(manifest), there)
+        return manifest
+
+    return _changed(objects, replaced)
+
+
+def _described(objects: Objects, manifest: Manifest, content: CacheContent) -> Manifest:
+    """Put what is missing or damaged.
+
+    Returns the manifest, which changes where another version of zarr spells the metadata otherwise.
+    """
+    metadata = zarr_metadata(manifest)
+    if metadata_checksums(manifest, metadata) != manifest:
+        if metadata_faults(objects.url, manifest, _reader(objects)):
+            there = objects.get_tagged(MANIFEST, MAX_MANIFEST_BYTES)
+            manifest = _with_metadata(objects, manifest, there)
+        metadata = {}
+    documents = {f"{ZARR_GROUP}/{name}": text for name, text in metadata.items()}
+    for name, values in content.whole.items():
+        documents[whole_name(name, values.ndim)] = with_checksum(values).tobytes()
+    for _ in in_parallel(lambda item: _settle(objects, *item), list(documents.items())):
+        pass
+    return manifest
+
+
+def _settle(objects: Objects, key: str, data: bytes) -> None:
+    """Put an object unless it is there; over another one."""
+    for _ in range(_TRIES):
+        there = _there(objects, key, len(data))
+        if there is not None and there.content == data:
+            return
+        try:
+            _put(objects, key, data, there)
+            return
+        except (CacheBusy, CacheMissing):
+            continue
+    raise _busy(objects, key)
+
+
+def _changed(objects: Objects, change: Callable[[Tagged | None], Result]) -> Result:
+    """change(the manifest that is there), again where another process changed it meanwhile."""
+    for _ in range(_TRIES):
+        try:
+            return change(_manifest_there(objects))
+        except CacheBusy:
+            continue
+    raise _busy(objects, MANIFEST)
+
+
+def _drafted(
+    objects: Objects, content: CacheContent, block_rows: int | None
+) -> tuple[Manifest, bool]:
+    """A new manifest; and whether a part of the cache is there, which keeps its block size."""
+    names, _ = objects.names(ZARR_GROUP)
+    arrays = [name.rpartition("/")[2] for name in names]
+    content, rows_there = with_salvaged(objects.url, content, arrays, _reader(objects))
+    manifest = draft_manifest(content, rows_there or block_rows)
+    return metadata_checksums(manifest, zarr_metadata(manifest)), bool(arrays)
+
+
+def _with_metadata(objects: Objects, manifest: Manifest, there: Tagged) -> Manifest:
+    """Replace a manifest and the zarr.json; whoever reads meanwhile finds both sound.
+
+    Each new zarr.json is put beside the old one; then the manifest; then each in its own place.
+    """
+    metadata = zarr_metadata(manifest)
+    manifest = metadata_checksums(manifest, metadata)
+    read = _reader(objects)
+    changed = {
+        key: text
+        for name, text in metadata.items()
+        if checksum_of(read(key := f"{ZARR_GROUP}/{name}")) != manifest.zarr_crc32c[name]
+    }
+    for key, text in changed.items():
+        objects.replace(str(next_path(Path(key))), text)
+    _put(objects, MANIFEST, manifest_text(manifest), there)
+    for key, text in changed.items():
+        objects.replace(key, text)
+    return manifest
+
+
+def _put(objects: Objects, key: str, data: bytes, there: Tagged | None) -> None:
+    """Put an object where there is none, or over this one. Raises CacheBusy where it changed."""
+    if there is not None:
+        objects.replace(key, data, there.tag)
+    elif not objects.put_if_absent(key, data):
+        raise _busy(objects, key)
+
+
+def _there(objects: Objects, key: str, most_bytes: int) -> Tagged | None:
+    try:
+        return objects.get_tagged(key, most_bytes)
+    except NoBucket:
+        raise
+    except CacheMissing:
+        return None
+
+
+def _manifest_there(objects: Objects) -> Tagged | None:
+    """The manifest; fetched again where it is damaged, as it may only have arrived so."""
+    there = _there(objects, MANIFEST, MAX_MANIFEST_BYTES)
+    if there is None or there.content is None:
+        return there
+    try:
+        parse_remote_manifest(objects, there.content)
+    except CacheDamaged:
+        return _there(objects, MANIFEST, MAX_MANIFEST_BYTES)
+    except CacheError:
+        pass  # of another version: the caller says so
+    return there
+
+
+def _reader(objects: Objects) -> Callable[[str], bytes | None]:
+    def read(key: str) -> bytes | None:
+        there = _there(objects, key, MAX_METADATA_BYTES)
+        if there is not None and there.content is None:
+            raise BadFile(objects.url / key, f"has {there.size:,} bytes")
+        return None if there is None else there.content
+
+    return read
+
+
+def _busy(objects: Objects, key: str) -> CacheBusy:
+    return CacheBusy(
+        f"{objects.url / key} was changed by another process",
+        fix="run the same command again",
+    )

@@ -1,0 +1,73 @@
+"""Where a pass writes to: what each kind of writer offers, and which one a path names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from teach_once.runtime.machine.urls import ObjectUrl
+from teach_once.runtime.safe.locks import Job
+from teach_once.store.format.content import CacheContent
+from teach_once.store.format.manifest import Manifest
+from teach_once.store.write.bucket import Before, RemoteBlocks, RemoteWriter
+from teach_once.store.write.pending_blocks import Work
+from teach_once.store.write.staging import AsideWriter
+from teach_once.store.write.writer import CacheWriter
+
+Destination = CacheWriter | RemoteWriter
+
+
+def open_destination(
+    path: Path,
+    content: CacheContent,
+    *,
+    spool_folder: Path,
+    block_rows: int | None = None,
+    check_every_byte: bool = False,
+    job: Job | None = None,
+) -> Destination:
+    """The writer of the cache at `path`, a folder or a URL: new, resumed, or grown.
+
+    spool_folder: on this machine, for records of unfinished blocks of a cache at a URL; a folder
+    holds its own. Raises as `CacheWriter.open` and `RemoteWriter.open`.
+    """
+    if isinstance(path, ObjectUrl):
+        return RemoteWriter.open(
+            path,
+            content,
+            folder=spool_folder,
+            block_rows=block_rows,
+            check_every_byte=check_every_byte,
+            job=job,
+        )
+    return CacheWriter.open(
+        path, content, block_rows=block_rows, check_every_byte=check_every_byte, job=job
+    )
+
+
+class Handout(NamedTuple):
+    """What a process on another machine needs to write blocks. before: of a cache at a URL."""
+
+    path: Path
+    manifest: Manifest
+    before: Before | None
+
+
+def handout_of(destination: Destination) -> Handout:
+    """For the blocks that `destination` knows to be missing."""
+    before = destination.before if isinstance(destination, RemoteWriter) else None
+    return Handout(destination.path, destination.manifest, before)
+
+
+def writer_on_node(
+    handout: Handout, work: Sequence[Work], spool_folder: Path
+) -> AsideWriter | RemoteBlocks:
+    """Writes blocks into a shared folder, for the driver to commit; or commits them to a store.
+
+    spool_folder: as of `RemoteBlocks`, of a cache at a URL.
+    """
+    if isinstance(handout.path, ObjectUrl):
+        before = handout.before or Before()
+        return RemoteBlocks(handout.path, handout.manifest, spool_folder, before)
+    return AsideWriter(handout.path, handout.manifest, work)

@@ -1,0 +1,346 @@
+"""Creates, resumes or grows a cache, and commits whole blocks to it.
+
+Order of a commit: every array's chunk is written aside, flushed and renamed; then one journal line
+is flushed. Whatever happens in between, a block exists entirely or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path, PurePath
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teach_once.runtime.safe.confined import (
+    open_inside,
+    remove_inside,
+    remove_leftovers,
+    rename_inside,
+    write_inside,
+)
+from teach_once.runtime.safe.locks import Job, WriterLock, releasing
+from teach_once.store.errors import (
+    CacheBusy,
+    CacheFull,
+    CacheMissing,
+    SamplesChanged,
+    full_error,
+    is_full,
+    refusals_of,
+    refusing_full,
+)
+from teach_once.store.format.coding import stored_arrays
+from teach_once.store.format.content import (
+    CacheContent,
+    holds,
+    lay_out,
+    manifest_for,
+    refuse_another,
+    remove_temporary_files,
+)
+from teach_once.store.format.journal import JournalWriter
+from teach_once.store.format.manifest import Manifest, read_manifest, write_manifest
+from teach_once.store.format.spec import SAMPLE_CRC, ZARR_GROUP, Block, chunk_name, encode_chunk
+from teach_once.store.identity import identity_sha256
+from teach_once.store.read.folder import FolderSource
+from teach_once.store.read.source import Source
+from teach_once.store.write.pending_blocks import (
+    JobList,
+    Work,
+    bytes_of,
+    committed_work,
+    damaged_work,
+    pending_work,
+    read_job_list,
+    with_damaged,
+    write_job_list,
+)
+from teach_once.store.write.staging import Written
+
+
+class CacheWriter:
+    """Fills a cache, which this process, or its job, has locked. A context manager."""
+
+    def __init__(
+        self, path: Path, manifest: Manifest, asked: CacheContent, lock: WriterLock, job: Job
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._asked, self._lock, self._job = asked, lock, job
+        self._journal: JournalWriter | None = None
+        self.work: list[Work] = []
+        self._damaged: list[Work] = []  # that was found by reading, and is not repaired yet
+        self._adopted: set[tuple[Block, frozenset[str]]] = set()
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        content: CacheContent,
+        *,
+        block_rows: int | None = None,
+        check_every_byte: bool = False,
+        job: Job | None = None,
+    ) -> CacheWriter:
+        """Create the cache at `path`, or resume it if it exists and has the same identity.
+
+        A cache with fewer views or taps grows. One with more keeps them, but what is missing of
+        those stays missing. Afterwards `work` is this process's share of what is missing or found
+        to be damaged. check_every_byte: look for damage in every byte, not in sizes alone.
+        block_rows: a power of two, for a new cache; an existing one keeps its own.
+        Raises CacheMismatch, CacheBusy, CacheNotWritable, CacheFull.
+        """
+        job = job or Job()
+        with refusals_of(path):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = WriterLock(path, job, CacheBusy)
+        try:
+            with refusals_of(path):
+                return cls._prepared(path, content, lock, job, block_rows, check_every_byte)
+        except OSError as error:
+            lock.release()
+            if not is_full(error):
+                raise
+            raise CacheFull(
+                f"the disk of {path} is too full to start", fix="make room, then run again"
+            ) from None
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def _prepared(
+        cls,
+        path: Path,
+        content: CacheContent,
+        lock: WriterLock,
+        job: Job,
+        block_rows: int | None,
+        check_every_byte: bool,
+    ) -> CacheWriter:
+        if not lock.leader:
+            writer = cls(path, read_manifest(path), content, lock, job)
+            refuse_another(path, writer.manifest, content)
+            found = read_job_list(path, job, writer.manifest)
+            writer._damaged = found.damaged
+            left = {item.block for item in writer.pending()}  # others may have done a late one's
+            share = found.pending[job.rank :: job.world]
+            writer.work = [item for item in share if item.block in left]
+            return writer
+        manifest, salvaged = manifest_for(path, content, block_rows)
+        writer = cls(path, lay_out(path, manifest, content), content, lock, job)
+        work = writer._find_work(check_every_byte=check_every_byte or salvaged)
+        if job.world > 1:
+            write_job_list(path, job, JobList(work, writer._damaged))
+        lock.let_others_in()
+        writer.work = work[job.rank :: job.world]
+        return writer
+
+    @property
+    def rank(self) -> int:
+        """Of this process in its job."""
+        return self._job.rank
+
+    @property
+    def spool_folder(self) -> Path:
+        """Where records of unfinished blocks lie."""
+        return self.path
+
+    def unused_spool_folders(self) -> Iterator[Path]:
+        """The folders of such records that no other process uses, once the cache is complete."""
+        yield self.path
+
+    def outstanding(self, group: Sequence[Work]) -> list[Work]:
+        """Those blocks that nobody has committed meanwhile: all, since the cache is locked."""
+        return list(group)
+
+    def _find_work(self, *, check_every_byte: bool) -> list[Work]:
+        """All that is missing or damaged; what is damaged is remembered until it is repaired."""
+        source, asked = FolderSource.open(self.path, self.manifest), self._asked
+        work = pending_work(source, asked.num_views, asked.taps, check_every_byte=check_every_byte)
+        self._damaged = committed_work(source, work)
+        return work
+
+    def pending(self) -> list[Work]:
+        """Every block with the taps that are asked for and not committed, or not sound.
+
+        Of blocks that were sound when the cache was opened, only the sizes are compared.
+        """
+        source, asked = FolderSource.open(self.path, self.manifest), self._asked
+        work = pending_work(source, asked.num_views, asked.taps, check_every_byte=False)
+        self._damaged = damaged_work(source, self._damaged)
+        return with_damaged(self.manifest, work, self._damaged)
+
+    def left_over(self) -> list[Work] | None:
+        """What other ranks of the job left unfinished; None while one of them is still running.
+
+        After None this process must not write any more. What is committed from now on has a
+        journal file of its own, newer than those of other ranks, whose lines it may replace.
+        """
+        self._adopted.clear()  # what is damaged since is written again
+        self._close_journal()
+        if not self._lock.alone():
+            return None
+        remove_temporary_files(self.path, self.manifest)  # of ranks that were killed
+        return self.pending()
+
+    def bytes_of(self, work: Sequence[Work]) -> int:
+        """Bytes on disk of the chunks of `work`."""
+        return bytes_of(work, self.manifest)
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.path).free
+
+    def refuse_if_too_full(self, work: Sequence[Work]) -> None:
+        """Raise CacheFull unless the disk has room for `work`."""
+        needed, free = self.bytes_of(work), self.free_bytes()
+        if needed > free:
+            raise full_error(self.path, self.manifest.teacher, needed, free)
+
+    def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
+        """Commit one whole block of some taps: tap -> (rows of the block, *tap shape).
+
+        "sample_crc32c" counts as a tap here if the cache has it. Raises SamplesChanged where other
+        views of these samples were computed from other bytes; BadTeacherOutput where a value is not
+        finite or overflows the tap's dtype; ValueError if taps or shapes are not those of the
+        cache; CacheFull, CacheNotWritable.
+        """
+        arrays = stored_arrays(self.manifest.stored, block, records)
+        if SAMPLE_CRC in records:
+            self._refuse_changed_samples(block, records[SAMPLE_CRC])
+        with self.refusing_full():
+            self._commit(block, arrays)
+
+    def refusing_full(self) -> AbstractContextManager[None]:
+        """Raise CacheFull where the disk has no room, CacheNotWritable where it does not permit."""
+        teacher = self.manifest.teacher
+        return refusing_full(self.path, teacher, lambda: self.bytes_of(self.pending()))
+
+    def copy_block(self, item: Work, source: Source) -> None:
+        """Commit a block copied from another cache, every checksum verified.
+
+        Both caches must number these samples alike. Raises CacheDamaged.
+        """
+        self._commit(item.block, copied_arrays(item, source, self.manifest))
+
+    def record_measured(self, measured: Mapping[str, Any]) -> None:
+        """Write what the pass measured of the teacher, such as its errors, to the manifest."""
+        self.manifest = dataclasses.replace(self.manifest, measured=dict(measured))
+        write_manifest(self.path, self.manifest)
+
+    def _commit(self, block: Block, arrays: Mapping[str, NDArray[Any]]) -> None:
+        journal, checksums = self._opened_journal(), {}
+        for array, values in arrays.items():
+            spec = self.manifest.arrays[array]
+            chunk = encode_chunk(values, spec, self.manifest.chunk_rows(spec))
+            data, checksums[array] = chunk
+            name = chunk_name(array, spec, block)
+            if not (spec.all_views and holds(self.path, name, data)):  # another view has written it
+                write_inside(self.path, name, data)
+        journal.commit(block, checksums)
+
+    def _opened_journal(self) -> JournalWriter:
+        if self._journal is None:
+            identity = identity_sha256(self.manifest.identity)
+            self._journal = JournalWriter(self.path, identity, self._job.rank)
+        return self._journal
+
+    def commit_written(self, written: Written) -> bool:
+        """Commit a block that another process wrote aside (`store.write.staging`).
+
+        False, and its files are removed, where this writer has committed the same one before.
+        Raises SamplesChanged, CacheMissing where the files are not there, CacheNotWritable.
+        """
+        block, arrays = written.block, self.manifest.arrays
+        names = {
+            array: PurePath(chunk_name(array, arrays[array], block)) for array in written.chunks
+        }
+        asides = {array: str(names[array].with_name(written.chunks[array][0])) for array in names}
+        key = block, frozenset(names)
+        if key in self._adopted:
+            for aside in asides.values():
+                remove_inside(self.path, aside)
+            return False
+        for array, aside in asides.items():
+            self._refuse_unless_there(aside, self.manifest.chunk_file_bytes(arrays[array]))
+        if SAMPLE_CRC in asides:
+            self._refuse_changed_samples(block, self._checksums_in(asides[SAMPLE_CRC], block))
+        with self.refusing_full():
+            for array, aside in asides.items():
+                rename_inside(self.path, aside, names[array].name)
+            crc32c = {array: checksum for array, (_, checksum) in written.chunks.items()}
+            self._opened_journal().commit(block, crc32c)
+        self._adopted.add(key)
+        return True
+
+    def _checksums_in(self, aside: str, block: Block) -> NDArray[Any]:
+        """The samples' checksums that a node wrote, (rows of the block,) uint32."""
+        with open_inside(self.path, aside) as file:
+            return np.frombuffer(file.read(4 * block.rows), "<u4").astype(np.uint32)
+
+    def _refuse_unless_there(self, aside: str, size: int) -> None:
+        try:
+            with open_inside(self.path, aside) as file:
+                found = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            found = None
+        if found != size:
+            raise CacheMissing(
+                f"{self.path / aside}, which another node wrote, is "
+                f"{'not there' if found is None else f'truncated: {found:,} of {size:,} bytes'}",
+                fix="choose a folder that all nodes share, with --caches DIR",
+            )
+
+    def remove_asides(self) -> None:
+        """Remove what nodes wrote and nobody will commit, once the work is done."""
+        for array in self.manifest.arrays:
+            remove_leftovers(self.path, f"{ZARR_GROUP}/{array}")
+
+    def _refuse_changed_samples(self, block: Block, checksums: NDArray[Any]) -> None:
+        """Raise SamplesChanged if any process committed a view computed from other bytes."""
+        spec = self.manifest.arrays[SAMPLE_CRC]
+        name = chunk_name(SAMPLE_CRC, spec, block)
+        data, _ = encode_chunk(checksums, spec, self.manifest.block_rows)
+        if not os.path.lexists(self.path / name) or holds(self.path, name, data):
+            return
+        source = FolderSource.open(self.path, self.manifest)
+        before = np.empty(block.rows, dtype=spec.dtype)
+        for view in np.flatnonzero(source.coverage.there[SAMPLE_CRC][:, block.index]).tolist():
+            other = dataclasses.replace(block, view=view)
+            if not source.fault_of(SAMPLE_CRC, other, before):
+                raise SamplesChanged(self.path, block.start + np.flatnonzero(before != checksums))
+
+    def __enter__(self) -> CacheWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with releasing(self._lock):
+            self._close_journal()
+
+    def _close_journal(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
+
+
+def copied_arrays(item: Work, source: Source, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """Array name -> rows of the block, read from another cache. Raises CacheDamaged."""
+    arrays = {}
+    for tap in item.taps:
+        for name, spec in manifest.stored[tap].arrays(tap).items():
+            rows = manifest.rows_in(spec, item.block)
+            arrays[name] = np.empty((rows, *spec.shape), dtype=spec.dtype)
+            source.read(name, item.block, arrays[name])
+    return arrays

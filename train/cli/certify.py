@@ -1,0 +1,176 @@
+"""python -m train.certify STUDENT --reduced CACHE [--full CACHE] [--record] [key=value ...]
+
+How a reduced cache changes losses: the relative change of CD, KD and GKD, from the full cache's
+outputs to the reduced one's, on up to 4,096 samples of view 0. Once for a student before its
+first step, once after so many steps of --method on the full cache, because a loss that has become
+small changes most. --record writes the figures into the reduced cache's certificate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from teach_once.nets.teacher.draws import seeded
+from teach_once.nets.teacher.taps import in_order
+from teach_once.runtime.command.frame import new_app, new_console, run_command
+from teach_once.runtime.command.options import Caches, Device, Overrides, StudentName, Workers
+from teach_once.runtime.formats import counted
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.store import TeacherCache
+from teach_once.store.errors import CacheMismatch
+from teach_once.store.format.certificate import LOSSES, STEPS, certified_blocks
+from teach_once.store.identity import CONVERTED_FROM, differences
+from teach_once.store.move.trim import record_figures
+from teach_once.train.cli.options import Method, Seed
+from teach_once.train.cli.plan import open_named_study
+from teach_once.train.engine.step import (
+    ActiveTerm,
+    Session,
+    active_terms,
+    epoch_steps,
+    losses_of,
+    start_epoch,
+)
+from teach_once.train.engine.train_state import reading_maps
+from teach_once.train.errors import TrainError
+from teach_once.train.losses import cd
+from teach_once.train.outputs.teacher_outputs import Ids
+from teach_once.train.runs.study import Run
+from teach_once.train.sessions.student import open_session
+from teach_once.train.terms import loss_named
+
+app = new_app()
+
+
+@app.command()
+def main(
+    name: StudentName,
+    reduced: Annotated[Path, typer.Option(help="path of the reduced cache")],
+    overrides: Overrides = None,
+    full: Annotated[
+        Path | None, typer.Option(help="path of the full one; default: the teacher's in --caches")
+    ] = None,
+    method: Method = "cd+gkd",
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=1, help="at most; no more than the recipe has")] = 1000,
+    record: Annotated[
+        bool, typer.Option("--record", help="write the figures into the reduced cache")
+    ] = False,
+    caches: Caches = Path("caches"),
+    device: Device = "auto",
+    workers: Workers = None,
+) -> None:
+    """Print how losses change from a full cache to a reduced one."""
+    study = open_named_study(name, overrides, caches, full, Path("runs"))
+    run, cache = study.run(method, seed), TeacherCache.open(reduced, num_views=1, taps=())
+    refuse_unless_reduced(study.cache, cache)
+    session = open_session(run, pick_device(device), num_workers=workers)
+    try:
+        figures = loss_changes(run, session, cache, steps)
+    finally:
+        session.teacher.close()
+    console = new_console()
+    console.print(f"{cache.path} against {study.cache.path}, {method}, seed {seed}")
+    for student, when in (
+        ("untrained", "before the first step"),
+        ("trained", f"after {counted(int(figures[STEPS]), 'step')}"),
+    ):
+        changes = (f"{loss} {100 * figures[f'{loss}_change_{student}']:+.3f} %" for loss in LOSSES)
+        console.print(f"{when}: {', '.join(changes)}")
+    if record:
+        record_figures(reduced, figures)
+
+
+def refuse_unless_reduced(full: TeacherCache, reduced: TeacherCache) -> None:
+    """Raise CacheMismatch unless the identities differ in how taps are stored, and in no more."""
+    of_teacher = [
+        each
+        for each in differences(full.identity, reduced.identity)
+        if each.field.partition(".")[0] not in ("taps", CONVERTED_FROM)
+    ]
+    if of_teacher:
+        raise CacheMismatch(
+            f"{reduced.path} is not a reduced form of {full.path}", differences=of_teacher
+        )
+
+
+def loss_changes(run: Run, session: Session, reduced: TeacherCache, steps: int) -> dict[str, float]:
+    """The relative changes, named as in `store.format.certificate`; trains the session's student.
+
+    Raises TrainError where the method has no connectors for CD, or a cache lacks a tap.
+    """
+    if not any(loss_named(term.loss).function is cd for term in run.terms):
+        raise TrainError(f"the method {run.method} has no term cd", fix="--method cd+gkd")
+    if run.study.further:
+        raise TrainError("a student of several teachers has no single full cache")
+    taps = [*in_order(run.study.cache.taps, "stage"), "logits", "correct"]
+    blocks = certified_blocks(run.study.cache.manifest.blocks(1))
+    ids = np.concatenate([np.arange(block.start, block.stop) for block in blocks])
+    device = session.learner.device
+    both = [
+        {tap: torch.from_numpy(rows).to(device) for tap, rows in cache.read(ids, 0, taps).items()}
+        for cache in (run.study.cache, reduced)
+    ]
+    terms = active_terms(run.terms, run.training.epochs)
+    steps = min(steps, session.num_steps * run.training.epochs)
+    with reading_maps(session.learner, session.data.train, run.training.batch_size):
+        untrained = _changes(session, both, ids)
+        _train(session, terms, steps)
+        trained = _changes(session, both, ids)
+    return {
+        **{f"{loss}_change_untrained": change for loss, change in untrained.items()},
+        **{f"{loss}_change_trained": change for loss, change in trained.items()},
+        STEPS: steps,
+    }
+
+
+def _train(session: Session, terms: Sequence[ActiveTerm], steps: int) -> None:
+    session.learner.train()
+    for epoch in itertools.count(1):
+        for _ in epoch_steps(session, epoch, start_epoch(session, epoch), terms):
+            steps -= 1
+            if steps == 0:
+                return
+
+
+@torch.no_grad()
+def _changes(session: Session, both: Sequence[dict[str, Tensor]], ids: Ids) -> dict[str, float]:
+    """Loss -> its value with the second cache's outputs, relative to the first one's, less 1.
+
+    ids: the samples of the records. The student is in training mode, where losses are computed; the
+    same draws for both.
+    """
+    terms, done = [ActiveTerm(loss, 1.0, {}) for loss in LOSSES], 0
+    sums = [dict.fromkeys(LOSSES, 0.0) for _ in both]
+    session.learner.train()
+    for batch in session.data.train.batches([0], ids, session.run.training.batch_size):
+        rows = slice(done, done + len(batch.ids))
+        done = rows.stop
+        if len(batch.ids) == 1:  # which batch norm refuses
+            continue
+        for records, total in zip(both, sums, strict=True):
+            outputs = {tap: values[rows] for tap, values in records.items()}
+            with seeded(0):
+                losses = losses_of(session.learner, outputs, batch, terms)
+            session.learner.maps.clear()
+            for loss in LOSSES:
+                total[loss] += losses[loss].item() * len(batch.ids)
+    return {loss: sums[1][loss] / sums[0][loss] - 1 for loss in LOSSES}
+
+
+def cli(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return run_command(app, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

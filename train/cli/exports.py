@@ -1,0 +1,106 @@
+"""Commands about what is trained: export a student, verify an export, list runs.
+
+`train.__main__` gives them their names.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teach_once.runtime.command.frame import new_console
+from teach_once.runtime.command.options import (
+    MIRROR,
+    MIRROR_GB,
+    CacheOrUrl,
+    CachesOrUrl,
+    Device,
+    MirrorFolder,
+    MirrorSize,
+    Overrides,
+    StudentName,
+)
+from teach_once.store.read.mirror import local_caches
+from teach_once.train.cli.options import Method, RemoveRuns, Runs, Seed, Superseded, Which
+from teach_once.train.cli.plan import open_named_study
+from teach_once.train.errors import TrainError
+from teach_once.train.runs.folder import offer_removal, runs_below, table_of
+from teach_once.train.runs.study import trained_by_any_number
+
+
+def export(
+    name: StudentName,
+    folder: Annotated[Path, typer.Argument(help="folder to write the files to")],
+    overrides: Overrides = None,
+    method: Method = "cd+gkd+edt",
+    seed: Seed = 0,
+    which: Which = "best",
+    caches: CachesOrUrl = Path("caches"),
+    mirror: MirrorFolder = MIRROR,
+    mirror_gb: MirrorSize = MIRROR_GB,
+    runs: Runs = Path("runs"),
+    cache: CacheOrUrl = None,
+    device: Device = "auto",
+) -> None:
+    """Write a finished student as a plain state dict and as a torch.export program."""
+    local = local_caches(caches, cache, mirror, mirror_gb)
+    study = open_named_study(name, overrides, *local, runs, reads_outputs=False)
+    run = trained_by_any_number(study.run(method, seed))
+    from teach_once.train.recording.export import export_student, weights_of
+    from teach_once.train.runs.files import EMA
+
+    exported = weights_of(run, which)
+    cards = export_student(run, exported, folder, device=device)
+    for weights, card in zip(exported, cards, strict=True):
+        new_console().print(
+            f"{folder}/student{EMA if weights.endswith(EMA) else ''}.pt, .pt2 and .json: "
+            f"{card['model']}, epoch {card['epoch']}; loaded again, top-1 error "
+            f"{card['top1_error']:.2f} %, as program {card['program_top1_error']:.2f} %"
+        )
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="folder that `export` wrote")],
+) -> None:
+    """Compare an exported student's files with the checksums in its card."""
+    from teach_once.train.recording.exported import verify_export
+
+    try:
+        cards = verify_export(folder)
+    except FileNotFoundError as error:
+        raise TrainError(f"{error.filename} is missing", fix="export the student again") from None
+    for card in cards:
+        new_console().print(
+            f"{folder} is sound: {card['model']}, epoch {card['epoch']}, test error "
+            f"{card['top1_error']:.2f} % top-1"
+        )
+
+
+def list_runs(
+    name: Annotated[str | None, typer.Argument(help="a student; default: all of them")] = None,
+    runs: Runs = Path("runs"),
+    remove: RemoveRuns = False,
+    superseded: Superseded = False,
+    yes: Annotated[bool, typer.Option("--yes", help="delete without asking")] = False,
+) -> None:
+    """List runs: state, error, size, age, and what differs between runs of one student."""
+    if superseded and not remove:
+        raise TrainError("--superseded chooses what --remove deletes", fix="--remove --superseded")
+    student_name = Path(name).stem if name and name.endswith((".yaml", ".yml")) else name
+    existing, console = runs_below(runs, student_name), new_console()
+    if not existing:
+        console.print(f"{runs / (student_name or '')} holds no run")
+    elif remove:
+        offer_removal(
+            existing,
+            console,
+            lambda question: yes or typer.confirm(question),
+            superseded=superseded,
+        )
+    else:
+        console.print(table_of(existing, time.time()))
+    for problem in (run.problem for run in existing if run.problem):
+        console.print(problem)

@@ -1,0 +1,176 @@
+"""The options that commands of `python -m train` share, explained once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from teach_once.runtime.command.frame import new_console
+from teach_once.runtime.machine.resources import num_ranks
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.store.read.mirror import shown_path
+from teach_once.train.recording.tracking import TRACKERS
+from teach_once.train.runs.folder import format_result
+from teach_once.train.runs.retrain import begin_again
+from teach_once.train.runs.study import MOST_SEED, Run
+
+if TYPE_CHECKING:
+    from teach_once.train.engine.ranks import Ranks
+
+
+Method = Annotated[str, typer.Option(help="one of the config's methods")]
+Methods = Annotated[str, typer.Option(help='methods, as in "ce kd"; default: all of the config')]
+Seed = Annotated[
+    int, typer.Option(min=0, max=MOST_SEED, help="decides initial weights and order of samples")
+]
+Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
+Runs = Annotated[Path, typer.Option(help="folder that holds the runs")]
+FeedOption = Annotated[
+    Literal["auto", "device", "host", "window"],
+    typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
+]
+Jobs = Annotated[int, typer.Option(min=1, help="runs to train side by side")]
+ShareReading = Annotated[
+    bool | None,
+    typer.Option(
+        "--share/--no-share",
+        help="whether runs with the same seed are trained together, from one reading of the "
+        "images; default: where images are read for every epoch",
+        show_default=False,
+    ),
+]
+RanksOption = Annotated[
+    int, typer.Option(min=1, help="processes that are to train the student together")
+]
+CpusPerRun = Annotated[int, typer.Option(min=1, help="CPUs of each run on a cluster")]
+GpusPerRun = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="GPUs of each run on a cluster, as in 0.5; default: 1 if it has any GPU"
+    ),
+]
+Redo = Annotated[
+    bool,
+    typer.Option(
+        help="train finished runs again; the old result stays until the new one is finished"
+    ),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="|".join(TRACKERS),
+        help="also send the figures of each epoch there; may be given several times",
+    ),
+]
+LiveTeacher = Annotated[
+    bool, typer.Option(help="run the teacher in the loop instead of reading the cache")
+]
+LiveBatchNorm = Annotated[
+    bool,
+    typer.Option(
+        "--live-bn",
+        help="run it in the loop with batch norm in training mode, as the original implementation "
+        "does; its outputs then depend on the batch, and no cache can hold them",
+    ),
+]
+CheckpointMinutes = Annotated[
+    float, typer.Option(min=0, help="minutes between checkpoints within an epoch")
+]
+TrainTeacher = Annotated[
+    bool,
+    typer.Option(
+        "--train-teacher", help="train even if it takes over ten minutes of processor time"
+    ),
+]
+Which = Annotated[Literal["best", "last"], typer.Option(help="export the weights of this epoch")]
+RemoveRuns = Annotated[bool, typer.Option("--remove", help="delete unfinished runs, after asking")]
+Superseded = Annotated[
+    bool,
+    typer.Option(
+        "--superseded",
+        help="with --remove: also finished runs that a later one of the same method and seed, with "
+        "other settings, has followed",
+    ),
+]
+CompleteCaches = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="train nothing if a complete cache is in this folder, or at this URL",
+        parser=path_or_url,
+    ),
+]
+
+
+def train_single(
+    opened: Callable[[], Run],
+    *,
+    redo: bool = False,
+    device: str = "auto",
+    num_workers: int | None = None,
+    checkpoint_minutes: float = 10.0,
+    track: Sequence[str] = (),
+) -> None:
+    """Train a run, or resume it, and print its result. redo: train a finished one again.
+
+    opened: opens the run. Several processes all call this; the first one prints and writes. Raises
+    as `train.sessions.student.train_student` does; of several processes the first one to fail does,
+    and the others end with its exit status.
+    """
+    with joined(device) as ranks:
+        console, is_first = console_of(ranks), ranks is None or ranks.is_first
+        run = opened()
+        if redo and is_first:
+            begin_again([run], device)
+        if ranks is not None:
+            ranks.wait_for_all()  # they look at the run's files, which the first one may have moved
+        if run.is_finished and (summary := run.summary):
+            console.print(f"{run.folder} is finished: nothing to do.")
+        else:
+            options: dict[str, Any] = {} if ranks is None else {"ranks": ranks}
+            summary = _trained(
+                run,
+                console,
+                device=device,
+                num_workers=num_workers,
+                checkpoint_minutes=checkpoint_minutes,
+                track=track,
+                **options,
+            )
+        if is_first:
+            console.print(format_result(summary, run.folder))
+
+
+def _trained(run: Run, console: Console, **options: Any) -> dict[str, Any]:
+    from teach_once.train.sessions.student import train_student
+
+    if changes := run.changes():
+        console.print("\n  ".join([f"differs from the last run of {run}:", *changes]))
+    again = ", whose finished result is replaced at the end" if run.repetition else ""
+    caches_read = " and ".join(str(shown_path(each.path)) for each in run.study.caches)
+    console.print(f"{run}, from {caches_read} into {run.folder}{again}")
+    return train_student(run, console=console, **options)
+
+
+def joined(device: str) -> AbstractContextManager[Ranks | None]:
+    """The processes that a launcher has started, as `train.engine.ranks`; None, without torch, of
+    one.
+    """
+    if num_ranks() == 1:
+        return nullcontext(None)
+    # Once, as torch is loaded: every rank would warn that a step happened to reach all parameters.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from teach_once.train.engine.ranks import joined_ranks
+
+    return joined_ranks(device)
+
+
+def console_of(ranks: Ranks | None) -> Console:
+    """Prints nothing but on rank 0."""
+    return new_console() if ranks is None or ranks.is_first else Console(quiet=True)

@@ -1,0 +1,292 @@
+"""What a command asks for: opened, checked, and what it still needs and costs, before it is done.
+
+Loads torch only where there is something to train.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from teach_once.configs.load import (
+    load_student,
+    load_teacher,
+    refuse_missing_data,
+    split_overrides,
+)
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.nets.networks.archs import stem_hint
+from teach_once.nets.weights.source import is_downloadable, weights_file
+from teach_once.store.errors import CacheError, CacheIncomplete
+from teach_once.store.inspect.find import cache_folder
+from teach_once.store.inspect.inspect import missing_records
+from teach_once.store.read.mirror import shown_path
+from teach_once.store.read.reader import TeacherCache
+from teach_once.store.read.source import open_source
+from teach_once.train.engine.idle_ranks import refuse_idle_ranks
+from teach_once.train.errors import TrainError
+from teach_once.train.method.connector_ends import check_ends
+from teach_once.train.outputs.shuffle_buffer import Feed
+from teach_once.train.runs.study import MOST_SEED, Run, Study, open_study, refuse_unknown_method
+from teach_once.train.runs.teachers import further_configs, tap_names, teacher_identity
+from teach_once.views.augment.augment import view_shape
+from teach_once.views.datasets import load_dataset
+
+
+def open_configs(name: str, overrides: list[str] | None) -> tuple[StudentConfig, TeacherConfig]:
+    """The student's config and that of the teacher it names. Raises ConfigError."""
+    own, teachers = split_overrides(overrides or [])
+    config = load_student(name, own)
+    teacher = load_teacher(config.teacher, teachers)
+    refuse_missing_data(teacher)
+    return config, teacher
+
+
+def open_named_study(
+    name: str,
+    overrides: list[str] | None,
+    caches: Path,
+    cache: Path | None,
+    runs: Path,
+    feed: Feed = "auto",
+    reads_outputs: bool = True,
+) -> Study:
+    """The study of a student's config. Raises what `open_configs` and `open_study` raise."""
+    config, teacher = open_configs(name, overrides)
+    return open_study(
+        config,
+        teacher,
+        caches_dir=caches,
+        runs_dir=runs,
+        cache_path=cache,
+        feed=feed,
+        reads_outputs=reads_outputs,
+    )
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Whole numbers of at most 64 bits, each once. Raises TrainError."""
+    words = text.split()
+    if not words or not all(re.fullmatch("[0-9]{1,20}", word) for word in words):
+        raise TrainError(f'--seeds {text!r}: expected whole numbers, as in "0 1 2"')
+    seeds = list(dict.fromkeys(map(int, words)))
+    if max(seeds) > MOST_SEED:
+        raise TrainError(f"--seeds: {max(seeds)} is too large; the largest is {MOST_SEED}")
+    return seeds
+
+
+# ---- whether it can work
+
+
+ALL_FINISHED = "all are finished"
+
+
+def check_runs(
+    config: StudentConfig,
+    teacher: TeacherConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    caches_dir: Path,
+    runs_dir: Path,
+    device: str,
+    cache_path: Path | None,
+    ranks: int = 1,
+) -> str:
+    """Return what was looked at, in words, if these runs can work.
+
+    Without a cache the teacher's config says what one would hold. ranks: processes that will train
+    a run together. Raises TrainError, ArchError, TapError, DatasetError or DeviceError if they
+    cannot.
+    """
+    for method in methods:
+        refuse_unknown_method(config, method)
+    study: Study | None = None
+    try:
+        study = open_study(
+            config, teacher, caches_dir=caches_dir, runs_dir=runs_dir, cache_path=cache_path
+        )
+    except CacheError:
+        pass
+    else:
+        if all(study.run(method, seed).is_finished for method in methods for seed in seeds):
+            return ALL_FINISHED
+    from teach_once.runtime.machine.devices import check_device
+    from teach_once.train.runs.check_methods import check_study, missing_taps
+
+    check_device(device)
+    if ranks > 1:
+        num_samples = len(load_dataset(teacher.dataset, caches_dir).train)
+        refuse_idle_ranks(config.training, num_samples, ranks)
+    if study is not None:
+        check_ends(study, methods)
+    taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)
+    if study is None or missing_taps(config, methods, list(stages), taps):
+        check_study(config, teacher, methods, caches_dir)
+        there = "there is no cache yet" if study is None else "the cache lacks some taps"
+        return f"device, images, networks, taps and losses; {there}"
+    return f"device, and {shown_path(study.cache.path)}, which holds what they read"
+
+
+def slow_precision(
+    config: StudentConfig, teacher: TeacherConfig, caches_dir: Path, device: str
+) -> str:
+    """Return a line if the student's precision is slower than float32 here, "" otherwise.
+
+    Times both if that may be. Raises DeviceError, DatasetError, ArchError.
+    """
+    if config.training.precision == "float32":
+        return ""
+    from teach_once.runtime.machine.devices import pick_device
+    from teach_once.train.sessions.trial import precision_hint
+
+    return precision_hint(config, teacher, caches_dir, pick_device(device))
+
+
+# ---- what it costs
+
+
+def plan_lines(
+    config: StudentConfig,
+    teacher: TeacherConfig,
+    method: str,
+    seed: int,
+    *,
+    caches_dir: Path,
+    runs_dir: Path,
+    cache_path: Path | None = None,
+    device: str | None = None,
+    ranks: int = 1,
+) -> list[str]:
+    """One line each for the weights, the cache and the run: that it exists, or what it costs.
+
+    device: where to try a few steps, for the time and the memory that the run takes. ranks:
+    processes that will train it together.
+    """
+    dataset = load_dataset(teacher.dataset, caches_dir)
+    samples = len(dataset.train)
+    further = further_configs(config, teacher)
+    shape = view_shape(dataset.train.first_shape, teacher.views.augment)
+    hints = [*stem_hints(config, teacher, shape), *dataset.hints]
+    passes = f"{samples:,} samples x {config.training.epochs} epochs through {config.student.arch}"
+    if ranks > 1:
+        passes += f", by {ranks} processes"
+    try:
+        study = open_study(
+            config, teacher, caches_dir=caches_dir, runs_dir=runs_dir, cache_path=cache_path
+        )
+    except CacheError:
+        if cache_path is not None:
+            raise
+        return [
+            *(line for each in (teacher, *further) for line in _absent_lines(each, caches_dir)),
+            f"student  to train: {passes}",
+            *hints,
+        ]
+    lines = _found_lines(study.teacher, study.cache, cache_path is None)
+    for other in study.further:
+        lines += _found_lines(other.config, other.cache, True)
+    run = study.run(method, seed)
+    if run.is_finished:
+        return [*lines, f"student  finished: {run.folder}"]
+    lines += [f"student  to train: {passes}", *hints]
+    if device is not None:
+        with suppress(CacheIncomplete):  # the line about the cache says so
+            lines += _trial_lines(run, device)
+    return lines
+
+
+def stem_hints(
+    config: StudentConfig, teacher: TeacherConfig, image_shape: tuple[int, int, int]
+) -> list[str]:
+    """On stems that are too slow for images of (H, W, C)."""
+    ours, theirs = config.student, teacher.teacher
+    hints = [
+        stem_hint(theirs.arch, theirs.stem, image_shape, "teacher.stem"),
+        stem_hint(ours.arch, ours.stem, image_shape, "student.stem"),
+    ]
+    return [hint for hint in hints if hint]
+
+
+def _absent_lines(teacher: TeacherConfig, caches_dir: Path) -> list[str]:
+    """The weights, and a cache that may be missing."""
+    dataset = load_dataset(teacher.dataset, caches_dir)
+    path = cache_folder(caches_dir, teacher.name, teacher_identity(teacher, dataset))
+    return [_weights_line(teacher), _cache_line(teacher, path, len(dataset.train))]
+
+
+def _found_lines(teacher: TeacherConfig, cache: TeacherCache, may_grow: bool) -> list[str]:
+    """The weights, and a cache that may lack some of what the teacher's file asks for."""
+    found = f"cache    found: {shown_path(cache.path)}"
+    line = _cache_line(teacher, cache.path, cache.num_samples) if may_grow else found
+    if line != found:
+        return [_weights_line(teacher), line]
+    weights = weights_file(teacher.teacher.weights)
+    needed = "found" if weights.is_file() else "not needed, the cache is complete"
+    return [f"teacher  {needed}: {weights}", line]
+
+
+def _cache_line(teacher: TeacherConfig, path: Path, samples: int) -> str:
+    """How many images the teacher has to see for what its file asks for and the cache lacks."""
+    views, arch = teacher.views.num_views, teacher.teacher.arch
+    every = samples * views
+    try:
+        missing = missing_records(open_source(path), views, tap_names(teacher))
+    except CacheError:
+        return (
+            f"cache    to build: {samples:,} samples x {views} views = {every:,} images through "
+            f"{arch}"
+        )
+    if not missing.records:
+        return f"cache    found: {shown_path(path)}"
+    what = f"extend by {missing.growth}" if missing.growth else "finish"
+    images = f"{missing.records:,} of {every:,} images"
+    return f"cache    to {what}: {images} through {arch}, into {shown_path(path)}"
+
+
+def _trial_lines(run: Run, device: str) -> list[str]:
+    from teach_once.runtime.formats import format_duration, format_rate
+    from teach_once.runtime.machine.devices import pick_device
+    from teach_once.train.sessions.trial import FASTER, format_slower, try_run
+
+    picked = pick_device(device)
+    trial = try_run(run, picked)
+    study = run.study
+    images = len(study.dataset.train) * study.config.training.epochs
+    hours = images / max(trial.images_per_second, 1e-9) / 3600
+    line = (
+        f"trial    {format_rate(trial.images_per_second)} images/s on {picked}: "
+        f"{format_duration(hours)} without tests; {trial.memory}"
+    )
+    if picked.type != "cpu" or run.training.precision == "float32":
+        return [line]
+    rate = try_run(_in_float32(run), picked).images_per_second
+    if rate < FASTER * trial.images_per_second:
+        return [line]
+    return [line, format_slower(run.training.precision, trial.images_per_second, rate)]
+
+
+def _in_float32(run: Run) -> Run:
+    config = run.study.config
+    training = dataclasses.replace(config.training, precision="float32")
+    config = dataclasses.replace(config, training=training)
+    return dataclasses.replace(run, study=dataclasses.replace(run.study, config=config))
+
+
+def _weights_line(teacher: TeacherConfig) -> str:
+    weights = weights_file(teacher.teacher.weights)
+    if weights.is_file():
+        return f"teacher  found: {weights}"
+    if is_downloadable(teacher.teacher.weights):
+        return f"teacher  to download: {teacher.teacher.weights}"
+    if teacher.training is None:
+        return f"teacher  missing: {weights}, and the config has no training block to train it with"
+    limit = teacher.training.limit
+    images = f"at most {limit:,} images per class" if limit else "all training images"
+    return (
+        f"teacher  to train: {images} x {teacher.training.epochs} epochs through "
+        f"{teacher.teacher.arch} (there is no file {weights})"
+    )

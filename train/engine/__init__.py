@@ -1,0 +1,1 @@
+"""The training step, and what it works on, on one process or several."""

@@ -1,0 +1,167 @@
+"""One network on several ranks: what each computes, and how that becomes the loss of the batch.
+
+Student and connectors are one module under torch's DistributedDataParallel, whose forward pass ends
+at the losses. Each rank passes its own slice of a batch through the network.
+
+- A loss that is a mean over samples is computed of the slice, times its share of the batch.
+- Any other loss is computed of the whole batch, on every rank: what it looks at is exchanged, and
+  each rank's own rows keep their gradient.
+
+Either way the gradient of the batch's loss is the sum of the ranks' gradients, so that is what they
+exchange, whatever the sizes of their slices. Which parameters a loss reaches changes over a run
+(warm-up, decay, an idle classifier): they are found anew in each step, and those that no loss
+reaches have no gradient, as in a single process.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+from torch.nn.parallel import DistributedDataParallel
+
+from teach_once.configs.schema import Training
+from teach_once.nets.networks.sync_batch_norm import synchronised
+from teach_once.train.engine.idle_ranks import refuse_idle_ranks
+from teach_once.train.engine.ranks import Ranks
+from teach_once.train.engine.step import ActiveTerm, seen_by_losses, weighted_sum
+from teach_once.train.engine.train_state import Learner
+from teach_once.train.terms import INPUTS, Batch, Loss, loss_named
+from teach_once.views.pixels.batches import ViewBatch
+
+Values = Any  # of a batch: a tensor (B, ...), or a list, tuple or mapping of such; or None
+
+
+def on_batch_of_all(network: nn.Module, training: Training, ranks: Ranks) -> None:
+    """Let batch norm work on the batch of all ranks, unless the recipe has it local.
+
+    Raises ArchError where it cannot.
+    """
+    if not ranks.is_alone and training.batch_norm == "sync":
+        synchronised(network)
+
+
+def prepare_for_ranks(learner: Learner, num_samples: int) -> Learner:
+    """Make a learner's steps those of all its ranks together; one of a single process as it is.
+
+    num_samples: of an epoch. Raises TrainError where a batch has too few samples for the ranks.
+    """
+    if learner.ranks.is_alone:
+        return learner
+    refuse_idle_ranks(learner.training, num_samples, learner.ranks.world)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 has no other name for it
+        learner.distributed = DistributedDataParallel(
+            _LossesOfRank(learner), broadcast_buffers=False, find_unused_parameters=True
+        )
+    learner.distributed.register_comm_hook(None, lambda _, bucket: _sum_of_gradients(bucket))
+    return learner
+
+
+def agree_on_statistics(learner: Learner) -> None:
+    """Where each rank has batch norms of its own: take their statistics from rank 0, which saves
+    them, so that all test the same network.
+    """
+    if learner.ranks.is_alone or learner.training.batch_norm == "sync":
+        return
+    for network in filter(None, (learner.network, learner.average)):
+        for buffer in network.buffers():
+            learner.ranks.of_first(buffer)
+
+
+def _sum_of_gradients(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Instead of torch's mean."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    summed: torch.futures.Future[torch.Tensor] = work.get_future().then(
+        lambda future: future.value()[0]
+    )
+    return summed
+
+
+class _LossesOfRank(nn.Module):
+    """A forward pass on this rank's slice, up to the losses."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.network, self.connectors = learner.network, learner.connectors
+        self._learner = learner
+
+    def forward(
+        self,
+        teacher_outputs: dict[str, Tensor],
+        part: ViewBatch,
+        terms: Sequence[ActiveTerm],
+        num_samples: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the backward pass begins at; and this rank's share of each loss, and of "total".
+
+        num_samples: of all ranks together. The sum of the shares is the loss.
+        """
+        ranks = self._learner.ranks
+        seen = seen_by_losses(self._learner, teacher_outputs, part, terms)
+        used = [loss_named(term.loss) for term in terms]
+        whole = WholeBatch(ranks, seen, num_samples, used)
+        losses = {term.loss: whole.compute(loss_named(term.loss), term.options) for term in terms}
+        shares = {
+            name: loss.detach() if loss_named(name).per_sample else ranks.counted(loss.detach())
+            for name, loss in losses.items()
+        }
+        objective = weighted_sum(losses, terms)
+        return objective, {**shares, "total": weighted_sum(shares, terms)}
+
+
+class WholeBatch:
+    """A batch of `num_samples`, of which this rank has the slice `own`, as losses look at it."""
+
+    def __init__(
+        self, ranks: Ranks, own: Batch, num_samples: int, losses: Iterable[Loss] = ()
+    ) -> None:
+        """losses: what those that know the whole batch look at is exchanged now, all at once."""
+        self._ranks, self._own, self._num_samples = ranks, own, num_samples
+        names = {name for loss in losses if not loss.per_sample for name in loss.inputs}
+        self._inputs = self._of_all({name: INPUTS[name].of(own) for name in sorted(names)})
+
+    def compute(self, loss: Loss, options: Mapping[str, float]) -> Tensor:
+        """The loss as far as this rank bears it; see the module."""
+        if loss.per_sample:
+            share = len(self._own.labels) / self._num_samples
+            return loss.compute(self._own, **options) * share
+        if loss.inputs:
+            return loss.computed({name: self._inputs[name] for name in loss.inputs}, options)
+        own = {each.name: getattr(self._own, each.name) for each in fields(Batch)}
+        return loss.scalar(loss.function(Batch(**self._of_all(own)), **options))
+
+    def _of_all(self, values: dict[str, Values]) -> dict[str, Values]:
+        """The same with the rows of all ranks, this one's with their gradient."""
+        own = list(_tensors(values))
+        rows = self._ranks.rows_of_all(own, self._num_samples) if own else []
+        whole: dict[str, Values] = _replaced(values, iter(rows))
+        return whole
+
+
+def _tensors(values: Values) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping):
+        for each in values.values():
+            yield from _tensors(each)
+    elif isinstance(values, list | tuple):
+        for each in values:
+            yield from _tensors(each)
+
+
+def _replaced(values: Values, tensors: Iterator[Tensor]) -> Values:
+    """The same with other tensors, in the order of `_tensors`."""
+    if isinstance(values, Tensor):
+        return next(tensors)
+    if isinstance(values, Mapping):
+        return {name: _replaced(each, tensors) for name, each in values.items()}
+    if isinstance(values, list | tuple):
+        return type(values)([_replaced(each, tensors) for each in values])
+    return values

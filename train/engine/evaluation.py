@@ -1,0 +1,73 @@
+"""The error of a network on a split: on demand, or batch by batch in turn with other work."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from teach_once.nets.metrics import ErrorCount, ErrorRates
+from teach_once.nets.networks.precision import autocast
+from teach_once.runtime.command.run_to_end import last_of
+from teach_once.train.engine.ranks import ALONE, Ranks
+from teach_once.views.pixels.batches import Pixels, ViewBatch
+
+_BATCH = 1024
+_BATCH_VALUES = 4 * 2**20  # of input numbers: larger images come in smaller batches
+
+
+def evaluate(
+    network: nn.Module, pixels: Pixels, precision: str, device: torch.device
+) -> ErrorRates:
+    """Of the network, in evaluation mode and on `device`, over view 0 of all samples."""
+    return last_of(evaluating(network, pixels, precision, device))
+
+
+def evaluating(
+    network: nn.Module,
+    pixels: Pixels,
+    precision: str,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> Generator[None, None, ErrorRates]:
+    """The same, one batch each time it is advanced; other work may be done between two of them.
+
+    ranks: each counts the errors of a slice of the samples.
+    """
+    with _evaluation_mode(network):
+        count = ErrorCount()
+        for batch in evaluation_batches(pixels, ranks):
+            count.add(outputs_for(network, batch, precision, device), batch.labels)
+            yield
+        return count.rates(lambda counts: ranks.sum(counts.to(device)))
+
+
+def evaluation_batches(pixels: Pixels, ranks: Ranks = ALONE) -> Iterator[ViewBatch]:
+    """View 0 of this rank's samples, in batches as large as is good."""
+    size = max(1, min(_BATCH, _BATCH_VALUES // int(np.prod(pixels.shape))))
+    ids = np.arange(len(pixels))[ranks.slice_of(len(pixels))]
+    return pixels.batches([0], ids, size) if len(ids) else iter(())
+
+
+@torch.no_grad()
+def outputs_for(
+    network: nn.Module, batch: ViewBatch, precision: str, device: torch.device
+) -> Tensor:
+    """(B, classes) float32."""
+    with autocast(precision, device):
+        logits: Tensor = network(batch.inputs)
+        return logits.float()
+
+
+@contextmanager
+def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]  # some may be frozen
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,42 @@
+"""Whether every process of a student has samples in every step.
+
+Imports no torch, so that it can be told before a teacher runs.
+"""
+
+from __future__ import annotations
+
+from teach_once.configs.schema import Training
+from teach_once.train.errors import TrainError
+
+
+def refuse_idle_ranks(training: Training, num_samples: int, world: int) -> None:
+    """Raise TrainError where one of `world` processes would get too few samples of some batch.
+
+    num_samples: of an epoch. A process needs one of each part of a batch; two where it normalises
+    its own slice, whose variance batch norm takes.
+    """
+    if world == 1 or _all_busy(training, training.batch_size, num_samples, world):
+        return
+    larger = range(training.batch_size + 1, num_samples + 1)
+    better = next((n for n in larger if _all_busy(training, n, num_samples, world)), None)
+    parts = f" and training.accumulate {training.accumulate}" if training.accumulate > 1 else ""
+    least = _least(training)
+    needs = "a sample" if least == 1 else f"{least} samples, for its own batch norm,"
+    raise TrainError(
+        f"training.batch_size is {training.batch_size}{parts}, and the epoch of {num_samples:,} "
+        f"samples has a batch that does not have {needs} for each of {world} processes",
+        fix=f"training.batch_size={better}, or fewer processes"
+        if better
+        else "fewer processes, or more images",
+    )
+
+
+def _least(training: Training) -> int:
+    return 2 if training.batch_norm == "local" else 1
+
+
+def _all_busy(training: Training, batch_size: int, num_samples: int, world: int) -> bool:
+    """Whether the whole batches and the smaller one of an epoch's end have enough for all."""
+    sizes = (min(batch_size, num_samples), num_samples % batch_size)
+    least = world * _least(training)
+    return all(size // training.accumulate >= least for size in sizes if size)

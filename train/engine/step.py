@@ -1,0 +1,264 @@
+"""The method: one training step, and the steps of an epoch.
+
+What the network draws in a step (dropout, stochastic depth) depends on (seed, epoch, step) and, of
+several processes, on the rank; the learning rate on the step's number, the order of samples on
+(seed, epoch). Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from teach_once.configs.schema import LossTerm, Training
+from teach_once.nets.networks.precision import autocast, tf32_only_for
+from teach_once.nets.teacher.draws import seeded
+from teach_once.train.engine.train_state import Learner
+from teach_once.train.method.optimizer import set_learning_rate
+from teach_once.train.method.residual import PARTS
+from teach_once.train.outputs.teacher_outputs import Ids, TeacherOutputs, TeacherSource
+from teach_once.train.schedule import learning_rate_at, weight_at
+from teach_once.train.terms import Batch, loss_named
+from teach_once.views.augment.parameters import view_of_epoch
+from teach_once.views.pixels.batches import ViewBatch
+from teach_once.views.pixels.resident import DatasetPixels
+from teach_once.views.seeds import STEP_STREAM, draws
+
+
+def train_step(
+    learner: Learner,
+    teacher: TeacherOutputs,
+    batch: ViewBatch,
+    terms: Sequence[ActiveTerm],
+    num_samples: int | None = None,
+) -> dict[str, Tensor]:
+    """Train on one batch: teacher's outputs, forward pass, losses, backward pass, update.
+
+    num_samples: of the batch on all ranks together, where there are several; `batch` is this one's
+    share. Returns the losses by name, before their weights, and their weighted sum as "total";
+    detached scalars on the device, means over the batch where it is worked through in parts. Of
+    several ranks each returns its share: the losses are the sums over ranks.
+    """
+    learner.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    total = num_samples or len(batch.ids)
+    parts = learner.slices.parts(batch, total)
+    for number, (part, size) in enumerate(parts, start=1):
+        share = size / total
+        with tf32_only_for(learner.precision), _exchanging(learner, number == len(parts)):
+            objective, losses = _losses_of_part(learner, teacher.outputs(part), part, terms, size)
+            learner.scaler.scale(objective * share).backward()  # type: ignore[no-untyped-call]
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0.0) + loss.detach() * share
+        learner.maps.clear()
+    _update(learner)
+    return sums
+
+
+def losses_of(
+    learner: Learner,
+    teacher_outputs: dict[str, Tensor],  # rows of the cache, or the teacher's forward pass
+    batch: ViewBatch,
+    terms: Sequence[ActiveTerm],
+) -> dict[str, Tensor]:
+    """The losses of a forward pass by name, and their weighted sum as "total"."""
+    seen = seen_by_losses(learner, teacher_outputs, batch, terms)
+    losses = {term.loss: loss_named(term.loss).compute(seen, **term.options) for term in terms}
+    return {**losses, "total": weighted_sum(losses, terms)}
+
+
+def seen_by_losses(
+    learner: Learner,
+    teacher_outputs: dict[str, Tensor],
+    batch: ViewBatch,
+    terms: Sequence[ActiveTerm],
+) -> Batch:
+    """The forward pass: what losses look at, of the student and of the teacher."""
+    with autocast(learner.precision, learner.device):
+        logits = learner.forward(batch.inputs)  # fills learner.maps
+        connected = _connected(learner, terms)
+    return Batch(
+        labels=batch.labels,
+        logits=logits,
+        maps={name: map_ for name, map_ in learner.maps.items() if name not in PARTS},
+        means=connected.means,
+        hint=connected.hint,
+        pre_logits=connected.pre_logits,
+        parts=connected.parts,
+        teacher=teacher_outputs,
+        other_labels=batch.other_labels,
+        other_shares=batch.other_shares,
+        mean_squares=learner.mean_squares,
+    )
+
+
+def weighted_sum(losses: Mapping[str, Tensor], terms: Sequence[ActiveTerm]) -> Tensor:
+    return torch.stack([term.weight * losses[term.loss] for term in terms]).sum()
+
+
+def _losses_of_part(
+    learner: Learner,
+    teacher_outputs: dict[str, Tensor],
+    part: ViewBatch,
+    terms: Sequence[ActiveTerm],
+    num_samples: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the backward pass begins at, and the losses."""
+    if learner.distributed is not None:
+        objective, losses = learner.distributed(teacher_outputs, part, terms, num_samples)
+        return objective, losses
+    losses = losses_of(learner, teacher_outputs, part, terms)
+    return losses["total"], losses
+
+
+def _exchanging(learner: Learner, is_last_part: bool) -> AbstractContextManager[None]:
+    """Ranks exchange gradients once, with the last part of a batch."""
+    if learner.distributed is None or is_last_part:
+        return nullcontext()
+    apart: AbstractContextManager[None] = learner.distributed.no_sync()
+    return apart
+
+
+def _update(learner: Learner) -> None:
+    """Change the weights by the gradients that were added up."""
+    if not learner.freeze_idle_classifier:
+        _fill_missing_gradients(learner.network)
+    if (longest := learner.training.clip_gradient_norm) is not None:
+        learner.scaler.unscale_(learner.optimizer)
+        nn.utils.clip_grad_norm_(learner.parameters(), longest)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    if learner.average is not None:
+        learner.average.update_parameters(learner.network)
+
+
+class ActiveTerm(NamedTuple):
+    """A loss term as it acts in one epoch."""
+
+    loss: str
+    weight: float
+    options: Mapping[str, float]
+
+
+def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[ActiveTerm]:
+    """The terms whose weight is not zero in this epoch; the others are not even computed."""
+    weighted = (ActiveTerm(term.loss, weight_at(term, epoch), term.options) for term in terms)
+    return [term for term in weighted if term.weight != 0.0]
+
+
+class Connected(NamedTuple):
+    """What the connectors make of the student, as far as losses look at it; see `train.terms`."""
+
+    means: Sequence[Tensor] = ()
+    hint: Tensor | None = None
+    pre_logits: Tensor | None = None
+    parts: tuple[Tensor, Tensor] | None = None
+
+
+def _connected(learner: Learner, terms: Sequence[ActiveTerm]) -> Connected:
+    wanted = {output for term in terms for output in loss_named(term.loss).student}
+    if (connectors := learner.connectors) is None:
+        return Connected()
+    return Connected(
+        connectors(learner.maps) if "means" in wanted else (),
+        connectors.hint(learner.maps) if "hint" in wanted else None,
+        connectors.pre_logits(learner.maps) if "pre_logits" in wanted else None,
+        connectors.parts_of(learner.maps) if "parts" in wanted else None,
+    )
+
+
+def _fill_missing_gradients(network: nn.Module) -> None:
+    """Give parameters that no loss reaches a gradient of zero, so that weight decay acts on them.
+
+    Without it the optimiser leaves them as they are. The original implementation multiplies idle
+    terms by zero instead of leaving them out, which shrinks its classifier in a CD-only warm-up.
+    """
+    for parameter in network.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+# ---- the steps of an epoch
+
+
+class AnyRun(Protocol):
+    """What training needs to know of a run: a student's (`train.runs.study`) or a teacher's."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+    @property
+    def training(self) -> Training: ...
+    @property
+    def terms(self) -> Sequence[LossTerm]: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def num_views(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run on a device: its images, its network, and where its teacher's outputs come from.
+
+    The teacher source is to be closed.
+    """
+
+    run: AnyRun
+    data: DatasetPixels
+    learner: Learner
+    teacher: TeacherSource
+
+    @property
+    def num_steps(self) -> int:
+        """Steps per epoch."""
+        return -(-len(self.data.train) // self.run.training.batch_size)
+
+
+class Step(NamedTuple):
+    """The outcome of a step; number: from 1. losses: as `train_step` returns them."""
+
+    number: int
+    num_samples: int
+    learning_rate: float
+    losses: dict[str, Tensor]
+
+
+def start_epoch(session: Session, epoch: int) -> Ids:
+    """Make the epoch's teacher outputs available; returns the order of its samples."""
+    order = session.teacher.order(session.run.seed, epoch, len(session.data.train))
+    session.teacher.start_epoch(epoch, order)
+    return order
+
+
+def epoch_steps(
+    session: Session, epoch: int, order: Ids, terms: Sequence[ActiveTerm], *, steps_done: int = 0
+) -> Iterator[Step]:
+    """Take the epoch's steps, one each time it is asked for the next.
+
+    order: the samples that are shown. steps_done: so many were taken before, and are left out.
+    """
+    run, learner = session.run, session.learner
+    size, num_steps = run.training.batch_size, session.num_steps
+    seeds = draws(run.seed, epoch, num_steps, 1, stream=STEP_STREAM)[:, 0]
+    view = view_of_epoch(epoch, run.num_views)
+    left = order[steps_done * size :]
+    batches = itertools.chain.from_iterable(
+        session.data.train.batches([view], ids, own_size)
+        for ids, own_size in learner.slices.of_epoch(left)
+    )
+    for step, batch in enumerate(batches, start=steps_done):
+        rate = learning_rate_at(run.training, (epoch - 1) * num_steps + step, num_steps)
+        set_learning_rate(learner.optimizer, rate)
+        num_samples = min(size, len(order) - step * size)
+        with seeded(learner.ranks.seed(int(seeds[step]))):
+            losses = train_step(learner, session.teacher, batch, terms, num_samples)
+        yield Step(step + 1, num_samples, rate, losses)

@@ -1,0 +1,243 @@
+"""A network in training: its connectors, what changes its weights, and the maps losses look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from teach_once.configs.schema import Training
+from teach_once.nets.networks.classifier import read_embedding
+from teach_once.nets.networks.precision import autocast
+from teach_once.nets.teacher.taps import changed_in_place, read_stages
+from teach_once.train.engine.ranks import ALONE, Ranks
+from teach_once.train.engine.slices import Slices
+from teach_once.train.errors import TrainError
+from teach_once.train.method.connectors import Connectors
+from teach_once.train.method.optimizer import loss_scaler, make_optimizer, weight_average
+from teach_once.train.method.pretrained import Start
+from teach_once.views.pixels.batches import Pixels
+
+
+@dataclass
+class Learner:
+    """Everything that changes over a run.
+
+    stages: "stageN" -> module, of which losses look at the maps. classifiers: modules of which a
+    loss looks at what enters them. maps, of the last forward pass, while `reading_maps` is open:
+    "stageN" -> (B, C, H, W), "embedding" -> (B, D).
+    """
+
+    network: nn.Module
+    connectors: Connectors | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None  # of the network's weights
+    forward: Callable[[Tensor], Tensor]  # the network's, perhaps compiled
+    training: Training
+    device: torch.device
+    stages: Mapping[str, str]
+    freeze_idle_classifier: bool
+    start: Start | None = None  # of a network that starts from weights that exist
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    classifiers: tuple[str, ...] = ()
+    mean_squares: Sequence[float] = ()  # of the teacher's means, by stage
+    ranks: Ranks = ALONE  # the processes that train this network together
+    distributed: DistributedDataParallel | None = None  # of several: `train.engine.distributed`
+
+    @property
+    def slices(self) -> Slices:
+        return Slices(self.ranks, self.training.batch_size, self.training.accumulate)
+
+    @property
+    def precision(self) -> str:
+        return self.training.precision
+
+    def train(self) -> None:
+        """Put the network into training mode, but for its frozen modules."""
+        self.network.train()
+        for module in self.start.frozen if self.start else ():
+            module.training = False
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that the optimiser changes."""
+        return [each for group in self.optimizer.param_groups for each in group["params"]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "connectors": self.connectors.state_dict() if self.connectors else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy the tensors of a state that fits (see `train.recording.checkpoint`) into one's own.
+
+        The optimiser's settings are the config's, whatever the state says of them.
+        """
+        self.network.load_state_dict(state["network"])
+        if self.connectors:
+            self.connectors.load_state_dict(state["connectors"])
+        self.optimizer.load_state_dict(
+            {
+                "state": self._like_parameters(state["optimizer"]["state"]),
+                "param_groups": self.optimizer.state_dict()["param_groups"],
+            }
+        )
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+
+    def _like_parameters(self, state: Mapping[int, Mapping[str, Tensor]]) -> dict[int, Any]:
+        """Copies of the optimiser's tensors, laid out in memory as their parameters are."""
+        parameters = self.parameters()
+        return {
+            index: {
+                name: torch.empty_like(parameters[index], dtype=value.dtype).copy_(value)
+                if value.shape == parameters[index].shape
+                else value.clone()
+                for name, value in of_one.items()
+            }
+            for index, of_one in state.items()
+        }
+
+
+def make_learner(
+    network: nn.Module,
+    connectors: Connectors | None,
+    training: Training,
+    device: torch.device,
+    *,
+    stages: Mapping[str, str] | None = None,
+    classifiers: tuple[str, ...] = (),
+    freeze_idle_classifier: bool = True,
+    start: Start | None = None,
+    mean_squares: Sequence[float] = (),
+    ranks: Ranks = ALONE,
+) -> Learner:
+    """Move to the device and set up what changes the network's and the connectors' parameters.
+
+    stages, classifiers: as in `Learner`; none: no loss looks at maps, or at the embedding. start:
+    of a network that starts from weights that exist. mean_squares: as in `Learner`. ranks: of
+    several, the learner is to be prepared by `train.engine.distributed`.
+    """
+    modules = [_on_device(each, device) for each in (network, connectors) if each is not None]
+    return Learner(
+        network,
+        connectors,
+        make_optimizer(modules, training, start.parameters if start else ()),
+        loss_scaler(training, device),
+        weight_average(network, training),
+        _compiled(network) if training.compile else network,
+        training,
+        device,
+        stages or {},
+        freeze_idle_classifier,
+        start,
+        classifiers=classifiers,
+        mean_squares=mean_squares,
+        ranks=ranks,
+    )
+
+
+def _on_device(network: nn.Module, device: torch.device) -> nn.Module:
+    moved: nn.Module = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network by torch.compile, without code of networks that this process compiled before.
+
+    Networks of one class share compiled code, which is guarded on no hooks: the code of a network
+    without taps would also run for one with taps, and read none.
+    """
+    torch.compiler.reset()
+    compiled: Callable[[Tensor], Tensor] = torch.compile(network)
+    return compiled
+
+
+@contextmanager
+def reading_maps(learner: Learner, pixels: Pixels, batch_size: int) -> Iterator[None]:
+    """While open, each forward pass fills `learner.maps` with the maps that losses look at.
+
+    They are what their modules returned: copies of those that a later operation changes in place.
+    Raises TrainError where the last batch of an epoch is a single sample, which batch norm refuses.
+    """
+    changed = _try_batches(learner, pixels, batch_size)
+
+    def own(stage: str, features: Tensor) -> Tensor:
+        return features.clone() if stage in changed else features
+
+    size = pixels.shape[0], pixels.shape[1]
+    network = learner.network
+    with (
+        read_stages(network, learner.stages, own, size) as learner.maps,
+        read_embedding(network, learner.classifiers, learner.maps),
+    ):
+        yield
+
+
+def _try_batches(learner: Learner, pixels: Pixels, batch_size: int) -> set[str]:
+    """The stages whose maps are changed in place, found with blank images."""
+    is_alone = not _all_have_company(len(pixels), batch_size, learner.training.accumulate)
+    if not learner.stages and not is_alone:
+        return set()
+    try:
+        return _show_blank(learner, pixels.shape, 1 if is_alone else 2)
+    except ValueError as error:  # batch norm's
+        if not is_alone:
+            raise
+        raise _lone_sample(len(pixels), batch_size, learner.training.accumulate, error) from None
+
+
+def _all_have_company(num_samples: int, batch_size: int, num_parts: int) -> bool:
+    """Whether no sample of an epoch is alone in its part of a batch."""
+    sizes = (min(batch_size, num_samples), num_samples % batch_size)
+    return all(size // num_parts > 1 for size in sizes if size)
+
+
+def _show_blank(learner: Learner, shape: tuple[int, int, int], num_images: int) -> set[str]:
+    height, width, channels = shape
+    images = torch.zeros(num_images, channels, height, width, device=learner.device)
+    with autocast(learner.precision, learner.device):
+        maps, changed = changed_in_place(
+            learner.network, learner.stages, images.to(memory_format=torch.channels_last)
+        )
+        if learner.stages and (connectors := learner.connectors) is not None:
+            with _buffers_kept(connectors):  # their batch norm counts what it sees
+                connectors(maps)
+                connectors.hint(maps)
+                connectors.parts_of(maps)
+    return changed
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards the module's buffers are as they were."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
+
+
+def _lone_sample(
+    num_samples: int, batch_size: int, num_parts: int, error: ValueError
+) -> TrainError:
+    larger = range(batch_size + 1, num_samples + 1)
+    better = next((n for n in larger if _all_have_company(num_samples, n, num_parts)), None)
+    parts = f" and training.accumulate {num_parts}" if num_parts > 1 else ""
+    last = "some part of the last batch" if num_parts > 1 else "the last batch of an epoch"
+    return TrainError(
+        f"training.batch_size is {batch_size}{parts}, so {last} is a single sample of "
+        f"{num_samples:,}, which this network cannot be trained on: {error}",
+        fix=f"training.batch_size={better}" if better else "more images",
+    )

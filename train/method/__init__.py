@@ -1,0 +1,1 @@
+"""What a method adds to a student: connectors, assistants, pretrained weights, the optimizer."""

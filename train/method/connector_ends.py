@@ -1,0 +1,140 @@
+"""Which connectors end in ReLU, and the size of the means they are trained to reach.
+
+Both follow the records that the cache holds. A stage that ends in an activation (ResNet) has no
+negative means, and its connector ends in ReLU. Stages of EfficientNet, ConvNeXt, MobileNet v2 and
+v3, ViT and Swin end without one: half of their means are negative, and ReLU reaches none of these.
+The first committed block of view 0 decides, for a run from the cache and for one with the teacher
+in the loop alike, so that both train the same layers. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from teach_once.configs.loss_options import built_in_losses
+from teach_once.configs.schema import LossTerm, StudentConfig
+from teach_once.nets.teacher.taps import in_order
+from teach_once.store.read.reader import TeacherCache
+from teach_once.train.errors import TrainError
+from teach_once.train.method.ensemble_taps import merged_stages
+
+_SIGNED_BELOW = -1e-6  # values between it and 0 are rounding errors
+# What a connector makes, and by which parameter a loss asks for it: see `train.terms.INPUTS`.
+_USES = {"means": "student_means", "hint": "student_hint"}
+
+
+class CachesOfStudy(Protocol):
+    """A study's settings and the caches of its teachers, the first of which is `cache`."""
+
+    @property
+    def config(self) -> StudentConfig: ...
+    @property
+    def cache(self) -> TeacherCache: ...
+    @property
+    def caches(self) -> list[TeacherCache]: ...
+
+
+@dataclass(frozen=True)
+class TapStatistics:
+    """Of one tap's records in the first committed block of view 0."""
+
+    is_signed: bool
+    mean_square: float
+
+
+_KNOWN: WeakKeyDictionary[TeacherCache, dict[str, TapStatistics]] = WeakKeyDictionary()
+
+
+def statistics(cache: TeacherCache, taps: Sequence[str]) -> dict[str, TapStatistics]:
+    """The statistics of these taps; {} if no block is committed that has all of them."""
+    known = _KNOWN.setdefault(cache, {})
+    if not set(taps) <= set(known):
+        for tap, values in cache.read_first_block(taps).items():
+            wide = values.astype(np.float64)
+            signed = bool((wide < _SIGNED_BELOW).any())
+            known[tap] = TapStatistics(signed, float(np.square(wide).mean()))
+    return {tap: known[tap] for tap in taps if tap in known}
+
+
+def linear_connectors(study: CachesOfStudy, terms: Sequence[LossTerm]) -> tuple[str, ...]:
+    """The taps whose connectors end without ReLU, among those that these losses look at.
+
+    Stages of several teachers are numbered as in `train.outputs.ensemble`.
+    """
+    kind = study.config.student.connector
+    if kind == "conv-bn-relu":
+        return ()
+    return tuple(tap for tap, each in _used(study, terms).items() if kind == "conv-bn" or each)
+
+
+def mean_squares(study: CachesOfStudy) -> tuple[float, ...]:
+    """The mean square of each stage's means, of several teachers in the order of their stages."""
+    return tuple(each.mean_square for each in _stage_statistics(study).values())
+
+
+def check_ends(study: CachesOfStudy, methods: Sequence[str]) -> None:
+    """Raise TrainError if a method's connectors end in ReLU although the teacher's are signed."""
+    net = study.config.student
+    if net.connector != "conv-bn-relu" or net.relu_to_signed:
+        return
+    for method in methods:
+        used = _used(study, study.config.methods[method])
+        if signed := [tap for tap, is_signed in used.items() if is_signed]:
+            raise TrainError(
+                f"methods.{method}: student.connector is conv-bn-relu, whose output is never "
+                f"negative, but the teacher's {', '.join(signed)} have negative values",
+                fix="set student.connector=auto; or, to keep the ReLU, student.relu_to_signed=true",
+            )
+
+
+def format_linear(linear: Sequence[str]) -> str:
+    """A line for the user; empty if every connector ends in ReLU."""
+    if not linear:
+        return ""
+    return (
+        f"connectors without ReLU: {', '.join(linear)}, where the teacher's outputs are negative "
+        f"too"
+    )
+
+
+def _used(study: CachesOfStudy, terms: Sequence[LossTerm]) -> dict[str, bool]:
+    """Tap -> whether its values are signed, of the taps that these losses reach by a connector."""
+    has_hint = "hint" in study.cache.manifest.taps
+    has_connectors = study.config.student.connector != "none"
+    uses = {use for term in terms for use in _uses(term.loss)}
+    found: dict[str, bool] = {}
+    own = [term for term in terms if term.loss not in built_in_losses()]
+    if has_connectors and ("means" in uses or own):
+        found = {stage: each.is_signed for stage, each in _stage_statistics(study).items()}
+    if own and (has_hint or any(found.values())):  # else it makes no difference what they look at
+        from teach_once.train.terms import looked_at  # loads torch, and the user's code
+
+        uses |= looked_at(own)
+    if "means" not in uses:
+        found = {}
+    if "hint" in uses and has_hint:
+        found |= {tap: each.is_signed for tap, each in statistics(study.cache, ["hint"]).items()}
+    return found
+
+
+def _uses(loss: str) -> set[str]:
+    """Which of "means" and "hint" a built-in loss looks at; nothing for one of the user's own."""
+    known = built_in_losses()
+    inputs = known[loss].inputs if loss in known else ()
+    return {use for use, parameter in _USES.items() if parameter in inputs}
+
+
+def _stage_statistics(study: CachesOfStudy) -> dict[str, TapStatistics]:
+    """By the stages' names among those of all teachers, in their order."""
+    of_each = [in_order(cache.manifest.taps, "stage") for cache in study.caches]
+    found: dict[str, TapStatistics] = {}
+    names = merged_stages([len(stages) for stages in of_each])
+    for cache, stages, numbered in zip(study.caches, of_each, names, strict=True):
+        own: Mapping[str, TapStatistics] = statistics(cache, stages) if stages else {}
+        found |= {numbered[stage]: each for stage, each in own.items()}
+    return found

@@ -1,0 +1,51 @@
+"""The taps of several teachers under one numbering, and what each counts.
+
+The stages of the second teacher are numbered behind those of the first, and so on; means are scaled
+by the square root of the teacher's weight, on both sides, so that a sum of squared differences
+counts each teacher by its weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from teach_once.nets.teacher.taps import in_order
+from teach_once.store.format.spec import TapSpec
+
+
+@dataclass(frozen=True)
+class MergedTaps:
+    """The taps of all teachers under one numbering.
+
+    specs: name -> shape. student_stage: the student's stage that each stage is matched with;
+    scale: what both sides are multiplied by.
+    """
+
+    specs: Mapping[str, TapSpec]
+    student_stage: Mapping[str, str]
+    scale: Mapping[str, float]
+
+
+def merged_taps(taps: Sequence[Mapping[str, TapSpec]], weights: Sequence[float]) -> MergedTaps:
+    """taps, weights: of each teacher."""
+    specs = {tap: spec for tap, spec in taps[0].items() if not tap.startswith("stage")}
+    student_stage, scale = {}, {}
+    names = merged_stages([len(in_order(own, "stage")) for own in taps])
+    for own, numbered, weight in zip(taps, names, weights, strict=True):
+        for stage, merged in numbered.items():
+            specs[merged] = own[stage]
+            student_stage[merged], scale[merged] = stage, math.sqrt(weight)
+    return MergedTaps(specs, student_stage, scale)
+
+
+def merged_stages(counts: Sequence[int]) -> list[dict[str, str]]:
+    """For each teacher its stages' names among those of all: with two and two stages
+    [{"stage1": "stage1", "stage2": "stage2"}, {"stage1": "stage3", "stage2": "stage4"}].
+    """
+    found, before = [], 0
+    for count in counts:
+        found.append({f"stage{n}": f"stage{before + n}" for n in range(1, count + 1)})
+        before += count
+    return found

@@ -1,0 +1,136 @@
+"""Starting from weights that exist: which a network begins with, and which of them stay frozen.
+
+A classifier for another number of classes is the one thing that may differ between file and
+network: it begins with random weights, and at the whole learning rate.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from teach_once.configs.schema import StudentConfig, Training
+from teach_once.nets.networks.archs import ArchError, timm_model
+from teach_once.nets.networks.classifier import classifiers_of
+from teach_once.nets.teacher.taps import stage_modules
+from teach_once.nets.weights.files import load_weights
+from teach_once.nets.weights.source import fetched_weights
+from teach_once.train.errors import TrainError
+
+
+@dataclass(frozen=True)
+class Start:
+    """parameters: those of the network that were filled, frozen ones included.
+
+    frozen: modules whose parameters are not trained and which stay in evaluation mode, so that
+    batch norms keep their statistics and nothing is dropped. said: what happened, in words.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    frozen: Sequence[nn.Module]
+    said: str
+
+
+def start_from(
+    network: nn.Module,
+    arch: str,
+    init: str | None,
+    training: Training,
+    *,
+    key: str,
+    stages: Sequence[str] | None,
+    image_shape: tuple[int, int, int],
+) -> Start | None:
+    """Fill the network from the weights that a config names, and freeze its first stages.
+
+    init: as `nets.weights.source` knows weights; None: nothing is done. key: of the config, for
+    messages. stages: as the config has them. image_shape: (H, W, C). Raises ArchError where the
+    weights do not fit, or are not there; TapError or TrainError where there are fewer stages than
+    are to be frozen.
+    """
+    if init is None:
+        return None
+    try:
+        file = fetched_weights(init)
+        if not file.is_file():
+            raise ArchError(f"there is no file {file}", fix=f"set {key}=PATH")
+        fresh = _filled(network, file, arch, image_shape)
+    except ArchError as error:
+        problem = error.problem.removeprefix("teacher.weights: ")
+        raise ArchError(f"{key}: {problem}", fix=error.fix) from None
+    new = tuple(f"{name}." for name in fresh)
+    filled = [each for name, each in network.named_parameters() if not name.startswith(new)]
+    count = training.frozen_stages
+    frozen = freeze(network, stage_modules(arch, stages), count) if count else []
+    classes = f"; a new classifier in place of its own: {', '.join(fresh)}" if fresh else ""
+    still = f"; the first {count} stages are frozen" if frozen else ""
+    return Start(filled, frozen, f"starts from {file}{classes}{still}")
+
+
+def start_student(
+    network: nn.Module, config: StudentConfig, image_shape: tuple[int, int, int]
+) -> Start | None:
+    """`start_from` what a student's file names."""
+    net = config.student
+    return start_from(
+        network,
+        net.arch,
+        net.init,
+        config.training,
+        key="student.init",
+        stages=net.stages,
+        image_shape=image_shape,
+    )
+
+
+def _filled(
+    network: nn.Module, file: Path, arch: str, image_shape: tuple[int, int, int]
+) -> Sequence[str]:
+    """Load a file, and return the classifiers that it does not fit, which stay as they are."""
+    convert = None
+    if model := timm_model(arch):
+        from teach_once.nets.weights.timm_weights import converted
+
+        convert = functools.partial(converted, model, num_classes=0, image_size=image_shape[:2])
+    try:
+        load_weights(network, file, convert=convert)
+    except ArchError:
+        classifiers = classifiers_of(network, image_shape)
+        load_weights(network, file, convert=convert, without=classifiers)
+        return classifiers
+    return ()
+
+
+def freeze(network: nn.Module, stages: Mapping[str, str], count: int) -> list[nn.Module]:
+    """Stop training the first `count` (from 1) stages and all that the network lists before them.
+
+    stages: "stageN" -> module. "Before" is the order in which the network lists its modules, as its
+    constructor made them. Returns the modules that are to stay in evaluation mode. Raises
+    TrainError where there are fewer stages.
+    """
+    if count > len(stages):
+        raise TrainError(
+            f"training.frozen_stages is {count}, but the network has {len(stages)} stages",
+            fix=f"training.frozen_stages={len(stages)}",
+        )
+    last = stages[f"stage{count}"]
+    named, end = list(network.named_modules()), listed_until(network, last)
+    after = [name for name, _ in named[end:]]
+    for _, module in named[:end]:
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    return [
+        module
+        for name, module in named[:end]
+        if name and not any(other.startswith(f"{name}.") for other in after)
+    ]
+
+
+def listed_until(network: nn.Module, module: str) -> int:
+    """How many modules a network lists up to the end of one, that one and its own included."""
+    names = [name for name, _ in network.named_modules()]
+    return max(n for n, name in enumerate(names, start=1) if f"{name}.".startswith(f"{module}."))

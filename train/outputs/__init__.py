@@ -1,0 +1,1 @@
+"""Where a training step gets the teacher's outputs."""

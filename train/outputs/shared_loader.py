@@ -1,0 +1,177 @@
+"""One reading for several runs: each batch of views, and each of its teacher rows, is made once.
+
+The runs have to keep pace, as `train.sessions.joint` sees to: a batch is there until the first of
+them asks for the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+
+import numpy as np
+from torch import Tensor
+
+from teach_once.train.errors import TrainError
+from teach_once.train.outputs.teacher_outputs import Ids, TeacherSource
+from teach_once.views.pixels.batches import Pixels, ViewBatch
+
+
+class SharedPixels:
+    """The views of a split, of which several readers see the same batches: `Pixels`."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self.shape, self.where, self.is_streamed = pixels.shape, pixels.where, pixels.is_streamed
+        self._pixels = pixels
+        self._reading: _Reading | None = None
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    @property
+    def current(self) -> ViewBatch:
+        """The batch that was given out last."""
+        assert self._reading is not None
+        assert self._reading.batch is not None
+        return self._reading.batch
+
+    def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
+        """As the pixels' own; who asks for what is being read, or for the rest of it, joins in.
+
+        Raises TrainError where another reader has changed a batch in place.
+        """
+        reading = self._reading
+        number = None if reading is None else reading.number_of(views, ids, batch_size)
+        if reading is None or number is None:
+            reading, number = _Reading(self._pixels, views, ids, batch_size), 0
+            self._reading = reading
+        while (batch := reading.at(number)) is not None:
+            yield batch
+            number += 1
+
+
+class _Reading:
+    """Batches in their order; the last one is kept."""
+
+    def __init__(self, pixels: Pixels, views: Sequence[int], ids: Ids, batch_size: int) -> None:
+        self._views, self._ids, self._batch_size = tuple(views), ids, batch_size
+        self._batches = pixels.batches(views, ids, batch_size)
+        self._number = -1  # of the batch, from 0
+        self.batch: ViewBatch | None = None  # none yet, or no more
+        self._unchanged = Unchanged("the images of a batch")
+        self._error: Exception | None = None
+
+    def number_of(self, views: Sequence[int], ids: Ids, batch_size: int) -> int | None:
+        """That of the first batch of these ids: the one that is there, the next, or None."""
+        first = len(self._ids) - len(ids)
+        number, rest = divmod(first, batch_size)
+        number *= len(views)
+        is_rest = (
+            first >= 0
+            and rest == 0
+            and number in (self._number, self._number + 1)
+            and (tuple(views), batch_size) == (self._views, self._batch_size)
+            and np.array_equal(self._ids[first:], ids)
+        )
+        return number if is_rest else None
+
+    def at(self, number: int) -> ViewBatch | None:
+        """Batch `number`, which is the one that is there or the next; None after the last one."""
+        if number == self._number + 1:
+            self._advance()
+        assert number == self._number, "its readers do not keep pace"
+        if self._error is not None:
+            raise self._error  # every reader's own, as if it had read alone
+        self._unchanged.check()
+        return self.batch
+
+    def _advance(self) -> None:
+        self._number += 1
+        self.batch = None
+        try:
+            self.batch = next(self._batches, None)
+        except Exception as error:
+            self._error = error
+        values = [getattr(self.batch, each.name, None) for each in fields(ViewBatch)]
+        self._unchanged.note([each for each in values if isinstance(each, Tensor)])
+
+
+class SharedOutputs:
+    """The outputs of one teacher for the current batch of `pixels`, read once for all runs.
+
+    source: gives all taps that any of the runs reads.
+    """
+
+    def __init__(self, source: TeacherSource, pixels: SharedPixels) -> None:
+        self.source, self.where = source, source.where
+        self._pixels = pixels
+        self._epoch = 0  # none yet
+        self._batch: ViewBatch | None = None  # whose rows are there
+        self._rows: Mapping[str, Tensor] = {}
+        self._unchanged = Unchanged("the teacher's outputs for a batch")
+
+    def of_taps(self, taps: Sequence[str]) -> TeacherSource:
+        """What one run sees. Closing it leaves it open for the others."""
+        return _OfTaps(self, taps)
+
+    def start_epoch(self, epoch: int, order: Ids) -> None:
+        if epoch != self._epoch:
+            self.source.start_epoch(epoch, order)
+            self._epoch = epoch
+
+    def rows(self, part: ViewBatch) -> Mapping[str, Tensor]:
+        """Of the current batch, or of successive samples of it."""
+        batch = self._pixels.current
+        if batch is not self._batch:
+            self._rows, self._batch = self.source.outputs(batch), batch
+            self._unchanged.note(list(self._rows.values()))
+        self._unchanged.check()
+        if part is batch:
+            return self._rows
+        (start,) = (batch.host_ids == part.host_ids[0]).nonzero()[0].tolist()
+        return {tap: rows[start : start + len(part.ids)] for tap, rows in self._rows.items()}
+
+    def close(self) -> None:
+        self.source.close()
+
+
+class _OfTaps:
+    """Some taps of shared outputs: `TeacherSource`."""
+
+    def __init__(self, shared: SharedOutputs, taps: Sequence[str]) -> None:
+        self._shared, self._taps, self.where = shared, list(taps), shared.where
+
+    def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
+        return self._shared.source.order(seed, epoch, num_samples)
+
+    def start_epoch(self, epoch: int, order: Ids) -> None:
+        self._shared.start_epoch(epoch, order)
+
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        rows = self._shared.rows(batch)
+        return {tap: rows[tap] for tap in self._taps}
+
+    def close(self) -> None:
+        pass
+
+
+class Unchanged:
+    """Tensors that nobody may change in place, as others are to see them too."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._tensors: Sequence[Tensor] = ()
+        self._versions: list[int] = []
+
+    def note(self, tensors: Sequence[Tensor]) -> None:
+        """From now on it is these."""
+        self._tensors, self._versions = tensors, [each._version for each in tensors]
+
+    def check(self) -> None:
+        """Raise TrainError where one was changed since."""
+        if [each._version for each in self._tensors] != self._versions:
+            raise TrainError(
+                f"a network or a loss of another run has changed {self._what} in place, which the "
+                f"runs share",
+                fix="train without sharing: SHARE=0, or --no-share",
+            )

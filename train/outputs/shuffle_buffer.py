@@ -1,0 +1,120 @@
+"""What is held of the teacher's outputs: whole views, or windows; and the order of samples then.
+
+Two whole views are held where they fit. Else samples are shuffled by block and within a window:
+the blocks are put into a random order, `window_rows` worth of them make a window, and the samples
+of each window are put into a random order: a pure function of (seed, epoch), as `views.seeds` has
+it for a whole dataset. The larger the window, the nearer to a true shuffle.
+
+What fits goes by the memory there is for all processes, not by what is free or by the share of one
+process: the size of the windows is part of a run's identity, which must not depend on what else is
+running. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teach_once.runtime.machine.resources import total_memory
+from teach_once.store.read.reader import TeacherCache
+from teach_once.views.seeds import permutation
+
+Ids = NDArray[np.int64]
+
+# Where a view's teacher outputs are held while its epoch runs; see `train.outputs.teacher_outputs`.
+Feed = Literal["auto", "device", "host", "window"]
+
+_SLABS_SHARE = 0.5  # of the memory for two views; beyond it a window of blocks is held
+_WINDOW_SHARE = 0.125  # of the memory for one window; two are held
+_WINDOWS_PER_EPOCH = 8  # at least, where a window is asked for
+_BLOCKS_SEED_OFFSET = 2**63  # keeps the order of blocks apart from that of samples
+
+
+def window_rows(cache: TeacherCache, taps: Collection[str], feed: Feed) -> int | None:
+    """How many samples are shuffled at a time, reading these taps; None: all of them.
+
+    A window is used where it is asked for, or where two views fill the memory.
+    """
+    row_bytes, memory = record_bytes(cache, taps), total_memory()
+    is_too_large = 2 * row_bytes * cache.num_samples > memory * _SLABS_SHARE
+    if not row_bytes or not (feed == "window" or (feed == "auto" and is_too_large)):
+        return None
+    affordable = int(memory * _WINDOW_SHARE / row_bytes)
+    rows = min(affordable, -(-cache.num_samples // _WINDOWS_PER_EPOCH))
+    return max(rows, cache.manifest.block_rows)
+
+
+def record_bytes(cache: TeacherCache, taps: Collection[str]) -> int:
+    """The bytes of one record's taps in memory."""
+    return sum(cache.manifest.taps[tap].read_bytes_per_record for tap in taps)
+
+
+def outputs_fit(num_bytes: int, jobs: int) -> bool:
+    """Whether each of `jobs` processes may hold so many bytes of teacher outputs."""
+    return jobs * num_bytes <= _SLABS_SHARE * total_memory()
+
+
+def jobs_that_fit(jobs: int, held_bytes: Iterable[int]) -> int:
+    """How many of `jobs` runs may hold their teacher outputs, of these sizes, side by side."""
+    largest = max([1, *held_bytes])
+    return min(jobs, max(1, int(_SLABS_SHARE * total_memory() // largest)))
+
+
+@dataclass(frozen=True)
+class WindowedOrder:
+    """Of `num_samples` in blocks of `block_rows`; a window holds at least one block."""
+
+    num_samples: int
+    block_rows: int
+    window_rows: int
+
+    @property
+    def blocks_per_window(self) -> int:
+        return max(1, self.window_rows // self.block_rows)
+
+    def order(self, seed: int, epoch: int) -> Ids:
+        """(N,) int64: every sample once."""
+        num_blocks = -(-self.num_samples // self.block_rows)
+        blocks = permutation((seed + _BLOCKS_SEED_OFFSET) % 2**64, epoch, num_blocks)
+        # Sorted by window, and within a window by the sample's own place in a true shuffle.
+        window_of_block = np.empty(num_blocks, dtype=np.int64)
+        window_of_block[blocks] = np.arange(num_blocks) // self.blocks_per_window
+        shuffled = permutation(seed, epoch, self.num_samples)
+        windows = window_of_block[shuffled // self.block_rows]
+        return shuffled[np.argsort(windows, kind="stable")]
+
+    def rows(
+        self, order: Ids, is_held: NDArray[np.bool_] | None = None
+    ) -> tuple[Ids, Ids, list[Ids]]:
+        """Each sample's row within its window, and its window; and each window's blocks.
+
+        The blocks of a window are read in ascending order. is_held: (N,); a window has no rows of
+        other samples. None: all are held.
+        """
+        is_held = np.ones(self.num_samples, dtype=np.bool_) if is_held is None else is_held
+        blocks_seen = order // self.block_rows
+        _, first_seen = np.unique(blocks_seen, return_index=True)
+        by_time = np.argsort(first_seen, kind="stable")
+        # A window's blocks are first seen before any block of the next window.
+        windows = [
+            np.sort(by_time[start : start + self.blocks_per_window])
+            for start in range(0, len(by_time), self.blocks_per_window)
+        ]
+        row_of, window_of = (
+            np.empty(self.num_samples, np.int64),
+            np.empty(self.num_samples, np.int64),
+        )
+        for number, blocks in enumerate(windows):
+            row = 0
+            for block in blocks:
+                start = int(block) * self.block_rows
+                stop = min(start + self.block_rows, self.num_samples)
+                held = start + np.flatnonzero(is_held[start:stop])
+                row_of[held] = np.arange(row, row + len(held))
+                window_of[start:stop] = number
+                row += len(held)
+        return row_of, window_of, windows

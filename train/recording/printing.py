@@ -1,0 +1,85 @@
+"""What a run prints of its epochs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+
+from teach_once.configs.schema import LossTerm
+from teach_once.runtime.formats import format_rate
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.recording.distributed_recorder import Recorder
+from teach_once.train.schedule import weight_at
+from teach_once.train.terms import loss_named
+
+
+def print_other_threads(recorder: Recorder, device: torch.device, console: Console | None) -> None:
+    before, now = recorder.threads_before, torch.get_num_threads()
+    if console is not None and device.type == "cpu" and before not in (None, now):
+        console.print(
+            f"started with {before} threads, resumed with {now}: the last bits may differ from "
+            f"those of an uninterrupted run"
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def print_once(console: Console, line: str) -> None:
+    """Print a line that several runs have, the first time on each console."""
+    console.print(line)
+
+
+class EpochPrinter:
+    """Prints errors, rate and time left after each epoch; says nothing without a console."""
+
+    def __init__(
+        self,
+        epochs: int,
+        first_epoch: int,
+        console: Console | None,
+        classifier_epoch: int = 1,  # the first in which a loss reaches the classifier
+    ) -> None:
+        self._classifier_epoch = classifier_epoch
+        self._epochs, self._first, self._console = epochs, first_epoch, console
+        self._seconds = 0.0
+        if console is not None and first_epoch > 1:
+            console.print(f"resuming after epoch {first_epoch - 1} of {epochs}")
+
+    def __call__(self, result: EpochResult) -> None:
+        if self._console is None:
+            return
+        self._seconds += result.seconds
+        left = self._seconds / (result.epoch - self._first + 1) * (self._epochs - result.epoch)
+        self._console.print(
+            f"epoch {result.epoch:3d}/{self._epochs}  loss {result.loss:8.4f}  "
+            f"{_test_text(result)}  "
+            f"{format_rate(result.images_per_second):>8} images/s  ETA {left:4.0f} s"
+            f"{self._idle(result.epoch)}"
+        )
+
+    def _idle(self, epoch: int) -> str:
+        if epoch >= self._classifier_epoch:
+            return ""
+        if self._classifier_epoch > self._epochs:
+            return "  classifier idle"
+        return f"  classifier idle until epoch {self._classifier_epoch}"
+
+
+def classifier_epoch(terms: Sequence[LossTerm], epochs: int) -> int:
+    """The first epoch in which a loss reaches the classifier; `epochs` + 1 if there is none."""
+    reaching = [term for term in terms if "logits" in loss_named(term.loss).student]
+    for epoch in range(1, epochs + 1):
+        if any(weight_at(term, epoch) for term in reaching):
+            return epoch
+    return epochs + 1
+
+
+def _test_text(result: EpochResult) -> str:
+    if (errors := result.errors) is None:
+        return "not tested" + " " * 34
+    top5 = f" {errors.top5:6.2f} % top-5" if errors.num_classes > 5 else ""
+    average = result.average.errors if result.average else None
+    averaged = f", averaged weights {average.top1:.2f} %" if average else ""
+    return f"test error {errors.top1:6.2f} % top-1{top5}{averaged}"

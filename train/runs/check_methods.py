@@ -1,0 +1,284 @@
+"""What can be wrong with methods, found before anything runs, while an error costs nothing.
+
+Without a cache, both networks are built with fresh weights and shown one blank image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from teach_once.configs.schema import LossTerm, StudentConfig, TeacherConfig, TopLogits
+from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.networks.layout import TapError
+from teach_once.nets.teacher.taps import Tap, taps_asked, teacher_stages
+from teach_once.nets.teacher.teacher import fresh_teacher
+from teach_once.nets.weights.source import is_downloadable
+from teach_once.store.errors import fixes_spelled_by
+from teach_once.store.format.spec import TapSpec
+from teach_once.train.errors import TrainError
+from teach_once.train.losses import lskd
+from teach_once.train.method.connector_ends import check_ends
+from teach_once.train.method.connectors import connectors_for
+from teach_once.train.method.ensemble_taps import MergedTaps, merged_taps
+from teach_once.train.method.pretrained import start_student
+from teach_once.train.method.residual import build_student, hint_stage
+from teach_once.train.runs.study import Study
+from teach_once.train.runs.teachers import (
+    FurtherTeacher,
+    further_configs,
+    pass_command,
+    refuse_other_views,
+    refuse_unmergeable,
+    tap_names,
+)
+from teach_once.train.schedule import weight_at
+from teach_once.train.terms import check_options, loss_named, taps_of
+from teach_once.views.augment.augment import check_augmentable, view_shape
+from teach_once.views.datasets import Dataset, load_dataset
+
+
+def check_study(
+    config: StudentConfig,
+    teacher: TeacherConfig,
+    methods: Sequence[str],
+    caches_dir: Path = Path("caches"),
+) -> None:
+    """Raise TrainError, ArchError, TapError or DatasetError where a method cannot work."""
+    for method in methods:
+        check_terms(method, config.methods[method], config.training.epochs)
+    check_before_the_pass(config, teacher, methods, caches_dir)
+    for method in methods:
+        logits = teacher.taps.logits
+        cut = logits.top if isinstance(logits, TopLogits) else None
+        refuse_cut_logits(method, config.methods[method], cut)
+    dataset = load_dataset(teacher.dataset, caches_dir)
+    taps = check_teacher(teacher, dataset)
+    shape = view_shape(dataset.train.first_shape, teacher.views.augment)
+    others = _check_further(config, teacher, methods, dataset, caches_dir)
+    merged = merged_taps([taps, *others], config.weight_of_each) if others else None
+    for method in methods:
+        terms = config.methods[method]
+        check_student(config, terms, taps, shape, dataset.num_classes, merged)
+
+
+def _check_further(
+    config: StudentConfig,
+    first: TeacherConfig,
+    methods: Sequence[str],
+    dataset: Dataset,
+    caches_dir: Path,
+) -> list[dict[str, TapSpec]]:
+    """The taps of all teachers but the first. Raises as `check_study`."""
+    found = []
+    for other in further_configs(config, first):
+        theirs = load_dataset(other.dataset, caches_dir)
+        refuse_other_views(first, dataset, other, theirs)
+        check_before_the_pass(config, other, methods, caches_dir)
+        found.append(check_teacher(other, theirs))
+    if found:
+        refuse_methods_of_one(config, methods)
+    return found
+
+
+def refuse_methods_of_one(config: StudentConfig, methods: Sequence[str]) -> None:
+    """Raise TrainError where a method needs what several teachers do not have together."""
+    for method in methods:
+        losses = [loss_named(term.loss) for term in config.methods[method]]
+        taps = {tap for loss in losses for tap in loss.teacher_taps}
+        refuse_unmergeable(method, taps, {part for loss in losses for part in loss.student})
+
+
+def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]:
+    """The taps that a cache will hold, found with fresh weights: name -> shape.
+
+    Raises ArchError, TapError, DatasetError.
+    """
+    for transform in (config.views.augment, config.views.eval_transform):
+        check_augmentable(dataset.train.first_shape, transform)
+    shape = view_shape(dataset.train.first_shape, config.views.augment)
+    net, stages = config.teacher, teacher_stages(config)
+    taps = taps_asked(config.taps, stages)
+    try:
+        teacher = fresh_teacher(
+            net,
+            stages,
+            num_classes=dataset.num_classes if config.taps.logits else 0,
+            image_shape=shape,
+            has_embedding=bool(config.taps.embedding),
+        )
+        shapes = dataclasses.replace(teacher, precision="float32").tap_shapes(shape, taps)
+    except TapError as error:
+        raise TapError(f"taps.stages: {error.problem}", fix=error.fix) from None
+    except RuntimeError as error:
+        raise ArchError(
+            f"teacher.arch: {net.arch} cannot take images of {shape[0]}x{shape[1]} pixels: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    hint_stage = {tap.name: tap.stage for tap in taps if tap.kind == "hint"}
+    return {
+        name: TapSpec(shape, "float32", stage=hint_stage.get(name))
+        for name, shape in shapes.items()
+    }
+
+
+def check_student(
+    config: StudentConfig,
+    terms: Sequence[LossTerm],
+    taps: Mapping[str, TapSpec],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    merged: MergedTaps | None = None,
+) -> None:
+    """Raise ArchError, TapError or StageMismatch unless the student fits these taps.
+
+    merged: of several teachers, instead of `taps`.
+    """
+    network = build_student(
+        config, terms, hint_stage(taps), num_classes=num_classes, image_shape=image_shape
+    )
+    init = config.student.init
+    if init is not None and not is_downloadable(init):
+        start_student(network, config, image_shape)
+    taps = merged.specs if merged else taps
+    connectors_for(network, config.student, terms, taps, image_shape, 0, merged)
+
+
+def check_methods(study: Study, methods: Sequence[str]) -> None:
+    """Raise TrainError where a method cannot work, or needs what the cache lacks: all of it.
+
+    CacheIncomplete where it needs what the cache is to hold and is not finished.
+    """
+    stages, epochs = list(study.teacher_stages), study.config.training.epochs
+    logits = study.cache.manifest.taps.get("logits")
+    for method in methods:
+        check_terms(method, study.config.methods[method], epochs)
+        refuse_cut_logits(method, study.config.methods[method], logits.top if logits else None)
+    check_ends(study, methods)
+    missing = missing_taps(study.config, methods, stages, list(study.cache.manifest.taps))
+    if missing:
+        path = study.cache.path
+        raise missing_error(missing, methods, f"{path} lacks", study.teacher, stages, path.parent)
+    caches_dir = study.cache.path.parent
+    with fixes_spelled_by(lambda more: pass_command(study.teacher, caches_dir, more)):
+        for method in methods:
+            study.cache.refuse_incomplete(study.run(method, 0).needed_of_each[0])
+    if study.further:
+        refuse_methods_of_one(study.config, methods)
+    for number, other in enumerate(study.further, start=1):
+        _check_cache_of(other, number, study, methods)
+
+
+def _check_cache_of(
+    other: FurtherTeacher, number: int, study: Study, methods: Sequence[str]
+) -> None:
+    """The same for teacher `number`."""
+    stages, path = list(other.stages), other.cache.path
+    missing = missing_taps(study.config, methods, stages, list(other.cache.manifest.taps))
+    if missing:
+        raise missing_error(missing, methods, f"{path} lacks", other.config, stages, path.parent)
+    with fixes_spelled_by(lambda more: pass_command(other.config, path.parent, more)):
+        for method in methods:
+            other.cache.refuse_incomplete(study.run(method, 0).needed_of_each[number])
+
+
+def refuse_cut_logits(method: str, terms: Sequence[LossTerm], top: int | None) -> None:
+    """Raise TrainError where a loss needs all logits and only the `top` largest are stored."""
+    functions = [loss_named(term.loss).function for term in terms]
+    if top is not None and lskd in functions:  # whatever name the config gives it
+        raise TrainError(
+            f"methods.{method}: lskd divides by the standard deviation of all logits, and only the "
+            f"{top} largest are stored",
+            fix="taps.logits=float16 in the teacher's file, or leave the method out",
+        )
+
+
+def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
+    """Raise TrainError where a term never acts, or where in some epoch none does."""
+    names = [term.loss for term in terms]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TrainError(f"methods.{method}: duplicate loss {twice!r}; give it one term")
+    for number, term in enumerate(terms):
+        check_options(f"methods.{method}.{number}", term)
+        if term.start_epoch > epochs:
+            raise TrainError(
+                f"methods.{method}.{number}.start_epoch is {term.start_epoch}, but training ends "
+                f"after epoch {epochs}: this term would never act"
+            )
+    for epoch in range(1, epochs + 1):
+        if not any(weight_at(term, epoch) for term in terms):
+            raise TrainError(f"methods.{method}: every weight is zero in epoch {epoch}")
+
+
+# ---- what methods need of a cache
+
+
+def missing_taps(
+    config: StudentConfig, methods: Sequence[str], stages: Sequence[str], held: Collection[str]
+) -> dict[str, set[str]]:
+    """The taps that methods need beyond those held: {method: taps}, without empty entries."""
+    needed = {method: taps_of(config.methods[method], stages) for method in methods}
+    return {method: taps - set(held) for method, taps in needed.items() if taps - set(held)}
+
+
+def format_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[str]) -> str:
+    """The problem in words; `who` ends in a verb. Raises TrainError if no cache can have them."""
+    lines = [f"methods.{m} needs the taps {', '.join(sorted(taps))}" for m, taps in missing.items()]
+    possible = {
+        "logits",
+        "correct",
+        "hint",
+        "embedding",
+        *stages,
+        *(Tap("energy", stage).name for stage in stages),
+    }
+    if unknown := sorted(set().union(*missing.values()) - possible):
+        known = ", ".join(sorted(possible))
+        raise TrainError("\n  ".join([*lines, f"no cache has {', '.join(unknown)}, but {known}"]))
+    return "\n  ".join([f"{who} what the methods need:", *lines])
+
+
+def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) -> list[str]:
+    """Overrides of the teacher's file that add these taps; a hint is the middle stage's."""
+    every = set().union(*missing.values())
+    kinds = {Tap.parse(name).kind for name in every}
+    middle = stages[len(stages) // 2] if stages else "stage1"
+    return [
+        *(["taps.logits=float16"] if kinds & {"logits", "correct"} else []),
+        *(["taps.means=float16"] if "stage" in kinds else []),
+        *(["taps.energy=float16"] if "energy" in kinds else []),
+        *([f"taps.hint.stage={middle}"] if "hint" in kinds else []),
+        *(["taps.embedding=float16"] if "embedding" in kinds else []),
+    ]
+
+
+def check_before_the_pass(
+    config: StudentConfig,
+    teacher: TeacherConfig,
+    methods: Sequence[str],
+    caches_dir: Path = Path("caches"),
+) -> None:
+    """Raise TrainError where a cache of this teacher would lack what methods need."""
+    stages = list(teacher_stages(teacher))
+    missing = missing_taps(config, methods, stages, tap_names(teacher))
+    if missing:
+        who = f"the teacher's file {teacher.name} leaves out"
+        raise missing_error(missing, methods, who, teacher, stages, caches_dir)
+
+
+def missing_error(
+    missing: Mapping[str, set[str]],
+    methods: Sequence[str],
+    who: str,
+    teacher: TeacherConfig,
+    stages: Sequence[str],
+    caches_dir: Path,
+) -> TrainError:
+    """The error for taps that `who` lacks, with the command that builds or extends a cache."""
+    problem = format_missing(missing, who, stages)
+    rest = " ".join(method for method in methods if method not in missing)
+    without = f'; or leave these methods out: METHODS="{rest}"' if rest else ""
+    more = settings_that_add(missing, stages)
+    return TrainError(f"{problem}{without}", fix=pass_command(teacher, caches_dir, more))

@@ -1,0 +1,369 @@
+"""What the text files of a run say, read strictly: run.json, metrics.jsonl and summary.json.
+
+Each carries a checksum over its content and its run's identity, and the figures of a summary are
+worked out again from the metrics: a flipped bit, a file of another run or an edited figure is an
+error that names the file, never a result. Files of earlier versions have no checksums; they are
+read where everything else fits. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from teach_once.runtime.safe.safe_read import BadFile, open_regular, parse_json, read_bounded
+from teach_once.runtime.safe.text import one_line
+from teach_once.store.identity import canonical_json, identity_sha256
+
+EMA = "-ema"  # ends the names of averaged weights
+BEST_NAMES = ("best", f"best{EMA}")
+
+
+def prefix_of(name: str) -> str:
+    """Of the keys of a line of metrics that hold the errors of these weights ("best-ema")."""
+    return "ema_" if name.endswith(EMA) else ""
+
+
+def best_of(metrics: Sequence[Mapping[str, Any]], prefix: str = "") -> Mapping[str, Any] | None:
+    """The epoch with the lowest deciding error, the first of several; None if none was tested."""
+    tested = [epoch for epoch in metrics if deciding_error(epoch, prefix) is not None]
+    return min(tested, key=lambda epoch: deciding_error(epoch, prefix) or 0.0, default=None)
+
+
+def deciding_error(epoch: Mapping[str, Any], prefix: str = "") -> float | None:
+    """The top-1 error that the best epoch is chosen by: validation, else test; None: not tested."""
+    top1, top5, validation = (
+        epoch.get(f"{prefix}{name}")
+        for name in ("top1_error", "top5_error", "validation_top1_error")
+    )
+    if top1 is None or top5 is None:
+        return None
+    return float(top1 if validation is None else validation)
+
+
+def figures_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a summary says of these epochs; the last one has been tested."""
+    last = metrics[-1]
+    figures: dict[str, Any] = {"epochs": last["epoch"]}
+    for kind in ("", EMA):
+        prefix = prefix_of(kind)
+        if (best := best_of(metrics, prefix)) is not None:
+            chosen_on = "test" if last[f"{prefix}validation_top1_error"] is None else "validation"
+            figures[f"last{kind}"] = _errors_of(last, prefix)
+            figures[f"best{kind}"] = {
+                "epoch": best["epoch"],
+                "chosen_on": chosen_on,
+                **_errors_of(best, prefix),
+            }
+    return figures
+
+
+def _errors_of(epoch: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name: epoch[f"{prefix}{name}"] for name in ("top1_error", "top5_error")}
+
+
+RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINT_FILE = "checkpoint.pt"
+
+_MOST_BYTES = 4 * 2**20  # of run.json and summary.json
+_MOST_LINE_BYTES = 64 * 2**10
+_CHECKSUM = "content_sha256"
+_LINE_DIGITS = 16  # of a sha256
+
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Seconds = Annotated[float, Field(ge=0, le=1e11)]
+Text = Annotated[str, Field(max_length=1000)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+File = Literal["last.pt", "best.pt", "last-ema.pt", "best-ema.pt"]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+# ---- run.json
+
+
+class _Epochs(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    epochs: Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class _Run(BaseModel):
+    """What readers use of an identity; the rest is compared, never used."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    training: _Epochs
+    seed: Seed = 0  # a teacher's is in its training block
+    num_views: Count = 0
+    teacher_outputs: Literal["cache", "live"] = "cache"
+    terms: list[dict[str, Any]] = []
+    cache: dict[str, Any] = {}
+
+
+def run_document(identity: Mapping[str, Any]) -> bytes:
+    """The bytes of run.json."""
+    return _pretty({**identity, "run_sha256": identity_sha256(identity)})
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """The identity of a folder's run; None where it has no run.json. Raises BadFile."""
+    if (content := _read(folder / RUN_FILE, _Run)) is None:
+        return None
+    recorded = content.pop("run_sha256", None)
+    if recorded is not None and recorded != identity_sha256(content):
+        raise _unlike_its_checksum(folder / RUN_FILE)
+    return content
+
+
+# ---- metrics.jsonl
+
+
+class _Epoch(_Document):
+    epoch: Count
+    loss: float
+    losses: dict[Text, float]
+    weights: dict[Text, float]
+    top1_error: Percent | None
+    top5_error: Percent | None
+    validation_top1_error: Percent | None
+    ema_top1_error: Percent | None = None  # of averaged weights, where the recipe has them
+    ema_top5_error: Percent | None = None
+    ema_validation_top1_error: Percent | None = None
+    learning_rate: Annotated[float, Field(ge=0)]
+    train_seconds: Seconds
+    wait_seconds: Seconds
+    check: Text = ""
+
+
+def metrics_line(epoch: Mapping[str, Any], run_sha256: str) -> bytes:
+    """A line of metrics.jsonl, with its checksum."""
+    return json.dumps({**epoch, "check": _line_check(epoch, run_sha256)}).encode() + b"\n"
+
+
+def read_metrics(
+    folder: Path, run_sha256: str, *, first: int | None = None
+) -> list[dict[str, Any]] | None:
+    """The epochs of a run; None where the file is missing.
+
+    first: of so many epochs; what follows may be cut off. Raises BadFile.
+    """
+    try:
+        return list(islice(_epochs(folder / METRICS_FILE, run_sha256), first))
+    except FileNotFoundError:
+        return None
+
+
+def count_epochs(folder: Path, run_sha256: str) -> int:
+    """How many epochs of a run are recorded, up to the first line that is no record."""
+    done = 0
+    try:
+        for _ in _epochs(folder / METRICS_FILE, run_sha256):
+            done += 1
+    except (BadFile, OSError):
+        pass
+    return done
+
+
+def _epochs(path: Path, run_sha256: str) -> Iterator[dict[str, Any]]:
+    with _opened(path) as raw, io.BufferedReader(raw) as file:  # type: ignore[type-var]
+        number = 0
+        while line := file.readline(_MOST_LINE_BYTES + 1):
+            number += 1
+            yield _epoch(line, number, path, run_sha256)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except BadFile as error:
+        raise _bad(path, error.what) from None
+
+
+def _epoch(line: bytes, number: int, path: Path, run_sha256: str) -> dict[str, Any]:
+    if not line.endswith(b"\n"):
+        raise _bad(path, f"is cut off in line {number:,}, or the line is too long")
+    try:
+        content = parse_json(line, path)
+    except BadFile as error:
+        raise _bad(path, f"line {number:,} {error.what}") from None
+    epoch = _validated(content, _Epoch, path, f"line {number:,}: ")
+    check = epoch.pop("check", None)
+    if check is not None and check != _line_check(epoch, run_sha256):
+        raise _bad(
+            path,
+            f"line {number:,}: what it says does not match its checksum, or is of another run",
+        )
+    if epoch["epoch"] != number:
+        raise _bad(path, f"line {number:,} is of epoch {epoch['epoch']:,}")
+    return epoch
+
+
+def _line_check(epoch: Mapping[str, Any], run_sha256: str) -> str:
+    return identity_sha256({"epoch": dict(epoch), "run": run_sha256})[:_LINE_DIGITS]
+
+
+# ---- summary.json
+
+
+class _Errors(_Document):
+    top1_error: Percent
+    top5_error: Percent
+
+
+class _Best(_Errors):
+    epoch: Annotated[int, Field(ge=1)]
+    chosen_on: Literal["test", "validation"]
+
+
+class _Summary(_Document):
+    run_sha256: Sha256
+    epochs: Annotated[int, Field(ge=1)]
+    last: _Errors
+    best: _Best
+    last_ema: _Errors | None = Field(default=None, alias="last-ema")
+    best_ema: _Best | None = Field(default=None, alias="best-ema")
+    files_sha256: dict[File, Sha256] = {}  # older ones lack it
+    seconds: Seconds
+    content_sha256: Sha256 = ""
+
+
+class _StudentSummary(_Summary):
+    student: Text
+    model: Text = ""
+    num_samples: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    num_classes: Annotated[int, Field(ge=1, le=2**31 - 1)] = 6  # older ones lack it
+    is_taught: bool
+    method: Text
+    seed: Seed
+    cache: Text
+    num_teachers: Annotated[int, Field(ge=1, le=1000)] = 1  # older ones lack it
+    cache_sha256: Text
+    teacher: dict[Text, float]
+    teacher_weights: Annotated[list[Text], Field(max_length=1000)] = []  # older ones lack it
+    device: Text
+    threads: Count | None = None  # older ones lack it
+    versions: dict[Text, Text]
+
+
+class _TeacherSummary(_Summary):
+    weights_sha256: Sha256
+    torch: Text
+    settings: dict[str, Any] = {}
+
+
+def summary_document(summary: Mapping[str, Any]) -> bytes:
+    """The bytes of summary.json."""
+    return _pretty({**summary, _CHECKSUM: identity_sha256(summary)})
+
+
+def read_summary(folder: Path, *, of_teacher: bool = False) -> dict[str, Any] | None:
+    """What a folder's summary says, of whichever run; None where it has none. Raises BadFile."""
+    path = folder / SUMMARY_FILE
+    if (content := _read(path, _TeacherSummary if of_teacher else _StudentSummary)) is None:
+        return None
+    recorded = content.pop(_CHECKSUM, None)
+    if recorded is not None and recorded != identity_sha256(content):
+        raise _unlike_its_checksum(path)
+    if recorded is None and not (folder / METRICS_FILE).is_file():
+        raise _bad(path, f"has neither a checksum nor {METRICS_FILE} beside it to compare it with")
+    return content
+
+
+def read_result(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of a finished student, its figures compared with the run's metrics.
+
+    None where the folder has none, or one of another identity. Raises BadFile.
+    """
+    sha256 = identity_sha256(identity)
+    summary = read_summary(folder)
+    if summary is None or summary["run_sha256"] != sha256:
+        return None
+    recorded = read_run(folder)
+    if recorded is not None and identity_sha256(recorded) != sha256:
+        raise _bad(folder / RUN_FILE, f"is not of the run that {SUMMARY_FILE} beside it is of")
+    if summary["epochs"] != identity["training"]["epochs"]:
+        raise _bad(
+            folder / SUMMARY_FILE,
+            f"says epochs {summary['epochs']:,}, the run has {identity['training']['epochs']:,}",
+        )
+    if (metrics := read_metrics(folder, sha256)) is not None:
+        _compare_figures(folder / SUMMARY_FILE, summary, metrics)
+    return summary
+
+
+def _compare_figures(
+    path: Path, summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise BadFile unless the figures of a summary are those of the metrics."""
+    if not metrics or deciding_error(metrics[-1]) is None:
+        raise _bad(path, f"has results that {METRICS_FILE} beside it lacks")
+    figures = figures_of(metrics)
+    for name in ("epochs", "last", "best", f"last{EMA}", f"best{EMA}"):
+        found, expected = summary.get(name), figures.get(name)
+        if found != expected:
+            raise _bad(
+                path,
+                f"says {name} {one_line(found)}, by {METRICS_FILE} it is {one_line(expected)}",
+            )
+
+
+# ---- all of them
+
+
+def _pretty(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(json.loads(canonical_json(content)), indent=1) + "\n").encode()
+
+
+def _read(path: Path, kind: type[BaseModel]) -> dict[str, Any] | None:
+    try:
+        content = parse_json(read_bounded(path, _MOST_BYTES), path)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise BadFile(
+            path.parent, "is no folder of a run", fix="move it away, or name another folder of runs"
+        ) from None
+    except BadFile as error:
+        raise _bad(path, error.what) from None
+    return _validated(content, kind, path)
+
+
+def _validated(content: Any, kind: type[BaseModel], path: Path, where: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise _bad(path, f"{where}holds {one_line(content, 40)}, expected an object")
+    try:
+        kind.model_validate(content)
+    except ValidationError as error:
+        raise _bad(path, where + _first_problem(error)) from None
+    return content
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"lacks {one_line(field)}"
+    return (
+        f"{one_line(field)}: found {one_line(repr(first['input']), 40)}: {one_line(first['msg'])}"
+    )
+
+
+def _unlike_its_checksum(path: Path) -> BadFile:
+    return _bad(path, "has been changed or damaged: its checksum is of another content")
+
+
+def _bad(path: Path, what: str) -> BadFile:
+    folder = shlex.quote(str(path.parent))
+    return BadFile(path, what, fix=f"rm -r {folder}  # and train this run again")

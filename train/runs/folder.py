@@ -1,0 +1,423 @@
+"""The runs that a folder holds: which there are, how those of one method differ, what can go.
+
+Imports no torch, and trusts nothing but the files that a run leaves (see `train.runs.files`).
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from rich.console import Console
+
+from teach_once.runtime.errors import Busy
+from teach_once.runtime.formats import format_age, format_table
+from teach_once.runtime.safe.locks import LOCK_FILE, Job, WriterLock
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.store.identity import (
+    Difference,
+    differences,
+    distinguishing,
+    identity_sha256,
+    short_repr,
+    told,
+)
+from teach_once.train.runs.files import (
+    CHECKPOINT_FILE,
+    RUN_FILE,
+    count_epochs,
+    read_result,
+    read_run,
+)
+
+# Of a run's identity, what its method and seed decide; the rest are the settings of its study.
+OF_ONE_RUN = ("terms", "seed", "sources", "window", "rkd_angles", "no_weight_decay")
+_OF_METHOD_IN_STUDENT = "linear_connectors"
+# What the name of a run's folder says besides: `-live`, `-live-bn`.
+_OF_LABEL = (*OF_ONE_RUN, "teacher_outputs", "teacher_bn")
+_MOST = 6  # settings in a cell of a table
+
+Identity = Mapping[str, Any]
+
+
+def settings_key(identity: Identity) -> str:
+    """Return what runs of all methods and seeds of the same study have in common."""
+    return identity_sha256(without(_OF_LABEL, identity))
+
+
+def method_key(identity: Identity) -> str:
+    """Return what the seeds of one method have in common, whatever its study."""
+    kept = {key: identity[key] for key in _OF_LABEL if key != "seed" and key in identity}
+    return identity_sha256(kept)
+
+
+def distinct_settings(runs: Sequence[tuple[str, Identity]]) -> list[list[str]]:
+    """Return, for each (label, identity), `key=value` of the settings that tell it from others.
+
+    A method's own settings (its terms) are compared with runs of the same label, the settings of
+    a study with all runs. At most six, those of the cache last, then how many more there are.
+    """
+    studies = distinguishing([without(_OF_LABEL, identity) for _, identity in runs])
+    methods: dict[str, list[int]] = {}
+    for position, (label, _) in enumerate(runs):
+        methods.setdefault(label, []).append(position)
+    own: list[list[str]] = [[] for _ in runs]
+    for positions in methods.values():
+        found = distinguishing([_of_method(runs[position][1]) for position in positions])
+        for position, settings in zip(positions, found, strict=True):
+            own[position] = settings
+    return [_shortened([*own[n], *studies[n]]) for n in range(len(runs))]
+
+
+def without(keys: Sequence[str], identity: Identity) -> dict[str, Any]:
+    """Return the identity without these keys.
+
+    Without its terms, it has nothing left of what follows from them in the student's settings.
+    """
+    kept = {key: value for key, value in identity.items() if key not in keys}
+    student = kept.get("student")
+    if "terms" in keys and isinstance(student, Mapping):
+        kept["student"] = {k: v for k, v in student.items() if k != _OF_METHOD_IN_STUDENT}
+    return kept
+
+
+def _of_method(identity: Identity) -> dict[str, Any]:
+    return {key: identity[key] for key in _OF_LABEL if key != "seed" and key in identity}
+
+
+def _shortened(settings: Sequence[str]) -> list[str]:
+    """Settings of the cache, which are many where the teacher is another one, come last."""
+    order = sorted(settings, key=lambda each: each.startswith(("cache.", "further_caches.")))
+    more = len(order) - _MOST
+    return order if more <= 1 else [*order[:_MOST], f"{more} more"]
+
+
+_FOLDER = re.compile(
+    r"(?P<label>.+)-seed(?P<seed>[0-9]+)-(?P<digits>[0-9a-f]{8})(?P<again>\.redo)?"
+)
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run's folder and what its files say; `summary` is None before its end.
+
+    label: its method, and "-live" where the teacher ran in the loop. problem: why its files cannot
+    be believed, and the fix; then nothing of them is here.
+    """
+
+    folder: Path
+    label: str
+    seed: int
+    identity: Mapping[str, Any]
+    summary: Mapping[str, Any] | None
+    epochs: int  # that are done
+    num_bytes: int
+    changed: float  # seconds, as of time.time
+    is_training: bool
+    is_repetition: bool  # of a finished run, whose folder it will take
+    waits: bool = False  # a finished repetition that has not taken that place: it was killed then
+    problem: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Student, label and seed: of runs that agree in these only the settings differ."""
+        return self.folder.parent.name, self.label, self.seed
+
+    @property
+    def threads(self) -> int | None:
+        """With how many a finished run was trained on a CPU, which decides its last bits."""
+        summary = self.summary or {}
+        return summary.get("threads") if summary.get("device") == "cpu" else None
+
+    @property
+    def state(self) -> str:
+        if self.problem:
+            return "unreadable"
+        if self.summary is not None:
+            return "finished"
+        if self.is_training:
+            return "training now"
+        if self.waits:
+            return "finished repetition, takes its place when the run is trained"
+        has_checkpoint = (self.folder / CHECKPOINT_FILE).is_file()
+        state = "interrupted" if has_checkpoint else "unfinished"
+        of = f"{self.epochs} of {self.identity['training']['epochs']} epochs"
+        return f"{'repetition ' if self.is_repetition else ''}{state}, {of}"
+
+    def is_like(self, identity: Mapping[str, Any]) -> bool:
+        """Whether this run and that of the identity differ in method and seed alone."""
+        return _digest(OF_ONE_RUN, self.identity) == _digest(OF_ONE_RUN, identity)
+
+    def is_repetition_of(self, identity: Mapping[str, Any]) -> bool:
+        """Whether this run and that of the identity differ in the seed alone."""
+        return _digest(("seed",), self.identity) == _digest(("seed",), identity)
+
+
+def runs_below(runs_dir: Path, student: str | None = None) -> list[FoundRun]:
+    """All runs, or those of one student, by student, method, seed and age."""
+    students = runs_dir.glob("*/") if student is None else [runs_dir / student]
+    return sorted((run for each in students for run in runs_in(each)), key=_order)
+
+
+def runs_in(student_dir: Path) -> list[FoundRun]:
+    """The runs of one student's folder, by method, seed and age."""
+    found = (_read_run(folder) for folder in student_dir.glob("*"))
+    return sorted((run for run in found if run is not None), key=_order)
+
+
+def _order(run: FoundRun) -> tuple[str, str, int, float]:
+    return *run.key, run.changed
+
+
+def finished_alike(
+    runs: Iterable[FoundRun], own: Mapping[str, Mapping[str, Any]]
+) -> list[FoundRun]:
+    """The finished ones of `runs` that can be compared with each other: one per method and seed.
+
+    own: {label: identity of a run of it, whatever its seed}, all with the same settings. A run of
+    one of these labels must have that very method's terms. Another label counts by the settings
+    that all share. Of several runs of one method and seed the latest counts. In the order of `own`.
+    """
+    order = {label: position for position, label in enumerate(own)}
+    example = next(iter(own.values()))
+    latest: dict[tuple[str, int], FoundRun] = {}
+    for run in sorted(runs, key=_order):
+        terms_fit = run.label not in own or run.is_repetition_of(own[run.label])
+        if run.summary is not None and run.is_like(example) and terms_fit:
+            latest[run.label, run.seed] = run
+    return sorted(latest.values(), key=lambda run: (order.get(run.label, len(order)), *run.key))
+
+
+def changes_since(
+    student_dir: Path, name: str, folder: Path, identity: Mapping[str, Any]
+) -> list[str]:
+    """How a run's settings differ from those of the latest run with its name, one line each.
+
+    Empty where there is none, or where the run in `folder` has begun.
+    """
+    others = sorted(student_dir.glob(f"{glob.escape(name)}-*/{RUN_FILE}"), key=_changed_at)
+    if not others or (folder / RUN_FILE).is_file():
+        return []
+    try:
+        latest = read_run(others[-1].parent)
+    except BadFile:
+        return []  # nothing to compare with
+    if latest is None:
+        return []
+    if latest.get("run_version") != identity["run_version"]:
+        return ["this version of the program trains or identifies runs differently"]
+    return told([_format_change(change) for change in differences(identity, latest)])
+
+
+def _format_change(change: Difference) -> str:
+    key, ours, theirs = change.field, change.expected, change.found
+    for kind in ("cache.teacher.source.", "sources."):
+        if key.startswith(kind) and ours is not None and theirs is not None:
+            return f"the file of the module {key.removeprefix(kind)} has changed"
+    if key == "tested_digest":
+        return "the test or validation samples, or their labels, have changed"
+    return f"{key} is {short_repr(ours)}, was {short_repr(theirs)}"
+
+
+def _changed_at(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def table_of(runs: Sequence[FoundRun], now: float) -> str:
+    """A line per run, which ends with the settings that are not those of all of its student.
+
+    now: seconds, as of time.time.
+    """
+    settings = _distinctions(runs)
+    rows = [["run", "state", "top-1 error (%)", "size", "age", "differs in"]]
+    for run in runs:
+        errors = run.summary["last"]["top1_error"] if run.summary else None
+        rows.append(
+            [
+                f"{run.folder.parent.name}/{run.folder.name}",
+                run.state,
+                "" if errors is None else f"{errors:.2f}",
+                f"{run.num_bytes / 1e6:,.1f} MB",
+                format_age(now - run.changed),
+                ", ".join(settings.get(run.folder, ())),
+            ]
+        )
+    return format_table(rows)
+
+
+def format_result(summary: Mapping[str, Any], folder: Path) -> str:
+    """A finished run in a few lines: its errors, its time, its folder."""
+    has_top5 = summary.get("num_classes", 6) > 5  # else every top-5 error is zero
+    best = summary["best"]
+
+    def errors(of: Mapping[str, Any], prefix: str = "") -> str:
+        top5 = f", {of[f'{prefix}top5_error']:.2f} % top-5" if has_top5 else ""
+        return f"test error {of[f'{prefix}top1_error']:.2f} % top-1{top5}"
+
+    lines = [
+        f"{summary['method']}, seed {summary['seed']}: {summary['seconds']:.1f} s, in {folder}",
+        f"last epoch ({summary['epochs']}): {errors(summary['last'])}",
+        f"best epoch ({best['epoch']}, chosen on the {best['chosen_on']} set): {errors(best)}",
+    ]
+    if {"test_top1_error", "test_top5_error"} <= set(summary["teacher"]):
+        lines.append(f"teacher: {errors(summary['teacher'], 'test_')}")
+    return "\n  ".join(lines)
+
+
+def removable(runs: Sequence[FoundRun], *, superseded: bool = False) -> dict[Path, str]:
+    """{folder: why} of runs that are unfinished.
+
+    superseded: also of finished runs that were followed by a later one of their method and seed,
+    which has other settings and need not be better.
+    """
+    found, latest = {}, {}
+    for run in sorted(runs, key=lambda run: run.changed):
+        if run.summary is not None:
+            latest[run.key] = run
+    for run in runs:
+        later = latest.get(run.key, run)
+        if run.is_training or run.problem or run.waits:
+            continue
+        if run.summary is None:
+            found[run.folder] = run.state
+        elif superseded and later is not run:
+            found[run.folder] = _format_later(run, later)
+    return found
+
+
+def _format_later(run: FoundRun, later: FoundRun) -> str:
+    """What is lost: the errors of both, and how their settings differ."""
+    pair = [run, later]
+    errors = [f"{each.summary['last']['top1_error']:.2f} %" for each in pair if each.summary]
+    own, _ = distinct_settings([(each.label, each.identity) for each in pair])
+    return (
+        f"finished with {errors[0]}, superseded by {later.folder.name} with {errors[1]}; "
+        f"{', '.join(own)}"
+    )
+
+
+def offer_removal(
+    runs: Sequence[FoundRun],
+    console: Console,
+    agree: Callable[[str], bool],
+    *,
+    superseded: bool = False,
+) -> None:
+    """Name the runs that are surplus, and delete them if `agree` says yes to the question.
+
+    superseded: as in `removable`.
+    """
+    surplus = removable(runs, superseded=superseded)
+    for folder, why in surplus.items():
+        console.print(f"{folder}: {why}")
+    size = sum(run.num_bytes for run in runs if run.folder in surplus) / 1e6
+    if not surplus or not agree(
+        f"delete these {len(surplus)} of {len(runs)} runs, {size:,.1f} MB?"
+    ):
+        console.print("nothing deleted")
+        return
+    for folder in surplus:
+        remove_run(folder)
+    console.print(f"deleted {len(surplus)} of {len(runs)} runs, {size:,.1f} MB")
+
+
+def remove_run(folder: Path) -> None:
+    """Delete a run, unless it is being trained. Raises Busy; BadFile for a link to a folder."""
+    if folder.is_symlink():
+        raise BadFile(
+            folder, "is a symbolic link, expected a folder", fix=f"rm {quote(str(folder))}"
+        )
+    lock = WriterLock(folder, Job())
+    try:
+        shutil.rmtree(folder)
+    finally:
+        lock.release()
+
+
+def repetition_of(folder: Path) -> Path:
+    """Where the finished run in `folder` is trained again, until it takes that place."""
+    return folder.with_name(f"{folder.name}.redo")
+
+
+def _read_run(folder: Path) -> FoundRun | None:
+    """None where there is no run in the folder."""
+    name = _FOLDER.fullmatch(folder.name)
+    if name is None:
+        return None
+    identity, summary, epochs, problem = None, None, 0, ""
+    try:
+        if (identity := read_run(folder)) is None:
+            return None
+        _refuse_other_name(folder, name, identity)
+        summary = read_result(folder, identity)
+        epochs = count_epochs(folder, identity_sha256(identity))
+    except (BadFile, OSError) as error:
+        problem = str(error)
+    files = [path for path in folder.rglob("*") if path.name != LOCK_FILE and not path.is_dir()]
+    sizes = [path.lstat() for path in files] or [folder.lstat()]
+    waits = bool(name["again"]) and summary is not None
+    if waits:
+        summary = None  # it counts in its place
+    return FoundRun(
+        folder=folder,
+        label=name["label"],
+        seed=int(name["seed"]),
+        identity=identity or {},
+        summary=summary,
+        epochs=epochs,
+        num_bytes=sum(size.st_size for size in sizes),
+        changed=max(size.st_mtime for size in sizes),
+        is_training=summary is None and not waits and _is_locked(folder),
+        is_repetition=bool(name["again"]),
+        waits=waits,
+        problem=problem,
+    )
+
+
+def _refuse_other_name(folder: Path, name: re.Match[str], identity: Mapping[str, Any]) -> None:
+    """Raise BadFile where a folder's name does not say what its run.json says."""
+    sha256, seed = identity_sha256(identity), identity.get("seed")
+    if not sha256.startswith(name["digits"]) or seed != int(name["seed"]):
+        raise BadFile(
+            folder / RUN_FILE,
+            f"has the identity {sha256[:8]}... and seed {seed}, unlike the folder's name",
+            fix=f"rm -r {quote(str(folder))}  # and train this run again",
+        )
+
+
+def _is_locked(folder: Path) -> bool:
+    if not (folder / LOCK_FILE).exists():
+        return False
+    try:
+        WriterLock(folder, Job()).release()
+    except Busy:
+        return True
+    except BadFile:  # the lock is a link: no process holds it
+        return False
+    return False
+
+
+def _digest(but: Sequence[str], identity: Mapping[str, Any]) -> str:
+    return identity_sha256(without(but, identity))
+
+
+def _distinctions(runs: Sequence[FoundRun]) -> dict[Path, list[str]]:
+    """{folder: `key=value` of each setting that is not the same in all runs of its student}."""
+    students: dict[Path, list[FoundRun]] = {}
+    for run in runs:
+        if not run.problem:
+            students.setdefault(run.folder.parent, []).append(run)
+    found: dict[Path, list[str]] = {}
+    for of_one in students.values():
+        settings = distinct_settings([(run.label, run.identity) for run in of_one])
+        several = len({run.threads for run in of_one if run.threads is not None}) > 1
+        for run, own in zip(of_one, settings, strict=True):
+            threads = [f"threads={run.threads}"] if several and run.threads is not None else []
+            found[run.folder] = [*own, *threads]
+    return found

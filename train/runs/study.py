@@ -1,0 +1,440 @@
+"""What all runs of one student config share, and how to tell that a run is finished.
+
+Imports no torch, so that a command which finds its work done ends at once.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teach_once.configs.schema import (
+    LATER_STUDENT_KEYS,
+    LATER_TRAINING_KEYS,
+    LossTerm,
+    StudentConfig,
+    StudentNet,
+    StudentTraining,
+    TeacherConfig,
+    Training,
+    as_identity,
+    as_plain,
+)
+from teach_once.nets.networks.archs import has_stem
+from teach_once.nets.networks.names import check_arch
+from teach_once.nets.teacher.identity import arch_source, init_identity
+from teach_once.runtime.command.user_code import module_sha256
+from teach_once.runtime.machine.resources import num_ranks
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.store.identity import identity_sha256
+from teach_once.store.read.reader import TeacherCache
+from teach_once.train.errors import TrainError
+from teach_once.train.method.connector_ends import linear_connectors
+from teach_once.train.outputs.shuffle_buffer import Feed, record_bytes, window_rows
+from teach_once.train.runs.files import RUN_FILE, read_result, read_run
+from teach_once.train.runs.folder import changes_since, repetition_of
+from teach_once.train.runs.teachers import (
+    FurtherTeacher,
+    open_cache,
+    open_further,
+    refusing_too_many_views,
+    verified_pixels,
+)
+from teach_once.views.augment.augment import view_shape
+from teach_once.views.datasets import Dataset, load_dataset
+
+if TYPE_CHECKING:
+    import torch
+
+    from teach_once.views.pixels.resident import DatasetPixels
+
+
+def recipe_identity(training: Training, ranks: int | None = None) -> dict[str, Any]:
+    """The recipe as plain data: all of it that decides what a network becomes.
+
+    How many processes train together decides something only where each one normalises its own slice
+    of a batch; then it is here as "ranks". To a single process `batch_norm` makes no difference.
+    ranks: how many; None: as many as this process was started with.
+    """
+    plain = as_identity(training, LATER_TRAINING_KEYS)
+    if plain.pop("batch_norm", "sync") == "sync":
+        return plain
+    ranks = num_ranks() if ranks is None else ranks
+    return {**plain, "batch_norm": "local", "ranks": ranks} if ranks > 1 else plain
+
+
+def network_identity(net: StudentNet, linear_connectors: Sequence[str]) -> dict[str, Any]:
+    """The student's network and connectors as plain data: the layers, not the key that chose them.
+
+    linear_connectors: the taps whose connectors end without ReLU; none of them leaves the identity
+    of earlier runs as it was. Raises TrainError if the file of initial weights is missing.
+    """
+    stem = {} if has_stem(net.arch) else {"stem": "cifar"}
+    init = init_identity(net.init)
+    if init.get("init", "") is None:
+        raise TrainError(f"student.init: there is no file {net.init}", fix="set student.init=PATH")
+    plain = as_identity(net, LATER_STUDENT_KEYS)
+    plain.pop("relu_to_signed", None)  # it only allows what `connector` asks for
+    plain["connector"] = "none" if net.connector == "none" else "conv-bn-relu"
+    if linear_connectors:
+        plain["linear_connectors"] = list(linear_connectors)
+    return {**plain, **stem, **init}
+
+
+def pair_identity(config: StudentConfig, terms: Sequence[LossTerm]) -> dict[str, str]:
+    """What tells Residual KD's pairs from those that were trained with weight decay on all.
+
+    The networks of a pair may name parameters that have none, as timm's do (`no_weight_decay`),
+    which once was ignored. Loads torch only for such networks.
+    """
+    thinner = config.student.thinner
+    if config.training.decay_norms_and_biases or thinner is None:
+        return {}
+    if not thinner.arch.startswith(("timm:", "python:")):
+        return {}
+    from teach_once.train.method.residual import is_pair  # loads torch
+
+    return {"no_weight_decay": "student and assistant"} if is_pair(terms) else {}
+
+
+RUN_VERSION = 2  # raise it when the same settings would train differently
+# Options that a term leaves out, as every identity of this RUN_VERSION holds them.
+_UNSET_OPTIONS: dict[str, Any] = {
+    **dict.fromkeys(("temperature", "alpha", "beta", "distance_weight", "angle_weight")),
+    "options": {},
+}
+MOST_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """One student config with the data and the cache that its runs read."""
+
+    config: StudentConfig
+    teacher: TeacherConfig
+    dataset: Dataset
+    cache: TeacherCache
+    runs_dir: Path
+    feed: Feed = "auto"
+    further: tuple[FurtherTeacher, ...] = ()  # teachers besides the first, which is `teacher`
+    _pixels: dict[tuple[torch.device, int | None], DatasetPixels] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @property
+    def num_views(self) -> int:
+        return views_used(self.config, self.teacher)
+
+    @property
+    def caches(self) -> list[TeacherCache]:
+        """Those of all teachers, the first one's first."""
+        return [self.cache, *(other.cache for other in self.further)]
+
+    @property
+    def teacher_stages(self) -> dict[str, str]:
+        stages = self.cache.identity["teacher"]["stages"]
+        return {f"stage{n}": stages[f"stage{n}"] for n in range(1, len(stages) + 1)}
+
+    def window_rows(self, taps: Collection[str]) -> int | None:
+        """How many samples are shuffled at a time, reading these taps; None: all of them."""
+        if not self.further:
+            return window_rows(self.cache, taps, self.feed)
+        if self.feed == "window":
+            raise TrainError(
+                "the outputs of several teachers cannot be read in windows", fix="FEED=auto"
+            )
+        return None
+
+    def pixels(self, device: torch.device, num_workers: int | None = None) -> DatasetPixels:
+        """The views of all splits on a device, opened once for all runs. Loads torch.
+
+        A training sample that is read from other bytes than those the teacher saw is refused.
+        """
+        from teach_once.views.pixels.resident import open_dataset_pixels
+
+        key = device, num_workers
+        if key not in self._pixels:
+            self._pixels.clear()  # of another device
+            normalisation = self.teacher.dataset.normalisation
+            pixels = open_dataset_pixels(
+                self.dataset, self.teacher.views, normalisation, device, num_workers
+            )
+            train = verified_pixels(pixels.train, self.dataset, self.cache, self.teacher)
+            self._pixels[key] = pixels._replace(train=train)
+        return self._pixels[key]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the views."""
+        return view_shape(self.dataset.train.first_shape, self.teacher.views.augment)
+
+    @property
+    def folder(self) -> Path:
+        return self.runs_dir / self.config.name
+
+    def run(self, method: str, seed: int, live_teacher: bool = False, live_bn: bool = False) -> Run:
+        """Raises TrainError where the config has no such method."""
+        refuse_unknown_method(self.config, method)
+        return Run(self, method, seed, live_teacher or live_bn, live_bn)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One student trained with one method and one seed, from the cache or with the teacher live.
+
+    Loads torch only where the taps that its losses read must be known.
+    """
+
+    study: Study
+    method: str
+    seed: int
+    live_teacher: bool = False
+    live_bn: bool = False  # whether its batch norm takes the statistics of each batch
+    is_repetition: bool = False  # of a finished run, whose folder it takes in the end
+    ranks: int | None = None  # that train it; None: as many as this process is one of
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Unique within the study's settings."""
+        label = f"{self.method}-live" if self.live_teacher else self.method
+        label += "-bn" * self.live_bn
+        return f"{label}-seed{self.seed}"
+
+    @property
+    def terms(self) -> tuple[LossTerm, ...]:
+        return self.study.config.methods[self.method]
+
+    @property
+    def training(self) -> StudentTraining:
+        return self.study.config.training
+
+    @property
+    def num_views(self) -> int:
+        return self.study.num_views
+
+    @property
+    def folder(self) -> Path:
+        """`<runs>/<student>/<method>-seed<k>-<8 of the sha256>`: other settings, other folder."""
+        if "/" in self.name or self.study.config.name in ("", ".", ".."):
+            raise TrainError(f"{self.study.config.name}/{self.name} leads out of the runs' folder")
+        folder = self.study.folder / f"{self.name}-{self.sha256[:8]}"
+        return repetition_of(folder) if self.is_repetition else folder
+
+    @cached_property
+    def sha256(self) -> str:
+        return identity_sha256(self.identity)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the run's result; two runs with the same one are the same run."""
+        study, plain = self.study, as_plain(self.study.config)
+        losses = {term.loss for term in self.terms}
+        rows = None if self.live_teacher else self.window_rows
+        return {
+            **({"window": rows} if rows else {}),
+            "run_version": RUN_VERSION,
+            "student": network_identity(study.config.student, self.linear_connectors),
+            "training": recipe_identity(study.config.training, self.ranks),
+            **({"ema_integers": "copied"} if study.config.training.ema else {}),  # once averaged
+            **({"rkd_angles": "products"} if "rkd" in losses else {}),  # once differences
+            "terms": [_UNSET_OPTIONS | term for term in plain["methods"][self.method]],
+            "seed": self.seed,
+            "num_views": self.num_views,
+            "evaluation": as_plain(study.teacher.views.eval_transform),
+            "teacher_outputs": "live" if self.live_teacher else "cache",
+            **({"teacher_bn": "batch"} if self.live_bn else {}),
+            "sources": self._sources(),
+            "tested_digest": study.dataset.tested_digest,
+            "cache": study.cache.identity,
+            **self._further(),
+            **pair_identity(study.config, self.terms),
+        }
+
+    def _further(self) -> dict[str, Any]:
+        """The weight of each of several teachers, and the caches of all but the first."""
+        study = self.study
+        if not study.further:
+            return {}
+        return {
+            "teacher_weights": list(study.config.weight_of_each),
+            "further_caches": [other.cache.identity for other in study.further],
+        }
+
+    @cached_property
+    def linear_connectors(self) -> tuple[str, ...]:
+        """The taps whose connectors end without ReLU; see `train.method.connector_ends`."""
+        return linear_connectors(self.study, self.terms)
+
+    def _sources(self) -> dict[str, str | None]:
+        """{module: sha256 of its file} of the user's own losses and network that the run uses."""
+        own = [term.loss for term in self.terms if ":" in term.loss]
+        modules = [name.partition(":")[0] for name in own]
+        losses = {module: module_sha256(module) for module in modules}
+        return losses | arch_source(self.study.config.student.arch)
+
+    @property
+    def needed_taps(self) -> list[str]:
+        """The taps that the method's losses read, whether the cache has finished them or not."""
+        from teach_once.train.terms import taps_of  # loads torch
+
+        wanted = taps_of(self.terms, list(self.study.teacher_stages))
+        return [tap for tap in self.study.cache.manifest.taps if tap in wanted]
+
+    @property
+    def needed_of_each(self) -> list[list[str]]:
+        """The taps that are read of each teacher; of several, what decides `correct` too."""
+        from teach_once.train.terms import taps_of  # loads torch
+
+        if not self.study.further:
+            return [self.needed_taps]
+        each = [(list(self.study.teacher_stages), self.study.cache)]
+        each += [(list(other.stages), other.cache) for other in self.study.further]
+        found = []
+        for stages, cache in each:
+            wanted = taps_of(self.terms, stages)
+            wanted |= {"logits"} if "correct" in wanted else set()
+            found.append([tap for tap in cache.manifest.taps if tap in wanted])
+        return found
+
+    @property
+    def window_rows(self) -> int | None:
+        """How many samples are shuffled at a time; None: all of them.
+
+        Loads torch only where the size of all taps leaves the answer open.
+        """
+        if self.study.window_rows(self.study.cache.manifest.taps) is None:
+            return None
+        return self.study.window_rows(self.needed_taps)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of teacher outputs held in memory at a time: two views, or two windows."""
+        return held_together([self])
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The result of the finished run; None unless it was trained to its end as identified.
+
+        Raises BadFile where its files contradict one another or their checksums.
+        """
+        return read_result(self.folder, self.identity)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing to train: a result that can be believed, and no repetition."""
+        try:
+            return self.summary is not None and not repetition_of(self.folder).is_dir()
+        except BadFile:
+            return False
+
+    @property
+    def repetition(self) -> Run | None:
+        """The repetition of this run that was begun (`begin_again`); None where there is none."""
+        again = repetition_of(self.folder).is_dir()
+        return replace(self, is_repetition=True) if again else None
+
+    def changes(self) -> list[str]:
+        """How the settings differ from the latest run of this method and seed, one line each.
+
+        Empty where there is none, or where this run has begun.
+        """
+        return changes_since(self.study.folder, self.name, self.folder, self.identity)
+
+
+def needed_together(runs: Sequence[Run]) -> list[list[str]]:
+    """The taps that runs of one study read, of each teacher."""
+    wanted = [
+        {tap for taps in of_one for tap in taps}
+        for of_one in zip(*(run.needed_of_each for run in runs), strict=True)
+    ]
+    return [
+        [tap for tap in cache.manifest.taps if tap in taps]
+        for cache, taps in zip(runs[0].study.caches, wanted, strict=True)
+    ]
+
+
+def held_together(runs: Sequence[Run]) -> int:
+    """Bytes of teacher outputs held at a time for runs of one study that read them together."""
+    study = runs[0].study
+    rows = 2 * (runs[0].window_rows or study.cache.num_samples)
+    return rows * sum(map(record_bytes, study.caches, needed_together(runs)))
+
+
+def refuse_unknown_method(config: StudentConfig, method: str) -> None:
+    """Raise TrainError where the config has no such method."""
+    if method not in config.methods:
+        known = ", ".join(config.methods)
+        raise TrainError(f"unknown method {method!r}: {config.name} has {known}")
+
+
+def open_study(
+    config: StudentConfig,
+    teacher: TeacherConfig,
+    *,
+    caches_dir: Path,
+    runs_dir: Path,
+    cache_path: Path | None = None,
+    feed: Feed = "auto",
+    reads_outputs: bool = True,
+) -> Study:
+    """Find the cache, make sure that it belongs to this teacher and these pixels, check the config.
+
+    Taps may be unfinished: what a run reads is looked at when the run is
+    (`train.sessions.student`). reads_outputs: False where no teacher outputs will be read, so that
+    views may be missing too.
+
+    Raises CacheError, TrainError, DatasetError, ArchError. Never runs a teacher.
+    """
+    check_arch(config.student.arch)
+    check_arch(teacher.teacher.arch)
+    dataset = load_dataset(teacher.dataset, caches_dir)
+    views = views_used(config, teacher) if reads_outputs else 1
+    with refusing_too_many_views(views_used(config, teacher), teacher, caches_dir):
+        cache = open_cache(teacher, dataset, views, caches_dir=caches_dir, cache_path=cache_path)
+    folder = caches_dir if cache_path is None else cache_path.parent
+    further = open_further(config, teacher, dataset, views, folder)
+    return Study(config, teacher, dataset, cache, runs_dir, feed, further)
+
+
+def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:
+    """How many views a student trains on, whatever more its cache may hold by now."""
+    return config.num_views or teacher.views.num_views
+
+
+def trained_by_any_number(run: Run) -> Run:
+    """The run itself, or the finished one that differs in the number of processes alone.
+
+    Raises TrainError where several numbers have trained it.
+    """
+    if run.training.batch_norm == "sync" or run.is_finished:
+        return run
+    files = run.study.folder.glob(f"{glob.escape(run.name)}-*/{RUN_FILE}")
+    candidates = {path.parent: replace(run, ranks=_ranks_of(path.parent)) for path in files}
+    found = [
+        each for folder, each in candidates.items() if each.folder == folder and each.is_finished
+    ]
+    if len(found) > 1:
+        folders = ", ".join(sorted(str(each.folder) for each in found))
+        raise TrainError(
+            f"{run} was trained by several numbers of processes, each with batch norms of its own: "
+            f"{folders}",
+            fix="move all but one of them elsewhere",
+        )
+    return found[0] if found else run
+
+
+def _ranks_of(folder: Path) -> int:
+    """As the run's file says; 1 where it says nothing that can be used."""
+    try:
+        training = (read_run(folder) or {}).get("training", {})
+    except BadFile:
+        return 1
+    ranks = training.get("ranks")
+    return ranks if isinstance(ranks, int) else 1

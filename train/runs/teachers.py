@@ -1,0 +1,233 @@
+"""The further teachers of a study: each with a cache of the same data and views. Imports no torch.
+
+Their probabilities are averaged, their channel means matched each through connectors of its own
+(`train.outputs.ensemble`). What would have no meaning for several is refused: attention maps, hints
+and relations between embeddings are those of one network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from teach_once.configs.commands import cache_command
+from teach_once.configs.load import load_teacher, refuse_missing_data
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.nets.teacher.identity import teacher_identity as nets_identity
+from teach_once.nets.teacher.taps import taps_asked, teacher_stages
+from teach_once.nets.weights.source import refuse_misspelled
+from teach_once.runtime.formats import counted
+from teach_once.store.errors import (
+    CacheError,
+    CacheMismatch,
+    CacheMissing,
+    TeacherPass,
+    fixes_spelled_by,
+)
+from teach_once.store.identity import Identity, cache_identity, differences
+from teach_once.store.inspect.find import (
+    differs_in_samples_alone,
+    find_cache,
+    other_dataset_state,
+)
+from teach_once.store.read.mirror import named_as
+from teach_once.store.read.reader import TeacherCache
+from teach_once.train.errors import TrainError
+from teach_once.views.augment.augment import pixel_canary
+from teach_once.views.datasets import Dataset, load_dataset
+from teach_once.views.identity import views_identity
+from teach_once.views.splits import describe_change, is_other_dataset
+
+if TYPE_CHECKING:
+    from teach_once.views.pixels.batches import Pixels
+
+
+def open_cache(
+    teacher: TeacherConfig,
+    dataset: Dataset,
+    num_views: int,
+    *,
+    caches_dir: Path,
+    cache_path: Path | None = None,
+) -> TeacherCache:
+    """The cache of this teacher and these pixels: in `caches_dir`, or the one at `cache_path`.
+
+    Its taps may be unfinished. Raises CacheError, whose fix is the user's own command.
+    """
+    identity = teacher_identity(teacher, dataset)
+    with fixes_spelled_by(lambda more: pass_command(teacher, caches_dir, more)):
+        if cache_path is None:
+            with _explaining(dataset, lambda: other_dataset_state(caches_dir, identity)):
+                cache = find_cache(caches_dir, teacher.name, identity, num_views=num_views, taps=())
+            refuse_misspelled(teacher.teacher.weights, cache.identity["teacher"]["weights_sha256"])
+        else:
+            cache = TeacherCache.open(cache_path, num_views=num_views, taps=())
+            if differs_in_samples_alone(identity, cache.identity):
+                raise _changed(dataset, cache)
+        canary = pixel_canary(dataset.train, teacher.views)
+        cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
+    # For what is found only when records are read. A partial, since loaders pickle caches.
+    cache.spell = partial(pass_command, teacher, cache.path.parent)
+    return cache
+
+
+@contextmanager
+def refusing_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path) -> Iterator[None]:
+    """Where there is no such cache, and a pass would not make one with enough views: say so."""
+    try:
+        yield
+    except CacheError:
+        planned = teacher.views.num_views
+        if asked <= planned:
+            raise
+        distinct = teacher.views.augment.num_distinct_views
+        is_possible = distinct is None or asked <= distinct
+        most = "" if is_possible else f", and there are only {distinct} distinct views"
+        raise TrainError(
+            f"num_views is {asked}, but views.count of the teacher {teacher.name} makes a cache of "
+            f"{counted(planned, 'view')}{most}",
+            fix=pass_command(teacher, caches_dir, [f"views.count={asked}"])
+            if is_possible
+            else f"num_views={distinct}",
+        ) from None
+
+
+def pass_command(teacher: TeacherConfig, caches_dir: Path, more: Sequence[str] = ()) -> str:
+    """What makes or mends a cache in this folder, a URL, or the folder of a mirror."""
+    return cache_command(teacher, caches_dir=named_as(caches_dir), more=more)
+
+
+def tap_names(teacher: TeacherConfig) -> set[str]:
+    """The names of the taps that a teacher's file asks for. Raises TapError."""
+    return {tap.name for tap in taps_asked(teacher.taps, teacher_stages(teacher))}
+
+
+def verified_pixels(
+    pixels: Pixels, dataset: Dataset, cache: TeacherCache, teacher: TeacherConfig
+) -> Pixels:
+    """Training pixels that refuse a sample read from other bytes than those the teacher saw."""
+    from teach_once.views.pixels.resident import VerifiedPixels
+
+    if (checksums := cache.sample_crc32c) is None:
+        return pixels
+    again = pass_command(teacher, cache.path.parent)
+    fix = f"restore it; or, if it is right as it is: rm -r {cache.path}, and {again}"
+    return VerifiedPixels(pixels, dataset.train, checksums, fix)
+
+
+@contextmanager
+def _explaining(dataset: Dataset, other_state: Callable[[], TeacherCache | None]) -> Iterator[None]:
+    """Where there is no such cache, but one of another state of the dataset: say what changed."""
+    try:
+        yield
+    except (CacheMismatch, CacheMissing):
+        if (cache := other_state()) is None or is_other_dataset(
+            dataset.train,
+            dataset.class_names,
+            cache.labels,
+            cache.sample_crc32c,
+            cache.manifest.class_names,
+        ):
+            raise
+        raise _changed(dataset, cache) from None
+
+
+def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
+    change = describe_change(dataset.train, cache.labels, cache.sample_crc32c)
+    return CacheMismatch(
+        f"the dataset has changed since {cache.path} was made: {change}",
+        fix=TeacherPass(cache.manifest.teacher, before="restore it, or: "),
+    )
+
+
+def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
+    """The identity that the teacher's cache must have; of missing weights, what is known."""
+    return cache_identity(views_identity(teacher, dataset), nets_identity(teacher))
+
+
+_MERGEABLE = {"logits", "correct", "stages"}  # what several teachers have together
+
+
+@dataclass(frozen=True)
+class FurtherTeacher:
+    """A teacher of a study besides its first one."""
+
+    config: TeacherConfig
+    cache: TeacherCache
+    weight: float
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """ "stageN" -> module."""
+        return teacher_stages(self.config)
+
+
+def further_configs(config: StudentConfig, first: TeacherConfig) -> list[TeacherConfig]:
+    """The configs of all teachers but the first, with the first one's overrides.
+
+    Raises ConfigError.
+    """
+    overrides = first.source.overrides if first.source else ()
+    others = [load_teacher(name, overrides) for name in (config.teachers or ())[1:]]
+    for other in others:
+        refuse_missing_data(other)
+    return others
+
+
+def open_further(
+    config: StudentConfig,
+    first: TeacherConfig,
+    dataset: Dataset,
+    num_views: int,
+    caches_dir: Path,
+) -> tuple[FurtherTeacher, ...]:
+    """The caches of all teachers but the first. Raises CacheError, TrainError, ConfigError.
+
+    dataset: the first one's.
+    """
+    found = []
+    others = further_configs(config, first)
+    for other, weight in zip(others, config.weight_of_each[1:], strict=True):
+        theirs = load_dataset(other.dataset, caches_dir)
+        refuse_other_views(first, dataset, other, theirs)
+        cache = open_cache(other, theirs, num_views, caches_dir=caches_dir)
+        found.append(FurtherTeacher(other, cache, weight))
+    return tuple(found)
+
+
+def refuse_other_views(
+    first: TeacherConfig, dataset: Dataset, other: TeacherConfig, theirs: Dataset
+) -> None:
+    """Raise TrainError where two teachers see other images, labels or views.
+
+    Each has its own normalisation, as the student has the first one's.
+    """
+    ours, found = views_identity(first, dataset), views_identity(other, theirs)
+    for identity in (ours, found):
+        del identity["dataset"]["normalisation"]
+    ours["dataset"]["classes"] = list(dataset.class_names)
+    found["dataset"]["classes"] = list(theirs.class_names)
+    if differing := differences(ours, found):
+        lines = [f"the teachers {first.name} and {other.name} do not see the same views:"]
+        raise TrainError(
+            "\n  ".join([*lines, *map(str, differing)]),
+            fix=f"give both files the same dataset and views, such as those of {first.name}",
+        )
+
+
+def refuse_unmergeable(method: str, taps: Collection[str], looked_at: Collection[str]) -> None:
+    """Raise TrainError where a method needs what only a single teacher has.
+
+    taps: names, or groups of names as losses give them. looked_at: parts of the student.
+    """
+    single = sorted({*taps} - _MERGEABLE | {*looked_at} & {"embedding", "energy", "hint"})
+    if single:
+        raise TrainError(
+            f"methods.{method} needs {', '.join(single)}, which several teachers do not have "
+            f"together; they have {', '.join(sorted(_MERGEABLE))}",
+            fix="give it one teacher, or leave the method out",
+        )

@@ -1,0 +1,309 @@
+"""A teacher's weights: the file that holds them, and the run that trains them.
+
+Imports no torch, so that a command which finds its work done ends at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from teach_once.configs.commands import teacher_command
+from teach_once.configs.paths import no_weights
+from teach_once.configs.schema import (
+    LossTerm,
+    TeacherConfig,
+    TeacherTraining,
+    ViewsConfig,
+    as_plain,
+)
+from teach_once.nets.networks.archs import ArchError, has_stem
+from teach_once.nets.teacher.identity import arch_source, init_identity
+from teach_once.nets.weights.container import check_container
+from teach_once.nets.weights.source import is_downloadable, refuse_misspelled, weights_file
+from teach_once.runtime.errors import UserError
+from teach_once.runtime.formats import counted
+from teach_once.runtime.safe.safe_read import open_regular
+from teach_once.store.errors import CacheAmbiguous, CacheError
+from teach_once.store.identity import differences, file_sha256, identity_sha256, told
+from teach_once.store.inspect.find import find_cache
+from teach_once.store.read.mirror import shown_path
+from teach_once.store.read.reader import TeacherCache
+from teach_once.train.errors import TrainError
+from teach_once.train.runs.files import CHECKPOINT_FILE, count_epochs, read_run, read_summary
+from teach_once.train.runs.study import recipe_identity
+from teach_once.train.runs.teachers import tap_names, teacher_identity
+from teach_once.views.datasets import Dataset, DatasetError, load_dataset
+from teach_once.views.identity import augment_identity
+
+# Settings that decide a training, and not how its weights are to be used.
+_OF_THE_TRAINING_ALONE = ("augment.", "views_seed", "source.")
+
+
+class TeacherExists(UserError, ValueError):
+    """Weights, or an unfinished training of them, of other settings than those asked for."""
+
+
+@dataclass(frozen=True)
+class ExistingWeights:
+    """summary: of their training, {} where they were made elsewhere. notes: to be printed."""
+
+    summary: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherRun:
+    """The training of a teacher: a run that has no teacher itself, beside the weights it makes.
+
+    It sees a fresh view in every epoch: the cache's augmentation and seed, not limited to the views
+    that the cache will hold. dataset: as `load_teacher_data` returns it.
+    """
+
+    config: TeacherConfig
+    dataset: Dataset
+
+    @property
+    def training(self) -> TeacherTraining:
+        assert self.config.training is not None  # see `refuse_untrainable`
+        return self.config.training
+
+    @property
+    def weights(self) -> Path:
+        return weights_file(self.config.teacher.weights)
+
+    @property
+    def folder(self) -> Path:
+        return training_folder(self.weights)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return training_settings(self.config, self.training, self.dataset.digest)
+
+    @property
+    def terms(self) -> tuple[LossTerm, ...]:
+        smoothing = self.training.label_smoothing
+        return (LossTerm(loss="ce", options={"label_smoothing": smoothing} if smoothing else {}),)
+
+    @property
+    def seed(self) -> int:
+        return self.training.seed
+
+    @property
+    def views(self) -> ViewsConfig:
+        is_countable = self.config.views.augment.num_distinct_views is not None
+        fresh: int | Literal["all"] = "all" if is_countable else self.training.epochs
+        return dataclasses.replace(self.config.views, count=fresh)
+
+    @property
+    def num_views(self) -> int:
+        return self.views.num_views
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return (self.folder / CHECKPOINT_FILE).is_file()
+
+    def __str__(self) -> str:
+        return (
+            f"{counted(self.training.epochs, 'epoch')} x {len(self.dataset.train):,} images "
+            f"through {self.config.teacher.arch}"
+        )
+
+    def unfinished_otherwise(self) -> str:
+        """An unfinished training with other settings in the folder, in words; empty if none."""
+        if not self.has_checkpoint:
+            return ""
+        recorded = read_run(self.folder) or {}
+        differing = differences(self.identity, recorded)
+        if not differing:
+            return ""
+        epochs = count_epochs(self.folder, identity_sha256(recorded))
+        heading = (
+            f"{self.folder} holds an unfinished training with other settings, {epochs} finished "
+            f"epochs:"
+        )
+        return "\n  ".join([heading, *told(differing)])
+
+
+def load_teacher_data(config: TeacherConfig, training: TeacherTraining) -> Dataset:
+    """The dataset with the teacher's own limit: it may have seen more than its students will."""
+    return load_dataset(dataclasses.replace(config.dataset, limit=training.limit))
+
+
+def training_settings(
+    config: TeacherConfig,
+    recipe: TeacherTraining,
+    dataset_digest: str,
+    ranks: int | None = None,
+) -> dict[str, Any]:
+    """What decides the weights of a teacher trained here; ranks: see `train.runs.study`."""
+    plain = as_plain(config)
+    training = recipe_identity(recipe, ranks) | init_identity(recipe.init)
+    del training["evaluate_every"]  # decides nothing about the weights
+    if not training["compile"]:
+        del training["compile"]
+    source = arch_source(config.teacher.arch)
+    return {
+        "arch": plain["teacher"]["arch"],
+        "stem": plain["teacher"]["stem"] if has_stem(config.teacher.arch) else "cifar",
+        **({"source": source} if source else {}),
+        **({"options": dict(config.teacher.options)} if config.teacher.options else {}),
+        "dataset_digest": dataset_digest,
+        "normalisation": plain["dataset"]["normalisation"],
+        "augment": augment_identity(config.views),
+        "views_seed": plain["views"]["seed"],
+        "training": training,
+    }
+
+
+def training_folder(weights: Path) -> Path:
+    """Where the metrics and the checkpoint of a teacher's training lie: beside its weights."""
+    return weights.with_suffix(".training")
+
+
+def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
+    """The weights file that the config names; None if it is missing.
+
+    Weights trained here (their sha256 is in the summary beside them) must have been trained as the
+    `training:` block says, on these data, normalised as here, with this arch and stem: otherwise
+    they are not what the config promises, and TeacherExists names the differences. Augmentation and
+    the views' seed decide a training too, but such weights are as good a teacher on other views:
+    they are used, with a note. So are those whose network's file has been edited, and a file that
+    has taken the place of the trained one, unless it is damaged (ArchError). A config without a
+    `training:` block takes any file as it is.
+    """
+    weights = weights_file(config.teacher.weights)
+    if not weights.is_file():
+        return None
+    if config.training is None:
+        return ExistingWeights({})
+    summary = read_summary(training_folder(weights), of_teacher=True) or {}
+    if summary.get("weights_sha256") != file_sha256(weights):
+        return ExistingWeights({}, _replaced_since(config, weights) if summary else [])
+    trained = _trained_with(summary, training_folder(weights))
+    digest, notes = _digest_to_compare(config, config.training, trained)
+    settings = training_settings(config, config.training, digest, _ranks_of(trained))
+    if settings["training"].get("init", "") is None:  # the file that it began with is gone
+        settings["training"]["init"] = trained.get("training", {}).get("init")
+        notes.append(f"cannot tell whether it began with {config.training.init}: no such file")
+    differing = differences(settings, trained)
+    if refused := [each for each in differing if not each.field.startswith(_OF_THE_TRAINING_ALONE)]:
+        raise TeacherExists(
+            "\n  ".join([f"{weights} was trained with other settings:", *told(refused)])
+            + "\n  use those settings; or set training=null to use the file as it is, or "
+            "teacher.weights=ANOTHER_FILE; or train it again",
+            fix=teacher_command(config, "--retrain"),
+        )
+    if differing:
+        notes.append(
+            f"trained with other settings, but used as it is: {'; '.join(told(differing))}"
+        )
+    return ExistingWeights(summary, notes)
+
+
+def _ranks_of(trained: Mapping[str, Any]) -> int:
+    """With how many processes it was trained; 1 where that made no difference."""
+    recipe = trained.get("training")
+    ranks = recipe.get("ranks") if isinstance(recipe, dict) else None
+    return ranks if isinstance(ranks, int) else 1
+
+
+def _replaced_since(config: TeacherConfig, weights: Path) -> list[str]:
+    """A note; raises ArchError where the file is no sound one."""
+    try:
+        with open_regular(weights, follow=True) as file:
+            check_container(file, weights)
+    except ArchError as error:
+        raise ArchError(error.problem, fix=teacher_command(config, "--retrain")) from None
+    return ["not the file that its training ended with, whose sha256 differs; used as it is"]
+
+
+def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
+    """Why there is nothing to train, to be printed; empty if there is something.
+
+    caches: a complete cache of this teacher in that folder makes its weights unnecessary.
+    """
+    weights = config.teacher.weights
+    if (existing := existing_weights(config)) is not None:
+        last = existing.summary.get("last")
+        error = f" (test error {last['top1_error']:.2f} % top-1)" if last else ""
+        there = f"{weights_file(weights)} exists{error}: nothing to do."
+        return "\n  ".join([there, *existing.notes])
+    if caches is not None and (cache := _cache_in_place_of(config, caches)) is not None:
+        return (
+            f"{weights} is missing, but not needed: {shown_path(cache.path)} is complete. "
+            f"To train it anyway: {teacher_command(config)}"
+        )
+    return f"{weights} is downloaded when it is needed." if is_downloadable(weights) else ""
+
+
+def _cache_in_place_of(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache | None:
+    """The complete cache that makes the missing weights unnecessary.
+
+    None where there is none. Raises CacheAmbiguous where caches of several weights fit, ArchError
+    where the path of the weights seems misspelled.
+    """
+    identity = teacher_identity(teacher, load_dataset(teacher.dataset, caches_dir))
+    views = teacher.views.num_views
+    try:
+        taps = tap_names(teacher)
+        cache = find_cache(caches_dir, teacher.name, identity, num_views=views, taps=taps)
+    except CacheAmbiguous:
+        raise
+    except CacheError:
+        return None
+    refuse_misspelled(teacher.teacher.weights, cache.identity["teacher"]["weights_sha256"])
+    return cache
+
+
+def refuse_untrainable(config: TeacherConfig) -> None:
+    """Raise TrainError where the config does not say how to train the teacher's weights."""
+    weights = config.teacher.weights
+    if is_downloadable(weights):
+        raise TrainError(
+            f"teacher.weights: {weights} is not trained here", fix="set teacher.weights=PATH"
+        )
+    if config.training is None:
+        raise TrainError(
+            f"{no_weights(config, weights_file(weights))}, and {config.name} has no training "
+            f"block to train it with",
+            fix="put the file there, or set teacher.weights=PATH",
+        )
+
+
+def format_record(record: Mapping[str, Any], weights: Path) -> str:
+    """A finished training in one line."""
+    last = record["last"]
+    top5 = f", {last['top5_error']:.2f} % top-5" if record["num_classes"] > 5 else ""
+    return (
+        f"{weights}: test error {last['top1_error']:.2f} % top-1{top5}, {record['seconds']:.0f} s "
+        f"(metrics in {training_folder(weights)})"
+    )
+
+
+def _digest_to_compare(
+    config: TeacherConfig, training: TeacherTraining, trained: Mapping[str, Any]
+) -> tuple[str, list[str]]:
+    """The digest of the images to train on; if they are missing, of those it was trained on."""
+    try:
+        return load_teacher_data(config, training).digest, []
+    except DatasetError as error:
+        problem = str(error).splitlines()[0]
+        note = f"cannot tell whether it was trained on these data: {problem}"
+        return str(trained.get("dataset_digest")), [note]
+
+
+def _trained_with(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of the training that the summary is of; {} where they are lost.
+
+    Older summaries lack them; then they are in run.json, unless a later, interrupted training has
+    written its own there.
+    """
+    if "settings" in summary:
+        return dict(summary["settings"])
+    recorded = read_run(folder) or {}
+    return recorded if summary.get("run_sha256") == identity_sha256(recorded) else {}

@@ -1,0 +1,65 @@
+"""Runs whose code or weights have changed since they were planned: errors, never other results.
+
+A run is filed by its identity. The process that trains it compares that with what it has loaded.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from teach_once.nets.weights.source import known_sha256
+from teach_once.store.identity import differences
+from teach_once.store.read.reader import TeacherCache
+from teach_once.train.errors import TrainError
+from teach_once.train.runs.study import Run
+from teach_once.train.runs.weights import TeacherRun
+
+if TYPE_CHECKING:
+    from teach_once.train.engine.step import AnyRun
+
+
+def refuse_changed(run: AnyRun, planned: Mapping[str, Any]) -> None:
+    """Raise TrainError unless a run's identity here is the planned one."""
+    if found := differences(planned, run.identity):
+        raise _changed(run, list(dict.fromkeys(_name_of(each.field) for each in found)))
+
+
+def changed_since_planned(run: Run, planned: Mapping[str, Any]) -> str:
+    """Return what `refuse_changed` raises, in words; empty if nothing has changed."""
+    try:
+        refuse_changed(run, planned)
+    except TrainError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def refuse_other_inputs(run: Run | TeacherRun) -> None:
+    """Raise TrainError unless the loaded code and weights are those that the run is filed by.
+
+    To be called when they are loaded.
+    """
+    refuse_changed(replace(run), run.identity)
+
+
+def refuse_other_teacher(run: Run, weights: str, cache: TeacherCache) -> None:
+    """Raise TrainError unless the loaded teacher's weights are those that the cache is of."""
+    found, expected = known_sha256(weights), cache.identity["teacher"]["weights_sha256"]
+    if found != expected:
+        raise _changed(run, ["teacher.weights"])
+
+
+def _changed(run: AnyRun, names: list[str]) -> TrainError:
+    verb = "has" if len(names) == 1 else "have"
+    return TrainError(
+        f"{run}: {', '.join(names)} {verb} changed since this command began",
+        fix="the same command again: it trains with what is there now",
+    )
+
+
+def _name_of(field: str) -> str:
+    if field.startswith("sources."):
+        return f"the file of the module {field.removeprefix('sources.')}"
+    return field

@@ -1,0 +1,177 @@
+"""Several students of one study trained in turn, batch by batch, from one reading of the images.
+
+Runs with the same seed see the same batches in the same order. Each has its own student, optimiser,
+metrics and checkpoints, and ends as it would alone, bit for bit on a CPU. Those that were stopped
+at different steps catch up first: it is the run furthest behind that takes the next step.
+
+Left out: runs with a live teacher, which is what costs time there; and compiled students, whose
+code one process would have to compile anew for each.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from teach_once.runtime.command.signals import StopRequest
+from teach_once.runtime.errors import Stopped
+from teach_once.runtime.machine.devices import check_device, pick_device
+from teach_once.runtime.machine.resources import Share, sharing_machine
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.engine.step import Session
+from teach_once.train.outputs.shared_loader import SharedOutputs, SharedPixels
+from teach_once.train.outputs.shuffle_buffer import outputs_fit
+from teach_once.train.runs.study import Run, held_together, needed_together
+from teach_once.train.sessions.loop import Position, Training
+from teach_once.train.sessions.student import (
+    cached_outputs,
+    learner_bytes,
+    open_session,
+    student_training,
+)
+from teach_once.views.pixels.resident import DatasetPixels, free_memory
+
+_LEARNERS_SHARE = 0.25  # of the device's free memory may be taken by the students of a group
+
+Outcome = tuple[Run, Exception | None]  # a run, and what it failed with
+
+
+def train_together(
+    runs: Sequence[Run],
+    *,
+    device: str = "auto",
+    num_workers: int | None = None,
+    checkpoint_minutes: float = 10.0,
+    on_epoch: Callable[[Run, EpochResult], None] | None = None,
+    track: Sequence[str] = (),
+) -> Iterator[Outcome]:
+    """Train runs that `groups_of` put together, or resume them; gives each as it ends.
+
+    A run that fails leaves the others running. Ctrl-C and SIGTERM save a checkpoint of each and
+    raise Stopped. Raises DatasetError, CacheError where nothing can be read.
+    """
+    with StopRequest() as stop, shared_feed(runs, pick_device(device), num_workers) as opened:
+        trainings = {
+            run: student_training(
+                run,
+                stop=stop,
+                open_session=opened,
+                checkpoint_minutes=checkpoint_minutes,
+                on_epoch=functools.partial(on_epoch, run) if on_epoch else None,
+                track=track,
+            )
+            for run in runs
+        }
+        yield from _in_turn(trainings, stop)
+
+
+def _in_turn(trainings: Mapping[Run, Training], stop: StopRequest) -> Iterator[Outcome]:
+    """Advance whatever is furthest behind by a batch, until all have ended."""
+    positions: dict[Run, Position] = dict.fromkeys(trainings, (0, 0))
+    try:
+        while positions:
+            furthest_behind = min(positions.values())
+            turns = deque(run for run, at in positions.items() if at == furthest_behind)
+            turns.rotate(-furthest_behind[1])  # the first one waits for the images: each in turn
+            for run in turns:
+                try:
+                    positions[run] = next(trainings[run])
+                except Stopped:
+                    if stop.is_urgent:
+                        raise
+                    del positions[run]
+                except StopIteration:
+                    del positions[run]
+                    yield run, None
+                except Exception as error:  # unexpected, but the other runs go on
+                    del positions[run]
+                    yield run, error
+        if stop.signal_number is not None:
+            raise Stopped(stop.signal_number, "stopped; the same command resumes every run")
+    finally:
+        for each in trainings.values():
+            each.close()
+
+
+@contextmanager
+def shared_feed(
+    runs: Sequence[Run], device: torch.device, num_workers: int | None
+) -> Iterator[Callable[[Run], Session]]:
+    """While open, gives each of the runs its session; all of them read from one feed."""
+    study = runs[0].study
+    train, validation, test = study.pixels(device, num_workers)
+    shared = DatasetPixels(
+        images := SharedPixels(train),
+        None if validation is None else SharedPixels(validation),
+        SharedPixels(test),
+    )
+    needed = needed_together(runs)
+    outputs = {
+        cache.path: SharedOutputs(cached_outputs(runs[0], device, cache, taps), images)
+        for cache, taps in zip(study.caches, needed, strict=True)
+        if needed[0]
+    }
+    try:
+        yield functools.partial(
+            open_session,
+            device=device,
+            data=shared,
+            cached=lambda cache, taps: outputs[cache.path].of_taps(taps),
+        )
+    finally:
+        for each in outputs.values():
+            each.close()
+
+
+# ---- which runs
+
+
+def groups_of(runs: Sequence[Run], *, jobs: int = 1, device: str = "auto") -> list[list[Run]]:
+    """Runs of one study that are to be trained together, in the order of their first ones.
+
+    Those of a group have one seed and one order of samples. Its students, and the teacher outputs
+    that all of them read, fit into memory beside those of the other jobs. No group is so large that
+    a job would have none.
+    """
+    with sharing_machine(Share(0, jobs)):
+        # Not `pick_device`, which would leave this process with a share of its threads.
+        budget = _LEARNERS_SHARE * free_memory(check_device(device))
+    most = math.ceil(len(runs) / jobs)
+    sizes = {method: _learner_bytes(run) for method, run in {r.method: r for r in runs}.items()}
+
+    def can_be(group: Sequence[Run]) -> bool:
+        return (
+            len(group) <= most
+            and len({_key(run) for run in group}) == 1
+            and _key(group[0]) is not None
+            and sum(sizes[run.method] for run in group) <= budget
+            and outputs_fit(held_together(group), jobs)
+        )
+
+    groups: list[list[Run]] = []
+    for run in runs:
+        group = next((group for group in groups if can_be([*group, run])), None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    return groups
+
+
+def _key(run: Run) -> tuple[int, int | None] | None:
+    """The same for runs that see the same batches; None: it is trained alone."""
+    if run.live_teacher or run.training.compile:
+        return None
+    return run.seed, run.window_rows
+
+
+def _learner_bytes(run: Run) -> int:
+    try:
+        return learner_bytes(run)
+    except Exception:  # it fails when it is trained, and says why
+        return 0

@@ -1,0 +1,80 @@
+"""Trains a teacher whose weights are missing, once somebody has agreed to what that costs.
+
+Loads torch only where there is something to train.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from teach_once.configs.load import refuse_missing_data
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.weights.source import weights_file
+from teach_once.train.runs.weights import format_record, reason_not_to_train, refuse_untrainable
+from teach_once.views.datasets import load_dataset
+
+if TYPE_CHECKING:
+    from teach_once.train.engine.ranks import Ranks
+
+DEFAULT_TEACHER = "digits-resnet20"  # as in the Makefile
+_HOURS_TO_AGREE_TO = 1 / 6  # a longer training asks for --train-teacher
+
+
+def train_missing_weights(
+    config: TeacherConfig,
+    caches: Path | None,
+    *,
+    retrain: bool,
+    agreed: bool,
+    device: str,
+    num_workers: int | None,
+    track: Sequence[str],
+    console: Console,
+    ranks: Ranks | None = None,
+) -> None:
+    """Train the weights, or print why they need no training.
+
+    caches: train nothing if a complete cache is in this folder. retrain: also if they exist.
+    agreed: also if it takes over ten minutes, of processor time on a CPU. ranks: the processes that
+    train them together, each of which calls this; None: this one alone. Raises ConfigError,
+    TrainError, DatasetError.
+    """
+    refuse_missing_data(config)
+    reason = "" if retrain else reason_not_to_train(config, caches)
+    # Rank 0 writes the weights, perhaps to a disk that other machines do not see.
+    if ranks.number_of_first(bool(reason)) if ranks else reason:
+        console.print(reason)
+        return
+    refuse_untrainable(config)
+
+    from teach_once.train.runs.check_methods import check_teacher
+    from teach_once.train.sessions.teacher import train_teacher
+
+    check_teacher(config, load_dataset(config.dataset, caches))
+    options: dict[str, Any] = {"ranks": ranks} if ranks else {}
+    record = train_teacher(
+        config,
+        device=device,
+        console=console,
+        num_workers=num_workers,
+        retrain=retrain,
+        limit_hours=math.inf if retrain or agreed or _is_default(config) else _HOURS_TO_AGREE_TO,
+        track=track,
+        **options,
+    )
+    if record:
+        console.print(format_record(record, weights_file(config.teacher.weights)))
+
+
+def _is_default(config: TeacherConfig) -> bool:
+    """Return True for the teacher of the documented first command, with no key changed.
+
+    Its cost is known and small, and its weights' path is ours, so that nothing can be misspelled.
+    """
+    source = config.source
+    return source is not None and source.name == DEFAULT_TEACHER and not source.overrides

@@ -1,0 +1,353 @@
+"""Assembles and trains one student, from the cache or with the teacher in the loop."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from teach_once.configs.schema import AdamW, TeacherConfig
+from teach_once.nets.networks.archs import stem_hint
+from teach_once.nets.networks.precision import bfloat16_hint
+from teach_once.nets.teacher.taps import taps_stored
+from teach_once.nets.teacher.teacher import load_teacher_network, use_batch_statistics
+from teach_once.runtime.command.run_to_end import last_of
+from teach_once.runtime.command.signals import StopRequest
+from teach_once.runtime.formats import counted
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.store import TeacherCache
+from teach_once.store.identity import identity_sha256
+from teach_once.store.read.reader import WITHOUT_CHECKSUMS
+from teach_once.train.engine.distributed import on_batch_of_all, prepare_for_ranks
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.engine.ranks import ALONE, Ranks
+from teach_once.train.engine.slices import Slices
+from teach_once.train.engine.step import Session
+from teach_once.train.engine.train_state import make_learner
+from teach_once.train.errors import TrainError
+from teach_once.train.method.connector_ends import format_linear, mean_squares
+from teach_once.train.method.connectors import (
+    Connectors,
+    connectors_for,
+    student_classifiers,
+    student_stages,
+)
+from teach_once.train.method.ensemble_taps import MergedTaps, merged_taps
+from teach_once.train.method.pretrained import start_student
+from teach_once.train.method.residual import build_student, hint_stage, is_pair, thinner
+from teach_once.train.outputs.ensemble import MergedTeachers
+from teach_once.train.outputs.rank_outputs import OwnRows
+from teach_once.train.outputs.teacher_outputs import (
+    CachedTeacher,
+    Ids,
+    LiveTeacher,
+    Location,
+    NoTeacher,
+    TeacherSource,
+    WindowedTeacher,
+    location_for,
+    slab_bytes,
+)
+from teach_once.train.recording.printing import print_once
+from teach_once.train.runs.check_methods import check_methods
+from teach_once.train.runs.retrain import take_place
+from teach_once.train.runs.study import Run, Study
+from teach_once.train.sessions.changed import refuse_other_inputs, refuse_other_teacher
+from teach_once.train.sessions.loop import Training, training
+from teach_once.train.terms import looked_at
+from teach_once.views.pixels.resident import DatasetPixels, calibration_batches
+from teach_once.views.seeds import permutation
+
+OpenOutputs = Callable[[TeacherCache, Sequence[str]], TeacherSource]  # taps of a cache, to be read
+
+
+def train_student(
+    run: Run,
+    *,
+    device: str = "auto",
+    num_workers: int | None = None,
+    checkpoint_minutes: float = 10.0,
+    console: Console | None = None,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+    track: Sequence[str] = (),
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:
+    """Train one student, or resume an unfinished run; returns the summary.
+
+    track: the trackers that get its figures, see `train.recording.tracking`. A finished run is left
+    alone and its summary returned. Ctrl-C and SIGTERM save a checkpoint and raise Stopped. ranks:
+    the processes that train it together, each of which calls this; only rank 0 prints, tracks, and
+    returns a summary.
+    """
+    if not ranks.is_first:
+        console, on_epoch, track = None, None, ()
+    with StopRequest() as stop:
+        return last_of(
+            student_training(
+                run,
+                stop=stop,
+                open_session=lambda run: open_session(
+                    run, pick_device(device), num_workers=num_workers, ranks=ranks
+                ),
+                checkpoint_minutes=checkpoint_minutes,
+                console=console,
+                on_epoch=on_epoch,
+                track=track,
+            )
+        )
+
+
+def student_training(
+    run: Run,
+    *,
+    stop: StopRequest,
+    open_session: Callable[[Run], Session],
+    checkpoint_minutes: float = 10.0,
+    console: Console | None = None,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+    track: Sequence[str] = (),
+) -> Training:
+    """The same, batch by batch: see `train.sessions.loop.training`."""
+    to_train = run.repetition or run
+    summary, is_first = to_train.summary, True
+    if summary is None:
+        session = open_session(to_train)
+        is_first = session.learner.ranks.is_first
+        if console is not None:
+            _announce(session, run, console)
+        summary = yield from training(
+            session,
+            finish=functools.partial(_summary_extras, run, session.learner.device),
+            stop=stop,
+            checkpoint_minutes=checkpoint_minutes,
+            console=console,
+            on_epoch=on_epoch,
+            track=track,
+        )
+    if to_train.is_repetition and is_first:
+        take_place(run.folder)
+    return summary
+
+
+def open_session(
+    run: Run,
+    device: torch.device,
+    *,
+    num_workers: int | None = None,
+    data: DatasetPixels | None = None,
+    cached: OpenOutputs | None = None,
+    ranks: Ranks = ALONE,
+) -> Session:
+    """A new student, its images, and the source of its teacher's outputs, which is to be closed.
+
+    data, cached: instead of the study's own images, and of a source of the run's own. ranks: the
+    processes that train it together, each of which calls this. Raises TrainError, DatasetError,
+    ArchError.
+    """
+    study = run.study
+    check_methods(study, [run.method])
+    if run.live_bn and not ranks.is_alone:
+        raise TrainError(
+            f"--live-bn takes the statistics of whole batches, and {ranks.world} processes have "
+            f"parts of them",
+            fix="train in one process",
+        )
+    data = data or study.pixels(device, num_workers)
+    network, connectors = _fresh_networks(run)
+    for each in (network, connectors):
+        if each is not None:
+            on_batch_of_all(each, run.training, ranks)
+    start = start_student(network, study.config, study.image_shape)
+    refuse_other_inputs(run)
+    learner = make_learner(
+        network,
+        connectors,
+        run.training,
+        device,
+        stages=student_stages(study.config.student, run.terms),
+        classifiers=student_classifiers(network, run.terms, study.image_shape),
+        freeze_idle_classifier=run.training.freeze_idle_classifier,
+        start=start,
+        mean_squares=mean_squares(study) if "means" in looked_at(run.terms) else (),
+        ranks=ranks,
+    )
+    prepare_for_ranks(learner, len(data.train))
+    cached = cached or functools.partial(cached_outputs, run, device, slices=learner.slices)
+    return Session(run, data, learner, _teacher_source(run, device, data, cached))
+
+
+def _fresh_networks(run: Run) -> tuple[nn.Module, Connectors | None]:
+    study = run.study
+    network = build_student(
+        study.config,
+        run.terms,
+        hint_stage(study.cache.taps),
+        num_classes=study.dataset.num_classes,
+        image_shape=study.image_shape,
+        seed=run.seed,
+    )
+    merged = merged_of(study)
+    taps = merged.specs if merged else study.cache.taps
+    student, shape = study.config.student, study.image_shape
+    linear = run.linear_connectors
+    return network, connectors_for(
+        network, student, run.terms, taps, shape, run.seed, merged, linear
+    )
+
+
+def learner_bytes(run: Run) -> int:
+    """Of a student's weights, their gradients, the optimiser's numbers and the average."""
+    network, connectors = _fresh_networks(run)
+    weights = sum(_bytes_of(each) for each in (network, connectors) if each is not None)
+    momenta = 2 if isinstance(run.training.optimizer, AdamW) else 1
+    average = _bytes_of(network) if run.training.ema is not None else 0
+    return (2 + momenta) * weights + average
+
+
+def _bytes_of(module: nn.Module) -> int:
+    return sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
+
+
+def _announce(session: Session, run: Run, console: Console) -> None:
+    study, net = run.study, run.study.config.student
+    slow_stem = stem_hint(net.arch, net.stem, study.image_shape, "student.stem")
+    for hint in filter(None, (slow_stem, *study.dataset.hints)):
+        console.print(hint)
+    if session.learner.start is not None:
+        console.print(f"the student {session.learner.start.said}")
+    if hint := bfloat16_hint(run.training.precision, session.learner.device):
+        console.print(hint)
+    if line := format_linear(run.linear_connectors):
+        print_once(console, line)
+    device, threads = session.learner.device, torch.get_num_threads()
+    computed = f"on {device}"
+    if device.type == "cpu":
+        computed += f" with {counted(threads, 'thread')}"
+    if not (ranks := session.learner.ranks).is_alone:
+        computed += f" in each of {ranks.world} processes"
+    console.print(
+        f"images {session.data.train.where}; teacher outputs {session.teacher.where}; {computed}"
+    )
+    for cache in study.caches:
+        if cache.sample_crc32c is None:
+            print_once(console, f"{cache.path} {WITHOUT_CHECKSUMS}")
+
+
+def _teacher_source(
+    run: Run, device: torch.device, data: DatasetPixels, cached: OpenOutputs
+) -> TeacherSource:
+    study = run.study
+    needed = run.needed_of_each
+    if not needed[0]:
+        return NoTeacher()
+    of_each = [(study.teacher, study.cache, study.teacher_stages)]
+    of_each += [(other.config, other.cache, other.stages) for other in study.further]
+    sources = [
+        _live(run, config, cache, stages, taps, device, data)
+        if run.live_teacher
+        else cached(cache, taps)
+        for (config, cache, stages), taps in zip(of_each, needed, strict=True)
+    ]
+    if len(sources) == 1:
+        return sources[0]
+    normalisations = [config.dataset.normalisation for config, _, _ in of_each]
+    return MergedTeachers(
+        sources,
+        study.config.weight_of_each,
+        [len(stages) for _, _, stages in of_each],
+        normalisations if run.live_teacher else (),
+    )
+
+
+def cached_outputs(
+    run: Run,
+    device: torch.device,
+    cache: TeacherCache,
+    taps: Sequence[str],
+    slices: Slices | None = None,
+) -> TeacherSource:
+    """These taps of a cache, held and ordered as this run does it.
+
+    slices: which samples are seen here, where several processes train the run.
+    """
+    study, num_views = run.study, run.study.num_views
+    is_alone = slices is None or slices.ranks.is_alone
+    if (rows := run.window_rows) is not None:
+        own = {} if slices is None or is_alone else {"own": slices.samples}
+        return WindowedTeacher(cache, taps, num_views, device, rows, **own)
+    share = 1.0 if slices is None else 1 / slices.ranks.world
+    asked: Location | None = study.feed if study.feed in ("device", "host") else None
+    location = asked or location_for(int(slab_bytes(cache, taps) * share), device)
+    if slices is None or is_alone:
+        return CachedTeacher(cache, taps, num_views, device, location)
+
+    def own_ids(epoch: int) -> Ids:
+        return slices.samples(permutation(run.seed, epoch, cache.num_samples))
+
+    return OwnRows(cache, taps, num_views, device, own_ids, share, location)
+
+
+def _live(
+    run: Run,
+    config: TeacherConfig,
+    cache: TeacherCache,
+    stages: Mapping[str, str],
+    taps: Sequence[str],
+    device: torch.device,
+    data: DatasetPixels,
+) -> TeacherSource:
+    teacher = load_teacher_network(
+        config.teacher,
+        stages,
+        num_classes=run.study.dataset.num_classes if config.taps.logits else 0,
+        image_shape=run.study.image_shape,
+        device=device,
+        calibration=calibration_batches(data.train),
+        has_embedding="embedding" in taps,
+    )
+    refuse_other_teacher(run, config.teacher.weights, cache)
+    if run.live_bn:
+        use_batch_statistics(teacher.network, config.teacher.arch)
+    return LiveTeacher(teacher, taps_stored({tap: cache.taps[tap] for tap in taps}))
+
+
+def merged_of(study: Study) -> MergedTaps | None:
+    """The taps of several teachers under one numbering; None where there is one."""
+    if not study.further:
+        return None
+    taps = [study.cache.taps, *(other.cache.taps for other in study.further)]
+    return merged_taps(taps, study.config.weight_of_each)
+
+
+def _weights_name(teacher: TeacherConfig) -> str:
+    """The file's name without its folders, which are of one machine, or a published name."""
+    return Path(teacher.teacher.weights).name
+
+
+def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
+    study, net = run.study, run.study.config.student
+    return {
+        "student": study.config.name,
+        "model": f"2 x {thinner(net).arch}" if is_pair(run.terms) else net.arch,
+        "num_samples": len(study.dataset.train),
+        "num_classes": study.dataset.num_classes,
+        "is_taught": bool(run.needed_taps),
+        "method": run.method,
+        "seed": run.seed,
+        "cache": study.cache.path.name,
+        "num_teachers": 1 + len(study.further),
+        "cache_sha256": identity_sha256(study.cache.identity),
+        "teacher": study.cache.measured,
+        "teacher_weights": [
+            _weights_name(each) for each in (study.teacher, *(o.config for o in study.further))
+        ],
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }

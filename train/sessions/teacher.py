@@ -1,0 +1,157 @@
+"""Trains a teacher as the `training:` block of its config says."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from teach_once.configs.commands import teacher_command
+from teach_once.configs.paths import no_weights
+from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.networks.names import check_arch
+from teach_once.nets.networks.zoo import build_net
+from teach_once.nets.weights.files import save_atomically
+from teach_once.runtime.command.cost import measured_rate
+from teach_once.runtime.formats import format_duration
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.runtime.safe.confined import remove_leftovers
+from teach_once.store.identity import file_sha256
+from teach_once.train.engine.distributed import on_batch_of_all, prepare_for_ranks
+from teach_once.train.engine.ranks import ALONE, Ranks
+from teach_once.train.engine.step import Session
+from teach_once.train.engine.train_state import make_learner
+from teach_once.train.errors import TrainError
+from teach_once.train.method.pretrained import start_from
+from teach_once.train.outputs.teacher_outputs import NoTeacher
+from teach_once.train.runs.weights import TeacherExists, TeacherRun, load_teacher_data
+from teach_once.train.sessions.changed import refuse_other_inputs
+from teach_once.train.sessions.loop import train_to_end, trial_steps
+from teach_once.views.pixels.resident import DatasetPixels, open_dataset_pixels
+
+
+def train_teacher(
+    config: TeacherConfig,
+    *,
+    device: str,
+    console: Console,
+    num_workers: int | None = None,
+    retrain: bool = False,
+    limit_hours: float | None = None,
+    track: Sequence[str] = (),
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:
+    """Train, or resume training, and save the weights; returns the summary of the training.
+
+    An unfinished training with other settings is discarded by `retrain`, else refused with
+    TeacherExists. limit_hours: a new training that takes longer, estimated from a few steps (on a
+    CPU in processor time), is refused with TrainError; None: no trial. track: the trackers that get
+    its figures. ranks: the processes that train it together, each of which calls this; only rank 0
+    prints, tracks, writes, and returns a summary; others return {}.
+    """
+    if not ranks.is_first:
+        console, track = Console(quiet=True), ()
+    assert config.training is not None  # see `train.runs.weights.refuse_untrainable`
+    run = TeacherRun(config, load_teacher_data(config, config.training))
+    _discard_other(run, retrain, console)
+    picked = pick_device(device)
+    size = f"{run} on {picked}" + ("" if ranks.is_alone else f" in each of {ranks.world} processes")
+    console.print(f"training the teacher {config.name} into {run.weights}: {size}")
+    for hint in run.dataset.hints:
+        console.print(hint)
+    check_arch(config.teacher.arch)
+    normalisation = config.dataset.normalisation
+    data = open_dataset_pixels(run.dataset, run.views, normalisation, picked, num_workers)
+    if limit_hours is not None and not run.has_checkpoint:
+        hours = _hours(_open_session(run, data, picked, ranks))
+        cost = format_duration(hours) + " of processor time" * (picked.type == "cpu")
+        if hours > limit_hours:
+            raise _too_long(run, cost, size)
+        console.print(f"about {cost} without tests, estimated from a few steps")
+    session = _open_session(run, data, picked, ranks)
+    if session.learner.start is not None:
+        console.print(f"the teacher {session.learner.start.said}")
+    finish = functools.partial(_save_weights, session, run)
+    summary = train_to_end(session, console=console, finish=finish, track=track)
+    return {**summary, "num_classes": run.dataset.num_classes} if summary else {}
+
+
+def _discard_other(run: TeacherRun, retrain: bool, console: Console) -> None:
+    """Say that an unfinished training with other settings is discarded, or raise TeacherExists."""
+    unfinished = run.unfinished_otherwise()
+    if unfinished and not retrain:
+        raise TeacherExists(
+            f"{unfinished}\n  those settings resume it; --retrain discards it",
+            fix=teacher_command(run.config, "--retrain"),
+        )
+    if unfinished:
+        console.print(f"discarded: {unfinished}")
+
+
+def _open_session(
+    run: TeacherRun, data: DatasetPixels, device: torch.device, ranks: Ranks
+) -> Session:
+    """A new network and the images that it learns from."""
+    network = build_net(
+        run.config.teacher,
+        num_classes=run.dataset.num_classes,
+        image_shape=data.train.shape,
+        seed=run.seed,
+    )
+    training = run.training
+    on_batch_of_all(network, training, ranks)
+    start = start_from(
+        network,
+        run.config.teacher.arch,
+        training.init,
+        training,
+        key="training.init",
+        stages=run.config.taps.stages,
+        image_shape=data.train.shape,
+    )
+    refuse_other_inputs(run)
+    learner = make_learner(network, None, training, device, start=start, ranks=ranks)
+    prepare_for_ranks(learner, len(data.train))
+    return Session(run, data, learner, NoTeacher())
+
+
+def _hours(session: Session) -> float:
+    """How long the training takes without its tests; spends the learner on a few steps.
+
+    On a CPU the hours are processor time, of all ranks: the same on a busy machine. Every rank
+    takes the same steps and returns the hours of rank 0.
+    """
+    ranks = session.learner.ranks
+    on_cpu = session.learner.device.type == "cpu"
+    rate = ranks.number_of_first(
+        measured_rate(
+            trial_steps(session),
+            lambda enough: bool(ranks.number_of_first(enough)),
+            of_processor=on_cpu,
+        )
+    )
+    images = len(session.data.train) * session.run.training.epochs
+    return images / max(rate, 1e-9) / 3600 * (ranks.world if on_cpu else 1)
+
+
+def _too_long(run: TeacherRun, cost: str, size: str) -> TrainError:
+    return TrainError(
+        f"{no_weights(run.config, run.weights)}, and training it takes about "
+        f"{cost}: {size}\n  correct teacher.weights, or agree to the training "
+        f"once (with make: TRAIN_TEACHER=1)",
+        fix=teacher_command(run.config, "--train-teacher"),
+    )
+
+
+def _save_weights(session: Session, run: TeacherRun) -> dict[str, Any]:
+    """Write the trained weights; returns what the summary says of them."""
+    remove_leftovers(run.weights.parent, name=run.weights.name)  # the training is locked
+    save_atomically(session.learner.network.state_dict(), run.weights)
+    return {
+        "weights_sha256": file_sha256(run.weights),
+        "torch": torch.__version__,
+        "settings": run.identity,
+    }

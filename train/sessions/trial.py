@@ -1,0 +1,170 @@
+"""Tries a run: a few of its steps, for the time and the memory that all of them will take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.nets.networks.precision import autocast
+from teach_once.nets.networks.zoo import build_net
+from teach_once.nets.teacher.draws import seeded
+from teach_once.runtime.command.cost import Memory, measured_rate, memory_with
+from teach_once.runtime.formats import format_rate
+from teach_once.store import TeacherCache
+from teach_once.train.engine.evaluation import evaluation_batches, outputs_for
+from teach_once.train.engine.step import active_terms, losses_of
+from teach_once.train.engine.train_state import reading_maps
+from teach_once.train.outputs.ensemble import MergedTeachers
+from teach_once.train.outputs.teacher_outputs import NoTeacher, TeacherSource, slab_bytes
+from teach_once.train.runs.study import Run
+from teach_once.train.sessions.loop import trial_steps
+from teach_once.train.sessions.student import open_session
+from teach_once.views.augment.augment import view_shape
+from teach_once.views.datasets import load_dataset
+from teach_once.views.pixels.batches import ViewBatch
+from teach_once.views.pixels.resident import DatasetPixels, open_pixels
+
+_STEPS_BEFORE = 3  # memory still grows in the first ones, and with a batch of another size
+_WINDOWS_HELD = 3  # a batch may span two of them while the one after is being read
+
+
+@dataclass(frozen=True)
+class Trial:
+    """images_per_second: of the steps, without tests. memory: of a whole run."""
+
+    images_per_second: float
+    memory: Memory
+
+
+def try_run(run: Run, device: torch.device) -> Trial:
+    """Take a few steps and show a test batch; writes nothing. Raises as `train_student` does.
+
+    All terms of the method act, with the teacher's outputs for some other samples.
+    """
+    study = run.study
+    views, normalisation = study.teacher.views, study.teacher.dataset.normalisation
+    pixels = open_pixels(study.dataset.train, views, normalisation, device)
+    session = open_session(run, device, data=DatasetPixels(pixels, None, pixels))
+    session.teacher.close()
+    session = replace(session, teacher=_some_outputs(run, device))
+    learner = session.learner
+    steps = trial_steps(session)
+    for _ in range(_STEPS_BEFORE):
+        next(steps)
+    rate = measured_rate(steps)
+    steps.close()
+    learner.network.eval()
+    with torch.no_grad():
+        batch = next(evaluation_batches(pixels))
+        outputs_for(learner.network, batch, learner.precision, device)
+    return Trial(rate, memory_with(_bytes_to_come(run), device))
+
+
+def first_losses(run: Run, device: torch.device) -> dict[str, float]:
+    """The losses of a batch before the first step; writes nothing.
+
+    The samples are spread over the cache's first block, and their teacher's outputs are its own.
+    """
+    study = run.study
+    pixels = open_pixels(
+        study.dataset.train, study.teacher.views, study.teacher.dataset.normalisation, device
+    )
+    session = open_session(run, device, data=DatasetPixels(pixels, None, pixels))
+    session.teacher.close()
+    learner, teacher = session.learner, _some_outputs(run, device)
+    rows, size = study.cache.manifest.block(0, 0).rows, run.training.batch_size
+    ids = np.unique(np.linspace(0, rows - 1, min(size, rows)).astype(np.int64))
+    learner.train()
+    with reading_maps(learner, pixels, size), seeded(run.seed), torch.no_grad():
+        batch = next(pixels.batches([0], ids, size))
+        losses = losses_of(learner, teacher.outputs(batch), batch, active_terms(run.terms, 1))
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def _bytes_to_come(run: Run) -> int:
+    """Two views of teacher outputs, or the windows held; and images to test on."""
+    study = run.study
+    dataset, share = study.dataset, 2.0
+    if (rows := study.window_rows(run.needed_taps)) is not None:
+        share = _WINDOWS_HELD * rows / study.cache.num_samples
+    tested = len(dataset.test) + (len(dataset.validation) if dataset.validation else 0)
+    held = sum(map(slab_bytes, study.caches, run.needed_of_each))
+    return int(share * held) + tested * math.prod(study.image_shape)
+
+
+def _some_outputs(run: Run, device: torch.device) -> TeacherSource:
+    study, needed = run.study, run.needed_of_each
+    sources = [_SomeOutputs(c, taps, device) for c, taps in zip(study.caches, needed, strict=True)]
+    if len(sources) == 1:
+        return sources[0]
+    stages = [study.teacher_stages, *(other.stages for other in study.further)]
+    return MergedTeachers(sources, study.config.weight_of_each, list(map(len, stages)))
+
+
+class _SomeOutputs(NoTeacher):
+    """Teacher outputs of the right shape: those of the cache's first block, repeated."""
+
+    def __init__(self, cache: TeacherCache, taps: Sequence[str], device: torch.device) -> None:
+        block = cache.read_block(cache.manifest.block(0, 0), taps) if taps else {}
+        self._block = {tap: torch.from_numpy(values).to(device) for tap, values in block.items()}
+
+    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+        return {tap: values[batch.ids % len(values)] for tap, values in self._block.items()}
+
+
+FASTER = 1.1  # by less, the rates of two trials do not differ
+_BATCH_SIZE = 8  # enough to tell precisions apart, and 2 s at most for a large network
+
+
+def precision_hint(
+    config: StudentConfig, teacher: TeacherConfig, caches_dir: Path, device: torch.device
+) -> str:
+    """Return a line if the config's precision is slower than float32 on this CPU, "" otherwise.
+
+    Raises DatasetError, ArchError.
+    """
+    precision = config.training.precision
+    if device.type != "cpu" or precision == "float32":
+        return ""
+    dataset = load_dataset(teacher.dataset, caches_dir)
+    shape = view_shape(dataset.train.first_shape, teacher.views.augment)
+    rates = {
+        each: measured_rate(_steps(config, shape, dataset.num_classes, each), of_processor=True)
+        for each in (precision, "float32")
+    }
+    if rates["float32"] < FASTER * rates[precision]:
+        return ""
+    return format_slower(precision, rates[precision], rates["float32"])
+
+
+def format_slower(precision: str, rate: float, float32_rate: float) -> str:
+    """Return the hint for a run whose precision is slower. Rates are images per second."""
+    slower = f"{format_rate(rate)} against {format_rate(float32_rate)} images/s"
+    return f"hint: training.precision: {precision} is slower than float32 on this CPU: {slower}"
+
+
+def _steps(
+    config: StudentConfig, shape: tuple[int, int, int], num_classes: int, precision: str
+) -> Iterator[int]:
+    """Take steps of plain cross-entropy without end; yields the number of images of each."""
+    network = build_net(config.student, num_classes=num_classes, image_shape=shape, seed=0)
+    network.train()
+    height, width, channels = shape
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(_BATCH_SIZE, channels, height, width, generator=generator)
+    labels = torch.randint(num_classes, (_BATCH_SIZE,), generator=generator)
+    images = images.to(memory_format=torch.channels_last)
+    while True:
+        network.zero_grad()
+        with autocast(precision, images.device):
+            logits = network(images)
+        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+        yield _BATCH_SIZE

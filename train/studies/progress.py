@@ -1,0 +1,60 @@
+"""How far the runs of a study are, and how long the rest will take. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from teach_once.runtime.formats import counted
+from teach_once.train.runs.study import Run
+
+if TYPE_CHECKING:
+    from teach_once.train.engine.epoch_result import EpochResult
+
+
+class Progress:
+    """Counts epochs, not runs: runs of one group end at the same time, and not all are as long.
+
+    groups: the runs that are trained together. clock: seconds.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[Run]],
+        console: Console,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._console, self._clock, self._started = console, clock, clock()
+        self._group = {run: group for group in groups for run in group}
+        self._left = {run: run.training.epochs for run in self._group}
+        self._done = 0  # epochs that were trained since the start
+
+    @property
+    def seconds_left(self) -> float:
+        """Assuming that all epochs take the same time; 0 before the first one."""
+        left = sum(self._left.values())
+        return (self._clock() - self._started) / max(1, self._done) * left if self._done else 0.0
+
+    def epoch_done(self, run: Run, result: EpochResult) -> None:
+        """Prints a line once all runs of a group with several have trained an epoch."""
+        self._done += 1
+        self._left[run] = run.training.epochs - result.epoch
+        group = self._group[run]
+        if len(group) > 1 and all(self._left[each] <= self._left[run] for each in group):
+            self._console.print(
+                f"epoch {result.epoch:3d}/{run.training.epochs} of {counted(len(group), 'run')}"
+                f"  ETA {self.seconds_left:4.0f} s"
+            )
+
+    def ended(self, run: Run) -> None:
+        """A run has ended here, and its epochs were counted; or has failed."""
+        self._left[run] = 0
+
+    def group_ended(self, run: Run) -> None:
+        """The group of a run has ended in another process, which told nothing of its epochs."""
+        for each in self._group[run]:
+            self._done += self._left[each]
+            self._left[each] = 0

@@ -1,0 +1,109 @@
+"""The runs of a study on a Ray cluster: each is a task, which resumes where its node died.
+
+Runs, their checkpoints and the cache lie in folders that all nodes share.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from teach_once.runtime.command.ray import Cluster, Failure, Ref
+from teach_once.runtime.command.signals import StopRequest
+from teach_once.runtime.errors import Busy, Stopped
+from teach_once.train.runs.study import Run, Study
+from teach_once.train.sessions.changed import refuse_changed
+from teach_once.train.studies.processes import Recipe
+
+_POLL_SECONDS = 0.2
+_SECONDS_TO_SAVE = 60.0
+_SECONDS_TO_DIE = 120.0  # within which a process of a dead node lets go of its run
+
+
+class Options(NamedTuple):
+    """Of `train.sessions.student.train_student`."""
+
+    device: str
+    num_workers: int | None
+    track: tuple[str, ...]
+
+
+def train_on_cluster(
+    runs: Sequence[Run], cluster: Cluster, options: Options
+) -> Iterator[tuple[Run, str]]:
+    """Runs and their failures as they come.
+
+    On a signal every worker saves a checkpoint; then Stopped is raised.
+    """
+    if options.device == "auto" and not cluster.resources.gpus:
+        options = options._replace(device="cpu")
+    given = Recipe.of(runs[0].study), options
+    with StopRequest() as stop:
+        tasks = {
+            cluster.submit(
+                train_run, *given, run.method, run.seed, run.live_teacher, run.identity
+            ): run
+            for run in runs
+        }
+        try:
+            while tasks:
+                for task in cluster.done(tasks, _POLL_SECONDS):
+                    run, failure = tasks.pop(task), _failure_of(cluster.result(task))
+                    yield run, failure
+                if stop.signal_number is not None:
+                    _save_all(cluster, tasks)
+                    raise Stopped(stop.signal_number, "stopped; the same command resumes every run")
+        finally:
+            cluster.cancel(tasks, at_once=True)
+
+
+def _failure_of(answer: object) -> str:
+    if not isinstance(answer, Failure):
+        return ""
+    if answer.is_bug:
+        return f"{answer.kind}: in a worker of the cluster\n{answer.problem}"
+    return f"{answer.kind}: {answer.problem}" + (f"\n  fix: {answer.fix}" if answer.fix else "")
+
+
+def _save_all(cluster: Cluster, tasks: dict[Ref, Run]) -> None:
+    """Interrupt the workers, as Ctrl-C would, and wait until they have saved their checkpoints."""
+    cluster.cancel(tasks, at_once=False)
+    until, left = time.monotonic() + _SECONDS_TO_SAVE, set(tasks)
+    while left and time.monotonic() < until:
+        left -= set(cluster.done(left, _POLL_SECONDS))
+
+
+# ---- in a worker's process
+
+_here: tuple[Recipe, Study] | None = None
+
+
+def train_run(
+    recipe: Recipe,
+    options: Options,
+    method: str,
+    seed: int,
+    live_teacher: bool,
+    planned: Mapping[str, Any],
+) -> None:
+    """Train a run, or what is left of it. Raises TrainError, CacheError, Stopped, Busy.
+
+    planned: its identity in the process that planned the study.
+    """
+    global _here
+    from teach_once.train.sessions.student import train_student  # loads torch
+
+    if _here is None or _here[0] != recipe:
+        _here = recipe, recipe.opened()
+    run, until = _here[1].run(method, seed, live_teacher), time.monotonic() + _SECONDS_TO_DIE
+    refuse_changed(run, planned)
+    while not run.is_finished:  # it is, where a node died between the run's end and the task's
+        try:
+            train_student(
+                run, device=options.device, num_workers=options.num_workers, track=options.track
+            )
+        except Busy:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1.0)

@@ -1,0 +1,1 @@
+"""Draws to integers, and (image, integers) to a view."""

@@ -1,0 +1,1 @@
+"""Datasets of image files: listed, labeled, checked, decoded."""

@@ -1,0 +1,91 @@
+"""Finds every image that cannot be used, instead of the first one that a pass meets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from teach_once.runtime.safe.text import one_line
+from teach_once.views.images.decode import (
+    decode_picture,
+    has_more_pages,
+    read_picture,
+    shown_path,
+)
+from teach_once.views.images.encoded import EncodedSplit
+from teach_once.views.images.forked import run_forked
+from teach_once.views.splits import DatasetError, Split
+
+_FILES_AT_ONCE = 16
+
+
+@dataclass
+class Report:
+    """Faults of a dataset: a line for each image, and the number of images of several pages."""
+
+    checked: int = 0
+    faults: list[str] = field(default_factory=list)
+    of_several_pages: int = 0
+
+
+def check_split(
+    split: Split | EncodedSplit, max_pixels: int, num_workers: int, advance: Callable[[int], None]
+) -> Report:
+    """Decode every image. num_workers: 0: in this process. advance: gets the images done."""
+    look = _looker(split, max_pixels)
+    report, total = Report(), len(split)
+
+    def work(start: int) -> list[str | bool]:
+        return [_outcome(look, i) for i in range(start, min(start + _FILES_AT_ONCE, total))]
+
+    for outcomes in run_forked(work, range(0, total, _FILES_AT_ONCE), num_workers):
+        report.checked += len(outcomes)
+        report.faults += [each for each in outcomes if isinstance(each, str)]
+        report.of_several_pages += sum(each is True for each in outcomes)
+        advance(len(outcomes))
+    return report
+
+
+def summarize(reports: Mapping[str, Report]) -> str:
+    """Return a line about all splits."""
+    parts = [f"{report.checked:,} {name} images" for name, report in reports.items()]
+    line = f"checked {' and '.join(parts)}"
+    if pages := sum(report.of_several_pages for report in reports.values()):
+        line += f"; {pages:,} have several pages, of which the first is used"
+    return line
+
+
+def _looker(split: Split | EncodedSplit, max_pixels: int) -> Callable[[int], bool]:
+    """A function that decodes a sample and returns True if its file has several pages."""
+    if isinstance(split, EncodedSplit):
+
+        def look(sample: int) -> bool:
+            content = split.read(sample)
+            decode_picture(content, split.name_of(sample), max_pixels)
+            return has_more_pages(content)
+
+        return look
+    if (paths := split.paths) is not None:
+
+        def look_at_file(sample: int) -> bool:
+            content = read_picture(paths[sample])
+            decode_picture(content, shown_path(paths[sample]), max_pixels)
+            return has_more_pages(content)
+
+        return look_at_file
+    read = split.open_each or split.read_each
+
+    def look_at_sample(sample: int) -> bool:
+        next(iter(read(np.array([sample]))))
+        return False
+
+    return look_at_sample
+
+
+def _outcome(look: Callable[[int], bool], sample: int) -> str | bool:
+    try:
+        return look(sample)
+    except DatasetError as error:
+        return one_line(error.problem, longest=2000)

@@ -1,0 +1,255 @@
+"""From the bytes of an image file to its pixels, and which files are refused.
+
+Pillow opens many formats, some by starting other programs (EPS starts Ghostscript); those that are
+opened here are named. An image is refused by its header where it has too many pixels, before any
+memory is taken for them. Images that need much memory are decoded one at a time.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from teach_once.configs.schema import ImageFolder
+from teach_once.runtime.formats import format_size
+from teach_once.runtime.machine.resources import free_memory
+from teach_once.runtime.safe.safe_read import BadFile, open_regular, read_bounded
+from teach_once.runtime.safe.stand_ins import HEAD_BYTES, find_stand_in
+from teach_once.runtime.safe.text import one_line
+from teach_once.views.images.metadata import find_orientation, without_metadata
+from teach_once.views.splits import DatasetError
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # as Pillow calls them
+MOST_BYTES = 2**29  # of a file
+_LARGE_PIXELS = 2**24
+_BYTES_PER_PIXEL = 8  # at the peak: four of Pillow's, three of the array, and strips
+_STRIP_ROWS = 256
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Image.MAX_IMAGE_PIXELS = None  # `dataset.max_pixels` is the limit, and names the file
+
+_one_large = threading.Lock()
+
+
+class Undecodable(DatasetError):
+    """Bytes from which no image could be decoded."""
+
+
+def _renew_lock() -> None:
+    global _one_large
+    _one_large = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent's may have held it
+
+
+def read_picture(path: Path) -> bytes:
+    """The bytes of an image file; links are followed to regular files only. Raises DatasetError."""
+    try:
+        return read_bounded(path, MOST_BYTES, follow=True)
+    except BadFile as error:
+        raise DatasetError(str(error)) from None
+    except OSError as error:
+        raise DatasetError(f"cannot read the image {shown_path(path)}: {error.strerror}") from None
+
+
+def picture_size(path: Path) -> int:
+    """Bytes of an image file. Raises DatasetError where it is gone."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DatasetError(f"cannot read the image {shown_path(path)}: {error.strerror}") from None
+
+
+def shown_path(path: Path) -> str:
+    """A path as messages show it."""
+    return one_line(path, longest=1000)
+
+
+def check_header(path: Path, max_pixels: int) -> None:
+    """Raise DatasetError if a file does not begin like an image. Reads no more than its header."""
+    shown = shown_path(path)
+    try:
+        with (
+            open_regular(path, follow=True) as file,
+            suppress(Exception),
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            if image.width * image.height <= max_pixels:
+                return
+    except (BadFile, OSError):
+        pass
+    refuse_other_files(read_picture(path), shown, max_pixels)  # with its message
+
+
+def has_more_pages(content: bytes) -> bool:
+    """Return True if a file has several pages or frames."""
+    with suppress(Exception), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return bool(getattr(image, "is_animated", False))
+    return False
+
+
+def is_large(size: Sequence[int]) -> bool:
+    """Whether an image of (height, width) or (width, height) needs much memory."""
+    return size[0] * size[1] >= _LARGE_PIXELS
+
+
+def decode_bytes(
+    content: bytes, name: str, max_pixels: int = ImageFolder.max_pixels
+) -> NDArray[np.uint8]:
+    """An encoded image as (H, W, 3) uint8, turned upright as its EXIF orientation says.
+
+    Grey becomes RGB of equal channels, of 16 bits their upper 8; transparency is dropped, as
+    torchvision's loader does. Raises DatasetError with `name` where it cannot be read, has more
+    pixels than allowed, or where the memory is short.
+    """
+    return np.asarray(decode_picture(content, name, max_pixels))
+
+
+def decode_picture(
+    content: bytes, name: str, max_pixels: int = ImageFolder.max_pixels
+) -> Image.Image | NDArray[np.uint8]:
+    """Return the pixels of `decode_bytes`, as Pillow's image if that is not large.
+
+    Cutting a part out of it is faster than out of an array, into which all pixels are copied.
+    """
+    try:
+        return _decode(content, name, max_pixels)
+    except Undecodable as error:
+        if (bare := without_metadata(content)) is not None:
+            with suppress(Undecodable):
+                return _decode(bare, name, max_pixels)
+        raise error from None
+
+
+def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image | NDArray[np.uint8]:
+    with _opened(content, name, max_pixels) as image:
+        if not is_large(image.size):
+            upright = _as_rgb(image, name)
+            upright.load()
+            return upright
+        with _one_large:
+            _refuse_short_memory(image.width * image.height, name)
+            return _in_strips(_as_rgb(image, name))
+
+
+def refuse_other_files(content: bytes, name: str, max_pixels: int) -> None:
+    """Raise DatasetError where bytes that are about to be copied do not begin like an image.
+
+    A link in somebody's folder may lead to any file of the user's.
+    """
+    try:
+        with _opened(content, name, max_pixels):
+            pass
+    except Undecodable as error:
+        if (bare := without_metadata(content)) is None:
+            raise
+        with suppress(Undecodable), _opened(bare, name, max_pixels):
+            return
+        raise error from None
+
+
+@contextmanager
+def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Whatever is raised inside becomes a DatasetError."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _refuse_too_large(image, max_pixels, name)
+            yield image
+    except DatasetError:
+        raise
+    except UnidentifiedImageError:
+        raise _not_an_image(content, name) from None
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise Undecodable(f"cannot read the image {name}: {one_line(error)}") from None
+
+
+def _not_an_image(content: bytes, name: str) -> Undecodable:
+    what, fix = f"its format is none of {', '.join(FORMATS)}", None
+    if not content:
+        what = "it is empty"
+    elif (found := find_stand_in(content[:HEAD_BYTES], Path(name))) is not None:
+        what = f"it {found.what}"
+        fix = found.fix if os.path.lexists(name) else None  # not a member of an archive
+    return Undecodable(f"cannot read the image {name}: {what}", fix=fix)
+
+
+def _refuse_too_large(image: Image.Image, max_pixels: int, name: str) -> None:
+    if image.width * image.height > max_pixels:
+        raise DatasetError(
+            f"{name} has {image.width:,} x {image.height:,} pixels, more than dataset.max_pixels "
+            f"({max_pixels:,})",
+            fix="make it smaller, remove it, or raise dataset.max_pixels",
+        )
+
+
+def _refuse_short_memory(num_pixels: int, name: str) -> None:
+    needed, free = num_pixels * _BYTES_PER_PIXEL, free_memory()
+    if needed > free:
+        raise DatasetError(
+            f"{name}: decoding its {num_pixels:,} pixels takes {format_size(needed)} of memory, "
+            f"{format_size(free)} are free",
+            fix="make it smaller, or run with fewer --workers",
+        )
+
+
+def _as_rgb(image: Image.Image, name: str) -> Image.Image:
+    image.load()
+    file_format, upright = image.format, image
+    if (method := _TURNS.get(_orientation(image))) is not None:
+        upright = image.transpose(method)
+        image.close()  # frees its pixels
+    upright = _of_eight_bits(upright, file_format, name)
+    if upright.mode == "P" and "transparency" in upright.info:
+        upright = upright.convert("RGBA")  # from a palette, Pillow drops it only this way
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, read alone: other entries may be odd. What cannot be parsed is 1."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # whatever damaged metadata raises in Pillow
+        return find_orientation(image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b"")
+
+
+def _of_eight_bits(image: Image.Image, file_format: str | None, name: str) -> Image.Image:
+    """Grey of 16 bits as 8; Pillow would clip it, and most of it would be white.
+
+    Pillow reads such PNG files in mode I;16 and such PGM files, scaled to 16 bits, in mode I.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DatasetError(
+            f"{name} holds numbers of 32 bits (Pillow's mode {image.mode}), of which nothing says "
+            f"what is black and what white",
+            fix="convert it to grey or RGB of 8 or 16 bits",
+        )
+    return image
+
+
+def _in_strips(image: Image.Image) -> NDArray[np.uint8]:
+    """np.asarray(image), which would hold two more copies while it works."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels

@@ -1,0 +1,114 @@
+"""Datasets as encoded files: what folders, tar shards and tables come down to before packing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from teach_once.views.images.decode import (
+    picture_size,
+    read_picture,
+    refuse_other_files,
+    shown_path,
+)
+from teach_once.views.images.folders import digest_of_files, hashed_files
+from teach_once.views.splits import DatasetError, Ids, Source, Split
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedSplit:
+    """Image files in their fixed order, each with a label (N,) int64 and a name.
+
+    names: `<class>/<file>` or the like, printable or not, in UTF-8. sizes: bytes of each.
+    read: its bytes; raises DatasetError. name_of: what to call it in a message.
+    """
+
+    labels: Ids
+    names: Sequence[str]
+    sizes: Sequence[int]
+    read: Callable[[int], bytes]
+    name_of: Callable[[int], str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def digest(self) -> str:
+        """Of every name, size and label, and the bytes of some."""
+        hashed = map(self.read, hashed_files(len(self)).tolist())
+        return digest_of_files(self.names, self.sizes, self.labels, hashed)
+
+    def part(self, start: int, stop: int) -> EncodedSplit:
+        """Samples `start` to `stop`."""
+        return EncodedSplit(
+            self.labels[start:stop],
+            self.names[start:stop],
+            self.sizes[start:stop],
+            read=lambda sample: self.read(start + sample),
+            name_of=lambda sample: self.name_of(start + sample),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedSource:
+    """A dataset of encoded files. type: as configs name it. hints: lines for the user."""
+
+    type: str
+    class_names: tuple[str, ...]
+    train: EncodedSplit
+    test: EncodedSplit
+    hints: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> Mapping[str, EncodedSplit]:
+        return {"train": self.train, "test": self.test}
+
+    def files(self, max_pixels: int) -> Iterator[bytes]:
+        """The bytes of all files, split by split. Raises DatasetError for one that is no image."""
+        for split in self.splits.values():
+            for sample in range(len(split)):
+                content = split.read(sample)
+                refuse_other_files(content, split.name_of(sample), max_pixels)
+                yield content
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """Of both splits."""
+        return [split.digest for split in self.splits.values()]
+
+
+def encoded_folder(source: Source) -> EncodedSource:
+    """The files of an image folder. Raises DatasetError where it is none."""
+    return EncodedSource(
+        source.type,
+        source.class_names,
+        _files_of(source.train),
+        _files_of(source.test),
+        source.hints,
+    )
+
+
+def _files_of(split: Split) -> EncodedSplit:
+    paths, folder = split.paths, split.folder
+    if paths is None or folder is None:
+        raise DatasetError("only an image folder can be packed as encoded bytes")
+    return EncodedSplit(
+        split.labels,
+        [_utf8_name(path, folder) for path in paths],
+        [picture_size(path) for path in paths],
+        read=lambda sample: read_picture(paths[sample]),
+        name_of=lambda sample: shown_path(paths[sample]),
+    )
+
+
+def _utf8_name(path: Path, folder: Path) -> str:
+    name = path.relative_to(folder).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DatasetError(
+            f"{shown_path(path)}: its name is not UTF-8", fix="rename the file"
+        ) from None
+    return name

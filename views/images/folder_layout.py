@@ -1,0 +1,210 @@
+"""Which images of a folder are for training and which for testing, and how classes are numbered."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from teach_once.runtime.safe.text import one_line
+from teach_once.views.images.labels import read_class_names
+from teach_once.views.images.listing import (
+    IMAGE_SUFFIXES,
+    Listing,
+    describe_left_out,
+    is_hidden,
+    listing_of,
+)
+from teach_once.views.splits import DatasetError, Ids
+
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+_ORDER_SHOWN = 5
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """Keys of a config's `dataset`: the folder of test images, or the fraction and the seed of
+    their choice; the file of the classes' order."""
+
+    test: str | None = None
+    class_names: str | None = None
+    test_fraction: float = 0.0
+    test_seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ListedSplit:
+    """Some images of a listing: `ids` (N,), ascending."""
+
+    listing: Listing
+    ids: Ids
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSplits:
+    """Both splits, lines for the user, and the hint on the order of classes; see `Source`."""
+
+    train: ListedSplit
+    test: ListedSplit
+    hints: tuple[str, ...]
+    order_hint: str
+
+
+def find_splits(root: Path, layout: FolderLayout, kept_in: Path | None) -> FolderSplits:
+    """List the folders of both splits. Raises DatasetError."""
+    if not root.is_dir():
+        raise DatasetError(f"dataset.root: there is no folder {root}")
+    train_dir, test_dir = _folders_of(root, layout)
+    train = listing_of(train_dir, None, kept_in)
+    _require_images(train, np.arange(len(train)), "holds no image")
+    if layout.class_names is not None:
+        names = read_class_names(root / layout.class_names)
+        train = _reordered(train, names, root / layout.class_names)
+    hint = "" if layout.class_names else _order_hint(train.class_names, train_dir)
+    listings = [train]
+    if test_dir is None:
+        splits = _held_out(train, layout)
+    else:
+        in_text_order = tuple(sorted(train.class_names))
+        test = listing_of(test_dir, in_text_order, kept_in)
+        if not len(test):
+            raise DatasetError(f"{test_dir} holds no image", fix=_other_test(root, test_dir))
+        test = _reordered(test, train.class_names, test_dir)
+        listings.append(test)
+        splits = _whole(train), _whole(test)
+    notes = [describe_left_out(each.folder, each.left_out) for each in listings]
+    return FolderSplits(*splits, tuple(filter(None, notes)), hint)
+
+
+def _whole(listing: Listing) -> ListedSplit:
+    return ListedSplit(listing, np.arange(len(listing)))
+
+
+def _folders_of(root: Path, layout: FolderLayout) -> tuple[Path, Path | None]:
+    """The folder of training images, and that of test images if there is one."""
+    train_dir = root / "train"
+    wanted = TEST_FOLDERS if layout.test is None else (layout.test,)
+    test_dir = next((root / name for name in wanted if (root / name).is_dir()), None)
+    if not train_dir.is_dir():
+        if layout.test_fraction:
+            return root, None
+        raise DatasetError(
+            f"dataset.root: {root} has no folder train/ with one folder per class",
+            fix="dataset.test_fraction=0.2 holds out a fifth of its images to test with"
+            if len(_folders_in(root)) > 1
+            else None,
+        )
+    if layout.test_fraction:
+        if test_dir is not None:
+            raise DatasetError(
+                f"dataset.test_fraction chooses test images, but there is a folder {test_dir}",
+                fix="dataset.test_fraction=0",
+            )
+        return train_dir, None
+    if test_dir is None:
+        others = [name for name in _folders_in(root) if name != "train"]
+        raise DatasetError(
+            f"dataset.root: {root} has no folder {_alternatives(wanted)} of test images"
+            + (f"; it has {one_line(', '.join(others[:_NAMED]))}" if others else ""),
+            fix=f"dataset.test={shlex.quote(others[0])}"
+            if len(others) == 1
+            else "dataset.test=FOLDER, or dataset.test_fraction=0.2 to hold out a fifth of train/",
+        )
+    if layout.test is None and not _folders_in(test_dir):
+        other = _other_test(root, test_dir)
+        raise DatasetError(f"{test_dir} has no folders of classes, so no labels", fix=other)
+    return train_dir, test_dir
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    *most, last = (f"{name}/" for name in names)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _other_test(root: Path, test_dir: Path) -> str:
+    """The fix for test images that cannot be used."""
+    others = (name for name in TEST_FOLDERS if root / name != test_dir)
+    other = next((name for name in others if _folders_in(root / name)), "FOLDER")
+    return f"dataset.test={other}"
+
+
+def _folders_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(e.name for e in folder.iterdir() if e.is_dir() and not is_hidden(e.name))
+
+
+def _require_images(listing: Listing, ids: Ids, problem: str) -> None:
+    """Raise DatasetError for the first class without an image."""
+    counts = np.bincount(listing.labels[ids], minlength=len(listing.class_names))
+    for name in np.array(listing.class_names)[counts == 0][:1]:
+        raise DatasetError(f"{listing.folder / name} {problem} ({', '.join(IMAGE_SUFFIXES)})")
+
+
+def _held_out(train: Listing, layout: FolderLayout) -> tuple[ListedSplit, ListedSplit]:
+    """Choose by a hash of each name: another file changes no other file's split."""
+    key = layout.test_seed.to_bytes(4, "little")
+    names = train.relative_names(np.arange(len(train)))
+    words = [
+        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, key=key).digest()
+        for name in names
+    ]
+    drawn = np.frombuffer(b"".join(words), dtype="<u8")
+    is_test = drawn < np.uint64(int(layout.test_fraction * 2.0**64))
+    rest, held = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    if not len(held):
+        raise DatasetError(
+            f"dataset.test_fraction {layout.test_fraction} holds out none of {len(train):,} images",
+            fix="dataset.test_fraction=0.2",
+        )
+    _require_images(train, rest, "keeps no image to train on; lower dataset.test_fraction")
+    return ListedSplit(train, rest), ListedSplit(train, held)
+
+
+def _reordered(listing: Listing, names: Sequence[str], owner: Path) -> Listing:
+    """The same images in the same order, with classes numbered in the order of `names`."""
+    if len(set(names)) < len(names) or set(names) != set(listing.class_names):
+        missing = sorted(set(listing.class_names) - set(names))
+        unknown = sorted(set(names) - set(listing.class_names))
+        wrong = [
+            *([f"it lacks {_some(missing)}"] if missing else []),
+            *([f"there is no folder {_some(unknown)}"] if unknown else []),
+        ] or ["a name occurs twice"]
+        raise DatasetError(
+            f"dataset.class_names: {one_line(owner)} does not list the {len(listing.class_names)} "
+            f"folders of {one_line(listing.folder)}: {'; '.join(wrong)}",
+            fix="write each folder's name on a line of its own",
+        )
+    number_of = {name: number for number, name in enumerate(names)}
+    numbers = np.array([number_of[name] for name in listing.class_names], dtype=np.int64)
+    return replace(listing, class_names=tuple(names), labels=numbers[listing.labels])
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return one_line(", ".join(names[:_NAMED])) + more
+
+
+def _order_hint(names: Sequence[str], folder: Path) -> str:
+    natural = sorted(names, key=_natural_key)
+    if natural == list(names):
+        return ""
+    file = shlex.quote(str(folder.parent / "classes.txt"))
+    ours, theirs = (one_line(", ".join(each[:_ORDER_SHOWN])) for each in (names, natural))
+    return (
+        f"hint: the classes are numbered in the order of their text ({ours}, ...); timm numbers "
+        f"them {theirs}, .... If the teacher was trained by timm's scripts, list its order: "
+        f"ls -v {shlex.quote(str(folder))} > {file}, and set dataset.class_names=classes.txt"
+    )
+
+
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
+    """As timm sorts class folders: digits by their value, letters without regard to case."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

@@ -1,0 +1,208 @@
+"""Image folders: a tree of encoded files, decoded when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teach_once.configs.schema import ImageFolder
+from teach_once.runtime.command.program import program_text
+from teach_once.views.images.decode import (
+    check_header,
+    decode_bytes,
+    decode_picture,
+    is_large,
+    read_picture,
+    shown_path,
+)
+from teach_once.views.images.folder_layout import FolderLayout, ListedSplit, find_splits
+from teach_once.views.images.listing import Listing, kept_digest
+from teach_once.views.seeds import choice
+from teach_once.views.splits import (
+    Checksums,
+    DatasetError,
+    Decoded,
+    Ids,
+    Source,
+    Split,
+    crc32c,
+    refuse_other_size,
+)
+
+_AT_ONCE = 1024
+_MOST_LISTED = 20
+_HEADER_READERS = 16
+
+
+def check_headers(paths: Iterable[Path], max_pixels: int) -> None:
+    """Raise DatasetError with all files that do not begin like images."""
+    faults: list[str] = []
+    with ThreadPoolExecutor(_HEADER_READERS) as pool:
+        waiting: list[Path] = []
+        for path in paths:
+            waiting.append(path)
+            if len(waiting) == _AT_ONCE:
+                faults += filter(None, pool.map(lambda each: _fault(each, max_pixels), waiting))
+                waiting = []
+        faults += filter(None, pool.map(lambda each: _fault(each, max_pixels), waiting))
+    if faults:
+        more = len(faults) - _MOST_LISTED
+        listed = "\n  ".join(faults[:_MOST_LISTED] + ([f"... {more:,} more"] if more > 0 else []))
+        count = "an image" if len(faults) == 1 else f"{len(faults):,} images"
+        raise DatasetError(
+            f"{count} cannot be read:\n  {listed}",
+            fix=f"replace or remove them; {program_text('views')} check NAME decodes every image",
+        )
+
+
+def _fault(path: Path, max_pixels: int) -> str | None:
+    try:
+        check_header(path, max_pixels)
+    except DatasetError as error:
+        return error.problem
+    return None
+
+
+_READERS = 16  # threads, which wait for the disk most of the time
+_ENTRIES_AT_ONCE = 65_536
+HASHED_FILES = 1024  # so many files, chosen by key, enter the digest with their bytes
+
+
+def image_folder(
+    root: Path,
+    max_pixels: int = ImageFolder.max_pixels,
+    kept_in: Path | None = None,
+    layout: FolderLayout | None = None,
+) -> Source:
+    """Open `root/train/<class>/*` and `root/test/<class>/*`, in the order of the names.
+
+    Links are followed: of images to regular files only. kept_in: the folder of caches beside which
+    the listing is stored; see `views.images.listing`. layout: which folder has the test images, or
+    how they are chosen. Raises DatasetError.
+    """
+    found = find_splits(root, layout or FolderLayout(), kept_in)
+    train, test = found.train, found.test
+    return Source(
+        name=root.name,
+        type="imagefolder",
+        class_names=train.listing.class_names,
+        train=_split_of(train, max_pixels),
+        test=_split_of(test, max_pixels),
+        digest_of=lambda ids: _folder_digest(train.listing, train.ids[ids], kept_in),
+        test_digest=lambda: _folder_digest(test.listing, test.ids, kept_in),
+        hints=found.hints,
+        order_hint=found.order_hint,
+        check_headers=lambda: _check_headers((train.listing, test.listing), max_pixels, kept_in),
+    )
+
+
+def _check_headers(listings: Sequence[Listing], max_pixels: int, kept_in: Path | None) -> None:
+    """Look at every file once: a folder that is the same later has been looked at."""
+    key = hashlib.sha256(b"headers" + str(max_pixels).encode())
+    for listing in listings:
+        key.update(listing.fingerprint(np.arange(len(listing))))
+
+    def check() -> str:
+        paths = itertools.chain.from_iterable(listing.paths for listing in listings)
+        check_headers(paths, max_pixels)
+        return "0" * 64
+
+    kept_digest(key.digest(), check, kept_in)
+
+
+def _split_of(part: ListedSplit, max_pixels: int) -> Split:
+    whole = _folder_split(part.listing, max_pixels)
+    return whole if len(part.ids) == len(part.listing) else whole.subset(part.ids)
+
+
+def _folder_split(listing: Listing, max_pixels: int) -> Split:
+    paths = listing.paths
+
+    def decode(path: Path) -> tuple[NDArray[np.uint8], int]:
+        content = read_picture(path)
+        return decode_bytes(content, shown_path(path), max_pixels), crc32c(content)
+
+    def opened(path: Path) -> tuple[Decoded, int]:
+        content = read_picture(path)
+        return decode_picture(content, shown_path(path), max_pixels), crc32c(content)
+
+    return Split(
+        listing.labels,
+        load=lambda ids: _decode_all([paths[i] for i in ids], decode),
+        read_each=lambda ids: (decode(paths[i]) for i in ids),
+        read_checksums=lambda ids: _checksums_of([paths[i] for i in ids]),
+        name_of=lambda sample: shown_path(paths[sample]),
+        open_each=lambda ids: (opened(paths[i]) for i in ids),
+        paths=paths,
+        folder=listing.folder,
+    )
+
+
+def _folder_digest(listing: Listing, ids: Ids, kept_in: Path | None) -> str:
+    def hashed() -> Iterator[bytes]:
+        return (read_picture(listing.path(int(ids[i]))) for i in hashed_files(len(ids)))
+
+    def compute() -> str:
+        names, sizes, labels = listing.relative_names(ids), listing.sizes[ids], listing.labels[ids]
+        return digest_of_files(names, sizes.tolist(), labels, hashed())
+
+    key = hashlib.sha256(listing.fingerprint(ids))
+    for content in hashed():
+        key.update(content)
+    return kept_digest(key.digest(), compute, kept_in)
+
+
+def hashed_files(num_files: int) -> Ids:
+    """The files, chosen by key, whose bytes enter the digest."""
+    return choice(0, num_files, min(HASHED_FILES, num_files))
+
+
+def digest_of_files(
+    names: Iterable[str],
+    sizes: Iterable[int],
+    labels: NDArray[np.int64],
+    hashed: Iterable[bytes],
+) -> str:
+    """Over every file's name, size and label, and the bytes of `hashed_files`."""
+    entries = zip(names, sizes, labels.tolist(), strict=True)
+    digest, separator = hashlib.sha256(b"["), ""
+    while some := list(itertools.islice(entries, _ENTRIES_AT_ONCE)):
+        digest.update((separator + json.dumps(some)[1:-1]).encode())  # tuples as lists
+        separator = ", "
+    digest.update(b"]")
+    for content in hashed:
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _decode_all(
+    paths: list[Path], decode: Callable[[Path], tuple[NDArray[np.uint8], int]]
+) -> tuple[NDArray[np.uint8], Checksums]:
+    first, _ = decode(paths[0])
+    images = np.empty((len(paths), *first.shape), dtype=np.uint8)
+    checksums = np.empty(len(paths), dtype=np.uint32)
+
+    def decode_into(index: int) -> None:
+        image, checksums[index] = decode(paths[index])
+        refuse_other_size(first.shape, image, shown_path(paths[index]), shown_path(paths[0]))
+        images[index] = image
+
+    # Each thread would keep the memory that one image has taken.
+    most_threads = 1 if is_large(first.shape) else None
+    with ThreadPoolExecutor(most_threads) as pool:
+        for _ in pool.map(decode_into, range(len(paths))):
+            pass
+    return images, checksums
+
+
+def _checksums_of(paths: list[Path]) -> Checksums:
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda path: crc32c(read_picture(path)), paths)
+        return np.fromiter(found, dtype=np.uint32, count=len(paths))

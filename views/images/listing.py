@@ -1,0 +1,419 @@
+"""Which files an image folder holds: listed once, then kept as an index.
+
+A million files take minutes to list over a network, and every program needs the list. The index
+lies beside the caches and is trusted while no folder of the tree has another modification time,
+which every added, removed or renamed file gives it. A file that is written over in place changes no
+folder: the checksums that caches keep of every sample find that.
+
+Names and sizes are held as arrays, not as a million objects, which would be copied into every
+process that reads images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import stat
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from teach_once.runtime.safe.confined import opened_folder, write_inside
+from teach_once.runtime.safe.safe_read import BadFile, parse_json, read_bounded
+from teach_once.runtime.safe.text import one_line
+from teach_once.views.splits import DatasetError, Ids, LazyPaths, check_class_name
+
+IMAGE_SUFFIXES = (
+    *(".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm"),
+    *(".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)  # of the formats in views.pictures.FORMATS
+HIDDEN = "hidden"  # reasons, besides the ending of a name
+LOOSE = "in no class"
+_SUFFIXES = tuple(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
+_LONGEST_ENDING = 12
+_NAMED_ENDINGS = 5
+_MAC_METADATA = "__MACOSX"
+_Entry = os.DirEntry[str]
+
+
+@dataclass
+class Images:
+    """The images of one class: names relative to its folder, in bytes, and sizes.
+
+    folders: every walked folder, relative to `folder`, with its modification time. left_out: the
+    number of entries that were not taken, by reason.
+    """
+
+    names: list[bytes] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    folders: list[tuple[str, int]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def is_hidden(name: str) -> bool:
+    """Return True for a name that programs leave behind: one that begins with a dot, or macOS's."""
+    return name.startswith(".") or name == _MAC_METADATA
+
+
+def has_hidden_part(path: str) -> bool:
+    """Return True if any part of a `/`-separated path is hidden; a leading `./` is not."""
+    return any(is_hidden(part) for part in path.split("/") if part not in ("", ".", ".."))
+
+
+def find_classes(folder: Path) -> tuple[tuple[str, ...], Counter[str]]:
+    """Return the class folders' names, sorted, and what else is there. Raises DatasetError."""
+    names, left_out = [], Counter[str]()
+    for entry in _entries(folder):
+        if is_hidden(entry.name):
+            left_out[HIDDEN] += 1
+        elif _is_folder(entry):
+            names.append(entry.name)
+        else:
+            left_out[LOOSE] += 1
+    for name in names:
+        check_class_name(name, one_line(folder / name))
+    return tuple(sorted(names)), left_out
+
+
+def find_images(folder: Path, name: str) -> Images:
+    """Return the images of `folder/name` and its subfolders. Raises DatasetError."""
+    found = Images()
+    listed: dict[str, list[tuple[str, bytes, int]]] = {}
+    pending = [("", frozenset[tuple[int, int]]())]
+    while pending:
+        inside, around = pending.pop()
+        path = folder / name / inside
+        status = _stat(path)
+        key = (status.st_dev, status.st_ino)
+        if key in around:
+            raise _endless(str(path))
+        found.folders.append((os.path.join(name, inside).rstrip("/"), status.st_mtime_ns))
+        images, folders = _sorted_out(path, found.left_out)
+        listed[inside] = images
+        pending += [(os.path.join(inside, each), around | {key}) for each in folders]
+    for inside, images in sorted(listed.items()):
+        prefix = os.fsencode(inside) + b"/" if inside else b""
+        for _, raw, size in sorted(images):
+            found.names.append(prefix + raw)
+            found.sizes.append(size)
+    return found
+
+
+def describe_left_out(folder: Path, left_out: Mapping[str, int]) -> str:
+    """Return a line about the entries of `folder` that are not among its images, or ""."""
+    if not left_out:
+        return ""
+    endings = {name: n for name, n in left_out.items() if name not in (HIDDEN, LOOSE)}
+    parts = []
+    if endings:
+        ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+        some = [f"{count:,} {name or 'without an ending'}" for name, count in ordered]
+        more = f", {len(some) - _NAMED_ENDINGS} other endings" if len(some) > _NAMED_ENDINGS else ""
+        shown = ", ".join(some[:_NAMED_ENDINGS]) + more
+        parts.append(f"{sum(endings.values()):,} with other endings than images ({shown})")
+    if count := left_out.get(LOOSE):
+        parts.append(f"{count:,} in no class's folder")
+    if count := left_out.get(HIDDEN):
+        parts.append(f"{count:,} hidden (named .* or {_MAC_METADATA})")
+    return f"note: left out of {one_line(folder)}: {'; '.join(parts)}"
+
+
+def _sorted_out(
+    folder: Path, left_out: Counter[str]
+) -> tuple[list[tuple[str, bytes, int]], list[str]]:
+    """Name, name in bytes and size of each image (a regular file or a link to one); subfolders."""
+    images, folders = [], []
+    for entry in _entries(folder):
+        raw = os.fsencode(entry.name)
+        if is_hidden(entry.name):
+            left_out[HIDDEN] += 1
+        elif raw.lower().endswith(_SUFFIXES):
+            images.append((entry.name, raw, _size_of(entry)))
+        elif _is_folder(entry):
+            folders.append(entry.name)
+        else:
+            ending = os.path.splitext(entry.name)[1].lower()
+            left_out[one_line(ending, longest=_LONGEST_ENDING)] += 1
+    return images, folders
+
+
+def _entries(folder: Path) -> Iterator[_Entry]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError as error:
+        where = one_line(error.filename or folder)
+        raise DatasetError(f"cannot list {where}: {error.strerror}") from None
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise DatasetError(f"cannot list {one_line(path)}: {error.strerror}") from None
+
+
+def _size_of(entry: _Entry) -> int:
+    try:
+        status = entry.stat()
+    except OSError as error:
+        raise DatasetError(f"cannot list {one_line(entry.path)}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DatasetError(
+            f"{one_line(entry.path)} is named like an image, but is no regular file",
+            fix=f"rename or remove {one_line(entry.path)}",
+        )
+    return status.st_size
+
+
+def _is_folder(entry: _Entry) -> bool:
+    try:
+        if entry.is_symlink():
+            os.stat(entry.path)  # raises where it leads nowhere
+        if not entry.is_dir():
+            return False
+        if entry.is_symlink() and Path(entry.path).parent.resolve().is_relative_to(
+            Path(entry.path).resolve()
+        ):
+            raise _endless(entry.path)
+    except OSError as error:
+        raise DatasetError(
+            f"{one_line(entry.path)} is a symbolic link that leads nowhere: {error.strerror}",
+            fix=f"remove the link {one_line(entry.path)}",
+        ) from None
+    return True
+
+
+def _endless(path: str) -> DatasetError:
+    return DatasetError(
+        f"{one_line(path)} is a symbolic link to a folder around it: an endless tree",
+        fix=f"remove the link {one_line(path)}",
+    )
+
+
+INDEX_FOLDER = ".listings"
+_KEPT = re.compile(r"[0-9a-f]+\.(?:index|digest)")
+_VERSION = 2
+_NAMES_AT_ONCE = 65_536
+_SETTLED_NS = 2_000_000_000  # a folder that changed later may change again within the same tick
+_MOST_INDEX_BYTES = 2**34
+_MOST_HEADER_BYTES = 2**26
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The images below `folder/<class>/`, class by class, in the order of `views.images.listing`.
+
+    sizes, labels: (N,) int64. names: names within a class's folder, one after the other; ends: (N,)
+    int64, where each ends. folders: every folder of the tree, relative to `folder`, with its
+    modification time. left_out: number of entries that are not among the images, by reason.
+    """
+
+    folder: Path
+    class_names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    labels: Ids
+    names: bytes
+    ends: NDArray[np.int64]
+    folders: tuple[tuple[str, int], ...]
+    left_out: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def relative_names(self, ids: Ids) -> Iterator[str]:
+        """Yield `<class>/<file>`, the name of an image in a digest and in a packed file."""
+        for first in range(0, len(ids), _NAMES_AT_ONCE):
+            some = ids[first : first + _NAMES_AT_ONCE]
+            starts = np.where(some > 0, self.ends[some - 1], 0).tolist()
+            ends, labels = self.ends[some].tolist(), self.labels[some].tolist()
+            for start, end, label in zip(starts, ends, labels, strict=True):
+                yield f"{self.class_names[label]}/{_text(self.names[start:end])}"
+
+    def fingerprint(self, ids: Ids) -> bytes:
+        """sha256 of names, sizes and labels of these images: equal where the digest's text is."""
+        found = hashlib.sha256(json.dumps(self.class_names).encode())
+        for part in (self.labels, self.sizes, self.ends, ids):
+            found.update(part.tobytes())
+        found.update(self.names)
+        return found.digest()
+
+    def path(self, index: int) -> Path:
+        return self.folder / next(self.relative_names(np.array([index])))
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """All paths, each made when it is asked for."""
+        return LazyPaths(self.path, np.arange(len(self)))
+
+
+def listing_of(
+    folder: Path, class_names: tuple[str, ...] | None, kept_in: Path | None = None
+) -> Listing:
+    """List `folder`, or take its index.
+
+    class_names: of the training images, where `folder` holds others; None: those that it has.
+    kept_in: the folder of caches beside which the index is kept; None: always list. Raises
+    DatasetError.
+    """
+    found = None if kept_in is None else _indexed(folder, kept_in)
+    if found is None or (class_names is not None and found.class_names != class_names):
+        found = _listed(folder, class_names)
+        if kept_in is not None:
+            _keep(found, kept_in)
+    return found
+
+
+def forget_listings(kept_in: Path) -> None:
+    """Have every folder listed again. Raises BadFile where a link leads elsewhere."""
+    try:
+        with suppress(FileNotFoundError), opened_folder(kept_in, INDEX_FOLDER) as folder:
+            for name in filter(_KEPT.fullmatch, os.listdir(folder)):
+                os.unlink(name, dir_fd=folder)
+    except BadFile as error:
+        fix = f"rm {shlex.quote(str(error.path))}, then run the same command again"
+        raise BadFile(error.path, error.what, fix=fix) from None
+
+
+def kept_digest(key: bytes, compute: Callable[[], str], kept_in: Path | None) -> str:
+    """What `compute` gives, or gave before for this key, which is to determine it.
+
+    kept_in: beside whose caches it is looked up and kept; None: computed.
+    """
+    if kept_in is None:
+        return compute()
+    name = Path(INDEX_FOLDER) / f"{key.hex()[:32]}.digest"
+    try:
+        digest = read_bounded(kept_in / name, 64).decode("ascii")
+        if len(digest) == 64 and digest.isalnum():
+            return digest
+    except (OSError, BadFile, ValueError):
+        pass
+    digest = compute()
+    with suppress(OSError, BadFile):  # no folder, no room, no permission: computed next time
+        write_inside(kept_in, name, digest.encode())
+    return digest
+
+
+# ---- listing
+
+
+def _listed(folder: Path, class_names: tuple[str, ...] | None) -> Listing:
+    changed = os.stat(folder).st_mtime_ns
+    there, left_out = find_classes(folder)
+    if class_names is None:
+        class_names = there
+        if len(there) < 2:
+            found = f"only {there[0]!r}" if there else "none"
+            raise DatasetError(
+                f"{folder} needs a folder for each of at least two classes; found {found}"
+            )
+    elif unknown := set(there) - set(class_names):
+        raise DatasetError(
+            f"{folder} has classes that train/ does not: {', '.join(sorted(unknown))}"
+        )
+    names: list[bytes] = []
+    sizes: list[int] = []
+    counts, folders = [], [("", changed)]
+    for name in class_names:
+        images = find_images(folder, name) if name in there else Images()
+        counts.append(len(images.names))
+        names += images.names
+        sizes += images.sizes
+        folders += images.folders
+        left_out += images.left_out
+    return Listing(
+        folder,
+        class_names,
+        np.array(sizes, dtype=np.int64),
+        np.repeat(np.arange(len(class_names)), counts),
+        b"".join(names),
+        np.cumsum(list(map(len, names)), dtype=np.int64),
+        tuple(folders),
+        left_out,
+    )
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")  # twice as fast as os.fsdecode
+
+
+# ---- the index
+
+
+def _index_name(folder: Path) -> Path:
+    where = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return Path(INDEX_FOLDER) / f"{where}.index"
+
+
+def _keep(listing: Listing, kept_in: Path) -> None:
+    """Write the index, unless a folder has changed so lately that it may still be changing."""
+    if time.time_ns() - max(changed for _, changed in listing.folders) < _SETTLED_NS:
+        return
+    counts = np.bincount(listing.labels, minlength=len(listing.class_names))
+    payload = b"".join([listing.sizes.tobytes(), listing.ends.tobytes(), listing.names])
+    header = {
+        "version": _VERSION,
+        "folder": os.fsencode(listing.folder.resolve()).hex(),
+        "classes": list(zip(listing.class_names, counts.tolist(), strict=True)),
+        "folders": [[os.fsencode(name).hex(), changed] for name, changed in listing.folders],
+        "left_out": dict(listing.left_out),
+    }
+    content = json.dumps(header).encode() + b"\n" + payload
+    checked = b"%08x\n" % google_crc32c.value(content) + content
+    try:
+        kept_in.mkdir(parents=True, exist_ok=True)
+        write_inside(kept_in, _index_name(listing.folder), checked)
+    except (OSError, BadFile):
+        return  # no room, or no permission: the next program lists again
+
+
+def _indexed(folder: Path, kept_in: Path) -> Listing | None:
+    """The index of `folder`, if there is one and it is still true."""
+    path = kept_in / _index_name(folder)
+    try:
+        content = read_bounded(path, _MOST_INDEX_BYTES)
+        checksum, _, content = content.partition(b"\n")
+        if checksum != b"%08x" % google_crc32c.value(content):
+            return None
+        text, _, payload = content.partition(b"\n")
+        if len(text) > _MOST_HEADER_BYTES:
+            return None
+        return _parsed(folder, parse_json(text, path), payload)
+    except (OSError, BadFile, AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _parsed(folder: Path, header: dict[str, Any], payload: bytes) -> Listing | None:
+    rows, left_out = header["classes"], header["left_out"]
+    if header["version"] != _VERSION or not isinstance(rows, list):
+        return None
+    if header["folder"] != os.fsencode(folder.resolve()).hex():
+        return None
+    folders = [(os.fsdecode(bytes.fromhex(name)), changed) for name, changed in header["folders"]]
+    if any(os.stat(folder / name).st_mtime_ns != changed for name, changed in folders):
+        return None
+    names, counts = zip(*rows, strict=True)
+    total = sum(counts)
+    sizes, ends = np.frombuffer(payload, np.int64, 2 * total).reshape(2, total)
+    return Listing(
+        folder,
+        tuple(names),
+        sizes,
+        np.repeat(np.arange(len(names)), counts),
+        payload[16 * total :],
+        ends,
+        tuple(folders),
+        {str(reason): int(count) for reason, count in left_out.items()},
+    )

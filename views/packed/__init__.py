@@ -1,0 +1,1 @@
+"""Datasets packed into one file, or into shards of files."""

@@ -1,0 +1,486 @@
+"""One file of packed images: its header, and its arrays, whose values HDF5 does not read.
+
+    head    one line: teach-once-images VERSION BYTES SHA256      of the header that follows
+    header  JSON: kind, type, class names, digests; per split and array the offset in this file, the
+            dtype, the shape, and the crc32c
+    zeros   up to a power of two
+    HDF5    class_names, <split>/<array> ...: for every other program
+
+The file is HDF5 with its header in the user block, which HDF5 leaves to applications; the arrays
+are contiguous. What is read here is found by the header alone, and an array can only lie within
+this file. The HDF5 structure must say the same (`views.packed.format`), so that every other
+program reads the same classes, shapes and values.
+
+    <split>/labels         (N,) int64
+    <split>/crc32c         (N,) uint32, of each sample's bytes in this file
+    kind pixels:
+    <split>/images         (N, H, W, C) uint8
+    <split>/source_crc32c  (N,) uint32, of the bytes that each was packed from
+    kind encoded:
+    <split>/bytes          uint8: the files' own bytes, one behind the other
+    <split>/offsets        (N + 1,) int64, where each begins
+    <split>/names          uint8: `<class>/<file>` in UTF-8, each followed by a zero byte
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from teach_once.runtime.command.program import program_text
+from teach_once.runtime.safe.files import write_atomically
+from teach_once.runtime.safe.safe_read import BadFile, open_regular, parse_json, read_bounded
+from teach_once.runtime.safe.text import one_line
+from teach_once.views.images.decode import MOST_BYTES, shown_path
+from teach_once.views.splits import Checksums, DatasetError, Ids, check_class_name, crc32c
+
+FORMAT_NAME = "teach-once-images"
+FORMAT_VERSION = 4
+
+Count = Annotated[int, Field(ge=0, le=2**48)]
+Crc = Annotated[int, Field(ge=0, lt=2**32)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class ArrayPlace(BaseModel):
+    """Where an array lies in the file. crc32c: of its bytes; None where each sample has one."""
+
+    model_config = _STRICT
+    offset: Count
+    dtype: Literal["<i8", "<u4", "|u1"]
+    shape: Annotated[list[Count], Field(min_length=1, max_length=4)]
+    crc32c: Crc | None
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Recoded(BaseModel):
+    """How files were made smaller; see `views.packed.recode`."""
+
+    model_config = _STRICT
+    short_side_px: Count | None
+    max_side_px: Count | None
+    quality: Annotated[int, Field(ge=1, le=100)]
+    encoder: Annotated[str, Field(max_length=200)]
+
+
+class Header(BaseModel):
+    """digests: of choices of training samples by the sha256 of their ids, "all", and "test".
+
+    recoded: how the files were made smaller. job, part: of a shard, see `views.shards`.
+    """
+
+    model_config = _STRICT
+    kind: Literal["pixels", "encoded"]
+    type: Annotated[str, Field(pattern="^[a-z0-9]{1,32}$")]
+    class_names: Annotated[list[str], Field(min_length=1, max_length=2**20)]
+    digests: Annotated[
+        dict[Annotated[str, Field(max_length=64)], Sha256], Field(max_length=1000)
+    ] = {}
+    splits: dict[Literal["train", "test"], dict[str, ArrayPlace]]
+    recoded: Recoded | None = None
+    job: Sha256 | None = None
+    part: Annotated[int, Field(ge=0, lt=2**20)] | None = None
+
+    def to_bytes(self) -> bytes:
+        """The head and the header."""
+        body = json.dumps(self.model_dump(), separators=(",", ":")).encode()
+        sha256 = hashlib.sha256(body).hexdigest()
+        head = f"{FORMAT_NAME} {FORMAT_VERSION:04d} {len(body):012d} {sha256}\n"
+        return head.encode() + body
+
+
+_ERRORS = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)  # of h5py
+_LONGEST_NAME = 2**10
+
+
+def structure_fault(handle: int, header: Header) -> str | None:
+    """Return how HDF5 would show the open file otherwise than the header; None: the same."""
+    try:
+        with os.fdopen(os.dup(handle), "rb") as raw, h5py.File(raw, "r") as file:
+            _check(file, handle, header)
+    except _ERRORS as error:
+        return f"its HDF5 structure does not match its header: {one_line(error)}"
+    return None
+
+
+def _check(file: h5py.File, handle: int, header: Header) -> None:
+    """Raises ValueError, or whatever h5py does."""
+    _check_members(file, "", ["class_names", *header.splits])
+    _check_class_names(file, handle, header.class_names)
+    for split, arrays in header.splits.items():
+        _require_plain(file, split)
+        _check_members(file[split], f"{split}/", list(arrays))
+        _check_arrays(file, split, arrays)
+
+
+def _check_members(group: h5py.Group, where: str, expected: list[str]) -> None:
+    if group.id.get_num_objs() != len(expected):
+        raise ValueError(f"{where or 'the file'} has other members than {', '.join(expected)}")
+
+
+def _check_arrays(file: h5py.File, split: str, arrays: Mapping[str, ArrayPlace]) -> None:
+    for name, place in arrays.items():
+        dataset = _dataset(file, f"{split}/{name}")
+        kind = h5py.h5t.py_create(np.dtype(place.dtype))
+        if dataset.shape != tuple(place.shape) or not dataset.get_type().equal(kind):
+            raise ValueError(
+                f"{split}/{name} is {dataset.dtype} of shape {dataset.shape}, expected "
+                f"{np.dtype(place.dtype)} of {tuple(place.shape)}"
+            )
+        if place.num_bytes and dataset.get_offset() != place.offset:
+            raise ValueError(f"{split}/{name} lies elsewhere")
+
+
+def _check_class_names(file: h5py.File, handle: int, names: list[str]) -> None:
+    dataset = _dataset(file, "class_names")
+    kind = dataset.get_type()
+    is_text = isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str()
+    if not is_text or dataset.shape != (len(names),) or kind.get_size() > _LONGEST_NAME:
+        raise ValueError(f"class_names are not {len(names)} names")
+    size = kind.get_size()
+    content = os.pread(handle, size * len(names), int(dataset.get_offset()))
+    found = [content[start : start + size].rstrip(b"\0") for start in range(0, len(content), size)]
+    if found != [name.encode() for name in names]:
+        raise ValueError("class_names are others, or in another order")
+
+
+def _require_plain(file: h5py.File, name: str) -> None:
+    if file.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+        raise ValueError(f"{name} is a link to something else")
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.h5d.DatasetID:
+    """The dataset of that name, whose bytes lie in this file as they are."""
+    _require_plain(file, name)
+    found = h5py.h5o.open(file.id, name.encode())
+    if not isinstance(found, h5py.h5d.DatasetID):
+        raise ValueError(f"{name} is not a dataset")
+    properties = found.get_create_plist()
+    is_plain = properties.get_layout() == h5py.h5d.CONTIGUOUS
+    if not is_plain or properties.get_external_count() or properties.get_nfilters():
+        raise ValueError(f"{name} is not a contiguous dataset of this file")
+    return found
+
+
+SPLITS = ("train", "test")
+# Per kind: array -> dtype and number of dimensions.
+ARRAYS: Mapping[str, Mapping[str, tuple[str, int]]] = {
+    "pixels": {
+        "labels": ("<i8", 1),
+        "crc32c": ("<u4", 1),
+        "images": ("|u1", 4),
+        "source_crc32c": ("<u4", 1),
+    },
+    "encoded": {
+        "labels": ("<i8", 1),
+        "crc32c": ("<u4", 1),
+        "bytes": ("|u1", 1),
+        "offsets": ("<i8", 1),
+        "names": ("|u1", 1),
+    },
+}
+CHECKED_BY_SAMPLE = ("images", "bytes")
+_HEAD = re.compile(rb"([a-z-]{17}) ([0-9]{4}) ([0-9]{12}) ([0-9a-f]{64})\n")
+HEAD_BYTES = 17 + 1 + 4 + 1 + 12 + 1 + 64 + 1
+_MOST_HEADER_BYTES = 2**26
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_PACK_AGAIN = "pack the images again: {views} pack NAME|PATH {file}"
+
+
+def key_of(ids: Ids) -> str:
+    """What `digests` calls a choice of samples."""
+    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest()
+
+
+def sha256_in_head(start: bytes) -> str | None:
+    """What the first HEAD_BYTES of a file say of its header; None of anything else."""
+    head = _HEAD.fullmatch(start)
+    return head[4].decode() if head is not None and head[1] == FORMAT_NAME.encode() else None
+
+
+class PackedFile:
+    """An opened file of packed images, whose header has been checked against its bytes.
+
+    It stays open, so that it is the same file although another gets its name. Images and bytes are
+    checked by their reader, sample by sample; everything else here.
+    """
+
+    def __init__(self, path: Path, *, called: Path | None = None, fix: str | None = None) -> None:
+        """Raises DatasetError where the file is missing, damaged or something else.
+
+        called: the file's name in messages. fix: what mends a damaged one; default: packing again.
+        """
+        self.path = path
+        self._shown = shown_path(called or path)
+        self._other_fix, self._fix = (
+            fix,
+            fix or _PACK_AGAIN.format(views=program_text("views"), file=self._shown),
+        )
+        try:
+            with open_regular(path, follow=True) as file:
+                self._handle = os.dup(file.fileno())
+        except FileNotFoundError:
+            raise DatasetError(f"dataset.file: there is no file {shown_path(path)}") from None
+        except BadFile as error:
+            raise DatasetError(f"dataset.file: {error}") from None
+        weakref.finalize(self, os.close, self._handle)
+        self.num_bytes = os.fstat(self._handle).st_size
+        self.header_sha256, header = self._read_header()
+        self.header = self._checked(header)
+
+    def array(self, split: str, name: str) -> NDArray[np.generic]:
+        """A whole array that has a checksum. Raises DatasetError where that does not match."""
+        place = self._place(split, name)
+        content = self._read(place.offset, place.num_bytes)
+        if place.crc32c is None or crc32c(content) != place.crc32c:
+            raise self.damaged(f"{split}/{name} does not match its checksum")
+        return np.frombuffer(content, dtype=place.dtype).reshape(place.shape)
+
+    def labels(self, split: str) -> Ids:
+        """(N,) int64, each a class."""
+        labels = self.array(split, "labels").astype(np.int64)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.header.class_names):
+            raise self.damaged(f"{split}/labels: not all are of a class")
+        return labels
+
+    def checksums(self, split: str, name: str = "crc32c") -> Checksums:
+        """(N,) uint32."""
+        return self.array(split, name).astype(np.uint32)
+
+    def offsets(self, split: str) -> Ids:
+        """(N + 1,) int64, ascending from 0 to the number of bytes."""
+        offsets = self.array(split, "offsets").astype(np.int64)
+        sizes = np.diff(offsets)
+        ends = (int(offsets[0]), int(offsets[-1]))
+        if ends != (0, self._place(split, "bytes").num_bytes) or (
+            len(sizes) and not 0 <= sizes.min() <= sizes.max() <= MOST_BYTES
+        ):
+            raise self.damaged(f"{split}/offsets: they do not divide {split}/bytes")
+        return offsets
+
+    def names(self, split: str) -> list[str]:
+        """`<class>/<file>` of each sample."""
+        content = self.array(split, "names").tobytes()
+        try:
+            names = content.decode("utf-8").split("\0")
+        except UnicodeDecodeError:
+            names = []
+        if len(names) != self.num_samples(split) + 1 or names[-1]:
+            raise self.damaged(f"{split}/names are not one name of each sample, in UTF-8")
+        return names[:-1]
+
+    def image_shape(self, split: str) -> tuple[int, int, int]:
+        """(H, W, C) of all images of kind pixels."""
+        _, height, width, channels = self._place(split, "images").shape
+        return height, width, channels
+
+    def part(self, split: str, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes `start` to `stop` of an array of uint8, not checked."""
+        place = self._place(split, name)
+        assert 0 <= start <= stop <= place.num_bytes
+        return np.frombuffer(self._read(place.offset + start, stop - start), dtype=np.uint8)
+
+    def num_samples(self, split: str) -> int:
+        return self._place(split, "labels").shape[0]
+
+    def damaged(self, what: str) -> DatasetError:
+        """The error for content that is not what the header says."""
+        return DatasetError(f"{self._shown} is damaged: {what}", fix=self._fix)
+
+    def _place(self, split: str, name: str) -> ArrayPlace:
+        return self.header.splits[split][name]  # type: ignore[index]
+
+    def _read(self, offset: int, num_bytes: int) -> bytes:
+        pieces = []
+        while num_bytes:
+            piece = os.pread(self._handle, min(num_bytes, 2**30), offset)
+            if not piece:
+                raise self.damaged("it ends too early")
+            pieces.append(piece)
+            offset, num_bytes = offset + len(piece), num_bytes - len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_header(self) -> tuple[str, Header]:
+        """Its sha256, and the header."""
+        shown = self._shown
+        start = os.pread(self._handle, HEAD_BYTES, 0)
+        if start.startswith(_HDF5_SIGNATURE):
+            raise DatasetError(
+                f"{shown} is an HDF5 file, but not of packed images, or packed by a version before "
+                f"{FORMAT_VERSION}",
+                fix=self._fix,
+            )
+        head = _HEAD.fullmatch(start)
+        if head is None or head[1] != FORMAT_NAME.encode():
+            problem = f"{shown} does not hold packed images, or is damaged"
+            raise DatasetError(problem, fix=self._other_fix)
+        if int(head[2]) != FORMAT_VERSION:
+            raise DatasetError(
+                f"{shown} has version {int(head[2])} of the format, expected {FORMAT_VERSION}",
+                fix=self._fix,
+            )
+        if int(head[3]) > min(_MOST_HEADER_BYTES, self.num_bytes):
+            raise self.damaged("its header is too long")
+        body = self._read(HEAD_BYTES, int(head[3]))
+        if hashlib.sha256(body).hexdigest() != head[4].decode():
+            raise self.damaged("its header does not match its checksum")
+        try:
+            return head[4].decode(), Header.model_validate(parse_json(body, self.path))
+        except BadFile as error:
+            raise DatasetError(f"{error}: its header") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"]))
+            raise self.damaged(f"header, {one_line(key)}: {one_line(first['msg'])}") from None
+
+    def _checked(self, header: Header) -> Header:
+        """The header, whose arrays lie within the file and agree with one another."""
+        for name in header.class_names:
+            check_class_name(name, shown_path(self.path))
+        if len(set(header.class_names)) != len(header.class_names):
+            raise self.damaged("header, class_names: a name occurs twice")
+        if set(header.splits) != set(SPLITS):
+            raise self.damaged(f"header, splits: expected {' and '.join(SPLITS)}")
+        for split, arrays in header.splits.items():
+            self._check_arrays(header.kind, split, arrays)
+        if (fault := structure_fault(self._handle, header)) is not None:
+            raise self.damaged(fault)
+        return header
+
+    def _check_arrays(self, kind: str, split: str, arrays: Mapping[str, ArrayPlace]) -> None:
+        expected = ARRAYS[kind]
+        if set(arrays) != set(expected):
+            raise self.damaged(f"header, splits.{split}: expected {', '.join(expected)}")
+        num_samples = arrays["labels"].shape[0]
+        for name, place in arrays.items():
+            dtype, num_dimensions = expected[name]
+            rows = num_samples + 1 if name == "offsets" else num_samples
+            fits = place.dtype == dtype and len(place.shape) == num_dimensions
+            if name not in ("bytes", "names"):
+                fits = fits and place.shape[0] == rows
+            if name == "images":
+                fits = fits and all(size > 0 for size in place.shape[1:])
+            if (place.crc32c is None) != (name in CHECKED_BY_SAMPLE):
+                fits = False
+            if not fits or place.offset + place.num_bytes > self.num_bytes:
+                raise self.damaged(
+                    f"header, splits.{split}.{name}: it does not fit the others, or this file of "
+                    f"{self.num_bytes:,} bytes"
+                )
+
+
+SUFFIX = ".json"  # of an index
+MOST_SHARDS = 512  # all are open at once
+_FORMAT, _VERSION = "teach-once-shards", 1
+MOST_INDEX_BYTES = 2**20
+_AGAIN = "run the command that packed it again"
+
+
+class Shard(BaseModel):
+    """sha256: of the shard's header, which holds the checksums of what is in it."""
+
+    model_config = _STRICT
+    split: Literal["train", "test"]
+    samples: Count
+    sha256: Sha256
+
+
+class Index(BaseModel):
+    """The shards in their order."""
+
+    model_config = _STRICT
+    format: Literal["teach-once-shards"]
+    version: Literal[1]
+    shards: Annotated[list[Shard], Field(min_length=1, max_length=MOST_SHARDS)]
+    sha256: Sha256  # of all other fields
+
+
+def shard_path(index: Path, number: int) -> Path:
+    """Of the shard with that number."""
+    return index.with_name(f"{index.stem}-{number:05d}.h5")
+
+
+def open_shards(index: Path, fix: str | None = None) -> tuple[PackedFile, ...]:
+    """All shards of an index, which fit it and one another. Raises DatasetError.
+
+    fix: what mends a damaged one; default: packing again.
+    """
+    files = []
+    for number, shard in enumerate(read_index(index).shards):
+        file = PackedFile(shard_path(index, number), fix=fix)
+        counts = {name: file.num_samples(name) for name in ("train", "test")}
+        expected = {"train": 0, "test": 0, shard.split: shard.samples}
+        if file.header_sha256 != shard.sha256 or counts != expected:
+            raise DatasetError(
+                f"{shown_path(file.path)} is not the shard that {shown_path(index)} names",
+                fix=_AGAIN,
+            )
+        files.append(file)
+    same = {_shared(file) for file in files}
+    if len(same) > 1:
+        raise DatasetError(f"the shards of {shown_path(index)} are of different datasets")
+    return tuple(files)
+
+
+def write_index(index: Path, shards: Sequence[tuple[str, PackedFile]]) -> None:
+    """shards: the split of each, and its file."""
+    content: dict[str, Any] = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "shards": [
+            {"split": split, "samples": file.num_samples(split), "sha256": file.header_sha256}
+            for split, file in shards
+        ],
+    }
+    content["sha256"] = sha256_of(content)
+    write_atomically(index, json.dumps(content, indent=1).encode())
+
+
+def read_index(index: Path) -> Index:
+    """What an index says. Raises DatasetError."""
+    try:
+        content = parse_json(read_bounded(index, MOST_INDEX_BYTES, follow=True), index)
+        found = Index.model_validate(content)
+    except FileNotFoundError:
+        raise DatasetError(f"dataset.file: there is no file {shown_path(index)}") from None
+    except BadFile as error:
+        raise DatasetError(f"dataset.file: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "it"
+        raise DatasetError(
+            f"{shown_path(index)} is no index of shards: {one_line(key)}: {one_line(first['msg'])}"
+        ) from None
+    if found.sha256 != sha256_of({key: value for key, value in content.items() if key != "sha256"}):
+        raise DatasetError(
+            f"{shown_path(index)} is damaged: it does not match its checksum",
+            fix=_AGAIN,
+        )
+    return found
+
+
+def sha256_of(value: Any) -> str:
+    """Of a value as canonical JSON."""
+    plain = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _shared(file: PackedFile) -> str:
+    header = file.header
+    return sha256_of([header.kind, header.type, header.class_names, header.job])

@@ -1,0 +1,306 @@
+"""The dataset in a file of packed images: tens of thousands of small files are slow to open.
+
+`views.packed.format` says what is in the file, `views.packed.write` makes it.
+
+Every sample that is read is compared with its checksum. A packed dataset is the dataset that it was
+packed from: it has that one's digest, so a cache of the one serves the other. Where the files' own
+bytes are kept, the digest is computed from them; of decoded pixels it is what the packing program
+found, bound to labels and checksums by the header's own sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teach_once.configs.schema import Packed
+from teach_once.runtime.errors import UserError
+from teach_once.runtime.machine.urls import ObjectUrl
+from teach_once.store.place.mirror_files import MirrorFiles
+from teach_once.views.images.decode import decode_bytes, decode_picture, shown_path
+from teach_once.views.images.folders import digest_of_files, hashed_files
+from teach_once.views.images.listing import kept_digest
+from teach_once.views.packed.format import (
+    ARRAYS,
+    CHECKED_BY_SAMPLE,
+    HEAD_BYTES,
+    MOST_INDEX_BYTES,
+    SPLITS,
+    SUFFIX,
+    PackedFile,
+    key_of,
+    open_shards,
+    read_index,
+    sha256_in_head,
+    shard_path,
+)
+from teach_once.views.splits import (
+    Checksums,
+    DatasetError,
+    Decoded,
+    Ids,
+    Source,
+    Split,
+    crc32c,
+    refuse_other_size,
+)
+
+RUN_SAMPLES = 1024  # neighbours are read together, at most so many
+RUN_BYTES = 2**26  # and at most about so many bytes
+
+
+def verify_packed(file: PackedFile) -> None:
+    """Compare every byte that the header knows with its checksum. Raises DatasetError."""
+    for split in SPLITS:
+        for name in ARRAYS[file.header.kind]:
+            if name not in CHECKED_BY_SAMPLE:
+                file.array(split, name)
+        images = FileImages(file, split)
+        if len(images.labels):
+            for _ in images.read(np.arange(len(images.labels))):
+                pass
+
+
+class FileImages:
+    """Images of one split of one file."""
+
+    def __init__(self, file: PackedFile, name: str) -> None:
+        self.file, self.name = file, name
+        self.stored = "bytes" if file.header.kind == "encoded" else "images"
+        self.labels = file.labels(name)
+
+    @cached_property
+    def checksums(self) -> Checksums:
+        return self.file.checksums(self.name)
+
+    @cached_property
+    def offsets(self) -> Ids:
+        """(N + 1,): where each sample begins."""
+        if self.stored == "bytes":
+            return self.file.offsets(self.name)
+        bytes_each = math.prod(self.file.image_shape(self.name))
+        return np.arange(len(self.labels) + 1, dtype=np.int64) * bytes_each
+
+    def read(self, ids: Ids) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Neighbours, read together where they are not too large, compared with their checksums."""
+        size = max(int(self.offsets[ids[-1] + 1] - self.offsets[ids[0]]), 1)
+        rows = max(1, min(RUN_SAMPLES, len(ids) * RUN_BYTES // size))
+        for run in np.split(ids, range(rows, len(ids), rows)):
+            offsets = self.offsets[run[0] : run[-1] + 2].tolist()
+            content = self.file.part(self.name, self.stored, offsets[0], offsets[-1])
+            for sample, start, stop in zip(run.tolist(), offsets, offsets[1:], strict=False):
+                own = content[start - offsets[0] : stop - offsets[0]]
+                if int(self.checksums[sample]) != crc32c(own):
+                    raise self.file.damaged(
+                        f"{self.name} sample {sample} does not match its checksum"
+                    )
+                yield sample, own
+
+
+_COPY_AGAIN = "copy the packed files there again"
+
+
+def local_packed(url: ObjectUrl) -> Path:
+    """The file, or the index, in the mirror: complete, and every byte that is new there verified.
+
+    Raises DatasetError.
+    """
+    try:
+        return _fetched(url)
+    except DatasetError:
+        raise
+    except UserError as error:
+        raise DatasetError(f"dataset.file: {error.problem}", fix=error.fix) from None
+
+
+def _fetched(url: ObjectUrl) -> Path:
+    files = MirrorFiles(ObjectUrl(*url.parent.parts))
+    heads: dict[str, str] = {}  # name -> sha256 of the file's header
+    if url.suffix == SUFFIX:
+        index = read_index(files.small(url.name, MOST_INDEX_BYTES))
+        for number, shard in enumerate(index.shards):
+            heads[shard_path(url, number).name] = shard.sha256
+    else:
+        heads[url.name] = _header_sha256(url, files.start(url.name, HEAD_BYTES))
+
+    def is_right(name: str, path: Path) -> bool:
+        try:
+            return PackedFile(path).header_sha256 == heads[name]
+        except DatasetError:  # another one of that name, or damaged
+            return False
+
+    def verify(name: str, path: Path) -> None:
+        file = PackedFile(path, called=url.with_name(name), fix=_COPY_AGAIN)
+        if file.header_sha256 != heads[name]:
+            raise file.damaged(f"it is not the file that {url} names")
+        verify_packed(file)
+
+    files.fetch(list(heads), is_right, verify)
+    return files.path(url.name)
+
+
+def _header_sha256(url: ObjectUrl, start: bytes) -> str:
+    if (found := sha256_in_head(start)) is None:
+        raise DatasetError(f"{url} does not hold packed images, or is damaged", fix=_COPY_AGAIN)
+    return found
+
+
+def packed(file: Path, max_pixels: int = Packed.max_pixels, kept_in: Path | None = None) -> Source:
+    """The dataset in a packed file, or in the shards of an index.
+
+    Images are read, and checked, when they are asked for. Raises DatasetError where a file is
+    missing, damaged or something else. kept_in: the folder of caches beside which the digests of
+    encoded files are kept. A file at a URL comes through the mirror.
+    """
+    fix = None
+    if isinstance(file, ObjectUrl):
+        file = local_packed(file)
+        fix = f"rm {shlex.quote(str(file.parent))}/*.h5, and run the same command again"
+    files = open_shards(file, fix) if file.suffix == SUFFIX else (PackedFile(file, fix=fix),)
+    header = files[0].header
+    train, test = (_PackedImages(files, split, max_pixels) for split in SPLITS)
+
+    def digest_of(ids: Ids) -> str:
+        if train.is_encoded:
+            return train.digest_of(ids, kept_in)
+        if (known := header.digests.get(key_of(ids))) is not None:
+            return known
+        whole = header.digests.get("all", "").encode() + ids.tobytes() + train.labels.tobytes()
+        return hashlib.sha256(whole).hexdigest()
+
+    def test_digest() -> str:
+        if test.is_encoded:
+            return test.digest_of(np.arange(len(test.labels)), kept_in)
+        if (known := header.digests.get("test")) is not None:
+            return known
+        return hashlib.sha256(test.checksums.tobytes() + test.labels.tobytes()).hexdigest()
+
+    return Source(
+        file.stem,
+        header.type,
+        tuple(header.class_names),
+        train.split(),
+        test.split(),
+        digest_of,
+        test_digest,
+    )
+
+
+class _PackedImages:
+    """Images of one split, which may be spread over several files."""
+
+    def __init__(self, files: Sequence[PackedFile], name: str, max_pixels: int) -> None:
+        self.name, self.max_pixels = name, max_pixels
+        self.is_encoded = files[0].header.kind == "encoded"
+        some = [file for file in files if file.num_samples(name)]
+        self.files = [FileImages(file, name) for file in some or files[:1]]
+        self.starts = np.cumsum([0, *(len(file.labels) for file in self.files)])
+        self.labels = np.concatenate([file.labels for file in self.files])
+
+    def split(self) -> Split:
+        """Raises DatasetError where the images are too large."""
+        if not self.is_encoded:
+            height, width, _ = self.files[0].file.image_shape(self.name)
+            if height * width > self.max_pixels:
+                raise DatasetError(
+                    f"{shown_path(self.files[0].file.path)} holds images of {width:,} x "
+                    f"{height:,} pixels, more than dataset.max_pixels ({self.max_pixels:,})"
+                )
+        opened = self.open_each if self.is_encoded else None
+        return Split(
+            self.labels, self.load, self.read_each, self.read_checksums, self.name_of, opened
+        )
+
+    @cached_property
+    def checksums(self) -> Checksums:
+        """Of each sample's bytes in these files."""
+        return np.concatenate([file.checksums for file in self.files])
+
+    @cached_property
+    def source_checksums(self) -> Checksums:
+        """Of the bytes that each sample was packed from."""
+        if self.is_encoded:
+            return self.checksums
+        return np.concatenate(
+            [each.file.checksums(self.name, "source_crc32c") for each in self.files]
+        )
+
+    def name_of(self, sample: int) -> str:
+        file = self.files[self._file_of(sample)].file
+        return f"{self.name} sample {sample} of {shown_path(file.path)}"
+
+    def digest_of(self, ids: Ids, kept_in: Path | None) -> str:
+        """What the folder's digest would be: sha256, hex."""
+
+        def hashed() -> Iterator[bytes]:
+            some = (ids[i : i + 1] for i in hashed_files(len(ids)))
+            return (content.tobytes() for one in some for _, content in self._read(one))
+
+        def compute() -> str:
+            names = [name for each in self.files for name in each.file.names(self.name)]
+            sizes = np.concatenate([np.diff(each.offsets) for each in self.files])[ids].tolist()
+            return digest_of_files((names[i] for i in ids), sizes, self.labels[ids], hashed())
+
+        # The headers hold the checksums of names, sizes and labels.
+        key = hashlib.sha256(self.name.encode() + ids.tobytes())
+        key.update("".join(each.file.header_sha256 for each in self.files).encode())
+        for content in hashed():
+            key.update(content)
+        return kept_digest(key.digest(), compute, kept_in)
+
+    def load(self, ids: Ids) -> tuple[NDArray[np.uint8], Checksums]:
+        """(M, H, W, C) uint8 and (M,) uint32, in the order asked for. Raises DatasetError."""
+        images: NDArray[np.uint8] | None = None
+        for place, (image, _) in enumerate(self.read_each(ids)):
+            if images is None:
+                images = np.empty((len(ids), *image.shape), dtype=np.uint8)
+            refuse_other_size(images.shape[1:], image, self.name_of(int(ids[place])))
+            images[place] = image
+        if images is None:
+            raise DatasetError(f"no images asked for of {shown_path(self.files[0].file.path)}")
+        return images, self.source_checksums[ids]
+
+    def read_each(self, ids: Ids) -> Iterator[tuple[NDArray[np.uint8], int]]:
+        """(H, W, C) uint8 and the checksum of what it was packed from, in the order asked for."""
+        for sample, content in self._read(ids):
+            if self.is_encoded:
+                image = decode_bytes(content.tobytes(), self.name_of(sample), self.max_pixels)
+            else:
+                image = content.reshape(self.files[0].file.image_shape(self.name))
+            yield image, int(self.source_checksums[sample])
+
+    def open_each(self, ids: Ids) -> Iterator[tuple[Decoded, int]]:
+        """As `read_each`, of encoded files: Pillow's images where they are not large."""
+        for sample, content in self._read(ids):
+            image = decode_picture(content.tobytes(), self.name_of(sample), self.max_pixels)
+            yield image, int(self.source_checksums[sample])
+
+    def read_checksums(self, ids: Ids) -> Checksums:
+        """(M,) uint32, each after its sample was read and checked."""
+        for _ in self._read(ids):
+            pass
+        return self.source_checksums[ids]
+
+    def _read(self, ids: Ids) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Sample, and what is stored of it, compared with its checksum."""
+        for some in _neighbours(ids, self.starts):
+            number = self._file_of(int(some[0]))
+            start = int(self.starts[number])
+            for sample, content in self.files[number].read(some - start):
+                yield start + sample, content
+
+    def _file_of(self, sample: int) -> int:
+        return int(np.searchsorted(self.starts, sample, side="right")) - 1
+
+
+def _neighbours(ids: Ids, starts: Ids) -> Iterator[Ids]:
+    """`ids`, cut where the next one is not the neighbour of the one before in the same file."""
+    cuts = (np.diff(ids) != 1) | np.isin(ids[1:], starts)
+    yield from (some for some in np.split(ids, np.flatnonzero(cuts) + 1) if len(some))

@@ -1,0 +1,1 @@
+"""Batches of views on the training device."""

@@ -35,8 +35,8 @@ def two_of(study: Study) -> list[Run]:
 NOTING_LOSS = """
 import os
 from pathlib import Path
-from runtime.limits import Share
-from train.terms import Batch, loss_term
+from teach_once.runtime.machine.resources import Share
+from teach_once.train.terms import Batch, loss_term
 
 @loss_term(teacher_taps=["logits"])
 def noting(batch: Batch):

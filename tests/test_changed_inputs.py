@@ -32,7 +32,7 @@ MakeStudy = Callable[..., Study]
 METHODS = "methods.own=[{loss: ce}, {loss: 'changing_loss:changing'}]"
 LOSS = """
 from pathlib import Path
-from train.terms import Batch, loss_term
+from teach_once.train.terms import Batch, loss_term
 
 @loss_term(teacher_taps=["logits"])
 def changing(batch: Batch):

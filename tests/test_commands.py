@@ -192,8 +192,8 @@ def test_a_plan_says_where_bfloat16_is_slower_than_float32(
 
 COMMAND_AND_ITS_PEAK = """
 import sys
-from runtime.cost import peak_memory
-from train.__main__ import cli
+from teach_once.runtime.command.cost import peak_memory
+from teach_once.train.cli.commands import cli
 assert cli(sys.argv[1:]) == 0
 print("peak", peak_memory())
 """

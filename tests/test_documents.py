@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from teach_once.__main__ import programs
+from teach_once.__main__ import PROGRAMS
 from teach_once.configs.load import load_student, load_teacher, split_overrides
 from teach_once.nets.networks.timm_models import import_timm
 from teach_once.nets.networks.zoo import build
@@ -79,7 +79,7 @@ def test_channel_distillation_in_plain_code_is_the_loss_that_is_trained_with(
 ) -> None:
     project, _ = trained_checkout
     then = """
-from train import losses
+from teach_once.train import losses
 torch.testing.assert_close(loss, losses.cd(student_means, teacher_means))
 print(sum(p.grad.abs().sum().item() for p in student.parameters()))
 """
@@ -259,7 +259,7 @@ def test_a_command_that_is_shown_can_be_typed(command: str) -> None:
         files = [word for word in words if word.endswith(".txt")] or ["pyproject.toml"]
         assert all((ROOT / file).is_file() for file in files)
     elif words[0] == "teach-once":
-        assert set(words[1:2]) <= set(programs())
+        assert set(words[1:2]) <= set(PROGRAMS)
         if words[1:]:
             check_program(words[1], words[2:])
     else:

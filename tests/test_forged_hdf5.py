@@ -215,7 +215,7 @@ def test_an_import_that_the_disk_cannot_hold_writes_nothing(
 
 LIMITED = """
 import resource, sys
-from store.__main__ import cli
+from teach_once.store.command import cli
 limit = 4096 if sys.argv[1] == "export" else 512
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 sys.exit(cli(sys.argv[1:]))

@@ -130,7 +130,8 @@ def test_launch_sends_a_signal_that_comes_while_ranks_are_started_to_each_of_the
 
 
 def test_ranks_whose_launcher_is_killed_are_stopped(tmp_path: Path) -> None:
-    program = f"from runtime.launch import launch; launch(2, {command(tmp_path, WAIT)!r})"
+    started = f"launch(2, {command(tmp_path, WAIT)!r})"
+    program = f"from teach_once.runtime.launch import launch; {started}"
     started = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     wait_until(lambda: len(ranks_in(tmp_path)) == 2)
     started.kill()

@@ -7,9 +7,9 @@ import sys
 
 _USE = """
 from benchmarks.object_server import object_server
-from runtime.urls import path_or_url
-from store.errors import CacheBusy, CacheMissing
-from store.objects import Objects
+from teach_once.runtime.machine.urls import path_or_url
+from teach_once.store.errors import CacheBusy, CacheMissing
+from teach_once.store.place.objects import Objects
 
 with object_server() as url:
     objects = Objects(path_or_url(f"{url}/prefix"))

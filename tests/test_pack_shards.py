@@ -159,8 +159,8 @@ def test_shards_that_are_packed_are_not_packed_again(
 
 KILLED = """
 import os, sys
-from views import pack_shards
-from views.__main__ import cli
+from teach_once.views.packed import write as pack_shards
+from teach_once.views.command import cli
 pack_shards._rows_per_shard = lambda *given: 4
 pack, packed = pack_shards.pack_encoded, []
 def pack_three(*args, **options):

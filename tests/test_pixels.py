@@ -305,8 +305,8 @@ READS_UNTIL_TOLD_TO_STOP = """
 import sys
 from pathlib import Path
 import numpy as np
-from configs.schema import ViewsConfig
-from runtime.signals import StopRequest
+from teach_once.configs.schema import ViewsConfig
+from teach_once.runtime.command.signals import StopRequest
 from tests.support.streamed_pixels import CROP, split_of, streamed_pixels
 
 pixels = streamed_pixels(split_of(Path(sys.argv[1])), ViewsConfig(augment=CROP, seed=1), 2)

@@ -229,8 +229,8 @@ def test_an_error_shows_no_traceback(small_teacher: Make, tmp_path: Path) -> Non
 
 PASS_AND_ITS_PEAK = """
 import sys
-from runtime.cost import peak_memory
-from precompute.__main__ import cli
+from teach_once.runtime.command.cost import peak_memory
+from teach_once.precompute.command import cli
 assert cli(sys.argv[1:]) == 0
 print("peak", peak_memory())
 """
@@ -321,7 +321,7 @@ def test_a_plan_of_a_repair_counts_the_damaged_blocks(
 
 def test_the_peak_is_that_of_the_program_alone() -> None:
     program = (
-        "from runtime.cost import peak_memory; before = peak_memory(); "
+        "from teach_once.runtime.command.cost import peak_memory; before = peak_memory(); "
         "held = bytearray(300_000_000); print(before, peak_memory())"
     )
     mine = np.ones(80_000_000)  # 640 MB, which a process that is started from here must not count

@@ -75,7 +75,7 @@ def test_a_cache_with_fewer_views_than_the_teachers_file_asks_for_is_refused(
 
 
 OWN_LOSS = """
-from train.terms import Batch, loss_term
+from teach_once.train.terms import Batch, loss_term
 
 @loss_term(teacher_taps=["logits"])
 def own(batch: Batch):

@@ -298,8 +298,9 @@ def test_what_a_killed_pack_left_is_removed_and_a_running_one_is_left_alone(tmp_
 KILLED = """
 import os, sys
 from pathlib import Path
-from views import new_packed, pack
-from views.folders import image_folder
+from teach_once.views.packed import write as new_packed
+from teach_once.views.packed import write as pack
+from teach_once.views.images.folders import image_folder
 finish = new_packed.NewPackedFile.put_header
 new_packed.NewPackedFile.put_header = lambda *given: os.kill(os.getpid(), 9)
 pack.pack_pixels(image_folder(Path(sys.argv[1])), Path(sys.argv[2]))

@@ -98,8 +98,8 @@ def test_a_large_image_has_the_pixels_that_pillow_gives(monkeypatch: pytest.Monk
 LARGE = """
 import sys
 from pathlib import Path
-from runtime.cost import peak_memory
-from views.folders import image_folder
+from teach_once.runtime.command.cost import peak_memory
+from teach_once.views.images.folders import image_folder
 images = image_folder(Path(sys.argv[1])).train.images
 print(images.shape, peak_memory() // 2**20)
 """

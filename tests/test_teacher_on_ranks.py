@@ -100,7 +100,7 @@ def test_batch_norm_of_the_own_slice_is_another_training(
 
 ABORTS_AT_ITS_END = """
 import atexit, os, sys
-from runtime.commands import end_process
+from teach_once.runtime.command.frame import end_process
 
 class LastObject:
     def __del__(self, abort=os.abort):

@@ -20,7 +20,7 @@ from teach_once.train.runs.check_methods import check_before_the_pass, check_met
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
 from teach_once.train.terms import (
-    _REGISTERED,
+    _LOSS,
     Batch,
     check_options,
     expanded_taps,
@@ -34,7 +34,7 @@ ALL_TAPS = ("taps.energy=float16", "taps.hint.stage=stage2", "taps.embedding=flo
 
 OWN_LOSS = """
 import torch
-from train.terms import _REGISTERED, Batch, loss_term
+from teach_once.train.terms import Batch, loss_term
 
 
 @loss_term(teacher_taps=["logits", "last_stage"], student=["logits", "embedding"])
@@ -169,7 +169,7 @@ def test_a_loss_that_returns_no_scalar_is_named_with_what_it_returned(
     batch = Batch(torch.zeros(4).long(), torch.rand(4, 3))
     for function in (per_sample, by_name):
         loss_term()(function)
-        loss = _REGISTERED[function]
+        loss = getattr(function, _LOSS)
         with pytest.raises(TrainError, match=f"test_terms:{function.__name__} returned {told}"):
             loss.compute(batch)
 

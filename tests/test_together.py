@@ -254,7 +254,7 @@ def test_what_cannot_be_read_fails_every_run_as_it_would_alone(
 
 
 CHANGING_LOSS = """
-from train.terms import Batch, loss_term
+from teach_once.train.terms import Batch, loss_term
 
 @loss_term(teacher_taps=["logits"])
 def changing(batch: Batch):

@@ -39,7 +39,7 @@ def test_another_process_is_refused_too_and_readers_are_not(tmp_path: Path) -> N
     path = fill(tmp_path / "c")
     code = (
         "import sys; from pathlib import Path; from tests.support.random_cache import open_writer\n"
-        "from store import CacheError, TeacherCache\n"
+        "from teach_once.store import CacheError, TeacherCache\n"
         "TeacherCache.open(sys.argv[1]).read_view(0)\n"
         "try:\n    open_writer(Path(sys.argv[1]))\n"
         "except CacheError as error:\n    print(error)\n    sys.exit(3)"
@@ -73,8 +73,8 @@ def test_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
 HOLDS_A_LOCK_AND_FORKS = """
 import os, sys, time
 from pathlib import Path
-from precompute.job import job_of
-from runtime.locks import Job, WriterLock
+from teach_once.precompute.job import job_of
+from teach_once.runtime.safe.locks import Job, WriterLock
 lock = WriterLock(Path(sys.argv[1]), Job())
 if (worker := os.fork()) == 0:
     time.sleep(60)

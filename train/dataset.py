@@ -284,7 +284,7 @@ def _teacher_and_views(config: StudentConfig | TeacherConfig) -> tuple[TeacherCo
     else:
         raise TrainError(
             f"config is {type(config).__name__}: expected a student's or a teacher's config",
-            fix="from configs.load import load_student; load_student(NAME or PATH)",
+            fix="from teach_once.configs.load import load_student; load_student(NAME or PATH)",
         )
     refuse_missing_data(teacher)
     return teacher, num_views

@@ -2,7 +2,7 @@
 
 The seven colours are those of Okabe and Ito (Color Universal Design, 2008) without yellow, moved
 so far that each has a contrast of 3 to the page, and any two differ for readers with protanopia,
-deuteranopia or tritanopia too; `tests/test_report_colours.py` computes both.
+deuteranopia or tritanopia too; `tests/report/test_report_colours.py` computes both.
 """
 
 from __future__ import annotations

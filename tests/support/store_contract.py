@@ -1,7 +1,7 @@
 """What every backend of a cache must do; each passes this suite as a subclass of `CacheContract`.
 
 A subclass writes the reference cache in its own form and damages it without going through the code
-under test. See tests/test_backends.py.
+under test. See tests/store/read/test_backends.py.
 """
 
 from __future__ import annotations

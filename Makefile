@@ -210,9 +210,9 @@ bench-scale: env ## measure what ImageNet's number of samples costs, into docs/b
 	@$(PY) -m benchmarks scale --device $(call q,DEVICE) $(call q-words,BENCH)
 
 bench-store: env ## measure reading speed and TEACHER's tap dtypes, into docs/benchmarks.md
-	@$(PY) -m benchmarks.read $(call q-words,BENCH)
+	@$(PY) -m benchmarks read $(call q-words,BENCH)
 	@$(PY) -m train teacher $(call q,TEACHER) --device $(call q,DEVICE) $(OVERRIDES)
-	@$(PY) -m benchmarks.dtypes $(call q,TEACHER) --device $(call q,DEVICE) $(OVERRIDES)
+	@$(PY) -m benchmarks dtypes $(call q,TEACHER) --device $(call q,DEVICE) $(OVERRIDES)
 
 .PHONY: env-examples
 env-examples: env

@@ -22,13 +22,24 @@ from pathlib import Path
 
 from benchmarks.harness import machine, markdown, write_section
 
-PROGRAMS = ("steps", "teacher_pass", "study", "start", "topk")
+PROGRAMS = ("steps", "teacher_pass", "ablation", "start", "topk")
 # Take minutes: not among those of `make bench`.
-ALONE = ("loading", "scale", "share", "ranks", "objects", "many_blocks")
+ALONE = (
+    "loading",
+    "scale",
+    "share",
+    "ranks",
+    "objects",
+    "many_blocks",
+    "read",
+    "rows",
+    "dtypes",
+    "profile",
+)
 QUICK = {
     "steps": ["--shapes", "digits", "--rounds", "2"],
     "teacher_pass": ["--shapes", "digits", "--rounds", "2"],
-    "study": ["--shape", "digits", "--epochs", "2"],
+    "ablation": ["--shape", "digits", "--epochs", "2"],
     "start": ["--images", "500", "--rounds", "1"],
     "topk": ["--shapes", "digits", "--records", "64", "--rounds", "2"],
 }
@@ -40,8 +51,10 @@ def run_program(command: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments and arguments[0] in ALONE:
-        return int(importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:]))
+    if arguments and arguments[0] in (*PROGRAMS, *ALONE):
+        return int(
+            importlib.import_module(f"benchmarks.targets.{arguments[0]}").main(arguments[1:])
+        )
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true")
@@ -52,7 +65,13 @@ def main(arguments: list[str]) -> int:
     rows = []
     for program in options.only.split():
         results = options.results / f"{program}.json"
-        command = [sys.executable, "-m", f"benchmarks.{program}", "--device", options.device]
+        command = [
+            sys.executable,
+            "-m",
+            f"benchmarks.targets.{program}",
+            "--device",
+            options.device,
+        ]
         command += ["--docs", str(options.docs), "--json", str(results)]
         command += QUICK[program] if options.quick else []
         run_program(command)

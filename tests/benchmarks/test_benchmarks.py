@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as suite
-from benchmarks import dtypes, profile, ranks, read, rows, setting
 from benchmarks.harness import Timing, Verdict, interleaved, write_section
+from benchmarks.synthetic import studies as setting
+from benchmarks.targets import dtypes, profile, ranks, read, rows
 from tests.support.project import ROOT
 
 
@@ -126,7 +127,7 @@ def test_every_target_is_measured_and_ends_in_one_table(
     docs = tmp_path / "b.md"
     # `start` calls make, which needs the environment that make has made.
     has_environment = starts_processes and (ROOT / ".venv" / "installed.txt").is_file()
-    programs = "steps teacher_pass study topk" + (" start" if has_environment else "")
+    programs = "steps teacher_pass ablation topk" + (" start" if has_environment else "")
     if not starts_processes:
         monkeypatch.setattr(suite, "run_program", run_here)
         small = dataclasses.replace(setting.SHAPES["digits"], num_train=128)

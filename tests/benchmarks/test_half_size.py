@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.half_size import main
+from benchmarks.results.half_size import main
 
 
 def test_pixels_are_means_of_four(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from benchmarks import __main__ as suite
-from benchmarks import loading, photographs
+from benchmarks.synthetic import photographs
+from benchmarks.targets import loading
 from teach_once.configs.schema import (
     ImageFolder,
     Normalisation,

@@ -15,8 +15,8 @@ import teach_once.configs.load
 import teach_once.precompute.command
 import teach_once.store.command
 import teach_once.train.cli.commands
-from benchmarks import long_study
-from benchmarks.kept import ResultsError, load_kept
+from benchmarks.results import long_study
+from benchmarks.results.kept import ResultsError, load_kept
 from tests.support.project import ROOT
 
 # A student and its teacher as short as they can be: what is kept does not depend on it.
@@ -49,7 +49,7 @@ methods:
 """
 WEIGHTS = {"at": (4.0, 100.0), "dist": (4.0,)}  # one weight of both
 PROGRAMS = {
-    each.__package__: each
+    each.__name__.split(".")[1]: each
     for each in (
         teach_once.precompute.command,
         teach_once.store.command,
@@ -136,7 +136,14 @@ def test_a_folder_with_two_caches_is_refused(tmp_path: Path) -> None:
 
 def test_a_signal_reaches_the_command_that_runs(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.long_study", "--student", "digits-resnet8", "methods"],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.results.long_study",
+            "--student",
+            "digits-resnet8",
+            "methods",
+        ],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         stdout=subprocess.PIPE,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 _USE = """
-from benchmarks.object_server import object_server
+from benchmarks.synthetic.object_server import object_server
 from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store.errors import CacheBusy, CacheMissing
 from teach_once.store.place.objects import Objects

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kept import KEPT, ResultsError, keep, load_kept
-from benchmarks.results import PAGE, main, page_with_tables, pictures_of, write
+from benchmarks.results.kept import KEPT, ResultsError, keep, load_kept
+from benchmarks.results.page import PAGE, main, page_with_tables, pictures_of, write
 from teach_once.report.runs import Errors, Point, Result, results_in
 from tests.support.finished_run import Trained, train_both
 from tests.support.project import ROOT
@@ -97,8 +97,8 @@ def _keep(
     found = type("Found", (), {"results": results, "left_out": {}})
     manifest = type("Manifest", (), {"record_bytes": record_bytes})
     opened = type("Opened", (), {"manifest": manifest})
-    monkeypatch.setattr("benchmarks.kept.results_in", lambda folder, names: found)
-    monkeypatch.setattr("benchmarks.kept.TeacherCache.open", lambda path: opened)
+    monkeypatch.setattr("benchmarks.results.kept.results_in", lambda folder, names: found)
+    monkeypatch.setattr("benchmarks.results.kept.TeacherCache.open", lambda path: opened)
     cache = folder if record_bytes else None
     keep("study", folder, [], "make ablation", jobs=2, label=label, cache=cache, folder=folder)
 

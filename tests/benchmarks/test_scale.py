@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import linked_tree, scale, scale_measures, scale_study
+from benchmarks.synthetic import linked_tree, scale_study
+from benchmarks.targets import scale, scale_measures
 from teach_once.views.images.folders import image_folder
 
 

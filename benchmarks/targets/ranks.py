@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Timing, Verdict, machine, markdown, parser_of, publish
-from benchmarks.rank_measures import METHOD, make_memory_study
-from benchmarks.setting import SHAPES, study_of
+from benchmarks.synthetic.studies import SHAPES, study_of
+from benchmarks.targets.rank_measures import METHOD, make_memory_study
 from teach_once.runtime.machine.devices import pick_device
 
 ROWS = {
@@ -30,18 +30,25 @@ ROWS = {
     "local": "together, `batch_norm: local`",
     "sync": "together, `batch_norm: sync`",
 }
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 _DEADLINE_SECONDS = 600.0
 
 
 def measured_by(world: int, device: torch.device, folder: Path, *what: str) -> list[Any]:
-    """What each of `world` processes finds: `benchmarks.rank_measures` with these arguments."""
+    """What each of `world` processes finds: `rank_measures` with these arguments."""
     threads = max(1, (os.cpu_count() or 1) // world)
     launcher = ["runtime.launch", str(world), "-m"]
     subprocess.run(
         [
             *(sys.executable, "-m", *(launcher if world > 1 else [])),
-            *("benchmarks.rank_measures", what[0], str(folder), "--device", device.type, *what[1:]),
+            *(
+                "benchmarks.targets.rank_measures",
+                what[0],
+                str(folder),
+                "--device",
+                device.type,
+                *what[1:],
+            ),
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"},
@@ -119,7 +126,7 @@ def main(arguments: list[str]) -> int:
     }
     memory = memory_of([1, world], device, options.slab_mb)
     text = (
-        f"`python -m benchmarks.ranks {' '.join(arguments)}` on {machine()}, torch "
+        f"`python -m benchmarks ranks {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}, {world} processes on {device}, load average before it {load:.1f}: "
         f"{METHOD}, batches of the shapes' configs, cut into {world} shares. Medians of rounds of "
         f"{options.steps} steps that take turns, until the last process is done, ± half the "

@@ -1,4 +1,4 @@
-"""python -m benchmarks.loading [--workers 1] [--photographs 512] [--rounds 7]
+"""python -m benchmarks loading [--workers 1] [--photographs 512] [--rounds 7]
 
 How fast images reach the training loop: batches of normalised float32 views of 224 pixels, from
 photographs of 110 kB. torchvision's ImageFolder with PyTorch's DataLoader, as in the ImageNet
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
-from benchmarks.photographs import origin, photographs
+from benchmarks.synthetic.photographs import origin, photographs
 from teach_once.configs.schema import (
     ImageFolder,
     Normalisation,
@@ -236,7 +236,7 @@ def main(arguments: list[str]) -> int:
         ],
     )
     text = (
-        f"`python -m benchmarks.loading {' '.join(arguments)}` on {machine()}, torch "
+        f"`python -m benchmarks loading {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}: {count:,} photographs of 500x375 ({origin()}), {options.workers} "
         f"worker(s), batches of {BATCH_SIZE}; median of {options.rounds} interleaved rounds ± half "
         f"the distance between the quartiles.\n\n{table}"

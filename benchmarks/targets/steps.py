@@ -1,4 +1,4 @@
-"""python -m benchmarks.steps [--shapes "digits cifar-56-20"] [--rounds 40] [--device cuda]
+"""python -m benchmarks steps [--shapes "digits cifar-56-20"] [--rounds 40] [--device cuda]
 
 What a training step costs with the teacher's outputs read from the cache, lying in memory, or
 computed in the loop; beside the student alone, and beside the way the original trainer works (a
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
-from benchmarks.setting import SHAPES, Shape, shapes_for, steps, study_of
+from benchmarks.synthetic.studies import SHAPES, Shape, shapes_for, steps, study_of
 from teach_once.nets.networks.precision import autocast
 from teach_once.nets.teacher.taps import as_is, read_stages
 from teach_once.runtime.machine.devices import pick_device
@@ -241,7 +241,7 @@ def main(arguments: list[str]) -> int:
         timings[name] = measure(shape, device, rounds)
         verdicts += judged(name, timings[name], device)
     text = (
-        f"`python -m benchmarks.steps {' '.join(arguments)}` on {machine()}, torch "
+        f"`python -m benchmarks steps {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}, {device}. Medians of single steps that take turns, ± half the "
         f"distance between the quartiles; in brackets relative to the student alone.\n\n"
         f"{report(timings)}"

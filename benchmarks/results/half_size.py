@@ -1,4 +1,4 @@
-"""python -m benchmarks.half_size FOLDER DEST
+"""python -m benchmarks.results.half_size FOLDER DEST
 
 Every image of an image folder at half its width and height, each pixel the mean of four, as PNG.
 Networks take a quarter of the time for them.

@@ -1,4 +1,4 @@
-"""python -m benchmarks.teacher_pass [--shapes "digits cifar-56-20"] [--rounds 5] [--device cuda]
+"""python -m benchmarks teacher_pass [--shapes "digits cifar-56-20"] [--rounds 5] [--device cuda]
 
 How near a pass of `precompute` comes to a bare forward loop of the same teacher over the same
 batches that are already on the device. The pass cuts views, reads taps, copies, checks, writes
@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.harness import Verdict, interleaved, machine, markdown, parser_of, publish
-from benchmarks.setting import SHAPES, Shape, setup_of, shapes_for
+from benchmarks.synthetic.studies import SHAPES, Shape, setup_of, shapes_for
 from teach_once.nets.networks.precision import autocast
 from teach_once.precompute.compute.blocks import run_blocks
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
         )
     table = markdown(["teacher of", "pass, images/s", "bare forward loop, images/s"], rows)
     text = (
-        f"`python -m benchmarks.teacher_pass {' '.join(arguments)}` on {machine()}, torch "
+        f"`python -m benchmarks teacher_pass {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}, {device}; medians of {options.rounds} interleaved rounds.\n\n"
         f"{table}"
     )

@@ -222,7 +222,7 @@ def object_server(mb_per_second: float = 0.0) -> Iterator[str]:
     mb_per_second: that it answers with, as if over a network; 0: as fast as it can. The variables
     must be set before this process has used any store.
     """
-    command = [sys.executable, "-m", "benchmarks.object_server", str(mb_per_second)]
+    command = [sys.executable, "-m", "benchmarks.synthetic.object_server", str(mb_per_second)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

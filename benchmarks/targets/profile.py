@@ -1,4 +1,4 @@
-"""python -m benchmarks.profile [--shape cifar-56-20] [--steps 20] [--method cd+gkd] [--device cuda]
+"""python -m benchmarks profile [--shape cifar-56-20] [--steps 20] [--method cd+gkd] [--device cuda]
 
 Where the time of a cached training step goes: torch's profiler, the top operators as a table.
 """
@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import machine, markdown
-from benchmarks.setting import SHAPES, steps, study_of
+from benchmarks.synthetic.studies import SHAPES, steps, study_of
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.train.sessions.student import open_session
 

@@ -1,4 +1,4 @@
-"""python -m benchmarks.start [--images 50000] [--rounds 5] [--device cuda]
+"""python -m benchmarks start [--images 50000] [--rounds 5] [--device cuda]
 
 How long `make train-student` takes from its start to the first training step, where weights and
 cache are there: images of CIFAR-10's size and number, packed into one file. The packages' imports,
@@ -25,7 +25,7 @@ from teach_once.nets.weights.files import save_atomically
 from teach_once.views.packed.write import pack_pixels
 from teach_once.views.splits import Source, array_split
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 _POLL_SECONDS = 0.005
 _DEADLINE_SECONDS = 300.0
 
@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> int:
         Verdict("its programs' imports (s)", imported),
     ]
     text = (
-        f"`python -m benchmarks.start {' '.join(arguments)}` on {machine()}: {options.images:,} "
+        f"`python -m benchmarks start {' '.join(arguments)}` on {machine()}: {options.images:,} "
         f"images of 32x32, packed; medians of {options.rounds} rounds, start {min(starts):.1f} to "
         f"{max(starts):.1f} s."
     )

@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.kept import LabelledResult, ResultsError
+from benchmarks.results.kept import LabelledResult, ResultsError
 from teach_once.report.differences import difference_cells
 from teach_once.report.intervals import LEVEL
 from teach_once.report.runs import Result

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.harness import Timing, interleaved
-from benchmarks.scale_study import ScaleStudy
+from benchmarks.synthetic.scale_study import ScaleStudy
 from teach_once.precompute.compute.blocks import Groups
 from teach_once.store import TeacherCache
 from teach_once.store.format.spec import Block
@@ -30,7 +30,7 @@ from teach_once.views.pixels.batches import Pixels
 from teach_once.views.pixels.resident import open_pixels
 from teach_once.views.seeds import permutation
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
 BATCH_SIZE = 64
 _DEADLINE_SECONDS = 300.0

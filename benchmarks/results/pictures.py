@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from benchmarks.kept import LabelledResult
-from benchmarks.result_tables import MethodRuns, by_label, teacher_of
+from benchmarks.results.kept import LabelledResult
+from benchmarks.results.tables import MethodRuns, by_label, teacher_of
 from teach_once.report.charts import errors_by_method
 from teach_once.report.table import rows_of
 

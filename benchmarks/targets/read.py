@@ -1,4 +1,4 @@
-"""python -m benchmarks.read [--slab-mb 400] [--rounds 7] [--docs docs/benchmarks.md]
+"""python -m benchmarks read [--slab-mb 400] [--rounds 7] [--docs docs/benchmarks.md]
 
 How fast a cache is read: one view's slab, 256 random rows, and a check of every byte; beside
 memcpy, np.memmap, plain zarr slicing, h5py and `cat`, from the page cache.
@@ -222,7 +222,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     results = measure(options.slab_mb * 2**20, options.rounds)
     body = (
-        f"`python -m benchmarks.read --slab-mb {options.slab_mb} --rounds {options.rounds}` on "
+        f"`python -m benchmarks read --slab-mb {options.slab_mb} --rounds {options.rounds}` on "
         f"{machine()}, zarr {zarr.__version__}, h5py {h5py.__version__}; files in the page cache; "
         f"median of {options.rounds} interleaved rounds ± half the distance between the "
         f"quartiles.\n\n{report(results)}"

@@ -1,4 +1,4 @@
-"""python -m benchmarks.topk [--shapes "digits cifar-56-20"] [--records 1024] [--rounds 40]
+"""python -m benchmarks topk [--shapes "digits cifar-56-20"] [--records 1024] [--rounds 40]
 
 Cut logits: what they keep of 1,000 classes, and what it costs to make whole logits of them again.
 
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
-from benchmarks.setting import Shape, shapes_for, steps, study_of
+from benchmarks.synthetic.studies import Shape, shapes_for, steps, study_of
 from teach_once.nets.networks.zoo import build
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.store.format.certificate import Comparison
@@ -184,7 +184,7 @@ def main(arguments: list[str]) -> int:
         *share_verdicts(shapes_for(device, options.shapes), device, options.rounds),
     ]
     text = (
-        f"`python -m benchmarks.topk {' '.join(arguments)}` on {machine()}, torch "
+        f"`python -m benchmarks topk {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}, {device}: {len(logits):,} records of a ResNet-34 with random "
         f"weights on noise. Its logits are almost flat (mean largest probability "
         f"{mean_largest(flat):.3f}); they are sharpened by one factor to "

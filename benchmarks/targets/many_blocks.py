@@ -2,7 +2,7 @@
 
 What a pass of very many blocks costs without its teacher: a cache of so many blocks with nothing in
 them goes through the queue of a Ray cluster of this machine's cores, and each is committed to an
-object store in memory (`benchmarks.object_server`) as a pass commits it. Then the driver looks at
+object store in memory (`synthetic.object_server`) as a pass commits it. Then the driver looks at
 what is there, puts the whole journal, and the cache is opened. Needs Ray; a million blocks take
 some ten minutes on two cores, and about 2 GB for the store.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.harness import machine, markdown, parser_of, write_json, write_section
-from benchmarks.object_server import object_server
+from benchmarks.synthetic.object_server import object_server
 from teach_once.precompute.compute.blocks import Groups
 from teach_once.precompute.ray_driver import Queue
 from teach_once.runtime.command.progress import Progress

@@ -1,4 +1,4 @@
-"""python -m benchmarks.rows [--slab-mb 400] [--rounds 7] [--docs docs/benchmarks.md]
+"""python -m benchmarks rows [--slab-mb 400] [--rounds 7] [--docs docs/benchmarks.md]
 
 Where DistillationDataset should get single rows from: files mapped into memory, a view's slab in
 memory, or whole blocks of the cache. Processor time of one process, which other work on the machine
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Timing, interleaved, machine, markdown, write_json, write_section
-from benchmarks.read import make_cache
+from benchmarks.targets.read import make_cache
 from teach_once.configs.load import load_teacher
 from teach_once.runtime.machine.resources import Share, sharing_machine
 from teach_once.store import TeacherCache
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> int:
     table = report(figures, measure_pixels(options.rounds))
     size, rounds = options.slab_mb, options.rounds
     body = (
-        f"`python -m benchmarks.rows --slab-mb {size} --rounds {rounds}` on {machine()}: processor "
+        f"`python -m benchmarks rows --slab-mb {size} --rounds {rounds}` on {machine()}: processor "
         f"time of one thread for a view of {size} MiB with records of {RECORD_BYTES:,} bytes in "
         f"the page cache; median of {rounds} interleaved rounds ± half the distance between the "
         f"quartiles.\n\n{table}"

@@ -26,9 +26,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.kept import KEPT, LabelledResult, ResultsError, keep, load_kept
-from benchmarks.result_pictures import PICTURES
-from benchmarks.result_tables import TABLES
+from benchmarks.results.kept import KEPT, LabelledResult, ResultsError, keep, load_kept
+from benchmarks.results.pictures import PICTURES
+from benchmarks.results.tables import TABLES
 from teach_once.report.table import in_markdown
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.safe.files import write_atomically

@@ -1,4 +1,4 @@
-"""python -m benchmarks.share [--images 960] [--rounds 5] [--threads 1] [--device cuda]
+"""python -m benchmarks share [--images 960] [--rounds 5] [--threads 1] [--device cuda]
 
 An epoch of five methods together, against reading the epoch once and the sum of the five students'
 own steps, of which none can be saved; and against one method after the other. Photographs of 110 kB
@@ -21,9 +21,9 @@ import torch
 from rich.console import Console
 
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
-from benchmarks.photographs import origin, photographs
-from benchmarks.setting import SHAPES, study_of
-from benchmarks.study import METHODS
+from benchmarks.synthetic.photographs import origin, photographs
+from benchmarks.synthetic.studies import SHAPES, study_of
+from benchmarks.targets.ablation import METHODS
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> int:
     finally:
         torch.set_num_threads(threads)
     text = (
-        f"`python -m benchmarks.share {' '.join(arguments)}` on {machine()}, torch "
+        f"`python -m benchmarks share {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}, {device}: resnet8 students, {options.images:,} images, batches of "
         f"64 (digits: 32); photographs are {origin()} of 110 kB, read by one worker; "
         f"{options.threads} of torch's threads.\n\n{_table(timings)}"

@@ -1,4 +1,4 @@
-"""python -m benchmarks.dtypes [TEACHER] [key=value ...]
+"""python -m benchmarks dtypes [TEACHER] [key=value ...]
 
 What each tap dtype costs and keeps, on real records: bytes, error of the channel means, divergence
 of the logits, change of the CD and GKD losses; and what general compression would save.
@@ -192,7 +192,7 @@ def main(arguments: list[str]) -> int:
             for r in squeezed
         ],
     )
-    command = " ".join(["python -m benchmarks.dtypes", options.teacher, *options.overrides])
+    command = " ".join(["python -m benchmarks dtypes", options.teacher, *options.overrides])
     body = (
         f"`{command}` on {machine()}: {len(setup.dataset.train):,} records of "
         f"{setup.config.name} (test error of the teacher "

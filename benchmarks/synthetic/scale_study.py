@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.linked_tree import CLASSES, linked_tree
+from benchmarks.synthetic.linked_tree import CLASSES, linked_tree
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically

@@ -1,4 +1,4 @@
-"""python -m benchmarks.scale [--samples 1281167]
+"""python -m benchmarks scale [--samples 1281167]
 
 What ImageNet's number of samples costs beyond that of 8,000: a tree of hard links to made-up
 photographs in 1,000 classes, and a cache of 50 views with made-up records, both in a temporary
@@ -19,9 +19,10 @@ from types import FrameType
 from typing import NoReturn
 
 from benchmarks.harness import Verdict, machine, markdown, parser_of, publish
-from benchmarks.linked_tree import CLASSES, refuse_small_disk, some_photographs
-from benchmarks.photographs import origin
-from benchmarks.scale_measures import (
+from benchmarks.synthetic.linked_tree import CLASSES, refuse_small_disk, some_photographs
+from benchmarks.synthetic.photographs import origin
+from benchmarks.synthetic.scale_study import CHANNELS, ScaleStudy, make_study
+from benchmarks.targets.scale_measures import (
     Sizes,
     planned_and_taken,
     seconds_per_block,
@@ -29,8 +30,7 @@ from benchmarks.scale_measures import (
     seconds_to_start_epochs,
     worker_rates,
 )
-from benchmarks.scale_study import CHANNELS, ScaleStudy, make_study
-from benchmarks.start import seconds_to_first_step
+from benchmarks.targets.start import seconds_to_first_step
 from teach_once.views.images.listing import forget_listings
 
 SMALL = 8_000
@@ -182,7 +182,7 @@ def main(arguments: list[str]) -> int:
         verdicts = [verdict for _, some in parts for verdict in some]
         table = markdown(["what", f"{small:,} samples", f"{options.samples:,} samples"], rows)
         text = (
-            f"`python -m benchmarks.scale {' '.join(arguments)}` on {machine()}: hard links to "
+            f"`python -m benchmarks scale {' '.join(arguments)}` on {machine()}: hard links to "
             f"{len(contents)} photographs of 500x375 ({origin()}) in {CLASSES:,} classes; views of "
             f"32 pixels, {options.views} cached. Rates: medians of {options.rounds} interleaved "
             f"rounds ± half the distance between the quartiles. Memory: the most that the process "

@@ -1,4 +1,4 @@
-"""python -m benchmarks.long_study [PART ...] [--student cifar10-16px-resnet8] [--jobs 2]
+"""python -m benchmarks.results.long_study [PART ...] [--student cifar10-16px-resnet8] [--jobs 2]
 
 Trains every run that docs/results.md shows of a student, and keeps what it says of itself: hours on
 a small machine. The same command resumes; a part is kept as soon as all its runs are finished.
@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kept import KEPT, ResultsError, keep, load_kept
-from benchmarks.result_tables import by_label
-from benchmarks.side_by_side import run_all, stop_on_signals
+from benchmarks.results.kept import KEPT, ResultsError, keep, load_kept
+from benchmarks.results.side_by_side import run_all, stop_on_signals
+from benchmarks.results.tables import by_label
 from teach_once.configs.load import CONFIG_DIR, load_student
 from teach_once.configs.schema import StudentConfig
 from teach_once.configs.yaml_subset import parse_yaml
@@ -191,7 +191,7 @@ def _keep_with_all_views(study: LongStudy, small: Path) -> None:
     if not names:
         raise ResultsError(
             f"runs/{study.student} has no runs of cd+gkd",
-            fix=f"python -m benchmarks.long_study methods --student {study.student}",
+            fix=f"python -m benchmarks.results.long_study methods --student {study.student}",
         )
     label = f"{{method}}, {TeacherCache.open(small).manifest.num_views} views"
     study.keep("runs", [_ablation(study)], label, small, names=names)

@@ -1,4 +1,4 @@
-"""python -m benchmarks.study [--shape cifar-56-20] [--epochs 4] [--device cuda]
+"""python -m benchmarks ablation [--shape cifar-56-20] [--epochs 4] [--device cuda]
 
 A whole ablation of five methods: from the cache, its making included, and with the live teacher.
 How many runs it takes until the cache has paid for itself, and how long a cached run waits for its
@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.harness import Verdict, machine, markdown, parser_of, publish
-from benchmarks.setting import SHAPES, setup_of
+from benchmarks.synthetic.studies import SHAPES, setup_of
 from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.precompute.run_pass import fill_cache
 from teach_once.runtime.machine.devices import pick_device
@@ -31,7 +31,7 @@ METHODS = ("ce", "kd", "cd", "cd+gkd", "cd+gkd+edt")
 
 
 def main(arguments: list[str]) -> int:
-    parser = parser_of("study", __doc__)
+    parser = parser_of("ablation", __doc__)
     parser.add_argument("--shape", default="cifar-56-20")
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args(arguments)
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         Verdict("taught runs until the cache has paid for itself", building / max(saved, 1e-9)),
     ]
     text = (
-        f"`python -m benchmarks.study {' '.join(arguments)}` on {machine()}, torch "
+        f"`python -m benchmarks ablation {' '.join(arguments)}` on {machine()}, torch "
         f"{torch.__version__}, {device}: {options.shape}, {shape.num_train:,} images, "
         f"{options.epochs} epochs with a fresh view each; one run per row.\n\n"
         f"{_table(seconds, building)}"

@@ -1,9 +1,9 @@
-"""python -m benchmarks.objects [--slab-mb 256] [--records 4096] [--rounds 7] [--network-mb 250]
+"""python -m benchmarks objects [--slab-mb 256] [--records 4096] [--rounds 7] [--network-mb 250]
 
 How fast a view of a cache on an object store is read: through an empty mirror, beside obstore's own
 GET of the same objects into memory; and through one that holds it, beside a local folder. How fast
 a cache is copied there, beside obstore's own PUT. The server is in the memory of this machine
-(`benchmarks.object_server`): as fast as it can, where it takes half of the processor, and answering
+(`synthetic.object_server`): as fast as it can, where it takes half of the processor, and answering
 no faster than a network does.
 
 numpy asks Linux for huge pages. Just after files were written there may be none, and the kernel
@@ -28,8 +28,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
-from benchmarks.object_server import object_server
-from benchmarks.read import make_cache
+from benchmarks.synthetic.object_server import object_server
+from benchmarks.targets.read import make_cache
 from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
 from teach_once.store import TeacherCache
 from teach_once.store.move.copy import copy_cache
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     os.environ["NUMPY_MADVISE_HUGEPAGE"] = "0"  # for the new processes
     found = {name: in_new_process(rate, *sizes, options.rounds) for name, rate in rates.items()}
     text = (
-        f"`python -m benchmarks.objects --slab-mb {options.slab_mb} --rounds {options.rounds}` on "
+        f"`python -m benchmarks objects --slab-mb {options.slab_mb} --rounds {options.rounds}` on "
         f"{machine()}: a view of {options.slab_mb} MiB with records of {options.records:,} bytes, "
         f"{THREADS} requests at a time, from a server in another process's memory: on the loopback "
         f"address, and sending no more than {options.network_mb} MB/s. Median of {options.rounds} "

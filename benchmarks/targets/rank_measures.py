@@ -1,6 +1,6 @@
-"""What each of the processes measures that train one student: `benchmarks.ranks` starts them.
+"""What each of the processes measures that train one student: `ranks` starts them.
 
-python -m runtime.launch 2 -m benchmarks.rank_measures steps|memory FOLDER [...]
+python -m runtime.launch 2 -m benchmarks.targets.rank_measures steps|memory FOLDER [...]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import interleaved
-from benchmarks.setting import SHAPES, Shape, configs_of, dataset_of, setup_of, steps
+from benchmarks.synthetic.studies import SHAPES, Shape, configs_of, dataset_of, setup_of, steps
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.runtime.command.frame import end_process
 from teach_once.runtime.machine.devices import pick_device

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.photographs import FILE_BYTES, photographs
+from benchmarks.synthetic.photographs import FILE_BYTES, photographs
 from teach_once.views.splits import crc32c
 
 CLASSES = 1000

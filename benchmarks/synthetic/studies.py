@@ -26,8 +26,8 @@ from teach_once.precompute.compute import setup
 from teach_once.precompute.compute.setup import Setup
 from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.precompute.run_pass import fill_cache
-from teach_once.train.engine.step import Session, active_terms, epoch_steps, start_epoch
-from teach_once.train.engine.train_state import reading_maps
+from teach_once.train.engine.step import TrainContext, active_terms, epoch_steps, start_epoch
+from teach_once.train.engine.train_state import capture_maps
 from teach_once.train.runs.study import Study
 from teach_once.views.datasets import Dataset
 from teach_once.views.splits import array_split
@@ -129,12 +129,12 @@ def study_of(
     return Study(student, setup.config, setup.dataset, cache, folder / "runs")
 
 
-def steps(session: Session) -> Iterator[None]:
+def steps(context: TrainContext) -> Iterator[None]:
     """Training endlessly, one step per `next`, without the tests between epochs."""
-    run, learner = session.run, session.learner
+    run, train_state = context.run, context.train_state
     terms = active_terms(run.terms, run.training.epochs)
-    learner.network.train()
-    with reading_maps(learner, session.data.train, run.training.batch_size):
+    train_state.network.train()
+    with capture_maps(train_state, context.data.train, run.training.batch_size):
         for epoch in itertools.count(1):
-            for _ in epoch_steps(session, epoch, start_epoch(session, epoch), terms):
+            for _ in epoch_steps(context, epoch, start_epoch(context, epoch), terms):
                 yield

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.harness import machine, markdown
 from benchmarks.synthetic.studies import SHAPES, steps, study_of
 from teach_once.runtime.machine.devices import pick_device
-from teach_once.train.sessions.student import open_session
+from teach_once.train.sessions.student import open_context
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         activities.append(ProfilerActivity.CUDA)
     with tempfile.TemporaryDirectory() as folder:
         study = study_of(SHAPES[options.shape], Path(folder), device)
-        endless = steps(open_session(study.run(options.method, 0), device))
+        endless = steps(open_context(study.run(options.method, 0), device))
         for _ in range(3):
             next(endless)
         with profile(activities=activities) as found:

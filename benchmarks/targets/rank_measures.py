@@ -26,12 +26,12 @@ from teach_once.runtime.command.frame import end_process
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.store import CacheWriter, TeacherCache
 from teach_once.store.format.spec import SAMPLE_CRC
-from teach_once.train.engine.ranks import ALONE, Ranks, joined_ranks
-from teach_once.train.engine.step import Session, active_terms, epoch_steps, start_epoch
-from teach_once.train.engine.train_state import reading_maps
-from teach_once.train.outputs.teacher_outputs import slab_bytes
+from teach_once.train.engine.ranks import ALONE, Ranks, init_process_group
+from teach_once.train.engine.step import TrainContext, active_terms, epoch_steps, start_epoch
+from teach_once.train.engine.train_state import capture_maps
+from teach_once.train.outputs.teacher_outputs import view_bytes
 from teach_once.train.runs.study import Study
-from teach_once.train.sessions.student import open_session
+from teach_once.train.sessions.student import open_context
 
 METHOD = "cd+gkd"
 _CLASSES_OF_MEMORY = 1000
@@ -63,17 +63,17 @@ def step_seconds(
         training = replace(whole, batch_size=batch_size, batch_norm=batch_norm)
         config = replace(study.config, training=training)
         run = replace(study, config=config).run(METHOD, 0)
-        return steps(open_session(run, device, ranks=who))
+        return steps(open_context(run, device, ranks=who))
 
     share = opened(size // ranks.world, ALONE)
 
     def timed(row: Iterator[None], only_first: bool = False) -> float:
         """only_first: the other ranks wait, which takes no processor."""
-        _meet(device, ranks)
+        _rendezvous(device, ranks)
         started = time.perf_counter()
         for _ in range(0 if only_first and not ranks.is_first else num_steps):
             next(row)
-        _meet(device, ranks)
+        _rendezvous(device, ranks)
         return (time.perf_counter() - started) / num_steps
 
     rows = {
@@ -86,10 +86,10 @@ def step_seconds(
     return {name: list(timing.seconds) for name, timing in timings.items()}
 
 
-def _meet(device: torch.device, ranks: Ranks) -> None:
+def _rendezvous(device: torch.device, ranks: Ranks) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    ranks.wait_for_all()
+    ranks.barrier()
 
 
 # ---- memory and bytes read
@@ -128,30 +128,30 @@ def memory_of_rank(
     bytes for each view that was read. slab: the bytes of a view.
     """
     study = opened_study(memory_shape(slab_mb), folder, "training.batch_size=64")
-    _train_a_little(open_session(study.run("ce", 0), device, ranks=ranks), ranks, epochs=1)
+    _train_a_little(open_context(study.run("ce", 0), device, ranks=ranks), ranks, epochs=1)
     before, read_before = _memory(), _bytes_read()
     run = study.run("kd", 0)
-    session = open_session(run, device, ranks=ranks)
-    _train_a_little(session, ranks, epochs=2)
+    context = open_context(run, device, ranks=ranks)
+    _train_a_little(context, ranks, epochs=2)
     _wait_until_all_is_read()
     found = {
         "held": float(_memory() - before),
         "read": (_bytes_read() - read_before) / 3,  # of the two epochs and, ahead, of the third
-        "slab": float(slab_bytes(study.cache, run.needed_taps)),
+        "slab": float(view_bytes(study.cache, run.needed_taps)),
     }
-    ranks.wait_for_all()
-    session.teacher.close()
+    ranks.barrier()
+    context.teacher.close()
     return found
 
 
-def _train_a_little(session: Session, ranks: Ranks, epochs: int) -> None:
-    run, data = session.run, session.data.train
-    session.learner.train()
-    with reading_maps(session.learner, data, run.training.batch_size):
+def _train_a_little(context: TrainContext, ranks: Ranks, epochs: int) -> None:
+    run, data = context.run, context.data.train
+    context.train_state.train()
+    with capture_maps(context.train_state, data, run.training.batch_size):
         for epoch in range(1, epochs + 1):
-            order = start_epoch(session, epoch)
+            order = start_epoch(context, epoch)
             terms = active_terms(run.terms, epoch)
-            for _ in itertools.islice(epoch_steps(session, epoch, order, terms), 3):
+            for _ in itertools.islice(epoch_steps(context, epoch, order, terms), 3):
                 pass
 
 
@@ -187,7 +187,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--slab-mb", type=int, default=200)
     options = parser.parse_args(arguments)
-    with joined_ranks(options.device) as ranks:
+    with init_process_group(options.device) as ranks:
         device = pick_device(options.device)
         found: Any
         if options.what == "steps":

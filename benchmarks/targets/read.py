@@ -32,9 +32,9 @@ RESIDENT = "the resident slab (the feed's gather)"
 TARGET_GBS, TARGET_RATIO, TARGET_RECORDS, TARGET_CHECK = 3.0, 2.0, 1e6, 0.7
 
 
-def make_cache(folder: Path, record_bytes: int, slab_bytes: int) -> Path:
+def make_cache(folder: Path, record_bytes: int, view_bytes: int) -> Path:
     """One view of random float16 logits of that size."""
-    num_samples = slab_bytes // record_bytes
+    num_samples = view_bytes // record_bytes
     taps = {"logits": TapSpec((record_bytes // 2,), "float16")}
     content = CacheContent(
         teacher="bench",
@@ -118,12 +118,12 @@ def check_rows(path: Path) -> dict[str, Callable[[], object]]:
     return {"store check": cache.faults, "cat": cat}
 
 
-def measure(slab_bytes: int, rounds: int) -> list[dict[str, object]]:
+def measure(view_bytes: int, rounds: int) -> list[dict[str, object]]:
     """One dict per row: what, record size, method, median seconds, spread, figure and its unit."""
     results: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         for record_bytes in RECORD_BYTES:
-            path = make_cache(Path(folder), record_bytes, slab_bytes)
+            path = make_cache(Path(folder), record_bytes, view_bytes)
             exported, raw = Path(folder) / "cache.h5", Path(folder) / "raw"
             export_cache(path, exported)
             slab = TeacherCache.open(path).read_view(0)["logits"]

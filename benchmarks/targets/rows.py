@@ -39,10 +39,10 @@ class Figures(NamedTuple):
     own_bytes: int
 
 
-def measure(slab_bytes: int, rounds: int) -> dict[str, Figures]:
-    """Way to read -> what it costs, for one view of `slab_bytes`."""
+def measure(view_bytes: int, rounds: int) -> dict[str, Figures]:
+    """Way to read -> what it costs, for one view of `view_bytes`."""
     with tempfile.TemporaryDirectory() as folder:
-        cache = TeacherCache.open(make_cache(Path(folder), RECORD_BYTES, slab_bytes))
+        cache = TeacherCache.open(make_cache(Path(folder), RECORD_BYTES, view_bytes))
         ids = [
             np.random.default_rng(seed).permutation(choice(seed, cache.num_samples, BATCH))
             for seed in range(BATCHES)

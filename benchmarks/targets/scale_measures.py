@@ -23,8 +23,8 @@ from teach_once.store import TeacherCache
 from teach_once.store.format.spec import Block
 from teach_once.store.write.pending_blocks import Work
 from teach_once.train.engine.step import active_terms, epoch_steps, start_epoch
-from teach_once.train.engine.train_state import reading_maps
-from teach_once.train.sessions.student import open_session
+from teach_once.train.engine.train_state import capture_maps
+from teach_once.train.sessions.student import open_context
 from teach_once.views.augment.parameters import view_of_epoch
 from teach_once.views.pixels.batches import Pixels
 from teach_once.views.pixels.resident import open_pixels
@@ -80,14 +80,14 @@ def _side_by_side(rows: dict[str, Callable[[], object]]) -> dict[str, Callable[[
 def seconds_to_start_epochs(size: ScaleStudy, epochs: range) -> list[float]:
     """From the end of an epoch's steps to the end of the first step of the next one."""
     run = size.study().run("cd", 0)
-    session, seconds = open_session(run, CPU, num_workers=1), []
-    learner, batch_size = session.learner, run.training.batch_size
-    with closing(session.teacher), reading_maps(learner, session.data.train, batch_size):
-        learner.train()
+    context, seconds = open_context(run, CPU, num_workers=1), []
+    train_state, batch_size = context.train_state, run.training.batch_size
+    with closing(context.teacher), capture_maps(train_state, context.data.train, batch_size):
+        train_state.train()
         for epoch in epochs:
             started = time.perf_counter()
             steps = epoch_steps(
-                session, epoch, start_epoch(session, epoch), active_terms(run.terms, epoch)
+                context, epoch, start_epoch(context, epoch), active_terms(run.terms, epoch)
             )
             next(steps)
             seconds.append(time.perf_counter() - started)

@@ -31,11 +31,11 @@ from teach_once.precompute.compute import setup
 from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.precompute.run_pass import fill_cache
 from teach_once.runtime.machine.devices import pick_device
-from teach_once.train.engine.step import Session, active_terms, epoch_steps, start_epoch
-from teach_once.train.engine.train_state import reading_maps
+from teach_once.train.engine.step import TrainContext, active_terms, epoch_steps, start_epoch
+from teach_once.train.engine.train_state import capture_maps
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.joint import shared_feed
-from teach_once.train.sessions.student import open_session
+from teach_once.train.sessions.student import open_context
 from teach_once.views.datasets import load_dataset
 from teach_once.views.pixels.batches import Pixels, ViewBatch
 from teach_once.views.splits import Ids
@@ -103,24 +103,24 @@ def rows_of(
     """An epoch of each row."""
     runs = [study.run(method, 0) for method in METHODS]
     pixels = study.pixels(device, _WORKERS)
-    alone = [open_session(run, device, data=pixels) for run in runs]
+    alone = [open_context(run, device, data=pixels) for run in runs]
     open_shared = open_.enter_context(shared_feed(runs, device, _WORKERS))
     together = [open_shared(run) for run in runs]
     order, size = start_epoch(alone[-1], 1), study.config.training.batch_size
     held = HeldBatches(pixels.train, order, size)
-    own = [replace(session, data=pixels._replace(train=held)) for session in alone]
-    for session in [*alone, *together]:
-        session.learner.train()
-        open_.enter_context(reading_maps(session.learner, pixels.train, size))
-        open_.callback(session.teacher.close)
+    own = [replace(context, data=pixels._replace(train=held)) for context in alone]
+    for context in [*alone, *together]:
+        context.train_state.train()
+        open_.enter_context(capture_maps(context.train_state, pixels.train, size))
+        open_.callback(context.teacher.close)
 
     def read() -> None:
         for _ in pixels.train.batches([0], order, size):
             pass
 
-    def one_by_one(sessions: Sequence[Session]) -> None:
-        for session in sessions:
-            for _ in _steps(session):
+    def one_by_one(contexts: Sequence[TrainContext]) -> None:
+        for context in contexts:
+            for _ in _steps(context):
                 pass
 
     def in_turn() -> None:
@@ -135,10 +135,10 @@ def rows_of(
     }
 
 
-def _steps(session: Session) -> Iterator[object]:
+def _steps(context: TrainContext) -> Iterator[object]:
     """Those of the first epoch, with all terms of the method."""
-    terms = active_terms(session.run.terms, session.run.training.epochs)
-    return epoch_steps(session, 1, start_epoch(session, 1), terms)
+    terms = active_terms(context.run.terms, context.run.training.epochs)
+    return epoch_steps(context, 1, start_epoch(context, 1), terms)
 
 
 def main(arguments: list[str]) -> int:

@@ -29,11 +29,11 @@ from benchmarks.synthetic.studies import SHAPES, Shape, shapes_for, steps, study
 from teach_once.nets.networks.precision import autocast
 from teach_once.nets.teacher.taps import as_is, read_stages
 from teach_once.runtime.machine.devices import pick_device
-from teach_once.train.engine.step import Session, start_epoch
+from teach_once.train.engine.step import TrainContext, start_epoch
 from teach_once.train.losses import cd, ce, gkd
 from teach_once.train.outputs.teacher_outputs import Ids, NoTeacher
 from teach_once.train.runs.study import Study
-from teach_once.train.sessions.student import open_session
+from teach_once.train.sessions.student import open_context
 from teach_once.views.pixels.batches import ViewBatch
 
 METHOD = "cd+gkd"
@@ -54,10 +54,10 @@ _CLOSE_ROUNDS = 24
 class HeldTeacher(NoTeacher):
     """Every batch's teacher outputs, gathered before the clock starts; epochs repeat themselves."""
 
-    def __init__(self, session: Session) -> None:
-        source, data = session.teacher, session.data.train
-        self._order = start_epoch(session, 1)
-        size = session.run.training.batch_size
+    def __init__(self, context: TrainContext) -> None:
+        source, data = context.teacher, context.data.train
+        self._order = start_epoch(context, 1)
+        size = context.run.training.batch_size
         self._held = [
             {tap: values.clone() for tap, values in source.outputs(batch).items()}
             for batch in data.batches([0], self._order, size)
@@ -74,8 +74,8 @@ class HeldTeacher(NoTeacher):
 def rows_of(study: Study, device: torch.device) -> dict[str, Iterator[None]]:
     """Endless steps of every row."""
 
-    def opened(method: str, *, live: bool = False) -> Session:
-        return open_session(study.run(method, 0, live), device)
+    def opened(method: str, *, live: bool = False) -> TrainContext:
+        return open_context(study.run(method, 0, live), device)
 
     memory = opened(METHOD)
     return {
@@ -89,28 +89,28 @@ def rows_of(study: Study, device: torch.device) -> dict[str, Iterator[None]]:
     }
 
 
-def teacher_steps(session: Session) -> Iterator[None]:
-    batch = _first_batch(session)
+def teacher_steps(context: TrainContext) -> Iterator[None]:
+    batch = _first_batch(context)
     while True:
-        session.teacher.outputs(batch)
+        context.teacher.outputs(batch)
         yield
 
 
-def connector_steps(session: Session) -> Iterator[None]:
+def connector_steps(context: TrainContext) -> Iterator[None]:
     """Connectors and the CD loss on maps that are there already."""
-    learner = session.learner
-    assert learner.connectors is not None
+    train_state = context.train_state
+    assert train_state.connectors is not None
     with (
         torch.no_grad(),
-        autocast(learner.precision, learner.device),
-        read_stages(learner.network, learner.stages, as_is) as maps,
+        autocast(train_state.precision, train_state.device),
+        read_stages(train_state.network, train_state.stages, as_is) as maps,
     ):
-        learner.network(_first_batch(session).inputs)
+        train_state.network(_first_batch(context).inputs)
     held = {stage: features.detach().requires_grad_() for stage, features in maps.items()}
     wanted = None
     while True:
-        with autocast(learner.precision, learner.device):
-            means = learner.connectors(held)
+        with autocast(train_state.precision, train_state.device):
+            means = train_state.connectors(held)
         wanted = wanted or [torch.zeros_like(mean) for mean in means]
         cd(means, wanted).backward()  # type: ignore[no-untyped-call]
         for features in held.values():
@@ -118,37 +118,37 @@ def connector_steps(session: Session) -> Iterator[None]:
         yield
 
 
-def _first_batch(session: Session) -> ViewBatch:
-    data = session.data.train
-    return next(data.batches([0], np.arange(len(data)), session.run.training.batch_size))
+def _first_batch(context: TrainContext) -> ViewBatch:
+    data = context.data.train
+    return next(data.batches([0], np.arange(len(data)), context.run.training.batch_size))
 
 
-def original_steps(study: Study, session: Session) -> Iterator[None]:
+def original_steps(study: Study, context: TrainContext) -> Iterator[None]:
     """Workers that hand over float images one by one, the teacher in each step, a wait in each."""
-    learner, device = session.learner, session.learner.device
+    train_state, device = context.train_state, context.train_state.device
     images = torch.from_numpy(study.dataset.train.images).permute(0, 3, 1, 2).float() / 255
     data = TensorDataset(images, torch.from_numpy(study.dataset.train.labels))
-    size = session.run.training.batch_size
+    size = context.run.training.batch_size
     loader = DataLoader(data, size, shuffle=True, num_workers=2, persistent_workers=True)
-    learner.network.train()
-    with read_stages(learner.network, learner.stages, as_is) as maps:
+    train_state.network.train()
+    with read_stages(train_state.network, train_state.stages, as_is) as maps:
         while True:
             for pixels, labels in loader:
                 inputs = pixels.to(device, memory_format=torch.channels_last)
                 batch = ViewBatch(0, labels, labels, inputs, labels.to(device))
-                teacher = session.teacher.outputs(batch)
-                with autocast(learner.precision, device):
-                    logits = learner.network(inputs)
-                    means = learner.connectors(maps) if learner.connectors else []
+                teacher = context.teacher.outputs(batch)
+                with autocast(train_state.precision, device):
+                    logits = train_state.network(inputs)
+                    means = train_state.connectors(maps) if train_state.connectors else []
                 wanted = [teacher[f"stage{number + 1}"] for number in range(len(means))]
                 loss = (
                     ce(logits, batch.labels)
                     + 0.1 * gkd(logits, teacher["logits"], teacher["correct"])
                     + 6 * cd(means, wanted)
                 )
-                learner.optimizer.zero_grad()
+                train_state.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                learner.optimizer.step()
+                train_state.optimizer.step()
                 loss.item()
                 maps.clear()
                 yield

@@ -25,8 +25,8 @@ from teach_once.nets.networks.zoo import build
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.store.format.certificate import Comparison
 from teach_once.store.format.spec import TapSpec, cut_rows, expanded_rows
-from teach_once.train.outputs.teacher_outputs import expanded_logits
-from teach_once.train.sessions.student import open_session
+from teach_once.train.outputs.teacher_outputs import expand_logits
+from teach_once.train.sessions.student import open_context
 
 CLASSES, STAGES = 1000, (64, 128, 256, 512)
 TOPS = (8, 16, 32, 64)
@@ -86,25 +86,25 @@ def measure(shape: Shape, top: int, device: torch.device, rounds: int) -> dict[s
     """Seconds of a step that reads whole logits, and of expanding a batch of cut ones."""
     with tempfile.TemporaryDirectory() as folder:
         study = study_of(shape, Path(folder), device)
-        session = open_session(study.run(METHOD, 0), device)
-        size = min(session.run.training.batch_size, shape.num_train)
+        context = open_context(study.run(METHOD, 0), device)
+        size = min(context.run.training.batch_size, shape.num_train)
         logits = np.random.default_rng(0).normal(size=(size, shape.classes)).astype(np.float32)
         parts = [
             torch.from_numpy(each.astype(np.float32)) for each in cut_rows(logits, top).values()
         ]
         values, classes, rest = parts
         arrays = values.half().to(device), classes.int().to(device), rest.half().to(device)
-        expand = partial(expanded_logits, *arrays, shape.classes)
+        expand = partial(expand_logits, *arrays, shape.classes)
         try:
             return interleaved(
                 {
-                    "step": partial(_seconds, partial(next, steps(session)), device),
+                    "step": partial(_seconds, partial(next, steps(context)), device),
                     "expanding": lambda: _seconds(_repeated(expand), device) / _EXPANSIONS,
                 },
                 rounds,
             )
         finally:
-            session.teacher.close()
+            context.teacher.close()
 
 
 def _repeated(call: partial[torch.Tensor]) -> partial[None]:

@@ -31,13 +31,13 @@ from teach_once.report.runs import results_in
 from teach_once.runtime.errors import UserError
 from teach_once.store import TeacherCache
 from teach_once.store.inspect.inspect import details
-from teach_once.train.engine.train_state import Learner
+from teach_once.train.engine.train_state import TrainState
 from teach_once.train.recording.checkpoint import read_checkpoint, restore
 from teach_once.train.recording.export import _intact_weights
 from teach_once.train.recording.exported import verify_export
 from teach_once.train.runs.folder import runs_in
 from teach_once.train.runs.study import Run
-from teach_once.train.sessions.student import open_session
+from teach_once.train.sessions.student import open_context
 from teach_once.views.packed.read import packed
 from tests.support.strangers.oracle import arrays_of
 from tests.support.strangers.sandbox import run_limited
@@ -235,12 +235,12 @@ def _checkpoint(method: str) -> Callable[[Path], Any]:
     """How far a run has come, and everything that goes on from there."""
 
     def content(world: Path) -> Any:
-        run, learner = _learner(world, method)
+        run, train_state = _train_state(world, method)
         file = run.folder / "checkpoint.pt"
         if (state := read_checkpoint(file, run.sha256)) is None:
             raise _Reported("begins again")
-        progress = restore(state, learner, file)
-        return dataclasses.asdict(progress), learner.state_dict()
+        progress = restore(state, train_state, file)
+        return dataclasses.asdict(progress), train_state.state_dict()
 
     return content
 
@@ -251,15 +251,15 @@ def _export(world: Path) -> Any:
 
 
 @functools.cache
-def _learner(world: Path, method: str) -> tuple[Run, Learner]:
+def _train_state(world: Path, method: str) -> tuple[Run, TrainState]:
     run = study_of(world).run(method, 0)
-    session = open_session(run, torch.device("cpu"))
-    session.teacher.close()
-    return run, session.learner
+    context = open_context(run, torch.device("cpu"))
+    context.teacher.close()
+    return run, context.train_state
 
 
 def _copied(content: Any) -> Any:
-    """Tensors of a learner change with the next checkpoint that is read."""
+    """Tensors of a train state change with the next checkpoint that is read."""
     if isinstance(content, dict):
         return {key: _copied(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -21,7 +21,7 @@ import torch
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.runtime.command.frame import end_process
 from teach_once.train.engine.epoch_result import EpochResult
-from teach_once.train.engine.ranks import ALONE, Ranks, joined_ranks
+from teach_once.train.engine.ranks import ALONE, Ranks, init_process_group
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.student import train_student
 from tests.support.processes import Started, start
@@ -140,7 +140,7 @@ def start_ranks(
 def _main(folder: Path) -> None:
     torch.set_num_threads(1)
     asked = [Asked(**each) for each in json.loads((folder / "study.json").read_text())]
-    with joined_ranks("cpu") as ranks:
+    with init_process_group("cpu") as ranks:
         found = trained(asked, folder, ranks)
         if ranks.is_first:
             content = {name: dataclasses.asdict(each) for name, each in found.items()}

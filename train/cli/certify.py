@@ -34,18 +34,18 @@ from teach_once.train.cli.options import Method, Seed
 from teach_once.train.cli.plan import open_named_study
 from teach_once.train.engine.step import (
     ActiveTerm,
-    Session,
+    TrainContext,
     active_terms,
+    compute_losses,
     epoch_steps,
-    losses_of,
     start_epoch,
 )
-from teach_once.train.engine.train_state import reading_maps
+from teach_once.train.engine.train_state import capture_maps
 from teach_once.train.errors import TrainError
 from teach_once.train.losses import cd
 from teach_once.train.outputs.teacher_outputs import Ids
 from teach_once.train.runs.study import Run
-from teach_once.train.sessions.student import open_session
+from teach_once.train.sessions.student import open_context
 from teach_once.train.terms import loss_named
 
 app = new_app()
@@ -73,11 +73,11 @@ def main(
     study = open_named_study(name, overrides, caches, full, Path("runs"))
     run, cache = study.run(method, seed), TeacherCache.open(reduced, num_views=1, taps=())
     refuse_unless_reduced(study.cache, cache)
-    session = open_session(run, pick_device(device), num_workers=workers)
+    context = open_context(run, pick_device(device), num_workers=workers)
     try:
-        figures = loss_changes(run, session, cache, steps)
+        figures = loss_changes(run, context, cache, steps)
     finally:
-        session.teacher.close()
+        context.teacher.close()
     console = new_console()
     console.print(f"{cache.path} against {study.cache.path}, {method}, seed {seed}")
     for student, when in (
@@ -103,8 +103,10 @@ def refuse_unless_reduced(full: TeacherCache, reduced: TeacherCache) -> None:
         )
 
 
-def loss_changes(run: Run, session: Session, reduced: TeacherCache, steps: int) -> dict[str, float]:
-    """The relative changes, named as in `store.format.certificate`; trains the session's student.
+def loss_changes(
+    run: Run, context: TrainContext, reduced: TeacherCache, steps: int
+) -> dict[str, float]:
+    """The relative changes, named as in `store.format.certificate`; trains the context's student.
 
     Raises TrainError where the method has no connectors for CD, or a cache lacks a tap.
     """
@@ -115,17 +117,17 @@ def loss_changes(run: Run, session: Session, reduced: TeacherCache, steps: int) 
     taps = [*in_order(run.study.cache.taps, "stage"), "logits", "correct"]
     blocks = certified_blocks(run.study.cache.manifest.blocks(1))
     ids = np.concatenate([np.arange(block.start, block.stop) for block in blocks])
-    device = session.learner.device
+    device = context.train_state.device
     both = [
         {tap: torch.from_numpy(rows).to(device) for tap, rows in cache.read(ids, 0, taps).items()}
         for cache in (run.study.cache, reduced)
     ]
     terms = active_terms(run.terms, run.training.epochs)
-    steps = min(steps, session.num_steps * run.training.epochs)
-    with reading_maps(session.learner, session.data.train, run.training.batch_size):
-        untrained = _changes(session, both, ids)
-        _train(session, terms, steps)
-        trained = _changes(session, both, ids)
+    steps = min(steps, context.num_steps * run.training.epochs)
+    with capture_maps(context.train_state, context.data.train, run.training.batch_size):
+        untrained = _changes(context, both, ids)
+        _train(context, terms, steps)
+        trained = _changes(context, both, ids)
     return {
         **{f"{loss}_change_untrained": change for loss, change in untrained.items()},
         **{f"{loss}_change_trained": change for loss, change in trained.items()},
@@ -133,17 +135,19 @@ def loss_changes(run: Run, session: Session, reduced: TeacherCache, steps: int) 
     }
 
 
-def _train(session: Session, terms: Sequence[ActiveTerm], steps: int) -> None:
-    session.learner.train()
+def _train(context: TrainContext, terms: Sequence[ActiveTerm], steps: int) -> None:
+    context.train_state.train()
     for epoch in itertools.count(1):
-        for _ in epoch_steps(session, epoch, start_epoch(session, epoch), terms):
+        for _ in epoch_steps(context, epoch, start_epoch(context, epoch), terms):
             steps -= 1
             if steps == 0:
                 return
 
 
 @torch.no_grad()
-def _changes(session: Session, both: Sequence[dict[str, Tensor]], ids: Ids) -> dict[str, float]:
+def _changes(
+    context: TrainContext, both: Sequence[dict[str, Tensor]], ids: Ids
+) -> dict[str, float]:
     """Loss -> its value with the second cache's outputs, relative to the first one's, less 1.
 
     ids: the samples of the records. The student is in training mode, where losses are computed; the
@@ -151,8 +155,8 @@ def _changes(session: Session, both: Sequence[dict[str, Tensor]], ids: Ids) -> d
     """
     terms, done = [ActiveTerm(loss, 1.0, {}) for loss in LOSSES], 0
     sums = [dict.fromkeys(LOSSES, 0.0) for _ in both]
-    session.learner.train()
-    for batch in session.data.train.batches([0], ids, session.run.training.batch_size):
+    context.train_state.train()
+    for batch in context.data.train.batches([0], ids, context.run.training.batch_size):
         rows = slice(done, done + len(batch.ids))
         done = rows.stop
         if len(batch.ids) == 1:  # which batch norm refuses
@@ -160,8 +164,8 @@ def _changes(session: Session, both: Sequence[dict[str, Tensor]], ids: Ids) -> d
         for records, total in zip(both, sums, strict=True):
             outputs = {tap: values[rows] for tap, values in records.items()}
             with seeded(0):
-                losses = losses_of(session.learner, outputs, batch, terms)
-            session.learner.maps.clear()
+                losses = compute_losses(context.train_state, outputs, batch, terms)
+            context.train_state.maps.clear()
             for loss in LOSSES:
                 total[loss] += losses[loss].item() * len(batch.ids)
     return {loss: sums[1][loss] / sums[0][loss] - 1 for loss in LOSSES}

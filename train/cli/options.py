@@ -129,7 +129,7 @@ def train_single(
         if redo and is_first:
             begin_again([run], device)
         if ranks is not None:
-            ranks.wait_for_all()  # they look at the run's files, which the first one may have moved
+            ranks.barrier()  # they look at the run's files, which the first one may have moved
         if run.is_finished and (summary := run.summary):
             console.print(f"{run.folder} is finished: nothing to do.")
         else:
@@ -166,9 +166,9 @@ def joined(device: str) -> AbstractContextManager[Ranks | None]:
         return nullcontext(None)
     # Once, as torch is loaded: every rank would warn that a step happened to reach all parameters.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from teach_once.train.engine.ranks import joined_ranks
+    from teach_once.train.engine.ranks import init_process_group
 
-    return joined_ranks(device)
+    return init_process_group(device)
 
 
 def console_of(ranks: Ranks | None) -> Console:

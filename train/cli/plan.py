@@ -26,7 +26,7 @@ from teach_once.store.inspect.inspect import missing_records
 from teach_once.store.read.mirror import shown_path
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import open_source
-from teach_once.train.engine.idle_ranks import refuse_idle_ranks
+from teach_once.train.engine.idle_ranks import check_idle_ranks
 from teach_once.train.errors import TrainError
 from teach_once.train.method.connector_ends import check_ends
 from teach_once.train.outputs.shuffle_buffer import Feed
@@ -120,7 +120,7 @@ def check_runs(
     check_device(device)
     if ranks > 1:
         num_samples = len(load_dataset(teacher.dataset, caches_dir).train)
-        refuse_idle_ranks(config.training, num_samples, ranks)
+        check_idle_ranks(config.training, num_samples, ranks)
     if study is not None:
         check_ends(study, methods)
     taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)

@@ -28,17 +28,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from teach_once.configs.schema import Training
 from teach_once.nets.networks.sync_batch_norm import synchronised
-from teach_once.train.engine.idle_ranks import refuse_idle_ranks
+from teach_once.train.engine.idle_ranks import check_idle_ranks
 from teach_once.train.engine.ranks import Ranks
-from teach_once.train.engine.step import ActiveTerm, seen_by_losses, weighted_sum
-from teach_once.train.engine.train_state import Learner
+from teach_once.train.engine.step import ActiveTerm, forward_pass, weighted_sum
+from teach_once.train.engine.train_state import TrainState
 from teach_once.train.terms import INPUTS, Batch, Loss, loss_named
 from teach_once.views.pixels.batches import ViewBatch
 
 Values = Any  # of a batch: a tensor (B, ...), or a list, tuple or mapping of such; or None
 
 
-def on_batch_of_all(network: nn.Module, training: Training, ranks: Ranks) -> None:
+def convert_sync_batchnorm(network: nn.Module, training: Training, ranks: Ranks) -> None:
     """Let batch norm work on the batch of all ranks, unless the recipe has it local.
 
     Raises ArchError where it cannot.
@@ -47,35 +47,35 @@ def on_batch_of_all(network: nn.Module, training: Training, ranks: Ranks) -> Non
         synchronised(network)
 
 
-def prepare_for_ranks(learner: Learner, num_samples: int) -> Learner:
-    """Make a learner's steps those of all its ranks together; one of a single process as it is.
+def wrap_ddp(train_state: TrainState, num_samples: int) -> TrainState:
+    """Make a train state's steps those of all its ranks together; one of a single process as it is.
 
     num_samples: of an epoch. Raises TrainError where a batch has too few samples for the ranks.
     """
-    if learner.ranks.is_alone:
-        return learner
-    refuse_idle_ranks(learner.training, num_samples, learner.ranks.world)
+    if train_state.ranks.is_alone:
+        return train_state
+    check_idle_ranks(train_state.training, num_samples, train_state.ranks.world)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 has no other name for it
-        learner.distributed = DistributedDataParallel(
-            _LossesOfRank(learner), broadcast_buffers=False, find_unused_parameters=True
+        train_state.distributed = DistributedDataParallel(
+            _RankForward(train_state), broadcast_buffers=False, find_unused_parameters=True
         )
-    learner.distributed.register_comm_hook(None, lambda _, bucket: _sum_of_gradients(bucket))
-    return learner
+    train_state.distributed.register_comm_hook(None, lambda _, bucket: _sum_gradients(bucket))
+    return train_state
 
 
-def agree_on_statistics(learner: Learner) -> None:
+def broadcast_buffers(train_state: TrainState) -> None:
     """Where each rank has batch norms of its own: take their statistics from rank 0, which saves
     them, so that all test the same network.
     """
-    if learner.ranks.is_alone or learner.training.batch_norm == "sync":
+    if train_state.ranks.is_alone or train_state.training.batch_norm == "sync":
         return
-    for network in filter(None, (learner.network, learner.average)):
+    for network in filter(None, (train_state.network, train_state.average)):
         for buffer in network.buffers():
-            learner.ranks.of_first(buffer)
+            train_state.ranks.broadcast(buffer)
 
 
-def _sum_of_gradients(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _sum_gradients(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Instead of torch's mean."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     summed: torch.futures.Future[torch.Tensor] = work.get_future().then(
@@ -84,13 +84,13 @@ def _sum_of_gradients(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     return summed
 
 
-class _LossesOfRank(nn.Module):
+class _RankForward(nn.Module):
     """A forward pass on this rank's slice, up to the losses."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, train_state: TrainState) -> None:
         super().__init__()
-        self.network, self.connectors = learner.network, learner.connectors
-        self._learner = learner
+        self.network, self.connectors = train_state.network, train_state.connectors
+        self._train_state = train_state
 
     def forward(
         self,
@@ -103,13 +103,15 @@ class _LossesOfRank(nn.Module):
 
         num_samples: of all ranks together. The sum of the shares is the loss.
         """
-        ranks = self._learner.ranks
-        seen = seen_by_losses(self._learner, teacher_outputs, part, terms)
+        ranks = self._train_state.ranks
+        seen = forward_pass(self._train_state, teacher_outputs, part, terms)
         used = [loss_named(term.loss) for term in terms]
         whole = WholeBatch(ranks, seen, num_samples, used)
         losses = {term.loss: whole.compute(loss_named(term.loss), term.options) for term in terms}
         shares = {
-            name: loss.detach() if loss_named(name).per_sample else ranks.counted(loss.detach())
+            name: loss.detach()
+            if loss_named(name).per_sample
+            else ranks.keep_on_first(loss.detach())
             for name, loss in losses.items()
         }
         objective = weighted_sum(losses, terms)
@@ -140,8 +142,8 @@ class WholeBatch:
     def _of_all(self, values: dict[str, Values]) -> dict[str, Values]:
         """The same with the rows of all ranks, this one's with their gradient."""
         own = list(_tensors(values))
-        rows = self._ranks.rows_of_all(own, self._num_samples) if own else []
-        whole: dict[str, Values] = _replaced(values, iter(rows))
+        rows = self._ranks.all_gather_rows(own, self._num_samples) if own else []
+        whole: dict[str, Values] = _replace_tensors(values, iter(rows))
         return whole
 
 
@@ -156,12 +158,12 @@ def _tensors(values: Values) -> Iterator[Tensor]:
             yield from _tensors(each)
 
 
-def _replaced(values: Values, tensors: Iterator[Tensor]) -> Values:
+def _replace_tensors(values: Values, tensors: Iterator[Tensor]) -> Values:
     """The same with other tensors, in the order of `_tensors`."""
     if isinstance(values, Tensor):
         return next(tensors)
     if isinstance(values, Mapping):
-        return {name: _replaced(each, tensors) for name, each in values.items()}
+        return {name: _replace_tensors(each, tensors) for name, each in values.items()}
     if isinstance(values, list | tuple):
-        return type(values)([_replaced(each, tensors) for each in values])
+        return type(values)([_replace_tensors(each, tensors) for each in values])
     return values

@@ -23,10 +23,10 @@ def evaluate(
     network: nn.Module, pixels: Pixels, precision: str, device: torch.device
 ) -> ErrorRates:
     """Of the network, in evaluation mode and on `device`, over view 0 of all samples."""
-    return last_of(evaluating(network, pixels, precision, device))
+    return last_of(evaluate_batches(network, pixels, precision, device))
 
 
-def evaluating(
+def evaluate_batches(
     network: nn.Module,
     pixels: Pixels,
     precision: str,
@@ -40,9 +40,9 @@ def evaluating(
     with _evaluation_mode(network):
         count = ErrorCount()
         for batch in evaluation_batches(pixels, ranks):
-            count.add(outputs_for(network, batch, precision, device), batch.labels)
+            count.add(compute_logits(network, batch, precision, device), batch.labels)
             yield
-        return count.rates(lambda counts: ranks.sum(counts.to(device)))
+        return count.rates(lambda counts: ranks.all_reduce(counts.to(device)))
 
 
 def evaluation_batches(pixels: Pixels, ranks: Ranks = ALONE) -> Iterator[ViewBatch]:
@@ -53,7 +53,7 @@ def evaluation_batches(pixels: Pixels, ranks: Ranks = ALONE) -> Iterator[ViewBat
 
 
 @torch.no_grad()
-def outputs_for(
+def compute_logits(
     network: nn.Module, batch: ViewBatch, precision: str, device: torch.device
 ) -> Tensor:
     """(B, classes) float32."""

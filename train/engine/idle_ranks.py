@@ -9,7 +9,7 @@ from teach_once.configs.schema import Training
 from teach_once.train.errors import TrainError
 
 
-def refuse_idle_ranks(training: Training, num_samples: int, world: int) -> None:
+def check_idle_ranks(training: Training, num_samples: int, world: int) -> None:
     """Raise TrainError where one of `world` processes would get too few samples of some batch.
 
     num_samples: of an epoch. A process needs one of each part of a batch; two where it normalises

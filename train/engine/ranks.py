@@ -1,9 +1,14 @@
-"""The processes that train one network together: which one this is, and what they exchange.
+"""The processes that train one network together: this process's rank, and their collectives.
 
-`runtime.launch` or torchrun says it in the environment (RANK, WORLD_SIZE, ...). Tensors in host
-memory are exchanged by gloo, those on GPUs by nccl. A single process exchanges nothing and starts
-neither.
-Every rank must come to the same exchanges in the same order.
+`runtime.launch` or torchrun sets the environment (RANK, WORLD_SIZE, ...). Tensors in host memory
+are exchanged by gloo, tensors on GPUs by nccl. A single process starts neither.
+
+Every rank must call the same collectives in the same order: one that leaves the loop a step early,
+or saves a checkpoint alone, would leave the others waiting forever. So no rank acts on a signal or
+on its own clock. Each one contributes its request to a max all-reduce after every step, and all of
+them act on the maximum (`AsyncMaxReduce`). The result is read one step later, so that the exchange
+overlaps a training step instead of delaying it; all ranks still read the same value at the same
+step, and so save and stop after the same one.
 """
 
 from __future__ import annotations
@@ -29,8 +34,8 @@ from teach_once.train.errors import TrainError
 from teach_once.views.pixels.batches import equal_parts
 
 _SECONDS_FOR_OTHERS = 5.0
-_MET, _FAILED = "met", "failed"  # in the store of all ranks: how many have come, have failed
-# What an exchange raises where another rank is gone.
+_MET, _FAILED = "met", "failed"  # keys of the shared store: how many ranks have joined, have failed
+# The error of a collective whose other rank is gone.
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|TCPStore|recvValue", re.I)
 _SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two ranks
 
@@ -48,7 +53,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes and prints."""
+        """Return True on the rank that writes and prints."""
         return self.rank == 0
 
     @property
@@ -56,43 +61,43 @@ class Ranks:
         return self.world == 1
 
     def sizes(self, num_samples: int) -> list[int]:
-        """How many of so many samples each rank takes, in the order of the ranks."""
+        """Return the number of samples of each rank, of `num_samples` in total."""
         return equal_parts(num_samples, self.world)
 
     def slice_of(self, num_samples: int) -> slice:
-        """Those that this rank takes: the slices of all ranks follow one another."""
+        """Return this rank's slice of `num_samples` samples; the ranks' slices are consecutive."""
         sizes = self.sizes(num_samples)
         start = sum(sizes[: self.rank])
         return slice(start, start + sizes[self.rank])
 
     def seed(self, seed: int) -> int:
-        """This rank's own, made of one that is the same for all; rank 0 has it as it is."""
+        """Derive this rank's seed from a seed that all ranks share; rank 0 uses it unchanged."""
         return (seed + self.rank * _SEED_STEP) % 2**64
 
-    def counted(self, value: Tensor) -> Tensor:
-        """A value that all ranks know, as the share of this one: the sum of shares is the value."""
+    def keep_on_first(self, value: Tensor) -> Tensor:
+        """Return `value` on rank 0 and zeros elsewhere, so that the sum over ranks is `value`."""
         return value if self.is_first else torch.zeros_like(value)
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks; written into `values`."""
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Sum `values` over all ranks, in place."""
         if not self.is_alone:
             dist.all_reduce(values)
         return values
 
-    def of_first(self, values: Tensor) -> Tensor:
-        """What rank 0 has, of the same shape and type; written into `values`."""
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Overwrite `values` with the values of rank 0, which have the same shape and type."""
         if not self.is_alone:
             dist.broadcast(values, src=0)
         return values
 
-    def number_of_first(self, value: float) -> float:
-        """What rank 0 has: a number, or a decision that all are to follow."""
-        return self.of_first(torch.tensor(value, dtype=torch.float64)).item()
+    def broadcast_number(self, value: float) -> float:
+        """Return the number, or the decision, of rank 0."""
+        return self.broadcast(torch.tensor(value, dtype=torch.float64)).item()
 
-    def rows_of_all(self, own: Sequence[Tensor], num_samples: int) -> list[Tensor]:
-        """Of tensors (own, ...) of this rank's samples, those of the `num_samples` of all ranks.
+    def all_gather_rows(self, own: Sequence[Tensor], num_samples: int) -> list[Tensor]:
+        """Gather the rows of all ranks in one exchange: (M, ...) each -> (num_samples, ...).
 
-        In one exchange. The rows of other ranks carry no gradient, one's own do.
+        Only this rank's own rows carry a gradient.
         """
         sizes, num_own = self.sizes(num_samples), len(own[0])
         # The collective wants equal shapes, gloo wants types that it knows: padded bytes.
@@ -114,22 +119,22 @@ class Ranks:
             start = stop
         return found
 
-    def wait_for_all(self) -> None:
-        """Return when every rank has come here."""
-        self.sum(torch.zeros(1))
+    def barrier(self) -> None:
+        """Wait until every rank calls this."""
+        self.all_reduce(torch.zeros(1))
 
-    def refuse_difference(self, sha256: str, what: str, fix: str) -> None:
-        """Raise TrainError, on all ranks, unless all have the same sha256."""
+    def check_equal(self, sha256: str, what: str, fix: str) -> None:
+        """Raise TrainError on all ranks unless all pass the same sha256."""
         if self.is_alone:
             return
         own = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.int64)
-        differs = (own != self.of_first(own.clone())).any().long()
-        if self.sum(differs):
+        differs = (own != self.broadcast(own.clone())).any().long()
+        if self.all_reduce(differs):
             raise TrainError(f"the ranks of this run differ in {what}", fix=fix)
 
 
 def _compact(values: Tensor) -> Tensor:
-    """A copy that can be looked at as another type: `contiguous` leaves a single row as it lies."""
+    """Copy to the standard layout, so that `view(dtype)` works; `contiguous` may skip one row."""
     return values.clone(memory_format=torch.contiguous_format)
 
 
@@ -137,56 +142,52 @@ ALONE = Ranks()
 
 
 @dataclass
-class Votes:
-    """A small vector of whole numbers, of which all ranks take the largest after each step.
-
-    The exchange of a step runs beside the next one, whose end brings its result: nothing waits
-    for it, and all ranks learn the same at the same step.
-    """
+class AsyncMaxReduce:
+    """An asynchronous max all-reduce of a few integers, one step behind; see the module."""
 
     ranks: Ranks
-    _cast: Tensor | None = None
+    _values: Tensor | None = None
     _work: Any = field(default=None, repr=False)
 
-    def cast(self, own: list[int]) -> None:
-        """Give this step's numbers, after the result of the last ones."""
-        self._cast = torch.tensor(own, dtype=torch.int64)
-        self._work = dist.all_reduce(self._cast, dist.ReduceOp.MAX, async_op=True)
+    def start(self, own: list[int]) -> None:
+        """Start to reduce this rank's integers, once the result of the last ones has been read."""
+        self._values = torch.tensor(own, dtype=torch.int64)
+        self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, async_op=True)
 
-    def result(self, length: int) -> list[int]:
-        """The largest of all ranks of each number that was cast last; zeros where nothing was."""
-        if self._cast is None:
+    def wait(self, length: int) -> list[int]:
+        """Return the maxima of the integers started last, or zeros if none were."""
+        if self._values is None:
             return [0] * length
         self._work.wait()
-        found: list[int] = self._cast.tolist()
-        self._cast = self._work = None
+        found: list[int] = self._values.tolist()
+        self._values = self._work = None
         return found
 
 
 @contextmanager
-def joined_ranks(device: str) -> Iterator[Ranks]:
-    """Join the other processes, if there are any, for as long as the context is open.
+def init_process_group(device: str) -> Iterator[Ranks]:
+    """Join the other processes of this run while the context is open; a single one joins nothing.
 
-    device: as `runtime.machine.devices.pick_device` takes it. Of several ranks that fail with an
-    error of the user's, the first one raises it and the others end in silence with its exit status.
-    Raises RankLost where another one has ended without a word, TrainError where GPUs are too few.
+    device: as for `runtime.machine.devices.pick_device`. If several ranks fail with a user's error,
+    the first one raises it, and the others end silently with the same exit status.
+    Raises RankLost if another rank has ended without an error, TrainError if GPUs are too few.
     """
     if num_ranks() == 1:
         yield ALONE
         return
     uses_cuda = check_device(device).type == "cuda"
     if uses_cuda:
-        _refuse_shared_gpus(device)
-    store, rank, world = _meet()
+        _require_own_gpus(device)
+    store, rank, world = _rendezvous()
     backends = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
     ranks = Ranks(rank, world)
     try:
         dist.init_process_group(backends, store=store, rank=rank, world_size=world)
         yield ranks
-        ranks.wait_for_all()
+        ranks.barrier()
         dist.destroy_process_group()
     except Exception as error:
-        explained = _explained(error, ranks)
+        explained = _explain(error, ranks)
         is_foreseen = isinstance(explained, UserError | Stopped | OSError)
         if not _is_first_failure(store, ranks) and is_foreseen:
             raise SystemExit(getattr(explained, "exit_code", UserError.exit_code)) from None
@@ -195,8 +196,8 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         raise explained from None
 
 
-def _meet() -> tuple[Store, int, int]:
-    """The store of all ranks, which rank this is, and how many there are."""
+def _rendezvous() -> tuple[Store, int, int]:
+    """Return the store that all ranks share, this process's rank, and the number of ranks."""
     if file := os.environ.get(RENDEZVOUS):
         rank, world = int(os.environ["RANK"]), num_ranks()
         store = FileStore(file, world)
@@ -211,12 +212,12 @@ def _meet() -> tuple[Store, int, int]:
 
 
 def _store_outlives_ranks() -> bool:
-    """Whether the store is a file or torchrun's; otherwise rank 0 serves it."""
+    """Return True if the store is a file or torchrun's; otherwise rank 0 serves it."""
     return RENDEZVOUS in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
 
 
-def _explained(error: Exception, ranks: Ranks) -> Exception:
-    """RankLost for what an exchange raises where another rank is gone; any other as it is."""
+def _explain(error: Exception, ranks: Ranks) -> Exception:
+    """Return RankLost for an error of a collective whose other rank is gone, else the error."""
     is_torchs = isinstance(error, RuntimeError) and not isinstance(error, UserError)
     if not is_torchs or not _LOST.search(str(error)):
         return error
@@ -228,11 +229,11 @@ def _explained(error: Exception, ranks: Ranks) -> Exception:
 
 
 def _is_first_failure(store: Store, ranks: Ranks) -> bool:
-    """Count a failure; whether it is the first one of any rank."""
+    """Count this failure in the store; return True if it is the first one of any rank."""
     try:
         is_first = bool(store.add(_FAILED, 1) == 1)
         if ranks.is_first and not _store_outlives_ranks():
-            # The store ends with this process: others have yet to count theirs.
+            # The store ends with this process, and other ranks still have to count their failures.
             ended = time.monotonic() + _SECONDS_FOR_OTHERS
             while store.add(_FAILED, 0) < ranks.world and time.monotonic() < ended:
                 time.sleep(0.05)
@@ -241,7 +242,7 @@ def _is_first_failure(store: Store, ranks: Ranks) -> bool:
     return is_first
 
 
-def _refuse_shared_gpus(device: str) -> None:
+def _require_own_gpus(device: str) -> None:
     """Raise TrainError where processes of this machine would share a GPU, which nccl cannot."""
     processes, gpus = Share.of_this_process().count, torch.cuda.device_count()
     if torch.device("cuda" if device == "auto" else device).index is not None:

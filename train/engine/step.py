@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from teach_once.configs.schema import LossTerm, Training
 from teach_once.nets.networks.precision import autocast, tf32_only_for
 from teach_once.nets.teacher.draws import seeded
-from teach_once.train.engine.train_state import Learner
+from teach_once.train.engine.train_state import TrainState
 from teach_once.train.method.optimizer import set_learning_rate
 from teach_once.train.method.residual import PARTS
 from teach_once.train.outputs.teacher_outputs import Ids, TeacherOutputs, TeacherSource
@@ -33,7 +33,7 @@ from teach_once.views.seeds import STEP_STREAM, draws
 
 
 def train_step(
-    learner: Learner,
+    train_state: TrainState,
     teacher: TeacherOutputs,
     batch: ViewBatch,
     terms: Sequence[ActiveTerm],
@@ -46,48 +46,51 @@ def train_step(
     detached scalars on the device, means over the batch where it is worked through in parts. Of
     several ranks each returns its share: the losses are the sums over ranks.
     """
-    learner.optimizer.zero_grad(set_to_none=True)
+    train_state.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     total = num_samples or len(batch.ids)
-    parts = learner.slices.parts(batch, total)
+    parts = train_state.slices.parts(batch, total)
     for number, (part, size) in enumerate(parts, start=1):
         share = size / total
-        with tf32_only_for(learner.precision), _exchanging(learner, number == len(parts)):
-            objective, losses = _losses_of_part(learner, teacher.outputs(part), part, terms, size)
-            learner.scaler.scale(objective * share).backward()  # type: ignore[no-untyped-call]
+        with (
+            tf32_only_for(train_state.precision),
+            _sync_gradients(train_state, number == len(parts)),
+        ):
+            objective, losses = _forward_part(train_state, teacher.outputs(part), part, terms, size)
+            train_state.scaler.scale(objective * share).backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss.detach() * share
-        learner.maps.clear()
-    _update(learner)
+        train_state.maps.clear()
+    _update(train_state)
     return sums
 
 
-def losses_of(
-    learner: Learner,
+def compute_losses(
+    train_state: TrainState,
     teacher_outputs: dict[str, Tensor],  # rows of the cache, or the teacher's forward pass
     batch: ViewBatch,
     terms: Sequence[ActiveTerm],
 ) -> dict[str, Tensor]:
     """The losses of a forward pass by name, and their weighted sum as "total"."""
-    seen = seen_by_losses(learner, teacher_outputs, batch, terms)
+    seen = forward_pass(train_state, teacher_outputs, batch, terms)
     losses = {term.loss: loss_named(term.loss).compute(seen, **term.options) for term in terms}
     return {**losses, "total": weighted_sum(losses, terms)}
 
 
-def seen_by_losses(
-    learner: Learner,
+def forward_pass(
+    train_state: TrainState,
     teacher_outputs: dict[str, Tensor],
     batch: ViewBatch,
     terms: Sequence[ActiveTerm],
 ) -> Batch:
     """The forward pass: what losses look at, of the student and of the teacher."""
-    with autocast(learner.precision, learner.device):
-        logits = learner.forward(batch.inputs)  # fills learner.maps
-        connected = _connected(learner, terms)
+    with autocast(train_state.precision, train_state.device):
+        logits = train_state.forward(batch.inputs)  # fills train_state.maps
+        connected = _run_connectors(train_state, terms)
     return Batch(
         labels=batch.labels,
         logits=logits,
-        maps={name: map_ for name, map_ in learner.maps.items() if name not in PARTS},
+        maps={name: map_ for name, map_ in train_state.maps.items() if name not in PARTS},
         means=connected.means,
         hint=connected.hint,
         pre_logits=connected.pre_logits,
@@ -95,7 +98,7 @@ def seen_by_losses(
         teacher=teacher_outputs,
         other_labels=batch.other_labels,
         other_shares=batch.other_shares,
-        mean_squares=learner.mean_squares,
+        mean_squares=train_state.mean_squares,
     )
 
 
@@ -103,40 +106,40 @@ def weighted_sum(losses: Mapping[str, Tensor], terms: Sequence[ActiveTerm]) -> T
     return torch.stack([term.weight * losses[term.loss] for term in terms]).sum()
 
 
-def _losses_of_part(
-    learner: Learner,
+def _forward_part(
+    train_state: TrainState,
     teacher_outputs: dict[str, Tensor],
     part: ViewBatch,
     terms: Sequence[ActiveTerm],
     num_samples: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What the backward pass begins at, and the losses."""
-    if learner.distributed is not None:
-        objective, losses = learner.distributed(teacher_outputs, part, terms, num_samples)
+    if train_state.distributed is not None:
+        objective, losses = train_state.distributed(teacher_outputs, part, terms, num_samples)
         return objective, losses
-    losses = losses_of(learner, teacher_outputs, part, terms)
+    losses = compute_losses(train_state, teacher_outputs, part, terms)
     return losses["total"], losses
 
 
-def _exchanging(learner: Learner, is_last_part: bool) -> AbstractContextManager[None]:
+def _sync_gradients(train_state: TrainState, is_last_part: bool) -> AbstractContextManager[None]:
     """Ranks exchange gradients once, with the last part of a batch."""
-    if learner.distributed is None or is_last_part:
+    if train_state.distributed is None or is_last_part:
         return nullcontext()
-    apart: AbstractContextManager[None] = learner.distributed.no_sync()
+    apart: AbstractContextManager[None] = train_state.distributed.no_sync()
     return apart
 
 
-def _update(learner: Learner) -> None:
+def _update(train_state: TrainState) -> None:
     """Change the weights by the gradients that were added up."""
-    if not learner.freeze_idle_classifier:
-        _fill_missing_gradients(learner.network)
-    if (longest := learner.training.clip_gradient_norm) is not None:
-        learner.scaler.unscale_(learner.optimizer)
-        nn.utils.clip_grad_norm_(learner.parameters(), longest)
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
-    if learner.average is not None:
-        learner.average.update_parameters(learner.network)
+    if not train_state.freeze_idle_classifier:
+        _fill_missing_gradients(train_state.network)
+    if (longest := train_state.training.clip_gradient_norm) is not None:
+        train_state.scaler.unscale_(train_state.optimizer)
+        nn.utils.clip_grad_norm_(train_state.parameters(), longest)
+    train_state.scaler.step(train_state.optimizer)
+    train_state.scaler.update()
+    if train_state.average is not None:
+        train_state.average.update_parameters(train_state.network)
 
 
 class ActiveTerm(NamedTuple):
@@ -162,15 +165,15 @@ class Connected(NamedTuple):
     parts: tuple[Tensor, Tensor] | None = None
 
 
-def _connected(learner: Learner, terms: Sequence[ActiveTerm]) -> Connected:
+def _run_connectors(train_state: TrainState, terms: Sequence[ActiveTerm]) -> Connected:
     wanted = {output for term in terms for output in loss_named(term.loss).student}
-    if (connectors := learner.connectors) is None:
+    if (connectors := train_state.connectors) is None:
         return Connected()
     return Connected(
-        connectors(learner.maps) if "means" in wanted else (),
-        connectors.hint(learner.maps) if "hint" in wanted else None,
-        connectors.pre_logits(learner.maps) if "pre_logits" in wanted else None,
-        connectors.parts_of(learner.maps) if "parts" in wanted else None,
+        connectors(train_state.maps) if "means" in wanted else (),
+        connectors.hint(train_state.maps) if "hint" in wanted else None,
+        connectors.pre_logits(train_state.maps) if "pre_logits" in wanted else None,
+        connectors.parts_of(train_state.maps) if "parts" in wanted else None,
     )
 
 
@@ -206,7 +209,7 @@ class AnyRun(Protocol):
 
 
 @dataclass(frozen=True)
-class Session:
+class TrainContext:
     """A run on a device: its images, its network, and where its teacher's outputs come from.
 
     The teacher source is to be closed.
@@ -214,7 +217,7 @@ class Session:
 
     run: AnyRun
     data: DatasetPixels
-    learner: Learner
+    train_state: TrainState
     teacher: TeacherSource
 
     @property
@@ -232,33 +235,38 @@ class Step(NamedTuple):
     losses: dict[str, Tensor]
 
 
-def start_epoch(session: Session, epoch: int) -> Ids:
+def start_epoch(context: TrainContext, epoch: int) -> Ids:
     """Make the epoch's teacher outputs available; returns the order of its samples."""
-    order = session.teacher.order(session.run.seed, epoch, len(session.data.train))
-    session.teacher.start_epoch(epoch, order)
+    order = context.teacher.order(context.run.seed, epoch, len(context.data.train))
+    context.teacher.start_epoch(epoch, order)
     return order
 
 
 def epoch_steps(
-    session: Session, epoch: int, order: Ids, terms: Sequence[ActiveTerm], *, steps_done: int = 0
+    context: TrainContext,
+    epoch: int,
+    order: Ids,
+    terms: Sequence[ActiveTerm],
+    *,
+    steps_done: int = 0,
 ) -> Iterator[Step]:
     """Take the epoch's steps, one each time it is asked for the next.
 
     order: the samples that are shown. steps_done: so many were taken before, and are left out.
     """
-    run, learner = session.run, session.learner
-    size, num_steps = run.training.batch_size, session.num_steps
+    run, train_state = context.run, context.train_state
+    size, num_steps = run.training.batch_size, context.num_steps
     seeds = draws(run.seed, epoch, num_steps, 1, stream=STEP_STREAM)[:, 0]
     view = view_of_epoch(epoch, run.num_views)
     left = order[steps_done * size :]
     batches = itertools.chain.from_iterable(
-        session.data.train.batches([view], ids, own_size)
-        for ids, own_size in learner.slices.of_epoch(left)
+        context.data.train.batches([view], ids, own_size)
+        for ids, own_size in train_state.slices.of_epoch(left)
     )
     for step, batch in enumerate(batches, start=steps_done):
         rate = learning_rate_at(run.training, (epoch - 1) * num_steps + step, num_steps)
-        set_learning_rate(learner.optimizer, rate)
+        set_learning_rate(train_state.optimizer, rate)
         num_samples = min(size, len(order) - step * size)
-        with seeded(learner.ranks.seed(int(seeds[step]))):
-            losses = train_step(learner, session.teacher, batch, terms, num_samples)
+        with seeded(train_state.ranks.seed(int(seeds[step]))):
+            losses = train_step(train_state, context.teacher, batch, terms, num_samples)
         yield Step(step + 1, num_samples, rate, losses)

@@ -26,11 +26,11 @@ from teach_once.views.pixels.batches import Pixels
 
 
 @dataclass
-class Learner:
+class TrainState:
     """Everything that changes over a run.
 
     stages: "stageN" -> module, of which losses look at the maps. classifiers: modules of which a
-    loss looks at what enters them. maps, of the last forward pass, while `reading_maps` is open:
+    loss looks at what enters them. maps, of the last forward pass, while `capture_maps` is open:
     "stageN" -> (B, C, H, W), "embedding" -> (B, D).
     """
 
@@ -111,7 +111,7 @@ class Learner:
         }
 
 
-def make_learner(
+def build_train_state(
     network: nn.Module,
     connectors: Connectors | None,
     training: Training,
@@ -123,15 +123,15 @@ def make_learner(
     start: Start | None = None,
     mean_squares: Sequence[float] = (),
     ranks: Ranks = ALONE,
-) -> Learner:
-    """Move to the device and set up what changes the network's and the connectors' parameters.
+) -> TrainState:
+    """Move the modules to the device and build their optimizer, loss scaler and weight average.
 
-    stages, classifiers: as in `Learner`; none: no loss looks at maps, or at the embedding. start:
-    of a network that starts from weights that exist. mean_squares: as in `Learner`. ranks: of
-    several, the learner is to be prepared by `train.engine.distributed`.
+    stages, classifiers, mean_squares: as in `TrainState`; without stages and classifiers no loss
+    reads maps or the embedding. start: the pretrained weights, if the network starts from any.
+    ranks: with several ranks, the caller passes the result to `train.engine.distributed.wrap_ddp`.
     """
     modules = [_on_device(each, device) for each in (network, connectors) if each is not None]
-    return Learner(
+    return TrainState(
         network,
         connectors,
         make_optimizer(modules, training, start.parameters if start else ()),
@@ -166,37 +166,39 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def reading_maps(learner: Learner, pixels: Pixels, batch_size: int) -> Iterator[None]:
-    """While open, each forward pass fills `learner.maps` with the maps that losses look at.
+def capture_maps(train_state: TrainState, pixels: Pixels, batch_size: int) -> Iterator[None]:
+    """While open, each forward pass fills `train_state.maps` with the maps that losses look at.
 
     They are what their modules returned: copies of those that a later operation changes in place.
     Raises TrainError where the last batch of an epoch is a single sample, which batch norm refuses.
     """
-    changed = _try_batches(learner, pixels, batch_size)
+    changed = _try_batches(train_state, pixels, batch_size)
 
     def own(stage: str, features: Tensor) -> Tensor:
         return features.clone() if stage in changed else features
 
     size = pixels.shape[0], pixels.shape[1]
-    network = learner.network
+    network = train_state.network
     with (
-        read_stages(network, learner.stages, own, size) as learner.maps,
-        read_embedding(network, learner.classifiers, learner.maps),
+        read_stages(network, train_state.stages, own, size) as train_state.maps,
+        read_embedding(network, train_state.classifiers, train_state.maps),
     ):
         yield
 
 
-def _try_batches(learner: Learner, pixels: Pixels, batch_size: int) -> set[str]:
+def _try_batches(train_state: TrainState, pixels: Pixels, batch_size: int) -> set[str]:
     """The stages whose maps are changed in place, found with blank images."""
-    is_alone = not _all_have_company(len(pixels), batch_size, learner.training.accumulate)
-    if not learner.stages and not is_alone:
+    is_alone = not _all_have_company(len(pixels), batch_size, train_state.training.accumulate)
+    if not train_state.stages and not is_alone:
         return set()
     try:
-        return _show_blank(learner, pixels.shape, 1 if is_alone else 2)
+        return _show_blank(train_state, pixels.shape, 1 if is_alone else 2)
     except ValueError as error:  # batch norm's
         if not is_alone:
             raise
-        raise _lone_sample(len(pixels), batch_size, learner.training.accumulate, error) from None
+        raise _lone_sample(
+            len(pixels), batch_size, train_state.training.accumulate, error
+        ) from None
 
 
 def _all_have_company(num_samples: int, batch_size: int, num_parts: int) -> bool:
@@ -205,14 +207,14 @@ def _all_have_company(num_samples: int, batch_size: int, num_parts: int) -> bool
     return all(size // num_parts > 1 for size in sizes if size)
 
 
-def _show_blank(learner: Learner, shape: tuple[int, int, int], num_images: int) -> set[str]:
+def _show_blank(train_state: TrainState, shape: tuple[int, int, int], num_images: int) -> set[str]:
     height, width, channels = shape
-    images = torch.zeros(num_images, channels, height, width, device=learner.device)
-    with autocast(learner.precision, learner.device):
+    images = torch.zeros(num_images, channels, height, width, device=train_state.device)
+    with autocast(train_state.precision, train_state.device):
         maps, changed = changed_in_place(
-            learner.network, learner.stages, images.to(memory_format=torch.channels_last)
+            train_state.network, train_state.stages, images.to(memory_format=torch.channels_last)
         )
-        if learner.stages and (connectors := learner.connectors) is not None:
+        if train_state.stages and (connectors := train_state.connectors) is not None:
             with _buffers_kept(connectors):  # their batch norm counts what it sees
                 connectors(maps)
                 connectors.hint(maps)

@@ -21,7 +21,7 @@ from teach_once.configs.schema import LossTerm, StudentConfig
 from teach_once.nets.teacher.taps import in_order
 from teach_once.store.read.reader import TeacherCache
 from teach_once.train.errors import TrainError
-from teach_once.train.method.ensemble_taps import merged_stages
+from teach_once.train.method.ensemble_taps import number_stages
 
 _SIGNED_BELOW = -1e-6  # values between it and 0 are rounding errors
 # What a connector makes, and by which parameter a loss asks for it: see `train.terms.INPUTS`.
@@ -133,7 +133,7 @@ def _stage_statistics(study: CachesOfStudy) -> dict[str, TapStatistics]:
     """By the stages' names among those of all teachers, in their order."""
     of_each = [in_order(cache.manifest.taps, "stage") for cache in study.caches]
     found: dict[str, TapStatistics] = {}
-    names = merged_stages([len(stages) for stages in of_each])
+    names = number_stages([len(stages) for stages in of_each])
     for cache, stages, numbered in zip(study.caches, of_each, names, strict=True):
         own: Mapping[str, TapStatistics] = statistics(cache, stages) if stages else {}
         found |= {numbered[stage]: each for stage, each in own.items()}

@@ -28,7 +28,7 @@ from teach_once.nets.teacher.taps import (
 )
 from teach_once.store.format.spec import TapSpec
 from teach_once.train.errors import TrainError
-from teach_once.train.method.ensemble_taps import MergedTaps
+from teach_once.train.method.ensemble_taps import EnsembleTaps
 from teach_once.train.method.residual import PARTS, is_pair, thinner
 from teach_once.train.terms import looked_at
 
@@ -41,10 +41,11 @@ class Connectors(nn.Module):
     """One connector per stage: {"stage1": (B, C_s, H, W), ...} -> list of (B, C_t) float32.
 
     hint: the stage whose whole map is needed, and the teacher's channels there; it gets a
-    connector of its own, the regressor of FitNets. merged: of several teachers, each of which gets
-    connectors of its own. embedding: the sizes of the student's and of the teacher's, between which
-    a linear layer is trained. parts: channels of the maps of a student and an assistant, and of the
-    teacher's hint; see `parts_of`. linear: stages, and "hint", whose connectors end without ReLU.
+    connector of its own, the regressor of FitNets. ensemble: the taps of several teachers, each of
+    which gets connectors of its own. embedding: the sizes of the student's and of the
+    teacher's, between which a linear layer is trained. parts: channels of the maps of a student and
+    an assistant, and of the teacher's hint; see `parts_of`. linear: stages, and "hint", whose
+    connectors end without ReLU.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class Connectors(nn.Module):
         teacher_channels: Mapping[str, int],
         kind: str,
         hint: tuple[str, int] | None = None,
-        merged: MergedTaps | None = None,
+        ensemble: EnsembleTaps | None = None,
         embedding: tuple[int, int] | None = None,
         parts: tuple[int, int] | None = None,
         linear: Collection[str] = (),
     ) -> None:
         super().__init__()
-        ours = merged.student_stage if merged else {stage: stage for stage in teacher_channels}
-        self._student_stage, self._scale = ours, merged.scale if merged else {}
+        ours = ensemble.student_stage if ensemble else {stage: stage for stage in teacher_channels}
+        self._student_stage, self._scale = ours, ensemble.scale if ensemble else {}
         if teacher_channels:
             _check_stages(student_channels, teacher_channels, kind, ours)
         self.stages = nn.ModuleDict(
@@ -115,7 +116,7 @@ def build_connectors(
     kind: str,
     seed: int,
     hint: tuple[str, int] | None = None,
-    merged: MergedTaps | None = None,
+    ensemble: EnsembleTaps | None = None,
     embedding: tuple[int, int] | None = None,
     parts: tuple[int, int] | None = None,
     linear: Collection[str] = (),
@@ -124,7 +125,7 @@ def build_connectors(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Connectors(
-            student_channels, teacher_channels, kind, hint, merged, embedding, parts, linear
+            student_channels, teacher_channels, kind, hint, ensemble, embedding, parts, linear
         )
 
 
@@ -160,12 +161,12 @@ def connectors_for(
     taps: Mapping[str, TapSpec],
     image_shape: tuple[int, int, int],
     seed: int,
-    merged: MergedTaps | None = None,
+    ensemble: EnsembleTaps | None = None,
     linear: Collection[str] = (),
 ) -> Connectors | None:
     """The connectors that these losses need, from this network to these taps of a cache.
 
-    merged: of several teachers, whose taps then are `taps`. linear: the taps whose connectors end
+    ensemble: of several teachers, whose taps then are `taps`. linear: the taps whose connectors end
     without ReLU.
 
     Raises StageMismatch or TapError where they do not fit, ArchError where the network cannot take
@@ -192,7 +193,7 @@ def connectors_for(
         student.connector,
         seed,
         hint,
-        merged,
+        ensemble,
         embedding,
         parts,
         linear,

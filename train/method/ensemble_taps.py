@@ -16,7 +16,7 @@ from teach_once.store.format.spec import TapSpec
 
 
 @dataclass(frozen=True)
-class MergedTaps:
+class EnsembleTaps:
     """The taps of all teachers under one numbering.
 
     specs: name -> shape. student_stage: the student's stage that each stage is matched with;
@@ -28,19 +28,19 @@ class MergedTaps:
     scale: Mapping[str, float]
 
 
-def merged_taps(taps: Sequence[Mapping[str, TapSpec]], weights: Sequence[float]) -> MergedTaps:
+def combine_taps(taps: Sequence[Mapping[str, TapSpec]], weights: Sequence[float]) -> EnsembleTaps:
     """taps, weights: of each teacher."""
     specs = {tap: spec for tap, spec in taps[0].items() if not tap.startswith("stage")}
     student_stage, scale = {}, {}
-    names = merged_stages([len(in_order(own, "stage")) for own in taps])
+    names = number_stages([len(in_order(own, "stage")) for own in taps])
     for own, numbered, weight in zip(taps, names, weights, strict=True):
-        for stage, merged in numbered.items():
-            specs[merged] = own[stage]
-            student_stage[merged], scale[merged] = stage, math.sqrt(weight)
-    return MergedTaps(specs, student_stage, scale)
+        for stage, ensemble in numbered.items():
+            specs[ensemble] = own[stage]
+            student_stage[ensemble], scale[ensemble] = stage, math.sqrt(weight)
+    return EnsembleTaps(specs, student_stage, scale)
 
 
-def merged_stages(counts: Sequence[int]) -> list[dict[str, str]]:
+def number_stages(counts: Sequence[int]) -> list[dict[str, str]]:
     """For each teacher its stages' names among those of all: with two and two stages
     [{"stage1": "stage1", "stage2": "stage2"}, {"stage1": "stage3", "stage2": "stage4"}].
     """

@@ -29,7 +29,7 @@ _THINNER = (
     0.7  # of the channels, and so half of the products: two such networks cost as much as one
 )
 _ASSISTANT = 0x9E3779B9  # tells its seed from the student's; torch seeds by the lowest 32 bits
-# Where the maps of both are read, by their names among a learner's maps.
+# Where the maps of both are read, by their names among a train state's maps.
 PARTS = {"student": "of_student", "assistant": "of_assistant"}
 
 

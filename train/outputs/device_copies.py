@@ -57,7 +57,7 @@ def pinned(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory() if device.type == "cuda" else values
 
 
-def copied_aside(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def copy_in_background(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Copy host tensors to the device from a background thread; returns when they are there.
 
     On a GPU they go through page-locked memory and a stream of their own. The default stream would
@@ -76,7 +76,7 @@ def copied_aside(values: Mapping[str, Tensor], device: torch.device) -> dict[str
 
 
 def mark_as_used(values: Mapping[str, Tensor]) -> None:
-    """Keep the memory of `copied_aside` from reuse while the current stream still reads it."""
+    """Keep the memory of these copies from reuse while the current stream still reads it."""
     for each in values.values():
         if each.is_cuda:
             each.record_stream(torch.cuda.current_stream(each.device))

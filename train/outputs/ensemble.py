@@ -18,12 +18,12 @@ from torch import Tensor
 
 from teach_once.configs.schema import Normalisation
 from teach_once.nets.teacher.taps import in_order
-from teach_once.train.method.ensemble_taps import merged_stages
+from teach_once.train.method.ensemble_taps import number_stages
 from teach_once.train.outputs.teacher_outputs import Ids, TeacherSource
 from teach_once.views.pixels.batches import ViewBatch
 
 
-class MergedTeachers:
+class TeacherEnsemble:
     """The outputs of several sources as one; `TeacherSource`."""
 
     def __init__(
@@ -37,7 +37,7 @@ class MergedTeachers:
         the first one's; empty where outputs are read from caches.
         """
         self._sources, self._weights = sources, weights
-        self._stages = merged_stages(num_stages)
+        self._stages = number_stages(num_stages)
         self._normalisations = normalisations
         self._rescalings: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
         self.where = "; ".join(dict.fromkeys(source.where for source in sources))

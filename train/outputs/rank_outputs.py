@@ -22,14 +22,14 @@ from torch import Tensor
 
 from teach_once.runtime.formats import format_size
 from teach_once.store import TeacherCache
-from teach_once.train.outputs.device_copies import copied_aside, mark_as_used, pinned
+from teach_once.train.outputs.device_copies import copy_in_background, mark_as_used, pinned
 from teach_once.train.outputs.teacher_outputs import (
     Expansion,
     Ids,
-    Location,
+    Placement,
     as_tensor,
-    refuse_other_view,
-    slab_bytes,
+    check_view,
+    view_bytes,
 )
 from teach_once.views.augment.parameters import view_of_epoch
 from teach_once.views.pixels.batches import ViewBatch
@@ -58,7 +58,7 @@ class OwnRows:
         device: torch.device,
         own_ids: Callable[[int], Ids],
         share: float,
-        location: Location = "device",
+        location: Placement = "device",
     ) -> None:
         """own_ids: epoch -> this rank's samples, in the order in which it will see them.
 
@@ -67,7 +67,7 @@ class OwnRows:
         self._cache, self._taps = cache, list(taps)
         self._num_views, self._device, self._own_ids = num_views, device, own_ids
         self._is_on_device = location == "device"
-        size = format_size(int(slab_bytes(cache, taps) * share))
+        size = format_size(int(view_bytes(cache, taps) * share))
         self.where = f"in {location} memory, this process's part of one view ({size}) at a time"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="teacher-feed")
         self._next: tuple[int, Future[_Rows]] | None = None
@@ -89,7 +89,7 @@ class OwnRows:
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
         """Raises WrongView."""
-        refuse_other_view(batch, self._view)
+        check_view(batch, self._view)
         ids, held = batch.host_ids.numpy(), self._held
         start = int(held.place_of[ids[0]])
         stop = start + len(ids)
@@ -124,5 +124,5 @@ class OwnRows:
         place_of = np.full(self._cache.num_samples, -1)
         place_of[ids] = np.arange(len(ids))
         if self._is_on_device:
-            return _Rows(ids, place_of, copied_aside(rows, self._device))
+            return _Rows(ids, place_of, copy_in_background(rows, self._device))
         return _Rows(ids, place_of, {tap: pinned(each, self._device) for tap, each in rows.items()})

@@ -65,7 +65,7 @@ def jobs_that_fit(jobs: int, held_bytes: Iterable[int]) -> int:
 
 
 @dataclass(frozen=True)
-class WindowedOrder:
+class ShuffleBuffer:
     """Of `num_samples` in blocks of `block_rows`; a window holds at least one block."""
 
     num_samples: int

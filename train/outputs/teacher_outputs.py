@@ -29,19 +29,19 @@ from teach_once.store.format.spec import compact_names
 from teach_once.train.errors import TrainError
 from teach_once.train.outputs.device_copies import (
     Buffers,
-    copied_aside,
+    copy_in_background,
     gather_rows,
     mark_as_used,
     pinned,
 )
-from teach_once.train.outputs.shuffle_buffer import WindowedOrder
+from teach_once.train.outputs.shuffle_buffer import ShuffleBuffer
 from teach_once.views.augment.parameters import view_of_epoch
 from teach_once.views.pixels.batches import ViewBatch
 from teach_once.views.pixels.resident import free_memory
 from teach_once.views.seeds import permutation
 
 Ids = NDArray[np.int64]
-Location = Literal["device", "host"]
+Placement = Literal["device", "host"]
 
 _DEVICE_SHARE = 0.5  # of the device's free memory may be taken by two slabs
 
@@ -121,12 +121,12 @@ class CachedTeacher(_Shuffled):
         taps: Sequence[str],
         num_views: int,
         device: torch.device,
-        location: Location = "device",
+        location: Placement = "device",
     ) -> None:
         self._cache, self._taps = cache, list(taps)
         self._num_views, self._device = num_views, device
         self._is_on_device = location == "device"
-        size = format_size(slab_bytes(cache, taps))
+        size = format_size(view_bytes(cache, taps))
         self.where = f"in {location} memory, one view ({size}) at a time"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="teacher-feed")
         self._next: tuple[int, Future[dict[str, Tensor]]] | None = None
@@ -149,7 +149,7 @@ class CachedTeacher(_Shuffled):
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
         """Raises WrongView."""
-        refuse_other_view(batch, self._view)
+        check_view(batch, self._view)
         if not self._is_on_device:
             return self._expanded(self._buffers.sent([(self._slab, batch.host_ids)]))
         rows = {
@@ -171,7 +171,7 @@ class CachedTeacher(_Shuffled):
         slab = {tap: as_tensor(values) for tap, values in records.items()}
         if not self._is_on_device:
             return {tap: pinned(values, self._device) for tap, values in slab.items()}
-        return copied_aside(slab, self._device)
+        return copy_in_background(slab, self._device)
 
 
 class WindowedTeacher:
@@ -189,7 +189,7 @@ class WindowedTeacher:
         """own: of an epoch's order, the samples whose rows are held."""
         self._cache, self._taps, self._num_views = cache, list(taps), num_views
         self._own = own
-        self._layout = WindowedOrder(cache.num_samples, cache.manifest.block_rows, window_rows)
+        self._layout = ShuffleBuffer(cache.num_samples, cache.manifest.block_rows, window_rows)
         self.where = (
             f"in windows of {window_rows:,} of {cache.num_samples:,} samples, shuffled there"
         )
@@ -216,7 +216,7 @@ class WindowedTeacher:
 
     def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
         """Raises WrongView."""
-        refuse_other_view(batch, self._view)
+        check_view(batch, self._view)
         ids = batch.host_ids.numpy()
         windows = self._window_of[ids]
         self._forget_before(int(windows[0]))
@@ -263,12 +263,12 @@ class Expansion:
         values, classes, rest = compact_names("logits")
         if not self._num_classes or classes not in rows:
             return rows
-        logits = expanded_logits(rows[values], rows[classes], rows[rest], self._num_classes)
+        logits = expand_logits(rows[values], rows[classes], rows[rest], self._num_classes)
         whole = {name: tap for name, tap in rows.items() if name not in (values, classes, rest)}
         return {**whole, "logits": logits}
 
 
-def expanded_logits(values: Tensor, classes: Tensor, rest: Tensor, num_classes: int) -> Tensor:
+def expand_logits(values: Tensor, classes: Tensor, rest: Tensor, num_classes: int) -> Tensor:
     """(B, num_classes) float32 of (B, k) values, (B, k) classes and (B,) rest: `format.spec`."""
     share = rest.float() - math.log(num_classes - values.shape[1])
     logits = share[:, None].repeat(1, num_classes)
@@ -280,7 +280,7 @@ def as_tensor(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(values.astype(np.int32) if values.dtype == np.uint16 else values)
 
 
-def refuse_other_view(batch: ViewBatch, view: int) -> None:
+def check_view(batch: ViewBatch, view: int) -> None:
     if batch.view != view:
         loaded = f"those of view {view} are loaded" if view >= 0 else "no epoch has started"
         raise WrongView(
@@ -289,11 +289,11 @@ def refuse_other_view(batch: ViewBatch, view: int) -> None:
         )
 
 
-def slab_bytes(cache: TeacherCache, taps: Sequence[str]) -> int:
+def view_bytes(cache: TeacherCache, taps: Sequence[str]) -> int:
     """The bytes of one view's records in memory."""
     return cache.num_samples * sum(cache.taps[tap].read_bytes_per_record for tap in taps)
 
 
-def location_for(num_bytes: int, device: torch.device) -> Location:
+def choose_placement(num_bytes: int, device: torch.device) -> Placement:
     """Where two slabs of that size fit: on the device, else in host memory."""
     return "device" if 2 * num_bytes <= _DEVICE_SHARE * free_memory(device) else "host"

@@ -25,7 +25,7 @@ from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.weights.files import mismatch_with, read_tensors
 from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.runtime.safe.text import one_line
-from teach_once.train.engine.train_state import Learner
+from teach_once.train.engine.train_state import TrainState
 from teach_once.train.errors import TrainError
 from teach_once.train.runs.files import (
     BEST_NAMES,
@@ -111,7 +111,9 @@ class _Checkpoint(BaseModel):
     content_sha256: Sha256 | None = None
 
 
-def checkpoint_content(run_sha256: str, progress: Progress, learner: Learner) -> dict[str, Any]:
+def build_checkpoint(
+    run_sha256: str, progress: Progress, train_state: TrainState
+) -> dict[str, Any]:
     """What is saved."""
     state = {
         "run_sha256": run_sha256,
@@ -125,12 +127,12 @@ def checkpoint_content(run_sha256: str, progress: Progress, learner: Learner) ->
         },
         "best_sha256": {name: best.weights_sha256 for name, best in progress.best.items()},
         "partial": dataclasses.asdict(progress.partial) if progress.partial else None,
-        **learner.state_dict(),
+        **train_state.state_dict(),
     }
-    return {**state, _CHECKSUM: checksum_of(state)}
+    return {**state, _CHECKSUM: checkpoint_digest(state)}
 
 
-def checksum_of(state: Mapping[str, Any]) -> str:
+def checkpoint_digest(state: Mapping[str, Any]) -> str:
     """Over all of a checkpoint but the optimiser's settings, which are never read from it."""
     covered = {key: value for key, value in state.items() if key != _CHECKSUM}
     return content_sha256(covered | {"optimizer": state["optimizer"]["state"]})
@@ -157,19 +159,19 @@ def read_checkpoint(path: Path, run_sha256: str) -> dict[str, Any] | None:
     return state if state["run_sha256"] == run_sha256 else None
 
 
-def restore(state: Mapping[str, Any], learner: Learner, path: Path) -> Progress:
-    """Fill the learner from a checkpoint that `read_checkpoint` gave. Raises TrainError."""
-    if different := list(_differences_to(learner, state)):
+def restore(state: Mapping[str, Any], train_state: TrainState, path: Path) -> Progress:
+    """Fill the train state from a checkpoint that `read_checkpoint` gave. Raises TrainError."""
+    if different := list(_differences_to(train_state, state)):
         more = f"\n  and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         shown = "\n  ".join(different[:_SHOWN])
         raise unusable(path, f"{one_line(path)} does not fit this run:\n  {shown}{more}")
     partial = state["partial"] and _partial(state["partial"], state["epoch"], path)
     recorded = state.get(_CHECKSUM)
-    if recorded and recorded != checksum_of(state):
+    if recorded and recorded != checkpoint_digest(state):
         raise unusable(
             path, f"{one_line(path)} has been changed or damaged: its checksum is of other content"
         )
-    learner.load_state_dict(state)
+    train_state.load_state_dict(state)
     sha256 = state.get("best_sha256", {})
     return Progress(
         state["epoch"],
@@ -183,7 +185,7 @@ def restore(state: Mapping[str, Any], learner: Learner, path: Path) -> Progress:
     )
 
 
-def refuse_other_figures(
+def check_metrics(
     progress: Progress, epochs: Sequence[Mapping[str, Any]], last: int, path: Path
 ) -> None:
     """Raise TrainError unless a checkpoint's best epochs are those that the run's metrics give.
@@ -236,22 +238,24 @@ def _partial(found: Mapping[str, Any], epochs: int, path: Path) -> Partial:
     return dataclasses.replace(partial, step_losses=partial.step_losses.clone(), sums=sums)
 
 
-def _differences_to(learner: Learner, state: Mapping[str, Any]) -> Iterator[str]:
-    """What of a checkpoint cannot take the place of the learner's own."""
-    own = learner.state_dict()
+def _differences_to(train_state: TrainState, state: Mapping[str, Any]) -> Iterator[str]:
+    """What of a checkpoint cannot take the place of the train state's own."""
+    own = train_state.state_dict()
     for part in ("network", "connectors", "scaler", "average"):
         yield from _differences(own[part], state.get(part, {}), part)
-    yield from _differences_of_optimizer(learner, own["optimizer"], state["optimizer"].get("state"))
+    yield from _differences_of_optimizer(
+        train_state, own["optimizer"], state["optimizer"].get("state")
+    )
 
 
 def _differences_of_optimizer(
-    learner: Learner, own: Mapping[str, Any], found: Any
+    train_state: TrainState, own: Mapping[str, Any], found: Any
 ) -> Iterator[str]:
     """SGD's state is there from the start, that of AdamW begins with a parameter's gradient."""
-    if isinstance(learner.optimizer, torch.optim.SGD):
+    if isinstance(train_state.optimizer, torch.optim.SGD):
         yield from _differences(own["state"], found, "optimizer")
         return
-    parameters = dict(enumerate(learner.parameters()))
+    parameters = dict(enumerate(train_state.parameters()))
     begun = found if isinstance(found, dict) else {}
     expected = {
         index: {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
@@ -305,7 +309,7 @@ def _pieces(value: Any, depth: int) -> Iterator[Any]:
         yield f"{type(value).__name__} {value!r};".encode()
 
 
-def refuse_other_steps(partial: Partial, losses: Sequence[str], num_steps: int, path: Path) -> None:
+def check_steps(partial: Partial, losses: Sequence[str], num_steps: int, path: Path) -> None:
     """Raise TrainError unless an unfinished epoch has this run's losses, and steps left.
 
     losses: those that are active in the epoch. num_steps: of an epoch.

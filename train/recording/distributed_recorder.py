@@ -17,11 +17,16 @@ from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.errors import Stopped
 from teach_once.store.identity import identity_sha256
 from teach_once.train.engine.epoch_result import EpochResult
-from teach_once.train.engine.ranks import Votes
+from teach_once.train.engine.ranks import AsyncMaxReduce
 from teach_once.train.engine.step import AnyRun
-from teach_once.train.engine.train_state import Learner
+from teach_once.train.engine.train_state import TrainState
 from teach_once.train.errors import TrainError
-from teach_once.train.recording.checkpoint import Partial, checksum_of, read_checkpoint, restore
+from teach_once.train.recording.checkpoint import (
+    Partial,
+    checkpoint_digest,
+    read_checkpoint,
+    restore,
+)
 from teach_once.train.recording.recorder import RunRecorder
 from teach_once.train.runs.files import CHECKPOINT_FILE
 
@@ -44,7 +49,7 @@ class Recorder(Protocol):
 
 def open_recorder(
     run: AnyRun,
-    learner: Learner,
+    train_state: TrainState,
     *,
     checkpoint_minutes: float,
     stop: StopRequest,
@@ -53,11 +58,11 @@ def open_recorder(
     """The recorder of a run, on each of its ranks. Raises as `RunRecorder` does, and TrainError
     where a rank does not see the checkpoint that rank 0 resumes from.
     """
-    if learner.ranks.is_alone:
+    if train_state.ranks.is_alone:
         return RunRecorder(
-            run, learner, checkpoint_minutes=checkpoint_minutes, stop=stop, clock=clock
+            run, train_state, checkpoint_minutes=checkpoint_minutes, stop=stop, clock=clock
         )
-    return RankRecorder(run, learner, checkpoint_minutes, stop, clock)
+    return RankRecorder(run, train_state, checkpoint_minutes, stop, clock)
 
 
 class RankRecorder:
@@ -66,20 +71,20 @@ class RankRecorder:
     def __init__(
         self,
         run: AnyRun,
-        learner: Learner,
+        train_state: TrainState,
         checkpoint_minutes: float,
         stop: StopRequest,
         clock: Callable[[], float],
     ) -> None:
-        self._run, self._learner, self._stop = run, learner, stop
-        self._ranks = learner.ranks
-        self._votes = Votes(self._ranks)
+        self._run, self._train_state, self._stop = run, train_state, stop
+        self._ranks = train_state.ranks
+        self._max_reduce = AsyncMaxReduce(self._ranks)
         self._agreed = StopRequest()  # what all ranks have been asked to, as far as all know
         self._writer: RunRecorder | None = None
         self.partial: Partial | None = None
         self.first_epoch = 1
         self.threads_before: int | None = None
-        self._ranks.refuse_difference(
+        self._ranks.check_equal(
             identity_sha256(run.identity),
             "what they are to train: their settings, their caches or their data",
             "give all of them the same configs, caches and data",
@@ -87,7 +92,7 @@ class RankRecorder:
         if self._ranks.is_first:
             self._writer = RunRecorder(
                 run,
-                learner,
+                train_state,
                 checkpoint_minutes=checkpoint_minutes,
                 stop=self._agreed,
                 clock=clock,
@@ -107,9 +112,9 @@ class RankRecorder:
 
     def is_due(self) -> bool:
         """Whether all ranks are to save a checkpoint now; known one step after one of them asks."""
-        signal_number, due = self._votes.result(2)
+        signal_number, due = self._max_reduce.wait(2)
         is_due = self._writer is not None and self._writer.is_due() and not due
-        self._votes.cast([self._stop.signal_number or 0, int(is_due)])
+        self._max_reduce.start([self._stop.signal_number or 0, int(is_due)])
         self._agreed.signal_number = signal_number or None
         return bool(signal_number or due)
 
@@ -119,14 +124,14 @@ class RankRecorder:
             if self._writer is not None:
                 self._writer.save(partial)
         finally:
-            self._ranks.wait_for_all()  # a rank that ends has the launcher end the others
+            self._ranks.barrier()  # a rank that ends has the launcher end the others
         self._end_if_asked(f"in epoch {partial.epoch} after step {partial.step:,}")
 
     def end_if_asked(self, epoch: int) -> None:
         """Raise Stopped, on all ranks, if one was asked to end; the epoch is saved."""
-        self._votes.result(2)  # of what was cast within the epoch
-        self._votes.cast([self._stop.signal_number or 0, 0])
-        signal_number, _ = self._votes.result(2)
+        self._max_reduce.wait(2)  # the values of the last step of the epoch
+        self._max_reduce.start([self._stop.signal_number or 0, 0])
+        signal_number, _ = self._max_reduce.wait(2)
         self._agreed.signal_number = signal_number or None
         self._end_if_asked(f"after epoch {epoch}")
 
@@ -142,7 +147,7 @@ class RankRecorder:
     def finish(self, extra: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Write the last weights and the summary; returns the summary, on other ranks nothing."""
         summary = self._writer.finish(extra) if self._writer is not None else {}
-        self._ranks.wait_for_all()
+        self._ranks.barrier()
         return summary
 
     def _follow_first(self) -> None:
@@ -154,19 +159,19 @@ class RankRecorder:
             state = read_checkpoint(path, identity_sha256(self._run.identity))
             assert state is not None
             resumed[0] = 1
-            resumed[1:] = torch.tensor(list(bytes.fromhex(checksum_of(state))))
-        is_resumed, *digest = self._ranks.of_first(resumed).tolist()
+            resumed[1:] = torch.tensor(list(bytes.fromhex(checkpoint_digest(state))))
+        is_resumed, *digest = self._ranks.broadcast(resumed).tolist()
         if is_resumed and writer is None:
             state = read_checkpoint(path, identity_sha256(self._run.identity))
-            if state is None or checksum_of(state) != bytes(digest).hex():
+            if state is None or checkpoint_digest(state) != bytes(digest).hex():
                 raise TrainError(
                     f"rank {self._ranks.rank} does not see the checkpoint that rank 0 resumes "
                     f"from: {path}",
                     fix="put the runs into a folder that all machines share: --runs DIR",
                 )
-            progress = restore(state, self._learner, path)
+            progress = restore(state, self._train_state, path)
             self.first_epoch, self.partial = progress.epoch + 1, progress.partial
         elif writer is not None:
             self.first_epoch, self.partial = writer.first_epoch, writer.partial
             self.threads_before = writer.threads_before
-        self._ranks.wait_for_all()  # rank 0 may write again
+        self._ranks.barrier()  # rank 0 may write again

@@ -39,14 +39,14 @@ from teach_once.runtime.safe.locks import Job, WriterLock
 from teach_once.store.identity import file_sha256, identity_sha256
 from teach_once.train.engine.epoch_result import EpochResult, Tested
 from teach_once.train.engine.step import AnyRun
-from teach_once.train.engine.train_state import Learner
+from teach_once.train.engine.train_state import TrainState
 from teach_once.train.recording.checkpoint import (
     BestEpoch,
     Partial,
     Progress,
-    checkpoint_content,
+    build_checkpoint,
+    check_metrics,
     read_checkpoint,
-    refuse_other_figures,
     restore,
     unusable,
 )
@@ -79,13 +79,13 @@ class RunRecorder:
     def __init__(
         self,
         run: AnyRun,
-        learner: Learner,
+        train_state: TrainState,
         *,
         checkpoint_minutes: float = 10.0,
         stop: StopRequest | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.folder, self._learner = run.folder, learner
+        self.folder, self._train_state = run.folder, train_state
         self._identity, self._sha256 = run.identity, identity_sha256(run.identity)
         self._checkpoint_seconds, self._stop = 60 * checkpoint_minutes, stop
         self._clock = clock
@@ -153,8 +153,8 @@ class RunRecorder:
     @property
     def _networks(self) -> dict[str, nn.Module]:
         """By the names of their files."""
-        average = self._learner.average
-        networks = {"": self._learner.network} | ({EMA: average.module} if average else {})
+        average = self._train_state.average
+        networks = {"": self._train_state.network} | ({EMA: average.module} if average else {})
         return {f"{when}{kind}": networks[kind] for when in ("last", "best") for kind in networks}
 
     def finish(self, extra: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class RunRecorder:
     def _save_checkpoint(self, epoch: int, partial: Partial | None) -> None:
         """Save the state after `epoch` whole epochs, with what is done of the next one."""
         progress = Progress(epoch, self.seconds, self.best, partial)
-        content = checkpoint_content(self._sha256, progress, self._learner)
+        content = build_checkpoint(self._sha256, progress, self._train_state)
         self._write_tensors(CHECKPOINT_FILE, content)
         self._saved = time.perf_counter()
 
@@ -262,8 +262,8 @@ class RunRecorder:
                 f"{self.folder / METRICS_FILE} has {found:,} of the {state['epoch']:,} epochs that "
                 f"{CHECKPOINT_FILE} counts on: bring the file back, or",
             )
-        progress = restore(state, self._learner, path)
-        refuse_other_figures(progress, epochs, self._identity["training"]["epochs"], path)
+        progress = restore(state, self._train_state, path)
+        check_metrics(progress, epochs, self._identity["training"]["epochs"], path)
         self.first_epoch = progress.epoch + 1
         self.seconds, self.best = progress.seconds, dict(progress.best)
         self.partial, self._epochs = progress.partial, epochs

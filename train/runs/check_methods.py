@@ -21,7 +21,7 @@ from teach_once.train.errors import TrainError
 from teach_once.train.losses import lskd
 from teach_once.train.method.connector_ends import check_ends
 from teach_once.train.method.connectors import connectors_for
-from teach_once.train.method.ensemble_taps import MergedTaps, merged_taps
+from teach_once.train.method.ensemble_taps import EnsembleTaps, combine_taps
 from teach_once.train.method.pretrained import start_student
 from teach_once.train.method.residual import build_student, hint_stage
 from teach_once.train.runs.study import Study
@@ -57,10 +57,10 @@ def check_study(
     taps = check_teacher(teacher, dataset)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
     others = _check_further(config, teacher, methods, dataset, caches_dir)
-    merged = merged_taps([taps, *others], config.weight_of_each) if others else None
+    ensemble = combine_taps([taps, *others], config.weight_of_each) if others else None
     for method in methods:
         terms = config.methods[method]
-        check_student(config, terms, taps, shape, dataset.num_classes, merged)
+        check_student(config, terms, taps, shape, dataset.num_classes, ensemble)
 
 
 def _check_further(
@@ -129,11 +129,11 @@ def check_student(
     taps: Mapping[str, TapSpec],
     image_shape: tuple[int, int, int],
     num_classes: int,
-    merged: MergedTaps | None = None,
+    ensemble: EnsembleTaps | None = None,
 ) -> None:
     """Raise ArchError, TapError or StageMismatch unless the student fits these taps.
 
-    merged: of several teachers, instead of `taps`.
+    ensemble: of several teachers, instead of `taps`.
     """
     network = build_student(
         config, terms, hint_stage(taps), num_classes=num_classes, image_shape=image_shape
@@ -141,8 +141,8 @@ def check_student(
     init = config.student.init
     if init is not None and not is_downloadable(init):
         start_student(network, config, image_shape)
-    taps = merged.specs if merged else taps
-    connectors_for(network, config.student, terms, taps, image_shape, 0, merged)
+    taps = ensemble.specs if ensemble else taps
+    connectors_for(network, config.student, terms, taps, image_shape, 0, ensemble)
 
 
 def check_methods(study: Study, methods: Sequence[str]) -> None:

@@ -23,20 +23,20 @@ from teach_once.runtime.errors import Stopped
 from teach_once.runtime.machine.devices import check_device, pick_device
 from teach_once.runtime.machine.resources import Share, sharing_machine
 from teach_once.train.engine.epoch_result import EpochResult
-from teach_once.train.engine.step import Session
+from teach_once.train.engine.step import TrainContext
 from teach_once.train.outputs.shared_loader import SharedOutputs, SharedPixels
 from teach_once.train.outputs.shuffle_buffer import outputs_fit
 from teach_once.train.runs.study import Run, held_together, needed_together
 from teach_once.train.sessions.loop import Position, Training
 from teach_once.train.sessions.student import (
     cached_outputs,
-    learner_bytes,
-    open_session,
+    open_context,
     student_training,
+    train_state_bytes,
 )
 from teach_once.views.pixels.resident import DatasetPixels, free_memory
 
-_LEARNERS_SHARE = 0.25  # of the device's free memory may be taken by the students of a group
+_TRAIN_STATES_FRACTION = 0.25  # of the device's free memory may be taken by the students of a group
 
 Outcome = tuple[Run, Exception | None]  # a run, and what it failed with
 
@@ -60,7 +60,7 @@ def train_together(
             run: student_training(
                 run,
                 stop=stop,
-                open_session=opened,
+                open_context=opened,
                 checkpoint_minutes=checkpoint_minutes,
                 on_epoch=functools.partial(on_epoch, run) if on_epoch else None,
                 track=track,
@@ -101,8 +101,8 @@ def _in_turn(trainings: Mapping[Run, Training], stop: StopRequest) -> Iterator[O
 @contextmanager
 def shared_feed(
     runs: Sequence[Run], device: torch.device, num_workers: int | None
-) -> Iterator[Callable[[Run], Session]]:
-    """While open, gives each of the runs its session; all of them read from one feed."""
+) -> Iterator[Callable[[Run], TrainContext]]:
+    """While open, gives each of the runs its context; all of them read from one feed."""
     study = runs[0].study
     train, validation, test = study.pixels(device, num_workers)
     shared = DatasetPixels(
@@ -118,7 +118,7 @@ def shared_feed(
     }
     try:
         yield functools.partial(
-            open_session,
+            open_context,
             device=device,
             data=shared,
             cached=lambda cache, taps: outputs[cache.path].of_taps(taps),
@@ -140,9 +140,9 @@ def groups_of(runs: Sequence[Run], *, jobs: int = 1, device: str = "auto") -> li
     """
     with sharing_machine(Share(0, jobs)):
         # Not `pick_device`, which would leave this process with a share of its threads.
-        budget = _LEARNERS_SHARE * free_memory(check_device(device))
+        budget = _TRAIN_STATES_FRACTION * free_memory(check_device(device))
     most = math.ceil(len(runs) / jobs)
-    sizes = {method: _learner_bytes(run) for method, run in {r.method: r for r in runs}.items()}
+    sizes = {method: _train_state_bytes(run) for method, run in {r.method: r for r in runs}.items()}
 
     def can_be(group: Sequence[Run]) -> bool:
         return (
@@ -170,8 +170,8 @@ def _key(run: Run) -> tuple[int, int | None] | None:
     return run.seed, run.window_rows
 
 
-def _learner_bytes(run: Run) -> int:
+def _train_state_bytes(run: Run) -> int:
     try:
-        return learner_bytes(run)
+        return train_state_bytes(run)
     except Exception:  # it fails when it is trained, and says why
         return 0

@@ -22,21 +22,21 @@ from torch import Tensor, nn
 from teach_once.nets.metrics import ErrorRates
 from teach_once.runtime.command.run_to_end import OwnTime, last_of
 from teach_once.runtime.command.signals import StopRequest
-from teach_once.train.engine.distributed import agree_on_statistics
+from teach_once.train.engine.distributed import broadcast_buffers
 from teach_once.train.engine.epoch_result import EpochResult, Tested
-from teach_once.train.engine.evaluation import evaluating
+from teach_once.train.engine.evaluation import evaluate_batches
 from teach_once.train.engine.ranks import Ranks
 from teach_once.train.engine.step import (
     ActiveTerm,
-    Session,
     Step,
+    TrainContext,
     active_terms,
     epoch_steps,
     start_epoch,
 )
-from teach_once.train.engine.train_state import Learner, reading_maps
+from teach_once.train.engine.train_state import TrainState, capture_maps
 from teach_once.train.errors import TrainError
-from teach_once.train.recording.checkpoint import Partial, refuse_other_steps
+from teach_once.train.recording.checkpoint import Partial, check_steps
 from teach_once.train.recording.distributed_recorder import Recorder, open_recorder
 from teach_once.train.recording.printing import (
     EpochPrinter,
@@ -63,7 +63,7 @@ Training = Generator[Position, None, dict[str, Any]]
 
 
 def train_to_end(
-    session: Session,
+    context: TrainContext,
     *,
     finish: Callable[[], Mapping[str, Any]],
     console: Console | None = None,
@@ -71,11 +71,11 @@ def train_to_end(
 ) -> dict[str, Any]:
     """Train what is left of a run, at a stretch; see `training`."""
     with StopRequest() as stop:
-        return last_of(training(session, finish=finish, stop=stop, console=console, track=track))
+        return last_of(training(context, finish=finish, stop=stop, console=console, track=track))
 
 
 def training(
-    session: Session,
+    context: TrainContext,
     *,
     finish: Callable[[], Mapping[str, Any]],
     stop: StopRequest,
@@ -91,12 +91,12 @@ def training(
     stop: a request to save a checkpoint and to raise Stopped. track: the trackers that get its
     figures.
     """
-    run, clock = session.run, OwnTime()
+    run, clock = context.run, OwnTime()
     try:
         with (
             open_recorder(
                 run,
-                session.learner,
+                context.train_state,
                 checkpoint_minutes=checkpoint_minutes,
                 stop=stop,
                 clock=clock,
@@ -113,7 +113,7 @@ def training(
             first = classifier_epoch(run.terms, epochs)
             printer = EpochPrinter(epochs, recorder.first_epoch, console, first)
 
-            print_other_threads(recorder, session.learner.device, console)
+            print_other_threads(recorder, context.train_state.device, console)
 
             def after_epoch(result: EpochResult) -> None:
                 recorder.epoch_done(result)
@@ -122,62 +122,62 @@ def training(
                 if on_epoch is not None:
                     on_epoch(result)
 
-            with closing(_fit(session, recorder, after_epoch, clock)) as batches:
+            with closing(_fit(context, recorder, after_epoch, clock)) as batches:
                 for position in batches:
                     with clock.paused():
                         yield position
             return recorder.finish(finish)
     finally:
-        session.teacher.close()
+        context.teacher.close()
 
 
 def _fit(
-    session: Session,
+    context: TrainContext,
     recorder: Recorder,
     on_epoch: Callable[[EpochResult], None],
     clock: OwnTime,
 ) -> Generator[Position, None, None]:
     """Train from where the run resumes to the last epoch; `on_epoch` after each."""
-    learner, training = session.learner, session.run.training
+    train_state, training = context.train_state, context.run.training
     partial = recorder.partial
-    learner.train()
-    with reading_maps(learner, session.data.train, training.batch_size):
+    train_state.train()
+    with capture_maps(train_state, context.data.train, training.batch_size):
         for epoch in range(recorder.first_epoch, training.epochs + 1):
             yield epoch, partial.step if partial else 0
-            result = yield from _run_epoch(session, epoch, partial, recorder, clock)
+            result = yield from _run_epoch(context, epoch, partial, recorder, clock)
             partial = None
-            learner.maps.clear()  # those of the last test batch
+            train_state.maps.clear()  # those of the last test batch
             on_epoch(result)
             if epoch < training.epochs:
                 recorder.end_if_asked(epoch)
 
 
 def _run_epoch(
-    session: Session, epoch: int, partial: Partial | None, recorder: Recorder, clock: OwnTime
+    context: TrainContext, epoch: int, partial: Partial | None, recorder: Recorder, clock: OwnTime
 ) -> Generator[Position, None, EpochResult]:
     waiting = clock()
-    order = start_epoch(session, epoch)
+    order = start_epoch(context, epoch)
     started = clock()
-    terms = active_terms(session.run.terms, epoch)
+    terms = active_terms(context.run.terms, epoch)
     if partial is not None:
-        checkpoint, losses_now = session.run.folder / CHECKPOINT_FILE, [each.loss for each in terms]
-        refuse_other_steps(partial, losses_now, session.num_steps, checkpoint)
-    sums = _Sums.begun(terms, session.learner, partial)
+        checkpoint, losses_now = context.run.folder / CHECKPOINT_FILE, [each.loss for each in terms]
+        check_steps(partial, losses_now, context.num_steps, checkpoint)
+    sums = _Sums.begun(terms, context.train_state, partial)
     seconds_before = partial.train_seconds if partial else 0.0
     rate = 0.0
-    for step in epoch_steps(session, epoch, order, terms, steps_done=sums.num_steps):
+    for step in epoch_steps(context, epoch, order, terms, steps_done=sums.num_steps):
         sums.add(step)
         rate = step.learning_rate
-        if step.number < session.num_steps and recorder.is_due():
+        if step.number < context.num_steps and recorder.is_due():
             recorder.save(sums.partial(epoch, seconds_before + clock() - started))
         yield epoch, step.number
     step_losses, losses = sums.read()
-    _refuse_divergence(step_losses, epoch, sums)
+    _check_divergence(step_losses, epoch, sums)
     trained = clock()
-    tested, average = yield from _in_turn(_tests(session, epoch), epoch, session.num_steps)
+    tested, average = yield from _in_turn(_tests(context, epoch), epoch, context.num_steps)
     return EpochResult(
         epoch=epoch,
-        loss=_mean_of_samples(step_losses, session),
+        loss=_sample_mean(step_losses, context),
         losses={name: total / len(order) for name, total in losses.items()},
         weights={term.loss: term.weight for term in terms},
         errors=tested.errors,
@@ -207,24 +207,28 @@ def _in_turn(
             yield epoch, batches_done
 
 
-def _tests(session: Session, epoch: int) -> Generator[None, None, tuple[Tested, Tested | None]]:
+def _tests(
+    context: TrainContext, epoch: int
+) -> Generator[None, None, tuple[Tested, Tested | None]]:
     """Errors of the network and, where the recipe has one, of the average of its weights."""
-    learner = session.learner
-    agree_on_statistics(learner)
-    tested = yield from _test(learner.network, session, epoch)
-    if learner.average is None:
+    train_state = context.train_state
+    broadcast_buffers(train_state)
+    tested = yield from _test(train_state.network, context, epoch)
+    if train_state.average is None:
         return tested, None
-    return tested, (yield from _test(learner.average.module, session, epoch))
+    return tested, (yield from _test(train_state.average.module, context, epoch))
 
 
-def _test(network: nn.Module, session: Session, epoch: int) -> Generator[None, None, Tested]:
+def _test(network: nn.Module, context: TrainContext, epoch: int) -> Generator[None, None, Tested]:
     """Errors on the test and the validation split, in the epochs that are tested."""
-    training, learner, data = session.run.training, session.learner, session.data
+    training, train_state, data = context.run.training, context.train_state, context.data
     if epoch % training.evaluate_every and epoch != training.epochs:
         return Tested(None, None)
 
     def errors_on(pixels: Pixels) -> Generator[None, None, ErrorRates]:
-        return evaluating(network, pixels, learner.precision, learner.device, learner.ranks)
+        return evaluate_batches(
+            network, pixels, train_state.precision, train_state.device, train_state.ranks
+        )
 
     errors = yield from errors_on(data.test)
     return Tested(errors, (yield from errors_on(data.validation)) if data.validation else None)
@@ -243,13 +247,17 @@ class _Sums:
     ranks: Ranks
 
     @classmethod
-    def begun(cls, terms: Sequence[ActiveTerm], learner: Learner, partial: Partial | None) -> _Sums:
-        device, ranks = learner.device, learner.ranks
+    def begun(
+        cls, terms: Sequence[ActiveTerm], train_state: TrainState, partial: Partial | None
+    ) -> _Sums:
+        device, ranks = train_state.device, train_state.ranks
         if partial is None:
             zeros = {term.loss: torch.zeros((), device=device) for term in terms}
             return cls([], [], zeros, ranks)
-        by_name = {name: ranks.counted(value.to(device)) for name, value in partial.sums.items()}
-        step_losses = ranks.counted(partial.step_losses.to(device))
+        by_name = {
+            name: ranks.keep_on_first(value.to(device)) for name, value in partial.sums.items()
+        }
+        step_losses = ranks.keep_on_first(partial.step_losses.to(device))
         return cls(list(step_losses.unbind()), [], by_name, ranks)
 
     @property
@@ -279,20 +287,22 @@ class _Sums:
         index = step - (self.num_steps - len(self.terms))
         if index < 0:
             return {}
-        values = self.ranks.sum(torch.stack([self.terms[index][name] for name in self.by_name]))
+        values = self.ranks.all_reduce(
+            torch.stack([self.terms[index][name] for name in self.by_name])
+        )
         return dict(zip(self.by_name, values.tolist(), strict=True))
 
     def _of_all_ranks(self) -> Tensor:
-        return self.ranks.sum(torch.stack([*self.step_losses, *self.by_name.values()]))
+        return self.ranks.all_reduce(torch.stack([*self.step_losses, *self.by_name.values()]))
 
 
-def _mean_of_samples(step_losses: Sequence[float], session: Session) -> float:
-    num_samples, size = len(session.data.train), session.run.training.batch_size
+def _sample_mean(step_losses: Sequence[float], context: TrainContext) -> float:
+    num_samples, size = len(context.data.train), context.run.training.batch_size
     sizes = (min(size, num_samples - step * size) for step in range(len(step_losses)))
     return sum(n * loss for n, loss in zip(sizes, step_losses, strict=True)) / num_samples
 
 
-def _refuse_divergence(step_losses: Sequence[float], epoch: int, sums: _Sums) -> None:
+def _check_divergence(step_losses: Sequence[float], epoch: int, sums: _Sums) -> None:
     """Raise Diverged at the first loss that is not a finite number, naming the terms of that step.
 
     Terms that are finite themselves are told too: their values show whether the weights exploded.
@@ -307,15 +317,15 @@ def _refuse_divergence(step_losses: Sequence[float], epoch: int, sums: _Sums) ->
             )
 
 
-def trial_steps(session: Session) -> Generator[int, None, None]:
+def trial_steps(context: TrainContext) -> Generator[int, None, None]:
     """Steps endlessly, two whole batches and the rest of an epoch; yields each one's images."""
-    run, data = session.run, session.data.train
+    run, data = context.run, context.data.train
     terms = [ActiveTerm(term.loss, term.weight, term.options) for term in run.terms]
     num_samples, size = len(data), run.training.batch_size
     some = np.arange(min(num_samples, 2 * size + num_samples % size))
-    session.learner.train()
-    with reading_maps(session.learner, data, size):
+    context.train_state.train()
+    with capture_maps(context.train_state, data, size):
         while True:
-            for step in epoch_steps(session, 1, some, terms):
+            for step in epoch_steps(context, 1, some, terms):
                 step.losses["total"].item()
                 yield step.num_samples

@@ -47,7 +47,7 @@ def train_missing_weights(
     refuse_missing_data(config)
     reason = "" if retrain else reason_not_to_train(config, caches)
     # Rank 0 writes the weights, perhaps to a disk that other machines do not see.
-    if ranks.number_of_first(bool(reason)) if ranks else reason:
+    if ranks.broadcast_number(bool(reason)) if ranks else reason:
         console.print(reason)
         return
     refuse_untrainable(config)

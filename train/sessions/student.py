@@ -24,12 +24,12 @@ from teach_once.runtime.machine.devices import pick_device
 from teach_once.store import TeacherCache
 from teach_once.store.identity import identity_sha256
 from teach_once.store.read.reader import WITHOUT_CHECKSUMS
-from teach_once.train.engine.distributed import on_batch_of_all, prepare_for_ranks
+from teach_once.train.engine.distributed import convert_sync_batchnorm, wrap_ddp
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.engine.ranks import ALONE, Ranks
 from teach_once.train.engine.slices import Slices
-from teach_once.train.engine.step import Session
-from teach_once.train.engine.train_state import make_learner
+from teach_once.train.engine.step import TrainContext
+from teach_once.train.engine.train_state import build_train_state
 from teach_once.train.errors import TrainError
 from teach_once.train.method.connector_ends import format_linear, mean_squares
 from teach_once.train.method.connectors import (
@@ -38,21 +38,21 @@ from teach_once.train.method.connectors import (
     student_classifiers,
     student_stages,
 )
-from teach_once.train.method.ensemble_taps import MergedTaps, merged_taps
+from teach_once.train.method.ensemble_taps import EnsembleTaps, combine_taps
 from teach_once.train.method.pretrained import start_student
 from teach_once.train.method.residual import build_student, hint_stage, is_pair, thinner
-from teach_once.train.outputs.ensemble import MergedTeachers
+from teach_once.train.outputs.ensemble import TeacherEnsemble
 from teach_once.train.outputs.rank_outputs import OwnRows
 from teach_once.train.outputs.teacher_outputs import (
     CachedTeacher,
     Ids,
     LiveTeacher,
-    Location,
     NoTeacher,
+    Placement,
     TeacherSource,
     WindowedTeacher,
-    location_for,
-    slab_bytes,
+    choose_placement,
+    view_bytes,
 )
 from teach_once.train.recording.printing import print_once
 from teach_once.train.runs.check_methods import check_methods
@@ -92,7 +92,7 @@ def train_student(
             student_training(
                 run,
                 stop=stop,
-                open_session=lambda run: open_session(
+                open_context=lambda run: open_context(
                     run, pick_device(device), num_workers=num_workers, ranks=ranks
                 ),
                 checkpoint_minutes=checkpoint_minutes,
@@ -107,7 +107,7 @@ def student_training(
     run: Run,
     *,
     stop: StopRequest,
-    open_session: Callable[[Run], Session],
+    open_context: Callable[[Run], TrainContext],
     checkpoint_minutes: float = 10.0,
     console: Console | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
@@ -117,13 +117,13 @@ def student_training(
     to_train = run.repetition or run
     summary, is_first = to_train.summary, True
     if summary is None:
-        session = open_session(to_train)
-        is_first = session.learner.ranks.is_first
+        context = open_context(to_train)
+        is_first = context.train_state.ranks.is_first
         if console is not None:
-            _announce(session, run, console)
+            _announce(context, run, console)
         summary = yield from training(
-            session,
-            finish=functools.partial(_summary_extras, run, session.learner.device),
+            context,
+            finish=functools.partial(_summary_extras, run, context.train_state.device),
             stop=stop,
             checkpoint_minutes=checkpoint_minutes,
             console=console,
@@ -135,7 +135,7 @@ def student_training(
     return summary
 
 
-def open_session(
+def open_context(
     run: Run,
     device: torch.device,
     *,
@@ -143,7 +143,7 @@ def open_session(
     data: DatasetPixels | None = None,
     cached: OpenOutputs | None = None,
     ranks: Ranks = ALONE,
-) -> Session:
+) -> TrainContext:
     """A new student, its images, and the source of its teacher's outputs, which is to be closed.
 
     data, cached: instead of the study's own images, and of a source of the run's own. ranks: the
@@ -162,10 +162,10 @@ def open_session(
     network, connectors = _fresh_networks(run)
     for each in (network, connectors):
         if each is not None:
-            on_batch_of_all(each, run.training, ranks)
+            convert_sync_batchnorm(each, run.training, ranks)
     start = start_student(network, study.config, study.image_shape)
     refuse_other_inputs(run)
-    learner = make_learner(
+    train_state = build_train_state(
         network,
         connectors,
         run.training,
@@ -177,9 +177,9 @@ def open_session(
         mean_squares=mean_squares(study) if "means" in looked_at(run.terms) else (),
         ranks=ranks,
     )
-    prepare_for_ranks(learner, len(data.train))
-    cached = cached or functools.partial(cached_outputs, run, device, slices=learner.slices)
-    return Session(run, data, learner, _teacher_source(run, device, data, cached))
+    wrap_ddp(train_state, len(data.train))
+    cached = cached or functools.partial(cached_outputs, run, device, slices=train_state.slices)
+    return TrainContext(run, data, train_state, _teacher_source(run, device, data, cached))
 
 
 def _fresh_networks(run: Run) -> tuple[nn.Module, Connectors | None]:
@@ -192,16 +192,16 @@ def _fresh_networks(run: Run) -> tuple[nn.Module, Connectors | None]:
         image_shape=study.image_shape,
         seed=run.seed,
     )
-    merged = merged_of(study)
-    taps = merged.specs if merged else study.cache.taps
+    ensemble = combine_teacher_taps(study)
+    taps = ensemble.specs if ensemble else study.cache.taps
     student, shape = study.config.student, study.image_shape
     linear = run.linear_connectors
     return network, connectors_for(
-        network, student, run.terms, taps, shape, run.seed, merged, linear
+        network, student, run.terms, taps, shape, run.seed, ensemble, linear
     )
 
 
-def learner_bytes(run: Run) -> int:
+def train_state_bytes(run: Run) -> int:
     """Of a student's weights, their gradients, the optimiser's numbers and the average."""
     network, connectors = _fresh_networks(run)
     weights = sum(_bytes_of(each) for each in (network, connectors) if each is not None)
@@ -214,25 +214,25 @@ def _bytes_of(module: nn.Module) -> int:
     return sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
 
 
-def _announce(session: Session, run: Run, console: Console) -> None:
+def _announce(context: TrainContext, run: Run, console: Console) -> None:
     study, net = run.study, run.study.config.student
     slow_stem = stem_hint(net.arch, net.stem, study.image_shape, "student.stem")
     for hint in filter(None, (slow_stem, *study.dataset.hints)):
         console.print(hint)
-    if session.learner.start is not None:
-        console.print(f"the student {session.learner.start.said}")
-    if hint := bfloat16_hint(run.training.precision, session.learner.device):
+    if context.train_state.start is not None:
+        console.print(f"the student {context.train_state.start.said}")
+    if hint := bfloat16_hint(run.training.precision, context.train_state.device):
         console.print(hint)
     if line := format_linear(run.linear_connectors):
         print_once(console, line)
-    device, threads = session.learner.device, torch.get_num_threads()
+    device, threads = context.train_state.device, torch.get_num_threads()
     computed = f"on {device}"
     if device.type == "cpu":
         computed += f" with {counted(threads, 'thread')}"
-    if not (ranks := session.learner.ranks).is_alone:
+    if not (ranks := context.train_state.ranks).is_alone:
         computed += f" in each of {ranks.world} processes"
     console.print(
-        f"images {session.data.train.where}; teacher outputs {session.teacher.where}; {computed}"
+        f"images {context.data.train.where}; teacher outputs {context.teacher.where}; {computed}"
     )
     for cache in study.caches:
         if cache.sample_crc32c is None:
@@ -257,7 +257,7 @@ def _teacher_source(
     if len(sources) == 1:
         return sources[0]
     normalisations = [config.dataset.normalisation for config, _, _ in of_each]
-    return MergedTeachers(
+    return TeacherEnsemble(
         sources,
         study.config.weight_of_each,
         [len(stages) for _, _, stages in of_each],
@@ -282,8 +282,8 @@ def cached_outputs(
         own = {} if slices is None or is_alone else {"own": slices.samples}
         return WindowedTeacher(cache, taps, num_views, device, rows, **own)
     share = 1.0 if slices is None else 1 / slices.ranks.world
-    asked: Location | None = study.feed if study.feed in ("device", "host") else None
-    location = asked or location_for(int(slab_bytes(cache, taps) * share), device)
+    asked: Placement | None = study.feed if study.feed in ("device", "host") else None
+    location = asked or choose_placement(int(view_bytes(cache, taps) * share), device)
     if slices is None or is_alone:
         return CachedTeacher(cache, taps, num_views, device, location)
 
@@ -317,12 +317,12 @@ def _live(
     return LiveTeacher(teacher, taps_stored({tap: cache.taps[tap] for tap in taps}))
 
 
-def merged_of(study: Study) -> MergedTaps | None:
+def combine_teacher_taps(study: Study) -> EnsembleTaps | None:
     """The taps of several teachers under one numbering; None where there is one."""
     if not study.further:
         return None
     taps = [study.cache.taps, *(other.cache.taps for other in study.further)]
-    return merged_taps(taps, study.config.weight_of_each)
+    return combine_taps(taps, study.config.weight_of_each)
 
 
 def _weights_name(teacher: TeacherConfig) -> str:

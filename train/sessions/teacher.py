@@ -20,10 +20,10 @@ from teach_once.runtime.formats import format_duration
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.runtime.safe.confined import remove_leftovers
 from teach_once.store.identity import file_sha256
-from teach_once.train.engine.distributed import on_batch_of_all, prepare_for_ranks
+from teach_once.train.engine.distributed import convert_sync_batchnorm, wrap_ddp
 from teach_once.train.engine.ranks import ALONE, Ranks
-from teach_once.train.engine.step import Session
-from teach_once.train.engine.train_state import make_learner
+from teach_once.train.engine.step import TrainContext
+from teach_once.train.engine.train_state import build_train_state
 from teach_once.train.errors import TrainError
 from teach_once.train.method.pretrained import start_from
 from teach_once.train.outputs.teacher_outputs import NoTeacher
@@ -66,16 +66,16 @@ def train_teacher(
     normalisation = config.dataset.normalisation
     data = open_dataset_pixels(run.dataset, run.views, normalisation, picked, num_workers)
     if limit_hours is not None and not run.has_checkpoint:
-        hours = _hours(_open_session(run, data, picked, ranks))
+        hours = _hours(_open_context(run, data, picked, ranks))
         cost = format_duration(hours) + " of processor time" * (picked.type == "cpu")
         if hours > limit_hours:
             raise _too_long(run, cost, size)
         console.print(f"about {cost} without tests, estimated from a few steps")
-    session = _open_session(run, data, picked, ranks)
-    if session.learner.start is not None:
-        console.print(f"the teacher {session.learner.start.said}")
-    finish = functools.partial(_save_weights, session, run)
-    summary = train_to_end(session, console=console, finish=finish, track=track)
+    context = _open_context(run, data, picked, ranks)
+    if context.train_state.start is not None:
+        console.print(f"the teacher {context.train_state.start.said}")
+    finish = functools.partial(_save_weights, context, run)
+    summary = train_to_end(context, console=console, finish=finish, track=track)
     return {**summary, "num_classes": run.dataset.num_classes} if summary else {}
 
 
@@ -91,9 +91,9 @@ def _discard_other(run: TeacherRun, retrain: bool, console: Console) -> None:
         console.print(f"discarded: {unfinished}")
 
 
-def _open_session(
+def _open_context(
     run: TeacherRun, data: DatasetPixels, device: torch.device, ranks: Ranks
-) -> Session:
+) -> TrainContext:
     """A new network and the images that it learns from."""
     network = build_net(
         run.config.teacher,
@@ -102,7 +102,7 @@ def _open_session(
         seed=run.seed,
     )
     training = run.training
-    on_batch_of_all(network, training, ranks)
+    convert_sync_batchnorm(network, training, ranks)
     start = start_from(
         network,
         run.config.teacher.arch,
@@ -113,27 +113,27 @@ def _open_session(
         image_shape=data.train.shape,
     )
     refuse_other_inputs(run)
-    learner = make_learner(network, None, training, device, start=start, ranks=ranks)
-    prepare_for_ranks(learner, len(data.train))
-    return Session(run, data, learner, NoTeacher())
+    train_state = build_train_state(network, None, training, device, start=start, ranks=ranks)
+    wrap_ddp(train_state, len(data.train))
+    return TrainContext(run, data, train_state, NoTeacher())
 
 
-def _hours(session: Session) -> float:
-    """How long the training takes without its tests; spends the learner on a few steps.
+def _hours(context: TrainContext) -> float:
+    """How long the training takes without its tests; spends the train state on a few steps.
 
     On a CPU the hours are processor time, of all ranks: the same on a busy machine. Every rank
     takes the same steps and returns the hours of rank 0.
     """
-    ranks = session.learner.ranks
-    on_cpu = session.learner.device.type == "cpu"
-    rate = ranks.number_of_first(
+    ranks = context.train_state.ranks
+    on_cpu = context.train_state.device.type == "cpu"
+    rate = ranks.broadcast_number(
         measured_rate(
-            trial_steps(session),
-            lambda enough: bool(ranks.number_of_first(enough)),
+            trial_steps(context),
+            lambda enough: bool(ranks.broadcast_number(enough)),
             of_processor=on_cpu,
         )
     )
-    images = len(session.data.train) * session.run.training.epochs
+    images = len(context.data.train) * context.run.training.epochs
     return images / max(rate, 1e-9) / 3600 * (ranks.world if on_cpu else 1)
 
 
@@ -146,10 +146,10 @@ def _too_long(run: TeacherRun, cost: str, size: str) -> TrainError:
     )
 
 
-def _save_weights(session: Session, run: TeacherRun) -> dict[str, Any]:
+def _save_weights(context: TrainContext, run: TeacherRun) -> dict[str, Any]:
     """Write the trained weights; returns what the summary says of them."""
     remove_leftovers(run.weights.parent, name=run.weights.name)  # the training is locked
-    save_atomically(session.learner.network.state_dict(), run.weights)
+    save_atomically(context.train_state.network.state_dict(), run.weights)
     return {
         "weights_sha256": file_sha256(run.weights),
         "torch": torch.__version__,

@@ -19,14 +19,14 @@ from teach_once.nets.teacher.draws import seeded
 from teach_once.runtime.command.cost import Memory, measured_rate, memory_with
 from teach_once.runtime.formats import format_rate
 from teach_once.store import TeacherCache
-from teach_once.train.engine.evaluation import evaluation_batches, outputs_for
-from teach_once.train.engine.step import active_terms, losses_of
-from teach_once.train.engine.train_state import reading_maps
-from teach_once.train.outputs.ensemble import MergedTeachers
-from teach_once.train.outputs.teacher_outputs import NoTeacher, TeacherSource, slab_bytes
+from teach_once.train.engine.evaluation import compute_logits, evaluation_batches
+from teach_once.train.engine.step import active_terms, compute_losses
+from teach_once.train.engine.train_state import capture_maps
+from teach_once.train.outputs.ensemble import TeacherEnsemble
+from teach_once.train.outputs.teacher_outputs import NoTeacher, TeacherSource, view_bytes
 from teach_once.train.runs.study import Run
 from teach_once.train.sessions.loop import trial_steps
-from teach_once.train.sessions.student import open_session
+from teach_once.train.sessions.student import open_context
 from teach_once.views.augment.augment import view_shape
 from teach_once.views.datasets import load_dataset
 from teach_once.views.pixels.batches import ViewBatch
@@ -52,19 +52,19 @@ def try_run(run: Run, device: torch.device) -> Trial:
     study = run.study
     views, normalisation = study.teacher.views, study.teacher.dataset.normalisation
     pixels = open_pixels(study.dataset.train, views, normalisation, device)
-    session = open_session(run, device, data=DatasetPixels(pixels, None, pixels))
-    session.teacher.close()
-    session = replace(session, teacher=_some_outputs(run, device))
-    learner = session.learner
-    steps = trial_steps(session)
+    context = open_context(run, device, data=DatasetPixels(pixels, None, pixels))
+    context.teacher.close()
+    context = replace(context, teacher=_some_outputs(run, device))
+    train_state = context.train_state
+    steps = trial_steps(context)
     for _ in range(_STEPS_BEFORE):
         next(steps)
     rate = measured_rate(steps)
     steps.close()
-    learner.network.eval()
+    train_state.network.eval()
     with torch.no_grad():
         batch = next(evaluation_batches(pixels))
-        outputs_for(learner.network, batch, learner.precision, device)
+        compute_logits(train_state.network, batch, train_state.precision, device)
     return Trial(rate, memory_with(_bytes_to_come(run), device))
 
 
@@ -77,15 +77,17 @@ def first_losses(run: Run, device: torch.device) -> dict[str, float]:
     pixels = open_pixels(
         study.dataset.train, study.teacher.views, study.teacher.dataset.normalisation, device
     )
-    session = open_session(run, device, data=DatasetPixels(pixels, None, pixels))
-    session.teacher.close()
-    learner, teacher = session.learner, _some_outputs(run, device)
+    context = open_context(run, device, data=DatasetPixels(pixels, None, pixels))
+    context.teacher.close()
+    train_state, teacher = context.train_state, _some_outputs(run, device)
     rows, size = study.cache.manifest.block(0, 0).rows, run.training.batch_size
     ids = np.unique(np.linspace(0, rows - 1, min(size, rows)).astype(np.int64))
-    learner.train()
-    with reading_maps(learner, pixels, size), seeded(run.seed), torch.no_grad():
+    train_state.train()
+    with capture_maps(train_state, pixels, size), seeded(run.seed), torch.no_grad():
         batch = next(pixels.batches([0], ids, size))
-        losses = losses_of(learner, teacher.outputs(batch), batch, active_terms(run.terms, 1))
+        losses = compute_losses(
+            train_state, teacher.outputs(batch), batch, active_terms(run.terms, 1)
+        )
     return {name: loss.item() for name, loss in losses.items()}
 
 
@@ -96,7 +98,7 @@ def _bytes_to_come(run: Run) -> int:
     if (rows := study.window_rows(run.needed_taps)) is not None:
         share = _WINDOWS_HELD * rows / study.cache.num_samples
     tested = len(dataset.test) + (len(dataset.validation) if dataset.validation else 0)
-    held = sum(map(slab_bytes, study.caches, run.needed_of_each))
+    held = sum(map(view_bytes, study.caches, run.needed_of_each))
     return int(share * held) + tested * math.prod(study.image_shape)
 
 
@@ -106,7 +108,7 @@ def _some_outputs(run: Run, device: torch.device) -> TeacherSource:
     if len(sources) == 1:
         return sources[0]
     stages = [study.teacher_stages, *(other.stages for other in study.further)]
-    return MergedTeachers(sources, study.config.weight_of_each, list(map(len, stages)))
+    return TeacherEnsemble(sources, study.config.weight_of_each, list(map(len, stages)))
 
 
 class _SomeOutputs(NoTeacher):

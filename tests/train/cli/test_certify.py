@@ -17,7 +17,7 @@ from teach_once.train import losses
 from teach_once.train.cli.certify import cli, loss_changes, refuse_unless_reduced
 from teach_once.train.errors import TrainError
 from teach_once.train.runs.study import Study
-from teach_once.train.sessions.student import open_session
+from teach_once.train.sessions.student import open_context
 from tests.support.pass_commands import overrides_of
 from tests.support.teacher_cache import CPU, make_cache
 
@@ -32,22 +32,22 @@ def study(make_study: MakeStudy) -> Study:
 
 def changes(study: Study, reduced: TeacherCache, steps: int) -> dict[str, float]:
     run = study.run("cd+gkd", 0)
-    session = open_session(run, CPU)
+    context = open_context(run, CPU)
     try:
-        return loss_changes(run, session, reduced, steps)
+        return loss_changes(run, context, reduced, steps)
     finally:
-        session.teacher.close()
+        context.teacher.close()
 
 
 def kd_of_an_untrained_student(study: Study, cache: TeacherCache) -> float:
-    session = open_session(study.run("cd+gkd", 0), CPU)
-    session.teacher.close()
+    context = open_context(study.run("cd+gkd", 0), CPU)
+    context.teacher.close()
     logits = torch.from_numpy(cache.read_view(0, ["logits"])["logits"])
-    session.learner.network.train()
+    context.train_state.network.train()
     total = 0.0
     with torch.no_grad():
-        for batch in session.data.train.batches([0], np.arange(60), BATCH):
-            ours = session.learner.network(batch.inputs)
+        for batch in context.data.train.batches([0], np.arange(60), BATCH):
+            ours = context.train_state.network(batch.inputs)
             total += losses.kd(ours, logits[batch.ids]).item() * len(batch.ids)
     return total / 60
 
@@ -115,7 +115,7 @@ def test_a_cache_of_other_views_is_refused(
 
 def test_a_method_without_connectors_for_cd_is_refused(study: Study) -> None:
     run = study.run("kd", 0)
-    session = open_session(run, CPU)
-    session.teacher.close()
+    context = open_context(run, CPU)
+    context.teacher.close()
     with pytest.raises(TrainError, match="has no term cd"):
-        loss_changes(run, session, study.cache, 1)
+        loss_changes(run, context, study.cache, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from teach_once.train.engine.ranks import _refuse_shared_gpus
+from teach_once.train.engine.ranks import _require_own_gpus
 from teach_once.train.errors import TrainError
 from teach_once.views.pixels.resident import free_memory
 
@@ -23,7 +23,7 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_srun_with_one_visible_gpu_per_task_is_accepted(one_gpu: pytest.MonkeyPatch) -> None:
     one_gpu.setenv("SLURM_PROCID", "3")
     one_gpu.setenv("CUDA_VISIBLE_DEVICES", "3")
-    _refuse_shared_gpus("auto")
+    _require_own_gpus("auto")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_processes_that_share_a_gpu_are_refused(
     for name, value in environment.items():
         one_gpu.setenv(name, value)
     with pytest.raises(TrainError, match="8 processes of this machine need a GPU each"):
-        _refuse_shared_gpus("auto")
+        _require_own_gpus("auto")
 
 
 def test_memory_that_torch_keeps_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

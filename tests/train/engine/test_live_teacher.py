@@ -13,7 +13,7 @@ from teach_once.nets.teacher.teacher import use_batch_statistics
 from teach_once.train.engine.ranks import Ranks
 from teach_once.train.errors import TrainError
 from teach_once.train.runs.study import Study
-from teach_once.train.sessions.student import open_session, train_student
+from teach_once.train.sessions.student import open_context, train_student
 
 MakeStudy = Callable[..., Study]
 CPU = torch.device("cpu")
@@ -50,14 +50,14 @@ def test_it_is_a_run_of_its_own_and_trains_on_other_targets(make_study: MakeStud
     for run in (live, batch):
         assert train_student(run, device="cpu")["epochs"] == 4
         with torch.no_grad():
-            session = open_session(run, CPU)
-            pixels, order = session.data.train, session.teacher.order(0, 1, 60)
+            context = open_context(run, CPU)
+            pixels, order = context.data.train, context.teacher.order(0, 1, 60)
             (first, *_) = pixels.batches([0], order, 16)
-            outputs.append(session.teacher.outputs(first)["stage1"])
-            session.teacher.close()
+            outputs.append(context.teacher.outputs(first)["stage1"])
+            context.teacher.close()
     assert not torch.allclose(outputs[0], outputs[1], rtol=1e-3)
 
 
 def test_several_processes_refuse_it(make_study: MakeStudy) -> None:
     with pytest.raises(TrainError, match="2 processes have parts"):
-        open_session(make_study().run("cd", 0, live_bn=True), CPU, ranks=Ranks(0, 2))
+        open_context(make_study().run("cd", 0, live_bn=True), CPU, ranks=Ranks(0, 2))

@@ -12,9 +12,9 @@ import torch
 from teach_once.configs.load import load_teacher
 from teach_once.train.engine.evaluation import evaluation_batches
 from teach_once.train.engine.ranks import Ranks
-from teach_once.train.engine.train_state import reading_maps
+from teach_once.train.engine.train_state import capture_maps
 from teach_once.train.runs.study import Study
-from teach_once.train.sessions.student import open_session
+from teach_once.train.sessions.student import open_context
 from teach_once.views.datasets import load_dataset
 from teach_once.views.pixels.resident import open_pixels
 from teach_once.views.splits import Split
@@ -53,13 +53,13 @@ def test_random_draws_differ_between_ranks_and_rank_0_draws_as_one_process_does(
 
 
 def test_blank_images_that_try_the_maps_leave_no_trace(make_study: Callable[..., Study]) -> None:
-    session = open_session(make_study().run("cd", 0), torch.device("cpu"))
-    learner = session.learner
-    assert learner.connectors is not None
-    before = copy.deepcopy([learner.network.state_dict(), learner.connectors.state_dict()])
-    with reading_maps(learner, session.data.train, 16):
+    context = open_context(make_study().run("cd", 0), torch.device("cpu"))
+    train_state = context.train_state
+    assert train_state.connectors is not None
+    before = copy.deepcopy([train_state.network.state_dict(), train_state.connectors.state_dict()])
+    with capture_maps(train_state, context.data.train, 16):
         pass
-    session.teacher.close()
-    after = [learner.network.state_dict(), learner.connectors.state_dict()]
+    context.teacher.close()
+    after = [train_state.network.state_dict(), train_state.connectors.state_dict()]
     for one, other in zip(before, after, strict=True):
         assert all(torch.equal(value, other[name]) for name, value in one.items())

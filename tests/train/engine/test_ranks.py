@@ -14,7 +14,7 @@ from teach_once.configs.load import load_student
 from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
-from teach_once.train.engine.idle_ranks import refuse_idle_ranks
+from teach_once.train.engine.idle_ranks import check_idle_ranks
 from teach_once.train.engine.ranks import ALONE, Ranks
 from teach_once.train.engine.slices import Slices
 from teach_once.train.errors import TrainError
@@ -163,16 +163,16 @@ def test_a_batch_with_fewer_samples_than_ranks_is_refused_with_a_size_that_fits(
     recipe = load_student("digits-resnet8").training
     training = dataclasses.replace(recipe, batch_size=batch_size, accumulate=num_parts)
     with pytest.raises(TrainError, match=f"training.batch_size is {batch_size}") as refusal:
-        refuse_idle_ranks(training, 60, world)
+        check_idle_ranks(training, 60, world)
     if better is None:
         assert refusal.value.fix == "fewer processes, or more images"
         return
     assert refusal.value.fix == f"training.batch_size={better}, or fewer processes"
-    refuse_idle_ranks(dataclasses.replace(training, batch_size=better), 60, world)
+    check_idle_ranks(dataclasses.replace(training, batch_size=better), 60, world)
 
 
 def test_batch_norm_of_its_own_needs_two_samples_on_each_rank() -> None:
     recipe = load_student("digits-resnet8", ["training.batch_size=8"]).training
-    refuse_idle_ranks(recipe, 60, 4)
+    check_idle_ranks(recipe, 60, 4)
     with pytest.raises(TrainError, match="does not have 2 samples, for its own batch norm,"):
-        refuse_idle_ranks(dataclasses.replace(recipe, batch_norm="local"), 60, 4)
+        check_idle_ranks(dataclasses.replace(recipe, batch_norm="local"), 60, 4)

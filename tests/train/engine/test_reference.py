@@ -14,7 +14,7 @@ from teach_once.nets.metrics import count_errors
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.teacher.taps import stage_modules
 from teach_once.train.engine.epoch_result import EpochResult
-from teach_once.train.engine.train_state import make_learner
+from teach_once.train.engine.train_state import build_train_state
 from teach_once.train.method.connectors import Connectors, build_connectors
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
@@ -159,8 +159,8 @@ def test_connectors_are_drawn_from_the_seed_and_trained_with_the_network(
     assert not torch.equal(one[0].weight, other[0].weight)
     network = build("resnet8", num_classes=10, in_channels=1)
     training = make_study(student=SETTINGS).config.training
-    learner = make_learner(network, connectors(1), training, CPU)
-    (group,) = learner.optimizer.param_groups
+    train_state = build_train_state(network, connectors(1), training, CPU)
+    (group,) = train_state.optimizer.param_groups
     assert len(group["params"]) == len(list(network.parameters())) + 3
     wanted = {"momentum": 0.8, "nesterov": True, "weight_decay": 5e-3}
     assert {name: group[name] for name in wanted} == wanted

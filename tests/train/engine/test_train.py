@@ -189,11 +189,11 @@ def test_the_best_epoch_is_the_first_of_equals(
 ) -> None:
     errors = iter([30.0, 20.0, 20.0, 25.0])
 
-    def evaluating(*_: object) -> Iterator[None]:
+    def evaluate_batches(*_: object) -> Iterator[None]:
         yield
         return ErrorRates(next(errors), 1.0)
 
-    monkeypatch.setattr("teach_once.train.sessions.loop.evaluating", evaluating)
+    monkeypatch.setattr("teach_once.train.sessions.loop.evaluate_batches", evaluate_batches)
     summary = train_student(make_study().run("ce", 0))
     assert summary["best"]["epoch"] == 2
     assert summary["last"]["top1_error"] == 25.0

@@ -21,7 +21,7 @@ from teach_once.train.method.pretrained import start_from
 from teach_once.train.recording.recorder import Partial, RunRecorder
 from teach_once.train.runs.study import Study
 from teach_once.train.runs.weights import TeacherExists
-from teach_once.train.sessions.student import open_session, train_student
+from teach_once.train.sessions.student import open_context, train_student
 from teach_once.train.sessions.teacher import train_teacher
 from tests.support.teacher_cache import CPU
 
@@ -42,7 +42,7 @@ def weights_of(
 
 
 def begun(study: Study, method: str = "ce") -> nn.Module:
-    return open_session(study.run(method, 0), CPU).learner.network
+    return open_context(study.run(method, 0), CPU).train_state.network
 
 
 def state(path: Path) -> dict[str, Tensor]:

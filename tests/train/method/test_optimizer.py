@@ -17,7 +17,7 @@ from teach_once.configs.schema import Training
 from teach_once.nets.networks.zoo import build
 from teach_once.train import losses
 from teach_once.train.engine.step import ActiveTerm, train_step
-from teach_once.train.engine.train_state import Learner, make_learner
+from teach_once.train.engine.train_state import TrainState, build_train_state
 from teach_once.train.method.optimizer import parameter_groups
 from teach_once.train.outputs.teacher_outputs import NoTeacher
 from teach_once.train.runs.study import Study
@@ -60,12 +60,12 @@ def batches(count: int, size: int = 6, scale: float = 1.0) -> list[ViewBatch]:
     ]
 
 
-def learner_of(network: nn.Module, *overrides: str, freeze: bool = True) -> Learner:
-    return make_learner(network, None, recipe(*overrides), CPU, freeze_idle_classifier=freeze)
+def train_state_of(network: nn.Module, *overrides: str, freeze: bool = True) -> TrainState:
+    return build_train_state(network, None, recipe(*overrides), CPU, freeze_idle_classifier=freeze)
 
 
-def steps(learner: Learner, shown: Sequence[ViewBatch]) -> list[float]:
-    return [train_step(learner, NoTeacher(), batch, CE)["total"].item() for batch in shown]
+def steps(train_state: TrainState, shown: Sequence[ViewBatch]) -> list[float]:
+    return [train_step(train_state, NoTeacher(), batch, CE)["total"].item() for batch in shown]
 
 
 class ByHand:
@@ -121,20 +121,20 @@ ADAMW = ("training.optimizer={kind: adamw, betas: [0.8, 0.95], eps: 1e-6}",)
 
 
 def test_adamw_is_its_paper_s() -> None:
-    learner = learner_of(network_of(), *ADAMW, "training.weight_decay=0.3")
+    train_state = train_state_of(network_of(), *ADAMW, "training.weight_decay=0.3")
     by_hand = ByHand(adamw(0.3))
     shown = batches(6)
-    assert steps(learner, shown) == pytest.approx(by_hand.steps(shown), rel=1e-5)
-    assert_same(learner.network, by_hand.network)
+    assert steps(train_state, shown) == pytest.approx(by_hand.steps(shown), rel=1e-5)
+    assert_same(train_state.network, by_hand.network)
 
 
 def test_without_decay_of_norms_and_biases_only_the_weights_shrink() -> None:
     settings = ("training.weight_decay=0.3", "training.decay_norms_and_biases=false")
-    learner = learner_of(network_of(), *ADAMW, *settings)
+    train_state = train_state_of(network_of(), *ADAMW, *settings)
     by_hand = ByHand(adamw(0.3, undecayed=["1.weight", "1.bias", "5.bias"]))
     shown = batches(6)
-    assert steps(learner, shown) == pytest.approx(by_hand.steps(shown), rel=1e-5)
-    assert_same(learner.network, by_hand.network)
+    assert steps(train_state, shown) == pytest.approx(by_hand.steps(shown), rel=1e-5)
+    assert_same(train_state.network, by_hand.network)
 
 
 def test_what_a_network_names_itself_is_not_decayed_either() -> None:
@@ -171,10 +171,10 @@ def test_a_long_gradient_is_cut_to_its_length() -> None:
         parameter.sub_(gradient, alpha=0.1)
 
     plain = ("training.momentum=0.0", "training.weight_decay=0.0", "training.learning_rate=0.1")
-    learner = learner_of(network_of(), *plain, "training.clip_gradient_norm=0.6")
+    train_state = train_state_of(network_of(), *plain, "training.clip_gradient_norm=0.6")
     by_hand, shown = Clipped(sgd), batches(8)
-    assert steps(learner, shown) == pytest.approx(by_hand.steps(shown), rel=1e-5)
-    assert_same(learner.network, by_hand.network)
+    assert steps(train_state, shown) == pytest.approx(by_hand.steps(shown), rel=1e-5)
+    assert_same(train_state.network, by_hand.network)
     assert min(by_hand.lengths) < 0.6 < max(by_hand.lengths)
 
 
@@ -187,18 +187,18 @@ def test_the_average_follows_the_weights_and_the_statistics_of_batch_norms() -> 
                 old = self.average.get(name, value)
                 self.average[name] = (0.7 * old + 0.3 * value).clone()
 
-    learner = learner_of(
+    train_state = train_state_of(
         network_of(), *ADAMW, "training.weight_decay=0.3", "training.ema.decay=0.7"
     )
     by_hand, shown = Averaging(adamw(0.3)), batches(5)
-    steps(learner, shown)
+    steps(train_state, shown)
     by_hand.steps(shown)
-    assert learner.average is not None
-    averaged = learner.average.module.state_dict()
+    assert train_state.average is not None
+    averaged = train_state.average.module.state_dict()
     for name in averaged:
         if name != "1.num_batches_tracked":
             assert torch.allclose(averaged[name], by_hand.average[name], atol=1e-5), name
-            assert not torch.allclose(averaged[name], learner.network.state_dict()[name])
+            assert not torch.allclose(averaged[name], train_state.network.state_dict()[name])
 
 
 class Indexed(nn.Module):
@@ -220,25 +220,25 @@ class Indexed(nn.Module):
 
 
 def test_the_average_leaves_its_counter_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = learner_of(network_of(), *ADAMW, "training.ema.decay=0.7")
-    average = learner.average
+    train_state = train_state_of(network_of(), *ADAMW, "training.ema.decay=0.7")
+    average = train_state.average
     assert average is not None
     copies: list[object] = []
     average.n_averaged.to = lambda *device: copies.append(device)  # type: ignore[assignment]
     for _ in range(3):
-        average.update_parameters(learner.network)
+        average.update_parameters(train_state.network)
     assert int(average.n_averaged) == 3
     assert copies == []
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.7, 0.99, 0.9999])
 def test_the_average_of_integers_and_of_buffers_that_are_not_saved_is_a_copy(decay: float) -> None:
-    learner = learner_of(
+    train_state = train_state_of(
         nn.Sequential(Indexed(), *network_of()), *ADAMW, f"training.ema.decay={decay}"
     )
-    steps(learner, batches(6))
-    assert learner.average is not None
-    network, averaged = learner.network, learner.average.module
+    steps(train_state, batches(6))
+    assert train_state.average is not None
+    network, averaged = train_state.network, train_state.average.module
     tensors = {**dict(averaged.named_parameters()), **dict(averaged.named_buffers())}
     expected = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     copied = {"0.index", "0.is_kept", "0.bytes", "0.table", "0.number", "2.num_batches_tracked"}
@@ -250,17 +250,17 @@ def test_the_average_of_integers_and_of_buffers_that_are_not_saved_is_a_copy(dec
 @pytest.mark.parametrize("parts", [2, 3, 4])
 def test_a_batch_in_parts_is_the_same_step(parts: int) -> None:
     settings = (*ADAMW, "training.clip_gradient_norm=0.3")
-    whole = learner_of(network_of(norm=False), *settings)
-    split = learner_of(network_of(norm=False), *settings, f"training.accumulate={parts}")
+    whole = train_state_of(network_of(norm=False), *settings)
+    split = train_state_of(network_of(norm=False), *settings, f"training.accumulate={parts}")
     shown = [*batches(3, size=6), *batches(1, size=5)]  # 5 samples are no equal parts
     assert steps(split, shown) == pytest.approx(steps(whole, shown), rel=1e-5)
     assert_same(split.network, whole.network)
 
 
 def test_each_part_of_a_batch_is_a_forward_pass_of_its_own() -> None:
-    learner = learner_of(network_of(), "training.accumulate=3")
-    steps(learner, batches(2))
-    assert learner.network[1].num_batches_tracked == 6
+    train_state = train_state_of(network_of(), "training.accumulate=3")
+    steps(train_state, batches(2))
+    assert train_state.network[1].num_batches_tracked == 6
 
 
 def test_parts_are_as_equal_as_possible_and_hold_every_sample_once() -> None:
@@ -296,8 +296,8 @@ def test_float16_trains_as_float32_does_and_leaves_out_a_step_that_overflows(
     optimizer: tuple[str, ...], clip: tuple[str, ...]
 ) -> None:
     settings = (*optimizer, *clip, "training.weight_decay=0.0")
-    wide = learner_of(network_of(norm=False), *settings)
-    half = learner_of(network_of(norm=False), *settings, "training.precision=float16")
+    wide = train_state_of(network_of(norm=False), *settings)
+    half = train_state_of(network_of(norm=False), *settings, "training.precision=float16")
     shown = batches(4)
     assert steps(half, shown) == pytest.approx(steps(wide, shown), rel=1e-2)
     first = network_of(norm=False).state_dict()
@@ -339,7 +339,7 @@ def test_while_no_loss_reaches_the_classifier_adamw_leaves_it_or_shrinks_it(
 def test_the_state_of_a_learner_is_all_that_its_next_steps_depend_on() -> None:
     settings = (*ADAMW, "training.precision=float16", "training.ema.decay=0.7")
     shown = [*batches(3), *batches(1, scale=1e3), *batches(2)]  # one step is left out
-    one, other = learner_of(network_of(), *settings), learner_of(network_of(), *settings)
+    one, other = train_state_of(network_of(), *settings), train_state_of(network_of(), *settings)
     steps(one, shown[:4])
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     assert steps(one, shown[4:]) == steps(other, shown[4:])

@@ -24,7 +24,7 @@ from teach_once.train.recording.export import export_student
 from teach_once.train.recording.recorder import EpochResult
 from teach_once.train.runs.check_methods import check_study
 from teach_once.train.runs.study import Study
-from teach_once.train.sessions.student import open_session, train_student
+from teach_once.train.sessions.student import open_context, train_student
 from tests.support.teacher_cache import CPU
 from tests.support.training_runs import largest_relative
 
@@ -102,8 +102,8 @@ def test_the_loss_is_two_mean_squares_and_the_second_leaves_the_student_alone() 
 
 
 def test_one_linear_projection_is_that_of_the_sum(make_study: MakeStudy) -> None:
-    session = open_session(make_study(teacher=[HINT]).run("residual", 0), CPU)
-    connectors = session.learner.connectors
+    context = open_context(make_study(teacher=[HINT]).run("residual", 0), CPU)
+    connectors = context.train_state.connectors
     assert connectors is not None
     maps = {name: torch.randn(2, 22, 4, 4) for name in ("student", "assistant")}
     one, other = connectors.parts_of(maps)
@@ -161,7 +161,9 @@ def test_only_a_pair_that_may_except_parameters_has_another_identity(
 
 def test_every_part_of_a_pair_is_trained(make_study: MakeStudy) -> None:
     study = make_study(teacher=[HINT], student=["training.epochs=2"])
-    before = copy.deepcopy(open_session(study.run("residual", 0), CPU).learner.network.state_dict())
+    before = copy.deepcopy(
+        open_context(study.run("residual", 0), CPU).train_state.network.state_dict()
+    )
     train_student(study.run("residual", 0), device="cpu")
     after = torch.load(study.run("residual", 0).folder / "last.pt", weights_only=True)
     assert set(after) == set(before)

@@ -21,7 +21,7 @@ from teach_once.train.method.connector_ends import statistics
 from teach_once.train.method.connectors import Connectors
 from teach_once.train.runs.check_methods import check_methods
 from teach_once.train.runs.study import Study, open_study
-from teach_once.train.sessions.student import open_session, train_student
+from teach_once.train.sessions.student import open_context, train_student
 from tests.support.teacher_cache import CPU, make_cache
 from tests.support.training_runs import largest_relative
 
@@ -62,10 +62,10 @@ def open_small(
 
 
 def connectors_of(study: Study, method: str = "cd") -> Connectors:
-    session = open_session(study.run(method, 0), CPU)
-    session.teacher.close()
-    assert session.learner.connectors is not None
-    return session.learner.connectors
+    context = open_context(study.run(method, 0), CPU)
+    context.teacher.close()
+    assert context.train_state.connectors is not None
+    return context.train_state.connectors
 
 
 def ends_in_relu(connectors: Connectors) -> list[bool]:
@@ -149,9 +149,9 @@ def test_normalized_cd_divides_by_the_mean_squares_of_the_cache_s_first_block(
     study, stages = open_small("signed", methods), ["stage1", "stage2", "stage3"]
     first_block = study.cache.read(range(16), 0, stages)
     expected = [np.square(first_block[stage].astype(np.float64)).mean() for stage in stages]
-    session = open_session(study.run("cd", 0), CPU)
-    session.teacher.close()
-    assert session.learner.mean_squares == pytest.approx(expected, rel=1e-12)
+    context = open_context(study.run("cd", 0), CPU)
+    context.teacher.close()
+    assert context.train_state.mean_squares == pytest.approx(expected, rel=1e-12)
     found = {}
     for method, live in (("cd", False), ("cd", True), ("plain", False)):
         epochs: list[EpochResult] = []

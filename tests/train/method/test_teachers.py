@@ -22,8 +22,8 @@ from teach_once.runtime.errors import UserError
 from teach_once.train.cli.commands import cli as train
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.method.connector_ends import mean_squares
-from teach_once.train.method.ensemble_taps import merged_stages
-from teach_once.train.outputs.ensemble import MergedTeachers, mean_log_probabilities
+from teach_once.train.method.ensemble_taps import number_stages
+from teach_once.train.outputs.ensemble import TeacherEnsemble, mean_log_probabilities
 from teach_once.train.outputs.teacher_outputs import NoTeacher
 from teach_once.train.runs.check_methods import check_study
 from teach_once.train.runs.study import Study, open_study
@@ -99,18 +99,18 @@ def test_the_first_step_is_the_loss_by_hand(files: Path) -> None:
     losses = step_losses(study, "kd", live=False)
     from teach_once.train.engine.step import start_epoch
     from teach_once.train.losses import kd
-    from teach_once.train.sessions.student import open_session
+    from teach_once.train.sessions.student import open_context
 
-    session = open_session(study.run("kd", 0), torch.device("cpu"))
-    order = start_epoch(session, 1)
-    (batch,) = list(session.data.train.batches([0], order[:16], 16))
-    session.teacher.close()
+    context = open_context(study.run("kd", 0), torch.device("cpu"))
+    order = start_epoch(context, 1)
+    (batch,) = list(context.data.train.batches([0], order[:16], 16))
+    context.teacher.close()
     probabilities = 0
     for cache, weight in ((study.cache, 0.75), (study.further[0].cache, 0.25)):
         logits = torch.from_numpy(cache.read(order[:16], 0, ["logits"])["logits"])
         probabilities = probabilities + weight * logits.softmax(dim=1)
-    session.learner.network.train()
-    expected = kd(session.learner.network(batch.inputs), torch.log(probabilities)).item()
+    context.train_state.network.train()
+    expected = kd(context.train_state.network(batch.inputs), torch.log(probabilities)).item()
     assert losses[0] == pytest.approx(expected, rel=1e-5)
 
 
@@ -126,13 +126,13 @@ def test_each_teacher_counts_in_cd_by_its_weight(files: Path) -> None:
     study = study_of(files)
     from teach_once.train.engine.step import start_epoch
     from teach_once.train.losses import cd
-    from teach_once.train.sessions.student import open_session
+    from teach_once.train.sessions.student import open_context
 
-    session = open_session(study.run("cd+gkd", 0), torch.device("cpu"))
-    order = start_epoch(session, 1)
-    (batch,) = list(session.data.train.batches([0], order[:16], 16))
-    outputs = session.teacher.outputs(batch)
-    session.teacher.close()
+    context = open_context(study.run("cd+gkd", 0), torch.device("cpu"))
+    order = start_epoch(context, 1)
+    (batch,) = list(context.data.train.batches([0], order[:16], 16))
+    outputs = context.teacher.outputs(batch)
+    context.teacher.close()
     assert [name for name in outputs if name.startswith("stage")] == [
         f"stage{n}" for n in range(1, 7)
     ]
@@ -149,11 +149,11 @@ def test_each_teacher_counts_in_cd_by_its_weight(files: Path) -> None:
 
 def test_each_connector_counts_by_its_teachers_weight_as_the_means_do(files: Path) -> None:
     study = study_of(files)
-    from teach_once.train.sessions.student import open_session
+    from teach_once.train.sessions.student import open_context
 
-    session = open_session(study.run("cd+gkd", 0), torch.device("cpu"))
-    session.teacher.close()
-    connectors = session.learner.connectors
+    context = open_context(study.run("cd+gkd", 0), torch.device("cpu"))
+    context.teacher.close()
+    connectors = context.train_state.connectors
     assert connectors is not None
     connectors.eval()
     channels = (16, 32, 64)
@@ -178,14 +178,14 @@ def test_correct_is_that_of_the_mean_where_two_teachers_disagree() -> None:
         ([1.0, 1.0], [1, 1, 0]),
         ([1, 3], [0, 1, 1]),
     ):
-        merged = MergedTeachers(sources, weights, [0, 0])
-        assert merged.outputs(batch)["correct"].tolist() == expected
+        ensemble = TeacherEnsemble(sources, weights, [0, 0])
+        assert ensemble.outputs(batch)["correct"].tolist() == expected
 
 
 def test_normalizations_of_live_teachers_are_copied_to_the_device_once() -> None:
     normalisations = [Normalisation(mean=(mean,), std=(0.4,)) for mean in (0.3, 0.5)]
-    merged = MergedTeachers([_Fixed({}), _Fixed({})], [1, 1], [0, 0], normalisations)
-    first, again = (merged._rescaling(1, torch.device("cpu")) for _ in range(2))
+    ensemble = TeacherEnsemble([_Fixed({}), _Fixed({})], [1, 1], [0, 0], normalisations)
+    first, again = (ensemble._rescaling(1, torch.device("cpu")) for _ in range(2))
     assert first is again
     assert [each.flatten().tolist() for each in first] == [
         pytest.approx([value]) for value in (0.3, 0.4, 0.5, 0.4)
@@ -214,7 +214,7 @@ def test_connectors_and_mean_squares_are_of_each_teachers_own_stages(files: Path
 
 
 def test_stages_are_numbered_on() -> None:
-    assert merged_stages([2, 1]) == [{"stage1": "stage1", "stage2": "stage2"}, {"stage1": "stage3"}]
+    assert number_stages([2, 1]) == [{"stage1": "stage1", "stage2": "stage2"}, {"stage1": "stage3"}]
 
 
 def test_the_commands_know_all_teachers(

@@ -18,8 +18,8 @@ from teach_once.train.outputs.teacher_outputs import (
     TeacherSource,
     WindowedTeacher,
     WrongView,
-    location_for,
-    slab_bytes,
+    choose_placement,
+    view_bytes,
 )
 from teach_once.train.sessions.student import train_student
 from teach_once.views.pixels.batches import ViewBatch
@@ -113,11 +113,11 @@ def test_rows_of_another_view_than_the_batch_shows_are_refused(
 
 
 def test_the_location_follows_the_memory(cache: TeacherCache, monkeypatch) -> None:
-    size = slab_bytes(cache, TAPS)
+    size = view_bytes(cache, TAPS)
     assert size == 60 * (10 * 2 + 32 * 2 + 1)
     monkeypatch.setattr(feed, "free_memory", lambda device: 4 * size)
-    assert location_for(size, CPU) == "device"
-    assert location_for(size + 1, CPU) == "host"
+    assert choose_placement(size, CPU) == "device"
+    assert choose_placement(size + 1, CPU) == "host"
 
 
 def test_a_windowed_run_is_another_run_and_learns_as_well(make_study: Callable) -> None:
@@ -139,7 +139,7 @@ def test_what_does_not_fit_into_memory_is_windowed_and_says_so(
 ) -> None:
     study = make_study()
     assert study.run("cd", 0).window_rows is None
-    real = feed.slab_bytes(study.cache, study.run("cd", 0).needed_taps)
+    real = feed.view_bytes(study.cache, study.run("cd", 0).needed_taps)
     monkeypatch.setattr("teach_once.train.outputs.shuffle_buffer.total_memory", lambda: real)
     assert study.run("cd", 0).window_rows == 16  # one block at least
     assert "window" in study.run("cd", 0).identity
@@ -151,7 +151,7 @@ def test_taps_that_a_method_does_not_read_do_not_make_its_runs_windowed(
     study = make_study()
     identities = {method: study.run(method, 0).identity for method in ("ce", "kd", "cd")}
     grown = make_study(["taps.hint={stage: stage1, dtype: float32}"])
-    enough = 4 * feed.slab_bytes(study.cache, study.run("cd", 0).needed_taps)
+    enough = 4 * feed.view_bytes(study.cache, study.run("cd", 0).needed_taps)
     monkeypatch.setattr("teach_once.train.outputs.shuffle_buffer.total_memory", lambda: enough)
     assert grown.window_rows(grown.cache.taps) is not None  # all together would not fit
     for method, identity in identities.items():

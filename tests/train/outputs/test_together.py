@@ -329,9 +329,9 @@ def test_runs_at_different_epochs_catch_up_and_are_read_once_from_there(
     order: list[tuple[str, int]] = []
     start = loop.start_epoch
 
-    def noting(session: step.Session, epoch: int) -> np.ndarray:
-        order.append((session.run.method, epoch))
-        return start(session, epoch)
+    def noting(context: step.TrainContext, epoch: int) -> np.ndarray:
+        order.append((context.run.method, epoch))
+        return start(context, epoch)
 
     monkeypatch.setattr(loop, "start_epoch", noting)
     runs = [in_third, new, after_two, finished]
@@ -376,7 +376,7 @@ def test_who_sees_other_batches_or_does_not_fit_is_in_another_group(
     object.__setattr__(windowed, "feed", "window")
     apart = [windowed.run(run.method, run.seed) for run in runs]
     assert named(apart)[0] == "ce-seed0"  # shuffles all samples
-    size = together.learner_bytes(runs[2])
+    size = together.train_state_bytes(runs[2])
     monkeypatch.setattr(together, "free_memory", lambda _: 4 * 2.5 * size)
     assert named(runs) == ["ce-seed0 cd-seed0", "kd-seed1", "kd-seed0"]
     monkeypatch.undo()

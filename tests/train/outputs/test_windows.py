@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from teach_once.train.outputs.shuffle_buffer import WindowedOrder
+from teach_once.train.outputs.shuffle_buffer import ShuffleBuffer
 from teach_once.views.seeds import permutation
 
 
@@ -16,7 +16,7 @@ from teach_once.views.seeds import permutation
 def test_every_sample_comes_once_and_only_from_the_windows_in_memory(
     num_samples: int, block_rows: int, window_rows: int
 ) -> None:
-    layout = WindowedOrder(num_samples, block_rows, window_rows)
+    layout = ShuffleBuffer(num_samples, block_rows, window_rows)
     order = layout.order(3, 7)
     assert np.array_equal(np.sort(order), np.arange(num_samples))
     place, window_of, windows = layout.rows(order)
@@ -31,14 +31,14 @@ def test_every_sample_comes_once_and_only_from_the_windows_in_memory(
 
 
 def test_the_order_follows_seed_and_epoch_alone() -> None:
-    layout = WindowedOrder(1000, 16, 64)
+    layout = ShuffleBuffer(1000, 16, 64)
     assert np.array_equal(layout.order(1, 2), layout.order(1, 2))
     assert not np.array_equal(layout.order(1, 2), layout.order(1, 3))
     assert not np.array_equal(layout.order(1, 2), layout.order(2, 2))
 
 
 def test_one_window_of_all_blocks_is_the_true_shuffle() -> None:
-    assert np.array_equal(WindowedOrder(1000, 16, 10**6).order(5, 2), permutation(5, 2, 1000))
+    assert np.array_equal(ShuffleBuffer(1000, 16, 10**6).order(5, 2), permutation(5, 2, 1000))
 
 
 NUM_SAMPLES, BLOCK, CLASSES, BATCH = 32_768, 256, 16, 256
@@ -56,7 +56,7 @@ def test_class_balance_comes_near_a_true_shuffles_as_the_window_grows() -> None:
     true = np.mean([imbalance(permutation(0, epoch, NUM_SAMPLES)) for epoch in range(5)])
     found = {
         window: np.mean(
-            [imbalance(WindowedOrder(NUM_SAMPLES, BLOCK, window).order(0, e)) for e in range(5)]
+            [imbalance(ShuffleBuffer(NUM_SAMPLES, BLOCK, window).order(0, e)) for e in range(5)]
         )
         for window in (BLOCK, 4096, 16_384)
     }
@@ -67,7 +67,7 @@ def test_class_balance_comes_near_a_true_shuffles_as_the_window_grows() -> None:
 
 
 def test_positions_are_uniform_over_epochs() -> None:
-    layout = WindowedOrder(2048, 32, 256)
+    layout = ShuffleBuffer(2048, 32, 256)
     positions = np.stack([np.argsort(layout.order(0, epoch)) for epoch in range(400)])
     one = positions[:, 5]
     assert stats.kstest(one / 2048, "uniform").pvalue > 1e-3

@@ -18,10 +18,10 @@ from teach_once.nets.metrics import ErrorRates
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.train.engine.epoch_result import EpochResult
-from teach_once.train.engine.train_state import Learner
+from teach_once.train.engine.train_state import TrainState
 from teach_once.train.errors import TrainError
 from teach_once.train.recording.checkpoint import (
-    checksum_of,
+    checkpoint_digest,
     content_sha256,
     read_checkpoint,
     restore,
@@ -29,7 +29,7 @@ from teach_once.train.recording.checkpoint import (
 from teach_once.train.recording.recorder import RunRecorder
 from teach_once.train.runs.files import figures_of
 from teach_once.train.runs.study import Run
-from teach_once.train.sessions.student import open_session, train_student
+from teach_once.train.sessions.student import open_context, train_student
 from tests.support.finished_run import Trained, train_both
 
 Change = Callable[[dict[str, Any]], object]
@@ -48,8 +48,8 @@ def run(trained: Trained, tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def learner(trained: Trained) -> Learner:
-    return open_session(trained.study.run("cd", 0), CPU).learner
+def train_state(trained: Trained) -> TrainState:
+    return open_context(trained.study.run("cd", 0), CPU).train_state
 
 
 def forge(run: Run, change: Change, *, sealed: bool = True) -> Path:
@@ -59,7 +59,7 @@ def forge(run: Run, change: Change, *, sealed: bool = True) -> Path:
     change(state)
     if sealed:
         with contextlib.suppress(RuntimeError, KeyError, TypeError):  # what nothing can be made of
-            state["content_sha256"] = checksum_of(state)
+            state["content_sha256"] = checkpoint_digest(state)
     torch.save(state, path)
     return path
 
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_another_run_is_not_resumed(run: Run) -> None:
 
 
 def test_every_flipped_bit_of_a_checkpoint_is_noticed_or_harmless(
-    run: Run, learner: Learner
+    run: Run, train_state: TrainState
 ) -> None:
     path = run.folder / "checkpoint.pt"
     whole = path.read_bytes()
@@ -211,8 +211,8 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed_or_harmless(
         try:
             found = read_checkpoint(path, run.sha256)
             assert found is not None, position
-            restore(found, learner, path)
-            assert checksum_of(found) == checksum_of(state), position
+            restore(found, train_state, path)
+            assert checkpoint_digest(found) == checkpoint_digest(state), position
         except TrainError:
             noticed += 1
     assert noticed > len(positions) / 2  # the rest is padding between tensors
@@ -293,7 +293,7 @@ def test_of_two_equal_epochs_the_earlier_is_best(run: Run) -> None:
 
 
 def recorder_of(run: Run) -> RunRecorder:
-    return RunRecorder(run, open_session(run, CPU).learner)
+    return RunRecorder(run, open_context(run, CPU).train_state)
 
 
 def result_of(epoch: int, error: float) -> EpochResult:
@@ -399,7 +399,7 @@ def test_a_method_that_leads_out_of_the_runs_makes_no_folder(
     study.config.methods[name] = study.config.methods["ce"]
     try:
         with pytest.raises(TrainError, match="leads out of the runs' folder"):
-            RunRecorder(study.run(name, 0), open_session(study.run("ce", 0), CPU).learner)
+            RunRecorder(study.run(name, 0), open_context(study.run("ce", 0), CPU).train_state)
     finally:
         del study.config.methods[name]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]

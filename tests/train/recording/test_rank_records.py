@@ -14,12 +14,12 @@ import torch.distributed as dist
 
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.errors import Stopped
-from teach_once.train.engine.ranks import Ranks, Votes
+from teach_once.train.engine.ranks import AsyncMaxReduce, Ranks
 from teach_once.train.recording.checkpoint import Partial
 from teach_once.train.recording.distributed_recorder import RankRecorder
 from teach_once.train.runs.files import CHECKPOINT_FILE
 from teach_once.train.runs.study import Study
-from teach_once.train.sessions.student import open_session
+from teach_once.train.sessions.student import open_context
 from tests.support.teacher_cache import CPU
 
 PARTIAL = Partial(1, 1, torch.zeros(1), {"ce": torch.zeros(())}, 0.0)
@@ -45,8 +45,8 @@ def recorder_of(make_study: Callable[..., Study]) -> Callable[..., RankRecorder]
 
     def opened(stop: StopRequest, checkpoint_minutes: float) -> RankRecorder:
         run = make_study().run("ce", 0)
-        learner = open_session(run, CPU, ranks=Ranks(0, 2)).learner
-        return RankRecorder(run, learner, checkpoint_minutes, stop, time.perf_counter)
+        train_state = open_context(run, CPU, ranks=Ranks(0, 2)).train_state
+        return RankRecorder(run, train_state, checkpoint_minutes, stop, time.perf_counter)
 
     return opened
 
@@ -89,8 +89,10 @@ def test_a_signal_in_the_last_step_of_an_epoch_ends_the_run_there(
 def test_a_signal_to_another_rank_ends_this_one_too(
     recorder_of: Callable[..., RankRecorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cast = Votes.cast
-    monkeypatch.setattr(Votes, "cast", lambda votes, own: cast(votes, [signal.SIGTERM, own[1]]))
+    start = AsyncMaxReduce.start
+    monkeypatch.setattr(
+        AsyncMaxReduce, "start", lambda reduction, own: start(reduction, [signal.SIGTERM, own[1]])
+    )
     with recorder_of(StopRequest(), checkpoint_minutes=10) as recorder:
         assert not recorder.is_due()
         assert recorder.is_due()

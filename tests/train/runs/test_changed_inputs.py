@@ -21,7 +21,7 @@ from teach_once.train.errors import TrainError
 from teach_once.train.runs.study import Study
 from teach_once.train.runs.weights import TeacherRun, load_teacher_data
 from teach_once.train.sessions import teacher
-from teach_once.train.sessions.student import open_session, train_student
+from teach_once.train.sessions.student import open_context, train_student
 from teach_once.train.studies.ablation import _train_group, run_ablation
 from teach_once.train.studies.processes import Recipe, side_by_side
 from teach_once.train.studies.ray_study import Options, train_run
@@ -119,7 +119,7 @@ def test_a_live_teacher_whose_weights_were_replaced_is_an_error(
     weights(own, 2)
     run = study.run("kd", 0, live_teacher=True)
     with pytest.raises(TrainError, match=r"teacher\.weights has changed since this command"):
-        open_session(run, CPU)
+        open_context(run, CPU)
 
 
 def test_a_teacher_whose_start_was_replaced_is_not_trained(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_teacher_whose_start_was_replaced_is_not_trained(tmp_path: Path) -> No
     weights(init, 2)
     data = open_dataset_pixels(run.dataset, run.views, config.dataset.normalisation, CPU, 0)
     with pytest.raises(TrainError, match=r"training\.init has changed since this command began"):
-        teacher._open_session(run, data, CPU, ALONE)
+        teacher._open_context(run, data, CPU, ALONE)
 
 
 def test_what_is_hashed_of_a_module_is_what_was_loaded(

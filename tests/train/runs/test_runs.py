@@ -197,7 +197,7 @@ def test_a_redo_that_is_refused_for_one_run_marks_no_other(call: Call, tmp_path:
 def test_a_signal_during_the_last_test_ends_the_study_after_that_run(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = teach_once.train.sessions.loop.evaluating
+    evaluate = teach_once.train.sessions.loop.evaluate_batches
     tested: list[int] = []
 
     def signalled(*arguments: Any) -> Any:
@@ -208,7 +208,7 @@ def test_a_signal_during_the_last_test_ends_the_study_after_that_run(
 
     wanted = ["ablation", "--methods", "ce kd", "--seeds", "0"]
     with monkeypatch.context() as patched:
-        patched.setattr("teach_once.train.sessions.loop.evaluating", signalled)
+        patched.setattr("teach_once.train.sessions.loop.evaluate_batches", signalled)
         told = call(*wanted, status=128 + signal.SIGTERM)
     assert "stopped; what was being done is finished" in told
     (ce,) = folders(tmp_path)

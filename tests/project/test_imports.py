@@ -79,7 +79,7 @@ SHIM = "runtime.machine.torchvision_shim._declared"  # torch's schemas live as l
 FORK_GUARD = "store.place.objects._first_process"  # obstore's threads do not survive a fork
 STATE_EXCEPTIONS = {SHIM, FORK_GUARD}
 
-KNOWN_CROWDED = {"benchmarks", "report"}
+KNOWN_CROWDED = {"benchmarks/targets", "report"}
 KNOWN_SMALL = {"configs.named_code"}
 KNOWN_REPEATED = {
     *("Difference", "Layout", "Line", "Progress", "Recipe", "Report", "Source", "Stored"),
@@ -110,10 +110,10 @@ KNOWN_STATE: set[str] = {
     "views.images.forked._work",
 }
 KNOWN_UNTYPED = {
-    "benchmarks.dtypes._seconds_to_decode",
-    "benchmarks.long_study.written",
-    "benchmarks.many_blocks._queue",
-    "benchmarks.objects.store_client",
+    "benchmarks.targets.dtypes._seconds_to_decode",
+    "benchmarks.results.long_study.written",
+    "benchmarks.targets.many_blocks._queue",
+    "benchmarks.targets.objects.store_client",
     "configs.reference._as_yaml",
     "nets.weights.files.mismatch_with",
     "nets.weights.files.write",

@@ -4,7 +4,7 @@ A hook for timm's own training script, whose step is `result = task(input, targe
 targets carry the teacher's rows, and a task that reads them. In timm's train.py replace the loader
 by `loader_of(...)` and the task by `CachedDistillation(model)`; what else it does (autocast,
 gradient clipping, averaging, checkpoints) stays. timm numbers epochs from 0 and passes the number
-to its dataset. Its own mixup must be off: mix in `views.augment.augment.mix`, where the teacher
+to its dataset. Its own mixup must be off: mix in `views.augment.mix`, where the teacher
 sees it.
 """
 

@@ -90,7 +90,7 @@ class DistillationDataset(Dataset[Item]):
     """The training images of a cache, as one view of them per epoch, with the teacher's outputs.
 
     Items: input (C, H, W) float32, normalised; label () int64; {tap: row}, rows as the cache gives
-    them (float16 unless configured otherwise; `correct` is 0 or 1). Where `views.augment.augment`
+    them (float16 unless configured otherwise; `correct` is 0 or 1). Where `views.augment`
     mixes images, the label is (num_classes,) float32, the share of each class: both are what
     `torch.nn.functional.cross_entropy` takes.
 

@@ -1,4 +1,4 @@
-"""The block `views.augment.augment`: what is done to an image at random."""
+"""The block `views.augment`: what is done to an image at random."""
 
 from __future__ import annotations
 

@@ -1,25 +1,20 @@
 """docs/reference.md: every key of both kinds of files, as the schema has it.
 
 Types and defaults are those that pydantic checks. What a key means is the text below it in
-`configs/schema/`; it is read from the source, as pydantic leaves out the texts of inherited keys.
+`configs/schema/`, its attribute docstring.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import json
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, with_config
 
 from teach_once.configs import schema
-from teach_once.configs.loss_options import LossOption, built_in_losses
-from teach_once.configs.schema.methods import OPTION_TYPES
+from teach_once.configs.schema.losses import BUILT_IN_LOSSES
 
 JsonSchema = Mapping[str, Any]
 
@@ -53,7 +48,7 @@ def default_in_words(schema: JsonSchema, is_required: bool) -> str:
     return _as_yaml(default)
 
 
-def _as_yaml(value: Any) -> str:
+def _as_yaml(value: object) -> str:
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
@@ -124,19 +119,26 @@ def meanings(block: type) -> dict[str, str]:
     texts: dict[str, str] = {}
     for each in reversed(block.__mro__):
         if dataclasses.is_dataclass(each):
-            texts |= _texts_below_keys(each)
+            texts |= _own_meanings(each)
     return texts
 
 
-def _texts_below_keys(block: type) -> dict[str, str]:
-    definition = ast.parse(textwrap.dedent(inspect.getsource(block))).body[0]
-    statements = definition.body if isinstance(definition, ast.ClassDef) else []
+def _own_meanings(block: type) -> dict[str, str]:
+    """The texts of the keys that a block does not inherit.
+
+    Pydantic reads attribute docstrings while it builds a class. For the blocks themselves that
+    would add a tenth of a second to the start of every command, and it leaves out inherited keys;
+    so it reads those of a stand-in, whose module and name lead it to the block's source.
+    """
+    keys = [(name, object) for name in block.__annotations__]
+    stand_in = dataclasses.make_dataclass(block.__name__, keys)
+    stand_in.__module__ = block.__module__
+    documented = with_config(ConfigDict(use_attribute_docstrings=True))(stand_in)
+    described = TypeAdapter(documented).json_schema()["properties"]
     return {
-        ast.unparse(key.target): _on_one_line(str(text.value.value))
-        for key, text in itertools.pairwise(statements)
-        if isinstance(key, ast.AnnAssign)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
+        key: _on_one_line(value["description"])
+        for key, value in described.items()
+        if "description" in value
     }
 
 
@@ -205,14 +207,14 @@ class _File:
 
 
 def _loss_rows() -> Iterator[str]:
-    for name, loss in built_in_losses().items():
-        options = (_option_in_words(name, option) for name, option in loss.options.items())
-        yield _row(f"`{name}`", "<br>".join(options), loss.meaning)
+    for name, block in BUILT_IN_LOSSES.items():
+        options = TypeAdapter(block).json_schema()["properties"].items()
+        cells = (_option_in_words(key, option) for key, option in options)
+        yield _row(f"`{name}`", "<br>".join(cells), _on_one_line(block.__doc__ or ""))
 
 
-def _option_in_words(name: str, option: LossOption) -> str:
-    type_of_values = type_in_words(TypeAdapter(OPTION_TYPES[option.type]).json_schema())
-    return f"`{name}`: {type_of_values}, default `{json.dumps(option.default)}`"
+def _option_in_words(name: str, option: JsonSchema) -> str:
+    return f"`{name}`: {type_in_words(option)}, default `{json.dumps(option['default'])}`"
 
 
 def _row(*cells: str) -> str:

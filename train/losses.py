@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from teach_once.configs.schema import Fraction, NonNegativeFloat, PositiveFloat
+from teach_once.configs.schema import losses as defaults
 from teach_once.train.errors import TrainError
 from teach_once.train.terms import loss_term
 
@@ -28,7 +29,7 @@ def ce(
     labels: Tensor,
     other_labels: Tensor | None = None,
     other_shares: Tensor | None = None,
-    label_smoothing: Fraction = 0.0,
+    label_smoothing: Fraction = defaults.CrossEntropy.label_smoothing,
 ) -> Tensor:
     """Cross-entropy: the batch mean of -log softmax(student_logits)[label].
 
@@ -48,7 +49,11 @@ def ce(
 
 
 @loss_term(per_sample=True)
-def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: PositiveFloat = 4.0) -> Tensor:
+def kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: PositiveFloat = defaults.Kd.temperature,
+) -> Tensor:
     """T^2 times the batch mean of KL(softmax(teacher / T) || softmax(student / T)).
 
     Both (B, K). Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
@@ -61,7 +66,7 @@ def gkd(
     student_logits: Tensor,
     teacher_logits: Tensor,
     teacher_correct: Tensor,
-    temperature: PositiveFloat = 1.0,
+    temperature: PositiveFloat = defaults.Gkd.temperature,
 ) -> Tensor:
     """Guided KD: `kd` over the samples that the teacher gets right, divided by their number.
 
@@ -79,7 +84,7 @@ def cd(
     student_means: Sequence[Tensor],
     teacher_means: Sequence[Tensor],
     teacher_mean_squares: Sequence[float] = (),
-    normalize: bool = False,
+    normalize: bool = defaults.Cd.normalize,
 ) -> Tensor:
     """Channel distillation: per stage the mean squared difference of channel means, summed.
 
@@ -119,8 +124,8 @@ def at(student_energy: Sequence[Tensor], teacher_energy: Sequence[Tensor]) -> Te
 def rkd(
     student_embedding: Tensor,
     teacher_embedding: Tensor,
-    distance_weight: NonNegativeFloat = 25.0,
-    angle_weight: NonNegativeFloat = 50.0,
+    distance_weight: NonNegativeFloat = defaults.Rkd.distance_weight,
+    angle_weight: NonNegativeFloat = defaults.Rkd.angle_weight,
 ) -> Tensor:
     """Relational KD: smooth L1 of the pairs' distances and of the cosines of the triplets' angles.
 
@@ -183,9 +188,9 @@ def dkd(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
-    alpha: NonNegativeFloat = 1.0,
-    beta: NonNegativeFloat = 8.0,
-    temperature: PositiveFloat = 4.0,
+    alpha: NonNegativeFloat = defaults.Dkd.alpha,
+    beta: NonNegativeFloat = defaults.Dkd.beta,
+    temperature: PositiveFloat = defaults.Dkd.temperature,
 ) -> Tensor:
     """Decoupled KD: T^2 (alpha KL of label or not + beta KL among the other classes), batch mean.
 
@@ -202,7 +207,9 @@ def dkd(
 
 @loss_term()
 def dist(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: PositiveFloat = 1.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: PositiveFloat = defaults.Dist.temperature,
 ) -> Tensor:
     """T^2 ((1 - mean correlation of rows) + (1 - mean correlation of columns)) of probabilities.
 
@@ -218,7 +225,9 @@ def dist(
 
 @loss_term(per_sample=True)
 def lskd(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: PositiveFloat = 2.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: PositiveFloat = defaults.Lskd.temperature,
 ) -> Tensor:
     """`kd` of logits standardised per sample to mean 0 and standard deviation 1.
 

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch.nn.functional as F
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StrictBool, TypeAdapter, ValidationError
 from torch import Tensor
 
-from teach_once.configs.schema import LossTerm
-from teach_once.configs.schema.methods import OPTION_TYPES
+from teach_once.configs.schema import Fraction, LossTerm, NonNegativeFloat, PositiveFloat
+from teach_once.configs.schema.scalars import Float
 from teach_once.nets.networks.layout import size_like
 from teach_once.nets.teacher.taps import Tap, channel_means, in_order, spatial_energy
 from teach_once.runtime.command.user_code import CannotImport, import_named
@@ -40,6 +40,14 @@ Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 _LOSS = "__teach_once_loss__"  # the attribute of a registered function
 _BUILT_IN = "teach_once.train.losses"
+# Types that a loss may name for its options in its signature; others are not checked.
+_OPTION_TYPES = {
+    "PositiveFloat": PositiveFloat,
+    "NonNegativeFloat": NonNegativeFloat,
+    "Fraction": Fraction,
+    "float": Float,
+    "bool": StrictBool,
+}
 
 
 @dataclass(frozen=True)
@@ -285,7 +293,7 @@ def check_options(where: str, term: LossTerm) -> None:
 
 def _check_value(where: str, value: float, parameter: inspect.Parameter) -> None:
     """Raise TrainError where a value is not of its parameter's type, one of configs' own."""
-    kind = OPTION_TYPES.get(str(parameter.annotation))
+    kind = _OPTION_TYPES.get(str(parameter.annotation))
     if kind is None:
         return
     try:

@@ -19,11 +19,10 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from teach_once.configs.loss_options import built_in_losses
+from teach_once.configs.schema.losses import BUILT_IN_LOSSES, option_types
 from teach_once.configs.schema.scalars import (
     BLOCK,
     Float,
-    Fraction,
     NaturalInt,
     NonNegativeFloat,
     PositiveFloat,
@@ -33,26 +32,16 @@ from teach_once.runtime.errors import did_you_mean
 
 
 def _known_loss(name: str) -> str:
-    known = built_in_losses()
-    if name in known or re.fullmatch(r"[\w.]+:\w+", name):
+    if name in BUILT_IN_LOSSES or re.fullmatch(r"[\w.]+:\w+", name):
         return name
-    near = did_you_mean(name, known)
+    near = did_you_mean(name, BUILT_IN_LOSSES)
     raise ValueError(
-        f"unknown loss{near or '.'} Known: {', '.join(known)}, and package.module:name"
+        f"unknown loss{near or '.'} Known: {', '.join(BUILT_IN_LOSSES)}, and package.module:name"
     )
 
 
 # A built-in loss, or the user's own as package.module:name.
 LossName = Annotated[StrictStr, AfterValidator(_known_loss)]
-
-# Types that the signature of a built-in loss may give its options.
-OPTION_TYPES = {
-    "PositiveFloat": PositiveFloat,
-    "NonNegativeFloat": NonNegativeFloat,
-    "Fraction": Fraction,
-    "float": Float,
-    "bool": StrictBool,
-}
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -84,7 +73,7 @@ class LossTerm:
         own = {key: value for key, value in raw.items() if key in keys}
         beside = {key: value for key, value in raw.items() if key not in keys}
         loss = raw.get("loss")
-        if isinstance(loss, str) and loss in built_in_losses():
+        if isinstance(loss, str) and loss in BUILT_IN_LOSSES:
             if raw.get("options"):
                 raise ValueError(
                     "options are for a loss of your own; name this one's by themselves"
@@ -101,7 +90,7 @@ class LossTerm:
     def _spread_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The term as YAML has it."""
         plain: dict[str, Any] = handler(self)
-        if self.loss not in built_in_losses():
+        if self.loss not in BUILT_IN_LOSSES:
             return plain
         options: dict[str, float] = plain.pop("options")
         return plain | options
@@ -115,20 +104,20 @@ def _keys() -> list[str]:
 
 
 def _options_of(loss: str, given: Mapping[str, Any]) -> dict[str, float]:
-    """The options of a built-in loss, checked; `null` means the default.
+    """Check the options of a built-in loss and return those that are set; `null` means the default.
 
-    Raises ValueError for an unknown one, ValidationError for a value of another type or range.
+    Raises ValueError for an unknown option, ValidationError for a value of another type or range.
     """
-    known = built_in_losses()[loss].options
+    known = option_types(loss)
     for name, value in given.items():
         if name not in known and (value is not None or not _is_an_option(name)):
             near = did_you_mean(name, [*known, *_keys()])
             raise ValueError(f"the loss {loss!r} has no {name!r}{near}")
     values = {name: value for name, value in given.items() if value is not None}
-    types: dict[str, Any] = {name: (OPTION_TYPES[known[name].type], ...) for name in values}
+    types: dict[str, Any] = {name: (known[name], ...) for name in values}
     return dict(create_model(loss, **types).model_validate(values))
 
 
 def _is_an_option(name: str) -> bool:
-    """Whether any built-in loss has an option of that name."""
-    return any(name in loss.options for loss in built_in_losses().values())
+    """Return True if any built-in loss has an option of that name."""
+    return any(name in option_types(loss) for loss in BUILT_IN_LOSSES)

@@ -12,9 +12,9 @@ import pytest
 from teach_once.configs import schema
 from teach_once.configs.command import cli
 from teach_once.configs.load import available, load_student, load_teacher
-from teach_once.configs.loss_options import built_in_losses
 from teach_once.configs.reference import meanings, reference
 from teach_once.configs.schema import as_plain
+from teach_once.configs.schema.losses import BUILT_IN_LOSSES
 from tests.support.project import ROOT
 
 PAGE = ROOT / "docs" / "reference.md"
@@ -59,12 +59,17 @@ def test_the_page_has_every_key_of_every_file_that_comes_with_the_project() -> N
 
 def test_the_page_has_every_loss_with_its_options() -> None:
     page = PAGE.read_text()
-    for name, loss in built_in_losses().items():
+    for name, block in BUILT_IN_LOSSES.items():
         (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
-        for option, each in loss.options.items():
-            kind = "`true` or `false`" if each.type == "bool" else "number"
+        for option, default in as_plain(block()).items():
+            kind = "`true` or `false`" if isinstance(default, bool) else "number"
             assert f"`{option}`: {kind}" in row
-            assert f"default `{json.dumps(each.default)}`" in row
+            assert f"default `{json.dumps(default)}`" in row
+
+
+@pytest.mark.parametrize("block", BUILT_IN_LOSSES.values(), ids=BUILT_IN_LOSSES)
+def test_every_option_of_a_loss_has_a_meaning(block: type) -> None:
+    assert set(meanings(block)) == set(as_plain(block()))
 
 
 def paths_of(config: schema.TeacherConfig | schema.StudentConfig) -> set[str]:

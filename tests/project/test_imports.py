@@ -114,7 +114,6 @@ KNOWN_UNTYPED = {
     "benchmarks.results.long_study.written",
     "benchmarks.targets.many_blocks._queue",
     "benchmarks.targets.objects.store_client",
-    "configs.reference._as_yaml",
     "nets.weights.files.mismatch_with",
     "nets.weights.files.write",
     "runtime.command.frame.print",
@@ -312,7 +311,8 @@ def shared_state(sources: Sources) -> set[str]:
 def _state_in(module: str, source: str, sources: Sources) -> Iterator[str]:
     top = top_level(source)
     ours = set(_names_at_top(top))
-    ours |= {each.name for each in imports_of(module, sources) if each.module in sources} - {None}
+    imported = (each for each in imports_of(module, sources) if each.module in sources)
+    ours |= {each.name for each in imported if each.name}
     for node in top:
         value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
         if isinstance(value, ast.Call) and ast.unparse(value.func) in STATEFUL:

@@ -16,16 +16,17 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from teach_once.configs.loss_options import built_in_losses
 from teach_once.configs.schema import LossTerm, StudentConfig
+from teach_once.configs.schema.losses import BUILT_IN_LOSSES
 from teach_once.nets.teacher.taps import in_order
 from teach_once.store.read.reader import TeacherCache
 from teach_once.train.errors import TrainError
 from teach_once.train.method.ensemble_taps import number_stages
 
 _SIGNED_BELOW = -1e-6  # values between it and 0 are rounding errors
-# What a connector makes, and by which parameter a loss asks for it: see `train.terms.INPUTS`.
-_USES = {"means": "student_means", "hint": "student_hint"}
+# The built-in losses that reach the student through a connector, and the connector's output. Their
+# signatures have it too, but in a file that loads torch; a test compares the two.
+CONNECTED_LOSSES = {"cd": "means", "fitnets": "hint"}
 
 
 class CachesOfStudy(Protocol):
@@ -106,9 +107,9 @@ def _used(study: CachesOfStudy, terms: Sequence[LossTerm]) -> dict[str, bool]:
     """Tap -> whether its values are signed, of the taps that these losses reach by a connector."""
     has_hint = "hint" in study.cache.manifest.taps
     has_connectors = study.config.student.connector != "none"
-    uses = {use for term in terms for use in _uses(term.loss)}
+    uses = {CONNECTED_LOSSES[term.loss] for term in terms if term.loss in CONNECTED_LOSSES}
     found: dict[str, bool] = {}
-    own = [term for term in terms if term.loss not in built_in_losses()]
+    own = [term for term in terms if term.loss not in BUILT_IN_LOSSES]
     if has_connectors and ("means" in uses or own):
         found = {stage: each.is_signed for stage, each in _stage_statistics(study).items()}
     if own and (has_hint or any(found.values())):  # else it makes no difference what they look at
@@ -120,13 +121,6 @@ def _used(study: CachesOfStudy, terms: Sequence[LossTerm]) -> dict[str, bool]:
     if "hint" in uses and has_hint:
         found |= {tap: each.is_signed for tap, each in statistics(study.cache, ["hint"]).items()}
     return found
-
-
-def _uses(loss: str) -> set[str]:
-    """Which of "means" and "hint" a built-in loss looks at; nothing for one of the user's own."""
-    known = built_in_losses()
-    inputs = known[loss].inputs if loss in known else ()
-    return {use for use, parameter in _USES.items() if parameter in inputs}
 
 
 def _stage_statistics(study: CachesOfStudy) -> dict[str, TapStatistics]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 from collections.abc import Callable
@@ -11,11 +12,12 @@ import pytest
 import torch
 
 from teach_once.configs.load import ConfigError, load_student
-from teach_once.configs.loss_options import LossOption, built_in_losses
 from teach_once.configs.schema import LossTerm, as_plain
+from teach_once.configs.schema.losses import BUILT_IN_LOSSES
 from teach_once.train import losses
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.errors import TrainError
+from teach_once.train.method.connector_ends import CONNECTED_LOSSES
 from teach_once.train.runs.check_methods import check_before_the_pass, check_methods
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
@@ -56,7 +58,7 @@ def test_every_loss_trains_from_the_cache_as_from_the_live_teacher(make_study: M
     )
     terms = [
         f"methods.{name}=[{{loss: ce}}, {{loss: {name}}}]"
-        for name in built_in_losses()
+        for name in BUILT_IN_LOSSES
         if name != "ce"
     ]
     study = make_study(
@@ -70,7 +72,7 @@ def test_every_loss_trains_from_the_cache_as_from_the_live_teacher(make_study: M
         ),
         student=(*settings, *terms),
     )
-    for name in built_in_losses():
+    for name in BUILT_IN_LOSSES:
         if name == "ce":
             continue
         found: dict[bool, list[float]] = {}
@@ -209,14 +211,26 @@ def test_configs_know_the_built_in_losses_as_they_are_registered() -> None:
         for name, function in inspect.getmembers(losses, inspect.isfunction)
         if function.__module__ == losses.__name__ and not name.startswith("_")
     }
-    assert set(built_in_losses()) == set(functions)
-    for name, known in built_in_losses().items():
+    assert set(BUILT_IN_LOSSES) == set(functions)
+    for name, block in BUILT_IN_LOSSES.items():
         registered = loss_named(name)
         assert registered.function is functions[name]
-        assert known.options == {
-            option: LossOption(str(parameter.annotation), parameter.default)
-            for option, parameter in registered.options.items()
-        }
+        # The options in one order, with one type and default; and one sentence for both.
+        for option, parameter in zip(
+            dataclasses.fields(block), registered.options.values(), strict=True
+        ):
+            of_block = (option.name, str(option.type).removeprefix("Strict").lower())
+            assert of_block == (parameter.name, str(parameter.annotation).lower())
+            assert parameter.default == option.default
+        (first, *_) = str(functions[name].__doc__).splitlines()
+        assert " ".join(str(block.__doc__).split()) == first
+
+
+def test_connected_losses_are_the_ones_whose_signatures_take_an_output_of_a_connector() -> None:
+    registered = {name: loss_named(name).student & {"means", "hint"} for name in BUILT_IN_LOSSES}
+    assert {name: {use} for name, use in CONNECTED_LOSSES.items()} == {
+        name: set(uses) for name, uses in registered.items() if uses
+    }
 
 
 @pytest.mark.parametrize(

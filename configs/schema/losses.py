@@ -1,0 +1,138 @@
+"""The built-in losses by name: what each computes and its options, which are keys of its term.
+
+A config is checked against these blocks without loading torch. The functions are in
+`train.losses`; their defaults are these, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import get_type_hints
+
+from pydantic import StrictBool
+from pydantic.dataclasses import dataclass
+
+from teach_once.configs.schema.scalars import BLOCK, Fraction, NonNegativeFloat, PositiveFloat
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class CrossEntropy:
+    """Cross-entropy: the batch mean of -log softmax(student_logits)[label]."""
+
+    label_smoothing: Fraction = 0.0
+    """Fraction of each label that is spread over all classes."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Kd:
+    """T^2 times the batch mean of KL(softmax(teacher / T) || softmax(student / T))."""
+
+    temperature: PositiveFloat = 4.0
+    """T, by which the logits are divided."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Gkd:
+    """Guided KD: `kd` over the samples that the teacher gets right, divided by their number."""
+
+    temperature: PositiveFloat = 1.0
+    """T, by which the logits are divided."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Cd:
+    """Channel distillation: per stage the mean squared difference of channel means, summed."""
+
+    normalize: StrictBool = False
+    """Divide each stage by the mean square of the teacher's channel means."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class AttentionTransfer:
+    """Attention transfer: per stage the mean squared difference of energy maps, summed."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Rkd:
+    """Relational KD: smooth L1 of the pairs' distances and of the cosines of the triplets'
+    angles.
+    """
+
+    distance_weight: NonNegativeFloat = 25.0
+    """Weight of the distances."""
+    angle_weight: NonNegativeFloat = 50.0
+    """Weight of the angles."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class FitNets:
+    """The mean squared difference of two feature maps (B, C, H, W)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Embedding:
+    """The batch mean of 1 - cosine between the embeddings that enter the two classifiers."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class EmbeddingMse:
+    """The mean squared difference of the embeddings that enter the two classifiers."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class ResidualKd:
+    """Residual KD: of maps, the mean squared differences of S to T and of A to what is left,
+    T - S.
+    """
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Dkd:
+    """Decoupled KD: T^2 (alpha KL of label or not + beta KL among the other classes), batch
+    mean.
+    """
+
+    alpha: NonNegativeFloat = 1.0
+    """Weight of the label's probability."""
+    beta: NonNegativeFloat = 8.0
+    """Weight of the probabilities of the other classes among themselves."""
+    temperature: PositiveFloat = 4.0
+    """T, by which the logits are divided."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Dist:
+    """T^2 ((1 - mean correlation of rows) + (1 - mean correlation of columns)) of probabilities."""
+
+    temperature: PositiveFloat = 1.0
+    """T, by which the logits are divided."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Lskd:
+    """`kd` of logits standardised per sample to mean 0 and standard deviation 1."""
+
+    temperature: PositiveFloat = 2.0
+    """T, by which the standardized logits are divided."""
+
+
+BUILT_IN_LOSSES: Mapping[str, type] = {
+    "ce": CrossEntropy,
+    "kd": Kd,
+    "gkd": Gkd,
+    "cd": Cd,
+    "at": AttentionTransfer,
+    "rkd": Rkd,
+    "fitnets": FitNets,
+    "embedding": Embedding,
+    "embedding_mse": EmbeddingMse,
+    "residual": ResidualKd,
+    "dkd": Dkd,
+    "dist": Dist,
+    "lskd": Lskd,
+}
+
+
+def option_types(loss: str) -> dict[str, object]:
+    """Name of an option of a built-in loss -> its type, as pydantic checks it."""
+    return get_type_hints(BUILT_IN_LOSSES[loss], include_extras=True)

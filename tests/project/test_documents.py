@@ -286,6 +286,8 @@ def check_program(name: str, arguments: list[str]) -> None:
     assert package is not None, name
     is_package = package.submodule_search_locations is not None
     module = importlib.import_module(f"{name}.__main__" if is_package else name)
+    if is_package and hasattr(module, "cli"):  # `__main__` hands it on
+        module = sys.modules[module.cli.__module__]
     if not hasattr(module, "app"):  # one that reads its few words itself: its docstring shows them
         shown = Path(str(module.__file__)).read_text()
         words = arguments[:1] if is_package and name != "benchmarks" else []

@@ -195,7 +195,7 @@ def test_another_process_of_an_ablation_reads_through_the_mirror_too(
 
 
 def test_a_command_that_needs_a_folder_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    from teach_once.train.cli.certify import cli as certify
+    from teach_once.train.certify import cli as certify
 
     assert certify(["digits-resnet8", "--caches", "s3://bucket/caches"]) == 2
     assert "takes a folder of caches, not a URL" in capsys.readouterr().err

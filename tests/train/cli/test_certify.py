@@ -14,7 +14,7 @@ from teach_once.configs.schema import TeacherConfig
 from teach_once.store import CacheMismatch, TeacherCache
 from teach_once.store.move.convert import convert_cache
 from teach_once.train import losses
-from teach_once.train.cli.certify import cli, loss_changes, refuse_unless_reduced
+from teach_once.train.certify import cli, loss_changes, refuse_unless_reduced
 from teach_once.train.errors import TrainError
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import open_context

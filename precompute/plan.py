@@ -23,9 +23,9 @@ from teach_once.store.format.content import draft_manifest
 from teach_once.store.format.journal import Coverage
 from teach_once.store.format.manifest import Manifest
 from teach_once.store.format.spec import tap_of
-from teach_once.store.place.objects import NoBucket, ObjectsUnreachable
-from teach_once.store.read.folder import FolderSource
+from teach_once.store.place.bucket import NoBucket, ObjectsUnreachable
 from teach_once.store.read.source import open_source
+from teach_once.store.read.zarr_source import ZarrSource
 from teach_once.store.write.pending_blocks import Work, bytes_of, pending_work, unfinished
 
 
@@ -216,7 +216,7 @@ def pending_of(path: Path, asked: Manifest, every_byte: bool) -> tuple[Manifest,
             for array, spec in arrays.items()
             if tap_of(array) in missing and not coverage.there[array][block.view, block.index]
         )
-    if isinstance(there, FolderSource) and not work:
+    if isinstance(there, ZarrSource) and not work:
         views, taps = asked.num_views, asked.taps
         work = pending_work(there, views, taps, check_every_byte=every_byte)
         num_bytes = bytes_of(work, manifest)

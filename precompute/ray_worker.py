@@ -2,7 +2,7 @@
 
 Its chunks go into the cache's folder, under names of their own; the driver commits them
 (`store.write.staging`). Of a cache on an object store it commits its blocks itself
-(`store.place.commit`).
+(`store.place.bucket_log`).
 """
 
 from __future__ import annotations

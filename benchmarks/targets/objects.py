@@ -33,7 +33,7 @@ from benchmarks.targets.read import make_cache
 from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
 from teach_once.store import TeacherCache
 from teach_once.store.move.copy import copy_cache
-from teach_once.store.place.objects import THREADS
+from teach_once.store.place.bucket import THREADS
 from teach_once.store.read.mirror import attach
 
 ROWS = {

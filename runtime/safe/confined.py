@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from teach_once.runtime.safe.safe_read import BadFile, kind_of_file, open_regular
 
 _LEFTOVER = re.compile(r"\..+\.[0-9]+\.tmp", re.DOTALL)
+_NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -131,6 +132,42 @@ def write_inside(
     """Write bytes through `written_inside`."""
     with written_inside(root, relative, flush=flush) as file:
         file.write(cast(Any, data))
+
+
+def create_whole(root: Root, relative: PurePath | str, data: bytes) -> bool:
+    """Write a new file below `root`: whole, and flushed. Return False if the name is taken.
+
+    The file gets its name as a hard link, because a rename would replace another process's file. On
+    a file system without hard links the name is looked up first, which a lock has to protect.
+    """
+    place = PurePath(relative)
+    with opened_folder(root, place.parent, create=True) as folder:
+        refuse_special(folder, place.name, root / place)
+        aside, file = new_aside(folder, place.name)
+        try:
+            with file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            is_new = _link(folder, aside, place.name)
+        finally:
+            _remove(folder, aside)
+        os.fsync(folder)
+    return is_new
+
+
+def _link(folder: int, aside: str, name: str) -> bool:
+    try:
+        os.link(aside, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if name in os.listdir(folder):
+            return False
+        os.rename(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
+    return True
 
 
 def open_to_append(root: Root, relative: PurePath | str) -> BinaryIO:

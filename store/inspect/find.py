@@ -23,9 +23,9 @@ from teach_once.store.identity import (
     identity_sha256,
     with_weights_of,
 )
-from teach_once.store.place.objects import NoBucket, Objects, ObjectsUnreachable, in_parallel
-from teach_once.store.read.bucket import remote_manifest
+from teach_once.store.place.bucket import Bucket, NoBucket, ObjectsUnreachable, in_parallel
 from teach_once.store.read.reader import TeacherCache
+from teach_once.store.read.zarr_source import remote_manifest
 
 
 def find_cache(
@@ -91,7 +91,7 @@ def cache_folder(caches_dir: Path, teacher: str, identity: Identity) -> Path:
 def has_manifest(path: Path) -> bool:
     """Whether a cache is, or was, at `path`, a folder or a URL; its manifest may be damaged."""
     if isinstance(path, ObjectUrl):
-        return Objects(path).has(MANIFEST)
+        return Bucket(path).has(MANIFEST)
     return (path / MANIFEST).is_file()
 
 
@@ -126,7 +126,7 @@ def _identities(caches_dir: Path) -> Iterator[tuple[Path, Identity]]:
     paths: list[Path]
     identities: Iterator[Identity | None]
     if isinstance(caches_dir, ObjectUrl):
-        paths = [caches_dir / name for name in sorted(Objects(caches_dir).names()[0])]
+        paths = [caches_dir / name for name in sorted(Bucket(caches_dir).names()[0])]
         identities = in_parallel(_identity_at, paths)
     else:
         paths = sorted(caches_dir.iterdir()) if caches_dir.is_dir() else []
@@ -140,7 +140,7 @@ def _identity_at(path: Path) -> Identity | None:
     """Raises ObjectsUnreachable, NoBucket."""
     try:
         if isinstance(path, ObjectUrl):
-            return remote_manifest(Objects(path))[0].identity
+            return remote_manifest(Bucket(path))[0].identity
         return read_manifest(path).identity
     except (ObjectsUnreachable, NoBucket, CacheNotWritable):
         raise

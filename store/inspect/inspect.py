@@ -17,7 +17,7 @@ from teach_once.store.errors import CacheError, CacheMissing, Fault
 from teach_once.store.format.certificate import certificate_in, certificate_text
 from teach_once.store.format.spec import MANIFEST, SAMPLE_CRC
 from teach_once.store.identity import distinguishing, field_of, identity_sha256
-from teach_once.store.place.objects import Objects, in_parallel
+from teach_once.store.place.bucket import Bucket
 from teach_once.store.read.hdf5 import is_hdf5
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import Source, open_source
@@ -54,7 +54,7 @@ def overviews(folder: Path) -> Iterator[Overview]:
 
 
 def _remote_overviews(url: ObjectUrl) -> Iterator[Overview]:
-    for name in sorted(Objects(url).names()[0]):
+    for name in sorted(Bucket(url).names()[0]):
         path = url / name
         try:
             yield Overview(path, open_source(path))
@@ -150,9 +150,8 @@ def agreement(cache: TeacherCache, num_views: int) -> float:
     def num_right(view: int) -> int:
         return int(cache.read_view(view, ["correct"])["correct"].sum())
 
-    views = range(num_views)
-    is_remote = isinstance(cache.path, ObjectUrl)  # small requests: many at a time
-    right = sum(in_parallel(num_right, views) if is_remote else map(num_right, views))
+    views, num_bytes = range(num_views), num_views * cache.num_samples
+    right = sum(cache.source.at_once(num_right, views, num_bytes))
     return right / (num_views * cache.num_samples)
 
 

@@ -59,7 +59,8 @@ from teach_once.store.format.spec import (
 )
 from teach_once.store.identity import identity_sha256
 from teach_once.store.move.hdf5 import folder_bytes
-from teach_once.store.place.commit import (
+from teach_once.store.place.bucket import Bucket, NoBucket, in_parallel
+from teach_once.store.place.bucket_log import (
     MOST_LINES,
     is_sound,
     line_numbers,
@@ -67,10 +68,9 @@ from teach_once.store.place.commit import (
     no_number_left,
     read_remote_journal,
 )
-from teach_once.store.place.objects import Listed, NoBucket, Objects, in_parallel
-from teach_once.store.read.bucket import remote_manifest
-from teach_once.store.read.folder import FolderSource
+from teach_once.store.place.place import Listed
 from teach_once.store.read.reader import TeacherCache
+from teach_once.store.read.zarr_source import ZarrSource, folder_source, remote_manifest
 
 _LARGER = 4  # times as large as ours may be a chunk that is looked at before it is replaced
 
@@ -88,9 +88,9 @@ class _CopyOut:
     """One copy on its way. listed: what was there at the beginning."""
 
     opened: TeacherCache
-    objects: Objects
+    objects: Bucket
     listed: Mapping[str, Listed]
-    most_keys: int
+    max_keys: int
     committed: dict[ChunkKey, str] = field(default_factory=dict)
 
     def chunk(self, item: tuple[str, Block]) -> bool:
@@ -114,7 +114,7 @@ class _CopyOut:
         there = self.listed.get(key)
         if there is not None and there.tag.strip('"') == _md5(data):
             return False
-        if there is None and self.objects.put_if_absent(key, data):
+        if there is None and self.objects.create(key, data):
             return True
         found = self.objects.get_tagged(key, _LARGER * len(data)).content
         if found == data:
@@ -130,7 +130,7 @@ class _CopyOut:
     def put_text(self, key: str, data: bytes) -> None:
         """Put a document, over an older one if there is one."""
         there = self.listed.get(key)
-        if there is None and self.objects.put_if_absent(key, data):
+        if there is None and self.objects.create(key, data):
             return
         if self._has(key, data):
             return
@@ -147,7 +147,7 @@ class _CopyOut:
         Of two that name a chunk the higher number counts: below a line that is there, the journal
         would not say what is here.
         """
-        keys = [each.key for each in self.objects.listed(JOURNAL, self.most_keys)]
+        keys = [each.key for each in self.objects.list_files(JOURNAL, self.max_keys)]
         names = sorted(n for key in keys if is_journal_file(n := key.removeprefix(f"{JOURNAL}/")))
         lines = max((number for number, *_ in line_numbers(keys)), default=0)
         newest = int(names[-1][:6]) if names else 0
@@ -173,11 +173,11 @@ def copy_to_objects(
     on_chunk: called with the number of chunks that are done. Raises CacheMismatch where another
     cache is there, CacheError where the store ignores conditions, ObjectsUnreachable.
     """
-    objects = Objects(url)
-    Objects(ObjectUrl(*url.parent.parts)).refuse_unconditional()
+    objects = Bucket(url)
+    Bucket(ObjectUrl(*url.parent.parts)).refuse_unconditional()
     there = _smaller_copy(objects, opened.manifest)
     most = most_objects(opened.manifest)
-    listed = {each.key: each for each in objects.listed(most_keys=most)}
+    listed = {each.key: each for each in objects.list_files(max_keys=most)}
     copy = _CopyOut(opened, objects, listed, most)
     manifest, counts = opened.manifest, Copied()
     chunks = [
@@ -208,7 +208,7 @@ def copy_to_objects(
     return counts
 
 
-def _smaller_copy(objects: Objects, manifest: Manifest) -> Manifest | None:
+def _smaller_copy(objects: Bucket, manifest: Manifest) -> Manifest | None:
     """The manifest of an earlier copy; None if there is none, or it is damaged.
 
     Raises CacheMismatch unless what is there is a part of this cache.
@@ -293,7 +293,7 @@ class _CopyIn:
     """One copy on its way. there: the target as it was. shared: checksums of all views' arrays."""
 
     opened: TeacherCache
-    there: FolderSource
+    there: ZarrSource
     shared: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def block(self, block: Block) -> tuple[Block, dict[str, int], int]:
@@ -328,7 +328,7 @@ class _CopyIn:
         if self.there.fault_of(array, block) is not None:
             return False
         source, ours = self.opened.source, self.there.journal.crc32c[array][position]
-        if isinstance(source, FolderSource) and source.journal.crc32c[array][position] != ours:
+        if isinstance(source, ZarrSource) and source.journal.crc32c[array][position] != ours:
             raise CacheMismatch(
                 f"{self.there.path} holds the records of another pass of the same teacher",
                 fix="remove it first, or copy to another folder",
@@ -347,7 +347,7 @@ def _copied(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None])
         write_unless_there(target, f"{ZARR_GROUP}/{name}", text)
     for name, values in ((LABELS, opened.labels), (PREVIEW, opened.preview)):
         write_unless_there(target, whole_name(name, values.ndim), with_checksum(values).tobytes())
-    copy = _CopyIn(opened, FolderSource(target, manifest, read_journal(target, manifest)))
+    copy = _CopyIn(opened, folder_source(target, manifest, read_journal(target, manifest)))
     journal, counts = JournalWriter(target, identity_sha256(manifest.identity)), Copied()
     num_arrays = len(manifest.arrays)
     try:
@@ -386,7 +386,7 @@ def copy_cache(
     if dest.suffix == ".h5":
         words = [program_text("store"), "export", shlex.quote(str(opened.path)), str(dest)]
         raise CacheError(f"{dest} is no folder", fix=" ".join(words))
-    if not isinstance(opened.source, FolderSource):
+    if not isinstance(opened.source, ZarrSource):
         words = [program_text("store"), "import", shlex.quote(str(opened.path)), str(dest)]
         raise CacheError(f"{opened.path} is one file", fix=" ".join(words))
     return target, copy_to_folder(opened, target, on_chunk)

@@ -24,8 +24,8 @@ from teach_once.runtime.safe.confined import (
     path_of,
     write_inside,
 )
+from teach_once.store.place.bucket import Bucket, in_parallel
 from teach_once.store.place.mirror_folder import Needs, show_progress, used_mirror
-from teach_once.store.place.objects import Objects, in_parallel
 
 _PART_BYTES = 16 * 2**20
 _SHOWN_BYTES = 2**28  # of fewer no progress is shown
@@ -45,7 +45,7 @@ class MirrorFiles:
     """The files of one folder at a URL, by their names."""
 
     def __init__(self, url: ObjectUrl) -> None:
-        self._objects, self._mirror = Objects(url), used_mirror()
+        self._objects, self._mirror = Bucket(url), used_mirror()
         self._place = PurePath(url.bucket, url.key)
 
     def path(self, name: str) -> Path:
@@ -53,7 +53,7 @@ class MirrorFiles:
         return self._mirror.root / self._place / name
 
     def small(self, name: str, most_bytes: int) -> Path:
-        """Fetch a small file. Raises CacheMissing, CacheDamaged (too large), as `Objects.get`."""
+        """Fetch a small file. Raises CacheMissing, CacheDamaged (too large), as `Bucket.get`."""
         content = self._objects.get(name, most_bytes)
         self._need([name])
         with self._mirror.locked() as opened:
@@ -78,7 +78,7 @@ class MirrorFiles:
         """Fetch whatever is not here or not right.
 
         is_right: of a name and a file that is here, without reading all of it. verify: reads all of
-        a new one, and raises an error where that is damaged. Raises CacheFull; as `Objects.get`.
+        a new one, and raises an error where that is damaged. Raises CacheFull; as `Bucket.get`.
         """
         self._need(names)
         with (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,9 @@ from teach_once.store.format.journal import Coverage
 from teach_once.store.format.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from teach_once.store.format.spec import FORMAT_NAME, LABELS, Block, crc_hex, tap_of
 from teach_once.store.format.values import Check, Seen, checked_read, label_fault
-from teach_once.store.read.chunks import map_file, read_pieces
+from teach_once.store.place.chunks import map_file, read_pieces
+from teach_once.store.place.parallel import in_threads
+from teach_once.store.place.place import Item, Result
 
 MANIFEST_DATASET = "manifest"
 BLOCK_CRC = "block_crc32c"
@@ -290,7 +292,12 @@ class Hdf5Source:
             raise self._damaged(fault)
 
     def fetch(self, chunks: Sequence[tuple[str, Block]]) -> None:
-        """Nothing to do: the file is here."""
+        """Do nothing: the file is here."""
+
+    def at_once(
+        self, function: Callable[[Item], Result], items: Iterable[Item], num_bytes: int
+    ) -> Iterator[Result]:
+        return in_threads(function, items, num_bytes)
 
     def mapped(self, array: str, block: Block) -> NDArray[Any]:
         extent = self._layout.extents.get(array)

@@ -26,8 +26,8 @@ from teach_once.store.errors import CacheDamaged, CacheError, CacheFull, CacheMi
 from teach_once.store.format.content import holds_bytes
 from teach_once.store.format.manifest import MAX_MANIFEST_BYTES
 from teach_once.store.format.spec import MANIFEST
+from teach_once.store.place.bucket import Bucket, in_parallel
 from teach_once.store.place.mirror_folder import MirrorFolder, Needs, use_mirror
-from teach_once.store.place.objects import Objects, in_parallel
 
 _CACHE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,+=@~_-]{0,180}")
 _MOST_MANIFESTS_BYTES = 2**28  # of all caches at a URL
@@ -79,7 +79,7 @@ def attach(url: ObjectUrl, root: Path, most_bytes: int, names: Sequence[str] | N
     is a folder of something else.
     """
     folder, mirror = root / url.bucket / url.key, Mirror(url, root, most_bytes)
-    every = Objects(url).names()[0] if names is None else names
+    every = Bucket(url).names()[0] if names is None else names
     wanted = [name for name in every if _CACHE_NAME.fullmatch(name) and ".." not in name]
     manifests = _manifests(mirror, wanted)
     with mirror.folder.locked() as opened:
@@ -164,7 +164,7 @@ def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
     most = min(_MOST_MANIFESTS_BYTES, mirror.most_bytes)
 
     def manifest(name: str) -> bytes | None:
-        objects = Objects(ObjectUrl(*(mirror.url / name).parts))
+        objects = Bucket(ObjectUrl(*(mirror.url / name).parts))
         try:
             return objects.get(MANIFEST, min(most, MAX_MANIFEST_BYTES))
         except (CacheMissing, CacheDamaged):  # what is no cache keeps nobody from the others

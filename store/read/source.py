@@ -5,24 +5,24 @@ tests/support/store_contract.py is the suite that each backend passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from teach_once.runtime.machine.urls import ObjectUrl
 from teach_once.store.errors import Fault, TeacherPass
 from teach_once.store.format.journal import Coverage
 from teach_once.store.format.manifest import Manifest
 from teach_once.store.format.spec import Block
-from teach_once.store.read.bucket import RemoteSource
-from teach_once.store.read.folder import FolderSource
+from teach_once.store.place.bucket import Bucket
+from teach_once.store.place.open import place_at
+from teach_once.store.place.place import Item, Place, Result
 from teach_once.store.read.hdf5 import Hdf5Source, is_hdf5
 from teach_once.store.read.mirror import mirror_of
-from teach_once.store.read.mirrored import MirroredSource
 from teach_once.store.read.steady import open_steadily
+from teach_once.store.read.zarr_source import open_bucket, open_folder, open_mirrored
 
 
 class Source(Protocol):
@@ -61,6 +61,15 @@ class Source(Protocol):
         """Bring chunks that are about to be read here, many at a time, where they lie elsewhere."""
         ...
 
+    def at_once(
+        self, function: Callable[[Item], Result], items: Iterable[Item], num_bytes: int
+    ) -> Iterator[Result]:
+        """Yield function(item) in order, as many at a time as suits the place.
+
+        num_bytes: that all of them read.
+        """
+        ...
+
     def mapped(self, array: str, block: Block) -> NDArray[Any]:
         """The rows of the block, (rows, ...), as its file holds them, mapped into memory.
 
@@ -97,20 +106,21 @@ class Source(Protocol):
 
 def open_source(path: Path) -> Source:
     """The arrays at `path`, complete or not. Raises CacheMissing, CacheDamaged, CacheMismatch."""
-    return open_steadily(changed_place(path), partial(_opened, path))
+    return open_steadily(changed_place(path), partial(_open, path))
 
 
-def changed_place(path: Path) -> Path:
-    """Where other processes change the cache at `path`: of one in a mirror, its URL."""
-    mirror = None if isinstance(path, ObjectUrl) else mirror_of(path.parent)
-    return path if mirror is None else ObjectUrl(*(mirror.url / path.name).parts)
+def changed_place(path: Path) -> Place:
+    """Return the place at which other processes change the cache: of a mirror, its origin."""
+    mirror = mirror_of(path.parent)
+    return place_at(path if mirror is None else mirror.url / path.name)
 
 
-def _opened(path: Path) -> Source:
-    if isinstance(path, ObjectUrl):
-        return RemoteSource.at(path)
+def _open(path: Path) -> Source:
     if (mirror := mirror_of(path.parent)) is not None:
-        return MirroredSource.through(path, mirror)
+        return open_mirrored(path, mirror)
+    place = place_at(path)
+    if isinstance(place, Bucket):
+        return open_bucket(place)
     if path.is_file() and is_hdf5(path):
         return Hdf5Source.open(path)
-    return FolderSource.open(path)
+    return open_folder(path)

@@ -13,12 +13,10 @@ still the one from before; else the cache is opened again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
-from teach_once.runtime.machine.urls import ObjectUrl
+from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.store.errors import (
     CacheDamaged,
     CacheError,
@@ -28,7 +26,8 @@ from teach_once.store.errors import (
     UnknownView,
 )
 from teach_once.store.format.spec import MANIFEST
-from teach_once.store.place.objects import NoBucket, Objects
+from teach_once.store.place.bucket import NoBucket
+from teach_once.store.place.place import Place
 
 Opened = TypeVar("Opened")
 
@@ -36,31 +35,29 @@ _TRIES = 8
 _MAY_BE_HALF = (CacheDamaged, CacheIncomplete, CacheMissing, UnknownTap, UnknownView)
 
 
-def open_steadily(path: Path, attempt: Callable[[], Opened]) -> Opened:
-    """attempt(), again while the manifest below `path` is replaced; raises what that raises.
+def open_steadily(place: Place, attempt: Callable[[], Opened]) -> Opened:
+    """Return attempt(), repeated while the manifest at `place` is replaced; raises what it raises.
 
-    path: a folder, or a URL, whose manifest is asked for only after an error.
+    A bucket is asked for its manifest's tag only after an error: it costs a request.
     """
-    before = None if isinstance(path, ObjectUrl) else _stamp(path)
+    before = _tag(place) if place.is_local else None
     for _ in range(_TRIES):
         try:
             return attempt()
         except _MAY_BE_HALF as error:
             if isinstance(error, NoBucket):
                 raise
-            after = _stamp(path)
+            after = _tag(place)
             if after == before:
                 raise
             before = after
     return attempt()
 
 
-def _stamp(path: Path) -> object:
-    """Another value whenever the manifest is another one; None without a manifest."""
+def _tag(place: Place) -> str | None:
+    """Return another value whenever the manifest is another one; None without a manifest."""
     try:
-        if isinstance(path, ObjectUrl):
-            return Objects(path).get_tagged(MANIFEST, 0).tag
-        status = os.stat(path / MANIFEST)
-    except (OSError, CacheError):
+        found = place.read(MANIFEST, 0)
+    except (OSError, CacheError, BadFile):
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return None if found is None else found.tag

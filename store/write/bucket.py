@@ -2,7 +2,7 @@
 
 Any number of writers, on any machines, may do so at the same time, of one job or not; none has a
 lock. Each computes its share, then what is still missing, until nothing is: whoever is killed
-leaves its share to the others. `store.place.commit` says what a commit is.
+leaves its share to the others. `store.place.bucket_log` says what a commit is.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from teach_once.store.format.content import CacheContent
 from teach_once.store.format.journal import Coverage
 from teach_once.store.format.manifest import Manifest
 from teach_once.store.format.spec import CHECKSUM_BYTES, Block, encode_chunk
-from teach_once.store.place.commit import (
+from teach_once.store.place.bucket import Bucket, in_parallel
+from teach_once.store.place.bucket_log import (
     RemoteJournal,
     commit_block,
     line_key,
     put_whole_journal,
     read_remote_journal,
 )
-from teach_once.store.place.objects import Objects, in_parallel
-from teach_once.store.read.bucket import RemoteSource, remote_manifest
 from teach_once.store.read.source import Source
+from teach_once.store.read.zarr_source import ZarrSource, bucket_source, remote_manifest
 from teach_once.store.write.bucket_content import begun_cache, replace_measured
 from teach_once.store.write.pending_blocks import Work, bytes_of, missing_work, pending_work
 from teach_once.store.write.writer import copied_arrays
@@ -70,7 +70,7 @@ class RemoteBlocks:
     ) -> None:
         self.url, self.manifest, self.spool_folder = url, manifest, spool_folder
         self.before = before
-        self._objects = Objects(url)
+        self._objects = Bucket(url)
         self._shared: dict[tuple[str, int], bytes] = {}  # checksums of all views' chunks there
 
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
@@ -172,8 +172,8 @@ class RemoteWriter(RemoteBlocks):
         The others are as of `CacheWriter.open`. Raises CacheMismatch, CacheError where the store
         ignores conditions, ObjectsUnreachable, CacheNotWritable.
         """
-        Objects(ObjectUrl(*url.parent.parts)).refuse_unconditional()
-        objects = Objects(url)
+        Bucket(ObjectUrl(*url.parent.parts)).refuse_unconditional()
+        objects = Bucket(url)
         manifest, is_salvaged = begun_cache(objects, content, block_rows)
         writer = cls(url, manifest, content, folder, job or Job())
         try:
@@ -187,7 +187,7 @@ class RemoteWriter(RemoteBlocks):
         journal = read_remote_journal(self._objects, self.manifest, every_line=True)
         if journal.num_loose >= _MANY_LINES:  # so that nobody has to read them again
             journal = put_whole_journal(self._objects, self.manifest, journal)
-        source = RemoteSource(self.url, self.manifest, journal.committed, objects=self._objects)
+        source = bucket_source(self._objects, self.manifest, journal.committed)
         asked = self._asked
         pending = pending_work(
             source, asked.num_views, asked.taps, check_every_byte=check_every_byte
@@ -214,7 +214,7 @@ class RemoteWriter(RemoteBlocks):
         journal = read_remote_journal(self._objects, self.manifest, every_line=True)
         coverage = Coverage(self.manifest, journal.committed.there)
         asked = self._asked
-        source = RemoteSource(self.url, self.manifest, journal.committed, objects=self._objects)
+        source = bucket_source(self._objects, self.manifest, journal.committed)
         self._damaged = [item for item in self._damaged if _is_damaged(item, source)]
         missing = missing_work(self.manifest, coverage, asked.num_views, asked.taps)
         work = list(dict.fromkeys([*missing, *self._damaged]))
@@ -281,7 +281,7 @@ def _before(manifest: Manifest, journal: RemoteJournal, work: Sequence[Work]) ->
     return Before(first, numbers, unsound)
 
 
-def _is_damaged(item: Work, source: RemoteSource) -> bool:
+def _is_damaged(item: Work, source: ZarrSource) -> bool:
     """Whether a chunk is not what its line says: another pass may have repeated an older line."""
     stored = source.manifest.stored
     arrays = [array for tap in item.taps for array in stored[tap].arrays(tap)]

@@ -34,8 +34,9 @@ from teach_once.store.format.metadata import (
     zarr_metadata,
 )
 from teach_once.store.format.spec import MANIFEST, ZARR_GROUP, next_path, whole_name, with_checksum
-from teach_once.store.place.objects import NoBucket, Objects, Tagged, in_parallel
-from teach_once.store.read.bucket import parse_remote_manifest, remote_manifest
+from teach_once.store.place.bucket import Bucket, NoBucket, in_parallel
+from teach_once.store.place.place import Stored
+from teach_once.store.read.zarr_source import parse_remote_manifest, remote_manifest
 
 Result = TypeVar("Result")
 
@@ -43,7 +44,7 @@ _TRIES = 8  # to change an object, while other writers change it
 
 
 def begun_cache(
-    objects: Objects, content: CacheContent, block_rows: int | None
+    objects: Bucket, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
     """Create the cache, or grow it if needed; its manifest, and whether that was salvaged.
 
@@ -64,9 +65,9 @@ def begun_cache(
 
 
 def _begun_manifest(
-    objects: Objects, content: CacheContent, block_rows: int | None
+    objects: Bucket, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
-    def begun(there: Tagged | None) -> tuple[Manifest, bool]:
+    def begun(there: Stored | None) -> tuple[Manifest, bool]:
         try:
             if there is None:
                 raise CacheMissing("")
@@ -86,10 +87,10 @@ def _begun_manifest(
     return _changed(objects, begun)
 
 
-def replace_measured(objects: Objects, measured: Mapping[str, Any]) -> Manifest:
+def replace_measured(objects: Bucket, measured: Mapping[str, Any]) -> Manifest:
     """Write what a pass measured of the teacher to the manifest, which may have grown meanwhile."""
 
-    def replaced(there: Tagged | None) -> Manifest:
+    def replaced(there: Stored | None) -> Manifest:
         if there is None or there.content is None:
             raise CacheMissing(f"{objects.url / MANIFEST} has been removed or damaged")
         manifest = parse_remote_manifest(objects, there.content)
@@ -100,7 +101,7 @@ def replace_measured(objects: Objects, measured: Mapping[str, Any]) -> Manifest:
     return _changed(objects, replaced)
 
 
-def _described(objects: Objects, manifest: Manifest, content: CacheContent) -> Manifest:
+def _described(objects: Bucket, manifest: Manifest, content: CacheContent) -> Manifest:
     """Put what is missing or damaged.
 
     Returns the manifest, which changes where another version of zarr spells the metadata otherwise.
@@ -119,7 +120,7 @@ def _described(objects: Objects, manifest: Manifest, content: CacheContent) -> M
     return manifest
 
 
-def _settle(objects: Objects, key: str, data: bytes) -> None:
+def _settle(objects: Bucket, key: str, data: bytes) -> None:
     """Put an object unless it is there; over another one."""
     for _ in range(_TRIES):
         there = _there(objects, key, len(data))
@@ -133,7 +134,7 @@ def _settle(objects: Objects, key: str, data: bytes) -> None:
     raise _busy(objects, key)
 
 
-def _changed(objects: Objects, change: Callable[[Tagged | None], Result]) -> Result:
+def _changed(objects: Bucket, change: Callable[[Stored | None], Result]) -> Result:
     """change(the manifest that is there), again where another process changed it meanwhile."""
     for _ in range(_TRIES):
         try:
@@ -144,7 +145,7 @@ def _changed(objects: Objects, change: Callable[[Tagged | None], Result]) -> Res
 
 
 def _drafted(
-    objects: Objects, content: CacheContent, block_rows: int | None
+    objects: Bucket, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
     """A new manifest; and whether a part of the cache is there, which keeps its block size."""
     names, _ = objects.names(ZARR_GROUP)
@@ -154,7 +155,7 @@ def _drafted(
     return metadata_checksums(manifest, zarr_metadata(manifest)), bool(arrays)
 
 
-def _with_metadata(objects: Objects, manifest: Manifest, there: Tagged) -> Manifest:
+def _with_metadata(objects: Bucket, manifest: Manifest, there: Stored) -> Manifest:
     """Replace a manifest and the zarr.json; whoever reads meanwhile finds both sound.
 
     Each new zarr.json is put beside the old one; then the manifest; then each in its own place.
@@ -175,15 +176,15 @@ def _with_metadata(objects: Objects, manifest: Manifest, there: Tagged) -> Manif
     return manifest
 
 
-def _put(objects: Objects, key: str, data: bytes, there: Tagged | None) -> None:
+def _put(objects: Bucket, key: str, data: bytes, there: Stored | None) -> None:
     """Put an object where there is none, or over this one. Raises CacheBusy where it changed."""
     if there is not None:
         objects.replace(key, data, there.tag)
-    elif not objects.put_if_absent(key, data):
+    elif not objects.create(key, data):
         raise _busy(objects, key)
 
 
-def _there(objects: Objects, key: str, most_bytes: int) -> Tagged | None:
+def _there(objects: Bucket, key: str, most_bytes: int) -> Stored | None:
     try:
         return objects.get_tagged(key, most_bytes)
     except NoBucket:
@@ -192,7 +193,7 @@ def _there(objects: Objects, key: str, most_bytes: int) -> Tagged | None:
         return None
 
 
-def _manifest_there(objects: Objects) -> Tagged | None:
+def _manifest_there(objects: Bucket) -> Stored | None:
     """The manifest; fetched again where it is damaged, as it may only have arrived so."""
     there = _there(objects, MANIFEST, MAX_MANIFEST_BYTES)
     if there is None or there.content is None:
@@ -206,7 +207,7 @@ def _manifest_there(objects: Objects) -> Tagged | None:
     return there
 
 
-def _reader(objects: Objects) -> Callable[[str], bytes | None]:
+def _reader(objects: Bucket) -> Callable[[str], bytes | None]:
     def read(key: str) -> bytes | None:
         there = _there(objects, key, MAX_METADATA_BYTES)
         if there is not None and there.content is None:
@@ -216,7 +217,7 @@ def _reader(objects: Objects) -> Callable[[str], bytes | None]:
     return read
 
 
-def _busy(objects: Objects, key: str) -> CacheBusy:
+def _busy(objects: Bucket, key: str) -> CacheBusy:
     return CacheBusy(
         f"{objects.url / key} was changed by another process",
         fix="run the same command again",

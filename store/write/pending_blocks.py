@@ -18,7 +18,7 @@ from teach_once.store.errors import CacheBusy
 from teach_once.store.format.journal import Coverage
 from teach_once.store.format.manifest import Count, Manifest, first_problem, in_short
 from teach_once.store.format.spec import JOURNAL, SAMPLE_CRC, Block, tap_of
-from teach_once.store.read.folder import FolderSource
+from teach_once.store.read.zarr_source import ZarrSource
 
 _JOB_FILE = f"{JOURNAL}/job.json"
 
@@ -79,7 +79,7 @@ def unfinished(
 
 
 def pending_work(
-    source: FolderSource, num_views: int, taps: Collection[str], *, check_every_byte: bool
+    source: ZarrSource, num_views: int, taps: Collection[str], *, check_every_byte: bool
 ) -> list[Work]:
     """Every block with the taps that are asked for and not committed, or not sound."""
     manifest = source.manifest
@@ -91,13 +91,13 @@ def pending_work(
     return _listed(manifest, wanted)
 
 
-def committed_work(source: FolderSource, work: Sequence[Work]) -> list[Work]:
+def committed_work(source: ZarrSource, work: Sequence[Work]) -> list[Work]:
     """Those items of which a chunk is committed, so that it must have been found damaged."""
     there = source.coverage.there
     return [item for item in work if any(there[a][_position(item)] for a in _arrays(source, item))]
 
 
-def damaged_work(source: FolderSource, work: Sequence[Work]) -> list[Work]:
+def damaged_work(source: ZarrSource, work: Sequence[Work]) -> list[Work]:
     """Those items of which a committed chunk is not sound; every byte of them is read."""
     there = source.coverage.there
 
@@ -118,7 +118,7 @@ def with_damaged(
     return _listed(manifest, wanted)
 
 
-def _arrays(source: FolderSource, item: Work) -> list[str]:
+def _arrays(source: ZarrSource, item: Work) -> list[str]:
     stored = source.manifest.stored
     return [array for tap in item.taps for array in stored[tap].arrays(tap)]
 

@@ -49,8 +49,8 @@ from teach_once.store.format.journal import JournalWriter
 from teach_once.store.format.manifest import Manifest, read_manifest, write_manifest
 from teach_once.store.format.spec import SAMPLE_CRC, ZARR_GROUP, Block, chunk_name, encode_chunk
 from teach_once.store.identity import identity_sha256
-from teach_once.store.read.folder import FolderSource
 from teach_once.store.read.source import Source
+from teach_once.store.read.zarr_source import open_folder
 from teach_once.store.write.pending_blocks import (
     JobList,
     Work,
@@ -163,7 +163,7 @@ class CacheWriter:
 
     def _find_work(self, *, check_every_byte: bool) -> list[Work]:
         """All that is missing or damaged; what is damaged is remembered until it is repaired."""
-        source, asked = FolderSource.open(self.path, self.manifest), self._asked
+        source, asked = open_folder(self.path, self.manifest), self._asked
         work = pending_work(source, asked.num_views, asked.taps, check_every_byte=check_every_byte)
         self._damaged = committed_work(source, work)
         return work
@@ -173,7 +173,7 @@ class CacheWriter:
 
         Of blocks that were sound when the cache was opened, only the sizes are compared.
         """
-        source, asked = FolderSource.open(self.path, self.manifest), self._asked
+        source, asked = open_folder(self.path, self.manifest), self._asked
         work = pending_work(source, asked.num_views, asked.taps, check_every_byte=False)
         self._damaged = damaged_work(source, self._damaged)
         return with_damaged(self.manifest, work, self._damaged)
@@ -310,7 +310,7 @@ class CacheWriter:
         data, _ = encode_chunk(checksums, spec, self.manifest.block_rows)
         if not os.path.lexists(self.path / name) or holds(self.path, name, data):
             return
-        source = FolderSource.open(self.path, self.manifest)
+        source = open_folder(self.path, self.manifest)
         before = np.empty(block.rows, dtype=spec.dtype)
         for view in np.flatnonzero(source.coverage.there[SAMPLE_CRC][:, block.index]).tolist():
             other = dataclasses.replace(block, view=view)

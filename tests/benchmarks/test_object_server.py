@@ -9,15 +9,15 @@ _USE = """
 from benchmarks.synthetic.object_server import object_server
 from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store.errors import CacheBusy, CacheMissing
-from teach_once.store.place.objects import Objects
+from teach_once.store.place.bucket import Bucket
 
 with object_server() as url:
-    objects = Objects(path_or_url(f"{url}/prefix"))
+    objects = Bucket(path_or_url(f"{url}/prefix"))
     objects.refuse_unconditional()
-    assert objects.put_if_absent("a/b c", b"first")
-    assert not objects.put_if_absent("a/b c", b"second")
+    assert objects.create("a/b c", b"first")
+    assert not objects.create("a/b c", b"second")
     assert objects.get("a/b c") == b"first"
-    tag = next(objects.listed("a")).tag
+    tag = next(objects.list_files("a")).tag
     objects.replace("a/b c", b"third", tag)
     try:
         objects.replace("a/b c", b"fourth", tag)
@@ -27,15 +27,15 @@ with object_server() as url:
         raise AssertionError("a condition was ignored")
     assert objects.get("a/b c") == b"third"
     for number in range(1500):
-        objects.put_if_absent(f"many/{number}/x", bytes(number))
-    assert {(each.key, each.size) for each in objects.listed("many")} == {
+        objects.create(f"many/{number}/x", bytes(number))
+    assert {(each.key, each.size) for each in objects.list_files("many")} == {
         (f"many/{number}/x", number) for number in range(1500)
     }
     folders, files = objects.names("many")
     assert (len(set(folders)), len(folders), files) == (1500, 1500, [])
     assert objects.names()[0] == ["a", "many"]
     large = bytes(range(256)) * 2**16
-    assert objects.put_if_absent("large", large)
+    assert objects.create("large", large)
     assert objects.get("large") == large
     try:
         objects.get("absent")

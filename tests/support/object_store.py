@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from teach_once.store.place import objects
+from teach_once.store.place import bucket as objects
 from tests.support.random_cache import fill
 
 SECRETS = ("AKIDEXAMPLE", "SECRETEXAMPLE")

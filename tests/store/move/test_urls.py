@@ -25,7 +25,7 @@ from teach_once.store.move.copy import copy_cache
 from teach_once.store.place import mirror_folder
 from teach_once.store.place.mirror_folder import MARK, MirrorFolder
 from teach_once.store.read.mirror import attach, attached
-from teach_once.store.read.mirrored import MirroredSource
+from teach_once.store.read.zarr_source import ZarrSource
 from teach_once.train.cli.commands import cli as train
 from teach_once.train.outputs.teacher_outputs import WindowedTeacher
 from tests.support.mirror_users import need, read_views
@@ -234,13 +234,13 @@ def test_checksums_of_samples_take_one_look_at_the_mirror_and_stay_in_a_full_one
 def test_the_blocks_of_a_window_are_fetched_together(
     server: Server, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, fetch, fetched = mirrored(tmp_path / "mirror"), MirroredSource.fetch, []
+    cache, fetch, fetched = mirrored(tmp_path / "mirror"), ZarrSource.fetch, []
 
-    def noted(source: MirroredSource, chunks: Sequence[tuple[str, Block]]) -> None:
+    def noted(source: ZarrSource, chunks: Sequence[tuple[str, Block]]) -> None:
         fetched.append(len(chunks))
         fetch(source, chunks)
 
-    monkeypatch.setattr(MirroredSource, "fetch", noted)
+    monkeypatch.setattr(ZarrSource, "fetch", noted)
     feed = WindowedTeacher(cache, ["logits", "stage1"], 3, torch.device("cpu"), window_rows=32)
     feed.start_epoch(1, feed.order(0, 1, cache.num_samples))
     feed.close()

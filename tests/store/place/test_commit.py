@@ -13,8 +13,8 @@ import pytest
 from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
 from teach_once.runtime.safe.locks import Job
 from teach_once.store import CacheError, TeacherCache
-from teach_once.store.place.commit import put_whole_journal, read_remote_journal
-from teach_once.store.place.objects import Objects
+from teach_once.store.place.bucket import Bucket
+from teach_once.store.place.bucket_log import put_whole_journal, read_remote_journal
 from teach_once.store.read.mirror import attach
 from tests.support.object_store import Server, emptied
 from tests.support.random_cache import TAPS, write_item
@@ -263,7 +263,7 @@ def test_a_line_put_beside_an_older_whole_journal_still_counts(server: Server, s
     with opened(spool) as writer:
         for item in writer.work[:-1]:
             write_item(writer, item)
-        manifest, objects = writer.manifest, Objects(url())
+        manifest, objects = writer.manifest, Bucket(url())
         stale = read_remote_journal(objects, manifest)
         write_item(writer, writer.work[-1])
     put_whole_journal(objects, manifest, stale)  # by a writer that had looked before

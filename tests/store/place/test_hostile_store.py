@@ -18,9 +18,9 @@ from teach_once.store.command import cli
 from teach_once.store.format.manifest import Manifest
 from teach_once.store.format.metadata import zarr_metadata
 from teach_once.store.move.copy import copy_cache
-from teach_once.store.place import objects as answers
-from teach_once.store.place import objects as store_objects
-from teach_once.store.place.objects import Listed, Objects, in_parallel
+from teach_once.store.place import bucket as answers
+from teach_once.store.place import bucket as store_objects
+from teach_once.store.place.bucket import Bucket, Listed, in_parallel
 from teach_once.store.read.mirror import attach
 from tests.support.object_store import ENVIRONMENT, Server, a_cache
 from tests.support.random_cache import records_of
@@ -116,13 +116,13 @@ KEYS = "".join(
 FOLDERS = "<CommonPrefixes><Prefix>caches/NUMBER/</Prefix></CommonPrefixes>"
 
 
-def objects_at(text: str) -> Objects:
+def objects_at(text: str) -> Bucket:
     url = path_or_url(text)
     assert isinstance(url, ObjectUrl)
-    return Objects(url)
+    return Bucket(url)
 
 
-READS: dict[str, Callable[[Objects], object]] = {
+READS: dict[str, Callable[[Bucket], object]] = {
     "get": lambda objects: objects.get("k", 100),
     "tagged": lambda objects: objects.get_tagged("k", 100),
     "array": lambda objects: objects.get_array("k", 100),
@@ -153,7 +153,7 @@ def test_list_without_end_is_refused(
     pages_without_end(hostile, page)
     monkeypatch.setattr(answers, "LIST_SECONDS", 30.0 if page else 0.3)
     with pytest.raises(CacheError, match=r"lists more than 2,000|has not ended a list") as error:
-        list(objects_at("s3://bucket").listed("caches", 2000))
+        list(objects_at("s3://bucket").list_files("caches", 2000))
     assert "fix: look at AWS_ENDPOINT_URL" in str(error.value)
 
 
@@ -210,7 +210,7 @@ def caches(server: Server, tmp_path: Path) -> ObjectUrl:
 
 def test_lists_are_read_within_a_running_event_loop_too(caches: ObjectUrl) -> None:
     async def notebook() -> tuple[list[str], int]:
-        return Objects(caches).names()[0], len(list(Objects(caches).listed()))
+        return Bucket(caches).names()[0], len(list(Bucket(caches).list_files()))
 
     names, num_objects = asyncio.run(notebook())
     assert names == ["t-e4812202"]
@@ -228,7 +228,7 @@ def test_mirror_compares_metadata_before_it_is_written(
         """As another version of zarr would, so that what is there counts."""
         return {**zarr_metadata(manifest), "logits/zarr.json": b"{}"}
 
-    monkeypatch.setattr("teach_once.store.read.mirrored.zarr_metadata", spelled)
+    monkeypatch.setattr("teach_once.store.read.zarr_source.zarr_metadata", spelled)
     server.ask("PUT", f"{GROUP}/logits/zarr.json", bytes(3 * 2**20))
     folder = attach(caches, tmp_path / "mirror", PLENTY)
     with pytest.raises(CacheDamaged, match=r"zarr\.json has 3,145,728 bytes, expected at most"):
@@ -261,13 +261,13 @@ def test_mirror_counts_manifests_and_metadata(
 def test_journals_larger_than_any_cache_has_are_refused_unread(
     server: Server, caches: ObjectUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teach_once.store.place.commit.SPARE_BYTES", 64 * 10**6 - 10_000)
+    monkeypatch.setattr("teach_once.store.place.bucket_log.SPARE_BYTES", 64 * 10**6 - 10_000)
     for number in range(3, 13):
         server.ask("PUT", f"{CACHE}/journal/{number:06d}-0000.jsonl", bytes(10**5))
-    monkeypatch.setattr("teach_once.store.place.commit._MOST_REPEATED", 1)
-    monkeypatch.setattr("teach_once.store.place.commit.SPARE_BYTES", 10**5)
+    monkeypatch.setattr("teach_once.store.place.bucket_log._MOST_REPEATED", 1)
+    monkeypatch.setattr("teach_once.store.place.bucket_log.SPARE_BYTES", 10**5)
     monkeypatch.setattr(
-        "teach_once.store.place.commit.most_journal_bytes", lambda manifest: 2 * 10**5
+        "teach_once.store.place.bucket_log.most_journal_bytes", lambda manifest: 2 * 10**5
     )
     server.requests.clear()
     with pytest.raises(CacheDamaged, match=r"journal holds 11 files of 1,00\d,\d+ bytes, expected"):
@@ -278,17 +278,17 @@ def test_journals_larger_than_any_cache_has_are_refused_unread(
 def test_journal_larger_than_listed_and_journals_in_large_numbers_are_refused(
     server: Server, caches: ObjectUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = Objects.names
+    names = Bucket.names
 
-    def small(objects: Objects, prefix: str = "") -> tuple[list[str], list[Listed]]:
+    def small(objects: Bucket, prefix: str = "") -> tuple[list[str], list[Listed]]:
         folders, found = names(objects, prefix)
         return folders, [dataclasses.replace(each, size=1) for each in found]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Objects, "names", small)
+        patch.setattr(Bucket, "names", small)
         with pytest.raises(CacheDamaged, match=r"jsonl has [\d,]+ bytes, expected at most 1"):
             TeacherCache.open(caches / "t-e4812202")
-    monkeypatch.setattr("teach_once.store.place.commit._MOST_WHOLE", 0)
+    monkeypatch.setattr("teach_once.store.place.bucket_log._MOST_WHOLE", 0)
     with pytest.raises(CacheDamaged, match="journal holds 1 file of"):
         TeacherCache.open(caches / "t-e4812202")
 

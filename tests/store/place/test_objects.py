@@ -22,7 +22,7 @@ from teach_once.store import (
 )
 from teach_once.store.command import cli
 from teach_once.store.move.copy import copy_cache, num_chunks
-from teach_once.store.place.objects import Objects, ObjectsUnreachable
+from teach_once.store.place.bucket import Bucket, ObjectsUnreachable
 from tests.support.damage import flip
 from tests.support.object_store import SECRETS, Server, a_cache
 from tests.support.random_cache import TAPS, chunks, fill, records_of
@@ -75,7 +75,7 @@ def test_the_objects_are_a_cache_folder_to_whoever_fetches_them_otherwise(
 ) -> None:
     upload(a_cache(tmp_path), url)
     fetched = tmp_path / "fetched"
-    for each in Objects(url / "t-e4812202").listed():
+    for each in Bucket(url / "t-e4812202").list_files():
         (fetched / each.key).parent.mkdir(parents=True, exist_ok=True)
         (fetched / each.key).write_bytes(server.ask("GET", f"{CACHE}/{each.key}"))
     assert is_whole(fetched)
@@ -189,7 +189,7 @@ def test_every_first_request_may_fail(
     )
     assert sum(upload(cache, url)) == NUM_CHUNKS
     assert is_whole(url / cache.name)
-    keys = [each.key for each in Objects(url / cache.name).listed() if "journal" in each.key]
+    keys = [each.key for each in Bucket(url / cache.name).list_files() if "journal" in each.key]
     assert keys == ["journal/000001-0000.jsonl"]
 
 
@@ -223,11 +223,11 @@ def test_a_store_that_ignores_conditions_is_refused(
 
 
 def test_of_eight_that_put_one_object_one_wins(url: ObjectUrl) -> None:
-    objects, start, won = Objects(url), threading.Barrier(8), []
+    objects, start, won = Bucket(url), threading.Barrier(8), []
 
     def put(number: int) -> None:
         start.wait()
-        if objects.put_if_absent("k", b"%d" % number):
+        if objects.create("k", b"%d" % number):
             won.append(number)
 
     threads = [threading.Thread(target=put, args=(number,)) for number in range(8)]
@@ -240,9 +240,9 @@ def test_of_eight_that_put_one_object_one_wins(url: ObjectUrl) -> None:
 
 
 def test_an_object_changed_meanwhile_is_not_replaced(url: ObjectUrl) -> None:
-    objects = Objects(url)
-    objects.put_if_absent("k", b"old")
-    (listed,) = objects.listed()
+    objects = Bucket(url)
+    objects.create("k", b"old")
+    (listed,) = objects.list_files()
     objects.replace("k", b"new", listed.tag)
     with pytest.raises(CacheBusy, match="s3://bucket/caches/k was changed by another process"):
         objects.replace("k", b"newer", listed.tag)
@@ -285,11 +285,11 @@ def test_two_copies_at_once_make_one_cache(url: ObjectUrl, tmp_path: Path) -> No
 
 
 def test_a_forked_process_is_told_instead_of_hanging(url: ObjectUrl) -> None:
-    Objects(url).put_if_absent("k", b"")
+    Bucket(url).create("k", b"")
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         try:
-            Objects(url).get("k")
+            Bucket(url).get("k")
         except BaseException as error:
             os.write(write, str(error).encode())
         os._exit(0)

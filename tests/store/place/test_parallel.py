@@ -9,9 +9,9 @@ import pytest
 
 from teach_once.store import TeacherCache
 from teach_once.store.format.journal import ChunkKey
-from teach_once.store.place.objects import in_parallel
+from teach_once.store.place.bucket import in_parallel
 from teach_once.store.place.parallel import in_threads
-from teach_once.store.read.folder import FolderSource
+from teach_once.store.read.zarr_source import ZarrSource
 
 MANY_BYTES = 2**30
 
@@ -58,16 +58,16 @@ def test_an_error_of_one_item_ends_the_rest() -> None:
 def test_a_check_of_many_chunks_lists_few_of_them_before_the_first_is_checked(
     small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed, real = 0, FolderSource._keys
+    listed, real = 0, ZarrSource._keys
 
-    def many_keys(source: FolderSource, num_views: int) -> Iterator[ChunkKey]:
+    def many_keys(source: ZarrSource, num_views: int) -> Iterator[ChunkKey]:
         nonlocal listed
         for key in 200 * list(real(source, num_views)):
             listed += 1
             yield key
 
     first: list[int] = []
-    monkeypatch.setattr(FolderSource, "_keys", many_keys)
+    monkeypatch.setattr(ZarrSource, "_keys", many_keys)
     monkeypatch.setattr("teach_once.store.place.parallel._WORTH_BYTES", 0)
     opened = TeacherCache.open(small_cache)
     assert opened.faults(on_chunk=lambda num_bytes: first.append(listed)) == []

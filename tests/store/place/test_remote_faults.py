@@ -16,7 +16,7 @@ from teach_once.store.errors import SamplesChanged
 from teach_once.store.format.journal import IDENTITY_DIGITS, Line, line_text, parse_line
 from teach_once.store.identity import identity_sha256
 from teach_once.store.move.copy import copy_cache
-from teach_once.store.place.objects import ObjectsUnreachable
+from teach_once.store.place.bucket import ObjectsUnreachable
 from teach_once.store.write.destination import Destination
 from tests.support.object_store import SECRETS, Server
 from tests.support.random_cache import LABELS, records_of, write_item
@@ -191,7 +191,7 @@ def test_lines_of_a_stranger_count_for_their_own_block_and_are_limited(
     cache = TeacherCache.open(url())
     assert cache.faults() == []
     assert cache.source.unreadable_lines == [f"s3://bucket/{CACHE}/journal/0/2/000002.jsonl"]
-    monkeypatch.setattr("teach_once.store.place.commit._LINES_PER_BLOCK", 1)
+    monkeypatch.setattr("teach_once.store.place.bucket_log._LINES_PER_BLOCK", 1)
     with pytest.raises(CacheError, match="has more than 6 lines of single blocks"):
         TeacherCache.open(url())
 

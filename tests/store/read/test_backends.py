@@ -67,7 +67,7 @@ class TestHdf5(CacheContract):
 
 
 class TestObjects(CacheContract):
-    """Objects of a store, put there by a writer of its own; read without a mirror."""
+    """Bucket of a store, put there by a writer of its own; read without a mirror."""
 
     IS_READ_AFTER_FORK = False
     _server: Server

@@ -16,7 +16,7 @@ from teach_once.runtime.command.frame import new_app, run_command
 from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.store import CacheDamaged, TeacherCache
 from teach_once.store.move.hdf5 import export_cache
-from teach_once.store.read.chunks import map_file
+from teach_once.store.place.chunks import map_file
 from teach_once.store.read.mapped import MappedRows
 from tests.support.random_cache import LABELS, TAPS, fill
 

@@ -15,8 +15,8 @@ from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
 from teach_once.store import CacheDamaged, CacheFull, TeacherCache
 from teach_once.store.inspect.find import find_cache
 from teach_once.store.move.copy import copy_cache
+from teach_once.store.place.mirror import MirrorOfBucket
 from teach_once.store.read.mirror import attach, local_folder
-from teach_once.store.read.mirrored import MirroredSource
 from teach_once.train.cli.commands import cli
 from teach_once.train.runs.study import open_study
 from teach_once.train.studies.processes import Recipe
@@ -191,7 +191,8 @@ def test_another_process_of_an_ablation_reads_through_the_mirror_too(
     sent = pickle.dumps(Recipe.of(study))
     monkeypatch.setattr("teach_once.store.read.mirror._attached", {})
     shutil.rmtree(tmp_path / "mirror")  # as on another machine
-    assert isinstance(pickle.loads(sent).opened().cache.source, MirroredSource)  # noqa: S301
+    source = pickle.loads(sent).opened().cache.source  # noqa: S301
+    assert isinstance(source.place, MirrorOfBucket)
 
 
 def test_a_command_that_needs_a_folder_says_so(capsys: pytest.CaptureFixture[str]) -> None:

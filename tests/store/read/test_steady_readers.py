@@ -54,7 +54,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], obje
 READERS = (
     "teach_once.runtime.safe.confined",
     "teach_once.runtime.safe.safe_read",
-    "teach_once.store.read.chunks",
+    "teach_once.store.place.chunks",
 )
 
 

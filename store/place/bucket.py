@@ -1,4 +1,4 @@
-"""An object store, by way of obstore: whole objects are put if they are absent, fetched and listed.
+"""The objects below a URL as a `Place`, by way of obstore: put if absent, fetched and listed whole.
 
 Credentials, region and endpoint are those of obstore's environment variables (AWS_ACCESS_KEY_ID,
 AWS_ENDPOINT_URL, ...); without any for credentials, requests are not signed. obstore's own messages
@@ -10,20 +10,25 @@ that was lost, the store says that the object is there: then its bytes are compa
 from __future__ import annotations
 
 import asyncio
+import io
+import math
 import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain, islice
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teach_once.runtime.machine.urls import ObjectUrl
+from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.errors import (
     CacheBusy,
@@ -32,16 +37,23 @@ from teach_once.store.errors import (
     CacheMissing,
     CacheNotWritable,
 )
+from teach_once.store.place.chunks import wrong_size
 from teach_once.store.place.parallel import in_order
+from teach_once.store.place.place import (
+    MAX_KEYS,
+    Check,
+    Chunk,
+    Item,
+    Listed,
+    ListWithoutEnd,
+    Result,
+    Stored,
+)
 
 PAGE_KEYS = 1000
 LIST_SECONDS = 200.0  # for the first page, with obstore's repetitions, which end after 180
 _SECONDS_PER_PAGE = 5.0  # for each further one
 _PIECE_BYTES = 2**18
-
-
-class ListWithoutEnd(CacheError):
-    """A store does not end a list."""
 
 
 def received(found: Any, num_bytes: int, where: object) -> NDArray[np.uint8]:
@@ -60,7 +72,7 @@ def received(found: Any, num_bytes: int, where: object) -> NDArray[np.uint8]:
     return content[:done]
 
 
-def pages(stream: Any, most_keys: int, where: object) -> Iterator[Sequence[Any]]:
+def pages(stream: Any, max_keys: int, where: object) -> Iterator[Sequence[Any]]:
     """The pages of a list. stream: a ListStream of obstore. Raises ListWithoutEnd."""
     started, num_keys, num_pages = time.monotonic(), 0, 0
     while True:
@@ -69,8 +81,8 @@ def pages(stream: Any, most_keys: int, where: object) -> Iterator[Sequence[Any]]
         if page is None:
             return
         num_keys, num_pages = num_keys + len(page), num_pages + 1
-        if num_keys > most_keys:
-            raise ListWithoutEnd(f"{where} lists more than {most_keys:,} objects", fix=_FIX)
+        if num_keys > max_keys:
+            raise ListWithoutEnd(f"{where} lists more than {max_keys:,} objects", fix=_FIX)
         yield page
 
 
@@ -107,11 +119,7 @@ async def _next(stream: Any) -> Sequence[Any] | None:
     return None
 
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 MOST_BYTES = 2 * 2**30  # of an object: no chunk has more than half of that
-MOST_KEYS = 10**7  # of a list, where nothing says how many there can be
 MOST_NAMES = 10**6  # directly below a prefix
 THREADS = 16  # requests at a time
 RETRY: dict[str, Any] = {}  # obstore's own: 10 times, three minutes
@@ -132,23 +140,6 @@ _KEYS = {
 _first_process: list[int] = []  # in which obstore runs; its threads do not survive a fork
 
 
-class Tagged(NamedTuple):
-    """An object. content: None where it has more bytes than were asked for."""
-
-    content: bytes | None
-    size: int
-    tag: str
-
-
-@dataclass(frozen=True)
-class Listed:
-    """An object of a list. tag: its MD5 on most stores, in hex; else anything."""
-
-    key: str
-    size: int
-    tag: str
-
-
 class ObjectsUnreachable(CacheError, ConnectionError):
     """The store gave no answer, or an error, as often as it was asked."""
 
@@ -162,13 +153,30 @@ class NoBucket(CacheMissing):
 
 
 @dataclass(frozen=True)
-class Objects:
+class Bucket:
     """The objects below a URL; keys are relative to it. Safe to share between threads.
 
     A process that was forked from one that has used a store cannot use any.
     """
 
     url: ObjectUrl
+
+    @property
+    def path(self) -> Path:
+        return self.url
+
+    @property
+    def is_local(self) -> bool:
+        return False
+
+    def read(self, key: str, max_bytes: int) -> Stored | None:
+        """Fetch an object; None if there is none. Raises NoBucket if there is not even a bucket."""
+        try:
+            return self.get_tagged(key, max_bytes)
+        except NoBucket:
+            raise
+        except CacheMissing:
+            return None
 
     def get(self, key: str, most_bytes: int = MOST_BYTES) -> bytes:
         """An object of at most so many bytes; of a larger one none is read.
@@ -184,15 +192,15 @@ class Objects:
             )
         return found.content
 
-    def get_tagged(self, key: str, most_bytes: int = MOST_BYTES) -> Tagged:
+    def get_tagged(self, key: str, most_bytes: int = MOST_BYTES) -> Stored:
         """As `get`, with the tag by which `replace` knows that this is still what is there."""
 
-        def read(client: Any) -> Tagged:
+        def read(client: Any) -> Stored:
             found = client.get(key)
             size, tag = found.meta["size"], found.meta["e_tag"] or ""
             is_wanted = size <= most_bytes
             content = received(found, size, self.url / key).tobytes() if is_wanted else None
-            return Tagged(content, size, tag)
+            return Stored(content, size, tag)
 
         return self._asked(key, read)
 
@@ -235,8 +243,8 @@ class Objects:
             return False
         return True
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Whether the object was put; False where one of that key is there, maybe this very one."""
+    def create(self, key: str, data: bytes) -> bool:
+        """Put an object if there is none. Return False if there is one, maybe this very one."""
         return self._put(key, data, "create", "AlreadyExistsError")
 
     def replace(self, key: str, data: bytes, tag: str | None = None) -> None:
@@ -249,6 +257,10 @@ class Objects:
                 f"{self.url / key} was changed by another process",
                 fix="run the same command again",
             )
+
+    def delete(self, key: str) -> None:
+        with suppress(CacheMissing):
+            self._asked(key, lambda client: client.delete(key))
 
     def _put(self, key: str, data: bytes, mode: Any, refusal: str) -> bool:
         """Put, again after an answer that was lost or a conflict (409); False after a `refusal`."""
@@ -266,16 +278,59 @@ class Objects:
             time.sleep(_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("the last put returned or raised")
 
-    def listed(self, prefix: str = "", most_keys: int = MOST_KEYS) -> Iterator[Listed]:
+    def list_files(self, prefix: str = "", max_keys: int = MAX_KEYS) -> Iterator[Listed]:
         """Every object below a prefix, at any depth; a thousand for each request.
 
-        Raises as `get`; ListWithoutEnd if there are more than `most_keys`.
+        Raises as `get`; ListWithoutEnd if there are more than `max_keys`.
         """
         where = self.url / prefix
         stream = self._asked(prefix, lambda s: s.list(prefix or None, chunk_size=PAGE_KEYS))
-        found = pages(stream, most_keys, where)
+        found = pages(stream, max_keys, where)
         while (page := self._asked(prefix, lambda client: next(found, None))) is not None:
             yield from map(_listed, page)
+
+    def list_folders(self, prefix: str = "") -> list[str]:
+        return [key.rstrip("/").rpartition("/")[2] for key in self.names(prefix)[0]]
+
+    def sizes(self, max_keys: int = MAX_KEYS) -> Callable[[Chunk], str | None]:
+        """Return a function that compares sizes with one list, made when it is first called."""
+
+        @cache
+        def listed() -> dict[str, int]:
+            return {each.key: each.size for each in self.list_files(max_keys=max_keys)}
+
+        def fault(chunk: Chunk) -> str | None:
+            if (found := listed().get(chunk.key)) is None:
+                return "chunk missing"
+            return None if found == chunk.num_bytes else wrong_size(found, chunk.num_bytes)
+
+        return fault
+
+    def check_chunk(self, chunk: Chunk, check: Check) -> str | None:
+        try:
+            content = self.get(chunk.key, chunk.num_bytes)
+        except CacheMissing:
+            return "chunk missing"
+        except CacheDamaged:
+            return f"chunk has more than {chunk.num_bytes:,} bytes"
+        file: Any = io.BytesIO(content)
+        return check(file, len(content))
+
+    def map_chunk(self, chunk: Chunk, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the values in memory: an object cannot be mapped."""
+        content = self.get_tagged(chunk.key, chunk.num_bytes).content
+        if content is None or len(content) != chunk.num_bytes:
+            raise BadFile(self.url / chunk.key, "chunk has the wrong size")
+        little = np.dtype(dtype).newbyteorder("<")
+        return np.frombuffer(content, little, math.prod(shape)).reshape(shape)
+
+    def fetch(self, chunks: Sequence[Chunk]) -> None:
+        """Do nothing: each chunk is fetched when it is read."""
+
+    def at_once(
+        self, function: Callable[[Item], Result], items: Iterable[Item], num_bytes: int
+    ) -> Iterator[Result]:
+        return in_parallel(function, items) if num_bytes else map(function, items)
 
     def names(self, prefix: str = "") -> tuple[list[str], list[Listed]]:
         """The folders and the objects directly below a prefix. Raises as `listed`."""
@@ -296,7 +351,7 @@ class Objects:
 
         Leaves an empty object, by which the next call needs one request.
         """
-        if self.put_if_absent(_PROBE, b"") and self.put_if_absent(_PROBE, b""):
+        if self.create(_PROBE, b"") and self.create(_PROBE, b""):
             raise CacheError(
                 f"the store of {self.url} ignores conditions: it overwrites an object that was to "
                 f"be put only if absent (If-None-Match), so two writers could mix their records",

@@ -1,4 +1,8 @@
-"""Reads one chunk file and checks every byte of it; or maps it into memory."""
+"""Reads one chunk and checks every byte of it; or maps its file into memory.
+
+The checksum is computed piece by piece, while a piece is still in the processor's cache: a second
+walk over the rows would read them from memory again.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import ctypes
 import math
 import mmap
 import os
-import stat
 import weakref
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -15,45 +18,11 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from teach_once.runtime.safe.safe_read import (
-    BadFile,
-    is_out_of_resources,
-    kind_of_file,
-    open_regular,
-)
+from teach_once.runtime.safe.safe_read import BadFile, open_regular
 from teach_once.store.format.spec import CHECKSUM_BYTES, crc_hex
 from teach_once.store.format.values import Check
 
 _PIECE_BYTES = 256 * 1024
-
-
-def read_chunk(
-    path: Path,
-    out: NDArray[Any] | None,
-    size: int,
-    committed: str,
-    *,
-    value_bytes: int | None = None,
-    check: Check | None = None,
-) -> str | None:
-    """Read one chunk file, into `out` if given; None if every byte is right, else what is wrong.
-
-    size: bytes that the file must have. committed: its checksum in the journal. The checksum is
-    computed piece by piece, while a piece is still in the processor's cache. value_bytes: how many
-    are values, not padding (default: those of `out`). check: of the values of each piece.
-    """
-    try:
-        with open_regular(path) as file:
-            found = os.fstat(file.fileno()).st_size
-            return read_opened(file, found, out, size, committed, value_bytes, check)
-    except FileNotFoundError:
-        return "chunk missing"
-    except BadFile as error:
-        return f"chunk {error.what}"
-    except OSError as error:
-        if is_out_of_resources(error):
-            raise
-        return f"chunk unreadable ({error.strerror})"
 
 
 def read_opened(
@@ -65,9 +34,14 @@ def read_opened(
     value_bytes: int | None = None,
     check: Check | None = None,
 ) -> str | None:
-    """As `read_chunk`, of an opened file, or bytes in memory. found: how many there are."""
+    """Read an open chunk, into `out` if given. None if every byte is right, else what is wrong.
+
+    found: bytes that the file has; size: that it must have. committed: its checksum in the journal.
+    value_bytes: how many bytes are values, not padding (default: those of `out`). check: of the
+    values of each piece.
+    """
     if found != size:
-        return _wrong_size(found, size)
+        return wrong_size(found, size)
     wanted = np.empty(0, np.uint8) if out is None else out.reshape(-1).view(np.uint8)
     length = wanted.size if value_bytes is None else value_bytes
     checksum, bad_value = read_pieces(file, wanted, size - CHECKSUM_BYTES, length, check)
@@ -84,7 +58,7 @@ def read_opened(
 def content_fault(content: NDArray[np.uint8], size: int, committed: str) -> str | None:
     """As `read_opened`, of the bytes of a whole chunk file that are in memory."""
     if len(content) != size:
-        return _wrong_size(len(content), size)
+        return wrong_size(len(content), size)
     checksum = int(google_crc32c.value(content[:-CHECKSUM_BYTES]))
     if checksum != int.from_bytes(content[-CHECKSUM_BYTES:].tobytes(), "little"):
         return "wrong checksum"
@@ -176,16 +150,6 @@ _MUNMAP.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-def size_fault(path: Path, expected_bytes: int) -> str | None:
-    """What is wrong with a chunk file as far as its size tells."""
-    try:
-        status = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return "chunk missing"
-    if not stat.S_ISREG(status.st_mode):
-        return f"chunk is {kind_of_file(status.st_mode)}, expected a regular file"
-    return None if status.st_size == expected_bytes else _wrong_size(status.st_size, expected_bytes)
-
-
-def _wrong_size(found: int, expected: int) -> str:
+def wrong_size(found: int, expected: int) -> str:
+    """Describe a chunk of another size."""
     return f"chunk has {found:,} bytes, expected {expected:,}"

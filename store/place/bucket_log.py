@@ -50,7 +50,7 @@ from teach_once.store.format.journal import (
 from teach_once.store.format.manifest import Manifest
 from teach_once.store.format.spec import CHECKSUM_BYTES, JOURNAL, Block, chunk_name, crc_hex
 from teach_once.store.identity import identity_sha256
-from teach_once.store.place.objects import Objects, in_parallel
+from teach_once.store.place.bucket import Bucket, in_parallel
 
 MOST_LINES = 999_999  # of a block; their numbers have six digits
 _TRIES = 5  # to put one chunk, while others put and replace it
@@ -70,7 +70,7 @@ class Committed(NamedTuple):
 
 
 def commit_block(
-    objects: Objects,
+    objects: Bucket,
     manifest: Manifest,
     block: Block,
     chunks: Mapping[str, bytes],
@@ -126,10 +126,10 @@ def _stated(chunk: bytes) -> int:
     return int.from_bytes(chunk[-CHECKSUM_BYTES:], "little")
 
 
-def _put_or_adopt(objects: Objects, key: str, data: bytes, is_unsound: bool) -> bytes:
+def _put_or_adopt(objects: Bucket, key: str, data: bytes, is_unsound: bool) -> bytes:
     """What is there of a chunk afterwards: `data`, or the sound bytes of another writer."""
     for _ in range(_TRIES):
-        if objects.put_if_absent(key, data):
+        if objects.create(key, data):
             return data
         try:
             found = objects.get_tagged(key, len(data))
@@ -150,7 +150,7 @@ def _put_or_adopt(objects: Objects, key: str, data: bytes, is_unsound: bool) -> 
     )
 
 
-def _refuse_others(objects: Objects, block: Block, ours: bytes, theirs: bytes) -> None:
+def _refuse_others(objects: Bucket, block: Block, ours: bytes, theirs: bytes) -> None:
     """Raise SamplesChanged where records that are there were computed from other bytes."""
     if ours != theirs:
         values, others = (np.frombuffer(each[:-CHECKSUM_BYTES], "<u4") for each in (ours, theirs))
@@ -158,12 +158,12 @@ def _refuse_others(objects: Objects, block: Block, ours: bytes, theirs: bytes) -
         raise SamplesChanged(objects.url, block.start + changed)
 
 
-def _put_line(objects: Objects, line: Line, number: int) -> tuple[bool, int]:
+def _put_line(objects: Bucket, line: Line, number: int) -> tuple[bool, int]:
     """Put a line under the first free number; whether it is new, and its number."""
     text = line_text(line) + b"\n"
     while number <= MOST_LINES:
         key = line_key(line.view, line.block, number)
-        if objects.put_if_absent(key, text):
+        if objects.create(key, text):
             return True, number
         there = read_line(objects, key)
         if there is not None and _says(there, line):
@@ -181,7 +181,7 @@ def no_number_left(journal: Path) -> CacheError:
     )
 
 
-def read_line(objects: Objects, key: str) -> Line | None:
+def read_line(objects: Bucket, key: str) -> Line | None:
     """A block's line; None where the object is not exactly one. Raises CacheMissing."""
     content = objects.get_tagged(key, MAX_LINE_BYTES).content or b""
     return parse_line(content[:-1]) if content.endswith(b"\n") else None
@@ -231,7 +231,7 @@ class RemoteJournal:
 
 
 def read_remote_journal(
-    objects: Objects, manifest: Manifest, *, every_line: bool = False
+    objects: Bucket, manifest: Manifest, *, every_line: bool = False
 ) -> RemoteJournal:
     """What is committed. every_line: look for lines even if the newest whole journal is complete.
 
@@ -256,7 +256,7 @@ def read_remote_journal(
     return RemoteJournal(journal, newest, numbers, len(loose))
 
 
-def put_whole_journal(objects: Objects, manifest: Manifest, known: RemoteJournal) -> RemoteJournal:
+def put_whole_journal(objects: Bucket, manifest: Manifest, known: RemoteJournal) -> RemoteJournal:
     """Put all that is known to be committed as one object, newer than all lines it repeats.
 
     Returns what is known afterwards. Another process may put the same at the same time; lines that
@@ -266,7 +266,7 @@ def put_whole_journal(objects: Objects, manifest: Manifest, known: RemoteJournal
     number = max(known.newest + 1, *known.numbers.values(), 0)
     while number <= MOST_LINES:
         key = f"{JOURNAL}/{number:06d}-0000.jsonl"
-        is_there = objects.put_if_absent(key, text)
+        is_there = objects.create(key, text)
         if is_there or objects.get_tagged(key, len(text)).content == text:
             return dataclasses.replace(known, newest=number, num_loose=0)
         number += 1
@@ -294,7 +294,7 @@ class _Whole(NamedTuple):
     newest: int
 
 
-def _whole_sizes(objects: Objects, manifest: Manifest) -> dict[str, int]:
+def _whole_sizes(objects: Bucket, manifest: Manifest) -> dict[str, int]:
     """The names of the whole journals, in order, with their bytes.
 
     Raises CacheDamaged where there is more of them than any cache has.
@@ -312,7 +312,7 @@ def _whole_sizes(objects: Objects, manifest: Manifest) -> dict[str, int]:
     return sizes
 
 
-def _whole_journals(objects: Objects, manifest: Manifest, sizes: Mapping[str, int]) -> _Whole:
+def _whole_journals(objects: Bucket, manifest: Manifest, sizes: Mapping[str, int]) -> _Whole:
     """Of these names, of which later ones win. Keeps a few of them in memory at a time.
 
     A file without any line of this cache does not count: else another cache's could take the last
@@ -334,10 +334,10 @@ def _whole_journals(objects: Objects, manifest: Manifest, sizes: Mapping[str, in
     return _Whole(journal, newest)
 
 
-def _line_keys(objects: Objects, manifest: Manifest) -> list[_Key]:
+def _line_keys(objects: Bucket, manifest: Manifest) -> list[_Key]:
     """Of all lines of planned blocks, in the order of their numbers. Raises CacheDamaged."""
     keys, most = list[_Key](), _LINES_PER_BLOCK * manifest.num_views * manifest.blocks_per_view
-    listed = objects.listed(JOURNAL, most_objects(manifest))
+    listed = objects.list_files(JOURNAL, most_objects(manifest))
     for number, view, block in line_numbers(each.key for each in listed):
         if view < manifest.num_views and block < manifest.blocks_per_view:
             keys.append(_Key(number, view, block))
@@ -355,7 +355,7 @@ def _lacks(journal: Journal, key: _Key) -> bool:
 
 
 def _enter(
-    objects: Objects, manifest: Manifest, journal: Journal, lines: dict[_Key, Line | None]
+    objects: Bucket, manifest: Manifest, journal: Journal, lines: dict[_Key, Line | None]
 ) -> None:
     identity = identity_sha256(manifest.identity)[:IDENTITY_DIGITS]
     for key, line in lines.items():

@@ -1,0 +1,165 @@
+"""`Place`: where the files of a cache are stored: a folder, a bucket, or a mirror of a bucket.
+
+A file is named by its key below the place, such as `teacher.zarr/logits/c.0.3.0`: the same key and
+the same bytes everywhere. Readers, writers and copies know only this protocol. What differs stays
+in its members:
+
+- A folder's writers hold its lock (`runtime.safe.locks`). So `replace` compares and then renames,
+  in two steps. A bucket has no locks: there each of the two is one conditional request.
+- A folder answers in microseconds, a bucket in tens of milliseconds. So each place says how many
+  calls run at a time (`at_once`), and how sizes are best found (`sizes`: a bucket lists a thousand
+  keys per request).
+- A mirror fetches what it lacks, and verifies each file before it has its name.
+
+Journals are not here: a folder appends to a file and flushes it, a bucket creates numbered objects,
+and neither can do what the other does (`CommitLog`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
+
+from numpy.typing import NDArray
+
+from teach_once.runtime.formats import format_size
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.store.errors import CacheError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class ListWithoutEnd(CacheError):
+    """A place does not end a list, or lists more files than there can be."""
+
+
+MAX_KEYS = 10**7  # of a list, if nothing says how many there can be
+
+Check = Callable[[BinaryIO, int], str | None]  # of an open file and its bytes: what is wrong
+
+
+class Chunk(NamedTuple):
+    """A file of known size and checksum. view: None if the chunk belongs to all views."""
+
+    key: str
+    num_bytes: int
+    crc32c: str
+    view: int | None = None
+
+
+class Stored(NamedTuple):
+    """The content of a file. content: None if it has more bytes than were asked for.
+
+    tag: another value whenever the file was replaced; see `Place.replace`.
+    """
+
+    content: bytes | None
+    size: int
+    tag: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file of a list. tag: its MD5 in hex on most object stores; else any text."""
+
+    key: str
+    size: int
+    tag: str
+
+
+class ReadablePlace(Protocol):
+    """The files below a path, for reading. Safe to share between threads.
+
+    Each method raises CacheNotWritable if access is not permitted, and ObjectsUnreachable if an
+    object store does not answer. A folder follows no link, and raises BadFile for anything but a
+    regular file.
+    """
+
+    @property
+    def path(self) -> Path:
+        """What the user calls the place: a folder or a URL."""
+        ...
+
+    def read(self, key: str, max_bytes: int) -> Stored | None:
+        """Read a file of at most `max_bytes`; of a larger one only its size. None: no such file."""
+        ...
+
+    def sizes(self, max_keys: int = MAX_KEYS) -> Callable[[Chunk], str | None]:
+        """Return a function that finds what is wrong with a chunk as far as its size shows."""
+        ...
+
+    def check_chunk(self, chunk: Chunk, check: Check) -> str | None:
+        """Open a chunk and return what `check` finds wrong, or why it cannot be opened.
+
+        A mirror fetches the chunk again if anything is wrong, so `check` may be called repeatedly.
+        """
+        ...
+
+    def map_chunk(self, chunk: Chunk, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return a chunk's values without comparing its checksum, mapped into memory if possible.
+
+        Raises BadFile if the chunk is missing or has another size.
+        """
+        ...
+
+    def fetch(self, chunks: Sequence[Chunk]) -> None:
+        """Prepare chunks that will be read: a mirror fetches those that it lacks.
+
+        Raises BadFile for a chunk that is missing or damaged at its origin; CacheFull.
+        """
+        ...
+
+    def at_once(
+        self, function: Callable[[Item], Result], items: Iterable[Item], num_bytes: int
+    ) -> Iterator[Result]:
+        """Yield function(item) in order, several at a time. num_bytes: read by all of them."""
+        ...
+
+
+class Place(ReadablePlace, Protocol):
+    """The files below a path, for reading and writing."""
+
+    @property
+    def is_local(self) -> bool:
+        """Return True if what is written takes room on a disk of this machine."""
+        ...
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a new file, whole and flushed. Return False if there was one, which stays."""
+        ...
+
+    def replace(self, key: str, data: bytes, expected: str | None = None) -> None:
+        """Write a file over another one, in one step, flushed.
+
+        expected: the tag of the file that is replaced. Raises CacheBusy if it has another one now.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove a file, if there is one."""
+        ...
+
+    def list_files(self, prefix: str = "", max_keys: int = MAX_KEYS) -> Iterator[Listed]:
+        """List every file below a folder, at any depth, in no order.
+
+        Raises ListWithoutEnd if there are more than `max_keys`.
+        """
+        ...
+
+    def list_folders(self, prefix: str = "") -> list[str]:
+        """List the names of the folders directly below a folder; [] if there is none."""
+        ...
+
+
+def read_document(place: ReadablePlace, key: str, max_bytes: int) -> bytes | None:
+    """Read a small file; None if it is missing. Raises BadFile if it is larger than that."""
+    found = place.read(key, max_bytes)
+    if found is None:
+        return None
+    if found.content is None:
+        what = f"has {format_size(found.size)}, expected at most {format_size(max_bytes)}"
+        raise BadFile(place.path / key, what)
+    return found.content

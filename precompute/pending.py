@@ -9,7 +9,6 @@ from rich.console import Console
 from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.weights.source import refuse_misspelled
 from teach_once.precompute.compute.setup import Setup
-from teach_once.runtime.machine.urls import ObjectUrl
 from teach_once.store.errors import (
     CacheAmbiguous,
     CacheDamaged,
@@ -21,6 +20,7 @@ from teach_once.store.errors import (
 )
 from teach_once.store.format.certificate import certificate_text
 from teach_once.store.inspect.find import find_cache
+from teach_once.store.place.open import place_at
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import open_source
 from teach_once.views.augment.augment import pixel_canary
@@ -45,7 +45,7 @@ def checks_every_byte(path: Path, recheck: bool) -> bool:
 
     Of an object store, which has checksums of its own, only if that is asked for.
     """
-    return recheck or (not isinstance(path, ObjectUrl) and _committed_bytes(path) <= CHECKED_BYTES)
+    return recheck or (place_at(path).is_local and _committed_bytes(path) <= CHECKED_BYTES)
 
 
 def _committed_bytes(path: Path) -> int:

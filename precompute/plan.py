@@ -16,7 +16,6 @@ from teach_once.precompute.compute.teacher_pass import TeacherPass
 from teach_once.precompute.compute.trial import pass_rate
 from teach_once.runtime.command.cost import Memory, memory_with
 from teach_once.runtime.formats import counted, format_duration, format_rate, format_size
-from teach_once.runtime.machine.urls import ObjectUrl
 from teach_once.store import CacheContent
 from teach_once.store.errors import CacheError, CacheNotWritable
 from teach_once.store.format.content import draft_manifest
@@ -24,6 +23,7 @@ from teach_once.store.format.journal import Coverage
 from teach_once.store.format.manifest import Manifest
 from teach_once.store.format.spec import tap_of
 from teach_once.store.place.bucket import NoBucket, ObjectsUnreachable
+from teach_once.store.place.open import place_at
 from teach_once.store.read.source import open_source
 from teach_once.store.read.zarr_source import ZarrSource
 from teach_once.store.write.pending_blocks import Work, bytes_of, pending_work, unfinished
@@ -154,7 +154,7 @@ def planned(
         if records
         else 0.0,
         memory=memory_of(teacher_pass, manifest),
-        is_remote=isinstance(path, ObjectUrl),
+        is_remote=not place_at(path).is_local,
         test_images=len(teacher_pass.setup.dataset.test) if records and has_logits else 0,
     )
 

@@ -26,11 +26,12 @@ from teach_once.runtime.command.options import SPOOL
 from teach_once.runtime.command.ray import ClusterError
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.machine.devices import pick_device
-from teach_once.runtime.machine.urls import ObjectUrl, local_folder
+from teach_once.runtime.machine.urls import local_folder
 from teach_once.runtime.safe.locks import WriterLock, numbered_folder
 from teach_once.store.errors import fixes_spelled_by
 from teach_once.store.identity import Identity
 from teach_once.store.place.mirror_folder import MirrorFolder, use_mirror, used_mirror
+from teach_once.store.place.open import place_at
 from teach_once.store.write.destination import Handout, writer_on_node
 from teach_once.store.write.pending_blocks import Work
 from teach_once.store.write.staging import AsideWriter, Written
@@ -96,7 +97,7 @@ def measured_of_pass(recipe: Recipe, images_per_second: float) -> dict[str, floa
 
 def _own_spool_folder(teacher_pass: TeacherPass) -> Path:
     """Of this process, as long as it lives; of a cache in a folder, that."""
-    if not isinstance(teacher_pass.setup.path, ObjectUrl):
+    if place_at(teacher_pass.setup.path).is_local:
         return teacher_pass.folder
     if teacher_pass.folder not in _spool_folders:
         _spool_folders[teacher_pass.folder] = numbered_folder(teacher_pass.folder)

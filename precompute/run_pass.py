@@ -18,10 +18,10 @@ from teach_once.precompute.compute.trial import certificate, fastest_batch
 from teach_once.precompute.job import Rounds
 from teach_once.precompute.plan import Plan, memory_of, planned
 from teach_once.runtime.command.signals import StopRequest
-from teach_once.runtime.machine.urls import ObjectUrl
 from teach_once.store import CacheFull, TeacherCache
 from teach_once.store.errors import SamplesChanged
 from teach_once.store.inspect.inspect import agreement
+from teach_once.store.place.open import place_at
 from teach_once.store.write.destination import Destination, open_destination
 from teach_once.store.write.pending_blocks import Work
 from teach_once.views.splits import DatasetError
@@ -167,4 +167,4 @@ def naming_changed_files(setup: Setup) -> Iterator[None]:
 
 
 def _remove(path: Path) -> str:
-    return f"remove all below {path}" if isinstance(path, ObjectUrl) else f"rm -r {path}"
+    return f"rm -r {path}" if place_at(path).is_local else f"remove all below {path}"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from teach_once.runtime.command.program import in_repository, program, program_text
 from teach_once.runtime.errors import Busy, UserError
+from teach_once.runtime.formats import format_size
 from teach_once.runtime.safe.names import is_teacher_name
 from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.runtime.safe.text import one_line
@@ -213,13 +214,13 @@ def damage_as_error(teacher: str) -> Iterator[None]:
         raise CacheDamaged(error.problem, fix=TeacherPass(teacher, before=before)) from None
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_full(error: OSError) -> bool:
     """Whether the error says that the disk, or the user's share of it, is full."""
-    return error.errno in _NO_ROOM
+    return error.errno in NO_ROOM
 
 
 def full_error(cache: Path, teacher: str, needed_bytes: int, free_bytes: int) -> CacheFull:
@@ -245,12 +246,33 @@ def refusals_of(path: Path) -> Iterator[None]:
             fix=f"remove it ({shlex.join(['rm', '-r', str(error.path)])}), then run again",
         ) from None
     except OSError as error:
-        if error.errno not in _NO_PERMISSION:
+        if error.errno not in NO_PERMISSION:
             raise
         raise CacheNotWritable(
             f"{path} cannot be written to: {error.strerror}",
             fix="make it writable, or choose another folder with --caches DIR",
         ) from None
+
+
+def require_room(folder: Path, needed_bytes: int, *, where: Path, fix: str) -> None:
+    """Raise CacheFull unless the disk of `folder` has room. where: what the message names."""
+    if needed_bytes > (free := shutil.disk_usage(folder).free):
+        raise CacheFull(
+            f"the disk of {where} is too full: {format_size(needed_bytes)} are needed, "
+            f"{format_size(free)} are free",
+            fix=fix,
+        )
+
+
+@contextmanager
+def full_disk_as_error(where: Path, fix: str | TeacherPass, purpose: str = "") -> Iterator[None]:
+    """Raise CacheFull if the disk refuses a write for lack of room. purpose: ends the message."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, CacheError) or not is_full(error):
+            raise
+        raise CacheFull(f"the disk of {where} is too full{purpose}", fix=fix) from None
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Stored(NamedTuple):
     tag: str
 
 
-class Bucket:
+class ServedObjects:
     """Objects by key."""
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class Line:
 class _Connection(asyncio.Protocol):
     """One client's requests, answered in their order."""
 
-    def __init__(self, bucket: Bucket, line: Line) -> None:
+    def __init__(self, bucket: ServedObjects, line: Line) -> None:
         self._bucket, self._line, self._received = bucket, line, bytearray()
         self._head: tuple[str, str, dict[str, str]] | None = None  # of the request that is coming
 
@@ -208,7 +208,7 @@ def _parse_head(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 async def _serve(mb_per_second: float) -> None:
-    bucket, line = Bucket(), Line(mb_per_second)
+    bucket, line = ServedObjects(), Line(mb_per_second)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(bucket, line), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)

@@ -67,14 +67,14 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkingFolder:
     """Where a program runs: what its workers need to find the same files and modules."""
 
     folder: str
     modules: tuple[str, ...]
 
     @classmethod
-    def here(cls) -> Place:
+    def here(cls) -> WorkingFolder:
         return cls(os.getcwd(), tuple(path for path in sys.path if path))
 
     def enter(self) -> None:
@@ -129,7 +129,7 @@ class Cluster:
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Ref:
         """Queue a call of a module's function."""
-        return self._task.remote(Place.here(), self.resources.cpus, function, *arguments)
+        return self._task.remote(WorkingFolder.here(), self.resources.cpus, function, *arguments)
 
     def done(self, refs: Iterable[Ref], seconds: float) -> list[Ref]:
         """Those of the tasks that have ended; waits until there is one, but not longer."""
@@ -240,7 +240,7 @@ def _format_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
     return "; ".join(shown) or "it has none"
 
 
-def _answer(place: Place, cpus: int, function: Callable[..., Any], *arguments: Any) -> Any:
+def _answer(place: WorkingFolder, cpus: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a worker's process; its result, or why there is none."""
     try:
         place.enter()

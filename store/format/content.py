@@ -43,6 +43,7 @@ from teach_once.store.format.spec import (
     PREVIEW,
     ZARR_GROUP,
     TapSpec,
+    bytes_crc32c,
     crc32c,
     crc_hex,
     default_block_rows,
@@ -234,7 +235,7 @@ def holds_bytes(cache: Root, name: str, expected: bytes) -> bool:
 
 def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Manifest:
     """The manifest with the checksums of these zarr.json files."""
-    checksums = {name: _bytes_crc(data) for name, data in metadata.items()}
+    checksums = {name: crc_hex(bytes_crc32c(data)) for name, data in metadata.items()}
     return dataclasses.replace(manifest, zarr_crc32c=checksums)
 
 
@@ -297,7 +298,3 @@ def whole_differences(
         expected, found = crc_hex(crc32c(values)), manifest.whole_crc32c[name]
         if expected != found:
             yield Difference(name, f"crc32c {expected}", f"crc32c {found}")
-
-
-def _bytes_crc(data: bytes) -> str:
-    return crc_hex(crc32c(np.frombuffer(data, dtype=np.uint8)))

@@ -34,7 +34,14 @@ from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.errors import CacheBusy, CacheError
 from teach_once.store.format.manifest import Manifest
-from teach_once.store.format.spec import JOURNAL, Block, crc_hex, optional_taps, tap_of
+from teach_once.store.format.spec import (
+    JOURNAL,
+    Block,
+    bytes_crc32c,
+    crc_hex,
+    optional_taps,
+    tap_of,
+)
 from teach_once.store.identity import NAME_PATTERN, canonical_json, identity_sha256
 
 LINE_CHECKSUM = "line_crc32c"
@@ -343,7 +350,7 @@ def line_text(line: Line) -> bytes:
         "rows": line.rows,
         "crc32c": line.checksums,
     }
-    checksum = crc_hex(google_crc32c.value(canonical_json(content).encode()))
+    checksum = crc_hex(bytes_crc32c(canonical_json(content).encode()))
     return canonical_json({**content, LINE_CHECKSUM: checksum}).encode()
 
 

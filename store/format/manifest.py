@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import google_crc32c
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from teach_once.runtime.safe.confined import write_inside
@@ -39,6 +38,7 @@ from teach_once.store.format.spec import (
     Block,
     TapSpec,
     arrays_of,
+    bytes_crc32c,
     crc_hex,
     metadata_names,
     tap_of,
@@ -470,4 +470,4 @@ def teacher_of(cache: Path) -> str:
 
 
 def _json_crc(content: Mapping[str, Any]) -> str:
-    return crc_hex(google_crc32c.value(canonical_json(content).encode()))
+    return crc_hex(bytes_crc32c(canonical_json(content).encode()))

@@ -21,7 +21,7 @@ from teach_once.runtime.safe.safe_read import BadFile, is_out_of_resources, pars
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.errors import Fault
 from teach_once.store.format.manifest import Manifest, Problem
-from teach_once.store.format.spec import ZARR_GROUP, ArraySpec, crc32c, crc_hex, next_path
+from teach_once.store.format.spec import ZARR_GROUP, ArraySpec, bytes_crc32c, crc_hex, next_path
 
 MAX_METADATA_BYTES = 2**20
 _GROUP = "zarr.json"
@@ -151,7 +151,7 @@ def checksum_of(content: bytes | None) -> str | None:
     """The crc32c of these bytes; None for None."""
     if content is None:
         return None
-    return crc_hex(crc32c(np.frombuffer(content, dtype=np.uint8)))
+    return crc_hex(bytes_crc32c(content))
 
 
 def _problems(found: object, array: ZarrArray | None) -> Iterator[Problem]:

@@ -240,6 +240,11 @@ def crc32c(data: NDArray[Any]) -> int:
     return int(google_crc32c.value(flat))
 
 
+def bytes_crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli) of bytes."""
+    return int(google_crc32c.value(data))
+
+
 def crc_hex(value: int) -> str:
     return f"{value:08x}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from teach_once.runtime.machine.urls import ObjectUrl
 from teach_once.store.errors import (
     CacheAmbiguous,
     CacheError,
@@ -14,7 +13,6 @@ from teach_once.store.errors import (
     CacheNotWritable,
     TeacherPass,
 )
-from teach_once.store.format.manifest import read_manifest
 from teach_once.store.format.spec import MANIFEST, cache_path
 from teach_once.store.identity import (
     Difference,
@@ -23,9 +21,10 @@ from teach_once.store.identity import (
     identity_sha256,
     with_weights_of,
 )
-from teach_once.store.place.bucket import Bucket, NoBucket, ObjectsUnreachable, in_parallel
+from teach_once.store.place.bucket import NoBucket, ObjectsUnreachable
+from teach_once.store.place.open import place_at
 from teach_once.store.read.reader import TeacherCache
-from teach_once.store.read.zarr_source import remote_manifest
+from teach_once.store.read.zarr_source import manifest_at
 
 
 def find_cache(
@@ -89,10 +88,8 @@ def cache_folder(caches_dir: Path, teacher: str, identity: Identity) -> Path:
 
 
 def has_manifest(path: Path) -> bool:
-    """Whether a cache is, or was, at `path`, a folder or a URL; its manifest may be damaged."""
-    if isinstance(path, ObjectUrl):
-        return Bucket(path).has(MANIFEST)
-    return (path / MANIFEST).is_file()
+    """Return True if a cache is, or was, at `path`; its manifest may be damaged."""
+    return place_at(path).has(MANIFEST)
 
 
 def other_dataset_state(caches_dir: Path, identity: Identity) -> TeacherCache | None:
@@ -107,8 +104,8 @@ def other_dataset_state(caches_dir: Path, identity: Identity) -> TeacherCache | 
 
 
 def _seconds(path: Path) -> float:
-    """When a cache's folder was last changed; 0 for all of an object store."""
-    return 0.0 if isinstance(path, ObjectUrl) else path.stat().st_mtime
+    """Return when a cache's folder was last changed; 0 for every cache of a bucket."""
+    return path.stat().st_mtime if place_at(path).is_local else 0.0
 
 
 def differs_in_samples_alone(identity: Identity, other: Identity) -> bool:
@@ -123,15 +120,9 @@ def _differences_but_unknown_weights(identity: Identity, other: Identity) -> lis
 
 def _identities(caches_dir: Path) -> Iterator[tuple[Path, Identity]]:
     """Every cache in a folder, or below a URL, with a manifest that can be read, by name."""
-    paths: list[Path]
-    identities: Iterator[Identity | None]
-    if isinstance(caches_dir, ObjectUrl):
-        paths = [caches_dir / name for name in sorted(Bucket(caches_dir).names()[0])]
-        identities = in_parallel(_identity_at, paths)
-    else:
-        paths = sorted(caches_dir.iterdir()) if caches_dir.is_dir() else []
-        identities = map(_identity_at, paths)
-    for path, identity in zip(paths, identities, strict=True):
+    place = place_at(caches_dir)
+    paths = [caches_dir / name for name in sorted(place.list_folders())]
+    for path, identity in zip(paths, place.at_once(_identity_at, paths, len(paths)), strict=True):
         if identity is not None:
             yield path, identity
 
@@ -139,9 +130,7 @@ def _identities(caches_dir: Path) -> Iterator[tuple[Path, Identity]]:
 def _identity_at(path: Path) -> Identity | None:
     """Raises ObjectsUnreachable, NoBucket."""
     try:
-        if isinstance(path, ObjectUrl):
-            return remote_manifest(Bucket(path))[0].identity
-        return read_manifest(path).identity
+        return manifest_at(place_at(path)).identity
     except (ObjectsUnreachable, NoBucket, CacheNotWritable):
         raise
     except CacheError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from teach_once.runtime.formats import counted, format_table
-from teach_once.runtime.machine.urls import ObjectUrl
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.errors import CacheError, CacheMissing, Fault
 from teach_once.store.format.certificate import certificate_in, certificate_text
-from teach_once.store.format.spec import MANIFEST, SAMPLE_CRC
+from teach_once.store.format.spec import SAMPLE_CRC
 from teach_once.store.identity import distinguishing, field_of, identity_sha256
-from teach_once.store.place.bucket import Bucket
+from teach_once.store.place.open import place_at
 from teach_once.store.read.hdf5 import is_hdf5
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import Source, open_source
@@ -42,26 +40,16 @@ def overviews(folder: Path) -> Iterator[Overview]:
 
     Below a URL, every prefix with a manifest.
     """
-    if isinstance(folder, ObjectUrl):
-        yield from _remote_overviews(folder)
-        return
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+    place = place_at(folder)
+    is_folder = place.is_local and folder.is_dir()
+    files = {path.name for path in folder.iterdir() if path.is_file()} if is_folder else set()
+    for path in (folder / name for name in sorted([*place.list_folders(), *files])):
         try:
-            if os.path.lexists(path / MANIFEST) or (path.is_file() and is_hdf5(path)):
+            if path.name not in files or is_hdf5(path):
                 yield Overview(path, open_source(path))
         except (CacheError, OSError) as error:
-            yield Overview(path, None, getattr(error, "problem", None) or str(error))
-
-
-def _remote_overviews(url: ObjectUrl) -> Iterator[Overview]:
-    for name in sorted(Bucket(url).names()[0]):
-        path = url / name
-        try:
-            yield Overview(path, open_source(path))
-        except CacheMissing:
-            continue
-        except CacheError as error:
-            yield Overview(path, None, error.problem)
+            if not isinstance(error, CacheMissing) or path.name in files:
+                yield Overview(path, None, getattr(error, "problem", None) or str(error))
 
 
 def details(path: Path) -> dict[str, Any]:

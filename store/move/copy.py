@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,19 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from teach_once.runtime.command.program import program_text
-from teach_once.runtime.formats import format_size
 from teach_once.runtime.machine.urls import ObjectUrl
 from teach_once.runtime.safe.confined import make_folder_inside, write_inside
-from teach_once.runtime.safe.locks import Job, WriterLock
+from teach_once.runtime.safe.locks import Job, WriterLock, releasing
 from teach_once.store.errors import (
     CacheBusy,
     CacheDamaged,
     CacheError,
-    CacheFull,
     CacheMismatch,
     CacheMissing,
-    is_full,
+    full_disk_as_error,
     refusals_of,
+    require_room,
 )
 from teach_once.store.format.content import (
     metadata_checksums,
@@ -174,7 +172,7 @@ def copy_to_objects(
     cache is there, CacheError where the store ignores conditions, ObjectsUnreachable.
     """
     objects = Bucket(url)
-    Bucket(ObjectUrl(*url.parent.parts)).refuse_unconditional()
+    Bucket(url.parent).refuse_unconditional()
     there = _smaller_copy(objects, opened.manifest)
     most = most_objects(opened.manifest)
     listed = {each.key: each for each in objects.list_files(max_keys=most)}
@@ -253,20 +251,12 @@ def copy_to_folder(
     on_chunk: called with the number of chunks that are done. Raises CacheMismatch where another
     cache is there, CacheBusy, CacheFull, CacheNotWritable.
     """
-    try:
-        with refusals_of(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _refuse_other(opened, target)
-            make_folder_inside(target.parent, target.name)  # and not through a link
-            lock = WriterLock(target, Job(), CacheBusy)
-            try:
-                return _copied(opened, target, on_chunk)
-            finally:
-                lock.release()
-    except OSError as error:
-        if isinstance(error, CacheError) or not is_full(error):
-            raise
-        raise CacheFull(f"the disk of {target} is too full", fix=_MAKE_ROOM) from None
+    with full_disk_as_error(target, _MAKE_ROOM), refusals_of(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_other(opened, target)
+        make_folder_inside(target.parent, target.name)  # and not through a link
+        with releasing(WriterLock(target, Job(), CacheBusy)):
+            return _copied(opened, target, on_chunk)
 
 
 def _refuse_other(opened: TeacherCache, target: Path) -> None:
@@ -279,13 +269,8 @@ def _refuse_other(opened: TeacherCache, target: Path) -> None:
                 fix="remove it first, or copy to another folder",
             )
     elif not target.exists():
-        needed, free = folder_bytes(opened.manifest), shutil.disk_usage(target.parent).free
-        if needed > free:
-            raise CacheFull(
-                f"the disk of {target} is too full: {format_size(needed)} are needed, "
-                f"{format_size(free)} are free",
-                fix=_MAKE_ROOM,
-            )
+        needed = folder_bytes(opened.manifest)
+        require_room(target.parent, needed, where=target, fix=_MAKE_ROOM)
 
 
 @dataclass(frozen=True)

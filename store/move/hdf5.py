@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,18 +18,21 @@ from numpy.typing import NDArray
 from teach_once.runtime.formats import format_size
 from teach_once.runtime.safe.confined import make_folder_inside, write_inside
 from teach_once.runtime.safe.files import written_aside
-from teach_once.runtime.safe.locks import Job, WriterLock
+from teach_once.runtime.safe.locks import Job, WriterLock, releasing
 from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.errors import (
+    NO_PERMISSION,
+    NO_ROOM,
     CacheBusy,
     CacheDamaged,
     CacheError,
     CacheFull,
     CacheMismatch,
     CacheNotWritable,
-    is_full,
+    full_disk_as_error,
     refusals_of,
+    require_room,
 )
 from teach_once.store.format.content import metadata_checksums, remove_temporary_files
 from teach_once.store.format.journal import JournalWriter
@@ -64,7 +65,6 @@ from teach_once.store.read.reader import TeacherCache
 
 _SPARE_FILE_BYTES = 2**20  # for what HDF5 itself writes
 _MAKE_ROOM_FOR_FILE = "make room, or export to another disk"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_hdf5(
@@ -94,10 +94,7 @@ def _reserve(path: Path, num_bytes: int) -> None:
 
     Raises CacheFull, OSError.
     """
-    free = shutil.disk_usage(path.parent).free
-    if num_bytes > free:
-        needed = f"{format_size(num_bytes)} are needed, {format_size(free)} are free"
-        raise CacheFull(f"the disk of {path.parent} is too full: {needed}", fix=_MAKE_ROOM_FOR_FILE)
+    require_room(path.parent, num_bytes, where=path.parent, fix=_MAKE_ROOM_FOR_FILE)
     with h5py.File("empty", "w", driver="core", backing_store=False, libver="latest") as empty:
         empty.flush()
         image = empty.id.get_file_image()
@@ -127,9 +124,9 @@ def _refusals(path: Path) -> Iterator[None]:
     except HDF5_ERRORS as error:
         named = re.search(r"errno = (\d+)", str(error))  # libhdf5 keeps it in its text
         number = getattr(error, "errno", None) or (int(named[1]) if named else None)
-        if number in _NO_ROOM:
+        if number in NO_ROOM:
             raise CacheFull(f"the disk of {path} is too full", fix=_MAKE_ROOM_FOR_FILE) from None
-        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if number in NO_PERMISSION:
             raise CacheNotWritable(
                 f"{path} cannot be written: {first_line(error)}", fix="choose another folder"
             ) from None
@@ -183,16 +180,12 @@ def import_cache(file: Path, caches_dir: Path) -> Path:
     if os.path.lexists(target / MANIFEST):
         fix = f"remove it first: {shlex.join(['rm', '-r', str(target)])}"
         raise CacheError(f"{target} exists", fix=fix)
-    try:
-        with refusals_of(target):
-            caches_dir.mkdir(parents=True, exist_ok=True)
-            _refuse_growth(file, opened.manifest, caches_dir)
-            make_folder_inside(caches_dir, target.name)  # and not through a link
-            _write_locked(target, opened)
-    except OSError as error:
-        if isinstance(error, CacheError) or not is_full(error):
-            raise
-        raise CacheFull(f"the disk of {target} is too full", fix=_MAKE_ROOM) from None
+    with full_disk_as_error(target, _MAKE_ROOM), refusals_of(target):
+        caches_dir.mkdir(parents=True, exist_ok=True)
+        _refuse_growth(file, opened.manifest, caches_dir)
+        make_folder_inside(caches_dir, target.name)  # and not through a link
+        with releasing(WriterLock(target, Job(), CacheBusy)):
+            _write_folder(target, opened)
     return target
 
 
@@ -208,13 +201,7 @@ def _refuse_growth(file: Path, manifest: Manifest, caches_dir: Path) -> None:
             f"almost all of it padding: its blocks are far larger than its views",
             fix="ask whoever made it for an export of smaller blocks",
         )
-    free = shutil.disk_usage(caches_dir).free
-    if needed > free:
-        raise CacheFull(
-            f"the disk of {caches_dir} is too full: {format_size(needed)} are needed, "
-            f"{format_size(free)} are free",
-            fix=_MAKE_ROOM,
-        )
+    require_room(caches_dir, needed, where=caches_dir, fix=_MAKE_ROOM)
 
 
 def folder_bytes(manifest: Manifest) -> int:
@@ -225,14 +212,6 @@ def folder_bytes(manifest: Manifest) -> int:
     views = {name: 1 if spec.all_views else m.num_views for name, spec in m.arrays.items()}
     chunks = (m.chunk_file_bytes(spec) * views[name] for name, spec in m.arrays.items())
     return whole + m.blocks_per_view * sum(chunks)
-
-
-def _write_locked(target: Path, opened: TeacherCache) -> None:
-    lock = WriterLock(target, Job(), CacheBusy)
-    try:
-        _write_folder(target, opened)
-    finally:
-        lock.release()
 
 
 def _write_folder(target: Path, opened: TeacherCache) -> None:

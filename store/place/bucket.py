@@ -43,11 +43,11 @@ from teach_once.store.place.place import (
     MAX_KEYS,
     Check,
     Chunk,
+    FileContent,
     Item,
     Listed,
     ListWithoutEnd,
     Result,
-    Stored,
 )
 
 PAGE_KEYS = 1000
@@ -169,7 +169,7 @@ class Bucket:
     def is_local(self) -> bool:
         return False
 
-    def read(self, key: str, max_bytes: int) -> Stored | None:
+    def read(self, key: str, max_bytes: int) -> FileContent | None:
         """Fetch an object; None if there is none. Raises NoBucket if there is not even a bucket."""
         try:
             return self.get_tagged(key, max_bytes)
@@ -192,15 +192,15 @@ class Bucket:
             )
         return found.content
 
-    def get_tagged(self, key: str, most_bytes: int = MOST_BYTES) -> Stored:
+    def get_tagged(self, key: str, most_bytes: int = MOST_BYTES) -> FileContent:
         """As `get`, with the tag by which `replace` knows that this is still what is there."""
 
-        def read(client: Any) -> Stored:
+        def read(client: Any) -> FileContent:
             found = client.get(key)
             size, tag = found.meta["size"], found.meta["e_tag"] or ""
             is_wanted = size <= most_bytes
             content = received(found, size, self.url / key).tobytes() if is_wanted else None
-            return Stored(content, size, tag)
+            return FileContent(content, size, tag)
 
         return self._asked(key, read)
 
@@ -234,7 +234,7 @@ class Bucket:
         return self._asked(key, read)
 
     def has(self, key: str) -> bool:
-        """Whether there is such an object. Raises as `get`, but for CacheMissing."""
+        """Return True if there is such an object. Raises as `get`, but for CacheMissing."""
         try:
             self._asked(key, lambda client: client.head(key))
         except NoBucket:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
 
 from teach_once.runtime.formats import counted
@@ -48,7 +47,14 @@ from teach_once.store.format.journal import (
     read_journal_file,
 )
 from teach_once.store.format.manifest import Manifest
-from teach_once.store.format.spec import CHECKSUM_BYTES, JOURNAL, Block, chunk_name, crc_hex
+from teach_once.store.format.spec import (
+    CHECKSUM_BYTES,
+    JOURNAL,
+    Block,
+    bytes_crc32c,
+    chunk_name,
+    crc_hex,
+)
 from teach_once.store.identity import identity_sha256
 from teach_once.store.place.bucket import Bucket, in_parallel
 
@@ -117,9 +123,7 @@ def line_key(view: int, block: int, number: int) -> str:
 
 def is_sound(chunk: bytes) -> bool:
     """Whether a chunk's bytes are those of the checksum that ends them."""
-    return len(chunk) > CHECKSUM_BYTES and (
-        google_crc32c.value(chunk[:-CHECKSUM_BYTES]) == _stated(chunk)
-    )
+    return len(chunk) > CHECKSUM_BYTES and (bytes_crc32c(chunk[:-CHECKSUM_BYTES]) == _stated(chunk))
 
 
 def _stated(chunk: bytes) -> int:

@@ -35,11 +35,11 @@ from teach_once.store.place.place import (
     MAX_KEYS,
     Check,
     Chunk,
+    FileContent,
     Item,
     Listed,
     ListWithoutEnd,
     Result,
-    Stored,
 )
 
 
@@ -53,16 +53,19 @@ class Folder:
     def is_local(self) -> bool:
         return True
 
-    def read(self, key: str, max_bytes: int) -> Stored | None:
+    def read(self, key: str, max_bytes: int) -> FileContent | None:
         try:
             with open_inside(self.path, key) as file:
                 status = os.fstat(file.fileno())
                 if status.st_size > max_bytes:
-                    return Stored(None, status.st_size, _tag(status))
+                    return FileContent(None, status.st_size, _tag(status))
                 content = read_open(file, self.path / key, max_bytes)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return Stored(content, len(content), _tag(status))
+        return FileContent(content, len(content), _tag(status))
+
+    def has(self, key: str) -> bool:
+        return os.path.lexists(self.path / key)
 
     def create(self, key: str, data: bytes) -> bool:
         return create_whole(self.path, key, data)

@@ -31,7 +31,7 @@ from teach_once.store.place.bucket import Bucket, in_parallel
 from teach_once.store.place.chunks import content_fault
 from teach_once.store.place.folder import Folder
 from teach_once.store.place.mirror_folder import MirrorFolder, Needs, show_progress
-from teach_once.store.place.place import MAX_KEYS, Check, Chunk, Item, Result, Stored
+from teach_once.store.place.place import MAX_KEYS, Check, Chunk, FileContent, Item, Result
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MirrorOfBucket:
     def _here(self) -> Folder:
         return Folder(self.path)
 
-    def read(self, key: str, max_bytes: int) -> Stored | None:
+    def read(self, key: str, max_bytes: int) -> FileContent | None:
         return self._here.read(key, max_bytes)
 
     def sizes(self, max_keys: int = MAX_KEYS) -> Callable[[Chunk], str | None]:

@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
     view: int | None = None
 
 
-class Stored(NamedTuple):
+class FileContent(NamedTuple):
     """The content of a file. content: None if it has more bytes than were asked for.
 
     tag: another value whenever the file was replaced; see `Place.replace`.
@@ -83,7 +83,7 @@ class ReadablePlace(Protocol):
         """What the user calls the place: a folder or a URL."""
         ...
 
-    def read(self, key: str, max_bytes: int) -> Stored | None:
+    def read(self, key: str, max_bytes: int) -> FileContent | None:
         """Read a file of at most `max_bytes`; of a larger one only its size. None: no such file."""
         ...
 
@@ -125,6 +125,10 @@ class Place(ReadablePlace, Protocol):
     @property
     def is_local(self) -> bool:
         """Return True if what is written takes room on a disk of this machine."""
+        ...
+
+    def has(self, key: str) -> bool:
+        """Return True if there is a file, of any kind."""
         ...
 
     def create(self, key: str, data: bytes) -> bool:

@@ -122,8 +122,7 @@ def local_caches(
     if not cache.key:
         raise BadUrl(f"{cache} is a bucket, not a cache", fix="s3://bucket/prefix/cache")
     choose_mirror(root, most_gb)
-    around = ObjectUrl(*cache.parent.parts)
-    folder = attach(around, root, int(most_gb * 1e9), [cache.name])
+    folder = attach(cache.parent, root, int(most_gb * 1e9), [cache.name])
     return folder, folder / cache.name
 
 
@@ -164,7 +163,7 @@ def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
     most = min(_MOST_MANIFESTS_BYTES, mirror.most_bytes)
 
     def manifest(name: str) -> bytes | None:
-        objects = Bucket(ObjectUrl(*(mirror.url / name).parts))
+        objects = Bucket(mirror.url / name)
         try:
             return objects.get(MANIFEST, min(most, MAX_MANIFEST_BYTES))
         except (CacheMissing, CacheDamaged):  # what is no cache keeps nobody from the others

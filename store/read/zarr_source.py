@@ -69,7 +69,7 @@ from teach_once.store.place.chunks import read_opened, wrong_size
 from teach_once.store.place.folder import Folder
 from teach_once.store.place.mirror import MirrorOfBucket
 from teach_once.store.place.mirror_folder import Needs
-from teach_once.store.place.place import Chunk, Item, ReadablePlace, Result, read_document
+from teach_once.store.place.place import Chunk, Item, Place, ReadablePlace, Result, read_document
 from teach_once.store.read.mirror import Mirror
 
 
@@ -359,6 +359,11 @@ def _fetched_manifest(bucket: Bucket) -> tuple[Manifest, bytes]:
     except CacheMissing:
         raise CacheMissing(f"{bucket.path} is not a cache: it has no {MANIFEST}") from None
     return parse_remote_manifest(bucket, content), content
+
+
+def manifest_at(place: Place) -> Manifest:
+    """Return the manifest of the cache at a place. Raises as `read_manifest`."""
+    return remote_manifest(place)[0] if isinstance(place, Bucket) else read_manifest(place.path)
 
 
 def parse_remote_manifest(bucket: Bucket, content: bytes) -> Manifest:

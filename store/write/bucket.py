@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from teach_once.runtime.errors import Busy
 from teach_once.runtime.machine.urls import ObjectUrl
 from teach_once.runtime.safe.locks import Job, WriterLock, numbered_folder, releasing
-from teach_once.store.errors import CacheFull, TeacherPass, is_full, refusals_of
+from teach_once.store.errors import TeacherPass, full_disk_as_error, refusals_of
 from teach_once.store.format.coding import stored_arrays
 from teach_once.store.format.content import CacheContent
 from teach_once.store.format.journal import Coverage
@@ -124,17 +124,10 @@ class RemoteBlocks:
     @contextmanager
     def refusing_full(self) -> Iterator[None]:
         """Raise CacheFull where this machine has no room for records of unfinished blocks."""
-        try:
-            with refusals_of(self.spool_folder):
-                yield
-        except OSError as error:
-            if not is_full(error):
-                raise
-            raise CacheFull(
-                f"the disk of {self.spool_folder} is too full for the records of unfinished "
-                f"blocks; committed blocks are saved",
-                fix=TeacherPass(self.manifest.teacher, before="make room, then: "),
-            ) from None
+        fix = TeacherPass(self.manifest.teacher, before="make room, then: ")
+        purpose = " for the records of unfinished blocks; committed blocks are saved"
+        with full_disk_as_error(self.spool_folder, fix, purpose), refusals_of(self.spool_folder):
+            yield
 
 
 _MANY_LINES = 1000  # each takes a request to read
@@ -172,7 +165,7 @@ class RemoteWriter(RemoteBlocks):
         The others are as of `CacheWriter.open`. Raises CacheMismatch, CacheError where the store
         ignores conditions, ObjectsUnreachable, CacheNotWritable.
         """
-        Bucket(ObjectUrl(*url.parent.parts)).refuse_unconditional()
+        Bucket(url.parent).refuse_unconditional()
         objects = Bucket(url)
         manifest, is_salvaged = begun_cache(objects, content, block_rows)
         writer = cls(url, manifest, content, folder, job or Job())

@@ -35,7 +35,7 @@ from teach_once.store.format.metadata import (
 )
 from teach_once.store.format.spec import MANIFEST, ZARR_GROUP, next_path, whole_name, with_checksum
 from teach_once.store.place.bucket import Bucket, NoBucket, in_parallel
-from teach_once.store.place.place import Stored
+from teach_once.store.place.place import FileContent
 from teach_once.store.read.zarr_source import parse_remote_manifest, remote_manifest
 
 Result = TypeVar("Result")
@@ -67,7 +67,7 @@ def begun_cache(
 def _begun_manifest(
     objects: Bucket, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
-    def begun(there: Stored | None) -> tuple[Manifest, bool]:
+    def begun(there: FileContent | None) -> tuple[Manifest, bool]:
         try:
             if there is None:
                 raise CacheMissing("")
@@ -90,7 +90,7 @@ def _begun_manifest(
 def replace_measured(objects: Bucket, measured: Mapping[str, Any]) -> Manifest:
     """Write what a pass measured of the teacher to the manifest, which may have grown meanwhile."""
 
-    def replaced(there: Stored | None) -> Manifest:
+    def replaced(there: FileContent | None) -> Manifest:
         if there is None or there.content is None:
             raise CacheMissing(f"{objects.url / MANIFEST} has been removed or damaged")
         manifest = parse_remote_manifest(objects, there.content)
@@ -134,7 +134,7 @@ def _settle(objects: Bucket, key: str, data: bytes) -> None:
     raise _busy(objects, key)
 
 
-def _changed(objects: Bucket, change: Callable[[Stored | None], Result]) -> Result:
+def _changed(objects: Bucket, change: Callable[[FileContent | None], Result]) -> Result:
     """change(the manifest that is there), again where another process changed it meanwhile."""
     for _ in range(_TRIES):
         try:
@@ -155,7 +155,7 @@ def _drafted(
     return metadata_checksums(manifest, zarr_metadata(manifest)), bool(arrays)
 
 
-def _with_metadata(objects: Bucket, manifest: Manifest, there: Stored) -> Manifest:
+def _with_metadata(objects: Bucket, manifest: Manifest, there: FileContent) -> Manifest:
     """Replace a manifest and the zarr.json; whoever reads meanwhile finds both sound.
 
     Each new zarr.json is put beside the old one; then the manifest; then each in its own place.
@@ -176,7 +176,7 @@ def _with_metadata(objects: Bucket, manifest: Manifest, there: Stored) -> Manife
     return manifest
 
 
-def _put(objects: Bucket, key: str, data: bytes, there: Stored | None) -> None:
+def _put(objects: Bucket, key: str, data: bytes, there: FileContent | None) -> None:
     """Put an object where there is none, or over this one. Raises CacheBusy where it changed."""
     if there is not None:
         objects.replace(key, data, there.tag)
@@ -184,7 +184,7 @@ def _put(objects: Bucket, key: str, data: bytes, there: Stored | None) -> None:
         raise _busy(objects, key)
 
 
-def _there(objects: Bucket, key: str, most_bytes: int) -> Stored | None:
+def _there(objects: Bucket, key: str, most_bytes: int) -> FileContent | None:
     try:
         return objects.get_tagged(key, most_bytes)
     except NoBucket:
@@ -193,7 +193,7 @@ def _there(objects: Bucket, key: str, most_bytes: int) -> Stored | None:
         return None
 
 
-def _manifest_there(objects: Bucket) -> Stored | None:
+def _manifest_there(objects: Bucket) -> FileContent | None:
     """The manifest; fetched again where it is damaged, as it may only have arrived so."""
     there = _there(objects, MANIFEST, MAX_MANIFEST_BYTES)
     if there is None or there.content is None:

@@ -28,11 +28,10 @@ from teach_once.runtime.safe.confined import (
 from teach_once.runtime.safe.locks import Job, WriterLock, releasing
 from teach_once.store.errors import (
     CacheBusy,
-    CacheFull,
     CacheMissing,
     SamplesChanged,
+    full_disk_as_error,
     full_error,
-    is_full,
     refusals_of,
     refusing_full,
 )
@@ -102,15 +101,11 @@ class CacheWriter:
             path.mkdir(parents=True, exist_ok=True)
             lock = WriterLock(path, job, CacheBusy)
         try:
-            with refusals_of(path):
+            with (
+                full_disk_as_error(path, "make room, then run again", " to start"),
+                refusals_of(path),
+            ):
                 return cls._prepared(path, content, lock, job, block_rows, check_every_byte)
-        except OSError as error:
-            lock.release()
-            if not is_full(error):
-                raise
-            raise CacheFull(
-                f"the disk of {path} is too full to start", fix="make room, then run again"
-            ) from None
         except BaseException:
             lock.release()
             raise

@@ -72,11 +72,11 @@ LIBRARY_EDGES = {
     "runtime.safe.safe_read",  # values of JSON
     "store.format.metadata",
     "store.identity",
-    "store.place.objects",  # obstore
+    "store.place.bucket",  # obstore
     "views.images.huggingface",  # datasets
 }
 SHIM = "runtime.machine.torchvision_shim._declared"  # torch's schemas live as long as it
-FORK_GUARD = "store.place.objects._first_process"  # obstore's threads do not survive a fork
+FORK_GUARD = "store.place.bucket._first_process"  # obstore's threads do not survive a fork
 STATE_EXCEPTIONS = {SHIM, FORK_GUARD}
 
 KNOWN_CROWDED = {"benchmarks/targets", "report"}

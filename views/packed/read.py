@@ -121,7 +121,7 @@ def local_packed(url: ObjectUrl) -> Path:
 
 
 def _fetched(url: ObjectUrl) -> Path:
-    files = MirrorFiles(ObjectUrl(*url.parent.parts))
+    files = MirrorFiles(url.parent)
     heads: dict[str, str] = {}  # name -> sha256 of the file's header
     if url.suffix == SUFFIX:
         index = read_index(files.small(url.name, MOST_INDEX_BYTES))

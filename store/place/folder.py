@@ -103,9 +103,10 @@ class Folder:
     def list_folders(self, prefix: str = "") -> list[str]:
         """List the names of folders, and of links to folders, which a user may have made."""
         try:
-            return [each.name for each in os.scandir(self.path / prefix) if each.is_dir()]
+            names = os.listdir(self.path / prefix)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        return [name for name in names if os.path.isdir(self.path / prefix / name)]
 
     def sizes(self, max_keys: int = MAX_KEYS) -> Callable[[Chunk], str | None]:
         return self._size_fault

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from teach_once.configs.schema import Source, StudentConfig, TeacherConfig
+from teach_once.configs.schema import ConfigSource, StudentConfig, TeacherConfig
 from teach_once.configs.yaml_subset import YamlError, parse_yaml
 from teach_once.runtime.command.program import in_repository, program
 
@@ -20,9 +20,9 @@ from teach_once.runtime.command.program import in_repository, program
 _MAKE_CARRIES = re.compile(r"[\w./:=,+@^~\[\]{}\"-]+")
 
 
-def source_of(config: TeacherConfig | StudentConfig) -> Source:
+def source_of(config: TeacherConfig | StudentConfig) -> ConfigSource:
     """How the user named this config; of one that was not loaded from a file, its name."""
-    return config.source or Source(config.name)
+    return config.source or ConfigSource(config.name)
 
 
 def cache_command(

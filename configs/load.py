@@ -5,9 +5,11 @@ Leaves out inheritance, includes and interpolation: a file says everything it me
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -15,9 +17,8 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from teach_once.configs.named_code import tell_of_code
 from teach_once.configs.paths import expand_home, locate_paths, not_found
-from teach_once.configs.schema import Source, StudentConfig, TeacherConfig, as_plain
+from teach_once.configs.schema import ConfigSource, StudentConfig, TeacherConfig, as_plain
 from teach_once.configs.schema_errors import cut, error_lines, field_names
 from teach_once.configs.yaml_subset import YamlError, parse_yaml
 from teach_once.runtime.command.program import program
@@ -28,6 +29,7 @@ from teach_once.runtime.safe.text import one_line
 CONFIG_DIR = Path(__file__).resolve().parent
 _MOST_BYTES = 2**20  # of a file; the largest here has 3 kB
 TEACHER_PREFIX = "teacher."
+_PYTHON_PREFIX = "python:"
 _WITHOUT_STEM = ("timm:", "python:")  # networks that `stem` means nothing to
 
 Config = TypeVar("Config", TeacherConfig, StudentConfig)
@@ -127,7 +129,7 @@ def _load(
     if "source" in raw:
         raise ConfigError(f"{_shown(path)}: source: unknown key")
     places = not_found(missing, raw, path)
-    source = Source(str(name_or_path), tuple(overrides), places)
+    source = ConfigSource(str(name_or_path), tuple(overrides), places)
     try:
         config = TypeAdapter(schema).validate_python({**raw, "name": path.stem, "source": source})
     except ValidationError as error:
@@ -135,7 +137,7 @@ def _load(
     for key in (key for key in places if kind == "student" and key.startswith("teacher")):
         raise _unusable(path, [f"{key}: there is no file {places[key]}"])
     if not path.resolve().is_relative_to(CONFIG_DIR):
-        tell_of_code(_shown(path), config)
+        _print_named_code(_shown(path), config)
     return config
 
 
@@ -167,7 +169,7 @@ def refuse_missing_data(config: TeacherConfig, *, packing: bool = False) -> None
 
     packing: for the program that packs them, which needs the original.
     """
-    source, dataset = config.source or Source(config.name), config.dataset
+    source, dataset = config.source or ConfigSource(config.name), config.dataset
     if dataset.packed_as is not None and not packing:
         if not os.path.lexists(dataset.packed_as):
             raise ConfigError(
@@ -271,3 +273,32 @@ def _child(node: Any, part: str, item: str) -> Any:
     if node.get(part) is None:
         node[part] = {}
     return node[part]
+
+
+def _named_code(config: TeacherConfig | StudentConfig) -> list[str]:
+    """Return the Python functions that a config names as networks and losses, each once."""
+    named: set[str] = set()
+    waiting: list[Any] = [as_plain(config)]
+    while waiting:
+        block = waiting.pop()
+        for key, value in block.items() if isinstance(block, dict) else enumerate(block):
+            if isinstance(value, dict | list):
+                waiting.append(value)
+            elif key == "arch" and value.startswith(_PYTHON_PREFIX):
+                named.add(value.removeprefix(_PYTHON_PREFIX))
+            elif key == "loss" and ":" in value:
+                named.add(value)
+    return sorted(named)
+
+
+def _print_named_code(file: str, config: TeacherConfig | StudentConfig) -> None:
+    """Print, once per process, which code a config names, if any."""
+    if code := _named_code(config):
+        _print_once(
+            f"note: {file} names code, which runs when the config is used: {', '.join(code)}"
+        )
+
+
+@functools.cache
+def _print_once(line: str) -> None:
+    print(one_line(line, longest=1000), file=sys.stderr)

@@ -48,7 +48,7 @@ from teach_once.runtime.command.options import (
 )
 from teach_once.runtime.command.program import program_text
 from teach_once.runtime.machine.resources import sharing_machine
-from teach_once.runtime.machine.urls import local_folder, path_or_url
+from teach_once.runtime.machine.urls import path_or_url, spool_folder
 from teach_once.runtime.safe.locks import Job
 from teach_once.store.errors import fixes_spelled_by
 from teach_once.store.identity import knows_weights
@@ -247,7 +247,7 @@ def _described(
     """What the config describes, and its cache if that is complete."""
     caches, recheck = asked.caches, asked.recheck
     if recheck:
-        forget_listings(local_folder(caches, asked.spool))
+        forget_listings(spool_folder(caches, asked.spool))
     setup = described(name, overrides, caches, asked.spool)
     if not knows_weights(setup.identity):
         cache, problem = without_weights(setup, caches)

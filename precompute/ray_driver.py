@@ -22,7 +22,7 @@ from teach_once.precompute.compute.spool import remove_spools
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.precompute.job import Rounds
 from teach_once.precompute.plan import Plan, planned
-from teach_once.precompute.ray_worker import Pace, Recipe
+from teach_once.precompute.ray_worker import Pace, PassRecipe
 from teach_once.precompute.run_pass import (
     TRIAL_RECORDS,
     naming_changed_files,
@@ -57,7 +57,7 @@ class ClusterFill:
         self._console = console
         if device == "auto" and not cluster.resources.gpus:
             device = "cpu"
-        self._recipe = Recipe(
+        self._recipe = PassRecipe(
             setup.config,
             setup.path.parent,
             setup.identity,

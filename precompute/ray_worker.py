@@ -26,7 +26,7 @@ from teach_once.runtime.command.options import SPOOL
 from teach_once.runtime.command.ray import ClusterError
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.machine.devices import pick_device
-from teach_once.runtime.machine.urls import local_folder
+from teach_once.runtime.machine.urls import spool_folder
 from teach_once.runtime.safe.locks import WriterLock, numbered_folder
 from teach_once.store.errors import fixes_spelled_by
 from teach_once.store.identity import Identity
@@ -39,7 +39,7 @@ from teach_once.views.datasets import load_dataset
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PassRecipe:
     """What a worker needs to build the same pass as the driver."""
 
     config: TeacherConfig
@@ -58,11 +58,13 @@ class Pace(NamedTuple):
     images_per_second: float = 0.0
 
 
-_here: tuple[Recipe, TeacherPass] | None = None  # in a worker's process
+_here: tuple[PassRecipe, TeacherPass] | None = None  # in a worker's process
 _spool_folders: dict[Path, tuple[Path, WriterLock]] = {}
 
 
-def compute(recipe: Recipe, handout: Handout, pace: Pace, work: Sequence[Work]) -> list[Written]:
+def compute(
+    recipe: PassRecipe, handout: Handout, pace: Pace, work: Sequence[Work]
+) -> list[Written]:
     """Compute blocks of the same samples and write them; those that the driver is to commit.
 
     Raises CacheError, DatasetError.
@@ -81,7 +83,7 @@ def compute(recipe: Recipe, handout: Handout, pace: Pace, work: Sequence[Work]) 
     return writer.written if isinstance(writer, AsideWriter) else []
 
 
-def measured_pace(recipe: Recipe, batch_size: int | None) -> Pace:
+def measured_pace(recipe: PassRecipe, batch_size: int | None) -> Pace:
     """At that batch size; without one, at the fastest."""
     teacher_pass = _teacher_pass(recipe)
     if batch_size is None:
@@ -90,7 +92,7 @@ def measured_pace(recipe: Recipe, batch_size: int | None) -> Pace:
     return Pace(batch_size, pass_rate(teacher_pass))
 
 
-def measured_of_pass(recipe: Recipe, images_per_second: float) -> dict[str, float]:
+def measured_of_pass(recipe: PassRecipe, images_per_second: float) -> dict[str, float]:
     """What is recorded of a pass once every block is committed: `precompute.run_pass.measured`."""
     return measured(_teacher_pass(recipe), images_per_second, Console(file=io.StringIO()))
 
@@ -104,7 +106,7 @@ def _own_spool_folder(teacher_pass: TeacherPass) -> Path:
     return _spool_folders[teacher_pass.folder][0]
 
 
-def _teacher_pass(recipe: Recipe) -> TeacherPass:
+def _teacher_pass(recipe: PassRecipe) -> TeacherPass:
     """Built once in each process; only its pace changes. Raises ClusterError."""
     global _here
     if _here is None or _here[0] != recipe:
@@ -113,8 +115,8 @@ def _teacher_pass(recipe: Recipe) -> TeacherPass:
     return _here[1]
 
 
-def _built(recipe: Recipe) -> TeacherPass:
-    kept_in = local_folder(recipe.caches, recipe.spool)
+def _built(recipe: PassRecipe) -> TeacherPass:
+    kept_in = spool_folder(recipe.caches, recipe.spool)
     use_mirror(recipe.mirror)
     dataset = load_dataset(recipe.config.dataset, kept_in)
     setup = at_hand(setup_of(recipe.config, dataset, recipe.caches))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from teach_once.report.intervals import LEVEL
-from teach_once.report.table import Cell, Difference, Row
+from teach_once.report.table import Cell, PairedDifference, Row
 
 MEANING = (
     f"Of the last top-1 errors, in percentage points; below zero is better. Intervals: {LEVEL:.0%} "
@@ -20,7 +20,7 @@ MEANING = (
 _WIDTH, _HEIGHT = 150.0, 14.0  # of a bar, in px
 
 
-def known_differences(rows: Sequence[Row]) -> list[tuple[Row, str, Difference]]:
+def known_differences(rows: Sequence[Row]) -> list[tuple[Row, str, PairedDifference]]:
     """(method, what it is compared with, difference) where both have two seeds or more."""
     found = [(row, "ce", row.to_ce) for row in rows] + [(row, "kd", row.to_kd) for row in rows]
     others = [(row, *row.to_other) for row in rows if row.to_other]
@@ -34,7 +34,7 @@ def difference_cells(rows: Sequence[Row]) -> list[list[Cell]]:
     return [[Cell(title) for title in header], *lines] if lines else []
 
 
-def _cells(row: Row, baseline: str, difference: Difference) -> Iterator[Cell]:
+def _cells(row: Row, baseline: str, difference: PairedDifference) -> Iterator[Cell]:
     interval, p = difference.interval, difference.p
     assert interval is not None
     yield Cell(row.method)
@@ -60,7 +60,7 @@ def interval_bars(rows: Sequence[Row]) -> list[str]:
     return [_bar(difference, reach) for difference in known]
 
 
-def _bar(difference: Difference, reach: float) -> str:
+def _bar(difference: PairedDifference, reach: float) -> str:
     def px(value: float) -> str:
         return f"{_WIDTH / 2 * (1 + max(-1.0, min(1.0, value / reach)) * 0.97):.1f}"
 

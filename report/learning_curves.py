@@ -1,17 +1,306 @@
-"""The section of the page with the learning curves, by epochs and by seconds.
+"""The section of the page with the learning curves: means over seeds, drawn as inline SVG.
 
-Two radio buttons choose between the two and the style sheet hides the other one, so that it works
-without scripts. Each is there in two sizes, for wide and for narrow windows.
+From top to bottom: the curves as numbers, the chart (a line, markers and an interval band per
+method, named at the line's end), and the section, by epochs and by seconds. Two radio buttons
+choose between the two and the style sheet hides the other one, so that it works without scripts.
+Each chart has two sizes, for wide and for narrow windows. Colors are classes of the page's style
+sheet, so that they follow its light or dark scheme. After seven methods they come again with
+another dash; markers differ between neighbors too.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from teach_once.report.curves import Curve, curves_of, epochs_of, seconds_of
-from teach_once.report.intervals import LEVEL
-from teach_once.report.line_chart import MOST_BANDS, NARROW, WIDE, Size, line_chart
-from teach_once.report.runs import Result
+from teach_once.report.escape import for_html
+from teach_once.report.intervals import LEVEL, Interval, t_interval
+from teach_once.report.page_assets import NUM_COLOURS
+from teach_once.report.runs import Point, Result
+from teach_once.runtime.safe.text import one_line
+
+_MOST_POINTS = 400  # of a line: more than its pixels
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One epoch of a method. x: epochs or seconds; interval: None with one seed."""
+
+    x: float
+    mean: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method; `points` is not empty and ascends in x."""
+
+    method: str
+    num_seeds: int
+    points: Sequence[CurvePoint]
+
+
+def epochs_of(point: Point) -> float:
+    return point.epoch
+
+
+def seconds_of(point: Point) -> float:
+    return point.seconds
+
+
+def curves_of(results: Sequence[Result], x_of: Callable[[Point], float]) -> list[Curve]:
+    """Per method the epochs that all of its seeds were tested in; x is a mean over seeds too."""
+    grouped: dict[str, list[Result]] = {}
+    for result in results:
+        grouped.setdefault(result.method, []).append(result)
+    curves = [Curve(name, len(runs), _points(runs, x_of)) for name, runs in grouped.items()]
+    return [curve for curve in curves if curve.points]
+
+
+def _points(runs: Sequence[Result], x_of: Callable[[Point], float]) -> list[CurvePoint]:
+    tested = [{p.epoch: p for p in run.curve if p.top1 is not None} for run in runs]
+    epochs = sorted(set.intersection(*(set(each) for each in tested)))
+    points = []
+    for epoch in _thinned(epochs):
+        of_seeds = [each[epoch] for each in tested]
+        errors = [point.top1 for point in of_seeds if point.top1 is not None]
+        x = statistics.fmean(map(x_of, of_seeds))
+        points.append(CurvePoint(x, statistics.fmean(errors), t_interval(errors)))
+    return points
+
+
+def _thinned(epochs: Sequence[int]) -> Sequence[int]:
+    """Evenly, with the last one."""
+    step = -(-len(epochs) // _MOST_POINTS)
+    return epochs[::-1][::step][::-1] if step > 1 else epochs
+
+
+_ERROR_TICKS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+_FEWEST_TICKS = 4
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to pixels. is_log: linear up to 1 and logarithmic above, as errors are drawn."""
+
+    low: float
+    high: float
+    start_px: float
+    end_px: float
+    ticks: Sequence[float]
+    is_log: bool = False
+
+    def px(self, value: float) -> float:
+        """Values outside of the axis lie on its ends."""
+        inside = min(max(value, self.low), self.high)
+        low, high, here = (self._scaled(each) for each in (self.low, self.high, inside))
+        return self.start_px + (here - low) / (high - low) * (self.end_px - self.start_px)
+
+    def _scaled(self, value: float) -> float:
+        return 1 + math.log(value) if self.is_log and value > 1 else value
+
+
+def from_zero(highest: float, start_px: float, end_px: float, *, whole: bool) -> Axis:
+    """whole: ticks lie at whole numbers only."""
+    high = highest if highest > 1e-3 else 1.0
+    ticks = _round_ticks(0, high, at_most=max(2, int((end_px - start_px) / 70)), whole=whole)
+    return Axis(0, high, start_px, end_px, ticks)
+
+
+def of_errors(errors: Sequence[float], start_px: float, end_px: float) -> Axis:
+    """In percent. Methods lie close together at the end of training, hence the logarithm."""
+    low = min(errors) * 0.85 if min(errors) > 1 else 0.0
+    high = max(errors) * 1.1 + 0.1
+    ticks: Sequence[float] = [tick for tick in _ERROR_TICKS if low <= tick <= high]
+    if len(ticks) < _FEWEST_TICKS:
+        ticks = _round_ticks(low, high, at_most=8, whole=False)
+    return Axis(low, high, start_px, end_px, ticks, is_log=True)
+
+
+def _round_ticks(low: float, high: float, *, at_most: int, whole: bool) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten."""
+    raw = (high - low) / at_most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * each for each in (1, 2, 5, 10, 20) if power * each >= raw)
+    step = max(step, 1.0) if whole else step
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def spread_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions at least `gap` apart between low and high, near to the wanted ones.
+
+    Those that would touch are centred on where they wanted to be. In the order of `wanted`; they
+    overflow `high` where there is no room for all.
+    """
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    groups: list[tuple[float, int]] = []  # where a group of touching labels starts, its size
+    for index in order:
+        start, size = min(max(wanted[index], low), high), 1
+        while groups and groups[-1][0] + groups[-1][1] * gap > start:
+            before, count = groups.pop()
+            start = (before * count + (start - count * gap) * size) / (count + size)
+            size += count
+            start = max(min(start, high - (size - 1) * gap), low)
+        groups.append((start, size))
+    places = [start + number * gap for start, size in groups for number in range(size)]
+    return [place for _, place in sorted(zip(order, places, strict=True))]
+
+
+_DASHES = ("", "8 3", "2 3", "8 3 2 3")
+_MARKERS = (
+    "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",  # circle
+    "m-3.2 -3.2h6.4v6.4h-6.4z",  # square
+    "m0 -4.2l4 7h-8z",  # triangle
+    "m0 -4.5l4.5 4.5l-4.5 4.5l-4.5 -4.5z",  # diamond
+    "m-4 -2.8h8l-4 7z",  # triangle that points down
+    "m-1.3 -4h2.6v2.7h2.7v2.6h-2.7v2.7h-2.6v-2.7h-2.7v-2.6h2.7z",  # cross
+)
+_MARKER_EVERY_PX = 55.0
+_LABEL_GAP_PX = 16.0
+_LETTER_PX = 9.0
+MOST_BANDS = 6  # more than so many are shown one at a time, under the pointer
+_MOST_STRIP_PX = 100.0
+_TOP_PX, _BOTTOM_PX, _LEFT_PX = 12.0, 44.0, 44.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a chart in px. Its height grows where its labels need more."""
+
+    name: str  # class in the style sheet
+    width: float
+    height: float
+    most_letters: int  # of a label
+    bar_px: float  # from one interval's bar to the next
+    leader_px: float  # from the bars to the labels
+
+
+WIDE = Size("wide", 860, 440, 26, 8, 30)
+NARROW = Size("narrow", 366, 400, 13, 4, 20)
+
+
+def line_chart(curves: Sequence[Curve], size: Size, x_label: str, *, whole_x: bool) -> str:
+    """One `<svg>`. whole_x: ticks of x at whole numbers only. `curves` is not empty."""
+    names = [_shortened(curve.method, size.most_letters) for curve in curves]
+    height = max(size.height, len(curves) * _LABEL_GAP_PX + _TOP_PX + _BOTTOM_PX)
+    labels_px = max(map(len, names)) * _LETTER_PX + size.leader_px
+    strip_px = min(len(curves) * size.bar_px, _MOST_STRIP_PX)
+    bottom = height - _BOTTOM_PX
+    x = from_zero(
+        max(curve.points[-1].x for curve in curves),
+        *(_LEFT_PX, size.width - labels_px - strip_px),
+        whole=whole_x,
+    )
+    y = of_errors(_errors_to_show(curves), bottom, _TOP_PX)
+    ends = [y.px(curve.points[-1].mean) for curve in curves]
+    label_ys = spread_apart(ends, _LABEL_GAP_PX, _TOP_PX, bottom)
+    label_x = x.end_px + strip_px + size.leader_px
+    by_height = sorted(range(len(curves)), key=lambda index: label_ys[index])
+    parts = [_grid(x, y, x_label)]
+    for index, (curve, name) in enumerate(zip(curves, names, strict=True)):
+        bar_x = x.end_px + strip_px * (by_height.index(index) + 1.0) / len(curves)
+        label = f'<text x="{label_x:.1f}" y="{label_ys[index] + 4:.1f}">{for_html(name)}</text>'
+        label += _leader(curve, x, y, label_x - 12, label_ys[index])
+        parts.append(_series(index, curve, f"{label}{_bar(index, curve, bar_x, y)}", x, y))
+    kind = f"chart {size.name}{' crowded' if len(curves) > MOST_BANDS else ''}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="{kind}" role="img" '
+        f'viewBox="0 0 {size.width:g} {height:g}" '
+        f'aria-label="top-1 test error by {for_html(x_label)}">{"".join(parts)}</svg>'
+    )
+
+
+def _errors_to_show(curves: Sequence[Curve]) -> list[float]:
+    """All means, and the intervals at the end."""
+    means = [point.mean for curve in curves for point in curve.points]
+    last = [curve.points[-1].interval for curve in curves]
+    ends = [end for each in last if each is not None for end in (each.low, each.high)]
+    return means + [min(max(end, 0.0), 100.0) for end in ends]
+
+
+def _shortened(text: str, most_letters: int) -> str:
+    shown = one_line(text)
+    return shown if len(shown) <= most_letters else f"{shown[: most_letters - 1]}…"
+
+
+def _grid(x: Axis, y: Axis, x_label: str) -> str:
+    left, right, bottom = x.start_px, x.end_px, y.start_px
+    lines = "".join(f"M{left:.1f} {y.px(tick):.1f}H{right:.1f}" for tick in y.ticks)
+    lines += "".join(f"M{x.px(tick):.1f} {bottom:.1f}v5" for tick in x.ticks)
+    texts = [
+        f'<text x="{left - 7:.1f}" y="{y.px(tick) + 4:.1f}" class="to-left">{tick:g}</text>'
+        for tick in y.ticks
+    ]
+    texts += [
+        f'<text x="{x.px(tick):.1f}" y="{bottom + 19:.1f}" class="centred">{tick:,.6g}</text>'
+        for tick in x.ticks
+    ]
+    middle_x, middle_y = (left + right) / 2, (bottom + y.end_px) / 2
+    texts += [
+        f'<text x="{middle_x:.1f}" y="{bottom + 38:.1f}" class="centred">'
+        f"{for_html(x_label)}</text>",
+        f'<text transform="translate(12 {middle_y:.1f}) rotate(-90)" class="centred">'
+        f"top-1 test error (%)</text>",
+    ]
+    return f'<path class="grid" d="{lines}M{left:.1f} {bottom:.1f}H{right:.1f}"/>{"".join(texts)}'
+
+
+def _series(index: int, curve: Curve, label: str, x: Axis, y: Axis) -> str:
+    places = [(x.px(point.x), y.px(point.mean)) for point in curve.points]
+    dash, marker = _DASHES[index // NUM_COLOURS % len(_DASHES)], _marker(index)
+    step = math.ceil(len(places) * _MARKER_EVERY_PX / (x.end_px - x.start_px))
+    marks = "".join(f"M{px:.1f} {py:.1f}{marker}" for px, py in places[::-1][::step])
+    line = "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
+    dashed = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<g class="series colour{index % NUM_COLOURS}"><title>{for_html(_told(curve))}</title>'
+        f'{_band(curve.points, x, y)}<path class="line"{dashed} d="M{line}"/>'
+        f'<path class="marks" d="{marks}"/>{label}</g>'
+    )
+
+
+def _leader(curve: Curve, x: Axis, y: Axis, to_x: float, to_y: float) -> str:
+    last = curve.points[-1]
+    start = f"{x.px(last.x) + 5:.1f} {y.px(last.mean):.1f}"
+    across = f"H{to_x - 10:.1f}" if to_x - 10 > x.px(last.x) + 5 else ""
+    return f'<path class="leader" d="M{start}{across}L{to_x:.1f} {to_y:.1f}h8"/>'
+
+
+def _bar(index: int, curve: Curve, bar_x: float, y: Axis) -> str:
+    """The interval at the end, beside the ends of the lines, with the line's marker."""
+    if (interval := curve.points[-1].interval) is None:
+        return ""
+    ends = f"{y.px(interval.low):.1f}V{y.px(interval.high):.1f}"
+    marker = f"M{bar_x:.1f} {y.px(interval.mean):.1f}{_marker(index)}"
+    return f'<path class="interval" d="M{bar_x:.1f} {ends}"/><path class="marks" d="{marker}"/>'
+
+
+def _marker(index: int) -> str:
+    return _MARKERS[index % len(_MARKERS)]
+
+
+def _band(points: Sequence[CurvePoint], x: Axis, y: Axis) -> str:
+    """The intervals as an area, cut off at the axis' ends."""
+    bounds = [(x.px(p.x), p.interval) for p in points if p.interval is not None]
+    upper = [f"{px:.1f} {y.px(interval.high):.1f}" for px, interval in bounds]
+    lower = [f"{px:.1f} {y.px(interval.low):.1f}" for px, interval in reversed(bounds)]
+    return f'<path class="band" d="M{"L".join([*upper, *lower])}Z"/>' if bounds else ""
+
+
+def _told(curve: Curve) -> str:
+    """What the browser shows under the pointer."""
+    last = curve.points[-1]
+    seeds = f"{curve.num_seeds} seed{'s' if curve.num_seeds > 1 else ''}"
+    if last.interval is None:
+        return f"{curve.method}: {last.mean:.2f} % at the end, {seeds}"
+    low, high = last.interval.low, last.interval.high
+    return (
+        f"{curve.method}: {last.mean:.2f} % at the end, {LEVEL:.0%} interval {low:.2f} to "
+        f"{high:.2f}, {seeds}"
+    )
 
 
 def errors_by_epoch(results: Sequence[Result], size: Size = WIDE) -> str:

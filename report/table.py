@@ -39,7 +39,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """Of a method's last top-1 error to another's, over the seeds that both have.
 
     p: two-sided, of a paired t-test; None with fewer than two seeds or without any spread.
@@ -65,7 +65,7 @@ class Cell:
         return self.text
 
     @classmethod
-    def of(cls, shown: Spread | Difference | None) -> Cell:
+    def of(cls, shown: Spread | PairedDifference | None) -> Cell:
         return cls() if shown is None else cls(str(shown), shown.mean)
 
 
@@ -81,10 +81,10 @@ class Row:
     num_seeds: int
     cells: dict[str, Spread]
     model: str = ""
-    to_ce: Difference | None = None
-    to_kd: Difference | None = None
+    to_ce: PairedDifference | None = None
+    to_kd: PairedDifference | None = None
     name: str = ""
-    to_other: tuple[str, Difference] | None = None
+    to_other: tuple[str, PairedDifference] | None = None
 
 
 def rows_of(results: Iterable[Result]) -> list[Row]:
@@ -122,7 +122,7 @@ def _baseline(
 
 def _to_other(
     runs: Sequence[Result], grouped: Mapping[str, Sequence[Result]]
-) -> tuple[str, Difference] | None:
+) -> tuple[str, PairedDifference] | None:
     first = next(each for each in grouped.values() if each[0].name == runs[0].name)
     if first[0].method == runs[0].method or (found := difference(runs, first)) is None:
         return None
@@ -147,7 +147,7 @@ def _has(column: str, results: Iterable[Result]) -> bool:
     return not column.endswith("top5") or all(result.has_top5 for result in results)
 
 
-def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> Difference | None:
+def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> PairedDifference | None:
     """Of the first method's errors to the second's; None where no seed is common to both."""
     our_errors, their_errors = (
         {result.seed: result.last.top1 for result in results} for results in (ours, theirs)
@@ -156,7 +156,7 @@ def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> Difference |
     if not common:
         return None
     gaps = [our_errors[seed] - their_errors[seed] for seed in common]
-    return Difference(statistics.fmean(gaps), paired_p(gaps), t_interval(gaps))
+    return PairedDifference(statistics.fmean(gaps), paired_p(gaps), t_interval(gaps))
 
 
 def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[Cell]]:

@@ -17,7 +17,7 @@ from teach_once.report.table import csv_table, markdown_table, rows_of
 from teach_once.runtime.safe.files import write_atomically
 
 
-class Written(NamedTuple):
+class WrittenReport(NamedTuple):
     """The table, a line for each run that was left out, and how the names of the files end."""
 
     table: str
@@ -33,7 +33,7 @@ def write_report(
     cache: Path | None = None,
     asked: str = "",
     commands: Sequence[str] = (),
-) -> Written:
+) -> WrittenReport:
     """Write the four files into `folder`, which holds one student's runs.
 
     names, methods: as in `results_in`. cache: read for the teacher's errors if the runs were
@@ -55,7 +55,7 @@ def write_report(
     write_atomically(folder / picture_name, picture)
     write_atomically(folder / f"report{suffix}.html", html_page(report).encode())
     left_out = [f"left out: {problem}" for problem in found.left_out.values()]
-    return Written(markdown_table(rows, teacher), left_out, suffix)
+    return WrittenReport(markdown_table(rows, teacher), left_out, suffix)
 
 
 def _teacher_errors(results: Sequence[Result], cache: Path | None) -> Mapping[str, float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from teach_once.configs.schema import DatasetConfig, Digits, ImageFolder, Packed, PackedOnce
 from teach_once.runtime.machine.urls import path_or_url
-from teach_once.views.splits import DatasetError, Source, Split, chosen_ids
+from teach_once.views.splits import DatasetError, ImageSource, Split, chosen_ids
 
 __all__ = ["Dataset", "DatasetError", "Split", "load_dataset"]
 
@@ -107,7 +107,7 @@ def _joined(*digests: str) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def open_source(config: DatasetConfig, kept_in: Path | None = None) -> Source:
+def open_source(config: DatasetConfig, kept_in: Path | None = None) -> ImageSource:
     """All samples, before `limit` and `validation_fraction`. Raises DatasetError."""
     if isinstance(config, Packed | PackedOnce):
         from teach_once.views.packed.read import packed

@@ -165,7 +165,7 @@ def check_class_name(name: str, owner: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class ImageSource:
     """A dataset before any sample is left out.
 
     type: as configs name it; a packed file has that of the dataset it was packed from.

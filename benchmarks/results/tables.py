@@ -24,7 +24,7 @@ from benchmarks.results.kept import LabelledResult, ResultsError
 from teach_once.report.differences import difference_cells
 from teach_once.report.intervals import LEVEL
 from teach_once.report.runs import Result
-from teach_once.report.table import Cell, Difference, Spread, difference, rows_of, table_cells
+from teach_once.report.table import Cell, PairedDifference, Spread, difference, rows_of, table_cells
 
 Lines = list[list[Cell]]
 _INTERVAL = f"{LEVEL:.0%} interval"
@@ -163,7 +163,7 @@ def _order(runs: Sequence[LabelledResult]) -> Lines:
     return lines
 
 
-def _is_lower(gap: Difference) -> str:
+def _is_lower(gap: PairedDifference) -> str:
     """What the interval tells; without one, as of a single seed, nothing."""
     if gap.interval is None or gap.p is None or gap.interval.low <= 0 <= gap.interval.high:
         return "cannot be told"
@@ -175,7 +175,7 @@ def _start(each: MethodRuns) -> Iterator[Cell]:
     yield Cell(str(len(each.runs)))
 
 
-def _gap_cells(gap: Difference | None) -> Iterator[Cell]:
+def _gap_cells(gap: PairedDifference | None) -> Iterator[Cell]:
     """The difference, its interval and its p, as far as there are any."""
     yield Cell("" if gap is None else f"{gap.mean:+.2f}")
     if gap is None or gap.interval is None or gap.p is None:

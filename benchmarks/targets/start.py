@@ -23,7 +23,7 @@ from benchmarks.harness import Verdict, machine, parser_of, publish
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.views.packed.write import pack_pixels
-from teach_once.views.splits import Source, array_split
+from teach_once.views.splits import ImageSource, array_split
 
 ROOT = Path(__file__).parent.parent.parent
 _POLL_SECONDS = 0.005
@@ -57,7 +57,9 @@ def prepare(folder: Path, num_images: int) -> list[str]:
         for count in (num_images, 1000)
     )
     names = tuple("0123456789")
-    noise = Source("noise", "packed", names, train, test, lambda ids: "0" * 64, lambda: "0" * 64)
+    noise = ImageSource(
+        "noise", "packed", names, train, test, lambda ids: "0" * 64, lambda: "0" * 64
+    )
     pack_pixels(noise, folder / "images.h5")
     with h5py.File(folder / "images.h5") as written:
         assert written["train/images"].shape[0] == num_images

@@ -31,10 +31,10 @@ from teach_once.configs.schema.dataset import (
 )
 from teach_once.configs.schema.methods import LossTerm
 from teach_once.configs.schema.scalars import (
+    ConfigSource,
     Fraction,
     NonNegativeFloat,
     PositiveFloat,
-    Source,
     as_identity,
     as_plain,
 )
@@ -70,6 +70,7 @@ __all__ = [
     "Centre",
     "Cifar",
     "ColourJitter",
+    "ConfigSource",
     "Cosine",
     "DatasetConfig",
     "Digits",
@@ -94,7 +95,6 @@ __all__ = [
     "RandomResizedCrop",
     "Schedule",
     "Sgd",
-    "Source",
     "Squash",
     "StudentConfig",
     "StudentNet",

@@ -89,7 +89,7 @@ BLOCK = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
-class Source:
+class ConfigSource:
     """How a user named a config on the command line; for messages that repeat it."""
 
     name: str  # of a file in configs/, or a path
@@ -99,7 +99,7 @@ class Source:
 
 
 # Of a config; part of no identity, nor of what is printed.
-FromCommandLine = Annotated[Source | None, Field(exclude=True)]
+FromCommandLine = Annotated[ConfigSource | None, Field(exclude=True)]
 
 
 def as_plain(config: Any) -> dict[str, Any]:

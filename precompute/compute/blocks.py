@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 from teach_once.nets.teacher.taps import taps_stored
-from teach_once.precompute.compute.spool import Layout, Spool, spooled_start
+from teach_once.precompute.compute.spool import Spool, SpoolLayout, spooled_start
 from teach_once.precompute.compute.teacher_pass import TeacherPass
 from teach_once.runtime.command.progress import Progress
 from teach_once.runtime.command.signals import StopRequest
@@ -290,10 +290,10 @@ class _Pass:
             return (*item.taps, SAMPLE_CRC)
         return item.taps
 
-    def _layout(self, group: Sequence[Work], taps: Sequence[str]) -> Layout:
+    def _layout(self, group: Sequence[Work], taps: Sequence[str]) -> SpoolLayout:
         manifest = self._writer.manifest
         specs = ((tap, manifest.stored[tap]) for tap in taps)
-        return Layout(
+        return SpoolLayout(
             identity_sha256(manifest.identity),
             group[0].block.start,
             group[0].block.rows,

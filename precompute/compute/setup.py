@@ -17,7 +17,7 @@ from teach_once.nets.teacher.identity import teacher_identity
 from teach_once.nets.teacher.taps import Tap, taps_asked, teacher_stages
 from teach_once.nets.weights.source import fetched_weights, known_sha256
 from teach_once.runtime.command.options import SPOOL
-from teach_once.runtime.machine.urls import local_folder
+from teach_once.runtime.machine.urls import spool_folder
 from teach_once.store.format.manifest import MAX_CUT_CLASSES
 from teach_once.store.format.spec import TapSpec
 from teach_once.store.identity import Identity, cache_identity, knows_weights, with_weights
@@ -110,7 +110,7 @@ def described(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path
     config = load_teacher(name, overrides)
     refuse_missing_data(config)
     check_arch(config.teacher.arch)
-    dataset = load_dataset(config.dataset, local_folder(caches_dir, spool))
+    dataset = load_dataset(config.dataset, spool_folder(caches_dir, spool))
     return setup_of(config, dataset, caches_dir)
 
 

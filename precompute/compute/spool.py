@@ -44,7 +44,7 @@ Records = Mapping[str, NDArray[Any]]  # tap -> (M, ...)
 
 
 @dataclass(frozen=True)
-class Layout:
+class SpoolLayout:
     """What a spool holds: `rows` samples from `start` on, their `views`, of the cache `identity`.
 
     taps: name -> dtype and shape of one record.
@@ -62,7 +62,7 @@ class Layout:
             np.dtype(dtype).itemsize * math.prod(shape) for _, dtype, shape in self.taps
         )
 
-    def covers(self, other: Layout) -> bool:
+    def covers(self, other: SpoolLayout) -> bool:
         """Whether all that `other` holds is here."""
         return (
             (self.identity, self.start, self.rows) == (other.identity, other.start, other.rows)
@@ -77,7 +77,7 @@ class Layout:
 class Spool:
     """The records of one group of blocks so far, of its first `rows_done` samples."""
 
-    def __init__(self, cache: Path, rank: int, layout: Layout) -> None:
+    def __init__(self, cache: Path, rank: int, layout: SpoolLayout) -> None:
         """Resume from the file of an earlier process if it holds this group's records."""
         self._cache, self.layout = cache, layout
         self._name = _name_of(rank)
@@ -194,9 +194,9 @@ def _first_line(file: BinaryIO) -> bytes:
     return line + found
 
 
-def _layout_of(content: dict[str, Any]) -> Layout:
+def _layout_of(content: dict[str, Any]) -> SpoolLayout:
     taps = tuple((str(tap), str(dtype), tuple(shape)) for tap, dtype, shape in content.pop("taps"))
-    return Layout(**{**content, "views": tuple(content["views"]), "taps": taps})
+    return SpoolLayout(**{**content, "views": tuple(content["views"]), "taps": taps})
 
 
 def _sound_frame(file: BinaryIO, position: int, bytes_per_sample: int) -> int:

@@ -27,7 +27,7 @@ from teach_once.nets.teacher.teacher import Teacher, load_teacher_network
 from teach_once.precompute.compute.reuse import Carrier
 from teach_once.precompute.compute.setup import Setup
 from teach_once.runtime.command.options import SPOOL
-from teach_once.runtime.machine.urls import local_folder
+from teach_once.runtime.machine.urls import spool_folder
 from teach_once.runtime.safe.locks import Job
 from teach_once.runtime.safe.text import one_line
 from teach_once.store import CacheContent, TapSpec, TeacherCache
@@ -112,7 +112,7 @@ class TeacherPass:
     @property
     def folder(self) -> Path:
         """The cache's own; of a cache at a URL, one on this machine for what is not finished."""
-        return local_folder(self.setup.path, self.options.spool)
+        return spool_folder(self.setup.path, self.options.spool)
 
     def tap_specs(self) -> dict[str, TapSpec]:
         """Tap name -> shape and how it is stored."""

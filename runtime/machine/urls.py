@@ -35,7 +35,7 @@ class ObjectUrl(PosixPath):
         return "/".join(self.parts[2:])
 
 
-def local_folder(path: Path, root: Path) -> Path:
+def spool_folder(path: Path, root: Path) -> Path:
     """The folder on this machine for what belongs to `path` and stays here.
 
     A folder is its own; a URL has `root/bucket/prefix`.

@@ -13,7 +13,7 @@ from rich.console import Console
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.precompute.compute.blocks import Groups
-from teach_once.precompute.compute.spool import Layout, Spool
+from teach_once.precompute.compute.spool import Spool, SpoolLayout
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.precompute.run_pass import fill_cache
 from teach_once.store import TeacherCache
@@ -24,7 +24,7 @@ from tests.support.small_files import files_of_at_most
 from tests.support.teacher_cache import CPU, setup_of
 
 TAPS = (("logits", "float16", (3,)), ("correct", "uint8", ()))
-LAYOUT = Layout("0" * 64, 8, 6, (1, 4), TAPS)
+LAYOUT = SpoolLayout("0" * 64, 8, 6, (1, 4), TAPS)
 
 
 def parts_of(rows: slice) -> dict[int, dict[str, np.ndarray]]:
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def spooled(folder: Path, layout: Layout = LAYOUT) -> Spool:
+def spooled(folder: Path, layout: SpoolLayout = LAYOUT) -> Spool:
     spool = Spool(folder, 0, layout)
     for rows in (slice(0, 4), slice(4, 6)):
         spool.add(parts_of(rows))
@@ -91,13 +91,13 @@ def test_a_spool_that_is_cut_off_or_damaged_anywhere_counts_up_to_there(folder: 
 @pytest.mark.parametrize(
     "other",
     [
-        Layout("1" * 64, 8, 6, (1, 4), TAPS),
-        Layout("0" * 64, 0, 6, (1, 4), TAPS),
-        Layout("0" * 64, 8, 6, (1, 4, 5), TAPS),
-        Layout("0" * 64, 8, 6, (1, 4), (("logits", "float32", (3,)),)),
+        SpoolLayout("1" * 64, 8, 6, (1, 4), TAPS),
+        SpoolLayout("0" * 64, 0, 6, (1, 4), TAPS),
+        SpoolLayout("0" * 64, 8, 6, (1, 4, 5), TAPS),
+        SpoolLayout("0" * 64, 8, 6, (1, 4), (("logits", "float32", (3,)),)),
     ],
 )
-def test_records_of_anything_else_are_not_taken(folder: Path, other: Layout) -> None:
+def test_records_of_anything_else_are_not_taken(folder: Path, other: SpoolLayout) -> None:
     spooled(folder)
     assert Spool(folder, 0, other).rows_done == 0
 
@@ -106,7 +106,7 @@ def test_the_blocks_that_a_kill_left_uncommitted_are_taken_from_a_finished_spool
     folder: Path,
 ) -> None:
     spooled(folder)
-    rest = Layout("0" * 64, 8, 6, (4,), TAPS)
+    rest = SpoolLayout("0" * 64, 8, 6, (4,), TAPS)
     found = Spool(folder, 0, rest).records(4, ["logits"])["logits"]
     assert (found == parts_of(slice(0, 6))[4]["logits"]).all()
 

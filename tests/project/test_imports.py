@@ -79,14 +79,17 @@ SHIM = "runtime.machine.torchvision_shim._declared"  # torch's schemas live as l
 FORK_GUARD = "store.place.bucket._first_process"  # obstore's threads do not survive a fork
 STATE_EXCEPTIONS = {SHIM, FORK_GUARD}
 
-KNOWN_CROWDED = {"benchmarks/targets", "report"}
-KNOWN_SMALL = {"configs.named_code"}
-KNOWN_REPEATED = {
-    *("Difference", "Layout", "Line", "Progress", "Recipe", "Report", "Source", "Stored"),
-    *("TeacherPass", "Written"),
+KNOWN_CROWDED: set[str] = {
+    "benchmarks/targets",
+}
+KNOWN_SMALL: set[str] = set()
+KNOWN_REPEATED: set[str] = {
+    "Line",
+    "Stored",
+    "TeacherPass",
 }
 KNOWN_STATE: set[str] = {
-    "configs.named_code._tell",
+    "configs.load._print_once",
     "precompute.ray_worker._here",
     "precompute.ray_worker._spool_folders",
     "runtime.command.user_code._loaded",
@@ -109,9 +112,9 @@ KNOWN_STATE: set[str] = {
     "views.images.decode._one_large",
     "views.images.forked._work",
 }
-KNOWN_UNTYPED = {
-    "benchmarks.targets.dtypes._seconds_to_decode",
+KNOWN_UNTYPED: set[str] = {
     "benchmarks.results.long_study.written",
+    "benchmarks.targets.dtypes._seconds_to_decode",
     "benchmarks.targets.many_blocks._queue",
     "benchmarks.targets.objects.store_client",
     "nets.weights.files.mismatch_with",

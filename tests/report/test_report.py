@@ -257,7 +257,7 @@ def test_a_folder_without_the_runs_is_one_message(
 
 def test_reading_runs_loads_neither_torch_nor_the_plotting_library() -> None:
     code = (
-        "import sys, report.runs, report.table, report.ledger; "
+        "import sys, report.runs, report.table, report.page; "
         "sys.exit(bool({'torch', 'matplotlib', 'scipy'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

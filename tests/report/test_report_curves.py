@@ -12,11 +12,22 @@ from xml.etree import ElementTree
 import pytest
 from scipy import stats
 
-from teach_once.report.curves import curves_of, epochs_of, seconds_of
 from teach_once.report.differences import difference_cells
 from teach_once.report.intervals import t_interval
-from teach_once.report.learning_curves import errors_by_epoch, errors_by_time, learning_curves
-from teach_once.report.line_chart import NARROW, WIDE, Size, from_zero, of_errors, spread_apart
+from teach_once.report.learning_curves import (
+    NARROW,
+    WIDE,
+    Size,
+    curves_of,
+    epochs_of,
+    errors_by_epoch,
+    errors_by_time,
+    from_zero,
+    learning_curves,
+    of_errors,
+    seconds_of,
+    spread_apart,
+)
 from teach_once.report.runs import Point, Result
 from teach_once.report.table import rows_of
 from tests.report.test_report import result

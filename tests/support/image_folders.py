@@ -10,7 +10,7 @@ from PIL import Image
 
 from teach_once.views.images.encoded import encoded_folder
 from teach_once.views.packed.write import pack_encoded
-from teach_once.views.splits import Source
+from teach_once.views.splits import ImageSource
 
 
 def write_image_folder(
@@ -33,6 +33,6 @@ def write_image_folder(
     return root
 
 
-def pack_folder(source: Source, file: Path) -> None:
+def pack_folder(source: ImageSource, file: Path) -> None:
     """Pack the own bytes of a folder's files."""
     pack_encoded(encoded_folder(source), file)

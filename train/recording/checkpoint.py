@@ -70,7 +70,7 @@ class BestEpoch:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a run has come: `epoch` whole epochs, and what is done of the next one."""
 
     epoch: int
@@ -112,7 +112,7 @@ class _Checkpoint(BaseModel):
 
 
 def build_checkpoint(
-    run_sha256: str, progress: Progress, train_state: TrainState
+    run_sha256: str, progress: RunProgress, train_state: TrainState
 ) -> dict[str, Any]:
     """What is saved."""
     state = {
@@ -159,7 +159,7 @@ def read_checkpoint(path: Path, run_sha256: str) -> dict[str, Any] | None:
     return state if state["run_sha256"] == run_sha256 else None
 
 
-def restore(state: Mapping[str, Any], train_state: TrainState, path: Path) -> Progress:
+def restore(state: Mapping[str, Any], train_state: TrainState, path: Path) -> RunProgress:
     """Fill the train state from a checkpoint that `read_checkpoint` gave. Raises TrainError."""
     if different := list(_differences_to(train_state, state)):
         more = f"\n  and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
@@ -173,7 +173,7 @@ def restore(state: Mapping[str, Any], train_state: TrainState, path: Path) -> Pr
         )
     train_state.load_state_dict(state)
     sha256 = state.get("best_sha256", {})
-    return Progress(
+    return RunProgress(
         state["epoch"],
         float(state["seconds"]),
         {
@@ -186,7 +186,7 @@ def restore(state: Mapping[str, Any], train_state: TrainState, path: Path) -> Pr
 
 
 def check_metrics(
-    progress: Progress, epochs: Sequence[Mapping[str, Any]], last: int, path: Path
+    progress: RunProgress, epochs: Sequence[Mapping[str, Any]], last: int, path: Path
 ) -> None:
     """Raise TrainError unless a checkpoint's best epochs are those that the run's metrics give.
 

@@ -43,7 +43,7 @@ from teach_once.train.engine.train_state import TrainState
 from teach_once.train.recording.checkpoint import (
     BestEpoch,
     Partial,
-    Progress,
+    RunProgress,
     build_checkpoint,
     check_metrics,
     read_checkpoint,
@@ -213,7 +213,7 @@ class RunRecorder:
 
     def _save_checkpoint(self, epoch: int, partial: Partial | None) -> None:
         """Save the state after `epoch` whole epochs, with what is done of the next one."""
-        progress = Progress(epoch, self.seconds, self.best, partial)
+        progress = RunProgress(epoch, self.seconds, self.best, partial)
         content = build_checkpoint(self._sha256, progress, self._train_state)
         self._write_tensors(CHECKPOINT_FILE, content)
         self._saved = time.perf_counter()

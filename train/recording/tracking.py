@@ -62,7 +62,7 @@ def check_trackers(names: Sequence[str]) -> None:
             raise TrainError(f"--track {name}: not installed", fix=pip_install(package))
 
 
-def figures_of(result: EpochResult) -> dict[str, float]:
+def epoch_scalars(result: EpochResult) -> dict[str, float]:
     """The figures of an epoch by their names in trackers."""
     figures = {"loss/total": result.loss, "learning_rate": result.learning_rate}
     figures |= {f"loss/{name}": value for name, value in result.losses.items()}
@@ -136,7 +136,7 @@ def _opened(name: str, run: AnyRun, first_epoch: int, ids: dict[str, str]) -> Tr
 def _log(trackers: dict[str, Tracker], result: EpochResult, console: Console | None) -> None:
     for name, tracker in list(trackers.items()):
         with _failure_said(name, trackers, console):
-            tracker.log(result.epoch, figures_of(result))
+            tracker.log(result.epoch, epoch_scalars(result))
 
 
 @contextmanager

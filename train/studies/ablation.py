@@ -28,7 +28,7 @@ from teach_once.train.runs.folder import FoundRun, finished_alike, runs_below
 from teach_once.train.runs.study import Run, Study, held_together
 from teach_once.train.runs.teachers import pass_command
 from teach_once.train.studies.processes import side_by_side
-from teach_once.train.studies.progress import Progress
+from teach_once.train.studies.progress import StudyProgress
 
 if TYPE_CHECKING:
     from teach_once.train.engine.epoch_result import EpochResult
@@ -124,7 +124,7 @@ def run_ablation(
         if len(group) > 1:
             methods = " ".join(run.method for run in group)
             console.print(f"one reading for {len(group)} runs: {methods}; seed {group[0].seed}")
-    progress = Progress(groups, console)
+    progress = StudyProgress(groups, console)
     train = functools.partial(_train_group, device=device, num_workers=num_workers, track=track)
     told = functools.partial(train, on_epoch=progress.epoch_done)
     is_here = cluster is None and min(fitting, len(groups)) <= 1

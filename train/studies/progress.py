@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from teach_once.train.engine.epoch_result import EpochResult
 
 
-class Progress:
+class StudyProgress:
     """Counts epochs, not runs: runs of one group end at the same time, and not all are as long.
 
     groups: the runs that are trained together. clock: seconds.

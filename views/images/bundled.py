@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from teach_once.configs.schema import Cifar
 from teach_once.runtime.command.program import pip_install
-from teach_once.views.splits import DatasetError, Ids, Source, array_split
+from teach_once.views.splits import DatasetError, Ids, ImageSource, array_split
 
 DIGITS_TRAIN_SAMPLES = 1000
 
 
-def digits() -> Source:
+def digits() -> ImageSource:
     """scikit-learn's bundled 8x8 scans."""
     images, labels = _read_digits()
     n = DIGITS_TRAIN_SAMPLES
     return _source("digits", tuple("0123456789"), images[:n], labels[:n], images[n:], labels[n:])
 
 
-def cifar(config: Cifar) -> Source:
+def cifar(config: Cifar) -> ImageSource:
     """CIFAR-10 or CIFAR-100 as torchvision keeps it on disk; downloaded once if it is missing.
 
     torchvision compares every file with its published MD5 before it reads it.
@@ -76,11 +76,11 @@ def _source(
     train_labels: Ids,
     test_images: NDArray[np.uint8],
     test_labels: Ids,
-) -> Source:
+) -> ImageSource:
     def digest(images: NDArray[np.uint8], labels: Ids) -> str:
         return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
 
-    return Source(
+    return ImageSource(
         name,
         name,
         class_names,

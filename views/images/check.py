@@ -22,7 +22,7 @@ _FILES_AT_ONCE = 16
 
 
 @dataclass
-class Report:
+class ImageCheck:
     """Faults of a dataset: a line for each image, and the number of images of several pages."""
 
     checked: int = 0
@@ -32,10 +32,10 @@ class Report:
 
 def check_split(
     split: Split | EncodedSplit, max_pixels: int, num_workers: int, advance: Callable[[int], None]
-) -> Report:
+) -> ImageCheck:
     """Decode every image. num_workers: 0: in this process. advance: gets the images done."""
     look = _looker(split, max_pixels)
-    report, total = Report(), len(split)
+    report, total = ImageCheck(), len(split)
 
     def work(start: int) -> list[str | bool]:
         return [_outcome(look, i) for i in range(start, min(start + _FILES_AT_ONCE, total))]
@@ -48,7 +48,7 @@ def check_split(
     return report
 
 
-def summarize(reports: Mapping[str, Report]) -> str:
+def summarize(reports: Mapping[str, ImageCheck]) -> str:
     """Return a line about all splits."""
     parts = [f"{report.checked:,} {name} images" for name, report in reports.items()]
     line = f"checked {' and '.join(parts)}"

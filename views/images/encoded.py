@@ -14,7 +14,7 @@ from teach_once.views.images.decode import (
     shown_path,
 )
 from teach_once.views.images.folders import digest_of_files, hashed_files
-from teach_once.views.splits import DatasetError, Ids, Source, Split
+from teach_once.views.splits import DatasetError, Ids, ImageSource, Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class EncodedSource:
         return [split.digest for split in self.splits.values()]
 
 
-def encoded_folder(source: Source) -> EncodedSource:
+def encoded_folder(source: ImageSource) -> EncodedSource:
     """The files of an image folder. Raises DatasetError where it is none."""
     return EncodedSource(
         source.type,

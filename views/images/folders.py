@@ -30,7 +30,7 @@ from teach_once.views.splits import (
     DatasetError,
     Decoded,
     Ids,
-    Source,
+    ImageSource,
     Split,
     crc32c,
     refuse_other_size,
@@ -80,7 +80,7 @@ def image_folder(
     max_pixels: int = ImageFolder.max_pixels,
     kept_in: Path | None = None,
     layout: FolderLayout | None = None,
-) -> Source:
+) -> ImageSource:
     """Open `root/train/<class>/*` and `root/test/<class>/*`, in the order of the names.
 
     Links are followed: of images to regular files only. kept_in: the folder of caches beside which
@@ -89,7 +89,7 @@ def image_folder(
     """
     found = find_splits(root, layout or FolderLayout(), kept_in)
     train, test = found.train, found.test
-    return Source(
+    return ImageSource(
         name=root.name,
         type="imagefolder",
         class_names=train.listing.class_names,

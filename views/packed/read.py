@@ -46,7 +46,7 @@ from teach_once.views.splits import (
     DatasetError,
     Decoded,
     Ids,
-    Source,
+    ImageSource,
     Split,
     crc32c,
     refuse_other_size,
@@ -152,7 +152,9 @@ def _header_sha256(url: ObjectUrl, start: bytes) -> str:
     return found
 
 
-def packed(file: Path, max_pixels: int = Packed.max_pixels, kept_in: Path | None = None) -> Source:
+def packed(
+    file: Path, max_pixels: int = Packed.max_pixels, kept_in: Path | None = None
+) -> ImageSource:
     """The dataset in a packed file, or in the shards of an index.
 
     Images are read, and checked, when they are asked for. Raises DatasetError where a file is
@@ -182,7 +184,7 @@ def packed(file: Path, max_pixels: int = Packed.max_pixels, kept_in: Path | None
             return known
         return hashlib.sha256(test.checksums.tobytes() + test.labels.tobytes()).hexdigest()
 
-    return Source(
+    return ImageSource(
         file.stem,
         header.type,
         tuple(header.class_names),

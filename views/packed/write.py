@@ -43,7 +43,7 @@ from teach_once.views.seeds import choice
 from teach_once.views.splits import (
     DatasetError,
     Ids,
-    Source,
+    ImageSource,
     Split,
     check_class_name,
     crc32c,
@@ -201,7 +201,7 @@ OWN_TYPE = "packed"  # of a dataset whose images were encoded anew: it is one of
 Advance = Callable[[int], None]
 
 
-def pack_pixels(source: Source, file: Path, chosen: Iterable[Ids] = ()) -> None:
+def pack_pixels(source: ImageSource, file: Path, chosen: Iterable[Ids] = ()) -> None:
     """Pack decoded images, all of one size; raises DatasetError where they are not.
 
     chosen: training samples that configs will choose, besides all of them.

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from teach_once.runtime.formats import format_rate
-from teach_once.train.studies.progress import Progress
+from teach_once.train.studies.progress import StudyProgress
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ def epoch(number: int) -> Any:
 def test_a_group_prints_a_line_per_epoch_with_the_time_left_of_all_runs() -> None:
     console, seconds = Console(file=io.StringIO(), width=100), iter([0.0, 20.0, 40.0])
     one, other, alone = runs(2, 2, 4)
-    progress = Progress([[one, other], [alone]], console, clock=lambda: next(seconds))
+    progress = StudyProgress([[one, other], [alone]], console, clock=lambda: next(seconds))
     progress.epoch_done(one, epoch(1))
     progress.epoch_done(other, epoch(1))
     progress.epoch_done(one, epoch(2))
@@ -48,7 +48,7 @@ def test_a_group_prints_a_line_per_epoch_with_the_time_left_of_all_runs() -> Non
 def test_a_group_that_another_process_trained_counts_as_a_whole() -> None:
     seconds = iter([0.0, 30.0, 30.0])
     one, other, third = runs(10, 10, 10)
-    progress = Progress([[one, other], [third]], Console(), clock=lambda: next(seconds))
+    progress = StudyProgress([[one, other], [third]], Console(), clock=lambda: next(seconds))
     assert progress.seconds_left == 0
     for run in (one, other):
         progress.group_ended(run)
@@ -58,7 +58,7 @@ def test_a_group_that_another_process_trained_counts_as_a_whole() -> None:
 def test_a_resumed_run_has_only_its_last_epochs_left() -> None:
     seconds = iter([0.0, 5.0])
     (resumed,) = runs(10)
-    progress = Progress([[resumed]], Console(), clock=lambda: next(seconds))
+    progress = StudyProgress([[resumed]], Console(), clock=lambda: next(seconds))
     progress.epoch_done(resumed, epoch(8))
     assert progress.seconds_left == pytest.approx(10)
 

@@ -20,7 +20,7 @@ from teach_once.views.images.folders import image_folder
 from teach_once.views.packed.format import shard_path
 from teach_once.views.packed.read import packed
 from teach_once.views.packed.recode import Recode
-from teach_once.views.splits import DatasetError, Source
+from teach_once.views.splits import DatasetError, ImageSource
 from tests.support.image_folders import write_image_folder
 from tests.support.project import ROOT
 
@@ -41,12 +41,12 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "mine.yaml"
 
 
-def pack(config: Path, file: Path, *options: str) -> Source:
+def pack(config: Path, file: Path, *options: str) -> ImageSource:
     assert cli(["pack", str(config), str(file), *options]) == 0
     return packed(file)
 
 
-def same(first: Source, second: Source) -> bool:
+def same(first: ImageSource, second: ImageSource) -> bool:
     ids = np.arange(len(first.train))
     assert first.class_names == second.class_names
     assert first.digest_of(ids) == second.digest_of(ids)

@@ -18,7 +18,7 @@ from teach_once.views.command import cli as views
 from teach_once.views.datasets import load_dataset
 from teach_once.views.packed.format import shard_path
 from teach_once.views.packed.read import packed
-from teach_once.views.splits import DatasetError, Source
+from teach_once.views.splits import DatasetError, ImageSource
 from tests.support.damage import flip
 from tests.support.image_folders import write_image_folder
 from tests.support.object_store import Server, emptied
@@ -64,11 +64,11 @@ def server(
     use_mirror(earlier)
 
 
-def opened(url: str) -> Source:
+def opened(url: str) -> ImageSource:
     return packed(path_or_url(url))
 
 
-def every_image(source: Source) -> list[bytes]:
+def every_image(source: ImageSource) -> list[bytes]:
     return [
         image.tobytes()
         for split in (source.train, source.test)

@@ -25,7 +25,7 @@ from teach_once.views.images.folders import image_folder
 from teach_once.views.packed.format import FORMAT_NAME, HEAD_BYTES, PackedFile
 from teach_once.views.packed.read import packed
 from teach_once.views.packed.write import pack_pixels
-from teach_once.views.splits import DatasetError, Source
+from teach_once.views.splits import DatasetError, ImageSource
 from tests.support.image_folders import pack_folder, write_image_folder
 from tests.support.project import ROOT
 
@@ -39,7 +39,7 @@ def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return folder / "data.h5"
 
 
-def everything_in(source: Source) -> tuple[Any, ...]:
+def everything_in(source: ImageSource) -> tuple[Any, ...]:
     """All that a program can learn from a dataset."""
     found: list[Any] = [source.class_names, source.type, source.test_digest()]
     found.append(source.digest_of(np.arange(len(source.train))))

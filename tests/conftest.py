@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gc
 import io
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ from teach_once.configs.load import load_student, load_teacher
 from teach_once.configs.schema import StudentConfig, TeacherConfig
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.teacher import train_teacher
-from tests.support.processes import PRELOADED
+from tests.support.processes import prepare_forks
 from tests.support.project import QUICK_ARGS, QUICK_RUN, copy_project, make
 from tests.support.random_cache import fill
 from tests.support.selection import ByGroup, arrange
@@ -37,8 +37,12 @@ if TYPE_CHECKING:
 
     from tests.support.object_store import Server
 
-# One import for all forks of it: importing torch takes longer than most tests.
-multiprocessing.set_forkserver_preload(PRELOADED)
+prepare_forks()
+
+# Compiling the project and rewriting the tests' assertions anew, in every worker and every program
+# that a test starts, would cost more than many of the tests. Bytecode of earlier calls is used.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # One thread: these networks are too small for more, and tests share the machine.
 torch.set_num_threads(1)
@@ -57,8 +61,17 @@ settings.register_profile(
 settings.load_profile("here")
 
 
+# Modules that are loaded live on: nothing in them is worth a search, now or in a later collection.
+gc.disable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     arrange(items)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook

@@ -1,4 +1,8 @@
-"""The examples train what our own loop trains: the same loss in every step."""
+"""The examples train what our own loop trains: the same loss in every step.
+
+An example with a framework is imported by its test: they take seconds to import, and every worker
+of xdist would pay for all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples import accelerate_loop, lightning_module, plain_pytorch, timm_task
+from examples import plain_pytorch
 from teach_once.configs.load import load_student, load_teacher, to_yaml
 from teach_once.configs.schema import StudentConfig
 from teach_once.train.engine.epoch_result import EpochResult
@@ -74,6 +78,8 @@ def test_plain_pytorch_takes_our_steps_bit_for_bit(
 def test_accelerate_takes_our_steps(
     study_files: tuple[StudentConfig, Path], our_losses: list[float]
 ) -> None:
+    from examples import accelerate_loop
+
     assert largest_relative(accelerate_loop.train(*study_files), our_losses) < ROUNDING
 
 
@@ -82,6 +88,8 @@ def test_accelerate_takes_our_steps(
 def test_lightning_takes_our_steps(
     study_files: tuple[StudentConfig, Path], our_losses: list[float], tmp_path: Path
 ) -> None:
+    from examples import lightning_module
+
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
@@ -97,16 +105,22 @@ def test_lightning_takes_our_steps(
 def test_a_task_of_timm_takes_our_steps(
     study_files: tuple[StudentConfig, Path], our_losses: list[float]
 ) -> None:
+    from examples import timm_task
+
     assert largest_relative(timm_task.train(*study_files), our_losses) < ROUNDING
 
 
 def test_another_seed_trains_differently(
     study_files: tuple[StudentConfig, Path], our_losses: list[float]
 ) -> None:
+    from examples import timm_task
+
     assert largest_relative(timm_task.train(*study_files, seed=1), our_losses) > 100 * ROUNDING
 
 
 def test_the_target_of_timm_moves_as_one() -> None:
+    from examples import timm_task
+
     target = timm_task.CachedTarget(torch.zeros(2), {"logits": torch.zeros(2, 3)})
     moved = target.to("meta")
     assert (moved.labels.device.type, moved.rows["logits"].device.type) == ("meta", "meta")

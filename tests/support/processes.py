@@ -7,6 +7,7 @@ Tests of what happens before or while Python imports things start `sys.executabl
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 
 from tests.support.project import ROOT, make
@@ -46,6 +48,23 @@ PRELOADED = [
     ),
     *("tests.support.killed_pass", "tests.support.gloo", "tests.support.slow_loss"),
 ]
+
+
+def prepare_forks() -> None:
+    """Have Python's forkserver import the above once, before its first fork.
+
+    It would skip in silence what it cannot import: it starts in the current folder, which a test
+    may have changed, and so it is started in the project's.
+    """
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    ensure_running = server.ensure_running
+
+    def ensure_running_at_root() -> None:
+        with contextlib.chdir(ROOT):
+            ensure_running()
+
+    server.ensure_running = ensure_running_at_root
 
 
 class Started:

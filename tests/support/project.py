@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from importlib.util import cache_from_source
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,10 +43,19 @@ def copy_project(target: Path) -> Path:
     )
     for name in listed.stdout.splitlines():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, target / name, follow_symlinks=False)
+        shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
+        _copy_bytecode(ROOT / name, target / name)
     environment = target / ".venv"
     (environment / "bin").mkdir(parents=True)
     (environment / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (environment / "bin" / "python").chmod(0o755)
     shutil.copy(ROOT / "requirements.txt", environment / "installed.txt")
     return target
+
+
+def _copy_bytecode(source: Path, target: Path) -> None:
+    """Without it the first program of each copy compiles the whole project."""
+    compiled = Path(cache_from_source(str(source)))
+    if source.suffix == ".py" and compiled.is_file():
+        (target.parent / "__pycache__").mkdir(exist_ok=True)
+        shutil.copy2(compiled, target.parent / "__pycache__")

@@ -297,16 +297,26 @@ def is_killed(spool: Path, server: Server, num_puts: int, num_views: int, *, is_
     return False
 
 
-@pytest.mark.parametrize(("is_done", "views_before"), [(False, 0), (True, 0), (True, 1)])
+# Of the steps every third, each in one of the three; all of them in `make test-long`.
+EVERY_THIRD = [(False, 0, 0, 3), (True, 0, 1, 3), (True, 1, 2, 3)]
+EVERY = [
+    pytest.param(*each, 0, 1, marks=pytest.mark.long) for each in [(False, 0), (True, 0), (True, 1)]
+]
+
+
+@pytest.mark.parametrize(("is_done", "views_before", "first", "stride"), [*EVERY_THIRD, *EVERY])
 def test_a_pass_killed_at_any_step_is_resumed(
-    running_server: Server, spool: Path, is_done: bool, views_before: int
+    running_server: Server, spool: Path, is_done: bool, views_before: int, first: int, stride: int
 ) -> None:
-    """views_before: of a complete cache that the killed pass was to grow by another one."""
+    """views_before: of a complete cache that the killed pass was to grow by another one.
+
+    first, stride: the steps after which it is killed.
+    """
     with emptied(running_server) as server:
         if views_before:
             fill(spool, num_views=views_before, block_rows=8)
         begun = {key: server.ask("GET", key) for key in server.all_keys()}
-    views, steps = views_before + 1, 0
+    views, steps = views_before + 1, first
     while True:
         with emptied(running_server) as server:
             for key, content in begun.items():
@@ -321,7 +331,7 @@ def test_a_pass_killed_at_any_step_is_resumed(
             assert fill(spool, seed=0, num_views=views, block_rows=8) == 2 - committed
             seeds = seeds_of(assert_whole(server, seeds=2), 2)
             assert sum(seeds) >= committed * len(TAPS)  # none of these is of the second pass
-            steps += 1
+            steps += stride
     assert steps > 2 * 4  # more than the chunks and lines
 
 

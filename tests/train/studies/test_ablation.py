@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import multiprocessing
@@ -9,7 +10,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,6 @@ from teach_once.runtime.errors import Stopped
 from teach_once.train.errors import TrainError
 from teach_once.train.runs.study import Run, Study
 from teach_once.train.studies.ablation import run_ablation
-from tests.support import slow_loss
 
 MakeStudy = Callable[..., Study]
 
@@ -28,8 +29,15 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def two_of(study: Study) -> list[Run]:
-    return [study.run("ce", 0), study.run("kd", 0)]
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are forks of one that has imported torch: seconds less for each than by spawn."""
+    context_of = multiprocessing.get_context
+
+    def forking(method: str | None = None) -> BaseContext:
+        return context_of("forkserver" if method == "spawn" else method)
+
+    monkeypatch.setattr(multiprocessing, "get_context", forking)
 
 
 NOTING_LOSS = """
@@ -71,6 +79,7 @@ def test_several_jobs_give_what_one_gives_and_know_of_each_other(
         assert ours["last"] == pytest.approx(run.summary["last"], abs=1.0)
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_that_fails_stops_no_other_and_is_named(make_study: MakeStudy, jobs: int) -> None:
     study = make_study(student=["methods.bad=[{loss: ce, weight: 1e38}]"])
@@ -105,103 +114,151 @@ def test_a_method_that_cannot_work_stops_everything_before_it_starts(make_study:
     assert not list(study.runs_dir.glob("*/*"))
 
 
-def test_a_signal_is_passed_on_and_every_run_is_kept(make_study: MakeStudy) -> None:
-    study = make_study(student=["training.epochs=2000", "training.schedule.milestones=[1999]"])
+PACED_LOSSES = """
+import time
+from pathlib import Path
+from teach_once.train.terms import Batch, loss_term
 
-    def interrupt() -> None:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and len(list(study.folder.glob("*/checkpoint.pt"))) < 2:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+def pause(name: str, seconds: float) -> None:
+    with Path(__file__).with_name(name).open("a") as steps:
+        steps.write("x")
+    time.sleep(seconds)
 
-    thread = threading.Thread(target=interrupt)
+@loss_term(teacher_taps=["logits"])
+def paced(batch: Batch):
+    pause("paced", 0.1)
+    return (batch.logits - batch.teacher["logits"]).square().mean()
+
+@loss_term(teacher_taps=["logits"])
+def slow(batch: Batch):
+    pause("slow", 2)
+    return (batch.logits - batch.teacher["logits"]).square().mean()
+"""
+
+
+@pytest.fixture
+def paced(
+    forks: None, make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Study:
+    """Its methods take minutes, most of them asleep: a run that nobody stops is an error."""
+    (tmp_path / "paced_losses.py").write_text(PACED_LOSSES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    terms = {"one": "paced", "two": "paced", "slow": "slow"}
+    return make_study(
+        student=[
+            *("training.epochs=300", "training.schedule.milestones=[299]"),
+            *(f"methods.{name}=[{{loss: 'paced_losses:{loss}'}}]" for name, loss in terms.items()),
+        ]
+    )
+
+
+def two_of(study: Study) -> list[Run]:
+    return [study.run("one", 0), study.run("two", 0)]
+
+
+def checkpoints(study: Study, runs: str = "*") -> list[Path]:
+    return list(study.folder.glob(f"{runs}/checkpoint.pt"))
+
+
+@contextlib.contextmanager
+def doing(act: Callable[[], None], when: Callable[[], bool]) -> Iterator[None]:
+    """Call `act` once `when` is true, beside what is done within; raise its error at the end."""
+    errors: list[BaseException] = []
+    has_ended = threading.Event()
+
+    def wait_and_act() -> None:
+        try:
+            while not when():
+                assert not has_ended.wait(0.05), "it ended before its time"
+            act()
+        except BaseException as error:
+            errors.append(error)
+            if not has_ended.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)  # rather than train to the end
+
+    thread = threading.Thread(target=wait_and_act)
     thread.start()
-    with pytest.raises(Stopped) as stopped:
-        run_ablation(two_of(study), device="cpu", jobs=2, console=quiet())
-    thread.join()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def stop_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def pids_of_workers() -> list[int]:
+    """In the order of their starts."""
+    return sorted(worker.pid or 0 for worker in multiprocessing.active_children())
+
+
+def test_a_signal_is_passed_on_and_every_run_is_kept(paced: Study) -> None:
+    with (
+        doing(stop_this_process, when=lambda: len(checkpoints(paced)) == 2),
+        pytest.raises(Stopped) as stopped,
+    ):
+        run_ablation(two_of(paced), device="cpu", jobs=2, console=quiet())
     assert stopped.value.exit_code == 143
-    assert len(list(study.folder.glob("*/checkpoint.pt"))) == 2
-    assert not list(study.folder.glob("*/summary.json"))
+    assert not multiprocessing.active_children()
+    assert len(checkpoints(paced)) == 2
+    assert not list(paced.folder.glob("*/summary.json"))
 
 
-def test_ctrl_c_which_reaches_every_process_is_one_request_and_nobodys_death(
-    make_study: MakeStudy,
-) -> None:
-    study = make_study(student=["training.epochs=2000", "training.schedule.milestones=[1999]"])
+def test_ctrl_c_which_reaches_every_process_is_one_request_and_nobodys_death(paced: Study) -> None:
+    console = quiet()
     alive: list[bool] = []
 
     def interrupt() -> None:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and len(list(study.folder.glob("*/checkpoint.pt"))) < 2:
-            time.sleep(0.05)
-        workers = multiprocessing.active_children()
-        for worker in workers:
-            os.kill(worker.pid or 0, signal.SIGINT)
+        pids = pids_of_workers()
+        for pid in pids:
+            os.kill(pid, signal.SIGINT)
         time.sleep(1.0)
-        alive.extend(worker.is_alive() for worker in workers)
+        alive.extend(Path(f"/proc/{pid}").exists() for pid in pids)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread, console = threading.Thread(target=interrupt), quiet()
-    thread.start()
-    with pytest.raises(Stopped) as stopped:
-        run_ablation(two_of(study), device="cpu", jobs=2, console=console)
-    thread.join()
+    with (
+        doing(interrupt, when=lambda: len(checkpoints(paced)) == 2),
+        pytest.raises(Stopped) as stopped,
+    ):
+        run_ablation(two_of(paced), device="cpu", jobs=2, console=console)
     assert alive == [True, True]
     assert stopped.value.exit_code == 130
     assert "FAILED" not in console.file.getvalue()
-    assert len(list(study.folder.glob("*/checkpoint.pt"))) == 2
+    assert len(checkpoints(paced)) == 2
 
 
 def test_the_first_to_save_its_checkpoint_cuts_no_other_short(
-    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    paced: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(slow_loss.FOLDER, str(tmp_path))
-    (tmp_path / "seconds").write_text("2")
-    slow = "methods.slow=[{loss: ce}, {loss: 'tests.support.slow_loss:slow'}]"
-    study = make_study(
-        student=["training.epochs=2000", "training.schedule.milestones=[1999]", slow]
-    )
-    runs = [study.run("ce", 0), study.run("slow", 0), study.run("kd", 0)]
+    runs = [paced.run(method, 0) for method in ("one", "slow", "two")]
     thread_errors: list[object] = []
     monkeypatch.setattr(threading, "excepthook", thread_errors.append)
 
-    def interrupt() -> None:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and not (
-            list(study.folder.glob("ce-*/checkpoint.pt")) and (tmp_path / "steps").is_file()
-        ):
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def is_time() -> bool:
+        return bool(checkpoints(paced, "one-*")) and (tmp_path / "slow").is_file()
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(Stopped):
+    with doing(stop_this_process, when=is_time), pytest.raises(Stopped):
         run_ablation(runs, device="cpu", jobs=2, console=quiet())
-    thread.join()
-    assert len(list(study.folder.glob("slow-*/checkpoint.pt"))) == 1
+    assert len(checkpoints(paced, "slow-*")) == 1
     assert not thread_errors
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_killed_fails_its_runs_and_nothing_hangs(
-    make_study: MakeStudy, victim: int
+    paced: Study, victim: int
 ) -> None:
-    study = make_study(student=["training.epochs=2000", "training.schedule.milestones=[1999]"])
-
     def kill_one() -> None:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and len(list(study.folder.glob("*/checkpoint.pt"))) < 2:
-            time.sleep(0.05)
-        workers = sorted(multiprocessing.active_children(), key=lambda worker: worker.pid or 0)
-        workers[victim].kill()  # in the order of their starts
+        os.kill(pids_of_workers()[victim], signal.SIGKILL)
 
-    thread = threading.Thread(target=kill_one)
-    thread.start()
-    failures = run_ablation(two_of(study), device="cpu", jobs=2, console=quiet())
-    thread.join()
+    with doing(kill_one, when=lambda: len(checkpoints(paced)) == 2):
+        failures = run_ablation(two_of(paced), device="cpu", jobs=2, console=quiet())
     assert len(failures) == 2
     assert all("died (out of memory?)" in failure for failure in failures.values())
-    assert len(list(study.folder.glob("*/checkpoint.pt"))) == 2
+    assert len(checkpoints(paced)) == 2
     assert not multiprocessing.active_children()
 
 

@@ -138,6 +138,7 @@ def test_wherever_a_trim_is_killed_the_cache_is_sound_and_the_next_trim_finishes
             break
         opened = TeacherCache.open(path, num_views=2, taps=BASE)
         assert opened.faults() == []
+        assert opened.source.coverage.is_complete  # nothing that the manifest plans is forgotten
         assert no_line_without_a_chunk(path)
         other = TapSpec((4,), "float16", stage="stage2")  # the same bytes, with another meaning
         grown = shutil.copytree(path, tmp_path / f"grown-{step}")

@@ -212,6 +212,7 @@ def test_a_copy_that_grows_another_is_killed_at_any_step_and_that_one_stays_read
         opened = TeacherCache.open(target, num_views=1)
         assert opened.faults() == []
         found.append(opened.manifest.num_views)
+        assert TeacherCache.open(target).num_views == found[-1]  # complete, as it is planned
     assert found == sorted(found)
     assert {1, 2} == set(found)
     assert len(found) > 10

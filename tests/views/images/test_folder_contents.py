@@ -290,6 +290,11 @@ def test_order_hint_names_both_orders_unless_a_file_decides(months: Path) -> Non
     assert chosen.class_names == tuple(str(month) for month in range(1, 13))
 
 
+def test_order_hint_disregards_case_as_timm_does(tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path / "data", per_class=1, classes=("Cat", "ant"))
+    assert "(Cat, ant, ...); timm numbers them ant, Cat, ..." in opened(root).order_hint
+
+
 def test_pass_with_weights_from_elsewhere_prints_the_order_hint(
     months: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

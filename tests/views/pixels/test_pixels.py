@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -185,10 +187,29 @@ def test_part_that_does_not_fit_into_shared_memory_is_an_error_not_a_wait(
     assert "fix: run with fewer --workers" in str(caught.value)
 
 
+@contextmanager
+def not_waiting_endlessly() -> Iterator[None]:
+    """Fail the test after two minutes; otherwise a fault would hang the whole run of tests."""
+
+    def give_up(number: int, frame: object) -> None:
+        pytest.fail("waits endlessly")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(120)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_part_that_cannot_be_sent_is_an_error_not_a_wait(photographs: Path, monkeypatch) -> None:
     monkeypatch.setattr(streaming._CutViews, "__getitem__", lambda self, key: lambda: "no pickle")
     pixels = streamed_pixels(split_of(photographs), ViewsConfig(augment=CROP, seed=1), 1)
-    with pytest.raises(DatasetError, match="a process that reads images died"):
+    with (
+        not_waiting_endlessly(),
+        pytest.raises(DatasetError, match="a process that reads images died"),
+    ):
         all_batches(pixels, [0], np.arange(20))
 
 

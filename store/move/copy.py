@@ -13,7 +13,7 @@ import numpy as np
 
 from teach_once.runtime.command.program import program_text
 from teach_once.runtime.machine.urls import ObjectUrl
-from teach_once.runtime.safe.confined import make_folder_inside, write_inside
+from teach_once.runtime.safe.confined import make_folder_inside
 from teach_once.runtime.safe.locks import Job, WriterLock, releasing
 from teach_once.store.errors import (
     CacheBusy,
@@ -33,10 +33,8 @@ from teach_once.store.format.content import (
 )
 from teach_once.store.format.journal import (
     ChunkKey,
-    JournalWriter,
     is_journal_file,
     journal_text,
-    read_journal,
 )
 from teach_once.store.format.manifest import Manifest, manifest_text, read_manifest, write_manifest
 from teach_once.store.format.metadata import checksum_of, zarr_metadata
@@ -66,6 +64,8 @@ from teach_once.store.place.bucket_log import (
     no_number_left,
     read_remote_journal,
 )
+from teach_once.store.place.folder_log import FolderLog
+from teach_once.store.place.open import place_at
 from teach_once.store.place.place import Listed
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.zarr_source import ZarrSource, folder_source, remote_manifest
@@ -279,6 +279,7 @@ class _CopyIn:
 
     opened: TeacherCache
     there: ZarrSource
+    log: FolderLog
     shared: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def block(self, block: Block) -> tuple[Block, dict[str, int], int]:
@@ -299,7 +300,7 @@ class _CopyIn:
                 rows = np.empty((manifest.rows_in(spec, block), *spec.shape), spec.dtype)
                 self.opened.source.read(array, block, rows)
                 data, checksums[array] = encode_chunk(rows, spec, manifest.chunk_rows(spec))
-                write_inside(self.there.path, chunk_name(array, spec, block), data)
+                self.log.write_chunk(array, block, data)
                 num_copied += 1
             if spec.all_views:
                 self.shared[key] = checksums[array]
@@ -332,20 +333,20 @@ def _copied(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None])
         write_unless_there(target, f"{ZARR_GROUP}/{name}", text)
     for name, values in ((LABELS, opened.labels), (PREVIEW, opened.preview)):
         write_unless_there(target, whole_name(name, values.ndim), with_checksum(values).tobytes())
-    copy = _CopyIn(opened, folder_source(target, manifest, read_journal(target, manifest)))
-    journal, counts = JournalWriter(target, identity_sha256(manifest.identity)), Copied()
+    log, counts = FolderLog(target, manifest), Copied()
+    copy = _CopyIn(opened, folder_source(target, manifest, log.read()), log)
     num_arrays = len(manifest.arrays)
     try:
         for view in range(manifest.num_views):
             blocks = [manifest.block(view, i) for i in range(manifest.blocks_per_view)]
             for block, checksums, num_copied in in_parallel(copy.block, blocks):
                 if checksums:
-                    journal.commit(block, checksums)
+                    log.append(block, checksums)
                 counts.copied += num_copied
                 counts.kept += num_arrays - num_copied
                 on_chunk(num_arrays)
     finally:
-        journal.close()
+        log.close()
     if _manifest_there(target) != manifest:
         write_manifest(target, manifest)
     return counts
@@ -366,8 +367,9 @@ def copy_cache(
     on_chunk: called with the number of chunks that are done. Raises CacheError.
     """
     target = cache_path(dest, opened.manifest.teacher, opened.manifest.identity)
-    if isinstance(target, ObjectUrl):
-        return target, copy_to_objects(opened, target, on_chunk)
+    place = place_at(target)
+    if isinstance(place, Bucket):
+        return target, copy_to_objects(opened, place.url, on_chunk)
     if dest.suffix == ".h5":
         words = [program_text("store"), "export", shlex.quote(str(opened.path)), str(dest)]
         raise CacheError(f"{dest} is no folder", fix=" ".join(words))

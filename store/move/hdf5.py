@@ -35,7 +35,6 @@ from teach_once.store.errors import (
     require_room,
 )
 from teach_once.store.format.content import metadata_checksums, remove_temporary_files
-from teach_once.store.format.journal import JournalWriter
 from teach_once.store.format.manifest import Manifest, manifest_text, write_manifest
 from teach_once.store.format.metadata import zarr_metadata
 from teach_once.store.format.spec import (
@@ -46,13 +45,12 @@ from teach_once.store.format.spec import (
     ZARR_GROUP,
     Block,
     cache_path,
-    chunk_name,
     crc32c,
-    encode_chunk,
     whole_name,
     with_checksum,
 )
-from teach_once.store.identity import identity_sha256
+from teach_once.store.place.commit_log import encode_chunks
+from teach_once.store.place.folder_log import FolderLog
 from teach_once.store.read.hdf5 import (
     BLOCK_CRC,
     HDF5_ERRORS,
@@ -222,18 +220,19 @@ def _write_folder(target: Path, opened: TeacherCache) -> None:
         write_inside(target, f"{ZARR_GROUP}/{name}", text)
     for name, values in whole.items():
         write_inside(target, whole_name(name, values.ndim), with_checksum(values))
-    journal = JournalWriter(target, identity_sha256(manifest.identity))
+    log = FolderLog(target, manifest)
     for block in manifest.blocks():
-        checksums = {}
-        for array, spec in manifest.arrays.items():
-            rows = np.empty((manifest.rows_in(spec, block), *spec.shape), dtype=spec.dtype)
-            opened.source.read(array, block, rows)
-            data, checksums[array] = encode_chunk(rows, spec, manifest.chunk_rows(spec))
-            write_inside(target, chunk_name(array, spec, block), data)
-        journal.commit(block, checksums)
-    journal.close()
+        log.commit(block, _chunks_of(opened, block))
+    log.close()
     # Last, so that an interrupted import never passes for a cache.
     write_manifest(target, metadata_checksums(manifest, metadata))
+
+
+def _chunks_of(opened: TeacherCache, block: Block) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    for array, spec in opened.manifest.arrays.items():
+        rows = np.empty((opened.manifest.rows_in(spec, block), *spec.shape), dtype=spec.dtype)
+        opened.source.read(array, block, rows)
+        yield from encode_chunks(opened.manifest, {array: rows})
 
 
 def _whole(opened: TeacherCache) -> dict[str, NDArray[Any]]:

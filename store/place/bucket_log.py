@@ -1,9 +1,9 @@
-"""Commits one block to an object store: its chunks, then a line of the journal, each if absent.
+"""The commit log of a cache in a bucket: a block's chunks, then its line, each put if absent.
 
 Nothing is locked, renamed or appended, so any number of writers may commit the same block at the
-same time, and each may be killed at any moment. Who finds a chunk there that is whole adopts it:
-another device rounds otherwise, and the records of either will do. What the line says is what is
-there, whoever put it. Only the line makes the block exist.
+same time, and each may be killed at any moment. A writer keeps an intact chunk that already exists.
+Devices round differently, and either result is valid. So the line names the checksums of the chunks
+that are stored, whichever writer put them. Only the line makes the block exist.
 
 A block's lines are numbered objects, `journal/<view>/<block>/<number>.jsonl`. None is ever changed:
 what is committed again, because it was damaged or taps were added, takes the next number.
@@ -57,6 +57,7 @@ from teach_once.store.format.spec import (
 )
 from teach_once.store.identity import identity_sha256
 from teach_once.store.place.bucket import Bucket, in_parallel
+from teach_once.store.place.commit_log import Chunks
 
 MOST_LINES = 999_999  # of a block; their numbers have six digits
 _TRIES = 5  # to put one chunk, while others put and replace it
@@ -374,3 +375,67 @@ def _overlay(journal: Journal, newer: Journal) -> None:
     for array, there in newer.there.items():
         np.copyto(journal.crc32c[array], newer.crc32c[array], where=there)
         journal.there[array] |= there
+
+
+Position = tuple[int, int]  # view, block
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was committed before of the blocks that are to be committed.
+
+    number: of a new line, for blocks that have none; numbers: for others. unsound: arrays whose
+    chunks are not what a line says.
+    """
+
+    number: int = 1
+    numbers: dict[Position, int] = field(default_factory=dict)
+    unsound: dict[Position, tuple[str, ...]] = field(default_factory=dict)
+
+    def number_of(self, view: int, block: int) -> int:
+        """Return the first number that a new line of that block may have."""
+        return self.numbers.get((view, block), self.number)
+
+
+class BucketLog:
+    """Commits blocks of the cache in a bucket. before: what this process knows of older lines."""
+
+    def __init__(self, bucket: Bucket, manifest: Manifest, before: Before | None = None) -> None:
+        self.bucket, self.manifest = bucket, manifest
+        self.before = before or Before()
+        self._shared: dict[tuple[str, int], bytes] = {}  # checksums of all views' chunks there
+
+    def read(self) -> Journal:
+        return self.read_lines().committed
+
+    def read_lines(self) -> RemoteJournal:
+        """Return what is committed and the numbers of all lines, for a writer."""
+        return read_remote_journal(self.bucket, self.manifest, every_line=True)
+
+    def commit(self, block: Block, chunks: Chunks) -> None:
+        specs = self.manifest.arrays
+        content = {array: data.tobytes() for array, data in chunks}
+        shared = {
+            (array, block.index): chunk[-CHECKSUM_BYTES:]
+            for array, chunk in content.items()
+            if specs[array].all_views
+        }
+        position = (block.view, block.index)
+        commit_block(
+            self.bucket,
+            self.manifest,
+            block,
+            content,
+            number=self.before.number_of(*position),
+            unsound=self.before.unsound.get(position, ()),
+            known=[key[0] for key in shared if self._shared.get(key) == shared[key]],
+        )
+        self._shared.update(shared)
+
+    def has_line(self, block: Block) -> bool:
+        """Return True if another writer has committed the block since `before` was read."""
+        number = self.before.number_of(block.view, block.index)
+        return self.bucket.has(line_key(block.view, block.index, number))
+
+    def close(self) -> None:
+        """Do nothing: each line is an object of its own."""

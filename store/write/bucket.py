@@ -11,7 +11,6 @@ import random
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,35 +25,22 @@ from teach_once.store.format.coding import stored_arrays
 from teach_once.store.format.content import CacheContent
 from teach_once.store.format.journal import Coverage
 from teach_once.store.format.manifest import Manifest
-from teach_once.store.format.spec import CHECKSUM_BYTES, Block, encode_chunk
+from teach_once.store.format.spec import Block
 from teach_once.store.place.bucket import Bucket, in_parallel
 from teach_once.store.place.bucket_log import (
+    Before,
+    BucketLog,
+    Position,
     RemoteJournal,
-    commit_block,
-    line_key,
     put_whole_journal,
     read_remote_journal,
 )
+from teach_once.store.place.commit_log import encode_chunks
 from teach_once.store.read.source import Source
 from teach_once.store.read.zarr_source import ZarrSource, bucket_source, remote_manifest
 from teach_once.store.write.bucket_content import begun_cache, replace_measured
 from teach_once.store.write.pending_blocks import Work, bytes_of, missing_work, pending_work
 from teach_once.store.write.writer import copied_arrays
-
-Position = tuple[int, int]  # view, block
-
-
-@dataclass(frozen=True)
-class Before:
-    """What was committed before of the blocks that are to be committed.
-
-    number: of a new line, for blocks of which there is none; numbers: for others. unsound: arrays
-    whose chunks are not what a line says.
-    """
-
-    number: int = 1
-    numbers: dict[Position, int] = field(default_factory=dict)
-    unsound: dict[Position, tuple[str, ...]] = field(default_factory=dict)
 
 
 class RemoteBlocks:
@@ -69,9 +55,13 @@ class RemoteBlocks:
         self, url: ObjectUrl, manifest: Manifest, spool_folder: Path, before: Before
     ) -> None:
         self.url, self.manifest, self.spool_folder = url, manifest, spool_folder
-        self.before = before
-        self._objects = Bucket(url)
-        self._shared: dict[tuple[str, int], bytes] = {}  # checksums of all views' chunks there
+        self._bucket = Bucket(url)
+        self._log = BucketLog(self._bucket, manifest, before)
+
+    @property
+    def before(self) -> Before:
+        """What this writer knows of older lines, for writers on other nodes."""
+        return self._log.before
 
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
         """Commit one whole block of some taps: tap -> (rows of the block, *tap shape).
@@ -81,45 +71,16 @@ class RemoteBlocks:
         from other bytes; BadTeacherOutput where a value is not finite or overflows the tap's dtype;
         ValueError if taps or shapes are not those of the cache; ObjectsUnreachable.
         """
-        self._commit(block, stored_arrays(self.manifest.stored, block, records))
-
-    def _commit(self, block: Block, arrays: Mapping[str, NDArray[Any]]) -> None:
-        chunks, specs = {}, self.manifest.arrays
-        for array, values in arrays.items():
-            rows = self.manifest.chunk_rows(specs[array])
-            chunks[array] = encode_chunk(values, specs[array], rows)[0].tobytes()
-        shared = {
-            (array, block.index): chunk[-CHECKSUM_BYTES:]
-            for array, chunk in chunks.items()
-            if specs[array].all_views
-        }
-        position = (block.view, block.index)
-        commit_block(
-            self._objects,
-            self.manifest,
-            block,
-            chunks,
-            number=self._number(position),
-            unsound=self.before.unsound.get(position, ()),
-            known=[key[0] for key in shared if self._shared.get(key) == shared[key]],
-        )
-        self._shared.update(shared)
+        arrays = stored_arrays(self.manifest.stored, block, records)
+        self._log.commit(block, encode_chunks(self.manifest, arrays))
 
     def outstanding(self, group: Sequence[Work]) -> list[Work]:
-        """Those blocks that no other writer has committed meanwhile."""
-
-        def is_there(item: Work) -> bool:
-            view, index = item.block.view, item.block.index
-            return self._objects.has(line_key(view, index, self._number((view, index))))
-
-        there = in_parallel(is_there, group)
+        """Return the blocks that no other writer has committed meanwhile."""
+        there = in_parallel(lambda item: self._log.has_line(item.block), group)
         return [item for item, is_done in zip(group, there, strict=True) if not is_done]
 
-    def _number(self, position: Position) -> int:
-        return self.before.numbers.get(position, self.before.number)
-
     def refuse_if_too_full(self, work: Sequence[Work]) -> None:
-        """Nothing to do: an object store has room."""
+        """Do nothing: a bucket has room."""
 
     @contextmanager
     def refusing_full(self) -> Iterator[None]:
@@ -177,15 +138,15 @@ class RemoteWriter(RemoteBlocks):
         return writer
 
     def _find_work(self, check_every_byte: bool) -> None:
-        journal = read_remote_journal(self._objects, self.manifest, every_line=True)
+        journal = self._log.read_lines()
         if journal.num_loose >= _MANY_LINES:  # so that nobody has to read them again
-            journal = put_whole_journal(self._objects, self.manifest, journal)
-        source = bucket_source(self._objects, self.manifest, journal.committed)
+            journal = put_whole_journal(self._bucket, self.manifest, journal)
+        source = bucket_source(self._bucket, self.manifest, journal.committed)
         asked = self._asked
         pending = pending_work(
             source, asked.num_views, asked.taps, check_every_byte=check_every_byte
         )
-        self.before = _before(self.manifest, journal, pending)
+        self._log.before = _before(self.manifest, journal, pending)
         self._damaged = [item for item in pending if _position(item) in self.before.unsound]
         self.work = [item for item in pending if self._is_own(item.block)]
         if self._job.world == 1 and journal.numbers:
@@ -204,24 +165,24 @@ class RemoteWriter(RemoteBlocks):
 
         If nothing is, all that is committed has been put as one whole journal.
         """
-        journal = read_remote_journal(self._objects, self.manifest, every_line=True)
+        journal = self._log.read_lines()
         coverage = Coverage(self.manifest, journal.committed.there)
         asked = self._asked
-        source = bucket_source(self._objects, self.manifest, journal.committed)
+        source = bucket_source(self._bucket, self.manifest, journal.committed)
         self._damaged = [item for item in self._damaged if _is_damaged(item, source)]
         missing = missing_work(self.manifest, coverage, asked.num_views, asked.taps)
         work = list(dict.fromkeys([*missing, *self._damaged]))
-        self.before = _before(self.manifest, journal, work)
+        self._log.before = _before(self.manifest, journal, work)
         if not work and journal.num_loose:
             self._put_whole(journal)
         return _shuffled(work)
 
     def _put_whole(self, journal: RemoteJournal) -> None:
         """Put a whole journal, also of what another pass has planned meanwhile."""
-        manifest, _ = remote_manifest(self._objects)
+        manifest, _ = remote_manifest(self._bucket)
         if (manifest.num_views, manifest.taps) != (self.manifest.num_views, self.manifest.taps):
-            journal = read_remote_journal(self._objects, manifest, every_line=True)
-        put_whole_journal(self._objects, manifest, journal)
+            journal = read_remote_journal(self._bucket, manifest, every_line=True)
+        put_whole_journal(self._bucket, manifest, journal)
 
     def bytes_of(self, work: Sequence[Work]) -> int:
         """Bytes of the chunks of `work`."""
@@ -232,11 +193,12 @@ class RemoteWriter(RemoteBlocks):
 
         Both caches must number these samples alike. Raises CacheDamaged.
         """
-        self._commit(item.block, copied_arrays(item, source, self.manifest))
+        arrays = copied_arrays(item, source, self.manifest)
+        self._log.commit(item.block, encode_chunks(self.manifest, arrays))
 
     def record_measured(self, measured: Mapping[str, Any]) -> None:
         """Write what the pass measured of the teacher, such as its errors, to the manifest."""
-        self.manifest = replace_measured(self._objects, measured)
+        self.manifest = replace_measured(self._bucket, measured)
 
     def unused_spool_folders(self) -> Iterator[Path]:
         """The folders of unfinished blocks' records that no other process uses."""

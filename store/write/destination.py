@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from teach_once.runtime.machine.urls import ObjectUrl
 from teach_once.runtime.safe.locks import Job
 from teach_once.store.format.content import CacheContent
 from teach_once.store.format.manifest import Manifest
-from teach_once.store.write.bucket import Before, RemoteBlocks, RemoteWriter
+from teach_once.store.place.bucket import Bucket
+from teach_once.store.place.bucket_log import Before
+from teach_once.store.place.open import place_at
+from teach_once.store.write.bucket import RemoteBlocks, RemoteWriter
 from teach_once.store.write.pending_blocks import Work
 from teach_once.store.write.staging import AsideWriter
 from teach_once.store.write.writer import CacheWriter
@@ -32,9 +34,10 @@ def open_destination(
     spool_folder: on this machine, for records of unfinished blocks of a cache at a URL; a folder
     holds its own. Raises as `CacheWriter.open` and `RemoteWriter.open`.
     """
-    if isinstance(path, ObjectUrl):
+    place = place_at(path)
+    if isinstance(place, Bucket):
         return RemoteWriter.open(
-            path,
+            place.url,
             content,
             folder=spool_folder,
             block_rows=block_rows,
@@ -67,7 +70,8 @@ def writer_on_node(
 
     spool_folder: as of `RemoteBlocks`, of a cache at a URL.
     """
-    if isinstance(handout.path, ObjectUrl):
+    place = place_at(handout.path)
+    if isinstance(place, Bucket):
         before = handout.before or Before()
-        return RemoteBlocks(handout.path, handout.manifest, spool_folder, before)
+        return RemoteBlocks(place.url, handout.manifest, spool_folder, before)
     return AsideWriter(handout.path, handout.manifest, work)

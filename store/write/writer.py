@@ -1,7 +1,7 @@
 """Creates, resumes or grows a cache, and commits whole blocks to it.
 
-Order of a commit: every array's chunk is written aside, flushed and renamed; then one journal line
-is flushed. Whatever happens in between, a block exists entirely or not at all.
+One process, or the ranks of one job, hold the folder's lock. `store.place.commit_log` explains the
+order of a commit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from teach_once.runtime.safe.confined import (
     remove_inside,
     remove_leftovers,
     rename_inside,
-    write_inside,
 )
 from teach_once.runtime.safe.locks import Job, WriterLock, releasing
 from teach_once.store.errors import (
@@ -44,10 +43,10 @@ from teach_once.store.format.content import (
     refuse_another,
     remove_temporary_files,
 )
-from teach_once.store.format.journal import JournalWriter
 from teach_once.store.format.manifest import Manifest, read_manifest, write_manifest
 from teach_once.store.format.spec import SAMPLE_CRC, ZARR_GROUP, Block, chunk_name, encode_chunk
-from teach_once.store.identity import identity_sha256
+from teach_once.store.place.commit_log import encode_chunks
+from teach_once.store.place.folder_log import FolderLog
 from teach_once.store.read.source import Source
 from teach_once.store.read.zarr_source import open_folder
 from teach_once.store.write.pending_blocks import (
@@ -73,7 +72,7 @@ class CacheWriter:
         self.path = path
         self.manifest = manifest
         self._asked, self._lock, self._job = asked, lock, job
-        self._journal: JournalWriter | None = None
+        self._log = FolderLog(path, manifest, job.rank)
         self.work: list[Work] = []
         self._damaged: list[Work] = []  # that was found by reading, and is not repaired yet
         self._adopted: set[tuple[Block, frozenset[str]]] = set()
@@ -180,7 +179,7 @@ class CacheWriter:
         journal file of its own, newer than those of other ranks, whose lines it may replace.
         """
         self._adopted.clear()  # what is damaged since is written again
-        self._close_journal()
+        self._log.close()
         if not self._lock.alone():
             return None
         remove_temporary_files(self.path, self.manifest)  # of ranks that were killed
@@ -211,7 +210,7 @@ class CacheWriter:
         if SAMPLE_CRC in records:
             self._refuse_changed_samples(block, records[SAMPLE_CRC])
         with self.refusing_full():
-            self._commit(block, arrays)
+            self._log.commit(block, encode_chunks(self.manifest, arrays))
 
     def refusing_full(self) -> AbstractContextManager[None]:
         """Raise CacheFull where the disk has no room, CacheNotWritable where it does not permit."""
@@ -223,29 +222,13 @@ class CacheWriter:
 
         Both caches must number these samples alike. Raises CacheDamaged.
         """
-        self._commit(item.block, copied_arrays(item, source, self.manifest))
+        arrays = copied_arrays(item, source, self.manifest)
+        self._log.commit(item.block, encode_chunks(self.manifest, arrays))
 
     def record_measured(self, measured: Mapping[str, Any]) -> None:
         """Write what the pass measured of the teacher, such as its errors, to the manifest."""
         self.manifest = dataclasses.replace(self.manifest, measured=dict(measured))
         write_manifest(self.path, self.manifest)
-
-    def _commit(self, block: Block, arrays: Mapping[str, NDArray[Any]]) -> None:
-        journal, checksums = self._opened_journal(), {}
-        for array, values in arrays.items():
-            spec = self.manifest.arrays[array]
-            chunk = encode_chunk(values, spec, self.manifest.chunk_rows(spec))
-            data, checksums[array] = chunk
-            name = chunk_name(array, spec, block)
-            if not (spec.all_views and holds(self.path, name, data)):  # another view has written it
-                write_inside(self.path, name, data)
-        journal.commit(block, checksums)
-
-    def _opened_journal(self) -> JournalWriter:
-        if self._journal is None:
-            identity = identity_sha256(self.manifest.identity)
-            self._journal = JournalWriter(self.path, identity, self._job.rank)
-        return self._journal
 
     def commit_written(self, written: Written) -> bool:
         """Commit a block that another process wrote aside (`store.write.staging`).
@@ -271,7 +254,7 @@ class CacheWriter:
             for array, aside in asides.items():
                 rename_inside(self.path, aside, names[array].name)
             crc32c = {array: checksum for array, (_, checksum) in written.chunks.items()}
-            self._opened_journal().commit(block, crc32c)
+            self._log.append(block, crc32c)
         self._adopted.add(key)
         return True
 
@@ -322,12 +305,7 @@ class CacheWriter:
         trace: TracebackType | None,
     ) -> None:
         with releasing(self._lock):
-            self._close_journal()
-
-    def _close_journal(self) -> None:
-        journal, self._journal = self._journal, None
-        if journal is not None:
-            journal.close()
+            self._log.close()
 
 
 def copied_arrays(item: Work, source: Source, manifest: Manifest) -> dict[str, NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""Both commit logs pass the same suite: a folder's appended lines and a bucket's numbered objects."""
+"""Both commit logs pass one suite: a folder's appended lines and a bucket's numbered objects."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A place on an object store, `s3://bucket/prefix`, in the type of a path.
+"""A prefix of a bucket, `s3://bucket/prefix`, in the type of a path.
 
-It is printed as it was typed, has a `name` and a `parent`, and names no file: whoever would open it
-finds none. So a program that knows only folders says that there is nothing, and makes no folder.
+It is printed as it was typed, and has a `name` and a `parent`. It is not a file: opening it, listing
+it or asking whether it exists raises TypeError, because any answer would be about a local file of
+that name. `store.place.open.place_at` reaches what it names.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ class ObjectUrl(PosixPath):
 
     def __str__(self) -> str:
         return SCHEME + "/".join(self.parts[1:])
+
+    def __fspath__(self) -> str:
+        raise TypeError(f"{self} is not a file of this machine")
 
     @property
     def bucket(self) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -464,8 +465,10 @@ def _checked_content(text: bytes, path: Path, fix: str | TeacherPass) -> dict[st
 
 
 def teacher_of(cache: Path) -> str:
-    """The teacher's name, from the name of a cache's folder."""
-    name = os.path.basename(os.path.realpath(cache)).rpartition("-")[0]
+    """Return the teacher's name, from the name of a cache's folder, or of what a link leads to."""
+    with suppress(TypeError):  # a URL
+        cache = Path(os.path.realpath(cache))
+    name = cache.name.rpartition("-")[0]
     return name if is_teacher_name(name) else "NAME"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -365,6 +366,14 @@ def test_another_url_is_refused_without_repeating_it(text: str) -> None:
     with pytest.raises(BadUrl) as error:
         path_or_url(text)
     assert "SECRET" not in str(error.value)
+
+
+@pytest.mark.parametrize("ask", [Path.exists, Path.is_dir, os.path.lexists, os.listdir, open])
+def test_object_url_asked_as_a_file_raises_instead_of_answering(
+    ask: Callable[[Path], object],
+) -> None:
+    with pytest.raises(TypeError, match="s3://bucket/x is not a file of this machine"):
+        ask(path_or_url("s3://bucket/x"))
 
 
 def test_chunks_are_counted_as_the_progress_counts_them(tmp_path: Path) -> None:

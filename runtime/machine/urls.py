@@ -1,8 +1,8 @@
 """A prefix of a bucket, `s3://bucket/prefix`, in the type of a path.
 
-It is printed as it was typed, and has a `name` and a `parent`. It is not a file: opening it, listing
-it or asking whether it exists raises TypeError, because any answer would be about a local file of
-that name. `store.place.open.place_at` reaches what it names.
+It is printed as it was typed, and has a `name` and a `parent`. It is not a file: opening it or
+asking whether it exists raises TypeError, because any answer would be about a local file of that
+name. `store.place.open.place_at` reaches what it names.
 """
 
 from __future__ import annotations

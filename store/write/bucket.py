@@ -38,7 +38,7 @@ from teach_once.store.place.bucket_log import (
 from teach_once.store.place.commit_log import encode_chunks
 from teach_once.store.read.source import Source
 from teach_once.store.read.zarr_source import ZarrSource, bucket_source, remote_manifest
-from teach_once.store.write.bucket_content import begun_cache, replace_measured
+from teach_once.store.write.bucket_content import begin_cache, replace_measured
 from teach_once.store.write.pending_blocks import Work, bytes_of, missing_work, pending_work
 from teach_once.store.write.writer import copied_arrays
 
@@ -128,7 +128,7 @@ class RemoteWriter(RemoteBlocks):
         """
         Bucket(url.parent).refuse_unconditional()
         objects = Bucket(url)
-        manifest, is_salvaged = begun_cache(objects, content, block_rows)
+        manifest, is_salvaged = begin_cache(objects, content, block_rows)
         writer = cls(url, manifest, content, folder, job or Job())
         try:
             writer._find_work(check_every_byte or is_salvaged)

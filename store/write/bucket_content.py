@@ -1,4 +1,4 @@
-"""The objects that describe a cache on a store: put for a new cache, replaced where it grows.
+"""The objects that describe a cache in a bucket: put for a new cache, replaced when it grows.
 
 The manifest is put first, and only if absent: of several writers that begin a cache one wins, and
 the others go on with what it has put. It is replaced only if it is still the one that was read.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.store.errors import CacheBusy, CacheDamaged, CacheError, CacheMissing
 from teach_once.store.format.content import (
     CacheContent,
@@ -28,23 +28,22 @@ from teach_once.store.format.manifest import (
     refuse_other_name,
 )
 from teach_once.store.format.metadata import (
-    MAX_METADATA_BYTES,
     checksum_of,
     metadata_faults,
     zarr_metadata,
 )
 from teach_once.store.format.spec import MANIFEST, ZARR_GROUP, next_path, whole_name, with_checksum
-from teach_once.store.place.bucket import Bucket, NoBucket, in_parallel
+from teach_once.store.place.bucket import Bucket, in_parallel
 from teach_once.store.place.place import FileContent
-from teach_once.store.read.zarr_source import parse_remote_manifest, remote_manifest
+from teach_once.store.read.zarr_source import parse_remote_manifest, read_metadata, remote_manifest
 
 Result = TypeVar("Result")
 
 _TRIES = 8  # to change an object, while other writers change it
 
 
-def begun_cache(
-    objects: Bucket, content: CacheContent, block_rows: int | None
+def begin_cache(
+    bucket: Bucket, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
     """Create the cache, or grow it if needed; its manifest, and whether that was salvaged.
 
@@ -54,18 +53,18 @@ def begun_cache(
     """
     is_salvaged = False
     for _ in range(_TRIES):
-        manifest, was_lost = _begun_manifest(objects, content, block_rows)
+        manifest, was_lost = _begin_manifest(bucket, content, block_rows)
         is_salvaged |= was_lost
-        manifest = _described(objects, manifest, content)
-        there, _ = remote_manifest(objects)
+        manifest = _put_documents(bucket, manifest, content)
+        there, _ = remote_manifest(bucket)
         if there.zarr_crc32c == manifest.zarr_crc32c:
             return manifest, is_salvaged
         # Another pass has grown the cache meanwhile: its metadata must not be the older ones.
-    raise _busy(objects, MANIFEST)
+    raise _busy(bucket, MANIFEST)
 
 
-def _begun_manifest(
-    objects: Bucket, content: CacheContent, block_rows: int | None
+def _begin_manifest(
+    bucket: Bucket, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
     def begun(there: FileContent | None) -> tuple[Manifest, bool]:
         try:
@@ -73,152 +72,130 @@ def _begun_manifest(
                 raise CacheMissing("")
             if there.content is None:
                 raise CacheDamaged("")
-            manifest = parse_remote_manifest(objects, there.content)
+            manifest = parse_remote_manifest(bucket, there.content)
         except (CacheMissing, CacheDamaged):
-            manifest, is_salvaged = _drafted(objects, content, block_rows)
-            _put(objects, MANIFEST, manifest_text(manifest), there)
+            manifest, is_salvaged = _draft(bucket, content, block_rows)
+            _put(bucket, MANIFEST, manifest_text(manifest), there)
             return manifest, is_salvaged or there is not None
-        refuse_other_name(objects.url, manifest)
-        refuse_another(objects.url, manifest, content)
+        refuse_other_name(bucket.url, manifest)
+        refuse_another(bucket.url, manifest, content)
         if (grown := grown_manifest(manifest, content)) is None:
             return manifest, False
-        return _with_metadata(objects, grown, there), False
+        return _with_metadata(bucket, grown, there), False
 
-    return _changed(objects, begun)
+    return _update_manifest(bucket, begun)
 
 
-def replace_measured(objects: Bucket, measured: Mapping[str, Any]) -> Manifest:
+def replace_measured(bucket: Bucket, measured: Mapping[str, Any]) -> Manifest:
     """Write what a pass measured of the teacher to the manifest, which may have grown meanwhile."""
 
     def replaced(there: FileContent | None) -> Manifest:
         if there is None or there.content is None:
-            raise CacheMissing(f"{objects.url / MANIFEST} has been removed or damaged")
-        manifest = parse_remote_manifest(objects, there.content)
+            raise CacheMissing(f"{bucket.url / MANIFEST} has been removed or damaged")
+        manifest = parse_remote_manifest(bucket, there.content)
         manifest = dataclasses.replace(manifest, measured=dict(measured))
-        _put(objects, MANIFEST, manifest_text(manifest), there)
+        _put(bucket, MANIFEST, manifest_text(manifest), there)
         return manifest
 
-    return _changed(objects, replaced)
+    return _update_manifest(bucket, replaced)
 
 
-def _described(objects: Bucket, manifest: Manifest, content: CacheContent) -> Manifest:
+def _put_documents(bucket: Bucket, manifest: Manifest, content: CacheContent) -> Manifest:
     """Put what is missing or damaged.
 
     Returns the manifest, which changes where another version of zarr spells the metadata otherwise.
     """
     metadata = zarr_metadata(manifest)
     if metadata_checksums(manifest, metadata) != manifest:
-        if metadata_faults(objects.url, manifest, _reader(objects)):
-            there = objects.get_tagged(MANIFEST, MAX_MANIFEST_BYTES)
-            manifest = _with_metadata(objects, manifest, there)
+        if metadata_faults(bucket.url, manifest, partial(read_metadata, bucket)):
+            there = bucket.get_tagged(MANIFEST, MAX_MANIFEST_BYTES)
+            manifest = _with_metadata(bucket, manifest, there)
         metadata = {}
     documents = {f"{ZARR_GROUP}/{name}": text for name, text in metadata.items()}
     for name, values in content.whole.items():
         documents[whole_name(name, values.ndim)] = with_checksum(values).tobytes()
-    for _ in in_parallel(lambda item: _settle(objects, *item), list(documents.items())):
+    for _ in in_parallel(lambda item: _settle(bucket, *item), list(documents.items())):
         pass
     return manifest
 
 
-def _settle(objects: Bucket, key: str, data: bytes) -> None:
+def _settle(bucket: Bucket, key: str, data: bytes) -> None:
     """Put an object unless it is there; over another one."""
     for _ in range(_TRIES):
-        there = _there(objects, key, len(data))
+        there = bucket.read(key, len(data))
         if there is not None and there.content == data:
             return
         try:
-            _put(objects, key, data, there)
+            _put(bucket, key, data, there)
             return
         except (CacheBusy, CacheMissing):
             continue
-    raise _busy(objects, key)
+    raise _busy(bucket, key)
 
 
-def _changed(objects: Bucket, change: Callable[[FileContent | None], Result]) -> Result:
+def _update_manifest(bucket: Bucket, change: Callable[[FileContent | None], Result]) -> Result:
     """change(the manifest that is there), again where another process changed it meanwhile."""
     for _ in range(_TRIES):
         try:
-            return change(_manifest_there(objects))
+            return change(_manifest_there(bucket))
         except CacheBusy:
             continue
-    raise _busy(objects, MANIFEST)
+    raise _busy(bucket, MANIFEST)
 
 
-def _drafted(
-    objects: Bucket, content: CacheContent, block_rows: int | None
-) -> tuple[Manifest, bool]:
+def _draft(bucket: Bucket, content: CacheContent, block_rows: int | None) -> tuple[Manifest, bool]:
     """A new manifest; and whether a part of the cache is there, which keeps its block size."""
-    names, _ = objects.names(ZARR_GROUP)
-    arrays = [name.rpartition("/")[2] for name in names]
-    content, rows_there = with_salvaged(objects.url, content, arrays, _reader(objects))
+    arrays = bucket.list_folders(ZARR_GROUP)
+    content, rows_there = with_salvaged(bucket.url, content, arrays, partial(read_metadata, bucket))
     manifest = draft_manifest(content, rows_there or block_rows)
     return metadata_checksums(manifest, zarr_metadata(manifest)), bool(arrays)
 
 
-def _with_metadata(objects: Bucket, manifest: Manifest, there: FileContent) -> Manifest:
+def _with_metadata(bucket: Bucket, manifest: Manifest, there: FileContent) -> Manifest:
     """Replace a manifest and the zarr.json; whoever reads meanwhile finds both sound.
 
     Each new zarr.json is put beside the old one; then the manifest; then each in its own place.
     """
     metadata = zarr_metadata(manifest)
     manifest = metadata_checksums(manifest, metadata)
-    read = _reader(objects)
+    read = partial(read_metadata, bucket)
     changed = {
         key: text
         for name, text in metadata.items()
         if checksum_of(read(key := f"{ZARR_GROUP}/{name}")) != manifest.zarr_crc32c[name]
     }
     for key, text in changed.items():
-        objects.replace(str(next_path(Path(key))), text)
-    _put(objects, MANIFEST, manifest_text(manifest), there)
+        bucket.replace(str(next_path(Path(key))), text)
+    _put(bucket, MANIFEST, manifest_text(manifest), there)
     for key, text in changed.items():
-        objects.replace(key, text)
+        bucket.replace(key, text)
     return manifest
 
 
-def _put(objects: Bucket, key: str, data: bytes, there: FileContent | None) -> None:
+def _put(bucket: Bucket, key: str, data: bytes, there: FileContent | None) -> None:
     """Put an object where there is none, or over this one. Raises CacheBusy where it changed."""
     if there is not None:
-        objects.replace(key, data, there.tag)
-    elif not objects.create(key, data):
-        raise _busy(objects, key)
+        bucket.replace(key, data, there.tag)
+    elif not bucket.create(key, data):
+        raise _busy(bucket, key)
 
 
-def _there(objects: Bucket, key: str, most_bytes: int) -> FileContent | None:
-    try:
-        return objects.get_tagged(key, most_bytes)
-    except NoBucket:
-        raise
-    except CacheMissing:
-        return None
-
-
-def _manifest_there(objects: Bucket) -> FileContent | None:
+def _manifest_there(bucket: Bucket) -> FileContent | None:
     """The manifest; fetched again where it is damaged, as it may only have arrived so."""
-    there = _there(objects, MANIFEST, MAX_MANIFEST_BYTES)
+    there = bucket.read(MANIFEST, MAX_MANIFEST_BYTES)
     if there is None or there.content is None:
         return there
     try:
-        parse_remote_manifest(objects, there.content)
+        parse_remote_manifest(bucket, there.content)
     except CacheDamaged:
-        return _there(objects, MANIFEST, MAX_MANIFEST_BYTES)
+        return bucket.read(MANIFEST, MAX_MANIFEST_BYTES)
     except CacheError:
         pass  # of another version: the caller says so
     return there
 
 
-def _reader(objects: Bucket) -> Callable[[str], bytes | None]:
-    def read(key: str) -> bytes | None:
-        there = _there(objects, key, MAX_METADATA_BYTES)
-        if there is not None and there.content is None:
-            raise BadFile(objects.url / key, f"has {there.size:,} bytes")
-        return None if there is None else there.content
-
-    return read
-
-
-def _busy(objects: Bucket, key: str) -> CacheBusy:
+def _busy(bucket: Bucket, key: str) -> CacheBusy:
     return CacheBusy(
-        f"{objects.url / key} was changed by another process",
+        f"{bucket.url / key} was changed by another process",
         fix="run the same command again",
     )

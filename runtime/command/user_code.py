@@ -54,30 +54,30 @@ def _place(error: Exception) -> str:
 
 # ---- what is hashed and what is loaded
 
-# Of modules that this process has loaded: the module and the sha256 of the bytes it was made from.
-_loaded: dict[str, tuple[ModuleType, str | None]] = {}
-# Of modules that it has not loaded: the sha256 that was asked for last, by which results are filed.
+_SHA256 = "__teach_once_sha256__"  # the attribute of a module: of the bytes that it was made from
+# Of modules that are not loaded yet: the last sha256 asked for, by which results are filed.
 _promised: dict[str, str | None] = {}
 
 
 def module_sha256(module: str) -> str | None:
     """Return the sha256 of the file of `package.module`; None if there is no such file.
 
-    Of a module that this process has loaded, it is that of the loaded file, whatever has become of
-    the file since: Python never loads it again.
+    For a module that this process has loaded, it is the sha256 of the loaded file, even if the file
+    has changed since: Python never loads it again.
     """
     if (found := sys.modules.get(module)) is not None:
-        if module not in _loaded or _loaded[module][0] is not found:
-            _loaded[module] = found, _file_sha256(module)  # loaded by others: as it is now
-        return _loaded[module][1]
+        if _SHA256 not in vars(found):
+            setattr(found, _SHA256, _file_sha256(module))  # loaded by others: as it is now
+        sha256: str | None = vars(found)[_SHA256]
+        return sha256
     _promised[module] = _file_sha256(module)
     return _promised[module]
 
 
 def load_module(module: str) -> ModuleType:
-    """Import a user's module from the bytes that `module_sha256` is of.
+    """Import a user's module from the bytes that `module_sha256` hashes.
 
-    Raises ImportError, and CannotImport where the file has changed since its sha256 was asked for.
+    Raises ImportError; raises CannotImport if the file has changed since its sha256 was asked for.
     """
     if module in sys.modules:
         module_sha256(module)
@@ -96,7 +96,7 @@ def load_module(module: str) -> ModuleType:
     except BaseException:
         sys.modules.pop(module, None)
         raise
-    _loaded[module] = made, loader.sha256
+    setattr(made, _SHA256, loader.sha256)
     if parent:
         setattr(sys.modules[parent], name, made)
     return made

@@ -97,7 +97,6 @@ KNOWN_STATE: set[str] = {
     "configs.load._print_once",
     "precompute.ray_worker._here",
     "precompute.ray_worker._spool_folders",
-    "runtime.command.user_code._loaded",
     "runtime.command.user_code._promised",
     "runtime.safe.locks._held",
     "store.place.mirror_files._read_here",

@@ -1,86 +1,82 @@
 """python -m benchmarks [--device cuda] [--quick] [--only "steps start"]
-python -m benchmarks loading [...]          how fast photographs are read; needs a quiet machine
-python -m benchmarks scale [...]            what the number of samples costs; takes minutes
-python -m benchmarks share [...]            what one reading for several methods saves; likewise
-python -m benchmarks objects [...]          a view through a mirror of an object store; likewise
-python -m benchmarks ranks [...]            one student on several processes, or GPUs; likewise
-python -m benchmarks many_blocks [...]      a pass of a million empty blocks on Ray; likewise
+python -m benchmarks NAME [...]             one of the benchmarks below; --help says what it takes
 
-Runs every benchmark, one after the other, each as its own program, and ends with the table of all
-targets: what was measured, what was aimed at, and a mark where it was missed. The sections of
-docs/benchmarks.md are rewritten on the way. --quick: a few rounds of the smallest shapes.
+Without a name it runs the benchmarks of all speed targets, each in its own process, and ends with
+the table of all targets: what was measured, what was aimed at, and a mark where it was missed. The
+sections of docs/benchmarks.md are rewritten on the way. --quick: a few rounds of the smallest
+shapes.
+
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.harness import machine, markdown, write_section
+from benchmarks.harness import DOCS, machine, target_app, verdict_table, write_section
+from teach_once.runtime.command.frame import run_command
+from teach_once.runtime.command.make_args import with_words
 
-PROGRAMS = ("steps", "teacher_pass", "ablation", "start", "topk")
-# Take minutes: not among those of `make bench`.
-ALONE = (
-    "loading",
-    "scale",
-    "share",
-    "ranks",
-    "objects",
-    "many_blocks",
-    "read",
-    "rows",
-    "dtypes",
-    "profile",
-)
-QUICK = {
+# The speed targets that `make bench` measures, and the options of its smallest run.
+SUITE = {
     "steps": ["--shapes", "digits", "--rounds", "2"],
     "teacher_pass": ["--shapes", "digits", "--rounds", "2"],
     "ablation": ["--shape", "digits", "--epochs", "2"],
     "start": ["--images", "500", "--rounds", "1"],
     "topk": ["--shapes", "digits", "--records", "64", "--rounds", "2"],
 }
+NAMES = {
+    "steps": "a training step: cached, in memory, live, as the original trainer",
+    "teacher_pass": "the teacher's pass beside a bare loop of its forwards",
+    "ablation": "five methods from a cache and with the teacher in the loop",
+    "start": "from `make train-student` to its first step",
+    "topk": "truncated logits: what they keep, and what expanding them costs",
+    "loading": "photographs, against torchvision's loader; needs a quiet machine",
+    "scale": "what ImageNet's number of samples costs; takes minutes",
+    "shared_loading": "what one reading of the images saves five methods; likewise",
+    "objects": "a view through a mirror of an object store; likewise",
+    "ranks": "one student on several processes, or GPUs; likewise",
+    "many_blocks": "a pass of a million empty blocks on Ray; likewise",
+    "read": "a view's slab, single rows and a check of a cache",
+    "rows": "single rows as DistillationDataset reads them",
+    "dtypes": "what each tap dtype costs and keeps, of a teacher's records",
+    "profile": "the operators that a training step spends its time in",
+}
 
 
 def run_program(command: list[str]) -> None:
-    """In a process of its own, so that no program finds memory or threads of another's."""
+    """Run a target in its own process, so that it finds no memory or threads of another."""
     subprocess.run(command, check=True)
 
 
 def main(arguments: list[str]) -> int:
-    if arguments and arguments[0] in (*PROGRAMS, *ALONE):
-        return int(
-            importlib.import_module(f"benchmarks.targets.{arguments[0]}").main(arguments[1:])
-        )
-    parser = argparse.ArgumentParser(description=__doc__)
+    if arguments and arguments[0] in NAMES:
+        name, *words = with_words(arguments)
+        return run_command(target_app(name, words), words)
+    listed = "\n".join(f"  {name:<16}{what}" for name, what in NAMES.items())
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default=" ".join(PROGRAMS))
-    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--only", default=" ".join(SUITE))
+    parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--results", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args(arguments)
-    rows = []
-    for program in options.only.split():
-        results = options.results / f"{program}.json"
-        command = [
-            sys.executable,
-            "-m",
-            f"benchmarks.targets.{program}",
-            "--device",
-            options.device,
-        ]
+    verdicts = []
+    for name in options.only.split():
+        results = options.results / f"{name}.json"
+        command = [sys.executable, "-m", "benchmarks", name, "--device", options.device]
         command += ["--docs", str(options.docs), "--json", str(results)]
-        command += QUICK[program] if options.quick else []
-        run_program(command)
-        found = json.loads(results.read_text())
-        rows += [[v["what"], f"{v['value']:,.3g}", v["target"], v["mark"]] for v in found]
-    table = markdown(["what", "measured", "target", ""], rows)
+        run_program([*command, *(SUITE[name] if options.quick else [])])
+        verdicts += json.loads(results.read_text())
+    table = verdict_table(verdicts)
     print(table)
-    body = f"`make bench` on {machine()}, device {options.device}. Misses: docs/performance.md.\n\n"
-    write_section(options.docs, "All targets", f"{body}{table}")
+    body = f"`make bench` on {machine()}, device {options.device}. Misses: docs/performance.md."
+    write_section(options.docs, "All targets", f"{body}\n\n{table}")
     return 0
 
 

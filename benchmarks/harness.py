@@ -1,21 +1,35 @@
-"""Interleaved rounds, medians and spreads; a table for people and JSON for programs.
+"""The harness of all targets: interleaved rounds, verdicts, and a section of docs/benchmarks.md.
 
-Rows that are compared are timed in turn, round after round, so that a slow moment of a shared
-machine falls on all of them alike.
+Rows that are compared take turns, round after round, so that a slow moment of a shared machine
+affects them all alike. A target is a module of `benchmarks.targets` with a TITLE and a function
+`measure`, whose parameters are the options of its command and which returns a `Report`.
 """
 
 from __future__ import annotations
 
-import argparse
+import inspect
 import json
 import os
 import platform
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+import numpy
+import torch
+import typer
+from scipy.stats import trim_mean
+
+from teach_once.runtime.command.frame import new_app
+
+DOCS = Path("docs/benchmarks.md")
+ROUNDS = "± half the distance between the quartiles"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -38,10 +52,8 @@ class Timing:
 
     @property
     def mean(self) -> float:
-        """Without the slowest and the fastest tenth, which belong to the machine."""
-        ordered = sorted(self.seconds)
-        cut = len(ordered) // 10
-        return statistics.fmean(ordered[cut : len(ordered) - cut])
+        """The mean without the slowest and the fastest tenth, which belong to the machine."""
+        return float(trim_mean(self.seconds, 0.1))
 
     def ratio_to(self, other: Timing) -> float:
         """The median over rounds of this row's seconds by the other's in the same round."""
@@ -49,32 +61,60 @@ class Timing:
             ours / theirs for ours, theirs in zip(self.seconds, other.seconds, strict=True)
         )
 
+    def format_ms(self, digits: int = 1, calls: int = 1) -> str:
+        """Milliseconds of each of `calls` calls."""
+        return f"{1e3 * self.median / calls:,.{digits}f} ms ± {self.spread:.0%}"
+
+    def format_rate(self, amount: float, digits: int = 0) -> str:
+        """`amount` per second."""
+        return f"{amount / self.median:,.{digits}f} ± {self.spread:.0%}"
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """A measured ratio, and the target that it should meet; without one it is only reported."""
+    """A measured value and the bound that it should meet; without a bound it is only reported."""
 
     what: str
     value: float
-    target: str = ""
-    is_met_by: Callable[[float], bool] | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def target(self) -> str:
+        if self.at_most is not None:
+            return f"≤ {self.at_most:g}"
+        return "" if self.at_least is None else f"≥ {self.at_least:g}"
 
     @property
     def mark(self) -> str:
-        if self.is_met_by is None:
-            return ""
-        return "✓" if self.is_met_by(self.value) else "✗ missed"
+        if self.at_most is not None:
+            return mark(self.value <= self.at_most)
+        return "" if self.at_least is None else mark(self.value >= self.at_least)
 
-    def as_plain(self) -> dict[str, Any]:
+    def as_plain(self) -> dict[str, str | float]:
         return {"what": self.what, "value": self.value, "target": self.target, "mark": self.mark}
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> str:
-    rows = [[v.what, f"{v.value:,.3g}", v.target, v.mark] for v in verdicts]
-    return markdown(["what", "measured", "target", ""], rows)
+@dataclass(frozen=True)
+class Report:
+    """What a target found. text: follows the command and the machine in its section.
+
+    content: of the JSON file; by default the verdicts. title: of the section; by default the
+    module's. Without a title the report is only printed. cleanup: called after that.
+    """
+
+    text: str
+    verdicts: Sequence[Verdict] = ()
+    content: object = None
+    title: str = ""
+    cleanup: Callable[[], object] = dict
 
 
-def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, Timing]:
+def mark(is_met: bool) -> str:
+    return "✓" if is_met else "✗ missed"
+
+
+def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
     """Call every row once to warm up, then `rounds` times in turn; name -> timing.
 
     A row that returns a float has timed itself.
@@ -91,10 +131,27 @@ def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int = 7) -> di
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
+def timed(
+    run: Callable[[], object],
+    device: torch.device = CPU,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Callable[[], float]:
+    """`run` as a row that returns its seconds, on a GPU until the GPU is done."""
+
+    def call() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = clock()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - started
+
+    return call
+
+
 def machine() -> str:
     """Processor, cores and versions, for the line above a table."""
-    import numpy
-
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -111,8 +168,14 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
+def verdict_table(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """verdicts: as `Verdict.as_plain` gives them."""
+    rows = [[v["what"], f"{v['value']:,.3g}", v["target"], v["mark"]] for v in verdicts]
+    return markdown(["what", "measured", "target", ""], rows)
+
+
 def write_section(file: Path, title: str, body: str) -> None:
-    """Put `body` under `## title` of a Markdown file, replacing what stood there."""
+    """Put `body` under `## title` of a Markdown file, in place of what that section held."""
     text = file.read_text() if file.is_file() else "# Benchmarks\n"
     head, found, rest = text.partition(f"\n## {title}\n")
     following = rest.find("\n## ")
@@ -120,25 +183,38 @@ def write_section(file: Path, title: str, body: str) -> None:
     file.write_text(f"{head.rstrip()}\n\n## {title}\n\n{body.strip()}\n{tail}")
 
 
-def write_json(file: Path, content: Any) -> None:
+def target_app(name: str, words: Sequence[str] = ()) -> typer.Typer:
+    """The command line of a target: the parameters of its `measure`, and where results go.
+
+    words: of the command, which the section shows.
+    """
+    module = import_module(f"benchmarks.targets.{name}")
+    command = shlex.join(["python", "-m", "benchmarks", name, *words])
+
+    def run(docs: Path, json: Path, **options: Any) -> None:
+        report: Report = module.measure(**options)
+        plain = [verdict.as_plain() for verdict in report.verdicts]
+        body = f"`{command}` on {machine()}, torch {torch.__version__}{report.text}"
+        body += f"\n\n{verdict_table(plain)}" if plain else ""
+        print(body)
+        if title := report.title or module.TITLE:
+            write_section(docs, title, body)
+            write_json(json, plain if report.content is None else report.content)
+        report.cleanup()
+
+    hints = get_type_hints(module.measure, include_extras=True) | {"docs": Path, "json": Path}
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own = inspect.signature(module.measure).parameters.values()
+    files = {"docs": DOCS, "json": Path(f"runs/benchmarks/{name}.json")}
+    common = [inspect.Parameter(key, kind, default=file) for key, file in files.items()]
+    parameters = [each.replace(annotation=hints[each.name], kind=kind) for each in (*own, *common)]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = hints
+    app = new_app()
+    app.command(help=module.__doc__)(run)
+    return app
+
+
+def write_json(file: Path, content: object) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
-    """With the options that every target's program has."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
-    parser.add_argument("--json", type=Path, default=Path(f"runs/benchmarks/{name}.json"))
-    return parser
-
-
-def publish(
-    options: argparse.Namespace, title: str, text: str, verdicts: Sequence[Verdict]
-) -> None:
-    """Print text and verdicts; put them into the documents as one section, and into JSON."""
-    body = f"{text}\n\n{verdict_table(verdicts)}"
-    print(body)
-    write_section(options.docs, title, body)
-    write_json(options.json, [verdict.as_plain() for verdict in verdicts])

@@ -24,10 +24,12 @@ from benchmarks.results.kept import LabelledResult, ResultsError
 from teach_once.report.differences import difference_cells
 from teach_once.report.intervals import LEVEL
 from teach_once.report.runs import Result
-from teach_once.report.table import Cell, PairedDifference, Spread, difference, rows_of, table_cells
+from teach_once.report.table import Cell, Spread, difference, rows_of, table_cells
 
 Lines = list[list[Cell]]
+Shown = str | int | Spread | None
 _INTERVAL = f"{LEVEL:.0%} interval"
+_ERROR = "top-1 error, last (%)"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class MethodRuns:
         return Spread.of([result.last.top1 for result in self.results])
 
     @property
+    def seconds(self) -> Spread:
+        return Spread.of([result.seconds for result in self.results])
+
+    @property
     def machine_seconds(self) -> float:
         """Of one run on average."""
         return statistics.fmean(run.machine_seconds for run in self.runs)
@@ -60,17 +66,13 @@ class MethodRuns:
 
     def error_at(self, epoch: int) -> Spread | None:
         """None unless every run was tested then."""
-        errors = [
-            point.top1
-            for each in self.results
-            for point in each.curve
-            if point.epoch == epoch and point.top1 is not None
-        ]
+        points = [point for each in self.results for point in each.curve if point.epoch == epoch]
+        errors = [point.top1 for point in points if point.top1 is not None]
         return Spread.of(errors) if len(errors) == len(self.runs) else None
 
     @property
     def bytes_per_image(self) -> int | None:
-        """Of the cache: nothing where no run reads it, None where it was not kept."""
+        """Of the cache: nothing if no run reads it, None if it was not kept."""
         if not self.first.reads_cache:
             return 0
         record_bytes = self.runs[0].record_bytes
@@ -85,63 +87,74 @@ def by_label(runs: Sequence[LabelledResult]) -> list[MethodRuns]:
     return [MethodRuns(label, of_one) for label, of_one in found.items()]
 
 
-def _results(runs: Sequence[LabelledResult]) -> list[Result]:
-    return [run.result for run in runs]
-
-
 def teacher_of(runs: Sequence[LabelledResult]) -> Mapping[str, float]:
     """What was measured when the cache was made that the first of these runs read."""
     return next((run.result.teacher for run in runs if run.result.teacher), {})
 
 
+def _line(*shown: Shown) -> list[Cell]:
+    return [
+        Cell.of(each) if each is None or isinstance(each, Spread) else Cell(str(each))
+        for each in shown
+    ]
+
+
+def _gap(each: MethodRuns, other: MethodRuns | None) -> list[str]:
+    """The difference, its interval and its p, as far as there are any."""
+    gap = None if other is None else difference(each.results, other.results)
+    if gap is None:
+        return ["", "", ""]
+    if gap.interval is None or gap.p is None:
+        return [f"{gap.mean:+.2f}", "", ""]
+    interval = f"{gap.interval.low:+.2f} to {gap.interval.high:+.2f}"
+    return [f"{gap.mean:+.2f}", interval, f"{gap.p:.2g}"]
+
+
+def _start(each: MethodRuns) -> tuple[Shown, ...]:
+    return each.label, len(each.runs), each.error
+
+
 def _errors(runs: Sequence[LabelledResult]) -> Lines:
-    return table_cells(rows_of(_results(runs)), teacher_of(runs))
+    return table_cells(rows_of([run.result for run in runs]), teacher_of(runs))
 
 
 def _teacher(runs: Sequence[LabelledResult]) -> Lines:
     """A column for each that was measured; on the cached views there are no top-5 errors."""
-    teacher, first = teacher_of(runs), runs[0].result
-    shown: dict[str, tuple[str, Callable[[float], str]]] = {
-        "test_top1_error": ("top-1 test error (%)", lambda error: f"{error:.2f}"),
-        "test_top5_error": ("top-5 test error (%)", lambda error: f"{error:.2f}"),
+    teacher, num_samples = teacher_of(runs), runs[0].result.num_samples
+    formats: dict[str, tuple[str, Callable[[float], str]]] = {
+        "test_top1_error": ("top-1 test error (%)", "{:.2f}".format),
+        "test_top5_error": ("top-5 test error (%)", "{:.2f}".format),
         "train_agreement": (
             "top-1 error on the cached views (%)",
-            lambda share: f"{100 * (1 - share):.2f}",
+            lambda fraction: f"{100 * (1 - fraction):.2f}",
         ),
         "views": (
             "images in the pass",
-            lambda views: (
-                f"{first.num_samples:,} x {views:,.0f} = {first.num_samples * views:,.0f}"
-            ),
+            lambda views: f"{num_samples:,} x {views:,.0f} = {num_samples * views:,.0f}",
         ),
-        "images_per_second": ("images per second", lambda rate: f"{rate:,.0f}"),
+        "images_per_second": ("images per second", "{:,.0f}".format),
     }
-    known = {title: Cell(of(teacher[key])) for key, (title, of) in shown.items() if key in teacher}
-    return [[Cell(title) for title in known], list(known.values())]
+    known = {title: show(teacher[k]) for k, (title, show) in formats.items() if k in teacher}
+    return [_line(*known), _line(*known.values())]
 
 
 def _differences(runs: Sequence[LabelledResult]) -> Lines:
-    return difference_cells(rows_of(_results(runs)))
+    return difference_cells(rows_of([run.result for run in runs]))
 
 
 def _paired(runs: Sequence[LabelledResult]) -> Lines:
     first, *others = by_label(runs)
-    titles = ("method", "seeds", "top-1 error, last (%)", f"Δ to {first.label}", _INTERVAL, "p")
-    lines = [[Cell(title) for title in titles]]
-    for each in (first, *others):
-        gap = None if each is first else difference(each.results, first.results)
-        lines.append([*_start(each), Cell.of(each.error), *_gap_cells(gap)])
-    return lines
+    lines = [_line("method", "seeds", _ERROR, f"Δ to {first.label}", _INTERVAL, "p")]
+    lines.append(_line(*_start(first), *_gap(first, None)))
+    return lines + [_line(*_start(each), *_gap(each, first)) for each in others]
 
 
 def _pairs(runs: Sequence[LabelledResult]) -> Lines:
-    titles = ("method", "seeds", "top-1 error, last (%)", "against", "its error (%)", "difference")
-    lines = [[Cell(title) for title in (*titles, _INTERVAL, "p")]]
-    for first, each in _in_pairs("pairs", runs):
-        gap = difference(each.results, first.results)
-        against = [Cell(first.label), Cell.of(first.error)]
-        lines.append([*_start(each), Cell.of(each.error), *against, *_gap_cells(gap)])
-    return lines
+    titles = ("method", "seeds", _ERROR, "against", "its error (%)", "difference", _INTERVAL, "p")
+    return [_line(*titles)] + [
+        _line(*_start(each), first.label, first.error, *_gap(each, first))
+        for first, each in _in_pairs("pairs", runs)
+    ]
 
 
 def _in_pairs(kind: str, runs: Sequence[LabelledResult]) -> Iterator[tuple[MethodRuns, MethodRuns]]:
@@ -152,147 +165,87 @@ def _in_pairs(kind: str, runs: Sequence[LabelledResult]) -> Iterator[tuple[Metho
 
 
 def _order(runs: Sequence[LabelledResult]) -> Lines:
-    titles = ("method", "seeds", "top-1 error, last (%)", "Δ to the row above", _INTERVAL, "p")
-    lines = [[Cell(title) for title in (*titles, "lower than the row above")]]
+    titles = ("method", "seeds", _ERROR, "Δ to the row above", _INTERVAL, "p")
+    lines = [_line(*titles, "lower than the row above")]
     above: MethodRuns | None = None
     for each in by_label(runs):
-        gap = None if above is None else difference(each.results, above.results)
-        start = [*_start(each), Cell.of(each.error)]
-        lines.append([*start, *_gap_cells(gap), Cell(_is_lower(gap) if gap else "")])
+        lower = "" if above is None else _is_lower(each, above)
+        lines.append(_line(*_start(each), *_gap(each, above), lower))
         above = each
     return lines
 
 
-def _is_lower(gap: PairedDifference) -> str:
+def _is_lower(each: MethodRuns, above: MethodRuns) -> str:
     """What the interval tells; without one, as of a single seed, nothing."""
+    gap = difference(each.results, above.results)
+    if gap is None:
+        return ""
     if gap.interval is None or gap.p is None or gap.interval.low <= 0 <= gap.interval.high:
         return "cannot be told"
     return "yes" if gap.interval.high < 0 else "no, higher"
-
-
-def _start(each: MethodRuns) -> Iterator[Cell]:
-    yield Cell(each.label)
-    yield Cell(str(len(each.runs)))
-
-
-def _gap_cells(gap: PairedDifference | None) -> Iterator[Cell]:
-    """The difference, its interval and its p, as far as there are any."""
-    yield Cell("" if gap is None else f"{gap.mean:+.2f}")
-    if gap is None or gap.interval is None or gap.p is None:
-        yield from (Cell(), Cell())
-    else:
-        yield Cell(f"{gap.interval.low:+.2f} to {gap.interval.high:+.2f}")
-        yield Cell(f"{gap.p:.2g}")
 
 
 def _curves(runs: Sequence[LabelledResult]) -> Lines:
     """A row per method, a column per epoch in which all its runs were tested."""
     methods = by_label(runs)
     epochs = sorted({epoch for each in methods for epoch in each.tested_epochs})
-    lines = [[Cell("method"), *(Cell(f"epoch {epoch}") for epoch in epochs)]]
-    for each in methods:
-        lines.append([Cell(each.label), *(Cell.of(each.error_at(epoch)) for epoch in epochs)])
-    return lines
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """Of one run on average, and of the teacher's pass."""
-
-    seconds: Spread
-    student_images: int
-    live_images: int
-    passed_images: int
-
-    @classmethod
-    def of(cls, each: MethodRuns) -> _Cost:
-        first = each.first
-        is_taught = first.reads_cache or each.runs[0].is_live
-        return cls(
-            Spread.of([result.seconds for result in each.results]),
-            first.num_samples * first.epochs,
-            first.num_samples * first.epochs * first.num_teachers if is_taught else 0,
-            first.num_samples * first.num_views * first.num_teachers if first.reads_cache else 0,
-        )
+    return [_line("method", *(f"epoch {epoch}" for epoch in epochs))] + [
+        _line(each.label, *map(each.error_at, epochs)) for each in methods
+    ]
 
 
 def _cost(runs: Sequence[LabelledResult]) -> Lines:
-    """Images through networks say what a run costs on any machine."""
-    titles = (
-        "method",
-        "seconds per run",
-        "images through the student",
-        "images through the teacher, live",
-        "in one pass for all runs",
-        "paid back after (runs)",
-    )
-    lines = [[Cell(title) for title in titles]]
+    """Images through networks: what a run costs on any machine."""
+    titles = ["method", "seconds per run", "images through the student"]
+    titles += ["images through the teacher, live", "in one pass for all runs"]
+    lines = [_line(*titles, "paid back after (runs)")]
     for each in by_label(runs):
-        cost = _Cost.of(each)
-        back = cost.passed_images / cost.live_images if cost.passed_images else None
-        images = (cost.student_images, cost.live_images, cost.passed_images)
-        shown = [Cell(f"{number:,}" if number else "") for number in images]
-        paid = Cell("" if back is None else f"{back:.1f}")
-        lines.append([Cell(each.label), Cell.of(cost.seconds), *shown, paid])
+        first = each.first
+        seen = first.num_samples * first.epochs
+        is_distilled = first.reads_cache or each.runs[0].is_live
+        live = seen * first.num_teachers if is_distilled else 0
+        passed = first.num_samples * first.num_views * first.num_teachers * first.reads_cache
+        images = [f"{number:,}" if number else "" for number in (seen, live, passed)]
+        paid = f"{passed / live:.1f}" if passed else ""
+        lines.append(_line(each.label, each.seconds, *images, paid))
     return lines
 
 
 def _payback(runs: Sequence[LabelledResult]) -> Lines:
-    """Pass and run both in seconds of the whole machine. A resumed pass knows its last rate."""
-    titles = (
-        "method",
-        "seconds per run, from the cache",
-        "seconds per run, teacher in the loop",
-        "runs side by side",
-        "seconds of the pass",
-        "paid back after (runs)",
-    )
-    lines = [[Cell(title) for title in titles]]
+    """Pass and run both in seconds of the whole machine. A resumed pass records its last rate."""
+    titles = ["method", "seconds per run, from the cache", "seconds per run, teacher in the loop"]
+    titles += ["runs side by side", "seconds of the pass", "paid back after (runs)"]
+    lines = [_line(*titles)]
     for cached, live in _in_pairs("payback", runs):
-        seconds = [
-            Spread.of([result.seconds for result in each.results]) for each in (cached, live)
-        ]
         saved = live.machine_seconds - cached.machine_seconds
         first = cached.first
         images = first.num_samples * first.num_views * first.num_teachers
         rate = first.teacher.get("images_per_second")
-        passing = Cell(f"{images / rate:,.0f}" if rate else "")
-        paid = Cell(f"{images / rate / saved:.1f}" if rate and saved > 0 else "")
-        jobs = Cell(str(cached.runs[0].jobs))
-        lines.append([Cell(cached.label), *map(Cell.of, seconds), jobs, passing, paid])
+        passing = f"{images / rate:,.0f}" if rate else ""
+        paid = f"{images / rate / saved:.1f}" if rate and saved > 0 else ""
+        seconds = (cached.seconds, live.seconds)
+        lines.append(_line(cached.label, *seconds, cached.runs[0].jobs, passing, paid))
     return lines
 
 
 def _stored(runs: Sequence[LabelledResult]) -> Lines:
-    first, *others = by_label(runs)
-    titles = (
-        "teacher's outputs",
-        "views",
-        "bytes per record",
-        "bytes per image",
-        "seeds",
-        "top-1 error, last (%)",
-        f"Δ to {first.label}",
-        _INTERVAL,
-        "p",
-    )
-    lines = [[Cell(title) for title in titles]]
-    for each in (first, *others):
-        gap = None if each is first else difference(each.results, first.results)
-        label, seeds = _start(each)
-        size = [Cell(), Cell()]
-        if each.bytes_per_image:
-            size = [Cell(f"{each.runs[0].record_bytes:,}"), Cell(f"{each.bytes_per_image:,}")]
-        views = Cell(str(each.first.num_views or ""))
-        lines.append([label, views, *size, seeds, Cell.of(each.error), *_gap_cells(gap)])
+    first, *_ = methods = by_label(runs)
+    titles = ("teacher's outputs", "views", "bytes per record", "bytes per image", "seeds", _ERROR)
+    lines = [_line(*titles, f"Δ to {first.label}", _INTERVAL, "p")]
+    for each in methods:
+        size = each.bytes_per_image
+        sizes = [f"{each.runs[0].record_bytes:,}", f"{size:,}"] if size else ["", ""]
+        gap = _gap(each, None if each is first else first)
+        label, *rest = _start(each)
+        lines.append(_line(label, each.first.num_views or "", *sizes, *rest, *gap))
     return lines
 
 
 def _validation(runs: Sequence[LabelledResult]) -> Lines:
-    lines = [[Cell("method"), Cell("seeds"), Cell("top-1 validation error, last (%)")]]
+    lines = [_line("method", "seeds", "top-1 validation error, last (%)")]
     for each in by_label(runs):
         errors = [r.last_validation for r in each.results if r.last_validation is not None]
-        lines.append([*_start(each), Cell.of(Spread.of(errors) if errors else None)])
+        lines.append(_line(each.label, len(each.runs), Spread.of(errors) if errors else None))
     return lines
 
 

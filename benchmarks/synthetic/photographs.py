@@ -1,26 +1,36 @@
-"""Photographs of ImageNet's usual size, made up: 500x375 pixels, JPEG files of about 110 kB.
+"""Photographs of ImageNet's usual size, made up, and image folders of any number of them.
 
-CIFAR-10's pictures enlarged, where they are in data/cifar10; else pictures with the spectrum of
-natural images (amplitude falling as 1 / frequency). Noise is added until the file has its size,
-since the time that decoding takes depends on the bytes more than on what is seen.
+They are JPEG files of 500x375 pixels and about 110 kB: CIFAR-10's pictures enlarged, if they are in
+data/cifar10; else pictures with the spectrum of natural images, whose amplitude falls as 1 /
+frequency. Noise is added until the file has its size, since decoding time depends on the bytes more
+than on the contents.
+
+A folder holds hard links to a few hundred of them: a link takes a name and no inode. File systems
+allow about 65,000 links to one file (ext4), so the photographs are copied as often as that demands.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from teach_once.views.splits import crc32c
+
 WIDTH, HEIGHT = 500, 375
 FILE_BYTES = 110_000
+PHOTOGRAPHS = 256  # different ones in a large folder
+CIFAR = Path("data/cifar10/train")
 _QUALITY = 90
 _TRIALS = 6
 _MOST_NOISE = 64.0  # standard deviation, of 255
-CIFAR = Path("data/cifar10/train")
+_MOST_LINKS = 60_000
+_BYTES_PER_NAME = 100  # of a folder's entry, generously
 
 Floats = NDArray[np.float64]
 
@@ -30,8 +40,8 @@ def photographs(count: int, seed: int = 0, file_bytes: int = FILE_BYTES) -> Iter
     rng = np.random.default_rng(seed)
     files = sorted(CIFAR.glob("*/*.jpg"))[:: max(1, 50_000 // max(count, 1))]
     for number in range(count):
-        pixels = _enlarged(files[number % len(files)]) if files else _natural(rng)
-        yield _of_size(pixels, rng.normal(size=pixels.shape), file_bytes)
+        pixels = _enlarge(files[number % len(files)]) if files else _natural(rng)
+        yield _encode_to_size(pixels, rng.normal(size=pixels.shape), file_bytes)
 
 
 def origin() -> str:
@@ -39,14 +49,14 @@ def origin() -> str:
     return "enlarged CIFAR-10 pictures" if CIFAR.is_dir() else "made-up pictures"
 
 
-def _enlarged(file: Path) -> Floats:
+def _enlarge(file: Path) -> Floats:
     with Image.open(file) as small:
         large = small.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
     return np.asarray(large, dtype=np.float64)
 
 
 def _natural(rng: np.random.Generator) -> Floats:
-    """(HEIGHT, WIDTH, 3): brightness common to the channels, and a weaker colour in each."""
+    """(HEIGHT, WIDTH, 3): brightness common to the channels, and a weaker color in each."""
     rows, columns = np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None]
     frequency = np.maximum(np.hypot(rows, columns), 1 / WIDTH)
     channels = []
@@ -54,22 +64,62 @@ def _natural(rng: np.random.Generator) -> Floats:
         waves = np.fft.rfft2(rng.normal(size=(HEIGHT, WIDTH))) / frequency
         plane = np.fft.irfft2(waves, s=(HEIGHT, WIDTH))
         channels.append(plane / plane.std())
-    brightness, *colours = channels
-    return np.stack([128 + 45 * brightness + 15 * colour for colour in colours], axis=-1)
+    brightness, *colors = channels
+    return np.stack([128 + 45 * brightness + 15 * color for color in colors], axis=-1)
 
 
-def _of_size(pixels: Floats, noise: Floats, file_bytes: int) -> bytes:
-    """The JPEG file with as much noise as gives it that size: halving an interval."""
+def _encode_to_size(pixels: Floats, noise: Floats, file_bytes: int) -> bytes:
+    """The JPEG file with as much noise as gives it that size, found by halving an interval."""
     low, high, encoded = 0.0, _MOST_NOISE, b""
     for _ in range(_TRIALS):
         middle = (low + high) / 2
-        encoded = _encoded(pixels + middle * noise)
+        picture, buffer = (pixels + middle * noise).clip(0, 255).astype(np.uint8), io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=_QUALITY)
+        encoded = buffer.getvalue()
         low, high = (middle, high) if len(encoded) < file_bytes else (low, middle)
     return encoded
 
 
-def _encoded(pixels: Floats) -> bytes:
-    buffer = io.BytesIO()
-    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    picture.save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue()
+def photograph_folder(
+    root: Path, num_samples: int, contents: Sequence[bytes], classes: int
+) -> NDArray[np.uint32]:
+    """`root/train/<class>/<n>.JPEG`, and one image per class in `root/val`.
+
+    Returns (num_samples,), the checksums of all training samples in their order.
+    """
+    originals = root / "originals"
+    originals.mkdir(parents=True)
+    chosen, first = np.arange(num_samples) % len(contents), 0
+    for number in range(classes):
+        count = num_samples // classes + (number < num_samples % classes)
+        train, val = (root / split / f"n{number:08d}" for split in ("train", "val"))
+        train.mkdir(parents=True)
+        val.mkdir(parents=True)
+        for sample in range(first, first + count):
+            name = train / f"n{number:08d}_{sample - first:06d}.JPEG"
+            _link(originals, sample, contents, name)
+        _link(originals, number, contents, val / f"val_{number:06d}.JPEG")
+        first += count
+    return np.array([crc32c(content) for content in contents], dtype=np.uint32)[chosen]
+
+
+def _link(originals: Path, sample: int, contents: Sequence[bytes], name: Path) -> None:
+    which, copy = sample % len(contents), sample // len(contents) // _MOST_LINKS
+    original = originals / f"{which}-{copy}.JPEG"
+    if not original.exists():
+        original.write_bytes(contents[which])
+    os.link(original, name)
+
+
+def check_disk(folder: Path, num_samples: int, classes: int, more_bytes: int = 0) -> None:
+    """Raise SystemExit if the disk of `folder` lacks room for the links and `more_bytes`."""
+    disk = os.statvfs(folder)
+    inodes = 2 * classes + num_samples // _MOST_LINKS + 2 * PHOTOGRAPHS
+    num_bytes = more_bytes + _BYTES_PER_NAME * num_samples + 2 * PHOTOGRAPHS * FILE_BYTES
+    if disk.f_files > 0 and disk.f_favail < inodes:
+        raise SystemExit(f"{folder}: {inodes:,} inodes are needed, {disk.f_favail:,} are free")
+    if (free := disk.f_bavail * disk.f_frsize) < num_bytes:
+        raise SystemExit(
+            f"{folder}: {num_bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free\n"
+            f"  fix: set TMPDIR to a folder on a larger disk, or give fewer --samples"
+        )

@@ -1,29 +1,18 @@
-"""A study of a linked image folder, with a complete cache whose records are made up."""
+"""A study of an image folder of any size, with a complete cache whose records are made up."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from benchmarks.synthetic.linked_tree import CLASSES, linked_tree
+from benchmarks.synthetic.caches import fill_with_noise
+from benchmarks.synthetic.photographs import photograph_folder
+from benchmarks.synthetic.studies import save_random_weights
 from teach_once.configs.load import load_student, load_teacher
-from teach_once.nets.networks.zoo import build
-from teach_once.nets.weights.files import save_atomically
 from teach_once.precompute.compute.setup import Setup, prepare
-from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
-from teach_once.store import CacheWriter
-from teach_once.store.format.spec import SAMPLE_CRC
 from teach_once.train.runs.study import Study, open_study
 
+CLASSES = 1000
 CHANNELS = 16  # of the one stage that is stored
 TEACHER = """
 dataset:
@@ -59,59 +48,28 @@ class ScaleStudy:
         return str(self.folder / "scale-teacher.yaml")
 
     @property
-    def mixing_teacher(self) -> str:
-        return str(self.folder / "scale-mixing.yaml")
-
-    @property
     def student(self) -> str:
         return str(self.folder / "scale-student.yaml")
 
     def setup(self, mixes: bool = False) -> Setup:
-        return prepare(self.mixing_teacher if mixes else self.teacher, [], self.caches)
+        mixing = str(self.folder / "scale-mixing.yaml")
+        return prepare(mixing if mixes else self.teacher, [], self.caches)
 
     def study(self) -> Study:
-        config = load_student(self.student, [])
-        return open_study(
-            config,
-            load_teacher(config.teacher, []),
-            caches_dir=self.caches,
-            runs_dir=self.folder / "runs",
-        )
+        student, teacher = load_student(self.student, []), load_teacher(self.teacher, [])
+        runs = self.folder / "runs"
+        return open_study(student, teacher, caches_dir=self.caches, runs_dir=runs)
 
 
 def make_study(folder: Path, num_samples: int, num_views: int, contents: list[bytes]) -> ScaleStudy:
     """The tree, the configs, the weights of a teacher, and its cache."""
     folder.mkdir()
-    checksums = linked_tree(folder / "tree", num_samples, contents)
-    network = build("resnet8", num_classes=CLASSES, in_channels=3)
-    save_atomically(network.state_dict(), folder / "teacher.pt")
+    checksums = photograph_folder(folder / "tree", num_samples, contents, CLASSES)
+    save_random_weights(folder / "teacher.pt", "resnet8", CLASSES)
+    for name, mix in (("teacher", ""), ("mixing", ", mix: {kind: mixup}")):
+        text = TEACHER.format(folder=folder, views=num_views, mix=mix)
+        (folder / f"scale-{name}.yaml").write_text(text)
+    (folder / "scale-student.yaml").write_text(STUDENT.format(folder=folder))
     study = ScaleStudy(folder, num_samples, num_views)
-    for file, mix in ((study.teacher, ""), (study.mixing_teacher, ", mix: {kind: mixup}")):
-        Path(file).write_text(TEACHER.format(folder=folder, views=num_views, mix=mix))
-    Path(study.student).write_text(STUDENT.format(folder=folder))
-    _write_cache(study.setup(), checksums)
+    fill_with_noise(study.setup(), lambda ids: checksums[ids])
     return study
-
-
-def _write_cache(setup: Setup, checksums: NDArray[np.uint32]) -> None:
-    """Every block, with the samples' own checksums and random means."""
-    options = PassOptions(torch.device("cpu"), num_workers=0)
-    content = TeacherPass(setup, options).content()
-    means = np.random.default_rng(0).random((8192, CHANNELS), dtype=np.float32)
-    with _without_flushing(), CacheWriter.open(setup.path, content) as writer:
-        for item in writer.work:
-            block = item.block
-            records: dict[str, NDArray[Any]] = {
-                "stage1": means[block.view : block.view + block.rows]
-            }
-            if SAMPLE_CRC in item.taps:
-                records[SAMPLE_CRC] = checksums[block.start : block.stop]
-            writer.write_block(block, {tap: records[tap] for tap in item.taps})
-        writer.record_measured({"views": setup.config.views.num_views, "images_per_second": 1.0})
-
-
-@contextmanager
-def _without_flushing() -> Iterator[None]:
-    """Tens of thousands of flushes would take minutes; the cache is thrown away."""
-    with patch.object(os, "fsync", lambda _: None):
-        yield

@@ -1,7 +1,7 @@
-"""Real studies on made-up images: the shapes of the published pairs, no data set, random weights.
+"""Real studies on made-up images: the shapes of the published pairs, no dataset, random weights.
 
-Everything but the pixels and the weights is what a user runs: config, cache, feed, loop. Speed does
-not depend on either.
+Everything but the pixels and the weights is what a user runs: config, cache, outputs, loop. Speed
+does not depend on either.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from teach_once.precompute.compute import setup
 from teach_once.precompute.compute.setup import Setup
 from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.precompute.run_pass import fill_cache
+from teach_once.store import TeacherCache
 from teach_once.train.engine.step import TrainContext, active_terms, epoch_steps, start_epoch
 from teach_once.train.engine.train_state import capture_maps
 from teach_once.train.runs.study import Study
 from teach_once.views.datasets import Dataset
-from teach_once.views.splits import array_split
+from teach_once.views.splits import Split, array_split
 
 # A network without training, in evaluation mode, gives numbers that float16 cannot hold.
 _TAPS = ("taps.logits=float32", "taps.means=float32", "taps.energy=null", "taps.hint=null")
@@ -56,12 +57,12 @@ SHAPES = {
 }
 
 
-def shapes_for(device: torch.device, named: str | None) -> dict[str, Shape]:
-    """The shapes that are named; else all that a device goes through in a few minutes.
+def shapes_for(device: torch.device, named: str) -> dict[str, Shape]:
+    """The named shapes; by default all that a device goes through in a few minutes.
 
-    A GPU gets 32 times the images, so that what is measured is not its start.
+    A GPU gets 32 times the images, so that its start does not count.
     """
-    names = named.split() if named else list(SHAPES)
+    names = named.split() or list(SHAPES)
     if unknown := [name for name in names if name not in SHAPES]:
         raise SystemExit(f"no shape {unknown[0]!r}: there are {', '.join(SHAPES)}")
     if device.type != "cuda":
@@ -73,68 +74,77 @@ def shapes_for(device: torch.device, named: str | None) -> dict[str, Shape]:
 def configs_of(
     shape: Shape, folder: Path, overrides: Sequence[str] = ()
 ) -> tuple[StudentConfig, TeacherConfig]:
-    """The shipped configs, with few views; the crop of ImageNet is left out, being Pillow's."""
+    """The shipped configs, with few views, and without ImageNet's crop, which is Pillow's work."""
     student = load_student(shape.student, list(overrides))
     views = {"kind": "pad-crop-flip", "pad_px": 1}
-    teacher = load_teacher(
-        student.teacher,
-        [
-            *_TAPS,
-            f"views.augment={json.dumps(views)}",
-            "views.evaluation=null",
-            f"views.count={shape.num_views}",
-            f"teacher.weights={folder / 'teacher.pt'}",
-        ],
-    )
-    return student, teacher
+    own = [f"views.augment={json.dumps(views)}", "views.evaluation=null"]
+    own += [f"views.count={shape.num_views}", f"teacher.weights={folder / 'teacher.pt'}"]
+    return student, load_teacher(student.teacher, [*_TAPS, *own])
 
 
-def dataset_of(shape: Shape, teacher: TeacherConfig, seed: int = 0) -> Dataset:
+def random_split(rng: np.random.Generator, count: int, size: int, channels: int, k: int) -> Split:
+    """`count` images of `size` pixels with random labels of `k` classes."""
+    images = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+    return array_split(images, rng.integers(0, k, count), "noise")
+
+
+def dataset_of(shape: Shape, teacher: TeacherConfig) -> Dataset:
     """Random pixels and labels."""
     size = {"digits": 8, "imagenet": 224}.get(shape.student.split("-")[0], 32)
-    channels = len(teacher.dataset.normalisation.mean)
-    rng = np.random.default_rng(seed)
-    splits = {}
-    for name, count in (("train", shape.num_train), ("test", shape.num_test)):
-        images = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
-        splits[name] = array_split(images, rng.integers(0, shape.classes, count), "noise")
-    digest = hashlib.sha256(splits["train"].images.tobytes()).hexdigest()
-    names = tuple(map(str, range(shape.classes)))
-    return Dataset("noise", names, splits["train"], None, splits["test"], digest)
+    channels, rng = len(teacher.dataset.normalisation.mean), np.random.default_rng(0)
+    train, test = (
+        random_split(rng, count, size, channels, shape.classes)
+        for count in (shape.num_train, shape.num_test)
+    )
+    digest = hashlib.sha256(train.images.tobytes()).hexdigest()
+    return Dataset("noise", tuple(map(str, range(shape.classes))), train, None, test, digest)
+
+
+def save_random_weights(
+    file: Path, arch: str, classes: int, channels: int = 3, stem: str = "cifar"
+) -> None:
+    network = build(arch, num_classes=classes, in_channels=channels, stem=stem)
+    save_atomically(network.state_dict(), file)
 
 
 def setup_of(
     shape: Shape, folder: Path, overrides: Sequence[str] = ()
 ) -> tuple[Setup, StudentConfig]:
-    """A teacher with random weights on random images, and where its cache would lie."""
+    """A teacher with random weights on random images; its cache is to be made."""
     student, teacher = configs_of(shape, folder, overrides)
+    channels, spec = len(teacher.dataset.normalisation.mean), teacher.teacher
+    save_random_weights(folder / "teacher.pt", spec.arch, shape.classes, channels, spec.stem)
     dataset = dataset_of(shape, teacher)
-    network = build(
-        teacher.teacher.arch,
-        num_classes=shape.classes,
-        in_channels=len(teacher.dataset.normalisation.mean),
-        stem=teacher.teacher.stem,
-    )
-    save_atomically(network.state_dict(), folder / "teacher.pt")
     return setup.setup_of(teacher, dataset, folder / "caches"), student
+
+
+def make_cache(made: Setup, options: PassOptions) -> TeacherCache:
+    """The teacher's cache, by its pass."""
+    cache = fill_cache(made, options, Console(file=io.StringIO()))
+    assert cache is not None
+    return cache
 
 
 def study_of(
     shape: Shape, folder: Path, device: torch.device, overrides: Sequence[str] = ()
 ) -> Study:
-    """The same with its cache made."""
-    setup, student = setup_of(shape, folder, overrides)
-    cache = fill_cache(setup, PassOptions(device, 64), Console(file=io.StringIO()))
-    assert cache is not None
-    return Study(student, setup.config, setup.dataset, cache, folder / "runs")
+    """The study of `setup_of`, with its cache made."""
+    made, student = setup_of(shape, folder, overrides)
+    cache = make_cache(made, PassOptions(device, 64))
+    return Study(student, made.config, made.dataset, cache, folder / "runs")
 
 
-def steps(context: TrainContext) -> Iterator[None]:
+def steps_of_epoch(context: TrainContext, epoch: int) -> Iterator[object]:
+    """The steps of one epoch, with the terms that are active at the end of the run."""
+    terms = active_terms(context.run.terms, context.run.training.epochs)
+    return epoch_steps(context, epoch, start_epoch(context, epoch), terms)
+
+
+def endless_steps(context: TrainContext) -> Iterator[None]:
     """Training endlessly, one step per `next`, without the tests between epochs."""
-    run, train_state = context.run, context.train_state
-    terms = active_terms(run.terms, run.training.epochs)
-    train_state.network.train()
-    with capture_maps(train_state, context.data.train, run.training.batch_size):
+    context.train_state.network.train()
+    batch_size = context.run.training.batch_size
+    with capture_maps(context.train_state, context.data.train, batch_size):
         for epoch in itertools.count(1):
-            for _ in epoch_steps(context, epoch, start_epoch(context, epoch), terms):
+            for _ in steps_of_epoch(context, epoch):
                 yield

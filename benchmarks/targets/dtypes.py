@@ -9,25 +9,21 @@ same teacher's outputs on view 1 stand in for one, as those of a student that ha
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numcodecs
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 
-from benchmarks.harness import machine, markdown, write_json, write_section
+from benchmarks.harness import Report, interleaved, markdown
 from teach_once.nets.teacher.taps import in_order
 from teach_once.precompute.compute.setup import prepare
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
-from teach_once.runtime.command.make_args import with_words
+from teach_once.runtime.command.options import Overrides
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.store.format.coding import (
     quantise_channels,
@@ -38,17 +34,67 @@ from teach_once.store.format.coding import (
 from teach_once.store.format.spec import SAMPLE_CRC
 from teach_once.train import losses
 
+TITLE = "Tap dtypes"
 Records = dict[str, NDArray[np.float32]]
 DTYPES = ("float32", "float16", "uint8")
-_ROUNDS = 7
+_BLOCK_ROWS, _ROUNDS = 4096, 7
+_CODECS = {
+    "zstd (level 3)": numcodecs.Zstd(level=3),
+    "blosc (zstd 3, byte shuffle)": numcodecs.Blosc("zstd", 3, numcodecs.Blosc.SHUFFLE),
+    "blosc (zstd 3, bit shuffle)": numcodecs.Blosc("zstd", 3, numcodecs.Blosc.BITSHUFFLE),
+}
+# A metric of `errors` -> its column.
+_ERRORS = {
+    "largest_error_of_means": "largest rel. error of means",
+    "mean_error_of_means": "mean rel. error of means",
+    "kl_of_logits": "KL of logits (nats)",
+    "change_of_cd": "rel. change of CD loss",
+    "change_of_gkd": "rel. change of GKD loss",
+}
 
 
-@dataclass(frozen=True)
-class Stored:
-    """Records as they come back from a dtype, and the bytes that a record takes."""
-
-    records: Records
-    bytes_per_record: float
+def measure(
+    teacher: Annotated[str, typer.Argument()] = "cifar10-resnet56",
+    overrides: Overrides = None,
+    device: str = "auto",
+) -> Report:
+    setup = prepare(teacher, overrides or [], Path("caches"))
+    teacher_pass = TeacherPass(setup, PassOptions(pick_device(device)))
+    exact, student = exact_records(teacher_pass, 0), exact_records(teacher_pass, 1)
+    found: list[dict[str, str | float]] = []
+    for dtype in DTYPES:
+        records, num_bytes = stored_as(exact, dtype)
+        metrics = errors(exact, records, student)
+        found.append({"dtype": dtype, "bytes_per_record": num_bytes, **metrics})
+    squeezed = [row for dtype in DTYPES for row in compressed(exact, dtype)]
+    table = markdown(
+        ["stored as", "bytes per record", *_ERRORS.values()],
+        [
+            [str(row["dtype"]), f"{row['bytes_per_record']:.1f}"]
+            + [f"{row[metric]:.1e}" for metric in _ERRORS]
+            for row in found
+        ],
+    )
+    second = markdown(
+        ["stored as", "codec", "bytes left", "decoding"],
+        [
+            [
+                str(r["dtype"]),
+                str(r["codec"]),
+                f"{r['left']:.0%}",
+                f"{r['decode_gb_per_s']:.1f} GB/s",
+            ]
+            for r in squeezed
+        ],
+    )
+    name, error = setup.config.name, teacher_pass.test_errors()["test_top1_error"]
+    text = (
+        f": {len(setup.dataset.train):,} records of {name} (test error of the teacher {error:.1f} "
+        f"% top-1). Errors of a channel mean are relative to the average size of that channel.\n\n"
+        f"{table}\nGeneral compression of the same numbers, one core:\n\n{second}"
+    )
+    content = {"dtypes": found, "compression": squeezed}
+    return Report(text, content=content, title=f"{TITLE}: {name}")
 
 
 def exact_records(teacher_pass: TeacherPass, view: int) -> Records:
@@ -58,8 +104,10 @@ def exact_records(teacher_pass: TeacherPass, view: int) -> Records:
     return {tap: values.float().cpu().numpy() for tap, values in found.items() if tap != SAMPLE_CRC}
 
 
-def stored_as(records: Records, dtype: str, block_rows: int) -> Stored:
-    """What reading gives back after storing in `dtype`; uint8 with the scales of the cache."""
+def stored_as(records: Records, dtype: str) -> tuple[Records, float]:
+    """Records as they are read after storing in `dtype`, uint8 with the scales of the cache; and
+    the bytes that a record takes.
+    """
     restored, num_bytes = {}, 1.0  # the byte of `correct`
     for tap, values in records.items():
         if tap == "correct":
@@ -71,21 +119,21 @@ def stored_as(records: Records, dtype: str, block_rows: int) -> Stored:
             restored[tap] = restore_rows(*quantise_rows(values))
             num_bytes += values.shape[1] + 8
         else:
-            blocks = [values[s : s + block_rows] for s in range(0, len(values), block_rows)]
+            blocks = np.split(values, range(_BLOCK_ROWS, len(values), _BLOCK_ROWS))
             restored[tap] = np.concatenate(
                 [restore_channels(*quantise_channels(block)) for block in blocks]
             )
-            num_bytes += values.shape[1] + 8 * values.shape[1] * len(blocks) / len(values)
-    return Stored(restored, num_bytes)
+            num_bytes += values.shape[1] * (1 + 8 * len(blocks) / len(values))
+    return restored, num_bytes
 
 
 def errors(exact: Records, stored: Records, student: Records) -> dict[str, float]:
-    """Relative to each channel's mean size: errors of the means; KL; relative loss changes."""
+    """The metrics of `_ERRORS`."""
     stages = in_order(exact, "stage")
     relative = [
         np.abs(stored[s] - exact[s]) / np.abs(exact[s]).mean(axis=0).clip(1e-6) for s in stages
     ]
-    right = torch.from_numpy(exact["correct"])
+    correct = torch.from_numpy(exact["correct"])
 
     def cd(teacher: Records) -> float:
         ours, theirs = ([torch.from_numpy(r[s]) for s in stages] for r in (student, teacher))
@@ -93,118 +141,38 @@ def errors(exact: Records, stored: Records, student: Records) -> dict[str, float
 
     def gkd(teacher: Records) -> float:
         logits = torch.from_numpy(student["logits"]), torch.from_numpy(teacher["logits"])
-        return losses.gkd(*logits, right).item()
+        return losses.gkd(*logits, correct).item()
 
-    kept, lost = torch.from_numpy(stored["logits"]), torch.from_numpy(exact["logits"])
+    logits = torch.from_numpy(stored["logits"]), torch.from_numpy(exact["logits"])
     return {
         "largest_error_of_means": max(float(r.max()) for r in relative),
         "mean_error_of_means": float(np.mean([r.mean() for r in relative])),
-        "kl_of_logits": losses.kd(kept, lost, temperature=1.0).item(),
+        "kl_of_logits": losses.kd(*logits, temperature=1.0).item(),
         "change_of_cd": abs(cd(stored) / cd(exact) - 1),
         "change_of_gkd": abs(gkd(stored) / gkd(exact) - 1),
     }
 
 
-def compressions() -> dict[str, Callable[[], Any]]:
-    return {
-        "zstd (level 3)": lambda: numcodecs.Zstd(level=3),
-        "blosc (zstd 3, byte shuffle)": lambda: numcodecs.Blosc("zstd", 3, numcodecs.Blosc.SHUFFLE),
-        "blosc (zstd 3, bit shuffle)": lambda: numcodecs.Blosc(
-            "zstd", 3, numcodecs.Blosc.BITSHUFFLE
-        ),
-    }
-
-
-def compressed(records: Records, dtype: str) -> list[dict[str, object]]:
-    """Per codec: the fraction of bytes left, and the speed of getting them back."""
+def compressed(records: Records, dtype: str) -> list[dict[str, str | float]]:
+    """Per codec: the fraction of bytes left, and the speed of decoding them."""
     arrays = [
         np.ascontiguousarray(quantise_rows(v)[0] if dtype == "uint8" else v.astype(dtype))
         for tap, v in records.items()
         if tap != "correct"
     ]
     total = sum(array.nbytes for array in arrays)
-    found = []
-    for name, make in compressions().items():
-        codec = make()
-        packed = [codec.encode(array) for array in arrays]
-        seconds = statistics.median(_seconds_to_decode(codec, packed) for _ in range(_ROUNDS))
-        found.append(
-            {
-                "dtype": dtype,
-                "codec": name,
-                "left": sum(map(len, packed)) / total,
-                "decode_gb_per_s": total / seconds / 1e9,
-            }
-        )
-    return found
-
-
-def _seconds_to_decode(codec: Any, packed: list[Any]) -> float:
-    started = time.perf_counter()
-    for data in packed:
-        codec.decode(data)
-    return time.perf_counter() - started
-
-
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("teacher", nargs="?", default="cifar10-resnet56")
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/dtypes.json"))
-    options = parser.parse_intermixed_args(arguments)
-    setup = prepare(options.teacher, options.overrides, Path("caches"))
-    teacher_pass = TeacherPass(setup, PassOptions(pick_device(options.device)))
-    exact, student = exact_records(teacher_pass, 0), exact_records(teacher_pass, 1)
-    rows, found = [], []
-    for dtype in DTYPES:
-        stored = stored_as(exact, dtype, block_rows=4096)
-        result = errors(exact, stored.records, student)
-        found.append({"dtype": dtype, "bytes_per_record": stored.bytes_per_record, **result})
-        rows.append(
-            [dtype, f"{stored.bytes_per_record:.1f}", *(f"{v:.1e}" for v in result.values())]
-        )
-    squeezed = [
-        row for dtype in ("float32", "float16", "uint8") for row in compressed(exact, dtype)
+    packed = {name: list(map(codec.encode, arrays)) for name, codec in _CODECS.items()}
+    timings = interleaved(
+        {
+            name: partial(lambda codec, parts: list(map(codec.decode, parts)), codec, packed[name])
+            for name, codec in _CODECS.items()
+        },
+        _ROUNDS,
+    )
+    return [
+        {
+            **{"dtype": dtype, "codec": name, "left": sum(map(len, parts)) / total},
+            "decode_gb_per_s": total / timings[name].median / 1e9,
+        }
+        for name, parts in packed.items()
     ]
-    table = markdown(
-        [
-            "stored as",
-            "bytes per record",
-            "largest rel. error of means",
-            "mean rel. error of means",
-            "KL of logits (nats)",
-            "rel. change of CD loss",
-            "rel. change of GKD loss",
-        ],
-        rows,
-    )
-    second = markdown(
-        ["stored as", "codec", "bytes left", "decoding"],
-        [
-            [
-                str(r["dtype"]),
-                str(r["codec"]),
-                f"{100 * float(str(r['left'])):.0f} %",
-                f"{float(str(r['decode_gb_per_s'])):.1f} GB/s",
-            ]
-            for r in squeezed
-        ],
-    )
-    command = " ".join(["python -m benchmarks dtypes", options.teacher, *options.overrides])
-    body = (
-        f"`{command}` on {machine()}: {len(setup.dataset.train):,} records of "
-        f"{setup.config.name} (test error of the teacher "
-        f"{teacher_pass.test_errors()['test_top1_error']:.1f} % top-1). Errors of a channel mean "
-        f"are relative to the average size of that channel.\n\n{table}\n"
-        f"General compression of the same numbers, one core:\n\n{second}"
-    )
-    print(body)
-    write_section(options.docs, f"Tap dtypes: {setup.config.name}", body)
-    write_json(options.json, {"dtypes": found, "compression": squeezed})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(with_words(sys.argv[1:])))

@@ -1,41 +1,39 @@
 """python -m benchmarks objects [--slab-mb 256] [--records 4096] [--rounds 7] [--network-mb 250]
 
-How fast a view of a cache on an object store is read: through an empty mirror, beside obstore's own
-GET of the same objects into memory; and through one that holds it, beside a local folder. How fast
-a cache is copied there, beside obstore's own PUT. The server is in the memory of this machine
-(`synthetic.object_server`): as fast as it can, where it takes half of the processor, and answering
+How fast a view of a cache on an object store is read: through an empty mirror, next to obstore's
+own GET of the same objects into memory; and through one that holds it, next to a local folder. How
+fast a cache is copied there, next to obstore's own PUT. The server is in the memory of this machine
+(`synthetic.object_server`): it answers as fast as it can, where it takes half of the processor, and
 no faster than a network does.
 
 numpy asks Linux for huge pages. Just after files were written there may be none, and the kernel
 then moves memory until there are: on a virtual machine with 24 GB, a view of 256 MiB that had just
-been fetched took 1.1 to 1.6 seconds to read, and 0.15 to 0.26 without them. That is no matter of
-object stores, so they are turned off here.
+been fetched took 1.1 to 1.6 seconds to read, and 0.15 to 0.26 without them. That has nothing to do
+with object stores, so they are turned off here.
 """
 
 from __future__ import annotations
 
-import http.client
 import multiprocessing
 import os
 import shutil
-import sys
 import tempfile
-import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from benchmarks.harness import Timing, Verdict, interleaved, machine, markdown, parser_of, publish
-from benchmarks.synthetic.object_server import object_server
-from benchmarks.targets.read import make_cache
+from benchmarks.harness import ROUNDS, Report, Timing, Verdict, interleaved, markdown, timed
+from benchmarks.synthetic.caches import logits_cache
+from benchmarks.synthetic.object_server import BUCKET, object_server
 from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
 from teach_once.store import TeacherCache
 from teach_once.store.move.copy import copy_cache
 from teach_once.store.place.bucket import THREADS
 from teach_once.store.read.mirror import attach
 
+TITLE = "Object stores"
 ROWS = {
     "get": "GET, obstore alone, into memory",
     "cold": "read_view through an empty mirror",
@@ -44,72 +42,70 @@ ROWS = {
     "put": "PUT, obstore alone",
     "copy": "store copy to the bucket, every checksum compared",
 }
-TARGET_COLD, TARGET_WARM = 0.8, 0.95
 _PLENTY = 10**12  # bytes of a mirror
 
 
-def main(arguments: list[str]) -> int:
-    parser = parser_of("objects", __doc__)
-    parser.add_argument("--slab-mb", type=int, default=256, help="of a view")
-    parser.add_argument("--records", type=int, default=4096, help="bytes of a record")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--network-mb", type=int, default=250, help="a second")
-    options = parser.parse_args(arguments)
-    rates = {"loopback": 0, f"{options.network_mb} MB/s": options.network_mb}
-    sizes = options.slab_mb << 20, options.records
+def measure(
+    slab_mb: int = 256, records: int = 4096, rounds: int = 7, network_mb: int = 250
+) -> Report:
+    """slab_mb: of a view. records: bytes of one. network_mb: per second."""
     os.environ["NUMPY_MADVISE_HUGEPAGE"] = "0"  # for the new processes
-    found = {name: in_new_process(rate, *sizes, options.rounds) for name, rate in rates.items()}
+    rates = {"loopback": 0, f"{network_mb} MB/s": network_mb}
+    found = {name: in_new_process(rate, slab_mb, records, rounds) for name, rate in rates.items()}
+    megabytes = (slab_mb << 20) / 1e6
+    lines = [
+        [label, *(t[row].format_rate(megabytes) if row in t else "" for t in found.values())]
+        for row, label in ROWS.items()
+    ]
     text = (
-        f"`python -m benchmarks objects --slab-mb {options.slab_mb} --rounds {options.rounds}` on "
-        f"{machine()}: a view of {options.slab_mb} MiB with records of {options.records:,} bytes, "
-        f"{THREADS} requests at a time, from a server in another process's memory: on the loopback "
-        f"address, and sending no more than {options.network_mb} MB/s. Median of {options.rounds} "
-        f"interleaved rounds ± half the distance between the quartiles. On the loopback address "
-        f"the server and the reader share the cores. numpy asks for no huge pages: see "
-        f"benchmarks/objects.py.\n\n"
-        f"{table(found, options.slab_mb << 20)}"
+        f": a view of {slab_mb} MiB with records of {records:,} bytes, {THREADS} requests at a "
+        f"time, from a server in another process's memory: on the loopback address, and sending "
+        f"no more than {network_mb} MB/s. Median of {rounds} interleaved rounds {ROUNDS}. On the "
+        f"loopback address the server and the reader share the cores. numpy asks for no huge "
+        f"pages: see benchmarks/targets/objects.py.\n\n{markdown(['MB/s', *found], lines)}"
     )
-    verdicts = [each for name, timings in found.items() for each in verdicts_of(name, timings)]
-    publish(options, "Object stores", text, verdicts)
-    return 0
+    verdicts = []
+    for name, t in found.items():
+        cold, warm = t["get"].ratio_to(t["cold"]), t["local"].ratio_to(t["warm"])
+        verdicts.append(Verdict(f"{name}: empty mirror ÷ GET", cold, at_least=0.8))
+        verdicts.append(Verdict(f"{name}: full mirror ÷ local", warm, at_least=0.95))
+        if "copy" in t:
+            copying = t["put"].ratio_to(t["copy"])
+            verdicts.append(Verdict(f"{name}: store copy ÷ PUT", copying))
+    return Report(text, verdicts)
 
 
-def in_new_process(rate: int, slab: int, records: int, rounds: int) -> dict[str, Timing]:
+def in_new_process(rate: int, slab_mb: int, records: int, rounds: int) -> dict[str, Timing]:
     """`measured` there, because a process keeps the clients of its first server."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(measured, rate, slab, records, rounds).result()
+        return pool.submit(measured, rate, slab_mb, records, rounds).result()
 
 
-def measured(rate: int, slab: int, records: int, rounds: int) -> dict[str, Timing]:
+def measured(rate: int, slab_mb: int, records: int, rounds: int) -> dict[str, Timing]:
     """Seconds of each of ROWS. rate: of the server, MB/s; with one, PUTs are left out."""
     with tempfile.TemporaryDirectory() as folder, object_server(rate) as bucket:
-        local = make_cache(Path(folder), records, slab)
-        timed = rows(local, f"{bucket}/caches", Path(folder))
+        local = logits_cache(Path(folder), records, slab_mb << 20)
+        calls = rows(local, f"{bucket}/caches", Path(folder))
         if rate:
-            timed = {name: run for name, run in timed.items() if name not in ("put", "copy")}
-        return interleaved(timed, rounds)
+            calls = {name: call for name, call in calls.items() if name not in ("put", "copy")}
+        return interleaved(calls, rounds)
 
 
 def rows(local: Path, caches: str, folder: Path) -> dict[str, Callable[[], object]]:
-    """What is timed, of the cache at `local`, which is first copied to the URL `caches`."""
+    """The timed calls, of the cache at `local`, which is first copied to the URL `caches`."""
     url = path_or_url(caches)
     assert isinstance(url, ObjectUrl)
     opened = TeacherCache.open(local)
     there, _ = copy_cache(opened, url)
     chunks = sorted(local.glob("teacher.zarr/logits/c.*"))
-    keys = [str(chunk.relative_to(local)) for chunk in chunks]
-    contents = {key: chunk.read_bytes() for key, chunk in zip(keys, chunks, strict=True)}
+    contents = {str(chunk.relative_to(local)): chunk.read_bytes() for chunk in chunks}
     warm = TeacherCache.open(attach(url, folder / "warm", _PLENTY) / there.name)
-    cold = folder / "cold"
 
     def read_cold() -> float:
-        """Timed without emptying the mirror and opening the cache."""
-        shutil.rmtree(cold, ignore_errors=True)
-        cache = TeacherCache.open(attach(url, cold, _PLENTY) / there.name)
-        started = time.perf_counter()
-        cache.read_view(0)
-        return time.perf_counter() - started
+        shutil.rmtree(folder / "cold", ignore_errors=True)
+        cache = TeacherCache.open(attach(url, folder / "cold", _PLENTY) / there.name)
+        return timed(lambda: read(cache))()
 
     def read(cache: TeacherCache) -> None:
         cache.read_view(0)  # whose memory is free before the next row is timed
@@ -117,19 +113,18 @@ def rows(local: Path, caches: str, folder: Path) -> dict[str, Callable[[], objec
     def put() -> None:
         client = store_client("put")
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda key: client.put(key, contents[key], use_multipart=False), keys))
+            list(
+                pool.map(lambda key: client.put(key, contents[key], use_multipart=False), contents)
+            )
 
     def get() -> None:
         client = store_client(f"{url.key}/{there.name}")
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda key: client.get(key).bytes(), keys))
+            list(pool.map(lambda key: client.get(key).bytes(), contents))
 
     def copy() -> float:
-        """Timed without removing the copy before."""
         remove_all("copy")
-        started = time.perf_counter()
-        copy_cache(opened, path_or_url("s3://bucket/copy"))
-        return time.perf_counter() - started
+        return timed(lambda: copy_cache(opened, path_or_url(f"s3://{BUCKET}/copy")))()
 
     return {
         "get": get,
@@ -145,54 +140,12 @@ def store_client(prefix: str) -> Any:
     """obstore's own, below the bucket."""
     from obstore.store import S3Store
 
-    return S3Store("bucket", prefix=prefix or None)
+    return S3Store(BUCKET, prefix=prefix or None)
 
 
 def remove_all(prefix: str) -> None:
-    """Remove the objects below it; the server knows no request for several."""
-    server = http.client.HTTPConnection(urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc)
+    """Remove the objects below it one by one; the server has no request for several."""
     found = [each["path"] for page in store_client("").list(prefix) for each in page]
     for path in found:
-        server.request("DELETE", f"/bucket/{path}")
-        server.getresponse().read()
-    server.close()
-
-
-def table(found: dict[str, dict[str, Timing]], num_bytes: int) -> str:
-    lines = [
-        [name, *(_speed(timings.get(key), num_bytes) for timings in found.values())]
-        for key, name in ROWS.items()
-    ]
-    return markdown(["MB/s", *found], lines)
-
-
-def _speed(timing: Timing | None, num_bytes: int) -> str:
-    if timing is None:
-        return ""
-    return f"{num_bytes / 1e6 / timing.median:,.0f} ± {timing.spread:.0%}"
-
-
-def verdicts_of(name: str, timings: dict[str, Timing]) -> list[Verdict]:
-    def speed(of: str, to: str) -> float:
-        return timings[to].ratio_to(timings[of])
-
-    cold, warm = speed("cold", "get"), speed("warm", "local")
-    found = [
-        Verdict(f"{name}: empty mirror ÷ GET", cold, f"≥ {TARGET_COLD}", _is_cold_met),
-        Verdict(f"{name}: full mirror ÷ local", warm, f"≥ {TARGET_WARM}", _is_warm_met),
-    ]
-    if "copy" in timings:
-        found.append(Verdict(f"{name}: store copy ÷ PUT", speed("copy", "put")))
-    return found
-
-
-def _is_cold_met(value: float) -> bool:
-    return value >= TARGET_COLD
-
-
-def _is_warm_met(value: float) -> bool:
-    return value >= TARGET_WARM
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        address = f"{os.environ['AWS_ENDPOINT_URL']}/{BUCKET}/{path}"
+        urllib.request.urlopen(urllib.request.Request(address, method="DELETE")).close()

@@ -1,33 +1,39 @@
-"""What each of the processes measures that train one student: `ranks` starts them.
+"""What each of the processes measures that train one student; `ranks` starts them.
 
-python -m runtime.launch 2 -m benchmarks.targets.rank_measures steps|memory FOLDER [...]
+python -m runtime.launch 2 -m benchmarks.targets.rank_measures FOLDER --shape digits [...]
+python -m runtime.launch 2 -m benchmarks.targets.rank_measures FOLDER --slab-mb 200 [...]
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from benchmarks.harness import interleaved
-from benchmarks.synthetic.studies import SHAPES, Shape, configs_of, dataset_of, setup_of, steps
-from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from benchmarks.synthetic.caches import fill_with_noise
+from benchmarks.synthetic.studies import (
+    SHAPES,
+    Shape,
+    configs_of,
+    dataset_of,
+    endless_steps,
+    setup_of,
+    steps_of_epoch,
+)
 from teach_once.runtime.command.frame import end_process
 from teach_once.runtime.machine.devices import pick_device
-from teach_once.store import CacheWriter, TeacherCache
-from teach_once.store.format.spec import SAMPLE_CRC
+from teach_once.store import TeacherCache
 from teach_once.train.engine.ranks import ALONE, Ranks, init_process_group
-from teach_once.train.engine.step import TrainContext, active_terms, epoch_steps, start_epoch
+from teach_once.train.engine.step import TrainContext
 from teach_once.train.engine.train_state import capture_maps
 from teach_once.train.outputs.teacher_outputs import view_bytes
 from teach_once.train.runs.study import Study
@@ -36,63 +42,60 @@ from teach_once.train.sessions.student import open_context
 METHOD = "cd+gkd"
 _CLASSES_OF_MEMORY = 1000
 _BLOCK_ROWS = 4096  # of records that size; the last block of a view is read whole as well
-_KEPT = 0.3  # seconds without a byte read, after which all is read
+_QUIET_SECONDS = 0.3  # without a byte read, after which all is read
+Found = dict[str, Any]  # as JSON between processes
 
 
-def opened_study(shape: Shape, folder: Path, *overrides: str) -> Study:
-    """The study in `folder`, whose cache is there; each process opens it by itself."""
+def open_made_study(shape: Shape, folder: Path, *overrides: str) -> Study:
+    """The study in `folder`, whose cache exists; each process opens it by itself."""
     student, teacher = configs_of(shape, folder, overrides)
     cache = TeacherCache.open(next((folder / "caches").glob("*-*")))
     return Study(student, teacher, dataset_of(shape, teacher), cache, folder / "runs")
 
 
-# ---- steps
-
-
 def step_seconds(
     shape: Shape, folder: Path, device: torch.device, ranks: Ranks, rounds: int, num_steps: int
-) -> dict[str, list[float]]:
+) -> Found:
     """Seconds of a step, by row and round, until the last rank has taken it."""
-    study = opened_study(shape, folder)
+    study = open_made_study(shape, folder)
     whole = study.config.training
-    size = whole.batch_size
 
-    def opened(
+    def context_steps(
         batch_size: int, who: Ranks, batch_norm: Literal["sync", "local"] = "sync"
     ) -> Iterator[None]:
         training = replace(whole, batch_size=batch_size, batch_norm=batch_norm)
-        config = replace(study.config, training=training)
-        run = replace(study, config=config).run(METHOD, 0)
-        return steps(open_context(run, device, ranks=who))
+        run = replace(study, config=replace(study.config, training=training)).run(METHOD, 0)
+        return endless_steps(open_context(run, device, ranks=who))
 
-    share = opened(size // ranks.world, ALONE)
+    share = context_steps(whole.batch_size // ranks.world, ALONE)
 
-    def timed(row: Iterator[None], only_first: bool = False) -> float:
+    def row(steps: Iterator[None], only_first: bool = False) -> Callable[[], float]:
         """only_first: the other ranks wait, which takes no processor."""
-        _rendezvous(device, ranks)
-        started = time.perf_counter()
-        for _ in range(0 if only_first and not ranks.is_first else num_steps):
-            next(row)
-        _rendezvous(device, ranks)
-        return (time.perf_counter() - started) / num_steps
+        count = 0 if only_first and not ranks.is_first else num_steps
+
+        def timed() -> float:
+            _rendezvous(device, ranks)
+            started = time.perf_counter()
+            for _ in range(count):
+                next(steps)
+            _rendezvous(device, ranks)
+            return (time.perf_counter() - started) / num_steps
+
+        return timed
 
     rows = {
-        "share alone": functools.partial(timed, share, only_first=True),
-        "share": functools.partial(timed, share),
-        "local": functools.partial(timed, opened(size, ranks, "local")),
-        "sync": functools.partial(timed, opened(size, ranks)),
+        "share alone": row(share, only_first=True),
+        "share": row(share),
+        "local": row(context_steps(whole.batch_size, ranks, "local")),
+        "sync": row(context_steps(whole.batch_size, ranks)),
     }
-    timings = interleaved(rows, rounds)
-    return {name: list(timing.seconds) for name, timing in timings.items()}
+    return {"steps": {name: t.seconds for name, t in interleaved(rows, rounds).items()}}
 
 
 def _rendezvous(device: torch.device, ranks: Ranks) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     ranks.barrier()
-
-
-# ---- memory and bytes read
 
 
 def memory_shape(slab_mb: int) -> Shape:
@@ -104,36 +107,25 @@ def memory_shape(slab_mb: int) -> Shape:
 def make_memory_study(slab_mb: int, folder: Path) -> None:
     """The study of `memory_shape`, with made-up records in its cache."""
     setup, _ = setup_of(memory_shape(slab_mb), folder)
-    rng, train = np.random.default_rng(0), setup.dataset.train
-    content = TeacherPass(setup, PassOptions(torch.device("cpu"), num_workers=0)).content()
-    with CacheWriter.open(setup.path, content) as writer:
-        for item in writer.work:
-            block, records = item.block, {}
-            for tap in set(item.taps) - {SAMPLE_CRC}:
-                spec = content.taps[tap]
-                records[tap] = rng.random((block.rows, *spec.shape)).astype(spec.dtype)
-            if SAMPLE_CRC in item.taps:
-                ids = np.arange(block.start, block.stop)
-                records[SAMPLE_CRC] = train.read_checksums(ids)
-            writer.write_block(block, records)
-        writer.record_measured({"views": 2, "images_per_second": 1.0})
+    fill_with_noise(setup, setup.dataset.train.read_checksums)
 
 
-def memory_of_rank(
-    slab_mb: int, folder: Path, device: torch.device, ranks: Ranks
-) -> dict[str, float]:
-    """What a rank holds and reads for the teacher's outputs of two epochs of a view each.
+def memory_of_rank(slab_mb: int, folder: Path, device: torch.device, ranks: Ranks) -> Found:
+    """What a rank keeps and reads for the teacher's outputs of two epochs of a view each.
 
-    held: bytes of memory that no file backs, shared pages divided by those who share them. read:
-    bytes for each view that was read. slab: the bytes of a view.
+    held: bytes of memory that no file backs, shared pages divided among the processes that share
+    them. read: bytes for each view that was read. slab: the bytes of a view.
     """
-    study = opened_study(memory_shape(slab_mb), folder, "training.batch_size=64")
-    _train_a_little(open_context(study.run("ce", 0), device, ranks=ranks), ranks, epochs=1)
+    study = open_made_study(memory_shape(slab_mb), folder, "training.batch_size=64")
+    _train_a_little(open_context(study.run("ce", 0), device, ranks=ranks), epochs=1)
     before, read_before = _memory(), _bytes_read()
     run = study.run("kd", 0)
     context = open_context(run, device, ranks=ranks)
-    _train_a_little(context, ranks, epochs=2)
-    _wait_until_all_is_read()
+    _train_a_little(context, epochs=2)
+    read = -1
+    while (now := _bytes_read()) - read > 10**5:  # more is read ahead in the background
+        read = now
+        time.sleep(_QUIET_SECONDS)
     found = {
         "held": float(_memory() - before),
         "read": (_bytes_read() - read_before) / 3,  # of the two epochs and, ahead, of the third
@@ -144,14 +136,11 @@ def memory_of_rank(
     return found
 
 
-def _train_a_little(context: TrainContext, ranks: Ranks, epochs: int) -> None:
-    run, data = context.run, context.data.train
+def _train_a_little(context: TrainContext, epochs: int) -> None:
     context.train_state.train()
-    with capture_maps(context.train_state, data, run.training.batch_size):
+    with capture_maps(context.train_state, context.data.train, context.run.training.batch_size):
         for epoch in range(1, epochs + 1):
-            order = start_epoch(context, epoch)
-            terms = active_terms(run.terms, epoch)
-            for _ in itertools.islice(epoch_steps(context, epoch, order, terms), 3):
+            for _ in itertools.islice(steps_of_epoch(context, epoch), 3):
                 pass
 
 
@@ -167,36 +156,21 @@ def _bytes_read() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
 
 
-def _wait_until_all_is_read() -> None:
-    before = -1
-    while (now := _bytes_read()) - before > 10**5:
-        before = now
-        time.sleep(_KEPT)
-
-
-# ---- the program
-
-
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["steps", "memory"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--shape", default="digits")
+    parser.add_argument("--shape")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--slab-mb", type=int, default=200)
     options = parser.parse_args(arguments)
     with init_process_group(options.device) as ranks:
-        device = pick_device(options.device)
-        found: Any
-        if options.what == "steps":
-            shape = SHAPES[options.shape]
-            found = step_seconds(
-                shape, options.folder, device, ranks, options.rounds, options.steps
-            )
+        where = options.folder, pick_device(options.device), ranks
+        if options.shape:
+            found = step_seconds(SHAPES[options.shape], *where, options.rounds, options.steps)
         else:
-            found = memory_of_rank(options.slab_mb, options.folder, device, ranks)
+            found = memory_of_rank(options.slab_mb, *where)
         (options.folder / f"found-{ranks.rank}.json").write_text(json.dumps(found))
     return 0
 

@@ -8,39 +8,95 @@ making and removing files; --samples takes fewer for a try.
 
 from __future__ import annotations
 
+import glob
+import re
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
-from benchmarks.harness import Verdict, machine, markdown, parser_of, publish
-from benchmarks.synthetic.linked_tree import CLASSES, refuse_small_disk, some_photographs
-from benchmarks.synthetic.photographs import origin
-from benchmarks.synthetic.scale_study import CHANNELS, ScaleStudy, make_study
-from benchmarks.targets.scale_measures import (
-    Sizes,
-    planned_and_taken,
-    seconds_per_block,
-    seconds_to_open,
-    seconds_to_start_epochs,
-    worker_rates,
-)
-from benchmarks.targets.start import seconds_to_first_step
+import numpy as np
+
+from benchmarks.harness import CPU, ROUNDS, Report, Verdict, interleaved, markdown
+from benchmarks.synthetic.photographs import PHOTOGRAPHS, check_disk, origin, photographs
+from benchmarks.synthetic.scale_study import CHANNELS, CLASSES, ScaleStudy, make_study
+from benchmarks.synthetic.studies import steps_of_epoch
+from benchmarks.targets.start import ROOT, seconds_to_first_step
+from teach_once.precompute.compute.blocks import Groups
+from teach_once.store import TeacherCache
+from teach_once.store.format.spec import Block
+from teach_once.store.write.pending_blocks import Work
+from teach_once.train.engine.train_state import capture_maps
+from teach_once.train.sessions.student import open_context
+from teach_once.views.augment.parameters import view_of_epoch
 from teach_once.views.images.listing import forget_listings
+from teach_once.views.pixels.batches import Pixels
+from teach_once.views.pixels.resident import open_pixels
+from teach_once.views.seeds import permutation
+from teach_once.views.splits import Ids
 
+TITLE = "ImageNet's number of samples"
 SMALL = 8_000
 BLOCKS = (94_000, 1_000_000)
-Row = list[str]
-Commands = tuple[list[str], list[str], Callable[[], bool]]  # plan, work, whether that has begun
+BATCH_SIZE, BLOCK_ROWS, VIEWS_OF_BLOCKS = 64, 4096, 50
+_DEADLINE_SECONDS = 300.0
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+Sizes = tuple[ScaleStudy, ScaleStudy]  # small, large
+Found = tuple[list[list[str]], list[Verdict]]
 
 
-def first_steps(sizes: Sizes) -> tuple[list[Row], list[Verdict]]:
-    """`make train-student`, where the folder was never listed, and where it was."""
+def measure(
+    device: str = "auto",
+    samples: int = 1_281_167,
+    views: int = 50,
+    images: int = 512,
+    rounds: int = 5,
+    seconds: float = 15.0,
+) -> Report:
+    """device: unused, as all targets of make have it. images: read in each round. seconds: of work,
+    for memory.
+    """
+    small = min(SMALL, samples)
+    if small < CLASSES:
+        raise SystemExit(f"--samples must be at least {CLASSES:,}, one for each class")
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="scale-"))
+        cache_bytes = (CHANNELS + 8) * views * samples
+        check_disk(Path(name), samples + small, CLASSES, cache_bytes)
+        contents = list(photographs(min(PHOTOGRAPHS, small)))
+        sizes = (
+            make_study(Path(name, "small"), small, views, contents),
+            make_study(Path(name, "large"), samples, views, contents),
+        )
+        parts = [first_steps(sizes), epochs(sizes), reading(sizes, images, rounds)]
+        parts += [opening(sizes), scheduling(), memory(sizes, seconds)]
+        # Removing the files takes minutes and may be interrupted: the report is published before.
+        remove_files = stack.pop_all().close
+    rows = [row for some, _ in parts for row in some]
+    table = markdown(["what", f"{small:,} samples", f"{samples:,} samples"], rows)
+    text = (
+        f": hard links to {len(contents)} photographs of 500x375 ({origin()}) in {CLASSES:,} "
+        f"classes; views of 32 pixels, {views} cached. Rates: medians of {rounds} interleaved "
+        f"rounds {ROUNDS}. Memory: the most that the process took in its first {seconds:g} s of "
+        f"work; plans are for a whole run with its tests.\n\n{table}"
+    )
+    verdicts = [verdict for _, some in parts for verdict in some]
+    return Report(text, verdicts, cleanup=remove_files)
+
+
+def _row(name: str, values: list[float], digits: int) -> list[str]:
+    return [name, *(f"{value:,.{digits}f}" for value in values)]
+
+
+def first_steps(sizes: Sizes) -> Found:
+    """`make train-student`, on a folder that was never listed, and on one that was."""
     first, again = [], []
     for size in sizes:
         make = [f"STUDENT={size.student}", "METHOD=cd", "WORKERS=1"]
@@ -53,73 +109,126 @@ def first_steps(sizes: Sizes) -> tuple[list[Row], list[Verdict]]:
         _row("the same, listed before", again, 1),
     ]
     return rows, [
-        Verdict("first step, listed for the first time (s)", first[1], "≤ 60", lambda x: x <= 60),
-        Verdict("first step, listed before (s)", again[1], "≤ 15", lambda x: x <= 15),
+        Verdict("first step, listed for the first time (s)", first[1], at_most=60),
+        Verdict("first step, listed before (s)", again[1], at_most=15),
     ]
 
 
-def reading(sizes: Sizes, images: int, rounds: int) -> tuple[list[Row], list[Verdict]]:
-    rows, verdicts = [], []
-    count = min(images, sizes[0].num_samples)
-    for name, (small, large) in worker_rates(sizes, images, rounds).items():
-        views = count * (8 if "8 views" in name else 1)
-        rates = [f"{views / each.median:,.0f} ± {each.spread:.0%}" for each in (small, large)]
+def epochs(sizes: Sizes) -> Found:
+    """The first epoch also starts the workers, so it is left out."""
+    starts = [statistics.median(seconds_to_start_epochs(size, range(1, 5))[1:]) for size in sizes]
+    verdict = Verdict("start of an epoch: large - small (s)", starts[1] - starts[0], at_most=1)
+    return [_row("start of an epoch, to its first step, s", starts, 2)], [verdict]
+
+
+def seconds_to_start_epochs(size: ScaleStudy, numbers: range) -> list[float]:
+    """From the end of an epoch's steps to the end of the first step of the next one."""
+    run = size.study().run("cd", 0)
+    context, seconds = open_context(run, CPU, num_workers=1), []
+    train_state, batch_size = context.train_state, run.training.batch_size
+    with closing(context.teacher), capture_maps(train_state, context.data.train, batch_size):
+        train_state.train()
+        for epoch in numbers:
+            started = time.perf_counter()
+            steps = steps_of_epoch(context, epoch)
+            next(steps)
+            seconds.append(time.perf_counter() - started)
+            del steps  # what its workers have ready is dropped when they are asked again
+            assert view_of_epoch(epoch, run.num_views) == epoch - 1
+    return seconds
+
+
+def reading(sizes: Sizes, num_images: int, rounds: int) -> Found:
+    """Views per second of one worker, from the first batch that is requested to the last.
+
+    Stage 1 reads neighbors, all views of an image from one decoding; stage 2 samples from anywhere
+    and one view.
+    """
+    count = min(num_images, sizes[0].num_samples)
+    readers: dict[tuple[str, int], Callable[[], object]] = {}  # both sizes of a row take turns
+    for mixes, also in ((False, "not mixed"), (True, "mixed")):
+        for index, size in enumerate(sizes):
+            setup = size.setup(mixes)
+            config, train = setup.config, setup.dataset.train
+            normalisation = config.dataset.normalisation
+            pixels = open_pixels(train, config.views, normalisation, CPU, num_workers=1)
+            anywhere = permutation(0, 1, len(train))[:count]
+            readers[f"stage 1, 1 view, {also}", index] = _reader(pixels, 1, np.arange(count))
+            readers[f"stage 1, 8 views, {also}", index] = _reader(pixels, 8, np.arange(count))
+            readers[f"stage 2, 1 view, {also}", index] = _reader(pixels, 1, anywhere)
+    names = list(dict.fromkeys(name for name, _ in readers))
+    calls = {f"{name}|{index}": readers[name, index] for name in names for index in (0, 1)}
+    timings, rows, verdicts = interleaved(calls, rounds), [], []
+    for name in names:
+        small, large = (timings[f"{name}|{index}"] for index in (0, 1))
+        amount = count * (8 if "8 views" in name else 1)
+        rates = [each.format_rate(amount) for each in (small, large)]
         rows.append([f"views/s of one worker: {name}", *rates])
         ratio = 1 / large.ratio_to(small)
-        verdicts.append(
-            Verdict(f"views/s, {name}: large ÷ small", ratio, "≥ 0.97", lambda x: x >= 0.97)
-        )
+        verdicts.append(Verdict(f"views/s, {name}: large ÷ small", ratio, at_least=0.97))
     return rows, verdicts
 
 
-def epochs(sizes: Sizes) -> tuple[list[Row], list[Verdict]]:
-    """The first epoch also starts the workers, so it is left out."""
-    starts = [statistics.median(seconds_to_start_epochs(size, range(1, 5))[1:]) for size in sizes]
-    more = starts[1] - starts[0]
-    return [_row("start of an epoch, to its first step, s", starts, 2)], [
-        Verdict("start of an epoch: large - small (s)", more, "≤ 1", lambda x: x <= 1)
-    ]
+def _reader(pixels: Pixels, num_views: int, ids: Ids) -> Callable[[], None]:
+    def run() -> None:
+        for _ in pixels.batches(range(num_views), ids, BATCH_SIZE):
+            pass
+
+    return run
 
 
-def scheduling() -> tuple[list[Row], list[Verdict]]:
+def opening(sizes: Sizes) -> Found:
+    """The cache of all views; the median of three."""
+    seconds = []
+    for size in sizes:
+        timing = interleaved({"open": partial(TeacherCache.open, size.setup().path)}, rounds=3)
+        seconds.append(timing["open"].median)
+    what = f"opening a cache of {sizes[0].num_views} views"
+    return [_row(f"{what}, s", seconds, 2)], [Verdict(f"{what} (s)", seconds[1])]
+
+
+def scheduling() -> Found:
     """With ten times the blocks O(log n) is 1.2 times as much, and the processor's cache is small.
 
     O(n) would be 10.6 times as much.
     """
     few, many = (min(seconds_per_block(count) for _ in range(3)) for count in BLOCKS)
-    row = [f"scheduling {BLOCKS[0]:,} and {BLOCKS[1]:,} blocks, µs each"]
-    return [[*row, f"{few * 1e6:.2f}", f"{many * 1e6:.2f}"]], [
-        Verdict("scheduling a block: many ÷ few", many / few, "≤ 3", lambda x: x <= 3)
+    what = f"scheduling {BLOCKS[0]:,} and {BLOCKS[1]:,} blocks, µs each"
+    verdict = Verdict("scheduling a block: many ÷ few", many / few, at_most=3)
+    return [_row(what, [1e6 * few, 1e6 * many], 2)], [verdict]
+
+
+def seconds_per_block(num_blocks: int) -> float:
+    """To hand out all blocks of a pass of 50 views, eight at a time."""
+    work = [
+        Work(Block(view, index, index * BLOCK_ROWS, (index + 1) * BLOCK_ROWS), ("stage1",))
+        for view in range(VIEWS_OF_BLOCKS)
+        for index in range(num_blocks // VIEWS_OF_BLOCKS)
     ]
+    groups, handed_out = Groups(work), 0
+    started = time.perf_counter()
+    while group := groups.next(8):
+        handed_out += len(group)
+    assert handed_out == len(work)
+    return (time.perf_counter() - started) / len(work)
 
 
-def opening(sizes: Sizes) -> tuple[list[Row], list[Verdict]]:
-    seconds = [seconds_to_open(size) for size in sizes]
-    views = sizes[0].num_views
-    return [_row(f"opening a cache of {views} views, s", seconds, 2)], [
-        Verdict(f"opening a cache of {views} views (s)", seconds[1])
-    ]
-
-
-def memory(sizes: Sizes, seconds: float) -> tuple[list[Row], list[Verdict]]:
-    stages = {"stage 1": _pass_commands, "stage 2": _training_commands}
+def memory(sizes: Sizes, seconds: float) -> Found:
     rows, verdicts = [], []
-    for stage, commands in stages.items():
+    for stage, commands in (("stage 1", _pass_commands), ("stage 2", _training_commands)):
         found = [planned_and_taken(*commands(size), seconds) for size in sizes]
         for size in sizes:
             shutil.rmtree(size.folder / "passes", ignore_errors=True)
         cells = [f"{taken / 1e6:,.0f} of {planned / 1e6:,.0f}" for planned, taken in found]
         rows.append([f"memory of {stage}, MB: taken of planned", *cells])
         planned, taken = found[1]
-        verdicts.append(
-            Verdict(
-                f"memory of {stage}: taken ÷ planned",
-                taken / planned,
-                "≤ 1.1",
-                lambda x: x <= 1.1,
-            )
-        )
+        what = f"memory of {stage}: taken ÷ planned"
+        verdicts.append(Verdict(what, taken / planned, at_most=1.1))
     return rows, verdicts
+
+
+# Plan, work, and the pattern of a file that exists once the work has begun.
+Commands = tuple[list[str], list[str], Path]
 
 
 def _pass_commands(size: ScaleStudy) -> Commands:
@@ -129,73 +238,47 @@ def _pass_commands(size: ScaleStudy) -> Commands:
     """
     common = ["precompute", size.teacher, "--caches", f"{size.folder}/passes"]
     common += ["--workers", "1", "--device", "cpu", "--block-rows", "128"]
-    has_begun = _exists(size.folder, "passes/*/journal/*")
-    return [*common, "--plan"], common, has_begun
-
-
-def _exists(folder: Path, pattern: str) -> Callable[[], bool]:
-    return lambda: next(folder.glob(pattern), None) is not None
+    return [*common, "--plan"], common, size.folder / "passes/*/journal/*"
 
 
 def _training_commands(size: ScaleStudy) -> Commands:
     common = [size.student, "--method", "cd", "--caches", str(size.caches)]
     common += ["--runs", f"{size.folder}/runs", "--device", "cpu"]
-    has_begun = _exists(size.folder, "runs/*/*-seed2-*/metrics.jsonl")
-    return ["train", "plan", *common], ["train", "student", *common, "--seed", "2"], has_begun
+    begun = size.folder / "runs/*/*-seed2-*/metrics.jsonl"
+    return ["train", "plan", *common], ["train", "student", *common, "--seed", "2"], begun
 
 
-def _row(name: str, values: list[float], digits: int) -> Row:
-    return [name, *(f"{value:,.{digits}f}" for value in values)]
+def planned_and_taken(
+    plan: list[str], work: list[str], begun: Path, seconds: float
+) -> tuple[float, float]:
+    """Bytes of memory that a command plans, and the most that it took in its first `seconds`.
+
+    They count from when a file of the pattern `begun` exists. The command is killed afterwards.
+    """
+    planning = [sys.executable, "-m", *plan]
+    printed = subprocess.run(planning, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    pattern = r"at most about ([\d.,]+) (B|kB|MB|GB|TB) of memory"
+    found = re.search(pattern, " ".join(printed.split()))
+    if found is None:
+        raise RuntimeError(f"the plan does not contain the memory it takes: {printed}")
+    planned = float(found[1].replace(",", "")) * _UNITS[found[2]]
+    working = [sys.executable, "-m", *work]
+    process = subprocess.Popen(working, cwd=ROOT, stdout=subprocess.DEVNULL, process_group=0)
+    try:
+        return planned, max(_peaks(process, begun, seconds))
+    finally:
+        process.send_signal(signal.SIGKILL)  # its workers end with it
+        process.wait()
 
 
-def main(arguments: list[str]) -> int:
-    parser = parser_of("scale", __doc__)
-    parser.add_argument("--samples", type=int, default=1_281_167)
-    parser.add_argument("--views", type=int, default=50)
-    parser.add_argument("--images", type=int, default=512, help="read in each round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of work, for memory")
-    options = parser.parse_args(arguments)
-    small = min(SMALL, options.samples)
-    if small < CLASSES:
-        parser.error(f"--samples must be at least {CLASSES:,}, one for each class")
-    signal.signal(signal.SIGTERM, _end)
-    with tempfile.TemporaryDirectory(prefix="scale-") as name:
-        cache_bytes = (CHANNELS + 8) * options.views * options.samples
-        refuse_small_disk(Path(name), options.samples + small, cache_bytes)
-        contents = some_photographs(small)
-        sizes = tuple(
-            make_study(Path(name) / word, count, options.views, contents)
-            for word, count in (("small", small), ("large", options.samples))
-        )
-        assert len(sizes) == 2
-        parts = [
-            first_steps(sizes),
-            epochs(sizes),
-            reading(sizes, options.images, options.rounds),
-            opening(sizes),
-            scheduling(),
-            memory(sizes, options.seconds),
-        ]
-        # Published before the files are removed, which takes minutes and may be interrupted.
-        rows = [row for some, _ in parts for row in some]
-        verdicts = [verdict for _, some in parts for verdict in some]
-        table = markdown(["what", f"{small:,} samples", f"{options.samples:,} samples"], rows)
-        text = (
-            f"`python -m benchmarks scale {' '.join(arguments)}` on {machine()}: hard links to "
-            f"{len(contents)} photographs of 500x375 ({origin()}) in {CLASSES:,} classes; views of "
-            f"32 pixels, {options.views} cached. Rates: medians of {options.rounds} interleaved "
-            f"rounds ± half the distance between the quartiles. Memory: the most that the process "
-            f"took in its first {options.seconds:g} s of work; plans are for a whole run with its "
-            f"tests.\n\n{table}"
-        )
-        publish(options, "ImageNet's number of samples", text, verdicts)
-    return 0
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)  # so that the temporary folder is removed
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _peaks(process: subprocess.Popen[bytes], begun: Path, seconds: float) -> Iterator[int]:
+    """The most memory that the process has taken so far, again and again while it runs."""
+    until, has_begun = time.monotonic() + _DEADLINE_SECONDS, False
+    while time.monotonic() < until and process.poll() is None:
+        if not has_begun and glob.glob(str(begun)):
+            until, has_begun = time.monotonic() + seconds, True
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        yield from (int(kb) * 1024 for kb in re.findall(r"VmHWM:\s+(\d+) kB", status))
+        time.sleep(0.2)
+    if process.poll() not in (None, 0):
+        raise RuntimeError(f"the command failed with {process.returncode}")

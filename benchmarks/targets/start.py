@@ -1,8 +1,8 @@
 """python -m benchmarks start [--images 50000] [--rounds 5] [--device cuda]
 
-How long `make train-student` takes from its start to the first training step, where weights and
-cache are there: images of CIFAR-10's size and number, packed into one file. The packages' imports,
-which every one of its programs repeats, are timed apart.
+How long `make train-student` takes from its start to the first training step, if weights and cache
+exist: images of CIFAR-10's size and number, packed into one file. The packages' imports, which
+every one of its programs repeats, are timed apart.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ import tempfile
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from benchmarks.harness import Verdict, machine, parser_of, publish
-from teach_once.nets.networks.zoo import build
-from teach_once.nets.weights.files import save_atomically
+from benchmarks.harness import Report, Verdict
+from benchmarks.synthetic.studies import random_split, save_random_weights
 from teach_once.views.packed.write import pack_pixels
-from teach_once.views.splits import ImageSource, array_split
+from teach_once.views.splits import ImageSource
 
-ROOT = Path(__file__).parent.parent.parent
+TITLE = "The start"
+ROOT = Path(__file__).parents[2]
 _POLL_SECONDS = 0.005
 _DEADLINE_SECONDS = 300.0
-
+_MODULES = ("train.cli.commands", "configs.command", "train.cli.commands", "precompute.command")
 TEACHER = """
 dataset:
   type: packed
@@ -45,25 +44,30 @@ methods: {{cd+gkd: [{{loss: ce}}, {{loss: gkd}}, {{loss: cd, weight: 6}}]}}
 """
 
 
+def measure(device: str = "auto", images: int = 50_000, rounds: int = 5) -> Report:
+    with tempfile.TemporaryDirectory() as name:
+        make = [*prepare(Path(name), images), f"DEVICE={device}"]
+        starts, imports = [], []
+        for seed in range(rounds):
+            starts.append(seconds_to_first_step(Path(name), make, seed))
+            imports.append(seconds_of_imports())
+    start, imported = statistics.median(starts), statistics.median(imports)
+    text = f": {images:,} images of 32x32, packed; medians of {rounds} rounds, start "
+    to_step = "`make train-student` to the first step, without imports (s)"
+    verdicts = [Verdict(to_step, start - imported, at_most=5)]
+    verdicts += [Verdict("its programs' imports (s)", imported)]
+    return Report(f"{text}{min(starts):.1f} to {max(starts):.1f} s.", verdicts)
+
+
 def prepare(folder: Path, num_images: int) -> list[str]:
-    """Files of a study in `folder`, its cache made; returns the arguments for make."""
+    """Write a study into `folder` and make its cache; return the arguments for make."""
     rng = np.random.default_rng(0)
-    train, test = (
-        array_split(
-            rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
-            rng.integers(0, 10, count),
-            "noise",
-        )
-        for count in (num_images, 1000)
-    )
+    train, test = (random_split(rng, count, 32, 3, 10) for count in (num_images, 1000))
     names = tuple("0123456789")
-    noise = ImageSource(
-        "noise", "packed", names, train, test, lambda ids: "0" * 64, lambda: "0" * 64
-    )
+    digest = "0" * 64
+    noise = ImageSource("noise", "packed", names, train, test, lambda ids: digest, lambda: digest)
     pack_pixels(noise, folder / "images.h5")
-    with h5py.File(folder / "images.h5") as written:
-        assert written["train/images"].shape[0] == num_images
-    save_atomically(build("resnet8", num_classes=10).state_dict(), folder / "teacher.pt")
+    save_random_weights(folder / "teacher.pt", "resnet8", 10)
     (folder / "start-teacher.yaml").write_text(TEACHER.format(folder=folder))
     (folder / "start-student.yaml").write_text(STUDENT.format(folder=folder))
     places = [f"CACHES={folder}/caches", f"RUNS={folder}/runs"]
@@ -73,14 +77,10 @@ def prepare(folder: Path, num_images: int) -> list[str]:
 
 
 def seconds_to_first_step(folder: Path, arguments: list[str], seed: int) -> float:
-    """Until the run's metrics file is there, which is opened right before the first step."""
+    """Seconds until the run has a metrics file, which is opened right before the first step."""
     started = time.perf_counter()
-    process = subprocess.Popen(
-        ["make", "--silent", "train-student", f"SEED={seed}", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        process_group=0,
-    )
+    command = ["make", "--silent", "train-student", f"SEED={seed}", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, process_group=0)
     try:
         while time.perf_counter() - started < _DEADLINE_SECONDS and process.poll() is None:
             if list((folder / "runs").glob(f"*/*-seed{seed}-*/metrics.jsonl")):
@@ -93,50 +93,9 @@ def seconds_to_first_step(folder: Path, arguments: list[str], seed: int) -> floa
 
 
 def seconds_of_imports() -> float:
-    """What the four programs that `make train-student` runs import, one after the other."""
-    modules = [
-        "teach_once.train.cli.commands",
-        "teach_once.configs.command",
-        "teach_once.train.cli.commands",
-        "teach_once.precompute.command",
-    ]
-    last = "train.__main__, train.student"
+    """Seconds that the programs of `make train-student` import for, one after the other."""
     started = time.perf_counter()
-    for names in [*modules, last]:
-        subprocess.run([sys.executable, "-c", f"import {names}"], cwd=ROOT, check=True)
+    for name in (*_MODULES, "train.sessions.student"):
+        command = [sys.executable, "-c", f"import teach_once.{name}"]
+        subprocess.run(command, cwd=ROOT, check=True)
     return time.perf_counter() - started
-
-
-def main(arguments: list[str]) -> int:
-    parser = parser_of("start", __doc__)
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make = [*prepare(folder, options.images), f"DEVICE={options.device}"]
-        starts, imports = [], []
-        for seed in range(options.rounds):
-            starts.append(seconds_to_first_step(folder, make, seed))
-            imports.append(seconds_of_imports())
-    start, imported = statistics.median(starts), statistics.median(imports)
-    verdicts = [
-        Verdict(
-            "`make train-student` to the first step, without imports (s)",
-            start - imported,
-            "≤ 5",
-            lambda x: x <= 5,
-        ),
-        Verdict("its programs' imports (s)", imported),
-    ]
-    text = (
-        f"`python -m benchmarks start {' '.join(arguments)}` on {machine()}: {options.images:,} "
-        f"images of 32x32, packed; medians of {options.rounds} rounds, start {min(starts):.1f} to "
-        f"{max(starts):.1f} s."
-    )
-    publish(options, "The start", text, verdicts)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

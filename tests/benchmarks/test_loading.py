@@ -103,7 +103,7 @@ def test_loading_is_compared_with_torchvision_and_workers_time_is_counted(tmp_pa
     arguments = ["--photographs", "40", "--rounds", "1", "--workers", "1", *files]
     threads = torch.get_num_threads()
     try:
-        assert loading.main(arguments) == 0
+        assert suite.main(["loading", *arguments]) == 0
     finally:
         torch.set_num_threads(threads)
     found = json.loads((tmp_path / "b.json").read_text())
@@ -112,17 +112,3 @@ def test_loading_is_compared_with_torchvision_and_workers_time_is_counted(tmp_pa
     text = (tmp_path / "b.md").read_text()
     for row in (loading.THEIRS, loading.OURS, loading.PACKED):
         assert f"| {row} |" in text
-
-
-def test_the_suite_runs_a_single_benchmark_by_its_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen: list[list[str]] = []
-
-    def noted(arguments: list[str]) -> int:
-        seen.append(arguments)
-        return 3
-
-    monkeypatch.setattr(loading, "main", noted)
-    assert suite.main(["loading", "--rounds", "2"]) == 3
-    assert seen == [["--rounds", "2"]]

@@ -1,0 +1,160 @@
+"""python -m benchmarks shared_loading [--images 960] [--rounds 5] [--threads 1] [--device cuda]
+
+An epoch of five methods together, against reading the epoch once and the sum of the five students'
+own steps, of which none can be saved; and against one method after the other. Photographs of 110 kB
+as 32-pixel views, where one worker's decoding is the bottleneck, and images on the device, where it
+is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import Report, Timing, Verdict, interleaved, markdown
+from benchmarks.synthetic.photographs import origin, photograph_folder, photographs
+from benchmarks.synthetic.studies import (
+    SHAPES,
+    make_cache,
+    save_random_weights,
+    steps_of_epoch,
+    study_of,
+)
+from benchmarks.targets.ablation import METHODS
+from teach_once.configs.load import load_student, load_teacher
+from teach_once.precompute.compute import setup
+from teach_once.precompute.compute.teacher_pass import PassOptions
+from teach_once.runtime.machine.devices import pick_device
+from teach_once.train.engine.step import TrainContext, start_epoch
+from teach_once.train.engine.train_state import capture_maps
+from teach_once.train.runs.study import Study, open_study
+from teach_once.train.sessions.joint import shared_feed
+from teach_once.train.sessions.student import open_context
+from teach_once.views.datasets import load_dataset
+from teach_once.views.pixels.batches import Pixels, ViewBatch
+from teach_once.views.splits import Ids
+
+TITLE = "Five methods that share one reading"
+_DIFFERENT = 24  # photographs; the others are copies
+_WORKERS = 1
+_STUDENT = ["student.arch=resnet8", "training.batch_size=64", "training.precision=float32"]
+ROWS = {
+    "reading": "reading the epoch once",
+    "steps": "the five students' own steps",
+    "together": "five methods together",
+    "apart": "one after the other",
+}
+
+
+def measure(device: str = "auto", images: int = 960, rounds: int = 5, threads: int = 1) -> Report:
+    """threads: of torch, next to the worker."""
+    where, before, timings = pick_device(device), torch.get_num_threads(), {}
+    torch.set_num_threads(threads)
+    try:
+        for name in ("photographs", "digits", "cifar-56-20"):
+            with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+                if name == "photographs":
+                    study = photograph_study(Path(place), images, where)
+                else:
+                    shape = replace(SHAPES[name], num_train=images)
+                    study = study_of(shape, Path(place), where, ["student.arch=resnet8"])
+                timings[name] = interleaved(rows_of(study, where, stack), rounds)
+    finally:
+        torch.set_num_threads(before)
+    rows = [
+        [label, *(f"{t[key].median:.2f} s ± {t[key].spread:.0%}" for t in timings.values())]
+        for key, label in ROWS.items()
+    ]
+    text = (
+        f", {where}: resnet8 students, {images:,} images, batches of 64 (digits: 32); photographs "
+        f"are {origin()} of 110 kB, read by one worker; {threads} of torch's threads."
+    )
+    verdicts = []
+    for name, t in timings.items():
+        least = Timing(tuple(map(max, t["reading"].seconds, t["steps"].seconds)))
+        what, together = f"{name}: five methods together", t["together"]
+        larger = f"{what} ÷ the larger of reading and steps"
+        verdicts.append(Verdict(larger, together.ratio_to(least), at_most=1.1))
+        apart = together.ratio_to(t["apart"])
+        verdicts.append(Verdict(f"{what} ÷ one after the other", apart, at_most=1))
+    return Report(f"{text}\n\n{markdown(['an epoch', *timings], rows)}", verdicts)
+
+
+class HeldBatches:
+    """The batches of an epoch, in memory before the clock starts: `Pixels`."""
+
+    where, is_streamed = "in memory", False
+
+    def __init__(self, pixels: Pixels, order: Ids, batch_size: int) -> None:
+        self.shape, self._length = pixels.shape, len(pixels)
+        self._batches = list(pixels.batches([0], order, batch_size))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
+        return iter(self._batches)
+
+
+def photograph_study(folder: Path, num_images: int, device: torch.device) -> Study:
+    """resnet8 students of a teacher with random weights, on an image folder."""
+    photograph_folder(folder / "photos", num_images, list(photographs(_DIFFERENT)), classes=10)
+    save_random_weights(folder / "teacher.pt", "resnet20", 10)
+    half = [0.5, 0.5, 0.5]
+    data = {"type": "imagefolder", "root": str(folder / "photos")}
+    network = {"arch": "resnet20", "weights": str(folder / "teacher.pt")}
+    overrides = [
+        f"dataset={json.dumps(data | {'normalisation': {'mean': half, 'std': half}})}",
+        'views.augment={"kind": "random-resized-crop", "size_px": 32}',
+        *("views.evaluation=null", "views.count=1", f"teacher={json.dumps(network)}"),
+        'taps={"logits": "float32", "means": "float32"}',
+    ]
+    teacher = load_teacher("cifar10-resnet56", overrides)
+    made = setup.setup_of(teacher, load_dataset(teacher.dataset), folder / "caches")
+    make_cache(made, PassOptions(device, 64, num_workers=_WORKERS))
+    student = load_student("cifar10-resnet20", _STUDENT)
+    return open_study(student, teacher, caches_dir=folder / "caches", runs_dir=folder / "runs")
+
+
+def rows_of(
+    study: Study, device: torch.device, stack: contextlib.ExitStack
+) -> dict[str, Callable[[], None]]:
+    """An epoch of each row."""
+    runs = [study.run(method, 0) for method in METHODS]
+    pixels = study.pixels(device, _WORKERS)
+    apart = [open_context(run, device, data=pixels) for run in runs]
+    open_shared = stack.enter_context(shared_feed(runs, device, _WORKERS))
+    together = [open_shared(run) for run in runs]
+    order, size = start_epoch(apart[-1], 1), study.config.training.batch_size
+    held = HeldBatches(pixels.train, order, size)
+    own = [replace(context, data=pixels._replace(train=held)) for context in apart]
+    for context in [*apart, *together]:
+        context.train_state.train()
+        stack.enter_context(capture_maps(context.train_state, pixels.train, size))
+        stack.callback(context.teacher.close)
+
+    def read() -> None:
+        for _ in pixels.train.batches([0], order, size):
+            pass
+
+    def one_by_one(sessions: Sequence[TrainContext]) -> None:
+        for context in sessions:
+            for _ in steps_of_epoch(context, 1):
+                pass
+
+    def side_by_side() -> None:
+        for _ in zip(*(steps_of_epoch(context, 1) for context in together), strict=True):
+            pass
+
+    return {
+        "reading": read,
+        "steps": lambda: one_by_one(own),
+        "together": side_by_side,
+        "apart": lambda: one_by_one(apart),
+    }

@@ -2,7 +2,7 @@
 
 Rows that are compared take turns, round after round, so that a slow moment of a shared machine
 affects them all alike. A target is a module of `benchmarks.targets` with a TITLE and a function
-`measure`, whose parameters are the options of its command and which returns a `Report`.
+`measure`, whose parameters are the options of its command and which returns a `Findings`.
 """
 
 from __future__ import annotations
@@ -96,17 +96,17 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Report:
+class Findings:
     """What a target found. text: follows the command and the machine in its section.
 
     content: of the JSON file; by default the verdicts. title: of the section; by default the
-    module's. Without a title the report is only printed. cleanup: called after that.
+    module's. Findings with an empty title are only printed. cleanup: called after that.
     """
 
     text: str
     verdicts: Sequence[Verdict] = ()
     content: object = None
-    title: str = ""
+    title: str | None = None
     cleanup: Callable[[], object] = dict
 
 
@@ -188,23 +188,24 @@ def target_app(name: str, words: Sequence[str] = ()) -> typer.Typer:
 
     words: of the command, which the section shows.
     """
-    module = import_module(f"benchmarks.targets.{name}")
+    module = import_module(f"benchmarks.targets.{'steps' if name == 'profile' else name}")
+    measure = module.measure_profile if name == "profile" else module.measure
     command = shlex.join(["python", "-m", "benchmarks", name, *words])
 
     def run(docs: Path, json: Path, **options: Any) -> None:
-        report: Report = module.measure(**options)
-        plain = [verdict.as_plain() for verdict in report.verdicts]
-        body = f"`{command}` on {machine()}, torch {torch.__version__}{report.text}"
+        found: Findings = measure(**options)
+        plain = [verdict.as_plain() for verdict in found.verdicts]
+        body = f"`{command}` on {machine()}, torch {torch.__version__}{found.text}"
         body += f"\n\n{verdict_table(plain)}" if plain else ""
         print(body)
-        if title := report.title or module.TITLE:
+        if title := module.TITLE if found.title is None else found.title:
             write_section(docs, title, body)
-            write_json(json, plain if report.content is None else report.content)
-        report.cleanup()
+            write_json(json, plain if found.content is None else found.content)
+        found.cleanup()
 
-    hints = get_type_hints(module.measure, include_extras=True) | {"docs": Path, "json": Path}
+    hints = get_type_hints(measure, include_extras=True) | {"docs": Path, "json": Path}
     kind = inspect.Parameter.KEYWORD_ONLY
-    own = inspect.signature(module.measure).parameters.values()
+    own = inspect.signature(measure).parameters.values()
     files = {"docs": DOCS, "json": Path(f"runs/benchmarks/{name}.json")}
     common = [inspect.Parameter(key, kind, default=file) for key, file in files.items()]
     parameters = [each.replace(annotation=hints[each.name], kind=kind) for each in (*own, *common)]

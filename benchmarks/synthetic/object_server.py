@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 _REFUSED = Answer("412 Precondition Failed", b"<Error><Code>PreconditionFailed</Code></Error>")
 
 
-class Stored(NamedTuple):
+class StoredObject(NamedTuple):
     """An object."""
 
     data: bytes
@@ -47,7 +47,7 @@ class ServedObjects:
     """Objects by key."""
 
     def __init__(self) -> None:
-        self._objects: dict[str, Stored] = {}
+        self._objects: dict[str, StoredObject] = {}
         self._sorted: list[str] | None = []
 
     def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -75,7 +75,7 @@ class ServedObjects:
             return _REFUSED
         if there is None:
             self._sorted = None
-        stored = Stored(body, f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"')
+        stored = StoredObject(body, f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"')
         self._objects[key] = stored
         return Answer("200 OK", headers={"ETag": stored.tag})
 
@@ -142,7 +142,7 @@ def _folder_line(folder: str) -> str:
     return f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
 
 
-class Line:
+class Wire:
     """What all connections together may send in a second; 0: as much as they can.
 
     One answer after the other takes the line, and is sent when its turn has passed.
@@ -168,7 +168,7 @@ class Line:
 class _Connection(asyncio.Protocol):
     """One client's requests, answered in their order."""
 
-    def __init__(self, bucket: ServedObjects, line: Line) -> None:
+    def __init__(self, bucket: ServedObjects, line: Wire) -> None:
         self._bucket, self._line, self._received = bucket, line, bytearray()
         self._head: tuple[str, str, dict[str, str]] | None = None  # of the request that is coming
 
@@ -208,7 +208,7 @@ def _parse_head(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 async def _serve(mb_per_second: float) -> None:
-    bucket, line = ServedObjects(), Line(mb_per_second)
+    bucket, line = ServedObjects(), Wire(mb_per_second)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(bucket, line), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.harness import Report, Verdict, markdown
+from benchmarks.harness import Findings, Verdict, markdown
 from benchmarks.synthetic.studies import SHAPES, make_cache, setup_of
 from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.runtime.machine.devices import pick_device
@@ -25,7 +25,7 @@ TITLE = "An ablation of five methods"
 METHODS = ("ce", "kd", "cd", "cd+gkd", "cd+gkd+edt")
 
 
-def measure(device: str = "auto", shape: str = "cifar-56-20", epochs: int = 4) -> Report:
+def measure(device: str = "auto", shape: str = "cifar-56-20", epochs: int = 4) -> Findings:
     where = pick_device(device)
     overrides = [f"training.epochs={epochs}", "training.schedule={kind: onecycle}"]
     overrides += [f"methods.cd+gkd+edt.{term}.start_epoch=2" for term in (0, 1)]
@@ -59,7 +59,7 @@ def measure(device: str = "auto", shape: str = "cifar-56-20", epochs: int = 4) -
         Verdict("ablation: five runs live ÷ cache and five cached runs", in_loop / from_cache),
         Verdict("taught runs until the cache has paid for itself", building / max(saved, 1e-9)),
     ]
-    return Report(f"{text} each; one run per row.\n\n{table}", verdicts)
+    return Findings(f"{text} each; one run per row.\n\n{table}", verdicts)
 
 
 def _fraction_waited(epochs: Sequence[EpochResult]) -> float:

@@ -19,7 +19,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from benchmarks.harness import Report, interleaved, markdown
+from benchmarks.harness import Findings, interleaved, markdown
 from teach_once.nets.teacher.taps import in_order
 from teach_once.precompute.compute.setup import prepare
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
@@ -57,7 +57,7 @@ def measure(
     teacher: Annotated[str, typer.Argument()] = "cifar10-resnet56",
     overrides: Overrides = None,
     device: str = "auto",
-) -> Report:
+) -> Findings:
     setup = prepare(teacher, overrides or [], Path("caches"))
     teacher_pass = TeacherPass(setup, PassOptions(pick_device(device)))
     exact, student = exact_records(teacher_pass, 0), exact_records(teacher_pass, 1)
@@ -94,7 +94,7 @@ def measure(
         f"{table}\nGeneral compression of the same numbers, one core:\n\n{second}"
     )
     content = {"dtypes": found, "compression": squeezed}
-    return Report(text, content=content, title=f"{TITLE}: {name}")
+    return Findings(text, content=content, title=f"{TITLE}: {name}")
 
 
 def exact_records(teacher_pass: TeacherPass, view: int) -> Records:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.harness import CPU, ROUNDS, Report, Timing, Verdict, interleaved, markdown
+from benchmarks.harness import CPU, ROUNDS, Findings, Timing, Verdict, interleaved, markdown
 from benchmarks.synthetic import photographs as made_up
 from teach_once.configs.schema import (
     ImageFolder,
@@ -54,7 +54,7 @@ Epoch = Callable[[], Iterable[Tensor]]
 Rows = dict[str, Timing]
 
 
-def measure(workers: int = 1, photographs: int = 512, rounds: int = 7) -> Report:
+def measure(workers: int = 1, photographs: int = 512, rounds: int = 7) -> Findings:
     torch.set_num_threads(1)  # the loop's own arithmetic takes no core from the workers
     normalisation = Normalisation(mean=MEAN, std=STD)
     with tempfile.TemporaryDirectory() as name:
@@ -89,7 +89,7 @@ def measure(workers: int = 1, photographs: int = 512, rounds: int = 7) -> Report
         f": {photographs:,} photographs of 500x375 ({made_up.origin()}), {workers} worker(s), "
         f"batches of {BATCH_SIZE}; median of {rounds} interleaved rounds {ROUNDS}.\n\n{table}"
     )
-    return Report(text, verdicts_of(timings, of_workers, fraction))
+    return Findings(text, verdicts_of(timings, of_workers, fraction))
 
 
 def verdicts_of(timings: Rows, workers: Rows, fraction: float) -> list[Verdict]:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from rich.console import Console
 
-from benchmarks.harness import Report, markdown
+from benchmarks.harness import Findings, markdown
 from benchmarks.synthetic.caches import content_of
 from benchmarks.synthetic.object_server import object_server
 from teach_once.precompute.compute.blocks import Groups
@@ -47,7 +47,7 @@ _IDENTITY: dict[str, object] = {"empty": True}
 _TAPS = {"correct": TapSpec((), "uint8")}
 
 
-def measure(blocks: int = 1_000_000, views: int = 50) -> Report:
+def measure(blocks: int = 1_000_000, views: int = 50) -> Findings:
     with object_server() as url, tempfile.TemporaryDirectory() as folder:
         simulation = Simulation(url, blocks, views, Path(folder))
         with Cluster("local", Console(file=io.StringIO()), cpus=1, gpus=0) as cluster:
@@ -57,7 +57,7 @@ def measure(blocks: int = 1_000_000, views: int = 50) -> Report:
     header = ["", "seconds", "of the driver's CPU", "blocks/s", "driver's memory so far, MB"]
     table = markdown(header, simulation.rows)
     text += f"also runs the driver and the store.\n\n{table}"
-    return Report(text, content=simulation.rows)
+    return Findings(text, content=simulation.rows)
 
 
 def commit_empty(folder: Path, handout: Handout, group: list[Work]) -> list[Any]:

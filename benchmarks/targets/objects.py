@@ -24,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ROUNDS, Report, Timing, Verdict, interleaved, markdown, timed
+from benchmarks.harness import ROUNDS, Findings, Timing, Verdict, interleaved, markdown, timed
 from benchmarks.synthetic.caches import logits_cache
 from benchmarks.synthetic.object_server import BUCKET, object_server
 from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
@@ -47,7 +47,7 @@ _PLENTY = 10**12  # bytes of a mirror
 
 def measure(
     slab_mb: int = 256, records: int = 4096, rounds: int = 7, network_mb: int = 250
-) -> Report:
+) -> Findings:
     """slab_mb: of a view. records: bytes of one. network_mb: per second."""
     os.environ["NUMPY_MADVISE_HUGEPAGE"] = "0"  # for the new processes
     rates = {"loopback": 0, f"{network_mb} MB/s": network_mb}
@@ -72,7 +72,7 @@ def measure(
         if "copy" in t:
             copying = t["put"].ratio_to(t["copy"])
             verdicts.append(Verdict(f"{name}: store copy ÷ PUT", copying))
-    return Report(text, verdicts)
+    return Findings(text, verdicts)
 
 
 def in_new_process(rate: int, slab_mb: int, records: int, rounds: int) -> dict[str, Timing]:

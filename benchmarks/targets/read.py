@@ -17,7 +17,7 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from benchmarks.harness import ROUNDS, Report, Timing, interleaved, mark, markdown
+from benchmarks.harness import ROUNDS, Findings, Timing, interleaved, mark, markdown
 from benchmarks.synthetic.caches import logits_cache
 from teach_once.store import TeacherCache
 from teach_once.store.move.hdf5 import export_cache
@@ -35,7 +35,7 @@ Calls = dict[str, Callable[[], object]]
 UNITS = {"slab": ("GB/s", 1e9), "256 rows": ("records/s", 1.0), "check": ("GB/s", 1e9)}
 
 
-def measure(slab_mb: int = 400, rounds: int = 7) -> Report:
+def measure(slab_mb: int = 400, rounds: int = 7) -> Findings:
     found: dict[tuple[str, int], dict[str, Timing]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for record_bytes in RECORD_BYTES:
@@ -55,7 +55,7 @@ def measure(slab_mb: int = 400, rounds: int = 7) -> Report:
     tables = [_table(what, results) for what in UNITS]
     text = f", zarr {zarr.__version__}, h5py {h5py.__version__}; files in the page cache; median "
     text += f"of {rounds} interleaved rounds {ROUNDS}.\n\n"
-    return Report(text + "\n".join([*tables, targets_table(results)]), content=results)
+    return Findings(text + "\n".join([*tables, targets_table(results)]), content=results)
 
 
 def _amount(what: str, method: str, record_bytes: int, view_bytes: int) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.harness import CPU, ROUNDS, Report, interleaved, markdown, timed
+from benchmarks.harness import CPU, ROUNDS, Findings, interleaved, markdown, timed
 from benchmarks.synthetic.caches import logits_cache
 from teach_once.configs.load import load_teacher
 from teach_once.runtime.machine.resources import Share, sharing_machine
@@ -35,7 +35,7 @@ Calls = dict[str, Callable[[], float]]
 _processor_time = partial(timed, clock=time.process_time)
 
 
-def measure(slab_mb: int = 400, rounds: int = 7) -> Report:
+def measure(slab_mb: int = 400, rounds: int = 7) -> Findings:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         cache = TeacherCache.open(logits_cache(Path(folder), RECORD_BYTES, slab_mb * 2**20))
@@ -61,7 +61,7 @@ def measure(slab_mb: int = 400, rounds: int = 7) -> Report:
         f"{RECORD_BYTES:,} bytes in the page cache; median of {rounds} interleaved rounds {ROUNDS}."
     )
     found = {name: timing.median for name, timing in batch.items()}
-    return Report(f"{text}\n\n{markdown(header, lines)}", content=found)
+    return Findings(f"{text}\n\n{markdown(header, lines)}", content=found)
 
 
 def row_readers(cache: TeacherCache) -> tuple[Calls, Calls, int]:

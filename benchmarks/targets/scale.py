@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import CPU, ROUNDS, Report, Verdict, interleaved, markdown
+from benchmarks.harness import CPU, ROUNDS, Findings, Verdict, interleaved, markdown
 from benchmarks.synthetic.photographs import PHOTOGRAPHS, check_disk, origin, photographs
 from benchmarks.synthetic.scale_study import CHANNELS, CLASSES, ScaleStudy, make_study
 from benchmarks.synthetic.studies import steps_of_epoch
@@ -59,7 +59,7 @@ def measure(
     images: int = 512,
     rounds: int = 5,
     seconds: float = 15.0,
-) -> Report:
+) -> Findings:
     """device: unused, as all targets of make have it. images: read in each round. seconds: of work,
     for memory.
     """
@@ -88,7 +88,7 @@ def measure(
         f"work; plans are for a whole run with its tests.\n\n{table}"
     )
     verdicts = [verdict for _, some in parts for verdict in some]
-    return Report(text, verdicts, cleanup=remove_files)
+    return Findings(text, verdicts, cleanup=remove_files)
 
 
 def _row(name: str, values: list[float], digits: int) -> list[str]:

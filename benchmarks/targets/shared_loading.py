@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import Report, Timing, Verdict, interleaved, markdown
+from benchmarks.harness import Findings, Timing, Verdict, interleaved, markdown
 from benchmarks.synthetic.photographs import origin, photograph_folder, photographs
 from benchmarks.synthetic.studies import (
     SHAPES,
@@ -52,7 +52,7 @@ ROWS = {
 }
 
 
-def measure(device: str = "auto", images: int = 960, rounds: int = 5, threads: int = 1) -> Report:
+def measure(device: str = "auto", images: int = 960, rounds: int = 5, threads: int = 1) -> Findings:
     """threads: of torch, next to the worker."""
     where, before, timings = pick_device(device), torch.get_num_threads(), {}
     torch.set_num_threads(threads)
@@ -83,7 +83,7 @@ def measure(device: str = "auto", images: int = 960, rounds: int = 5, threads: i
         verdicts.append(Verdict(larger, together.ratio_to(least), at_most=1.1))
         apart = together.ratio_to(t["apart"])
         verdicts.append(Verdict(f"{what} ÷ one after the other", apart, at_most=1))
-    return Report(f"{text}\n\n{markdown(['an epoch', *timings], rows)}", verdicts)
+    return Findings(f"{text}\n\n{markdown(['an epoch', *timings], rows)}", verdicts)
 
 
 class HeldBatches:

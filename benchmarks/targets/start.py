@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import Report, Verdict
+from benchmarks.harness import Findings, Verdict
 from benchmarks.synthetic.studies import random_split, save_random_weights
 from teach_once.views.packed.write import pack_pixels
 from teach_once.views.splits import ImageSource
@@ -44,7 +44,7 @@ methods: {{cd+gkd: [{{loss: ce}}, {{loss: gkd}}, {{loss: cd, weight: 6}}]}}
 """
 
 
-def measure(device: str = "auto", images: int = 50_000, rounds: int = 5) -> Report:
+def measure(device: str = "auto", images: int = 50_000, rounds: int = 5) -> Findings:
     with tempfile.TemporaryDirectory() as name:
         make = [*prepare(Path(name), images), f"DEVICE={device}"]
         starts, imports = [], []
@@ -56,7 +56,7 @@ def measure(device: str = "auto", images: int = 50_000, rounds: int = 5) -> Repo
     to_step = "`make train-student` to the first step, without imports (s)"
     verdicts = [Verdict(to_step, start - imported, at_most=5)]
     verdicts += [Verdict("its programs' imports (s)", imported)]
-    return Report(f"{text}{min(starts):.1f} to {max(starts):.1f} s.", verdicts)
+    return Findings(f"{text}{min(starts):.1f} to {max(starts):.1f} s.", verdicts)
 
 
 def prepare(folder: Path, num_images: int) -> list[str]:

@@ -1,4 +1,5 @@
 """python -m benchmarks steps [--shapes "digits cifar-56-20"] [--rounds 40] [--device cuda]
+python -m benchmarks profile [--shape cifar-56-20] [--steps 20] [--method cd+gkd] [--device cuda]
 
 What a training step costs with the teacher's outputs read from the cache, kept in memory, or
 computed in the loop; next to the student alone, and to the way the original trainer works (a
@@ -20,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.harness import ROUNDS, Report, Timing, Verdict, interleaved, markdown, timed
-from benchmarks.synthetic.studies import Shape, endless_steps, shapes_for, study_of
+from benchmarks.harness import ROUNDS, Findings, Timing, Verdict, interleaved, markdown, timed
+from benchmarks.synthetic.studies import SHAPES, Shape, endless_steps, shapes_for, study_of
 from teach_once.nets.networks.precision import autocast
 from teach_once.nets.teacher.taps import as_is, read_stages
 from teach_once.runtime.machine.devices import pick_device
@@ -48,7 +50,7 @@ ROWS = {
 _CLOSE_ROUNDS = 24
 
 
-def measure(device: str = "auto", shapes: str = "", rounds: int = 40) -> Report:
+def measure(device: str = "auto", shapes: str = "", rounds: int = 40) -> Findings:
     where, timings, verdicts = pick_device(device), {}, []
     for name, shape in shapes_for(where, shapes).items():
         # Short steps are measured more often, long ones less.
@@ -63,7 +65,7 @@ def measure(device: str = "auto", shapes: str = "", rounds: int = 40) -> Report:
         ],
     )
     text = f", {where}. Medians of single steps that take turns, {ROUNDS}; in brackets relative to "
-    return Report(f"{text}the student alone.\n\n{table}", verdicts)
+    return Findings(f"{text}the student alone.\n\n{table}", verdicts)
 
 
 def _relative(timings: dict[str, Timing], row: str) -> float:
@@ -198,3 +200,39 @@ def original_steps(study: Study, context: TrainContext) -> Iterator[None]:
                 loss.item()
                 maps.clear()
                 yield
+
+
+def measure_profile(
+    device: str = "auto",
+    shape: str = "cifar-56-20",
+    method: str = "cd+gkd",
+    steps: int = 20,
+    top: int = 15,
+) -> Findings:
+    """Where the time of a cached step goes: the top operators of torch's profiler."""
+    where, activities = pick_device(device), [ProfilerActivity.CPU]
+    if where.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with tempfile.TemporaryDirectory() as folder:
+        study = study_of(SHAPES[shape], Path(folder), where)
+        endless = endless_steps(open_context(study.run(method, 0), where))
+        for _ in range(3):
+            next(endless)
+        with profile(activities=activities) as found:
+            for _ in range(steps):
+                next(endless)
+    events = sorted(found.key_averages(), key=_self_time, reverse=True)
+    total = sum(map(_self_time, events))
+    rows = [
+        [each.key, f"{us / 1e3 / steps:.2f}", f"{us / total:.1%}", f"{each.count / steps:.0f}"]
+        for each in events[:top]
+        for us in [_self_time(each)]
+    ]
+    table = markdown(["operator", "ms per step", "share", "calls per step"], rows)
+    return Findings(f", {where}: {shape}, {method}\n\n{table}", title="")
+
+
+def _self_time(event: object) -> float:
+    """Microseconds in the operator itself, on the GPU if it ran there."""
+    on_device = getattr(event, "self_device_time_total", 0)
+    return float(on_device or getattr(event, "self_cpu_time_total", 0))

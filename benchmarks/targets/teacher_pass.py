@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.harness import Report, Verdict, interleaved, markdown, timed
+from benchmarks.harness import Findings, Verdict, interleaved, markdown, timed
 from benchmarks.synthetic.studies import Shape, setup_of, shapes_for
 from teach_once.nets.networks.precision import autocast
 from teach_once.precompute.compute.blocks import run_blocks
@@ -32,7 +32,7 @@ _BLOCKS = 4  # at least: all but the last are written while the teacher runs
 
 def measure(
     device: str = "auto", shapes: str = "", rounds: int = 5, batch_size: int = 256
-) -> Report:
+) -> Findings:
     where, rows, verdicts = pick_device(device), [], []
     for name, known in shapes_for(where, shapes).items():
         more = 16 if name == "digits" else 2  # enough images for the blocks
@@ -41,7 +41,7 @@ def measure(
         rows.append([name, f"{found:,.0f}", f"{bare:,.0f}"])
         verdicts.append(Verdict(f"{name}: pass ÷ bare loop, images/s", ratio, at_least=0.95))
     table = markdown(["teacher of", "pass, images/s", "bare forward loop, images/s"], rows)
-    return Report(f", {where}; medians of {rounds} interleaved rounds.\n\n{table}", verdicts)
+    return Findings(f", {where}; medians of {rounds} interleaved rounds.\n\n{table}", verdicts)
 
 
 def rates(shape: Shape, device: torch.device, rounds: int, batch_size: int) -> tuple[float, ...]:

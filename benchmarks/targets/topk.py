@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
 
-from benchmarks.harness import Report, Timing, Verdict, interleaved, markdown, timed
+from benchmarks.harness import Findings, Timing, Verdict, interleaved, markdown, timed
 from benchmarks.synthetic.studies import Shape, endless_steps, shapes_for, study_of
 from teach_once.nets.networks.zoo import build
 from teach_once.runtime.machine.devices import pick_device
@@ -43,7 +43,7 @@ def measure(
     records: int = 1024,
     largest: float = 0.7,
     rounds: int = 40,
-) -> Report:
+) -> Findings:
     where = pick_device(device)
     torch.set_num_threads(1)
     flat = random_logits(records, where)
@@ -64,7 +64,7 @@ def measure(
         f"certificate of a cache records what it lost. Fractions are ratios of medians of rounds "
         f"that take turns, on a CPU of one thread's processor time.\n\n{kept_table(logits)}"
     )
-    return Report(text, verdicts)
+    return Findings(text, verdicts)
 
 
 def record_bytes(top: int | None) -> int:

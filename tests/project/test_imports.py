@@ -84,13 +84,9 @@ SHIM = "runtime.machine.torchvision_shim._declared"  # torch's schemas live as l
 FORK_GUARD = "store.place.bucket._first_process"  # obstore's threads do not survive a fork
 STATE_EXCEPTIONS = {SHIM, FORK_GUARD}
 
-KNOWN_CROWDED: set[str] = {
-    "benchmarks/targets",
-}
+KNOWN_CROWDED: set[str] = set()
 KNOWN_SMALL: set[str] = set()
 KNOWN_REPEATED: set[str] = {
-    "Line",
-    "Stored",
     "TeacherPass",
 }
 KNOWN_STATE: set[str] = {
@@ -118,7 +114,6 @@ KNOWN_STATE: set[str] = {
 }
 KNOWN_UNTYPED: set[str] = {
     "benchmarks.results.long_study.written",
-    "benchmarks.targets.dtypes._seconds_to_decode",
     "benchmarks.targets.many_blocks._queue",
     "benchmarks.targets.objects.store_client",
     "nets.weights.files.mismatch_with",

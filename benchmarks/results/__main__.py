@@ -1,8 +1,92 @@
-"""python -m benchmarks.results keep|write ...: see `benchmarks.results.page`."""
+"""python -m benchmarks.results train [PART ...] [--student cifar10-16px-resnet8] [--jobs 2]
+python -m benchmarks.results keep STUDY RUNS_FOLDER [RUN ...] --command "make ablation ..."
+python -m benchmarks.results write
+python -m benchmarks.results half-size FOLDER DEST
+
+docs/results.md rests on docs/results/STUDY.json: the results of finished runs, and the commands
+that trained them.
+"""
+
+from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
-from benchmarks.results.page import main
+import typer
+from PIL import Image
+
+from benchmarks.results import kept, page
+from benchmarks.results.long_study import PARTS, LongStudy
+from teach_once.runtime.command.frame import new_app, run_command
+from teach_once.runtime.command.options import Device
+from teach_once.runtime.errors import UserError
+
+app = new_app(__doc__)
+_ENDINGS = (".jpg", ".jpeg", ".png")
+
+
+@app.command()
+def train(
+    parts: Annotated[list[str] | None, typer.Argument(help=f"default: {' '.join(PARTS)}")] = None,
+    student: str = "cifar10-16px-resnet8",
+    jobs: Annotated[int, typer.Option(help="runs side by side")] = 2,
+    device: Device = "auto",
+) -> None:
+    """Train the runs behind docs/results.md, and keep them; see `results.long_study`."""
+    if unknown := [part for part in parts or () if part not in PARTS]:
+        raise UserError(f"unknown part {', '.join(unknown)}", fix=f"one of {', '.join(PARTS)}")
+    for part in parts or PARTS:
+        PARTS[part](LongStudy(student, jobs, device))
+
+
+@app.command()
+def keep(
+    study: str,
+    folder: Path,
+    command: Annotated[str, typer.Option(help="that trained them")],
+    runs: Annotated[list[str] | None, typer.Argument()] = None,
+    jobs: Annotated[int, typer.Option(help="how many were trained side by side")] = 1,
+    label: Annotated[str, typer.Option(help="of a run on the page: '{method}, 4 views'")] = (
+        "{method}"
+    ),
+    cache: Annotated[Path | None, typer.Option(help="that they read")] = None,
+) -> None:
+    """Put finished runs into docs/results/STUDY.json."""
+    print(kept.keep(study, folder, runs or [], command, jobs=jobs, label=label, cache=cache))
+
+
+@app.command()
+def write() -> None:
+    """Compute the tables and pictures of docs/results.md again."""
+    page.write()
+
+
+@app.command()
+def half_size(folder: Path, dest: Path) -> None:
+    """Write every image of a folder at half its width and height into DEST, as PNG.
+
+    Each pixel is the mean of four. Networks take a quarter of the time for them. Images of DEST
+    that exist are kept.
+    """
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+    if not images:
+        raise UserError(f"{folder} holds no images")
+    for path in images:
+        half = (dest / path.relative_to(folder)).with_suffix(".png")
+        if not half.exists():
+            half.parent.mkdir(parents=True, exist_ok=True)
+            aside = half.with_suffix(".tmp")
+            with Image.open(path) as image:
+                image.convert("RGB").reduce(2).save(aside, format="PNG")
+            aside.rename(half)
+    print(f"{dest}: {len(images):,} images")
+
+
+def cli(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return run_command(app, arguments)
+
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(cli())

@@ -1,7 +1,7 @@
-"""python -m benchmarks.results.long_study [PART ...] [--student cifar10-16px-resnet8] [--jobs 2]
+"""Train every run that docs/results.md shows of a student, and keep their results.
 
-Trains every run that docs/results.md shows of a student, and keeps what it says of itself: hours on
-a small machine. The same command resumes; a part is kept as soon as all its runs are finished.
+Hours on a small machine. The same command resumes; a part is kept as soon as all its runs are
+finished.
 
 - methods: every method of the student's file
 - classifier: Early Decay Teacher with weight decay acting on the classifier that waits
@@ -14,23 +14,25 @@ a small machine. The same command resumes; a part is kept as soon as all its run
 
 from __future__ import annotations
 
-import argparse
+import os
 import shlex
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results.kept import KEPT, ResultsError, keep, load_kept
-from benchmarks.results.side_by_side import run_all, stop_on_signals
 from benchmarks.results.tables import by_label
 from teach_once.configs.load import CONFIG_DIR, load_student
 from teach_once.configs.schema import StudentConfig
 from teach_once.configs.yaml_subset import parse_yaml
-from teach_once.runtime.errors import UserError
+from teach_once.runtime.machine.resources import usable_cores
 from teach_once.store import CacheError, TeacherCache
 
+_POLL_SECONDS = 0.2
 SEEDS = (0, 1, 2)
 VIEWS = (1, 4, 16)
 CUT_LOGITS = (1, 2, 4)
@@ -191,7 +193,7 @@ def _keep_with_all_views(study: LongStudy, small: Path) -> None:
     if not names:
         raise ResultsError(
             f"runs/{study.student} has no runs of cd+gkd",
-            fix=f"python -m benchmarks.results.long_study methods --student {study.student}",
+            fix=f"python -m benchmarks.results train methods --student {study.student}",
         )
     label = f"{{method}}, {TeacherCache.open(small).manifest.num_views} views"
     study.keep("runs", [_ablation(study)], label, small, names=names)
@@ -335,27 +337,32 @@ PARTS: Mapping[str, Callable[[LongStudy], None]] = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {' '.join(PARTS)}")
-    parser.add_argument("--student", default="cifar10-16px-resnet8")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args(arguments)
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"unknown part {', '.join(unknown)}; known: {', '.join(PARTS)}")
-    stop_on_signals()
-    study = LongStudy(options.student, options.jobs, options.device)
+def run_all(commands: Sequence[Sequence[str]], jobs: int) -> None:
+    """Run `python -m` each of these, so many side by side. Ends this process where one fails.
+
+    They do not hear Ctrl-C, which this process passes on, once, and waits.
+    """
+    environment = dict(os.environ)
+    if jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(max(usable_cores() // jobs, 1))
+    waiting, running = list(commands), list[subprocess.Popen[bytes]]()
     try:
-        for part in options.parts or PARTS:
-            PARTS[part](study)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                words = waiting.pop(0)
+                print(f"$ {shlex.join(['python', '-m', *words])}", flush=True)
+                running.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", *words], env=environment, start_new_session=True
+                    )
+                )
+            for process in [each for each in running if each.poll() is not None]:
+                running.remove(process)
+                if process.returncode:
+                    sys.exit(process.returncode)
+            time.sleep(_POLL_SECONDS)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()

@@ -1,14 +1,10 @@
-"""python -m benchmarks.results keep STUDY RUNS_FOLDER [RUN ...] --command "make ablation ..."
-python -m benchmarks.results write
+"""docs/results.md: every marked table and picture, computed from docs/results/STUDY.json.
 
-docs/results.md rests on docs/results/STUDY.json: what finished runs say of themselves, and the
-commands that trained them. `keep` puts a folder of runs into such a file; --label names them where
-their methods do not ("{method}, 4 views"), and --cache reads how large a record is. `write`
-computes every table of the page from these files again, between the marks
+A table stands between the marks
 
     <!-- table: STUDY errors -->  ...  <!-- end -->
 
-and draws every picture that is asked for by
+and a picture is drawn for
 
     <!-- picture: STUDY curves FILE.png -->
 
@@ -18,19 +14,16 @@ in quotes: <!-- table: STUDY paired: cd "cd, 4 views" -->.
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.results.kept import KEPT, LabelledResult, ResultsError, keep, load_kept
+from benchmarks.results.kept import KEPT, LabelledResult, ResultsError, load_kept
 from benchmarks.results.pictures import PICTURES
 from benchmarks.results.tables import TABLES
 from teach_once.report.table import in_markdown
-from teach_once.runtime.errors import UserError
 from teach_once.runtime.safe.files import write_atomically
 
 PAGE = Path("docs/results.md")
@@ -87,42 +80,3 @@ def write(page: Path = PAGE, folder: Path = KEPT) -> None:
     write_atomically(page, written.encode())
     for name, png in pictures.items():
         write_atomically(page.parent / name, png)
-
-
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="do", required=True)
-    keeping = commands.add_parser("keep", help="put finished runs into docs/results/STUDY.json")
-    keeping.add_argument("study")
-    keeping.add_argument("folder", type=Path)
-    keeping.add_argument("runs", nargs="*")
-    keeping.add_argument("--command", required=True, help="that trained them")
-    keeping.add_argument("--jobs", type=int, default=1, help="how many were trained side by side")
-    keeping.add_argument("--label", default="{method}", help="of a run, on the page")
-    keeping.add_argument("--cache", type=Path, help="that they read")
-    commands.add_parser("write", help="compute the tables and pictures of docs/results.md again")
-    options = parser.parse_args(arguments)
-    try:
-        if options.do == "keep":
-            file = keep(
-                options.study,
-                options.folder,
-                options.runs,
-                options.command,
-                jobs=options.jobs,
-                label=options.label,
-                cache=options.cache,
-            )
-            print(file)
-        else:
-            write()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

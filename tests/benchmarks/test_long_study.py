@@ -16,6 +16,7 @@ import teach_once.precompute.command
 import teach_once.store.command
 import teach_once.train.cli.commands
 from benchmarks.results import long_study
+from benchmarks.results.__main__ import cli
 from benchmarks.results.kept import ResultsError, load_kept
 from tests.support.project import ROOT
 
@@ -79,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.setattr(long_study, "VIEWS", (1, 4))
         patched.setattr(long_study, "WEIGHTS", WEIGHTS)
         patched.setattr(long_study, "run_all", run_here)
-        assert long_study.main(["--student", STUDENT, "--jobs", "1", "--device", "cpu"]) == 0
+        assert cli(["train", "--student", STUDENT, "--jobs", "1", "--device", "cpu"]) == 0
     return folder
 
 
@@ -139,7 +140,8 @@ def test_a_signal_reaches_the_command_that_runs(tmp_path: Path) -> None:
         [
             sys.executable,
             "-m",
-            "benchmarks.results.long_study",
+            "benchmarks.results",
+            "train",
             "--student",
             "digits-resnet8",
             "methods",

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.results.__main__ import cli
 from benchmarks.results.kept import KEPT, ResultsError, keep, load_kept
-from benchmarks.results.page import PAGE, main, page_with_tables, pictures_of, write
+from benchmarks.results.page import PAGE, page_with_tables, pictures_of, write
 from teach_once.report.runs import Errors, Point, Result, results_in
 from tests.support.finished_run import Trained, train_both
 from tests.support.project import ROOT
@@ -305,5 +306,5 @@ def test_runs_are_kept_and_come_back(trained: Trained, tmp_path: Path) -> None:
 def test_the_command_says_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["keep", "x", str(tmp_path), "--command", "make"]) == 2
+    assert cli(["keep", "x", str(tmp_path), "--command", "make"]) == 2
     assert "no finished run" in capsys.readouterr().err

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from benchmarks.__main__ import NAMES
+from benchmarks.harness import target_app
 from teach_once.__main__ import PROGRAMS
 from teach_once.configs.load import load_student, load_teacher, split_overrides
 from teach_once.nets.networks.timm_models import import_timm
@@ -288,6 +290,9 @@ def check_program(name: str, arguments: list[str]) -> None:
     module = importlib.import_module(f"{name}.__main__" if is_package else name)
     if is_package and hasattr(module, "cli"):  # `__main__` hands it on
         module = sys.modules[module.cli.__module__]
+    if name == "benchmarks" and arguments[:1] and arguments[0] in NAMES:
+        typer.main.get_command(target_app(arguments[0])).make_context(name, arguments[1:])
+        return
     if not hasattr(module, "app"):  # one that reads its few words itself: its docstring shows them
         shown = Path(str(module.__file__)).read_text()
         words = arguments[:1] if is_package and name != "benchmarks" else []

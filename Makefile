@@ -1,4 +1,4 @@
-# Names the stages. Whether there is work left is decided by the programs, by identity.
+# Names the commands. Whether there is work left is decided by them, by identity.
 # `make` alone prints help.
 
 TEACHER ?= digits-resnet20
@@ -93,34 +93,19 @@ MIRRORED = --caches $(call q,CACHES) $(if $(value MIRROR),--mirror $(call q,MIRR
 # Options of the programs that train students; with CACHE=path they need no teacher.
 STUDENTS = $(MIRRORED) $(if $(value CACHE),--cache $(call q,CACHE)) --runs $(call q,RUNS) \
   $(READERS) --feed $(call q,FEED)
-TRACKED  = $(foreach each,$(call q-words,TRACK),--track $(each))
+AGAIN    = $(if $(value REDO),--redo) $(foreach each,$(call q-words,TRACK),--track $(each))
 SHARED   = $(if $(filter 0,$(value SHARE)),--no-share,$(if $(value SHARE),--share))
 RUN      = $(call q,STUDENT) --method $(call q,METHOD) --seed $(call q,SEED)
 STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS) --jobs $(call q,JOBS)
 
-# With GPUS=N, N processes of this machine share the work: one for each GPU, or on its CPUs, of
-# which each takes its part.
-ON_GPUS = $(if $(value GPUS), -m runtime.launch $(call q,GPUS))
-
-# $(call teacher-weights,NAME) and $(call teacher-cache,NAME), where they are missing.
-teacher-weights = $(PY)$(ON_GPUS) -m train teacher $1 $(MIRRORED) $(READERS) \
-  $(if $(value TRAIN_TEACHER),--train-teacher) $(OVERRIDES)
-teacher-cache   = $(PY)$(ON_GPUS) -m precompute $1 $(MIRRORED) $(READERS) \
-  $(if $(value RECHECK),--recheck) $(ON_CLUSTER) $(OVERRIDES)
-
-# With CLUSTER=address, the nodes of a Ray cluster run the teacher.
-ON_CLUSTER = $(if $(value CLUSTER),--cluster $(call q,CLUSTER) \
+# With GPUS=N, N processes of this machine train each network together and run the teacher: one
+# for each GPU, or on its CPUs, of which each takes its part. With CLUSTER=address, the nodes of a
+# Ray cluster run the teacher, and train the runs of an ablation.
+TEACHING = $(if $(value RECHECK),--recheck) $(if $(value TRAIN_TEACHER),--train-teacher) \
+  $(if $(value GPUS),--nproc $(call q,GPUS)) $(if $(value CLUSTER),--cluster $(call q,CLUSTER) \
   $(if $(value GPUS_PER_WORKER),--gpus-per-worker $(call q,GPUS_PER_WORKER)) \
   $(if $(value CPUS_PER_WORKER),--cpus-per-worker $(call q,CPUS_PER_WORKER)))
-
-# The student's teacher, unless its cache is given. The programs read its name in the student's
-# file: nothing that a file says reaches make or the shell.
-OF_STUDENT = $(call q,STUDENT) --of-student
-ITS_TEACHER_WEIGHTS = $(if $(value CACHE),,$(call teacher-weights,$(OF_STUDENT)))
-ITS_TEACHER_CACHE   = $(if $(value CACHE),,$(call teacher-cache,$(OF_STUDENT)))
-
-# And train the runs of an ablation.
-RUNS_ON_CLUSTER = $(if $(value CLUSTER),--cluster $(call q,CLUSTER) \
+RUNS_ON_CLUSTER = $(if $(value CLUSTER), \
   $(if $(value GPUS_PER_RUN),--gpus-per-run $(call q,GPUS_PER_RUN)) \
   $(if $(value CPUS_PER_RUN),--cpus-per-run $(call q,CPUS_PER_RUN)))
 
@@ -175,20 +160,13 @@ env: ## create .venv, or update it if requirements.txt has changed
 	  echo "to use its python in this shell: . $(VENV)/bin/activate"; }
 
 cache-teacher: env ## run TEACHER once over every view and cache its outputs (trains it if it has no weights)
-	@$(call teacher-weights,$(call q,TEACHER))
-	@$(call teacher-cache,$(call q,TEACHER))
+	@$(PY) -m teach_once cache-teacher $(call q,TEACHER) $(MIRRORED) $(READERS) $(TEACHING) $(OVERRIDES)
 
 train-student: env ## train STUDENT with METHOD and SEED from the cache (builds whatever is missing first)
-	@$(PY) -m train plan $(RUN) $(STUDENTS) --no-trial $(if $(value GPUS),--ranks $(call q,GPUS)) $(OVERRIDES)
-	@$(ITS_TEACHER_WEIGHTS)
-	@$(ITS_TEACHER_CACHE)
-	@$(PY)$(ON_GPUS) -m train student $(RUN) $(STUDENTS) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
+	@$(PY) -m teach_once train-student $(RUN) $(STUDENTS) $(TEACHING) $(AGAIN) $(OVERRIDES)
 
 ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the report
-	@$(PY) -m train check $(STUDY) $(STUDENTS) $(OVERRIDES)
-	@$(ITS_TEACHER_WEIGHTS)
-	@$(ITS_TEACHER_CACHE)
-	@$(PY) -m train ablation $(STUDY) $(STUDENTS) $(SHARED) $(RUNS_ON_CLUSTER) $(if $(value REDO),--redo) $(TRACKED) $(OVERRIDES)
+	@$(PY) -m teach_once ablation $(STUDY) $(STUDENTS) $(TEACHING) $(SHARED) $(RUNS_ON_CLUSTER) $(AGAIN) $(OVERRIDES)
 
 export-student: env ## write a finished student (STUDENT, METHOD, SEED) to OUT as plain weights and as a program
 	@$(PY) -m train export $(call q,STUDENT) $(call q,OUT) --method $(call q,METHOD) --seed $(call q,SEED) \

@@ -2,17 +2,11 @@
 python -m configs teacher-of STUDENT|PATH [key=value ...]      print the teacher a student names
 python -m configs list                                         print all names
 python -m configs reference                                    print docs/reference.md: every key
-python -m configs new-teacher timm:MODEL --root FOLDER > my.yaml    write a teacher's file
-python -m configs new-student timm:MODEL --teacher my.yaml > s.yaml     and a student's
+
+`teach-once new-teacher` and `teach-once new-student` write files of your own.
 """
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-
-import typer
 
 from teach_once.configs.load import (
     available,
@@ -24,7 +18,6 @@ from teach_once.configs.load import (
 )
 from teach_once.runtime.command.frame import new_app, run_command
 from teach_once.runtime.command.options import Overrides, StudentName, TeacherName
-from teach_once.runtime.command.program import PROJECT
 from teach_once.runtime.safe.text import visible
 
 app = new_app("Print configs.")
@@ -62,29 +55,6 @@ def print_reference() -> None:
     from teach_once.configs.reference import reference
 
     print(reference(), end="")
-
-
-_HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
-@app.command("new-teacher", context_settings=_HANDED_OVER, add_help_option=False)
-def new_teacher(context: typer.Context) -> None:
-    """Print a file for one of timm's models as a teacher, with the pixels that it knows."""
-    _run("teach_once.precompute.new_teacher", context.args)
-
-
-@app.command("new-student", context_settings=_HANDED_OVER, add_help_option=False)
-def new_student(context: typer.Context) -> None:
-    """Print a file for a student of a teacher's file, with the methods that work."""
-    _run("teach_once.train.cli.new_student", context.args)
-
-
-def _run(module: str, arguments: list[str]) -> None:
-    """Run a program of a floor above, which may look at networks and datasets."""
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    # -P ignores modules of the same names in the current folder.
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 def cli(arguments: list[str] | None = None) -> int:

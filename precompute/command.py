@@ -10,8 +10,10 @@ find each other by its environment variables, otherwise by --job NAME --rank R -
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -23,7 +25,7 @@ from teach_once.nets.networks.archs import stem_hint
 from teach_once.nets.networks.names import check_arch
 from teach_once.precompute.compute.reuse import format_dataset_change, opened_to_carry
 from teach_once.precompute.compute.setup import Setup, at_hand, described
-from teach_once.precompute.job import job_of, share_of
+from teach_once.precompute.job import JobOptions, WorkerOptions, job_of, share_of
 from teach_once.precompute.pending import (
     checks_every_byte,
     format_measured,
@@ -32,19 +34,15 @@ from teach_once.precompute.pending import (
 )
 from teach_once.runtime.command.frame import new_app, new_console, run_command
 from teach_once.runtime.command.options import (
-    MIRROR,
-    MIRROR_GB,
     SPOOL,
-    CachesOrUrl,
     ClusterAddress,
-    Device,
-    MirrorFolder,
-    MirrorSize,
+    Compute,
     OfStudent,
     Overrides,
     SpoolFolder,
+    Storage,
     TeacherName,
-    Workers,
+    takes_option_groups,
 )
 from teach_once.runtime.command.program import program_text
 from teach_once.runtime.machine.resources import sharing_machine
@@ -65,20 +63,18 @@ app = new_app()
 
 
 @app.command()
+@takes_option_groups
 def main(
     name: TeacherName,
     overrides: Overrides = None,
     of_student: OfStudent = False,
-    caches: CachesOrUrl = Path("caches"),
+    storage: Storage = Storage(),
     spool: SpoolFolder = SPOOL,
-    mirror: MirrorFolder = MIRROR,
-    mirror_gb: MirrorSize = MIRROR_GB,
-    device: Device = "auto",
+    compute: Compute = Compute(),
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="images per forward pass; default: the fastest in a trial"),
     ] = None,
-    workers: Workers = None,
     block_rows: Annotated[
         int | None, typer.Option(min=1, help="records per block of a new cache: a power of two")
     ] = None,
@@ -93,7 +89,7 @@ def main(
     image_px: Annotated[
         int | None, typer.Option(min=1, help="with --samples: side of images that are not resized")
     ] = None,
-    carry_from: Annotated[
+    reuse_from: Annotated[
         Path | None,
         typer.Option(
             "--from",
@@ -102,17 +98,9 @@ def main(
             parser=path_or_url,
         ),
     ] = None,
-    job: Annotated[str, typer.Option(help="name shared by the processes of one job")] = "",
-    rank: Annotated[int, typer.Option(min=0, envvar="RANK", help="rank of this process")] = 0,
-    world: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE", help="number of processes")] = 1,
+    job: JobOptions = JobOptions(),
     cluster: ClusterAddress = None,
-    cpus_per_worker: Annotated[
-        int, typer.Option(min=1, help="CPUs of each worker of the cluster")
-    ] = 1,
-    gpus_per_worker: Annotated[
-        float | None,
-        typer.Option(min=0, help="GPUs of each worker; default: 1 if the cluster has any"),
-    ] = None,
+    workers: WorkerOptions = WorkerOptions(),
 ) -> None:
     """Fill the cache of one teacher, or of each teacher of a student."""
     _check_block_rows(block_rows)
@@ -120,22 +108,50 @@ def main(
         for teacher, changes in teachers_of(name, overrides, of_student=of_student):
             _print_estimate(load_teacher(teacher, changes), plan, samples, classes, image_px)
         return
-    choose_mirror(mirror, mirror_gb)
-    asked = _Asked(
-        caches,
+    request = CacheRequest(
+        storage,
+        compute,
         spool,
-        device,
         batch_size,
-        workers,
         block_rows,
         recheck,
         plan,
-        carry_from,
-        (job, rank, world),
-        (cluster, cpus_per_worker, gpus_per_worker),
+        reuse_from,
+        job,
+        cluster,
+        workers,
     )
-    for teacher, changes in teachers_of(name, overrides, of_student=of_student):
-        _fill(teacher, changes, asked, new_console())
+    fill_caches(teachers_of(name, overrides, of_student=of_student), request, new_console())
+
+
+@dataclass(frozen=True)
+class CacheRequest:
+    """What a command line asks of the caches that it names. plan: print the cost, do nothing."""
+
+    storage: Storage
+    compute: Compute
+    spool: Path = SPOOL
+    batch_size: int | None = None
+    block_rows: int | None = None
+    recheck: bool = False
+    plan: bool = False
+    reuse_from: Path | None = None
+    job: JobOptions = field(default_factory=JobOptions)
+    cluster: str | None = None  # the address
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
+
+
+def fill_caches(
+    teachers: Sequence[tuple[str, list[str]]], request: CacheRequest, console: Console
+) -> None:
+    """Fill the cache of each teacher; a complete one is left alone, without loading torch.
+
+    teachers: the name and the overrides of each, as `teachers_of` returns them. Raises CacheError,
+    ConfigError, DatasetError, ArchError, TapError, DeviceError, ClusterError, Stopped.
+    """
+    choose_mirror(request.storage.mirror, request.storage.mirror_gb)
+    for name, changes in teachers:
+        _fill_cache(name, changes, request, console)
 
 
 def _print_estimate(
@@ -152,78 +168,74 @@ def _print_estimate(
     new_console().print("\n".join(estimate_lines(config, samples, classes, px)))
 
 
-class _Asked(NamedTuple):
-    """The options of the command line."""
-
-    caches: Path
-    spool: Path
-    device: str
-    batch_size: int | None
-    workers: int | None
-    block_rows: int | None
-    recheck: bool
-    plan: bool
-    carry_from: Path | None
-    job: tuple[str, int, int]
-    cluster: tuple[str | None, int, float | None]  # address; CPUs and GPUs per worker
-
-
-def _fill(name: str, changes: list[str], asked: _Asked, console: Console) -> None:
+def _fill_cache(name: str, changes: list[str], request: CacheRequest, console: Console) -> None:
     """Fill the cache of one teacher."""
-    setup, cache = _described(name, changes, asked, console)
-    if cache is not None and not asked.plan:
+    setup, cache = _described(name, changes, request, console)
+    if cache is not None and not request.plan:
         measured = format_measured(cache, setup.config)
         console.print(f"{cache.path} is complete: nothing to do. {measured}")
         return
-    setup, block_rows = at_hand(setup), asked.block_rows
-    if (old := opened_to_carry(asked.carry_from, setup)) is not None:
-        block_rows = block_rows or old.manifest.block_rows
-    elif change := format_dataset_change(setup, asked.caches, [name, *changes]):
+    caches, setup = request.storage.caches, at_hand(setup)
+    if (old := opened_to_carry(request.reuse_from, setup)) is None and (
+        change := format_dataset_change(setup, caches, [name, *changes])
+    ):
         console.print(change)
     _print_hints(setup, console)
-
-    from teach_once.precompute.compute.teacher_pass import PassOptions
-    from teach_once.precompute.run_pass import fill_cache, plan_pass
-    from teach_once.runtime.machine.devices import pick_device
-
-    every_byte, this_job = checks_every_byte(setup.path, asked.recheck), job_of(*asked.job)
-    if this_job.rank == 0 and not asked.plan:
+    job = job_of(request.job.job, request.job.rank, request.job.world)
+    if job.rank == 0 and not request.plan:
         setup.dataset.check_headers()
-    caches = asked.caches
     with (
-        sharing_machine(share_of(this_job)),
+        sharing_machine(share_of(job)),
         fixes_spelled_by(lambda more: cache_command(setup.config, caches_dir=caches, more=more)),
     ):
-        device = pick_device("cpu" if asked.cluster[0] else asked.device)
-        options = PassOptions(
-            device,
-            asked.batch_size,
-            block_rows,
-            asked.workers,
-            every_byte,
-            this_job,
-            old,
-            asked.spool,
-        )
-        if asked.cluster[0]:
-            _fill_on_cluster(setup, options, asked, console)
-        elif asked.plan:
-            _print_plan(plan_pass(setup, options), setup, console)
+        options = _pass_options(setup, request, job, old)
+        if request.cluster:
+            _fill_on_cluster(setup, options, request, console)
         else:
-            _print_outcome(fill_cache(setup, options, console), setup, this_job, console)
+            _fill_here(setup, options, request, console)
 
 
-def _fill_on_cluster(setup: Setup, options: PassOptions, asked: _Asked, console: Console) -> None:
+def _pass_options(
+    setup: Setup, request: CacheRequest, job: Job, old: TeacherCache | None
+) -> PassOptions:
+    from teach_once.precompute.compute.teacher_pass import PassOptions
+    from teach_once.runtime.machine.devices import pick_device
+
+    every_byte = checks_every_byte(setup.path, request.recheck)
+    return PassOptions(
+        pick_device("cpu" if request.cluster else request.compute.device),
+        request.batch_size,
+        request.block_rows or (None if old is None else old.manifest.block_rows),
+        request.compute.workers,
+        every_byte,
+        job,
+        old,
+        request.spool,
+    )
+
+
+def _fill_here(setup: Setup, options: PassOptions, request: CacheRequest, console: Console) -> None:
+    from teach_once.precompute.run_pass import fill_cache, plan_pass
+
+    if request.plan:
+        _print_plan(plan_pass(setup, options), setup, console)
+    else:
+        _print_outcome(fill_cache(setup, options, console), setup, options.job, console)
+
+
+def _fill_on_cluster(
+    setup: Setup, options: PassOptions, request: CacheRequest, console: Console
+) -> None:
     from teach_once.precompute.ray_driver import ClusterFill
     from teach_once.runtime.command.ray import Cluster
 
-    address, cpus, gpus = asked.cluster
     if options.job.world > 1:
         raise ConfigError("--cluster and --world (or GPUS=N, or torchrun) exclude each other")
-    assert address is not None
-    with Cluster(address, console, cpus=cpus, gpus=gpus) as cluster:
-        fill = ClusterFill(setup, options, cluster, asked.device, console)
-        if asked.plan:
+    assert request.cluster is not None
+    cpus, gpus = request.workers.cpus_per_worker, request.workers.gpus_per_worker
+    with Cluster(request.cluster, console, cpus=cpus, gpus=gpus) as cluster:
+        fill = ClusterFill(setup, options, cluster, request.compute.device, console)
+        if request.plan:
             _print_plan(fill.plan(), setup, console)
         else:
             _print_outcome(fill.run(), setup, options.job, console)
@@ -242,13 +254,13 @@ def _check_block_rows(block_rows: int | None) -> None:
 
 
 def _described(
-    name: str, overrides: list[str], asked: _Asked, console: Console
+    name: str, overrides: list[str], request: CacheRequest, console: Console
 ) -> tuple[Setup, TeacherCache | None]:
     """What the config describes, and its cache if that is complete."""
-    caches, recheck = asked.caches, asked.recheck
+    caches, recheck = request.storage.caches, request.recheck
     if recheck:
-        forget_listings(spool_folder(caches, asked.spool))
-    setup = described(name, overrides, caches, asked.spool)
+        forget_listings(spool_folder(caches, request.spool))
+    setup = described(name, overrides, caches, request.spool)
     if not knows_weights(setup.identity):
         cache, problem = without_weights(setup, caches)
         if cache is not None:

@@ -1,10 +1,14 @@
-"""Which processes share one pass, and whether its rounds come to an end."""
+"""Which processes or workers share one pass, and whether its rounds come to an end."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from teach_once.configs.load import ConfigError
 from teach_once.runtime.machine.resources import RENDEZVOUS, Share
@@ -14,6 +18,33 @@ from teach_once.store.write.pending_blocks import Work
 
 # What processes that were started together have in common: `runtime.launch`, torchrun, Slurm.
 _NAMES = (RENDEZVOUS, "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Which of several processes this one is, as a command line or a launcher has it."""
+
+    job: Annotated[str, typer.Option(help="name shared by the processes of one job")] = ""
+    rank: Annotated[int, typer.Option(min=0, envvar="RANK", help="rank of this process")] = 0
+    world: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE", help="number of processes")] = 1
+
+    @classmethod
+    def of_launcher(cls) -> JobOptions:
+        """The rank that a launcher has set in the environment; else that of a single process."""
+        return cls("", int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1))
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What each worker takes of a node of a Ray cluster."""
+
+    cpus_per_worker: Annotated[
+        int, typer.Option(min=1, help="CPUs of each worker of the cluster")
+    ] = 1
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of each worker; default: 1 if the cluster has any"),
+    ] = None
 
 
 def job_of(name: str, rank: int, world: int) -> Job:

@@ -3,19 +3,23 @@
 Reads the finished runs of one student (runs/digits-resnet8), prints their table and writes
 report.html, ablation.md, ablation.csv and ablation.png beside them. Chosen runs, several settings,
 and settings other than those of report.html get other names, as in report-all.html.
-`python -m train ablation` calls it at its end.
+`teach-once ablation` does the same at its end.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from teach_once.runtime.command.frame import new_app, new_console, run_command
 from teach_once.runtime.safe.text import visible
+
+if TYPE_CHECKING:
+    from teach_once.report.write import Written
 
 app = new_app()
 
@@ -46,7 +50,6 @@ def main(
     """Write the report of a folder of runs and print its table."""
     from teach_once.report.write import write_report
 
-    console = new_console()
     written = write_report(
         folder,
         names or (),
@@ -55,6 +58,11 @@ def main(
         asked=asked,
         commands=command or (),
     )
+    print_written(written, folder, new_console())
+
+
+def print_written(written: Written, folder: Path, console: Console) -> None:
+    """Print a report's table, where its files are, and on stderr the runs that it leaves out."""
     console.print(written.table)
     for line in written.left_out:
         print(visible(line), file=sys.stderr)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -38,11 +38,14 @@ _FORWARDED = {
 }
 
 
-def launch(num_processes: int, command: Sequence[str]) -> int:
+def launch(
+    num_processes: int, command: Sequence[str], variables: Mapping[str, str] | None = None
+) -> int:
     """Run a command in `num_processes` processes and return the exit status of the first to fail.
 
-    0 if none fails; 128 + n if one is killed by signal n.
+    0 if none fails; 128 + n if one is killed by signal n. variables: added to the environment.
     """
+    variables = variables or {}
     folder = tempfile.mkdtemp(prefix="teach-once-ranks-")  # of mode 0700
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -50,7 +53,7 @@ def launch(num_processes: int, command: Sequence[str]) -> int:
             for rank in range(num_processes):
                 if received:
                     break
-                processes.append(_start(command, rank, num_processes, Path(folder)))
+                processes.append(_start(command, rank, num_processes, Path(folder), variables))
                 for number, num_told in received:
                     if num_told <= rank:  # it came while this one was being started
                         processes[rank].send_signal(_FORWARDED[number])
@@ -63,9 +66,14 @@ def launch(num_processes: int, command: Sequence[str]) -> int:
 
 
 def _start(
-    command: Sequence[str], rank: int, num_processes: int, folder: Path
+    command: Sequence[str],
+    rank: int,
+    num_processes: int,
+    folder: Path,
+    variables: Mapping[str, str],
 ) -> subprocess.Popen[bytes]:
     environment = {
+        **variables,
         **{"RANK": str(rank), "WORLD_SIZE": str(num_processes)},
         **{"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(num_processes)},
         **{"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"},

@@ -1,5 +1,6 @@
-"""teach-once PROGRAM ...          any program of the project, from any folder
-teach-once PROGRAM --help      what it takes
+"""teach-once COMMAND ...          from nothing to a result: builds whatever is missing first
+teach-once PROGRAM ...          one thing alone: any program of the project, from any folder
+teach-once COMMAND --help       what it takes
 
 `teach-once train student NAME` is `python -m train student NAME`, whatever files are in the current
 folder. Modules of yours (a loss, a network) are found there, unless an installed one has the name.
@@ -12,7 +13,17 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-# Name -> what it is for. A table, since reading it from the modules would import them.
+from teach_once.runtime.command.make_args import with_words
+from teach_once.runtime.machine.resources import num_ranks
+
+# Name -> what it is for. Tables, since reading them from the modules would import these.
+COMMANDS = {
+    "new-teacher": "Print a file for one of timm's models as a teacher.",
+    "new-student": "Print a file for a student of a teacher's file, with the methods that work.",
+    "cache-teacher": "Train a teacher's weights if they are missing, and fill its cache.",
+    "train-student": "Train one student; builds its teacher's weights and cache first.",
+    "ablation": "Train a student with every method and seed, and write the report.",
+}
 PROGRAMS = {
     "configs": "What a cache and a run are, as validated YAML.",
     "nets": "The networks by name, their taps, and the teacher's pass.",
@@ -24,12 +35,18 @@ PROGRAMS = {
     "train": "Stage 2: train students from a cache, and teachers that have no weights.",
     "views": "Datasets of images: pack them, find those that cannot be used.",
 }
-_MODULES = {"precompute.verify": "precompute.verify", "runtime.launch": "runtime.launch"}
+_MODULES = {
+    **{"precompute.verify": "precompute.verify", "runtime.launch": "runtime.launch"},
+    **{"new-teacher": "new_teacher", "new-student": "new_student"},
+}
 
 
 def _usage() -> str:
-    lines = [f"  {name:<20}{purpose}" for name, purpose in PROGRAMS.items()]
-    return "\n".join([str(__doc__), "Programs:", *lines])
+    commands, programs = (
+        [f"  {name:<20}{purpose}" for name, purpose in table.items()]
+        for table in (COMMANDS, PROGRAMS)
+    )
+    return "\n".join([str(__doc__), "Commands:", *commands, "", "Programs:", *programs])
 
 
 def _put_last(folder: str) -> None:
@@ -47,17 +64,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     name, *rest = words
-    if name not in PROGRAMS:
-        print(f"error: no program {name!r}\n  fix: one of {', '.join(PROGRAMS)}", file=sys.stderr)
+    if name not in COMMANDS and name not in PROGRAMS:
+        known = ", ".join([*COMMANDS, *PROGRAMS])
+        print(f"error: no program {name!r}\n  fix: one of {known}", file=sys.stderr)
         return 2
     if not sys.flags.safe_path:
         _put_last(os.getcwd())
         os.environ["PYTHONSAFEPATH"] = "1"  # processes that this one starts get its sys.path
+    status: int
+    if name in COMMANDS and name not in _MODULES:
+        words = [name, *with_words(rest)]
+        sys.argv = ["teach-once", *words]
+        status = import_module("teach_once.commands").cli(words)
+        return status
     sys.argv = [f"teach-once {name}", *rest]
     module = import_module(f"teach_once.{_MODULES.get(name, f'{name}.__main__')}")
-    status: int = module.cli(rest)
+    status = module.cli(rest)
     return status
 
 
+def run() -> None:
+    """Run the command line and end the process."""
+    status = main()
+    if num_ranks() > 1:
+        from teach_once.runtime.command.frame import end_process
+
+        end_process(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

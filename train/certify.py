@@ -30,7 +30,7 @@ from teach_once.store.errors import CacheMismatch
 from teach_once.store.format.certificate import LOSSES, STEPS, certified_blocks
 from teach_once.store.identity import CONVERTED_FROM, differences
 from teach_once.store.move.trim import record_figures
-from teach_once.train.cli.options import Method, Seed
+from teach_once.train.cli.options import Method, Seed, StudyStorage
 from teach_once.train.cli.plan import open_named_study
 from teach_once.train.engine.step import (
     ActiveTerm,
@@ -70,7 +70,7 @@ def main(
     workers: Workers = None,
 ) -> None:
     """Print how losses change from a full cache to a reduced one."""
-    study = open_named_study(name, overrides, caches, full, Path("runs"))
+    study = open_named_study(name, overrides, StudyStorage(caches=caches, cache=full))
     run, cache = study.run(method, seed), TeacherCache.open(reduced, num_views=1, taps=())
     refuse_unless_reduced(study.cache, cache)
     context = open_context(run, pick_device(device), num_workers=workers)

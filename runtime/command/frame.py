@@ -64,7 +64,8 @@ def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> int
 
 def _exit_status(app: typer.Typer, arguments: list[str]) -> int:
     try:
-        app(arguments, prog_name=sys.argv[0] if sys.argv[0].startswith("teach-once ") else None)
+        is_our_command = sys.argv[0].partition(" ")[0] == "teach-once"
+        app(arguments, prog_name=sys.argv[0] if is_our_command else None)
     except SystemExit as ended:  # how typer returns, also from --help and a wrong option
         return int(ended.code or 0)
     except UserError as error:

@@ -1,9 +1,19 @@
-"""Command-line arguments and options that several programs share, explained once."""
+"""Command-line arguments and options that several programs share, explained once.
+
+Options that travel together are fields of a dataclass, which the command line fills in once and
+functions hand on whole: `Storage`, `Compute`. A command takes one as a parameter whose default is
+such a dataclass, below `takes_option_groups`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -100,3 +110,57 @@ ClusterAddress = Annotated[
         help="Ray cluster to work on; auto: the one running here, else, as local, this machine",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where the caches are, and the mirror of those at a URL with its size in 10^9 bytes."""
+
+    caches: CachesOrUrl = Path("caches")
+    mirror: MirrorFolder = MIRROR
+    mirror_gb: MirrorSize = MIRROR_GB
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The device that computes, and the number of worker processes that read images."""
+
+    device: Device = "auto"
+    workers: Workers = None
+
+
+def takes_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command have dataclasses of options as parameters: each field becomes an option.
+
+    A parameter is such a group if its default is a dataclass; the fields have their own defaults.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, type[Any]] = {
+        name: type(each.default)
+        for name, each in signature.parameters.items()
+        if dataclasses.is_dataclass(each.default)
+    }
+    options: list[inspect.Parameter] = []
+    for name, each in signature.parameters.items():
+        options += _options_in(groups[name]) if name in groups else [each]
+
+    @functools.wraps(command)
+    def with_groups(**given: Any) -> None:
+        for name, group in groups.items():
+            names = [each.name for each in dataclasses.fields(group)]
+            given[name] = group(**{each: given.pop(each) for each in names})
+        command(**given)
+
+    with_groups.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    with_groups.__annotations__ = {each.name: each.annotation for each in options}
+    return with_groups
+
+
+def _options_in(group: type[Any]) -> list[inspect.Parameter]:
+    """The fields of a dataclass as parameters of a function."""
+    hints = get_type_hints(group, include_extras=True)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [
+        inspect.Parameter(each.name, kind, default=each.default, annotation=hints[each.name])
+        for each in dataclasses.fields(group)
+    ]

@@ -1,4 +1,4 @@
-"""`configs new-teacher` and `new-student`: files that load, say what they cost, and work."""
+"""`teach-once new-teacher` and `new-student`: files that load, say what they cost, and work."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 import yaml
 
 import teach_once.nets.command
-import teach_once.precompute.new_teacher
-import teach_once.train.cli.new_student
+import teach_once.new_student
+import teach_once.new_teacher
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.configs.schema import TeacherConfig, as_plain
 from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
-from teach_once.precompute.new_teacher import teacher_file
-from teach_once.train.cli.new_student import student_file
+from teach_once.new_student import student_file
+from teach_once.new_teacher import teacher_file
 from teach_once.train.runs.study import open_study
 from teach_once.train.sessions.trial import first_losses
 from teach_once.views.datasets import DatasetError
@@ -84,7 +84,7 @@ def test_test_images_are_cropped_as_the_models_weights_were_tested(
     model: str, evaluation: dict[str, object], photographs: Path
 ) -> None:
     data = {"type": "imagefolder", "root": str(photographs)}
-    draft = teach_once.precompute.new_teacher.Draft(f"timm:{model}", data, "timm:pretrained", 1)
+    draft = teach_once.new_teacher.Draft(f"timm:{model}", data, "timm:pretrained", 1)
     found = draft.config({"logits": "float16"})
     color = tuple(round(255 * channel) for channel in found.dataset.normalisation.mean)
     expected = evaluation | ({"fill": color} if evaluation["kind"] == "border" else {})
@@ -117,7 +117,7 @@ def test_a_teacher_with_logits_has_a_method_distill_too(photographs: Path, tmp_p
 def test_a_stage_that_the_network_never_calls_is_said_to_be_none(
     model: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ended = teach_once.precompute.new_teacher.cli([f"timm:{model}", "--root", str(photographs)])
+    ended = teach_once.new_teacher.cli([f"timm:{model}", "--root", str(photographs)])
     out, err = capsys.readouterr()
     assert "the network does not call its " in out + err
     assert "Traceback" not in err
@@ -133,7 +133,7 @@ def test_weights_of_another_model_are_an_error(
 ) -> None:
     save_atomically(build("timm:test_resnet", num_classes=2).state_dict(), tmp_path / "w.pt")
     arguments = ["--root", str(photographs), "--weights", str(tmp_path / "w.pt")]
-    assert teach_once.precompute.new_teacher.cli(["timm:test_convnext", *arguments]) == 2
+    assert teach_once.new_teacher.cli(["timm:test_convnext", *arguments]) == 2
     assert "w.pt do not fit the network" in capsys.readouterr().err
 
 
@@ -166,7 +166,7 @@ def test_a_message_about_a_new_file_names_no_folder_of_its_own(
         [*root, "--weights", "no.pt"],
         [*root, "--count", "70000"],
     ):
-        assert teach_once.precompute.new_teacher.cli(["timm:test_convnext", *arguments]) == 2
+        assert teach_once.new_teacher.cli(["timm:test_convnext", *arguments]) == 2
         assert tempfile.gettempdir() not in capsys.readouterr().err.replace(str(tmp_path), "")
 
 
@@ -178,11 +178,11 @@ def test_wrong_names_and_folders_are_told_with_the_fix(
         teacher_file("timm:test_vit", data, "timm:pretrained", 1)
     with pytest.raises(ArchError, match="did you mean 'test_vit'"):
         written(tmp_path, photographs, "tset_vit")
-    assert teach_once.precompute.new_teacher.cli(["timm:test_vit"]) == 2
+    assert teach_once.new_teacher.cli(["timm:test_vit"]) == 2
     assert "fix: add --root PATH" in capsys.readouterr().err
-    assert teach_once.precompute.new_teacher.cli(["resnet34", "--root", str(photographs)]) == 2
+    assert teach_once.new_teacher.cli(["resnet34", "--root", str(photographs)]) == 2
     assert "did you mean 'timm:resnet34'?" in capsys.readouterr().err
-    assert teach_once.train.cli.new_student.cli(["resnet65", "--teacher", "digits-resnet20"]) == 2
+    assert teach_once.new_student.cli(["resnet65", "--teacher", "digits-resnet20"]) == 2
     assert "did you mean 'resnet56'" in capsys.readouterr().err
 
 

@@ -36,7 +36,7 @@ FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package 
 PARTS = set(FLOOR_OF) - {"teach_once", "benchmarks", "examples"}  # reached through teach_once
 FAST_STARTS = (
     *("store.command", "configs.command", "views.command", "report.command"),
-    *("precompute.command", "train.cli.commands", "views.augment.augment"),
+    *("precompute.command", "train.cli.commands", "views.augment.augment", "commands"),
 )
 MOST_FILES = 15  # Python files in a folder
 FEWEST_LINES = 60  # of a file that only one other imports

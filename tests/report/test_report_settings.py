@@ -53,7 +53,7 @@ def test_a_report_of_named_runs_takes_no_other_report_s_place(
     assert set(good) == {"report.html", "ablation.md", "ablation.csv", "ablation.png"}
     short = [write_run("kd", 0, 80.0, training={"epochs": 1}).name]
     heavy = [write_run("kd", 0, 12.0, terms=[{"loss": "kd", "weight": 2.0}]).name]
-    asked = ["--asked", "kd; seeds 0"]  # as `train ablation` does
+    asked = ["--asked", "kd; seeds 0"]  # as `teach-once ablation` does
     capsys.readouterr()
     for arguments in ([runs[0].name], [*asked, *short], [*asked, *heavy], ["--method", "kd"]):
         assert cli([str(folder), *arguments]) == 0

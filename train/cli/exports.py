@@ -13,24 +13,27 @@ import typer
 
 from teach_once.runtime.command.frame import new_console
 from teach_once.runtime.command.options import (
-    MIRROR,
-    MIRROR_GB,
-    CacheOrUrl,
-    CachesOrUrl,
     Device,
-    MirrorFolder,
-    MirrorSize,
     Overrides,
     StudentName,
+    takes_option_groups,
 )
-from teach_once.store.read.mirror import local_caches
-from teach_once.train.cli.options import Method, RemoveRuns, Runs, Seed, Superseded, Which
+from teach_once.train.cli.options import (
+    Method,
+    RemoveRuns,
+    Runs,
+    Seed,
+    StudyStorage,
+    Superseded,
+    Which,
+)
 from teach_once.train.cli.plan import open_named_study
 from teach_once.train.errors import TrainError
 from teach_once.train.runs.folder import offer_removal, runs_below, table_of
 from teach_once.train.runs.study import trained_by_any_number
 
 
+@takes_option_groups
 def export(
     name: StudentName,
     folder: Annotated[Path, typer.Argument(help="folder to write the files to")],
@@ -38,16 +41,11 @@ def export(
     method: Method = "cd+gkd+edt",
     seed: Seed = 0,
     which: Which = "best",
-    caches: CachesOrUrl = Path("caches"),
-    mirror: MirrorFolder = MIRROR,
-    mirror_gb: MirrorSize = MIRROR_GB,
-    runs: Runs = Path("runs"),
-    cache: CacheOrUrl = None,
+    storage: StudyStorage = StudyStorage(),
     device: Device = "auto",
 ) -> None:
     """Write a finished student as a plain state dict and as a torch.export program."""
-    local = local_caches(caches, cache, mirror, mirror_gb)
-    study = open_named_study(name, overrides, *local, runs, reads_outputs=False)
+    study = open_named_study(name, overrides, storage, reads_outputs=False)
     run = trained_by_any_number(study.run(method, seed))
     from teach_once.train.recording.export import export_student, weights_of
     from teach_once.train.runs.files import EMA

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,9 +14,10 @@ import typer
 from rich.console import Console
 
 from teach_once.runtime.command.frame import new_console
+from teach_once.runtime.command.options import CacheOrUrl, Compute, Storage
 from teach_once.runtime.machine.resources import num_ranks
 from teach_once.runtime.machine.urls import path_or_url
-from teach_once.store.read.mirror import shown_path
+from teach_once.store.read.mirror import local_caches, shown_path
 from teach_once.train.recording.tracking import TRACKERS
 from teach_once.train.runs.folder import format_result
 from teach_once.train.runs.retrain import begin_again
@@ -108,38 +111,53 @@ CompleteCaches = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class StudyStorage(Storage):
+    """Where the caches, or the one cache, and the runs of a study are."""
+
+    runs: Runs = Path("runs")
+    cache: CacheOrUrl = None
+
+    def local(self) -> StudyStorage:
+        """The same with folders of this machine: those of the mirror for URLs, which it fetches."""
+        caches, cache = local_caches(self.caches, self.cache, self.mirror, self.mirror_gb)
+        return dataclasses.replace(self, caches=caches, cache=cache)
+
+
 def train_single(
-    opened: Callable[[], Run],
+    open_run: Callable[[], Run],
+    compute: Compute,
     *,
     redo: bool = False,
-    device: str = "auto",
-    num_workers: int | None = None,
     checkpoint_minutes: float = 10.0,
     track: Sequence[str] = (),
 ) -> None:
     """Train a run, or resume it, and print its result. redo: train a finished one again.
 
-    opened: opens the run. Several processes all call this; the first one prints and writes. Raises
-    as `train.sessions.student.train_student` does; of several processes the first one to fail does,
-    and the others end with its exit status.
+    open_run: opens the run. With several processes each of them calls this, and the first one
+    prints and writes. Raises as `train.sessions.student.train_student` does; with several processes
+    only the first one to fail raises, and the others end with its exit status.
     """
-    with joined(device) as ranks:
+    with joined(compute.device) as ranks:
         console, is_first = console_of(ranks), ranks is None or ranks.is_first
-        run = opened()
+        run = open_run()
         if redo and is_first:
-            begin_again([run], device)
+            begin_again([run], compute.device)
         if ranks is not None:
             ranks.barrier()  # they look at the run's files, which the first one may have moved
         if run.is_finished and (summary := run.summary):
             console.print(f"{run.folder} is finished: nothing to do.")
         else:
+            _announce(run, console)
+            from teach_once.train.sessions.student import train_student  # loads torch
+
             options: dict[str, Any] = {} if ranks is None else {"ranks": ranks}
-            summary = _trained(
+            summary = train_student(
                 run,
-                console,
-                device=device,
-                num_workers=num_workers,
+                device=compute.device,
+                num_workers=compute.workers,
                 checkpoint_minutes=checkpoint_minutes,
+                console=console,
                 track=track,
                 **options,
             )
@@ -147,15 +165,12 @@ def train_single(
             console.print(format_result(summary, run.folder))
 
 
-def _trained(run: Run, console: Console, **options: Any) -> dict[str, Any]:
-    from teach_once.train.sessions.student import train_student
-
+def _announce(run: Run, console: Console) -> None:
     if changes := run.changes():
         console.print("\n  ".join([f"differs from the last run of {run}:", *changes]))
     again = ", whose finished result is replaced at the end" if run.repetition else ""
     caches_read = " and ".join(str(shown_path(each.path)) for each in run.study.caches)
     console.print(f"{run}, from {caches_read} into {run.folder}{again}")
-    return train_student(run, console=console, **options)
 
 
 def joined(device: str) -> AbstractContextManager[Ranks | None]:

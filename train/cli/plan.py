@@ -9,7 +9,10 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
 
 from teach_once.configs.load import (
     load_student,
@@ -26,6 +29,7 @@ from teach_once.store.inspect.inspect import missing_records
 from teach_once.store.read.mirror import shown_path
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import open_source
+from teach_once.train.cli.options import StudyStorage
 from teach_once.train.engine.idle_ranks import check_idle_ranks
 from teach_once.train.errors import TrainError
 from teach_once.train.method.connector_ends import check_ends
@@ -48,23 +52,39 @@ def open_configs(name: str, overrides: list[str] | None) -> tuple[StudentConfig,
 def open_named_study(
     name: str,
     overrides: list[str] | None,
-    caches: Path,
-    cache: Path | None,
-    runs: Path,
+    storage: StudyStorage,
     feed: Feed = "auto",
     reads_outputs: bool = True,
 ) -> Study:
-    """The study of a student's config. Raises what `open_configs` and `open_study` raise."""
+    """Open the study of a student's config. Raises what `open_configs` and `open_study` raise."""
     config, teacher = open_configs(name, overrides)
+    local = storage.local()
     return open_study(
         config,
         teacher,
-        caches_dir=caches,
-        runs_dir=runs,
-        cache_path=cache,
+        caches_dir=local.caches,
+        runs_dir=local.runs,
+        cache_path=local.cache,
         feed=feed,
         reads_outputs=reads_outputs,
     )
+
+
+@dataclass(frozen=True)
+class StudentRequest:
+    """The run that a command line asks for."""
+
+    name: str
+    overrides: list[str] | None
+    method: str
+    seed: int
+    storage: StudyStorage
+    feed: Feed = "auto"
+
+    def open_run(self, live_teacher: bool = False, live_bn: bool = False) -> Run:
+        """Open the study and the run. Raises as `open_named_study` does."""
+        study = open_named_study(self.name, self.overrides, self.storage, self.feed)
+        return study.run(self.method, self.seed, live_teacher, live_bn)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -89,26 +109,23 @@ def check_runs(
     teacher: TeacherConfig,
     methods: Sequence[str],
     seeds: Sequence[int],
+    storage: StudyStorage,
     *,
-    caches_dir: Path,
-    runs_dir: Path,
+    feed: Feed = "auto",
     device: str,
-    cache_path: Path | None,
     ranks: int = 1,
 ) -> str:
     """Return what was looked at, in words, if these runs can work.
 
-    Without a cache the teacher's config says what one would hold. ranks: processes that will train
-    a run together. Raises TrainError, ArchError, TapError, DatasetError or DeviceError if they
-    cannot.
+    Without a cache the teacher's config says what one would hold. storage: local folders. ranks:
+    processes that will train a run together. Raises TrainError, ArchError, TapError, DatasetError
+    or DeviceError if they cannot.
     """
     for method in methods:
         refuse_unknown_method(config, method)
     study: Study | None = None
     try:
-        study = open_study(
-            config, teacher, caches_dir=caches_dir, runs_dir=runs_dir, cache_path=cache_path
-        )
+        study = _open_local(config, teacher, storage, feed)
     except CacheError:
         pass
     else:
@@ -119,16 +136,29 @@ def check_runs(
 
     check_device(device)
     if ranks > 1:
-        num_samples = len(load_dataset(teacher.dataset, caches_dir).train)
+        num_samples = len(load_dataset(teacher.dataset, storage.caches).train)
         check_idle_ranks(config.training, num_samples, ranks)
     if study is not None:
         check_ends(study, methods)
     taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)
     if study is None or missing_taps(config, methods, list(stages), taps):
-        check_study(config, teacher, methods, caches_dir)
+        check_study(config, teacher, methods, storage.caches)
         there = "there is no cache yet" if study is None else "the cache lacks some taps"
         return f"device, images, networks, taps and losses; {there}"
     return f"device, and {shown_path(study.cache.path)}, which holds what they read"
+
+
+def _open_local(
+    config: StudentConfig, teacher: TeacherConfig, storage: StudyStorage, feed: Feed
+) -> Study:
+    return open_study(
+        config,
+        teacher,
+        caches_dir=storage.caches,
+        runs_dir=storage.runs,
+        cache_path=storage.cache,
+        feed=feed,
+    )
 
 
 def slow_precision(
@@ -149,24 +179,41 @@ def slow_precision(
 # ---- what it costs
 
 
+def print_plan(
+    request: StudentRequest, device: str, console: Console, *, has_trial: bool, ranks: int = 1
+) -> None:
+    """Check that a run can work, and print what exists, what is missing and what that costs.
+
+    ranks: processes that will train it together. Raises as `check_runs` does.
+    """
+    config, teacher = open_configs(request.name, request.overrides)
+    method, seed, feed = request.method, request.seed, request.feed
+    local = request.storage.local()
+    check_runs(config, teacher, [method], [seed], local, feed=feed, device=device, ranks=ranks)
+    tried_on = device if has_trial else None
+    console.print(
+        *plan_lines(config, teacher, method, seed, local, feed=feed, device=tried_on, ranks=ranks),
+        sep="\n",
+    )
+
+
 def plan_lines(
     config: StudentConfig,
     teacher: TeacherConfig,
     method: str,
     seed: int,
+    storage: StudyStorage,
     *,
-    caches_dir: Path,
-    runs_dir: Path,
-    cache_path: Path | None = None,
+    feed: Feed = "auto",
     device: str | None = None,
     ranks: int = 1,
 ) -> list[str]:
-    """One line each for the weights, the cache and the run: that it exists, or what it costs.
+    """Return a line each for the weights, the cache and the run: that it exists, or what it costs.
 
-    device: where to try a few steps, for the time and the memory that the run takes. ranks:
-    processes that will train it together.
+    storage: local folders. device: where to try a few steps, for the time and the memory that the
+    run takes. ranks: processes that will train it together.
     """
-    dataset = load_dataset(teacher.dataset, caches_dir)
+    dataset = load_dataset(teacher.dataset, storage.caches)
     samples = len(dataset.train)
     further = further_configs(config, teacher)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
@@ -175,18 +222,16 @@ def plan_lines(
     if ranks > 1:
         passes += f", by {ranks} processes"
     try:
-        study = open_study(
-            config, teacher, caches_dir=caches_dir, runs_dir=runs_dir, cache_path=cache_path
-        )
+        study = _open_local(config, teacher, storage, feed)
     except CacheError:
-        if cache_path is not None:
+        if storage.cache is not None:
             raise
         return [
-            *(line for each in (teacher, *further) for line in _absent_lines(each, caches_dir)),
+            *(line for each in (teacher, *further) for line in _absent_lines(each, storage.caches)),
             f"student  to train: {passes}",
             *hints,
         ]
-    lines = _found_lines(study.teacher, study.cache, cache_path is None)
+    lines = _found_lines(study.teacher, study.cache, storage.cache is None)
     for other in study.further:
         lines += _found_lines(other.config, other.cache, True)
     run = study.run(method, seed)

@@ -8,25 +8,16 @@ cache (and share the system's page cache) train side by side.
 from __future__ import annotations
 
 import functools
-import os
-import shlex
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from teach_once.runtime.command.program import PROJECT, portable_program
 from teach_once.runtime.command.ray import Cluster
 from teach_once.runtime.errors import Stopped, UserError
-from teach_once.runtime.safe.text import visible
 from teach_once.train.outputs.shuffle_buffer import jobs_that_fit
-from teach_once.train.runs.folder import FoundRun, finished_alike, runs_below
 from teach_once.train.runs.study import Run, Study, held_together
-from teach_once.train.runs.teachers import pass_command
 from teach_once.train.studies.processes import side_by_side
 from teach_once.train.studies.progress import StudyProgress
 
@@ -34,57 +25,6 @@ if TYPE_CHECKING:
     from teach_once.train.engine.epoch_result import EpochResult
 
 _LOST = "its process ended without a result of it"
-
-
-def train_and_report(
-    runs: Sequence[Run],
-    commands: Sequence[str],
-    *,
-    device: str = "auto",
-    num_workers: int | None = None,
-    jobs: int = 1,
-    share: bool | None = None,
-    cluster: Cluster | None = None,
-    console: Console,
-    track: Sequence[str] = (),
-) -> int:
-    """Train the unfinished ones of a study's runs, write the report; returns the exit status.
-
-    commands: to be printed in the report. Raises as `run_ablation` does.
-    """
-    failures: dict[Run, str] = {}
-    if all(run.is_finished for run in runs):
-        console.print(f"all {len(runs)} runs are finished: nothing to train.")
-    else:
-        failures = run_ablation(
-            runs,
-            device=device,
-            num_workers=num_workers,
-            jobs=jobs,
-            share=share,
-            cluster=cluster,
-            console=console,
-            track=track,
-        )
-    status = 1 if failures else 0
-    if len(failures) < len(runs):
-        status = write_report(runs, commands, console) or status
-    for run, failure in failures.items():
-        print(visible(f"{run} failed: {failure}"), file=sys.stderr)
-    return status
-
-
-def commands_behind(
-    study: Study, name: str, overrides: Sequence[str], caches_dir: Path
-) -> list[str]:
-    """What trains one run, with METHOD and SEED to be filled in, and what makes each cache.
-
-    name, overrides: as the user gave them.
-    """
-    words = [*portable_program("train"), "student", name, "--method", "METHOD", "--seed", "SEED"]
-    words += ["--caches", str(caches_dir), "--runs", str(study.runs_dir), *overrides]
-    teachers = (study.teacher, *(other.config for other in study.further))
-    return [shlex.join(words), *(pass_command(each, caches_dir) for each in teachers)]
 
 
 def run_ablation(
@@ -215,38 +155,3 @@ def _format_error(error: Exception) -> str:
     if isinstance(error, UserError):
         return name
     return f"{name}\n{''.join(traceback.format_exception(error))}"
-
-
-# ---- the report
-
-
-def finished_of(study: Study) -> list[FoundRun]:
-    """The finished runs of a study, whatever was asked for now: in the order of its methods."""
-    own = {method: study.run(method, 0).identity for method in study.config.methods}
-    return finished_alike(runs_below(study.runs_dir, study.config.name), own)
-
-
-def write_report(asked: Sequence[Run], commands: Sequence[str], console: Console) -> int:
-    """Run `python -m report` on a study's finished runs; returns its exit status.
-
-    Prints what it prints. `train` is below `report` and cannot import it. asked: the runs that were
-    asked for now, of one study.
-    """
-    study = asked[0].study
-    methods = dict.fromkeys(run.method for run in asked)
-    seeds = dict.fromkeys(str(run.seed) for run in asked)
-    names = [run.folder.name for run in finished_of(study)]
-    call = ["teach_once.report", "--cache", str(study.cache.path), "--asked"]
-    call.append(f"{' '.join(methods)}; seeds {' '.join(seeds)}")
-    call += [word for command in commands for word in ("--command", command)]
-    # Finds the project's package from any folder; -P ignores a report.py in that folder.
-    result = subprocess.run(
-        [sys.executable, "-P", "-m", *call, "--", str(study.folder), *names],
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    console.print(result.stdout.rstrip("\n"))
-    print(result.stderr, end="", file=sys.stderr)
-    return result.returncode

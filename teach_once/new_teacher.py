@@ -1,16 +1,13 @@
-"""python -m configs new-teacher timm:MODEL --dataset imagefolder --root FOLDER > my.yaml
+"""teach-once new-teacher timm:MODEL --dataset imagefolder --root FOLDER > my.yaml
 
 Writes a teacher's file for one of timm's models: the normalisation, the crop and the interpolation
 that its weights were trained with, its stages, and what a record of its cache takes. Nothing is
 downloaded, and no weights are needed.
-
-It stands here because it needs networks and datasets; `python -m configs` hands over to it.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,7 +261,3 @@ def _weights_comment(weights: str) -> str:
 def cli(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     return run_command(app, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

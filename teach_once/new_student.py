@@ -1,16 +1,13 @@
-"""python -m configs new-student ARCH --teacher FILE > my-student.yaml
+"""teach-once new-student ARCH --teacher FILE > my-student.yaml
 
 Writes a student's file: a network, a recipe, and the methods that work between it and the teacher's
 cache. Nothing is trained or downloaded, and no cache is needed. If there is one, the weight of `cd`
 is measured on it.
-
-It stands here because it needs networks and losses; `python -m configs` hands over to it.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -241,7 +238,3 @@ def _stem(arch: str, teacher: TeacherConfig) -> str:
 def cli(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     return run_command(app, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

@@ -1,0 +1,123 @@
+"""What a student or a cache lacks, made in order: the teachers' weights, then their caches.
+
+One process does all of it and loads torch only for what is missing. With several processes for a
+network (`--nproc`), each stage that has work is a launch of its own: this process starts `nproc`
+ranks of the same command line with `--stage`, and waits for them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from teach_once.configs.load import load_teacher
+from teach_once.precompute.command import CacheRequest, fill_caches
+from teach_once.precompute.job import JobOptions, WorkerOptions
+from teach_once.runtime.command.options import Compute, Storage
+from teach_once.runtime.command.program import PROJECT
+from teach_once.runtime.errors import UserError
+from teach_once.runtime.launch import launch
+from teach_once.runtime.machine.resources import num_ranks
+from teach_once.store.read.mirror import local_folder
+from teach_once.train.cli.options import TrainTeacher, console_of, joined
+from teach_once.train.sessions.missing_weights import train_missing_weights
+
+Stage = Literal["weights", "cache", "student"]
+Stages = dict[Stage, Callable[[], None]]
+
+
+@dataclass(frozen=True)
+class TeacherOptions(WorkerOptions):
+    """What may be done for a teacher, and by how many processes or workers."""
+
+    recheck: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False
+    train_teacher: TrainTeacher = False
+    nproc: Annotated[
+        int,
+        typer.Option(
+            min=1, max=4096, help="processes that train a network together, and run the teacher"
+        ),
+    ] = 1
+    stage: Annotated[
+        Stage | None, typer.Option(hidden=True, help="this one alone, as a rank of --nproc")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The teachers whose weights and caches are needed, and all that decides how they are made.
+
+    named: name and overrides of each. cluster: the address of a Ray cluster that runs them.
+    """
+
+    named: Sequence[tuple[str, list[str]]]
+    storage: Storage
+    compute: Compute
+    options: TeacherOptions
+    cluster: str | None = None
+
+    def stages(self, console: Console) -> Stages:
+        """What makes them, in order."""
+        return {"weights": self.make_weights, "cache": lambda: self.make_caches(console)}
+
+    def make_weights(self) -> None:
+        """Train the weights that are missing; every rank calls it. Raises as `train_teacher`."""
+        storage, compute = self.storage, self.compute
+        with joined(compute.device) as ranks:
+            folder = local_folder(storage.caches, storage.mirror, storage.mirror_gb)
+            for name, changes in self.named:
+                train_missing_weights(
+                    load_teacher(name, changes),
+                    folder,
+                    retrain=False,
+                    agreed=self.options.train_teacher,
+                    device=compute.device,
+                    num_workers=compute.workers,
+                    track=(),
+                    console=console_of(ranks),
+                    ranks=ranks,
+                )
+
+    def make_caches(self, console: Console) -> None:
+        """Fill the caches that are incomplete; every rank calls it. Raises as `fill_caches`."""
+        request = CacheRequest(
+            self.storage,
+            self.compute,
+            recheck=self.options.recheck,
+            job=JobOptions.of_launcher(),
+            cluster=self.cluster,
+            workers=self.options,
+        )
+        fill_caches(self.named, request, console)
+
+
+def run_stages(stages: Stages, options: TeacherOptions) -> None:
+    """Run these stages in order: here, or each in `nproc` processes that are started for it.
+
+    Raises what a stage raises; typer.Exit with the status of the first process that failed.
+    """
+    if options.stage is not None:
+        stages[options.stage]()
+        return
+    if num_ranks() > 1:
+        raise UserError(
+            "this command does several things one after the other, and starts processes by itself",
+            fix="run it once with --nproc N; or start `train teacher`, `precompute` and `train "
+            "student` under torchrun",
+        )
+    for stage, run in stages.items():
+        if options.nproc == 1:
+            run()
+        elif status := launch(options.nproc, _command(stage), {"PYTHONPATH": str(PROJECT)}):
+            raise typer.Exit(status)
+
+
+def _command(stage: Stage) -> list[str]:
+    """This process's own command line, for one stage. -P: no file of the folder hides a module."""
+    name, *words = sys.argv[1:]
+    return [sys.executable, "-P", "-m", "teach_once", name, "--stage", stage, *words]

@@ -1,0 +1,196 @@
+"""Every method of a student with every seed: what a study's command asks for, and its results.
+
+The report is written a floor above: `teach-once ablation` does it by itself, and `python -m train
+ablation` prints its command.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rich.console import Console
+
+from teach_once.runtime.command.options import ClusterAddress, Compute
+from teach_once.runtime.command.program import portable_program, program
+from teach_once.runtime.command.ray import Cluster
+from teach_once.runtime.formats import format_table
+from teach_once.runtime.machine.resources import num_ranks
+from teach_once.runtime.safe.text import visible
+from teach_once.train.cli.options import (
+    CpusPerRun,
+    FeedOption,
+    GpusPerRun,
+    Jobs,
+    ShareReading,
+    StudyStorage,
+)
+from teach_once.train.cli.plan import (
+    ALL_FINISHED,
+    check_runs,
+    open_configs,
+    open_named_study,
+    parse_seeds,
+    slow_precision,
+)
+from teach_once.train.errors import TrainError
+from teach_once.train.recording.tracking import check_trackers
+from teach_once.train.runs.folder import FoundRun, finished_alike, runs_below
+from teach_once.train.runs.retrain import begin_again
+from teach_once.train.runs.study import Run, Study
+from teach_once.train.runs.teachers import pass_command
+from teach_once.train.studies.ablation import run_ablation
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the runs of a study are executed: one after the other, side by side, or on a cluster."""
+
+    jobs: Jobs = 1
+    share: ShareReading = None
+    cluster: ClusterAddress = None
+    cpus_per_run: CpusPerRun = 1
+    gpus_per_run: GpusPerRun = None
+
+    def check(self) -> None:
+        """Raise TrainError if these options exclude each other, or several processes have them."""
+        if num_ranks() > 1:
+            raise TrainError(
+                "several processes train one student: each of these would train the whole study",
+                fix=f"{shlex.join(program('train'))} ablation, with --jobs; or `train student` in "
+                "its place",
+            )
+        if self.cluster and (self.jobs > 1 or self.share):
+            raise TrainError(
+                "on a cluster each run is a task: --jobs and --share are for one machine"
+            )
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """What the command line of a study asks for. methods: "" for all of the config."""
+
+    name: str
+    overrides: Sequence[str]
+    methods: str
+    seeds: str
+    storage: StudyStorage
+    compute: Compute
+    feed: FeedOption
+    execution: Execution = Execution()
+    redo: bool = False
+    track: Sequence[str] = ()
+
+    def check(self) -> None:
+        """Raise TrainError or ConfigError for what is wrong before any file is opened."""
+        self.execution.check()
+        check_trackers(self.track)
+        parse_seeds(self.seeds)
+
+    def open_runs(self) -> list[Run]:
+        """Open the study and return the runs that are asked for: all seeds of each method."""
+        study = open_named_study(self.name, list(self.overrides), self.storage, self.feed)
+        methods = self.methods.split() or list(study.config.methods)
+        return [study.run(method, seed) for method in methods for seed in parse_seeds(self.seeds)]
+
+
+class StudyResult(NamedTuple):
+    """The runs that were asked for, and why those that failed did."""
+
+    runs: Sequence[Run]
+    failures: dict[Run, str]
+
+    @property
+    def has_finished_runs(self) -> bool:
+        return len(self.failures) < len(self.runs)
+
+    def print_failures(self) -> None:
+        """Print why runs failed, to stderr."""
+        for run, failure in self.failures.items():
+            print(visible(f"{run} failed: {failure}"), file=sys.stderr)
+
+
+def train_study(request: StudyRequest, console: Console) -> StudyResult:
+    """Train the runs that are not finished yet. Raises as `run_ablation` does."""
+    request.check()
+    runs, how = request.open_runs(), request.execution
+    if request.redo:
+        begin_again(runs, request.compute.device)
+    if all(run.is_finished for run in runs):
+        console.print(f"all {len(runs)} runs are finished: nothing to train.")
+        return StudyResult(runs, {})
+    connection = None
+    if how.cluster:
+        connection = Cluster(how.cluster, console, cpus=how.cpus_per_run, gpus=how.gpus_per_run)
+    with connection or nullcontext():
+        failures = run_ablation(
+            runs,
+            device=request.compute.device,
+            num_workers=request.compute.workers,
+            jobs=how.jobs,
+            share=how.share,
+            cluster=connection,
+            console=console,
+            track=request.track,
+        )
+    return StudyResult(runs, failures)
+
+
+def check_study(request: StudyRequest, console: Console) -> None:
+    """Find every mistake that can be found before the teacher runs, or print that there is none.
+
+    Raises as `check_runs` does.
+    """
+    seeds = parse_seeds(request.seeds)
+    config, teacher = open_configs(request.name, list(request.overrides))
+    methods = request.methods.split() or list(config.methods)
+    local, device = request.storage.local(), request.compute.device
+    found = check_runs(config, teacher, methods, seeds, local, feed=request.feed, device=device)
+    if found != ALL_FINISHED and (hint := slow_precision(config, teacher, local.caches, device)):
+        console.print(hint)
+    which = f"{', '.join(methods)} with seed {' '.join(map(str, seeds))}"
+    console.print(f"{config.name}: no mistake in {which}: {found}")
+
+
+# ---- results
+
+
+def finished_runs(study: Study) -> list[FoundRun]:
+    """The finished runs of a study, including earlier ones, in the order of its methods."""
+    own = {method: study.run(method, 0).identity for method in study.config.methods}
+    return finished_alike(runs_below(study.runs_dir, study.config.name), own)
+
+
+def results_table(runs: Sequence[Run]) -> str:
+    """A line for each method with the top-1 error of each seed; "-" for a run without a result."""
+    methods = list(dict.fromkeys(run.method for run in runs))
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    errors = {
+        (run.method, run.seed): f"{summary['last']['top1_error']:.2f}"
+        for run in runs
+        if run.is_finished and (summary := run.summary)
+    }
+    rows = [("top-1 error (%)", *(f"seed {seed}" for seed in seeds))]
+    rows += [(method, *(errors.get((method, seed), "-") for seed in seeds)) for method in methods]
+    return format_table(rows)
+
+
+def report_command(study: Study) -> str:
+    """The command that writes the report of a study's finished runs."""
+    names = [run.folder.name for run in finished_runs(study)]
+    words = [*program("report"), str(study.folder), *names, "--cache", str(study.cache.path)]
+    return shlex.join(words)
+
+
+def commands_behind(study: Study, request: StudyRequest) -> list[str]:
+    """What trains one run, with METHOD and SEED to be filled in, and what makes each cache."""
+    caches, runs = request.storage.caches, request.storage.runs
+    words = [*portable_program("train"), "student", request.name]
+    words += ["--method", "METHOD", "--seed", "SEED", "--caches", str(caches), "--runs", str(runs)]
+    teachers = (study.teacher, *(other.config for other in study.further))
+    made = [pass_command(each, caches) for each in teachers]
+    return [shlex.join([*words, *request.overrides]), *made]

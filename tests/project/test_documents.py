@@ -18,7 +18,7 @@ import typer.main
 
 from benchmarks.__main__ import NAMES
 from benchmarks.harness import target_app
-from teach_once.__main__ import PROGRAMS
+from teach_once.__main__ import COMMANDS, PROGRAMS
 from teach_once.configs.load import load_student, load_teacher, split_overrides
 from teach_once.nets.networks.timm_models import import_timm
 from teach_once.nets.networks.zoo import build
@@ -248,7 +248,7 @@ def test_photographs_and_the_name_of_a_model_become_an_exported_student(
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)
 def test_a_command_that_is_shown_can_be_typed(command: str) -> None:
-    words = shlex.split(command)
+    words = shlex.split(command.partition(" > ")[0])
     if words[0] == "grep":
         assert list(ROOT.glob(words[-1]))
     elif words[0] == "make":
@@ -261,12 +261,24 @@ def test_a_command_that_is_shown_can_be_typed(command: str) -> None:
         files = [word for word in words if word.endswith(".txt")] or ["pyproject.toml"]
         assert all((ROOT / file).is_file() for file in files)
     elif words[0] == "teach-once":
-        assert set(words[1:2]) <= set(PROGRAMS)
+        assert set(words[1:2]) <= {*PROGRAMS, *COMMANDS}
         if words[1:]:
-            check_program(words[1], words[2:])
+            check_word_of_the_one_command(*words[1:])
     else:
         start = words.index("-m")
-        check_program(words[start + 1], words[start + 2 :])
+        if words[start + 1] == "teach_once":
+            check_word_of_the_one_command(*words[start + 2 :])
+        else:
+            check_program(words[start + 1], words[start + 2 :])
+
+
+def check_word_of_the_one_command(name: str, *words: str) -> None:
+    if name in ("new-teacher", "new-student"):
+        check_program(f"teach_once.{name.replace('-', '_')}", list(words))
+    elif name in COMMANDS:
+        check_program("teach_once.commands", [name, *words])
+    else:
+        check_program(name, list(words))
 
 
 def check_make(target: str, settings: dict[str, str]) -> None:

@@ -82,9 +82,9 @@ def test_ablation_trains_every_method_and_writes_the_report_in_the_same_process(
     folder = tmp_path / "runs" / "digits-resnet8"
     files = {path.name for path in folder.iterdir() if path.is_file()}
     assert files == {"ablation.md", "ablation.csv", "ablation.png", "report.html"}
-    page = (folder / "ablation.md").read_text()
+    page = " ".join((folder / "ablation.md").read_text().replace("\\\n", " ").split())
     assert "-m teach_once ablation digits-resnet8 --seeds 0" in page
-    assert "train student digits-resnet8 --method METHOD --seed SEED" in page
+    assert "train student digits-resnet8 --method METHOD --seed" in page
     assert main(call) == 0
     assert "all 2 runs are finished: nothing to train." in capsys.readouterr().out
 
@@ -147,7 +147,6 @@ def test_every_command_of_the_table_has_help_and_loads_no_torch() -> None:
     for words in ([], *([name, "--help"] for name in COMMANDS)):
         ran = subprocess.run(
             [sys.executable, "-c", code, *words],
-            cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,

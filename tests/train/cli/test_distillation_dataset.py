@@ -375,7 +375,9 @@ def test_taps_that_a_cache_lacks_are_named_with_what_would_add_them(
 
 
 def test_a_config_by_its_name_is_told_how_to_be_loaded(digits: Study) -> None:
-    with pytest.raises(UserError, match=r"config is str.*\n  fix: from configs.load import"):
+    with pytest.raises(
+        UserError, match=r"config is str.*\n  fix: from teach_once.configs.load import"
+    ):
         DistillationDataset("digits-resnet20", digits.cache, ["logits"])  # type: ignore[arg-type]
 
 

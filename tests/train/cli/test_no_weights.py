@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import teach_once.precompute.command as precompute
+import teach_once.commands
 import teach_once.train.cli.commands as train
 from teach_once.configs.load import load_teacher
 from teach_once.nets.networks.zoo import build
@@ -22,7 +22,6 @@ from teach_once.store.identity import file_sha256
 from tests.support.project import ROOT
 from tests.support.teacher_cache import make_cache
 
-COMMANDS = {"precompute": precompute.cli, "train": train.cli}
 Make = Callable[..., int]
 
 
@@ -43,10 +42,7 @@ def small(teacher_weights: Path, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def make(student_overrides: list[str], tmp_path: Path) -> Make:
-    """Runs the commands of a make target, one after the other, in this process.
-
-    Returns the exit status of the first that fails, else 0.
-    """
+    """Runs the command of a make target in this process, and returns its exit status."""
 
     def run(target: str, teacher: list[str], *settings: str) -> int:
         arguments = [*student_overrides, *(f"teacher.{override}" for override in teacher)]
@@ -63,9 +59,8 @@ def make(student_overrides: list[str], tmp_path: Path) -> Make:
             check=True,
         ).stdout.replace("\\\n", " ")
         lines = [shlex.split(line) for line in shown.splitlines() if ".venv/bin/python -m" in line]
-        calls = [words for words in lines if words[2] in COMMANDS]
-        assert calls
-        return next((code for call in calls if (code := COMMANDS[call[2]](call[3:]))), 0)
+        (words,) = (each for each in lines if each[2] == "teach_once")
+        return teach_once.commands.cli(words[3:])
 
     return run
 

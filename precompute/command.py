@@ -35,12 +35,12 @@ from teach_once.precompute.pending import (
 from teach_once.runtime.command.frame import new_app, new_console, run_command
 from teach_once.runtime.command.options import (
     SPOOL,
+    CacheStorage,
     ClusterAddress,
     Compute,
     OfStudent,
     Overrides,
     SpoolFolder,
-    Storage,
     TeacherName,
     takes_option_groups,
 )
@@ -68,7 +68,7 @@ def main(
     name: TeacherName,
     overrides: Overrides = None,
     of_student: OfStudent = False,
-    storage: Storage = Storage(),
+    storage: CacheStorage = CacheStorage(),
     spool: SpoolFolder = SPOOL,
     compute: Compute = Compute(),
     batch_size: Annotated[
@@ -128,7 +128,7 @@ def main(
 class CacheRequest:
     """What a command line asks of the caches that it names. plan: print the cost, do nothing."""
 
-    storage: Storage
+    storage: CacheStorage
     compute: Compute
     spool: Path = SPOOL
     batch_size: int | None = None

@@ -16,10 +16,10 @@ from teach_once.configs.load import teachers_of
 from teach_once.report.command import print_written
 from teach_once.runtime.command.frame import new_app, new_console, run_command
 from teach_once.runtime.command.options import (
+    CacheStorage,
     ClusterAddress,
     Compute,
     Overrides,
-    Storage,
     StudentName,
     TeacherName,
     takes_option_groups,
@@ -52,12 +52,12 @@ from teach_once.train.recording.tracking import check_trackers
 app = new_app("Build whatever is missing, in order, and train from it.")
 
 
-@app.command("cache-teacher")
+@app.command()
 @takes_option_groups
 def cache_teacher(
     name: TeacherName,
     overrides: Overrides = None,
-    storage: Storage = Storage(),
+    storage: CacheStorage = CacheStorage(),
     compute: Compute = Compute(),
     teaching: TeacherOptions = TeacherOptions(),
     cluster: ClusterAddress = None,
@@ -68,7 +68,7 @@ def cache_teacher(
     run_stages(teachers.stages(new_console()), teaching)
 
 
-@app.command("train-student")
+@app.command()
 @takes_option_groups
 def train_student(
     name: StudentName,
@@ -96,7 +96,7 @@ def train_student(
     run_stages({**teachers.stages(console), "student": train}, teaching)
 
 
-@app.command("ablation")
+@app.command()
 @takes_option_groups
 def ablation(
     name: StudentName,

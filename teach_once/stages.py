@@ -18,7 +18,7 @@ from rich.console import Console
 from teach_once.configs.load import load_teacher
 from teach_once.precompute.command import CacheRequest, fill_caches
 from teach_once.precompute.job import JobOptions, WorkerOptions
-from teach_once.runtime.command.options import Compute, Storage
+from teach_once.runtime.command.options import CacheStorage, Compute
 from teach_once.runtime.command.program import PROJECT
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.launch import launch
@@ -56,7 +56,7 @@ class Teachers:
     """
 
     named: Sequence[tuple[str, list[str]]]
-    storage: Storage
+    storage: CacheStorage
     compute: Compute
     options: TeacherOptions
     cluster: str | None = None

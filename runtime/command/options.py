@@ -1,8 +1,8 @@
 """Command-line arguments and options that several programs share, explained once.
 
 Options that travel together are fields of a dataclass, which the command line fills in once and
-functions hand on whole: `Storage`, `Compute`. A command takes one as a parameter whose default is
-such a dataclass, below `takes_option_groups`.
+functions hand on whole: `CacheStorage`, `Compute`. A command takes one as a parameter whose default
+is such a dataclass, below `takes_option_groups`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -21,6 +21,9 @@ from teach_once.runtime.command.program import program_text
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.machine.devices import refuse_unknown_device
 from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 TeacherName = Annotated[
     str,
@@ -113,7 +116,7 @@ ClusterAddress = Annotated[
 
 
 @dataclass(frozen=True)
-class Storage:
+class CacheStorage:
     """Where the caches are, and the mirror of those at a URL with its size in 10^9 bytes."""
 
     caches: CachesOrUrl = Path("caches")
@@ -145,7 +148,7 @@ def takes_option_groups(command: Callable[..., None]) -> Callable[..., None]:
         options += _options_in(groups[name]) if name in groups else [each]
 
     @functools.wraps(command)
-    def with_groups(**given: Any) -> None:
+    def with_groups(**given: object) -> None:
         for name, group in groups.items():
             names = [each.name for each in dataclasses.fields(group)]
             given[name] = group(**{each: given.pop(each) for each in names})
@@ -156,7 +159,7 @@ def takes_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     return with_groups
 
 
-def _options_in(group: type[Any]) -> list[inspect.Parameter]:
+def _options_in(group: type[DataclassInstance]) -> list[inspect.Parameter]:
     """The fields of a dataclass as parameters of a function."""
     hints = get_type_hints(group, include_extras=True)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -72,7 +72,7 @@ LIBRARY_EDGES = {
     "nets.networks.timm_models",  # timm
     "nets.weights.pickle",  # objects of a pickle, none of which is made
     "nets.weights.timm_weights",  # timm and huggingface_hub
-    "precompute.new_teacher",  # timm
+    "teach_once.new_teacher",  # timm
     "runtime.command.ray",  # Ray
     "runtime.safe.safe_read",  # values of JSON
     "store.format.metadata",
@@ -124,7 +124,6 @@ KNOWN_UNTYPED: set[str] = {
     "store.format.salvage._parsed",
     "store.read.hdf5.selection",
     "teach_once.__getattr__",
-    "train.cli.options._trained",
     "train.dataset.item_or_items",
     "train.recording.checkpoint._differences",
     "train.recording.checkpoint._differences_of_optimizer",

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from teach_once.runtime.command.frame import new_console
-from teach_once.runtime.command.options import CacheOrUrl, Compute, Storage
+from teach_once.runtime.command.options import CacheOrUrl, CacheStorage, Compute
 from teach_once.runtime.machine.resources import num_ranks
 from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store.read.mirror import local_caches, shown_path
@@ -112,7 +112,7 @@ CompleteCaches = Annotated[
 
 
 @dataclass(frozen=True)
-class StudyStorage(Storage):
+class StudyStorage(CacheStorage):
     """Where the caches, or the one cache, and the runs of a study are."""
 
     runs: Runs = Path("runs")

@@ -19,7 +19,7 @@ from teach_once.runtime.command.frame import new_app, new_console, run_command
 from teach_once.runtime.safe.text import visible
 
 if TYPE_CHECKING:
-    from teach_once.report.write import Written
+    from teach_once.report.write import WrittenReport
 
 app = new_app()
 
@@ -61,7 +61,7 @@ def main(
     print_written(written, folder, new_console())
 
 
-def print_written(written: Written, folder: Path, console: Console) -> None:
+def print_written(written: WrittenReport, folder: Path, console: Console) -> None:
     """Print a report's table, where its files are, and on stderr the runs that it leaves out."""
     console.print(written.table)
     for line in written.left_out:

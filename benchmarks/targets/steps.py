@@ -31,7 +31,7 @@ from teach_once.nets.teacher.taps import as_is, read_stages
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.train.engine.step import TrainContext, start_epoch
 from teach_once.train.losses import cd, ce, gkd
-from teach_once.train.outputs.teacher_outputs import Ids, NoTeacher
+from teach_once.train.outputs.teacher_outputs import NoTeacher
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import open_context
 from teach_once.views.pixels.batches import ViewBatch
@@ -103,22 +103,19 @@ def step_seconds(shape: Shape, device: torch.device, rounds: int) -> dict[str, T
 
 
 class HeldTeacher(NoTeacher):
-    """Every batch's teacher outputs, gathered before the clock starts; epochs repeat themselves."""
+    """The teacher outputs of epoch 1, gathered before the clock starts and reused in each epoch."""
 
     def __init__(self, context: TrainContext) -> None:
         source, data = context.teacher, context.data.train
-        self._order = start_epoch(context, 1)
+        order = start_epoch(context, 1)
         size = context.run.training.batch_size
         self._held = [
-            {tap: values.clone() for tap, values in source.outputs(batch).items()}
-            for batch in data.batches([0], self._order, size)
+            {tap: values.clone() for tap, values in source.rows(batch).items()}
+            for batch in data.batches([0], order, size)
         ]
         self._turn = itertools.cycle(range(len(self._held)))
 
-    def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
-        return self._order
-
-    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+    def rows(self, batch: ViewBatch) -> dict[str, Tensor]:
         return self._held[next(self._turn)]
 
 
@@ -143,7 +140,7 @@ def rows_of(study: Study, device: torch.device) -> dict[str, Iterator[None]]:
 def teacher_steps(context: TrainContext) -> Iterator[None]:
     batch = _first_batch(context)
     while True:
-        context.teacher.outputs(batch)
+        context.teacher.rows(batch)
         yield
 
 
@@ -187,7 +184,7 @@ def original_steps(study: Study, context: TrainContext) -> Iterator[None]:
             for pixels, labels in loader:
                 inputs = pixels.to(device, memory_format=torch.channels_last)
                 batch = ViewBatch(0, labels, labels, inputs, labels.to(device))
-                teacher = context.teacher.outputs(batch)
+                teacher = context.teacher.rows(batch)
                 with autocast(train_state.precision, device):
                     logits = train_state.network(inputs)
                     means = train_state.connectors(maps) if train_state.connectors else []

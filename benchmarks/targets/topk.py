@@ -26,7 +26,7 @@ from teach_once.nets.networks.zoo import build
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.store.format.certificate import Comparison
 from teach_once.store.format.spec import TapSpec, cut_rows, expanded_rows
-from teach_once.train.outputs.teacher_outputs import expand_logits
+from teach_once.train.outputs.cached_teacher import expand_logits
 from teach_once.train.sessions.student import open_context
 
 TITLE = "Cut logits"

@@ -23,13 +23,14 @@ from teach_once.nets.teacher.draws import seeded
 from teach_once.train.engine.train_state import TrainState
 from teach_once.train.method.optimizer import set_learning_rate
 from teach_once.train.method.residual import PARTS
-from teach_once.train.outputs.teacher_outputs import Ids, TeacherOutputs, TeacherSource
+from teach_once.train.outputs.shuffle_buffer import ShuffleBuffer
+from teach_once.train.outputs.teacher_outputs import Ids, TeacherOutputs
 from teach_once.train.schedule import learning_rate_at, weight_at
 from teach_once.train.terms import Batch, loss_named
 from teach_once.views.augment.parameters import view_of_epoch
 from teach_once.views.pixels.batches import ViewBatch
 from teach_once.views.pixels.resident import DatasetPixels
-from teach_once.views.seeds import STEP_STREAM, draws
+from teach_once.views.seeds import STEP_STREAM, draws, permutation
 
 
 def train_step(
@@ -56,7 +57,7 @@ def train_step(
             tf32_only_for(train_state.precision),
             _sync_gradients(train_state, number == len(parts)),
         ):
-            objective, losses = _forward_part(train_state, teacher.outputs(part), part, terms, size)
+            objective, losses = _forward_part(train_state, teacher.rows(part), part, terms, size)
             train_state.scaler.scale(objective * share).backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss.detach() * share
@@ -210,20 +211,24 @@ class AnyRun(Protocol):
 
 @dataclass(frozen=True)
 class TrainContext:
-    """A run on a device: its images, its network, and where its teacher's outputs come from.
-
-    The teacher source is to be closed.
-    """
+    """A run on a device: its images, its network and its teacher's outputs, which it must close."""
 
     run: AnyRun
     data: DatasetPixels
     train_state: TrainState
-    teacher: TeacherSource
+    teacher: TeacherOutputs
+    shuffle: ShuffleBuffer | None = None  # None: over the whole dataset
 
     @property
     def num_steps(self) -> int:
         """Steps per epoch."""
         return -(-len(self.data.train) // self.run.training.batch_size)
+
+    def order(self, epoch: int) -> Ids:
+        """Return the samples (N,) of all ranks, in the order in which the epoch visits them."""
+        if self.shuffle is not None:
+            return self.shuffle.order(self.run.seed, epoch)
+        return permutation(self.run.seed, epoch, len(self.data.train))
 
 
 class Step(NamedTuple):
@@ -236,9 +241,16 @@ class Step(NamedTuple):
 
 
 def start_epoch(context: TrainContext, epoch: int) -> Ids:
-    """Make the epoch's teacher outputs available; returns the order of its samples."""
-    order = context.teacher.order(context.run.seed, epoch, len(context.data.train))
-    context.teacher.start_epoch(epoch, order)
+    """Load the epoch's teacher outputs and return the order of its samples.
+
+    The next epoch's outputs are read in the background.
+    """
+    order, num_views = context.order(epoch), context.run.num_views
+    slices = context.train_state.slices
+    context.teacher.start_epoch(view_of_epoch(epoch, num_views), slices.samples(order))
+    if epoch < context.run.training.epochs:
+        following = slices.samples(context.order(epoch + 1))
+        context.teacher.prefetch(view_of_epoch(epoch + 1, num_views), following)
     return order
 
 

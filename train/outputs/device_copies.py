@@ -26,7 +26,7 @@ class Buffers:
         self._sent: list[torch.cuda.Event | None] = [None] * len(self._slots)
         self._turn = 0
 
-    def sent(self, parts: Sequence[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Tensor]:
+    def send(self, parts: Sequence[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Tensor]:
         """Rows of one slab, or of several in turn: name -> (B, ...) on the device.
 
         parts: slabs, and the rows wanted of each, on the host.
@@ -39,7 +39,7 @@ class Buffers:
         for tap, values in parts[0][0].items():
             if tap not in slot or len(slot[tap]) < num_rows:
                 empty = torch.empty((num_rows, *values.shape[1:]), dtype=values.dtype)
-                slot[tap] = pinned(empty, self._device)
+                slot[tap] = pin(empty, self._device)
             start = 0
             for slab, rows in parts:
                 stop = start + len(rows)
@@ -52,7 +52,7 @@ class Buffers:
         return rows_by_tap
 
 
-def pinned(values: Tensor, device: torch.device) -> Tensor:
+def pin(values: Tensor, device: torch.device) -> Tensor:
     """In page-locked memory, which a GPU copies from directly, if there is one."""
     return values.pin_memory() if device.type == "cuda" else values
 
@@ -69,7 +69,7 @@ def copy_in_background(values: Mapping[str, Tensor], device: torch.device) -> di
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         copies = {
-            tap: pinned(each, device).to(device, non_blocking=True) for tap, each in values.items()
+            tap: pin(each, device).to(device, non_blocking=True) for tap, each in values.items()
         }
     stream.synchronize()
     return copies

@@ -1,4 +1,4 @@
-"""Several teachers as one: what a step is given of them, from caches or from networks in the loop.
+"""A teacher ensemble: the outputs of several teachers, cached or live, combined into one.
 
 Logits are the logarithm of the weighted mean of the teachers' probabilities, so that every loss on
 logits applies; `correct` is decided on that mean. The stages of the second teacher are numbered
@@ -19,16 +19,16 @@ from torch import Tensor
 from teach_once.configs.schema import Normalisation
 from teach_once.nets.teacher.taps import in_order
 from teach_once.train.method.ensemble_taps import number_stages
-from teach_once.train.outputs.teacher_outputs import Ids, TeacherSource
+from teach_once.train.outputs.teacher_outputs import Ids, TeacherOutputs
 from teach_once.views.pixels.batches import ViewBatch
 
 
-class TeacherEnsemble:
-    """The outputs of several sources as one; `TeacherSource`."""
+class TeacherEnsemble(TeacherOutputs):
+    """The combined outputs of several teachers."""
 
     def __init__(
         self,
-        sources: Sequence[TeacherSource],
+        sources: Sequence[TeacherOutputs],
         weights: Sequence[float],
         num_stages: Sequence[int],
         normalisations: Sequence[Normalisation] = (),
@@ -42,34 +42,35 @@ class TeacherEnsemble:
         self._rescalings: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
         self.where = "; ".join(dict.fromkeys(source.where for source in sources))
 
-    def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
-        return self._sources[0].order(seed, epoch, num_samples)
-
-    def start_epoch(self, epoch: int, order: Ids) -> None:
+    def start_epoch(self, view: int, ids: Ids) -> None:
         for source in self._sources:
-            source.start_epoch(epoch, order)
+            source.start_epoch(view, ids)
+
+    def prefetch(self, view: int, ids: Ids) -> None:
+        for source in self._sources:
+            source.prefetch(view, ids)
 
     def close(self) -> None:
         for source in self._sources:
             source.close()
 
-    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
-        """As those of one teacher; logits float32, `correct` uint8."""
+    def rows(self, batch: ViewBatch) -> dict[str, Tensor]:
+        """Return logits as float32, `correct` as uint8, and the stages of all teachers."""
         of_each = [
-            source.outputs(self._as_shown(batch, number))
+            source.rows(self._normalize(batch, number))
             for number, source in enumerate(self._sources)
         ]
-        merged: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         if "logits" in of_each[0]:
-            merged["logits"] = mean_log_probabilities([o["logits"] for o in of_each], self._weights)
-            merged["correct"] = (merged["logits"].argmax(dim=1) == batch.labels).to(torch.uint8)
+            found["logits"] = mean_log_probabilities([o["logits"] for o in of_each], self._weights)
+            found["correct"] = (found["logits"].argmax(dim=1) == batch.labels).to(torch.uint8)
         for outputs, names, weight in zip(of_each, self._stages, self._weights, strict=True):
             for stage in in_order(outputs, "stage"):
-                merged[names[stage]] = outputs[stage].float() * math.sqrt(weight)
-        return merged
+                found[names[stage]] = outputs[stage].float() * math.sqrt(weight)
+        return found
 
-    def _as_shown(self, batch: ViewBatch, number: int) -> ViewBatch:
-        """The batch with the normalisation of teacher `number`."""
+    def _normalize(self, batch: ViewBatch, number: int) -> ViewBatch:
+        """Return the batch in the normalization of teacher `number`."""
         if not self._normalisations or self._normalisations[number] == self._normalisations[0]:
             return batch
         mean, std, their_mean, their_std = self._rescaling(number, batch.inputs.device)

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from teach_once.train.errors import TrainError
-from teach_once.train.outputs.teacher_outputs import Ids, TeacherSource
+from teach_once.train.outputs.teacher_outputs import Ids, TeacherOutputs
 from teach_once.views.pixels.batches import Pixels, ViewBatch
 
 
@@ -99,31 +99,32 @@ class _Reading:
 class SharedOutputs:
     """The outputs of one teacher for the current batch of `pixels`, read once for all runs.
 
-    source: gives all taps that any of the runs reads.
+    source: returns all taps that any of the runs reads.
     """
 
-    def __init__(self, source: TeacherSource, pixels: SharedPixels) -> None:
+    def __init__(self, source: TeacherOutputs, pixels: SharedPixels) -> None:
         self.source, self.where = source, source.where
         self._pixels = pixels
-        self._epoch = 0  # none yet
+        self._epoch: tuple[int, Ids] | None = None
         self._batch: ViewBatch | None = None  # whose rows are there
         self._rows: Mapping[str, Tensor] = {}
         self._unchanged = Unchanged("the teacher's outputs for a batch")
 
-    def of_taps(self, taps: Sequence[str]) -> TeacherSource:
-        """What one run sees. Closing it leaves it open for the others."""
-        return _OfTaps(self, taps)
+    def select_taps(self, taps: Sequence[str]) -> TeacherOutputs:
+        """Return the outputs of one run; closing them leaves the source open for other runs."""
+        return _SelectedTaps(self, taps)
 
-    def start_epoch(self, epoch: int, order: Ids) -> None:
-        if epoch != self._epoch:
-            self.source.start_epoch(epoch, order)
-            self._epoch = epoch
+    def start_epoch(self, view: int, ids: Ids) -> None:
+        epoch = self._epoch
+        if epoch is None or epoch[0] != view or not np.array_equal(epoch[1], ids):
+            self.source.start_epoch(view, ids)
+            self._epoch = view, ids
 
     def rows(self, part: ViewBatch) -> Mapping[str, Tensor]:
         """Of the current batch, or of successive samples of it."""
         batch = self._pixels.current
         if batch is not self._batch:
-            self._rows, self._batch = self.source.outputs(batch), batch
+            self._rows, self._batch = self.source.rows(batch), batch
             self._unchanged.note(list(self._rows.values()))
         self._unchanged.check()
         if part is batch:
@@ -135,24 +136,21 @@ class SharedOutputs:
         self.source.close()
 
 
-class _OfTaps:
-    """Some taps of shared outputs: `TeacherSource`."""
+class _SelectedTaps(TeacherOutputs):
+    """Some taps of shared outputs, for one run."""
 
     def __init__(self, shared: SharedOutputs, taps: Sequence[str]) -> None:
         self._shared, self._taps, self.where = shared, list(taps), shared.where
 
-    def order(self, seed: int, epoch: int, num_samples: int) -> Ids:
-        return self._shared.source.order(seed, epoch, num_samples)
+    def start_epoch(self, view: int, ids: Ids) -> None:
+        self._shared.start_epoch(view, ids)
 
-    def start_epoch(self, epoch: int, order: Ids) -> None:
-        self._shared.start_epoch(epoch, order)
+    def prefetch(self, view: int, ids: Ids) -> None:
+        self._shared.source.prefetch(view, ids)
 
-    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+    def rows(self, batch: ViewBatch) -> dict[str, Tensor]:
         rows = self._shared.rows(batch)
         return {tap: rows[tap] for tap in self._taps}
-
-    def close(self) -> None:
-        pass
 
 
 class Unchanged:

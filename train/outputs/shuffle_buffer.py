@@ -1,6 +1,7 @@
-"""What is held of the teacher's outputs: whole views, or windows; and the order of samples then.
+"""The order of samples: shuffled over the whole dataset, or block by block in a shuffle buffer.
 
-Two whole views are held where they fit. Else samples are shuffled by block and within a window:
+Two views of teacher outputs are kept in memory if they fit. Else samples are shuffled by block and
+within a window:
 the blocks are put into a random order, `window_rows` worth of them make a window, and the samples
 of each window are put into a random order: a pure function of (seed, epoch), as `views.seeds` has
 it for a whole dataset. The larger the window, the nearer to a true shuffle.
@@ -87,34 +88,30 @@ class ShuffleBuffer:
         windows = window_of_block[shuffled // self.block_rows]
         return shuffled[np.argsort(windows, kind="stable")]
 
-    def rows(
-        self, order: Ids, is_held: NDArray[np.bool_] | None = None
-    ) -> tuple[Ids, Ids, list[Ids]]:
-        """Each sample's row within its window, and its window; and each window's blocks.
 
-        The blocks of a window are read in ascending order. is_held: (N,); a window has no rows of
-        other samples. None: all are held.
-        """
-        is_held = np.ones(self.num_samples, dtype=np.bool_) if is_held is None else is_held
-        blocks_seen = order // self.block_rows
-        _, first_seen = np.unique(blocks_seen, return_index=True)
-        by_time = np.argsort(first_seen, kind="stable")
-        # A window's blocks are first seen before any block of the next window.
-        windows = [
-            np.sort(by_time[start : start + self.blocks_per_window])
-            for start in range(0, len(by_time), self.blocks_per_window)
-        ]
-        row_of, window_of = (
-            np.empty(self.num_samples, np.int64),
-            np.empty(self.num_samples, np.int64),
-        )
-        for number, blocks in enumerate(windows):
-            row = 0
-            for block in blocks:
-                start = int(block) * self.block_rows
-                stop = min(start + self.block_rows, self.num_samples)
-                held = start + np.flatnonzero(is_held[start:stop])
-                row_of[held] = np.arange(row, row + len(held))
-                window_of[start:stop] = number
-                row += len(held)
-        return row_of, window_of, windows
+def find_windows(ids: Ids, num_samples: int, block_rows: int) -> tuple[Ids, Ids, list[Ids]]:
+    """Group the blocks of an order into windows that are read, and forgotten, one after the other.
+
+    Blocks belong together if the order interleaves their samples. A window contains the rows of the
+    samples `ids` (M,) alone, by block and sample.
+
+    Returns (N,) the row of each sample in its window; (N,) its window, -1 if it is not in `ids`;
+    and the blocks of each window, ascending.
+    """
+    blocks_seen = ids // block_rows
+    blocks, first = np.unique(blocks_seen, return_index=True)
+    last = len(ids) - 1 - np.unique(blocks_seen[::-1], return_index=True)[1]
+    by_time = np.argsort(first)
+    begins = np.ones(len(blocks), dtype=np.bool_)
+    begins[1:] = first[by_time][1:] > np.maximum.accumulate(last[by_time])[:-1]
+    window_of_block = np.full(-(-num_samples // block_rows), -1)
+    window_of_block[blocks[by_time]] = np.cumsum(begins) - 1
+    by_id = np.sort(ids)
+    windows = window_of_block[by_id // block_rows]
+    counts = np.bincount(windows)
+    row_of, window_of = np.full(num_samples, -1), np.full(num_samples, -1)
+    row_of[by_id[np.argsort(windows, kind="stable")]] = np.concatenate(
+        [np.arange(count) for count in counts]
+    )
+    window_of[by_id] = windows
+    return row_of, window_of, [np.flatnonzero(window_of_block == n) for n in range(len(counts))]

@@ -121,7 +121,7 @@ def shared_feed(
             open_context,
             device=device,
             data=shared,
-            cached=lambda cache, taps: outputs[cache.path].of_taps(taps),
+            cached=lambda cache, taps: outputs[cache.path].select_taps(taps),
         )
     finally:
         for each in outputs.values():

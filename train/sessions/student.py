@@ -27,7 +27,6 @@ from teach_once.store.read.reader import WITHOUT_CHECKSUMS
 from teach_once.train.engine.distributed import convert_sync_batchnorm, wrap_ddp
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.engine.ranks import ALONE, Ranks
-from teach_once.train.engine.slices import Slices
 from teach_once.train.engine.step import TrainContext
 from teach_once.train.engine.train_state import build_train_state
 from teach_once.train.errors import TrainError
@@ -41,19 +40,16 @@ from teach_once.train.method.connectors import (
 from teach_once.train.method.ensemble_taps import EnsembleTaps, combine_taps
 from teach_once.train.method.pretrained import start_student
 from teach_once.train.method.residual import build_student, hint_stage, is_pair, thinner
-from teach_once.train.outputs.ensemble import TeacherEnsemble
-from teach_once.train.outputs.rank_outputs import OwnRows
-from teach_once.train.outputs.teacher_outputs import (
+from teach_once.train.outputs.cached_teacher import (
     CachedTeacher,
-    Ids,
-    LiveTeacher,
-    NoTeacher,
     Placement,
-    TeacherSource,
     WindowedTeacher,
     choose_placement,
     view_bytes,
 )
+from teach_once.train.outputs.ensemble import TeacherEnsemble
+from teach_once.train.outputs.shuffle_buffer import ShuffleBuffer
+from teach_once.train.outputs.teacher_outputs import LiveTeacher, NoTeacher, TeacherOutputs
 from teach_once.train.recording.printing import print_once
 from teach_once.train.runs.check_methods import check_methods
 from teach_once.train.runs.retrain import take_place
@@ -62,9 +58,8 @@ from teach_once.train.sessions.changed import refuse_other_inputs, refuse_other_
 from teach_once.train.sessions.loop import Training, training
 from teach_once.train.terms import looked_at
 from teach_once.views.pixels.resident import DatasetPixels, calibration_batches
-from teach_once.views.seeds import permutation
 
-OpenOutputs = Callable[[TeacherCache, Sequence[str]], TeacherSource]  # taps of a cache, to be read
+OpenOutputs = Callable[[TeacherCache, Sequence[str]], TeacherOutputs]  # taps of a cache, to be read
 
 
 def train_student(
@@ -178,8 +173,9 @@ def open_context(
         ranks=ranks,
     )
     wrap_ddp(train_state, len(data.train))
-    cached = cached or functools.partial(cached_outputs, run, device, slices=train_state.slices)
-    return TrainContext(run, data, train_state, _teacher_source(run, device, data, cached))
+    cached = cached or functools.partial(cached_outputs, run, device, num_ranks=ranks.world)
+    teacher = _teacher_outputs(run, device, data, cached)
+    return TrainContext(run, data, train_state, teacher, _shuffle(run))
 
 
 def _fresh_networks(run: Run) -> tuple[nn.Module, Connectors | None]:
@@ -239,9 +235,9 @@ def _announce(context: TrainContext, run: Run, console: Console) -> None:
             print_once(console, f"{cache.path} {WITHOUT_CHECKSUMS}")
 
 
-def _teacher_source(
+def _teacher_outputs(
     run: Run, device: torch.device, data: DatasetPixels, cached: OpenOutputs
-) -> TeacherSource:
+) -> TeacherOutputs:
     study = run.study
     needed = run.needed_of_each
     if not needed[0]:
@@ -270,27 +266,25 @@ def cached_outputs(
     device: torch.device,
     cache: TeacherCache,
     taps: Sequence[str],
-    slices: Slices | None = None,
-) -> TeacherSource:
-    """These taps of a cache, held and ordered as this run does it.
-
-    slices: which samples are seen here, where several processes train the run.
-    """
-    study, num_views = run.study, run.study.num_views
-    is_alone = slices is None or slices.ranks.is_alone
+    *,
+    num_ranks: int = 1,
+) -> TeacherOutputs:
+    """Open these taps of a cache in the run's placement; each of `num_ranks` keeps its samples."""
     if (rows := run.window_rows) is not None:
-        own = {} if slices is None or is_alone else {"own": slices.samples}
-        return WindowedTeacher(cache, taps, num_views, device, rows, **own)
-    share = 1.0 if slices is None else 1 / slices.ranks.world
-    asked: Placement | None = study.feed if study.feed in ("device", "host") else None
-    location = asked or choose_placement(int(view_bytes(cache, taps) * share), device)
-    if slices is None or is_alone:
-        return CachedTeacher(cache, taps, num_views, device, location)
+        return WindowedTeacher(cache, taps, device, rows)
+    feed, fraction = run.study.feed, 1 / num_ranks
+    asked: Placement | None = feed if feed in ("device", "host") else None
+    placement = asked or choose_placement(int(view_bytes(cache, taps) * fraction), device)
+    return CachedTeacher(cache, taps, device, placement, fraction=fraction)
 
-    def own_ids(epoch: int) -> Ids:
-        return slices.samples(permutation(run.seed, epoch, cache.num_samples))
 
-    return OwnRows(cache, taps, num_views, device, own_ids, share, location)
+def _shuffle(run: Run) -> ShuffleBuffer | None:
+    """Return the shuffle buffer of a run that keeps windows of its caches; None for any other."""
+    needs_teacher = bool(run.needed_of_each[0])
+    if run.live_teacher or not needs_teacher or (rows := run.window_rows) is None:
+        return None
+    manifest = run.study.cache.manifest
+    return ShuffleBuffer(manifest.num_samples, manifest.block_rows, rows)
 
 
 def _live(
@@ -301,7 +295,7 @@ def _live(
     taps: Sequence[str],
     device: torch.device,
     data: DatasetPixels,
-) -> TeacherSource:
+) -> TeacherOutputs:
     teacher = load_teacher_network(
         config.teacher,
         stages,

@@ -22,8 +22,9 @@ from teach_once.store import TeacherCache
 from teach_once.train.engine.evaluation import compute_logits, evaluation_batches
 from teach_once.train.engine.step import active_terms, compute_losses
 from teach_once.train.engine.train_state import capture_maps
+from teach_once.train.outputs.cached_teacher import view_bytes
 from teach_once.train.outputs.ensemble import TeacherEnsemble
-from teach_once.train.outputs.teacher_outputs import NoTeacher, TeacherSource, view_bytes
+from teach_once.train.outputs.teacher_outputs import NoTeacher, TeacherOutputs
 from teach_once.train.runs.study import Run
 from teach_once.train.sessions.loop import trial_steps
 from teach_once.train.sessions.student import open_context
@@ -85,9 +86,7 @@ def first_losses(run: Run, device: torch.device) -> dict[str, float]:
     train_state.train()
     with capture_maps(train_state, pixels, size), seeded(run.seed), torch.no_grad():
         batch = next(pixels.batches([0], ids, size))
-        losses = compute_losses(
-            train_state, teacher.outputs(batch), batch, active_terms(run.terms, 1)
-        )
+        losses = compute_losses(train_state, teacher.rows(batch), batch, active_terms(run.terms, 1))
     return {name: loss.item() for name, loss in losses.items()}
 
 
@@ -102,23 +101,25 @@ def _bytes_to_come(run: Run) -> int:
     return int(share * held) + tested * math.prod(study.image_shape)
 
 
-def _some_outputs(run: Run, device: torch.device) -> TeacherSource:
+def _some_outputs(run: Run, device: torch.device) -> TeacherOutputs:
     study, needed = run.study, run.needed_of_each
-    sources = [_SomeOutputs(c, taps, device) for c, taps in zip(study.caches, needed, strict=True)]
+    sources = [
+        _RepeatedBlock(c, taps, device) for c, taps in zip(study.caches, needed, strict=True)
+    ]
     if len(sources) == 1:
         return sources[0]
     stages = [study.teacher_stages, *(other.stages for other in study.further)]
     return TeacherEnsemble(sources, study.config.weight_of_each, list(map(len, stages)))
 
 
-class _SomeOutputs(NoTeacher):
+class _RepeatedBlock(NoTeacher):
     """Teacher outputs of the right shape: those of the cache's first block, repeated."""
 
     def __init__(self, cache: TeacherCache, taps: Sequence[str], device: torch.device) -> None:
         block = cache.read_block(cache.manifest.block(0, 0), taps) if taps else {}
         self._block = {tap: torch.from_numpy(values).to(device) for tap, values in block.items()}
 
-    def outputs(self, batch: ViewBatch) -> dict[str, Tensor]:
+    def rows(self, batch: ViewBatch) -> dict[str, Tensor]:
         return {tap: values[batch.ids % len(values)] for tap, values in self._block.items()}
 
 

@@ -22,7 +22,7 @@ from teach_once.store.format.spec import SUFFIXES, cut_rows, expanded_rows, with
 from teach_once.store.identity import identity_sha256, is_tap_name
 from teach_once.store.move.hdf5 import export_cache, import_cache
 from teach_once.store.read.mapped import MappedRows
-from teach_once.train.outputs.teacher_outputs import CachedTeacher, Expansion, WindowedTeacher
+from teach_once.train.outputs.cached_teacher import CachedTeacher, Expansion, WindowedTeacher
 from teach_once.train.runs.check_methods import refuse_cut_logits
 from teach_once.train.runs.study import open_study
 from teach_once.train.sessions.student import train_student
@@ -121,14 +121,14 @@ def test_a_batch_is_expanded_on_the_device_and_never_a_view(
     taps = ["logits", "correct"]
     feed: CachedTeacher | WindowedTeacher
     if location == "window":
-        feed = WindowedTeacher(cut, taps, 2, CPU, cut.manifest.block_rows)
+        feed = WindowedTeacher(cut, taps, CPU, cut.manifest.block_rows)
     else:
-        feed = CachedTeacher(cut, taps, 2, CPU, location)  # type: ignore[arg-type]
-    order = feed.order(0, 1, cut.num_samples)
-    feed.start_epoch(1, order)
+        feed = CachedTeacher(cut, taps, CPU, location)  # type: ignore[arg-type]
+    order = np.arange(cut.num_samples)
+    feed.start_epoch(0, order)
     pixels = TeacherPass(setup_of(small_teacher(CUT), cut.path.parent), PassOptions(CPU)).pixels
     for batch in pixels.batches([0], order, 16):
-        found = feed.outputs(batch)
+        found = feed.rows(batch)
         expected = cut.read(batch.host_ids.numpy(), 0, taps)
         assert set(found) == set(taps)
         assert np.allclose(found["logits"].numpy(), expected["logits"], rtol=0, atol=1e-6)

@@ -27,7 +27,8 @@ from teach_once.store.place.mirror_folder import MARK, MirrorFolder
 from teach_once.store.read.mirror import attach, attached
 from teach_once.store.read.zarr_source import ZarrSource
 from teach_once.train.cli.commands import cli as train
-from teach_once.train.outputs.teacher_outputs import WindowedTeacher
+from teach_once.train.outputs.cached_teacher import WindowedTeacher
+from teach_once.train.outputs.shuffle_buffer import ShuffleBuffer
 from tests.support.mirror_users import need, read_views
 from tests.support.object_store import Server, emptied, running
 from tests.support.project import QUICK_RUN, make
@@ -241,8 +242,9 @@ def test_the_blocks_of_a_window_are_fetched_together(
         fetch(source, chunks)
 
     monkeypatch.setattr(ZarrSource, "fetch", noted)
-    feed = WindowedTeacher(cache, ["logits", "stage1"], 3, torch.device("cpu"), window_rows=32)
-    feed.start_epoch(1, feed.order(0, 1, cache.num_samples))
+    feed = WindowedTeacher(cache, ["logits", "stage1"], torch.device("cpu"), window_rows=32)
+    order = ShuffleBuffer(cache.num_samples, cache.manifest.block_rows, 32).order(0, 1)
+    feed.start_epoch(0, order)
     feed.close()
     assert fetched[0] == 2 * 2  # two blocks of two taps
 

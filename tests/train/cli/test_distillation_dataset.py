@@ -32,7 +32,7 @@ from teach_once.store import (
 from teach_once.store.move.copy import copy_cache
 from teach_once.train import losses
 from teach_once.train.dataset import DistillationDataset, EvaluationDataset, RunOrder
-from teach_once.train.outputs.teacher_outputs import CachedTeacher
+from teach_once.train.outputs.cached_teacher import CachedTeacher
 from teach_once.train.runs.study import Study, open_study
 from teach_once.views.augment.parameters import view_of_epoch
 from teach_once.views.datasets import DatasetError
@@ -76,13 +76,13 @@ def dataset_of(study: Study, taps: list[str] | None = None, **options: Any) -> D
 
 def as_trained_on(study: Study, epoch: int, taps: list[str]) -> Iterator[tuple[Any, dict]]:
     """The batches of a run: pixels and the feed's rows, in the order of seed 0."""
-    feed = CachedTeacher(study.cache, taps, study.num_views, CPU)
+    feed = CachedTeacher(study.cache, taps, CPU)
     order = permutation(0, epoch, study.cache.num_samples)
-    feed.start_epoch(epoch, order)
     view = view_of_epoch(epoch, study.num_views)
+    feed.start_epoch(view, order)
     try:
         for batch in study.pixels(CPU, 0).train.batches([view], order, 7):
-            yield batch, feed.outputs(batch)
+            yield batch, feed.rows(batch)
     finally:
         feed.close()
 

@@ -32,7 +32,7 @@ from teach_once.train.method.connectors import (
     build_connectors,
     student_shapes,
 )
-from teach_once.train.outputs.teacher_outputs import CachedTeacher
+from teach_once.train.outputs.cached_teacher import CachedTeacher
 from teach_once.train.recording.checkpoint import Partial
 from teach_once.train.recording.recorder import RunRecorder
 from teach_once.train.runs.study import Study, open_study
@@ -291,13 +291,13 @@ def test_an_epoch_shows_every_sample_once_in_the_order_of_seed_and_epoch(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[int] = []
-    outputs = CachedTeacher.outputs
+    outputs = CachedTeacher.rows
 
     def noted(self: CachedTeacher, batch: ViewBatch) -> dict[str, torch.Tensor]:
         shown.extend(batch.ids.tolist())
         return outputs(self, batch)
 
-    monkeypatch.setattr(CachedTeacher, "outputs", noted)
+    monkeypatch.setattr(CachedTeacher, "rows", noted)
     train_student(make_study().run("cd", 5))
     epochs = [shown[start : start + 60] for start in range(0, len(shown), 60)]
     assert epochs == [permutation(5, epoch, 60).tolist() for epoch in (1, 2, 3, 4)]
@@ -317,7 +317,7 @@ def test_a_signal_saves_the_very_step_and_the_same_call_resumes_there(
 ) -> None:
     study = make_study()
     handlers = signal.getsignal(signal.SIGTERM)
-    outputs, steps = CachedTeacher.outputs, iter(range(10**6))
+    outputs, steps = CachedTeacher.rows, iter(range(10**6))
 
     def interrupted(self: CachedTeacher, batch: ViewBatch) -> dict[str, torch.Tensor]:
         if next(steps) == 8:  # the first of the third epoch's four steps
@@ -325,7 +325,7 @@ def test_a_signal_saves_the_very_step_and_the_same_call_resumes_there(
         return outputs(self, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(CachedTeacher, "outputs", interrupted)
+        patched.setattr(CachedTeacher, "rows", interrupted)
         with pytest.raises(StoppedBySignal, match="stopped in epoch 3 after step 1") as stopped:
             train_student(study.run("cd", 0))
     assert stopped.value.exit_code == 143

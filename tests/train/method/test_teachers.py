@@ -131,7 +131,7 @@ def test_each_teacher_counts_in_cd_by_its_weight(files: Path) -> None:
     context = open_context(study.run("cd+gkd", 0), torch.device("cpu"))
     order = start_epoch(context, 1)
     (batch,) = list(context.data.train.batches([0], order[:16], 16))
-    outputs = context.teacher.outputs(batch)
+    outputs = context.teacher.rows(batch)
     context.teacher.close()
     assert [name for name in outputs if name.startswith("stage")] == [
         f"stage{n}" for n in range(1, 7)
@@ -179,7 +179,7 @@ def test_correct_is_that_of_the_mean_where_two_teachers_disagree() -> None:
         ([1, 3], [0, 1, 1]),
     ):
         ensemble = TeacherEnsemble(sources, weights, [0, 0])
-        assert ensemble.outputs(batch)["correct"].tolist() == expected
+        assert ensemble.rows(batch)["correct"].tolist() == expected
 
 
 def test_normalizations_of_live_teachers_are_copied_to_the_device_once() -> None:
@@ -198,7 +198,7 @@ class _Fixed(NoTeacher):
     def __init__(self, outputs: dict[str, torch.Tensor]) -> None:
         self._outputs = outputs
 
-    def outputs(self, batch: object) -> dict[str, torch.Tensor]:
+    def rows(self, batch: object) -> dict[str, torch.Tensor]:
         return self._outputs
 
 

@@ -25,8 +25,8 @@ from teach_once.runtime.errors import Stopped
 from teach_once.runtime.safe.locks import Job, WriterLock
 from teach_once.train.engine import step
 from teach_once.train.errors import TrainError
+from teach_once.train.outputs.cached_teacher import CachedTeacher
 from teach_once.train.outputs.shared_loader import SharedOutputs, SharedPixels
-from teach_once.train.outputs.teacher_outputs import CachedTeacher
 from teach_once.train.runs.retrain import begin_again
 from teach_once.train.runs.study import Run, Study, open_study
 from teach_once.train.sessions import joint as together
@@ -37,6 +37,7 @@ from teach_once.train.sessions.student import train_student
 from teach_once.train.studies.ablation import run_ablation
 from teach_once.views.pixels.batches import ViewBatch
 from teach_once.views.pixels.streaming import StreamedPixels
+from teach_once.views.seeds import permutation
 from tests.support.own_network import DROPPING
 from tests.support.photograph_study import PLAIN, configs_of, study_of
 from tests.support.teacher_cache import CPU
@@ -458,17 +459,17 @@ def test_a_batch_that_was_changed_in_place_is_refused() -> None:
 def test_parts_of_a_batch_get_their_own_rows(make_study: MakeStudy) -> None:
     study = make_study()
     shared = SharedPixels(study.pixels(CPU).train)
-    source = CachedTeacher(study.cache, ["logits", "stage1"], 3, CPU)
+    source = CachedTeacher(study.cache, ["logits", "stage1"], CPU)
     outputs = SharedOutputs(source, shared)
-    mine = outputs.of_taps(["stage1"])
-    order = mine.order(0, 1, 60)
-    mine.start_epoch(1, order)
+    mine = outputs.select_taps(["stage1"])
+    order = permutation(0, 1, 60)
+    mine.start_epoch(0, order)
     batch = next(iter(shared.batches([0], order, 16)))
-    whole = mine.outputs(batch)
+    whole = mine.rows(batch)
     assert list(whole) == ["stage1"]
     expected = study.cache.read(order[:16], 0, ["stage1"])["stage1"]
     assert np.array_equal(whole["stage1"].numpy(), expected)
-    parts = torch.cat([mine.outputs(part)["stage1"] for part in batch.split(3)])
+    parts = torch.cat([mine.rows(part)["stage1"] for part in batch.split(3)])
     assert torch.equal(parts, whole["stage1"])
     source.close()
 

@@ -1,4 +1,4 @@
-"""Where the teacher's outputs are held: the same batches from every location, of one view alone."""
+"""Reading ahead, and the placement of rows. The common contract is in test_teacher_outputs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,8 @@ import torch
 
 from teach_once.store import TeacherCache
 from teach_once.train.engine.epoch_result import EpochResult
-from teach_once.train.outputs import teacher_outputs as feed
-from teach_once.train.outputs.teacher_outputs import (
-    CachedTeacher,
-    TeacherSource,
-    WindowedTeacher,
-    WrongView,
-    choose_placement,
-    view_bytes,
-)
+from teach_once.train.outputs import cached_teacher as feed
+from teach_once.train.outputs.cached_teacher import CachedTeacher, choose_placement, view_bytes
 from teach_once.train.sessions.student import train_student
 from teach_once.views.pixels.batches import ViewBatch
 from tests.support.teacher_cache import CPU, make_cache
@@ -35,81 +28,6 @@ def cache(small_teacher: Callable, tmp_path) -> TeacherCache:
 
 def batch_of(view: int, ids: torch.Tensor) -> ViewBatch:
     return ViewBatch(view, ids, ids, ids, ids)
-
-
-def batches_of(source: TeacherSource, epoch: int, batch_size: int = 7) -> dict[int, dict]:
-    """Sample id -> its taps, as copies."""
-    order = source.order(4, epoch, 60)
-    source.start_epoch(epoch, order)
-    found = {}
-    for start in range(0, 60, batch_size):
-        ids = torch.from_numpy(order[start : start + batch_size])
-        taps = source.outputs(batch_of((epoch - 1) % 3, ids))
-        for row, sample in enumerate(ids.tolist()):
-            found[sample] = {tap: values[row].clone() for tap, values in taps.items()}
-    return found
-
-
-def test_every_location_gives_every_sample_its_own_outputs(cache: TeacherCache) -> None:
-    sources = {
-        "device": CachedTeacher(cache, TAPS, 3, CPU, "device"),
-        "host": CachedTeacher(cache, TAPS, 3, CPU, "host"),
-        "window": WindowedTeacher(cache, TAPS, 3, CPU, window_rows=16),
-        "one block": WindowedTeacher(cache, TAPS, 3, CPU, window_rows=1),
-    }
-    for epoch in (1, 2, 3, 4):
-        stored = cache.read_view((epoch - 1) % 3, TAPS)
-        for name, source in sources.items():
-            found = batches_of(source, epoch)
-            assert set(found) == set(range(60)), name
-            for sample, taps in found.items():
-                for tap in TAPS:
-                    expected = torch.from_numpy(np.asarray(stored[tap][sample]))
-                    assert torch.equal(taps[tap], expected), (name, epoch, sample, tap)
-    for source in sources.values():
-        source.close()
-
-
-def test_device_and_host_visit_samples_in_the_same_order_and_the_window_in_its_own(
-    cache: TeacherCache,
-) -> None:
-    orders = [
-        source.order(4, 1, 60).tolist()
-        for source in (
-            CachedTeacher(cache, TAPS, 3, CPU, "device"),
-            CachedTeacher(cache, TAPS, 3, CPU, "host"),
-            WindowedTeacher(cache, TAPS, 3, CPU, window_rows=16),
-        )
-    ]
-    assert orders[0] == orders[1] != orders[2]
-
-
-def test_a_window_may_be_entered_in_the_middle_of_an_epoch(cache: TeacherCache) -> None:
-    source = WindowedTeacher(cache, TAPS, 3, CPU, window_rows=16)
-    order = source.order(4, 2, 60)
-    source.start_epoch(2, order)
-    ids = torch.from_numpy(order[41:])
-    found = source.outputs(batch_of(1, ids))
-    source.close()
-    assert np.array_equal(found["logits"], cache.read_view(1, ["logits"])["logits"][order[41:]])
-
-
-@pytest.mark.parametrize("window_rows", [None, 16])
-def test_rows_of_another_view_than_the_batch_shows_are_refused(
-    cache: TeacherCache, window_rows: int | None
-) -> None:
-    source: TeacherSource = CachedTeacher(cache, TAPS, 3, CPU)
-    if window_rows is not None:
-        source = WindowedTeacher(cache, TAPS, 3, CPU, window_rows)
-    order = source.order(4, 2, 60)
-    ids = torch.from_numpy(order[:4])
-    with pytest.raises(WrongView, match="view 1, but no epoch has started"):
-        source.outputs(batch_of(1, ids))
-    source.start_epoch(2, order)
-    with pytest.raises(WrongView, match="view 0, but those of view 1 are loaded"):
-        source.outputs(batch_of(0, ids))
-    assert len(source.outputs(batch_of(1, ids))["logits"]) == 4
-    source.close()
 
 
 def test_the_location_follows_the_memory(cache: TeacherCache, monkeypatch) -> None:
@@ -170,10 +88,11 @@ def test_the_next_view_is_read_while_an_epoch_runs(cache: TeacherCache, monkeypa
         return read_view(self, view, *how, **named)
 
     monkeypatch.setattr(TeacherCache, "read_view", noted)
-    source = CachedTeacher(cache, TAPS, 3, CPU)
+    source = CachedTeacher(cache, TAPS, CPU)
     reads = []
     for epoch in (1, 2, 3, 4):
-        source.start_epoch(epoch, source.order(4, epoch, 60))
+        source.start_epoch((epoch - 1) % 3, np.arange(60))
+        source.prefetch(epoch % 3, np.arange(60))
         reads.append([read.get(timeout=300) for _ in range(2 if epoch == 1 else 1)])
     source.close()
     assert reads == [[0, 1], [2], [0], [1]]
@@ -182,11 +101,11 @@ def test_the_next_view_is_read_while_an_epoch_runs(cache: TeacherCache, monkeypa
 
 @pytest.mark.parametrize("location", ["device", "host"])
 def test_a_batch_may_be_larger_than_the_one_before(cache: TeacherCache, location: str) -> None:
-    source = CachedTeacher(cache, TAPS, 3, CPU, location)
-    source.start_epoch(1, np.arange(60))
+    source = CachedTeacher(cache, TAPS, CPU, location)
+    source.start_epoch(0, np.arange(60))
     stored = cache.read_view(0, TAPS)
     for ids in (torch.arange(3), torch.arange(5, 25), torch.arange(2)):
-        found = source.outputs(batch_of(0, ids))
+        found = source.rows(batch_of(0, ids))
         for tap in TAPS:
             assert torch.equal(found[tap], torch.from_numpy(stored[tap])[ids])
     source.close()
@@ -197,15 +116,16 @@ def test_slabs_on_a_gpu_are_right_while_steps_are_queued_and_the_next_ones_are_c
     cache: TeacherCache,
 ) -> None:
     gpu = torch.device("cuda")
-    source = CachedTeacher(cache, ["logits"], 3, gpu, "device")
+    source = CachedTeacher(cache, ["logits"], gpu, "device")
     busy = torch.randn(2048, 2048, device=gpu)
     for epoch in range(1, 31):
-        source.start_epoch(epoch, source.order(0, epoch, 60))
+        source.start_epoch((epoch - 1) % 3, np.arange(60))
+        source.prefetch(epoch % 3, np.arange(60))
         for _ in range(10):
             busy = busy @ busy.softmax(dim=0)
         ids = torch.arange(60)
         batch = ViewBatch((epoch - 1) % 3, ids.to(gpu), ids, ids, ids)
-        found = source.outputs(batch)["logits"].clone()
+        found = source.rows(batch)["logits"].clone()
         expected = torch.from_numpy(cache.read_view((epoch - 1) % 3, ["logits"])["logits"])
         assert torch.equal(found.cpu(), expected)
     source.close()

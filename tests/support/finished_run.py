@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.train.engine.epoch_result import EpochResult
-from teach_once.train.recording.recorder import RunRecorder
+from teach_once.train.recording.recorder import Recorder
 from teach_once.train.runs.study import Run, Study, open_study
 from teach_once.train.sessions.student import train_student
 from tests.support.teacher_cache import make_cache
@@ -61,17 +61,17 @@ def train_both(weights: Path, folder: Path) -> Trained:
 def stop_in_third_epoch(run: Run) -> None:
     """Train until two steps of the third epoch are saved."""
     epochs: list[EpochResult] = []
-    save = RunRecorder.save
+    save = Recorder.save
 
-    def stopping(self: RunRecorder, partial: object) -> None:
+    def stopping(self: Recorder, partial: object) -> None:
         save(self, partial)  # type: ignore[arg-type]
         if len(epochs) == 2 and partial.step == 2:  # type: ignore[attr-defined]
             raise _Stopped
 
-    RunRecorder.save = stopping  # type: ignore[method-assign]
+    Recorder.save = stopping  # type: ignore[method-assign]
     try:
         train_student(run, device="cpu", checkpoint_minutes=0, on_epoch=epochs.append)
     except _Stopped:
         pass
     finally:
-        RunRecorder.save = save  # type: ignore[method-assign]
+        Recorder.save = save  # type: ignore[method-assign]

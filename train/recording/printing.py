@@ -11,7 +11,7 @@ from rich.console import Console
 from teach_once.configs.schema import LossTerm
 from teach_once.runtime.formats import format_rate
 from teach_once.train.engine.epoch_result import EpochResult
-from teach_once.train.recording.distributed_recorder import Recorder
+from teach_once.train.recording.recorder import Recorder
 from teach_once.train.schedule import weight_at
 from teach_once.train.terms import loss_named
 

@@ -1,80 +1,39 @@
-"""What a run leaves on disk, and how it is resumed.
+"""The recorder of a run: when it saves a checkpoint, when it stops, and which rank writes.
 
-run.json         what the run is (config, method, seed, cache); written first
-metrics.jsonl    one line per epoch
-trackers.json    what the trackers that were asked for (`train.recording.tracking`) call the run
-checkpoint.pt    the state after the last epoch, or within one; deleted when the run is finished
-last.pt best.pt  the student alone, as a plain state dict
-last-ema.pt best-ema.pt  the same of its averaged weights, where the recipe has them
-best.next.pt     a new best.pt, until the checkpoint counts on it; best-ema.next.pt likewise
-summary.json     written last: a run that has one is finished
-
-`train.runs.files` and `train.recording.checkpoint` say what each holds and how it is verified.
-Nothing is written through a link: the folder may come from somebody else.
+A single process decides for itself: it saves when a checkpoint is due, and stops when a signal has
+asked it to. With several ranks, each contributes its request to a max all-reduce after every step,
+and all ranks follow the maximum one step later (`train.engine.ranks` has the reason). Only rank 0
+writes files; every rank resumes from the checkpoint that rank 0 resumes from.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Self
 
-from torch import nn
+import torch
 
-from teach_once.nets.weights.files import write_tensors
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.errors import Stopped
-from teach_once.runtime.safe.confined import (
-    open_to_append,
-    opened_folder,
-    remove_inside,
-    remove_leftovers,
-    write_inside,
-    written_inside,
-)
-from teach_once.runtime.safe.locks import Job, WriterLock
-from teach_once.store.identity import file_sha256, identity_sha256
-from teach_once.train.engine.epoch_result import EpochResult, Tested
+from teach_once.store.identity import identity_sha256
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.engine.ranks import AsyncMaxReduce
 from teach_once.train.engine.step import AnyRun
 from teach_once.train.engine.train_state import TrainState
+from teach_once.train.errors import TrainError
 from teach_once.train.recording.checkpoint import (
-    BestEpoch,
     Partial,
-    RunProgress,
-    build_checkpoint,
-    check_metrics,
+    checkpoint_digest,
     read_checkpoint,
     restore,
-    unusable,
 )
-from teach_once.train.runs.files import (
-    BEST_NAMES,
-    CHECKPOINT_FILE,
-    EMA,
-    METRICS_FILE,
-    RUN_FILE,
-    SUMMARY_FILE,
-    figures_of,
-    metrics_line,
-    read_metrics,
-    read_summary,
-    run_document,
-    summary_document,
-)
-
-_NEXT = ".next.pt"  # ends the names of weights that the checkpoint does not count on yet
+from teach_once.train.recording.run_writer import RunWriter
+from teach_once.train.runs.files import CHECKPOINT_FILE
 
 
-class RunRecorder:
-    """Writes the files of one run; `first_epoch` and `partial` say where training resumes.
-
-    checkpoint_minutes: between checkpoints within an epoch. stop: a request to save one and to end.
-    clock: gives the seconds that count as the run's.
-    To be closed, or used as a context. Raises Busy where another process trains this run.
-    """
+class Recorder:
+    """Records one run on each of its ranks; `first_epoch` and `partial` are where it resumes."""
 
     def __init__(
         self,
@@ -85,28 +44,30 @@ class RunRecorder:
         stop: StopRequest | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.folder, self._train_state = run.folder, train_state
-        self._identity, self._sha256 = run.identity, identity_sha256(run.identity)
-        self._checkpoint_seconds, self._stop = 60 * checkpoint_minutes, stop
-        self._clock = clock
+        """checkpoint_minutes: between checkpoints within an epoch. stop: a request to save and end.
+
+        clock: returns the seconds that count as the run's. Raises Busy if another process trains
+        this run; TrainError if the checkpoint is unusable, if the ranks have different runs, or if
+        a rank does not see the checkpoint of rank 0.
+        """
+        self._run, self._ranks, self._stop = run, train_state.ranks, stop or StopRequest()
+        self._checkpoint_seconds = 60 * checkpoint_minutes
+        self._max_reduce = AsyncMaxReduce(self._ranks)
+        self._agreed_signal = 0  # with several ranks: the signal that all of them know of
         self.partial: Partial | None = None
-        self.seconds = 0.0
         self.first_epoch = 1
-        self.threads_before: int | None = None  # where it is resumed; of older checkpoints unknown
-        self.best: dict[str, BestEpoch] = {}  # by the name of the weights
-        self._epochs: list[dict[str, Any]] = []  # the metrics
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with opened_folder(self.folder.parent, self.folder.name, create=True):
-            pass  # no link: what is below it is this run's
-        self._lock = WriterLock(self.folder, Job())  # two processes must not train one run
+        self.threads_before: int | None = None  # of the process that saved the checkpoint
+        self._ranks.check_equal(
+            identity_sha256(run.identity),
+            "what they are to train: their settings, their caches or their data",
+            "give all of them the same configs, caches and data",
+        )
+        self._writer = RunWriter(run, train_state, clock) if self._ranks.is_first else None
         try:
-            remove_leftovers(self.folder.parent, self.folder.name)
-            if not self._resume():
-                self._begin()
+            self._resume(train_state)
         except BaseException:
-            self._lock.release()
+            self.close()
             raise
-        self._seconds_counted, self._saved = clock(), time.perf_counter()
 
     def __enter__(self) -> Self:
         return self
@@ -114,175 +75,97 @@ class RunRecorder:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def close(self) -> None:
+        """Release the run's folder, whether the run is finished or not."""
+        if self._writer is not None:
+            self._writer.close()
+
     def is_due(self) -> bool:
-        """Whether to save a checkpoint now, within an epoch."""
-        is_stopped = self._stop is not None and self._stop.signal_number is not None
-        return is_stopped or time.perf_counter() - self._saved >= self._checkpoint_seconds
+        """Return True if all ranks save a checkpoint after this step, within an epoch."""
+        if self._ranks.is_alone:
+            return bool(self._requested_signal) or self._is_checkpoint_due()
+        self._agreed_signal, is_due = self._max_reduce.wait(2)
+        # Rank 0 does not ask again for the checkpoint that is saved now.
+        asks = self._is_checkpoint_due() and not is_due
+        self._max_reduce.start([self._requested_signal, int(asks)])
+        return bool(self._agreed_signal or is_due)
 
     def save(self, partial: Partial) -> None:
-        """Save a checkpoint within an epoch. Raises Stopped if asked to end."""
-        self._count_seconds()
-        self._save_checkpoint(partial.epoch - 1, partial)
-        self._end_if_asked(f"in epoch {partial.epoch} after step {partial.step:,}")
+        """Save a checkpoint within an epoch. Raises Stopped, on all ranks, if one was asked to."""
+        try:
+            if self._writer is not None:
+                self._writer.save_partial(partial)
+        finally:
+            self._ranks.barrier()  # a rank that ends has the launcher end the others
+        self._stop_if_asked(f"in epoch {partial.epoch} after step {partial.step:,}")
 
     def end_if_asked(self, epoch: int) -> None:
-        """Raise Stopped if asked to end; the epoch is saved."""
-        self._end_if_asked(f"after epoch {epoch}")
+        """Raise Stopped, on all ranks, if one was asked to end; the epoch is saved."""
+        if not self._ranks.is_alone:
+            self._max_reduce.wait(2)  # the requests of the epoch's last step
+            self._max_reduce.start([self._requested_signal, 0])
+            self._agreed_signal, _ = self._max_reduce.wait(2)
+        self._stop_if_asked(f"after epoch {epoch}")
 
-    def _end_if_asked(self, where: str) -> None:
-        if self._stop is not None and self._stop.signal_number is not None:
-            message = f"stopped {where}; the same command resumes there"
-            raise Stopped(self._stop.signal_number, message)
-
-    def epoch_done(self, result: EpochResult) -> None:
+    def save_epoch(self, result: EpochResult) -> None:
         """Append the epoch to the metrics and save a checkpoint."""
-        self._count_seconds()
-        self._append_metrics(result)
-        self._keep_best("best", result.epoch, Tested(result.errors, result.validation))
-        if result.average is not None:
-            self._keep_best(f"best{EMA}", result.epoch, result.average)
-        self._save_checkpoint(result.epoch, None)
-        self._promote_best()
-
-    def _keep_best(self, name: str, epoch: int, tested: Tested) -> None:
-        errors, deciding, best = tested.errors, tested.deciding, self.best.get(name)
-        if errors and deciding and (best is None or deciding.top1 < best.deciding):
-            sha256 = self._write_tensors(f"{name}{_NEXT}", self._networks[name].state_dict())
-            self.best[name] = BestEpoch(epoch, deciding.top1, errors.top1, errors.top5, sha256)
-
-    @property
-    def _networks(self) -> dict[str, nn.Module]:
-        """By the names of their files."""
-        average = self._train_state.average
-        networks = {"": self._train_state.network} | ({EMA: average.module} if average else {})
-        return {f"{when}{kind}": networks[kind] for when in ("last", "best") for kind in networks}
+        if self._writer is not None:
+            self._writer.save_epoch(result)
 
     def finish(self, extra: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Write the last weights and the summary, delete the checkpoint; returns the summary.
+        """Write the last weights and the summary; returns the summary, {} on other ranks.
 
-        extra: returns what the summary is to say besides.
+        extra: called on rank 0; returns more entries of the summary.
         """
-        said = extra()
-        self._refuse_other_best()
-        summary = {
-            "run_sha256": self._sha256,
-            **figures_of(self._epochs),
-            "files_sha256": {f"{name}.pt": self._settled(name) for name in self._networks},
-            "seconds": self.seconds,
-            **said,
-        }
-        self._write(SUMMARY_FILE, summary_document(summary))
-        written = read_summary(self.folder, of_teacher="weights_sha256" in summary)
-        assert written is not None  # what cannot be read back must not cost the checkpoint
-        remove_inside(*self._inside(CHECKPOINT_FILE))
-        return written
+        summary = self._writer.finish(extra) if self._writer is not None else {}
+        self._ranks.barrier()
+        return summary
 
-    def _settled(self, name: str) -> str:
-        """The sha256 of a weights' file, which is written now if it is of the last weights."""
-        if name.startswith("last"):
-            return self._write_tensors(f"{name}.pt", self._networks[name].state_dict())
-        return self.best[name].weights_sha256 or file_sha256(self.folder / f"{name}.pt")
+    @property
+    def _requested_signal(self) -> int:
+        """The number of the signal that this process received; 0: none."""
+        return self._stop.signal_number or 0
 
-    def close(self) -> None:
-        """Release the folder, whether the run is finished or not."""
-        self._lock.release()
+    def _is_checkpoint_due(self) -> bool:
+        writer = self._writer
+        return (
+            writer is not None and time.perf_counter() - writer.saved_at >= self._checkpoint_seconds
+        )
 
-    def _inside(self, name: str) -> tuple[Path, str]:
-        """A file of this run as `safe.confined` wants it: below a folder that is no link's."""
-        return self.folder.parent, f"{self.folder.name}/{name}"
+    def _stop_if_asked(self, where: str) -> None:
+        number = self._requested_signal if self._ranks.is_alone else self._agreed_signal
+        if number:
+            raise Stopped(number, f"stopped {where}; the same command resumes there")
 
-    def _write(self, name: str, content: bytes) -> None:
-        write_inside(*self._inside(name), content)
-
-    def _write_tensors(self, name: str, content: dict[str, Any]) -> str:
-        with written_inside(*self._inside(name)) as file:
-            return write_tensors(content, file)
-
-    def _append_metrics(self, result: EpochResult) -> None:
-        epoch = result.metrics()
-        with open_to_append(*self._inside(METRICS_FILE)) as file:
-            file.write(metrics_line(epoch, self._sha256))
-            file.flush()
-            os.fsync(file.fileno())  # before the checkpoint that counts on it
-        self._epochs.append(epoch)
-
-    def _count_seconds(self) -> None:
-        now = self._clock()
-        self.seconds += now - self._seconds_counted
-        self._seconds_counted = now
-
-    def _save_checkpoint(self, epoch: int, partial: Partial | None) -> None:
-        """Save the state after `epoch` whole epochs, with what is done of the next one."""
-        progress = RunProgress(epoch, self.seconds, self.best, partial)
-        content = build_checkpoint(self._sha256, progress, self._train_state)
-        self._write_tensors(CHECKPOINT_FILE, content)
-        self._saved = time.perf_counter()
-
-    def _promote_best(self) -> None:
-        """Give new best weights their name, now that the checkpoint counts on them."""
-        with opened_folder(self.folder.parent, self.folder.name) as folder:
-            for name in self.best:
-                with contextlib.suppress(FileNotFoundError):
-                    source, target = f"{name}{_NEXT}", f"{name}.pt"
-                    os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
-            os.fsync(folder)
-
-    def _refuse_other_best(self) -> None:
-        """Raise TrainError unless the best weights are those that the checkpoint counts on."""
-        for name, best in self.best.items():
-            path = self.folder / f"{name}.pt"
-            found = file_sha256(path) if path.is_file() else ""
-            if best.weights_sha256 is not None and found != best.weights_sha256:
-                raise unusable(
-                    self.folder / CHECKPOINT_FILE,
-                    f"{path} has been changed or damaged since it was written: its sha256 is not "
-                    f"the one in {CHECKPOINT_FILE}",
+    def _resume(self, train_state: TrainState) -> None:
+        """Resume on every rank where rank 0 does, from the same checkpoint."""
+        writer = self._writer
+        if writer is not None:
+            self.first_epoch, self.partial = writer.first_epoch, writer.partial
+            self.threads_before = writer.threads_before
+        if self._ranks.is_alone:
+            return
+        is_resumed, *digest = self._ranks.broadcast(self._resumed_digest()).tolist()
+        if is_resumed and writer is None:
+            path = self._run.folder / CHECKPOINT_FILE
+            state = read_checkpoint(path, identity_sha256(self._run.identity))
+            if state is None or checkpoint_digest(state) != bytes(digest).hex():
+                raise TrainError(
+                    f"rank {self._ranks.rank} does not see the checkpoint that rank 0 resumes "
+                    f"from: {path}",
+                    fix="put the runs into a folder that all machines share: --runs DIR",
                 )
+            progress = restore(state, train_state, path)
+            self.first_epoch, self.partial = progress.epoch + 1, progress.partial
+        self._ranks.barrier()  # rank 0 may write again
 
-    def _begin(self) -> None:
-        # Another run's checkpoint would pass for one of this run as soon as run.json says so.
-        remove_inside(*self._inside(CHECKPOINT_FILE))
-        self._remove_next_best()
-        self._write(RUN_FILE, run_document(self._identity))
-        self._write(METRICS_FILE, b"")
-
-    def _resume(self) -> bool:
-        """Load this run's checkpoint and cut the metrics back to it; False where there is none.
-
-        Metrics are on the disk before a checkpoint counts on them. Raises TrainError where they are
-        missing: the checkpoint is not given up for that without a word.
-        """
-        path = self.folder / CHECKPOINT_FILE
-        if (state := read_checkpoint(path, self._sha256)) is None:
-            return False
-        epochs = read_metrics(self.folder, self._sha256, first=state["epoch"]) or []
-        if (found := len(epochs)) < state["epoch"]:
-            raise unusable(
-                path,
-                f"{self.folder / METRICS_FILE} has {found:,} of the {state['epoch']:,} epochs that "
-                f"{CHECKPOINT_FILE} counts on: bring the file back, or",
-            )
-        progress = restore(state, self._train_state, path)
-        check_metrics(progress, epochs, self._identity["training"]["epochs"], path)
-        self.first_epoch = progress.epoch + 1
-        self.seconds, self.best = progress.seconds, dict(progress.best)
-        self.partial, self._epochs = progress.partial, epochs
-        self.threads_before = state.get("threads")
-        self._settle_best()
-        lines = [metrics_line(epoch, self._sha256) for epoch in epochs]
-        self._write(METRICS_FILE, b"".join(lines))
-        return True
-
-    def _settle_best(self) -> None:
-        """A kill may have come between the checkpoint and the new name of the best weights."""
-        for name, best in self.best.items():
-            path = self.folder / f"{name}{_NEXT}"
-            if not path.is_file() or file_sha256(path) != best.weights_sha256:
-                remove_inside(*self._inside(path.name))
-        self._promote_best()
-        self._remove_next_best()
-        self._refuse_other_best()
-
-    def _remove_next_best(self) -> None:
-        for name in BEST_NAMES:
-            remove_inside(*self._inside(f"{name}{_NEXT}"))
+    def _resumed_digest(self) -> torch.Tensor:
+        """Return 1 and the 32 bytes of the resumed checkpoint's digest; zeros for a new run."""
+        resumed = torch.zeros(33, dtype=torch.int64)
+        if self._writer is not None and (self.first_epoch > 1 or self.partial is not None):
+            path = self._run.folder / CHECKPOINT_FILE
+            state = read_checkpoint(path, identity_sha256(self._run.identity))
+            assert state is not None
+            resumed[0] = 1
+            resumed[1:] = torch.tensor(list(bytes.fromhex(checkpoint_digest(state))))
+        return resumed

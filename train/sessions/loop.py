@@ -37,12 +37,12 @@ from teach_once.train.engine.step import (
 from teach_once.train.engine.train_state import TrainState, capture_maps
 from teach_once.train.errors import TrainError
 from teach_once.train.recording.checkpoint import Partial, check_steps
-from teach_once.train.recording.distributed_recorder import Recorder, open_recorder
 from teach_once.train.recording.printing import (
     EpochPrinter,
     classifier_epoch,
     print_other_threads,
 )
+from teach_once.train.recording.recorder import Recorder
 from teach_once.train.recording.tracking import tracking
 from teach_once.train.runs.files import CHECKPOINT_FILE
 from teach_once.views.pixels.batches import Pixels
@@ -94,7 +94,7 @@ def training(
     run, clock = context.run, OwnTime()
     try:
         with (
-            open_recorder(
+            Recorder(
                 run,
                 context.train_state,
                 checkpoint_minutes=checkpoint_minutes,
@@ -116,7 +116,7 @@ def training(
             print_other_threads(recorder, context.train_state.device, console)
 
             def after_epoch(result: EpochResult) -> None:
-                recorder.epoch_done(result)
+                recorder.save_epoch(result)
                 printer(result)
                 log(result)
                 if on_epoch is not None:

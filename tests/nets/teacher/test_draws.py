@@ -14,7 +14,7 @@ from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.teacher.draws import seeded
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.recording.checkpoint import Partial
-from teach_once.train.recording.recorder import RunRecorder
+from teach_once.train.recording.recorder import Recorder
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
 from teach_once.train.sessions.teacher import train_teacher
@@ -43,15 +43,15 @@ def metrics_of(folder: Path) -> list[float]:
 
 
 def killed_after_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    left, keep = [steps], RunRecorder.save
+    left, keep = [steps], Recorder.save
 
-    def kept_then_killed(self: RunRecorder, partial: Partial) -> None:
+    def kept_then_killed(self: Recorder, partial: Partial) -> None:
         keep(self, partial)
         left[0] -= 1
         if left[0] == 0:
             raise Killed
 
-    monkeypatch.setattr(RunRecorder, "save", kept_then_killed)
+    monkeypatch.setattr(Recorder, "save", kept_then_killed)
 
 
 def test_the_same_run_twice_has_the_same_losses(make_study: MakeStudy) -> None:

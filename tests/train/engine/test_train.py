@@ -34,7 +34,7 @@ from teach_once.train.method.connectors import (
 )
 from teach_once.train.outputs.cached_teacher import CachedTeacher
 from teach_once.train.recording.checkpoint import Partial
-from teach_once.train.recording.recorder import RunRecorder
+from teach_once.train.recording.recorder import Recorder
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.schedule import learning_rate_at
 from teach_once.train.sessions.student import train_student
@@ -263,15 +263,15 @@ def test_a_run_killed_at_random_steps_equals_an_uninterrupted_one_bit_for_bit(
 ) -> None:
     study = dataclasses.replace(make_study(), feed=feed)
     steps_left = [3]
-    keep = RunRecorder.save
+    keep = Recorder.save
 
-    def kept_then_killed(self: RunRecorder, partial: Partial) -> None:
+    def kept_then_killed(self: Recorder, partial: Partial) -> None:
         keep(self, partial)
         steps_left[0] -= 1
         if steps_left[0] == 0:
             raise Stopped
 
-    monkeypatch.setattr(RunRecorder, "save", kept_then_killed)
+    monkeypatch.setattr(Recorder, "save", kept_then_killed)
     for following in (2, 5, 1, 10**9):
         with pytest.raises(Stopped):
             train_student(study.run("cd+gkd+edt", 0), checkpoint_minutes=0)
@@ -534,11 +534,11 @@ def test_a_run_killed_after_its_last_epoch_is_finished_by_the_next_call(
 ) -> None:
     study = make_study()
 
-    def killed(self: RunRecorder, extra: object) -> None:
+    def killed(self: Recorder, extra: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunRecorder, "finish", killed)
+        patched.setattr(Recorder, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             train_student(study.run("cd", 0))
     folder = study.run("cd", 0).folder

@@ -18,7 +18,8 @@ from teach_once.nets.weights.files import save_atomically
 from teach_once.nets.weights.source import weights_file
 from teach_once.train.errors import TrainError
 from teach_once.train.method.pretrained import start_from
-from teach_once.train.recording.recorder import Partial, RunRecorder
+from teach_once.train.recording.checkpoint import Partial
+from teach_once.train.recording.recorder import Recorder
 from teach_once.train.runs.study import Study
 from teach_once.train.runs.weights import TeacherExists
 from teach_once.train.sessions.student import open_context, train_student
@@ -215,15 +216,15 @@ def test_a_run_from_frozen_stages_resumes_exactly(
 ) -> None:
     settings = [f"student.init={weights_of(tmp_path, classes=7)}", "training.frozen_stages=1"]
     run = make_study(student=[*settings, "training.init_rate_factor=0.1"]).run("cd", 0)
-    keep = RunRecorder.save
+    keep = Recorder.save
 
-    def kept_then_killed(self: RunRecorder, partial: Partial) -> None:
+    def kept_then_killed(self: Recorder, partial: Partial) -> None:
         keep(self, partial)
         if partial.epoch == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunRecorder, "save", kept_then_killed)
+        patched.setattr(Recorder, "save", kept_then_killed)
         with pytest.raises(KeyboardInterrupt):
             train_student(run, device="cpu", checkpoint_minutes=0)
     resumed = train_student(run, device="cpu")["files_sha256"]

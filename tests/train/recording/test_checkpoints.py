@@ -26,7 +26,7 @@ from teach_once.train.recording.checkpoint import (
     read_checkpoint,
     restore,
 )
-from teach_once.train.recording.recorder import RunRecorder
+from teach_once.train.recording.recorder import Recorder
 from teach_once.train.runs.files import figures_of
 from teach_once.train.runs.study import Run
 from teach_once.train.sessions.student import open_context, train_student
@@ -272,7 +272,7 @@ def test_an_epoch_is_on_the_disk_in_the_order_in_which_one_file_counts_on_anothe
     monkeypatch.setattr(os, "rename", noted_rename)
     recorder, result = recorder_of(run), result_of(3, error=0.0)
     with recorder:
-        recorder.epoch_done(result)
+        recorder.save_epoch(result)
     flush = f"flush {run.folder.name}"
     assert done[done.index("flush metrics.jsonl") :] == [
         "flush metrics.jsonl",
@@ -284,16 +284,16 @@ def test_an_epoch_is_on_the_disk_in_the_order_in_which_one_file_counts_on_anothe
 
 def test_of_two_equal_epochs_the_earlier_is_best(run: Run) -> None:
     with recorder_of(run) as recorder:
-        before = recorder.best["best"]
-        recorder.epoch_done(result_of(3, error=before.deciding))
-        assert recorder.best["best"] == before
+        before = recorder._writer.best["best"]
+        recorder.save_epoch(result_of(3, error=before.deciding))
+        assert recorder._writer.best["best"] == before
     errors = {"top1_error": 5.0, "top5_error": 1.0, "validation_top1_error": None}
     epochs = [{"epoch": number, **errors} for number in (1, 2, 3)]
     assert figures_of(epochs)["best"]["epoch"] == 1
 
 
-def recorder_of(run: Run) -> RunRecorder:
-    return RunRecorder(run, open_context(run, CPU).train_state)
+def recorder_of(run: Run) -> Recorder:
+    return Recorder(run, open_context(run, CPU).train_state)
 
 
 def result_of(epoch: int, error: float) -> EpochResult:
@@ -330,7 +330,7 @@ def test_a_snapshot_of_hard_links_neither_stops_a_run_nor_changes_with_it(
     lines = (run.folder / "metrics.jsonl").read_bytes()
     with recorder_of(run) as recorder:
         taken = snapshot("appended")
-        recorder.epoch_done(result_of(3, error=50.0))
+        recorder.save_epoch(result_of(3, error=50.0))
     assert (run.folder / "metrics.jsonl").read_bytes().startswith(lines)
     assert taken[tmp_path / "appended" / "metrics.jsonl"] == lines
     assert all(path.read_bytes() == content for path, content in taken.items())
@@ -399,7 +399,7 @@ def test_a_method_that_leads_out_of_the_runs_makes_no_folder(
     study.config.methods[name] = study.config.methods["ce"]
     try:
         with pytest.raises(TrainError, match="leads out of the runs' folder"):
-            RunRecorder(study.run(name, 0), open_context(study.run("ce", 0), CPU).train_state)
+            Recorder(study.run(name, 0), open_context(study.run("ce", 0), CPU).train_state)
     finally:
         del study.config.methods[name]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]

@@ -21,8 +21,9 @@ from teach_once.train.cli.commands import cli
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.engine.evaluation import evaluate
 from teach_once.train.errors import TrainError
+from teach_once.train.recording.checkpoint import Partial
 from teach_once.train.recording.export import export_student, weights_of
-from teach_once.train.recording.recorder import Partial, RunRecorder
+from teach_once.train.recording.recorder import Recorder
 from teach_once.train.runs.study import Study, trained_by_any_number
 from teach_once.train.runs.weights import TeacherRun, load_teacher_data
 from teach_once.train.schedule import learning_rate_at
@@ -125,16 +126,16 @@ def test_a_run_killed_at_random_steps_equals_an_uninterrupted_one_bit_for_bit(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, network: tuple[str, ...]
 ) -> None:
     study = make_study(student=[*EVERYTHING, *network])
-    run, keep, steps_left = study.run("x", 0), RunRecorder.save, [3]
+    run, keep, steps_left = study.run("x", 0), Recorder.save, [3]
 
-    def kept_then_killed(self: RunRecorder, partial: Partial) -> None:
+    def kept_then_killed(self: Recorder, partial: Partial) -> None:
         keep(self, partial)
         steps_left[0] -= 1
         if steps_left[0] == 0:
             raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunRecorder, "save", kept_then_killed)
+        patched.setattr(Recorder, "save", kept_then_killed)
         for following in (2, 5, 10**9):
             with pytest.raises(Killed):
                 train_student(run, device="cpu", checkpoint_minutes=0)

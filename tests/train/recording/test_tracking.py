@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from teach_once.runtime.errors import UserError
 from teach_once.train.cli.commands import cli
 from teach_once.train.engine.epoch_result import EpochResult
-from teach_once.train.recording.recorder import Partial, RunRecorder
+from teach_once.train.recording.checkpoint import Partial
+from teach_once.train.recording.recorder import Recorder
 from teach_once.train.recording.tracking import TRACKERS, flattened
 from teach_once.train.runs.study import Run, Study
 from teach_once.train.sessions.student import train_student
@@ -146,13 +147,13 @@ def test_a_run_resumed_within_its_first_epoch_is_the_same_in_its_tracker(
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    def saved_then_cut(recorder: RunRecorder, partial: Partial) -> None:
+    def saved_then_cut(recorder: Recorder, partial: Partial) -> None:
         save(recorder, partial)
         raise Cut
 
-    save = RunRecorder.save
+    save = Recorder.save
     with monkeypatch.context() as patched:
-        patched.setattr(RunRecorder, "save", saved_then_cut)
+        patched.setattr(Recorder, "save", saved_then_cut)
         with pytest.raises(Cut):
             train_student(run, track=["mlflow"], checkpoint_minutes=0)
     begun = json.loads((run.folder / "trackers.json").read_text())

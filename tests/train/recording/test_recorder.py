@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 
 from teach_once.runtime.command.signals import StopRequest
-from teach_once.runtime.errors import Stopped
-from teach_once.runtime.safe.locks import Busy
+from teach_once.runtime.errors import Busy, Stopped
 from teach_once.train.engine.ranks import ALONE, AsyncMaxReduce, Ranks
 from teach_once.train.recording.checkpoint import Partial
 from teach_once.train.recording.recorder import Recorder

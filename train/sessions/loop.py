@@ -1,18 +1,23 @@
 """The training loop: a run from where it resumes to its end, epoch by epoch, tested in between.
 
-A run advances batch by batch, so that several may be trained in turn (`train.sessions.joint`). It
-saves checkpoints, prints its epochs and stops on a signal. Its state is its tensors, the number of
-the last finished epoch and, within an epoch, of the last step; a run resumed from a checkpoint
-equals an uninterrupted one, bit for bit on a CPU.
+It saves checkpoints, prints its epochs and stops on a signal. The state of a run is its tensors,
+the number of the last finished epoch and, within an epoch, the number of the last step. A run
+resumed from a checkpoint equals an uninterrupted one, bit for bit on a CPU.
+
+`training` is a generator that yields after every batch, so that several runs can take turns on one
+batch of images (`train.sessions.joint`) without threads: each network, optimizer and random state
+is used by one run at a time, and each run does exactly what it would do alone. Other runs' turns
+are left out of its clock. A single run exhausts the generator. The steps themselves come from one
+more generator, `train.engine.step.epoch_steps`, which trials and benchmarks use too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,8 +51,6 @@ from teach_once.train.recording.recorder import Recorder
 from teach_once.train.recording.tracking import tracking
 from teach_once.train.runs.files import CHECKPOINT_FILE
 from teach_once.views.pixels.batches import Pixels
-
-Result = TypeVar("Result")
 
 
 class Diverged(TrainError):
@@ -84,36 +87,59 @@ def training(
     on_epoch: Callable[[EpochResult], None] | None = None,
     track: Sequence[str] = (),
 ) -> Training:
-    """Train what is left of a run, batch by batch, and close its teacher source; gives the summary.
+    """Train the rest of a run, yield after each batch, and return the summary; see the module.
 
-    Other runs may be trained between two batches: nothing global is changed then, and their time is
-    not counted. finish: called after the last epoch; returns what the summary is to say besides.
-    stop: a request to save a checkpoint and to raise Stopped. track: the trackers that get its
-    figures.
+    finish: called after the last epoch; returns more entries of the summary. stop: a request to
+    save a checkpoint and raise Stopped. track: the trackers that receive the metrics. Closes the
+    context's teacher outputs.
     """
-    run, clock = context.run, OwnTime()
-    try:
-        with (
-            Recorder(
-                run,
-                context.train_state,
-                checkpoint_minutes=checkpoint_minutes,
-                stop=stop,
-                clock=clock,
-            ) as recorder,
-            tracking(
-                track,
-                run,
-                recorder.first_epoch,
-                console,
-                is_resumed=recorder.first_epoch > 1 or recorder.partial is not None,
-            ) as log,
-        ):
-            epochs = run.training.epochs
-            first = classifier_epoch(run.terms, epochs)
-            printer = EpochPrinter(epochs, recorder.first_epoch, console, first)
+    state, recipe, clock = context.train_state, context.run.training, OwnTime()
+    reporting = _open_recorder(context, stop, clock, checkpoint_minutes, console, on_epoch, track)
+    with closing(context.teacher), reporting as (recorder, after_epoch):
+        partial = recorder.partial
+        state.train()
+        with capture_maps(state, context.data.train, recipe.batch_size):
+            for number in range(recorder.first_epoch, recipe.epochs + 1):
+                with clock.paused():
+                    yield number, partial.step if partial else 0
+                epoch, partial = _Epoch(context, number, partial, clock), None
+                for step in epoch.steps():
+                    epoch.sums.add(step)
+                    if step.number < context.num_steps and recorder.is_due():
+                        recorder.save(epoch.partial())
+                    with clock.paused():
+                        yield number, step.number
+                epoch.end_steps(step.learning_rate)
+                for batches_done, _ in enumerate(epoch.test_batches(), context.num_steps + 1):
+                    with clock.paused():
+                        yield number, batches_done
+                state.maps.clear()  # the maps of the last test batch
+                after_epoch(epoch.result())
+                if number < recipe.epochs:
+                    recorder.end_if_asked(number)
+        return recorder.finish(finish)
 
-            print_other_threads(recorder, context.train_state.device, console)
+
+@contextmanager
+def _open_recorder(
+    context: TrainContext,
+    stop: StopRequest,
+    clock: OwnTime,
+    checkpoint_minutes: float,
+    console: Console | None,
+    on_epoch: Callable[[EpochResult], None] | None,
+    track: Sequence[str],
+) -> Iterator[tuple[Recorder, Callable[[EpochResult], None]]]:
+    """Open the recorder and the trackers; yields also the function that reports an epoch to all."""
+    run, state = context.run, context.train_state
+    with Recorder(
+        run, state, checkpoint_minutes=checkpoint_minutes, stop=stop, clock=clock
+    ) as recorder:
+        first, epochs = recorder.first_epoch, run.training.epochs
+        is_resumed = first > 1 or recorder.partial is not None
+        with tracking(track, run, first, console, is_resumed=is_resumed) as log:
+            printer = EpochPrinter(epochs, first, console, classifier_epoch(run.terms, epochs))
+            print_other_threads(recorder, state.device, console)
 
             def after_epoch(result: EpochResult) -> None:
                 recorder.save_epoch(result)
@@ -122,101 +148,71 @@ def training(
                 if on_epoch is not None:
                     on_epoch(result)
 
-            with closing(_fit(context, recorder, after_epoch, clock)) as batches:
-                for position in batches:
-                    with clock.paused():
-                        yield position
-            return recorder.finish(finish)
-    finally:
-        context.teacher.close()
+            yield recorder, after_epoch
 
 
-def _fit(
-    context: TrainContext,
-    recorder: Recorder,
-    on_epoch: Callable[[EpochResult], None],
-    clock: OwnTime,
-) -> Generator[Position, None, None]:
-    """Train from where the run resumes to the last epoch; `on_epoch` after each."""
-    train_state, training = context.train_state, context.run.training
-    partial = recorder.partial
-    train_state.train()
-    with capture_maps(train_state, context.data.train, training.batch_size):
-        for epoch in range(recorder.first_epoch, training.epochs + 1):
-            yield epoch, partial.step if partial else 0
-            result = yield from _run_epoch(context, epoch, partial, recorder, clock)
-            partial = None
-            train_state.maps.clear()  # those of the last test batch
-            on_epoch(result)
-            if epoch < training.epochs:
-                recorder.end_if_asked(epoch)
+class _Epoch:
+    """One epoch of a run: its terms, its losses so far, its seconds and its errors."""
 
+    def __init__(
+        self, context: TrainContext, number: int, partial: Partial | None, clock: OwnTime
+    ) -> None:
+        """partial: the steps that were done before the run resumed. Waits for teacher outputs."""
+        self._context, self._number, self._clock = context, number, clock
+        self._began = clock()
+        self._order = start_epoch(context, number)
+        self._started = clock()
+        self._seconds_before = partial.train_seconds if partial else 0.0
+        self._terms = active_terms(context.run.terms, number)
+        if partial is not None:
+            names = [each.loss for each in self._terms]
+            checkpoint = context.run.folder / CHECKPOINT_FILE
+            check_steps(partial, names, context.num_steps, checkpoint)
+        self.sums = _Sums.resume(self._terms, context.train_state, partial)
+        self._tested = Tested(None, None)
+        self._average: Tested | None = None
 
-def _run_epoch(
-    context: TrainContext, epoch: int, partial: Partial | None, recorder: Recorder, clock: OwnTime
-) -> Generator[Position, None, EpochResult]:
-    waiting = clock()
-    order = start_epoch(context, epoch)
-    started = clock()
-    terms = active_terms(context.run.terms, epoch)
-    if partial is not None:
-        checkpoint, losses_now = context.run.folder / CHECKPOINT_FILE, [each.loss for each in terms]
-        check_steps(partial, losses_now, context.num_steps, checkpoint)
-    sums = _Sums.begun(terms, context.train_state, partial)
-    seconds_before = partial.train_seconds if partial else 0.0
-    rate = 0.0
-    for step in epoch_steps(context, epoch, order, terms, steps_done=sums.num_steps):
-        sums.add(step)
-        rate = step.learning_rate
-        if step.number < context.num_steps and recorder.is_due():
-            recorder.save(sums.partial(epoch, seconds_before + clock() - started))
-        yield epoch, step.number
-    step_losses, losses = sums.read()
-    _check_divergence(step_losses, epoch, sums)
-    trained = clock()
-    tested, average = yield from _in_turn(_tests(context, epoch), epoch, context.num_steps)
-    return EpochResult(
-        epoch=epoch,
-        loss=_sample_mean(step_losses, context),
-        losses={name: total / len(order) for name, total in losses.items()},
-        weights={term.loss: term.weight for term in terms},
-        errors=tested.errors,
-        validation=tested.validation,
-        average=average,
-        learning_rate=rate,
-        num_samples=len(order),
-        train_seconds=seconds_before + trained - started,
-        wait_seconds=started - waiting,
-        evaluate_seconds=clock() - trained,
-        step_losses=step_losses,
-    )
+    def steps(self) -> Iterator[Step]:
+        """Yield the training steps that are left."""
+        done = self.sums.num_steps
+        return epoch_steps(self._context, self._number, self._order, self._terms, steps_done=done)
 
+    def partial(self) -> Partial:
+        """Return the checkpoint's part for the steps done so far."""
+        seconds = self._seconds_before + self._clock() - self._started
+        return self.sums.partial(self._number, seconds)
 
-def _in_turn(
-    work: Generator[None, None, Result], epoch: int, batches_done: int
-) -> Generator[Position, None, Result]:
-    """Work that says only when a batch is done, as one that says where it stands."""
-    with closing(work):
-        while True:
-            try:
-                next(work)
-            except StopIteration as end:
-                result: Result = end.value
-                return result
-            batches_done += 1
-            yield epoch, batches_done
+    def end_steps(self, learning_rate: float) -> None:
+        """Read the losses from the device. Raises Diverged."""
+        self._step_losses, self._losses = self.sums.read()
+        _check_divergence(self._step_losses, self._number, self.sums)
+        self._trained, self._learning_rate = self._clock(), learning_rate
 
+    def test_batches(self) -> Generator[None, None, None]:
+        """Test the network, and the average of its weights if the recipe has one, by batches."""
+        state = self._context.train_state
+        broadcast_buffers(state)
+        self._tested = yield from _test(state.network, self._context, self._number)
+        if state.average is not None:
+            self._average = yield from _test(state.average.module, self._context, self._number)
 
-def _tests(
-    context: TrainContext, epoch: int
-) -> Generator[None, None, tuple[Tested, Tested | None]]:
-    """Errors of the network and, where the recipe has one, of the average of its weights."""
-    train_state = context.train_state
-    broadcast_buffers(train_state)
-    tested = yield from _test(train_state.network, context, epoch)
-    if train_state.average is None:
-        return tested, None
-    return tested, (yield from _test(train_state.average.module, context, epoch))
+    def result(self) -> EpochResult:
+        num_samples = len(self._order)
+        return EpochResult(
+            epoch=self._number,
+            loss=_sample_mean(self._step_losses, self._context),
+            losses={name: total / num_samples for name, total in self._losses.items()},
+            weights={term.loss: term.weight for term in self._terms},
+            errors=self._tested.errors,
+            validation=self._tested.validation,
+            average=self._average,
+            learning_rate=self._learning_rate,
+            num_samples=num_samples,
+            train_seconds=self._seconds_before + self._trained - self._started,
+            wait_seconds=self._started - self._began,
+            evaluate_seconds=self._clock() - self._trained,
+            step_losses=self._step_losses,
+        )
 
 
 def _test(network: nn.Module, context: TrainContext, epoch: int) -> Generator[None, None, Tested]:
@@ -247,7 +243,7 @@ class _Sums:
     ranks: Ranks
 
     @classmethod
-    def begun(
+    def resume(
         cls, terms: Sequence[ActiveTerm], train_state: TrainState, partial: Partial | None
     ) -> _Sums:
         device, ranks = train_state.device, train_state.ranks

@@ -190,7 +190,7 @@ def test_a_long_training_into_a_missing_file_needs_consent(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("teach_once.train.sessions.loop._fit", None)  # it would go on for days
+    monkeypatch.setattr("teach_once.train.sessions.loop.Recorder", None)  # it would take days
     long = [*call, "training.epochs=1000000"]
     assert cli(long) == 2
     told = capsys.readouterr().err

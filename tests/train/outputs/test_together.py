@@ -172,7 +172,7 @@ def test_each_image_is_cut_once_and_each_row_is_read_once(
     )
     cut: Counter[int] = Counter()
     gathered: Counter[int] = Counter()
-    finished, outputs = StreamedPixels._finished, CachedTeacher.outputs
+    finished, outputs = StreamedPixels._finished, CachedTeacher.rows
 
     def count_cut(pixels: StreamedPixels, view: int, images: torch.Tensor, *rest) -> ViewBatch:
         cut[len(pixels)] += len(images)
@@ -183,7 +183,7 @@ def test_each_image_is_cut_once_and_each_row_is_read_once(
         return outputs(source, batch)
 
     monkeypatch.setattr(StreamedPixels, "_finished", count_cut)
-    monkeypatch.setattr(CachedTeacher, "outputs", count_rows)
+    monkeypatch.setattr(CachedTeacher, "rows", count_rows)
     runs = runs_of(study, seeds=[0])
     # Images are read for every epoch: sharing is the default.
     console = quiet()

@@ -12,7 +12,15 @@ from xdist.scheduler import LoadScopeScheduling
 QUICK = {
     *("test_layout", "test_imports", "test_configs", "test_identity", "test_seeds", "test_draws"),
     *("test_losses", "test_terms", "test_schedule", "test_commit", "test_store", "test_format"),
-    *("test_quantise", "test_topk", "test_augment", "test_feed", "test_taps", "test_maps"),
+    *(
+        "test_quantise",
+        "test_topk",
+        "test_augment",
+        "test_cached_teacher",
+        "test_teacher_outputs",
+        "test_taps",
+        "test_maps",
+    ),
     *("test_train", "test_checkpoints", "test_runs", "test_report", "test_files", "test_certify"),
 }
 

@@ -43,7 +43,7 @@ from teach_once.store import TeacherCache
 from teach_once.train.engine.ranks import ALONE, Ranks, init_process_group
 from teach_once.train.engine.step import TrainContext
 from teach_once.train.engine.train_state import capture_maps
-from teach_once.train.outputs.teacher_outputs import view_bytes
+from teach_once.train.outputs.cached_teacher import view_bytes
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import open_context
 

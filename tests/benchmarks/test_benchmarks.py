@@ -93,7 +93,7 @@ def test_one_reading_for_five_methods_is_measured_beside_five_readings(tmp_path:
     files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
     threads = torch.get_num_threads()
     assert (
-        suite.main(["shared_loading", "--images", "70", "--rounds", "1", "--device", "cpu", *files])
+        suite.main(["shared_loading", "--images", "12", "--rounds", "1", "--device", "cpu", *files])
         == 0
     )
     assert torch.get_num_threads() == threads

@@ -34,7 +34,8 @@ GROUPS = {
 
 # What takes longest starts first, so that no worker is left alone with it at the end.
 FIRST = ("test_documents", "test_make", "test_cluster_pass", "test_cluster_study", "test_cluster")
-FIRST += ("test_recipes", "test_train", "test_strangers", "test_benchmarks", "test_ranks_signals")
+FIRST += ("test_ranks_signals", "test_benchmarks", "test_bucket_pass", "test_faults", "test_commit")
+FIRST += ("test_commands", "test_recipes", "test_train", "test_ablation", "test_strangers")
 
 
 def arrange(items: list[pytest.Item]) -> None:

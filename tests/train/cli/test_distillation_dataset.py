@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -280,6 +281,31 @@ def test_images_to_test_on_are_shown_as_a_run_shows_them(
 # ---- in a bucket
 
 
+class _Environment:
+    """As a pickle, it gives this process's environment to the process that loads it."""
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[dict[str, str]]]:
+        return _set_environment, (dict(os.environ),)
+
+
+def _set_environment(values: dict[str, str]) -> None:
+    os.environ.update(values)
+
+
+class InThisEnvironment(torch.utils.data.Dataset):
+    """The dataset for workers that fork from a process which began in another environment."""
+
+    def __init__(self, dataset: DistillationDataset) -> None:
+        self._environment = _Environment()  # comes first, also where this is loaded
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self._dataset.__getitems__(indices)
+
+
 # Like spawn, forkserver hands the dataset over as a pickle, but imports torch only once.
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_a_cache_in_a_bucket_is_read_through_the_mirror_also_by_workers(
@@ -288,7 +314,9 @@ def test_a_cache_in_a_bucket_is_read_through_the_mirror_also_by_workers(
     (where, _), mirror = copy_cache(digits.cache, path_or_url("s3://bucket/caches")), tmp_path / "m"
     for named in ("s3://bucket/caches", str(where)):
         dataset = DistillationDataset(digits.teacher, named, ["logits"], mirror=mirror)
-        loader = DataLoader(dataset, 16, num_workers=1, multiprocessing_context=method)
+        loader = DataLoader(
+            InThisEnvironment(dataset), 16, num_workers=1, multiprocessing_context=method
+        )
         dataset.set_epoch(2)
         expected = digits.cache.read_view(1, ["logits"])["logits"]
         assert (rows_of_all(loader).numpy() == expected).all()

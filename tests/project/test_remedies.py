@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import teach_once.commands
 import teach_once.precompute.command
 import teach_once.precompute.verify
 import teach_once.store.command
@@ -25,6 +26,7 @@ from tests.support.project import ROOT
 from tests.support.teacher_cache import make_cache
 
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {
+    "teach_once": teach_once.commands.cli,
     "train": teach_once.train.cli.commands.cli,
     "precompute": teach_once.precompute.command.cli,
     "precompute.verify": teach_once.precompute.verify.cli,

@@ -12,7 +12,8 @@ it needs of the cache follows from its signature:
     @loss_term()
     def my_loss(student_logits: Tensor, teacher_logits: Tensor, sharpness: float = 1.0): ...
 
-The built-in losses are registered so, in `train.losses`: `kd` is short for `train.losses:kd`.
+The built-in losses are registered so, in `train.losses`: `kd` is short for its full name,
+`teach_once.train.losses:kd`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 _LOSS = "__teach_once_loss__"  # the attribute of a registered function
 _BUILT_IN = "teach_once.train.losses"
+# From a checkout's root its short name can be imported too, as a second copy of the module.
+_BUILT_IN_NAMES = ("", "train.losses", _BUILT_IN)
 # Types that a loss may name for its options in its signature; others are not checked.
 _OPTION_TYPES = {
     "PositiveFloat": PositiveFloat,
@@ -255,7 +258,7 @@ def loss_named(name: str) -> Loss:
     """A built-in loss, or the user's own `package.module:name`. Raises TrainError."""
     module, _, attribute = name.rpartition(":")
     try:
-        function = import_named(module or _BUILT_IN, attribute)
+        function = import_named(_BUILT_IN if module in _BUILT_IN_NAMES else module, attribute)
     except CannotImport as error:
         raise TrainError(
             f"loss {name!r} cannot be imported: {error.problem}",

@@ -157,12 +157,13 @@ def test_students_learn_from_it_and_lskd_is_refused(
         train_student(study.run("lskd", 0), device="cpu")
 
 
-def test_lskd_under_its_full_name_is_refused_too() -> None:
-    terms = [LossTerm(loss="train.losses:lskd")]
+@pytest.mark.parametrize("module", ["train.losses", "teach_once.train.losses"])
+def test_lskd_under_its_full_name_is_refused_too(module: str) -> None:
+    terms = [LossTerm(loss=f"{module}:lskd")]
     with pytest.raises(UserError, match=r"methods\.mine: lskd divides by (.|\n)*the 3 largest"):
         refuse_cut_logits("mine", terms, 3)
     refuse_cut_logits("mine", terms, None)
-    refuse_cut_logits("mine", [LossTerm(loss="train.losses:kd")], 3)
+    refuse_cut_logits("mine", [LossTerm(loss=f"{module}:kd")], 3)
 
 
 def test_verification_finds_it_sound_and_another_teacher_not(

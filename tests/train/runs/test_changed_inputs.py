@@ -6,8 +6,9 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -18,10 +19,11 @@ from teach_once.nets.weights.files import save_atomically
 from teach_once.runtime.command.user_code import CannotImport, load_module, module_sha256
 from teach_once.train.engine.ranks import ALONE
 from teach_once.train.errors import TrainError
-from teach_once.train.runs.study import Study
+from teach_once.train.runs.study import Run, Study
 from teach_once.train.runs.weights import TeacherRun, load_teacher_data
 from teach_once.train.sessions import teacher
 from teach_once.train.sessions.student import open_context, train_student
+from teach_once.train.studies import processes
 from teach_once.train.studies.ablation import _train_group, run_ablation
 from teach_once.train.studies.processes import Recipe, side_by_side
 from teach_once.train.studies.ray_study import Options, train_run
@@ -77,6 +79,26 @@ def test_a_loss_that_is_edited_during_a_study_stays_the_one_that_was_loaded(
     assert module_sha256("changing_loss") != runs[0].identity["sources"]["changing_loss"]
     (again,) = run_ablation([study.run("own", 2)], device="cpu", console=quiet()) or [None]
     assert again is None  # a new process, which loads the edited file, files it as that
+
+
+def test_worker_process_that_loads_other_code_than_was_planned_trains_no_run_with_it(
+    make_study: MakeStudy, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(student=[METHODS])
+    own, ce = study.run("own", 0), study.run("ce", 0)
+    planned = [processes._named(run) for run in (own, ce)]  # as the parent names them
+    (folder / "changing_loss.py").write_text(LOSS.replace("mean", "sum"))
+    trained = []
+
+    def train(runs: Sequence[Run]) -> Iterator[tuple[Run, str]]:
+        trained.extend(run.method for run in runs)
+        yield from ((run, "") for run in runs)
+
+    monkeypatch.setattr(processes, "_here", (study, train))
+    monkeypatch.setattr(processes, "_stopping", SimpleNamespace(value=0))
+    changed, unchanged = processes._train(planned)
+    assert "the file of the module changing_loss has changed since this command" in changed
+    assert (unchanged, trained) == ("", ["ce"])
 
 
 def test_weights_that_are_replaced_during_a_study_are_an_error_of_the_later_runs(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from teach_once.runtime.command.program import interpreter
 from teach_once.runtime.safe.text import one_line
 from teach_once.views.images.labels import read_class_names
 from teach_once.views.images.listing import (
@@ -191,16 +192,25 @@ def _some(names: Sequence[str]) -> str:
     return one_line(", ".join(names[:_NAMED])) + more
 
 
+# `ls -v` regards case, and so has another order. The key is that of `_natural_key`.
+_LIST_IN_NATURAL_ORDER = (
+    "import os, re, sys; key = lambda n: [(0, int(part), '') if part.isdigit() else (1, 0, part) "
+    "for part in re.split('([0-9]+)', n.lower())]; "
+    "print(*sorted(os.listdir(sys.argv[1]), key=key), sep=chr(10))"
+)
+
+
 def _order_hint(names: Sequence[str], folder: Path) -> str:
     natural = sorted(names, key=_natural_key)
     if natural == list(names):
         return ""
     file = shlex.quote(str(folder.parent / "classes.txt"))
+    list_classes = shlex.join([interpreter(), "-c", _LIST_IN_NATURAL_ORDER, str(folder)])
     ours, theirs = (one_line(", ".join(each[:_ORDER_SHOWN])) for each in (names, natural))
     return (
         f"hint: the classes are numbered in the order of their text ({ours}, ...); timm numbers "
         f"them {theirs}, .... If the teacher was trained by timm's scripts, list its order: "
-        f"ls -v {shlex.quote(str(folder))} > {file}, and set dataset.class_names=classes.txt"
+        f"{list_classes} > {file}, and set dataset.class_names=classes.txt"
     )
 
 

@@ -280,11 +280,14 @@ def test_class_names_file_of_other_folders_is_refused(months: Path, lines: str, 
         opened(months, class_names="classes.txt")
 
 
+def command_of(hint: str) -> str:
+    return hint.partition("list its order: ")[2].partition(", and set ")[0]
+
+
 def test_order_hint_names_both_orders_unless_a_file_decides(months: Path) -> None:
     hint = opened(months).order_hint
     assert "(1, 10, 11, 12, 2, ...); timm numbers them 1, 2, 3, 4, 5, ..." in hint
-    (command,) = [part for part in hint.split(": ") if part.startswith("ls -v")]
-    assert os.system(command.split(", and")[0]) == 0
+    assert os.system(command_of(hint)) == 0
     chosen = opened(months, class_names="classes.txt")
     assert chosen.order_hint == ""
     assert chosen.class_names == tuple(str(month) for month in range(1, 13))
@@ -292,7 +295,10 @@ def test_order_hint_names_both_orders_unless_a_file_decides(months: Path) -> Non
 
 def test_order_hint_disregards_case_as_timm_does(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path / "data", per_class=1, classes=("Cat", "ant"))
-    assert "(Cat, ant, ...); timm numbers them ant, Cat, ..." in opened(root).order_hint
+    hint = opened(root).order_hint
+    assert "(Cat, ant, ...); timm numbers them ant, Cat, ..." in hint
+    assert os.system(command_of(hint)) == 0
+    assert (root / "classes.txt").read_text() == "ant\nCat\n"
 
 
 def test_pass_with_weights_from_elsewhere_prints_the_order_hint(

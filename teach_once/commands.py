@@ -33,6 +33,7 @@ from teach_once.train.cli.ablation import (
     check_study,
     commands_behind,
     finished_runs,
+    format_asked,
     train_study,
 )
 from teach_once.train.cli.options import (
@@ -159,14 +160,12 @@ def _write_report(request: StudyRequest, result: StudyResult, console: Console) 
     from teach_once.report.write import write_report  # loads the plotting library
 
     study = result.runs[0].study
-    methods = dict.fromkeys(run.method for run in result.runs)
-    seeds = dict.fromkeys(str(run.seed) for run in result.runs)
     start = ["python", "-m", "teach_once"] if in_repository() else ["teach-once"]
     written = write_report(
         study.folder,
         [run.folder.name for run in finished_runs(study)],
         cache=study.cache.path,
-        asked=f"{' '.join(methods)}; seeds {' '.join(seeds)}",
+        asked=format_asked(result.runs),
         commands=[shlex.join([*start, *sys.argv[1:]]), *commands_behind(study, request)],
     )
     print_written(written, study.folder, console)

@@ -179,10 +179,19 @@ def results_table(runs: Sequence[Run]) -> str:
     return format_table(rows)
 
 
-def report_command(study: Study) -> str:
-    """The command that writes the report of a study's finished runs."""
-    names = [run.folder.name for run in finished_runs(study)]
-    words = [*program("report"), str(study.folder), *names, "--cache", str(study.cache.path)]
+def format_asked(runs: Sequence[Run]) -> str:
+    """The methods and seeds that were asked for, as a report shows them."""
+    methods = dict.fromkeys(run.method for run in runs)
+    seeds = dict.fromkeys(str(run.seed) for run in runs)
+    return f"{' '.join(methods)}; seeds {' '.join(seeds)}"
+
+
+def report_command(runs: Sequence[Run]) -> str:
+    """The command that writes the report of a study's finished runs. runs: those asked for."""
+    study = runs[0].study
+    words = [*program("report"), str(study.folder)]
+    words += [run.folder.name for run in finished_runs(study)]
+    words += ["--cache", str(study.cache.path), "--asked", format_asked(runs)]
     return shlex.join(words)
 
 

@@ -165,7 +165,7 @@ def ablation(
     result = train_study(request, console)
     if result.has_finished_runs:
         console.print(results_table(result.runs))
-        console.print(f"report: {report_command(result.runs[0].study)}")
+        console.print(f"report: {report_command(result.runs)}")
     result.print_failures()
     if result.failures:
         raise typer.Exit(1)

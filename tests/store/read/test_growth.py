@@ -20,6 +20,7 @@ from teach_once.store.command import cli as trim
 from teach_once.train.cli.commands import cli as train
 from tests.support.damage import flip
 from tests.support.pass_commands import arguments_of
+from tests.support.printed_report import write_printed_report
 from tests.support.teacher_cache import CPU, make_cache, setup_of
 
 Make = Callable[..., TeacherConfig]
@@ -97,12 +98,14 @@ def test_a_report_of_runs_that_were_trained_before_the_pass_had_ended(
     interrupted(after=None)  # every block is there, and nothing measured
     call = ["ablation", *of_student, "--methods", "ce kd", "--seeds", "0"]
     assert train(call) == 0, capsys.readouterr().err
+    assert write_printed_report(capsys.readouterr().out) == 0
     report = tmp_path / "runs" / "digits-resnet8" / "ablation.md"
     assert "| kd |" in report.read_text()
     assert "| teacher |" not in report.read_text()
     assert precompute(arguments_of(small_teacher(), tmp_path / "caches")) == 0
     assert "to do: 0 records" in capsys.readouterr().out
     assert train(call) == 0  # nothing to train, and the errors come from the cache
+    assert write_printed_report(capsys.readouterr().out) == 0
     assert "| teacher |" in report.read_text()
 
 

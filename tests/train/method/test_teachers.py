@@ -28,6 +28,7 @@ from teach_once.train.outputs.teacher_outputs import NoTeacher
 from teach_once.train.runs.check_methods import check_study
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.student import train_student
+from tests.support.printed_report import write_printed_report
 from tests.support.training_runs import largest_relative
 
 TEACHER = {
@@ -231,6 +232,7 @@ def test_the_commands_know_all_teachers(
     assert precompute(["s.yaml", "--of-student"]) == 0
     assert capsys.readouterr().out.count(" is complete. ") == 2
     assert train(["ablation", "s.yaml", "--methods", "ce kd", "--seeds", "0 1"]) == 0
+    assert write_printed_report(capsys.readouterr().out) == 0
     (page,) = files.rglob("report.html")
     assert "2, over 2 views: 240 images" in page.read_text()
     assert "4 (2 in each taught run): 480 images" in page.read_text()

@@ -20,13 +20,17 @@ from teach_once.train.cli.commands import cli
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.recording.printing import EpochPrinter
 from teach_once.train.runs.study import Study
+from tests.support.printed_report import write_printed_report
 
 Call = Callable[..., str]
 
 
 @pytest.fixture
 def call(make_study: Callable[..., Study], tmp_path: Path, capsys) -> Call:
-    """Runs `python -m train COMMAND`, for digits-resnet8 and a small cache; returns the output."""
+    """Runs `python -m train COMMAND`, for digits-resnet8 and a small cache; returns the output.
+
+    Of an ablation also that of the report, whose command it prints.
+    """
     study = make_study()
     source = study.teacher.source
     assert source is not None
@@ -39,7 +43,11 @@ def call(make_study: Callable[..., Study], tmp_path: Path, capsys) -> Call:
         words = [] if command == "runs" else common
         assert cli([command, *words, "--runs", str(tmp_path / "runs"), *arguments]) == status
         told = capsys.readouterr()
-        return str(told.out + told.err)
+        if "\nreport: " not in told.out:
+            return str(told.out + told.err)
+        assert write_printed_report(told.out) == 0
+        report = capsys.readouterr()
+        return str(told.out + told.err + report.out + report.err)
 
     return run
 

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -21,9 +21,6 @@ from teach_once.runtime.command.program import program_text
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.machine.devices import refuse_unknown_device
 from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 TeacherName = Annotated[
     str,
@@ -145,7 +142,14 @@ def takes_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     }
     options: list[inspect.Parameter] = []
     for name, each in signature.parameters.items():
-        options += _options_in(groups[name]) if name in groups else [each]
+        if (group := groups.get(name)) is None:
+            options.append(each)
+            continue
+        hints = get_type_hints(group, include_extras=True)
+        options += [
+            each.replace(name=one.name, default=one.default, annotation=hints[one.name])
+            for one in dataclasses.fields(group)
+        ]
 
     @functools.wraps(command)
     def with_groups(**given: object) -> None:
@@ -157,13 +161,3 @@ def takes_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     with_groups.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     with_groups.__annotations__ = {each.name: each.annotation for each in options}
     return with_groups
-
-
-def _options_in(group: type[DataclassInstance]) -> list[inspect.Parameter]:
-    """The fields of a dataclass as parameters of a function."""
-    hints = get_type_hints(group, include_extras=True)
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return [
-        inspect.Parameter(each.name, kind, default=each.default, annotation=hints[each.name])
-        for each in dataclasses.fields(group)
-    ]

@@ -290,10 +290,7 @@ def test_the_reports_commands_repeat_the_words_of_the_user(
     call: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_as_printed(printed_command(told(["student", *call, "--method", "ce"], capsys)))
-    assert (
-        teach_once.train.cli.commands.cli(["ablation", *call, "--methods", "ce", "--seeds", "0"])
-        == 0
-    )
+    assert teach_once.commands.cli(["ablation", *call, "--methods", "ce", "--seeds", "0"]) == 0
     page = (tmp_path / "runs" / "student" / "report.html").read_text()
     commands = [html.unescape(found) for found in re.findall(r"<pre>(.*?)</pre>", page)]
     (cache,) = [command for command in commands if "cache-teacher" in command]

@@ -89,6 +89,7 @@ def test_dtypes_are_measured_on_real_records(
     assert rows["float16"]["bytes_per_record"] == 245
 
 
+@pytest.mark.long
 def test_one_reading_for_five_methods_is_measured_beside_five_readings(tmp_path: Path) -> None:
     files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
     threads = torch.get_num_threads()
@@ -103,6 +104,7 @@ def test_one_reading_for_five_methods_is_measured_beside_five_readings(tmp_path:
     assert "| five methods together |" in (tmp_path / "b.md").read_text()
 
 
+@pytest.mark.long
 def test_a_view_through_a_mirror_is_measured_beside_get_and_a_folder(tmp_path: Path) -> None:
     files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
     small = ["--slab-mb", "2", "--rounds", "1", "--network-mb", "20"]
@@ -164,6 +166,7 @@ def test_the_profile_names_the_operators_of_a_step(capsys: pytest.CaptureFixture
     assert "| operator | ms per step | share | calls per step |" in table
 
 
+@pytest.mark.long
 def test_one_student_on_several_processes_is_measured(tmp_path: Path) -> None:
     files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
     small = ["--shapes", "digits", "--rounds", "1", "--steps", "1", "--slab-mb", "16"]

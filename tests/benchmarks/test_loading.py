@@ -98,6 +98,7 @@ def test_normalised_views_are_those_of_the_formula_to_the_last_bit() -> None:
     assert torch.equal(pixels, before)
 
 
+@pytest.mark.long
 def test_loading_is_compared_with_torchvision_and_workers_time_is_counted(tmp_path: Path) -> None:
     files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
     arguments = ["--photographs", "40", "--rounds", "1", "--workers", "1", *files]

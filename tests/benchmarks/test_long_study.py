@@ -88,6 +88,7 @@ def labels_of(folder: Path, study: str) -> list[str]:
     return [each.result.method for each in load_kept(folder / "docs/results" / f"{study}.json")]
 
 
+@pytest.mark.long
 def test_every_part_is_kept_under_its_labels(folder: Path) -> None:
     labels = labels_of(folder, STUDENT)
     assert set(labels) > {
@@ -108,6 +109,7 @@ def test_every_part_is_kept_under_its_labels(folder: Path) -> None:
     assert {"at, weight 4", "dist, weight 4"} < set(tried)
 
 
+@pytest.mark.long
 def test_reduced_records_are_those_that_were_read(folder: Path) -> None:
     kept = load_kept(folder / "docs/results" / f"{STUDENT}.json")
     size = {each.result.method: each.record_bytes or 0 for each in kept}
@@ -116,6 +118,7 @@ def test_reduced_records_are_those_that_were_read(folder: Path) -> None:
     assert size["cd+gkd, 4 views"] < size["cd+gkd"]
 
 
+@pytest.mark.long
 def test_the_chosen_weights_have_the_lowest_validation_error(folder: Path) -> None:
     study = long_study.LongStudy(STUDENT, 1, "cpu")
     best = long_study.best_weights(study, folder / "docs/results")
@@ -169,6 +172,7 @@ def test_a_study_without_its_methods_says_how_to_train_them(
         long_study._keep_with_all_views(long_study.LongStudy("digits-resnet8", 1, "cpu"), tmp_path)
 
 
+@pytest.mark.long
 def test_a_copy_that_was_interrupted_is_not_taken_for_the_small_cache(folder: Path) -> None:
     full = long_study.only_cache(str(folder / "caches"), STUDENT)
     small = folder / "caches-small" / full.name

@@ -44,6 +44,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_made(tmp_path: Path) 
         photographs.check_disk(tmp_path, 1000, 1000, more_bytes=10**18)
 
 
+@pytest.mark.long
 def test_every_row_is_measured_and_nothing_is_left_behind(
     few_classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,7 @@ def test_an_error_of_the_program_stops_the_pass_and_is_not_tried_again(
     assert_same(tmp_path, alone)
 
 
+@pytest.mark.long
 def test_images_that_are_decoded_give_the_same_cache_too(
     nodes: Nodes, photographs: Path, tmp_path: Path
 ) -> None:

@@ -150,10 +150,11 @@ def test_make_train_student_does_everything_once(trained_checkout: Trained) -> N
         ("list-caches", [], "complete"),
         ("check-cache", [], "is sound"),
         ("verify-cache", ["ARGS=training.epochs=1"], "sound: 512 records"),
-        (
+        pytest.param(
             "bench-store",
             ["ARGS=training.epochs=1", "BENCH=--slab-mb 4 --rounds 1"],
             "| float16 | 245.0 |",
+            marks=pytest.mark.long,
         ),
     ],
 )

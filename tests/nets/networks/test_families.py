@@ -130,7 +130,15 @@ def study_of(student: StudentConfig, teacher: TeacherConfig, folder: Path) -> St
     return open_study(student, teacher, caches_dir=folder / "caches", runs_dir=folder / "runs")
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+# The slowest of them in the long run.
+SLOW = {"fastvit"}
+EVERY_FAMILY = [
+    pytest.param(family, id=name, marks=[pytest.mark.long] * (name in SLOW))
+    for name, family in FAMILIES.items()
+]
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_family_is_planned_cached_verified_and_trained_from(
     family: Family, photographs: Path, tmp_path: Path
 ) -> None:

@@ -184,6 +184,7 @@ def test_a_signal_or_kill_of_any_rank_stops_all_and_any_number_of_ranks_resumes(
     assert not (folder_of(cached) / "checkpoint.pt").exists()
 
 
+@pytest.mark.long
 def test_a_killed_rank_is_started_again_by_torchrun_and_the_run_is_resumed(
     command: list[str], cached: list[str], uninterrupted: list[dict[str, object]], steps: Path
 ) -> None:

@@ -210,7 +210,7 @@ test: env-examples env-cluster lint ## run all checks and tests, with what the e
 	@$(PYTEST)
 
 test-quick: env-examples ## run the most telling tests, while you work
-	@$(PYTEST) -m quick
+	@$(PYTEST) -n 2 -m quick $$($(PY) -m tests.support.selection)
 
 test-long: env-examples env-cluster ## run the long sweeps, of which test runs a sample
 	@$(PYTEST) -m long

@@ -82,7 +82,7 @@ class Recoded(BaseModel):
 class Header(BaseModel):
     """digests: of choices of training samples by the sha256 of their ids, "all", and "test".
 
-    recoded: how the files were made smaller. job, part: of a shard, see `views.shards`.
+    recoded: how the files were made smaller. job, part: of a shard, see `views.packed.write`.
     """
 
     model_config = _STRICT

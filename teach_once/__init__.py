@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from teach_once.train.dataset import DistillationDataset, EvaluationDataset, RunOrder
     from teach_once.train.schedule import learning_rate_at, weight_at
 
+__version__ = "1.0.0.dev0"
+
 __all__ = [
     "DistillationDataset",
     "EvaluationDataset",
     "RunOrder",
     "TeacherCache",
+    "__version__",
     "build",
     "learning_rate_at",
     "load_student",

@@ -23,6 +23,7 @@ COMMANDS = {
     "cache-teacher": "Train a teacher's weights if they are missing, and fill its cache.",
     "train-student": "Train one student; builds its teacher's weights and cache first.",
     "ablation": "Train a student with every method and seed, and write the report.",
+    "env": "Print versions, processor, GPUs, memory and limits, for a bug report.",
 }
 PROGRAMS = {
     "configs": "What a cache and a run are, as validated YAML.",
@@ -37,7 +38,7 @@ PROGRAMS = {
 }
 _MODULES = {
     **{"precompute.verify": "precompute.verify", "runtime.launch": "runtime.launch"},
-    **{"new-teacher": "new_teacher", "new-student": "new_student"},
+    **{"new-teacher": "new_teacher", "new-student": "new_student", "env": "environment"},
 }
 
 

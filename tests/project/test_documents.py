@@ -257,6 +257,12 @@ def test_a_command_that_is_shown_can_be_typed(command: str) -> None:
         assert result.returncode == 0, result.stderr
         for target in targets:
             check_make(target, dict(word.split("=", 1) for word in words[1 + len(targets) :]))
+    elif words[0] in ("source", "."):
+        assert words[1:] == [".venv/bin/activate"]  # what `make env` creates
+    elif words[:3] == ["python", "-m", "pytest"]:
+        assert all((ROOT / path).exists() for path in words[3:])
+    elif words == ["python", "-m", "build"]:  # test_packaging.py calls the same hooks
+        assert "build-backend" in (ROOT / "pyproject.toml").read_text()
     elif words[:2] == ["pip", "install"]:
         files = [word for word in words if word.endswith(".txt")] or ["pyproject.toml"]
         assert all((ROOT / file).is_file() for file in files)
@@ -275,6 +281,8 @@ def test_a_command_that_is_shown_can_be_typed(command: str) -> None:
 def check_word_of_the_one_command(name: str, *words: str) -> None:
     if name in ("new-teacher", "new-student"):
         check_program(f"teach_once.{name.replace('-', '_')}", list(words))
+    elif name == "env":
+        check_program("teach_once.environment", list(words))
     elif name in COMMANDS:
         check_program("teach_once.commands", [name, *words])
     else:

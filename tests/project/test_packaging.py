@@ -25,8 +25,7 @@ PARTS = [each.name for each in sorted((ROOT / "teach_once").iterdir()) if each.i
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What is asked for: what is imported, and where.
 OPTIONAL = {
-    "wandb": {("wandb", "tracking.py")},
-    "mlflow": {("mlflow", "tracking.py")},
+    "trackers": {("wandb", "tracking.py"), ("mlflow", "tracking.py")},
     "huggingface": {("datasets", "huggingface.py")},
     "cluster": {("ray", "ray.py")},
 }

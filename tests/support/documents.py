@@ -1,4 +1,4 @@
-"""What README.md and docs/ show: their code blocks, commands and links."""
+"""Code blocks, commands and links of README.md, CONTRIBUTING.md, docs/ and other pages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.project import ROOT
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def code_blocks(language: str) -> dict[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import email
 import os
 import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -17,7 +19,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from teach_once.__main__ import PROGRAMS
+from teach_once import __version__
 from tests.support.project import ROOT, copy_project
 
 # The folders that the links in teach_once lead to.
@@ -59,11 +61,27 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_project(tmp_path_factory.mktemp("source") / "project")
 
 
-@pytest.fixture(scope="module")
-def wheel(source: Path) -> Path:
-    run(*PIP, "wheel", *OFFLINE, "--wheel-dir", source.parent, source, cwd=source.parent)
-    (built,) = source.parent.glob("*.whl")
+def build(kind: str, folder: Path) -> Path:
+    """What `python -m build` calls, in the project's folder; returns the file that it made."""
+    call = f"from setuptools import build_meta; build_meta.build_{kind}('dist')"
+    run(sys.executable, "-c", call, cwd=folder)
+    (built,) = (folder / "dist").iterdir()
     return built
+
+
+@pytest.fixture(scope="module")
+def sdist(source: Path) -> Path:
+    return build("sdist", source)
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    """As `python -m build` and pip do it: from the unpacked sdist, not from the repository."""
+    unpacked = sdist.parent.parent.parent / "unpacked"
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (folder,) = unpacked.iterdir()
+    return build("wheel", folder)
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +133,13 @@ def test_the_command_offers_every_program_from_any_folder(
     assert "no program 'tran'" in run(command, "tran", cwd=hostile, ok=False).stderr
 
 
-def test_each_program_takes_arguments_through_the_command(installed: Path, tmp_path: Path) -> None:
-    for name in PROGRAMS:
-        run(installed / "teach-once", name, "--help", cwd=tmp_path)
+def test_each_program_of_the_installed_command_has_help(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "from teach_once.__main__ import PROGRAMS, main\n"
+        "for name in PROGRAMS:\n"
+        "    assert main([name, '--help']) == 0, name\n"
+    )
+    run(installed / "python", "-P", "-c", code, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["installed", "editable"])
@@ -142,6 +164,15 @@ def test_a_project_with_modules_of_the_same_names_imports_its_own_and_ours(
         "teach_once.train.dataset teach_once.train.losses teach_once.store.read.reader",
         "digits-resnet20",
     ]
+
+
+def test_the_wheel_declares_the_license_and_the_version(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (folder,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+    described = email.message_from_bytes(archive.read(f"{folder}/METADATA"))
+    assert described["License-Expression"] == "Apache-2.0"
+    assert described["Version"] == __version__
+    assert archive.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
 
 
 def test_the_wheel_installs_one_name(wheel: Path) -> None:
@@ -177,12 +208,19 @@ def test_processes_that_the_command_starts_do_not_run_such_a_file_either(tmp_pat
     subprocess.run(command, cwd=tmp_path / "here", env=environment, check=True)
 
 
-@pytest.mark.parametrize("kind", ["installed", "editable"])
 def test_torchvision_and_timm_can_be_imported_where_the_project_is_installed(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+    installed: Path, tmp_path: Path
 ) -> None:
-    python = request.getfixturevalue(kind) / "python"
-    run(python, "-c", "import timm, torchvision", cwd=tmp_path)
+    run(installed / "python", "-c", "import timm, torchvision", cwd=tmp_path)
+
+
+def test_the_editable_project_is_found_by_torch_too(editable: Path, tmp_path: Path) -> None:
+    code = (
+        "from importlib.metadata import entry_points\n"
+        "(found,) = entry_points(group='torch.backends', name='torchvision_shim')\n"
+        "found.load()()\n"
+    )
+    run(editable / "python", "-P", "-c", code, cwd=tmp_path)
 
 
 def test_timm_can_be_imported_after_the_project_without_installing_it() -> None:

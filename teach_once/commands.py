@@ -6,6 +6,7 @@ leaves alone what is there. They are `make cache-teacher`, `make train-student`,
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 
@@ -20,14 +21,13 @@ from teach_once.runtime.command.options import (
     ClusterAddress,
     Compute,
     Overrides,
-    StudentName,
     TeacherName,
     takes_option_groups,
 )
 from teach_once.runtime.command.program import in_repository
 from teach_once.stages import TeacherOptions, Teachers, run_stages
 from teach_once.train.cli.ablation import (
-    Execution,
+    AblationRequest,
     StudyRequest,
     StudyResult,
     check_study,
@@ -36,18 +36,10 @@ from teach_once.train.cli.ablation import (
     format_asked,
     train_study,
 )
-from teach_once.train.cli.options import (
-    FeedOption,
-    Method,
-    Methods,
-    Redo,
-    Seed,
-    Seeds,
-    StudyStorage,
-    Track,
-    train_single,
-)
-from teach_once.train.cli.plan import StudentRequest, print_plan
+from teach_once.train.cli.options import Redo, Track
+from teach_once.train.cli.plan import RunRequest, print_plan
+from teach_once.train.cli.student import train_single
+from teach_once.train.recording.options import Recording
 from teach_once.train.recording.tracking import check_trackers
 
 app = new_app("Build whatever is missing, in order, and train from it.")
@@ -57,10 +49,10 @@ app = new_app("Build whatever is missing, in order, and train from it.")
 @takes_option_groups
 def cache_teacher(
     name: TeacherName,
+    storage: CacheStorage,
+    compute: Compute,
+    teaching: TeacherOptions,
     overrides: Overrides = None,
-    storage: CacheStorage = CacheStorage(),
-    compute: Compute = Compute(),
-    teaching: TeacherOptions = TeacherOptions(),
     cluster: ClusterAddress = None,
 ) -> None:
     """Train a teacher's weights if they are missing, and fill its cache."""
@@ -72,64 +64,32 @@ def cache_teacher(
 @app.command()
 @takes_option_groups
 def train_student(
-    name: StudentName,
-    overrides: Overrides = None,
-    method: Method = "cd+gkd+edt",
-    seed: Seed = 0,
+    request: RunRequest,
+    compute: Compute,
+    teaching: TeacherOptions,
     redo: Redo = False,
-    storage: StudyStorage = StudyStorage(),
-    compute: Compute = Compute(),
-    feed: FeedOption = "auto",
     track: Track = None,
-    teaching: TeacherOptions = TeacherOptions(),
     cluster: ClusterAddress = None,
 ) -> None:
     """Print what is missing and what it costs, build it, and train one student."""
-    check_trackers(track or ())
-    console, request = new_console(), StudentRequest(name, overrides, method, seed, storage, feed)
-    teachers = _teachers_of_student(name, overrides, storage, compute, teaching, cluster)
+    console, recording = new_console(), Recording(track=track or ())
+    check_trackers(recording.track)
+    teachers = _teachers_of_student(request, compute, teaching, cluster)
     if teaching.stage is None:
         print_plan(request, compute.device, console, has_trial=False, ranks=teaching.nproc)
-
-    def train() -> None:
-        train_single(request.open_run, compute, redo=redo, track=track or ())
-
+    train = functools.partial(train_single, request, compute, recording, redo=redo)
     run_stages({**teachers.stages(console), "student": train}, teaching)
 
 
 @app.command()
 @takes_option_groups
-def ablation(
-    name: StudentName,
-    overrides: Overrides = None,
-    methods: Methods = "",
-    seeds: Seeds = "0 1 2",
-    redo: Redo = False,
-    storage: StudyStorage = StudyStorage(),
-    compute: Compute = Compute(),
-    feed: FeedOption = "auto",
-    track: Track = None,
-    execution: Execution = Execution(),
-    teaching: TeacherOptions = TeacherOptions(),
-) -> None:
+def ablation(request: AblationRequest, teaching: TeacherOptions) -> None:
     """Build what is missing, train every method with every seed, and write the report."""
-    console = new_console()
-    request = StudyRequest(
-        name,
-        overrides or (),
-        methods,
-        seeds,
-        storage,
-        compute,
-        feed,
-        execution,
-        redo,
-        track or (),
-    )
-    teachers = _teachers_of_student(name, overrides, storage, compute, teaching, execution.cluster)
+    console, cluster = new_console(), request.execution.cluster
+    teachers = _teachers_of_student(request, request.compute, teaching, cluster)
     if teaching.stage is None:
         request.check()
-        check_study(request, console)
+        check_study(request, request.compute.device, console)
     run_stages(teachers.stages(console), teaching)
     if teaching.stage is None:
         result = train_study(request, console)
@@ -143,16 +103,15 @@ def ablation(
 
 
 def _teachers_of_student(
-    name: str,
-    overrides: list[str] | None,
-    storage: StudyStorage,
+    request: RunRequest | StudyRequest,
     compute: Compute,
     teaching: TeacherOptions,
     cluster: str | None,
 ) -> Teachers:
     """The teachers that a student's file names; none of them if its cache is given."""
-    named = teachers_of(name, overrides) if storage.cache is None else []
-    return Teachers(named, storage, compute, teaching, cluster)
+    is_given = request.storage.cache is not None
+    named = [] if is_given else teachers_of(request.name, request.overrides)
+    return Teachers(named, request.storage, compute, teaching, cluster)
 
 
 def _write_report(request: StudyRequest, result: StudyResult, console: Console) -> None:
@@ -171,6 +130,4 @@ def _write_report(request: StudyRequest, result: StudyResult, console: Console) 
     print_written(written, study.folder, console)
 
 
-def cli(arguments: list[str]) -> int:
-    """Run a command line, which begins with the command's name, and return its exit status."""
-    return run_command(app, arguments)
+cli = functools.partial(run_command, app)  # takes a command line that begins with its command

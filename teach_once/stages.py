@@ -24,7 +24,9 @@ from teach_once.runtime.errors import UserError
 from teach_once.runtime.launch import launch
 from teach_once.runtime.machine.resources import num_ranks
 from teach_once.store.read.mirror import local_folder
-from teach_once.train.cli.options import TrainTeacher, console_of, joined
+from teach_once.train.cli.options import TrainTeacher
+from teach_once.train.cli.student import console_of, joined
+from teach_once.train.recording.options import Recording
 from teach_once.train.sessions.missing_weights import train_missing_weights
 
 Stage = Literal["weights", "cache", "student"]
@@ -70,17 +72,12 @@ class Teachers:
         storage, compute = self.storage, self.compute
         with joined(compute.device) as ranks:
             folder = local_folder(storage.caches, storage.mirror, storage.mirror_gb)
+            recording = Recording(console=console_of(ranks))
+            agreed = self.options.train_teacher
             for name, changes in self.named:
+                config = load_teacher(name, changes)
                 train_missing_weights(
-                    load_teacher(name, changes),
-                    folder,
-                    retrain=False,
-                    agreed=self.options.train_teacher,
-                    device=compute.device,
-                    num_workers=compute.workers,
-                    track=(),
-                    console=console_of(ranks),
-                    ranks=ranks,
+                    config, folder, compute, recording, retrain=False, agreed=agreed, ranks=ranks
                 )
 
     def make_caches(self, console: Console) -> None:

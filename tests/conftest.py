@@ -23,6 +23,8 @@ from rich.console import Console
 
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.runtime.command.options import Compute
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.teacher import train_teacher
 from tests.support.processes import prepare_forks
@@ -101,7 +103,7 @@ def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "digits-resnet20",
                 ["teacher.arch=resnet8", f"teacher.weights={path}", "training.epochs=3"],
             )
-            train_teacher(config, device="cpu", console=Console(file=io.StringIO()))
+            train_teacher(config, Compute("cpu"), Recording(console=Console(file=io.StringIO())))
             (folder / "is_trained").touch()
     return path
 

@@ -58,28 +58,24 @@ def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> int
     """Run a command line (default: this process's) and return its exit status."""
     if arguments is None:
         sys.argv[1:] = arguments = with_words(sys.argv[1:])
+    is_our_command = sys.argv[0].partition(" ")[0] == "teach-once"
     with _ended_by_signals():
-        return _exit_status(app, with_words(arguments))
-
-
-def _exit_status(app: typer.Typer, arguments: list[str]) -> int:
-    try:
-        is_our_command = sys.argv[0].partition(" ")[0] == "teach-once"
-        app(arguments, prog_name=sys.argv[0] if is_our_command else None)
-    except SystemExit as ended:  # how typer returns, also from --help and a wrong option
-        return int(ended.code or 0)
-    except UserError as error:
-        print(visible(f"error: {error}"), file=sys.stderr)
-        return error.exit_code
-    except Stopped as stopped:
-        print(visible(str(stopped)), file=sys.stderr)
-        return stopped.exit_code
-    except OSError as error:
-        if (refusal := disk_refusal(error)) is None:
-            raise
-        print(visible(f"error: {refusal}"), file=sys.stderr)
-        return refusal.exit_code
-    return 0
+        try:
+            app(with_words(arguments), prog_name=sys.argv[0] if is_our_command else None)
+        except SystemExit as ended:  # how typer returns, also from --help and a wrong option
+            return int(ended.code or 0)
+        except UserError as error:
+            print(visible(f"error: {error}"), file=sys.stderr)
+            return error.exit_code
+        except Stopped as stopped:
+            print(visible(str(stopped)), file=sys.stderr)
+            return stopped.exit_code
+        except OSError as error:
+            if (refusal := disk_refusal(error)) is None:
+                raise
+            print(visible(f"error: {refusal}"), file=sys.stderr)
+            return refusal.exit_code
+        return 0
 
 
 def end_process(status: int) -> NoReturn:

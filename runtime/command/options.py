@@ -1,8 +1,8 @@
 """Command-line arguments and options that several programs share, explained once.
 
 Options that travel together are fields of a dataclass, which the command line fills in once and
-functions hand on whole: `CacheStorage`, `Compute`. A command takes one as a parameter whose default
-is such a dataclass, below `takes_option_groups`.
+functions hand on whole: `CacheStorage`, `Compute`. A command takes one as a parameter that is
+annotated with such a dataclass, below `takes_option_groups`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, get_type_hints
 
 import typer
 
@@ -130,34 +130,57 @@ class Compute:
 
 
 def takes_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command have dataclasses of options as parameters: each field becomes an option.
+    """Let a command have dataclasses as parameters: each field becomes an option or an argument.
 
-    A parameter is such a group if its default is a dataclass; the fields have their own defaults.
+    Fields that are dataclasses themselves are groups of options too.
     """
     signature = inspect.signature(command, eval_str=True)
-    groups: dict[str, type[Any]] = {
-        name: type(each.default)
-        for name, each in signature.parameters.items()
-        if dataclasses.is_dataclass(each.default)
-    }
+    parameters = list(signature.parameters.values())
+    groups = {each.name: each.annotation for each in parameters if _is_group(each.annotation)}
     options: list[inspect.Parameter] = []
-    for name, each in signature.parameters.items():
-        if (group := groups.get(name)) is None:
-            options.append(each)
-            continue
-        hints = get_type_hints(group, include_extras=True)
-        options += [
-            each.replace(name=one.name, default=one.default, annotation=hints[one.name])
-            for one in dataclasses.fields(group)
-        ]
+    for each in parameters:
+        options += _options_of(groups[each.name]) if each.name in groups else [each]
+    options = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options]
 
     @functools.wraps(command)
     def with_groups(**given: object) -> None:
-        for name, group in groups.items():
-            names = [each.name for each in dataclasses.fields(group)]
-            given[name] = group(**{each: given.pop(each) for each in names})
-        command(**given)
+        command(**{name: _take(group, given) for name, group in groups.items()}, **given)
 
     with_groups.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     with_groups.__annotations__ = {each.name: each.annotation for each in options}
     return with_groups
+
+
+def _is_group(annotation: object) -> bool:
+    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+
+
+def _options_of(group: type) -> list[inspect.Parameter]:
+    """The options that the fields of a group become, in order."""
+    hints = get_type_hints(group, include_extras=True)
+    options: list[inspect.Parameter] = []
+    for field in dataclasses.fields(group):
+        if _is_group(hint := hints[field.name]):
+            options += _options_of(hint)
+            continue
+        default = field.default
+        if default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
+        options.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
+            )
+        )
+    return options
+
+
+def _take(group: type, given: dict[str, object]) -> object:
+    """Build a group from the values that its options have, and remove these from `given`."""
+    hints = get_type_hints(group, include_extras=True)
+    names = [field.name for field in dataclasses.fields(group)]
+    return group(
+        **{
+            name: _take(hints[name], given) if _is_group(hints[name]) else given.pop(name)
+            for name in names
+        }
+    )

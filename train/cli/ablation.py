@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from teach_once.runtime.command.options import ClusterAddress, Compute
+from teach_once.runtime.command.options import ClusterAddress, Compute, Overrides, StudentName
 from teach_once.runtime.command.program import portable_program, program
 from teach_once.runtime.command.ray import Cluster
 from teach_once.runtime.formats import format_table
@@ -26,8 +26,12 @@ from teach_once.train.cli.options import (
     FeedOption,
     GpusPerRun,
     Jobs,
+    Methods,
+    Redo,
+    Seeds,
     ShareReading,
     StudyStorage,
+    Track,
 )
 from teach_once.train.cli.plan import (
     ALL_FINISHED,
@@ -72,30 +76,37 @@ class Execution:
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What the command line of a study asks for. methods: "" for all of the config."""
+    """The runs of a study that a command line asks for. methods: "" for all of the config."""
 
-    name: str
-    overrides: Sequence[str]
-    methods: str
-    seeds: str
-    storage: StudyStorage
-    compute: Compute
-    feed: FeedOption
+    name: StudentName
+    overrides: Overrides = None
+    methods: Methods = ""
+    seeds: Seeds = "0"
+    storage: StudyStorage = StudyStorage()
+    feed: FeedOption = "auto"
+
+    def open_runs(self) -> list[Run]:
+        """Open the study and return the runs that are asked for: all seeds of each method."""
+        study = open_named_study(self.name, self.overrides, self.storage, self.feed)
+        methods = self.methods.split() or list(study.config.methods)
+        return [study.run(method, seed) for method in methods for seed in parse_seeds(self.seeds)]
+
+
+@dataclass(frozen=True)
+class AblationRequest(StudyRequest):
+    """The same runs, and how they are trained."""
+
+    seeds: Seeds = "0 1 2"
+    redo: Redo = False
+    compute: Compute = Compute()
     execution: Execution = Execution()
-    redo: bool = False
-    track: Sequence[str] = ()
+    track: Track = None
 
     def check(self) -> None:
         """Raise TrainError or ConfigError for what is wrong before any file is opened."""
         self.execution.check()
-        check_trackers(self.track)
+        check_trackers(self.track or ())
         parse_seeds(self.seeds)
-
-    def open_runs(self) -> list[Run]:
-        """Open the study and return the runs that are asked for: all seeds of each method."""
-        study = open_named_study(self.name, list(self.overrides), self.storage, self.feed)
-        methods = self.methods.split() or list(study.config.methods)
-        return [study.run(method, seed) for method in methods for seed in parse_seeds(self.seeds)]
 
 
 class StudyResult(NamedTuple):
@@ -114,7 +125,7 @@ class StudyResult(NamedTuple):
             print(visible(f"{run} failed: {failure}"), file=sys.stderr)
 
 
-def train_study(request: StudyRequest, console: Console) -> StudyResult:
+def train_study(request: AblationRequest, console: Console) -> StudyResult:
     """Train the runs that are not finished yet. Raises as `run_ablation` does."""
     request.check()
     runs, how = request.open_runs(), request.execution
@@ -135,20 +146,20 @@ def train_study(request: StudyRequest, console: Console) -> StudyResult:
             share=how.share,
             cluster=connection,
             console=console,
-            track=request.track,
+            track=request.track or (),
         )
     return StudyResult(runs, failures)
 
 
-def check_study(request: StudyRequest, console: Console) -> None:
+def check_study(request: StudyRequest, device: str, console: Console) -> None:
     """Find every mistake that can be found before the teacher runs, or print that there is none.
 
     Raises as `check_runs` does.
     """
     seeds = parse_seeds(request.seeds)
-    config, teacher = open_configs(request.name, list(request.overrides))
+    config, teacher = open_configs(request.name, request.overrides)
     methods = request.methods.split() or list(config.methods)
-    local, device = request.storage.local(), request.compute.device
+    local = request.storage.local()
     found = check_runs(config, teacher, methods, seeds, local, feed=request.feed, device=device)
     if found != ALL_FINISHED and (hint := slow_precision(config, teacher, local.caches, device)):
         console.print(hint)
@@ -202,4 +213,4 @@ def commands_behind(study: Study, request: StudyRequest) -> list[str]:
     words += ["--method", "METHOD", "--seed", "SEED", "--caches", str(caches), "--runs", str(runs)]
     teachers = (study.teacher, *(other.config for other in study.further))
     made = [pass_command(each, caches) for each in teachers]
-    return [shlex.join([*words, *request.overrides]), *made]
+    return [shlex.join([*words, *(request.overrides or ())]), *made]

@@ -13,6 +13,7 @@ Overrides that begin with `teacher.` change the teacher's file: teacher.dataset.
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import typer
@@ -28,13 +29,12 @@ from teach_once.runtime.command.options import (
     MirrorSize,
     OfStudent,
     Overrides,
-    StudentName,
     TeacherName,
     takes_option_groups,
 )
 from teach_once.store.read.mirror import choose_mirror, local_folder
 from teach_once.train.cli.ablation import (
-    Execution,
+    AblationRequest,
     StudyRequest,
     check_study,
     report_command,
@@ -45,23 +45,14 @@ from teach_once.train.cli.exports import export, list_runs, verify
 from teach_once.train.cli.options import (
     CheckpointMinutes,
     CompleteCaches,
-    FeedOption,
-    LiveBatchNorm,
-    LiveTeacher,
-    Method,
-    Methods,
     RanksOption,
     Redo,
-    Seed,
-    Seeds,
-    StudyStorage,
     Track,
     TrainTeacher,
-    console_of,
-    joined,
-    train_single,
 )
-from teach_once.train.cli.plan import StudentRequest, print_plan
+from teach_once.train.cli.plan import LiveRunRequest, RunRequest, print_plan
+from teach_once.train.cli.student import console_of, joined, train_single
+from teach_once.train.recording.options import Recording
 from teach_once.train.recording.tracking import check_trackers
 from teach_once.train.sessions.missing_weights import train_missing_weights
 
@@ -71,16 +62,9 @@ app = new_app("Train students from a cache; train teachers; look at runs.")
 @app.command()
 @takes_option_groups
 def student(
-    name: StudentName,
-    overrides: Overrides = None,
-    method: Method = "cd+gkd+edt",
-    seed: Seed = 0,
-    live_teacher: LiveTeacher = False,
-    live_bn: LiveBatchNorm = False,
+    request: LiveRunRequest,
+    compute: Compute,
     redo: Redo = False,
-    storage: StudyStorage = StudyStorage(),
-    compute: Compute = Compute(),
-    feed: FeedOption = "auto",
     checkpoint_minutes: CheckpointMinutes = 10.0,
     track: Track = None,
 ) -> None:
@@ -89,22 +73,14 @@ def student(
     Whoever reaches the port of torchrun's c10d rendezvous can run programs as you: open it to the
     machines of the job only. runtime.launch, for one machine, opens none that others reach.
     """
-    check_trackers(track or ())
-
-    request = StudentRequest(name, overrides, method, seed, storage, feed)
-    train_single(
-        lambda: request.open_run(live_teacher, live_bn),
-        compute,
-        redo=redo,
-        checkpoint_minutes=checkpoint_minutes,
-        track=track or (),
-    )
+    train_single(request, compute, Recording(checkpoint_minutes, track or ()), redo=redo)
 
 
 @app.command()
 @takes_option_groups
 def teacher(
     name: TeacherName,
+    compute: Compute,
     overrides: Overrides = None,
     of_student: OfStudent = False,
     retrain: Annotated[bool, typer.Option(help="train again, replacing the weights")] = False,
@@ -112,7 +88,6 @@ def teacher(
     caches: CompleteCaches = None,
     mirror: MirrorFolder = MIRROR,
     mirror_gb: MirrorSize = MIRROR_GB,
-    compute: Compute = Compute(),
     track: Track = None,
 ) -> None:
     """Train a teacher's weights as its config's training block says, unless they exist."""
@@ -120,47 +95,18 @@ def teacher(
     with joined(compute.device) as ranks:
         choose_mirror(mirror, mirror_gb)
         folder = caches and local_folder(caches, mirror, mirror_gb)
+        recording = Recording(track=track or (), console=console_of(ranks))
         for teacher_name, changes in teachers_of(name, overrides, of_student=of_student):
+            config = load_teacher(teacher_name, changes)
             train_missing_weights(
-                load_teacher(teacher_name, changes),
-                folder,
-                retrain=retrain,
-                agreed=agreed,
-                device=compute.device,
-                num_workers=compute.workers,
-                track=track or (),
-                console=console_of(ranks),
-                ranks=ranks,
+                config, folder, compute, recording, retrain=retrain, agreed=agreed, ranks=ranks
             )
 
 
 @app.command()
 @takes_option_groups
-def ablation(
-    name: StudentName,
-    overrides: Overrides = None,
-    seeds: Seeds = "0 1 2",
-    methods: Methods = "",
-    storage: StudyStorage = StudyStorage(),
-    compute: Compute = Compute(),
-    feed: FeedOption = "auto",
-    execution: Execution = Execution(),
-    redo: Redo = False,
-    track: Track = None,
-) -> None:
+def ablation(request: AblationRequest) -> None:
     """Train every method with every seed, and print their errors and the report's command."""
-    request = StudyRequest(
-        name,
-        overrides or (),
-        methods,
-        seeds,
-        storage,
-        compute,
-        feed,
-        execution,
-        redo,
-        track or (),
-    )
     console = new_console()
     result = train_study(request, console)
     if result.has_finished_runs:
@@ -173,36 +119,20 @@ def ablation(
 
 @app.command()
 @takes_option_groups
-def check(
-    name: StudentName,
-    overrides: Overrides = None,
-    methods: Methods = "",
-    seeds: Seeds = "0",
-    storage: StudyStorage = StudyStorage(),
-    device: Device = "auto",
-    feed: FeedOption = "auto",
-) -> None:
+def check(request: StudyRequest, device: Device = "auto") -> None:
     """Find every mistake that can be found before the teacher runs; write nothing."""
-    compute = Compute(device)
-    request = StudyRequest(name, overrides or (), methods, seeds, storage, compute, feed)
-    check_study(request, new_console())
+    check_study(request, device, new_console())
 
 
 @app.command()
 @takes_option_groups
 def plan(
-    name: StudentName,
-    overrides: Overrides = None,
-    method: Method = "cd+gkd+edt",
-    seed: Seed = 0,
-    storage: StudyStorage = StudyStorage(),
+    request: RunRequest,
     ranks: RanksOption = 1,
     trial: Annotated[bool, typer.Option(help="take a few steps to measure time and memory")] = True,
     device: Device = "auto",
-    feed: FeedOption = "auto",
 ) -> None:
     """Print what exists, what is missing and what that costs; write nothing."""
-    request = StudentRequest(name, overrides, method, seed, storage, feed)
     print_plan(request, device, new_console(), has_trial=trial, ranks=ranks)
 
 
@@ -211,6 +141,4 @@ app.command()(verify)
 app.command("runs")(list_runs)
 
 
-def cli(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
-    return run_command(app, arguments)
+cli = functools.partial(run_command, app)  # runs a command line and returns its exit status

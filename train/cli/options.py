@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from teach_once.runtime.command.frame import new_console
-from teach_once.runtime.command.options import CacheOrUrl, CacheStorage, Compute
-from teach_once.runtime.machine.resources import num_ranks
+from teach_once.runtime.command.options import CacheOrUrl, CacheStorage
 from teach_once.runtime.machine.urls import path_or_url
-from teach_once.store.read.mirror import local_caches, shown_path
+from teach_once.store.read.mirror import local_caches
 from teach_once.train.recording.tracking import TRACKERS
-from teach_once.train.runs.folder import format_result
-from teach_once.train.runs.retrain import begin_again
-from teach_once.train.runs.study import MOST_SEED, Run
-
-if TYPE_CHECKING:
-    from teach_once.train.engine.ranks import Ranks
-
+from teach_once.train.runs.study import MOST_SEED
 
 Method = Annotated[str, typer.Option(help="one of the config's methods")]
 Methods = Annotated[str, typer.Option(help='methods, as in "ce kd"; default: all of the config')]
@@ -122,70 +110,3 @@ class StudyStorage(CacheStorage):
         """The same with folders of this machine: those of the mirror for URLs, which it fetches."""
         caches, cache = local_caches(self.caches, self.cache, self.mirror, self.mirror_gb)
         return dataclasses.replace(self, caches=caches, cache=cache)
-
-
-def train_single(
-    open_run: Callable[[], Run],
-    compute: Compute,
-    *,
-    redo: bool = False,
-    checkpoint_minutes: float = 10.0,
-    track: Sequence[str] = (),
-) -> None:
-    """Train a run, or resume it, and print its result. redo: train a finished one again.
-
-    open_run: opens the run. With several processes each of them calls this, and the first one
-    prints and writes. Raises as `train.sessions.student.train_student` does; with several processes
-    only the first one to fail raises, and the others end with its exit status.
-    """
-    with joined(compute.device) as ranks:
-        console, is_first = console_of(ranks), ranks is None or ranks.is_first
-        run = open_run()
-        if redo and is_first:
-            begin_again([run], compute.device)
-        if ranks is not None:
-            ranks.barrier()  # they look at the run's files, which the first one may have moved
-        if run.is_finished and (summary := run.summary):
-            console.print(f"{run.folder} is finished: nothing to do.")
-        else:
-            _announce(run, console)
-            from teach_once.train.sessions.student import train_student  # loads torch
-
-            options: dict[str, Any] = {} if ranks is None else {"ranks": ranks}
-            summary = train_student(
-                run,
-                device=compute.device,
-                num_workers=compute.workers,
-                checkpoint_minutes=checkpoint_minutes,
-                console=console,
-                track=track,
-                **options,
-            )
-        if is_first:
-            console.print(format_result(summary, run.folder))
-
-
-def _announce(run: Run, console: Console) -> None:
-    if changes := run.changes():
-        console.print("\n  ".join([f"differs from the last run of {run}:", *changes]))
-    again = ", whose finished result is replaced at the end" if run.repetition else ""
-    caches_read = " and ".join(str(shown_path(each.path)) for each in run.study.caches)
-    console.print(f"{run}, from {caches_read} into {run.folder}{again}")
-
-
-def joined(device: str) -> AbstractContextManager[Ranks | None]:
-    """The processes that a launcher has started, as `train.engine.ranks`; None, without torch, of
-    one.
-    """
-    if num_ranks() == 1:
-        return nullcontext(None)
-    # Once, as torch is loaded: every rank would warn that a step happened to reach all parameters.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from teach_once.train.engine.ranks import init_process_group
-
-    return init_process_group(device)
-
-
-def console_of(ranks: Ranks | None) -> Console:
-    """Prints nothing but on rank 0."""
-    return new_console() if ranks is None or ranks.is_first else Console(quiet=True)

@@ -23,13 +23,21 @@ from teach_once.configs.load import (
 from teach_once.configs.schema import StudentConfig, TeacherConfig
 from teach_once.nets.networks.archs import stem_hint
 from teach_once.nets.weights.source import is_downloadable, weights_file
+from teach_once.runtime.command.options import Overrides, StudentName
 from teach_once.store.errors import CacheError, CacheIncomplete
 from teach_once.store.inspect.find import cache_folder
 from teach_once.store.inspect.inspect import missing_records
 from teach_once.store.read.mirror import shown_path
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import open_source
-from teach_once.train.cli.options import StudyStorage
+from teach_once.train.cli.options import (
+    FeedOption,
+    LiveBatchNorm,
+    LiveTeacher,
+    Method,
+    Seed,
+    StudyStorage,
+)
 from teach_once.train.engine.idle_ranks import check_idle_ranks
 from teach_once.train.errors import TrainError
 from teach_once.train.method.connector_ends import check_ends
@@ -71,20 +79,33 @@ def open_named_study(
 
 
 @dataclass(frozen=True)
-class StudentRequest:
-    """The run that a command line asks for."""
+class RunRequest:
+    """The run that a command line asks for, which trains from a cache."""
 
-    name: str
-    overrides: list[str] | None
-    method: str
-    seed: int
-    storage: StudyStorage
-    feed: Feed = "auto"
+    name: StudentName
+    overrides: Overrides = None
+    method: Method = "cd+gkd+edt"
+    seed: Seed = 0
+    storage: StudyStorage = StudyStorage()
+    feed: FeedOption = "auto"
 
-    def open_run(self, live_teacher: bool = False, live_bn: bool = False) -> Run:
+    def open_run(self) -> Run:
         """Open the study and the run. Raises as `open_named_study` does."""
         study = open_named_study(self.name, self.overrides, self.storage, self.feed)
-        return study.run(self.method, self.seed, live_teacher, live_bn)
+        return study.run(self.method, self.seed)
+
+
+@dataclass(frozen=True)
+class LiveRunRequest(RunRequest):
+    """The same run, which may have its teacher in the loop."""
+
+    live_teacher: LiveTeacher = False
+    live_bn: LiveBatchNorm = False
+
+    def open_run(self) -> Run:
+        """Open the study and the run. Raises as `open_named_study` does."""
+        run = super().open_run()
+        return run.study.run(run.method, run.seed, self.live_teacher, self.live_bn)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -180,7 +201,7 @@ def slow_precision(
 
 
 def print_plan(
-    request: StudentRequest, device: str, console: Console, *, has_trial: bool, ranks: int = 1
+    request: RunRequest, device: str, console: Console, *, has_trial: bool, ranks: int = 1
 ) -> None:
     """Check that a run can work, and print what exists, what is missing and what that costs.
 

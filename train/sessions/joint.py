@@ -13,11 +13,13 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
+from teach_once.runtime.command.options import Compute
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.errors import Stopped
 from teach_once.runtime.machine.devices import check_device, pick_device
@@ -26,8 +28,10 @@ from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.engine.step import TrainContext
 from teach_once.train.outputs.shared_loader import SharedOutputs, SharedPixels
 from teach_once.train.outputs.shuffle_buffer import outputs_fit
+from teach_once.train.recording.options import Recording
+from teach_once.train.runs.retrain import take_place
 from teach_once.train.runs.study import Run, held_together, needed_together
-from teach_once.train.sessions.loop import Position, Training
+from teach_once.train.sessions.loop import Position
 from teach_once.train.sessions.student import (
     cached_outputs,
     open_context,
@@ -43,34 +47,42 @@ Outcome = tuple[Run, Exception | None]  # a run, and what it failed with
 
 def train_together(
     runs: Sequence[Run],
-    *,
-    device: str = "auto",
-    num_workers: int | None = None,
-    checkpoint_minutes: float = 10.0,
+    compute: Compute,
+    recording: Recording,
     on_epoch: Callable[[Run, EpochResult], None] | None = None,
-    track: Sequence[str] = (),
 ) -> Iterator[Outcome]:
     """Train runs that `groups_of` put together, or resume them; gives each as it ends.
 
-    A run that fails leaves the others running. Ctrl-C and SIGTERM save a checkpoint of each and
-    raise Stopped. Raises DatasetError, CacheError where nothing can be read.
+    on_epoch: instead of the recording's. A run that fails leaves the others running. Ctrl-C and
+    SIGTERM save a checkpoint of each and raise Stopped. Raises DatasetError, CacheError if nothing
+    can be read.
     """
-    with StopRequest() as stop, shared_feed(runs, pick_device(device), num_workers) as opened:
-        trainings = {
-            run: student_training(
-                run,
-                stop=stop,
-                open_context=opened,
-                checkpoint_minutes=checkpoint_minutes,
-                on_epoch=functools.partial(on_epoch, run) if on_epoch else None,
-                track=track,
-            )
+    with (
+        StopRequest() as stop,
+        shared_feed(runs, pick_device(compute.device), compute.workers) as open_shared,
+    ):
+        recordings = {
+            run: replace(recording, on_epoch=functools.partial(on_epoch, run) if on_epoch else None)
             for run in runs
         }
-        yield from _in_turn(trainings, stop)
+        batches = {run: _batches(run, open_shared, recordings[run], stop) for run in runs}
+        yield from _in_turn(batches, stop)
 
 
-def _in_turn(trainings: Mapping[Run, Training], stop: StopRequest) -> Iterator[Outcome]:
+def _batches(
+    run: Run, open_shared: Callable[[Run], TrainContext], recording: Recording, stop: StopRequest
+) -> Generator[Position, None, None]:
+    """Train one of the runs as `train.sessions.student.train_run` does, a batch at a time."""
+    to_train = run.repetition or run
+    if to_train.summary is None:
+        yield from student_training(open_shared(to_train), to_train, recording, stop).batches()
+    if to_train.is_repetition:
+        take_place(run.folder)
+
+
+def _in_turn(
+    trainings: Mapping[Run, Generator[Position, None, None]], stop: StopRequest
+) -> Iterator[Outcome]:
     """Advance whatever is furthest behind by a batch, until all have ended."""
     positions: dict[Run, Position] = dict.fromkeys(trainings, (0, 0))
     try:

@@ -4,11 +4,11 @@ It saves checkpoints, prints its epochs and stops on a signal. The state of a ru
 the number of the last finished epoch and, within an epoch, the number of the last step. A run
 resumed from a checkpoint equals an uninterrupted one, bit for bit on a CPU.
 
-`training` is a generator that yields after every batch, so that several runs can take turns on one
-batch of images (`train.sessions.joint`) without threads: each network, optimizer and random state
-is used by one run at a time, and each run does exactly what it would do alone. Other runs' turns
-are left out of its clock. A single run exhausts the generator. The steps themselves come from one
-more generator, `train.engine.step.epoch_steps`, which trials and benchmarks use too.
+`RunTraining.batches` yields after every batch, so that several runs can take turns on one batch of
+images (`train.sessions.joint`) without threads: each network, optimizer and random state is used by
+one run at a time, and each run does exactly what it would do alone. Other runs' turns are left out
+of its clock. A single run exhausts the generator. The steps themselves come from one more
+generator, `train.engine.step.epoch_steps`, which trials and benchmarks use too.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from teach_once.nets.metrics import ErrorRates
-from teach_once.runtime.command.run_to_end import OwnTime, last_of
+from teach_once.runtime.command.run_to_end import OwnTime
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.train.engine.distributed import broadcast_buffers
 from teach_once.train.engine.epoch_result import EpochResult, Tested
@@ -42,6 +41,7 @@ from teach_once.train.engine.step import (
 from teach_once.train.engine.train_state import TrainState, capture_maps
 from teach_once.train.errors import TrainError
 from teach_once.train.recording.checkpoint import Partial, check_steps
+from teach_once.train.recording.options import Recording
 from teach_once.train.recording.printing import (
     EpochPrinter,
     classifier_epoch,
@@ -60,95 +60,78 @@ class Diverged(TrainError):
 # Where a run stands between two batches: the epoch, and how many batches of it are done, those that
 # it was tested on counted after those that it was trained on.
 Position = tuple[int, int]
-# A run that is trained one batch each time it is advanced: it says where it stands, and in the end
-# gives its summary.
-Training = Generator[Position, None, dict[str, Any]]
 
 
-def train_to_end(
-    context: TrainContext,
-    *,
-    finish: Callable[[], Mapping[str, Any]],
-    console: Console | None = None,
-    track: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Train what is left of a run, at a stretch; see `training`."""
-    with StopRequest() as stop:
-        return last_of(training(context, finish=finish, stop=stop, console=console, track=track))
+class RunTraining:
+    """A run in training: `batches` trains what is left of it, and then `summary` is its result.
 
-
-def training(
-    context: TrainContext,
-    *,
-    finish: Callable[[], Mapping[str, Any]],
-    stop: StopRequest,
-    checkpoint_minutes: float = 10.0,
-    console: Console | None = None,
-    on_epoch: Callable[[EpochResult], None] | None = None,
-    track: Sequence[str] = (),
-) -> Training:
-    """Train the rest of a run, yield after each batch, and return the summary; see the module.
-
-    finish: called after the last epoch; returns more entries of the summary. stop: a request to
-    save a checkpoint and raise Stopped. track: the trackers that receive the metrics. Closes the
-    context's teacher outputs.
+    finish: called after the last epoch on rank 0; returns more entries of the summary. stop: a
+    request to save a checkpoint and raise Stopped.
     """
-    state, recipe, clock = context.train_state, context.run.training, OwnTime()
-    reporting = _open_recorder(context, stop, clock, checkpoint_minutes, console, on_epoch, track)
-    with closing(context.teacher), reporting as (recorder, after_epoch):
-        partial = recorder.partial
-        state.train()
-        with capture_maps(state, context.data.train, recipe.batch_size):
-            for number in range(recorder.first_epoch, recipe.epochs + 1):
-                with clock.paused():
-                    yield number, partial.step if partial else 0
-                epoch, partial = _Epoch(context, number, partial, clock), None
-                for step in epoch.steps():
-                    epoch.sums.add(step)
-                    if step.number < context.num_steps and recorder.is_due():
-                        recorder.save(epoch.partial())
+
+    def __init__(
+        self,
+        context: TrainContext,
+        recording: Recording,
+        stop: StopRequest,
+        finish: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self._context, self._recording = context, recording
+        self._stop, self._finish = stop, finish
+        self._clock = OwnTime()
+        self.summary: dict[str, Any] = {}
+
+    def batches(self) -> Iterator[Position]:
+        """Train the rest of the run and yield after each batch; closes the teacher's outputs."""
+        context, clock = self._context, self._clock
+        state, recipe = context.train_state, context.run.training
+        with closing(context.teacher), self._open_recorder() as (recorder, after_epoch):
+            partial = recorder.partial
+            state.train()
+            with capture_maps(state, context.data.train, recipe.batch_size):
+                for number in range(recorder.first_epoch, recipe.epochs + 1):
                     with clock.paused():
-                        yield number, step.number
-                epoch.end_steps(step.learning_rate)
-                for batches_done, _ in enumerate(epoch.test_batches(), context.num_steps + 1):
-                    with clock.paused():
-                        yield number, batches_done
-                state.maps.clear()  # the maps of the last test batch
-                after_epoch(epoch.result())
-                if number < recipe.epochs:
-                    recorder.end_if_asked(number)
-        return recorder.finish(finish)
+                        yield number, partial.step if partial else 0
+                    epoch, partial = _Epoch(context, number, partial, clock), None
+                    for step in epoch.steps():
+                        epoch.sums.add(step)
+                        if step.number < context.num_steps and recorder.is_due():
+                            recorder.save(epoch.partial())
+                        with clock.paused():
+                            yield number, step.number
+                    epoch.end_steps(step.learning_rate)
+                    for batches_done, _ in enumerate(epoch.test_batches(), context.num_steps + 1):
+                        with clock.paused():
+                            yield number, batches_done
+                    state.maps.clear()  # the maps of the last test batch
+                    after_epoch(epoch.result())
+                    if number < recipe.epochs:
+                        recorder.end_if_asked(number)
+            self.summary = recorder.finish(self._finish)
 
+    @contextmanager
+    def _open_recorder(self) -> Iterator[tuple[Recorder, Callable[[EpochResult], None]]]:
+        """Open the recorder and the trackers; yields also the function that reports an epoch."""
+        run, state, recording = self._context.run, self._context.train_state, self._recording
+        console, on_epoch = recording.console, recording.on_epoch
+        minutes = recording.checkpoint_minutes
+        with Recorder(
+            run, state, checkpoint_minutes=minutes, stop=self._stop, clock=self._clock
+        ) as recorder:
+            first, epochs = recorder.first_epoch, run.training.epochs
+            is_resumed = first > 1 or recorder.partial is not None
+            with tracking(recording.track, run, first, console, is_resumed=is_resumed) as log:
+                printer = EpochPrinter(epochs, first, console, classifier_epoch(run.terms, epochs))
+                print_other_threads(recorder, state.device, console)
 
-@contextmanager
-def _open_recorder(
-    context: TrainContext,
-    stop: StopRequest,
-    clock: OwnTime,
-    checkpoint_minutes: float,
-    console: Console | None,
-    on_epoch: Callable[[EpochResult], None] | None,
-    track: Sequence[str],
-) -> Iterator[tuple[Recorder, Callable[[EpochResult], None]]]:
-    """Open the recorder and the trackers; yields also the function that reports an epoch to all."""
-    run, state = context.run, context.train_state
-    with Recorder(
-        run, state, checkpoint_minutes=checkpoint_minutes, stop=stop, clock=clock
-    ) as recorder:
-        first, epochs = recorder.first_epoch, run.training.epochs
-        is_resumed = first > 1 or recorder.partial is not None
-        with tracking(track, run, first, console, is_resumed=is_resumed) as log:
-            printer = EpochPrinter(epochs, first, console, classifier_epoch(run.terms, epochs))
-            print_other_threads(recorder, state.device, console)
+                def after_epoch(result: EpochResult) -> None:
+                    recorder.save_epoch(result)
+                    printer(result)
+                    log(result)
+                    if on_epoch is not None:
+                        on_epoch(result)
 
-            def after_epoch(result: EpochResult) -> None:
-                recorder.save_epoch(result)
-                printer(result)
-                log(result)
-                if on_epoch is not None:
-                    on_epoch(result)
-
-            yield recorder, after_epoch
+                yield recorder, after_epoch
 
 
 class _Epoch:

@@ -6,15 +6,16 @@ Loads torch only where there is something to train.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from teach_once.configs.load import refuse_missing_data
 from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.weights.source import weights_file
+from teach_once.runtime.command.options import Compute
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.weights import format_record, reason_not_to_train, refuse_untrainable
 from teach_once.views.datasets import load_dataset
 
@@ -28,13 +29,11 @@ _HOURS_TO_AGREE_TO = 1 / 6  # a longer training asks for --train-teacher
 def train_missing_weights(
     config: TeacherConfig,
     caches: Path | None,
+    compute: Compute,
+    recording: Recording,
     *,
     retrain: bool,
     agreed: bool,
-    device: str,
-    num_workers: int | None,
-    track: Sequence[str],
-    console: Console,
     ranks: Ranks | None = None,
 ) -> None:
     """Train the weights, or print why they need no training.
@@ -45,6 +44,7 @@ def train_missing_weights(
     TrainError, DatasetError.
     """
     refuse_missing_data(config)
+    console = recording.console or Console(quiet=True)
     reason = "" if retrain else reason_not_to_train(config, caches)
     # Rank 0 writes the weights, perhaps to a disk that other machines do not see.
     if ranks.broadcast_number(bool(reason)) if ranks else reason:
@@ -52,20 +52,18 @@ def train_missing_weights(
         return
     refuse_untrainable(config)
 
+    from teach_once.train.engine.ranks import ALONE
     from teach_once.train.runs.check_methods import check_teacher
     from teach_once.train.sessions.teacher import train_teacher
 
     check_teacher(config, load_dataset(config.dataset, caches))
-    options: dict[str, Any] = {"ranks": ranks} if ranks else {}
     record = train_teacher(
         config,
-        device=device,
-        console=console,
-        num_workers=num_workers,
+        compute,
+        recording,
         retrain=retrain,
         limit_hours=math.inf if retrain or agreed or _is_default(config) else _HOURS_TO_AGREE_TO,
-        track=track,
-        **options,
+        ranks=ranks or ALONE,
     )
     if record:
         console.print(format_record(record, weights_file(config.teacher.weights)))

@@ -17,7 +17,7 @@ from teach_once.nets.networks.archs import stem_hint
 from teach_once.nets.networks.precision import bfloat16_hint
 from teach_once.nets.teacher.taps import taps_stored
 from teach_once.nets.teacher.teacher import load_teacher_network, use_batch_statistics
-from teach_once.runtime.command.run_to_end import last_of
+from teach_once.runtime.command.options import Compute
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.formats import counted
 from teach_once.runtime.machine.devices import pick_device
@@ -50,12 +50,13 @@ from teach_once.train.outputs.cached_teacher import (
 from teach_once.train.outputs.ensemble import TeacherEnsemble
 from teach_once.train.outputs.shuffle_buffer import ShuffleBuffer
 from teach_once.train.outputs.teacher_outputs import LiveTeacher, NoTeacher, TeacherOutputs
+from teach_once.train.recording.options import Recording
 from teach_once.train.recording.printing import print_once
 from teach_once.train.runs.check_methods import check_methods
 from teach_once.train.runs.retrain import take_place
 from teach_once.train.runs.study import Run, Study
 from teach_once.train.sessions.changed import refuse_other_inputs, refuse_other_teacher
-from teach_once.train.sessions.loop import Training, training
+from teach_once.train.sessions.loop import RunTraining
 from teach_once.train.terms import looked_at
 from teach_once.views.pixels.resident import DatasetPixels, calibration_batches
 
@@ -75,59 +76,45 @@ def train_student(
 ) -> dict[str, Any]:
     """Train one student, or resume an unfinished run; returns the summary.
 
-    track: the trackers that get its figures, see `train.recording.tracking`. A finished run is left
-    alone and its summary returned. Ctrl-C and SIGTERM save a checkpoint and raise Stopped. ranks:
-    the processes that train it together, each of which calls this; only rank 0 prints, tracks, and
-    returns a summary.
+    As `train_run`, for callers that have no command line: see there, and `Recording`.
     """
-    if not ranks.is_first:
-        console, on_epoch, track = None, None, ()
-    with StopRequest() as stop:
-        return last_of(
-            student_training(
-                run,
-                stop=stop,
-                open_context=lambda run: open_context(
-                    run, pick_device(device), num_workers=num_workers, ranks=ranks
-                ),
-                checkpoint_minutes=checkpoint_minutes,
-                console=console,
-                on_epoch=on_epoch,
-                track=track,
-            )
-        )
+    recording = Recording(checkpoint_minutes, track, console, on_epoch)
+    return train_run(run, Compute(device, num_workers), recording, ranks)
+
+
+def train_run(
+    run: Run, compute: Compute, recording: Recording, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """Train one student, or resume an unfinished run; returns the summary.
+
+    A finished run is left alone and its summary returned; a repetition that was begun is trained in
+    its place, and replaces its result in the end. Ctrl-C and SIGTERM save a checkpoint and raise
+    Stopped. ranks: the processes that train it together, each of which calls this; only rank 0
+    prints, tracks, and returns a summary.
+    """
+    to_train = run.repetition or run
+    summary = to_train.summary
+    if summary is None:
+        with StopRequest() as stop:
+            device = pick_device(compute.device)
+            context = open_context(to_train, device, num_workers=compute.workers, ranks=ranks)
+            training = student_training(context, to_train, recording.on_rank(ranks), stop)
+            for _ in training.batches():
+                pass
+        summary = training.summary
+    if to_train.is_repetition and ranks.is_first:
+        take_place(run.folder)
+    return summary
 
 
 def student_training(
-    run: Run,
-    *,
-    stop: StopRequest,
-    open_context: Callable[[Run], TrainContext],
-    checkpoint_minutes: float = 10.0,
-    console: Console | None = None,
-    on_epoch: Callable[[EpochResult], None] | None = None,
-    track: Sequence[str] = (),
-) -> Training:
-    """The same, batch by batch: see `train.sessions.loop.training`."""
-    to_train = run.repetition or run
-    summary, is_first = to_train.summary, True
-    if summary is None:
-        context = open_context(to_train)
-        is_first = context.train_state.ranks.is_first
-        if console is not None:
-            _announce(context, run, console)
-        summary = yield from training(
-            context,
-            finish=functools.partial(_summary_extras, run, context.train_state.device),
-            stop=stop,
-            checkpoint_minutes=checkpoint_minutes,
-            console=console,
-            on_epoch=on_epoch,
-            track=track,
-        )
-    if to_train.is_repetition and is_first:
-        take_place(run.folder)
-    return summary
+    context: TrainContext, run: Run, recording: Recording, stop: StopRequest
+) -> RunTraining:
+    """The training of an opened run, which is announced on the recording's console."""
+    if recording.console is not None:
+        _announce(context, run, recording.console)
+    finish = functools.partial(_summary_extras, run, context.train_state.device)
+    return RunTraining(context, recording, stop, finish)
 
 
 def open_context(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,8 @@ from teach_once.nets.networks.names import check_arch
 from teach_once.nets.networks.zoo import build_net
 from teach_once.nets.weights.files import save_atomically
 from teach_once.runtime.command.cost import measured_rate
+from teach_once.runtime.command.options import Compute
+from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.formats import format_duration
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.runtime.safe.confined import remove_leftovers
@@ -27,44 +28,43 @@ from teach_once.train.engine.train_state import build_train_state
 from teach_once.train.errors import TrainError
 from teach_once.train.method.pretrained import start_from
 from teach_once.train.outputs.teacher_outputs import NoTeacher
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.weights import TeacherExists, TeacherRun, load_teacher_data
 from teach_once.train.sessions.changed import refuse_other_inputs
-from teach_once.train.sessions.loop import train_to_end, trial_steps
+from teach_once.train.sessions.loop import RunTraining, trial_steps
 from teach_once.views.pixels.resident import DatasetPixels, open_dataset_pixels
 
 
 def train_teacher(
     config: TeacherConfig,
+    compute: Compute,
+    recording: Recording,
     *,
-    device: str,
-    console: Console,
-    num_workers: int | None = None,
     retrain: bool = False,
     limit_hours: float | None = None,
-    track: Sequence[str] = (),
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train, or resume training, and save the weights; returns the summary of the training.
 
     An unfinished training with other settings is discarded by `retrain`, else refused with
     TeacherExists. limit_hours: a new training that takes longer, estimated from a few steps (on a
-    CPU in processor time), is refused with TrainError; None: no trial. track: the trackers that get
-    its figures. ranks: the processes that train it together, each of which calls this; only rank 0
-    prints, tracks, writes, and returns a summary; others return {}.
+    CPU in processor time), is refused with TrainError; None: no trial. ranks: the processes that
+    train it together, each of which calls this; only rank 0 prints, tracks, writes, and returns a
+    summary; others return {}.
     """
-    if not ranks.is_first:
-        console, track = Console(quiet=True), ()
+    recording = recording.on_rank(ranks)
+    console = recording.console or Console(quiet=True)
     assert config.training is not None  # see `train.runs.weights.refuse_untrainable`
     run = TeacherRun(config, load_teacher_data(config, config.training))
     _discard_other(run, retrain, console)
-    picked = pick_device(device)
+    picked = pick_device(compute.device)
     size = f"{run} on {picked}" + ("" if ranks.is_alone else f" in each of {ranks.world} processes")
     console.print(f"training the teacher {config.name} into {run.weights}: {size}")
     for hint in run.dataset.hints:
         console.print(hint)
     check_arch(config.teacher.arch)
     normalisation = config.dataset.normalisation
-    data = open_dataset_pixels(run.dataset, run.views, normalisation, picked, num_workers)
+    data = open_dataset_pixels(run.dataset, run.views, normalisation, picked, compute.workers)
     if limit_hours is not None and not run.has_checkpoint:
         hours = _hours(_open_context(run, data, picked, ranks))
         cost = format_duration(hours) + " of processor time" * (picked.type == "cpu")
@@ -75,7 +75,11 @@ def train_teacher(
     if context.train_state.start is not None:
         console.print(f"the teacher {context.train_state.start.said}")
     finish = functools.partial(_save_weights, context, run)
-    summary = train_to_end(context, console=console, finish=finish, track=track)
+    with StopRequest() as stop:
+        training = RunTraining(context, recording, stop, finish)
+        for _ in training.batches():
+            pass
+    summary = training.summary
     return {**summary, "num_classes": run.dataset.num_classes} if summary else {}
 
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from teach_once.runtime.command.options import Compute
 from teach_once.runtime.command.ray import Cluster
 from teach_once.runtime.errors import Stopped, UserError
 from teach_once.train.outputs.shuffle_buffer import jobs_that_fit
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Run, Study, held_together
 from teach_once.train.studies.processes import side_by_side
 from teach_once.train.studies.progress import StudyProgress
@@ -130,16 +133,16 @@ def _train_group(
 ) -> Iterator[tuple[Run, str]]:
     """Train; gives each run with what went wrong, empty if nothing did. Raises Stopped."""
     from teach_once.train.sessions.joint import train_together
-    from teach_once.train.sessions.student import train_student  # these load torch
+    from teach_once.train.sessions.student import train_run  # these load torch
 
-    options: dict[str, Any] = {"device": device, "num_workers": num_workers, "track": track}
+    compute, recording = Compute(device, num_workers), Recording(track=track)
     left = list(runs)
     try:
         if len(runs) == 1:
             alone = functools.partial(on_epoch, runs[0]) if on_epoch else None
-            train_student(runs[0], on_epoch=alone, **options)
+            train_run(runs[0], compute, replace(recording, on_epoch=alone))
         else:
-            for run, error in train_together(runs, on_epoch=on_epoch, **options):
+            for run, error in train_together(runs, compute, recording, on_epoch):
                 left.remove(run)
                 yield run, "" if error is None else _format_error(error)
         failure = ""

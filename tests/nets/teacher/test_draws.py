@@ -12,8 +12,10 @@ import torch
 
 from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.teacher.draws import seeded
+from teach_once.runtime.command.options import Compute
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.recording.checkpoint import Partial
+from teach_once.train.recording.options import Recording
 from teach_once.train.recording.recorder import Recorder
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
@@ -109,7 +111,7 @@ def test_a_teacher_is_trained_to_the_same_weights(
             "training.epochs=2",
             "training.limit=10",
         )
-        train_teacher(config, device="cpu", console=console)
+        train_teacher(config, Compute("cpu"), Recording(console=console))
         weights.append(torch.load(tmp_path / f"{name}.pt", weights_only=True))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 

@@ -23,9 +23,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
+from teach_once.runtime.command.options import Compute
 from teach_once.runtime.errors import Stopped
 from teach_once.store.move.hdf5 import export_cache
 from teach_once.train.recording.export import export_student
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.student import train_student
 from teach_once.train.sessions.teacher import train_teacher
@@ -70,7 +72,7 @@ def make_world(root: Path) -> Path:
     (world / "t.yaml").write_text(_TEACHER)
     (world / "s.yaml").write_text(_STUDENT)
     teacher = load_teacher(world / "t.yaml")
-    train_teacher(teacher, device="cpu", console=_silent())
+    train_teacher(teacher, Compute("cpu"), Recording(console=_silent()))
     make_cache(teacher, world / "caches", block_rows=32)
     _make_runs(world)
     (cache,) = (world / "caches").iterdir()

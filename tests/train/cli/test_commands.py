@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import CodeType
 
 import pytest
 import torch
@@ -22,6 +24,8 @@ from tests.support.printed_report import write_printed_report
 from tests.support.processes import run, start
 from tests.support.project import ROOT
 from tests.support.training_runs import without_times
+
+PACKAGES = {"runtime", "train", "views", "teach_once"}
 
 
 def test_an_ablation_trains_every_method_and_repeats_nothing(
@@ -75,6 +79,31 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
 
 def num_epochs(runs: Path) -> int:
     return sum(len(file.read_text().splitlines()) for file in runs.glob("*/metrics.jsonl"))
+
+
+def test_student_command_reaches_a_step_in_eight_frames_and_two_generators(
+    cached: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reached(Exception):
+        pass
+
+    calls: list[CodeType] = []
+
+    def stop_here(*arguments: object) -> None:
+        frame = inspect.currentframe()
+        while frame := frame and frame.f_back:
+            path = Path(frame.f_code.co_filename).resolve()
+            if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES:
+                calls.append(frame.f_code)
+        raise Reached
+
+    monkeypatch.setattr("teach_once.train.engine.step.train_step", stop_here)
+    with pytest.raises(Reached):
+        cli(["student", "digits-resnet8", "--method", "ce", *cached])
+    names = [code.co_name for code in calls]
+    assert names[0] == "epoch_steps"
+    assert len(calls) + 1 <= 8, names  # and train_step itself
+    assert sum(bool(code.co_flags & inspect.CO_GENERATOR) for code in calls) <= 2, names
 
 
 def test_an_ablation_never_loads_the_teacher(

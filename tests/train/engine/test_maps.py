@@ -14,8 +14,10 @@ from teach_once.nets.networks.zoo import build
 from teach_once.nets.teacher.taps import Tap, channel_means
 from teach_once.nets.teacher.teacher import Teacher
 from teach_once.nets.weights.files import save_atomically
+from teach_once.runtime.command.options import Compute
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.errors import TrainError
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
 from teach_once.train.sessions.teacher import train_teacher
@@ -100,4 +102,4 @@ def test_a_lone_last_sample_is_refused_for_teachers_too(
         "training.epochs=2",
     )
     with pytest.raises(TrainError, match=r"\n  fix: training\.batch_size=60"):
-        train_teacher(config, device="cpu", console=console)
+        train_teacher(config, Compute("cpu"), Recording(console=console))

@@ -19,6 +19,7 @@ from teach_once.nets.networks.zoo import build
 from teach_once.nets.teacher.taps import as_is, read_stages, stage_modules
 from teach_once.nets.weights.files import load_weights
 from teach_once.report.runs import results_in
+from teach_once.runtime.command.options import Compute
 from teach_once.runtime.command.signals import Stopped as StoppedBySignal
 from teach_once.runtime.errors import Busy
 from teach_once.runtime.safe.locks import Job, WriterLock
@@ -34,6 +35,7 @@ from teach_once.train.method.connectors import (
 )
 from teach_once.train.outputs.cached_teacher import CachedTeacher
 from teach_once.train.recording.checkpoint import Partial
+from teach_once.train.recording.options import Recording
 from teach_once.train.recording.recorder import Recorder
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.schedule import learning_rate_at
@@ -526,7 +528,7 @@ def test_a_teacher_may_train_for_more_epochs_than_there_are_views(
     one_pixel = ["views.augment.pad_px=1"] if augment == "pad-crop-flip" else []
     settings = [f"teacher.weights={tmp_path / 'w.pt'}", "training.epochs=10", "training.limit=3"]
     config = small_teacher(crop, *size, *one_pixel, *settings)
-    assert train_teacher(config, device="cpu", console=console, num_workers=0)["epochs"] == 10
+    assert train_teacher(config, Compute("cpu", 0), Recording(console=console))["epochs"] == 10
 
 
 def test_a_run_killed_after_its_last_epoch_is_finished_by_the_next_call(

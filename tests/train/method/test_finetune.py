@@ -16,9 +16,11 @@ from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.nets.weights.source import weights_file
+from teach_once.runtime.command.options import Compute
 from teach_once.train.errors import TrainError
 from teach_once.train.method.pretrained import start_from
 from teach_once.train.recording.checkpoint import Partial
+from teach_once.train.recording.options import Recording
 from teach_once.train.recording.recorder import Recorder
 from teach_once.train.runs.study import Study
 from teach_once.train.runs.weights import TeacherExists
@@ -272,7 +274,7 @@ def test_a_teacher_is_trained_from_weights_for_other_classes(
         target = f"teacher.weights={tmp_path / 'teacher.pt'}"
         return small_teacher(target, f"training.init={init}", *settings, *more)
 
-    summary = train_teacher(config(), device="cpu", console=console)
+    summary = train_teacher(config(), Compute("cpu"), Recording(console=console))
     trained = state(tmp_path / "teacher.pt")
     assert torch.equal(trained["layer3.0.conv1.weight"], state(init)["layer3.0.conv1.weight"])
     assert trained["fc.weight"].shape == (10, 64)

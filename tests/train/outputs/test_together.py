@@ -10,7 +10,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
+from teach_once.runtime.command.options import Compute
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.errors import Stopped
 from teach_once.runtime.safe.locks import Job, WriterLock
@@ -27,12 +28,13 @@ from teach_once.train.engine import step
 from teach_once.train.errors import TrainError
 from teach_once.train.outputs.cached_teacher import CachedTeacher
 from teach_once.train.outputs.shared_loader import SharedOutputs, SharedPixels
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.retrain import begin_again
 from teach_once.train.runs.study import Run, Study, open_study
 from teach_once.train.sessions import joint as together
 from teach_once.train.sessions import loop
 from teach_once.train.sessions.joint import groups_of, train_together
-from teach_once.train.sessions.loop import Training
+from teach_once.train.sessions.loop import Position
 from teach_once.train.sessions.student import train_student
 from teach_once.train.studies.ablation import run_ablation
 from teach_once.views.pixels.batches import ViewBatch
@@ -200,11 +202,10 @@ def test_each_image_is_cut_once_and_each_row_is_read_once(
 def test_each_run_comes_first_in_its_turn_so_that_all_bear_the_reading() -> None:
     firsts: dict[int, str] = {}
 
-    def training(name: str) -> Training:
+    def training(name: str) -> Generator[Position, None, None]:
         for step_number in range(9):
             firsts.setdefault(step_number, name)
             yield 1, step_number
-        return {}
 
     names = ["a", "b", "c"]
     ended = together._in_turn({name: training(name) for name in names}, StopRequest())
@@ -347,11 +348,11 @@ def test_runs_at_different_epochs_catch_up_and_are_read_once_from_there(
 def test_a_repetition_takes_its_place_when_it_was_trained_together(make_study: MakeStudy) -> None:
     study = make_study()
     runs = runs_of(study, seeds=[0])[:2]
-    no_failures(train_together(runs, device="cpu"))
+    no_failures(train_together(runs, Compute("cpu"), Recording()))
     left = [left_by(run) for run in runs]
     begin_again(runs, "cpu")
     assert not runs[0].is_finished
-    no_failures(train_together(runs, device="cpu"))
+    no_failures(train_together(runs, Compute("cpu"), Recording()))
     assert [left_by(run) for run in runs] == left
     assert not list(study.folder.glob("*.again"))
 
@@ -393,7 +394,7 @@ def test_windows_are_shared_too(make_study: MakeStudy, tmp_path: Path) -> None:
     object.__setattr__(study, "feed", "window")
     runs = [study.run(method, 0) for method in ("kd", "cd", "cd+gkd")]
     alone = trained_alone(study, tmp_path / "alone", runs)
-    no_failures(train_together(runs[:2], device="cpu"))
+    no_failures(train_together(runs[:2], Compute("cpu"), Recording()))
     for ours, theirs in zip(runs[:2], alone, strict=False):
         assert_equal_runs(ours, theirs)
 
@@ -477,11 +478,12 @@ def test_parts_of_a_batch_get_their_own_rows(make_study: MakeStudy) -> None:
 def test_only_its_own_time_counts_as_a_runs(make_study: MakeStudy) -> None:
     study = make_study()
     runs = runs_of(study, seeds=[0])
-    no_failures(train_together(runs, device="cpu"))
+    no_failures(train_together(runs, Compute("cpu"), Recording()))
+    others = [study.run(method, 2) for method in METHODS]
     started = time.perf_counter()
-    no_failures(train_together([study.run(method, 2) for method in METHODS], device="cpu"))
+    no_failures(train_together(others, Compute("cpu"), Recording()))
     elapsed = time.perf_counter() - started
-    seconds = [study.run(method, 2).summary["seconds"] for method in METHODS]
+    seconds = [run.summary["seconds"] for run in others]
     assert sum(seconds) <= elapsed
     lines = (runs[0].folder / "metrics.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["train_seconds"] for line in lines) <= runs[0].summary["seconds"]

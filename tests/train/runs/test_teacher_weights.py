@@ -16,8 +16,10 @@ import torch
 from rich.console import Console
 
 from teach_once.configs.load import load_teacher
+from teach_once.runtime.command.options import Compute
 from teach_once.store.identity import identity_sha256
 from teach_once.train.cli.commands import cli
+from teach_once.train.recording.options import Recording
 from teach_once.train.recording.printing import EpochPrinter
 from teach_once.train.runs.weights import training_folder
 from teach_once.train.sessions.teacher import train_teacher
@@ -237,7 +239,7 @@ def test_consent_is_asked_for_once(
 
 def test_a_trial_changes_nothing_of_the_training(call: list[str], weights: Path) -> None:
     config = load_teacher(call[1], call[4:])
-    train_teacher(config, device="cpu", console=Console(file=io.StringIO()))
+    train_teacher(config, Compute("cpu"), Recording(console=Console(file=io.StringIO())))
     without = torch.load(weights, weights_only=True)
     weights.unlink()
     assert cli(call) == 0

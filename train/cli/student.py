@@ -1,0 +1,82 @@
+"""Trains the run that a command line asks for, or resumes it, and prints its result.
+
+Loads torch only if there is something to train.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from teach_once.runtime.command.frame import new_console
+from teach_once.runtime.command.options import Compute
+from teach_once.runtime.machine.resources import num_ranks
+from teach_once.store.read.mirror import shown_path
+from teach_once.train.cli.plan import RunRequest
+from teach_once.train.recording.options import Recording
+from teach_once.train.recording.tracking import check_trackers
+from teach_once.train.runs.folder import format_result
+from teach_once.train.runs.retrain import begin_again
+from teach_once.train.runs.study import Run
+
+if TYPE_CHECKING:
+    from teach_once.train.engine.ranks import Ranks
+
+
+def train_single(
+    request: RunRequest, compute: Compute, recording: Recording, *, redo: bool = False
+) -> None:
+    """Train a run, or resume it, and print its result. redo: train a finished one again.
+
+    With several processes each of them calls this, and the first one prints and writes. Raises as
+    `train.sessions.student.train_run` does; with several processes only the first one to fail
+    raises, and the others end with its exit status.
+    """
+    check_trackers(recording.track)
+    with joined(compute.device) as ranks:
+        console, is_first = console_of(ranks), ranks is None or ranks.is_first
+        run = request.open_run()
+        if redo and is_first:
+            begin_again([run], compute.device)
+        if ranks is not None:
+            ranks.barrier()  # they look at the run's files, which the first one may have moved
+        if run.is_finished and (summary := run.summary):
+            console.print(f"{run.folder} is finished: nothing to do.")
+        else:
+            _announce(run, console)
+            from teach_once.train.engine.ranks import ALONE  # these load torch
+            from teach_once.train.sessions.student import train_run
+
+            summary = train_run(run, compute, replace(recording, console=console), ranks or ALONE)
+        if is_first:
+            console.print(format_result(summary, run.folder))
+
+
+def _announce(run: Run, console: Console) -> None:
+    if changes := run.changes():
+        console.print("\n  ".join([f"differs from the last run of {run}:", *changes]))
+    again = ", whose finished result is replaced at the end" if run.repetition else ""
+    caches_read = " and ".join(str(shown_path(each.path)) for each in run.study.caches)
+    console.print(f"{run}, from {caches_read} into {run.folder}{again}")
+
+
+def joined(device: str) -> AbstractContextManager[Ranks | None]:
+    """The processes that a launcher has started, as `train.engine.ranks`; None, without torch, of
+    one.
+    """
+    if num_ranks() == 1:
+        return nullcontext(None)
+    # Once, as torch is loaded: every rank would warn that a step happened to reach all parameters.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from teach_once.train.engine.ranks import init_process_group
+
+    return init_process_group(device)
+
+
+def console_of(ranks: Ranks | None) -> Console:
+    """Prints nothing but on rank 0."""
+    return new_console() if ranks is None or ranks.is_first else Console(quiet=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -57,7 +58,6 @@ def test_every_code_block_is_run_by_a_test() -> None:
         *OWN_LOSSES,
         "my_loop.py",
         "loader.py",
-        "channel_distillation.py",
         "unpack_imagenet.py",
     }
     assert set(code_blocks("yaml")) == {"photos-resnet50.yaml", "photos-resnet18.yaml"}
@@ -76,36 +76,31 @@ def test_the_loader_of_the_documents_runs(trained_checkout: Trained) -> None:
     assert run_block("loader.py", project) == []
 
 
-def test_channel_distillation_in_plain_code_is_the_loss_that_is_trained_with(
-    trained_checkout: Trained,
-) -> None:
-    project, _ = trained_checkout
-    then = """
-from teach_once.train import losses
-torch.testing.assert_close(loss, losses.cd(student_means, teacher_means))
-print(sum(p.grad.abs().sum().item() for p in student.parameters()))
-"""
-    loss, gradient = map(float, run_block("channel_distillation.py", project, then))
-    assert loss > 0
-    assert gradient > 0
-
-
 @pytest.mark.long
-def test_what_the_readme_shows_of_clusters_and_buckets_runs(
+def test_commands_of_clusters_and_buckets_run(
     trained_checkout: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The README's section, after a pass on a cluster and before a run from the bucket."""
     project, _ = trained_checkout
     monkeypatch.setenv("RAY_ADDRESS", "local")  # whatever else runs on this machine
-    shown = README.read_text().partition("## More than one machine")[2].partition("\n## ")[0]
+    shown = README.read_text().partition("## Scale up")[2].partition("\n## ")[0]
     (block,) = re.findall(r"```bash\n(.*?)```", shown, re.DOTALL)
     shutil.copy(ROOT / "requirements-cluster.txt", project / ".venv/installed-cluster.txt")
-    quick = {name: [QUICK_ARGS] for name in ("ablation", "train-student")}
-    quick["cache-teacher"] = ["ARGS=training.epochs=1"]
+    quick = {
+        "ablation": ["METHODS=ce cd", "SEEDS=0 1", QUICK_ARGS],
+        "train-student": [QUICK_ARGS],
+        "cache-teacher": ["ARGS=training.epochs=1"],
+    }
+    on_cluster = "make cache-teacher CLUSTER=auto"
+    from_bucket = (
+        "make train-student METHOD=cd CACHES=s3://bucket/caches MIRROR=mirror MIRROR_GB=50"
+    )
+    assert {on_cluster, from_bucket} <= {line for page in documents() for line in commands(page)}
     printed = ""
     (project / "caches").rename(project / "elsewhere")
     try:
         with running(has_proxy=False) as server, emptied(server):
-            for line in block.splitlines():
+            for line in (on_cluster, *block.splitlines(), from_bucket):
                 words = shlex.split(line, comments=True)[1:]
                 result = make(*words, *quick.get(words[0], []), cwd=project)
                 assert result.returncode == 0, result.stderr
@@ -119,8 +114,8 @@ def test_what_the_readme_shows_of_clusters_and_buckets_runs(
     assert re.search(r"/report(-\w+)?\.html, ", printed)  # of other settings than the first one
     assert "in each of 2 processes" in printed
     assert re.search(r"s3://bucket/caches/digits-resnet20-\w{8} is complete", printed)
-    assert "cd+gkd, seed 0, from s3://bucket/caches/digits-resnet20-" in printed
-    assert list((project / "mirror/bucket/caches").glob("digits-*/teacher.zarr/logits/c.0.*"))
+    assert "cd, seed 0, from s3://bucket/caches/digits-resnet20-" in printed
+    assert list((project / "mirror/bucket/caches").glob("digits-*/teacher.zarr/stage1/c.0.*"))
 
 
 def test_the_job_array_of_the_documents_fills_the_cache(trained_checkout: Trained) -> None:
@@ -206,7 +201,7 @@ def test_a_folder_and_a_checkpoint_become_a_student(checkout: Path, photographs:
     shutil.copytree(photographs, checkout / "photos")
     network = build("resnet50", num_classes=2, stem="imagenet")
     save_atomically({"state_dict": network.state_dict()}, checkout / "checkpoint.pt")
-    (command,) = [line for line in commands(README) if "STUDENT=photos" in line]
+    (command,) = [line for page in documents() for line in commands(page) if "=photos-" in line]
     quick = "teacher.views.count=1 teacher.views.augment.size_px=32 training.epochs=1"
     result = make_in_forks(*command.split()[1:], f"ARGS={quick}", cwd=checkout)
     assert result.returncode == 0, result.stderr
@@ -229,9 +224,8 @@ def test_photographs_and_the_name_of_a_model_become_an_exported_student(
     network = build("timm:test_convnext", num_classes=1000)
     save_atomically(network.state_dict(), checkout / "random.pt")
     for line in (new_teacher.replace("--root", "--weights random.pt --root"), new_student):
-        program, _, file = line.removeprefix("python ").partition(" > ")
-        module, *words = shlex.split(program.removeprefix("-m "))
-        ran = run(module, *words, cwd=checkout)
+        words, _, file = line.removeprefix("teach-once ").partition(" > ")
+        ran = run("teach_once", *shlex.split(words), cwd=checkout)
         assert ran.returncode == 0, ran.stderr
         (checkout / file).write_text(ran.stdout)
     quick = "teacher.views.count=1 teacher.views.augment.size_px=32 training.epochs=1"
@@ -308,18 +302,23 @@ def check_program(name: str, arguments: list[str]) -> None:
     assert package is not None, name
     is_package = package.submodule_search_locations is not None
     module = importlib.import_module(f"{name}.__main__" if is_package else name)
+    app = getattr(module, "app", None)
     if is_package and hasattr(module, "cli"):  # `__main__` hands it on
-        module = sys.modules[module.cli.__module__]
+        if isinstance(module.cli, functools.partial):  # of run_command with the app
+            (app,) = module.cli.args
+        else:
+            module = sys.modules[module.cli.__module__]
+            app = getattr(module, "app", None)
     if name == "benchmarks" and arguments[:1] and arguments[0] in NAMES:
         typer.main.get_command(target_app(arguments[0])).make_context(name, arguments[1:])
         return
-    if not hasattr(module, "app"):  # one that reads its few words itself: its docstring shows them
+    if app is None:  # one that reads its few words itself: its docstring shows them
         shown = Path(str(module.__file__)).read_text()
         words = arguments[:1] if is_package and name != "benchmarks" else []
         words += [word for word in arguments if word.startswith("--")]
         assert all(re.search(rf"{word}(?![\w-])", shown) for word in words), arguments
         return
-    command = typer.main.get_command(module.app)
+    command = typer.main.get_command(app)
     context = command.make_context(name, list(arguments))
     if hasattr(command, "resolve_command"):
         found, part, rest = command.resolve_command(context, arguments)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from examples import plain_pytorch
+from examples import channel_distillation, plain_pytorch
+from teach_once import DistillationDataset, TeacherCache, losses
 from teach_once.configs.load import load_student, load_teacher, to_yaml
 from teach_once.configs.schema import StudentConfig
 from teach_once.train.engine.epoch_result import EpochResult
@@ -124,6 +126,27 @@ def test_the_target_of_timm_moves_as_one() -> None:
     target = timm_task.CachedTarget(torch.zeros(2), {"logits": torch.zeros(2, 3)})
     moved = target.to("meta")
     assert (moved.labels.device.type, moved.rows["logits"].device.type) == ("meta", "meta")
+
+
+def test_channel_distillation_in_plain_code_is_the_loss_that_is_trained_with(
+    study_files: tuple[StudentConfig, Path],
+) -> None:
+    config = load_teacher(study_files[0].teacher)
+    (path,) = study_files[1].glob("digits-*")
+    ids = np.arange(8)
+    images, teacher_means = channel_distillation.read_batch(
+        config, TeacherCache.open(path), view=1, ids=ids
+    )
+    student = channel_distillation.Student([means.shape[1] for means in teacher_means])
+    student_means = student(images)
+    loss = channel_distillation.cd_loss(student_means, teacher_means)
+    torch.testing.assert_close(loss, losses.cd(student_means, teacher_means))
+    loss.backward()
+    assert all(float(part.grad.abs().sum()) > 0 for part in student.parameters())
+    dataset = DistillationDataset(config, study_files[1], taps=["stage1"])
+    dataset.set_epoch(2)
+    torch.testing.assert_close(images[3], dataset[3][0], rtol=0, atol=0)
+    assert channel_distillation.main(study_files[0].teacher, study_files[1]) > 0
 
 
 def test_plain_pytorch_is_short() -> None:

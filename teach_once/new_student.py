@@ -152,7 +152,7 @@ def _methods_that_work(draft: _Draft, teacher: TeacherConfig) -> tuple[str, dict
     Raises ArchError where not even labels can be learned from.
     """
     from teach_once.train.runs.check_methods import (
-        check_before_the_pass,
+        TapsOfTeacher,
         check_student,
         check_teacher,
     )
@@ -162,10 +162,11 @@ def _methods_that_work(draft: _Draft, teacher: TeacherConfig) -> tuple[str, dict
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
     stages = _stages(draft.arch, sum(name.startswith("stage") for name in taps))
     config = _config_of(draft, stages, teacher)
+    planned = TapsOfTeacher.of_config(teacher, Path("caches"))
     why_not: dict[str, str] = {}
     for name, terms in config.methods.items():
         try:
-            check_before_the_pass(config, teacher, [name])
+            planned.check(config, [name])
             check_student(config, terms, taps, shape, dataset.num_classes)
         except UserError as error:
             if name == "ce":

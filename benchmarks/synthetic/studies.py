@@ -30,6 +30,7 @@ from teach_once.store import TeacherCache
 from teach_once.train.engine.step import TrainContext, active_terms, epoch_steps, start_epoch
 from teach_once.train.engine.train_state import capture_maps
 from teach_once.train.runs.study import Study
+from teach_once.train.runs.teachers import StudyTeacher
 from teach_once.views.datasets import Dataset
 from teach_once.views.splits import Split, array_split
 
@@ -131,7 +132,7 @@ def study_of(
     """The study of `setup_of`, with its cache made."""
     made, student = setup_of(shape, folder, overrides)
     cache = make_cache(made, PassOptions(device, 64))
-    return Study(student, made.config, made.dataset, cache, folder / "runs")
+    return Study(student, (StudyTeacher(made.config, cache),), made.dataset, folder / "runs")
 
 
 def steps_of_epoch(context: TrainContext, epoch: int) -> Iterator[object]:

@@ -19,6 +19,7 @@ from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.runs.study import Study
+from teach_once.train.runs.teachers import StudyTeacher
 from teach_once.train.sessions.student import train_student
 
 TITLE = "An ablation of five methods"
@@ -36,7 +37,9 @@ def measure(device: str = "auto", shape: str = "cifar-56-20", epochs: int = 4) -
         started = time.perf_counter()
         cache = make_cache(setup, PassOptions(where))
         building = time.perf_counter() - started
-        study = Study(student, setup.config, setup.dataset, cache, Path(name, "runs"))
+        study = Study(
+            student, (StudyTeacher(setup.config, cache),), setup.dataset, Path(name, "runs")
+        )
         for method in METHODS:  # one after the other, so that a slow hour affects both
             for seed, seconds in enumerate((cached, live)):  # the seed keeps the runs of ce apart
                 started = time.perf_counter()

@@ -45,6 +45,7 @@ from teach_once.train.engine.step import TrainContext
 from teach_once.train.engine.train_state import capture_maps
 from teach_once.train.outputs.cached_teacher import view_bytes
 from teach_once.train.runs.study import Study
+from teach_once.train.runs.teachers import StudyTeacher
 from teach_once.train.sessions.student import open_context
 
 TITLE = "One student on several processes"
@@ -147,7 +148,9 @@ def open_made_study(shape: Shape, folder: Path, *overrides: str) -> Study:
     """The study in `folder`, whose cache exists; each process opens it by itself."""
     student, teacher = configs_of(shape, folder, overrides)
     cache = TeacherCache.open(next((folder / "caches").glob("*-*")))
-    return Study(student, teacher, dataset_of(shape, teacher), cache, folder / "runs")
+    return Study(
+        student, (StudyTeacher(teacher, cache),), dataset_of(shape, teacher), folder / "runs"
+    )
 
 
 def step_seconds(

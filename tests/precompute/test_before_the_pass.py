@@ -17,7 +17,7 @@ from teach_once.nets.teacher.taps import TapError
 from teach_once.nets.weights.files import save_atomically
 from teach_once.train.cli.commands import cli
 from teach_once.train.method.connectors import StageMismatch
-from teach_once.train.runs.check_methods import check_study
+from teach_once.train.runs.check_methods import check_without_cache
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.student import train_student
 from tests.support.image_folders import write_image_folder
@@ -124,7 +124,7 @@ def test_logits_alone_ask_for_no_stages(make_study: MakeStudy) -> None:
     assert train_student(study.run("kd", 0), device="cpu")["epochs"] == 4
     with pytest.raises(TapError, match=r"name its modules under student\.stages"):
         train_student(study.run("cd", 0), device="cpu")
-    check_study(study.config, study.teacher, ["ce", "kd"])
+    check_without_cache(study.config, study.teacher, ["ce", "kd"])
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -211,6 +211,5 @@ def commands_behind(study: Study, request: StudyRequest) -> list[str]:
     caches, runs = request.storage.caches, request.storage.runs
     words = [*portable_program("train"), "student", request.name]
     words += ["--method", "METHOD", "--seed", "SEED", "--caches", str(caches), "--runs", str(runs)]
-    teachers = (study.teacher, *(other.config for other in study.further))
-    made = [pass_command(each, caches) for each in teachers]
+    made = [pass_command(each.config, caches) for each in study.teachers]
     return [shlex.join([*words, *(request.overrides or ())]), *made]

@@ -43,7 +43,7 @@ from teach_once.train.errors import TrainError
 from teach_once.train.method.connector_ends import check_ends
 from teach_once.train.outputs.shuffle_buffer import Feed
 from teach_once.train.runs.study import MOST_SEED, Run, Study, open_study, refuse_unknown_method
-from teach_once.train.runs.teachers import further_configs, tap_names, teacher_identity
+from teach_once.train.runs.teachers import tap_names, teacher_configs, teacher_identity
 from teach_once.views.augment.augment import view_shape
 from teach_once.views.datasets import load_dataset
 
@@ -153,7 +153,7 @@ def check_runs(
         if all(study.run(method, seed).is_finished for method in methods for seed in seeds):
             return ALL_FINISHED
     from teach_once.runtime.machine.devices import check_device
-    from teach_once.train.runs.check_methods import check_study, missing_taps
+    from teach_once.train.runs.check_methods import check_without_cache, missing_taps
 
     check_device(device)
     if ranks > 1:
@@ -161,9 +161,10 @@ def check_runs(
         check_idle_ranks(config.training, num_samples, ranks)
     if study is not None:
         check_ends(study, methods)
-    taps, stages = ([], []) if study is None else (study.cache.taps, study.teacher_stages)
-    if study is None or missing_taps(config, methods, list(stages), taps):
-        check_study(config, teacher, methods, storage.caches)
+    if study is None or any(
+        missing_taps(config, methods, list(each.stages), each.cache.taps) for each in study.teachers
+    ):
+        check_without_cache(config, teacher, methods, storage.caches)
         there = "there is no cache yet" if study is None else "the cache lacks some taps"
         return f"device, images, networks, taps and losses; {there}"
     return f"device, and {shown_path(study.cache.path)}, which holds what they read"
@@ -236,7 +237,7 @@ def plan_lines(
     """
     dataset = load_dataset(teacher.dataset, storage.caches)
     samples = len(dataset.train)
-    further = further_configs(config, teacher)
+    teachers = teacher_configs(config, teacher)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
     hints = [*stem_hints(config, teacher, shape), *dataset.hints]
     passes = f"{samples:,} samples x {config.training.epochs} epochs through {config.student.arch}"
@@ -248,13 +249,13 @@ def plan_lines(
         if storage.cache is not None:
             raise
         return [
-            *(line for each in (teacher, *further) for line in _absent_lines(each, storage.caches)),
+            *(line for each in teachers for line in _absent_lines(each, storage.caches)),
             f"student  to train: {passes}",
             *hints,
         ]
-    lines = _found_lines(study.teacher, study.cache, storage.cache is None)
-    for other in study.further:
-        lines += _found_lines(other.config, other.cache, True)
+    lines = []
+    for number, each in enumerate(study.teachers):
+        lines += _found_lines(each.config, each.cache, number > 0 or storage.cache is None)
     run = study.run(method, seed)
     if run.is_finished:
         return [*lines, f"student  finished: {run.folder}"]

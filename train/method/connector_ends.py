@@ -30,12 +30,10 @@ CONNECTED_LOSSES = {"cd": "means", "fitnets": "hint"}
 
 
 class CachesOfStudy(Protocol):
-    """A study's settings and the caches of its teachers, the first of which is `cache`."""
+    """A study's settings and the caches of its teachers."""
 
     @property
     def config(self) -> StudentConfig: ...
-    @property
-    def cache(self) -> TeacherCache: ...
     @property
     def caches(self) -> list[TeacherCache]: ...
 
@@ -105,7 +103,8 @@ def format_linear(linear: Sequence[str]) -> str:
 
 def _used(study: CachesOfStudy, terms: Sequence[LossTerm]) -> dict[str, bool]:
     """Tap -> whether its values are signed, of the taps that these losses reach by a connector."""
-    has_hint = "hint" in study.cache.manifest.taps
+    first = study.caches[0]  # a hint is of a single teacher: see `train.runs.check_methods`
+    has_hint = "hint" in first.manifest.taps
     has_connectors = study.config.student.connector != "none"
     uses = {CONNECTED_LOSSES[term.loss] for term in terms if term.loss in CONNECTED_LOSSES}
     found: dict[str, bool] = {}
@@ -119,7 +118,7 @@ def _used(study: CachesOfStudy, terms: Sequence[LossTerm]) -> dict[str, bool]:
     if "means" not in uses:
         found = {}
     if "hint" in uses and has_hint:
-        found |= {tap: each.is_signed for tap, each in statistics(study.cache, ["hint"]).items()}
+        found |= {tap: each.is_signed for tap, each in statistics(first, ["hint"]).items()}
     return found
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from teach_once.configs.schema import LossTerm, StudentConfig, TeacherConfig, TopLogits
@@ -26,12 +28,12 @@ from teach_once.train.method.pretrained import start_student
 from teach_once.train.method.residual import build_student, hint_stage
 from teach_once.train.runs.study import Study
 from teach_once.train.runs.teachers import (
-    FurtherTeacher,
-    further_configs,
+    StudyTeacher,
     pass_command,
     refuse_other_views,
     refuse_unmergeable,
     tap_names,
+    teacher_configs,
 )
 from teach_once.train.schedule import weight_at
 from teach_once.train.terms import check_options, loss_named, taps_of
@@ -39,47 +41,97 @@ from teach_once.views.augment.augment import check_augmentable, view_shape
 from teach_once.views.datasets import Dataset, load_dataset
 
 
-def check_study(
-    config: StudentConfig,
-    teacher: TeacherConfig,
-    methods: Sequence[str],
-    caches_dir: Path = Path("caches"),
+@dataclass(frozen=True)
+class TapsOfTeacher:
+    """The taps of a teacher that methods can read: those of its cache, or of the cache to come.
+
+    top: how many logits of a sample are stored; None: all. lacks: the beginning of an error for
+    other taps. caches_dir: where a pass would put them.
+    """
+
+    teacher: TeacherConfig
+    stages: Sequence[str]
+    names: Collection[str]
+    top: int | None
+    lacks: str
+    caches_dir: Path
+
+    @classmethod
+    def of_config(cls, teacher: TeacherConfig, caches_dir: Path) -> TapsOfTeacher:
+        """The taps that a pass would store."""
+        logits, stages = teacher.taps.logits, list(teacher_stages(teacher))
+        top = logits.top if isinstance(logits, TopLogits) else None
+        lacks = f"the teacher's file {teacher.name} leaves out"
+        return cls(teacher, stages, tap_names(teacher), top, lacks, caches_dir)
+
+    @classmethod
+    def of_cache(cls, teacher: StudyTeacher) -> TapsOfTeacher:
+        """The taps that a cache has or is to have."""
+        cache, stages = teacher.cache, list(teacher.stages)
+        logits = cache.manifest.taps.get("logits")
+        top, path = logits.top if logits else None, cache.path
+        names = list(cache.manifest.taps)
+        return cls(teacher.config, stages, names, top, f"{path} lacks", path.parent)
+
+    def check(self, config: StudentConfig, methods: Sequence[str]) -> None:
+        """Raise TrainError if a method needs other taps, or all logits."""
+        if missing := missing_taps(config, methods, self.stages, self.names):
+            raise missing_error(missing, methods, self)
+        for method in methods:
+            refuse_cut_logits(method, config.methods[method], self.top)
+
+
+def check_settings(
+    config: StudentConfig, methods: Sequence[str], teachers: Sequence[TapsOfTeacher]
 ) -> None:
-    """Raise TrainError, ArchError, TapError or DatasetError where a method cannot work."""
+    """Raise TrainError if a method cannot work with the taps of these teachers."""
     for method in methods:
         check_terms(method, config.methods[method], config.training.epochs)
-    check_before_the_pass(config, teacher, methods, caches_dir)
-    for method in methods:
-        logits = teacher.taps.logits
-        cut = logits.top if isinstance(logits, TopLogits) else None
-        refuse_cut_logits(method, config.methods[method], cut)
-    dataset = load_dataset(teacher.dataset, caches_dir)
-    taps = check_teacher(teacher, dataset)
-    shape = view_shape(dataset.train.first_shape, teacher.views.augment)
-    others = _check_further(config, teacher, methods, dataset, caches_dir)
-    ensemble = combine_taps([taps, *others], config.weight_of_each) if others else None
-    for method in methods:
-        terms = config.methods[method]
-        check_student(config, terms, taps, shape, dataset.num_classes, ensemble)
+    for teacher in teachers:
+        teacher.check(config, methods)
+    if len(teachers) > 1:
+        refuse_methods_of_one(config, methods)
 
 
-def _check_further(
+def check_methods(study: Study, methods: Sequence[str]) -> None:
+    """Raise TrainError if a method cannot work with the study's caches.
+
+    Raises CacheIncomplete if it needs records that the caches are to contain and do not yet.
+    """
+    check_settings(study.config, methods, list(map(TapsOfTeacher.of_cache, study.teachers)))
+    check_ends(study, methods)
+    needed = [study.run(method, 0).needed_of_each for method in methods]
+    for number, teacher in enumerate(study.teachers):
+        spell = partial(pass_command, teacher.config, teacher.cache.path.parent)
+        with fixes_spelled_by(spell):
+            for of_each in needed:
+                teacher.cache.refuse_incomplete(of_each[number])
+
+
+def check_without_cache(
     config: StudentConfig,
     first: TeacherConfig,
     methods: Sequence[str],
-    dataset: Dataset,
-    caches_dir: Path,
-) -> list[dict[str, TapSpec]]:
-    """The taps of all teachers but the first. Raises as `check_study`."""
-    found = []
-    for other in further_configs(config, first):
+    caches_dir: Path = Path("caches"),
+) -> None:
+    """Raise TrainError, ArchError, TapError or DatasetError if a method could not work.
+
+    first: the first of the teachers.
+    """
+    teachers = teacher_configs(config, first)
+    of_each = [TapsOfTeacher.of_config(teacher, caches_dir) for teacher in teachers]
+    check_settings(config, methods, of_each)
+    dataset = load_dataset(first.dataset, caches_dir)
+    taps = [check_teacher(first, dataset)]
+    for other in teachers[1:]:
         theirs = load_dataset(other.dataset, caches_dir)
         refuse_other_views(first, dataset, other, theirs)
-        check_before_the_pass(config, other, methods, caches_dir)
-        found.append(check_teacher(other, theirs))
-    if found:
-        refuse_methods_of_one(config, methods)
-    return found
+        taps.append(check_teacher(other, theirs))
+    shape = view_shape(dataset.train.first_shape, first.views.augment)
+    ensemble = combine_taps(taps, config.weight_of_each) if len(taps) > 1 else None
+    for method in methods:
+        terms = config.methods[method]
+        check_student(config, terms, taps[0], shape, dataset.num_classes, ensemble)
 
 
 def refuse_methods_of_one(config: StudentConfig, methods: Sequence[str]) -> None:
@@ -143,44 +195,6 @@ def check_student(
         start_student(network, config, image_shape)
     taps = ensemble.specs if ensemble else taps
     connectors_for(network, config.student, terms, taps, image_shape, 0, ensemble)
-
-
-def check_methods(study: Study, methods: Sequence[str]) -> None:
-    """Raise TrainError where a method cannot work, or needs what the cache lacks: all of it.
-
-    CacheIncomplete where it needs what the cache is to hold and is not finished.
-    """
-    stages, epochs = list(study.teacher_stages), study.config.training.epochs
-    logits = study.cache.manifest.taps.get("logits")
-    for method in methods:
-        check_terms(method, study.config.methods[method], epochs)
-        refuse_cut_logits(method, study.config.methods[method], logits.top if logits else None)
-    check_ends(study, methods)
-    missing = missing_taps(study.config, methods, stages, list(study.cache.manifest.taps))
-    if missing:
-        path = study.cache.path
-        raise missing_error(missing, methods, f"{path} lacks", study.teacher, stages, path.parent)
-    caches_dir = study.cache.path.parent
-    with fixes_spelled_by(lambda more: pass_command(study.teacher, caches_dir, more)):
-        for method in methods:
-            study.cache.refuse_incomplete(study.run(method, 0).needed_of_each[0])
-    if study.further:
-        refuse_methods_of_one(study.config, methods)
-    for number, other in enumerate(study.further, start=1):
-        _check_cache_of(other, number, study, methods)
-
-
-def _check_cache_of(
-    other: FurtherTeacher, number: int, study: Study, methods: Sequence[str]
-) -> None:
-    """The same for teacher `number`."""
-    stages, path = list(other.stages), other.cache.path
-    missing = missing_taps(study.config, methods, stages, list(other.cache.manifest.taps))
-    if missing:
-        raise missing_error(missing, methods, f"{path} lacks", other.config, stages, path.parent)
-    with fixes_spelled_by(lambda more: pass_command(other.config, path.parent, more)):
-        for method in methods:
-            other.cache.refuse_incomplete(study.run(method, 0).needed_of_each[number])
 
 
 def refuse_cut_logits(method: str, terms: Sequence[LossTerm], top: int | None) -> None:
@@ -254,31 +268,13 @@ def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) ->
     ]
 
 
-def check_before_the_pass(
-    config: StudentConfig,
-    teacher: TeacherConfig,
-    methods: Sequence[str],
-    caches_dir: Path = Path("caches"),
-) -> None:
-    """Raise TrainError where a cache of this teacher would lack what methods need."""
-    stages = list(teacher_stages(teacher))
-    missing = missing_taps(config, methods, stages, tap_names(teacher))
-    if missing:
-        who = f"the teacher's file {teacher.name} leaves out"
-        raise missing_error(missing, methods, who, teacher, stages, caches_dir)
-
-
 def missing_error(
-    missing: Mapping[str, set[str]],
-    methods: Sequence[str],
-    who: str,
-    teacher: TeacherConfig,
-    stages: Sequence[str],
-    caches_dir: Path,
+    missing: Mapping[str, set[str]], methods: Sequence[str], teacher: TapsOfTeacher
 ) -> TrainError:
-    """The error for taps that `who` lacks, with the command that builds or extends a cache."""
-    problem = format_missing(missing, who, stages)
+    """The error for taps that a teacher lacks, with the command that builds or extends a cache."""
+    problem = format_missing(missing, teacher.lacks, teacher.stages)
     rest = " ".join(method for method in methods if method not in missing)
     without = f'; or leave these methods out: METHODS="{rest}"' if rest else ""
-    more = settings_that_add(missing, stages)
-    return TrainError(f"{problem}{without}", fix=pass_command(teacher, caches_dir, more))
+    more = settings_that_add(missing, teacher.stages)
+    fix = pass_command(teacher.teacher, teacher.caches_dir, more)
+    return TrainError(f"{problem}{without}", fix=fix)

@@ -38,9 +38,8 @@ from teach_once.train.outputs.shuffle_buffer import Feed, record_bytes, window_r
 from teach_once.train.runs.files import RUN_FILE, read_result, read_run
 from teach_once.train.runs.folder import changes_since, repetition_of
 from teach_once.train.runs.teachers import (
-    FurtherTeacher,
-    open_cache,
-    open_further,
+    StudyTeacher,
+    open_teachers,
     refusing_too_many_views,
     verified_pixels,
 )
@@ -112,36 +111,41 @@ MOST_SEED = 2**64 - 1
 
 @dataclass(frozen=True)
 class Study:
-    """One student config with the data and the cache that its runs read."""
+    """One student config with the data and the caches that its runs read.
+
+    teachers: at least one; all of them have the dataset and the views of the first.
+    """
 
     config: StudentConfig
-    teacher: TeacherConfig
+    teachers: tuple[StudyTeacher, ...]
     dataset: Dataset
-    cache: TeacherCache
     runs_dir: Path
     feed: Feed = "auto"
-    further: tuple[FurtherTeacher, ...] = ()  # teachers besides the first, which is `teacher`
     _pixels: dict[tuple[torch.device, int | None], DatasetPixels] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     @property
-    def num_views(self) -> int:
-        return views_used(self.config, self.teacher)
+    def teacher(self) -> TeacherConfig:
+        """The config of the first teacher."""
+        return self.teachers[0].config
+
+    @property
+    def cache(self) -> TeacherCache:
+        """The cache of the first teacher."""
+        return self.teachers[0].cache
 
     @property
     def caches(self) -> list[TeacherCache]:
-        """Those of all teachers, the first one's first."""
-        return [self.cache, *(other.cache for other in self.further)]
+        return [each.cache for each in self.teachers]
 
     @property
-    def teacher_stages(self) -> dict[str, str]:
-        stages = self.cache.identity["teacher"]["stages"]
-        return {f"stage{n}": stages[f"stage{n}"] for n in range(1, len(stages) + 1)}
+    def num_views(self) -> int:
+        return views_used(self.config, self.teacher)
 
     def window_rows(self, taps: Collection[str]) -> int | None:
         """How many samples are shuffled at a time, reading these taps; None: all of them."""
-        if not self.further:
+        if len(self.teachers) == 1:
             return window_rows(self.cache, taps, self.feed)
         if self.feed == "window":
             raise TrainError(
@@ -253,18 +257,18 @@ class Run:
             "sources": self._sources(),
             "tested_digest": study.dataset.tested_digest,
             "cache": study.cache.identity,
-            **self._further(),
+            **self._several_teachers(),
             **pair_identity(study.config, self.terms),
         }
 
-    def _further(self) -> dict[str, Any]:
+    def _several_teachers(self) -> dict[str, Any]:
         """The weight of each of several teachers, and the caches of all but the first."""
-        study = self.study
-        if not study.further:
+        teachers = self.study.teachers
+        if len(teachers) == 1:
             return {}
         return {
-            "teacher_weights": list(study.config.weight_of_each),
-            "further_caches": [other.cache.identity for other in study.further],
+            "teacher_weights": [each.weight for each in teachers],
+            "further_caches": [each.cache.identity for each in teachers[1:]],
         }
 
     @cached_property
@@ -281,26 +285,20 @@ class Run:
 
     @property
     def needed_taps(self) -> list[str]:
-        """The taps that the method's losses read, whether the cache has finished them or not."""
-        from teach_once.train.terms import taps_of  # loads torch
-
-        wanted = taps_of(self.terms, list(self.study.teacher_stages))
-        return [tap for tap in self.study.cache.manifest.taps if tap in wanted]
+        """The taps of the first teacher that the method's losses read, finished or not."""
+        return self.needed_of_each[0]
 
     @property
     def needed_of_each(self) -> list[list[str]]:
         """The taps that are read of each teacher; of several, what decides `correct` too."""
         from teach_once.train.terms import taps_of  # loads torch
 
-        if not self.study.further:
-            return [self.needed_taps]
-        each = [(list(self.study.teacher_stages), self.study.cache)]
-        each += [(list(other.stages), other.cache) for other in self.study.further]
         found = []
-        for stages, cache in each:
-            wanted = taps_of(self.terms, stages)
-            wanted |= {"logits"} if "correct" in wanted else set()
-            found.append([tap for tap in cache.manifest.taps if tap in wanted])
+        for teacher in self.study.teachers:
+            wanted = taps_of(self.terms, list(teacher.stages))
+            if "correct" in wanted and len(self.study.teachers) > 1:
+                wanted |= {"logits"}
+            found.append([tap for tap in teacher.cache.manifest.taps if tap in wanted])
         return found
 
     @property
@@ -384,7 +382,7 @@ def open_study(
     feed: Feed = "auto",
     reads_outputs: bool = True,
 ) -> Study:
-    """Find the cache, make sure that it belongs to this teacher and these pixels, check the config.
+    """Find the caches, check that they belong to these teachers and pixels, and check the config.
 
     Taps may be unfinished: what a run reads is looked at when the run is
     (`train.sessions.student`). reads_outputs: False where no teacher outputs will be read, so that
@@ -397,10 +395,8 @@ def open_study(
     dataset = load_dataset(teacher.dataset, caches_dir)
     views = views_used(config, teacher) if reads_outputs else 1
     with refusing_too_many_views(views_used(config, teacher), teacher, caches_dir):
-        cache = open_cache(teacher, dataset, views, caches_dir=caches_dir, cache_path=cache_path)
-    folder = caches_dir if cache_path is None else cache_path.parent
-    further = open_further(config, teacher, dataset, views, folder)
-    return Study(config, teacher, dataset, cache, runs_dir, feed, further)
+        teachers = open_teachers(config, teacher, dataset, views, caches_dir, cache_path)
+    return Study(config, teachers, dataset, runs_dir, feed)
 
 
 def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:

@@ -1,8 +1,8 @@
-"""The further teachers of a study: each with a cache of the same data and views. Imports no torch.
+"""The teachers of a study, each with a cache of the same data and views. Imports no torch.
 
-Their probabilities are averaged, their channel means matched each through connectors of its own
-(`train.outputs.ensemble`). What would have no meaning for several is refused: attention maps, hints
-and relations between embeddings are those of one network.
+The probabilities of several teachers are averaged, and their channel means are matched each through
+connectors of its own (`train.outputs.ensemble`). Attention maps, hints and relations between
+embeddings are those of one network: a method that needs them is refused for several teachers.
 """
 
 from __future__ import annotations
@@ -153,12 +153,12 @@ _MERGEABLE = {"logits", "correct", "stages"}  # what several teachers have toget
 
 
 @dataclass(frozen=True)
-class FurtherTeacher:
-    """A teacher of a study besides its first one."""
+class StudyTeacher:
+    """A teacher of a study. weight: of its outputs among those of all teachers."""
 
     config: TeacherConfig
     cache: TeacherCache
-    weight: float
+    weight: float = 1.0
 
     @property
     def stages(self) -> dict[str, str]:
@@ -166,37 +166,37 @@ class FurtherTeacher:
         return teacher_stages(self.config)
 
 
-def further_configs(config: StudentConfig, first: TeacherConfig) -> list[TeacherConfig]:
-    """The configs of all teachers but the first, with the first one's overrides.
-
-    Raises ConfigError.
-    """
+def teacher_configs(config: StudentConfig, first: TeacherConfig) -> list[TeacherConfig]:
+    """The configs of all teachers, each with the overrides of the first one. Raises ConfigError."""
     overrides = first.source.overrides if first.source else ()
     others = [load_teacher(name, overrides) for name in (config.teachers or ())[1:]]
     for other in others:
         refuse_missing_data(other)
-    return others
+    return [first, *others]
 
 
-def open_further(
+def open_teachers(
     config: StudentConfig,
     first: TeacherConfig,
     dataset: Dataset,
     num_views: int,
     caches_dir: Path,
-) -> tuple[FurtherTeacher, ...]:
-    """The caches of all teachers but the first. Raises CacheError, TrainError, ConfigError.
+    cache_path: Path | None,
+) -> tuple[StudyTeacher, ...]:
+    """Open the cache of each teacher. Raises CacheError, TrainError, ConfigError.
 
-    dataset: the first one's.
+    dataset: of the first teacher. cache_path: its cache, which is looked up in `caches_dir` without
+    it; the caches of the other teachers are in the same folder.
     """
-    found = []
-    others = further_configs(config, first)
-    for other, weight in zip(others, config.weight_of_each[1:], strict=True):
+    cache = open_cache(first, dataset, num_views, caches_dir=caches_dir, cache_path=cache_path)
+    caches_dir = caches_dir if cache_path is None else cache_path.parent
+    caches = [cache]
+    configs = teacher_configs(config, first)
+    for other in configs[1:]:
         theirs = load_dataset(other.dataset, caches_dir)
         refuse_other_views(first, dataset, other, theirs)
-        cache = open_cache(other, theirs, num_views, caches_dir=caches_dir)
-        found.append(FurtherTeacher(other, cache, weight))
-    return tuple(found)
+        caches.append(open_cache(other, theirs, num_views, caches_dir=caches_dir))
+    return tuple(map(StudyTeacher, configs, caches, config.weight_of_each))
 
 
 def refuse_other_views(

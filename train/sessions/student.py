@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ from teach_once.train.recording.printing import print_once
 from teach_once.train.runs.check_methods import check_methods
 from teach_once.train.runs.retrain import take_place
 from teach_once.train.runs.study import Run, Study
+from teach_once.train.runs.teachers import StudyTeacher
 from teach_once.train.sessions.changed import refuse_other_inputs, refuse_other_teacher
 from teach_once.train.sessions.loop import RunTraining
 from teach_once.train.terms import looked_at
@@ -229,21 +230,17 @@ def _teacher_outputs(
     needed = run.needed_of_each
     if not needed[0]:
         return NoTeacher()
-    of_each = [(study.teacher, study.cache, study.teacher_stages)]
-    of_each += [(other.config, other.cache, other.stages) for other in study.further]
     sources = [
-        _live(run, config, cache, stages, taps, device, data)
-        if run.live_teacher
-        else cached(cache, taps)
-        for (config, cache, stages), taps in zip(of_each, needed, strict=True)
+        _live(run, teacher, taps, device, data) if run.live_teacher else cached(teacher.cache, taps)
+        for teacher, taps in zip(study.teachers, needed, strict=True)
     ]
     if len(sources) == 1:
         return sources[0]
-    normalisations = [config.dataset.normalisation for config, _, _ in of_each]
+    normalisations = [each.config.dataset.normalisation for each in study.teachers]
     return TeacherEnsemble(
         sources,
-        study.config.weight_of_each,
-        [len(stages) for _, _, stages in of_each],
+        [each.weight for each in study.teachers],
+        [len(each.stages) for each in study.teachers],
         normalisations if run.live_teacher else (),
     )
 
@@ -276,16 +273,15 @@ def _shuffle(run: Run) -> ShuffleBuffer | None:
 
 def _live(
     run: Run,
-    config: TeacherConfig,
-    cache: TeacherCache,
-    stages: Mapping[str, str],
+    of_study: StudyTeacher,
     taps: Sequence[str],
     device: torch.device,
     data: DatasetPixels,
 ) -> TeacherOutputs:
+    config, cache = of_study.config, of_study.cache
     teacher = load_teacher_network(
         config.teacher,
-        stages,
+        of_study.stages,
         num_classes=run.study.dataset.num_classes if config.taps.logits else 0,
         image_shape=run.study.image_shape,
         device=device,
@@ -300,10 +296,10 @@ def _live(
 
 def combine_teacher_taps(study: Study) -> EnsembleTaps | None:
     """The taps of several teachers under one numbering; None where there is one."""
-    if not study.further:
+    if len(study.teachers) == 1:
         return None
-    taps = [study.cache.taps, *(other.cache.taps for other in study.further)]
-    return combine_taps(taps, study.config.weight_of_each)
+    taps = [each.cache.taps for each in study.teachers]
+    return combine_taps(taps, [each.weight for each in study.teachers])
 
 
 def _weights_name(teacher: TeacherConfig) -> str:
@@ -322,12 +318,10 @@ def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
         "method": run.method,
         "seed": run.seed,
         "cache": study.cache.path.name,
-        "num_teachers": 1 + len(study.further),
+        "num_teachers": len(study.teachers),
         "cache_sha256": identity_sha256(study.cache.identity),
         "teacher": study.cache.measured,
-        "teacher_weights": [
-            _weights_name(each) for each in (study.teacher, *(o.config for o in study.further))
-        ],
+        "teacher_weights": [_weights_name(each.config) for each in study.teachers],
         "device": str(device),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

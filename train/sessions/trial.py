@@ -108,8 +108,8 @@ def _some_outputs(run: Run, device: torch.device) -> TeacherOutputs:
     ]
     if len(sources) == 1:
         return sources[0]
-    stages = [study.teacher_stages, *(other.stages for other in study.further)]
-    return TeacherEnsemble(sources, study.config.weight_of_each, list(map(len, stages)))
+    weights = [each.weight for each in study.teachers]
+    return TeacherEnsemble(sources, weights, [len(each.stages) for each in study.teachers])
 
 
 class _RepeatedBlock(NoTeacher):

@@ -22,7 +22,7 @@ from teach_once.train.method.optimizer import parameter_groups
 from teach_once.train.method.residual import StudentAndAssistant, build_student
 from teach_once.train.recording.export import export_student
 from teach_once.train.recording.recorder import EpochResult
-from teach_once.train.runs.check_methods import check_study
+from teach_once.train.runs.check_methods import check_without_cache
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import open_context, train_student
 from tests.support.teacher_cache import CPU
@@ -203,4 +203,4 @@ def test_what_a_pair_cannot_be_made_of_is_refused() -> None:
 def test_a_cache_without_a_hint_is_refused_before_anything_runs(make_study: MakeStudy) -> None:
     study = make_study()
     with pytest.raises(TrainError, match=r"needs the taps hint(?s:.*)taps.hint.stage=stage2"):
-        check_study(study.config, study.teacher, ["residual"])
+        check_without_cache(study.config, study.teacher, ["residual"])

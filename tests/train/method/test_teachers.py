@@ -25,7 +25,7 @@ from teach_once.train.method.connector_ends import mean_squares
 from teach_once.train.method.ensemble_taps import number_stages
 from teach_once.train.outputs.ensemble import TeacherEnsemble, mean_log_probabilities
 from teach_once.train.outputs.teacher_outputs import NoTeacher
-from teach_once.train.runs.check_methods import check_study
+from teach_once.train.runs.check_methods import check_without_cache
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.student import train_student
 from tests.support.printed_report import write_printed_report
@@ -107,7 +107,7 @@ def test_the_first_step_is_the_loss_by_hand(files: Path) -> None:
     (batch,) = list(context.data.train.batches([0], order[:16], 16))
     context.teacher.close()
     probabilities = 0
-    for cache, weight in ((study.cache, 0.75), (study.further[0].cache, 0.25)):
+    for cache, weight in ((study.cache, 0.75), (study.caches[1], 0.25)):
         logits = torch.from_numpy(cache.read(order[:16], 0, ["logits"])["logits"])
         probabilities = probabilities + weight * logits.softmax(dim=1)
     context.train_state.network.train()
@@ -138,7 +138,7 @@ def test_each_teacher_counts_in_cd_by_its_weight(files: Path) -> None:
         f"stage{n}" for n in range(1, 7)
     ]
     zeros = {n: torch.zeros_like(outputs[f"stage{n}"]) for n in range(1, 7)}
-    for teacher, (cache, weight) in enumerate(((study.cache, 3.0), (study.further[0].cache, 1.0))):
+    for teacher, (cache, weight) in enumerate(((study.cache, 3.0), (study.caches[1], 1.0))):
         stages = [f"stage{n}" for n in range(1, 4)]
         alone = cache.read(order[:16], 0, stages)
         theirs = [torch.from_numpy(alone[stage]) for stage in stages]
@@ -288,7 +288,7 @@ def test_teachers_that_see_other_views_are_refused_by_field(
     (files / "b.yaml").write_text(yaml.safe_dump(content))
     config = load_student(files / "s.yaml")
     with pytest.raises(UserError, match=f"do not see the same views(.|\n)*{field}"):
-        check_study(config, load_teacher(config.teacher), ["kd"])
+        check_without_cache(config, load_teacher(config.teacher), ["kd"])
 
 
 def test_a_method_of_one_teacher_is_refused_before_the_pass(files: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_method_of_one_teacher_is_refused_before_the_pass(files: Path) -> None
     with pytest.raises(
         UserError, match=r"methods\.rkd needs embedding, last_stage, which several teachers"
     ):
-        check_study(config, load_teacher(config.teacher), ["kd", "rkd"])
+        check_without_cache(config, load_teacher(config.teacher), ["kd", "rkd"])
     study = study_of(files)
     with pytest.raises(UserError, match=r"methods\.rkd needs embedding"):
         train_student(study.run("rkd", 0), device="cpu", console=Console(file=io.StringIO()))

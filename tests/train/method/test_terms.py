@@ -18,7 +18,7 @@ from teach_once.train import losses
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.errors import TrainError
 from teach_once.train.method.connector_ends import CONNECTED_LOSSES
-from teach_once.train.runs.check_methods import check_before_the_pass, check_methods
+from teach_once.train.runs.check_methods import TapsOfTeacher, check_methods
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
 from teach_once.train.terms import (
@@ -126,9 +126,10 @@ def test_what_the_cache_lacks_is_one_error_with_the_command_that_adds_it(
 
 def test_before_the_pass_the_teachers_file_is_asked(make_study: MakeStudy) -> None:
     study = make_study(student=["methods.at=[{loss: at}]", "methods.hint=[{loss: fitnets}]"])
-    check_before_the_pass(study.config, study.teacher, ["ce", "cd"])
+    planned = TapsOfTeacher.of_config(study.teacher, Path("caches"))
+    planned.check(study.config, ["ce", "cd"])
     with pytest.raises(TrainError) as told:
-        check_before_the_pass(study.config, study.teacher, ["ce", "at", "kd", "hint"])
+        planned.check(study.config, ["ce", "at", "kd", "hint"])
     text = str(told.value)
     assert "fix: make cache-teacher TEACHER=digits-resnet20" in text
     assert 'taps.energy=float16 taps.hint.stage=stage2"' in text

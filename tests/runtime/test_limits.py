@@ -13,6 +13,7 @@ import torch
 
 from teach_once.configs.schema import Centre, Normalisation, TeacherConfig, ViewsConfig
 from teach_once.precompute.command import cli as precompute
+from teach_once.runtime.command.options import Compute
 from teach_once.runtime.errors import DeviceError
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.runtime.machine.resources import (
@@ -24,6 +25,7 @@ from teach_once.runtime.machine.resources import (
 )
 from teach_once.train.cli.commands import cli as train
 from teach_once.train.outputs.shuffle_buffer import jobs_that_fit
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Study
 from teach_once.train.studies.ablation import run_ablation
 from teach_once.views.pixels.resident import evaluation_pixels
@@ -236,7 +238,7 @@ def test_jobs_are_as_many_as_their_views_fit_into_memory(
         3,
     ]
     monkeypatch.setattr("teach_once.train.outputs.shuffle_buffer.total_memory", lambda: memory // 3)
-    run_ablation(runs[1:], device="cpu", jobs=2, console=console)
+    run_ablation(runs[1:], Compute("cpu"), Recording(console=console), jobs=2)
     assert "1 of 2 jobs: memory holds no more" in console.file.getvalue()
 
 

@@ -42,6 +42,7 @@ from teach_once.train.cli.plan import (
     slow_precision,
 )
 from teach_once.train.errors import TrainError
+from teach_once.train.recording.options import Recording
 from teach_once.train.recording.tracking import check_trackers
 from teach_once.train.runs.folder import FoundRun, finished_alike, runs_below
 from teach_once.train.runs.retrain import begin_again
@@ -140,13 +141,11 @@ def train_study(request: AblationRequest, console: Console) -> StudyResult:
     with connection or nullcontext():
         failures = run_ablation(
             runs,
-            device=request.compute.device,
-            num_workers=request.compute.workers,
+            request.compute,
+            Recording(track=request.track or (), console=console),
             jobs=how.jobs,
             share=how.share,
             cluster=connection,
-            console=console,
-            track=request.track or (),
         )
     return StudyResult(runs, failures)
 

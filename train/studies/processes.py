@@ -8,99 +8,69 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.queues import SimpleQueue
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.runtime.command.options import Compute
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.errors import Stopped
 from teach_once.runtime.machine.resources import Share
-from teach_once.store.place.mirror_folder import MirrorFolder, use_mirror, used_mirror
-from teach_once.store.read.mirror import Mirror, attach_again, attached
-from teach_once.train.outputs.shuffle_buffer import Feed
-from teach_once.train.runs.study import Run, Study, open_study
+from teach_once.train.recording.options import Recording
+from teach_once.train.runs.study import Run, Study
 from teach_once.train.sessions.changed import changed_since_planned
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Of one study, whose runs it trains on as many views as this process does."""
-
-    config: StudentConfig
-    teacher: TeacherConfig
-    cache_path: Path
-    runs_dir: Path
-    feed: Feed
-    mirrors: dict[Path, Mirror]
-    mirror: MirrorFolder
-
-    @classmethod
-    def of(cls, study: Study) -> Recipe:
-        config = replace(study.config, num_views=study.num_views)
-        path, mirrors = study.cache.path, attached()
-        return cls(config, study.teacher, path, study.runs_dir, study.feed, mirrors, used_mirror())
-
-    def opened(self) -> Study:
-        attach_again(self.mirrors)
-        use_mirror(self.mirror)
-        return open_study(
-            self.config,
-            self.teacher,
-            caches_dir=self.cache_path.parent,
-            runs_dir=self.runs_dir,
-            cache_path=self.cache_path,
-            feed=self.feed,
-        )
-
-
-# Trains runs together, and gives each with what went wrong.
-TrainGroup = Callable[[Sequence[Run]], Iterator[tuple[Run, str]]]
+from teach_once.train.studies.executor import Ended, StudyRecipe, train_group
 
 _POLL_SECONDS = 0.2
 
 
-def side_by_side(
-    groups: Sequence[Sequence[Run]], train: TrainGroup, jobs: int
-) -> Iterator[tuple[Run, str]]:
-    """Runs and their failures as their groups end.
+@dataclass(frozen=True)
+class Processes:
+    """Trains groups in `jobs` processes of this machine, which stop and resume together."""
 
-    On a signal every process saves a checkpoint; then Stopped is raised.
-    """
-    context = multiprocessing.get_context("spawn")
-    turns = context.SimpleQueue()
-    for turn in range(jobs):
-        turns.put(Share(turn, jobs))
-    stopping = context.RawValue("b", 0)
-    pool = ProcessPoolExecutor(
-        jobs,
-        mp_context=context,
-        initializer=_begin,
-        initargs=(Recipe.of(groups[0][0].study), train, turns, stopping),
-    )
-    with StopRequest() as stop:
-        futures = {pool.submit(_train, [_named(run) for run in group]): group for group in groups}
-        # A pool lists the processes to watch when a run is handed in, before it starts the process
-        # for it: without one more call the death of the last one would go unnoticed.
-        pool.submit(_nothing)
-        try:
-            while futures:
-                done, _ = wait(futures, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-                for future in done:
-                    if stop.signal_number is None or future.exception() is None:
-                        group = futures.pop(future)
-                        yield from zip(group, _results_of(future, len(group)), strict=True)
-                if stop.signal_number is not None:
-                    stopping.value = 1
-                    _pass_on(futures)
-                    raise Stopped(
-                        stop.signal_number,
-                        "stopped; the same command resumes every run",
-                    )
-        finally:
-            pool.shutdown(cancel_futures=True)
+    compute: Compute
+    recording: Recording
+    jobs: int
+    reports_epochs = False
+
+    def execute(self, groups: Sequence[Sequence[Run]]) -> Iterator[Ended]:
+        """See `Executor`. On a signal every process saves a checkpoint; then Stopped is raised."""
+        context = multiprocessing.get_context("spawn")
+        turns = context.SimpleQueue()
+        for turn in range(self.jobs):
+            turns.put(Share(turn, self.jobs))
+        stopping = context.RawValue("b", 0)
+        train = partial(train_group, compute=self.compute, recording=self.recording)
+        pool = ProcessPoolExecutor(
+            self.jobs,
+            mp_context=context,
+            initializer=_begin,
+            initargs=(StudyRecipe.of(groups[0][0].study), train, turns, stopping),
+        )
+        with StopRequest() as stop:
+            futures = {
+                pool.submit(_train, [_named(run) for run in group]): group for group in groups
+            }
+            # A pool lists the processes to watch when a run is handed in, before it starts the
+            # process for it: without one more call the death of the last one would go unnoticed.
+            pool.submit(_nothing)
+            try:
+                while futures:
+                    done, _ = wait(futures, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        if stop.signal_number is None or future.exception() is None:
+                            group = futures.pop(future)
+                            yield from zip(group, _results_of(future, len(group)), strict=True)
+                    if stop.signal_number is not None:
+                        stopping.value = 1
+                        _pass_on(futures)
+                        raise Stopped(
+                            stop.signal_number, "stopped; the same command resumes every run"
+                        )
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
 def _results_of(future: Future[list[str]], num_runs: int) -> list[str]:
@@ -123,18 +93,21 @@ def _pass_on(futures: Iterable[Future[list[str]]]) -> None:
 
 # ---- in a process of the pool
 
+TrainGroup = Callable[[Sequence[Run]], Iterator[Ended]]
 _here: tuple[Study, TrainGroup] | None = None
 _stopping: Any = None  # a shared number: whether the parent has asked all processes to stop
 _is_training = False
 
 
-def _begin(recipe: Recipe, train: TrainGroup, turns: SimpleQueue[Share], stopping: Any) -> None:
+def _begin(
+    recipe: StudyRecipe, train: TrainGroup, turns: SimpleQueue[Share], stopping: Any
+) -> None:
     global _here, _stopping
     _stopping = stopping
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside of training; the parent passes it on
     signal.signal(signal.SIGTERM, _stop_outside_of_steps)
     os.environ.update(turns.get().environment())
-    _here = recipe.opened(), train
+    _here = recipe.open(), train
 
 
 def _stop_outside_of_steps(number: int, frame: FrameType | None) -> None:

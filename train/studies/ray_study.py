@@ -7,55 +7,58 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
+from teach_once.runtime.command.options import Compute
 from teach_once.runtime.command.ray import Cluster, Failure, Ref
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.errors import Busy, Stopped
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Run, Study
 from teach_once.train.sessions.changed import refuse_changed
-from teach_once.train.studies.processes import Recipe
+from teach_once.train.studies.executor import Ended, StudyRecipe
 
 _POLL_SECONDS = 0.2
 _SECONDS_TO_SAVE = 60.0
 _SECONDS_TO_DIE = 120.0  # within which a process of a dead node lets go of its run
 
 
-class Options(NamedTuple):
-    """Of `train.sessions.student.train_student`."""
+@dataclass(frozen=True)
+class RayTasks:
+    """Trains each run as a task of a Ray cluster."""
 
-    device: str
-    num_workers: int | None
-    track: tuple[str, ...]
+    compute: Compute
+    recording: Recording
+    cluster: Cluster
+    reports_epochs = False
 
-
-def train_on_cluster(
-    runs: Sequence[Run], cluster: Cluster, options: Options
-) -> Iterator[tuple[Run, str]]:
-    """Runs and their failures as they come.
-
-    On a signal every worker saves a checkpoint; then Stopped is raised.
-    """
-    if options.device == "auto" and not cluster.resources.gpus:
-        options = options._replace(device="cpu")
-    given = Recipe.of(runs[0].study), options
-    with StopRequest() as stop:
-        tasks = {
-            cluster.submit(
-                train_run, *given, run.method, run.seed, run.live_teacher, run.identity
-            ): run
-            for run in runs
-        }
-        try:
-            while tasks:
-                for task in cluster.done(tasks, _POLL_SECONDS):
-                    run, failure = tasks.pop(task), _failure_of(cluster.result(task))
-                    yield run, failure
-                if stop.signal_number is not None:
-                    _save_all(cluster, tasks)
-                    raise Stopped(stop.signal_number, "stopped; the same command resumes every run")
-        finally:
-            cluster.cancel(tasks, at_once=True)
+    def execute(self, groups: Sequence[Sequence[Run]]) -> Iterator[Ended]:
+        """See `Executor`. On a signal every worker saves a checkpoint; then Stopped is raised."""
+        cluster, compute = self.cluster, self.compute
+        if compute.device == "auto" and not cluster.resources.gpus:
+            compute = replace(compute, device="cpu")
+        runs = [run for group in groups for run in group]
+        given = StudyRecipe.of(runs[0].study), compute, self.recording
+        with StopRequest() as stop:
+            tasks = {
+                cluster.submit(
+                    train_task, *given, run.method, run.seed, run.live_teacher, run.identity
+                ): run
+                for run in runs
+            }
+            try:
+                while tasks:
+                    for task in cluster.done(tasks, _POLL_SECONDS):
+                        run, failure = tasks.pop(task), _failure_of(cluster.result(task))
+                        yield run, failure
+                    if stop.signal_number is not None:
+                        _save_all(cluster, tasks)
+                        raise Stopped(
+                            stop.signal_number, "stopped; the same command resumes every run"
+                        )
+            finally:
+                cluster.cancel(tasks, at_once=True)
 
 
 def _failure_of(answer: object) -> str:
@@ -76,12 +79,13 @@ def _save_all(cluster: Cluster, tasks: dict[Ref, Run]) -> None:
 
 # ---- in a worker's process
 
-_here: tuple[Recipe, Study] | None = None
+_here: tuple[StudyRecipe, Study] | None = None
 
 
-def train_run(
-    recipe: Recipe,
-    options: Options,
+def train_task(
+    recipe: StudyRecipe,
+    compute: Compute,
+    recording: Recording,
     method: str,
     seed: int,
     live_teacher: bool,
@@ -92,17 +96,15 @@ def train_run(
     planned: its identity in the process that planned the study.
     """
     global _here
-    from teach_once.train.sessions.student import train_student  # loads torch
+    from teach_once.train.sessions.student import train_run  # loads torch
 
     if _here is None or _here[0] != recipe:
-        _here = recipe, recipe.opened()
+        _here = recipe, recipe.open()
     run, until = _here[1].run(method, seed, live_teacher), time.monotonic() + _SECONDS_TO_DIE
     refuse_changed(run, planned)
     while not run.is_finished:  # it is, where a node died between the run's end and the task's
         try:
-            train_student(
-                run, device=options.device, num_workers=options.num_workers, track=options.track
-            )
+            train_run(run, compute, recording)
         except Busy:
             if time.monotonic() > until:
                 raise

@@ -19,7 +19,7 @@ from teach_once.store.place.mirror import MirrorOfBucket
 from teach_once.store.read.mirror import attach, local_folder
 from teach_once.train.cli.commands import cli
 from teach_once.train.runs.study import open_study
-from teach_once.train.studies.processes import Recipe
+from teach_once.train.studies.executor import StudyRecipe
 from tests.support.damage import flip
 from tests.support.object_store import Server, a_cache, emptied
 from tests.support.project import QUICK_RUN
@@ -188,10 +188,10 @@ def test_another_process_of_an_ablation_reads_through_the_mirror_too(
     copy_cache(make_cache(config, tmp_path / "made"), url)
     folder = local_folder(url, tmp_path / "mirror", 1.0)
     study = open_study(small_student(), config, caches_dir=folder, runs_dir=tmp_path / "runs")
-    sent = pickle.dumps(Recipe.of(study))
+    sent = pickle.dumps(StudyRecipe.of(study))
     monkeypatch.setattr("teach_once.store.read.mirror._attached", {})
     shutil.rmtree(tmp_path / "mirror")  # as on another machine
-    source = pickle.loads(sent).opened().cache.source  # noqa: S301
+    source = pickle.loads(sent).open().cache.source  # noqa: S301
     assert isinstance(source.place, MirrorOfBucket)
 
 

@@ -129,7 +129,7 @@ def test_runs_together_leave_what_each_leaves_alone(
     torch.manual_seed(3)
     before = torch.get_rng_state()
     console = quiet()
-    assert run_ablation(runs, device="cpu", share=True, console=console) == {}
+    assert run_ablation(runs, Compute("cpu"), Recording(console=console), share=True) == {}
     assert torch.equal(torch.get_rng_state(), before)
     said = console.file.getvalue()
     assert "one reading for 4 runs: ce kd cd cd+gkd+edt; seed 0" in said
@@ -141,7 +141,7 @@ def test_runs_together_leave_what_each_leaves_alone(
 def test_groups_are_what_jobs_take(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study()
     runs = runs_of(study)
-    assert run_ablation(runs, device="cpu", jobs=2, share=True, console=quiet()) == {}
+    assert run_ablation(runs, Compute("cpu"), Recording(console=quiet()), jobs=2, share=True) == {}
     assert all(run.is_finished for run in runs)
     for ours, theirs in zip(runs[:2], trained_alone(study, tmp_path / "a", runs[:2]), strict=True):
         assert [line["epoch"] for line in without_times(ours.folder)] == [1, 2, 3, 4]
@@ -189,7 +189,7 @@ def test_each_image_is_cut_once_and_each_row_is_read_once(
     runs = runs_of(study, seeds=[0])
     # Images are read for every epoch: sharing is the default.
     console = quiet()
-    assert run_ablation(runs, device="cpu", num_workers=0, console=console) == {}
+    assert run_ablation(runs, Compute("cpu", 0), Recording(console=console)) == {}
     assert "one reading for 4 runs" in console.file.getvalue()
     assert cut[20] == 2 * 20  # of the training split, in both epochs
     assert gathered == {6: 2 * 3, 2: 2}
@@ -221,7 +221,7 @@ def test_a_student_that_diverges_leaves_the_others_running(
 ) -> None:
     study = make_study(student=["methods.bad=[{loss: ce, weight: 1e38}]"])
     bad, *good = [study.run(method, 0) for method in ("bad", "ce", "kd")]
-    failures = run_ablation([bad, *good], device="cpu", share=True, console=quiet())
+    failures = run_ablation([bad, *good], Compute("cpu"), Recording(console=quiet()), share=True)
     assert list(failures) == [bad]
     assert failures[bad].startswith("Diverged: the loss became")
     for ours, theirs in zip(good, trained_alone(study, tmp_path / "alone", good), strict=True):
@@ -233,7 +233,7 @@ def test_a_run_that_another_process_trains_fails_and_no_other(make_study: MakeSt
     runs = runs_of(study, seeds=[0])
     runs[1].folder.mkdir(parents=True)
     lock = WriterLock(runs[1].folder, Job())
-    failures = run_ablation(runs, device="cpu", share=True, console=quiet())
+    failures = run_ablation(runs, Compute("cpu"), Recording(console=quiet()), share=True)
     lock.release()
     assert list(failures) == [runs[1]]
     assert failures[runs[1]].startswith("Busy")
@@ -249,7 +249,7 @@ def test_what_cannot_be_read_fails_every_run_as_it_would_alone(
     assert len(study.dataset.train) == 20
     (root / "train" / "cat" / "3.png").write_bytes(b"no picture")
     runs = runs_of(study, seeds=[0])
-    failures = run_ablation(runs, device="cpu", num_workers=0, share=True, console=quiet())
+    failures = run_ablation(runs, Compute("cpu", 0), Recording(console=quiet()), share=True)
     assert list(failures) == runs
     assert all("3.png" in failure for failure in failures.values())
     assert not any((run.folder / "summary.json").exists() for run in runs)
@@ -273,7 +273,7 @@ def test_who_changes_what_is_shared_costs_no_run_its_result(
     own = "methods.own=[{loss: ce}, {loss: 'changing_loss:changing'}]"
     study = make_study(student=[own, "training.learning_rate=1e-4"])
     runs = [study.run(method, 0) for method in ("ce", "own", "kd")]
-    failures = run_ablation(runs, device="cpu", share=True, console=quiet())
+    failures = run_ablation(runs, Compute("cpu"), Recording(console=quiet()), share=True)
     assert list(failures) == [runs[2]]
     assert "has changed the teacher's outputs for a batch in place" in failures[runs[2]]
     assert "fix: train without sharing: SHARE=0" in failures[runs[2]]
@@ -310,12 +310,13 @@ def test_runs_stopped_in_an_epoch_resume_together_or_apart(
     runs = runs_of(study, seeds=[0])
     # In the second turn, of the second steps of the second epoch.
     stopped = stopped_at_step(
-        4 * 5 + 2, lambda: run_ablation(runs, device="cpu", share=True, console=quiet())
+        4 * 5 + 2,
+        lambda: run_ablation(runs, Compute("cpu"), Recording(console=quiet()), share=True),
     )
     assert stopped.exit_code == 143
     steps = [tensors_of(run.folder / "checkpoint.pt")["partial"]["step"] for run in runs]
     assert sorted(steps) == [2, 2, 2, 3]  # who had taken its step before took one more
-    assert run_ablation(runs, device="cpu", share=share, console=quiet()) == {}
+    assert run_ablation(runs, Compute("cpu"), Recording(console=quiet()), share=share) == {}
     for ours, theirs in zip(runs, trained_alone(study, tmp_path / "alone", runs), strict=True):
         assert_equal_runs(ours, theirs)
 
@@ -337,7 +338,7 @@ def test_runs_at_different_epochs_catch_up_and_are_read_once_from_there(
 
     monkeypatch.setattr(loop, "start_epoch", noting)
     runs = [in_third, new, after_two, finished]
-    assert run_ablation(runs, device="cpu", share=True, console=quiet()) == {}
+    assert run_ablation(runs, Compute("cpu"), Recording(console=quiet()), share=True) == {}
     assert order[:2] == [(new.method, 1), (new.method, 2)]
     assert Counter(epoch for _, epoch in order) == {1: 1, 2: 1, 3: 3, 4: 3}
     alone = trained_alone(study, tmp_path / "alone", runs)

@@ -16,17 +16,20 @@ from rich.console import Console
 from teach_once.configs.load import load_teacher
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
+from teach_once.runtime.command.options import Compute
 from teach_once.runtime.command.user_code import CannotImport, load_module, module_sha256
 from teach_once.train.engine.ranks import ALONE
 from teach_once.train.errors import TrainError
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Run, Study
 from teach_once.train.runs.weights import TeacherRun, load_teacher_data
 from teach_once.train.sessions import teacher
 from teach_once.train.sessions.student import open_context, train_student
 from teach_once.train.studies import processes
-from teach_once.train.studies.ablation import _train_group, run_ablation
-from teach_once.train.studies.processes import Recipe, side_by_side
-from teach_once.train.studies.ray_study import Options, train_run
+from teach_once.train.studies.ablation import run_ablation
+from teach_once.train.studies.executor import StudyRecipe
+from teach_once.train.studies.processes import Processes
+from teach_once.train.studies.ray_study import train_task
 from teach_once.views.pixels.resident import open_dataset_pixels
 from tests.support.teacher_cache import CPU
 
@@ -70,14 +73,15 @@ def test_a_loss_that_is_edited_during_a_study_stays_the_one_that_was_loaded(
     runs = [study.run("own", seed) for seed in (0, 1)]
     planned = [run.sha256 for run in runs]
     (folder / "new.py").write_text("# changing_loss.py\n" + LOSS.replace("mean", "sum"))
-    train = functools.partial(_train_group, device="cpu", num_workers=None, track=())
-    assert [failure for _, failure in side_by_side([[run] for run in runs], train, 1)] == ["", ""]
+    executor = Processes(Compute("cpu"), Recording(), jobs=1)
+    assert [failure for _, failure in executor.execute([[run] for run in runs])] == ["", ""]
     assert not (folder / "new.py").exists()
     for run, sha256 in zip(runs, planned, strict=True):
         assert run.summary is not None
         assert run.summary["run_sha256"] == sha256
     assert module_sha256("changing_loss") != runs[0].identity["sources"]["changing_loss"]
-    (again,) = run_ablation([study.run("own", 2)], device="cpu", console=quiet()) or [None]
+    recording = Recording(console=quiet())
+    (again,) = run_ablation([study.run("own", 2)], Compute("cpu"), recording) or [None]
     assert again is None  # a new process, which loads the edited file, files it as that
 
 
@@ -120,13 +124,14 @@ def test_weights_that_are_replaced_during_a_study_are_an_error_of_the_later_runs
 
     train_student(runs[0], device="cpu", on_epoch=functools.partial(replaced, runs[0]))
     assert not runs[1].is_finished
-    failures = run_ablation(runs, device="cpu", console=quiet())
+    failures = run_ablation(runs, Compute("cpu"), Recording(console=quiet()))
     assert list(failures) == [runs[1]]
     assert "student.init" in failures[runs[1]]
     assert "has changed since this command began" in failures[runs[1]]
     assert runs[1].summary is None
+    planned = runs[1].identity
     with pytest.raises(TrainError, match=r"student\.init has changed since"):
-        train_run(Recipe.of(study), Options("cpu", None, ()), "ce", 0, False, runs[1].identity)
+        train_task(StudyRecipe.of(study), Compute("cpu"), Recording(), "ce", 0, False, planned)
     assert not list(study.folder.glob("ce-*/summary.json"))
 
 

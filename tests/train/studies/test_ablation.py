@@ -11,14 +11,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from teach_once.runtime.command.options import Compute
 from teach_once.runtime.errors import Stopped
 from teach_once.train.errors import TrainError
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Run, Study
 from teach_once.train.studies.ablation import run_ablation
 
@@ -27,17 +28,6 @@ MakeStudy = Callable[..., Study]
 
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
-
-
-@pytest.fixture
-def forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes are forks of one that has imported torch: seconds less for each than by spawn."""
-    context_of = multiprocessing.get_context
-
-    def forking(method: str | None = None) -> BaseContext:
-        return context_of("forkserver" if method == "spawn" else method)
-
-    monkeypatch.setattr(multiprocessing, "get_context", forking)
 
 
 NOTING_LOSS = """
@@ -65,13 +55,13 @@ def test_several_jobs_give_what_one_gives_and_know_of_each_other(
         return sorted(path.read_text() for path in tmp_path.glob("*.note"))
 
     runs = [first.run(method, seed) for method in ("ce", "own") for seed in (0, 1)]
-    assert run_ablation(runs, device="cpu", console=quiet()) == {}
+    assert run_ablation(runs, Compute("cpu"), Recording(console=quiet())) == {}
     alone = [run.summary for run in runs]
     assert notes() == ["0 of 1"]
     next(tmp_path.glob("*.note")).unlink()
     for run in runs:
         (run.folder / "summary.json").unlink()
-    assert run_ablation(runs, device="cpu", jobs=2, console=quiet()) == {}
+    assert run_ablation(runs, Compute("cpu"), Recording(console=quiet()), jobs=2) == {}
     assert notes() in (["0 of 2", "1 of 2"], ["0 of 2"], ["1 of 2"])  # one may train all
     for ours, run in zip(alone, runs, strict=True):
         assert ours is not None
@@ -79,13 +69,11 @@ def test_several_jobs_give_what_one_gives_and_know_of_each_other(
         assert ours["last"] == pytest.approx(run.summary["last"], abs=1.0)
 
 
-@pytest.mark.usefixtures("forks")
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_run_that_fails_stops_no_other_and_is_named(make_study: MakeStudy, jobs: int) -> None:
+def test_a_run_that_fails_stops_no_other_and_is_named(make_study: MakeStudy) -> None:
     study = make_study(student=["methods.bad=[{loss: ce, weight: 1e38}]"])
     console = quiet()
     bad, good = study.run("bad", 0), study.run("ce", 0)
-    failures = run_ablation([bad, good], device="cpu", jobs=jobs, console=console)
+    failures = run_ablation([bad, good], Compute("cpu"), Recording(console=console))
     assert list(failures) == [bad]
     assert not bad.is_finished
     assert "Diverged: the loss became" in failures[bad]
@@ -93,7 +81,7 @@ def test_a_run_that_fails_stops_no_other_and_is_named(make_study: MakeStudy, job
     summary = good.summary
     assert summary is not None
     assert "bad          seed 0  FAILED: Diverged" in console.file.getvalue()
-    assert list(run_ablation([bad, good], device="cpu", jobs=jobs, console=console)) == [bad]
+    assert list(run_ablation([bad, good], Compute("cpu"), Recording(console=console))) == [bad]
     assert good.summary == summary
     assert "1 of 2 runs already finished" in console.file.getvalue()
 
@@ -101,16 +89,18 @@ def test_a_run_that_fails_stops_no_other_and_is_named(make_study: MakeStudy, job
 def test_an_unexpected_failure_keeps_its_traceback(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teach_once.train.sessions.student.train_student", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("teach_once.train.sessions.student.train_run", lambda *_, **__: 1 / 0)
     run = make_study().run("ce", 0)
-    failures = run_ablation([run], device="cpu", console=quiet())
+    failures = run_ablation([run], Compute("cpu"), Recording(console=quiet()))
     assert failures[run].startswith("ZeroDivisionError: division by zero\nTraceback")
 
 
 def test_a_method_that_cannot_work_stops_everything_before_it_starts(make_study: MakeStudy) -> None:
     study = make_study(student=["methods.at=[{loss: at}]"])
     with pytest.raises(TrainError, match=r"methods\.at needs the taps energy1"):
-        run_ablation([study.run("ce", 0), study.run("at", 0)], device="cpu", console=quiet())
+        run_ablation(
+            [study.run("ce", 0), study.run("at", 0)], Compute("cpu"), Recording(console=quiet())
+        )
     assert not list(study.runs_dir.glob("*/*"))
 
 
@@ -201,7 +191,7 @@ def test_a_signal_is_passed_on_and_every_run_is_kept(paced: Study) -> None:
         doing(stop_this_process, when=lambda: len(checkpoints(paced)) == 2),
         pytest.raises(Stopped) as stopped,
     ):
-        run_ablation(two_of(paced), device="cpu", jobs=2, console=quiet())
+        run_ablation(two_of(paced), Compute("cpu"), Recording(console=quiet()), jobs=2)
     assert stopped.value.exit_code == 143
     assert not multiprocessing.active_children()
     assert len(checkpoints(paced)) == 2
@@ -224,7 +214,7 @@ def test_ctrl_c_which_reaches_every_process_is_one_request_and_nobodys_death(pac
         doing(interrupt, when=lambda: len(checkpoints(paced)) == 2),
         pytest.raises(Stopped) as stopped,
     ):
-        run_ablation(two_of(paced), device="cpu", jobs=2, console=console)
+        run_ablation(two_of(paced), Compute("cpu"), Recording(console=console), jobs=2)
     assert alive == [True, True]
     assert stopped.value.exit_code == 130
     assert "FAILED" not in console.file.getvalue()
@@ -242,7 +232,7 @@ def test_the_first_to_save_its_checkpoint_cuts_no_other_short(
         return bool(checkpoints(paced, "one-*")) and (tmp_path / "slow").is_file()
 
     with doing(stop_this_process, when=is_time), pytest.raises(Stopped):
-        run_ablation(runs, device="cpu", jobs=2, console=quiet())
+        run_ablation(runs, Compute("cpu"), Recording(console=quiet()), jobs=2)
     assert len(checkpoints(paced, "slow-*")) == 1
     assert not thread_errors
 
@@ -255,7 +245,7 @@ def test_a_process_that_is_killed_fails_its_runs_and_nothing_hangs(
         os.kill(pids_of_workers()[victim], signal.SIGKILL)
 
     with doing(kill_one, when=lambda: len(checkpoints(paced)) == 2):
-        failures = run_ablation(two_of(paced), device="cpu", jobs=2, console=quiet())
+        failures = run_ablation(two_of(paced), Compute("cpu"), Recording(console=quiet()), jobs=2)
     assert len(failures) == 2
     assert all("died (out of memory?)" in failure for failure in failures.values())
     assert len(checkpoints(paced)) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,18 @@ import torch
 from rich.console import Console
 
 from teach_once.configs.load import load_student, load_teacher, split_overrides
+from teach_once.runtime.command.options import Compute
+from teach_once.runtime.command.ray import Cluster
 from teach_once.train.cli.commands import cli
+from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Run, Study, open_study
 from teach_once.train.studies.ablation import run_ablation
+from teach_once.train.studies.ray_study import RayTasks
 from tests.support import slow_loss
+from tests.support.executor_contract import (
+    FAILING_METHOD,
+    check_each_run_ends_once_and_a_failed_one_stops_no_other,
+)
 from tests.support.ray_cluster import Nodes, cluster_of, started, wait_until
 from tests.support.teacher_cache import make_cache
 
@@ -65,7 +73,10 @@ def alone(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Stu
         caches_dir=folder / "caches",
         runs_dir=folder / "runs",
     )
-    assert run_ablation(runs_of(study), device="cpu", console=Console(file=io.StringIO())) == {}
+    assert (
+        run_ablation(runs_of(study), Compute("cpu"), Recording(console=Console(file=io.StringIO())))
+        == {}
+    )
     return study
 
 
@@ -122,7 +133,7 @@ def test_nodes_die_in_the_middle_of_six_runs_and_every_result_is_that_of_the_run
     assert set(epochs_done(tmp_path)) == {EPOCHS}
 
 
-def test_a_signal_saves_every_run_and_one_that_fails_stops_no_other(
+def test_a_signal_saves_every_run_and_the_same_command_resumes_them(
     nodes: tuple[Nodes, Path],
     alone: Study,
     overrides: list[str],
@@ -143,13 +154,17 @@ def test_a_signal_saves_every_run_and_one_that_fails_stops_no_other(
     assert max(done) < EPOCHS
     (folder / "seconds").unlink()
 
-    bad = [word.replace("{a:", "{bad: [{loss: ce, weight: 1e38}], a:") for word in overrides]
-    assert cli(command(alone, tmp_path, cluster, "bad a", *bad)) == 1
-    shown = capfd.readouterr()
-    assert "bad          seed 0  FAILED: Diverged: the loss became" in shown.out
-    assert "bad, seed 1 failed: Diverged: the loss became" in shown.err
-    assert "Traceback" not in shown.err
+    assert cli(command(alone, tmp_path, cluster, "a", *overrides)) == 0
     assert_same(tmp_path, alone, ["a"])
 
     assert cli([*command(alone, tmp_path, cluster, "a", *overrides), "--jobs", "2"]) == 2
     assert "are for one machine" in capfd.readouterr().err
+
+
+def test_ray_tasks_with_a_run_that_fails_end_each_run_once_and_train_the_others(
+    nodes: tuple[Nodes, Path], make_study: Callable[..., Study]
+) -> None:
+    study = make_study(student=[FAILING_METHOD])
+    with Cluster(nodes[0].address, Console(quiet=True), cpus=1, gpus=0.0) as cluster:
+        executor = RayTasks(Compute("cpu"), Recording(), cluster)
+        check_each_run_ends_once_and_a_failed_one_stops_no_other(executor, study)

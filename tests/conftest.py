@@ -27,17 +27,17 @@ from teach_once.runtime.command.options import Compute
 from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.teacher import train_teacher
-from tests.support.processes import prepare_forks
+from tests.support.caches.random_cache import fill
+from tests.support.caches.teacher_cache import CachesMadeOnce
+from tests.support.programs.processes import prepare_forks
 from tests.support.project import QUICK_ARGS, QUICK_RUN, copy_project, make
-from tests.support.random_cache import fill
 from tests.support.selection import ByGroup, arrange
-from tests.support.teacher_cache import CachesMadeOnce
-from tests.support.written_run import write_finished_run
+from tests.support.training.written_run import write_finished_run
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
 
-    from tests.support.object_store import Server
+    from tests.support.caches.object_store import Server
 
 prepare_forks()
 
@@ -236,7 +236,7 @@ def trained_checkout(
 
 @pytest.fixture(scope="session")
 def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of tests.support.random_cache. To be changed, it is copied."""
+    """The cache of tests.support.caches.random_cache. To be changed, it is copied."""
     return fill(tmp_path_factory.mktemp("small_cache") / "t-e4812202")
 
 
@@ -248,8 +248,8 @@ def cache_to_forge(small_cache: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def running_server() -> Iterator[Server]:
-    """An object store on this machine; see `tests.support.object_store`."""
-    from tests.support.object_store import running
+    """An object store on this machine; see `tests.support.caches.object_store`."""
+    from tests.support.caches.object_store import running
 
     with running() as server:
         yield server
@@ -258,7 +258,7 @@ def running_server() -> Iterator[Server]:
 @pytest.fixture
 def server(running_server: Server) -> Iterator[Server]:
     """The store with an empty bucket."""
-    from tests.support.object_store import emptied
+    from tests.support.caches.object_store import emptied
 
     with emptied(running_server):
         yield running_server

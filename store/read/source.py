@@ -1,6 +1,6 @@
 """Where the arrays of a cache lie: what every backend offers, and which backend a path names.
 
-tests/support/store_contract.py is the suite that each backend passes.
+tests/support/caches/store_contract.py is the suite that each backend passes.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from benchmarks.results.__main__ import cli
 from benchmarks.results.kept import KEPT, ResultsError, keep, load_kept
 from benchmarks.results.page import PAGE, page_with_tables, pictures_of, write
 from teach_once.report.runs import Errors, Point, Result, results_in
-from tests.support.finished_run import Trained, train_both
 from tests.support.project import ROOT
+from tests.support.training.finished_run import Trained, train_both
 
 
 def test_every_table_of_the_page_is_what_the_kept_runs_say() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from teach_once.configs.yaml_subset import YamlError, parse_yaml
-from tests.support.fuzz_configs import BOMB, fuzz
+from tests.support.attacks.fuzz_configs import BOMB, fuzz
 
 
 def test_changed_files_and_overrides_give_a_config_or_an_error_message() -> None:

@@ -19,8 +19,8 @@ from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
-from tests.support.image_folders import write_image_folder
-from tests.support.teacher_cache import make_cache, setup_of
+from tests.support.caches.teacher_cache import make_cache, setup_of
+from tests.support.datasets.image_folders import write_image_folder
 
 MOMENTS = "normalisation: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
 

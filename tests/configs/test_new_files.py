@@ -23,7 +23,7 @@ from teach_once.new_teacher import teacher_file
 from teach_once.train.runs.study import open_study
 from teach_once.train.sessions.trial import first_losses
 from teach_once.views.datasets import DatasetError
-from tests.support.teacher_cache import CPU, make_cache
+from tests.support.caches.teacher_cache import CPU, make_cache
 
 
 def written(folder: Path, photographs: Path, model: str, weights: str = "timm:pretrained") -> Path:

@@ -13,8 +13,8 @@ from teach_once.configs.schema import TeacherConfig
 from teach_once.precompute.command import cli as precompute
 from teach_once.store.command import cli as store
 from teach_once.train.cli.commands import cli as train
+from tests.support.caches.teacher_cache import make_cache, setup_of
 from tests.support.project import ROOT
-from tests.support.teacher_cache import make_cache, setup_of
 
 TEACHER = """
 dataset: {type: imagefolder, root: photos, normalisation: {mean: [0.5], std: [0.25]}}

@@ -11,7 +11,7 @@ import pytest
 
 from teach_once.configs.command import cli
 from teach_once.configs.load import CONFIG_DIR, ConfigError, load_student, load_teacher
-from tests.support.work import few_calls
+from tests.support.programs.work import few_calls
 
 TEACHER = (CONFIG_DIR / "teacher" / "digits-resnet20.yaml").read_text()
 STUDENT = (CONFIG_DIR / "student" / "digits-resnet8.yaml").read_text()

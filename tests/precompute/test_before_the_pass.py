@@ -20,9 +20,9 @@ from teach_once.train.method.connectors import StageMismatch
 from teach_once.train.runs.check_methods import check_without_cache
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.student import train_student
-from tests.support.image_folders import write_image_folder
+from tests.support.caches.teacher_cache import make_cache
+from tests.support.datasets.image_folders import write_image_folder
 from tests.support.project import ROOT
-from tests.support.teacher_cache import make_cache
 
 OWN = "python:tests.support.own_network"
 MakeStudy = Callable[..., Study]

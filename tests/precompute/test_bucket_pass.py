@@ -24,12 +24,12 @@ from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store import TeacherCache
 from teach_once.store.command import cli as store
 from teach_once.train.cli.commands import cli as train
-from tests.support.object_store import SECRETS, Server, emptied
-from tests.support.pass_commands import arguments_of
-from tests.support.photograph_study import PLAIN, configs_of
-from tests.support.processes import start
+from tests.support.caches.object_store import SECRETS, Server, emptied
+from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
+from tests.support.datasets.photograph_study import PLAIN, configs_of
+from tests.support.programs.pass_commands import arguments_of
+from tests.support.programs.processes import start
 from tests.support.project import QUICK_RUN
-from tests.support.teacher_cache import CPU, make_cache, setup_of
 
 CACHES = "s3://bucket/caches"
 

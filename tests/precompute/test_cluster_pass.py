@@ -19,10 +19,10 @@ from teach_once.precompute.verify import cli as verify
 from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store import TeacherCache
 from tests.support import slow_teacher
-from tests.support.object_store import Server, emptied, running
-from tests.support.photograph_study import PLAIN, configs_of
-from tests.support.ray_cluster import Nodes, cluster_of, journal_lines, started, wait_until
-from tests.support.teacher_cache import make_cache
+from tests.support.caches.object_store import Server, emptied, running
+from tests.support.caches.teacher_cache import make_cache
+from tests.support.datasets.photograph_study import PLAIN, configs_of
+from tests.support.programs.ray_cluster import Nodes, cluster_of, journal_lines, started, wait_until
 
 NUM_BLOCKS = 30
 

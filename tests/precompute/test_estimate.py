@@ -11,8 +11,8 @@ import pytest
 from teach_once.configs.schema import TeacherConfig
 from teach_once.precompute.command import cli
 from teach_once.runtime.formats import format_size
+from tests.support.caches.teacher_cache import make_cache
 from tests.support.project import ROOT
-from tests.support.teacher_cache import make_cache
 
 SIZES = ["--plan", "--samples", "60", "--classes", "10", "--image-px", "8"]
 

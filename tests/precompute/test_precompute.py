@@ -32,9 +32,9 @@ from teach_once.views.augment.crops import crop_and_flip
 from teach_once.views.augment.parameters import view_parameters
 from teach_once.views.datasets import load_dataset
 from teach_once.views.pixels.batches import normalise
-from tests.support.processes import run, start
+from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
+from tests.support.programs.processes import run, start
 from tests.support.project import ROOT
-from tests.support.teacher_cache import CPU, make_cache, setup_of
 
 Make = Callable[..., TeacherConfig]
 

@@ -19,9 +19,9 @@ from teach_once.precompute.run_pass import fill_cache
 from teach_once.store import TeacherCache
 from teach_once.store.format.spec import Block
 from teach_once.store.write.pending_blocks import Work
-from tests.support.photograph_study import PLAIN, configs_of
-from tests.support.small_files import files_of_at_most
-from tests.support.teacher_cache import CPU, setup_of
+from tests.support.caches.small_files import files_of_at_most
+from tests.support.caches.teacher_cache import CPU, setup_of
+from tests.support.datasets.photograph_study import PLAIN, configs_of
 
 TAPS = (("logits", "float16", (3,)), ("correct", "uint8", ()))
 LAYOUT = SpoolLayout("0" * 64, 8, 6, (1, 4), TAPS)

@@ -27,9 +27,9 @@ from teach_once.nets.weights.files import save_atomically
 from teach_once.store import TeacherCache
 from teach_once.train.cli.commands import cli
 from teach_once.train.terms import loss_named
+from tests.support.caches.object_store import emptied, running
 from tests.support.documents import code_blocks, commands, documents, links
-from tests.support.object_store import emptied, running
-from tests.support.processes import make_in_forks, run
+from tests.support.programs.processes import make_in_forks, run
 from tests.support.project import QUICK_ARGS, ROOT, make, makefile_targets
 
 Trained = tuple[Path, subprocess.CompletedProcess[str]]

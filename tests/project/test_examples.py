@@ -20,9 +20,9 @@ from teach_once.configs.schema import StudentConfig
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.runs.study import open_study
 from teach_once.train.sessions.student import train_student
+from tests.support.caches.teacher_cache import make_cache
 from tests.support.project import ROOT
-from tests.support.teacher_cache import make_cache
-from tests.support.training_runs import largest_relative
+from tests.support.training.training_runs import largest_relative
 
 # Both are of the same bits; of others the last ones differ with the layout of a convolution.
 ROUNDING = 1e-4

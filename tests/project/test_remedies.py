@@ -22,8 +22,8 @@ from teach_once.configs.commands import cache_command, student_command
 from teach_once.configs.load import load_student, load_teacher, split_overrides, to_yaml
 from teach_once.configs.schema import TeacherConfig
 from teach_once.runtime.command.make_args import with_words
+from tests.support.caches.teacher_cache import make_cache
 from tests.support.project import ROOT
-from tests.support.teacher_cache import make_cache
 
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {
     "teach_once": teach_once.commands.cli,

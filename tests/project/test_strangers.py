@@ -1,7 +1,7 @@
 """Files from strangers: no traceback, signal, hang or exhaustion, nothing touched outside, no lie.
 
 The programs of tests/support do the work, each in a process of its own; by hand they run longer:
-`python -m tests.support.strangers --cases 20000`, `flipped_bits`, `killed_commands`.
+`python -m tests.support.attacks.strangers --cases 20000`, `flipped_bits`, `killed_commands`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import run
-from tests.support.strangers.cases import Case, run_case
-from tests.support.strangers.changes import Change
-from tests.support.strangers.commands import Command
-from tests.support.strangers.documents import Document
-from tests.support.strangers.sandbox import Outcome
-from tests.support.strangers.world import make_world
+from tests.support.attacks.strangers.cases import Case, run_case
+from tests.support.attacks.strangers.changes.change import Change
+from tests.support.attacks.strangers.changes.documents import Document
+from tests.support.attacks.strangers.commands import Command
+from tests.support.attacks.strangers.sandbox import Outcome
+from tests.support.attacks.strangers.world import make_world
+from tests.support.programs.processes import run
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def by_hand(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A program of tests/support, as one runs it by hand."""
-    return run(f"tests.support.{program}", *arguments)
+    return run(f"tests.support.attacks.{program}", *arguments)
 
 
 def test_changed_files_break_no_promise(world: Path) -> None:

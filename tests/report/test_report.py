@@ -22,7 +22,7 @@ from teach_once.report.table import csv_table, markdown_table, rows_of
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
 from tests.support.project import ROOT
-from tests.support.written_run import TEACHER
+from tests.support.training.written_run import TEACHER
 
 
 def result(method: str, seed: int, top1: float) -> Result:

@@ -24,8 +24,8 @@ from teach_once.train.recording.export import export_student
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.loop import EpochResult
 from teach_once.train.sessions.student import train_student
-from tests.support.teacher_cache import CPU, setup_of
-from tests.support.training_runs import largest_relative
+from tests.support.caches.teacher_cache import CPU, setup_of
+from tests.support.training.training_runs import largest_relative
 
 OPTIONS = PassOptions(CPU, batch_size=8, block_rows=8, num_workers=0)
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.networks.sync_batch_norm import synchronised
 from teach_once.nets.networks.zoo import build
-from tests.support.gloo import on_ranks
+from tests.support.training.gloo import on_ranks
 
 SLICES = {2: (5, 2), 3: (1, 2, 4)}  # samples of each rank
 NUM_SAMPLES = 7

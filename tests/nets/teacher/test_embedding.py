@@ -30,8 +30,8 @@ from teach_once.train.errors import TrainError
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.loop import EpochResult
 from teach_once.train.sessions.student import train_student
-from tests.support.teacher_cache import CPU, make_cache, setup_of
-from tests.support.training_runs import largest_relative
+from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
+from tests.support.training.training_runs import largest_relative
 
 MakeStudy = Callable[..., Study]
 MakeTeacher = Callable[..., TeacherConfig]

@@ -19,7 +19,7 @@ from teach_once.nets.teacher.teacher import load_teacher_network
 from teach_once.nets.weights.source import fetched_weights, weights_file
 from teach_once.store.identity import file_sha256
 from teach_once.store.inspect.find import find_cache
-from tests.support.teacher_cache import make_cache, setup_of
+from tests.support.caches.teacher_cache import make_cache, setup_of
 
 MODEL = "test_vit"
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.weights.files import load_weights, read_tensors
 from teach_once.runtime.errors import UserError
-from tests.support.forged_weights import forged_pickle, repacked
+from tests.support.training.forged_weights import forged_pickle, repacked
 
 
 def network() -> nn.Module:

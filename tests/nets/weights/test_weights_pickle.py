@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.weights.classes import Other
 from teach_once.nets.weights.files import load_weights, read_tensors
-from tests.support.forged_weights import forged_pickle
+from tests.support.training.forged_weights import forged_pickle
 
 
 def refusal(path: Path) -> str:

@@ -29,7 +29,7 @@ from teach_once.store.format.certificate import (
 from teach_once.store.format.spec import Block
 from teach_once.store.move.hdf5 import export_cache
 from teach_once.store.move.trim import record_figures, trim_cache
-from tests.support.teacher_cache import CPU, make_cache, setup_of
+from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
 
 Make = Callable[..., TeacherConfig]
 REDUCED = ("taps.logits={top: 3}", "taps.means=uint8")

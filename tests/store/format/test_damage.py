@@ -10,7 +10,7 @@ import pytest
 from teach_once.store import CacheDamaged, CacheError, TeacherCache
 from teach_once.store.format.spec import Block
 from teach_once.store.write.pending_blocks import Work
-from tests.support.random_cache import chunks, fill, open_writer, records_of
+from tests.support.caches.random_cache import chunks, fill, open_writer, records_of
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from teach_once.store import TeacherCache
 from teach_once.store.format.content import holds
 from teach_once.views.images.folders import digest_of_files
-from tests.support.random_cache import fill, open_writer
+from tests.support.caches.random_cache import fill, open_writer
 
 LABELS = np.array([0, 1])
 

@@ -14,8 +14,8 @@ import pytest
 from teach_once.store import CacheDamaged, CacheError, CacheMismatch, TeacherCache
 from teach_once.store.command import cli
 from teach_once.store.errors import make_command
-from tests.support.forged_cache import SPECIAL, forge_manifest, forge_metadata, set_at
-from tests.support.random_cache import CANARY, LABELS, open_writer
+from tests.support.caches.forged_cache import SPECIAL, forge_manifest, forge_metadata, set_at
+from tests.support.caches.random_cache import CANARY, LABELS, open_writer
 
 IDENTITY = {"teacher": {"arch": "resnet20", "weights_sha256": "bb"}, "dataset": {"digest": "d"}}
 

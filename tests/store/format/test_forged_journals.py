@@ -20,9 +20,9 @@ from teach_once.store.format.journal import read_journal
 from teach_once.store.format.manifest import read_manifest
 from teach_once.store.format.spec import crc_hex
 from teach_once.store.identity import canonical_json
-from tests.support.forged_cache import SPECIAL, forge_manifest, set_at
-from tests.support.random_cache import open_writer
-from tests.support.work import few_calls
+from tests.support.caches.forged_cache import SPECIAL, forge_manifest, set_at
+from tests.support.caches.random_cache import open_writer
+from tests.support.programs.work import few_calls
 
 Line = dict[str, Any]
 

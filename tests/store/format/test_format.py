@@ -16,7 +16,7 @@ import tensorstore
 from teach_once.configs.schema import TeacherConfig
 from teach_once.store import TeacherCache
 from teach_once.store.move.hdf5 import export_cache
-from tests.support.teacher_cache import make_cache
+from tests.support.caches.teacher_cache import make_cache
 
 
 def canonical(value: Any) -> bytes:

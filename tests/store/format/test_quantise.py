@@ -18,7 +18,7 @@ from teach_once.store.format.coding import (
     restore_channels,
     restore_rows,
 )
-from tests.support.random_cache import open_writer, records_of
+from tests.support.caches.random_cache import open_writer, records_of
 
 FLOATS = st.floats(-1000, 1000, width=32)
 TINY = 1e-36  # a step below float32's smallest normal number is lost

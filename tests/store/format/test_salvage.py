@@ -13,10 +13,10 @@ import pytest
 
 from teach_once.store import CacheError, CacheMismatch, TapSpec, TeacherCache
 from teach_once.store.format.manifest import read_manifest
-from tests.support import remote_cache
-from tests.support.damage import flip
-from tests.support.object_store import Server
-from tests.support.random_cache import TAPS, open_writer, records_of
+from tests.support.caches import remote_cache
+from tests.support.caches.damage import flip
+from tests.support.caches.object_store import Server
+from tests.support.caches.random_cache import TAPS, open_writer, records_of
 
 FURTHER: Mapping[str, TapSpec] = {
     "embedding": TapSpec((2,), "float16"),

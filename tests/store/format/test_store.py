@@ -18,8 +18,8 @@ from teach_once.store import CacheIncomplete, CacheMismatch, CacheMissing, TapSp
 from teach_once.store.errors import BadTeacherOutput
 from teach_once.store.format.spec import Block, default_block_rows
 from teach_once.store.identity import canonical_json, identity_sha256
-from tests.support.forged_cache import forge_manifest, set_at
-from tests.support.random_cache import (
+from tests.support.caches.forged_cache import forge_manifest, set_at
+from tests.support.caches.random_cache import (
     CANARY,
     IDENTITY,
     LABELS,

@@ -26,7 +26,7 @@ from teach_once.train.outputs.cached_teacher import CachedTeacher, Expansion, Wi
 from teach_once.train.runs.check_methods import refuse_cut_logits
 from teach_once.train.runs.study import open_study
 from teach_once.train.sessions.student import train_student
-from tests.support.teacher_cache import CPU, make_cache, setup_of
+from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
 
 CUT = "taps.logits={top: 3}"
 Make = Callable[..., TeacherConfig]

@@ -15,7 +15,7 @@ from teach_once.store.format.certificate import certificate_in
 from teach_once.store.move.convert import convert_cache
 from teach_once.train.runs.study import open_study
 from teach_once.train.sessions.student import train_student
-from tests.support.teacher_cache import make_cache
+from tests.support.caches.teacher_cache import make_cache
 
 Make = Callable[..., TeacherConfig]
 

@@ -12,8 +12,8 @@ from teach_once.store.command import cli as store
 from teach_once.store.move.copy import copy_cache
 from teach_once.train.cli.commands import cli as train
 from tests.project.test_remedies import printed_command, run_as_printed
-from tests.support.object_store import Server, emptied, running
-from tests.support.teacher_cache import make_cache
+from tests.support.caches.object_store import Server, emptied, running
+from tests.support.caches.teacher_cache import make_cache
 
 CACHES = "s3://bucket/caches"
 TRAINING = ["training.epochs=1", "training.schedule={kind: onecycle}", "training.batch_size=20"]

@@ -23,9 +23,9 @@ from teach_once.store.command import cli
 from teach_once.store.format.manifest import read_manifest, write_manifest
 from teach_once.store.format.spec import Block, encode_chunk
 from teach_once.store.move.hdf5 import export_cache
-from tests.support.damage import flip
-from tests.support.pass_commands import arguments_of, overrides_of
-from tests.support.teacher_cache import make_cache
+from tests.support.caches.damage import flip
+from tests.support.caches.teacher_cache import make_cache
+from tests.support.programs.pass_commands import arguments_of, overrides_of
 
 Make = Callable[..., TeacherConfig]
 

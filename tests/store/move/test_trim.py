@@ -16,7 +16,7 @@ from teach_once.store import CacheBusy, CacheIncomplete, TapSpec, TeacherCache
 from teach_once.store.command import cli
 from teach_once.store.format.spec import chunk_path
 from teach_once.store.move.trim import trim_cache
-from tests.support.random_cache import TAPS, journal_of, open_writer, records_of
+from tests.support.caches.random_cache import TAPS, journal_of, open_writer, records_of
 
 ENERGY = {"energy1": TapSpec((4,), "float16")}
 BASE = list(TAPS)

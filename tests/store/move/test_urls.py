@@ -29,11 +29,11 @@ from teach_once.store.read.zarr_source import ZarrSource
 from teach_once.train.cli.commands import cli as train
 from teach_once.train.outputs.cached_teacher import WindowedTeacher
 from teach_once.train.outputs.shuffle_buffer import ShuffleBuffer
-from tests.support.mirror_users import need, read_views
-from tests.support.object_store import Server, emptied, running
-from tests.support.printed_report import write_printed_report
+from tests.support.caches.mirror_users import need, read_views
+from tests.support.caches.object_store import Server, emptied, running
+from tests.support.caches.teacher_cache import make_cache
 from tests.support.project import QUICK_RUN, make
-from tests.support.teacher_cache import make_cache
+from tests.support.training.printed_report import write_printed_report
 
 CACHES = "s3://bucket/caches"
 PLENTY = 10**9

@@ -16,9 +16,9 @@ from teach_once.store import CacheError, TeacherCache
 from teach_once.store.place.bucket import Bucket
 from teach_once.store.place.bucket_log import put_whole_journal, read_remote_journal
 from teach_once.store.read.mirror import attach
-from tests.support.object_store import Server, emptied
-from tests.support.random_cache import TAPS, write_item
-from tests.support.remote_cache import (
+from tests.support.caches.object_store import Server, emptied
+from tests.support.caches.random_cache import TAPS, write_item
+from tests.support.caches.remote_cache import (
     CACHE,
     LINE,
     NUM_BLOCKS,

@@ -19,9 +19,9 @@ from teach_once.store.place.bucket_log import BucketLog
 from teach_once.store.place.commit_log import CommitLog, encode_chunks, stated_crc32c
 from teach_once.store.place.folder_log import FolderLog
 from teach_once.store.place.open import place_at
-from tests.support.object_store import Server
-from tests.support.random_cache import open_any, records_of
-from tests.support.remote_cache import url
+from tests.support.caches.object_store import Server
+from tests.support.caches.random_cache import open_any, records_of
+from tests.support.caches.remote_cache import url
 
 
 def chunks_of(manifest: Manifest, block: Block, seed: int = 0) -> dict[str, np.ndarray]:

@@ -22,8 +22,8 @@ from teach_once.store.place import bucket as answers
 from teach_once.store.place import bucket as store_objects
 from teach_once.store.place.bucket import Bucket, Listed, in_parallel
 from teach_once.store.read.mirror import attach
-from tests.support.object_store import ENVIRONMENT, Server, a_cache
-from tests.support.random_cache import records_of
+from tests.support.caches.object_store import ENVIRONMENT, Server, a_cache
+from tests.support.caches.random_cache import records_of
 
 CACHE = "caches/t-e4812202"
 GROUP = f"{CACHE}/teacher.zarr"

@@ -17,9 +17,9 @@ from teach_once.store.place.mirror_files import MirrorFiles
 from teach_once.store.place.mirror_folder import MARK, MirrorFolder, use_mirror, used_mirror
 from teach_once.store.read.mirror import attach
 from teach_once.train.cli.commands import cli as train
-from tests.support.object_store import Server, a_cache, emptied
+from tests.support.caches.object_store import Server, a_cache, emptied
+from tests.support.caches.random_cache import fill
 from tests.support.project import QUICK_RUN
-from tests.support.random_cache import fill
 
 CACHE = "t-e4812202"
 PLENTY = 10**9

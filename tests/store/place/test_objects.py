@@ -24,9 +24,9 @@ from teach_once.store import (
 from teach_once.store.command import cli
 from teach_once.store.move.copy import copy_cache, num_chunks
 from teach_once.store.place.bucket import Bucket, ObjectsUnreachable
-from tests.support.damage import flip
-from tests.support.object_store import SECRETS, Server, a_cache
-from tests.support.random_cache import TAPS, chunks, fill, records_of
+from tests.support.caches.damage import flip
+from tests.support.caches.object_store import SECRETS, Server, a_cache
+from tests.support.caches.random_cache import TAPS, chunks, fill, records_of
 
 CACHE = "caches/t-e4812202"
 LOGITS = f"{CACHE}/teacher.zarr/logits/c.1.0.0"

@@ -27,7 +27,7 @@ from teach_once.store.place.place import (
     ReadablePlace,
     read_document,
 )
-from tests.support.object_store import Server
+from tests.support.caches.object_store import Server
 
 VALUES = np.arange(12, dtype="<f4").reshape(3, 4)
 DATA = with_checksum(VALUES).tobytes()

@@ -18,10 +18,10 @@ from teach_once.store.identity import identity_sha256
 from teach_once.store.move.copy import copy_cache
 from teach_once.store.place.bucket import ObjectsUnreachable
 from teach_once.store.write.destination import Destination
-from tests.support.object_store import SECRETS, Server
-from tests.support.random_cache import LABELS, records_of, write_item
-from tests.support.random_cache import fill as fill_folder
-from tests.support.remote_cache import (
+from tests.support.caches.object_store import SECRETS, Server
+from tests.support.caches.random_cache import LABELS, records_of, write_item
+from tests.support.caches.random_cache import fill as fill_folder
+from tests.support.caches.remote_cache import (
     CACHE,
     NUM_BLOCKS,
     assert_whole,

@@ -1,4 +1,4 @@
-"""Each backend of a cache passes the same suite: tests/support/store_contract.py."""
+"""Each backend of a cache passes the same suite: tests/support/caches/store_contract.py."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store.move.hdf5 import export_cache
-from tests.support.damage import flip
-from tests.support.object_store import Server, emptied, running
-from tests.support.store_contract import BLOCK_ROWS, CacheContract, write_reference
+from tests.support.caches.damage import flip
+from tests.support.caches.object_store import Server, emptied, running
+from tests.support.caches.store_contract import BLOCK_ROWS, CacheContract, write_reference
 
 
 class TestFolder(CacheContract):

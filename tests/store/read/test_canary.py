@@ -14,7 +14,7 @@ from teach_once.configs.schema import TeacherConfig
 from teach_once.precompute.command import cli
 from teach_once.store import TeacherCache
 from teach_once.store.format.manifest import read_manifest, write_manifest
-from tests.support.teacher_cache import make_cache
+from tests.support.caches.teacher_cache import make_cache
 
 
 def arguments_of(config: TeacherConfig, caches: Path) -> list[str]:

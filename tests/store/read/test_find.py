@@ -8,7 +8,7 @@ import pytest
 
 from teach_once.store import CacheMismatch, CacheMissing, TeacherCache
 from teach_once.store.inspect.find import find_cache
-from tests.support.random_cache import CANARY, IDENTITY, LABELS, fill
+from tests.support.caches.random_cache import CANARY, IDENTITY, LABELS, fill
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from teach_once.store import CacheDamaged, CacheError, CacheFull, TeacherCache
 from teach_once.store.command import cli
 from teach_once.store.format.spec import crc32c
 from teach_once.store.move.hdf5 import export_cache, import_cache
-from tests.support.forged_cache import SPECIAL, forged_manifest, set_at
+from tests.support.caches.forged_cache import SPECIAL, forged_manifest, set_at
 from tests.support.project import ROOT
 
 Forge = Callable[[h5py.File], object]

@@ -18,10 +18,10 @@ from teach_once.precompute.run_pass import fill_cache
 from teach_once.store import CacheError, CacheIncomplete, CacheWriter, TeacherCache
 from teach_once.store.command import cli as trim
 from teach_once.train.cli.commands import cli as train
-from tests.support.damage import flip
-from tests.support.pass_commands import arguments_of
-from tests.support.printed_report import write_printed_report
-from tests.support.teacher_cache import CPU, make_cache, setup_of
+from tests.support.caches.damage import flip
+from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
+from tests.support.programs.pass_commands import arguments_of
+from tests.support.training.printed_report import write_printed_report
 
 Make = Callable[..., TeacherConfig]
 ENERGY = "taps.energy=float16"

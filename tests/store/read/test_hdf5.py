@@ -13,7 +13,7 @@ import pytest
 from teach_once.store import CacheDamaged, CacheError, CacheMissing, TeacherCache
 from teach_once.store.command import cli
 from teach_once.store.move.hdf5 import export_cache, import_cache
-from tests.support.random_cache import LABELS, fill, records_of
+from tests.support.caches.random_cache import LABELS, fill, records_of
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from teach_once.store import CacheDamaged, TeacherCache
 from teach_once.store.move.hdf5 import export_cache
 from teach_once.store.place.chunks import map_file
 from teach_once.store.read.mapped import MappedRows
-from tests.support.random_cache import LABELS, TAPS, fill
+from tests.support.caches.random_cache import LABELS, TAPS, fill
 
 
 @pytest.fixture(params=["folder", "hdf5"])

@@ -20,11 +20,11 @@ from teach_once.store.read.mirror import attach, local_folder
 from teach_once.train.cli.commands import cli
 from teach_once.train.runs.study import open_study
 from teach_once.train.studies.executor import StudyRecipe
-from tests.support.damage import flip
-from tests.support.object_store import Server, a_cache, emptied
+from tests.support.caches.damage import flip
+from tests.support.caches.object_store import Server, a_cache, emptied
+from tests.support.caches.random_cache import IDENTITY, TAPS, records_of
+from tests.support.caches.teacher_cache import make_cache
 from tests.support.project import QUICK_RUN
-from tests.support.random_cache import IDENTITY, TAPS, records_of
-from tests.support.teacher_cache import make_cache
 
 LOGITS = "caches/t-e4812202/teacher.zarr/logits/c.1.0.0"
 PLENTY = 10**9

@@ -16,8 +16,8 @@ from teach_once.store.format.manifest import read_manifest
 from teach_once.store.format.metadata import metadata_faults, zarr_metadata
 from teach_once.store.move.copy import copy_cache
 from teach_once.store.move.trim import trim_cache
-from tests.support.object_store import Server
-from tests.support.random_cache import TAPS, fill, journal_of, open_writer, records_of
+from tests.support.caches.object_store import Server
+from tests.support.caches.random_cache import TAPS, fill, journal_of, open_writer, records_of
 
 CACHES = path_or_url("s3://bucket/caches")
 MORE = {**TAPS, "embedding": TapSpec((2,), "float16")}

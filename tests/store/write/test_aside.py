@@ -11,7 +11,7 @@ from teach_once.store import CacheMissing, TeacherCache
 from teach_once.store.errors import SamplesChanged
 from teach_once.store.write.staging import AsideWriter, Written
 from teach_once.store.write.writer import CacheWriter
-from tests.support.random_cache import open_writer, records_of
+from tests.support.caches.random_cache import open_writer, records_of
 
 
 def written(writer: CacheWriter, *, seed: int = 0, crc: int = 7) -> list[Written]:

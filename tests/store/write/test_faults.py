@@ -21,12 +21,12 @@ from teach_once.store import CacheError, CacheFull, CacheNotWritable, CacheWrite
 from teach_once.store.format.journal import read_journal
 from teach_once.store.format.manifest import read_manifest
 from teach_once.store.write.pending_blocks import Work
-from tests.support.damage import flip
-from tests.support.killed_pass import run_pass
-from tests.support.pass_commands import arguments_of, overrides_of
-from tests.support.processes import start
-from tests.support.random_cache import fill, open_writer, records_of
-from tests.support.teacher_cache import make_cache, setup_of
+from tests.support.caches.damage import flip
+from tests.support.caches.random_cache import fill, open_writer, records_of
+from tests.support.caches.teacher_cache import make_cache, setup_of
+from tests.support.programs.killed_pass import run_pass
+from tests.support.programs.pass_commands import arguments_of, overrides_of
+from tests.support.programs.processes import start
 
 Make = Callable[..., TeacherConfig]
 

@@ -14,8 +14,8 @@ from teach_once.report.command import cli as report
 from teach_once.store.errors import CacheFull
 from teach_once.store.move.convert import convert_cache
 from teach_once.train.cli.commands import cli as train
-from tests.support.finished_run import STUDENT, Trained, train_both
-from tests.support.teacher_cache import make_cache
+from tests.support.caches.teacher_cache import make_cache
+from tests.support.training.finished_run import STUDENT, Trained, train_both
 
 
 @pytest.fixture(scope="module")

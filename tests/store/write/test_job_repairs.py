@@ -9,8 +9,8 @@ import pytest
 from teach_once.runtime.safe.locks import Job
 from teach_once.store import CacheWriter, TeacherCache
 from teach_once.store.write.pending_blocks import Work
-from tests.support.damage import flip
-from tests.support.random_cache import fill, open_writer, write_item
+from tests.support.caches.damage import flip
+from tests.support.caches.random_cache import fill, open_writer, write_item
 
 BITS = ("logits/c.0.1.0", "stage1/c.0.2.0", "correct/c.1.0", "logits/c.1.1.0")
 

@@ -14,9 +14,9 @@ from teach_once.precompute.compute.blocks import run_blocks
 from teach_once.precompute.compute.teacher_pass import TeacherPass
 from teach_once.runtime.safe.locks import Job, WriterLock
 from teach_once.store import CacheError, CacheFull, TeacherCache
-from tests.support.random_cache import fill, journal_of, open_writer, write_item
-from tests.support.small_files import files_of_at_most
-from tests.support.teacher_cache import make_cache
+from tests.support.caches.random_cache import fill, journal_of, open_writer, write_item
+from tests.support.caches.small_files import files_of_at_most
+from tests.support.caches.teacher_cache import make_cache
 
 
 def test_a_refused_line_is_one_message_and_the_lock_is_released(tmp_path: Path) -> None:

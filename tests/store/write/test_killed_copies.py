@@ -10,7 +10,7 @@ from teach_once.precompute.compute.spool import remove_spools
 from teach_once.runtime.safe.locks import Job
 from teach_once.store.command import cli
 from teach_once.store.move.hdf5 import export_cache
-from tests.support.random_cache import fill, open_writer, write_item
+from tests.support.caches.random_cache import fill, open_writer, write_item
 
 LEFT = (
     ".manifest.json.4194000.tmp",

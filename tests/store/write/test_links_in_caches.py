@@ -16,7 +16,7 @@ from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.store import CacheError, TapSpec, TeacherCache
 from teach_once.store.command import cli
 from teach_once.store.move.trim import trim_cache
-from tests.support.random_cache import TAPS, fill, open_writer
+from tests.support.caches.random_cache import TAPS, fill, open_writer
 
 ENERGY = {"energy1": TapSpec((4,), "float16")}
 

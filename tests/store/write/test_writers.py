@@ -23,8 +23,8 @@ from teach_once.precompute.job import job_of
 from teach_once.runtime.errors import Busy
 from teach_once.runtime.safe.locks import Job, WriterLock
 from teach_once.store import CacheBusy, CacheWriter, TeacherCache
+from tests.support.caches.random_cache import fill, open_writer, records_of
 from tests.support.project import ROOT
-from tests.support.random_cache import fill, open_writer, records_of
 
 
 def test_a_second_writer_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
@@ -37,7 +37,8 @@ def test_a_second_writer_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
 def test_another_process_is_refused_too_and_readers_are_not(tmp_path: Path) -> None:
     path = fill(tmp_path / "c")
     code = (
-        "import sys; from pathlib import Path; from tests.support.random_cache import open_writer\n"
+        "import sys; from pathlib import Path\n"
+        "from tests.support.caches.random_cache import open_writer\n"
         "from teach_once.store import CacheError, TeacherCache\n"
         "TeacherCache.open(sys.argv[1]).read_view(0)\n"
         "try:\n    open_writer(Path(sys.argv[1]))\n"
@@ -58,7 +59,7 @@ def test_another_process_is_refused_too_and_readers_are_not(tmp_path: Path) -> N
 def test_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\n"
-        "from tests.support.random_cache import open_writer\n"
+        "from tests.support.caches.random_cache import open_writer\n"
         "writer = open_writer(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run(

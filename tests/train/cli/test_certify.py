@@ -18,8 +18,8 @@ from teach_once.train.certify import cli, loss_changes, refuse_unless_reduced
 from teach_once.train.errors import TrainError
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import open_context
-from tests.support.pass_commands import overrides_of
-from tests.support.teacher_cache import CPU, make_cache
+from tests.support.caches.teacher_cache import CPU, make_cache
+from tests.support.programs.pass_commands import overrides_of
 
 MakeStudy = Callable[..., Study]
 BATCH = 16  # of the small student

@@ -19,11 +19,11 @@ from teach_once.configs.load import load_student
 from teach_once.precompute.command import cli as precompute
 from teach_once.store.move.hdf5 import export_cache
 from teach_once.train.cli.commands import cli
-from tests.support.pass_commands import arguments_of
-from tests.support.printed_report import write_printed_report
-from tests.support.processes import run, start
+from tests.support.programs.pass_commands import arguments_of
+from tests.support.programs.processes import run, start
 from tests.support.project import ROOT
-from tests.support.training_runs import without_times
+from tests.support.training.printed_report import write_printed_report
+from tests.support.training.training_runs import without_times
 
 PACKAGES = {"runtime", "train", "views", "teach_once"}
 

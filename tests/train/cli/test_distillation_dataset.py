@@ -38,10 +38,10 @@ from teach_once.train.runs.study import Study, open_study
 from teach_once.views.augment.parameters import view_of_epoch
 from teach_once.views.datasets import DatasetError
 from teach_once.views.seeds import permutation
-from tests.support.damage import flip
-from tests.support.object_store import Server
-from tests.support.photograph_study import PLAIN, configs_of, study_of
-from tests.support.teacher_cache import CPU, make_cache
+from tests.support.caches.damage import flip
+from tests.support.caches.object_store import Server
+from tests.support.caches.teacher_cache import CPU, make_cache
+from tests.support.datasets.photograph_study import PLAIN, configs_of, study_of
 
 MIXED = {**PLAIN, "flip": True, "mix": {"kind": "mixup"}, "erasing": {"probability": 0.5}}
 

@@ -19,8 +19,8 @@ from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.runtime.machine.torchvision_shim import import_torchvision
 from teach_once.store.identity import file_sha256
+from tests.support.caches.teacher_cache import make_cache
 from tests.support.project import ROOT
-from tests.support.teacher_cache import make_cache
 
 Make = Callable[..., int]
 

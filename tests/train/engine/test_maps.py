@@ -22,8 +22,8 @@ from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
 from teach_once.train.sessions.teacher import train_teacher
 from teach_once.train.sessions.trial import try_run
+from tests.support.caches.teacher_cache import CPU
 from tests.support.own_network import ONE_PIXEL
-from tests.support.teacher_cache import CPU
 
 MakeStudy = Callable[..., Study]
 IN_PLACE = "python:tests.support.own_network:InPlace"

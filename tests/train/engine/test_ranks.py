@@ -19,10 +19,10 @@ from teach_once.train.engine.ranks import ALONE, Ranks
 from teach_once.train.engine.slices import Slices
 from teach_once.train.errors import TrainError
 from teach_once.views.pixels.batches import ViewBatch
-from tests.support.photograph_study import PLAIN, configs_of
-from tests.support.rank_training import Asked, Found, train_on_ranks, trained
-from tests.support.teacher_cache import make_cache
-from tests.support.training_runs import largest_relative
+from tests.support.caches.teacher_cache import make_cache
+from tests.support.datasets.photograph_study import PLAIN, configs_of
+from tests.support.training.rank_training import Asked, Found, train_on_ranks, trained
+from tests.support.training.training_runs import largest_relative
 
 # A learning rate that does not amplify rounding; 60 digits, in batches of 16: the last one is 12.
 SHORT = (

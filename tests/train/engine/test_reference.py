@@ -21,7 +21,7 @@ from teach_once.train.sessions.student import train_student
 from teach_once.views.augment.augment import view_pixels
 from teach_once.views.seeds import permutation
 from teach_once.views.splits import Split
-from tests.support.teacher_cache import CPU
+from tests.support.caches.teacher_cache import CPU
 
 CHANNELS = {"stage1": 16, "stage2": 32, "stage3": 64}
 EPOCHS, BATCH, SEED = 4, 16, 3

@@ -43,8 +43,8 @@ from teach_once.train.sessions.student import train_student
 from teach_once.train.sessions.teacher import train_teacher
 from teach_once.views.pixels.batches import ViewBatch
 from teach_once.views.seeds import permutation
-from tests.support.teacher_cache import make_cache
-from tests.support.training_runs import largest_relative, without_times
+from tests.support.caches.teacher_cache import make_cache
+from tests.support.training.training_runs import largest_relative, without_times
 
 MakeStudy = Callable[..., Study]
 FLOAT32 = ("taps.logits=float32", "taps.means=float32")

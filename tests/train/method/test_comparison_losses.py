@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from teach_once.nets.teacher.taps import spatial_energy
 from teach_once.train import losses
 from teach_once.train.losses import at, dist, dkd, fitnets, kd, lskd, rkd
-from tests.support.reference_losses import kl64, logits_pair, softmax64
+from tests.support.training.reference_losses import kl64, logits_pair, softmax64
 
 SEEDS = st.integers(0, 10**6)
 Array = np.ndarray

@@ -26,7 +26,7 @@ from teach_once.train.runs.study import Study
 from teach_once.train.runs.weights import TeacherExists
 from teach_once.train.sessions.student import open_context, train_student
 from teach_once.train.sessions.teacher import train_teacher
-from tests.support.teacher_cache import CPU
+from tests.support.caches.teacher_cache import CPU
 
 MakeStudy = Callable[..., Study]
 DIGIT = (8, 8, 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from teach_once.train.errors import TrainError
 from teach_once.train.losses import cd, ce, gkd, kd
-from tests.support.reference_losses import kl64, logits_pair, softmax64
+from tests.support.training.reference_losses import kl64, logits_pair, softmax64
 
 
 def test_cross_entropy_of_even_odds_is_log_2() -> None:

@@ -23,7 +23,7 @@ from teach_once.train.outputs.teacher_outputs import NoTeacher
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
 from teach_once.views.pixels.batches import ViewBatch
-from tests.support.teacher_cache import CPU
+from tests.support.caches.teacher_cache import CPU
 
 CE = [ActiveTerm("ce", 1.0, {})]
 RATE = 0.01

@@ -25,8 +25,8 @@ from teach_once.train.recording.recorder import EpochResult
 from teach_once.train.runs.check_methods import check_without_cache
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import open_context, train_student
-from tests.support.teacher_cache import CPU
-from tests.support.training_runs import largest_relative
+from tests.support.caches.teacher_cache import CPU
+from tests.support.training.training_runs import largest_relative
 
 MakeStudy = Callable[..., Study]
 HINT = "taps.hint={stage: stage2, dtype: float32}"

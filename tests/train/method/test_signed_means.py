@@ -22,8 +22,8 @@ from teach_once.train.method.connectors import Connectors
 from teach_once.train.runs.check_methods import check_methods
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.student import open_context, train_student
-from tests.support.teacher_cache import CPU, make_cache
-from tests.support.training_runs import largest_relative
+from tests.support.caches.teacher_cache import CPU, make_cache
+from tests.support.training.training_runs import largest_relative
 
 # The second of three stages ends in a batch norm, as the stages of EfficientNet do.
 STAGES = {"relu": "[layer1, layer2, layer3]", "signed": "[layer1, layer2.0.bn2, layer3]"}

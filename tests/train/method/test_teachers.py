@@ -28,8 +28,8 @@ from teach_once.train.outputs.teacher_outputs import NoTeacher
 from teach_once.train.runs.check_methods import check_without_cache
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.student import train_student
-from tests.support.printed_report import write_printed_report
-from tests.support.training_runs import largest_relative
+from tests.support.training.printed_report import write_printed_report
+from tests.support.training.training_runs import largest_relative
 
 TEACHER = {
     "dataset": {"type": "digits", "limit": 6},

@@ -16,7 +16,7 @@ from teach_once.train.outputs import cached_teacher as feed
 from teach_once.train.outputs.cached_teacher import CachedTeacher, choose_placement, view_bytes
 from teach_once.train.sessions.student import train_student
 from teach_once.views.pixels.batches import ViewBatch
-from tests.support.teacher_cache import CPU, make_cache
+from tests.support.caches.teacher_cache import CPU, make_cache
 
 TAPS = ["logits", "stage2", "correct"]
 

@@ -19,7 +19,7 @@ from teach_once.train.outputs.teacher_outputs import Ids, TeacherOutputs, WrongV
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import open_context
 from teach_once.views.pixels.batches import Pixels, ViewBatch
-from tests.support.teacher_cache import CPU
+from tests.support.caches.teacher_cache import CPU
 
 TAPS = ["stage1", "stage2"]
 WORLD, SEED, BATCH = 3, 4, 16

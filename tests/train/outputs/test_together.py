@@ -40,10 +40,10 @@ from teach_once.train.studies.ablation import run_ablation
 from teach_once.views.pixels.batches import ViewBatch
 from teach_once.views.pixels.streaming import StreamedPixels
 from teach_once.views.seeds import permutation
+from tests.support.caches.teacher_cache import CPU
+from tests.support.datasets.photograph_study import PLAIN, configs_of, study_of
 from tests.support.own_network import DROPPING
-from tests.support.photograph_study import PLAIN, configs_of, study_of
-from tests.support.teacher_cache import CPU
-from tests.support.training_runs import without_times
+from tests.support.training.training_runs import without_times
 
 MakeStudy = Callable[..., Study]
 METHODS = ("ce", "kd", "cd", "cd+gkd+edt")

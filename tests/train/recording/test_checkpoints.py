@@ -30,7 +30,7 @@ from teach_once.train.recording.recorder import Recorder
 from teach_once.train.runs.files import figures_of
 from teach_once.train.runs.study import Run
 from teach_once.train.sessions.student import open_context, train_student
-from tests.support.finished_run import Trained, train_both
+from tests.support.training.finished_run import Trained, train_both
 
 Change = Callable[[dict[str, Any]], object]
 CPU = torch.device("cpu")

@@ -21,8 +21,8 @@ from teach_once.train.recording.exported import verify_export
 from teach_once.train.runs.files import figures_of, metrics_line, read_metrics, summary_document
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
+from tests.support.datasets.photograph_study import PLAIN, configs_of, study_of
 from tests.support.own_network import ONE_PIXEL
-from tests.support.photograph_study import PLAIN, configs_of, study_of
 
 import_torchvision()
 from torchvision import models  # noqa: E402

@@ -28,10 +28,10 @@ from teach_once.train.runs.study import Study, trained_by_any_number
 from teach_once.train.runs.weights import TeacherRun, load_teacher_data
 from teach_once.train.schedule import learning_rate_at
 from teach_once.train.sessions.student import train_student
+from tests.support.caches.teacher_cache import CPU
 from tests.support.own_network import DROPPING
 from tests.support.project import ROOT
-from tests.support.teacher_cache import CPU
-from tests.support.training_runs import without_times
+from tests.support.training.training_runs import without_times
 
 MakeStudy = Callable[..., Study]
 EVERYTHING = (

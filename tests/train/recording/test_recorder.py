@@ -22,7 +22,7 @@ from teach_once.train.recording.recorder import Recorder
 from teach_once.train.runs.files import CHECKPOINT_FILE
 from teach_once.train.runs.study import Run, Study
 from teach_once.train.sessions.student import open_context
-from tests.support.teacher_cache import CPU
+from tests.support.caches.teacher_cache import CPU
 
 PARTIAL = Partial(1, 1, torch.zeros(1), {"ce": torch.zeros(())}, 0.0)
 

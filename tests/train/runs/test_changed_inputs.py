@@ -31,7 +31,7 @@ from teach_once.train.studies.executor import StudyRecipe
 from teach_once.train.studies.processes import Processes
 from teach_once.train.studies.ray_study import train_task
 from teach_once.views.pixels.resident import open_dataset_pixels
-from tests.support.teacher_cache import CPU
+from tests.support.caches.teacher_cache import CPU
 
 MakeStudy = Callable[..., Study]
 METHODS = "methods.own=[{loss: ce}, {loss: 'changing_loss:changing'}]"

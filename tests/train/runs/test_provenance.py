@@ -16,8 +16,8 @@ from teach_once.store import CacheError
 from teach_once.train.cli.commands import cli
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.terms import loss_named
-from tests.support.image_folders import write_image_folder
-from tests.support.teacher_cache import make_cache
+from tests.support.caches.teacher_cache import make_cache
+from tests.support.datasets.image_folders import write_image_folder
 
 MakeStudy = Callable[..., Study]
 

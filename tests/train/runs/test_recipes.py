@@ -20,7 +20,7 @@ from teach_once.precompute.run_pass import fill_cache, plan_pass
 from teach_once.train.runs.study import open_study
 from teach_once.train.schedule import weight_at
 from teach_once.train.sessions.student import train_student
-from tests.support.teacher_cache import CPU, setup_of
+from tests.support.caches.teacher_cache import CPU, setup_of
 
 
 @pytest.fixture

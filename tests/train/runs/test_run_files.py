@@ -25,7 +25,7 @@ from teach_once.train.runs.files import (
 from teach_once.train.runs.folder import runs_in
 from teach_once.train.runs.study import Run
 from teach_once.train.sessions.student import train_student
-from tests.support.finished_run import Trained, train_both
+from tests.support.training.finished_run import Trained, train_both
 
 FILES = ("run.json", "metrics.jsonl", "summary.json")
 

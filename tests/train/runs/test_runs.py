@@ -20,7 +20,7 @@ from teach_once.train.cli.commands import cli
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.recording.printing import EpochPrinter
 from teach_once.train.runs.study import Study
-from tests.support.printed_report import write_printed_report
+from tests.support.training.printed_report import write_printed_report
 
 Call = Callable[..., str]
 

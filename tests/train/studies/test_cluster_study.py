@@ -20,12 +20,12 @@ from teach_once.train.runs.study import Run, Study, open_study
 from teach_once.train.studies.ablation import run_ablation
 from teach_once.train.studies.ray_study import RayTasks
 from tests.support import slow_loss
-from tests.support.executor_contract import (
+from tests.support.caches.teacher_cache import make_cache
+from tests.support.programs.ray_cluster import Nodes, cluster_of, started, wait_until
+from tests.support.training.executor_contract import (
     FAILING_METHOD,
     check_each_run_ends_once_and_a_failed_one_stops_no_other,
 )
-from tests.support.ray_cluster import Nodes, cluster_of, started, wait_until
-from tests.support.teacher_cache import make_cache
 
 EPOCHS, STEPS = 8, 4
 LOSS = "{loss: 'tests.support.slow_loss:slow'}"

@@ -11,7 +11,7 @@ from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Study
 from teach_once.train.studies.executor import Executor, InTurn
 from teach_once.train.studies.processes import Processes
-from tests.support.executor_contract import (
+from tests.support.training.executor_contract import (
     FAILING_METHOD,
     check_each_run_ends_once_and_a_failed_one_stops_no_other,
 )

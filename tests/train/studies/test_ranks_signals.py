@@ -18,10 +18,10 @@ import torch
 from teach_once.runtime.machine.resources import RENDEZVOUS
 from teach_once.train.cli.commands import cli
 from tests.support import slow_loss
-from tests.support.processes import Started, start
+from tests.support.programs.processes import Started, start
 from tests.support.project import ROOT
-from tests.support.rank_training import SECONDS, run_ranks
-from tests.support.training_runs import without_times
+from tests.support.training.rank_training import SECONDS, run_ranks
+from tests.support.training.training_runs import without_times
 
 LOSS = "{loss: 'tests.support.slow_loss:slow'}"
 # Four epochs of four steps; a learning rate that does not amplify rounding.

@@ -16,7 +16,7 @@ from teach_once.train.engine.evaluation import evaluate
 from teach_once.train.runs.weights import training_folder
 from teach_once.views.datasets import load_dataset
 from teach_once.views.pixels.resident import open_dataset_pixels
-from tests.support.rank_training import run_ranks
+from tests.support.training.rank_training import run_ranks
 
 # A learning rate that does not amplify rounding; 100 digits, in batches of 32: the last one is 4.
 SHORT = ("training.epochs=2", "training.learning_rate=1e-3", "training.batch_size=32")

@@ -25,7 +25,7 @@ from teach_once.views.augment.color import (
 )
 from teach_once.views.seeds import JITTER_STREAM, TRIVIAL_STREAM, draws
 from teach_once.views.splits import array_split
-from tests.support.images import image_of
+from tests.support.datasets.images import image_of
 
 import_torchvision()
 from torchvision.transforms import InterpolationMode, autoaugment  # noqa: E402

@@ -21,7 +21,7 @@ from teach_once.views.augment.crops import (
 )
 from teach_once.views.seeds import draws, unit
 from teach_once.views.splits import DatasetError, array_split
-from tests.support.images import image_of
+from tests.support.datasets.images import image_of
 
 import_torchvision()
 from timm.data.transforms_factory import transforms_imagenet_eval  # noqa: E402

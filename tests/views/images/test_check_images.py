@@ -11,8 +11,8 @@ from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.precompute.command import cli as precompute
 from teach_once.views.command import cli
-from tests.support.image_folders import write_image_folder
-from tests.support.other_formats import pack_again, picture, write_config
+from tests.support.datasets.image_folders import write_image_folder
+from tests.support.datasets.other_formats import pack_again, picture, write_config
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from teach_once.precompute.command import cli as precompute
 from teach_once.runtime.machine.torchvision_shim import import_torchvision
 from teach_once.train.cli.commands import cli as train
 from teach_once.views.datasets import Dataset, DatasetError, load_dataset
-from tests.support.image_folders import write_image_folder
+from tests.support.datasets.image_folders import write_image_folder
 
 GREY = Normalisation(mean=(0.5,), std=(0.5,))
 RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)

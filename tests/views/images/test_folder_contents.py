@@ -21,8 +21,8 @@ from teach_once.views.command import cli
 from teach_once.views.datasets import Dataset, DatasetError, load_dataset
 from teach_once.views.images.decode import FORMATS
 from teach_once.views.images.listing import IMAGE_SUFFIXES
-from tests.support.image_folders import write_image_folder
-from tests.support.other_formats import pack_again, picture, write_config
+from tests.support.datasets.image_folders import write_image_folder
+from tests.support.datasets.other_formats import pack_again, picture, write_config
 
 RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
 

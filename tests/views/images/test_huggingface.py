@@ -15,7 +15,13 @@ from pyarrow import parquet
 from teach_once.configs.load import load_teacher
 from teach_once.views.command import cli
 from teach_once.views.datasets import load_dataset
-from tests.support.other_formats import LABELS, pack_again, picture, shows_pictures, write_config
+from tests.support.datasets.other_formats import (
+    LABELS,
+    pack_again,
+    picture,
+    shows_pictures,
+    write_config,
+)
 
 
 def table(labels: Sequence[int | float | str | None], names: list[str] | None) -> datasets.Dataset:

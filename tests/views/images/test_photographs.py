@@ -16,9 +16,9 @@ from teach_once.store import TeacherCache
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
-from tests.support.photograph_study import PLAIN, configs_of, study_of
-from tests.support.teacher_cache import CPU, setup_of
-from tests.support.training_runs import largest_relative
+from tests.support.caches.teacher_cache import CPU, setup_of
+from tests.support.datasets.photograph_study import PLAIN, configs_of, study_of
+from tests.support.training.training_runs import largest_relative
 
 MIXED = {
     **PLAIN,

@@ -21,7 +21,7 @@ from teach_once.views.images import decode as pictures
 from teach_once.views.images.decode import decode_bytes
 from teach_once.views.images.folders import image_folder
 from teach_once.views.splits import DatasetError
-from tests.support.image_folders import write_image_folder
+from tests.support.datasets.image_folders import write_image_folder
 from tests.support.project import ROOT
 
 

@@ -18,8 +18,14 @@ from teach_once.views.command import cli
 from teach_once.views.datasets import load_dataset
 from teach_once.views.images.webdataset import Tar
 from teach_once.views.splits import DatasetError
-from tests.support.other_formats import LABELS, pack_again, picture, shows_pictures, write_config
-from tests.support.teacher_cache import make_cache
+from tests.support.caches.teacher_cache import make_cache
+from tests.support.datasets.other_formats import (
+    LABELS,
+    pack_again,
+    picture,
+    shows_pictures,
+    write_config,
+)
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

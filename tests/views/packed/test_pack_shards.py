@@ -21,7 +21,7 @@ from teach_once.views.packed.format import shard_path
 from teach_once.views.packed.read import packed
 from teach_once.views.packed.recode import Recode
 from teach_once.views.splits import DatasetError, ImageSource
-from tests.support.image_folders import write_image_folder
+from tests.support.datasets.image_folders import write_image_folder
 from tests.support.project import ROOT
 
 CONFIG = """

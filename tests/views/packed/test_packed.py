@@ -17,7 +17,7 @@ from teach_once.views.images.folders import image_folder
 from teach_once.views.packed import read as packed
 from teach_once.views.packed import read as packed_samples
 from teach_once.views.packed.write import pack_pixels
-from tests.support.image_folders import pack_folder, write_image_folder
+from tests.support.datasets.image_folders import pack_folder, write_image_folder
 
 RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
 CONFIG = """

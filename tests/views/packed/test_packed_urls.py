@@ -19,9 +19,9 @@ from teach_once.views.datasets import load_dataset
 from teach_once.views.packed.format import shard_path
 from teach_once.views.packed.read import packed
 from teach_once.views.splits import DatasetError, ImageSource
-from tests.support.damage import flip
-from tests.support.image_folders import write_image_folder
-from tests.support.object_store import Server, emptied
+from tests.support.caches.damage import flip
+from tests.support.caches.object_store import Server, emptied
+from tests.support.datasets.image_folders import write_image_folder
 
 CONFIG = """
 dataset: {{type: imagefolder, root: {root}, normalisation: {{mean: [0, 0, 0], std: [1, 1, 1]}}}}

@@ -25,9 +25,9 @@ from teach_once.views.packed.format import FORMAT_NAME, HEAD_BYTES, PackedFile
 from teach_once.views.packed.read import packed
 from teach_once.views.packed.write import pack_pixels
 from teach_once.views.splits import DatasetError, ImageSource
-from tests.support.image_folders import pack_folder, write_image_folder
+from tests.support.datasets.image_folders import pack_folder, write_image_folder
+from tests.support.programs.work import few_calls
 from tests.support.project import ROOT
-from tests.support.work import few_calls
 
 KINDS = {"pixels": pack_pixels, "encoded": pack_folder}
 
@@ -299,7 +299,7 @@ from pathlib import Path
 from teach_once.views.packed import write as new_packed
 from teach_once.views.packed import write as pack
 from teach_once.views.images.folders import image_folder
-from tests.support.work import few_calls
+from tests.support.programs.work import few_calls
 finish = new_packed.NewPackedFile.put_header
 new_packed.NewPackedFile.put_header = lambda *given: os.kill(os.getpid(), 9)
 pack.pack_pixels(image_folder(Path(sys.argv[1])), Path(sys.argv[2]))

@@ -43,10 +43,10 @@ from teach_once.views.pixels.resident import (
 )
 from teach_once.views.pixels.streaming import StreamedPixels
 from teach_once.views.splits import array_split
-from tests.support.image_folders import write_image_folder
+from tests.support.caches.teacher_cache import CPU
+from tests.support.datasets.image_folders import write_image_folder
+from tests.support.datasets.streamed_pixels import CROP, RGB, split_of, streamed_pixels
 from tests.support.project import ROOT
-from tests.support.streamed_pixels import CROP, RGB, split_of, streamed_pixels
-from tests.support.teacher_cache import CPU
 
 ERASING, JITTER = Erasing(probability=0.5), ColourJitter(brightness=0.4, hue=0.1)
 
@@ -328,7 +328,7 @@ from pathlib import Path
 import numpy as np
 from teach_once.configs.schema import ViewsConfig
 from teach_once.runtime.command.signals import StopRequest
-from tests.support.streamed_pixels import CROP, split_of, streamed_pixels
+from tests.support.datasets.streamed_pixels import CROP, split_of, streamed_pixels
 
 pixels = streamed_pixels(split_of(Path(sys.argv[1])), ViewsConfig(augment=CROP, seed=1), 2)
 with StopRequest() as stop:

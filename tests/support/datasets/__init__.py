@@ -1,0 +1,1 @@
+"""Image folders and other datasets for tests."""

@@ -66,6 +66,9 @@ def flipping(place: int, bit: int) -> Rewrite:
     return rewrite
 
 
+_MANY_KEYS = b"{" + b"".join(b'"%d":0,' % number for number in range(150_000)) + b'"149999":1}'
+
+
 def text_rewrites() -> Rewrites:
     """Of a text file: other encodings, and content that is not the document at all."""
     yield "encoding", "UTF-16", lambda b: b.decode().encode("utf-16")
@@ -76,8 +79,7 @@ def text_rewrites() -> Rewrites:
     yield "encoding", "NUL at the end", lambda b: b + b"\0"
     yield "document", "of 80 MB of spaces", lambda b: b + b" " * 80_000_000
     yield "document", "of 60 MB of lists", lambda b: b"[" + b"[]," * 20_000_000 + b"[]]"
-    many = b",".join(b'"%d":0' % number for number in range(150_000))
-    yield "document", "of many keys, one twice", lambda b: b"{" + many + b',"149999":1}'
+    yield "document", "of many keys, one twice", lambda b: _MANY_KEYS
     yield "document", "of many lines", lambda b: (b.strip() + b"\n") * min(100_000, 2**26 // len(b))
     for other in (b"null", b"[]", b"{}", b"0", b'"x"', b"[" * 10**6, b'{"a":' * 10**5, b"\n\n"):
         yield "document", f"is {other[:8]!r}", lambda b, other=other: other

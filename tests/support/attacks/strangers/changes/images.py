@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -60,5 +61,6 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
 
+@functools.cache
 def _text_chunk() -> bytes:
     return _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(50_000_000)))

@@ -20,7 +20,7 @@ _TEXTS = (
     *("$(touch PWNED)", "`touch PWNED`", "'; touch PWNED #", '"; touch PWNED; "', "a b"),
     *("=1+1", "<script>alert(1)</script>", "a|b", "$x^$", "$", "%s%n{0}", "x" * 100_000),
 )
-_LONE_SURROGATE = '"\\ud800"'
+_QUOTED = (*map(json.dumps, _TEXTS), '"\\ud800"')  # the last: a lone surrogate
 _NESTED = ("[" * 60 + "]" * 60, "[" * 100_000 + "]" * 100_000, '{"a":' * 500 + "1" + "}" * 500)
 _HUGE = (json.dumps([0] * 200_000), json.dumps({str(n): n for n in range(50_000)}))
 
@@ -29,8 +29,7 @@ def odd_values(value: Any) -> Iterator[tuple[str, str]]:
     """(kind, raw JSON) of what may stand in the place of `value`."""
     for kind, texts in (("type", _TYPES), ("size", _SIZES), ("nested", _NESTED), ("huge", _HUGE)):
         yield from ((kind, text) for text in texts)
-    yield from (("text", json.dumps(text)) for text in _TEXTS)
-    yield "text", _LONE_SURROGATE
+    yield from (("text", text) for text in _QUOTED)
     yield from (("near", json.dumps(near)) for near in _near(value))
 
 
@@ -55,5 +54,6 @@ def _near(value: Any) -> Iterator[Any]:
 
 def short(text: str, longest: int = 40) -> str:
     """For the name of a case."""
-    shown = text if text.isprintable() else ascii(text)
+    start = text[: longest + 1]  # of megabytes, some
+    shown = start if start.isprintable() else ascii(start)
     return shown if len(shown) <= longest else f"{shown[:longest]}..({len(text)})"

@@ -112,7 +112,7 @@ RUNS_ON_CLUSTER = $(if $(value CLUSTER), \
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env cache-teacher train-student ablation export-student verify-cache check-cache list-caches bench bench-scale bench-store test test-quick test-long lint
+.PHONY: help env cache-teacher train-student ablation export-student verify-cache check-cache list-caches bench bench-scale bench-store test test-quick test-long docs lint
 
 help: ## print this help
 	@echo "Teach Once: run the teacher once, train as many students as you like."
@@ -148,7 +148,7 @@ help: ## print this help
 	  'RECHECK=1' 'list image folders again, check every byte of a large finished cache' \
 	  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes of processor time'
 	@echo
-	@echo "Documentation: README.md, docs/commands.md"
+	@echo "Documentation: README.md, docs/reference/commands.md"
 
 env: ## create .venv, or update it if requirements.txt has changed
 	@cmp -s requirements.txt $(VENV)/installed.txt || { \
@@ -181,13 +181,13 @@ check-cache: env ## compare every byte of CACHE=path (default: of all caches) wi
 list-caches: env ## list all caches: teacher, dataset, views, size, state
 	@$(PY) -m store list --caches $(call q,CACHES)
 
-bench: env ## measure every speed target, into docs/benchmarks.md (BENCH=--quick: a few rounds)
+bench: env ## measure every speed target, into the benchmarks page (BENCH=--quick: a few rounds)
 	@$(PY) -m benchmarks --device $(call q,DEVICE) $(call q-words,BENCH)
 
-bench-scale: env ## measure what ImageNet's number of samples costs, into docs/benchmarks.md (BENCH="--samples 20000": fewer)
+bench-scale: env ## measure what ImageNet's number of samples costs, into the benchmarks page (BENCH="--samples 20000": fewer)
 	@$(PY) -m benchmarks scale --device $(call q,DEVICE) $(call q-words,BENCH)
 
-bench-store: env ## measure reading speed and TEACHER's tap dtypes, into docs/benchmarks.md
+bench-store: env ## measure reading speed and TEACHER's tap dtypes, into the benchmarks page
 	@$(PY) -m benchmarks read $(call q-words,BENCH)
 	@$(PY) -m train teacher $(call q,TEACHER) --device $(call q,DEVICE) $(OVERRIDES)
 	@$(PY) -m benchmarks dtypes $(call q,TEACHER) --device $(call q,DEVICE) $(OVERRIDES)
@@ -205,6 +205,17 @@ env-cluster: env ## install Ray, for CLUSTER=...
 	  echo "installing requirements-cluster.txt into $(VENV)"; \
 	  $(PY) -m pip install --quiet --disable-pip-version-check -r requirements-cluster.txt -c requirements.txt; \
 	  cp requirements-cluster.txt $(VENV)/installed-cluster.txt; }
+
+.PHONY: env-docs
+env-docs: env
+	@cmp -s requirements-docs.txt $(VENV)/installed-docs.txt || { \
+	  echo "installing requirements-docs.txt into $(VENV)"; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt -c requirements.txt; \
+	  cp requirements-docs.txt $(VENV)/installed-docs.txt; }
+
+docs: env-docs ## build the documentation's site into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 test: env-examples env-cluster lint ## run all checks and tests, with what the examples and clusters need
 	@$(PYTEST)

@@ -3,7 +3,7 @@ python -m benchmarks NAME [...]             one of the benchmarks below; --help 
 
 Without a name it runs the benchmarks of all speed targets, each in its own process, and ends with
 the table of all targets: what was measured, what was aimed at, and a mark where it was missed. The
-sections of docs/benchmarks.md are rewritten on the way. --quick: a few rounds of the smallest
+page of benchmarks is rewritten on the way. --quick: a few rounds of the smallest
 shapes.
 
 """
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
         verdicts += json.loads(results.read_text())
     table = verdict_table(verdicts)
     print(table)
-    body = f"`make bench` on {machine()}, device {options.device}. Misses: docs/performance.md."
+    body = f"`make bench` on {machine()}, device {options.device}. Misses: performance.md."
     write_section(options.docs, "All targets", f"{body}\n\n{table}")
     return 0
 

@@ -1,4 +1,4 @@
-"""The harness of all targets: interleaved rounds, verdicts, and a section of docs/benchmarks.md.
+"""The harness of all targets: interleaved rounds, verdicts, and a section of the benchmarks page.
 
 Rows that are compared take turns, round after round, so that a slow moment of a shared machine
 affects them all alike. A target is a module of `benchmarks.targets` with a TITLE and a function
@@ -27,7 +27,7 @@ from scipy.stats import trim_mean
 
 from teach_once.runtime.command.frame import new_app
 
-DOCS = Path("docs/benchmarks.md")
+DOCS = Path("docs/development/benchmarks.md")
 ROUNDS = "± half the distance between the quartiles"
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 """python -m configs teacher|student NAME|PATH [key=value ...]    print the config as resolved
 python -m configs teacher-of STUDENT|PATH [key=value ...]      print the teacher a student names
 python -m configs list                                         print all names
-python -m configs reference                                    print docs/reference.md: every key
+python -m configs reference                                    print docs/reference/config.md
 
 `teach-once new-teacher` and `teach-once new-student` write files of your own.
 """
@@ -51,7 +51,7 @@ def list_names() -> None:
 
 @app.command("reference")
 def print_reference() -> None:
-    """Print docs/reference.md: every key of both kinds of files."""
+    """Print docs/reference/config.md: every key of both kinds of files."""
     from teach_once.configs.reference import reference
 
     print(reference(), end="")

@@ -1,4 +1,4 @@
-"""docs/reference.md: every key of both kinds of files, as the schema has it.
+"""docs/reference/config.md: every key of both kinds of files, as the schema has it.
 
 Types and defaults are those that pydantic checks. What a key means is the text below it in
 `configs/schema/`, its attribute docstring.
@@ -90,7 +90,7 @@ def _range(schema: JsonSchema) -> str:
 _HEAD = """\
 # Every key
 
-Written by `python -m configs reference > docs/reference.md`.
+Written by `python -m configs reference > docs/reference/config.md`.
 
 A file of `configs/teacher/` says what a cache is, a file of `configs/student/` what a run is. On
 the command line a key is set by its dotted path (`training.epochs=10`). A student's command takes

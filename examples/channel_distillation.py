@@ -3,7 +3,7 @@
 Channel distillation in plain code, from images to the loss, without this project's training code.
 Each stage of the student passes through a connector to the teacher's number of channels; the loss
 compares the means of the channels. Without the connector's ReLU it also fits teachers whose means
-are negative, such as EfficientNet (see "Connectors" in docs/methods.md).
+are negative, such as EfficientNet (see "Connectors" in docs/how-to/methods.md).
 """
 
 from __future__ import annotations

@@ -8,6 +8,6 @@ import os
 
 # Rounds of a loop, as long as waking a sleeping thread takes. libgomp's 300,000 are milliseconds,
 # in which a busy machine cannot run the thread that is waited for; none at all makes each of the
-# many short waits of a small network a system call. docs/performance.md has the measurements.
+# many short waits of a small network a system call. See docs/development/performance.md.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")

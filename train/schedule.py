@@ -13,7 +13,7 @@ def weight_at(term: LossTerm, epoch: int) -> float:
 
     Zero before `start_epoch`; from then on `weight`, times `decay` for each of `decay_epochs` that
     has been reached; over the first `warmup_epochs` it rises linearly to that. Early Decay Teacher
-    is a way to set these: see docs/methods.md.
+    is a way to set these: see docs/how-to/methods.md.
     """
     if epoch < term.start_epoch:
         return 0.0

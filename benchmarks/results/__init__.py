@@ -1,1 +1,1 @@
-"""docs/results.md: the runs behind it, their figures, and the tables and pictures of them."""
+"""The results page: the runs behind it, their figures, and the tables and pictures of them."""

@@ -3,7 +3,7 @@ python -m benchmarks.results keep STUDY RUNS_FOLDER [RUN ...] --command "make ab
 python -m benchmarks.results write
 python -m benchmarks.results half-size FOLDER DEST
 
-docs/results.md rests on docs/results/STUDY.json: the results of finished runs, and the commands
+The results page rests on docs/results/STUDY.json: the results of finished runs, and the commands
 that trained them.
 """
 
@@ -33,7 +33,7 @@ def train(
     jobs: Annotated[int, typer.Option(help="runs side by side")] = 2,
     device: Device = "auto",
 ) -> None:
-    """Train the runs behind docs/results.md, and keep them; see `results.long_study`."""
+    """Train the runs behind the results page, and keep them; see `results.long_study`."""
     if unknown := [part for part in parts or () if part not in PARTS]:
         raise UserError(f"unknown part {', '.join(unknown)}", fix=f"one of {', '.join(PARTS)}")
     for part in parts or PARTS:
@@ -58,7 +58,7 @@ def keep(
 
 @app.command()
 def write() -> None:
-    """Compute the tables and pictures of docs/results.md again."""
+    """Compute the tables and pictures of the results page again."""
     page.write()
 
 

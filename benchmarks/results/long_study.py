@@ -1,4 +1,4 @@
-"""Train every run that docs/results.md shows of a student, and keep their results.
+"""Train every run that the results page shows of a student, and keep their results.
 
 Hours on a small machine. The same command resumes; a part is kept as soon as all its runs are
 finished.

@@ -1,4 +1,4 @@
-"""docs/results.md: every marked table and picture, computed from docs/results/STUDY.json.
+"""The results page: every marked table and picture, computed from docs/results/STUDY.json.
 
 A table stands between the marks
 
@@ -6,7 +6,7 @@ A table stands between the marks
 
 and a picture is drawn for
 
-    <!-- picture: STUDY curves FILE.png -->
+    <!-- picture: STUDY curves ../images/FILE.png -->
 
 Of a study's methods, those to be shown may follow after a colon, in this order; names with spaces
 in quotes: <!-- table: STUDY paired: cd "cd, 4 views" -->.
@@ -26,13 +26,13 @@ from benchmarks.results.tables import TABLES
 from teach_once.report.table import in_markdown
 from teach_once.runtime.safe.files import write_atomically
 
-PAGE = Path("docs/results.md")
+PAGE = Path("docs/development/results.md")
 _METHODS = r"(?:: (?P<methods>[^>]*?))?"
 _TABLE = re.compile(
     rf"<!-- table: (?P<study>[\w.+-]+) (?P<kind>\w+){_METHODS} -->\n.*?<!-- end -->", re.DOTALL
 )
 _PICTURE = re.compile(
-    rf"<!-- picture: (?P<study>[\w.+-]+) (?P<kind>\w+) (?P<file>[\w.+-]+\.png){_METHODS} -->"
+    rf"<!-- picture: (?P<study>[\w.+-]+) (?P<kind>\w+) (?P<file>[\w./+-]+\.png){_METHODS} -->"
 )
 _Made = TypeVar("_Made")
 

@@ -1,4 +1,4 @@
-"""The pictures of docs/results.md as PNG bytes, drawn from the runs that the tables show.
+"""The pictures of the results page as PNG bytes, drawn from the runs that the tables show.
 
 `errors`: a dot per run. `curves`: the error of each tested epoch. `stored`: the error against what
 the cache takes per image.

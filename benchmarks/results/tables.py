@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, each computed from runs alone.
+"""The tables of the results page, each computed from runs alone.
 
 - `errors`: a row per method.
 - `teacher`: what its pass measured, on the test set and on the cached views.

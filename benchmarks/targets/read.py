@@ -1,4 +1,4 @@
-"""python -m benchmarks read [--slab-mb 400] [--rounds 7] [--docs docs/benchmarks.md]
+"""python -m benchmarks read [--slab-mb 400] [--rounds 7] [--docs docs/development/benchmarks.md]
 
 How fast a cache is read: one view's slab, 256 random rows, and a check of every byte; next to
 memcpy, np.memmap, plain zarr slicing, h5py and `cat`, from the page cache.

@@ -1,4 +1,4 @@
-"""python -m benchmarks rows [--slab-mb 400] [--rounds 7] [--docs docs/benchmarks.md]
+"""python -m benchmarks rows [--slab-mb 400] [--rounds 7] [--docs docs/development/benchmarks.md]
 
 Where DistillationDataset should get single rows from: files mapped into memory, a view's slab in
 memory, or whole blocks of the cache. Processor time of one process, which other work on the machine

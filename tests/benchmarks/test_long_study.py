@@ -1,4 +1,4 @@
-"""The runs behind docs/results.md are trained and kept, each part by commands that work."""
+"""The runs behind the results page are trained and kept, each part by commands that work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/results.md rests on docs/results/*.json: every table can be computed from them again."""
+"""The results page rests on docs/results/*.json: every table can be computed from them again."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_every_figure_that_the_first_page_tells_stands_in_one_of_its_tables() ->
 
 def test_every_picture_that_is_asked_for_is_there_and_shown() -> None:
     text = (ROOT / PAGE).read_text()
-    for name in re.findall(r"<!-- picture: .* ([\w.+-]+\.png)(?:: .*)? -->", text):
-        assert (ROOT / PAGE).with_name(name).read_bytes().startswith(b"\x89PNG")
+    for name in re.findall(r"<!-- picture: .* ([\w./+-]+\.png)(?:: .*)? -->", text):
+        assert (ROOT / PAGE).parent.joinpath(name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in text
 
 

@@ -1,4 +1,4 @@
-"""docs/reference.md: every key with its meaning, and never out of date."""
+"""docs/reference/config.md: every key with its meaning, and never out of date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from teach_once.configs.schema import as_plain
 from teach_once.configs.schema.losses import BUILT_IN_LOSSES
 from tests.support.project import ROOT
 
-PAGE = ROOT / "docs" / "reference.md"
+PAGE = ROOT / "docs" / "reference/config.md"
 # Keys that choose a variant of their block: they are the variants' headings, not rows.
 VARIANTS = {
     "dataset.type",
@@ -31,7 +31,7 @@ BLOCKS = [each for each in vars(schema).values() if dataclasses.is_dataclass(eac
 def test_the_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["reference"]) == 0
     printed = capsys.readouterr().out
-    assert PAGE.read_text() == printed, "fix: python -m configs reference > docs/reference.md"
+    assert PAGE.read_text() == printed, f"fix: python -m configs reference > {PAGE}"
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)

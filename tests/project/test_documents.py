@@ -121,7 +121,7 @@ def test_commands_of_clusters_and_buckets_run(
 def test_the_job_array_of_the_documents_fills_the_cache(trained_checkout: Trained) -> None:
     project, _ = trained_checkout
     (script,) = re.findall(
-        r"```slurm\n(.*?)```", (ROOT / "docs/clusters.md").read_text(), re.DOTALL
+        r"```slurm\n(.*?)```", (ROOT / "docs/how-to/cluster.md").read_text(), re.DOTALL
     )
     tasks = [{"ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": rank, "ARRAY_TASK_COUNT": "2"} for rank in "01"]
     (project / "caches").rename(project / "elsewhere")
@@ -148,7 +148,7 @@ def test_the_job_array_of_the_documents_fills_the_cache(trained_checkout: Traine
 
 def test_the_job_of_two_machines_in_the_documents_can_be_typed() -> None:
     (script,) = re.findall(
-        r"```slurm\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL
+        r"```slurm\n(.*?)```", (ROOT / "docs/how-to/gpus.md").read_text(), re.DOTALL
     )
     words = shlex.split(script.rpartition(" -m ")[2])
     assert words[:2] == ["train", "student"]
@@ -161,7 +161,7 @@ def test_the_job_of_two_machines_in_the_documents_trains_a_student(
 ) -> None:
     project, _ = trained_checkout
     (script,) = re.findall(
-        r"```slurm\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL
+        r"```slurm\n(.*?)```", (ROOT / "docs/how-to/gpus.md").read_text(), re.DOTALL
     )
     assert "--nproc-per-node 8" in script
     words = f"--seed 5 --device cpu {QUICK_ARGS.removeprefix('ARGS=')}"

@@ -1,4 +1,4 @@
-"""docs/imagenet.md: its program makes the folders that the teacher's file reads."""
+"""docs/tutorials/imagenet.md: its program makes the folders that the teacher's file reads."""
 
 from __future__ import annotations
 

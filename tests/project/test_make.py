@@ -166,7 +166,7 @@ def test_make_looks_at_caches(
     assert result.returncode == 0, result.stderr
     assert printed in result.stdout
     if target == "bench-store":
-        text = (project / "docs" / "benchmarks.md").read_text()
+        text = (project / "docs" / "development/benchmarks.md").read_text()
         assert "## Tap dtypes: digits-resnet20" in text
 
 

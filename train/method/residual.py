@@ -6,8 +6,8 @@ it; their sum goes through the rest of the student. Which stage is the cache's: 
     images -> student up to the stage   -> F_S --+
     images -> assistant up to the stage -> F_A --+-> the rest of the student -> logits
 
-Source: Gao, Shen, Loy et al. 2020, "Residual Knowledge Distillation"; docs/methods.md says what was
-chosen where the paper leaves it open.
+Source: Gao, Shen, Loy et al. 2020, "Residual Knowledge Distillation"; docs/how-to/methods.md has
+the choices that the paper leaves open.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Flips single bits of every kind of file, one at a time, and reads the file again: the flip must be
 noticed (an error, or a fault that is reported) or harmless (all that a reader gets is the same).
-Prints a table for docs/security.md; exit status 1 where other content is accepted. --most: of a
+Prints a table for the security page; exit status 1 where other content is accepted. --most: of a
 larger file so many bits are tried, spread evenly over it; 0 tries them all. A LINE PER KIND: to add
 one, add a line to FLIPPED.
 """

@@ -87,7 +87,7 @@ def test_commands_of_clusters_and_buckets_run(
     (block,) = re.findall(r"```bash\n(.*?)```", shown, re.DOTALL)
     shutil.copy(ROOT / "requirements-cluster.txt", project / ".venv/installed-cluster.txt")
     quick = {
-        "ablation": ["METHODS=ce cd", "SEEDS=0 1", QUICK_ARGS],
+        "ablation": ["METHODS=ce cd+gkd", "SEEDS=0 1", QUICK_ARGS],
         "train-student": [QUICK_ARGS],
         "cache-teacher": ["ARGS=training.epochs=1"],
     }

@@ -18,7 +18,8 @@ from teach_once import DistillationDataset, TeacherCache, losses
 from teach_once.configs.load import load_student, load_teacher, to_yaml
 from teach_once.configs.schema import StudentConfig
 from teach_once.train.engine.epoch_result import EpochResult
-from teach_once.train.runs.study import open_study
+from teach_once.train.recording.export import export_student
+from teach_once.train.runs.study import Run, open_study
 from teach_once.train.sessions.student import train_student
 from tests.support.caches.teacher_cache import make_cache
 from tests.support.project import ROOT
@@ -44,7 +45,10 @@ def study_files(
 
 
 @pytest.fixture(scope="module")
-def our_losses(study_files: tuple[StudentConfig, Path], tmp_path_factory) -> list[float]:
+def trained(
+    study_files: tuple[StudentConfig, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, list[float]]:
+    """A finished run of the method kd, and the loss of each of its steps."""
     config, caches = study_files
     study = open_study(
         config,
@@ -54,7 +58,12 @@ def our_losses(study_files: tuple[StudentConfig, Path], tmp_path_factory) -> lis
     )
     epochs: list[EpochResult] = []
     train_student(study.run("kd", 0), device="cpu", on_epoch=epochs.append)
-    return [loss for epoch in epochs for loss in epoch.step_losses]
+    return study.run("kd", 0), [loss for epoch in epochs for loss in epoch.step_losses]
+
+
+@pytest.fixture(scope="module")
+def our_losses(trained: tuple[Run, list[float]]) -> list[float]:
+    return trained[1]
 
 
 def test_the_recipe_of_the_examples_is_that_of_the_config(
@@ -147,6 +156,17 @@ def test_channel_distillation_in_plain_code_is_the_loss_that_is_trained_with(
     dataset.set_epoch(2)
     torch.testing.assert_close(images[3], dataset[3][0], rtol=0, atol=0)
     assert channel_distillation.main(study_files[0].teacher, study_files[1]) > 0
+
+
+@pytest.mark.long
+def test_an_export_converted_to_onnx_has_the_logits_of_the_program(
+    trained: tuple[Run, list[float]], tmp_path: Path
+) -> None:
+    from examples import export_onnx
+
+    export_student(trained[0], ["best"], tmp_path / "exported", device="cpu")
+    assert export_onnx.convert(tmp_path / "exported", tmp_path / "student.onnx") < ROUNDING
+    assert (tmp_path / "student.onnx").stat().st_size > 300_000  # the weights are in the file
 
 
 def test_plain_pytorch_is_short() -> None:

@@ -30,6 +30,7 @@ OPTIONAL = {
     "trackers": {("wandb", "tracking.py"), ("mlflow", "tracking.py")},
     "huggingface": {("datasets", "huggingface.py")},
     "cluster": {("ray", "ray.py")},
+    "onnx": set(),  # examples/export_onnx.py
 }
 
 

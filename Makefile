@@ -152,6 +152,8 @@ help: ## print this help
 
 env: ## create .venv, or update it if requirements.txt has changed
 	@cmp -s requirements.txt $(VENV)/installed.txt || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: $(PYTHON) is older than Python 3.11"; echo "  fix: make env PYTHON=python3.11"; exit 2; } >&2; \
 	  echo "installing requirements.txt into $(VENV)"; \
 	  $(PYTHON) -m venv $(VENV); \
 	  $(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt; \

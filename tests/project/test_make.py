@@ -37,6 +37,19 @@ def reads(target: str) -> list[str]:
     return refusal.stderr.partition("; it reads: ")[2].removesuffix(".  Stop.\n").split()
 
 
+def test_make_env_with_an_old_python_is_refused_before_anything_is_installed(
+    tmp_path: Path,
+) -> None:
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "old-python").write_text("#!/bin/sh\nexit 1\n")  # as the comparison ends
+    (tmp_path / "old-python").chmod(0o755)
+    refused = make("env", "PYTHON=./old-python", cwd=tmp_path)
+    assert refused.returncode != 0
+    assert "older than Python 3.11\n  fix: make env PYTHON=python3.11" in refused.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_make_env_installs_the_project_so_that_timm_can_be_imported(tmp_path: Path) -> None:
     for file in ("Makefile", "requirements.txt"):
         shutil.copy(ROOT / file, tmp_path)

@@ -1,11 +1,9 @@
-"""Which processes or workers share one pass, and whether its rounds come to an end."""
+"""Which processes or workers share one pass."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,8 +11,6 @@ import typer
 from teach_once.configs.load import ConfigError
 from teach_once.runtime.machine.resources import RENDEZVOUS, Share
 from teach_once.runtime.safe.locks import Job
-from teach_once.store.errors import CacheError
-from teach_once.store.write.pending_blocks import Work
 
 # What processes that were started together have in common: `runtime.launch`, torchrun, Slurm.
 _NAMES = (RENDEZVOUS, "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
@@ -63,24 +59,3 @@ def share_of(job: Job) -> Share:
     if job.world == 1 or "LOCAL_RANK" in os.environ or "LOCAL_WORLD_SIZE" in os.environ:
         return Share.of_this_process()
     return Share(job.rank, job.world)
-
-
-class Rounds:
-    """The rounds of one pass: after its own work, it does what others left, until nothing is left.
-
-    Where something removes what was committed, that would never be.
-    """
-
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
-        self._left: int | None = None
-
-    def check(self, left: Sequence[Work]) -> None:
-        """Raise CacheError if a round has left as many blocks as the one before it."""
-        if self._left is not None and len(left) >= self._left:
-            raise CacheError(
-                f"{self._cache}: {len(left):,} blocks are missing or damaged, after a round that "
-                f"committed {self._left:,}: something removes or changes what is committed",
-                fix="end whatever else writes there, then run the same command again",
-            )
-        self._left = len(left)

@@ -10,17 +10,16 @@ or is computed twice, what is committed is whole, and the same command continues
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 
 from teach_once.precompute import ray_worker as on_node
-from teach_once.precompute.compute.blocks import Groups
+from teach_once.precompute.compute.queue import BlockQueue, Rounds
 from teach_once.precompute.compute.setup import Setup
 from teach_once.precompute.compute.spool import remove_spools
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
-from teach_once.precompute.job import Rounds
 from teach_once.precompute.plan import Plan, planned
 from teach_once.precompute.ray_worker import Pace, PassRecipe
 from teach_once.precompute.run_pass import (
@@ -95,12 +94,9 @@ class ClusterFill:
             started, images = time.perf_counter(), 0
             if isinstance(writer, CacheWriter):
                 remove_spools(writer.path, nobody_resumes=True)  # of an earlier driver's workers
-            work: Sequence[Work] | None = without_carried(self._teacher_pass, writer, self._console)
-            rounds = Rounds(setup.path)
-            while work:
+            own = without_carried(self._teacher_pass, writer, self._console)
+            for work in Rounds(setup.path, writer, own):
                 images += self._run_blocks(writer, work, stop)
-                if work := writer.left_over():
-                    rounds.check(work)
             seconds = time.perf_counter() - started
             last = writer.manifest.measured.get("images_per_second", 0.0)
             rate = images / seconds or last
@@ -128,20 +124,19 @@ class ClusterFill:
     def _run_blocks(self, writer: Destination, work: Sequence[Work], stop: StopRequest) -> int:
         """Have these blocks computed, and commit them; returns the number of images."""
         writer.refuse_if_too_full(work)
-        total = sum(item.block.rows for item in work)
+        blocks = BlockQueue(work, self._teacher_pass.views_per_reading)
         given = (self._recipe, handout_of(writer), self._pace)
-        queue = Queue(self._cluster, on_node.compute, given, writer, len(work))
-        groups, views = Groups(work), self._teacher_pass.views_per_reading
-        with Progress(total, "images", self._console) as progress:
-            queue.run(iter(lambda: groups.next(views), []), progress, stop)
-        return total
+        tasks = BlockTasks(self._cluster, on_node.compute, given, writer)
+        with Progress(blocks.num_images, "images", self._console) as progress:
+            tasks.run(blocks, progress, stop)
+        return blocks.num_images
 
 
-class Queue:
-    """The tasks of one list of blocks.
+class BlockTasks:
+    """The tasks of a cluster that compute the blocks of a queue.
 
-    compute: what a worker does with a group of them, after the arguments `given`; it returns the
-    blocks that `writer` is to commit.
+    compute: called in a worker with the arguments `given` and a group of blocks; returns the blocks
+    that `writer` is to commit.
     """
 
     def __init__(
@@ -150,30 +145,29 @@ class Queue:
         compute: Callable[..., list[Written]],
         given: tuple[Any, ...],
         writer: Destination,
-        num_blocks: int,
     ) -> None:
         self._cluster, self._writer = cluster, writer
         self._compute, self._given = compute, given
         self._queued: dict[Ref, list[Work]] = {}
-        self._done, self._num_blocks = 0, num_blocks
+        self._done = 0
 
-    def run(self, groups: Iterator[list[Work]], progress: Progress, stop: StopRequest) -> None:
+    def run(self, blocks: BlockQueue, progress: Progress, stop: StopRequest) -> None:
         """Keep all workers at work until every group is committed."""
         try:
             while True:
                 progress.note = f" on {self._cluster.format_workers()}"
-                self._fill_up(groups)
+                self._fill_up(blocks)
                 if not self._queued:
                     return
                 self._commit_done(progress)
                 if stop.signal_number is not None:
-                    self._stop(stop.signal_number, progress)
+                    self._stop(stop.signal_number, blocks.num_blocks, progress)
         finally:
             self._cluster.cancel(self._queued, at_once=True)
 
-    def _fill_up(self, groups: Iterator[list[Work]]) -> None:
+    def _fill_up(self, blocks: BlockQueue) -> None:
         most = _QUEUED_PER_WORKER * max(self._cluster.num_workers, 1)
-        while len(self._queued) < most and (group := next(groups, None)):
+        while len(self._queued) < most and (group := blocks.take()):
             task = self._cluster.submit(self._compute, *self._given, group)
             self._queued[task] = group
 
@@ -186,13 +180,13 @@ class Queue:
             self._done += len(group)
             progress.advance(sum(item.block.rows for item in group))
 
-    def _stop(self, signal_number: int, progress: Progress) -> None:
+    def _stop(self, signal_number: int, num_blocks: int, progress: Progress) -> None:
         """Commit what is finished within a few seconds. Raises Stopped."""
         until = time.monotonic() + _SECONDS_TO_FINISH
         while self._queued and time.monotonic() < until:
             self._commit_done(progress)
         raise Stopped(
             signal_number,
-            f"stopped after {self._done:,} of {self._num_blocks:,} blocks, which are saved; the "
+            f"stopped after {self._done:,} of {num_blocks:,} blocks, which are saved; the "
             f"same command resumes",
         )

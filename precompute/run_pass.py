@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from teach_once.precompute.compute.blocks import run_blocks
+from teach_once.precompute.compute.queue import Rounds
 from teach_once.precompute.compute.setup import Setup
 from teach_once.precompute.compute.spool import remove_spools
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.precompute.compute.trial import certificate, fastest_batch
-from teach_once.precompute.job import Rounds
 from teach_once.precompute.plan import Plan, memory_of, planned
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.store import CacheFull, TeacherCache
@@ -97,13 +97,10 @@ def _run_pending(
     None if other ranks are still running.
     """
     started = time.perf_counter()
-    work = without_carried(teacher_pass, writer, console)
-    images = run_blocks(teacher_pass, writer, work, stop, console)
-    rounds = Rounds(teacher_pass.setup.path)
-    while left := writer.left_over():
-        rounds.check(left)
-        images += run_blocks(teacher_pass, writer, left, stop, console)
-    return None if left is None else images / (time.perf_counter() - started)
+    own = without_carried(teacher_pass, writer, console)
+    rounds = Rounds(teacher_pass.setup.path, writer, own)
+    images = sum(run_blocks(teacher_pass, writer, work, stop, console) for work in rounds)
+    return images / (time.perf_counter() - started) if rounds.is_complete else None
 
 
 def measured(

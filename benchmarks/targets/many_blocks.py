@@ -24,8 +24,8 @@ from rich.console import Console
 from benchmarks.harness import Findings, markdown
 from benchmarks.synthetic.caches import content_of
 from benchmarks.synthetic.object_server import object_server
-from teach_once.precompute.compute.blocks import Groups
-from teach_once.precompute.ray_driver import Queue
+from teach_once.precompute.compute.queue import BlockQueue
+from teach_once.precompute.ray_driver import BlockTasks
 from teach_once.runtime.command.progress import Progress
 from teach_once.runtime.command.ray import Cluster
 from teach_once.runtime.command.signals import StopRequest
@@ -101,12 +101,15 @@ class Simulation:
         self, cluster: Cluster, writer: Destination, what: str, function: Any, *given: Any
     ) -> None:
         work = writer.work
-        queue, groups = Queue(cluster, function, given, writer, len(work)), Groups(work)
+        tasks, queue = (
+            BlockTasks(cluster, function, given, writer),
+            BlockQueue(work, self._num_views),
+        )
 
         def run() -> None:
             console = Console(stderr=True)
             with Progress(len(work), "blocks", console) as progress, StopRequest() as stop:
-                queue.run(iter(lambda: groups.next(self._num_views), []), progress, stop)
+                tasks.run(queue, progress, stop)
 
         self._timed(what, run)
 

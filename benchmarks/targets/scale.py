@@ -29,7 +29,7 @@ from benchmarks.synthetic.photographs import PHOTOGRAPHS, check_disk, origin, ph
 from benchmarks.synthetic.scale_study import CHANNELS, CLASSES, ScaleStudy, make_study
 from benchmarks.synthetic.studies import steps_of_epoch
 from benchmarks.targets.start import ROOT, seconds_to_first_step
-from teach_once.precompute.compute.blocks import Groups
+from teach_once.precompute.compute.queue import BlockQueue
 from teach_once.store import TeacherCache
 from teach_once.store.format.spec import Block
 from teach_once.store.write.pending_blocks import Work
@@ -205,9 +205,9 @@ def seconds_per_block(num_blocks: int) -> float:
         for view in range(VIEWS_OF_BLOCKS)
         for index in range(num_blocks // VIEWS_OF_BLOCKS)
     ]
-    groups, handed_out = Groups(work), 0
+    queue, handed_out = BlockQueue(work, 8), 0
     started = time.perf_counter()
-    while group := groups.next(8):
+    while group := queue.take():
         handed_out += len(group)
     assert handed_out == len(work)
     return (time.perf_counter() - started) / len(work)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.console import Console
 from torch import Tensor
 
 from teach_once.nets.teacher.taps import taps_stored
+from teach_once.precompute.compute.queue import BlockQueue
 from teach_once.precompute.compute.spool import Spool, SpoolLayout, spooled_start
 from teach_once.precompute.compute.teacher_pass import TeacherPass
 from teach_once.runtime.command.progress import Progress
@@ -158,35 +158,6 @@ class OnHost:
         return {name: copy.numpy() for name, copy in copies.items()}
 
 
-_Alike = tuple[int, tuple[str, ...]]  # first sample, taps
-
-
-class Groups:
-    """Hands out every block once, each time the first one waiting and others of its samples.
-
-    Takes a constant time per block, however many there are.
-    """
-
-    def __init__(self, work: Sequence[Work]) -> None:
-        self._order = iter(work)
-        self._alike: dict[_Alike, deque[Work]] = {}
-        for item in work:
-            self._alike.setdefault(_key(item), deque()).append(item)
-
-    def next(self, most: int) -> list[Work]:
-        """At most `most` blocks of the same samples and taps, in the order given; [] at the end."""
-        for first in self._order:
-            # Blocks are taken from the front: this one was taken unless it stands there.
-            waiting = self._alike[_key(first)]
-            if waiting and waiting[0] is first:
-                return [waiting.popleft() for _ in range(min(most, len(waiting)))]
-        return []
-
-
-def _key(item: Work) -> _Alike:
-    return item.block.start, item.taps
-
-
 _SECONDS_TO_FINISH = 10.0  # a block that needs longer is given up when the pass is stopped
 
 
@@ -199,11 +170,11 @@ def run_blocks(
 ) -> int:
     """Compute and commit these blocks; returns the number of images. Raises Stopped, CacheError."""
     writer.refuse_if_too_full(work)
-    total = sum(item.block.rows for item in work)
-    groups, views = Groups(_begun_first(writer, work)), teacher_pass.views_per_reading
+    blocks = BlockQueue(_begun_first(writer, work), teacher_pass.views_per_reading)
+    total = blocks.num_images
     with Progress(total, "images", console) as progress, BackgroundWriter(writer) as behind:
-        pass_ = _Pass(teacher_pass, writer, stop, progress, behind, len(work))
-        while group := groups.next(views):
+        pass_ = _Pass(teacher_pass, writer, stop, progress, behind, blocks.num_blocks)
+        while group := blocks.take():
             group = pass_.outstanding(group)
             if not group:
                 continue

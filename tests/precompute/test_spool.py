@@ -12,13 +12,10 @@ from rich.console import Console
 
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
-from teach_once.precompute.compute.blocks import Groups
 from teach_once.precompute.compute.spool import Spool, SpoolLayout
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.precompute.run_pass import fill_cache
 from teach_once.store import TeacherCache
-from teach_once.store.format.spec import Block
-from teach_once.store.write.pending_blocks import Work
 from tests.support.caches.small_files import files_of_at_most
 from tests.support.caches.teacher_cache import CPU, setup_of
 from tests.support.datasets.photograph_study import PLAIN, configs_of
@@ -124,35 +121,6 @@ def test_a_link_in_place_of_a_spool_is_not_written_through(folder: Path) -> None
     with pytest.raises(ValueError, match="is a symbolic link"):
         Spool(folder, 0, LAYOUT).add(parts_of(slice(0, 4)))
     assert victim.read_bytes() == b"mine"
-
-
-# ---- which blocks go together
-
-
-def test_groups_hold_every_block_once_and_views_of_the_same_samples() -> None:
-    work = [Work(Block(v, b, 8 * b, 8 * b + 8), ("logits",)) for v in range(5) for b in range(3)]
-    work[7] = Work(work[7].block, ("energy",))
-    groups = Groups(work)
-    found = list(iter(lambda: groups.next(3), []))
-    assert {item for group in found for item in group} == set(work)
-    assert sum(map(len, found)) == len(work)
-    assert all(len({(i.block.start, i.taps) for i in group}) == 1 for group in found)
-    assert [len(group) for group in found] == [3, 3, 3, 1, 2, 2, 1]
-
-
-class _Unsearchable(Work):
-    """A block that no list may be searched for, as that takes time by their number."""
-
-    __hash__ = Work.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        raise AssertionError("searched for")
-
-
-def test_blocks_are_handed_out_without_a_search_through_all_of_them() -> None:
-    work = [_Unsearchable(Block(v, b, b, b + 1), ("t",)) for v in range(50) for b in range(200)]
-    groups = Groups(work)
-    assert sum(1 for _ in iter(lambda: len(groups.next(8)), 0)) == 7 * 200
 
 
 # ---- in a pass

@@ -17,6 +17,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from teach_once import __version__
@@ -174,6 +175,14 @@ def test_the_wheel_declares_the_license_and_the_version(wheel: Path) -> None:
     assert described["License-Expression"] == "Apache-2.0"
     assert described["Version"] == __version__
     assert archive.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_citation_names_the_title_the_authors_and_the_license() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["title"].startswith("Teach Once")
+    assert citation["authors"] == PROJECT["authors"]
+    assert citation["license"] == PROJECT["license"]
+    assert "version" not in citation  # it would be a second home; a release adds it with its date
 
 
 def test_the_wheel_installs_one_name(wheel: Path) -> None:

@@ -32,6 +32,7 @@ OPTIONAL = {
     "huggingface": {("datasets", "huggingface.py")},
     "cluster": {("ray", "ray.py")},
     "onnx": set(),  # examples/export_onnx.py
+    "docs": set(),  # make docs
 }
 
 
@@ -268,7 +269,7 @@ def test_what_is_declared_is_what_is_pinned_for_the_programs() -> None:
 
 
 def test_trackers_and_tables_are_optional_and_tested_in_the_versions_that_are_declared() -> None:
-    files = ("requirements-examples.txt", "requirements-cluster.txt")
+    files = [f"requirements-{name}.txt" for name in ("examples", "cluster", "docs")]
     pinned = {name: v for file in files for name, v in pins((ROOT / file).read_text()).items()}
     assert PROJECT["optional-dependencies"].keys() == OPTIONAL.keys()
     for lines in PROJECT["optional-dependencies"].values():

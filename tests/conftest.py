@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from rich.console import Console
 
+import tests.support.shortened  # noqa: F401
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.configs.schema import StudentConfig, TeacherConfig
 from teach_once.runtime.command.options import Compute

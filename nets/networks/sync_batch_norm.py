@@ -52,7 +52,10 @@ def _synchronised_class(kind: type[_BatchNorm]) -> type[_BatchNorm] | None:
     if not is_timms and kind.forward is not _BatchNorm.forward:
         return None
     base = _SynchronisedAct if is_timms else _Synchronised
-    return cast(type[_BatchNorm], type(f"Synchronised{kind.__name__}", (base, kind), {}))
+    # torch.compile leaves the exchange between processes as it is. Not a decorator: it imports
+    # torch._dynamo, two seconds that a run of one process saves.
+    as_it_is = {"_synchronised": torch.compiler.disable(base._synchronised)}
+    return cast(type[_BatchNorm], type(f"Synchronised{kind.__name__}", (base, kind), as_it_is))
 
 
 def _unknown(kind: type[_BatchNorm], name: str) -> ArchError:
@@ -69,7 +72,6 @@ class _Synchronised(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         return self._synchronised(input) if self.training else super().forward(input)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _synchronised(self, input: Tensor) -> Tensor:
         """input: the own slice, (B, C, ...) of any B."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]

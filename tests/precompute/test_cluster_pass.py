@@ -23,6 +23,7 @@ from tests.support.caches.object_store import Server, emptied, running
 from tests.support.caches.teacher_cache import make_cache
 from tests.support.datasets.photograph_study import PLAIN, configs_of
 from tests.support.programs.ray_cluster import Nodes, cluster_of, journal_lines, started, wait_until
+from tests.support.shortened import ALL_DIGITS
 
 NUM_BLOCKS = 30
 
@@ -47,6 +48,7 @@ def nodes(folder: Path, server: Server) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(slow_teacher.FOLDER, str(folder))
         environment.setenv("OMP_NUM_THREADS", "1")
+        environment.setenv(ALL_DIGITS, "1")  # as Ray's workers read them
         with cluster_of(2) as nodes:
             yield nodes
 
@@ -109,6 +111,7 @@ def test_nodes_may_die_without_warning_and_others_join(
     assert verify(["digits-resnet20", "--caches", str(tmp_path), "--device", "cpu", *words]) == 0
 
 
+@pytest.mark.long
 def test_the_driver_may_be_stopped_or_killed_and_continues_from_what_is_committed(
     nodes: Nodes, folder: Path, tmp_path: Path, alone: TeacherCache
 ) -> None:
@@ -139,6 +142,7 @@ def test_the_driver_may_be_stopped_or_killed_and_continues_from_what_is_committe
     assert_same(tmp_path, alone)
 
 
+@pytest.mark.long
 def test_nodes_commit_to_an_object_store_by_themselves(
     nodes: Nodes, server: Server, folder: Path, tmp_path: Path, alone: TeacherCache
 ) -> None:
@@ -174,6 +178,7 @@ def _lines(server: Server) -> list[str]:
     return [key for key in server.all_keys() if re.search(r"/journal/\d+/\d+/", key)]
 
 
+@pytest.mark.long
 def test_an_error_of_the_program_stops_the_pass_and_is_not_tried_again(
     nodes: Nodes,
     folder: Path,

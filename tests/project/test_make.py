@@ -223,6 +223,7 @@ def test_gpus_is_the_number_of_processes_of_teacher_pass_and_student() -> None:
     assert not (ROOT / "PWNED").exists()
 
 
+@pytest.mark.long
 def test_several_processes_of_this_machine_train_the_teacher_fill_its_cache_and_train_a_student(
     checkout: Path,
 ) -> None:

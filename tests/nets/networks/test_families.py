@@ -131,7 +131,7 @@ def study_of(student: StudentConfig, teacher: TeacherConfig, folder: Path) -> St
 
 
 # The slowest of them in the long run.
-SLOW = {"fastvit"}
+SLOW = {"fastvit", "maxvit"}
 EVERY_FAMILY = [
     pytest.param(family, id=name, marks=[pytest.mark.long] * (name in SLOW))
     for name, family in FAMILIES.items()
@@ -172,7 +172,9 @@ ALL_TAPS = (
 EVERY_KIND = ["cd+gkd", "at", "fitnets", "rkd", "features"]
 
 
-@pytest.mark.parametrize("pair", ["vit to resnet", "convnext to swin"])
+@pytest.mark.parametrize(
+    "pair", ["vit to resnet", pytest.param("convnext to swin", marks=pytest.mark.long)]
+)
 def test_a_transformer_and_a_convolutional_network_teach_each_other_as_live(
     pair: str, photographs: Path, tmp_path: Path
 ) -> None:
@@ -186,7 +188,7 @@ def test_a_transformer_and_a_convolutional_network_teach_each_other_as_live(
         assert largest_relative(live, cached) < 1e-5, method
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3", "vit"])
+@pytest.mark.parametrize("name", [pytest.param("mobilenetv3", marks=pytest.mark.long), "vit"])
 def test_an_exported_student_is_loaded_by_timm(
     name: str, photographs: Path, tmp_path: Path
 ) -> None:

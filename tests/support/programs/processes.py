@@ -28,6 +28,7 @@ from tests.support.project import ROOT, make
 PRELOADED = [
     *(
         "sklearn.datasets",
+        "torch._dynamo",  # what the first step of any optimizer imports
         "teach_once.nets.networks.timm_models",
         "teach_once.precompute.run_pass",
         "teach_once.precompute.ray_driver",
@@ -50,6 +51,7 @@ PRELOADED = [
         "tests.support.programs.killed_pass",
         "tests.support.training.gloo",
         "tests.support.slow_loss",
+        "tests.support.shortened",
     ),
 ]
 

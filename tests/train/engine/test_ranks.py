@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from teach_once.train.errors import TrainError
 from teach_once.views.pixels.batches import ViewBatch
 from tests.support.caches.teacher_cache import make_cache
 from tests.support.datasets.photograph_study import PLAIN, configs_of
+from tests.support.shortened import TEST_IMAGES
 from tests.support.training.rank_training import Asked, Found, train_on_ranks, trained
 from tests.support.training.training_runs import largest_relative
 
@@ -38,24 +40,39 @@ HARD = (
     " {loss: 'tests.support.own_losses:centred'}]",
 )
 MIXED = "views.augment={kind: pad-crop-flip, pad_px: 1, flip: false, mix: {kind: mixup}}"
-# Of the digits' 797 test images, in percent: those that rounding may move to another class.
-TWO_IMAGES = 0.26
+# In percent of the digits that are tested: those that rounding may move to another class.
+TWO_IMAGES = 100 * 2.1 / TEST_IMAGES
+# Every loss at once, but for that of a pair of students: a term is compared by its own name.
+EVERY_LOSS = (
+    "methods.all=[{loss: ce}, {loss: kd, weight: 1, temperature: 4}, {loss: at, weight: 60},"
+    " {loss: fitnets, weight: 1}, {loss: rkd, distance_weight: 25, angle_weight: 50},"
+    " {loss: cd, weight: 6}, {loss: gkd, weight: 0.1}, {loss: dkd, alpha: 1, beta: 2,"
+    " temperature: 4, warmup_epochs: 5}, {loss: dist, weight: 2, temperature: 4},"
+    " {loss: lskd, weight: 9, temperature: 2}]"
+)
 TAPS = (
     *("taps.logits=float32", "taps.means=float32", "taps.energy=float32"),
     "taps.hint={stage: stage2, dtype: float32}",
 )
 
 
-@pytest.fixture(scope="module")
-def asked(
-    small_teacher: Callable[..., TeacherConfig],
-    teacher_weights: Path,
-    photographs: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> list[Asked]:
-    """Every method of the digits file; some with all that makes a step harder; images to read."""
-    caches = tmp_path_factory.mktemp("caches")
+class Study(Protocol):
+    """Makes a study of small digits, and its cache."""
 
+    def __call__(
+        self, methods: Sequence[str], student: Sequence[str], *teacher: str, **options: object
+    ) -> Asked: ...
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="module")
+def study(
+    small_teacher: Callable[..., TeacherConfig], teacher_weights: Path, caches: Path
+) -> Study:
     def study(
         methods: Sequence[str], student: Sequence[str], *teacher: str, **options: object
     ) -> Asked:
@@ -64,8 +81,15 @@ def asked(
         small = ["teacher.arch=resnet8", f"teacher.weights={teacher_weights}", "dataset.limit=6"]
         return Asked([*small, *overrides], [*SHORT, *student], str(caches), methods, **options)
 
+    return study
+
+
+@pytest.fixture(scope="module")
+def asked(study: Study, photographs: Path, caches: Path) -> list[Asked]:
+    """Every loss; some with all that makes a step harder; images to read."""
     return [
-        study(list(load_student("digits-resnet8").methods), ()),
+        study(["all"], [EVERY_LOSS]),
+        study(["residual"], ()),
         study(["cd+gkd+edt", "own"], HARD, "dataset.validation_fraction=0.3"),
         study(["cd+gkd", "rkd"], ["training.accumulate=2"], MIXED),
         study(["cd+gkd"], (), feed="window"),
@@ -86,18 +110,28 @@ def of_photographs(root: Path, caches: Path) -> Asked:
     return Asked(list(teacher.source.overrides), student, str(caches), ["cd+gkd"], workers=1)
 
 
-@pytest.fixture(scope="module")
-def alone(asked: list[Asked], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
-    return trained(asked, tmp_path_factory.mktemp("alone"))
+def test_three_processes_train_every_loss_as_one_does(asked: list[Asked], tmp_path: Path) -> None:
+    methods = load_student("digits-resnet8", [EVERY_LOSS]).methods
+    shipped = {term.loss for name, terms in methods.items() if name != "all" for term in terms}
+    assert {term.loss for term in methods["all"]} == shipped - {"residual"}
+    assert_ranks_train_as_one(3, asked, tmp_path)
 
 
-@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.long), 3])
-def test_every_method_is_trained_as_by_one_process(
-    world: int, asked: list[Asked], alone: dict[str, Found], tmp_path: Path
+@pytest.mark.long
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_train_every_method_as_one_does(
+    world: int, study: Study, tmp_path: Path
 ) -> None:
-    together = train_on_ranks(world, asked, tmp_path)
+    methods = list(load_student("digits-resnet8").methods)
+    assert len(methods) == 12
+    assert_ranks_train_as_one(world, [study(methods, ())], tmp_path)
+
+
+def assert_ranks_train_as_one(world: int, asked: list[Asked], folder: Path) -> None:
+    alone = trained(asked, folder / "alone")
+    together = train_on_ranks(world, asked, folder / "together")
     assert set(together) == set(alone)
-    assert len(alone) == 12 + 2 + 2 + 2 + 1 + 1
+    assert len(alone) == sum(len(each.methods) for each in asked)
     for name, one in alone.items():
         assert_the_same(one, together[name], name)
 

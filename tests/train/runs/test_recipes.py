@@ -65,7 +65,12 @@ def dataset_overrides(name: str, folder: Path) -> list[str]:
 IN_FLOAT32 = ("cifar10-resnet50", "cifar100-resnet50", "imagenet-")
 
 # Seconds each, of the networks of another config that is not among them.
-LONG = ("cifar10-resnet50", "imagenet-resnet18-adamw", "imagenet-resnet18-patient")
+LONG = (
+    "cifar10-resnet50",
+    "cifar100-resnet50",
+    "imagenet-resnet18-adamw",
+    "imagenet-resnet18-patient",
+)
 
 
 @pytest.mark.parametrize(

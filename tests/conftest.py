@@ -21,13 +21,13 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from rich.console import Console
 
-import tests.support.shortened  # noqa: F401
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.configs.schema import StudentConfig, TeacherConfig
 from teach_once.runtime.command.options import Compute
 from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Study, open_study
 from teach_once.train.sessions.teacher import train_teacher
+from tests.support import shortened
 from tests.support.caches.random_cache import fill
 from tests.support.caches.teacher_cache import CachesMadeOnce
 from tests.support.programs.processes import prepare_forks
@@ -80,6 +80,12 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByGroup:
     return ByGroup(config, log)
+
+
+@pytest.fixture
+def all_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As programs that a test starts read the digits: see `shortened`."""
+    monkeypatch.setenv(shortened.ALL_DIGITS, "1")
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ def test_a_recalibrated_teacher_is_another_cache_and_no_less_deterministic(
     assert not np.allclose(records["stage1"], all_records(usual)["stage1"], atol=1e-2)
 
 
+@pytest.mark.usefixtures("all_digits")
 def test_the_teachers_error_and_agreement_are_recorded(small_teacher: Make, tmp_path: Path) -> None:
     cache = make_cache(small_teacher(), tmp_path)
     correct = all_records(cache)["correct"]
@@ -288,6 +289,7 @@ def test_a_long_pass_tries_batch_sizes_and_takes_the_fastest(
     assert "batches of 64 images were the fastest" in console.file.getvalue()
 
 
+@pytest.mark.usefixtures("all_digits")
 def test_a_plan_counts_the_trial_of_the_batch_size_and_the_test(
     small_teacher: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
 ) -> None:

@@ -179,6 +179,7 @@ def test_the_job_of_two_machines_in_the_documents_trains_a_student(
     assert result.stdout.count("cd, seed 5: ") == 1
 
 
+@pytest.mark.usefixtures("all_digits")
 @pytest.mark.parametrize("name", OWN_LOSSES)
 def test_a_loss_of_ones_own_is_a_method(
     name: str, cached: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

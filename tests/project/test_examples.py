@@ -76,6 +76,7 @@ def test_the_recipe_of_the_examples_is_that_of_the_config(
     assert kd.options == {"temperature": 4}
 
 
+@pytest.mark.usefixtures("all_digits")
 def test_plain_pytorch_takes_our_steps_bit_for_bit(
     study_files: tuple[StudentConfig, Path],
     our_losses: list[float],

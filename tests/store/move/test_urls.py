@@ -93,6 +93,7 @@ def of_teacher(words: list[str]) -> list[str]:
 # ---- commands
 
 
+@pytest.mark.usefixtures("all_digits")
 def test_a_study_is_checked_planned_trained_and_exported(
     server: Server, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def noting(batch: Batch):
 """
 
 
+@pytest.mark.usefixtures("all_digits")
 def test_several_jobs_give_what_one_gives_and_know_of_each_other(
     make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,6 @@ from teach_once.train.cli.commands import cli
 from tests.support import slow_loss
 from tests.support.programs.processes import Started, start
 from tests.support.project import ROOT
-from tests.support.shortened import ALL_DIGITS
 from tests.support.training.rank_training import SECONDS, run_ranks
 from tests.support.training.training_runs import without_times
 
@@ -33,10 +32,8 @@ STUDENT = [
 NUM_STEPS = 4 * 4
 
 
-@pytest.fixture(autouse=True)
-def all_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run goes from processes that are forks to some that are not, and back."""
-    monkeypatch.setenv(ALL_DIGITS, "1")
+# A run goes from processes that are forks of one that reads fewer digits to others, and back.
+pytestmark = pytest.mark.usefixtures("all_digits")
 
 
 @pytest.fixture

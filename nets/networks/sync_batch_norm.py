@@ -54,8 +54,9 @@ def _synchronised_class(kind: type[_BatchNorm]) -> type[_BatchNorm] | None:
     base = _SynchronisedAct if is_timms else _Synchronised
     # torch.compile leaves the exchange between processes as it is. Not a decorator: it imports
     # torch._dynamo, two seconds that a run of one process saves.
-    as_it_is = {"_synchronised": torch.compiler.disable(base._synchronised)}
-    return cast(type[_BatchNorm], type(f"Synchronised{kind.__name__}", (base, kind), as_it_is))
+    disabled = torch.compiler.disable(base._synchronised)  # type: ignore[no-untyped-call]
+    members = {"_synchronised": disabled}
+    return cast(type[_BatchNorm], type(f"Synchronised{kind.__name__}", (base, kind), members))
 
 
 def _unknown(kind: type[_BatchNorm], name: str) -> ArchError:

@@ -1,6 +1,7 @@
 """teach-once COMMAND ...          from nothing to a result: builds whatever is missing first
 teach-once PROGRAM ...          one thing alone: any program of the project, from any folder
 teach-once COMMAND --help       what it takes
+teach-once --version            the version; `teach-once env` prints more
 
 `teach-once train student NAME` is `python -m train student NAME`, whatever files are in the current
 folder. Modules of yours (a loss, a network) are found there, unless an installed one has the name.
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from teach_once import __version__
 from teach_once.runtime.command.make_args import with_words
 from teach_once.runtime.machine.resources import num_ranks
 
@@ -63,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
+        return 0
+    if words == ["--version"]:
+        print(f"teach-once {__version__}")
         return 0
     name, *rest = words
     if name not in COMMANDS and name not in PROGRAMS:

@@ -142,7 +142,7 @@ def _limits() -> str:
 
 def _variables() -> str:
     found = [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
-    return ", ".join(found) or "none that matter"
+    return ", ".join(found) or "none set"
 
 
 def _torch() -> str:

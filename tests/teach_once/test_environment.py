@@ -19,6 +19,11 @@ def lines_of(printed: str) -> dict[str, str]:
     return {name: value.strip() for name, _, value in rows}
 
 
+def test_version_is_the_one_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"teach-once {__version__}\n"
+
+
 def test_env_prints_a_value_for_every_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env"]) == 0
     lines = lines_of(capsys.readouterr().out)

@@ -1,10 +1,9 @@
 """python -m benchmarks [--device cuda] [--quick] [--only "steps start"]
-python -m benchmarks NAME [...]             one of the benchmarks below; --help says what it takes
+python -m benchmarks NAME [...]             one of the benchmarks below; --help lists its options
 
 Without a name it runs the benchmarks of all speed targets, each in its own process, and ends with
-the table of all targets: what was measured, what was aimed at, and a mark where it was missed. The
-page of benchmarks is rewritten on the way. --quick: a few rounds of the smallest
-shapes.
+the table of all targets: the measured value, the target, and a mark if it was missed. The sections
+of the page of benchmarks are rewritten on the way. --quick: a few rounds of the smallest shapes.
 
 """
 
@@ -26,24 +25,21 @@ SUITE = {
     "teacher_pass": ["--shapes", "digits", "--rounds", "2"],
     "ablation": ["--shape", "digits", "--epochs", "2"],
     "start": ["--images", "500", "--rounds", "1"],
-    "topk": ["--shapes", "digits", "--records", "64", "--rounds", "2"],
 }
 NAMES = {
     "steps": "a training step: cached, in memory, live, as the original trainer",
-    "teacher_pass": "the teacher's pass beside a bare loop of its forwards",
+    "teacher_pass": "the teacher's pass, against a bare loop of its forward passes",
     "ablation": "five methods from a cache and with the teacher in the loop",
     "start": "from `make train-student` to its first step",
-    "topk": "truncated logits: what they keep, and what expanding them costs",
     "loading": "photographs, against torchvision's loader; needs a quiet machine",
     "scale": "what ImageNet's number of samples costs; takes minutes",
-    "shared_loading": "what one reading of the images saves five methods; likewise",
-    "objects": "a view through a mirror of an object store; likewise",
-    "ranks": "one student on several processes, or GPUs; likewise",
-    "many_blocks": "a pass of a million empty blocks on Ray; likewise",
+    "shared_loading": "five methods trained jointly, against one after the other; minutes",
+    "objects": "a view through a mirror of an object store; minutes",
+    "ranks": "one student on several processes, or GPUs; minutes",
+    "many_blocks": "a pass of a million empty blocks on Ray; minutes",
     "read": "a view's slab, single rows and a check of a cache",
-    "rows": "single rows as DistillationDataset reads them",
     "dtypes": "what each tap dtype costs and keeps, of a teacher's records",
-    "profile": "the operators that a training step spends its time in",
+    "profile": "the operators in which a training step spends its time",
 }
 
 
@@ -56,7 +52,7 @@ def main(arguments: list[str]) -> int:
     if arguments and arguments[0] in NAMES:
         name, *words = with_words(arguments)
         return run_command(target_app(name, words), words)
-    listed = "\n".join(f"  {name:<16}{what}" for name, what in NAMES.items())
+    listed = "\n".join(f"  {name:<16}{purpose}" for name, purpose in NAMES.items())
     parser = argparse.ArgumentParser(
         description=f"{__doc__}{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
     )

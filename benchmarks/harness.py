@@ -2,7 +2,7 @@
 
 Rows that are compared take turns, round after round, so that a slow moment of a shared machine
 affects them all alike. A target is a module of `benchmarks.targets` with a TITLE and a function
-`measure`, whose parameters are the options of its command and which returns a `Findings`.
+`measure`, whose parameters are the options of its command and which returns `Findings`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import platform
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import numpy
 import torch
@@ -30,6 +31,7 @@ from teach_once.runtime.command.frame import new_app
 DOCS = Path("docs/development/benchmarks.md")
 ROUNDS = "± half the distance between the quartiles"
 CPU = torch.device("cpu")
+Shown = TypeVar("Shown")
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,9 @@ class Timing:
         return float(trim_mean(self.seconds, 0.1))
 
     def ratio_to(self, other: Timing) -> float:
-        """The median over rounds of this row's seconds by the other's in the same round."""
-        return statistics.median(
-            ours / theirs for ours, theirs in zip(self.seconds, other.seconds, strict=True)
-        )
+        """The median over rounds of this row's seconds divided by the other row's."""
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return statistics.median(own / reference for own, reference in pairs)
 
     def format_ms(self, digits: int = 1, calls: int = 1) -> str:
         """Milliseconds of each of `calls` calls."""
@@ -72,7 +73,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A measured value and the bound that it should meet; without a bound it is only reported."""
+    """A measured value and the bound it should meet; without a bound it is only reported."""
 
     what: str
     value: float
@@ -97,7 +98,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a target found. text: follows the command and the machine in its section.
+    """The results of a target. text: follows the command and the machine in its section.
 
     content: of the JSON file; by default the verdicts. title: of the section; by default the
     module's. Findings with an empty title are only printed. cleanup: called after that.
@@ -139,28 +140,39 @@ def timed(
     """`run` as a row that returns its seconds, on a GPU until the GPU is done."""
 
     def call() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         started = clock()
         run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return clock() - started
 
     return call
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU is done; a CPU always is."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def drain(*opens: Callable[[], Iterable[object]]) -> Callable[[], None]:
+    """A row that exhausts, one after the other, what each of these functions returns."""
+
+    def run() -> None:
+        for each in opens:
+            deque(each(), maxlen=0)
+
+    return run
+
+
 def machine() -> str:
     """Processor, cores and versions, for the line above a table."""
-    model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return (
-        f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"numpy {numpy.__version__}"
-    )
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    model = models[0] if models else platform.processor() or platform.machine()
+    versions = f"Python {platform.python_version()}, numpy {numpy.__version__}"
+    return f"{model}, {os.cpu_count()} cores, {versions}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -168,14 +180,28 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
+def table_of(
+    corner: str,
+    rows: Mapping[str, str],
+    columns: Mapping[str, Mapping[str, Shown]],
+    show: Callable[[Shown], str],
+) -> str:
+    """rows: key -> label. columns: title -> {key -> value}; a missing value is blank."""
+    lines = [
+        [label, *(show(column[key]) if key in column else "" for column in columns.values())]
+        for key, label in rows.items()
+    ]
+    return markdown([corner, *columns], lines)
+
+
 def verdict_table(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """verdicts: as `Verdict.as_plain` gives them."""
+    """verdicts: in the form of `Verdict.as_plain`."""
     rows = [[v["what"], f"{v['value']:,.3g}", v["target"], v["mark"]] for v in verdicts]
     return markdown(["what", "measured", "target", ""], rows)
 
 
 def write_section(file: Path, title: str, body: str) -> None:
-    """Put `body` under `## title` of a Markdown file, in place of what that section held."""
+    """Replace the section `## title` of a Markdown file, or append it."""
     text = file.read_text() if file.is_file() else "# Benchmarks\n"
     head, found, rest = text.partition(f"\n## {title}\n")
     following = rest.find("\n## ")
@@ -186,7 +212,7 @@ def write_section(file: Path, title: str, body: str) -> None:
 def target_app(name: str, words: Sequence[str] = ()) -> typer.Typer:
     """The command line of a target: the parameters of its `measure`, and where results go.
 
-    words: of the command, which the section shows.
+    words: of the command, which the section contains.
     """
     module = import_module(f"benchmarks.targets.{'steps' if name == 'profile' else name}")
     measure = module.measure_profile if name == "profile" else module.measure

@@ -1,78 +1,75 @@
-"""Train every run that the results page shows of a student, and keep their results.
+"""The runs behind the results page: which caches are made, which groups of runs are trained.
 
-Hours on a small machine. The same command resumes; a part is kept as soon as all its runs are
-finished.
-
-- methods: every method of the student's file
-- classifier: Early Decay Teacher with weight decay acting on the classifier that waits
-- cached: fewer views, reduced records, and the teacher in the loop
-- batch-norm: a teacher with recalibrated batch norm, and one with batch norm in training mode
-- weights: other weights of four methods, a third of the epochs, on held-out samples
-- chosen: the best of these on all samples, at full length
-- cut-logits: a method that reads nothing but logits, from a cache that holds few of them
+Hours on a small machine. The same command resumes; a group is kept as soon as all its runs are
+finished. Every step is a command of the project, which is printed and kept with the results.
 """
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from benchmarks.results.kept import KEPT, ResultsError, keep, load_kept
 from benchmarks.results.tables import by_label
-from teach_once.configs.load import CONFIG_DIR, load_student
-from teach_once.configs.schema import StudentConfig
-from teach_once.configs.yaml_subset import parse_yaml
-from teach_once.runtime.machine.resources import usable_cores
+from teach_once.__main__ import main as teach_once
+from teach_once.configs.load import load_student
+from teach_once.configs.schema import MultiStep, StudentConfig
 from teach_once.store import CacheError, TeacherCache
 
-_POLL_SECONDS = 0.2
 SEEDS = (0, 1, 2)
 VIEWS = (1, 4, 16)
-CUT_LOGITS = (1, 2, 4)
-# Weights to try beside the published ones.
+KEPT_LOGITS = (1, 2, 4)
+# Weights to try next to the published ones.
 WEIGHTS: Mapping[str, Sequence[float]] = {
     "at": (3000, 300, 100),
     "rkd": (0.3, 0.1, 0.03),
     "dist": (4, 1, 0.5),
     "lskd": (3, 1, 0.3),
 }
-_UINT8 = {"logits": "uint8", "means": "uint8"}
-_IDLE_CLASSIFIER = ("cd+gkd+edt", "cd+gkd+early")  # whose first epochs have no labels
 _NO_MAPS = ("taps.energy=null", "taps.hint=null")
+_RECALIBRATED = ("teacher.bn=recalibrated", *_NO_MAPS)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs of methods with each seed, kept in a folder of their own and under one label.
+class Group(NamedTuple):
+    """Runs of methods with each seed, kept in one folder under one label.
 
-    cache: that they read; without one the option `live` says how the teacher runs in the loop.
-    study: what is added to the name of the file that they are kept in.
+    methods: () for all methods of the student. cache: the cache they read; if None, `live` is the
+    option that runs the teacher in the loop. of_teacher: overrides of the teacher's config. study:
+    suffix of the file that the results are kept in.
     """
 
     folder: str
     methods: tuple[str, ...]
     cache: Path | None
-    overrides: tuple[str, ...] = ()
     label: str = "{method}"
+    overrides: tuple[str, ...] = ()
+    of_teacher: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
     live: str = ""
     study: str = ""
 
-    @property
-    def runs(self) -> list[tuple[str, int]]:
-        return [(method, seed) for method in self.methods for seed in self.seeds or SEEDS]
+    def commands(self, student: str, jobs: int, device: str) -> Iterator[list[str]]:
+        words = ["--runs", self.folder, "--device", device, *self.overrides]
+        words += [f"teacher.{each}" for each in self.of_teacher]
+        seeds = self.seeds or SEEDS
+        if self.cache is None:
+            for method in self.methods:
+                for seed in map(str, seeds):
+                    run = ["--method", method, "--seed", seed, self.live]
+                    yield ["train", "student", student, *run, *words]
+            return
+        runs = ["--methods", " ".join(self.methods)] if self.methods else []
+        runs += ["--seeds", " ".join(map(str, seeds)), "--jobs", str(jobs)]
+        yield ["train", "ablation", student, *runs, "--cache", str(self.cache), *words]
 
 
 @dataclass(frozen=True)
 class LongStudy:
-    """jobs: runs side by side. device: as the programs take it."""
+    """jobs: runs trained in parallel. device: as in the commands' option."""
 
     student: str
     jobs: int
@@ -82,62 +79,49 @@ class LongStudy:
     def config(self) -> StudentConfig:
         return load_student(self.student)
 
-    @property
-    def teacher(self) -> str:
-        return self.config.teacher
-
-    @property
-    def written(self) -> Any:
-        """The student's file as it stands there, without defaults."""
-        return parse_yaml((CONFIG_DIR / "student" / f"{self.student}.yaml").read_text())
-
-    def make_cache(self, caches: str, *overrides: str) -> Path:
-        """The teacher's cache in a folder that holds no other; the pass is run, or resumed."""
-        words = ["--caches", caches, "--device", self.device, *overrides]
-        run_all([["train", "teacher", self.teacher, "--train-teacher", *words]], 1)
-        run_all([["precompute", self.teacher, *words]], 1)
-        return only_cache(caches, self.teacher)
+    def make_cache(self, folder: str, *overrides: str) -> Path:
+        """The teacher's cache, the only one in its folder; its pass is run or resumed."""
+        teacher, words = self.config.teacher, ["--caches", folder, "--device", self.device]
+        run(["cache-teacher", teacher, "--train-teacher", *words, *overrides])
+        return only_cache(folder, teacher)
 
     def small_cache(self) -> Path:
         """The full cache without energy maps and hint."""
         full = self.make_cache("caches")
         small = Path("caches-small", full.name)
-        if not _is_small(small):  # a copy that was interrupted is resumed
-            run_all([["store", "copy", str(full), "caches-small"]], 1)
-            run_all([["store", "trim", str(small), "--drop-taps", "energy,hint"]], 1)
+        if not _is_small(small):  # an interrupted copy is resumed
+            run(["store", "copy", str(full), "caches-small"])
+            run(["store", "trim", str(small), "--drop-taps", "energy,hint"])
         return small
 
-    def train(self, *groups: Group) -> None:
-        """Train the runs of these groups, so many side by side, and keep them."""
-        commands = {group: [self._command(group, run) for run in group.runs] for group in groups}
-        run_all([each for of_one in commands.values() for each in of_one], self.jobs)
-        for group, of_one in commands.items():
-            self.keep(group.folder, of_one, group.label, group.cache, group.study)
-
-    def _command(self, group: Group, run: tuple[str, int]) -> list[str]:
-        method, seed = run
-        words = ["train", "student", self.student, "--method", method, "--seed", str(seed)]
-        words += ["--cache", str(group.cache)] if group.cache else [group.live]
-        return [*words, "--runs", group.folder, "--device", self.device, *group.overrides]
+    def train(self, groups: Sequence[Group]) -> None:
+        """Train the runs of each group and keep them."""
+        for group in groups:
+            commands = list(group.commands(self.student, self.jobs, self.device))
+            for words in commands:
+                run(words)
+            self.keep(group, commands)
 
     def keep(
-        self,
-        folder: str,
-        commands: Sequence[Sequence[str]],
-        label: str,
-        cache: Path | None,
-        study: str = "",
-        names: Sequence[str] = (),
+        self, group: Group, commands: Sequence[Sequence[str]], names: Sequence[str] = ()
     ) -> None:
-        """All runs of a folder, or these, into the file of the student, or another study of it."""
+        """Keep all runs of a group's folder, or those named."""
         text = "; ".join(shlex.join(["python", "-m", *words]) for words in commands)
-        name, runs = f"{self.student}{study}", Path(folder, self.student)
-        file = keep(name, runs, names, text, jobs=self.jobs, label=label, cache=cache)
-        print(f"{file}: {label}", flush=True)
+        jobs = self.jobs if group.cache else 1
+        runs, file_name = Path(group.folder, self.student), f"{self.student}{group.study}"
+        file = keep(file_name, runs, names, text, jobs=jobs, label=group.label, cache=group.cache)
+        print(f"{file}: {group.label}", flush=True)
+
+
+def run(words: Sequence[str]) -> None:
+    """Run a program of the project in this process; end with its status if it fails."""
+    print(f"$ {shlex.join(['python', '-m', *words])}", flush=True)
+    if status := teach_once(words):
+        sys.exit(status)
 
 
 def _is_small(folder: Path) -> bool:
-    """Whether a cache has been trimmed; one that is still being copied has no manifest to open."""
+    """Return True if a cache has been trimmed; an incomplete copy has no manifest to open."""
     try:
         taps = TeacherCache.open(folder).manifest.taps
     except CacheError:
@@ -145,50 +129,39 @@ def _is_small(folder: Path) -> bool:
     return not any(name.startswith(("energy", "hint")) for name in taps)
 
 
-def methods(study: LongStudy) -> None:
-    cache, words = study.make_cache("caches"), _ablation(study)
-    run_all([words], 1)
-    study.keep("runs", [words], "{method}", cache)
+def only_cache(folder: str, teacher: str) -> Path:
+    found = sorted(Path(folder).glob(f"{teacher}-*"))
+    if len(found) != 1:
+        raise ResultsError(f"{folder} holds {len(found)} caches of {teacher}; expected one")
+    return found[0]
 
 
-def _ablation(study: LongStudy) -> list[str]:
-    words = ["train", "ablation", study.student, "--seeds", " ".join(map(str, SEEDS))]
-    return [*words, "--jobs", str(study.jobs), "--device", study.device]
+def methods(study: LongStudy) -> list[Group]:
+    """Every method of the student's file."""
+    return [Group("runs", (), study.make_cache("caches"))]
 
 
-def classifier(study: LongStudy) -> None:
-    study.train(
-        Group(
-            "runs/decayed-classifier",
-            tuple(name for name in _IDLE_CLASSIFIER if name in study.config.methods),
-            study.make_cache("caches"),
-            ("training.freeze_idle_classifier=false",),
-            "{method}, classifier decays",
-        )
-    )
+def classifier(study: LongStudy) -> list[Group]:
+    """Methods without labels in the first epochs, with weight decay on the idle classifier."""
+    idle = tuple(name for name in ("cd+gkd+edt", "cd+gkd+early") if name in study.config.methods)
+    cache, label = study.make_cache("caches"), "{method}, classifier decays"
+    change = ("training.freeze_idle_classifier=false",)
+    return [Group("runs/decayed-classifier", idle, cache, label, change)]
 
 
-def cached(study: LongStudy) -> None:
-    small = study.small_cache()
-    groups = [
-        Group(
-            f"runs/views-{views}",
-            ("cd+gkd",),
-            small,
-            (f"num_views={views}", *_of_teacher(_NO_MAPS)),
-            f"{{method}}, {views} view{'s' * (views > 1)}",
-        )
-        for views in VIEWS
-    ]
-    groups += [_reduced(small, form, "cd+gkd") for form in (_UINT8, _cut(1))]
-    study.train(
-        *groups, Group("runs/live", ("cd+gkd",), None, label="cd+gkd, live", live="--live-teacher")
-    )
+def cached(study: LongStudy) -> list[Group]:
+    """Fewer views, reduced records, and the teacher in the loop."""
+    small, method = study.small_cache(), ("cd+gkd",)
     _keep_with_all_views(study, small)
+    groups = [_reduced(small, "cd+gkd", logits) for logits in ("uint8", "top:1")]
+    for views in VIEWS:
+        label, change = f"{{method}}, {views} view{'s' * (views > 1)}", (f"num_views={views}",)
+        groups.append(Group(f"runs/views-{views}", method, small, label, change, _NO_MAPS))
+    return [*groups, Group("runs/live", method, None, "cd+gkd, live", live="--live-teacher")]
 
 
 def _keep_with_all_views(study: LongStudy, small: Path) -> None:
-    """The same runs as in `methods`, which read nothing that the small cache lacks."""
+    """The runs of `methods`, which read nothing that the small cache lacks, under another label."""
     names = sorted(each.name for each in Path("runs", study.student).glob("cd+gkd-seed*"))
     if not names:
         raise ResultsError(
@@ -196,173 +169,94 @@ def _keep_with_all_views(study: LongStudy, small: Path) -> None:
             fix=f"python -m benchmarks.results train methods --student {study.student}",
         )
     label = f"{{method}}, {TeacherCache.open(small).manifest.num_views} views"
-    study.keep("runs", [_ablation(study)], label, small, names=names)
+    group = Group("runs", ("cd+gkd",), small, label)
+    study.keep(group, list(group.commands(study.student, study.jobs, study.device)), names)
 
 
-def _reduced(small: Path, form: Mapping[str, str], method: str) -> Group:
-    """Runs from a cache whose records are reduced, which is made.
-
-    form: the options of `store convert`, which are also the types in the teacher's file.
-    """
-    name = _name_of(form)
+def _reduced(small: Path, method: str, logits: str) -> Group:
+    """Runs from a converted cache, which is made. logits: "uint8" or "top:k"; means are uint8."""
+    kind, _, count = logits.partition(":")
+    name = f"{count} logit{'s' * (count != '1')}, uint8 means" if count else kind
     file_name = name.replace(", ", "-").replace(" ", "-")
     dest = small.parent / file_name
-    options = [word for key, value in form.items() for word in (f"--{key}", value)]
-    run_all([["store", "convert", str(small), str(dest), *options]], 1)
-    overrides = _of_teacher([*_NO_MAPS, *_taps(form)])
-    return Group(f"runs/{method}-{file_name}", (method,), dest, overrides, f"{method}, {name}")
+    run(["store", "convert", str(small), str(dest), "--logits", logits, "--means", "uint8"])
+    form = f"{{top: {count}}}" if count else logits
+    taps = (*_NO_MAPS, f"taps.logits={form}", "taps.means=uint8")
+    folder = f"runs/{method}-{file_name}"
+    return Group(folder, (method,), dest, f"{method}, {name}", of_teacher=taps)
 
 
-def _cut(count: int) -> dict[str, str]:
-    return {"logits": f"top:{count}", "means": "uint8"}
-
-
-def _name_of(form: Mapping[str, str]) -> str:
-    kind, _, count = form["logits"].partition(":")
-    return f"{count} logit{'s' * (count != '1')}, {form['means']} means" if count else kind
-
-
-def cut_logits(study: LongStudy) -> None:
+def truncated_logits(study: LongStudy) -> list[Group]:
+    """A method that reads nothing but logits, from caches that store few of them."""
     small = study.small_cache()
-    study.train(*(_reduced(small, _cut(count), "kd") for count in CUT_LOGITS))
+    return [_reduced(small, "kd", f"top:{count}") for count in KEPT_LOGITS]
 
 
-def batch_norm(study: LongStudy) -> None:
-    changes = ("teacher.bn=recalibrated", *_NO_MAPS)
+def batch_norm(study: LongStudy) -> list[Group]:
+    """A teacher with recalibrated batch norm, and one with batch norm in training mode."""
     study.make_cache("caches")
-    cache = study.make_cache("caches-recalibrated", *changes)
-    study.train(
-        Group(
-            "runs/recalibrated",
-            ("kd", "cd", "cd+gkd+edt"),
-            cache,
-            _of_teacher(changes),
-            label="{method}, recalibrated",
-        ),
-        Group("runs/live-bn", ("cd",), None, label="cd, live in training mode", live="--live-bn"),
-    )
+    cache = study.make_cache("caches-recalibrated", *_RECALIBRATED)
+    recalibrated = Group("runs/recalibrated", ("kd", "cd", "cd+gkd+edt"), cache)
+    live = Group("runs/live-bn", ("cd",), None, "cd, live in training mode", live="--live-bn")
+    return [
+        recalibrated._replace(label="{method}, recalibrated", of_teacher=_RECALIBRATED),
+        live,
+    ]
 
 
-def weights(study: LongStudy) -> None:
-    there_are = TeacherCache.open(study.make_cache("caches")).manifest.num_views
-    count = min(study.config.training.epochs // 3, there_are)
+def weights(study: LongStudy) -> list[Group]:
+    """Other weights of four methods, a third of the epochs, on held-out samples."""
+    num_views = TeacherCache.open(study.make_cache("caches")).manifest.num_views
+    training = study.config.training
+    epochs = training.epochs // 3
     # The teacher keeps the weights that it has, though it was trained on what is held out here.
-    held_out = ("dataset.validation_fraction=0.1", f"views.count={count}", "training=null")
+    count = f"views.count={min(epochs, num_views)}"
+    held_out = ("dataset.validation_fraction=0.1", count, "training=null")
+    shorter = [f"training.epochs={epochs}", f"training.evaluate_every={epochs}"]
+    if isinstance(training.schedule, MultiStep):
+        milestones = [max(each // 3, 1) for each in training.schedule.milestones]
+        shorter.append(f"training.schedule.milestones={milestones}")
     cache = study.make_cache("caches-validation", *held_out)
-    study.train(
-        *(
-            Group(
-                f"runs/weights/{method}-{weight:g}",
-                (method,),
-                cache,
-                (f"methods.{method}.1.weight={weight:g}", *_a_third(study), *_of_teacher(held_out)),
-                f"{method}, weight {weight:g}",
-                SEEDS[:1],
-                study="-weights",
-            )
-            for method, candidates in WEIGHTS.items()
-            for weight in candidates
+    return [
+        _weighted(method, weight, cache, "runs/weights", *shorter)._replace(
+            of_teacher=held_out, seeds=SEEDS[:1], study="-weights"
         )
-    )
+        for method, candidates in WEIGHTS.items()
+        for weight in candidates
+    ]
 
 
-def chosen(study: LongStudy) -> None:
-    cache = study.make_cache("caches")
-    study.train(
-        *(
-            Group(
-                f"runs/{method}-{weight:g}",
-                (method,),
-                cache,
-                (f"methods.{method}.1.weight={weight:g}",),
-                f"{method}, weight {weight:g}",
-            )
-            for method, weight in best_weights(study).items()
-        )
-    )
+def chosen(study: LongStudy) -> list[Group]:
+    """The best of these weights on all samples, at full length."""
+    cache, best = study.make_cache("caches"), best_weights(study.student)
+    return [_weighted(method, weight, cache) for method, weight in best.items()]
 
 
-def best_weights(study: LongStudy, folder: Path = KEPT) -> dict[str, float]:
-    """Of each method, the weight beside the published one with the lowest validation error."""
+def _weighted(
+    method: str, weight: float, cache: Path, folder: str = "runs", *changes: str
+) -> Group:
+    label, change = f"{method}, weight {weight:g}", f"methods.{method}.1.weight={weight:g}"
+    return Group(f"{folder}/{method}-{weight:g}", (method,), cache, label, (change, *changes))
+
+
+def best_weights(student: str, folder: Path = KEPT) -> dict[str, float]:
+    """The weight of each method with the lowest validation error, among those tried."""
     errors: dict[str, dict[float, float]] = {}
-    for each in by_label(load_kept(folder / f"{study.student}-weights.json")):
+    for each in by_label(load_kept(folder / f"{student}-weights.json")):
         method, _, weight = each.label.partition(", weight ")
         error = each.first.last_validation
         if error is None:
             raise ResultsError(f"{each.label}: no samples were held out")
         errors.setdefault(method, {})[float(weight)] = error
-    return {
-        method: min(tried, key=lambda weight: tried[weight]) for method, tried in errors.items()
-    }
+    return {method: min(tried, key=tried.__getitem__) for method, tried in errors.items()}
 
 
-def _a_third(study: LongStudy) -> Iterator[str]:
-    """Of the epochs, and of the schedule's milestones."""
-    epochs = study.config.training.epochs // 3
-    yield f"training.epochs={epochs}"
-    yield f"training.evaluate_every={epochs}"
-    if milestones := study.written["training"]["schedule"].get("milestones"):
-        yield f"training.schedule.milestones={[max(each // 3, 1) for each in milestones]}"
-
-
-def _of_teacher(overrides: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"teacher.{each}" for each in overrides)
-
-
-def _taps(form: Mapping[str, str]) -> list[str]:
-    """The types of `store convert` as a teacher's file says them."""
-    return [
-        f"taps.{key}={{top: {value.removeprefix('top:')}}}"
-        if value.startswith("top:")
-        else f"taps.{key}={value}"
-        for key, value in form.items()
-    ]
-
-
-def only_cache(caches: str, teacher: str) -> Path:
-    found = sorted(Path(caches).glob(f"{teacher}-*"))
-    if len(found) != 1:
-        raise ResultsError(f"{caches} holds {len(found)} caches of {teacher}; expected one")
-    return found[0]
-
-
-PARTS: Mapping[str, Callable[[LongStudy], None]] = {
+PARTS: Mapping[str, Callable[[LongStudy], list[Group]]] = {
     "methods": methods,
     "classifier": classifier,
     "cached": cached,
     "batch-norm": batch_norm,
     "weights": weights,
     "chosen": chosen,
-    "cut-logits": cut_logits,
+    "cut-logits": truncated_logits,
 }
-
-
-def run_all(commands: Sequence[Sequence[str]], jobs: int) -> None:
-    """Run `python -m` each of these, so many side by side. Ends this process where one fails.
-
-    They do not hear Ctrl-C, which this process passes on, once, and waits.
-    """
-    environment = dict(os.environ)
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(usable_cores() // jobs, 1))
-    waiting, running = list(commands), list[subprocess.Popen[bytes]]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                words = waiting.pop(0)
-                print(f"$ {shlex.join(['python', '-m', *words])}", flush=True)
-                running.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", *words], env=environment, start_new_session=True
-                    )
-                )
-            for process in [each for each in running if each.poll() is not None]:
-                running.remove(process)
-                if process.returncode:
-                    sys.exit(process.returncode)
-            time.sleep(_POLL_SECONDS)
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()

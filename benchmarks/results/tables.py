@@ -2,26 +2,22 @@
 
 - `errors`: a row per method.
 - `teacher`: what its pass measured, on the test set and on the cached views.
-- `differences`: to ce and kd, paired by seed, with intervals.
-- `paired`: the same, to the first method that is named.
-- `pairs`: of pairs of methods, the second's difference to the first.
-- `order`: each method's difference to the one before it, and whether its error is lower.
+- `differences`: to ce and kd, `paired`: to the first method, `pairs`: within pairs of methods,
+  `order`: to the method before; all paired by seed, with intervals.
 - `curves`: the error of each tested epoch.
-- `cost`: seconds and images.
-- `payback`: of pairs of methods, one from the cache and the same with the teacher in the loop:
-  after how many runs the teacher's pass has paid for itself.
-- `stored`: what the cache of a run takes per image, and the difference to the first.
-- `validation`: the error on held-out samples, which weights are chosen by.
+- `payback`: pairs of a method from the cache and with the teacher in the loop; the number of runs
+  after which the teacher's pass has paid for itself.
+- `stored`: bytes per image in the cache, and the difference to the first method.
+- `validation`: the error on held-out samples, by which weights are chosen.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.results.kept import LabelledResult, ResultsError
-from teach_once.report.differences import difference_cells
 from teach_once.report.intervals import LEVEL
 from teach_once.report.runs import Result
 from teach_once.report.table import Cell, Spread, difference, rows_of, table_cells
@@ -100,7 +96,7 @@ def _line(*shown: Shown) -> list[Cell]:
 
 
 def _gap(each: MethodRuns, other: MethodRuns | None) -> list[str]:
-    """The difference, its interval and its p, as far as there are any."""
+    """The difference, its interval and its p, if they exist."""
     gap = None if other is None else difference(each.results, other.results)
     if gap is None:
         return ["", "", ""]
@@ -112,6 +108,47 @@ def _gap(each: MethodRuns, other: MethodRuns | None) -> list[str]:
 
 def _start(each: MethodRuns) -> tuple[Shown, ...]:
     return each.label, len(each.runs), each.error
+
+
+def _compared(pairs: Iterable[tuple[MethodRuns, MethodRuns | None]]) -> Lines:
+    """A line per pair of a method and its reference."""
+    titles = ("method", "seeds", _ERROR, "compared with", "difference", _INTERVAL, "p")
+    return [_line(*titles)] + [
+        _line(*_start(each), other.label if other else "", *_gap(each, other))
+        for each, other in pairs
+    ]
+
+
+def _differences(runs: Sequence[LabelledResult]) -> Lines:
+    methods = {each.label: each for each in by_label(runs)}
+    references = [methods[name] for name in ("ce", "kd") if name in methods]
+    return _compared(
+        (each, reference)
+        for index, reference in enumerate(references)
+        for each in methods.values()
+        if each not in references[: index + 1]
+    )
+
+
+def _paired(runs: Sequence[LabelledResult]) -> Lines:
+    first, *others = by_label(runs)
+    return _compared([(first, None), *((each, first) for each in others)])
+
+
+def _pairs(runs: Sequence[LabelledResult]) -> Lines:
+    return _compared((each, first) for first, each in _in_pairs("pairs", runs))
+
+
+def _order(runs: Sequence[LabelledResult]) -> Lines:
+    methods = by_label(runs)
+    return _compared(zip(methods, [None, *methods], strict=False))
+
+
+def _in_pairs(kind: str, runs: Sequence[LabelledResult]) -> list[tuple[MethodRuns, MethodRuns]]:
+    methods = by_label(runs)
+    if len(methods) % 2:
+        raise ResultsError(f"{kind}: {len(methods)} methods are named; they come in pairs")
+    return list(zip(methods[::2], methods[1::2], strict=True))
 
 
 def _errors(runs: Sequence[LabelledResult]) -> Lines:
@@ -138,53 +175,6 @@ def _teacher(runs: Sequence[LabelledResult]) -> Lines:
     return [_line(*known), _line(*known.values())]
 
 
-def _differences(runs: Sequence[LabelledResult]) -> Lines:
-    return difference_cells(rows_of([run.result for run in runs]))
-
-
-def _paired(runs: Sequence[LabelledResult]) -> Lines:
-    first, *others = by_label(runs)
-    lines = [_line("method", "seeds", _ERROR, f"Δ to {first.label}", _INTERVAL, "p")]
-    lines.append(_line(*_start(first), *_gap(first, None)))
-    return lines + [_line(*_start(each), *_gap(each, first)) for each in others]
-
-
-def _pairs(runs: Sequence[LabelledResult]) -> Lines:
-    titles = ("method", "seeds", _ERROR, "against", "its error (%)", "difference", _INTERVAL, "p")
-    return [_line(*titles)] + [
-        _line(*_start(each), first.label, first.error, *_gap(each, first))
-        for first, each in _in_pairs("pairs", runs)
-    ]
-
-
-def _in_pairs(kind: str, runs: Sequence[LabelledResult]) -> Iterator[tuple[MethodRuns, MethodRuns]]:
-    methods = by_label(runs)
-    if len(methods) % 2:
-        raise ResultsError(f"{kind}: {len(methods)} methods are named; they come in pairs")
-    yield from zip(methods[::2], methods[1::2], strict=True)
-
-
-def _order(runs: Sequence[LabelledResult]) -> Lines:
-    titles = ("method", "seeds", _ERROR, "Δ to the row above", _INTERVAL, "p")
-    lines = [_line(*titles, "lower than the row above")]
-    above: MethodRuns | None = None
-    for each in by_label(runs):
-        lower = "" if above is None else _is_lower(each, above)
-        lines.append(_line(*_start(each), *_gap(each, above), lower))
-        above = each
-    return lines
-
-
-def _is_lower(each: MethodRuns, above: MethodRuns) -> str:
-    """What the interval tells; without one, as of a single seed, nothing."""
-    gap = difference(each.results, above.results)
-    if gap is None:
-        return ""
-    if gap.interval is None or gap.p is None or gap.interval.low <= 0 <= gap.interval.high:
-        return "cannot be told"
-    return "yes" if gap.interval.high < 0 else "no, higher"
-
-
 def _curves(runs: Sequence[LabelledResult]) -> Lines:
     """A row per method, a column per epoch in which all its runs were tested."""
     methods = by_label(runs)
@@ -192,23 +182,6 @@ def _curves(runs: Sequence[LabelledResult]) -> Lines:
     return [_line("method", *(f"epoch {epoch}" for epoch in epochs))] + [
         _line(each.label, *map(each.error_at, epochs)) for each in methods
     ]
-
-
-def _cost(runs: Sequence[LabelledResult]) -> Lines:
-    """Images through networks: what a run costs on any machine."""
-    titles = ["method", "seconds per run", "images through the student"]
-    titles += ["images through the teacher, live", "in one pass for all runs"]
-    lines = [_line(*titles, "paid back after (runs)")]
-    for each in by_label(runs):
-        first = each.first
-        seen = first.num_samples * first.epochs
-        is_distilled = first.reads_cache or each.runs[0].is_live
-        live = seen * first.num_teachers if is_distilled else 0
-        passed = first.num_samples * first.num_views * first.num_teachers * first.reads_cache
-        images = [f"{number:,}" if number else "" for number in (seen, live, passed)]
-        paid = f"{passed / live:.1f}" if passed else ""
-        lines.append(_line(each.label, each.seconds, *images, paid))
-    return lines
 
 
 def _payback(runs: Sequence[LabelledResult]) -> Lines:
@@ -257,7 +230,6 @@ TABLES: Mapping[str, Callable[[Sequence[LabelledResult]], Lines]] = {
     "pairs": _pairs,
     "order": _order,
     "curves": _curves,
-    "cost": _cost,
     "payback": _payback,
     "stored": _stored,
     "validation": _validation,

@@ -1,9 +1,8 @@
 """Photographs of ImageNet's usual size, made up, and image folders of any number of them.
 
-They are JPEG files of 500x375 pixels and about 110 kB: CIFAR-10's pictures enlarged, if they are in
-data/cifar10; else pictures with the spectrum of natural images, whose amplitude falls as 1 /
-frequency. Noise is added until the file has its size, since decoding time depends on the bytes more
-than on the contents.
+They are JPEG files of 500x375 pixels and about 110 kB with the spectrum of natural images, whose
+amplitude falls as 1 / frequency. Noise is added until the file has its size, since decoding time
+depends on the bytes more than on the contents.
 
 A folder holds hard links to a few hundred of them: a link takes a name and no inode. File systems
 allow about 65,000 links to one file (ext4), so the photographs are copied as often as that demands.
@@ -20,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from teach_once.store.errors import require_room
 from teach_once.views.splits import crc32c
 
 WIDTH, HEIGHT = 500, 375
 FILE_BYTES = 110_000
 PHOTOGRAPHS = 256  # different ones in a large folder
-CIFAR = Path("data/cifar10/train")
 _QUALITY = 90
 _TRIALS = 6
 _MOST_NOISE = 64.0  # standard deviation, of 255
@@ -38,21 +37,9 @@ Floats = NDArray[np.float64]
 def photographs(count: int, seed: int = 0, file_bytes: int = FILE_BYTES) -> Iterator[bytes]:
     """`count` different JPEG files of `file_bytes`, within a few per cent."""
     rng = np.random.default_rng(seed)
-    files = sorted(CIFAR.glob("*/*.jpg"))[:: max(1, 50_000 // max(count, 1))]
-    for number in range(count):
-        pixels = _enlarge(files[number % len(files)]) if files else _natural(rng)
+    for _ in range(count):
+        pixels = _natural(rng)
         yield _encode_to_size(pixels, rng.normal(size=pixels.shape), file_bytes)
-
-
-def origin() -> str:
-    """What `photographs` makes them of, in words."""
-    return "enlarged CIFAR-10 pictures" if CIFAR.is_dir() else "made-up pictures"
-
-
-def _enlarge(file: Path) -> Floats:
-    with Image.open(file) as small:
-        large = small.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    return np.asarray(large, dtype=np.float64)
 
 
 def _natural(rng: np.random.Generator) -> Floats:
@@ -111,15 +98,8 @@ def _link(originals: Path, sample: int, contents: Sequence[bytes], name: Path) -
     os.link(original, name)
 
 
-def check_disk(folder: Path, num_samples: int, classes: int, more_bytes: int = 0) -> None:
-    """Raise SystemExit if the disk of `folder` lacks room for the links and `more_bytes`."""
-    disk = os.statvfs(folder)
-    inodes = 2 * classes + num_samples // _MOST_LINKS + 2 * PHOTOGRAPHS
+def check_disk(folder: Path, num_samples: int, more_bytes: int = 0) -> None:
+    """Raise CacheFull if the disk of `folder` lacks room for the links and `more_bytes`."""
     num_bytes = more_bytes + _BYTES_PER_NAME * num_samples + 2 * PHOTOGRAPHS * FILE_BYTES
-    if disk.f_files > 0 and disk.f_favail < inodes:
-        raise SystemExit(f"{folder}: {inodes:,} inodes are needed, {disk.f_favail:,} are free")
-    if (free := disk.f_bavail * disk.f_frsize) < num_bytes:
-        raise SystemExit(
-            f"{folder}: {num_bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free\n"
-            f"  fix: set TMPDIR to a folder on a larger disk, or give fewer --samples"
-        )
+    fix = "set TMPDIR to a folder on a larger disk, or give fewer --samples"
+    require_room(folder, num_bytes, where=folder, fix=fix)

@@ -131,8 +131,13 @@ def study_of(
 ) -> Study:
     """The study of `setup_of`, with its cache made."""
     made, student = setup_of(shape, folder, overrides)
-    cache = make_cache(made, PassOptions(device, 64))
-    return Study(student, (StudyTeacher(made.config, cache),), made.dataset, folder / "runs")
+    return study_with(made, student, make_cache(made, PassOptions(device, 64)))
+
+
+def study_with(made: Setup, student: StudentConfig, cache: TeacherCache) -> Study:
+    """Its runs are kept next to the caches."""
+    runs = made.path.parent.with_name("runs")
+    return Study(student, (StudyTeacher(made.config, cache),), made.dataset, runs)
 
 
 def steps_of_epoch(context: TrainContext, epoch: int) -> Iterator[object]:

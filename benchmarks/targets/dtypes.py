@@ -1,10 +1,8 @@
-"""python -m benchmarks dtypes [TEACHER] [key=value ...]
+"""What each tap dtype costs and keeps, on real records, and what general compression would save.
 
-What each tap dtype costs and keeps, on real records: bytes, error of the channel means, divergence
-of the logits, change of the CD and GKD losses; and what general compression would save.
-
-The records are view 0 of the teacher's dataset, computed in float32. The losses need a student: the
-same teacher's outputs on view 1 stand in for one, as those of a student that has come close.
+Bytes, error of the channel means, divergence of the logits, change of the CD and GKD losses. The
+records are view 0 of the teacher's dataset, computed in float32. In place of a student's outputs,
+the losses get the same teacher's on view 1: those of a student that has come close.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
+from torch import Tensor
 
 from benchmarks.harness import Findings, interleaved, markdown
 from teach_once.nets.teacher.taps import in_order
@@ -32,7 +31,7 @@ from teach_once.store.format.coding import (
     restore_rows,
 )
 from teach_once.store.format.spec import SAMPLE_CRC
-from teach_once.train import losses
+from teach_once.train.losses import cd, gkd, kd
 
 TITLE = "Tap dtypes"
 Records = dict[str, NDArray[np.float32]]
@@ -61,39 +60,25 @@ def measure(
     setup = prepare(teacher, overrides or [], Path("caches"))
     teacher_pass = TeacherPass(setup, PassOptions(pick_device(device)))
     exact, student = exact_records(teacher_pass, 0), exact_records(teacher_pass, 1)
-    found: list[dict[str, str | float]] = []
+    content: dict[str, list[dict[str, str | float]]] = {"dtypes": [], "compression": []}
+    rows, codec_rows = [], []
     for dtype in DTYPES:
         records, num_bytes = stored_as(exact, dtype)
         metrics = errors(exact, records, student)
-        found.append({"dtype": dtype, "bytes_per_record": num_bytes, **metrics})
-    squeezed = [row for dtype in DTYPES for row in compressed(exact, dtype)]
-    table = markdown(
-        ["stored as", "bytes per record", *_ERRORS.values()],
-        [
-            [str(row["dtype"]), f"{row['bytes_per_record']:.1f}"]
-            + [f"{row[metric]:.1e}" for metric in _ERRORS]
-            for row in found
-        ],
-    )
-    second = markdown(
-        ["stored as", "codec", "bytes left", "decoding"],
-        [
-            [
-                str(r["dtype"]),
-                str(r["codec"]),
-                f"{r['left']:.0%}",
-                f"{r['decode_gb_per_s']:.1f} GB/s",
-            ]
-            for r in squeezed
-        ],
-    )
+        content["dtypes"].append({"dtype": dtype, "bytes_per_record": num_bytes, **metrics})
+        rows.append([dtype, f"{num_bytes:.1f}", *(f"{metrics[each]:.1e}" for each in _ERRORS)])
+        for codec, (left, rate) in compressed(exact, dtype).items():
+            names = {"dtype": dtype, "codec": codec}
+            content["compression"].append({**names, "left": left, "decode_gb_per_s": rate})
+            codec_rows.append([dtype, codec, f"{left:.0%}", f"{rate:.1f} GB/s"])
     name, error = setup.config.name, teacher_pass.test_errors()["test_top1_error"]
+    table = markdown(["stored as", "bytes per record", *_ERRORS.values()], rows)
+    of_codecs = markdown(["stored as", "codec", "bytes left", "decoding"], codec_rows)
     text = (
         f": {len(setup.dataset.train):,} records of {name} (test error of the teacher {error:.1f} "
         f"% top-1). Errors of a channel mean are relative to the average size of that channel.\n\n"
-        f"{table}\nGeneral compression of the same numbers, one core:\n\n{second}"
+        f"{table}\nGeneral compression of the same numbers, one core:\n\n{of_codecs}"
     )
-    content = {"dtypes": found, "compression": squeezed}
     return Findings(text, content=content, title=f"{TITLE}: {name}")
 
 
@@ -120,9 +105,8 @@ def stored_as(records: Records, dtype: str) -> tuple[Records, float]:
             num_bytes += values.shape[1] + 8
         else:
             blocks = np.split(values, range(_BLOCK_ROWS, len(values), _BLOCK_ROWS))
-            restored[tap] = np.concatenate(
-                [restore_channels(*quantise_channels(block)) for block in blocks]
-            )
+            read = [restore_channels(*quantise_channels(block)) for block in blocks]
+            restored[tap] = np.concatenate(read)
             num_bytes += values.shape[1] * (1 + 8 * len(blocks) / len(values))
     return restored, num_bytes
 
@@ -133,46 +117,43 @@ def errors(exact: Records, stored: Records, student: Records) -> dict[str, float
     relative = [
         np.abs(stored[s] - exact[s]) / np.abs(exact[s]).mean(axis=0).clip(1e-6) for s in stages
     ]
-    correct = torch.from_numpy(exact["correct"])
+    of_student, full, read = (
+        {tap: torch.from_numpy(values) for tap, values in records.items()}
+        for records in (student, exact, stored)
+    )
 
-    def cd(teacher: Records) -> float:
-        ours, theirs = ([torch.from_numpy(r[s]) for s in stages] for r in (student, teacher))
-        return losses.cd(ours, theirs).item()
+    def losses(teacher: dict[str, Tensor]) -> tuple[float, float]:
+        own, theirs = ([each[stage] for stage in stages] for each in (of_student, teacher))
+        logits = of_student["logits"], teacher["logits"]
+        return cd(own, theirs).item(), gkd(*logits, full["correct"]).item()
 
-    def gkd(teacher: Records) -> float:
-        logits = torch.from_numpy(student["logits"]), torch.from_numpy(teacher["logits"])
-        return losses.gkd(*logits, correct).item()
-
-    logits = torch.from_numpy(stored["logits"]), torch.from_numpy(exact["logits"])
+    pairs = zip(losses(read), losses(full), strict=True)
+    change_of_cd, change_of_gkd = (abs(loss / reference - 1) for loss, reference in pairs)
     return {
-        "largest_error_of_means": max(float(r.max()) for r in relative),
-        "mean_error_of_means": float(np.mean([r.mean() for r in relative])),
-        "kl_of_logits": losses.kd(*logits, temperature=1.0).item(),
-        "change_of_cd": abs(cd(stored) / cd(exact) - 1),
-        "change_of_gkd": abs(gkd(stored) / gkd(exact) - 1),
+        "largest_error_of_means": max(float(each.max()) for each in relative),
+        "mean_error_of_means": float(np.mean([each.mean() for each in relative])),
+        "kl_of_logits": kd(read["logits"], full["logits"], temperature=1.0).item(),
+        "change_of_cd": change_of_cd,
+        "change_of_gkd": change_of_gkd,
     }
 
 
-def compressed(records: Records, dtype: str) -> list[dict[str, str | float]]:
-    """Per codec: the fraction of bytes left, and the speed of decoding them."""
+def compressed(records: Records, dtype: str) -> dict[str, tuple[float, float]]:
+    """Codec -> the fraction of bytes left, and the GB/s of decoding them."""
     arrays = [
-        np.ascontiguousarray(quantise_rows(v)[0] if dtype == "uint8" else v.astype(dtype))
-        for tap, v in records.items()
+        np.ascontiguousarray(quantise_rows(each)[0] if dtype == "uint8" else each.astype(dtype))
+        for tap, each in records.items()
         if tap != "correct"
     ]
     total = sum(array.nbytes for array in arrays)
     packed = {name: list(map(codec.encode, arrays)) for name, codec in _CODECS.items()}
-    timings = interleaved(
-        {
-            name: partial(lambda codec, parts: list(map(codec.decode, parts)), codec, packed[name])
-            for name, codec in _CODECS.items()
-        },
-        _ROUNDS,
-    )
-    return [
-        {
-            **{"dtype": dtype, "codec": name, "left": sum(map(len, parts)) / total},
-            "decode_gb_per_s": total / timings[name].median / 1e9,
-        }
+
+    def decode(name: str) -> None:
+        for part in packed[name]:
+            _CODECS[name].decode(part)
+
+    timings = interleaved({name: partial(decode, name) for name in packed}, _ROUNDS)
+    return {
+        name: (sum(map(len, parts)) / total, total / timings[name].median / 1e9)
         for name, parts in packed.items()
-    ]
+    }

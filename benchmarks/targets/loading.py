@@ -1,7 +1,6 @@
-"""python -m benchmarks loading [--workers 1] [--photographs 512] [--rounds 7]
+"""How fast images reach the training loop: batches of normalized float32 views of 224 pixels.
 
-How fast images reach the training loop: batches of normalized float32 views of 224 pixels, from
-photographs of 110 kB. torchvision's ImageFolder with PyTorch's DataLoader, as in the ImageNet
+From photographs of 110 kB: torchvision's ImageFolder with PyTorch's DataLoader, as in the ImageNet
 example of PyTorch, against ours from the same files and from photographs packed with
 `python -m views pack --short-side 256 --quality 90`. All have the same number of workers, start
 them once, and take turns. The files are in the page cache.
@@ -23,7 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.harness import CPU, ROUNDS, Findings, Timing, Verdict, interleaved, markdown
-from benchmarks.synthetic import photographs as made_up
+from benchmarks.synthetic.photographs import photograph_folder
+from benchmarks.synthetic.photographs import photographs as make_photographs
 from teach_once.configs.schema import (
     ImageFolder,
     Normalisation,
@@ -59,7 +59,8 @@ def measure(workers: int = 1, photographs: int = 512, rounds: int = 7) -> Findin
     normalisation = Normalisation(mean=MEAN, std=STD)
     with tempfile.TemporaryDirectory() as name:
         root, packed = Path(name) / "photographs", Path(name) / "packed.h5"
-        file_bytes = make_folder(root, photographs)
+        contents = list(make_photographs(photographs))
+        photograph_folder(root, photographs, contents, CLASSES)
         pack_encoded(encoded_folder(image_folder(root)), packed, Recode(256, None, 90))
         packed_bytes = packed.stat().st_size / (photographs + CLASSES)
         folder = ImageFolder(type="imagefolder", root=str(root), normalisation=normalisation)
@@ -80,13 +81,13 @@ def measure(workers: int = 1, photographs: int = 512, rounds: int = 7) -> Findin
             name,
             timing.format_rate(photographs),
             of_workers[name].format_ms(2, photographs).replace(" ms", ""),
-            f"{packed_bytes if name == PACKED else file_bytes:,.0f}",
+            f"{packed_bytes if name == PACKED else np.mean(list(map(len, contents))):,.0f}",
         ]
         for name, timing in timings.items()
     ]
     table = markdown(["views from", "images/s", "workers' ms per image", "bytes per image"], lines)
     text = (
-        f": {photographs:,} photographs of 500x375 ({made_up.origin()}), {workers} worker(s), "
+        f": {photographs:,} made-up photographs of 500x375, {workers} worker(s), "
         f"batches of {BATCH_SIZE}; median of {rounds} interleaved rounds {ROUNDS}.\n\n{table}"
     )
     return Findings(text, verdicts_of(timings, of_workers, fraction))
@@ -107,13 +108,6 @@ def verdicts_of(timings: Rows, workers: Rows, fraction: float) -> list[Verdict]:
         Verdict(f"packed ÷ torchvision, {of_worker}", speedup(PACKED, by=workers)),
         Verdict(decoding, fraction, at_most=0.08),
     ]
-
-
-def make_folder(root: Path, count: int) -> float:
-    """An image folder of `count` different photographs; returns their mean bytes."""
-    contents = list(made_up.photographs(count))
-    made_up.photograph_folder(root, count, contents, CLASSES)
-    return float(np.mean([len(content) for content in contents]))
 
 
 def their_epoch(root: Path, num_workers: int, uint8: bool = False) -> Epoch:

@@ -1,30 +1,35 @@
-"""python -m benchmarks ranks [--ranks 2] [--shapes "digits cifar-56-20"] [--device cuda]
+"""One student trained by several processes, compared with one process.
 
-One student trained by several processes, next to one process: what a step takes, how much of that
-is exchange, what each process keeps in memory and reads of the cache. On GPUs each process has one.
-
-python -m runtime.launch 2 -m benchmarks.targets.ranks FOLDER [...] is what each process runs.
-Steps of all rows take turns in one group of processes. The rows: see `ROWS`.
+What a step takes, how much of that is communication, what each process keeps in memory and reads of
+the cache. On GPUs each process has one. Steps of all rows take turns in one group of processes,
+which run this module: the rows, see `ROWS`.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from benchmarks.harness import ROUNDS, Findings, Timing, Verdict, interleaved, markdown
+from benchmarks.harness import (
+    ROUNDS,
+    Findings,
+    Timing,
+    Verdict,
+    interleaved,
+    markdown,
+    synchronize,
+    table_of,
+)
 from benchmarks.synthetic.caches import fill_with_noise
 from benchmarks.synthetic.studies import (
     SHAPES,
@@ -36,8 +41,8 @@ from benchmarks.synthetic.studies import (
     steps_of_epoch,
     study_of,
 )
-from benchmarks.targets.start import ROOT
 from teach_once.runtime.command.frame import end_process
+from teach_once.runtime.launch import launch
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.store import TeacherCache
 from teach_once.train.engine.ranks import ALONE, Ranks, init_process_group
@@ -51,12 +56,11 @@ from teach_once.train.sessions.student import open_context
 TITLE = "One student on several processes"
 METHOD = "cd+gkd"
 ROWS = {
-    "share alone": "one process, its share of the batch, the others idle",
-    "share": "every process its share of the batch, nothing exchanged",
+    "share alone": "one process, its slice of the batch, the others idle",
+    "share": "every process its slice of the batch, no communication",
     "local": "together, `batch_norm: local`",
     "sync": "together, `batch_norm: sync`",
 }
-_DEADLINE_SECONDS = 600.0
 _CLASSES_OF_MEMORY = 1000
 _BLOCK_ROWS = 4096  # of records that size; the last block of a view is read whole as well
 _QUIET_SECONDS = 0.3  # without a byte read, after which all is read
@@ -73,106 +77,85 @@ def measure(
 ) -> Findings:
     """ranks: processes. steps: of each row in a round. slab_mb: of a view of teacher outputs."""
     where, load = pick_device(device), os.getloadavg()[0]
-    found = {name: steps_of(name, ranks, where, rounds, steps) for name in shapes.split()}
-    memory = memory_of([1, ranks], where, slab_mb)
-    step_table = markdown(
-        ["a step", *found],
-        [[label, *(t[row].format_ms() for t in found.values())] for row, label in ROWS.items()],
-    )
+    found = dict[str, dict[str, Timing]]()
+    for name in shapes.split():
+        with tempfile.TemporaryDirectory() as folder:
+            study_of(SHAPES[name], Path(folder), where)
+            first, *_ = measured_by(ranks, where, Path(folder), step_seconds, name, rounds, steps)
+            found[name] = {row: Timing(tuple(seconds)) for row, seconds in first.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        make_memory_study(slab_mb, Path(folder))
+        memory = [
+            measured_by(world, where, Path(folder), memory_of_rank, slab_mb) for world in (1, ranks)
+        ]
     text = (
         f", {ranks} processes on {where}, load average before it {load:.1f}: {METHOD}, batches of "
-        f"the shapes' configs, cut into {ranks} shares. Medians of rounds of {steps} steps that "
-        f"take turns, until the last process is done, {ROUNDS}.\n\n{step_table}\n"
-        f"A view of {memory[1][0]['slab'] / 1e6:,.0f} MB of logits, of which two are kept; memory "
+        f"the shapes' configs, split into {ranks} slices. Medians of rounds of {steps} steps that "
+        f"take turns, until the last process is done, {ROUNDS}.\n\n"
+        f"{table_of('a step', ROWS, found, Timing.format_ms)}\n"
+        f"A view of {memory[0][0]['slab'] / 1e6:,.0f} MB of logits, of which two are kept; memory "
         f"that no file backs, shared pages divided among the processes that share them.\n\n"
         f"{memory_table(memory)}"
     )
     # Without targets: a shared memory bus and its processors decide them, not this project.
     pairs = {"together": "sync", "together with local batch norm": "local"}
     verdicts = [
-        Verdict(f"{name}: {what} ÷ the same without exchange", rows[row].ratio_to(rows["share"]))
+        Verdict(f"{name}: {what} ÷ the same, no communication", rows[row].ratio_to(rows["share"]))
         for name, rows in found.items()
         for what, row in pairs.items()
     ]
     return Findings(text, verdicts)
 
 
-def measured_by(world: int, device: torch.device, folder: Path, *words: str) -> list[Found]:
-    """Run this module with these words in `world` processes; return what each found."""
-    launcher = ["runtime.launch", str(world), "-m"] if world > 1 else []
-    program = ["benchmarks.targets.ranks", str(folder), "--device", device.type]
-    threads = max(1, (os.cpu_count() or 1) // world)
-    subprocess.run(
-        [sys.executable, "-m", *launcher, *program, *words],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"},
-        check=True,
-        timeout=_DEADLINE_SECONDS,
-    )
+def measured_by(
+    world: int, device: torch.device, folder: Path, question: Callable[..., Found], *words: object
+) -> list[Found]:
+    """Call a function of this module in `world` processes; return what each found."""
+    asked = [str(folder), device.type, question.__name__, json.dumps(words)]
+    threads = str(max(1, (os.cpu_count() or 1) // world))
+    variables = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    command = [sys.executable, "-m", "benchmarks.targets.ranks", *asked]
+    if status := launch(world, command, variables):
+        raise SystemExit(status)
     return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(world)]
 
 
-def steps_of(
-    shape: str, world: int, device: torch.device, rounds: int, num_steps: int
-) -> dict[str, Timing]:
-    """Seconds of a step by row, as the first rank measured them."""
-    with tempfile.TemporaryDirectory() as name:
-        study_of(SHAPES[shape], Path(name), device)
-        words = ["--shape", shape, "--rounds", str(rounds), "--steps", str(num_steps)]
-        found = measured_by(world, device, Path(name), *words)[0]
-    return {row: Timing(tuple(seconds)) for row, seconds in found["steps"].items()}
-
-
-def memory_of(worlds: Sequence[int], device: torch.device, slab_mb: int) -> dict[int, list[Found]]:
-    """What each rank keeps and reads, by the number of ranks."""
-    with tempfile.TemporaryDirectory() as name:
-        make_memory_study(slab_mb, Path(name))
-        words = ["--slab-mb", str(slab_mb)]
-        return {world: measured_by(world, device, Path(name), *words) for world in worlds}
-
-
-def memory_table(found: Mapping[int, Sequence[Found]]) -> str:
+def memory_table(found: list[list[Found]]) -> str:
     rows = [
         [
-            str(world),
-            *(", ".join(f"{each[what] / 1e6:,.0f}" for each in ranks) for what in ("held", "read")),
-            f"{sum(each['held'] for each in ranks) / ranks[0]['slab']:.2f}",
+            str(len(ranks)),
+            *(", ".join(f"{each[what] / 1e6:,.0f}" for each in ranks) for what in ("kept", "read")),
+            f"{sum(each['kept'] for each in ranks) / ranks[0]['slab']:.2f}",
         ]
-        for world, ranks in found.items()
+        for ranks in found
     ]
-    header = ["processes", "held by each, MB", "read by each, MB a view", "all held, views"]
+    header = ["processes", "kept by each, MB", "read by each, MB a view", "kept by all, views"]
     return markdown(header, rows)
 
 
 def open_made_study(shape: Shape, folder: Path, *overrides: str) -> Study:
-    """The study in `folder`, whose cache exists; each process opens it by itself."""
+    """The study in `folder`, whose cache exists."""
     student, teacher = configs_of(shape, folder, overrides)
     cache = TeacherCache.open(next((folder / "caches").glob("*-*")))
-    return Study(
-        student, (StudyTeacher(teacher, cache),), dataset_of(shape, teacher), folder / "runs"
-    )
+    teachers = (StudyTeacher(teacher, cache),)
+    return Study(student, teachers, dataset_of(shape, teacher), folder / "runs")
 
 
 def step_seconds(
-    shape: Shape, folder: Path, device: torch.device, ranks: Ranks, rounds: int, num_steps: int
+    folder: Path, device: torch.device, ranks: Ranks, shape: str, rounds: int, num_steps: int
 ) -> Found:
     """Seconds of a step, by row and round, until the last rank has taken it."""
-    study = open_made_study(shape, folder)
+    study = open_made_study(SHAPES[shape], folder)
     whole = study.config.training
 
-    def context_steps(
+    def steps(
         batch_size: int, who: Ranks, batch_norm: Literal["sync", "local"] = "sync"
     ) -> Iterator[None]:
         training = replace(whole, batch_size=batch_size, batch_norm=batch_norm)
         run = replace(study, config=replace(study.config, training=training)).run(METHOD, 0)
         return endless_steps(open_context(run, device, ranks=who))
 
-    share = context_steps(whole.batch_size // ranks.world, ALONE)
-
-    def row(steps: Iterator[None], only_first: bool = False) -> Callable[[], float]:
-        """only_first: the other ranks wait, which takes no processor."""
-        count = 0 if only_first and not ranks.is_first else num_steps
-
+    def row(steps: Iterator[None], count: int = num_steps) -> Callable[[], float]:
         def timed() -> float:
             _rendezvous(device, ranks)
             started = time.perf_counter()
@@ -183,18 +166,18 @@ def step_seconds(
 
         return timed
 
+    own = steps(whole.batch_size // ranks.world, ALONE)
     rows = {
-        "share alone": row(share, only_first=True),
-        "share": row(share),
-        "local": row(context_steps(whole.batch_size, ranks, "local")),
-        "sync": row(context_steps(whole.batch_size, ranks)),
+        "share alone": row(own, num_steps if ranks.is_first else 0),  # the others only wait
+        "share": row(own),
+        "local": row(steps(whole.batch_size, ranks, "local")),
+        "sync": row(steps(whole.batch_size, ranks)),
     }
-    return {"steps": {name: t.seconds for name, t in interleaved(rows, rounds).items()}}
+    return {name: timing.seconds for name, timing in interleaved(rows, rounds).items()}
 
 
 def _rendezvous(device: torch.device, ranks: Ranks) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     ranks.barrier()
 
 
@@ -210,10 +193,10 @@ def make_memory_study(slab_mb: int, folder: Path) -> None:
     fill_with_noise(setup, setup.dataset.train.read_checksums)
 
 
-def memory_of_rank(slab_mb: int, folder: Path, device: torch.device, ranks: Ranks) -> Found:
+def memory_of_rank(folder: Path, device: torch.device, ranks: Ranks, slab_mb: int) -> Found:
     """What a rank keeps and reads for the teacher's outputs of two epochs of a view each.
 
-    held: bytes of memory that no file backs, shared pages divided among the processes that share
+    kept: bytes of memory that no file backs, shared pages divided among the processes that share
     them. read: bytes for each view that was read. slab: the bytes of a view.
     """
     study = open_made_study(memory_shape(slab_mb), folder, "training.batch_size=64")
@@ -227,9 +210,9 @@ def memory_of_rank(slab_mb: int, folder: Path, device: torch.device, ranks: Rank
         read = now
         time.sleep(_QUIET_SECONDS)
     found = {
-        "held": float(_memory() - before),
+        "kept": _memory() - before,
         "read": (_bytes_read() - read_before) / 3,  # of the two epochs and, ahead, of the third
-        "slab": float(view_bytes(study.cache, run.needed_taps)),
+        "slab": view_bytes(study.cache, run.needed_taps),
     }
     ranks.barrier()
     context.teacher.close()
@@ -244,37 +227,31 @@ def _train_a_little(context: TrainContext, epochs: int) -> None:
                 pass
 
 
+def _fields(file: str) -> dict[str, int]:
+    """The numbers of a file of /proc/self, by their names."""
+    lines = (line.split(":") for line in Path("/proc/self", file).read_text().splitlines())
+    return {name: int(rest[0].split()[0]) for name, *rest in lines if rest}
+
+
 def _memory() -> int:
     """Bytes of memory that no file backs: the process's own, and its part of what it shares."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    return sizes["Pss_Anon"] + sizes["Pss_Shmem"]
+    kilobytes = _fields("smaps_rollup")
+    return 1024 * (kilobytes["Pss_Anon"] + kilobytes["Pss_Shmem"])
 
 
 def _bytes_read() -> int:
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
+    return _fields("io")["rchar"]
 
 
-def main(arguments: list[str]) -> int:
-    """What each process runs: write what it finds to a file in the folder."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--shape")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--slab-mb", type=int, default=200)
-    options = parser.parse_args(arguments)
-    with init_process_group(options.device) as ranks:
-        where = options.folder, pick_device(options.device), ranks
-        if options.shape:
-            found = step_seconds(SHAPES[options.shape], *where, options.rounds, options.steps)
-        else:
-            found = memory_of_rank(options.slab_mb, *where)
-        (options.folder / f"found-{ranks.rank}.json").write_text(json.dumps(found))
+def main() -> int:
+    """The program of each process: write what it finds to a file in the folder."""
+    folder, device, question, words = sys.argv[1:]
+    ask = {each.__name__: each for each in (step_seconds, memory_of_rank)}[question]
+    with init_process_group(device) as ranks:
+        found = ask(Path(folder), pick_device(device), ranks, *json.loads(words))
+        Path(folder, f"found-{ranks.rank}.json").write_text(json.dumps(found))
     return 0
 
 
 if __name__ == "__main__":
-    end_process(main(sys.argv[1:]))
+    end_process(main())

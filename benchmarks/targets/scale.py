@@ -1,55 +1,48 @@
-"""python -m benchmarks scale [--samples 1281167]
+"""What ImageNet's number of samples costs beyond that of 8,000.
 
-What ImageNet's number of samples costs beyond that of 8,000: a tree of hard links to made-up
-photographs in 1,000 classes, and a cache of 50 views with made-up records, both in a temporary
-folder that is removed at the end, also after Ctrl-C. Takes some minutes, a quarter of them for
-making and removing files; --samples takes fewer for a try.
+A tree of hard links to made-up photographs in 1,000 classes, and a cache of 50 views with made-up
+records, both in a temporary folder that is removed at the end, also after Ctrl-C. Takes some
+minutes, a quarter of them to create and remove files; --samples uses fewer for a try.
 """
 
 from __future__ import annotations
 
-import glob
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import CPU, ROUNDS, Findings, Verdict, interleaved, markdown
-from benchmarks.synthetic.photographs import PHOTOGRAPHS, check_disk, origin, photographs
+from benchmarks.harness import CPU, ROUNDS, Findings, Verdict, drain, interleaved, markdown
+from benchmarks.synthetic.photographs import PHOTOGRAPHS, check_disk, photographs
 from benchmarks.synthetic.scale_study import CHANNELS, CLASSES, ScaleStudy, make_study
 from benchmarks.synthetic.studies import steps_of_epoch
-from benchmarks.targets.start import ROOT, seconds_to_first_step
+from benchmarks.targets.start import ROOT, run_until, seconds_to_first_step
 from teach_once.precompute.compute.queue import BlockQueue
 from teach_once.store import TeacherCache
 from teach_once.store.format.spec import Block
 from teach_once.store.write.pending_blocks import Work
 from teach_once.train.engine.train_state import capture_maps
 from teach_once.train.sessions.student import open_context
-from teach_once.views.augment.parameters import view_of_epoch
 from teach_once.views.images.listing import forget_listings
-from teach_once.views.pixels.batches import Pixels
 from teach_once.views.pixels.resident import open_pixels
 from teach_once.views.seeds import permutation
-from teach_once.views.splits import Ids
 
 TITLE = "ImageNet's number of samples"
 SMALL = 8_000
 BLOCKS = (94_000, 1_000_000)
 BATCH_SIZE, BLOCK_ROWS, VIEWS_OF_BLOCKS = 64, 4096, 50
-_DEADLINE_SECONDS = 300.0
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 Sizes = tuple[ScaleStudy, ScaleStudy]  # small, large
-Found = tuple[list[list[str]], list[Verdict]]
+Found = tuple[list[list[str]], list[Verdict]]  # rows of the table, verdicts
 
 
 def measure(
@@ -60,7 +53,7 @@ def measure(
     rounds: int = 5,
     seconds: float = 15.0,
 ) -> Findings:
-    """device: unused, as all targets of make have it. images: read in each round. seconds: of work,
+    """device: unused, but an option of every target. images: read in each round. seconds: of work
     for memory.
     """
     small = min(SMALL, samples)
@@ -68,8 +61,7 @@ def measure(
         raise SystemExit(f"--samples must be at least {CLASSES:,}, one for each class")
     with ExitStack() as stack:
         name = stack.enter_context(tempfile.TemporaryDirectory(prefix="scale-"))
-        cache_bytes = (CHANNELS + 8) * views * samples
-        check_disk(Path(name), samples + small, CLASSES, cache_bytes)
+        check_disk(Path(name), samples + small, (CHANNELS + 8) * views * samples)
         contents = list(photographs(min(PHOTOGRAPHS, small)))
         sizes = (
             make_study(Path(name, "small"), small, views, contents),
@@ -77,15 +69,15 @@ def measure(
         )
         parts = [first_steps(sizes), epochs(sizes), reading(sizes, images, rounds)]
         parts += [opening(sizes), scheduling(), memory(sizes, seconds)]
-        # Removing the files takes minutes and may be interrupted: the report is published before.
+        # Removing the files takes minutes and may be interrupted: the report is written before.
         remove_files = stack.pop_all().close
     rows = [row for some, _ in parts for row in some]
     table = markdown(["what", f"{small:,} samples", f"{samples:,} samples"], rows)
     text = (
-        f": hard links to {len(contents)} photographs of 500x375 ({origin()}) in {CLASSES:,} "
-        f"classes; views of 32 pixels, {views} cached. Rates: medians of {rounds} interleaved "
-        f"rounds {ROUNDS}. Memory: the most that the process took in its first {seconds:g} s of "
-        f"work; plans are for a whole run with its tests.\n\n{table}"
+        f": hard links to {len(contents)} made-up photographs of 500x375 in {CLASSES:,} classes; "
+        f"views of 32 pixels, {views} cached. Rates: medians of {rounds} interleaved rounds "
+        f"{ROUNDS}. Memory: the maximum of the process in its first {seconds:g} s of work; plans "
+        f"are for a whole run with its tests.\n\n{table}"
     )
     verdicts = [verdict for _, some in parts for verdict in some]
     return Findings(text, verdicts, cleanup=remove_files)
@@ -104,45 +96,43 @@ def first_steps(sizes: Sizes) -> Found:
         forget_listings(size.caches)
         first.append(seconds_to_first_step(size.folder, make, 0))
         again.append(seconds_to_first_step(size.folder, make, 1))
-    rows = [
+    return [
         _row("`make train-student` to the first step, s: listed for the first time", first, 1),
         _row("the same, listed before", again, 1),
-    ]
-    return rows, [
+    ], [
         Verdict("first step, listed for the first time (s)", first[1], at_most=60),
         Verdict("first step, listed before (s)", again[1], at_most=15),
     ]
 
 
 def epochs(sizes: Sizes) -> Found:
-    """The first epoch also starts the workers, so it is left out."""
-    starts = [statistics.median(seconds_to_start_epochs(size, range(1, 5))[1:]) for size in sizes]
+    """The median start of epochs 2 to 4; the first one also starts the workers."""
+    starts = [statistics.median(seconds_to_start_epochs(size)[1:]) for size in sizes]
     verdict = Verdict("start of an epoch: large - small (s)", starts[1] - starts[0], at_most=1)
     return [_row("start of an epoch, to its first step, s", starts, 2)], [verdict]
 
 
-def seconds_to_start_epochs(size: ScaleStudy, numbers: range) -> list[float]:
-    """From the end of an epoch's steps to the end of the first step of the next one."""
-    run = size.study().run("cd", 0)
-    context, seconds = open_context(run, CPU, num_workers=1), []
-    train_state, batch_size = context.train_state, run.training.batch_size
-    with closing(context.teacher), capture_maps(train_state, context.data.train, batch_size):
-        train_state.train()
-        for epoch in numbers:
+def seconds_to_start_epochs(size: ScaleStudy) -> list[float]:
+    """From the end of an epoch's steps to the end of the first step of the next, four times."""
+    context = open_context(size.study().run("cd", 0), CPU, num_workers=1)
+    state, seconds = context.train_state, []
+    batch_size = context.run.training.batch_size
+    with closing(context.teacher), capture_maps(state, context.data.train, batch_size):
+        state.train()
+        for epoch in range(1, 5):
             started = time.perf_counter()
             steps = steps_of_epoch(context, epoch)
             next(steps)
             seconds.append(time.perf_counter() - started)
-            del steps  # what its workers have ready is dropped when they are asked again
-            assert view_of_epoch(epoch, run.num_views) == epoch - 1
+            del steps  # the workers' prefetched batches are dropped at their next request
     return seconds
 
 
 def reading(sizes: Sizes, num_images: int, rounds: int) -> Found:
     """Views per second of one worker, from the first batch that is requested to the last.
 
-    Stage 1 reads neighbors, all views of an image from one decoding; stage 2 samples from anywhere
-    and one view.
+    Stage 1 reads neighbors, all views of an image from one decoding; stage 2 reads one view of
+    samples from anywhere.
     """
     count = min(num_images, sizes[0].num_samples)
     readers: dict[tuple[str, int], Callable[[], object]] = {}  # both sizes of a row take turns
@@ -150,12 +140,15 @@ def reading(sizes: Sizes, num_images: int, rounds: int) -> Found:
         for index, size in enumerate(sizes):
             setup = size.setup(mixes)
             config, train = setup.config, setup.dataset.train
-            normalisation = config.dataset.normalisation
-            pixels = open_pixels(train, config.views, normalisation, CPU, num_workers=1)
-            anywhere = permutation(0, 1, len(train))[:count]
-            readers[f"stage 1, 1 view, {also}", index] = _reader(pixels, 1, np.arange(count))
-            readers[f"stage 1, 8 views, {also}", index] = _reader(pixels, 8, np.arange(count))
-            readers[f"stage 2, 1 view, {also}", index] = _reader(pixels, 1, anywhere)
+            mean_std = config.dataset.normalisation
+            read = open_pixels(train, config.views, mean_std, CPU, num_workers=1).batches
+            near, anywhere = np.arange(count), permutation(0, 1, len(train))[:count]
+            for name, num_views, ids in (
+                (f"stage 1, 1 view, {also}", 1, near),
+                (f"stage 1, 8 views, {also}", 8, near),
+                (f"stage 2, 1 view, {also}", 1, anywhere),
+            ):
+                readers[name, index] = drain(partial(read, range(num_views), ids, BATCH_SIZE))
     names = list(dict.fromkeys(name for name, _ in readers))
     calls = {f"{name}|{index}": readers[name, index] for name in names for index in (0, 1)}
     timings, rows, verdicts = interleaved(calls, rounds), [], []
@@ -169,20 +162,10 @@ def reading(sizes: Sizes, num_images: int, rounds: int) -> Found:
     return rows, verdicts
 
 
-def _reader(pixels: Pixels, num_views: int, ids: Ids) -> Callable[[], None]:
-    def run() -> None:
-        for _ in pixels.batches(range(num_views), ids, BATCH_SIZE):
-            pass
-
-    return run
-
-
 def opening(sizes: Sizes) -> Found:
     """The cache of all views; the median of three."""
-    seconds = []
-    for size in sizes:
-        timing = interleaved({"open": partial(TeacherCache.open, size.setup().path)}, rounds=3)
-        seconds.append(timing["open"].median)
+    opens = {str(n): partial(TeacherCache.open, size.setup().path) for n, size in enumerate(sizes)}
+    seconds = [timing.median for timing in interleaved(opens, rounds=3).values()]
     what = f"opening a cache of {sizes[0].num_views} views"
     return [_row(f"{what}, s", seconds, 2)], [Verdict(f"{what} (s)", seconds[1])]
 
@@ -215,70 +198,44 @@ def seconds_per_block(num_blocks: int) -> float:
 
 def memory(sizes: Sizes, seconds: float) -> Found:
     rows, verdicts = [], []
-    for stage, commands in (("stage 1", _pass_commands), ("stage 2", _training_commands)):
-        found = [planned_and_taken(*commands(size), seconds) for size in sizes]
-        for size in sizes:
-            shutil.rmtree(size.folder / "passes", ignore_errors=True)
+    for stage, planned_and_taken in (("stage 1", memory_of_pass), ("stage 2", memory_of_training)):
+        found = [planned_and_taken(size, seconds) for size in sizes]
         cells = [f"{taken / 1e6:,.0f} of {planned / 1e6:,.0f}" for planned, taken in found]
         rows.append([f"memory of {stage}, MB: taken of planned", *cells])
-        planned, taken = found[1]
-        what = f"memory of {stage}: taken ÷ planned"
+        what, (planned, taken) = f"memory of {stage}: taken ÷ planned", found[1]
         verdicts.append(Verdict(what, taken / planned, at_most=1.1))
     return rows, verdicts
 
 
-# Plan, work, and the pattern of a file that exists once the work has begun.
-Commands = tuple[list[str], list[str], Path]
-
-
-def _pass_commands(size: ScaleStudy) -> Commands:
-    """Into another folder of caches, as this one holds everything already.
-
-    Blocks are so small that some are finished in the time.
+def memory_of_pass(size: ScaleStudy, seconds: float) -> tuple[float, float]:
+    """Bytes planned and taken. The pass writes to another folder, in blocks so small that some are
+    finished in that time.
     """
-    common = ["precompute", size.teacher, "--caches", f"{size.folder}/passes"]
-    common += ["--workers", "1", "--device", "cpu", "--block-rows", "128"]
-    return [*common, "--plan"], common, size.folder / "passes/*/journal/*"
+    command = ["precompute", size.teacher, "--caches", f"{size.folder}/passes"]
+    command += ["--workers", "1", "--device", "cpu", "--block-rows", "128"]
+    planned = planned_bytes([*command, "--plan"])
+    _, taken = run_until(_program(command), size.folder, "passes/*/journal/*", seconds)
+    shutil.rmtree(size.folder / "passes")
+    return planned, taken
 
 
-def _training_commands(size: ScaleStudy) -> Commands:
+def memory_of_training(size: ScaleStudy, seconds: float) -> tuple[float, float]:
+    """Bytes planned and taken."""
     common = [size.student, "--method", "cd", "--caches", str(size.caches)]
     common += ["--runs", f"{size.folder}/runs", "--device", "cpu"]
-    begun = size.folder / "runs/*/*-seed2-*/metrics.jsonl"
-    return ["train", "plan", *common], ["train", "student", *common, "--seed", "2"], begun
+    run = _program(["train", "student", *common, "--seed", "2"])
+    _, taken = run_until(run, size.folder, "runs/*/*-seed2-*/metrics.jsonl", seconds)
+    return planned_bytes(["train", "plan", *common]), taken
 
 
-def planned_and_taken(
-    plan: list[str], work: list[str], begun: Path, seconds: float
-) -> tuple[float, float]:
-    """Bytes of memory that a command plans, and the most that it took in its first `seconds`.
-
-    They count from when a file of the pattern `begun` exists. The command is killed afterwards.
-    """
-    planning = [sys.executable, "-m", *plan]
-    printed = subprocess.run(planning, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+def planned_bytes(plan: list[str]) -> float:
+    """The memory that a printed plan contains, in bytes."""
+    done = subprocess.run(_program(plan), cwd=ROOT, check=True, capture_output=True, text=True)
     pattern = r"at most about ([\d.,]+) (B|kB|MB|GB|TB) of memory"
-    found = re.search(pattern, " ".join(printed.split()))
-    if found is None:
-        raise RuntimeError(f"the plan does not contain the memory it takes: {printed}")
-    planned = float(found[1].replace(",", "")) * _UNITS[found[2]]
-    working = [sys.executable, "-m", *work]
-    process = subprocess.Popen(working, cwd=ROOT, stdout=subprocess.DEVNULL, process_group=0)
-    try:
-        return planned, max(_peaks(process, begun, seconds))
-    finally:
-        process.send_signal(signal.SIGKILL)  # its workers end with it
-        process.wait()
+    if (found := re.search(pattern, " ".join(done.stdout.split()))) is None:
+        raise RuntimeError(f"the plan does not contain the memory it takes: {done.stdout}")
+    return float(found[1].replace(",", "")) * _UNITS[found[2]]
 
 
-def _peaks(process: subprocess.Popen[bytes], begun: Path, seconds: float) -> Iterator[int]:
-    """The most memory that the process has taken so far, again and again while it runs."""
-    until, has_begun = time.monotonic() + _DEADLINE_SECONDS, False
-    while time.monotonic() < until and process.poll() is None:
-        if not has_begun and glob.glob(str(begun)):
-            until, has_begun = time.monotonic() + seconds, True
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        yield from (int(kb) * 1024 for kb in re.findall(r"VmHWM:\s+(\d+) kB", status))
-        time.sleep(0.2)
-    if process.poll() not in (None, 0):
-        raise RuntimeError(f"the command failed with {process.returncode}")
+def _program(words: list[str]) -> list[str]:
+    return [sys.executable, "-m", *words]

@@ -1,9 +1,8 @@
-"""python -m benchmarks shared_loading [--images 960] [--rounds 5] [--threads 1] [--device cuda]
+"""An epoch of five methods trained jointly, against reading the epoch once plus nothing.
 
-An epoch of five methods together, against reading the epoch once and the sum of the five students'
-own steps, of which none can be saved; and against one method after the other. Photographs of 110 kB
-as 32-pixel views, where one worker's decoding is the bottleneck, and images on the device, where it
-is not.
+The lower bound is the larger of reading the epoch once and the sum of the five students' own steps;
+the upper one is one method after the other. Photographs of 110 kB as 32-pixel views, where one
+worker's decoding is the bottleneck, and images on the device, where it is not.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.harness import Findings, Timing, Verdict, interleaved, markdown
-from benchmarks.synthetic.photographs import origin, photograph_folder, photographs
+from benchmarks.harness import Findings, Timing, Verdict, drain, interleaved, table_of
+from benchmarks.synthetic.photographs import photograph_folder, photographs
 from benchmarks.synthetic.studies import (
     SHAPES,
     make_cache,
@@ -47,13 +47,13 @@ _STUDENT = ["student.arch=resnet8", "training.batch_size=64", "training.precisio
 ROWS = {
     "reading": "reading the epoch once",
     "steps": "the five students' own steps",
-    "together": "five methods together",
+    "together": "five methods jointly",
     "apart": "one after the other",
 }
 
 
 def measure(device: str = "auto", images: int = 960, rounds: int = 5, threads: int = 1) -> Findings:
-    """threads: of torch, next to the worker."""
+    """threads: of torch, in addition to the worker."""
     where, before, timings = pick_device(device), torch.get_num_threads(), {}
     torch.set_num_threads(threads)
     try:
@@ -67,26 +67,22 @@ def measure(device: str = "auto", images: int = 960, rounds: int = 5, threads: i
                 timings[name] = interleaved(rows_of(study, where, stack), rounds)
     finally:
         torch.set_num_threads(before)
-    rows = [
-        [label, *(f"{t[key].median:.2f} s ± {t[key].spread:.0%}" for t in timings.values())]
-        for key, label in ROWS.items()
-    ]
     text = (
         f", {where}: resnet8 students, {images:,} images, batches of 64 (digits: 32); photographs "
-        f"are {origin()} of 110 kB, read by one worker; {threads} of torch's threads."
+        f"are made-up pictures of 110 kB, read by one worker; {threads} of torch's threads.\n\n"
     )
+    text += table_of("an epoch", ROWS, timings, lambda t: f"{t.median:.2f} s ± {t.spread:.0%}")
     verdicts = []
     for name, t in timings.items():
         least = Timing(tuple(map(max, t["reading"].seconds, t["steps"].seconds)))
-        what, together = f"{name}: five methods together", t["together"]
+        what, ratio_to = f"{name}: five methods jointly", t["together"].ratio_to
         larger = f"{what} ÷ the larger of reading and steps"
-        verdicts.append(Verdict(larger, together.ratio_to(least), at_most=1.1))
-        apart = together.ratio_to(t["apart"])
-        verdicts.append(Verdict(f"{what} ÷ one after the other", apart, at_most=1))
-    return Findings(f"{text}\n\n{markdown(['an epoch', *timings], rows)}", verdicts)
+        verdicts.append(Verdict(larger, ratio_to(least), at_most=1.1))
+        verdicts.append(Verdict(f"{what} ÷ one after the other", ratio_to(t["apart"]), at_most=1))
+    return Findings(text, verdicts)
 
 
-class HeldBatches:
+class LoadedBatches:
     """The batches of an epoch, in memory before the clock starts: `Pixels`."""
 
     where, is_streamed = "in memory", False
@@ -106,11 +102,11 @@ def photograph_study(folder: Path, num_images: int, device: torch.device) -> Stu
     """resnet8 students of a teacher with random weights, on an image folder."""
     photograph_folder(folder / "photos", num_images, list(photographs(_DIFFERENT)), classes=10)
     save_random_weights(folder / "teacher.pt", "resnet20", 10)
-    half = [0.5, 0.5, 0.5]
-    data = {"type": "imagefolder", "root": str(folder / "photos")}
+    mean_std = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    data = {"type": "imagefolder", "root": str(folder / "photos"), "normalisation": mean_std}
     network = {"arch": "resnet20", "weights": str(folder / "teacher.pt")}
     overrides = [
-        f"dataset={json.dumps(data | {'normalisation': {'mean': half, 'std': half}})}",
+        f"dataset={json.dumps(data)}",
         'views.augment={"kind": "random-resized-crop", "size_px": 32}',
         *("views.evaluation=null", "views.count=1", f"teacher={json.dumps(network)}"),
         'taps={"logits": "float32", "means": "float32"}',
@@ -132,29 +128,18 @@ def rows_of(
     open_shared = stack.enter_context(shared_feed(runs, device, _WORKERS))
     together = [open_shared(run) for run in runs]
     order, size = start_epoch(apart[-1], 1), study.config.training.batch_size
-    held = HeldBatches(pixels.train, order, size)
-    own = [replace(context, data=pixels._replace(train=held)) for context in apart]
+    loaded = pixels._replace(train=LoadedBatches(pixels.train, order, size))
     for context in [*apart, *together]:
         context.train_state.train()
         stack.enter_context(capture_maps(context.train_state, pixels.train, size))
         stack.callback(context.teacher.close)
 
-    def read() -> None:
-        for _ in pixels.train.batches([0], order, size):
-            pass
-
-    def one_by_one(sessions: Sequence[TrainContext]) -> None:
-        for context in sessions:
-            for _ in steps_of_epoch(context, 1):
-                pass
-
-    def side_by_side() -> None:
-        for _ in zip(*(steps_of_epoch(context, 1) for context in together), strict=True):
-            pass
+    def epochs(contexts: Sequence[TrainContext]) -> list[Callable[[], Iterator[object]]]:
+        return [partial(steps_of_epoch, context, 1) for context in contexts]
 
     return {
-        "reading": read,
-        "steps": lambda: one_by_one(own),
-        "together": side_by_side,
-        "apart": lambda: one_by_one(apart),
+        "reading": drain(partial(pixels.train.batches, [0], order, size)),
+        "steps": drain(*epochs([replace(context, data=loaded) for context in apart])),
+        "together": drain(lambda: zip(*(each() for each in epochs(together)), strict=True)),
+        "apart": drain(*epochs(apart)),
     }

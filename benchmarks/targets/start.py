@@ -1,8 +1,6 @@
-"""python -m benchmarks start [--images 50000] [--rounds 5] [--device cuda]
+"""How long `make train-student` takes to its first training step, if weights and cache exist.
 
-How long `make train-student` takes from its start to the first training step, if weights and cache
-exist: images of CIFAR-10's size and number, packed into one file. The packages' imports, which
-every one of its programs repeats, are timed apart.
+Images of CIFAR-10's size and number, packed into one file. The imports are timed apart.
 """
 
 from __future__ import annotations
@@ -25,9 +23,8 @@ from teach_once.views.splits import ImageSource
 
 TITLE = "The start"
 ROOT = Path(__file__).parents[2]
-_POLL_SECONDS = 0.005
-_DEADLINE_SECONDS = 300.0
-_MODULES = ("train.cli.commands", "configs.command", "train.cli.commands", "precompute.command")
+_POLL_SECONDS, _DEADLINE_SECONDS = 0.005, 300.0
+_IMPORTS = "import teach_once.commands, teach_once.train.sessions.student"
 TEACHER = """
 dataset:
   type: packed
@@ -50,12 +47,13 @@ def measure(device: str = "auto", images: int = 50_000, rounds: int = 5) -> Find
         starts, imports = [], []
         for seed in range(rounds):
             starts.append(seconds_to_first_step(Path(name), make, seed))
-            imports.append(seconds_of_imports())
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", _IMPORTS], cwd=ROOT, check=True)
+            imports.append(time.perf_counter() - started)
     start, imported = statistics.median(starts), statistics.median(imports)
     text = f": {images:,} images of 32x32, packed; medians of {rounds} rounds, start "
     to_step = "`make train-student` to the first step, without imports (s)"
-    verdicts = [Verdict(to_step, start - imported, at_most=5)]
-    verdicts += [Verdict("its programs' imports (s)", imported)]
+    verdicts = [Verdict(to_step, start - imported, at_most=5), Verdict("its imports (s)", imported)]
     return Findings(f"{text}{min(starts):.1f} to {max(starts):.1f} s.", verdicts)
 
 
@@ -63,8 +61,7 @@ def prepare(folder: Path, num_images: int) -> list[str]:
     """Write a study into `folder` and make its cache; return the arguments for make."""
     rng = np.random.default_rng(0)
     train, test = (random_split(rng, count, 32, 3, 10) for count in (num_images, 1000))
-    names = tuple("0123456789")
-    digest = "0" * 64
+    names, digest = tuple("0123456789"), "0" * 64
     noise = ImageSource("noise", "packed", names, train, test, lambda ids: digest, lambda: digest)
     pack_pixels(noise, folder / "images.h5")
     save_random_weights(folder / "teacher.pt", "resnet8", 10)
@@ -78,24 +75,33 @@ def prepare(folder: Path, num_images: int) -> list[str]:
 
 def seconds_to_first_step(folder: Path, arguments: list[str], seed: int) -> float:
     """Seconds until the run has a metrics file, which is opened right before the first step."""
-    started = time.perf_counter()
     command = ["make", "--silent", "train-student", f"SEED={seed}", *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, process_group=0)
-    try:
-        while time.perf_counter() - started < _DEADLINE_SECONDS and process.poll() is None:
-            if list((folder / "runs").glob(f"*/*-seed{seed}-*/metrics.jsonl")):
-                return time.perf_counter() - started
-            time.sleep(_POLL_SECONDS)
-        raise RuntimeError(f"make train-student ended ({process.returncode}) without a step")
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    return run_until(command, folder, f"runs/*/*-seed{seed}-*/metrics.jsonl")[0]
 
 
-def seconds_of_imports() -> float:
-    """Seconds that the programs of `make train-student` import for, one after the other."""
+def run_until(
+    command: list[str], folder: Path, pattern: str, more_seconds: float = 0.0
+) -> tuple[float, int]:
+    """Start a command, wait until a file of `folder` matches, and kill it `more_seconds` later.
+
+    Returns the seconds until the file exists, and the most memory (bytes) that the process itself
+    has taken. Raises RuntimeError if the command ends before the file exists, or fails after it.
+    """
     started = time.perf_counter()
-    for name in (*_MODULES, "train.sessions.student"):
-        command = [sys.executable, "-c", f"import teach_once.{name}"]
-        subprocess.run(command, cwd=ROOT, check=True)
-    return time.perf_counter() - started
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, process_group=0)
+    seconds, until, ended = -1.0, started + _DEADLINE_SECONDS, 0
+    try:
+        while not ended and time.perf_counter() < until:
+            time.sleep(_POLL_SECONDS)
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if seconds < 0 and list(folder.glob(pattern)):
+                seconds = time.perf_counter() - started
+                until = started + seconds + more_seconds
+    finally:
+        if not ended:
+            os.killpg(process.pid, signal.SIGKILL)
+            _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    if seconds < 0 or (ended and status):
+        raise RuntimeError(f"{command} ended (status {status}); {pattern}: {seconds >= 0}")
+    return seconds, usage.ru_maxrss * 1024

@@ -1,7 +1,6 @@
-"""python -m benchmarks teacher_pass [--shapes "digits cifar-56-20"] [--rounds 5] [--device cuda]
+"""How fast the teacher's pass is: views are cropped, taps read, blocks written and flushed.
 
-How fast the teacher's pass is (views cut, taps read, blocks written and flushed) next to a bare
-loop of its forward passes over batches that were made before.
+Compared with a bare loop of its forward passes over batches that were prepared before.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.harness import Findings, Verdict, interleaved, markdown, timed
+from benchmarks.harness import Findings, Timing, Verdict, interleaved, markdown, timed
 from benchmarks.synthetic.studies import Shape, setup_of, shapes_for
 from teach_once.nets.networks.precision import autocast
 from teach_once.precompute.compute.blocks import run_blocks
@@ -35,25 +34,25 @@ def measure(
 ) -> Findings:
     where, rows, verdicts = pick_device(device), [], []
     for name, known in shapes_for(where, shapes).items():
-        more = 16 if name == "digits" else 2  # enough images for the blocks
-        shape = replace(known, num_train=more * known.num_train, num_views=1)
-        found, bare, ratio = rates(shape, where, rounds, batch_size)
-        rows.append([name, f"{found:,.0f}", f"{bare:,.0f}"])
+        images = (16 if name == "digits" else 2) * known.num_train  # enough for the blocks
+        shape = replace(known, num_train=images, num_views=1)
+        found = seconds_of(shape, where, rounds, batch_size)
+        rows.append([name, *(f"{images / each.median:,.0f}" for each in found.values())])
+        ratio = found["bare"].ratio_to(found["pass"])
         verdicts.append(Verdict(f"{name}: pass ÷ bare loop, images/s", ratio, at_least=0.95))
     table = markdown(["teacher of", "pass, images/s", "bare forward loop, images/s"], rows)
     return Findings(f", {where}; medians of {rounds} interleaved rounds.\n\n{table}", verdicts)
 
 
-def rates(shape: Shape, device: torch.device, rounds: int, batch_size: int) -> tuple[float, ...]:
-    """Images per second of the pass and of the bare loop, and the median of their ratios."""
+def seconds_of(
+    shape: Shape, device: torch.device, rounds: int, batch_size: int
+) -> dict[str, Timing]:
     with tempfile.TemporaryDirectory() as name:
         setup, _ = setup_of(shape, Path(name))
         teacher_pass = TeacherPass(setup, PassOptions(device, batch_size))
-        content = teacher_pass.content()
-        images = len(teacher_pass.pixels)
-        batches = teacher_pass.pixels.batches([0], np.arange(images), batch_size)
-        inputs = [batch.inputs for batch in batches]
-        block_rows = 1 << ((images // _BLOCKS).bit_length() - 1)
+        content, ids = teacher_pass.content(), np.arange(shape.num_train)
+        inputs = [each.inputs for each in teacher_pass.pixels.batches([0], ids, batch_size)]
+        block_rows = 1 << ((len(ids) // _BLOCKS).bit_length() - 1)
         quiet, made = Console(file=io.StringIO()), count()
 
         def whole_pass() -> float:
@@ -69,6 +68,4 @@ def rates(shape: Shape, device: torch.device, rounds: int, batch_size: int) -> t
                 for batch in inputs:
                     teacher_pass.teacher.network(batch)
 
-        timings = interleaved({"pass": whole_pass, "bare": timed(bare, device)}, rounds)
-    ratio = timings["bare"].ratio_to(timings["pass"])
-    return images / timings["pass"].median, images / timings["bare"].median, ratio
+        return interleaved({"pass": whole_pass, "bare": timed(bare, device)}, rounds)

@@ -6,15 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import teach_once.configs.load
-import teach_once.precompute.command
-import teach_once.store.command
-import teach_once.train.cli.commands
 from benchmarks.results import long_study
 from benchmarks.results.__main__ import cli
 from benchmarks.results.kept import ResultsError, load_kept
@@ -49,20 +45,6 @@ methods:
   dist: [{{loss: ce}}, {{loss: dist, weight: 2, temperature: 4}}]
 """
 WEIGHTS = {"at": (4.0, 100.0), "dist": (4.0,)}  # one weight of both
-PROGRAMS = {
-    each.__name__.split(".")[1]: each
-    for each in (
-        teach_once.precompute.command,
-        teach_once.store.command,
-        teach_once.train.cli.commands,
-    )
-}
-
-
-def run_here(commands: Sequence[Sequence[str]], jobs: int) -> None:
-    """In this process, which saves loading torch for each."""
-    for program, *words in commands:
-        assert PROGRAMS[program].cli(words) == 0, words
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +56,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "configs" / kind / f"{STUDENT}.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        for module in (teach_once.configs.load, long_study):
-            patched.setattr(module, "CONFIG_DIR", folder / "configs")
+        patched.setattr(teach_once.configs.load, "CONFIG_DIR", folder / "configs")
         patched.setattr(long_study, "SEEDS", (0,))
         patched.setattr(long_study, "VIEWS", (1, 4))
         patched.setattr(long_study, "WEIGHTS", WEIGHTS)
-        patched.setattr(long_study, "run_all", run_here)
         assert cli(["train", "--student", STUDENT, "--jobs", "1", "--device", "cpu"]) == 0
     return folder
 
@@ -120,8 +100,7 @@ def test_reduced_records_are_those_that_were_read(folder: Path) -> None:
 
 @pytest.mark.long
 def test_the_chosen_weights_have_the_lowest_validation_error(folder: Path) -> None:
-    study = long_study.LongStudy(STUDENT, 1, "cpu")
-    best = long_study.best_weights(study, folder / "docs/results")
+    best = long_study.best_weights(STUDENT, folder / "docs/results")
     assert set(best) == set(WEIGHTS)
     tried = load_kept(folder / "docs/results" / f"{STUDENT}-weights.json")
     error = {each.result.method: each.result.last_validation or 0.0 for each in tried}
@@ -156,7 +135,7 @@ def test_a_signal_reaches_the_command_that_runs(tmp_path: Path) -> None:
         text=True,
     )
     assert process.stdout is not None
-    while "train teacher" not in process.stdout.readline():
+    while "cache-teacher" not in process.stdout.readline():
         assert process.poll() is None
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import __main__ as suite
 from benchmarks.synthetic import photographs, scale_study
 from benchmarks.targets import scale
+from teach_once.store.errors import CacheFull
 from teach_once.views.images.folders import image_folder
 
 
@@ -39,9 +40,9 @@ def test_a_tree_is_links_to_few_files_and_says_the_checksum_of_each_sample(
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    photographs.check_disk(tmp_path, 1000, 1000)
-    with pytest.raises(SystemExit, match="GB are needed"):
-        photographs.check_disk(tmp_path, 1000, 1000, more_bytes=10**18)
+    photographs.check_disk(tmp_path, 1000)
+    with pytest.raises(CacheFull, match="are needed"):
+        photographs.check_disk(tmp_path, 1000, more_bytes=10**18)
 
 
 @pytest.mark.long
@@ -52,7 +53,8 @@ def test_every_row_is_measured_and_nothing_is_left_behind(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     # These start twelve programs, which are tested by themselves.
     monkeypatch.setattr(scale, "first_steps", lambda sizes: ([], []))
-    monkeypatch.setattr(scale, "planned_and_taken", lambda *_: (2e9, 1e9))
+    monkeypatch.setattr(scale, "memory_of_pass", lambda *_: (2e9, 1e9))
+    monkeypatch.setattr(scale, "memory_of_training", lambda *_: (2e9, 1e9))
     files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
     small = ["--samples", "40", "--views", "4", "--images", "16", "--rounds", "1"]
     assert suite.main(["scale", *small, *files]) == 0

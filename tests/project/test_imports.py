@@ -113,9 +113,7 @@ KNOWN_STATE: set[str] = {
     "views.images.forked._work",
 }
 KNOWN_UNTYPED: set[str] = {
-    "benchmarks.results.long_study.written",
     "benchmarks.targets.many_blocks._queue",
-    "benchmarks.targets.objects.store_client",
     "nets.weights.files.mismatch_with",
     "nets.weights.files.write",
     "runtime.command.frame.print",

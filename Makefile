@@ -14,17 +14,17 @@ MIRROR_GB ?=
 RUNS    ?= runs
 ARGS    ?=
 CACHE   ?=
-RECHECK ?=
+FULL_CHECK ?=
 TRAIN_TEACHER ?=
 BENCH   ?=
-OUT     ?= exported
+EXPORT_DIR ?= exported
 WORKERS ?=
-FEED    ?= auto
+PLACEMENT ?= auto
 JOBS    ?= 1
-SHARE   ?=
-REDO    ?=
-TRACK   ?=
-GPUS    ?=
+SHARED_LOADING ?=
+RETRAIN ?=
+LOGGER  ?=
+NPROC   ?=
 CLUSTER ?=
 GPUS_PER_WORKER ?=
 CPUS_PER_WORKER ?=
@@ -42,15 +42,15 @@ endif
 
 # What each target reads, besides PYTHON. It refuses any other variable of the command line.
 READS_CACHES  := CACHES MIRROR MIRROR_GB
-READS_PASS    := $(READS_CACHES) DEVICE WORKERS RECHECK TRAIN_TEACHER GPUS CLUSTER GPUS_PER_WORKER \
+READS_PASS    := $(READS_CACHES) DEVICE WORKERS FULL_CHECK TRAIN_TEACHER NPROC CLUSTER GPUS_PER_WORKER \
   CPUS_PER_WORKER ARGS
-READS_RUNS    := $(READS_PASS) STUDENT CACHE RUNS FEED REDO TRACK
+READS_RUNS    := $(READS_PASS) STUDENT CACHE RUNS PLACEMENT RETRAIN LOGGER
 reads-cache-teacher  := TEACHER $(READS_PASS)
 reads-train-student  := METHOD SEED $(READS_RUNS)
-reads-ablation       := METHODS SEEDS JOBS SHARE GPUS_PER_RUN CPUS_PER_RUN $(READS_RUNS)
-reads-export-student := STUDENT METHOD SEED OUT RUNS DEVICE ARGS $(READS_CACHES)
-reads-verify-cache   := TEACHER DEVICE WORKERS ARGS $(READS_CACHES)
-reads-check-cache    := CACHE CACHES
+reads-ablation       := METHODS SEEDS JOBS SHARED_LOADING GPUS_PER_RUN CPUS_PER_RUN $(READS_RUNS)
+reads-export-student := STUDENT METHOD SEED EXPORT_DIR RUNS DEVICE ARGS $(READS_CACHES)
+reads-check-recompute := TEACHER DEVICE WORKERS ARGS $(READS_CACHES)
+reads-check-checksums := CACHE CACHES
 reads-list-caches    := CACHES
 reads-bench          := DEVICE BENCH
 reads-bench-scale    := DEVICE BENCH
@@ -59,7 +59,7 @@ reads-help           := $(KNOWN)
 
 # Variables that are taken for one another: of GIVEN:MEANT, the one that was meant.
 CONFUSED := METHOD:METHODS METHODS:METHOD SEED:SEEDS SEEDS:SEED TEACHER:STUDENT STUDENT:TEACHER \
-  CACHE:CACHES CACHES:CACHE JOBS:GPUS GPUS:JOBS GPUS_PER_RUN:GPUS CPUS_PER_RUN:JOBS
+  CACHE:CACHES CACHES:CACHE JOBS:NPROC NPROC:JOBS GPUS_PER_RUN:NPROC CPUS_PER_RUN:JOBS
 GOALS    := $(or $(MAKECMDGOALS),help)
 READS    := PYTHON $(foreach goal,$(GOALS),$(reads-$(goal)))
 UNREAD   := $(firstword $(filter-out $(READS),$(GIVEN)))
@@ -92,17 +92,17 @@ MIRRORED = --caches $(call q,CACHES) $(if $(value MIRROR),--mirror $(call q,MIRR
 
 # Options of the programs that train students; with CACHE=path they need no teacher.
 STUDENTS = $(MIRRORED) $(if $(value CACHE),--cache $(call q,CACHE)) --runs $(call q,RUNS) \
-  $(READERS) --feed $(call q,FEED)
-AGAIN    = $(if $(value REDO),--redo) $(foreach each,$(call q-words,TRACK),--track $(each))
-SHARED   = $(if $(filter 0,$(value SHARE)),--no-share,$(if $(value SHARE),--share))
+  $(READERS) --placement $(call q,PLACEMENT)
+AGAIN    = $(if $(value RETRAIN),--retrain) $(foreach each,$(call q-words,LOGGER),--logger $(each))
+SHARED   = $(if $(filter 0,$(value SHARED_LOADING)),--no-shared-loading,$(if $(value SHARED_LOADING),--shared-loading))
 RUN      = $(call q,STUDENT) --method $(call q,METHOD) --seed $(call q,SEED)
 STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS) --jobs $(call q,JOBS)
 
-# With GPUS=N, N processes of this machine train each network together and run the teacher: one
+# With NPROC=N, N processes of this machine train each network together and run the teacher: one
 # for each GPU, or on its CPUs, of which each takes its part. With CLUSTER=address, the nodes of a
 # Ray cluster run the teacher, and train the runs of an ablation.
-TEACHING = $(if $(value RECHECK),--recheck) $(if $(value TRAIN_TEACHER),--train-teacher) \
-  $(if $(value GPUS),--nproc $(call q,GPUS)) $(if $(value CLUSTER),--cluster $(call q,CLUSTER) \
+TEACHING = $(if $(value FULL_CHECK),--full-check) $(if $(value TRAIN_TEACHER),--train-teacher) \
+  $(if $(value NPROC),--nproc $(call q,NPROC)) $(if $(value CLUSTER),--cluster $(call q,CLUSTER) \
   $(if $(value GPUS_PER_WORKER),--gpus-per-worker $(call q,GPUS_PER_WORKER)) \
   $(if $(value CPUS_PER_WORKER),--cpus-per-worker $(call q,CPUS_PER_WORKER)))
 RUNS_ON_CLUSTER = $(if $(value CLUSTER), \
@@ -112,7 +112,7 @@ RUNS_ON_CLUSTER = $(if $(value CLUSTER), \
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env cache-teacher train-student ablation export-student verify-cache check-cache list-caches bench bench-scale bench-store test test-quick test-long docs lint
+.PHONY: help env cache-teacher train-student ablation export-student check-recompute check-checksums list-caches bench bench-scale bench-store test test-quick test-long docs lint
 
 help: ## print this help
 	@echo "Teach Once: run the teacher once, train as many students as you like."
@@ -128,24 +128,24 @@ help: ## print this help
 	  'METHODS="ce kd"' 'methods of an ablation (default: all in the file)' \
 	  'SEEDS="'$(call q,SEEDS)'"' 'seeds of an ablation' \
 	  JOBS=$(call q,JOBS) 'runs of an ablation that train side by side' \
-	  'SHARE=1' 'train the runs of a seed together, reading each image once (0: apart)' \
+	  'SHARED_LOADING=1' 'train the runs of a seed together, reading each image once (0: apart)' \
 	  'ARGS="key.sub=value ..."' 'config keys; teacher.key.sub=value is for the teacher of a student' \
 	  CACHES=$(call q,CACHES) 'folder of the caches, or s3://bucket/prefix' \
 	  'MIRROR=mirror' 'folder that holds what was read of s3://...' \
 	  'MIRROR_GB=50' 'how large that folder may become' \
 	  'CACHE=path' 'train from this cache, without the teacher; or check it' \
 	  RUNS=$(call q,RUNS) 'folder of the runs' \
-	  OUT=$(call q,OUT) 'folder of the exported student' \
+	  EXPORT_DIR=$(call q,EXPORT_DIR) 'folder of the exported student' \
 	  DEVICE=$(call q,DEVICE) 'auto, cpu, cuda, ...' \
 	  'WORKERS=4' 'processes that read images' \
-	  FEED=$(call q,FEED) 'where the teacher outputs of a view are held: auto, device, host, window' \
-	  'REDO=1' 'train finished runs again and replace them' \
-	  'GPUS=8' 'processes that train a network together, and run the teacher: one for each GPU' \
+	  PLACEMENT=$(call q,PLACEMENT) 'where the teacher outputs of a view are held: auto, device, host, window' \
+	  'RETRAIN=1' 'train finished runs again and replace them' \
+	  'NPROC=8' 'processes that train a network together, and run the teacher: one for each GPU' \
 	  'CLUSTER=auto' 'a Ray cluster, or its address: its nodes run the teacher and an ablation' \
 	  'GPUS_PER_WORKER=1' 'GPUs of each worker that runs the teacher there; also CPUS_PER_WORKER' \
 	  'GPUS_PER_RUN=0.5' 'GPUs of each run of an ablation there; also CPUS_PER_RUN' \
-	  'TRACK=wandb' 'also send the figures of each epoch there: tensorboard, wandb, mlflow' \
-	  'RECHECK=1' 'list image folders again, check every byte of a large finished cache' \
+	  'LOGGER=wandb' 'also send the figures of each epoch there: tensorboard, wandb, mlflow' \
+	  'FULL_CHECK=1' 'list image folders again, check every byte of a large finished cache' \
 	  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes of processor time'
 	@echo
 	@echo "Documentation: README.md, docs/reference/commands.md"
@@ -170,14 +170,14 @@ train-student: env ## train STUDENT with METHOD and SEED from the cache (builds 
 ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the report
 	@$(PY) -m teach_once ablation $(STUDY) $(STUDENTS) $(TEACHING) $(SHARED) $(RUNS_ON_CLUSTER) $(AGAIN) $(OVERRIDES)
 
-export-student: env ## write a finished student (STUDENT, METHOD, SEED) to OUT as plain weights and as a program
-	@$(PY) -m train export $(call q,STUDENT) $(call q,OUT) --method $(call q,METHOD) --seed $(call q,SEED) \
+export-student: env ## write a finished student (STUDENT, METHOD, SEED) to EXPORT_DIR as plain weights and as a program
+	@$(PY) -m train export $(call q,STUDENT) $(call q,EXPORT_DIR) --method $(call q,METHOD) --seed $(call q,SEED) \
 	  $(MIRRORED) --runs $(call q,RUNS) --device $(call q,DEVICE) $(OVERRIDES)
 
-verify-cache: env ## compute 512 records of TEACHER's cache again and compare
+check-recompute: env ## compute 512 records of TEACHER's cache again and compare
 	@$(PY) -m precompute.verify $(call q,TEACHER) $(MIRRORED) $(READERS) $(OVERRIDES)
 
-check-cache: env ## compare every byte of CACHE=path (default: of all caches) with its checksum
+check-checksums: env ## compare every byte of CACHE=path (default: of all caches) with its checksum
 	@$(PY) -m store check $(call q-words,CACHE) --caches $(call q,CACHES)
 
 list-caches: env ## list all caches: teacher, dataset, views, size, state

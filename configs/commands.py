@@ -30,16 +30,16 @@ def cache_command(
     *,
     caches_dir: Path = Path("caches"),
     more: Sequence[str] = (),
-    recheck: bool = False,
+    full_check: bool = False,
 ) -> str:
     """What makes, continues, grows (by the overrides `more`) or mends this teacher's cache."""
     source = source_of(teacher)
-    settings = {"TEACHER": source.name, "CACHES": str(caches_dir), "RECHECK": "1" * recheck}
-    defaults = {"CACHES": "caches", "RECHECK": ""}
+    settings = {"TEACHER": source.name, "CACHES": str(caches_dir), "FULL_CHECK": "1" * full_check}
+    defaults = {"CACHES": "caches", "FULL_CHECK": ""}
     replaced = {_key(item) for item in more}
     overrides = [*(item for item in source.overrides if _key(item) not in replaced), *more]
     words = [*program("precompute"), source.name, "--caches", str(caches_dir)]
-    words += ["--recheck"] if recheck else []
+    words += ["--full-check"] if full_check else []
     return _made("cache-teacher", settings, defaults, overrides) or shlex.join([*words, *overrides])
 
 

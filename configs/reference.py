@@ -44,7 +44,7 @@ def default_in_words(schema: JsonSchema, is_required: bool) -> str:
         return "required"
     default = schema.get("default", {})
     if isinstance(default, Mapping):
-        return f"`{{kind: {default['kind']}}}`" if "kind" in default else "`{}`"
+        return f"`{{type: {default['type']}}}`" if "type" in default else "`{}`"
     return _as_yaml(default)
 
 
@@ -94,7 +94,8 @@ Written by `python -m configs reference > docs/reference/config.md`.
 
 A file of `configs/teacher/` says what a cache is, a file of `configs/student/` what a run is. On
 the command line a key is set by its dotted path (`training.epochs=10`). A student's command takes
-keys of its teacher's file after `teacher.` (`teacher.dataset.limit=200`). Unknown keys are refused.
+keys of its teacher's file after `teacher.` (`teacher.dataset.max_per_class=200`). Unknown keys are
+refused.
 """
 _LOSSES = """\
 ## Losses
@@ -104,7 +105,7 @@ The options of a built-in loss are keys of its term: `{loss: kd, weight: 0.9, te
 | loss | options | what it computes |
 |---|---|---|"""
 _NOT_KEYS = ("name", "source")  # they come from the file's name and the command line
-_TAGS = ("type", "kind")  # the keys that choose among the variants of a block
+_TAG = "type"  # the key that chooses among the variants of a block
 
 
 def reference() -> str:
@@ -179,9 +180,8 @@ class _File:
 
     def _variant(self, prefix: str, name: str, common: JsonSchema) -> Iterator[str]:
         own = _without(self._blocks[name]["properties"], common)
-        (tag,) = (key for key in _TAGS if key in own)
-        yield from (f"**`{tag}`: {type_in_words(own[tag])}.** {self._description(name)}", "")
-        yield from self._table(prefix, name, _without(own, [tag]))
+        yield from (f"**`{_TAG}`: {type_in_words(own[_TAG])}.** {self._description(name)}", "")
+        yield from self._table(prefix, name, _without(own, [_TAG]))
 
     def _common_keys(self, names: list[str]) -> JsonSchema:
         first, *others = (self._blocks[name]["properties"] for name in names)

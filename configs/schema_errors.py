@@ -50,7 +50,11 @@ def _problem(schema: type, group: Sequence[Any]) -> str:
     details = group[0]
     if details["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         keys, owner = _resolve(schema, details["loc"])
-        return f"unknown key{did_you_mean(str(keys[-1]), field_names(owner))}"
+        known = field_names(owner)
+        near = did_you_mean(str(keys[-1]), known)
+        return "unknown key" + (near or f"; the keys here are {', '.join(known)}")
+    if details["type"] == "union_tag_not_found":
+        return f"missing; one of {', '.join(_types_at(schema, details['loc']))}"
     if details["type"] in _MISSING:
         return "missing"
     start = "Input should be "
@@ -123,9 +127,15 @@ def _takes_any_key(annotation: Any) -> bool:
     return annotation is dict or any(_takes_any_key(arg) for arg in get_args(annotation))
 
 
-def _tags(schema: Any) -> set[str]:
-    hints = get_type_hints(schema)
-    return {tag for key in ("type", "kind") if key in hints for tag in get_args(hints[key])}
+def _tags(schema: Any) -> tuple[str, ...]:
+    return get_args(get_type_hints(schema).get("type"))
+
+
+def _types_at(schema: type, loc: Sequence[Any]) -> list[str]:
+    """List the values of `type` of the union that `loc` leads to."""
+    keys, owner = _resolve(schema, loc)
+    variants = _dataclasses_in(get_type_hints(owner)[keys[-1]])
+    return [tag for variant in variants for tag in _tags(variant)]
 
 
 def field_names(schema: Any) -> list[str]:

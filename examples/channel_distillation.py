@@ -19,7 +19,7 @@ from teach_once import TeacherCache, load_teacher
 from teach_once.configs.schema import TeacherConfig
 from teach_once.views.augment.augment import view_pixels
 from teach_once.views.datasets import load_dataset
-from teach_once.views.pixels.batches import normalise
+from teach_once.views.pixels.batches import normalize
 
 STAGES = ("stage1", "stage2", "stage3")
 STUDENT_CHANNELS = (8, 16, 32)
@@ -31,7 +31,7 @@ def read_batch(
     """Return the images (B, 1, 8, 8) as the teacher saw them, and its means (B, C) per stage."""
     train = load_dataset(config.dataset).train
     pixels = view_pixels(train, config.views, view, ids)  # (B, 8, 8, 1) uint8
-    images = normalise(torch.from_numpy(pixels), config.dataset.normalisation)
+    images = normalize(torch.from_numpy(pixels), config.dataset.normalization)
     outputs = cache.read(ids, view=view, taps=STAGES)
     return images, [torch.from_numpy(outputs[stage]).float() for stage in STAGES]
 

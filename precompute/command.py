@@ -1,10 +1,10 @@
 """python -m precompute NAME|PATH [--caches DIR|s3://bucket/prefix] [--plan] [key=value ...]
 
 Runs the teacher over every (sample, view) that the cache does not hold yet. A complete cache is
-recognised by its identity and left alone, without loading torch.
+recognized by its identity and left alone, without loading torch.
 
 Several processes that are started as one job share the work: under runtime.launch or torchrun they
-find each other by its environment variables, otherwise by --job NAME --rank R --world W. With
+find each other by its environment variables, otherwise by --job NAME --rank R --world-size W. With
 --cluster ADDRESS the work is done by the nodes of a Ray cluster.
 """
 
@@ -78,7 +78,7 @@ def main(
     block_rows: Annotated[
         int | None, typer.Option(min=1, help="records per block of a new cache: a power of two")
     ] = None,
-    recheck: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False,
+    full_check: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="print what the pass would cost; do nothing")
     ] = False,
@@ -92,7 +92,7 @@ def main(
     reuse_from: Annotated[
         Path | None,
         typer.Option(
-            "--from",
+            "--reuse-from",
             metavar="PATH",
             help="copy unchanged records from this cache of an older dataset",
             parser=path_or_url,
@@ -114,7 +114,7 @@ def main(
         spool,
         batch_size,
         block_rows,
-        recheck,
+        full_check,
         plan,
         reuse_from,
         job,
@@ -133,7 +133,7 @@ class CacheRequest:
     spool: Path = SPOOL
     batch_size: int | None = None
     block_rows: int | None = None
-    recheck: bool = False
+    full_check: bool = False
     plan: bool = False
     reuse_from: Path | None = None
     job: JobOptions = field(default_factory=JobOptions)
@@ -181,7 +181,7 @@ def _fill_cache(name: str, changes: list[str], request: CacheRequest, console: C
     ):
         console.print(change)
     _print_hints(setup, console)
-    job = job_of(request.job.job, request.job.rank, request.job.world)
+    job = job_of(request.job.job, request.job.rank, request.job.world_size)
     if job.rank == 0 and not request.plan:
         setup.dataset.check_headers()
     with (
@@ -201,7 +201,7 @@ def _pass_options(
     from teach_once.precompute.compute.teacher_pass import PassOptions
     from teach_once.runtime.machine.devices import pick_device
 
-    every_byte = checks_every_byte(setup.path, request.recheck)
+    every_byte = checks_every_byte(setup.path, request.full_check)
     return PassOptions(
         pick_device("cpu" if request.cluster else request.compute.device),
         request.batch_size,
@@ -230,7 +230,7 @@ def _fill_on_cluster(
     from teach_once.runtime.command.ray import Cluster
 
     if options.job.world > 1:
-        raise ConfigError("--cluster and --world (or GPUS=N, or torchrun) exclude each other")
+        raise ConfigError("--cluster and --world-size (or NPROC=N, or torchrun) exclude each other")
     assert request.cluster is not None
     cpus, gpus = request.workers.cpus_per_worker, request.workers.gpus_per_worker
     with Cluster(request.cluster, console, cpus=cpus, gpus=gpus) as cluster:
@@ -257,8 +257,8 @@ def _described(
     name: str, overrides: list[str], request: CacheRequest, console: Console
 ) -> tuple[Setup, TeacherCache | None]:
     """What the config describes, and its cache if that is complete."""
-    caches, recheck = request.storage.caches, request.recheck
-    if recheck:
+    caches, full_check = request.storage.caches, request.full_check
+    if full_check:
         forget_listings(spool_folder(caches, request.spool))
     setup = described(name, overrides, caches, request.spool)
     if not knows_weights(setup.identity):
@@ -267,7 +267,7 @@ def _described(
             return setup, cache
         console.print(f"{setup.config.teacher.weights} is needed: {problem}")
         setup = at_hand(setup)
-    return setup, if_complete(setup, recheck, console)
+    return setup, if_complete(setup, full_check, console)
 
 
 def _print_hints(setup: Setup, console: Console) -> None:

@@ -54,7 +54,7 @@ def estimate_lines(
 
 
 def _view_shape(config: TeacherConfig, image_px: int | None) -> tuple[int, int, int]:
-    channels, augment = len(config.dataset.normalisation.mean), config.views.augment
+    channels, augment = len(config.dataset.normalization.mean), config.views.augment
     if image_px is None and augment.output_px is None:
         raise ConfigError(
             "the views have the size of the images, which is not known without them",
@@ -91,19 +91,19 @@ def _tap_shapes(
 def _choices(taps: TapsConfig, num_classes: int) -> Iterator[tuple[str, TapsConfig]]:
     """What may be stored: the override to type, and the taps that it leaves."""
     yield "as the file asks", taps
-    cut = TopLogits(top=_TOP) if _TOP < num_classes <= MAX_CUT_CLASSES else None
-    has_logits, has_means = taps.logits is not None, taps.means is not None
+    cut = TopLogits(top_k=_TOP) if _TOP < num_classes <= MAX_CUT_CLASSES else None
+    has_logits, has_means = taps.logits is not None, taps.channel_means is not None
     if has_logits and cut:
-        yield f"taps.logits={{top: {_TOP}}}", dataclasses.replace(taps, logits=cut)
+        yield f"taps.logits={{top_k: {_TOP}}}", dataclasses.replace(taps, logits=cut)
     if has_logits:
         yield "taps.logits=uint8", dataclasses.replace(taps, logits="uint8")
     if has_means:
-        yield "taps.means=uint8", dataclasses.replace(taps, means="uint8")
+        yield "taps.channel_means=uint8", dataclasses.replace(taps, channel_means="uint8")
     if has_logits and has_means:
-        both = dataclasses.replace(taps, logits=cut or "uint8", means="uint8")
+        both = dataclasses.replace(taps, logits=cut or "uint8", channel_means="uint8")
         yield "both of the smallest", both
-        bare = dataclasses.replace(taps, means=None, energy=None, hint=None)
-        yield "taps.means=null, without stages", bare
+        bare = dataclasses.replace(taps, channel_means=None, attention=None, hint=None)
+        yield "taps.channel_means=null, without stages", bare
 
 
 def _num_files(specs: dict[str, TapSpec], num_samples: int) -> int:

@@ -22,7 +22,9 @@ class JobOptions:
 
     job: Annotated[str, typer.Option(help="name shared by the processes of one job")] = ""
     rank: Annotated[int, typer.Option(min=0, envvar="RANK", help="rank of this process")] = 0
-    world: Annotated[int, typer.Option(min=1, envvar="WORLD_SIZE", help="number of processes")] = 1
+    world_size: Annotated[
+        int, typer.Option(min=1, envvar="WORLD_SIZE", help="number of processes")
+    ] = 1
 
     @classmethod
     def of_launcher(cls) -> JobOptions:
@@ -50,7 +52,7 @@ def job_of(name: str, rank: int, world: int) -> Job:
         if not name.strip("-"):
             raise ConfigError("several processes need a common name", fix="add --job NAME")
     if rank >= world:
-        raise ConfigError(f"--rank {rank} is not below --world {world}")
+        raise ConfigError(f"--rank {rank} is not below --world-size {world}")
     return Job(name, rank, world)
 
 

@@ -26,11 +26,11 @@ from teach_once.store.read.source import open_source
 from teach_once.views.augment.augment import pixel_canary
 
 # Up to this size, every byte of a cache is checked before it is called complete; of a larger one
-# only the presence and size of its files, unless --recheck asks for more.
+# only the presence and size of its files, unless --full-check asks for more.
 CHECKED_BYTES = 4 * 2**30
 _FAR_PERCENT = 5.0  # from the published error
 _CAUSES_OF_A_LARGE_ERROR = (
-    "dataset.normalisation is not that of the teacher's training",
+    "dataset.normalization is not that of the teacher's training",
     "the classes of the weights are in another order than the dataset's",
 )
 _CAUSES_OF_A_SMALL_ERROR = (
@@ -40,12 +40,12 @@ _CAUSES_OF_A_SMALL_ERROR = (
 _SHOWN_FAULTS = 5
 
 
-def checks_every_byte(path: Path, recheck: bool) -> bool:
+def checks_every_byte(path: Path, full_check: bool) -> bool:
     """Whether every byte of the cache at `path` is read before it is called complete.
 
     Of an object store, which has checksums of its own, only if that is asked for.
     """
-    return recheck or (place_at(path).is_local and _committed_bytes(path) <= CHECKED_BYTES)
+    return full_check or (place_at(path).is_local and _committed_bytes(path) <= CHECKED_BYTES)
 
 
 def _committed_bytes(path: Path) -> int:
@@ -56,7 +56,7 @@ def _committed_bytes(path: Path) -> int:
         return 0
 
 
-def if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache | None:
+def if_complete(setup: Setup, full_check: bool, console: Console) -> TeacherCache | None:
     """The cache, if it holds all views and taps asked for and is sound; None if there is work.
 
     Growth that was begun and given up counts as no work. Prints the damage that it finds.
@@ -72,7 +72,7 @@ def if_complete(setup: Setup, recheck: bool, console: Console) -> TeacherCache |
     cache.refuse_unless(cache.identity, labels=train.labels, canary=pixel_canary(train, views))
     if cache.manifest.measured_views < views.num_views or not setup.is_held_by(cache.taps):
         return None
-    if faults := cache.source.faults(every_byte=checks_every_byte(setup.path, recheck)):
+    if faults := cache.source.faults(every_byte=checks_every_byte(setup.path, full_check)):
         shown = "\n".join(f"  {fault}" for fault in faults[:_SHOWN_FAULTS])
         console.print(f"damaged, will be computed again:\n{shown}")
         return None

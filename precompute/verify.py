@@ -3,7 +3,7 @@
 Verifies a cache: runs the teacher again on records drawn at random and compares. Also replays the
 pixel canary, and compares the labels and the stored `correct` bits with what was recorded.
 
-With --every-sample, without the teacher: compares every sample's bytes with the cache's checksums.
+With --check-images, without the teacher: compares every sample's bytes with the cache's checksums.
 
 The tolerance of a tap is the rounding of its dtype, plus the difference that another composition of
 batches makes in the recorded precision, relative to the tap's largest value among the records.
@@ -227,8 +227,8 @@ def main(
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
     workers: Workers = None,
-    every_sample: Annotated[
-        bool, typer.Option("--every-sample", help="compare the checksums of all images instead")
+    check_images: Annotated[
+        bool, typer.Option("--check-images", help="compare the checksums of all images instead")
     ] = False,
 ) -> None:
     """Compute some records of a cache again and compare."""
@@ -242,7 +242,7 @@ def main(
             if path
             else find_cache(folder, setup.config.name, setup.identity)
         )
-        if every_sample:
+        if check_images:
             raise typer.Exit(compare_samples(train, opened, console))
         canary = pixel_canary(train, setup.config.views)
         opened.refuse_unless(setup.identity, labels=train.labels, canary=canary)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from teach_once.report.escape import for_html
 from teach_once.report.intervals import LEVEL, Interval, t_interval
-from teach_once.report.page_assets import NUM_COLOURS
+from teach_once.report.page_assets import NUM_COLORS
 from teach_once.report.runs import Point, Result
 from teach_once.runtime.safe.text import one_line
 
@@ -132,7 +132,7 @@ def _round_ticks(low: float, high: float, *, at_most: int, whole: bool) -> list[
 def spread_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions at least `gap` apart between low and high, near to the wanted ones.
 
-    Those that would touch are centred on where they wanted to be. In the order of `wanted`; they
+    Those that would touch are centered on where they wanted to be. In the order of `wanted`; they
     overflow `high` where there is no room for all.
     """
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
@@ -235,14 +235,14 @@ def _grid(x: Axis, y: Axis, x_label: str) -> str:
         for tick in y.ticks
     ]
     texts += [
-        f'<text x="{x.px(tick):.1f}" y="{bottom + 19:.1f}" class="centred">{tick:,.6g}</text>'
+        f'<text x="{x.px(tick):.1f}" y="{bottom + 19:.1f}" class="centered">{tick:,.6g}</text>'
         for tick in x.ticks
     ]
     middle_x, middle_y = (left + right) / 2, (bottom + y.end_px) / 2
     texts += [
-        f'<text x="{middle_x:.1f}" y="{bottom + 38:.1f}" class="centred">'
+        f'<text x="{middle_x:.1f}" y="{bottom + 38:.1f}" class="centered">'
         f"{for_html(x_label)}</text>",
-        f'<text transform="translate(12 {middle_y:.1f}) rotate(-90)" class="centred">'
+        f'<text transform="translate(12 {middle_y:.1f}) rotate(-90)" class="centered">'
         f"top-1 test error (%)</text>",
     ]
     return f'<path class="grid" d="{lines}M{left:.1f} {bottom:.1f}H{right:.1f}"/>{"".join(texts)}'
@@ -250,13 +250,13 @@ def _grid(x: Axis, y: Axis, x_label: str) -> str:
 
 def _series(index: int, curve: Curve, label: str, x: Axis, y: Axis) -> str:
     places = [(x.px(point.x), y.px(point.mean)) for point in curve.points]
-    dash, marker = _DASHES[index // NUM_COLOURS % len(_DASHES)], _marker(index)
+    dash, marker = _DASHES[index // NUM_COLORS % len(_DASHES)], _marker(index)
     step = math.ceil(len(places) * _MARKER_EVERY_PX / (x.end_px - x.start_px))
     marks = "".join(f"M{px:.1f} {py:.1f}{marker}" for px, py in places[::-1][::step])
     line = "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     return (
-        f'<g class="series colour{index % NUM_COLOURS}"><title>{for_html(_told(curve))}</title>'
+        f'<g class="series color{index % NUM_COLORS}"><title>{for_html(_told(curve))}</title>'
         f'{_band(curve.points, x, y)}<path class="line"{dashed} d="M{line}"/>'
         f'<path class="marks" d="{marks}"/>{label}</g>'
     )

@@ -1,8 +1,8 @@
-"""The page's style sheet: light and dark, wide and narrow, and the colours of its lines.
+"""The page's style sheet: light and dark, wide and narrow, and the colors of its lines.
 
-The seven colours are those of Okabe and Ito (Color Universal Design, 2008) without yellow, moved
+The seven colors are those of Okabe and Ito (Color Universal Design, 2008) without yellow, moved
 so far that each has a contrast of 3 to the page, and any two differ for readers with protanopia,
-deuteranopia or tritanopia too; `tests/report/test_report_colours.py` computes both.
+deuteranopia or tritanopia too; `tests/report/test_report_colors.py` computes both.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 LIGHT_PAPER, DARK_PAPER = "#ffffff", "#14181d"
 LIGHT = ("#1c232b", "#e3750e", "#2987ff", "#058051", "#01458e", "#a83100", "#c05797")
 DARK = ("#e6eaee", "#ef9e00", "#29d2ff", "#0a9d5a", "#3858e4", "#be3100", "#ae7595")
-NUM_COLOURS = len(LIGHT)
+NUM_COLORS = len(LIGHT)
 
 
-def _variables(colours: tuple[str, ...], **others: str) -> str:
-    numbered = {f"colour{number}": colour for number, colour in enumerate(colours)}
+def _variables(colors: tuple[str, ...], **others: str) -> str:
+    numbered = {f"color{number}": color for number, color in enumerate(colors)}
     return " ".join(f"--{name}: {value};" for name, value in (numbered | others).items())
 
 
@@ -43,7 +43,7 @@ _SCHEMES = f"""
         link="#7db8f5",
     )
 } }} }}
-{"".join(f".colour{n} {{ --line: var(--colour{n}); }} " for n in range(NUM_COLOURS))}
+{"".join(f".color{n} {{ --line: var(--color{n}); }} " for n in range(NUM_COLORS))}
 """
 
 _LAYOUT = """
@@ -87,7 +87,7 @@ _CHARTS = """
 svg.chart { width: 100%; height: auto; margin-top: 6px; }
 svg.chart text { fill: var(--ink); font-size: 13px; }
 svg.chart .to-left { text-anchor: end; fill: var(--quiet); font-size: 12px; }
-svg.chart .centred { text-anchor: middle; fill: var(--quiet); font-size: 12px; }
+svg.chart .centered { text-anchor: middle; fill: var(--quiet); font-size: 12px; }
 svg.wide { display: block; max-width: 1000px; }
 svg.narrow { display: none; max-width: 520px; }
 .grid { fill: none; stroke: var(--rule); }

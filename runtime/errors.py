@@ -9,6 +9,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_SIMILAR = 0.6  # the least ratio of difflib at which a word is suggested
+_SHORT, _SHORT_SIMILAR = 6, 0.7  # short words are similar by chance: "limit" and "init"
+_TELLING = 8  # first letters that tell one word from another
+
 
 class UserError(Exception):
     """A mistake in the input, the files or the machine: what is wrong, where, and the fix.
@@ -47,6 +51,17 @@ class Stopped(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'that'?" with the nearest of the known words; "" where none is near."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    """Return "; did you mean 'that'?" with the known word nearest to `word`; "" if none is near.
+
+    A known word of several parts is near if one of its parts begins like `word`.
+    """
+    names = list(known)
+    least = _SIMILAR if len(word) > _SHORT else _SHORT_SIMILAR
+    close = difflib.get_close_matches(word, names, n=1, cutoff=least)
+    close += [name for name in names if _has_part_like(word, name)]
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _has_part_like(word: str, name: str) -> bool:
+    begin = word[:_TELLING]
+    return len(begin) > 3 and any(part.startswith(begin) for part in name.split("_"))

@@ -152,7 +152,7 @@ def _command(arguments: Sequence[str]) -> tuple[int, list[str]]:
     if not number.isdecimal() or not 1 <= int(number) <= 4096:
         raise UserError(
             f"the number of processes is {number!r}, not a whole number from 1 to 4096",
-            fix=f"with make: GPUS=2; {usage}",
+            fix=f"with make: NPROC=2; {usage}",
         )
     if option != "-m" or not words:
         raise UserError("no program is given", fix=usage)

@@ -5,7 +5,7 @@ python -m store export CACHE FILE.h5                 write a cache as one HDF5 f
 python -m store import FILE.h5 [DIR]                 turn such a file into a cache folder
 python -m store copy CACHE DEST                      to or from a folder or s3://bucket/prefix
 python -m store convert CACHE DEST --logits top:32   make a cache of smaller types
-python -m store trim CACHE [--views 4] [--drop-taps energy,hint]     make a cache smaller
+python -m store trim CACHE [--views 4] [--drop-taps attention,hint]     make a cache smaller
 
 Exit status: of check 0 sound, 1 unsound or unfinished, 2 unusable; else 0, or 2 after an error.
 """
@@ -212,14 +212,16 @@ def convert(
     logits: Annotated[
         str | None, typer.Option(help="float16, uint8, or top:32 for the 32 largest")
     ] = None,
-    means: Annotated[str | None, typer.Option(help="float16 or uint8")] = None,
+    channel_means: Annotated[str | None, typer.Option(help="float16 or uint8")] = None,
 ) -> None:
     """Make a smaller cache from a full one, without the teacher."""
     from teach_once.runtime.command.progress import Progress as Rows
 
     console, m = new_console(), open_source(cache).manifest
     with Rows(m.num_views * m.num_samples, "records", console) as progress:
-        made = convert_cache(cache, dest, logits=logits, means=means, on_block=progress.advance)
+        made = convert_cache(
+            cache, dest, logits=logits, channel_means=channel_means, on_block=progress.advance
+        )
     console.print(
         f"{dest} is complete: {made.manifest.record_bytes:,} bytes a record instead of "
         f"{m.record_bytes:,}"
@@ -232,7 +234,8 @@ def trim(
     cache: Annotated[Path, typer.Argument(help="a cache's folder")],
     views: Annotated[int | None, typer.Option(min=1, help="views to keep; default: all")] = None,
     drop_taps: Annotated[
-        str, typer.Option(help="taps to delete, separated by commas: energy, energy1, hint, ...")
+        str,
+        typer.Option(help="taps to delete, separated by commas: attention, attention1, hint, ..."),
     ] = "",
 ) -> None:
     """Delete views and opt-in taps, also those that were planned and never finished."""

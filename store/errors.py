@@ -32,19 +32,19 @@ class TeacherPass:
 
     teacher: name of its file. overrides: to add to the user's own. before: what to do first,
     printed in front of the command, such as "make room, then: ". caches: the folder, or URL, that
-    holds the cache. recheck: a repair, for which the pass reads every byte of a large cache too.
+    holds the cache. full_check: a repair, for which the pass reads every byte of a large cache too.
     """
 
     teacher: str
     overrides: tuple[str, ...] = ()
     before: str = ""
     caches: Path = Path("caches")
-    recheck: bool = False
+    full_check: bool = False
 
     def text(self, spell: Spell) -> str:
         command = spell(list(self.overrides))
-        if self.recheck:
-            command += " RECHECK=1" if command.startswith("make ") else " --recheck"
+        if self.full_check:
+            command += " FULL_CHECK=1" if command.startswith("make ") else " --full-check"
         return self.before + command
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class TeacherPass:
 
 
 def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -> str:
-    """`make cache-teacher` for the teacher's file of that name. settings: such as RECHECK="1".
+    """`make cache-teacher` for the teacher's file of that name. settings: such as FULL_CHECK="1".
 
     Outside the repository, which has the Makefile, the program itself. A name that a shell or make
     would take for more than a name is never printed: somebody may have forged it.
@@ -61,7 +61,7 @@ def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -
     shown = teacher if is_teacher_name(teacher) else "NAME"
     if not in_repository():
         options = [f"--caches={settings['CACHES']}"] if settings.get("CACHES") else []
-        options += ["--recheck"] if settings.get("RECHECK") else []
+        options += ["--full-check"] if settings.get("FULL_CHECK") else []
         return shlex.join([*program("precompute"), shown, *options, *overrides])
     words = {"TEACHER": shown, "ARGS": " ".join(overrides), **settings}
     given = [f"{key}={shlex.quote(word)}" for key, word in words.items() if word]
@@ -81,7 +81,7 @@ class RemoteFix(TeacherPass):
 
 def remote_fix(cache: Path, teacher: str) -> RemoteFix:
     """What repairs the cache at a URL."""
-    return RemoteFix(teacher, caches=cache.parent, recheck=True)
+    return RemoteFix(teacher, caches=cache.parent, full_check=True)
 
 
 class CacheError(UserError):

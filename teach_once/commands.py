@@ -36,7 +36,7 @@ from teach_once.train.cli.ablation import (
     format_asked,
     train_study,
 )
-from teach_once.train.cli.options import Redo, Track
+from teach_once.train.cli.options import Logger, Retrain
 from teach_once.train.cli.plan import RunRequest, print_plan
 from teach_once.train.cli.student import train_single
 from teach_once.train.recording.options import Recording
@@ -67,17 +67,17 @@ def train_student(
     request: RunRequest,
     compute: Compute,
     teaching: TeacherOptions,
-    redo: Redo = False,
-    track: Track = None,
+    retrain: Retrain = False,
+    loggers: Logger = None,
     cluster: ClusterAddress = None,
 ) -> None:
     """Print what is missing and what it costs, build it, and train one student."""
-    console, recording = new_console(), Recording(track=track or ())
-    check_trackers(recording.track)
+    console, recording = new_console(), Recording(loggers=loggers or ())
+    check_trackers(recording.loggers)
     teachers = _teachers_of_student(request, compute, teaching, cluster)
     if teaching.stage is None:
         print_plan(request, compute.device, console, has_trial=False, ranks=teaching.nproc)
-    train = functools.partial(train_single, request, compute, recording, redo=redo)
+    train = functools.partial(train_single, request, compute, recording, retrain=retrain)
     run_stages({**teachers.stages(console), "student": train}, teaching)
 
 

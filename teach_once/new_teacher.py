@@ -1,6 +1,6 @@
 """teach-once new-teacher timm:MODEL --dataset imagefolder --root FOLDER > my.yaml
 
-Writes a teacher's file for one of timm's models: the normalisation, the crop and the interpolation
+Writes a teacher's file for one of timm's models: the normalization, the crop and the interpolation
 that its weights were trained with, its stages, and what a record of its cache takes. Nothing is
 downloaded, and no weights are needed.
 """
@@ -74,10 +74,10 @@ def teacher_file(
     """The file's text. dataset: its `type` and where it is. size: of a view. Raises UserError."""
     draft = Draft(arch, dataset, weights, count, size)
     data = load_dataset(draft.config({"logits": "float16"}).dataset)
-    taps: dict[str, Any] = {"logits": None, "means": "float16", "embedding": "float16"}
+    taps: dict[str, Any] = {"logits": None, "channel_means": "float16", "embedding": "float16"}
     why = _why_no_logits(draft, data)
     if not why:
-        taps = {"logits": "float16", "means": "float16"}
+        taps = {"logits": "float16", "channel_means": "float16"}
     return _text(draft, data, taps, why)
 
 
@@ -121,13 +121,13 @@ class Draft:
             "dataset:",
             f"  type: {self.dataset['type']}",
             f"  {key}: {yaml_text(place)}",
-            f"  normalisation: {{mean: {list(cfg.mean)}, std: {list(cfg.std)}}}{self._whose()}",
+            f"  normalization: {{mean: {list(cfg.mean)}, std: {list(cfg.std)}}}{self._whose()}",
             "",
             "views:",
-            f"  augment: {{kind: random-resized-crop, {fit}}}",
+            f"  augment: {{type: random-resized-crop, {fit}}}",
             "  seed: 0",
             f"  count: {self.count}  # epochs cycle through them; more can be added later",
-            f"  evaluation: {{{_kind(cfg)}, resize_px: {resize}, {shown}{_fill(cfg)}}}",
+            f"  evaluation: {{{_crop_type(cfg)}, resize_px: {resize}, {shown}{_fill(cfg)}}}",
             "",
             "teacher:",
             f"  arch: {self.arch}",
@@ -141,7 +141,7 @@ class Draft:
         ]
 
     def _whose(self) -> str:
-        """A comment on the normalisation."""
+        """A comment on the normalization."""
         if self.weights == _PRETRAINED:
             return "  # the model's own"
         return "  # of timm's weights of this model: check that yours were trained with it"
@@ -157,10 +157,10 @@ def _text(draft: Draft, data: Dataset, taps: dict[str, Any], why_no_logits: str)
     try:
         setup, shapes = _shapes(draft, data, taps)
     except TapError as error:
-        taps |= {"means": None, "embedding": "float16"}
+        taps |= {"channel_means": None, "embedding": "float16"}
         why_no_logits += f"\n# Its stages cannot be tapped: {error.problem}."
         setup, shapes = _shapes(draft, data, taps)
-    stages = f"[{', '.join(setup.stages.values())}]" if taps.get("means") else "null"
+    stages = f"[{', '.join(setup.stages.values())}]" if taps.get("channel_means") else "null"
     return "\n".join([*_head(draft, setup, shapes, why_no_logits), *draft.lines(taps, stages), ""])
 
 
@@ -243,9 +243,9 @@ def _interpolation(cfg: Any) -> str:
     return "bilinear" if cfg.interpolation == "bilinear" else "bicubic"
 
 
-def _kind(cfg: Any) -> str:
+def _crop_type(cfg: Any) -> str:
     """The evaluation that timm's `crop_mode` names."""
-    return f"kind: {'centre' if cfg.crop_mode == 'center' else cfg.crop_mode}"
+    return f"type: {'center-crop' if cfg.crop_mode == 'center' else cfg.crop_mode}"
 
 
 def _fill(cfg: Any) -> str:

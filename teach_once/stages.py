@@ -37,7 +37,7 @@ Stages = dict[Stage, Callable[[], None]]
 class TeacherOptions(WorkerOptions):
     """What may be done for a teacher, and by how many processes or workers."""
 
-    recheck: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False
+    full_check: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False
     train_teacher: TrainTeacher = False
     nproc: Annotated[
         int,
@@ -85,7 +85,7 @@ class Teachers:
         request = CacheRequest(
             self.storage,
             self.compute,
-            recheck=self.options.recheck,
+            full_check=self.options.full_check,
             job=JobOptions.of_launcher(),
             cluster=self.cluster,
             workers=self.options,

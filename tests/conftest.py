@@ -125,9 +125,9 @@ def small_teacher(teacher_weights: Path) -> Callable[..., TeacherConfig]:
             [
                 "teacher.arch=resnet8",
                 f"teacher.weights={teacher_weights}",
-                "dataset.limit=6",
+                "dataset.max_per_class=6",
                 "views.count=3",
-                "taps.energy=null",
+                "taps.attention=null",
                 "taps.hint=null",
                 *overrides,
             ],
@@ -205,7 +205,7 @@ def cached(
     small_teacher: Callable[..., TeacherConfig], caches_made_once: CachesMadeOnce, tmp_path: Path
 ) -> list[str]:
     """Arguments that point a digits-resnet8 run at a small cache and a temporary runs folder."""
-    config = small_teacher("taps.energy=float16", "taps.hint={stage: stage2}")
+    config = small_teacher("taps.attention=float16", "taps.hint={stage: stage2}")
     caches_made_once.copy_into(config, tmp_path / "caches")
     return [
         "--caches",
@@ -215,7 +215,7 @@ def cached(
         *QUICK_RUN,
         "teacher.teacher.arch=resnet8",
         f"teacher.teacher.weights={config.teacher.weights}",
-        "teacher.dataset.limit=6",
+        "teacher.dataset.max_per_class=6",
         "teacher.views.count=3",
     ]
 

@@ -89,7 +89,7 @@ _MIRRORS = "mirrors"  # in what a worker is handed
 class DistillationDataset(Dataset[Item]):
     """The training images of a cache, as one view of them per epoch, with the teacher's outputs.
 
-    Items: input (C, H, W) float32, normalised; label () int64; {tap: row}, rows as the cache gives
+    Items: input (C, H, W) float32, normalized; label () int64; {tap: row}, rows as the cache gives
     them (float16 unless configured otherwise; `correct` is 0 or 1). Where `views.augment`
     mixes images, the label is (num_classes,) float32, the share of each class: both are what
     `torch.nn.functional.cross_entropy` takes.
@@ -208,7 +208,7 @@ class DistillationDataset(Dataset[Item]):
 class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
     """The images that runs are tested on, shown as runs show them.
 
-    Items: input (C, H, W) float32, normalised; label () int64.
+    Items: input (C, H, W) float32, normalized; label () int64.
     """
 
     def __init__(
@@ -323,8 +323,8 @@ def _open(
     names = list(opened.taps) if taps is None else _known_taps(taps, opened, teacher, caches_dir)
     with fixes_spelled_by(lambda more: cache_command(teacher, caches_dir=caches_dir, more=more)):
         rows = MappedRows(opened, names)
-    normalisation = teacher.dataset.normalisation
-    pixels = open_pixels(dataset.train, teacher.views, normalisation, _CPU, num_workers=0)
+    normalization = teacher.dataset.normalization
+    pixels = open_pixels(dataset.train, teacher.views, normalization, _CPU, num_workers=0)
     pixels = verified_pixels(pixels, dataset, opened, teacher)
     return _Opened(opened, names, rows, pixels, dataset.train.labels, dataset.class_names)
 
@@ -365,8 +365,8 @@ def _evaluation_pixels(teacher: TeacherConfig, split: str) -> Pixels:
             "no samples are held out for validation",
             fix="set dataset.validation_fraction in the teacher's file, or use split='test'",
         )
-    normalisation = teacher.dataset.normalisation
-    return evaluation_pixels(images, teacher.views, normalisation, _CPU, num_workers=0)
+    normalization = teacher.dataset.normalization
+    return evaluation_pixels(images, teacher.views, normalization, _CPU, num_workers=0)
 
 
 def _labels(batch: ViewBatch, num_classes: int) -> Tensor:

@@ -110,13 +110,14 @@ def cd(
 
 
 @loss_term(per_sample=True)
-def at(student_energy: Sequence[Tensor], teacher_energy: Sequence[Tensor]) -> Tensor:
-    """Attention transfer: per stage the mean squared difference of energy maps, summed.
+def at(student_attention: Sequence[Tensor], teacher_attention: Sequence[Tensor]) -> Tensor:
+    """Attention transfer: per stage the mean squared difference of attention maps, summed.
 
-    Lists of (B, H_l * W_l), each row of length one: see `nets.teacher.taps.spatial_energy`. Source:
-    Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", as in their code.
+    Lists of (B, H_l * W_l), each row of length one: see
+    `nets.teacher.taps.spatial_attention`. Source: Zagoruyko and Komodakis 2017, "Paying More
+    Attention to Attention", as in their code.
     """
-    pairs = zip(student_energy, teacher_energy, strict=True)
+    pairs = zip(student_attention, teacher_attention, strict=True)
     return torch.stack([F.mse_loss(_wide(s), _wide(t)) for s, t in pairs]).sum()
 
 
@@ -229,12 +230,12 @@ def lskd(
     teacher_logits: Tensor,
     temperature: PositiveFloat = defaults.Lskd.temperature,
 ) -> Tensor:
-    """`kd` of logits standardised per sample to mean 0 and standard deviation 1.
+    """`kd` of logits standardized per sample to mean 0 and standard deviation 1.
 
     Both (B, K), K at least 2. Source: Sun et al. 2024, "Logit Standardization in Knowledge
     Distillation".
     """
-    return kd(_standardised(student_logits), _standardised(teacher_logits), temperature)
+    return kd(_standardized(student_logits), _standardized(teacher_logits), temperature)
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -242,7 +243,7 @@ def _wide(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def _standardised(logits: Tensor) -> Tensor:
+def _standardized(logits: Tensor) -> Tensor:
     logits = _wide(logits)
     deviation = logits.std(dim=1, keepdim=True)
     return (logits - logits.mean(dim=1, keepdim=True)) / (deviation + 1e-7)

@@ -29,7 +29,7 @@ def learning_rate_at(training: Training, step: int, steps_per_epoch: int) -> flo
         return highest * _multistep_factor(schedule, step // steps_per_epoch)
     steps = steps_per_epoch * training.epochs
     if isinstance(schedule, Cosine):
-        warmup, last = schedule.warmup_epochs * steps_per_epoch, schedule.last_learning_rate
+        warmup, last = schedule.warmup_epochs * steps_per_epoch, schedule.final_learning_rate
         factor = _warmup_factor(step, warmup)
         if factor is not None:
             return highest * factor

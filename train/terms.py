@@ -31,12 +31,12 @@ from torch import Tensor
 from teach_once.configs.schema import Fraction, LossTerm, NonNegativeFloat, PositiveFloat
 from teach_once.configs.schema.scalars import Float
 from teach_once.nets.networks.layout import size_like
-from teach_once.nets.teacher.taps import Tap, channel_means, in_order, spatial_energy
+from teach_once.nets.teacher.taps import Tap, channel_means, in_order, spatial_attention
 from teach_once.runtime.command.user_code import CannotImport, import_named
 from teach_once.runtime.errors import did_you_mean
 from teach_once.train.errors import TrainError
 
-StudentOutput = Literal["logits", "means", "energy", "embedding", "hint", "pre_logits", "parts"]
+StudentOutput = Literal["logits", "means", "attention", "embedding", "hint", "pre_logits", "parts"]
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 _LOSS = "__teach_once_loss__"  # the attribute of a registered function
@@ -79,7 +79,7 @@ class Batch:
     other_shares: Tensor | None = None
     mean_squares: Sequence[float] = ()
 
-    def of_teacher(self, kind: Literal["stage", "energy"]) -> list[Tensor]:
+    def of_teacher(self, kind: Literal["stage", "attention"]) -> list[Tensor]:
         """The taps `kind`1, `kind`2, ... that were read, in order."""
         return [self.teacher[name] for name in in_order(self.teacher, kind)]
 
@@ -89,12 +89,12 @@ class Batch:
         return channel_means(self.maps[in_order(self.maps, "stage")[-1]])
 
     @functools.cached_property
-    def energies(self) -> tuple[list[Tensor], list[Tensor]]:
+    def attentions(self) -> tuple[list[Tensor], list[Tensor]]:
         """Attention maps of student and teacher, per stage (B, positions), of the smaller size."""
         maps = [self.maps[stage] for stage in in_order(self.maps, "stage")]
         pairs = [
-            _same_size(spatial_energy(map_), theirs, map_)
-            for map_, theirs in zip(maps, self.of_teacher("energy"), strict=True)
+            _same_size(spatial_attention(map_), theirs, map_)
+            for map_, theirs in zip(maps, self.of_teacher("attention"), strict=True)
         ]
         return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
 
@@ -137,7 +137,7 @@ INPUTS: dict[str, Input] = {
     "other_shares": Input(lambda batch: batch.other_shares),
     "student_logits": _students("logits", lambda batch: batch.logits),
     "student_means": _students("means", lambda batch: batch.means),
-    "student_energy": _students("energy", lambda batch: batch.energies[0]),
+    "student_attention": _students("attention", lambda batch: batch.attentions[0]),
     "student_embedding": _students("embedding", lambda batch: batch.embedding),
     "student_pre_logits": _students("pre_logits", lambda batch: batch.pre_logits),
     "student_hint": _students("hint", lambda batch: batch.hints[0]),
@@ -147,7 +147,7 @@ INPUTS: dict[str, Input] = {
         "stages", lambda batch: batch.of_teacher("stage")[: len(batch.means)]
     ),
     "teacher_mean_squares": Input(lambda batch: batch.mean_squares),
-    "teacher_energy": _teachers("energies", lambda batch: batch.energies[1]),
+    "teacher_attention": _teachers("attentions", lambda batch: batch.attentions[1]),
     "teacher_pre_logits": _teachers("embedding", lambda batch: batch.teacher["embedding"]),
     "teacher_embedding": _teachers("last_stage", lambda batch: batch.of_teacher("stage")[-1]),
     "student_part": _students("parts", lambda batch: batch.parts_and_hint[0]),
@@ -162,8 +162,8 @@ INPUTS: dict[str, Input] = {
 class Loss:
     """A registered function, and what it needs.
 
-    teacher_taps: names of taps; "stages" means stage1 ... stageL, "energies" means energy1 ...
-    energyL, "last_stage" for stageL. student: what it looks at; "logits" also says that its
+    teacher_taps: names of taps; "stages" means stage1 ... stageL, "attentions" means attention1 ...
+    attentionL, "last_stage" for stageL. student: what it looks at; "logits" also says that its
     gradient reaches the classifier. inputs: the parameters that are `INPUTS`; none where it takes
     the whole `Batch`. per_sample: it is the mean of numbers that each depend on one sample alone.
     """
@@ -309,7 +309,7 @@ def expanded_taps(loss: Loss, stages: Sequence[str]) -> set[str]:
     """The names of the taps that a loss needs of a cache with these stages."""
     groups = {
         "stages": set(stages),
-        "energies": {Tap("energy", stage).name for stage in stages},
+        "attentions": {Tap("attention", stage).name for stage in stages},
         "last_stage": set(stages[-1:]) or {"the means of a stage"},
     }
     return set().union(*(groups.get(tap, {tap}) for tap in loss.teacher_taps))
@@ -335,7 +335,7 @@ def _same_map_size(*maps: Tensor) -> Sequence[Tensor]:
 
 
 def _same_size(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Two energies (B, positions) in one size: the larger map is averaged to the smaller's size.
+    """Two attentions (B, positions) in one size: the larger map is averaged to the smaller's size.
 
     maps: the student's, (B, C, H, W). The teacher's map is taken to have the same proportions, as
     both networks see the same images.
@@ -347,7 +347,7 @@ def _same_size(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tens
     assert size is not None  # checked before the run: `train.method.connectors`
     smaller = min(height, size[0]), min(width, size[1])
     pooled = []
-    for energy, shape in ((ours, (height, width)), (theirs, size)):
-        map_ = F.adaptive_avg_pool2d(energy.float().reshape(-1, 1, *shape), smaller)
+    for attention, shape in ((ours, (height, width)), (theirs, size)):
+        map_ = F.adaptive_avg_pool2d(attention.float().reshape(-1, 1, *shape), smaller)
         pooled.append(F.normalize(map_.flatten(1), dim=1, eps=1e-12))
     return pooled[0], pooled[1]

@@ -3,10 +3,9 @@ python -m views pack NAME|PATH FILE.json --short-side 256              as shards
 python -m views pack NAME|PATH                                         to dataset.packed
 python -m views check NAME|PATH                                        decodes every image
 
-Packs all images that a teacher's config names: `limit` and `validation_fraction` choose among them
-when the file is read. Decoded pixels, and files that keep their bytes, serve the caches of the
-dataset that they were packed from, and that one theirs; images that were made smaller are a
-dataset of their own.
+Packs all images that a teacher's config names: `max_per_class` and `validation_fraction` choose
+among them when the file is read. Decoded pixels, and files that keep their bytes, are the same
+dataset as the original, so both share one cache; recoded images are another dataset.
 """
 
 from __future__ import annotations
@@ -157,7 +156,7 @@ def _pack_pixels(config: TeacherConfig, file: Path, console: Console) -> None:
     dataset = config.dataset
     source = open_source(dataset)
     _print_hints(source.hints, console)
-    chosen = chosen_ids(source.train.labels, dataset.limit, dataset.validation_fraction)
+    chosen = chosen_ids(source.train.labels, dataset.max_per_class, dataset.validation_fraction)
     pack_pixels(source, file, [ids for ids in chosen if len(ids)])
     console.print(_outcome(file, len(source.train), len(source.test), file.stat().st_size))
 

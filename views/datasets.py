@@ -26,7 +26,7 @@ class Dataset:
     """Splits in their fixed order; `digest` (sha256, hex) pins the training samples and labels.
 
     type: as configs name it; a packed file has that of the dataset it was packed from. None: the
-    config's. limit_cuts: whether `limit` leaves any sample out. notes, order_hint,
+    config's. is_reduced: whether `max_per_class` leaves any sample out. notes, order_hint,
     check_headers: see `Source`.
     validation: training samples held out to choose the best epoch on; None where that is the
     test split's task.
@@ -40,7 +40,7 @@ class Dataset:
     digest: str
     digest_tested: Callable[[], str] = lambda: ""  # computed when a run asks, not by a pass
     type: str | None = None
-    limit_cuts: bool = True
+    is_reduced: bool = True
     notes: tuple[str, ...] = ()
     order_hint: str = ""
     check_headers: Callable[[], None] = lambda: None
@@ -79,7 +79,7 @@ def load_dataset(config: DatasetConfig, kept_in: Path | None = None) -> Dataset:
     """
     source = open_source(config, kept_in)
     fraction = config.validation_fraction
-    kept, held = chosen_ids(source.train.labels, config.limit, fraction)
+    kept, held = chosen_ids(source.train.labels, config.max_per_class, fraction)
     if not len(kept) or (fraction and not len(held)):
         raise DatasetError(
             f"dataset.validation_fraction {fraction} leaves {len(kept)} samples to train on and "
@@ -96,7 +96,7 @@ def load_dataset(config: DatasetConfig, kept_in: Path | None = None) -> Dataset:
             source.test_digest(), *([source.digest_of(held)] if len(held) else [])
         ),
         type=source.type,
-        limit_cuts=len(kept) + len(held) < len(source.train.labels),
+        is_reduced=len(kept) + len(held) < len(source.train.labels),
         notes=source.hints,
         order_hint=source.order_hint,
         check_headers=source.check_headers,
@@ -108,7 +108,7 @@ def _joined(*digests: str) -> str:
 
 
 def open_source(config: DatasetConfig, kept_in: Path | None = None) -> ImageSource:
-    """All samples, before `limit` and `validation_fraction`. Raises DatasetError."""
+    """All samples, before `max_per_class` and `validation_fraction`. Raises DatasetError."""
     if isinstance(config, Packed | PackedOnce):
         from teach_once.views.packed.read import packed
 

@@ -23,10 +23,10 @@ def views_identity(config: TeacherConfig, dataset: Dataset) -> dict[str, Any]:
         "dataset": {
             "type": dataset.type or config.dataset.type,
             "split": "train",
-            "limit": config.dataset.limit if dataset.limit_cuts else None,
+            "max_per_class": config.dataset.max_per_class if dataset.is_reduced else None,
             "validation_fraction": config.dataset.validation_fraction,
             "digest": dataset.digest,
-            "normalisation": as_plain(config.dataset.normalisation),
+            "normalization": as_plain(config.dataset.normalization),
         },
         "views": {
             "augment": augment_identity(config.views),

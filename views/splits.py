@@ -147,7 +147,7 @@ def refuse_other_size(
         raise DatasetError(
             f"images differ in size: {other} is {expected[1]}x{expected[0]}, {name} is "
             f"{image.shape[1]}x{image.shape[0]}\n  fix: resize them to one size, or set "
-            f"views.augment={{kind: random-resized-crop}}, which takes any size"
+            f"views.augment={{type: random-resized-crop}}, which takes any size"
         )
 
 
@@ -191,7 +191,7 @@ def chosen_ids(labels: Ids, limit: int | None, validation_fraction: float) -> tu
     """Which samples to train on and which to hold out, both ascending.
 
     A sample is held out by a hash of its number, so the choice stays whatever else changes; the
-    first `limit` per class of the others are trained on (all if None).
+    first `max_per_class` per class of the others are trained on (all if None).
     """
     words = draws(0, 0, len(labels), 1, stream=HELD_OUT_STREAM)[:, 0]
     is_held = words < np.uint64(int(validation_fraction * 2.0**64))

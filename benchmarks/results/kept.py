@@ -51,16 +51,16 @@ class Part:
     def replaces(self, older: Part) -> bool:
         return self.label == older.label and bool(self.methods & older.methods)
 
-    def labelled(self) -> Iterator[LabelledResult]:
+    def labeled(self) -> Iterator[LabeledResult]:
         for result in self.results:
             label = self.label.replace(_METHOD, result.method)
             is_live = not result.reads_cache and result.method.endswith(_LIVE)
-            labelled = dataclasses.replace(result, method=label)
-            yield LabelledResult(labelled, self.record_bytes, is_live, self.jobs)
+            labeled = dataclasses.replace(result, method=label)
+            yield LabeledResult(labeled, self.record_bytes, is_live, self.jobs)
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledResult:
+class LabeledResult:
     """A run under the label of its part, which stands where its method stood.
 
     is_live: whether a teacher ran in the loop. jobs: how many were trained side by side.
@@ -80,14 +80,14 @@ class LabelledResult:
 _PARTS = TypeAdapter(tuple[Part, ...])
 
 
-def load_kept(file: Path) -> tuple[LabelledResult, ...]:
+def load_kept(file: Path) -> tuple[LabeledResult, ...]:
     """All runs of a study. Raises ResultsError."""
-    return _labelled(_load_parts(file), file)
+    return _labeled(_load_parts(file), file)
 
 
-def _labelled(parts: Iterable[Part], file: Path) -> tuple[LabelledResult, ...]:
+def _labeled(parts: Iterable[Part], file: Path) -> tuple[LabeledResult, ...]:
     """Raises ResultsError where two runs have one name."""
-    found = tuple(each for part in parts for each in part.labelled())
+    found = tuple(each for part in parts for each in part.labeled())
     seen: set[tuple[str, int]] = set()
     for each in found:
         key = each.result.method, each.result.seed
@@ -133,7 +133,7 @@ def keep(
     part = Part(command, machine(), jobs, label, record_bytes, results)
     older = _load_parts(file) if file.exists() else ()
     parts = [*(each for each in older if not part.replaces(each)), part]
-    _labelled(parts, file)
+    _labeled(parts, file)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(file, _text(parts).encode())
     return file

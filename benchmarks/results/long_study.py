@@ -30,7 +30,7 @@ WEIGHTS: Mapping[str, Sequence[float]] = {
     "dist": (4, 1, 0.5),
     "lskd": (3, 1, 0.3),
 }
-_NO_MAPS = ("taps.energy=null", "taps.hint=null")
+_NO_MAPS = ("taps.attention=null", "taps.hint=null")
 _RECALIBRATED = ("teacher.bn=recalibrated", *_NO_MAPS)
 
 
@@ -86,12 +86,12 @@ class LongStudy:
         return only_cache(folder, teacher)
 
     def small_cache(self) -> Path:
-        """The full cache without energy maps and hint."""
+        """The full cache without attention maps and hint."""
         full = self.make_cache("caches")
         small = Path("caches-small", full.name)
         if not _is_small(small):  # an interrupted copy is resumed
             run(["store", "copy", str(full), "caches-small"])
-            run(["store", "trim", str(small), "--drop-taps", "energy,hint"])
+            run(["store", "trim", str(small), "--drop-taps", "attention,hint"])
         return small
 
     def train(self, groups: Sequence[Group]) -> None:
@@ -126,7 +126,7 @@ def _is_small(folder: Path) -> bool:
         taps = TeacherCache.open(folder).manifest.taps
     except CacheError:
         return False
-    return not any(name.startswith(("energy", "hint")) for name in taps)
+    return not any(name.startswith(("attention", "hint")) for name in taps)
 
 
 def only_cache(folder: str, teacher: str) -> Path:
@@ -179,9 +179,9 @@ def _reduced(small: Path, method: str, logits: str) -> Group:
     name = f"{count} logit{'s' * (count != '1')}, uint8 means" if count else kind
     file_name = name.replace(", ", "-").replace(" ", "-")
     dest = small.parent / file_name
-    run(["store", "convert", str(small), str(dest), "--logits", logits, "--means", "uint8"])
-    form = f"{{top: {count}}}" if count else logits
-    taps = (*_NO_MAPS, f"taps.logits={form}", "taps.means=uint8")
+    run(["store", "convert", str(small), str(dest), "--logits", logits, "--channel-means", "uint8"])
+    form = f"{{top_k: {count}}}" if count else logits
+    taps = (*_NO_MAPS, f"taps.logits={form}", "taps.channel_means=uint8")
     folder = f"runs/{method}-{file_name}"
     return Group(folder, (method,), dest, f"{method}, {name}", of_teacher=taps)
 
@@ -212,7 +212,7 @@ def weights(study: LongStudy) -> list[Group]:
     # The teacher keeps the weights that it has, though it was trained on what is held out here.
     count = f"views.count={min(epochs, num_views)}"
     held_out = ("dataset.validation_fraction=0.1", count, "training=null")
-    shorter = [f"training.epochs={epochs}", f"training.evaluate_every={epochs}"]
+    shorter = [f"training.epochs={epochs}", f"training.eval_every={epochs}"]
     if isinstance(training.schedule, MultiStep):
         milestones = [max(each // 3, 1) for each in training.schedule.milestones]
         shorter.append(f"training.schedule.milestones={milestones}")

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.results.kept import KEPT, LabelledResult, ResultsError, load_kept
+from benchmarks.results.kept import KEPT, LabeledResult, ResultsError, load_kept
 from benchmarks.results.pictures import PICTURES
 from benchmarks.results.tables import TABLES
 from teach_once.report.table import in_markdown
@@ -63,7 +63,7 @@ def _of_kind(known: Mapping[str, _Made], mark: re.Match[str], opening: str) -> _
     return known[mark["kind"]]
 
 
-def _runs(mark: re.Match[str], opening: str, folder: Path) -> Sequence[LabelledResult]:
+def _runs(mark: re.Match[str], opening: str, folder: Path) -> Sequence[LabeledResult]:
     """Of a mark's study, or of those of its methods that it names."""
     runs = load_kept(folder / f"{mark['study']}.json")
     methods = shlex.split(mark["methods"] or "")

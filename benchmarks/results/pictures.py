@@ -13,24 +13,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from benchmarks.results.kept import LabelledResult
+from benchmarks.results.kept import LabeledResult
 from benchmarks.results.tables import MethodRuns, by_label, teacher_of
 from teach_once.report.charts import errors_by_method
 from teach_once.report.table import rows_of
 
 _ERROR = "top-1 test error, last epoch (%)"
-# Okabe and Ito's, which people with any colour vision can tell apart.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7f7f7f")
+# Okabe and Ito's, which people with any color vision can tell apart.
+_COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7f7f7f")
 _MARKERS = "osD^v<>P"
 _TICKS = (1, 2, 3, 5, 7, 10, 12, 14, 16, 18, 20, 22, 25, 30, 40, 50, 60, 80, 100)  # in percent
 
 
-def _errors(runs: Sequence[LabelledResult]) -> bytes:
+def _errors(runs: Sequence[LabeledResult]) -> bytes:
     results = [run.result for run in runs]
     return errors_by_method(rows_of(results), results, teacher_of(runs), results[0].student)
 
 
-def _curves(runs: Sequence[LabelledResult]) -> bytes:
+def _curves(runs: Sequence[LabeledResult]) -> bytes:
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     for index, each in enumerate(by_label(runs)):
@@ -61,7 +61,7 @@ def _draw_curve(axes: Axes, each: MethodRuns, index: int) -> None:
         [error.mean for _, error in tested],
         yerr=[error.std or 0.0 for _, error in tested],
         marker=_MARKERS[index % len(_MARKERS)],
-        color=_COLOURS[index % len(_COLOURS)],
+        color=_COLORS[index % len(_COLORS)],
         capsize=3,
         ms=5,
         lw=1.2,
@@ -69,27 +69,27 @@ def _draw_curve(axes: Axes, each: MethodRuns, index: int) -> None:
     )
 
 
-def _stored(runs: Sequence[LabelledResult]) -> bytes:
+def _stored(runs: Sequence[LabeledResult]) -> bytes:
     """The teacher in the loop stores nothing: a line across."""
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     for index, each in enumerate(by_label(runs)):
-        colour, error = _COLOURS[index % len(_COLOURS)], each.error
+        color, error = _COLORS[index % len(_COLORS)], each.error
         if size := each.bytes_per_image:
             axes.errorbar(
                 size,
                 error.mean,
                 yerr=error.std or 0.0,
                 marker=_MARKERS[index % len(_MARKERS)],
-                color=colour,
+                color=color,
                 capsize=4,
                 lw=1.2,
                 label=each.label,
             )
         else:
-            axes.axhline(error.mean, color=colour, linestyle="--", label=each.label)
+            axes.axhline(error.mean, color=color, linestyle="--", label=each.label)
             spread = error.std or 0.0
-            axes.axhspan(error.mean - spread, error.mean + spread, color=colour, alpha=0.1)
+            axes.axhspan(error.mean - spread, error.mean + spread, color=color, alpha=0.1)
     axes.set_xscale("log")
     axes.set_xlabel("bytes per image in the cache, all views")
     axes.set_ylabel(_ERROR)
@@ -105,7 +105,7 @@ def _png(figure: Figure) -> bytes:
     return png.getvalue()
 
 
-PICTURES: Mapping[str, Callable[[Sequence[LabelledResult]], bytes]] = {
+PICTURES: Mapping[str, Callable[[Sequence[LabeledResult]], bytes]] = {
     "errors": _errors,
     "curves": _curves,
     "stored": _stored,

@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.results.kept import LabelledResult, ResultsError
+from benchmarks.results.kept import LabeledResult, ResultsError
 from teach_once.report.intervals import LEVEL
 from teach_once.report.runs import Result
 from teach_once.report.table import Cell, Spread, difference, rows_of, table_cells
@@ -33,7 +33,7 @@ class MethodRuns:
     """The runs of one label, all seeds."""
 
     label: str
-    runs: Sequence[LabelledResult]
+    runs: Sequence[LabeledResult]
 
     @property
     def results(self) -> list[Result]:
@@ -75,15 +75,15 @@ class MethodRuns:
         return None if record_bytes is None else record_bytes * self.first.num_views
 
 
-def by_label(runs: Sequence[LabelledResult]) -> list[MethodRuns]:
+def by_label(runs: Sequence[LabeledResult]) -> list[MethodRuns]:
     """In the order in which the labels first come."""
-    found: dict[str, list[LabelledResult]] = {}
+    found: dict[str, list[LabeledResult]] = {}
     for run in runs:
         found.setdefault(run.result.method, []).append(run)
     return [MethodRuns(label, of_one) for label, of_one in found.items()]
 
 
-def teacher_of(runs: Sequence[LabelledResult]) -> Mapping[str, float]:
+def teacher_of(runs: Sequence[LabeledResult]) -> Mapping[str, float]:
     """What was measured when the cache was made that the first of these runs read."""
     return next((run.result.teacher for run in runs if run.result.teacher), {})
 
@@ -119,7 +119,7 @@ def _compared(pairs: Iterable[tuple[MethodRuns, MethodRuns | None]]) -> Lines:
     ]
 
 
-def _differences(runs: Sequence[LabelledResult]) -> Lines:
+def _differences(runs: Sequence[LabeledResult]) -> Lines:
     methods = {each.label: each for each in by_label(runs)}
     references = [methods[name] for name in ("ce", "kd") if name in methods]
     return _compared(
@@ -130,32 +130,32 @@ def _differences(runs: Sequence[LabelledResult]) -> Lines:
     )
 
 
-def _paired(runs: Sequence[LabelledResult]) -> Lines:
+def _paired(runs: Sequence[LabeledResult]) -> Lines:
     first, *others = by_label(runs)
     return _compared([(first, None), *((each, first) for each in others)])
 
 
-def _pairs(runs: Sequence[LabelledResult]) -> Lines:
+def _pairs(runs: Sequence[LabeledResult]) -> Lines:
     return _compared((each, first) for first, each in _in_pairs("pairs", runs))
 
 
-def _order(runs: Sequence[LabelledResult]) -> Lines:
+def _order(runs: Sequence[LabeledResult]) -> Lines:
     methods = by_label(runs)
     return _compared(zip(methods, [None, *methods], strict=False))
 
 
-def _in_pairs(kind: str, runs: Sequence[LabelledResult]) -> list[tuple[MethodRuns, MethodRuns]]:
+def _in_pairs(kind: str, runs: Sequence[LabeledResult]) -> list[tuple[MethodRuns, MethodRuns]]:
     methods = by_label(runs)
     if len(methods) % 2:
         raise ResultsError(f"{kind}: {len(methods)} methods are named; they come in pairs")
     return list(zip(methods[::2], methods[1::2], strict=True))
 
 
-def _errors(runs: Sequence[LabelledResult]) -> Lines:
+def _errors(runs: Sequence[LabeledResult]) -> Lines:
     return table_cells(rows_of([run.result for run in runs]), teacher_of(runs))
 
 
-def _teacher(runs: Sequence[LabelledResult]) -> Lines:
+def _teacher(runs: Sequence[LabeledResult]) -> Lines:
     """A column for each that was measured; on the cached views there are no top-5 errors."""
     teacher, num_samples = teacher_of(runs), runs[0].result.num_samples
     formats: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -175,7 +175,7 @@ def _teacher(runs: Sequence[LabelledResult]) -> Lines:
     return [_line(*known), _line(*known.values())]
 
 
-def _curves(runs: Sequence[LabelledResult]) -> Lines:
+def _curves(runs: Sequence[LabeledResult]) -> Lines:
     """A row per method, a column per epoch in which all its runs were tested."""
     methods = by_label(runs)
     epochs = sorted({epoch for each in methods for epoch in each.tested_epochs})
@@ -184,7 +184,7 @@ def _curves(runs: Sequence[LabelledResult]) -> Lines:
     ]
 
 
-def _payback(runs: Sequence[LabelledResult]) -> Lines:
+def _payback(runs: Sequence[LabeledResult]) -> Lines:
     """Pass and run both in seconds of the whole machine. A resumed pass records its last rate."""
     titles = ["method", "seconds per run, from the cache", "seconds per run, teacher in the loop"]
     titles += ["runs side by side", "seconds of the pass", "paid back after (runs)"]
@@ -201,7 +201,7 @@ def _payback(runs: Sequence[LabelledResult]) -> Lines:
     return lines
 
 
-def _stored(runs: Sequence[LabelledResult]) -> Lines:
+def _stored(runs: Sequence[LabeledResult]) -> Lines:
     first, *_ = methods = by_label(runs)
     titles = ("teacher's outputs", "views", "bytes per record", "bytes per image", "seeds", _ERROR)
     lines = [_line(*titles, f"Δ to {first.label}", _INTERVAL, "p")]
@@ -214,7 +214,7 @@ def _stored(runs: Sequence[LabelledResult]) -> Lines:
     return lines
 
 
-def _validation(runs: Sequence[LabelledResult]) -> Lines:
+def _validation(runs: Sequence[LabeledResult]) -> Lines:
     lines = [_line("method", "seeds", "top-1 validation error, last (%)")]
     for each in by_label(runs):
         errors = [r.last_validation for r in each.results if r.last_validation is not None]
@@ -222,7 +222,7 @@ def _validation(runs: Sequence[LabelledResult]) -> Lines:
     return lines
 
 
-TABLES: Mapping[str, Callable[[Sequence[LabelledResult]], Lines]] = {
+TABLES: Mapping[str, Callable[[Sequence[LabeledResult]], Lines]] = {
     "errors": _errors,
     "teacher": _teacher,
     "differences": _differences,

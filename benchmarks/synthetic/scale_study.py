@@ -18,15 +18,15 @@ TEACHER = """
 dataset:
   type: imagefolder
   root: {folder}/tree
-  normalisation: {{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}
-views: {{augment: {{kind: random-resized-crop, size_px: 32{mix}}}, count: {views}}}
+  normalization: {{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}
+views: {{augment: {{type: random-resized-crop, size_px: 32{mix}}}, count: {views}}}
 teacher: {{arch: resnet8, weights: {folder}/teacher.pt}}
-taps: {{logits: null, means: uint8, stages: [layer1]}}
+taps: {{logits: null, channel_means: uint8, stages: [layer1]}}
 """
 STUDENT = """
 teacher: {folder}/scale-teacher.yaml
 student: {{arch: resnet8, stages: [layer1]}}
-training: {{epochs: 4, batch_size: 128, learning_rate: 0.1, schedule: {{kind: onecycle}}}}
+training: {{epochs: 4, batch_size: 128, learning_rate: 0.1, schedule: {{type: onecycle}}}}
 methods: {{cd: [{{loss: ce}}, {{loss: cd}}]}}
 """
 
@@ -66,7 +66,7 @@ def make_study(folder: Path, num_samples: int, num_views: int, contents: list[by
     folder.mkdir()
     checksums = photograph_folder(folder / "tree", num_samples, contents, CLASSES)
     save_random_weights(folder / "teacher.pt", "resnet8", CLASSES)
-    for name, mix in (("teacher", ""), ("mixing", ", mix: {kind: mixup}")):
+    for name, mix in (("teacher", ""), ("mixing", ", mix: {type: mixup}")):
         text = TEACHER.format(folder=folder, views=num_views, mix=mix)
         (folder / f"scale-{name}.yaml").write_text(text)
     (folder / "scale-student.yaml").write_text(STUDENT.format(folder=folder))

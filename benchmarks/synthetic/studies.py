@@ -35,7 +35,12 @@ from teach_once.views.datasets import Dataset
 from teach_once.views.splits import Split, array_split
 
 # A network without training, in evaluation mode, gives numbers that float16 cannot hold.
-_TAPS = ("taps.logits=float32", "taps.means=float32", "taps.energy=null", "taps.hint=null")
+_TAPS = (
+    "taps.logits=float32",
+    "taps.channel_means=float32",
+    "taps.attention=null",
+    "taps.hint=null",
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def configs_of(
 ) -> tuple[StudentConfig, TeacherConfig]:
     """The shipped configs, with few views, and without ImageNet's crop, which is Pillow's work."""
     student = load_student(shape.student, list(overrides))
-    views = {"kind": "pad-crop-flip", "pad_px": 1}
+    views = {"type": "pad-crop-flip", "pad_px": 1}
     own = [f"views.augment={json.dumps(views)}", "views.evaluation=null"]
     own += [f"views.count={shape.num_views}", f"teacher.weights={folder / 'teacher.pt'}"]
     return student, load_teacher(student.teacher, [*_TAPS, *own])
@@ -92,7 +97,7 @@ def random_split(rng: np.random.Generator, count: int, size: int, channels: int,
 def dataset_of(shape: Shape, teacher: TeacherConfig) -> Dataset:
     """Random pixels and labels."""
     size = {"digits": 8, "imagenet": 224}.get(shape.student.split("-")[0], 32)
-    channels, rng = len(teacher.dataset.normalisation.mean), np.random.default_rng(0)
+    channels, rng = len(teacher.dataset.normalization.mean), np.random.default_rng(0)
     train, test = (
         random_split(rng, count, size, channels, shape.classes)
         for count in (shape.num_train, shape.num_test)
@@ -113,7 +118,7 @@ def setup_of(
 ) -> tuple[Setup, StudentConfig]:
     """A teacher with random weights on random images; its cache is to be made."""
     student, teacher = configs_of(shape, folder, overrides)
-    channels, spec = len(teacher.dataset.normalisation.mean), teacher.teacher
+    channels, spec = len(teacher.dataset.normalization.mean), teacher.teacher
     save_random_weights(folder / "teacher.pt", spec.arch, shape.classes, channels, spec.stem)
     dataset = dataset_of(shape, teacher)
     return setup.setup_of(teacher, dataset, folder / "caches"), student

@@ -24,7 +24,7 @@ METHODS = ("ce", "kd", "cd", "cd+gkd", "cd+gkd+edt")
 
 def measure(device: str = "auto", shape: str = "cifar-56-20", epochs: int = 4) -> Findings:
     where = pick_device(device)
-    overrides = [f"training.epochs={epochs}", "training.schedule={kind: onecycle}"]
+    overrides = [f"training.epochs={epochs}", "training.schedule={type: onecycle}"]
     overrides += [f"methods.cd+gkd+edt.{term}.start_epoch=2" for term in (0, 1)]
     cached, live, results = dict[str, float](), dict[str, float](), list[EpochResult]()
     with tempfile.TemporaryDirectory() as name:

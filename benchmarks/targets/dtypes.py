@@ -25,8 +25,8 @@ from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.runtime.command.options import Overrides
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.store.format.coding import (
-    quantise_channels,
-    quantise_rows,
+    quantize_channels,
+    quantize_rows,
     restore_channels,
     restore_rows,
 )
@@ -84,7 +84,7 @@ def measure(
 
 def exact_records(teacher_pass: TeacherPass, view: int) -> Records:
     """The taps that every cache has, of one view: float32 (N, ...)."""
-    taps = [tap for tap in teacher_pass.setup.taps if tap.kind not in ("energy", "hint")]
+    taps = [tap for tap in teacher_pass.setup.taps if tap.kind not in ("attention", "hint")]
     found = teacher_pass.records(view, np.arange(len(teacher_pass.pixels)), taps)
     return {tap: values.float().cpu().numpy() for tap, values in found.items() if tap != SAMPLE_CRC}
 
@@ -101,11 +101,11 @@ def stored_as(records: Records, dtype: str) -> tuple[Records, float]:
             restored[tap] = values.astype(dtype).astype(np.float32)
             num_bytes += values.shape[1] * np.dtype(dtype).itemsize
         elif tap == "logits":
-            restored[tap] = restore_rows(*quantise_rows(values))
+            restored[tap] = restore_rows(*quantize_rows(values))
             num_bytes += values.shape[1] + 8
         else:
             blocks = np.split(values, range(_BLOCK_ROWS, len(values), _BLOCK_ROWS))
-            read = [restore_channels(*quantise_channels(block)) for block in blocks]
+            read = [restore_channels(*quantize_channels(block)) for block in blocks]
             restored[tap] = np.concatenate(read)
             num_bytes += values.shape[1] * (1 + 8 * len(blocks) / len(values))
     return restored, num_bytes
@@ -141,7 +141,7 @@ def errors(exact: Records, stored: Records, student: Records) -> dict[str, float
 def compressed(records: Records, dtype: str) -> dict[str, tuple[float, float]]:
     """Codec -> the fraction of bytes left, and the GB/s of decoding them."""
     arrays = [
-        np.ascontiguousarray(quantise_rows(each)[0] if dtype == "uint8" else each.astype(dtype))
+        np.ascontiguousarray(quantize_rows(each)[0] if dtype == "uint8" else each.astype(dtype))
         for tap, each in records.items()
         if tap != "correct"
     ]

@@ -26,7 +26,7 @@ from benchmarks.synthetic.photographs import photograph_folder
 from benchmarks.synthetic.photographs import photographs as make_photographs
 from teach_once.configs.schema import (
     ImageFolder,
-    Normalisation,
+    Normalization,
     Packed,
     RandomResizedCrop,
     ViewsConfig,
@@ -56,15 +56,15 @@ Rows = dict[str, Timing]
 
 def measure(workers: int = 1, photographs: int = 512, rounds: int = 7) -> Findings:
     torch.set_num_threads(1)  # the loop's own arithmetic takes no core from the workers
-    normalisation = Normalisation(mean=MEAN, std=STD)
+    normalization = Normalization(mean=MEAN, std=STD)
     with tempfile.TemporaryDirectory() as name:
         root, packed = Path(name) / "photographs", Path(name) / "packed.h5"
         contents = list(make_photographs(photographs))
         photograph_folder(root, photographs, contents, CLASSES)
         pack_encoded(encoded_folder(image_folder(root)), packed, Recode(256, None, 90))
         packed_bytes = packed.stat().st_size / (photographs + CLASSES)
-        folder = ImageFolder(type="imagefolder", root=str(root), normalisation=normalisation)
-        file = Packed(type="packed", file=str(packed), normalisation=normalisation)
+        folder = ImageFolder(type="imagefolder", root=str(root), normalization=normalization)
+        file = Packed(type="packed", file=str(packed), normalization=normalization)
         epochs = {
             THEIRS: their_epoch(root, workers),
             THEIRS_UINT8: their_epoch(root, workers, uint8=True),
@@ -137,7 +137,7 @@ def our_epoch(dataset: ImageFolder | Packed, num_workers: int) -> Epoch:
     """One pass over view 0 of all images, in a new order each time."""
     split = load_dataset(dataset).train
     views = ViewsConfig(augment=RandomResizedCrop(size_px=SIZE_PX), seed=0, count=2)
-    pixels = open_pixels(split, views, dataset.normalisation, CPU, num_workers=num_workers)
+    pixels = open_pixels(split, views, dataset.normalization, CPU, num_workers=num_workers)
     assert isinstance(pixels, StreamedPixels)
     rng = np.random.default_rng(0)
 

@@ -140,7 +140,7 @@ def reading(sizes: Sizes, num_images: int, rounds: int) -> Found:
         for index, size in enumerate(sizes):
             setup = size.setup(mixes)
             config, train = setup.config, setup.dataset.train
-            mean_std = config.dataset.normalisation
+            mean_std = config.dataset.normalization
             read = open_pixels(train, config.views, mean_std, CPU, num_workers=1).batches
             near, anywhere = np.arange(count), permutation(0, 1, len(train))[:count]
             for name, num_views, ids in (

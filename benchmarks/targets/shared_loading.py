@@ -103,13 +103,13 @@ def photograph_study(folder: Path, num_images: int, device: torch.device) -> Stu
     photograph_folder(folder / "photos", num_images, list(photographs(_DIFFERENT)), classes=10)
     save_random_weights(folder / "teacher.pt", "resnet20", 10)
     mean_std = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    data = {"type": "imagefolder", "root": str(folder / "photos"), "normalisation": mean_std}
+    data = {"type": "imagefolder", "root": str(folder / "photos"), "normalization": mean_std}
     network = {"arch": "resnet20", "weights": str(folder / "teacher.pt")}
     overrides = [
         f"dataset={json.dumps(data)}",
-        'views.augment={"kind": "random-resized-crop", "size_px": 32}',
+        'views.augment={"type": "random-resized-crop", "size_px": 32}',
         *("views.evaluation=null", "views.count=1", f"teacher={json.dumps(network)}"),
-        'taps={"logits": "float32", "means": "float32"}',
+        'taps={"logits": "float32", "channel_means": "float32"}',
     ]
     teacher = load_teacher("cifar10-resnet56", overrides)
     made = setup.setup_of(teacher, load_dataset(teacher.dataset), folder / "caches")

@@ -29,14 +29,14 @@ TEACHER = """
 dataset:
   type: packed
   file: {folder}/images.h5
-  normalisation: {{mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
-views: {{augment: {{kind: pad-crop-flip, pad_px: 4}}, count: 2}}
+  normalization: {{mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+views: {{augment: {{type: pad-crop-flip, pad_px: 4}}, count: 2}}
 teacher: {{arch: resnet8, weights: {folder}/teacher.pt}}
 """
 STUDENT = """
 teacher: {folder}/start-teacher.yaml
 student: {{arch: resnet20}}
-training: {{epochs: 1, batch_size: 128, learning_rate: 0.1, schedule: {{kind: onecycle}}}}
+training: {{epochs: 1, batch_size: 128, learning_rate: 0.1, schedule: {{type: onecycle}}}}
 methods: {{cd+gkd: [{{loss: ce}}, {{loss: gkd}}, {{loss: cd, weight: 6}}]}}
 """
 

@@ -20,8 +20,8 @@ Factor = Annotated[float, Field(strict=True, ge=0, le=1e3)]
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
-class ColourJitter:
-    """Change the colours, in random order."""
+class ColorJitter:
+    """Change the colors, in random order."""
 
     brightness: Factor = 0.0
     """Multiply the brightness by a factor in [1 - x, 1 + x]."""
@@ -30,7 +30,7 @@ class ColourJitter:
     saturation: Factor = 0.0
     """Multiply the saturation by a factor in [1 - x, 1 + x]."""
     hue: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
-    """Shift the hue by [-x, x] of the colour circle."""
+    """Shift the hue by [-x, x] of the color circle."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -42,8 +42,8 @@ class TrivialAugment:
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
-class Erasing:
-    """Fill one random box with a colour."""
+class RandomErasing:
+    """Fill one random box with a color."""
 
     probability: Fraction = 0.25
     """How often a box is erased."""
@@ -52,10 +52,10 @@ class Erasing:
     ratio: tuple[Ratio, Ratio] = (0.3, 3.3)
     """Smallest and largest height divided by width."""
     fill: Annotated[tuple[Byte, ...], Field(min_length=1)] = (124, 116, 104)
-    """The colour, a value per channel or one for all; default: ImageNet's mean."""
+    """The color, a value per channel or one for all; default: ImageNet's mean."""
 
     @model_validator(mode="after")
-    def _ranges_ascend(self) -> Erasing:
+    def _ranges_ascend(self) -> RandomErasing:
         _check_ascending(scale=self.scale, ratio=self.ratio)
         return self
 
@@ -64,7 +64,7 @@ class Erasing:
 class Mix:
     """Mix each view with the same view of another sample; both labels count, by their shares."""
 
-    kind: Literal["mixup", "cutmix"]
+    type: Literal["mixup", "cutmix"]
     """`mixup` blends the whole images, `cutmix` pastes a box of the other one."""
     alpha: Annotated[float, Field(strict=True, ge=1e-3, le=1e3)] = 1.0
     """The shares are drawn from Beta(alpha, alpha)."""
@@ -77,17 +77,17 @@ class Extras:
     """What may be added to any crop."""
 
     trivial_augment: TrivialAugment | None = None
-    """One random operation on colours or geometry; `null`: none."""
-    colour_jitter: ColourJitter | None = None
+    """One random operation on colors or geometry; `null`: none."""
+    color_jitter: ColorJitter | None = None
     """Random brightness, contrast, saturation and hue; `null`: none."""
-    erasing: Erasing | None = None
-    """A random box filled with a colour; `null`: none."""
+    random_erasing: RandomErasing | None = None
+    """A random box filled with a color; `null`: none."""
     mix: Mix | None = None
     """Mixing with another sample; `null`: none."""
 
     @property
     def has_extras(self) -> bool:
-        extras = (self.trivial_augment, self.colour_jitter, self.erasing, self.mix)
+        extras = (self.trivial_augment, self.color_jitter, self.random_erasing, self.mix)
         return any(extra is not None for extra in extras)
 
     @property
@@ -98,15 +98,15 @@ class Extras:
     @property
     def needs_pillow(self) -> bool:
         """Whether images are worked on one by one before a batch can be made of them."""
-        recolours = self.trivial_augment is not None or self.colour_jitter is not None
-        return recolours or self.output_px is not None
+        recolors = self.trivial_augment is not None or self.color_jitter is not None
+        return recolors or self.output_px is not None
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class PadCropFlip(Extras):
     """Pad the image and cut out a random window of the original size."""
 
-    kind: Literal["pad-crop-flip"] = "pad-crop-flip"
+    type: Literal["pad-crop-flip"] = "pad-crop-flip"
     """Which augmentation."""
     pad_px: NaturalInt = 4
     """Pixels added on every side."""
@@ -136,16 +136,16 @@ class PadCropFlip(Extras):
         return None if self.has_extras else self.num_crops
 
     @property
-    def eval_transform(self) -> Centre:
+    def eval_transform(self) -> CenterCrop:
         """How test images are transformed by default."""
-        return Centre()
+        return CenterCrop()
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class RandomResizedCrop(Extras):
     """Cut out a box of random area and aspect ratio, and resize it to a square."""
 
-    kind: Literal["random-resized-crop"] = "random-resized-crop"
+    type: Literal["random-resized-crop"] = "random-resized-crop"
     """Which augmentation."""
     size_px: SizePx = 224
     """Height and width of a view."""
@@ -178,9 +178,9 @@ class RandomResizedCrop(Extras):
         return None
 
     @property
-    def eval_transform(self) -> Centre:
+    def eval_transform(self) -> CenterCrop:
         """The middle `size_px` of an image whose short side is resized to 8/7 of that."""
-        return Centre(
+        return CenterCrop(
             resize_px=round(self.size_px * 8 / 7),
             crop_px=self.size_px,
             interpolation=self.interpolation,
@@ -188,10 +188,10 @@ class RandomResizedCrop(Extras):
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
-class Centre(Extras):
+class CenterCrop(Extras):
     """The image unchanged, or its middle."""
 
-    kind: Literal["centre"] = "centre"
+    type: Literal["center-crop"] = "center-crop"
     """Which augmentation."""
     resize_px: SizePx | None = None
     """Resize the short side to so many pixels first; needs `crop_px`. `null`: do not resize."""
@@ -203,7 +203,7 @@ class Centre(Extras):
     """Mirror a random half of the views, left to right."""
 
     @model_validator(mode="after")
-    def _crop_is_within(self) -> Centre:
+    def _crop_is_within(self) -> CenterCrop:
         if self.resize_px and not self.crop_px:
             raise ValueError("resize_px needs a crop_px, so that all views have one size")
         if self.resize_px and self.crop_px and self.crop_px > self.resize_px:
@@ -223,9 +223,9 @@ class Centre(Extras):
         return None if self.has_extras else self.num_crops
 
     @property
-    def eval_transform(self) -> Centre:
+    def eval_transform(self) -> CenterCrop:
         """The same crop, without the flip and the extras."""
-        return Centre(
+        return CenterCrop(
             resize_px=self.resize_px, crop_px=self.crop_px, interpolation=self.interpolation
         )
 
@@ -263,7 +263,7 @@ class _Resized(Extras):
 class Squash(_Resized):
     """The whole image resized to a square, and its middle; the proportions change."""
 
-    kind: Literal["squash"] = "squash"
+    type: Literal["squash"] = "squash"
     """Which augmentation."""
 
     @model_validator(mode="after")
@@ -284,7 +284,7 @@ class Squash(_Resized):
 class Border(_Resized):
     """The whole image resized to fit into a square, with a border where it is shorter."""
 
-    kind: Literal["border"] = "border"
+    type: Literal["border"] = "border"
     """Which augmentation."""
     fill: Annotated[tuple[Byte, ...], Field(min_length=1)] = (124, 116, 104)
     """The border's color, a value per channel or one for all; default: ImageNet's mean."""
@@ -301,9 +301,9 @@ class Border(_Resized):
 
 
 AugmentConfig = Annotated[
-    PadCropFlip | RandomResizedCrop | Centre | Squash | Border, Field(discriminator="kind")
+    PadCropFlip | RandomResizedCrop | CenterCrop | Squash | Border, Field(discriminator="type")
 ]
-EvaluationConfig = Annotated[Centre | Squash | Border, Field(discriminator="kind")]
+EvaluationConfig = Annotated[CenterCrop | Squash | Border, Field(discriminator="type")]
 
 
 def _check_ascending(**ranges: tuple[float, float]) -> None:

@@ -11,7 +11,7 @@ from teach_once.configs.schema.scalars import BLOCK, Float, PositiveFloat, Posit
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
-class Normalisation:
+class Normalization:
     """Per-channel mean and standard deviation of pixel values scaled to [0, 1]."""
 
     mean: Annotated[tuple[Float, ...], Field(min_length=1)]
@@ -20,13 +20,13 @@ class Normalisation:
     """Standard deviation of each channel."""
 
     @model_validator(mode="after")
-    def _same_length(self) -> Normalisation:
+    def _same_length(self) -> Normalization:
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} values and std has {len(self.std)}")
         return self
 
     @model_validator(mode="after")
-    def _of_scaled_pixels(self) -> Normalisation:
+    def _of_scaled_pixels(self) -> Normalization:
         for key, values in (("mean", self.mean), ("std", self.std)):
             if not all(0 <= value <= 1 for value in values):
                 of_bytes = all(0 <= value <= 255 for value in (*self.mean, *self.std))
@@ -42,9 +42,9 @@ class Normalisation:
 class Samples:
     """Which samples of a dataset are used, and how their pixels are scaled; common to all types."""
 
-    normalisation: Normalisation
+    normalization: Normalization
     """How pixels are scaled."""
-    limit: PositiveInt | None = None
+    max_per_class: PositiveInt | None = None
     """Training samples per class, the first ones; `null`: all."""
     validation_fraction: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     """Share of the training samples, chosen by a keyed hash, that is held out to choose the best

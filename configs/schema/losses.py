@@ -49,7 +49,7 @@ class Cd:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class AttentionTransfer:
-    """Attention transfer: per stage the mean squared difference of energy maps, summed."""
+    """Attention transfer: per stage the mean squared difference of attention maps, summed."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -110,7 +110,7 @@ class Dist:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Lskd:
-    """`kd` of logits standardised per sample to mean 0 and standard deviation 1."""
+    """`kd` of logits standardized per sample to mean 0 and standard deviation 1."""
 
     temperature: PositiveFloat = 2.0
     """T, by which the standardized logits are divided."""

@@ -67,10 +67,10 @@ class Hint:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TopLogits:
-    """Only the largest logits of each record, and what all others come to."""
+    """The largest logits of each record, plus the log-sum-exp of the rest."""
 
-    top: Annotated[int, Field(strict=True, ge=1, lt=2**16)]
-    """How many; fewer than there are classes."""
+    top_k: Annotated[int, Field(strict=True, ge=1, lt=2**16)]
+    """Number of logits to store; less than the number of classes."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -78,13 +78,13 @@ class TapsConfig:
     """Which outputs of the teacher are stored, and as what type."""
 
     logits: TapDtype | TopLogits | None = "float16"
-    """Type of the logits; `uint8` stores codes with a scale, see `store/FORMAT.md`; `{top: 32}` the
-    32 largest. `null`: neither they nor `correct` are stored, and the classifier of the weights may
-    be any, or missing."""
-    means: TapDtype | None = "float16"
+    """Type of the logits; `uint8` stores codes with a scale, see `store/FORMAT.md`; `{top_k: 32}`
+    stores the 32 largest. `null`: neither logits nor `correct` are stored, and the weights need no
+    matching classifier."""
+    channel_means: TapDtype | None = "float16"
     """Type of the channel means of each stage, `stage1` ... `stageL`; `null`: not stored."""
-    energy: FloatDtype | None = None
-    """Type of the attention maps of each stage, `energy1` ... `energyL`; `null`: not stored."""
+    attention: FloatDtype | None = None
+    """Type of each stage's attention map, `attention1` ... `attentionL`; `null`: not stored."""
     hint: Hint | None = None
     """One whole feature map, for FitNets; `null`: not stored."""
     embedding: FloatDtype | None = None
@@ -95,13 +95,15 @@ class TapsConfig:
     @model_validator(mode="after")
     def _store_something(self) -> TapsConfig:
         if not (self.logits or self.embedding or self.reads_stages):
-            raise ValueError("nothing is stored: set logits, means, embedding, energy or hint")
+            raise ValueError(
+                "nothing is stored: set logits, channel_means, embedding, attention or hint"
+            )
         return self
 
     @property
     def reads_stages(self) -> bool:
         """Whether any of them is read at a stage."""
-        return any(tap is not None for tap in (self.means, self.energy, self.hint))
+        return any(tap is not None for tap in (self.channel_means, self.attention, self.hint))
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

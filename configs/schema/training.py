@@ -33,7 +33,7 @@ from teach_once.configs.schema.scalars import (
 class MultiStep:
     """Multiply the learning rate by `gamma` after each milestone."""
 
-    kind: Literal["multistep"]
+    type: Literal["multistep"]
     """Which schedule."""
     milestones: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     """Epochs after which the learning rate changes."""
@@ -45,7 +45,7 @@ class MultiStep:
 class OneCycle:
     """Raise the learning rate linearly, then lower it to zero as a cosine."""
 
-    kind: Literal["onecycle"]
+    type: Literal["onecycle"]
     """Which schedule."""
     warmup_fraction: Fraction = 0.3
     """Share of all steps in which the learning rate rises."""
@@ -55,49 +55,49 @@ class OneCycle:
 class Cosine:
     """Raise the learning rate linearly over whole epochs, then lower it as a cosine."""
 
-    kind: Literal["cosine"]
+    type: Literal["cosine"]
     """Which schedule."""
     warmup_epochs: NaturalInt = 0
     """Epochs in which the learning rate rises."""
-    last_learning_rate: NonNegativeFloat = 0.0
-    """The learning rate that the cosine ends at."""
+    final_learning_rate: NonNegativeFloat = 0.0
+    """Learning rate at the end of the cosine."""
 
 
-Schedule = Annotated[MultiStep | OneCycle | Cosine, Field(discriminator="kind")]
+Schedule = Annotated[MultiStep | OneCycle | Cosine, Field(discriminator="type")]
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Sgd:
     """Stochastic gradient descent, with the momentum that `training.momentum` says."""
 
-    kind: Literal["sgd"]
-    """Which optimiser."""
+    type: Literal["sgd"]
+    """Which optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class AdamW:
     """Adam with decoupled weight decay: `weight_decay` times the learning rate is taken off."""
 
-    kind: Literal["adamw"]
-    """Which optimiser."""
+    type: Literal["adamw"]
+    """Which optimizer."""
     betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999)
     """Share that the running means of the gradients and of their squares keep in each step."""
     eps: PositiveFloat = 1e-8
     """Added to the root of the second mean."""
 
 
-Optimizer = Annotated[Sgd | AdamW, Field(discriminator="kind")]
+Optimizer = Annotated[Sgd | AdamW, Field(discriminator="type")]
 _OF_SGD = ("momentum", "nesterov")
 # Keys that came after runs were first identified, see `configs.schema.scalars.as_identity`.
 LATER_TRAINING_KEYS = (
     "optimizer",
-    "decay_norms_and_biases",
-    "clip_gradient_norm",
-    "accumulate",
+    "weight_decay_norm_bias",
+    "max_grad_norm",
+    "gradient_accumulation",
     "ema",
     "label_smoothing",
     "init",
-    "init_rate_factor",
+    "pretrained_lr_factor",
     "frozen_stages",
     "batch_norm",
 )
@@ -119,7 +119,7 @@ def _closer(milestones: tuple[int, ...], epochs: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Training:
-    """A recipe: an optimiser under one learning-rate schedule."""
+    """A recipe: an optimizer under one learning-rate schedule."""
 
     epochs: Epochs
     """Passes over the training samples, each with the next view."""
@@ -129,7 +129,7 @@ class Training:
     """The highest learning rate."""
     schedule: Schedule
     """How the learning rate changes."""
-    optimizer: Optimizer = Sgd(kind="sgd")
+    optimizer: Optimizer = Sgd(type="sgd")
     """How gradients change the weights."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
@@ -137,26 +137,26 @@ class Training:
     """Nesterov's form of momentum."""
     weight_decay: NonNegativeFloat = 5e-4
     """Weight decay of every parameter."""
-    decay_norms_and_biases: StrictBool = True
-    """`false` leaves norms, biases and what else has one dimension out of the weight decay."""
-    clip_gradient_norm: PositiveFloat | None = None
-    """Longest gradient, over all parameters together; longer ones are shortened. `null`: any."""
-    accumulate: PositiveInt = 1
-    """Parts that a batch is worked through in, their gradients added up, where it is too large for
-    the memory. Batch norm and losses over several samples see one part at a time."""
+    weight_decay_norm_bias: StrictBool = True
+    """`false` excludes norms, biases and other one-dimensional parameters from weight decay."""
+    max_grad_norm: PositiveFloat | None = None
+    """Maximum norm of the gradient of all parameters together; `null`: no clipping."""
+    gradient_accumulation: PositiveInt = 1
+    """Micro-batches per batch, for a batch that does not fit into memory. Batch norm, and losses
+    that compare samples, see one micro-batch at a time."""
     batch_norm: Literal["sync", "local"] = "sync"
     """What batch norms see where several processes train together: `sync` all of a batch, as with
     one process; `local` only the process's own slice: less to exchange, but other results."""
     ema: Ema | None = None
     """A moving average of the weights, tested and saved beside the network; `null`: none."""
-    init_rate_factor: PositiveFloat = 1.0
-    """Factor of the learning rate for all that starts from the weights that `init` names."""
+    pretrained_lr_factor: PositiveFloat = 1.0
+    """Multiplies the learning rate of parameters that start from the weights of `init`."""
     frozen_stages: NaturalInt = 0
     """The first so many stages, with all before them, keep the weights that `init` names, and batch
     norms there their statistics."""
     precision: Precision = "float32"
     """Arithmetic of the network; `float32` excludes TF32, `float16` scales the loss."""
-    evaluate_every: PositiveInt = 1
+    eval_every: PositiveInt = 1
     """Epochs between tests; the last epoch is always tested."""
     compile: StrictBool = False
     """Compile the network with torch.compile: faster steps, a slow first one."""
@@ -179,26 +179,26 @@ class Training:
                 f"schedule.warmup_epochs is {self.schedule.warmup_epochs} of {self.epochs} epochs; "
                 f"use such as {self.epochs // 20}"
             )
-        if self.schedule.last_learning_rate > self.learning_rate:
+        if self.schedule.final_learning_rate > self.learning_rate:
             raise ValueError(
-                f"schedule.last_learning_rate is {self.schedule.last_learning_rate}, more than the "
+                f"schedule.final_learning_rate is {self.schedule.final_learning_rate}, above the "
                 f"highest, learning_rate: {self.learning_rate}"
             )
         return self
 
     @model_validator(mode="after")
     def _parts_have_samples(self) -> Training:
-        if self.accumulate > self.batch_size:
+        if self.gradient_accumulation > self.batch_size:
             raise ValueError(
-                f"accumulate is {self.accumulate}, more parts than the batch has samples: "
+                f"gradient_accumulation is {self.gradient_accumulation}, more than batch_size, "
                 f"{self.batch_size}"
             )
         return self
 
     def refuse_without_init(self, init: str | None, key: str) -> None:
         """Raise ValueError where weights to start from are made use of, and there are none."""
-        if init is None and (self.frozen_stages or self.init_rate_factor != 1):
-            name = "frozen_stages" if self.frozen_stages else "init_rate_factor"
+        if init is None and (self.frozen_stages or self.pretrained_lr_factor != 1):
+            name = "frozen_stages" if self.frozen_stages else "pretrained_lr_factor"
             raise ValueError(f"training.{name} is for weights that exist: set {key}=WEIGHTS")
 
     @model_validator(mode="before")
@@ -210,10 +210,10 @@ class Training:
         for key in ("learning_rate", "weight_decay", *_OF_SGD):
             if key in optimizer:
                 raise ValueError(f"optimizer.{key} is a key beside optimizer: training.{key}")
-        kind = optimizer.get("kind")
+        name = optimizer.get("type")
         for key in _OF_SGD:
-            if kind == "adamw" and raw.get(key) is not None:
-                raise ValueError(f"{key} is of optimizer: {{kind: sgd}}; set {key}=null for {kind}")
+            if name == "adamw" and raw.get(key) is not None:
+                raise ValueError(f"{key} is of optimizer: {{type: sgd}}; set {key}=null for {name}")
         return {key: value for key, value in raw.items() if key not in _OF_SGD or value is not None}
 
     @model_serializer(mode="wrap")
@@ -238,7 +238,7 @@ class TeacherTraining(Training):
 
     seed: Seed = 0
     """Seed of the weights and of the order of samples."""
-    limit: PositiveInt | None = None
+    max_per_class: PositiveInt | None = None
     """Training samples per class; `null`: all of the training split."""
     label_smoothing: Fraction = 0.0
     """Share of each label that is spread over all classes; of a student an option of `ce`."""

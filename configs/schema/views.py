@@ -4,29 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
 from teach_once.configs.schema.augment import AugmentConfig, EvaluationConfig
 from teach_once.configs.schema.scalars import BLOCK, NumViews, Seed
 
 
-def _with_kind(transform: object) -> object:
-    """Files may leave out the kind of an evaluation: it was always `centre`."""
-    if isinstance(transform, dict) and "kind" not in transform:
-        return {"kind": "centre", **transform}
-    return transform
-
-
 def _one_way(transform: EvaluationConfig) -> EvaluationConfig:
-    random = ("flip", "trivial_augment", "colour_jitter", "erasing", "mix")
+    random = ("flip", "trivial_augment", "color_jitter", "random_erasing", "mix")
     if used := [name for name in random if getattr(transform, name)]:
         raise ValueError(f"nothing about a test image may be random: remove {', '.join(used)}")
     return transform
 
 
 # The transform of test images: nothing about it is random.
-Evaluation = Annotated[EvaluationConfig, BeforeValidator(_with_kind), AfterValidator(_one_way)]
+Evaluation = Annotated[EvaluationConfig, AfterValidator(_one_way)]
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -40,9 +33,9 @@ class ViewsConfig:
     count: NumViews | Literal["all"] = 16
     """Views per sample; `all`: every one of an augmentation whose views can be counted."""
     evaluation: Evaluation | None = None
-    """Transform of test and validation images, of `kind: centre`, `squash` or `border`. `null`: the
-    same crop without anything random; after `random-resized-crop`, the middle `size_px` of an image
-    whose short side was resized to 8/7 of that."""
+    """Transform of test and validation images: `center-crop`, `squash` or `border`. `null`: the
+    same crop without randomness; after `random-resized-crop`, the central `size_px` of an image
+    whose short side is resized to 8/7 of that."""
 
     @model_validator(mode="after")
     def _within_the_space(self) -> ViewsConfig:

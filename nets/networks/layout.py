@@ -86,7 +86,7 @@ def _tokens_as_map(
     if not layout.row_by_row:
         raise TapError(
             f"{what}, which are not in the order of the image's rows, so that they form no map",
-            fix="taps.means=null and taps.embedding=float16 store what enters the classifier alone",
+            fix="taps.channel_means=null taps.embedding=float16 store the classifier's input alone",
         )
     if prefix is None:
         raise TapError(

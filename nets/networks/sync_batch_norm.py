@@ -26,7 +26,7 @@ from teach_once.nets.networks.archs import ArchError
 _TIMM = "timm.layers.norm_act.BatchNormAct2d"  # batch norm, perhaps dropout, and an activation
 
 
-def synchronised(network: nn.Module) -> nn.Module:
+def synchronized(network: nn.Module) -> nn.Module:
     """The same network, its batch norms working on the batch of all processes.
 
     They stay the same objects with the same parameters, buffers, hooks and names; only their class
@@ -38,42 +38,42 @@ def synchronised(network: nn.Module) -> nn.Module:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return network
     for name, module in network.named_modules():
-        if isinstance(module, _BatchNorm) and not isinstance(module, _SYNCHRONISED):
-            if (kind := _synchronised_class(type(module))) is None:  # type: ignore[arg-type]
+        if isinstance(module, _BatchNorm) and not isinstance(module, _SYNCHRONIZED):
+            if (kind := _synchronized_class(type(module))) is None:  # type: ignore[arg-type]
                 raise _unknown(type(module), name)
             module.__class__ = kind
     return network
 
 
 @functools.cache
-def _synchronised_class(kind: type[_BatchNorm]) -> type[_BatchNorm] | None:
+def _synchronized_class(kind: type[_BatchNorm]) -> type[_BatchNorm] | None:
     """A class of the same modules; None where their forward pass is one of their own."""
     is_timms = f"{kind.__module__}.{kind.__qualname__}" == _TIMM
     if not is_timms and kind.forward is not _BatchNorm.forward:
         return None
-    base = _SynchronisedAct if is_timms else _Synchronised
+    base = _SynchronizedAct if is_timms else _Synchronized
     # torch.compile leaves the exchange between processes as it is. Not a decorator: it imports
     # torch._dynamo, two seconds that a run of one process saves.
-    disabled = torch.compiler.disable(base._synchronised)  # type: ignore[no-untyped-call]
-    members = {"_synchronised": disabled}
-    return cast(type[_BatchNorm], type(f"Synchronised{kind.__name__}", (base, kind), members))
+    disabled = torch.compiler.disable(base._synchronized)  # type: ignore[no-untyped-call]
+    members = {"_synchronized": disabled}
+    return cast(type[_BatchNorm], type(f"Synchronized{kind.__name__}", (base, kind), members))
 
 
 def _unknown(kind: type[_BatchNorm], name: str) -> ArchError:
     return ArchError(
         f"the network's {name or 'outermost module'} is a {kind.__qualname__}, a batch norm with a "
-        f"forward pass of its own, which cannot be synchronised over several processes",
+        f"forward pass of its own, which cannot be synchronized over several processes",
         fix="training.batch_norm=local",
     )
 
 
-class _Synchronised(_BatchNorm):
+class _Synchronized(_BatchNorm):
     """A batch norm, the first base class beside the class that it was."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._synchronised(input) if self.training else super().forward(input)
+        return self._synchronized(input) if self.training else super().forward(input)
 
-    def _synchronised(self, input: Tensor) -> Tensor:
+    def _synchronized(self, input: Tensor) -> Tensor:
         """input: the own slice, (B, C, ...) of any B."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         factor = self._count_batch()
@@ -86,7 +86,7 @@ class _Synchronised(_BatchNorm):
         if running[0] is not None and running[1] is not None:
             running[0].lerp_(mean.to(running[0].dtype), factor)
             running[1].lerp_((var * count / (count - 1)).to(running[1].dtype), factor)
-        output: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+        output: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
             input, self.weight, self.bias, mean, var, count, self.eps
         )
         return output
@@ -101,17 +101,17 @@ class _Synchronised(_BatchNorm):
         return self.momentum
 
 
-class _SynchronisedAct(_Synchronised):
+class _SynchronizedAct(_Synchronized):
     """The same of timm's batch norms, which contain what follows them."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        output: Tensor = self.act(self.drop(self._synchronised(input)))  # type: ignore[operator]
+        output: Tensor = self.act(self.drop(self._synchronized(input)))  # type: ignore[operator]
         return output
 
 
-_SYNCHRONISED = (_Synchronised, nn.SyncBatchNorm)
+_SYNCHRONIZED = (_Synchronized, nn.SyncBatchNorm)
 
 
 def _on_gpu(input: Tensor, *arguments: Any) -> Tensor:
@@ -152,7 +152,7 @@ def _of_all(own: Tensor) -> Tensor:
     return torch.stack(gathered)
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """(x - mean) / sqrt(var + eps) * weight + bias, where mean and var are of all slices' x.
 
     weight, bias: (C,), or None.
@@ -203,7 +203,7 @@ class _Normalise(torch.autograd.Function):
 def _gradients_of_constants(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias where mean and var are constants; the own slice's.
 
-    The gradient of the weight is the sum of grad times the normalised x, that of the bias the sum
+    The gradient of the weight is the sum of grad times the normalized x, that of the bias the sum
     of grad, which the gradient of x needs even where there is no weight and no bias.
     """
     x, weight, mean, var, _ = ctx.saved_tensors

@@ -45,8 +45,8 @@ def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
             "precision": teacher.precision,
         },
         "taps": {
-            "logits": {"top": logits.top} if isinstance(logits, TopLogits) else logits,
-            "means": taps.means,
+            "logits": {"top_k": logits.top_k} if isinstance(logits, TopLogits) else logits,
+            "channel_means": taps.channel_means,
         },
     }
 

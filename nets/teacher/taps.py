@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from teach_once.configs.schema import TapsConfig, TeacherConfig
 
-Kind = Literal["logits", "correct", "stage", "energy", "hint", "embedding"]
+Kind = Literal["logits", "correct", "stage", "attention", "hint", "embedding"]
 Value = TypeVar("Value")
 
 
@@ -35,7 +35,7 @@ class Tap:
     logits     logits     (K,)
     correct    correct    (), whether the first class is the label
     stage      stageN     (C_N,), channel means
-    energy     energyN    (H_N * W_N,), an attention map
+    attention     attentionN    (H_N * W_N,), an attention map
     hint       hint       (C_N, H_N, W_N), the map itself; a cache has one, whose name has no number
     embedding  embedding  (D,), what enters the classifier
     """
@@ -45,7 +45,7 @@ class Tap:
 
     @property
     def name(self) -> str:
-        return f"{self.kind}{self.number}" if self.kind in ("stage", "energy") else self.kind
+        return f"{self.kind}{self.number}" if self.kind in ("stage", "attention") else self.kind
 
     @property
     def number(self) -> int:
@@ -55,15 +55,15 @@ class Tap:
     @staticmethod
     def parse(name: str, stage: str | None = None) -> Tap:
         """The tap of that name; stage: of a hint, whose name does not say it. Raises TapError."""
-        if numbered := re.fullmatch("(stage|energy)([1-9][0-9]*)", name):
-            return Tap("stage" if numbered[1] == "stage" else "energy", f"stage{numbered[2]}")
+        if numbered := re.fullmatch("(stage|attention)([1-9][0-9]*)", name):
+            return Tap("stage" if numbered[1] == "stage" else "attention", f"stage{numbered[2]}")
         match name:
             case "logits" | "correct" | "embedding":
                 return Tap(name)
             case "hint":
                 return Tap(name, stage)
         raise TapError(
-            f"there is no tap {name!r}, but logits, correct, stageN, energyN, hint and embedding"
+            f"there is no tap {name!r}, but logits, correct, stageN, attentionN, hint and embedding"
         )
 
     def reduce(self, features: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ class Tap:
         match self.kind:
             case "stage":
                 return channel_means(features)
-            case "energy":
-                return spatial_energy(features)
+            case "attention":
+                return spatial_attention(features)
             case "hint":
                 return own_copy(features)
         raise AssertionError(f"{self.name} is not read at a stage")
@@ -94,9 +94,9 @@ def taps_asked(config: TapsConfig, stages: Iterable[str]) -> list[Tap]:
         raise TapError(f"taps.hint.stage: {hint.stage} is not one of {', '.join(stages)}")
     return [
         *([Tap("logits")] if config.logits else []),
-        *(Tap("stage", stage) for stage in stages if config.means),
+        *(Tap("stage", stage) for stage in stages if config.channel_means),
         *([Tap("correct")] if config.logits else []),
-        *(Tap("energy", stage) for stage in stages if config.energy),
+        *(Tap("attention", stage) for stage in stages if config.attention),
         *([Tap("hint", hint.stage)] if hint else []),
         *([Tap("embedding")] if config.embedding else []),
     ]
@@ -147,15 +147,15 @@ def channel_means(features: Tensor) -> Tensor:
     return means
 
 
-def spatial_energy(features: Tensor) -> Tensor:
+def spatial_attention(features: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H * W) float32: the mean over channels of the squares, of length one.
 
     Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", in the form of
     their code. A map of zeros stays zeros.
     """
-    energy = features.float().square().mean(dim=1).flatten(1)
-    length: Tensor = energy.norm(dim=1, keepdim=True)
-    return energy / length.clamp(min=1e-12)
+    attention = features.float().square().mean(dim=1).flatten(1)
+    length: Tensor = attention.norm(dim=1, keepdim=True)
+    return attention / length.clamp(min=1e-12)
 
 
 def own_copy(features: Tensor) -> Tensor:

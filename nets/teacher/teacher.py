@@ -41,7 +41,7 @@ class Teacher:
     ) -> dict[str, Tensor]:
         """The taps of a batch by name, on its device; default: those that every cache holds.
 
-        images: (B, C, H, W) float32, normalised. labels: (B,) int64. Values are (B, ...) as `Tap`
+        images: (B, C, H, W) float32, normalized. labels: (B,) int64. Values are (B, ...) as `Tap`
         says, float32; `correct` is uint8, decided on the float32 logits.
         """
         taps = self._default_taps() if taps is None else taps
@@ -172,7 +172,7 @@ def _batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 def use_batch_statistics(network: nn.Module, arch: str) -> None:
-    """Have every batch norm normalise by the batch it sees; its running statistics stay.
+    """Have every batch norm normalize by the batch it sees; its running statistics stay.
 
     The original implementation of Channel Distillation runs its teacher so. Raises ArchError where
     there is no batch norm.

@@ -29,7 +29,7 @@ INERT = {
     **dict.fromkeys(("argparse.Namespace", "pathlib.PosixPath", "pathlib._local.PosixPath"), ""),
     **dict.fromkeys(("torch.device", "torch.serialization._get_layout"), ""),
     "torch._utils._rebuild_sparse_tensor": "sparse tensor",
-    "torch._utils._rebuild_qtensor": "quantised tensor",
+    "torch._utils._rebuild_qtensor": "quantized tensor",
     "torch._utils._rebuild_meta_tensor_no_storage": "meta tensor",
 }
 VALUES = (  # named, never called

@@ -2,7 +2,7 @@
 
 A file holds a plain dict of tensors; it is written aside and renamed. It is read here, never by
 torch: `nets.weights.container` finds the storages, and the tensors are views of them. Only tensors
-that hold plain numbers get into a network: none that is sparse, quantised, complex or without data.
+that hold plain numbers get into a network: none that is sparse, quantized, complex or without data.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def _unusable(tensor: Tensor) -> str:
     if tensor.layout != torch.strided:
         return "sparse"
     if tensor.is_quantized:
-        return "quantised"
+        return "quantized"
     return f"{tensor.device.type}" if tensor.device.type != "cpu" else ""
 
 

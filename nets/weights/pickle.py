@@ -272,7 +272,7 @@ class _Machine:
         if dtype is not None and dtype.removeprefix("torch.") not in DTYPES:
             raise BadPickle(f"has a tensor of type {dtype}")
         if _of_type(Storage, storage).kind.startswith("Q"):
-            return Other("quantised tensor")
+            return Other("quantized tensor")
         for numbers in ((offset,), size, stride):
             _check_sizes(numbers)
         return self._make_tensor(storage, dtype, offset, size, stride)

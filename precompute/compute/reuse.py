@@ -74,7 +74,7 @@ def format_dataset_change(setup: Setup, caches: Path, words: Sequence[str]) -> s
     if (reason := reason_against(setup, old)) is not None:
         remedy = f"none of its records can be carried over: {reason}"
     else:
-        again = shlex.join(["--caches", str(caches), *words, "--from", str(old.path)])
+        again = shlex.join(["--caches", str(caches), *words, "--reuse-from", str(old.path)])
         remedy = f"to carry unchanged records over: {program_text('precompute')} {again}"
     return f"the dataset has changed since {old.path} was made: {change}\n  {remedy}"
 

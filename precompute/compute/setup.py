@@ -69,14 +69,14 @@ def tap_spec(taps: TapsConfig, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
             return TapSpec(shape, "uint8")
         case "logits":
             if isinstance(taps.logits, TopLogits):
-                return TapSpec(shape, "float16", top=_top(taps.logits.top, shape[0]))
+                return TapSpec(shape, "float16", top=_top(taps.logits.top_k, shape[0]))
             scale = "row" if taps.logits == "uint8" else None
             return TapSpec(shape, str(taps.logits), scale)
         case "stage":
-            scale = "block" if taps.means == "uint8" else None
-            return TapSpec(shape, str(taps.means), scale)
-        case "energy":
-            return TapSpec(shape, str(taps.energy))
+            scale = "block" if taps.channel_means == "uint8" else None
+            return TapSpec(shape, str(taps.channel_means), scale)
+        case "attention":
+            return TapSpec(shape, str(taps.attention))
         case "embedding":
             return TapSpec(shape, str(taps.embedding))
         case "hint":
@@ -88,7 +88,7 @@ def _top(asked: int, num_classes: int) -> int:
     """Raises ConfigError unless so many are fewer than all."""
     if not asked < num_classes <= MAX_CUT_CLASSES:
         raise ConfigError(
-            f"taps.logits.top is {asked}, but there are {num_classes:,} classes: it must be "
+            f"taps.logits.top_k is {asked}, but there are {num_classes:,} classes: it must be "
             f"less, and they at most {MAX_CUT_CLASSES:,}",
             fix="taps.logits=float16 stores all of them",
         )

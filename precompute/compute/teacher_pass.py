@@ -94,9 +94,9 @@ class TeacherPass:
         old = options.carried_from
         self.carrier = None if old is None else Carrier(setup, old)
         config, dataset, device = setup.config, setup.dataset, options.device
-        self._normalisation = config.dataset.normalisation
+        self._normalization = config.dataset.normalization
         self.pixels = open_pixels(
-            dataset.train, config.views, self._normalisation, device, options.num_workers
+            dataset.train, config.views, self._normalization, device, options.num_workers
         )
         with naming_classes(dataset, setup.num_classes):
             self.teacher: Teacher = load_teacher_network(
@@ -193,7 +193,7 @@ class TeacherPass:
         test = evaluation_pixels(
             self.setup.dataset.test,
             self.setup.config.views,
-            self._normalisation,
+            self._normalization,
             self.options.device,
             self.options.num_workers,
         )

@@ -157,7 +157,7 @@ class Cluster:
     def cancel(self, refs: Iterable[Ref], *, at_once: bool) -> None:
         """Drop queued tasks and interrupt running ones, or kill their processes.
 
-        Those that have ended are left alone: Ray 2.60 may abort this process where one is cancelled
+        Those that have ended are left alone: Ray 2.60 may abort this process where one is canceled
         while its answer is being recorded ("Tried to complete task that was not pending").
         """
         refs = set(refs)

@@ -1,6 +1,6 @@
 """Text from files, made safe to print: control characters become visible, long text is cut.
 
-A name in somebody's cache may hold escape sequences that move the cursor, recolour the terminal or
+A name in somebody's cache may hold escape sequences that move the cursor, recolor the terminal or
 turn the reading direction. Everything a command prints passes through `visible`; a value that is
 put into a line passes through `one_line`, so that it cannot forge further lines.
 """

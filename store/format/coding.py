@@ -15,25 +15,25 @@ from teach_once.store.format.values import scale_fault
 _TOP = 255
 
 
-def quantise_rows(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def quantize_rows(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """(R, K) -> codes (R, K) uint8 and (R, 2) float32 `low, step` of each row."""
     low, step = _range(values, axis=1)
     return _codes(values, low[:, None], step[:, None]), np.stack([low, step], axis=1)
 
 
-def quantise_channels(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def quantize_channels(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """(R, C) -> codes (R, C) uint8 and (1, 2, C) float32 `low, step` of each channel."""
     low, step = _range(values, axis=0)
     return _codes(values, low, step), np.stack([low, step])[None]
 
 
 def restore_rows(codes: NDArray[np.uint8], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The inverse of `quantise_rows`, to within half a step: (R, K) float32."""
+    """The inverse of `quantize_rows`, to within half a step: (R, K) float32."""
     return np.asarray(codes * scale[:, 1:2] + scale[:, 0:1], dtype=np.float32)
 
 
 def restore_channels(codes: NDArray[np.uint8], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The inverse of `quantise_channels`, to within half a step: (R, C) float32."""
+    """The inverse of `quantize_channels`, to within half a step: (R, C) float32."""
     return np.asarray(codes * scale[0, 1] + scale[0, 0], dtype=np.float32)
 
 
@@ -97,7 +97,7 @@ def arrays_to_store(
     if spec.scale is None:
         return {tap: stored}
     with np.errstate(over="ignore", invalid="ignore"):  # looked for below
-        codes, scale = (quantise_rows if spec.scale == "row" else quantise_channels)(stored)
+        codes, scale = (quantize_rows if spec.scale == "row" else quantize_channels)(stored)
     if scale_fault(spec.scale, scale) is not None:
         raise _too_wide(tap, spec, block, stored)
     return {tap: codes, f"{tap}.scale": scale}
@@ -111,7 +111,7 @@ def _too_wide(
     low, high = (extreme(values.astype(np.float64), axis) for extreme in (np.min, np.max))
     widest = int(np.argmax(high - low))
     where = f"sample {block.start + widest}" if axis else f"block {block.index}, channel {widest}"
-    key = "logits" if tap == "logits" else "means"
+    key = "logits" if tap == "logits" else "channel_means"
     return BadTeacherOutput(
         f"the teacher's outputs of tap {tap}, view {block.view}, {where} range from "
         f"{low[widest]:g} to {high[widest]:g}, which codes of {spec.dtype} cannot span",

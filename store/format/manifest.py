@@ -235,7 +235,7 @@ def _wrong_tap(name: str, spec: TapSpec, num_classes: int) -> Iterator[Problem]:
         yield Problem(f"taps.{name}.top", "null, but for float16 logits", spec.top)
     elif spec.top is not None and not (spec.top < num_classes <= MAX_CUT_CLASSES):
         expected = f"less than the number of classes, which is at most {MAX_CUT_CLASSES:,}"
-        yield Problem("taps.logits.top", expected, f"{spec.top} of {num_classes:,}")
+        yield Problem("taps.logits.top_k", expected, f"{spec.top} of {num_classes:,}")
     if name == "logits" and spec.shape != (num_classes,):
         expected = f"[{num_classes}], the number of class_names"
         yield Problem("taps.logits.shape", expected, list(spec.shape))

@@ -180,7 +180,7 @@ def _expected_group() -> dict[str, list[Any]]:
 
 
 def _expected_array(array: ZarrArray) -> dict[str, list[Any]]:
-    """Key -> every value that means the same, normalised; the usual one first."""
+    """Key -> every value that means the same, normalized; the usual one first."""
     fill = [array.fill_value] if isinstance(array.fill_value, int) else ["NaN", *sorted(_NAN)]
     named = [None] if array.dimension_names is None else [list(array.dimension_names), None]
     return {

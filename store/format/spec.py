@@ -189,7 +189,7 @@ def tap_of(array: str) -> str:
 
 def is_opt_in(tap: str) -> bool:
     """Whether a cache may lack this tap."""
-    return kind_of(tap) in ("energy", "hint", "embedding")
+    return kind_of(tap) in ("attention", "hint", "embedding")
 
 
 def optional_taps(taps: Iterable[str]) -> set[str]:
@@ -201,7 +201,7 @@ def optional_taps(taps: Iterable[str]) -> set[str]:
 
 
 def kind_of(tap: str) -> str:
-    """Without the number of its stage: "energy3" -> "energy"."""
+    """Without the number of its stage: "attention3" -> "attention"."""
     return tap.rstrip("0123456789")
 
 

@@ -104,8 +104,8 @@ def _draw_views(figure: SubFigure, cache: TeacherCache) -> None:
     for axes in grid:
         axes.axis("off")
     for view, (axes, pixels) in enumerate(zip(grid, views, strict=False)):
-        coloured = pixels.shape[2] == 3
-        axes.imshow(pixels if coloured else pixels[..., 0], cmap=None if coloured else "gray")
+        colored = pixels.shape[2] == 3
+        axes.imshow(pixels if colored else pixels[..., 0], cmap=None if colored else "gray")
         axes.set_title(f"{view}{_first_class(cache, view)}", fontsize=8)
 
 

@@ -28,7 +28,7 @@ def convert_cache(
     dest: Path,
     *,
     logits: str | None = None,
-    means: str | None = None,
+    channel_means: str | None = None,
     on_block: Callable[[int], None] = lambda rows: None,
 ) -> TeacherCache:
     """Write the complete cache at `path` to the folder `dest`, with other types; returns it opened.
@@ -39,10 +39,10 @@ def convert_cache(
     """
     old = TeacherCache.open(path)
     old.spell = partial(_pass_of, old)
-    taps = converted_taps(old, logits, means)
+    taps = converted_taps(old, logits, channel_means)
     if taps == old.taps:
         raise CacheError(
-            f"{path} has these types already", fix="--logits top:32, --means uint8 or both"
+            f"{path} has these types already", fix="--logits top:32, --channel-means uint8 or both"
         )
     block_rows = old.manifest.block_rows
     with (
@@ -64,7 +64,7 @@ def convert_cache(
 def _pass_of(old: TeacherCache, overrides: Sequence[str]) -> str:
     """What repairs the cache that is converted."""
     fix = old.source.fix
-    return fix if isinstance(fix, str) else str(dataclasses.replace(fix, recheck=False))
+    return fix if isinstance(fix, str) else str(dataclasses.replace(fix, full_check=False))
 
 
 def _run_again(overrides: list[str]) -> str:
@@ -108,9 +108,9 @@ def converted_identity(old: Identity, taps: Mapping[str, TapSpec]) -> Identity:
     """The identity of a cache with these taps, made from one with the identity `old`."""
     types = dict(old["taps"])
     for name, spec in taps.items():
-        kind = {"logits": "logits", "stage": "means"}.get(kind_of(name))
+        kind = {"logits": "logits", "stage": "channel_means"}.get(kind_of(name))
         if kind:
-            types[kind] = {"top": spec.top} if spec.top else spec.dtype
+            types[kind] = {"top_k": spec.top} if spec.top else spec.dtype
     origin = old.get(CONVERTED_FROM, old["taps"])
     return {**old, "taps": types, CONVERTED_FROM: origin}
 

@@ -45,8 +45,8 @@ def changing(path: Path) -> Iterator[Manifest]:
 def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collection[str] = ()) -> int:
     """Keep the first `num_views` views (default: all) and drop these taps; returns bytes freed.
 
-    drop_taps: "energy" means all energies; unknown opt-in taps are no error. Raises CacheError,
-    also where another process writes the cache.
+    drop_taps: "attention" means all stages' attention maps; unknown opt-in taps are ignored. Raises
+    CacheError, also where another process writes the cache.
     """
     if path.is_file():
         raise CacheError(
@@ -71,7 +71,7 @@ def _trimmed(path: Path, manifest: Manifest, views: int, drop_taps: Collection[s
     for tap in drop_taps:
         if not is_opt_in(tap):
             raise UnknownTap(
-                f"only energies, the hint and the embedding can be dropped: not {tap!r}"
+                f"only attentions, the hint and the embedding can be dropped: not {tap!r}"
             )
     taps = {
         tap: spec for tap, spec in manifest.taps.items() if not {tap, kind_of(tap)} & set(drop_taps)

@@ -295,7 +295,7 @@ def open_folder(path: Path, manifest: Manifest | None = None) -> ZarrSource:
 
 def folder_source(path: Path, manifest: Manifest, journal: Journal) -> ZarrSource:
     """Return the source of a cache folder whose manifest and journal were read."""
-    fix = TeacherPass(manifest.teacher, caches=path.parent, recheck=True)
+    fix = TeacherPass(manifest.teacher, caches=path.parent, full_check=True)
     return ZarrSource(Folder(path), manifest, journal, fix)
 
 

@@ -68,7 +68,7 @@ def test_dtypes_are_measured_on_real_records(
         "digits-resnet20",
         "teacher.arch=resnet8",
         f"teacher.weights={weights}",
-        "dataset.limit=6",
+        "dataset.max_per_class=6",
         "--docs",
         str(tmp_path / "b.md"),
         "--json",

@@ -16,7 +16,7 @@ from benchmarks.synthetic import photographs
 from benchmarks.targets import loading
 from teach_once.configs.schema import (
     ImageFolder,
-    Normalisation,
+    Normalization,
     Packed,
     RandomResizedCrop,
     ViewsConfig,
@@ -26,15 +26,15 @@ from teach_once.views.datasets import load_dataset
 from teach_once.views.images.encoded import encoded_folder
 from teach_once.views.images.folders import image_folder
 from teach_once.views.packed.write import pack_encoded
-from teach_once.views.pixels.batches import normalise
+from teach_once.views.pixels.batches import normalize
 from teach_once.views.splits import Split
 
-NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+NORMALIZATION = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four photographs, one of them turned by its EXIF entry, a palette picture and a grey one."""
+    """Four photographs, one of them turned by its EXIF entry, a palette picture and a gray one."""
     for split in ("train", "val"):
         for name in "ab":
             (tmp_path / split / name).mkdir(parents=True)
@@ -62,8 +62,8 @@ def test_views_cut_from_an_open_picture_are_those_cut_from_its_pixels(folder: Pa
     pack_encoded(encoded_folder(image_folder(folder)), folder / "packed.h5")
     views = ViewsConfig(augment=RandomResizedCrop(size_px=64), seed=0, count=3)
     configs = (
-        ImageFolder(type="imagefolder", root=str(folder), normalisation=NORMALISATION),
-        Packed(type="packed", file=str(folder / "packed.h5"), normalisation=NORMALISATION),
+        ImageFolder(type="imagefolder", root=str(folder), normalization=NORMALIZATION),
+        Packed(type="packed", file=str(folder / "packed.h5"), normalization=NORMALIZATION),
     )
     for config in configs:
         split = load_dataset(config).train.subset(np.arange(7)[::-1].copy())
@@ -80,12 +80,12 @@ def test_views_cut_from_an_open_picture_are_those_cut_from_its_pixels(folder: Pa
 SPLIT_WITHOUT_PICTURES = ("labels", "load", "read_each", "read_checksums", "name_of")
 
 
-def test_normalised_views_are_those_of_the_formula_to_the_last_bit() -> None:
+def test_normalized_views_are_those_of_the_formula_to_the_last_bit() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).repeat(36).reshape(4, 24, 32, 3)
     before = pixels.clone()
-    mean, std = (torch.tensor(each) for each in (NORMALISATION.mean, NORMALISATION.std))
+    mean, std = (torch.tensor(each) for each in (NORMALIZATION.mean, NORMALIZATION.std))
     expected = ((pixels.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
-    assert torch.equal(normalise(pixels, NORMALISATION), expected)
+    assert torch.equal(normalize(pixels, NORMALIZATION), expected)
     assert torch.equal(pixels, before)
 
 

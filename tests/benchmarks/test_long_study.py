@@ -19,11 +19,11 @@ from tests.support.project import ROOT
 # A student and its teacher as short as they can be: what is kept does not depend on it.
 STUDENT = "brief"
 TEACHER_FILE = f"""
-dataset: {{type: digits, limit: 6, normalisation: {{mean: [0.3], std: [0.35]}}}}
-views: {{augment: {{kind: pad-crop-flip, pad_px: 1, flip: false}}, count: all}}
+dataset: {{type: digits, max_per_class: 6, normalization: {{mean: [0.3], std: [0.35]}}}}
+views: {{augment: {{type: pad-crop-flip, pad_px: 1, flip: false}}, count: all}}
 teacher: {{arch: resnet8, weights: weights/{STUDENT}.pt}}
-taps: {{logits: float16, means: float16, energy: float16, hint: {{stage: stage2}}}}
-training: {{epochs: 2, batch_size: 64, learning_rate: 0.05, schedule: {{kind: onecycle}}}}
+taps: {{logits: float16, channel_means: float16, attention: float16, hint: {{stage: stage2}}}}
+training: {{epochs: 2, batch_size: 64, learning_rate: 0.05, schedule: {{type: onecycle}}}}
 """
 STUDENT_FILE = f"""
 teacher: {STUDENT}
@@ -32,7 +32,7 @@ training:
   epochs: 6
   batch_size: 32
   learning_rate: 0.05
-  schedule: {{kind: multistep, milestones: [2, 5], gamma: 0.2}}
+  schedule: {{type: multistep, milestones: [2, 5], gamma: 0.2}}
 methods:
   ce: [{{loss: ce}}]
   kd: [{{loss: ce, weight: 0.1}}, {{loss: kd, weight: 0.9, temperature: 4}}]

@@ -136,11 +136,11 @@ def test_what_is_no_mapping_is_refused(write, text: str) -> None:
 def test_overrides_reach_nested_keys_lists_and_whole_blocks() -> None:
     config = load_student(
         "digits-resnet8",
-        ["training.epochs=7", "methods.kd.1.weight=2.5", 'training.schedule={"kind":"onecycle"}'],
+        ["training.epochs=7", "methods.kd.1.weight=2.5", 'training.schedule={"type":"onecycle"}'],
     )
     assert config.training.epochs == 7
     assert config.methods["kd"][1].weight == 2.5
-    assert config.training.schedule.kind == "onecycle"
+    assert config.training.schedule.type == "onecycle"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_overrides_reach_nested_keys_lists_and_whole_blocks() -> None:
         (f"training.epochs={'9' * 5000}", "too many digits"),
         ("training.epochs=2001-01-01", "a valid integer (found '2001-01-01')"),
         ("training.epochs=!!python/name:os.system", "could not determine a constructor"),
-        ("training.schedule={<<: {kind: onecycle}}", "training.schedule.kind: missing"),
+        ("training.schedule={<<: {type: onecycle}}", "training.schedule.type: missing"),
         (f"training.epochs={'[' * 3000}", "not a config: more than 20 levels"),
         ('student.arch="\\0"', "control characters"),
         ("teacher.arch.x=1", "there is no block"),
@@ -168,25 +168,37 @@ def test_bad_overrides_are_named(override: str, told: str) -> None:
 
 
 def test_overrides_for_the_teacher_are_told_apart() -> None:
-    own, teachers = split_overrides(["training.epochs=1", "teacher.dataset.limit=2"])
-    assert (own, teachers) == (["training.epochs=1"], ["dataset.limit=2"])
+    own, teachers = split_overrides(["training.epochs=1", "teacher.dataset.max_per_class=2"])
+    assert (own, teachers) == (["training.epochs=1"], ["dataset.max_per_class=2"])
 
 
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["dataset.limit=0100"], "dataset.limit: Input should be a valid integer (found '0100')"),
-        (["dataset.limit=0100"], "; write 100"),
-        (["dataset.limit=1:30"], "dataset.limit: Input should be a valid integer (found '1:30')"),
+        (
+            ["dataset.max_per_class=0100"],
+            "dataset.max_per_class: Input should be a valid integer (found '0100')",
+        ),
+        (["dataset.max_per_class=0100"], "; write 100"),
+        (
+            ["dataset.max_per_class=1:30"],
+            "dataset.max_per_class: Input should be a valid integer (found '1:30')",
+        ),
         (["views.count=1_0"], "a valid integer or 'all' (found '1_0'); write 10"),
         (["views.augment.pad_px=91", "views.augment.flip=true"], "use pad_px: 90 or less"),
         (["views.augment.pad_px=128"], "use pad_px: 127 or less"),
-        (["views.evaluation={flip: true}"], "views.evaluation: nothing about a test image may be"),
-        (["views.evaluation={flip: true}"], "may be random: remove flip"),
-        (["views.evaluation.mix={kind: mixup}"], "remove mix"),
-        (["views.evaluation={erasing: {}, colour_jitter: {}}"], "remove colour_jitter, erasing"),
         (
-            ["training.schedule={kind: multistep, milestones: [8, 21]}"],
+            ["views.evaluation={type: center-crop, flip: true}"],
+            "views.evaluation: nothing about a test image may be",
+        ),
+        (["views.evaluation={type: center-crop, flip: true}"], "may be random: remove flip"),
+        (["views.evaluation={type: center-crop, mix: {type: mixup}}"], "remove mix"),
+        (
+            ["views.evaluation={type: center-crop, random_erasing: {}, color_jitter: {}}"],
+            "remove color_jitter, random_erasing",
+        ),
+        (
+            ["training.schedule={type: multistep, milestones: [8, 21]}"],
             "milestones [8, 21] go beyond the last epoch, 20",
         ),
         (["teacher.expected_error=101"], "teacher.expected_error: Input should be less than"),
@@ -200,18 +212,22 @@ def test_nonsense_in_a_teachers_file_is_named_with_what_would_be_right(
 
 def test_a_normalization_of_pixels_up_to_255_is_refused_with_its_values_scaled() -> None:
     given = "{mean: [123.675], std: [58.395]}"
-    told = message(lambda: load_teacher("digits-resnet20", [f"dataset.normalisation={given}"]))
+    told = message(lambda: load_teacher("digits-resnet20", [f"dataset.normalization={given}"]))
     assert "mean is [123.675], but pixels are scaled to [0, 1]" in told
     assert "divided by 255: mean=[0.485]" in told
     given = "{mean: [0.5], std: [1.2]}"
-    told = message(lambda: load_teacher("digits-resnet20", [f"dataset.normalisation={given}"]))
+    told = message(lambda: load_teacher("digits-resnet20", [f"dataset.normalization={given}"]))
     assert "std is [1.2], but pixels are scaled" in told
     given = "{mean: [0.0], std: [1.0]}"
-    load_teacher("digits-resnet20", [f"dataset.normalisation={given}"])
+    load_teacher("digits-resnet20", [f"dataset.normalization={given}"])
 
 
 def test_the_largest_values_that_make_sense_are_accepted() -> None:
-    fine = ["views.augment.pad_px=90", "views.augment.flip=true", "views.evaluation={crop_px: 6}"]
+    fine = [
+        "views.augment.pad_px=90",
+        "views.augment.flip=true",
+        "views.evaluation={type: center-crop, crop_px: 6}",
+    ]
     assert load_teacher("digits-resnet20", fine).views.num_views == 65_522
     assert load_teacher("digits-resnet20", ["views.augment.pad_px=127"]).views.num_views == 65_025
     load_student("digits-resnet8", ["training.epochs=32"])
@@ -235,7 +251,7 @@ def test_milestones_that_an_override_of_the_epochs_puts_out_of_reach_are_refused
         ("methods.x=[{loss: kdd}]", "methods.x.0.loss: unknown loss; did you mean 'kd'?"),
         ("methods.x=3", "methods.x: Input should be a list (found 3)"),
         ("methods.kd.0=3", "methods.kd.0: Input should be a block of keys (found 3)"),
-        ("training.schedule={}", "training.schedule.kind: missing"),
+        ("training.schedule={}", "training.schedule.type: missing"),
         ("methods.x=[]", "methods.x: must not be empty"),
     ],
 )
@@ -282,7 +298,7 @@ def test_the_command_prints_yaml(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_override_of_the_other_file_is_refused_with_the_key_to_write() -> None:
-    for key in ("dataset.limit=6", "views={seed: 1}", "taps.means=uint8"):
+    for key in ("dataset.max_per_class=6", "views={seed: 1}", "taps.channel_means=uint8"):
         with pytest.raises(ConfigError, match="is a key of the teacher's file") as refusal:
             load_student("digits-resnet8", [key])
         assert refusal.value.fix == f"write teacher.{key}"

@@ -22,7 +22,7 @@ from teach_once.train.sessions.student import train_student
 from tests.support.caches.teacher_cache import make_cache, setup_of
 from tests.support.datasets.image_folders import write_image_folder
 
-MOMENTS = "normalisation: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
+MOMENTS = "normalization: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
 
 
 def told_by_pass(config: TeacherConfig, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -51,12 +51,12 @@ def test_a_teacher_far_from_its_published_error_is_noticed_after_the_pass(
     far = small_teacher("teacher.expected_error=90.0")
     told = told_by_pass(far, tmp_path, capsys)
     assert f"sets teacher.expected_error: 90.00 %, but {measured:.2f} % were measured" in told
-    for cause in ("dataset.normalisation", "classes of the weights are in another order"):
+    for cause in ("dataset.normalization", "classes of the weights are in another order"):
         assert cause not in told  # neither makes a teacher better than expected
     assert "the weights have been trained on these test images" in told
     monkeypatch.setattr("teach_once.precompute.pending._FAR_PERCENT", 0.0)
     told = told_by_pass(small_teacher("teacher.expected_error=0.0"), tmp_path, capsys)
-    assert "dataset.normalisation is not that of the teacher's training" in told
+    assert "dataset.normalization is not that of the teacher's training" in told
     assert "classes of the weights are in another order" in told
     assert "trained on these test images" not in told
     monkeypatch.undo()
@@ -111,13 +111,13 @@ def test_plan_pass_and_training_hint_at_a_slow_stem(
     save_atomically(build("resnet18", num_classes=2).state_dict(), weights)
     (tmp_path / "t.yaml").write_text(
         f"dataset: {{type: imagefolder, root: {data}, {MOMENTS}}}\n"
-        f"views: {{augment: {{kind: centre}}, count: 1}}\n"
+        f"views: {{augment: {{type: center-crop}}, count: 1}}\n"
         f"teacher: {{arch: resnet18, weights: {weights}}}\n"
-        f"taps: {{logits: float32, means: float32}}\n"
+        f"taps: {{logits: float32, channel_means: float32}}\n"
     )
     (tmp_path / "s.yaml").write_text(
         f"teacher: {tmp_path / 't.yaml'}\nstudent: {{arch: resnet18}}\n"
-        "training: {epochs: 1, batch_size: 4, learning_rate: 0.01, schedule: {kind: onecycle}}\n"
+        "training: {epochs: 1, batch_size: 4, learning_rate: 0.01, schedule: {type: onecycle}}\n"
         "methods: {ce: [{loss: ce}]}\n"
     )
     caches = ["--caches", str(tmp_path / "caches")]
@@ -165,11 +165,11 @@ def test_a_classifier_that_no_loss_ever_reaches_is_idle_for_good(
 def test_a_limit_that_keeps_every_sample_makes_no_other_cache(
     small_teacher: Callable[..., TeacherConfig], tmp_path: Path
 ) -> None:
-    whole = setup_of(small_teacher("dataset.limit=null"), tmp_path)
-    assert setup_of(small_teacher("dataset.limit=1000"), tmp_path).path == whole.path
-    cut = setup_of(small_teacher("dataset.limit=6"), tmp_path)
+    whole = setup_of(small_teacher("dataset.max_per_class=null"), tmp_path)
+    assert setup_of(small_teacher("dataset.max_per_class=1000"), tmp_path).path == whole.path
+    cut = setup_of(small_teacher("dataset.max_per_class=6"), tmp_path)
     assert cut.path != whole.path
-    assert cut.identity["dataset"]["limit"] == 6
+    assert cut.identity["dataset"]["max_per_class"] == 6
 
 
 def test_a_stem_where_there_is_none_makes_no_other_cache_and_no_other_run(

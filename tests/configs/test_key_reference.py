@@ -21,9 +21,9 @@ PAGE = ROOT / "docs" / "reference/config.md"
 # Keys that choose a variant of their block: they are the variants' headings, not rows.
 VARIANTS = {
     "dataset.type",
-    "views.augment.kind",
-    "training.schedule.kind",
-    "training.optimizer.kind",
+    "views.augment.type",
+    "training.schedule.type",
+    "training.optimizer.type",
 }
 BLOCKS = [each for each in vars(schema).values() if dataclasses.is_dataclass(each)]
 
@@ -53,8 +53,8 @@ def test_the_page_has_every_key_of_every_file_that_comes_with_the_project() -> N
     described = {row.split("`")[1] for row in rows} | VARIANTS
     used = {path for name in available("teacher") for path in paths_of(load_teacher(name))}
     used |= {path for name in available("student") for path in paths_of(load_student(name))}
-    of_kind_centre = {path.replace("views.evaluation.", "views.augment.") for path in used}
-    assert {path for path in of_kind_centre if not path.startswith("methods.")} <= described
+    of_kind_center = {path.replace("views.evaluation.", "views.augment.") for path in used}
+    assert {path for path in of_kind_center if not path.startswith("methods.")} <= described
 
 
 def test_the_page_has_every_loss_with_its_options() -> None:

@@ -40,7 +40,7 @@ def test_a_teachers_file_has_the_models_pixels_stages_and_true_bytes(
     save_atomically(build("timm:test_convnext", num_classes=2).state_dict(), weights)
     file = written(tmp_path, photographs, "test_convnext", str(weights))
     config = load_teacher(file)
-    assert config.dataset.normalisation.mean == (0.5, 0.5, 0.5)
+    assert config.dataset.normalization.mean == (0.5, 0.5, 0.5)
     assert config.views.augment.size_px == 160
     assert config.views.augment.interpolation == "bicubic"
     assert config.views.eval_transform.resize_px == int(160 / 0.95)
@@ -66,17 +66,17 @@ def test_what_a_model_cannot_give_is_left_out_and_said(
     config = load_teacher(file)
     assert config.taps.logits is None
     assert config.taps.embedding == "float16"
-    assert bool(config.taps.means) == (taps == "means")
+    assert bool(config.taps.channel_means) == (taps == "means")
 
 
 @pytest.mark.parametrize(
     ("model", "evaluation"),
     [
-        ("test_convnext", {"kind": "centre", "resize_px": 168, "crop_px": 160}),
-        ("dm_nfnet_f0", {"kind": "squash", "resize_px": 213, "crop_px": 192}),
+        ("test_convnext", {"type": "center-crop", "resize_px": 168, "crop_px": 160}),
+        ("dm_nfnet_f0", {"type": "squash", "resize_px": 213, "crop_px": 192}),
         (
             "deepseek_vit_412m_enc.deepseek_v4_flash_vision_exp",
-            {"kind": "border", "resize_px": 392, "crop_px": 392},
+            {"type": "border", "resize_px": 392, "crop_px": 392},
         ),
     ],
 )
@@ -86,8 +86,8 @@ def test_test_images_are_cropped_as_the_models_weights_were_tested(
     data = {"type": "imagefolder", "root": str(photographs)}
     draft = teach_once.new_teacher.Draft(f"timm:{model}", data, "timm:pretrained", 1)
     found = draft.config({"logits": "float16"})
-    color = tuple(round(255 * channel) for channel in found.dataset.normalisation.mean)
-    expected = evaluation | ({"fill": color} if evaluation["kind"] == "border" else {})
+    color = tuple(round(255 * channel) for channel in found.dataset.normalization.mean)
+    expected = evaluation | ({"fill": color} if evaluation["type"] == "border" else {})
     assert {key: getattr(found.views.eval_transform, key) for key in expected} == expected
 
 

@@ -17,14 +17,14 @@ from tests.support.caches.teacher_cache import make_cache, setup_of
 from tests.support.project import ROOT
 
 TEACHER = """
-dataset: {type: imagefolder, root: photos, normalisation: {mean: [0.5], std: [0.25]}}
-views: {augment: {kind: pad-crop-flip, pad_px: 1}, count: 1}
+dataset: {type: imagefolder, root: photos, normalization: {mean: [0.5], std: [0.25]}}
+views: {augment: {type: pad-crop-flip, pad_px: 1}, count: 1}
 teacher: {arch: resnet8, weights: weights/t.pt}
 """
 STUDENT = """
 teacher: t.yaml
 student: {arch: resnet8}
-training: {epochs: 1, batch_size: 4, learning_rate: 0.1, schedule: {kind: onecycle}}
+training: {epochs: 1, batch_size: 4, learning_rate: 0.1, schedule: {type: onecycle}}
 methods: {ce: [{loss: ce}]}
 """
 

@@ -39,7 +39,7 @@ def nothing_there(tmp_path: Path) -> list[str]:
 def test_the_plan_refuses_a_batch_that_is_too_small_for_all_processes(
     nothing_there: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = ["plan", "digits-resnet8", *nothing_there, "teacher.dataset.limit=6"]
+    plan = ["plan", "digits-resnet8", *nothing_there, "teacher.dataset.max_per_class=6"]
     assert cli([*plan, "--ranks", "5", "training.batch_size=8"]) == 2
     error = capsys.readouterr().err
     assert "does not have a sample for each of 5 processes" in error
@@ -54,7 +54,7 @@ def test_the_plan_refuses_a_batch_that_is_too_small_for_all_processes(
         (["--seeds", "a"], 'expected whole numbers, as in "0 1 2"'),
         (["--seeds", "²"], 'expected whole numbers, as in "0 1 2"'),
         (["--seeds", "18446744073709551616"], "is too large"),
-        (["--feed", "foo"], "'foo' is not one of"),
+        (["--placement", "foo"], "'foo' is not one of"),
         (["--methods", "kdd"], "unknown method 'kdd'"),
         (["--device", "cuda:77"], "device 'cuda:77' is not available"),
         (["--device", "gpu"], "device 'gpu' is unknown"),
@@ -65,7 +65,10 @@ def test_the_plan_refuses_a_batch_that_is_too_small_for_all_processes(
         ([f"student.arch={OWN}:without_arguments"], "cannot be built"),
         ([f"student.arch={OWN}:wide_kernel"], "cannot take images of 8x8"),
         (["student.connector=none"], "student.connector is none"),
-        (["--methods", "at", "teacher.taps.energy=null"], "methods.at needs the taps energy1"),
+        (
+            ["--methods", "at", "teacher.taps.attention=null"],
+            "methods.at needs the taps attention1",
+        ),
         (["methods.ce.0.start_epoch=41"], "this term would never act"),
         (["teacher.taps.stages=[layer1, layer9]"], "taps.stages: the network has no module"),
         (["teacher.taps.stages=[layer1, fc]", "teacher.taps.hint=null", "--methods", "ce"],
@@ -145,14 +148,19 @@ def test_make_refuses_variables_that_it_does_not_know(given: str, named: str) ->
 
 def test_make_takes_every_variable_that_it_shows() -> None:
     spaced = ["ARGS=a.b=1 c=[1,2]", "TEACHER=my photos.yaml"]
-    result = make("cache-teacher", *spaced, "WORKERS=2", "CACHES=/a b", "RECHECK=1")
+    result = make("cache-teacher", *spaced, "WORKERS=2", "CACHES=/a b", "FULL_CHECK=1")
     assert result.returncode == 0, result.stderr
     assert "cache-teacher 'my photos.yaml' --caches '/a b'" in result.stdout
     assert "--args='a.b=1 c=[1,2]'" in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("given", "option"), [("SHARE=1", "--share"), ("SHARE=0", "--no-share"), ("SHARE=", "")]
+    ("given", "option"),
+    [
+        ("SHARED_LOADING=1", "--shared-loading"),
+        ("SHARED_LOADING=0", "--no-shared-loading"),
+        ("SHARED_LOADING=", ""),
+    ],
 )
 def test_make_says_whether_runs_share_a_reading(given: str, option: str) -> None:
     command = next(
@@ -166,8 +174,8 @@ def test_make_says_whether_runs_share_a_reading(given: str, option: str) -> None
 @pytest.mark.parametrize("target", ["train-student", "ablation"])
 def test_make_checks_before_it_builds(target: str) -> None:
     jobs = ["JOBS=0", "SEEDS=a"] if target == "ablation" else []
-    shown = make(target, "FEED=foo", *jobs, "DEVICE=cuda", "WORKERS=3").stdout
-    for option in ("--feed 'foo'", "--device 'cuda'", "--workers '3'"):
+    shown = make(target, "PLACEMENT=foo", *jobs, "DEVICE=cuda", "WORKERS=3").stdout
+    for option in ("--placement 'foo'", "--device 'cuda'", "--workers '3'"):
         assert option in shown
     if target == "ablation":
         assert "--jobs '0'" in shown
@@ -211,9 +219,9 @@ def test_attention_maps_need_not_be_square(
     save_atomically(build("resnet8", num_classes=2).state_dict(), weights)
     teacher = small_teacher(
         f"dataset={{type: imagefolder, root: {data}, "
-        "normalisation: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}",
+        "normalization: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}",
         f"teacher.weights={weights}",
-        "taps.energy=float32",
+        "taps.attention=float32",
         "views.count=2",
     )
     make_cache(teacher, tmp_path / "caches", block_rows=2)

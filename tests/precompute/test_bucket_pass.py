@@ -71,7 +71,7 @@ def chunks_of(server: Server, cache: str) -> dict[str, bytes]:
 def test_from_the_plan_to_a_student(
     server: Server, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words += ["taps.logits={top: 3}", "taps.means=uint8"]  # with a certificate
+    words += ["taps.logits={top_k: 3}", "taps.channel_means=uint8"]  # with a certificate
     assert cli(to_bucket(words, "--plan")) == 0
     assert server.all_keys() == []
     assert f"{CACHES}/digits-resnet20-" in capsys.readouterr().out
@@ -125,8 +125,8 @@ def test_a_pass_resumes_grows_and_mends(
     assert store(["check", f"{CACHES}/{name}"]) == 1
     told = capsys.readouterr().out
     assert f"tap stage1, view 2, block 3, wrong checksum: s3://bucket/{key}" in told
-    assert f"precompute digits-resnet20 --caches={CACHES} --recheck\n" in told
-    assert cli(to_bucket(words, "--recheck")) == 0
+    assert f"precompute digits-resnet20 --caches={CACHES} --full-check\n" in told
+    assert cli(to_bucket(words, "--full-check")) == 0
     assert "damaged, will be computed again:\n  tap stage1, view 2, block 3" in (
         capsys.readouterr().out
     )
@@ -148,7 +148,7 @@ def test_the_command_that_an_error_names_mends_the_cache(
     assert verify(again) == 2
     told = capsys.readouterr().err
     assert f"wrong checksum: s3://bucket/{key}" in told
-    fix = re.search("fix: (.* --recheck)\n", told)
+    fix = re.search("fix: (.* --full-check)\n", told)
     assert fix is not None
     program, command, *arguments = shlex.split(fix[1])
     assert (program, command) == ("teach-once", "precompute")
@@ -161,7 +161,7 @@ def test_ranks_of_a_job_and_another_pass_make_one_cache_at_once(
     server: Server, words: list[str]
 ) -> None:
     command = ["precompute", *to_bucket(words)]
-    job = ["--job", "j", "--world", "2", "--rank"]
+    job = ["--job", "j", "--world-size", "2", "--rank"]
     passes = [start(*command, *more) for more in ([*job, "0"], [*job, "1"], [])]
     for each in passes:
         printed, errors = each.communicate(timeout=300)
@@ -205,10 +205,13 @@ def test_records_are_carried_over_from_and_to_a_bucket(
     assert cli(to_bucket(words)) == 0
     old = name_of(server)
     capsys.readouterr()
-    assert cli([*words, "--from", f"{CACHES}/{old}"]) == 0
+    assert cli([*words, "--reuse-from", f"{CACHES}/{old}"]) == 0
     assert f"copied 12 of 12 blocks from {CACHES}/{old}" in capsys.readouterr().out
     assert (
-        cli([CACHES + "/other" if w == "there" else w for w in words] + ["--from", f"there/{old}"])
+        cli(
+            [CACHES + "/other" if w == "there" else w for w in words]
+            + ["--reuse-from", f"there/{old}"]
+        )
         == 0
     )
     assert f"copied 12 of 12 blocks from there/{old}" in capsys.readouterr().out

@@ -214,11 +214,11 @@ def test_images_that_are_decoded_give_the_same_cache_too(
     _, teacher = configs_of(photographs, tmp_path / "teacher.pt", PLAIN)
     whole = make_cache(teacher, tmp_path / "whole", batch_size=8, block_rows=8)
     file = tmp_path / "photographs.yaml"
-    data = json.dumps({"type": "imagefolder", "root": str(photographs), "normalisation": NORM})
+    data = json.dumps({"type": "imagefolder", "root": str(photographs), "normalization": NORM})
     file.write_text(
         f"dataset: {data}\nviews: {json.dumps({'augment': PLAIN, 'seed': 0, 'count': 3})}\n"
         f"teacher: {{arch: resnet8, weights: {tmp_path / 'teacher.pt'}}}\n"
-        "taps: {logits: float32, means: float32}\n"
+        "taps: {logits: float32, channel_means: float32}\n"
     )
     words = [str(file), "--caches", str(tmp_path / "caches"), "--cluster", nodes.address]
     assert cli([*words, "--block-rows", "8", "--workers", "0"]) == 0
@@ -248,7 +248,7 @@ def test_a_plan_says_the_hours_of_all_workers_and_what_does_not_fit_is_refused(
     assert not list(tmp_path.glob("digits-*"))
     assert cli(command(folder, tmp_path, nodes, "--gpus-per-worker", "1")) == 2
     assert "no node of the cluster has 1 CPU and 1 GPU" in capfd.readouterr().err
-    assert cli(command(folder, tmp_path, nodes, "--world", "2", "--job", "a")) == 2
+    assert cli(command(folder, tmp_path, nodes, "--world-size", "2", "--job", "a")) == 2
     assert "exclude each other" in capfd.readouterr().err
 
 

@@ -24,7 +24,7 @@ def test_an_estimate_has_the_bytes_and_files_of_the_cache_that_is_then_made(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)  # which holds neither data nor weights
-    for override in ("taps.means=uint8", "taps.logits=uint8"):
+    for override in ("taps.channel_means=uint8", "taps.logits=uint8"):
         config = small_teacher(override)
         assert config.source is not None
         absent = [*config.source.overrides, "teacher.weights=absent.pt"]
@@ -60,7 +60,7 @@ def test_the_table_of_the_documents_is_what_the_command_prints(
         (["--samples", "60", "--classes", "10"], "--plan --samples 1281167 --classes 1000"),
         (["--plan", "--samples", "60"], "--plan --samples 1281167 --classes 1000"),
         (["--plan", "--samples", "60", "--classes", "10"], "add --image-px 32"),
-        ([*SIZES, "taps.logits={top: 10}"], "taps.logits.top is 10, but there are 10 classes"),
+        ([*SIZES, "taps.logits={top_k: 10}"], "taps.logits.top_k is 10, but there are 10 classes"),
     ],
 )
 def test_an_estimate_that_cannot_be_made_says_what_is_missing(

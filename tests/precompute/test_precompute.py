@@ -31,7 +31,7 @@ from teach_once.store import TeacherCache
 from teach_once.views.augment.crops import crop_and_flip
 from teach_once.views.augment.parameters import view_parameters
 from teach_once.views.datasets import load_dataset
-from teach_once.views.pixels.batches import normalise
+from teach_once.views.pixels.batches import normalize
 from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
 from tests.support.programs.processes import run, start
 from tests.support.project import ROOT
@@ -52,7 +52,7 @@ def means_of(stage: str, features: torch.Tensor) -> torch.Tensor:
 def test_a_record_does_not_depend_on_batch_or_block_size(
     small_teacher: Make, tmp_path: Path, batch_size: int, block_rows: int
 ) -> None:
-    config = small_teacher("taps.logits=float32", "taps.means=float32")
+    config = small_teacher("taps.logits=float32", "taps.channel_means=float32")
     usual = all_records(make_cache(config, tmp_path / "a", batch_size=256, block_rows=16))
     other = all_records(
         make_cache(config, tmp_path / "b", batch_size=batch_size, block_rows=block_rows)
@@ -65,7 +65,7 @@ def test_a_record_does_not_depend_on_batch_or_block_size(
 def test_records_are_the_teachers_outputs_on_exactly_those_views(
     small_teacher: Make, tmp_path: Path
 ) -> None:
-    config = small_teacher("taps.logits=float32", "taps.means=float32")
+    config = small_teacher("taps.logits=float32", "taps.channel_means=float32")
     cache = make_cache(config, tmp_path)
     data = load_dataset(config.dataset).train
     network = build("resnet8", num_classes=10, in_channels=1)
@@ -76,7 +76,7 @@ def test_records_are_the_teachers_outputs_on_exactly_those_views(
         pixels = torch.from_numpy(crop_and_flip(data.images, parameters, config.views.augment))
         stages = stage_modules("resnet8")
         with torch.no_grad(), read_stages(network, stages, means_of) as means:
-            logits = network(normalise(pixels, config.dataset.normalisation))
+            logits = network(normalize(pixels, config.dataset.normalization))
         found = cache.read_view(view)
         assert np.allclose(found["logits"], logits.numpy(), atol=1e-4)
         for stage, values in means.items():
@@ -112,7 +112,7 @@ def test_the_teachers_error_and_agreement_are_recorded(small_teacher: Make, tmp_
 
 def test_float16_taps_hold_the_rounded_float32_values(small_teacher: Make, tmp_path: Path) -> None:
     exact = all_records(
-        make_cache(small_teacher("taps.logits=float32", "taps.means=float32"), tmp_path)
+        make_cache(small_teacher("taps.logits=float32", "taps.channel_means=float32"), tmp_path)
     )
     rounded = all_records(make_cache(small_teacher(), tmp_path))
     for tap, values in rounded.items():
@@ -132,9 +132,9 @@ def command(config: TeacherConfig, caches: Path, *arguments: str) -> list[str]:
         "8",
         "teacher.arch=resnet8",
         f"teacher.weights={config.teacher.weights}",
-        "dataset.limit=6",
+        "dataset.max_per_class=6",
         "views.count=3",
-        "taps.energy=null",
+        "taps.attention=null",
         "taps.hint=null",
         *arguments,
     ]
@@ -244,7 +244,7 @@ def test_a_pass_stays_within_the_memory_that_its_plan_names(
         "digits-resnet20",
         "teacher.arch=resnet8",
         f"teacher.weights={teacher_weights}",
-        "dataset.limit=null",
+        "dataset.max_per_class=null",
         "--caches",
         str(tmp_path),
         "--device",
@@ -273,7 +273,7 @@ def test_a_long_pass_tries_batch_sizes_and_takes_the_fastest(
         tried.append(size)
         return rates[size]
 
-    config = small_teacher("dataset.limit=null", "views.count=1")  # 1,000 samples
+    config = small_teacher("dataset.max_per_class=null", "views.count=1")  # 1,000 samples
     teacher_pass = TeacherPass(setup_of(config, tmp_path), PassOptions(CPU))
     monkeypatch.setattr(trial_module, "measured_rate", rate_of)
     assert fastest_batch(teacher_pass) == (256, 200.0)

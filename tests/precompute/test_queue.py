@@ -14,7 +14,7 @@ from teach_once.store.write.pending_blocks import Work
 
 def test_block_queue_hands_out_every_block_once_with_views_of_the_same_samples() -> None:
     work = [Work(Block(v, b, 8 * b, 8 * b + 8), ("logits",)) for v in range(5) for b in range(3)]
-    work[7] = Work(work[7].block, ("energy",))
+    work[7] = Work(work[7].block, ("attention",))
     queue = BlockQueue(work, 3)
     assert (queue.num_blocks, queue.num_images) == (15, 120)
     found = list(iter(queue.take, []))

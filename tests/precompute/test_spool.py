@@ -130,7 +130,7 @@ class Killed(BaseException):
     """What a kill looks like from inside."""
 
 
-@pytest.mark.parametrize("mix", [None, {"kind": "cutmix"}])
+@pytest.mark.parametrize("mix", [None, {"type": "cutmix"}])
 def test_a_killed_pass_continues_with_the_next_sample_and_decodes_each_image_once(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mix: dict | None
 ) -> None:

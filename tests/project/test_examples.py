@@ -70,7 +70,7 @@ def test_the_recipe_of_the_examples_is_that_of_the_config(
     study_files: tuple[StudentConfig, Path],
 ) -> None:
     recipe, (ce, kd) = study_files[0].training, study_files[0].methods["kd"]
-    assert recipe.optimizer.kind == "sgd"
+    assert recipe.optimizer.type == "sgd"
     assert (recipe.momentum, recipe.nesterov, recipe.weight_decay) == (0.9, False, 5e-4)
     assert (ce.loss, ce.weight, kd.loss, kd.weight) == ("ce", 0.1, "kd", 0.9)
     assert kd.options == {"temperature": 4}

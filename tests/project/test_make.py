@@ -25,14 +25,14 @@ def test_make_alone_prints_every_target() -> None:
 
 
 def test_make_hands_overrides_on_to_both_stages() -> None:
-    overrides = "training.epochs=2 teacher.dataset.limit=3 a=[1,2]"
+    overrides = "training.epochs=2 teacher.dataset.max_per_class=3 a=[1,2]"
     shown = make("-n", "ablation", f"ARGS={overrides}").stdout
     assert shown.count(f" --args='{overrides}'") == 1
 
 
 def reads(target: str) -> list[str]:
     """The variables of which the Makefile says that the target reads them."""
-    refusal = make("-n", target, "BENCH=" if not target.startswith("bench") else "OUT=")
+    refusal = make("-n", target, "BENCH=" if not target.startswith("bench") else "EXPORT_DIR=")
     assert refusal.returncode == 2
     return refusal.stderr.partition("; it reads: ")[2].removesuffix(".  Stop.\n").split()
 
@@ -60,10 +60,10 @@ def test_make_env_installs_the_project_so_that_timm_can_be_imported(tmp_path: Pa
 
 
 SWITCHES = {
-    "RECHECK": "--recheck",
+    "FULL_CHECK": "--full-check",
     "TRAIN_TEACHER": "--train-teacher",
-    "REDO": "--redo",
-    "SHARE": "--share",
+    "RETRAIN": "--retrain",
+    "SHARED_LOADING": "--shared-loading",
 }
 
 
@@ -87,10 +87,10 @@ def test_a_target_uses_every_variable_that_it_reads_and_refuses_the_others(targe
         ("train-student", "METHODS=kd", "METHOD"),
         ("train-student export-student", "SEEDS=1", "SEED"),
         ("train-student", "TEACHER=digits-resnet20", "STUDENT"),
-        ("train-student", "JOBS=2", "GPUS"),
+        ("train-student", "JOBS=2", "NPROC"),
         ("cache-teacher", "STUDENT=digits-resnet8", "TEACHER"),
         ("list-caches", "CACHE=caches", "CACHES"),
-        ("export-student", "REDO=1", None),
+        ("export-student", "RETRAIN=1", None),
         ("test", "JOBS=2", None),
     ],
 )
@@ -105,15 +105,27 @@ def test_a_variable_that_the_target_does_not_read_is_refused_with_the_one_that_w
 
 
 def test_a_variable_that_any_of_several_targets_reads_is_taken() -> None:
-    result = make("-n", "train-student", "export-student", "METHOD=kd", "OUT=there", "REDO=1")
+    result = make(
+        "-n", "train-student", "export-student", "METHOD=kd", "EXPORT_DIR=there", "RETRAIN=1"
+    )
     assert result.returncode == 0
-    assert make("METHOD=kd", "OUT=there").returncode == 0  # `make` alone shows the settings
+    assert make("METHOD=kd", "EXPORT_DIR=there").returncode == 0  # `make` alone shows the settings
 
 
 @pytest.mark.parametrize("target", sorted(makefile_targets() - {"help"}))
 def test_whatever_a_variable_holds_reaches_the_programs_as_one_word(target: str) -> None:
     odd = "a 'b' \"c\" $(shell touch PWNED) `touch PWNED` ; # \\ ${HOME}"
-    names = ("TEACHER", "STUDENT", "METHOD", "CACHES", "RUNS", "OUT", "DEVICE", "ARGS", "CLUSTER")
+    names = (
+        "TEACHER",
+        "STUDENT",
+        "METHOD",
+        "CACHES",
+        "RUNS",
+        "EXPORT_DIR",
+        "DEVICE",
+        "ARGS",
+        "CLUSTER",
+    )
     given = sorted(set(names) & set(reads(target)))
     result = make("-n", target, *(f"{name}={name} {odd}" for name in given))
     assert result.returncode == 0, result.stderr
@@ -136,7 +148,9 @@ def test_nothing_that_a_students_file_says_reaches_make_or_a_shell(checkout: Pat
     (folder / name).write_text(yaml.safe_dump(teacher))
     student = yaml.safe_load((checkout / "configs/student/digits-resnet8.yaml").read_text())
     (folder / "s.yaml").write_text(yaml.safe_dump({**student, "teacher": name}))
-    overrides = "training.epochs=1 training.schedule={kind: onecycle} teacher.dataset.limit=4"
+    overrides = (
+        "training.epochs=1 training.schedule={type: onecycle} teacher.dataset.max_per_class=4"
+    )
     overrides += " teacher.views.count=1 teacher.training.epochs=1"
     settings = [f"STUDENT={folder.name}/s.yaml", "METHOD=kd", f"ARGS={overrides}"]
     result = make("train-student", *settings, "CACHES=my caches", cwd=checkout)
@@ -161,8 +175,8 @@ def test_make_train_student_does_everything_once(trained_checkout: Trained) -> N
     ("target", "settings", "printed"),
     [
         ("list-caches", [], "complete"),
-        ("check-cache", [], "is sound"),
-        ("verify-cache", ["ARGS=training.epochs=1"], "sound: 512 records"),
+        ("check-checksums", [], "is sound"),
+        ("check-recompute", ["ARGS=training.epochs=1"], "sound: 512 records"),
         pytest.param(
             "bench-store",
             ["ARGS=training.epochs=1", "BENCH=--slab-mb 4 --rounds 1"],
@@ -215,9 +229,9 @@ def test_make_hands_the_cluster_on() -> None:
 
 def test_gpus_is_the_number_of_processes_of_teacher_pass_and_student() -> None:
     for target in ("cache-teacher", "train-student", "ablation"):
-        assert "--nproc '8'" in make("-n", target, "GPUS=8").stdout
+        assert "--nproc '8'" in make("-n", target, "NPROC=8").stdout
         assert "--nproc" not in make("-n", target).stdout
-    odd = make("-n", "train-student", "GPUS=8 $(shell touch PWNED)").stdout.splitlines()
+    odd = make("-n", "train-student", "NPROC=8 $(shell touch PWNED)").stdout.splitlines()
     (words,) = (shlex.split(line) for line in odd if "--nproc" in line)
     assert words[words.index("--nproc") + 1] == "8 $(shell touch PWNED)"
     assert not (ROOT / "PWNED").exists()
@@ -227,9 +241,11 @@ def test_gpus_is_the_number_of_processes_of_teacher_pass_and_student() -> None:
 def test_several_processes_of_this_machine_train_the_teacher_fill_its_cache_and_train_a_student(
     checkout: Path,
 ) -> None:
-    settings = "training.epochs=1 training.schedule={kind: onecycle} teacher.training.epochs=1"
-    settings += " teacher.dataset.limit=4 teacher.views.count=1 teacher.training.limit=10"
-    asked = ["GPUS=2", "DEVICE=cpu", "METHOD=kd", f"ARGS={settings}"]
+    settings = "training.epochs=1 training.schedule={type: onecycle} teacher.training.epochs=1"
+    settings += (
+        " teacher.dataset.max_per_class=4 teacher.views.count=1 teacher.training.max_per_class=10"
+    )
+    asked = ["NPROC=2", "DEVICE=cpu", "METHOD=kd", f"ARGS={settings}"]
     result = make("train-student", *asked, cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("in each of 2 processes") == 2  # teacher and student
@@ -237,5 +253,5 @@ def test_several_processes_of_this_machine_train_the_teacher_fill_its_cache_and_
 
 
 def test_make_hands_every_tracker_on() -> None:
-    shown = make("-n", "train-student", "TRACK=wandb mlflow").stdout
-    assert "--track 'wandb' --track 'mlflow'" in shown
+    shown = make("-n", "train-student", "LOGGER=wandb mlflow").stdout
+    assert "--logger 'wandb' --logger 'mlflow'" in shown

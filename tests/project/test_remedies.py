@@ -85,7 +85,7 @@ def files(small_teacher: Callable[..., TeacherConfig], tmp_path: Path) -> Path:
     teacher.write_text(to_yaml(small_teacher(f"teacher.weights={weights}")))
     student = yaml.safe_load(to_yaml(load_student("digits-resnet8")))
     student["teacher"] = str(teacher)
-    student["training"] |= {"epochs": 2, "schedule": {"kind": "onecycle"}}
+    student["training"] |= {"epochs": 2, "schedule": {"type": "onecycle"}}
     (folder / "student.yaml").write_text(yaml.safe_dump(student))
     return folder
 
@@ -95,7 +95,12 @@ def call(files: Path, tmp_path: Path) -> list[str]:
     """Arguments of a run of that student with overrides of both files."""
     words = [str(files / "student.yaml"), "--caches", str(tmp_path / "my caches")]
     words += ["--runs", str(tmp_path / "runs"), "teacher.views.count=2"]
-    return [*words, "teacher.views.seed=7", "training.batch_size=16", "teacher.dataset.limit=5"]
+    return [
+        *words,
+        "teacher.views.seed=7",
+        "training.batch_size=16",
+        "teacher.dataset.max_per_class=5",
+    ]
 
 
 def told(call: list[str], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
@@ -141,7 +146,7 @@ def test_a_chunk_that_is_found_damaged_while_a_student_trains(
     chunk = next((tmp_path / "my caches").glob("*/teacher.zarr/logits/c.1.*"))
     damage(chunk)
     command = printed_command(told(run, capsys))
-    assert command.endswith("RECHECK=1")  # a large cache is not read whole without
+    assert command.endswith("FULL_CHECK=1")  # a large cache is not read whole without
     run_as_printed(command)
     assert teach_once.train.cli.commands.cli(run) == 0
 
@@ -215,7 +220,7 @@ def test_weights_that_were_trained_otherwise(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["teacher", str(files / "my teacher.yaml"), f"teacher.weights={tmp_path}/w.pt"]
-    words += ["training.epochs=1", "training.limit=2"]
+    words += ["training.epochs=1", "training.max_per_class=2"]
     assert teach_once.train.cli.commands.cli(words) == 0
     otherwise = [*words, "training.learning_rate=0.02"]
     run_as_printed(printed_command(told(otherwise, capsys)))
@@ -249,7 +254,7 @@ def test_an_export_of_weights_that_were_changed(
 def test_a_dataset_that_has_changed(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     run = ["student", *call, "--method", "kd"]
     run_as_printed(printed_command(told(run, capsys)))
-    smaller = [*run, "teacher.dataset.limit=4"]
+    smaller = [*run, "teacher.dataset.max_per_class=4"]
     run_as_printed(printed_command(told(smaller, capsys)))
     assert teach_once.train.cli.commands.cli(smaller) == 0
 
@@ -305,8 +310,8 @@ def test_the_reports_commands_repeat_the_words_of_the_user(
 @pytest.mark.parametrize(
     "override",
     [
-        "training.schedule={kind: onecycle, warmup_fraction: 0.25}",
-        "views.evaluation={crop_px: 8}",
+        "training.schedule={type: onecycle, warmup_fraction: 0.25}",
+        "views.evaluation={type: center-crop, crop_px: 8}",
         "teacher.weights=it's here.pt",
         "teacher.weights=$HOME/#1.pt",
         'teacher.weights="two  spaces.pt"',

@@ -89,7 +89,7 @@ def take_memory() -> int:
     return len(bytearray(2**31))
 
 
-def colour() -> int:
+def color() -> int:
     print("\x1b[31mred")
     return 0
 
@@ -120,7 +120,7 @@ def fail_without_a_word() -> int:
         (kill_itself, "ended by SIGSEGV"),
         (spin, "ended by SIG(KILL|XCPU)|no end after"),  # on a busy machine
         (take_memory, "MemoryError"),
-        (colour, "escape sequence"),
+        (color, "escape sequence"),
         (write_beside, "touches 'victim' outside"),
         (write_elsewhere, "changes 'PWNED'"),
         (tell_a_secret, "content of a foreign file"),

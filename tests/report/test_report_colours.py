@@ -1,4 +1,4 @@
-"""The colours of the report's lines, as seen with the three kinds of dichromacy."""
+"""The colors of the report's lines, as seen with the three kinds of dichromacy."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ SIGHTS = {
 TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 WHITE = TO_XYZ.sum(axis=1)
 SCHEMES = pytest.mark.parametrize(
-    ("colours", "paper"), [(LIGHT, LIGHT_PAPER), (DARK, DARK_PAPER)], ids=["light", "dark"]
+    ("colors", "paper"), [(LIGHT, LIGHT_PAPER), (DARK, DARK_PAPER)], ids=["light", "dark"]
 )
 
 
-def linear(colour: str) -> np.ndarray:
-    values = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+def linear(color: str) -> np.ndarray:
+    values = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
@@ -55,30 +55,30 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 
 def contrast(one: str, other: str) -> float:
     """WCAG 2: from 1 to 21."""
-    dark, bright = sorted(float(TO_XYZ[1] @ linear(colour)) for colour in (one, other))
+    dark, bright = sorted(float(TO_XYZ[1] @ linear(color)) for color in (one, other))
     return (bright + 0.05) / (dark + 0.05)
 
 
-def closest(colours: tuple[str, ...], sight: np.ndarray) -> float:
-    seen = [lab(np.clip(sight @ linear(colour), 0, 1)) for colour in colours]
+def closest(colors: tuple[str, ...], sight: np.ndarray) -> float:
+    seen = [lab(np.clip(sight @ linear(color), 0, 1)) for color in colors]
     return min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2))
 
 
 @pytest.mark.parametrize("sight", SIGHTS)
 @SCHEMES
-def test_any_two_colours_differ_with_any_sight(
-    colours: tuple[str, ...], paper: str, sight: str
+def test_any_two_colors_differ_with_any_sight(
+    colors: tuple[str, ...], paper: str, sight: str
 ) -> None:
-    assert closest(colours, SIGHTS[sight]) > 20  # 2.3 is just noticeable
+    assert closest(colors, SIGHTS[sight]) > 20  # 2.3 is just noticeable
 
 
 @SCHEMES
-def test_every_colour_stands_out_from_the_page(colours: tuple[str, ...], paper: str) -> None:
-    assert min(contrast(colour, paper) for colour in colours) >= 3
+def test_every_color_stands_out_from_the_page(colors: tuple[str, ...], paper: str) -> None:
+    assert min(contrast(color, paper) for color in colors) >= 3
     assert f"--paper: {paper};" in STYLE
 
 
-def test_the_measure_notices_colours_that_look_alike_to_some() -> None:
+def test_the_measure_notices_colors_that_look_alike_to_some() -> None:
     red_and_green = ("#b03a2e", "#6b6b00")
     assert closest(red_and_green, SIGHTS["normal"]) > 20
     assert closest(red_and_green, SIGHTS["deuteranopia"]) < 15

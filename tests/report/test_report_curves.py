@@ -150,7 +150,7 @@ def test_axes_of_epochs_tick_at_whole_numbers_and_those_of_seconds_need_not() ->
     runs = [run_of("kd", 0, [5.0, 5.0])]
     ticks = [
         [float(text.text or "") for text in ElementTree.fromstring(svg).iter(f"{SVG}text")
-         if text.get("class") == "centred" and re.fullmatch(r"[\d.]+", text.text or "")]
+         if text.get("class") == "centered" and re.fullmatch(r"[\d.]+", text.text or "")]
         for svg in (errors_by_epoch(runs), errors_by_time(runs))
     ]  # fmt: skip
     assert ticks[0] == [0, 1, 2]

@@ -119,8 +119,8 @@ def browse(text: str, tmp_path: Path, scheme: str) -> subprocess.CompletedProces
     )
 
 
-def rgb(colour: str) -> str:
-    return f"rgb({', '.join(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5))})"
+def rgb(color: str) -> str:
+    return f"rgb({', '.join(str(int(color[at : at + 2], 16)) for at in (1, 3, 5))})"
 
 
 def probed(tmp_path: Path, scheme: str) -> Any:
@@ -136,7 +136,7 @@ def probed(tmp_path: Path, scheme: str) -> Any:
 def test_a_browser_shows_sorts_and_switches_the_page_without_an_error(
     tmp_path: Path, scheme: str
 ) -> None:
-    colours, paper = (DARK, DARK_PAPER) if scheme == "dark" else (LIGHT, LIGHT_PAPER)
+    colors, paper = (DARK, DARK_PAPER) if scheme == "dark" else (LIGHT, LIGHT_PAPER)
     names = [row.method for row in rows_of(page_runs())]
     for width, seen in probed(tmp_path, scheme).items():
         size = "narrow" if width == "390" else "wide"
@@ -145,7 +145,7 @@ def test_a_browser_shows_sorts_and_switches_the_page_without_an_error(
             assert each["after_the_switch"] == [f"{size} by-time"]
             assert (each["overlaps"], each["cut"], each["wide"]) == (False, False, False)
             assert each["paper"] == rgb(paper)
-            assert each["lines"] == [rgb(colours[n % len(colours)]) for n in range(len(names))]
+            assert each["lines"] == [rgb(colors[n % len(colors)]) for n in range(len(names))]
         assert seen["still"]["buttons"] == 0
         by_error = sorted(["teacher", *names], key=mean_errors().__getitem__)
         assert seen["by_error"][0][1] == by_error

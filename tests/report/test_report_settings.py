@@ -15,7 +15,7 @@ from teach_once.train.runs.folder import distinct_settings, settings_key
 # ---- runs with other settings
 
 
-def test_runs_of_other_settings_are_rows_of_their_own_labelled_by_what_differs(
+def test_runs_of_other_settings_are_rows_of_their_own_labeled_by_what_differs(
     write_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (0, 1):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from teach_once.configs.schema import Centre, Normalisation, TeacherConfig, ViewsConfig
+from teach_once.configs.schema import CenterCrop, Normalization, TeacherConfig, ViewsConfig
 from teach_once.precompute.command import cli as precompute
 from teach_once.runtime.command.options import Compute
 from teach_once.runtime.errors import DeviceError
@@ -191,7 +191,7 @@ def test_each_rank_of_a_pass_takes_its_own_gpu(
     )
     weights = small_teacher().teacher.weights
     call = ["digits-resnet20", "teacher.arch=resnet8", f"teacher.weights={weights}"]
-    call += ["--caches", str(tmp_path), "--job", "j", "--rank", "6", "--world", "8"]
+    call += ["--caches", str(tmp_path), "--job", "j", "--rank", "6", "--world-size", "8"]
     if told == "by torchrun":  # on the second of two machines
         monkeypatch.setenv("LOCAL_RANK", "2")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
@@ -210,7 +210,7 @@ def test_a_device_that_is_missing_is_an_error_before_anything_starts(
     gpus(0)
     study = make_study()
     call = ["digits-resnet8", "--caches", str(tmp_path / "caches"), "--runs", str(tmp_path / "r")]
-    call += ["--device", device, "teacher.teacher.arch=resnet8", "teacher.dataset.limit=6"]
+    call += ["--device", device, "teacher.teacher.arch=resnet8", "teacher.dataset.max_per_class=6"]
     call += [f"teacher.teacher.weights={study.teacher.teacher.weights}", "teacher.views.count=3"]
     for command in (["student", "--method", "kd"], ["ablation", "--methods", "kd"]):
         assert train([*command[:1], *call, *command[1:]]) == 2
@@ -262,8 +262,10 @@ def photographs_of(count: int, size: int) -> Split:
 
 def test_test_images_are_held_once() -> None:
     split, size = photographs_of(1500, 96), 1500 * 80 * 80 * 3
-    views = ViewsConfig(augment=Centre(), evaluation=Centre(resize_px=88, crop_px=80), count=1)
-    rgb = Normalisation(mean=(0.5,) * 3, std=(0.25,) * 3)
+    views = ViewsConfig(
+        augment=CenterCrop(), evaluation=CenterCrop(resize_px=88, crop_px=80), count=1
+    )
+    rgb = Normalization(mean=(0.5,) * 3, std=(0.25,) * 3)
     tracemalloc.start()
     pixels = evaluation_pixels(split, views, rgb, CPU, 0)
     _, peak = tracemalloc.get_traced_memory()

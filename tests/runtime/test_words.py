@@ -12,7 +12,7 @@ from teach_once.runtime.command.make_args import split_words, with_words
     [
         ("", []),
         ("  a=1\n b=[1,2]\t", ["a=1", "b=[1,2]"]),
-        ("a={kind: onecycle, x: [1, 2]} b=2", ["a={kind: onecycle, x: [1, 2]}", "b=2"]),
+        ("a={type: onecycle, x: [1, 2]} b=2", ["a={type: onecycle, x: [1, 2]}", "b=2"]),
         ("root=\"my 'own' [photos\" b='x y'", ["root=\"my 'own' [photos\"", "b='x y'"]),
         ("a={never closed b=2", ["a={never closed b=2"]),
         ("a=$(touch x) b=`c`", ["a=$(touch", "x)", "b=`c`"]),

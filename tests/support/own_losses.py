@@ -37,7 +37,7 @@ def spread(batch: Batch) -> Tensor:
 
 
 @loss_term()
-def centred(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def centered(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Knows the whole batch by the mean of its logits."""
     ours, theirs = (each - each.mean(dim=0) for each in (student_logits, teacher_logits.float()))
     return (ours - theirs).square().mean()

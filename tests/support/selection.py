@@ -15,7 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 QUICK = {
     *("test_layout", "test_imports", "test_configs", "test_identity", "test_seeds", "test_draws"),
     *("test_losses", "test_terms", "test_schedule", "test_store", "test_format"),
-    *("test_quantise", "test_topk", "test_augment", "test_cached_teacher", "test_teacher_outputs"),
+    *("test_quantize", "test_topk", "test_augment", "test_cached_teacher", "test_teacher_outputs"),
     *("test_taps", "test_maps", "test_train", "test_checkpoints", "test_recorder", "test_report"),
     *("test_files", "test_certify", "test_commit_log_contract", "test_place_contract"),
 }

@@ -44,10 +44,10 @@ def overrides_of(weights: Path) -> list[str]:
         f"teacher.weights={weights}",
         "taps.stages=[body]",
         "taps.logits=float32",
-        "taps.means=float32",
-        "taps.energy=null",
+        "taps.channel_means=float32",
+        "taps.attention=null",
         "taps.hint=null",
-        "dataset.limit=16",
+        "dataset.max_per_class=16",
         "views.count=3",
         "training=null",
     ]

@@ -15,7 +15,11 @@ from teach_once.precompute.command import cli as precompute
 from teach_once.train.cli.commands import cli as train
 from tests.support.project import ROOT
 
-SMALL = ["teacher.training.epochs=1", "teacher.training.limit=10", "teacher.training.batch_size=20"]
+SMALL = [
+    "teacher.training.epochs=1",
+    "teacher.training.max_per_class=10",
+    "teacher.training.batch_size=20",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -23,15 +23,15 @@ from teach_once.runtime.machine.resources import num_ranks
 from teach_once.runtime.safe.text import visible
 from teach_once.train.cli.options import (
     CpusPerRun,
-    FeedOption,
     GpusPerRun,
     Jobs,
+    Logger,
     Methods,
-    Redo,
+    PlacementOption,
+    Retrain,
     Seeds,
-    ShareReading,
+    SharedLoading,
     StudyStorage,
-    Track,
 )
 from teach_once.train.cli.plan import (
     ALL_FINISHED,
@@ -56,7 +56,7 @@ class Execution:
     """How the runs of a study are executed: one after the other, side by side, or on a cluster."""
 
     jobs: Jobs = 1
-    share: ShareReading = None
+    share: SharedLoading = None
     cluster: ClusterAddress = None
     cpus_per_run: CpusPerRun = 1
     gpus_per_run: GpusPerRun = None
@@ -71,7 +71,7 @@ class Execution:
             )
         if self.cluster and (self.jobs > 1 or self.share):
             raise TrainError(
-                "on a cluster each run is a task: --jobs and --share are for one machine"
+                "on a cluster each run is a task: --jobs and --shared-loading are for one machine"
             )
 
 
@@ -84,11 +84,11 @@ class StudyRequest:
     methods: Methods = ""
     seeds: Seeds = "0"
     storage: StudyStorage = StudyStorage()
-    feed: FeedOption = "auto"
+    placement: PlacementOption = "auto"
 
     def open_runs(self) -> list[Run]:
         """Open the study and return the runs that are asked for: all seeds of each method."""
-        study = open_named_study(self.name, self.overrides, self.storage, self.feed)
+        study = open_named_study(self.name, self.overrides, self.storage, self.placement)
         methods = self.methods.split() or list(study.config.methods)
         return [study.run(method, seed) for method in methods for seed in parse_seeds(self.seeds)]
 
@@ -98,15 +98,15 @@ class AblationRequest(StudyRequest):
     """The same runs, and how they are trained."""
 
     seeds: Seeds = "0 1 2"
-    redo: Redo = False
+    retrain: Retrain = False
     compute: Compute = Compute()
     execution: Execution = Execution()
-    track: Track = None
+    loggers: Logger = None
 
     def check(self) -> None:
         """Raise TrainError or ConfigError for what is wrong before any file is opened."""
         self.execution.check()
-        check_trackers(self.track or ())
+        check_trackers(self.loggers or ())
         parse_seeds(self.seeds)
 
 
@@ -130,7 +130,7 @@ def train_study(request: AblationRequest, console: Console) -> StudyResult:
     """Train the runs that are not finished yet. Raises as `run_ablation` does."""
     request.check()
     runs, how = request.open_runs(), request.execution
-    if request.redo:
+    if request.retrain:
         begin_again(runs, request.compute.device)
     if all(run.is_finished for run in runs):
         console.print(f"all {len(runs)} runs are finished: nothing to train.")
@@ -142,7 +142,7 @@ def train_study(request: AblationRequest, console: Console) -> StudyResult:
         failures = run_ablation(
             runs,
             request.compute,
-            Recording(track=request.track or (), console=console),
+            Recording(loggers=request.loggers or (), console=console),
             jobs=how.jobs,
             share=how.share,
             cluster=connection,
@@ -159,7 +159,9 @@ def check_study(request: StudyRequest, device: str, console: Console) -> None:
     config, teacher = open_configs(request.name, request.overrides)
     methods = request.methods.split() or list(config.methods)
     local = request.storage.local()
-    found = check_runs(config, teacher, methods, seeds, local, feed=request.feed, device=device)
+    found = check_runs(
+        config, teacher, methods, seeds, local, placement=request.placement, device=device
+    )
     if found != ALL_FINISHED and (hint := slow_precision(config, teacher, local.caches, device)):
         console.print(hint)
     which = f"{', '.join(methods)} with seed {' '.join(map(str, seeds))}"

@@ -3,12 +3,12 @@
 python -m train teacher NAME|PATH [--retrain] [key=value ...]
 python -m train ablation NAME|PATH [--seeds "0 1 2"] [--methods "ce kd"] [key=value ...]
 python -m train check NAME|PATH [--methods "ce kd"] [key=value ...]
-python -m train export NAME|PATH FOLDER [--method M] [--seed S] [--which best] [key=value ...]
+python -m train export NAME|PATH FOLDER [--method M] [--seed S] [--checkpoint best] [key=value ...]
 python -m train verify FOLDER
 python -m train plan NAME|PATH [--method M] [--seed S] [--no-trial] [key=value ...]
 python -m train runs [STUDENT] [--remove [--yes]]
 
-Overrides that begin with `teacher.` change the teacher's file: teacher.dataset.limit=200.
+Overrides that begin with `teacher.` change the teacher's file: teacher.dataset.max_per_class=200.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from teach_once.train.cli.exports import export, list_runs, verify
 from teach_once.train.cli.options import (
     CheckpointMinutes,
     CompleteCaches,
+    Logger,
     RanksOption,
-    Redo,
-    Track,
+    Retrain,
     TrainTeacher,
 )
 from teach_once.train.cli.plan import LiveRunRequest, RunRequest, print_plan
@@ -64,16 +64,16 @@ app = new_app("Train students from a cache; train teachers; look at runs.")
 def student(
     request: LiveRunRequest,
     compute: Compute,
-    redo: Redo = False,
+    retrain: Retrain = False,
     checkpoint_minutes: CheckpointMinutes = 10.0,
-    track: Track = None,
+    loggers: Logger = None,
 ) -> None:
     """Train one student from the cache; under runtime.launch or torchrun, in several processes.
 
     Whoever reaches the port of torchrun's c10d rendezvous can run programs as you: open it to the
     machines of the job only. runtime.launch, for one machine, opens none that others reach.
     """
-    train_single(request, compute, Recording(checkpoint_minutes, track or ()), redo=redo)
+    train_single(request, compute, Recording(checkpoint_minutes, loggers or ()), retrain=retrain)
 
 
 @app.command()
@@ -88,14 +88,14 @@ def teacher(
     caches: CompleteCaches = None,
     mirror: MirrorFolder = MIRROR,
     mirror_gb: MirrorSize = MIRROR_GB,
-    track: Track = None,
+    loggers: Logger = None,
 ) -> None:
     """Train a teacher's weights as its config's training block says, unless they exist."""
-    check_trackers(track or ())
+    check_trackers(loggers or ())
     with joined(compute.device) as ranks:
         choose_mirror(mirror, mirror_gb)
         folder = caches and local_folder(caches, mirror, mirror_gb)
-        recording = Recording(track=track or (), console=console_of(ranks))
+        recording = Recording(loggers=loggers or (), console=console_of(ranks))
         for teacher_name, changes in teachers_of(name, overrides, of_student=of_student):
             config = load_teacher(teacher_name, changes)
             train_missing_weights(

@@ -19,13 +19,13 @@ from teach_once.runtime.command.options import (
     takes_option_groups,
 )
 from teach_once.train.cli.options import (
+    Checkpoint,
     Method,
     RemoveRuns,
     Runs,
     Seed,
     StudyStorage,
     Superseded,
-    Which,
 )
 from teach_once.train.cli.plan import open_named_study
 from teach_once.train.errors import TrainError
@@ -40,7 +40,7 @@ def export(
     overrides: Overrides = None,
     method: Method = "cd+gkd+edt",
     seed: Seed = 0,
-    which: Which = "best",
+    checkpoint: Checkpoint = "best",
     storage: StudyStorage = StudyStorage(),
     device: Device = "auto",
 ) -> None:
@@ -50,7 +50,7 @@ def export(
     from teach_once.train.recording.export import export_student, weights_of
     from teach_once.train.runs.files import EMA
 
-    exported = weights_of(run, which)
+    exported = weights_of(run, checkpoint)
     cards = export_student(run, exported, folder, device=device)
     for weights, card in zip(exported, cards, strict=True):
         new_console().print(

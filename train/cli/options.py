@@ -22,15 +22,15 @@ Seed = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
 Runs = Annotated[Path, typer.Option(help="folder that holds the runs")]
-FeedOption = Annotated[
+PlacementOption = Annotated[
     Literal["auto", "device", "host", "window"],
     typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="runs to train side by side")]
-ShareReading = Annotated[
+SharedLoading = Annotated[
     bool | None,
     typer.Option(
-        "--share/--no-share",
+        "--shared-loading/--no-shared-loading",
         help="whether runs with the same seed are trained together, from one reading of the "
         "images; default: where images are read for every epoch",
         show_default=False,
@@ -46,15 +46,16 @@ GpusPerRun = Annotated[
         min=0, help="GPUs of each run on a cluster, as in 0.5; default: 1 if it has any GPU"
     ),
 ]
-Redo = Annotated[
+Retrain = Annotated[
     bool,
     typer.Option(
         help="train finished runs again; the old result stays until the new one is finished"
     ),
 ]
-Track = Annotated[
+Logger = Annotated[
     list[str] | None,
     typer.Option(
+        "--logger",
         metavar="|".join(TRACKERS),
         help="also send the figures of each epoch there; may be given several times",
     ),
@@ -79,7 +80,9 @@ TrainTeacher = Annotated[
         "--train-teacher", help="train even if it takes over ten minutes of processor time"
     ),
 ]
-Which = Annotated[Literal["best", "last"], typer.Option(help="export the weights of this epoch")]
+Checkpoint = Annotated[
+    Literal["best", "last"], typer.Option(help="export the weights of this epoch")
+]
 RemoveRuns = Annotated[bool, typer.Option("--remove", help="delete unfinished runs, after asking")]
 Superseded = Annotated[
     bool,

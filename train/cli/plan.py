@@ -31,17 +31,17 @@ from teach_once.store.read.mirror import shown_path
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import open_source
 from teach_once.train.cli.options import (
-    FeedOption,
     LiveBatchNorm,
     LiveTeacher,
     Method,
+    PlacementOption,
     Seed,
     StudyStorage,
 )
 from teach_once.train.engine.idle_ranks import check_idle_ranks
 from teach_once.train.errors import TrainError
 from teach_once.train.method.connector_ends import check_ends
-from teach_once.train.outputs.shuffle_buffer import Feed
+from teach_once.train.outputs.shuffle_buffer import PlacementChoice
 from teach_once.train.runs.study import MOST_SEED, Run, Study, open_study, refuse_unknown_method
 from teach_once.train.runs.teachers import tap_names, teacher_configs, teacher_identity
 from teach_once.views.augment.augment import view_shape
@@ -61,7 +61,7 @@ def open_named_study(
     name: str,
     overrides: list[str] | None,
     storage: StudyStorage,
-    feed: Feed = "auto",
+    placement: PlacementChoice = "auto",
     reads_outputs: bool = True,
 ) -> Study:
     """Open the study of a student's config. Raises what `open_configs` and `open_study` raise."""
@@ -73,7 +73,7 @@ def open_named_study(
         caches_dir=local.caches,
         runs_dir=local.runs,
         cache_path=local.cache,
-        feed=feed,
+        placement=placement,
         reads_outputs=reads_outputs,
     )
 
@@ -87,11 +87,11 @@ class RunRequest:
     method: Method = "cd+gkd+edt"
     seed: Seed = 0
     storage: StudyStorage = StudyStorage()
-    feed: FeedOption = "auto"
+    placement: PlacementOption = "auto"
 
     def open_run(self) -> Run:
         """Open the study and the run. Raises as `open_named_study` does."""
-        study = open_named_study(self.name, self.overrides, self.storage, self.feed)
+        study = open_named_study(self.name, self.overrides, self.storage, self.placement)
         return study.run(self.method, self.seed)
 
 
@@ -132,7 +132,7 @@ def check_runs(
     seeds: Sequence[int],
     storage: StudyStorage,
     *,
-    feed: Feed = "auto",
+    placement: PlacementChoice = "auto",
     device: str,
     ranks: int = 1,
 ) -> str:
@@ -146,7 +146,7 @@ def check_runs(
         refuse_unknown_method(config, method)
     study: Study | None = None
     try:
-        study = _open_local(config, teacher, storage, feed)
+        study = _open_local(config, teacher, storage, placement)
     except CacheError:
         pass
     else:
@@ -171,7 +171,7 @@ def check_runs(
 
 
 def _open_local(
-    config: StudentConfig, teacher: TeacherConfig, storage: StudyStorage, feed: Feed
+    config: StudentConfig, teacher: TeacherConfig, storage: StudyStorage, placement: PlacementChoice
 ) -> Study:
     return open_study(
         config,
@@ -179,7 +179,7 @@ def _open_local(
         caches_dir=storage.caches,
         runs_dir=storage.runs,
         cache_path=storage.cache,
-        feed=feed,
+        placement=placement,
     )
 
 
@@ -209,12 +209,16 @@ def print_plan(
     ranks: processes that will train it together. Raises as `check_runs` does.
     """
     config, teacher = open_configs(request.name, request.overrides)
-    method, seed, feed = request.method, request.seed, request.feed
+    method, seed, placement = request.method, request.seed, request.placement
     local = request.storage.local()
-    check_runs(config, teacher, [method], [seed], local, feed=feed, device=device, ranks=ranks)
+    check_runs(
+        config, teacher, [method], [seed], local, placement=placement, device=device, ranks=ranks
+    )
     tried_on = device if has_trial else None
     console.print(
-        *plan_lines(config, teacher, method, seed, local, feed=feed, device=tried_on, ranks=ranks),
+        *plan_lines(
+            config, teacher, method, seed, local, placement=placement, device=tried_on, ranks=ranks
+        ),
         sep="\n",
     )
 
@@ -226,7 +230,7 @@ def plan_lines(
     seed: int,
     storage: StudyStorage,
     *,
-    feed: Feed = "auto",
+    placement: PlacementChoice = "auto",
     device: str | None = None,
     ranks: int = 1,
 ) -> list[str]:
@@ -244,7 +248,7 @@ def plan_lines(
     if ranks > 1:
         passes += f", by {ranks} processes"
     try:
-        study = _open_local(config, teacher, storage, feed)
+        study = _open_local(config, teacher, storage, placement)
     except CacheError:
         if storage.cache is not None:
             raise
@@ -351,7 +355,7 @@ def _weights_line(teacher: TeacherConfig) -> str:
         return f"teacher  to download: {teacher.teacher.weights}"
     if teacher.training is None:
         return f"teacher  missing: {weights}, and the config has no training block to train it with"
-    limit = teacher.training.limit
+    limit = teacher.training.max_per_class
     images = f"at most {limit:,} images per class" if limit else "all training images"
     return (
         f"teacher  to train: {images} x {teacher.training.epochs} epochs through "

@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 
 def train_single(
-    request: RunRequest, compute: Compute, recording: Recording, *, redo: bool = False
+    request: RunRequest, compute: Compute, recording: Recording, *, retrain: bool = False
 ) -> None:
-    """Train a run, or resume it, and print its result. redo: train a finished one again.
+    """Train a run, or resume it, and print its result. retrain: train a finished one again.
 
     With several processes each of them calls this, and the first one prints and writes. Raises as
     `train.sessions.student.train_run` does; with several processes only the first one to fail
     raises, and the others end with its exit status.
     """
-    check_trackers(recording.track)
+    check_trackers(recording.loggers)
     with joined(compute.device) as ranks:
         console, is_first = console_of(ranks), ranks is None or ranks.is_first
         run = request.open_run()
-        if redo and is_first:
+        if retrain and is_first:
             begin_again([run], compute.device)
         if ranks is not None:
             ranks.barrier()  # they look at the run's files, which the first one may have moved

@@ -27,7 +27,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from teach_once.configs.schema import Training
-from teach_once.nets.networks.sync_batch_norm import synchronised
+from teach_once.nets.networks.sync_batch_norm import synchronized
 from teach_once.train.engine.idle_ranks import check_idle_ranks
 from teach_once.train.engine.ranks import Ranks
 from teach_once.train.engine.step import ActiveTerm, forward_pass, weighted_sum
@@ -44,7 +44,7 @@ def convert_sync_batchnorm(network: nn.Module, training: Training, ranks: Ranks)
     Raises ArchError where it cannot.
     """
     if not ranks.is_alone and training.batch_norm == "sync":
-        synchronised(network)
+        synchronized(network)
 
 
 def wrap_ddp(train_state: TrainState, num_samples: int) -> TrainState:

@@ -12,14 +12,18 @@ from teach_once.train.errors import TrainError
 def check_idle_ranks(training: Training, num_samples: int, world: int) -> None:
     """Raise TrainError where one of `world` processes would get too few samples of some batch.
 
-    num_samples: of an epoch. A process needs one of each part of a batch; two where it normalises
+    num_samples: of an epoch. A process needs one of each part of a batch; two where it normalizes
     its own slice, whose variance batch norm takes.
     """
     if world == 1 or _all_busy(training, training.batch_size, num_samples, world):
         return
     larger = range(training.batch_size + 1, num_samples + 1)
     better = next((n for n in larger if _all_busy(training, n, num_samples, world)), None)
-    parts = f" and training.accumulate {training.accumulate}" if training.accumulate > 1 else ""
+    parts = (
+        f" and training.gradient_accumulation {training.gradient_accumulation}"
+        if training.gradient_accumulation > 1
+        else ""
+    )
     least = _least(training)
     needs = "a sample" if least == 1 else f"{least} samples, for its own batch norm,"
     raise TrainError(
@@ -39,4 +43,4 @@ def _all_busy(training: Training, batch_size: int, num_samples: int, world: int)
     """Whether the whole batches and the smaller one of an epoch's end have enough for all."""
     sizes = (min(batch_size, num_samples), num_samples % batch_size)
     least = world * _least(training)
-    return all(size // training.accumulate >= least for size in sizes if size)
+    return all(size // training.gradient_accumulation >= least for size in sizes if size)

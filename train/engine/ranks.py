@@ -253,7 +253,7 @@ def _require_own_gpus(device: str) -> None:
     if processes > gpus and not _has_gpu_of_its_own(gpus):
         raise TrainError(
             f"{processes} processes of this machine need a GPU each, and torch sees {gpus}",
-            fix=f"as many processes as GPUs, with make: GPUS={gpus}; or --device cpu",
+            fix=f"as many processes as GPUs, with make: NPROC={gpus}; or --device cpu",
         )
 
 

@@ -1,7 +1,7 @@
 """Which samples of an epoch's batches each rank takes.
 
-A batch is first cut into the parts of `training.accumulate`, then each part into one slice per
-rank, so that batch norm and losses over several samples see what they see in one process.
+A batch is first cut into the parts of `training.gradient_accumulation`, then each part into one
+slice per rank, so that batch norm and losses over several samples see what they see in one process.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def _update(train_state: TrainState) -> None:
     """Change the weights by the gradients that were added up."""
     if not train_state.freeze_idle_classifier:
         _fill_missing_gradients(train_state.network)
-    if (longest := train_state.training.clip_gradient_norm) is not None:
+    if (longest := train_state.training.max_grad_norm) is not None:
         train_state.scaler.unscale_(train_state.optimizer)
         nn.utils.clip_grad_norm_(train_state.parameters(), longest)
     train_state.scaler.step(train_state.optimizer)
@@ -181,7 +181,7 @@ def _run_connectors(train_state: TrainState, terms: Sequence[ActiveTerm]) -> Con
 def _fill_missing_gradients(network: nn.Module) -> None:
     """Give parameters that no loss reaches a gradient of zero, so that weight decay acts on them.
 
-    Without it the optimiser leaves them as they are. The original implementation multiplies idle
+    Without it the optimizer leaves them as they are. The original implementation multiplies idle
     terms by zero instead of leaving them out, which shrinks its classifier in a CD-only warm-up.
     """
     for parameter in network.parameters():

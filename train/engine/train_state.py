@@ -53,7 +53,7 @@ class TrainState:
 
     @property
     def slices(self) -> Slices:
-        return Slices(self.ranks, self.training.batch_size, self.training.accumulate)
+        return Slices(self.ranks, self.training.batch_size, self.training.gradient_accumulation)
 
     @property
     def precision(self) -> str:
@@ -66,7 +66,7 @@ class TrainState:
             module.training = False
 
     def parameters(self) -> list[nn.Parameter]:
-        """All that the optimiser changes."""
+        """All that the optimizer changes."""
         return [each for group in self.optimizer.param_groups for each in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy the tensors of a state that fits (see `train.recording.checkpoint`) into one's own.
 
-        The optimiser's settings are the config's, whatever the state says of them.
+        The optimizer's settings are the config's, whatever the state says of them.
         """
         self.network.load_state_dict(state["network"])
         if self.connectors:
@@ -98,7 +98,7 @@ class TrainState:
             self.average.load_state_dict(state["average"])
 
     def _like_parameters(self, state: Mapping[int, Mapping[str, Tensor]]) -> dict[int, Any]:
-        """Copies of the optimiser's tensors, laid out in memory as their parameters are."""
+        """Copies of the optimizer's tensors, laid out in memory as their parameters are."""
         parameters = self.parameters()
         return {
             index: {
@@ -188,7 +188,9 @@ def capture_maps(train_state: TrainState, pixels: Pixels, batch_size: int) -> It
 
 def _try_batches(train_state: TrainState, pixels: Pixels, batch_size: int) -> set[str]:
     """The stages whose maps are changed in place, found with blank images."""
-    is_alone = not _all_have_company(len(pixels), batch_size, train_state.training.accumulate)
+    is_alone = not _all_have_company(
+        len(pixels), batch_size, train_state.training.gradient_accumulation
+    )
     if not train_state.stages and not is_alone:
         return set()
     try:
@@ -197,7 +199,7 @@ def _try_batches(train_state: TrainState, pixels: Pixels, batch_size: int) -> se
         if not is_alone:
             raise
         raise _lone_sample(
-            len(pixels), batch_size, train_state.training.accumulate, error
+            len(pixels), batch_size, train_state.training.gradient_accumulation, error
         ) from None
 
 
@@ -236,7 +238,7 @@ def _lone_sample(
 ) -> TrainError:
     larger = range(batch_size + 1, num_samples + 1)
     better = next((n for n in larger if _all_have_company(num_samples, n, num_parts)), None)
-    parts = f" and training.accumulate {num_parts}" if num_parts > 1 else ""
+    parts = f" and training.gradient_accumulation {num_parts}" if num_parts > 1 else ""
     last = "some part of the last batch" if num_parts > 1 else "the last batch of an epoch"
     return TrainError(
         f"training.batch_size is {batch_size}{parts}, so {last} is a single sample of "

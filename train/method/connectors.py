@@ -176,7 +176,7 @@ def connectors_for(
     every = student_shapes(network, student_stages(student, terms), image_shape)
     shapes = {stage: shape for stage, shape in every.items() if stage not in PARTS}
     wanted = {tap: taps[tap].shape[0] for tap in in_order(taps, "stage")}
-    if "energy" in outputs:
+    if "attention" in outputs:
         _check_count(shapes, wanted)
         _check_sizes(shapes, taps)
     if not outputs & {"means", "hint", "pre_logits", "parts"}:
@@ -292,7 +292,7 @@ def _check_count(student: Mapping[str, object], teacher: Mapping[str, object]) -
 def _check_sizes(shapes: Mapping[str, tuple[int, ...]], taps: Mapping[str, TapSpec]) -> None:
     """A cache knows how many positions an attention map has, not its height and width."""
     for stage, (_, height, width) in shapes.items():
-        positions = taps[Tap("energy", stage).name].shape[0]
+        positions = taps[Tap("attention", stage).name].shape[0]
         if size_like(height, width, positions) is None:
             raise StageMismatch(
                 f"at: {stage} is {height}x{width} in the student and has {positions} positions in "

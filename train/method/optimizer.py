@@ -1,4 +1,4 @@
-"""What changes the weights: the optimiser with its groups of parameters, the scale of float16
+"""What changes the weights: the optimizer with its groups of parameters, the scale of float16
 losses, and the moving average of the weights.
 
 All three are torch's own. `train.engine.step` shows how they act in a step.
@@ -60,8 +60,8 @@ def parameter_groups(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     known = set(started)
     for is_decayed, parameter in _trainable(modules):
-        decays = is_decayed or training.decay_norms_and_biases
-        factor = training.init_rate_factor if parameter in known else 1.0
+        decays = is_decayed or training.weight_decay_norm_bias
+        factor = training.pretrained_lr_factor if parameter in known else 1.0
         key = (training.weight_decay if decays else 0.0, factor)
         groups.setdefault(key, []).append(parameter)
     return [

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from teach_once.configs.schema import Normalisation
+from teach_once.configs.schema import Normalization
 from teach_once.nets.teacher.taps import in_order
 from teach_once.train.method.ensemble_taps import number_stages
 from teach_once.train.outputs.teacher_outputs import Ids, TeacherOutputs
@@ -31,14 +31,14 @@ class TeacherEnsemble(TeacherOutputs):
         sources: Sequence[TeacherOutputs],
         weights: Sequence[float],
         num_stages: Sequence[int],
-        normalisations: Sequence[Normalisation] = (),
+        normalizations: Sequence[Normalization] = (),
     ) -> None:
-        """normalisations: of each teacher, where networks run on the student's inputs, which have
+        """normalizations: of each teacher, where networks run on the student's inputs, which have
         the first one's; empty where outputs are read from caches.
         """
         self._sources, self._weights = sources, weights
         self._stages = number_stages(num_stages)
-        self._normalisations = normalisations
+        self._normalizations = normalizations
         self._rescalings: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
         self.where = "; ".join(dict.fromkeys(source.where for source in sources))
 
@@ -71,7 +71,7 @@ class TeacherEnsemble(TeacherOutputs):
 
     def _normalize(self, batch: ViewBatch, number: int) -> ViewBatch:
         """Return the batch in the normalization of teacher `number`."""
-        if not self._normalisations or self._normalisations[number] == self._normalisations[0]:
+        if not self._normalizations or self._normalizations[number] == self._normalizations[0]:
             return batch
         mean, std, their_mean, their_std = self._rescaling(number, batch.inputs.device)
         return replace(batch, inputs=(batch.inputs * std + mean - their_mean) / their_std)
@@ -82,7 +82,7 @@ class TeacherEnsemble(TeacherOutputs):
         Copied to the device once, since copying numbers there in each step would wait for it.
         """
         if (number, device) not in self._rescalings:
-            ours, theirs = self._normalisations[0], self._normalisations[number]
+            ours, theirs = self._normalizations[0], self._normalizations[number]
             self._rescalings[number, device] = tuple(
                 torch.tensor(values, device=device).reshape(1, -1, 1, 1)
                 for values in (ours.mean, ours.std, theirs.mean, theirs.std)

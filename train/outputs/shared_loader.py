@@ -171,5 +171,5 @@ class Unchanged:
             raise TrainError(
                 f"a network or a loss of another run has changed {self._what} in place, which the "
                 f"runs share",
-                fix="train without sharing: SHARE=0, or --no-share",
+                fix="train without sharing: SHARED_LOADING=0, or --no-shared-loading",
             )

@@ -27,7 +27,7 @@ from teach_once.views.seeds import permutation
 Ids = NDArray[np.int64]
 
 # Where a view's teacher outputs are held while its epoch runs; see `train.outputs.teacher_outputs`.
-Feed = Literal["auto", "device", "host", "window"]
+PlacementChoice = Literal["auto", "device", "host", "window"]
 
 _SLABS_SHARE = 0.5  # of the memory for two views; beyond it a window of blocks is held
 _WINDOW_SHARE = 0.125  # of the memory for one window; two are held
@@ -35,14 +35,16 @@ _WINDOWS_PER_EPOCH = 8  # at least, where a window is asked for
 _BLOCKS_SEED_OFFSET = 2**63  # keeps the order of blocks apart from that of samples
 
 
-def window_rows(cache: TeacherCache, taps: Collection[str], feed: Feed) -> int | None:
+def window_rows(
+    cache: TeacherCache, taps: Collection[str], placement: PlacementChoice
+) -> int | None:
     """How many samples are shuffled at a time, reading these taps; None: all of them.
 
     A window is used where it is asked for, or where two views fill the memory.
     """
     row_bytes, memory = record_bytes(cache, taps), total_memory()
     is_too_large = 2 * row_bytes * cache.num_samples > memory * _SLABS_SHARE
-    if not row_bytes or not (feed == "window" or (feed == "auto" and is_too_large)):
+    if not row_bytes or not (placement == "window" or (placement == "auto" and is_too_large)):
         return None
     affordable = int(memory * _WINDOW_SHARE / row_bytes)
     rows = min(affordable, -(-cache.num_samples // _WINDOWS_PER_EPOCH))

@@ -2,7 +2,7 @@
 
 A plain dict of tensors and numbers, with a checksum over all of them and the run's identity. Read
 back, every number has its type and range, every tensor the shape and type of the run's own, and
-the best epoch is the one that the metrics give: the fused optimiser believes the shapes it is
+the best epoch is the one that the metrics give: the fused optimizer believes the shapes it is
 given, and other numbers would be trained on in silence.
 """
 
@@ -133,7 +133,7 @@ def build_checkpoint(
 
 
 def checkpoint_digest(state: Mapping[str, Any]) -> str:
-    """Over all of a checkpoint but the optimiser's settings, which are never read from it."""
+    """Over all of a checkpoint but the optimizer's settings, which are never read from it."""
     covered = {key: value for key, value in state.items() if key != _CHECKSUM}
     return content_sha256(covered | {"optimizer": state["optimizer"]["state"]})
 

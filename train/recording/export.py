@@ -1,8 +1,8 @@
 """A trained student for use elsewhere: a plain state dict, a torch.export program, and their card.
 
 student.pt     the network's own keys, which the constructor of its architecture loads
-student.pt2    torch.export, for any batch size: normalised float32 (B, C, H, W) -> logits (B, K)
-student.json   architecture, classes, normalisation, errors, where it comes from, and checksums
+student.pt2    torch.export, for any batch size: normalized float32 (B, C, H, W) -> logits (B, K)
+student.json   architecture, classes, normalization, errors, where it comes from, and checksums
 student-ema.*  the same of averaged weights, where the recipe has them
 
 The weights are compared with the checksum that the run's summary has of them, and the program must
@@ -94,7 +94,7 @@ def _exported(run: Run, which: Which, weights: Path, folder: Path, device: str) 
     _refuse_other(plain_file, run, which)
     network = _loaded(run, plain_file).to(picked)
     test = evaluation_pixels(
-        study.dataset.test, study.teacher.views, study.teacher.dataset.normalisation, picked
+        study.dataset.test, study.teacher.views, study.teacher.dataset.normalization, picked
     )
     errors = evaluate(network, test, run.training.precision, picked)
     plain = network.cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -169,7 +169,7 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
         "options": dict(student.options),
         **({"two_of": as_plain(thinner(student))} if is_pair(run.terms) else {}),
         "classes": list(study.dataset.class_names),
-        "normalisation": as_plain(study.teacher.dataset.normalisation),
+        "normalization": as_plain(study.teacher.dataset.normalization),
         "shown": as_plain(study.teacher.views.eval_transform),
         "method": run.method,
         "seed": run.seed,

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 class Recording:
     """Checkpoints and metrics of a run: made once by a command and handed on whole.
 
-    checkpoint_minutes: between checkpoints within an epoch. track: the trackers that receive the
+    checkpoint_minutes: between checkpoints within an epoch. loggers: the trackers that receive the
     metrics, see `train.recording.tracking`. console: prints each epoch; None: nothing is printed.
     on_epoch: called with the metrics of each epoch.
     """
 
     checkpoint_minutes: float = 10.0
-    track: Sequence[str] = ()
+    loggers: Sequence[str] = ()
     console: Console | None = None
     on_epoch: Callable[[EpochResult], None] | None = None
 
@@ -31,4 +31,4 @@ class Recording:
         """Return the same on rank 0, and a recording that reports nothing on the other ranks."""
         if ranks.is_first:
             return self
-        return replace(self, track=(), console=None, on_epoch=None)
+        return replace(self, loggers=(), console=None, on_epoch=None)

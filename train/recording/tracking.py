@@ -56,10 +56,10 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raise TrainError where a tracker's package is not installed."""
     for name in names:
         if name not in TRACKERS:
-            raise TrainError(f"no tracker {name!r}", fix=f"--track {'|'.join(TRACKERS)}")
+            raise TrainError(f"no tracker {name!r}", fix=f"--logger {'|'.join(TRACKERS)}")
         if importlib.util.find_spec(name) is None:
             package = _DISTRIBUTIONS.get(name, name)
-            raise TrainError(f"--track {name}: not installed", fix=pip_install(package))
+            raise TrainError(f"--logger {name}: not installed", fix=pip_install(package))
 
 
 def epoch_scalars(result: EpochResult) -> dict[str, float]:
@@ -129,7 +129,8 @@ def _opened(name: str, run: AnyRun, first_epoch: int, ids: dict[str, str]) -> Tr
         raise
     except Exception as error:
         raise TrainError(
-            f"--track {name}: {one_line(error, 600)}", fix=f"set it up, or leave out --track {name}"
+            f"--logger {name}: {one_line(error, 600)}",
+            fix=f"set it up, or leave out --logger {name}",
         ) from error
 
 

@@ -60,7 +60,7 @@ class TapsOfTeacher:
     def of_config(cls, teacher: TeacherConfig, caches_dir: Path) -> TapsOfTeacher:
         """The taps that a pass would store."""
         logits, stages = teacher.taps.logits, list(teacher_stages(teacher))
-        top = logits.top if isinstance(logits, TopLogits) else None
+        top = logits.top_k if isinstance(logits, TopLogits) else None
         lacks = f"the teacher's file {teacher.name} leaves out"
         return cls(teacher, stages, tap_names(teacher), top, lacks, caches_dir)
 
@@ -246,7 +246,7 @@ def format_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[s
         "hint",
         "embedding",
         *stages,
-        *(Tap("energy", stage).name for stage in stages),
+        *(Tap("attention", stage).name for stage in stages),
     }
     if unknown := sorted(set().union(*missing.values()) - possible):
         known = ", ".join(sorted(possible))
@@ -261,8 +261,8 @@ def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) ->
     middle = stages[len(stages) // 2] if stages else "stage1"
     return [
         *(["taps.logits=float16"] if kinds & {"logits", "correct"} else []),
-        *(["taps.means=float16"] if "stage" in kinds else []),
-        *(["taps.energy=float16"] if "energy" in kinds else []),
+        *(["taps.channel_means=float16"] if "stage" in kinds else []),
+        *(["taps.attention=float16"] if "attention" in kinds else []),
         *([f"taps.hint.stage={middle}"] if "hint" in kinds else []),
         *(["taps.embedding=float16"] if "embedding" in kinds else []),
     ]

@@ -99,7 +99,7 @@ def _shortened(settings: Sequence[str]) -> list[str]:
 
 
 _FOLDER = re.compile(
-    r"(?P<label>.+)-seed(?P<seed>[0-9]+)-(?P<digits>[0-9a-f]{8})(?P<again>\.redo)?"
+    r"(?P<label>.+)-seed(?P<seed>[0-9]+)-(?P<digits>[0-9a-f]{8})(?P<again>\.retrain)?"
 )
 
 
@@ -342,7 +342,7 @@ def remove_run(folder: Path) -> None:
 
 def repetition_of(folder: Path) -> Path:
     """Where the finished run in `folder` is trained again, until it takes that place."""
-    return folder.with_name(f"{folder.name}.redo")
+    return folder.with_name(f"{folder.name}.retrain")
 
 
 def _read_run(folder: Path) -> FoundRun | None:

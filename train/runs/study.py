@@ -34,7 +34,7 @@ from teach_once.store.identity import identity_sha256
 from teach_once.store.read.reader import TeacherCache
 from teach_once.train.errors import TrainError
 from teach_once.train.method.connector_ends import linear_connectors
-from teach_once.train.outputs.shuffle_buffer import Feed, record_bytes, window_rows
+from teach_once.train.outputs.shuffle_buffer import PlacementChoice, record_bytes, window_rows
 from teach_once.train.runs.files import RUN_FILE, read_result, read_run
 from teach_once.train.runs.folder import changes_since, repetition_of
 from teach_once.train.runs.teachers import (
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 def recipe_identity(training: Training, ranks: int | None = None) -> dict[str, Any]:
     """The recipe as plain data: all of it that decides what a network becomes.
 
-    How many processes train together decides something only where each one normalises its own slice
+    How many processes train together decides something only where each one normalizes its own slice
     of a batch; then it is here as "ranks". To a single process `batch_norm` makes no difference.
     ranks: how many; None: as many as this process was started with.
     """
@@ -91,7 +91,7 @@ def pair_identity(config: StudentConfig, terms: Sequence[LossTerm]) -> dict[str,
     which once was ignored. Loads torch only for such networks.
     """
     thinner = config.student.thinner
-    if config.training.decay_norms_and_biases or thinner is None:
+    if config.training.weight_decay_norm_bias or thinner is None:
         return {}
     if not thinner.arch.startswith(("timm:", "python:")):
         return {}
@@ -120,7 +120,7 @@ class Study:
     teachers: tuple[StudyTeacher, ...]
     dataset: Dataset
     runs_dir: Path
-    feed: Feed = "auto"
+    placement: PlacementChoice = "auto"
     _pixels: dict[tuple[torch.device, int | None], DatasetPixels] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -146,10 +146,10 @@ class Study:
     def window_rows(self, taps: Collection[str]) -> int | None:
         """How many samples are shuffled at a time, reading these taps; None: all of them."""
         if len(self.teachers) == 1:
-            return window_rows(self.cache, taps, self.feed)
-        if self.feed == "window":
+            return window_rows(self.cache, taps, self.placement)
+        if self.placement == "window":
             raise TrainError(
-                "the outputs of several teachers cannot be read in windows", fix="FEED=auto"
+                "the outputs of several teachers cannot be read in windows", fix="PLACEMENT=auto"
             )
         return None
 
@@ -163,9 +163,9 @@ class Study:
         key = device, num_workers
         if key not in self._pixels:
             self._pixels.clear()  # of another device
-            normalisation = self.teacher.dataset.normalisation
+            normalization = self.teacher.dataset.normalization
             pixels = open_dataset_pixels(
-                self.dataset, self.teacher.views, normalisation, device, num_workers
+                self.dataset, self.teacher.views, normalization, device, num_workers
             )
             train = verified_pixels(pixels.train, self.dataset, self.cache, self.teacher)
             self._pixels[key] = pixels._replace(train=train)
@@ -379,7 +379,7 @@ def open_study(
     caches_dir: Path,
     runs_dir: Path,
     cache_path: Path | None = None,
-    feed: Feed = "auto",
+    placement: PlacementChoice = "auto",
     reads_outputs: bool = True,
 ) -> Study:
     """Find the caches, check that they belong to these teachers and pixels, and check the config.
@@ -396,7 +396,7 @@ def open_study(
     views = views_used(config, teacher) if reads_outputs else 1
     with refusing_too_many_views(views_used(config, teacher), teacher, caches_dir):
         teachers = open_teachers(config, teacher, dataset, views, caches_dir, cache_path)
-    return Study(config, teachers, dataset, runs_dir, feed)
+    return Study(config, teachers, dataset, runs_dir, placement)
 
 
 def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:

@@ -204,11 +204,11 @@ def refuse_other_views(
 ) -> None:
     """Raise TrainError where two teachers see other images, labels or views.
 
-    Each has its own normalisation, as the student has the first one's.
+    Each has its own normalization, as the student has the first one's.
     """
     ours, found = views_identity(first, dataset), views_identity(other, theirs)
     for identity in (ours, found):
-        del identity["dataset"]["normalisation"]
+        del identity["dataset"]["normalization"]
     ours["dataset"]["classes"] = list(dataset.class_names)
     found["dataset"]["classes"] = list(theirs.class_names)
     if differing := differences(ours, found):
@@ -224,7 +224,7 @@ def refuse_unmergeable(method: str, taps: Collection[str], looked_at: Collection
 
     taps: names, or groups of names as losses give them. looked_at: parts of the student.
     """
-    single = sorted({*taps} - _MERGEABLE | {*looked_at} & {"embedding", "energy", "hint"})
+    single = sorted({*taps} - _MERGEABLE | {*looked_at} & {"embedding", "attention", "hint"})
     if single:
         raise TrainError(
             f"methods.{method} needs {', '.join(single)}, which several teachers do not have "

@@ -131,7 +131,7 @@ class TeacherRun:
 
 def load_teacher_data(config: TeacherConfig, training: TeacherTraining) -> Dataset:
     """The dataset with the teacher's own limit: it may have seen more than its students will."""
-    return load_dataset(dataclasses.replace(config.dataset, limit=training.limit))
+    return load_dataset(dataclasses.replace(config.dataset, max_per_class=training.max_per_class))
 
 
 def training_settings(
@@ -143,7 +143,7 @@ def training_settings(
     """What decides the weights of a teacher trained here; ranks: see `train.runs.study`."""
     plain = as_plain(config)
     training = recipe_identity(recipe, ranks) | init_identity(recipe.init)
-    del training["evaluate_every"]  # decides nothing about the weights
+    del training["eval_every"]  # decides nothing about the weights
     if not training["compile"]:
         del training["compile"]
     source = arch_source(config.teacher.arch)
@@ -153,7 +153,7 @@ def training_settings(
         **({"source": source} if source else {}),
         **({"options": dict(config.teacher.options)} if config.teacher.options else {}),
         "dataset_digest": dataset_digest,
-        "normalisation": plain["dataset"]["normalisation"],
+        "normalization": plain["dataset"]["normalization"],
         "augment": augment_identity(config.views),
         "views_seed": plain["views"]["seed"],
         "training": training,
@@ -169,7 +169,7 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
     """The weights file that the config names; None if it is missing.
 
     Weights trained here (their sha256 is in the summary beside them) must have been trained as the
-    `training:` block says, on these data, normalised as here, with this arch and stem: otherwise
+    `training:` block says, on these data, normalized as here, with this arch and stem: otherwise
     they are not what the config promises, and TeacherExists names the differences. Augmentation and
     the views' seed decide a training too, but such weights are as good a teacher on other views:
     they are used, with a note. So are those whose network's file has been edited, and a file that

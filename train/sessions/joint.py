@@ -1,6 +1,6 @@
 """Several students of one study trained in turn, batch by batch, from one reading of the images.
 
-Runs with the same seed see the same batches in the same order. Each has its own student, optimiser,
+Runs with the same seed see the same batches in the same order. Each has its own student, optimizer,
 metrics and checkpoints, and ends as it would alone, bit for bit on a CPU. Those that were stopped
 at different steps catch up first: it is the run furthest behind that takes the next step.
 
@@ -114,7 +114,7 @@ def _in_turn(
 def shared_feed(
     runs: Sequence[Run], device: torch.device, num_workers: int | None
 ) -> Iterator[Callable[[Run], TrainContext]]:
-    """While open, gives each of the runs its context; all of them read from one feed."""
+    """While open, gives each of the runs its context; all of them read from one placement."""
     study = runs[0].study
     train, validation, test = study.pixels(device, num_workers)
     shared = DatasetPixels(

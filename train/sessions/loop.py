@@ -120,7 +120,7 @@ class RunTraining:
         ) as recorder:
             first, epochs = recorder.first_epoch, run.training.epochs
             is_resumed = first > 1 or recorder.partial is not None
-            with tracking(recording.track, run, first, console, is_resumed=is_resumed) as log:
+            with tracking(recording.loggers, run, first, console, is_resumed=is_resumed) as log:
                 printer = EpochPrinter(epochs, first, console, classifier_epoch(run.terms, epochs))
                 print_other_threads(recorder, state.device, console)
 
@@ -201,7 +201,7 @@ class _Epoch:
 def _test(network: nn.Module, context: TrainContext, epoch: int) -> Generator[None, None, Tested]:
     """Errors on the test and the validation split, in the epochs that are tested."""
     training, train_state, data = context.run.training, context.train_state, context.data
-    if epoch % training.evaluate_every and epoch != training.epochs:
+    if epoch % training.eval_every and epoch != training.epochs:
         return Tested(None, None)
 
     def errors_on(pixels: Pixels) -> Generator[None, None, ErrorRates]:

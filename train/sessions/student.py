@@ -72,14 +72,14 @@ def train_student(
     checkpoint_minutes: float = 10.0,
     console: Console | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
-    track: Sequence[str] = (),
+    loggers: Sequence[str] = (),
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train one student, or resume an unfinished run; returns the summary.
 
     As `train_run`, for callers that have no command line: see there, and `Recording`.
     """
-    recording = Recording(checkpoint_minutes, track, console, on_epoch)
+    recording = Recording(checkpoint_minutes, loggers, console, on_epoch)
     return train_run(run, Compute(device, num_workers), recording, ranks)
 
 
@@ -186,7 +186,7 @@ def _fresh_networks(run: Run) -> tuple[nn.Module, Connectors | None]:
 
 
 def train_state_bytes(run: Run) -> int:
-    """Of a student's weights, their gradients, the optimiser's numbers and the average."""
+    """Of a student's weights, their gradients, the optimizer's numbers and the average."""
     network, connectors = _fresh_networks(run)
     weights = sum(_bytes_of(each) for each in (network, connectors) if each is not None)
     momenta = 2 if isinstance(run.training.optimizer, AdamW) else 1
@@ -236,12 +236,12 @@ def _teacher_outputs(
     ]
     if len(sources) == 1:
         return sources[0]
-    normalisations = [each.config.dataset.normalisation for each in study.teachers]
+    normalizations = [each.config.dataset.normalization for each in study.teachers]
     return TeacherEnsemble(
         sources,
         [each.weight for each in study.teachers],
         [len(each.stages) for each in study.teachers],
-        normalisations if run.live_teacher else (),
+        normalizations if run.live_teacher else (),
     )
 
 
@@ -256,8 +256,8 @@ def cached_outputs(
     """Open these taps of a cache in the run's placement; each of `num_ranks` keeps its samples."""
     if (rows := run.window_rows) is not None:
         return WindowedTeacher(cache, taps, device, rows)
-    feed, fraction = run.study.feed, 1 / num_ranks
-    asked: Placement | None = feed if feed in ("device", "host") else None
+    placement, fraction = run.study.placement, 1 / num_ranks
+    asked: Placement | None = placement if placement in ("device", "host") else None
     placement = asked or choose_placement(int(view_bytes(cache, taps) * fraction), device)
     return CachedTeacher(cache, taps, device, placement, fraction=fraction)
 

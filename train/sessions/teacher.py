@@ -63,8 +63,8 @@ def train_teacher(
     for hint in run.dataset.hints:
         console.print(hint)
     check_arch(config.teacher.arch)
-    normalisation = config.dataset.normalisation
-    data = open_dataset_pixels(run.dataset, run.views, normalisation, picked, compute.workers)
+    normalization = config.dataset.normalization
+    data = open_dataset_pixels(run.dataset, run.views, normalization, picked, compute.workers)
     if limit_hours is not None and not run.has_checkpoint:
         hours = _hours(_open_context(run, data, picked, ranks))
         cost = format_duration(hours) + " of processor time" * (picked.type == "cpu")

@@ -51,8 +51,8 @@ def try_run(run: Run, device: torch.device) -> Trial:
     All terms of the method act, with the teacher's outputs for some other samples.
     """
     study = run.study
-    views, normalisation = study.teacher.views, study.teacher.dataset.normalisation
-    pixels = open_pixels(study.dataset.train, views, normalisation, device)
+    views, normalization = study.teacher.views, study.teacher.dataset.normalization
+    pixels = open_pixels(study.dataset.train, views, normalization, device)
     context = open_context(run, device, data=DatasetPixels(pixels, None, pixels))
     context.teacher.close()
     context = replace(context, teacher=_some_outputs(run, device))
@@ -76,7 +76,7 @@ def first_losses(run: Run, device: torch.device) -> dict[str, float]:
     """
     study = run.study
     pixels = open_pixels(
-        study.dataset.train, study.teacher.views, study.teacher.dataset.normalisation, device
+        study.dataset.train, study.teacher.views, study.teacher.dataset.normalization, device
     )
     context = open_context(run, device, data=DatasetPixels(pixels, None, pixels))
     context.teacher.close()

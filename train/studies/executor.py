@@ -18,7 +18,7 @@ from teach_once.runtime.command.options import Compute
 from teach_once.runtime.errors import Stopped, UserError
 from teach_once.store.place.mirror_folder import MirrorFolder, use_mirror, used_mirror
 from teach_once.store.read.mirror import Mirror, attach_again, attached
-from teach_once.train.outputs.shuffle_buffer import Feed
+from teach_once.train.outputs.shuffle_buffer import PlacementChoice
 from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Run, Study, open_study
 
@@ -104,7 +104,7 @@ class StudyRecipe:
     teacher: TeacherConfig
     cache_path: Path
     runs_dir: Path
-    feed: Feed
+    placement: PlacementChoice
     mirrors: dict[Path, Mirror]
     mirror: MirrorFolder
 
@@ -112,7 +112,9 @@ class StudyRecipe:
     def of(cls, study: Study) -> StudyRecipe:
         config = replace(study.config, num_views=study.num_views)
         path, mirrors = study.cache.path, attached()
-        return cls(config, study.teacher, path, study.runs_dir, study.feed, mirrors, used_mirror())
+        return cls(
+            config, study.teacher, path, study.runs_dir, study.placement, mirrors, used_mirror()
+        )
 
     def open(self) -> Study:
         attach_again(self.mirrors)
@@ -123,5 +125,5 @@ class StudyRecipe:
             caches_dir=self.cache_path.parent,
             runs_dir=self.runs_dir,
             cache_path=self.cache_path,
-            feed=self.feed,
+            placement=self.placement,
         )

@@ -83,8 +83,8 @@ def _results_of(future: Future[list[str]], num_runs: int) -> list[str]:
 def _pass_on(futures: Iterable[Future[list[str]]]) -> None:
     """Let the processes save their checkpoints, as they do on SIGTERM, and wait for them.
 
-    Runs that have not begun end at once, in the processes. They are not cancelled: Python 3.11
-    prints a traceback where it finds a cancelled one in a pool of which a process has died.
+    Runs that have not begun end at once, in the processes. They are not canceled: Python 3.11
+    prints a traceback where it finds a canceled one in a pool of which a process has died.
     """
     for process in multiprocessing.active_children():
         process.terminate()

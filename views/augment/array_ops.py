@@ -55,16 +55,16 @@ def as_uint8(values: Array) -> Array:
     return values.astype(np.uint8) if isinstance(values, np.ndarray) else values.byte()
 
 
-def colour_like(images: Array, colour: tuple[int, ...]) -> Array:
-    """A colour as (C,) uint8 on the device of `images`."""
+def color_like(images: Array, color: tuple[int, ...]) -> Array:
+    """A color as (C,) uint8 on the device of `images`."""
     if isinstance(images, np.ndarray):
-        return np.array(colour, dtype=np.uint8)
-    return _colour_on(images.device, colour)
+        return np.array(color, dtype=np.uint8)
+    return _color_on(images.device, color)
 
 
 @functools.lru_cache(maxsize=16)
-def _colour_on(device: torch.device, colour: tuple[int, ...]) -> torch.Tensor:
+def _color_on(device: torch.device, color: tuple[int, ...]) -> torch.Tensor:
     """Kept on the device: a copy per step would make it wait."""
     import torch
 
-    return torch.tensor(colour, dtype=torch.uint8, device=device)
+    return torch.tensor(color, dtype=torch.uint8, device=device)

@@ -1,7 +1,7 @@
 """What a view looks like: (uint8 image, integers) -> uint8 view.
 
 A view is made in two steps. The first works on one decoded image and is Pillow's: resized crops,
-trivial-augment, colour jitter; many configs need none of it. The second works on whole batches and
+trivial-augment, color jitter; many configs need none of it. The second works on whole batches and
 is index and integer arithmetic: pad, crop and flip, erasing, mixing; it gives the same bytes from
 numpy, torch on a CPU and torch on a GPU, and does not import torch. The integers of the second step
 are drawn in `views.augment.parameters`, those of the first here, image by image.
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from teach_once.configs.schema import (
     AugmentConfig,
     Border,
-    Centre,
+    CenterCrop,
     PadCropFlip,
     RandomResizedCrop,
     Squash,
     ViewsConfig,
 )
-from teach_once.views.augment.array_ops import colour_like
+from teach_once.views.augment.array_ops import color_like
 from teach_once.views.augment.color import (
     JITTER_DRAWS,
     TRIVIAL_DRAWS,
@@ -39,7 +39,7 @@ from teach_once.views.augment.crops import (
     as_array,
     as_picture,
     bordered,
-    centre_crop,
+    center_crop,
     crop_and_flip,
     cut_and_resize,
     flip,
@@ -80,13 +80,13 @@ def check_augmentable(image_shape: Sequence[int], augment: AugmentConfig) -> Non
     height, width, channels = image_shape
     if isinstance(augment, PadCropFlip):
         _check_padding(height, width, augment)
-    if augment.erasing is not None:
-        _check_color("views.augment.erasing.fill", augment.erasing.fill, channels)
+    if augment.random_erasing is not None:
+        _check_color("views.augment.random_erasing.fill", augment.random_erasing.fill, channels)
     if isinstance(augment, Border):
-        _check_color("fill of kind: border", augment.fill, channels)
+        _check_color("fill of type: border", augment.fill, channels)
     if channels not in (1, 3) and augment.needs_pillow:
         raise DatasetError(
-            f"views.augment: Pillow cannot crop or recolour images of {channels} channels"
+            f"views.augment: Pillow cannot crop or recolor images of {channels} channels"
         )
 
 
@@ -157,10 +157,10 @@ def _cut(
     if isinstance(augment, RandomResizedCrop):
         words = _draws_of(config, view, sample, VIEW_STREAM, CROP_DRAWS)
         cut = cut_and_resize(image, resized_crop_box(words, *size_of(image), augment), augment)
-        return _recoloured(cut, config, view, sample)
+        return _recolored(cut, config, view, sample)
     pixels = np.asarray(image)
-    if isinstance(augment, Centre):
-        pixels = centre_crop(pixels, augment, name_of(sample))
+    if isinstance(augment, CenterCrop):
+        pixels = center_crop(pixels, augment, name_of(sample))
     elif isinstance(augment, Squash):
         pixels = squashed(pixels, augment)
     elif isinstance(augment, Border):
@@ -168,14 +168,14 @@ def _cut(
     elif augment.needs_pillow:
         unflipped = crop * np.array([1, 1, 0])
         pixels = crop_and_flip(pixels[None], unflipped[None], augment)[0]
-    return _recoloured(pixels, config, view, sample)
+    return _recolored(pixels, config, view, sample)
 
 
-def _recoloured(
+def _recolored(
     image: NDArray[np.uint8], config: ViewsConfig, view: int, sample: int
 ) -> NDArray[np.uint8]:
-    """After trivial-augment and colour jitter, where they are configured."""
-    trivial, jitter = config.augment.trivial_augment, config.augment.colour_jitter
+    """After trivial-augment and color jitter, where they are configured."""
+    trivial, jitter = config.augment.trivial_augment, config.augment.color_jitter
     if trivial is None and jitter is None:
         return image
     picture = as_picture(image)
@@ -226,9 +226,9 @@ def _crop_flip_erase(images: Array, parameters: Array, augment: AugmentConfig) -
         images = crop_and_flip(images, parameters[:, CROP], augment)
     elif augment.flip:
         images = flip(images, parameters[:, FLIP])
-    if augment.erasing is None:
+    if augment.random_erasing is None:
         return images
-    return erased(images, parameters[:, ERASED], colour_like(images, augment.erasing.fill))
+    return erased(images, parameters[:, ERASED], color_like(images, augment.random_erasing.fill))
 
 
 def view_pixels(

@@ -1,4 +1,4 @@
-"""Colour jitter and trivial-augment on one image: draws -> integers, (image, integers) -> image.
+"""Color jitter and trivial-augment on one image: draws -> integers, (image, integers) -> image.
 
 Both are Pillow's operations on uint8. The integers are strengths in 1,024ths and numbers of
 operations, so that what a view looks like can be written down.
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from teach_once.configs.schema import ColourJitter, TrivialAugment
+from teach_once.configs.schema import ColorJitter, TrivialAugment
 from teach_once.views.seeds import unit
 
 JITTER_DRAWS = 8  # four strengths, then four keys that order the operations
@@ -36,7 +36,7 @@ class TrivialStep(NamedTuple):
     sign: int
 
 
-def jitter_steps(words: NDArray[np.uint64], jitter: ColourJitter) -> list[JitterStep]:
+def jitter_steps(words: NDArray[np.uint64], jitter: ColorJitter) -> list[JitterStep]:
     """What to do to one view, in order: `words` are JITTER_DRAWS draws of (sample, view).
 
     Factors lie in [max(0, 1 - x), 1 + x], hue in [-x, x] of a turn; what is 0 is left out.
@@ -57,7 +57,7 @@ def jitter_steps(words: NDArray[np.uint64], jitter: ColourJitter) -> list[Jitter
 
 
 def jittered(picture: Image.Image, steps: list[JitterStep]) -> Image.Image:
-    """The steps, one after the other. A grey picture has no saturation and no hue to change."""
+    """The steps, one after the other. A gray picture has no saturation and no hue to change."""
     for kind, amount in steps:
         if kind == "hue":
             picture = _hue_turned(picture, amount / _UNIT)

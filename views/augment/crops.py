@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from teach_once.configs.schema import Border, Centre, PadCropFlip, RandomResizedCrop, Squash
+from teach_once.configs.schema import Border, CenterCrop, PadCropFlip, RandomResizedCrop, Squash
 from teach_once.views.augment.array_ops import arange_like, take_rows
 from teach_once.views.seeds import unit
 from teach_once.views.splits import DatasetError, Decoded
@@ -89,7 +89,7 @@ def cut_and_resize(image: Decoded, box: Box, augment: RandomResizedCrop) -> NDAr
     return as_array(sampled)
 
 
-def centre_crop(image: NDArray[np.uint8], augment: Centre, name: str) -> NDArray[np.uint8]:
+def center_crop(image: NDArray[np.uint8], augment: CenterCrop, name: str) -> NDArray[np.uint8]:
     """(H, W, C) uint8 -> (crop_px, crop_px, C); the image itself where no crop_px is set.
 
     Raises DatasetError with `name` where the image is too small.

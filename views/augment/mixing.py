@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from teach_once.configs.schema import Erasing, Mix
+from teach_once.configs.schema import Mix, RandomErasing
 from teach_once.views.augment.array_ops import arange_like, as_int32, as_uint8, where
 from teach_once.views.seeds import ERASING_STREAM, MIX_STREAM, draws_of, unit
 
@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 
 
 def erased_boxes(
-    erasing: Erasing, seed: int, view: int, ids: Ints, height: int, width: int
+    erasing: RandomErasing, seed: int, view: int, ids: Ints, height: int, width: int
 ) -> Ints:
     """(M, 4) int64 `top, left, height, width` of what is erased of samples `ids` (M,).
 
@@ -44,7 +44,7 @@ def erased_boxes(
     return boxes
 
 
-def _boxes_of(drawn: NDArray[np.float64], erasing: Erasing, height: int, width: int) -> Ints:
+def _boxes_of(drawn: NDArray[np.float64], erasing: RandomErasing, height: int, width: int) -> Ints:
     chosen = drawn[:, 0] < erasing.probability
     area, aspect, top, left = (
         drawn[:, 1:].reshape(len(drawn), ERASING_ATTEMPTS, 4).transpose(2, 0, 1)
@@ -78,7 +78,7 @@ def mixes(
     others = np.uint64(max(num_samples - 1, 1))
     partner = (ids + 1 + (words[:, 1] % others).astype(np.int64)) % num_samples
     share = np.searchsorted(_share_edges(mix.alpha), words[:, 2], side="right").astype(np.int64)
-    if mix.kind == "mixup":
+    if mix.type == "mixup":
         whole = np.broadcast_to(np.array([0, 0, height, width]), (len(ids), 4))
         found = np.column_stack([partner, share, whole])
     else:

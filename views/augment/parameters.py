@@ -42,12 +42,12 @@ def view_parameters(
     augment, height, width = config.augment, shape[0], shape[1]
     ids = np.arange(num_samples) if ids is None else ids
     crops = crop_parameters(config, view, num_samples, ids)
-    if augment.erasing is None and augment.mix is None:
+    if augment.random_erasing is None and augment.mix is None:
         return crops
     table = np.zeros((len(ids), _NUM_COLUMNS), dtype=np.int64)
     table[:, CROP] = crops
-    if augment.erasing is not None:
-        boxes = erased_boxes(augment.erasing, config.seed, view, ids, height, width)
+    if augment.random_erasing is not None:
+        boxes = erased_boxes(augment.random_erasing, config.seed, view, ids, height, width)
         table[:, ERASED] = boxes
     if augment.mix is not None:
         table[:, MIXED] = mixes(augment.mix, config.seed, view, num_samples, ids, height, width)

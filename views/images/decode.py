@@ -116,7 +116,7 @@ def decode_bytes(
 ) -> NDArray[np.uint8]:
     """An encoded image as (H, W, 3) uint8, turned upright as its EXIF orientation says.
 
-    Grey becomes RGB of equal channels, of 16 bits their upper 8; transparency is dropped, as
+    Gray becomes RGB of equal channels, of 16 bits their upper 8; transparency is dropped, as
     torchvision's loader does. Raises DatasetError with `name` where it cannot be read, has more
     pixels than allowed, or where the memory is short.
     """
@@ -231,7 +231,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _of_eight_bits(image: Image.Image, file_format: str | None, name: str) -> Image.Image:
-    """Grey of 16 bits as 8; Pillow would clip it, and most of it would be white.
+    """Gray of 16 bits as 8; Pillow would clip it, and most of it would be white.
 
     Pillow reads such PNG files in mode I;16 and such PGM files, scaled to 16 bits, in mode I.
     """
@@ -241,7 +241,7 @@ def _of_eight_bits(image: Image.Image, file_format: str | None, name: str) -> Im
         raise DatasetError(
             f"{name} holds numbers of 32 bits (Pillow's mode {image.mode}), of which nothing says "
             f"what is black and what white",
-            fix="convert it to grey or RGB of 8 or 16 bits",
+            fix="convert it to gray or RGB of 8 or 16 bits",
         )
     return image
 

@@ -1,4 +1,4 @@
-"""WebDataset: tar shards in which neighbours of one name are one sample; see `views.packed.write`.
+"""WebDataset: tar shards in which neighbors of one name are one sample; see `views.packed.write`.
 
 `a/000017.jpg` and `a/000017.cls` are sample `a/000017`. Samples are numbered through the shards in
 the order of their names. Leaves out compressed shards and samples of several images.

@@ -52,7 +52,7 @@ from teach_once.views.splits import (
     refuse_other_size,
 )
 
-RUN_SAMPLES = 1024  # neighbours are read together, at most so many
+RUN_SAMPLES = 1024  # neighbors are read together, at most so many
 RUN_BYTES = 2**26  # and at most about so many bytes
 
 
@@ -89,7 +89,7 @@ class FileImages:
         return np.arange(len(self.labels) + 1, dtype=np.int64) * bytes_each
 
     def read(self, ids: Ids) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Neighbours, read together where they are not too large, compared with their checksums."""
+        """Neighbors, read together where they are not too large, compared with their checksums."""
         size = max(int(self.offsets[ids[-1] + 1] - self.offsets[ids[0]]), 1)
         rows = max(1, min(RUN_SAMPLES, len(ids) * RUN_BYTES // size))
         for run in np.split(ids, range(rows, len(ids), rows)):
@@ -303,6 +303,6 @@ class _PackedImages:
 
 
 def _neighbours(ids: Ids, starts: Ids) -> Iterator[Ids]:
-    """`ids`, cut where the next one is not the neighbour of the one before in the same file."""
+    """`ids`, cut where the next one is not the neighbor of the one before in the same file."""
     cuts = (np.diff(ids) != 1) | np.isin(ids[1:], starts)
     yield from (some for some in np.split(ids, np.flatnonzero(cuts) + 1) if len(some))

@@ -1,7 +1,7 @@
 """Batches of views on the training device, and the steps that are the same wherever images lie.
 
 Images arrive as `views.augment.augment.cut_views` leaves them; flip, erasing, mixing and
-normalisation happen here, on the device.
+normalization happen here, on the device.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from teach_once.configs.schema import Normalisation, ViewsConfig
+from teach_once.configs.schema import Normalization, ViewsConfig
 from teach_once.views.augment.augment import finish, partner_shares
 from teach_once.views.augment.parameters import PARTNER, view_parameters
 from teach_once.views.splits import Checksums, Ids, Split
 
 
-def normalise(view: Tensor, normalisation: Normalisation) -> Tensor:
+def normalize(view: Tensor, normalization: Normalization) -> Tensor:
     """(B, H, W, C) uint8 -> (B, C, H, W) float32 in channels-last memory, on the same device."""
-    mean, std = _moments(normalisation, view.shape[2], view.device)
+    mean, std = _moments(normalization, view.shape[2], view.device)
     rows = view.flatten(2).to(mean.dtype, copy=True)  # of W * C values: three would be too few
     rows.div_(255.0).sub_(mean).div_(std)  # in place: new memory costs more than the arithmetic
     return rows.reshape(view.shape).permute(0, 3, 1, 2)
@@ -32,14 +32,14 @@ def normalise(view: Tensor, normalisation: Normalisation) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _moments(
-    normalisation: Normalisation, width: int, device: torch.device
+    normalization: Normalization, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each value of a row of pixels, (width * C,) float32.
 
     Kept on the device: a copy per step would make it wait.
     """
-    mean = torch.tensor(normalisation.mean * width, dtype=torch.float32, device=device)
-    return mean, torch.tensor(normalisation.std * width, dtype=torch.float32, device=device)
+    mean = torch.tensor(normalization.mean * width, dtype=torch.float32, device=device)
+    return mean, torch.tensor(normalization.std * width, dtype=torch.float32, device=device)
 
 
 def equal_parts(num_samples: int, num_parts: int) -> list[int]:
@@ -53,7 +53,7 @@ class ViewBatch:
     """View `view` of some samples, on the device.
 
     ids, labels: (B,) int64; host_ids: the ids again, in host memory. inputs: (B, C, H, W)
-    float32, normalised, in channels-last memory. checksums: (B,) uint32 in host memory, of the
+    float32, normalized, in channels-last memory. checksums: (B,) uint32 in host memory, of the
     bytes that the samples were read from.
     Where views are mixed, `labels` are those of the larger share, `other_labels` (B,) those of the
     smaller, and `other_shares` (B,) float32 in [0, 1/2] how large that is.
@@ -108,11 +108,11 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True)
 class AugmentedSplit:
-    """A split, how its samples are augmented and normalised, and on which device."""
+    """A split, how its samples are augmented and normalized, and on which device."""
 
     split: Split
     config: ViewsConfig
-    normalisation: Normalisation
+    normalization: Normalization
     device: torch.device
 
 
@@ -174,7 +174,7 @@ class Finisher:
         partners = drawn.partners
         partner_rows = None if partners is None else partners.rows
         pixels = finish(images, drawn.rows, others, partner_rows, self._augment)
-        inputs = normalise(pixels, self._source.normalisation)
+        inputs = normalize(pixels, self._source.normalization)
         labels = self._labels.index_select(0, drawn.ids)
         host_ids = torch.from_numpy(drawn.host_ids)
         if partners is None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teach_once.configs.schema import Centre, Normalisation, ViewsConfig
+from teach_once.configs.schema import CenterCrop, Normalization, ViewsConfig
 from teach_once.runtime.machine import resources as limits
 from teach_once.views.augment.augment import check_augmentable, view_shape
 from teach_once.views.datasets import Dataset
@@ -85,7 +85,7 @@ def changed_sample(name: str, fix: str) -> DatasetError:
 def open_pixels(
     split: Split,
     config: ViewsConfig,
-    normalisation: Normalisation,
+    normalization: Normalization,
     device: torch.device,
     num_workers: int | None = None,
 ) -> Pixels:
@@ -93,7 +93,7 @@ def open_pixels(
 
     num_workers: processes that read images that are not on the device; default by the cores.
     """
-    source = AugmentedSplit(split, config, normalisation, device)
+    source = AugmentedSplit(split, config, normalization, device)
     augment = config.augment
     check_augmentable(split.first_shape, augment)
     if _is_resident(split, config, device):
@@ -126,13 +126,13 @@ def _fits(num_samples: int, shape: tuple[int, ...], device: torch.device) -> boo
 def evaluation_pixels(
     split: Split,
     config: ViewsConfig,
-    normalisation: Normalisation,
+    normalization: Normalization,
     device: torch.device,
     num_workers: int | None = None,
 ) -> Pixels:
     """A test or validation split under `config`'s evaluation transform; its only view is 0."""
     evaluation = ViewsConfig(augment=config.eval_transform, seed=config.seed, count=1)
-    return open_pixels(split, evaluation, normalisation, device, num_workers)
+    return open_pixels(split, evaluation, normalization, device, num_workers)
 
 
 def _loaded(streamed: StreamedPixels, source: AugmentedSplit) -> ResidentPixels:
@@ -144,12 +144,12 @@ def _loaded(streamed: StreamedPixels, source: AugmentedSplit) -> ResidentPixels:
         images[start : start + len(part)] = part
         start += len(part)
         sums.append(checksums)
-    unchanged = ViewsConfig(augment=Centre(), seed=source.config.seed, count=1)
+    unchanged = ViewsConfig(augment=CenterCrop(), seed=source.config.seed, count=1)
     return ResidentPixels(replace(source, config=unchanged), images, np.concatenate(sums))
 
 
 def calibration_batches(pixels: Pixels) -> Iterator[Tensor]:
-    """View 0 of at most 16,384 samples chosen by key, normalised: (256, C, H, W) batches.
+    """View 0 of at most 16,384 samples chosen by key, normalized: (256, C, H, W) batches.
 
     They do not depend on a pass's batch size. None holds a single sample, which has no batch
     statistics.
@@ -184,7 +184,7 @@ class DatasetPixels(NamedTuple):
 def open_dataset_pixels(
     dataset: Dataset,
     views: ViewsConfig,
-    normalisation: Normalisation,
+    normalization: Normalization,
     device: torch.device,
     num_workers: int | None = None,
 ) -> DatasetPixels:
@@ -195,10 +195,10 @@ def open_dataset_pixels(
     validation = None
     if dataset.validation is not None:
         validation = evaluation_pixels(
-            dataset.validation, views, normalisation, device, num_workers
+            dataset.validation, views, normalization, device, num_workers
         )
     return DatasetPixels(
-        train=open_pixels(dataset.train, views, normalisation, device, num_workers),
+        train=open_pixels(dataset.train, views, normalization, device, num_workers),
         validation=validation,
-        test=evaluation_pixels(dataset.test, views, normalisation, device, num_workers),
+        test=evaluation_pixels(dataset.test, views, normalization, device, num_workers),
     )

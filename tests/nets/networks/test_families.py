@@ -68,18 +68,18 @@ FAMILIES = {
 
 def teacher_of(family: Family, photographs: Path, folder: Path, *taps: str) -> TeacherConfig:
     """Of random weights, on two views of twelve photographs."""
-    moments = "normalisation: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
+    moments = "normalization: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
     no_logits = () if family.has_logits else ("taps.logits=null", "taps.embedding=float32")
     config = load_teacher(
         "digits-resnet20",
         [
-            f"dataset={{type: imagefolder, root: {photographs}, limit: 6, {moments}}}",
-            f"views.augment={{kind: random-resized-crop, size_px: {family.size_px}}}",
+            f"dataset={{type: imagefolder, root: {photographs}, max_per_class: 6, {moments}}}",
+            f"views.augment={{type: random-resized-crop, size_px: {family.size_px}}}",
             "views.count=2",
             f"teacher.arch={family.arch}",
             f"teacher.options={family.options}",
             f"teacher.weights={folder / 'teacher.pt'}",
-            f"taps={{logits: float32, means: float32, stages: {family.stages}}}",
+            f"taps={{logits: float32, channel_means: float32, stages: {family.stages}}}",
             "training=null",
             *no_logits,
             *taps,
@@ -165,7 +165,7 @@ def step_losses(study: Study, method: str, *, live: bool) -> list[float]:
 
 
 ALL_TAPS = (
-    "taps.energy=float32",
+    "taps.attention=float32",
     "taps.embedding=float32",
     "taps.hint={stage: stage2, dtype: float32}",
 )

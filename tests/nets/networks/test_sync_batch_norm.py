@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from teach_once.nets.networks.archs import ArchError
-from teach_once.nets.networks.sync_batch_norm import synchronised
+from teach_once.nets.networks.sync_batch_norm import synchronized
 from teach_once.nets.networks.zoo import build
 from tests.support.training.gloo import on_ranks
 
@@ -104,7 +104,7 @@ def results_of(case: Case, rank: int, world: int) -> dict[str, Tensor]:
     rank, world: whose slice is shown; of world 1 the whole batch.
     """
     module = case.build().to(case.dtype)
-    network = synchronised(module)
+    network = synchronized(module)
     if case.is_ddp and world > 1:
         network = DistributedDataParallel(network)
     sizes = case.slices.get(world, (NUM_SAMPLES,))
@@ -187,7 +187,7 @@ def gathered(what: str, of_ranks: list[Tensor]) -> Tensor:
 
 def refuses_one_value() -> None:
     """All ranks refuse a batch of one value."""
-    network = synchronised(nn.BatchNorm1d(3))
+    network = synchronized(nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         network(torch.ones(1 if torch.distributed.get_rank() == 1 else 0, 3))
 
@@ -203,8 +203,8 @@ def replaces_in_place() -> None:
     inner, called = network[1][0], []
     inner.register_forward_hook(lambda *_: called.append(1))
     state, parameters = copy.deepcopy(network.state_dict()), list(network.parameters())
-    assert synchronised(network) is network
-    assert synchronised(network)[1][0] is inner
+    assert synchronized(network) is network
+    assert synchronized(network)[1][0] is inner
     assert isinstance(inner, nn.BatchNorm2d)
     assert network.state_dict().keys() == state.keys()
     assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
@@ -214,10 +214,10 @@ def replaces_in_place() -> None:
     with pytest.raises(ValueError, match="expected 4D input"):
         network(torch.randn(2, 3))
     with pytest.raises(ArchError, match=r"0\.1 is a OtherNorm.*\n?.*batch_norm=local"):
-        synchronised(nn.Sequential(nn.Sequential(nn.ReLU(), OtherNorm(3))))
+        synchronized(nn.Sequential(nn.Sequential(nn.ReLU(), OtherNorm(3))))
 
 
 def test_one_process_has_plain_batch_norm() -> None:
     network = resnet()
     kinds = [type(module) for module in network.modules()]
-    assert [type(module) for module in synchronised(network).modules()] == kinds
+    assert [type(module) for module in synchronized(network).modules()] == kinds

@@ -109,7 +109,7 @@ def test_a_teacher_is_trained_to_the_same_weights(
             "teacher.arch=python:tests.support.own_network:Dropping",
             f"teacher.weights={tmp_path / name}.pt",
             "training.epochs=2",
-            "training.limit=10",
+            "training.max_per_class=10",
         )
         train_teacher(config, Compute("cpu"), Recording(console=console))
         weights.append(torch.load(tmp_path / f"{name}.pt", weights_only=True))

@@ -35,7 +35,7 @@ from tests.support.training.training_runs import largest_relative
 
 MakeStudy = Callable[..., Study]
 MakeTeacher = Callable[..., TeacherConfig]
-ONLY = ("taps.logits=null", "taps.means=null", "taps.embedding=float32")
+ONLY = ("taps.logits=null", "taps.channel_means=null", "taps.embedding=float32")
 METHODS = ("methods.own=[{loss: ce}, {loss: embedding, weight: 2}, {loss: embedding_mse}]",)
 
 
@@ -161,8 +161,12 @@ def test_a_cache_without_logits_takes_weights_with_any_classifier(
     ("taps", "method", "told"),
     [
         (ONLY, "kd", r"needs the taps logits\n  fix: .*taps\.logits=float16"),
-        (ONLY, "cd", r"needs the taps stage1, stage2, stage3\n  fix: .*taps\.means=float16"),
-        (ONLY, "rkd", r"needs the taps stage3\n  fix: .*taps\.means=float16"),
+        (
+            ONLY,
+            "cd",
+            r"needs the taps stage1, stage2, stage3\n  fix: .*taps\.channel_means=float16",
+        ),
+        (ONLY, "rkd", r"needs the taps stage3\n  fix: .*taps\.channel_means=float16"),
         ((), "own", r"needs the taps embedding\n  fix: .*taps\.embedding=float16"),
     ],
 )
@@ -186,14 +190,14 @@ def test_connectors_none_need_embeddings_of_one_size(make_study: MakeStudy) -> N
 
 def test_a_cache_holds_something() -> None:
     with pytest.raises(ValidationError, match="nothing is stored"):
-        TapsConfig(logits=None, means=None)
+        TapsConfig(logits=None, channel_means=None)
 
 
 def test_the_key_of_what_is_new_changes_no_identity_where_it_is_not_used(
     small_teacher: MakeTeacher, tmp_path: Path
 ) -> None:
     identity = setup_of(small_teacher(), tmp_path).identity
-    assert identity["taps"] == {"logits": "float16", "means": "float16"}
+    assert identity["taps"] == {"logits": "float16", "channel_means": "float16"}
     assert set(identity["teacher"]) == {
         *("arch", "stem", "stages", "weights_sha256", "bn", "precision")
     }
@@ -232,6 +236,8 @@ def test_the_pass_refuses_to_recalibrate_what_has_no_batch_norm(
 
 
 def test_values_of_both_kinds_are_exact(small_teacher: MakeTeacher, tmp_path: Path) -> None:
-    cache = make_cache(small_teacher("taps.embedding=float32", "taps.means=float32"), tmp_path)
+    cache = make_cache(
+        small_teacher("taps.embedding=float32", "taps.channel_means=float32"), tmp_path
+    )
     records = cache.read_view(1)
     assert np.allclose(records["embedding"], records["stage3"], atol=1e-5)  # of a ResNet

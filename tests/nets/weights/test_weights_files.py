@@ -36,7 +36,7 @@ def refusal(path: Path, load: Callable[[Path], object] | None = None) -> str:
     return str(caught.value)
 
 
-def quantised() -> Tensor:
+def quantized() -> Tensor:
     return torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)
 
 
@@ -55,7 +55,7 @@ def test_compressed_members_are_refused_with_the_command_that_unpacks_them(tmp_p
     [
         (lambda: torch.ones(2, 3, device="meta"), "weight is a meta tensor"),
         (lambda: torch.ones(2, 3).to_sparse(), "weight is a sparse tensor"),
-        (quantised, "weight is a quantised tensor"),
+        (quantized, "weight is a quantized tensor"),
         (lambda: torch.ones(2, 3, dtype=torch.complex64), "holds complex64, expected float32"),
         (lambda: torch.ones(2, 3, dtype=torch.int8), "holds int8, expected float32"),
         (lambda: torch.ones(2, 3).bool(), "holds bool, expected float32"),

@@ -32,7 +32,7 @@ from teach_once.store.move.trim import record_figures, trim_cache
 from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
 
 Make = Callable[..., TeacherConfig]
-REDUCED = ("taps.logits={top: 3}", "taps.means=uint8")
+REDUCED = ("taps.logits={top_k: 3}", "taps.channel_means=uint8")
 
 
 def recomputed(full: TeacherCache, reduced: TeacherCache) -> dict[str, float]:
@@ -73,7 +73,7 @@ def reduced(small_teacher: Make, tmp_path: Path) -> TeacherCache:
 def test_a_pass_compares_what_it_stored_with_the_full_outputs(
     reduced: TeacherCache, small_teacher: Make, tmp_path: Path
 ) -> None:
-    exact = ("taps.logits=float32", "taps.means=float32")
+    exact = ("taps.logits=float32", "taps.channel_means=float32")
     full = make_cache(small_teacher(*exact), tmp_path / "full")
     assert certificate_in(full.measured) == {}
     found = certificate_in(reduced.measured)
@@ -84,7 +84,7 @@ def test_a_pass_compares_what_it_stored_with_the_full_outputs(
 def test_only_what_is_reduced_is_compared(small_teacher: Make, tmp_path: Path) -> None:
     logits = make_cache(small_teacher("taps.logits=uint8"), tmp_path)
     assert [*certificate_in(logits.measured)] == ["certified_records", "kl_t1", "kl_t4"]
-    means = make_cache(small_teacher("taps.means=uint8"), tmp_path)
+    means = make_cache(small_teacher("taps.channel_means=uint8"), tmp_path)
     names = ["certified_records", "means_largest_error", "means_mean_error"]
     assert [*certificate_in(means.measured)] == names
 

@@ -79,9 +79,9 @@ def decoded(tap: str, spec: dict[str, Any], read: Callable[[str], np.ndarray], r
 @pytest.fixture(
     params=[
         [],
-        ["taps.logits=uint8", "taps.means=uint8", "taps.energy=float16"],
-        ["taps.logits={top: 3}"],
-        ["taps.logits={top: 3}", "taps.means=uint8"],
+        ["taps.logits=uint8", "taps.channel_means=uint8", "taps.attention=float16"],
+        ["taps.logits={top_k: 3}"],
+        ["taps.logits={top_k: 3}", "taps.channel_means=uint8"],
     ],
     ids=["float16", "uint8", "cut", "reduced"],
 )

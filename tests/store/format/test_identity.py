@@ -27,7 +27,7 @@ from teach_once.views.identity import views_identity
 def identity_of(config: TeacherConfig) -> Identity:
     """As both stages assemble it, for a dataset and weights that are made up."""
     dataset = load_dataset(load_teacher("digits-resnet20").dataset)
-    dataset = dataclasses.replace(dataset, digest="d", limit_cuts=True)
+    dataset = dataclasses.replace(dataset, digest="d", is_reduced=True)
     return with_weights(
         cache_identity(views_identity(config, dataset), teacher_identity(config)), "w"
     )
@@ -37,7 +37,7 @@ def test_the_identity_of_a_config_is_pinned() -> None:
     identity = identity_of(load_teacher("digits-resnet20"))
     assert list(identity) == ["format_version", "dataset", "views", "teacher", "taps"]
     assert identity_sha256(identity) == (
-        "8fb9cf88a6eaddea68082f2c6d9cb23859193af4298430aeb74f3df8af3ed548"
+        "1e07d035698bcd99c51071e37c6751b0b9d74280813dfb2897f337009236952b"
     )
 
 
@@ -56,10 +56,10 @@ def test_what_does_not_decide_bytes_is_not_in_the_identity() -> None:
         "teacher.precision=bfloat16",
         "teacher.bn=recalibrated",
         "taps.logits=float32",
-        "taps.means=float32",
-        "dataset.limit=3",
-        "dataset.normalisation.mean=[0.1]",
-        "dataset.normalisation.std=[0.1]",
+        "taps.channel_means=float32",
+        "dataset.max_per_class=3",
+        "dataset.normalization.mean=[0.1]",
+        "dataset.normalization.std=[0.1]",
     ]
     assert {identity(o) for o in same} == {identity()}
     assert len({identity(), *(identity(o) for o in different)}) == 1 + len(different)

@@ -21,7 +21,7 @@ from tests.support.caches.random_cache import TAPS, open_writer, records_of
 FURTHER: Mapping[str, TapSpec] = {
     "embedding": TapSpec((2,), "float16"),
     "hint": TapSpec((5, 2, 2), "float16", stage="stage1"),
-    "energy1": TapSpec((4,), "float32"),
+    "attention1": TapSpec((4,), "float32"),
 }
 REDUCED: Mapping[str, TapSpec] = {
     "logits": TapSpec((3,), "float16", top=2),

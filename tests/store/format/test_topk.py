@@ -28,7 +28,7 @@ from teach_once.train.runs.study import open_study
 from teach_once.train.sessions.student import train_student
 from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
 
-CUT = "taps.logits={top: 3}"
+CUT = "taps.logits={top_k: 3}"
 Make = Callable[..., TeacherConfig]
 
 
@@ -119,21 +119,21 @@ def test_a_batch_is_expanded_on_the_device_and_never_a_view(
     cut: TeacherCache, small_teacher: Make, location: str
 ) -> None:
     taps = ["logits", "correct"]
-    feed: CachedTeacher | WindowedTeacher
+    placement: CachedTeacher | WindowedTeacher
     if location == "window":
-        feed = WindowedTeacher(cut, taps, CPU, cut.manifest.block_rows)
+        placement = WindowedTeacher(cut, taps, CPU, cut.manifest.block_rows)
     else:
-        feed = CachedTeacher(cut, taps, CPU, location)  # type: ignore[arg-type]
+        placement = CachedTeacher(cut, taps, CPU, location)  # type: ignore[arg-type]
     order = np.arange(cut.num_samples)
-    feed.start_epoch(0, order)
+    placement.start_epoch(0, order)
     pixels = TeacherPass(setup_of(small_teacher(CUT), cut.path.parent), PassOptions(CPU)).pixels
     for batch in pixels.batches([0], order, 16):
-        found = feed.rows(batch)
+        found = placement.rows(batch)
         expected = cut.read(batch.host_ids.numpy(), 0, taps)
         assert set(found) == set(taps)
         assert np.allclose(found["logits"].numpy(), expected["logits"], rtol=0, atol=1e-6)
         assert (found["correct"].numpy() == expected["correct"]).all()
-    feed.close()
+    placement.close()
 
 
 def test_what_is_not_cut_is_left_as_it_is(small_teacher: Make, tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ def test_verification_finds_it_sound_and_another_teacher_not(
 def test_as_many_as_there_are_classes_is_refused(
     small_teacher: Make, tmp_path: Path, top: int
 ) -> None:
-    with pytest.raises(ConfigError, match=f"taps.logits.top is {top}, but there are 10 classes"):
-        make_cache(small_teacher(f"taps.logits={{top: {top}}}"), tmp_path)
+    with pytest.raises(ConfigError, match=f"taps.logits.top_k is {top}, but there are 10 classes"):
+        make_cache(small_teacher(f"taps.logits={{top_k: {top}}}"), tmp_path)
 
 
 def test_a_class_that_is_none_is_damage_whatever_its_checksum_says(

@@ -28,9 +28,9 @@ def full(small_teacher: Make, tmp_path: Path) -> TeacherCache:
 def test_a_converted_cache_holds_what_was_there_as_the_asked_types_store_it(
     full: TeacherCache, small_teacher: Make, tmp_path: Path
 ) -> None:
-    changes = ["taps.logits={top: 3}", "taps.means=uint8"]
+    changes = ["taps.logits={top_k: 3}", "taps.channel_means=uint8"]
     direct = make_cache(small_teacher(*changes), tmp_path / "direct")
-    made = convert_cache(full.path, tmp_path / "made", logits="top:3", means="uint8")
+    made = convert_cache(full.path, tmp_path / "made", logits="top:3", channel_means="uint8")
     assert made.faults() == []
     assert made.taps == direct.taps
     assert made.identity["taps"] == direct.identity["taps"]
@@ -52,7 +52,7 @@ def test_its_certificate_says_what_was_lost(full: TeacherCache, tmp_path: Path) 
         assert "means_mean_error" not in made.measured
     assert 0 <= kl[2][0] < kl[1][0] < kl[0][0]
     assert kl[2][1] < kl[1][1] < kl[0][1]
-    made = convert_cache(full.path, tmp_path / "means", means="uint8")
+    made = convert_cache(full.path, tmp_path / "means", channel_means="uint8")
     lost = np.abs(full.read_view(0)["stage2"].astype(float) - made.read_view(0)["stage2"])
     assert lost.max() <= made.measured["means_largest_error"]
     assert 0 < made.measured["means_mean_error"] < made.measured["means_largest_error"]
@@ -69,10 +69,12 @@ def test_an_interrupted_conversion_is_resumed(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert_cache(full.path, tmp_path / "made", means="uint8", on_block=stop)
+        convert_cache(full.path, tmp_path / "made", channel_means="uint8", on_block=stop)
     with pytest.raises(CacheError, match="is not finished"):
         TeacherCache.open(tmp_path / "made")
-    made = convert_cache(full.path, tmp_path / "made", means="uint8", on_block=written.append)
+    made = convert_cache(
+        full.path, tmp_path / "made", channel_means="uint8", on_block=written.append
+    )
     assert made.faults() == []
     assert sum(written) == full.num_samples * full.num_views
 
@@ -84,7 +86,7 @@ def test_students_train_from_it(
     tmp_path: Path,
 ) -> None:
     assert cli(["convert", str(full.path), str(full.path) + "-small", "--logits", "top:3"]) == 0
-    teacher = small_teacher("taps.logits={top: 3}")
+    teacher = small_teacher("taps.logits={top_k: 3}")
     runs = {"caches_dir": full.path.parent, "runs_dir": tmp_path / "runs"}
     study = open_study(small_student(), teacher, **runs)
     assert study.cache.path.name == f"{full.path.name}-small"
@@ -95,8 +97,8 @@ def test_students_train_from_it(
     ("asked", "told"),
     [
         ({}, "has these types already"),
-        ({"means": "float16"}, "has these types already"),
-        ({"means": "float32"}, "stage1 is stored as float16, and cannot become float32"),
+        ({"channel_means": "float16"}, "has these types already"),
+        ({"channel_means": "float32"}, "stage1 is stored as float16, and cannot become float32"),
         ({"logits": "top:10"}, "--logits top:10: the cache has 10 classes"),
         ({"logits": "top:0"}, "the cache has 10 classes"),
         ({"logits": "top:x"}, "the cache has 10 classes"),
@@ -124,7 +126,7 @@ def test_a_cut_cache_can_be_cut_further_and_not_back(full: TeacherCache, tmp_pat
 def test_a_second_conversion_certifies_itself_and_keeps_nothing_of_the_first(
     full: TeacherCache, tmp_path: Path
 ) -> None:
-    first = convert_cache(full.path, tmp_path / "a", means="uint8")
+    first = convert_cache(full.path, tmp_path / "a", channel_means="uint8")
     assert "means_mean_error" in first.measured
     assert "kl_t1" not in first.measured
     second = convert_cache(first.path, tmp_path / "b", logits="top:2")

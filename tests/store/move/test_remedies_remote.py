@@ -16,7 +16,7 @@ from tests.support.caches.object_store import Server, emptied, running
 from tests.support.caches.teacher_cache import make_cache
 
 CACHES = "s3://bucket/caches"
-TRAINING = ["training.epochs=1", "training.schedule={kind: onecycle}", "training.batch_size=20"]
+TRAINING = ["training.epochs=1", "training.schedule={type: onecycle}", "training.batch_size=20"]
 
 
 @pytest.fixture(scope="module")
@@ -103,5 +103,5 @@ def test_what_check_advises_for_a_cache_in_a_bucket_is_one_command(
         server.ask("PUT", key, content)
     printed = capsys.readouterr().out
     command = printed_command(printed)
-    assert command.split()[-2:] == [f"CACHES={CACHES}", "RECHECK=1"]
+    assert command.split()[-2:] == [f"CACHES={CACHES}", "FULL_CHECK=1"]
     assert f"with a valid copy of it, CACHE, also: python -m store copy CACHE {CACHES}\n" in printed

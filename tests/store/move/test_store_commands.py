@@ -94,7 +94,7 @@ def test_check_reads_every_byte(
     told = capsys.readouterr().out
     assert "tap stage1, view 2, block 1, wrong checksum" in told
     assert "tap logits, view 0, block 0, chunk missing" in told
-    assert f"make cache-teacher TEACHER=digits-resnet20 CACHES={path.parent} RECHECK=1" in told
+    assert f"make cache-teacher TEACHER=digits-resnet20 CACHES={path.parent} FULL_CHECK=1" in told
     assert cli(["check", "nowhere"]) == 2
 
 
@@ -142,9 +142,9 @@ def test_verify_agrees_with_a_sound_cache(
 @pytest.mark.parametrize(
     "dtypes",
     [
-        ["taps.logits=uint8", "taps.means=uint8"],
-        ["taps.logits=float32", "taps.means=float32"],
-        ["taps.energy=float16", "taps.hint={stage: stage2}"],
+        ["taps.logits=uint8", "taps.channel_means=uint8"],
+        ["taps.logits=float32", "taps.channel_means=float32"],
+        ["taps.attention=float16", "taps.hint={stage: stage2}"],
         ["teacher.precision=bfloat16"],
     ],
 )
@@ -256,24 +256,26 @@ def test_more_views_and_another_tap_add_to_the_cache_and_touch_nothing(
     call = arguments_of(config, path.parent)
     assert precompute([*call, "views.count=5"]) == 0
     assert "to do: 120 records" in capsys.readouterr().out
-    assert precompute([*call, "views.count=5", "taps.energy=float16"]) == 0
+    assert precompute([*call, "views.count=5", "taps.attention=float16"]) == 0
     assert precompute([*call, "taps.hint={stage: stage2, dtype: float32}"]) == 0
     assert all(f.stat().st_mtime_ns == time_ns for f, time_ns in before.items())
     opened = TeacherCache.open(path)
-    assert (opened.num_views, opened.taps["energy3"].shape) == (5, (4,))
+    assert (opened.num_views, opened.taps["attention3"].shape) == (5, (4,))
     assert opened.taps["hint"].shape == (32, 4, 4)
     records = opened.read_view(4)
-    energy = records["energy2"].astype(np.float32)
-    assert np.allclose(np.linalg.norm(energy, axis=1), 1, atol=1e-2)
+    attention = records["attention2"].astype(np.float32)
+    assert np.allclose(np.linalg.norm(attention, axis=1), 1, atol=1e-2)
     assert np.allclose(records["hint"].mean(axis=(2, 3)), records["stage2"], atol=1e-2)
     squares = (records["hint"] ** 2).mean(axis=1).reshape(60, -1)
-    assert np.allclose(energy, squares / np.linalg.norm(squares, axis=1, keepdims=True), atol=1e-3)
+    assert np.allclose(
+        attention, squares / np.linalg.norm(squares, axis=1, keepdims=True), atol=1e-3
+    )
     assert opened.faults() == []
     # A smaller wish finds all it wants; views that are added later get every tap that is there.
     assert precompute(call) == 0
     assert "nothing to do" in capsys.readouterr().out.splitlines()[-1]
     assert precompute([*call, "views.count=6"]) == 0
-    assert TeacherCache.open(path).read_view(5)["energy1"].shape == (60, 64)
+    assert TeacherCache.open(path).read_view(5)["attention1"].shape == (60, 64)
 
 
 def test_a_hint_of_another_stage_is_refused(
@@ -322,7 +324,7 @@ def test_the_list_tells_caches_apart_that_differ_in_seed_or_images(
     assert header.split()[-3:] == ["differs", "in", "state"]
     assert "=" not in only
     other_seed = make_cache(small_teacher("views.seed=5"), path.parent).path
-    other_images = make_cache(small_teacher("dataset.limit=5"), path.parent).path
+    other_images = make_cache(small_teacher("dataset.max_per_class=5"), path.parent).path
     assert cli(["list", "--caches", str(path.parent)]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert "views.seed=0" in lines[path.name]

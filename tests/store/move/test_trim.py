@@ -18,11 +18,11 @@ from teach_once.store.format.spec import chunk_path
 from teach_once.store.move.trim import trim_cache
 from tests.support.caches.random_cache import TAPS, journal_of, open_writer, records_of
 
-ENERGY = {"energy1": TapSpec((4,), "float16")}
+ATTENTION = {"attention1": TapSpec((4,), "float16")}
 BASE = list(TAPS)
 
 
-def energy_of(view: int, rows: slice) -> np.ndarray:
+def attention_of(view: int, rows: slice) -> np.ndarray:
     return np.random.default_rng([9, view]).random((11, 4)).astype(np.float16)[rows]
 
 
@@ -33,7 +33,7 @@ def fill(path: Path, **changes: Any) -> Path:
             rows = slice(item.block.start, item.block.stop)
             found = {
                 **records_of(item.block.view, rows),
-                "energy1": energy_of(item.block.view, rows),
+                "attention1": attention_of(item.block.view, rows),
             }
             writer.write_block(item.block, {tap: found[tap] for tap in item.taps})
         right = np.mean([records_of(v, slice(None))["correct"] for v in range(3)])
@@ -44,7 +44,7 @@ def fill(path: Path, **changes: Any) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     """Three views of four taps, one of them opt-in."""
-    return fill(tmp_path / "t-e4812202", num_views=3, taps=TAPS | ENERGY)
+    return fill(tmp_path / "t-e4812202", num_views=3, taps=TAPS | ATTENTION)
 
 
 def files_of(cache: Path) -> dict[str, bytes]:
@@ -61,7 +61,7 @@ def test_views_are_deleted_and_the_rest_stays_as_it_is(
     before = files_of(cache)
     assert cli(["trim", str(cache), "--views", "2"]) == 0
     freed = 2 * (8 * 3 * 2 + 8 * 5 * 4 + 8 + 8 * 4 * 2 + 4 * 4)  # two blocks of four chunks
-    assert f"2 views of logits, stage1, correct, energy1; {freed} bytes freed" in (
+    assert f"2 views of logits, stage1, correct, attention1; {freed} bytes freed" in (
         capsys.readouterr().out
     )
     opened = TeacherCache.open(cache)
@@ -84,13 +84,13 @@ def test_views_are_deleted_and_the_rest_stays_as_it_is(
 
 
 def test_opt_in_taps_are_dropped_and_may_come_back_in_another_form(cache: Path) -> None:
-    trim_cache(cache, drop_taps=["energy"])
+    trim_cache(cache, drop_taps=["attention"])
     opened = TeacherCache.open(cache)
     assert list(opened.taps) == BASE
-    assert not (cache / "teacher.zarr" / "energy1").exists()
+    assert not (cache / "teacher.zarr" / "attention1").exists()
     assert {array for array, _, _ in journal_of(cache).committed} == set(BASE)
-    fill(cache, num_views=3, taps=TAPS | {"energy1": TapSpec((4,), "float32")})
-    assert TeacherCache.open(cache).read_view(2)["energy1"].dtype == np.float32
+    fill(cache, num_views=3, taps=TAPS | {"attention1": TapSpec((4,), "float32")})
+    assert TeacherCache.open(cache).read_view(2)["attention1"].dtype == np.float32
     assert TeacherCache.open(cache).faults() == []
 
 
@@ -113,12 +113,12 @@ def test_a_cache_that_was_trimmed_grows_again(cache: Path) -> None:
     trim_cache(cache, num_views=1)
     with pytest.raises(IndexError, match=r"planned for 1 view\n"):
         TeacherCache.open(cache, num_views=2)
-    with open_writer(cache, block_rows=8, num_views=3, taps=TAPS | ENERGY) as writer:
+    with open_writer(cache, block_rows=8, num_views=3, taps=TAPS | ATTENTION) as writer:
         assert [item.block.view for item in writer.work] == [1, 1, 2, 2]
     with pytest.raises(CacheIncomplete):
         TeacherCache.open(cache)
     assert TeacherCache.open(cache, num_views=1).measured["views"] == 1
-    fill(cache, num_views=3, taps=TAPS | ENERGY)
+    fill(cache, num_views=3, taps=TAPS | ATTENTION)
     assert TeacherCache.open(cache).faults() == []
 
 
@@ -130,7 +130,7 @@ def test_wherever_a_trim_is_killed_the_cache_is_sound_and_the_next_trim_finishes
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = shutil.copytree(cache, tmp_path / "trimmed")
-    trim_cache(whole, num_views=2, drop_taps=["energy"])
+    trim_cache(whole, num_views=2, drop_taps=["attention"])
     expected = files_of(whole)
     for step in itertools.count():
         path = shutil.copytree(cache, tmp_path / f"killed-{step}")
@@ -142,12 +142,12 @@ def test_wherever_a_trim_is_killed_the_cache_is_sound_and_the_next_trim_finishes
         assert no_line_without_a_chunk(path)
         other = TapSpec((4,), "float16", stage="stage2")  # the same bytes, with another meaning
         grown = shutil.copytree(path, tmp_path / f"grown-{step}")
-        if "energy1" not in opened.manifest.taps:
-            with open_writer(grown, num_views=3, taps=TAPS | {"energy1": other}) as writer:
-                assert {w.block for w in writer.work if "energy1" in w.taps} == set(
+        if "attention1" not in opened.manifest.taps:
+            with open_writer(grown, num_views=3, taps=TAPS | {"attention1": other}) as writer:
+                assert {w.block for w in writer.work if "attention1" in w.taps} == set(
                     writer.manifest.blocks()
                 )
-        trim_cache(path, num_views=2, drop_taps=["energy"])
+        trim_cache(path, num_views=2, drop_taps=["attention"])
         assert files_of(path) == expected
     assert step > 20
 
@@ -173,14 +173,14 @@ def killed_after(step: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> bool
         for change in ("rename", "unlink", "rmdir"):
             dying(change)
         try:
-            trim_cache(path, num_views=2, drop_taps=["energy"])
+            trim_cache(path, num_views=2, drop_taps=["attention"])
         except Killed:
             return True
     return False
 
 
 def no_line_without_a_chunk(path: Path) -> bool:
-    arrays = TAPS | ENERGY
+    arrays = TAPS | ATTENTION
     return all(
         chunk_path(path, array, arrays[array].arrays(array)[array], block).is_file()
         for array, view, index in journal_of(path).committed

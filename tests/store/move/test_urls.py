@@ -61,8 +61,12 @@ def words(
     server.requests.clear()
     teacher = small_teacher().teacher
     return [
-        *("teacher.dataset.limit=6", "teacher.views.count=3", "teacher.teacher.arch=resnet8"),
-        *("teacher.taps.energy=null", "teacher.taps.hint=null"),
+        *(
+            "teacher.dataset.max_per_class=6",
+            "teacher.views.count=3",
+            "teacher.teacher.arch=resnet8",
+        ),
+        *("teacher.taps.attention=null", "teacher.taps.hint=null"),
         f"teacher.teacher.weights={teacher.weights}",
     ]
 
@@ -106,7 +110,7 @@ def test_a_study_is_checked_planned_trained_and_exported(
     assert train([*of_runs, "--seeds", "0"]) == 0
     asked = chunks_asked(server)
     assert 0 < len(asked) == len(set(asked))  # by the two processes together
-    assert train([*of_runs, "--seeds", "1", "--share", "--jobs", "1"]) == 0
+    assert train([*of_runs, "--seeds", "1", "--shared-loading", "--jobs", "1"]) == 0
     assert chunks_asked(server) == []
     assert write_printed_report(capsys.readouterr().out) == 0
     assert train(["export", of_study[0], "out", *of_study[1:], "--method", "kd"]) == 0
@@ -152,7 +156,7 @@ def test_make_hands_on_where_the_mirror_is() -> None:
     given = f"--caches '{CACHES}' --mirror 'held here' --mirror-gb '7'"
     for target, count in (("train-student", 1), ("ablation", 1), ("export-student", 1)):
         assert make("-n", target, *settings).stdout.count(given) == count
-    assert given in make("-n", "verify-cache", *settings).stdout
+    assert given in make("-n", "check-recompute", *settings).stdout
     assert "--mirror" not in make("-n", "train-student").stdout
 
 
@@ -244,10 +248,10 @@ def test_the_blocks_of_a_window_are_fetched_together(
         fetch(source, chunks)
 
     monkeypatch.setattr(ZarrSource, "fetch", noted)
-    feed = WindowedTeacher(cache, ["logits", "stage1"], torch.device("cpu"), window_rows=32)
+    placement = WindowedTeacher(cache, ["logits", "stage1"], torch.device("cpu"), window_rows=32)
     order = ShuffleBuffer(cache.num_samples, cache.manifest.block_rows, 32).order(0, 1)
-    feed.start_epoch(0, order)
-    feed.close()
+    placement.start_epoch(0, order)
+    placement.close()
     assert fetched[0] == 2 * 2  # two blocks of two taps
 
 

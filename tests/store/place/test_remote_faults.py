@@ -173,7 +173,7 @@ def test_damaged_documents_are_mended(server: Server, spool: Path) -> None:
         flip(server, key)
     with pytest.raises(CacheError, match=rf"s3://bucket/{CACHE}/manifest\.json is damaged") as e:
         TeacherCache.open(url())
-    assert "make cache-teacher TEACHER=t CACHES=s3://bucket/caches RECHECK=1" in str(e.value)
+    assert "make cache-teacher TEACHER=t CACHES=s3://bucket/caches FULL_CHECK=1" in str(e.value)
     assert fill(spool) == 0
     assert {key: server.ask("GET", f"{CACHE}/{key}") for key in keys} == before
     assert_whole(server)

@@ -18,8 +18,12 @@ from tests.support.caches.teacher_cache import make_cache
 
 
 def arguments_of(config: TeacherConfig, caches: Path) -> list[str]:
-    own = ["teacher.arch=resnet8", f"teacher.weights={config.teacher.weights}", "dataset.limit=6"]
-    taps = ["taps.energy=null", "taps.hint=null"]
+    own = [
+        "teacher.arch=resnet8",
+        f"teacher.weights={config.teacher.weights}",
+        "dataset.max_per_class=6",
+    ]
+    taps = ["taps.attention=null", "taps.hint=null"]
     return [config.name, *own, *taps, "views.count=1", "--caches", str(caches), "--device", "cpu"]
 
 

@@ -24,7 +24,7 @@ from tests.support.programs.pass_commands import arguments_of
 from tests.support.training.printed_report import write_printed_report
 
 Make = Callable[..., TeacherConfig]
-ENERGY = "taps.energy=float16"
+ATTENTION = "taps.attention=float16"
 
 
 class Interrupted(Exception):
@@ -71,7 +71,7 @@ def of_student(small_teacher: Make, tmp_path: Path) -> list[str]:
         *("--device", "cpu", "training.epochs=2", "training.schedule.milestones=[1]"),
         "teacher.teacher.arch=resnet8",
         f"teacher.teacher.weights={small_teacher().teacher.weights}",
-        "teacher.dataset.limit=6",
+        "teacher.dataset.max_per_class=6",
         "teacher.views.count=3",
     ]
 
@@ -117,43 +117,45 @@ def test_a_tap_whose_growth_was_interrupted_stops_only_methods_that_read_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_cache(small_teacher(), tmp_path / "caches")
-    path = interrupted(ENERGY, after=2)
+    path = interrupted(ATTENTION, after=2)
     for method in ("ce", "kd"):
         assert train(["student", *of_student, "--method", method]) == 0, capsys.readouterr().err
     assert train(["student", *of_student, "--method", "at"]) == 2
     told = capsys.readouterr().err
     assert (
-        "2 of 12 blocks are committed; the first missing one: tap energy1, view 0, block 2" in told
+        "2 of 12 blocks are committed; the first missing one: tap attention1, view 0, block 2"
+        in told
     )
     assert "fix: make cache-teacher" in told
-    assert "views.count=3 taps.energy=float16" in told
-    assert f"python -m store trim {path} --drop-taps energy1,energy2,energy3" in told
+    assert "views.count=3 taps.attention=float16" in told
+    assert f"python -m store trim {path} --drop-taps attention1,attention2,attention3" in told
     assert train(["plan", *of_student[:5], *of_student[7:], "--method", "kd"]) == 0
     assert (
-        "to extend by energy1, energy2, energy3, hint: 180 of 180 images" in capsys.readouterr().out
+        "to extend by attention1, attention2, attention3, hint: 180 of 180 images"
+        in capsys.readouterr().out
     )
     assert precompute(arguments_of(small_teacher(), tmp_path / "caches")) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert precompute(arguments_of(small_teacher(), tmp_path / "caches", ENERGY)) == 0
+    assert precompute(arguments_of(small_teacher(), tmp_path / "caches", ATTENTION)) == 0
 
 
 def test_opening_refuses_only_where_a_tap_asked_for_is_not_whole(
     small_teacher: Make, tmp_path: Path, interrupted: Callable[..., Path]
 ) -> None:
     make_cache(small_teacher(), tmp_path / "caches")
-    path = interrupted(ENERGY, after=2)
+    path = interrupted(ATTENTION, after=2)
     opened = TeacherCache.open(path, taps=["logits"])
     assert list(opened.taps) == ["logits", "stage1", "stage2", "stage3", "correct"]
     assert list(opened.read_view(0)) == list(opened.taps)
     for ask in (
         lambda: TeacherCache.open(path),
-        lambda: TeacherCache.open(path, taps=["energy2"]),
-        lambda: opened.read_view(0, ["energy2"]),
+        lambda: TeacherCache.open(path, taps=["attention2"]),
+        lambda: opened.read_view(0, ["attention2"]),
     ):
-        with pytest.raises(CacheIncomplete, match=r"not finished.*tap energy"):
+        with pytest.raises(CacheIncomplete, match=r"not finished.*tap attention"):
             ask()
-    with pytest.raises(KeyError, match="no tap 'energy9'"):
-        TeacherCache.open(path, taps=["energy9"])
+    with pytest.raises(KeyError, match="no tap 'attention9'"):
+        TeacherCache.open(path, taps=["attention9"])
 
 
 def test_views_whose_growth_was_given_up_are_not_asked_for_and_can_be_dropped(
@@ -192,22 +194,22 @@ def test_a_pass_for_fewer_views_than_were_meant_ends_after_them(
     assert TeacherCache.open(path, num_views=3).measured["views"] == 3
 
 
-@pytest.mark.parametrize("recheck", [False, True])
+@pytest.mark.parametrize("full_check", [False, True])
 def test_a_large_unfinished_cache_is_resumed_without_reading_what_is_there(
     small_teacher: Make,
     tmp_path: Path,
     interrupted: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
-    recheck: bool,
+    full_check: bool,
 ) -> None:
     path = interrupted(after=5)
     flip(path / "teacher.zarr" / "stage1" / "c.0.1.0", 7)
     monkeypatch.setattr("teach_once.precompute.pending.CHECKED_BYTES", 1000)
-    more = ["--recheck"] if recheck else []
+    more = ["--full-check"] if full_check else []
     assert precompute(arguments_of(small_teacher(), tmp_path / "caches", *more)) == 0
     faults = TeacherCache.open(path).faults()
     assert [(fault.tap, fault.view, fault.block) for fault in faults] == (
-        [] if recheck else [("stage1", 0, 1)]
+        [] if full_check else [("stage1", 0, 1)]
     )
 
 
@@ -248,13 +250,13 @@ def test_a_plan_counts_only_the_images_that_the_cache_lacks(
         (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("cache")]
         return line
 
-    without_energy = "teacher.taps.energy=null"
-    path = make_cache(small_teacher(ENERGY), tmp_path / "caches").path
+    without_attention = "teacher.taps.attention=null"
+    path = make_cache(small_teacher(ATTENTION), tmp_path / "caches").path
     assert cache_line() == f"cache    found: {path}"
     assert "to extend by 1 view: 60 of 240 images" in cache_line("teacher.views.count=4")
-    assert trim(["trim", str(path), "--drop-taps", "energy"]) == 0
+    assert trim(["trim", str(path), "--drop-taps", "attention"]) == 0
     capsys.readouterr()
-    assert cache_line(without_energy) == f"cache    found: {path}"
-    assert "to extend by energy1, energy2, energy3: 180 of 180 images" in cache_line()
+    assert cache_line(without_attention) == f"cache    found: {path}"
+    assert "to extend by attention1, attention2, attention3: 180 of 180 images" in cache_line()
     interrupted("views.count=4", after=1)  # a block of 16 samples
-    assert "to finish: 44 of 240 images" in cache_line(without_energy, "teacher.views.count=4")
+    assert "to finish: 44 of 240 images" in cache_line(without_attention, "teacher.views.count=4")

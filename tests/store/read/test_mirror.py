@@ -153,7 +153,14 @@ def test_a_student_trains_from_a_url_as_from_the_folder(
     monkeypatch.chdir(tmp_path)
     config = small_teacher()
     words = [
-        *("student", "digits-resnet8", "--method", "kd", *QUICK_RUN, "teacher.dataset.limit=6"),
+        *(
+            "student",
+            "digits-resnet8",
+            "--method",
+            "kd",
+            *QUICK_RUN,
+            "teacher.dataset.max_per_class=6",
+        ),
         *("teacher.teacher.arch=resnet8", f"teacher.teacher.weights={config.teacher.weights}"),
         "teacher.views.count=3",
     ]

@@ -87,7 +87,7 @@ def test_a_teacher_leaves_no_weights_cut_off(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = tmp_path / "w.pt"
-    settings = ["teacher.arch=resnet8", f"teacher.weights={weights}", "training.limit=10"]
+    settings = ["teacher.arch=resnet8", f"teacher.weights={weights}", "training.max_per_class=10"]
     teacher = ["teacher", "digits-resnet20", "--device", "cpu", *settings, "training.epochs=1"]
     with full_disk():
         assert train(teacher) == 2
@@ -133,8 +133,8 @@ def test_a_conversion_advises_to_run_it_again_and_no_pass_of_the_teacher(
         convert_cache(
             cache.path,
             tmp_path / "small",
-            means="uint8",
+            channel_means="uint8",
             on_block=lambda rows: disk.enter_context(full_disk(100)),
         )
     assert error.value.fix == "make room, then: run the same command again"
-    assert convert_cache(cache.path, tmp_path / "small", means="uint8").faults() == []
+    assert convert_cache(cache.path, tmp_path / "small", channel_means="uint8").faults() == []

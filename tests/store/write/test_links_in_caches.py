@@ -18,7 +18,7 @@ from teach_once.store.command import cli
 from teach_once.store.move.trim import trim_cache
 from tests.support.caches.random_cache import TAPS, fill, open_writer
 
-ENERGY = {"energy1": TapSpec((4,), "float16")}
+ATTENTION = {"attention1": TapSpec((4,), "float16")}
 
 
 @pytest.fixture
@@ -35,17 +35,17 @@ def unharmed(victim: Path) -> bool:
     return names == [".c.0.0.0.17.tmp", "victim"] and (victim / "victim").read_bytes() == b"mine"
 
 
-FOLDERS = ["teacher.zarr", "teacher.zarr/logits", "teacher.zarr/energy1", "journal"]
+FOLDERS = ["teacher.zarr", "teacher.zarr/logits", "teacher.zarr/attention1", "journal"]
 
 
 def resume(cache: Path) -> None:
     fill(cache, num_views=3)
-    with open_writer(cache, num_views=3, taps=TAPS | ENERGY):
+    with open_writer(cache, num_views=3, taps=TAPS | ATTENTION):
         pass
 
 
 def trim(cache: Path) -> None:
-    trim_cache(cache, num_views=1, drop_taps=["energy"])
+    trim_cache(cache, num_views=1, drop_taps=["attention"])
 
 
 @pytest.mark.parametrize("write", [resume, trim])

@@ -27,8 +27,8 @@ from teach_once.store import (
     UnknownView,
 )
 from teach_once.store.format.coding import (
-    quantise_channels,
-    quantise_rows,
+    quantize_channels,
+    quantize_rows,
     restore_channels,
     restore_rows,
 )
@@ -38,7 +38,7 @@ from tests.support.caches.random_cache import CANARY, IDENTITY, LABELS, PREVIEW,
 REFERENCE_TAPS = {
     **TAPS,  # a vector of float16, one of float32, and a scalar
     "stage2": TapSpec((5,), "uint8", "block"),
-    "energy1": TapSpec((6,), "float32"),
+    "attention1": TapSpec((6,), "float32"),
     "hint": TapSpec((2, 3, 4), "float16", stage="stage2"),
 }
 BLOCK_ROWS, NUM_SAMPLES, NUM_VIEWS = 4, len(LABELS), 2
@@ -67,9 +67,9 @@ def expected_records(view: int) -> dict[str, np.ndarray]:
 
 def _through_codes(values: np.ndarray, scale: str) -> np.ndarray:
     if scale == "row":
-        return restore_rows(*quantise_rows(values))
+        return restore_rows(*quantize_rows(values))
     blocks = np.split(values, range(BLOCK_ROWS, NUM_SAMPLES, BLOCK_ROWS))
-    return np.concatenate([restore_channels(*quantise_channels(block)) for block in blocks])
+    return np.concatenate([restore_channels(*quantize_channels(block)) for block in blocks])
 
 
 def write_reference(path: Path, **more: Any) -> Path:
@@ -199,8 +199,10 @@ class CacheContract(ABC):
     def test_unknown_views_taps_and_samples_are_refused(self, cache: TeacherCache) -> None:
         with pytest.raises(UnknownView, match=r"no view 2: .* holds views 0 to 1"):
             cache.read_view(2)
-        with pytest.raises(UnknownTap, match=r"no tap 'energy9': .* holds logits, stage1, correct"):
-            cache.read_view(0, taps=["energy9"])
+        with pytest.raises(
+            UnknownTap, match=r"no tap 'attention9': .* holds logits, stage1, correct"
+        ):
+            cache.read_view(0, taps=["attention9"])
         for sample in (-1, NUM_SAMPLES):
             with pytest.raises(UnknownView, match=f"no sample {sample}"):
                 cache.read([sample], 0)
@@ -274,9 +276,9 @@ class CacheContract(ABC):
 
     def test_damaged_metadata_are_found_without_reading_any_block(self, path: Path) -> None:
         sound = TeacherCache.open(path)
-        self.damage_metadata(path, "energy1")
-        with pytest.raises(CacheDamaged, match="energy1"):
+        self.damage_metadata(path, "attention1")
+        with pytest.raises(CacheDamaged, match="attention1"):
             TeacherCache.open(path)
         source = sound.source
-        assert source.metadata_faults([tap for tap in sound.taps if tap != "energy1"]) == []
-        assert len(source.metadata_faults(["energy1"])) == 1
+        assert source.metadata_faults([tap for tap in sound.taps if tap != "attention1"]) == []
+        assert len(source.metadata_faults(["attention1"])) == 1

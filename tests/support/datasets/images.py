@@ -1,4 +1,4 @@
-"""Images to crop and to colour."""
+"""Images to crop and to color."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ dataset:
   type: {type}
   {keys}
   packed: packed.json
-  normalisation: {{mean: [0, 0, 0], std: [1, 1, 1]}}
-views: {{augment: {{kind: pad-crop-flip}}, count: 2}}
+  normalization: {{mean: [0, 0, 0], std: [1, 1, 1]}}
+views: {{augment: {{type: pad-crop-flip}}, count: 2}}
 teacher: {{arch: resnet8, weights: w.pt}}
 """
 

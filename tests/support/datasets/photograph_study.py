@@ -16,7 +16,7 @@ from teach_once.precompute.run_pass import fill_cache
 from teach_once.train.runs.study import Study, open_study
 from tests.support.caches.teacher_cache import CPU, setup_of
 
-PLAIN = {"kind": "random-resized-crop", "size_px": 16}
+PLAIN = {"type": "random-resized-crop", "size_px": 16}
 
 
 def configs_of(
@@ -25,7 +25,7 @@ def configs_of(
     data = {
         "type": "imagefolder",
         "root": str(root),
-        "normalisation": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+        "normalization": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
     }
     teacher = [
         f"dataset={json.dumps(data)}",
@@ -34,7 +34,7 @@ def configs_of(
         f"teacher.weights={weights}",
         "teacher.arch=resnet8",
         "taps.logits=float32",
-        "taps.means=float32",
+        "taps.channel_means=float32",
     ]
     student = ["training.epochs=4", "training.batch_size=6", "training.schedule.milestones=[2]"]
     return (

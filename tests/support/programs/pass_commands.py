@@ -11,9 +11,9 @@ def overrides_of(weights: str) -> list[str]:
     return [
         "teacher.arch=resnet8",
         f"teacher.weights={weights}",
-        "dataset.limit=6",
+        "dataset.max_per_class=6",
         "views.count=3",
-        "taps.energy=null",
+        "taps.attention=null",
         "taps.hint=null",
     ]
 

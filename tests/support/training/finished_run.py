@@ -43,9 +43,9 @@ def train_both(weights: Path, folder: Path) -> Trained:
         [
             "teacher.arch=resnet8",
             f"teacher.weights={weights}",
-            "dataset.limit=6",
+            "dataset.max_per_class=6",
             "views.count=2",
-            "taps.energy=null",
+            "taps.attention=null",
             "taps.hint=null",
         ],
     )

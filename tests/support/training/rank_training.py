@@ -42,7 +42,7 @@ class Asked:
     caches: str
     methods: Sequence[str]
     seed: int = 0
-    feed: str = "auto"
+    placement: str = "auto"
     workers: int = 0
     live: bool = False
 
@@ -64,7 +64,7 @@ def study_of(asked: Asked, runs: Path) -> Study:
         load_teacher("digits-resnet20", list(asked.teacher)),
         caches_dir=Path(asked.caches),
         runs_dir=runs,
-        feed=asked.feed,
+        placement=asked.placement,
     )
 
 

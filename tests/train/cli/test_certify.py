@@ -54,7 +54,7 @@ def kd_of_an_untrained_student(study: Study, cache: TeacherCache) -> float:
 
 def test_changes_are_those_of_the_losses_on_both_caches(study: Study) -> None:
     path = study.cache.path
-    reduced = convert_cache(path, path.with_name("r"), logits="top:2", means="uint8")
+    reduced = convert_cache(path, path.with_name("r"), logits="top:2", channel_means="uint8")
     found = changes(study, reduced, steps=8)
     full, cut = (kd_of_an_untrained_student(study, each) for each in (study.cache, reduced))
     assert found["kd_change_untrained"] == pytest.approx(cut / full - 1, rel=1e-3)
@@ -68,7 +68,7 @@ def test_changes_are_those_of_the_losses_on_both_caches(study: Study) -> None:
 def test_losses_that_do_not_read_what_is_reduced_do_not_change(study: Study) -> None:
     path = study.cache.path
     cut = convert_cache(path, path.with_name("cut"), logits="top:2")
-    coded = convert_cache(path, path.with_name("coded"), means="uint8")
+    coded = convert_cache(path, path.with_name("coded"), channel_means="uint8")
     of_cut, of_coded = changes(study, cut, 2), changes(study, coded, 2)
     for student in ("untrained", "trained"):
         assert of_cut[f"cd_change_{student}"] == 0
@@ -87,7 +87,7 @@ def test_the_command_prints_the_changes_and_records_them(
 ) -> None:
     path = study.cache.path
     reduced = convert_cache(path, path.with_name("r"), logits="top:2")
-    own = ["training.epochs=1", "training.batch_size=16", "training.schedule={kind: onecycle}"]
+    own = ["training.epochs=1", "training.batch_size=16", "training.schedule={type: onecycle}"]
     call = ["digits-resnet8", "--caches", str(path.parent), "--reduced", str(reduced.path)]
     weights = small_teacher().teacher.weights
     call += ["--device", "cpu", *own, *(f"teacher.{each}" for each in overrides_of(str(weights)))]
@@ -106,10 +106,10 @@ def test_the_command_prints_the_changes_and_records_them(
 def test_a_cache_of_other_views_is_refused(
     study: Study, small_teacher: Callable[..., TeacherConfig], tmp_path: Path
 ) -> None:
-    other = make_cache(small_teacher("views.seed=5", "taps.logits={top: 2}"), tmp_path / "other")
+    other = make_cache(small_teacher("views.seed=5", "taps.logits={top_k: 2}"), tmp_path / "other")
     with pytest.raises(CacheMismatch, match=r"views\.seed"):
         refuse_unless_reduced(study.cache, other)
-    alike = make_cache(small_teacher("taps.logits={top: 2}"), tmp_path / "other")
+    alike = make_cache(small_teacher("taps.logits={top_k: 2}"), tmp_path / "other")
     refuse_unless_reduced(study.cache, alike)
 
 

@@ -43,7 +43,7 @@ from tests.support.caches.object_store import Server
 from tests.support.caches.teacher_cache import CPU, make_cache
 from tests.support.datasets.photograph_study import PLAIN, configs_of, study_of
 
-MIXED = {**PLAIN, "flip": True, "mix": {"kind": "mixup"}, "erasing": {"probability": 0.5}}
+MIXED = {**PLAIN, "flip": True, "mix": {"type": "mixup"}, "random_erasing": {"probability": 0.5}}
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +77,15 @@ def dataset_of(study: Study, taps: list[str] | None = None, **options: Any) -> D
 
 def as_trained_on(study: Study, epoch: int, taps: list[str]) -> Iterator[tuple[Any, dict]]:
     """The batches of a run: pixels and the feed's rows, in the order of seed 0."""
-    feed = CachedTeacher(study.cache, taps, CPU)
+    placement = CachedTeacher(study.cache, taps, CPU)
     order = permutation(0, epoch, study.cache.num_samples)
     view = view_of_epoch(epoch, study.num_views)
-    feed.start_epoch(view, order)
+    placement.start_epoch(view, order)
     try:
         for batch in study.pixels(CPU, 0).train.batches([view], order, 7):
-            yield batch, feed.rows(batch)
+            yield batch, placement.rows(batch)
     finally:
-        feed.close()
+        placement.close()
 
 
 def assert_equal_to_a_run(study: Study, loader: DataLoader, dataset: DistillationDataset) -> None:
@@ -135,7 +135,7 @@ def test_photographs_come_bit_for_bit_as_a_run_gets_them(
 def test_rows_that_are_stored_as_codes_come_as_a_run_gets_them(
     make_study: Callable[..., Study],
 ) -> None:
-    study = make_study(["taps.logits=uint8", "taps.means=uint8"])
+    study = make_study(["taps.logits=uint8", "taps.channel_means=uint8"])
     dataset = dataset_of(study, ["logits", "stage1", "correct"])
     loader = DataLoader(dataset, 7, sampler=RunOrder(dataset, seed=0))
     assert_equal_to_a_run(study, loader, dataset)
@@ -377,7 +377,7 @@ def test_the_folder_of_caches_is_enough(digits: Study) -> None:
 def test_a_cache_that_is_missing_or_of_another_dataset_is_refused_with_the_command(
     digits: Study, small_teacher: Callable, tmp_path: Path
 ) -> None:
-    other = small_teacher("dataset.limit=5")
+    other = small_teacher("dataset.max_per_class=5")
     with pytest.raises(CacheMismatch, match=r"dataset\.digest.*(\n.*)*\n  fix: make cache-t"):
         DistillationDataset(other, digits.cache, ["logits"])
     with pytest.raises(CacheMismatch, match=r"views\.seed"):
@@ -390,8 +390,8 @@ def test_a_cache_that_is_missing_or_of_another_dataset_is_refused_with_the_comma
 def test_taps_that_a_cache_lacks_are_named_with_what_would_add_them(
     digits: Study, small_teacher: Callable
 ) -> None:
-    with pytest.raises(UserError, match=r"no tap 'energy1'.*\n  fix: .*taps\.energy=float16"):
-        dataset_of(digits, ["energy1"])
+    with pytest.raises(UserError, match=r"no tap 'attention1'.*\n  fix: .*taps\.attention=float16"):
+        dataset_of(digits, ["attention1"])
     with pytest.raises(UserError, match=r"no tap 'stage9': .* holds logits.*\n  fix: taps="):
         dataset_of(digits, ["stage9"])
     with pytest.raises(UserError, match=r"no tap 'logit': .*did you mean 'logits'.*\n  fix: taps="):

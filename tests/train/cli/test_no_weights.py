@@ -32,9 +32,9 @@ def small(teacher_weights: Path, tmp_path: Path) -> list[str]:
     return [
         "teacher.arch=resnet8",
         f"teacher.weights={tmp_path / 'w.pt'}",
-        "dataset.limit=6",
+        "dataset.max_per_class=6",
         "views.count=3",
-        "taps.energy=null",
+        "taps.attention=null",
         "taps.hint=null",
         "training.epochs=3",
     ]
@@ -126,10 +126,10 @@ def test_where_the_cache_lacks_something_the_weights_are_asked_for(
 ) -> None:
     make_cache(load_teacher("digits-resnet20", small), tmp_path / "caches")
     (tmp_path / "w.pt").unlink()
-    for more in ("views.count=5", "taps.energy=float16", "views.seed=1"):
+    for more in ("views.count=5", "taps.attention=float16", "views.seed=1"):
         assert make("cache-teacher", [*small, "training=null", more]) == 2
         assert f"teacher.weights: there is no file {tmp_path / 'w.pt'}" in capsys.readouterr().err
-    assert make("cache-teacher", [*small, "taps.energy=float16"]) == 0  # trained as it says
+    assert make("cache-teacher", [*small, "taps.attention=float16"]) == 0  # trained as it says
     assert (tmp_path / "w.pt").is_file()
 
 

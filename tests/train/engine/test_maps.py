@@ -32,13 +32,13 @@ STAGES = "stages=[first,second,third]"
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler has its own
 @pytest.mark.parametrize("compiled", ["false", "true"])
-def test_a_copy_of_the_teacher_has_its_means_and_energies_whatever_follows_in_place(
+def test_a_copy_of_the_teacher_has_its_means_and_attentions_whatever_follows_in_place(
     make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: str
 ) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     copied = build(IN_PLACE, num_classes=10, in_channels=1, seed=0)
     save_atomically(copied.state_dict(), tmp_path / "t.pt")
-    taps = ("taps.means=float32", "taps.energy=float32", f"taps.{STAGES}")
+    taps = ("taps.channel_means=float32", "taps.attention=float32", f"taps.{STAGES}")
     study = make_study(
         teacher=[*taps, f"teacher.arch={IN_PLACE}", f"teacher.weights={tmp_path / 't.pt'}"],
         student=[
@@ -98,7 +98,7 @@ def test_a_lone_last_sample_is_refused_for_teachers_too(
         "teacher.arch=python:tests.support.own_network:OnePixel",
         f"teacher.weights={tmp_path / 'w.pt'}",
         "training.batch_size=59",
-        "training.limit=6",
+        "training.max_per_class=6",
         "training.epochs=2",
     )
     with pytest.raises(TrainError, match=r"\n  fix: training\.batch_size=60"):

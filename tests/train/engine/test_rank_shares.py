@@ -29,7 +29,7 @@ def digits() -> Split:
 def test_every_test_sample_is_counted_on_one_rank(digits: Split, world: int) -> None:
     config = load_teacher("digits-resnet20")
     pixels = open_pixels(
-        digits, config.views, config.dataset.normalisation, torch.device("cpu"), num_workers=0
+        digits, config.views, config.dataset.normalization, torch.device("cpu"), num_workers=0
     )
     of_each = [
         [int(i) for batch in evaluation_batches(pixels, Ranks(rank, world)) for i in batch.ids]

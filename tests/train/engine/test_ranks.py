@@ -34,12 +34,12 @@ SHORT = (
 )
 # What has state of its own, or looks at a batch in parts; and losses of a user's.
 HARD = (
-    *("training.accumulate=3", "training.ema.decay=0.9", "training.clip_gradient_norm=0.5"),
-    *("training.optimizer={kind: adamw}", "training.freeze_idle_classifier=false"),
+    *("training.gradient_accumulation=3", "training.ema.decay=0.9", "training.max_grad_norm=0.5"),
+    *("training.optimizer={type: adamw}", "training.freeze_idle_classifier=false"),
     "methods.own=[{loss: ce}, {loss: 'tests.support.own_losses:spread'},"
-    " {loss: 'tests.support.own_losses:centred'}]",
+    " {loss: 'tests.support.own_losses:centered'}]",
 )
-MIXED = "views.augment={kind: pad-crop-flip, pad_px: 1, flip: false, mix: {kind: mixup}}"
+MIXED = "views.augment={type: pad-crop-flip, pad_px: 1, flip: false, mix: {type: mixup}}"
 # In percent of the digits that are tested: those that rounding may move to another class.
 TWO_IMAGES = 100 * 2.1 / TEST_IMAGES
 # Every loss at once, but for that of a pair of students: a term is compared by its own name.
@@ -51,7 +51,7 @@ EVERY_LOSS = (
     " {loss: lskd, weight: 9, temperature: 2}]"
 )
 TAPS = (
-    *("taps.logits=float32", "taps.means=float32", "taps.energy=float32"),
+    *("taps.logits=float32", "taps.channel_means=float32", "taps.attention=float32"),
     "taps.hint={stage: stage2, dtype: float32}",
 )
 
@@ -78,7 +78,11 @@ def study(
     ) -> Asked:
         overrides = [*TAPS, "views.count=3", *teacher]
         make_cache(small_teacher(*overrides), caches)
-        small = ["teacher.arch=resnet8", f"teacher.weights={teacher_weights}", "dataset.limit=6"]
+        small = [
+            "teacher.arch=resnet8",
+            f"teacher.weights={teacher_weights}",
+            "dataset.max_per_class=6",
+        ]
         return Asked([*small, *overrides], [*SHORT, *student], str(caches), methods, **options)
 
     return study
@@ -91,9 +95,9 @@ def asked(study: Study, photographs: Path, caches: Path) -> list[Asked]:
         study(["all"], [EVERY_LOSS]),
         study(["residual"], ()),
         study(["cd+gkd+edt", "own"], HARD, "dataset.validation_fraction=0.3"),
-        study(["cd+gkd", "rkd"], ["training.accumulate=2"], MIXED),
-        study(["cd+gkd"], (), feed="window"),
-        study(["kd"], (), seed=1, feed="host"),
+        study(["cd+gkd", "rkd"], ["training.gradient_accumulation=2"], MIXED),
+        study(["cd+gkd"], (), placement="window"),
+        study(["kd"], (), seed=1, placement="host"),
         study(["kd"], (), live=True),
         of_photographs(photographs, caches),
     ]
@@ -103,7 +107,7 @@ def of_photographs(root: Path, caches: Path) -> Asked:
     """Images that workers read and cut, in batches of 7, 7 and 6."""
     weights = caches / "rgb.pt"
     save_atomically(build("resnet8", num_classes=2, in_channels=3).state_dict(), weights)
-    _, teacher = configs_of(root, weights, {**PLAIN, "mix": {"kind": "cutmix"}})
+    _, teacher = configs_of(root, weights, {**PLAIN, "mix": {"type": "cutmix"}})
     make_cache(teacher, caches)
     assert teacher.source is not None
     student = [*SHORT, "training.batch_size=7", "training.epochs=3"]
@@ -195,7 +199,7 @@ def test_a_batch_with_fewer_samples_than_ranks_is_refused_with_a_size_that_fits(
     world: int, batch_size: int, num_parts: int, better: int | None
 ) -> None:
     recipe = load_student("digits-resnet8").training
-    training = dataclasses.replace(recipe, batch_size=batch_size, accumulate=num_parts)
+    training = dataclasses.replace(recipe, batch_size=batch_size, gradient_accumulation=num_parts)
     with pytest.raises(TrainError, match=f"training.batch_size is {batch_size}") as refusal:
         check_idle_ranks(training, 60, world)
     if better is None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from teach_once.configs.schema import Centre, ViewsConfig
+from teach_once.configs.schema import CenterCrop, ViewsConfig
 from teach_once.nets.metrics import count_errors
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.teacher.taps import stage_modules
@@ -32,14 +32,14 @@ METHOD = (
 )
 SETTINGS = (
     f"training.learning_rate={RATE}",
-    "training.schedule={kind: multistep, milestones: [2], gamma: 0.2}",
+    "training.schedule={type: multistep, milestones: [2], gamma: 0.2}",
     "training.momentum=0.8",
     "training.nesterov=true",
     "training.weight_decay=5e-3",
     f"training.batch_size={BATCH}",
     f"training.epochs={EPOCHS}",
 )
-FLOAT32 = ("taps.logits=float32", "taps.means=float32")
+FLOAT32 = ("taps.logits=float32", "taps.channel_means=float32")
 
 
 class ByHand:
@@ -68,9 +68,9 @@ class ByHand:
 def pixels_by_hand(
     study: Study, split: Split, views: ViewsConfig, view: int, ids: np.ndarray
 ) -> torch.Tensor:
-    normalisation = study.teacher.dataset.normalisation
+    normalization = study.teacher.dataset.normalization
     images = view_pixels(split, views, view, ids).astype(np.float64) / 255
-    images = (images - normalisation.mean) / np.array(normalisation.std)
+    images = (images - normalization.mean) / np.array(normalization.std)
     return torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.float32)
 
 
@@ -123,7 +123,7 @@ def test_every_step_and_the_test_error_are_those_of_the_loop_by_hand(
         expected, rel=1e-4
     )
     test = study.dataset.test
-    as_it_is = ViewsConfig(augment=Centre(), seed=0, count=1)
+    as_it_is = ViewsConfig(augment=CenterCrop(), seed=0, count=1)
     inputs = pixels_by_hand(study, test, as_it_is, 0, np.arange(len(test)))
     with torch.no_grad():
         logits = mine.network.eval()(inputs).numpy()

@@ -47,7 +47,7 @@ from tests.support.caches.teacher_cache import make_cache
 from tests.support.training.training_runs import largest_relative, without_times
 
 MakeStudy = Callable[..., Study]
-FLOAT32 = ("taps.logits=float32", "taps.means=float32")
+FLOAT32 = ("taps.logits=float32", "taps.channel_means=float32")
 
 
 def losses_and_weights(
@@ -176,7 +176,7 @@ def test_compiled_runs_after_one_another_read_the_maps_that_each_needs(
 
 
 def test_where_not_every_epoch_is_tested_the_last_one_is(make_study: MakeStudy) -> None:
-    study = make_study(student=["training.epochs=5", "training.evaluate_every=2"])
+    study = make_study(student=["training.epochs=5", "training.eval_every=2"])
     epochs: list[EpochResult] = []
     summary = train_student(study.run("kd", 0), on_epoch=epochs.append)
     tested = [epoch.epoch for epoch in epochs if epoch.errors is not None]
@@ -213,7 +213,7 @@ def test_other_settings_are_another_run(make_study: MakeStudy) -> None:
     }
     assert len(folders) == 5
     assert study.run("ce", 0).identity != study.run("ce", 1).identity
-    tested = make_study(teacher=["views.evaluation={kind: centre, resize_px: 9, crop_px: 8}"])
+    tested = make_study(teacher=["views.evaluation={type: center-crop, resize_px: 9, crop_px: 8}"])
     assert tested.cache.path == study.cache.path
     assert tested.run("ce", 0).identity != study.run("ce", 0).identity
 
@@ -259,11 +259,11 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one_bit_for_
     assert metrics == without_times(folder)
 
 
-@pytest.mark.parametrize("feed", ["auto", "window"])
+@pytest.mark.parametrize("placement", ["auto", "window"])
 def test_a_run_killed_at_random_steps_equals_an_uninterrupted_one_bit_for_bit(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, feed: str
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, placement: str
 ) -> None:
-    study = dataclasses.replace(make_study(), feed=feed)
+    study = dataclasses.replace(make_study(), placement=placement)
     steps_left = [3]
     keep = Recorder.save
 
@@ -307,7 +307,7 @@ def test_an_epoch_shows_every_sample_once_in_the_order_of_seed_and_epoch(
 
 
 def test_the_learning_rate_moves_with_every_step(make_study: MakeStudy) -> None:
-    study = make_study(student=['training.schedule={"kind": "onecycle"}'])
+    study = make_study(student=['training.schedule={"type": "onecycle"}'])
     rates: list[float] = []
     train_student(study.run("ce", 0), on_epoch=lambda result: rates.append(result.learning_rate))
     training = study.config.training  # an epoch has four steps; told is the rate of the last
@@ -523,10 +523,14 @@ def test_a_student_with_other_stages_than_the_cache_is_refused(make_study: MakeS
 def test_a_teacher_may_train_for_more_epochs_than_there_are_views(
     small_teacher: Callable, tmp_path: Path, console, augment: str
 ) -> None:
-    crop = f"views.augment={{kind: {augment}, flip: false}}"
+    crop = f"views.augment={{type: {augment}, flip: false}}"
     size = ["views.augment.size_px=8"] if augment == "random-resized-crop" else []
     one_pixel = ["views.augment.pad_px=1"] if augment == "pad-crop-flip" else []
-    settings = [f"teacher.weights={tmp_path / 'w.pt'}", "training.epochs=10", "training.limit=3"]
+    settings = [
+        f"teacher.weights={tmp_path / 'w.pt'}",
+        "training.epochs=10",
+        "training.max_per_class=3",
+    ]
     config = small_teacher(crop, *size, *one_pixel, *settings)
     assert train_teacher(config, Compute("cpu", 0), Recording(console=console))["epochs"] == 10
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from teach_once.nets.teacher.taps import spatial_energy
+from teach_once.nets.teacher.taps import spatial_attention
 from teach_once.train import losses
 from teach_once.train.losses import at, dist, dkd, fitnets, kd, lskd, rkd
 from tests.support.training.reference_losses import kl64, logits_pair, softmax64
@@ -43,23 +43,23 @@ def test_at_equals_its_formula(seed: int) -> None:
     for pair in maps:
         rows = []
         for features in pair:
-            energy = np.array(
+            attention = np.array(
                 [
                     [(image[:, y, x] ** 2).mean() for y in range(2) for x in range(5)]
                     for image in features
                 ]
             )
-            rows.append(energy / np.sqrt((energy**2).sum(axis=1, keepdims=True)))
+            rows.append(attention / np.sqrt((attention**2).sum(axis=1, keepdims=True)))
         expected += ((rows[0] - rows[1]) ** 2).mean()
-    energies = [[spatial_energy(torch.tensor(pair[i])) for pair in maps] for i in (0, 1)]
-    assert at(*energies).item() == pytest.approx(expected, rel=1e-5)
+    attentions = [[spatial_attention(torch.tensor(pair[i])) for pair in maps] for i in (0, 1)]
+    assert at(*attentions).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_at_does_not_see_the_scale_of_a_map_and_survives_a_dead_one() -> None:
     maps = torch.randn(2, 3, 4, 4)
-    assert at([spatial_energy(maps)], [spatial_energy(7 * maps)]).item() < 1e-12
+    assert at([spatial_attention(maps)], [spatial_attention(7 * maps)]).item() < 1e-12
     dead = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    at([spatial_energy(dead)], [spatial_energy(maps)]).backward()
+    at([spatial_attention(dead)], [spatial_attention(maps)]).backward()
     assert dead.grad is not None
     assert torch.isfinite(dead.grad).all()
 

@@ -173,11 +173,11 @@ def test_what_was_filled_learns_at_a_factor_of_the_rate_and_a_new_classifier_at_
     make_study: MakeStudy, tmp_path: Path
 ) -> None:
     path = weights_of(tmp_path, classes=7)
-    settings = [f"student.init={path}", "training.epochs=1", "training.schedule={kind: cosine}"]
+    settings = [f"student.init={path}", "training.epochs=1", "training.schedule={type: cosine}"]
     plain = ["training.batch_size=60", "training.momentum=0.0", "training.weight_decay=0.0"]
     changes = {}
     for factor in ("1.0", "0.1"):
-        study = make_study(student=[*settings, *plain, f"training.init_rate_factor={factor}"])
+        study = make_study(student=[*settings, *plain, f"training.pretrained_lr_factor={factor}"])
         before = {name: value.clone() for name, value in begun(study).state_dict().items()}
         train_student(study.run("ce", 0), device="cpu")  # one step
         after = state(study.run("ce", 0).folder / "last.pt")
@@ -191,7 +191,7 @@ def test_what_was_filled_learns_at_a_factor_of_the_rate_and_a_new_classifier_at_
 # ---- what is frozen
 
 
-@pytest.mark.parametrize("optimizer", ["{kind: sgd}", "{kind: adamw}"])
+@pytest.mark.parametrize("optimizer", ["{type: sgd}", "{type: adamw}"])
 def test_frozen_stages_keep_their_weights_and_statistics_to_the_bit(
     make_study: MakeStudy, tmp_path: Path, optimizer: str
 ) -> None:
@@ -217,7 +217,7 @@ def test_a_run_from_frozen_stages_resumes_exactly(
     make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = [f"student.init={weights_of(tmp_path, classes=7)}", "training.frozen_stages=1"]
-    run = make_study(student=[*settings, "training.init_rate_factor=0.1"]).run("cd", 0)
+    run = make_study(student=[*settings, "training.pretrained_lr_factor=0.1"]).run("cd", 0)
     keep = Recorder.save
 
     def kept_then_killed(self: Recorder, partial: Partial) -> None:
@@ -238,9 +238,12 @@ def test_a_run_from_frozen_stages_resumes_exactly(
     ("settings", "told"),
     [
         (["frozen_stages=1"], "training.frozen_stages is for weights that exist: set student.init"),
-        (["init_rate_factor=0.1"], "training.init_rate_factor is for weights that exist"),
+        (["pretrained_lr_factor=0.1"], "training.pretrained_lr_factor is for weights that exist"),
         (["frozen_stages=-1"], "training.frozen_stages: Input should be greater than or equal"),
-        (["init_rate_factor=0.0"], "training.init_rate_factor: Input should be greater than 0"),
+        (
+            ["pretrained_lr_factor=0.0"],
+            "training.pretrained_lr_factor: Input should be greater than 0",
+        ),
         (["init=x.pt"], "training.init: unknown key"),
     ],
 )
@@ -270,7 +273,7 @@ def test_a_teacher_is_trained_from_weights_for_other_classes(
     init = weights_of(tmp_path, classes=7)
 
     def config(*more: str) -> TeacherConfig:
-        settings = ["training.epochs=1", "training.limit=6", "training.frozen_stages=3"]
+        settings = ["training.epochs=1", "training.max_per_class=6", "training.frozen_stages=3"]
         target = f"teacher.weights={tmp_path / 'teacher.pt'}"
         return small_teacher(target, f"training.init={init}", *settings, *more)
 

@@ -117,7 +117,7 @@ def adamw(decay: float, undecayed: Sequence[str] = ()) -> Callable[..., None]:
     return update
 
 
-ADAMW = ("training.optimizer={kind: adamw, betas: [0.8, 0.95], eps: 1e-6}",)
+ADAMW = ("training.optimizer={type: adamw, betas: [0.8, 0.95], eps: 1e-6}",)
 
 
 def test_adamw_is_its_paper_s() -> None:
@@ -129,7 +129,7 @@ def test_adamw_is_its_paper_s() -> None:
 
 
 def test_without_decay_of_norms_and_biases_only_the_weights_shrink() -> None:
-    settings = ("training.weight_decay=0.3", "training.decay_norms_and_biases=false")
+    settings = ("training.weight_decay=0.3", "training.weight_decay_norm_bias=false")
     train_state = train_state_of(network_of(), *ADAMW, *settings)
     by_hand = ByHand(adamw(0.3, undecayed=["1.weight", "1.bias", "5.bias"]))
     shown = batches(6)
@@ -149,7 +149,7 @@ def test_what_a_network_names_itself_is_not_decayed_either() -> None:
             return {"pos_embed"}
 
     network = Positions()
-    training = recipe("training.decay_norms_and_biases=false", "training.weight_decay=0.3")
+    training = recipe("training.weight_decay_norm_bias=false", "training.weight_decay=0.3")
     groups = parameter_groups([network], training)
     decayed = [
         parameter for group in groups if group["weight_decay"] for parameter in group["params"]
@@ -171,7 +171,7 @@ def test_a_long_gradient_is_cut_to_its_length() -> None:
         parameter.sub_(gradient, alpha=0.1)
 
     plain = ("training.momentum=0.0", "training.weight_decay=0.0", "training.learning_rate=0.1")
-    train_state = train_state_of(network_of(), *plain, "training.clip_gradient_norm=0.6")
+    train_state = train_state_of(network_of(), *plain, "training.max_grad_norm=0.6")
     by_hand, shown = Clipped(sgd), batches(8)
     assert steps(train_state, shown) == pytest.approx(by_hand.steps(shown), rel=1e-5)
     assert_same(train_state.network, by_hand.network)
@@ -249,16 +249,18 @@ def test_the_average_of_integers_and_of_buffers_that_are_not_saved_is_a_copy(dec
 
 @pytest.mark.parametrize("parts", [2, 3, 4])
 def test_a_batch_in_parts_is_the_same_step(parts: int) -> None:
-    settings = (*ADAMW, "training.clip_gradient_norm=0.3")
+    settings = (*ADAMW, "training.max_grad_norm=0.3")
     whole = train_state_of(network_of(norm=False), *settings)
-    split = train_state_of(network_of(norm=False), *settings, f"training.accumulate={parts}")
+    split = train_state_of(
+        network_of(norm=False), *settings, f"training.gradient_accumulation={parts}"
+    )
     shown = [*batches(3, size=6), *batches(1, size=5)]  # 5 samples are no equal parts
     assert steps(split, shown) == pytest.approx(steps(whole, shown), rel=1e-5)
     assert_same(split.network, whole.network)
 
 
 def test_each_part_of_a_batch_is_a_forward_pass_of_its_own() -> None:
-    train_state = train_state_of(network_of(), "training.accumulate=3")
+    train_state = train_state_of(network_of(), "training.gradient_accumulation=3")
     steps(train_state, batches(2))
     assert train_state.network[1].num_batches_tracked == 6
 
@@ -291,7 +293,7 @@ def test_smoothed_labels_are_shared_out_over_all_classes() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [ADAMW, ("training.momentum=0.8",)])
-@pytest.mark.parametrize("clip", [(), ("training.clip_gradient_norm=0.3",)])
+@pytest.mark.parametrize("clip", [(), ("training.max_grad_norm=0.3",)])
 def test_float16_trains_as_float32_does_and_leaves_out_a_step_that_overflows(
     optimizer: tuple[str, ...], clip: tuple[str, ...]
 ) -> None:

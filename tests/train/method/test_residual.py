@@ -30,7 +30,7 @@ from tests.support.training.training_runs import largest_relative
 
 MakeStudy = Callable[..., Study]
 HINT = "taps.hint={stage: stage2, dtype: float32}"
-FLOAT32 = (HINT, "taps.logits=float32", "taps.means=float32")
+FLOAT32 = (HINT, "taps.logits=float32", "taps.channel_means=float32")
 TERMS = (LossTerm(loss="ce"), LossTerm(loss="residual"))
 
 
@@ -139,7 +139,7 @@ def test_what_the_networks_of_a_pair_except_from_weight_decay_is_excepted() -> N
             return {"pos_embed"}
 
     network = StudentAndAssistant(Positions(), Positions(), "0")
-    training = load_student("digits-resnet8", ["training.decay_norms_and_biases=false"]).training
+    training = load_student("digits-resnet8", ["training.weight_decay_norm_bias=false"]).training
     groups = parameter_groups([network], training)
     decayed = [id(each) for group in groups if group["weight_decay"] for each in group["params"]]
     weights = [network.student[0].weight, network.assistant[0].weight]
@@ -150,7 +150,7 @@ def test_only_a_pair_that_may_except_parameters_has_another_identity(
     make_study: MakeStudy,
 ) -> None:
     thinner = "student.thinner={arch: timm:test_vit}"
-    settings = ["training.decay_norms_and_biases=false", thinner]
+    settings = ["training.weight_decay_norm_bias=false", thinner]
     study = make_study(teacher=[HINT], student=settings)
     assert study.run("residual", 0).identity["no_weight_decay"] == "student and assistant"
     assert "no_weight_decay" not in study.run("kd", 0).identity

@@ -39,14 +39,14 @@ def recipe(schedule: MultiStep | OneCycle) -> StudentTraining:
 
 
 def test_multistep_falls_after_its_milestones() -> None:
-    training = recipe(MultiStep(kind="multistep", milestones=(3, 6), gamma=0.2))
+    training = recipe(MultiStep(type="multistep", milestones=(3, 6), gamma=0.2))
     rates = [learning_rate_at(training, 5 * (epoch - 1), 5) for epoch in (1, 3, 4, 6, 7)]
     assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004])
     assert learning_rate_at(training, 14, 5) == 0.1  # the last step of epoch 3
 
 
 def test_onecycle_rises_to_the_peak_and_falls_to_nearly_nothing() -> None:
-    training = recipe(OneCycle(kind="onecycle", warmup_fraction=0.3))
+    training = recipe(OneCycle(type="onecycle", warmup_fraction=0.3))
     rates = [learning_rate_at(training, step, 10) for step in range(100)]
     assert max(rates) == pytest.approx(0.1, rel=1e-3)
     assert rates.index(max(rates)) == 30

@@ -36,7 +36,7 @@ def teachers(
     small_teacher: Callable[..., TeacherConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, TeacherConfig]]:
     """A folder of caches and the teachers whose they are, by what their second stage is."""
-    folder, float32 = tmp_path_factory.mktemp("caches"), ["taps.means=float32"]
+    folder, float32 = tmp_path_factory.mktemp("caches"), ["taps.channel_means=float32"]
     float32 += ["taps.logits=float32", "taps.hint={stage: stage2, dtype: float32}"]
     settings = {name: [*float32, f"taps.stages={stages}"] for name, stages in STAGES.items()}
     configs = {name: small_teacher(*of_one) for name, of_one in settings.items()}

@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from teach_once.configs.load import load_student, load_teacher
-from teach_once.configs.schema import Normalisation
+from teach_once.configs.schema import Normalization
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.precompute.command import cli as precompute
@@ -32,9 +32,9 @@ from tests.support.training.printed_report import write_printed_report
 from tests.support.training.training_runs import largest_relative
 
 TEACHER = {
-    "dataset": {"type": "digits", "limit": 6},
-    "views": {"augment": {"kind": "pad-crop-flip", "pad_px": 1, "flip": False}, "count": 2},
-    "taps": {"logits": "float32", "means": "float32"},
+    "dataset": {"type": "digits", "max_per_class": 6},
+    "views": {"augment": {"type": "pad-crop-flip", "pad_px": 1, "flip": False}, "count": 2},
+    "taps": {"logits": "float32", "channel_means": "float32"},
 }
 STUDENT = {
     "student": {"arch": "resnet8"},
@@ -42,7 +42,7 @@ STUDENT = {
         "epochs": 2,
         "batch_size": 16,
         "learning_rate": 0.02,
-        "schedule": {"kind": "onecycle"},
+        "schedule": {"type": "onecycle"},
     },
     "methods": {
         "ce": [{"loss": "ce"}],
@@ -55,12 +55,12 @@ STUDENT = {
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """Two teachers, of other architectures and normalisations, and a student of both."""
+    """Two teachers, of other architectures and normalizations, and a student of both."""
     for name, arch, mean in (("a", "resnet20", 0.3), ("b", "resnet8", 0.5)):
         weights = tmp_path / f"{name}.pt"
         network = build(arch, num_classes=10, in_channels=1, seed=1)
         save_atomically(network.state_dict(), weights)
-        dataset = {**TEACHER["dataset"], "normalisation": {"mean": [mean], "std": [0.4]}}
+        dataset = {**TEACHER["dataset"], "normalization": {"mean": [mean], "std": [0.4]}}
         net = {"arch": arch, "weights": str(weights)}
         content = {**TEACHER, "dataset": dataset, "teacher": net}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
@@ -184,8 +184,8 @@ def test_correct_is_that_of_the_mean_where_two_teachers_disagree() -> None:
 
 
 def test_normalizations_of_live_teachers_are_copied_to_the_device_once() -> None:
-    normalisations = [Normalisation(mean=(mean,), std=(0.4,)) for mean in (0.3, 0.5)]
-    ensemble = TeacherEnsemble([_Fixed({}), _Fixed({})], [1, 1], [0, 0], normalisations)
+    normalizations = [Normalization(mean=(mean,), std=(0.4,)) for mean in (0.3, 0.5)]
+    ensemble = TeacherEnsemble([_Fixed({}), _Fixed({})], [1, 1], [0, 0], normalizations)
     first, again = (ensemble._rescaling(1, torch.device("cpu")) for _ in range(2))
     assert first is again
     assert [each.flatten().tolist() for each in first] == [
@@ -271,7 +271,7 @@ def test_mistakes_in_the_file_are_named(files: Path, changes: dict, told: str | 
 @pytest.mark.parametrize(
     ("key", "value", "field"),
     [
-        ("dataset.limit", 5, "dataset.limit"),
+        ("dataset.max_per_class", 5, "dataset.max_per_class"),
         ("views.seed", 7, "views.seed"),
         ("views.augment.pad_px", 2, "views.augment.pad_px"),
     ],

@@ -32,7 +32,7 @@ from teach_once.train.terms import (
 from tests.support import own_losses
 
 MakeStudy = Callable[..., Study]
-ALL_TAPS = ("taps.energy=float16", "taps.hint.stage=stage2", "taps.embedding=float16")
+ALL_TAPS = ("taps.attention=float16", "taps.hint.stage=stage2", "taps.embedding=float16")
 
 OWN_LOSS = """
 import torch
@@ -65,8 +65,8 @@ def test_every_loss_trains_from_the_cache_as_from_the_live_teacher(make_study: M
         teacher=(
             *ALL_TAPS,
             "taps.logits=float32",
-            "taps.means=float32",
-            "taps.energy=float32",
+            "taps.channel_means=float32",
+            "taps.attention=float32",
             "taps.hint.dtype=float32",
             "taps.embedding=float32",
         ),
@@ -118,10 +118,10 @@ def test_what_the_cache_lacks_is_one_error_with_the_command_that_adds_it(
     with pytest.raises(TrainError) as told:
         check_methods(study, ["ce", "at", "fitnets"])
     text = str(told.value)
-    assert "methods.at needs the taps energy1, energy2, energy3" in text
+    assert "methods.at needs the taps attention1, attention2, attention3" in text
     assert "methods.fitnets needs the taps hint" in text
     assert "fix: make cache-teacher TEACHER=digits-resnet20 CACHES=" in text
-    assert 'taps.energy=float16 taps.hint.stage=stage2"' in text
+    assert 'taps.attention=float16 taps.hint.stage=stage2"' in text
 
 
 def test_before_the_pass_the_teachers_file_is_asked(make_study: MakeStudy) -> None:
@@ -132,7 +132,7 @@ def test_before_the_pass_the_teachers_file_is_asked(make_study: MakeStudy) -> No
         planned.check(study.config, ["ce", "at", "kd", "hint"])
     text = str(told.value)
     assert "fix: make cache-teacher TEACHER=digits-resnet20" in text
-    assert 'taps.energy=float16 taps.hint.stage=stage2"' in text
+    assert 'taps.attention=float16 taps.hint.stage=stage2"' in text
     assert 'METHODS="ce kd"' in text
 
 
@@ -302,7 +302,7 @@ def test_options_are_refused_where_they_have_no_use() -> None:
 def test_groups_of_taps_are_spelt_out() -> None:
     stages = ["stage1", "stage2"]
     assert expanded_taps(loss_named("cd"), stages) == {"stage1", "stage2"}
-    assert expanded_taps(loss_named("at"), stages) == {"energy1", "energy2"}
+    assert expanded_taps(loss_named("at"), stages) == {"attention1", "attention2"}
     assert expanded_taps(loss_named("rkd"), stages) == {"stage2"}
     assert expanded_taps(loss_named("gkd"), stages) == {"logits", "correct"}
 
@@ -322,7 +322,7 @@ def test_attention_maps_of_other_sizes_are_averaged_to_the_smaller(size: tuple[i
     pooled = torch.nn.functional.avg_pool2d(maps.square().mean(1, keepdim=True), 2).flatten(1)
     teacher = torch.nn.functional.normalize(pooled, dim=1)
     batch = Batch(
-        torch.zeros(3), torch.zeros(3, 2), maps={"stage1": maps}, teacher={"energy1": teacher}
+        torch.zeros(3), torch.zeros(3, 2), maps={"stage1": maps}, teacher={"attention1": teacher}
     )
     assert loss_named("at").compute(batch).item() < 1e-10
 

@@ -12,7 +12,7 @@ import torch
 
 from teach_once.store import TeacherCache
 from teach_once.train.engine.epoch_result import EpochResult
-from teach_once.train.outputs import cached_teacher as feed
+from teach_once.train.outputs import cached_teacher as placement
 from teach_once.train.outputs.cached_teacher import CachedTeacher, choose_placement, view_bytes
 from teach_once.train.sessions.student import train_student
 from teach_once.views.pixels.batches import ViewBatch
@@ -33,7 +33,7 @@ def batch_of(view: int, ids: torch.Tensor) -> ViewBatch:
 def test_the_location_follows_the_memory(cache: TeacherCache, monkeypatch) -> None:
     size = view_bytes(cache, TAPS)
     assert size == 60 * (10 * 2 + 32 * 2 + 1)
-    monkeypatch.setattr(feed, "free_memory", lambda device: 4 * size)
+    monkeypatch.setattr(placement, "free_memory", lambda device: 4 * size)
     assert choose_placement(size, CPU) == "device"
     assert choose_placement(size + 1, CPU) == "host"
 
@@ -42,11 +42,11 @@ def test_a_windowed_run_is_another_run_and_learns_as_well(make_study: Callable) 
     study = make_study()
     losses = {}
     for name in ("host", "window"):
-        other = dataclasses.replace(study, feed=name)
+        other = dataclasses.replace(study, placement=name)
         epochs: list[EpochResult] = []
         train_student(other.run("cd+gkd", 0), on_epoch=epochs.append)
         losses[name] = [loss for epoch in epochs for loss in epoch.step_losses]
-    windowed = dataclasses.replace(study, feed="window")
+    windowed = dataclasses.replace(study, placement="window")
     assert study.run("cd+gkd", 0).folder != windowed.run("cd+gkd", 0).folder
     assert losses["host"] != losses["window"]
     assert np.mean(losses["window"]) == pytest.approx(np.mean(losses["host"]), rel=0.2)
@@ -57,7 +57,7 @@ def test_what_does_not_fit_into_memory_is_windowed_and_says_so(
 ) -> None:
     study = make_study()
     assert study.run("cd", 0).window_rows is None
-    real = feed.view_bytes(study.cache, study.run("cd", 0).needed_taps)
+    real = placement.view_bytes(study.cache, study.run("cd", 0).needed_taps)
     monkeypatch.setattr("teach_once.train.outputs.shuffle_buffer.total_memory", lambda: real)
     assert study.run("cd", 0).window_rows == 16  # one block at least
     assert "window" in study.run("cd", 0).identity
@@ -69,7 +69,7 @@ def test_taps_that_a_method_does_not_read_do_not_make_its_runs_windowed(
     study = make_study()
     identities = {method: study.run(method, 0).identity for method in ("ce", "kd", "cd")}
     grown = make_study(["taps.hint={stage: stage1, dtype: float32}"])
-    enough = 4 * feed.view_bytes(study.cache, study.run("cd", 0).needed_taps)
+    enough = 4 * placement.view_bytes(study.cache, study.run("cd", 0).needed_taps)
     monkeypatch.setattr("teach_once.train.outputs.shuffle_buffer.total_memory", lambda: enough)
     assert grown.window_rows(grown.cache.taps) is not None  # all together would not fit
     for method, identity in identities.items():

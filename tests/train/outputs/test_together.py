@@ -48,9 +48,9 @@ from tests.support.training.training_runs import without_times
 MakeStudy = Callable[..., Study]
 METHODS = ("ce", "kd", "cd", "cd+gkd+edt")
 HARD = [  # what has state of its own besides weights
-    "training.accumulate=3",
+    "training.gradient_accumulation=3",
     "training.ema.decay=0.9",
-    "training.optimizer={kind: adamw}",
+    "training.optimizer={type: adamw}",
     "training.learning_rate=1e-3",
     *DROPPING,
 ]
@@ -67,7 +67,7 @@ def elsewhere(study: Study, folder: Path) -> Study:
         study.teacher,
         caches_dir=study.cache.path.parent,
         runs_dir=folder,
-        feed=study.feed,
+        placement=study.placement,
     )
 
 
@@ -111,7 +111,7 @@ def photograph_study(root: Path, folder: Path, *overrides: str) -> Study:
     """Of images that are read for every epoch, and a teacher without training."""
     weights = folder / "teacher.pt"
     save_atomically(build("resnet8", num_classes=2, in_channels=3).state_dict(), weights)
-    student, teacher = configs_of(root, weights, {**PLAIN, "mix": {"kind": "cutmix"}}, overrides)
+    student, teacher = configs_of(root, weights, {**PLAIN, "mix": {"type": "cutmix"}}, overrides)
     return study_of(student, teacher, folder, num_workers=0)
 
 
@@ -276,7 +276,7 @@ def test_who_changes_what_is_shared_costs_no_run_its_result(
     failures = run_ablation(runs, Compute("cpu"), Recording(console=quiet()), share=True)
     assert list(failures) == [runs[2]]
     assert "has changed the teacher's outputs for a batch in place" in failures[runs[2]]
-    assert "fix: train without sharing: SHARE=0" in failures[runs[2]]
+    assert "fix: train without sharing: SHARED_LOADING=0" in failures[runs[2]]
     for ours, theirs in zip(runs, trained_alone(study, tmp_path / "alone", runs[:2]), strict=False):
         assert_equal_runs(ours, theirs)
 
@@ -376,7 +376,7 @@ def test_who_sees_other_batches_or_does_not_fit_is_in_another_group(
     live = [study.run("kd", 0, live_teacher=True), *runs]
     assert named(live)[0] == "kd-live-seed0"
     windowed = elsewhere(study, study.runs_dir)
-    object.__setattr__(windowed, "feed", "window")
+    object.__setattr__(windowed, "placement", "window")
     apart = [windowed.run(run.method, run.seed) for run in runs]
     assert named(apart)[0] == "ce-seed0"  # shuffles all samples
     size = together.train_state_bytes(runs[2])
@@ -391,8 +391,8 @@ def test_who_sees_other_batches_or_does_not_fit_is_in_another_group(
 
 
 def test_windows_are_shared_too(make_study: MakeStudy, tmp_path: Path) -> None:
-    study = make_study(student=["training.accumulate=2"])
-    object.__setattr__(study, "feed", "window")
+    study = make_study(student=["training.gradient_accumulation=2"])
+    object.__setattr__(study, "placement", "window")
     runs = [study.run(method, 0) for method in ("kd", "cd", "cd+gkd")]
     alone = trained_alone(study, tmp_path / "alone", runs)
     no_failures(train_together(runs[:2], Compute("cpu"), Recording()))

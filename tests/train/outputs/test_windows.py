@@ -72,5 +72,5 @@ def test_positions_are_uniform_over_epochs() -> None:
     one = positions[:, 5]
     assert stats.kstest(one / 2048, "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(positions[:, 5], positions[:, 1500])[0, 1]) < 0.2
-    # Neighbours share a block, so they always come in one window: that is the price.
+    # Neighbors share a block, so they always come in one window: that is the price.
     assert np.abs(positions[:, 5] - positions[:, 6]).max() < 256

@@ -161,7 +161,7 @@ def test_a_value_that_claims_terabytes_is_refused_before_it_is_copied(run: Run) 
         resume(run)
 
 
-def test_the_settings_of_the_optimiser_are_the_configs_whatever_the_checkpoint_says(
+def test_the_settings_of_the_optimizer_are_the_configs_whatever_the_checkpoint_says(
     run: Run, trained: Trained, tmp_path: Path
 ) -> None:
     other = trained.copy(tmp_path / "others").run("cd", 0)
@@ -351,8 +351,8 @@ def test_a_run_writes_through_no_link_and_hangs_on_no_special_file(
 ) -> None:
     victim = tmp_path / "victim"
     path = run.folder / name
-    track = ["tensorboard"] if name == "tensorboard" else []
-    if track:
+    loggers = ["tensorboard"] if name == "tensorboard" else []
+    if loggers:
         victim.mkdir()
     else:
         path.replace(victim)
@@ -362,7 +362,7 @@ def test_a_run_writes_through_no_link_and_hangs_on_no_special_file(
     else:
         path.symlink_to(victim if kind == "link" else "/dev/zero")
     with pytest.raises(UserError, match=f"{name} is a"):
-        train_student(run, device="cpu", track=track)
+        train_student(run, device="cpu", loggers=loggers)
     assert before == (sorted(victim.iterdir()) if victim.is_dir() else victim.read_bytes())
 
 

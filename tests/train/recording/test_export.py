@@ -140,7 +140,7 @@ def test_a_finished_student_is_exported_though_its_cache_was_trimmed(
     call = ["digits-resnet8", *cached, "--method", "ce", "--device", "cpu"]
     assert train(["student", *call]) == 0
     (cache,) = (tmp_path / "caches").iterdir()
-    assert store(["trim", str(cache), "--views", "1", "--drop-taps", "energy,hint"]) == 0
+    assert store(["trim", str(cache), "--views", "1", "--drop-taps", "attention,hint"]) == 0
     assert train(["export", call[0], str(tmp_path / "out"), *call[1:]]) == 0
     assert (tmp_path / "out" / "student.pt2").is_file()
 

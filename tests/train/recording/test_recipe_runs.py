@@ -35,13 +35,13 @@ from tests.support.training.training_runs import without_times
 
 MakeStudy = Callable[..., Study]
 EVERYTHING = (
-    "training.optimizer={kind: adamw}",
+    "training.optimizer={type: adamw}",
     "training.learning_rate=1e-3",
-    "training.schedule={kind: cosine, warmup_epochs: 1, last_learning_rate: 1e-5}",
+    "training.schedule={type: cosine, warmup_epochs: 1, final_learning_rate: 1e-5}",
     "training.weight_decay=0.05",
-    "training.decay_norms_and_biases=false",
-    "training.clip_gradient_norm=1",
-    "training.accumulate=2",
+    "training.weight_decay_norm_bias=false",
+    "training.max_grad_norm=1",
+    "training.gradient_accumulation=2",
     "training.ema.decay=0.9",
     "training.precision=float16",
     "methods.x=[{loss: ce, label_smoothing: 0.1}, {loss: kd, temperature: 2}, {loss: cd}]",
@@ -155,7 +155,7 @@ def test_a_run_killed_at_random_steps_equals_an_uninterrupted_one_bit_for_bit(
 
 @pytest.mark.parametrize(("warmup", "last"), [(0, 0.0), (2, 1e-3)])
 def test_the_cosine_is_torch_s_behind_a_linear_warm_up(warmup: int, last: float) -> None:
-    schedule = f"{{kind: cosine, warmup_epochs: {warmup}, last_learning_rate: {last}}}"
+    schedule = f"{{type: cosine, warmup_epochs: {warmup}, final_learning_rate: {last}}}"
     training = load_student(
         "digits-resnet8",
         ["training.epochs=10", "training.learning_rate=0.2", f"training.schedule={schedule}"],
@@ -180,19 +180,25 @@ def test_the_cosine_is_torch_s_behind_a_linear_warm_up(warmup: int, last: float)
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["optimizer={kind: adam}"], "training.optimizer.kind: Input should be one of"),
-        (["optimizer={kind: sgd, momentum: 0.9}"], "optimizer.momentum is a key beside optimizer"),
-        (["optimizer={kind: adamw, weight_decay: 0.1}"], "training.weight_decay"),
-        (["optimizer={kind: adamw}", "nesterov=true"], "set nesterov=null for adamw"),
-        (["optimizer={kind: adamw, betas: [0.9, 1.0]}"], "optimizer.betas.1: Input should be less"),
-        (["optimizer={kind: adamw, eps: 0.0}"], "optimizer.eps: Input should be greater than 0"),
+        (["optimizer={type: adam}"], "training.optimizer.type: Input should be one of"),
+        (["optimizer={type: sgd, momentum: 0.9}"], "optimizer.momentum is a key beside optimizer"),
+        (["optimizer={type: adamw, weight_decay: 0.1}"], "training.weight_decay"),
+        (["optimizer={type: adamw}", "nesterov=true"], "set nesterov=null for adamw"),
+        (["optimizer={type: adamw, betas: [0.9, 1.0]}"], "optimizer.betas.1: Input should be less"),
+        (["optimizer={type: adamw, eps: 0.0}"], "optimizer.eps: Input should be greater than 0"),
         (["ema={}"], "training.ema.decay: missing"),
         (["ema.decay=1.0"], "training.ema.decay: Input should be less than 1"),
-        (["clip_gradient_norm=0.0"], "clip_gradient_norm: Input should be greater than 0"),
-        (["accumulate=0"], "training.accumulate: Input should be greater than or equal to 1"),
-        (["accumulate=33"], "accumulate is 33, more parts than the batch has samples: 32"),
-        (["schedule={kind: cosine, warmup_epochs: 40}"], "warmup_epochs is 40 of 40 epochs; use"),
-        (["schedule={kind: cosine, last_learning_rate: 1.0}"], "more than the highest"),
+        (["max_grad_norm=0.0"], "max_grad_norm: Input should be greater than 0"),
+        (
+            ["gradient_accumulation=0"],
+            "training.gradient_accumulation: Input should be greater than or equal to 1",
+        ),
+        (
+            ["gradient_accumulation=33"],
+            "gradient_accumulation is 33, more parts than the batch has samples: 32",
+        ),
+        (["schedule={type: cosine, warmup_epochs: 40}"], "warmup_epochs is 40 of 40 epochs; use"),
+        (["schedule={type: cosine, final_learning_rate: 1.0}"], "more than the highest"),
         (["label_smoothing=0.1"], "training.label_smoothing: unknown key"),
     ],
 )
@@ -209,13 +215,15 @@ def test_a_share_of_a_label_is_at_most_the_whole() -> None:
 
 def test_a_part_of_a_batch_that_is_a_single_sample_is_refused(make_study: MakeStudy) -> None:
     own = ("student.arch=python:tests.support.own_network:OnePixel", "student.stages=[net.0]")
-    study = make_study(student=[*own, "training.batch_size=20", "training.accumulate=12"])
-    told = "batch_size is 20 and training.accumulate 12, so .* is a single sample of 60"
+    study = make_study(
+        student=[*own, "training.batch_size=20", "training.gradient_accumulation=12"]
+    )
+    told = "batch_size is 20 and training.gradient_accumulation 12, so .* is a single sample of 60"
     with pytest.raises(TrainError, match=f"{told}.*\n  fix: training.batch_size=30"):
         train_student(study.run("ce", 0), device="cpu")
 
 
-def test_an_optimiser_s_file_is_printed_as_it_loads(tmp_path: Path) -> None:
+def test_an_optimizer_s_file_is_printed_as_it_loads(tmp_path: Path) -> None:
     config = load_student("digits-resnet8", EVERYTHING)
     path = tmp_path / "digits-resnet8.yaml"
     path.write_text(to_yaml(config))
@@ -225,12 +233,17 @@ def test_an_optimiser_s_file_is_printed_as_it_loads(tmp_path: Path) -> None:
 
 def test_settings_at_their_defaults_leave_a_run_the_run_it_was(make_study: MakeStudy) -> None:
     plain, training = make_study().run("ce", 0), "training"
-    defaults = ["optimizer={kind: sgd}", "ema=null", "accumulate=1", "decay_norms_and_biases=true"]
+    defaults = [
+        "optimizer={type: sgd}",
+        "ema=null",
+        "gradient_accumulation=1",
+        "weight_decay_norm_bias=true",
+    ]
     same = make_study(student=[f"{training}.{each}" for each in defaults]).run("ce", 0)
     assert same.sha256 == plain.sha256
     assert "ema" not in plain.identity["training"]
     assert "ema_integers" not in plain.identity
-    for setting in ("ema.decay=0.9", "accumulate=2", "clip_gradient_norm=1.0"):
+    for setting in ("ema.decay=0.9", "gradient_accumulation=2", "max_grad_norm=1.0"):
         assert make_study(student=[f"{training}.{setting}"]).run("ce", 0).sha256 != plain.sha256
 
 

@@ -96,16 +96,16 @@ def test_no_tracker_is_imported_unless_it_is_asked_for(
 
 def test_tensorboard_shows_a_resumed_run_once(run: Run) -> None:
     with pytest.raises(Cut):
-        train_student(run, track=["tensorboard"], on_epoch=cut_after(2))
-    train_student(run, track=["tensorboard"])
+        train_student(run, loggers=["tensorboard"], on_epoch=cut_after(2))
+    train_student(run, loggers=["tensorboard"])
     assert_logged_once(run)
 
 
 def test_tensorboard_shows_a_run_that_began_again_once(run: Run) -> None:
     with pytest.raises(Cut):
-        train_student(run, track=["tensorboard"], on_epoch=cut_after(2))
+        train_student(run, loggers=["tensorboard"], on_epoch=cut_after(2))
     (run.folder / "checkpoint.pt").unlink()
-    train_student(run, track=["tensorboard"])
+    train_student(run, loggers=["tensorboard"])
     assert_logged_once(run)
 
 
@@ -124,12 +124,12 @@ def test_mlflow_shows_a_resumed_run_once(run: Run, mlflow_folder: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     with pytest.raises(Cut):
-        train_student(run, track=["mlflow"], on_epoch=cut_after(2))
+        train_student(run, loggers=["mlflow"], on_epoch=cut_after(2))
     client = MlflowClient()
     (experiment,) = [each for each in client.search_experiments() if each.name == "teach-once"]
     (begun,) = client.search_runs([experiment.experiment_id])
     assert begun.info.status == "KILLED"
-    train_student(run, track=["mlflow"])
+    train_student(run, loggers=["mlflow"])
     (found,) = client.search_runs([experiment.experiment_id])
     assert (found.info.status, found.info.run_name) == (
         "FINISHED",
@@ -155,9 +155,9 @@ def test_a_run_resumed_within_its_first_epoch_is_the_same_in_its_tracker(
     with monkeypatch.context() as patched:
         patched.setattr(Recorder, "save", saved_then_cut)
         with pytest.raises(Cut):
-            train_student(run, track=["mlflow"], checkpoint_minutes=0)
+            train_student(run, loggers=["mlflow"], checkpoint_minutes=0)
     begun = json.loads((run.folder / "trackers.json").read_text())
-    train_student(run, track=["mlflow"])
+    train_student(run, loggers=["mlflow"])
     assert json.loads((run.folder / "trackers.json").read_text()) == begun
     (experiment,) = MlflowClient().search_experiments(filter_string="name = 'teach-once'")
     (found,) = MlflowClient().search_runs([experiment.experiment_id])
@@ -168,7 +168,7 @@ def test_wandb_keeps_an_offline_run_in_the_folder_of_the_run(
     run: Run, monkeypatch: pytest.MonkeyPatch, console: Console
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    train_student(run, track=["wandb"], console=console)
+    train_student(run, loggers=["wandb"], console=console)
     (file,) = run.folder.glob("wandb/offline-run-*/run-*.wandb")
     assert f"tracked by wandb: {file.parent}" in console.file.getvalue()  # type: ignore[attr-defined]
     assert wandb_history(file, "loss/total") == pytest.approx(losses_of(run))
@@ -182,7 +182,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(
     def lose_server(result: EpochResult) -> None:
         shutil.rmtree(mlflow_folder, ignore_errors=True)
 
-    train_student(run, track=["mlflow"], on_epoch=lose_server, console=console)
+    train_student(run, loggers=["mlflow"], on_epoch=lose_server, console=console)
     assert run.is_finished
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert printed.count("mlflow failed, and gets no more of this run") == 1
@@ -193,23 +193,23 @@ def test_a_tracker_that_is_not_there_is_an_error_before_anything_is_trained(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(
-        UserError, match="--track wandb: not installed\n  fix: python -m pip install wandb"
+        UserError, match="--logger wandb: not installed\n  fix: python -m pip install wandb"
     ):
-        train_student(run, track=["wandb"])
+        train_student(run, loggers=["wandb"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://here")
-    with pytest.raises(UserError, match=r"--track mlflow: .*nowhere.*\n  fix: set it up"):
-        train_student(run, track=["mlflow"])
+    with pytest.raises(UserError, match=r"--logger mlflow: .*nowhere.*\n  fix: set it up"):
+        train_student(run, loggers=["mlflow"])
     with pytest.raises(UserError, match="no tracker 'comet'"):
-        train_student(run, track=["comet"])
+        train_student(run, loggers=["comet"])
     assert not run.is_finished
     assert losses_of(run) == []
 
 
 def test_the_command_tracks_what_is_named(cached: list[str], tmp_path: Path) -> None:
-    call = ["student", "digits-resnet8", "--method", "ce", "--track", "tensorboard", *cached]
+    call = ["student", "digits-resnet8", "--method", "ce", "--logger", "tensorboard", *cached]
     assert cli(call) == 0
     assert list(tmp_path.glob("runs/digits-resnet8/ce-seed0-*/tensorboard/events*"))
-    assert cli([*call, "--track", "comet"]) == 2
+    assert cli([*call, "--logger", "comet"]) == 2
 
 
 def test_settings_are_flattened() -> None:

@@ -159,7 +159,7 @@ def test_a_teacher_whose_start_was_replaced_is_not_trained(tmp_path: Path) -> No
     run = TeacherRun(config, load_teacher_data(config, config.training))
     assert run.identity["training"]["init"]
     weights(init, 2)
-    data = open_dataset_pixels(run.dataset, run.views, config.dataset.normalisation, CPU, 0)
+    data = open_dataset_pixels(run.dataset, run.views, config.dataset.normalization, CPU, 0)
     with pytest.raises(TrainError, match=r"training\.init has changed since this command began"):
         teacher._open_context(run, data, CPU, ALONE)
 

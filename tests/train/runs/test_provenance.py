@@ -45,9 +45,9 @@ def arguments(
     small = [
         "teacher.arch=resnet8",
         f"teacher.weights={config.teacher.weights}",
-        "dataset.limit=6",
+        "dataset.max_per_class=6",
         "views.count=3",
-        "taps.energy=null",
+        "taps.attention=null",
         "taps.hint=null",
     ]
     places = ["--caches", str(tmp_path / "caches"), "--runs", str(tmp_path / "runs")]
@@ -171,12 +171,12 @@ def test_swapped_labels_of_the_test_images_are_another_result(
 ) -> None:
     photos, weights = write_image_folder(tmp_path / "photos"), tmp_path / "folder.pt"
     torch.save(build("resnet8", num_classes=2, in_channels=3).state_dict(), weights)
-    normalisation = "{mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}"
+    normalization = "{mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}"
     folder = [
-        f"dataset={{type: imagefolder, root: {photos}, normalisation: {normalisation}}}",
+        f"dataset={{type: imagefolder, root: {photos}, normalization: {normalization}}}",
         "teacher.arch=resnet8",
         f"teacher.weights={weights}",
-        "taps.energy=null",
+        "taps.attention=null",
         "taps.hint=null",
     ]
     make_cache(load_teacher("digits-resnet20", folder), tmp_path / "caches")

@@ -51,12 +51,12 @@ def test_the_imagenet_config_has_the_papers_numbers() -> None:
 
 
 def dataset_overrides(name: str, folder: Path) -> list[str]:
-    """The config's own normalisation on the tiny folder; digits bring their own data."""
+    """The config's own normalization on the tiny folder; digits bring their own data."""
     config = load_teacher(name)
     if config.dataset.type == "digits":
-        return ["dataset.limit=2"]
-    moments = as_plain(config.dataset)["normalisation"]
-    data = {"type": "imagefolder", "root": str(folder), "normalisation": moments}
+        return ["dataset.max_per_class=2"]
+    moments = as_plain(config.dataset)["normalization"]
+    data = {"type": "imagefolder", "root": str(folder), "normalization": moments}
     return [f"dataset={json.dumps(data)}"]
 
 
@@ -87,7 +87,7 @@ def test_a_student_of_every_config_trains_from_its_teachers_cache(
     student = load_student(
         name,
         [
-            *("training.epochs=1", "training.batch_size=4", "training.schedule={kind: onecycle}"),
+            *("training.epochs=1", "training.batch_size=4", "training.schedule={type: onecycle}"),
             *(["training.precision=float32"] if in_float32 else []),
         ],
     )
@@ -99,7 +99,7 @@ def test_a_student_of_every_config_trains_from_its_teachers_cache(
             "views.count=1",
             # Untrained deep networks in evaluation mode give numbers that float16 cannot hold.
             "taps.logits=float32",
-            "taps.means=float32",
+            "taps.channel_means=float32",
             *(["teacher.precision=float32"] if in_float32 else []),
         ],
     )

@@ -74,7 +74,7 @@ def test_redo_trains_a_finished_run_again(call: Call, tmp_path: Path, command: s
     (folder / "mine.txt").write_text("of the first run")
     assert "nothing to" in call(command, *wanted)
     assert (folder / "mine.txt").exists()
-    assert "nothing to" not in call(command, *wanted, "--redo")
+    assert "nothing to" not in call(command, *wanted, "--retrain")
     assert folders(tmp_path) == [folder]
     assert (folder / "summary.json").exists()
     assert not (folder / "mine.txt").exists()
@@ -110,17 +110,17 @@ def stopped_after_the_first_epoch(
 def test_redo_keeps_the_finished_result_until_the_new_one_is_there(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    redo = ["student", "--method", "ce", "--redo"]
-    call(*redo[:3])
+    retrain = ["student", "--method", "ce", "--retrain"]
+    call(*retrain[:3])
     (folder,) = folders(tmp_path)
     (folder / "mine.txt").write_text("of the first run")
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    stopped_after_the_first_epoch(call, monkeypatch, *redo)
+    stopped_after_the_first_epoch(call, monkeypatch, *retrain)
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == files
     finished, again = call("runs").splitlines()[1:]
     assert "  finished  " in finished
     assert "  repetition interrupted, 1 of 2 epochs  " in again
-    assert "resuming after epoch 1 of 2" in call(*redo)
+    assert "resuming after epoch 1 of 2" in call(*retrain)
     assert folders(tmp_path) == [folder]
     assert not (folder / "mine.txt").exists()
     assert (folder / "summary.json").exists()
@@ -129,15 +129,15 @@ def test_redo_keeps_the_finished_result_until_the_new_one_is_there(
 def test_an_interrupted_redo_of_several_runs_trains_only_what_is_left(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    redo = ["ablation", "--methods", "ce kd", "--seeds", "0", "--redo"]
-    call(*redo[:-1])
+    retrain = ["ablation", "--methods", "ce kd", "--seeds", "0", "--retrain"]
+    call(*retrain[:-1])
     ce, kd = folders(tmp_path)
     for folder in (ce, kd):
         (folder / "mine.txt").write_text("of the first run")
-    stopped_after_the_first_epoch(call, monkeypatch, *redo, run=2)
+    stopped_after_the_first_epoch(call, monkeypatch, *retrain, run=2)
     assert not (ce / "mine.txt").exists()
     (ce / "mine.txt").write_text("of the second run")
-    told = call(*redo)
+    told = call(*retrain)
     assert "1 of 2 runs already finished" in told
     assert (ce / "mine.txt").exists()
     assert not (kd / "mine.txt").exists()
@@ -156,7 +156,7 @@ def test_a_repetition_that_was_killed_before_it_took_its_place_takes_it_later(
 
     with monkeypatch.context() as patched:
         patched.setattr("teach_once.train.sessions.student.take_place", killed)
-        call("student", "--method", "ce", "--redo", status=130)
+        call("student", "--method", "ce", "--retrain", status=130)
     assert len(folders(tmp_path)) == 2
     told = call("student", "--method", "ce")
     assert "epoch " not in told.replace("last epoch", "").replace("best epoch", "")
@@ -177,9 +177,9 @@ def test_a_finished_repetition_without_its_place_is_not_removed(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", killed_after_one)
-        call("student", "--method", "ce", "--redo", status=130)
+        call("student", "--method", "ce", "--retrain", status=130)
     assert not folder.exists()
-    (again,) = (path for path in folders(tmp_path) if path.name.endswith(".redo"))
+    (again,) = (path for path in folders(tmp_path) if path.name.endswith(".retrain"))
     assert f"{again.name}  finished repetition, takes its place when the run is trained" in call(
         "runs"
     )
@@ -192,13 +192,13 @@ def test_a_finished_repetition_without_its_place_is_not_removed(
 def test_a_redo_that_is_refused_for_one_run_marks_no_other(call: Call, tmp_path: Path) -> None:
     call("ablation", "--methods", "ce kd", "--seeds", "0")
     ce, kd = folders(tmp_path)
-    redo = ["ablation", "--methods", "ce kd", "--seeds", "0", "--redo"]
+    retrain = ["ablation", "--methods", "ce kd", "--seeds", "0", "--retrain"]
     lock = WriterLock(kd, Job())
-    assert "being written by process" in call(*redo, status=2)
+    assert "being written by process" in call(*retrain, status=2)
     lock.release()
     assert folders(tmp_path) == [ce, kd]
-    kd.with_name(f"{kd.name}.redo").write_text("in the way")
-    call(*redo, status=2)
+    kd.with_name(f"{kd.name}.retrain").write_text("in the way")
+    call(*retrain, status=2)
     assert folders(tmp_path) == [ce, kd]
 
 
@@ -259,9 +259,9 @@ def test_redo_deletes_nothing_that_could_not_be_trained_again(call: Call, tmp_pa
     call("student", "--method", "kd")
     (folder,) = folders(tmp_path)
     lock = WriterLock(folder, Job())
-    assert "being written by process" in call("student", "--method", "kd", "--redo", status=2)
+    assert "being written by process" in call("student", "--method", "kd", "--retrain", status=2)
     lock.release()
-    call("student", "--method", "kd", "--redo", "--device", "no-such-device", status=2)
+    call("student", "--method", "kd", "--retrain", "--device", "no-such-device", status=2)
     assert (folder / "summary.json").exists()
 
 

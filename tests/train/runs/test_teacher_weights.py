@@ -34,7 +34,7 @@ def weights(tmp_path: Path) -> Path:
 @pytest.fixture
 def call(weights: Path) -> list[str]:
     """A command that trains a small teacher for two epochs."""
-    settings = ["teacher.arch=resnet8", f"teacher.weights={weights}", "training.limit=10"]
+    settings = ["teacher.arch=resnet8", f"teacher.weights={weights}", "training.max_per_class=10"]
     return ["teacher", "digits-resnet20", "--device", "cpu", *settings, "training.epochs=2"]
 
 
@@ -59,7 +59,7 @@ def test_a_teacher_is_trained_once_and_other_settings_are_refused(
     for other, told in (
         ("training.epochs=3", "training.epochs: expected 3, found 2"),
         ("teacher.arch=resnet14", "arch: expected 'resnet14', found 'resnet8'"),
-        ("dataset.normalisation.mean=[0.4]", "normalisation.mean: expected [0.4], found [0.3]"),
+        ("dataset.normalization.mean=[0.4]", "normalization.mean: expected [0.4], found [0.3]"),
     ):
         assert cli([*call, other]) == 2
         assert told in capsys.readouterr().err

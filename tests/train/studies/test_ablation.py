@@ -98,7 +98,7 @@ def test_an_unexpected_failure_keeps_its_traceback(
 
 def test_a_method_that_cannot_work_stops_everything_before_it_starts(make_study: MakeStudy) -> None:
     study = make_study(student=["methods.at=[{loss: at}]"])
-    with pytest.raises(TrainError, match=r"methods\.at needs the taps energy1"):
+    with pytest.raises(TrainError, match=r"methods\.at needs the taps attention1"):
         run_ablation(
             [study.run("ce", 0), study.run("at", 0)], Compute("cpu"), Recording(console=quiet())
         )

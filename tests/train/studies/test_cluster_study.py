@@ -55,9 +55,9 @@ def overrides(teacher_weights: Path) -> list[str]:
         f"methods={{a: [{{loss: ce}}, {LOSS}], b: [{{loss: kd}}, {LOSS}]}}",
         "teacher.teacher.arch=resnet8",
         f"teacher.teacher.weights={teacher_weights}",
-        "teacher.dataset.limit=6",
+        "teacher.dataset.max_per_class=6",
         "teacher.views.count=3",
-        "teacher.taps.energy=null",
+        "teacher.taps.attention=null",
         "teacher.taps.hint=null",
     ]
 

@@ -57,7 +57,7 @@ def torchrun(world: int, command: Sequence[str], *options: str) -> subprocess.Po
 
 
 def launched(world: int, command: Sequence[str]) -> subprocess.Popen[str]:
-    """As `make train-student GPUS=world` starts it."""
+    """As `make train-student NPROC=world` starts it."""
     return started(["-m", "runtime.launch", str(world), *command])
 
 

@@ -23,7 +23,12 @@ SHORT = ("training.epochs=2", "training.learning_rate=1e-3", "training.batch_siz
 
 
 def call(weights: Path, *settings: str) -> list[str]:
-    small = ["teacher.arch=resnet8", f"teacher.weights={weights}", "training.limit=10", *SHORT]
+    small = [
+        "teacher.arch=resnet8",
+        f"teacher.weights={weights}",
+        "training.max_per_class=10",
+        *SHORT,
+    ]
     return ["teacher", "digits-resnet20", "--device", "cpu", *small, *settings]
 
 
@@ -63,8 +68,8 @@ def errors_of(weights: Path) -> float:
     """The test error of the network in the file, %."""
     config, cpu = load_teacher("digits-resnet20", call(weights)[4:]), torch.device("cpu")
     dataset = load_dataset(config.dataset)
-    normalisation = config.dataset.normalisation
-    test = open_dataset_pixels(dataset, config.views, normalisation, cpu, num_workers=0).test
+    normalization = config.dataset.normalization
+    test = open_dataset_pixels(dataset, config.views, normalization, cpu, num_workers=0).test
     network = build_net(config.teacher, num_classes=10, image_shape=test.shape)
     network.load_state_dict(torch.load(weights, weights_only=True))
     return evaluate(network, test, "float32", cpu).top1

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from teach_once.configs.schema import Normalisation, PadCropFlip, ViewsConfig
+from teach_once.configs.schema import Normalization, PadCropFlip, ViewsConfig
 from teach_once.runtime.machine.torchvision_shim import import_torchvision
 from teach_once.views.augment.augment import check_augmentable, pixel_canary
 from teach_once.views.augment.crops import crop_and_flip
 from teach_once.views.augment.parameters import view_of_epoch, view_parameters
-from teach_once.views.pixels.batches import normalise
+from teach_once.views.pixels.batches import normalize
 from teach_once.views.splits import array_split
 
 import_torchvision()
@@ -104,13 +104,13 @@ def test_epochs_walk_through_the_views_and_begin_again() -> None:
     assert [view_of_epoch(epoch, 3) for epoch in (1, 2, 3, 4)] == [0, 1, 2, 0]
 
 
-def test_normalisation_is_that_of_the_formula_in_channels_last_memory() -> None:
+def test_normalization_is_that_of_the_formula_in_channels_last_memory() -> None:
     image = torch.tensor([[[[0, 255, 51]]]], dtype=torch.uint8)
-    out = normalise(image, Normalisation(mean=(0.5, 0.5, 0.2), std=(0.5, 0.25, 1.0)))
+    out = normalize(image, Normalization(mean=(0.5, 0.5, 0.2), std=(0.5, 0.25, 1.0)))
     assert out.flatten().tolist() == pytest.approx([-1.0, 2.0, 0.0], abs=1e-7)
-    batch = normalise(
+    batch = normalize(
         torch.zeros(2, 4, 4, 3, dtype=torch.uint8),
-        Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        Normalization(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     )
     assert batch.shape == (2, 3, 4, 4)
     assert batch.is_contiguous(memory_format=torch.channels_last)

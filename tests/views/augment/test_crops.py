@@ -1,4 +1,4 @@
-"""Resized and centre crops: boxes are golden, pixels are torchvision's for the same box."""
+"""Resized and center crops: boxes are golden, pixels are torchvision's for the same box."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from teach_once.configs.schema import Border, Centre, RandomResizedCrop, Squash, ViewsConfig
+from teach_once.configs.schema import Border, CenterCrop, RandomResizedCrop, Squash, ViewsConfig
 from teach_once.runtime.machine.torchvision_shim import import_torchvision
 from teach_once.views.augment.augment import view_pixels
 from teach_once.views.augment.crops import (
     CROP_DRAWS,
     bordered,
-    centre_crop,
+    center_crop,
     cut_and_resize,
     resized_crop_box,
 )
@@ -107,18 +107,18 @@ def test_without_antialiasing_it_is_torchs_bilinear_sampling_to_a_level() -> Non
 
 
 @pytest.mark.parametrize(("height", "width"), [(90, 131), (131, 90), (57, 57)])
-def test_a_centre_crop_has_torchvisions_bytes(height: int, width: int) -> None:
+def test_a_center_crop_has_torchvisions_bytes(height: int, width: int) -> None:
     image = image_of(height, width)
-    ours = centre_crop(image, Centre(resize_px=57, crop_px=50), "x.jpg")
+    ours = center_crop(image, CenterCrop(resize_px=57, crop_px=50), "x.jpg")
     resized = reference.resize(Image.fromarray(image), 57)
     assert (ours == np.asarray(reference.center_crop(resized, [50, 50]))).all()
 
 
-def test_centre_without_a_crop_leaves_the_image_and_a_small_image_is_refused_by_name() -> None:
+def test_center_without_a_crop_leaves_the_image_and_a_small_image_is_refused_by_name() -> None:
     image = image_of(20, 30)
-    assert centre_crop(image, Centre(), "x.jpg") is image
+    assert center_crop(image, CenterCrop(), "x.jpg") is image
     with pytest.raises(DatasetError, match=r"x\.jpg is 30x20, too small .* set resize_px"):
-        centre_crop(image, Centre(crop_px=24), "x.jpg")
+        center_crop(image, CenterCrop(crop_px=24), "x.jpg")
 
 
 def test_pixels_of_a_whole_view_are_the_golden_ones() -> None:

@@ -13,23 +13,23 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from teach_once.configs.schema import Cifar, Digits, ImageFolder, Normalisation
+from teach_once.configs.schema import Cifar, Digits, ImageFolder, Normalization
 from teach_once.precompute.command import cli as precompute
 from teach_once.runtime.machine.torchvision_shim import import_torchvision
 from teach_once.train.cli.commands import cli as train
 from teach_once.views.datasets import Dataset, DatasetError, load_dataset
 from tests.support.datasets.image_folders import write_image_folder
 
-GREY = Normalisation(mean=(0.5,), std=(0.5,))
-RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
+GRAY = Normalization(mean=(0.5,), std=(0.5,))
+RGB = Normalization(mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def folder(root: Path, limit: int | None = None) -> ImageFolder:
-    return ImageFolder(type="imagefolder", root=str(root), normalisation=RGB, limit=limit)
+    return ImageFolder(type="imagefolder", root=str(root), normalization=RGB, max_per_class=limit)
 
 
 def test_digits_are_scikit_learns_own() -> None:
-    ours = load_dataset(Digits(type="digits", normalisation=GREY))
+    ours = load_dataset(Digits(type="digits", normalization=GRAY))
     theirs = load_digits()
     images = np.concatenate([ours.train.images, ours.test.images])[..., 0]
     assert (images == theirs.images * 15).all()
@@ -38,8 +38,8 @@ def test_digits_are_scikit_learns_own() -> None:
 
 
 def test_a_limit_keeps_the_first_of_each_class_and_changes_the_digest() -> None:
-    whole = load_dataset(Digits(type="digits", normalisation=GREY))
-    few = load_dataset(Digits(type="digits", normalisation=GREY, limit=3))
+    whole = load_dataset(Digits(type="digits", normalization=GRAY))
+    few = load_dataset(Digits(type="digits", normalization=GRAY, max_per_class=3))
     assert np.bincount(few.train.labels).tolist() == [3] * 10
     labels = whole.train.labels.tolist()
     first = [i for i, label in enumerate(labels) if labels[:i].count(label) < 3]
@@ -51,7 +51,7 @@ def test_a_limit_keeps_the_first_of_each_class_and_changes_the_digest() -> None:
 
 def test_held_out_samples_are_chosen_by_their_number_and_taken_from_training() -> None:
     def digits(**options: object) -> Dataset:
-        return load_dataset(Digits(type="digits", normalisation=GREY, **options))
+        return load_dataset(Digits(type="digits", normalization=GRAY, **options))
 
     whole, split = digits(), digits(validation_fraction=0.2)
     assert whole.validation is None
@@ -61,7 +61,7 @@ def test_held_out_samples_are_chosen_by_their_number_and_taken_from_training() -
     together = np.concatenate([split.train.images, split.validation.images])
     assert sorted(map(bytes, together)) == sorted(map(bytes, whole.train.images))
     assert split.digest != whole.digest
-    few = digits(validation_fraction=0.2, limit=3)
+    few = digits(validation_fraction=0.2, max_per_class=3)
     assert few.validation is not None
     assert (few.validation.labels == split.validation.labels).all()
     assert np.bincount(few.train.labels).tolist() == [3] * 10
@@ -107,7 +107,7 @@ def test_cifar_is_read_from_its_published_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, classes: int
 ) -> None:
     rows = write_cifar(tmp_path, monkeypatch, classes=classes)
-    data = load_dataset(Cifar(type=kind, root=str(tmp_path), normalisation=RGB))
+    data = load_dataset(Cifar(type=kind, root=str(tmp_path), normalization=RGB))
     assert data.num_classes == classes
     images = np.concatenate([data.train.images, data.test.images])
     assert (images == rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)).all()
@@ -118,7 +118,7 @@ def test_damaged_or_missing_cifar_is_refused_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_cifar(tmp_path, monkeypatch, classes=10)
-    config = Cifar(type="cifar10", root=str(tmp_path), normalisation=RGB, download=False)
+    config = Cifar(type="cifar10", root=str(tmp_path), normalization=RGB, download=False)
     file = tmp_path / "cifar-10-batches-py" / "test_batch"
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(DatasetError, match=r"put cifar-10-python\.tar\.gz there"):
@@ -172,13 +172,13 @@ def test_the_digest_notices_another_size_of_a_file_that_it_does_not_read(
     assert len(set(digests)) == 7
 
 
-def test_grey_and_palette_images_become_rgb_and_exif_orientation_is_obeyed(tmp_path: Path) -> None:
+def test_gray_and_palette_images_become_rgb_and_exif_orientation_is_obeyed(tmp_path: Path) -> None:
     write_image_folder(tmp_path)
-    grey = Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12))
-    grey.save(tmp_path / "train" / "cat" / "00.png")
+    gray = Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12))
+    gray.save(tmp_path / "train" / "cat" / "00.png")
     turned = Image.Exif()
     turned[0x0112] = 3  # upside down
-    grey.save(tmp_path / "train" / "cat" / "01.png", exif=turned)
+    gray.save(tmp_path / "train" / "cat" / "01.png", exif=turned)
     images = load_dataset(folder(tmp_path)).train.images
     assert images.shape == (6, 12, 12, 3)
     assert (images[0, ..., 0] == images[0, ..., 2]).all()
@@ -231,7 +231,7 @@ def pgm_of_16_bits(path: Path) -> None:
 
 @pytest.mark.parametrize("is_turned", [False, True])
 @pytest.mark.parametrize("suffix", [".png", ".pgm", ".tif.png"])
-def test_grey_of_16_bits_keeps_its_upper_8(tmp_path: Path, suffix: str, is_turned: bool) -> None:
+def test_gray_of_16_bits_keeps_its_upper_8(tmp_path: Path, suffix: str, is_turned: bool) -> None:
     root = write_image_folder(tmp_path / "data")
     path = root / "train" / "cat" / f"00{suffix}"
     expected = (GRADIENT >> 8).astype(np.uint8)
@@ -318,14 +318,14 @@ def test_classes_that_no_test_image_shows_are_named(
     hint = "hint: no test image shows bee, cat, so errors say nothing about them"
     assert load_dataset(folder(root)).untested_hint == hint
     (tmp_path / "t.yaml").write_text(
-        f"dataset: {{type: imagefolder, root: {root}, normalisation: {{mean: [0, 0, 0], "
-        "std: [1, 1, 1]}}\nviews: {augment: {kind: centre}, count: 1}\n"
+        f"dataset: {{type: imagefolder, root: {root}, normalization: {{mean: [0, 0, 0], "
+        "std: [1, 1, 1]}}\nviews: {augment: {type: center-crop}, count: 1}\n"
         f"teacher: {{arch: resnet8, weights: {tmp_path / 'w.pt'}}}\n"
-        "training: {epochs: 1, batch_size: 3, learning_rate: 0.1, schedule: {kind: onecycle}}\n"
+        "training: {epochs: 1, batch_size: 3, learning_rate: 0.1, schedule: {type: onecycle}}\n"
     )
     (tmp_path / "s.yaml").write_text(
         f"teacher: {tmp_path / 't.yaml'}\nstudent: {{arch: resnet8}}\n"
-        "training: {epochs: 1, batch_size: 3, learning_rate: 0.1, schedule: {kind: onecycle}}\n"
+        "training: {epochs: 1, batch_size: 3, learning_rate: 0.1, schedule: {type: onecycle}}\n"
         "methods: {ce: [{loss: ce}]}\n"
     )
     caches = ["--caches", str(tmp_path / "caches")]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from teach_once.configs.load import load_teacher
-from teach_once.configs.schema import ImageFolder, Normalisation
+from teach_once.configs.schema import ImageFolder, Normalization
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.precompute.command import cli as precompute
@@ -24,11 +24,11 @@ from teach_once.views.images.listing import IMAGE_SUFFIXES
 from tests.support.datasets.image_folders import write_image_folder
 from tests.support.datasets.other_formats import pack_again, picture, write_config
 
-RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
+RGB = Normalization(mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def opened(root: Path, kept_in: Path | None = None, **keys: object) -> Dataset:
-    config = ImageFolder(type="imagefolder", root=str(root), normalisation=RGB, **keys)
+    config = ImageFolder(type="imagefolder", root=str(root), normalization=RGB, **keys)
     return load_dataset(config, kept_in)
 
 

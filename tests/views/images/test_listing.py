@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from teach_once.configs.schema import ImageFolder, Normalisation
+from teach_once.configs.schema import ImageFolder, Normalization
 from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.views.datasets import DatasetError, load_dataset
 from teach_once.views.images import listing as listing_module
 from teach_once.views.images.listing import INDEX_FOLDER, forget_listings, listing_of
 
-GREY = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+GRAY = Normalization(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_folder_is_listed_once_and_the_same_afterwards(
 
 
 def test_the_dataset_is_the_same_with_and_without_an_index(root: Path, tmp_path: Path) -> None:
-    config = ImageFolder(type="imagefolder", root=str(root), normalisation=GREY)
+    config = ImageFolder(type="imagefolder", root=str(root), normalization=GRAY)
     plain = load_dataset(config)
     for _ in range(2):
         indexed = load_dataset(config, tmp_path / "caches")

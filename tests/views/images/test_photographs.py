@@ -23,9 +23,9 @@ from tests.support.training.training_runs import largest_relative
 MIXED = {
     **PLAIN,
     "trivial_augment": {},
-    "colour_jitter": {"brightness": 0.4, "hue": 0.1},
-    "erasing": {"probability": 0.5},
-    "mix": {"kind": "cutmix"},
+    "color_jitter": {"brightness": 0.4, "hue": 0.1},
+    "random_erasing": {"probability": 0.5},
+    "mix": {"type": "cutmix"},
 }
 
 
@@ -79,7 +79,7 @@ def test_a_pass_reads_an_image_once_for_all_its_views(
 def test_correct_is_about_the_label_of_the_larger_share(
     photographs: Path, weights: Path, tmp_path: Path
 ) -> None:
-    augment = {**PLAIN, "mix": {"kind": "mixup"}}
+    augment = {**PLAIN, "mix": {"type": "mixup"}}
     student, teacher = configs_of(photographs, weights, augment)
     cache = study_of(student, teacher, tmp_path, num_workers=0).cache
     teacher_pass = TeacherPass(

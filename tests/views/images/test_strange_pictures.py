@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from teach_once.configs.schema import Centre
-from teach_once.views.augment.crops import centre_crop
+from teach_once.configs.schema import CenterCrop
+from teach_once.views.augment.crops import center_crop
 from teach_once.views.images import decode as pictures
 from teach_once.views.images.decode import decode_bytes
 from teach_once.views.images.folders import image_folder
@@ -122,8 +122,8 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path: Path) -> None:
 
 def test_an_image_that_would_become_huge_by_resizing_is_refused() -> None:
     image = np.zeros((1, 1_000_000, 3), dtype=np.uint8)
-    augment = Centre(resize_px=256, crop_px=224)
-    told = refusal(lambda: centre_crop(image, augment, "cat/1.png"))
+    augment = CenterCrop(resize_px=256, crop_px=224)
+    told = refusal(lambda: center_crop(image, augment, "cat/1.png"))
     assert "cat/1.png is 1000000x1: resized to 256 pixels on the short side" in told
 
 

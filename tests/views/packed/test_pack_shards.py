@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from teach_once.configs.schema import Normalisation, Packed
+from teach_once.configs.schema import Normalization, Packed
 from teach_once.views.command import cli
 from teach_once.views.datasets import load_dataset
 from teach_once.views.images.folders import image_folder
@@ -25,8 +25,8 @@ from tests.support.datasets.image_folders import write_image_folder
 from tests.support.project import ROOT
 
 CONFIG = """
-dataset: {{type: imagefolder, root: {root}, normalisation: {{mean: [0, 0, 0], std: [1, 1, 1]}}}}
-views: {{augment: {{kind: random-resized-crop, size_px: 16}}}}
+dataset: {{type: imagefolder, root: {root}, normalization: {{mean: [0, 0, 0], std: [1, 1, 1]}}}}
+views: {{augment: {{type: random-resized-crop, size_px: 16}}}}
 teacher: {{arch: resnet8, weights: none.pt}}
 """
 
@@ -120,7 +120,7 @@ def test_shards_of_the_files_own_bytes_are_the_folder(shards: Path) -> None:
     whole, folder = packed(shards), image_folder(shards.parent / "data")
     assert whole.type == "imagefolder"
     assert same(whole, folder)
-    ids = np.array([15, 3, 4, 5, 0, 7, 8, 9, 10, 1])  # neighbours in two shards, and none
+    ids = np.array([15, 3, 4, 5, 0, 7, 8, 9, 10, 1])  # neighbors in two shards, and none
     for (a, _), (b, _) in zip(whole.train.read_each(ids), folder.train.read_each(ids), strict=True):
         assert np.array_equal(a, b)
     assert whole.train.name_of(5) == f"train sample 5 of {shard_path(shards, 1)}"
@@ -128,8 +128,8 @@ def test_shards_of_the_files_own_bytes_are_the_folder(shards: Path) -> None:
         Packed(
             type="packed",
             file=str(shards),
-            limit=3,
-            normalisation=Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3),
+            max_per_class=3,
+            normalization=Normalization(mean=(0.5,) * 3, std=(0.5,) * 3),
         )
     )
     assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]

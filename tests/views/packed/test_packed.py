@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from teach_once.configs.schema import ImageFolder, Normalisation, Packed
+from teach_once.configs.schema import ImageFolder, Normalization, Packed
 from teach_once.views.command import cli
 from teach_once.views.datasets import Dataset, DatasetError, load_dataset
 from teach_once.views.images.folders import image_folder
@@ -19,20 +19,22 @@ from teach_once.views.packed import read as packed_samples
 from teach_once.views.packed.write import pack_pixels
 from tests.support.datasets.image_folders import pack_folder, write_image_folder
 
-RGB = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
+RGB = Normalization(mean=(0.5,) * 3, std=(0.5,) * 3)
 CONFIG = """
-dataset: {{type: imagefolder, root: {root}, normalisation: {{mean: [0, 0, 0], std: [1, 1, 1]}}}}
-views: {{augment: {{kind: pad-crop-flip}}}}
+dataset: {{type: imagefolder, root: {root}, normalization: {{mean: [0, 0, 0], std: [1, 1, 1]}}}}
+views: {{augment: {{type: pad-crop-flip}}}}
 teacher: {{arch: resnet8, weights: none.pt}}
 """
 
 
 def folder_of(root: Path) -> Dataset:
-    return load_dataset(ImageFolder(type="imagefolder", root=str(root), normalisation=RGB))
+    return load_dataset(ImageFolder(type="imagefolder", root=str(root), normalization=RGB))
 
 
 def packed_of(file: Path, limit: int | None = None) -> Dataset:
-    return load_dataset(Packed(type="packed", file=str(file), normalisation=RGB, limit=limit))
+    return load_dataset(
+        Packed(type="packed", file=str(file), normalization=RGB, max_per_class=limit)
+    )
 
 
 @pytest.fixture(params=[[], ["--encoded"]], ids=["pixels", "encoded"])
@@ -63,11 +65,11 @@ def test_a_packed_file_holds_the_samples_that_its_config_leaves_out(
     write_image_folder(tmp_path / "data", per_class=20)
     config, target = tmp_path / "mine.yaml", tmp_path / "data.h5"
     config.write_text(CONFIG.format(root=tmp_path / "data"))
-    chosen = ["dataset.limit=6", "dataset.validation_fraction=0.3"]
+    chosen = ["dataset.max_per_class=6", "dataset.validation_fraction=0.3"]
     assert cli(["pack", str(config), str(target), *chosen, *kind]) == 0
     whole = folder_of(tmp_path / "data")
     assert (packed_of(target).train.images == whole.train.images).all()
-    options = {"normalisation": RGB, "limit": 6, "validation_fraction": 0.3}
+    options = {"normalization": RGB, "max_per_class": 6, "validation_fraction": 0.3}
     ours = load_dataset(Packed(type="packed", file=str(target), **options))
     root = str(tmp_path / "data")
     theirs = load_dataset(ImageFolder(type="imagefolder", root=root, **options))
@@ -117,7 +119,7 @@ def test_the_digest_of_packed_files_is_kept_beside_the_caches(tmp_path: Path) ->
 
 
 def test_a_limit_keeps_the_first_of_each_class(file: Path) -> None:
-    few = packed_of(file, limit=2)
+    few = packed_of(file, max_per_class=2)
     assert few.train.labels.tolist() == [0, 0, 1, 1]
     assert (few.train.images == folder_of(file.parent / "data").train.images[[0, 1, 5, 6]]).all()
     assert few.digest != packed_of(file).digest

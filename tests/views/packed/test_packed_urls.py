@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teach_once.configs.schema import Normalisation, Packed
+from teach_once.configs.schema import Normalization, Packed
 from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store.errors import CacheFull
 from teach_once.store.place.mirror_folder import MirrorFolder, use_mirror, used_mirror
@@ -24,10 +24,10 @@ from tests.support.caches.object_store import Server, emptied
 from tests.support.datasets.image_folders import write_image_folder
 
 CONFIG = """
-dataset: {{type: imagefolder, root: {root}, normalisation: {{mean: [0, 0, 0], std: [1, 1, 1]}}}}
-views: {{augment: {{kind: random-resized-crop, size_px: 16}}, count: 2}}
+dataset: {{type: imagefolder, root: {root}, normalization: {{mean: [0, 0, 0], std: [1, 1, 1]}}}}
+views: {{augment: {{type: random-resized-crop, size_px: 16}}, count: 2}}
 teacher: {{arch: resnet8, weights: none.pt}}
-training: {{epochs: 1, batch_size: 4, learning_rate: 0.01, schedule: {{kind: onecycle}}}}
+training: {{epochs: 1, batch_size: 4, learning_rate: 0.01, schedule: {{type: onecycle}}}}
 """
 INDEX, FILE = "s3://bucket/photos/s.json", "s3://bucket/photos/one.h5"
 NUM_SHARDS = 8
@@ -93,7 +93,7 @@ def test_shards_at_a_url_are_the_dataset_and_are_fetched_once(server: Server, ma
     assert every_image(opened(INDEX)) == expected
     assert asked(server) == ["s.json"]
     config = Packed(
-        type="packed", file=INDEX, normalisation=Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
+        type="packed", file=INDEX, normalization=Normalization(mean=(0.5,) * 3, std=(0.5,) * 3)
     )
     assert load_dataset(config).digest == packed(made / "s.json").digest_of(np.arange(16))
 
@@ -193,8 +193,8 @@ def test_a_teacher_trains_on_packed_images_at_a_url(
 ) -> None:
     packed_config = "{type: packed, file: " + INDEX + ", "
     text = (made / "mine.yaml").read_text()
-    _, _, rest = text.partition("normalisation")
-    (tmp_path / "mine.yaml").write_text(f"\ndataset: {packed_config}normalisation{rest}")
+    _, _, rest = text.partition("normalization")
+    (tmp_path / "mine.yaml").write_text(f"\ndataset: {packed_config}normalization{rest}")
     call = ["teacher", "mine.yaml", "--workers", "1", "--mirror", "held"]
     assert train(call) == 0, capsys.readouterr().err
     assert (tmp_path / "none.pt").is_file()

@@ -324,8 +324,8 @@ def test_a_disk_that_is_full_is_one_message(
     root = write_image_folder(tmp_path / "data", per_class=20, size=64)
     (tmp_path / "mine.yaml").write_text(
         f"dataset: {{type: imagefolder, root: {root}, "
-        "normalisation: {mean: [0, 0, 0], std: [1, 1, 1]}}\n"
-        "views: {augment: {kind: pad-crop-flip}}\nteacher: {arch: resnet8, weights: none.pt}\n"
+        "normalization: {mean: [0, 0, 0], std: [1, 1, 1]}}\n"
+        "views: {augment: {type: pad-crop-flip}}\nteacher: {arch: resnet8, weights: none.pt}\n"
     )
     command = ["pack", str(tmp_path / "mine.yaml"), str(tmp_path / "data.h5")]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -18,12 +18,12 @@ import torch
 
 from teach_once.configs.schema import (
     AugmentConfig,
-    Centre,
-    ColourJitter,
-    Erasing,
+    CenterCrop,
+    ColorJitter,
     ImageFolder,
     Mix,
     PadCropFlip,
+    RandomErasing,
     RandomResizedCrop,
     TrivialAugment,
     ViewsConfig,
@@ -34,7 +34,7 @@ from teach_once.views.augment.parameters import view_parameters
 from teach_once.views.datasets import DatasetError, load_dataset
 from teach_once.views.pixels import resident as pixels_module
 from teach_once.views.pixels import streaming
-from teach_once.views.pixels.batches import Pixels, normalise
+from teach_once.views.pixels.batches import Pixels, normalize
 from teach_once.views.pixels.resident import (
     ResidentPixels,
     calibration_batches,
@@ -48,7 +48,7 @@ from tests.support.datasets.image_folders import write_image_folder
 from tests.support.datasets.streamed_pixels import CROP, RGB, split_of, streamed_pixels
 from tests.support.project import ROOT
 
-ERASING, JITTER = Erasing(probability=0.5), ColourJitter(brightness=0.4, hue=0.1)
+ERASING, JITTER = RandomErasing(probability=0.5), ColorJitter(brightness=0.4, hue=0.1)
 
 
 def all_batches(
@@ -66,11 +66,11 @@ def all_batches(
 AUGMENTS: list[AugmentConfig] = [
     CROP,
     RandomResizedCrop(
-        size_px=10, erasing=ERASING, colour_jitter=JITTER, trivial_augment=TrivialAugment()
+        size_px=10, random_erasing=ERASING, color_jitter=JITTER, trivial_augment=TrivialAugment()
     ),
-    RandomResizedCrop(size_px=10, mix=Mix(kind="cutmix"), erasing=ERASING),
-    RandomResizedCrop(size_px=10, mix=Mix(kind="mixup", alpha=0.4)),
-    Centre(resize_px=12, crop_px=10, flip=True),
+    RandomResizedCrop(size_px=10, mix=Mix(type="cutmix"), random_erasing=ERASING),
+    RandomResizedCrop(size_px=10, mix=Mix(type="mixup", alpha=0.4)),
+    CenterCrop(resize_px=12, crop_px=10, flip=True),
 ]
 
 
@@ -85,7 +85,7 @@ def test_streamed_views_are_the_defined_ones(
     streamed = streamed_pixels(split, views, num_workers)
     ids = np.array([3, 19, 0, 7, 8, 4, 11, 12, 5, 6, 1])
     for view, inputs in all_batches(streamed, [0, 1], ids).items():
-        expected = normalise(torch.from_numpy(view_pixels(split, views, view, ids)), RGB)
+        expected = normalize(torch.from_numpy(view_pixels(split, views, view, ids)), RGB)
         assert torch.equal(inputs, expected)
 
 
@@ -110,15 +110,15 @@ def test_an_abandoned_epoch_leaves_nothing_behind(photographs: Path) -> None:
     next(pixels.batches([0], np.arange(20), 3))
     found = all_batches(pixels, [1], np.arange(20))[1]
     expected = view_pixels(split, views, 1, np.arange(20))
-    assert torch.equal(found, normalise(torch.from_numpy(expected), RGB))
+    assert torch.equal(found, normalize(torch.from_numpy(expected), RGB))
 
 
 @pytest.mark.parametrize(
     "augment",
     [
         PadCropFlip(pad_px=2),
-        PadCropFlip(pad_px=2, padding="zero", erasing=ERASING, mix=Mix(kind="mixup")),
-        Centre(flip=True),
+        PadCropFlip(pad_px=2, padding="zero", random_erasing=ERASING, mix=Mix(type="mixup")),
+        CenterCrop(flip=True),
     ],
 )
 def test_resident_and_streamed_views_are_the_same(augment: AugmentConfig, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_resident_and_streamed_views_are_the_same(augment: AugmentConfig, tmp_pa
     streamed = all_batches(streamed_pixels(split, views, 0), [0, 1], ids)
     for view, inputs in all_batches(resident, [0, 1], ids).items():
         assert torch.equal(inputs, streamed[view])
-        expected = normalise(torch.from_numpy(view_pixels(split, views, view, ids)), RGB)
+        expected = normalize(torch.from_numpy(view_pixels(split, views, view, ids)), RGB)
         assert torch.equal(inputs, expected)
 
 
@@ -142,7 +142,7 @@ def test_images_that_do_not_fit_are_streamed(tmp_path: Path, monkeypatch) -> Non
     assert isinstance(streamed, StreamedPixels)
     expected = view_pixels(split, views, 3, np.arange(6))
     found = all_batches(streamed, [3], np.arange(6))[3]
-    assert torch.equal(found, normalise(torch.from_numpy(expected), RGB))
+    assert torch.equal(found, normalize(torch.from_numpy(expected), RGB))
 
 
 def test_where_images_come_from_is_told(photographs: Path, monkeypatch) -> None:
@@ -236,7 +236,7 @@ def test_killed_worker_is_a_named_error_and_the_next_epoch_has_new_workers(
 
 def test_mixed_batches_say_whose_share_is_larger(photographs: Path) -> None:
     split = split_of(photographs)
-    views = ViewsConfig(augment=RandomResizedCrop(size_px=10, mix=Mix(kind="mixup")), seed=3)
+    views = ViewsConfig(augment=RandomResizedCrop(size_px=10, mix=Mix(type="mixup")), seed=3)
     table = view_parameters(views, 0, 20, (10, 10))
     partner, own = table[:, 7], table[:, 8] / 256
     pixels = streamed_pixels(split, views, 0)
@@ -253,14 +253,14 @@ def test_mixed_batches_say_whose_share_is_larger(photographs: Path) -> None:
 
 
 def test_test_images_of_any_size_are_cut_once_and_kept(photographs: Path, monkeypatch) -> None:
-    config = ImageFolder(type="imagefolder", root=str(photographs), normalisation=RGB)
+    config = ImageFolder(type="imagefolder", root=str(photographs), normalization=RGB)
     test = load_dataset(config).test
     views = ViewsConfig(augment=RandomResizedCrop(size_px=14), seed=3)
-    assert views.eval_transform == Centre(resize_px=16, crop_px=14)
+    assert views.eval_transform == CenterCrop(resize_px=16, crop_px=14)
     kept = evaluation_pixels(test, views, RGB, CPU, 2)
     assert isinstance(kept, ResidentPixels)
     shown_config = ViewsConfig(augment=views.eval_transform, count=1)
-    expected = normalise(torch.from_numpy(view_pixels(test, shown_config, 0, np.arange(4))), RGB)
+    expected = normalize(torch.from_numpy(view_pixels(test, shown_config, 0, np.arange(4))), RGB)
     assert torch.equal(all_batches(kept, [0], np.arange(4))[0], expected)
 
 
@@ -268,7 +268,7 @@ def test_test_images_of_any_size_are_cut_once_and_kept(photographs: Path, monkey
 def test_calibration_has_no_batch_of_one(samples: int, sizes: list[int]) -> None:
     images = np.zeros((samples, 4, 4, 3), dtype=np.uint8)
     split = array_split(images, np.zeros(samples, dtype=np.int64), "blank")
-    views = ViewsConfig(augment=Centre(), seed=0, count=1)
+    views = ViewsConfig(augment=CenterCrop(), seed=0, count=1)
     pixels = open_pixels(split, views, RGB, CPU)
     assert [len(batch) for batch in calibration_batches(pixels)] == sizes
 
@@ -276,7 +276,7 @@ def test_calibration_has_no_batch_of_one(samples: int, sizes: list[int]) -> None
 def test_calibration_is_view_0_whatever_the_batch(photographs: Path) -> None:
     split, views = split_of(photographs), ViewsConfig(augment=CROP, seed=1)
     (batch,) = calibration_batches(streamed_pixels(split, views, 0))
-    expected = normalise(torch.from_numpy(view_pixels(split, views, 0, np.arange(20))), RGB)
+    expected = normalize(torch.from_numpy(view_pixels(split, views, 0, np.arange(20))), RGB)
     assert torch.equal(batch, expected)
 
 

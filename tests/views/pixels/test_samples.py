@@ -29,19 +29,19 @@ from teach_once.views.command import cli as views
 from teach_once.views.images import folders
 
 TEACHER = """
-dataset: {{type: imagefolder, root: {root}/data, normalisation: {colours}}}
+dataset: {{type: imagefolder, root: {root}/data, normalization: {colors}}}
 views: {{augment: {augment}, count: 2}}
 teacher: {{arch: resnet8, weights: {root}/teacher.pt}}
 """
 STUDENT = """
 teacher: {root}/teacher.yaml
 student: {{arch: resnet8}}
-training: {{epochs: 1, batch_size: 8, learning_rate: 0.1, schedule: {{kind: onecycle}}}}
+training: {{epochs: 1, batch_size: 8, learning_rate: 0.1, schedule: {{type: onecycle}}}}
 methods: {{kd: [{{loss: ce}}, {{loss: kd}}]}}
 """
-RESIDENT = "{kind: pad-crop-flip, pad_px: 1}"
-COLOURS = "{mean: [0, 0, 0], std: [1, 1, 1]}"
-STREAMED = "{kind: random-resized-crop, size_px: 8}"
+RESIDENT = "{type: pad-crop-flip, pad_px: 1}"
+COLORS = "{mean: [0, 0, 0], std: [1, 1, 1]}"
+STREAMED = "{type: random-resized-crop, size_px: 8}"
 CHANGED = "train/dog/03.bmp"  # sample 8 + 3
 
 
@@ -66,7 +66,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
                 Image.fromarray(pixels).save(file)
     save_atomically(build("resnet8", num_classes=2, seed=1).state_dict(), tmp_path / "teacher.pt")
     (tmp_path / "teacher.yaml").write_text(
-        TEACHER.format(root=tmp_path, augment=augmentation, colours=COLOURS)
+        TEACHER.format(root=tmp_path, augment=augmentation, colors=COLORS)
     )
     (tmp_path / "student.yaml").write_text(STUDENT.format(root=tmp_path))
     return tmp_path
@@ -89,7 +89,7 @@ def train_student(root: Path, *more: str) -> int:
 
 
 def check_samples(root: Path) -> int:
-    return verify([str(root / "teacher.yaml"), "--caches", str(root / "caches"), "--every-sample"])
+    return verify([str(root / "teacher.yaml"), "--caches", str(root / "caches"), "--check-images"])
 
 
 def change(root: Path, name: str = CHANGED) -> None:
@@ -163,13 +163,13 @@ def test_a_cache_is_not_continued_with_other_images(
     assert make_cache(root) == 0
     before = (root / "data" / CHANGED).read_bytes()
     change(root)
-    for more in ("taps.energy=float16", "views.count=3"):
+    for more in ("taps.attention=float16", "views.count=3"):
         assert make_cache(root, more) == 2
         told = capsys.readouterr().err
         assert f"samples have changed since {cache_of(root)} was begun, 1 in all" in told
         assert f"{root}/data/{CHANGED}" in told
     (root / "data" / CHANGED).write_bytes(before)
-    assert make_cache(root, "views.count=3", "taps.energy=float16") == 0
+    assert make_cache(root, "views.count=3", "taps.attention=float16") == 0
     assert TeacherCache.open(cache_of(root)).sample_crc32c.tolist() == expected_checksums(root)
 
 
@@ -182,7 +182,7 @@ def test_checksums_survive_a_stop_and_several_processes(root: Path) -> None:
     journal.write_bytes(b"".join(lines[:3]))
     change(root, "train/dog/07.bmp")  # of a block that has been written and not committed
     for rank in ("1", "0"):
-        assert make_cache(root, "--job", "one", "--rank", rank, "--world", "2") == 0
+        assert make_cache(root, "--job", "one", "--rank", rank, "--world-size", "2") == 0
     assert TeacherCache.open(path).sample_crc32c.tolist() == expected_checksums(root)
     assert TeacherCache.open(path).faults() == []
 
@@ -300,7 +300,7 @@ def test_a_changed_dataset_is_told_by_its_samples(
     assert make_cache(root, "--plan") == 0
     message = capsys.readouterr().out
     assert told in message
-    assert f"{root}/teacher.yaml --from {cache_of(root)}" in message
+    assert f"{root}/teacher.yaml --reuse-from {cache_of(root)}" in message
 
 
 def test_another_image_in_place_is_told_by_its_name(
@@ -320,7 +320,7 @@ def test_unchanged_records_are_carried_over_into_the_new_cache(
     assert make_cache(root, "taps.logits=uint8") == 0
     old = TeacherCache.open(cache_of(root))
     (root / "data" / CHANGED).unlink()
-    assert make_cache(root, "taps.logits=uint8", "--from", str(old.path)) == 0
+    assert make_cache(root, "taps.logits=uint8", "--reuse-from", str(old.path)) == 0
     assert "copied 4 of 8 blocks from" in capsys.readouterr().out
     (path,) = set((root / "caches").glob("teacher-*")) - {old.path}
     carried = TeacherCache.open(path)
@@ -341,7 +341,7 @@ def test_unchanged_records_are_carried_over_into_the_new_cache(
     ("setting", "reason"),
     [
         ("views.seed=5", "it differs in dataset.digest, views.seed"),
-        ("views.augment.mix={kind: cutmix}", "its records depend on all samples"),
+        ("views.augment.mix={type: cutmix}", "its records depend on all samples"),
         ("teacher.bn=recalibrated", "its records depend on all samples"),
     ],
 )
@@ -351,7 +351,7 @@ def test_records_that_depend_on_more_than_their_sample_are_not_carried_over(
     both = [] if "seed" in setting else [setting]
     assert make_cache(root, *both) == 0
     (root / "data" / CHANGED).unlink()
-    assert make_cache(root, setting, "--from", str(cache_of(root))) == 2
+    assert make_cache(root, setting, "--reuse-from", str(cache_of(root))) == 2
     assert reason in capsys.readouterr().err
     assert len(list((root / "caches").glob("teacher-*"))) == 1  # and nothing is begun
 
@@ -362,7 +362,7 @@ def test_a_sample_with_another_label_is_not_carried_over(
     assert make_cache(root) == 0
     train_folder = root / "data" / "train"
     (train_folder / "cat" / "07.bmp").rename(train_folder / "dog" / "0.bmp")  # keeps its number
-    assert make_cache(root, "--from", str(cache_of(root))) == 0
+    assert make_cache(root, "--reuse-from", str(cache_of(root))) == 0
     assert "copied 6 of 8 blocks from" in capsys.readouterr().out
 
 
@@ -374,7 +374,7 @@ def test_a_plan_with_from_says_what_is_copied_and_what_is_left(
     (root / "data" / CHANGED).unlink()
     capsys.readouterr()
     for more in (["--plan"], []):
-        assert make_cache(root, "--from", str(old), *more) == 0
+        assert make_cache(root, "--reuse-from", str(old), *more) == 0
         told = capsys.readouterr().out
         assert f"to copy: 16 records from {old}; to do: 14 records" in told
         assert len(list((root / "caches").glob("teacher-*"))) == (1 if more else 2)

@@ -89,7 +89,7 @@ COMMANDS: dict[str, Command] = {
         _command("store export", _store, "export {cache} out.h5", "out.h5", sound_export),
         _command("store import", _store, "import cache.h5 imported", "imported", sound_import),
         _command("store convert", _store, _convert, "converted", sound_conversion),
-        _command("store trim", _store, "trim {cache} --views 1 --drop-taps energy", "caches"),
+        _command("store trim", _store, "trim {cache} --views 1 --drop-taps attention", "caches"),
         _command("precompute", _pass, f"t.yaml {_pass_options}", "caches", sound_views),
         _command("precompute --plan", _pass, f"t.yaml --plan {_pass_options}"),
         _command("precompute pixels", _pass, f"pixels.yaml --caches made {_pass_options}", "made"),
@@ -106,7 +106,7 @@ COMMANDS: dict[str, Command] = {
         _command("train runs", _train, "runs", "runs", runs_are_true),
         _command("train export", _train, f"{_export} out", "out", student_is_true),
         _command(
-            "train export last", _train, f"{_export} out --which last", "out", student_is_true
+            "train export last", _train, f"{_export} out --checkpoint last", "out", student_is_true
         ),
         _command("train export again", _train, f"{_export} exported", "exported"),
         _command("train verify", _train, "verify exported", "", export_is_true),

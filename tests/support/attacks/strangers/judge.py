@@ -13,7 +13,7 @@ from tests.support.attacks.strangers.sandbox import CRASHED, MEMORY_BYTES, Outco
 from tests.support.attacks.strangers.world import SECRET
 
 _MOST_DISK_BYTES = 2**27
-# What moves a cursor, recolours a terminal, or turns the direction of reading.
+# What moves a cursor, recolors a terminal, or turns the direction of reading.
 _ESCAPES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _STATUSES = (0, 1, 2)
 Snapshot = dict[str, tuple[object, ...]]

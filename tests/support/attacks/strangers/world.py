@@ -37,24 +37,25 @@ from tests.support.datasets.image_folders import write_image_folder
 
 SECRET = "KEEP-OUT-5e8f1c"  # stands in every file of outside/
 _TEACHER = """\
-dataset: {type: digits, limit: 4, normalisation: {mean: [0.3], std: [0.35]}}
-views: {augment: {kind: pad-crop-flip, pad_px: 1, padding: zero, flip: false}, count: 2}
+dataset: {type: digits, max_per_class: 4, normalization: {mean: [0.3], std: [0.35]}}
+views: {augment: {type: pad-crop-flip, pad_px: 1, padding: zero, flip: false}, count: 2}
 teacher: {arch: resnet8, weights: teacher.pt}
-taps: {logits: float16, means: uint8, energy: float16}
-training: {epochs: 1, batch_size: 64, learning_rate: 0.1, schedule: {kind: onecycle}, limit: 20}
+taps: {logits: float16, channel_means: uint8, attention: float16}
+training: {epochs: 1, batch_size: 64, learning_rate: 0.1, schedule: {type: onecycle},
+  max_per_class: 20}
 """
 _STUDENT = """\
 teacher: t.yaml
 student: {arch: resnet8}
-training: {epochs: 2, batch_size: 8, learning_rate: 0.01, schedule: {kind: onecycle}}
+training: {epochs: 2, batch_size: 8, learning_rate: 0.01, schedule: {type: onecycle}}
 methods:
   ce: [{loss: ce}]
   kd: [{loss: ce}, {loss: kd, weight: 0.5}]
   cd: [{loss: ce}, {loss: cd, weight: 6}]
 """
 _IMAGES = """\
-dataset: {{{data}, normalisation: {{mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}}}
-views: {{augment: {{kind: pad-crop-flip}}, count: 1}}
+dataset: {{{data}, normalization: {{mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}}}
+views: {{augment: {{type: pad-crop-flip}}, count: 1}}
 teacher: {{arch: resnet8, weights: images.pt}}
 """
 IMAGE_CONFIGS = {

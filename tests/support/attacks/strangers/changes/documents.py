@@ -162,7 +162,7 @@ DOCUMENTS = (
     Document("chunk of codes", "caches/*/teacher.zarr/stage1/c.1.0.0", _bytes, _CACHE),
     Document("chunk of a scale", "caches/*/*/stage1.scale/c.0.0.0.0", _floats, _CACHE),
     Document("chunk of correct", "caches/*/teacher.zarr/correct/c.0.0", _bytes, _CACHE),
-    Document("chunk of energy", "caches/*/teacher.zarr/energy1/c.0.0.0", _halves, _CACHE),
+    Document("chunk of attention", "caches/*/teacher.zarr/attention1/c.0.0.0", _halves, _CACHE),
     Document("labels", "caches/*/*/labels/c.0", chunk_changes("<i8"), _PLOTTED),
     Document("preview", "caches/*/teacher.zarr/preview/c.*", _bytes, _CACHE),
     Document("sample checksums", "caches/*/*/sample_crc32c/c.0", chunk_changes("<u4"), _CACHE),

@@ -87,7 +87,7 @@ def _nan_at_start(tensor: torch.Tensor) -> torch.Tensor:
     return changed
 
 
-def _quantised(tensor: torch.Tensor) -> torch.Tensor:
+def _quantized(tensor: torch.Tensor) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are going out of use
         return torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8)
@@ -106,7 +106,7 @@ _ODD_TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
     "is complex": lambda t: t.to(torch.complex64),
     "is meta": lambda t: t.to("meta"),
     "is sparse": lambda t: t.to_sparse() if t.ndim else torch.zeros(3).to_sparse(),
-    "is quantised": _quantised,
+    "is quantized": _quantized,
     "is one value, expanded": lambda t: torch.zeros(1).expand(t.shape) if t.ndim else t,
     "is one value, expanded to 4 GB": lambda t: torch.zeros(1).expand(10**9),
     "is transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1) if t.ndim else t,

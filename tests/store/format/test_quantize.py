@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from teach_once.store import TapSpec, TeacherCache
 from teach_once.store.errors import BadTeacherOutput
 from teach_once.store.format.coding import (
-    quantise_channels,
-    quantise_rows,
+    quantize_channels,
+    quantize_rows,
     restore_channels,
     restore_rows,
 )
@@ -26,7 +26,7 @@ TINY = 1e-36  # a step below float32's smallest normal number is lost
 
 @given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=FLOATS))
 def test_rows_come_back_within_half_a_step(values: np.ndarray) -> None:
-    codes, scale = quantise_rows(values)
+    codes, scale = quantize_rows(values)
     spread = values.max(axis=1, keepdims=True) - values.min(axis=1, keepdims=True)
     allowed = spread / 255 / 2 * 1.01 + np.abs(values).max() * 1e-6 + TINY
     assert (np.abs(restore_rows(codes, scale) - values) <= allowed).all()
@@ -34,14 +34,14 @@ def test_rows_come_back_within_half_a_step(values: np.ndarray) -> None:
 
 @given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=FLOATS))
 def test_channels_come_back_within_half_a_step(values: np.ndarray) -> None:
-    codes, scale = quantise_channels(values)
+    codes, scale = quantize_channels(values)
     spread = values.max(axis=0) - values.min(axis=0)
     allowed = spread / 255 / 2 * 1.01 + np.abs(values).max() * 1e-6 + TINY
     assert (np.abs(restore_channels(codes, scale) - values) <= allowed).all()
 
 
 def test_by_hand() -> None:
-    codes, scale = quantise_rows(np.array([[0, 51, 255], [7, 7, 7]], dtype=np.float32))
+    codes, scale = quantize_rows(np.array([[0, 51, 255], [7, 7, 7]], dtype=np.float32))
     assert codes.tolist() == [[0, 51, 255], [0, 0, 0]]
     assert scale.tolist() == [[0, 1], [7, 0]]
     assert restore_rows(codes, scale).tolist() == [[0, 51, 255], [7, 7, 7]]
@@ -90,7 +90,9 @@ def test_a_range_that_codes_cannot_span_is_refused_and_never_stored_as_nan(
         pytest.raises(BadTeacherOutput, match=f"{tap}, view 0, {place} range from") as error,
     ):
         writer.write_block(writer.work[0].block, {tap: values})
-    assert str(error.value).endswith(f"fix: taps.{'logits' if scale == 'row' else 'means'}=float32")
+    assert str(error.value).endswith(
+        f"fix: taps.{'logits' if scale == 'row' else 'channel_means'}=float32"
+    )
     assert not list((tmp_path / "c" / "teacher.zarr").glob(f"{tap}*/c.*"))
 
 
@@ -108,10 +110,10 @@ def test_a_range_that_codes_just_span_is_stored_and_read_back(tmp_path: Path) ->
 def test_rows_of_the_smallest_ranges_come_back_as_their_lowest_value_or_nearer(low: float) -> None:
     tiny = np.array([low, np.nextafter(np.float32(low), np.float32(np.inf)), low], dtype=np.float32)
     for values in (tiny[None], tiny[:, None]):
-        rows = restore_rows(*quantise_rows(values))
-        channels = restore_channels(*quantise_channels(values))
+        rows = restore_rows(*quantize_rows(values))
+        channels = restore_channels(*quantize_channels(values))
         spread = values.max() - values.min()
         assert np.abs(rows - values).max() <= spread
         assert np.abs(channels - values).max() <= spread
     ordinary = np.array([[0, 1e-30, 2e-30]], dtype=np.float32)
-    assert np.abs(restore_rows(*quantise_rows(ordinary)) - ordinary).max() <= 2e-30 / 255 / 2 * 1.01
+    assert np.abs(restore_rows(*quantize_rows(ordinary)) - ordinary).max() <= 2e-30 / 255 / 2 * 1.01

@@ -1,4 +1,4 @@
-"""Colour jitter and trivial-augment: torchvision's bytes for the same parameters."""
+"""Color jitter and trivial-augment: torchvision's bytes for the same parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from teach_once.configs.schema import ColourJitter, PadCropFlip, TrivialAugment, ViewsConfig
+from teach_once.configs.schema import ColorJitter, PadCropFlip, TrivialAugment, ViewsConfig
 from teach_once.runtime.machine.torchvision_shim import import_torchvision
 from teach_once.views.augment.augment import view_pixels
 from teach_once.views.augment.color import (
@@ -37,10 +37,10 @@ ADJUST = {
     "saturation": reference.adjust_saturation,
     "hue": reference.adjust_hue,
 }
-JITTER = ColourJitter(brightness=0.4, contrast=0.3, saturation=1.5, hue=0.1)
+JITTER = ColorJitter(brightness=0.4, contrast=0.3, saturation=1.5, hue=0.1)
 
 
-def steps_of(jitter: ColourJitter, num: int) -> list[list[JitterStep]]:
+def steps_of(jitter: ColorJitter, num: int) -> list[list[JitterStep]]:
     return [
         jitter_steps(row, jitter) for row in draws(0, 0, num, JITTER_DRAWS, stream=JITTER_STREAM)
     ]
@@ -71,12 +71,12 @@ def test_strengths_fill_their_ranges_and_orders_are_all_there() -> None:
         assert abs(amounts.mean() - (low + high) / 2) < width / 50
 
 
-def test_what_is_zero_is_left_out_and_grey_pictures_keep_their_hue() -> None:
-    only = steps_of(ColourJitter(contrast=0.5), 3)
+def test_what_is_zero_is_left_out_and_gray_pictures_keep_their_hue() -> None:
+    only = steps_of(ColorJitter(contrast=0.5), 3)
     assert [[step.kind for step in steps] for steps in only] == [["contrast"]] * 3
-    grey = Image.fromarray(image_of(9, 9, 1)[:, :, 0])
-    turned = jittered(grey, [JitterStep("hue", 100), JitterStep("saturation", 100)])
-    assert (np.asarray(turned) == np.asarray(grey)).all()
+    gray = Image.fromarray(image_of(9, 9, 1)[:, :, 0])
+    turned = jittered(gray, [JitterStep("hue", 100), JitterStep("saturation", 100)])
+    assert (np.asarray(turned) == np.asarray(gray)).all()
 
 
 NAMES = {
@@ -129,7 +129,7 @@ def test_operations_strengths_and_signs_are_drawn_evenly() -> None:
 
 def test_pixels_are_the_golden_ones() -> None:
     split = array_split(np.stack([image_of(16, 16)] * 4), np.zeros(4, dtype=np.int64), "waves")
-    augment = PadCropFlip(trivial_augment=TrivialAugment(), colour_jitter=JITTER)
+    augment = PadCropFlip(trivial_augment=TrivialAugment(), color_jitter=JITTER)
     pixels = view_pixels(split, ViewsConfig(augment=augment, seed=3), 2, np.arange(4))
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == GOLDEN_PIXELS
 
@@ -137,10 +137,10 @@ def test_pixels_are_the_golden_ones() -> None:
 GOLDEN_PIXELS = "f127d66229738b1f2bae4597b1f9b44b785a1f108035f45e813a2e464180e53e"
 
 
-def test_without_colour_the_same_crop_comes_out() -> None:
+def test_without_color_the_same_crop_comes_out() -> None:
     split = array_split(np.stack([image_of(16, 16)] * 4), np.zeros(4, dtype=np.int64), "waves")
     plain = PadCropFlip()
-    idle = PadCropFlip(colour_jitter=ColourJitter())
+    idle = PadCropFlip(color_jitter=ColorJitter())
     for view in (0, 5):
         views = [
             view_pixels(split, ViewsConfig(augment=a), view, np.arange(4)) for a in (plain, idle)

@@ -92,10 +92,10 @@ _HEAD = """\
 
 Written by `python -m configs reference > docs/reference/config.md`.
 
-A file of `configs/teacher/` says what a cache is, a file of `configs/student/` what a run is. On
-the command line a key is set by its dotted path (`training.epochs=10`). A student's command takes
-keys of its teacher's file after `teacher.` (`teacher.dataset.max_per_class=200`). Unknown keys are
-refused.
+A file of `configs/teacher/` defines a cache; a file of `configs/student/` defines a run. On the
+command line, a key is set by its dotted path: `training.epochs=10`. Commands for students also take
+keys of the teacher's file, after `teacher.`: `teacher.dataset.max_per_class=200`. An unknown key is
+an error.
 """
 _LOSSES = """\
 ## Losses
@@ -180,7 +180,7 @@ class _File:
 
     def _variant(self, prefix: str, name: str, common: JsonSchema) -> Iterator[str]:
         own = _without(self._blocks[name]["properties"], common)
-        yield from (f"**`{_TAG}`: {type_in_words(own[_TAG])}.** {self._description(name)}", "")
+        yield from (f"#### `{_TAG}`: {type_in_words(own[_TAG])}", "", self._description(name), "")
         yield from self._table(prefix, name, _without(own, [_TAG]))
 
     def _common_keys(self, names: list[str]) -> JsonSchema:

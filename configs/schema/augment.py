@@ -1,4 +1,4 @@
-"""The block `views.augment`: what is done to an image at random."""
+"""The block `views.augment`: the random augmentation of an image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Factor = Annotated[float, Field(strict=True, ge=0, le=1e3)]
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class ColorJitter:
-    """Change the colors, in random order."""
+    """Jitter brightness, contrast, saturation and hue in random order."""
 
     brightness: Factor = 0.0
     """Multiply the brightness by a factor in [1 - x, 1 + x]."""
@@ -30,12 +30,12 @@ class ColorJitter:
     saturation: Factor = 0.0
     """Multiply the saturation by a factor in [1 - x, 1 + x]."""
     hue: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
-    """Shift the hue by [-x, x] of the color circle."""
+    """Shift the hue by a fraction of the color circle in [-x, x]."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TrivialAugment:
-    """Apply one of 14 operations at a random strength (the "wide" space of the paper)."""
+    """Apply one of 14 operations at a random strength (the wide space of TrivialAugment)."""
 
     bins: Annotated[int, Field(strict=True, ge=2, le=2**16)] = 31
     """Number of strengths."""
@@ -43,16 +43,16 @@ class TrivialAugment:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class RandomErasing:
-    """Fill one random box with a color."""
+    """Fill a random box with a color."""
 
     probability: Fraction = 0.25
-    """How often a box is erased."""
+    """Probability that a box is erased."""
     scale: tuple[Share, Share] = (0.02, 0.33)
-    """Smallest and largest share of the image's area."""
+    """Minimum and maximum fraction of the image's area."""
     ratio: tuple[Ratio, Ratio] = (0.3, 3.3)
-    """Smallest and largest height divided by width."""
+    """Minimum and maximum ratio of height to width."""
     fill: Annotated[tuple[Byte, ...], Field(min_length=1)] = (124, 116, 104)
-    """The color, a value per channel or one for all; default: ImageNet's mean."""
+    """Fill color: one value per channel, or one for all; default: ImageNet's mean."""
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> RandomErasing:
@@ -62,22 +62,22 @@ class RandomErasing:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Mix:
-    """Mix each view with the same view of another sample; both labels count, by their shares."""
+    """Mix each view with the same view of another sample, and their labels in proportion."""
 
     type: Literal["mixup", "cutmix"]
-    """`mixup` blends the whole images, `cutmix` pastes a box of the other one."""
+    """`mixup` blends whole images; `cutmix` pastes a box of the other image."""
     alpha: Annotated[float, Field(strict=True, ge=1e-3, le=1e3)] = 1.0
-    """The shares are drawn from Beta(alpha, alpha)."""
+    """Parameter of Beta(alpha, alpha), from which the proportion is sampled."""
     probability: Fraction = 1.0
-    """How often a view is mixed."""
+    """Probability that a view is mixed."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Extras:
-    """What may be added to any crop."""
+    """Augmentations that may follow any crop."""
 
     trivial_augment: TrivialAugment | None = None
-    """One random operation on colors or geometry; `null`: none."""
+    """One random operation on color or geometry; `null`: none."""
     color_jitter: ColorJitter | None = None
     """Random brightness, contrast, saturation and hue; `null`: none."""
     random_erasing: RandomErasing | None = None
@@ -104,16 +104,16 @@ class Extras:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class PadCropFlip(Extras):
-    """Pad the image and cut out a random window of the original size."""
+    """Pad the image and take a random crop of the original size."""
 
     type: Literal["pad-crop-flip"] = "pad-crop-flip"
-    """Which augmentation."""
+    """Type of the augmentation."""
     pad_px: NaturalInt = 4
-    """Pixels added on every side."""
+    """Padding on every side, in pixels."""
     padding: Literal["reflect", "zero"] = "reflect"
-    """Mirror the image at its edges, or add black."""
+    """Padding mode: mirror the image at its edges, or add black."""
     flip: StrictBool = True
-    """Mirror a random half of the views, left to right."""
+    """Flip a random half of the views horizontally."""
 
     @model_validator(mode="after")
     def _can_be_counted(self) -> PadCropFlip:
@@ -143,22 +143,22 @@ class PadCropFlip(Extras):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class RandomResizedCrop(Extras):
-    """Cut out a box of random area and aspect ratio, and resize it to a square."""
+    """Take a crop of random area and aspect ratio and resize it to a square."""
 
     type: Literal["random-resized-crop"] = "random-resized-crop"
-    """Which augmentation."""
+    """Type of the augmentation."""
     size_px: SizePx = 224
     """Height and width of a view."""
     scale: tuple[Share, Share] = (0.08, 1.0)
-    """Smallest and largest share of the image's area."""
+    """Minimum and maximum fraction of the image's area."""
     ratio: tuple[Ratio, Ratio] = (0.75, 4 / 3)
-    """Smallest and largest width divided by height."""
+    """Minimum and maximum ratio of width to height."""
     interpolation: Interpolation = "bilinear"
-    """How pixels are resampled."""
+    """Interpolation of resizing."""
     antialias: StrictBool = True
-    """Average over the pixels that shrink into one; `false` with `bilinear` only."""
+    """Antialias when shrinking; `false` requires `bilinear`."""
     flip: StrictBool = True
-    """Mirror a random half of the views, left to right."""
+    """Flip a random half of the views horizontally."""
 
     @model_validator(mode="after")
     def _possible(self) -> RandomResizedCrop:
@@ -189,18 +189,18 @@ class RandomResizedCrop(Extras):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class CenterCrop(Extras):
-    """The image unchanged, or its middle."""
+    """The central crop, or the image unchanged."""
 
     type: Literal["center-crop"] = "center-crop"
-    """Which augmentation."""
+    """Type of the augmentation."""
     resize_px: SizePx | None = None
-    """Resize the short side to so many pixels first; needs `crop_px`. `null`: do not resize."""
+    """Length of the short side after resizing; requires `crop_px`. `null`: no resizing."""
     crop_px: SizePx | None = None
-    """Height and width of the middle that is cut out; `null`: the whole image."""
+    """Height and width of the central crop; `null`: the whole image."""
     interpolation: Interpolation = "bilinear"
-    """How pixels are resampled."""
+    """Interpolation of resizing."""
     flip: StrictBool = False
-    """Mirror a random half of the views, left to right."""
+    """Flip a random half of the views horizontally."""
 
     @model_validator(mode="after")
     def _crop_is_within(self) -> CenterCrop:
@@ -232,15 +232,15 @@ class CenterCrop(Extras):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class _Resized(Extras):
-    """A middle of one size, cut out of an image that was resized; nothing about it is random."""
+    """A central crop of a resized image, without randomness."""
 
     resize_px: SizePx
-    """Pixels that sides are resized to first: both of them with `squash`, the long one with
+    """Length of the sides after resizing: of both sides with `squash`, of the long one with
     `border`."""
     crop_px: SizePx
-    """Height and width of the middle that is cut out."""
+    """Height and width of the central crop."""
     interpolation: Interpolation = "bilinear"
-    """How pixels are resampled."""
+    """Interpolation of resizing."""
 
     @property
     def output_px(self) -> int:
@@ -261,10 +261,10 @@ class _Resized(Extras):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Squash(_Resized):
-    """The whole image resized to a square, and its middle; the proportions change."""
+    """The central crop of the image resized to a square; proportions are not kept."""
 
     type: Literal["squash"] = "squash"
-    """Which augmentation."""
+    """Type of the augmentation."""
 
     @model_validator(mode="after")
     def _crop_is_within(self) -> Squash:
@@ -282,12 +282,12 @@ class Squash(_Resized):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Border(_Resized):
-    """The whole image resized to fit into a square, with a border where it is shorter."""
+    """The whole image resized to fit into a square, with a border along its short side."""
 
     type: Literal["border"] = "border"
-    """Which augmentation."""
+    """Type of the augmentation."""
     fill: Annotated[tuple[Byte, ...], Field(min_length=1)] = (124, 116, 104)
-    """The border's color, a value per channel or one for all; default: ImageNet's mean."""
+    """Color of the border: one value per channel, or one for all; default: ImageNet's mean."""
 
     @property
     def eval_transform(self) -> Border:

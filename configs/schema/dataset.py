@@ -40,15 +40,15 @@ class Normalization:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Samples:
-    """Which samples of a dataset are used, and how their pixels are scaled; common to all types."""
+    """The selected samples of a dataset and the scaling of their pixels; common to all types."""
 
     normalization: Normalization
-    """How pixels are scaled."""
+    """Normalization of the pixels."""
     max_per_class: PositiveInt | None = None
-    """Training samples per class, the first ones; `null`: all."""
+    """Number of training samples per class, the first ones; `null`: all."""
     validation_fraction: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
-    """Share of the training samples, chosen by a keyed hash, that is held out to choose the best
-    epoch on; 0: it is chosen on the test set."""
+    """Fraction of the training samples, chosen by a keyed hash, that is held out to select the best
+    epoch; 0: the best epoch is selected on the test set."""
 
     @property
     def must_exist(self) -> bool:
@@ -66,7 +66,7 @@ class Digits(Samples):
     """scikit-learn's bundled 8x8 scans: the first 1,000 train, the last 797 (other hands) test."""
 
     type: Literal["digits"]
-    """Which dataset."""
+    """Type of the dataset."""
 
     @property
     def must_exist(self) -> bool:
@@ -78,9 +78,9 @@ class Cifar(Samples):
     """CIFAR-10 or CIFAR-100 in its original form."""
 
     type: Literal["cifar10", "cifar100"]
-    """Which dataset."""
+    """Type of the dataset."""
     root: StrictStr = "data"
-    """Folder of the files as torchvision stores them."""
+    """Folder of the files, as torchvision stores them."""
     download: StrictBool = True
     """Download them at first use."""
 
@@ -91,10 +91,10 @@ class Cifar(Samples):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Pictures(Samples):
-    """Samples that are encoded images; common to all such types."""
+    """Samples stored as encoded images; common to all such types."""
 
     max_pixels: PositiveInt = 178_000_000
-    """An image with more pixels is refused: decoding takes 8 bytes of memory for each."""
+    """Maximum number of pixels per image; decoding takes 8 bytes of memory for each."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -102,20 +102,20 @@ class ImageFolder(Pictures):
     """A tree `root/train/<class>/*` and `root/test/<class>/*` of images."""
 
     type: Literal["imagefolder"]
-    """Which dataset."""
+    """Type of the dataset."""
     root: StrictStr
-    """The folder that holds `train/`; with `test_fraction` it may hold the classes' folders."""
+    """Folder that contains `train/`, or with `test_fraction` the class folders themselves."""
     test: StrictStr | None = None
-    """Folder of the test images in `root`; `null`: the first of `test`, `val`, `valid` and
-    `validation` that exists."""
+    """Folder of the test images in `root`; `null`: the first existing one of `test`, `val`, `valid`
+    and `validation`."""
     test_fraction: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
-    """Fraction of the training images that is held out as the test set, chosen by a keyed hash of
-    their names, where there is no folder of test images."""
+    """Fraction of the training images, chosen by a keyed hash of their names, that is held out as
+    the test set if there is no folder of test images."""
     test_seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = 0
-    """Seed of that hash."""
+    """Seed of the hash of `test_fraction`."""
     class_names: StrictStr | None = None
-    """File in `root` that lists the classes' folders, one a line, in the order of the teacher's
-    outputs; `null`: the order of their text."""
+    """File in `root` that lists the class folders, one per line, in the order of the teacher's
+    outputs; `null`: sorted by name."""
 
     @model_validator(mode="after")
     def _one_test_set(self) -> ImageFolder:
@@ -126,20 +126,20 @@ class ImageFolder(Pictures):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Packed(Pictures):
-    """Images packed into one file, or into shards, by `python -m views pack`."""
+    """Images packed into one file or into shards by `python -m views pack`."""
 
     type: Literal["packed"]
-    """Which dataset."""
+    """Type of the dataset."""
     file: StrictStr
     """The packed file, or the index of the shards."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class PackedOnce(Pictures):
-    """Images of a form without random access, which `python -m views pack NAME` packs first."""
+    """Images without random access, which `python -m views pack NAME` must pack first."""
 
     packed: StrictStr
-    """Where they are packed to: the index of shards, as in `photos.json`, or one file, `.h5`."""
+    """Destination of packing: the index of shards, such as `photos.json`, or one `.h5` file."""
 
     @property
     def packed_as(self) -> str:
@@ -148,41 +148,41 @@ class PackedOnce(Pictures):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class WebDataset(PackedOnce):
-    """Tar shards of image files, each with a label beside it: `000017.jpg`, `000017.cls`."""
+    """Tar shards of image files, each next to its label: `000017.jpg`, `000017.cls`."""
 
     type: Literal["webdataset"]
-    """Which dataset."""
+    """Type of the dataset."""
     root: StrictStr
-    """Folder of the shards; their names' order is the samples'."""
+    """Folder of the shards; samples are ordered by shard name."""
     train: StrictStr = "*train*.tar"
     """Names of the training shards, with wildcards."""
     test: StrictStr | None = None
-    """Names of the test shards; `null`: `*test*.tar`, or `*val*.tar` where there are none."""
+    """Names of the test shards; `null`: `*test*.tar`, or `*val*.tar` if there are none."""
     label: StrictStr = "cls"
-    """What the label's file ends with; `json.label`: the key `label` in a `.json` file."""
+    """Extension of the label files; `json.label` reads the key `label` of a `.json` file."""
     class_names: StrictStr | None = None
-    """File in `root` with the name of a class on each line, where labels are numbers; `null`: the
-    numbers are their names."""
+    """File in `root` with one class name per line, if labels are numbers; `null`: the numbers are
+    the names."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class HuggingFace(PackedOnce):
-    """A dataset of the `datasets` package, which packing needs."""
+    """A dataset of the package `datasets`, which packing requires."""
 
     type: Literal["huggingface"]
-    """Which dataset."""
+    """Type of the dataset."""
     path: StrictStr
-    """Folder that `save_to_disk` wrote, or the name of a dataset to download."""
+    """Folder written by `save_to_disk`, or the name of a dataset to download."""
     subset: StrictStr | None = None
-    """Its configuration, where a name has several."""
+    """Configuration of the dataset, if its name has several."""
     train: StrictStr = "train"
     """Name of the training split."""
     test: StrictStr | None = None
-    """Name of the test split; `null`: `test`, or `validation` where there is none."""
+    """Name of the test split; `null`: `test`, or `validation` if there is no `test`."""
     image: StrictStr = "image"
     """Column of the images."""
     label: StrictStr = "label"
-    """Column of the labels: classes, whole numbers or names."""
+    """Column of the labels: class labels, integers or names."""
 
 
 DatasetConfig = Annotated[

@@ -28,15 +28,15 @@ class Kd:
     """T^2 times the batch mean of KL(softmax(teacher / T) || softmax(student / T))."""
 
     temperature: PositiveFloat = 4.0
-    """T, by which the logits are divided."""
+    """Temperature T that divides the logits."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Gkd:
-    """Guided KD: `kd` over the samples that the teacher gets right, divided by their number."""
+    """Guided KD: mean of `kd` over the samples that the teacher classifies correctly."""
 
     temperature: PositiveFloat = 1.0
-    """T, by which the logits are divided."""
+    """Temperature T that divides the logits."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -54,8 +54,8 @@ class AttentionTransfer:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Rkd:
-    """Relational KD: smooth L1 of the pairs' distances and of the cosines of the triplets'
-    angles.
+    """Relational KD: smooth L1 of the distances of pairs and of the cosines of the angles of
+    triplets.
     """
 
     distance_weight: NonNegativeFloat = 25.0
@@ -71,33 +71,33 @@ class FitNets:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Embedding:
-    """The batch mean of 1 - cosine between the embeddings that enter the two classifiers."""
+    """The batch mean of 1 - cosine similarity of the student's and the teacher's embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class EmbeddingMse:
-    """The mean squared difference of the embeddings that enter the two classifiers."""
+    """The mean squared difference of the student's and the teacher's embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class ResidualKd:
-    """Residual KD: of maps, the mean squared differences of S to T and of A to what is left,
-    T - S.
+    """Residual KD, on feature maps: MSE(S, T) + MSE(A, (T - S).detach()) of the student S, the
+    assistant A and the teacher T.
     """
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Dkd:
-    """Decoupled KD: T^2 (alpha KL of label or not + beta KL among the other classes), batch
-    mean.
+    """Decoupled KD: T^2 times the batch mean of alpha KL(label against rest) + beta KL(among the
+    rest).
     """
 
     alpha: NonNegativeFloat = 1.0
-    """Weight of the label's probability."""
+    """Weight of the KL divergence of label against other classes."""
     beta: NonNegativeFloat = 8.0
-    """Weight of the probabilities of the other classes among themselves."""
+    """Weight of the KL divergence among the other classes."""
     temperature: PositiveFloat = 4.0
-    """T, by which the logits are divided."""
+    """Temperature T that divides the logits."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -105,7 +105,7 @@ class Dist:
     """T^2 ((1 - mean correlation of rows) + (1 - mean correlation of columns)) of probabilities."""
 
     temperature: PositiveFloat = 1.0
-    """T, by which the logits are divided."""
+    """Temperature T that divides the logits."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -113,7 +113,7 @@ class Lskd:
     """`kd` of logits standardized per sample to mean 0 and standard deviation 1."""
 
     temperature: PositiveFloat = 2.0
-    """T, by which the standardized logits are divided."""
+    """Temperature T that divides the standardized logits."""
 
 
 BUILT_IN_LOSSES: Mapping[str, type] = {

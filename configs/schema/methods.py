@@ -1,4 +1,4 @@
-"""The block `methods`: the losses that a student is trained with."""
+"""The block `methods`: the loss terms of each training method."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ class LossTerm:
     loss: LossName
     """A built-in loss, or your own as `package.module:name`."""
     weight: NonNegativeFloat = 1.0
-    """Factor of the loss in the sum of all terms."""
+    """Weight of the loss in the sum of all terms."""
     decay: PositiveFloat = 1.0
-    """By what the weight is multiplied."""
+    """Factor of each change of the weight."""
     decay_epochs: tuple[PositiveInt, ...] = ()
-    """Epochs from which on the weight is multiplied by `decay`, once more at each."""
+    """Epochs at which the weight is multiplied by `decay`."""
     start_epoch: PositiveInt = 1
-    """First epoch of the term; before it the weight is 0."""
+    """First epoch of the term; the weight is 0 before it."""
     warmup_epochs: NaturalInt = 0
-    """Epochs, from `start_epoch` on, over which the weight rises linearly."""
+    """Epochs from `start_epoch` over which the weight rises linearly."""
     options: dict[StrictStr, StrictBool | Float] = Field(default_factory=dict)
-    """Options of a loss of your own, by name; those of a built-in loss are keys of the term."""
+    """Options of your own loss by name; options of a built-in loss are keys of the term."""
 
     @model_validator(mode="before")
     @classmethod

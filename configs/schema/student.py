@@ -1,4 +1,4 @@
-"""A file of configs/student: what a run is, for each of its methods."""
+"""A file of configs/student: the definition of a run, for each of its methods."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ LATER_STUDENT_KEYS = ("options", "init", "thinner", "relu_to_signed")
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class ThinNet:
-    """A network of which the loss `residual` trains two: student and assistant."""
+    """The network that the loss `residual` trains twice: as student and as assistant."""
 
     arch: StrictStr
-    """Name of the network, or `python:package.module:function`."""
+    """Architecture: a name or `python:package.module:function`."""
     stem: Literal["cifar", "imagenet"] = "cifar"
-    """First layers of a ResNet: one 3x3 convolution, or a 7x7 one with stride 2 and pooling."""
+    """Stem of a ResNet: `cifar` is a 3x3 convolution; `imagenet` a 7x7 one with stride 2 and
+    pooling."""
     options: dict[StrictStr, Option] = field(default_factory=dict)
-    """More arguments of the network's constructor."""
+    """Additional arguments of the network's constructor."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -40,48 +41,49 @@ class StudentNet:
     """The student network."""
 
     arch: StrictStr
-    """Name of the network, `timm:NAME`, or `python:package.module:function`."""
+    """Architecture: a name, `timm:NAME` or `python:package.module:function`."""
     stem: Literal["cifar", "imagenet"] = "cifar"
-    """First layers of a ResNet: one 3x3 convolution, or a 7x7 one with stride 2 and pooling."""
+    """Stem of a ResNet: `cifar` is a 3x3 convolution; `imagenet` a 7x7 one with stride 2 and
+    pooling."""
     connector: Literal["auto", "conv-bn-relu", "conv-bn", "none"] = "auto"
-    """Trained layers from each stage of the student to the channels of the teacher's, and a linear
-    one between their embeddings. `auto`: they end in ReLU, or where the cache holds negative means
-    without it; `none`: the channels must agree."""
+    """Trained layers that map each stage of the student to the teacher's channels, and its
+    embedding to the teacher's. `auto`: `conv-bn-relu`, or `conv-bn` for stages with negative
+    channel means in the cache; `none`: no layers, so the channels must agree."""
     relu_to_signed: bool = False
-    """Accept `connector: conv-bn-relu` for negative means, which ReLU cannot reach."""
+    """Allow `connector: conv-bn-relu` for negative channel means, which ReLU cannot produce."""
     stages: tuple[StrictStr, ...] | None = None
-    """Names of the modules that end a stage; `null`: those of the architecture."""
+    """Names of the modules that end the stages; `null`: the architecture's own stages."""
     options: dict[StrictStr, Option] = field(default_factory=dict)
-    """More arguments of the network's constructor, such as `{drop_path_rate: 0.1}`."""
+    """Additional arguments of the network's constructor, such as `{drop_path_rate: 0.1}`."""
     init: StrictStr | None = None
-    """Weights to start from: a file, `torchvision:NAME` or `timm:MODEL`; `null`: random ones."""
+    """Initial weights: a file, `torchvision:NAME` or `timm:MODEL`; `null`: random weights."""
     thinner: ThinNet | None = None
-    """The network of which `residual` trains two in place of `arch`, about half as costly; `null`:
-    `arch` with 0.7 of its channels, of the CIFAR ResNets."""
+    """Network that `residual` trains twice in place of `arch`, of about half its cost; `null`:
+    `arch` with 0.7 of its channels, for CIFAR ResNets only."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class StudentConfig:
-    """What a run is, for each of its methods."""
+    """The definition of a run, for each of its methods."""
 
     name: FolderName
-    """Of the file; not a key."""
+    """Name of the file; not a key."""
     source: FromCommandLine = field(default=None, compare=False, repr=False)
     teacher: StrictStr
-    """Name of the teacher's config, or path to its file; of several, the first."""
+    """Name of the teacher's config, or path to its file."""
     teachers: Annotated[tuple[StrictStr, ...], Field(min_length=2)] | None = None
-    """In place of `teacher`: several teachers of the same data and views, each with a cache of its
-    own. Students learn from the mean of their probabilities, and from the means of each."""
+    """Several teachers in place of `teacher`, with the same data and views and one cache each.
+    Students learn from their mean probabilities and from the channel means of each teacher."""
     teacher_weights: tuple[PositiveFloat, ...] | None = None
-    """How much each of `teachers` counts; `null`: 1 each."""
+    """Weight of each of `teachers`; `null`: 1 each."""
     student: StudentNet
-    """The network that learns."""
+    """Student network."""
     training: StudentTraining
-    """Its recipe."""
+    """Training recipe."""
     methods: Annotated[dict[FolderName, Method], Field(min_length=1)]
-    """The loss terms of each method, by its name."""
+    """Loss terms of each method, by the method's name."""
     num_views: NumViews | None = None
-    """Train on the first so many views of the cache; `null`: `views.count` of the teacher."""
+    """Number of views to train on, the cache's first ones; `null`: the teacher's `views.count`."""
 
     @model_validator(mode="after")
     def _fine_tuning_has_weights(self) -> StudentConfig:

@@ -1,4 +1,4 @@
-"""A file of configs/teacher: what a cache is."""
+"""A file of configs/teacher: the definition of a cache."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ from teach_once.configs.schema.views import ViewsConfig
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TeacherNet:
-    """The teacher network, its weights, and how it is run."""
+    """The teacher network, its weights and its precision."""
 
     arch: StrictStr
-    """Name of the network, `timm:NAME`, or `python:package.module:function`."""
+    """Architecture: a name, `timm:NAME` or `python:package.module:function`."""
     weights: StrictStr
-    """File of a state dict (`.pt`, `.safetensors`), `torchvision:NAME`, or `timm:pretrained`: the
-    weights that timm publishes of its model `arch`."""
+    """File of a state dict (`.pt`, `.safetensors`), `torchvision:NAME`, or `timm:pretrained` for
+    the weights that timm publishes for `arch`."""
     stem: Literal["cifar", "imagenet"] = "cifar"
-    """First layers of a ResNet: one 3x3 convolution, or a 7x7 one with stride 2 and pooling."""
+    """Stem of a ResNet: `cifar` is a 3x3 convolution; `imagenet` a 7x7 one with stride 2 and
+    pooling."""
     options: dict[StrictStr, Option] = field(default_factory=dict)
-    """More arguments of the network's constructor, such as `{drop_path_rate: 0.1}`."""
+    """Additional arguments of the network's constructor, such as `{drop_path_rate: 0.1}`."""
     bn: Literal["eval", "recalibrated"] = "eval"
-    """Statistics of batch norm: those of the weights, or estimated anew on view 0 of the cached
-    samples and then frozen, for a teacher that was trained on other data."""
+    """Batch norm statistics: `eval` uses those stored in the weights; `recalibrated` estimates them
+    on view 0 of the cached samples, for a teacher that was trained on other data."""
     precision: Precision = "float32"
-    """Arithmetic of the teacher pass; `float32` excludes TF32."""
+    """Precision of the teacher pass; `float32` disables TF32."""
     expected_error: Annotated[float, Field(strict=True, ge=0, le=100)] | None = None
-    """Published top-1 error (%) on the test split; a pass that measures another one warns."""
+    """Published top-1 test error (%); a pass that measures a different error prints a warning."""
 
     @field_validator("weights")
     @classmethod
@@ -57,10 +58,10 @@ class TeacherNet:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Hint:
-    """The whole feature map of one stage, (C, H, W) per record: look at --plan first."""
+    """The whole feature map of one stage, (C, H, W) per record; large, so check `--plan` first."""
 
     stage: Annotated[str, Field(pattern=r"^stage[1-9][0-9]?$")]
-    """Which stage, as `stage2`."""
+    """Name of the stage, such as `stage2`."""
     dtype: FloatDtype = "float16"
     """Type of the stored values."""
 
@@ -75,22 +76,22 @@ class TopLogits:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TapsConfig:
-    """Which outputs of the teacher are stored, and as what type."""
+    """The stored outputs of the teacher and their types."""
 
     logits: TapDtype | TopLogits | None = "float16"
     """Type of the logits; `uint8` stores codes with a scale, see `store/FORMAT.md`; `{top_k: 32}`
     stores the 32 largest. `null`: neither logits nor `correct` are stored, and the weights need no
     matching classifier."""
     channel_means: TapDtype | None = "float16"
-    """Type of the channel means of each stage, `stage1` ... `stageL`; `null`: not stored."""
+    """Type of each stage's channel means, `stage1` ... `stageL`; `null`: not stored."""
     attention: FloatDtype | None = None
     """Type of each stage's attention map, `attention1` ... `attentionL`; `null`: not stored."""
     hint: Hint | None = None
-    """One whole feature map, for FitNets; `null`: not stored."""
+    """One whole feature map, for the loss `fitnets`; `null`: not stored."""
     embedding: FloatDtype | None = None
-    """Type of the embedding, which enters the classifier; `null`: not stored."""
+    """Type of the embedding, the classifier's input; `null`: not stored."""
     stages: tuple[StrictStr, ...] | None = None
-    """Names of the modules that end a stage; `null`: those of the architecture."""
+    """Names of the modules that end the stages; `null`: the architecture's own stages."""
 
     @model_validator(mode="after")
     def _store_something(self) -> TapsConfig:
@@ -108,18 +109,18 @@ class TapsConfig:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TeacherConfig:
-    """What a cache is."""
+    """The definition of a cache."""
 
     name: TeacherName
-    """Of the file; not a key."""
+    """Name of the file; not a key."""
     source: FromCommandLine = field(default=None, compare=False, repr=False)
     dataset: DatasetConfig
-    """The images."""
+    """Images of the cache."""
     views: ViewsConfig
-    """Their augmented versions."""
+    """Augmented views of the images."""
     teacher: TeacherNet
-    """The network that sees them."""
+    """Teacher network."""
     taps: TapsConfig = TapsConfig()
-    """Its outputs that are stored."""
+    """Stored outputs of the teacher."""
     training: TeacherTraining | None = None
-    """How to train the teacher where its weights are missing; `null`: they must exist."""
+    """Training recipe, used if the weights are missing; `null`: the weights must exist."""

@@ -34,11 +34,11 @@ class MultiStep:
     """Multiply the learning rate by `gamma` after each milestone."""
 
     type: Literal["multistep"]
-    """Which schedule."""
+    """Type of the schedule."""
     milestones: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     """Epochs after which the learning rate changes."""
     gamma: PositiveFloat = 0.1
-    """Factor of each change."""
+    """Factor by which each milestone multiplies the learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -46,9 +46,9 @@ class OneCycle:
     """Raise the learning rate linearly, then lower it to zero as a cosine."""
 
     type: Literal["onecycle"]
-    """Which schedule."""
+    """Type of the schedule."""
     warmup_fraction: Fraction = 0.3
-    """Share of all steps in which the learning rate rises."""
+    """Fraction of all steps in which the learning rate rises."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -56,9 +56,9 @@ class Cosine:
     """Raise the learning rate linearly over whole epochs, then lower it as a cosine."""
 
     type: Literal["cosine"]
-    """Which schedule."""
+    """Type of the schedule."""
     warmup_epochs: NaturalInt = 0
-    """Epochs in which the learning rate rises."""
+    """Epochs over which the learning rate rises."""
     final_learning_rate: NonNegativeFloat = 0.0
     """Learning rate at the end of the cosine."""
 
@@ -68,22 +68,22 @@ Schedule = Annotated[MultiStep | OneCycle | Cosine, Field(discriminator="type")]
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Sgd:
-    """Stochastic gradient descent, with the momentum that `training.momentum` says."""
+    """Stochastic gradient descent with `training.momentum`."""
 
     type: Literal["sgd"]
-    """Which optimizer."""
+    """Type of the optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class AdamW:
-    """Adam with decoupled weight decay: `weight_decay` times the learning rate is taken off."""
+    """Adam with decoupled weight decay."""
 
     type: Literal["adamw"]
-    """Which optimizer."""
+    """Type of the optimizer."""
     betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999)
-    """Share that the running means of the gradients and of their squares keep in each step."""
+    """Decay rates of the running means of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
-    """Added to the root of the second mean."""
+    """Added to the denominator for numerical stability."""
 
 
 Optimizer = Annotated[Sgd | AdamW, Field(discriminator="type")]
@@ -105,10 +105,10 @@ LATER_TRAINING_KEYS = (
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Ema:
-    """A second set of weights: the exponential moving average of the network's."""
+    """An exponential moving average of the network's weights."""
 
     decay: FractionBelowOne
-    """Share of the average that each step keeps; 0.9999 averages over some 10,000 steps."""
+    """Decay rate per step; 0.9999 averages over about 10,000 steps."""
 
 
 def _closer(milestones: tuple[int, ...], epochs: int) -> list[int]:
@@ -119,22 +119,22 @@ def _closer(milestones: tuple[int, ...], epochs: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Training:
-    """A recipe: an optimizer under one learning-rate schedule."""
+    """A training recipe: an optimizer with one learning-rate schedule."""
 
     epochs: Epochs
-    """Passes over the training samples, each with the next view."""
+    """Passes over the training samples; each epoch uses the next view."""
     batch_size: BatchSize
-    """Samples per step, of all processes together."""
+    """Samples per step, summed over all processes."""
     learning_rate: PositiveFloat
-    """The highest learning rate."""
+    """Peak learning rate."""
     schedule: Schedule
-    """How the learning rate changes."""
+    """Learning-rate schedule."""
     optimizer: Optimizer = Sgd(type="sgd")
-    """How gradients change the weights."""
+    """Optimizer."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
     nesterov: StrictBool = False
-    """Nesterov's form of momentum."""
+    """Use Nesterov momentum."""
     weight_decay: NonNegativeFloat = 5e-4
     """Weight decay of every parameter."""
     weight_decay_norm_bias: StrictBool = True
@@ -145,21 +145,21 @@ class Training:
     """Micro-batches per batch, for a batch that does not fit into memory. Batch norm, and losses
     that compare samples, see one micro-batch at a time."""
     batch_norm: Literal["sync", "local"] = "sync"
-    """What batch norms see where several processes train together: `sync` all of a batch, as with
-    one process; `local` only the process's own slice: less to exchange, but other results."""
+    """Batch statistics with several processes: `sync` uses the whole batch, as one process does;
+    `local` uses each process's own slice, which is cheaper and gives different results."""
     ema: Ema | None = None
-    """A moving average of the weights, tested and saved beside the network; `null`: none."""
+    """Moving average of the weights, evaluated and saved next to the network; `null`: none."""
     pretrained_lr_factor: PositiveFloat = 1.0
     """Multiplies the learning rate of parameters that start from the weights of `init`."""
     frozen_stages: NaturalInt = 0
-    """The first so many stages, with all before them, keep the weights that `init` names, and batch
-    norms there their statistics."""
+    """Number of first stages, including the layers before them, that keep the weights of `init` and
+    their batch norm statistics."""
     precision: Precision = "float32"
-    """Arithmetic of the network; `float32` excludes TF32, `float16` scales the loss."""
+    """Precision of the network's arithmetic; `float32` disables TF32, `float16` scales the loss."""
     eval_every: PositiveInt = 1
-    """Epochs between tests; the last epoch is always tested."""
+    """Epochs between evaluations; the last epoch is always evaluated."""
     compile: StrictBool = False
-    """Compile the network with torch.compile: faster steps, a slow first one."""
+    """Compile the network with torch.compile: a slow first step, then faster ones."""
 
     @model_validator(mode="after")
     def _milestones_are_reached(self) -> Training:
@@ -231,19 +231,20 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TeacherTraining(Training):
-    """How to train the teacher where its weights are missing.
+    """Training recipe of the teacher, used if its weights are missing.
 
-    It sees a new view in every epoch, drawn like the cache's but not limited to its count.
+    Each epoch uses a new view, sampled like the cache's views but not limited to their count.
     """
 
     seed: Seed = 0
-    """Seed of the weights and of the order of samples."""
+    """Seed of the initial weights and of the sample order."""
     max_per_class: PositiveInt | None = None
-    """Training samples per class; `null`: all of the training split."""
+    """Training samples per class; `null`: the whole training split."""
     label_smoothing: Fraction = 0.0
-    """Share of each label that is spread over all classes; of a student an option of `ce`."""
+    """Fraction of each label that is spread over all classes. For students it is an option of
+    `ce`."""
     init: StrictStr | None = None
-    """Weights to start from: a file, `torchvision:NAME` or `timm:MODEL`; `null`: random ones."""
+    """Initial weights: a file, `torchvision:NAME` or `timm:MODEL`; `null`: random weights."""
 
     @model_validator(mode="after")
     def _fine_tuning_has_weights(self) -> TeacherTraining:
@@ -253,8 +254,8 @@ class TeacherTraining(Training):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class StudentTraining(Training):
-    """How to train a student."""
+    """Training recipe of a student."""
 
     freeze_idle_classifier: StrictBool = True
-    """Leave the classifier unchanged while no loss term reaches it. `false` lets weight decay
-    shrink it, as in the original implementation of Early Decay Teacher."""
+    """Freeze the classifier while no loss term reaches it. `false` lets weight decay shrink it, as
+    in the original implementation of Early Decay Teacher."""

@@ -1,4 +1,4 @@
-"""The block `views`: which augmented versions of each image a cache holds."""
+"""The block `views`: the augmented versions of each image in a cache."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Evaluation = Annotated[EvaluationConfig, AfterValidator(_one_way)]
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class ViewsConfig:
-    """Which augmented versions of each sample the cache holds."""
+    """The augmented versions of each sample in the cache."""
 
     augment: AugmentConfig
-    """How a view is made of an image."""
+    """Augmentation that makes a view of an image."""
     seed: Seed = 0
-    """Seed of all random choices of the augmentation."""
+    """Seed of the augmentation."""
     count: NumViews | Literal["all"] = 16
-    """Views per sample; `all`: every one of an augmentation whose views can be counted."""
+    """Views per sample; `all`: every distinct view, for augmentations with a finite number."""
     evaluation: Evaluation | None = None
     """Transform of test and validation images: `center-crop`, `squash` or `border`. `null`: the
     same crop without randomness; after `random-resized-crop`, the central `size_px` of an image

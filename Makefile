@@ -154,7 +154,7 @@ env: ## create .venv, or update it if requirements.txt has changed
 	@cmp -s requirements.txt $(VENV)/installed.txt || { \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "error: $(PYTHON) is older than Python 3.11"; echo "  fix: make env PYTHON=python3.11"; exit 2; } >&2; \
-	  echo "installing requirements.txt into $(VENV)"; \
+	  echo "installing requirements.txt into $(VENV): PyTorch is large, so this takes a few minutes"; \
 	  $(PYTHON) -m venv $(VENV); \
 	  $(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt; \
 	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .; \

@@ -6,11 +6,13 @@ import fcntl
 import functools
 import gc
 import io
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,7 @@ from teach_once.train.sessions.teacher import train_teacher
 from tests.support import shortened
 from tests.support.caches.random_cache import fill
 from tests.support.caches.teacher_cache import CachesMadeOnce
-from tests.support.programs.processes import prepare_forks
+from tests.support.programs.processes import Forks, prepare_forks
 from tests.support.project import QUICK_ARGS, QUICK_RUN, copy_project, make
 from tests.support.selection import ByGroup, arrange
 from tests.support.training.written_run import write_finished_run
@@ -269,6 +271,17 @@ def server(running_server: Server) -> Iterator[Server]:
 
     with emptied(running_server):
         yield running_server
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the code spawns processes, they are forks of one that has imported torch."""
+    context_of = multiprocessing.get_context
+
+    def forking(method: str | None = None) -> BaseContext:
+        return Forks() if method == "spawn" else context_of(method)
+
+    monkeypatch.setattr(multiprocessing, "get_context", forking)
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from teach_once.configs.yaml_subset import YamlError, parse_yaml
 from tests.support.attacks.fuzz_configs import BOMB, fuzz
 
 
-def test_changed_files_and_overrides_give_a_config_or_an_error_message() -> None:
-    found, faults = fuzz(mutations=20, byte_changes=4, seed=0)
+@pytest.mark.parametrize("times", [1, pytest.param(50, marks=pytest.mark.long)])
+def test_changed_files_and_overrides_give_a_config_or_an_error_message(times: int) -> None:
+    found, faults = fuzz(mutations=10 * times, byte_changes=2 * times, seed=0)
     assert faults == 0
-    assert found["config"] > 40
-    assert found["error"] > 200
+    assert found["config"] > 20 * times
+    assert found["error"] > 100 * times
 
 
 def test_the_program_finds_a_loader_that_fails(

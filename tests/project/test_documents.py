@@ -31,6 +31,7 @@ from tests.support.caches.object_store import emptied, running
 from tests.support.documents import code_blocks, commands, documents, links
 from tests.support.programs.processes import make_in_forks, run
 from tests.support.project import QUICK_ARGS, ROOT, make, makefile_targets
+from tests.support.shortened import ALL_DIGITS
 
 Trained = tuple[Path, subprocess.CompletedProcess[str]]
 
@@ -46,9 +47,7 @@ EVERY_COMMAND = [
 def run_block(name: str, project: Path, then: str = "") -> list[str]:
     """The lines that a Python block, and `then`, print: run as a file in the project's folder."""
     (project / name).write_text(code_blocks("python")[name] + then)
-    ran = subprocess.run(
-        [sys.executable, name], cwd=project, capture_output=True, text=True, check=False
-    )
+    ran = run(name, cwd=project, env={**os.environ, ALL_DIGITS: "1"})  # as `make` read them
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.splitlines()
 
@@ -99,7 +98,7 @@ def test_commands_of_clusters_and_buckets_run(
     printed = ""
     (project / "caches").rename(project / "elsewhere")
     try:
-        with running(has_proxy=False) as server, emptied(server):
+        with running() as server, emptied(server):
             for line in (on_cluster, *block.splitlines(), from_bucket):
                 words = shlex.split(line, comments=True)[1:]
                 result = make(*words, *quick.get(words[0], []), cwd=project)

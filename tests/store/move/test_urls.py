@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +31,7 @@ from teach_once.train.outputs.shuffle_buffer import ShuffleBuffer
 from tests.support.caches.mirror_users import need, read_views
 from tests.support.caches.object_store import Server, emptied, running
 from tests.support.caches.teacher_cache import make_cache
+from tests.support.programs.processes import Forks
 from tests.support.project import QUICK_RUN, make
 from tests.support.training.printed_report import write_printed_report
 
@@ -97,9 +97,8 @@ def of_teacher(words: list[str]) -> list[str]:
 # ---- commands
 
 
-@pytest.mark.usefixtures("all_digits")
 def test_a_study_is_checked_planned_trained_and_exported(
-    server: Server, words: list[str], capsys: pytest.CaptureFixture[str]
+    server: Server, words: list[str], forks: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of_study = ["digits-resnet8", *QUICK_RUN, *words, "--caches", CACHES]
     assert train(["check", *of_study, "--methods", "kd cd"]) == 0
@@ -172,7 +171,7 @@ def test_what_one_process_has_fetched_another_does_not_fetch(
     server: Server, words: list[str], tmp_path: Path
 ) -> None:
     cache = mirrored(tmp_path / "mirror")
-    context = multiprocessing.get_context("spawn")
+    context = Forks()
     processes = [
         context.Process(target=read_views, args=(attached(), cache.path, order))
         for order in ([0, 1, 2], [2, 1, 0], [0, 2, 1])
@@ -283,7 +282,7 @@ def test_what_another_process_needs_goes_last_and_is_forgotten_with_it(tmp_path:
         path.parent.mkdir(parents=True)
         path.write_bytes(bytes(100))
         os.utime(path, (age, age))
-    context = multiprocessing.get_context("spawn")
+    context = Forks()
     ready, done = context.Event(), context.Event()
     process = context.Process(target=need, args=(root, [needed], ready, done), daemon=True)
     process.start()

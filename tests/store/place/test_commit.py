@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -31,6 +30,7 @@ from tests.support.caches.remote_cache import (
     seeds_of,
     url,
 )
+from tests.support.programs.processes import Forks
 
 PLENTY = 10**9
 
@@ -345,7 +345,7 @@ def _fill_in_process(spool: Path) -> None:
 def test_a_killed_process_loses_nothing_that_it_committed(
     server: Server, spool: Path, key: str
 ) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=_fill_in_process, args=(spool,))
+    process = Forks().Process(target=_fill_in_process, args=(spool,))
 
     def spoil(method: str, path: str, before: int) -> str | None:
         if method == "PUT" and key in path and process.pid is not None:

@@ -77,7 +77,7 @@ class TestObjects(CacheContract):
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def server(cls) -> Iterator[None]:
-        with running(has_proxy=False) as server, emptied(server):
+        with running() as server, emptied(server):
             cls._server, cls._is_written, cls._before = server, False, {}
             yield
 

@@ -1,22 +1,28 @@
-"""An object store on this machine, moto's, behind a proxy that counts requests and spoils some."""
+"""An object store on this machine, moto's, behind a server that counts requests and spoils some.
+
+moto is called as a function: half of what a request would cost otherwise are its connection, its
+thread and its parsing.
+"""
 
 from __future__ import annotations
 
-import http.client
-import logging
-import re
+import functools
+import io
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from moto import backends
-from moto.server import ThreadedMotoServer
+from moto.core import DEFAULT_ACCOUNT_ID, serialize
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
 from teach_once.store.place import bucket as objects
 from tests.support.caches.random_cache import fill
@@ -44,10 +50,9 @@ Fault = int | str | None
 class Server:
     """spoil: (method, path, how many such requests came before) -> what happens to it."""
 
-    port: int
     requests: list[tuple[str, str]] = field(default_factory=list)
     spoil: Callable[[str, str, int], Fault] = lambda method, path, before: None
-    num_open: int = 0  # requests that the proxy has not dealt with yet
+    num_open: int = 0  # requests that have not been dealt with yet
 
     def take(self, method: str, path: str) -> Fault:
         with _lock:
@@ -61,17 +66,59 @@ class Server:
             time.sleep(0.01)
 
     def all_keys(self) -> list[str]:
-        """Of all objects, past the proxy."""
-        found = re.findall(b"<Key>([^<]*)</Key>", self.ask("GET", "?list-type=2&max-keys=9999"))
-        return [key.decode() for key in found]
+        """Of all objects."""
+        bucket = backends.get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"].buckets["bucket"]
+        return sorted(bucket.keys)
 
     def ask(self, method: str, key: str, body: bytes = b"") -> bytes:
         """Go round the code under test: straight to the store."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        connection.request(method, f"/bucket/{key}", body, {"Authorization": _SIGNED})
-        content = connection.getresponse().read()
-        connection.close()
-        return content
+        return _answer_of_moto(method, f"/bucket/{key}", {"Authorization": _SIGNED}, body)[2]
+
+
+@functools.cache
+def _moto() -> DomainDispatcherApplication:
+    # moto lists its own folder for every request, which is a third of a request's time, and parses
+    # the times of all objects for every list of them.
+    names = tuple(backends.list_of_moto_modules())
+    backends.list_of_moto_modules = lambda: names
+    serialize.parse_to_aware_datetime = functools.cache(serialize.parse_to_aware_datetime)
+    return DomainDispatcherApplication(create_backend_app)
+
+
+def _answer_of_moto(
+    method: str, path: str, headers: Mapping[str, str], body: bytes
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and content, by WSGI."""
+    before, _, query = path.partition("?")
+    environ: dict[str, object] = {
+        "REQUEST_METHOD": method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(before).decode("latin-1"),
+        "QUERY_STRING": query,
+        "RAW_URI": path,
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "80",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "CONTENT_LENGTH": str(len(body)),
+        "HTTP_HOST": "127.0.0.1",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+    for name, value in headers.items():
+        if name.lower() == "content-type":
+            environ["CONTENT_TYPE"] = value
+        elif name.lower() not in ("host", "content-length"):
+            environ[f"HTTP_{name.upper().replace('-', '_')}"] = value
+    started: list[tuple[str, list[tuple[str, str]]]] = []
+    answer = _moto()(environ, lambda status, given, error=None: started.append((status, given)))
+    content = b"".join(answer)
+    ((status, given),) = started
+    return int(status.split()[0]), dict(given), content
 
 
 _lock = threading.Lock()
@@ -108,20 +155,16 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "slow":
             time.sleep(_SLOW_SECONDS)
-        headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+        headers = dict(self.headers.items())
         if fault == "unconditional":
             headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
-        connection = http.client.HTTPConnection("127.0.0.1", self.server_of.port)
-        connection.request(self.command, self.path, body, headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
+        status, given, content = _answer_of_moto(self.command, self.path, headers, body)
         if fault == "lost":
             self.close_connection = True
             return
         if fault == "half":
             content = content[: len(content) // 2]
-        self._answer(answer.status, dict(answer.getheaders()), content)
+        self._answer(status, given, content)
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.send_response_only(status)
@@ -136,47 +179,37 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward
 
 
-class _Proxy(ThreadingHTTPServer):
+class _Served(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         """Nothing to say: a test has killed the client."""
 
 
 @contextmanager
-def running(*, has_proxy: bool = True) -> Iterator[Server]:
-    """The server and its proxy; the environment leads obstore to the proxy, or past it."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    server = Server(moto.get_host_and_port()[1])
+def running() -> Iterator[Server]:
+    """The server; the environment leads obstore to it."""
+    server = Server()
     handler = type("Handler", (_Handler,), {"server_of": server})
-    proxy = _Proxy(("127.0.0.1", 0), handler)
-    proxy.daemon_threads = True
-    threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
-    endpoint = f"http://127.0.0.1:{proxy.server_address[1] if has_proxy else server.port}"
+    served = _Served(("127.0.0.1", 0), handler)
+    served.daemon_threads = True
+    threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
+    endpoint = f"http://127.0.0.1:{served.server_address[1]}"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
             patch.setenv(name, value)
         patch.setattr(objects, "RETRY", {"max_retries": 3, "backoff": _QUICK})
         patch.setattr(objects, "_PAUSE_SECONDS", 0.01)
-        # moto lists its own folder for every request, which is a third of a request's time.
-        names = tuple(backends.list_of_moto_modules())
-        patch.setattr(backends, "list_of_moto_modules", lambda: names)
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         objects._client_of.cache_clear()
         yield server
-    proxy.shutdown()
-    proxy.server_close()
-    moto.stop()
+    served.shutdown()
+    served.server_close()
     objects._client_of.cache_clear()
 
 
 @contextmanager
 def emptied(server: Server) -> Iterator[Server]:
     """The server with one empty bucket and nothing spoiled."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port)
     for method, path in (("POST", "/moto-api/reset"), ("PUT", "/bucket")):
-        connection.request(method, path)
-        connection.getresponse().read()
-    connection.close()
+        _answer_of_moto(method, path, {}, b"")
     server.spoil = lambda method, path, before: None
     server.requests.clear()
     yield server

@@ -20,14 +20,15 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from tests.support.project import ROOT, make
 
 # No `__main__`: runpy warns about one that is imported already.
 PRELOADED = [
     *(
-        "sklearn.datasets",
         "torch._dynamo",  # what the first step of any optimizer imports
         "teach_once.nets.networks.timm_models",
         "teach_once.precompute.run_pass",
@@ -71,6 +72,25 @@ def prepare_forks() -> None:
             ensure_running()
 
     server.ensure_running = ensure_running_at_root
+
+
+class _ForkHere(ForkServerProcess):
+    """A fork that has this process's environment, as a spawned one has; the server's is older."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._environment = dict(os.environ)
+
+    def run(self) -> None:
+        os.environ.clear()
+        os.environ.update(self._environment)
+        super().run()
+
+
+class Forks(ForkServerContext):
+    """In place of `multiprocessing.get_context("spawn")`: without seconds of imports a process."""
+
+    Process = _ForkHere
 
 
 class Started:
@@ -135,7 +155,10 @@ def start(
     env: Mapping[str, str] | None = None,
     merged: bool = False,
 ) -> Started:
-    """`python -m module words`, in the background. merged: stderr goes where stdout goes."""
+    """`python -m module words`, in the background. merged: stderr goes where stdout goes.
+
+    module: or a file, as `python file.py words` takes it.
+    """
     return Started(module, words, cwd=cwd, env=env, merged=merged)
 
 
@@ -181,4 +204,8 @@ def _run(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [module, *words]
     sys.path.insert(0, cwd)
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that nobody forked
+    if module.endswith(".py"):
+        runpy.run_path(module, run_name="__main__")
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -234,6 +234,7 @@ print("peak", peak_memory())
 def test_a_run_stays_within_the_memory_that_its_plan_names(cached: list[str]) -> None:
     def told(command: str) -> str:
         run = [command, "digits-resnet8", "--method", "fitnets", *cached, "student.arch=resnet110"]
+        run += ["training.epochs=1", "training.schedule={type: onecycle}"]
         return subprocess.run(
             [sys.executable, "-c", COMMAND_AND_ITS_PEAK, *run],
             cwd=ROOT,

@@ -138,7 +138,7 @@ def test_runs_together_leave_what_each_leaves_alone(
         assert_equal_runs(ours, theirs)
 
 
-def test_groups_are_what_jobs_take(make_study: MakeStudy, tmp_path: Path) -> None:
+def test_groups_are_what_jobs_take(make_study: MakeStudy, forks: None, tmp_path: Path) -> None:
     study = make_study()
     runs = runs_of(study)
     assert run_ablation(runs, Compute("cpu"), Recording(console=quiet()), jobs=2, share=True) == {}

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from teach_once.configs.schema import Cifar, Digits, ImageFolder, Normalization
 from teach_once.precompute.command import cli as precompute
@@ -30,6 +29,8 @@ def folder(root: Path, limit: int | None = None) -> ImageFolder:
 
 def test_digits_are_scikit_learns_own() -> None:
     ours = load_dataset(Digits(type="digits", normalization=GRAY))
+    from sklearn.datasets import load_digits  # takes seconds, which every worker would spend
+
     theirs = load_digits()
     images = np.concatenate([ours.train.images, ours.test.images])[..., 0]
     assert (images == theirs.images * 15).all()

@@ -38,6 +38,11 @@ FAST_STARTS = (
     *("store.command", "configs.command", "views.command", "report.command"),
     *("precompute.command", "train.cli.commands", "views.augment.augment", "commands"),
 )
+# What training needs only for one kind of network, data or output: seconds of every start.
+LOADED_LATE = {
+    *("torch._dynamo", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "tensorboard"),
+    *("huggingface_hub", "ray", "obstore", "datasets", "onnx"),
+}
 MOST_FILES = 15  # Python files in a folder
 FEWEST_LINES = 60  # of a file that only one other imports
 CONTRACTS = {"train.schedule"}  # short files that other programs import: DESIGN.md, section 6
@@ -477,6 +482,28 @@ for name in {FAST_STARTS}:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_training_to_its_first_update_loads_no_compiler_and_no_library_that_few_need() -> None:
+    code = f"""
+import sys, torch
+import teach_once.train.sessions.student
+from teach_once.configs.load import load_student
+from teach_once.train.method.optimizer import make_optimizer
+for kind in ("sgd", "adamw"):
+    config = load_student("digits-resnet8", [f"training.optimizer={{{{kind: {{kind}}}}}}"])
+    network = torch.nn.Linear(1, 1)
+    optimizer = make_optimizer([network], config.training)
+    network(torch.ones(1, 1)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+print(*(set({sorted(LOADED_LATE)}) & sys.modules.keys()))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout.split()) == (0, []), ran.stderr
 
 
 def test_only_the_report_and_what_draws_pictures_load_the_plotting_library() -> None:

@@ -6,6 +6,7 @@ All three are torch's own. `train.engine.step` shows how they act in a step.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,29 @@ _NORMS = (
 )
 
 
+class _WithoutDynamo(torch.optim.Optimizer):
+    """An optimizer whose methods do not import torch's compiler.
+
+    torch excludes each method of an optimizer from torch.compile by a decorator that imports
+    torch._dynamo when the method is first called: two seconds of every program, for a compiler that
+    never sees the optimizer here, as `training.compile` compiles the network alone. These are the
+    same methods without their decorators.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class _SGD(_WithoutDynamo, torch.optim.SGD):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class _AdamW(_WithoutDynamo, torch.optim.AdamW):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 def make_optimizer(
     modules: Sequence[nn.Module], training: Training, started: Collection[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
@@ -34,10 +58,8 @@ def make_optimizer(
     groups = parameter_groups(modules, training, started)
     kind = training.optimizer
     if isinstance(kind, AdamW):
-        return torch.optim.AdamW(
-            groups, lr=training.learning_rate, betas=kind.betas, eps=kind.eps, fused=True
-        )
-    optimizer = torch.optim.SGD(
+        return _AdamW(groups, lr=training.learning_rate, betas=kind.betas, eps=kind.eps, fused=True)
+    optimizer = _SGD(
         groups,
         lr=training.learning_rate,
         momentum=training.momentum,

@@ -126,7 +126,7 @@ def main(
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """What a command line asks of the caches that it names. plan: print the cost, do nothing."""
+    """A command line's options for the caches that it names. plan: print the cost, do nothing."""
 
     storage: CacheStorage
     compute: Compute
@@ -144,7 +144,7 @@ class CacheRequest:
 def fill_caches(
     teachers: Sequence[tuple[str, list[str]]], request: CacheRequest, console: Console
 ) -> None:
-    """Fill the cache of each teacher; a complete one is left alone, without loading torch.
+    """Fill the cache of each teacher; a complete one is skipped, without loading torch.
 
     teachers: the name and the overrides of each, as `teachers_of` returns them. Raises CacheError,
     ConfigError, DatasetError, ArchError, TapError, DeviceError, ClusterError, Stopped.

@@ -25,9 +25,9 @@ Shapes = dict[Tap, tuple[int, ...]]
 def estimate_lines(
     config: TeacherConfig, num_samples: int, num_classes: int, image_px: int | None
 ) -> list[str]:
-    """A table of what records cost, as the file asks and in other types.
+    """Return a table of the cost of records, as the file requests them and in other types.
 
-    image_px: side of the dataset's images, where the views have their size. Raises ConfigError,
+    image_px: side of the dataset's images, if the views have their size. Raises ConfigError,
     ArchError, TapError.
     """
     shape = _view_shape(config, image_px)
@@ -66,7 +66,7 @@ def _view_shape(config: TeacherConfig, image_px: int | None) -> tuple[int, int, 
 def _tap_shapes(
     config: TeacherConfig, num_classes: int, image_shape: tuple[int, int, int]
 ) -> Shapes:
-    """Of each tap that the file asks for or that `_choices` adds."""
+    """Return the shape of each tap that the file requests or that `_choices` adds."""
     from teach_once.nets.teacher.teacher import fresh_teacher
 
     stages = teacher_stages(config)
@@ -89,7 +89,7 @@ def _tap_shapes(
 
 
 def _choices(taps: TapsConfig, num_classes: int) -> Iterator[tuple[str, TapsConfig]]:
-    """What may be stored: the override to type, and the taps that it leaves."""
+    """Return the possible taps: the override to type, and the taps that result."""
     yield "as the file asks", taps
     cut = TopLogits(top_k=_TOP) if _TOP < num_classes <= MAX_CUT_CLASSES else None
     has_logits, has_means = taps.logits is not None, taps.channel_means is not None
@@ -107,6 +107,6 @@ def _choices(taps: TapsConfig, num_classes: int) -> Iterator[tuple[str, TapsConf
 
 
 def _num_files(specs: dict[str, TapSpec], num_samples: int) -> int:
-    """Chunks of one view."""
+    """Return the number of chunks of one view."""
     blocks = -(-num_samples // default_block_rows(specs, num_samples))
     return blocks * sum(len(spec.arrays(name)) for name, spec in specs.items())

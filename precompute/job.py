@@ -18,7 +18,7 @@ _NAMES = (RENDEZVOUS, "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLUR
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Which of several processes this one is, as a command line or a launcher has it."""
+    """The number of this process among several, from a command line or a launcher."""
 
     job: Annotated[str, typer.Option(help="name shared by the processes of one job")] = ""
     rank: Annotated[int, typer.Option(min=0, envvar="RANK", help="rank of this process")] = 0
@@ -28,13 +28,13 @@ class JobOptions:
 
     @classmethod
     def of_launcher(cls) -> JobOptions:
-        """The rank that a launcher has set in the environment; else that of a single process."""
+        """Return the rank that a launcher has set in the environment; else a single process's."""
         return cls("", int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1))
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What each worker takes of a node of a Ray cluster."""
+    """The resources that each worker takes of a node of a Ray cluster."""
 
     cpus_per_worker: Annotated[
         int, typer.Option(min=1, help="CPUs of each worker of the cluster")
@@ -46,7 +46,7 @@ class WorkerOptions:
 
 
 def job_of(name: str, rank: int, world: int) -> Job:
-    """The job of this process; without a name that of its launcher. Raises ConfigError."""
+    """Return the job of this process; without a name, the launcher's job. Raises ConfigError."""
     if not name and world > 1:
         name = "-".join(os.environ.get(key, "") for key in _NAMES)
         if not name.strip("-"):
@@ -57,7 +57,10 @@ def job_of(name: str, rank: int, world: int) -> Job:
 
 
 def share_of(job: Job) -> Share:
-    """Of this machine: as LOCAL_RANK and LOCAL_WORLD_SIZE say; else as if all ranks ran here."""
+    """Return this process's share of the machine, from LOCAL_RANK and LOCAL_WORLD_SIZE.
+
+    Without them, all ranks are taken to run on this machine.
+    """
     if job.world == 1 or "LOCAL_RANK" in os.environ or "LOCAL_WORLD_SIZE" in os.environ:
         return Share.of_this_process()
     return Share(job.rank, job.world)

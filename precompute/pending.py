@@ -41,15 +41,15 @@ _SHOWN_FAULTS = 5
 
 
 def checks_every_byte(path: Path, full_check: bool) -> bool:
-    """Whether every byte of the cache at `path` is read before it is called complete.
+    """Return True if every byte of the cache at `path` is read before it is called complete.
 
-    Of an object store, which has checksums of its own, only if that is asked for.
+    An object store has checksums of its own, so that its caches are read only on request.
     """
     return full_check or (place_at(path).is_local and _committed_bytes(path) <= CHECKED_BYTES)
 
 
 def _committed_bytes(path: Path) -> int:
-    """What the journal of the cache at `path` says; 0 where there is no cache."""
+    """Return the committed bytes in the journal of the cache at `path`; 0 if there is no cache."""
     try:
         return open_source(path).coverage.num_bytes
     except CacheError:
@@ -57,7 +57,7 @@ def _committed_bytes(path: Path) -> int:
 
 
 def if_complete(setup: Setup, full_check: bool, console: Console) -> TeacherCache | None:
-    """The cache, if it holds all views and taps asked for and is sound; None if there is work.
+    """Return the cache if it has all requested views and taps and is valid; None if work is left.
 
     Growth that was begun and given up counts as no work. Prints the damage that it finds.
     """
@@ -80,10 +80,10 @@ def if_complete(setup: Setup, full_check: bool, console: Console) -> TeacherCach
 
 
 def without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, str]:
-    """The complete cache of a teacher whose weights file is missing; else None and the reason.
+    """Find the complete cache of a teacher whose weights file is missing; else None and the reason.
 
-    Raises CacheMismatch where its labels or pixels are not this dataset's, CacheAmbiguous, or
-    ArchError where the path of the weights seems misspelled.
+    Raises CacheMismatch if its labels or pixels are not this dataset's, CacheAmbiguous, or
+    ArchError if the path of the weights seems misspelled.
     """
     train, views = setup.dataset.train, setup.config.views
     try:
@@ -107,7 +107,7 @@ def without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, st
 
 
 def format_measured(cache: TeacherCache, config: TeacherConfig) -> str:
-    """What the pass measured of the teacher; a warning where its error is unexpected."""
+    """Format the pass's measurements of the teacher; with a warning if its error is unexpected."""
     measured = cache.measured
     if not measured:
         return "Its teacher's errors were not measured."
@@ -129,7 +129,7 @@ def _certificate(cache: TeacherCache) -> str:
 
 
 def _unexpected_error(config: TeacherConfig, measured: float) -> str:
-    """A warning if the teacher's test error is far from the one that its file states."""
+    """Return a warning if the teacher's test error is far from the error in its file."""
     expected = config.teacher.expected_error
     if expected is None or config.teacher.bn != "eval":
         return ""

@@ -70,7 +70,7 @@ class Plan:
         return images / max(self.images_per_second, 1e-9) / 3600 + self.trial_hours
 
     def summary(self) -> str:
-        """One line."""
+        """The plan in one line."""
         m = self.manifest
         return (
             f"{m.num_views:,} views x {m.num_samples:,} samples = {self.num_records:,} records of "
@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """The most that is written to a disk of this machine."""
+        """The most bytes that are written to a disk of this machine."""
         return self.spool_bytes + (0 if self.is_remote else self.bytes_to_write)
 
     def _time(self) -> str:
@@ -108,7 +108,7 @@ class Plan:
         return f", about {format_duration(self.hours)} at {rate}{tests}{trial}"
 
     def table(self) -> str:
-        """Bytes per tap, one line each."""
+        """Return the bytes per tap, one line each."""
         lines = [f"{'tap':<10} {'shape':<16} {'stored as':<16} {'bytes':>8} {'total':>10}"]
         for name, spec in self.manifest.taps.items():
             stored = spec.dtype + (f", scale per {spec.scale}" if spec.scale else "")
@@ -127,10 +127,10 @@ def planned(
     rate: Callable[[int], float] | None = None,
     device: str = "",
 ) -> Plan:
-    """What the pass will do. Runs a few batches if there is work, and writes nothing.
+    """Plan the pass. Runs a few batches if there is work, and writes nothing.
 
-    rate: of so many pending records, in images per second; default: measured here. device: what
-    computes them, where that is not this process's.
+    rate: number of pending records -> images per second; default: measured here. device: of the
+    workers that compute, if it is not this process's.
     """
     path = teacher_pass.setup.path
     draft = draft_manifest(content, teacher_pass.options.block_rows)
@@ -160,9 +160,9 @@ def planned(
 
 
 def memory_of(teacher_pass: TeacherPass, manifest: Manifest) -> Memory:
-    """What is taken so far, including the trial's batches, and what is still to come.
+    """Return the memory used so far, including the trial's batches, and the memory still needed.
 
-    To come: the blocks that are computed, queued or written, as float32 and as stored; several
+    Still needed: the blocks that are computed, queued or written, as float32 and as stored; several
     views of a batch of images; and the test images.
     """
     pixels = teacher_pass.pixels
@@ -173,7 +173,7 @@ def memory_of(teacher_pass: TeacherPass, manifest: Manifest) -> Memory:
 
 
 def _spool_bytes(teacher_pass: TeacherPass, manifest: Manifest) -> int:
-    """Records of all views of a block's samples, where images must be decoded."""
+    """Return the bytes of a block's samples in all views, if images must be decoded."""
     if not teacher_pass.pixels.is_streamed:
         return 0
     views = min(manifest.num_views, teacher_pass.views_per_reading)
@@ -185,7 +185,7 @@ def _spool_bytes(teacher_pass: TeacherPass, manifest: Manifest) -> int:
 
 
 def pending_of(path: Path, asked: Manifest, every_byte: bool) -> tuple[Manifest, list[Work], int]:
-    """The manifest of the cache once complete, what it still lacks, and the bytes of that.
+    """Return the manifest of the cache once complete, what it still lacks, and the bytes of that.
 
     asked: what a new cache would be; an existing one keeps its block size, views and taps.
     every_byte: how thoroughly a cache that lacks nothing is searched for damaged blocks; of one
@@ -224,7 +224,7 @@ def pending_of(path: Path, asked: Manifest, every_byte: bool) -> tuple[Manifest,
 
 
 def free_bytes(path: Path) -> int:
-    """Free bytes of the disk of `path`, or of the nearest folder above it that exists."""
+    """Return the free bytes of the disk of `path`, or of the nearest existing folder above it."""
     while not path.exists():
         path = path.absolute().parent
     return shutil.disk_usage(path).free

@@ -68,7 +68,7 @@ class ClusterFill:
         self._pace = Pace(self._teacher_pass.batch_size)
 
     def plan(self) -> Plan:
-        """What `run` would do; writes nothing."""
+        """Plan what `run` would do; writes nothing."""
         return self._planned(self._teacher_pass.content())
 
     def run(self) -> TeacherCache:
@@ -113,7 +113,7 @@ class ClusterFill:
         return planned(self._teacher_pass, content, self._measured_rate, device)
 
     def _measured_rate(self, num_records: int) -> float:
-        """Images per second of all workers, as one of them measures it."""
+        """Return the images per second of all workers, as one of them measures it."""
         size = self._options.batch_size
         if size is None and num_records < TRIAL_RECORDS:
             size = self._pace.batch_size
@@ -122,7 +122,7 @@ class ClusterFill:
         return self._pace.images_per_second * self._cluster.num_workers
 
     def _run_blocks(self, writer: Destination, work: Sequence[Work], stop: StopRequest) -> int:
-        """Have these blocks computed, and commit them; returns the number of images."""
+        """Let workers compute these blocks, and commit them; returns the number of images."""
         writer.refuse_if_too_full(work)
         blocks = BlockQueue(work, self._teacher_pass.views_per_reading)
         given = (self._recipe, handout_of(writer), self._pace)

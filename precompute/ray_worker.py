@@ -40,7 +40,7 @@ from teach_once.views.datasets import load_dataset
 
 @dataclass(frozen=True)
 class PassRecipe:
-    """What a worker needs to build the same pass as the driver."""
+    """The settings with which a worker builds the same pass as the driver."""
 
     config: TeacherConfig
     caches: Path
@@ -52,7 +52,7 @@ class PassRecipe:
 
 
 class Pace(NamedTuple):
-    """Of one worker. images_per_second: 0 where it was not measured."""
+    """The pace of one worker. images_per_second: 0 if it was not measured."""
 
     batch_size: int
     images_per_second: float = 0.0
@@ -65,7 +65,8 @@ _spool_folders: dict[Path, tuple[Path, WriterLock]] = {}
 def compute(
     recipe: PassRecipe, handout: Handout, pace: Pace, work: Sequence[Work]
 ) -> list[Written]:
-    """Compute blocks of the same samples and write them; those that the driver is to commit.
+    """Compute blocks of the same samples and write them; returns those that the driver is to
+    commit.
 
     Raises CacheError, DatasetError.
     """
@@ -84,7 +85,7 @@ def compute(
 
 
 def measured_pace(recipe: PassRecipe, batch_size: int | None) -> Pace:
-    """At that batch size; without one, at the fastest."""
+    """Measure the pace at that batch size; without one, at the fastest."""
     teacher_pass = _teacher_pass(recipe)
     if batch_size is None:
         return Pace(*fastest_batch(teacher_pass))
@@ -93,12 +94,14 @@ def measured_pace(recipe: PassRecipe, batch_size: int | None) -> Pace:
 
 
 def measured_of_pass(recipe: PassRecipe, images_per_second: float) -> dict[str, float]:
-    """What is recorded of a pass once every block is committed: `precompute.run_pass.measured`."""
+    """Return the measurements of a pass whose blocks are all committed:
+    `precompute.run_pass.measured`.
+    """
     return measured(_teacher_pass(recipe), images_per_second, Console(file=io.StringIO()))
 
 
 def _own_spool_folder(teacher_pass: TeacherPass) -> Path:
-    """Of this process, as long as it lives; of a cache in a folder, that."""
+    """Return the spool folder of this process; for a cache in a local folder, that folder."""
     if place_at(teacher_pass.setup.path).is_local:
         return teacher_pass.folder
     if teacher_pass.folder not in _spool_folders:
@@ -107,7 +110,7 @@ def _own_spool_folder(teacher_pass: TeacherPass) -> Path:
 
 
 def _teacher_pass(recipe: PassRecipe) -> TeacherPass:
-    """Built once in each process; only its pace changes. Raises ClusterError."""
+    """Build the pass once in each process; only its pace changes. Raises ClusterError."""
     global _here
     if _here is None or _here[0] != recipe:
         _here = None  # its memory, before the next one is built

@@ -31,7 +31,7 @@ _NAMED_SAMPLES = 5
 
 
 def plan_pass(setup: Setup, options: PassOptions) -> Plan:
-    """What `fill_cache` would do, trial included; writes nothing."""
+    """Plan what `fill_cache` would do, trial included; writes nothing."""
     teacher_pass = TeacherPass(setup, options)
     plan = planned(teacher_pass, teacher_pass.content())
     if not _repays_trial(plan, options):
@@ -46,7 +46,7 @@ def _repays_trial(plan: Plan, options: PassOptions) -> bool:
 
 
 def _with_fastest_batch(teacher_pass: TeacherPass, plan: Plan) -> Plan:
-    """Find the fastest batch size and set it; the plan with its rate, and the memory it took."""
+    """Find and set the fastest batch size; returns the plan with its rate, and the memory used."""
     teacher_pass.batch_size, rate = fastest_batch(teacher_pass)
     memory = memory_of(teacher_pass, plan.manifest)
     return dataclasses.replace(plan, images_per_second=rate, memory=memory)
@@ -106,7 +106,9 @@ def _run_pending(
 def measured(
     teacher_pass: TeacherPass, images_per_second: float, console: Console
 ) -> dict[str, float]:
-    """The teacher's errors, the rate of the pass, and the certificate of reduced records."""
+    """Measure the teacher's errors; with the rate of the pass and the certificate of reduced
+    records.
+    """
     cache = opened(teacher_pass.setup)
     has_logits = "correct" in cache.taps
     return {
@@ -119,7 +121,7 @@ def measured(
 
 
 def opened(setup: Setup) -> TeacherCache:
-    """The views and taps of the cache that the config asks for."""
+    """Open the views and taps of the cache that the config requests."""
     views = setup.config.views.num_views
     return TeacherCache.open(setup.path, num_views=views, taps=setup.tap_names)
 
@@ -137,7 +139,7 @@ def refuse_full_disk(plan: Plan, setup: Setup) -> None:
 
 
 def without_carried(teacher_pass: TeacherPass, writer: Destination, console: Console) -> list[Work]:
-    """The writer's work without the blocks that another cache holds, which are copied first."""
+    """Copy the blocks that another cache has; return the rest of the writer's work."""
     carrier = teacher_pass.carrier
     if carrier is None:
         return writer.work
@@ -149,7 +151,7 @@ def without_carried(teacher_pass: TeacherPass, writer: Destination, console: Con
 
 @contextmanager
 def naming_changed_files(setup: Setup) -> Iterator[None]:
-    """The store knows samples by their numbers; an error names their files."""
+    """Add the files' names to an error about samples, which the store knows by number."""
     try:
         yield
     except SamplesChanged as error:

@@ -83,7 +83,7 @@ class _Pair:
 def compare_samples(split: Split, cache: TeacherCache, console: Console) -> int:
     """Compare every sample's bytes with the cache's checksums; exit status 0, or 1 if some differ.
 
-    Raises CacheMismatch where the cache has no checksums, or another number of samples.
+    Raises CacheMismatch if the cache has no checksums, or another number of samples.
     """
     if cache.sample_crc32c is None:
         raise CacheMismatch(f"{cache.path} {WITHOUT_CHECKSUMS}")
@@ -113,7 +113,7 @@ def compare_records(
 ) -> list[TapResult]:
     """Compute `num_records` random (sample, view) pairs again; one result per tap of the cache.
 
-    Of a cache that has no more than these, every record once.
+    A cache that has no more records than these is compared whole.
     """
     if num_records >= cache.num_samples * cache.num_views:
         views, samples = map(np.ravel, np.indices((cache.num_views, cache.num_samples)))
@@ -150,7 +150,7 @@ def _joined(parts: Sequence[_Pair]) -> _Pair:
 
 
 def _compared(tap: str, pair: _Pair, batching: float, margin: NDArray[np.float32]) -> TapResult:
-    """What is not within its tolerance is wrong: so is NaN, which compares as nothing."""
+    """Compare records; a difference that is not within its tolerance is an error, and so is NaN."""
     error = np.abs(pair.fresh - pair.stored)
     if tap == "correct":  # a bit may flip where the two largest logits are almost equal
         wrong = ~(error <= 0) & ~(margin <= 2 * batching)
@@ -184,7 +184,7 @@ def _cut_alike(
 def _rounding(
     cache: TeacherCache, tap: str, view: int, values: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """How much storing may have changed each value: half of the last bit, or half a step."""
+    """Return how much storing may have changed each value: half of the last bit, or half a step."""
     spec = cache.taps[tap]
     if spec.dtype == "uint8" and spec.scale is None:
         return np.zeros_like(values)
@@ -199,7 +199,7 @@ def _rounding(
 
 
 def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(R,) the difference of the two largest logits, relative to the largest of all."""
+    """Return (R,) the difference of the two largest logits, relative to the largest of all."""
     top = np.sort(logits, axis=1)
     second = top[:, -2] if logits.shape[1] > 1 else top[:, -1] - np.inf
     return np.asarray((top[:, -1] - second) / max(float(np.abs(logits).max()), 1e-12))

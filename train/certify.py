@@ -106,9 +106,10 @@ def refuse_unless_reduced(full: TeacherCache, reduced: TeacherCache) -> None:
 def loss_changes(
     run: Run, context: TrainContext, reduced: TeacherCache, steps: int
 ) -> dict[str, float]:
-    """The relative changes, named as in `store.format.certificate`; trains the context's student.
+    """Return the relative changes, named as in `store.format.certificate`; trains the context's
+    student.
 
-    Raises TrainError where the method has no connectors for CD, or a cache lacks a tap.
+    Raises TrainError if the method has no connectors for CD, or a cache lacks a tap.
     """
     if not any(loss_named(term.loss).function is cd for term in run.terms):
         raise TrainError(f"the method {run.method} has no term cd", fix="--method cd+gkd")
@@ -148,10 +149,10 @@ def _train(context: TrainContext, terms: Sequence[ActiveTerm], steps: int) -> No
 def _changes(
     context: TrainContext, both: Sequence[dict[str, Tensor]], ids: Ids
 ) -> dict[str, float]:
-    """Loss -> its value with the second cache's outputs, relative to the first one's, less 1.
+    """Return each loss with the second cache's outputs, relative to the first cache's, minus 1.
 
-    ids: the samples of the records. The student is in training mode, where losses are computed; the
-    same draws for both.
+    ids: the samples of the records. The student is in training mode, in which losses are computed,
+    and both caches see the same random draws.
     """
     terms, done = [ActiveTerm(loss, 1.0, {}) for loss in LOSSES], 0
     sums = [dict.fromkeys(LOSSES, 0.0) for _ in both]

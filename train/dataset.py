@@ -60,9 +60,11 @@ class Indexed(Protocol):
 
 
 def item_or_items(dataset: Indexed, index: object) -> Any:
-    """The item at an integer, or the list of items at a slice; negative ones count from the end.
+    """Return the item at an integer, or the list of items at a slice; negative ones count from the
+    end.
 
-    Raises IndexError if there is no such item, TrainError if the index is neither.
+    Raises IndexError if there is no such item, TrainError if the index is neither an integer nor a
+    slice.
     """
     if isinstance(index, slice):
         numbers = range(*index.indices(len(dataset)))
@@ -129,7 +131,7 @@ class DistillationDataset(Dataset[Item]):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(N,) of all samples, for samplers that balance classes; not mixed."""
+        """The labels (N,) of all samples, for samplers that balance classes; not mixed."""
         return self._opened.labels
 
     @property
@@ -175,12 +177,12 @@ class DistillationDataset(Dataset[Item]):
         return len(self._opened.labels)
 
     def __getitem__(self, index: int) -> Item:
-        """The item; of a slice, the list of its items."""
+        """Return the item; for a slice, the list of its items."""
         found: Item = item_or_items(self, index)
         return found
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """A whole batch at once, which is what a DataLoader asks for."""
+        """Return a whole batch at once, as a DataLoader requests it."""
         ids, view = np.asarray(indices, dtype=np.int64), self.view
         (batch,) = self._opened.pixels.batches([view], ids, len(ids))
         found = self._opened.rows.read(view, ids)
@@ -192,7 +194,9 @@ class DistillationDataset(Dataset[Item]):
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is not forked: what it opens again by itself, and the shared epoch."""
+        """Return the state for a worker that is not forked: what it opens again, and the shared
+        epoch.
+        """
         own = {key: value for key, value in self.__dict__.items() if key != "_opened"}
         return {**own, _MIRRORS: (attached(), used_mirror())}
 
@@ -206,7 +210,7 @@ class DistillationDataset(Dataset[Item]):
 
 
 class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
-    """The images that runs are tested on, shown as runs show them.
+    """The test images of runs, prepared as runs prepare them.
 
     Items: input (C, H, W) float32, normalized; label () int64.
     """
@@ -216,7 +220,9 @@ class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
         config: StudentConfig | TeacherConfig,
         split: Literal["test", "validation"] = "test",
     ) -> None:
-        """Raises ConfigError, DatasetError; TrainError where no validation samples are held out."""
+        """Open the images. Raises ConfigError, DatasetError; TrainError if no validation samples
+        are held out.
+        """
         self.teacher, _ = _teacher_and_views(config)
         self._split = split
         self._pixels = _evaluation_pixels(self.teacher, split)
@@ -225,7 +231,7 @@ class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self._pixels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The item; of a slice, the list of its items."""
+        """Return the item; for a slice, the list of its items."""
         found: tuple[Tensor, Tensor] = item_or_items(self, index)
         return found
 
@@ -260,7 +266,7 @@ class RunOrder(Sampler[int]):
 
 
 class _Opened(NamedTuple):
-    """What is not handed to a worker that is not forked."""
+    """The state that is not passed to a worker that is not forked."""
 
     cache: TeacherCache
     taps: Sequence[str]
@@ -293,9 +299,9 @@ def _teacher_and_views(config: StudentConfig | TeacherConfig) -> tuple[TeacherCo
 def _local_path(
     cache: TeacherCache | str | Path, teacher: str, mirror: Path, mirror_gb: float
 ) -> Path:
-    """Of a cache, or of a folder of caches; in the mirror what is at a URL. Raises BadUrl.
+    """Return the local path of a cache or of a folder of caches; for a URL, its path in the mirror.
 
-    Packed images at a URL come through that mirror, too, wherever the cache is.
+    Packed images at a URL are read through the same mirror, wherever the cache is. Raises BadUrl.
     """
     choose_mirror(mirror, mirror_gb)
     if isinstance(cache, TeacherCache):
@@ -314,7 +320,10 @@ def _has_name_of_a_cache(path: Path, teacher: str) -> bool:
 def _open(
     teacher: TeacherConfig, num_views: int, path: Path, taps: Sequence[str] | None
 ) -> _Opened:
-    """path: as of `_local_path`. One that leads nowhere is a cache's where it has such a name."""
+    """Open a cache by its path, or find the teacher's cache in a folder of caches.
+
+    path: as `_local_path` returns it. A missing path is a cache's if its name has a cache's form.
+    """
     is_cache = path.is_file() or (path / MANIFEST).exists()
     caches_dir = path.parent if is_cache or _has_name_of_a_cache(path, teacher.name) else path
     dataset = load_dataset(teacher.dataset, caches_dir)
@@ -332,7 +341,9 @@ def _open(
 def _known_taps(
     taps: Sequence[str], cache: TeacherCache, teacher: TeacherConfig, caches_dir: Path
 ) -> list[str]:
-    """Raise UnknownTap, with what would add it, where the cache is not to hold one of them."""
+    """Raise UnknownTap, with the setting that would add the tap, if the cache will never contain
+    it.
+    """
     if isinstance(taps, str):
         raise TrainError(f"taps is the text {taps!r}, not a list", fix=f"taps=[{taps!r}]")
     held = cache.manifest.taps
@@ -348,7 +359,7 @@ def _known_taps(
 
 
 def _settings_for(tap: str, held: Collection[str]) -> list[str]:
-    """Overrides that add a tap to a cache with these taps; [] where none can."""
+    """Return overrides that add a tap to a cache with these taps; [] if none can."""
     if kind_of(tap) in map(kind_of, held):  # a stage that the teacher does not have
         return []
     try:
@@ -370,7 +381,9 @@ def _evaluation_pixels(teacher: TeacherConfig, split: str) -> Pixels:
 
 
 def _labels(batch: ViewBatch, num_classes: int) -> Tensor:
-    """(B,) int64; of mixed images (B, num_classes) float32, each class by its share."""
+    """Return the labels: (B,) int64; for mixed images (B, num_classes) float32, each class's
+    fraction.
+    """
     if batch.other_labels is None or batch.other_shares is None:
         return batch.labels
     shares = torch.zeros(len(batch.labels), num_classes)

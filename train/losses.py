@@ -68,10 +68,11 @@ def gkd(
     teacher_correct: Tensor,
     temperature: PositiveFloat = defaults.Gkd.temperature,
 ) -> Tensor:
-    """Guided KD: `kd` over the samples that the teacher gets right, divided by their number.
+    """Guided KD: `kd` over the samples that the teacher classifies correctly, divided by their
+    number.
 
-    Logits (B, K); teacher_correct (B,) bool or 0/1. Exactly 0, with zero gradient, where the
-    teacher gets none right. Source: Zhou et al. 2020, "Channel Distillation".
+    Logits (B, K); teacher_correct (B,) bool or 0/1. Exactly 0, with zero gradient, if the teacher
+    classifies none correctly. Source: Zhou et al. 2020, "Channel Distillation".
     """
     right = teacher_correct.to(torch.bool)
     divergence = _kl_per_sample(student_logits, teacher_logits, temperature)
@@ -143,17 +144,17 @@ def rkd(
 
 @loss_term(per_sample=True)
 def fitnets(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
-    """The mean squared difference of two feature maps (B, C, H, W).
+    """FitNets: the mean squared difference of two feature maps (B, C, H, W).
 
-    The student's is what its regressor makes of its own map. Source: Romero et al. 2015,
-    "FitNets: Hints for Thin Deep Nets", in the joint form.
+    The student's map is the output of its regressor. Source: Romero et al. 2015, "FitNets: Hints
+    for Thin Deep Nets", in the joint form.
     """
     return F.mse_loss(_wide(student_hint), _wide(teacher_hint))
 
 
 @loss_term(per_sample=True)
 def embedding(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
-    """The batch mean of 1 - cosine between the embeddings that enter the two classifiers.
+    """Embedding: the batch mean of 1 - cosine between the inputs of the two classifiers.
 
     Both (B, D), the student's behind a linear connector.
     """
@@ -163,7 +164,7 @@ def embedding(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
 
 @loss_term(per_sample=True)
 def embedding_mse(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
-    """The mean squared difference of the embeddings that enter the two classifiers.
+    """Embedding MSE: the mean squared difference of the inputs of the two classifiers.
 
     Both (B, D), the student's behind a linear connector.
     """
@@ -172,10 +173,10 @@ def embedding_mse(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Ten
 
 @loss_term(per_sample=True)
 def residual(student_part: Tensor, assistant_part: Tensor, teacher_hint: Tensor) -> Tensor:
-    """Residual KD: of maps, the mean squared differences of S to T and of A to what is left, T - S.
+    """Residual KD: MSE(S, T) + MSE(A, (T − S).detach()) of student, assistant and teacher maps.
 
-    (B, C, H, W) each: of student, assistant and teacher. The second one does not train the student.
-    Source: Gao et al. 2020, "Residual Knowledge Distillation".
+    (B, C, H, W) each. The second term does not train the student. Source: Gao et al. 2020,
+    "Residual Knowledge Distillation".
     """
     student, assistant, teacher = (
         _wide(each) for each in (student_part, assistant_part, teacher_hint)
@@ -239,7 +240,7 @@ def lskd(
 
 
 def _wide(values: Tensor) -> Tensor:
-    """float32 at least: distances and divergences of 16-bit numbers are off by percents."""
+    """Convert to float32 at least: 16-bit distances and divergences are off by percents."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
@@ -250,7 +251,7 @@ def _standardized(logits: Tensor) -> Tensor:
 
 
 def _correlation(ours: Tensor, theirs: Tensor) -> Tensor:
-    """(R,) Pearson's correlation of the rows of two (R, M) tensors; 0 where one is constant."""
+    """Return Pearson's correlation (R,) of the rows of two (R, M) tensors; 0 for a constant row."""
     ours = ours - ours.mean(dim=1, keepdim=True)
     theirs = theirs - theirs.mean(dim=1, keepdim=True)
     # The square of a length may underflow, and the root of 0 has no gradient: bounded before it.
@@ -259,20 +260,20 @@ def _correlation(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def _label_or_not(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    """(B, 2): the logarithms of p(label) and of 1 - p(label)."""
+    """Return (B, 2): the logarithms of p(label) and of 1 - p(label)."""
     own = log_probabilities.gather(1, labels[:, None])
     others = _without_label(log_probabilities, labels).logsumexp(dim=1, keepdim=True)
     return torch.cat([own, others], dim=1)
 
 
 def _without_label(values: Tensor, labels: Tensor) -> Tensor:
-    """(B, K) -> (B, K - 1): each row without the column of its label."""
+    """Remove the column of its label from each row: (B, K) -> (B, K - 1)."""
     columns = torch.arange(values.shape[1] - 1, device=values.device)[None]
     return values.gather(1, columns + (columns >= labels[:, None]))
 
 
 def _relative_distances(points: Tensor) -> Tensor:
-    """(B, B) Euclidean distances, divided by the mean of those that are not 0."""
+    """Return (B, B) Euclidean distances, divided by the mean of those that are not 0."""
     products = points @ points.T
     squares = products.diagonal()
     squared = (squares[:, None] + squares[None] - 2 * products).clamp(min=0)
@@ -284,7 +285,7 @@ def _relative_distances(points: Tensor) -> Tensor:
 
 
 def _angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over all B^3 triplets, a few corners at a time; the gradient computes them once more."""
+    """Return the mean over all B^3 triplets, a few corners at a time; recomputed for gradients."""
     batch = len(student)
     most = _TRIPLETS_AT_ONCE if student.is_cuda else min(_TRIPLETS_AT_ONCE, _TRIPLETS_IN_CACHE)
     at_once = max(1, most // batch**2)
@@ -306,18 +307,20 @@ def _angle_sum(
     start: int,
     end: int,
 ) -> Tensor:
-    """Sum over the corners from `start` to `end`; products and inverse lengths, (B, B) each."""
+    """Return the sum over the corners from `start` to `end`; products and inverse lengths, (B, B)
+    each.
+    """
     ours = _cosines(student, student_lengths, start, end)
     theirs = _cosines(teacher, teacher_lengths, start, end)
     return F.smooth_l1_loss(ours, theirs, reduction="sum")
 
 
 def _products_and_lengths(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what all angles follow from: (B, B) inner products, and inverse distances.
+    """Return the (B, B) inner products and inverse distances, from which all angles follow.
 
-    Of points around their mean, which loses the least to rounding. Points nearer to one another
-    than a thousandth of their spread have no direction: an inverse distance of 0, whose gradient is
-    0. Their products would be known to few digits.
+    Points are taken around their mean, which loses the least to rounding. Points nearer to one
+    another than a thousandth of their spread have no direction: their inverse distance is 0, with a
+    gradient of 0, since their products would be known to few digits.
     """
     centered = points - points.mean(dim=0)
     products = centered @ centered.T
@@ -329,11 +332,12 @@ def _products_and_lengths(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cosines(products: Tensor, inverse: Tensor, start: int, end: int) -> Tensor:
-    """(R, B, B): of the angles at each of R corners between all pairs of B points.
+    """Return (R, B, B): the cosines of the angles at each of R corners between all pairs of B
+    points.
 
-    With inner products p and inverse distances s, the cosine at corner i between j and k is
-    s_ij s_ik (p_jk - p_ij - p_ik + p_ii): p_jk s_ij s_ik, and a matrix of rank two for each i.
-    So no product over the points' dimensions is needed.
+    With inner products p and inverse distances s, the cosine at corner i between j and k is s_ij
+    s_ik (p_jk - p_ij - p_ik + p_ii): p_jk s_ij s_ik, and a matrix of rank two for each i. So no
+    product over the points' dimensions is needed.
     """
     scale = inverse[start:end]  # (R, B)
     from_corner = products[start:end]
@@ -344,7 +348,7 @@ def _cosines(products: Tensor, inverse: Tensor, start: int, end: int) -> Tensor:
 
 
 def _kl_per_sample(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """(B,) KL divergences, from log-probabilities, so that probabilities of zero do no harm."""
+    """Return (B,) KL divergences from log-probabilities, which allow probabilities of zero."""
     student = F.log_softmax(_wide(student_logits) / temperature, dim=1)
     teacher = F.log_softmax(_wide(teacher_logits) / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)

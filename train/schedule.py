@@ -9,7 +9,7 @@ from teach_once.configs.schema import Cosine, LossTerm, MultiStep, Training
 
 
 def weight_at(term: LossTerm, epoch: int) -> float:
-    """The weight of a term in an epoch.
+    """Return the weight of a term in an epoch.
 
     Zero before `start_epoch`; from then on `weight`, times `decay` for each of `decay_epochs` that
     has been reached; over the first `warmup_epochs` it rises linearly to that. Early Decay Teacher
@@ -23,7 +23,7 @@ def weight_at(term: LossTerm, epoch: int) -> float:
 
 
 def learning_rate_at(training: Training, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of step `step` (from 0) of the run."""
+    """Return the learning rate of step `step` (from 0) of the run."""
     schedule, highest = training.schedule, training.learning_rate
     if isinstance(schedule, MultiStep):
         return highest * _multistep_factor(schedule, step // steps_per_epoch)

@@ -55,12 +55,12 @@ _OPTION_TYPES = {
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss may look at, for one batch; B samples.
+    """One batch of B samples, as losses see it.
 
-    labels: (B,) int64; of mixed images the label of the larger share, and other_labels and
-    other_shares (B,) say what else is in them. logits: the student's, (B, K). means: after its
+    labels: (B,) int64; for mixed images the label with the larger fraction, while other_labels and
+    other_shares (B,) contain the second one. logits: the student's, (B, K). means: after its
     connectors, per stage (B, C_l). maps: its feature maps, "stageN" -> (B, C, H, W). hint: after
-    the regressor, like the teacher's. pre_logits: what enters its classifier, after a linear
+    the regressor, like the teacher's. pre_logits: the input of its classifier, after a linear
     connector, like the teacher's `embedding`. parts: the maps of student and assistant, see
     `train.method.residual`, in the teacher's channels. teacher: name of a tap -> (B, ...).
     mean_squares: of the teacher's means in the cache, a number per stage. All tensors are on one
@@ -80,12 +80,12 @@ class Batch:
     mean_squares: Sequence[float] = ()
 
     def of_teacher(self, kind: Literal["stage", "attention"]) -> list[Tensor]:
-        """The taps `kind`1, `kind`2, ... that were read, in order."""
+        """Return the taps `kind`1, `kind`2, ... that were read, in order."""
         return [self.teacher[name] for name in in_order(self.teacher, kind)]
 
     @property
     def embedding(self) -> Tensor:
-        """(B, C): channel means of the student's last stage, without a connector."""
+        """Return (B, C): channel means of the student's last stage, without a connector."""
         return channel_means(self.maps[in_order(self.maps, "stage")[-1]])
 
     @functools.cached_property
@@ -100,14 +100,16 @@ class Batch:
 
     @functools.cached_property
     def hints(self) -> tuple[Tensor, Tensor]:
-        """The hint of student and teacher, (B, C, H, W); the larger averaged to the smaller."""
+        """Return the hints of student and teacher, (B, C, H, W); the larger averaged to the
+        smaller.
+        """
         assert self.hint is not None
         ours, theirs = _same_map_size(self.hint, self.teacher["hint"])
         return ours, theirs
 
     @functools.cached_property
     def parts_and_hint(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The maps of student, assistant and teacher, (B, C, H, W), of the smaller size."""
+        """Return the maps of student, assistant and teacher, (B, C, H, W), of the smaller size."""
         assert self.parts is not None
         student, assistant, teacher = _same_map_size(*self.parts, self.teacher["hint"])
         return student, assistant, teacher
@@ -115,7 +117,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Input:
-    """What a parameter of a loss is given, and what that takes of the cache and of the student."""
+    """The value of a loss's parameter, and its requirements on the cache and on the student."""
 
     of: Callable[[Batch], object]
     taps: frozenset[str] = frozenset()
@@ -160,12 +162,13 @@ INPUTS: dict[str, Input] = {
 
 @dataclass(frozen=True)
 class Loss:
-    """A registered function, and what it needs.
+    """A registered function and its requirements.
 
     teacher_taps: names of taps; "stages" means stage1 ... stageL, "attentions" means attention1 ...
-    attentionL, "last_stage" for stageL. student: what it looks at; "logits" also says that its
-    gradient reaches the classifier. inputs: the parameters that are `INPUTS`; none where it takes
-    the whole `Batch`. per_sample: it is the mean of numbers that each depend on one sample alone.
+    attentionL, "last_stage" for stageL. student: the parts of the student that it reads; "logits"
+    also means that its gradient reaches the classifier. inputs: the parameters that are `INPUTS`;
+    none if it takes the whole `Batch`. per_sample: it is the mean of numbers that each depend on
+    one sample alone.
     """
 
     function: Callable[..., Tensor]
@@ -175,17 +178,21 @@ class Loss:
     per_sample: bool = False
 
     def compute(self, batch: Batch, **options: float) -> Tensor:
-        """The loss of a batch, a scalar. Raises TrainError if the function returns no scalar."""
+        """Compute the loss of a batch, a scalar. Raises TrainError if the function returns no
+        scalar.
+        """
         if not self.inputs:
             return self.scalar(self.function(batch, **options))
         return self.computed({name: INPUTS[name].of(batch) for name in self.inputs}, options)
 
     def computed(self, inputs: Mapping[str, object], options: Mapping[str, float]) -> Tensor:
-        """The loss of these inputs, by the names of `INPUTS`; else as `compute`."""
+        """Compute the loss from these inputs, by the names of `INPUTS`; else as `compute`."""
         return self.scalar(self.function(**inputs, **options))
 
     def scalar(self, returned: object) -> Tensor:
-        """The value that the function returned. Raises TrainError unless it is a scalar tensor."""
+        """Return the value that the function returned. Raises TrainError unless it is a scalar
+        tensor.
+        """
         if isinstance(returned, Tensor) and returned.ndim == 0:
             return returned
         what = type(returned).__name__
@@ -211,12 +218,12 @@ def loss_term(
     *,
     per_sample: bool = False,
 ) -> Callable[[Function], Function]:
-    """Register a function as a loss, and leave it as it is.
+    """Register a function as a loss, and return it unchanged.
 
-    A function of a `Batch` must say what it looks at: teacher_taps and student as in `Loss`, by
-    default the student's logits alone. Where parameters name their inputs this is known.
-    per_sample: see `Loss`. Where several processes train one student, such a loss is computed of
-    each one's samples; another one of the samples of all, which are exchanged for it.
+    A function of a `Batch` must declare its inputs: teacher_taps and student as in `Loss`, by
+    default the student's logits alone. Parameters that name their inputs declare themselves.
+    per_sample: see `Loss`. If several processes train one student, a per-sample loss is computed
+    from each process's samples; any other loss from all samples, which are exchanged for it.
     """
 
     def register(function: Function) -> Function:
@@ -255,7 +262,7 @@ def _loss(
 
 @functools.cache
 def loss_named(name: str) -> Loss:
-    """A built-in loss, or the user's own `package.module:name`. Raises TrainError."""
+    """Find a built-in loss, or the user's own `package.module:name`. Raises TrainError."""
     module, _, attribute = name.rpartition(":")
     try:
         function = import_named(_BUILT_IN if module in _BUILT_IN_NAMES else module, attribute)
@@ -273,7 +280,7 @@ def loss_named(name: str) -> Loss:
 
 
 def check_options(where: str, term: LossTerm) -> None:
-    """Raise TrainError where a term has options its loss lacks, or lacks one without a default.
+    """Raise TrainError if a term has options that its loss lacks, or lacks one without a default.
 
     where: the term's key in its file, such as "methods.kd.1".
     """
@@ -295,7 +302,7 @@ def check_options(where: str, term: LossTerm) -> None:
 
 
 def _check_value(where: str, value: float, parameter: inspect.Parameter) -> None:
-    """Raise TrainError where a value is not of its parameter's type, one of configs' own."""
+    """Raise TrainError if a value is not of its parameter's type, one of configs' own."""
     kind = _OPTION_TYPES.get(str(parameter.annotation))
     if kind is None:
         return
@@ -306,7 +313,7 @@ def _check_value(where: str, value: float, parameter: inspect.Parameter) -> None
 
 
 def expanded_taps(loss: Loss, stages: Sequence[str]) -> set[str]:
-    """The names of the taps that a loss needs of a cache with these stages."""
+    """Return the names of the taps that a loss needs of a cache with these stages."""
     groups = {
         "stages": set(stages),
         "attentions": {Tap("attention", stage).name for stage in stages},
@@ -316,17 +323,17 @@ def expanded_taps(loss: Loss, stages: Sequence[str]) -> set[str]:
 
 
 def looked_at(terms: Iterable[LossTerm]) -> set[str]:
-    """What the losses need of the student."""
+    """Return the parts of the student that the losses read."""
     return {output for term in terms for output in loss_named(term.loss).student}
 
 
 def taps_of(terms: Iterable[LossTerm], stages: Sequence[str]) -> set[str]:
-    """The names of the taps that a method needs of a cache with these stages."""
+    """Return the names of the taps that a method needs of a cache with these stages."""
     return {tap for term in terms for tap in expanded_taps(loss_named(term.loss), stages)}
 
 
 def _same_map_size(*maps: Tensor) -> Sequence[Tensor]:
-    """Maps (B, C, H, W) as they are, or averaged to the size of the smallest where they differ."""
+    """Average maps (B, C, H, W) to the size of the smallest if they differ."""
     sizes = {tuple(each.shape[2:]) for each in maps}
     if len(sizes) == 1:
         return maps
@@ -335,7 +342,7 @@ def _same_map_size(*maps: Tensor) -> Sequence[Tensor]:
 
 
 def _same_size(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Two attentions (B, positions) in one size: the larger map is averaged to the smaller's size.
+    """Average the larger of two attention maps (B, positions) to the smaller one's size.
 
     maps: the student's, (B, C, H, W). The teacher's map is taken to have the same proportions, as
     both networks see the same images.

@@ -186,7 +186,7 @@ def run_blocks(
 
 
 def _begun_first(writer: BlockWriter, work: Sequence[Work]) -> list[Work]:
-    """The same, those first of which an earlier process has left records here."""
+    """Put the blocks first whose records an earlier process has left here."""
     start = spooled_start(writer.spool_folder, writer.rank)
     return sorted(work, key=lambda item: item.block.start != start)
 
@@ -210,7 +210,7 @@ class _Pass:
         self._taps = taps_stored(writer.manifest.taps)
 
     def outstanding(self, group: Sequence[Work]) -> list[Work]:
-        """Those blocks that are still to be computed."""
+        """Return the blocks that are still to be computed."""
         left = self._writer.outstanding(group)
         num_skipped = sum(item.block.rows for item in group) - sum(i.block.rows for i in left)
         self.skipped += num_skipped
@@ -235,7 +235,7 @@ class _Pass:
     def run_group(self, group: Sequence[Work]) -> None:
         """Compute blocks of the same samples, image by image, and queue them for writing.
 
-        What an earlier process spooled of them is not computed again.
+        Records that an earlier process spooled are not computed again.
         """
         self._refuse_if_stopped()
         block, taps = group[0].block, self._asked(group[0])
@@ -256,7 +256,7 @@ class _Pass:
         self._done += len(group)
 
     def _asked(self, item: Work) -> tuple[str, ...]:
-        """The taps to compute; with the samples' checksums, so that they are compared."""
+        """Return the taps to compute; with the samples' checksums, so that they are compared."""
         if self._writer.manifest.sample_crc32c and SAMPLE_CRC not in item.taps:
             return (*item.taps, SAMPLE_CRC)
         return item.taps

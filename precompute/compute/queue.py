@@ -49,7 +49,7 @@ def _key(item: Work) -> _Alike:
 
 
 class Unfinished(Protocol):
-    """Finds what is left of a cache: one of its writers."""
+    """Returns the remaining work of a cache: one of its writers."""
 
     def left_over(self) -> list[Work] | None: ...
 

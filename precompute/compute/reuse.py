@@ -31,7 +31,9 @@ from teach_once.views.splits import describe_change, is_other_dataset
 
 
 def reason_against(setup: Setup, old: TeacherCache) -> str | None:
-    """Why no record of `old` can be carried over into this setup's cache; None if some may."""
+    """Return the reason why no record of `old` can be reused in this setup's cache; None if some
+    can.
+    """
     others = [each.field for each in differences(setup.identity, old.identity)]
     if set(others) - {"dataset.digest"}:
         return f"it differs in {', '.join(others)}"
@@ -43,13 +45,13 @@ def reason_against(setup: Setup, old: TeacherCache) -> str | None:
 
 
 def refuse_unless_carriable(setup: Setup, old: TeacherCache) -> None:
-    """Raise CacheMismatch where no record of `old` can be carried over."""
+    """Raise CacheMismatch if no record of `old` can be carried over."""
     if (reason := reason_against(setup, old)) is not None:
         raise _nothing_carried(old, reason)
 
 
 def opened_to_carry(path: Path | None, setup: Setup) -> TeacherCache | None:
-    """The cache at `path`, whose records can be carried over. Raises CacheError."""
+    """Open the cache at `path`, whose records can be reused. Raises CacheError."""
     if path is None:
         return None
     old = TeacherCache.open(path)
@@ -58,10 +60,10 @@ def opened_to_carry(path: Path | None, setup: Setup) -> TeacherCache | None:
 
 
 def format_dataset_change(setup: Setup, caches: Path, words: Sequence[str]) -> str:
-    """How the dataset differs from that of the latest cache, for the start of a new one.
+    """Describe how the dataset differs from the latest cache's, at the start of a new cache.
 
-    Names the command that carries records over. words: the config and overrides of this command.
-    Empty if the cache exists, or if no other cache differs in its samples alone.
+    Names the command that reuses records. words: the config and overrides of this command. Empty if
+    the cache exists, or if no other cache differs in its samples alone.
     """
     if has_manifest(setup.path):
         return ""
@@ -89,7 +91,7 @@ def _depends_on_all_samples(identity: Identity) -> bool:
 
 
 class Carrier:
-    """Copies what the cache `old` holds of a pass's work; remembers which blocks are unchanged."""
+    """Copies the reusable records of the cache `old`; remembers which blocks are unchanged."""
 
     def __init__(self, setup: Setup, old: TeacherCache) -> None:
         self.old, self._setup = old, setup
@@ -110,7 +112,7 @@ class Carrier:
         return left
 
     def refuse_unless_alike(self, manifest: Manifest) -> None:
-        """Raise CacheMismatch where no block can be copied into the cache of that manifest."""
+        """Raise CacheMismatch if no block can be copied into the cache of that manifest."""
         refuse_unless_carriable(self._setup, self.old)
         if self.old.manifest.block_rows != manifest.block_rows:
             raise _nothing_carried(self.old, "it has another block size")
@@ -120,7 +122,9 @@ class Carrier:
             raise _nothing_carried(self.old, reason)
 
     def holds(self, item: Work, manifest: Manifest) -> bool:
-        """Whether the old cache has these records, as a cache of that manifest is to hold them."""
+        """Return True if the old cache has these records as a cache of that manifest must have
+        them.
+        """
         return (
             item.block.view < self.old.num_views
             and all(
@@ -131,7 +135,7 @@ class Carrier:
         )
 
     def _is_unchanged(self, block: Block) -> bool:
-        """Whether its samples all have the same bytes and labels as before."""
+        """Return True if all samples of the block have the same bytes and labels as before."""
         if block.index not in self._unchanged:
             self._unchanged[block.index] = self._compared(block)
         return self._unchanged[block.index]

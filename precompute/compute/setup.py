@@ -43,7 +43,7 @@ class Setup:
 
     @property
     def num_classes(self) -> int:
-        """Of the teacher's logits; 0 where they are not asked for."""
+        """The number of the teacher's classes; 0 if its logits are not requested."""
         return self.dataset.num_classes if self.config.taps.logits else 0
 
     @property
@@ -51,11 +51,13 @@ class Setup:
         return [tap.name for tap in self.taps]
 
     def tap_spec(self, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
-        """How a tap whose records have that shape is stored. Raises ConfigError."""
+        """Return how a tap whose records have that shape is stored. Raises ConfigError."""
         return tap_spec(self.config.taps, tap, shape)
 
     def is_held_by(self, held: Mapping[str, TapSpec]) -> bool:
-        """Whether these taps include all that the config asks for, in the dtypes it asks for."""
+        """Return True if these taps include all that the config asks for, in the dtypes it asks
+        for.
+        """
         return all(
             tap.name in held and held[tap.name] == self.tap_spec(tap, held[tap.name].shape)
             for tap in self.taps
@@ -63,7 +65,7 @@ class Setup:
 
 
 def tap_spec(taps: TapsConfig, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
-    """How a tap whose records have that shape is stored. Raises ConfigError."""
+    """Return how a tap whose records have that shape is stored. Raises ConfigError."""
     match tap.kind:
         case "correct":
             return TapSpec(shape, "uint8")
@@ -85,7 +87,7 @@ def tap_spec(taps: TapsConfig, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
 
 
 def _top(asked: int, num_classes: int) -> int:
-    """Raises ConfigError unless so many are fewer than all."""
+    """Raise ConfigError unless `top_k` is smaller than the number of classes."""
     if not asked < num_classes <= MAX_CUT_CLASSES:
         raise ConfigError(
             f"taps.logits.top_k is {asked}, but there are {num_classes:,} classes: it must be "
@@ -96,11 +98,10 @@ def _top(asked: int, num_classes: int) -> int:
 
 
 def prepare(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL) -> Setup:
-    """The setup of a pass; downloads weights that torchvision names.
+    """Build the setup of a pass; downloads weights that torchvision names.
 
-    caches_dir: a folder, or a URL. spool: for what a pass to a URL keeps on this machine.
-
-    Raises ConfigError, DatasetError, TapError, ArchError (also for missing weights).
+    caches_dir: a folder, or a URL. spool: the local folder of a pass to a URL. Raises ConfigError,
+    DatasetError, TapError, ArchError (also for missing weights).
     """
     return at_hand(described(name, overrides, caches_dir, spool))
 
@@ -115,7 +116,7 @@ def described(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path
 
 
 def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup:
-    """The setup of a config whose dataset is loaded. Raises TapError, ArchError."""
+    """Return the setup of a config whose dataset is loaded. Raises TapError, ArchError."""
     stages = teacher_stages(config)
     taps_asked(config.taps, stages)  # raises where the hint's stage is none of them
     identity = cache_identity(views_identity(config, dataset), teacher_identity(config))
@@ -124,7 +125,10 @@ def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup
 
 
 def at_hand(setup: Setup) -> Setup:
-    """The setup with its weights file, downloaded if possible; ArchError if it is missing."""
+    """Return the setup with its weights file, downloaded if possible.
+
+    Raises ArchError if it is missing.
+    """
     if knows_weights(setup.identity):
         return setup
     config = setup.config

@@ -45,7 +45,8 @@ Records = Mapping[str, NDArray[Any]]  # tap -> (M, ...)
 
 @dataclass(frozen=True)
 class SpoolLayout:
-    """What a spool holds: `rows` samples from `start` on, their `views`, of the cache `identity`.
+    """The content of a spool: `rows` samples from `start` on, their `views`, of the cache
+    `identity`.
 
     taps: name -> dtype and shape of one record.
     """
@@ -63,7 +64,7 @@ class SpoolLayout:
         )
 
     def covers(self, other: SpoolLayout) -> bool:
-        """Whether all that `other` holds is here."""
+        """Return True if everything in `other` is here too."""
         return (
             (self.identity, self.start, self.rows) == (other.identity, other.start, other.rows)
             and {*other.views} <= {*self.views}
@@ -75,7 +76,7 @@ class SpoolLayout:
 
 
 class Spool:
-    """The records of one group of blocks so far, of its first `rows_done` samples."""
+    """The records of one group of blocks so far, for its first `rows_done` samples."""
 
     def __init__(self, cache: Path, rank: int, layout: SpoolLayout) -> None:
         """Resume from the file of an earlier process if it holds this group's records."""
@@ -106,7 +107,7 @@ class Spool:
         self.rows_done += rows
 
     def records(self, view: int, taps: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """The records of one view, of all samples that are done: tap -> (rows_done, ...)."""
+        """Return the records of one view, of all samples that are done: tap -> (rows_done, ...)."""
         parts: dict[str, list[NDArray[Any]]] = {tap: [] for tap in taps}
         with open_regular(self.path) as file:
             for rows, payload in self._frames:
@@ -121,7 +122,7 @@ class Spool:
         return {tap: np.concatenate(of_tap) for tap, of_tap in parts.items()}
 
     def remove(self) -> None:
-        """The blocks are committed."""
+        """Delete the spool, whose blocks are committed."""
         self.close()
         remove_inside(self._cache, self._name)
 
@@ -163,7 +164,7 @@ class Spool:
 
 
 def spooled_start(cache: Path, rank: int) -> int | None:
-    """The first sample of the group that an earlier process has begun; None if it has not."""
+    """Return the first sample of the group that an earlier process has begun; None without one."""
     path = cache / _name_of(rank)
     try:
         with open_regular(path) as file:
@@ -179,7 +180,7 @@ def _name_of(rank: int) -> Path:
 def remove_spools(cache: Path, *, nobody_resumes: bool = False) -> None:
     """Remove the spools of processes of any number, once the cache is complete.
 
-    nobody_resumes: only those of a cluster's workers, whose numbers are random and not given again.
+    nobody_resumes: only the spools of a cluster's workers, whose random numbers are never reused.
     The caller holds the lock, and no worker runs.
     """
     for file in (cache / JOURNAL).glob("[0-9]*.spool"):
@@ -200,7 +201,7 @@ def _layout_of(content: dict[str, Any]) -> SpoolLayout:
 
 
 def _sound_frame(file: BinaryIO, position: int, bytes_per_sample: int) -> int:
-    """The number of samples of the frame at `position`; 0 where there is no whole, sound one."""
+    """Return the number of samples of the frame at `position`; 0 if it is incomplete or damaged."""
     head = _read(file, position, _FRAME.size)
     if len(head) < _FRAME.size:
         return 0

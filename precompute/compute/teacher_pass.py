@@ -72,7 +72,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PassOptions:
-    """What decides the speed of a pass and none of its bytes."""
+    """The settings that decide the speed of a pass, but no byte of its result."""
 
     device: torch.device
     batch_size: int | None = None  # images per forward pass; default: what a trial finds fastest
@@ -111,7 +111,7 @@ class TeacherPass:
 
     @property
     def folder(self) -> Path:
-        """The cache's own; of a cache at a URL, one on this machine for what is not finished."""
+        """The cache's own folder; for a cache at a URL, the local folder of unfinished records."""
         return spool_folder(self.setup.path, self.options.spool)
 
     def tap_specs(self) -> dict[str, TapSpec]:
@@ -123,9 +123,9 @@ class TeacherPass:
     def batches(
         self, views: Sequence[int], sample_ids: Ids, taps: Sequence[Tap]
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Pairs of a view and the taps of a batch, name -> (B, ...) on the device.
+        """Yield pairs of a view and the taps of a batch, name -> (B, ...) on the device.
 
-        The samples' checksums come with them as "sample_crc32c", (B,) int64 on the host.
+        They include the samples' checksums as "sample_crc32c", (B,) int64 on the host.
         """
         for batch in self.pixels.batches(views, sample_ids, self.batch_size):
             values = self.teacher.outputs(batch.inputs, batch.labels, taps)
@@ -133,7 +133,7 @@ class TeacherPass:
 
     @property
     def views_per_reading(self) -> int:
-        """How many views are cut from one decoding: all, as far as a worker's part has room."""
+        """Return how many views come from one decoding: all that fit into a worker's memory."""
         if not self.pixels.is_streamed:
             return 1
         most = MOST_PART_BYTES // math.prod(self.pixels.shape)
@@ -141,7 +141,9 @@ class TeacherPass:
 
     @property
     def images_per_reading(self) -> int:
-        """The most views, over all samples of a reading, that are held at once."""
+        """Return the largest number of views, over all samples of a reading, that are in memory at
+        once.
+        """
         return self.batch_size * (_VIEWS_AT_ONCE if self.pixels.is_streamed else 1)
 
     def readings(
@@ -169,7 +171,7 @@ class TeacherPass:
     def _outputs_together(
         self, batches: Sequence[ViewBatch], taps: Sequence[Tap]
     ) -> dict[int, dict[str, Tensor]]:
-        """View -> taps of several views of the same samples, in one forward pass."""
+        """Compute several views of the same samples in one forward pass: view -> taps."""
         inputs = torch.cat([batch.inputs for batch in batches])
         labels = torch.cat([batch.labels for batch in batches])
         values = self.teacher.outputs(inputs, labels, taps)
@@ -182,12 +184,12 @@ class TeacherPass:
         }
 
     def records(self, view: int, sample_ids: Ids, taps: Sequence[Tap]) -> dict[str, Tensor]:
-        """The taps of some samples, on the device: name -> (M, ...)."""
+        """Return the taps of some samples, on the device: name -> (M, ...)."""
         parts = [values for _, values in self.batches([view], sample_ids, taps)]
         return {tap: torch.cat([part[tap] for part in parts]) for tap in parts[0]}
 
     def test_errors(self) -> dict[str, float]:
-        """The teacher's error (%) on the test split; {} where it has no logits."""
+        """Return the teacher's error (%) on the test split; {} if it has no logits."""
         if not self.setup.num_classes:
             return {}
         test = evaluation_pixels(
@@ -206,7 +208,7 @@ class TeacherPass:
         return {"test_top1_error": errors.top1, "test_top5_error": errors.top5}
 
     def content(self) -> CacheContent:
-        """What the cache is to hold."""
+        """The content of the cache to come."""
         import PIL
         import zarr
 

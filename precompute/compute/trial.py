@@ -27,12 +27,12 @@ _WORTHWHILE_GAIN = 1.03
 
 
 def pass_rate(teacher_pass: TeacherPass) -> float:
-    """Images per second, at the pass's batch size."""
+    """Measure images per second, at the pass's batch size."""
     return measured_rate(_batch_sizes(teacher_pass))
 
 
 def fastest_batch(teacher_pass: TeacherPass) -> tuple[int, float]:
-    """The batch size with the highest rate, and that rate in images per second.
+    """Find the batch size with the highest rate, and that rate in images per second.
 
     Doubles the size, on a CPU up to 256 images, while that gains more than 3 % and the GPU's memory
     suffices. Leaves the pass at the last size tried.
@@ -73,9 +73,10 @@ def _batch_sizes(teacher_pass: TeacherPass) -> Iterator[int]:
 def certificate(
     teacher_pass: TeacherPass, cache: TeacherCache, console: Console
 ) -> dict[str, float]:
-    """The certificate of a complete cache; {} where nothing that the config asks for is reduced.
+    """Measure the certificate of a complete cache; {} if nothing that the config requests is
+    reduced.
 
-    One of as many records as would be compared now is kept.
+    An existing certificate of as many records as would be compared now is kept.
     """
     asked = {tap: cache.taps[tap] for tap in teacher_pass.setup.tap_names}
     reduced = {tap: spec for tap, spec in asked.items() if is_reduced(spec)}

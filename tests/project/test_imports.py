@@ -491,7 +491,7 @@ import teach_once.train.sessions.student
 from teach_once.configs.load import load_student
 from teach_once.train.method.optimizer import make_optimizer
 for kind in ("sgd", "adamw"):
-    config = load_student("digits-resnet8", [f"training.optimizer={{{{kind: {{kind}}}}}}"])
+    config = load_student("digits-resnet8", [f"training.optimizer={{{{type: {{kind}}}}}}"])
     network = torch.nn.Linear(1, 1)
     optimizer = make_optimizer([network], config.training)
     network(torch.ones(1, 1)).sum().backward()

@@ -77,7 +77,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """The runs of a study that a command line asks for. methods: "" for all of the config."""
+    """The runs of a study that a command line requests. methods: "" for all of the config."""
 
     name: StudentName
     overrides: Overrides = None
@@ -104,14 +104,14 @@ class AblationRequest(StudyRequest):
     loggers: Logger = None
 
     def check(self) -> None:
-        """Raise TrainError or ConfigError for what is wrong before any file is opened."""
+        """Raise TrainError or ConfigError for a mistake that shows before any file is opened."""
         self.execution.check()
         check_trackers(self.loggers or ())
         parse_seeds(self.seeds)
 
 
 class StudyResult(NamedTuple):
-    """The runs that were asked for, and why those that failed did."""
+    """The requested runs, and the reason for each failure."""
 
     runs: Sequence[Run]
     failures: dict[Run, str]
@@ -172,13 +172,15 @@ def check_study(request: StudyRequest, device: str, console: Console) -> None:
 
 
 def finished_runs(study: Study) -> list[FoundRun]:
-    """The finished runs of a study, including earlier ones, in the order of its methods."""
+    """Return the finished runs of a study, including earlier ones, in the order of its methods."""
     own = {method: study.run(method, 0).identity for method in study.config.methods}
     return finished_alike(runs_below(study.runs_dir, study.config.name), own)
 
 
 def results_table(runs: Sequence[Run]) -> str:
-    """A line for each method with the top-1 error of each seed; "-" for a run without a result."""
+    """Return a line for each method with the top-1 error of each seed; "-" for a run without a
+    result.
+    """
     methods = list(dict.fromkeys(run.method for run in runs))
     seeds = list(dict.fromkeys(run.seed for run in runs))
     errors = {
@@ -192,14 +194,17 @@ def results_table(runs: Sequence[Run]) -> str:
 
 
 def format_asked(runs: Sequence[Run]) -> str:
-    """The methods and seeds that were asked for, as a report shows them."""
+    """Format the requested methods and seeds for a report."""
     methods = dict.fromkeys(run.method for run in runs)
     seeds = dict.fromkeys(str(run.seed) for run in runs)
     return f"{' '.join(methods)}; seeds {' '.join(seeds)}"
 
 
 def report_command(runs: Sequence[Run]) -> str:
-    """The command that writes the report of a study's finished runs. runs: those asked for."""
+    """Return the command that writes the report of a study's finished runs.
+
+    runs: the requested runs.
+    """
     study = runs[0].study
     words = [*program("report"), str(study.folder)]
     words += [run.folder.name for run in finished_runs(study)]
@@ -208,7 +213,9 @@ def report_command(runs: Sequence[Run]) -> str:
 
 
 def commands_behind(study: Study, request: StudyRequest) -> list[str]:
-    """What trains one run, with METHOD and SEED to be filled in, and what makes each cache."""
+    """Return the command that trains one run, with METHOD and SEED as placeholders, and the command
+    that makes each cache.
+    """
     caches, runs = request.storage.caches, request.storage.runs
     words = [*portable_program("train"), "student", request.name]
     words += ["--method", "METHOD", "--seed", "SEED", "--caches", str(caches), "--runs", str(runs)]

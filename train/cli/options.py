@@ -110,6 +110,8 @@ class StudyStorage(CacheStorage):
     cache: CacheOrUrl = None
 
     def local(self) -> StudyStorage:
-        """The same with folders of this machine: those of the mirror for URLs, which it fetches."""
+        """Return the same storage with local folders: for URLs, the folders of the mirror, which it
+        fetches.
+        """
         caches, cache = local_caches(self.caches, self.cache, self.mirror, self.mirror_gb)
         return dataclasses.replace(self, caches=caches, cache=cache)

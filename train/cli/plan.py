@@ -49,7 +49,7 @@ from teach_once.views.datasets import load_dataset
 
 
 def open_configs(name: str, overrides: list[str] | None) -> tuple[StudentConfig, TeacherConfig]:
-    """The student's config and that of the teacher it names. Raises ConfigError."""
+    """Load the student's config and the config of its teacher. Raises ConfigError."""
     own, teachers = split_overrides(overrides or [])
     config = load_student(name, own)
     teacher = load_teacher(config.teacher, teachers)
@@ -109,7 +109,7 @@ class LiveRunRequest(RunRequest):
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Whole numbers of at most 64 bits, each once. Raises TrainError."""
+    """Parse distinct whole numbers of at most 64 bits. Raises TrainError."""
     words = text.split()
     if not words or not all(re.fullmatch("[0-9]{1,20}", word) for word in words):
         raise TrainError(f'--seeds {text!r}: expected whole numbers, as in "0 1 2"')
@@ -136,11 +136,11 @@ def check_runs(
     device: str,
     ranks: int = 1,
 ) -> str:
-    """Return what was looked at, in words, if these runs can work.
+    """Check that these runs can work; return a description of the checks.
 
-    Without a cache the teacher's config says what one would hold. storage: local folders. ranks:
-    processes that will train a run together. Raises TrainError, ArchError, TapError, DatasetError
-    or DeviceError if they cannot.
+    Without a cache, the teacher's config determines the content of the cache to come. storage:
+    local folders. ranks: processes that will train a run together. Raises TrainError, ArchError,
+    TapError, DatasetError or DeviceError if a run cannot work.
     """
     for method in methods:
         refuse_unknown_method(config, method)
@@ -204,7 +204,7 @@ def slow_precision(
 def print_plan(
     request: RunRequest, device: str, console: Console, *, has_trial: bool, ranks: int = 1
 ) -> None:
-    """Check that a run can work, and print what exists, what is missing and what that costs.
+    """Check that a run can work, and print the existing stages, the missing ones and their cost.
 
     ranks: processes that will train it together. Raises as `check_runs` does.
     """
@@ -234,10 +234,10 @@ def plan_lines(
     device: str | None = None,
     ranks: int = 1,
 ) -> list[str]:
-    """Return a line each for the weights, the cache and the run: that it exists, or what it costs.
+    """Return a line each for the weights, the cache and the run: that it exists, or its cost.
 
-    storage: local folders. device: where to try a few steps, for the time and the memory that the
-    run takes. ranks: processes that will train it together.
+    storage: local folders. device: measures the time and the memory of a few steps. ranks:
+    processes that will train the run together.
     """
     dataset = load_dataset(teacher.dataset, storage.caches)
     samples = len(dataset.train)
@@ -273,7 +273,7 @@ def plan_lines(
 def stem_hints(
     config: StudentConfig, teacher: TeacherConfig, image_shape: tuple[int, int, int]
 ) -> list[str]:
-    """On stems that are too slow for images of (H, W, C)."""
+    """Return hints on stems that are too slow for images of (H, W, C)."""
     ours, theirs = config.student, teacher.teacher
     hints = [
         stem_hint(theirs.arch, theirs.stem, image_shape, "teacher.stem"),
@@ -283,14 +283,14 @@ def stem_hints(
 
 
 def _absent_lines(teacher: TeacherConfig, caches_dir: Path) -> list[str]:
-    """The weights, and a cache that may be missing."""
+    """Describe the weights, and a cache that may be missing."""
     dataset = load_dataset(teacher.dataset, caches_dir)
     path = cache_folder(caches_dir, teacher.name, teacher_identity(teacher, dataset))
     return [_weights_line(teacher), _cache_line(teacher, path, len(dataset.train))]
 
 
 def _found_lines(teacher: TeacherConfig, cache: TeacherCache, may_grow: bool) -> list[str]:
-    """The weights, and a cache that may lack some of what the teacher's file asks for."""
+    """Describe the weights, and a cache that may lack some of the taps of the teacher's file."""
     found = f"cache    found: {shown_path(cache.path)}"
     line = _cache_line(teacher, cache.path, cache.num_samples) if may_grow else found
     if line != found:
@@ -301,7 +301,7 @@ def _found_lines(teacher: TeacherConfig, cache: TeacherCache, may_grow: bool) ->
 
 
 def _cache_line(teacher: TeacherConfig, path: Path, samples: int) -> str:
-    """How many images the teacher has to see for what its file asks for and the cache lacks."""
+    """Return the number of images that the teacher must process to complete the cache."""
     views, arch = teacher.views.num_views, teacher.teacher.arch
     every = samples * views
     try:

@@ -65,8 +65,8 @@ def _announce(run: Run, console: Console) -> None:
 
 
 def joined(device: str) -> AbstractContextManager[Ranks | None]:
-    """The processes that a launcher has started, as `train.engine.ranks`; None, without torch, of
-    one.
+    """Return the processes that a launcher has started; None, without loading torch, for one
+    process.
     """
     if num_ranks() == 1:
         return nullcontext(None)
@@ -78,5 +78,5 @@ def joined(device: str) -> AbstractContextManager[Ranks | None]:
 
 
 def console_of(ranks: Ranks | None) -> Console:
-    """Prints nothing but on rank 0."""
+    """Return a console that prints on rank 0 alone."""
     return new_console() if ranks is None or ranks.is_first else Console(quiet=True)

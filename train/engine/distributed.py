@@ -39,18 +39,19 @@ Values = Any  # of a batch: a tensor (B, ...), or a list, tuple or mapping of su
 
 
 def convert_sync_batchnorm(network: nn.Module, training: Training, ranks: Ranks) -> None:
-    """Let batch norm work on the batch of all ranks, unless the recipe has it local.
+    """Let batch norm work on the batch of all ranks, unless the recipe keeps it local.
 
-    Raises ArchError where it cannot.
+    Raises ArchError if the network has a batch norm of another kind.
     """
     if not ranks.is_alone and training.batch_norm == "sync":
         synchronized(network)
 
 
 def wrap_ddp(train_state: TrainState, num_samples: int) -> TrainState:
-    """Make a train state's steps those of all its ranks together; one of a single process as it is.
+    """Let all ranks train one network together; with a single process, return the train state
+    unchanged.
 
-    num_samples: of an epoch. Raises TrainError where a batch has too few samples for the ranks.
+    num_samples: of an epoch. Raises TrainError if a batch has too few samples for the ranks.
     """
     if train_state.ranks.is_alone:
         return train_state
@@ -65,8 +66,9 @@ def wrap_ddp(train_state: TrainState, num_samples: int) -> TrainState:
 
 
 def broadcast_buffers(train_state: TrainState) -> None:
-    """Where each rank has batch norms of its own: take their statistics from rank 0, which saves
-    them, so that all test the same network.
+    """Copy rank 0's batch norm statistics to all ranks if each rank has its own.
+
+    Rank 0 saves its statistics, and all ranks must test the same network.
     """
     if train_state.ranks.is_alone or train_state.training.batch_norm == "sync":
         return
@@ -76,7 +78,7 @@ def broadcast_buffers(train_state: TrainState) -> None:
 
 
 def _sum_gradients(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """Instead of torch's mean."""
+    """Sum a bucket of gradients over the ranks, where DistributedDataParallel takes the mean."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     summed: torch.futures.Future[torch.Tensor] = work.get_future().then(
         lambda future: future.value()[0]
@@ -99,9 +101,10 @@ class _RankForward(nn.Module):
         terms: Sequence[ActiveTerm],
         num_samples: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the backward pass begins at; and this rank's share of each loss, and of "total".
+        """Return the objective of the backward pass, and this rank's contribution to each loss and
+        to "total".
 
-        num_samples: of all ranks together. The sum of the shares is the loss.
+        num_samples: of all ranks together. The contributions add up to the losses.
         """
         ranks = self._train_state.ranks
         seen = forward_pass(self._train_state, teacher_outputs, part, terms)
@@ -119,18 +122,21 @@ class _RankForward(nn.Module):
 
 
 class WholeBatch:
-    """A batch of `num_samples`, of which this rank has the slice `own`, as losses look at it."""
+    """A batch of `num_samples` over all ranks, of which this rank has the slice `own`."""
 
     def __init__(
         self, ranks: Ranks, own: Batch, num_samples: int, losses: Iterable[Loss] = ()
     ) -> None:
-        """losses: what those that know the whole batch look at is exchanged now, all at once."""
+        """Exchange the inputs of all losses that need the whole batch, in one go.
+
+        losses: the losses to be computed.
+        """
         self._ranks, self._own, self._num_samples = ranks, own, num_samples
         names = {name for loss in losses if not loss.per_sample for name in loss.inputs}
         self._inputs = self._of_all({name: INPUTS[name].of(own) for name in sorted(names)})
 
     def compute(self, loss: Loss, options: Mapping[str, float]) -> Tensor:
-        """The loss as far as this rank bears it; see the module."""
+        """Return this rank's contribution to the loss; see the module."""
         if loss.per_sample:
             share = len(self._own.labels) / self._num_samples
             return loss.compute(self._own, **options) * share
@@ -140,7 +146,7 @@ class WholeBatch:
         return loss.scalar(loss.function(Batch(**self._of_all(own)), **options))
 
     def _of_all(self, values: dict[str, Values]) -> dict[str, Values]:
-        """The same with the rows of all ranks, this one's with their gradient."""
+        """Return these values with the rows of all ranks; this rank's rows keep their gradient."""
         own = list(_tensors(values))
         rows = self._ranks.all_gather_rows(own, self._num_samples) if own else []
         whole: dict[str, Values] = _replace_tensors(values, iter(rows))
@@ -159,7 +165,7 @@ def _tensors(values: Values) -> Iterator[Tensor]:
 
 
 def _replace_tensors(values: Values, tensors: Iterator[Tensor]) -> Values:
-    """The same with other tensors, in the order of `_tensors`."""
+    """Return the same structure with other tensors, in the order of `_tensors`."""
     if isinstance(values, Tensor):
         return next(tensors)
     if isinstance(values, Mapping):

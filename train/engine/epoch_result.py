@@ -9,7 +9,7 @@ from teach_once.nets.metrics import ErrorRates
 
 
 class Tested(NamedTuple):
-    """Errors on the test and the validation split; None where there was no test, or is no split."""
+    """Errors on the test and the validation split; None without a test, or without such a split."""
 
     errors: ErrorRates | None
     validation: ErrorRates | None
@@ -47,7 +47,7 @@ class EpochResult:
         return self.num_samples / max(self.train_seconds, 1e-9)
 
     def metrics(self) -> dict[str, Any]:
-        """A line of metrics.jsonl."""
+        """Build a line of metrics.jsonl."""
         return {
             "epoch": self.epoch,
             "loss": self.loss,

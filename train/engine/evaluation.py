@@ -22,7 +22,9 @@ _BATCH_VALUES = 4 * 2**20  # of input numbers: larger images come in smaller bat
 def evaluate(
     network: nn.Module, pixels: Pixels, precision: str, device: torch.device
 ) -> ErrorRates:
-    """Of the network, in evaluation mode and on `device`, over view 0 of all samples."""
+    """Measure the errors of the network, in evaluation mode and on `device`, over view 0 of all
+    samples.
+    """
     return last_of(evaluate_batches(network, pixels, precision, device))
 
 
@@ -33,9 +35,9 @@ def evaluate_batches(
     device: torch.device,
     ranks: Ranks = ALONE,
 ) -> Generator[None, None, ErrorRates]:
-    """The same, one batch each time it is advanced; other work may be done between two of them.
+    """Measure the errors as `evaluate` does, one batch per step of the generator.
 
-    ranks: each counts the errors of a slice of the samples.
+    Other work may be done between two batches. ranks: each one counts the errors of a slice.
     """
     with _evaluation_mode(network):
         count = ErrorCount()
@@ -46,7 +48,7 @@ def evaluate_batches(
 
 
 def evaluation_batches(pixels: Pixels, ranks: Ranks = ALONE) -> Iterator[ViewBatch]:
-    """View 0 of this rank's samples, in batches as large as is good."""
+    """Yield view 0 of this rank's samples in batches of a suitable size."""
     size = max(1, min(_BATCH, _BATCH_VALUES // int(np.prod(pixels.shape))))
     ids = np.arange(len(pixels))[ranks.slice_of(len(pixels))]
     return pixels.batches([0], ids, size) if len(ids) else iter(())
@@ -56,7 +58,7 @@ def evaluation_batches(pixels: Pixels, ranks: Ranks = ALONE) -> Iterator[ViewBat
 def compute_logits(
     network: nn.Module, batch: ViewBatch, precision: str, device: torch.device
 ) -> Tensor:
-    """(B, classes) float32."""
+    """Return the network's logits (B, classes) in float32."""
     with autocast(precision, device):
         logits: Tensor = network(batch.inputs)
         return logits.float()

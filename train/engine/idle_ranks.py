@@ -10,10 +10,10 @@ from teach_once.train.errors import TrainError
 
 
 def check_idle_ranks(training: Training, num_samples: int, world: int) -> None:
-    """Raise TrainError where one of `world` processes would get too few samples of some batch.
+    """Raise TrainError if one of `world` processes would get too few samples of some batch.
 
-    num_samples: of an epoch. A process needs one of each part of a batch; two where it normalizes
-    its own slice, whose variance batch norm takes.
+    num_samples: of an epoch. A process needs one sample of each part of a batch; two if it
+    normalizes its own slice, since batch norm takes the variance of it.
     """
     if world == 1 or _all_busy(training, training.batch_size, num_samples, world):
         return
@@ -40,7 +40,7 @@ def _least(training: Training) -> int:
 
 
 def _all_busy(training: Training, batch_size: int, num_samples: int, world: int) -> bool:
-    """Whether the whole batches and the smaller one of an epoch's end have enough for all."""
+    """Return True if the whole batches and an epoch's smaller last batch have samples for all."""
     sizes = (min(batch_size, num_samples), num_samples % batch_size)
     least = world * _least(training)
     return all(size // training.gradient_accumulation >= least for size in sizes if size)

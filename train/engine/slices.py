@@ -18,15 +18,17 @@ from teach_once.views.pixels.batches import ViewBatch, equal_parts
 
 @dataclass(frozen=True)
 class Slices:
-    """Of batches of `batch_size` samples, that of an epoch's end smaller, in `num_parts` parts."""
+    """The ranks' slices of an epoch's batches: `batch_size` samples each, in `num_parts` parts."""
 
     ranks: Ranks
     batch_size: int
     num_parts: int
 
     def of_epoch(self, order: Ids) -> Iterator[tuple[Ids, int]]:
-        """This rank's samples in their order, and its batch size: of the whole batches, then of
-        the rest. A single process has them all at once.
+        """Return this rank's samples in order, and its batch size: for whole batches, then for the
+        rest.
+
+        A single process has all samples at once.
         """
         if self.ranks.is_alone:
             yield order, self.batch_size
@@ -41,12 +43,13 @@ class Slices:
                 yield samples.reshape(-1, size)[:, own].ravel(), len(own)
 
     def samples(self, order: Ids) -> Ids:
-        """All of an epoch that are this rank's, in their order."""
+        """Return this rank's samples of an epoch, in order."""
         return np.concatenate([ids for ids, _ in self.of_epoch(order)])
 
     def parts(self, own: ViewBatch, num_samples: int) -> list[tuple[ViewBatch, int]]:
-        """The parts of this rank's share of a batch of `num_samples`, and the size of each part on
-        all ranks together.
+        """Split this rank's slice of a batch of `num_samples` into parts.
+
+        Returns each part with its size over all ranks.
         """
         if self.ranks.is_alone:
             return [(part, len(part.ids)) for part in own.split(self.num_parts)]
@@ -55,7 +58,7 @@ class Slices:
         return list(zip(pieces, sizes, strict=True))
 
     def _own(self, num_samples: int) -> Ids:
-        """Of the samples of a batch those that are this rank's, by their places in it."""
+        """Select this rank's samples of a batch by their positions in it."""
         places, start = [], 0
         for size in equal_parts(num_samples, self.num_parts):
             places.append(np.arange(start, start + size)[self.ranks.slice_of(size)])

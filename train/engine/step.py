@@ -42,10 +42,10 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Train on one batch: teacher's outputs, forward pass, losses, backward pass, update.
 
-    num_samples: of the batch on all ranks together, where there are several; `batch` is this one's
-    share. Returns the losses by name, before their weights, and their weighted sum as "total";
-    detached scalars on the device, means over the batch where it is worked through in parts. Of
-    several ranks each returns its share: the losses are the sums over ranks.
+    num_samples: of the batch on all ranks together, if there are several; `batch` is this rank's
+    slice. Returns the losses by name, before their weights, and their weighted sum as "total":
+    detached scalars on the device, means over a batch that is processed in parts. With several
+    ranks, each returns its contribution, and the losses are the sums over the ranks.
     """
     train_state.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
@@ -72,7 +72,7 @@ def compute_losses(
     batch: ViewBatch,
     terms: Sequence[ActiveTerm],
 ) -> dict[str, Tensor]:
-    """The losses of a forward pass by name, and their weighted sum as "total"."""
+    """Return the losses of a forward pass by name, and their weighted sum as "total"."""
     seen = forward_pass(train_state, teacher_outputs, batch, terms)
     losses = {term.loss: loss_named(term.loss).compute(seen, **term.options) for term in terms}
     return {**losses, "total": weighted_sum(losses, terms)}
@@ -84,7 +84,7 @@ def forward_pass(
     batch: ViewBatch,
     terms: Sequence[ActiveTerm],
 ) -> Batch:
-    """The forward pass: what losses look at, of the student and of the teacher."""
+    """Run the student, and gather the outputs of student and teacher that the losses read."""
     with autocast(train_state.precision, train_state.device):
         logits = train_state.forward(batch.inputs)  # fills train_state.maps
         connected = _run_connectors(train_state, terms)
@@ -114,7 +114,7 @@ def _forward_part(
     terms: Sequence[ActiveTerm],
     num_samples: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the backward pass begins at, and the losses."""
+    """Return the objective of the backward pass, and the losses."""
     if train_state.distributed is not None:
         objective, losses = train_state.distributed(teacher_outputs, part, terms, num_samples)
         return objective, losses
@@ -123,7 +123,7 @@ def _forward_part(
 
 
 def _sync_gradients(train_state: TrainState, is_last_part: bool) -> AbstractContextManager[None]:
-    """Ranks exchange gradients once, with the last part of a batch."""
+    """Let the ranks exchange gradients once, with the last part of a batch."""
     if train_state.distributed is None or is_last_part:
         return nullcontext()
     apart: AbstractContextManager[None] = train_state.distributed.no_sync()
@@ -152,13 +152,13 @@ class ActiveTerm(NamedTuple):
 
 
 def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[ActiveTerm]:
-    """The terms whose weight is not zero in this epoch; the others are not even computed."""
+    """Return the terms whose weight is not zero in this epoch; the others are not computed."""
     weighted = (ActiveTerm(term.loss, weight_at(term, epoch), term.options) for term in terms)
     return [term for term in weighted if term.weight != 0.0]
 
 
 class Connected(NamedTuple):
-    """What the connectors make of the student, as far as losses look at it; see `train.terms`."""
+    """The connectors' outputs that losses read; see `train.terms`."""
 
     means: Sequence[Tensor] = ()
     hint: Tensor | None = None
@@ -262,9 +262,9 @@ def epoch_steps(
     *,
     steps_done: int = 0,
 ) -> Iterator[Step]:
-    """Take the epoch's steps, one each time it is asked for the next.
+    """Yield the epoch's training steps one at a time.
 
-    order: the samples that are shown. steps_done: so many were taken before, and are left out.
+    order: the samples of the epoch. steps_done: completed steps, which are skipped.
     """
     run, train_state = context.run, context.train_state
     size, num_steps = run.training.batch_size, context.num_steps

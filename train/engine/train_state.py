@@ -66,7 +66,7 @@ class TrainState:
             module.training = False
 
     def parameters(self) -> list[nn.Parameter]:
-        """All that the optimizer changes."""
+        """Return all parameters that the optimizer changes."""
         return [each for group in self.optimizer.param_groups for each in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,9 +79,10 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy the tensors of a state that fits (see `train.recording.checkpoint`) into one's own.
+        """Copy the tensors of a state that fits (see `train.recording.checkpoint`) into this train
+        state.
 
-        The optimizer's settings are the config's, whatever the state says of them.
+        The optimizer's settings stay those of the config, whatever the state contains.
         """
         self.network.load_state_dict(state["network"])
         if self.connectors:
@@ -98,7 +99,7 @@ class TrainState:
             self.average.load_state_dict(state["average"])
 
     def _like_parameters(self, state: Mapping[int, Mapping[str, Tensor]]) -> dict[int, Any]:
-        """Copies of the optimizer's tensors, laid out in memory as their parameters are."""
+        """Copy the optimizer's tensors into the memory layout of their parameters."""
         parameters = self.parameters()
         return {
             index: {
@@ -155,10 +156,10 @@ def _on_device(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network by torch.compile, without code of networks that this process compiled before.
+    """Compile the network, without code of networks that this process compiled before.
 
-    Networks of one class share compiled code, which is guarded on no hooks: the code of a network
-    without taps would also run for one with taps, and read none.
+    Networks of one class share compiled code, which is not guarded on hooks: the code of a network
+    without taps would also run for a network with taps, and read none.
     """
     torch.compiler.reset()
     compiled: Callable[[Tensor], Tensor] = torch.compile(network)
@@ -167,10 +168,10 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def capture_maps(train_state: TrainState, pixels: Pixels, batch_size: int) -> Iterator[None]:
-    """While open, each forward pass fills `train_state.maps` with the maps that losses look at.
+    """Let each forward pass fill `train_state.maps` with the maps that losses read, while open.
 
-    They are what their modules returned: copies of those that a later operation changes in place.
-    Raises TrainError where the last batch of an epoch is a single sample, which batch norm refuses.
+    The maps are what their modules returned: copies if a later operation changes them in place.
+    Raises TrainError if the last batch of an epoch is a single sample, which batch norm refuses.
     """
     changed = _try_batches(train_state, pixels, batch_size)
 
@@ -187,7 +188,7 @@ def capture_maps(train_state: TrainState, pixels: Pixels, batch_size: int) -> It
 
 
 def _try_batches(train_state: TrainState, pixels: Pixels, batch_size: int) -> set[str]:
-    """The stages whose maps are changed in place, found with blank images."""
+    """Find the stages whose maps are changed in place, with blank images."""
     is_alone = not _all_have_company(
         len(pixels), batch_size, train_state.training.gradient_accumulation
     )
@@ -204,7 +205,7 @@ def _try_batches(train_state: TrainState, pixels: Pixels, batch_size: int) -> se
 
 
 def _all_have_company(num_samples: int, batch_size: int, num_parts: int) -> bool:
-    """Whether no sample of an epoch is alone in its part of a batch."""
+    """Return True if every part of every batch has at least two samples."""
     sizes = (min(batch_size, num_samples), num_samples % batch_size)
     return all(size // num_parts > 1 for size in sizes if size)
 
@@ -226,7 +227,7 @@ def _show_blank(train_state: TrainState, shape: tuple[int, int, int], num_images
 
 @contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Afterwards the module's buffers are as they were."""
+    """Restore the module's buffers at the end."""
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     yield
     for buffer, value in before:

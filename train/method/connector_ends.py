@@ -40,7 +40,7 @@ class CachesOfStudy(Protocol):
 
 @dataclass(frozen=True)
 class TapStatistics:
-    """Of one tap's records in the first committed block of view 0."""
+    """Statistics of one tap's records in the first committed block of view 0."""
 
     is_signed: bool
     mean_square: float
@@ -50,7 +50,7 @@ _KNOWN: WeakKeyDictionary[TeacherCache, dict[str, TapStatistics]] = WeakKeyDicti
 
 
 def statistics(cache: TeacherCache, taps: Sequence[str]) -> dict[str, TapStatistics]:
-    """The statistics of these taps; {} if no block is committed that has all of them."""
+    """Return the statistics of these taps; {} if no block is committed that has all of them."""
     known = _KNOWN.setdefault(cache, {})
     if not set(taps) <= set(known):
         for tap, values in cache.read_first_block(taps).items():
@@ -61,7 +61,7 @@ def statistics(cache: TeacherCache, taps: Sequence[str]) -> dict[str, TapStatist
 
 
 def linear_connectors(study: CachesOfStudy, terms: Sequence[LossTerm]) -> tuple[str, ...]:
-    """The taps whose connectors end without ReLU, among those that these losses look at.
+    """Return the taps whose connectors end without ReLU, among those that these losses look at.
 
     Stages of several teachers are numbered as in `train.outputs.ensemble`.
     """
@@ -72,7 +72,9 @@ def linear_connectors(study: CachesOfStudy, terms: Sequence[LossTerm]) -> tuple[
 
 
 def mean_squares(study: CachesOfStudy) -> tuple[float, ...]:
-    """The mean square of each stage's means, of several teachers in the order of their stages."""
+    """Return the mean square of each stage's means, over several teachers in the order of their
+    stages.
+    """
     return tuple(each.mean_square for each in _stage_statistics(study).values())
 
 
@@ -92,7 +94,7 @@ def check_ends(study: CachesOfStudy, methods: Sequence[str]) -> None:
 
 
 def format_linear(linear: Sequence[str]) -> str:
-    """A line for the user; empty if every connector ends in ReLU."""
+    """Return a line for the user; empty if every connector ends in ReLU."""
     if not linear:
         return ""
     return (
@@ -102,7 +104,7 @@ def format_linear(linear: Sequence[str]) -> str:
 
 
 def _used(study: CachesOfStudy, terms: Sequence[LossTerm]) -> dict[str, bool]:
-    """Tap -> whether its values are signed, of the taps that these losses reach by a connector."""
+    """Return which of these taps are signed, for the taps that losses reach by a connector."""
     first = study.caches[0]  # a hint is of a single teacher: see `train.runs.check_methods`
     has_hint = "hint" in first.manifest.taps
     has_connectors = study.config.student.connector != "none"
@@ -123,7 +125,7 @@ def _used(study: CachesOfStudy, terms: Sequence[LossTerm]) -> dict[str, bool]:
 
 
 def _stage_statistics(study: CachesOfStudy) -> dict[str, TapStatistics]:
-    """By the stages' names among those of all teachers, in their order."""
+    """Return the statistics by stage name, with the stages of all teachers in their order."""
     of_each = [in_order(cache.manifest.taps, "stage") for cache in study.caches]
     found: dict[str, TapStatistics] = {}
     names = number_stages([len(stages) for stages in of_each])

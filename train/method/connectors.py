@@ -121,7 +121,7 @@ def build_connectors(
     parts: tuple[int, int] | None = None,
     linear: Collection[str] = (),
 ) -> Connectors:
-    """Connectors whose initial weights depend on `seed` alone. Raises StageMismatch."""
+    """Build connectors whose initial weights depend on `seed` alone. Raises StageMismatch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Connectors(
@@ -130,7 +130,7 @@ def build_connectors(
 
 
 def student_stages(student: StudentNet, terms: Sequence[LossTerm]) -> dict[str, str]:
-    """The student's stages, {"stage1": module, ...}; {} where no loss needs its maps."""
+    """Return the student's stages, {"stage1": module, ...}; {} if no loss needs its maps."""
     if not looked_at(terms) - {"logits", "pre_logits"}:
         return {}
     if not is_pair(terms):
@@ -142,9 +142,9 @@ def student_stages(student: StudentNet, terms: Sequence[LossTerm]) -> dict[str, 
 def student_classifiers(
     network: nn.Module, terms: Sequence[LossTerm], image_shape: tuple[int, int, int]
 ) -> tuple[str, ...]:
-    """The modules that the student's embedding enters; () where no loss looks at it.
+    """Return the modules that take the student's embedding; () if no loss reads it.
 
-    Raises TapError where it has none.
+    Raises TapError if the network has none.
     """
     if "pre_logits" not in looked_at(terms):
         return ()
@@ -164,13 +164,13 @@ def connectors_for(
     ensemble: EnsembleTaps | None = None,
     linear: Collection[str] = (),
 ) -> Connectors | None:
-    """The connectors that these losses need, from this network to these taps of a cache.
+    """Build the connectors that these losses need, from this network to these taps of a cache.
 
     ensemble: of several teachers, whose taps then are `taps`. linear: the taps whose connectors end
     without ReLU.
 
-    Raises StageMismatch or TapError where they do not fit, ArchError where the network cannot take
-    images of that shape (H, W, C).
+    Raises StageMismatch or TapError if they do not fit, ArchError if the network cannot take images
+    of that shape (H, W, C).
     """
     outputs = looked_at(terms)
     every = student_shapes(network, student_stages(student, terms), image_shape)
@@ -203,9 +203,9 @@ def connectors_for(
 def student_shapes(
     network: nn.Module, stages: Mapping[str, str], image_shape: tuple[int, int, int]
 ) -> dict[str, tuple[int, ...]]:
-    """(C, H, W) of each stage's map, found by one pass over a blank (H, W, C) image.
+    """Return (C, H, W) of each stage's map, from one pass over a blank (H, W, C) image.
 
-    Raises TapError, or ArchError where the network cannot take such an image.
+    Raises TapError, or ArchError if the network cannot take such an image.
     """
     height, width, channels = image_shape
     was_training = network.training
@@ -262,7 +262,10 @@ def _connector(in_channels: int, out_channels: int, kind: str, *, has_relu: bool
 def _check_stages(
     student: Mapping[str, int], teacher: Mapping[str, int], kind: str, ours: Mapping[str, str]
 ) -> None:
-    """ours: the student's stage for each of the teacher's, or of several teachers in turn."""
+    """Raise StageMismatch unless the student has a stage for each of the teacher's.
+
+    ours: the student's stage for each stage of the teacher, or of one teacher after the other.
+    """
     uses = Counter(ours.values())
     if set(uses) != set(student) or len(set(uses.values())) > 1:
         _check_count(student, teacher)
@@ -290,7 +293,10 @@ def _check_count(student: Mapping[str, object], teacher: Mapping[str, object]) -
 
 
 def _check_sizes(shapes: Mapping[str, tuple[int, ...]], taps: Mapping[str, TapSpec]) -> None:
-    """A cache knows how many positions an attention map has, not its height and width."""
+    """Raise StageMismatch if two attention maps differ in shape.
+
+    A cache contains the number of positions of a map, not its height and width.
+    """
     for stage, (_, height, width) in shapes.items():
         positions = taps[Tap("attention", stage).name].shape[0]
         if size_like(height, width, positions) is None:

@@ -51,9 +51,9 @@ class _AdamW(_WithoutDynamo, torch.optim.AdamW):
 def make_optimizer(
     modules: Sequence[nn.Module], training: Training, started: Collection[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """Over the trainable parameters of all modules, on their device; one kernel per group.
+    """Build the optimizer of all trainable parameters, on their device, with one kernel per group.
 
-    started: those that start from weights that exist, whose learning rate has a factor.
+    started: pretrained parameters, whose learning rate is scaled.
     """
     groups = parameter_groups(modules, training, started)
     kind = training.optimizer
@@ -78,7 +78,7 @@ def make_optimizer(
 def parameter_groups(
     modules: Sequence[nn.Module], training: Training, started: Collection[nn.Parameter] = ()
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of all modules by their weight decay and factor of the rate."""
+    """Group the trainable parameters of all modules by weight decay and learning rate factor."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     known = set(started)
     for is_decayed, parameter in _trainable(modules):
@@ -93,7 +93,7 @@ def parameter_groups(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """For the next step, times the factor of each group."""
+    """Set the learning rate of the next step, times the factor of each group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_factor", 1.0)
 
@@ -116,9 +116,10 @@ def _trainable(modules: Sequence[nn.Module]) -> Iterator[tuple[bool, nn.Paramete
 
 
 def loss_scaler(training: Training, device: torch.device) -> torch.amp.GradScaler:
-    """Scales losses for float16, whose smallest gradients would be zero; else does nothing.
+    """Build the scaler of float16 losses, whose smallest gradients would be zero; else one that
+    does nothing.
 
-    A step whose scaled gradients overflow is left out and the scale halved, on the device.
+    A step whose scaled gradients overflow is skipped and the scale halved, on the device.
     """
     return torch.amp.GradScaler(device.type, enabled=training.precision == "float16")
 
@@ -136,9 +137,10 @@ class WeightAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Average once more: the first time a copy of all tensors.
+        """Update the average; the first time, copy all tensors.
 
-        torch's own copies its counter to the device, and so waits for it in each step.
+        torch's own method copies its counter to the device, and so waits for the device in each
+        step.
         """
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
         if not self.n_averaged:
@@ -175,10 +177,10 @@ def _is_real(tensor: Tensor) -> bool:
 
 
 def weight_average(network: nn.Module, training: Training) -> WeightAverage | None:
-    """The moving average of a network that is trained, as `WeightAverage`.
+    """Build the moving average of a network that is trained, as `WeightAverage`.
 
-    It starts as a copy of the weights after the first step. Its counter stays in host memory, as
-    each step asks for it.
+    It starts as a copy of the weights after the first step. Its counter stays in host memory, since
+    each step reads it.
     """
     if training.ema is None:
         return None

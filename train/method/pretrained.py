@@ -47,10 +47,10 @@ def start_from(
 ) -> Start | None:
     """Fill the network from the weights that a config names, and freeze its first stages.
 
-    init: as `nets.weights.source` knows weights; None: nothing is done. key: of the config, for
-    messages. stages: as the config has them. image_shape: (H, W, C). Raises ArchError where the
-    weights do not fit, or are not there; TapError or TrainError where there are fewer stages than
-    are to be frozen.
+    init: a source of weights, see `nets.weights.source`; None: nothing is done. key: of the config,
+    for messages. stages: as the config has them. image_shape: (H, W, C). Raises ArchError if the
+    weights are missing or do not fit; TapError or TrainError if there are fewer stages than are to
+    be frozen.
     """
     if init is None:
         return None
@@ -74,7 +74,7 @@ def start_from(
 def start_student(
     network: nn.Module, config: StudentConfig, image_shape: tuple[int, int, int]
 ) -> Start | None:
-    """`start_from` what a student's file names."""
+    """Apply `start_from` to a student's file."""
     net = config.student
     return start_from(
         network,
@@ -110,7 +110,7 @@ def freeze(network: nn.Module, stages: Mapping[str, str], count: int) -> list[nn
 
     stages: "stageN" -> module. "Before" is the order in which the network lists its modules, as its
     constructor made them. Returns the modules that are to stay in evaluation mode. Raises
-    TrainError where there are fewer stages.
+    TrainError if there are fewer stages.
     """
     if count > len(stages):
         raise TrainError(
@@ -131,6 +131,6 @@ def freeze(network: nn.Module, stages: Mapping[str, str], count: int) -> list[nn
 
 
 def listed_until(network: nn.Module, module: str) -> int:
-    """How many modules a network lists up to the end of one, that one and its own included."""
+    """Count the modules that a network lists up to the end of `module`, itself included."""
     names = [name for name, _ in network.named_modules()]
     return max(n for n, name in enumerate(names, start=1) if f"{name}.".startswith(f"{module}."))

@@ -48,7 +48,7 @@ class StudentAndAssistant(nn.Module):
         _cut_behind(assistant, stage)
 
     def no_weight_decay(self) -> set[str]:
-        """The parameters that the two networks, as timm's do, except from weight decay."""
+        """Return the parameters that the two networks, as timm's do, except from weight decay."""
         parts = {"student": self.student, "assistant": self.assistant}
         return {
             f"{name}.{parameter}"
@@ -84,7 +84,7 @@ def build_student(
     image_shape: tuple[int, int, int],
     seed: int = 0,
 ) -> nn.Module:
-    """The network that a method trains: the config's, or of Residual KD a pair of thinner ones.
+    """Build the network that a method trains: the config's, or Residual KD's pair of thinner ones.
 
     hint_stage: of the cache, as "stage2"; None: it has none. image_shape: (H, W, C). The weights
     depend on `seed` alone. Raises ArchError, TapError, TrainError.
@@ -110,17 +110,17 @@ def build_student(
 
 
 def hint_stage(taps: Mapping[str, TapSpec]) -> str | None:
-    """Of which stage the hint of a cache with these taps is."""
+    """Return the stage of the hint of a cache with these taps."""
     return taps["hint"].stage if "hint" in taps else None
 
 
 def is_pair(terms: Sequence[LossTerm]) -> bool:
-    """Whether these losses look at the two parts of a sum of maps."""
+    """Return True if these losses read the two maps of student and assistant."""
     return "parts" in looked_at(terms)
 
 
 def thinner(net: StudentNet) -> ThinNet:
-    """What student and assistant each are. Raises ArchError where nothing says it."""
+    """Return the network of student and assistant. Raises ArchError if nothing determines it."""
     if net.thinner is not None:
         return net.thinner
     if net.arch not in CIFAR_RESNETS:

@@ -72,7 +72,9 @@ class CachedTeacher(TeacherOutputs):
         *,
         fraction: float = 1.0,
     ) -> None:
-        """fraction: about how many of the samples `start_epoch` is called with, of all samples."""
+        """Open the cache's rows. fraction: the approximate fraction of samples passed to
+        `start_epoch`.
+        """
         self._cache, self._taps, self._device = cache, list(taps), device
         self._is_on_device = placement == "device"
         size = format_size(int(view_bytes(cache, taps) * fraction))
@@ -125,7 +127,7 @@ class CachedTeacher(TeacherOutputs):
         return _Selection(view, None if len(ids) == self._cache.num_samples else np.sort(ids))
 
     def _begin(self, wanted: _Selection) -> Future[dict[str, Tensor]]:
-        """Read in the background, unless this is being read already."""
+        """Begin to read in the background, unless this is already being read."""
         if self._next is not None and wanted.equals(self._next[0]):
             return self._next[1]
         return self._pool.submit(self._read, wanted)
@@ -248,7 +250,9 @@ class Expansion:
 
 
 def expand_logits(values: Tensor, classes: Tensor, rest: Tensor, num_classes: int) -> Tensor:
-    """(B, num_classes) float32 of (B, k) values, (B, k) classes and (B,) rest: `format.spec`."""
+    """Expand (B, k) values, (B, k) classes and (B,) rest to (B, num_classes) float32:
+    `format.spec`.
+    """
     share = rest.float() - math.log(num_classes - values.shape[1])
     logits = share[:, None].repeat(1, num_classes)
     return logits.scatter_(1, classes.long(), values.float())

@@ -27,9 +27,9 @@ class Buffers:
         self._turn = 0
 
     def send(self, parts: Sequence[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Tensor]:
-        """Rows of one slab, or of several in turn: name -> (B, ...) on the device.
+        """Send rows of one or more slabs to the device: name -> (B, ...).
 
-        parts: slabs, and the rows wanted of each, on the host.
+        parts: slabs, and the requested rows of each, on the host.
         """
         self._turn = (self._turn + 1) % len(self._slots)
         if (event := self._sent[self._turn]) is not None:
@@ -53,7 +53,7 @@ class Buffers:
 
 
 def pin(values: Tensor, device: torch.device) -> Tensor:
-    """In page-locked memory, which a GPU copies from directly, if there is one."""
+    """Return the tensor in page-locked memory, from which a GPU copies directly, if any."""
     return values.pin_memory() if device.type == "cuda" else values
 
 
@@ -61,8 +61,8 @@ def copy_in_background(values: Mapping[str, Tensor], device: torch.device) -> di
     """Copy host tensors to the device from a background thread; returns when they are there.
 
     On a GPU they go through page-locked memory and a stream of their own. The default stream would
-    make the copy wait for the training steps that are queued there, and these for the copy. Whoever
-    uses the tensors on another stream calls `mark_as_used` first.
+    make the copy wait for the training steps that are queued there, and these for the copy. Code
+    that uses the tensors on another stream calls `mark_as_used` first.
     """
     if device.type != "cuda":
         return {tap: each.to(device) for tap, each in values.items()}
@@ -83,7 +83,8 @@ def mark_as_used(values: Mapping[str, Tensor]) -> None:
 
 
 def gather_rows(slab: Tensor, sample_ids: Tensor, buffer: Tensor) -> Tensor:
-    """Rows of (N, ...) into a buffer that is reused from step to step: (B, ...), a view of it.
+    """Gather rows of (N, ...) into a buffer that is reused from step to step: (B, ...), a view of
+    it.
 
     Fresh memory for each batch would cost more, in page faults, than the copy itself. The next call
     overwrites the rows, so they must not be needed after the step.

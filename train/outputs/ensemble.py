@@ -77,9 +77,10 @@ class TeacherEnsemble(TeacherOutputs):
         return replace(batch, inputs=(batch.inputs * std + mean - their_mean) / their_std)
 
     def _rescaling(self, number: int, device: torch.device) -> tuple[Tensor, ...]:
-        """Mean and std of the first teacher and of teacher `number`, each (1, C, 1, 1).
+        """Return mean and std of the first teacher and of teacher `number`, each (1, C, 1, 1).
 
-        Copied to the device once, since copying numbers there in each step would wait for it.
+        They are copied to the device once, since copying numbers there in each step would wait for
+        it.
         """
         if (number, device) not in self._rescalings:
             ours, theirs = self._normalizations[0], self._normalizations[number]
@@ -91,7 +92,7 @@ class TeacherEnsemble(TeacherOutputs):
 
 
 def mean_log_probabilities(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """log of the weighted mean of softmax(logits): each (B, K) -> (B, K) float32."""
+    """Return the log of the weighted mean of softmax(logits): each (B, K) -> (B, K) float32."""
     total = sum(weights)
     weighted = [
         F.log_softmax(each.float(), dim=1) + math.log(weight / total)

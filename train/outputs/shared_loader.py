@@ -30,15 +30,16 @@ class SharedPixels:
 
     @property
     def current(self) -> ViewBatch:
-        """The batch that was given out last."""
+        """The batch that was yielded last."""
         assert self._reading is not None
         assert self._reading.batch is not None
         return self._reading.batch
 
     def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
-        """As the pixels' own; who asks for what is being read, or for the rest of it, joins in.
+        """Yield batches as `Pixels.batches` does; a reader that requests the current batch shares
+        it.
 
-        Raises TrainError where another reader has changed a batch in place.
+        Raises TrainError if another reader has changed a batch in place.
         """
         reading = self._reading
         number = None if reading is None else reading.number_of(views, ids, batch_size)
@@ -62,7 +63,9 @@ class _Reading:
         self._error: Exception | None = None
 
     def number_of(self, views: Sequence[int], ids: Ids, batch_size: int) -> int | None:
-        """That of the first batch of these ids: the one that is there, the next, or None."""
+        """Return the number of the first batch of these ids: the current one or the next; None if
+        neither.
+        """
         first = len(self._ids) - len(ids)
         number, rest = divmod(first, batch_size)
         number *= len(views)
@@ -76,7 +79,7 @@ class _Reading:
         return number if is_rest else None
 
     def at(self, number: int) -> ViewBatch | None:
-        """Batch `number`, which is the one that is there or the next; None after the last one."""
+        """Return batch `number`, the current one or the next; None after the last one."""
         if number == self._number + 1:
             self._advance()
         assert number == self._number, "its readers do not keep pace"
@@ -121,7 +124,7 @@ class SharedOutputs:
             self._epoch = view, ids
 
     def rows(self, part: ViewBatch) -> Mapping[str, Tensor]:
-        """Of the current batch, or of successive samples of it."""
+        """Return the rows of the current batch, or of successive samples of it."""
         batch = self._pixels.current
         if batch is not self._batch:
             self._rows, self._batch = self.source.rows(batch), batch
@@ -154,7 +157,7 @@ class _SelectedTaps(TeacherOutputs):
 
 
 class Unchanged:
-    """Tensors that nobody may change in place, as others are to see them too."""
+    """Tensors that nobody may change in place, since other readers see them too."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -162,11 +165,11 @@ class Unchanged:
         self._versions: list[int] = []
 
     def note(self, tensors: Sequence[Tensor]) -> None:
-        """From now on it is these."""
+        """Remember these tensors from now on."""
         self._tensors, self._versions = tensors, [each._version for each in tensors]
 
     def check(self) -> None:
-        """Raise TrainError where one was changed since."""
+        """Raise TrainError if a tensor was changed since."""
         if [each._version for each in self._tensors] != self._versions:
             raise TrainError(
                 f"a network or a loss of another run has changed {self._what} in place, which the "

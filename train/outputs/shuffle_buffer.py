@@ -38,9 +38,9 @@ _BLOCKS_SEED_OFFSET = 2**63  # keeps the order of blocks apart from that of samp
 def window_rows(
     cache: TeacherCache, taps: Collection[str], placement: PlacementChoice
 ) -> int | None:
-    """How many samples are shuffled at a time, reading these taps; None: all of them.
+    """Return the number of samples to shuffle at a time when these taps are read; None: all.
 
-    A window is used where it is asked for, or where two views fill the memory.
+    A window is used if the config requests it, or if two views fill the memory.
     """
     row_bytes, memory = record_bytes(cache, taps), total_memory()
     is_too_large = 2 * row_bytes * cache.num_samples > memory * _SLABS_SHARE
@@ -52,24 +52,24 @@ def window_rows(
 
 
 def record_bytes(cache: TeacherCache, taps: Collection[str]) -> int:
-    """The bytes of one record's taps in memory."""
+    """Return the bytes of one record's taps in memory."""
     return sum(cache.manifest.taps[tap].read_bytes_per_record for tap in taps)
 
 
 def outputs_fit(num_bytes: int, jobs: int) -> bool:
-    """Whether each of `jobs` processes may hold so many bytes of teacher outputs."""
+    """Return True if each of `jobs` processes may keep teacher outputs of this size."""
     return jobs * num_bytes <= _SLABS_SHARE * total_memory()
 
 
 def jobs_that_fit(jobs: int, held_bytes: Iterable[int]) -> int:
-    """How many of `jobs` runs may hold their teacher outputs, of these sizes, side by side."""
+    """Return how many of `jobs` runs may keep teacher outputs of these sizes at the same time."""
     largest = max([1, *held_bytes])
     return min(jobs, max(1, int(_SLABS_SHARE * total_memory() // largest)))
 
 
 @dataclass(frozen=True)
 class ShuffleBuffer:
-    """Of `num_samples` in blocks of `block_rows`; a window holds at least one block."""
+    """Windows of an order of `num_samples`, in blocks of `block_rows`; at least one block each."""
 
     num_samples: int
     block_rows: int
@@ -80,7 +80,7 @@ class ShuffleBuffer:
         return max(1, self.window_rows // self.block_rows)
 
     def order(self, seed: int, epoch: int) -> Ids:
-        """(N,) int64: every sample once."""
+        """Return (N,) int64: every sample once."""
         num_blocks = -(-self.num_samples // self.block_rows)
         blocks = permutation((seed + _BLOCKS_SEED_OFFSET) % 2**64, epoch, num_blocks)
         # Sorted by window, and within a window by the sample's own place in a true shuffle.

@@ -71,7 +71,7 @@ class BestEpoch:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run has come: `epoch` whole epochs, and what is done of the next one."""
+    """The progress of a run: `epoch` whole epochs, and the finished steps of the next one."""
 
     epoch: int
     seconds: float
@@ -114,7 +114,7 @@ class _Checkpoint(BaseModel):
 def build_checkpoint(
     run_sha256: str, progress: RunProgress, train_state: TrainState
 ) -> dict[str, Any]:
-    """What is saved."""
+    """Build the checkpoint's document and tensors."""
     state = {
         "run_sha256": run_sha256,
         "epoch": progress.epoch,
@@ -133,16 +133,16 @@ def build_checkpoint(
 
 
 def checkpoint_digest(state: Mapping[str, Any]) -> str:
-    """Over all of a checkpoint but the optimizer's settings, which are never read from it."""
+    """Hash all of a checkpoint but the optimizer's settings, which are never read from it."""
     covered = {key: value for key, value in state.items() if key != _CHECKSUM}
     return content_sha256(covered | {"optimizer": state["optimizer"]["state"]})
 
 
 def read_checkpoint(path: Path, run_sha256: str) -> dict[str, Any] | None:
-    """The content of a run's checkpoint, each number of its type and in its range.
+    """Read a run's checkpoint; each number has its type and is in its range.
 
-    None where there is no file, or one of another run. Raises TrainError, which says how the run
-    starts again.
+    Returns None if there is no file, or the file of another run. Raises TrainError, which explains
+    how the run starts again.
     """
     try:
         state = read_tensors(path, follow=False)
@@ -160,7 +160,7 @@ def read_checkpoint(path: Path, run_sha256: str) -> dict[str, Any] | None:
 
 
 def restore(state: Mapping[str, Any], train_state: TrainState, path: Path) -> RunProgress:
-    """Fill the train state from a checkpoint that `read_checkpoint` gave. Raises TrainError."""
+    """Fill the train state from a checkpoint that `read_checkpoint` returned. Raises TrainError."""
     if different := list(_differences_to(train_state, state)):
         more = f"\n  and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         shown = "\n  ".join(different[:_SHOWN])
@@ -188,9 +188,10 @@ def restore(state: Mapping[str, Any], train_state: TrainState, path: Path) -> Ru
 def check_metrics(
     progress: RunProgress, epochs: Sequence[Mapping[str, Any]], last: int, path: Path
 ) -> None:
-    """Raise TrainError unless a checkpoint's best epochs are those that the run's metrics give.
+    """Raise TrainError unless a checkpoint's best epochs are those of the run's metrics.
 
-    epochs: of the metrics, as many as the checkpoint counts. last: the number of the run's last.
+    epochs: of the metrics, as many as the checkpoint counts. last: the number of the run's last
+    epoch.
     """
     for name in BEST_NAMES:
         prefix, best = prefix_of(name), progress.best.get(name)
@@ -239,7 +240,7 @@ def _partial(found: Mapping[str, Any], epochs: int, path: Path) -> Partial:
 
 
 def _differences_to(train_state: TrainState, state: Mapping[str, Any]) -> Iterator[str]:
-    """What of a checkpoint cannot take the place of the train state's own."""
+    """Yield the parts of a checkpoint that cannot replace the train state's own."""
     own = train_state.state_dict()
     for part in ("network", "connectors", "scaler", "average"):
         yield from _differences(own[part], state.get(part, {}), part)
@@ -251,7 +252,10 @@ def _differences_to(train_state: TrainState, state: Mapping[str, Any]) -> Iterat
 def _differences_of_optimizer(
     train_state: TrainState, own: Mapping[str, Any], found: Any
 ) -> Iterator[str]:
-    """SGD's state is there from the start, that of AdamW begins with a parameter's gradient."""
+    """Yield the differences of the optimizer's state.
+
+    SGD's state exists from the start, AdamW's begins with a parameter's first gradient.
+    """
     if isinstance(train_state.optimizer, torch.optim.SGD):
         yield from _differences(own["state"], found, "optimizer")
         return
@@ -283,7 +287,7 @@ def _differences(own: Any, found: Any, where: str) -> Iterator[str]:
 
 
 def content_sha256(content: Mapping[str, Any]) -> str:
-    """Over every key, number and tensor, with its type and shape. Raises ValueError."""
+    """Hash every key, number and tensor, with its type and shape. Raises ValueError."""
     digest = hashlib.sha256()
     for piece in _pieces(content, 0):
         digest.update(piece)
@@ -328,5 +332,5 @@ def check_steps(partial: Partial, losses: Sequence[str], num_steps: int, path: P
 
 
 def unusable(path: Path, problem: str) -> TrainError:
-    """The error for a checkpoint that the run cannot be resumed from."""
+    """Return the error for a checkpoint that the run cannot be resumed from."""
     return TrainError(problem, fix=f"rm {shlex.quote(str(path))}  # the run starts again")

@@ -57,9 +57,9 @@ def export_student(
 ) -> list[dict[str, Any]]:
     """Write three files for each of these weights into a new `folder`; returns their cards.
 
-    Those of averaged weights are called `student-ema`. An earlier export of the same run is
-    replaced whole. Raises TrainError, also where the folder holds another run's export; BadFile
-    where it holds anything else.
+    The files of averaged weights are called `student-ema`. An earlier export of the same run is
+    replaced whole. Raises TrainError, also if the folder contains another run's export; BadFile if
+    it contains anything else.
     """
     _refuse_other_export(run, folder)
     weights = {each: _intact_weights(run, each) for each in which}
@@ -112,13 +112,15 @@ def _exported(run: Run, which: Which, weights: Path, folder: Path, device: str) 
 
 
 def weights_of(run: Run, when: Literal["best", "last"]) -> list[Which]:
-    """What a run has of that epoch: the network's weights, and their average if it has one."""
+    """Return a run's weights of that epoch: the network's, and their average if it has one."""
     averaged: Which = "best-ema" if when == "best" else "last-ema"
     return [when, averaged] if averaged in (run.summary or {}) else [when]
 
 
 def _intact_weights(run: Run, which: Which) -> Path:
-    """The weights of a finished run. Raises TrainError unless they are those it ended with."""
+    """Read the weights of a finished run. Raises TrainError unless they are the run's final
+    weights.
+    """
     if run.summary is None:
         raise TrainError(f"{run.folder} is not finished", fix=_command(run))
     weights = run.folder / f"{which}.pt"
@@ -159,7 +161,7 @@ def _command(run: Run) -> str:
 
 
 def _origin(run: Run, which: Which) -> dict[str, Any]:
-    """What the card says of the run."""
+    """Return the card's description of the run."""
     study, summary = run.study, run.summary
     assert summary is not None
     student = study.config.student

@@ -25,7 +25,7 @@ _CHECKSUM = "content_sha256"
 
 
 class _Card(BaseModel):
-    """What is relied on; the checksum covers everything."""
+    """The fields that readers use; the checksum covers everything."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     model: Text
@@ -39,14 +39,14 @@ class _Card(BaseModel):
 
 
 def card_document(card: Mapping[str, Any]) -> bytes:
-    """The bytes of a card."""
+    """Build the bytes of a card."""
     return (json.dumps({**card, _CHECKSUM: identity_sha256(card)}, indent=1) + "\n").encode()
 
 
 def verify_export(folder: Path) -> list[dict[str, Any]]:
-    """The cards of an export, each compared with itself and with the files it is of.
+    """Read the cards of an export, and compare each with itself and with its files.
 
-    Raises BadFile, which names the file; FileNotFoundError where one is missing.
+    Raises BadFile, which names the file; FileNotFoundError if one is missing.
     """
     stems = [stem for stem in STEMS if (folder / f"{stem}.json").exists()]
     return [_verified(folder, stem) for stem in stems or STEMS[:1]]

@@ -68,7 +68,7 @@ class EpochPrinter:
 
 
 def classifier_epoch(terms: Sequence[LossTerm], epochs: int) -> int:
-    """The first epoch in which a loss reaches the classifier; `epochs` + 1 if there is none."""
+    """Return the first epoch whose losses reach the classifier; `epochs` + 1 if there is none."""
     reaching = [term for term in terms if "logits" in loss_named(term.loss).student]
     for epoch in range(1, epochs + 1):
         if any(weight_at(term, epoch) for term in reaching):

@@ -44,8 +44,9 @@ class Recorder:
         stop: StopRequest | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """checkpoint_minutes: between checkpoints within an epoch. stop: a request to save and end.
+        """Resume the run, or begin it.
 
+        checkpoint_minutes: between checkpoints within an epoch. stop: a request to save and end.
         clock: returns the seconds that count as the run's. Raises Busy if another process trains
         this run; TrainError if the checkpoint is unusable, if the ranks have different runs, or if
         a rank does not see the checkpoint of rank 0.
@@ -123,7 +124,7 @@ class Recorder:
 
     @property
     def _requested_signal(self) -> int:
-        """The number of the signal that this process received; 0: none."""
+        """Return the number of the signal that this process received; 0: none."""
         return self._stop.signal_number or 0
 
     def _is_checkpoint_due(self) -> bool:

@@ -73,7 +73,7 @@ class RunWriter:
     """
 
     def __init__(self, run: AnyRun, train_state: TrainState, clock: Callable[[], float]) -> None:
-        """clock: returns the seconds that count as the run's.
+        """Resume the run, or begin it. clock: returns the seconds that count as the run's.
 
         Raises Busy if another process trains this run, TrainError if its checkpoint is unusable.
         """
@@ -122,7 +122,7 @@ class RunWriter:
 
     @property
     def _networks(self) -> dict[str, nn.Module]:
-        """By the names of their files."""
+        """Return the network and its average by the names of their files."""
         average = self._train_state.average
         networks = {"": self._train_state.network} | ({EMA: average.module} if average else {})
         return {f"{when}{kind}": networks[kind] for when in ("last", "best") for kind in networks}
@@ -130,7 +130,7 @@ class RunWriter:
     def finish(self, extra: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Write the last weights and the summary, delete the checkpoint; returns the summary.
 
-        extra: returns what the summary is to say besides.
+        extra: returns more entries of the summary.
         """
         said = extra()
         self._refuse_other_best()
@@ -148,7 +148,7 @@ class RunWriter:
         return written
 
     def _settled(self, name: str) -> str:
-        """The sha256 of a weights' file, which is written now if it is of the last weights."""
+        """Return the sha256 of a weights file, written now if it is of the last weights."""
         if name.startswith("last"):
             return self._write_tensors(f"{name}.pt", self._networks[name].state_dict())
         return self.best[name].weights_sha256 or file_sha256(self.folder / f"{name}.pt")
@@ -158,7 +158,7 @@ class RunWriter:
         self._lock.release()
 
     def _inside(self, name: str) -> tuple[Path, str]:
-        """A file of this run as `safe.confined` wants it: below a folder that is no link's."""
+        """Return a file of this run for `safe.confined`: below a folder that is not a link."""
         return self.folder.parent, f"{self.folder.name}/{name}"
 
     def _write(self, name: str, content: bytes) -> None:
@@ -182,7 +182,7 @@ class RunWriter:
         self._seconds_counted = now
 
     def _save_checkpoint(self, epoch: int, partial: Partial | None) -> None:
-        """Save the state after `epoch` whole epochs, with what is done of the next one."""
+        """Save the state after `epoch` whole epochs, with the finished steps of the next one."""
         progress = RunProgress(epoch, self.seconds, self.best, partial)
         content = build_checkpoint(self._sha256, progress, self._train_state)
         self._write_tensors(CHECKPOINT_FILE, content)
@@ -217,10 +217,10 @@ class RunWriter:
         self._write(METRICS_FILE, b"")
 
     def _resume(self) -> bool:
-        """Load this run's checkpoint and cut the metrics back to it; False where there is none.
+        """Load this run's checkpoint and truncate the metrics to it; False if there is none.
 
-        Metrics are on the disk before a checkpoint counts on them. Raises TrainError where they are
-        missing: the checkpoint is not given up for that without a word.
+        Metrics are on the disk before a checkpoint counts on them. Raises TrainError if they are
+        missing, instead of silently giving up the checkpoint.
         """
         path = self.folder / CHECKPOINT_FILE
         if (state := read_checkpoint(path, self._sha256)) is None:
@@ -244,7 +244,7 @@ class RunWriter:
         return True
 
     def _settle_best(self) -> None:
-        """A kill may have come between the checkpoint and the new name of the best weights."""
+        """Finish the rename of the best weights if a kill came between it and the checkpoint."""
         for name, best in self.best.items():
             path = self.folder / f"{name}{_NEXT}"
             if not path.is_file() or file_sha256(path) != best.weights_sha256:

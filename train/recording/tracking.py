@@ -53,7 +53,7 @@ class Tracker(Protocol):
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise TrainError where a tracker's package is not installed."""
+    """Raise TrainError if a tracker's package is not installed."""
     for name in names:
         if name not in TRACKERS:
             raise TrainError(f"no tracker {name!r}", fix=f"--logger {'|'.join(TRACKERS)}")
@@ -63,7 +63,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def epoch_scalars(result: EpochResult) -> dict[str, float]:
-    """The figures of an epoch by their names in trackers."""
+    """Return the metrics of an epoch by their names in trackers."""
     figures = {"loss/total": result.loss, "learning_rate": result.learning_rate}
     figures |= {f"loss/{name}": value for name, value in result.losses.items()}
     figures |= {f"weight/{name}": value for name, value in result.weights.items()}
@@ -85,10 +85,10 @@ def tracking(
     *,
     is_resumed: bool,
 ) -> Iterator[Callable[[EpochResult], None]]:
-    """Open the trackers of a run; gives what is to be called after each epoch.
+    """Open the trackers of a run; yields the function to call after each epoch.
 
     first_epoch: where the run begins or resumes. is_resumed: False makes a new run in each tracker;
-    a run may be resumed within its first epoch. Raises TrainError where one cannot be opened.
+    a run may be resumed within its first epoch. Raises TrainError if one cannot be opened.
     """
     check_trackers(names)
     ids = _known_ids(run) if is_resumed else {}
@@ -111,7 +111,7 @@ def tracking(
 
 
 def _known_ids(run: AnyRun) -> dict[str, str]:
-    """What trackers called the run before. Raises BadFile."""
+    """Read the ids that trackers gave the run before. Raises BadFile."""
     path = run.folder / _IDS_FILE
     try:
         ids = parse_json(read_bounded(path, _IDS_BYTES), path)
@@ -179,7 +179,7 @@ class _Tensorboard:
 
 
 class _Wandb:
-    """WANDB_MODE=offline keeps it on this machine; WANDB_PROJECT names the project."""
+    """A wandb run. WANDB_MODE=offline keeps it on this machine; WANDB_PROJECT is its project."""
 
     def __init__(self, run: AnyRun, first_epoch: int, ids: dict[str, str]) -> None:
         import wandb
@@ -208,7 +208,9 @@ class _Wandb:
 
 
 class _Mlflow:
-    """MLFLOW_TRACKING_URI says where; MLFLOW_EXPERIMENT_NAME names the experiment."""
+    """A run of MLflow: MLFLOW_TRACKING_URI is its server; MLFLOW_EXPERIMENT_NAME names the
+    experiment.
+    """
 
     def __init__(self, run: AnyRun, first_epoch: int, ids: dict[str, str]) -> None:
         from mlflow.tracking import MlflowClient
@@ -246,12 +248,12 @@ class _Mlflow:
 
 
 def _own_folder(run: AnyRun, name: str) -> AbstractContextManager[int]:
-    """A folder in the run's, made if it is missing. Raises BadFile where it is a link."""
+    """Make a folder in the run's folder if it is missing. Raises BadFile if it is a link."""
     return opened_folder(run.folder.parent, f"{run.folder.name}/{name}", create=True)
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": [1]}} -> {"a.b.0": 1}."""
+    """Flatten nested settings: {"a": {"b": [1]}} -> {"a.b.0": 1}."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, (list, tuple)):

@@ -58,7 +58,7 @@ class TapsOfTeacher:
 
     @classmethod
     def of_config(cls, teacher: TeacherConfig, caches_dir: Path) -> TapsOfTeacher:
-        """The taps that a pass would store."""
+        """Return the taps that a pass would store."""
         logits, stages = teacher.taps.logits, list(teacher_stages(teacher))
         top = logits.top_k if isinstance(logits, TopLogits) else None
         lacks = f"the teacher's file {teacher.name} leaves out"
@@ -66,7 +66,7 @@ class TapsOfTeacher:
 
     @classmethod
     def of_cache(cls, teacher: StudyTeacher) -> TapsOfTeacher:
-        """The taps that a cache has or is to have."""
+        """Return the taps that a cache has or is to have."""
         cache, stages = teacher.cache, list(teacher.stages)
         logits = cache.manifest.taps.get("logits")
         top, path = logits.top if logits else None, cache.path
@@ -135,7 +135,7 @@ def check_without_cache(
 
 
 def refuse_methods_of_one(config: StudentConfig, methods: Sequence[str]) -> None:
-    """Raise TrainError where a method needs what several teachers do not have together."""
+    """Raise TrainError if a method needs what several teachers do not have together."""
     for method in methods:
         losses = [loss_named(term.loss) for term in config.methods[method]]
         taps = {tap for loss in losses for tap in loss.teacher_taps}
@@ -143,7 +143,7 @@ def refuse_methods_of_one(config: StudentConfig, methods: Sequence[str]) -> None
 
 
 def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]:
-    """The taps that a cache will hold, found with fresh weights: name -> shape.
+    """Find the taps that a cache will contain, with fresh weights: name -> shape.
 
     Raises ArchError, TapError, DatasetError.
     """
@@ -198,7 +198,7 @@ def check_student(
 
 
 def refuse_cut_logits(method: str, terms: Sequence[LossTerm], top: int | None) -> None:
-    """Raise TrainError where a loss needs all logits and only the `top` largest are stored."""
+    """Raise TrainError if a loss needs all logits and only the `top` largest are stored."""
     functions = [loss_named(term.loss).function for term in terms]
     if top is not None and lskd in functions:  # whatever name the config gives it
         raise TrainError(
@@ -209,7 +209,7 @@ def refuse_cut_logits(method: str, terms: Sequence[LossTerm], top: int | None) -
 
 
 def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
-    """Raise TrainError where a term never acts, or where in some epoch none does."""
+    """Raise TrainError if a term never acts, or if no term acts in some epoch."""
     names = [term.loss for term in terms]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -232,13 +232,15 @@ def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
 def missing_taps(
     config: StudentConfig, methods: Sequence[str], stages: Sequence[str], held: Collection[str]
 ) -> dict[str, set[str]]:
-    """The taps that methods need beyond those held: {method: taps}, without empty entries."""
+    """Return the taps that methods need and a cache lacks: {method: taps}, no empty entries."""
     needed = {method: taps_of(config.methods[method], stages) for method in methods}
     return {method: taps - set(held) for method, taps in needed.items() if taps - set(held)}
 
 
 def format_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[str]) -> str:
-    """The problem in words; `who` ends in a verb. Raises TrainError if no cache can have them."""
+    """Return the problem in words; `who` ends in a verb. Raises TrainError if no cache can have
+    them.
+    """
     lines = [f"methods.{m} needs the taps {', '.join(sorted(taps))}" for m, taps in missing.items()]
     possible = {
         "logits",
@@ -255,7 +257,7 @@ def format_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[s
 
 
 def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) -> list[str]:
-    """Overrides of the teacher's file that add these taps; a hint is the middle stage's."""
+    """Return overrides of the teacher's file that add these taps; a hint is the middle stage's."""
     every = set().union(*missing.values())
     kinds = {Tap.parse(name).kind for name in every}
     middle = stages[len(stages) // 2] if stages else "stage1"
@@ -271,7 +273,9 @@ def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) ->
 def missing_error(
     missing: Mapping[str, set[str]], methods: Sequence[str], teacher: TapsOfTeacher
 ) -> TrainError:
-    """The error for taps that a teacher lacks, with the command that builds or extends a cache."""
+    """Return the error for taps that a teacher lacks, with the command that builds or extends a
+    cache.
+    """
     problem = format_missing(missing, teacher.lacks, teacher.stages)
     rest = " ".join(method for method in methods if method not in missing)
     without = f'; or leave these methods out: METHODS="{rest}"' if rest else ""

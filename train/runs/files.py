@@ -27,18 +27,24 @@ BEST_NAMES = ("best", f"best{EMA}")
 
 
 def prefix_of(name: str) -> str:
-    """Of the keys of a line of metrics that hold the errors of these weights ("best-ema")."""
+    """Return the prefix of the keys in a line of metrics for the errors of these weights
+    ("best-ema").
+    """
     return "ema_" if name.endswith(EMA) else ""
 
 
 def best_of(metrics: Sequence[Mapping[str, Any]], prefix: str = "") -> Mapping[str, Any] | None:
-    """The epoch with the lowest deciding error, the first of several; None if none was tested."""
+    """Return the epoch with the lowest deciding error, the first of several; None if none was
+    tested.
+    """
     tested = [epoch for epoch in metrics if deciding_error(epoch, prefix) is not None]
     return min(tested, key=lambda epoch: deciding_error(epoch, prefix) or 0.0, default=None)
 
 
 def deciding_error(epoch: Mapping[str, Any], prefix: str = "") -> float | None:
-    """The top-1 error that the best epoch is chosen by: validation, else test; None: not tested."""
+    """Return the top-1 error that the best epoch is chosen by: validation, else test; None: not
+    tested.
+    """
     top1, top5, validation = (
         epoch.get(f"{prefix}{name}")
         for name in ("top1_error", "top5_error", "validation_top1_error")
@@ -49,7 +55,7 @@ def deciding_error(epoch: Mapping[str, Any], prefix: str = "") -> float | None:
 
 
 def figures_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a summary says of these epochs; the last one has been tested."""
+    """Return the entries of a summary for these epochs, the last of which has been tested."""
     last = metrics[-1]
     figures: dict[str, Any] = {"epochs": last["epoch"]}
     for kind in ("", EMA):
@@ -101,7 +107,7 @@ class _Epochs(BaseModel):
 
 
 class _Run(BaseModel):
-    """What readers use of an identity; the rest is compared, never used."""
+    """The fields of an identity that readers use; the rest is compared, never used."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     training: _Epochs
@@ -113,12 +119,12 @@ class _Run(BaseModel):
 
 
 def run_document(identity: Mapping[str, Any]) -> bytes:
-    """The bytes of run.json."""
+    """Build the bytes of run.json."""
     return _pretty({**identity, "run_sha256": identity_sha256(identity)})
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """The identity of a folder's run; None where it has no run.json. Raises BadFile."""
+    """Read the identity of a folder's run; None if it has no run.json. Raises BadFile."""
     if (content := _read(folder / RUN_FILE, _Run)) is None:
         return None
     recorded = content.pop("run_sha256", None)
@@ -148,16 +154,16 @@ class _Epoch(_Document):
 
 
 def metrics_line(epoch: Mapping[str, Any], run_sha256: str) -> bytes:
-    """A line of metrics.jsonl, with its checksum."""
+    """Build a line of metrics.jsonl, with its checksum."""
     return json.dumps({**epoch, "check": _line_check(epoch, run_sha256)}).encode() + b"\n"
 
 
 def read_metrics(
     folder: Path, run_sha256: str, *, first: int | None = None
 ) -> list[dict[str, Any]] | None:
-    """The epochs of a run; None where the file is missing.
+    """Read the epochs of a run; None if the file is missing.
 
-    first: of so many epochs; what follows may be cut off. Raises BadFile.
+    first: the number of epochs to read; the rest may be truncated. Raises BadFile.
     """
     try:
         return list(islice(_epochs(folder / METRICS_FILE, run_sha256), first))
@@ -166,7 +172,7 @@ def read_metrics(
 
 
 def count_epochs(folder: Path, run_sha256: str) -> int:
-    """How many epochs of a run are recorded, up to the first line that is no record."""
+    """Count the recorded epochs of a run, up to the first line that is not a record."""
     done = 0
     try:
         for _ in _epochs(folder / METRICS_FILE, run_sha256):
@@ -264,12 +270,12 @@ class _TeacherSummary(_Summary):
 
 
 def summary_document(summary: Mapping[str, Any]) -> bytes:
-    """The bytes of summary.json."""
+    """Build the bytes of summary.json."""
     return _pretty({**summary, _CHECKSUM: identity_sha256(summary)})
 
 
 def read_summary(folder: Path, *, of_teacher: bool = False) -> dict[str, Any] | None:
-    """What a folder's summary says, of whichever run; None where it has none. Raises BadFile."""
+    """Read a folder's summary, of whichever run; None if it has none. Raises BadFile."""
     path = folder / SUMMARY_FILE
     if (content := _read(path, _TeacherSummary if of_teacher else _StudentSummary)) is None:
         return None
@@ -282,9 +288,9 @@ def read_summary(folder: Path, *, of_teacher: bool = False) -> dict[str, Any] | 
 
 
 def read_result(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The summary of a finished student, its figures compared with the run's metrics.
+    """Read the summary of a finished student, and compare its metrics with metrics.jsonl.
 
-    None where the folder has none, or one of another identity. Raises BadFile.
+    Returns None if the folder has no summary, or the summary of another identity. Raises BadFile.
     """
     sha256 = identity_sha256(identity)
     summary = read_summary(folder)

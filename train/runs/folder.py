@@ -47,12 +47,12 @@ Identity = Mapping[str, Any]
 
 
 def settings_key(identity: Identity) -> str:
-    """Return what runs of all methods and seeds of the same study have in common."""
+    """Return the settings that runs of all methods and seeds of the same study have in common."""
     return identity_sha256(without(_OF_LABEL, identity))
 
 
 def method_key(identity: Identity) -> str:
-    """Return what the seeds of one method have in common, whatever its study."""
+    """Return the settings that the seeds of one method have in common, whatever its study."""
     kept = {key: identity[key] for key in _OF_LABEL if key != "seed" and key in identity}
     return identity_sha256(kept)
 
@@ -92,7 +92,7 @@ def _of_method(identity: Identity) -> dict[str, Any]:
 
 
 def _shortened(settings: Sequence[str]) -> list[str]:
-    """Settings of the cache, which are many where the teacher is another one, come last."""
+    """Move the settings of the cache to the end, since a different teacher changes many of them."""
     order = sorted(settings, key=lambda each: each.startswith(("cache.", "further_caches.")))
     more = len(order) - _MOST
     return order if more <= 1 else [*order[:_MOST], f"{more} more"]
@@ -151,22 +151,22 @@ class FoundRun:
         return f"{'repetition ' if self.is_repetition else ''}{state}, {of}"
 
     def is_like(self, identity: Mapping[str, Any]) -> bool:
-        """Whether this run and that of the identity differ in method and seed alone."""
+        """Return True if this run and that of the identity differ in method and seed alone."""
         return _digest(OF_ONE_RUN, self.identity) == _digest(OF_ONE_RUN, identity)
 
     def is_repetition_of(self, identity: Mapping[str, Any]) -> bool:
-        """Whether this run and that of the identity differ in the seed alone."""
+        """Return True if this run and that of the identity differ in the seed alone."""
         return _digest(("seed",), self.identity) == _digest(("seed",), identity)
 
 
 def runs_below(runs_dir: Path, student: str | None = None) -> list[FoundRun]:
-    """All runs, or those of one student, by student, method, seed and age."""
+    """Return all runs, or those of one student, by student, method, seed and age."""
     students = runs_dir.glob("*/") if student is None else [runs_dir / student]
     return sorted((run for each in students for run in runs_in(each)), key=_order)
 
 
 def runs_in(student_dir: Path) -> list[FoundRun]:
-    """The runs of one student's folder, by method, seed and age."""
+    """Return the runs of one student's folder, by method, seed and age."""
     found = (_read_run(folder) for folder in student_dir.glob("*"))
     return sorted((run for run in found if run is not None), key=_order)
 
@@ -178,7 +178,8 @@ def _order(run: FoundRun) -> tuple[str, str, int, float]:
 def finished_alike(
     runs: Iterable[FoundRun], own: Mapping[str, Mapping[str, Any]]
 ) -> list[FoundRun]:
-    """The finished ones of `runs` that can be compared with each other: one per method and seed.
+    """Return the finished ones of `runs` that can be compared with each other: one per method and
+    seed.
 
     own: {label: identity of a run of it, whatever its seed}, all with the same settings. A run of
     one of these labels must have that very method's terms. Another label counts by the settings
@@ -197,9 +198,9 @@ def finished_alike(
 def changes_since(
     student_dir: Path, name: str, folder: Path, identity: Mapping[str, Any]
 ) -> list[str]:
-    """How a run's settings differ from those of the latest run with its name, one line each.
+    """Return how a run's settings differ from the latest run with its name, one line each.
 
-    Empty where there is none, or where the run in `folder` has begun.
+    Empty if there is none, or if the run in `folder` has begun.
     """
     others = sorted(student_dir.glob(f"{glob.escape(name)}-*/{RUN_FILE}"), key=_changed_at)
     if not others or (folder / RUN_FILE).is_file():
@@ -230,7 +231,7 @@ def _changed_at(path: Path) -> float:
 
 
 def table_of(runs: Sequence[FoundRun], now: float) -> str:
-    """A line per run, which ends with the settings that are not those of all of its student.
+    """Format a line per run, which ends with the settings in which the student's runs differ.
 
     now: seconds, as of time.time.
     """
@@ -252,7 +253,7 @@ def table_of(runs: Sequence[FoundRun], now: float) -> str:
 
 
 def format_result(summary: Mapping[str, Any], folder: Path) -> str:
-    """A finished run in a few lines: its errors, its time, its folder."""
+    """Return a finished run in a few lines: its errors, its time, its folder."""
     has_top5 = summary.get("num_classes", 6) > 5  # else every top-5 error is zero
     best = summary["best"]
 
@@ -271,7 +272,7 @@ def format_result(summary: Mapping[str, Any], folder: Path) -> str:
 
 
 def removable(runs: Sequence[FoundRun], *, superseded: bool = False) -> dict[Path, str]:
-    """{folder: why} of runs that are unfinished.
+    """Return {folder: reason} of runs that are unfinished.
 
     superseded: also of finished runs that were followed by a later one of their method and seed,
     which has other settings and need not be better.
@@ -292,7 +293,7 @@ def removable(runs: Sequence[FoundRun], *, superseded: bool = False) -> dict[Pat
 
 
 def _format_later(run: FoundRun, later: FoundRun) -> str:
-    """What is lost: the errors of both, and how their settings differ."""
+    """Describe the loss: the errors of both runs, and how their settings differ."""
     pair = [run, later]
     errors = [f"{each.summary['last']['top1_error']:.2f} %" for each in pair if each.summary]
     own, _ = distinct_settings([(each.label, each.identity) for each in pair])
@@ -341,12 +342,14 @@ def remove_run(folder: Path) -> None:
 
 
 def repetition_of(folder: Path) -> Path:
-    """Where the finished run in `folder` is trained again, until it takes that place."""
+    """Return the folder in which the finished run in `folder` is trained again, until it is
+    replaced.
+    """
     return folder.with_name(f"{folder.name}.retrain")
 
 
 def _read_run(folder: Path) -> FoundRun | None:
-    """None where there is no run in the folder."""
+    """Read the run in a folder; None if there is none."""
     name = _FOLDER.fullmatch(folder.name)
     if name is None:
         return None
@@ -381,7 +384,7 @@ def _read_run(folder: Path) -> FoundRun | None:
 
 
 def _refuse_other_name(folder: Path, name: re.Match[str], identity: Mapping[str, Any]) -> None:
-    """Raise BadFile where a folder's name does not say what its run.json says."""
+    """Raise BadFile if a folder's name does not say what its run.json says."""
     sha256, seed = identity_sha256(identity), identity.get("seed")
     if not sha256.startswith(name["digits"]) or seed != int(name["seed"]):
         raise BadFile(
@@ -408,7 +411,7 @@ def _digest(but: Sequence[str], identity: Mapping[str, Any]) -> str:
 
 
 def _distinctions(runs: Sequence[FoundRun]) -> dict[Path, list[str]]:
-    """{folder: `key=value` of each setting that is not the same in all runs of its student}."""
+    """Return {folder: `key=value` of each setting that differs between its student's runs}."""
     students: dict[Path, list[FoundRun]] = {}
     for run in runs:
         if not run.problem:

@@ -19,7 +19,7 @@ def begin_again(runs: Sequence[Run], device: str) -> None:
     """Have the finished ones of a study's runs trained again; their results stay until then.
 
     Where some of these repetitions were begun before, only they are left to do. Raises TrainError
-    or DeviceError where the runs cannot be trained, Busy where another process has the folder.
+    or DeviceError if the runs cannot be trained, Busy where another process has the folder.
     """
     from teach_once.runtime.machine.devices import check_device
     from teach_once.train.runs.check_methods import check_methods

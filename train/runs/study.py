@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 def recipe_identity(training: Training, ranks: int | None = None) -> dict[str, Any]:
-    """The recipe as plain data: all of it that decides what a network becomes.
+    """Return the recipe as plain data: all of it that decides what a network becomes.
 
     How many processes train together decides something only where each one normalizes its own slice
     of a batch; then it is here as "ranks". To a single process `batch_norm` makes no difference.
@@ -67,7 +67,8 @@ def recipe_identity(training: Training, ranks: int | None = None) -> dict[str, A
 
 
 def network_identity(net: StudentNet, linear_connectors: Sequence[str]) -> dict[str, Any]:
-    """The student's network and connectors as plain data: the layers, not the key that chose them.
+    """Return the student's network and connectors as plain data: the layers, not the key that chose
+    them.
 
     linear_connectors: the taps whose connectors end without ReLU; none of them leaves the identity
     of earlier runs as it was. Raises TrainError if the file of initial weights is missing.
@@ -85,10 +86,10 @@ def network_identity(net: StudentNet, linear_connectors: Sequence[str]) -> dict[
 
 
 def pair_identity(config: StudentConfig, terms: Sequence[LossTerm]) -> dict[str, str]:
-    """What tells Residual KD's pairs from those that were trained with weight decay on all.
+    """Return the mark of Residual KD's pairs whose networks name parameters without weight decay.
 
-    The networks of a pair may name parameters that have none, as timm's do (`no_weight_decay`),
-    which once was ignored. Loads torch only for such networks.
+    The networks of a pair may name such parameters, as timm's do (`no_weight_decay`), which once
+    was ignored. Loads torch only for such networks.
     """
     thinner = config.student.thinner
     if config.training.weight_decay_norm_bias or thinner is None:
@@ -154,7 +155,7 @@ class Study:
         return None
 
     def pixels(self, device: torch.device, num_workers: int | None = None) -> DatasetPixels:
-        """The views of all splits on a device, opened once for all runs. Loads torch.
+        """Return the views of all splits on a device, opened once for all runs. Loads torch.
 
         A training sample that is read from other bytes than those the teacher saw is refused.
         """
@@ -181,7 +182,9 @@ class Study:
         return self.runs_dir / self.config.name
 
     def run(self, method: str, seed: int, live_teacher: bool = False, live_bn: bool = False) -> Run:
-        """Raises TrainError where the config has no such method."""
+        """Return the run of a method and a seed. Raises TrainError if the config has no such
+        method.
+        """
         refuse_unknown_method(self.config, method)
         return Run(self, method, seed, live_teacher or live_bn, live_bn)
 
@@ -262,7 +265,7 @@ class Run:
         }
 
     def _several_teachers(self) -> dict[str, Any]:
-        """The weight of each of several teachers, and the caches of all but the first."""
+        """Return the weight of each of several teachers, and the caches of all but the first."""
         teachers = self.study.teachers
         if len(teachers) == 1:
             return {}
@@ -277,7 +280,9 @@ class Run:
         return linear_connectors(self.study, self.terms)
 
     def _sources(self) -> dict[str, str | None]:
-        """{module: sha256 of its file} of the user's own losses and network that the run uses."""
+        """Return {module: sha256 of its file} of the user's own losses and network that the run
+        uses.
+        """
         own = [term.loss for term in self.terms if ":" in term.loss]
         modules = [name.partition(":")[0] for name in own]
         losses = {module: module_sha256(module) for module in modules}
@@ -320,13 +325,15 @@ class Run:
     def summary(self) -> dict[str, Any] | None:
         """The result of the finished run; None unless it was trained to its end as identified.
 
-        Raises BadFile where its files contradict one another or their checksums.
+        Raises BadFile if its files contradict one another or their checksums.
         """
         return read_result(self.folder, self.identity)
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is nothing to train: a result that can be believed, and no repetition."""
+        """Return True if nothing is left to train: the result is valid, and no repetition was
+        begun.
+        """
         try:
             return self.summary is not None and not repetition_of(self.folder).is_dir()
         except BadFile:
@@ -334,7 +341,7 @@ class Run:
 
     @property
     def repetition(self) -> Run | None:
-        """The repetition of this run that was begun (`begin_again`); None where there is none."""
+        """The repetition of this run that was begun (`begin_again`); None if there is none."""
         again = repetition_of(self.folder).is_dir()
         return replace(self, is_repetition=True) if again else None
 
@@ -347,7 +354,7 @@ class Run:
 
 
 def needed_together(runs: Sequence[Run]) -> list[list[str]]:
-    """The taps that runs of one study read, of each teacher."""
+    """Return the taps that runs of one study read, of each teacher."""
     wanted = [
         {tap for taps in of_one for tap in taps}
         for of_one in zip(*(run.needed_of_each for run in runs), strict=True)
@@ -359,14 +366,16 @@ def needed_together(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def held_together(runs: Sequence[Run]) -> int:
-    """Bytes of teacher outputs held at a time for runs of one study that read them together."""
+    """Return the bytes of teacher outputs kept at a time for runs of one study that read them
+    together.
+    """
     study = runs[0].study
     rows = 2 * (runs[0].window_rows or study.cache.num_samples)
     return rows * sum(map(record_bytes, study.caches, needed_together(runs)))
 
 
 def refuse_unknown_method(config: StudentConfig, method: str) -> None:
-    """Raise TrainError where the config has no such method."""
+    """Raise TrainError if the config has no such method."""
     if method not in config.methods:
         known = ", ".join(config.methods)
         raise TrainError(f"unknown method {method!r}: {config.name} has {known}")
@@ -385,7 +394,7 @@ def open_study(
     """Find the caches, check that they belong to these teachers and pixels, and check the config.
 
     Taps may be unfinished: what a run reads is looked at when the run is
-    (`train.sessions.student`). reads_outputs: False where no teacher outputs will be read, so that
+    (`train.sessions.student`). reads_outputs: False if no teacher outputs will be read, so that
     views may be missing too.
 
     Raises CacheError, TrainError, DatasetError, ArchError. Never runs a teacher.
@@ -400,14 +409,14 @@ def open_study(
 
 
 def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:
-    """How many views a student trains on, whatever more its cache may hold by now."""
+    """Return the number of views that a student trains on, of those in its cache by now."""
     return config.num_views or teacher.views.num_views
 
 
 def trained_by_any_number(run: Run) -> Run:
-    """The run itself, or the finished one that differs in the number of processes alone.
+    """Find a finished run trained with another number of processes; else return the run itself.
 
-    Raises TrainError where several numbers have trained it.
+    Raises TrainError if several numbers of processes have trained it.
     """
     if run.training.batch_norm == "sync" or run.is_finished:
         return run
@@ -427,7 +436,7 @@ def trained_by_any_number(run: Run) -> Run:
 
 
 def _ranks_of(folder: Path) -> int:
-    """As the run's file says; 1 where it says nothing that can be used."""
+    """Return the number of ranks in the run's file; 1 if the file contains no usable one."""
     try:
         training = (read_run(folder) or {}).get("training", {})
     except BadFile:

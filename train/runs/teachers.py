@@ -54,7 +54,8 @@ def open_cache(
     caches_dir: Path,
     cache_path: Path | None = None,
 ) -> TeacherCache:
-    """The cache of this teacher and these pixels: in `caches_dir`, or the one at `cache_path`.
+    """Return the cache of this teacher and these pixels: in `caches_dir`, or the one at
+    `cache_path`.
 
     Its taps may be unfinished. Raises CacheError, whose fix is the user's own command.
     """
@@ -77,7 +78,7 @@ def open_cache(
 
 @contextmanager
 def refusing_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path) -> Iterator[None]:
-    """Where there is no such cache, and a pass would not make one with enough views: say so."""
+    """Explain a missing cache to which no pass would add enough views."""
     try:
         yield
     except CacheError:
@@ -97,19 +98,19 @@ def refusing_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path
 
 
 def pass_command(teacher: TeacherConfig, caches_dir: Path, more: Sequence[str] = ()) -> str:
-    """What makes or mends a cache in this folder, a URL, or the folder of a mirror."""
+    """Return the command that makes or repairs a cache in a folder, a URL or a mirror."""
     return cache_command(teacher, caches_dir=named_as(caches_dir), more=more)
 
 
 def tap_names(teacher: TeacherConfig) -> set[str]:
-    """The names of the taps that a teacher's file asks for. Raises TapError."""
+    """Return the names of the taps that a teacher's file asks for. Raises TapError."""
     return {tap.name for tap in taps_asked(teacher.taps, teacher_stages(teacher))}
 
 
 def verified_pixels(
     pixels: Pixels, dataset: Dataset, cache: TeacherCache, teacher: TeacherConfig
 ) -> Pixels:
-    """Training pixels that refuse a sample read from other bytes than those the teacher saw."""
+    """Return training pixels that refuse a sample whose bytes differ from the teacher's."""
     from teach_once.views.pixels.resident import VerifiedPixels
 
     if (checksums := cache.sample_crc32c) is None:
@@ -121,7 +122,7 @@ def verified_pixels(
 
 @contextmanager
 def _explaining(dataset: Dataset, other_state: Callable[[], TeacherCache | None]) -> Iterator[None]:
-    """Where there is no such cache, but one of another state of the dataset: say what changed."""
+    """Explain a missing cache if there is one of another state of the dataset."""
     try:
         yield
     except (CacheMismatch, CacheMissing):
@@ -145,7 +146,7 @@ def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
 
 
 def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
-    """The identity that the teacher's cache must have; of missing weights, what is known."""
+    """Return the identity that the teacher's cache must have; without weights, its known part."""
     return cache_identity(views_identity(teacher, dataset), nets_identity(teacher))
 
 
@@ -167,7 +168,9 @@ class StudyTeacher:
 
 
 def teacher_configs(config: StudentConfig, first: TeacherConfig) -> list[TeacherConfig]:
-    """The configs of all teachers, each with the overrides of the first one. Raises ConfigError."""
+    """Return the configs of all teachers, each with the overrides of the first one. Raises
+    ConfigError.
+    """
     overrides = first.source.overrides if first.source else ()
     others = [load_teacher(name, overrides) for name in (config.teachers or ())[1:]]
     for other in others:
@@ -202,7 +205,7 @@ def open_teachers(
 def refuse_other_views(
     first: TeacherConfig, dataset: Dataset, other: TeacherConfig, theirs: Dataset
 ) -> None:
-    """Raise TrainError where two teachers see other images, labels or views.
+    """Raise TrainError if two teachers see other images, labels or views.
 
     Each has its own normalization, as the student has the first one's.
     """
@@ -220,7 +223,7 @@ def refuse_other_views(
 
 
 def refuse_unmergeable(method: str, taps: Collection[str], looked_at: Collection[str]) -> None:
-    """Raise TrainError where a method needs what only a single teacher has.
+    """Raise TrainError if a method needs what only a single teacher has.
 
     taps: names, or groups of names as losses give them. looked_at: parts of the student.
     """

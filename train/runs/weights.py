@@ -50,7 +50,7 @@ class TeacherExists(UserError, ValueError):
 
 @dataclass(frozen=True)
 class ExistingWeights:
-    """summary: of their training, {} where they were made elsewhere. notes: to be printed."""
+    """summary: of their training, {} if they were made elsewhere. notes: to be printed."""
 
     summary: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -114,7 +114,7 @@ class TeacherRun:
         )
 
     def unfinished_otherwise(self) -> str:
-        """An unfinished training with other settings in the folder, in words; empty if none."""
+        """Describe an unfinished training with other settings in the folder; empty if none."""
         if not self.has_checkpoint:
             return ""
         recorded = read_run(self.folder) or {}
@@ -130,7 +130,9 @@ class TeacherRun:
 
 
 def load_teacher_data(config: TeacherConfig, training: TeacherTraining) -> Dataset:
-    """The dataset with the teacher's own limit: it may have seen more than its students will."""
+    """Return the dataset with the teacher's own limit: it may have seen more than its students
+    will.
+    """
     return load_dataset(dataclasses.replace(config.dataset, max_per_class=training.max_per_class))
 
 
@@ -140,7 +142,10 @@ def training_settings(
     dataset_digest: str,
     ranks: int | None = None,
 ) -> dict[str, Any]:
-    """What decides the weights of a teacher trained here; ranks: see `train.runs.study`."""
+    """Return the settings that decide the weights of a teacher trained here.
+
+    ranks: see `train.runs.study`.
+    """
     plain = as_plain(config)
     training = recipe_identity(recipe, ranks) | init_identity(recipe.init)
     del training["eval_every"]  # decides nothing about the weights
@@ -161,12 +166,14 @@ def training_settings(
 
 
 def training_folder(weights: Path) -> Path:
-    """Where the metrics and the checkpoint of a teacher's training lie: beside its weights."""
+    """Return the folder of the metrics and the checkpoint of a teacher's training, next to its
+    weights.
+    """
     return weights.with_suffix(".training")
 
 
 def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
-    """The weights file that the config names; None if it is missing.
+    """Return the weights file that the config names; None if it is missing.
 
     Weights trained here (their sha256 is in the summary beside them) must have been trained as the
     `training:` block says, on these data, normalized as here, with this arch and stem: otherwise
@@ -206,14 +213,14 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
 
 
 def _ranks_of(trained: Mapping[str, Any]) -> int:
-    """With how many processes it was trained; 1 where that made no difference."""
+    """Return the number of processes that trained it; 1 if that made no difference."""
     recipe = trained.get("training")
     ranks = recipe.get("ranks") if isinstance(recipe, dict) else None
     return ranks if isinstance(ranks, int) else 1
 
 
 def _replaced_since(config: TeacherConfig, weights: Path) -> list[str]:
-    """A note; raises ArchError where the file is no sound one."""
+    """Return a note on replaced weights. Raises ArchError if the file is not valid."""
     try:
         with open_regular(weights, follow=True) as file:
             check_container(file, weights)
@@ -223,7 +230,7 @@ def _replaced_since(config: TeacherConfig, weights: Path) -> list[str]:
 
 
 def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
-    """Why there is nothing to train, to be printed; empty if there is something.
+    """Return the reason why there is nothing to train, to be printed; empty if there is something.
 
     caches: a complete cache of this teacher in that folder makes its weights unnecessary.
     """
@@ -242,9 +249,9 @@ def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
 
 
 def _cache_in_place_of(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache | None:
-    """The complete cache that makes the missing weights unnecessary.
+    """Return the complete cache that makes the missing weights unnecessary.
 
-    None where there is none. Raises CacheAmbiguous where caches of several weights fit, ArchError
+    None if there is none. Raises CacheAmbiguous where caches of several weights fit, ArchError
     where the path of the weights seems misspelled.
     """
     identity = teacher_identity(teacher, load_dataset(teacher.dataset, caches_dir))
@@ -261,7 +268,7 @@ def _cache_in_place_of(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache
 
 
 def refuse_untrainable(config: TeacherConfig) -> None:
-    """Raise TrainError where the config does not say how to train the teacher's weights."""
+    """Raise TrainError if the config does not say how to train the teacher's weights."""
     weights = config.teacher.weights
     if is_downloadable(weights):
         raise TrainError(
@@ -276,7 +283,7 @@ def refuse_untrainable(config: TeacherConfig) -> None:
 
 
 def format_record(record: Mapping[str, Any], weights: Path) -> str:
-    """A finished training in one line."""
+    """Return a finished training in one line."""
     last = record["last"]
     top5 = f", {last['top5_error']:.2f} % top-5" if record["num_classes"] > 5 else ""
     return (
@@ -288,7 +295,7 @@ def format_record(record: Mapping[str, Any], weights: Path) -> str:
 def _digest_to_compare(
     config: TeacherConfig, training: TeacherTraining, trained: Mapping[str, Any]
 ) -> tuple[str, list[str]]:
-    """The digest of the images to train on; if they are missing, of those it was trained on."""
+    """Return the digest of the images to train on; if missing, of those in the last training."""
     try:
         return load_teacher_data(config, training).digest, []
     except DatasetError as error:
@@ -298,7 +305,7 @@ def _digest_to_compare(
 
 
 def _trained_with(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings of the training that the summary is of; {} where they are lost.
+    """Return the settings of the training that the summary is of; {} if they are lost.
 
     Older summaries lack them; then they are in run.json, unless a later, interrupted training has
     written its own there.

@@ -28,7 +28,7 @@ def refuse_changed(run: AnyRun, planned: Mapping[str, Any]) -> None:
 
 
 def changed_since_planned(run: Run, planned: Mapping[str, Any]) -> str:
-    """Return what `refuse_changed` raises, in words; empty if nothing has changed."""
+    """Describe what `refuse_changed` raises; empty if nothing has changed."""
     try:
         refuse_changed(run, planned)
     except TrainError as error:
@@ -37,9 +37,9 @@ def changed_since_planned(run: Run, planned: Mapping[str, Any]) -> str:
 
 
 def refuse_other_inputs(run: Run | TeacherRun) -> None:
-    """Raise TrainError unless the loaded code and weights are those that the run is filed by.
+    """Raise TrainError unless the loaded code and weights are those in the run's identity.
 
-    To be called when they are loaded.
+    Call it when they are loaded.
     """
     refuse_changed(replace(run), run.identity)
 

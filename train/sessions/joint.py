@@ -51,11 +51,11 @@ def train_together(
     recording: Recording,
     on_epoch: Callable[[Run, EpochResult], None] | None = None,
 ) -> Iterator[Outcome]:
-    """Train runs that `groups_of` put together, or resume them; gives each as it ends.
+    """Train or resume runs that `groups_of` put together; yields each as it ends.
 
-    on_epoch: instead of the recording's. A run that fails leaves the others running. Ctrl-C and
-    SIGTERM save a checkpoint of each and raise Stopped. Raises DatasetError, CacheError if nothing
-    can be read.
+    on_epoch: replaces the recording's. A run that fails leaves the others running. Ctrl-C and
+    SIGTERM save a checkpoint of each and raise Stopped. Raises DatasetError or CacheError if
+    nothing can be read.
     """
     with (
         StopRequest() as stop,
@@ -83,7 +83,7 @@ def _batches(
 def _in_turn(
     trainings: Mapping[Run, Generator[Position, None, None]], stop: StopRequest
 ) -> Iterator[Outcome]:
-    """Advance whatever is furthest behind by a batch, until all have ended."""
+    """Advance the run that is furthest behind by a batch, until all have ended."""
     positions: dict[Run, Position] = dict.fromkeys(trainings, (0, 0))
     try:
         while positions:
@@ -144,11 +144,11 @@ def shared_feed(
 
 
 def groups_of(runs: Sequence[Run], *, jobs: int = 1, device: str = "auto") -> list[list[Run]]:
-    """Runs of one study that are to be trained together, in the order of their first ones.
+    """Group runs of one study that are to be trained together, in the order of their first ones.
 
-    Those of a group have one seed and one order of samples. Its students, and the teacher outputs
-    that all of them read, fit into memory beside those of the other jobs. No group is so large that
-    a job would have none.
+    The runs of a group have one seed and one order of samples. Their students, and the teacher
+    outputs that all of them read, fit into memory together with those of the other jobs. No group
+    is so large that a job would have none.
     """
     with sharing_machine(Share(0, jobs)):
         # Not `pick_device`, which would leave this process with a share of its threads.
@@ -176,7 +176,7 @@ def groups_of(runs: Sequence[Run], *, jobs: int = 1, device: str = "auto") -> li
 
 
 def _key(run: Run) -> tuple[int, int | None] | None:
-    """The same for runs that see the same batches; None: it is trained alone."""
+    """Return the key that runs with the same batches share; None: the run is trained alone."""
     if run.live_teacher or run.training.compile:
         return None
     return run.seed, run.window_rows

@@ -54,7 +54,7 @@ from teach_once.views.pixels.batches import Pixels
 
 
 class Diverged(TrainError):
-    """The loss of a run is no longer a number."""
+    """The loss of a run is not a finite number."""
 
 
 # Where a run stands between two batches: the epoch, and how many batches of it are done, those that
@@ -63,7 +63,8 @@ Position = tuple[int, int]
 
 
 class RunTraining:
-    """A run in training: `batches` trains what is left of it, and then `summary` is its result.
+    """A run in training: `batches` trains its remaining epochs, after which `summary` is its
+    result.
 
     finish: called after the last epoch on rank 0; returns more entries of the summary. stop: a
     request to save a checkpoint and raise Stopped.
@@ -140,7 +141,10 @@ class _Epoch:
     def __init__(
         self, context: TrainContext, number: int, partial: Partial | None, clock: OwnTime
     ) -> None:
-        """partial: the steps that were done before the run resumed. Waits for teacher outputs."""
+        """Begin the epoch, and wait for teacher outputs.
+
+        partial: the steps that were done before the run resumed.
+        """
         self._context, self._number, self._clock = context, number, clock
         self._began = clock()
         self._order = start_epoch(context, number)
@@ -199,7 +203,7 @@ class _Epoch:
 
 
 def _test(network: nn.Module, context: TrainContext, epoch: int) -> Generator[None, None, Tested]:
-    """Errors on the test and the validation split, in the epochs that are tested."""
+    """Yield errors on the test and the validation split, in the epochs that are tested."""
     training, train_state, data = context.run.training, context.train_state, context.data
     if epoch % training.eval_every and epoch != training.epochs:
         return Tested(None, None)
@@ -215,9 +219,9 @@ def _test(network: nn.Module, context: TrainContext, epoch: int) -> Generator[No
 
 @dataclass
 class _Sums:
-    """Losses of an epoch's steps so far; on the device, as reading one would wait for it.
+    """Sums of an epoch's step losses, kept on the device to avoid a synchronization.
 
-    Of several ranks each has its share, which are added up where they are read.
+    With several ranks, each sums its contributions, which are added up when they are read.
     """
 
     step_losses: list[Tensor]  # the weighted total of each step
@@ -256,13 +260,15 @@ class _Sums:
         return Partial(epoch, self.num_steps, step_losses.clone(), on_host, train_seconds)
 
     def read(self) -> tuple[list[float], dict[str, float]]:
-        """Step losses, and sums by name: the one wait of an epoch."""
+        """Return the losses of each step and their sums by name; waits for the device once per
+        epoch.
+        """
         values = self._of_all_ranks().tolist()
         sums = dict(zip(self.by_name, values[self.num_steps :], strict=True))
         return values[: self.num_steps], sums
 
     def terms_of(self, step: int) -> dict[str, float]:
-        """The losses of step `step`, from 0; {} if it was taken before the run was resumed."""
+        """Return the losses of step `step`, from 0; {} for a step before the run was resumed."""
         index = step - (self.num_steps - len(self.terms))
         if index < 0:
             return {}
@@ -284,7 +290,7 @@ def _sample_mean(step_losses: Sequence[float], context: TrainContext) -> float:
 def _check_divergence(step_losses: Sequence[float], epoch: int, sums: _Sums) -> None:
     """Raise Diverged at the first loss that is not a finite number, naming the terms of that step.
 
-    Terms that are finite themselves are told too: their values show whether the weights exploded.
+    The error includes terms that are finite: their values show whether the weights exploded.
     """
     for step, loss in enumerate(step_losses, start=1):
         if not math.isfinite(loss):
@@ -297,7 +303,7 @@ def _check_divergence(step_losses: Sequence[float], epoch: int, sums: _Sums) -> 
 
 
 def trial_steps(context: TrainContext) -> Generator[int, None, None]:
-    """Steps endlessly, two whole batches and the rest of an epoch; yields each one's images."""
+    """Take steps endlessly, two whole batches and an epoch's rest; yields each one's images."""
     run, data = context.run, context.data.train
     terms = [ActiveTerm(term.loss, term.weight, term.options) for term in run.terms]
     num_samples, size = len(data), run.training.batch_size

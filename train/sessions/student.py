@@ -77,7 +77,7 @@ def train_student(
 ) -> dict[str, Any]:
     """Train one student, or resume an unfinished run; returns the summary.
 
-    As `train_run`, for callers that have no command line: see there, and `Recording`.
+    For callers that have no command line: see `train_run` and `Recording`.
     """
     recording = Recording(checkpoint_minutes, loggers, console, on_epoch)
     return train_run(run, Compute(device, num_workers), recording, ranks)
@@ -111,7 +111,7 @@ def train_run(
 def student_training(
     context: TrainContext, run: Run, recording: Recording, stop: StopRequest
 ) -> RunTraining:
-    """The training of an opened run, which is announced on the recording's console."""
+    """Return the training of an opened run, which is announced on the recording's console."""
     if recording.console is not None:
         _announce(context, run, recording.console)
     finish = functools.partial(_summary_extras, run, context.train_state.device)
@@ -127,11 +127,11 @@ def open_context(
     cached: OpenOutputs | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainContext:
-    """A new student, its images, and the source of its teacher's outputs, which is to be closed.
+    """Build a new student, load its images, and open the source of its teacher's outputs.
 
-    data, cached: instead of the study's own images, and of a source of the run's own. ranks: the
-    processes that train it together, each of which calls this. Raises TrainError, DatasetError,
-    ArchError.
+    The caller closes the source. data, cached: replace the study's own images, and a source of the
+    run's own. ranks: the processes that train it together, each of which calls this. Raises
+    TrainError, DatasetError, ArchError.
     """
     study = run.study
     check_methods(study, [run.method])
@@ -186,7 +186,7 @@ def _fresh_networks(run: Run) -> tuple[nn.Module, Connectors | None]:
 
 
 def train_state_bytes(run: Run) -> int:
-    """Of a student's weights, their gradients, the optimizer's numbers and the average."""
+    """Return the bytes of a student's weights, gradients, optimizer state and average."""
     network, connectors = _fresh_networks(run)
     weights = sum(_bytes_of(each) for each in (network, connectors) if each is not None)
     momenta = 2 if isinstance(run.training.optimizer, AdamW) else 1
@@ -295,7 +295,7 @@ def _live(
 
 
 def combine_teacher_taps(study: Study) -> EnsembleTaps | None:
-    """The taps of several teachers under one numbering; None where there is one."""
+    """Combine the taps of several teachers under one numbering; None if there is one teacher."""
     if len(study.teachers) == 1:
         return None
     taps = [each.cache.taps for each in study.teachers]
@@ -303,7 +303,7 @@ def combine_teacher_taps(study: Study) -> EnsembleTaps | None:
 
 
 def _weights_name(teacher: TeacherConfig) -> str:
-    """The file's name without its folders, which are of one machine, or a published name."""
+    """Return the file's name without its folders, which are of one machine, or a published name."""
     return Path(teacher.teacher.weights).name
 
 

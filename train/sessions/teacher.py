@@ -84,7 +84,9 @@ def train_teacher(
 
 
 def _discard_other(run: TeacherRun, retrain: bool, console: Console) -> None:
-    """Say that an unfinished training with other settings is discarded, or raise TeacherExists."""
+    """Announce that an unfinished training with other settings is discarded, or raise
+    TeacherExists.
+    """
     unfinished = run.unfinished_otherwise()
     if unfinished and not retrain:
         raise TeacherExists(
@@ -98,7 +100,7 @@ def _discard_other(run: TeacherRun, retrain: bool, console: Console) -> None:
 def _open_context(
     run: TeacherRun, data: DatasetPixels, device: torch.device, ranks: Ranks
 ) -> TrainContext:
-    """A new network and the images that it learns from."""
+    """Return a new network and the images that it learns from."""
     network = build_net(
         run.config.teacher,
         num_classes=run.dataset.num_classes,
@@ -123,7 +125,7 @@ def _open_context(
 
 
 def _hours(context: TrainContext) -> float:
-    """How long the training takes without its tests; spends the train state on a few steps.
+    """Estimate the hours of the training without its tests; spends the train state on a few steps.
 
     On a CPU the hours are processor time, of all ranks: the same on a busy machine. Every rank
     takes the same steps and returns the hours of rank 0.
@@ -151,7 +153,7 @@ def _too_long(run: TeacherRun, cost: str, size: str) -> TrainError:
 
 
 def _save_weights(context: TrainContext, run: TeacherRun) -> dict[str, Any]:
-    """Write the trained weights; returns what the summary says of them."""
+    """Write the trained weights; returns their entries of the summary."""
     remove_leftovers(run.weights.parent, name=run.weights.name)  # the training is locked
     save_atomically(context.train_state.network.state_dict(), run.weights)
     return {

@@ -39,14 +39,16 @@ _WINDOWS_HELD = 3  # a batch may span two of them while the one after is being r
 
 @dataclass(frozen=True)
 class Trial:
-    """images_per_second: of the steps, without tests. memory: of a whole run."""
+    """The result of a trial. images_per_second: of the steps, without tests. memory: of a whole
+    run.
+    """
 
     images_per_second: float
     memory: Memory
 
 
 def try_run(run: Run, device: torch.device) -> Trial:
-    """Take a few steps and show a test batch; writes nothing. Raises as `train_student` does.
+    """Take a few steps and evaluate a test batch; writes nothing. Raises as `train_student` does.
 
     All terms of the method act, with the teacher's outputs for some other samples.
     """
@@ -70,7 +72,7 @@ def try_run(run: Run, device: torch.device) -> Trial:
 
 
 def first_losses(run: Run, device: torch.device) -> dict[str, float]:
-    """The losses of a batch before the first step; writes nothing.
+    """Return the losses of a batch before the first step; writes nothing.
 
     The samples are spread over the cache's first block, and their teacher's outputs are its own.
     """
@@ -91,7 +93,7 @@ def first_losses(run: Run, device: torch.device) -> dict[str, float]:
 
 
 def _bytes_to_come(run: Run) -> int:
-    """Two views of teacher outputs, or the windows held; and images to test on."""
+    """Return the bytes of two views of teacher outputs, or of the windows, and of test images."""
     study = run.study
     dataset, share = study.dataset, 2.0
     if (rows := study.window_rows(run.needed_taps)) is not None:

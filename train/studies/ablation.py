@@ -80,7 +80,7 @@ def run_ablation(
 
 
 def _groups(runs: Sequence[Run], jobs: int, share: bool | None, device: str) -> list[list[Run]]:
-    """What is trained together: by itself each run, or those that share a reading."""
+    """Group the runs that are trained together: each alone, or those that share a loader."""
     if share is None:
         share = bool(runs) and _reads_every_epoch(runs[0].study, device)
     if not share:

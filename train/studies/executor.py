@@ -98,7 +98,9 @@ def _format_error(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class StudyRecipe:
-    """What another process needs to open a study, with as many views as this process uses."""
+    """The settings with which another process opens a study, with as many views as this process
+    uses.
+    """
 
     config: StudentConfig
     teacher: TeacherConfig

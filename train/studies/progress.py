@@ -34,12 +34,14 @@ class StudyProgress:
 
     @property
     def seconds_left(self) -> float:
-        """Assuming that all epochs take the same time; 0 before the first one."""
+        """Estimate the time left, assuming that all epochs take equally long; 0 before the first
+        one.
+        """
         left = sum(self._left.values())
         return (self._clock() - self._started) / max(1, self._done) * left if self._done else 0.0
 
     def epoch_done(self, run: Run, result: EpochResult) -> None:
-        """Prints a line once all runs of a group with several have trained an epoch."""
+        """Print a line once all runs of a group with several have trained an epoch."""
         self._done += 1
         self._left[run] = run.training.epochs - result.epoch
         group = self._group[run]
@@ -50,11 +52,11 @@ class StudyProgress:
             )
 
     def ended(self, run: Run) -> None:
-        """A run has ended here, and its epochs were counted; or has failed."""
+        """Count a run that has failed, or that has ended here, where its epochs were counted."""
         self._left[run] = 0
 
     def group_ended(self, run: Run) -> None:
-        """The group of a run has ended in another process, which told nothing of its epochs."""
+        """Count a run whose group has ended in another process, which did not report its epochs."""
         for each in self._group[run]:
             self._done += self._left[each]
             self._left[each] = 0

@@ -91,7 +91,7 @@ def train_task(
     live_teacher: bool,
     planned: Mapping[str, Any],
 ) -> None:
-    """Train a run, or what is left of it. Raises TrainError, CacheError, Stopped, Busy.
+    """Train the rest of a run. Raises TrainError, CacheError, Stopped, Busy.
 
     planned: its identity in the process that planned the study.
     """

@@ -216,7 +216,7 @@ env-docs: env
 	  cp requirements-docs.txt $(VENV)/installed-docs.txt; }
 
 docs: env-docs ## build the documentation's site into site/; a broken link is an error
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "site/index.html"
 
 test: env-examples env-cluster lint ## run all checks and tests, with what the examples and clusters need

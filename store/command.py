@@ -7,12 +7,16 @@ python -m store copy CACHE DEST                      to or from a folder or s3:/
 python -m store convert CACHE DEST --logits top:32   make a cache of smaller types
 python -m store trim CACHE [--views 4] [--drop-taps attention,hint]     make a cache smaller
 
+A CACHE or PATH is a folder, a file, a URL, or the name of a teacher with one cache in `caches`.
+
 Exit status: of check 0 sound, 1 unsound or unfinished, 2 unusable; else 0, or 2 after an error.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -25,7 +29,7 @@ from rich.progress import TransferSpeedColumn as Speed
 
 from teach_once.runtime.command.frame import new_app, new_console, run_command
 from teach_once.runtime.command.options import CachesOrUrl
-from teach_once.runtime.machine.urls import path_or_url
+from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
 from teach_once.runtime.safe.files import write_atomically
 from teach_once.runtime.safe.text import visible
 from teach_once.store.errors import CacheError, RemoteFix
@@ -45,11 +49,31 @@ from teach_once.store.read.source import Source, open_source
 
 app = new_app("Look at caches, check them, move them, make them smaller.")
 _SHOWN_FAULTS = 20
+CACHES = Path("caches")
+
+
+def cache_named(text: str | Path) -> Path:
+    """Return the path or URL of a cache, which may be named by its teacher alone.
+
+    `digits-resnet20` is the one folder `caches/digits-resnet20-1a2b3c4d`, unless something of that
+    name exists. Raises CacheError if several caches have the teacher's name.
+    """
+    path = path_or_url(text)
+    if isinstance(path, ObjectUrl) or len(path.parts) != 1 or os.path.lexists(path):
+        return path
+    pattern = re.compile(rf"{re.escape(path.name)}-[0-9a-f]{{8}}")
+    found = sorted(each for each in CACHES.glob("*") if pattern.fullmatch(each.name))
+    if len(found) > 1:
+        names = ", ".join(map(str, found))
+        raise CacheError(f"several caches of {path}: {names}", fix="name one of these folders")
+    return found[0] if found else path
+
+
 CachePath = Annotated[
     Path,
     typer.Argument(
-        help="a cache's folder, an exported .h5 file, or s3://bucket/prefix/cache",
-        parser=path_or_url,
+        help="a teacher's name, a cache's folder, an exported .h5 file, or s3://bucket/prefix/cache",
+        parser=cache_named,
     ),
 ]
 
@@ -86,7 +110,8 @@ def info(
 @app.command()
 def check(
     paths: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATH]...", help="folders, .h5 files or URLs")
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="teachers' names, folders, .h5 files or URLs"),
     ] = None,
     caches: Annotated[
         Path,
@@ -99,7 +124,7 @@ def check(
 ) -> None:
     """Read every block of every tap and compare its checksum."""
     console = new_console()
-    given = [path_or_url(path) for path in paths or ()]
+    given = [cache_named(path) for path in paths or ()]
     given = given or [found.path for found in overviews(caches)]
     if not given:
         console.print(f"{caches} holds no cache")
@@ -231,7 +256,9 @@ def convert(
 
 @app.command()
 def trim(
-    cache: Annotated[Path, typer.Argument(help="a cache's folder")],
+    cache: Annotated[
+        Path, typer.Argument(help="a teacher's name, or a cache's folder", parser=cache_named)
+    ],
     views: Annotated[int | None, typer.Option(min=1, help="views to keep; default: all")] = None,
     drop_taps: Annotated[
         str,

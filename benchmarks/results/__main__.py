@@ -59,7 +59,8 @@ def keep(
 @app.command()
 def write() -> None:
     """Compute the tables and pictures of the results page again."""
-    page.write()
+    for each in page.PAGES:
+        page.write(each)
 
 
 @app.command()

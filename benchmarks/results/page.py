@@ -1,4 +1,4 @@
-"""The results page: every marked table and picture, computed from docs/results/STUDY.json.
+"""The results pages: every marked table and picture, computed from docs/results/STUDY.json.
 
 A table stands between the marks
 
@@ -27,6 +27,7 @@ from teach_once.report.table import in_markdown
 from teach_once.runtime.safe.files import write_atomically
 
 PAGE = Path("docs/development/results.md")
+PAGES = (PAGE, Path("docs/explanation/results.md"))  # everything, and a table for each question
 _METHODS = r"(?:: (?P<methods>[^>]*?))?"
 _TABLE = re.compile(
     rf"<!-- table: (?P<study>[\w.+-]+) (?P<kind>\w+){_METHODS} -->\n.*?<!-- end -->", re.DOTALL
@@ -73,8 +74,8 @@ def _runs(mark: re.Match[str], opening: str, folder: Path) -> Sequence[LabeledRe
     return [r for method in methods for r in runs if r.result.method == method] or runs
 
 
-def write(page: Path = PAGE, folder: Path = KEPT) -> None:
-    """Raises ResultsError, before anything is written."""
+def write(page: Path, folder: Path = KEPT) -> None:
+    """Write a page's tables and pictures again. Raises ResultsError before anything is written."""
     text = page.read_text()
     written, pictures = page_with_tables(text, folder), pictures_of(text, folder)
     write_atomically(page, written.encode())

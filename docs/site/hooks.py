@@ -29,17 +29,20 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
     """Return a page's text as the site shows it; mkdocs calls this for every page."""
     if "<!-- commands -->" in markdown:
         markdown = markdown.replace("<!-- commands -->", "\n".join(commands()))
-    markdown = _INCLUDE.sub(lambda match: _included(match[1]), markdown)
-    return _with_source_links(markdown, Path(page.file.src_uri), config["repo_url"])
+    markdown = _INCLUDE.sub(lambda match: included(match[1]), markdown)
+    return with_source_links(markdown, Path(page.file.src_uri), config["repo_url"])
 
 
-def _included(path: str) -> str:
+def included(path: str) -> str:
+    """Return the text of a file of the repository, without its heading."""
     heading, _, text = (ROOT / path).read_text().partition("\n")
     assert heading.startswith("# "), path
     return text.strip()
 
 
-def _with_source_links(markdown: str, page: Path, repo_url: str | None) -> str:
+def with_source_links(markdown: str, page: Path, repo_url: str | None) -> str:
+    """Lead a page's links to files outside docs/ to the repository, or make them plain text."""
+
     def linked(match: re.Match[str]) -> str:
         text, target, anchor = match[1], match[2], match[3] or ""
         path = Path(os.path.normpath(DOCS / page.parent / target))
@@ -59,7 +62,10 @@ def commands() -> Iterator[str]:
     for name, purpose in (COMMANDS | PROGRAMS).items():
         yield from (f"## teach-once {name}", "", purpose, "")
         command = _click_command(name)
-        if command is not None:
+        if command is None:  # a program that reads its few words itself
+            module = importlib.import_module(f"teach_once.{name}")
+            yield from ("```", str(module.__doc__).strip(), "```", "")
+        else:
             yield from _sections(f"teach-once {name}", command, is_first=True)
 
 
@@ -73,8 +79,8 @@ def _click_command(name: str) -> click.Command | None:
             continue
         if app is not None:
             whole = typer.main.get_command(app)
-            inner = getattr(whole, "commands", {})
-            return inner[name] if module == "commands" else whole
+            inner: dict[str, click.Command] = getattr(whole, "commands", {})
+            return inner.get(name) if module == "commands" else whole
     return None
 
 
@@ -104,7 +110,7 @@ def _option(parameter: click.Parameter) -> str:
     if getattr(parameter, "hidden", False) or "--help" in parameter.opts:
         return ""
     if isinstance(parameter, click.Argument):
-        name = f"`{parameter.make_metavar(click.Context(click.Command('')))}`"
+        name = f"`{parameter.metavar or parameter.name}`"
     else:
         name = ", ".join(f"`{opt}`" for opt in (*parameter.opts, *parameter.secondary_opts))
     default = parameter.default
@@ -114,4 +120,6 @@ def _option(parameter: click.Parameter) -> str:
 
 
 def _text(help_text: str) -> str:
-    return help_text.replace("\f", "").replace("<", "&lt;").strip()
+    """Return a help text as Markdown, with the commands in it as an installation names them."""
+    text = re.sub(r"\S*python\S* -m (?=[a-z])", "teach-once ", help_text.replace("\f", ""))
+    return text.replace("<", "&lt;").replace("*", "\\*").strip()

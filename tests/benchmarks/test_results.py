@@ -10,14 +10,15 @@ import pytest
 
 from benchmarks.results.__main__ import cli
 from benchmarks.results.kept import KEPT, ResultsError, keep, load_kept
-from benchmarks.results.page import PAGE, page_with_tables, pictures_of, write
+from benchmarks.results.page import PAGE, PAGES, page_with_tables, pictures_of, write
 from teach_once.report.runs import Errors, Point, Result, results_in
 from tests.support.project import ROOT
 from tests.support.training.finished_run import Trained, train_both
 
 
-def test_every_table_of_the_page_is_what_the_kept_runs_say() -> None:
-    text = (ROOT / PAGE).read_text()
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_table_of_a_page_is_what_the_kept_runs_say(page: Path) -> None:
+    text = (ROOT / page).read_text()
     assert page_with_tables(text, ROOT / KEPT) == text
 
 
@@ -26,10 +27,14 @@ def test_everything_kept_is_shown_on_the_page() -> None:
     assert shown == {file.stem for file in (ROOT / KEPT).glob("*.json")}
 
 
-def test_every_figure_that_the_first_page_tells_stands_in_one_of_its_tables() -> None:
-    text = (ROOT / PAGE).read_text()
-    _, _, first_page = text.partition("## On one page\n")
-    first_page, _, _ = first_page.partition("\n## ")
+@pytest.mark.parametrize(
+    ("page", "begin", "end"), [(PAGES[0], "## On one page\n", "\n## "), (PAGES[1], "\n## ", "\0")]
+)
+def test_every_figure_in_the_answers_of_a_page_is_in_one_of_its_tables(
+    page: Path, begin: str, end: str
+) -> None:
+    _, _, first_page = (ROOT / page).read_text().partition(begin)
+    first_page, _, _ = first_page.partition(end)
     tables = "\n".join(re.findall(r"<!-- table: .*?<!-- end -->", first_page, re.DOTALL))
     told = re.sub(r"<!-- table: .*?<!-- end -->|```.*?```", "", first_page, flags=re.DOTALL)
     in_tables = set(re.findall(r"\d+\.\d+", tables))

@@ -44,8 +44,8 @@ def test_an_estimate_has_the_bytes_and_files_of_the_cache_that_is_then_made(
 def test_the_table_of_the_documents_is_what_the_command_prints(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    page = (ROOT / "docs/explanation/caching.md").read_text()
-    (command,) = re.findall("^python -m precompute (.* --samples .*)$", page, re.M)
+    page = (ROOT / "docs/how-to/shrink.md").read_text()
+    (command,) = re.findall("^teach-once precompute (.* --samples .*)$", page, re.M)
     assert cli(command.split()) == 0
     header, *rows = capsys.readouterr().out.splitlines()[1:]
     assert len(rows) == 6

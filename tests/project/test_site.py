@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
+from teach_once.__main__ import COMMANDS, PROGRAMS
 from tests.support.documents import documents
 from tests.support.project import ROOT
 
@@ -62,3 +65,48 @@ def test_page_begins_with_one_heading_and_an_answer(page: str) -> None:
 def test_site_needs_no_network() -> None:
     assert SITE["theme"]["font"] is False
     assert not {"extra_css", "extra_javascript"} & set(SITE)
+
+
+USERS_PAGES = [page for page in PAGES if not page.startswith(("development/", "reference/config"))]
+
+
+@pytest.mark.parametrize("page", USERS_PAGES)
+def test_lines_of_prose_are_at_most_120_characters(page: str) -> None:
+    text = (DOCS / page).read_text()
+    prose = (line for line in text.splitlines() if not line.startswith(("|", "<!--", "#SBATCH")))
+    assert [line for line in prose if len(line) > 120] == []
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("site_hooks", DOCS / "site" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_command_reference_has_every_program_with_its_options(hooks: ModuleType) -> None:
+    text = "\n".join(hooks.commands())
+    headings = set(re.findall(r"^##+ teach-once (.*)$", text, re.MULTILINE))
+    assert {*COMMANDS, *PROGRAMS} <= headings
+    assert {"store trim", "train student", "views pack"} <= headings
+    assert "| `--drop-taps` |" in text
+    assert "python -m" not in text.partition("teach-once runtime.launch")[0]
+
+
+@pytest.mark.parametrize(
+    ("repository", "expected"),
+    [
+        (None, "see `train/losses.py`"),
+        ("https://x.org", "see [it](https://x.org/blob/main/train/losses.py)"),
+    ],
+)
+def test_links_to_source_files_become_text_without_a_repository(
+    repository: str | None, expected: str, hooks: ModuleType
+) -> None:
+    page = Path("how-to/methods.md")
+    text = "see [it](../../train/losses.py)"
+    assert hooks.with_source_links(text, page, repository) == expected
+    assert hooks.with_source_links("[a](loss.md#b)", page, repository) == "[a](loss.md#b)"

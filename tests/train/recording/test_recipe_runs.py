@@ -300,7 +300,8 @@ def test_a_teacher_is_trained_with_smoothed_labels_where_its_file_says_so() -> N
 
 def test_the_blocks_of_the_recipes_page_are_those_of_a_file() -> None:
     page = (ROOT / "docs" / "how-to/recipe.md").read_text()
-    blocks = [parse_yaml(text) for text in re.findall(r"```\n(.*?)```", page, re.DOTALL)]
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    blocks = [parse_yaml(text) for language, text in fences if not language]
     assert len(blocks) == 2
     for block in blocks:
         overrides = [

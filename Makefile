@@ -231,7 +231,8 @@ test-long: env-examples env-cluster ## run the long sweeps, of which test runs a
 # The tests of a group share a worker; the longest start first: tests/support/selection.py.
 PYTEST = $(PY) -m pytest -n 3 --max-worker-restart 0 --no-loadscope-reorder
 
-lint: env ## run ruff and mypy
+lint: env ## run ruff, mypy and the check of English
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(PY) -m tests.support.english

@@ -200,7 +200,7 @@ def _find(kind: str, name_or_path: str) -> Path:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is something of that name, be it a link that leads nowhere."""
+    """Return True if there is something of that name, be it a link that leads nowhere."""
     try:
         return os.path.lexists(path)
     except ValueError:  # a NUL character

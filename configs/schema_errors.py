@@ -31,7 +31,7 @@ def error_lines(schema: type, error: ValidationError) -> list[str]:
 
 
 def _only_follows(details: Any, every: Sequence[Any]) -> bool:
-    """Whether a list is called empty because its items are wrong, which other lines say."""
+    """Return True if a list is called empty because its items are wrong, which other lines say."""
     depth = len(details["loc"])
     return details["type"] == "too_short" and any(
         len(other["loc"]) > depth and other["loc"][:depth] == details["loc"] for other in every

@@ -66,7 +66,7 @@ def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
     kind = node.tag.removeprefix(_CORE)
     text = loader.construct_scalar(node)
     if kind in _SCALARS and not _SCALARS[kind].match(text):  # only by a tag, as in !!int big
-        raise YamlError(f"{_short(text)} on line {node.start_mark.line + 1} is no {kind}")
+        raise YamlError(f"{_short(text)} on line {node.start_mark.line + 1} is not a {kind}")
     return _VALUE_OF[kind](text)
 
 

@@ -256,7 +256,7 @@ def _check_block_rows(block_rows: int | None) -> None:
 def _described(
     name: str, overrides: list[str], request: CacheRequest, console: Console
 ) -> tuple[Setup, TeacherCache | None]:
-    """What the config describes, and its cache if that is complete."""
+    """Return the content that the config describes, and its cache if that is complete."""
     caches, full_check = request.storage.caches, request.full_check
     if full_check:
         forget_listings(spool_folder(caches, request.spool))

@@ -43,7 +43,7 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 def paired_p(gaps: Sequence[float]) -> float | None:
     """Two-sided p of a paired t-test; None of fewer than two gaps, or if all are equal.
 
-    Equal up to rounding: 10.3 - 7.3 and 11.3 - 8.3 differ in their last bits, which is no spread.
+    Equal up to rounding: 10.3 - 7.3 and 11.3 - 8.3 differ in their last bits alone.
     """
     if len(gaps) < 2 or max(gaps) - min(gaps) < _ROUNDING:
         return None

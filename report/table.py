@@ -148,7 +148,7 @@ def _has(column: str, results: Iterable[Result]) -> bool:
 
 
 def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> PairedDifference | None:
-    """Of the first method's errors to the second's; None where no seed is common to both."""
+    """Return the paired difference of two methods' errors; None if they have no seed in common."""
     our_errors, their_errors = (
         {result.seed: result.last.top1 for result in results} for results in (ours, theirs)
     )

@@ -219,7 +219,7 @@ NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the error says that the disk, or the user's share of it, is full."""
+    """Return True if the error says that the disk, or the user's share of it, is full."""
     return error.errno in NO_ROOM
 
 
@@ -277,7 +277,9 @@ def full_disk_as_error(where: Path, fix: str | TeacherPass, purpose: str = "") -
 
 @contextmanager
 def refusing_full(cache: Path, teacher: str, needed_bytes: Callable[[], int]) -> Iterator[None]:
-    """As `refusals_of`; raise CacheFull, too, where the disk has no room for what is to come."""
+    """Raise the errors of `refusals_of`, and CacheFull if the disk has no room for the remaining
+    bytes.
+    """
     try:
         with refusals_of(cache):
             yield

@@ -46,7 +46,7 @@ def with_weights(identity: Identity, sha256: str | None) -> Identity:
 
 
 def knows_weights(identity: Identity) -> bool:
-    """Whether the sha256 of the weights is known in full."""
+    """Return True if the sha256 of the weights is known in full."""
     return len(identity["teacher"]["weights_sha256"] or "") == _SHA256_DIGITS
 
 
@@ -77,7 +77,7 @@ def identity_sha256(identity: Mapping[str, Any]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Of a regular file's content. Raises BadFile, FileNotFoundError."""
+    """Hash a regular file's content. Raises BadFile, FileNotFoundError."""
     with open_regular(path, follow=True) as file:
         return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
@@ -127,7 +127,7 @@ def told(found: Sequence[object]) -> list[str]:
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything that is no block."""
+    """(dotted key, value) of everything that is not a block."""
     if isinstance(value, Mapping) and value:
         blocks = value
     elif isinstance(value, list) and _holds_blocks(value):
@@ -173,7 +173,9 @@ TAP_NAMES = "[A-Za-z0-9._-], of at most 64 characters, none of the store's own n
 
 
 def is_tap_name(name: str) -> bool:
-    """Whether a tap, and its folder, can be called so beside the arrays that every cache has."""
+    """Return True if a tap, and its folder, can be called so beside the arrays that every cache
+    has.
+    """
     return (
         re.fullmatch(NAME_PATTERN, name) is not None
         and ".." not in name

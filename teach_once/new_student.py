@@ -224,7 +224,7 @@ def _config_of(draft: _Draft, stages: str, teacher: TeacherConfig) -> StudentCon
 
 
 def _stem(arch: str, teacher: TeacherConfig) -> str:
-    """Of the networks that have one, what suits the size of the images; "" of the others."""
+    """Return the stem that suits the size of the images; "" for a network that has none."""
     from teach_once.nets.networks.archs import has_stem
 
     if not has_stem(arch):

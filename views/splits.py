@@ -52,7 +52,7 @@ class Split:
     """Samples in their fixed order; `labels` is (N,) int64.
 
     A checksum is the crc32c of a sample's bytes: those of its file, or of its pixels where there
-    is no file.
+    is not a file.
 
     load: sample ids (M,) -> images (M, H, W, C) uint8, which must be of one size, and their
     checksums (M,) uint32.

@@ -65,7 +65,7 @@ def _of_kind(known: Mapping[str, _Made], mark: re.Match[str], opening: str) -> _
 
 
 def _runs(mark: re.Match[str], opening: str, folder: Path) -> Sequence[LabeledResult]:
-    """Of a mark's study, or of those of its methods that it names."""
+    """Load the runs of a mark's study, or of the methods that the mark names."""
     runs = load_kept(folder / f"{mark['study']}.json")
     methods = shlex.split(mark["methods"] or "")
     found = {run.result.method for run in runs}

@@ -53,7 +53,7 @@ class MethodRuns:
 
     @property
     def machine_seconds(self) -> float:
-        """Of one run on average."""
+        """The machine's seconds for one run on average."""
         return statistics.fmean(run.machine_seconds for run in self.runs)
 
     @property
@@ -68,7 +68,7 @@ class MethodRuns:
 
     @property
     def bytes_per_image(self) -> int | None:
-        """Of the cache: nothing if no run reads it, None if it was not kept."""
+        """The cache's bytes per image: 0 if no run reads it, None if it was not kept."""
         if not self.first.reads_cache:
             return 0
         record_bytes = self.runs[0].record_bytes

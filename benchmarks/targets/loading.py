@@ -163,7 +163,7 @@ def _metered(epoch: Epoch, num_images: int, seconds: list[float]) -> Callable[[]
 
 
 def decoding_fraction(dataset: ImageFolder | Packed, num_images: int = 32) -> float:
-    """Of a worker's time for 50 views of an image, the fraction before any is cut.
+    """Return the fraction of a worker's time for 50 views of an image before any is cropped.
 
     Processor time of this process, the best of three; a view takes the 49th part of the difference
     between 50 views and one.

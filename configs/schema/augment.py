@@ -97,7 +97,7 @@ class Extras:
 
     @property
     def needs_pillow(self) -> bool:
-        """Whether images are worked on one by one before a batch can be made of them."""
+        """True if images are worked on one by one before a batch can be made of them."""
         recolors = self.trivial_augment is not None or self.color_jitter is not None
         return recolors or self.output_px is not None
 

@@ -52,7 +52,7 @@ class Samples:
 
     @property
     def must_exist(self) -> bool:
-        """Whether the images must already be on the disk, since nothing downloads them."""
+        """True if the images must already be on the disk, since nothing downloads them."""
         return True
 
     @property

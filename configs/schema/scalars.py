@@ -109,7 +109,7 @@ def as_plain(config: Any) -> dict[str, Any]:
 
 
 def as_identity(config: Any, later_keys: Collection[str]) -> dict[str, Any]:
-    """As `as_plain`, without those of `later_keys` that have their default.
+    """Return `as_plain` without the keys of `later_keys` that have their default.
 
     later_keys: were added to the schema after runs were identified. Left out where they change
     nothing, they leave the identity of every earlier run as it was.

@@ -103,7 +103,7 @@ class TapsConfig:
 
     @property
     def reads_stages(self) -> bool:
-        """Whether any of them is read at a stage."""
+        """True if any of them is read at a stage."""
         return any(tap is not None for tap in (self.channel_means, self.attention, self.hint))
 
 

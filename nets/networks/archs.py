@@ -127,7 +127,7 @@ def may_have_stem(arch: str) -> bool:
 
 
 def has_stem(arch: str) -> bool:
-    """Whether `stem` changes the network; the others ignore it or accept one value only."""
+    """Return True if `stem` changes the network; the others ignore it or accept one value only."""
     return arch not in CIFAR_RESNETS and may_have_stem(arch)
 
 

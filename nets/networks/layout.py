@@ -59,7 +59,7 @@ def as_map(module: str, output: Tensor, layout: Layout, image_size: tuple[int, i
     """What a module returned, as a map (B, C, H, W): a view of it that holds the same values.
 
     image_size: (H, W) of the images, whose proportions the grid of tokens has. Raises TapError
-    where it is no map.
+    if it is not a map.
     """
     shape = tuple(getattr(output, "shape", ()))
     if len(shape) == 4:

@@ -147,7 +147,7 @@ def build(
     options = options or {}
     if reserved := [name for name in options if name in _SET_HERE]:
         raise ArchError(
-            f"options.{reserved[0]} of arch {arch!r} is no option: the program sets it itself",
+            f"options.{reserved[0]} of arch {arch!r} is not an option: the program sets it itself",
             fix=f"leave {reserved[0]} out",
         )
     make = functools.partial(_built, arch, num_classes, in_channels, stem, image_size, options)

@@ -49,7 +49,7 @@ class Tap:
 
     @property
     def number(self) -> int:
-        """Of its stage, from 1; 0 where it has none."""
+        """The number of its stage, from 1; 0 if it has none."""
         return int(self.stage.removeprefix("stage")) if self.stage else 0
 
     @staticmethod

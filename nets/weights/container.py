@@ -189,7 +189,7 @@ def _storages_of(stream: io.BytesIO, pickle: bytes) -> dict[Hashable, Storage]:
 
 
 def _legacy_container(file: BinaryIO) -> Container:
-    """Of the form before torch 1.6: pickles, and then a length and the bytes of each storage.
+    """Read the form before torch 1.6: pickles, and then a length and the bytes of each storage.
 
     torch reads the storages that a list in the file names, and leaves the others as they are in
     memory. So the list must be of all of them. Raises _Refused, _Foreign, BadPickle.
@@ -231,7 +231,7 @@ def _check_byteorder(is_little: bool) -> None:
 
 
 def _directory_bytes(file: BinaryIO) -> int:
-    """Of the list of members at the end of a zip file, as zipfile will read it."""
+    """Return the size of the list of members at the end of a zip file, as zipfile will read it."""
     size = os.fstat(file.fileno()).st_size
     tail = _END_64.size + _LOCATOR_BYTES + _END.size
     file.seek(max(0, size - tail))

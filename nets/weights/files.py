@@ -109,7 +109,7 @@ def read_tensors(path: Path, *, follow: bool = True) -> dict[str, Any]:
 
     Tensors may lie in the file itself (a private map of it) until they are copied. What is neither
     a tensor nor a plain value is an `Other`. follow: also through a link. Raises ArchError, which
-    says what else the file is; BadFile where it is no regular file.
+    says what else the file is; BadFile if it is not a regular file.
     """
     try:
         file = open_regular(path, follow=follow)

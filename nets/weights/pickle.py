@@ -286,7 +286,7 @@ class _Machine:
         return self._stack.pop()
 
     def _storage(self, persistent_id: Any) -> Storage:
-        """Of ("storage", class, key, device, length) and, in the form before torch 1.6, a view."""
+        """Build a storage of its id: "storage", class, key, device, length and perhaps a view."""
         tag, kind, key, _, length, *view = _of_type(tuple, persistent_id)
         name = _of_type(_Named, kind).name.rpartition(".")[2]
         if tag != "storage" or name not in ELEMENT_BYTES:

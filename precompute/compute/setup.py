@@ -107,7 +107,7 @@ def prepare(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path =
 
 
 def described(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL) -> Setup:
-    """The same if the weights file may be missing: the identity then knows it in part or not."""
+    """Build the setup if the weights file may be missing: its identity may be partly unknown."""
     config = load_teacher(name, overrides)
     refuse_missing_data(config)
     check_arch(config.teacher.arch)

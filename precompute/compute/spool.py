@@ -2,8 +2,8 @@
 
 A block is thousands of samples, and where images are decoded all views of its samples are computed
 together: hours may pass before the first block is committed. Meanwhile the records lie here, so
-that a kill loses only the current batch. The file is no part of the cache; without it the records
-are computed again.
+that a kill loses only the current batch. The file is not a part of the cache; without it the
+records are computed again.
 
 One line of JSON says what the records are; then come frames: the number of samples and the crc32c
 of the payload, followed by that payload, the taps of each view one after the other. What follows

@@ -17,7 +17,7 @@ PROJECT = Path(__file__).parents[3]  # the folder that holds the package `teach_
 
 
 def in_repository() -> bool:
-    """Whether the current folder is the repository that this code is in, with its Makefile."""
+    """Return True if the current folder is the repository of this code, with its Makefile."""
     return (PROJECT / "Makefile").is_file() and Path.cwd().resolve() == PROJECT.resolve()
 
 

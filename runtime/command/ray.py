@@ -197,7 +197,8 @@ def imported_ray() -> Any:
 
 
 def connect(ray: Any, address: str) -> bool:
-    """Whether a cluster of this machine alone was started: for `local`, or as `auto` found none.
+    """Return True if a cluster of this machine alone was started: for `local`, or as `auto` found
+    none.
 
     RAY_ADDRESS says what `auto` is. Raises ClusterError.
     """

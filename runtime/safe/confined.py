@@ -280,7 +280,7 @@ def listed_inside(root: Root, relative: PurePath | str) -> list[str]:
 
 
 def walk_inside(root: Root) -> Iterator[tuple[PurePath, int, os.stat_result]]:
-    """Every file below `root` that is no folder: its place, its opened folder, and its status.
+    """Every file below `root` that is not a folder: its place, its opened folder, and its status.
 
     No link is followed; each is a file here. The folder is open until the next file is asked for.
     """

@@ -68,7 +68,7 @@ class WriterLock:
             fcntl.flock(self._handle, fcntl.LOCK_SH)
 
     def alone(self) -> bool:
-        """Whether all other processes have ended; if so, no other can join any more.
+        """Return True if all other processes have ended; if so, no other can join any more.
 
         If not, this process has lost its own lock.
         """

@@ -14,7 +14,7 @@ TEACHER_NAMES = (
 
 
 def is_teacher_name(name: str) -> bool:
-    """Whether a folder can be called so, and a shell and make leave the name as it is."""
+    """Return True if a folder can be called so, and a shell and make leave the name as it is."""
     return (
         _TEACHER.fullmatch(name) is not None
         and ".." not in name

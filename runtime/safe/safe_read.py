@@ -91,7 +91,7 @@ def read_bounded(
 
 
 def read_open(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
-    """As `read_bounded`, of an opened file. path: for the message."""
+    """Read an opened file, like `read_bounded`. path: for the message."""
     size = os.fstat(file.fileno()).st_size
     if size <= max_bytes:
         content = _read_all(file, max_bytes + 1)

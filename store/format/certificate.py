@@ -36,7 +36,7 @@ Records = Mapping[str, NDArray[Any]]  # tap -> (R, ...)
 
 
 def is_reduced(spec: TapSpec) -> bool:
-    """Whether a tap is stored as codes, or cut to its largest values."""
+    """Return True if a tap is stored as codes, or cut to its largest values."""
     return spec.top is not None or spec.scale is not None
 
 

@@ -115,7 +115,8 @@ def grown_manifest(manifest: Manifest, content: CacheContent) -> Manifest | None
 
 
 def beyond(manifest: Manifest) -> Callable[[ChunkKey], bool]:
-    """Whether a chunk lies outside what this manifest plans: leftovers of an interrupted trim.
+    """Return True if a chunk lies outside what this manifest plans: leftovers of an interrupted
+    trim.
 
     If the cache grows again, such a chunk must not pass for one of the new tap.
     """
@@ -213,7 +214,7 @@ def remove_temporary_files(path: Path, manifest: Manifest) -> None:
 
 
 def holds(cache: Root, name: str, expected: NDArray[np.uint8]) -> bool:
-    """Whether a file of the cache is exactly these bytes. Raises BadFile."""
+    """Return True if a file of the cache is exactly these bytes. Raises BadFile."""
     try:
         with open_inside(cache, name) as file:
             is_as_long = os.fstat(file.fileno()).st_size == expected.size
@@ -229,7 +230,7 @@ def write_unless_there(cache: Path, name: str, content: bytes) -> None:
 
 
 def holds_bytes(cache: Root, name: str, expected: bytes) -> bool:
-    """As `holds`."""
+    """Return True if a file of the cache has exactly these bytes; `holds` for bytes."""
     return holds(cache, name, np.frombuffer(expected, np.uint8))
 
 

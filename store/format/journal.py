@@ -47,7 +47,7 @@ from teach_once.store.identity import NAME_PATTERN, canonical_json, identity_sha
 LINE_CHECKSUM = "line_crc32c"
 IDENTITY_DIGITS = 16
 MAX_LINE_BYTES = 64_000
-_MOST_DAMAGED = 100  # lines of a file: it is no journal, and is not read to its end
+_MOST_DAMAGED = 100  # lines of a file: it is not a journal, and is not read to its end
 SPARE_BYTES = 64 * 10**6
 _LISTINGS = 20  # of the folder, while another process removes files
 _FILE_NAME = re.compile(r"\d{6}-\d{4,6}\.jsonl")
@@ -165,7 +165,7 @@ def read_journal(cache: Path, manifest: Manifest) -> Journal:
     """Read all files in the order of their numbers; of two lines for a chunk the later one counts.
 
     Lines of another identity, or of blocks of another size, count as damaged. What lies beyond the
-    manifest's plan is left out: leftovers of an interrupted trim. A file that is no journal is
+    manifest's plan is left out: leftovers of an interrupted trim. A file that is not a journal is
     damage, too. Another process may remove files meanwhile, whose lines it has dropped.
     """
     for _ in range(_LISTINGS):
@@ -225,7 +225,7 @@ def journal_text(identity: str, manifest: Manifest, committed: Mapping[ChunkKey,
 
 
 def is_journal_file(name: str) -> bool:
-    """Whether a file of the journal's folder, or an object, is one of lines."""
+    """Return True if a file of the journal's folder, or an object, is one of lines."""
     return _FILE_NAME.fullmatch(name) is not None
 
 
@@ -295,7 +295,7 @@ def _opened(cache: Path, name: str) -> BinaryIO:
 def _lines(
     file: BinaryIO, path: Path, size: int, most_bytes: int, damaged: list[str]
 ) -> Iterator[tuple[str, bytes]]:
-    """The place and text of each whole line. damaged: takes the places of what is no line."""
+    """Yield the place and text of each whole line. damaged: takes the places of other text."""
     if size > most_bytes:
         raise BadFile(path, f"has {size:,} bytes, expected at most {most_bytes:,}")
     for number, text in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
@@ -309,7 +309,7 @@ def _lines(
 
 
 def _may_be_torn(text: bytes) -> bool:
-    """Whether a line may have begun so, which a crash cut off."""
+    """Return True if a line may have begun so, which a crash cut off."""
     return text.startswith(_START[: len(text)])
 
 
@@ -365,12 +365,12 @@ class Coverage:
 
     @classmethod
     def nothing(cls, manifest: Manifest) -> Coverage:
-        """Of a cache that is not begun."""
+        """Return the coverage of a cache that is not begun."""
         shape = (manifest.num_views, manifest.blocks_per_view)
         return cls(manifest, {array: np.zeros(shape, np.bool_) for array in manifest.arrays})
 
     def within(self, manifest: Manifest) -> Coverage:
-        """What this covers of another plan of the same blocks."""
+        """Return the covered part of another plan of the same blocks."""
         other = Coverage.nothing(manifest)
         for array, there in self.there.items():
             if array in other.there:
@@ -380,7 +380,7 @@ class Coverage:
 
     @property
     def fraction(self) -> float:
-        """Of all planned chunks."""
+        """The fraction of all planned chunks."""
         counts = [np.count_nonzero(mask) / mask.size for mask in self.there.values()]
         return float(sum(counts) / len(counts))
 

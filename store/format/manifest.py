@@ -81,7 +81,7 @@ class Problem(NamedTuple):
 
     @property
     def is_of_another_version(self) -> bool:
-        """Whether keys are missing or unknown: then a program of another version wrote them."""
+        """True if keys are missing or unknown: then a program of another version wrote them."""
         return self.expected in (_MISSING, _UNKNOWN)
 
     def __str__(self) -> str:

@@ -188,7 +188,7 @@ def tap_of(array: str) -> str:
 
 
 def is_opt_in(tap: str) -> bool:
-    """Whether a cache may lack this tap."""
+    """Return True if a cache may lack this tap."""
     return kind_of(tap) in ("attention", "hint", "embedding")
 
 

@@ -41,7 +41,7 @@ def value_fault(array: str, dtype: str, num_classes: int, values: NDArray[np.uin
 
 
 def is_finite(values: NDArray[np.uint8], dtype: str) -> bool:
-    """Whether all of these floats, little endian and given as bytes, are finite."""
+    """Return True if all of these floats, little endian and given as bytes, are finite."""
     return all(
         int(values.view(integer).max()) < limit
         for integer, limit in (_SIGNED[dtype], _UNSIGNED[dtype])

@@ -109,7 +109,7 @@ def _seconds(path: Path) -> float:
 
 
 def differs_in_samples_alone(identity: Identity, other: Identity) -> bool:
-    """Whether nothing but the dataset's digest differs. Unknown weights may be any."""
+    """Return True if nothing but the dataset's digest differs. Unknown weights may be any."""
     differing = _differences_but_unknown_weights(identity, other)
     return [each.field for each in differing] == ["dataset.digest"]
 

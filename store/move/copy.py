@@ -307,7 +307,7 @@ class _CopyIn:
         return block, checksums if num_copied else {}, num_copied
 
     def _is_there(self, array: str, block: Block) -> bool:
-        """Whether the target has committed the chunk, it is sound, and the source's own."""
+        """Return True if the target has committed the chunk, it is sound, and the source's own."""
         position = (block.view, block.index)
         if not self.there.journal.there[array][position]:
             return False
@@ -372,7 +372,7 @@ def copy_cache(
         return target, copy_to_objects(opened, place.url, on_chunk)
     if dest.suffix == ".h5":
         words = [program_text("store"), "export", shlex.quote(str(opened.path)), str(dest)]
-        raise CacheError(f"{dest} is no folder", fix=" ".join(words))
+        raise CacheError(f"{dest} is not a folder", fix=" ".join(words))
     if not isinstance(opened.source, ZarrSource):
         words = [program_text("store"), "import", shlex.quote(str(opened.path)), str(dest)]
         raise CacheError(f"{opened.path} is one file", fix=" ".join(words))

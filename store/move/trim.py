@@ -127,7 +127,7 @@ def record_figures(path: Path, figures: Mapping[str, float]) -> None:
     Others of the certificate stay. Raises CacheError, also where another process writes the cache.
     """
     if unknown := figures.keys() - RANGES.keys():
-        raise ValueError(f"{min(unknown)} is no figure of a certificate")
+        raise ValueError(f"{min(unknown)} is not a figure of a certificate")
     if path.is_file():
         raise CacheError(
             f"{path} is a file: figures are only recorded in a cache folder",

@@ -193,7 +193,7 @@ class Bucket:
         return found.content
 
     def get_tagged(self, key: str, most_bytes: int = MOST_BYTES) -> FileContent:
-        """As `get`, with the tag by which `replace` knows that this is still what is there."""
+        """Read an object like `get`, with the tag by which `replace` detects a change of it."""
 
         def read(client: Any) -> FileContent:
             found = client.get(key)
@@ -205,7 +205,7 @@ class Bucket:
         return self._asked(key, read)
 
     def get_array(self, key: str, most_bytes: int) -> NDArray[np.uint8]:
-        """As `get`, without another copy in memory: (bytes,)."""
+        """Read an object like `get`, without another copy in memory: (bytes,)."""
 
         def read(client: Any) -> NDArray[np.uint8]:
             found = client.get(key)
@@ -447,7 +447,7 @@ def _client_of(bucket: str, prefix: str) -> Any:
 
 
 def _may_succeed(error: Exception) -> bool:
-    """Whether to put again: the answer was lost, or another writer is at work (409)."""
+    """Return True if to put again: the answer was lost, or another writer is at work (409)."""
     return not isinstance(error, FileNotFoundError) and _status_of(error) in ("", "409")
 
 

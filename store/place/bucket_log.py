@@ -123,7 +123,7 @@ def line_key(view: int, block: int, number: int) -> str:
 
 
 def is_sound(chunk: bytes) -> bool:
-    """Whether a chunk's bytes are those of the checksum that ends them."""
+    """Return True if a chunk's bytes are those of the checksum that ends them."""
     return len(chunk) > CHECKSUM_BYTES and (bytes_crc32c(chunk[:-CHECKSUM_BYTES]) == _stated(chunk))
 
 
@@ -193,7 +193,7 @@ def read_line(objects: Bucket, key: str) -> Line | None:
 
 
 def _says(there: Line, line: Line) -> bool:
-    """Whether a line commits all that another one would."""
+    """Return True if a line commits all that another one would."""
     same = there[:4] == line[:4]
     return same and there.checksums.items() >= line.checksums.items()
 
@@ -318,7 +318,7 @@ def _whole_sizes(objects: Bucket, manifest: Manifest) -> dict[str, int]:
 
 
 def _whole_journals(objects: Bucket, manifest: Manifest, sizes: Mapping[str, int]) -> _Whole:
-    """Of these names, of which later ones win. Keeps a few of them in memory at a time.
+    """Read whole journals; later names win. Keeps a few of them in memory at a time.
 
     A file without any line of this cache does not count: else another cache's could take the last
     number, and no block would ever be committed again. sizes: as listed; of more than that, nothing
@@ -340,7 +340,9 @@ def _whole_journals(objects: Bucket, manifest: Manifest, sizes: Mapping[str, int
 
 
 def _line_keys(objects: Bucket, manifest: Manifest) -> list[_Key]:
-    """Of all lines of planned blocks, in the order of their numbers. Raises CacheDamaged."""
+    """List the keys of all lines of planned blocks, in the order of their numbers. Raises
+    CacheDamaged.
+    """
     keys, most = list[_Key](), _LINES_PER_BLOCK * manifest.num_views * manifest.blocks_per_view
     listed = objects.list_files(JOURNAL, most_objects(manifest))
     for number, view, block in line_numbers(each.key for each in listed):
@@ -355,7 +357,7 @@ def _line_keys(objects: Bucket, manifest: Manifest) -> list[_Key]:
 
 
 def _lacks(journal: Journal, key: _Key) -> bool:
-    """Whether a journal does not name all of a block."""
+    """Return True if a journal does not name all of a block."""
     return not all(there[key.view, key.block] for there in journal.there.values())
 
 

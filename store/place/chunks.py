@@ -56,7 +56,7 @@ def read_opened(
 
 
 def content_fault(content: NDArray[np.uint8], size: int, committed: str) -> str | None:
-    """As `read_opened`, of the bytes of a whole chunk file that are in memory."""
+    """Find the fault of a whole chunk file in memory, as `read_opened` does for a file."""
     if len(content) != size:
         return wrong_size(len(content), size)
     checksum = int(google_crc32c.value(content[:-CHECKSUM_BYTES]))

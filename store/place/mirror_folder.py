@@ -215,7 +215,7 @@ class MirrorFolder:
         return {path.relative_to(root) for path in paths}
 
     def _needs_of_others(self, opened: OpenRoot) -> set[str]:
-        """As `_need_of` has them. Forgets processes that have ended.
+        """Collect the needs of other processes, as `_need_of` returns them; forget ended processes.
 
         A file that is not of our own naming, or not a regular one, is left alone.
         """

@@ -71,7 +71,7 @@ class Hdf5Layout:
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a regular file claims to be HDF5. Raises BadFile, OSError."""
+    """Return True if a regular file claims to be HDF5. Raises BadFile, OSError."""
     with open_regular(path, follow=True) as file:
         return file.read(len(SIGNATURE)) == SIGNATURE
 
@@ -115,9 +115,11 @@ def _manifest_text(file: h5py.File, path: Path) -> bytes:
     dataset = _dataset(file, MANIFEST_DATASET)
     kind = dataset.get_type()
     if not isinstance(kind, h5py.h5t.TypeStringID) or kind.is_variable_str():
-        raise ValueError(f"{MANIFEST_DATASET} is no string of fixed length")
+        raise ValueError(f"{MANIFEST_DATASET} is not a string of fixed length")
     if dataset.shape != () or kind.get_size() > MAX_MANIFEST_BYTES:
-        raise ValueError(f"{MANIFEST_DATASET} is no string of at most {MAX_MANIFEST_BYTES:,} bytes")
+        raise ValueError(
+            f"{MANIFEST_DATASET} is not a string of at most {MAX_MANIFEST_BYTES:,} bytes"
+        )
     extent = Extent(_offset(dataset, path, kind.get_size()), (kind.get_size(),), "uint8")
     with open_regular(path, follow=True) as raw:
         raw.seek(extent.offset)
@@ -176,7 +178,7 @@ def _dataset(file: h5py.File, name: str) -> h5py.h5d.DatasetID:
         raise ValueError(f"{name} is a link to something else, expected a dataset")
     found = h5py.h5o.open(file.id, name.encode())
     if not isinstance(found, h5py.h5d.DatasetID):
-        raise ValueError(f"{name} is no dataset")
+        raise ValueError(f"{name} is not a dataset")
     properties = found.get_create_plist()
     if properties.get_layout() != h5py.h5d.CONTIGUOUS:
         raise ValueError(f"{name} is chunked, compact or virtual, expected contiguous")
@@ -226,7 +228,7 @@ def copy_again(path: Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message, shown without control characters."""
+    """Return the first line of an error's message, without control characters."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
     return one_line((str(text).splitlines() or [type(error).__name__])[0])
 

@@ -166,7 +166,10 @@ def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
         objects = Bucket(mirror.url / name)
         try:
             return objects.get(MANIFEST, min(most, MAX_MANIFEST_BYTES))
-        except (CacheMissing, CacheDamaged):  # what is no cache keeps nobody from the others
+        except (
+            CacheMissing,
+            CacheDamaged,
+        ):  # a folder that is not a cache keeps nobody from the others
             return None
 
     for name, content in zip(names, in_parallel(manifest, names), strict=True):

@@ -153,7 +153,7 @@ class RemoteWriter(RemoteBlocks):
             self.work = _shuffled(self.work)  # another writer may be at work, from the beginning on
 
     def _is_own(self, block: Block) -> bool:
-        """Whether a block is of this rank's share, whatever others have committed meanwhile."""
+        """Return True if a block is of this rank's share, whatever others have committed since."""
         manifest, world = self.manifest, self._job.world
         number = block.index
         if manifest.blocks_per_view < world:  # else all views of a sample are one rank's
@@ -237,7 +237,9 @@ def _before(manifest: Manifest, journal: RemoteJournal, work: Sequence[Work]) ->
 
 
 def _is_damaged(item: Work, source: ZarrSource) -> bool:
-    """Whether a chunk is not what its line says: another pass may have repeated an older line."""
+    """Return True if a chunk is not what its line says: another pass may have repeated an older
+    line.
+    """
     stored = source.manifest.stored
     arrays = [array for tap in item.taps for array in stored[tap].arrays(tap)]
     faults = in_parallel(lambda array: source.fault_of(array, item.block), arrays)

@@ -139,7 +139,7 @@ class CacheWriter:
 
     @property
     def rank(self) -> int:
-        """Of this process in its job."""
+        """The rank of this process in its job."""
         return self._job.rank
 
     @property

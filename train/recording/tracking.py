@@ -185,7 +185,7 @@ class _Wandb:
         import wandb
 
         with _own_folder(run, "wandb"):
-            pass  # it is no link; wandb writes by its path
+            pass  # it is not a link; wandb writes by its path
         ids.setdefault("wandb", f"{identity_sha256(run.identity)[:8]}-{secrets.token_hex(4)}")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),

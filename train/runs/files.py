@@ -339,7 +339,9 @@ def _read(path: Path, kind: type[BaseModel]) -> dict[str, Any] | None:
         return None
     except NotADirectoryError:
         raise BadFile(
-            path.parent, "is no folder of a run", fix="move it away, or name another folder of runs"
+            path.parent,
+            "is not a folder of a run",
+            fix="move it away, or name another folder of runs",
         ) from None
     except BadFile as error:
         raise _bad(path, error.what) from None

@@ -240,7 +240,9 @@ class Run:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the run's result; two runs with the same one are the same run."""
+        """The settings that decide the run's result; two runs with equal identities are the same
+        run.
+        """
         study, plain = self.study, as_plain(self.study.config)
         losses = {term.loss for term in self.terms}
         rows = None if self.live_teacher else self.window_rows

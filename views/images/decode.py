@@ -107,7 +107,7 @@ def has_more_pages(content: bytes) -> bool:
 
 
 def is_large(size: Sequence[int]) -> bool:
-    """Whether an image of (height, width) or (width, height) needs much memory."""
+    """Return True if an image of (height, width) or (width, height) needs much memory."""
     return size[0] * size[1] >= _LARGE_PIXELS
 
 

@@ -36,7 +36,7 @@ class EncodedSplit:
 
     @property
     def digest(self) -> str:
-        """Of every name, size and label, and the bytes of some."""
+        """The digest of every name, size and label, and of the bytes of some files."""
         hashed = map(self.read, hashed_files(len(self)).tolist())
         return digest_of_files(self.names, self.sizes, self.labels, hashed)
 
@@ -66,7 +66,7 @@ class EncodedSource:
         return {"train": self.train, "test": self.test}
 
     def files(self, max_pixels: int) -> Iterator[bytes]:
-        """The bytes of all files, split by split. Raises DatasetError for one that is no image."""
+        """Yield all files, split by split. Raises DatasetError unless each is an image."""
         for split in self.splits.values():
             for sample in range(len(split)):
                 content = split.read(sample)
@@ -75,7 +75,7 @@ class EncodedSource:
 
     @cached_property
     def digests(self) -> list[str]:
-        """Of both splits."""
+        """The digests of both splits."""
         return [split.digest for split in self.splits.values()]
 
 

@@ -171,7 +171,7 @@ def _size_of(entry: _Entry) -> int:
         raise DatasetError(f"cannot list {one_line(entry.path)}: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise DatasetError(
-            f"{one_line(entry.path)} is named like an image, but is no regular file",
+            f"{one_line(entry.path)} is named like an image, but is not a regular file",
             fix=f"rename or remove {one_line(entry.path)}",
         )
     return status.st_size

@@ -150,7 +150,7 @@ class Tar:
 
     def _wrong(self, position: int, what: str) -> DatasetError:
         return DatasetError(
-            f"{shown_path(self.path)} is no tar archive of regular files: {what}, at byte "
+            f"{shown_path(self.path)} is not a tar archive of regular files: {what}, at byte "
             f"{position:,}"
         )
 

@@ -412,7 +412,7 @@ class Index(BaseModel):
 
 
 def shard_path(index: Path, number: int) -> Path:
-    """Of the shard with that number."""
+    """Return the path of the shard with that number."""
     return index.with_name(f"{index.stem}-{number:05d}.h5")
 
 
@@ -465,7 +465,8 @@ def read_index(index: Path) -> Index:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "it"
         raise DatasetError(
-            f"{shown_path(index)} is no index of shards: {one_line(key)}: {one_line(first['msg'])}"
+            f"{shown_path(index)} is not an index of shards: "
+            f"{one_line(key)}: {one_line(first['msg'])}"
         ) from None
     if found.sha256 != sha256_of({key: value for key, value in content.items() if key != "sha256"}):
         raise DatasetError(
@@ -476,7 +477,7 @@ def read_index(index: Path) -> Index:
 
 
 def sha256_of(value: Any) -> str:
-    """Of a value as canonical JSON."""
+    """Hash a value as canonical JSON."""
     plain = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(plain.encode()).hexdigest()
 

@@ -222,12 +222,12 @@ class _PackedImages:
 
     @cached_property
     def checksums(self) -> Checksums:
-        """Of each sample's bytes in these files."""
+        """The checksums of each sample's bytes in these files."""
         return np.concatenate([file.checksums for file in self.files])
 
     @cached_property
     def source_checksums(self) -> Checksums:
-        """Of the bytes that each sample was packed from."""
+        """The checksums of the bytes that each sample was packed from."""
         if self.is_encoded:
             return self.checksums
         return np.concatenate(
@@ -279,7 +279,7 @@ class _PackedImages:
             yield image, int(self.source_checksums[sample])
 
     def open_each(self, ids: Ids) -> Iterator[tuple[Decoded, int]]:
-        """As `read_each`, of encoded files: Pillow's images where they are not large."""
+        """Yield encoded files like `read_each`: as Pillow's images if they are not large."""
         for sample, content in self._read(ids):
             image = decode_picture(content.tobytes(), self.name_of(sample), self.max_pixels)
             yield image, int(self.source_checksums[sample])

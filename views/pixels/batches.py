@@ -130,7 +130,7 @@ class Drawn:
     partners: Drawn | None = None
 
     def part(self, start: int, stop: int) -> Drawn:
-        """Of the samples from `start` to `stop` (exclusive)."""
+        """Return the samples from `start` to `stop` (exclusive)."""
         some = slice(start, stop)
         partners = self.partners and self.partners.part(start, stop)
         return Drawn(self.host_ids[some], self.ids[some], self.rows[some], partners)

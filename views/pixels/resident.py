@@ -105,7 +105,7 @@ def open_pixels(
 
 
 def are_streamed(split: Split, config: ViewsConfig, device: torch.device) -> bool:
-    """Whether `open_pixels` would read and decode the images anew for every epoch."""
+    """Return True if `open_pixels` would read and decode the images anew for every epoch."""
     return not (_is_resident(split, config, device) or _is_cut_once(split, config, device))
 
 
@@ -119,7 +119,7 @@ def _is_cut_once(split: Split, config: ViewsConfig, device: torch.device) -> boo
 
 
 def _fits(num_samples: int, shape: tuple[int, ...], device: torch.device) -> bool:
-    """Whether so many images may be kept on the device."""
+    """Return True if so many images may be kept on the device."""
     return num_samples * math.prod(shape) <= _RESIDENT_SHARE * free_memory(device)
 
 

@@ -229,7 +229,7 @@ def test_further_figures_are_recorded_beside_the_others(
     assert cache.faults() == []
     told = certificate_text(cache.measured)
     assert "of the untrained student kd -1 %; losses of the trained student (1,000 steps)" in told
-    with pytest.raises(ValueError, match="views is no figure"):
+    with pytest.raises(ValueError, match="views is not a figure"):
         record_figures(reduced.path, {"views": 1})
     export_cache(reduced.path, tmp_path / "c.h5")
     with pytest.raises(CacheError, match="is a file"):

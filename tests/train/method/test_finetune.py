@@ -315,7 +315,7 @@ def test_options_reach_the_constructor() -> None:
         ("convnext_tiny", {"drop_path_rate": 0.1}, "has no option 'drop_path_rate'"),
         ("timm:resnet10t", {"stochastic": 0.1}, "arch 'timm:resnet10t' has no option 'stochastic'"),
         ("python:tests.support.own_network:make", {"depth": 3}, "has no option 'depth'"),
-        ("resnet18", {"weights": "DEFAULT"}, "options.weights of arch 'resnet18' is no option"),
+        ("resnet18", {"weights": "DEFAULT"}, "options.weights of arch 'resnet18' is not an option"),
         ("timm:resnet10t", {"pretrained": True}, "options.pretrained of arch"),
         ("resnet8", {"width": "half"}, "cannot be built with options {width: half}"),
     ],

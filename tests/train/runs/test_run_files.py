@@ -247,7 +247,7 @@ def test_a_file_in_place_of_a_folder_is_named(run: Run, level: int) -> None:
     place = [run.folder, run.folder.parent, run.folder.parent.parent][level]
     shutil.rmtree(place)
     place.write_bytes(b"")
-    with pytest.raises(BadFile, match="is no folder of a run\n  fix: move it away"):
+    with pytest.raises(BadFile, match="is not a folder of a run\n  fix: move it away"):
         _ = run.summary
 
 

@@ -241,7 +241,7 @@ def test_an_archive_that_is_cut_off_compressed_or_damaged_is_refused(tmp_path: P
     content = (tmp_path / "x.tar").read_bytes()
     for damaged in (content[:700], content[:100], b"\x1f\x8b" + content[2:], b"\0" * 511):
         (tmp_path / "x.tar").write_bytes(damaged)
-        with pytest.raises(DatasetError, match="is no tar archive of regular files"):
+        with pytest.raises(DatasetError, match="is not a tar archive of regular files"):
             list(Tar(tmp_path / "x.tar").members())
     (tmp_path / "x.tar").unlink()
     (tmp_path / "x.tar").symlink_to("/dev/zero")

@@ -202,7 +202,7 @@ def test_a_killed_pack_resumes_with_the_first_missing_shard(
             lambda index: shard_path(index, 2).write_bytes(shard_path(index, 1).read_bytes()),
             r"s-00002\.h5 is not the shard that .*s\.json names",
         ),
-        (lambda index: index.write_text("{}"), "is no index of shards: format: Field required"),
+        (lambda index: index.write_text("{}"), "is not an index of shards: format: Field required"),
         (lambda index: index.write_bytes(b"\xff"), "is not valid JSON"),
         (
             lambda index: index.write_text(

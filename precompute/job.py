@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
 from teach_once.configs.load import ConfigError
+from teach_once.runtime.command.help import MACHINE
 from teach_once.runtime.machine.resources import RENDEZVOUS, Share
 from teach_once.runtime.safe.locks import Job
 
@@ -20,6 +21,7 @@ _NAMES = (RENDEZVOUS, "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLUR
 class JobOptions:
     """The number of this process among several, from a command line or a launcher."""
 
+    panel: ClassVar = MACHINE
     job: Annotated[str, typer.Option(help="name shared by the processes of one job")] = ""
     rank: Annotated[int, typer.Option(min=0, envvar="RANK", help="rank of this process")] = 0
     world_size: Annotated[
@@ -36,6 +38,7 @@ class JobOptions:
 class WorkerOptions:
     """The resources that each worker takes of a node of a Ray cluster."""
 
+    panel: ClassVar = MACHINE
     cpus_per_worker: Annotated[
         int, typer.Option(min=1, help="CPUs of each worker of the cluster")
     ] = 1

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from teach_once.report.escape import for_csv, for_markdown
 from teach_once.report.intervals import Interval, paired_p, t_interval
 from teach_once.report.runs import Errors, Result
+from teach_once.runtime.formats import format_table
 
 _COLUMNS = {
     "last_top1": "top-1 error, last (%)",
@@ -19,6 +20,7 @@ _COLUMNS = {
     "best_top5": "top-5 error, best (%)",
     "seconds": "seconds per run",
 }
+_SHORT_NAME, _LONG_NAME = 22, 61  # columns of a method in the terminal
 _OF_TEACHER = {"last_top1": "test_top1_error", "last_top5": "test_top5_error"}
 
 
@@ -174,6 +176,24 @@ def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[
         start = [Cell(row.method), Cell(row.model), Cell(str(row.num_seeds), row.num_seeds)]
         lines.append([*start, *cells, Cell.of(row.to_ce), Cell.of(row.to_kd)])
     return lines
+
+
+def terminal_table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
+    """The top-1 errors of `table_cells` in at most 100 columns; the report's files have the rest.
+
+    Names of methods with their settings are long: they take the place of the differences.
+    """
+    has_gaps = max(len(row.method) for row in rows) <= _SHORT_NAME
+    lines = [["method", "seeds", "last error (%)", "best error (%)", "Δ to ce", "Δ to kd"]]
+    if (error := teacher.get("test_top1_error")) is not None:
+        lines.append(["teacher", "", f"{error:.2f}", "", "", ""])
+    for row in rows:
+        name = row.method
+        shown = name if len(name) <= _LONG_NAME else f"{name[: _LONG_NAME - 1]}…"
+        last, best = (str(row.cells[f"{when}_top1"]) for when in ("last", "best"))
+        gaps = ("" if gap is None else str(gap) for gap in (row.to_ce, row.to_kd))
+        lines.append([shown, str(row.num_seeds), last, best, *gaps])
+    return format_table([line if has_gaps else line[:4] for line in lines])
 
 
 def markdown_table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:

@@ -13,12 +13,12 @@ from teach_once.report.charts import errors_by_method
 from teach_once.report.names import has_variants, suffix_for
 from teach_once.report.page import Report, html_page, markdown_page
 from teach_once.report.runs import Found, Result, results_in
-from teach_once.report.table import csv_table, markdown_table, rows_of
+from teach_once.report.table import csv_table, rows_of, terminal_table
 from teach_once.runtime.safe.files import write_atomically
 
 
 class WrittenReport(NamedTuple):
-    """The table, a line for each run that was left out, and how the names of the files end."""
+    """The terminal's table, a line for each run left out, and how the names of the files end."""
 
     table: str
     left_out: Sequence[str]
@@ -55,7 +55,7 @@ def write_report(
     write_atomically(folder / picture_name, picture)
     write_atomically(folder / f"report{suffix}.html", html_page(report).encode())
     left_out = [f"left out: {problem}" for problem in found.left_out.values()]
-    return WrittenReport(markdown_table(rows, teacher), left_out, suffix)
+    return WrittenReport(terminal_table(rows, teacher), left_out, suffix)
 
 
 def _teacher_errors(results: Sequence[Result], cache: Path | None) -> Mapping[str, float]:

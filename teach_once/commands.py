@@ -76,7 +76,14 @@ def train_student(
     check_trackers(recording.loggers)
     teachers = _teachers_of_student(request, compute, teaching, cluster)
     if teaching.stage is None:
-        print_plan(request, compute.device, console, has_trial=False, ranks=teaching.nproc)
+        print_plan(
+            request,
+            compute.device,
+            console,
+            has_trial=False,
+            ranks=teaching.nproc,
+            is_shown_if_finished=retrain,
+        )
     train = functools.partial(train_single, request, compute, recording, retrain=retrain)
     run_stages({**teachers.stages(console), "student": train}, teaching)
 
@@ -89,7 +96,7 @@ def ablation(request: AblationRequest, teaching: TeacherOptions) -> None:
     teachers = _teachers_of_student(request, request.compute, teaching, cluster)
     if teaching.stage is None:
         request.check()
-        check_study(request, request.compute.device, console)
+        check_study(request, request.compute.device, console, is_shown_if_finished=False)
     run_stages(teachers.stages(console), teaching)
     if teaching.stage is None:
         result = train_study(request, console)

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 
+from teach_once.runtime.command.help import App
 from teach_once.runtime.command.make_args import with_words
 from teach_once.runtime.errors import Stopped, UserError
 from teach_once.runtime.machine.resources import num_ranks
@@ -38,7 +39,7 @@ _IN_THE_WAY = (
 
 def new_app(help_text: str | None = None) -> typer.Typer:
     """A typer application without shell completion, whose errors `run_command` prints."""
-    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=help_text)
+    return App(add_completion=False, pretty_exceptions_enable=False, help=help_text)
 
 
 class _PlainConsole(Console):

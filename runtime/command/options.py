@@ -7,16 +7,19 @@ annotated with such a dataclass, below `takes_option_groups`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, ClassVar, get_args, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
+from teach_once.runtime.command.help import DATA, MACHINE
 from teach_once.runtime.command.program import program_text
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.machine.devices import refuse_unknown_device
@@ -93,7 +96,12 @@ def _known_device(name: str) -> str:
     return name
 
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", callback=_known_device)]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda, cuda:1, ...", callback=_known_device, rich_help_panel=MACHINE
+    ),
+]
 Workers = Annotated[int | None, typer.Option(min=0, help="worker processes that read images")]
 OfStudent = Annotated[
     bool,
@@ -107,6 +115,7 @@ ClusterAddress = Annotated[
     typer.Option(
         "--cluster",
         metavar="auto|local|ADDRESS",
+        rich_help_panel=MACHINE,
         help="Ray cluster to work on; auto: the one running here, else, as local, this machine",
     ),
 ]
@@ -116,6 +125,7 @@ ClusterAddress = Annotated[
 class CacheStorage:
     """Where the caches are, and the mirror of those at a URL with its size in 10^9 bytes."""
 
+    panel: ClassVar = DATA
     caches: CachesOrUrl = Path("caches")
     mirror: MirrorFolder = MIRROR
     mirror_gb: MirrorSize = MIRROR_GB
@@ -125,6 +135,7 @@ class CacheStorage:
 class Compute:
     """The device that computes, and the number of worker processes that read images."""
 
+    panel: ClassVar = MACHINE
     device: Device = "auto"
     workers: Workers = None
 
@@ -132,7 +143,8 @@ class Compute:
 def takes_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Let a command have dataclasses as parameters: each field becomes an option or an argument.
 
-    Fields that are dataclasses themselves are groups of options too.
+    Fields that are dataclasses themselves are groups of options too. `panel` of a dataclass is the
+    part of the help that its options are printed in.
     """
     signature = inspect.signature(command, eval_str=True)
     parameters = list(signature.parameters.values())
@@ -166,12 +178,18 @@ def _options_of(group: type) -> list[inspect.Parameter]:
         default = field.default
         if default is dataclasses.MISSING:
             default = inspect.Parameter.empty
-        options.append(
-            inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
-            )
-        )
+        kind, annotation = inspect.Parameter.KEYWORD_ONLY, _in_panel(hint, group)
+        options.append(inspect.Parameter(field.name, kind, default=default, annotation=annotation))
     return options
+
+
+def _in_panel(hint: object, group: type) -> object:
+    """The annotation of an option, in the group's panel unless it names its own."""
+    value, info = get_args(hint)
+    if isinstance(info, OptionInfo) and not info.rich_help_panel:
+        info = copy.copy(info)
+        info.rich_help_panel = getattr(group, "panel", None)
+    return Annotated[value, info]
 
 
 def _take(group: type, given: dict[str, object]) -> object:

@@ -18,7 +18,7 @@ from teach_once.report.command import cli
 from teach_once.report.differences import difference_cells, interval_bars
 from teach_once.report.page import Report, html_page, ledger, markdown_page
 from teach_once.report.runs import Errors, Result, results_in
-from teach_once.report.table import csv_table, markdown_table, rows_of
+from teach_once.report.table import csv_table, markdown_table, rows_of, terminal_table
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
 from tests.support.project import ROOT
@@ -178,14 +178,14 @@ def test_a_folder_is_reported_with_all_its_finished_runs(
     for label, seed, top1 in (("cd", 0, 4.0), ("ce", 0, 8.0), ("ce", 1, 10.0), ("kd", 0, 5.0)):
         write_run(label, seed, top1)
     assert cli([str(tmp_path / "small")]) == 0
-    _, _, teacher, ce, kd, cd, *rest = capsys.readouterr().out.splitlines()
-    assert teacher.startswith("| teacher |  |  | 5.00 |")
-    assert ce.startswith("| ce | resnet8 | 2 | 9.00 ± 1.41 |")
-    assert kd.startswith("| kd | resnet8 | 1 | 5.00 |")
-    assert cd.startswith("| cd | resnet8 | 1 | 4.00 |")
-    assert [line for line in rest if line] == [
-        f"written to {tmp_path}/small/report.html, ablation.md, .csv and .png"
-    ]
+    header, teacher, ce, kd, cd, rest = capsys.readouterr().out.splitlines()
+    assert re.split("  +", header)[:4] == ["method", "seeds", "last error (%)", "best error (%)"]
+    assert teacher.split() == ["teacher", "5.00"]
+    assert ce.startswith("ce       2      9.00 ± 1.41 ")
+    assert kd.startswith("kd       1      5.00 ")
+    assert cd.startswith("cd       1      4.00 ")
+    assert max(map(len, (header, teacher, ce, kd, cd))) <= 100
+    assert rest == f"written to {tmp_path}/small/report.html, ablation.md, .csv and .png"
     text = (tmp_path / "small" / "ablation.md").read_text()
     assert "All finished runs with these settings." in text
     assert "Command:" not in text
@@ -200,8 +200,9 @@ def test_runs_can_be_named_and_a_live_teacher_is_a_method_of_its_own(
     write_run("ce", 0, 9.0)
     assert cli([str(tmp_path / "small"), live.name, cached.name]) == 0
     out = capsys.readouterr().out
-    assert [line.split("|")[1].strip() for line in out.splitlines()[3:5]] == ["kd-live", "kd"]
-    assert "| ce |" not in out
+    assert [line.split()[0] for line in out.splitlines()] == [
+        *("method", "teacher", "kd-live", "kd", "written")
+    ]
     (path,) = (tmp_path / "small").glob("report-*.html")  # of runs that were chosen by hand
     page = path.read_text()
     assert "1 (one in each taught run): 200 images" in page  # the live one saved nothing
@@ -227,8 +228,8 @@ def test_a_run_whose_files_are_damaged_is_named_and_stops_no_report_of_others(
         assert cli([str(tmp_path / "small"), *names]) == 0
         printed = capsys.readouterr()
         assert f"left out: {folder}/{file}" in printed.err
-        assert "| ce | resnet8 | 1 | 9.00 |" in printed.out
-        assert "\n| kd |" not in printed.out
+        assert "\nce       1      9.00 " in printed.out
+        assert "\nkd " not in printed.out
         for page in ("ablation*.md", "report*.html"):
             told = max(
                 (tmp_path / "small").glob(page), key=lambda path: path.stat().st_mtime_ns
@@ -274,11 +275,9 @@ def report(make_study: Callable[..., Study], capsys: pytest.CaptureFixture[str])
         train_student(study.run(method, seed))
     commands = ["--command", "make ablation <here>", "--command", "make cache-teacher"]
     assert cli([str(study.folder), "--asked", "ce cd; seeds 0 1", *commands]) == 0
-    table, _ = capsys.readouterr().out.split("\n\n")
-    assert table in (study.folder / "ablation.md").read_text()
-    assert table == markdown_table(
-        rows_of(results_in(study.folder).results), study.cache.measured
-    ).rstrip("\n")
+    rows, teacher = rows_of(results_in(study.folder).results), study.cache.measured
+    assert terminal_table(rows, teacher) in capsys.readouterr().out
+    assert markdown_table(rows, teacher) in (study.folder / "ablation.md").read_text()
     return study.folder
 
 

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from rich.console import Console
 
+from teach_once.runtime.command.help import MACHINE
 from teach_once.runtime.command.options import ClusterAddress, Compute, Overrides, StudentName
 from teach_once.runtime.command.program import portable_program, program
 from teach_once.runtime.command.ray import Cluster
@@ -55,6 +56,7 @@ from teach_once.train.studies.ablation import run_ablation
 class Execution:
     """How the runs of a study are executed: one after the other, side by side, or on a cluster."""
 
+    panel: ClassVar = MACHINE
     jobs: Jobs = 1
     share: SharedLoading = None
     cluster: ClusterAddress = None
@@ -150,7 +152,9 @@ def train_study(request: AblationRequest, console: Console) -> StudyResult:
     return StudyResult(runs, failures)
 
 
-def check_study(request: StudyRequest, device: str, console: Console) -> None:
+def check_study(
+    request: StudyRequest, device: str, console: Console, *, is_shown_if_finished: bool = True
+) -> None:
     """Find every mistake that can be found before the teacher runs, or print that there is none.
 
     Raises as `check_runs` does.
@@ -162,6 +166,8 @@ def check_study(request: StudyRequest, device: str, console: Console) -> None:
     found = check_runs(
         config, teacher, methods, seeds, local, placement=request.placement, device=device
     )
+    if found == ALL_FINISHED and not is_shown_if_finished:
+        return
     if found != ALL_FINISHED and (hint := slow_precision(config, teacher, local.caches, device)):
         console.print(hint)
     which = f"{', '.join(methods)} with seed {' '.join(map(str, seeds))}"

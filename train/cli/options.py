@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from teach_once.runtime.command.help import MACHINE, RUN
 from teach_once.runtime.command.options import CacheOrUrl, CacheStorage
 from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store.read.mirror import local_caches
@@ -24,7 +25,10 @@ Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
 Runs = Annotated[Path, typer.Option(help="folder that holds the runs")]
 PlacementOption = Annotated[
     Literal["auto", "device", "host", "window"],
-    typer.Option(help="where a view's teacher outputs are held while its epoch runs"),
+    typer.Option(
+        help="where a view's teacher outputs are held while its epoch runs",
+        rich_help_panel=MACHINE,
+    ),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="runs to train side by side")]
 SharedLoading = Annotated[
@@ -77,7 +81,9 @@ CheckpointMinutes = Annotated[
 TrainTeacher = Annotated[
     bool,
     typer.Option(
-        "--train-teacher", help="train even if it takes over ten minutes of processor time"
+        "--train-teacher",
+        help="train even if it takes over ten minutes of processor time",
+        rich_help_panel=RUN,
     ),
 ]
 Checkpoint = Annotated[

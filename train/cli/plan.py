@@ -202,7 +202,13 @@ def slow_precision(
 
 
 def print_plan(
-    request: RunRequest, device: str, console: Console, *, has_trial: bool, ranks: int = 1
+    request: RunRequest,
+    device: str,
+    console: Console,
+    *,
+    has_trial: bool,
+    ranks: int = 1,
+    is_shown_if_finished: bool = True,
 ) -> None:
     """Check that a run can work, and print the existing stages, the missing ones and their cost.
 
@@ -211,9 +217,11 @@ def print_plan(
     config, teacher = open_configs(request.name, request.overrides)
     method, seed, placement = request.method, request.seed, request.placement
     local = request.storage.local()
-    check_runs(
+    found = check_runs(
         config, teacher, [method], [seed], local, placement=placement, device=device, ranks=ranks
     )
+    if found == ALL_FINISHED and not is_shown_if_finished:
+        return
     tried_on = device if has_trial else None
     console.print(
         *plan_lines(

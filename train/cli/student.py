@@ -6,20 +6,23 @@ Loads torch only if there is something to train.
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from teach_once.runtime.command.frame import new_console
 from teach_once.runtime.command.options import Compute
+from teach_once.runtime.command.program import program
 from teach_once.runtime.machine.resources import num_ranks
 from teach_once.store.read.mirror import shown_path
 from teach_once.train.cli.plan import RunRequest
 from teach_once.train.recording.options import Recording
 from teach_once.train.recording.tracking import check_trackers
-from teach_once.train.runs.folder import format_result
+from teach_once.train.runs.folder import format_finished, format_result
 from teach_once.train.runs.retrain import begin_again
 from teach_once.train.runs.study import Run
 
@@ -45,15 +48,30 @@ def train_single(
         if ranks is not None:
             ranks.barrier()  # they look at the run's files, which the first one may have moved
         if run.is_finished and (summary := run.summary):
-            console.print(f"{run.folder} is finished: nothing to do.")
-        else:
-            _announce(run, console)
-            from teach_once.train.engine.ranks import ALONE  # these load torch
-            from teach_once.train.sessions.student import train_run
+            console.print(format_finished(summary, run.folder))
+            return
+        _announce(run, console)
+        from teach_once.train.engine.ranks import ALONE  # these load torch
+        from teach_once.train.sessions.student import train_run
 
-            summary = train_run(run, compute, replace(recording, console=console), ranks or ALONE)
+        summary = train_run(run, compute, replace(recording, console=console), ranks or ALONE)
         if is_first:
             console.print(format_result(summary, run.folder))
+            console.print(_format_next(request, run))
+
+
+def _format_next(request: RunRequest, run: Run) -> str:
+    """The commands for what can be done with a student that has been trained."""
+    caches, runs = request.storage.caches, request.storage.runs
+    words = [*program("train"), "export", request.name, f"exported/{run.study.config.name}"]
+    words += ["--method", run.method, "--seed", str(run.seed)]
+    words += [] if caches == Path("caches") else ["--caches", str(caches)]
+    words += ["--cache", str(request.storage.cache)] if request.storage.cache else []
+    words += [] if runs == Path("runs") else ["--runs", str(runs)]
+    compare = [*program("train"), "runs", run.study.config.name]
+    compare += [] if runs == Path("runs") else ["--runs", str(runs)]
+    export = shlex.join([*words, *(request.overrides or ())])
+    return f"  next: {export}\n  or:   {shlex.join(compare)}"
 
 
 def _announce(run: Run, console: Console) -> None:

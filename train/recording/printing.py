@@ -52,9 +52,9 @@ class EpochPrinter:
             return
         self._seconds += result.seconds
         left = self._seconds / (result.epoch - self._first + 1) * (self._epochs - result.epoch)
+        loss = f"loss {result.loss:8.4f}{_parts_text(result)}"
         self._console.print(
-            f"epoch {result.epoch:3d}/{self._epochs}  loss {result.loss:8.4f}  "
-            f"{_test_text(result)}  "
+            f"epoch {result.epoch:3d}/{self._epochs}  {loss}  {_test_text(result)}  "
             f"{format_rate(result.images_per_second):>8} images/s  ETA {left:4.0f} s"
             f"{self._idle(result.epoch)}"
         )
@@ -74,6 +74,14 @@ def classifier_epoch(terms: Sequence[LossTerm], epochs: int) -> int:
         if any(weight_at(term, epoch) for term in reaching):
             return epoch
     return epochs + 1
+
+
+def _parts_text(result: EpochResult) -> str:
+    """The weighted terms that add up to the loss; empty for a single one."""
+    if len(result.losses) < 2:
+        return ""
+    parts = (f"{name} {result.weights[name] * loss:.3g}" for name, loss in result.losses.items())
+    return f" = {' + '.join(parts)}"
 
 
 def _test_text(result: EpochResult) -> str:

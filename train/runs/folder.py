@@ -271,6 +271,15 @@ def format_result(summary: Mapping[str, Any], folder: Path) -> str:
     return "\n  ".join(lines)
 
 
+def format_finished(summary: Mapping[str, Any], folder: Path) -> str:
+    """A run that has nothing to do, in one line with its top-1 errors."""
+    best, teacher = summary["best"], summary["teacher"].get("test_top1_error")
+    errors = f"Test error {summary['last']['top1_error']:.2f} % top-1"
+    others = [f"best epoch: test error {best['top1_error']:.2f} %"]
+    others += [f"teacher: test error {teacher:.2f} %"] if teacher is not None else []
+    return f"{folder} is finished: nothing to do. {errors} ({'; '.join(others)})."
+
+
 def removable(runs: Sequence[FoundRun], *, superseded: bool = False) -> dict[Path, str]:
     """Return {folder: reason} of runs that are unfinished.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -47,7 +48,7 @@ def test_an_ablation_prints_the_command_that_writes_its_report(
 ) -> None:
     assert cli(["ablation", "digits-resnet8", "--seeds", "0", "--methods", "ce", *cached]) == 0
     assert write_printed_report(capsys.readouterr().out) == 0
-    assert "| ce |" in capsys.readouterr().out
+    assert "\nce " in capsys.readouterr().out
     assert (tmp_path / "runs" / "digits-resnet8" / "report.html").is_file()
 
 
@@ -124,14 +125,22 @@ def test_a_student_is_trained_once_and_its_result_printed_again(
     call = ["student", "digits-resnet8", "--method", "cd+gkd", "--seed", "1", *cached]
     assert cli(call) == 0
     first = capsys.readouterr().out
-    assert "epoch   3/3" in first
+    epoch = next(line for line in first.splitlines() if line.startswith("epoch   3/3"))
+    total, parts = re.findall(r"loss +([\d.]+) = cd ([\d.]+) \+ gkd [\d.]+  test error", epoch)[0]
+    assert 0 < float(parts) < float(total)
+    *_, head, last, best, teacher, export, compare = first.splitlines()
+    assert head.startswith("cd+gkd, seed 1: ")
+    assert [line.split()[0] for line in (last, best, teacher)] == ["last", "best", "teacher:"]
     assert cli(call) == 0
-    second = capsys.readouterr().out
-    assert "is finished: nothing to do." in second
-    result = first.splitlines()[-4:]
-    assert result == second.splitlines()[-4:]
-    assert result[0].startswith("cd+gkd, seed 1: ")
-    assert [line.split()[0] for line in result[1:]] == ["last", "best", "teacher:"]
+    (second,) = capsys.readouterr().out.splitlines()
+    error = re.findall(r"test error ([\d.]+) %", last)[0]
+    assert f"is finished: nothing to do. Test error {error} % top-1 (best epoch: " in second
+    exporting, comparing = (shlex.split(line.partition(": ")[2])[3:] for line in (export, compare))
+    assert exporting[:3] == ["export", "digits-resnet8", "exported/digits-resnet8"]
+    assert exporting[3:7] == ["--method", "cd+gkd", "--seed", "1"]
+    assert set(cached) <= set(exporting)
+    assert cli(comparing) == 0
+    assert re.search(rf" finished +{error} ", capsys.readouterr().out)
 
 
 def test_a_student_trains_the_same_from_the_exported_file(

@@ -349,7 +349,7 @@ def test_a_report_holds_all_runs_of_its_settings_and_says_what_was_asked_for(
         call("ablation", *more, "training.weight_decay=0.1", *own)
     told = call("ablation", "--methods", "kd", "--seeds", "1")
     assert rows() == whole
-    assert "| ce | resnet8 | 2 |" in told
+    assert re.search(r"^ce +2 ", told, re.M)
     for file in ("ablation.md", "report.html"):
         text = (folder / file).read_text()
         assert "All finished runs with these settings; asked for now: kd; seeds 1." in text
@@ -370,6 +370,6 @@ def test_an_ablation_ends_with_the_report_wherever_it_runs_and_with_its_exit_sta
     (run / "summary.json").write_text(json.dumps(summary))
     assert f"ce, seed 0 failed: BadFile: {run}/summary.json lacks best" in call(*wanted, status=1)
     told = call("ablation", "--methods", "ce", "--seeds", "0 1", status=1)
-    assert "| ce | resnet8 | 1 |" in told
+    assert re.search(r"^ce +1 ", told, re.M)
     assert f"left out: {run}/summary.json lacks best\n  fix: rm -r {run}" in told
     assert f"{run.name}  unreadable" in call("runs")

@@ -1,0 +1,119 @@
+"""The help of a command: what it does, then its options in groups, without the types of a parser.
+
+Typer's own help prints a column of types and ranges (`<int range> [0<=x<=18446744073709551615]`)
+and wraps the explanations into what is left. A program's ranges are in its error messages.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
+
+# The groups of options, in the order in which they are printed; RUN has those that name none.
+RUN, DATA, MACHINE = "Run", "Data", "Machine"
+_PANELS = (RUN, DATA, MACHINE)
+_MOST_COLUMNS = 110
+# Of typer's names of types; "": the name of the option.
+_PLACEHOLDERS = {
+    **{"int": "N", "float": "X", "path": "PATH", "str": "", "list[str]": ""},
+    **{"integer": "N", "text": ""},
+}
+
+
+class App(typer.Typer):
+    """A typer application whose commands print this help."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(cls=_Group, **settings)
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+        return super().command(name, **{"cls": _Command, **settings})
+
+
+class _Command(TyperCommand):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        console = _console()
+        _print_text(console, self.get_usage(ctx), self.help)
+        panels: dict[str, list[Any]] = {panel: [] for panel in _PANELS}
+        for param in self.get_params(ctx):
+            if param.param_type_name == "argument":
+                panels.setdefault("Arguments", []).append(param)
+            elif not getattr(param, "hidden", False) and param.name != "help":
+                panels[getattr(param, "rich_help_panel", None) or RUN].append(param)
+        for panel in ("Arguments", *_PANELS):
+            rows = [
+                (_format_names(each, ctx), _format_help(each, ctx))
+                for each in panels.get(panel, ())
+            ]
+            _print_rows(console, panel, rows)
+
+
+class _Group(TyperGroup):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        console = _console()
+        _print_text(console, self.get_usage(ctx), self.help)
+        commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
+        shown = [each for each in commands if each and not each.hidden]
+        _print_rows(
+            console, "Commands", [(str(each.name), each.get_short_help_str(200)) for each in shown]
+        )
+        console.print(f"\n{ctx.command_path} COMMAND --help explains a command.")
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False, emoji=False)
+    return Console(
+        width=min(console.width, _MOST_COLUMNS), highlight=False, markup=False, emoji=False
+    )
+
+
+def _print_text(console: Console, usage: str, text: str | None) -> None:
+    console.print(" ".join(usage.split()))
+    for paragraph in inspect.cleandoc(text or "").split("\n\n"):
+        if paragraph:
+            console.print("\n" + " ".join(paragraph.split()))
+
+
+def _print_rows(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
+    if not rows:
+        return
+    console.print(f"\n{title}:", style="bold")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for names, text in rows:
+        table.add_row(f"  {names}", text)
+    console.print(table)
+
+
+def _format_names(param: Any, ctx: Any) -> str:
+    """The names of an option and the placeholder of its value."""
+    if param.param_type_name == "argument":
+        return str(param.metavar or param.name.upper())
+    names = ", ".join(param.opts)
+    if param.is_flag:
+        is_off = param.default is False or not param.secondary_opts
+        return names if is_off else "/".join([names, *param.secondary_opts])
+    return f"{names} {_placeholder(param, ctx)}"
+
+
+def _placeholder(param: Any, ctx: Any) -> str:
+    format_type = getattr(param, "display_type", None) or param.make_metavar  # typer 0.29, before
+    shown = str(param.metavar or format_type(ctx).strip("<>"))
+    return _PLACEHOLDERS.get(shown.lower().split()[0], shown) or str(param.name).upper()
+
+
+def _format_help(param: Any, ctx: Any) -> str:
+    """The explanation, and the default unless it is off or empty."""
+    text, default = param.help or "", param.get_default(ctx, call=False)
+    if param.required or not param.show_default or default in (None, "", ()) or default is False:
+        return text
+    if param.is_flag:
+        default = param.opts[0].lstrip("-")
+    return f"{text} [default: {default}]"

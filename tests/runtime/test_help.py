@@ -1,0 +1,81 @@
+"""The help of a command: options in groups, each explained, without a parser's types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import pytest
+import typer
+
+from teach_once.commands import app as teach_once_app
+from teach_once.runtime.command.frame import new_app, run_command
+from teach_once.runtime.command.help import DATA, MACHINE
+from teach_once.runtime.command.options import takes_option_groups
+from teach_once.train.cli.commands import app as train_app
+
+
+@dataclass(frozen=True)
+class Inner:
+    panel: ClassVar = DATA
+    caches: Annotated[str, typer.Option(help="folder")] = "caches"
+
+
+@dataclass(frozen=True)
+class Request:
+    name: Annotated[str, typer.Argument(help="a student")]
+    storage: Inner = Inner()
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="decides the order")] = 7
+    live: Annotated[bool, typer.Option(help="in the loop")] = False
+
+
+def test_help_of_nested_groups_has_panels_in_order_without_types_or_ranges(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    app, taken = new_app(), list[Request]()
+
+    @app.command()
+    @takes_option_groups
+    def train(
+        request: Request,
+        device: Annotated[str, typer.Option(help="cpu", rich_help_panel=MACHINE)] = "auto",
+    ) -> None:
+        """Train one."""
+        taken.append(request)
+
+    assert run_command(app, ["--help"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2:] == [
+        "Train one.",
+        "",
+        "Arguments:",
+        "  NAME  a student",
+        "",
+        "Run:",
+        "  --seed N  decides the order [default: 7]",
+        "  --live    in the loop",
+        "",
+        "Data:",
+        "  --caches CACHES  folder [default: caches]",
+        "",
+        "Machine:",
+        "  --device DEVICE  cpu [default: auto]",
+        "",
+    ]
+    assert run_command(app, ["digits", "--caches", "here", "--seed", "3", "--live"]) == 0
+    assert taken == [Request("digits", Inner("here"), 3, True)]
+
+
+@pytest.mark.parametrize("app", [train_app, teach_once_app], ids=["train", "teach_once"])
+def test_help_of_every_command_explains_each_option_in_lines_that_fit(
+    app: typer.Typer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    for command in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+        assert run_command(app, [command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 100
+        assert not any(noise in text for noise in ("<", "range", "18446744073709551615"))
+        options = [line for line in text.splitlines() if line.startswith("  --")]
+        assert all("  " in line.strip() for line in options), command

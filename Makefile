@@ -56,6 +56,7 @@ reads-bench          := DEVICE BENCH
 reads-bench-scale    := DEVICE BENCH
 reads-bench-store    := TEACHER DEVICE BENCH ARGS
 reads-help           := $(KNOWN)
+reads-help-all       := $(KNOWN)
 
 # Variables that are taken for one another: of GIVEN:MEANT, the one that was meant.
 CONFUSED := METHOD:METHODS METHODS:METHOD SEED:SEEDS SEEDS:SEED TEACHER:STUDENT STUDENT:TEACHER \
@@ -114,12 +115,35 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help env cache-teacher train-student ablation export-student check-recompute check-checksums list-caches bench bench-scale bench-store test test-quick test-long docs lint
 
+# Prints the comments of these targets, in the order of this file.
+describe = awk -v names=" $1 " 'BEGIN {FS = ":.*\#\# "} \
+  /^[a-z-]+:.*\#\# / && index(names, " " $$1 " ") {printf "  make %-15s %s\n", $$1, $$2}' Makefile
+USING      := cache-teacher train-student ablation export-student check-recompute check-checksums list-caches
+DEVELOPING := env test test-quick lint docs bench
+RARE       := env-cluster test-long bench-scale bench-store
+
 help: ## print this help
 	@echo "Teach Once: run the teacher once, train as many students as you like."
-	@echo
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
-	@echo
-	@echo "Settings, as in make train-student METHOD=kd SEED=1:"
+	@echo; echo "Train students:"
+	@$(call describe,$(USING))
+	@echo; echo "Settings, as in make train-student METHOD=kd SEED=1:"
+	@printf '  %-24s %s\n' \
+	  TEACHER=$(call q,TEACHER) 'a file of configs/teacher, or a path' \
+	  STUDENT=$(call q,STUDENT) 'a file of configs/student, or a path' \
+	  METHOD=$(call q,METHOD) 'method of a student' \
+	  SEED=$(call q,SEED) 'seed of a student' \
+	  'METHODS="ce kd"' 'methods of an ablation (default: all in the file)' \
+	  'SEEDS="'$(call q,SEEDS)'"' 'seeds of an ablation' \
+	  'ARGS="key.sub=value ..."' 'config keys; teacher.key.sub=value is for the teacher of a student' \
+	  DEVICE=$(call q,DEVICE) 'auto, cpu, cuda, ...'
+	@echo; echo "Develop:"
+	@$(call describe,$(DEVELOPING))
+	@echo; echo "All targets and settings: make help-all, docs/reference/commands.md"
+
+.PHONY: help-all
+help-all:
+	@$(call describe,help $(USING) $(DEVELOPING) $(RARE))
+	@echo; echo "Settings:"
 	@printf '  %-24s %s\n' \
 	  TEACHER=$(call q,TEACHER) 'a file of configs/teacher, or a path' \
 	  STUDENT=$(call q,STUDENT) 'a file of configs/student, or a path' \
@@ -147,8 +171,6 @@ help: ## print this help
 	  'LOGGER=wandb' 'also send the figures of each epoch there: tensorboard, wandb, mlflow' \
 	  'FULL_CHECK=1' 'list image folders again, check every byte of a large finished cache' \
 	  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes of processor time'
-	@echo
-	@echo "Documentation: README.md, docs/reference/commands.md"
 
 env: ## create .venv, or update it if requirements.txt has changed
 	@cmp -s requirements.txt $(VENV)/installed.txt || { \

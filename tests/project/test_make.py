@@ -67,6 +67,19 @@ SWITCHES = {
 }
 
 
+def test_help_has_three_groups_of_at_most_eight_and_help_all_has_the_rest() -> None:
+    _, *groups, pointer = make("help").stdout.strip().split("\n\n")
+    assert [group.splitlines()[0].split(",")[0].rstrip(":") for group in groups] == [
+        *("Train students", "Settings", "Develop")
+    ]
+    assert all(1 < len(group.splitlines()) <= 9 for group in groups)  # with a heading each
+    assert "make help-all" in pointer
+    everything = make("help-all").stdout
+    assert set(re.findall(r"^  make (\S+)", everything, re.M)) == makefile_targets()
+    known = set(re.findall(r"^([A-Z_]+) *\?=", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"\b([A-Z_]{3,})\b", everything)) >= known - {"PYTHON", "BENCH"}
+
+
 @pytest.mark.parametrize("target", sorted(makefile_targets() - {"help"}))
 def test_a_target_uses_every_variable_that_it_reads_and_refuses_the_others(target: str) -> None:
     names = set(reads(target)) - {"PYTHON"}

@@ -126,8 +126,9 @@ def test_a_student_is_trained_once_and_its_result_printed_again(
     assert cli(call) == 0
     first = capsys.readouterr().out
     epoch = next(line for line in first.splitlines() if line.startswith("epoch   3/3"))
-    total, parts = re.findall(r"loss +([\d.]+) = cd ([\d.]+) \+ gkd [\d.]+  test error", epoch)[0]
-    assert 0 < float(parts) < float(total)
+    total, terms = re.findall(r"loss +([\d.]+) = ce (.*)  test error", epoch)[0]
+    ce, gkd, cd = (float(term.split()[-1]) for term in terms.split(" + "))
+    assert ce + gkd + cd == pytest.approx(float(total), rel=0.01)
     *_, head, last, best, teacher, export, compare = first.splitlines()
     assert head.startswith("cd+gkd, seed 1: ")
     assert [line.split()[0] for line in (last, best, teacher)] == ["last", "best", "teacher:"]

@@ -21,7 +21,7 @@ from teach_once.configs.paths import expand_home, locate_paths, not_found
 from teach_once.configs.schema import ConfigSource, StudentConfig, TeacherConfig, as_plain
 from teach_once.configs.schema_errors import cut, error_lines, field_names
 from teach_once.configs.yaml_subset import YamlError, parse_yaml
-from teach_once.runtime.command.program import program
+from teach_once.runtime.command.program import program, program_text
 from teach_once.runtime.errors import UserError, did_you_mean
 from teach_once.runtime.safe.safe_read import BadFile, read_bounded
 from teach_once.runtime.safe.text import one_line
@@ -192,10 +192,10 @@ def _find(kind: str, name_or_path: str) -> Path:
     if "/" not in name_or_path and _is_there(found):
         return found
     names = available(kind)
-    hint = did_you_mean(name_or_path, names)
     raise ConfigError(
-        f"no {kind} config {cut(repr(name_or_path))} in configs/{kind}{hint or '.'} "
-        f"Known: {', '.join(names)}"
+        f"no {kind} config {cut(repr(name_or_path))} in configs/{kind}"
+        f"{did_you_mean(name_or_path, names, most=3)}",
+        fix=f"{program_text('configs')} list",
     )
 
 

@@ -50,16 +50,17 @@ class Stopped(Exception):
         return self.message
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'that'?" with the known word nearest to `word`; "" if none is near.
+def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
+    """Return "; did you mean 'that'?" with the known words nearest to `word`; "" if none is near.
 
     A known word of several parts is near if one of its parts begins like `word`.
     """
     names = list(known)
     least = _SIMILAR if len(word) > _SHORT else _SHORT_SIMILAR
-    close = difflib.get_close_matches(word, names, n=1, cutoff=least)
+    close = difflib.get_close_matches(word, names, n=most, cutoff=least)
     close += [name for name in names if _has_part_like(word, name)]
-    return f"; did you mean {close[0]!r}?" if close else ""
+    *some, last = map(repr, dict.fromkeys(close[:most])) if close else [""]
+    return f"; did you mean {' or '.join(filter(None, [', '.join(some), last]))}?" if last else ""
 
 
 def _has_part_like(word: str, name: str) -> bool:

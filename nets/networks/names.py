@@ -30,7 +30,7 @@ def default_stages(arch: str) -> tuple[str, ...]:
 
 
 def check_arch(arch: str) -> None:
-    """Raise ArchError, with the nearest name, unless `arch` names a network."""
+    """Raise ArchError, with the nearest names, unless `arch` names a network."""
     if arch in DEFAULT_STAGES:
         return
     if arch.startswith(TIMM_PREFIX):
@@ -42,8 +42,7 @@ def check_arch(arch: str) -> None:
         if arch.count(":") == 2 and all(arch.split(":")):
             return
         raise ArchError(f"arch {arch!r} does not have the form python:package.module:function")
-    near = did_you_mean(arch, known_archs())
     raise ArchError(
-        f"unknown arch {arch!r}{near or '.'} Known: {', '.join(known_archs())}, timm:NAME "
-        f"({program_text('nets')} list), and python:package.module:function"
+        f"unknown arch {arch!r}{did_you_mean(arch, known_archs(), most=3)}",
+        fix=f"{program_text('nets')} list",
     )

@@ -122,10 +122,10 @@ def test_nesterov_without_momentum_is_refused() -> None:
     assert "training: nesterov: true needs a momentum above 0" in told
 
 
-def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+def test_load_with_an_unknown_name_is_refused_with_the_nearest_and_the_command_that_lists() -> None:
     told = message(lambda: load_teacher("digits-resnet21"))
-    assert "did you mean 'digits-resnet20'?" in told
-    assert "no file /nowhere/x.yaml" in message(lambda: load_student("/nowhere/x.yaml"))
+    assert "did you mean 'digits-resnet20' or 'imagenet-resnet34'?" in told
+    assert re.search(r"\n  fix: .*configs list$", told)
 
 
 @pytest.mark.parametrize("text", ["", "- a list", "a: [unclosed", "\x00"])

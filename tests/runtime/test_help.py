@@ -12,6 +12,7 @@ from teach_once.commands import app as teach_once_app
 from teach_once.runtime.command.frame import new_app, run_command
 from teach_once.runtime.command.help import DATA, MACHINE
 from teach_once.runtime.command.options import takes_option_groups
+from teach_once.runtime.errors import did_you_mean
 from teach_once.train.cli.commands import app as train_app
 
 
@@ -79,3 +80,17 @@ def test_help_of_every_command_explains_each_option_in_lines_that_fit(
         assert not any(noise in text for noise in ("<", "range", "18446744073709551615"))
         options = [line for line in text.splitlines() if line.startswith("  --")]
         assert all("  " in line.strip() for line in options), command
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (1, "; did you mean 'resnet8'?"),
+        (2, "; did you mean 'resnet8' or 'resnet34'?"),
+        (3, "; did you mean 'resnet8', 'resnet34' or 'resnet20'?"),
+    ],
+)
+def test_did_you_mean_with_a_limit_names_the_nearest_words(most: int, expected: str) -> None:
+    known = ["resnet8", "resnet18", "resnet20", "resnet34", "vgg11"]
+    assert did_you_mean("resnet9", known, most) == expected
+    assert did_you_mean("nonsense", known, most) == ""

@@ -126,6 +126,7 @@ def test_load_with_an_unknown_name_is_refused_with_the_nearest_and_the_command_t
     told = message(lambda: load_teacher("digits-resnet21"))
     assert "did you mean 'digits-resnet20' or 'imagenet-resnet34'?" in told
     assert re.search(r"\n  fix: .*configs list$", told)
+    assert "no file /nowhere/x.yaml" in message(lambda: load_student("/nowhere/x.yaml"))
 
 
 @pytest.mark.parametrize("text", ["", "- a list", "a: [unclosed", "\x00"])

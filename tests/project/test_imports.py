@@ -78,6 +78,7 @@ LIBRARY_EDGES = {
     "nets.weights.pickle",  # objects of a pickle, none of which is made
     "nets.weights.timm_weights",  # timm and huggingface_hub
     "teach_once.new_teacher",  # timm
+    "runtime.command.help",  # typer, whose parameters are of a copy of click inside it
     "runtime.command.ray",  # Ray
     "runtime.safe.safe_read",  # values of JSON
     "store.format.metadata",

@@ -30,8 +30,9 @@ GROUPS = {
 
 # What takes longest starts first, so that no worker is left alone with it at the end.
 FIRST = ("test_documents", "test_make", "test_cluster_pass", "test_cluster_study", "test_cluster")
-FIRST += ("test_ranks_signals", "test_benchmarks", "test_bucket_pass", "test_faults", "test_commit")
-FIRST += ("test_commands", "test_recipes", "test_train", "test_ablation", "test_strangers")
+FIRST += ("test_strangers", "test_packaging", "test_together", "test_commands", "test_bucket_pass")
+FIRST += ("test_ranks", "test_ranks_signals", "test_train", "test_samples", "test_commit")
+FIRST += ("test_faults", "test_recipes", "test_families", "test_precompute", "test_ablation")
 
 
 def arrange(items: list[pytest.Item]) -> None:

@@ -32,15 +32,22 @@ PACKAGES = {"runtime", "train", "views", "teach_once"}
 def test_an_ablation_trains_every_method_and_repeats_nothing(
     cached: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = ["ablation", "digits-resnet8", "--seeds", "0 1", *cached]
+    call = ["ablation", "digits-resnet8", *cached]
+    assert cli([*call, "--seeds", "0"]) == 0
+    printed = capsys.readouterr().out
+    methods = list(load_student("digits-resnet8").methods)
+    for method in methods:
+        assert re.search(rf"^{re.escape(method)} +\d+\.\d\d\b", printed, re.M), method
+    call += ["--seeds", "0 1", "--methods", "ce kd"]
     assert cli(call) == 0
     printed = capsys.readouterr().out
-    for method in load_student("digits-resnet8").methods:
-        assert re.search(rf"^{re.escape(method)} +\d+\.\d\d +\d+\.\d\d$", printed, re.M)
+    assert "2 of 4 runs" in printed
+    for method in ("ce", "kd"):  # mean and standard deviation
+        assert re.search(rf"^{method} +\d+\.\d\d +\d+\.\d\d$", printed, re.M)
     folder = tmp_path / "runs" / "digits-resnet8"
-    assert len(list(folder.glob("*-seed*"))) == 24
+    assert len(list(folder.glob("*-seed*"))) == len(methods) + 2
     assert cli(call) == 0
-    assert "all 24 runs are finished: nothing to train." in capsys.readouterr().out
+    assert "all 4 runs are finished: nothing to train." in capsys.readouterr().out
 
 
 def test_an_ablation_prints_the_command_that_writes_its_report(

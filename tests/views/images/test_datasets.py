@@ -27,10 +27,11 @@ def folder(root: Path, limit: int | None = None) -> ImageFolder:
     return ImageFolder(type="imagefolder", root=str(root), normalization=RGB, max_per_class=limit)
 
 
+@pytest.mark.usefixtures("all_digits")
 def test_digits_are_scikit_learns_own() -> None:
-    ours = load_dataset(Digits(type="digits", normalization=GRAY))
     from sklearn.datasets import load_digits  # takes seconds, which every worker would spend
 
+    ours = load_dataset(Digits(type="digits", normalization=GRAY))
     theirs = load_digits()
     images = np.concatenate([ours.train.images, ours.test.images])[..., 0]
     assert (images == theirs.images * 15).all()

@@ -204,7 +204,6 @@ def pending_of(path: Path, asked: Manifest, every_byte: bool) -> tuple[Manifest,
             block_rows=there.manifest.block_rows,
             num_views=max(asked.num_views, there.manifest.num_views),
             taps={**there.manifest.taps, **asked.taps},
-            sample_crc32c=there.manifest.sample_crc32c,
         )
 
     coverage = there.coverage.within(manifest) if there else Coverage.nothing(manifest)

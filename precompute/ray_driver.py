@@ -101,7 +101,7 @@ class ClusterFill:
             last = writer.manifest.measured.get("images_per_second", 0.0)
             rate = images / seconds or last
             task = self._cluster.submit(on_node.measured_of_pass, self._recipe, rate)
-            writer.record_measured(self._cluster.wait_for(task))
+            writer.finish(self._cluster.wait_for(task))
             if isinstance(writer, CacheWriter):
                 writer.remove_asides()
             for folder in writer.unused_spool_folders():

@@ -83,7 +83,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         if images_per_second is None:
             return None
         last = writer.manifest.measured.get("images_per_second", 0.0)
-        writer.record_measured(measured(teacher_pass, images_per_second or last, console))
+        writer.finish(measured(teacher_pass, images_per_second or last, console))
         for folder in writer.unused_spool_folders():
             remove_spools(folder)
     return opened(setup)

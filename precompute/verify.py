@@ -44,7 +44,7 @@ from teach_once.store.errors import CacheMismatch, fixes_spelled_by
 from teach_once.store.inspect.find import find_cache
 from teach_once.store.inspect.inspect import agreement
 from teach_once.store.read.mirror import local_caches, shown_path
-from teach_once.store.read.reader import WITHOUT_CHECKSUMS, TeacherCache
+from teach_once.store.read.reader import TeacherCache
 from teach_once.views.augment.augment import pixel_canary
 from teach_once.views.seeds import draws
 from teach_once.views.splits import Split, changed_samples
@@ -81,12 +81,10 @@ class _Pair:
 
 
 def compare_samples(split: Split, cache: TeacherCache, console: Console) -> int:
-    """Compare every sample's bytes with the cache's checksums; exit status 0, or 1 if some differ.
+    """Compare every sample's bytes with the cache's digests; exit status 0, or 1 if some differ.
 
-    Raises CacheMismatch if the cache has no checksums, or another number of samples.
+    Raises CacheMismatch if the cache has another number of samples.
     """
-    if cache.sample_crc32c is None:
-        raise CacheMismatch(f"{cache.path} {WITHOUT_CHECKSUMS}")
     if len(split) != cache.num_samples:
         raise CacheMismatch(
             f"{cache.path} has {cache.num_samples:,} samples, the dataset {len(split):,}"
@@ -94,7 +92,7 @@ def compare_samples(split: Split, cache: TeacherCache, console: Console) -> int:
     changed: list[int] = []
     with Progress(len(split), "samples", console) as progress:
         ids = np.arange(len(split))
-        for number, some in changed_samples(split, cache.sample_crc32c, ids):
+        for number, some in changed_samples(split, cache.sample_digest, ids):
             changed += some.tolist()
             progress.advance(number)
     for sample in changed[:_NAMED_SAMPLES]:

@@ -64,7 +64,7 @@ class Result:
     epochs: int
     seconds: float
     num_samples: int
-    num_classes: int | None  # older runs do not say
+    num_classes: int
     num_views: int
     reads_cache: bool  # whether its losses read teacher outputs from the cache
     cache: str
@@ -88,7 +88,7 @@ class Result:
     @property
     def has_top5(self) -> bool:
         """With five classes or fewer every top-5 error is zero."""
-        return self.num_classes is None or self.num_classes > 5
+        return self.num_classes > 5
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _result(run: FoundRun, row: str) -> Result:
         epochs=summary["epochs"],
         seconds=summary["seconds"],
         num_samples=summary["num_samples"],
-        num_classes=summary.get("num_classes"),
+        num_classes=summary["num_classes"],
         num_teachers=summary.get("num_teachers", 1),
         num_views=run.identity.get("num_views", 0),
         reads_cache=summary["is_taught"] and run.identity.get("teacher_outputs") == "cache",

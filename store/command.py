@@ -44,6 +44,7 @@ from teach_once.store.inspect.inspect import (
 from teach_once.store.move.convert import convert_cache
 from teach_once.store.move.hdf5 import export_cache, import_cache
 from teach_once.store.move.trim import trim_cache
+from teach_once.store.read.evaluation import evaluation_names, evaluation_path, parent_faults
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import Source, open_source
 
@@ -126,6 +127,7 @@ def check(
     console = new_console()
     given = [cache_named(path) for path in paths or ()]
     given = given or [found.path for found in overviews(caches)]
+    given = [each for path in given for each in (path, *_evaluations(path))]
     if not given:
         console.print(f"{caches} holds no cache")
     statuses = [_checked(path, console) for path in given]
@@ -133,6 +135,14 @@ def check(
         console.print(f"{statuses.count(0)} of {len(given)} caches are sound")
     if any(statuses):
         raise typer.Exit(2 if set(statuses) == {2} else 1)
+
+
+def _evaluations(path: Path) -> list[Path]:
+    """Return the evaluation caches inside a cache; [] if they cannot be listed."""
+    try:
+        return [evaluation_path(path, name) for name in evaluation_names(path)]
+    except (CacheError, OSError):
+        return []  # checking the cache itself says why
 
 
 def _checked(path: Path, console: Console) -> int:
@@ -160,6 +170,7 @@ def _is_unsound(path: Path, console: Console) -> bool:
             progress.advance(task, size)
 
         faults += source.faults(every_byte=True, on_chunk=on_chunk)
+    faults += parent_faults(path, source.manifest.identity)
     for line in source.unreadable_lines:  # harmless once their blocks are committed again
         console.print(f"unreadable line of the journal: {line}")
     for fault in faults[:_SHOWN_FAULTS]:

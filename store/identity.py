@@ -16,8 +16,10 @@ from typing import Any, TypeGuard, cast
 from teach_once.runtime.safe.safe_read import open_regular
 from teach_once.runtime.safe.text import one_line
 
-FORMAT_VERSION = 1  # of every identity, and of manifests of caches whose logits are whole
-CUT_VERSION = 2  # of the manifest of a cache whose logits are cut
+# Raise it when the same settings would give other bytes: other pixels of a view, other statistics
+# of a recalibrated teacher, another rounding. Every cache is then made anew.
+IDENTITY_VERSION = 1
+PARENT = "parent_sha256"
 _SHA256_DIGITS = 64
 CONVERTED_FROM = "converted_from"  # the types that a cache's records had before, see store.convert
 Identity = dict[str, Any]
@@ -29,7 +31,23 @@ def cache_identity(views: Mapping[str, Any], teacher: Mapping[str, Any]) -> Iden
     An identity whose weights_sha256 is None or incomplete, because the weights file is missing,
     can be compared with a cache's but names none.
     """
-    return {"format_version": FORMAT_VERSION, **views, **teacher}
+    return {"identity_version": IDENTITY_VERSION, **views, **teacher}
+
+
+def evaluation_identity(
+    parent: Mapping[str, Any], split_digest: str, transform: Mapping[str, Any]
+) -> Identity:
+    """Return the identity of an evaluation cache: one view of a split, inside its parent.
+
+    parent: the identity of the cache around it, which decides the teacher and the taps' types.
+    transform: the evaluation transform as plain data.
+    """
+    return {
+        "identity_version": IDENTITY_VERSION,
+        PARENT: identity_sha256(parent),
+        "split_digest": split_digest,
+        "transform": dict(transform),
+    }
 
 
 def field_of(identity: Mapping[str, Any], *keys: str) -> Any:
@@ -167,7 +185,7 @@ def short_repr(value: Any) -> str:
 
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # of a tap, or a stage
-_RESERVED = {"labels", "preview", "sample_crc32c", "zarr.json"}
+_RESERVED = {"labels", "preview", "sample_digest", "zarr.json"}
 
 TAP_NAMES = "[A-Za-z0-9._-], of at most 64 characters, none of the store's own names"
 

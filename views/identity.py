@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teach_once.configs.schema import TeacherConfig, ViewsConfig, as_plain
-from teach_once.views.augment.augment import AUGMENT_VERSION, view_pixels
+from teach_once.views.augment.augment import view_pixels
 from teach_once.views.datasets import Dataset
 from teach_once.views.splits import Split
 
@@ -30,7 +30,6 @@ def views_identity(config: TeacherConfig, dataset: Dataset) -> dict[str, Any]:
         },
         "views": {
             "augment": augment_identity(config.views),
-            "augment_version": AUGMENT_VERSION,
             "seed": config.views.seed,
         },
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +19,10 @@ from teach_once.runtime.safe.text import one_line
 from teach_once.views.seeds import HELD_OUT_STREAM, choice, draws
 
 Ids = NDArray[np.int64]
-Checksums = NDArray[np.uint32]
+Digests = NDArray[np.uint8]  # (M, 16)
 Decoded = NDArray[np.uint8] | Image.Image
 
+DIGEST_BYTES = 16
 _LONGEST_NAME = 255  # bytes of a class's name, as file systems have it
 
 
@@ -51,29 +53,29 @@ class LazyPaths(Sequence[Path]):
 class Split:
     """Samples in their fixed order; `labels` is (N,) int64.
 
-    A checksum is the crc32c of a sample's bytes: those of its file, or of its pixels where there
-    is not a file.
+    A digest is the BLAKE2b-128 of a sample's bytes: the bytes of its file, or its pixels if there
+    is no file (`sample_digest`).
 
     load: sample ids (M,) -> images (M, H, W, C) uint8, which must be of one size, and their
-    checksums (M,) uint32.
-    read_each: sample ids (M,) -> one after the other, image (H, W, C) uint8 of any size, checksum.
-    read_checksums: sample ids (M,) -> checksums (M,) uint32, of bytes read now, not decoded.
+    digests (M, 16) uint8.
+    read_each: sample ids (M,) -> one after the other, image (H, W, C) uint8 of any size, digest.
+    read_digests: sample ids (M,) -> digests (M, 16) uint8, of bytes read now, not decoded.
     open_each: as read_each, but images may also be Pillow's, in RGB; None: they are arrays.
     name_of: sample id -> what to call its image in a message.
     """
 
     labels: Ids
-    load: Callable[[Ids], tuple[NDArray[np.uint8], Checksums]]
-    read_each: Callable[[Ids], Iterable[tuple[NDArray[np.uint8], int]]]
-    read_checksums: Callable[[Ids], Checksums]
+    load: Callable[[Ids], tuple[NDArray[np.uint8], Digests]]
+    read_each: Callable[[Ids], Iterable[tuple[NDArray[np.uint8], bytes]]]
+    read_digests: Callable[[Ids], Digests]
     name_of: Callable[[int], str]
-    open_each: Callable[[Ids], Iterable[tuple[Decoded, int]]] | None = None
+    open_each: Callable[[Ids], Iterable[tuple[Decoded, bytes]]] | None = None
     paths: Sequence[Path] | None = None  # of a folder's files, in the samples' order
     folder: Path | None = None  # which their names in a digest are relative to
 
     @cached_property
-    def loaded(self) -> tuple[NDArray[np.uint8], Checksums]:
-        """All images (N, H, W, C) uint8 and their checksums (N,), read at first use."""
+    def loaded(self) -> tuple[NDArray[np.uint8], Digests]:
+        """All images (N, H, W, C) uint8 and their digests (N, 16), read at first use."""
         return self.load(np.arange(len(self)))
 
     def read_some(self, ids: Ids) -> NDArray[np.uint8]:
@@ -102,7 +104,7 @@ class Split:
             self.labels[ids],
             lambda some: self.load(ids[some]),
             lambda some: self.read_each(ids[some]),
-            lambda some: self.read_checksums(ids[some]),
+            lambda some: self.read_digests(ids[some]),
             lambda sample: self.name_of(int(ids[sample])),
             None if opened is None else lambda some: opened(ids[some]),
             None if self.paths is None else LazyPaths(self.paths.__getitem__, ids),
@@ -114,16 +116,31 @@ def array_split(images: NDArray[np.uint8], labels: Ids, name: str) -> Split:
     """A split whose images (N, H, W, C) are in memory."""
     rows = rows_of(images)
 
-    def checksums(ids: Ids) -> Checksums:
-        return np.array([crc32c(image) for image in images[ids]], dtype=np.uint32)
+    def digests(ids: Ids) -> Digests:
+        return stack_digests(map(sample_digest, images[ids]))
 
     return Split(
         labels,
-        load=lambda ids: (rows(ids), checksums(ids)),
-        read_each=lambda ids: ((image, crc32c(image)) for image in images[ids]),
-        read_checksums=checksums,
+        load=lambda ids: (rows(ids), digests(ids)),
+        read_each=lambda ids: ((image, sample_digest(image)) for image in images[ids]),
+        read_digests=digests,
         name_of=lambda sample: f"sample {sample} of {name}",
     )
+
+
+def sample_digest(data: bytes | NDArray[np.uint8]) -> bytes:
+    """Return the 16 bytes of BLAKE2b-128 of a sample's bytes, of an array's in C order.
+
+    It identifies a sample among all others of a data set. The 4 bytes of a CRC cannot: of 10^8
+    samples, a million pairs would share theirs.
+    """
+    content = data if isinstance(data, bytes) else np.ascontiguousarray(data).data
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+
+def stack_digests(digests: Iterable[bytes]) -> Digests:
+    """Return (M, 16) uint8 of M digests."""
+    return np.frombuffer(bytearray(b"".join(digests)), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def crc32c(data: bytes | NDArray[np.uint8]) -> int:
@@ -207,41 +224,40 @@ _LOOKED_AT = 256  # of a dataset that may be another one
 _MOST_READ = 20_000  # to find the first difference: seconds, also on a slow disk
 
 
-def changed_samples(split: Split, checksums: Checksums, ids: Ids) -> Iterator[tuple[int, Ids]]:
+def changed_samples(split: Split, digests: Digests, ids: Ids) -> Iterator[tuple[int, Ids]]:
     """Read the bytes of samples `ids` anew, a few at a time: how many, and which have changed.
 
-    checksums: (N,) uint32 of all samples, as a cache keeps them. Raises DatasetError where one
+    digests: (N, 16) uint8 of all samples, as a cache stores them. Raises DatasetError if one
     cannot be read.
     """
     for start in range(0, len(ids), _READ_AT_ONCE):
         some = ids[start : start + _READ_AT_ONCE]
-        yield len(some), some[split.read_checksums(some) != checksums[some]]
+        yield len(some), some[(split.read_digests(some) != digests[some]).any(axis=1)]
 
 
 def is_other_dataset(
     split: Split,
     class_names: Sequence[str],
     labels: Ids,
-    checksums: Checksums | None,
+    digests: Digests,
     names: Sequence[str],
 ) -> bool:
     """Return True if a cache was made from other images, not from another state of these.
 
-    class_names: this dataset's; labels (N,) int64, checksums (N,) uint32 or None, names: the
+    class_names: this dataset's; labels (N,) int64, digests (N, 16) uint8, names: the
     cache's. Some samples of this dataset are read.
     """
     if list(class_names) == list(names) and np.array_equal(split.labels, labels):
         return False
-    if checksums is None:
-        return list(class_names) != list(names)
     some = choice(0, len(split), min(_LOOKED_AT, len(split)))
-    return not np.isin(split.read_checksums(np.sort(some)), checksums).any()
+    known = set(map(bytes, digests))
+    return known.isdisjoint(map(bytes, split.read_digests(np.sort(some))))
 
 
-def describe_change(split: Split, labels: Ids, checksums: Checksums | None) -> str:
+def describe_change(split: Split, labels: Ids, digests: Digests) -> str:
     """`799 samples, were 800; first difference: sample 412, <file>`.
 
-    labels: (N,) int64 and checksums: (N,) uint32 or None, as the cache keeps them. Reads no more
+    labels: (N,) int64 and digests: (N, 16) uint8, as the cache stores them. Reads no more
     than 20,000 samples.
     """
     now, before = len(split), len(labels)
@@ -251,11 +267,10 @@ def describe_change(split: Split, labels: Ids, checksums: Checksums | None) -> s
     stop = int(other_labels[0]) if len(other_labels) else common
     has_moved = len(other_labels) > 0 or now != before
     first = stop if has_moved else None
-    if checksums is not None:
-        start = _start_of_class(labels, stop) if has_moved else 0
-        looked_at = np.arange(start, min(stop, start + _MOST_READ))
-        found = (changed for _, changed in changed_samples(split, checksums, looked_at))
-        first = next((int(changed[0]) for changed in found if len(changed)), first)
+    start = _start_of_class(labels, stop) if has_moved else 0
+    looked_at = np.arange(start, min(stop, start + _MOST_READ))
+    found = (changed for _, changed in changed_samples(split, digests, looked_at))
+    first = next((int(changed[0]) for changed in found if len(changed)), first)
     if first is None:
         return f"{counts}; no difference found in what is in them, only in names or order"
     if first == now:

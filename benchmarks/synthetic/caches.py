@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from teach_once.precompute.compute.setup import Setup
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.store import CacheContent, CacheWriter, TapSpec
-from teach_once.store.format.spec import SAMPLE_CRC, Block
+from teach_once.store.format.spec import SAMPLE_DIGEST, Block
 
-Checksums = Callable[[NDArray[np.int64]], NDArray[np.uint32]]
+DigestsOf = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
 
 def content_of(
@@ -32,10 +32,11 @@ def content_of(
         teacher="bench",
         identity=identity,
         taps=taps,
+        num_samples=num_samples,
         labels=np.zeros(num_samples, dtype=np.int64),
         num_views=num_views,
         class_names=list(map(str, range(num_classes))),
-        canary={},
+        canary={"samples": [], "views": [], "sha256": ""},
         preview=np.zeros((1, 1, 1, 1), dtype=np.uint8),
         versions={},
     )
@@ -55,18 +56,18 @@ def logits_cache(folder: Path, record_bytes: int, view_bytes: int) -> Path:
     return path
 
 
-def fill_with_noise(setup: Setup, checksums: Checksums) -> None:
+def fill_with_noise(setup: Setup, digests: DigestsOf) -> None:
     """Write every block of a teacher's cache, with random numbers in place of its outputs.
 
-    checksums: sample ids (M,) -> checksums (M,) of their bytes.
+    digests: sample ids (M,) -> digests (M, 16) of their bytes.
     """
     options = PassOptions(torch.device("cpu"), num_workers=0)
     content, rng = TeacherPass(setup, options).content(), np.random.default_rng(0)
     noise = rng.random(2**20, dtype=np.float32)
 
     def records(block: Block, tap: str) -> NDArray[np.generic]:
-        if tap == SAMPLE_CRC:
-            return checksums(np.arange(block.start, block.stop))
+        if tap == SAMPLE_DIGEST:
+            return digests(np.arange(block.start, block.stop))
         spec = content.taps[tap]
         values = np.resize(noise[block.view :], (block.rows, *spec.shape))
         return values if tap != "correct" else values.astype(spec.dtype)
@@ -74,7 +75,7 @@ def fill_with_noise(setup: Setup, checksums: Checksums) -> None:
     with _without_flushing(), CacheWriter.open(setup.path, content) as writer:
         for item in writer.work:
             writer.write_block(item.block, {tap: records(item.block, tap) for tap in item.taps})
-        writer.record_measured({"views": setup.config.views.num_views, "images_per_second": 1.0})
+        writer.finish({"views": setup.config.views.num_views, "images_per_second": 1.0})
 
 
 @contextmanager

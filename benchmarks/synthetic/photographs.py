@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from teach_once.store.errors import require_room
-from teach_once.views.splits import crc32c
+from teach_once.views.splits import sample_digest, stack_digests
 
 WIDTH, HEIGHT = 500, 375
 FILE_BYTES = 110_000
@@ -69,10 +69,10 @@ def _encode_to_size(pixels: Floats, noise: Floats, file_bytes: int) -> bytes:
 
 def photograph_folder(
     root: Path, num_samples: int, contents: Sequence[bytes], classes: int
-) -> NDArray[np.uint32]:
+) -> NDArray[np.uint8]:
     """`root/train/<class>/<n>.JPEG`, and one image per class in `root/val`.
 
-    Returns (num_samples,), the checksums of all training samples in their order.
+    Returns (num_samples, 16), the digests of all training samples in their order.
     """
     originals = root / "originals"
     originals.mkdir(parents=True)
@@ -87,7 +87,7 @@ def photograph_folder(
             _link(originals, sample, contents, name)
         _link(originals, number, contents, val / f"val_{number:06d}.JPEG")
         first += count
-    return np.array([crc32c(content) for content in contents], dtype=np.uint32)[chosen]
+    return stack_digests(map(sample_digest, contents))[chosen]
 
 
 def _link(originals: Path, sample: int, contents: Sequence[bytes], name: Path) -> None:

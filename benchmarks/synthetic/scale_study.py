@@ -64,12 +64,12 @@ class ScaleStudy:
 def make_study(folder: Path, num_samples: int, num_views: int, contents: list[bytes]) -> ScaleStudy:
     """The tree, the configs, the weights of a teacher, and its cache."""
     folder.mkdir()
-    checksums = photograph_folder(folder / "tree", num_samples, contents, CLASSES)
+    digests = photograph_folder(folder / "tree", num_samples, contents, CLASSES)
     save_random_weights(folder / "teacher.pt", "resnet8", CLASSES)
     for name, mix in (("teacher", ""), ("mixing", ", mix: {type: mixup}")):
         text = TEACHER.format(folder=folder, views=num_views, mix=mix)
         (folder / f"scale-{name}.yaml").write_text(text)
     (folder / "scale-student.yaml").write_text(STUDENT.format(folder=folder))
     study = ScaleStudy(folder, num_samples, num_views)
-    fill_with_noise(study.setup(), lambda ids: checksums[ids])
+    fill_with_noise(study.setup(), lambda ids: digests[ids])
     return study

@@ -30,7 +30,7 @@ from teach_once.store.format.coding import (
     restore_channels,
     restore_rows,
 )
-from teach_once.store.format.spec import SAMPLE_CRC
+from teach_once.store.format.spec import SAMPLE_DIGEST
 from teach_once.train.losses import cd, gkd, kd
 
 TITLE = "Tap dtypes"
@@ -86,7 +86,9 @@ def exact_records(teacher_pass: TeacherPass, view: int) -> Records:
     """The taps that every cache has, of one view: float32 (N, ...)."""
     taps = [tap for tap in teacher_pass.setup.taps if tap.kind not in ("attention", "hint")]
     found = teacher_pass.records(view, np.arange(len(teacher_pass.pixels)), taps)
-    return {tap: values.float().cpu().numpy() for tap, values in found.items() if tap != SAMPLE_CRC}
+    return {
+        tap: values.float().cpu().numpy() for tap, values in found.items() if tap != SAMPLE_DIGEST
+    }
 
 
 def stored_as(records: Records, dtype: str) -> tuple[Records, float]:

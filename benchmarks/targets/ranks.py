@@ -190,7 +190,7 @@ def memory_shape(slab_mb: int) -> Shape:
 def make_memory_study(slab_mb: int, folder: Path) -> None:
     """The study of `memory_shape`, with made-up records in its cache."""
     setup, _ = setup_of(memory_shape(slab_mb), folder)
-    fill_with_noise(setup, setup.dataset.train.read_checksums)
+    fill_with_noise(setup, setup.dataset.train.read_digests)
 
 
 def memory_of_rank(folder: Path, device: torch.device, ranks: Ranks, slab_mb: int) -> Found:

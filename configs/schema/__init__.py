@@ -35,18 +35,15 @@ from teach_once.configs.schema.scalars import (
     Fraction,
     NonNegativeFloat,
     PositiveFloat,
-    as_identity,
     as_plain,
 )
 from teach_once.configs.schema.student import (
-    LATER_STUDENT_KEYS,
     StudentConfig,
     StudentNet,
     ThinNet,
 )
 from teach_once.configs.schema.teacher import Hint, TapsConfig, TeacherConfig, TeacherNet, TopLogits
 from teach_once.configs.schema.training import (
-    LATER_TRAINING_KEYS,
     AdamW,
     Cosine,
     Ema,
@@ -62,8 +59,6 @@ from teach_once.configs.schema.training import (
 from teach_once.configs.schema.views import ViewsConfig
 
 __all__ = [
-    "LATER_STUDENT_KEYS",
-    "LATER_TRAINING_KEYS",
     "AdamW",
     "AugmentConfig",
     "Border",
@@ -109,6 +104,5 @@ __all__ = [
     "TrivialAugment",
     "ViewsConfig",
     "WebDataset",
-    "as_identity",
     "as_plain",
 ]

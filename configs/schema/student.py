@@ -19,9 +19,6 @@ from teach_once.configs.schema.scalars import (
 )
 from teach_once.configs.schema.training import StudentTraining
 
-# Keys that came after runs were first identified, see `configs.schema.scalars.as_identity`.
-LATER_STUDENT_KEYS = ("options", "init", "thinner", "relu_to_signed")
-
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class ThinNet:

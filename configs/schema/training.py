@@ -88,19 +88,6 @@ class AdamW:
 
 Optimizer = Annotated[Sgd | AdamW, Field(discriminator="type")]
 _OF_SGD = ("momentum", "nesterov")
-# Keys that came after runs were first identified, see `configs.schema.scalars.as_identity`.
-LATER_TRAINING_KEYS = (
-    "optimizer",
-    "weight_decay_norm_bias",
-    "max_grad_norm",
-    "gradient_accumulation",
-    "ema",
-    "label_smoothing",
-    "init",
-    "pretrained_lr_factor",
-    "frozen_stages",
-    "batch_norm",
-)
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

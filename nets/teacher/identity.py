@@ -19,9 +19,6 @@ def arch_source(arch: str) -> dict[str, str | None]:
     return {module: module_sha256(module)}
 
 
-BN_VERSION = 2  # raise it when recalibration would give other statistics
-
-
 def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
     """The blocks "teacher" and "taps" of a cache's identity.
 
@@ -41,7 +38,6 @@ def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
             **({"source": source} if source else {}),
             **({"options": dict(teacher.options)} if teacher.options else {}),
             "bn": teacher.bn,
-            **({"bn_version": BN_VERSION} if teacher.bn == "recalibrated" else {}),
             "precision": teacher.precision,
         },
         "taps": {

@@ -30,7 +30,7 @@ from teach_once.runtime.errors import Stopped
 from teach_once.store.errors import SamplesChanged
 from teach_once.store.format.coding import stored_values
 from teach_once.store.format.manifest import Manifest
-from teach_once.store.format.spec import SAMPLE_CRC, Block
+from teach_once.store.format.spec import SAMPLE_DIGEST, Block
 from teach_once.store.identity import identity_sha256
 from teach_once.store.write.pending_blocks import Work
 
@@ -256,10 +256,8 @@ class _Pass:
         self._done += len(group)
 
     def _asked(self, item: Work) -> tuple[str, ...]:
-        """Return the taps to compute; with the samples' checksums, so that they are compared."""
-        if self._writer.manifest.sample_crc32c and SAMPLE_CRC not in item.taps:
-            return (*item.taps, SAMPLE_CRC)
-        return item.taps
+        """Return the taps to compute; with the samples' digests, so that they are compared."""
+        return tuple(dict.fromkeys((*item.taps, SAMPLE_DIGEST)))
 
     def _layout(self, group: Sequence[Work], taps: Sequence[str]) -> SpoolLayout:
         manifest = self._writer.manifest

@@ -20,10 +20,10 @@ from teach_once.precompute.compute.setup import Setup
 from teach_once.runtime.command.program import program_text
 from teach_once.store.errors import CacheMismatch
 from teach_once.store.format.manifest import Manifest
-from teach_once.store.format.spec import SAMPLE_CRC, Block
+from teach_once.store.format.spec import SAMPLE_DIGEST, Block
 from teach_once.store.identity import Identity, differences
 from teach_once.store.inspect.find import has_manifest, other_dataset_state
-from teach_once.store.read.reader import WITHOUT_CHECKSUMS, TeacherCache
+from teach_once.store.read.reader import TeacherCache
 from teach_once.store.write.destination import Destination
 from teach_once.store.write.pending_blocks import Work
 from teach_once.views.identity import preview_views
@@ -39,8 +39,6 @@ def reason_against(setup: Setup, old: TeacherCache) -> str | None:
         return f"it differs in {', '.join(others)}"
     if _depends_on_all_samples(old.identity):
         return "its records depend on all samples (mixed views, or recalibrated batch norm)"
-    if old.sample_crc32c is None:
-        return f"it {WITHOUT_CHECKSUMS}"
     return None
 
 
@@ -69,10 +67,10 @@ def format_dataset_change(setup: Setup, caches: Path, words: Sequence[str]) -> s
         return ""
     if (old := other_dataset_state(caches, setup.identity)) is None:
         return ""
-    names, theirs = setup.dataset.class_names, old.manifest.class_names
-    if is_other_dataset(setup.dataset.train, names, old.labels, old.sample_crc32c, theirs):
+    names, theirs = setup.dataset.class_names, old.class_names
+    if is_other_dataset(setup.dataset.train, names, old.labels, old.sample_digest, theirs):
         return ""
-    change = describe_change(setup.dataset.train, old.labels, old.sample_crc32c)
+    change = describe_change(setup.dataset.train, old.labels, old.sample_digest)
     if (reason := reason_against(setup, old)) is not None:
         remedy = f"none of its records can be carried over: {reason}"
     else:
@@ -129,7 +127,7 @@ class Carrier:
             item.block.view < self.old.num_views
             and all(
                 self.old.taps.get(tap) == manifest.taps[tap]
-                for tap in set(item.taps) - {SAMPLE_CRC}
+                for tap in set(item.taps) - {SAMPLE_DIGEST}
             )
             and self._is_unchanged(item.block)
         )
@@ -141,10 +139,9 @@ class Carrier:
         return self._unchanged[block.index]
 
     def _compared(self, block: Block) -> bool:
-        train, checksums = self._setup.dataset.train, self.old.sample_crc32c
-        assert checksums is not None
+        train, digests = self._setup.dataset.train, self.old.sample_digest
         if self.old.manifest.block(block.view, block.index) != block:
             return False  # the last block of a view, which is shorter or longer than before
         ids = np.arange(block.start, block.stop)
         same_labels = np.array_equal(train.labels[ids], self.old.labels[ids])
-        return same_labels and np.array_equal(train.read_checksums(ids), checksums[ids])
+        return same_labels and np.array_equal(train.read_digests(ids), digests[ids])

@@ -31,7 +31,7 @@ from teach_once.runtime.machine.urls import spool_folder
 from teach_once.runtime.safe.locks import Job
 from teach_once.runtime.safe.text import one_line
 from teach_once.store import CacheContent, TapSpec, TeacherCache
-from teach_once.store.format.spec import SAMPLE_CRC
+from teach_once.store.format.spec import SAMPLE_DIGEST
 from teach_once.views.augment.augment import pixel_canary
 from teach_once.views.datasets import Dataset
 from teach_once.views.identity import preview_views
@@ -125,11 +125,11 @@ class TeacherPass:
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Yield pairs of a view and the taps of a batch, name -> (B, ...) on the device.
 
-        They include the samples' checksums as "sample_crc32c", (B,) int64 on the host.
+        They include the samples' digests as "sample_digest", (B, 16) uint8 on the host.
         """
         for batch in self.pixels.batches(views, sample_ids, self.batch_size):
             values = self.teacher.outputs(batch.inputs, batch.labels, taps)
-            yield batch.view, {**values, SAMPLE_CRC: _checksums(batch)}
+            yield batch.view, {**values, SAMPLE_DIGEST: _digests(batch)}
 
     @property
     def views_per_reading(self) -> int:
@@ -175,11 +175,11 @@ class TeacherPass:
         inputs = torch.cat([batch.inputs for batch in batches])
         labels = torch.cat([batch.labels for batch in batches])
         values = self.teacher.outputs(inputs, labels, taps)
-        checksums = _checksums(batches[0])
+        digests = _digests(batches[0])
         sizes = [len(batch.labels) for batch in batches]
         split = {tap: torch.split(tensor, sizes) for tap, tensor in values.items()}
         return {
-            batch.view: {**{tap: split[tap][i] for tap in split}, SAMPLE_CRC: checksums}
+            batch.view: {**{tap: split[tap][i] for tap in split}, SAMPLE_DIGEST: digests}
             for i, batch in enumerate(batches)
         }
 
@@ -218,6 +218,7 @@ class TeacherPass:
             teacher=setup.config.name,
             identity=setup.identity,
             taps=self.tap_specs(),
+            num_samples=len(train),
             labels=train.labels,
             num_views=views.num_views,
             class_names=setup.dataset.class_names,
@@ -230,10 +231,9 @@ class TeacherPass:
                 "zarr": zarr.__version__,
                 "pillow": PIL.__version__,
             },
-            sample_crc32c=True,
         )
 
 
-def _checksums(batch: ViewBatch) -> Tensor:
-    assert batch.checksums is not None
-    return torch.from_numpy(batch.checksums.astype(np.int64))
+def _digests(batch: ViewBatch) -> Tensor:
+    assert batch.digests is not None
+    return torch.from_numpy(batch.digests.copy())

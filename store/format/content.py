@@ -58,27 +58,35 @@ from teach_once.store.identity import Difference, Identity, differences
 class CacheContent:
     """What a cache is to hold.
 
-    labels: (N,) int64. preview: (n, H, W, C) uint8, the first n views of sample 0, for looking at a
-    cache without its dataset. sample_crc32c: whether a new cache stores each sample's checksum; an
-    existing one stays as it is.
+    labels: (N,) int64; None, as `class_names`, for samples without classes. preview: (n, H, W, C)
+    uint8, the first n views of sample 0, for looking at a cache without its dataset.
     """
 
     teacher: str
     identity: Identity
     taps: Mapping[str, TapSpec]
-    labels: NDArray[np.int64]
+    num_samples: int
+    labels: NDArray[np.int64] | None
     num_views: int
-    class_names: Sequence[str]
+    class_names: Sequence[str] | None
     canary: Mapping[str, Any]
     preview: NDArray[np.uint8]
     versions: Mapping[str, str]
-    sample_crc32c: bool = False
 
     @property
     def whole(self) -> dict[str, NDArray[Any]]:
         """The arrays that are stored in one piece."""
-        labels = np.ascontiguousarray(self.labels, dtype=LABELS_DTYPE)
-        return {LABELS: labels, PREVIEW: np.ascontiguousarray(self.preview)}
+        preview = {PREVIEW: np.ascontiguousarray(self.preview)}
+        if self.labels is None:
+            return preview
+        return {LABELS: np.ascontiguousarray(self.labels, dtype=LABELS_DTYPE), **preview}
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the logits are of; 0 without classes and logits."""
+        if self.class_names is not None:
+            return len(self.class_names)
+        return self.taps["logits"].shape[0] if "logits" in self.taps else 0
 
 
 def manifest_for(
@@ -129,17 +137,16 @@ def draft_manifest(content: CacheContent, block_rows: int | None = None) -> Mani
     return Manifest(
         teacher=content.teacher,
         identity=content.identity,
-        num_samples=len(content.labels),
+        num_samples=content.num_samples,
         num_views=content.num_views,
-        block_rows=block_rows or default_block_rows(content.taps, len(content.labels)),
+        block_rows=block_rows or default_block_rows(content.taps, content.num_samples),
         taps=dict(content.taps),
-        class_names=list(content.class_names),
+        class_names=None if content.class_names is None else list(content.class_names),
         preview_shape=list(content.preview.shape),
         whole_crc32c={name: crc_hex(crc32c(values)) for name, values in content.whole.items()},
         zarr_crc32c={},
         canary=dict(content.canary),
         versions=dict(content.versions),
-        sample_crc32c=content.sample_crc32c,
     )
 
 
@@ -183,7 +190,7 @@ def lay_out(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
     The caller holds the lock: temporary files are those of a writer that died. Returns the
     manifest, which changes where another version of zarr spells the metadata otherwise.
     """
-    folders = [f"{ZARR_GROUP}/{name}" for name in (*manifest.arrays, LABELS, PREVIEW)]
+    folders = [f"{ZARR_GROUP}/{name}" for name in manifest.array_names]
     for folder in folders:
         make_folder_inside(path, folder)
     make_folder_inside(path, JOURNAL)
@@ -207,7 +214,7 @@ def remove_temporary_files(path: Path, manifest: Manifest) -> None:
 
     The caller holds the lock, and no other process of its job runs.
     """
-    arrays = [f"{ZARR_GROUP}/{name}" for name in (*manifest.arrays, LABELS, PREVIEW)]
+    arrays = [f"{ZARR_GROUP}/{name}" for name in manifest.array_names]
     for folder in ("", JOURNAL, ZARR_GROUP, *arrays):
         with suppress(FileNotFoundError):
             remove_leftovers(path, folder)
@@ -253,13 +260,11 @@ def with_salvaged(
     """
     if not names:
         return content, None
-    num_classes = len(content.class_names)
-    found = salvage(cache, names, read, content.taps, len(content.labels), num_classes)
+    found = salvage(cache, names, read, content.taps, content.num_samples, content.num_classes)
     content = dataclasses.replace(
         content,
         taps={**content.taps, **{t: s for t, s in found.taps.items() if t not in content.taps}},
         num_views=max(content.num_views, found.num_views or 0),
-        sample_crc32c=found.has_checksums,
     )
     return content, found.block_rows
 
@@ -294,8 +299,10 @@ def refuse_another(path: Path, manifest: Manifest, content: CacheContent) -> Non
 def whole_differences(
     whole: Mapping[str, NDArray[Any]], manifest: Manifest
 ) -> Iterator[Difference]:
-    """Which of these arrays are not the cache's own, by checksum."""
+    """Yield the arrays that are not the cache's own, by checksum, and labels that are not given."""
     for name, values in whole.items():
-        expected, found = crc_hex(crc32c(values)), manifest.whole_crc32c[name]
+        expected, found = crc_hex(crc32c(values)), manifest.whole_crc32c.get(name)
         if expected != found:
-            yield Difference(name, f"crc32c {expected}", f"crc32c {found}")
+            yield Difference(name, f"crc32c {expected}", found and f"crc32c {found}")
+    if LABELS in manifest.whole_crc32c and LABELS not in whole:
+        yield Difference(LABELS, None, f"crc32c {manifest.whole_crc32c[LABELS]}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -28,13 +29,15 @@ from teach_once.store.errors import CacheDamaged, CacheMismatch, CacheMissing, T
 from teach_once.store.format.certificate import RANGES, RECORDS, STEPS
 from teach_once.store.format.spec import (
     CHECKSUM_BYTES,
+    DIGEST_SPEC,
     FORMAT_NAME,
+    FORMAT_VERSION,
     LABELS,
     LABELS_DTYPE,
     MANIFEST,
     MAX_BLOCK_ROWS,
     PREVIEW,
-    SAMPLE_CRC,
+    SAMPLE_DIGEST,
     ArraySpec,
     Block,
     TapSpec,
@@ -43,10 +46,9 @@ from teach_once.store.format.spec import (
     crc_hex,
     metadata_names,
     tap_of,
+    whole_names,
 )
 from teach_once.store.identity import (
-    CUT_VERSION,
-    FORMAT_VERSION,
     NAME_PATTERN,
     TAP_NAMES,
     Identity,
@@ -81,8 +83,8 @@ class Problem(NamedTuple):
 
     @property
     def is_of_another_version(self) -> bool:
-        """True if keys are missing or unknown: then a program of another version wrote them."""
-        return self.expected in (_MISSING, _UNKNOWN)
+        """Return True if a program of another version wrote the document, with other keys."""
+        return self.expected in (_MISSING, _UNKNOWN) or self.field == "format_version"
 
     def __str__(self) -> str:
         return f"{one_line(self.field)}: expected {self.expected}, found {in_short(self.found)}"
@@ -97,17 +99,17 @@ class TapDocument(_Document):
 
     shape: Annotated[list[Extent], Field(max_length=6)]
     dtype: Literal["float16", "float32", "uint8"]
-    scale: Literal["row", "block"] | None = None
-    stage: Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")] | None = None
-    top: Annotated[int, Field(ge=1, le=MAX_CLASSES)] | None = None
+    scale: Literal["row", "block"] | None
+    stage: Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")] | None
+    top: Annotated[int, Field(ge=1, le=MAX_CLASSES)] | None
 
 
 class CanaryDocument(_Document):
     """Which views were hashed, and their hash."""
 
-    samples: Annotated[list[Count], Field(max_length=1000)] = []
-    views: Annotated[list[Count], Field(max_length=1000)] = []
-    sha256: Annotated[str, Field(max_length=64)] = ""
+    samples: Annotated[list[Count], Field(max_length=1000)]
+    views: Annotated[list[Count], Field(max_length=1000)]
+    sha256: Annotated[str, Field(max_length=64)]
 
 
 def _teacher(name: str) -> str:
@@ -129,7 +131,7 @@ class ManifestDocument(_Document):
     """The keys of manifest.json, but for its own checksum."""
 
     format: Literal["teach-once-cache"]
-    format_version: int
+    format_version: Literal[1]
     teacher: Annotated[str, AfterValidator(_teacher)]
     identity: dict[str, Any]
     identity_sha256: Sha256
@@ -139,16 +141,19 @@ class ManifestDocument(_Document):
     taps: Annotated[
         dict[Annotated[str, AfterValidator(_tap)], TapDocument], Field(min_length=1, max_length=256)
     ]
-    class_names: Annotated[
-        list[Annotated[str, Field(max_length=1000)]], Field(min_length=1, max_length=MAX_CLASSES)
-    ]
+    class_names: (
+        Annotated[
+            list[Annotated[str, Field(max_length=1000)]],
+            Field(min_length=1, max_length=MAX_CLASSES),
+        ]
+        | None
+    )
     preview_shape: Annotated[list[Extent], Field(min_length=4, max_length=4)]
     whole_crc32c: Annotated[dict[str, Checksum], Field(max_length=2)]
     zarr_crc32c: Annotated[dict[str, Checksum], Field(max_length=1000)]
     canary: CanaryDocument
     versions: Annotated[dict[Word, Word], Field(max_length=100)]
-    measured: Annotated[dict[Word, int | Number], Field(max_length=100)] = {}
-    sample_crc32c: bool = False
+    measured: Annotated[dict[Word, int | Number], Field(max_length=100)]
 
     @property
     def tap_specs(self) -> dict[str, TapSpec]:
@@ -158,13 +163,19 @@ class ManifestDocument(_Document):
         }
 
 
-def problem_of(content: object) -> Problem | ManifestDocument:
-    """The document, or the first thing that is wrong with it."""
+def check_document(content: object) -> Problem | ManifestDocument:
+    """Return the document, or the first thing that is wrong with it."""
+    if isinstance(content, dict) and _has_other_version(content.get("format_version")):
+        return Problem("format_version", str(FORMAT_VERSION), content["format_version"])
     try:
         document = ManifestDocument.model_validate(content)
     except ValidationError as error:
         return first_problem(error)
     return next(_inconsistencies(document), document)
+
+
+def _has_other_version(version: object) -> bool:
+    return isinstance(version, int) and version != FORMAT_VERSION  # first: its other keys differ
 
 
 def first_problem(error: ValidationError) -> Problem:
@@ -194,13 +205,13 @@ def _inconsistencies(document: ManifestDocument) -> Iterator[Problem]:
     yield from _wrong_identity(document)
     yield from _wrong_blocks(document)
     for name, spec in document.tap_specs.items():
-        yield from _wrong_tap(name, spec, len(document.class_names))
+        yield from _wrong_tap(name, spec, document.class_names)
     yield from _wrong_sizes(document)
     yield from _wrong_measured(document)
-    whole = {LABELS, PREVIEW}
+    whole = whole_names(document.class_names)
     if document.whole_crc32c.keys() != whole:
         yield Problem("whole_crc32c", f"the keys {sorted(whole)}", sorted(document.whole_crc32c))
-    names = metadata_names(_arrays(document))
+    names = metadata_names((*_arrays(document), *whole))
     if odd := names ^ document.zarr_crc32c.keys():
         name = min(odd)
         found = "one" if name in document.zarr_crc32c else "nothing"
@@ -223,8 +234,11 @@ def _wrong_blocks(document: ManifestDocument) -> Iterator[Problem]:
         yield Problem("block_rows", expected, document.block_rows)
 
 
-def _wrong_tap(name: str, spec: TapSpec, num_classes: int) -> Iterator[Problem]:
+def _wrong_tap(name: str, spec: TapSpec, class_names: list[str] | None) -> Iterator[Problem]:
+    num_classes = math.prod(spec.shape) if class_names is None else len(class_names)
     if name == "correct":
+        if class_names is None:
+            yield Problem("taps.correct", "no such tap, without class_names", list(spec.shape))
         if spec != TapSpec((), "uint8"):
             yield Problem("taps.correct", "uint8 of shape []", [list(spec.shape), spec.dtype])
     elif (spec.dtype == "uint8") != (spec.scale is not None):
@@ -237,13 +251,12 @@ def _wrong_tap(name: str, spec: TapSpec, num_classes: int) -> Iterator[Problem]:
         expected = f"less than the number of classes, which is at most {MAX_CUT_CLASSES:,}"
         yield Problem("taps.logits.top_k", expected, f"{spec.top} of {num_classes:,}")
     if name == "logits" and spec.shape != (num_classes,):
-        expected = f"[{num_classes}], the number of class_names"
+        expected = "one dimension, the number of class_names if there are any"
         yield Problem("taps.logits.shape", expected, list(spec.shape))
 
 
 def _arrays(document: ManifestDocument) -> dict[str, Any]:
-    checksums = {SAMPLE_CRC: TapSpec((), "uint32")} if document.sample_crc32c else {}
-    return dict(arrays_of({**document.tap_specs, **checksums}))
+    return arrays_of({**document.tap_specs, SAMPLE_DIGEST: DIGEST_SPEC})
 
 
 def _wrong_sizes(document: ManifestDocument) -> Iterator[Problem]:
@@ -291,20 +304,18 @@ class Manifest:
     num_views: int
     block_rows: int
     taps: dict[str, TapSpec]
-    class_names: list[str]
+    class_names: list[str] | None  # None: there are neither classes nor labels
     preview_shape: list[int]
     whole_crc32c: dict[str, str]
     zarr_crc32c: dict[str, str]
     canary: dict[str, Any]
     versions: dict[str, str]
     measured: dict[str, Any] = field(default_factory=dict)
-    sample_crc32c: bool = False  # whether each sample's is stored; older caches lack it
 
     @cached_property
     def stored(self) -> dict[str, TapSpec]:
-        """What each block holds: the taps and, like another tap, the samples' checksums."""
-        checksums = {SAMPLE_CRC: TapSpec((), "uint32")} if self.sample_crc32c else {}
-        return {**self.taps, **checksums}
+        """The contents of each block: the taps and, like another tap, the samples' digests."""
+        return {**self.taps, SAMPLE_DIGEST: DIGEST_SPEC}
 
     @cached_property
     def arrays(self) -> dict[str, ArraySpec]:
@@ -314,8 +325,23 @@ class Manifest:
     @property
     def whole(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> shape and dtype of the arrays that are stored in one piece."""
-        preview = tuple(self.preview_shape)
-        return {LABELS: ((self.num_samples,), LABELS_DTYPE), PREVIEW: (preview, "uint8")}
+        shapes = {
+            LABELS: ((self.num_samples,), LABELS_DTYPE),
+            PREVIEW: (tuple(self.preview_shape), "uint8"),
+        }
+        return {name: shapes[name] for name in shapes if name in whole_names(self.class_names)}
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """The names of all arrays, in blocks and in one piece."""
+        return (*self.arrays, *self.whole)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the logits are of; 0 without classes and logits."""
+        if self.class_names is not None:
+            return len(self.class_names)
+        return self.taps["logits"].shape[0] if "logits" in self.taps else 0
 
     @property
     def measured_views(self) -> int:
@@ -366,11 +392,6 @@ class Manifest:
 def manifest_text(manifest: Manifest) -> bytes:
     """The bytes of manifest.json."""
     content = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(manifest)}
-    for tap in content["taps"].values():
-        if tap["top"] is None:
-            del tap["top"]  # of version 1, whose readers do not know it
-        else:
-            content["format_version"] = CUT_VERSION
     content["identity_sha256"] = identity_sha256(manifest.identity)
     content["manifest_crc32c"] = _json_crc(content)
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
@@ -432,16 +453,11 @@ def parse_manifest(text: bytes, path: Path, fix: str | TeacherPass | None = None
     """
     fix = fix or TeacherPass(teacher_of(path.parent))
     content = _checked_content(text, path, fix)
-    version = content.get("format_version")
-    if version not in (FORMAT_VERSION, CUT_VERSION) and isinstance(version, int):
-        raise CacheMismatch(
-            f"{one_line(path)} has format version {version}; this program reads {FORMAT_VERSION} "
-            f"and {CUT_VERSION}"
-        )
-    document = problem_of(content)
+    document = check_document(content)
     if isinstance(document, Problem):
-        kind = CacheMismatch if document.is_of_another_version else CacheDamaged
-        raise kind(f"{one_line(path)}: {document}", fix=fix)
+        if document.is_of_another_version:
+            raise _other_version(path, fix)
+        raise CacheDamaged(f"{one_line(path)}: {document}", fix=fix)
     kept = {key: content[key] for key in content.keys() - _DERIVED}
     return Manifest(**{**kept, "taps": document.tap_specs})
 
@@ -460,6 +476,17 @@ def _checked_content(text: bytes, path: Path, fix: str | TeacherPass) -> dict[st
     raise CacheDamaged(
         f"{one_line(path)} is damaged ({problem}); another pass writes a new one and reuses every "
         f"sound block",
+        fix=fix,
+    )
+
+
+def _other_version(path: Path, fix: str | TeacherPass) -> CacheMismatch:
+    if path.name == MANIFEST and isinstance(fix, TeacherPass):
+        cache = shlex.quote(str(path.parent))
+        fix = replace(fix, before=f"move {cache} away, then: ")
+    return CacheMismatch(
+        f"{one_line(path)} was written by another version of Teach Once, whose caches this version "
+        "does not read",
         fix=fix,
     )
 

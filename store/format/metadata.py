@@ -51,7 +51,9 @@ def zarr_arrays(manifest: Manifest) -> dict[str, ZarrArray]:
 def _in_blocks(manifest: Manifest, spec: ArraySpec) -> ZarrArray:
     rows = manifest.blocks_per_view if spec.per_block else manifest.num_samples
     views = 0 if spec.all_views else 1  # dimensions
-    inner: list[str | None] = ["channel"] if len(spec.shape) == 1 else [None] * len(spec.shape)
+    inner: list[str | None] = [None] * len(spec.shape)
+    if len(spec.shape) == 1:
+        inner = ["byte" if spec.all_views else "channel"]
     return ZarrArray(
         shape=(*[manifest.num_views] * views, rows, *spec.shape),
         chunks=(*[1] * views, manifest.chunk_rows(spec), *spec.shape),

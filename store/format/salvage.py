@@ -22,7 +22,7 @@ from teach_once.store.format.spec import (
     LABELS,
     PREVIEW,
     REST,
-    SAMPLE_CRC,
+    SAMPLE_DIGEST,
     ZARR_GROUP,
     TapSpec,
     next_path,
@@ -41,7 +41,6 @@ class Salvaged:
     num_views: int | None
     block_rows: int | None
     taps: Mapping[str, TapSpec]
-    has_checksums: bool
 
 
 class _Array(NamedTuple):
@@ -65,7 +64,7 @@ def salvage(
     """
     wanted = set(names) - {LABELS, PREVIEW}
     arrays = {n: array for n in sorted(wanted) if (array := _array(cache, n, read)) is not None}
-    of_samples = arrays.pop(SAMPLE_CRC, None)
+    of_samples = arrays.pop(SAMPLE_DIGEST, None)
     fitting = {n: a for n, a in arrays.items() if len(a.shape) >= 2 and a.chunks[0] == 1}
     rows = [a.chunks[1] for n, a in fitting.items() if not n.endswith(".scale")]
     rows += [of_samples.chunks[0]] if of_samples is not None else []
@@ -77,7 +76,6 @@ def salvage(
         _most_common(a.shape[0] for a in fitting.values() if a.shape[0] <= _MOST_VIEWS),
         _most_common(r for r in rows if r <= _MOST_ROWS and r.bit_count() == 1),
         taps,
-        SAMPLE_CRC in names,
     )
 
 

@@ -8,7 +8,7 @@ flushed to disk before its journal line is written, which zarr cannot do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,16 @@ def expanded(
 
 
 FORMAT_NAME = "teach-once-cache"
+FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 ZARR_GROUP = "teacher.zarr"
 JOURNAL = "journal"
+EVALUATION = "evaluation"  # the folder of the caches inside a cache
 LABELS = "labels"
 LABELS_DTYPE = "int64"
 PREVIEW = "preview"
-SAMPLE_CRC = "sample_crc32c"
+SAMPLE_DIGEST = "sample_digest"
+DIGEST_BYTES = 16  # BLAKE2b-128
 CHECKSUM_BYTES = 4
 SUFFIXES = (".scale", CLASS, REST)  # of arrays beside a tap's own
 
@@ -152,12 +155,15 @@ class TapSpec:
                 name + CLASS: ArraySpec((self.top,), "uint16"),
                 name + REST: ArraySpec((), self.dtype),
             }
-        values = {name: ArraySpec(self.shape, self.dtype, all_views=name == SAMPLE_CRC)}
+        values = {name: ArraySpec(self.shape, self.dtype, all_views=name == SAMPLE_DIGEST)}
         if self.scale == "row":
             return {**values, f"{name}.scale": ArraySpec((2,), "float32")}
         if self.scale == "block":
             return {**values, f"{name}.scale": ArraySpec((2, *self.shape), "float32", True)}
         return values
+
+
+DIGEST_SPEC = TapSpec((DIGEST_BYTES,), "uint8")  # of `sample_digest`, one row for all views
 
 
 @dataclass(frozen=True, order=True)
@@ -266,9 +272,14 @@ def with_checksum(payload: NDArray[Any]) -> NDArray[np.uint8]:
     return np.concatenate([payload.reshape(-1).view(np.uint8), trailer.view(np.uint8)])
 
 
-def metadata_names(arrays: Mapping[str, ArraySpec]) -> set[str]:
-    """The zarr.json files of a cache with these arrays, below the group."""
-    return {"zarr.json", *(f"{name}/zarr.json" for name in (*arrays, LABELS, PREVIEW))}
+def whole_names(class_names: Sequence[str] | None) -> set[str]:
+    """Return the names of the arrays in one piece; without classes there are no labels."""
+    return {PREVIEW} if class_names is None else {LABELS, PREVIEW}
+
+
+def metadata_names(arrays: Iterable[str]) -> set[str]:
+    """Return the zarr.json files of a cache with these arrays, below the group."""
+    return {"zarr.json", *(f"{name}/zarr.json" for name in arrays)}
 
 
 def next_path(file: Path) -> Path:

@@ -87,7 +87,7 @@ def checked_read(
         done = seen.setdefault(array, np.zeros(shape, np.bool_))
     if scale is not None and out is None:
         out = np.empty((rows, *spec.shape), spec.dtype)
-    classes = len(manifest.class_names)
+    classes = manifest.num_classes
     check = None if done[position] else partial(value_fault, array, spec.dtype, classes)
     what = read(out, rows * spec.bytes_per_row, check)
     if what is None and scale is not None and out is not None:

@@ -13,9 +13,10 @@ from teach_once.runtime.formats import counted, format_table
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.errors import CacheError, CacheMissing, Fault
 from teach_once.store.format.certificate import certificate_in, certificate_text
-from teach_once.store.format.spec import SAMPLE_CRC
+from teach_once.store.format.spec import SAMPLE_DIGEST
 from teach_once.store.identity import distinguishing, field_of, identity_sha256
 from teach_once.store.place.open import place_at
+from teach_once.store.read.evaluation import evaluation_names
 from teach_once.store.read.hdf5 import is_hdf5
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import Source, open_source
@@ -88,6 +89,7 @@ def details(path: Path) -> dict[str, Any]:
         "certificate": certificate_in(m.measured),
         "versions": m.versions,
         "classes": m.class_names,
+        "evaluations": evaluation_names(path),
     }
 
 
@@ -112,7 +114,7 @@ class MissingRecords:
 def missing_records(source: Source, num_views: int, taps: Collection[str]) -> MissingRecords:
     """What a pass for the first `num_views` views of these taps would have to compute."""
     m, coverage = source.manifest, source.coverage
-    old_views, asked = min(num_views, m.num_views), {*taps, *({SAMPLE_CRC} & set(m.stored))}
+    old_views, asked = min(num_views, m.num_views), {*taps, SAMPLE_DIGEST}
     absent = asked - m.stored.keys()  # of taps that are not planned, all is missing
     lacks = coverage.lacking_any(asked, old_views) | bool(absent)
     rows = np.full(m.blocks_per_view, m.block_rows)
@@ -212,6 +214,8 @@ def info_text(info: Mapping[str, Any]) -> str:
     others = {k: v for k, v in info["measured"].items() if k not in info["certificate"]}
     lines += [f"{name:<22} {value:.4g}" for name, value in others.items()]
     lines += filter(None, [certificate_text(info["certificate"])])
+    if info["evaluations"]:
+        lines.append("evaluation " + ", ".join(info["evaluations"]))
     lines.append("made with  " + ", ".join(f"{k} {v}" for k, v in info["versions"].items()))
     return "\n".join(lines)
 

@@ -78,7 +78,7 @@ def _draw_confidence(axes: Axes, records: dict[str, NDArray[Any]]) -> None:
 
 
 def _draw_agreement(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[Any]]) -> None:
-    names = cache.manifest.class_names
+    names = cache.class_names
     counts = np.bincount(cache.labels, minlength=len(names))
     hits = np.bincount(cache.labels, weights=records["correct"], minlength=len(names))
     right = hits / np.maximum(counts, 1)
@@ -94,10 +94,11 @@ def _draw_agreement(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[
 
 def _draw_views(figure: SubFigure, cache: TeacherCache) -> None:
     names = cache.manifest.class_names
-    label = _class_name(names[cache.labels[0]])
-    figure.suptitle(
-        f"views of sample 0 (label: {label}), with the teacher's first class", fontsize=9
-    )
+    title = "views of sample 0"
+    if names is not None:
+        label = _class_name(names[cache.labels[0]])
+        title += f" (label: {label}), with the teacher's first class"
+    figure.suptitle(title, fontsize=9)
     views = cache.preview[: min(cache.num_views, _MOST_VIEWS)]
     columns = min(6, len(views))
     grid = figure.subplots(-(-len(views) // columns), columns, squeeze=False).ravel()
@@ -110,11 +111,11 @@ def _draw_views(figure: SubFigure, cache: TeacherCache) -> None:
 
 
 def _first_class(cache: TeacherCache, view: int) -> str:
-    """The teacher's first class of sample 0, and its probability; "" where it has no logits."""
-    if "logits" not in cache.taps:
+    """Return the teacher's first class of sample 0 and its probability; "" without classes."""
+    names = cache.manifest.class_names
+    if names is None or "logits" not in cache.taps:
         return ""
     first = _softmax(cache.read([0], view, ["logits"])["logits"])[0]
-    names = cache.manifest.class_names
     return f": {_class_name(names[first.argmax()])} {100 * first.max():.0f} %"
 
 

@@ -15,7 +15,7 @@ from teach_once.store.errors import CacheError, fixes_spelled_by
 from teach_once.store.format.certificate import RANGES, Comparison, certified_blocks
 from teach_once.store.format.content import CacheContent
 from teach_once.store.format.manifest import MAX_CUT_CLASSES
-from teach_once.store.format.spec import SAMPLE_CRC, TapSpec, kind_of
+from teach_once.store.format.spec import SAMPLE_DIGEST, TapSpec, kind_of
 from teach_once.store.identity import CONVERTED_FROM, Identity
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.write.writer import CacheWriter
@@ -50,14 +50,12 @@ def convert_cache(
         CacheWriter.open(dest, _content(old, taps), block_rows=block_rows) as writer,
     ):
         for item in writer.work:
-            records = old.read_block(item.block, [tap for tap in item.taps if tap != SAMPLE_CRC])
-            if old.sample_crc32c is not None:
-                checksums = old.sample_crc32c[item.block.start : item.block.stop]
-                records[SAMPLE_CRC] = checksums
+            records = old.read_block(item.block, [tap for tap in item.taps if tap != SAMPLE_DIGEST])
+            records[SAMPLE_DIGEST] = old.sample_digest[item.block.start : item.block.stop]
             writer.write_block(item.block, records)
             on_block(item.block.rows)
         measured = {key: each for key, each in old.measured.items() if key not in RANGES}
-        writer.record_measured({**measured, **_certificate(old, TeacherCache.open(dest))})
+        writer.finish({**measured, **_certificate(old, TeacherCache.open(dest))})
     return TeacherCache.open(dest)
 
 
@@ -121,13 +119,13 @@ def _content(old: TeacherCache, taps: Mapping[str, TapSpec]) -> CacheContent:
         teacher=m.teacher,
         identity=converted_identity(m.identity, taps),
         taps=taps,
-        labels=old.labels,
+        num_samples=m.num_samples,
+        labels=None if m.class_names is None else old.labels,
         num_views=m.num_views,
         class_names=m.class_names,
         canary=m.canary,
         preview=old.preview,
         versions=m.versions,
-        sample_crc32c=m.sample_crc32c,
     )
 
 

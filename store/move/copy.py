@@ -40,9 +40,7 @@ from teach_once.store.format.manifest import Manifest, manifest_text, read_manif
 from teach_once.store.format.metadata import checksum_of, zarr_metadata
 from teach_once.store.format.spec import (
     JOURNAL,
-    LABELS,
     MANIFEST,
-    PREVIEW,
     ZARR_GROUP,
     Block,
     cache_path,
@@ -64,9 +62,16 @@ from teach_once.store.place.bucket_log import (
     no_number_left,
     read_remote_journal,
 )
+from teach_once.store.place.folder import Folder
 from teach_once.store.place.folder_log import FolderLog
+from teach_once.store.place.index import remove_index, write_index
 from teach_once.store.place.open import place_at
 from teach_once.store.place.place import Listed
+from teach_once.store.read.evaluation import (
+    evaluation_names,
+    evaluation_path,
+    open_evaluation,
+)
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.zarr_source import ZarrSource, folder_source, remote_manifest
 
@@ -174,6 +179,7 @@ def copy_to_objects(
     objects = Bucket(url)
     Bucket(url.parent).refuse_unconditional()
     there = _smaller_copy(objects, opened.manifest)
+    remove_index(objects)
     most = most_objects(opened.manifest)
     listed = {each.key: each for each in objects.list_files(max_keys=most)}
     copy = _CopyOut(opened, objects, listed, most)
@@ -189,7 +195,7 @@ def copy_to_objects(
         counts.copied += num_views * is_new
         counts.kept += num_views * (not is_new)
         on_chunk(num_views)
-    for name, values in ((LABELS, opened.labels), (PREVIEW, opened.preview)):
+    for name, values in opened.whole.items():
         copy.put(f"{whole_name(name, values.ndim)}", with_checksum(values).tobytes())
     metadata = zarr_metadata(manifest)
     manifest = metadata_checksums(manifest, metadata)
@@ -203,6 +209,7 @@ def copy_to_objects(
     copy.put_text(MANIFEST, manifest_text(manifest))
     for name, text in changed.items():
         objects.replace(f"{ZARR_GROUP}/{name}", text)
+    write_index(objects, manifest)
     return counts
 
 
@@ -323,6 +330,7 @@ class _CopyIn:
 
 
 def _copied(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None]) -> Copied:
+    remove_index(Folder(target))
     remove_temporary_files(target, opened.manifest)
     metadata = zarr_metadata(opened.manifest)
     manifest = metadata_checksums(opened.manifest, metadata)
@@ -331,7 +339,7 @@ def _copied(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None])
         replace_metadata(target, manifest)  # spelled by another zarr; readers find either sound
     for name, text in metadata.items():
         write_unless_there(target, f"{ZARR_GROUP}/{name}", text)
-    for name, values in ((LABELS, opened.labels), (PREVIEW, opened.preview)):
+    for name, values in opened.whole.items():
         write_unless_there(target, whole_name(name, values.ndim), with_checksum(values).tobytes())
     log, counts = FolderLog(target, manifest), Copied()
     copy = _CopyIn(opened, folder_source(target, manifest, log.read()), log)
@@ -349,6 +357,7 @@ def _copied(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None])
         log.close()
     if _manifest_there(target) != manifest:
         write_manifest(target, manifest)
+    write_index(Folder(target), manifest)
     return counts
 
 
@@ -362,21 +371,30 @@ def _manifest_there(target: Path) -> Manifest | None:
 def copy_cache(
     opened: TeacherCache, dest: Path, on_chunk: Callable[[int], None] = lambda count: None
 ) -> tuple[Path, Copied]:
-    """Copy a complete cache below `dest`, a folder or a URL; where it is now, and what was done.
+    """Copy a complete cache below `dest`, a folder or a URL; return its path, and what was done.
+
+    Evaluation caches inside it are copied first, so that its index can name them.
 
     on_chunk: called with the number of chunks that are done. Raises CacheError.
     """
     target = cache_path(dest, opened.manifest.teacher, opened.manifest.identity)
-    place = place_at(target)
+    for name in evaluation_names(opened.path):
+        evaluation = open_evaluation(opened.path, opened.identity, name)
+        _copy_to(evaluation, evaluation_path(target, name), lambda count: None)
+    return target, _copy_to(opened, target, on_chunk)
+
+
+def _copy_to(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None]) -> Copied:
+    dest, place = target.parent, place_at(target)
     if isinstance(place, Bucket):
-        return target, copy_to_objects(opened, place.url, on_chunk)
+        return copy_to_objects(opened, place.url, on_chunk)
     if dest.suffix == ".h5":
         words = [program_text("store"), "export", shlex.quote(str(opened.path)), str(dest)]
         raise CacheError(f"{dest} is not a folder", fix=" ".join(words))
     if not isinstance(opened.source, ZarrSource):
         words = [program_text("store"), "import", shlex.quote(str(opened.path)), str(dest)]
         raise CacheError(f"{opened.path} is one file", fix=" ".join(words))
-    return target, copy_to_folder(opened, target, on_chunk)
+    return copy_to_folder(opened, target, on_chunk)
 
 
 def num_chunks(manifest: Manifest) -> int:

@@ -39,9 +39,7 @@ from teach_once.store.format.manifest import Manifest, manifest_text, write_mani
 from teach_once.store.format.metadata import zarr_metadata
 from teach_once.store.format.spec import (
     FORMAT_NAME,
-    LABELS,
     MANIFEST,
-    PREVIEW,
     ZARR_GROUP,
     Block,
     cache_path,
@@ -50,7 +48,9 @@ from teach_once.store.format.spec import (
     with_checksum,
 )
 from teach_once.store.place.commit_log import encode_chunks
+from teach_once.store.place.folder import Folder
 from teach_once.store.place.folder_log import FolderLog
+from teach_once.store.place.index import write_index
 from teach_once.store.read.hdf5 import (
     BLOCK_CRC,
     HDF5_ERRORS,
@@ -162,7 +162,7 @@ def export_cache(cache: Path, file: Path) -> None:
     if not file.parent.is_dir():
         fix = shlex.join(["mkdir", "-p", str(file.parent)])
         raise CacheError(f"there is no folder {file.parent}", fix=fix)
-    write_hdf5(file, opened.manifest, _whole(opened), opened.source.read)
+    write_hdf5(file, opened.manifest, opened.whole, opened.source.read)
 
 
 def import_cache(file: Path, caches_dir: Path) -> Path:
@@ -213,7 +213,7 @@ def folder_bytes(manifest: Manifest) -> int:
 
 
 def _write_folder(target: Path, opened: TeacherCache) -> None:
-    manifest, whole = opened.manifest, _whole(opened)
+    manifest, whole = opened.manifest, opened.whole
     remove_temporary_files(target, manifest)
     metadata = zarr_metadata(manifest)
     for name, text in metadata.items():
@@ -224,8 +224,10 @@ def _write_folder(target: Path, opened: TeacherCache) -> None:
     for block in manifest.blocks():
         log.commit(block, _chunks_of(opened, block))
     log.close()
-    # Last, so that an interrupted import never passes for a cache.
-    write_manifest(target, metadata_checksums(manifest, metadata))
+    # After all that it describes, so that an interrupted import never passes for a cache.
+    manifest = metadata_checksums(manifest, metadata)
+    write_manifest(target, manifest)
+    write_index(Folder(target), manifest)
 
 
 def _chunks_of(opened: TeacherCache, block: Block) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -233,7 +235,3 @@ def _chunks_of(opened: TeacherCache, block: Block) -> Iterator[tuple[str, NDArra
         rows = np.empty((opened.manifest.rows_in(spec, block), *spec.shape), dtype=spec.dtype)
         opened.source.read(array, block, rows)
         yield from encode_chunks(opened.manifest, {array: rows})
-
-
-def _whole(opened: TeacherCache) -> dict[str, NDArray[Any]]:
-    return {LABELS: opened.labels, PREVIEW: opened.preview}

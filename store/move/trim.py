@@ -26,6 +26,8 @@ from teach_once.store.format.journal import forget
 from teach_once.store.format.manifest import Manifest, read_manifest, write_manifest
 from teach_once.store.format.spec import ZARR_GROUP, is_opt_in, kind_of, tap_of
 from teach_once.store.inspect.inspect import agreement
+from teach_once.store.place.folder import Folder
+from teach_once.store.place.index import remove_index, write_index
 from teach_once.store.read.reader import TeacherCache
 
 
@@ -55,11 +57,14 @@ def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collectio
         )
     with changing(path) as manifest:
         trimmed = _trimmed(path, manifest, num_views or manifest.num_views, drop_taps)
+        remove_index(Folder(path))
         settle_metadata(path, manifest)
         if trimmed != manifest:
             trimmed = replace_metadata(path, trimmed)
         forget(path, beyond(trimmed), manifest)
-        return sum(_removed(path, name) for name in list(_surplus(path, trimmed)))
+        num_bytes = sum(_removed(path, name) for name in list(_surplus(path, trimmed)))
+        write_index(Folder(path), trimmed)
+        return num_bytes
 
 
 def _trimmed(path: Path, manifest: Manifest, views: int, drop_taps: Collection[str]) -> Manifest:

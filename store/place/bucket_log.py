@@ -49,6 +49,7 @@ from teach_once.store.format.journal import (
 from teach_once.store.format.manifest import Manifest
 from teach_once.store.format.spec import (
     CHECKSUM_BYTES,
+    DIGEST_BYTES,
     JOURNAL,
     Block,
     bytes_crc32c,
@@ -158,8 +159,11 @@ def _put_or_adopt(objects: Bucket, key: str, data: bytes, is_unsound: bool) -> b
 def _refuse_others(objects: Bucket, block: Block, ours: bytes, theirs: bytes) -> None:
     """Raise SamplesChanged where records that are there were computed from other bytes."""
     if ours != theirs:
-        values, others = (np.frombuffer(each[:-CHECKSUM_BYTES], "<u4") for each in (ours, theirs))
-        changed = np.flatnonzero((values != others)[: block.rows])
+        values, others = (
+            np.frombuffer(each[:-CHECKSUM_BYTES], np.uint8).reshape(-1, DIGEST_BYTES)
+            for each in (ours, theirs)
+        )
+        changed = np.flatnonzero((values != others).any(axis=1)[: block.rows])
         raise SamplesChanged(objects.url, block.start + changed)
 
 

@@ -21,6 +21,7 @@ from teach_once.runtime.safe.confined import (
     walk_inside,
     write_inside,
 )
+from teach_once.runtime.safe.files import flush_folder
 from teach_once.runtime.safe.safe_read import (
     BadFile,
     is_out_of_resources,
@@ -83,6 +84,7 @@ class Folder:
     def delete(self, key: str) -> None:
         with suppress(FileNotFoundError):
             remove_inside(self.path, key)
+            flush_folder((self.path / key).parent)
 
     def list_files(self, prefix: str = "", max_keys: int = MAX_KEYS) -> Iterator[Listed]:
         """List the regular files. Temporary files of writers are left out."""

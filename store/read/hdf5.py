@@ -363,7 +363,7 @@ class Hdf5Source:
         pieces = self._pieces(extent.offset, extent.num_bytes, values, None)
         if isinstance(pieces, str) or crc_hex(pieces[0]) != self.manifest.whole_crc32c[name]:
             return values, f"{name} damaged"
-        what = label_fault(values, len(self.manifest.class_names)) if name == LABELS else None
+        what = label_fault(values, self.manifest.num_classes) if name == LABELS else None
         return values, None if what is None else f"{name}: {what}"
 
     def _fault_of(self, array: str, block: Block, out: NDArray[Any] | None) -> Fault | None:

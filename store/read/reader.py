@@ -30,10 +30,11 @@ from teach_once.store.errors import (
 from teach_once.store.format.coding import restored
 from teach_once.store.format.content import whole_differences
 from teach_once.store.format.spec import (
+    DIGEST_BYTES,
     LABELS,
     LABELS_DTYPE,
     PREVIEW,
-    SAMPLE_CRC,
+    SAMPLE_DIGEST,
     Block,
     TapSpec,
     expanded,
@@ -131,10 +132,6 @@ def _settings_of(opt_in: Mapping[str, TapSpec]) -> list[str]:
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
-WITHOUT_CHECKSUMS = (
-    "was made without checksums of its samples: changes of the images may go unnoticed"
-)
-
 
 def _in_the_users_words(
     method: Callable[Concatenate[TeacherCache, P], Result],
@@ -164,9 +161,9 @@ class TeacherCache:
         self.num_views = num_views
         self.taps = dict(taps)
         self.spell: Spell | None = None  # the user's own words for the fixes of errors
-        self.labels: NDArray[np.int64] = source.read_whole(
-            LABELS, (self.num_samples,), LABELS_DTYPE
-        )
+        self._labels: NDArray[np.int64] | None = None
+        if LABELS in self.manifest.whole:
+            self._labels = source.read_whole(LABELS, (self.num_samples,), LABELS_DTYPE)
 
     @classmethod
     def open(
@@ -219,6 +216,29 @@ class TeacherCache:
             refuse_incomplete(self.source, self.num_views, names)
 
     @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) int64. Raises CacheMismatch if the samples have no classes."""
+        if self._labels is None:
+            raise self._without_classes()
+        return self._labels
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names, in the order of the labels. Raises CacheMismatch if there are no classes."""
+        if self.manifest.class_names is None:
+            raise self._without_classes()
+        return self.manifest.class_names
+
+    def _without_classes(self) -> CacheMismatch:
+        return CacheMismatch(f"{self.path} has no labels: it was made of images without classes")
+
+    @property
+    def whole(self) -> dict[str, NDArray[Any]]:
+        """The arrays that are stored in one piece: the preview and, with classes, the labels."""
+        labels = {} if self._labels is None else {LABELS: self._labels}
+        return {**labels, PREVIEW: self.preview}
+
+    @property
     def num_samples(self) -> int:
         return self.manifest.num_samples
 
@@ -239,21 +259,19 @@ class TeacherCache:
 
     @cached_property
     @_in_the_users_words
-    def sample_crc32c(self) -> NDArray[np.uint32] | None:
-        """(N,) uint32: the crc32c of each sample's bytes as the teacher saw them.
+    def sample_digest(self) -> NDArray[np.uint8]:
+        """(N, 16) uint8: the BLAKE2b-128 of each sample's bytes as the teacher saw them.
 
-        The bytes are its file's, or its pixels where it has no file. None for a cache that was made
-        without. Raises CacheIncomplete, CacheDamaged.
+        The bytes are its file's, or its pixels if it has no file. Raises CacheIncomplete,
+        CacheDamaged.
         """
-        if not self.manifest.sample_crc32c:
-            return None
-        checksums = np.empty(self.num_samples, dtype=np.uint32)
-        refuse_incomplete(self.source, 1, [SAMPLE_CRC])
+        digests = np.empty((self.num_samples, DIGEST_BYTES), dtype=np.uint8)
+        refuse_incomplete(self.source, 1, [SAMPLE_DIGEST])
         blocks = list(self.manifest.blocks(1))
-        self.source.fetch([(SAMPLE_CRC, block) for block in blocks])
+        self.source.fetch([(SAMPLE_DIGEST, block) for block in blocks])
         for block in blocks:
-            self.source.read(SAMPLE_CRC, block, checksums[block.start : block.stop])
-        return checksums
+            self.source.read(SAMPLE_DIGEST, block, digests[block.start : block.stop])
+        return digests
 
     @property
     @_in_the_users_words
@@ -269,15 +287,19 @@ class TeacherCache:
         self,
         identity: Identity,
         *,
-        labels: NDArray[np.int64],
+        labels: NDArray[np.int64] | None,
         canary: Mapping[str, Any],
     ) -> None:
         """Raise CacheMismatch unless the cache has this identity, these labels and pixels.
 
+        labels: (N,) int64; None: the samples have no classes.
+
         Of weights whose file is missing, only what is known is compared: see `with_weights_of`.
         """
         differing = differences(with_weights_of(identity, self.identity), self.identity)
-        whole = {LABELS: np.ascontiguousarray(labels, dtype=LABELS_DTYPE)}
+        whole: dict[str, NDArray[Any]] = {}
+        if labels is not None:
+            whole[LABELS] = np.ascontiguousarray(labels, dtype=LABELS_DTYPE)
         differing += whole_differences(whole, self.manifest)
         if differing:
             raise CacheMismatch(

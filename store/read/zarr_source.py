@@ -34,6 +34,7 @@ from teach_once.store.errors import (
     damage_error,
     remote_fix,
 )
+from teach_once.store.format.index import INDEX, MAX_INDEX_BYTES, parse_index
 from teach_once.store.format.journal import ChunkKey, Coverage, Journal, journal_text, read_journal
 from teach_once.store.format.manifest import (
     MAX_MANIFEST_BYTES,
@@ -67,6 +68,7 @@ from teach_once.store.place.bucket import Bucket, NoBucket
 from teach_once.store.place.bucket_log import most_objects, read_remote_journal
 from teach_once.store.place.chunks import read_opened, wrong_size
 from teach_once.store.place.folder import Folder
+from teach_once.store.place.index import index_faults, read_indexed_journal
 from teach_once.store.place.mirror import MirrorOfBucket
 from teach_once.store.place.mirror_folder import Needs
 from teach_once.store.place.place import Chunk, Item, Place, ReadablePlace, Result, read_document
@@ -164,7 +166,7 @@ class ZarrSource:
 
         if (what := self._check(chunk, check)) is not None:
             return values, Fault(f"{name} damaged" if values.size else f"{name}: {what}", path)
-        what = label_fault(values, len(self.manifest.class_names)) if name == LABELS else None
+        what = label_fault(values, self.manifest.num_classes) if name == LABELS else None
         return values, Fault(f"{name}: {what}", path) if what else None
 
     def _check(self, chunk: Chunk, check: Callable[[BinaryIO, int], str | None]) -> str | None:
@@ -221,7 +223,7 @@ class ZarrSource:
                 on_chunk(sizes[array])
             if fault is not None:
                 faults.append(fault)
-        whole = self._whole_faults() if every_byte else []
+        whole = self._whole_faults() + index_faults(self.place, self.manifest) if every_byte else []
         return self.metadata_faults(self.manifest.taps) + whole + faults
 
     def metadata_faults(self, taps: Collection[str]) -> list[Fault]:
@@ -309,6 +311,23 @@ def open_bucket(bucket: Bucket) -> ZarrSource:
 def bucket_source(bucket: Bucket, manifest: Manifest, journal: Journal) -> ZarrSource:
     """Return the source of a cache in a bucket whose manifest and journal were read."""
     return ZarrSource(bucket, manifest, journal, remote_fix(bucket.path, manifest.teacher))
+
+
+def open_indexed(place: ReadablePlace) -> ZarrSource:
+    """Open a complete cache at a place that cannot list its files, by its index.
+
+    Raises CacheMissing if there is no manifest or no index, CacheDamaged, CacheMismatch.
+    """
+    cache, documents = place.path, dict[str, bytes | None]()
+    for name, most_bytes in ((MANIFEST, MAX_MANIFEST_BYTES), (INDEX, MAX_INDEX_BYTES)):
+        documents[name] = read_document(place, name, most_bytes)
+        if documents[name] is None:
+            raise CacheMissing(f"{cache} is not a complete cache: it has no {name}")
+    manifest = parse_manifest(documents[MANIFEST] or b"", cache / MANIFEST)
+    with damage_as_error(manifest.teacher):
+        index = parse_index(documents[INDEX] or b"", cache / INDEX, manifest)
+        journal = read_indexed_journal(place, manifest, index)
+    return ZarrSource(place, manifest, journal, TeacherPass(manifest.teacher, full_check=True))
 
 
 def open_mirrored(path: Path, mirror: Mirror) -> ZarrSource:

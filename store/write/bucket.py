@@ -36,6 +36,7 @@ from teach_once.store.place.bucket_log import (
     read_remote_journal,
 )
 from teach_once.store.place.commit_log import encode_chunks
+from teach_once.store.place.index import remove_index, write_index
 from teach_once.store.read.source import Source
 from teach_once.store.read.zarr_source import ZarrSource, bucket_source, remote_manifest
 from teach_once.store.write.bucket_content import begin_cache, replace_measured
@@ -66,10 +67,10 @@ class RemoteBlocks:
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
         """Commit one whole block of some taps: tap -> (rows of the block, *tap shape).
 
-        Where another writer has put a chunk, that is adopted. "sample_crc32c" counts as a tap here
-        if the cache has it. Raises SamplesChanged where other views of these samples were computed
-        from other bytes; BadTeacherOutput where a value is not finite or overflows the tap's dtype;
-        ValueError if taps or shapes are not those of the cache; ObjectsUnreachable.
+        A chunk that another writer has put is adopted. "sample_digest" counts as a tap here.
+        Raises SamplesChanged if other views of these samples were computed from other bytes;
+        BadTeacherOutput if a value is not finite or overflows the tap's dtype; ValueError if taps
+        or shapes are not those of the cache; ObjectsUnreachable.
         """
         arrays = stored_arrays(self.manifest.stored, block, records)
         self._log.commit(block, encode_chunks(self.manifest, arrays))
@@ -128,6 +129,7 @@ class RemoteWriter(RemoteBlocks):
         """
         Bucket(url.parent).refuse_unconditional()
         objects = Bucket(url)
+        remove_index(objects)
         manifest, is_salvaged = begin_cache(objects, content, block_rows)
         writer = cls(url, manifest, content, folder, job or Job())
         try:
@@ -196,9 +198,16 @@ class RemoteWriter(RemoteBlocks):
         arrays = copied_arrays(item, source, self.manifest)
         self._log.commit(item.block, encode_chunks(self.manifest, arrays))
 
-    def record_measured(self, measured: Mapping[str, Any]) -> None:
-        """Write what the pass measured of the teacher, such as its errors, to the manifest."""
+    def finish(self, measured: Mapping[str, Any]) -> None:
+        """Write what the pass measured of the teacher to the manifest, then the index.
+
+        If another pass has grown the cache meanwhile, the index is that pass's to write.
+        """
         self.manifest = replace_measured(self._bucket, measured)
+        write_index(self._bucket, self.manifest)
+        there, _ = remote_manifest(self._bucket)
+        if there.zarr_crc32c != self.manifest.zarr_crc32c:
+            remove_index(self._bucket)
 
     def unused_spool_folders(self) -> Iterator[Path]:
         """The folders of unfinished blocks' records that no other process uses."""

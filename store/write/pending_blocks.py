@@ -17,7 +17,7 @@ from teach_once.runtime.safe.safe_read import BadFile, parse_json, read_open
 from teach_once.store.errors import CacheBusy
 from teach_once.store.format.journal import Coverage
 from teach_once.store.format.manifest import Count, Manifest, first_problem, in_short
-from teach_once.store.format.spec import JOURNAL, SAMPLE_CRC, Block, tap_of
+from teach_once.store.format.spec import JOURNAL, SAMPLE_DIGEST, Block, tap_of
 from teach_once.store.read.zarr_source import ZarrSource
 
 _JOB_FILE = f"{JOURNAL}/job.json"
@@ -72,7 +72,7 @@ def unfinished(
     """
     views = min(max(num_views, coverage.num_complete_views()), manifest.num_views)
     lacking = {tap: coverage.lacking(tap, views) for tap in manifest.stored}
-    asked = coverage.lacking_any({*taps, SAMPLE_CRC}, views)
+    asked = coverage.lacking_any({*taps, SAMPLE_DIGEST}, views)
     for view, index in np.argwhere(asked).tolist():
         names = {tap for tap, lacks in lacking.items() if lacks[view, index]}
         yield manifest.block(view, index), names
@@ -143,7 +143,7 @@ def _with_samples(manifest: Manifest, taps: set[str]) -> tuple[str, ...]:
 
     The other taps may stem from other bytes than these.
     """
-    return tuple(tap for tap in manifest.stored if tap in taps or SAMPLE_CRC in taps)
+    return tuple(tap for tap in manifest.stored if tap in taps or SAMPLE_DIGEST in taps)
 
 
 def write_job_list(cache: Path, job: Job, found: JobList) -> None:

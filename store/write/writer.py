@@ -27,6 +27,7 @@ from teach_once.runtime.safe.confined import (
 from teach_once.runtime.safe.locks import Job, WriterLock, releasing
 from teach_once.store.errors import (
     CacheBusy,
+    CacheError,
     CacheMissing,
     SamplesChanged,
     full_disk_as_error,
@@ -37,6 +38,7 @@ from teach_once.store.errors import (
 from teach_once.store.format.coding import stored_arrays
 from teach_once.store.format.content import (
     CacheContent,
+    grown_manifest,
     holds,
     lay_out,
     manifest_for,
@@ -44,9 +46,19 @@ from teach_once.store.format.content import (
     remove_temporary_files,
 )
 from teach_once.store.format.manifest import Manifest, read_manifest, write_manifest
-from teach_once.store.format.spec import SAMPLE_CRC, ZARR_GROUP, Block, chunk_name, encode_chunk
+from teach_once.store.format.metadata import metadata_faults
+from teach_once.store.format.spec import (
+    DIGEST_BYTES,
+    SAMPLE_DIGEST,
+    ZARR_GROUP,
+    Block,
+    chunk_name,
+    encode_chunk,
+)
 from teach_once.store.place.commit_log import encode_chunks
+from teach_once.store.place.folder import Folder
 from teach_once.store.place.folder_log import FolderLog
+from teach_once.store.place.index import remove_index, write_index
 from teach_once.store.read.source import Source
 from teach_once.store.read.zarr_source import open_folder
 from teach_once.store.write.pending_blocks import (
@@ -128,9 +140,13 @@ class CacheWriter:
             share = found.pending[job.rank :: job.world]
             writer.work = [item for item in share if item.block in left]
             return writer
+        if _changes_by_opening(path, content):
+            remove_index(Folder(path))
         manifest, salvaged = manifest_for(path, content, block_rows)
         writer = cls(path, lay_out(path, manifest, content), content, lock, job)
         work = writer._find_work(check_every_byte=check_every_byte or salvaged)
+        if work:
+            remove_index(Folder(path))
         if job.world > 1:
             write_job_list(path, job, JobList(work, writer._damaged))
         lock.let_others_in()
@@ -201,14 +217,14 @@ class CacheWriter:
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
         """Commit one whole block of some taps: tap -> (rows of the block, *tap shape).
 
-        "sample_crc32c" counts as a tap here if the cache has it. Raises SamplesChanged where other
-        views of these samples were computed from other bytes; BadTeacherOutput where a value is not
-        finite or overflows the tap's dtype; ValueError if taps or shapes are not those of the
-        cache; CacheFull, CacheNotWritable.
+        "sample_digest" counts as a tap here. Raises SamplesChanged if other views of these samples
+        were computed from other bytes; BadTeacherOutput if a value is not finite or overflows the
+        tap's dtype; ValueError if taps or shapes are not those of the cache; CacheFull,
+        CacheNotWritable.
         """
         arrays = stored_arrays(self.manifest.stored, block, records)
-        if SAMPLE_CRC in records:
-            self._refuse_changed_samples(block, records[SAMPLE_CRC])
+        if SAMPLE_DIGEST in records:
+            self._refuse_changed_samples(block, records[SAMPLE_DIGEST])
         with self.refusing_full():
             self._log.commit(block, encode_chunks(self.manifest, arrays))
 
@@ -225,10 +241,11 @@ class CacheWriter:
         arrays = copied_arrays(item, source, self.manifest)
         self._log.commit(item.block, encode_chunks(self.manifest, arrays))
 
-    def record_measured(self, measured: Mapping[str, Any]) -> None:
-        """Write what the pass measured of the teacher, such as its errors, to the manifest."""
+    def finish(self, measured: Mapping[str, Any]) -> None:
+        """Write what the pass measured of the teacher to the manifest, then the index."""
         self.manifest = dataclasses.replace(self.manifest, measured=dict(measured))
         write_manifest(self.path, self.manifest)
+        write_index(Folder(self.path), self.manifest)
 
     def commit_written(self, written: Written) -> bool:
         """Commit a block that another process wrote aside (`store.write.staging`).
@@ -248,8 +265,8 @@ class CacheWriter:
             return False
         for array, aside in asides.items():
             self._refuse_unless_there(aside, self.manifest.chunk_file_bytes(arrays[array]))
-        if SAMPLE_CRC in asides:
-            self._refuse_changed_samples(block, self._checksums_in(asides[SAMPLE_CRC], block))
+        if SAMPLE_DIGEST in asides:
+            self._refuse_changed_samples(block, self._digests_in(asides[SAMPLE_DIGEST], block))
         with self.refusing_full():
             for array, aside in asides.items():
                 rename_inside(self.path, aside, names[array].name)
@@ -258,10 +275,11 @@ class CacheWriter:
         self._adopted.add(key)
         return True
 
-    def _checksums_in(self, aside: str, block: Block) -> NDArray[Any]:
-        """The samples' checksums that a node wrote, (rows of the block,) uint32."""
+    def _digests_in(self, aside: str, block: Block) -> NDArray[Any]:
+        """Return the samples' digests that a node wrote, (rows of the block, 16) uint8."""
         with open_inside(self.path, aside) as file:
-            return np.frombuffer(file.read(4 * block.rows), "<u4").astype(np.uint32)
+            content = file.read(DIGEST_BYTES * block.rows)
+        return np.frombuffer(content, np.uint8).reshape(-1, DIGEST_BYTES)
 
     def _refuse_unless_there(self, aside: str, size: int) -> None:
         try:
@@ -281,19 +299,20 @@ class CacheWriter:
         for array in self.manifest.arrays:
             remove_leftovers(self.path, f"{ZARR_GROUP}/{array}")
 
-    def _refuse_changed_samples(self, block: Block, checksums: NDArray[Any]) -> None:
+    def _refuse_changed_samples(self, block: Block, digests: NDArray[Any]) -> None:
         """Raise SamplesChanged if any process committed a view computed from other bytes."""
-        spec = self.manifest.arrays[SAMPLE_CRC]
-        name = chunk_name(SAMPLE_CRC, spec, block)
-        data, _ = encode_chunk(checksums, spec, self.manifest.block_rows)
+        spec = self.manifest.arrays[SAMPLE_DIGEST]
+        name = chunk_name(SAMPLE_DIGEST, spec, block)
+        data, _ = encode_chunk(digests, spec, self.manifest.block_rows)
         if not os.path.lexists(self.path / name) or holds(self.path, name, data):
             return
         source = open_folder(self.path, self.manifest)
-        before = np.empty(block.rows, dtype=spec.dtype)
-        for view in np.flatnonzero(source.coverage.there[SAMPLE_CRC][:, block.index]).tolist():
+        before = np.empty((block.rows, DIGEST_BYTES), dtype=spec.dtype)
+        for view in np.flatnonzero(source.coverage.there[SAMPLE_DIGEST][:, block.index]).tolist():
             other = dataclasses.replace(block, view=view)
-            if not source.fault_of(SAMPLE_CRC, other, before):
-                raise SamplesChanged(self.path, block.start + np.flatnonzero(before != checksums))
+            if not source.fault_of(SAMPLE_DIGEST, other, before):
+                changed = np.flatnonzero((before != digests).any(axis=1))
+                raise SamplesChanged(self.path, block.start + changed)
 
     def __enter__(self) -> CacheWriter:
         return self
@@ -306,6 +325,16 @@ class CacheWriter:
     ) -> None:
         with releasing(self._lock):
             self._log.close()
+
+
+def _changes_by_opening(path: Path, content: CacheContent) -> bool:
+    """Return True if a writer changes what an index names before it commits anything."""
+    try:
+        manifest = read_manifest(path)
+    except CacheError:
+        return True
+    is_grown = grown_manifest(manifest, content) is not None
+    return is_grown or bool(metadata_faults(path, manifest))
 
 
 def copied_arrays(item: Work, source: Source, manifest: Manifest) -> dict[str, NDArray[Any]]:

@@ -77,7 +77,7 @@ def test_views_cut_from_an_open_picture_are_those_cut_from_its_pixels(folder: Pa
         assert np.array_equal(cuts[0][1], cuts[1][1])
 
 
-SPLIT_WITHOUT_PICTURES = ("labels", "load", "read_each", "read_checksums", "name_of")
+SPLIT_WITHOUT_PICTURES = ("labels", "load", "read_each", "read_digests", "name_of")
 
 
 def test_normalized_views_are_those_of_the_formula_to_the_last_bit() -> None:

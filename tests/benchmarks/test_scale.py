@@ -23,17 +23,17 @@ def few_classes(monkeypatch: pytest.MonkeyPatch) -> int:
     return 4
 
 
-def test_a_tree_is_links_to_few_files_and_says_the_checksum_of_each_sample(
+def test_a_tree_is_links_to_few_files_and_says_the_digest_of_each_sample(
     few_classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(photographs, "_MOST_LINKS", 3)
     contents = list(photographs.photographs(2))
-    checksums = photographs.photograph_folder(tmp_path / "tree", 18, contents, few_classes)
+    digests = photographs.photograph_folder(tmp_path / "tree", 18, contents, few_classes)
     source = image_folder(tmp_path / "tree")
     assert np.bincount(source.train.labels).tolist() == [5, 5, 4, 4]
     assert len(source.test) == few_classes
-    assert np.array_equal(source.train.read_checksums(np.arange(18)), checksums)
-    assert len(set(checksums.tolist())) == 2
+    assert np.array_equal(source.train.read_digests(np.arange(18)), digests)
+    assert len(np.unique(digests, axis=0)) == 2
     originals = list((tmp_path / "tree/originals").iterdir())
     assert len(originals) == 6  # 18 links to 2 photographs, three to each copy
     assert sum(file.stat().st_nlink - 1 for file in originals) == 18 + few_classes

@@ -38,7 +38,7 @@ def result(method: str, seed: int, top1: float) -> Result:
         epochs=30,
         seconds=2.0 + seed,
         num_samples=100,
-        num_classes=None,
+        num_classes=10,
         num_views=4,
         reads_cache=method != "ce",
         cache="t-12345678",

@@ -59,14 +59,14 @@ class Partial:
 class BestEpoch:
     """The epoch with the lowest `deciding` error (validation, else test), and its test errors.
 
-    weights_sha256: of its weights' file; None in the checkpoints of earlier versions.
+    weights_sha256: of its weights' file.
     """
 
     epoch: int
     deciding: float
     top1: float
     top5: float
-    weights_sha256: str | None = None
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,17 @@ class _Checkpoint(BaseModel):
     run_sha256: Sha256
     epoch: Count
     seconds: Seconds
-    threads: Count | None = None  # older ones lack it
+    threads: Count
     best: _Best | None
     best_ema: _Best | None = Field(default=None, alias="best-ema")
-    best_sha256: dict[str, Sha256 | None] = {}
+    best_sha256: dict[str, Sha256]
     partial: _Partial | None
     network: dict[str, Any]
     connectors: dict[str, Any]
     optimizer: dict[str, Any]
-    scaler: dict[str, Any] = {}
-    average: dict[str, Any] = {}
-    content_sha256: Sha256 | None = None
+    scaler: dict[str, Any]
+    average: dict[str, Any]
+    content_sha256: Sha256
 
 
 def build_checkpoint(
@@ -166,18 +166,16 @@ def restore(state: Mapping[str, Any], train_state: TrainState, path: Path) -> Ru
         shown = "\n  ".join(different[:_SHOWN])
         raise unusable(path, f"{one_line(path)} does not fit this run:\n  {shown}{more}")
     partial = state["partial"] and _partial(state["partial"], state["epoch"], path)
-    recorded = state.get(_CHECKSUM)
-    if recorded and recorded != checkpoint_digest(state):
+    if state[_CHECKSUM] != checkpoint_digest(state):
         raise unusable(
             path, f"{one_line(path)} has been changed or damaged: its checksum is of other content"
         )
     train_state.load_state_dict(state)
-    sha256 = state.get("best_sha256", {})
     return RunProgress(
         state["epoch"],
         float(state["seconds"]),
         {
-            name: _best(state[name], sha256.get(name))
+            name: _best(state[name], state["best_sha256"][name])
             for name in BEST_NAMES
             if state.get(name) is not None
         },
@@ -203,7 +201,7 @@ def check_metrics(
                 found[f"{prefix}top1_error"],
                 found[f"{prefix}top5_error"],
             ],
-            best.weights_sha256 if best else None,
+            best.weights_sha256 if best else "",
         )
         if best != expected:
             raise unusable(
@@ -215,7 +213,7 @@ def check_metrics(
         raise unusable(path, f"{one_line(path)} says epoch {progress.epoch:,} of {last:,}")
 
 
-def _best(found: Sequence[Any], weights_sha256: str | None) -> BestEpoch:
+def _best(found: Sequence[Any], weights_sha256: str) -> BestEpoch:
     epoch, deciding, top1, top5 = found
     return BestEpoch(epoch, float(deciding), float(top1), float(top5), weights_sha256)
 

@@ -76,8 +76,7 @@ def _refuse_other_export(run: Run, folder: Path) -> None:
     for card in cards:
         own = {"model": run.study.config.student.arch, "method": run.method, "seed": run.seed}
         own |= {"cache_sha256": identity_sha256(run.study.cache.identity)}
-        if "run_sha256" in card:  # older ones lack it
-            own["run_sha256"] = run.sha256
+        own |= {"run_sha256": run.sha256}
         if other := [f"{key} {card.get(key)}" for key in own if card.get(key) != own[key]]:
             raise TrainError(
                 f"{folder} holds the export of another run ({one_line(', '.join(other))}), which "

@@ -83,7 +83,7 @@ class RunWriter:
         self.partial: Partial | None = None
         self.seconds = 0.0
         self.first_epoch = 1
-        self.threads_before: int | None = None  # where it is resumed; of older checkpoints unknown
+        self.threads_before: int | None = None  # of the process that saved the checkpoint
         self.best: dict[str, BestEpoch] = {}  # by the name of the weights
         self._epochs: list[dict[str, Any]] = []  # the metrics
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ class RunWriter:
         """Return the sha256 of a weights file, written now if it is of the last weights."""
         if name.startswith("last"):
             return self._write_tensors(f"{name}.pt", self._networks[name].state_dict())
-        return self.best[name].weights_sha256 or file_sha256(self.folder / f"{name}.pt")
+        return self.best[name].weights_sha256
 
     def close(self) -> None:
         """Release the folder, whether the run is finished or not."""
@@ -202,7 +202,7 @@ class RunWriter:
         for name, best in self.best.items():
             path = self.folder / f"{name}.pt"
             found = file_sha256(path) if path.is_file() else ""
-            if best.weights_sha256 is not None and found != best.weights_sha256:
+            if found != best.weights_sha256:
                 raise unusable(
                     self.folder / CHECKPOINT_FILE,
                     f"{path} has been changed or damaged since it was written: its sha256 is not "
@@ -237,7 +237,7 @@ class RunWriter:
         self.first_epoch = progress.epoch + 1
         self.seconds, self.best = progress.seconds, dict(progress.best)
         self.partial, self._epochs = progress.partial, epochs
-        self.threads_before = state.get("threads")
+        self.threads_before = state["threads"]
         self._settle_best()
         lines = [metrics_line(epoch, self._sha256) for epoch in epochs]
         self._write(METRICS_FILE, b"".join(lines))

@@ -2,8 +2,7 @@
 
 Each carries a checksum over its content and its run's identity, and the figures of a summary are
 worked out again from the metrics: a flipped bit, a file of another run or an edited figure is an
-error that names the file, never a result. Files of earlier versions have no checksums; they are
-read where everything else fits. Imports no torch.
+error that names the file, never a result. Imports no torch.
 """
 
 from __future__ import annotations
@@ -110,6 +109,7 @@ class _Run(BaseModel):
     """The fields of an identity that readers use; the rest is compared, never used."""
 
     model_config = ConfigDict(strict=True, extra="allow")
+    run_sha256: Sha256
     training: _Epochs
     seed: Seed = 0  # a teacher's is in its training block
     num_views: Count = 0
@@ -127,8 +127,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """Read the identity of a folder's run; None if it has no run.json. Raises BadFile."""
     if (content := _read(folder / RUN_FILE, _Run)) is None:
         return None
-    recorded = content.pop("run_sha256", None)
-    if recorded is not None and recorded != identity_sha256(content):
+    if content.pop("run_sha256") != identity_sha256(content):
         raise _unlike_its_checksum(folder / RUN_FILE)
     return content
 
@@ -150,7 +149,7 @@ class _Epoch(_Document):
     learning_rate: Annotated[float, Field(ge=0)]
     train_seconds: Seconds
     wait_seconds: Seconds
-    check: Text = ""
+    check: Text
 
 
 def metrics_line(epoch: Mapping[str, Any], run_sha256: str) -> bytes:
@@ -205,8 +204,7 @@ def _epoch(line: bytes, number: int, path: Path, run_sha256: str) -> dict[str, A
     except BadFile as error:
         raise _bad(path, f"line {number:,} {error.what}") from None
     epoch = _validated(content, _Epoch, path, f"line {number:,}: ")
-    check = epoch.pop("check", None)
-    if check is not None and check != _line_check(epoch, run_sha256):
+    if epoch.pop("check") != _line_check(epoch, run_sha256):
         raise _bad(
             path,
             f"line {number:,}: what it says does not match its checksum, or is of another run",
@@ -240,33 +238,33 @@ class _Summary(_Document):
     best: _Best
     last_ema: _Errors | None = Field(default=None, alias="last-ema")
     best_ema: _Best | None = Field(default=None, alias="best-ema")
-    files_sha256: dict[File, Sha256] = {}  # older ones lack it
+    files_sha256: dict[File, Sha256]
     seconds: Seconds
-    content_sha256: Sha256 = ""
+    content_sha256: Sha256
 
 
 class _StudentSummary(_Summary):
     student: Text
-    model: Text = ""
+    model: Text
     num_samples: Annotated[int, Field(ge=1, le=2**31 - 1)]
-    num_classes: Annotated[int, Field(ge=1, le=2**31 - 1)] = 6  # older ones lack it
+    num_classes: Annotated[int, Field(ge=1, le=2**31 - 1)]
     is_taught: bool
     method: Text
     seed: Seed
     cache: Text
-    num_teachers: Annotated[int, Field(ge=1, le=1000)] = 1  # older ones lack it
+    num_teachers: Annotated[int, Field(ge=1, le=1000)]
     cache_sha256: Text
     teacher: dict[Text, float]
-    teacher_weights: Annotated[list[Text], Field(max_length=1000)] = []  # older ones lack it
+    teacher_weights: Annotated[list[Text], Field(max_length=1000)]
     device: Text
-    threads: Count | None = None  # older ones lack it
+    threads: Count
     versions: dict[Text, Text]
 
 
 class _TeacherSummary(_Summary):
     weights_sha256: Sha256
     torch: Text
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any]
 
 
 def summary_document(summary: Mapping[str, Any]) -> bytes:
@@ -279,11 +277,8 @@ def read_summary(folder: Path, *, of_teacher: bool = False) -> dict[str, Any] | 
     path = folder / SUMMARY_FILE
     if (content := _read(path, _TeacherSummary if of_teacher else _StudentSummary)) is None:
         return None
-    recorded = content.pop(_CHECKSUM, None)
-    if recorded is not None and recorded != identity_sha256(content):
+    if content.pop(_CHECKSUM) != identity_sha256(content):
         raise _unlike_its_checksum(path)
-    if recorded is None and not (folder / METRICS_FILE).is_file():
-        raise _bad(path, f"has neither a checksum nor {METRICS_FILE} beside it to compare it with")
     return content
 
 

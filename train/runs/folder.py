@@ -37,7 +37,7 @@ from teach_once.train.runs.files import (
 )
 
 # Of a run's identity, what its method and seed decide; the rest are the settings of its study.
-OF_ONE_RUN = ("terms", "seed", "sources", "window", "rkd_angles", "no_weight_decay")
+OF_ONE_RUN = ("terms", "seed", "sources", "window")
 _OF_METHOD_IN_STUDENT = "linear_connectors"
 # What the name of a run's folder says besides: `-live`, `-live-bn`.
 _OF_LABEL = (*OF_ONE_RUN, "teacher_outputs", "teacher_bn")

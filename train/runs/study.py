@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teach_once.configs.schema import (
-    LATER_STUDENT_KEYS,
-    LATER_TRAINING_KEYS,
     LossTerm,
     StudentConfig,
     StudentNet,
     StudentTraining,
     TeacherConfig,
     Training,
-    as_identity,
     as_plain,
 )
 from teach_once.nets.networks.archs import has_stem
@@ -59,8 +56,8 @@ def recipe_identity(training: Training, ranks: int | None = None) -> dict[str, A
     of a batch; then it is here as "ranks". To a single process `batch_norm` makes no difference.
     ranks: how many; None: as many as this process was started with.
     """
-    plain = as_identity(training, LATER_TRAINING_KEYS)
-    if plain.pop("batch_norm", "sync") == "sync":
+    plain = as_plain(training)
+    if plain.pop("batch_norm") == "sync":
         return plain
     ranks = num_ranks() if ranks is None else ranks
     return {**plain, "batch_norm": "local", "ranks": ranks} if ranks > 1 else plain
@@ -70,43 +67,21 @@ def network_identity(net: StudentNet, linear_connectors: Sequence[str]) -> dict[
     """Return the student's network and connectors as plain data: the layers, not the key that chose
     them.
 
-    linear_connectors: the taps whose connectors end without ReLU; none of them leaves the identity
-    of earlier runs as it was. Raises TrainError if the file of initial weights is missing.
+    linear_connectors: the taps whose connectors end without ReLU. Raises TrainError if the file of
+    initial weights is missing.
     """
     stem = {} if has_stem(net.arch) else {"stem": "cifar"}
     init = init_identity(net.init)
     if init.get("init", "") is None:
         raise TrainError(f"student.init: there is no file {net.init}", fix="set student.init=PATH")
-    plain = as_identity(net, LATER_STUDENT_KEYS)
-    plain.pop("relu_to_signed", None)  # it only allows what `connector` asks for
+    plain = as_plain(net)
+    plain.pop("relu_to_signed")  # it only allows what `connector` asks for
     plain["connector"] = "none" if net.connector == "none" else "conv-bn-relu"
-    if linear_connectors:
-        plain["linear_connectors"] = list(linear_connectors)
+    plain["linear_connectors"] = list(linear_connectors)
     return {**plain, **stem, **init}
 
 
-def pair_identity(config: StudentConfig, terms: Sequence[LossTerm]) -> dict[str, str]:
-    """Return the mark of Residual KD's pairs whose networks name parameters without weight decay.
-
-    The networks of a pair may name such parameters, as timm's do (`no_weight_decay`), which once
-    was ignored. Loads torch only for such networks.
-    """
-    thinner = config.student.thinner
-    if config.training.weight_decay_norm_bias or thinner is None:
-        return {}
-    if not thinner.arch.startswith(("timm:", "python:")):
-        return {}
-    from teach_once.train.method.residual import is_pair  # loads torch
-
-    return {"no_weight_decay": "student and assistant"} if is_pair(terms) else {}
-
-
-RUN_VERSION = 2  # raise it when the same settings would train differently
-# Options that a term leaves out, as every identity of this RUN_VERSION holds them.
-_UNSET_OPTIONS: dict[str, Any] = {
-    **dict.fromkeys(("temperature", "alpha", "beta", "distance_weight", "angle_weight")),
-    "options": {},
-}
+RUN_VERSION = 1  # raise it when the same settings would train differently
 MOST_SEED = 2**64 - 1
 
 
@@ -244,16 +219,13 @@ class Run:
         run.
         """
         study, plain = self.study, as_plain(self.study.config)
-        losses = {term.loss for term in self.terms}
         rows = None if self.live_teacher else self.window_rows
         return {
             **({"window": rows} if rows else {}),
             "run_version": RUN_VERSION,
             "student": network_identity(study.config.student, self.linear_connectors),
             "training": recipe_identity(study.config.training, self.ranks),
-            **({"ema_integers": "copied"} if study.config.training.ema else {}),  # once averaged
-            **({"rkd_angles": "products"} if "rkd" in losses else {}),  # once differences
-            "terms": [_UNSET_OPTIONS | term for term in plain["methods"][self.method]],
+            "terms": plain["methods"][self.method],
             "seed": self.seed,
             "num_views": self.num_views,
             "evaluation": as_plain(study.teacher.views.eval_transform),
@@ -263,7 +235,6 @@ class Run:
             "tested_digest": study.dataset.tested_digest,
             "cache": study.cache.identity,
             **self._several_teachers(),
-            **pair_identity(study.config, self.terms),
         }
 
     def _several_teachers(self) -> dict[str, Any]:

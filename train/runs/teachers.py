@@ -113,11 +113,9 @@ def verified_pixels(
     """Return training pixels that refuse a sample whose bytes differ from the teacher's."""
     from teach_once.views.pixels.resident import VerifiedPixels
 
-    if (checksums := cache.sample_crc32c) is None:
-        return pixels
     again = pass_command(teacher, cache.path.parent)
     fix = f"restore it; or, if it is right as it is: rm -r {cache.path}, and {again}"
-    return VerifiedPixels(pixels, dataset.train, checksums, fix)
+    return VerifiedPixels(pixels, dataset.train, cache.sample_digest, fix)
 
 
 @contextmanager
@@ -130,15 +128,15 @@ def _explaining(dataset: Dataset, other_state: Callable[[], TeacherCache | None]
             dataset.train,
             dataset.class_names,
             cache.labels,
-            cache.sample_crc32c,
-            cache.manifest.class_names,
+            cache.sample_digest,
+            cache.class_names,
         ):
             raise
         raise _changed(dataset, cache) from None
 
 
 def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
-    change = describe_change(dataset.train, cache.labels, cache.sample_crc32c)
+    change = describe_change(dataset.train, cache.labels, cache.sample_digest)
     return CacheMismatch(
         f"the dataset has changed since {cache.path} was made: {change}",
         fix=TeacherPass(cache.manifest.teacher, before="restore it, or: "),

@@ -149,8 +149,6 @@ def training_settings(
     plain = as_plain(config)
     training = recipe_identity(recipe, ranks) | init_identity(recipe.init)
     del training["eval_every"]  # decides nothing about the weights
-    if not training["compile"]:
-        del training["compile"]
     source = arch_source(config.teacher.arch)
     return {
         "arch": plain["teacher"]["arch"],
@@ -191,10 +189,10 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
     summary = read_summary(training_folder(weights), of_teacher=True) or {}
     if summary.get("weights_sha256") != file_sha256(weights):
         return ExistingWeights({}, _replaced_since(config, weights) if summary else [])
-    trained = _trained_with(summary, training_folder(weights))
+    trained = summary["settings"]
     digest, notes = _digest_to_compare(config, config.training, trained)
     settings = training_settings(config, config.training, digest, _ranks_of(trained))
-    if settings["training"].get("init", "") is None:  # the file that it began with is gone
+    if config.training.init is not None and settings["training"]["init"] is None:
         settings["training"]["init"] = trained.get("training", {}).get("init")
         notes.append(f"cannot tell whether it began with {config.training.init}: no such file")
     differing = differences(settings, trained)
@@ -302,15 +300,3 @@ def _digest_to_compare(
         problem = str(error).splitlines()[0]
         note = f"cannot tell whether it was trained on these data: {problem}"
         return str(trained.get("dataset_digest")), [note]
-
-
-def _trained_with(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the settings of the training that the summary is of; {} if they are lost.
-
-    Older summaries lack them; then they are in run.json, unless a later, interrupted training has
-    written its own there.
-    """
-    if "settings" in summary:
-        return dict(summary["settings"])
-    recorded = read_run(folder) or {}
-    return recorded if summary.get("run_sha256") == identity_sha256(recorded) else {}

@@ -23,7 +23,6 @@ from teach_once.runtime.formats import counted
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.store import TeacherCache
 from teach_once.store.identity import identity_sha256
-from teach_once.store.read.reader import WITHOUT_CHECKSUMS
 from teach_once.train.engine.distributed import convert_sync_batchnorm, wrap_ddp
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.engine.ranks import ALONE, Ranks
@@ -218,9 +217,6 @@ def _announce(context: TrainContext, run: Run, console: Console) -> None:
     console.print(
         f"images {context.data.train.where}; teacher outputs {context.teacher.where}; {computed}"
     )
-    for cache in study.caches:
-        if cache.sample_crc32c is None:
-            print_once(console, f"{cache.path} {WITHOUT_CHECKSUMS}")
 
 
 def _teacher_outputs(

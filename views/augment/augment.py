@@ -58,13 +58,17 @@ from teach_once.views.augment.parameters import (
     view_parameters,
 )
 from teach_once.views.seeds import JITTER_STREAM, TRIVIAL_STREAM, VIEW_STREAM, choice, draws
-from teach_once.views.splits import Checksums, DatasetError, Decoded, Split, refuse_other_size
+from teach_once.views.splits import (
+    DatasetError,
+    Decoded,
+    Digests,
+    Split,
+    refuse_other_size,
+    stack_digests,
+)
 
 if TYPE_CHECKING:
     from teach_once.views.augment.array_ops import Array
-
-
-AUGMENT_VERSION = 1  # raise it when the pixels of any view change
 
 
 def view_shape(image_shape: Sequence[int], augment: AugmentConfig) -> tuple[int, int, int]:
@@ -114,25 +118,26 @@ def cut_views(
     views: Sequence[int],
     ids: NDArray[np.int64],
     shape: tuple[int, int, int],
-) -> tuple[NDArray[np.uint8], Checksums]:
+) -> tuple[NDArray[np.uint8], Digests]:
     """The first step: (V, M, *shape) uint8, `views` of samples `ids`, not yet flipped.
 
-    Also (M,) uint32, the checksums of the samples' bytes. Each image is read once.
+    Also (M, 16) uint8, the digests of the samples' bytes. Each image is read once.
     Raises DatasetError, also for a view that is not of that shape.
     """
     cuts = np.empty((len(views), len(ids), *shape), dtype=np.uint8)
-    checksums = np.empty(len(ids), dtype=np.uint32)
+    digests = []
     crops = [_first_step_crops(split, config, view, ids) for view in views]
     is_resized = isinstance(config.augment, RandomResizedCrop)
     opened = split.open_each if is_resized and split.open_each else split.read_each
     read = zip(ids.tolist(), opened(ids), strict=True)
-    for row, (sample, (image, checksums[row])) in enumerate(read):
+    for row, (sample, (image, digest)) in enumerate(read):
+        digests.append(digest)
         for index, view in enumerate(views):
             cut = _cut(image, config, view, sample, crops[index][row], split.name_of)
             if cut.shape != shape:
                 refuse_other_size(shape, cut, split.name_of(sample))
             cuts[index, row] = cut
-    return cuts, checksums
+    return cuts, stack_digests(digests)
 
 
 def _first_step_crops(

@@ -26,14 +26,15 @@ from teach_once.views.images.folder_layout import FolderLayout, ListedSplit, fin
 from teach_once.views.images.listing import Listing, kept_digest
 from teach_once.views.seeds import choice
 from teach_once.views.splits import (
-    Checksums,
     DatasetError,
     Decoded,
+    Digests,
     Ids,
     ImageSource,
     Split,
-    crc32c,
     refuse_other_size,
+    sample_digest,
+    stack_digests,
 )
 
 _AT_ONCE = 1024
@@ -125,19 +126,19 @@ def _split_of(part: ListedSplit, max_pixels: int) -> Split:
 def _folder_split(listing: Listing, max_pixels: int) -> Split:
     paths = listing.paths
 
-    def decode(path: Path) -> tuple[NDArray[np.uint8], int]:
+    def decode(path: Path) -> tuple[NDArray[np.uint8], bytes]:
         content = read_picture(path)
-        return decode_bytes(content, shown_path(path), max_pixels), crc32c(content)
+        return decode_bytes(content, shown_path(path), max_pixels), sample_digest(content)
 
-    def opened(path: Path) -> tuple[Decoded, int]:
+    def opened(path: Path) -> tuple[Decoded, bytes]:
         content = read_picture(path)
-        return decode_picture(content, shown_path(path), max_pixels), crc32c(content)
+        return decode_picture(content, shown_path(path), max_pixels), sample_digest(content)
 
     return Split(
         listing.labels,
         load=lambda ids: _decode_all([paths[i] for i in ids], decode),
         read_each=lambda ids: (decode(paths[i]) for i in ids),
-        read_checksums=lambda ids: _checksums_of([paths[i] for i in ids]),
+        read_digests=lambda ids: _read_digests([paths[i] for i in ids]),
         name_of=lambda sample: shown_path(paths[sample]),
         open_each=lambda ids: (opened(paths[i]) for i in ids),
         paths=paths,
@@ -183,14 +184,14 @@ def digest_of_files(
 
 
 def _decode_all(
-    paths: list[Path], decode: Callable[[Path], tuple[NDArray[np.uint8], int]]
-) -> tuple[NDArray[np.uint8], Checksums]:
+    paths: list[Path], decode: Callable[[Path], tuple[NDArray[np.uint8], bytes]]
+) -> tuple[NDArray[np.uint8], Digests]:
     first, _ = decode(paths[0])
     images = np.empty((len(paths), *first.shape), dtype=np.uint8)
-    checksums = np.empty(len(paths), dtype=np.uint32)
+    digests = [b""] * len(paths)
 
     def decode_into(index: int) -> None:
-        image, checksums[index] = decode(paths[index])
+        image, digests[index] = decode(paths[index])
         refuse_other_size(first.shape, image, shown_path(paths[index]), shown_path(paths[0]))
         images[index] = image
 
@@ -199,10 +200,9 @@ def _decode_all(
     with ThreadPoolExecutor(most_threads) as pool:
         for _ in pool.map(decode_into, range(len(paths))):
             pass
-    return images, checksums
+    return images, stack_digests(digests)
 
 
-def _checksums_of(paths: list[Path]) -> Checksums:
+def _read_digests(paths: list[Path]) -> Digests:
     with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda path: crc32c(read_picture(path)), paths)
-        return np.fromiter(found, dtype=np.uint32, count=len(paths))
+        return stack_digests(pool.map(lambda path: sample_digest(read_picture(path)), paths))

@@ -204,7 +204,7 @@ def _endless(path: str) -> DatasetError:
 
 INDEX_FOLDER = ".listings"
 _KEPT = re.compile(r"[0-9a-f]+\.(?:index|digest)")
-_VERSION = 2
+_VERSION = 1
 _NAMES_AT_ONCE = 65_536
 _SETTLED_NS = 2_000_000_000  # a folder that changed later may change again within the same tick
 _MOST_INDEX_BYTES = 2**34

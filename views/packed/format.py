@@ -15,7 +15,7 @@ program reads the same classes, shapes and values.
     <split>/crc32c         (N,) uint32, of each sample's bytes in this file
     kind pixels:
     <split>/images         (N, H, W, C) uint8
-    <split>/source_crc32c  (N,) uint32, of the bytes that each was packed from
+    <split>/source_digest  (N, 16) uint8: BLAKE2b-128 of the bytes that each was packed from
     kind encoded:
     <split>/bytes          uint8: the files' own bytes, one behind the other
     <split>/offsets        (N + 1,) int64, where each begins
@@ -44,10 +44,17 @@ from teach_once.runtime.safe.files import write_atomically
 from teach_once.runtime.safe.safe_read import BadFile, open_regular, parse_json, read_bounded
 from teach_once.runtime.safe.text import one_line
 from teach_once.views.images.decode import MOST_BYTES, shown_path
-from teach_once.views.splits import Checksums, DatasetError, Ids, check_class_name, crc32c
+from teach_once.views.splits import (
+    DIGEST_BYTES,
+    DatasetError,
+    Digests,
+    Ids,
+    check_class_name,
+    crc32c,
+)
 
 FORMAT_NAME = "teach-once-images"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 1
 
 Count = Annotated[int, Field(ge=0, le=2**48)]
 Crc = Annotated[int, Field(ge=0, lt=2**32)]
@@ -185,7 +192,7 @@ ARRAYS: Mapping[str, Mapping[str, tuple[str, int]]] = {
         "labels": ("<i8", 1),
         "crc32c": ("<u4", 1),
         "images": ("|u1", 4),
-        "source_crc32c": ("<u4", 1),
+        "source_digest": ("|u1", 2),
     },
     "encoded": {
         "labels": ("<i8", 1),
@@ -259,9 +266,13 @@ class PackedFile:
             raise self.damaged(f"{split}/labels: not all are of a class")
         return labels
 
-    def checksums(self, split: str, name: str = "crc32c") -> Checksums:
-        """(N,) uint32."""
-        return self.array(split, name).astype(np.uint32)
+    def checksums(self, split: str) -> NDArray[np.uint32]:
+        """(N,) uint32: the crc32c of each sample's bytes in this file."""
+        return self.array(split, "crc32c").astype(np.uint32)
+
+    def source_digests(self, split: str) -> Digests:
+        """(N, 16) uint8, of the bytes that each sample of kind pixels was packed from."""
+        return self.array(split, "source_digest").astype(np.uint8)
 
     def offsets(self, split: str) -> Ids:
         """(N + 1,) int64, ascending from 0 to the number of bytes."""
@@ -322,8 +333,7 @@ class PackedFile:
         start = os.pread(self._handle, HEAD_BYTES, 0)
         if start.startswith(_HDF5_SIGNATURE):
             raise DatasetError(
-                f"{shown} is an HDF5 file, but not of packed images, or packed by a version before "
-                f"{FORMAT_VERSION}",
+                f"{shown} is an HDF5 file, but not of packed images",
                 fix=self._fix,
             )
         head = _HEAD.fullmatch(start)
@@ -376,6 +386,8 @@ class PackedFile:
                 fits = fits and place.shape[0] == rows
             if name == "images":
                 fits = fits and all(size > 0 for size in place.shape[1:])
+            if name == "source_digest":
+                fits = fits and place.shape[1:] == [DIGEST_BYTES]
             if (place.crc32c is None) != (name in CHECKED_BY_SAMPLE):
                 fits = False
             if not fits or place.offset + place.num_bytes > self.num_bytes:

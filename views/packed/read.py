@@ -42,14 +42,16 @@ from teach_once.views.packed.format import (
     shard_path,
 )
 from teach_once.views.splits import (
-    Checksums,
     DatasetError,
     Decoded,
+    Digests,
     Ids,
     ImageSource,
     Split,
     crc32c,
     refuse_other_size,
+    sample_digest,
+    stack_digests,
 )
 
 RUN_SAMPLES = 1024  # neighbors are read together, at most so many
@@ -77,7 +79,7 @@ class FileImages:
         self.labels = file.labels(name)
 
     @cached_property
-    def checksums(self) -> Checksums:
+    def checksums(self) -> NDArray[np.uint32]:
         return self.file.checksums(self.name)
 
     @cached_property
@@ -217,22 +219,23 @@ class _PackedImages:
                 )
         opened = self.open_each if self.is_encoded else None
         return Split(
-            self.labels, self.load, self.read_each, self.read_checksums, self.name_of, opened
+            self.labels, self.load, self.read_each, self.read_digests, self.name_of, opened
         )
 
     @cached_property
-    def checksums(self) -> Checksums:
-        """The checksums of each sample's bytes in these files."""
+    def checksums(self) -> NDArray[np.uint32]:
+        """(N,) uint32, of each sample's bytes in these files."""
         return np.concatenate([file.checksums for file in self.files])
 
     @cached_property
-    def source_checksums(self) -> Checksums:
-        """The checksums of the bytes that each sample was packed from."""
+    def _source_digests(self) -> Digests:
+        return np.concatenate([each.file.source_digests(self.name) for each in self.files])
+
+    def _digest(self, sample: int, content: NDArray[np.uint8]) -> bytes:
+        """Return the digest of the bytes that a sample was packed from; encoded: of `content`."""
         if self.is_encoded:
-            return self.checksums
-        return np.concatenate(
-            [each.file.checksums(self.name, "source_crc32c") for each in self.files]
-        )
+            return sample_digest(content)
+        return bytes(self._source_digests[sample])
 
     def name_of(self, sample: int) -> str:
         file = self.files[self._file_of(sample)].file
@@ -257,38 +260,38 @@ class _PackedImages:
             key.update(content)
         return kept_digest(key.digest(), compute, kept_in)
 
-    def load(self, ids: Ids) -> tuple[NDArray[np.uint8], Checksums]:
-        """(M, H, W, C) uint8 and (M,) uint32, in the order asked for. Raises DatasetError."""
+    def load(self, ids: Ids) -> tuple[NDArray[np.uint8], Digests]:
+        """(M, H, W, C) uint8 and (M, 16) uint8, in the order asked for. Raises DatasetError."""
         images: NDArray[np.uint8] | None = None
-        for place, (image, _) in enumerate(self.read_each(ids)):
+        digests = []
+        for place, (image, digest) in enumerate(self.read_each(ids)):
+            digests.append(digest)
             if images is None:
                 images = np.empty((len(ids), *image.shape), dtype=np.uint8)
             refuse_other_size(images.shape[1:], image, self.name_of(int(ids[place])))
             images[place] = image
         if images is None:
             raise DatasetError(f"no images asked for of {shown_path(self.files[0].file.path)}")
-        return images, self.source_checksums[ids]
+        return images, stack_digests(digests)
 
-    def read_each(self, ids: Ids) -> Iterator[tuple[NDArray[np.uint8], int]]:
-        """(H, W, C) uint8 and the checksum of what it was packed from, in the order asked for."""
+    def read_each(self, ids: Ids) -> Iterator[tuple[NDArray[np.uint8], bytes]]:
+        """(H, W, C) uint8 and the digest of what it was packed from, in the order asked for."""
         for sample, content in self._read(ids):
             if self.is_encoded:
                 image = decode_bytes(content.tobytes(), self.name_of(sample), self.max_pixels)
             else:
                 image = content.reshape(self.files[0].file.image_shape(self.name))
-            yield image, int(self.source_checksums[sample])
+            yield image, self._digest(sample, content)
 
-    def open_each(self, ids: Ids) -> Iterator[tuple[Decoded, int]]:
+    def open_each(self, ids: Ids) -> Iterator[tuple[Decoded, bytes]]:
         """Yield encoded files like `read_each`: as Pillow's images if they are not large."""
         for sample, content in self._read(ids):
             image = decode_picture(content.tobytes(), self.name_of(sample), self.max_pixels)
-            yield image, int(self.source_checksums[sample])
+            yield image, self._digest(sample, content)
 
-    def read_checksums(self, ids: Ids) -> Checksums:
-        """(M,) uint32, each after its sample was read and checked."""
-        for _ in self._read(ids):
-            pass
-        return self.source_checksums[ids]
+    def read_digests(self, ids: Ids) -> Digests:
+        """(M, 16) uint8, each after its sample was read and checked."""
+        return stack_digests(self._digest(*sample) for sample in self._read(ids))
 
     def _read(self, ids: Ids) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Sample, and what is stored of it, compared with its checksum."""

@@ -41,6 +41,7 @@ from teach_once.views.packed.format import (
 from teach_once.views.packed.recode import Recode, recoded, recoded_files
 from teach_once.views.seeds import choice
 from teach_once.views.splits import (
+    DIGEST_BYTES,
     DatasetError,
     Ids,
     ImageSource,
@@ -196,7 +197,6 @@ def _remove_leftovers(path: Path) -> None:
 
 _CHUNK_BYTES = 2**26  # of decoded images in memory
 _LARGEST = ArrayPlace(offset=2**48, dtype="<i8", shape=[2**48] * 4, crc32c=2**32 - 1)
-_PER_SAMPLE = ("labels", "crc32c", "source_crc32c")
 OWN_TYPE = "packed"  # of a dataset whose images were encoded anew: it is one of its own
 Advance = Callable[[int], None]
 
@@ -213,7 +213,8 @@ def pack_pixels(source: ImageSource, file: Path, chosen: Iterable[Ids] = ()) -> 
     shapes = {
         name: {
             "images": (len(split), *split.first_shape),
-            **dict.fromkeys(_PER_SAMPLE, (len(split),)),
+            "source_digest": (len(split), DIGEST_BYTES),
+            **dict.fromkeys(("labels", "crc32c"), (len(split),)),
         }
         for name, split in splits.items()
     }
@@ -334,14 +335,14 @@ def _write_pixels(out: NewPackedFile, name: str, split: Split) -> None:
     sums, of_sources = [], []
     for start in range(0, len(split), rows):
         ids = np.arange(start, min(start + rows, len(split)))
-        images, checksums = split.load(ids)
+        images, digests = split.load(ids)
         refuse_other_size(shape, images[0], split.name_of(start), split.name_of(0))
         out.write(name, "images", start * int(np.prod(shape)), images)
         sums += [crc32c(image) for image in images]
-        of_sources.append(checksums)
+        of_sources.append(digests)
     out.put(name, "labels", split.labels)
     out.put(name, "crc32c", np.array(sums, dtype=np.uint32))
-    out.put(name, "source_crc32c", np.concatenate(of_sources))
+    out.put(name, "source_digest", np.concatenate(of_sources))
 
 
 _SIZED_FILES = 64  # recoded to find out how many fit into a shard

@@ -19,7 +19,7 @@ from torch import Tensor
 from teach_once.configs.schema import Normalization, ViewsConfig
 from teach_once.views.augment.augment import finish, partner_shares
 from teach_once.views.augment.parameters import PARTNER, view_parameters
-from teach_once.views.splits import Checksums, Ids, Split
+from teach_once.views.splits import Digests, Ids, Split
 
 
 def normalize(view: Tensor, normalization: Normalization) -> Tensor:
@@ -53,7 +53,7 @@ class ViewBatch:
     """View `view` of some samples, on the device.
 
     ids, labels: (B,) int64; host_ids: the ids again, in host memory. inputs: (B, C, H, W)
-    float32, normalized, in channels-last memory. checksums: (B,) uint32 in host memory, of the
+    float32, normalized, in channels-last memory. digests: (B, 16) uint8 in host memory, of the
     bytes that the samples were read from.
     Where views are mixed, `labels` are those of the larger share, `other_labels` (B,) those of the
     smaller, and `other_shares` (B,) float32 in [0, 1/2] how large that is.
@@ -66,7 +66,7 @@ class ViewBatch:
     labels: Tensor
     other_labels: Tensor | None = None
     other_shares: Tensor | None = None
-    checksums: Checksums | None = None
+    digests: Digests | None = None
 
     def split(self, num_parts: int) -> list[ViewBatch]:
         """As equal parts as possible, in order; fewer where there are fewer samples."""
@@ -168,7 +168,7 @@ class Finisher:
         return on_host.to(self._device, non_blocking=True)
 
     def _finished(
-        self, view: int, images: Tensor, checksums: Checksums, drawn: Drawn, others: Tensor | None
+        self, view: int, images: Tensor, digests: Digests, drawn: Drawn, others: Tensor | None
     ) -> ViewBatch:
         """images: after the first step. others: the same of the partners, where views are mixed."""
         partners = drawn.partners
@@ -178,7 +178,7 @@ class Finisher:
         labels = self._labels.index_select(0, drawn.ids)
         host_ids = torch.from_numpy(drawn.host_ids)
         if partners is None:
-            return ViewBatch(view, drawn.ids, host_ids, inputs, labels, checksums=checksums)
+            return ViewBatch(view, drawn.ids, host_ids, inputs, labels, digests=digests)
         other_labels = self._labels.index_select(0, partners.ids)
         shares = partner_shares(drawn.rows, self.shape).float()
         is_own = shares <= 0.5
@@ -190,5 +190,5 @@ class Finisher:
             torch.where(is_own, labels, other_labels),
             torch.where(is_own, other_labels, labels),
             torch.where(is_own, shares, 1 - shares),
-            checksums,
+            digests,
         )

@@ -22,7 +22,7 @@ from teach_once.views.datasets import Dataset
 from teach_once.views.pixels.batches import AugmentedSplit, Finisher, Pixels, ViewBatch
 from teach_once.views.pixels.streaming import StreamedPixels, default_workers
 from teach_once.views.seeds import choice
-from teach_once.views.splits import Checksums, DatasetError, Ids, Split
+from teach_once.views.splits import DatasetError, Digests, Ids, Split
 
 _RESIDENT_SHARE = 0.5  # of the free memory may be taken by images
 _CALIBRATION_SAMPLES, _CALIBRATION_BATCH = 16_384, 256
@@ -33,33 +33,33 @@ class ResidentPixels(Finisher):
 
     is_streamed = False
 
-    def __init__(self, source: AugmentedSplit, images: Tensor, checksums: Checksums) -> None:
+    def __init__(self, source: AugmentedSplit, images: Tensor, digests: Digests) -> None:
         super().__init__(source, view_shape(images.shape[1:], source.config.augment))
         self.where = "on the device"
-        self._images, self._checksums = images, checksums
+        self._images, self._digests = images, digests
 
     def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
         drawn = [self._drawn(view, ids) for view in views]
         for start in range(0, len(ids), batch_size):
             parts = [of_view.part(start, start + batch_size) for of_view in drawn]
             images = self._images.index_select(0, parts[0].ids)
-            checksums = self._checksums[parts[0].host_ids]
+            digests = self._digests[parts[0].host_ids]
             for view, part in zip(views, parts, strict=True):
                 others = None
                 if part.partners is not None:
                     others = self._images.index_select(0, part.partners.ids)
-                yield self._finished(view, images, checksums, part, others)
+                yield self._finished(view, images, digests, part, others)
 
 
 class VerifiedPixels:
-    """Pixels that must come from bytes with the given checksums (N,) uint32.
+    """Pixels that must come from bytes with the given digests (N, 16) uint8.
 
     `fix`: what to do where they do not.
     """
 
-    def __init__(self, pixels: Pixels, split: Split, checksums: Checksums, fix: str) -> None:
+    def __init__(self, pixels: Pixels, split: Split, digests: Digests, fix: str) -> None:
         self.shape, self.where, self.is_streamed = pixels.shape, pixels.where, pixels.is_streamed
-        self._pixels, self._split, self._checksums, self._fix = pixels, split, checksums, fix
+        self._pixels, self._split, self._digests, self._fix = pixels, split, digests, fix
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -68,7 +68,7 @@ class VerifiedPixels:
         """As the pixels' own. Raises DatasetError, which names the file, where bytes differ."""
         for batch in self._pixels.batches(views, ids, batch_size):
             samples = batch.host_ids.numpy()
-            differ = batch.checksums != self._checksums[samples]
+            differ = (batch.digests != self._digests[samples]).any(axis=1)
             if np.any(differ):
                 name = self._split.name_of(int(samples[np.argmax(differ)]))
                 raise changed_sample(name, self._fix)
@@ -78,7 +78,7 @@ class VerifiedPixels:
 def changed_sample(name: str, fix: str) -> DatasetError:
     """The error for a sample whose bytes are not those that the cache was made from."""
     return DatasetError(
-        f"{name} has changed since the teacher saw it (its checksum is not the cache's)", fix=fix
+        f"{name} has changed since the teacher saw it (its digest is not the cache's)", fix=fix
     )
 
 
@@ -97,8 +97,8 @@ def open_pixels(
     augment = config.augment
     check_augmentable(split.first_shape, augment)
     if _is_resident(split, config, device):
-        images, checksums = split.loaded
-        return ResidentPixels(source, torch.from_numpy(images).to(device), checksums)
+        images, digests = split.loaded
+        return ResidentPixels(source, torch.from_numpy(images).to(device), digests)
     workers = default_workers(device) if num_workers is None else num_workers
     streamed = StreamedPixels(source, workers)
     return _loaded(streamed, source) if _is_cut_once(split, config, device) else streamed
@@ -139,13 +139,13 @@ def _loaded(streamed: StreamedPixels, source: AugmentedSplit) -> ResidentPixels:
     """All samples of an augmentation that has one view only, cut once, straight to the device."""
     size = (len(streamed), *streamed.shape)
     images, start = torch.empty(size, dtype=torch.uint8, device=source.device), 0
-    sums = []
-    for part, checksums in streamed.cut_parts(np.arange(len(streamed))):
+    of_parts = []
+    for part, digests in streamed.cut_parts(np.arange(len(streamed))):
         images[start : start + len(part)] = part
         start += len(part)
-        sums.append(checksums)
+        of_parts.append(digests)
     unchanged = ViewsConfig(augment=CenterCrop(), seed=source.config.seed, count=1)
-    return ResidentPixels(replace(source, config=unchanged), images, np.concatenate(sums))
+    return ResidentPixels(replace(source, config=unchanged), images, np.concatenate(of_parts))
 
 
 def calibration_batches(pixels: Pixels) -> Iterator[Tensor]:

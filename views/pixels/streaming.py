@@ -25,7 +25,7 @@ from teach_once.configs.schema import ViewsConfig
 from teach_once.runtime.machine.resources import Share, usable_cores
 from teach_once.views.augment.augment import cut_views, view_shape
 from teach_once.views.pixels.batches import AugmentedSplit, Drawn, Finisher, ViewBatch
-from teach_once.views.splits import Checksums, DatasetError, Ids, Split
+from teach_once.views.splits import DIGEST_BYTES, DatasetError, Digests, Ids, Split
 
 PART_BYTES = 4 * 2**20  # a worker hands over about so much at once
 MOST_PART_BYTES = 2 * PART_BYTES  # and never more, but where eight views of a sample are larger
@@ -82,8 +82,8 @@ class StreamedPixels(Finisher):
             signal.signal(signal.SIGCHLD, before)
         return received
 
-    def _next_part(self, received: Iterator[_Part]) -> tuple[Tensor, Checksums]:
-        """Return (V, M, H, W, C) uint8 and (M,) uint32.
+    def _next_part(self, received: Iterator[_Part]) -> tuple[Tensor, Digests]:
+        """Return (V, M, H, W, C) uint8 and (M, 16) uint8.
 
         Raises DatasetError if a worker cannot read its samples, or has died. The next call of
         `batches` then starts new workers, since a loader cannot replace a dead one.
@@ -100,8 +100,8 @@ class StreamedPixels(Finisher):
             ) from None
         if isinstance(part, str):
             raise DatasetError(part)
-        images, checksums = part
-        return images, np.frombuffer(checksums, dtype=np.uint32)
+        images, digests = part
+        return images, np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
     def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
         drawn: deque[list[Drawn]] = deque()  # of windows that the workers were asked for
@@ -112,39 +112,39 @@ class StreamedPixels(Finisher):
         for in_window in windows:
             for start in range(0, len(in_window), batch_size):
                 some = in_window[start : start + batch_size]
-                images, checksums, others = self._receive(received, tuple(views), some)
+                images, digests, others = self._receive(received, tuple(views), some)
                 for index, view in enumerate(views):
                     part = drawn[0][index].part(start, start + batch_size)
                     cut_partners = None if others is None else others[index]
-                    yield self._finished(view, images[index], checksums, part, cut_partners)
+                    yield self._finished(view, images[index], digests, part, cut_partners)
             drawn.popleft()
 
-    def cut_parts(self, ids: Ids) -> Iterator[tuple[Tensor, Checksums]]:
-        """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8, checksums."""
+    def cut_parts(self, ids: Ids) -> Iterator[tuple[Tensor, Digests]]:
+        """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8, digests."""
         parts = [_Key((0,), part, []) for part in _cut_up(ids, self._rows_per_part(1))]
         self._keys.parts = parts
         received = self._iterate()
         for _ in parts:
-            (images,), checksums = self._next_part(received)
-            yield images, checksums
+            (images,), digests = self._next_part(received)
+            yield images, digests
 
     def _receive(
         self, received: Iterator[_Part], views: tuple[int, ...], ids: Ids
-    ) -> tuple[Tensor, Checksums, Tensor | None]:
-        """(V, B, H, W, C) of a batch's samples, the samples' checksums and, where views are mixed,
+    ) -> tuple[Tensor, Digests, Tensor | None]:
+        """(V, B, H, W, C) of a batch's samples, the samples' digests and, where views are mixed,
         the first again, of their partners.
         """
-        parts, sums = [], []
+        parts, of_parts = [], []
         for _ in range(0, len(ids), self._rows_per_part(len(views))):
-            images, checksums = self._next_part(received)
+            images, digests = self._next_part(received)
             parts.append(images.to(self._device, non_blocking=True))
-            sums.append(checksums)
-        checksums = np.concatenate(sums)
+            of_parts.append(digests)
+        digests = np.concatenate(of_parts)
         if self._augment.mix is None:
-            return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), checksums, None
+            return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), digests, None
         halves = [part.chunk(2, dim=1) for part in parts]
         own, others = (torch.cat(some, dim=1) for some in zip(*halves, strict=True))
-        return own, checksums, others
+        return own, digests, others
 
     def _parts(
         self,
@@ -208,7 +208,7 @@ class _CutViews(Dataset["_Part"]):
     def __getitem__(self, key: _Key) -> _Part:
         views, ids, partners = key
         try:
-            cut, checksums = self._cut(views, ids)
+            cut, digests = self._cut(views, ids)
             theirs = [self._cut([v], p)[0] for v, p in zip(views, partners, strict=False)]
         except DatasetError as error:
             return str(error)
@@ -220,9 +220,9 @@ class _CutViews(Dataset["_Part"]):
                 cast(Any, images).share_memory_()
             except RuntimeError as error:
                 return str(_no_room(error))
-        return images, checksums.tobytes()
+        return images, digests.tobytes()
 
-    def _cut(self, views: Sequence[int], ids: Ids) -> tuple[NDArray[np.uint8], Checksums]:
+    def _cut(self, views: Sequence[int], ids: Ids) -> tuple[NDArray[np.uint8], Digests]:
         return cut_views(self._split, self._config, views, ids, self._shape)
 
 

@@ -156,7 +156,7 @@ def test_a_killed_pass_that_is_resumed_has_the_same_certificate(
     config = small_teacher(*REDUCED)
     with monkeypatch.context() as patched:
         patched.setattr(CacheWriter, "write_block", dying)
-        patched.setattr(CacheWriter, "record_measured", die)
+        patched.setattr(CacheWriter, "finish", die)
         with pytest.raises(Killed):
             make_cache(config, tmp_path / "again")
     again = make_cache(config, tmp_path / "again")

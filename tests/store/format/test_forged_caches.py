@@ -75,14 +75,11 @@ FORGED: list[tuple[tuple[str | int, ...], Any]] = [
     (("measured",), {"cd_change_trained": -1.5}),
     (("identity",), IDENTITY),
     (("identity_sha256",), "e" * 64),
-    (("format_version",), True),
-    (("sample_crc32c",), 1),
     (("teacher",), "../../evil"),
     (("teacher",), "/tmp/evil"),
     (("teacher",), "x; touch y"),
     (("teacher",), "$(shell touch y)"),
     (("teacher",), "\x1b[31m"),
-    (("unknown",), 1),
 ]
 
 
@@ -104,6 +101,22 @@ def test_a_forged_field_is_named_with_what_was_found(
         assert "touch" not in error.partition("fix:")[2]
     assert cli(["list", "--caches", str(cache.parent)]) == 0
     assert "unusable: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["format_version", "another key", "a missing key"])
+def test_a_cache_of_another_version_is_refused_in_one_sentence_with_its_fix(
+    cache: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {
+        "format_version": set_at("format_version", to=2),
+        "another key": set_at("sample_crc32c", to=True),
+        "a missing key": lambda content: content.pop("preview_shape"),
+    }
+    forge_manifest(cache, changes[change])
+    assert cli(["check", str(cache)]) == 2
+    problem, fix = capsys.readouterr().err.splitlines()
+    assert "was written by another version of Teach Once" in problem
+    assert fix == f"  fix: move {cache} away, then: make cache-teacher TEACHER=t"
 
 
 METADATA: list[tuple[str, tuple[str | int, ...], Any]] = [

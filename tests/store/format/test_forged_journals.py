@@ -131,7 +131,7 @@ def test_a_million_planned_views_of_which_nothing_is_there_take_no_time(
         assert cli(["list", "--caches", str(cache_to_forge.parent)]) == 0
         with pytest.raises(CacheIncomplete, match="6 of 3,000,000 blocks"):
             TeacherCache.open(cache_to_forge)
-    assert "8,999,9" in capsys.readouterr().out  # faults
+    assert "11,999,9" in capsys.readouterr().out  # faults
 
 
 # ---- values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import tensorstore
 from teach_once.configs.schema import TeacherConfig
 from teach_once.store import TeacherCache
 from teach_once.store.move.hdf5 import export_cache
+from teach_once.views.datasets import load_dataset
 from tests.support.caches.teacher_cache import make_cache
 
 
@@ -33,8 +35,7 @@ def read_manifest(text: bytes) -> dict[str, Any]:
     manifest = json.loads(text)
     stated = manifest.pop("manifest_crc32c")
     assert stated == crc(canonical(manifest))
-    cut = any(spec.get("top") for spec in manifest["taps"].values())
-    assert (manifest["format"], manifest["format_version"]) == ("teach-once-cache", 1 + cut)
+    assert (manifest["format"], manifest["format_version"]) == ("teach-once-cache", 1)
     return manifest
 
 
@@ -61,7 +62,7 @@ def read_zarr(cache: Path, array: str) -> np.ndarray:
 def decoded(tap: str, spec: dict[str, Any], read: Callable[[str], np.ndarray], rows: int) -> Any:
     """(views, samples, ...) values of a tap, from its codes and scales where it has them."""
     values = read(tap)
-    if top := spec.get("top"):
+    if top := spec["top"]:
         (classes,) = spec["shape"]
         share = read(f"{tap}.rest").astype(np.float32) - np.log(classes - top)
         whole = np.repeat(share[..., None], classes, axis=-1)
@@ -91,7 +92,9 @@ def cache(
     return make_cache(small_teacher(*request.param), tmp_path).path
 
 
-def test_a_folder_can_be_read_by_its_description(cache: Path) -> None:
+def test_a_folder_can_be_read_by_its_description(
+    cache: Path, small_teacher: Callable[..., TeacherConfig]
+) -> None:
     manifest = read_manifest((cache / "manifest.json").read_bytes())
     assert cache.name.endswith(manifest["identity_sha256"][:8])
     committed = read_journal(cache, manifest["identity_sha256"])
@@ -100,7 +103,7 @@ def test_a_folder_can_be_read_by_its_description(cache: Path) -> None:
     ours = TeacherCache.open(cache)
     for tap, spec in manifest["taps"].items():
         arrays = [tap] if spec["scale"] is None else [tap, f"{tap}.scale"]
-        arrays += [f"{tap}.class", f"{tap}.rest"] if spec.get("top") else []
+        arrays += [f"{tap}.class", f"{tap}.rest"] if spec["top"] else []
         for array in arrays:
             for view in range(manifest["num_views"]):
                 for block in range(blocks):
@@ -109,9 +112,12 @@ def test_a_folder_can_be_read_by_its_description(cache: Path) -> None:
         assert values.shape[:2] == (manifest["num_views"], manifest["num_samples"])
         for view in range(manifest["num_views"]):
             expected = ours.read_view(view, [tap])[tap]
-            tolerance = 1e-5 if spec["scale"] or spec.get("top") else 0
+            tolerance = 1e-5 if spec["scale"] or spec["top"] else 0
             assert np.allclose(values[view], expected, rtol=0, atol=tolerance)
     assert (read_zarr(cache, "labels") == ours.labels).all()
+    images = np.ascontiguousarray(load_dataset(small_teacher().dataset).train.images)
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+    assert list(map(bytes, read_zarr(cache, "sample_digest"))) == digests
     assert (read_zarr(cache, "preview") == ours.preview).all()
     for name, value in manifest["zarr_crc32c"].items():
         assert crc((cache / "teacher.zarr" / name).read_bytes()) == value
@@ -135,7 +141,7 @@ def test_an_exported_file_can_be_read_by_its_description(cache: Path, tmp_path: 
         for tap, spec in manifest["taps"].items():
             values = decoded(tap, spec, lambda array: file[array][()], rows)
             expected = np.stack([ours.read_view(v, [tap])[tap] for v in range(ours.num_views)])
-            tolerance = 1e-5 if spec["scale"] or spec.get("top") else 0
+            tolerance = 1e-5 if spec["scale"] or spec["top"] else 0
             assert np.allclose(values, expected, rtol=0, atol=tolerance)
             stored = file[tap]
             for view in range(manifest["num_views"]):

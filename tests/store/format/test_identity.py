@@ -35,9 +35,9 @@ def identity_of(config: TeacherConfig) -> Identity:
 
 def test_the_identity_of_a_config_is_pinned() -> None:
     identity = identity_of(load_teacher("digits-resnet20"))
-    assert list(identity) == ["format_version", "dataset", "views", "teacher", "taps"]
+    assert list(identity) == ["identity_version", "dataset", "views", "teacher", "taps"]
     assert identity_sha256(identity) == (
-        "1e07d035698bcd99c51071e37c6751b0b9d74280813dfb2897f337009236952b"
+        "f37023afb60f7e4d8cdc86bbd7af34676218e6e75a71312a2485ff54abe85f67"
     )
 
 

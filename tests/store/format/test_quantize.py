@@ -18,7 +18,7 @@ from teach_once.store.format.coding import (
     restore_channels,
     restore_rows,
 )
-from tests.support.caches.random_cache import open_writer, records_of
+from tests.support.caches.random_cache import DIGESTS, open_writer, records_of
 
 FLOATS = st.floats(-1000, 1000, width=32)
 TINY = 1e-36  # a step below float32's smallest normal number is lost
@@ -54,7 +54,7 @@ def test_a_cache_of_codes_reads_as_float32_and_takes_a_quarter_of_the_bytes(tmp_
     with open_writer(tmp_path / "c", taps=taps) as writer:
         for item in writer.work:
             rows = records_of(item.block.view, slice(item.block.start, item.block.stop))
-            writer.write_block(item.block, {tap: rows[tap] for tap in taps})
+            writer.write_block(item.block, {tap: rows[tap] for tap in item.taps})
     opened = TeacherCache.open(tmp_path / "c")
     for tap, values in opened.read_view(1).items():
         exact = records_of(1, slice(None))[tap].astype(np.float32)
@@ -101,7 +101,8 @@ def test_a_range_that_codes_just_span_is_stored_and_read_back(tmp_path: Path) ->
     values = np.tile(np.array([-1.6e38, 0, 1.6e38], dtype=np.float32), (11, 1))
     with open_writer(tmp_path / "c", taps=taps) as writer:
         for item in writer.work:
-            writer.write_block(item.block, {"logits": values[item.block.start : item.block.stop]})
+            rows = slice(item.block.start, item.block.stop)
+            writer.write_block(item.block, {"logits": values[rows], "sample_digest": DIGESTS[rows]})
     read = TeacherCache.open(tmp_path / "c").read_view(0)["logits"]
     assert np.abs(read / np.float32(1e38) - values / np.float32(1e38)).max() <= 3.2 / 255 / 2 * 1.01
 

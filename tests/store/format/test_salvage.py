@@ -36,8 +36,7 @@ def fill_any(path: Path, taps: Mapping[str, TapSpec], **changes: Any) -> Path:
         for item in writer.work:
             rows = records_of(item.block.view, slice(item.block.start, item.block.stop))
             ones = {t: np.ones((item.block.rows, *s.shape)) for t, s in taps.items()}
-            stored = {"sample_crc32c": np.arange(item.block.rows, dtype=np.uint32)}
-            given = {**ones, **rows, **stored}
+            given = {**ones, **rows}
             writer.write_block(item.block, {tap: given[tap] for tap in item.taps})
     return path
 
@@ -52,7 +51,7 @@ def without(manifest: object) -> dict[str, Any]:
 def test_a_pass_for_less_keeps_all_views_and_taps_of_a_cache_without_a_manifest(
     tmp_path: Path, damage: str, taps: Mapping[str, TapSpec]
 ) -> None:
-    path = fill_any(tmp_path / "c", taps, num_views=4, sample_crc32c=True)
+    path = fill_any(tmp_path / "c", taps, num_views=4)
     before = read_manifest(path)
     file = path / "manifest.json"
     if damage == "one bit":
@@ -62,7 +61,7 @@ def test_a_pass_for_less_keeps_all_views_and_taps_of_a_cache_without_a_manifest(
     else:
         file.unlink()
     asked = {tap: taps[tap] for tap in TAPS}
-    with open_writer(path, taps=asked, num_views=1, sample_crc32c=True, block_rows=2) as writer:
+    with open_writer(path, taps=asked, num_views=1, block_rows=2) as writer:
         assert writer.work == []
     assert without(read_manifest(path)) == without(before)
     opened = TeacherCache.open(path)
@@ -105,7 +104,7 @@ def test_a_manifest_that_arrives_truncated_once_is_fetched_again(
 ) -> None:
     remote_cache.fill(spool, num_views=3)
     with remote_cache.opened(spool, num_views=3) as writer:
-        writer.record_measured({"images_per_second": 1.0})  # which a new manifest would lack
+        writer.finish({"images_per_second": 1.0})  # which a new manifest would lack
     before = server.ask("GET", f"{remote_cache.CACHE}/manifest.json")
     server.requests.clear()
     server.spoil = cut_once("manifest.json")

@@ -95,6 +95,7 @@ def test_the_manifest_is_pinned(cache: Path) -> None:
         "dtype": "float32",
         "scale": None,
         "stage": None,
+        "top": None,
     }
     assert (content["num_samples"], content["num_views"], content["block_rows"]) == (11, 2, 4)
     stated = content.pop("manifest_crc32c")
@@ -143,11 +144,19 @@ def test_any_sample_count_and_block_size_round_trips(
     values = np.random.default_rng(num_samples).normal(size=(num_samples, 2)).astype(np.float16)
     taps = {"logits": TapSpec((2,), "float16")}
     labels = np.zeros(num_samples, dtype=np.int64)
-    content = {"taps": taps, "labels": labels, "num_views": 1, "class_names": ["a", "b"]}
+    digests = np.zeros((num_samples, 16), np.uint8)
+    content = {
+        "taps": taps,
+        "num_samples": num_samples,
+        "labels": labels,
+        "num_views": 1,
+        "class_names": ["a", "b"],
+    }
     with open_writer(path, **content, block_rows=rows) as writer:
         for item in reversed(writer.work):
-            rows = values[item.block.start : item.block.stop]
-            writer.write_block(item.block, {"logits": rows})
+            of = slice(item.block.start, item.block.stop)
+            found = {"logits": values[of], "sample_digest": digests[of]}
+            writer.write_block(item.block, found)
     assert (TeacherCache.open(path).read_view(0)["logits"] == values).all()
 
 
@@ -180,7 +189,7 @@ def test_a_chunk_file_without_its_journal_line_does_not_exist(cache: Path) -> No
 def test_a_truncated_last_line_counts_as_never_written(cache: Path) -> None:
     (file,) = (cache / "journal").iterdir()
     file.write_bytes(file.read_bytes()[:-10])
-    assert len(journal_of(cache).committed) == 5 * 3
+    assert len(journal_of(cache).committed) == 5 * 4
     assert journal_of(cache).damaged_lines == []
     with pytest.raises(CacheIncomplete):
         TeacherCache.open(cache)
@@ -196,7 +205,7 @@ def test_another_identity_is_refused_with_the_differing_field(cache: Path) -> No
 
 def test_a_cache_of_another_format_version_is_refused(cache: Path) -> None:
     forge_manifest(cache, set_at("format_version", to=3))
-    with pytest.raises(CacheMismatch, match="format version 3; this program reads 1 and 2"):
+    with pytest.raises(CacheMismatch, match="was written by another version of Teach Once"):
         TeacherCache.open(cache)
 
 

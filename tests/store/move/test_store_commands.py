@@ -224,6 +224,7 @@ def content_of(opened: TeacherCache) -> CacheContent:
         teacher=m.teacher,
         identity=m.identity,
         taps=m.taps,
+        num_samples=m.num_samples,
         labels=opened.labels,
         num_views=m.num_views,
         class_names=m.class_names,

@@ -14,9 +14,9 @@ import zarr
 
 from teach_once.store import CacheBusy, CacheIncomplete, TapSpec, TeacherCache
 from teach_once.store.command import cli
-from teach_once.store.format.spec import chunk_path
+from teach_once.store.format.spec import DIGEST_SPEC, SAMPLE_DIGEST, chunk_path
 from teach_once.store.move.trim import trim_cache
-from tests.support.caches.random_cache import TAPS, journal_of, open_writer, records_of
+from tests.support.caches.random_cache import DIGESTS, TAPS, journal_of, open_writer, records_of
 
 ATTENTION = {"attention1": TapSpec((4,), "float16")}
 BASE = list(TAPS)
@@ -37,7 +37,7 @@ def fill(path: Path, **changes: Any) -> Path:
             }
             writer.write_block(item.block, {tap: found[tap] for tap in item.taps})
         right = np.mean([records_of(v, slice(None))["correct"] for v in range(3)])
-        writer.record_measured({"test_top1_error": 5.0, "train_agreement": float(right)})
+        writer.finish({"test_top1_error": 5.0, "train_agreement": float(right)})
     return path
 
 
@@ -75,7 +75,7 @@ def test_views_are_deleted_and_the_rest_stays_as_it_is(
     }
     kept = {name: data for name, data in files_of(cache).items() if "/c." in name}
     assert kept == {name: before[name] for name in kept}
-    assert len(kept) == 2 * 2 * 4 + 2
+    assert len(kept) == 2 * 2 * 4 + 2 + 2  # taps, labels and preview, digests
     assert zarr.open_group(cache / "teacher.zarr", mode="r")["logits"].shape == (2, 11, 3)
     assert all(view < 2 for _, view, _ in journal_of(cache).committed)
     assert cli(["trim", str(cache), "--views", "2"]) == 0
@@ -88,24 +88,21 @@ def test_opt_in_taps_are_dropped_and_may_come_back_in_another_form(cache: Path) 
     opened = TeacherCache.open(cache)
     assert list(opened.taps) == BASE
     assert not (cache / "teacher.zarr" / "attention1").exists()
-    assert {array for array, _, _ in journal_of(cache).committed} == set(BASE)
+    assert {array for array, _, _ in journal_of(cache).committed} == {*BASE, SAMPLE_DIGEST}
     fill(cache, num_views=3, taps=TAPS | {"attention1": TapSpec((4,), "float32")})
     assert TeacherCache.open(cache).read_view(2)["attention1"].dtype == np.float32
     assert TeacherCache.open(cache).faults() == []
 
 
-def test_the_checksums_of_the_samples_are_those_of_all_views_and_stay(tmp_path: Path) -> None:
-    expected = np.arange(11, dtype=np.uint32)
+def test_the_digests_of_the_samples_are_those_of_all_views_and_stay(tmp_path: Path) -> None:
     path = tmp_path / "c"
-    with open_writer(path, block_rows=2, num_views=3, sample_crc32c=True) as writer:
+    with open_writer(path, block_rows=2, num_views=3) as writer:
         for item in writer.work:
             rows = slice(item.block.start, item.block.stop)
-            found = {**records_of(item.block.view, rows), "sample_crc32c": expected[rows]}
-            writer.write_block(item.block, found)
+            writer.write_block(item.block, records_of(item.block.view, rows))
     trim_cache(path, num_views=1)
     opened = TeacherCache.open(path)
-    assert opened.sample_crc32c is not None
-    assert (opened.sample_crc32c == expected).all()
+    assert (opened.sample_digest == DIGESTS).all()
     assert opened.faults() == []
 
 
@@ -180,7 +177,7 @@ def killed_after(step: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> bool
 
 
 def no_line_without_a_chunk(path: Path) -> bool:
-    arrays = TAPS | ATTENTION
+    arrays = TAPS | ATTENTION | {SAMPLE_DIGEST: DIGEST_SPEC}
     return all(
         chunk_path(path, array, arrays[array].arrays(array)[array], block).is_file()
         for array, view, index in journal_of(path).committed

@@ -193,12 +193,12 @@ def test_threads_that_read_the_same_view_fetch_it_once(
     caches = [mirrored(tmp_path / "mirror") for _ in range(4)]
     block = caches[0].manifest.block(0, 0)
 
-    def checksums(cache: TeacherCache) -> list[int]:
-        found = np.empty(block.rows, np.uint32)
-        cache.source.read("sample_crc32c", block, found)  # fetched when it is read
+    def digests(cache: TeacherCache) -> list[list[int]]:
+        found = np.empty((block.rows, 16), np.uint8)
+        cache.source.read("sample_digest", block, found)  # fetched when it is read
         return found.tolist()
 
-    for read in (lambda cache: len(cache.read_view(0)), checksums):
+    for read in (lambda cache: len(cache.read_view(0)), digests):
         with ThreadPoolExecutor(4) as pool:
             with MirrorFolder(tmp_path / "mirror", PLENTY).locked():
                 results = [pool.submit(read, cache) for cache in caches]
@@ -208,7 +208,7 @@ def test_threads_that_read_the_same_view_fetch_it_once(
     assert 0 < len(asked) == len(set(asked))
 
 
-def test_checksums_of_samples_take_one_look_at_the_mirror_and_stay_in_a_full_one(
+def test_digests_of_samples_take_one_look_at_the_mirror_and_stay_in_a_full_one(
     server: Server, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, looks, walk = mirrored(tmp_path / "plenty"), [], mirror_folder.walk_inside
@@ -219,16 +219,15 @@ def test_checksums_of_samples_take_one_look_at_the_mirror_and_stay_in_a_full_one
 
     monkeypatch.setattr(mirror_folder, "walk_inside", noted)
     assert cache.manifest.blocks_per_view > 3
-    checksums = cache.sample_crc32c
-    assert checksums is not None
+    digests = cache.sample_digest
     assert len(looks) == 1
     mirrored(tmp_path / "plenty")  # again: all that describes it is here
     assert len(looks) == 1
     for view in (0, 1):
         cache.read_view(view)
     tight = mirrored(tmp_path / "tight", size_of(tmp_path / "plenty"))
-    assert (tight.sample_crc32c == checksums).all()
-    own = list(tight.path.glob("teacher.zarr/sample_crc32c/c.*"))
+    assert (tight.sample_digest == digests).all()
+    own = list(tight.path.glob("teacher.zarr/sample_digest/c.*"))
     for path in own:
         os.utime(path, (1, 1))
     for view in (0, 1, 2):

@@ -190,7 +190,7 @@ def test_what_is_measured_does_not_undo_what_another_pass_has_planned(
     with opened(spool) as writer:
         server.requests.clear()
         server.spoil = grow
-        writer.record_measured({"images_per_second": 1.0})
+        writer.finish({"images_per_second": 1.0})
     cache = TeacherCache.open(url())
     assert (cache.num_views, cache.measured) == (3, {"images_per_second": 1.0})
 

@@ -6,7 +6,6 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from teach_once.runtime.machine.urls import path_or_url
@@ -19,7 +18,7 @@ from teach_once.store.move.copy import copy_cache
 from teach_once.store.place.bucket import ObjectsUnreachable
 from teach_once.store.write.destination import Destination
 from tests.support.caches.object_store import SECRETS, Server
-from tests.support.caches.random_cache import LABELS, records_of, write_item
+from tests.support.caches.random_cache import DIGESTS, LABELS, records_of, write_item
 from tests.support.caches.random_cache import fill as fill_folder
 from tests.support.caches.remote_cache import (
     CACHE,
@@ -106,20 +105,18 @@ def test_another_cache_under_the_same_name_is_refused(server: Server, spool: Pat
 
 
 def test_samples_that_changed_between_views_are_refused(server: Server, spool: Path) -> None:
-    checksums = np.arange(len(LABELS), dtype=np.uint32)
-
     def write(writer: Destination, view: int, changed: int) -> None:
         for item in sorted(writer.work, key=lambda item: item.block):
             if item.block.view != view:
                 continue
             rows = slice(item.block.start, item.block.stop)
-            given = {**records_of(view, rows), "sample_crc32c": (checksums + changed)[rows]}
+            given = {**records_of(view, rows), "sample_digest": (DIGESTS + changed)[rows]}
             writer.write_block(item.block, given)
 
-    with opened(spool, sample_crc32c=True) as writer:
+    with opened(spool) as writer:
         write(writer, 0, 0)
         write(writer, 1, 0)
-    with opened(spool, sample_crc32c=True, num_views=3) as writer:
+    with opened(spool, num_views=3) as writer:
         with pytest.raises(SamplesChanged) as error:
             write(writer, 2, 1)
         assert error.value.samples == [0, 1, 2, 3]

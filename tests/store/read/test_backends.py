@@ -22,7 +22,7 @@ class TestFolder(CacheContract):
         return write_reference(folder / "t-e4812202")
 
     def damage_block(self, path: Path, array: str, view: int, block: int) -> None:
-        position = f"{block}" if array == "sample_crc32c" else f"{view}.{block}"
+        position = f"{block}" if array == "sample_digest" else f"{view}.{block}"
         (chunk,) = (path / "teacher.zarr" / array).glob(f"c.{position}*")
         flip(chunk, 1)
 
@@ -47,10 +47,10 @@ class TestHdf5(CacheContract):
         with h5py.File(path) as file:
             data = file[array]
             row = block if array.endswith(".scale") else block * BLOCK_ROWS
-            rows_before = row if data.ndim == 1 else view * data.shape[1] + row
-            row_bytes = data.id.get_storage_size() // (
-                data.shape[0] if data.ndim == 1 else data.shape[0] * data.shape[1]
-            )
+            shared = array == "sample_digest"  # by all views
+            rows_before = row if shared else view * data.shape[1] + row
+            num_rows = data.shape[0] if shared else data.shape[0] * data.shape[1]
+            row_bytes = data.id.get_storage_size() // num_rows
             position = data.id.get_offset() + rows_before * row_bytes
         flip(path, position)
 
@@ -92,7 +92,7 @@ class TestObjects(CacheContract):
         return url
 
     def damage_block(self, path: Path, array: str, view: int, block: int) -> None:
-        position = f"{block}" if array == "sample_crc32c" else f"{view}.{block}"
+        position = f"{block}" if array == "sample_digest" else f"{view}.{block}"
         self._flip(f"teacher.zarr/{array}/c.{position}")
 
     def damage_whole(self, path: Path, name: str) -> None:

@@ -54,7 +54,7 @@ def interrupted(
         options, console = PassOptions(CPU, 64, 16), Console(file=io.StringIO())
         with monkeypatch.context() as patched:
             patched.setattr(CacheWriter, "write_block", dying)
-            patched.setattr(CacheWriter, "record_measured", die)
+            patched.setattr(CacheWriter, "finish", die)
             with pytest.raises(Interrupted):
                 fill_cache(setup, options, console)
         return setup.path

@@ -14,14 +14,13 @@ from teach_once.store.write.writer import CacheWriter
 from tests.support.caches.random_cache import open_writer, records_of
 
 
-def written(writer: CacheWriter, *, seed: int = 0, crc: int = 7) -> list[Written]:
+def written(writer: CacheWriter, *, seed: int = 0, changed: int = 0) -> list[Written]:
     """All of the writer's work, as a node writes it."""
     node = AsideWriter(writer.path, writer.manifest, writer.work)
     for item in writer.work:
         rows = slice(item.block.start, item.block.stop)
         records = records_of(item.block.view, rows, seed)
-        if "sample_crc32c" in item.taps:
-            records["sample_crc32c"] = np.full(item.block.rows, crc, np.int64)
+        records["sample_digest"] = records["sample_digest"] + np.uint8(changed)
         node.write_block(item.block, records)
     return node.written
 
@@ -33,7 +32,7 @@ def lines(path: Path) -> int:
 
 def test_nothing_exists_before_it_is_committed_and_then_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "c"
-    with open_writer(path, sample_crc32c=True) as writer:
+    with open_writer(path) as writer:
         blocks = written(writer)
         assert lines(path) == 0
         assert not list((path / "teacher.zarr/logits").glob("c.*"))
@@ -51,7 +50,7 @@ def test_a_block_that_two_nodes_wrote_is_committed_once_and_nothing_is_left(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "c"
-    with open_writer(path, sample_crc32c=True) as writer:
+    with open_writer(path) as writer:
         first, second, late = written(writer), written(writer, seed=1), written(writer, seed=2)
         assert [writer.commit_written(block) for block in first] == [True] * 6
         assert [writer.commit_written(block) for block in second] == [False] * 6
@@ -87,9 +86,9 @@ def test_files_that_the_committing_process_does_not_see_are_an_error(
 
 
 def test_samples_that_nodes_read_differently_are_an_error(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "c", sample_crc32c=True) as writer:
+    with open_writer(tmp_path / "c") as writer:
         for block in written(writer)[:3]:
             writer.commit_written(block)
         with pytest.raises(SamplesChanged, match="the first is sample 0"):
-            writer.commit_written(written(writer, crc=8)[3])
+            writer.commit_written(written(writer, changed=1)[3])
         assert lines(tmp_path / "c") == 3

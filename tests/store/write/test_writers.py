@@ -135,7 +135,7 @@ def do_share(path: Path, job: Job, die_after: int | None = None) -> None:
             for item in left:
                 write(writer, item)
         if left is not None:
-            writer.record_measured({"by": job.rank})
+            writer.finish({"by": job.rank})
 
 
 def write(writer, item) -> None:

@@ -280,7 +280,7 @@ FLIPPED = (
     Flipped("chunk of scales", f"{_ZARR}/stage1.scale/c.0.0.0.0", _folder),
     Flipped("labels", f"{_ZARR}/labels/c.0", _folder),
     Flipped("preview", f"{_ZARR}/preview/c.0.0.0.0", _folder),
-    Flipped("sample checksums", f"{_ZARR}/sample_crc32c/c.0", _folder),
+    Flipped("sample digests", f"{_ZARR}/sample_digest/c.0.0", _folder),
     Flipped("cache as .h5", "cache.h5", _hdf5, _HDF5),
     Flipped("packed pixels", "pixels.h5", _images("pixels.h5"), _HDF5),
     Flipped("packed files", "encoded.h5", _images("encoded.h5"), _HDF5),

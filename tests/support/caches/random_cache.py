@@ -12,6 +12,7 @@ import zarr
 from teach_once.store import CacheContent, CacheWriter, TapSpec
 from teach_once.store.format.journal import Journal, read_journal
 from teach_once.store.format.manifest import read_manifest
+from teach_once.store.format.spec import SAMPLE_DIGEST
 from teach_once.store.write.destination import Destination, open_destination
 from teach_once.store.write.pending_blocks import Work
 
@@ -22,6 +23,7 @@ TAPS = {
 }
 IDENTITY = {"teacher": {"arch": "resnet20", "weights_sha256": "aa"}, "dataset": {"digest": "d"}}
 CANARY = {"samples": [0], "views": [0], "sha256": "c"}
+DIGESTS = np.random.default_rng(7).integers(0, 256, (11, 16), np.uint8)
 LABELS = np.arange(11, dtype=np.int64) % 3
 PREVIEW = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
 
@@ -33,6 +35,7 @@ def records_of(view: int, rows: slice, seed: int = 0) -> dict[str, np.ndarray]:
         "logits": rng.normal(size=(11, 3)).astype(np.float16),
         "stage1": rng.normal(size=(11, 5)).astype(np.float32),
         "correct": rng.integers(0, 2, 11).astype(np.uint8),
+        SAMPLE_DIGEST: DIGESTS,
     }
     return {tap: values[rows] for tap, values in whole.items()}
 
@@ -59,6 +62,7 @@ def open_any(path: Path, **changes: Any) -> Destination:
             "teacher": "t",
             "identity": IDENTITY,
             "taps": TAPS,
+            "num_samples": len(LABELS),
             "labels": LABELS,
             "num_views": 2,
             "class_names": ["a", "b", "c"],

@@ -33,7 +33,15 @@ from teach_once.store.format.coding import (
     restore_rows,
 )
 from teach_once.store.read.mapped import MappedRows
-from tests.support.caches.random_cache import CANARY, IDENTITY, LABELS, PREVIEW, TAPS, open_any
+from tests.support.caches.random_cache import (
+    CANARY,
+    DIGESTS,
+    IDENTITY,
+    LABELS,
+    PREVIEW,
+    TAPS,
+    open_any,
+)
 
 REFERENCE_TAPS = {
     **TAPS,  # a vector of float16, one of float32, and a scalar
@@ -42,7 +50,6 @@ REFERENCE_TAPS = {
     "hint": TapSpec((2, 3, 4), "float16", stage="stage2"),
 }
 BLOCK_ROWS, NUM_SAMPLES, NUM_VIEWS = 4, len(LABELS), 2
-CHECKSUMS = np.arange(NUM_SAMPLES, dtype=np.uint32) * 977
 
 
 def reference_records(view: int) -> dict[str, np.ndarray]:
@@ -77,11 +84,11 @@ def write_reference(path: Path, **more: Any) -> Path:
 
     path: a folder or a URL. more: options of `open_any`.
     """
-    options = {"taps": REFERENCE_TAPS, "sample_crc32c": True, "block_rows": BLOCK_ROWS}
+    options = {"taps": REFERENCE_TAPS, "block_rows": BLOCK_ROWS}
     with open_any(path, **options, **more) as writer:
         for item in writer.work:
             rows = slice(item.block.start, item.block.stop)
-            records = {**reference_records(item.block.view), "sample_crc32c": CHECKSUMS}
+            records = {**reference_records(item.block.view), "sample_digest": DIGESTS}
             writer.write_block(item.block, {tap: values[rows] for tap, values in records.items()})
         assert writer.left_over() == []
     return path
@@ -135,8 +142,7 @@ class CacheContract(ABC):
         assert cache.identity == IDENTITY
         assert (cache.labels == LABELS).all()
         assert (cache.preview == PREVIEW).all()
-        assert cache.sample_crc32c is not None
-        assert (cache.sample_crc32c == CHECKSUMS).all()
+        assert (cache.sample_digest == DIGESTS).all()
 
     @pytest.mark.parametrize("view", range(NUM_VIEWS))
     def test_a_view_comes_back_bit_for_bit(self, cache: TeacherCache, view: int) -> None:
@@ -258,11 +264,11 @@ class CacheContract(ABC):
         assert TeacherCache.open(path, num_views=1).faults() == []
 
     def test_a_damaged_sample_checksum_is_found(self, path: Path) -> None:
-        self.damage_block(path, "sample_crc32c", 0, 2)
+        self.damage_block(path, "sample_digest", 0, 2)
         cache = TeacherCache.open(path)
-        with pytest.raises(CacheDamaged, match="tap sample_crc32c, view 0, block 2"):
-            _ = cache.sample_crc32c
-        assert {fault.tap for fault in cache.faults()} == {"sample_crc32c"}
+        with pytest.raises(CacheDamaged, match="tap sample_digest, view 0, block 2"):
+            _ = cache.sample_digest
+        assert {fault.tap for fault in cache.faults()} == {"sample_digest"}
 
     def test_damaged_labels_and_previews_are_found(self, path: Path) -> None:
         self.damage_whole(path, "preview")

@@ -20,11 +20,16 @@ SUMMARY = {
     "model": "resnet8",
     "seconds": 3.0,
     "num_samples": 100,
+    "num_classes": 10,
+    "files_sha256": {},
     "is_taught": True,
     "cache": "t-12345678",
+    "num_teachers": 1,
     "cache_sha256": "12345678ff",
     "teacher": TEACHER,
+    "teacher_weights": [],
     "device": "cpu",
+    "threads": 1,
     "versions": {"torch": "2"},
 }
 EPOCH = {

@@ -146,19 +146,6 @@ def test_what_the_networks_of_a_pair_except_from_weight_decay_is_excepted() -> N
     assert sorted(decayed) == sorted(map(id, weights))
 
 
-def test_only_a_pair_that_may_except_parameters_has_another_identity(
-    make_study: MakeStudy,
-) -> None:
-    thinner = "student.thinner={arch: timm:test_vit}"
-    settings = ["training.weight_decay_norm_bias=false", thinner]
-    study = make_study(teacher=[HINT], student=settings)
-    assert study.run("residual", 0).identity["no_weight_decay"] == "student and assistant"
-    assert "no_weight_decay" not in study.run("kd", 0).identity
-    for fewer in (settings[:1], settings[1:]):
-        study = make_study(teacher=[HINT], student=fewer)
-        assert "no_weight_decay" not in study.run("residual", 0).identity
-
-
 def test_every_part_of_a_pair_is_trained(make_study: MakeStudy) -> None:
     study = make_study(teacher=[HINT], student=["training.epochs=2"])
     before = copy.deepcopy(

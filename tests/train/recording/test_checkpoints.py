@@ -177,17 +177,11 @@ def weights_of(run: Run) -> str:
     return content_sha256(torch.load(run.folder / "last.pt", weights_only=True))
 
 
-def test_a_checkpoint_of_an_earlier_version_is_resumed(
-    run: Run, trained: Trained, tmp_path: Path
-) -> None:
-    other = trained.copy(tmp_path / "others").run("cd", 0)
-
-    def as_before(state: dict[str, Any]) -> None:
-        for name in ("content_sha256", "best_sha256", "scaler", "average"):
-            del state[name]
-
-    forge(run, as_before, sealed=False)
-    assert resume(run)["files_sha256"] == resume(other)["files_sha256"]
+@pytest.mark.parametrize("name", ["content_sha256", "best_sha256", "scaler", "threads"])
+def test_a_checkpoint_without_one_of_its_keys_is_refused(run: Run, name: str) -> None:
+    forge(run, lambda state: state.pop(name), sealed=False)
+    with pytest.raises(TrainError, match=name):
+        resume(run)
 
 
 def test_a_checkpoint_of_another_run_is_not_resumed(run: Run) -> None:

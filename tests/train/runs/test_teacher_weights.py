@@ -21,6 +21,7 @@ from teach_once.store.identity import identity_sha256
 from teach_once.train.cli.commands import cli
 from teach_once.train.recording.options import Recording
 from teach_once.train.recording.printing import EpochPrinter
+from teach_once.train.runs.files import summary_document
 from teach_once.train.runs.weights import training_folder
 from teach_once.train.sessions.teacher import train_teacher
 from tests.support.project import ROOT
@@ -118,24 +119,6 @@ def test_an_interrupted_retraining_leaves_the_weights_what_they_are(
     assert cli([*call, "training.epochs=4"]) == 0
 
 
-def test_weights_without_a_record_of_their_settings_are_refused(
-    call: list[str],
-    weights: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """As an earlier version left them, which kept the settings in run.json alone."""
-    assert cli(call) == 0
-    summary = training_folder(weights) / "summary.json"
-    content = json.loads(summary.read_text())
-    del content["settings"], content["content_sha256"]
-    summary.write_text(json.dumps(content))
-    assert cli(call) == 0
-    stopped_after(monkeypatch, 1, [*call, "training.epochs=4", "--retrain"])
-    assert cli([*call, "training.epochs=4"]) == 2
-    assert "was trained with other settings" in capsys.readouterr().err
-
-
 def test_weights_trained_on_slices_of_batches_are_used_whatever_their_number(
     call: list[str], weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,7 +128,7 @@ def test_weights_trained_on_slices_of_batches_are_used_whatever_their_number(
     content = json.loads(summary.read_text())
     content["settings"]["training"] |= {"batch_norm": "local", "ranks": 4}
     del content["content_sha256"]
-    summary.write_text(json.dumps(content))
+    summary.write_bytes(summary_document(content))
     assert cli([*call, "training.batch_norm=local"]) == 0
     assert cli(call) == 2
     assert re.search("training.batch_norm: .*'local'", capsys.readouterr().err)

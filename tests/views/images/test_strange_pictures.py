@@ -135,10 +135,10 @@ def test_a_file_that_becomes_a_fifo_or_huge_is_refused_when_it_is_read(tmp_path:
     assert "00.png has 2.1 GB, expected at most 536.9 MB" in refusal(lambda: train.images)
     first.unlink()
     os.mkfifo(first)
-    for read in (lambda: train.images, lambda: train.read_checksums(np.arange(1))):
+    for read in (lambda: train.images, lambda: train.read_digests(np.arange(1))):
         assert "00.png is a FIFO" in refusal(read)
     first.unlink()
-    assert "No such file" in refusal(lambda: train.read_checksums(np.arange(1)))
+    assert "No such file" in refusal(lambda: train.read_digests(np.arange(1)))
 
 
 def test_no_flipped_bit_of_an_image_is_a_traceback() -> None:

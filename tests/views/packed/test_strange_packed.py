@@ -46,7 +46,7 @@ def everything_in(source: ImageSource) -> tuple[Any, ...]:
     for split in (source.train, source.test):
         images, checksums = split.loaded
         found += [split.labels.tolist(), images.tolist(), checksums.tolist()]
-        found.append(split.read_checksums(np.arange(len(split))).tolist())
+        found.append(split.read_digests(np.arange(len(split))).tolist())
     return tuple(found)
 
 
@@ -63,7 +63,7 @@ def with_header(original: Path, target: Path, change: Callable[[dict[str, Any]],
     header = json.loads(content[HEAD_BYTES : HEAD_BYTES + length])
     header = change(header) or header
     body = (header if isinstance(header, str) else json.dumps(header)).encode("utf-8", "replace")
-    head = f"{FORMAT_NAME} 0004 {len(body):012d} {hashlib.sha256(body).hexdigest()}\n".encode()
+    head = f"{FORMAT_NAME} 0001 {len(body):012d} {hashlib.sha256(body).hexdigest()}\n".encode()
     start = head + body
     target.write_bytes(start + content[len(start) :])
     return target
@@ -267,10 +267,10 @@ def test_hdf5_without_the_header_is_refused_with_the_command_that_packs(tmp_path
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(range(80)))
     with h5py.File(tmp_path / "old.h5", "w") as file:
-        file.attrs["format"], file.attrs["format_version"] = FORMAT_NAME, 3
+        file.attrs["format"] = FORMAT_NAME
         file.create_dataset("train/labels", (10,), "<i8", external=[(str(secret), 0, 80)])
     told = refusal(lambda: packed(tmp_path / "old.h5"))
-    assert "not of packed images, or packed by a version before 4" in told
+    assert "is an HDF5 file, but not of packed images" in told
     assert f"python -m views pack NAME|PATH {tmp_path}/old.h5" in told
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 from pathlib import Path
 
-import google_crc32c
 import h5py
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.precompute.command import cli as precompute
 from teach_once.precompute.compute import teacher_pass as pass_module
-from teach_once.precompute.compute.teacher_pass import TeacherPass
 from teach_once.precompute.verify import cli as verify
 from teach_once.store import TeacherCache
 from teach_once.store.errors import CacheDamaged
@@ -100,28 +98,29 @@ def change(root: Path, name: str = CHANGED) -> None:
     file.write_bytes(content)
 
 
-def expected_checksums(root: Path) -> list[int]:
+def expected_digests(root: Path) -> list[list[int]]:
     files = sorted((root / "data" / "train").rglob("*.bmp"))
-    return [google_crc32c.value(file.read_bytes()) for file in files]
+    found = (hashlib.blake2b(file.read_bytes(), digest_size=16) for file in files)
+    return [list(digest.digest()) for digest in found]
 
 
-def test_a_cache_keeps_the_checksum_of_each_file(root: Path, tmp_path: Path) -> None:
-    expected = expected_checksums(root)
+def test_a_cache_stores_the_digest_of_each_file(root: Path, tmp_path: Path) -> None:
+    expected = expected_digests(root)
     assert make_cache(root) == 0
     path = cache_of(root)
-    assert TeacherCache.open(path).sample_crc32c.tolist() == expected
-    spec = {"kvstore": f"file://{path}/teacher.zarr/sample_crc32c", "driver": "zarr3"}
+    assert TeacherCache.open(path).sample_digest.tolist() == expected
+    spec = {"kvstore": f"file://{path}/teacher.zarr/sample_digest", "driver": "zarr3"}
     raw = tensorstore.open(spec, open=True, read=True).result().read().result()
-    assert (raw.dtype, raw.tolist()) == (np.uint32, expected)
+    assert (raw.dtype, raw.tolist()) == (np.uint8, expected)
     export_cache(path, tmp_path / "cache.h5")
     with h5py.File(tmp_path / "cache.h5") as file:
-        assert file["sample_crc32c"][()].tolist() == expected
-    assert TeacherCache.open(tmp_path / "cache.h5").sample_crc32c.tolist() == expected
+        assert file["sample_digest"][()].tolist() == expected
+    assert TeacherCache.open(tmp_path / "cache.h5").sample_digest.tolist() == expected
     imported = TeacherCache.open(import_cache(tmp_path / "cache.h5", tmp_path / "other"))
-    assert imported.sample_crc32c.tolist() == expected
+    assert imported.sample_digest.tolist() == expected
     assert imported.faults() == []
-    assert "sample_crc32c" not in imported.taps
-    assert "sample_crc32c" not in imported.read_view(0)
+    assert "sample_digest" not in imported.taps
+    assert "sample_digest" not in imported.read_view(0)
 
 
 @BOTH
@@ -170,7 +169,7 @@ def test_a_cache_is_not_continued_with_other_images(
         assert f"{root}/data/{CHANGED}" in told
     (root / "data" / CHANGED).write_bytes(before)
     assert make_cache(root, "views.count=3", "taps.attention=float16") == 0
-    assert TeacherCache.open(cache_of(root)).sample_crc32c.tolist() == expected_checksums(root)
+    assert TeacherCache.open(cache_of(root)).sample_digest.tolist() == expected_digests(root)
 
 
 @BOTH
@@ -183,7 +182,7 @@ def test_checksums_survive_a_stop_and_several_processes(root: Path) -> None:
     change(root, "train/dog/07.bmp")  # of a block that has been written and not committed
     for rank in ("1", "0"):
         assert make_cache(root, "--job", "one", "--rank", rank, "--world-size", "2") == 0
-    assert TeacherCache.open(path).sample_crc32c.tolist() == expected_checksums(root)
+    assert TeacherCache.open(path).sample_digest.tolist() == expected_digests(root)
     assert TeacherCache.open(path).faults() == []
 
 
@@ -191,17 +190,17 @@ def test_a_lost_or_damaged_checksum_is_made_again_with_its_block(root: Path) -> 
     assert make_cache(root) == 0
     path = cache_of(root)
     before = TeacherCache.open(path).read([5], 1)["stage1"]
-    (path / "teacher.zarr" / "sample_crc32c" / "c.1").unlink()
-    damaged = path / "teacher.zarr" / "sample_crc32c" / "c.2"
+    (path / "teacher.zarr" / "sample_digest" / "c.1.0").unlink()
+    damaged = path / "teacher.zarr" / "sample_digest" / "c.2.0"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     opened = TeacherCache.open(path)
-    with pytest.raises(CacheDamaged, match="tap sample_crc32c, view 0, block 1, chunk missing"):
-        opened.sample_crc32c.tolist()
+    with pytest.raises(CacheDamaged, match="tap sample_digest, view 0, block 1, chunk missing"):
+        opened.sample_digest.tolist()
     change(root, "train/cat/05.bmp")  # of which nothing is known any more
     assert make_cache(root) == 0
     assert (TeacherCache.open(path).read([5], 1)["stage1"] != before).any()
     assert TeacherCache.open(path).faults() == []
-    assert TeacherCache.open(path).sample_crc32c.tolist() == expected_checksums(root)
+    assert TeacherCache.open(path).sample_digest.tolist() == expected_digests(root)
 
 
 def test_views_that_were_computed_from_different_bytes_at_once_are_damage(root: Path) -> None:
@@ -210,32 +209,12 @@ def test_views_that_were_computed_from_different_bytes_at_once_are_damage(root: 
     path = cache_of(root)
     manifest = TeacherCache.open(path).manifest
     journal = JournalWriter(path, identity_sha256(manifest.identity))
-    journal.commit(manifest.block(1, 2), {"sample_crc32c": 1})
+    journal.commit(manifest.block(1, 2), {"sample_digest": 1})
     journal.close()
     with pytest.raises(CacheDamaged, match="block 2, differs between views"):
-        _ = TeacherCache.open(path).sample_crc32c
+        _ = TeacherCache.open(path).sample_digest
     assert make_cache(root) == 0
-    assert TeacherCache.open(path).sample_crc32c.tolist() == expected_checksums(root)
-
-
-def test_a_cache_without_checksums_is_read_and_says_so_once(
-    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = TeacherPass.content
-    with monkeypatch.context() as patched:
-        patched.setattr(
-            TeacherPass,
-            "content",
-            lambda each: dataclasses.replace(content(each), sample_crc32c=False),
-        )
-        assert make_cache(root) == 0
-    assert make_cache(root, "views.count=3") == 0  # grows as it was made
-    assert TeacherCache.open(cache_of(root)).sample_crc32c is None
-    capsys.readouterr()
-    assert train_student(root) == 0
-    assert capsys.readouterr().out.count("was made without checksums of its samples") == 1
-    assert check_samples(root) == 2
-    assert "was made without checksums" in capsys.readouterr().err
+    assert TeacherCache.open(path).sample_digest.tolist() == expected_digests(root)
 
 
 @pytest.mark.parametrize("kind", [[], ["--encoded"]], ids=["pixels", "encoded"])
@@ -325,7 +304,7 @@ def test_unchanged_records_are_carried_over_into_the_new_cache(
     (path,) = set((root / "caches").glob("teacher-*")) - {old.path}
     carried = TeacherCache.open(path)
     assert carried.faults() == []
-    assert carried.sample_crc32c.tolist() == expected_checksums(root)
+    assert carried.sample_digest.tolist() == expected_digests(root)
     (root / "caches").rename(root / "kept")
     assert make_cache(root, "taps.logits=uint8") == 0
     fresh = TeacherCache.open(cache_of(root))

@@ -22,7 +22,7 @@ from teach_once.store.read.reader import TeacherCache
 from tests.support.attacks.strangers.changes.seals import canonical, crc
 
 Arrays = Mapping[str, np.ndarray]
-_OF_ALL_VIEWS = ("labels", "preview", "sample_crc32c")
+_OF_ALL_VIEWS = ("labels", "preview", "sample_digest")
 
 
 def problem_of_folder(cache: Path, num_views: int | None = None) -> str:

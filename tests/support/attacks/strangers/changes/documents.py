@@ -165,7 +165,7 @@ DOCUMENTS = (
     Document("chunk of attention", "caches/*/teacher.zarr/attention1/c.0.0.0", _halves, _CACHE),
     Document("labels", "caches/*/*/labels/c.0", chunk_changes("<i8"), _PLOTTED),
     Document("preview", "caches/*/teacher.zarr/preview/c.*", _bytes, _CACHE),
-    Document("sample checksums", "caches/*/*/sample_crc32c/c.0", chunk_changes("<u4"), _CACHE),
+    Document("sample digests", "caches/*/*/sample_digest/c.0.0", chunk_changes("|u1"), _CACHE),
     Document("folder of caches", "caches", _folder, (*_CACHE, *_TRAIN), True),
     Document("folder of a cache", "caches/*", _folder, (*_CACHE, *_TRAIN), True),
     Document("zarr group", "caches/*/teacher.zarr", _folder, _CACHE),

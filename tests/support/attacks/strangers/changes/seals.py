@@ -100,7 +100,7 @@ def seal_chunk(file: Path) -> None:
         _change_manifest(cache, "whole_crc32c", array, f"{checksum:08x}")
         return
     numbers = [int(part) for part in file.name.split(".")[1:]]
-    view, block = (None, numbers[0]) if array == "sample_crc32c" else (numbers[0], numbers[1])
+    view, block = (None, numbers[0]) if array == "sample_digest" else (numbers[0], numbers[1])
 
     def change(line: dict[str, Any]) -> dict[str, Any]:
         if line["block"] == block and view in (None, line["view"]):
@@ -146,7 +146,7 @@ def _block_checksums(name: str, data: h5py.Dataset, rows: int) -> np.ndarray:
     old = data.attrs["block_crc32c"]
     found = np.zeros_like(old)
     for view, block in np.ndindex(*old.shape):
-        if name == "sample_crc32c":
+        if name == "sample_digest":
             part = data[block * rows : (block + 1) * rows]
         elif name.endswith(".scale") and data.shape[1] == old.shape[1]:
             part = data[view, block : block + 1]

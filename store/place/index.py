@@ -1,0 +1,145 @@
+"""Writes, removes and reads the index of a cache at a place; see `store.format.index` for why."""
+
+from __future__ import annotations
+
+import io
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from teach_once.runtime.errors import Busy
+from teach_once.runtime.safe.locks import Job, WriterLock, releasing
+from teach_once.runtime.safe.safe_read import BadFile
+from teach_once.store.errors import CacheError, Fault
+from teach_once.store.format.index import (
+    INDEX,
+    MAX_INDEX_BYTES,
+    Index,
+    IndexedFile,
+    index_text,
+    is_evaluation_index,
+    journal_names,
+    metadata_paths,
+    parse_index,
+)
+from teach_once.store.format.journal import (
+    Coverage,
+    Journal,
+    is_journal_file,
+    most_journal_bytes,
+    read_journal_file,
+)
+from teach_once.store.format.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from teach_once.store.format.metadata import MAX_METADATA_BYTES
+from teach_once.store.format.spec import EVALUATION, JOURNAL, MANIFEST
+from teach_once.store.place.open import place_at
+from teach_once.store.place.place import Place, ReadablePlace, read_document
+
+
+def remove_index(place: Place) -> None:
+    """Remove the index, before anything that it names changes; first that of the cache around."""
+    if (parent := _enclosing(place)) is not None:
+        parent.delete(INDEX)
+    place.delete(INDEX)
+
+
+def _enclosing(place: Place) -> Place | None:
+    """Return the place of the cache around an evaluation cache; None for any other cache."""
+    around = place.path.parent
+    if around.name != EVALUATION:
+        return None
+    parent = place_at(around.parent)
+    return parent if parent.has(MANIFEST) else None
+
+
+def write_index(place: Place, manifest: Manifest) -> bool:
+    """Write the index of a cache that nobody changes. Return False if the cache is not complete.
+
+    A bucket's journal counts as far as whole files contain it: they name every block once a pass
+    has ended.
+    """
+    names = {each.key.removeprefix(f"{JOURNAL}/") for each in place.list_files(JOURNAL)}
+    journal, files = Journal.empty(manifest), dict[str, IndexedFile]()
+    for name in sorted(filter(is_journal_file, names)):
+        key = f"{JOURNAL}/{name}"
+        content = _read(place, key, manifest)
+        _enter(content, place.path / key, manifest, journal)
+        files[key] = IndexedFile.of(content)
+    if not Coverage(manifest, journal.there).is_complete:
+        return False
+    for key in metadata_paths(manifest):
+        files[key] = IndexedFile.of(_read(place, key, manifest))
+    for name in place.list_folders(EVALUATION):
+        key = f"{EVALUATION}/{name}/{INDEX}"
+        inner = read_document(place, key, MAX_INDEX_BYTES) if is_evaluation_index(key) else None
+        if inner is not None:  # it is complete
+            files[key] = IndexedFile.of(inner)
+    place.replace(INDEX, index_text(manifest, files))
+    if (parent := _enclosing(place)) is not None:
+        _write_anew(parent)
+    return True
+
+
+def _write_anew(place: Place) -> None:
+    """Write the index of a cache in which another one has been finished, unless it is in use."""
+    text = read_document(place, MANIFEST, MAX_MANIFEST_BYTES) or b""
+    with suppress(Busy, CacheError, BadFile):
+        manifest = parse_manifest(text, place.path / MANIFEST)
+        with _lock(place):
+            write_index(place, manifest)
+
+
+def _lock(place: Place) -> AbstractContextManager[object]:
+    """Keep other writers out of a folder; a bucket has no lock."""
+    return releasing(WriterLock(place.path, Job())) if place.is_local else nullcontext()
+
+
+def read_index(place: ReadablePlace, manifest: Manifest) -> Index | None:
+    """Read the index; None if there is none. Raises BadFile if it does not fit the manifest."""
+    content = read_document(place, INDEX, MAX_INDEX_BYTES)
+    return None if content is None else parse_index(content, place.path / INDEX, manifest)
+
+
+def read_indexed_journal(place: ReadablePlace, manifest: Manifest, index: Index) -> Journal:
+    """Read the journal without listing it. Raises BadFile if a file is not as the index says."""
+    journal = Journal.empty(manifest)
+    for key in journal_names(index):
+        _enter(_read_indexed(place, key, manifest, index), place.path / key, manifest, journal)
+    return journal
+
+
+def index_faults(place: ReadablePlace, manifest: Manifest) -> list[Fault]:
+    """Find what is wrong with the index and with the files that it names; [] without an index."""
+    try:
+        index = read_index(place, manifest)
+    except BadFile as error:
+        return [Fault(f"index: {error.what}", error.path)]
+    faults = []
+    for key in index or ():
+        try:
+            _read_indexed(place, key, manifest, index or {})
+        except BadFile as error:
+            faults.append(Fault(error.what, error.path))
+    return faults
+
+
+def _read_indexed(place: ReadablePlace, key: str, manifest: Manifest, index: Index) -> bytes:
+    content = _read(place, key, manifest)
+    if IndexedFile.of(content) != index[key]:
+        raise BadFile(place.path / key, f"is not the file that {INDEX} describes")
+    return content
+
+
+def _read(place: ReadablePlace, key: str, manifest: Manifest) -> bytes:
+    most = MAX_INDEX_BYTES if is_evaluation_index(key) else MAX_METADATA_BYTES
+    if key.startswith(f"{JOURNAL}/"):
+        most = most_journal_bytes(manifest)
+    content = read_document(place, key, most)
+    if content is None:
+        raise BadFile(place.path / key, "is missing")
+    return content
+
+
+def _enter(content: bytes, path: Path, manifest: Manifest, journal: Journal) -> None:
+    file: Any = io.BytesIO(content)
+    read_journal_file(file, path, len(content), manifest, journal)

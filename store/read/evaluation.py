@@ -1,0 +1,67 @@
+"""Evaluation caches: caches of one view inside a cache, of a split that is not trained on.
+
+`<cache>/evaluation/<name>/` is a whole cache with a manifest, arrays and a journal of its own, and
+the same code reads and writes it: open a writer or a `TeacherCache` at `evaluation_path`. Its
+identity names its parent, so that the outputs of one teacher are never taken for another's.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from teach_once.runtime.safe.text import one_line
+from teach_once.store.errors import CacheError, CacheMismatch, Fault
+from teach_once.store.format.spec import EVALUATION, MANIFEST
+from teach_once.store.identity import NAME_PATTERN, PARENT, Identity, identity_sha256
+from teach_once.store.place.open import place_at
+from teach_once.store.read.reader import TeacherCache
+from teach_once.store.read.zarr_source import manifest_at
+
+_OTHER_PARENT = "belongs to another cache than the one around it"
+
+
+def evaluation_path(cache: Path, name: str) -> Path:
+    """Return the path of an evaluation cache. Raises CacheError if it cannot have that name."""
+    if not _is_name(name):
+        raise CacheError(f"{one_line(name)!r} is not a name of an evaluation cache")
+    return cache / EVALUATION / name
+
+
+def evaluation_names(cache: Path) -> list[str]:
+    """Return the names of the evaluation caches inside a cache, a folder or a URL, in order."""
+    place = place_at(cache)
+    if place.is_local and not cache.is_dir():
+        return []  # an exported file
+    names = filter(_is_name, place.list_folders(EVALUATION))
+    return sorted(name for name in names if place.has(f"{EVALUATION}/{name}/{MANIFEST}"))
+
+
+def open_evaluation(cache: Path, parent: Identity, name: str) -> TeacherCache:
+    """Open an evaluation cache. Raises CacheError, also if it belongs to another parent."""
+    opened = TeacherCache.open(evaluation_path(cache, name))
+    if opened.identity.get(PARENT) != identity_sha256(parent):
+        raise CacheMismatch(
+            f"{one_line(opened.path)} {_OTHER_PARENT}",
+            fix="move it away, then evaluate the teacher again",
+        )
+    return opened
+
+
+def parent_faults(cache: Path, parent: Identity) -> list[Fault]:
+    """Return a fault for each evaluation cache inside `cache` that belongs to another parent.
+
+    One whose manifest cannot be read is left out: checking it says why.
+    """
+    faults = []
+    for name in evaluation_names(cache):
+        path = evaluation_path(cache, name)
+        with suppress(CacheError):
+            if manifest_at(place_at(path)).identity.get(PARENT) != identity_sha256(parent):
+                faults.append(Fault(_OTHER_PARENT, path))
+    return faults
+
+
+def _is_name(name: str) -> bool:
+    return re.fullmatch(NAME_PATTERN, name) is not None and ".." not in name

@@ -1,0 +1,153 @@
+"""Evaluation caches: caches of one view inside a cache, of the same code in every respect."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
+from teach_once.store import CacheError, CacheMismatch, TeacherCache
+from teach_once.store.command import cli
+from teach_once.store.format.index import INDEX
+from teach_once.store.identity import evaluation_identity
+from teach_once.store.move.copy import copy_cache
+from teach_once.store.move.hdf5 import export_cache
+from teach_once.store.move.trim import trim_cache
+from teach_once.store.place.folder import Folder
+from teach_once.store.place.index import read_index
+from teach_once.store.read.evaluation import evaluation_names, evaluation_path, open_evaluation
+from tests.support.caches.damage import flip
+from tests.support.caches.object_store import Server
+from tests.support.caches.random_cache import IDENTITY, open_any, records_of, write_item
+
+INNER = evaluation_identity(IDENTITY, "test-digest", {"type": "center"})
+INNER_INDEX = f"evaluation/test/{INDEX}"
+
+
+def finished(path: Path, seed: int = 0, **changes: Any) -> Path:
+    with open_any(path, **changes) as writer:
+        for item in writer.work:
+            write_item(writer, item, seed)
+        assert writer.left_over() == []
+        writer.finish({})
+    return path
+
+
+def with_evaluation(path: Path, **changes: Any) -> Path:
+    """A cache, and the outputs for its test split, which are others."""
+    finished(path, **changes)
+    finished(evaluation_path(path, "test"), 1, identity=INNER, num_views=1, **changes)
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return with_evaluation(tmp_path / "t-e4812202")
+
+
+def assert_whole(path: Path) -> None:
+    assert TeacherCache.open(path).faults() == []
+    assert evaluation_names(path) == ["test"]
+    inner = open_evaluation(path, IDENTITY, "test")
+    assert inner.faults() == []
+    assert inner.num_views == 1
+    expected = records_of(0, slice(None), 1)
+    assert all((values == expected[tap]).all() for tap, values in inner.read_view(0).items())
+
+
+def test_evaluation_cache_is_read_beside_the_views_of_its_parent(cache: Path) -> None:
+    assert_whole(cache)
+    outer = TeacherCache.open(cache).read_view(0)
+    assert (outer["logits"] == records_of(0, slice(None))["logits"]).all()
+
+
+def test_index_names_an_evaluation_cache_by_its_own_index(cache: Path) -> None:
+    place, manifest = Folder(cache), TeacherCache.open(cache).manifest
+    index = read_index(place, manifest)
+    assert index is not None
+    assert index[INNER_INDEX].size == (cache / INNER_INDEX).stat().st_size
+    inner = evaluation_path(cache, "test")
+    with open_any(inner, identity=INNER, num_views=2):  # grows
+        assert not (cache / INDEX).exists()
+        assert not (inner / INDEX).exists()
+    finished(inner, 1, identity=INNER, num_views=2)
+    assert INNER_INDEX in (read_index(place, manifest) or {})
+
+
+def test_index_of_a_cache_in_use_is_left_to_its_writer(cache: Path) -> None:
+    inner = evaluation_path(cache, "test")
+    with open_any(cache, num_views=3):
+        finished(inner, 1, identity=INNER, num_views=2)
+        assert not (cache / INDEX).exists()
+
+
+@pytest.mark.parametrize("where", ["copies", "s3://bucket/copies"])
+def test_copy_takes_evaluation_caches_along(
+    server: Server, cache: Path, tmp_path: Path, where: str
+) -> None:
+    dest = path_or_url(where) if ":" in where else tmp_path / where
+    made, _ = copy_cache(TeacherCache.open(cache), dest)
+    assert_whole(made)
+    back, _ = copy_cache(TeacherCache.open(made), tmp_path / "back")
+    assert_whole(back)
+    assert INNER_INDEX in (read_index(Folder(back), TeacherCache.open(back).manifest) or {})
+
+
+def test_evaluation_cache_in_a_bucket_is_written_by_the_same_writer(
+    server: Server, spool: Path
+) -> None:
+    url = path_or_url("s3://bucket/caches/t-e4812202")
+    assert isinstance(url, ObjectUrl)
+    assert_whole(with_evaluation(url, spool_folder=spool))
+    assert f"caches/t-e4812202/{INDEX}" in server.all_keys()
+
+
+def test_trim_leaves_evaluation_caches_and_their_place_in_the_index(cache: Path) -> None:
+    trim_cache(cache, num_views=1)
+    assert_whole(cache)
+    assert INNER_INDEX in (read_index(Folder(cache), TeacherCache.open(cache).manifest) or {})
+
+
+def test_evaluation_cache_is_exported_on_its_own(cache: Path, tmp_path: Path) -> None:
+    export_cache(evaluation_path(cache, "test"), tmp_path / "test.h5")
+    opened = TeacherCache.open(tmp_path / "test.h5")
+    assert opened.faults() == []
+    assert opened.identity == INNER
+    export_cache(cache, tmp_path / "whole.h5")
+    assert evaluation_names(tmp_path / "whole.h5") == []
+
+
+def test_check_reads_evaluation_caches_too(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["check", str(cache)]) == 0
+    assert "2 of 2 caches are sound" in capsys.readouterr().out
+    flip(next(iter(evaluation_path(cache, "test").glob("teacher.zarr/logits/c.*"))), 3)
+    assert cli(["check", str(cache)]) == 1
+    assert "evaluation/test is unsound: 1 fault" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_evaluation_cache_of_another_parent_is_refused_and_a_fault(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    finished(other, identity={**IDENTITY, "dataset": {"digest": "e"}})
+    shutil.copytree(cache / "evaluation", other / "evaluation")
+    with pytest.raises(CacheMismatch, match="belongs to another cache"):
+        open_evaluation(other, TeacherCache.open(other).identity, "test")
+    with pytest.raises(CacheMismatch, match="belongs to another cache"):
+        copy_cache(TeacherCache.open(other), tmp_path / "copies")
+    assert cli(["check", str(other)]) == 1
+    assert "belongs to another cache than the one around it" in capsys.readouterr().out
+
+
+def test_info_names_evaluation_caches(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["info", str(cache)]) == 0
+    assert "\nevaluation test\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", ".hidden", "a..b"])
+def test_name_of_an_evaluation_cache_never_leads_elsewhere(cache: Path, name: str) -> None:
+    with pytest.raises(CacheError, match="not a name"):
+        evaluation_path(cache, name)

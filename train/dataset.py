@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
@@ -50,18 +50,19 @@ from teach_once.views.pixels.batches import Pixels, ViewBatch
 from teach_once.views.pixels.resident import evaluation_pixels, open_pixels
 from teach_once.views.seeds import permutation
 
+ItemType = TypeVar("ItemType")
 
-class Indexed(Protocol):
+
+class Indexed(Protocol[ItemType]):
     """A dataset that reads a batch at a time."""
 
     def __len__(self) -> int: ...
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Any]: ...
+    def __getitems__(self, indices: Sequence[int]) -> list[ItemType]: ...
 
 
-def item_or_items(dataset: Indexed, index: object) -> Any:
-    """Return the item at an integer, or the list of items at a slice; negative ones count from the
-    end.
+def item_or_items(dataset: Indexed[ItemType], index: object) -> ItemType | list[ItemType]:
+    """Return the item at an integer or the items at a slice; negative ones count from the end.
 
     Raises IndexError if there is no such item, TrainError if the index is neither an integer nor a
     slice.
@@ -176,10 +177,15 @@ class DistillationDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self._opened.labels)
 
-    def __getitem__(self, index: int) -> Item:
-        """Return the item; for a slice, the list of its items."""
-        found: Item = item_or_items(self, index)
-        return found
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        """Return the item at an integer, or the list of items at a slice."""
+        return item_or_items(self, index)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Return a whole batch at once, as a DataLoader requests it."""
@@ -230,10 +236,17 @@ class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return the item; for a slice, the list of its items."""
-        found: tuple[Tensor, Tensor] = item_or_items(self, index)
-        return found
+    @overload
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[Tensor, Tensor]]: ...
+
+    def __getitem__(
+        self, index: int | slice
+    ) -> tuple[Tensor, Tensor] | list[tuple[Tensor, Tensor]]:
+        """Return the item at an integer, or the list of items at a slice."""
+        return item_or_items(self, index)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         ids = np.asarray(indices, dtype=np.int64)

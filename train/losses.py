@@ -68,8 +68,7 @@ def gkd(
     teacher_correct: Tensor,
     temperature: PositiveFloat = defaults.Gkd.temperature,
 ) -> Tensor:
-    """Guided KD: `kd` over the samples that the teacher classifies correctly, divided by their
-    number.
+    """Guided KD: mean of `kd` over the samples that the teacher classifies correctly.
 
     Logits (B, K); teacher_correct (B,) bool or 0/1. Exactly 0, with zero gradient, if the teacher
     classifies none correctly. Source: Zhou et al. 2020, "Channel Distillation".
@@ -129,7 +128,7 @@ def rkd(
     distance_weight: NonNegativeFloat = defaults.Rkd.distance_weight,
     angle_weight: NonNegativeFloat = defaults.Rkd.angle_weight,
 ) -> Tensor:
-    """Relational KD: smooth L1 of the pairs' distances and of the cosines of the triplets' angles.
+    """Relational KD: smooth L1 of pairs' distances and of the cosines of triplets' angles.
 
     (B, D_s) and (B, D_t). Distances are divided by their mean over the pairs that differ. Source:
     Park et al. 2019, "Relational Knowledge Distillation". One sample has no relations: 0.
@@ -154,7 +153,7 @@ def fitnets(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
 
 @loss_term(per_sample=True)
 def embedding(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
-    """Embedding: the batch mean of 1 - cosine between the inputs of the two classifiers.
+    """The batch mean of 1 - cosine similarity of the student's and the teacher's embeddings.
 
     Both (B, D), the student's behind a linear connector.
     """
@@ -164,7 +163,7 @@ def embedding(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
 
 @loss_term(per_sample=True)
 def embedding_mse(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
-    """Embedding MSE: the mean squared difference of the inputs of the two classifiers.
+    """The mean squared difference of the student's and the teacher's embeddings.
 
     Both (B, D), the student's behind a linear connector.
     """
@@ -173,7 +172,7 @@ def embedding_mse(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Ten
 
 @loss_term(per_sample=True)
 def residual(student_part: Tensor, assistant_part: Tensor, teacher_hint: Tensor) -> Tensor:
-    """Residual KD: MSE(S, T) + MSE(A, (T − S).detach()) of student, assistant and teacher maps.
+    """Residual KD on feature maps: MSE(S, T) + MSE(A, (T - S).detach()).
 
     (B, C, H, W) each. The second term does not train the student. Source: Gao et al. 2020,
     "Residual Knowledge Distillation".
@@ -194,7 +193,7 @@ def dkd(
     beta: NonNegativeFloat = defaults.Dkd.beta,
     temperature: PositiveFloat = defaults.Dkd.temperature,
 ) -> Tensor:
-    """Decoupled KD: T^2 (alpha KL of label or not + beta KL among the other classes), batch mean.
+    """Decoupled KD: T^2 times the batch mean of alpha KL(label, rest) + beta KL(among the rest).
 
     Logits (B, K), labels (B,) int64. Source: Zhao et al. 2022, "Decoupled Knowledge Distillation".
     """

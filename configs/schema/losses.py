@@ -54,9 +54,7 @@ class AttentionTransfer:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Rkd:
-    """Relational KD: smooth L1 of the distances of pairs and of the cosines of the angles of
-    triplets.
-    """
+    """Relational KD: smooth L1 of pairs' distances and of the cosines of triplets' angles."""
 
     distance_weight: NonNegativeFloat = 25.0
     """Weight of the distances."""
@@ -81,16 +79,12 @@ class EmbeddingMse:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class ResidualKd:
-    """Residual KD, on feature maps: MSE(S, T) + MSE(A, (T - S).detach()) of the student S, the
-    assistant A and the teacher T.
-    """
+    """Residual KD on feature maps: MSE(S, T) + MSE(A, (T - S).detach())."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Dkd:
-    """Decoupled KD: T^2 times the batch mean of alpha KL(label against rest) + beta KL(among the
-    rest).
-    """
+    """Decoupled KD: T^2 times the batch mean of alpha KL(label, rest) + beta KL(among the rest)."""
 
     alpha: NonNegativeFloat = 1.0
     """Weight of the KL divergence of label against other classes."""

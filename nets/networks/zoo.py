@@ -314,6 +314,8 @@ def _python_network(
             f"arch {arch!r} cannot be loaded: {error.problem}",
             fix=error.fix,
         ) from None
+    if not callable(make):
+        raise ArchError(f"arch {arch!r} names a {type(make).__name__}, not a function")
     try:
         network = make(num_classes=num_classes, in_channels=in_channels, **options)
     except TypeError as error:  # usually a function with other parameters

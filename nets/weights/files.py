@@ -92,7 +92,7 @@ class _Sink(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]  # any buffer
         self._digest.update(data)
         try:
             self._file.write(data)
@@ -222,15 +222,15 @@ def _without_modules(tensors: Mapping[str, Any], modules: Collection[str]) -> di
     return {key: value for key, value in tensors.items() if not key.startswith(prefixes)}
 
 
-def mismatch_with(own: Any, found: Any, *, exactly: bool = False) -> str:
-    """Why `found` cannot take the place of `own`, in words; "" where it can.
+def mismatch_with(own: object, found: object, *, exactly: bool = False) -> str:
+    """Return why `found` cannot replace `own`; "" if it can.
 
-    exactly: it must have the same type of number, else one that holds the same kind of number.
+    exactly: require the same dtype, otherwise a dtype of the same kind.
     """
     if not isinstance(own, Tensor):
         same = type(found) is type(own)
         return "" if same else f"is a {_described(found)}, expected a {type(own).__name__}"
-    if type(found) not in (Tensor, nn.Parameter):
+    if not isinstance(found, Tensor) or type(found) not in (Tensor, nn.Parameter):
         return f"is a {_described(found)}, expected a tensor"
     if kind := _unusable(found):
         return f"is a {kind} tensor, expected a plain one"

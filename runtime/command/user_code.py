@@ -14,7 +14,6 @@ import traceback
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
 
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.safe.text import one_line
@@ -24,10 +23,11 @@ class CannotImport(UserError):
     """A module that a config names cannot be imported, or lacks the name."""
 
 
-def import_named(module: str, name: str) -> Any:
-    """The object `name` of a module. Raises CannotImport, whatever the module itself raises."""
+def import_named(module: str, name: str) -> object:
+    """Return the object `name` of a module. Raises CannotImport for any error in the module."""
     try:
-        return getattr(load_module(module), name)
+        found: object = getattr(load_module(module), name)
+        return found
     except CannotImport:
         raise
     except ModuleNotFoundError as error:

@@ -248,7 +248,7 @@ def _differences_to(train_state: TrainState, state: Mapping[str, Any]) -> Iterat
 
 
 def _differences_of_optimizer(
-    train_state: TrainState, own: Mapping[str, Any], found: Any
+    train_state: TrainState, own: Mapping[str, Any], found: object
 ) -> Iterator[str]:
     """Yield the differences of the optimizer's state.
 
@@ -267,7 +267,7 @@ def _differences_of_optimizer(
     yield from _differences(expected, found, "optimizer")
 
 
-def _differences(own: Any, found: Any, where: str) -> Iterator[str]:
+def _differences(own: object, found: object, where: str) -> Iterator[str]:
     if not isinstance(own, Mapping):
         if what := mismatch_with(own, found, exactly=True):
             yield f"{where} {what}"
@@ -292,12 +292,12 @@ def content_sha256(content: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _pieces(value: Any, depth: int) -> Iterator[Any]:
+def _pieces(value: object, depth: int) -> Iterator[bytes | memoryview]:
     if depth > _MOST_DEPTH:
         raise ValueError("nested too deeply")
     if isinstance(value, Tensor):
         yield f"tensor {value.dtype} {tuple(value.shape)};".encode()
-        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     elif isinstance(value, Mapping):
         yield f"dict {len(value)};".encode()
         for key, item in value.items():

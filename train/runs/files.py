@@ -343,7 +343,9 @@ def _read(path: Path, kind: type[BaseModel]) -> dict[str, Any] | None:
     return _validated(content, kind, path)
 
 
-def _validated(content: Any, kind: type[BaseModel], path: Path, where: str = "") -> dict[str, Any]:
+def _validated(
+    content: object, kind: type[BaseModel], path: Path, where: str = ""
+) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise _bad(path, f"{where}holds {one_line(content, 40)}, expected an object")
     try:

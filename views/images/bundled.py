@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from teach_once.runtime.command.program import pip_install
 from teach_once.views.splits import DatasetError, Ids, ImageSource, array_split
 
 DIGITS_TRAIN_SAMPLES = 1000
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
 
 
 def digits() -> ImageSource:
@@ -50,7 +53,7 @@ def cifar(config: Cifar) -> ImageSource:
     )
 
 
-def _read_cifar(kind: Any, config: Cifar, *, train: bool) -> Any:
+def _read_cifar(kind: type[CIFAR10], config: Cifar, *, train: bool) -> CIFAR10:
     try:
         return kind(config.root, train=train)
     except RuntimeError:

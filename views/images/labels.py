@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +27,7 @@ _LONGEST_NUMBER = 30  # digits that are parsed
 _NO_LABEL = "leave out the samples without a label, or set dataset.test to a split that has labels"
 
 
-def check_label(value: Any, name: str) -> Label:
+def check_label(value: object, name: str) -> Label:
     """Return the label that a table or a JSON file contains. Raises DatasetError with `name`.
 
     Numbers stored as decimals are labels if they are whole.

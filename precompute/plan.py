@@ -137,7 +137,7 @@ def planned(
     manifest, work, num_bytes = pending_of(path, draft, teacher_pass.options.check_every_byte)
     carrier, carried = teacher_pass.carrier, 0
     if carrier is not None:
-        carrier.refuse_unless_alike(manifest)
+        carrier.check_same_blocks(manifest)
         carried = sum(item.block.rows for item in work if carrier.holds(item, manifest))
     records = sum(item.block.rows for item in work) - carried
     has_logits = bool(teacher_pass.setup.num_classes)

@@ -24,9 +24,9 @@ from teach_once.precompute.plan import Plan, planned
 from teach_once.precompute.ray_worker import Pace, PassRecipe
 from teach_once.precompute.run_pass import (
     TRIAL_RECORDS,
+    check_disk_space,
     naming_changed_files,
     opened,
-    refuse_full_disk,
     without_carried,
 )
 from teach_once.runtime.command.progress import Progress
@@ -79,7 +79,7 @@ class ClusterFill:
         setup, content = self._setup, self._teacher_pass.content()
         plan = self._planned(content)
         self._console.print(f"{setup.path}: {plan.summary()}")
-        refuse_full_disk(plan, setup)
+        check_disk_space(plan, setup)
         with (
             StopRequest() as stop,
             open_destination(

@@ -66,7 +66,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         console.print(f"batches of {teacher_pass.batch_size} images were the fastest")
     teacher_pass.images_per_second = plan.images_per_second
     console.print(f"{setup.path}: {plan.summary()}; images {teacher_pass.pixels.where}")
-    refuse_full_disk(plan, setup)
+    check_disk_space(plan, setup)
     with (
         StopRequest() as stop,
         open_destination(
@@ -126,7 +126,7 @@ def opened(setup: Setup) -> TeacherCache:
     return TeacherCache.open(setup.path, num_views=views, taps=setup.tap_names)
 
 
-def refuse_full_disk(plan: Plan, setup: Setup) -> None:
+def check_disk_space(plan: Plan, setup: Setup) -> None:
     needed = plan.disk_bytes
     if needed > plan.free_bytes:
         what = "the records of unfinished blocks" if plan.is_remote else setup.path

@@ -72,7 +72,7 @@ def main(
     """Print how losses change from a full cache to a reduced one."""
     study = open_named_study(name, overrides, StudyStorage(caches=caches, cache=full))
     run, cache = study.run(method, seed), TeacherCache.open(reduced, num_views=1, taps=())
-    refuse_unless_reduced(study.cache, cache)
+    check_reduced(study.cache, cache)
     context = open_context(run, pick_device(device), num_workers=workers)
     try:
         figures = loss_changes(run, context, cache, steps)
@@ -90,7 +90,7 @@ def main(
         record_figures(reduced, figures)
 
 
-def refuse_unless_reduced(full: TeacherCache, reduced: TeacherCache) -> None:
+def check_reduced(full: TeacherCache, reduced: TeacherCache) -> None:
     """Raise CacheMismatch unless the identities differ in how taps are stored, and in no more."""
     of_teacher = [
         each

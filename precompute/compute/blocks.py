@@ -220,7 +220,7 @@ class _Pass:
 
     def run_block(self, item: Work) -> None:
         """Compute one block and queue it for writing."""
-        self._refuse_if_stopped()
+        self._check_stopped()
         block, taps = item.block, self._asked(item)
         parts: list[dict[str, Tensor]] = []
         left = block.rows
@@ -228,7 +228,7 @@ class _Pass:
             parts.append({tap: values[tap] for tap in taps})
             left -= len(values[taps[0]])
             self._progress.advance(len(values[taps[0]]))
-            self._refuse_if_stopped(left / max(self._progress.rate, 1e-9))
+            self._check_stopped(left / max(self._progress.rate, 1e-9))
         self._behind.write(block, {tap: torch.cat([p[tap] for p in parts]) for tap in taps})
         self._done += 1
 
@@ -237,7 +237,7 @@ class _Pass:
 
         Records that an earlier process spooled are not computed again.
         """
-        self._refuse_if_stopped()
+        self._check_stopped()
         block, taps = group[0].block, self._asked(group[0])
         views = [item.block.view for item in group]
         spool = Spool(self._writer.spool_folder, self._writer.rank, self._layout(group, taps))
@@ -251,7 +251,7 @@ class _Pass:
             done += rows
             self._progress.advance(rows * len(views))
             if done < block.rows:
-                self._refuse_if_stopped(saved=done)
+                self._check_stopped(saved=done)
         self._behind.write_group(spool, [Work(item.block, taps) for item in group])
         self._done += len(group)
 
@@ -270,7 +270,7 @@ class _Pass:
             tuple((tap, spec.read_dtype, tuple(spec.shape)) for tap, spec in specs),
         )
 
-    def _refuse_if_stopped(self, seconds_left: float = math.inf, saved: int = 0) -> None:
+    def _check_stopped(self, seconds_left: float = math.inf, saved: int = 0) -> None:
         if self._stop.signal_number is not None and seconds_left > _SECONDS_TO_FINISH:
             also = f", and {saved:,} samples of the next" if saved else ""
             raise Stopped(

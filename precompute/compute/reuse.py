@@ -42,7 +42,7 @@ def reason_against(setup: Setup, old: TeacherCache) -> str | None:
     return None
 
 
-def refuse_unless_carriable(setup: Setup, old: TeacherCache) -> None:
+def check_reusable(setup: Setup, old: TeacherCache) -> None:
     """Raise CacheMismatch if no record of `old` can be carried over."""
     if (reason := reason_against(setup, old)) is not None:
         raise _nothing_carried(old, reason)
@@ -53,7 +53,7 @@ def opened_to_carry(path: Path | None, setup: Setup) -> TeacherCache | None:
     if path is None:
         return None
     old = TeacherCache.open(path)
-    refuse_unless_carriable(setup, old)
+    check_reusable(setup, old)
     return old
 
 
@@ -100,7 +100,7 @@ class Carrier:
 
         Raises CacheMismatch.
         """
-        self.refuse_unless_alike(writer.manifest)
+        self.check_same_blocks(writer.manifest)
         left = []
         for item in writer.work:
             if self.holds(item, writer.manifest):
@@ -109,9 +109,9 @@ class Carrier:
                 left.append(item)
         return left
 
-    def refuse_unless_alike(self, manifest: Manifest) -> None:
+    def check_same_blocks(self, manifest: Manifest) -> None:
         """Raise CacheMismatch if no block can be copied into the cache of that manifest."""
-        refuse_unless_carriable(self._setup, self.old)
+        check_reusable(self._setup, self.old)
         if self.old.manifest.block_rows != manifest.block_rows:
             raise _nothing_carried(self.old, "it has another block size")
         shown = preview_views(self._setup.dataset.train, self._setup.config.views)

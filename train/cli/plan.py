@@ -42,7 +42,7 @@ from teach_once.train.engine.idle_ranks import check_idle_ranks
 from teach_once.train.errors import TrainError
 from teach_once.train.method.connector_ends import check_ends
 from teach_once.train.outputs.shuffle_buffer import PlacementChoice
-from teach_once.train.runs.study import MOST_SEED, Run, Study, open_study, refuse_unknown_method
+from teach_once.train.runs.study import MOST_SEED, Run, Study, check_method_name, open_study
 from teach_once.train.runs.teachers import tap_names, teacher_configs, teacher_identity
 from teach_once.views.augment.augment import view_shape
 from teach_once.views.datasets import load_dataset
@@ -143,7 +143,7 @@ def check_runs(
     TapError, DatasetError or DeviceError if a run cannot work.
     """
     for method in methods:
-        refuse_unknown_method(config, method)
+        check_method_name(config, method)
     study: Study | None = None
     try:
         study = _open_local(config, teacher, storage, placement)

@@ -61,13 +61,13 @@ def export_student(
     replaced whole. Raises TrainError, also if the folder contains another run's export; BadFile if
     it contains anything else.
     """
-    _refuse_other_export(run, folder)
+    _check_same_run(run, folder)
     weights = {each: _intact_weights(run, each) for each in which}
     with folder_written_aside(folder, NAMES) as aside:
         return [_exported(run, each, weights[each], aside, device) for each in which]
 
 
-def _refuse_other_export(run: Run, folder: Path) -> None:
+def _check_same_run(run: Run, folder: Path) -> None:
     """Raise TrainError if the folder holds the export of another run."""
     try:
         cards = verify_export(folder)
@@ -90,7 +90,7 @@ def _exported(run: Run, which: Which, weights: Path, folder: Path, device: str) 
     file = folder / ("student" + (EMA if which.endswith(EMA) else ""))
     plain_file, program_file = file.with_suffix(".pt"), file.with_suffix(".pt2")
     shutil.copyfile(weights, plain_file)
-    _refuse_other(plain_file, run, which)
+    _check_weights_file(plain_file, run, which)
     network = _loaded(run, plain_file).to(picked)
     test = evaluation_pixels(
         study.dataset.test, study.teacher.views, study.teacher.dataset.normalization, picked
@@ -125,11 +125,11 @@ def _intact_weights(run: Run, which: Which) -> Path:
     weights = run.folder / f"{which}.pt"
     if not weights.is_file():
         raise TrainError(f"{weights} is missing", fix=_again(run))
-    _refuse_other(weights, run, which)
+    _check_weights_file(weights, run, which)
     return weights
 
 
-def _refuse_other(file: Path, run: Run, which: Which) -> None:
+def _check_weights_file(file: Path, run: Run, which: Which) -> None:
     """Raise TrainError unless the file holds the weights that the run ended with."""
     name = f"{which}.pt"
     expected = ((run.summary or {}).get("files_sha256") or {}).get(name)

@@ -133,7 +133,7 @@ class RunWriter:
         extra: returns more entries of the summary.
         """
         said = extra()
-        self._refuse_other_best()
+        self._check_best_weights()
         summary = {
             "run_sha256": self._sha256,
             **figures_of(self._epochs),
@@ -197,7 +197,7 @@ class RunWriter:
                     os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
             os.fsync(folder)
 
-    def _refuse_other_best(self) -> None:
+    def _check_best_weights(self) -> None:
         """Raise TrainError unless the best weights are those that the checkpoint counts on."""
         for name, best in self.best.items():
             path = self.folder / f"{name}.pt"
@@ -251,7 +251,7 @@ class RunWriter:
                 remove_inside(*self._inside(path.name))
         self._promote_best()
         self._remove_next_best()
-        self._refuse_other_best()
+        self._check_best_weights()
 
     def _remove_next_best(self) -> None:
         for name in BEST_NAMES:

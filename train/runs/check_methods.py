@@ -29,9 +29,9 @@ from teach_once.train.method.residual import build_student, hint_stage
 from teach_once.train.runs.study import Study
 from teach_once.train.runs.teachers import (
     StudyTeacher,
+    check_combinable,
+    check_same_views,
     pass_command,
-    refuse_other_views,
-    refuse_unmergeable,
     tap_names,
     teacher_configs,
 )
@@ -78,7 +78,7 @@ class TapsOfTeacher:
         if missing := missing_taps(config, methods, self.stages, self.names):
             raise missing_error(missing, methods, self)
         for method in methods:
-            refuse_cut_logits(method, config.methods[method], self.top)
+            check_all_logits(method, config.methods[method], self.top)
 
 
 def check_settings(
@@ -90,7 +90,7 @@ def check_settings(
     for teacher in teachers:
         teacher.check(config, methods)
     if len(teachers) > 1:
-        refuse_methods_of_one(config, methods)
+        check_several_teachers(config, methods)
 
 
 def check_methods(study: Study, methods: Sequence[str]) -> None:
@@ -125,7 +125,7 @@ def check_without_cache(
     taps = [check_teacher(first, dataset)]
     for other in teachers[1:]:
         theirs = load_dataset(other.dataset, caches_dir)
-        refuse_other_views(first, dataset, other, theirs)
+        check_same_views(first, dataset, other, theirs)
         taps.append(check_teacher(other, theirs))
     shape = view_shape(dataset.train.first_shape, first.views.augment)
     ensemble = combine_taps(taps, config.weight_of_each) if len(taps) > 1 else None
@@ -134,12 +134,12 @@ def check_without_cache(
         check_student(config, terms, taps[0], shape, dataset.num_classes, ensemble)
 
 
-def refuse_methods_of_one(config: StudentConfig, methods: Sequence[str]) -> None:
+def check_several_teachers(config: StudentConfig, methods: Sequence[str]) -> None:
     """Raise TrainError if a method needs what several teachers do not have together."""
     for method in methods:
         losses = [loss_named(term.loss) for term in config.methods[method]]
         taps = {tap for loss in losses for tap in loss.teacher_taps}
-        refuse_unmergeable(method, taps, {part for loss in losses for part in loss.student})
+        check_combinable(method, taps, {part for loss in losses for part in loss.student})
 
 
 def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]:
@@ -197,7 +197,7 @@ def check_student(
     connectors_for(network, config.student, terms, taps, image_shape, 0, ensemble)
 
 
-def refuse_cut_logits(method: str, terms: Sequence[LossTerm], top: int | None) -> None:
+def check_all_logits(method: str, terms: Sequence[LossTerm], top: int | None) -> None:
     """Raise TrainError if a loss needs all logits and only the `top` largest are stored."""
     functions = [loss_named(term.loss).function for term in terms]
     if top is not None and lskd in functions:  # whatever name the config gives it

@@ -366,7 +366,7 @@ def _read_run(folder: Path) -> FoundRun | None:
     try:
         if (identity := read_run(folder)) is None:
             return None
-        _refuse_other_name(folder, name, identity)
+        _check_folder_name(folder, name, identity)
         summary = read_result(folder, identity)
         epochs = count_epochs(folder, identity_sha256(identity))
     except (BadFile, OSError) as error:
@@ -392,7 +392,7 @@ def _read_run(folder: Path) -> FoundRun | None:
     )
 
 
-def _refuse_other_name(folder: Path, name: re.Match[str], identity: Mapping[str, Any]) -> None:
+def _check_folder_name(folder: Path, name: re.Match[str], identity: Mapping[str, Any]) -> None:
     """Raise BadFile if a folder's name does not say what its run.json says."""
     sha256, seed = identity_sha256(identity), identity.get("seed")
     if not sha256.startswith(name["digits"]) or seed != int(name["seed"]):

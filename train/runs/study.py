@@ -36,8 +36,8 @@ from teach_once.train.runs.files import RUN_FILE, read_result, read_run
 from teach_once.train.runs.folder import changes_since, repetition_of
 from teach_once.train.runs.teachers import (
     StudyTeacher,
+    explain_too_many_views,
     open_teachers,
-    refusing_too_many_views,
     verified_pixels,
 )
 from teach_once.views.augment.augment import view_shape
@@ -160,7 +160,7 @@ class Study:
         """Return the run of a method and a seed. Raises TrainError if the config has no such
         method.
         """
-        refuse_unknown_method(self.config, method)
+        check_method_name(self.config, method)
         return Run(self, method, seed, live_teacher or live_bn, live_bn)
 
 
@@ -347,7 +347,7 @@ def held_together(runs: Sequence[Run]) -> int:
     return rows * sum(map(record_bytes, study.caches, needed_together(runs)))
 
 
-def refuse_unknown_method(config: StudentConfig, method: str) -> None:
+def check_method_name(config: StudentConfig, method: str) -> None:
     """Raise TrainError if the config has no such method."""
     if method not in config.methods:
         known = ", ".join(config.methods)
@@ -376,7 +376,7 @@ def open_study(
     check_arch(teacher.teacher.arch)
     dataset = load_dataset(teacher.dataset, caches_dir)
     views = views_used(config, teacher) if reads_outputs else 1
-    with refusing_too_many_views(views_used(config, teacher), teacher, caches_dir):
+    with explain_too_many_views(views_used(config, teacher), teacher, caches_dir):
         teachers = open_teachers(config, teacher, dataset, views, caches_dir, cache_path)
     return Study(config, teachers, dataset, runs_dir, placement)
 

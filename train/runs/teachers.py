@@ -77,7 +77,7 @@ def open_cache(
 
 
 @contextmanager
-def refusing_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path) -> Iterator[None]:
+def explain_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path) -> Iterator[None]:
     """Explain a missing cache to which no pass would add enough views."""
     try:
         yield
@@ -195,12 +195,12 @@ def open_teachers(
     configs = teacher_configs(config, first)
     for other in configs[1:]:
         theirs = load_dataset(other.dataset, caches_dir)
-        refuse_other_views(first, dataset, other, theirs)
+        check_same_views(first, dataset, other, theirs)
         caches.append(open_cache(other, theirs, num_views, caches_dir=caches_dir))
     return tuple(map(StudyTeacher, configs, caches, config.weight_of_each))
 
 
-def refuse_other_views(
+def check_same_views(
     first: TeacherConfig, dataset: Dataset, other: TeacherConfig, theirs: Dataset
 ) -> None:
     """Raise TrainError if two teachers see other images, labels or views.
@@ -220,7 +220,7 @@ def refuse_other_views(
         )
 
 
-def refuse_unmergeable(method: str, taps: Collection[str], looked_at: Collection[str]) -> None:
+def check_combinable(method: str, taps: Collection[str], looked_at: Collection[str]) -> None:
     """Raise TrainError if a method needs what only a single teacher has.
 
     taps: names, or groups of names as losses give them. looked_at: parts of the student.

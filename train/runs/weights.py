@@ -69,7 +69,7 @@ class TeacherRun:
 
     @property
     def training(self) -> TeacherTraining:
-        assert self.config.training is not None  # see `refuse_untrainable`
+        assert self.config.training is not None  # see `check_trainable`
         return self.config.training
 
     @property
@@ -265,7 +265,7 @@ def _cache_in_place_of(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache
     return cache
 
 
-def refuse_untrainable(config: TeacherConfig) -> None:
+def check_trainable(config: TeacherConfig) -> None:
     """Raise TrainError if the config does not say how to train the teacher's weights."""
     weights = config.teacher.weights
     if is_downloadable(weights):

@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     from teach_once.train.engine.step import AnyRun
 
 
-def refuse_changed(run: AnyRun, planned: Mapping[str, Any]) -> None:
+def check_unchanged(run: AnyRun, planned: Mapping[str, Any]) -> None:
     """Raise TrainError unless a run's identity here is the planned one."""
     if found := differences(planned, run.identity):
         raise _changed(run, list(dict.fromkeys(_name_of(each.field) for each in found)))
 
 
 def changed_since_planned(run: Run, planned: Mapping[str, Any]) -> str:
-    """Describe what `refuse_changed` raises; empty if nothing has changed."""
+    """Describe what `check_unchanged` raises; empty if nothing has changed."""
     try:
-        refuse_changed(run, planned)
+        check_unchanged(run, planned)
     except TrainError as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def refuse_other_inputs(run: Run | TeacherRun) -> None:
+def check_inputs(run: Run | TeacherRun) -> None:
     """Raise TrainError unless the loaded code and weights are those in the run's identity.
 
     Call it when they are loaded.
     """
-    refuse_changed(replace(run), run.identity)
+    check_unchanged(replace(run), run.identity)
 
 
-def refuse_other_teacher(run: Run, weights: str, cache: TeacherCache) -> None:
+def check_teacher_weights(run: Run, weights: str, cache: TeacherCache) -> None:
     """Raise TrainError unless the loaded teacher's weights are those that the cache is of."""
     found, expected = known_sha256(weights), cache.identity["teacher"]["weights_sha256"]
     if found != expected:

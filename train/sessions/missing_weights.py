@@ -16,7 +16,7 @@ from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.weights.source import weights_file
 from teach_once.runtime.command.options import Compute
 from teach_once.train.recording.options import Recording
-from teach_once.train.runs.weights import format_record, reason_not_to_train, refuse_untrainable
+from teach_once.train.runs.weights import check_trainable, format_record, reason_not_to_train
 from teach_once.views.datasets import load_dataset
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def train_missing_weights(
     if ranks.broadcast_number(bool(reason)) if ranks else reason:
         console.print(reason)
         return
-    refuse_untrainable(config)
+    check_trainable(config)
 
     from teach_once.train.engine.ranks import ALONE
     from teach_once.train.runs.check_methods import check_teacher

@@ -55,7 +55,7 @@ from teach_once.train.runs.check_methods import check_methods
 from teach_once.train.runs.retrain import take_place
 from teach_once.train.runs.study import Run, Study
 from teach_once.train.runs.teachers import StudyTeacher
-from teach_once.train.sessions.changed import refuse_other_inputs, refuse_other_teacher
+from teach_once.train.sessions.changed import check_inputs, check_teacher_weights
 from teach_once.train.sessions.loop import RunTraining
 from teach_once.train.terms import looked_at
 from teach_once.views.pixels.resident import DatasetPixels, calibration_batches
@@ -146,7 +146,7 @@ def open_context(
         if each is not None:
             convert_sync_batchnorm(each, run.training, ranks)
     start = start_student(network, study.config, study.image_shape)
-    refuse_other_inputs(run)
+    check_inputs(run)
     train_state = build_train_state(
         network,
         connectors,
@@ -284,7 +284,7 @@ def _live(
         calibration=calibration_batches(data.train),
         has_embedding="embedding" in taps,
     )
-    refuse_other_teacher(run, config.teacher.weights, cache)
+    check_teacher_weights(run, config.teacher.weights, cache)
     if run.live_bn:
         use_batch_statistics(teacher.network, config.teacher.arch)
     return LiveTeacher(teacher, taps_stored({tap: cache.taps[tap] for tap in taps}))

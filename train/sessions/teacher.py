@@ -30,7 +30,7 @@ from teach_once.train.method.pretrained import start_from
 from teach_once.train.outputs.teacher_outputs import NoTeacher
 from teach_once.train.recording.options import Recording
 from teach_once.train.runs.weights import TeacherExists, TeacherRun, load_teacher_data
-from teach_once.train.sessions.changed import refuse_other_inputs
+from teach_once.train.sessions.changed import check_inputs
 from teach_once.train.sessions.loop import RunTraining, trial_steps
 from teach_once.views.pixels.resident import DatasetPixels, open_dataset_pixels
 
@@ -54,7 +54,7 @@ def train_teacher(
     """
     recording = recording.on_rank(ranks)
     console = recording.console or Console(quiet=True)
-    assert config.training is not None  # see `train.runs.weights.refuse_untrainable`
+    assert config.training is not None  # see `train.runs.weights.check_trainable`
     run = TeacherRun(config, load_teacher_data(config, config.training))
     _discard_other(run, retrain, console)
     picked = pick_device(compute.device)
@@ -118,7 +118,7 @@ def _open_context(
         stages=run.config.taps.stages,
         image_shape=data.train.shape,
     )
-    refuse_other_inputs(run)
+    check_inputs(run)
     train_state = build_train_state(network, None, training, device, start=start, ranks=ranks)
     wrap_ddp(train_state, len(data.train))
     return TrainContext(run, data, train_state, NoTeacher())

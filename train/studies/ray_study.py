@@ -16,7 +16,7 @@ from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.errors import Busy, Stopped
 from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Run, Study
-from teach_once.train.sessions.changed import refuse_changed
+from teach_once.train.sessions.changed import check_unchanged
 from teach_once.train.studies.executor import Ended, StudyRecipe
 
 _POLL_SECONDS = 0.2
@@ -101,7 +101,7 @@ def train_task(
     if _here is None or _here[0] != recipe:
         _here = recipe, recipe.open()
     run, until = _here[1].run(method, seed, live_teacher), time.monotonic() + _SECONDS_TO_DIE
-    refuse_changed(run, planned)
+    check_unchanged(run, planned)
     while not run.is_finished:  # it is, where a node died between the run's end and the task's
         try:
             train_run(run, compute, recording)

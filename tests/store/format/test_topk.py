@@ -23,7 +23,7 @@ from teach_once.store.identity import identity_sha256, is_tap_name
 from teach_once.store.move.hdf5 import export_cache, import_cache
 from teach_once.store.read.mapped import MappedRows
 from teach_once.train.outputs.cached_teacher import CachedTeacher, Expansion, WindowedTeacher
-from teach_once.train.runs.check_methods import refuse_cut_logits
+from teach_once.train.runs.check_methods import check_all_logits
 from teach_once.train.runs.study import open_study
 from teach_once.train.sessions.student import train_student
 from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
@@ -161,9 +161,9 @@ def test_students_learn_from_it_and_lskd_is_refused(
 def test_lskd_under_its_full_name_is_refused_too(module: str) -> None:
     terms = [LossTerm(loss=f"{module}:lskd")]
     with pytest.raises(UserError, match=r"methods\.mine: lskd divides by (.|\n)*the 3 largest"):
-        refuse_cut_logits("mine", terms, 3)
-    refuse_cut_logits("mine", terms, None)
-    refuse_cut_logits("mine", [LossTerm(loss=f"{module}:kd")], 3)
+        check_all_logits("mine", terms, 3)
+    check_all_logits("mine", terms, None)
+    check_all_logits("mine", [LossTerm(loss=f"{module}:kd")], 3)
 
 
 def test_verification_finds_it_sound_and_another_teacher_not(

@@ -14,7 +14,7 @@ from teach_once.configs.schema import TeacherConfig
 from teach_once.store import CacheMismatch, TeacherCache
 from teach_once.store.move.convert import convert_cache
 from teach_once.train import losses
-from teach_once.train.certify import cli, loss_changes, refuse_unless_reduced
+from teach_once.train.certify import check_reduced, cli, loss_changes
 from teach_once.train.errors import TrainError
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import open_context
@@ -108,9 +108,9 @@ def test_a_cache_of_other_views_is_refused(
 ) -> None:
     other = make_cache(small_teacher("views.seed=5", "taps.logits={top_k: 2}"), tmp_path / "other")
     with pytest.raises(CacheMismatch, match=r"views\.seed"):
-        refuse_unless_reduced(study.cache, other)
+        check_reduced(study.cache, other)
     alike = make_cache(small_teacher("taps.logits={top_k: 2}"), tmp_path / "other")
-    refuse_unless_reduced(study.cache, alike)
+    check_reduced(study.cache, alike)
 
 
 def test_a_method_without_connectors_for_cd_is_refused(study: Study) -> None:

@@ -335,7 +335,7 @@ def test_a_student_s_options_are_part_of_its_run_and_of_its_export(
 
     study = make_study(student=["student.options={width: 0.5}", "training.epochs=2"])
     assert study.run("cd", 0).identity["student"]["options"] == {"width": 0.5}
-    assert "options" not in make_study().run("cd", 0).identity["student"]
+    assert make_study().run("cd", 0).identity["student"]["options"] == {}
     train_student(study.run("cd", 0), device="cpu")
     (card,) = export_student(study.run("cd", 0), ["last"], tmp_path / "out", device="cpu")
     assert card["options"] == {"width": 0.5}

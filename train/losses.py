@@ -143,7 +143,7 @@ def rkd(
 
 @loss_term(per_sample=True)
 def fitnets(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
-    """FitNets: the mean squared difference of two feature maps (B, C, H, W).
+    """The mean squared difference of two feature maps (B, C, H, W).
 
     The student's map is the output of its regressor. Source: Romero et al. 2015, "FitNets: Hints
     for Thin Deep Nets", in the joint form.

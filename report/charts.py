@@ -1,67 +1,217 @@
-"""The report's picture: the error per method as PNG."""
+"""The report's charts: errors, learning curves and differences of methods, as SVG or PNG.
+
+Figures are 480 px wide with text of 14.5 px and more, so that a phone shows 11 px. Labels stand at
+what they name; there are no legends. An SVG follows the reader's light or dark scheme; its colors
+are those of the report's page. Axes cover the methods, not an outlier: a value far beyond the
+others is an arrow at the edge with its number.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from teach_once.report.differences import known_differences
+from teach_once.report.learning_curves import BEST, Curve, of_errors, spread_apart
+from teach_once.report.page_assets import DARK, DARK_PAPER, LIGHT, LIGHT_PAPER
 from teach_once.report.runs import Result
 from teach_once.report.table import Row
 from teach_once.runtime.safe.text import in_plot
 
-_MOST_INCHES = 60  # of width
+WIDTH, FONT_PX = 480, 14.5
+_ROW_PX = 26
+_MAX_ROWS = 200  # of a figure; more would be an image that nothing opens
+INK, QUIET, RULE = "#1c232b", "#5b6672", "#e3e7eb"
+_DARK_OF = {
+    **{INK: "#e6eaee", QUIET: "#a3adb8", RULE: "#323a43", LIGHT_PAPER: DARK_PAPER},
+    **dict(zip(LIGHT, DARK, strict=True)),
+}
+_STYLE = {
+    **{"font.size": FONT_PX, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET},
+    **{"xtick.color": QUIET, "ytick.color": QUIET, "xtick.labelcolor": INK, "axes.grid": True},
+    **{"ytick.labelcolor": INK, "grid.color": RULE, "figure.facecolor": "none"},
+    **{"axes.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False},
+    **{"svg.fonttype": "none", "svg.hashsalt": "teach-once"},
+}
+
+
+class Dot(NamedTuple):
+    """One row of a chart: a mean, its interval or deviation (half-width), and single runs."""
+
+    label: str
+    mean: float
+    half_width: float = 0.0
+    runs: Sequence[float] = ()
 
 
 def errors_by_method(
-    rows: Sequence[Row], results: Sequence[Result], teacher: Mapping[str, float], title: str
-) -> bytes:
-    """PNG bytes: per method the runs as dots, mean and deviation as a bar, two reference lines."""
-    width = min(1.6 + 1.0 * len(rows), _MOST_INCHES)
-    figure = Figure(figsize=(width, 4.2), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    _draw_methods(axes, rows, results)
-    _draw_references(axes, rows, teacher)
-    axes.set_ylabel("top-1 test error, last epoch (%)")
-    axes.set_title(in_plot(title), fontsize=10)
-    axes.margins(x=0.1)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, framealpha=0.9)
+    rows: Sequence[Row], results: Sequence[Result], teacher: Mapping[str, float]
+) -> Figure:
+    """Rows sorted by error; student alone (ce) and teacher as labeled lines."""
+    errors: dict[str, list[float]] = {}
+    for result in results:
+        errors.setdefault(result.method, []).append(result.last.top1)
+    dots = [_dot(row.method, errors[row.method]) for row in rows]
+    lines = {
+        "student alone": next(
+            (row.cells["last_top1"].mean for row in rows if (row.name or row.method) == "ce"), None
+        ),
+        "teacher": teacher.get("test_top1_error"),
+    }
+    known = {label: value for label, value in lines.items() if value is not None}
+    return dot_chart(dots, "top-1 test error, last epoch (%)", known)
+
+
+def _dot(label: str, errors: Sequence[float]) -> Dot:
+    return Dot(label, sum(errors) / len(errors), 0.0, errors)
+
+
+def differences_to(rows: Sequence[Row], reference: str) -> Figure | None:
+    """A forest plot of the paired differences to ce or kd, sorted; None if there are none."""
+    dots = [
+        Dot(row.method, each.mean, each.interval.half_width if each.interval else 0.0)
+        for row, to, each in known_differences(rows)
+        if to == reference
+    ]
+    title = f"difference to {in_plot(reference)} (points); bar: 95% interval"
+    return dot_chart(dots, title, {"no difference": 0.0}, signed=True) if dots else None
+
+
+@rc_context(_STYLE)
+def dot_chart(
+    dots: Sequence[Dot], title: str, lines: Mapping[str, float], *, signed: bool = False
+) -> Figure:
+    """A row per dot, the lowest on top, and vertical lines with their labels."""
+    dots = sorted(dots, key=lambda dot: dot.mean)
+    shown = range_of([dot.mean for dot in dots], lines.values() if signed else ())
+    low, high = shown
+    inside = [dot for dot in dots if low <= dot.mean <= high]
+    ends = [x for dot in inside for x in (dot.mean - dot.half_width, dot.mean + dot.half_width)]
+    reach = [*shown, *(run for dot in inside for run in dot.runs)]
+    reach += [end for end in ends if abs(end - (low + high) / 2) <= high - low]
+    reach += [x for x in lines.values() if low - (high - low) <= x <= high + (high - low)]
+    margin = 0.04 * (max(reach) - min(reach)) or 1.0
+    low, high = min(reach) - margin, max(reach) + margin
+    height = _ROW_PX * min(len(dots), _MAX_ROWS) + 62 + 22 * len(lines)
+    figure, axes = _new_figure(height)
+    axes.set_xlim(low, high)
+    axes.set_ylim(len(dots) - 0.4, -0.6 - 0.85 * len(lines))
+    axes.set_yticks(range(len(dots)), [in_plot(dot.label) for dot in dots])
+    axes.tick_params("y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel(title, x=1.0, ha="right")
+    for index, (label, value) in enumerate(lines.items()):
+        _draw_line(axes, label, value, -0.7 - 0.85 * index, signed)
+    for row, dot in enumerate(dots):
+        _draw_dot(axes, dot, row, "{:+.2f}" if signed else "{:.2f}")
+    return figure
+
+
+def range_of(means: Sequence[float], more: Iterable[float] = ()) -> tuple[float, float]:
+    """Least and greatest mean, without an outlier on either side that alone doubles the range.
+
+    more: values that are part of the range, whatever they are.
+    """
+    fixed, kept = list(more), sorted(means)
+    if len(kept) > 3 and kept[-1] - kept[0] > 2 * (kept[-2] - kept[0]) > 0:
+        kept.pop()
+    if len(kept) > 3 and kept[-1] - kept[0] > 2 * (kept[-1] - kept[1]) > 0:
+        kept.pop(0)
+    return min([*fixed, *kept]), max([*fixed, *kept])
+
+
+def _draw_line(axes: Axes, label: str, value: float, y: float, signed: bool) -> None:
+    low, high = axes.get_xlim()
+    text = label if signed else f"{label} {value:.2f}"
+    if not low <= value <= high:
+        arrow, x, side = ("← ", low, "left") if value < low else (" →", high, "right")
+        axes.text(x, y, f"{arrow}{text}" if value < low else text + arrow, ha=side, va="center")
+        return
+    axes.plot(
+        [value, value], [y + 0.35, axes.get_ylim()[0]], color=QUIET, lw=1.2, ls="--", zorder=1
+    )
+    side = "left" if value < low + 0.2 * (high - low) else "right"
+    side = "center" if 0.3 < (value - low) / (high - low) < 0.7 else side
+    axes.text(value, y, text, ha=side, va="center", color=INK)
+
+
+def _draw_dot(axes: Axes, dot: Dot, row: int, form: str) -> None:
+    low, high = axes.get_xlim()
+    axes.text(1.04, row, form.format(dot.mean), transform=axes.get_yaxis_transform(), va="center")
+    if not low <= dot.mean <= high:
+        edge, marker = (high, ">") if dot.mean > high else (low, "<")
+        axes.plot([edge], [row], marker, color=LIGHT[4], ms=9, clip_on=False)
+        return
+    axes.plot(dot.runs, [row] * len(dot.runs), "o", ms=5, color=LIGHT[2], alpha=0.7, zorder=2)
+    if dot.half_width:
+        axes.plot(
+            [dot.mean - dot.half_width, dot.mean + dot.half_width], [row, row], color=LIGHT[4]
+        )
+    axes.plot([dot.mean], [row], "D" if dot.runs else "o", ms=7, color=LIGHT[4], zorder=3)
+
+
+@rc_context(_STYLE)
+def learning_curves(curves: Sequence[Curve]) -> Figure:
+    """Mean errors over epochs: the best five in color, each named at its end; the others gray."""
+    curves = sorted(curves, key=lambda curve: curve.points[-1].mean)
+    figure, axes = _new_figure(330)
+    axes.set_yscale("log")
+    last_x = max(curve.points[-1].x for curve in curves)
+    for index, curve in reversed(list(enumerate(curves))):
+        color, width = (LIGHT[1 + index], 2.2) if index < BEST else (QUIET, 1.0)
+        x, y = [point.x for point in curve.points], [point.mean for point in curve.points]
+        axes.plot(x, y, color=color, lw=width, marker="o", ms=4 if index < BEST else 0)
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in of_errors([low, high], 0, 1).ticks if low <= tick <= high]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlim(0, last_x * 1.02)
+    axes.set_xlabel("epoch")
+    axes.set_title("top-1 test error (%)", loc="left", fontsize=FONT_PX)
+    named = [*curves[:BEST], *curves[-1:]] if len(curves) > BEST else curves
+    places = axes.transAxes.inverted()
+    ends = [places.transform(axes.transData.transform((0, c.points[-1].mean)))[1] for c in named]
+    for index, y in enumerate(spread_apart(ends, 0.075, 0.0, 1.0)):
+        text = in_plot(named[index].method) if index < BEST else f"{len(curves) - BEST} others"
+        color = LIGHT[1 + index] if index < BEST else QUIET
+        axes.text(1.03, y, text, color=color, va="center", transform=axes.transAxes)
+    return figure
+
+
+def _new_figure(height_px: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH / 72, height_px / 72), dpi=72, layout="constrained")
+    return figure, figure.subplots()
+
+
+def as_png(figure: Figure) -> bytes:
+    """Three pixels per px, on white."""
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    figure.savefig(png, format="png", dpi=216, facecolor=LIGHT_PAPER)
     return png.getvalue()
 
 
-def _draw_methods(axes: Axes, rows: Sequence[Row], results: Sequence[Result]) -> None:
-    names = [row.method for row in rows]
-    slanted = len(rows) > 7
-    axes.set_xticks(
-        range(len(names)),
-        [in_plot(name) for name in names],
-        rotation=30 if slanted else 0,
-        ha="right" if slanted else "center",
+def as_svg(figure: Figure) -> bytes:
+    """With text as text, and colors that follow the reader's scheme."""
+    file = io.StringIO()
+    with rc_context(_STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', file.getvalue())
+    names = {light: f"--c{number}" for number, light in enumerate(_DARK_OF)}
+    svg = re.sub("|".join(names), lambda found: f"var({names[found[0]]})", svg)
+    light, dark = (
+        " ".join(f"{name}: {color};" for name, color in zip(names.values(), colors, strict=True))
+        for colors in (_DARK_OF.keys(), _DARK_OF.values())
     )
-    axes.errorbar(
-        range(len(names)),
-        [row.cells["last_top1"].mean for row in rows],
-        yerr=[row.cells["last_top1"].std or 0.0 for row in rows],
-        fmt="o",
-        capsize=5,
-        color="#1b4f8f",
-        zorder=3,
-        label="mean ± std",
-    )
-    beside = [names.index(result.method) + 0.1 for result in results]
-    errors = [result.last.top1 for result in results]
-    axes.plot(beside, errors, "o", ms=4, color="#6f9fd8", zorder=2, label="runs")
-
-
-def _draw_references(axes: Axes, rows: Sequence[Row], teacher: Mapping[str, float]) -> None:
-    if "test_top1_error" in teacher:
-        axes.axhline(teacher["test_top1_error"], color="#2a7f3f", linestyle="--", label="teacher")
-    for row in rows:
-        if (row.name or row.method) == "ce":
-            mean, label = row.cells["last_top1"].mean, f"student alone ({in_plot(row.method)})"
-            axes.axhline(mean, color="#b03a2e", linestyle=":", label=label)
+    style = f"svg {{ {light} }} @media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}"
+    return svg.replace("<defs>", f"<style>{style}</style>\n <defs>", 1).encode()

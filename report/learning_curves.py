@@ -3,9 +3,9 @@
 From top to bottom: the curves as numbers, the chart (a line, markers and an interval band per
 method, named at the line's end), and the section, by epochs and by seconds. Two radio buttons
 choose between the two and the style sheet hides the other one, so that it works without scripts.
-Each chart has two sizes, for wide and for narrow windows. Colors are classes of the page's style
-sheet, so that they follow its light or dark scheme. After seven methods they come again with
-another dash; markers differ between neighbors too.
+Each chart has two sizes, for wide and for narrow windows. The best five methods have colors, which
+are classes of the page's style sheet, so that they follow its light or dark scheme; the others are
+gray. Markers differ between neighbors too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from teach_once.report.escape import for_html
 from teach_once.report.intervals import LEVEL, Interval, t_interval
-from teach_once.report.page_assets import NUM_COLORS
 from teach_once.report.runs import Point, Result
 from teach_once.runtime.safe.text import one_line
 
@@ -149,7 +148,7 @@ def spread_apart(wanted: Sequence[float], gap: float, low: float, high: float) -
     return [place for _, place in sorted(zip(order, places, strict=True))]
 
 
-_DASHES = ("", "8 3", "2 3", "8 3 2 3")
+BEST = 5  # methods that have a color
 _MARKERS = (
     "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",  # circle
     "m-3.2 -3.2h6.4v6.4h-6.4z",  # square
@@ -199,18 +198,28 @@ def line_chart(curves: Sequence[Curve], size: Size, x_label: str, *, whole_x: bo
     label_ys = spread_apart(ends, _LABEL_GAP_PX, _TOP_PX, bottom)
     label_x = x.end_px + strip_px + size.leader_px
     by_height = sorted(range(len(curves)), key=lambda index: label_ys[index])
-    parts = [_grid(x, y, x_label)]
+    parts, kinds = [_grid(x, y, x_label)], color_classes(curves)
     for index, (curve, name) in enumerate(zip(curves, names, strict=True)):
         bar_x = x.end_px + strip_px * (by_height.index(index) + 1.0) / len(curves)
         label = f'<text x="{label_x:.1f}" y="{label_ys[index] + 4:.1f}">{for_html(name)}</text>'
         label += _leader(curve, x, y, label_x - 12, label_ys[index])
-        parts.append(_series(index, curve, f"{label}{_bar(index, curve, bar_x, y)}", x, y))
+        label += _bar(index, curve, bar_x, y)
+        parts.append(_series(index, kinds[index], curve, label, x, y))
     kind = f"chart {size.name}{' crowded' if len(curves) > MOST_BANDS else ''}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="{kind}" role="img" '
         f'viewBox="0 0 {size.width:g} {height:g}" '
         f'aria-label="top-1 test error by {for_html(x_label)}">{"".join(parts)}</svg>'
     )
+
+
+def color_classes(curves: Sequence[Curve]) -> list[str]:
+    """A class per curve: a color for each of the best five at the end, gray for the others."""
+    by_error = sorted(range(len(curves)), key=lambda index: curves[index].points[-1].mean)
+    return [
+        f"color{rank + 1}" if (rank := by_error.index(index)) < BEST else "others"
+        for index in range(len(curves))
+    ]
 
 
 def _errors_to_show(curves: Sequence[Curve]) -> list[float]:
@@ -248,16 +257,16 @@ def _grid(x: Axis, y: Axis, x_label: str) -> str:
     return f'<path class="grid" d="{lines}M{left:.1f} {bottom:.1f}H{right:.1f}"/>{"".join(texts)}'
 
 
-def _series(index: int, curve: Curve, label: str, x: Axis, y: Axis) -> str:
+def _series(index: int, kind: str, curve: Curve, label: str, x: Axis, y: Axis) -> str:
+    """kind: class that sets the color."""
     places = [(x.px(point.x), y.px(point.mean)) for point in curve.points]
-    dash, marker = _DASHES[index // NUM_COLORS % len(_DASHES)], _marker(index)
+    marker = _marker(index)
     step = math.ceil(len(places) * _MARKER_EVERY_PX / (x.end_px - x.start_px))
     marks = "".join(f"M{px:.1f} {py:.1f}{marker}" for px, py in places[::-1][::step])
     line = "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
-    dashed = f' stroke-dasharray="{dash}"' if dash else ""
     return (
-        f'<g class="series color{index % NUM_COLORS}"><title>{for_html(_told(curve))}</title>'
-        f'{_band(curve.points, x, y)}<path class="line"{dashed} d="M{line}"/>'
+        f'<g class="series {kind}"><title>{for_html(_told(curve))}</title>'
+        f'{_band(curve.points, x, y)}<path class="line" d="M{line}"/>'
         f'<path class="marks" d="{marks}"/>{label}</g>'
     )
 

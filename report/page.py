@@ -24,42 +24,31 @@ from teach_once.runtime.safe.text import visible
 from teach_once.store.format.certificate import certificate_text
 
 
-def ledger(results: Sequence[Result], teacher: Mapping[str, float]) -> dict[str, str]:
-    """Images through the teacher, what reading them from the cache saved, and when it paid back.
+def cost_of_teacher(results: Sequence[Result], teacher: Mapping[str, float]) -> dict[str, str]:
+    """Three numbers: images through the teacher, those a teacher in the loop would take, payback.
 
-    teacher: what was measured when the cache was made; without `images_per_second`, and where there
-    are several teachers, the time saved is left out.
+    teacher: measured when the cache was made; with one cache, its `images_per_second` gives times.
     """
-    taught = [result for result in results if result.reads_cache]
     caches: dict[str, Result] = {}
     for result in results:  # a cache has the views of the run that read most of them
         known = caches.setdefault(result.cache_sha256, result)
         caches[result.cache_sha256] = max(known, result, key=lambda each: each.num_views)
-    passes = sum(each.num_teachers for each in caches.values())
-    cached = sum(each.num_samples * each.num_views * each.num_teachers for each in caches.values())
-    live = sum(result.num_samples * result.epochs * result.num_teachers for result in taught)
-    saved = sum(result.num_teachers for result in taught)
-    views = " or ".join(f"{n:,}" for n in sorted({each.num_views for each in caches.values()}))
-    of_each = {result.num_teachers for result in results}
-    each = "one" if of_each == {1} else " or ".join(map(str, sorted(of_each)))
-    more = live - cached
-    entries = {
-        "teacher passes run": f"{passes}, over {views} views: {cached:,} images",
-        "teacher passes saved": (
-            f"{saved:,} ({each} in each taught run): {live:,} images, "
-            f"{abs(more):,} {'more' if more >= 0 else 'fewer'} than were run"
-        ),
+    distilled = [result for result in results if result.reads_cache]
+    passed = sum(each.num_samples * each.num_views * each.num_teachers for each in caches.values())
+    live = sum(each.num_samples * each.epochs * each.num_teachers for each in distilled)
+    is_single = len(caches) == 1 and all(each.num_teachers == 1 for each in caches.values())
+    rate = teacher.get("images_per_second") if is_single else None
+
+    def images(count: int) -> str:
+        return f"{count:,} images" + (f" ({count / rate:,.0f} s)" if rate else "")
+
+    runs = f"{len(distilled)} distilled run{'' if len(distilled) == 1 else 's'}"
+    paid = f"{passed / (live / len(distilled)):.1f} distilled runs" if live else "no distilled run"
+    return {
+        "the teacher's pass, once": images(passed),
+        f"with the teacher in the loop, {runs}": images(live),
+        "paid back after": paid,
     }
-    if passes == 1 and (rate := teacher.get("images_per_second")):
-        seconds = more / rate
-        net = f"{seconds:,.0f} net" if seconds >= 0 else f"none yet: {-seconds:,.0f} lost so far"
-        entries["seconds saved"] = (
-            f"{net}, at the {rate:,.0f} images/s measured when the "
-            f"cache was made, of {sum(result.seconds for result in results):,.0f} s of training"
-        )
-    if taught:
-        entries["paid back after"] = f"{cached / (live / len(taught)):.1f} taught runs"
-    return entries
 
 
 @dataclass(frozen=True)
@@ -123,9 +112,9 @@ def html_page(report: Report) -> str:
         f'<p class="quiet">{_legend(report.results[0])} {for_html(report.scope)}</p>',
         *learning_curves(report.results),
         *_differences(report.rows),
-        "<h2>What the teacher cost</h2>",
-        _definitions(ledger(report.results, report.teacher)),
-        "<h2>Where it comes from</h2>",
+        "<h2>Cost of the teacher</h2>",
+        _definitions(cost_of_teacher(report.results, report.teacher)),
+        "<h2>Provenance</h2>",
         _definitions(_origin(report)),
         *_commands(report.commands),
     ]
@@ -198,7 +187,7 @@ def _table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
 
 
 def _differences(rows: Sequence[Row]) -> list[str]:
-    """Nothing where no two methods share two seeds."""
+    """Nothing if no two methods share three seeds."""
     if not (lines := difference_cells(rows)):
         return []
     bars = zip(lines[1:], interval_bars(rows), strict=True)

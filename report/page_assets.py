@@ -44,6 +44,7 @@ _SCHEMES = f"""
     )
 } }} }}
 {"".join(f".color{n} {{ --line: var(--color{n}); }} " for n in range(NUM_COLORS))}
+.others {{ --line: var(--quiet); }}
 """
 
 _LAYOUT = """
@@ -89,7 +90,7 @@ svg.chart text { fill: var(--ink); font-size: 13px; }
 svg.chart .to-left { text-anchor: end; fill: var(--quiet); font-size: 12px; }
 svg.chart .centered { text-anchor: middle; fill: var(--quiet); font-size: 12px; }
 svg.wide { display: block; max-width: 1000px; }
-svg.narrow { display: none; max-width: 520px; }
+svg.narrow { display: none; max-width: 560px; }
 .grid { fill: none; stroke: var(--rule); }
 .line { fill: none; stroke: var(--line); stroke-width: 1.8; stroke-linejoin: round; }
 .marks { fill: var(--line); stroke: var(--paper); stroke-width: 0.7; }
@@ -102,7 +103,7 @@ svg.chart .series:hover .band { opacity: 0.3; }
 svg:has(.series:hover) .series:not(:hover) { opacity: 0.25; }
 .curves label { margin: 0 16px 0 5px; }
 #by-epoch:checked ~ .by-time, #by-time:checked ~ .by-epoch { display: none; }
-@media (max-width: 700px) {
+@media (max-width: 840px) {
   svg.wide { display: none; }
   svg.narrow { display: block; }
 }

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from teach_once.report.charts import errors_by_method
+from teach_once.report.charts import as_png, errors_by_method
 from teach_once.report.names import has_variants, suffix_for
 from teach_once.report.page import Report, html_page, markdown_page
 from teach_once.report.runs import Found, Result, results_in
@@ -49,7 +49,7 @@ def write_report(
     scope = _scope(names, methods, asked, found)
     picture_name = f"ablation{suffix}.png"
     report = Report(title, results, rows, teacher, scope, commands, picture_name)
-    picture = errors_by_method(rows, results, teacher, title)
+    picture = as_png(errors_by_method(rows, results, teacher))
     write_atomically(folder / f"ablation{suffix}.md", markdown_page(report).encode())
     write_atomically(folder / f"ablation{suffix}.csv", csv_table(results).encode())
     write_atomically(folder / picture_name, picture)

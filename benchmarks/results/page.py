@@ -6,7 +6,7 @@ A table stands between the marks
 
 and a picture is drawn for
 
-    <!-- picture: STUDY curves ../images/FILE.png -->
+    <!-- picture: STUDY curves ../images/FILE.svg -->
 
 Of a study's methods, those to be shown may follow after a colon, in this order; names with spaces
 in quotes: <!-- table: STUDY paired: cd "cd, 4 views" -->.
@@ -33,7 +33,7 @@ _TABLE = re.compile(
     rf"<!-- table: (?P<study>[\w.+-]+) (?P<kind>\w+){_METHODS} -->\n.*?<!-- end -->", re.DOTALL
 )
 _PICTURE = re.compile(
-    rf"<!-- picture: (?P<study>[\w.+-]+) (?P<kind>\w+) (?P<file>[\w./+-]+\.png){_METHODS} -->"
+    rf"<!-- picture: (?P<study>[\w.+-]+) (?P<kind>\w+) (?P<file>[\w./+-]+\.svg){_METHODS} -->"
 )
 _Made = TypeVar("_Made")
 
@@ -50,7 +50,7 @@ def page_with_tables(text: str, folder: Path = KEPT) -> str:
 
 
 def pictures_of(text: str, folder: Path = KEPT) -> dict[str, bytes]:
-    """{file name: PNG bytes} of every marked picture of the page. Raises ResultsError."""
+    """{file name: SVG bytes} of every marked picture of the page. Raises ResultsError."""
     return {
         mark["file"]: _of_kind(PICTURES, mark, mark[0])(_runs(mark, mark[0], folder))
         for mark in _PICTURE.finditer(text)
@@ -79,5 +79,5 @@ def write(page: Path, folder: Path = KEPT) -> None:
     text = page.read_text()
     written, pictures = page_with_tables(text, folder), pictures_of(text, folder)
     write_atomically(page, written.encode())
-    for name, png in pictures.items():
-        write_atomically(page.parent / name, png)
+    for name, svg in pictures.items():
+        write_atomically(page.parent / name, svg)

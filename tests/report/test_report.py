@@ -16,7 +16,7 @@ from scipy import stats
 
 from teach_once.report.command import cli
 from teach_once.report.differences import difference_cells, interval_bars
-from teach_once.report.page import Report, html_page, ledger, markdown_page
+from teach_once.report.page import Report, cost_of_teacher, html_page, markdown_page
 from teach_once.report.runs import Errors, Result, results_in
 from teach_once.report.table import csv_table, markdown_table, rows_of, terminal_table
 from teach_once.train.runs.study import Study
@@ -151,20 +151,20 @@ def test_the_certificate_of_a_reduced_cache_is_on_both_pages() -> None:
         assert "ertificate" not in page(full)
 
 
-def test_the_ledger_counts_the_images_that_a_live_teacher_would_have_seen() -> None:
-    found = ledger(RUNS, TEACHER)  # 100 samples, 4 views, one taught run of 30 epochs
-    assert found["teacher passes run"] == "1, over 4 views: 400 images"
-    assert "1 (one in each taught run): 3,000 images, 2,600 more" in found["teacher passes saved"]
-    assert found["seconds saved"].startswith("52 net, at the 50 images/s measured")
-    assert found["paid back after"] == "0.1 taught runs"
+def test_cost_of_teacher_has_three_numbers_and_times_of_a_known_rate() -> None:
+    found = cost_of_teacher(RUNS, TEACHER)  # 100 samples, 4 views, one run of 30 epochs, 50 per s
+    assert found == {
+        "the teacher's pass, once": "400 images (8 s)",
+        "with the teacher in the loop, 1 distilled run": "3,000 images (60 s)",
+        "paid back after": "0.1 distilled runs",
+    }
 
 
-def test_the_ledger_of_runs_that_saw_fewer_images_than_the_pass_says_so() -> None:
+def test_cost_of_teacher_of_short_or_undistilled_runs_is_paid_back_late_or_not() -> None:
     short = [dataclasses.replace(result, epochs=1) for result in RUNS]
-    found = ledger(short, TEACHER)  # 100 samples, 4 views, one taught run of one epoch
-    assert found["teacher passes saved"].endswith(": 100 images, 300 fewer than were run")
-    assert found["seconds saved"].startswith("none yet: 6 lost so far, at the 50 images/s")
-    assert found["paid back after"] == "4.0 taught runs"
+    assert cost_of_teacher(short, {})["paid back after"] == "4.0 distilled runs"
+    alone = [result for result in RUNS if not result.reads_cache]
+    assert cost_of_teacher(alone, {})["paid back after"] == "no distilled run"
 
 
 # ---- a folder of runs

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from teach_once.report.learning_curves import BEST
 from teach_once.report.page import Report, html_page
 from teach_once.report.page_assets import DARK, DARK_PAPER, LIGHT, LIGHT_PAPER
 from teach_once.report.runs import Result
@@ -132,11 +133,20 @@ def probed(tmp_path: Path, scheme: str) -> Any:
     return json.loads(html.unescape(found))
 
 
+def expected_lines(scheme: str) -> list[str]:
+    """A color for each of the five methods with the lowest error, gray for the others."""
+    colors, quiet = (DARK, "#a3adb8") if scheme == "dark" else (LIGHT, "#5b6672")
+    methods = [row.method for row in rows_of(page_runs())]
+    by_error = sorted(methods, key=mean_errors().__getitem__)
+    ranks = map(by_error.index, methods)
+    return [colors[rank + 1] if rank < BEST else quiet for rank in ranks]
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_browser_shows_sorts_and_switches_the_page_without_an_error(
     tmp_path: Path, scheme: str
 ) -> None:
-    colors, paper = (DARK, DARK_PAPER) if scheme == "dark" else (LIGHT, LIGHT_PAPER)
+    paper = DARK_PAPER if scheme == "dark" else LIGHT_PAPER
     names = [row.method for row in rows_of(page_runs())]
     for width, seen in probed(tmp_path, scheme).items():
         size = "narrow" if width == "390" else "wide"
@@ -145,7 +155,7 @@ def test_a_browser_shows_sorts_and_switches_the_page_without_an_error(
             assert each["after_the_switch"] == [f"{size} by-time"]
             assert (each["overlaps"], each["cut"], each["wide"]) == (False, False, False)
             assert each["paper"] == rgb(paper)
-            assert each["lines"] == [rgb(colors[n % len(colors)]) for n in range(len(names))]
+            assert each["lines"] == list(map(rgb, expected_lines(scheme)))
         assert seen["still"]["buttons"] == 0
         by_error = sorted(["teacher", *names], key=mean_errors().__getitem__)
         assert seen["by_error"][0][1] == by_error

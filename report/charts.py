@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ _DARK_OF = {
     **{INK: "#e6eaee", QUIET: "#a3adb8", RULE: "#323a43", LIGHT_PAPER: DARK_PAPER},
     **dict(zip(LIGHT, DARK, strict=True)),
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # matplotlib's parameters
     **{"font.size": FONT_PX, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET},
     **{"xtick.color": QUIET, "ytick.color": QUIET, "xtick.labelcolor": INK, "axes.grid": True},
     **{"ytick.labelcolor": INK, "grid.color": RULE, "figure.facecolor": "none"},
@@ -182,10 +182,10 @@ def learning_curves(curves: Sequence[Curve]) -> Figure:
     named = [*curves[:BEST], *curves[-1:]] if len(curves) > BEST else curves
     places = axes.transAxes.inverted()
     ends = [places.transform(axes.transData.transform((0, c.points[-1].mean)))[1] for c in named]
-    for index, y in enumerate(spread_apart(ends, 0.075, 0.0, 1.0)):
+    for index, place in enumerate(spread_apart(ends, 0.075, 0.0, 1.0)):
         text = in_plot(named[index].method) if index < BEST else f"{len(curves) - BEST} others"
         color = LIGHT[1 + index] if index < BEST else QUIET
-        axes.text(1.03, y, text, color=color, va="center", transform=axes.transAxes)
+        axes.text(1.03, place, text, color=color, va="center", transform=axes.transAxes)
     return figure
 
 
@@ -207,6 +207,7 @@ def as_svg(figure: Figure) -> bytes:
     with rc_context(_STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None})
     svg = re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', file.getvalue())
+    svg = re.sub("font-family: [^;]*", "font-family: system-ui, sans-serif", svg)
     names = {light: f"--c{number}" for number, light in enumerate(_DARK_OF)}
     svg = re.sub("|".join(names), lambda found: f"var({names[found[0]]})", svg)
     light, dark = (

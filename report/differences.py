@@ -21,7 +21,7 @@ _WIDTH, _HEIGHT = 150.0, 14.0  # of a bar, in px
 
 
 def known_differences(rows: Sequence[Row]) -> list[tuple[Row, str, PairedDifference]]:
-    """(method, reference, difference), sorted by difference, for pairs that share three seeds."""
+    """(method, reference, difference), sorted by difference, for pairs that share two seeds."""
     found = [(row, "ce", row.to_ce) for row in rows] + [(row, "kd", row.to_kd) for row in rows]
     others = [(row, *row.to_other) for row in rows if row.to_other]
     known = [(row, to, each) for row, to, each in [*found, *others] if each and each.interval]
@@ -29,7 +29,7 @@ def known_differences(rows: Sequence[Row]) -> list[tuple[Row, str, PairedDiffere
 
 
 def difference_cells(rows: Sequence[Row]) -> list[list[Cell]]:
-    """Header and one line per difference; nothing if no two methods share three seeds."""
+    """Header and one line per difference; nothing if no two methods share two seeds."""
     header = ["method", "against", "seeds", "difference", f"{LEVEL:.0%} interval", "p"]
     lines = [list(_cells(*each)) for each in known_differences(rows)]
     return [[Cell(title) for title in header], *lines] if lines else []

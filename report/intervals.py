@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 
 LEVEL = 0.95
-FEWEST_SEEDS = 3  # of an interval and of a p
 _ROUNDING = 1e-9  # of differences of errors in percent; one of 10⁹ samples is a hundred times more
 
 
@@ -34,22 +33,19 @@ class Interval:
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
-    """mean ± t(n - 1) · s / √n at `LEVEL`; None of fewer than three values.
-
-    With two, t(1) is 12.7: an interval that contains everything.
-    """
-    if len(values) < FEWEST_SEEDS:
+    """mean ± t(n - 1) · s / √n at `LEVEL`; None of fewer than two values, which have no s."""
+    if len(values) < 2:
         return None
     error = statistics.stdev(values) / len(values) ** 0.5
     return Interval(statistics.fmean(values), _quantile(len(values) - 1) * error, len(values))
 
 
 def paired_p(gaps: Sequence[float]) -> float | None:
-    """Two-sided p of a paired t-test; None of fewer than three gaps, or if all are equal.
+    """Two-sided p of a paired t-test; None of fewer than two gaps, or if all are equal.
 
     Equal up to rounding: 10.3 - 7.3 and 11.3 - 8.3 differ in their last bits alone.
     """
-    if len(gaps) < FEWEST_SEEDS or max(gaps) - min(gaps) < _ROUNDING:
+    if len(gaps) < 2 or max(gaps) - min(gaps) < _ROUNDING:
         return None
     from scipy.special import stdtr
 

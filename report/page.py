@@ -187,7 +187,7 @@ def _table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
 
 
 def _differences(rows: Sequence[Row]) -> list[str]:
-    """Nothing if no two methods share three seeds."""
+    """Nothing if no two methods share two seeds."""
     if not (lines := difference_cells(rows)):
         return []
     bars = zip(lines[1:], interval_bars(rows), strict=True)

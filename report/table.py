@@ -44,8 +44,8 @@ class Spread:
 class PairedDifference:
     """Of a method's last top-1 error to another's, over the seeds that both have.
 
-    p: two-sided, of a paired t-test; None with fewer than three seeds or without any spread.
-    interval: of the mean; None with fewer than three seeds.
+    p: two-sided, of a paired t-test; None with fewer than two seeds or without any spread.
+    interval: of the mean; None with fewer than two seeds.
     """
 
     mean: float

@@ -44,8 +44,8 @@ def test_every_figure_in_the_answers_of_a_page_is_in_one_of_its_tables(
 
 def test_every_picture_that_is_asked_for_is_there_and_shown() -> None:
     text = (ROOT / PAGE).read_text()
-    for name in re.findall(r"<!-- picture: .* ([\w./+-]+\.png)(?:: .*)? -->", text):
-        assert (ROOT / PAGE).parent.joinpath(name).read_bytes().startswith(b"\x89PNG")
+    for name in re.findall(r"<!-- picture: .* ([\w./+-]+\.svg)(?:: .*)? -->", text):
+        assert (ROOT / PAGE).parent.joinpath(name).read_bytes().startswith(b"<?xml")
         assert f"]({name})" in text
 
 
@@ -252,19 +252,21 @@ def test_weights_are_chosen_by_the_validation_error(
 
 def test_pictures_are_drawn_beside_the_page(kept: Path) -> None:
     marks = [
-        f"<!-- picture: study {kind} {kind}.png -->" for kind in ("errors", "curves", "stored")
+        f"<!-- picture: study {kind} {kind}.svg -->" for kind in ("errors", "curves", "stored")
     ]
     page = kept / "page.md"
-    page.write_text("\n".join([*marks, "<!-- picture: study stored two.png: cd ce -->"]))
+    page.write_text("\n".join([*marks, "<!-- picture: study stored two.svg: cd ce -->"]))
     write(page, kept)
-    drawn = {file.name for file in kept.glob("*.png")}
-    assert drawn == {"errors.png", "curves.png", "stored.png", "two.png"}
-    assert (kept / "two.png").read_bytes() != (kept / "stored.png").read_bytes()
+    drawn = {file.name for file in kept.glob("*.svg")}
+    assert drawn == {"errors.svg", "curves.svg", "stored.svg", "two.svg"}
+    assert (kept / "two.svg").read_bytes() != (kept / "stored.svg").read_bytes()
 
 
 def test_an_unknown_picture_is_refused(kept: Path) -> None:
-    with pytest.raises(ResultsError, match="unknown picture; known: errors, curves, stored"):
-        pictures_of("<!-- picture: study beauty x.png -->", kept)
+    with pytest.raises(
+        ResultsError, match="unknown picture; known: errors, curves, differences, stored"
+    ):
+        pictures_of("<!-- picture: study beauty x.svg -->", kept)
 
 
 @pytest.mark.parametrize(

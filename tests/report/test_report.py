@@ -302,8 +302,8 @@ def test_the_page_holds_everything_and_asks_for_nothing(report: Path) -> None:
     for heading in (
         "Learning curves",
         "Paired differences",
-        "What the teacher cost",
-        "Where it comes from",
+        "Cost of the teacher",
+        "Provenance",
         "Commands",
     ):
         assert f"<h2>{heading}</h2>" in text

@@ -205,7 +205,8 @@ def test_runs_can_be_named_and_a_live_teacher_is_a_method_of_its_own(
     ]
     (path,) = (tmp_path / "small").glob("report-*.html")  # of runs that were chosen by hand
     page = path.read_text()
-    assert "1 (one in each taught run): 200 images" in page  # the live one saved nothing
+    cost = "with the teacher in the loop, 1 distilled run</dt><dd>200 images"
+    assert cost in page  # the live run saved nothing
     assert f"The runs {live.name}, {cached.name}." in page
 
 

@@ -320,7 +320,7 @@ def test_damage_of_an_object_is_found_named_and_mended(
     assert f"tap logits, view 1, block 0, wrong checksum: s3://bucket/{LOGITS}" in told
     assert "tap stage1, view 0, block 1, chunk has 5 bytes" in told
     assert "zarr metadata missing" in told
-    assert f"{remote} is unsound: 4 faults" in told
+    assert f"{remote} is unsound: 5 faults" in told
     assert "with a valid copy of it, CACHE, also: " in told
     assert "store copy CACHE s3://bucket/caches\n" in told
     assert upload(cache, url) == (2, NUM_CHUNKS - 2)

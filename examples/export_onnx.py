@@ -12,7 +12,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 
 
@@ -21,6 +20,8 @@ def convert(exported: Path, target: Path) -> float:
 
     Its input `images` is (B, C, H, W) float32, normalized as exported/student.json says; B is free.
     """
+    import onnxruntime  # of the extra: this module can be imported without it
+
     program = torch.export.load(exported / "student.pt2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own calls

@@ -194,10 +194,10 @@ def test_the_cosine_is_torch_s_behind_a_linear_warm_up(warmup: int, last: float)
         ),
         (
             ["gradient_accumulation=33"],
-            "gradient_accumulation is 33, more parts than the batch has samples: 32",
+            "gradient_accumulation is 33, more than batch_size, 32",
         ),
         (["schedule={type: cosine, warmup_epochs: 40}"], "warmup_epochs is 40 of 40 epochs; use"),
-        (["schedule={type: cosine, final_learning_rate: 1.0}"], "more than the highest"),
+        (["schedule={type: cosine, final_learning_rate: 1.0}"], "above the highest"),
         (["label_smoothing=0.1"], "training.label_smoothing: unknown key"),
     ],
 )

@@ -66,6 +66,7 @@ def weights(path: Path, seed: int) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("all_digits")
 def test_a_loss_that_is_edited_during_a_study_stays_the_one_that_was_loaded(
     make_study: MakeStudy, folder: Path
 ) -> None:

@@ -92,7 +92,8 @@ def test_what_is_there_is_not_copied_again(url: ObjectUrl, server: Server, tmp_p
     server.requests.clear()
     assert upload(cache, url) == (1, NUM_CHUNKS - 1)
     put = {path for method, path in server.requests if method == "PUT"}
-    assert put == {f"/bucket/{LOGITS}", "/bucket/caches/conditional-writes"}
+    index = "/bucket/caches/t-e4812202/index.json"
+    assert put == {f"/bucket/{LOGITS}", index, "/bucket/caches/conditional-writes"}
     assert upload(cache, url) == (0, NUM_CHUNKS)
 
 

@@ -72,4 +72,4 @@ def test_a_check_of_many_chunks_lists_few_of_them_before_the_first_is_checked(
     opened = TeacherCache.open(small_cache)
     assert opened.faults(on_chunk=lambda num_bytes: first.append(listed)) == []
     assert first[0] < 50
-    assert len(first) == listed == 200 * 18
+    assert len(first) == listed == 200 * 24

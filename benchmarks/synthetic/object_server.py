@@ -156,9 +156,7 @@ class Server:
 
 
 async def _serve(mb_per_second: float) -> None:
-    server = await asyncio.start_server(
-        Server(mb_per_second).serve, "127.0.0.1", 0, max_per_class=2**22
-    )
+    server = await asyncio.start_server(Server(mb_per_second).serve, "127.0.0.1", 0, limit=2**22)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

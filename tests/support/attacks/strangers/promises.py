@@ -147,7 +147,7 @@ def _shown_errors(output: str) -> list[str]:
 def report_is_safe(answer: Answer) -> str:
     folder = answer.world / "runs" / "s"
     page = _Tags()
-    page.placement((folder / "report.html").read_text())
+    page.feed((folder / "report.html").read_text())
     if page.active:
         return f"report.html holds {page.active[0]}"
     table = list(csv.reader(io.StringIO((folder / "ablation.csv").read_text())))

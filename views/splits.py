@@ -53,8 +53,8 @@ class LazyPaths(Sequence[Path]):
 class Split:
     """Samples in their fixed order; `labels` is (N,) int64.
 
-    A digest is the BLAKE2b-128 of a sample's bytes: the bytes of its file, or its pixels if there
-    is not a file (`sample_digest`).
+    A digest is the BLAKE2b-128 of a sample's bytes: its file's, or its pixels in a dataset of
+    arrays (`sample_digest`).
 
     load: sample ids (M,) -> images (M, H, W, C) uint8, which must be of one size, and their
     digests (M, 16) uint8.

@@ -63,4 +63,4 @@ def all_findings() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit("\n".join(all_findings()))
+    sys.exit("\n".join(all_findings()) or 0)

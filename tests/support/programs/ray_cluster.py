@@ -32,8 +32,10 @@ class Nodes:
         self._cluster.remove_node(self.alive.pop(0), allow_graceful=False)
 
     def restore(self, number: int = 2) -> None:
+        """Add what is missing, and wait until the cluster has noticed who died."""
         while len(self.alive) < number:
             self.add()
+        self._cluster.wait_for_nodes(timeout=120)
 
 
 @contextmanager

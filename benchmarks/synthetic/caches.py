@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from teach_once.precompute.compute.setup import Setup
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.store import CacheContent, CacheWriter, TapSpec
-from teach_once.store.format.spec import SAMPLE_DIGEST, Block
+from teach_once.store.format.spec import DIGEST_BYTES, SAMPLE_DIGEST, Block
+from teach_once.store.write.pending_blocks import Work
 
 DigestsOf = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
@@ -52,8 +53,15 @@ def logits_cache(folder: Path, record_bytes: int, view_bytes: int) -> Path:
         for item in writer.work:
             shape = (item.block.rows, record_bytes // 2)
             values = rng.integers(0, 2**14, shape, dtype=np.uint16).view(np.float16)
-            writer.write_block(item.block, {"logits": values})
+            writer.write_block(item.block, {"logits": values, **no_digests(item)})
     return path
+
+
+def no_digests(work: Work) -> dict[str, NDArray[np.uint8]]:
+    """Return the digests of samples that do not exist, if this work is to store any."""
+    if SAMPLE_DIGEST not in work.taps:
+        return {}
+    return {SAMPLE_DIGEST: np.zeros((work.block.rows, DIGEST_BYTES), np.uint8)}
 
 
 def fill_with_noise(setup: Setup, digests: DigestsOf) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.harness import Findings, markdown
-from benchmarks.synthetic.caches import content_of
+from benchmarks.synthetic.caches import content_of, no_digests
 from benchmarks.synthetic.object_server import object_server
 from teach_once.precompute.compute.queue import BlockQueue
 from teach_once.precompute.ray_driver import BlockTasks
@@ -64,7 +64,8 @@ def commit_empty(folder: Path, handout: Handout, group: list[Work]) -> list[Any]
     """A worker's task: commit blocks of zeros."""
     writer = writer_on_node(handout, group, folder)
     for item in group:
-        writer.write_block(item.block, {"correct": np.zeros(item.block.rows, np.uint8)})
+        zeros = {"correct": np.zeros(item.block.rows, np.uint8)}
+        writer.write_block(item.block, {**zeros, **no_digests(item)})
     return []
 
 

@@ -168,7 +168,7 @@ def test_make_says_whether_runs_share_a_reading(given: str, option: str) -> None
         for line in make("ablation", given).stdout.splitlines()
         if "teach_once ablation" in line
     )
-    assert "".join(word for word in command.split() if word.endswith("share")) == option
+    assert "".join(word for word in command.split() if word.endswith("shared-loading")) == option
 
 
 @pytest.mark.parametrize("target", ["train-student", "ablation"])

@@ -31,7 +31,7 @@ from teach_once.train.studies.ablation import run_ablation
 from teach_once.views.pixels.resident import evaluation_pixels
 from teach_once.views.pixels.resident import free_memory as free_memory_on
 from teach_once.views.pixels.streaming import default_workers
-from teach_once.views.splits import Split, array_split
+from teach_once.views.splits import Split, array_split, stack_digests
 
 CPU = torch.device("cpu")
 GB = 2**30
@@ -251,13 +251,16 @@ def photographs_of(count: int, size: int) -> Split:
     def image(sample: int) -> np.ndarray:
         return np.full((size, size, 3), sample % 251, dtype=np.uint8)
 
-    def read_each(ids: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        return ((image(int(sample)), int(sample)) for sample in ids)
+    def digests(ids: np.ndarray) -> np.ndarray:
+        return stack_digests(int(sample).to_bytes(16, "little") for sample in ids)
+
+    def read_each(ids: np.ndarray) -> Iterator[tuple[np.ndarray, bytes]]:
+        return ((image(int(sample)), int(sample).to_bytes(16, "little")) for sample in ids)
 
     def load(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.stack([image(int(sample)) for sample in ids]), ids.astype(np.uint32)
+        return np.stack([image(int(sample)) for sample in ids]), digests(ids)
 
-    return Split(np.arange(count), load, read_each, lambda ids: ids.astype(np.uint32), str)
+    return Split(np.arange(count), load, read_each, digests, str)
 
 
 def test_test_images_are_held_once() -> None:

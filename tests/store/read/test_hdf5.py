@@ -36,10 +36,10 @@ def test_plain_h5py_reads_it_by_the_description_in_format_md(exported: Path) -> 
             data = file[tap]
             assert data.chunks is None  # contiguous
             assert data.compression is None
-            assert (data[1] == expected).all()
-            rows = data[1, 8:11]
-            crc = google_crc32c.value(rows.tobytes())
-            assert data.attrs["block_crc32c"][1, 2] == crc
+            crcs = data.attrs["block_crc32c"]
+            view, crcs = (data[:], crcs) if tap == "sample_digest" else (data[1], crcs[1])
+            assert (view == expected).all()
+            assert crcs.reshape(-1)[2] == google_crc32c.value(view[8:11].tobytes())
         assert (file["labels"][:] == LABELS).all()
 
 
@@ -49,7 +49,8 @@ def test_a_round_trip_gives_the_same_folder_bit_for_bit(
     target = import_cache(exported, tmp_path / "imported")
     ours = {f.relative_to(cache): f for f in cache.rglob("*") if f.is_file()}
     theirs = {f.relative_to(target): f for f in target.rglob("*") if f.is_file()}
-    assert ours.keys() == theirs.keys()
+    # An import has ended, and so lists its files; the pass that wrote these blocks has not.
+    assert ours.keys() == theirs.keys() - {Path("index.json")}
     for name, file in ours.items():
         if name.name != "writer.lock":
             assert file.read_bytes() == theirs[name].read_bytes(), name

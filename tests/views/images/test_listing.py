@@ -157,9 +157,9 @@ def test_listings_are_forgotten_where_asked_to(root: Path, tmp_path: Path) -> No
 def test_what_is_no_image_file_is_named(root: Path) -> None:
     strange = root / "train/cat/strange.png"
     for make, what in (
-        (lambda: os.mkfifo(strange), "no regular file"),
-        (lambda: strange.mkdir(), "no regular file"),
-        (lambda: strange.symlink_to("/dev/zero"), "no regular file"),
+        (lambda: os.mkfifo(strange), "not a regular file"),
+        (lambda: strange.mkdir(), "not a regular file"),
+        (lambda: strange.symlink_to("/dev/zero"), "not a regular file"),
         (lambda: strange.symlink_to("nowhere.png"), "No such file"),
         (lambda: strange.symlink_to("strange.png"), "symbolic links"),
     ):

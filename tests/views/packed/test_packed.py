@@ -31,9 +31,9 @@ def folder_of(root: Path) -> Dataset:
     return load_dataset(ImageFolder(type="imagefolder", root=str(root), normalization=RGB))
 
 
-def packed_of(file: Path, limit: int | None = None) -> Dataset:
+def packed_of(file: Path, max_per_class: int | None = None) -> Dataset:
     return load_dataset(
-        Packed(type="packed", file=str(file), normalization=RGB, max_per_class=limit)
+        Packed(type="packed", file=str(file), normalization=RGB, max_per_class=max_per_class)
     )
 
 

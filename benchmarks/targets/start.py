@@ -67,10 +67,10 @@ def prepare(folder: Path, num_images: int) -> list[str]:
     save_random_weights(folder / "teacher.pt", "resnet8", 10)
     (folder / "start-teacher.yaml").write_text(TEACHER.format(folder=folder))
     (folder / "start-student.yaml").write_text(STUDENT.format(folder=folder))
-    places = [f"CACHES={folder}/caches", f"RUNS={folder}/runs"]
-    make = ["make", "--silent", "cache-teacher", f"TEACHER={folder}/start-teacher.yaml", *places]
+    caches = f"CACHES={folder}/caches"
+    make = ["make", "--silent", "cache-teacher", f"TEACHER={folder}/start-teacher.yaml", caches]
     subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return [f"STUDENT={folder}/start-student.yaml", "METHOD=cd+gkd", *places]
+    return [f"STUDENT={folder}/start-student.yaml", "METHOD=cd+gkd", caches, f"RUNS={folder}/runs"]
 
 
 def seconds_to_first_step(folder: Path, arguments: list[str], seed: int) -> float:

@@ -15,19 +15,13 @@ from teach_once.precompute.command import cli as precompute
 from teach_once.train.cli.commands import cli as train
 from tests.support.project import ROOT
 
+pytestmark = pytest.mark.usefixtures("own_process")
+
 SMALL = [
     "teacher.training.epochs=1",
     "teacher.training.max_per_class=10",
     "teacher.training.batch_size=20",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _own_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`main` sets what its process alone would have."""
-    monkeypatch.setattr("sys.argv", list(sys.argv))
-    monkeypatch.setattr("sys.path", list(sys.path))
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")
 
 
 def missing(cached: list[str], tmp_path: Path, name: str) -> list[str]:

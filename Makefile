@@ -122,20 +122,42 @@ USING      := cache-teacher train-student ablation export-student check-recomput
 DEVELOPING := env test test-quick lint docs bench
 RARE       := env-cluster test-long bench-scale bench-store
 
+# Settings and what they mean, as words of the shell: those of most calls, and all others.
+COMMON_SETTINGS = \
+  TEACHER=$(call q,TEACHER) 'a file of configs/teacher, or a path' \
+  STUDENT=$(call q,STUDENT) 'a file of configs/student, or a path' \
+  METHOD=$(call q,METHOD) 'method of a student' \
+  SEED=$(call q,SEED) 'seed of a student' \
+  'METHODS="ce kd"' 'methods of an ablation (default: all in the file)' \
+  'SEEDS="'$(call q,SEEDS)'"' 'seeds of an ablation' \
+  'ARGS="key.sub=value ..."' 'config keys; teacher.key.sub=value is for the teacher of a student' \
+  DEVICE=$(call q,DEVICE) 'auto, cpu, cuda, ...'
+OTHER_SETTINGS = \
+  JOBS=$(call q,JOBS) 'runs of an ablation that train in parallel' \
+  'SHARED_LOADING=1' 'train the runs of a seed together, reading each image once (0: apart)' \
+  CACHES=$(call q,CACHES) 'folder of the caches, or s3://bucket/prefix' \
+  'MIRROR=mirror' 'local folder for data fetched from s3://...' \
+  'MIRROR_GB=50' 'maximum size of that folder' \
+  'CACHE=path' 'train from this cache, without the teacher; or check it' \
+  RUNS=$(call q,RUNS) 'folder of the runs' \
+  EXPORT_DIR=$(call q,EXPORT_DIR) 'folder of the exported student' \
+  'WORKERS=4' 'processes that read images' \
+  PLACEMENT=$(call q,PLACEMENT) "where a view's teacher outputs are kept: auto, device, host, window" \
+  'RETRAIN=1' 'train finished runs again and replace them' \
+  'NPROC=8' 'processes that train one network together, and run the teacher: one for each GPU' \
+  'CLUSTER=auto' 'a Ray cluster, or its address: its nodes run the teacher and an ablation' \
+  'GPUS_PER_WORKER=1' 'GPUs of each worker that runs the teacher there; also CPUS_PER_WORKER' \
+  'GPUS_PER_RUN=0.5' 'GPUs of each run of an ablation there; also CPUS_PER_RUN' \
+  'LOGGER=wandb' 'also log the metrics of each epoch there: tensorboard, wandb, mlflow' \
+  'FULL_CHECK=1' 'list image folders again, check every byte of a large finished cache' \
+  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes of processor time'
+
 help: ## print this help
 	@echo "Teach Once: run the teacher once, train as many students as you like."
 	@echo; echo "Train students:"
 	@$(call describe,$(USING))
 	@echo; echo "Settings, as in make train-student METHOD=kd SEED=1:"
-	@printf '  %-24s %s\n' \
-	  TEACHER=$(call q,TEACHER) 'a file of configs/teacher, or a path' \
-	  STUDENT=$(call q,STUDENT) 'a file of configs/student, or a path' \
-	  METHOD=$(call q,METHOD) 'method of a student' \
-	  SEED=$(call q,SEED) 'seed of a student' \
-	  'METHODS="ce kd"' 'methods of an ablation (default: all in the file)' \
-	  'SEEDS="'$(call q,SEEDS)'"' 'seeds of an ablation' \
-	  'ARGS="key.sub=value ..."' 'config keys; teacher.key.sub=value is for the teacher of a student' \
-	  DEVICE=$(call q,DEVICE) 'auto, cpu, cuda, ...'
+	@printf '  %-24s %s\n' $(COMMON_SETTINGS)
 	@echo; echo "Develop:"
 	@$(call describe,$(DEVELOPING))
 	@echo; echo "All targets and settings: make help-all, docs/reference/commands.md"
@@ -144,33 +166,7 @@ help: ## print this help
 help-all:
 	@$(call describe,help $(USING) $(DEVELOPING) $(RARE))
 	@echo; echo "Settings:"
-	@printf '  %-24s %s\n' \
-	  TEACHER=$(call q,TEACHER) 'a file of configs/teacher, or a path' \
-	  STUDENT=$(call q,STUDENT) 'a file of configs/student, or a path' \
-	  METHOD=$(call q,METHOD) 'method of a student' \
-	  SEED=$(call q,SEED) 'seed of a student' \
-	  'METHODS="ce kd"' 'methods of an ablation (default: all in the file)' \
-	  'SEEDS="'$(call q,SEEDS)'"' 'seeds of an ablation' \
-	  JOBS=$(call q,JOBS) 'runs of an ablation that train side by side' \
-	  'SHARED_LOADING=1' 'train the runs of a seed together, reading each image once (0: apart)' \
-	  'ARGS="key.sub=value ..."' 'config keys; teacher.key.sub=value is for the teacher of a student' \
-	  CACHES=$(call q,CACHES) 'folder of the caches, or s3://bucket/prefix' \
-	  'MIRROR=mirror' 'folder that holds what was read of s3://...' \
-	  'MIRROR_GB=50' 'how large that folder may become' \
-	  'CACHE=path' 'train from this cache, without the teacher; or check it' \
-	  RUNS=$(call q,RUNS) 'folder of the runs' \
-	  EXPORT_DIR=$(call q,EXPORT_DIR) 'folder of the exported student' \
-	  DEVICE=$(call q,DEVICE) 'auto, cpu, cuda, ...' \
-	  'WORKERS=4' 'processes that read images' \
-	  PLACEMENT=$(call q,PLACEMENT) 'where the teacher outputs of a view are held: auto, device, host, window' \
-	  'RETRAIN=1' 'train finished runs again and replace them' \
-	  'NPROC=8' 'processes that train a network together, and run the teacher: one for each GPU' \
-	  'CLUSTER=auto' 'a Ray cluster, or its address: its nodes run the teacher and an ablation' \
-	  'GPUS_PER_WORKER=1' 'GPUs of each worker that runs the teacher there; also CPUS_PER_WORKER' \
-	  'GPUS_PER_RUN=0.5' 'GPUs of each run of an ablation there; also CPUS_PER_RUN' \
-	  'LOGGER=wandb' 'also send the figures of each epoch there: tensorboard, wandb, mlflow' \
-	  'FULL_CHECK=1' 'list image folders again, check every byte of a large finished cache' \
-	  'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes of processor time'
+	@printf '  %-24s %s\n' $(COMMON_SETTINGS) $(OTHER_SETTINGS)
 
 env: ## create .venv, or update it if requirements.txt has changed
 	@cmp -s requirements.txt $(VENV)/installed.txt || { \

@@ -74,23 +74,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = ", ".join([*COMMANDS, *PROGRAMS])
         print(f"error: no program {name!r}\n  fix: one of {known}", file=sys.stderr)
         return 2
-    if not sys.flags.safe_path:
-        _put_last(os.getcwd())
-        os.environ["PYTHONSAFEPATH"] = "1"  # processes that this one starts get its sys.path
-    status: int
     if name in COMMANDS and name not in _MODULES:
-        words = [name, *with_words(rest)]
-        sys.argv = ["teach-once", *words]
-        status = import_module("teach_once.commands").cli(words)
-        return status
-    sys.argv = [f"teach-once {name}", *rest]
-    module = import_module(f"teach_once.{_MODULES.get(name, f'{name}.__main__')}")
-    status = module.cli(rest)
+        rest = [name, *with_words(rest)]
+        program, module = "teach-once", "teach_once.commands"
+    else:
+        program = f"teach-once {name}"
+        module = f"teach_once.{_MODULES.get(name, f'{name}.__main__')}"
+    status: int
+    before, sys.argv = sys.argv, [program, *rest]  # messages print the command from it
+    try:
+        status = import_module(module).cli(rest)
+    finally:
+        sys.argv = before
     return status
 
 
 def run() -> None:
-    """Run the command line and end the process."""
+    """Run the command line and end the process.
+
+    What it changes for the process, and for those that it starts, is not undone.
+    """
+    if not sys.flags.safe_path:
+        _put_last(os.getcwd())
+        os.environ["PYTHONSAFEPATH"] = "1"  # processes that this one starts get its sys.path
     status = main()
     if num_ranks() > 1:
         from teach_once.runtime.command.frame import end_process

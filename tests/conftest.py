@@ -91,14 +91,6 @@ def all_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo what `teach_once.__main__.main` sets, which a process of its own would end with."""
-    monkeypatch.setattr("sys.argv", list(sys.argv))
-    monkeypatch.setattr("sys.path", list(sys.path))
-    monkeypatch.setenv("PYTHONSAFEPATH", "")  # as if it were not set
-
-
-@pytest.fixture
 def console() -> Console:
     return Console(file=io.StringIO(), width=200)
 

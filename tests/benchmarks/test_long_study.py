@@ -16,8 +16,6 @@ from benchmarks.results.__main__ import cli
 from benchmarks.results.kept import ResultsError, load_kept
 from tests.support.project import ROOT
 
-pytestmark = pytest.mark.usefixtures("own_process")
-
 # A student and its teacher as short as they can be: what is kept does not depend on it.
 STUDENT = "brief"
 TEACHER_FILE = f"""

@@ -205,10 +205,13 @@ def test_processes_that_the_command_starts_do_not_run_such_a_file_either(tmp_pat
     for name in ("socket", "pickle", "tempfile"):
         (tmp_path / "here" / f"{name}.py").write_text(f"raise RuntimeError('the wrong {name}')\n")
     (tmp_path / "script.py").write_text(
+        "import contextlib, sys\n"
         "from multiprocessing import get_context\n"
-        "from teach_once.__main__ import main\n"
+        "from teach_once.__main__ import run\n"
         "if __name__ == '__main__':\n"
-        "    main(['configs', 'list'])\n"
+        "    sys.argv = ['teach-once', 'configs', 'list']\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        run()\n"
         "    process = get_context('spawn').Process(target=print)\n"
         "    process.start()\n"
         "    process.join()\n"

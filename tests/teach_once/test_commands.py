@@ -15,8 +15,6 @@ from teach_once.precompute.command import cli as precompute
 from teach_once.train.cli.commands import cli as train
 from tests.support.project import ROOT
 
-pytestmark = pytest.mark.usefixtures("own_process")
-
 SMALL = [
     "teacher.training.epochs=1",
     "teacher.training.max_per_class=10",

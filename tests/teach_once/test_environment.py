@@ -13,8 +13,6 @@ from teach_once import __version__, environment
 from teach_once.__main__ import main
 from tests.support.project import ROOT
 
-pytestmark = pytest.mark.usefixtures("own_process")
-
 
 def lines_of(printed: str) -> dict[str, str]:
     rows = (line.partition(":") for line in printed.splitlines())

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.runtime.command import user_code
 from teach_once.runtime.command.options import Compute
 from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Study, open_study
@@ -88,6 +89,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByGroup
 def all_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """As programs that a test starts read the digits: see `shortened`."""
     monkeypatch.setenv(shortened.ALL_DIGITS, "1")
+
+
+@pytest.fixture(autouse=True)
+def forget_modules_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Forget modules that a test wrote: another test may write one of the same name."""
+    count = len(sys.modules)
+    yield
+    written = str(tmp_path_factory.getbasetemp())
+    for name in list(sys.modules)[count:]:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(written):
+            del sys.modules[name]
+    user_code._promised.clear()
 
 
 @pytest.fixture

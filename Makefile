@@ -24,6 +24,7 @@ JOBS    ?= 1
 SHARED_LOADING ?=
 RETRAIN ?=
 LOGGER  ?=
+QUIET   ?=
 NPROC   ?=
 CLUSTER ?=
 GPUS_PER_WORKER ?=
@@ -37,13 +38,13 @@ PYTHON  ?= python3
 KNOWN   := $(shell sed -n 's/^\([A-Z_]*\) *?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 GIVEN   := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 ifneq ($(filter-out $(KNOWN),$(GIVEN)),)
-  $(error unknown variable $(filter-out $(KNOWN),$(GIVEN)); known: $(KNOWN). Config keys go into ARGS="key.sub=value ...")
+  $(error unknown variable $(filter-out $(KNOWN),$(GIVEN)): make help-all lists all; config keys go into ARGS="key.sub=value ...")
 endif
 
 # What each target reads, besides PYTHON. It refuses any other variable of the command line.
 READS_CACHES  := CACHES MIRROR MIRROR_GB
 READS_PASS    := $(READS_CACHES) DEVICE WORKERS FULL_CHECK TRAIN_TEACHER NPROC CLUSTER GPUS_PER_WORKER \
-  CPUS_PER_WORKER ARGS
+  CPUS_PER_WORKER QUIET ARGS
 READS_RUNS    := $(READS_PASS) STUDENT CACHE RUNS PLACEMENT RETRAIN LOGGER
 reads-cache-teacher  := TEACHER $(READS_PASS)
 reads-train-student  := METHOD SEED $(READS_RUNS)
@@ -102,7 +103,7 @@ STUDY    = $(call q,STUDENT) --seeds $(call q,SEEDS) --methods $(call q,METHODS)
 # With NPROC=N, N processes of this machine train each network together and run the teacher: one
 # for each GPU, or on its CPUs, of which each takes its part. With CLUSTER=address, the nodes of a
 # Ray cluster run the teacher, and train the runs of an ablation.
-TEACHING = $(if $(value FULL_CHECK),--full-check) $(if $(value TRAIN_TEACHER),--train-teacher) \
+TEACHING = $(if $(value QUIET),--quiet) $(if $(value FULL_CHECK),--full-check) $(if $(value TRAIN_TEACHER),--train-teacher) \
   $(if $(value NPROC),--nproc $(call q,NPROC)) $(if $(value CLUSTER),--cluster $(call q,CLUSTER) \
   $(if $(value GPUS_PER_WORKER),--gpus-per-worker $(call q,GPUS_PER_WORKER)) \
   $(if $(value CPUS_PER_WORKER),--cpus-per-worker $(call q,CPUS_PER_WORKER)))
@@ -149,6 +150,7 @@ OTHER_SETTINGS = \
   'GPUS_PER_WORKER=1' 'GPUs of each worker that runs the teacher there; also CPUS_PER_WORKER' \
   'GPUS_PER_RUN=0.5' 'GPUs of each run of an ablation there; also CPUS_PER_RUN' \
   'LOGGER=wandb' 'also log the metrics of each epoch there: tensorboard, wandb, mlflow' \
+  'QUIET=1' 'print errors only' \
   'FULL_CHECK=1' 'list image folders again, check every byte of a large finished cache' \
   'TRAIN_TEACHER=1' 'agree to train a teacher for more than ten minutes of processor time'
 

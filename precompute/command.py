@@ -42,6 +42,7 @@ from teach_once.runtime.command.options import (
     Overrides,
     SpoolFolder,
     TeacherName,
+    can_be_quiet,
     takes_option_groups,
 )
 from teach_once.runtime.command.program import program_text
@@ -63,6 +64,7 @@ app = new_app()
 
 
 @app.command()
+@can_be_quiet
 @takes_option_groups
 def main(
     name: TeacherName,

@@ -7,6 +7,7 @@ ends with their exit code.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _SIMILAR = 0.6  # the least ratio of difflib at which a word is suggested
@@ -55,14 +56,16 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
 
     A known word of several parts is near if one of its parts begins like `word`.
     """
-    names = list(known)
+    names = {name.lstrip("-"): name for name in known}  # two dashes would make all options alike
+    word = word.lstrip("-")
     least = _SIMILAR if len(word) > _SHORT else _SHORT_SIMILAR
     close = difflib.get_close_matches(word, names, n=most, cutoff=least)
     close += [name for name in names if _has_part_like(word, name)]
+    close = [names[each] for each in close]
     *some, last = map(repr, dict.fromkeys(close[:most])) if close else [""]
     return f"; did you mean {' or '.join(filter(None, [', '.join(some), last]))}?" if last else ""
 
 
 def _has_part_like(word: str, name: str) -> bool:
     begin = word[:_TELLING]
-    return len(begin) > 3 and any(part.startswith(begin) for part in name.split("_"))
+    return len(begin) > 3 and any(part.startswith(begin) for part in re.split("[_-]", name))

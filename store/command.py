@@ -28,7 +28,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.progress import TransferSpeedColumn as Speed
 
 from teach_once.runtime.command.frame import new_app, new_console, run_command
-from teach_once.runtime.command.options import CachesOrUrl
+from teach_once.runtime.command.options import CachesOrUrl, can_be_quiet
 from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
 from teach_once.runtime.safe.files import write_atomically
 from teach_once.runtime.safe.text import visible
@@ -218,6 +218,7 @@ def import_(
 
 
 @app.command()
+@can_be_quiet
 def copy(
     cache: CachePath,
     dest: Annotated[
@@ -242,6 +243,7 @@ def copy(
 
 
 @app.command()
+@can_be_quiet
 def convert(
     cache: CachePath,
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="folder of the new cache")],

@@ -22,6 +22,7 @@ from teach_once.runtime.command.options import (
     Compute,
     Overrides,
     TeacherName,
+    can_be_quiet,
     takes_option_groups,
 )
 from teach_once.runtime.command.program import in_repository
@@ -46,6 +47,7 @@ app = new_app("Build whatever is missing, in order, and train from it.")
 
 
 @app.command()
+@can_be_quiet
 @takes_option_groups
 def cache_teacher(
     name: TeacherName,
@@ -62,6 +64,7 @@ def cache_teacher(
 
 
 @app.command()
+@can_be_quiet
 @takes_option_groups
 def train_student(
     request: RunRequest,
@@ -89,6 +92,7 @@ def train_student(
 
 
 @app.command()
+@can_be_quiet
 @takes_option_groups
 def ablation(request: AblationRequest, teaching: TeacherOptions) -> None:
     """Build what is missing, train every method with every seed, and write the report."""

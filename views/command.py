@@ -21,7 +21,7 @@ from rich.console import Console
 from teach_once.configs.load import load_teacher, refuse_missing_data
 from teach_once.configs.schema import HuggingFace, ImageFolder, TeacherConfig, WebDataset
 from teach_once.runtime.command.frame import new_app, new_console, run_command
-from teach_once.runtime.command.options import TeacherName
+from teach_once.runtime.command.options import TeacherName, can_be_quiet
 from teach_once.runtime.command.program import program_text
 from teach_once.runtime.command.progress import Progress
 from teach_once.runtime.formats import format_size
@@ -47,6 +47,7 @@ _MaxSide = Annotated[
 
 
 @app.command()
+@can_be_quiet
 def pack(
     name: TeacherName,
     words: Annotated[

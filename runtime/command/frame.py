@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 
-from teach_once.runtime.command.help import App
+from teach_once.runtime.command.help import App, WrongUsage, usage_error
 from teach_once.runtime.command.make_args import with_words
 from teach_once.runtime.errors import Stopped, UserError
 from teach_once.runtime.machine.resources import num_ranks
@@ -62,9 +62,15 @@ def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> int
     is_our_command = sys.argv[0].partition(" ")[0] == "teach-once"
     with _ended_by_signals():
         try:
-            app(with_words(arguments), prog_name=sys.argv[0] if is_our_command else None)
-        except SystemExit as ended:  # how typer returns, also from --help and a wrong option
+            name = sys.argv[0] if is_our_command else None
+            status = app(with_words(arguments), prog_name=name, standalone_mode=False)
+            return status or 0  # of typer.Exit; a command itself returns None
+        except SystemExit as ended:
             return int(ended.code or 0)
+        except WrongUsage as usage:
+            error = usage_error(usage)
+            print(visible(f"error: {error}"), file=sys.stderr)
+            return error.exit_code
         except UserError as error:
             print(visible(f"error: {error}"), file=sys.stderr)
             return error.exit_code
@@ -76,7 +82,6 @@ def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> int
                 raise
             print(visible(f"error: {refusal}"), file=sys.stderr)
             return refusal.exit_code
-        return 0
 
 
 def end_process(status: int) -> NoReturn:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
+
+from teach_once.runtime.command.program import program
+from teach_once.runtime.errors import UserError, did_you_mean
+from teach_once.runtime.safe.text import one_line
 
 # The groups of options, in the order in which they are printed; RUN has those that name none.
 RUN, DATA, MACHINE = "Run", "Data", "Machine"
@@ -36,6 +40,30 @@ class App(typer.Typer):
         return super().command(name, **{"cls": _Command, **settings})
 
 
+# The error of a command line that click cannot parse; typer exports only this class below it.
+WrongUsage = cast(type[Exception], typer.BadParameter.__mro__[1])
+
+
+def usage_error(error: Any) -> UserError:
+    """Build the message for a command line that cannot be parsed. error: a `WrongUsage`."""
+    option = getattr(error, "option_name", None) if hasattr(error, "possibilities") else None
+    if option is not None:
+        known = [name for param in error.ctx.command.params for name in param.opts]
+        problem = f"option {one_line(option)!r} not found{did_you_mean(option, known)}"
+    else:
+        text = error.format_message().rstrip(".")
+        problem = text[:1].lower() + text[1:]
+    return UserError(problem, fix=_help_command(error.ctx) if error.ctx else None)
+
+
+def _help_command(ctx: Any) -> str:
+    """Return the command that prints the help, as the user's shell can run it."""
+    words = str(ctx.command_path).split()
+    if words[:2] == ["python", "-m"]:
+        words = [*program(words[2]), *words[3:]]
+    return " ".join([*words, "--help"])
+
+
 class _Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         console = _console()
@@ -55,6 +83,15 @@ class _Command(TyperCommand):
 
 
 class _Group(TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first word names. Raises UserError if it is not one."""
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = did_you_mean(args[0], self.list_commands(ctx), most=3)
+            raise UserError(
+                f"command {one_line(args[0])!r} not found{near}", fix=_help_command(ctx)
+            )
+        return super().resolve_command(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         console = _console()
         _print_text(console, self.get_usage(ctx), self.help)

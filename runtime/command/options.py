@@ -11,7 +11,9 @@ import copy
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, get_args, get_type_hints
@@ -19,7 +21,7 @@ from typing import Annotated, ClassVar, get_args, get_type_hints
 import typer
 from typer.models import OptionInfo
 
-from teach_once.runtime.command.help import DATA, MACHINE
+from teach_once.runtime.command.help import DATA, MACHINE, RUN
 from teach_once.runtime.command.program import program_text
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.machine.devices import refuse_unknown_device
@@ -121,6 +123,9 @@ ClusterAddress = Annotated[
 ]
 
 
+_Quiet = Annotated[bool, typer.Option("--quiet", help="print errors only", rich_help_panel=RUN)]
+
+
 @dataclass(frozen=True)
 class CacheStorage:
     """Where the caches are, and the mirror of those at a URL with its size in 10^9 bytes."""
@@ -161,6 +166,27 @@ def takes_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     with_groups.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     with_groups.__annotations__ = {each.name: each.annotation for each in options}
     return with_groups
+
+
+def can_be_quiet(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the option --quiet, which discards what it prints; errors go to stderr."""
+    signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def with_quiet(*, quiet: bool, **given: object) -> None:
+        with ExitStack() as stack:
+            if quiet:
+                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            command(**given)
+
+    option = inspect.Parameter(
+        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Quiet
+    )
+    parameters = [each.replace(kind=option.kind) for each in signature.parameters.values()]
+    parameters.append(option)
+    with_quiet.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_quiet.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_quiet
 
 
 def _is_group(annotation: object) -> bool:

@@ -9,10 +9,10 @@ import pytest
 import typer
 
 from teach_once.commands import app as teach_once_app
-from teach_once.runtime.command.frame import new_app, run_command
+from teach_once.runtime.command.frame import new_app, new_console, run_command
 from teach_once.runtime.command.help import DATA, MACHINE
-from teach_once.runtime.command.options import takes_option_groups
-from teach_once.runtime.errors import did_you_mean
+from teach_once.runtime.command.options import can_be_quiet, takes_option_groups
+from teach_once.runtime.errors import UserError, did_you_mean
 from teach_once.train.cli.commands import app as train_app
 
 
@@ -80,6 +80,43 @@ def test_help_of_every_command_explains_each_option_in_lines_that_fit(
         assert not any(noise in text for noise in ("<", "range", "18446744073709551615"))
         options = [line for line in text.splitlines() if line.startswith("  --")]
         assert all("  " in line.strip() for line in options), command
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["studnt"], "command 'studnt' not found; did you mean 'student'?"),
+        (["student", "x", "--chekpoint-minutes", "1"], "did you mean '--checkpoint-minutes'?"),
+        (["student", "x", "--redo"], "option '--redo' not found\n"),  # not "--seed": other letters
+        (["student"], "missing argument 'NAME|PATH'"),
+        (["student", "x", "--seed", "-1"], "invalid value for '--seed'"),
+    ],
+)
+def test_command_line_with_a_mistake_is_refused_with_the_help_command(
+    words: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(train_app, words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert problem in err
+    assert err.splitlines()[1].startswith("  fix: ")
+    assert err.endswith("--help\n")
+
+
+def test_quiet_command_prints_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
+    app = new_app()
+
+    @app.command()
+    @can_be_quiet
+    def work(name: Annotated[str, typer.Argument()]) -> None:
+        new_console().print(f"done {name}")
+        raise UserError("not enough memory")
+
+    assert run_command(app, ["x", "--quiet"]) == 2
+    assert capsys.readouterr() == ("", "error: not enough memory\n")
+    assert run_command(app, ["x"]) == 2
+    assert capsys.readouterr().out == "done x\n"
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_a_value_out_of_range_is_refused_before_any_work(
     mistake: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["ablation", "digits-resnet8", *mistake, "--caches", str(tmp_path / "c")]) == 2
-    assert f"Invalid value for '{mistake[0]}'" in capsys.readouterr().err
+    assert f"invalid value for '{mistake[0]}'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -30,6 +30,7 @@ from teach_once.runtime.command.options import (
     OfStudent,
     Overrides,
     TeacherName,
+    can_be_quiet,
     takes_option_groups,
 )
 from teach_once.store.read.mirror import choose_mirror, local_folder
@@ -60,6 +61,7 @@ app = new_app("Train students from a cache; train teachers; look at runs.")
 
 
 @app.command()
+@can_be_quiet
 @takes_option_groups
 def student(
     request: LiveRunRequest,
@@ -77,6 +79,7 @@ def student(
 
 
 @app.command()
+@can_be_quiet
 @takes_option_groups
 def teacher(
     name: TeacherName,
@@ -104,6 +107,7 @@ def teacher(
 
 
 @app.command()
+@can_be_quiet
 @takes_option_groups
 def ablation(request: AblationRequest) -> None:
     """Train every method with every seed, and print their errors and the report's command."""

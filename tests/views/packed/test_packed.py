@@ -161,7 +161,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path, file: Path) -> None:
 
 def test_bad_commands_say_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["pack"]) == 2
-    assert "Missing argument 'NAME|PATH'" in capsys.readouterr().err
+    assert "missing argument 'NAME|PATH'" in capsys.readouterr().err
     assert cli(["pack", "digits-resnet20", "/nowhere/x.h5"]) == 2
     assert "there is no folder /nowhere" in capsys.readouterr().err
     assert cli(["pack", "digits-resnet20", "x.h5", "--encoded"]) == 2

@@ -1,1 +1,1 @@
-"""The networks by name, their taps, and the teacher's pass."""
+"""Networks by name, their taps, and the teacher."""

@@ -1,4 +1,4 @@
-"""python -m nets: see `nets.command`."""
+"""Run `python -m nets`; the command is in `nets.command`."""
 
 import sys
 

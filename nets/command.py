@@ -1,4 +1,4 @@
-"""python -m nets list [PATTERN]    print the networks there are, with their pixels and weights"""
+"""python -m nets list [PATTERN]    print the available networks with image sizes and weights"""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from teach_once.runtime.command.frame import new_app, run_command
 from teach_once.runtime.command.program import program_text
 from teach_once.runtime.safe.text import visible
 
-app = new_app("Print what is known of networks.")
+app = new_app("List the available networks.")
 
 
 @app.callback()
 def _commands() -> None:
-    """Print what is known of networks."""
+    """List the available networks."""
 
 
 @app.command("list")
 def list_networks(
     pattern: Annotated[str, typer.Argument(help="such as 'timm:*convnext*', quoted")] = "*",
 ) -> None:
-    """Print the names that `arch` takes: this project's, torchvision's, and timm's with their tags.
+    """Print the names that `arch` accepts: this project's, torchvision's and timm's networks.
 
-    Without a pattern timm's are listed without tags, which name weights.
+    With a pattern, timm's names include their tags (`timm:NAME.TAG`), one for each set of weights.
     """
     lines = [*_lines_without_prefix(pattern), *_lines_of_timm(pattern)]
     if not lines:
         raise ArchError(
-            f"no network is called {visible(pattern)}",
+            f"no network matches {visible(pattern)}",
             fix=f"{program_text('nets')} list 'timm:*vit*'",
         )
     print(*lines, sep="\n")
@@ -46,7 +46,7 @@ def _lines_without_prefix(pattern: str) -> Iterator[str]:
 
 def _lines_of_timm(pattern: str) -> Iterator[str]:
     if pattern != "*" and not fnmatch.fnmatch(TIMM_PREFIX, pattern.partition(":")[0] + "*"):
-        return  # it asks for names without the prefix
+        return  # the pattern excludes names with the prefix
     from teach_once.nets.networks.timm_models import import_timm, pretrained_cfg
 
     timm = import_timm()

@@ -1,4 +1,4 @@
-"""The classification error of anything that returns logits."""
+"""Top-1 and top-5 classification error, from logits and labels."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """Percentages of samples whose label is not the first class, or not among the first five.
+    """Top-1 and top-5 error in percent.
 
-    num_classes: with five or fewer, top5 says nothing.
+    num_classes: number of classes; with five or fewer, top5 is always zero.
     """
 
     top1: float
@@ -22,7 +22,7 @@ class ErrorRates:
 
 
 class ErrorCount:
-    """Counts errors batch by batch; waits for the device once, when they are read."""
+    """Error counts kept on the device; it is synchronized once, in `rates`."""
 
     def __init__(self) -> None:
         self._right: list[Tensor] = []
@@ -30,13 +30,16 @@ class ErrorCount:
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """logits: (B, K), labels: (B,), on the device of all other batches."""
+        """Add a batch: logits (B, K) and labels (B,), on the same device as all other batches."""
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         self._right.append(torch.stack([ranked[:, 0].sum(), ranked.sum()]))
         self._total, self._num_classes = self._total + len(labels), logits.shape[1]
 
     def rates(self, summed: Callable[[Tensor], Tensor] = lambda counts: counts) -> ErrorRates:
-        """summed: makes (3,) int64 counts those of all processes that counted a part each."""
+        """Return the error rates of all batches.
+
+        summed: sums the (3,) int64 counts over processes; by default there is one process.
+        """
         device = self._right[0].device if self._right else None
         counts = torch.zeros(3, dtype=torch.int64, device=device)
         if self._right:
@@ -50,9 +53,9 @@ class ErrorCount:
 
 @torch.no_grad()
 def count_errors(batches: Iterable[tuple[Tensor, Tensor]]) -> ErrorRates:
-    """The error over batches of (logits (B, K), labels (B,)), all on one device.
+    """Return the error rates over batches of (logits (B, K), labels (B,)) on one device.
 
-    Waits for the device once, at the end. With fewer than five classes, top-5 counts them all.
+    The device is synchronized once, at the end. With fewer than five classes, top-5 uses them all.
     """
     count = ErrorCount()
     for logits, labels in batches:

@@ -1,1 +1,1 @@
-"""The networks by name, how they are built, and how they lay out what they compute."""
+"""Networks by name: how they are built and how their outputs are laid out."""

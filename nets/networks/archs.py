@@ -1,4 +1,4 @@
-"""The networks by name with their default stages, as data. Imports no torch."""
+"""Names of networks with their default stages, as data. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from teach_once.runtime.errors import UserError
 
 PYTHON_PREFIX = "python:"  # python:package.module:function builds a user's own network
-TIMM_PREFIX = "timm:"  # timm:NAME is timm's model of that name
+TIMM_PREFIX = "timm:"  # timm:NAME is the model NAME of timm
 
 
 class ArchError(UserError, ValueError):
@@ -20,7 +20,7 @@ Option = bool | int | float | str  # of a network's constructor
 
 
 def unknown_option(arch: str, options: Mapping[str, Option], error: Exception) -> ArchError | None:
-    """The error for an option that a constructor does not take; None where `error` is another."""
+    """Return the error for an option that the constructor rejects; None for any other `error`."""
     told = r"(?:unexpected keyword|multiple values for(?: keyword)?) argument '(\w+)'"
     named = re.search(told, str(error))
     if named is None or named[1] not in options:
@@ -34,7 +34,10 @@ def no_such_option(arch: str, name: str) -> ArchError:
 
 @dataclass(frozen=True)
 class CifarResNetShape:
-    """6n+2 layers: n basic blocks per stage; widths of the stem and of the three stages."""
+    """Shape of a CIFAR ResNet: 6n+2 layers, with n basic blocks per stage.
+
+    depth: number of layers; widths: channels of the stem and of the three stages.
+    """
 
     depth: int
     widths: tuple[int, int, int, int]
@@ -52,8 +55,8 @@ CIFAR_RESNETS = {
     "resnet32x4": CifarResNetShape(32, _WIDE),
 }
 
-# torchvision's classifiers with a stem and four stages of ResNet blocks: they are also available
-# with a stem for small images, and for any number of input channels.
+# torchvision's classifiers with a stem and four stages of ResNet blocks. They also accept a stem
+# for small images and any number of input channels.
 TORCHVISION_RESNETS = (
     "resnet18",
     "resnet34",
@@ -72,11 +75,11 @@ def _features(*numbers: int) -> tuple[str, ...]:
     return tuple(f"features.{number}" for number in numbers)
 
 
-# torchvision's plain transformers, which are built for images of one size, with their depths.
+# torchvision's plain transformers, each built for one image size, with their depths.
 VISION_TRANSFORMERS = {"vit_b_16": 12, "vit_b_32": 12, "vit_l_16": 24, "vit_l_32": 24}
 
-# Other classifiers of torchvision, with the last module at each of the four coarsest resolutions;
-# of a plain transformer four of its blocks, evenly.
+# Other classifiers of torchvision, with the last module at each of the four coarsest resolutions.
+# A plain transformer has four evenly spaced blocks instead.
 _OTHER_STAGES: dict[str, tuple[str, ...]] = {
     "mobilenet_v2": _features(3, 6, 13, 18),
     "mobilenet_v3_large": _features(3, 6, 12, 16),
@@ -113,7 +116,7 @@ _OTHER_STAGES: dict[str, tuple[str, ...]] = {
     },
 }
 
-# The small-image ResNets have three stages, torchvision's four; each ends with a ReLU.
+# The CIFAR ResNets have three stages and torchvision's ResNets four; each ends with a ReLU.
 DEFAULT_STAGES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(CIFAR_RESNETS, ("layer1", "layer2", "layer3")),
     **dict.fromkeys(TORCHVISION_RESNETS, ("layer1", "layer2", "layer3", "layer4")),
@@ -122,17 +125,17 @@ DEFAULT_STAGES: dict[str, tuple[str, ...]] = {
 
 
 def may_have_stem(arch: str) -> bool:
-    """Return True for this project's and torchvision's networks, where `stem` has a meaning."""
+    """Return True for this project's and torchvision's networks, which accept `stem`."""
     return not arch.startswith((PYTHON_PREFIX, TIMM_PREFIX))
 
 
 def has_stem(arch: str) -> bool:
-    """Return True if `stem` changes the network; the others ignore it or accept one value only."""
+    """Return True if `stem` changes the network. Others ignore it or accept a single value."""
     return arch not in CIFAR_RESNETS and may_have_stem(arch)
 
 
 def stem_hint(arch: str, stem: str, image_shape: tuple[int, int, int], key: str) -> str:
-    """A line about a stem that is slow for images of (H, W, C), or ""."""
+    """Return a hint about a stem that is slow for images of shape (H, W, C), or ""."""
     height, width, _ = image_shape
     if arch not in TORCHVISION_RESNETS or stem != "cifar" or min(height, width) < 64:
         return ""
@@ -143,10 +146,10 @@ def stem_hint(arch: str, stem: str, image_shape: tuple[int, int, int], key: str)
 
 
 def known_archs() -> tuple[str, ...]:
-    """The names that need no prefix."""
+    """Return the names of networks that need no prefix."""
     return tuple(DEFAULT_STAGES)
 
 
 def timm_model(arch: str) -> str:
-    """The name of timm's model; "" of a network that is none of them."""
+    """Return the timm model's name without the prefix, or "" if `arch` is not a timm model."""
     return arch.removeprefix(TIMM_PREFIX) if arch.startswith(TIMM_PREFIX) else ""

@@ -1,6 +1,7 @@
-"""A network's classifier: where it is, and what enters it, the embedding of an image.
+"""Find a network's classifier and read its input, the embedding of an image.
 
-timm's models name theirs. Of other networks it is the layer whose output is the network's own.
+timm's models name their classifier. In other networks it is the layer whose output the network
+returns.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ _NO_VECTOR = "name another network, or use taps of its stages"
 
 
 def classifiers_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """The names of the modules that make logits of an embedding: one, or two of a distilled model.
+    """Return the names of the modules that turn the embedding into logits.
 
-    image_shape: (H, W, C). Raises TapError where none is found.
+    There is one, or two in a distilled model. image_shape: (H, W, C). Raises TapError if none is
+    found.
     """
     get: Callable[[], object] | None = getattr(network, "get_classifier", None)
     try:
         heads = _flat(get()) if get is not None else [_last_layer(network, image_shape)]
-    except AttributeError:  # some of timm's models without a classifier
+    except AttributeError:  # some timm models without a classifier
         heads = []
     names = tuple(name for name, module in network.named_modules() if module in heads and name)
     if not names:
@@ -39,10 +41,11 @@ def classifiers_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tup
 def read_embedding(
     network: nn.Module, classifiers: Sequence[str], values: MutableMapping[str, Tensor]
 ) -> Iterator[None]:
-    """While open, each forward pass puts what enters the classifiers, (B, D), under "embedding".
+    """Store the classifiers' input (B, D) of each forward pass as `values["embedding"]`.
 
-    Of two classifiers the mean, as their logits are averaged too; of none nothing is read. The
-    hooks go when the context closes. Raises TapError, in a pass, where no vector enters them.
+    The inputs of two classifiers are averaged, as their logits are. Without classifiers nothing is
+    stored. Hooks are removed when the context exits. A forward pass raises TapError if a
+    classifier's input is not a vector.
     """
     entering: dict[str, Tensor] = {}
 
@@ -65,7 +68,7 @@ def read_embedding(
 
 
 def embedding_read(values: Mapping[str, Tensor], classifiers: Sequence[str]) -> Tensor:
-    """The embedding that a pass within `read_embedding` found.
+    """Return the embedding (B, D) that a forward pass within `read_embedding` stored.
 
     Raises TapError if the network did not call its classifiers.
     """
@@ -78,11 +81,14 @@ def embedding_read(values: Mapping[str, Tensor], classifiers: Sequence[str]) -> 
 
 
 def as_vector(module: str, features: Tensor) -> Tensor:
-    """What enters a classifier, (B, D) or (B, D, 1, 1), as (B, D). Raises TapError."""
+    """Return a classifier's input, (B, D) or (B, D, 1, 1), as (B, D).
+
+    Raises TapError if it has another shape.
+    """
     if features.ndim < 2 or features[0].numel() != features.shape[1]:
         raise TapError(
-            f"what enters the classifier {module!r} is of shape {tuple(features.shape[1:])} for an "
-            f"image, not a vector: it has no embedding",
+            f"the input of the classifier {module!r} has shape {tuple(features.shape[1:])} per "
+            f"image, expected a vector: the network has no embedding",
             fix=_NO_VECTOR,
         )
     return features.flatten(1)
@@ -96,7 +102,7 @@ def _mean(vectors: list[Tensor]) -> Tensor:
 
 
 def _flat(found: object) -> list[nn.Module]:
-    """The modules of what timm's `get_classifier` returns: one, several, or a list of them."""
+    """Return the modules in the result of timm's `get_classifier`: a module or nested lists."""
     if isinstance(found, (tuple, list, nn.ModuleList)):
         return [each for each in found if isinstance(each, nn.Module)]
     return [found] if isinstance(found, nn.Module) else []
@@ -104,7 +110,10 @@ def _flat(found: object) -> list[nn.Module]:
 
 @torch.no_grad()
 def _last_layer(network: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module | None:
-    """The linear layer or convolution whose output the network returns, of a blank image."""
+    """Return the linear layer or convolution whose output the network returns.
+
+    It is found by a forward pass over a blank image of shape (H, W, C).
+    """
     height, width, channels = image_shape
     outputs: dict[nn.Module, Tensor] = {}
 

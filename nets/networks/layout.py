@@ -1,9 +1,9 @@
-"""How a network lays out the outputs of its stages, and the one form that all here is taken from.
+"""Convert stage outputs of any layout to maps (B, C, H, W).
 
-A tapped output is a map (B, C, H, W), the same with its channels last (B, H, W, C), or tokens
-(B, N, C), of which the first may belong to no position: class and register tokens. Which of these
-a network returns is known of torchvision's and timm's; one of the user's own says so by timm's
-attributes, `output_fmt = "NHWC"` and `num_prefix_tokens = 1`. Imports no torch.
+A tapped output is a map (B, C, H, W), a map with channels last (B, H, W, C), or tokens (B, N, C),
+which may begin with class and register tokens. The layouts of torchvision's and timm's networks are
+known. A user's own network declares its layout with timm's attributes, `output_fmt = "NHWC"` and
+`num_prefix_tokens = 1`. Does not import torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from teach_once.runtime.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Classes of torchvision and timm that return (B, H, W, C) and do not say so.
+# Classes of torchvision and timm that return (B, H, W, C) without declaring it.
 _CHANNELS_LAST = ("torchvision.SwinTransformer", "timm.VOLO", "timm.VisionTransformerSAM")
 _ONE_CLASS_TOKEN = ("torchvision.VisionTransformer",)
 # Of timm, whose tokens are in the order of windows or of patches of several sizes.
@@ -30,10 +30,11 @@ class TapError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Layout:
-    """channels_last: whether four dimensions are (B, H, W, C).
+    """Layout of the outputs of a network's stages.
 
-    num_prefix_tokens: how many of the tokens (B, N, C) come before those of the positions; None
-    where nothing says so. row_by_row: whether the others are in the order of the image's rows.
+    channels_last: four-dimensional outputs are (B, H, W, C). num_prefix_tokens: number of class and
+    register tokens at the start of tokens (B, N, C); None if unknown. row_by_row: the remaining
+    tokens are in row-major order of the image.
     """
 
     channels_last: bool = False
@@ -42,7 +43,7 @@ class Layout:
 
 
 def layout_of(network: nn.Module) -> Layout:
-    """What is known of a network's stages."""
+    """Return the layout of the outputs of a network's stages."""
     kind = type(network)
     library = kind.__module__.partition(".")[0]
     name = f"{library}.{kind.__name__}"
@@ -56,10 +57,10 @@ def layout_of(network: nn.Module) -> Layout:
 
 
 def as_map(module: str, output: Tensor, layout: Layout, image_size: tuple[int, int]) -> Tensor:
-    """What a module returned, as a map (B, C, H, W): a view of it that holds the same values.
+    """Return a module's output as a map (B, C, H, W), without a copy.
 
-    image_size: (H, W) of the images, whose proportions the grid of tokens has. Raises TapError
-    if it is not a map.
+    image_size: (H, W) of the images; the grid of tokens has the same aspect ratio. Raises TapError
+    if the output is not a map.
     """
     shape = tuple(getattr(output, "shape", ()))
     if len(shape) == 4:
@@ -77,21 +78,22 @@ def as_map(module: str, output: Tensor, layout: Layout, image_size: tuple[int, i
 def _tokens_as_map(
     module: str, tokens: Tensor, layout: Layout, image_size: tuple[int, int]
 ) -> Tensor:
-    """(B, N, C) -> (B, C, H, W), without the prefix tokens.
+    """Convert tokens (B, N, C) to a map (B, C, H, W) without the prefix tokens.
 
-    A module in front of which the class token has not joined yet returns positions alone.
+    A module that runs before the class token is added returns no prefix tokens.
     """
     count, prefix = tokens.shape[1], layout.num_prefix_tokens
     what = f"the output of the module {module!r} is {count} tokens of {tokens.shape[2]} channels"
     if not layout.row_by_row:
         raise TapError(
-            f"{what}, which are not in the order of the image's rows, so that they form no map",
-            fix="taps.channel_means=null taps.embedding=float16 store the classifier's input alone",
+            f"{what}, which are not in row-major order, so they do not form a map",
+            fix="set taps.channel_means=null taps.embedding=float16 to store the classifier's "
+            "input alone",
         )
     if prefix is None:
         raise TapError(
-            f"{what}, and nothing says how many of them are class or register tokens",
-            fix="give the network an attribute num_prefix_tokens (0 if all belong to a position)",
+            f"{what}, and the number of class and register tokens is unknown",
+            fix="give the network an attribute num_prefix_tokens (0 if every token is a position)",
         )
     for left_out in dict.fromkeys((prefix, 0)):
         positions = count - left_out
@@ -105,10 +107,10 @@ def _tokens_as_map(
 
 
 def size_like(height: int, width: int, positions: int) -> tuple[int, int] | None:
-    """(height, width) of a map with so many positions and the proportions of `height` x `width`.
+    """Return (height, width) of a map with `positions` positions and the given aspect ratio.
 
-    Each side may be off by less than one position, as strides round. None where no size is that
-    close, or two are equally close.
+    height, width: size of the images. Each side may be off by less than one position, because
+    strides round. Returns None if no size is that close, or if two are equally close.
     """
     ideal = (positions * height / width) ** 0.5
     sizes = sorted(

@@ -1,6 +1,6 @@
-"""Whether a name is a network's, and the modules that end the network's stages.
+"""Check the name of a network and find the modules that end its stages.
 
-Loads torch for timm's models alone, whose library must be asked.
+Loads torch for timm's models only, because timm itself must be imported for them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from teach_once.runtime.errors import did_you_mean
 
 
 def default_stages(arch: str) -> tuple[str, ...]:
-    """The modules that end a stage, as the network's library has them; () where none are known.
+    """Return the modules that end the network's stages; () if none are known.
 
-    Raises ArchError for an unknown model of timm.
+    Raises ArchError for an unknown timm model.
     """
     if model := timm_model(arch):
         from teach_once.nets.networks.timm_models import stages_of

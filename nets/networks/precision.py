@@ -1,4 +1,4 @@
-"""The precision a network computes in: float32, TF32 (GPU only), or autocast to a 16-bit type."""
+"""Precision of a network's forward pass: float32, TF32 (GPU only), or autocast to a 16-bit type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @contextmanager
 def autocast(precision: str, device: torch.device) -> Iterator[None]:
-    """Run a forward pass in `precision`; on a GPU, "float32" then means no TF32."""
+    """Run a forward pass in `precision`; on a GPU, "float32" disables TF32."""
     dtype = _AUTOCAST.get(precision)
     with tf32_only_for(precision), torch.autocast(device.type, dtype=dtype, enabled=bool(dtype)):
         yield
@@ -20,11 +20,11 @@ def autocast(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def tf32_only_for(precision: str) -> Iterator[None]:
-    """While open, a GPU uses TF32 for float32 tensors only if `precision` is "tf32".
+    """Let a GPU use TF32 for float32 tensors only if `precision` is "tf32".
 
-    Open it around the backward pass too, which chooses its kernels when it runs. (Autocast is for
-    the forward pass alone, whose types the backward pass repeats.) "tf32" affects convolutions;
-    matrix products stay as the user set them, in float32 by default.
+    The context must also enclose the backward pass, which chooses its kernels when it runs.
+    (Autocast encloses the forward pass only; the backward pass uses the same types.) "tf32" affects
+    convolutions. Matrix products keep the user's setting, which is float32 by default.
     """
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -38,7 +38,7 @@ def tf32_only_for(precision: str) -> Iterator[None]:
 
 
 def bfloat16_hint(precision: str, device: torch.device) -> str:
-    """A line for a CPU without instructions for bfloat16, where it is slow; "" elsewhere."""
+    """Return a hint if the CPU lacks instructions for bfloat16, which makes it slow; else ""."""
     if precision != "bfloat16" or device.type != "cpu" or _has_bfloat16():
         return ""
     return (

@@ -1,12 +1,12 @@
-"""Batch norm over the batch of all processes, on CPUs too.
+"""Batch norm over the batch of all processes, on GPUs and CPUs.
 
-Each process holds a slice of a batch. In training mode, mean and variance are those of all slices
-together, each weighted by its size, so that outputs, gradients and running statistics are those of
-one process with the whole batch, up to rounding. torch.nn.SyncBatchNorm does this on GPUs, and its
-kernels do it here; it refuses tensors on a CPU, for which the rest of this file is. In evaluation
-mode nothing is exchanged.
+Each process has a slice of a batch. In training mode, the mean and variance are computed over all
+slices, weighted by slice size. Outputs, gradients and running statistics therefore equal, up to
+rounding, those of one process with the whole batch. On GPUs the kernels of torch.nn.SyncBatchNorm
+compute this. It rejects CPU tensors, which this module supports in addition. In evaluation mode
+processes do not communicate.
 
-A step costs a layer two exchanges of 2 C numbers, one forward and one backward.
+Each layer exchanges 2 C numbers in the forward pass and 2 C in the backward pass.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ _TIMM = "timm.layers.norm_act.BatchNormAct2d"  # batch norm, perhaps dropout, an
 
 
 def synchronized(network: nn.Module) -> nn.Module:
-    """The same network, its batch norms working on the batch of all processes.
+    """Make the network's batch norms use the batch of all processes; returns the same network.
 
-    They stay the same objects with the same parameters, buffers, hooks and names; only their class
-    changes. With one process, nothing does. Raises ArchError for a batch norm of another kind.
+    The modules keep their identity, parameters, buffers, hooks and names; only their class changes.
+    With one process nothing changes. Raises ArchError for an unsupported kind of batch norm.
 
-    All processes must call the network alike in training mode. The gradients of weights and biases
-    are those of the own slice; their sum over the processes is that of the batch.
+    In training mode, all processes must call the network the same number of times. Gradients of
+    weights and biases are those of this process's slice; their sum over the processes is the
+    gradient for the whole batch.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return network
@@ -47,13 +48,13 @@ def synchronized(network: nn.Module) -> nn.Module:
 
 @functools.cache
 def _synchronized_class(kind: type[_BatchNorm]) -> type[_BatchNorm] | None:
-    """A class of the same modules; None where their forward pass is one of their own."""
+    """Return the synchronized version of a class; None if the class overrides the forward pass."""
     is_timms = f"{kind.__module__}.{kind.__qualname__}" == _TIMM
     if not is_timms and kind.forward is not _BatchNorm.forward:
         return None
     base = _SynchronizedAct if is_timms else _Synchronized
-    # torch.compile leaves the exchange between processes as it is. Not a decorator: it imports
-    # torch._dynamo, two seconds that a run of one process saves.
+    # Exclude the communication between processes from torch.compile. A decorator would import
+    # torch._dynamo, which takes two seconds, in runs of one process too.
     disabled = torch.compiler.disable(base._synchronized)  # type: ignore[no-untyped-call]
     members = {"_synchronized": disabled}
     return cast(type[_BatchNorm], type(f"Synchronized{kind.__name__}", (base, kind), members))
@@ -61,20 +62,20 @@ def _synchronized_class(kind: type[_BatchNorm]) -> type[_BatchNorm] | None:
 
 def _unknown(kind: type[_BatchNorm], name: str) -> ArchError:
     return ArchError(
-        f"the network's {name or 'outermost module'} is a {kind.__qualname__}, a batch norm with a "
-        f"forward pass of its own, which cannot be synchronized over several processes",
+        f"the network's {name or 'outermost module'} is a {kind.__qualname__}, a batch norm with "
+        f"its own forward pass, which cannot be synchronized over several processes",
         fix="training.batch_norm=local",
     )
 
 
 class _Synchronized(_BatchNorm):
-    """A batch norm, the first base class beside the class that it was."""
+    """Mixin that synchronizes a batch norm; the original class is the second base class."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self._synchronized(input) if self.training else super().forward(input)
 
     def _synchronized(self, input: Tensor) -> Tensor:
-        """input: the own slice, (B, C, ...) of any B."""
+        """Normalize this process's slice (B, C, ...), which may have any B."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         factor = self._count_batch()
         running = (
@@ -92,17 +93,17 @@ class _Synchronized(_BatchNorm):
         return output
 
     def _count_batch(self) -> float:
-        """Count a batch; returns its share of the running statistics."""
+        """Count a batch; returns its weight in the running statistics."""
         if not self.track_running_stats or self.num_batches_tracked is None:
             return self.momentum or 0.0
         self.num_batches_tracked.add_(1)
-        if self.momentum is None:  # the mean of all batches
+        if self.momentum is None:  # cumulative mean over all batches
             return 1.0 / self.num_batches_tracked.item()
         return self.momentum
 
 
 class _SynchronizedAct(_Synchronized):
-    """The same of timm's batch norms, which contain what follows them."""
+    """Mixin for timm's batch norms, which include dropout and the activation."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -123,10 +124,10 @@ def _on_gpu(input: Tensor, *arguments: Any) -> Tensor:
 
 @torch.no_grad()
 def _batch_statistics(slice_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), biased variance (C,) and values per channel (1,) of the whole batch; float64.
+    """Return mean (C,), biased variance (C,) and values per channel (1,) of the batch, in float64.
 
-    Chan, Golub and LeVeque (1979): the slices' own means and variances, merged. Unlike sums of
-    squares they lose nothing where a mean is large.
+    Means and variances of the slices are merged (Chan, Golub and LeVeque 1979). Unlike sums of
+    squares, this does not lose precision if a mean is large.
     """
     channels = slice_.shape[1]
     own = torch.zeros(2 * channels + 1, dtype=torch.float64)
@@ -146,14 +147,14 @@ def _batch_statistics(slice_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _of_all(own: Tensor) -> Tensor:
-    """(ranks, n) of (n,). gloo takes half as long for it as for a sum over the ranks."""
+    """Gather (n,) from every rank into (ranks, n); in gloo this takes half as long as a sum."""
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, own)
     return torch.stack(gathered)
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) * weight + bias, where mean and var are of all slices' x.
+    """(x - mean) / sqrt(var + eps) * weight + bias, with mean and var over all slices of x.
 
     weight, bias: (C,), or None.
     """
@@ -182,7 +183,7 @@ class _Normalize(torch.autograd.Function):
         x, weight, mean, var, count = ctx.saved_tensors
         of_x, of_weight, of_bias = _gradients_of_constants(ctx, grad)
         if ctx.needs_input_grad[0]:
-            # What a change of x does by way of mean and var, which all slices have a share in.
+            # The gradient through mean and var, to which all slices contribute.
             of_slices = _of_all(torch.cat([of_weight, of_bias]).double())
             sums = of_slices.sum(dim=0).view(2, -1)
             scale = (var.double() + ctx.eps).rsqrt() / count
@@ -201,10 +202,10 @@ class _Normalize(torch.autograd.Function):
 
 
 def _gradients_of_constants(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias where mean and var are constants; the own slice's.
+    """Return gradients of x, weight and bias for this slice, with mean and var held constant.
 
-    The gradient of the weight is the sum of grad times the normalized x, that of the bias the sum
-    of grad, which the gradient of x needs even where there is no weight and no bias.
+    The gradient of the weight is sum(grad * normalized x); the gradient of the bias is sum(grad).
+    The gradient of x needs both sums even without a weight and a bias.
     """
     x, weight, mean, var, _ = ctx.saved_tensors
     if not x.numel():

@@ -1,7 +1,7 @@
-"""timm's models: which there are, how one is built, and the modules that end its stages.
+"""timm's models: their names, how they are built, and the modules that end their stages.
 
-What is known of a model is read from a copy of it on the meta device, which has no weights and
-takes a tenth of a second.
+A model's properties are read from a copy on the meta device, which has no weights and takes a tenth
+of a second to build.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from teach_once.runtime.command.program import program_text
 from teach_once.runtime.errors import did_you_mean
 from teach_once.runtime.machine.torchvision_shim import import_torchvision
 
-MOST_STAGES = 4  # as torchvision's networks have them here
+MOST_STAGES = 4  # as for torchvision's networks
 
 Size = tuple[int, int]  # height and width in pixels
 
 
 def import_timm() -> ModuleType:
-    """timm, which imports torchvision."""
+    """Import timm, which imports torchvision."""
     import_torchvision()
     import timm
 
@@ -33,13 +33,16 @@ def import_timm() -> ModuleType:
 
 
 def check_model(name: str) -> None:
-    """Raise ArchError, with the nearest name, unless timm has a model of that name."""
+    """Raise ArchError, suggesting the nearest name, unless timm has a model called `name`."""
     pretrained_cfg(name)
 
 
 @functools.cache
 def pretrained_cfg(name: str) -> Any:
-    """timm's own `PretrainedCfg` of a model: its pixels, classes and weights. Raises ArchError."""
+    """Return timm's `PretrainedCfg` of a model: its image size, classes and weights.
+
+    Raises ArchError if timm has no such model or tag.
+    """
     timm = import_timm()
     try:
         if timm.is_model(name):
@@ -47,7 +50,7 @@ def pretrained_cfg(name: str) -> Any:
     except RuntimeError:  # a tag that this model lacks
         tags = sorted(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
         raise ArchError(
-            f"timm has no weights {name!r} of this model{did_you_mean(name, tags)}",
+            f"timm has no weights {name!r} for this model{did_you_mean(name, tags)}",
             fix=f"use one of {', '.join(tags)}" if tags else f"use {name.partition('.')[0]}",
         ) from None
     near = did_you_mean(name, timm.list_models())
@@ -58,7 +61,7 @@ def pretrained_cfg(name: str) -> Any:
 
 
 def native_size(name: str) -> Size:
-    """Height and width of the images that the model's published weights were trained on."""
+    """Return (height, width) of the images that the model's published weights were trained on."""
     _, height, width = pretrained_cfg(name).input_size
     return height, width
 
@@ -71,11 +74,11 @@ def build_model(
     image_size: Size | None = None,
     options: Mapping[str, Option] | None = None,
 ) -> nn.Module:
-    """A model with fresh weights. num_classes 0: without a classifier.
+    """Build a model with fresh weights.
 
-    image_size: of the images it is for, where its parameters depend on it (position embeddings);
-    None: those of its published weights. options: more arguments of its constructor. Raises
-    ArchError.
+    num_classes: 0 omits the classifier. image_size: (H, W) for models whose parameters depend on
+    it (position embeddings); None: the image size of the published weights. options: additional
+    arguments of the constructor. Raises ArchError if the model cannot be built.
     """
     settings: dict[str, Any] = {**(options or {})}
     settings |= {"num_classes": num_classes, "in_chans": in_channels}
@@ -96,7 +99,7 @@ def build_model(
 
 
 def _refuse_cut_patches(name: str, network: nn.Module, image_size: Size) -> None:
-    """Raise ArchError where the patches of a transformer would leave out some of the pixels."""
+    """Raise ArchError if the image size is not a multiple of a transformer's patch size."""
     ratio = getattr(getattr(network, "patch_embed", None), "feat_ratio", None)
     patch_px = ratio() if callable(ratio) else 1
     if any(side % patch_px for side in image_size):
@@ -113,10 +116,11 @@ def _does_not_fit(name: str, image_size: Size, reason: str) -> ArchError:
 
 @functools.cache
 def stages_of(name: str) -> tuple[str, ...]:
-    """The modules that end the model's stages; () where timm names none that exist.
+    """Return the modules that end the model's stages; () if timm names none that exist.
 
-    The last one at each of its four coarsest resolutions; of a model with one resolution, such as
-    a plain transformer, four of its blocks, evenly, the last one included. Raises ArchError.
+    They are the last module at each of the four coarsest resolutions. A model with one resolution,
+    such as a plain transformer, has four evenly spaced blocks instead, including the last one.
+    Raises ArchError if the model cannot be built.
     """
     check_model(name)
     with torch.device("meta"):
@@ -126,7 +130,7 @@ def stages_of(name: str) -> tuple[str, ...]:
         return ()
     infos: list[dict[str, Any]] = listed if isinstance(listed, list) else listed.info
     if not {info["module"] for info in infos} <= {module for module, _ in model.named_modules()}:
-        return ()  # of mvitv2, twins and hrnet it names none that a hook would find
+        return ()  # for mvitv2, twins and hrnet, timm names no modules that can be hooked
     by_resolution = {info.get("reduction"): info["module"] for info in infos}
     if len(by_resolution) > 1:
         return tuple(by_resolution.values())[-MOST_STAGES:]
@@ -134,6 +138,6 @@ def stages_of(name: str) -> tuple[str, ...]:
 
 
 def _evenly(items: list[str], count: int) -> list[str]:
-    """`count` of the items, or all of fewer: the last one, and others at equal distances."""
+    """Return `count` evenly spaced items including the last, or all items if there are fewer."""
     count = min(count, len(items))
     return [items[len(items) * number // count - 1] for number in range(1, count + 1)]

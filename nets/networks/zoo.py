@@ -1,11 +1,11 @@
-"""Builds a network by name.
+"""Build a network by name.
 
-Five kinds: the CIFAR ResNets of the usual small-image benchmark (three stages, 6n+2 layers);
-torchvision's ResNets, with their own stem or one for small images; torchvision's other classifiers
-as they are; timm's models; and a user's own function. The networks know nothing of taps.
+There are five kinds: the CIFAR ResNets of the usual small-image benchmark (three stages, 6n+2
+layers); torchvision's ResNets, with their original stem or a stem for small images; torchvision's
+other classifiers, unchanged; timm's models; and a user's own function. Taps are in `nets.teacher`.
 
-Leaves out the parameter-free shortcut of the 2015 paper: today's benchmark uses a 1x1 convolution,
-and so do the published figures that this project compares with.
+The parameter-free shortcut of the 2015 paper is not implemented: current benchmarks use a 1x1
+convolution, and so do the published results that this project compares with.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from teach_once.runtime.command.user_code import CannotImport, import_named
 from teach_once.runtime.formats import format_size
 from teach_once.runtime.machine.resources import total_memory
 
-MOST_TENSORS = 50_000  # the largest networks of timm have some thousand
+MOST_TENSORS = 50_000  # timm's largest networks have a few thousand
 
 
 def try_without_memory(arch: str, build: Callable[[], nn.Module]) -> None:
-    """Build on the meta device and throw the network away. Raises ArchError if it is too large.
+    """Build the network on the meta device and discard it. Raises ArchError if it is too large.
 
-    Whatever else goes wrong there is left to the real build: some constructors cannot be run so.
+    All other errors are left to the real build, because some constructors fail on the meta device.
     """
     try:
         with torch.device("meta"), limited_size(arch):
             build()
     except ArchError:
         raise
-    except Exception:  # the real build says what is wrong
+    except Exception:  # the real build reports the error
         return
 
 
 @contextmanager
 def limited_size(arch: str) -> Iterator[None]:
-    """Raise ArchError within if a network gets more tensors or bytes than this machine can hold."""
+    """Raise ArchError if a network built in this context exceeds this machine's memory."""
     most_bytes, tensors, num_bytes = total_memory(), 0, 0
 
     def count(module: nn.Module, name: str, value: Tensor | nn.Module | None) -> None:
@@ -86,21 +86,21 @@ def limited_size(arch: str) -> Iterator[None]:
 
 
 def _too_large(arch: str, has: str) -> ArchError:
-    return ArchError(f"arch {arch!r} with these options has {has}", fix="give smaller options")
+    return ArchError(f"arch {arch!r} with these options has {has}", fix="use smaller options")
 
 
-# Arguments of constructors that are no options: what follows from the data and from other keys.
+# Arguments of constructors that are not options, because the data or other keys determine them.
 _SET_HERE = (
     *("num_classes", "in_channels", "in_chans", "img_size", "image_size", "blocks_per_stage"),
     *("widths", "weights", "pretrained", "checkpoint_path", "features_only", "cache_dir"),
     *("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "progress"),
 )
 
-_OF_ARGUMENTS = (AssertionError, RuntimeError, TypeError, ValueError)  # as functions raise them
+_OF_ARGUMENTS = (AssertionError, RuntimeError, TypeError, ValueError)  # raised for bad arguments
 
 
 class Net(Protocol):
-    """A teacher or a student as its file describes it."""
+    """The config of a teacher's or a student's network."""
 
     @property
     def arch(self) -> str: ...
@@ -113,7 +113,10 @@ class Net(Protocol):
 def build_net(
     net: Net, *, num_classes: int, image_shape: tuple[int, int, int], seed: int = 0
 ) -> nn.Module:
-    """The network of a config, for images of shape (H, W, C). Raises ArchError."""
+    """Build a config's network for images of shape (H, W, C).
+
+    Raises ArchError if it cannot be built.
+    """
     height, width, channels = image_shape
     return build(
         net.arch,
@@ -136,19 +139,22 @@ def build(
     image_size: tuple[int, int] | None = None,
     options: Mapping[str, Option] | None = None,
 ) -> nn.Module:
-    """A new network whose weights depend on `seed` alone. Raises ArchError.
+    """Build a network whose initial weights depend on `seed` alone.
 
-    `python:package.module:function` calls function(num_classes=..., in_channels=...). image_size:
-    (H, W), for networks that are built for one size (transformers); None: the usual one.
-    num_classes 0: without a classifier, of timm's models. options: more arguments of the
-    constructor; one that it does not take is refused.
+    `python:package.module:function` calls function(num_classes=..., in_channels=...).
+
+    num_classes: 0 omits the classifier (timm's models only). stem: "cifar" or "imagenet".
+    image_size: (H, W), for networks that are built for one size (transformers); None: the usual
+    size. options: additional arguments of the constructor.
+
+    Raises ArchError if the network cannot be built or does not accept an option.
     """
     check_arch(arch)
     options = options or {}
     if reserved := [name for name in options if name in _SET_HERE]:
         raise ArchError(
             f"options.{reserved[0]} of arch {arch!r} is not an option: the program sets it itself",
-            fix=f"leave {reserved[0]} out",
+            fix=f"remove options.{reserved[0]}",
         )
     make = functools.partial(_built, arch, num_classes, in_channels, stem, image_size, options)
     is_own = arch.startswith(PYTHON_PREFIX)
@@ -203,7 +209,7 @@ def _built(
 
 
 class CifarResNet(nn.Module):
-    """3x3 stem, three stages of basic blocks, global average pooling, one linear classifier."""
+    """CIFAR ResNet: 3x3 stem, three stages of basic blocks, global average pooling, classifier."""
 
     def __init__(
         self,
@@ -228,7 +234,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> logits (B, K)."""
+        """Map images (B, C, H, W) to logits (B, K)."""
         features = self.relu(self.bn1(self.conv1(images)))
         features = self.layer3(self.layer2(self.layer1(features)))
         logits: Tensor = self.fc(self.avgpool(features).flatten(1))
@@ -278,14 +284,14 @@ def _torchvision_network(
     if arch in VISION_TRANSFORMERS and image_size is not None:
         if image_size[0] != image_size[1]:
             size = "x".join(map(str, image_size))
-            raise ArchError(f"arch {arch!r} is for square images, and these have {size} pixels")
+            raise ArchError(f"arch {arch!r} needs square images, but these have {size} pixels")
         settings["image_size"] = image_size[0]
     try:
         network: nn.Module = getattr(models, arch)(weights=None, **settings)
     except AssertionError as error:
         raise ArchError(f"arch {arch!r} cannot be built for {image_size}: {error}") from error
     known = inspect.signature(type(network).__init__).parameters
-    for name in options:  # some of its constructors swallow what they do not know
+    for name in options:  # some constructors silently accept unknown options
         if name not in known:
             raise no_such_option(arch, name)
     return network
@@ -315,7 +321,7 @@ def _python_network(
             fix=error.fix,
         ) from None
     if not callable(make):
-        raise ArchError(f"arch {arch!r} names a {type(make).__name__}, not a function")
+        raise ArchError(f"arch {arch!r} names a {type(make).__name__}, expected a function")
     try:
         network = make(num_classes=num_classes, in_channels=in_channels, **options)
     except TypeError as error:  # usually a function with other parameters
@@ -323,7 +329,9 @@ def _python_network(
             raise refused from None
         raise ArchError(f"arch {arch!r} cannot be built: {error}") from error
     if not isinstance(network, nn.Module):
-        raise ArchError(f"arch {arch!r} returned a {type(network).__name__}, not a torch.nn.Module")
+        raise ArchError(
+            f"arch {arch!r} returned a {type(network).__name__}, expected a torch.nn.Module"
+        )
     return network
 
 

@@ -1,1 +1,1 @@
-"""The teacher's pass: its taps, its outputs, its identity."""
+"""The teacher: its taps, its outputs and its identity."""

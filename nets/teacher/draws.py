@@ -1,4 +1,4 @@
-"""A network's random draws (dropout, stochastic depth) as a function of one number."""
+"""Seed a network's random draws (dropout, stochastic depth) with one number."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """While open, torch's global generators start from `seed`; afterwards they are as before.
+    """Seed torch's global generators in a context and restore their state afterwards.
 
-    Covers the CPU and every GPU in use. `torch.manual_seed` would also seed GPUs that are not in
-    use yet, which takes longer than all the rest.
+    Seeds the CPU and every GPU in use. `torch.manual_seed` would also seed GPUs that are not in use
+    yet, which takes most of the time.
     """
     generators = [torch.default_generator, *torch.cuda.default_generators]
     states = [generator.get_state() for generator in generators]

@@ -1,4 +1,4 @@
-"""What of a cache's identity says which network computed the teacher's outputs, and how."""
+"""The part of a cache's identity that describes the teacher network and its taps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from teach_once.runtime.command.user_code import module_sha256
 
 
 def arch_source(arch: str) -> dict[str, str | None]:
-    """{module: sha256 of its file} for a `python:module:function` network, {} for any other."""
+    """Return {module: sha256 of its file} for a `python:module:function` network, otherwise {}."""
     if not arch.startswith(PYTHON_PREFIX):
         return {}
     module = arch.removeprefix(PYTHON_PREFIX).partition(":")[0]
@@ -20,11 +20,13 @@ def arch_source(arch: str) -> dict[str, str | None]:
 
 
 def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
-    """The blocks "teacher" and "taps" of a cache's identity.
+    """Return the blocks "teacher" and "taps" of a cache's identity.
 
-    `weights_sha256` is None, or the first digits, where the weights file is missing; see
-    `nets.weights.source.known_sha256`. A stem that changes nothing counts as unset. Only a network
-    of the user's own has a "source": {module: sha256 of its file}. Raises ArchError, TapError.
+    If the weights file is missing, `weights_sha256` is None or a prefix; see
+    `nets.weights.source.known_sha256`. A stem that changes nothing counts as unset. A user's own
+    network also has "source": {module: sha256 of its file}.
+
+    Raises ArchError for an unknown network and TapError for an invalid tap.
     """
     teacher, taps = config.teacher, config.taps
     logits = taps.logits
@@ -48,10 +50,10 @@ def teacher_identity(config: TeacherConfig) -> dict[str, Any]:
 
 
 def init_identity(weights: str | None) -> dict[str, Any]:
-    """{"init": what decides the weights that a training starts from}, {} where there are none.
+    """Return {"init": identity of the initial weights}, or {} without initial weights.
 
-    That is the name which a library gives them, or the sha256 of their file; None of a file that is
-    missing.
+    The identity is a library's name for the weights, or the sha256 of their file; None if the file
+    is missing.
     """
     if weights is None:
         return {}

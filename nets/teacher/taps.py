@@ -1,10 +1,10 @@
-"""The taps: what is read of a network, how it is called, reduced, and hooked.
+"""Taps: named outputs of a network, how they are hooked and reduced.
 
-A tapped stage is a module by name, and what it returns is taken as a map (B, C, H, W), whatever its
-own layout (`nets.networks.layout`), before any operation behind it that works in place
-(`changed_in_place` finds these). The teacher's maps are reduced inside the forward pass, so that
-none outlives its stage; the student's are handed over as they are, because its connectors need
-them. Imports no torch, so that names can be looked up without loading it.
+A tapped stage is the output of a named module, converted to a map (B, C, H, W) by
+`nets.networks.layout`. It is read before later modules can modify it in place (`changed_in_place`
+finds such modules). The teacher's maps are reduced inside the forward pass, so that memory holds
+one map at a time. The student's maps are returned unchanged, because its connectors need them.
+Does not import torch, so that names can be looked up quickly.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Tap:
-    """One named output of the teacher; stage: "stageN", of the kinds that are read at a stage.
+    """One named output of the teacher; stage: "stageN", for the kinds that are read at a stage.
 
     kind       name       value of one record
     logits     logits     (K,)
-    correct    correct    (), whether the first class is the label
+    correct    correct    (), 1 if the top class is the label
     stage      stageN     (C_N,), channel means
     attention     attentionN    (H_N * W_N,), an attention map
-    hint       hint       (C_N, H_N, W_N), the map itself; a cache has one, whose name has no number
-    embedding  embedding  (D,), what enters the classifier
+    hint       hint       (C_N, H_N, W_N), the map itself; a cache has one, so it has no number
+    embedding  embedding  (D,), the classifier's input
     """
 
     kind: Kind
@@ -49,12 +49,15 @@ class Tap:
 
     @property
     def number(self) -> int:
-        """The number of its stage, from 1; 0 if it has none."""
+        """Number of the tap's stage, from 1; 0 if it has no stage."""
         return int(self.stage.removeprefix("stage")) if self.stage else 0
 
     @staticmethod
     def parse(name: str, stage: str | None = None) -> Tap:
-        """The tap of that name; stage: of a hint, whose name does not say it. Raises TapError."""
+        """Return the tap called `name`; stage: the stage of a hint, which its name lacks.
+
+        Raises TapError for an unknown name.
+        """
         if numbered := re.fullmatch("(stage|attention)([1-9][0-9]*)", name):
             return Tap("stage" if numbered[1] == "stage" else "attention", f"stage{numbered[2]}")
         match name:
@@ -63,11 +66,11 @@ class Tap:
             case "hint":
                 return Tap(name, stage)
         raise TapError(
-            f"there is no tap {name!r}, but logits, correct, stageN, attentionN, hint and embedding"
+            f"unknown tap {name!r}; taps: logits, correct, stageN, attentionN, hint, embedding"
         )
 
     def reduce(self, features: Tensor) -> Tensor:
-        """The map of its stage (B, C, H, W), of any float dtype -> its values (B, ...) float32."""
+        """Reduce the map of its stage (B, C, H, W), of any float dtype, to (B, ...) float32."""
         match self.kind:
             case "stage":
                 return channel_means(features)
@@ -84,9 +87,9 @@ class _StoredTap(Protocol):
 
 
 def taps_asked(config: TapsConfig, stages: Iterable[str]) -> list[Tap]:
-    """The taps that a teacher's file asks for, of a network with these stages.
+    """Return the taps that a teacher's config requests from a network with these stages.
 
-    Raises TapError where the hint's stage is not one of them.
+    Raises TapError if the hint's stage is not one of them.
     """
     stages = list(stages)
     hint = config.hint
@@ -103,12 +106,15 @@ def taps_asked(config: TapsConfig, stages: Iterable[str]) -> list[Tap]:
 
 
 def taps_stored(specs: Mapping[str, _StoredTap]) -> list[Tap]:
-    """The taps of a cache, whose specs say of the hint which stage's it is. Raises TapError."""
+    """Return the taps of a cache from their specs, which contain the hint's stage.
+
+    Raises TapError for an unknown name.
+    """
     return [Tap.parse(name, spec.stage) for name, spec in specs.items()]
 
 
 def in_order(names: Iterable[str], kind: Kind) -> list[str]:
-    """Those of the names that are taps of one kind, by the number of their stage."""
+    """Return the names that are taps of one kind, sorted by the number of their stage."""
     taps = (Tap.parse(name) for name in names)
     return [t.name for t in sorted((t for t in taps if t.kind == kind), key=lambda t: t.number)]
 
@@ -116,20 +122,21 @@ def in_order(names: Iterable[str], kind: Kind) -> list[str]:
 def stage_modules(
     arch: str, stages: Sequence[str] | None = None, *, key: str = "taps.stages"
 ) -> dict[str, str]:
-    """{"stage1": module name, ...}: `stages` if given, else the architecture's own.
+    """Return {"stage1": module name, ...}, from `stages` or else the architecture's defaults.
 
-    key: where the config names them, for the TapError where there are none.
+    key: config key of the stages, for the message. Raises TapError if there are no stages.
     """
     modules = default_stages(arch) if stages is None else stages
     if not modules:
-        raise TapError(f"arch {arch!r} has no default stages: name its modules under {key}")
+        raise TapError(f"arch {arch!r} has no default stages", fix=f"list its modules in {key}")
     return _numbered(modules)
 
 
 def teacher_stages(config: TeacherConfig) -> dict[str, str]:
-    """The stages of a teacher, {"stage1": module name, ...}.
+    """Return the stages of a teacher, {"stage1": module name, ...}.
 
-    {} where its architecture has none by default, and no tap is read at a stage. Raises TapError.
+    Returns {} if its architecture has no default stages and no tap is read at a stage. Raises
+    TapError if a tap needs a stage and there is none.
     """
     arch, taps = config.teacher.arch, config.taps
     if taps.reads_stages or taps.stages:
@@ -142,16 +149,17 @@ def _numbered(modules: Sequence[str]) -> dict[str, str]:
 
 
 def channel_means(features: Tensor) -> Tensor:
-    """(B, C, H, W) of any float dtype -> (B, C) float32: the spatial mean."""
+    """Return the spatial mean (B, C) float32 of a map (B, C, H, W) of any float dtype."""
     means: Tensor = features.float().mean(dim=(2, 3))
     return means
 
 
 def spatial_attention(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H * W) float32: the mean over channels of the squares, of length one.
+    """Return the attention map (B, H * W) float32 of a map (B, C, H, W).
 
-    Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", in the form of
-    their code. A map of zeros stays zeros.
+    It is the mean over channels of the squares, L2-normalized per sample. A map of zeros stays
+    zero. Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", as in their
+    code.
     """
     attention = features.float().square().mean(dim=1).flatten(1)
     length: Tensor = attention.norm(dim=1, keepdim=True)
@@ -159,7 +167,7 @@ def spatial_attention(features: Tensor) -> Tensor:
 
 
 def own_copy(features: Tensor) -> Tensor:
-    """The same in float32 and in its own memory, as operations behind a stage may work in place."""
+    """Return a float32 copy, because modules after a stage may modify the map in place."""
     import torch
 
     return features.to(torch.float32, copy=True)
@@ -170,7 +178,7 @@ def as_is(stage: str, features: Tensor) -> Tensor:
 
 
 class _OfStages(dict[str, Value]):
-    """Values by stage. Some networks have modules that no forward pass calls."""
+    """Values by stage; a stage whose module was not called raises TapError."""
 
     def __init__(self, modules: Mapping[str, str]) -> None:
         super().__init__()
@@ -190,12 +198,13 @@ def read_stages(
     reduce: Callable[[str, Tensor], Value],
     image_size: tuple[int, int] = (1, 1),
 ) -> Iterator[dict[str, Value]]:
-    """While open, each forward pass fills the yielded dict: stage -> reduce(stage, map).
+    """Yield a dict that each forward pass fills: stage -> reduce(stage, map).
 
-    The map is (B, C, H, W), whatever the layout of the module's output. image_size: (H, W) of the
-    images; only their proportions matter. The hooks go when the context closes, also on an error.
-    Raises TapError for an unknown module, in a pass for an output that is not a map, and where the
-    dict is asked for a stage whose module the network did not call.
+    The map is (B, C, H, W) for any layout of the module's output. image_size: (H, W) of the images;
+    only the aspect ratio matters. Hooks are removed when the context exits.
+
+    Raises TapError for an unknown module; during a forward pass, for an output that is not a map;
+    and when the dict is read, for a stage whose module the network did not call.
     """
     layout = layout_of(network)
     modules = dict(network.named_modules())
@@ -222,10 +231,11 @@ def read_stages(
 def changed_in_place(
     network: nn.Module, stages: Mapping[str, str], images: Tensor
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """Show a batch (B, C, H, W) in the mode that the network is in, and leave it as it was.
+    """Find the stages whose maps are modified in place by later modules.
 
-    Returns the maps of `stages` as they are after the pass, and which of them the operations behind
-    their modules changed. Raises what the network raises.
+    Runs a batch (B, C, H, W) through the network in its current mode and restores its state.
+    Returns the maps of `stages` after the forward pass, and the stages whose maps were modified.
+    Errors of the network are propagated.
     """
     from torch.func import functional_call
 
@@ -241,5 +251,5 @@ def changed_in_place(
 
 
 def _with_version(stage: str, features: Tensor) -> tuple[Tensor, int]:
-    """A map and how often it has been written to, which torch counts."""
+    """Return a map with torch's count of writes to it."""
     return features, features._version

@@ -1,4 +1,4 @@
-"""The teacher as both stages run it: the same network, taps and precision."""
+"""The teacher network with its taps and precision, as used by both stages."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from teach_once.nets.weights.source import fetched_weights
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network in evaluation mode; stages: its tapped modules, {"stage1": module, ...}.
+    """A network in evaluation mode with its taps.
 
-    classifiers: the modules that the embedding enters; () where it is not asked for.
+    stages: tapped modules, {"stage1": module, ...}. classifiers: modules whose input is the
+    embedding; () if the embedding is not requested.
     """
 
     network: nn.Module
@@ -39,10 +40,11 @@ class Teacher:
     def outputs(
         self, images: Tensor, labels: Tensor, taps: Collection[Tap] | None = None
     ) -> dict[str, Tensor]:
-        """The taps of a batch by name, on its device; default: those that every cache holds.
+        """Return the taps of a batch by name, on the batch's device.
 
-        images: (B, C, H, W) float32, normalized. labels: (B,) int64. Values are (B, ...) as `Tap`
-        says, float32; `correct` is uint8, decided on the float32 logits.
+        images: (B, C, H, W) float32, normalized. labels: (B,) int64. taps: default: the taps that
+        every cache contains. Values are (B, ...) float32 with the shapes in `Tap`; `correct` is
+        uint8, computed from the float32 logits.
         """
         taps = self._default_taps() if taps is None else taps
         at_stage = {s: [tap for tap in taps if tap.stage == s] for s in self.stages}
@@ -71,7 +73,10 @@ class Teacher:
     def tap_shapes(
         self, image_shape: tuple[int, int, int], taps: Collection[Tap]
     ) -> dict[str, tuple[int, ...]]:
-        """Shape of each tap of one record, found by one pass over a blank (H, W, C) image."""
+        """Return the shape of each tap of one record.
+
+        It is found by a forward pass over a blank image of shape (H, W, C).
+        """
         height, width, channels = image_shape
         blank = torch.zeros(1, channels, height, width, device=self.device)
         label = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -91,18 +96,19 @@ def fresh_teacher(
     has_embedding: bool = False,
     device: torch.device | None = None,
 ) -> Teacher:
-    """The teacher with fresh weights, still on the CPU.
+    """Build the teacher with fresh weights on the CPU.
 
-    num_classes: 0 where its logits are not asked for. has_embedding: whether its embedding is.
-    image_shape: (H, W, C). device: where it will be; None: on the CPU too. Raises ArchError, and
-    TapError where it has no embedding.
+    num_classes: 0 if its logits are not needed. has_embedding: True if its embedding is needed.
+    image_shape: (H, W, C). device: the device it will be moved to; None: the CPU.
+
+    Raises ArchError if the network cannot be built and TapError if it has no embedding.
     """
     is_timms = bool(timm_model(config.arch))
-    classes = num_classes if is_timms else num_classes or 1  # a classifier that is not used
+    classes = num_classes if is_timms else num_classes or 1  # the classifier is not used
     network = build_net(config, num_classes=classes, image_shape=image_shape).eval()
     if config.bn == "recalibrated" and not _batch_norms(network):
         raise ArchError(
-            f"teacher.bn: recalibrated, but {config.arch} has no batch norm",
+            f"teacher.bn is recalibrated, but {config.arch} has no batch norm",
             fix="teacher.bn=eval",
         )
     classifiers = classifiers_of(network, image_shape) if has_embedding else ()
@@ -119,11 +125,14 @@ def load_teacher_network(
     calibration: Iterable[Tensor],
     has_embedding: bool = False,
 ) -> Teacher:
-    """Build the teacher, load its weights and freeze it. Raises ArchError, TapError.
+    """Build the teacher, load its weights and freeze it.
 
-    num_classes: 0 where its logits are not asked for; the classifier of the weights may then be
-    any, or missing. image_shape: (H, W, C). calibration: batches (B, C, H, W) on the device; read
-    only with `bn: recalibrated`.
+    num_classes: 0 if its logits are not needed; the weights may then have any classifier or none.
+    image_shape: (H, W, C). calibration: batches (B, C, H, W) on the device, read only with
+    `bn: recalibrated`.
+
+    Raises ArchError if the network or its weights cannot be loaded and TapError if it has no
+    embedding.
     """
     teacher = fresh_teacher(
         config,
@@ -151,7 +160,7 @@ def load_teacher_network(
 def _conversion(
     arch: str, num_classes: int, image_shape: tuple[int, int, int]
 ) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
-    """What makes tensors fit that do not: timm's own conversion, for its models."""
+    """Return timm's conversion of published weights for a timm model; None for other networks."""
     if not (model := timm_model(arch)):
         return None
     from teach_once.nets.weights.timm_weights import converted
@@ -172,10 +181,10 @@ def _batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 def use_batch_statistics(network: nn.Module, arch: str) -> None:
-    """Have every batch norm normalize by the batch it sees; its running statistics stay.
+    """Make every batch norm use batch statistics; the running statistics do not change.
 
-    The original implementation of Channel Distillation runs its teacher so. Raises ArchError where
-    there is no batch norm.
+    The original implementation of Channel Distillation runs its teacher this way. Raises ArchError
+    if the network has no batch norm.
     """
     if not (norms := _batch_norms(network)):
         raise ArchError(f"--live-bn: {arch} has no batch norm", fix="--live-teacher")
@@ -188,8 +197,8 @@ def use_batch_statistics(network: nn.Module, arch: str) -> None:
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running statistics of every batch norm by their mean over `batches` (B, ...).
 
-    A batch is weighted by its size. All other modules stay in evaluation mode, and so does the
-    whole network afterwards.
+    Batches are weighted by their size. All other modules stay in evaluation mode, as does the whole
+    network afterwards.
     """
     norms = _batch_norms(network)
     momenta = [norm.momentum for norm in norms]
@@ -200,7 +209,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     for inputs in batches:
         num_samples += len(inputs)
         for norm in norms:
-            norm.momentum = len(inputs) / num_samples  # the newest batch's share of the mean
+            norm.momentum = len(inputs) / num_samples  # weight of the newest batch in the mean
         network(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -1,1 +1,1 @@
-"""Weights: where their files are, and how they are read without running code."""
+"""Weights files: where they are, and how they are read without running code."""

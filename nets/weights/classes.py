@@ -1,7 +1,7 @@
-"""The classes, functions and types of number that a weights file may name, as data.
+"""Classes, functions and dtypes that a weights file may name, as data.
 
-What torch's own reader would call with a file's arguments is not among them: `torch.Tensor(10**9)`
-takes 4 GB.
+Constructors that torch's reader would call with arguments from the file are excluded:
+`torch.Tensor(10**9)` takes 4 GB.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DTYPES = (
     *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
     *("qint8", "quint8", "qint32", "quint4x2", "quint2x4"),
 )
-# Classes whose objects only hold what they are given: they are counted as there, and stay empty.
+# Classes whose objects only store their arguments. Such objects are read as empty ones.
 INERT = {
     **dict.fromkeys(("argparse.Namespace", "pathlib.PosixPath", "pathlib._local.PosixPath"), ""),
     **dict.fromkeys(("torch.device", "torch.serialization._get_layout"), ""),
@@ -43,7 +43,7 @@ TENSOR_CLASSES = ("torch.Tensor", "torch.nn.parameter.Parameter")
 
 
 class Storage(NamedTuple):
-    """A run of numbers of one class, such as `FloatStorage`, and how many it holds."""
+    """A contiguous array of numbers: its class, such as `FloatStorage`, and its length."""
 
     kind: str
     key: Hashable
@@ -60,6 +60,6 @@ class Storage(NamedTuple):
 
 @dataclass(frozen=True)
 class Other:
-    """A value that is neither a tensor nor a plain one. `kind`: in words, such as its class."""
+    """A value that is neither a tensor nor a plain value. `kind`: its description or class."""
 
     kind: str

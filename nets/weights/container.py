@@ -1,10 +1,10 @@
-"""Looks at a file of weights before anything is made of it. Imports no torch.
+"""Check a weights file before its tensors are built. Does not import torch.
 
-torch trusts the numbers in a file: it unpacks compressed members whatever their size, builds what
-the pickle asks for, and compares no checksum. So torch never opens one. A file must be a regular
-one, whose members are stored as they are and match their CRC-32, with a pickle of a bounded length.
-`nets.weights.pickle` interprets the pickle. Each storage that it names must be in the file, with
-the length that it claims. Nothing in the pickle is executed.
+torch trusts the numbers in a file: it unpacks compressed members of any size, builds whatever the
+pickle requests, and verifies no checksum. Therefore torch never opens a weights file. The file must
+be a regular file with uncompressed members that match their CRC-32 and a pickle of bounded length.
+`nets.weights.pickle` interprets the pickle. Each storage that the pickle names must be in the file
+with the length that the pickle claims. Nothing in the pickle is executed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from teach_once.runtime.safe.text import one_line
 _MOST_DIRECTORY_BYTES = 16 * 2**20
 _PIECE = 2**20
 _END, _END_64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q")
-_MEMBER = struct.Struct("<4s5H3L2H")  # what stands before a member
+_MEMBER = struct.Struct("<4s5H3L2H")  # header of a member
 _LOCATOR_BYTES = 20
 # The first two pickles of a file older than torch 1.6; the third describes the machine.
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -44,17 +44,17 @@ _LENGTH = struct.Struct("<q")  # before each storage there
 
 @dataclass(frozen=True)
 class Container:
-    """The pickle of a file, and where in the file the storages are that it names."""
+    """The pickle of a file, and the offsets of the storages that it names."""
 
     pickle: bytes
     offsets: Mapping[Hashable, int]  # by the key of the storage
 
 
 def check_container(file: BinaryIO, path: Path) -> Container:
-    """Where the content of an opened file is.
+    """Check an open weights file; returns the locations of its pickle and storages.
 
-    path: for the message. Raises ArchError if the file is damaged, compressed, too large for what
-    it holds, or holds more than weights.
+    path: for messages. Raises ArchError if the file is damaged or compressed, is larger than its
+    content requires, or contains more than weights.
     """
     refuse_stand_in(file, path)
     try:
@@ -73,21 +73,21 @@ def check_container(file: BinaryIO, path: Path) -> Container:
 
 
 def refuse_stand_in(file: BinaryIO, path: Path) -> None:
-    """Raise ArchError if the opened file is a Git LFS pointer, an HTML page or the like."""
+    """Raise ArchError if the open file is a placeholder: a Git LFS pointer, an HTML page, ..."""
     file.seek(0)
     if found := find_stand_in(file.read(HEAD_BYTES), path):
         raise ArchError(f"{one_line(path)} {found.what}", fix=found.fix)
 
 
 class _Refused(Exception):
-    """What is wrong with a file."""
+    """A file that is rejected, with the reason."""
 
     def __init__(self, what: str, *, is_sound: bool = False) -> None:
         super().__init__(what)
         self._is_sound = is_sound
 
     def fix_for(self, path: Path) -> str | None:
-        """Where torch can read the file, the command that saves it as it should be."""
+        """Return the command that saves the file correctly, or None if torch cannot read it."""
         if not self._is_sound:
             return None
         plain = path.with_name(f"{path.stem}-plain.pt")
@@ -99,7 +99,7 @@ class _Refused(Exception):
 
 
 class _Foreign(Exception):
-    """A pickle that names a class which is not known."""
+    """A pickle that names an unknown class."""
 
     def __init__(self, pickle: bytes, name: str) -> None:
         super().__init__(name)
@@ -108,13 +108,13 @@ class _Foreign(Exception):
 
 def _starts_as_zip(file: BinaryIO) -> bool:
     file.seek(0)
-    return file.read(4) == b"PK\x03\x04"  # as torch decides
+    return file.read(4) == b"PK\x03\x04"  # the same test as torch's
 
 
 def _is_script(file: BinaryIO) -> bool:
-    """As torch decides."""
+    """Return True if the file is a TorchScript archive, by the same test as torch's."""
     if _directory_bytes(file) > _MOST_DIRECTORY_BYTES:
-        raise _Refused("lists too many members")
+        raise _Refused("has too many members")
     with zipfile.ZipFile(file) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
@@ -125,7 +125,10 @@ class _Member(NamedTuple):
 
 
 def _zip_container(file: BinaryIO) -> Container:
-    """Raises _Refused, _Foreign, or what zipfile raises."""
+    """Read the zip format of torch 1.6 and later.
+
+    Raises _Refused, _Foreign, or any error of zipfile.
+    """
     with zipfile.ZipFile(file) as archive:
         _check_members(archive, os.fstat(file.fileno()).st_size)
         (content,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
@@ -145,40 +148,43 @@ def _zip_container(file: BinaryIO) -> Container:
             raise _Refused(f"is not a readable weights file: it lacks the tensor {one_line(key)}")
         if found.num_bytes != storage.num_bytes:
             raise _Refused(
-                f"is not a readable weights file: it says that the tensor {one_line(key)} has "
-                f"{storage.num_bytes:,} bytes, but holds {found.num_bytes:,}"
+                f"is not a readable weights file: the tensor {one_line(key)} has "
+                f"{found.num_bytes:,} bytes, expected {storage.num_bytes:,}"
             )
     return Container(pickle, {key: members[str(key)].start for key in storages})
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise _Refused, or what zipfile raises, unless all members are whole, stored and unique."""
+    """Check that all members are complete, uncompressed and unique.
+
+    Raises _Refused, or any error of zipfile.
+    """
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise _Refused("is compressed, expected members stored as they are", is_sound=True)
+        raise _Refused("is compressed, expected uncompressed members", is_sound=True)
     if len({member.filename for member in members}) < len(members):
-        raise _Refused("holds two members of one name")
+        raise _Refused("has two members with the same name")
     if sum(member.file_size for member in members) > size:
-        raise _Refused("is not a readable weights file: it claims more bytes than it has")
+        raise _Refused("is not a readable weights file: its members are larger than the file")
     for member in members:
         if member.filename.endswith(".pkl") and member.file_size > MOST_PICKLE_BYTES:
-            raise _Refused(f"holds a pickle of {member.file_size:,} bytes")
-        with archive.open(member) as content:  # compares the CRC-32 at the end
+            raise _Refused(f"has a pickle of {member.file_size:,} bytes")
+        with archive.open(member) as content:  # verifies the CRC-32 at the end
             while content.read(_PIECE):
                 pass
 
 
 def _start_of(file: BinaryIO, member: zipfile.ZipInfo) -> int:
-    """The offset of a member's first byte, whose header zipfile has compared."""
+    """Return the offset of a member's first byte; zipfile has already checked its header."""
     file.seek(member.header_offset)
     *_, name_bytes, extra_bytes = _MEMBER.unpack(file.read(_MEMBER.size))
     return member.header_offset + _MEMBER.size + int(name_bytes) + int(extra_bytes)
 
 
 def _storages_of(stream: io.BytesIO, pickle: bytes) -> dict[Hashable, Storage]:
-    """The storages that the pickle at the position of `stream` names.
+    """Return the storages that the pickle at the current position of `stream` names.
 
-    pickle: for the message. Raises _Refused, _Foreign, BadPickle.
+    pickle: for messages. Raises _Refused, _Foreign or BadPickle.
     """
     try:
         return read_pickle(stream, lambda *_: None).storages
@@ -189,23 +195,23 @@ def _storages_of(stream: io.BytesIO, pickle: bytes) -> dict[Hashable, Storage]:
 
 
 def _legacy_container(file: BinaryIO) -> Container:
-    """Read the form before torch 1.6: pickles, and then a length and the bytes of each storage.
+    """Read the format before torch 1.6: pickles, then the length and bytes of each storage.
 
-    torch reads the storages that a list in the file names, and leaves the others as they are in
-    memory. So the list must be of all of them. Raises _Refused, _Foreign, BadPickle.
+    torch reads only the storages in the file's list and leaves others uninitialized, so the list
+    must be complete. Raises _Refused, _Foreign or BadPickle.
     """
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     stream = io.BytesIO(file.read(MOST_PICKLE_BYTES))
     magic, protocol, machine = (_plain(stream) for _ in range(3))
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or not isinstance(machine, dict):
-        raise BadPickle("it is not a file that torch.save wrote")
+        raise BadPickle("it was not written by torch.save")
     _check_byteorder(machine.get("little_endian") is True)
     pickle = stream.getbuffer()[stream.tell() :].tobytes()
     storages = _storages_of(stream, pickle)
     keys = _plain(stream)
     if not isinstance(keys, list) or len(set(keys)) < len(keys) or set(keys) != set(storages):
-        raise BadPickle("its list of tensors is not of those that it names")
+        raise BadPickle("its list of tensors does not match its pickle")
     offsets, position = {}, stream.tell()
     for key in keys:
         file.seek(position)
@@ -214,20 +220,20 @@ def _legacy_container(file: BinaryIO) -> Container:
         position = offsets[key] + storages[key].num_bytes
         if length != storages[key].length or position > size:
             raise BadPickle(
-                f"it says that the tensor {one_line(key)} has {storages[key].length:,} numbers, "
-                f"but holds others"
+                f"the tensor {one_line(key)} does not have the expected "
+                f"{storages[key].length:,} numbers"
             )
     return Container(pickle, offsets)
 
 
 def _plain(stream: io.BytesIO) -> object:
-    """The value of a pickle without tensors."""
+    """Return the value of a pickle without tensors."""
     return read_pickle(stream, lambda *_: None).content
 
 
 def _check_byteorder(is_little: bool) -> None:
     if not is_little:
-        raise _Refused("holds numbers in the order of another processor's bytes", is_sound=True)
+        raise _Refused("has numbers in another byte order", is_sound=True)
 
 
 def _directory_bytes(file: BinaryIO) -> int:

@@ -1,8 +1,8 @@
-"""Reads and writes weights, and never runs code from a file.
+"""Read and write weights files without running code from them.
 
-A file holds a plain dict of tensors; it is written aside and renamed. It is read here, never by
-torch: `nets.weights.container` finds the storages, and the tensors are views of them. Only tensors
-that hold plain numbers get into a network: none that is sparse, quantized, complex or without data.
+A file contains a plain dict of tensors and is replaced atomically. Reading does not use torch's
+loader: `nets.weights.container` finds the storages, and the tensors are views of them. Only tensors
+of plain numbers are accepted: sparse, quantized, complex and meta tensors are rejected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from teach_once.runtime.safe.safe_read import open_regular
 from teach_once.runtime.safe.text import one_line
 
 _SHOWN_DIFFERENCES = 5
-_MOSTWRAPPERS = 4  # around one another
+_MOSTWRAPPERS = 4  # nested dicts around a state dict
 _DTYPES = {  # by the class of a storage
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
@@ -53,9 +53,9 @@ _PREFIXES = ("module.", "_orig_mod.", "student.", "model.", "net.")
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """torch.save beside `path`, flush and rename: a reader sees the old file or the new one.
+    """Save atomically: torch.save to a temporary file, flush, rename to `path`.
 
-    The same content gives the same bytes, and so the same identity of what is made with it.
+    The same content gives the same bytes, and therefore the same identity of anything made from it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside, aside.open("wb") as file:
@@ -63,10 +63,10 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
 
 
 def write_tensors(content: dict[str, Any], file: BinaryIO) -> str:
-    """torch.save to an opened file; returns the sha256 of what was written.
+    """Write with torch.save to an open file; returns the sha256 of the bytes.
 
-    Given a path, torch.save would write the temporary file's name into it. Raises OSError where the
-    disk refuses, which torch would turn into another error.
+    With a path, torch.save would put the name of the temporary file into the archive. Raises
+    OSError if the disk fails, which torch would convert to another error.
     """
     sink = _Sink(file)
     try:
@@ -79,7 +79,7 @@ def write_tensors(content: dict[str, Any], file: BinaryIO) -> str:
 
 
 class _Sink(io.RawIOBase):
-    """Writes to a file and remembers the sha256 of all of it, and what the disk refused."""
+    """A file that computes the sha256 of everything written and keeps the first OSError."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest = file, hashlib.sha256()
@@ -103,31 +103,34 @@ class _Sink(io.RawIOBase):
 
 
 def read_tensors(path: Path, *, follow: bool = True) -> dict[str, Any]:
-    """The dict in a file of weights or a checkpoint, whose checksums have been compared.
+    """Read the dict in a weights file or a checkpoint, after verifying its checksums.
 
-    A file is one of safetensors by its name.
+    The format is safetensors if the file's name ends in `.safetensors`. Tensors may be views of a
+    private memory map of the file until they are copied. A value that is neither a tensor nor a
+    plain value becomes an `Other`. follow: follow symbolic links.
 
-    Tensors may lie in the file itself (a private map of it) until they are copied. What is neither
-    a tensor nor a plain value is an `Other`. follow: also through a link. Raises ArchError, which
-    says what else the file is; BadFile if it is not a regular file.
+    Raises ArchError if the file is missing, damaged or has other content, and BadFile if it is not
+    a regular file.
     """
     try:
         file = open_regular(path, follow=follow)
     except FileNotFoundError:
-        raise ArchError(f"there is no weights file {one_line(path)}") from None
+        raise ArchError(f"weights file {one_line(path)} not found") from None
     with file:
         if path.suffix == ".safetensors":
             return _read_safetensors(file, path)
         content = _content(file, path, check_container(file, path))
     if not isinstance(content, dict):
-        raise ArchError(f"{one_line(path)} holds a {_described(content)}, not a dict of tensors")
+        raise ArchError(
+            f"{one_line(path)} contains a {_described(content)}, expected a dict of tensors"
+        )
     return content
 
 
 def _content(file: BinaryIO, path: Path, container: Container) -> object:
-    """The content of a file, whose tensors are views of one map of it.
+    """Return the content of a file; its tensors are views of one memory map.
 
-    A tensor cannot be read beyond the end of its storage: torch compares its shape with that.
+    A tensor cannot extend beyond the end of its storage: torch checks its shape.
     """
     whole = torch.UntypedStorage.from_file(
         f"/proc/self/fd/{file.fileno()}", False, os.fstat(file.fileno()).st_size
@@ -144,7 +147,7 @@ def _content(file: BinaryIO, path: Path, container: Container) -> object:
         if storage.key not in flat:
             start = container.offsets[storage.key]
             numbers = whole[start : start + storage.num_bytes]
-            if start % storage.element_bytes:  # as in the form before torch 1.6
+            if start % storage.element_bytes:  # possible in the format before torch 1.6
                 numbers = numbers.clone()
             kind = _DTYPES[storage.kind]
             flat[storage.key] = torch.empty(0, dtype=kind).set_(numbers)
@@ -155,7 +158,7 @@ def _content(file: BinaryIO, path: Path, container: Container) -> object:
 
     try:
         return read_pickle(io.BytesIO(container.pickle), make_tensor).content
-    except Exception as error:  # torch raises anything at all for shapes that cannot be
+    except Exception as error:  # torch raises various errors for impossible shapes
         reason = one_line(str(error).partition("\n")[0])
         raise ArchError(f"{one_line(path)} is not a readable weights file: {reason}") from None
 
@@ -165,7 +168,7 @@ def _described(value: object) -> str:
 
 
 def _read_safetensors(file: BinaryIO, path: Path) -> dict[str, Any]:
-    """The tensors of an opened file, which the format's own reader maps and checks."""
+    """Read the tensors of an open file with the safetensors library, which checks and maps it."""
     refuse_stand_in(file, path)
     try:
         return dict(load_file(f"/proc/self/fd/{file.fileno()}"))
@@ -182,13 +185,14 @@ def load_weights(
     convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     without: Collection[str] = (),
 ) -> None:
-    """Fill `network` from the state dict in a file.
+    """Load the state dict in a file into `network`.
 
-    The state dict may be under a key of its own (`state_dict`, `model`, `model_state_dict`, `net`),
-    and all its keys may share a prefix that wrappers leave (`module.`, `student.`, ...). Numbers
-    may be of another precision. convert: applied to tensors that do not fit as they are. without:
-    modules that the file may lack or have in another shape, which stay as they are. Raises
-    ArchError, which names the keys that do not fit.
+    The state dict may be nested under a key (`state_dict`, `model`, `model_state_dict`, `net`), and
+    all its keys may share a prefix added by wrappers (`module.`, `student.`, ...). The precision
+    may differ. convert: applied if the tensors do not fit unchanged. without: modules that keep
+    their current weights; the file may lack them or have them in another shape.
+
+    Raises ArchError with the mismatched keys if the weights do not fit.
     """
     expected = _without_modules(network.state_dict(), without)
     loaded = _without_prefix(_unwrapped(read_tensors(path), path), expected.keys())
@@ -205,7 +209,7 @@ def load_weights(
 
 
 def _differences(loaded: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """One line for each tensor that a file lacks, has beside, or has in another form."""
+    """Return a line for each tensor that is missing, unexpected or of another shape or dtype."""
     return [
         *(f"missing: {key}" for key in expected if key not in loaded),
         *(f"unexpected: {one_line(key)}" for key in loaded if key not in expected),
@@ -237,12 +241,12 @@ def mismatch_with(own: object, found: object, *, exactly: bool = False) -> str:
     if found.shape != own.shape:
         return f"has shape {tuple(found.shape)}, expected {tuple(own.shape)}"
     if found.dtype != own.dtype and (exactly or not _same_kind(own.dtype, found.dtype)):
-        return f"holds {_name(found.dtype)}, expected {_name(own.dtype)}"
+        return f"has dtype {_name(found.dtype)}, expected {_name(own.dtype)}"
     return ""
 
 
 def _unusable(tensor: Tensor) -> str:
-    """What kind of tensor it is, if its values are not simply in memory."""
+    """Return the kind of a tensor whose values are not plain numbers in memory; otherwise ""."""
     if tensor.layout != torch.strided:
         return "sparse"
     if tensor.is_quantized:
@@ -259,17 +263,17 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def torchvision_file(name: str) -> Path:
-    """The file where torch.hub puts weights such as `ResNet34_Weights.IMAGENET1K_V1`.
+    """Return the path where torch.hub stores weights such as `ResNet34_Weights.IMAGENET1K_V1`.
 
-    It need not exist. Raises ArchError for an unknown name.
+    The file need not exist. Raises ArchError for an unknown name.
     """
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(_url(name)).path).name
 
 
 def download_torchvision(name: str, file: Path) -> None:
-    """Download these weights to `file`, their `torchvision_file`, and check the hash in its name.
+    """Download torchvision's weights to `file` and check the hash in the file's name.
 
-    Raises ArchError if that fails.
+    file: path from `torchvision_file`. Raises ArchError if the download fails.
     """
     url = _url(name)
     digits = re.search(r"-([0-9a-f]{8,})\.", file.name)
@@ -281,7 +285,7 @@ def download_torchvision(name: str, file: Path) -> None:
     except (OSError, RuntimeError) as error:
         raise ArchError(
             f"teacher.weights: {name} cannot be downloaded: {error}",
-            fix=f"put the file of {url} at {file}",
+            fix=f"download {url} to {file}",
         ) from None
 
 
@@ -298,7 +302,7 @@ def _url(name: str) -> str:
 
 
 def _unwrapped(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The state dict, out of the dicts around it. Raises ArchError where its keys are no names."""
+    """Return the state dict inside any wrapping dicts. Raises ArchError if a key is not a name."""
     for _ in range(_MOSTWRAPPERS):
         inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), dict))
         if (found := next(inner, None)) is None:
@@ -306,8 +310,8 @@ def _unwrapped(content: dict[str, Any], path: Path) -> dict[str, Any]:
         content = found
     else:
         raise ArchError(
-            f"{one_line(path)} holds dicts within dicts, more than {_MOSTWRAPPERS} levels deep, "
-            f"under keys such as 'model'"
+            f"{one_line(path)} nests its state dict under more than {_MOSTWRAPPERS} keys such as "
+            f"'model'"
         )
     if wrong := [key for key in content if not isinstance(key, str)]:
         raise ArchError(
@@ -318,7 +322,7 @@ def _unwrapped(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _without_prefix(tensors: dict[str, Any], expected: Collection[str]) -> dict[str, Any]:
-    """The tensors, with or without the prefixes that all keys share: what fits `expected` best."""
+    """Remove prefixes shared by all keys, if the result fits `expected` better."""
     candidates = [tensors]
     while prefix := _shared_prefix(candidates[-1]):
         candidates.append({k.removeprefix(prefix): v for k, v in candidates[-1].items()})
@@ -326,6 +330,6 @@ def _without_prefix(tensors: dict[str, Any], expected: Collection[str]) -> dict[
 
 
 def _shared_prefix(tensors: dict[str, Any]) -> str:
-    """The known prefix with which all keys begin, or ""."""
+    """Return the known prefix shared by all keys, or ""."""
     shared = (p for p in _PREFIXES if tensors and all(key.startswith(p) for key in tensors))
     return next(shared, "")

@@ -1,8 +1,8 @@
-"""Interprets the pickle in a weights file. Imports no torch and calls nothing that a file names.
+"""Interpret the pickle in a weights file, without torch and without calling what it names.
 
-This is the only interpreter: what it built is what is used, so no second reader can understand the
-same bytes in another way. It knows the operations and classes of state dicts, of optimizer states
-and of the checkpoints of timm's and torchvision's scripts. Every other one is refused by name.
+This is the only interpreter, and its result is used directly, so no second reader can interpret the
+same bytes differently. It supports the operations and classes of state dicts, optimizer states and
+the checkpoints of timm's and torchvision's scripts, and rejects all others by name.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ _Items = TypeVar("_Items", list[Any], tuple[Any, ...], str)
 
 MOST_PICKLE_BYTES = 8 * 2**20
 MOST_OPERATIONS = 10**6  # a tensor takes about 25
-_MOST_COPIED = MOST_PICKLE_BYTES  # entries and bytes that calls may copy, of one pickle
+_MOST_COPIED = MOST_PICKLE_BYTES  # entries and bytes that the calls of one pickle may copy
 _MOST_DIMENSIONS = 64
 _MOST_KEY_PARTS = 8
-_SMALL = range(-(2**31), 2**31)  # integers as keys: larger ones can share one hash by the thousand
+_SMALL = range(-(2**31), 2**31)  # integer keys; thousands of larger integers can share one hash
 
 
 class BadPickle(ValueError):
-    """A pickle that is damaged, or asks for more than a weights file needs."""
+    """A pickle that is damaged or requests more than a weights file needs."""
 
 
 class UnknownClass(BadPickle):
-    """A pickle that names a class or function which is not known here: `name`."""
+    """A pickle that names an unknown class or function, `name`."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"holds an object of class {name} beside its weights")
+        super().__init__(f"contains an object of class {name} in addition to weights")
         self.name = name
 
 
 class UnsupportedForm(BadPickle):
-    """A valid pickle in a form that torch can read and this module cannot."""
+    """A valid pickle in a format that torch can read and this module cannot."""
 
 
 class MakeTensor(Protocol):
-    """Makes a tensor; `dtype` is the name of its type of number if that of the storage is not."""
+    """A function that builds a tensor; `dtype` names its dtype if it differs from the storage's."""
 
     def __call__(
         self,
@@ -71,30 +71,30 @@ class _Named:
 
 
 class Pickled(NamedTuple):
-    """The value of a pickle, and the storages that it names by their keys."""
+    """The value of a pickle, and its storages by key."""
 
     content: object
     storages: dict[Hashable, Storage]
 
 
 def read_pickle(stream: BinaryIO, make_tensor: MakeTensor) -> Pickled:
-    """Interpret the pickle at the position of `stream`, which is left behind its end.
+    """Interpret the pickle at the current position of `stream` and advance past its end.
 
-    Objects of known classes that hold no weights become `Other`. Raises BadPickle, or anything at
-    all for damaged bytes.
+    Objects of known classes that contain no weights become `Other`. Raises BadPickle; damaged bytes
+    may raise any other exception.
     """
     machine = _Machine(make_tensor)
     return Pickled(machine.run(stream), machine.storages)
 
 
 def _qualified(argument: object) -> str:
-    """The name in Python 3 of what a GLOBAL names."""
+    """Return the Python 3 name of a GLOBAL's argument."""
     module, _, name = str(argument).partition(" ")
     return f"{'builtins' if module == '__builtin__' else module}.{name}"
 
 
 class _Machine:
-    """The stack machine that a pickle is a program of."""
+    """The stack machine that runs a pickle's operations."""
 
     def __init__(self, make_tensor: MakeTensor) -> None:
         self._make_tensor = make_tensor
@@ -162,7 +162,7 @@ class _Machine:
     def _tuple_maker(self, count: int) -> Callable[[Any], None]:
         def make(_: Any) -> None:
             if len(self._stack) < count:
-                raise BadPickle("takes values that are not there")
+                raise BadPickle("takes more values than its stack has")
             self._stack[-count:] = [tuple(self._stack[-count:])]
 
         return make
@@ -204,11 +204,11 @@ class _Machine:
         self._stack.pop()
         found = self._stack.pop()
         if not isinstance(found, _Named) or found.name not in INERT:
-            raise BadPickle("makes an object of a class that is not made so")
+            raise BadPickle("creates an object of a class that does not support it")
         self._push(Other(found.name))
 
     def _build(self, _: Any) -> None:
-        """Set the state of the object on the stack: of an OrderedDict its metadata alone."""
+        """Set the state of the object on the stack; for an OrderedDict, only its metadata."""
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, OrderedDict):
             if isinstance(state, dict) and isinstance(state.get("_metadata"), dict):
@@ -217,13 +217,14 @@ class _Machine:
             raise BadPickle(f"sets the state of a {type(target).__name__}")
 
     def _spend(self, items: _Items) -> _Items:
-        """The items, once they are counted: a short pickle may ask for many copies of a long one.
+        """Count items against the limit and return them.
 
-        Raises BadPickle beyond the limit.
+        A short pickle could otherwise request many copies of a long value. Raises BadPickle beyond
+        the limit.
         """
         self._copied += len(items)
         if self._copied > _MOST_COPIED:
-            raise BadPickle("asks for more memory than weights need")
+            raise BadPickle("requests more memory than weights need")
         return items
 
     def _dict(self, target: dict[Any, Any], pairs: Any) -> dict[Any, Any]:
@@ -233,7 +234,7 @@ class _Machine:
 
     def _encode(self, text: Any, encoding: Any) -> bytes:
         if encoding != "latin1":
-            raise BadPickle("encodes text in another way than pickle does")
+            raise BadPickle("uses a text encoding that pickle does not use")
         return self._spend(_of_type(str, text)).encode("latin-1")
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any) -> object:
@@ -249,7 +250,7 @@ class _Machine:
         hooks: Any,
         metadata: Any = None,
     ) -> object:
-        if metadata:  # the numbers in the file are not the tensor's own
+        if metadata:  # the tensor's values differ from the numbers in the file
             return Other("conjugated or negated tensor")
         return self._view(storage, None, offset, size, stride)
 
@@ -278,7 +279,7 @@ class _Machine:
         return self._make_tensor(storage, dtype, offset, size, stride)
 
     def _with_attributes(self, function: Any, kind: Any, arguments: Any, state: Any) -> object:
-        """A tensor that had attributes, which are left out."""
+        """Build a tensor without its attributes, which are ignored."""
         if _of_type(_Named, kind).name not in TENSOR_CLASSES:
             raise UnknownClass(kind.name)
         self._stack += [function, arguments]
@@ -286,17 +287,17 @@ class _Machine:
         return self._stack.pop()
 
     def _storage(self, persistent_id: Any) -> Storage:
-        """Build a storage of its id: "storage", class, key, device, length and perhaps a view."""
+        """Build a storage from its id: "storage", class, key, device, length, optional view."""
         tag, kind, key, _, length, *view = _of_type(tuple, persistent_id)
         name = _of_type(_Named, kind).name.rpartition(".")[2]
         if tag != "storage" or name not in ELEMENT_BYTES:
             raise BadPickle("refers to an object that is not a storage")
         if view not in ([], [None]):
-            raise UnsupportedForm("holds views of storages, as torch wrote before 0.4")
+            raise UnsupportedForm("has views of storages, as written by torch before 0.4")
         _check_sizes((length,))
         storage = Storage(name, _key(key), length)
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise BadPickle("names one storage as two")
+            raise BadPickle("gives one storage two descriptions")
         return storage
 
     def _inert(self, name: str) -> Callable[..., Other]:
@@ -323,7 +324,7 @@ def _of_type(kind: type[_T], value: Any) -> _T:
 
 
 def _key(value: Any) -> Hashable:
-    """Return `value` if it can be a key at a bounded cost; raises BadPickle."""
+    """Return `value` if hashing it has a bounded cost; otherwise raises BadPickle."""
     parts = value if isinstance(value, tuple) and len(value) <= _MOST_KEY_PARTS else (value,)
     for part in parts:
         if isinstance(part, int) and part in _SMALL:
@@ -335,7 +336,7 @@ def _key(value: Any) -> Hashable:
 
 
 def _check_sizes(numbers: Any) -> None:
-    """Raise BadPickle unless these are the numbers of a shape."""
+    """Raise BadPickle unless these numbers are a valid shape."""
     if not isinstance(numbers, tuple) or len(numbers) > _MOST_DIMENSIONS:
         raise BadPickle("has a tensor of too many dimensions")
     if any(not isinstance(each, int) or not 0 <= each < 2**63 for each in numbers):

@@ -1,6 +1,6 @@
-"""Where a teacher's weights are, and what is known of them before they are there.
+"""Find a teacher's weights file, and its sha256 as far as it is known before a download.
 
-Downloads only where asked to, and imports torch only for weights that torchvision or timm names.
+Only `fetched_weights` downloads. torch is imported only for weights from torchvision or timm.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from teach_once.nets.networks.archs import TIMM_PREFIX, ArchError, timm_model
 
 _TORCHVISION = "torchvision:"
-_SIMILAR = 0.8  # of difflib: one letter in five may differ
+_SIMILAR = 0.8  # ratio of difflib: one letter in five may differ
 
 
 def weights_file(weights: str) -> Path:
-    """The file that `teacher.weights` names; it need not exist.
+    """Return the path that `teacher.weights` refers to; the file need not exist.
 
     weights: a path, `torchvision:NAME` or `timm:MODEL`. Raises ArchError for an unknown name.
     """
@@ -33,9 +33,9 @@ def weights_file(weights: str) -> Path:
 
 
 def fetched_weights(weights: str) -> Path:
-    """The same file, first downloaded if a library names it and it is missing.
+    """Return the path of a weights file, downloading a library's weights if they are missing.
 
-    Raises ArchError if that fails.
+    Raises ArchError if the download fails.
     """
     file = weights_file(weights)
     if file.is_file() or not is_downloadable(weights):
@@ -55,9 +55,9 @@ def is_downloadable(weights: str) -> bool:
 
 
 def known_sha256(weights: str) -> str | None:
-    """What is known of the file's sha256: the whole, its first digits, or nothing (None).
+    """Return the file's sha256, its first digits if it is not downloaded yet, or None if unknown.
 
-    torchvision's files have the first eight digits in their names, as in `resnet34-b627a593.pth`.
+    torchvision's file names contain the first eight digits, as in `resnet34-b627a593.pth`.
     """
     file = weights_file(weights)
     if file.is_file():
@@ -68,10 +68,10 @@ def known_sha256(weights: str) -> str | None:
 
 
 def refuse_misspelled(weights: str, cached_sha256: str) -> None:
-    """Raise ArchError where missing weights look like a misspelled path to others than the cache's.
+    """Raise ArchError if a missing weights path looks like a misspelling of an existing file.
 
-    A cache may serve in place of its teacher's weights, but not in place of those that were meant.
-    cached_sha256: of the weights that the cache was made from.
+    A cache may replace its teacher's weights, but not other weights that the user intended.
+    cached_sha256: sha256 of the weights that the cache was made from.
     """
     file = weights_file(weights)
     if file.is_file() or is_downloadable(weights):
@@ -79,15 +79,15 @@ def refuse_misspelled(weights: str, cached_sha256: str) -> None:
     near = [path for path in _of_similar_name(file) if path.is_file()]
     if near and cached_sha256 not in map(known_sha256, map(str, near)):
         raise ArchError(
-            f"teacher.weights: there is no file {file}; {near[0]} holds other weights than the "
-            f"cache of this configuration",
+            f"teacher.weights: file {file} not found; {near[0]} exists, but the cache of this "
+            f"configuration was made from other weights",
             fix=f"teacher.weights={near[0]}; or, to train from the cache: --cache PATH (with make: "
             f"CACHE=PATH)",
         )
 
 
 def _of_similar_name(file: Path) -> list[Path]:
-    """Paths of which the file's own may be a misspelling: in its name, or in that of its folder."""
+    """Return existing paths that differ from `file` by a misspelled file or folder name."""
     if file.parent.is_dir():
         return _similar_in(file.parent, file.name)
     if file.parent.parent.is_dir():

@@ -1,7 +1,7 @@
-"""The weights that timm publishes: where their file is, and how they become a network.
+"""timm's published weights: where the file is, and how its tensors are converted.
 
-A file is read here, never by timm. What timm does is convert the tensors: older names, and position
-embeddings of images of another size.
+This project reads the file. timm only converts the tensors: it renames old names and resizes
+position embeddings for another image size.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.networks.timm_models import Size, import_timm, native_size, pretrained_cfg
 from teach_once.runtime.command.program import program_text
 
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that there is
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 
 
 def pretrained_file(model: str) -> Path:
-    """The file of a model's published weights once downloaded; it need not exist.
+    """Return the path of a model's published weights after download; the file need not exist.
 
-    Raises ArchError where there are none.
+    Raises ArchError if timm publishes none.
     """
     cfg = _published(model)
     if not cfg.hf_hub_id:
@@ -40,7 +40,10 @@ def pretrained_file(model: str) -> Path:
 
 
 def download_pretrained(model: str) -> Path:
-    """Download them; returns their file. Raises ArchError if that fails."""
+    """Download a model's published weights; returns the file's path.
+
+    Raises ArchError if the download fails.
+    """
     cfg = _published(model)
     return _from_hub(model, cfg) if cfg.hf_hub_id else _from_url(model, cfg.url)
 
@@ -48,10 +51,10 @@ def download_pretrained(model: str) -> Path:
 def converted(
     model: str, tensors: dict[str, Any], *, num_classes: int, image_size: Size
 ) -> dict[str, Any]:
-    """The tensors of a file as timm makes a model of them; as they are where it cannot.
+    """Convert a file's tensors as timm does when it builds a model; unchanged if timm cannot.
 
-    num_classes: of their classifier; 0: as published. image_size: (H, W) of the images that the
-    network is for.
+    num_classes: classes of the classifier; 0: as published. image_size: (H, W) of the network's
+    images.
     """
     cfg = pretrained_cfg(model)
     classes = num_classes or cfg.num_classes
@@ -64,7 +67,7 @@ def converted(
             model, pretrained=True, pretrained_cfg_overlay=overlay, **settings
         )
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        return tensors  # what does not fit is named by `load_weights`
+        return tensors  # `load_weights` reports the mismatched tensors
     state: dict[str, Tensor] = network.state_dict()
     return state
 
@@ -73,7 +76,7 @@ def _published(model: str) -> Any:
     cfg = pretrained_cfg(model)
     if not (cfg.hf_hub_id or cfg.url):
         raise ArchError(
-            f"timm publishes no weights of {model}",
+            f"timm publishes no weights for {model}",
             fix="set teacher.weights=PATH, or choose another model: "
             f"{program_text('nets')} list 'timm:{model.partition('_')[0]}*'",
         )
@@ -81,7 +84,7 @@ def _published(model: str) -> Any:
 
 
 def _repository(cfg: Any) -> tuple[str, str | None]:
-    """The name of a repository of the hub, and the revision where one is given."""
+    """Return the name of a repository on the Hugging Face hub and its revision, if given."""
     repo, _, revision = cfg.hf_hub_id.partition("@")
     return repo, revision or None
 
@@ -95,12 +98,12 @@ def _from_hub(model: str, cfg: Any) -> Path:
     for name in _HUB_FILES:
         try:
             return Path(hf_hub_download(repo, name, revision=revision))
-        except LocalEntryNotFoundError as error:  # there is no connection
+        except LocalEntryNotFoundError as error:  # no connection
             problem = error
             break
         except EntryNotFoundError as error:
             problem = error
-        except Exception as error:  # of whichever client the hub's library uses
+        except Exception as error:  # any error of the hub's HTTP client
             problem = error
             break
     raise _not_downloaded(model, hf_hub_url(repo, _HUB_FILES[0], revision=revision), problem)

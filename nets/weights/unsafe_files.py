@@ -1,6 +1,6 @@
-"""Why a weights file is refused, and how its owner saves the weights alone.
+"""Explain why a weights file is rejected, and how its owner can save only the weights.
 
-Looks at the operations of the pickle inside and executes none of them.
+Inspects the operations of the file's pickle without executing them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.weights.pickle import MOST_OPERATIONS
 from teach_once.runtime.safe.text import one_line
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys that hold a state dict
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys whose value is a state dict
 _ALL = "content"  # the variable in the lines that save a state dict
 _TENSORS = f"{{k: v for k, v in {_ALL}.items() if isinstance(v, torch.Tensor)}}"
 _NOT_MODULES = ("collections ", "builtins ", "__builtin__ ")
@@ -29,16 +29,16 @@ class _Op(NamedTuple):
 
 
 class _Content(NamedTuple):
-    """What a file is, in words, and the expression that gives its state dict once it is loaded."""
+    """A description of a file, and the expression for its state dict after loading."""
 
     what: str
     state_dict: str
 
 
 def foreign_class(pickle: bytes, path: Path, name: str) -> ArchError:
-    """The error for a file whose pickle names a class that is not known here: what it is, the fix.
+    """Return the error for a file whose pickle names an unknown class.
 
-    The fix is the lines that save a plain state dict from it.
+    The fix is the lines of Python that save a plain state dict from the file.
     """
     try:
         operations = islice(pickletools.genops(pickle), MOST_OPERATIONS)
@@ -49,7 +49,7 @@ def foreign_class(pickle: bytes, path: Path, name: str) -> ArchError:
 
 
 def torchscript_program(path: Path) -> ArchError:
-    """The error for a file that holds a program beside its weights."""
+    """Return the error for a file that contains a program in addition to weights."""
     script = _Content("is a TorchScript program", f"{_ALL}.state_dict()")
     return _refused(path, script, "torch.jit.load({})")
 
@@ -57,7 +57,7 @@ def torchscript_program(path: Path) -> ArchError:
 def _refused(path: Path, content: _Content, load: str) -> ArchError:
     plain = path.with_name(f"{path.stem}-weights.pt")
     return ArchError(
-        f"{one_line(path)} {content.what}, which only its own code can load",
+        f"{one_line(path)} {content.what}, which only its original code can load",
         fix=f"if you trust it, save its weights alone where that code is installed, and use "
         f"{one_line(plain)}:\n"
         f"    import torch\n"
@@ -67,24 +67,24 @@ def _refused(path: Path, content: _Content, load: str) -> ArchError:
 
 
 def _content(operations: list[_Op], blocked: str) -> _Content:
-    """blocked: the class that is not known."""
+    """Describe the content of a file from its operations; blocked: the unknown class."""
     values = [op for op in operations if op.name not in _MEMO]
     if module := _class_at(values, 0):
         return _Content(f"is a whole pickled module of class {module}", f"{_ALL}.state_dict()")
-    beside = f"holds an object of class {one_line(blocked)} beside its weights"
+    beside = f"contains an object of class {one_line(blocked)} in addition to weights"
     for index, op in enumerate(values[:-1]):
         if op.argument in WRAPPERS:
             wrapped = f"{_ALL}[{op.argument!r}]"
             if module := _class_at(values, index + 1):
-                what = f"holds a whole pickled module of class {module} under {op.argument!r}"
+                what = f"contains a whole pickled module of class {module} under {op.argument!r}"
                 return _Content(what, f"{wrapped}.state_dict()")
             return _Content(beside, wrapped)
     return _Content(beside, _TENSORS)
 
 
 def _class_at(values: list[_Op], index: int) -> str:
-    """The class of the object that begins there; "" for a dict, a number or a string."""
-    if values[index].argument == "module":  # the older format says so before its class
+    """Return the class of the object that begins at `index`; "" for a dict, number or string."""
+    if values[index].argument == "module":  # in the older format, this precedes the class
         index += 1
     name, argument = values[min(index, len(values) - 1)]
     is_object = name == "GLOBAL" and not str(argument).startswith(_NOT_MODULES)

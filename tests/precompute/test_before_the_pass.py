@@ -125,7 +125,7 @@ def test_logits_alone_ask_for_no_stages(make_study: MakeStudy) -> None:
     own = f"student.arch={OWN}:make"
     study = make_study(student=[own])
     assert train_student(study.run("kd", 0), device="cpu")["epochs"] == 4
-    with pytest.raises(TapError, match=r"name its modules under student\.stages"):
+    with pytest.raises(TapError, match=r"list its modules in student\.stages"):
         train_student(study.run("cd", 0), device="cpu")
     check_without_cache(study.config, study.teacher, ["ce", "kd"])
 

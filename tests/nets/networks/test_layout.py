@@ -49,9 +49,9 @@ def test_a_map_is_a_view_so_that_a_change_in_place_is_noticed() -> None:
     [
         ((1, 7), Layout(), r"of the module 'body' is of shape \(7,\) for an image"),
         ((1, 2, 3, 4, 5), Layout(), r"'body' is of shape \(2, 3, 4, 5\) for an image"),
-        ((1, 17, 8), Layout(), r"is 17 tokens of 8 channels, and nothing says how many of them"),
+        ((1, 17, 8), Layout(), r"is 17 tokens of 8 channels, and the number of class and register"),
         ((1, 17, 8), Layout(num_prefix_tokens=2), "with or without the first 2, they form no map"),
-        ((1, 16, 8), Layout(num_prefix_tokens=0, row_by_row=False), "not in the order of the im"),
+        ((1, 16, 8), Layout(num_prefix_tokens=0, row_by_row=False), "not in row-major order"),
     ],
 )
 def test_what_is_no_map_is_named_with_its_module_its_shape_and_what_is_possible(

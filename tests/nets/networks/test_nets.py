@@ -109,7 +109,7 @@ def test_a_network_of_the_users_own_is_built_by_its_function() -> None:
         ("python:tests.support.own_network", "not have the form python:package.module:function"),
         ("python:tests.no_such:make", "cannot be loaded"),
         ("python:tests.support.own_network:nothing", "cannot be loaded"),
-        ("python:tests.support.own_network:wrong", "returned a str, not a torch.nn.Module"),
+        ("python:tests.support.own_network:wrong", "returned a str, expected a torch.nn.Module"),
     ):
         with pytest.raises(ArchError, match=told):
             build(arch, num_classes=4)
@@ -339,19 +339,19 @@ FOREIGN = {
     "whole": (lambda network: network, "is a whole pickled module of class torch.nn.modules.l"),
     "held": (
         lambda network: {"epoch": 3, "model": network},
-        "holds a whole pickled module of class torch.nn.modules.linear.Linear under 'model'",
+        "contains a whole pickled module of class torch.nn.modules.linear.Linear under 'model'",
     ),
     "beside": (
         lambda network: {"state_dict": network.state_dict(), "args": Remark()},
-        "holds an object of class tests.nets.networks.test_nets.Remark beside its weights",
+        "contains an object of class tests.nets.networks.test_nets.Remark in addition to weights",
     ),
     "bare": (
         lambda network: {**network.state_dict(), "args": Remark()},
-        "holds an object of class tests.nets.networks.test_nets.Remark beside its weights",
+        "contains an object of class tests.nets.networks.test_nets.Remark in addition to weights",
     ),
     "numpy": (
         lambda network: {"model": dict(network.state_dict()), "error": np.float64(3)},
-        "holds an object of class numpy._core.multiarray.scalar beside its weights",
+        "contains an object of class numpy._core.multiarray.scalar in addition to weights",
     ),
 }
 

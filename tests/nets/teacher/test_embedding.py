@@ -76,7 +76,7 @@ def test_a_network_that_ends_in_no_layer_has_no_embedding() -> None:
     with pytest.raises(TapError, match="the network has no embedding"):
         classifiers_of(network, (2, 2, 3))
     maps = nn.Sequential(nn.Conv2d(3, 2, 1))
-    with pytest.raises(TapError, match=r"classifier '0' is of shape \(3, 2, 2\) for an image"):
+    with pytest.raises(TapError, match=r"classifier '0' has shape \(3, 2, 2\) per image"):
         embedding_of(maps, torch.randn(1, 3, 2, 2))
 
 

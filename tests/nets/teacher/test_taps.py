@@ -30,7 +30,7 @@ def test_a_taps_name_is_parsed_to_the_same_tap(tap: Tap) -> None:
 
 @pytest.mark.parametrize("name", ["", "stage", "stage0", "stage1x", "attention", "Logits", "hint2"])
 def test_another_name_is_no_tap(name: str) -> None:
-    with pytest.raises(TapError, match="there is no tap"):
+    with pytest.raises(TapError, match="unknown tap"):
         Tap.parse(name)
 
 

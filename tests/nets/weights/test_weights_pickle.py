@@ -211,14 +211,14 @@ def repeated(call: bytes, times: int) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("forge", "told"),
     [
-        (repeated(b"c_codecs\nencode\nh\x01X\x06\0\0\0latin1\x86R", 40), "asks for more memory"),
+        (repeated(b"c_codecs\nencode\nh\x01X\x06\0\0\0latin1\x86R", 40), "requests more memory"),
         (repeated(b"ccollections\nCounter\nh\x01\x85R", 1), "in place of a dict"),
-        (repeated(b"cbuiltins\nset\nh\x01\x85R", 400), "asks for more memory"),
-        (repeated(b"c__builtin__\nset\nh\x01\x85R", 400), "asks for more memory"),
+        (repeated(b"cbuiltins\nset\nh\x01\x85R", 400), "requests more memory"),
+        (repeated(b"c__builtin__\nset\nh\x01\x85R", 400), "requests more memory"),
         (repeated(b"ctorch\nTensor\nM\xe8\x03K\x14\x86R", 1), "calls a value"),
         (repeated(b"ctorch\nFloatStorage\nM\xe8\x03\x85R", 1), "calls a value"),
         (repeated(b"ctorch\nTensor\nM\xe8\x03\x85\x81", 1), "an object of a class"),
-        (repeated(b"cbuiltins\nbytearray\nM\xe8\x03\x85R", 1), "object of class bytearray beside"),
+        (repeated(b"cbuiltins\nbytearray\nM\xe8\x03\x85R", 1), "object of class bytearray in add"),
     ],
 )
 def test_a_small_file_that_asks_for_much_memory_is_refused(

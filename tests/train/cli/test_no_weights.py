@@ -105,7 +105,7 @@ def test_a_misspelled_path_beside_other_weights_does_not_use_the_cache_at_hand(
     other = [*small[:1], f"teacher.weights={wrong}", *small[2:], "training=null"]
     assert make(target, other, *(["METHOD=kd"] if target == "train-student" else [])) == 2
     told = capsys.readouterr().err
-    assert f"there is no file {wrong}; {meant} holds other weights than the cache" in told
+    assert f"file {wrong} not found; {meant} exists, but the cache" in told
     assert f"fix: teacher.weights={meant}" in told
     shutil.copy(tmp_path / "w.pt", meant)  # now those of the cache
     assert make(target, other, *(["METHOD=kd"] if target == "train-student" else [])) == 0

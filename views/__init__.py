@@ -1,1 +1,1 @@
-"""What (sample, view) looks like: datasets, deterministic draws, augmentation."""
+"""Views of samples: datasets, deterministic draws, augmentation."""

@@ -1,4 +1,4 @@
-"""python -m views: see `views.command`."""
+"""Run `python -m views`; the commands are in `views.command`."""
 
 import sys
 

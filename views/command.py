@@ -1,11 +1,11 @@
 """python -m views pack NAME|PATH FILE.h5 [--encoded] [key=value ...]    images as one file
 python -m views pack NAME|PATH FILE.json --short-side 256              as shards with an index
 python -m views pack NAME|PATH                                         to dataset.packed
-python -m views check NAME|PATH                                        decodes every image
+python -m views check NAME|PATH                                        decode every image
 
-Packs all images that a teacher's config names: `max_per_class` and `validation_fraction` choose
-among them when the file is read. Decoded pixels, and files that keep their bytes, are the same
-dataset as the original, so both share one cache; recoded images are another dataset.
+Packs all images of the dataset in a teacher's config. `max_per_class` and `validation_fraction`
+apply when the packed file is read. Decoded pixels, and files packed with their original bytes, are
+the same dataset as the original and share its cache. Re-encoded images are a different dataset.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ def pack(
         list[str] | None,
         typer.Argument(
             metavar="FILE [KEY=VALUE]...",
-            help="FILE.h5, or FILE.json with shards beside it, default: dataset.packed; and other "
+            help="FILE.h5, or FILE.json with shards next to it (default: dataset.packed); then new "
             "values for keys of the config",
         ),
     ] = None,
     encoded: Annotated[
-        bool, typer.Option("--encoded", help="keep the files' own bytes, not decoded pixels")
+        bool, typer.Option("--encoded", help="store original bytes instead of decoded pixels")
     ] = False,
     short_side: _ShortSide = None,
     max_side: _MaxSide = None,
     quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="of the JPEG that images are shrunk to")
+        int | None, typer.Option(min=1, max=100, help="JPEG quality of re-encoded images")
     ] = None,
-    shard_mb: Annotated[int, typer.Option(min=1, help="size of a shard, about")] = 1000,
+    shard_mb: Annotated[int, typer.Option(min=1, help="approximate size of a shard")] = 1000,
     workers: Annotated[
         int | None, typer.Option(min=0, help="processes that shrink images; default: all cores")
     ] = None,
@@ -75,10 +75,10 @@ def pack(
 
     Use it with dataset: {type: packed, file: FILE, ...}.
 
-    Without further options the images are stored as decoded pixels and must all have one size.
-    --short-side (for training on crops, such as 256) and --max-side (of the long side: a bound on
-    panoramas) shrink larger images to JPEG of --quality (90); the others keep their bytes.
-    --quality alone encodes all of them anew. Shards that exist are not packed again.
+    By default the images are stored as decoded pixels and must all have the same size. --short-side
+    (such as 256, for training on crops) and --max-side (a limit on the long side, for panoramas)
+    shrink larger images and store them as JPEG of --quality (90); other images keep their bytes.
+    --quality alone re-encodes all images. Existing shards are not packed again.
     """
     file, overrides = _file_and_overrides(words or [])
     config = load_teacher(name, overrides)
@@ -114,13 +114,13 @@ def check(
     name: TeacherName,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="other values for keys of the config"),
+        typer.Argument(metavar="[KEY=VALUE]...", help="new values for keys of the config"),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="processes that decode images; default: all cores")
     ] = None,
 ) -> None:
-    """Decode every image of a teacher's config, and list all that cannot be read.
+    """Decode every image of a teacher's config and list all that cannot be read.
 
     Tar shards and tables are checked in their original form until they are packed.
     """
@@ -168,7 +168,7 @@ def _print_hints(hints: Sequence[str], console: Console) -> None:
 
 
 def _file_and_overrides(words: list[str]) -> tuple[Path | None, list[str]]:
-    """The first word is the file, unless it sets a key or there is none."""
+    """Split the arguments into the file, if the first one is not an override, and overrides."""
     if words and "=" not in words[0]:
         return Path(words[0]), words[1:]
     return None, words

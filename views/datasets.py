@@ -1,6 +1,7 @@
-"""Opens the dataset that a config describes and chooses its samples.
+"""Open a config's dataset and choose its samples.
 
-Images are read from disk only when asked for: to know whether a cache fits, the digest is enough.
+Images are read from disk only when they are needed. Checking whether a cache matches needs only the
+dataset's digest.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ _NAMED_CLASSES = 5
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Splits in their fixed order; `digest` (sha256, hex) pins the training samples and labels.
+    """The splits of a dataset in their fixed order.
 
-    type: as configs name it; a packed file has that of the dataset it was packed from. None: the
-    config's. is_reduced: whether `max_per_class` leaves any sample out. notes, order_hint,
-    check_headers: see `Source`.
-    validation: training samples held out to choose the best epoch on; None where that is the
-    test split's task.
+    digest: sha256 (hex) that identifies the training samples and labels. type: the config's dataset
+    type; for a packed file, the type of the original dataset; None: the config's. is_reduced: True
+    if `max_per_class` leaves out any sample. notes, order_hint, check_headers: see `ImageSource`.
+    validation: training samples held out to choose the best epoch; None: the test split is used.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Dataset:
     validation: Split | None
     test: Split
     digest: str
-    digest_tested: Callable[[], str] = lambda: ""  # computed when a run asks, not by a pass
+    digest_tested: Callable[[], str] = lambda: ""  # computed for runs only, not for passes
     type: str | None = None
     is_reduced: bool = True
     notes: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Dataset:
 
     @cached_property
     def tested_digest(self) -> str:
-        """Pins the samples and labels that errors are measured on: of both other splits."""
+        """Return the digest of the samples and labels of the validation and test splits."""
         return self.digest_tested()
 
     @property
@@ -56,12 +56,12 @@ class Dataset:
 
     @property
     def hints(self) -> list[str]:
-        """Lines for whoever starts a pass or a training on these images."""
+        """Return hints for the user at the start of a pass or a training."""
         return [*self.notes, *filter(None, [self.untested_hint])]
 
     @property
     def untested_hint(self) -> str:
-        """A line about classes that the test split lacks, or ""."""
+        """Return a hint about classes that the test split lacks, or ""."""
         tested = set(self.test.labels.tolist())
         names = [name for label, name in enumerate(self.class_names) if label not in tested]
         if not names:
@@ -69,13 +69,13 @@ class Dataset:
         some = ", ".join(names[:_NAMED_CLASSES])
         if len(names) > _NAMED_CLASSES:
             some = f"{len(names)} of {self.num_classes} classes ({some}, ...)"
-        return f"hint: no test image shows {some}, so errors say nothing about them"
+        return f"hint: no test image belongs to {some}, so test errors do not cover them"
 
 
 def load_dataset(config: DatasetConfig, kept_in: Path | None = None) -> Dataset:
-    """Raises DatasetError.
+    """Open the dataset of a config. Raises DatasetError if it cannot be used.
 
-    kept_in: the folder of caches beside which the listing of an image folder is kept.
+    kept_in: folder of caches, next to which the listing of an image folder is stored.
     """
     source = open_source(config, kept_in)
     fraction = config.validation_fraction
@@ -108,7 +108,10 @@ def _joined(*digests: str) -> str:
 
 
 def open_source(config: DatasetConfig, kept_in: Path | None = None) -> ImageSource:
-    """All samples, before `max_per_class` and `validation_fraction`. Raises DatasetError."""
+    """Open all samples, before `max_per_class` and `validation_fraction` apply.
+
+    Raises DatasetError if the dataset cannot be used.
+    """
     if isinstance(config, Packed | PackedOnce):
         from teach_once.views.packed.read import packed
 

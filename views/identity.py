@@ -1,4 +1,4 @@
-"""What of a cache's identity says which images the teacher saw."""
+"""The part of a cache's identity that describes the teacher's images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from teach_once.views.splits import Split
 
 
 def views_identity(config: TeacherConfig, dataset: Dataset) -> dict[str, Any]:
-    """The blocks "dataset" and "views" of a cache's identity.
+    """Return the blocks "dataset" and "views" of a cache's identity.
 
-    A limit that leaves no sample out counts as unset. A packed file counts as the dataset it was
-    packed from.
+    A `max_per_class` that leaves out no sample counts as unset. A packed file counts as the
+    original dataset.
     """
     return {
         "dataset": {
@@ -36,7 +36,7 @@ def views_identity(config: TeacherConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def augment_identity(views: ViewsConfig) -> dict[str, Any]:
-    """The augmentation without settings that are off: a new setting leaves old caches valid."""
+    """Return the augmentation without disabled settings, so that new settings keep caches valid."""
     return {key: value for key, value in as_plain(views.augment).items() if value is not None}
 
 
@@ -44,7 +44,7 @@ _MOST_VIEWS = 12
 
 
 def preview_views(split: Split, config: ViewsConfig) -> NDArray[np.uint8]:
-    """The first views of sample 0: (n, H, W, C) uint8, n at most 12."""
+    """Return the first n <= 12 views of sample 0: (n, H, W, C) uint8."""
     num_views = min(_MOST_VIEWS, config.augment.num_distinct_views or _MOST_VIEWS)
     sample = np.array([0])
     return np.concatenate([view_pixels(split, config, v, sample) for v in range(num_views)])

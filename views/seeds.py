@@ -1,8 +1,8 @@
 """Counter-based randomness: every draw is a pure function of (seed, view, sample).
 
-Uses raw Philox bits only: numpy guarantees that their stream never changes, but not that of its
-distribution methods, and torch guarantees none. The draws for a sample depend on no batch, order,
-worker, rank or device.
+Uses raw Philox bits only: numpy guarantees their stream, but not the stream of its distribution
+methods, and torch guarantees none. A sample's draws do not depend on batch, order, worker, rank or
+device.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Words = NDArray[np.uint64]
 def words_from(
     firsts: NDArray[np.int64], num_words: int, *, key: tuple[int, int], stream: int
 ) -> Words:
-    """`num_words` consecutive words from each position of `firsts` (M,) on: (M, W) uint64.
+    """Return `num_words` consecutive words from each position in `firsts` (M,): (M, W) uint64.
 
-    key: two words. stream: the highest word of the counter, whose other three count.
+    key: two words. stream: highest word of the counter; the other three words count.
     """
     counts, skipped = np.divmod(firsts, WORDS_PER_COUNT)
     num_counts = (num_words + 2 * WORDS_PER_COUNT - 2) // WORDS_PER_COUNT
@@ -38,7 +38,7 @@ def words_from(
 
 
 def _philox(counters: Words, key: tuple[int, int], stream: int) -> Words:
-    """(M,) lowest words of counters -> (M, 4)."""
+    """Return the words (M, 4) for counters with lowest words (M,)."""
     a, b, c = counters, np.zeros_like(counters), np.zeros_like(counters)
     d = np.full_like(counters, stream)
     for turn in range(_ROUNDS):
@@ -53,7 +53,7 @@ def _philox(counters: Words, key: tuple[int, int], stream: int) -> Words:
 
 
 def _product(values: Words, factor: np.uint64) -> tuple[Words, Words]:
-    """The upper and the lower 64 bits of the products, (M,) each, from products of halves."""
+    """Return the upper and lower 64 bits of the products, (M,) each, computed from halves."""
     low, high = values & _LOW, values >> _HALF
     factor_low, factor_high = factor & _LOW, factor >> _HALF
     middle = high * factor_low + ((low * factor_low) >> _HALF)
@@ -62,21 +62,21 @@ def _product(values: Words, factor: np.uint64) -> tuple[Words, Words]:
     return upper, values * factor
 
 
-# Streams keep uses of the same (seed, number) pair apart; they sit in the counter's highest word.
+# Streams separate uses of the same (seed, number) pair, in the counter's highest word.
 VIEW_STREAM = 0
 ORDER_STREAM = 1
 CHOICE_STREAM = 2
-HELD_OUT_STREAM = 4  # 3 is precompute.compare's
+HELD_OUT_STREAM = 4  # precompute.compare uses 3
 FLIP_STREAM = 5
 JITTER_STREAM = 6
 TRIVIAL_STREAM = 7
 ERASING_STREAM = 8
 MIX_STREAM = 9
-STEP_STREAM = 10  # what a training step draws
+STEP_STREAM = 10  # draws of a training step
 
 _SAMPLES_PER_CHUNK = 65_536
-_WORTH_WORDS = 64  # so many words are read in order in the time of four elsewhere
-_MOST_WORDS = 2**22  # that are read in order to pick some of them
+_WORTH_WORDS = 64  # sequential words in the time of four words at random positions
+_MOST_WORDS = 2**22  # most words read sequentially to select some of them
 
 
 def draws(
@@ -88,9 +88,9 @@ def draws(
     first_sample: int = 0,
     stream: int = VIEW_STREAM,
 ) -> NDArray[np.uint64]:
-    """Uniform 64-bit draws for `num_samples` samples from `first_sample` on: (N, D) uint64.
+    """Return uniform 64-bit draws for `num_samples` samples from `first_sample` on: (N, D) uint64.
 
-    Row i is the same whatever range of samples it is asked for in. It does depend on D.
+    Rows do not depend on the range of samples, but they depend on D.
     """
     bits = np.random.Philox(
         counter=np.array([0, 0, 0, stream], dtype=np.uint64),
@@ -105,9 +105,9 @@ def draws(
 def draws_of(
     ids: NDArray[np.int64], seed: int, view: int, num_draws: int, *, stream: int = VIEW_STREAM
 ) -> NDArray[np.uint64]:
-    """The rows of `draws` of samples `ids` (M,), in any order: (M, D) uint64.
+    """Return the rows of `draws` for samples `ids` (M,), in any order: (M, D) uint64.
 
-    Takes time by their number, not by that of the dataset's samples.
+    The time depends on M, not on the size of the dataset.
     """
     if not len(ids):
         return np.empty((0, num_draws), dtype=np.uint64)
@@ -124,27 +124,27 @@ def _ascends(ids: NDArray[np.int64]) -> bool:
 
 
 def unit(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Draws as numbers in [0, 1): the upper 53 bits of each, same shape."""
+    """Convert draws to numbers in [0, 1), from the upper 53 bits; same shape."""
     return np.asarray((words >> np.uint64(11)) * 2.0**-53)
 
 
 def permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
-    """The order in which an epoch visits the samples: (N,) int64, a pure function of its inputs."""
+    """Return the order of samples in an epoch: (N,) int64, a pure function of the arguments."""
     keys = draws(seed, epoch, num_samples, 1, stream=ORDER_STREAM)[:, 0]
     return np.argsort(keys, kind="stable")
 
 
 def choice(seed: int, num_items: int, num_chosen: int) -> NDArray[np.int64]:
-    """`num_chosen` different items of range(num_items), in ascending order: int64."""
+    """Return `num_chosen` distinct items of range(num_items), ascending, int64."""
     keys = draws(seed, 0, num_items, 1, stream=CHOICE_STREAM)[:, 0]
     return np.sort(np.argsort(keys, kind="stable")[:num_chosen])
 
 
 def distinct_codes(seed: int, space: int, view: int, num_samples: int) -> NDArray[np.uint16]:
-    """Which of `space` possibilities view `view` of each sample shows, never the same one twice.
+    """Return each sample's code for view `view`, one of `space` codes, never repeated: (N,) uint16.
 
-    Returns (N,) uint16. Per sample the codes of views 0 ... space-1 are a random permutation, of
-    which any prefix stays the same when more views are asked for. ValueError past the space.
+    Per sample, the codes of views 0 ... space-1 are a random permutation, of which any prefix is
+    independent of the number of views. Raises ValueError if `view` is not below `space`.
     """
     if not 0 <= view < space <= 2**16:
         raise ValueError(f"view {view} is outside a space of {space} (at most 65536) views")
@@ -153,13 +153,13 @@ def distinct_codes(seed: int, space: int, view: int, num_samples: int) -> NDArra
 
 
 def _rounded_up(steps: int, space: int) -> int:
-    """The next power of two, so that asking view by view recomputes only a few times."""
+    """Return the next power of two, so that view-by-view requests recompute only a few times."""
     return min(1 << (steps - 1).bit_length(), space)
 
 
 @functools.lru_cache(maxsize=4)
 def _first_codes(seed: int, space: int, steps: int, num_samples: int) -> NDArray[np.uint16]:
-    """(steps, N) uint16: `steps` rounds of a Fisher-Yates shuffle, for all samples side by side."""
+    """Return (steps, N) uint16: `steps` rounds of a Fisher-Yates shuffle per sample, vectorized."""
     codes = np.empty((steps, num_samples), dtype=np.uint16)
     for first in range(0, num_samples, _SAMPLES_PER_CHUNK):
         stop = min(first + _SAMPLES_PER_CHUNK, num_samples)

@@ -1,4 +1,4 @@
-"""What every dataset comes down to: labels, a reader of images by id, a digest of both."""
+"""The common form of all datasets: labels, a reader of images by id, a digest of both."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Digests = NDArray[np.uint8]  # (M, 16)
 Decoded = NDArray[np.uint8] | Image.Image
 
 DIGEST_BYTES = 16
-_LONGEST_NAME = 255  # bytes of a class's name, as file systems have it
+_LONGEST_NAME = 255  # bytes of a class name, the limit of file systems
 
 
 class DatasetError(UserError, ValueError):
-    """A dataset that cannot be used: what is wrong and in which file or folder."""
+    """A dataset that cannot be used, with the reason and the file or folder."""
 
 
 class LazyPaths(Sequence[Path]):
-    """A path for each of `ids`, made by `path_of` when it is asked for."""
+    """A sequence of paths, one for each of `ids`, created by `path_of` on access."""
 
     def __init__(self, path_of: Callable[[int], Path], ids: Ids) -> None:
         self._path_of, self._ids = path_of, ids
@@ -53,15 +53,14 @@ class LazyPaths(Sequence[Path]):
 class Split:
     """Samples in their fixed order; `labels` is (N,) int64.
 
-    A digest is the BLAKE2b-128 of a sample's bytes: its file's, or its pixels in a dataset of
-    arrays (`sample_digest`).
+    A digest is the BLAKE2b-128 of a sample's bytes: of its file, or of its pixels if the dataset
+    consists of arrays (`sample_digest`).
 
-    load: sample ids (M,) -> images (M, H, W, C) uint8, which must be of one size, and their
-    digests (M, 16) uint8.
-    read_each: sample ids (M,) -> one after the other, image (H, W, C) uint8 of any size, digest.
-    read_digests: sample ids (M,) -> digests (M, 16) uint8, of bytes read now, not decoded.
-    open_each: as read_each, but images may also be Pillow's, in RGB; None: they are arrays.
-    name_of: sample id -> what to call its image in a message.
+    load: sample ids (M,) -> images (M, H, W, C) uint8, all of one size, and digests (M, 16) uint8.
+    read_each: sample ids (M,) -> iterator of image (H, W, C) uint8 of any size, and digest.
+    read_digests: sample ids (M,) -> digests (M, 16) uint8, of bytes read now but not decoded.
+    open_each: as read_each, but images may also be Pillow's, in RGB; None: images are arrays.
+    name_of: sample id -> name of its image for messages.
     """
 
     labels: Ids
@@ -70,26 +69,26 @@ class Split:
     read_digests: Callable[[Ids], Digests]
     name_of: Callable[[int], str]
     open_each: Callable[[Ids], Iterable[tuple[Decoded, bytes]]] | None = None
-    paths: Sequence[Path] | None = None  # of a folder's files, in the samples' order
-    folder: Path | None = None  # which their names in a digest are relative to
+    paths: Sequence[Path] | None = None  # files of a folder, in the samples' order
+    folder: Path | None = None  # base of the relative names in a digest
 
     @cached_property
     def loaded(self) -> tuple[NDArray[np.uint8], Digests]:
-        """All images (N, H, W, C) uint8 and their digests (N, 16), read at first use."""
+        """Images (N, H, W, C) uint8 and digests (N, 16) of all samples, read at first use."""
         return self.load(np.arange(len(self)))
 
     def read_some(self, ids: Ids) -> NDArray[np.uint8]:
-        """(M, H, W, C) uint8 of some samples, in the order asked for."""
+        """Return images (M, H, W, C) uint8 of samples `ids`, in that order."""
         return self.load(ids)[0]
 
     @property
     def images(self) -> NDArray[np.uint8]:
-        """(N, H, W, C) uint8, read at first use."""
+        """Images (N, H, W, C) uint8 of all samples, read at first use."""
         return self.loaded[0]
 
     @cached_property
     def first_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the first image."""
+        """Return (H, W, C) of the first image."""
         image, _ = next(iter(self.read_each(np.array([0]))))
         height, width, channels = image.shape
         return height, width, channels
@@ -98,7 +97,7 @@ class Split:
         return len(self.labels)
 
     def subset(self, ids: Ids) -> Split:
-        """Some of the samples, in the order of `ids`."""
+        """Return samples `ids`, in that order, as a split."""
         opened = self.open_each
         return Split(
             self.labels[ids],
@@ -113,7 +112,7 @@ class Split:
 
 
 def array_split(images: NDArray[np.uint8], labels: Ids, name: str) -> Split:
-    """A split whose images (N, H, W, C) are in memory."""
+    """Return a split whose images (N, H, W, C) are in memory."""
     rows = rows_of(images)
 
     def digests(ids: Ids) -> Digests:
@@ -129,29 +128,29 @@ def array_split(images: NDArray[np.uint8], labels: Ids, name: str) -> Split:
 
 
 def sample_digest(data: bytes | NDArray[np.uint8]) -> bytes:
-    """Return the 16 bytes of BLAKE2b-128 of a sample's bytes, of an array's in C order.
+    """Return the 16 bytes of BLAKE2b-128 of a sample's bytes, or of an array in C order.
 
-    It identifies a sample among all others of a data set. The 4 bytes of a CRC cannot: of 10^8
-    samples, a million pairs would share theirs.
+    It identifies a sample in a dataset. The 4 bytes of a CRC cannot: of 10^8 samples, a million
+    pairs would share one.
     """
     content = data if isinstance(data, bytes) else np.ascontiguousarray(data).data
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
 def stack_digests(digests: Iterable[bytes]) -> Digests:
-    """Return (M, 16) uint8 of M digests."""
+    """Stack M digests to (M, 16) uint8."""
     return np.frombuffer(bytearray(b"".join(digests)), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def crc32c(data: bytes | NDArray[np.uint8]) -> int:
-    """CRC-32C (Castagnoli) of bytes, or of an array's in C order."""
+    """Return the CRC-32C (Castagnoli) of bytes, or of an array in C order."""
     if isinstance(data, np.ndarray):
         data = np.ascontiguousarray(data).reshape(-1)
     return int(google_crc32c.value(data))
 
 
 def rows_of(images: NDArray[np.uint8]) -> Callable[[Ids], NDArray[np.uint8]]:
-    """A reader of some rows of (N, ...) in memory; all of them in order are not copied."""
+    """Return a reader of rows of (N, ...) in memory; a request for all rows is not copied."""
     every = np.arange(len(images))
     return lambda ids: images if np.array_equal(ids, every) else images[ids]
 
@@ -169,14 +168,13 @@ def refuse_other_size(
 
 
 def check_class_name(name: str, owner: str) -> None:
-    """Raise DatasetError for the name of a class that cannot be printed or stored as it is.
+    """Raise DatasetError for a class name that cannot be printed or stored unchanged.
 
-    owner: what to call its folder or file in the message.
+    owner: description of its folder or file for the message.
     """
     if not name or len(name.encode("utf-8", "replace")) > _LONGEST_NAME or one_line(name) != name:
         raise DatasetError(
-            f"{owner}: the name of a class must be printable UTF-8 text of at most "
-            f"{_LONGEST_NAME} bytes",
+            f"{owner}: a class name must be printable UTF-8 text of at most {_LONGEST_NAME} bytes",
             fix="rename it",
         )
 
@@ -185,11 +183,12 @@ def check_class_name(name: str, owner: str) -> None:
 class ImageSource:
     """A dataset before any sample is left out.
 
-    type: as configs name it; a packed file has that of the dataset it was packed from.
-    digest_of pins training samples by their ids, test_digest the whole test split: sha256, hex.
-    hints: lines for the user, as on files that are left out. order_hint: a line for a user whose
-    teacher was trained elsewhere, where other programs number the classes otherwise; or "".
-    check_headers: raises DatasetError with all files of a folder that do not begin like images.
+    type: the config's dataset type; for a packed file, the type of the original dataset. digest_of:
+    training ids -> sha256 (hex) that identifies them; test_digest: of the whole test split. hints:
+    lines for the user, such as about skipped files. order_hint: a hint for users whose teacher was
+    trained elsewhere, if other programs number the classes differently; otherwise "".
+    check_headers: raises DatasetError that lists all files of a folder that do not begin like
+    images.
     """
 
     name: str
@@ -205,10 +204,10 @@ class ImageSource:
 
 
 def chosen_ids(labels: Ids, limit: int | None, validation_fraction: float) -> tuple[Ids, Ids]:
-    """Which samples to train on and which to hold out, both ascending.
+    """Choose training and held-out samples; returns the ids of both, ascending.
 
-    A sample is held out by a hash of its number, so the choice stays whatever else changes; the
-    first `max_per_class` per class of the others are trained on (all if None).
+    A sample is held out by a hash of its number, so the choice does not depend on anything else. Of
+    the others, the first `limit` per class are used for training (None: all).
     """
     words = draws(0, 0, len(labels), 1, stream=HELD_OUT_STREAM)[:, 0]
     is_held = words < np.uint64(int(validation_fraction * 2.0**64))
@@ -220,15 +219,15 @@ def chosen_ids(labels: Ids, limit: int | None, validation_fraction: float) -> tu
 
 
 _READ_AT_ONCE = 512
-_LOOKED_AT = 256  # of a dataset that may be another one
-_MOST_READ = 20_000  # to find the first difference: seconds, also on a slow disk
+_LOOKED_AT = 256  # samples read to decide whether the dataset is another one
+_MOST_READ = 20_000  # samples read to find the first difference: seconds, even on a slow disk
 
 
 def changed_samples(split: Split, digests: Digests, ids: Ids) -> Iterator[tuple[int, Ids]]:
-    """Read the bytes of samples `ids` anew, a few at a time: how many, and which have changed.
+    """Read samples `ids` again in small groups; yields the group's size and its changed samples.
 
-    digests: (N, 16) uint8 of all samples, as a cache stores them. Raises DatasetError if one
-    cannot be read.
+    digests: (N, 16) uint8 of all samples, from a cache. Raises DatasetError if a sample cannot be
+    read.
     """
     for start in range(0, len(ids), _READ_AT_ONCE):
         some = ids[start : start + _READ_AT_ONCE]
@@ -242,10 +241,10 @@ def is_other_dataset(
     digests: Digests,
     names: Sequence[str],
 ) -> bool:
-    """Return True if a cache was made from other images, not from another state of these.
+    """Return True if a cache was made from other images, not from another state of these images.
 
-    class_names: this dataset's; labels (N,) int64, digests (N, 16) uint8, names: the
-    cache's. Some samples of this dataset are read.
+    class_names: of this dataset; labels (N,) int64, digests (N, 16) uint8, names: of the cache.
+    Some samples of this dataset are read.
     """
     if list(class_names) == list(names) and np.array_equal(split.labels, labels):
         return False
@@ -255,10 +254,9 @@ def is_other_dataset(
 
 
 def describe_change(split: Split, labels: Ids, digests: Digests) -> str:
-    """`799 samples, were 800; first difference: sample 412, <file>`.
+    """Return, for example, `799 samples, were 800; first difference: sample 412, <file>`.
 
-    labels: (N,) int64 and digests: (N, 16) uint8, as the cache stores them. Reads no more
-    than 20,000 samples.
+    labels: (N,) int64 and digests: (N, 16) uint8, from the cache. Reads at most 20,000 samples.
     """
     now, before = len(split), len(labels)
     common = min(now, before)
@@ -272,13 +270,13 @@ def describe_change(split: Split, labels: Ids, digests: Digests) -> str:
     found = (changed for _, changed in changed_samples(split, digests, looked_at))
     first = next((int(changed[0]) for changed in found if len(changed)), first)
     if first is None:
-        return f"{counts}; no difference found in what is in them, only in names or order"
+        return f"{counts}; no difference found in their content, only in names or order"
     if first == now:
-        return f"{counts}; those that are left are as before"
+        return f"{counts}; the remaining samples are unchanged"
     return f"{counts}; first difference: sample {first}, {split.name_of(first)}"
 
 
 def _start_of_class(labels: Ids, stop: int) -> int:
-    """Where the run of equal labels that ends before `stop` begins."""
+    """Return the start of the run of equal labels that ends before `stop`."""
     others = np.flatnonzero(labels[:stop] != labels[max(stop - 1, 0)])
     return int(others[-1]) + 1 if len(others) else 0

@@ -1,1 +1,1 @@
-"""Draws to integers, and (image, integers) to a view."""
+"""Augmentation: from random draws to integers, and from images and integers to views."""

@@ -1,7 +1,7 @@
-"""The operations of index arithmetic, on numpy arrays and torch tensors alike.
+"""Index and integer operations that accept numpy arrays and torch tensors.
 
-Each returns what it was given: an array for arrays, a tensor on the same device for tensors. Torch
-is imported only once there is a tensor.
+Each returns the type of its arguments: an array for arrays, a tensor on the same device for
+tensors. torch is imported only when a tensor is passed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-    # A numpy array or a torch tensor, and in one call the same throughout. The dtype, which torch's
-    # type does not know either, is in each docstring.
+    # A numpy array or a torch tensor; one call uses a single kind. Docstrings give the dtype, which
+    # torch's type does not include.
     Array = TypeVar("Array", NDArray[Any], torch.Tensor)
 
 
 def arange_like(array: Array, stop: int) -> Array:
-    """0 ... stop - 1 with the dtype and device of `array`: (stop,)."""
+    """Return 0 ... stop - 1, (stop,), with the dtype and device of `array`."""
     if isinstance(array, np.ndarray):
         return np.arange(stop, dtype=array.dtype)
     import torch
@@ -30,14 +30,14 @@ def arange_like(array: Array, stop: int) -> Array:
 
 
 def take_rows(table: Array, index: Array) -> Array:
-    """Rows `index` (M,) of `table` (N, ...): (M, ...)."""
+    """Return rows `index` (M,) of `table` (N, ...) as (M, ...)."""
     if isinstance(table, np.ndarray):
         return table.take(index, axis=0)
     return table.index_select(0, index)
 
 
 def where(condition: Array, yes: Array, no: Array) -> Array:
-    """`yes` where the condition holds, else `no`; all three are broadcast."""
+    """Return `yes` where the condition holds, else `no`; all three are broadcast."""
     if isinstance(no, np.ndarray):
         return np.where(condition, yes, no)
     import torch
@@ -46,17 +46,17 @@ def where(condition: Array, yes: Array, no: Array) -> Array:
 
 
 def as_int32(values: Array) -> Array:
-    """The same values as int32."""
+    """Convert to int32."""
     return values.astype(np.int32) if isinstance(values, np.ndarray) else values.int()
 
 
 def as_uint8(values: Array) -> Array:
-    """The same values, all in [0, 255], as uint8."""
+    """Convert values in [0, 255] to uint8."""
     return values.astype(np.uint8) if isinstance(values, np.ndarray) else values.byte()
 
 
 def color_like(images: Array, color: tuple[int, ...]) -> Array:
-    """A color as (C,) uint8 on the device of `images`."""
+    """Return a color as (C,) uint8 on the device of `images`."""
     if isinstance(images, np.ndarray):
         return np.array(color, dtype=np.uint8)
     return _color_on(images.device, color)
@@ -64,7 +64,7 @@ def color_like(images: Array, color: tuple[int, ...]) -> Array:
 
 @functools.lru_cache(maxsize=16)
 def _color_on(device: torch.device, color: tuple[int, ...]) -> torch.Tensor:
-    """Kept on the device: a copy per step would make it wait."""
+    """Return a color from a cache on the device, because copying it in each step would block."""
     import torch
 
     return torch.tensor(color, dtype=torch.uint8, device=device)

@@ -1,10 +1,11 @@
-"""What a view looks like: (uint8 image, integers) -> uint8 view.
+"""Make views: (uint8 image, integers) -> uint8 view.
 
-A view is made in two steps. The first works on one decoded image and is Pillow's: resized crops,
-trivial-augment, color jitter; many configs need none of it. The second works on whole batches and
-is index and integer arithmetic: pad, crop and flip, erasing, mixing; it gives the same bytes from
-numpy, torch on a CPU and torch on a GPU, and does not import torch. The integers of the second step
-are drawn in `views.augment.parameters`, those of the first here, image by image.
+A view is made in two steps. The first step works on one decoded image and uses Pillow: resized
+crops, trivial-augment, color jitter. Many configs do not need it. The second step works on whole
+batches with index and integer arithmetic: pad, crop and flip, erasing, mixing. It gives the same
+bytes with numpy, torch on a CPU and torch on a GPU, and does not import torch. The integers of the
+second step are drawn in `views.augment.parameters`; the integers of the first step are drawn here,
+image by image.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ if TYPE_CHECKING:
 
 
 def view_shape(image_shape: Sequence[int], augment: AugmentConfig) -> tuple[int, int, int]:
-    """(H, W, C) of the views of images of that shape."""
+    """Return (H, W, C) of the views of images of shape `image_shape`."""
     height, width, channels = image_shape
     if augment.output_px is not None:
         height = width = augment.output_px
@@ -98,7 +99,7 @@ def _check_color(key: str, color: Sequence[int], channels: int) -> None:
     if len(color) not in (1, channels):
         raise DatasetError(
             f"{key} has {len(color)} values, the images have {channels} channels",
-            fix=f"give it {channels} values, or one for all channels",
+            fix=f"give {channels} values, or one for all channels",
         )
 
 
@@ -119,10 +120,10 @@ def cut_views(
     ids: NDArray[np.int64],
     shape: tuple[int, int, int],
 ) -> tuple[NDArray[np.uint8], Digests]:
-    """The first step: (V, M, *shape) uint8, `views` of samples `ids`, not yet flipped.
+    """Apply the first step to `views` of samples `ids`; each image is read once.
 
-    Also (M, 16) uint8, the digests of the samples' bytes. Each image is read once.
-    Raises DatasetError, also for a view that is not of that shape.
+    Returns (V, M, *shape) uint8 views, not yet flipped, and (M, 16) uint8 digests of the samples'
+    bytes. Raises DatasetError if an image cannot be read or a view has another shape.
     """
     cuts = np.empty((len(views), len(ids), *shape), dtype=np.uint8)
     digests = []
@@ -143,7 +144,7 @@ def cut_views(
 def _first_step_crops(
     split: Split, config: ViewsConfig, view: int, ids: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """(M, 3) as `crop_parameters`; zeros where the first step cuts by draws of its own."""
+    """Return (M, 3) as `crop_parameters`, or zeros if the first step draws its own crops."""
     if isinstance(config.augment, PadCropFlip) and config.augment.needs_pillow:
         return crop_parameters(config, view, len(split), ids)
     return np.zeros((len(ids), 3), dtype=np.int64)
@@ -157,7 +158,7 @@ def _cut(
     crop: NDArray[np.int64],
     name_of: Callable[[int], str],
 ) -> NDArray[np.uint8]:
-    """The first step for one view of one sample; `crop` is its row of `_first_step_crops`."""
+    """Apply the first step to one view of one sample; `crop` is its row of `_first_step_crops`."""
     augment = config.augment
     if isinstance(augment, RandomResizedCrop):
         words = _draws_of(config, view, sample, VIEW_STREAM, CROP_DRAWS)
@@ -179,7 +180,7 @@ def _cut(
 def _recolored(
     image: NDArray[np.uint8], config: ViewsConfig, view: int, sample: int
 ) -> NDArray[np.uint8]:
-    """After trivial-augment and color jitter, where they are configured."""
+    """Apply trivial-augment and color jitter, if configured."""
     trivial, jitter = config.augment.trivial_augment, config.augment.color_jitter
     if trivial is None and jitter is None:
         return image
@@ -196,7 +197,7 @@ def _recolored(
 def _draws_of(
     config: ViewsConfig, view: int, sample: int, stream: int, num_draws: int
 ) -> NDArray[np.uint64]:
-    """(num_draws,) uint64 of one view of one sample."""
+    """Return (num_draws,) uint64 draws for one view of one sample."""
     words = draws(config.seed, view, 1, num_draws, first_sample=sample, stream=stream)
     return np.asarray(words[0])
 
@@ -208,11 +209,11 @@ def finish(
     partner_parameters: Array | None,
     augment: AugmentConfig,
 ) -> Array:
-    """The second step: (B, H, W, C) uint8 of the first, and their rows of `view_parameters`.
+    """Apply the second step to images (B, H, W, C) uint8 and their rows of `view_parameters`.
 
-    partners, partner_parameters: the same of each sample's partner where `augment.mix` is set, else
+    partners, partner_parameters: the same for each sample's partner if `augment.mix` is set, else
     None. All are numpy arrays, or torch tensors on one device; the result, (B, H, W, C) uint8, is
-    of that kind.
+    of the same kind.
     """
     finished = _crop_flip_erase(images, parameters, augment)
     if partners is None or partner_parameters is None:
@@ -222,7 +223,7 @@ def finish(
 
 
 def partner_shares(parameters: Array, shape: Sequence[int]) -> Array:
-    """(B,) how much of each view of (height, width, ...) is its partner, a fraction."""
+    """Return (B,), the fraction of each view of (height, width, ...) that shows its partner."""
     return other_shares(parameters[:, MIXED], shape[0], shape[1])
 
 
@@ -239,9 +240,9 @@ def _crop_flip_erase(images: Array, parameters: Array, augment: AugmentConfig) -
 def view_pixels(
     split: Split, config: ViewsConfig, view: int, ids: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
-    """One view of some samples, both steps in numpy: (M, H, W, C) uint8.
+    """Return one view of samples `ids`, both steps in numpy: (M, H, W, C) uint8.
 
-    Everything else that makes views must give these bytes.
+    This is the reference: all other code that makes views must give the same bytes.
     """
     shape = view_shape(split.first_shape, config.augment)
     (cut,), _ = cut_views(split, config, [view], ids, shape)
@@ -259,7 +260,7 @@ CANARY_VIEWS = 2
 
 
 def pixel_canary(split: Split, config: ViewsConfig) -> dict[str, Any]:
-    """{"samples": their ids, "views": their numbers, "sha256": hex}; reads only those images."""
+    """Return {"samples": ids, "views": view numbers, "sha256": hex}; reads only those images."""
     num_views = min(CANARY_VIEWS, config.augment.num_distinct_views or CANARY_VIEWS)
     samples = choice(0, len(split), min(CANARY_SAMPLES, len(split)))
     digest = hashlib.sha256()

@@ -1,7 +1,7 @@
 """Color jitter and trivial-augment on one image: draws -> integers, (image, integers) -> image.
 
-Both are Pillow's operations on uint8. The integers are strengths in 1,024ths and numbers of
-operations, so that what a view looks like can be written down.
+Both use Pillow's operations on uint8. The integers are strengths in 1,024ths and numbers of
+operations, so a view can be described exactly.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _UNIT = 1024
 
 
 class JitterStep(NamedTuple):
-    """One of "brightness", "contrast", "saturation", "hue", and how much in 1,024ths."""
+    """A step of color jitter: brightness, contrast, saturation or hue; amount in 1,024ths."""
 
     kind: str
     amount: int
 
 
 class TrivialStep(NamedTuple):
-    """An operation of trivial-augment, its strength's bin, and -1 where it is turned round."""
+    """An operation of trivial-augment, the bin of its strength, and -1 for a reversed sign."""
 
     kind: str
     bin: int
@@ -37,9 +37,10 @@ class TrivialStep(NamedTuple):
 
 
 def jitter_steps(words: NDArray[np.uint64], jitter: ColorJitter) -> list[JitterStep]:
-    """What to do to one view, in order: `words` are JITTER_DRAWS draws of (sample, view).
+    """Return the steps for one view, in order; `words` are JITTER_DRAWS draws of (sample, view).
 
-    Factors lie in [max(0, 1 - x), 1 + x], hue in [-x, x] of a turn; what is 0 is left out.
+    Factors are in [max(0, 1 - x), 1 + x] and the hue is in [-x, x] of a turn. Steps with x = 0 are
+    omitted.
     """
     ranges = {
         "brightness": _factors(jitter.brightness),
@@ -57,7 +58,7 @@ def jitter_steps(words: NDArray[np.uint64], jitter: ColorJitter) -> list[JitterS
 
 
 def jittered(picture: Image.Image, steps: list[JitterStep]) -> Image.Image:
-    """The steps, one after the other. A gray picture has no saturation and no hue to change."""
+    """Apply the steps in order. Saturation and hue leave a gray picture unchanged."""
     for kind, amount in steps:
         if kind == "hue":
             picture = _hue_turned(picture, amount / _UNIT)
@@ -67,7 +68,7 @@ def jittered(picture: Image.Image, steps: list[JitterStep]) -> Image.Image:
 
 
 def trivial_step(words: NDArray[np.uint64], trivial: TrivialAugment) -> TrivialStep:
-    """One operation for one view: `words` are TRIVIAL_DRAWS draws of (sample, view).
+    """Return the operation for one view; `words` are TRIVIAL_DRAWS draws of (sample, view).
 
     Source: Mueller and Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art Data
     Augmentation", with the wide space of strengths.
@@ -81,7 +82,7 @@ def trivial_step(words: NDArray[np.uint64], trivial: TrivialAugment) -> TrivialS
 def trivially_augmented(
     picture: Image.Image, step: TrivialStep, trivial: TrivialAugment
 ) -> Image.Image:
-    """The picture after one operation; what moves in from outside is black."""
+    """Apply one operation; pixels from outside the picture are black."""
     kind, number, sign = step
     strength = number / (trivial.bins - 1)
     return _OPERATIONS[kind](picture, strength * sign if kind in _SIGNED else strength)
@@ -92,7 +93,7 @@ def _factors(width: float) -> tuple[float, float]:
 
 
 def _hue_turned(picture: Image.Image, turns: float) -> Image.Image:
-    """Shift the hue, a circle of 256 steps, by a share of it."""
+    """Shift the hue, a circle of 256 steps, by a fraction of a turn."""
     if picture.mode == "L":
         return picture
     hue, saturation, value = picture.convert("HSV").split()

@@ -1,9 +1,8 @@
-"""Where a crop lies, as integers from draws and the image's size; and cutting it out.
+"""Crops: boxes from draws and image sizes, cropping and resizing.
 
-Images that need no resizing are cut by index arithmetic in `views.augment.augment`. Here are the
-crops that are resized, which is Pillow's work: its arithmetic on uint8 is in integers, so a view
-has the same bytes on every machine with the same Pillow; the canary of a cache finds out where it
-has not.
+Images that need no resizing are cropped by index arithmetic. Pillow resizes the other crops with
+integer arithmetic on uint8, so a view has the same bytes on every machine with the same Pillow. A
+cache's canary detects a difference.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ class Box(NamedTuple):
 def resized_crop_box(
     words: NDArray[np.uint64], height: int, width: int, augment: RandomResizedCrop
 ) -> Box:
-    """The box of one view: `words` are CROP_DRAWS draws of (sample, view).
+    """Return the box of one view; `words` are CROP_DRAWS draws of (sample, view).
 
-    The first of ten attempts that fits; else the middle of the image with the nearest allowed
-    aspect ratio. Source: Szegedy et al. 2014, "Going Deeper with Convolutions", in the form that
-    torchvision made common: area uniform, logarithm of the ratio uniform.
+    The first of ten attempts that fits is used, or else the middle of the image with the nearest
+    allowed aspect ratio. Source: Szegedy et al. 2014, "Going Deeper with Convolutions", in
+    torchvision's form: the area is uniform and the logarithm of the ratio is uniform.
     """
     low, high = (math.log(edge) for edge in augment.ratio)
     for area, aspect, top, left in unit(words).reshape(CROP_ATTEMPTS, 4).tolist():
@@ -74,10 +73,10 @@ def _middle_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
 
 
 def cut_and_resize(image: Decoded, box: Box, augment: RandomResizedCrop) -> NDArray[np.uint8]:
-    """(H, W, C) uint8, or Pillow's image of as many pixels -> (size, size, C) uint8."""
+    """Crop and resize (H, W, C) uint8, or Pillow's image of any size, to (size, size, C) uint8."""
     size = (augment.size_px, augment.size_px)
     bottom, right = box.top + box.height, box.left + box.width
-    # Not resize(box=...), whose filter would see pixels outside of the box.
+    # resize(box=...) is not used, because its filter would read pixels outside the box.
     if isinstance(image, Image.Image):
         cut = image.crop((box.left, box.top, right, bottom))
     else:
@@ -90,9 +89,9 @@ def cut_and_resize(image: Decoded, box: Box, augment: RandomResizedCrop) -> NDAr
 
 
 def center_crop(image: NDArray[np.uint8], augment: CenterCrop, name: str) -> NDArray[np.uint8]:
-    """(H, W, C) uint8 -> (crop_px, crop_px, C); the image itself where no crop_px is set.
+    """Crop the center of (H, W, C) uint8 to (crop_px, crop_px, C); unchanged without crop_px.
 
-    Raises DatasetError with `name` where the image is too small.
+    Raises DatasetError with `name` if the image is too small.
     """
     if augment.crop_px is None:
         return image
@@ -101,14 +100,14 @@ def center_crop(image: NDArray[np.uint8], augment: CenterCrop, name: str) -> NDA
     height, width, size = image.shape[0], image.shape[1], augment.crop_px
     if min(height, width) < size:
         raise DatasetError(
-            f"{name} is {width}x{height}, too small to cut {size} pixels out of its middle: "
+            f"{name} is {width}x{height}, too small for a center crop of {size} pixels: "
             f"set resize_px"
         )
     return _middle(image, size)
 
 
 def squashed(image: NDArray[np.uint8], augment: Squash) -> NDArray[np.uint8]:
-    """(H, W, C) uint8 -> (crop_px, crop_px, C), of the image resized to a square.
+    """Resize (H, W, C) uint8 to a square and crop its center to (crop_px, crop_px, C).
 
     Source: `crop_mode: squash` of timm's evaluation transform.
     """
@@ -118,7 +117,7 @@ def squashed(image: NDArray[np.uint8], augment: Squash) -> NDArray[np.uint8]:
 
 
 def bordered(image: NDArray[np.uint8], augment: Border) -> NDArray[np.uint8]:
-    """(H, W, C) uint8 -> (crop_px, crop_px, C), of the image with its long side resized.
+    """Resize the long side of (H, W, C) uint8 and pad or crop it to (crop_px, crop_px, C).
 
     Source: `crop_mode: border` of timm's evaluation transform.
     """
@@ -136,7 +135,7 @@ def bordered(image: NDArray[np.uint8], augment: Border) -> NDArray[np.uint8]:
 
 
 def _middle(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    # Halves are rounded to even, as Python's round and torchvision do.
+    # Round halves to even, as Python's round and torchvision do.
     top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
     return image[top : top + size, left : left + size]
 
@@ -151,36 +150,36 @@ def _short_side_resized(
     if short_px * long_px > _MOST_RESIZED_PIXELS:
         raise DatasetError(
             f"{name} is {width}x{height}: resized to {short_px} pixels on the short side it would "
-            f"have {long_px:,} on the long one",
-            fix="remove it, or cut it",
+            f"have {long_px:,} pixels on the long side",
+            fix="remove it or crop it",
         )
     size = (short_px, long_px) if width <= height else (long_px, short_px)
     return as_array(as_picture(image).resize(size, _FILTERS[interpolation]))
 
 
 def size_of(image: Decoded) -> tuple[int, int]:
-    """Height and width in pixels."""
+    """Return height and width in pixels."""
     if isinstance(image, Image.Image):
         return image.height, image.width
     return image.shape[0], image.shape[1]
 
 
 def as_picture(image: NDArray[np.uint8]) -> Image.Image:
-    """(H, W, 1 or 3) uint8 as Pillow's image."""
+    """Convert (H, W, 1 or 3) uint8 to Pillow's image."""
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
 def as_array(picture: Image.Image) -> NDArray[np.uint8]:
-    """Back to (H, W, 1 or 3) uint8."""
+    """Convert Pillow's image to (H, W, 1 or 3) uint8."""
     found = np.asarray(picture)
     return found[:, :, None] if found.ndim == 2 else found
 
 
 def crop_and_flip(images: Array, parameters: Array, augment: PadCropFlip) -> Array:
-    """Pad, crop and flip: (B, H, W, C) uint8 and (B, 3) integers -> (B, H, W, C) uint8.
+    """Pad, crop and flip images (B, H, W, C) uint8.
 
-    parameters: `top, left, flip` of each image, as `view_parameters` draws them. Both are numpy
-    arrays, or torch tensors on one device; the result is of that kind.
+    parameters: (B, 3) integers `top, left, flip`, as drawn by `view_parameters`. Both are numpy
+    arrays, or torch tensors on one device; the result, (B, H, W, C) uint8, is of the same kind.
     """
     batch, height, width, channels = images.shape
     columns = arange_like(parameters, width)[None, :]
@@ -202,7 +201,7 @@ def crop_and_flip(images: Array, parameters: Array, augment: PadCropFlip) -> Arr
 
 
 def flip(images: Array, flips: Array) -> Array:
-    """Mirror, left to right, the images (B, H, W, C) uint8 whose `flips` (B,) is 1, not 0."""
+    """Mirror left to right those images (B, H, W, C) uint8 whose `flips` (B,) is 1 instead of 0."""
     batch, height, width, channels = images.shape
     columns = arange_like(flips, width)[None, :]
     columns = columns + flips[:, None] * (width - 1 - 2 * columns)
@@ -213,7 +212,7 @@ def flip(images: Array, flips: Array) -> Array:
 
 
 def _reflected(index: Array, size: int) -> Array:
-    """Mirror indices about the first and the last pixel, which are not repeated."""
+    """Reflect indices at the first and the last pixel, which are not repeated."""
     mirrored: Array = (size - 1) - abs((size - 1) - abs(index))
     return mirrored
 

@@ -1,7 +1,7 @@
-"""Erasing, mixup and cutmix: index and integer arithmetic on whole batches of finished views.
+"""Erasing, mixup and cutmix with index and integer arithmetic on batches of cropped views.
 
-The same bytes from numpy, torch on a CPU and torch on a GPU; imports no torch. Draws -> integers
-for all samples of a view at once; (views, integers) -> views.
+Gives the same bytes with numpy, torch on a CPU and torch on a GPU; does not import torch. One part
+turns draws into integers for all samples of a view at once. The other applies integers to views.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from teach_once.views.augment.array_ops import Array
 
 ERASING_ATTEMPTS = 10
-_ERASING_DRAWS = 1 + 4 * ERASING_ATTEMPTS  # whether; per attempt: area, aspect ratio, top, left
-_MIX_DRAWS = 5  # whether, partner, share, row, column
+_ERASING_DRAWS = 1 + 4 * ERASING_ATTEMPTS  # erase or not; each attempt: area, ratio, top, left
+_MIX_DRAWS = 5  # apply or not, partner, weight, row, column
 _SHARES = 256  # a blend's weights are whole 256ths
 _SAMPLES_PER_CHUNK = 65_536
 
@@ -31,10 +31,11 @@ Ints = NDArray[np.int64]
 def erased_boxes(
     erasing: RandomErasing, seed: int, view: int, ids: Ints, height: int, width: int
 ) -> Ints:
-    """(M, 4) int64 `top, left, height, width` of what is erased of samples `ids` (M,).
+    """Return (M, 4) int64 `top, left, height, width` of the erased boxes of samples `ids` (M,).
 
-    Height 0 where nothing is. The first of ten attempts that leaves something on both axes; none
-    where all fail. Source: Zhong et al. 2017, "Random Erasing Data Augmentation".
+    The first of ten attempts that leaves pixels on both axes is used. Height 0 means that nothing
+    is erased, by chance or because all attempts failed. Source: Zhong et al. 2017, "Random Erasing
+    Data Augmentation".
     """
     boxes = np.zeros((len(ids), 4), dtype=np.int64)
     for first in range(0, len(ids), _SAMPLES_PER_CHUNK):
@@ -67,11 +68,11 @@ def _boxes_of(drawn: NDArray[np.float64], erasing: RandomErasing, height: int, w
 def mixes(
     mix: Mix, seed: int, view: int, num_samples: int, ids: Ints, height: int, width: int
 ) -> Ints:
-    """(M, 6) int64 `partner, own share, top, left, height, width` of samples `ids` (M,).
+    """Return (M, 6) int64 `partner, own share, top, left, height, width` of samples `ids` (M,).
 
-    Inside the box a pixel is the sample's own to `own share` 256ths and its partner's for the
-    rest. Height 0: not mixed. partner: the id of another of the `num_samples` samples (of itself
-    where there is no other). Sources: Zhang et al. 2017, "mixup"; Yun et al. 2019, "CutMix".
+    Inside the box a pixel is `own share` / 256 of the sample plus the rest of its partner. Height
+    0: not mixed. partner: the id of another of the `num_samples` samples, or of the sample itself
+    if it is the only one. Sources: Zhang et al. 2017, "mixup"; Yun et al. 2019, "CutMix".
     """
     words = draws_of(ids, seed, view, _MIX_DRAWS, stream=MIX_STREAM)
     chosen = unit(words[:, 0]) < mix.probability
@@ -91,7 +92,7 @@ def mixes(
 def _pasted_boxes(
     share: Ints, row: NDArray[np.float64], column: NDArray[np.float64], height: int, width: int
 ) -> Ints:
-    """(N, 4): boxes of about 1 - share/256 of the area about a random pixel, cut at the edges."""
+    """Return (N, 4) boxes of about 1 - share/256 of the area, centered on a pixel and clipped."""
     side = 0.5 * np.sqrt(1.0 - share / _SHARES)
     middle_y, middle_x = (row * height).astype(np.int64), (column * width).astype(np.int64)
     half_y, half_x = (side * height).astype(np.int64), (side * width).astype(np.int64)
@@ -102,7 +103,7 @@ def _pasted_boxes(
 
 @functools.lru_cache(maxsize=8)
 def _share_edges(alpha: float) -> NDArray[np.uint64]:
-    """(256,) uint64: a draw between edges k-1 and k stands for a share of k 256ths.
+    """Return (256,) uint64 edges: a draw between edges k-1 and k gives a weight of k / 256.
 
     The probability of k is that of Beta(alpha, alpha) between (k - 1/2) / 256 and (k + 1/2) / 256.
     """
@@ -113,9 +114,9 @@ def _share_edges(alpha: float) -> NDArray[np.uint64]:
 
 
 def _beta_mass(upto: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
-    """Integral of (t (1 - t))^(alpha - 1) from 0 to each of `upto` <= 1/2, by Gauss-Legendre.
+    """Integrate (t (1 - t))^(alpha - 1) from 0 to each of `upto` <= 1/2 by Gauss-Legendre.
 
-    With s = t^alpha the integrand is smooth also where alpha < 1.
+    With s = t^alpha the integrand is smooth for alpha < 1 too.
     """
     nodes, weights = np.polynomial.legendre.leggauss(64)
     ends = upto[:, None] ** alpha
@@ -125,13 +126,13 @@ def _beta_mass(upto: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
 
 
 def erased(views: Array, boxes: Array, fill: Array) -> Array:
-    """(B, H, W, C) uint8 with each box (B, 4) set to `fill` (C,) uint8."""
+    """Set each box (B, 4) of views (B, H, W, C) uint8 to `fill` (C,) uint8."""
     inside = _inside(views, boxes)
     return where(inside, fill, views)
 
 
 def mixed(views: Array, partners: Array, rows: Array) -> Array:
-    """(B, H, W, C) uint8: `partners` blended into `views` as `rows` (B, 6) of `mixes` say."""
+    """Blend `partners` into `views`, both (B, H, W, C) uint8; `rows` (B, 6) are from `mixes`."""
     share = as_int32(rows[:, 1, None, None, None])
     own, other = as_int32(views) * share, as_int32(partners) * (_SHARES - share)
     blend = (own + other + _SHARES // 2) // _SHARES
@@ -139,13 +140,13 @@ def mixed(views: Array, partners: Array, rows: Array) -> Array:
 
 
 def other_shares(rows: Array, height: int, width: int) -> Array:
-    """(B,) the partner's share of each view, a fraction: numerators over 256 * H * W, exactly."""
+    """Return (B,), the partner's fraction of each view, an exact multiple of 1 / (256 * H * W)."""
     shares: Array = (_SHARES - rows[:, 1]) * rows[:, 4] * rows[:, 5] / (_SHARES * height * width)
     return shares
 
 
 def _inside(views: Array, boxes: Array) -> Array:
-    """(B, H, W, 1) bool: which pixels lie in the box of their image."""
+    """Return (B, H, W, 1) bool: True for pixels inside the box of their image."""
     _, height, width, _ = views.shape
     rows, columns = arange_like(boxes, height)[None], arange_like(boxes, width)[None]
     top, left = boxes[:, 0:1], boxes[:, 1:2]

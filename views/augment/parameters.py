@@ -1,4 +1,4 @@
-"""Which crop, erased box and partner each view has: draws -> a table of integers per view."""
+"""Draw the crop, erased box and mixing partner of each view as a table of integers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from teach_once.configs.schema import PadCropFlip, ViewsConfig
 from teach_once.views.augment.mixing import erased_boxes, mixes
 from teach_once.views.seeds import FLIP_STREAM, distinct_codes, draws_of
 
-# Columns of the table: crop and flip; the erased box; what is mixed in.
+# Columns of the table: crop and flip; the erased box; the mixing partner and its box.
 CROP, ERASED, MIXED = slice(0, 3), slice(3, 7), slice(7, 13)
 FLIP, PARTNER = 2, 7
 _NUM_COLUMNS = 13
@@ -20,7 +20,7 @@ Ids = NDArray[np.int64]
 
 
 def view_of_epoch(epoch: int, num_views: int) -> int:
-    """The view (from 0) that epoch `epoch` (from 1) trains on."""
+    """Return the view (from 0) that epoch `epoch` (from 1) trains on."""
     return (epoch - 1) % num_views
 
 
@@ -32,12 +32,14 @@ def view_parameters(
     *,
     ids: Ids | None = None,
 ) -> NDArray[np.int64]:
-    """How view `view` of samples `ids` (default: of all) is finished: (M, 3) or (M, 13) int64.
+    """Return the integers of view `view` for the second step: (M, 3) or (M, 13) int64.
 
-    num_samples: of the dataset, from which partners come.
-    Columns 0-2: top, left in [0, 2 * pad_px], flip 0 or 1. With erasing or mixing, which need the
-    view's (height, width, ...) as `shape`, also 3-6: erased top, left, height, width; and
-    7-12: partner, own share in 256ths, mixed top, left, height, width.
+    num_samples: size of the dataset, from which partners are drawn. shape: (height, width, ...) of
+    the view, needed for erasing and mixing. ids: (M,) samples; default: all.
+
+    Columns 0-2: top, left in [0, 2 * pad_px], flip 0 or 1. With erasing or mixing also 3-6: erased
+    top, left, height, width; and 7-12: partner, own share in 256ths, mixed top, left, height,
+    width.
     """
     augment, height, width = config.augment, shape[0], shape[1]
     ids = np.arange(num_samples) if ids is None else ids
@@ -57,10 +59,10 @@ def view_parameters(
 def crop_parameters(
     config: ViewsConfig, view: int, num_samples: int, ids: Ids
 ) -> NDArray[np.int64]:
-    """(M, 3) int64 `top, left, flip` of samples `ids`.
+    """Return (M, 3) int64 `top, left, flip` of samples `ids`.
 
-    The crops of pad-crop-flip differ from view to view; where extras make more views than there
-    are crops, the crops recur.
+    The crops of pad-crop-flip differ from view to view. If there are more views than crops, the
+    crops repeat.
     """
     augment = config.augment
     if isinstance(augment, PadCropFlip):
@@ -78,7 +80,7 @@ def crop_parameters(
 
 
 def _flips(config: ViewsConfig, view: int, num_samples: int, ids: Ids) -> NDArray[np.int64]:
-    """(M,) 0 or 1. Where flipping is all there is, views 0 and 1 are the two ways round."""
+    """Return (M,) flips, 0 or 1. If flipping is the only augmentation, views 0 and 1 differ."""
     if config.augment.num_distinct_views is not None:
         return distinct_codes(config.seed, 2, view, num_samples)[ids].astype(np.int64)
     words = draws_of(ids, config.seed, view, 1, stream=FLIP_STREAM)[:, 0]

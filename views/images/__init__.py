@@ -1,1 +1,1 @@
-"""Datasets of image files: listed, labeled, checked, decoded."""
+"""Datasets of image files: listing, labels, checks, decoding."""

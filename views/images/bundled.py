@@ -1,4 +1,4 @@
-"""Datasets that are arrays: digits, which come with scikit-learn, and CIFAR, through torchvision.
+"""Datasets stored as arrays: digits, bundled with scikit-learn, and CIFAR, through torchvision.
 
 Their digest covers every byte.
 """
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 
 
 def digits() -> ImageSource:
-    """scikit-learn's bundled 8x8 scans."""
+    """Open scikit-learn's bundled 8x8 scans of digits."""
     images, labels = _read_digits()
     n = DIGITS_TRAIN_SAMPLES
     return _source("digits", tuple("0123456789"), images[:n], labels[:n], images[n:], labels[n:])
 
 
 def cifar(config: Cifar) -> ImageSource:
-    """CIFAR-10 or CIFAR-100 as torchvision keeps it on disk; downloaded once if it is missing.
+    """Open CIFAR-10 or CIFAR-100 in torchvision's format; downloads it once if it is missing.
 
-    torchvision compares every file with its published MD5 before it reads it.
+    torchvision checks the published MD5 of every file before reading it. Raises DatasetError if the
+    files are missing or damaged.
     """
     from teach_once.runtime.machine.torchvision_shim import import_torchvision
 
@@ -57,7 +58,7 @@ def _read_cifar(kind: type[CIFAR10], config: Cifar, *, train: bool) -> CIFAR10:
     try:
         return kind(config.root, train=train)
     except RuntimeError:
-        pass  # not there, or not whole
+        pass  # missing or incomplete
     if not config.download:
         raise DatasetError(
             f"dataset.root: {config.root} does not hold {config.type}, or a damaged one; "
@@ -68,7 +69,7 @@ def _read_cifar(kind: type[CIFAR10], config: Cifar, *, train: bool) -> CIFAR10:
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         raise DatasetError(
             f"{config.type} cannot be downloaded from {kind.url} to {config.root}: {error}\n  "
-            f"fix: put {kind.filename} there by hand and run again"
+            f"fix: put {kind.filename} there and run the command again"
         ) from None
 
 
@@ -95,11 +96,11 @@ def _source(
 
 
 def _read_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(1797, 8, 8, 1) uint8 and (1797,) int64.
+    """Return (1797, 8, 8, 1) uint8 images and (1797,) int64 labels.
 
-    The table is read straight from scikit-learn's package folder, because importing scikit-learn
-    takes longer than everything else that a command with nothing to do needs. Its pixels are
-    0 ... 16; times 15 they span 0 ... 240 as uint8.
+    The table is read directly from scikit-learn's folder, because importing scikit-learn takes
+    longer than all other work of a command that has nothing to do. Its pixels are 0 ... 16;
+    multiplied by 15 they are 0 ... 240 in uint8.
     """
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
@@ -108,7 +109,7 @@ def _read_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         )
     file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not file.is_file():
-        raise DatasetError(f"this scikit-learn does not hold its digits at {file}")
+        raise DatasetError(f"scikit-learn's digits not found at {file}")
     table = np.loadtxt(file, delimiter=",", dtype=np.int64)
     images = (table[:, :64] * 15).astype(np.uint8).reshape(-1, 8, 8, 1)
     return images, np.ascontiguousarray(table[:, 64])

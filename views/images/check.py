@@ -1,4 +1,4 @@
-"""Finds every image that cannot be used, instead of the first one that a pass meets."""
+"""Find every image that cannot be used, before a pass stops at the first one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FILES_AT_ONCE = 16
 
 @dataclass
 class ImageCheck:
-    """Faults of a dataset: a line for each image, and the number of images of several pages."""
+    """Result of a check: number of images, a line per faulty image, number of multi-page images."""
 
     checked: int = 0
     faults: list[str] = field(default_factory=list)
@@ -33,7 +33,10 @@ class ImageCheck:
 def check_split(
     split: Split | EncodedSplit, max_pixels: int, num_workers: int, advance: Callable[[int], None]
 ) -> ImageCheck:
-    """Decode every image. num_workers: 0: in this process. advance: gets the images done."""
+    """Decode every image of a split.
+
+    num_workers: processes; 0: this process. advance: called with the number of images just checked.
+    """
     look = _looker(split, max_pixels)
     report, total = ImageCheck(), len(split)
 
@@ -58,7 +61,7 @@ def summarize(reports: Mapping[str, ImageCheck]) -> str:
 
 
 def _looker(split: Split | EncodedSplit, max_pixels: int) -> Callable[[int], bool]:
-    """A function that decodes a sample and returns True if its file has several pages."""
+    """Return a function that decodes a sample and returns True if its file has several pages."""
     if isinstance(split, EncodedSplit):
 
         def look(sample: int) -> bool:

@@ -1,8 +1,8 @@
-"""From the bytes of an image file to its pixels, and which files are refused.
+"""Decode image files to pixels and reject files that are not safe to decode.
 
-Pillow opens many formats, some by starting other programs (EPS starts Ghostscript); those that are
-opened here are named. An image is refused by its header where it has too many pixels, before any
-memory is taken for them. Images that need much memory are decoded one at a time.
+Pillow opens many formats, some by starting other programs (EPS starts Ghostscript), so the accepted
+formats are listed here. An image with too many pixels is rejected by its header, before memory is
+allocated. Images that need much memory are decoded one at a time.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from teach_once.views.images.metadata import find_orientation, without_metadata
 from teach_once.views.splits import DatasetError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # as Pillow calls them
-MOST_BYTES = 2**29  # of a file
+MOST_BYTES = 2**29  # size of a file
 _LARGE_PIXELS = 2**24
-_BYTES_PER_PIXEL = 8  # at the peak: four of Pillow's, three of the array, and strips
+_BYTES_PER_PIXEL = 8  # at the peak: four in Pillow, three in the array, and strips
 _STRIP_ROWS = 256
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -49,7 +49,7 @@ _one_large = threading.Lock()
 
 
 class Undecodable(DatasetError):
-    """Bytes from which no image could be decoded."""
+    """Bytes that cannot be decoded to an image."""
 
 
 def _renew_lock() -> None:
@@ -57,11 +57,14 @@ def _renew_lock() -> None:
     _one_large = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent's may have held it
+os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent may have held it
 
 
 def read_picture(path: Path) -> bytes:
-    """The bytes of an image file; links are followed to regular files only. Raises DatasetError."""
+    """Read an image file; symbolic links are followed to regular files only.
+
+    Raises DatasetError if it cannot be read.
+    """
     try:
         return read_bounded(path, MOST_BYTES, follow=True)
     except BadFile as error:
@@ -71,7 +74,7 @@ def read_picture(path: Path) -> bytes:
 
 
 def picture_size(path: Path) -> int:
-    """Bytes of an image file. Raises DatasetError where it is gone."""
+    """Return the size of an image file in bytes. Raises DatasetError if it cannot be read."""
     try:
         return path.stat().st_size
     except OSError as error:
@@ -79,12 +82,12 @@ def picture_size(path: Path) -> int:
 
 
 def shown_path(path: Path) -> str:
-    """A path as messages show it."""
+    """Return a path formatted for messages."""
     return one_line(path, longest=1000)
 
 
 def check_header(path: Path, max_pixels: int) -> None:
-    """Raise DatasetError if a file does not begin like an image. Reads no more than its header."""
+    """Raise DatasetError if a file does not begin like an image. Reads only its header."""
     shown = shown_path(path)
     try:
         with (
@@ -96,7 +99,7 @@ def check_header(path: Path, max_pixels: int) -> None:
                 return
     except (BadFile, OSError):
         pass
-    refuse_other_files(read_picture(path), shown, max_pixels)  # with its message
+    refuse_other_files(read_picture(path), shown, max_pixels)  # raises with its message
 
 
 def has_more_pages(content: bytes) -> bool:
@@ -114,11 +117,11 @@ def is_large(size: Sequence[int]) -> bool:
 def decode_bytes(
     content: bytes, name: str, max_pixels: int = ImageFolder.max_pixels
 ) -> NDArray[np.uint8]:
-    """An encoded image as (H, W, 3) uint8, turned upright as its EXIF orientation says.
+    """Decode an image to (H, W, 3) uint8, rotated upright according to its EXIF orientation.
 
-    Gray becomes RGB of equal channels, of 16 bits their upper 8; transparency is dropped, as
-    torchvision's loader does. Raises DatasetError with `name` where it cannot be read, has more
-    pixels than allowed, or where the memory is short.
+    Gray becomes RGB with equal channels, 16-bit gray by its upper 8 bits. Transparency is dropped,
+    as in torchvision's loader. Raises DatasetError with `name` if the image cannot be decoded, has
+    too many pixels, or needs more memory than is free.
     """
     return np.asarray(decode_picture(content, name, max_pixels))
 
@@ -126,9 +129,9 @@ def decode_bytes(
 def decode_picture(
     content: bytes, name: str, max_pixels: int = ImageFolder.max_pixels
 ) -> Image.Image | NDArray[np.uint8]:
-    """Return the pixels of `decode_bytes`, as Pillow's image if that is not large.
+    """Return the pixels of `decode_bytes`, as Pillow's image if it is not large.
 
-    Cutting a part out of it is faster than out of an array, into which all pixels are copied.
+    Cropping a Pillow image is faster than cropping an array, into which all pixels are copied.
     """
     try:
         return _decode(content, name, max_pixels)
@@ -151,9 +154,9 @@ def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image | NDArray
 
 
 def refuse_other_files(content: bytes, name: str, max_pixels: int) -> None:
-    """Raise DatasetError where bytes that are about to be copied do not begin like an image.
+    """Raise DatasetError if bytes that are about to be copied do not begin like an image.
 
-    A link in somebody's folder may lead to any file of the user's.
+    A symbolic link in an untrusted folder may lead to any of the user's files.
     """
     try:
         with _opened(content, name, max_pixels):
@@ -168,7 +171,7 @@ def refuse_other_files(content: bytes, name: str, max_pixels: int) -> None:
 
 @contextmanager
 def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """Whatever is raised inside becomes a DatasetError."""
+    """Open an image with Pillow; any error raised in the context becomes a DatasetError."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _refuse_too_large(image, max_pixels, name)
@@ -177,12 +180,12 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]
         raise
     except UnidentifiedImageError:
         raise _not_an_image(content, name) from None
-    except Exception as error:  # decoders of damaged files raise almost anything
+    except Exception as error:  # decoders raise almost any exception for damaged files
         raise Undecodable(f"cannot read the image {name}: {one_line(error)}") from None
 
 
 def _not_an_image(content: bytes, name: str) -> Undecodable:
-    what, fix = f"its format is none of {', '.join(FORMATS)}", None
+    what, fix = f"its format is not one of {', '.join(FORMATS)}", None
     if not content:
         what = "it is empty"
     elif (found := find_stand_in(content[:HEAD_BYTES], Path(name))) is not None:
@@ -205,7 +208,7 @@ def _refuse_short_memory(num_pixels: int, name: str) -> None:
     if needed > free:
         raise DatasetError(
             f"{name}: decoding its {num_pixels:,} pixels takes {format_size(needed)} of memory, "
-            f"{format_size(free)} are free",
+            f"but {format_size(free)} is free",
             fix="make it smaller, or run with fewer --workers",
         )
 
@@ -215,7 +218,7 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     file_format, upright = image.format, image
     if (method := _TURNS.get(_orientation(image))) is not None:
         upright = image.transpose(method)
-        image.close()  # frees its pixels
+        image.close()  # free its pixels
     upright = _of_eight_bits(upright, file_format, name)
     if upright.mode == "P" and "transparency" in upright.info:
         upright = upright.convert("RGBA")  # from a palette, Pillow drops it only this way
@@ -223,31 +226,31 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, read alone: other entries may be odd. What cannot be parsed is 1."""
+    """Return the EXIF orientation, ignoring other entries, which may be invalid; 1 on any error."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # whatever damaged metadata raises in Pillow
+    except Exception:  # damaged metadata can raise any exception in Pillow
         return find_orientation(image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b"")
 
 
 def _of_eight_bits(image: Image.Image, file_format: str | None, name: str) -> Image.Image:
-    """Gray of 16 bits as 8; Pillow would clip it, and most of it would be white.
+    """Convert 16-bit gray to 8 bits; Pillow would clip it, which makes most of it white.
 
-    Pillow reads such PNG files in mode I;16 and such PGM files, scaled to 16 bits, in mode I.
+    Pillow reads such PNG files in mode I;16, and such PGM files, scaled to 16 bits, in mode I.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DatasetError(
-            f"{name} holds numbers of 32 bits (Pillow's mode {image.mode}), of which nothing says "
-            f"what is black and what white",
-            fix="convert it to gray or RGB of 8 or 16 bits",
+            f"{name} has 32-bit pixels (Pillow's mode {image.mode}) with an unknown range from "
+            f"black to white",
+            fix="convert it to gray or RGB with 8 or 16 bits",
         )
     return image
 
 
 def _in_strips(image: Image.Image) -> NDArray[np.uint8]:
-    """np.asarray(image), which would hold two more copies while it works."""
+    """Copy an image to an array in strips; np.asarray would need two more copies in memory."""
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top in range(0, image.height, _STRIP_ROWS):
         bottom = min(top + _STRIP_ROWS, image.height)

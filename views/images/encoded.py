@@ -1,4 +1,4 @@
-"""Datasets as encoded files: what folders, tar shards and tables come down to before packing."""
+"""Datasets as encoded files: the common form of folders, tar shards and tables before packing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from teach_once.views.splits import DatasetError, Ids, ImageSource, Split
 class EncodedSplit:
     """Image files in their fixed order, each with a label (N,) int64 and a name.
 
-    names: `<class>/<file>` or the like, printable or not, in UTF-8. sizes: bytes of each.
-    read: its bytes; raises DatasetError. name_of: what to call it in a message.
+    names: `<class>/<file>` or similar, in UTF-8, possibly not printable. sizes: bytes of each file.
+    read: returns a file's bytes; raises DatasetError. name_of: a file's name for messages.
     """
 
     labels: Ids
@@ -36,12 +36,12 @@ class EncodedSplit:
 
     @property
     def digest(self) -> str:
-        """The digest of every name, size and label, and of the bytes of some files."""
+        """Return the digest of every name, size and label, and of the bytes of some files."""
         hashed = map(self.read, hashed_files(len(self)).tolist())
         return digest_of_files(self.names, self.sizes, self.labels, hashed)
 
     def part(self, start: int, stop: int) -> EncodedSplit:
-        """Samples `start` to `stop`."""
+        """Return samples `start` to `stop` (exclusive)."""
         return EncodedSplit(
             self.labels[start:stop],
             self.names[start:stop],
@@ -53,7 +53,7 @@ class EncodedSplit:
 
 @dataclass(frozen=True, eq=False)
 class EncodedSource:
-    """A dataset of encoded files. type: as configs name it. hints: lines for the user."""
+    """A dataset of encoded files. type: the config's dataset type. hints: lines for the user."""
 
     type: str
     class_names: tuple[str, ...]
@@ -66,7 +66,7 @@ class EncodedSource:
         return {"train": self.train, "test": self.test}
 
     def files(self, max_pixels: int) -> Iterator[bytes]:
-        """Yield all files, split by split. Raises DatasetError unless each is an image."""
+        """Yield all files, split by split. Raises DatasetError if a file is not an image."""
         for split in self.splits.values():
             for sample in range(len(split)):
                 content = split.read(sample)
@@ -75,12 +75,12 @@ class EncodedSource:
 
     @cached_property
     def digests(self) -> list[str]:
-        """The digests of both splits."""
+        """Return the digests of both splits."""
         return [split.digest for split in self.splits.values()]
 
 
 def encoded_folder(source: ImageSource) -> EncodedSource:
-    """The files of an image folder. Raises DatasetError where it is none."""
+    """Return the files of an image folder. Raises DatasetError if the source is not a folder."""
     return EncodedSource(
         source.type,
         source.class_names,
@@ -109,6 +109,6 @@ def _utf8_name(path: Path, folder: Path) -> str:
         name.encode()
     except UnicodeEncodeError:
         raise DatasetError(
-            f"{shown_path(path)}: its name is not UTF-8", fix="rename the file"
+            f"the name of {shown_path(path)} is not UTF-8", fix="rename the file"
         ) from None
     return name

@@ -1,4 +1,4 @@
-"""Which images of a folder are for training and which for testing, and how classes are numbered."""
+"""Split an image folder into training and test images, and number its classes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """Keys of a config's `dataset`: the folder of test images, or the fraction and the seed of
-    their choice; the file of the classes' order."""
+    """Keys of a config's `dataset` that split a folder and order its classes.
+
+    They are the folder of test images, or the fraction and seed that choose them, and the file with
+    the order of the classes.
+    """
 
     test: str | None = None
     class_names: str | None = None
@@ -41,7 +44,7 @@ class FolderLayout:
 
 @dataclass(frozen=True, eq=False)
 class ListedSplit:
-    """Some images of a listing: `ids` (N,), ascending."""
+    """Some images of a listing; `ids` (N,) are ascending."""
 
     listing: Listing
     ids: Ids
@@ -49,7 +52,7 @@ class ListedSplit:
 
 @dataclass(frozen=True, eq=False)
 class FolderSplits:
-    """Both splits, lines for the user, and the hint on the order of classes; see `Source`."""
+    """Both splits, hints for the user, and the hint on class order; see `ImageSource`."""
 
     train: ListedSplit
     test: ListedSplit
@@ -58,12 +61,12 @@ class FolderSplits:
 
 
 def find_splits(root: Path, layout: FolderLayout, kept_in: Path | None) -> FolderSplits:
-    """List the folders of both splits. Raises DatasetError."""
+    """List the folders of both splits. Raises DatasetError if there are no usable images."""
     if not root.is_dir():
-        raise DatasetError(f"dataset.root: there is no folder {root}")
+        raise DatasetError(f"dataset.root: folder {root} not found")
     train_dir, test_dir = _folders_of(root, layout)
     train = listing_of(train_dir, None, kept_in)
-    _require_images(train, np.arange(len(train)), "holds no image")
+    _require_images(train, np.arange(len(train)), "has no images")
     if layout.class_names is not None:
         names = read_class_names(root / layout.class_names)
         train = _reordered(train, names, root / layout.class_names)
@@ -75,7 +78,7 @@ def find_splits(root: Path, layout: FolderLayout, kept_in: Path | None) -> Folde
         in_text_order = tuple(sorted(train.class_names))
         test = listing_of(test_dir, in_text_order, kept_in)
         if not len(test):
-            raise DatasetError(f"{test_dir} holds no image", fix=_other_test(root, test_dir))
+            raise DatasetError(f"{test_dir} has no images", fix=_other_test(root, test_dir))
         test = _reordered(test, train.class_names, test_dir)
         listings.append(test)
         splits = _whole(train), _whole(test)
@@ -88,7 +91,7 @@ def _whole(listing: Listing) -> ListedSplit:
 
 
 def _folders_of(root: Path, layout: FolderLayout) -> tuple[Path, Path | None]:
-    """The folder of training images, and that of test images if there is one."""
+    """Return the folder of training images, and the folder of test images or None."""
     train_dir = root / "train"
     wanted = TEST_FOLDERS if layout.test is None else (layout.test,)
     test_dir = next((root / name for name in wanted if (root / name).is_dir()), None)
@@ -97,14 +100,14 @@ def _folders_of(root: Path, layout: FolderLayout) -> tuple[Path, Path | None]:
             return root, None
         raise DatasetError(
             f"dataset.root: {root} has no folder train/ with one folder per class",
-            fix="dataset.test_fraction=0.2 holds out a fifth of its images to test with"
+            fix="set dataset.test_fraction=0.2 to hold out a fifth of its images for testing"
             if len(_folders_in(root)) > 1
             else None,
         )
     if layout.test_fraction:
         if test_dir is not None:
             raise DatasetError(
-                f"dataset.test_fraction chooses test images, but there is a folder {test_dir}",
+                f"dataset.test_fraction chooses test images, but the folder {test_dir} exists",
                 fix="dataset.test_fraction=0",
             )
         return train_dir, None
@@ -119,7 +122,7 @@ def _folders_of(root: Path, layout: FolderLayout) -> tuple[Path, Path | None]:
         )
     if layout.test is None and not _folders_in(test_dir):
         other = _other_test(root, test_dir)
-        raise DatasetError(f"{test_dir} has no folders of classes, so no labels", fix=other)
+        raise DatasetError(f"{test_dir} has no class folders and therefore no labels", fix=other)
     return train_dir, test_dir
 
 
@@ -129,7 +132,7 @@ def _alternatives(names: Sequence[str]) -> str:
 
 
 def _other_test(root: Path, test_dir: Path) -> str:
-    """The fix for test images that cannot be used."""
+    """Return the fix for test images that cannot be used."""
     others = (name for name in TEST_FOLDERS if root / name != test_dir)
     other = next((name for name in others if _folders_in(root / name)), "FOLDER")
     return f"dataset.test={other}"
@@ -149,7 +152,7 @@ def _require_images(listing: Listing, ids: Ids, problem: str) -> None:
 
 
 def _held_out(train: Listing, layout: FolderLayout) -> tuple[ListedSplit, ListedSplit]:
-    """Choose by a hash of each name: another file changes no other file's split."""
+    """Choose test images by a hash of each name, so that new files do not change old choices."""
     key = layout.test_seed.to_bytes(4, "little")
     names = train.relative_names(np.arange(len(train)))
     words = [
@@ -161,26 +164,26 @@ def _held_out(train: Listing, layout: FolderLayout) -> tuple[ListedSplit, Listed
     rest, held = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     if not len(held):
         raise DatasetError(
-            f"dataset.test_fraction {layout.test_fraction} holds out none of {len(train):,} images",
+            f"dataset.test_fraction {layout.test_fraction} holds out no image of {len(train):,}",
             fix="dataset.test_fraction=0.2",
         )
-    _require_images(train, rest, "keeps no image to train on; lower dataset.test_fraction")
+    _require_images(train, rest, "has no images left to train on; lower dataset.test_fraction")
     return ListedSplit(train, rest), ListedSplit(train, held)
 
 
 def _reordered(listing: Listing, names: Sequence[str], owner: Path) -> Listing:
-    """The same images in the same order, with classes numbered in the order of `names`."""
+    """Return the listing with classes numbered in the order of `names`; images keep their order."""
     if len(set(names)) < len(names) or set(names) != set(listing.class_names):
         missing = sorted(set(listing.class_names) - set(names))
         unknown = sorted(set(names) - set(listing.class_names))
         wrong = [
             *([f"it lacks {_some(missing)}"] if missing else []),
-            *([f"there is no folder {_some(unknown)}"] if unknown else []),
-        ] or ["a name occurs twice"]
+            *([f"folder {_some(unknown)} not found"] if unknown else []),
+        ] or ["duplicate name"]
         raise DatasetError(
             f"dataset.class_names: {one_line(owner)} does not list the {len(listing.class_names)} "
             f"folders of {one_line(listing.folder)}: {'; '.join(wrong)}",
-            fix="write each folder's name on a line of its own",
+            fix="write one folder name per line",
         )
     number_of = {name: number for number, name in enumerate(names)}
     numbers = np.array([number_of[name] for name in listing.class_names], dtype=np.int64)
@@ -192,7 +195,7 @@ def _some(names: Sequence[str]) -> str:
     return one_line(", ".join(names[:_NAMED])) + more
 
 
-# `ls -v` regards case, and so has another order. The key is that of `_natural_key`.
+# `ls -v` is case-sensitive and so has another order. This key is the same as in `_natural_key`.
 _LIST_IN_NATURAL_ORDER = (
     "import os, re, sys; key = lambda n: [(0, int(part), '') if part.isdigit() else (1, 0, part) "
     "for part in re.split('([0-9]+)', n.lower())]; "
@@ -208,13 +211,13 @@ def _order_hint(names: Sequence[str], folder: Path) -> str:
     list_classes = shlex.join([interpreter(), "-c", _LIST_IN_NATURAL_ORDER, str(folder)])
     ours, theirs = (one_line(", ".join(each[:_ORDER_SHOWN])) for each in (names, natural))
     return (
-        f"hint: the classes are numbered in the order of their text ({ours}, ...); timm numbers "
-        f"them {theirs}, .... If the teacher was trained by timm's scripts, list its order: "
+        f"hint: classes are numbered in alphabetical order ({ours}, ...); timm numbers them "
+        f"{theirs}, .... If timm's scripts trained the teacher, list its order: "
         f"{list_classes} > {file}, and set dataset.class_names=classes.txt"
     )
 
 
 def _natural_key(name: str) -> list[tuple[int, int, str]]:
-    """As timm sorts class folders: digits by their value, letters without regard to case."""
+    """Return timm's sort key for class folders: digits by value, letters without case."""
     parts = re.split(r"([0-9]+)", name.lower())
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

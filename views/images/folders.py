@@ -1,4 +1,4 @@
-"""Image folders: a tree of encoded files, decoded when asked for."""
+"""Image folders: trees of encoded files, decoded when they are read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _HEADER_READERS = 16
 
 
 def check_headers(paths: Iterable[Path], max_pixels: int) -> None:
-    """Raise DatasetError with all files that do not begin like images."""
+    """Raise DatasetError that lists all files that do not begin like images."""
     faults: list[str] = []
     with ThreadPoolExecutor(_HEADER_READERS) as pool:
         waiting: list[Path] = []
@@ -71,9 +71,9 @@ def _fault(path: Path, max_pixels: int) -> str | None:
     return None
 
 
-_READERS = 16  # threads, which wait for the disk most of the time
+_READERS = 16  # threads, which mostly wait for the disk
 _ENTRIES_AT_ONCE = 65_536
-HASHED_FILES = 1024  # so many files, chosen by key, enter the digest with their bytes
+HASHED_FILES = 1024  # number of files, chosen by key, whose bytes enter the digest
 
 
 def image_folder(
@@ -84,9 +84,9 @@ def image_folder(
 ) -> ImageSource:
     """Open `root/train/<class>/*` and `root/test/<class>/*`, in the order of the names.
 
-    Links are followed: of images to regular files only. kept_in: the folder of caches beside which
-    the listing is stored; see `views.images.listing`. layout: which folder has the test images, or
-    how they are chosen. Raises DatasetError.
+    Links to regular files are followed for images. kept_in: the folder of caches next to which the
+    listing is stored; see `views.images.listing`. layout: the folder of the test images, or how
+    they are chosen. Raises DatasetError if the folders cannot be used.
     """
     found = find_splits(root, layout or FolderLayout(), kept_in)
     train, test = found.train, found.test
@@ -105,7 +105,7 @@ def image_folder(
 
 
 def _check_headers(listings: Sequence[Listing], max_pixels: int, kept_in: Path | None) -> None:
-    """Look at every file once: a folder that is the same later has been looked at."""
+    """Check every file's header once; unchanged folders are not checked again."""
     key = hashlib.sha256(b"headers" + str(max_pixels).encode())
     for listing in listings:
         key.update(listing.fingerprint(np.arange(len(listing))))
@@ -161,7 +161,7 @@ def _folder_digest(listing: Listing, ids: Ids, kept_in: Path | None) -> str:
 
 
 def hashed_files(num_files: int) -> Ids:
-    """The files, chosen by key, whose bytes enter the digest."""
+    """Return the files, chosen by key, whose bytes enter the digest."""
     return choice(0, num_files, min(HASHED_FILES, num_files))
 
 
@@ -171,11 +171,11 @@ def digest_of_files(
     labels: NDArray[np.int64],
     hashed: Iterable[bytes],
 ) -> str:
-    """Over every file's name, size and label, and the bytes of `hashed_files`."""
+    """Hash every file's name, size and label, and the bytes of `hashed_files`."""
     entries = zip(names, sizes, labels.tolist(), strict=True)
     digest, separator = hashlib.sha256(b"["), ""
     while some := list(itertools.islice(entries, _ENTRIES_AT_ONCE)):
-        digest.update((separator + json.dumps(some)[1:-1]).encode())  # tuples as lists
+        digest.update((separator + json.dumps(some)[1:-1]).encode())  # tuples become lists
         separator = ", "
     digest.update(b"]")
     for content in hashed:
@@ -195,7 +195,7 @@ def _decode_all(
         refuse_other_size(first.shape, image, shown_path(paths[index]), shown_path(paths[0]))
         images[index] = image
 
-    # Each thread would keep the memory that one image has taken.
+    # Otherwise each thread would keep the memory of one image.
     most_threads = 1 if is_large(first.shape) else None
     with ThreadPoolExecutor(most_threads) as pool:
         for _ in pool.map(decode_into, range(len(paths))):

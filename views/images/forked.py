@@ -1,4 +1,4 @@
-"""Runs a function over ranges of samples in worker processes, which are forked with it."""
+"""Run a function over ranges of samples in worker processes, which inherit it by forking."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any, TypeVar
 
 from teach_once.views.splits import DatasetError
 
-_TASKS_AHEAD = 4  # of each worker: what waits to be used stays in memory
+_TASKS_AHEAD = 4  # per worker; finished results stay in memory until they are used
 Result = TypeVar("Result")
 
-_work: Callable[[int], Any] | None = None  # of this process, if it is a worker
+_work: Callable[[int], Any] | None = None  # set in worker processes
 
 
 def run_forked(
     work: Callable[[int], Result], starts: Sequence[int], num_workers: int
 ) -> Iterator[Result]:
-    """Yield `work(start)` for each start, in order. num_workers: 0: in this process.
+    """Yield `work(start)` for each start, in order.
 
-    Raises DatasetError if a worker dies.
+    num_workers: processes; 0: this process. Raises DatasetError if a worker dies.
     """
     if num_workers == 0:
         yield from map(work, starts)
@@ -41,8 +41,8 @@ def run_forked(
         yield from _in_order(pool, starts, num_workers * _TASKS_AHEAD)
     except BrokenProcessPool:
         raise DatasetError(
-            "a process that reads images died",
-            fix="run again, with fewer --workers if memory was short",
+            "a worker process that reads images died",
+            fix="run the command again; use fewer --workers if memory ran out",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -59,7 +59,7 @@ def _in_order(pool: ProcessPoolExecutor, starts: Sequence[int], most_ahead: int)
 
 
 def _become_worker(work: Callable[[int], Any], parent: int) -> None:
-    """Signals to the whole group are the parent's to answer; a worker ends when it is gone."""
+    """Ignore signals, which the parent handles for the group, and end when the parent is gone."""
     global _work
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Tables of the Hugging Face `datasets` package, with a column of images; see `views.packed.write`.
 
-The package is needed for packing alone. Its columns hold the images' own bytes; tables that name
-files somewhere else are refused.
+The package is needed for packing only. Columns must contain the images' bytes; tables that name
+files elsewhere are rejected.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from teach_once.views.images.encoded import EncodedSource, EncodedSplit
 from teach_once.views.images.labels import Label, check_label, number_labels
 from teach_once.views.splits import DatasetError, Ids
 
-MOST_EXPANSION = 16  # bytes that are written for a byte of the table's files
-FREE_BYTES = 2**30  # that any table may write
-_BATCH_ROWS = 128  # of a parquet file in memory
+MOST_EXPANSION = 16  # bytes that may be written per byte of the table's files
+FREE_BYTES = 2**30  # bytes that any table may write
+_BATCH_ROWS = 128  # rows of a parquet file in memory
 _MOST_JSON_BYTES = 2**26
 _HUB = "hf://datasets/"
 _DICT, _STATE = "dataset_dict.json", "state.json"  # written by `save_to_disk`
 
 
 def open_tables(path: str, subset: str | None) -> Any:
-    """Return {split: table} of a folder, or of a name on the hub. Raises DatasetError."""
+    """Return {split: table} of a folder or of a name on the hub.
+
+    Raises DatasetError if it cannot be loaded.
+    """
     try:
         import datasets
     except ImportError:
@@ -47,7 +50,7 @@ def open_tables(path: str, subset: str | None) -> Any:
         return _converted(path, subset)
     except DatasetError:
         raise
-    except Exception as error:  # of many kinds: no network, no such name, damaged files
+    except Exception as error:  # various: no network, unknown name, damaged files
         cause = error.__cause__ or error.__context__
         if isinstance(cause, DatasetError):  # wrapped by the package
             raise cause from None
@@ -67,7 +70,7 @@ def _converted(path: str, subset: str | None) -> Any:
 
 
 def _check_files(path: str, data_files: Any) -> int:
-    """Raise DatasetError for a file outside of the table. Return the bytes of local files."""
+    """Return the size of local files in bytes. Raises DatasetError for a file outside the table."""
     is_local, total = Path(path).is_dir(), 0
     folders = (Path(os.path.abspath(path)), Path(path).resolve())
     for name in (str(name) for names in data_files.values() for name in names):
@@ -87,7 +90,7 @@ def _check_files(path: str, data_files: Any) -> int:
 
 @contextmanager
 def _limited_writing(path: str, builder: Any, source_bytes: int) -> Iterator[None]:
-    """Raise DatasetError when the package has written too much for the table's files."""
+    """Raise DatasetError if the package writes too much for the size of the table's files."""
     from datasets.arrow_writer import ArrowWriter
 
     written, plain = 0, ArrowWriter._write_table
@@ -100,8 +103,8 @@ def _limited_writing(path: str, builder: Any, source_bytes: int) -> Iterator[Non
         if written > FREE_BYTES + MOST_EXPANSION * source:
             raise DatasetError(
                 f"dataset.path: {one_line(path)} has {format_size(source)} of files, but more than "
-                f"{format_size(FREE_BYTES + MOST_EXPANSION * source)} of rows",
-                fix="save the table with save_to_disk where it was made, and name that folder",
+                f"{format_size(FREE_BYTES + MOST_EXPANSION * source)} of decompressed rows",
+                fix="save the table with save_to_disk where it was made, and use that folder",
             )
         plain(self, table, *args, **options)
 
@@ -113,7 +116,7 @@ def _limited_writing(path: str, builder: Any, source_bytes: int) -> Iterator[Non
 
 
 def _check_saved(folder: Path) -> None:
-    """Raise DatasetError if a saved table names a file or a folder outside of its own."""
+    """Raise DatasetError if a saved table refers to a file or folder outside its own folder."""
     splits = [""]
     if (folder / _DICT).is_file():
         splits = _plain_names(folder / _DICT, _read(folder / _DICT)["splits"])
@@ -143,7 +146,7 @@ _TEST_SPLITS = ("test", "validation")
 
 
 def hugging_face(config: HuggingFace) -> EncodedSource:
-    """The image files in a table. Raises DatasetError."""
+    """Open the image files in a table. Raises DatasetError if the table cannot be used."""
     tables = _tables_of(config)
     class_names = getattr(tables["train"].features[config.label], "names", None)
 
@@ -178,8 +181,8 @@ def _encoded(table: Any, config: HuggingFace, split: str, labels: Ids) -> Encode
         content = image["bytes"]
         if content is None:
             raise DatasetError(
-                f"{name_of(row)} names a file instead of holding the image",
-                fix="write the table with save_to_disk, which takes the images into it",
+                f"{name_of(row)} contains a path instead of an image",
+                fix="write the table with save_to_disk, which includes the images",
             )
         return bytes(content)
 
@@ -197,7 +200,7 @@ def _labels_of(table: Any, column: str, name_of: Callable[[int], str]) -> list[L
 
 
 def _tables_of(config: HuggingFace) -> dict[str, Any]:
-    """The training and the test table, which have both columns."""
+    """Return the training and test tables, checked to have both columns."""
     every = open_tables(config.path, config.subset)
     wanted = {"train": [config.train], "test": [config.test] if config.test else [*_TEST_SPLITS]}
     tables = {}
@@ -226,4 +229,4 @@ def _check_columns(table: Any, config: HuggingFace) -> None:
                 fix=f"set dataset.{key}=COLUMN",
             )
     if not isinstance(table.features[config.image], Image):
-        raise DatasetError(f"{config.path}: the column {config.image!r} does not hold images")
+        raise DatasetError(f"{config.path}: the column {config.image!r} has no images")

@@ -1,7 +1,7 @@
-"""Labels of tar shards and tables: whole numbers or names, checked and numbered.
+"""Labels of tar shards and tables: check whole numbers or names and number the classes.
 
-Whole numbers are numbers in any spelling (`7`, `7.0`, `007`, `-1`). One label of the other kind
-would silently renumber every class, so it is an error that names the sample.
+Whole numbers are numbers in any spelling (`7`, `7.0`, `007`, `-1`). A single label of the other
+kind would silently renumber every class, so it is an error that names the sample.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ NameOf = Callable[[str, int], str]
 _MOST_CLASSES = 2**20
 _MOST_NAMES_BYTES = 2**24
 _WHOLE = re.compile(r"([+-]?[0-9]+)(\.0*)?")
-_LONGEST_NUMBER = 30  # digits that are parsed
+_LONGEST_NUMBER = 30  # digits
 _NO_LABEL = "leave out the samples without a label, or set dataset.test to a split that has labels"
 
 
 def check_label(value: object, name: str) -> Label:
-    """Return the label that a table or a JSON file contains. Raises DatasetError with `name`.
+    """Return a label from a table or a JSON file. Raises DatasetError with `name` if it is invalid.
 
-    Numbers stored as decimals are labels if they are whole.
+    Decimal numbers are labels if they are whole.
     """
     if value is None:
-        raise DatasetError(f"{name}: there is no label", fix=_NO_LABEL)
+        raise DatasetError(f"{name} has no label", fix=_NO_LABEL)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -48,9 +48,9 @@ def number_labels(
 ) -> tuple[tuple[str, ...], dict[str, Ids]]:
     """Return the names of the classes, and each split's labels as numbers (N,) int64.
 
-    labels: per split, numbers (also as text) or names. class_names: if they are known; otherwise
-    numbers are their own names, and names are numbered in their order. name_of: name of a sample,
-    by its split and number, for messages. Raises DatasetError.
+    labels: per split, numbers (also as text) or names. class_names: names in order, if known;
+    otherwise numbers are used as names, and names are numbered in sorted order. name_of: returns a
+    sample's name for messages from its split and number. Raises DatasetError for an invalid label.
     """
     known = None if class_names is None else set(class_names)
     are_numbers = _are_numbers(labels["train"], known)
@@ -70,7 +70,7 @@ def number_labels(
         unknown = next((row for row, value in enumerate(those) if value not in number_of), None)
         if unknown is not None:
             raise DatasetError(
-                f"{name_of(split, unknown)}: the label {one_line(those[unknown])} is none of the "
+                f"{name_of(split, unknown)}: the label {one_line(those[unknown])} is not among the "
                 f"{len(class_names):,} classes of the training images"
             )
         found[split] = np.array([number_of[value] for value in those], dtype=np.int64)
@@ -78,7 +78,7 @@ def number_labels(
 
 
 def read_class_names(file: Path) -> list[str]:
-    """Return the lines of the file that `dataset.class_names` names. Raises DatasetError."""
+    """Return the lines of the file in `dataset.class_names`. Raises DatasetError on failure."""
     try:
         return read_bounded(file, _MOST_NAMES_BYTES, follow=True).decode("utf-8").splitlines()
     except (BadFile, OSError, UnicodeDecodeError) as error:
@@ -86,10 +86,10 @@ def read_class_names(file: Path) -> list[str]:
 
 
 def _are_numbers(labels: Sequence[Label], known: set[str] | None) -> bool:
-    """Return True if most labels are numbers; of two equal halves, the first label decides."""
+    """Return True if most labels are numbers; with equally many, the first label decides."""
     count = sum(map(_is_number, labels))
     if known is not None and count < len(labels) and known.issuperset(map(str, labels)):
-        return False  # a number among the listed names is a name
+        return False  # a number in the list of names is a name
     return 2 * count > len(labels) or (2 * count == len(labels) and _is_number(labels[0]))
 
 
@@ -99,7 +99,7 @@ def _check_kind(
     known: set[str] | None,
     name_of: Callable[[int], str],
 ) -> None:
-    """Raise DatasetError for the first label of another kind, or below zero."""
+    """Raise DatasetError for the first label that is of another kind or negative."""
     for row, label in enumerate(labels):
         if _is_number(label) != are_numbers and (are_numbers or str(label) not in (known or ())):
             kinds = ("name", "numbers") if are_numbers else ("number", "names")
@@ -118,7 +118,7 @@ def _check_kind(
             raise DatasetError(
                 f"{name_of(row)}: the label {value:,} is too large, expected less than "
                 f"{_MOST_CLASSES:,}",
-                fix="number the classes from 0, or write labels that are names",
+                fix="number the classes from 0, or use names as labels",
             )
 
 

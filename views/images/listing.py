@@ -1,12 +1,12 @@
-"""Which files an image folder holds: listed once, then kept as an index.
+"""List an image folder and store the list as an index.
 
-A million files take minutes to list over a network, and every program needs the list. The index
-lies beside the caches and is trusted while no folder of the tree has another modification time,
-which every added, removed or renamed file gives it. A file that is written over in place changes no
-folder: the checksums that caches keep of every sample find that.
+Listing a million files over a network takes minutes, and every program needs the list. The index is
+next to the caches. It is valid while no folder of the tree has another modification time, which
+adding, removing or renaming a file changes. Overwriting a file in place does not change its folder;
+the sample digests in caches detect that.
 
-Names and sizes are held as arrays, not as a million objects, which would be copied into every
-process that reads images.
+Names and sizes are arrays instead of a million objects, which would be copied into every process
+that reads images.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from teach_once.views.splits import DatasetError, Ids, LazyPaths, check_class_na
 IMAGE_SUFFIXES = (
     *(".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm"),
     *(".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-)  # of the formats in views.pictures.FORMATS
-HIDDEN = "hidden"  # reasons, besides the ending of a name
+)  # suffixes of the formats in views.images.decode.FORMATS
+HIDDEN = "hidden"  # reasons other than a file's suffix
 LOOSE = "in no class"
 _SUFFIXES = tuple(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
 _LONGEST_ENDING = 12
@@ -51,8 +51,8 @@ _Entry = os.DirEntry[str]
 class Images:
     """The images of one class: names relative to its folder, in bytes, and sizes.
 
-    folders: every walked folder, relative to `folder`, with its modification time. left_out: the
-    number of entries that were not taken, by reason.
+    folders: every visited folder, relative to `folder`, with its modification time. left_out:
+    number of skipped entries by reason.
     """
 
     names: list[bytes] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Images:
 
 
 def is_hidden(name: str) -> bool:
-    """Return True for a name that programs leave behind: one that begins with a dot, or macOS's."""
+    """Return True for names that begin with a dot and for macOS's metadata folders."""
     return name.startswith(".") or name == _MAC_METADATA
 
 
@@ -72,7 +72,10 @@ def has_hidden_part(path: str) -> bool:
 
 
 def find_classes(folder: Path) -> tuple[tuple[str, ...], Counter[str]]:
-    """Return the class folders' names, sorted, and what else is there. Raises DatasetError."""
+    """Return the sorted names of the class folders, and the number of other entries by reason.
+
+    Raises DatasetError if the folder cannot be listed.
+    """
     names, left_out = [], Counter[str]()
     for entry in _entries(folder):
         if is_hidden(entry.name):
@@ -87,7 +90,10 @@ def find_classes(folder: Path) -> tuple[tuple[str, ...], Counter[str]]:
 
 
 def find_images(folder: Path, name: str) -> Images:
-    """Return the images of `folder/name` and its subfolders. Raises DatasetError."""
+    """Return the images of `folder/name` and its subfolders.
+
+    Raises DatasetError if one cannot be listed.
+    """
     found = Images()
     listed: dict[str, list[tuple[str, bytes, int]]] = {}
     pending = [("", frozenset[tuple[int, int]]())]
@@ -111,19 +117,19 @@ def find_images(folder: Path, name: str) -> Images:
 
 
 def describe_left_out(folder: Path, left_out: Mapping[str, int]) -> str:
-    """Return a line about the entries of `folder` that are not among its images, or ""."""
+    """Return a note about entries of `folder` that were skipped, or ""."""
     if not left_out:
         return ""
     endings = {name: n for name, n in left_out.items() if name not in (HIDDEN, LOOSE)}
     parts = []
     if endings:
         ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
-        some = [f"{count:,} {name or 'without an ending'}" for name, count in ordered]
-        more = f", {len(some) - _NAMED_ENDINGS} other endings" if len(some) > _NAMED_ENDINGS else ""
+        some = [f"{count:,} {name or 'without a suffix'}" for name, count in ordered]
+        more = f", {len(some) - _NAMED_ENDINGS} more suffixes" if len(some) > _NAMED_ENDINGS else ""
         shown = ", ".join(some[:_NAMED_ENDINGS]) + more
-        parts.append(f"{sum(endings.values()):,} with other endings than images ({shown})")
+        parts.append(f"{sum(endings.values()):,} with non-image suffixes ({shown})")
     if count := left_out.get(LOOSE):
-        parts.append(f"{count:,} in no class's folder")
+        parts.append(f"{count:,} outside class folders")
     if count := left_out.get(HIDDEN):
         parts.append(f"{count:,} hidden (named .* or {_MAC_METADATA})")
     return f"note: left out of {one_line(folder)}: {'; '.join(parts)}"
@@ -132,7 +138,7 @@ def describe_left_out(folder: Path, left_out: Mapping[str, int]) -> str:
 def _sorted_out(
     folder: Path, left_out: Counter[str]
 ) -> tuple[list[tuple[str, bytes, int]], list[str]]:
-    """Name, name in bytes and size of each image (a regular file or a link to one); subfolders."""
+    """Return name, name in bytes and size of each image (a file or a link to one); subfolders."""
     images, folders = [], []
     for entry in _entries(folder):
         raw = os.fsencode(entry.name)
@@ -171,7 +177,7 @@ def _size_of(entry: _Entry) -> int:
         raise DatasetError(f"cannot list {one_line(entry.path)}: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise DatasetError(
-            f"{one_line(entry.path)} is named like an image, but is not a regular file",
+            f"{one_line(entry.path)} has an image's suffix, but is not a regular file",
             fix=f"rename or remove {one_line(entry.path)}",
         )
     return status.st_size
@@ -180,7 +186,7 @@ def _size_of(entry: _Entry) -> int:
 def _is_folder(entry: _Entry) -> bool:
     try:
         if entry.is_symlink():
-            os.stat(entry.path)  # raises where it leads nowhere
+            os.stat(entry.path)  # raises if the link is broken
         if not entry.is_dir():
             return False
         if entry.is_symlink() and Path(entry.path).parent.resolve().is_relative_to(
@@ -189,7 +195,7 @@ def _is_folder(entry: _Entry) -> bool:
             raise _endless(entry.path)
     except OSError as error:
         raise DatasetError(
-            f"{one_line(entry.path)} is a symbolic link that leads nowhere: {error.strerror}",
+            f"{one_line(entry.path)} is a broken symbolic link: {error.strerror}",
             fix=f"remove the link {one_line(entry.path)}",
         ) from None
     return True
@@ -197,7 +203,7 @@ def _is_folder(entry: _Entry) -> bool:
 
 def _endless(path: str) -> DatasetError:
     return DatasetError(
-        f"{one_line(path)} is a symbolic link to a folder around it: an endless tree",
+        f"{one_line(path)} is a symbolic link to a parent folder, which makes an endless tree",
         fix=f"remove the link {one_line(path)}",
     )
 
@@ -206,18 +212,18 @@ INDEX_FOLDER = ".listings"
 _KEPT = re.compile(r"[0-9a-f]+\.(?:index|digest)")
 _VERSION = 1
 _NAMES_AT_ONCE = 65_536
-_SETTLED_NS = 2_000_000_000  # a folder that changed later may change again within the same tick
+_SETTLED_NS = 2_000_000_000  # until then, a folder may change without a new timestamp
 _MOST_INDEX_BYTES = 2**34
 _MOST_HEADER_BYTES = 2**26
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The images below `folder/<class>/`, class by class, in the order of `views.images.listing`.
+    """The images in `folder/<class>/`, class by class, in sorted order.
 
-    sizes, labels: (N,) int64. names: names within a class's folder, one after the other; ends: (N,)
-    int64, where each ends. folders: every folder of the tree, relative to `folder`, with its
-    modification time. left_out: number of entries that are not among the images, by reason.
+    sizes, labels: (N,) int64. names: names within the class folders, concatenated; ends: (N,)
+    int64, end of each name. folders: every folder of the tree, relative to `folder`, with its
+    modification time. left_out: number of skipped entries by reason.
     """
 
     folder: Path
@@ -233,7 +239,7 @@ class Listing:
         return len(self.sizes)
 
     def relative_names(self, ids: Ids) -> Iterator[str]:
-        """Yield `<class>/<file>`, the name of an image in a digest and in a packed file."""
+        """Yield `<class>/<file>`, an image's name in digests and in packed files."""
         for first in range(0, len(ids), _NAMES_AT_ONCE):
             some = ids[first : first + _NAMES_AT_ONCE]
             starts = np.where(some > 0, self.ends[some - 1], 0).tolist()
@@ -242,7 +248,7 @@ class Listing:
                 yield f"{self.class_names[label]}/{_text(self.names[start:end])}"
 
     def fingerprint(self, ids: Ids) -> bytes:
-        """sha256 of names, sizes and labels of these images: equal where the digest's text is."""
+        """Return the sha256 of names, sizes and labels; equal for equal digest texts."""
         found = hashlib.sha256(json.dumps(self.class_names).encode())
         for part in (self.labels, self.sizes, self.ends, ids):
             found.update(part.tobytes())
@@ -254,18 +260,18 @@ class Listing:
 
     @property
     def paths(self) -> Sequence[Path]:
-        """All paths, each made when it is asked for."""
+        """Return all paths; each is created when it is accessed."""
         return LazyPaths(self.path, np.arange(len(self)))
 
 
 def listing_of(
     folder: Path, class_names: tuple[str, ...] | None, kept_in: Path | None = None
 ) -> Listing:
-    """List `folder`, or take its index.
+    """List `folder`, or read its index if it is still valid.
 
-    class_names: of the training images, where `folder` holds others; None: those that it has.
-    kept_in: the folder of caches beside which the index is kept; None: always list. Raises
-    DatasetError.
+    class_names: classes of the training images, if `folder` has other images; None: the folder's
+    own classes. kept_in: folder of caches next to which the index is stored; None: always list.
+    Raises DatasetError if the folder cannot be used.
     """
     found = None if kept_in is None else _indexed(folder, kept_in)
     if found is None or (class_names is not None and found.class_names != class_names):
@@ -276,7 +282,7 @@ def listing_of(
 
 
 def forget_listings(kept_in: Path) -> None:
-    """Have every folder listed again. Raises BadFile where a link leads elsewhere."""
+    """Delete all indexes, so that folders are listed again. Raises BadFile for a link elsewhere."""
     try:
         with suppress(FileNotFoundError), opened_folder(kept_in, INDEX_FOLDER) as folder:
             for name in filter(_KEPT.fullmatch, os.listdir(folder)):
@@ -287,9 +293,10 @@ def forget_listings(kept_in: Path) -> None:
 
 
 def kept_digest(key: bytes, compute: Callable[[], str], kept_in: Path | None) -> str:
-    """What `compute` gives, or gave before for this key, which is to determine it.
+    """Return `compute()`, or its stored result for the same key.
 
-    kept_in: beside whose caches it is looked up and kept; None: computed.
+    key: determines the result. kept_in: folder of caches next to which results are stored; None:
+    always compute.
     """
     if kept_in is None:
         return compute()
@@ -301,7 +308,7 @@ def kept_digest(key: bytes, compute: Callable[[], str], kept_in: Path | None) ->
     except (OSError, BadFile, ValueError):
         pass
     digest = compute()
-    with suppress(OSError, BadFile):  # no folder, no room, no permission: computed next time
+    with suppress(OSError, BadFile):  # disk full or read-only: computed again next time
         write_inside(kept_in, name, digest.encode())
     return digest
 
@@ -317,12 +324,10 @@ def _listed(folder: Path, class_names: tuple[str, ...] | None) -> Listing:
         if len(there) < 2:
             found = f"only {there[0]!r}" if there else "none"
             raise DatasetError(
-                f"{folder} needs a folder for each of at least two classes; found {found}"
+                f"{folder} needs class folders for at least two classes, found {found}"
             )
     elif unknown := set(there) - set(class_names):
-        raise DatasetError(
-            f"{folder} has classes that train/ does not: {', '.join(sorted(unknown))}"
-        )
+        raise DatasetError(f"{folder} has classes that train/ lacks: {', '.join(sorted(unknown))}")
     names: list[bytes] = []
     sizes: list[int] = []
     counts, folders = [], [("", changed)]
@@ -358,7 +363,7 @@ def _index_name(folder: Path) -> Path:
 
 
 def _keep(listing: Listing, kept_in: Path) -> None:
-    """Write the index, unless a folder has changed so lately that it may still be changing."""
+    """Write the index, unless a folder was changed so recently that it may still change."""
     if time.time_ns() - max(changed for _, changed in listing.folders) < _SETTLED_NS:
         return
     counts = np.bincount(listing.labels, minlength=len(listing.class_names))
@@ -376,11 +381,11 @@ def _keep(listing: Listing, kept_in: Path) -> None:
         kept_in.mkdir(parents=True, exist_ok=True)
         write_inside(kept_in, _index_name(listing.folder), checked)
     except (OSError, BadFile):
-        return  # no room, or no permission: the next program lists again
+        return  # full disk or no permission: the next program lists again
 
 
 def _indexed(folder: Path, kept_in: Path) -> Listing | None:
-    """The index of `folder`, if there is one and it is still true."""
+    """Return the index of `folder` if it exists and is still valid."""
     path = kept_in / _index_name(folder)
     try:
         content = read_bounded(path, _MOST_INDEX_BYTES)

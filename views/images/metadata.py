@@ -1,7 +1,7 @@
-"""Image files without their metadata, for files whose pixels are fine and whose metadata is not.
+"""Remove the metadata of image files whose pixels are valid but whose metadata is not.
 
-Pillow stops at a text chunk that is too long or at an EXIF entry that it cannot parse. A file that
-it refuses is tried once more without everything that does not change a pixel.
+Pillow fails on a text chunk that is too long or an EXIF entry that it cannot parse. A rejected file
+is tried again without everything that does not affect its pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_KEPT = (b"tRNS", b"eXIf")  # besides the critical chunks
+_PNG_KEPT = (b"tRNS", b"eXIf")  # in addition to the critical chunks
 _XMP = b"XML:com.adobe.xmp\0\0"  # not compressed
 _MOST_XMP_BYTES = 2**16
 _JPEG = b"\xff\xd8"
@@ -26,7 +26,7 @@ _JPEG_ALONE = (0x01, *range(0xD0, 0xD8))  # markers without a length
 
 
 def without_metadata(content: bytes) -> bytes | None:
-    """Return a PNG or JPEG file without its metadata; None if there is none, or another format."""
+    """Return a PNG or JPEG file without metadata; None if it has none or is of another format."""
     if content.startswith(_PNG):
         bare = _PNG + b"".join(_png_chunks(content))
     elif content.startswith(_JPEG):
@@ -68,7 +68,7 @@ def _jpeg_segments(content: bytes) -> Iterator[bytes]:
         marker = content[position + 1]
         if marker == _JPEG_SCAN:
             break
-        if marker == 0xFF or marker in _JPEG_ALONE:  # a fill byte, or a marker alone
+        if marker == 0xFF or marker in _JPEG_ALONE:  # a fill byte or a marker without a length
             length = 1 if marker == 0xFF else 2
         else:
             length = 2 + int.from_bytes(content[position + 2 : position + 4], "big")

@@ -1,7 +1,8 @@
-"""WebDataset: tar shards in which neighbors of one name are one sample; see `views.packed.write`.
+"""WebDataset: tar shards in which adjacent files with the same stem are one sample.
 
-`a/000017.jpg` and `a/000017.cls` are sample `a/000017`. Samples are numbered through the shards in
-the order of their names. Leaves out compressed shards and samples of several images.
+`a/000017.jpg` and `a/000017.cls` are sample `a/000017`. Samples are numbered across the shards in
+name order. Compressed shards and samples with several images are not supported. See
+`views.packed.write`.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from teach_once.views.images.listing import (
 from teach_once.views.splits import DatasetError, Ids
 
 _BLOCK = 512
-_MOST_EXTRA_BYTES = 2**20  # of an extended header
+_MOST_EXTRA_BYTES = 2**20  # size of an extended header
 _LONGEST_NAME = 4096
 _EXTENDED = {b"x": "pax", b"g": "global pax", b"L": "GNU long name", b"K": "GNU long link"}
 
 
 class TarMember(NamedTuple):
-    """A regular file: where its bytes are in the archive."""
+    """A regular file with the position of its bytes in the archive."""
 
     name: str
     offset: int
@@ -44,18 +45,18 @@ class TarMember(NamedTuple):
 
 
 class Tar:
-    """An archive; it is opened for each reading, since a dataset may have thousands."""
+    """A tar archive, opened for each read, because a dataset may have thousands."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self, member: TarMember) -> bytes:
-        """The bytes of a member. Raises DatasetError."""
+        """Return the bytes of a member. Raises DatasetError if the archive cannot be read."""
         with self._opened() as file:
             return self._read(file, member.offset, member.size)
 
     def members(self) -> Iterator[TarMember]:
-        """All regular files in their order. Raises DatasetError."""
+        """Yield all regular files in order. Raises DatasetError if the archive is invalid."""
         with self._opened() as file:
             yield from self._members(file, os.fstat(file.fileno()).st_size)
 
@@ -76,7 +77,7 @@ class Tar:
             size = self._number(extra["size"], position) if "size" in extra else size
             start = position + _BLOCK
             if start + size > num_bytes:
-                raise self._wrong(position, "it ends too early")
+                raise self._wrong(position, "it is truncated")
             if kind in _EXTENDED:
                 if size > _MOST_EXTRA_BYTES:
                     raise self._wrong(position, f"a {_EXTENDED[kind]} header of {size:,} bytes")
@@ -91,14 +92,14 @@ class Tar:
             position = start + -(-size // _BLOCK) * _BLOCK
 
     def _parsed(self, header: bytes, position: int) -> tuple[bytes, str, int]:
-        """Type, name and size of a header whose checksum is right."""
+        """Return type, name and size from a header, after checking its checksum."""
         blank = header[:148] + b" " * 8 + header[156:]
         if self._number(_field(header[148:156]), position) != sum(blank):
             raise self._wrong(position, "a header does not match its checksum")
         name = header[:100].split(b"\0")[0]
         if header[257:263] == b"ustar\0" and header[345] != 0:
             name = header[345:500].split(b"\0")[0] + b"/" + name
-        if header[124] == 0x80:  # GNU's form of large numbers
+        if header[124] == 0x80:  # GNU's encoding of large numbers
             size = int.from_bytes(header[125:136], "big")
         else:
             size = self._number(_field(header[124:136]), position)
@@ -108,14 +109,14 @@ class Tar:
         base = 10 if digits.startswith("+") else 8
         text = digits.lstrip("+")
         if len(text) > 20 or not text.isascii() or not text.isdigit():
-            raise self._wrong(position, "a number that is none")
+            raise self._wrong(position, "an invalid number")
         try:
             return int(text, base)
         except ValueError:
-            raise self._wrong(position, "a number that is none") from None
+            raise self._wrong(position, "an invalid number") from None
 
     def _extended(self, kind: bytes, content: bytes, position: int) -> dict[str, str]:
-        """The name and the size, decimal after a "+", that a header gives the next member."""
+        """Return the next member's name and size (decimal after a "+") from an extended header."""
         if kind == b"L":
             return {"path": content.rstrip(b"\0").decode("utf-8", "surrogateescape")}
         found, start = {}, 0
@@ -126,7 +127,7 @@ class Tar:
             key, equals, value = record.partition(b"=")
             is_whole = stop <= len(content) and content[stop - 1 : stop] == b"\n"
             if not equals or not is_whole or key.startswith(b"GNU.sparse"):
-                raise self._wrong(position, "a pax header that is none, or of a sparse file")
+                raise self._wrong(position, "an invalid pax header, or that of a sparse file")
             if key in (b"path", b"size"):
                 sign = "+" if key == b"size" else ""
                 found[key.decode()] = sign + value.decode("utf-8", "surrogateescape")
@@ -137,15 +138,15 @@ class Tar:
         try:
             name.encode("utf-8")
         except UnicodeEncodeError:
-            raise self._wrong(position, f"the name {one_line(name)} is not UTF-8") from None
+            raise self._wrong(position, f"the name {one_line(name)}, which is not UTF-8") from None
         if not name or len(name) > _LONGEST_NAME or "\0" in name:
-            raise self._wrong(position, "a name that is empty or too long")
+            raise self._wrong(position, "an empty or too long name")
         return name
 
     def _read(self, file: BinaryIO, offset: int, size: int) -> bytes:
         content = os.pread(file.fileno(), size, offset)
         if len(content) != size:
-            raise self._wrong(offset, "it ends too early")
+            raise self._wrong(offset, "it is truncated")
         return content
 
     def _wrong(self, position: int, what: str) -> DatasetError:
@@ -156,7 +157,7 @@ class Tar:
 
 
 def _field(raw: bytes) -> str:
-    """An octal number as tar has it: padded with spaces and zeros; "0" where it is empty."""
+    """Parse tar's octal number, padded with spaces and zeros; "0" if it is empty."""
     return raw.strip(b" \0").decode("latin-1") or "0"
 
 
@@ -172,10 +173,10 @@ class _Sample(NamedTuple):
 
 
 def web_dataset(config: WebDataset) -> EncodedSource:
-    """The image files in the shards of a folder. Raises DatasetError."""
+    """Open the image files in a folder of shards. Raises DatasetError if it cannot be used."""
     root = Path(config.root)
     if not root.is_dir():
-        raise DatasetError(f"dataset.root: there is no folder {shown_path(root)}")
+        raise DatasetError(f"dataset.root: folder {shown_path(root)} not found")
     names = None if config.class_names is None else read_class_names(root / config.class_names)
     shards = {
         "train": _shards(root, "train", [config.train]),
@@ -209,13 +210,13 @@ def _encoded(samples: Sequence[_Sample], labels: Ids) -> EncodedSplit:
 
 
 def _shards(root: Path, split: str, patterns: Sequence[str]) -> list[Path]:
-    """Those that the first pattern finds that finds any."""
+    """Return the shards that match the first pattern with any match."""
     names = sorted(name for name in os.listdir(root) if not is_hidden(name))
     for pattern in patterns:
         if found := fnmatch.filter(names, pattern):
             return [root / name for name in found]
     raise DatasetError(
-        f"dataset.root: {shown_path(root)} holds no {split} shards ({' or '.join(patterns)})",
+        f"dataset.root: {shown_path(root)} has no {split} shards ({' or '.join(patterns)})",
         fix=f"set dataset.{split}=PATTERN",
     )
 
@@ -223,7 +224,7 @@ def _shards(root: Path, split: str, patterns: Sequence[str]) -> list[Path]:
 def _samples_of(shards: Sequence[Path], label: str, left_out: Counter[str]) -> list[_Sample]:
     samples = [sample for shard in shards for sample in _samples_in(Tar(shard), label, left_out)]
     if not samples:
-        raise DatasetError(f"{shown_path(shards[0])} and the other shards hold no image")
+        raise DatasetError(f"{shown_path(shards[0])} and the other shards have no images")
     return samples
 
 
@@ -235,12 +236,12 @@ def _samples_in(tar: Tar, label: str, left_out: Counter[str]) -> Iterator[_Sampl
         if len(images) != 1:
             raise DatasetError(f"{shown} has {len(images)} images, expected one")
         if images[0].size > MOST_BYTES:
-            raise DatasetError(f"{shown}: an image of {images[0].size:,} bytes")
+            raise DatasetError(f"{shown} has an image of {images[0].size:,} bytes, too large")
         yield _Sample(tar, images[0], _label_of(tar, by_ending, label, shown))
 
 
 def _shown(tar: Tar, left_out: Counter[str]) -> Iterator[TarMember]:
-    """The members that are not hidden; macOS puts `._000.jpg` between the files of a sample."""
+    """Yield members that are not hidden; macOS puts `._000.jpg` between the files of a sample."""
     for member in tar.members():
         if has_hidden_part(member.name):
             left_out[HIDDEN] += 1
@@ -249,7 +250,7 @@ def _shown(tar: Tar, left_out: Counter[str]) -> Iterator[TarMember]:
 
 
 def _key(name: str) -> str:
-    """The path up to the first dot of the file's name."""
+    """Return the path up to the first dot of the file name."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
 
@@ -259,14 +260,14 @@ def _label_of(tar: Tar, by_ending: dict[str, TarMember], label: str, shown: str)
     if (member := by_ending.get(ending)) is None:
         raise DatasetError(f"{shown} has no .{one_line(ending)} file", fix="set dataset.label")
     if member.size > _MOST_LABEL_BYTES:
-        raise DatasetError(f"{shown}: a label of {member.size:,} bytes")
+        raise DatasetError(f"{shown} has a label of {member.size:,} bytes, too large")
     content = tar.read(member)
     try:
         if not json_key:
             return content.decode("utf-8").strip()
         value = parse_json(content, Path(member.name))[json_key]
     except (UnicodeDecodeError, BadFile, KeyError, TypeError, IndexError):
-        raise DatasetError(f"{shown}: .{ending} holds no label {one_line(json_key)}") from None
+        raise DatasetError(f"{shown}: .{ending} has no label {one_line(json_key)}") from None
     return check_label(value, shown)
 
 

@@ -1,1 +1,1 @@
-"""Datasets packed into one file, or into shards of files."""
+"""Datasets packed into a single file or into shards."""

@@ -1,15 +1,15 @@
-"""One file of packed images: its header, and its arrays, whose values HDF5 does not read.
+"""Format of a file of packed images: a header and arrays that are read without HDF5.
 
     head    one line: teach-once-images VERSION BYTES SHA256      of the header that follows
-    header  JSON: kind, type, class names, digests; per split and array the offset in this file, the
-            dtype, the shape, and the crc32c
+    header  JSON: kind, type, class names, digests; per split and array the offset in this file,
+            the dtype, the shape, and the crc32c
     zeros   up to a power of two
-    HDF5    class_names, <split>/<array> ...: for every other program
+    HDF5    class_names, <split>/<array> ...: for other programs
 
-The file is HDF5 with its header in the user block, which HDF5 leaves to applications; the arrays
-are contiguous. What is read here is found by the header alone, and an array can only lie within
-this file. The HDF5 structure must say the same (`views.packed.format`), so that every other
-program reads the same classes, shapes and values.
+The file is an HDF5 file with the header in its user block, which HDF5 reserves for applications.
+The arrays are contiguous. This project finds arrays by the header alone, and an array must be
+within the file. The HDF5 structure must agree with the header, so that other programs read the same
+classes, shapes and values.
 
     <split>/labels         (N,) int64
     <split>/crc32c         (N,) uint32, of each sample's bytes in this file
@@ -17,7 +17,7 @@ program reads the same classes, shapes and values.
     <split>/images         (N, H, W, C) uint8
     <split>/source_digest  (N, 16) uint8: BLAKE2b-128 of the bytes that each was packed from
     kind encoded:
-    <split>/bytes          uint8: the files' own bytes, one behind the other
+    <split>/bytes          uint8: the files' original bytes, concatenated
     <split>/offsets        (N + 1,) int64, where each begins
     <split>/names          uint8: `<class>/<file>` in UTF-8, each followed by a zero byte
 """
@@ -63,7 +63,7 @@ _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class ArrayPlace(BaseModel):
-    """Where an array lies in the file. crc32c: of its bytes; None where each sample has one."""
+    """Location of an array in the file. crc32c: of its bytes; None if each sample has its own."""
 
     model_config = _STRICT
     offset: Count
@@ -77,7 +77,7 @@ class ArrayPlace(BaseModel):
 
 
 class Recoded(BaseModel):
-    """How files were made smaller; see `views.packed.recode`."""
+    """How files were re-encoded; see `views.packed.recode`."""
 
     model_config = _STRICT
     short_side_px: Count | None
@@ -87,9 +87,11 @@ class Recoded(BaseModel):
 
 
 class Header(BaseModel):
-    """digests: of choices of training samples by the sha256 of their ids, "all", and "test".
+    """The header of a packed file.
 
-    recoded: how the files were made smaller. job, part: of a shard, see `views.packed.write`.
+    digests: dataset digests by subset of the training samples (the sha256 of their ids, or "all"),
+    and "test". recoded: how the files were re-encoded. job, part: for shards, see
+    `views.packed.write`.
     """
 
     model_config = _STRICT
@@ -105,19 +107,19 @@ class Header(BaseModel):
     part: Annotated[int, Field(ge=0, lt=2**20)] | None = None
 
     def to_bytes(self) -> bytes:
-        """The head and the header."""
+        """Return the head and the header as bytes."""
         body = json.dumps(self.model_dump(), separators=(",", ":")).encode()
         sha256 = hashlib.sha256(body).hexdigest()
         head = f"{FORMAT_NAME} {FORMAT_VERSION:04d} {len(body):012d} {sha256}\n"
         return head.encode() + body
 
 
-_ERRORS = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)  # of h5py
+_ERRORS = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)  # raised by h5py
 _LONGEST_NAME = 2**10
 
 
 def structure_fault(handle: int, header: Header) -> str | None:
-    """Return how HDF5 would show the open file otherwise than the header; None: the same."""
+    """Return how the HDF5 structure differs from the header; None if they agree."""
     try:
         with os.fdopen(os.dup(handle), "rb") as raw, h5py.File(raw, "r") as file:
             _check(file, handle, header)
@@ -127,7 +129,7 @@ def structure_fault(handle: int, header: Header) -> str | None:
 
 
 def _check(file: h5py.File, handle: int, header: Header) -> None:
-    """Raises ValueError, or whatever h5py does."""
+    """Compare the HDF5 structure with the header. Raises ValueError or any error of h5py."""
     _check_members(file, "", ["class_names", *header.splits])
     _check_class_names(file, handle, header.class_names)
     for split, arrays in header.splits.items():
@@ -151,7 +153,7 @@ def _check_arrays(file: h5py.File, split: str, arrays: Mapping[str, ArrayPlace])
                 f"{np.dtype(place.dtype)} of {tuple(place.shape)}"
             )
         if place.num_bytes and dataset.get_offset() != place.offset:
-            raise ValueError(f"{split}/{name} lies elsewhere")
+            raise ValueError(f"{split}/{name} has another offset")
 
 
 def _check_class_names(file: h5py.File, handle: int, names: list[str]) -> None:
@@ -164,16 +166,16 @@ def _check_class_names(file: h5py.File, handle: int, names: list[str]) -> None:
     content = os.pread(handle, size * len(names), int(dataset.get_offset()))
     found = [content[start : start + size].rstrip(b"\0") for start in range(0, len(content), size)]
     if found != [name.encode() for name in names]:
-        raise ValueError("class_names are others, or in another order")
+        raise ValueError("class_names differ in content or order")
 
 
 def _require_plain(file: h5py.File, name: str) -> None:
     if file.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
-        raise ValueError(f"{name} is a link to something else")
+        raise ValueError(f"{name} is a link")
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.h5d.DatasetID:
-    """The dataset of that name, whose bytes lie in this file as they are."""
+    """Return the dataset called `name`, checked to be contiguous in this file."""
     _require_plain(file, name)
     found = h5py.h5o.open(file.id, name.encode())
     if not isinstance(found, h5py.h5d.DatasetID):
@@ -211,27 +213,27 @@ _PACK_AGAIN = "pack the images again: {views} pack NAME|PATH {file}"
 
 
 def key_of(ids: Ids) -> str:
-    """What `digests` calls a choice of samples."""
+    """Return the key of `digests` for a subset of samples."""
     return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest()
 
 
 def sha256_in_head(start: bytes) -> str | None:
-    """What the first HEAD_BYTES of a file say of its header; None of anything else."""
+    """Return the header's sha256 from a file's first HEAD_BYTES; None for another kind of file."""
     head = _HEAD.fullmatch(start)
     return head[4].decode() if head is not None and head[1] == FORMAT_NAME.encode() else None
 
 
 class PackedFile:
-    """An opened file of packed images, whose header has been checked against its bytes.
+    """An open file of packed images with a verified header.
 
-    It stays open, so that it is the same file although another gets its name. Images and bytes are
-    checked by their reader, sample by sample; everything else here.
+    It stays open, so that replacing the path does not change the content. Readers verify images and
+    bytes sample by sample; this class verifies everything else.
     """
 
     def __init__(self, path: Path, *, called: Path | None = None, fix: str | None = None) -> None:
-        """Raises DatasetError where the file is missing, damaged or something else.
+        """Open and check a file. Raises DatasetError if it is missing, damaged or of another kind.
 
-        called: the file's name in messages. fix: what mends a damaged one; default: packing again.
+        called: the file's name in messages. fix: fix for a damaged file; default: packing again.
         """
         self.path = path
         self._shown = shown_path(called or path)
@@ -243,7 +245,7 @@ class PackedFile:
             with open_regular(path, follow=True) as file:
                 self._handle = os.dup(file.fileno())
         except FileNotFoundError:
-            raise DatasetError(f"dataset.file: there is no file {shown_path(path)}") from None
+            raise DatasetError(f"dataset.file: file {shown_path(path)} not found") from None
         except BadFile as error:
             raise DatasetError(f"dataset.file: {error}") from None
         weakref.finalize(self, os.close, self._handle)
@@ -252,7 +254,7 @@ class PackedFile:
         self.header = self._checked(header)
 
     def array(self, split: str, name: str) -> NDArray[np.generic]:
-        """A whole array that has a checksum. Raises DatasetError where that does not match."""
+        """Return a whole array. Raises DatasetError if it does not match its checksum."""
         place = self._place(split, name)
         content = self._read(place.offset, place.num_bytes)
         if place.crc32c is None or crc32c(content) != place.crc32c:
@@ -260,49 +262,49 @@ class PackedFile:
         return np.frombuffer(content, dtype=place.dtype).reshape(place.shape)
 
     def labels(self, split: str) -> Ids:
-        """(N,) int64, each a class."""
+        """Return labels (N,) int64, checked to be valid classes."""
         labels = self.array(split, "labels").astype(np.int64)
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.header.class_names):
-            raise self.damaged(f"{split}/labels: not all are of a class")
+            raise self.damaged(f"{split}/labels: not all labels are classes")
         return labels
 
     def checksums(self, split: str) -> NDArray[np.uint32]:
-        """(N,) uint32: the crc32c of each sample's bytes in this file."""
+        """Return (N,) uint32, the crc32c of each sample's bytes in this file."""
         return self.array(split, "crc32c").astype(np.uint32)
 
     def source_digests(self, split: str) -> Digests:
-        """(N, 16) uint8, of the bytes that each sample of kind pixels was packed from."""
+        """Return (N, 16) uint8 digests of the source bytes of each sample, for kind pixels."""
         return self.array(split, "source_digest").astype(np.uint8)
 
     def offsets(self, split: str) -> Ids:
-        """(N + 1,) int64, ascending from 0 to the number of bytes."""
+        """Return (N + 1,) int64 offsets, ascending from 0 to the number of bytes."""
         offsets = self.array(split, "offsets").astype(np.int64)
         sizes = np.diff(offsets)
         ends = (int(offsets[0]), int(offsets[-1]))
         if ends != (0, self._place(split, "bytes").num_bytes) or (
             len(sizes) and not 0 <= sizes.min() <= sizes.max() <= MOST_BYTES
         ):
-            raise self.damaged(f"{split}/offsets: they do not divide {split}/bytes")
+            raise self.damaged(f"{split}/offsets do not divide {split}/bytes")
         return offsets
 
     def names(self, split: str) -> list[str]:
-        """`<class>/<file>` of each sample."""
+        """Return the name `<class>/<file>` of each sample."""
         content = self.array(split, "names").tobytes()
         try:
             names = content.decode("utf-8").split("\0")
         except UnicodeDecodeError:
             names = []
         if len(names) != self.num_samples(split) + 1 or names[-1]:
-            raise self.damaged(f"{split}/names are not one name of each sample, in UTF-8")
+            raise self.damaged(f"{split}/names do not have one UTF-8 name per sample")
         return names[:-1]
 
     def image_shape(self, split: str) -> tuple[int, int, int]:
-        """(H, W, C) of all images of kind pixels."""
+        """Return (H, W, C) of all images of kind pixels."""
         _, height, width, channels = self._place(split, "images").shape
         return height, width, channels
 
     def part(self, split: str, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        """Bytes `start` to `stop` of an array of uint8, not checked."""
+        """Return bytes `start` to `stop` of a uint8 array, not verified."""
         place = self._place(split, name)
         assert 0 <= start <= stop <= place.num_bytes
         return np.frombuffer(self._read(place.offset + start, stop - start), dtype=np.uint8)
@@ -311,7 +313,7 @@ class PackedFile:
         return self._place(split, "labels").shape[0]
 
     def damaged(self, what: str) -> DatasetError:
-        """The error for content that is not what the header says."""
+        """Return the error for content that contradicts the header."""
         return DatasetError(f"{self._shown} is damaged: {what}", fix=self._fix)
 
     def _place(self, split: str, name: str) -> ArrayPlace:
@@ -322,27 +324,27 @@ class PackedFile:
         while num_bytes:
             piece = os.pread(self._handle, min(num_bytes, 2**30), offset)
             if not piece:
-                raise self.damaged("it ends too early")
+                raise self.damaged("it is truncated")
             pieces.append(piece)
             offset, num_bytes = offset + len(piece), num_bytes - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_header(self) -> tuple[str, Header]:
-        """Its sha256, and the header."""
+        """Read the header; returns its sha256 and the header."""
         shown = self._shown
         start = os.pread(self._handle, HEAD_BYTES, 0)
         if start.startswith(_HDF5_SIGNATURE):
             raise DatasetError(
-                f"{shown} is an HDF5 file, but not of packed images",
+                f"{shown} is an HDF5 file, but does not contain packed images",
                 fix=self._fix,
             )
         head = _HEAD.fullmatch(start)
         if head is None or head[1] != FORMAT_NAME.encode():
-            problem = f"{shown} does not hold packed images, or is damaged"
+            problem = f"{shown} does not contain packed images, or is damaged"
             raise DatasetError(problem, fix=self._other_fix)
         if int(head[2]) != FORMAT_VERSION:
             raise DatasetError(
-                f"{shown} has version {int(head[2])} of the format, expected {FORMAT_VERSION}",
+                f"{shown} has format version {int(head[2])}, expected {FORMAT_VERSION}",
                 fix=self._fix,
             )
         if int(head[3]) > min(_MOST_HEADER_BYTES, self.num_bytes):
@@ -360,11 +362,11 @@ class PackedFile:
             raise self.damaged(f"header, {one_line(key)}: {one_line(first['msg'])}") from None
 
     def _checked(self, header: Header) -> Header:
-        """The header, whose arrays lie within the file and agree with one another."""
+        """Check that all arrays are inside the file and consistent; returns the header."""
         for name in header.class_names:
             check_class_name(name, shown_path(self.path))
         if len(set(header.class_names)) != len(header.class_names):
-            raise self.damaged("header, class_names: a name occurs twice")
+            raise self.damaged("header, class_names: duplicate name")
         if set(header.splits) != set(SPLITS):
             raise self.damaged(f"header, splits: expected {' and '.join(SPLITS)}")
         for split, arrays in header.splits.items():
@@ -392,12 +394,12 @@ class PackedFile:
                 fits = False
             if not fits or place.offset + place.num_bytes > self.num_bytes:
                 raise self.damaged(
-                    f"header, splits.{split}.{name}: it does not fit the others, or this file of "
-                    f"{self.num_bytes:,} bytes"
+                    f"header, splits.{split}.{name}: it does not match the other arrays "
+                    f"or the file's {self.num_bytes:,} bytes"
                 )
 
 
-SUFFIX = ".json"  # of an index
+SUFFIX = ".json"  # suffix of an index
 MOST_SHARDS = 512  # all are open at once
 _FORMAT, _VERSION = "teach-once-shards", 1
 MOST_INDEX_BYTES = 2**20
@@ -405,7 +407,7 @@ _AGAIN = "run the command that packed it again"
 
 
 class Shard(BaseModel):
-    """sha256: of the shard's header, which holds the checksums of what is in it."""
+    """A shard. sha256: of its header, which contains the checksums of its arrays."""
 
     model_config = _STRICT
     split: Literal["train", "test"]
@@ -414,24 +416,25 @@ class Shard(BaseModel):
 
 
 class Index(BaseModel):
-    """The shards in their order."""
+    """The shards in order."""
 
     model_config = _STRICT
     format: Literal["teach-once-shards"]
     version: Literal[1]
     shards: Annotated[list[Shard], Field(min_length=1, max_length=MOST_SHARDS)]
-    sha256: Sha256  # of all other fields
+    sha256: Sha256  # hash of all other fields
 
 
 def shard_path(index: Path, number: int) -> Path:
-    """Return the path of the shard with that number."""
+    """Return the path of shard `number`."""
     return index.with_name(f"{index.stem}-{number:05d}.h5")
 
 
 def open_shards(index: Path, fix: str | None = None) -> tuple[PackedFile, ...]:
-    """All shards of an index, which fit it and one another. Raises DatasetError.
+    """Open all shards of an index and check that they match it and one another.
 
-    fix: what mends a damaged one; default: packing again.
+    fix: fix for a damaged shard; default: packing again. Raises DatasetError if one is missing or
+    damaged.
     """
     files = []
     for number, shard in enumerate(read_index(index).shards):
@@ -440,18 +443,18 @@ def open_shards(index: Path, fix: str | None = None) -> tuple[PackedFile, ...]:
         expected = {"train": 0, "test": 0, shard.split: shard.samples}
         if file.header_sha256 != shard.sha256 or counts != expected:
             raise DatasetError(
-                f"{shown_path(file.path)} is not the shard that {shown_path(index)} names",
+                f"{shown_path(file.path)} is not the shard in {shown_path(index)}",
                 fix=_AGAIN,
             )
         files.append(file)
     same = {_shared(file) for file in files}
     if len(same) > 1:
-        raise DatasetError(f"the shards of {shown_path(index)} are of different datasets")
+        raise DatasetError(f"the shards of {shown_path(index)} belong to different datasets")
     return tuple(files)
 
 
 def write_index(index: Path, shards: Sequence[tuple[str, PackedFile]]) -> None:
-    """shards: the split of each, and its file."""
+    """Write an index; shards: (split, file) of each."""
     content: dict[str, Any] = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -465,12 +468,12 @@ def write_index(index: Path, shards: Sequence[tuple[str, PackedFile]]) -> None:
 
 
 def read_index(index: Path) -> Index:
-    """What an index says. Raises DatasetError."""
+    """Read an index. Raises DatasetError if it is missing or damaged."""
     try:
         content = parse_json(read_bounded(index, MOST_INDEX_BYTES, follow=True), index)
         found = Index.model_validate(content)
     except FileNotFoundError:
-        raise DatasetError(f"dataset.file: there is no file {shown_path(index)}") from None
+        raise DatasetError(f"dataset.file: file {shown_path(index)} not found") from None
     except BadFile as error:
         raise DatasetError(f"dataset.file: {error}") from None
     except ValidationError as error:

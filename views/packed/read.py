@@ -1,11 +1,11 @@
-"""The dataset in a file of packed images: tens of thousands of small files are slow to open.
+"""Read the dataset in a packed file, which opens faster than tens of thousands of small files.
 
-`views.packed.format` says what is in the file, `views.packed.write` makes it.
+`views.packed.format` describes the file and `views.packed.write` writes it.
 
-Every sample that is read is compared with its checksum. A packed dataset is the dataset that it was
-packed from: it has that one's digest, so a cache of the one serves the other. Where the files' own
-bytes are kept, the digest is computed from them; of decoded pixels it is what the packing program
-found, bound to labels and checksums by the header's own sha256.
+Every sample is verified with its checksum when it is read. A packed dataset is the same dataset as
+its original: it has the same digest, so that both share one cache. For original bytes, the digest
+is computed from them. For decoded pixels, it was computed when they were packed, and the header's
+sha256 binds it to labels and checksums.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ from teach_once.views.splits import (
     stack_digests,
 )
 
-RUN_SAMPLES = 1024  # neighbors are read together, at most so many
-RUN_BYTES = 2**26  # and at most about so many bytes
+RUN_SAMPLES = 1024  # most adjacent samples per read
+RUN_BYTES = 2**26  # approximate most bytes per read
 
 
 def verify_packed(file: PackedFile) -> None:
-    """Compare every byte that the header knows with its checksum. Raises DatasetError."""
+    """Verify the checksums of all arrays and samples. Raises DatasetError for a mismatch."""
     for split in SPLITS:
         for name in ARRAYS[file.header.kind]:
             if name not in CHECKED_BY_SAMPLE:
@@ -84,14 +84,14 @@ class FileImages:
 
     @cached_property
     def offsets(self) -> Ids:
-        """(N + 1,): where each sample begins."""
+        """Return (N + 1,) offsets at which the samples begin."""
         if self.stored == "bytes":
             return self.file.offsets(self.name)
         bytes_each = math.prod(self.file.image_shape(self.name))
         return np.arange(len(self.labels) + 1, dtype=np.int64) * bytes_each
 
     def read(self, ids: Ids) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Neighbors, read together where they are not too large, compared with their checksums."""
+        """Yield verified samples; adjacent samples are read together if they are not too large."""
         size = max(int(self.offsets[ids[-1] + 1] - self.offsets[ids[0]]), 1)
         rows = max(1, min(RUN_SAMPLES, len(ids) * RUN_BYTES // size))
         for run in np.split(ids, range(rows, len(ids), rows)):
@@ -110,9 +110,9 @@ _COPY_AGAIN = "copy the packed files there again"
 
 
 def local_packed(url: ObjectUrl) -> Path:
-    """The file, or the index, in the mirror: complete, and every byte that is new there verified.
+    """Return the path in the mirror of a remote file or index; new bytes are verified.
 
-    Raises DatasetError.
+    Raises DatasetError if it is missing or damaged.
     """
     try:
         return _fetched(url)
@@ -135,13 +135,13 @@ def _fetched(url: ObjectUrl) -> Path:
     def is_right(name: str, path: Path) -> bool:
         try:
             return PackedFile(path).header_sha256 == heads[name]
-        except DatasetError:  # another one of that name, or damaged
+        except DatasetError:  # another file of that name, or a damaged one
             return False
 
     def verify(name: str, path: Path) -> None:
         file = PackedFile(path, called=url.with_name(name), fix=_COPY_AGAIN)
         if file.header_sha256 != heads[name]:
-            raise file.damaged(f"it is not the file that {url} names")
+            raise file.damaged(f"it is not the file in {url}")
         verify_packed(file)
 
     files.fetch(list(heads), is_right, verify)
@@ -150,23 +150,23 @@ def _fetched(url: ObjectUrl) -> Path:
 
 def _header_sha256(url: ObjectUrl, start: bytes) -> str:
     if (found := sha256_in_head(start)) is None:
-        raise DatasetError(f"{url} does not hold packed images, or is damaged", fix=_COPY_AGAIN)
+        raise DatasetError(f"{url} does not contain packed images, or is damaged", fix=_COPY_AGAIN)
     return found
 
 
 def packed(
     file: Path, max_pixels: int = Packed.max_pixels, kept_in: Path | None = None
 ) -> ImageSource:
-    """The dataset in a packed file, or in the shards of an index.
+    """Open the dataset in a packed file, or in the shards of an index.
 
-    Images are read, and checked, when they are asked for. Raises DatasetError where a file is
-    missing, damaged or something else. kept_in: the folder of caches beside which the digests of
-    encoded files are kept. A file at a URL comes through the mirror.
+    Images are read and verified when they are used. kept_in: folder of caches next to which digests
+    of encoded files are stored. A file at a URL is read through the mirror. Raises DatasetError if
+    a file is missing, damaged or of another kind.
     """
     fix = None
     if isinstance(file, ObjectUrl):
         file = local_packed(file)
-        fix = f"rm {shlex.quote(str(file.parent))}/*.h5, and run the same command again"
+        fix = f"rm {shlex.quote(str(file.parent))}/*.h5; then run the same command again"
     files = open_shards(file, fix) if file.suffix == SUFFIX else (PackedFile(file, fix=fix),)
     header = files[0].header
     train, test = (_PackedImages(files, split, max_pixels) for split in SPLITS)
@@ -198,7 +198,7 @@ def packed(
 
 
 class _PackedImages:
-    """Images of one split, which may be spread over several files."""
+    """Images of one split, in one or several files."""
 
     def __init__(self, files: Sequence[PackedFile], name: str, max_pixels: int) -> None:
         self.name, self.max_pixels = name, max_pixels
@@ -209,12 +209,12 @@ class _PackedImages:
         self.labels = np.concatenate([file.labels for file in self.files])
 
     def split(self) -> Split:
-        """Raises DatasetError where the images are too large."""
+        """Return the split. Raises DatasetError if the images have too many pixels."""
         if not self.is_encoded:
             height, width, _ = self.files[0].file.image_shape(self.name)
             if height * width > self.max_pixels:
                 raise DatasetError(
-                    f"{shown_path(self.files[0].file.path)} holds images of {width:,} x "
+                    f"{shown_path(self.files[0].file.path)} has images of {width:,} x "
                     f"{height:,} pixels, more than dataset.max_pixels ({self.max_pixels:,})"
                 )
         opened = self.open_each if self.is_encoded else None
@@ -224,7 +224,7 @@ class _PackedImages:
 
     @cached_property
     def checksums(self) -> NDArray[np.uint32]:
-        """(N,) uint32, of each sample's bytes in these files."""
+        """Return (N,) uint32 checksums of each sample's bytes in these files."""
         return np.concatenate([file.checksums for file in self.files])
 
     @cached_property
@@ -242,7 +242,7 @@ class _PackedImages:
         return f"{self.name} sample {sample} of {shown_path(file.path)}"
 
     def digest_of(self, ids: Ids, kept_in: Path | None) -> str:
-        """What the folder's digest would be: sha256, hex."""
+        """Return the digest of the original folder: sha256, hex."""
 
         def hashed() -> Iterator[bytes]:
             some = (ids[i : i + 1] for i in hashed_files(len(ids)))
@@ -253,7 +253,7 @@ class _PackedImages:
             sizes = np.concatenate([np.diff(each.offsets) for each in self.files])[ids].tolist()
             return digest_of_files((names[i] for i in ids), sizes, self.labels[ids], hashed())
 
-        # The headers hold the checksums of names, sizes and labels.
+        # The headers contain the checksums of names, sizes and labels.
         key = hashlib.sha256(self.name.encode() + ids.tobytes())
         key.update("".join(each.file.header_sha256 for each in self.files).encode())
         for content in hashed():
@@ -261,7 +261,10 @@ class _PackedImages:
         return kept_digest(key.digest(), compute, kept_in)
 
     def load(self, ids: Ids) -> tuple[NDArray[np.uint8], Digests]:
-        """(M, H, W, C) uint8 and (M, 16) uint8, in the order asked for. Raises DatasetError."""
+        """Return images (M, H, W, C) uint8 and digests (M, 16) uint8 in the order of `ids`.
+
+        Raises DatasetError if a sample is damaged.
+        """
         images: NDArray[np.uint8] | None = None
         digests = []
         for place, (image, digest) in enumerate(self.read_each(ids)):
@@ -271,11 +274,11 @@ class _PackedImages:
             refuse_other_size(images.shape[1:], image, self.name_of(int(ids[place])))
             images[place] = image
         if images is None:
-            raise DatasetError(f"no images asked for of {shown_path(self.files[0].file.path)}")
+            raise DatasetError(f"no samples requested from {shown_path(self.files[0].file.path)}")
         return images, stack_digests(digests)
 
     def read_each(self, ids: Ids) -> Iterator[tuple[NDArray[np.uint8], bytes]]:
-        """(H, W, C) uint8 and the digest of what it was packed from, in the order asked for."""
+        """Yield image (H, W, C) uint8 and digest of the original bytes, in the order of `ids`."""
         for sample, content in self._read(ids):
             if self.is_encoded:
                 image = decode_bytes(content.tobytes(), self.name_of(sample), self.max_pixels)
@@ -284,17 +287,17 @@ class _PackedImages:
             yield image, self._digest(sample, content)
 
     def open_each(self, ids: Ids) -> Iterator[tuple[Decoded, bytes]]:
-        """Yield encoded files like `read_each`: as Pillow's images if they are not large."""
+        """Yield as `read_each`, but images that are not large are Pillow's."""
         for sample, content in self._read(ids):
             image = decode_picture(content.tobytes(), self.name_of(sample), self.max_pixels)
             yield image, self._digest(sample, content)
 
     def read_digests(self, ids: Ids) -> Digests:
-        """(M, 16) uint8, each after its sample was read and checked."""
+        """Return (M, 16) uint8 digests of samples, which are read and verified."""
         return stack_digests(self._digest(*sample) for sample in self._read(ids))
 
     def _read(self, ids: Ids) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Sample, and what is stored of it, compared with its checksum."""
+        """Yield sample ids with their stored bytes, verified with their checksums."""
         for some in _neighbours(ids, self.starts):
             number = self._file_of(int(some[0]))
             start = int(self.starts[number])
@@ -306,6 +309,6 @@ class _PackedImages:
 
 
 def _neighbours(ids: Ids, starts: Ids) -> Iterator[Ids]:
-    """`ids`, cut where the next one is not the neighbor of the one before in the same file."""
+    """Split `ids` into runs of adjacent samples in the same file."""
     cuts = (np.diff(ids) != 1) | np.isin(ids[1:], starts)
     yield from (some for some in np.split(ids, np.flatnonzero(cuts) + 1) if len(some))

@@ -1,7 +1,7 @@
-"""Images made smaller before they are packed: a quarter of the bytes, decoded in half the time.
+"""Shrink images before they are packed: a quarter of the bytes, decoded in half the time.
 
-The new bytes are the data from then on, for teacher and student alike. They depend on the versions
-of Pillow and its JPEG library; the digest of the packed dataset covers what came out.
+Afterwards the new bytes are the dataset for teacher and student alike. They depend on the versions
+of Pillow and its JPEG library; the digest of the packed dataset covers the result.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from teach_once.views.images.forked import run_forked
 
 @dataclass(frozen=True)
 class Recode:
-    """JPEG of a quality from 1 to 100, with at most so many pixels on the short or the long side.
+    """JPEG quality (1 to 100) and an optional limit in pixels on the short or the long side.
 
-    An image that is small enough keeps its own bytes; without a limit all are encoded anew.
+    An image within the limit keeps its original bytes. Without a limit all images are re-encoded.
     """
 
     short_side_px: int | None = None
@@ -32,12 +32,12 @@ class Recode:
     quality: int = 90
 
     def plain(self) -> dict[str, Any]:
-        """What decides the bytes, as a header keeps it."""
+        """Return everything that determines the bytes, as stored in a header."""
         encoder = f"Pillow {PIL.__version__}, libjpeg {features.version('jpg')}"
         return {**self.__dict__, "encoder": encoder}
 
     def size_of(self, width: int, height: int) -> tuple[int, int] | None:
-        """The new width and height; None where the image keeps its own bytes."""
+        """Return the new width and height; None if the image keeps its original bytes."""
         limits = ((self.short_side_px, min(width, height)), (self.max_side_px, max(width, height)))
         scales = [limit / side for limit, side in limits if limit is not None]
         if not scales:
@@ -48,7 +48,7 @@ class Recode:
 
 
 def recoded(content: bytes, name: str, recode: Recode, max_pixels: int) -> bytes:
-    """The file that is packed in the place of an image file. Raises DatasetError with `name`."""
+    """Return the bytes that replace an image file. Raises DatasetError with `name` on failure."""
     image = decode_bytes(content, name, max_pixels)
     height, width, _ = image.shape
     size = recode.size_of(width, height)
@@ -66,7 +66,7 @@ _FILES_AT_ONCE = 16
 
 
 class _Work:
-    """What the workers of a pool do; they are forked with it, since functions do not travel."""
+    """The function of a pool's workers, inherited by forking, since functions cannot be sent."""
 
     def __init__(self, split: EncodedSplit, recode: Recode, max_pixels: int) -> None:
         self.split, self.recode, self.max_pixels = split, recode, max_pixels
@@ -82,7 +82,10 @@ class _Work:
 def recoded_files(
     split: EncodedSplit, recode: Recode, max_pixels: int, num_workers: int
 ) -> Iterator[bytes]:
-    """The new bytes of each file. num_workers: 0: this process. Raises DatasetError."""
+    """Yield the new bytes of each file.
+
+    num_workers: processes; 0: this process. Raises DatasetError if an image cannot be read.
+    """
     starts = range(0, len(split), _FILES_AT_ONCE)
     for files in run_forked(_Work(split, recode, max_pixels), starts, num_workers):
         yield from files

@@ -1,4 +1,4 @@
-"""Packs a dataset into one file: decoded pixels, or encoded files as they are or made smaller."""
+"""Pack a dataset into a file: decoded pixels, or encoded files, original or re-encoded."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ from teach_once.views.splits import (
     refuse_other_size,
 )
 
-_STRUCTURE_BYTES = 2**16  # of HDF5 around the arrays: more than enough
+_STRUCTURE_BYTES = 2**16  # HDF5 structures around the arrays: more than enough
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]  # {split: {array: shape}}
 
 
 @dataclass
 class NewPackedFile:
-    """A file that has been laid out: where each array lies, and how it is written."""
+    """A new file with a location for each array, ready for writing."""
 
     path: Path
     handle: int
     places: dict[str, dict[str, ArrayPlace]] = field(default_factory=dict)
 
     def write(self, split: str, name: str, position: int, data: NDArray[np.uint8]) -> None:
-        """Write bytes at a position, in bytes, of an array."""
+        """Write bytes to an array; position: offset in the array, in bytes."""
         content = np.ascontiguousarray(data).reshape(-1).data
         self._write_at(self.places[split][name].offset + position, content)
 
     def put(self, split: str, name: str, array: NDArray[np.generic]) -> None:
-        """Write a whole array, and keep its checksum."""
+        """Write a whole array and record its checksum."""
         place = self.places[split][name]
         content = array.astype(place.dtype, casting="equiv", copy=False).tobytes()
         assert len(content) == place.num_bytes
@@ -86,15 +86,16 @@ class NewPackedFile:
             while content:
                 written = os.pwrite(self.handle, content, offset)
                 content, offset = content[written:], offset + written
-        except OSError as error:  # it does not know the file's name
+        except OSError as error:  # it lacks the file's name
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
 
 @contextmanager
 def new_packed_file(path: Path, header: Header, shapes: Shapes) -> Iterator[NewPackedFile]:
-    """A file with room for arrays, which gets its name only when it is whole. Raises DatasetError.
+    """Create a packed file, which is renamed to `path` only when it is complete.
 
-    header: with places that take at least as many digits as the real ones.
+    header: with placeholder locations of at least as many digits as the real ones. Raises
+    DatasetError if the file cannot be written.
     """
     refuse_missing_folder(path)
     _remove_leftovers(path)
@@ -113,14 +114,14 @@ def new_packed_file(path: Path, header: Header, shapes: Shapes) -> Iterator[NewP
 
 
 def refuse_missing_folder(path: Path) -> None:
-    """Raise DatasetError where there is no folder to write a file to."""
+    """Raise DatasetError if the file's folder does not exist."""
     if not path.parent.is_dir():
         fix = f"mkdir -p {shlex.quote(str(path.parent))}"
-        raise DatasetError(f"there is no folder {shown_path(path.parent)}", fix=fix)
+        raise DatasetError(f"folder {shown_path(path.parent)} not found", fix=fix)
 
 
 def _size_of(header: Header, shapes: Shapes) -> int:
-    """Bytes of all arrays."""
+    """Return the total size of all arrays in bytes."""
     return sum(
         math.prod(shape) * np.dtype(ARRAYS[header.kind][name][0]).itemsize
         for arrays in shapes.values()
@@ -129,9 +130,9 @@ def _size_of(header: Header, shapes: Shapes) -> int:
 
 
 def _refuse_without_room(file: Path, path: Path, num_bytes: int) -> None:
-    """Raise OSError, with the name `path`, where the disk has no room for so many bytes.
+    """Raise OSError, with the name `path`, if the disk lacks `num_bytes` of free space.
 
-    The HDF5 library would print what it cannot write, and go on.
+    The HDF5 library would only print a failed write and continue.
     """
     try:
         disk = os.statvfs(file.parent)
@@ -146,7 +147,7 @@ def _refuse_without_room(file: Path, path: Path, num_bytes: int) -> None:
 def _laid_out(
     file: Path, header: Header, shapes: Shapes, room: int
 ) -> dict[str, dict[str, ArrayPlace]]:
-    """Have HDF5 give each array its place, behind a user block of `room` bytes."""
+    """Let HDF5 allocate each array, after a user block of `room` bytes."""
     assert room >= HEAD_BYTES
     longest = max(len(name.encode()) for name in header.class_names)
     places: dict[str, dict[str, ArrayPlace]] = {}
@@ -155,7 +156,7 @@ def _laid_out(
         names = np.array([name.encode() for name in header.class_names], dtype=f"S{longest}")
         out.create_dataset("class_names", data=names, track_times=False)
         for split, arrays in shapes.items():
-            timeless = h5py.h5p.create(h5py.h5p.GROUP_CREATE)  # the same content, the same bytes
+            timeless = h5py.h5p.create(h5py.h5p.GROUP_CREATE)  # no timestamps in it
             timeless.set_obj_track_times(False)
             group = h5py.Group(h5py.h5g.create(out.id, split.encode(), gcpl=timeless))
             places[split] = {
@@ -174,7 +175,7 @@ def _placed(group: h5py.Group, name: str, dtype: str, shape: tuple[int, ...]) ->
     space = h5py.h5s.create_simple(shape)
     kind = h5py.h5t.py_create(np.dtype(dtype))
     made = h5py.h5d.create(group.id, name.encode(), kind, space, properties)
-    offset = made.get_offset() or 0  # an array of no bytes has no place
+    offset = made.get_offset() or 0  # an empty array has no offset
     checked = None if name in ("images", "bytes") else 0
     return ArrayPlace(offset=offset, dtype=dtype, shape=list(shape), crc32c=checked)
 
@@ -184,7 +185,7 @@ def _remove_leftovers(path: Path) -> None:
     for aside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         try:
             handle = os.open(aside, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:  # gone, or none of ours
+        except OSError:  # already removed, or not a packed file
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,16 +196,16 @@ def _remove_leftovers(path: Path) -> None:
             os.close(handle)
 
 
-_CHUNK_BYTES = 2**26  # of decoded images in memory
+_CHUNK_BYTES = 2**26  # decoded images in memory
 _LARGEST = ArrayPlace(offset=2**48, dtype="<i8", shape=[2**48] * 4, crc32c=2**32 - 1)
-OWN_TYPE = "packed"  # of a dataset whose images were encoded anew: it is one of its own
+OWN_TYPE = "packed"  # type of a dataset whose images were re-encoded, which is a dataset of its own
 Advance = Callable[[int], None]
 
 
 def pack_pixels(source: ImageSource, file: Path, chosen: Iterable[Ids] = ()) -> None:
-    """Pack decoded images, all of one size; raises DatasetError where they are not.
+    """Pack decoded images. Raises DatasetError unless all have the same size.
 
-    chosen: training samples that configs will choose, besides all of them.
+    chosen: subsets of the training samples that configs will use, in addition to all of them.
     """
     every = np.arange(len(source.train))
     digests = {key_of(ids): source.digest_of(ids) for ids in (every, *chosen)}
@@ -234,10 +235,11 @@ def pack_encoded(
     advance: Advance = lambda count: None,
     **extra: Any,
 ) -> None:
-    """Pack the files' own bytes, or what they are recoded to. Raises DatasetError.
+    """Pack the files' original or re-encoded bytes. Raises DatasetError if one cannot be read.
 
-    num_workers: processes that recode; 0: this one. advance: is told of files that are done.
-    extra: more fields of the header. Recoded files wait in an unnamed file of the same folder.
+    num_workers: processes that re-encode; 0: this process. advance: called with the number of files
+    just packed. extra: additional fields of the header. Re-encoded files are first written to an
+    unnamed file in the same folder.
     """
     if recode is None:
         _pack_files(source, file, _counted(source.files(max_pixels), advance), extra)
@@ -260,7 +262,7 @@ def pack_encoded(
 
 
 def new_header(kind: str, dataset_type: str, class_names: Iterable[str], **more: Any) -> Header:
-    """A header whose places take as many digits as any; raises DatasetError for odd names."""
+    """Return a header with placeholder locations. Raises DatasetError for invalid names."""
     names = list(class_names)
     for name in names:
         check_class_name(name, f"class {name!r}")
@@ -271,7 +273,7 @@ def new_header(kind: str, dataset_type: str, class_names: Iterable[str], **more:
 def _pack_files(
     source: EncodedSource, file: Path, contents: Iterator[bytes], extra: Mapping[str, Any]
 ) -> None:
-    """contents: of all files of both splits, of the sizes that the source says."""
+    """Pack `contents`: all files of both splits, with the sizes given by the source."""
     names = {
         split: "".join(f"{name}\0" for name in each.names).encode()
         for split, each in source.splits.items()
@@ -311,7 +313,7 @@ def _write_files(
 
 
 def _spooled(contents: Iterable[bytes], spool: IO[bytes], file: Path) -> list[int]:
-    """Append all to a file; their sizes. Raises OSError with the name `file`."""
+    """Append all contents to a file; returns their sizes. Raises OSError with the name `file`."""
     sizes = []
     try:
         for content in contents:
@@ -345,7 +347,7 @@ def _write_pixels(out: NewPackedFile, name: str, split: Split) -> None:
     out.put(name, "source_digest", np.concatenate(of_sources))
 
 
-_SIZED_FILES = 64  # recoded to find out how many fit into a shard
+_SIZED_FILES = 64  # re-encoded to estimate how many fit into a shard
 
 
 @dataclass(frozen=True)
@@ -368,15 +370,15 @@ def pack_shards(
     shard_bytes: int,
     console: Console,
 ) -> int:
-    """Pack whatever shards are missing, then write the index. Returns the bytes of all.
+    """Pack the missing shards, then write the index; returns the total size in bytes.
 
-    Raises DatasetError.
+    Raises DatasetError if a file cannot be read.
     """
     rows = _rows_per_shard(source, recode, max_pixels, shard_bytes)
     parts, job = _parts_of(source, rows), _job_of(source, recode, rows)
     missing = [part for part in parts if not _is_packed(index, part, job)]
     if len(missing) < len(parts):
-        console.print(f"{len(parts) - len(missing)} of {len(parts)} shards are packed already")
+        console.print(f"{len(parts) - len(missing)} of {len(parts)} shards are already packed")
     total = sum(part.stop - part.start for part in missing)
     with Progress(total, "images", console) as progress:
         for part in missing:
@@ -398,7 +400,7 @@ def pack_shards(
 def _rows_per_shard(
     source: EncodedSource, recode: Recode | None, max_pixels: int, shard_bytes: int
 ) -> int:
-    """By the mean size of all files, or of some that are recoded to find out."""
+    """Return samples per shard, by the mean size of all files or of some re-encoded ones."""
     split = source.train
     sizes = list(split.sizes)
     if recode is not None:
@@ -419,13 +421,13 @@ def _parts_of(source: EncodedSource, rows: int) -> list[_Part]:
 
 
 def _job_of(source: EncodedSource, recode: Recode | None, rows: int) -> str:
-    """sha256 of everything that decides what is in the shards."""
+    """Return the sha256 of everything that determines the content of the shards."""
     plain = None if recode is None else recode.plain()
     return sha256_of([source.type, source.class_names, source.digests, plain, rows])
 
 
 def _source_of(source: EncodedSource, part: _Part) -> EncodedSource:
-    """The samples of one shard; its other split is empty."""
+    """Return the samples of one shard; the other split is empty."""
     ranges = {"train": (0, 0), "test": (0, 0), part.split: (part.start, part.stop)}
     train, test = source.train.part(*ranges["train"]), source.test.part(*ranges["test"])
     return EncodedSource(source.type, source.class_names, train, test)
@@ -435,6 +437,6 @@ def _is_packed(index: Path, part: _Part, job: str) -> bool:
     path = shard_path(index, part.number)
     try:
         header = PackedFile(path).header
-    except DatasetError:  # missing, damaged, or something else: packed anew
+    except DatasetError:  # missing, damaged or of another kind: packed again
         return False
     return (header.job, header.part) == (job, part.number)

@@ -1,7 +1,7 @@
-"""Batches of views on the training device, and the steps that are the same wherever images lie.
+"""Batches of views on the training device, and the steps shared by all sources of images.
 
-Images arrive as `views.augment.augment.cut_views` leaves them; flip, erasing, mixing and
-normalization happen here, on the device.
+Images arrive from `views.augment.augment.cut_views`. Flip, erasing, mixing and normalization are
+applied here, on the device.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from teach_once.views.splits import Digests, Ids, Split
 
 
 def normalize(view: Tensor, normalization: Normalization) -> Tensor:
-    """(B, H, W, C) uint8 -> (B, C, H, W) float32 in channels-last memory, on the same device."""
+    """Normalize (B, H, W, C) uint8 to (B, C, H, W) float32, channels-last, on the same device."""
     mean, std = _moments(normalization, view.shape[2], view.device)
-    rows = view.flatten(2).to(mean.dtype, copy=True)  # of W * C values: three would be too few
-    rows.div_(255.0).sub_(mean).div_(std)  # in place: new memory costs more than the arithmetic
+    rows = view.flatten(2).to(mean.dtype, copy=True)  # rows of W * C values; C alone would be slow
+    rows.div_(255.0).sub_(mean).div_(std)  # in place: allocation costs more than the arithmetic
     return rows.reshape(view.shape).permute(0, 3, 1, 2)
 
 
@@ -34,16 +34,16 @@ def normalize(view: Tensor, normalization: Normalization) -> Tensor:
 def _moments(
     normalization: Normalization, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each value of a row of pixels, (width * C,) float32.
+    """Return mean and standard deviation of each value of a row of pixels, (width * C,) float32.
 
-    Kept on the device: a copy per step would make it wait.
+    They are cached on the device, because copying them in each step would block.
     """
     mean = torch.tensor(normalization.mean * width, dtype=torch.float32, device=device)
     return mean, torch.tensor(normalization.std * width, dtype=torch.float32, device=device)
 
 
 def equal_parts(num_samples: int, num_parts: int) -> list[int]:
-    """Sizes as equal as possible, the larger ones first; some are 0 where samples are fewer."""
+    """Return sizes that are as equal as possible, larger ones first; some may be 0."""
     size, larger = divmod(num_samples, num_parts)
     return [size + (part < larger) for part in range(num_parts)]
 
@@ -52,11 +52,10 @@ def equal_parts(num_samples: int, num_parts: int) -> list[int]:
 class ViewBatch:
     """View `view` of some samples, on the device.
 
-    ids, labels: (B,) int64; host_ids: the ids again, in host memory. inputs: (B, C, H, W)
-    float32, normalized, in channels-last memory. digests: (B, 16) uint8 in host memory, of the
-    bytes that the samples were read from.
-    Where views are mixed, `labels` are those of the larger share, `other_labels` (B,) those of the
-    smaller, and `other_shares` (B,) float32 in [0, 1/2] how large that is.
+    ids, labels: (B,) int64; host_ids: the ids in host memory. inputs: (B, C, H, W) float32,
+    normalized, channels-last. digests: (B, 16) uint8 in host memory, of the samples' source bytes.
+    If views are mixed, `labels` belong to the larger part, `other_labels` (B,) to the smaller part,
+    and `other_shares` (B,) float32 in [0, 1/2] is the fraction of the smaller part.
     """
 
     view: int
@@ -69,13 +68,13 @@ class ViewBatch:
     digests: Digests | None = None
 
     def split(self, num_parts: int) -> list[ViewBatch]:
-        """As equal parts as possible, in order; fewer where there are fewer samples."""
+        """Split in order into parts of nearly equal size, at most one per sample."""
         if num_parts == 1:
             return [self]
         return self.cut(equal_parts(len(self.ids), num_parts))
 
     def cut(self, sizes: Sequence[int]) -> list[ViewBatch]:
-        """Parts of these sizes, in order, but for empty ones."""
+        """Split into parts of the given sizes, in order, without empty ones."""
         ends = [0, *itertools.accumulate(sizes)]
         pairs = itertools.pairwise(ends)
         return [self._rows(slice(start, end)) for start, end in pairs if start < end]
@@ -92,23 +91,23 @@ class ViewBatch:
 class Pixels(Protocol):
     """The views of one split."""
 
-    shape: tuple[int, int, int]  # of a view: height, width, channels
-    where: str  # the images come from, in words
-    is_streamed: bool  # whether images are read and decoded anew for every call of `batches`
+    shape: tuple[int, int, int]  # height, width and channels of a view
+    where: str  # description of the source of the images
+    is_streamed: bool  # True if every call of `batches` reads and decodes images
 
     def __len__(self) -> int: ...
 
     def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
-        """`views` of the samples `ids`, in their order.
+        """Yield batches of `views` of samples `ids`, in order.
 
-        All views of a batch of samples come one after the other, so an image is read once.
+        All views of a batch of samples are consecutive, so that each image is read once.
         """
         ...
 
 
 @dataclass(frozen=True)
 class AugmentedSplit:
-    """A split, how its samples are augmented and normalized, and on which device."""
+    """A split with its augmentation, normalization and device."""
 
     split: Split
     config: ViewsConfig
@@ -118,10 +117,11 @@ class AugmentedSplit:
 
 @dataclass(frozen=True)
 class Drawn:
-    """How one view of some samples is finished.
+    """The parameters of one view of some samples.
 
     host_ids, ids: (M,) int64 in host memory and on the device. rows: (M, 3) or (M, 13) of
-    `view_parameters`, on the device. partners: the same of who is mixed in, where views are mixed.
+    `view_parameters`, on the device. partners: the same for the mixing partners, if views are
+    mixed.
     """
 
     host_ids: Ids
@@ -137,7 +137,7 @@ class Drawn:
 
 
 class Finisher:
-    """What resident and streamed pixels share: parameters per view, and the second step."""
+    """Base of resident and streamed pixels: parameters of views, and the second step."""
 
     def __init__(self, source: AugmentedSplit, shape: tuple[int, int, int]) -> None:
         self.shape, self._source, self._augment = shape, source, source.config.augment
@@ -148,7 +148,7 @@ class Finisher:
         return len(self._labels)
 
     def _drawn(self, view: int, ids: Ids) -> Drawn:
-        """Takes time and memory by the number of `ids`, not by that of the split's samples."""
+        """Draw the parameters of a view; time and memory grow with `ids`, not with the split."""
         rows = self._rows(view, ids)
         drawn = Drawn(ids, self._on_device(ids), self._on_device(rows))
         if self._augment.mix is None:
@@ -161,7 +161,7 @@ class Finisher:
         return view_parameters(self._source.config, view, len(self), self.shape, ids=ids)
 
     def _on_device(self, values: Ids) -> Tensor:
-        """On a GPU without waiting for what it is doing, which pageable memory would."""
+        """Copy to the device; on a GPU from pinned memory, which does not block."""
         on_host = torch.from_numpy(values)
         if self._device.type == "cuda":
             on_host = on_host.pin_memory()
@@ -170,7 +170,7 @@ class Finisher:
     def _finished(
         self, view: int, images: Tensor, digests: Digests, drawn: Drawn, others: Tensor | None
     ) -> ViewBatch:
-        """images: after the first step. others: the same of the partners, where views are mixed."""
+        """Apply the second step to images of the first; others: partners, if views are mixed."""
         partners = drawn.partners
         partner_rows = None if partners is None else partners.rows
         pixels = finish(images, drawn.rows, others, partner_rows, self._augment)

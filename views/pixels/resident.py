@@ -1,7 +1,8 @@
-"""Where the views of a split come from: images kept on the device, or read by workers.
+"""Choose the source of a split's views: images kept on the device, or read by workers.
 
-Images of one size that need no work by Pillow, and that fit, are kept on the device as uint8 and
-cut there; others are streamed. Both give the same bytes: see `views.augment.augment.view_pixels`.
+Images of one size that need no Pillow operation and fit into memory are kept on the device as uint8
+and cropped there. Others are streamed. Both give the same bytes: see
+`views.augment.augment.view_pixels`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from teach_once.views.pixels.streaming import StreamedPixels, default_workers
 from teach_once.views.seeds import choice
 from teach_once.views.splits import DatasetError, Digests, Ids, Split
 
-_RESIDENT_SHARE = 0.5  # of the free memory may be taken by images
+_RESIDENT_SHARE = 0.5  # fraction of the free memory that images may use
 _CALIBRATION_SAMPLES, _CALIBRATION_BATCH = 16_384, 256
 
 
 class ResidentPixels(Finisher):
-    """Images (N, H, W, C) uint8 on the device, cut there."""
+    """Images (N, H, W, C) uint8 kept and cropped on the device."""
 
     is_streamed = False
 
@@ -52,9 +53,9 @@ class ResidentPixels(Finisher):
 
 
 class VerifiedPixels:
-    """Pixels that must come from bytes with the given digests (N, 16) uint8.
+    """Pixels whose source bytes must have the given digests (N, 16) uint8.
 
-    `fix`: what to do where they do not.
+    fix: the fix if they differ.
     """
 
     def __init__(self, pixels: Pixels, split: Split, digests: Digests, fix: str) -> None:
@@ -65,7 +66,7 @@ class VerifiedPixels:
         return len(self._pixels)
 
     def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
-        """As the pixels' own. Raises DatasetError, which names the file, where bytes differ."""
+        """Yield as the wrapped pixels. Raises DatasetError, naming the file, if bytes differ."""
         for batch in self._pixels.batches(views, ids, batch_size):
             samples = batch.host_ids.numpy()
             differ = (batch.digests != self._digests[samples]).any(axis=1)
@@ -76,9 +77,9 @@ class VerifiedPixels:
 
 
 def changed_sample(name: str, fix: str) -> DatasetError:
-    """The error for a sample whose bytes are not those that the cache was made from."""
+    """Return the error for a sample whose bytes differ from those the cache was made from."""
     return DatasetError(
-        f"{name} has changed since the teacher saw it (its digest is not the cache's)", fix=fix
+        f"{name} has changed since the cache was filled (its digest differs)", fix=fix
     )
 
 
@@ -89,9 +90,10 @@ def open_pixels(
     device: torch.device,
     num_workers: int | None = None,
 ) -> Pixels:
-    """The views of a split, on the device where that can be. Raises DatasetError.
+    """Open the views of a split, on the device if possible.
 
-    num_workers: processes that read images that are not on the device; default by the cores.
+    num_workers: processes that read images that are not on the device; default: from the number of
+    cores. Raises DatasetError if the images cannot be used.
     """
     source = AugmentedSplit(split, config, normalization, device)
     augment = config.augment
@@ -105,7 +107,7 @@ def open_pixels(
 
 
 def are_streamed(split: Split, config: ViewsConfig, device: torch.device) -> bool:
-    """Return True if `open_pixels` would read and decode the images anew for every epoch."""
+    """Return True if `open_pixels` would read and decode the images in every epoch."""
     return not (_is_resident(split, config, device) or _is_cut_once(split, config, device))
 
 
@@ -119,7 +121,7 @@ def _is_cut_once(split: Split, config: ViewsConfig, device: torch.device) -> boo
 
 
 def _fits(num_samples: int, shape: tuple[int, ...], device: torch.device) -> bool:
-    """Return True if so many images may be kept on the device."""
+    """Return True if `num_samples` images may be kept on the device."""
     return num_samples * math.prod(shape) <= _RESIDENT_SHARE * free_memory(device)
 
 
@@ -130,13 +132,13 @@ def evaluation_pixels(
     device: torch.device,
     num_workers: int | None = None,
 ) -> Pixels:
-    """A test or validation split under `config`'s evaluation transform; its only view is 0."""
+    """Open a test or validation split under `config`'s evaluation transform; its only view is 0."""
     evaluation = ViewsConfig(augment=config.eval_transform, seed=config.seed, count=1)
     return open_pixels(split, evaluation, normalization, device, num_workers)
 
 
 def _loaded(streamed: StreamedPixels, source: AugmentedSplit) -> ResidentPixels:
-    """All samples of an augmentation that has one view only, cut once, straight to the device."""
+    """Load all samples of an augmentation with one view to the device, cropped once."""
     size = (len(streamed), *streamed.shape)
     images, start = torch.empty(size, dtype=torch.uint8, device=source.device), 0
     of_parts = []
@@ -149,9 +151,9 @@ def _loaded(streamed: StreamedPixels, source: AugmentedSplit) -> ResidentPixels:
 
 
 def calibration_batches(pixels: Pixels) -> Iterator[Tensor]:
-    """View 0 of at most 16,384 samples chosen by key, normalized: (256, C, H, W) batches.
+    """Yield view 0 of at most 16,384 samples chosen by key: normalized (256, C, H, W) batches.
 
-    They do not depend on a pass's batch size. None holds a single sample, which has no batch
+    Batches do not depend on a pass's batch size. No batch has a single sample, which has no batch
     statistics.
     """
     count = min(_CALIBRATION_SAMPLES, len(pixels))
@@ -163,21 +165,21 @@ def calibration_batches(pixels: Pixels) -> Iterator[Tensor]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of the device that this process may take now, its share among those of this machine."""
+    """Return free bytes of the device, divided among the processes of this machine."""
     if device.type != "cuda":
         return limits.free_memory()
     sharing = math.ceil(limits.Share.of_this_process().count / torch.cuda.device_count())
     free = int(torch.cuda.mem_get_info(device)[0])
-    # Blocks that torch keeps for later are free to this process, but not to the driver.
+    # Blocks cached by torch are free for this process, but not for the driver.
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free // sharing + kept
 
 
 class DatasetPixels(NamedTuple):
-    """The views of a dataset's splits, on the device or on their way to it."""
+    """The views of a dataset's splits."""
 
     train: Pixels
-    validation: Pixels | None  # if there is one, the best epoch is chosen on it
+    validation: Pixels | None  # the best epoch is chosen on it, if any
     test: Pixels
 
 
@@ -188,9 +190,10 @@ def open_dataset_pixels(
     device: torch.device,
     num_workers: int | None = None,
 ) -> DatasetPixels:
-    """Training split as `views` augments it, the others as it shows them for evaluation.
+    """Open the training split with its augmentation, and the others with the evaluation transform.
 
-    num_workers: processes that read images; default by the cores. Raises DatasetError.
+    num_workers: processes that read images; default: from the number of cores. Raises DatasetError
+    if the images cannot be used.
     """
     validation = None
     if dataset.validation is not None:

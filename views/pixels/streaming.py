@@ -1,7 +1,7 @@
-"""Images that worker processes read, decode and cut ahead of their use.
+"""Read, decode and crop images ahead of their use in worker processes.
 
-Workers hand over uint8, of several views at once where a pass asks for them; teacher outputs never
-travel through workers. The bytes do not depend on the number of workers.
+Workers send uint8 views, several views of a sample at once during a pass. Teacher outputs are never
+sent through workers. The bytes do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from teach_once.views.augment.augment import cut_views, view_shape
 from teach_once.views.pixels.batches import AugmentedSplit, Drawn, Finisher, ViewBatch
 from teach_once.views.splits import DIGEST_BYTES, DatasetError, Digests, Ids, Split
 
-PART_BYTES = 4 * 2**20  # a worker hands over about so much at once
-MOST_PART_BYTES = 2 * PART_BYTES  # and never more, but where eight views of a sample are larger
-WINDOW_SAMPLES = 16_384  # whose parameters are drawn at once
-_PARTS_AHEAD = 8  # and has at most so many such parts ready
+PART_BYTES = 4 * 2**20  # approximate size of a message from a worker
+MOST_PART_BYTES = 2 * PART_BYTES  # limit, unless eight views of a sample are larger
+WINDOW_SAMPLES = 16_384  # samples whose parameters are drawn at once
+_PARTS_AHEAD = 8  # most finished parts per worker
 _MOST_WORKERS = 16
-_SHARED_MEMORY = "/dev/shm"  # through which they hand it over
+_SHARED_MEMORY = "/dev/shm"  # through which workers send images
 
 
 class StreamedPixels(Finisher):
-    """Images that `num_workers` processes read and cut ahead of their use; with 0, this process."""
+    """Images that `num_workers` processes read and crop ahead of their use; 0: this process."""
 
     is_streamed = True
 
@@ -49,7 +49,7 @@ class StreamedPixels(Finisher):
         workers = "a worker" if self.num_workers == 1 else f"{self.num_workers} workers"
         self.where = f"read by {workers}" if ahead else "read by this process"
         if num_workers and not ahead:
-            self.where += f", as {_SHARED_MEMORY} has no room for what workers would hand over"
+            self.where += f": {_SHARED_MEMORY} is too small for worker batches"
         self._parts_ahead = ahead
         self._cut_views = _CutViews(split, config, shape, shares_memory=self.num_workers > 0)
         self._loader = self._new_loader()
@@ -65,16 +65,16 @@ class StreamedPixels(Finisher):
             persistent_workers=self.num_workers > 0,
             pin_memory=self._device.type == "cuda",
             worker_init_fn=_begin_worker,
-            generator=torch.Generator(),  # so that torch's global one is left alone
+            generator=torch.Generator(),  # leaves torch's global generator unchanged
             multiprocessing_context="fork" if self.num_workers else None,
         )
 
     def _iterate(self) -> Iterator[_Part]:
         """Iterate over the parts of `self._keys`.
 
-        torch installs a handler of SIGCHLD that raises in whatever the main thread is doing when a
-        worker dies, such as a training step. It is removed again: the loader's own wait notices a
-        dead worker as well, and there the error can be named.
+        torch installs a SIGCHLD handler that raises in the main thread, for example in a training
+        step, when a worker dies. The handler is removed: the loader also notices a dead worker
+        while waiting, where the error can be explained.
         """
         before = signal.getsignal(signal.SIGCHLD)
         received = iter(self._loader)
@@ -83,10 +83,10 @@ class StreamedPixels(Finisher):
         return received
 
     def _next_part(self, received: Iterator[_Part]) -> tuple[Tensor, Digests]:
-        """Return (V, M, H, W, C) uint8 and (M, 16) uint8.
+        """Return the next part: (V, M, H, W, C) uint8 views and (M, 16) uint8 digests.
 
-        Raises DatasetError if a worker cannot read its samples, or has died. The next call of
-        `batches` then starts new workers, since a loader cannot replace a dead one.
+        Raises DatasetError if a worker cannot read its samples or has died. The next call of
+        `batches` then starts new workers, since a loader cannot replace a dead worker.
         """
         try:
             part = next(received)
@@ -95,8 +95,8 @@ class StreamedPixels(Finisher):
                 raise
             self._loader = self._new_loader()
             raise DatasetError(
-                f"a process that reads images died: {error}",
-                fix="run again; if memory was short, with fewer --workers",
+                f"a worker process that reads images died: {error}",
+                fix="run the command again; use fewer --workers if memory ran out",
             ) from None
         if isinstance(part, str):
             raise DatasetError(part)
@@ -104,7 +104,7 @@ class StreamedPixels(Finisher):
         return images, np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
     def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
-        drawn: deque[list[Drawn]] = deque()  # of windows that the workers were asked for
+        drawn: deque[list[Drawn]] = deque()  # of windows already requested from workers
         window = max(1, WINDOW_SAMPLES // batch_size) * batch_size
         windows = _cut_up(ids, window)
         self._keys.parts = self._parts(tuple(views), windows, batch_size, drawn)
@@ -120,7 +120,7 @@ class StreamedPixels(Finisher):
             drawn.popleft()
 
     def cut_parts(self, ids: Ids) -> Iterator[tuple[Tensor, Digests]]:
-        """View 0 of some samples, as the workers hand it over: (M, H, W, C) uint8, digests."""
+        """Yield view 0 of samples, as sent by workers: (M, H, W, C) uint8 and digests."""
         parts = [_Key((0,), part, []) for part in _cut_up(ids, self._rows_per_part(1))]
         self._keys.parts = parts
         received = self._iterate()
@@ -131,8 +131,9 @@ class StreamedPixels(Finisher):
     def _receive(
         self, received: Iterator[_Part], views: tuple[int, ...], ids: Ids
     ) -> tuple[Tensor, Digests, Tensor | None]:
-        """(V, B, H, W, C) of a batch's samples, the samples' digests and, where views are mixed,
-        the first again, of their partners.
+        """Receive a batch: views (V, B, H, W, C), digests, and the partners' views or None.
+
+        The third is (V, B, H, W, C) too, if views are mixed.
         """
         parts, of_parts = [], []
         for _ in range(0, len(ids), self._rows_per_part(len(views))):
@@ -153,9 +154,9 @@ class StreamedPixels(Finisher):
         batch_size: int,
         drawn: deque[list[Drawn]],
     ) -> Iterator[_Key]:
-        """What the workers are asked for, in order.
+        """Yield the keys that are requested from workers, in order.
 
-        drawn: gets what each window's views are finished with, before its first part is asked for.
+        drawn: receives each window's parameters before its first part is requested.
         """
         for ids in windows:
             drawn.append([self._drawn(view, ids) for view in views])
@@ -172,7 +173,7 @@ class StreamedPixels(Finisher):
 
 
 class _Key(NamedTuple):
-    """What a worker is asked for; partners: of the samples in each view, where views are mixed."""
+    """A request to a worker; partners: of the samples in each view, if views are mixed."""
 
     views: tuple[int, ...]
     ids: Ids
@@ -183,7 +184,7 @@ _Part = tuple[Tensor, bytes] | str  # bytes, since a second tensor would take a 
 
 
 class _Keys:
-    """The sampler of the loader: whatever was put into `parts`."""
+    """The sampler of the loader: yields the keys put into `parts`."""
 
     def __init__(self) -> None:
         self.parts: Iterable[_Key] = []
@@ -193,10 +194,10 @@ class _Keys:
 
 
 class _CutViews(Dataset["_Part"]):
-    """What a worker does. An error in the data, or a lack of memory, comes back as its message.
+    """The work of a worker. An error in the data, or lack of memory, is returned as a message.
 
-    shares_memory: move a part to shared memory here. Otherwise the thread that sends it would do
-    so, and drop the part if there is no room.
+    shares_memory: move a part to shared memory here. Otherwise the sending thread would do so, and
+    drop the part if there is not enough memory.
     """
 
     def __init__(
@@ -228,22 +229,22 @@ class _CutViews(Dataset["_Part"]):
 
 def _no_room(error: Exception) -> DatasetError:
     return DatasetError(
-        f"{_SHARED_MEMORY} has no room for the images that a worker read: {error}",
-        fix=f"run with fewer --workers, or a larger {_SHARED_MEMORY} (docker run --shm-size=1g)",
+        f"{_SHARED_MEMORY} has no space for a worker's images: {error}",
+        fix=f"use fewer --workers, or a larger {_SHARED_MEMORY} (docker run --shm-size=1g)",
     )
 
 
 def default_workers(device: torch.device) -> int:
-    """All usable cores but one beside a GPU; half of them where the network needs the others."""
+    """Return all usable cores but one with a GPU, half of them if the network also needs cores."""
     cores = usable_cores()
     return min(cores - 1 if device.type == "cuda" else cores // 2, _MOST_WORKERS)
 
 
 def _fitting(num_workers: int) -> tuple[int, int]:
-    """Return workers and parts ahead of each, so that the parts under way fit into shared memory.
+    """Return workers and parts per worker, so that all parts fit into shared memory.
 
-    This process plans with its share of half of what is free. Returns (0, 0) if not even one part
-    for each worker fits, or there is no shared memory.
+    This process may use its fraction of half of the free shared memory. Returns (0, 0) if not even
+    one part per worker fits, or if there is no shared memory.
     """
     try:
         shared = os.statvfs(_SHARED_MEMORY)
@@ -258,20 +259,20 @@ def _fitting(num_workers: int) -> tuple[int, int]:
 
 def _begin_worker(worker: int) -> None:
     _leave_signals_to_parent()
-    # A part that cannot be sent is dropped by default, and the parent would wait for it endlessly.
+    # By default a part that cannot be sent is dropped, and the parent would wait for it endlessly.
     on_error = staticmethod(_end_on_an_unsent_part)
     multiprocessing.queues.Queue._on_queue_feeder_error = on_error  # type: ignore[attr-defined]
 
 
 def _end_on_an_unsent_part(error: Exception, part: object) -> None:
-    print(f"a process that reads images could not send them: {error}", file=sys.stderr, flush=True)
+    print(f"a worker process could not send images: {error}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 def _leave_signals_to_parent() -> None:
-    """Ctrl-C and `timeout` signal a whole group; whether to continue is the parent's decision.
+    """Ignore signals to the process group, such as Ctrl-C; the parent decides whether to continue.
 
-    A worker ends when its parent tells it to (by a message, or SIGTERM of its own), or is gone.
+    A worker ends when its parent tells it to (by a message or SIGTERM) or is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

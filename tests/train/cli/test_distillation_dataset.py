@@ -416,7 +416,7 @@ def test_an_image_that_has_changed_is_refused(make_photographs: Callable[..., St
     file = Path(study.dataset.train.name_of(3))
     file.write_bytes(Path(study.dataset.train.name_of(4)).read_bytes())
     loader = DataLoader(dataset, 5, num_workers=1)
-    with pytest.raises(DatasetError, match=f"{file.name} has changed since the teacher saw it"):
+    with pytest.raises(DatasetError, match=f"{file.name} has changed since the cache was filled"):
         list(loader)
 
 

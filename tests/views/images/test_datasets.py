@@ -256,7 +256,7 @@ def test_an_image_without_a_known_white_is_refused_by_name(tmp_path: Path, dtype
     root = write_image_folder(tmp_path / "data")
     path = root / "train" / "cat" / "00.png"
     Image.fromarray(GRADIENT.astype(dtype)).save(path, format="TIFF")
-    with pytest.raises(DatasetError, match=r"00\.png holds numbers of 32 bits .*\n  fix: convert"):
+    with pytest.raises(DatasetError, match=r"00\.png has 32-bit pixels .*\n  fix: convert"):
         load_dataset(folder(root)).train.images.sum()
 
 
@@ -287,15 +287,15 @@ def broken(root: Path, mistake: str) -> None:
 @pytest.mark.parametrize(
     ("mistake", "told"),
     [
-        ("no root", "there is no folder"),
+        ("no root", "folder .* not found"),
         ("no train", "has no folder train/"),
         (
             "no test",
             "has no folder test/, val/, valid/ or validation/ of test images; it has testing",
         ),
         ("one class", "at least two classes; found only 'cat'"),
-        ("empty class", "dog holds no image"),
-        ("unknown test class", "classes that train/ does not: bird"),
+        ("empty class", "dog has no images"),
+        ("unknown test class", "classes that train/ lacks: bird"),
         ("sizes", r"is 12x12, .*01\.png is 9x12"),
         ("unreadable", r"cannot read the image .*dog/01\.png"),
     ],
@@ -317,7 +317,7 @@ def test_classes_that_no_test_image_shows_are_named(
     shutil.rmtree(root / "test" / "bee")
     for image in (root / "test" / "cat").iterdir():
         image.unlink()
-    hint = "hint: no test image shows bee, cat, so errors say nothing about them"
+    hint = "hint: no test image belongs to bee, cat, so test errors do not cover them"
     assert load_dataset(folder(root)).untested_hint == hint
     (tmp_path / "t.yaml").write_text(
         f"dataset: {{type: imagefolder, root: {root}, normalization: {{mean: [0, 0, 0], "

@@ -82,7 +82,7 @@ def test_a_saved_table_is_packed_with_its_classes(
     [
         ([*range(12), -1], None, "row 12 of train of saved: the label -1 is negative"),
         ([0, 1, -1], ["cat", "dog"], "row 2 of train of saved: the label -1 is negative"),
-        ([0, 1, None], None, "row 2 of train of saved: there is no label"),
+        ([0, 1, None], None, "row 2 of train of saved has no label"),
         ([0.0, 1.0, 2.5], None, "row 2 of train of saved: the label 2.5 is neither"),
         (["cat", "dog", "3"], None, "row 2 of train of saved: the label 3 is a number"),
     ],
@@ -111,7 +111,7 @@ def test_pack_numbers_stored_as_decimals_keep_their_order(saved: Callable[..., P
     ("keys", "told"),
     [
         ({"image": "photo"}, "has no column 'photo'; it has picture, kind"),
-        ({"image": "kind"}, "the column 'kind' does not hold images"),
+        ({"image": "kind"}, "the column 'kind' has no images"),
         ({"train": "fit"}, "has no split fit; it has train, validation"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_table_that_names_files_elsewhere_is_refused(
         rewrite_as_paths(tmp_path / "saved" / split)
     assert cli(["pack", str(config)]) == 2
     assert "row 0 of train of" in (told := capsys.readouterr().err)
-    assert "names a file instead of holding the image" in told
+    assert "contains a path instead of an image" in told
     assert not list(tmp_path.glob("packed*"))
 
 

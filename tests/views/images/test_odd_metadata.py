@@ -128,7 +128,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
             b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>',
             "it is the error message of a store",
         ),
-        (b"GIF", "its format is none of BMP, GIF"),
+        (b"GIF", "its format is not one of BMP, GIF"),
     ],
 )
 def test_decode_well_known_other_content_is_named(content: bytes, told: str) -> None:

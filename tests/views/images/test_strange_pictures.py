@@ -57,7 +57,7 @@ def test_only_named_formats_are_opened(
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert "its format is none of BMP, GIF, JPEG" in refusal(
+    assert "its format is not one of BMP, GIF, JPEG" in refusal(
         lambda: decode_bytes(content, "cat/1.jpg")
     )
     assert not (tmp_path / "started").exists()

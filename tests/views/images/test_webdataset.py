@@ -134,7 +134,7 @@ def test_what_has_not_been_packed_is_an_error_that_names_the_command(shards: Pat
         ([("1.png", b""), ("1.jpg", b""), ("1.cls", b"0")], "sample 1 of .* has 2 images"),
         ([("1.cls", b"0")], "sample 1 of .* has 0 images"),
         ([("1.png", b"x")], r"sample 1 of .* has no \.cls file"),
-        ([("1.png", b"x"), ("1.cls", b"\xff")], r"\.cls holds no label"),
+        ([("1.png", b"x"), ("1.cls", b"\xff")], r"\.cls has no label"),
         ([("1.png", b"x"), ("1.cls", b"7")], "the label 7 is none of the 2 classes"),
         ([("\x1b[31m.png", b"x")], r"sample \\x1b\[31m of"),
         ([("1.png", b"x"), ("1.cls", b"-1")], r"1\.png of .*: the label -1 is negative"),
@@ -198,13 +198,13 @@ def with_field(content: bytes, start: int, value: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("start", "value", "told"),
     [
-        (124, b"77777777777\0", "it ends too early"),
-        (124, b"\x80" + b"\xff" * 11, "it ends too early"),
-        (124, b"-0000000001\0", "a number that is none"),
-        (124, b"99999999999\0", "a number that is none"),
+        (124, b"77777777777\0", "it is truncated"),
+        (124, b"\x80" + b"\xff" * 11, "it is truncated"),
+        (124, b"-0000000001\0", "an invalid number"),
+        (124, b"99999999999\0", "an invalid number"),
         (0, b"caf\xe9.png\0", "is not UTF-8"),
-        (0, b"\0", "a name that is empty"),
-        (156, b"x", "a pax header that is none"),
+        (0, b"\0", "an empty or too long name"),
+        (156, b"x", "an invalid pax header"),
     ],
 )
 def test_headers_that_lie_are_refused(start: int, value: bytes, told: str, tmp_path: Path) -> None:
@@ -268,5 +268,5 @@ def test_tar_pax_record_of_a_wrong_length_is_refused(record: bytes, tmp_path: Pa
         header.type, header.size = tarfile.XHDTYPE, len(record)
         tar.addfile(header, io.BytesIO(record))
         add(tar, "a.png", b"content")
-    with pytest.raises(DatasetError, match="a pax header that is none"):
+    with pytest.raises(DatasetError, match="an invalid pax header"):
         list(Tar(tmp_path / "x.tar").members())

@@ -145,16 +145,16 @@ def test_shards_that_are_packed_are_not_packed_again(
     shard_path(shards, 5).write_bytes(b"damaged")
     assert cli(["pack", str(config), str(shards)]) == 0
     told = capsys.readouterr().out
-    assert "6 of 8 shards are packed already" in told
+    assert "6 of 8 shards are already packed" in told
     assert "8 images in " in told
     again = [shard_path(shards, number).stat().st_ino for number in range(8)]
     assert [a == b for a, b in zip(numbers, again, strict=True)].count(True) in (6, 7)
     assert same(packed(shards), image_folder(config.parent / "data"))
     assert cli(["pack", str(config), str(shards), "--short-side", "8"]) == 0
-    assert "are packed already" not in capsys.readouterr().out
+    assert "are already packed" not in capsys.readouterr().out
     Image.new("RGB", (9, 9)).save(config.parent / "data" / "train" / "cat" / "01.png")
     assert cli(["pack", str(config), str(shards), "--short-side", "8"]) == 0
-    assert "are packed already" not in capsys.readouterr().out
+    assert "are already packed" not in capsys.readouterr().out
 
 
 KILLED = """
@@ -180,11 +180,11 @@ def test_a_killed_pack_resumes_with_the_first_missing_shard(
     ended = subprocess.run([sys.executable, "-c", KILLED, *command], cwd=ROOT, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert len(list(config.parent.glob("s-*.h5"))) == 3
-    with pytest.raises(DatasetError, match=r"there is no file .*s\.json"):
+    with pytest.raises(DatasetError, match=r"file .*s\.json not found"):
         packed(index)
     monkeypatch.setattr("teach_once.views.packed.write._rows_per_shard", lambda *given: 4)
     resumed = pack(config, index, *command[3:])
-    assert "3 of 8 shards are packed already" in capsys.readouterr().out
+    assert "3 of 8 shards are already packed" in capsys.readouterr().out
     assert same(resumed, pack(config, config.with_name("whole.h5"), *command[3:]))
     assert not list(config.parent.glob(".*.tmp"))
 
@@ -192,15 +192,18 @@ def test_a_killed_pack_resumes_with_the_first_missing_shard(
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda index: shard_path(index, 3).unlink(), r"there is no file .*s-00003\.h5"),
-        (lambda index: shard_path(index, 3).write_bytes(b"x" * 99), "does not hold packed images"),
+        (lambda index: shard_path(index, 3).unlink(), r"file .*s-00003\.h5 not found"),
+        (
+            lambda index: shard_path(index, 3).write_bytes(b"x" * 99),
+            "does not contain packed images",
+        ),
         (
             lambda index: shard_path(index, 1).rename(shard_path(index, 3)),
-            r"there is no file .*s-00001\.h5",
+            r"file .*s-00001\.h5 not found",
         ),
         (
             lambda index: shard_path(index, 2).write_bytes(shard_path(index, 1).read_bytes()),
-            r"s-00002\.h5 is not the shard that .*s\.json names",
+            r"s-00002\.h5 is not the shard in .*s\.json",
         ),
         (lambda index: index.write_text("{}"), "is not an index of shards: format: Field required"),
         (lambda index: index.write_bytes(b"\xff"), "is not valid JSON"),
@@ -248,6 +251,6 @@ def test_an_image_that_cannot_be_read_is_named_whoever_reads_it(config: Path) ->
             check=False,
         )
         assert found.returncode == 2
-        assert f"cannot read the image {bad}: its format is none of" in found.stderr
+        assert f"cannot read the image {bad}: its format is not one of" in found.stderr
         assert "Traceback" not in found.stderr
     assert not config.with_name("x.json").exists()

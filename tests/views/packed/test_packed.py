@@ -145,14 +145,14 @@ def test_a_flipped_byte_of_the_images_is_found(file: Path) -> None:
 
 
 def test_other_files_are_refused_by_name(tmp_path: Path, file: Path) -> None:
-    with pytest.raises(DatasetError, match=r"there is no file .*gone\.h5"):
+    with pytest.raises(DatasetError, match=r"file .*gone\.h5 not found"):
         packed_of(tmp_path / "gone.h5")
     (tmp_path / "text.h5").write_text("not HDF5")
-    with pytest.raises(DatasetError, match=r"text\.h5 does not hold packed images"):
+    with pytest.raises(DatasetError, match=r"text\.h5 does not contain packed images"):
         packed_of(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as other:
         other["x"] = 1
-    with pytest.raises(DatasetError, match="not of packed images"):
+    with pytest.raises(DatasetError, match="does not contain packed images"):
         packed_of(tmp_path / "other.h5")
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(DatasetError):
@@ -163,6 +163,6 @@ def test_bad_commands_say_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> 
     assert cli(["pack"]) == 2
     assert "missing argument 'NAME|PATH'" in capsys.readouterr().err
     assert cli(["pack", "digits-resnet20", "/nowhere/x.h5"]) == 2
-    assert "there is no folder /nowhere" in capsys.readouterr().err
+    assert "folder /nowhere not found" in capsys.readouterr().err
     assert cli(["pack", "digits-resnet20", "x.h5", "--encoded"]) == 2
     assert "only an image folder" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_damage_in_the_mirror_is_named_with_what_mends_it(server: Server, tmp_pa
     flip(shard, _last_sample_byte(shard))
     with pytest.raises(DatasetError, match=r"s-00001\.h5 is damaged: train sample") as error:
         every_image(opened(INDEX))
-    assert f"fix: rm {shard.parent}/*.h5, and run the same command again" in str(error.value)
+    assert f"fix: rm {shard.parent}/*.h5; then run the same command again" in str(error.value)
     shard.unlink()
     asked(server)
     every_image(opened(INDEX))
@@ -183,7 +183,7 @@ def test_what_is_not_there_is_named(server: Server, capsys: pytest.CaptureFixtur
         opened("s3://bucket/photos/absent.json")
     server.ask("PUT", "photos/no.h5", b"nothing of ours")
     with pytest.raises(
-        DatasetError, match=r"s3://bucket/photos/no\.h5 does not hold packed images"
+        DatasetError, match=r"s3://bucket/photos/no\.h5 does not contain packed images"
     ):
         opened("s3://bucket/photos/no.h5")
 

@@ -134,7 +134,7 @@ def test_training_refuses_an_image_that_has_changed_and_names_it(
     for more in ([], ["--workers", "2"], ["--live-teacher"]):
         assert train_student(root, *more) == 2
         told = capsys.readouterr().err
-        assert f"{root}/data/{CHANGED} has changed since the teacher saw it" in told
+        assert f"{root}/data/{CHANGED} has changed since the cache was filled" in told
         assert f"rm -r {cache_of(root)}" in told
     (root / "data" / CHANGED).write_bytes(before)
     assert train_student(root) == 0
@@ -249,7 +249,7 @@ LAST = "train/dog/07.bmp"
             None,
             "15 samples, were 16; first difference: sample 2, {}/train/cat/03",
         ),
-        (LAST, None, "15 samples, were 16; those that are left are as before"),
+        (LAST, None, "15 samples, were 16; the remaining samples are unchanged"),
         (
             None,
             "train/dog/08.bmp",

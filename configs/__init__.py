@@ -1,1 +1,1 @@
-"""What a cache and a run are, as validated YAML."""
+"""Validated YAML configs of caches and runs."""

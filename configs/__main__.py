@@ -1,4 +1,4 @@
-"""python -m configs: see `configs.command`."""
+"""Run `python -m configs`; the commands are in `configs.command`."""
 
 import sys
 

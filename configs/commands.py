@@ -1,7 +1,7 @@
-"""The commands that messages tell users to type, with the words that they used themselves.
+"""Build the commands in messages, with the user's own names and overrides.
 
-In the repository a `make` command where make can carry every word; else the program itself, quoted
-for the shell.
+In the repository this is a `make` command if make can pass every word; otherwise it is the program
+itself, quoted for the shell.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from teach_once.configs.schema import ConfigSource, StudentConfig, TeacherConfig
 from teach_once.configs.yaml_subset import YamlError, parse_yaml
 from teach_once.runtime.command.program import in_repository, program
 
-# Nothing that a shell, make or the cutting of ARGS into words could take for its own.
+# Characters without a special meaning for a shell, make or the splitting of ARGS.
 _MAKE_CARRIES = re.compile(r"[\w./:=,+@^~\[\]{}\"-]+")
 
 
 def source_of(config: TeacherConfig | StudentConfig) -> ConfigSource:
-    """How the user named this config; of one that was not loaded from a file, its name."""
+    """Return the user's name for this config; its own name if it was not loaded from a file."""
     return config.source or ConfigSource(config.name)
 
 
@@ -32,7 +32,10 @@ def cache_command(
     more: Sequence[str] = (),
     full_check: bool = False,
 ) -> str:
-    """What makes, continues, grows (by the overrides `more`) or mends this teacher's cache."""
+    """Return the command that builds, resumes or repairs this teacher's cache.
+
+    more: overrides that extend the cache.
+    """
     source = source_of(teacher)
     settings = {"TEACHER": source.name, "CACHES": str(caches_dir), "FULL_CHECK": "1" * full_check}
     defaults = {"CACHES": "caches", "FULL_CHECK": ""}
@@ -44,7 +47,7 @@ def cache_command(
 
 
 def teacher_command(teacher: TeacherConfig, *options: str) -> str:
-    """What trains the teacher's weights."""
+    """Return the command that trains the teacher's weights."""
     source = source_of(teacher)
     words = [*program("train"), "teacher", source.name, *options, *source.overrides]
     return shlex.join(words)
@@ -59,7 +62,7 @@ def student_command(
     caches_dir: Path = Path("caches"),
     runs_dir: Path = Path("runs"),
 ) -> str:
-    """What trains this student, and builds whatever is missing first."""
+    """Return the command that trains this student, and builds whatever is missing first."""
     source = source_of(config)
     settings = {
         "STUDENT": source.name,
@@ -76,13 +79,13 @@ def student_command(
 
 
 def student_overrides(config: StudentConfig, teacher: TeacherConfig) -> list[str]:
-    """The overrides of both files, as a student's command line takes them."""
+    """Return the overrides of both files, in the form for a student's command line."""
     of_teacher = [f"teacher.{item}" for item in source_of(teacher).overrides]
     return [*source_of(config).overrides, *of_teacher]
 
 
 def make_settings(**settings: str) -> str:
-    """`KEY=value` for make's command line, quoted for the shell where that is needed."""
+    """Return `KEY=value` settings for make, quoted for the shell if necessary."""
     return " ".join(f"{key}={_quoted(value)}" for key, value in settings.items())
 
 
@@ -92,7 +95,7 @@ def _made(
     defaults: Mapping[str, str],
     overrides: Sequence[str],
 ) -> str | None:
-    """The make command; None where make would tear a word apart, or there is no Makefile."""
+    """Return the make command; None if make would split a word or there is no Makefile."""
     if not in_repository():
         return None
     words = [_without_spaces(item) for item in overrides]
@@ -114,7 +117,7 @@ def _quoted(value: str) -> str:
 
 
 def _without_spaces(override: str) -> str:
-    """`taps.hint={stage: stage2}` -> `taps.hint={"stage":"stage2"}`: the same value in one word."""
+    """Rewrite `taps.hint={stage: stage2}` as one word: `taps.hint={"stage":"stage2"}`."""
     key, _, text = override.partition("=")
     if " " not in text:
         return override

@@ -1,6 +1,6 @@
-"""Reads a config: YAML text, `key.sub=value` overrides, then validation that reports all errors.
+"""Load a config: YAML text, `key.sub=value` overrides, then validation that reports all errors.
 
-Leaves out inheritance, includes and interpolation: a file says everything it means.
+Inheritance, includes and interpolation are not supported, so that a file is complete by itself.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from teach_once.runtime.safe.safe_read import BadFile, read_bounded
 from teach_once.runtime.safe.text import one_line
 
 CONFIG_DIR = Path(__file__).resolve().parent
-_MOST_BYTES = 2**20  # of a file; the largest here has 3 kB
+_MOST_BYTES = 2**20  # size of a file; the project's largest has 3 kB
 TEACHER_PREFIX = "teacher."
 _PYTHON_PREFIX = "python:"
-_WITHOUT_STEM = ("timm:", "python:")  # networks that `stem` means nothing to
+_WITHOUT_STEM = ("timm:", "python:")  # networks without `stem`
 
 Config = TypeVar("Config", TeacherConfig, StudentConfig)
 
 
 class ConfigError(UserError, ValueError):
-    """A config that cannot be used: what is wrong, at which key of which file."""
+    """A config that cannot be used, with the faulty keys and the file."""
 
 
 def load_teacher(
     name_or_path: str | Path, overrides: Sequence[str] = (), *, text: str | None = None
 ) -> TeacherConfig:
-    """Load `configs/teacher/NAME.yaml` or the file at a path; raises ConfigError.
+    """Load `configs/teacher/NAME.yaml` or the file at a path.
 
-    text: of the file at that path, which need not exist yet.
+    text: content of the file, which need not exist yet. Raises ConfigError if it is invalid.
     """
     return _load(TeacherConfig, "teacher", name_or_path, overrides, text)
 
@@ -52,10 +52,10 @@ def load_teacher(
 def load_student(
     name_or_path: str | Path, overrides: Sequence[str] = (), *, text: str | None = None
 ) -> StudentConfig:
-    """Load `configs/student/NAME.yaml` or the file at a path; raises ConfigError.
+    """Load `configs/student/NAME.yaml` or the file at a path.
 
-    Overrides that begin with `teacher.` are meant for the teacher's file: see `split_overrides`.
-    text: of the file at that path, which need not exist yet.
+    Overrides that begin with `teacher.` apply to the teacher's file: see `split_overrides`. text:
+    content of the file, which need not exist yet. Raises ConfigError if the config is invalid.
     """
     return _load(StudentConfig, "student", name_or_path, overrides, text)
 
@@ -63,9 +63,10 @@ def load_student(
 def teachers_of(
     name_or_path: str, overrides: Sequence[str] | None, *, of_student: bool = True
 ) -> list[tuple[str, list[str]]]:
-    """What `load_teacher` takes: the name or path of each teacher of a student, and its overrides.
+    """Return arguments of `load_teacher`: (name or path, overrides) of each teacher of a student.
 
-    of_student: false: the name and the overrides are a teacher's already. Raises ConfigError.
+    of_student: False if the name and the overrides are already a teacher's. Raises ConfigError if
+    the student's config is invalid.
     """
     if not of_student:
         return [(name_or_path, list(overrides or []))]
@@ -75,7 +76,7 @@ def teachers_of(
 
 
 def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Split a student's overrides into its own and those (`teacher.x=y`) for the teacher's file."""
+    """Split a student's overrides into its own and those for the teacher's file (`teacher.x=y`)."""
     own: list[str] = []
     teachers: list[str] = []
     for item in overrides:
@@ -87,9 +88,9 @@ def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def to_yaml(config: TeacherConfig | StudentConfig) -> str:
-    """The resolved config, every default filled in, as YAML that loads back to the same config.
+    """Return the resolved config with all defaults as YAML that loads to the same config.
 
-    A stem is left out if the network has none.
+    `stem` is omitted if the network has none.
     """
     plain = as_plain(config)
     name = plain.pop("name")
@@ -102,7 +103,7 @@ def to_yaml(config: TeacherConfig | StudentConfig) -> str:
 
 
 def available(kind: str) -> list[str]:
-    """Names of the configs of one kind ("teacher" or "student"), sorted."""
+    """Return the sorted names of configs of one kind ("teacher" or "student")."""
     return sorted(path.stem for path in (CONFIG_DIR / kind).glob("*.yaml"))
 
 
@@ -125,7 +126,7 @@ def _load(
     except ConfigError as error:
         raise ConfigError(f"{_shown(path)}: {error}") from None
     if "name" in raw:
-        raise ConfigError(f"{_shown(path)}: name: the file's own name is the name; remove this key")
+        raise ConfigError(f"{_shown(path)}: name: a config is named by its file; remove this key")
     if "source" in raw:
         raise ConfigError(f"{_shown(path)}: source: unknown key")
     places = not_found(missing, raw, path)
@@ -135,14 +136,14 @@ def _load(
     except ValidationError as error:
         raise _unusable(path, error_lines(schema, error)) from None
     for key in (key for key in places if kind == "student" and key.startswith("teacher")):
-        raise _unusable(path, [f"{key}: there is no file {places[key]}"])
+        raise _unusable(path, [f"{key}: file {places[key]} not found"])
     if not path.resolve().is_relative_to(CONFIG_DIR):
         _print_named_code(_shown(path), config)
     return config
 
 
 def _refuse_keys_of_the_other_file(schema: type, overrides: Sequence[str]) -> None:
-    """Raise ConfigError for a student's override of a teacher's key, and the reverse."""
+    """Raise ConfigError for a teacher's key in a student's override, and the reverse."""
     own, teachers = set(field_names(schema)), set(field_names(TeacherConfig))
     for item in overrides:
         key, _, rest = item.partition("=")[0].partition(".")
@@ -155,7 +156,7 @@ def _refuse_keys_of_the_other_file(schema: type, overrides: Sequence[str]) -> No
         block = get_type_hints(TeacherConfig)["teacher"]
         if schema is TeacherConfig and key == "teacher" and first in own - set(field_names(block)):
             raise ConfigError(
-                f"override {cut(repr(item))}: the prefix teacher. is for a student's command",
+                f"override {cut(repr(item))}: the prefix teacher. is for student commands",
                 fix=f"write {cut(item.removeprefix(TEACHER_PREFIX))}",
             )
 
@@ -165,21 +166,21 @@ def _unusable(path: Path, lines: Sequence[str]) -> ConfigError:
 
 
 def refuse_missing_data(config: TeacherConfig, *, packing: bool = False) -> None:
-    """Raise ConfigError where the images that a config's file names are in no folder it means.
+    """Raise ConfigError if the images named in a config do not exist.
 
-    packing: for the program that packs them, which needs the original.
+    packing: for the program that packs them, which needs the original images.
     """
     source, dataset = config.source or ConfigSource(config.name), config.dataset
     if dataset.packed_as is not None and not packing:
         if not os.path.lexists(dataset.packed_as):
             raise ConfigError(
-                f"dataset.packed: the images have not been packed; there is no {dataset.packed_as}",
+                f"dataset.packed: file {dataset.packed_as} not found; pack the images first",
                 fix=shlex.join([*program("views"), "pack", source.name, *source.overrides]),
             )
         return
     for key, places in source.not_found.items():
         if key.startswith("dataset.") and key != "dataset.packed" and dataset.must_exist:
-            raise ConfigError(f"{key}: there is no {places}", fix=f"set {key}=PATH")
+            raise ConfigError(f"{key}: {places} not found", fix=f"set {key}=PATH")
 
 
 def _find(kind: str, name_or_path: str) -> Path:
@@ -187,7 +188,7 @@ def _find(kind: str, name_or_path: str) -> Path:
     if path.suffix in (".yaml", ".yml"):
         if _is_there(path):
             return path
-        raise ConfigError(f"no file {one_line(path)}")
+        raise ConfigError(f"file {one_line(path)} not found")
     found = CONFIG_DIR / kind / f"{name_or_path}.yaml"
     if "/" not in name_or_path and _is_there(found):
         return found
@@ -200,7 +201,7 @@ def _find(kind: str, name_or_path: str) -> Path:
 
 
 def _is_there(path: Path) -> bool:
-    """Return True if there is something of that name, be it a link that leads nowhere."""
+    """Return True if the path exists, even as a broken link."""
     try:
         return os.path.lexists(path)
     except ValueError:  # a NUL character
@@ -230,15 +231,15 @@ def _parsed(text: str) -> dict[str, Any]:
     except YamlError as error:
         raise ConfigError(str(error)) from None
     if not isinstance(raw, dict):
-        raise ConfigError("expected a mapping of keys to values at the top")
+        raise ConfigError("expected a mapping of keys to values")
     return raw
 
 
 def _apply_override(raw: dict[str, Any], item: str) -> None:
-    """Set one dotted key in place; numbers in it index lists, as in `methods.kd.0.weight=2`."""
+    """Set one dotted key in place; numeric parts index lists, as in `methods.kd.0.weight=2`."""
     key, equals, text = item.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override {cut(repr(item))} is not of the form key.sub=value")
+        raise ConfigError(f"override {cut(repr(item))}: expected key.sub=value")
     try:
         value = parse_yaml(text)
     except YamlError as error:
@@ -269,14 +270,14 @@ def _child(node: Any, part: str, item: str) -> Any:
             )
         return node[int(part)]
     if not isinstance(node, dict):
-        raise ConfigError(f"override {cut(repr(item))}: there is no block {cut(part)!r}")
+        raise ConfigError(f"override {cut(repr(item))}: block {cut(part)!r} not found")
     if node.get(part) is None:
         node[part] = {}
     return node[part]
 
 
 def _named_code(config: TeacherConfig | StudentConfig) -> list[str]:
-    """Return the Python functions that a config names as networks and losses, each once."""
+    """Return the Python functions that a config uses as networks and losses, each once."""
     named: set[str] = set()
     waiting: list[Any] = [as_plain(config)]
     while waiting:
@@ -292,11 +293,9 @@ def _named_code(config: TeacherConfig | StudentConfig) -> list[str]:
 
 
 def _print_named_code(file: str, config: TeacherConfig | StudentConfig) -> None:
-    """Print, once per process, which code a config names, if any."""
+    """Print, once per process, which Python code a config runs, if any."""
     if code := _named_code(config):
-        _print_once(
-            f"note: {file} names code, which runs when the config is used: {', '.join(code)}"
-        )
+        _print_once(f"note: {file} runs Python code: {', '.join(code)}")
 
 
 @functools.cache

@@ -1,8 +1,8 @@
-"""What a relative path in a config's file means: the folder of that file, else the current folder.
+"""Resolve relative paths in a config: in the config's folder, else in the current folder.
 
-Where neither has it, it is to be made (weights to be trained, data to be downloaded) beside the
-file; but in the current folder for the project's own files, which are written for its root. A path
-on the command line always means the current folder. `~` is the user's home everywhere.
+If neither has the file, it will be created (trained weights, downloaded data) next to the config,
+or, for the project's own configs, in the current folder. A path on the command line is always
+relative to the current folder. `~` is the user's home everywhere.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _KEYS = {
         *("teacher.weights", "training.init"),
     ),
 }
-_MAY_BE_NAMES = ("dataset.path",)  # of a dataset to download, where there is no such folder
+_MAY_BE_NAMES = ("dataset.path",)  # name of a dataset to download, if there is no such folder
 
 
 def expand_home(raw: dict[str, Any], kind: str) -> None:
-    """Put the home's folder in the place of `~` at the begin of each path of a file's content."""
+    """Replace `~` at the start of each path in a file's content by the user's home folder."""
     for key in (*_KEYS[kind], *_list_keys(raw)):
         block, last = _block_of(raw, key)
         value = _value(block, last)
@@ -35,9 +35,9 @@ def expand_home(raw: dict[str, Any], kind: str) -> None:
 
 
 def locate_paths(raw: dict[str, Any], kind: str, file: Path) -> dict[str, str]:
-    """Put the path that is meant in the place of each relative one of a file's content.
+    """Replace each relative path in a file's content by the path it refers to.
 
-    Returns {dotted key: path as written} of those that are in neither folder.
+    Returns {dotted key: path as written} of the paths found in neither folder.
     """
     missing = {}
     for key in (*_KEYS[kind], *_list_keys(raw)):
@@ -55,39 +55,39 @@ def locate_paths(raw: dict[str, Any], kind: str, file: Path) -> dict[str, str]:
 
 
 def not_found(missing: Mapping[str, str], raw: Mapping[str, Any], file: Path) -> dict[str, str]:
-    """{dotted key: the places that were tried, in words} of those that no override has replaced.
+    """Return {dotted key: tried locations, in words} of paths that no override has replaced.
 
-    missing: of `locate_paths`. raw: the content after overrides.
+    missing: from `locate_paths`. raw: the content after overrides.
     """
     told = {}
     for key, written in missing.items():
         block, last = _block_of(raw, key)
         beside = str(file.parent / written)
         if _value(block, last) == beside:
-            more = "" if beside == written else f", nor {written} in the current folder"
+            more = "" if beside == written else f" (or {written} in the current folder)"
             told[key] = beside + more
     return told
 
 
 def no_weights(config: TeacherConfig, weights: Path) -> str:
-    """The message for weights that are not there."""
+    """Return the message for missing weights."""
     told = config.source.not_found if config.source else {}
-    return f"teacher.weights: there is no file {told.get('teacher.weights', weights)}"
+    return f"teacher.weights: file {told.get('teacher.weights', weights)} not found"
 
 
 def _list_keys(raw: Mapping[str, Any]) -> list[str]:
-    """teachers.0, teachers.1, ... of a student's file that lists several."""
+    """Return teachers.0, teachers.1, ... for a student's file that lists several."""
     several = raw.get("teachers")
     return [f"teachers.{i}" for i in range(len(several))] if isinstance(several, list) else []
 
 
 def _block_of(raw: Mapping[str, Any], key: str) -> tuple[Any, str | int]:
-    """The block or list that holds a dotted key, and the last part of the key."""
+    """Return the block or list that contains a dotted key, and the last part of the key."""
     *parents, last = key.split(".")
     block: Any = raw
     for parent in parents:
         block = block.get(parent) if isinstance(block, Mapping) else None
-    # An index, unless a list stands where a block should: then the schema says so.
+    # An index; a list in place of a block is reported by the schema.
     return block, int(last) if isinstance(block, list) and last.isdigit() else last
 
 
@@ -100,7 +100,7 @@ def _value(block: Any, key: str | int) -> Any:
 def _is_relative_path(key: str, value: str) -> bool:
     names_a_file = key != "teacher" and not key.startswith("teachers.")
     if not names_a_file and Path(value).suffix not in (".yaml", ".yml"):
-        return False  # the name of one of the project's own
+        return False  # the name of a config of the project
     is_elsewhere = value.startswith(("torchvision:", "timm:", "s3://"))
     return not is_elsewhere and not Path(value).is_absolute()
 
@@ -108,5 +108,5 @@ def _is_relative_path(key: str, value: str) -> bool:
 def _exists(path: str) -> bool:
     try:
         return Path(path).exists()
-    except OSError:  # a name that is too long for any file
+    except OSError:  # a name too long for a file
         return False

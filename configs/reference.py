@@ -1,7 +1,7 @@
-"""docs/reference/config.md: every key of both kinds of files, as the schema has it.
+"""Generate docs/reference/config.md: every key of teacher and student files, from the schema.
 
-Types and defaults are those that pydantic checks. What a key means is the text below it in
-`configs/schema/`, its attribute docstring.
+Types and defaults are those that pydantic checks. The meaning of a key is its attribute docstring
+in `configs/schema/`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from teach_once.configs.schema.losses import BUILT_IN_LOSSES
 
 JsonSchema = Mapping[str, Any]
 
-_LARGEST_SAID = 2**31 - 2  # larger limits only catch typing errors
+_LARGEST_SAID = 2**31 - 2  # larger limits only catch typing errors and are not printed
 
 
 def type_in_words(schema: JsonSchema) -> str:
-    """`integer ≥ 1`, `list of strings or null`, ... as Markdown; "block" for a block of keys."""
+    """Describe a type in Markdown: `integer ≥ 1`, `list of strings or null`, "block"."""
     if "anyOf" in schema:
         return " or ".join(type_in_words(branch) for branch in schema["anyOf"])
     if "oneOf" in schema or "$ref" in schema:
@@ -39,7 +39,7 @@ def type_in_words(schema: JsonSchema) -> str:
 
 
 def default_in_words(schema: JsonSchema, is_required: bool) -> str:
-    """As YAML has it, or "required"; a block whose keys all have defaults is `{}`."""
+    """Format a default as YAML, or "required"; `{}` for a block whose keys all have defaults."""
     if is_required:
         return "required"
     default = schema.get("default", {})
@@ -104,19 +104,19 @@ The options of a built-in loss are keys of its term: `{loss: kd, weight: 0.9, te
 
 | loss | options | what it computes |
 |---|---|---|"""
-_NOT_KEYS = ("name", "source")  # they come from the file's name and the command line
-_TAG = "type"  # the key that chooses among the variants of a block
+_NOT_KEYS = ("name", "source")  # set from the file's name and the command line
+_TAG = "type"  # the key that selects a block's variant
 
 
 def reference() -> str:
-    """The page, as Markdown."""
+    """Return the page as Markdown."""
     teacher = _File(schema.TeacherConfig).sections("configs/teacher/NAME.yaml")
     student = _File(schema.StudentConfig).sections("configs/student/NAME.yaml")
     return "\n".join([_HEAD, *teacher, *student, _LOSSES, *_loss_rows(), ""])
 
 
 def meanings(block: type) -> dict[str, str]:
-    """Key -> the text below it, of a dataclass of the schema; inherited keys first."""
+    """Return {key: attribute docstring} of a schema's dataclass, inherited keys first."""
     texts: dict[str, str] = {}
     for each in reversed(block.__mro__):
         if dataclasses.is_dataclass(each):
@@ -125,11 +125,11 @@ def meanings(block: type) -> dict[str, str]:
 
 
 def _own_meanings(block: type) -> dict[str, str]:
-    """The texts of the keys that a block does not inherit.
+    """Return the docstrings of keys that a block does not inherit.
 
-    Pydantic reads attribute docstrings while it builds a class. For the blocks themselves that
-    would add a tenth of a second to the start of every command, and it leaves out inherited keys;
-    so it reads those of a stand-in, whose module and name lead it to the block's source.
+    Pydantic reads attribute docstrings when it builds a class. For the blocks themselves that would
+    slow the start of every command by a tenth of a second, and it omits inherited keys. Therefore
+    it reads them from a substitute class with the block's module and name.
     """
     keys = [(name, object) for name in block.__annotations__]
     stand_in = dataclasses.make_dataclass(block.__name__, keys)
@@ -153,7 +153,7 @@ class _File:
         self._described: set[str] = set()
 
     def sections(self, file: str) -> Iterator[str]:
-        """The lines of the file's part of the page."""
+        """Yield the lines of the page for this kind of file."""
         keys = _without(self._blocks[self._root]["properties"], _NOT_KEYS)
         yield from (f"## `{file}`", "", *self._table("", self._root, keys))
         yield from self._sections_below("", keys)
@@ -166,7 +166,7 @@ class _File:
                 yield from self._section(prefix + key + _path_of_items(value), names)
 
     def _section(self, path: str, names: list[str]) -> Iterator[str]:
-        """A block, or its variants: the keys that all have, those of each; then blocks within."""
+        """Yield a block: its common keys, the keys of each variant, then nested blocks."""
         prefix, common = f"{path}.", self._common_keys(names)
         variants = names if len(names) > 1 else []
         yield from (f"### `{path}`", "")
@@ -195,7 +195,7 @@ class _File:
         return _on_one_line(self._blocks[name]["description"])
 
     def _table(self, prefix: str, name: str, keys: JsonSchema) -> Iterator[str]:
-        """The given keys of a block, in the order of the source."""
+        """Yield a table of the given keys of a block, in the order of the source."""
         if not keys:
             return
         texts, required = meanings(getattr(schema, name)), self._blocks[name].get("required", ())
@@ -223,7 +223,7 @@ def _row(*cells: str) -> str:
 
 
 def _blocks_in(value: JsonSchema) -> list[str]:
-    """Names of the blocks that a key may hold, also in lists and by name."""
+    """Return the names of blocks that a key may contain, directly, in lists or by name."""
     if "$ref" in value:
         return [value["$ref"].removeprefix("#/$defs/")]
     inner = [*value.get("anyOf", ()), *value.get("oneOf", ())]
@@ -232,7 +232,7 @@ def _blocks_in(value: JsonSchema) -> list[str]:
 
 
 def _path_of_items(value: JsonSchema) -> str:
-    """What the path to a block has after the key: its name and place, in lists that have names."""
+    """Return the suffix of the path to blocks inside a key: name and index, for named lists."""
     return ".NAME.N" if value.get("type") == "object" else ""
 
 

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a config, in words: one line per key, its dotted path first."""
+"""Convert pydantic's errors to messages, one line per key, beginning with its dotted path."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOT_A_BLOCK = ("dataclass_type", "model_attributes_type", "dict_type")
 
 
 def error_lines(schema: type, error: ValidationError) -> list[str]:
-    """One line per key, its dotted path first."""
+    """Return one line per key, beginning with its dotted path."""
     every = error.errors(include_url=False)
     told = [details for details in every if not _only_follows(details, every)]
     found: dict[str, list[Any]] = {}
@@ -31,7 +31,7 @@ def error_lines(schema: type, error: ValidationError) -> list[str]:
 
 
 def _only_follows(details: Any, every: Sequence[Any]) -> bool:
-    """Return True if a list is called empty because its items are wrong, which other lines say."""
+    """Return True if a list is reported as empty only because its items are invalid."""
     depth = len(details["loc"])
     return details["type"] == "too_short" and any(
         len(other["loc"]) > depth and other["loc"][:depth] == details["loc"] for other in every
@@ -46,7 +46,7 @@ def _where(schema: type, details: Any) -> str:
 
 
 def _problem(schema: type, group: Sequence[Any]) -> str:
-    """What is wrong with one key; where it may be of several types, none of which fits, all."""
+    """Describe the fault of one key; for a union, the faults of all its types."""
     details = group[0]
     if details["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         keys, owner = _resolve(schema, details["loc"])
@@ -54,7 +54,7 @@ def _problem(schema: type, group: Sequence[Any]) -> str:
         near = did_you_mean(str(keys[-1]), known)
         return "unknown key" + (near or f"; the keys here are {', '.join(known)}")
     if details["type"] == "union_tag_not_found":
-        return f"missing; one of {', '.join(_types_at(schema, details['loc']))}"
+        return f"missing; expected one of {', '.join(_types_at(schema, details['loc']))}"
     if details["type"] in _MISSING:
         return "missing"
     start = "Input should be "
@@ -65,7 +65,7 @@ def _problem(schema: type, group: Sequence[Any]) -> str:
 
 
 def _message(details: Any) -> str:
-    """pydantic's words, or ours where they speak of Python instead of YAML."""
+    """Return pydantic's message, or a message in terms of YAML instead of Python."""
     if details["type"] in _NOT_A_BLOCK:
         return "Input should be a block of keys"
     if details["type"] == "tuple_type":
@@ -91,12 +91,12 @@ def _value_found(details: Any) -> str:
 
 
 def cut(text: str, most: int = 80) -> str:
-    """The text, or its start where it is long."""
+    """Return the text, truncated if it is long."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _resolve(schema: type, loc: Sequence[Any]) -> tuple[list[Any], Any]:
-    """Walk `loc` through the dataclasses: the real keys (union tags dropped) and the last owner."""
+    """Walk `loc` through the dataclasses; returns the keys, without union tags, and the owner."""
     owner: Any = schema
     keys: list[Any] = []
     annotation: Any = schema
@@ -112,7 +112,7 @@ def _resolve(schema: type, loc: Sequence[Any]) -> tuple[list[Any], Any]:
         elif classes:
             owner = classes[0]
         elif not isinstance(part, int) and not _takes_any_key(annotation):
-            continue  # the name of a branch of a union of plain types
+            continue  # a branch of a union of plain types
         keys.append(part)
     return keys, owner
 
@@ -132,12 +132,12 @@ def _tags(schema: Any) -> tuple[str, ...]:
 
 
 def _types_at(schema: type, loc: Sequence[Any]) -> list[str]:
-    """List the values of `type` of the union that `loc` leads to."""
+    """Return the values of `type` of the union at `loc`."""
     keys, owner = _resolve(schema, loc)
     variants = _dataclasses_in(get_type_hints(owner)[keys[-1]])
     return [tag for variant in variants for tag in _tags(variant)]
 
 
 def field_names(schema: Any) -> list[str]:
-    """The keys of a block."""
+    """Return the keys of a block."""
     return [field.name for field in dataclasses.fields(schema)]

@@ -1,8 +1,8 @@
-"""The YAML of the config files: mappings, lists, text, and the plain numbers of YAML 1.2.
+"""Parse the YAML of config files: mappings, lists, text, and plain numbers of YAML 1.2.
 
-`1e-3` is a number, `no` is a string, `0100` and `1:30` are no numbers. Leaves out tags, merge keys,
-dates, keys that are not text or that occur twice, and anything nested or repeated so often that it
-could only be an attack or an accident.
+`1e-3` is a number, `no` is a string, and `0100` and `1:30` are not numbers. Rejects tags, merge
+keys, dates, keys that are not text, duplicate keys, and nesting or repetition so deep that it can
+only be an attack or an accident.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _CORE = "tag:yaml.org,2002:"
 
 
 class YamlError(UserError, ValueError):
-    """Text that is not of this subset: what and where."""
+    """Text outside this subset of YAML, with its location."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Knows six kinds of values and no other; see the functions below for what it refuses."""
+    """A loader for six kinds of values; the functions below reject everything else."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._num_nodes = self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Stops at the first value too many: to read on could take minutes and gigabytes."""
+        """Stop when there are too many values; reading on could take minutes and gigabytes."""
         self._num_nodes += 1
         self._depth += 1
         if self._num_nodes > 2 * _MOST_VALUES or self._depth > _MOST_LEVELS + 1:
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
 _SCALARS = {
     "null": re.compile(r"(?:~|null|Null|NULL|)\Z"),
     "bool": re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"),
-    # Twenty digits hold every seed; a longer number stays text, and is refused as such.
+    # Twenty digits suffice for every seed; a longer number remains text and is rejected.
     "int": re.compile(r"[-+]?(?:0|[1-9][0-9]{0,19})\Z"),
     "float": re.compile(
         r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\Z|[-+]?[0-9]+[eE][-+]?[0-9]+\Z"
@@ -65,7 +65,7 @@ _VALUE_OF: dict[str, Callable[[str], Any]] = {
 def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
     kind = node.tag.removeprefix(_CORE)
     text = loader.construct_scalar(node)
-    if kind in _SCALARS and not _SCALARS[kind].match(text):  # only by a tag, as in !!int big
+    if kind in _SCALARS and not _SCALARS[kind].match(text):  # with a tag, as in !!int big
         raise YamlError(f"{_short(text)} on line {node.start_mark.line + 1} is not a {kind}")
     return _VALUE_OF[kind](text)
 
@@ -97,19 +97,19 @@ _Loader.yaml_constructors = {
     **{_CORE + kind: _scalar for kind in _VALUE_OF},
     f"{_CORE}map": _mapping,
     f"{_CORE}seq": _sequence,
-    None: yaml.SafeLoader.construct_undefined,  # refuses every other tag
+    None: yaml.SafeLoader.construct_undefined,  # rejects every other tag
 }
 
 
 def yaml_text(text: str) -> str:
-    """The text as a value in a file: bare where it is read as the same text, else quoted."""
+    """Return text as a YAML value: unquoted if it is read back unchanged, else quoted."""
     return text if re.fullmatch(r"[A-Za-z./~][\w./:~-]*", text) else json.dumps(text)
 
 
 def parse_yaml(text: str) -> Any:
-    """Dicts, lists, strings, numbers, booleans and None. Raises YamlError."""
+    """Parse YAML to dicts, lists, strings, numbers, booleans and None. Raises YamlError."""
     try:
-        value = yaml.load(text, Loader=_Loader)  # a SafeLoader with less
+        value = yaml.load(text, Loader=_Loader)  # a restricted SafeLoader
     except YamlError:
         raise
     except yaml.YAMLError as error:
@@ -132,7 +132,7 @@ def _too_much() -> YamlError:
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every key and value, aliases followed, each with its path; the caller stops in time."""
+    """Yield every key and value with its path, following aliases; the caller must stop in time."""
     waiting = [(path, value)]
     while waiting:
         path, found = waiting.pop()

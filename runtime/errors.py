@@ -1,6 +1,6 @@
-"""Errors that the user can fix, and the request to stop.
+"""Errors that the user can fix, and the exception for a requested stop.
 
-Every package derives its own errors from `UserError`; a command prints them without a traceback and
+Every package derives its errors from `UserError`. A command prints them without a traceback and
 ends with their exit code.
 """
 
@@ -10,16 +10,16 @@ import difflib
 import re
 from collections.abc import Iterable
 
-_SIMILAR = 0.6  # the least ratio of difflib at which a word is suggested
-_SHORT, _SHORT_SIMILAR = 6, 0.7  # short words are similar by chance: "limit" and "init"
-_TELLING = 8  # first letters that tell one word from another
+_SIMILAR = 0.6  # minimum ratio of difflib for a suggestion
+_SHORT, _SHORT_SIMILAR = 6, 0.7  # stricter for short words, such as "limit" and "init"
+_TELLING = 8  # first letters that distinguish words
 
 
 class UserError(Exception):
-    """A mistake in the input, the files or the machine: what is wrong, where, and the fix.
+    """A fault of the input, the files or the machine that the user can fix.
 
-    problem: the first lines of the message. fix: the exact command or setting that helps; it is
-    printed on a line of its own.
+    problem: what is wrong and where, the first lines of the message. fix: a command or an
+    instruction, printed on its own line.
     """
 
     exit_code = 2
@@ -28,7 +28,7 @@ class UserError(Exception):
         super().__init__(problem)
         self.problem, self.fix = problem, fix
 
-    def __str__(self) -> str:  # KeyError would quote the text
+    def __str__(self) -> str:  # subclasses may be KeyErrors, which quote their text
         return self.problem + (f"\n  fix: {self.fix}" if self.fix else "")
 
 
@@ -41,7 +41,7 @@ class Busy(UserError, BlockingIOError):
 
 
 class Stopped(Exception):
-    """The work was asked to stop, and has; `exit_code` is 128 + the signal's number."""
+    """Work that was stopped on request; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(signal_number, message)

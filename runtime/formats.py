@@ -1,4 +1,4 @@
-"""Sizes, durations and tables as people read them."""
+"""Format sizes, durations, rates and tables for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def format_size(num_bytes: float) -> str:
-    """Bytes, in decimal units: 1,234,567 -> "1.2 MB"."""
+    """Format bytes in decimal units: 1,234,567 -> "1.2 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
@@ -15,24 +15,24 @@ def format_size(num_bytes: float) -> str:
 
 
 def format_duration(hours: float) -> str:
-    """Hours, in the unit that suits them: 0.5 -> "30.0 min"."""
+    """Format hours in a suitable unit: 0.5 -> "30.0 min"."""
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{hours * 60:,.1f} min" if hours >= 1 / 60 else f"{hours * 3600:,.0f} s"
 
 
 def format_rate(per_second: float) -> str:
-    """A rate with enough digits: 1234.5 -> "1,234", 0.0512 -> "0.051"."""
+    """Format a rate with enough digits: 1234.5 -> "1,234", 0.0512 -> "0.051"."""
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and its noun: 1 -> "1 view", 2,000 -> "2,000 views"."""
+    """Format a number with its noun: 1 -> "1 view", 2,000 -> "2,000 views"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_age(seconds: float) -> str:
-    """Seconds, in the largest whole unit: 200 -> "3 min"."""
+    """Format seconds in the largest whole unit: 200 -> "3 min"."""
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
@@ -40,7 +40,7 @@ def format_age(seconds: float) -> str:
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Lines with their cells aligned to the left; the first row is the header."""
+    """Format rows as lines with left-aligned columns; the first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

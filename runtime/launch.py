@@ -2,10 +2,10 @@
 
 python -m runtime.launch 2 -m train student digits-resnet8 --method cd
 
-What `torchrun --standalone` does, without a port that other machines reach: the processes find each
-other through a file in a folder that only this user may enter, and gloo and nccl listen on the
-loopback address alone. Signals go to every process. Where one fails or is killed, the others end,
-and its exit status is this program's. Left out: restarts, and several machines; torchrun has both.
+Replaces `torchrun --standalone` without opening a port to other machines: the processes find each
+other through a file in a private folder, and gloo and nccl listen on the loopback address only.
+Signals are forwarded to every process. If one process fails or is killed, the others are stopped
+and its exit status is returned. Restarts and several machines are not supported; use torchrun.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from teach_once.runtime.command.program import in_repository, program_text
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.machine.resources import RENDEZVOUS
 
-# What the others have to end in their own words, then to obey a signal.
+# Time for the other processes to end by themselves, then after a signal.
 _GRACE_SECONDS, _SIGNAL_SECONDS, _POLL_SECONDS = 5.0, 30.0, 0.05
-_SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
-# The programs save and stop at SIGINT and SIGTERM; a closed terminal has them do so too.
+_SET_PARENT_DEATH_SIGNAL = 1  # option of prctl(2)
+# The programs save and stop on SIGINT and SIGTERM, and here also when the terminal is closed.
 _FORWARDED = {
     signal.SIGINT: signal.SIGINT,
     signal.SIGTERM: signal.SIGTERM,
@@ -41,12 +41,13 @@ _FORWARDED = {
 def launch(
     num_processes: int, command: Sequence[str], variables: Mapping[str, str] | None = None
 ) -> int:
-    """Run a command in `num_processes` processes and return the exit status of the first to fail.
+    """Run a command in `num_processes` processes.
 
-    0 if none fails; 128 + n if one is killed by signal n. variables: added to the environment.
+    Returns the exit status of the first process that fails: 0 if none fails, 128 + n if it is
+    killed by signal n. variables: added to the environment.
     """
     variables = variables or {}
-    folder = tempfile.mkdtemp(prefix="teach-once-ranks-")  # of mode 0700
+    folder = tempfile.mkdtemp(prefix="teach-once-ranks-")  # mode 0700
     processes: list[subprocess.Popen[bytes]] = []
     try:
         with _forwarding_signals(processes) as received:
@@ -55,7 +56,7 @@ def launch(
                     break
                 processes.append(_start(command, rank, num_processes, Path(folder), variables))
                 for number, num_told in received:
-                    if num_told <= rank:  # it came while this one was being started
+                    if num_told <= rank:  # the signal came while this process was being started
                         processes[rank].send_signal(_FORWARDED[number])
             return _wait(processes) or (128 + received[0][0] if received else 0)
     finally:
@@ -80,7 +81,7 @@ def _start(
         RENDEZVOUS: str(folder / "store"),
     }
     parent = os.getpid()
-    # In a session of its own: the terminal sends Ctrl-C here alone, so each process gets it once.
+    # In a new session, so that Ctrl-C reaches each process once, through this one.
     return subprocess.Popen(
         command,
         env={**os.environ, **environment},
@@ -90,7 +91,7 @@ def _start(
 
 
 def _end_with(parent: int) -> None:
-    """Have this process stopped by SIGTERM where its parent ends, even by SIGKILL."""
+    """Ask the kernel to send SIGTERM to this process when its parent ends, even by SIGKILL."""
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(128 + signal.SIGTERM)
@@ -100,7 +101,7 @@ def _end_with(parent: int) -> None:
 def _forwarding_signals(
     processes: Sequence[subprocess.Popen[bytes]],
 ) -> Iterator[list[tuple[signal.Signals, int]]]:
-    """Send signals on to the processes; yields those received, and to how many each was sent."""
+    """Forward signals to the processes; yields received signals with their number of recipients."""
     received: list[tuple[signal.Signals, int]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -118,7 +119,7 @@ def _forwarding_signals(
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait for all to end, ending those that outlast a failed one; the first failure's status."""
+    """Wait for all processes, stopping all after a failure; returns the first failure's status."""
     status, until, last = 0, float("inf"), signal.SIGTERM
     while True:
         running = [process for process in processes if process.poll() is None]
@@ -134,7 +135,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """The exit status of a process that failed, 0 if none has; one that was killed is named."""
+    """Return the exit status of a failed process, 0 if there is none; reports a killed process."""
     ended = [(process.returncode, rank) for rank, process in enumerate(processes)]
     code, rank = min(((code, rank) for code, rank in ended if code), default=(0, 0))
     if code >= 0:
@@ -145,17 +146,17 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _command(arguments: Sequence[str]) -> tuple[int, list[str]]:
-    """The number of processes, and what each runs. Raises UserError."""
+    """Parse the number of processes and the command. Raises UserError if they are invalid."""
     usage = f"{program_text('runtime.launch')} 2 -m train student digits-resnet8 --method cd"
     number, option, *words = *arguments, "", ""
     words = [*arguments[2:]]
     if not number.isdecimal() or not 1 <= int(number) <= 4096:
         raise UserError(
-            f"the number of processes is {number!r}, not a whole number from 1 to 4096",
+            f"the number of processes is {number!r}, expected an integer from 1 to 4096",
             fix=f"with make: NPROC=2; {usage}",
         )
     if option != "-m" or not words:
-        raise UserError("no program is given", fix=usage)
+        raise UserError("missing program", fix=usage)
     installed = Path(sys.executable).with_name("teach-once")
     if in_repository() or not installed.exists():
         return int(number), [sys.executable, "-m", *words]

@@ -1,8 +1,8 @@
 """Every key of the YAML files, with its type, range and default.
 
-One frozen dataclass per YAML block, one file per topic. Unknown keys are refused; numbers, booleans
-and strings are not converted into one another. What can be derived from other settings is a
-property, never a key.
+Each YAML block is a frozen dataclass, and each file covers one topic. Unknown keys are rejected.
+Numbers, booleans and strings are not converted into one another. Values derived from other settings
+are properties, not keys.
 """
 
 from teach_once.configs.schema.augment import (

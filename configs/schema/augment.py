@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from teach_once.configs.schema.scalars import BLOCK, Byte, Fraction, NaturalInt, SizePx
 
-MOST_VIEWS = 2**16  # what `views.seeds.distinct_codes` can number
+MOST_VIEWS = 2**16  # limit of `views.seeds.distinct_codes`
 
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -97,7 +97,7 @@ class Extras:
 
     @property
     def needs_pillow(self) -> bool:
-        """True if images are worked on one by one before a batch can be made of them."""
+        """True if each image needs Pillow before it can be put into a batch."""
         recolors = self.trivial_augment is not None or self.color_jitter is not None
         return recolors or self.output_px is not None
 
@@ -120,24 +120,24 @@ class PadCropFlip(Extras):
         most = (math.isqrt(MOST_VIEWS // (2 if self.flip else 1)) - 1) // 2
         if self.num_crops > MOST_VIEWS:
             raise ValueError(
-                f"pad_px is {self.pad_px}: {self.num_crops:,} different crops, of which only "
-                f"{MOST_VIEWS:,} can be numbered; use pad_px: {most} or less"
+                f"pad_px is {self.pad_px}: it has {self.num_crops:,} different crops, but at most "
+                f"{MOST_VIEWS:,} are supported; use pad_px: {most} or less"
             )
         return self
 
     @property
     def num_crops(self) -> int:
-        """How many crops and flips one image has: (2 * pad_px + 1)^2, twice that with flips."""
+        """Number of crops and flips per image: (2 * pad_px + 1)^2, doubled with flips."""
         return int((2 * self.pad_px + 1) ** 2 * (2 if self.flip else 1))
 
     @property
     def num_distinct_views(self) -> int | None:
-        """How many different views one image has; None where they cannot be counted."""
+        """Number of distinct views per image; None if they cannot be counted."""
         return None if self.has_extras else self.num_crops
 
     @property
     def eval_transform(self) -> CenterCrop:
-        """How test images are transformed by default."""
+        """Default transform of test images."""
         return CenterCrop()
 
 
@@ -164,9 +164,9 @@ class RandomResizedCrop(Extras):
     def _possible(self) -> RandomResizedCrop:
         _check_ascending(scale=self.scale, ratio=self.ratio)
         if self.scale[1] > 1:
-            raise ValueError(f"scale ends at {self.scale[1]}, more than the whole image")
+            raise ValueError(f"scale ends at {self.scale[1]}, but 1 is the whole image")
         if not self.antialias and self.interpolation != "bilinear":
-            raise ValueError("antialias: false exists for interpolation: bilinear only")
+            raise ValueError("antialias: false requires interpolation: bilinear")
         return self
 
     @property
@@ -179,7 +179,7 @@ class RandomResizedCrop(Extras):
 
     @property
     def eval_transform(self) -> CenterCrop:
-        """The middle `size_px` of an image whose short side is resized to 8/7 of that."""
+        """The central `size_px` of an image whose short side is resized to 8/7 of `size_px`."""
         return CenterCrop(
             resize_px=round(self.size_px * 8 / 7),
             crop_px=self.size_px,
@@ -205,9 +205,9 @@ class CenterCrop(Extras):
     @model_validator(mode="after")
     def _crop_is_within(self) -> CenterCrop:
         if self.resize_px and not self.crop_px:
-            raise ValueError("resize_px needs a crop_px, so that all views have one size")
+            raise ValueError("resize_px requires crop_px, so that all views have the same size")
         if self.resize_px and self.crop_px and self.crop_px > self.resize_px:
-            raise ValueError(f"crop_px {self.crop_px} is more than resize_px {self.resize_px}")
+            raise ValueError(f"crop_px {self.crop_px} exceeds resize_px {self.resize_px}")
         return self
 
     @property
@@ -224,7 +224,7 @@ class CenterCrop(Extras):
 
     @property
     def eval_transform(self) -> CenterCrop:
-        """The same crop, without the flip and the extras."""
+        """This crop without the flip and the extras."""
         return CenterCrop(
             resize_px=self.resize_px, crop_px=self.crop_px, interpolation=self.interpolation
         )
@@ -269,12 +269,12 @@ class Squash(_Resized):
     @model_validator(mode="after")
     def _crop_is_within(self) -> Squash:
         if self.crop_px > self.resize_px:
-            raise ValueError(f"crop_px {self.crop_px} is more than resize_px {self.resize_px}")
+            raise ValueError(f"crop_px {self.crop_px} exceeds resize_px {self.resize_px}")
         return self
 
     @property
     def eval_transform(self) -> Squash:
-        """The same, without the extras."""
+        """This transform without the extras."""
         return Squash(
             resize_px=self.resize_px, crop_px=self.crop_px, interpolation=self.interpolation
         )
@@ -291,7 +291,7 @@ class Border(_Resized):
 
     @property
     def eval_transform(self) -> Border:
-        """The same, without the extras."""
+        """This transform without the extras."""
         return Border(
             resize_px=self.resize_px,
             crop_px=self.crop_px,

@@ -1,4 +1,4 @@
-"""The block `dataset`: which images, and how their pixels are scaled."""
+"""The block `dataset`: the images, and how their pixels are scaled."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class Samples:
 
     @property
     def must_exist(self) -> bool:
-        """True if the images must already be on the disk, since nothing downloads them."""
+        """True if the images must already be on disk, because they are not downloaded."""
         return True
 
     @property
     def packed_as(self) -> str | None:
-        """The packed form that is read in the place of the original; None: there is none."""
+        """File with the packed images, read in place of the original; None for other types."""
         return None
 
 
@@ -120,7 +120,7 @@ class ImageFolder(Pictures):
     @model_validator(mode="after")
     def _one_test_set(self) -> ImageFolder:
         if self.test is not None and self.test_fraction:
-            raise ValueError("test names a folder of test images and test_fraction chooses others")
+            raise ValueError("set test or test_fraction, not both: each selects the test images")
         return self
 
 

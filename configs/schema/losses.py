@@ -1,7 +1,7 @@
-"""The built-in losses by name: what each computes and its options, which are keys of its term.
+"""The built-in losses by name: their formulas and their options, which are keys of a term.
 
-A config is checked against these blocks without loading torch. The functions are in
-`train.losses`; their defaults are these, and a test compares the two.
+A config is checked against these blocks without loading torch. The functions are in `train.losses`;
+a test checks that their defaults are the same.
 """
 
 from __future__ import annotations
@@ -128,5 +128,5 @@ BUILT_IN_LOSSES: Mapping[str, type] = {
 
 
 def option_types(loss: str) -> dict[str, object]:
-    """Name of an option of a built-in loss -> its type, as pydantic checks it."""
+    """Return {option: type, as checked by pydantic} of a built-in loss."""
     return get_type_hints(BUILT_IN_LOSSES[loss], include_extras=True)

@@ -40,13 +40,13 @@ def _known_loss(name: str) -> str:
     )
 
 
-# A built-in loss, or the user's own as package.module:name.
+# A built-in loss, or a user's loss as package.module:name.
 LossName = Annotated[StrictStr, AfterValidator(_known_loss)]
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class LossTerm:
-    """One weighted term of a method; see `train.schedule.weight_at` for how the weight moves."""
+    """One weighted term of a method; `train.schedule.weight_at` defines its weight over time."""
 
     loss: LossName
     """A built-in loss, or your own as `package.module:name`."""
@@ -66,7 +66,7 @@ class LossTerm:
     @model_validator(mode="before")
     @classmethod
     def _gather_options(cls, raw: Any) -> Any:
-        """A term as YAML has it -> the options of a built-in loss under `options`, checked."""
+        """Move the options of a built-in loss from the term's keys to `options`, and check them."""
         if not isinstance(raw, dict):
             return raw
         keys = _keys()
@@ -76,19 +76,19 @@ class LossTerm:
         if isinstance(loss, str) and loss in BUILT_IN_LOSSES:
             if raw.get("options"):
                 raise ValueError(
-                    "options are for a loss of your own; name this one's by themselves"
+                    "options is for your own losses; a built-in loss takes them as keys of the term"
                 )
             return {**own, "options": _options_of(loss, beside)}
         misplaced = [key for key in beside if _is_an_option(key)]
         for key in misplaced:
             if beside[key] is not None and ":" in str(loss):
-                raise ValueError(f"{key} of a loss of your own belongs under options")
-        # Of a loss that is missing or unknown, only that is reported.
+                raise ValueError(f"put {key} of your own loss under options")
+        # For a missing or unknown loss, only that error is reported.
         return {key: value for key, value in raw.items() if key not in misplaced}
 
     @model_serializer(mode="wrap")
     def _spread_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The term as YAML has it."""
+        """Return the term in the form of the YAML file."""
         plain: dict[str, Any] = handler(self)
         if self.loss not in BUILT_IN_LOSSES:
             return plain
@@ -112,12 +112,12 @@ def _options_of(loss: str, given: Mapping[str, Any]) -> dict[str, float]:
     for name, value in given.items():
         if name not in known and (value is not None or not _is_an_option(name)):
             near = did_you_mean(name, [*known, *_keys()])
-            raise ValueError(f"the loss {loss!r} has no {name!r}{near}")
+            raise ValueError(f"the loss {loss!r} has no option {name!r}{near}")
     values = {name: value for name, value in given.items() if value is not None}
     types: dict[str, Any] = {name: (known[name], ...) for name in values}
     return dict(create_model(loss, **types).model_validate(values))
 
 
 def _is_an_option(name: str) -> bool:
-    """Return True if any built-in loss has an option of that name."""
+    """Return True if any built-in loss has an option called `name`."""
     return any(name in option_types(loss) for loss in BUILT_IN_LOSSES)

@@ -1,4 +1,4 @@
-"""The types of single values, and the settings that every block shares."""
+"""Types of single values, and settings shared by all blocks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pydantic.dataclasses import dataclass
 from teach_once.runtime.safe.names import TEACHER_NAMES, is_teacher_name
 from teach_once.runtime.safe.text import one_line
 
-_LARGEST_COUNT = 2**31 - 1  # of samples, pixels or epochs; more is a typing error
+_LARGEST_COUNT = 2**31 - 1  # samples, pixels or epochs; larger values are typing errors
 _LONGEST_NAME = 100
 PositiveInt = Annotated[int, Field(strict=True, ge=1, le=_LARGEST_COUNT)]
 NaturalInt = Annotated[int, Field(strict=True, ge=0, le=_LARGEST_COUNT)]
-# What is looped over or allocated by: far more than anybody needs, and far from harm.
+# Limit of counts that are looped over or allocated: more than needed, but harmless.
 Epochs = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 BatchSize = Annotated[int, Field(strict=True, ge=1, le=2**20)]
 NumViews = Annotated[int, Field(strict=True, ge=1, le=2**16)]
@@ -41,11 +41,11 @@ Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 
 
 def _folder_name(name: str) -> str:
-    """A name that folders are called by: of a config's file, or of a method."""
+    """Check a name that becomes a folder's name: of a config file or of a method."""
     if name[:1] in ("", ".", "-") or len(name) > _LONGEST_NAME or one_line(name) != name:
-        raise ValueError(f"expected at most {_LONGEST_NAME} printable characters, first a letter")
+        raise ValueError(f"at most {_LONGEST_NAME} printable characters, beginning with a letter")
     if "/" in name:
-        raise ValueError("folders are named by it: use no /")
+        raise ValueError("it becomes the name of a folder, so it must not contain /")
     return name
 
 
@@ -53,21 +53,21 @@ FolderName = Annotated[StrictStr, AfterValidator(_folder_name)]
 
 
 def _teacher_name(name: str) -> str:
-    """A cache's folder begins with it, and its manifest holds it."""
+    """Check a teacher's name, which begins its cache's folder name and is in its manifest."""
     if not is_teacher_name(name):
-        raise ValueError(f"caches are named by this file, so its name must be {TEACHER_NAMES}")
+        raise ValueError(f"the file's name becomes the cache's name and must be {TEACHER_NAMES}")
     return name
 
 
 TeacherName = Annotated[StrictStr, AfterValidator(_teacher_name)]
 
-_LARGEST_OPTION = 10**6  # depth: 100000000 would fill the memory with a list of its numbers
+_LARGEST_OPTION = 10**6  # otherwise depth: 100000000 would allocate a list of that length
 _LONGEST_OPTION = 1000  # characters
 
 
 def _option(value: bool | int | float | str) -> bool | int | float | str:
     if isinstance(value, str) and len(value) > _LONGEST_OPTION:
-        raise ValueError(f"an option has more than {_LONGEST_OPTION:,} characters")
+        raise ValueError(f"an option must have at most {_LONGEST_OPTION:,} characters")
     if isinstance(value, int) and abs(value) > _LARGEST_OPTION:
         raise ValueError(f"a whole number must be at most {_LARGEST_OPTION:,}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -83,25 +83,25 @@ TapDtype = Literal["float16", "float32", "uint8"]  # uint8: codes with a scale, 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
 
-# Of every dataclass here: unknown keys are refused.
+# Settings of every dataclass here: unknown keys are rejected.
 BLOCK = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class ConfigSource:
-    """How a user named a config on the command line; for messages that repeat it."""
+    """The name and overrides of a config on the command line, for messages that repeat them."""
 
-    name: str  # of a file in configs/, or a path
+    name: str  # name of a file in configs/, or a path
     overrides: tuple[str, ...] = ()
-    # Of relative paths in its file that lead nowhere: {dotted key: the places that were tried}.
+    # Relative paths in the file that do not exist: {dotted key: tried locations}.
     not_found: Mapping[str, str] = field(default_factory=dict)
 
 
-# Of a config; part of no identity, nor of what is printed.
+# The source of a config; excluded from identities and from printed configs.
 FromCommandLine = Annotated[ConfigSource | None, Field(exclude=True)]
 
 
 def as_plain(config: Any) -> dict[str, Any]:
-    """The config as nested dicts and lists, defaults included; what YAML and JSON can hold."""
+    """Return the config as nested dicts and lists with defaults, for YAML and JSON."""
     plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
     return plain

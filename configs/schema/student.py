@@ -1,4 +1,4 @@
-"""A file of configs/student: the definition of a run, for each of its methods."""
+"""The schema of a file in configs/student: a run for each of its methods."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class StudentConfig:
     @model_validator(mode="before")
     @classmethod
     def _first_of_several(cls, values: Any) -> Any:
-        """`teachers` alone is enough: the first one's data and views are the run's."""
+        """Set `teacher` from `teachers`: the first one's data and views are the run's."""
         given = getattr(values, "kwargs", values)
         several = given.get("teachers") if isinstance(given, dict) else None
         if not isinstance(several, (list, tuple)) or not several:
@@ -107,10 +107,10 @@ class StudentConfig:
                 f"teacher_weights: {len(self.teacher_weights)} weights for {count} teachers"
             )
         if len(set(self.teachers or ())) != count:
-            raise ValueError("teachers: each only once; count one more with teacher_weights")
+            raise ValueError("teachers: duplicate teacher; use teacher_weights to weight a teacher")
         return self
 
     @property
     def weight_of_each(self) -> tuple[float, ...]:
-        """One number for each teacher."""
+        """Weight of each teacher."""
         return self.teacher_weights or (1.0,) * len(self.teachers or (self.teacher,))

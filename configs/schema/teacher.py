@@ -1,4 +1,4 @@
-"""A file of configs/teacher: the definition of a cache."""
+"""The schema of a file in configs/teacher: a cache."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class TeacherNet:
     @field_validator("weights")
     @classmethod
     def _of_the_arch(cls, weights: str, info: ValidationInfo) -> str:
-        """`timm:pretrained` -> the `timm:NAME` of the arch, by which its weights are known."""
+        """Replace `timm:pretrained` by `timm:NAME` of the arch, the identity of its weights."""
         if weights != "timm:pretrained":
             return weights
         arch = str(info.data.get("arch", "timm:"))
         if not arch.startswith("timm:"):
-            raise ValueError(f"timm:pretrained needs an arch timm:NAME, and it is {arch}")
+            raise ValueError(f"timm:pretrained requires an arch timm:NAME, but arch is {arch}")
         return arch
 
 
@@ -103,7 +103,7 @@ class TapsConfig:
 
     @property
     def reads_stages(self) -> bool:
-        """True if any of them is read at a stage."""
+        """True if any tap is read at a stage."""
         return any(tap is not None for tap in (self.channel_means, self.attention, self.hint))
 
 

@@ -99,7 +99,7 @@ class Ema:
 
 
 def _closer(milestones: tuple[int, ...], epochs: int) -> list[int]:
-    """The same milestones, scaled so that a sixth of the run follows the last one."""
+    """Return the milestones scaled so that a sixth of the run follows the last one."""
     scale = epochs * 5 / 6 / max(milestones)
     return sorted({max(1, round(milestone * scale)) for milestone in milestones})
 
@@ -152,8 +152,8 @@ class Training:
     def _milestones_are_reached(self) -> Training:
         if isinstance(self.schedule, MultiStep) and max(self.schedule.milestones) > self.epochs:
             raise ValueError(
-                f"schedule.milestones {list(self.schedule.milestones)} go beyond the last epoch, "
-                f"{self.epochs}; use such as {_closer(self.schedule.milestones, self.epochs)}"
+                f"schedule.milestones {list(self.schedule.milestones)} exceed the last epoch, "
+                f"{self.epochs}; use, for example, {_closer(self.schedule.milestones, self.epochs)}"
             )
         return self
 
@@ -164,12 +164,12 @@ class Training:
         if self.schedule.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs is {self.schedule.warmup_epochs} of {self.epochs} epochs; "
-                f"use such as {self.epochs // 20}"
+                f"use, for example, {self.epochs // 20}"
             )
         if self.schedule.final_learning_rate > self.learning_rate:
             raise ValueError(
                 f"schedule.final_learning_rate is {self.schedule.final_learning_rate}, above the "
-                f"highest, learning_rate: {self.learning_rate}"
+                f"peak learning_rate:  {self.learning_rate}"
             )
         return self
 
@@ -183,10 +183,10 @@ class Training:
         return self
 
     def refuse_without_init(self, init: str | None, key: str) -> None:
-        """Raise ValueError where weights to start from are made use of, and there are none."""
+        """Raise ValueError if a key for pretrained weights is set without such weights."""
         if init is None and (self.frozen_stages or self.pretrained_lr_factor != 1):
             name = "frozen_stages" if self.frozen_stages else "pretrained_lr_factor"
-            raise ValueError(f"training.{name} is for weights that exist: set {key}=WEIGHTS")
+            raise ValueError(f"training.{name} requires pretrained weights: set {key}=WEIGHTS")
 
     @model_validator(mode="before")
     @classmethod
@@ -196,11 +196,13 @@ class Training:
             return raw
         for key in ("learning_rate", "weight_decay", *_OF_SGD):
             if key in optimizer:
-                raise ValueError(f"optimizer.{key} is a key beside optimizer: training.{key}")
+                raise ValueError(f"optimizer.{key} is not a key of optimizer; use training.{key}")
         name = optimizer.get("type")
         for key in _OF_SGD:
             if name == "adamw" and raw.get(key) is not None:
-                raise ValueError(f"{key} is of optimizer: {{type: sgd}}; set {key}=null for {name}")
+                raise ValueError(
+                    f"{key} requires optimizer {{type: sgd}}; set {key}=null for {name}"
+                )
         return {key: value for key, value in raw.items() if key not in _OF_SGD or value is not None}
 
     @model_serializer(mode="wrap")
@@ -212,7 +214,7 @@ class Training:
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Training:
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov: true needs a momentum above 0")
+            raise ValueError("nesterov: true requires a momentum above 0")
         return self
 
 

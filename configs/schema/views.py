@@ -14,11 +14,11 @@ from teach_once.configs.schema.scalars import BLOCK, NumViews, Seed
 def _one_way(transform: EvaluationConfig) -> EvaluationConfig:
     random = ("flip", "trivial_augment", "color_jitter", "random_erasing", "mix")
     if used := [name for name in random if getattr(transform, name)]:
-        raise ValueError(f"nothing about a test image may be random: remove {', '.join(used)}")
+        raise ValueError(f"the test transform must not be random: remove {', '.join(used)}")
     return transform
 
 
-# The transform of test images: nothing about it is random.
+# The transform of test images, without randomness.
 Evaluation = Annotated[EvaluationConfig, AfterValidator(_one_way)]
 
 
@@ -41,10 +41,10 @@ class ViewsConfig:
     def _within_the_space(self) -> ViewsConfig:
         space = self.augment.num_distinct_views
         if space is None and self.count == "all":
-            raise ValueError("count: all needs an augmentation whose views can be counted")
+            raise ValueError("count: all requires an augmentation whose views can be counted")
         if space is not None and self.count != "all" and self.count > space:
             raise ValueError(
-                f"count is {self.count}, but this augmentation has only {space} different views; "
+                f"count is {self.count}, but this augmentation has only {space} distinct views; "
                 f"use count: {space} or count: all"
             )
         return self

@@ -1,1 +1,1 @@
-"""What a command of the project is made of: options, signals, progress, exit status."""
+"""The parts of a command: options, signals, progress, exit status."""

@@ -1,4 +1,4 @@
-"""What work will cost: its rate, measured on a few batches, and its memory, estimated ahead."""
+"""Estimate the cost of work: measure the rate on a few batches, and predict the memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from teach_once.runtime.formats import format_size
 if TYPE_CHECKING:
     import torch
 
-_MEASURED_BATCHES = 3  # and for at least
-_SHORT_SECONDS = 0.3  # but where batches are slow, for no more than
+_MEASURED_BATCHES = 3  # at least, and for at least
+_SHORT_SECONDS = 0.3  # but with slow batches for at most
 _LONG_SECONDS = 2.0
 _SPARE = 1.2
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The most bytes that a process takes: of the machine's memory, and of the GPU's."""
+    """Peak memory of a process in bytes: of the machine and of the GPU."""
 
     ram_bytes: int
     gpu_bytes: int
@@ -32,9 +32,9 @@ class Memory:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has used, in bytes.
+    """Return the peak memory of this process in bytes.
 
-    Not `ru_maxrss`, which starts from the peak of the parent process.
+    `ru_maxrss` is not used, because it starts at the parent process's peak.
     """
     status = Path("/proc/self/status").read_text()
     (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -42,9 +42,9 @@ def peak_memory() -> int:
 
 
 def memory_with(to_come: int, device: torch.device) -> Memory:
-    """The most that this process has taken so far, plus `to_come` bytes.
+    """Return this process's peak memory plus `to_come` bytes, with a margin of a fifth.
 
-    And a fifth of the sum on top, because allocators keep some of what was freed.
+    The margin is for allocators, which keep some freed memory.
     """
     peak = peak_memory()
     if device.type != "cuda":
@@ -61,12 +61,12 @@ def measured_rate(
     *,
     of_processor: bool = False,
 ) -> float:
-    """Images per second over a few batches; each item is the number of images of one.
+    """Measure images per second over a few batches; each item is the number of images in a batch.
 
-    The first batch warms up and does not count. agreed: turns whether this process has seen enough
-    batches into what it does, where several that work through the same batches must stop together.
-    of_processor: count the seconds in which a core worked for this process, whatever else the
-    machine does; work of a GPU and of other processes is not in them.
+    The first batch is a warm-up and does not count. agreed: turns this process's decision to stop
+    into a common decision, if several processes work on the same batches. of_processor: count
+    processor seconds of this process instead of elapsed seconds. This excludes other load on the
+    machine, but also the work of GPUs and of other processes.
     """
     clock = time.process_time if of_processor else time.perf_counter
     next(batches)

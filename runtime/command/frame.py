@@ -1,7 +1,7 @@
-"""The frame of every command: its console, its exit status, and signals around the work.
+"""The frame of every command: console, exit status, and handling of signals.
 
-Exit status: 0 done, 1 the work found something unsound, 2 it cannot be done as asked (one message
-on stderr, no traceback), 128 + n ended by signal n. Unexpected errors keep their traceback.
+Exit status: 0 success; 1 the work found a fault; 2 the request cannot be carried out (one message
+on stderr, no traceback); 128 + n ended by signal n. Unexpected errors keep their traceback.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from teach_once.runtime.safe.text import one_line, visible
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-# A file where a folder should be, or the reverse; a link to itself; a socket, a device without one.
+# A file in place of a folder or the reverse, a link to itself, a socket, an unusable device.
 _IN_THE_WAY = (
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV),
@@ -38,12 +38,12 @@ _IN_THE_WAY = (
 
 
 def new_app(help_text: str | None = None) -> typer.Typer:
-    """A typer application without shell completion, whose errors `run_command` prints."""
+    """Return a typer application without shell completion, whose errors `run_command` prints."""
     return App(add_completion=False, pretty_exceptions_enable=False, help=help_text)
 
 
 class _PlainConsole(Console):
-    """Shows the control characters of text instead of sending them to the terminal."""
+    """A console that escapes control characters instead of sending them to the terminal."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         shown = (visible(each) if isinstance(each, str) else each for each in objects)
@@ -51,7 +51,7 @@ class _PlainConsole(Console):
 
 
 def new_console() -> Console:
-    """Prints text as it is: long lines are not wrapped, nothing is taken for markup or escapes."""
+    """Return a console that prints text unchanged: no wrapping, no markup, no escape sequences."""
     return _PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
@@ -64,7 +64,7 @@ def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> int
         try:
             name = sys.argv[0] if is_our_command else None
             status = app(with_words(arguments), prog_name=name, standalone_mode=False)
-            return status or 0  # of typer.Exit; a command itself returns None
+            return status or 0  # from typer.Exit; commands return None
         except SystemExit as ended:
             return int(ended.code or 0)
         except WrongUsage as usage:
@@ -85,10 +85,10 @@ def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> int
 
 
 def end_process(status: int) -> NoReturn:
-    """End with this exit status.
+    """End the process with an exit status.
 
-    One of several ranks ends without taking its modules apart: torch's threads, which outlive the
-    group of processes that they served, may abort a process that does (seen with gloo and 2.13).
+    With several ranks, the process ends without unloading its modules. Otherwise threads of torch
+    that outlive the process group may abort it (seen with gloo and torch 2.13).
     """
     if num_ranks() == 1:
         sys.exit(status)
@@ -99,23 +99,23 @@ def end_process(status: int) -> NoReturn:
 
 
 def disk_refusal(error: OSError) -> UserError | None:
-    """Return the error for a disk that is full, that refuses, or that holds something else under a
-    name, and for too few open files or too little memory.
+    """Convert an error of the operating system to a UserError; None if it is unexpected.
 
-    Returns None for any other.
+    Covers a full disk, missing permission, a file of an unexpected kind, too many open files and
+    lack of memory.
     """
     where = one_line(error.filename) if error.filename else "the disk"
-    again = "; then run the same command again: what was saved before is sound"
+    again = "; then run the same command again: saved results remain valid"
     if error.errno in _NO_ROOM:
         return UserError(f"{where}: {error.strerror}", fix=f"make room{again}")
     if error.errno in _REFUSED:
         return UserError(
-            f"{where}: {error.strerror}", fix=f"permit it, or choose another path{again}"
+            f"{where}: {error.strerror}", fix=f"allow access, or choose another path{again}"
         )
     if error.errno in _TOO_MANY_FILES:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return UserError(
-            f"{error.strerror}: this process may open {soft:,}",
+            f"{error.strerror}: this process may open {soft:,} files",
             fix=f"ulimit -n {max(hard, 4096)}{again}",
         )
     if error.errno == errno.ENOMEM:
@@ -125,16 +125,17 @@ def disk_refusal(error: OSError) -> UserError | None:
         )
     if error.errno in _IN_THE_WAY and error.filename:
         return UserError(
-            f"{where}: {error.strerror}: not the file or folder that this program expects there",
-            fix="look at what it is, move it away, then run the same command again",
+            f"{where}: {error.strerror}: another kind of file is expected there",
+            fix="check what it is, move it away, then run the same command again",
         )
     return None
 
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Before and after the work a signal ends the command; during it `runtime.command.signals`
-    does.
+    """Let a signal end the command before and after its work.
+
+    During the work, `runtime.command.signals` handles signals.
     """
     listens = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if listens else ()
@@ -147,5 +148,5 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    print("stopped", file=sys.stderr)  # nothing is known here of what was saved
+    print("stopped", file=sys.stderr)  # what was saved is not known here
     sys.exit(128 + number)

@@ -1,7 +1,7 @@
-"""The help of a command: what it does, then its options in groups, without the types of a parser.
+"""The help of a command: its purpose, then its options in groups, without parser types.
 
 Typer's own help prints a column of types and ranges (`<int range> [0<=x<=18446744073709551615]`)
-and wraps the explanations into what is left. A program's ranges are in its error messages.
+and wraps explanations into the remaining width. Error messages give the ranges instead.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from teach_once.runtime.command.program import program
 from teach_once.runtime.errors import UserError, did_you_mean
 from teach_once.runtime.safe.text import one_line
 
-# The groups of options, in the order in which they are printed; RUN has those that name none.
+# Groups of options in the order of printing; RUN is the default group.
 RUN, DATA, MACHINE = "Run", "Data", "Machine"
 _PANELS = (RUN, DATA, MACHINE)
 _MOST_COLUMNS = 110
-# Of typer's names of types; "": the name of the option.
+# Placeholders by typer's names of types; "": the name of the option.
 _PLACEHOLDERS = {
     **{"int": "N", "float": "X", "path": "PATH", "str": "", "list[str]": ""},
     **{"integer": "N", "text": ""},
@@ -31,7 +31,7 @@ _PLACEHOLDERS = {
 
 
 class App(typer.Typer):
-    """A typer application whose commands print this help."""
+    """A typer application that prints this help."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(cls=_Group, **settings)
@@ -130,7 +130,7 @@ def _print_rows(console: Console, title: str, rows: Sequence[tuple[str, str]]) -
 
 
 def _format_names(param: Any, ctx: Any) -> str:
-    """The names of an option and the placeholder of its value."""
+    """Return the names of an option and the placeholder of its value."""
     if param.param_type_name == "argument":
         return str(param.metavar or param.name.upper())
     names = ", ".join(param.opts)
@@ -147,7 +147,7 @@ def _placeholder(param: Any, ctx: Any) -> str:
 
 
 def _format_help(param: Any, ctx: Any) -> str:
-    """The explanation, and the default unless it is off or empty."""
+    """Return the explanation, and the default unless it is off or empty."""
     text, default = param.help or "", param.get_default(ctx, call=False)
     if param.required or not param.show_default or default in (None, "", ()) or default is False:
         return text

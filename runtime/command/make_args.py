@@ -1,7 +1,7 @@
-"""Cuts the text of make's ARGS into the words of a command line, and expands `~/` in words.
+"""Split the text of make's ARGS into words of a command line, and expand `~/` in words.
 
-make and a shell would cut at every space, and take `$`, quotes and backticks for their own. The
-Makefile therefore hands the text over whole, as `--args=TEXT`.
+make and a shell would split at every space and interpret `$`, quotes and backticks. Therefore the
+Makefile passes the text whole, as `--args=TEXT`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 from collections.abc import Sequence
 
 WHOLE = "--args="
-# A path, `--option=PATH` or `key=PATH`, below somebody's home. A shell expands only the first form;
-# a bare `~` is YAML's null.
+# A path, `--option=PATH` or `key=PATH`, in a user's home. A shell expands only the first form. A
+# bare `~` is YAML's null.
 _BELOW_HOME = re.compile(r"((?:[\w.+-]+=)?)(~[^/\s]*/.*)", re.DOTALL)
 _CLOSING = {"[": "]", "{": "}", '"': '"', "'": "'"}
 
 
 def with_words(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the words of TEXT in the place of each `--args=TEXT`; `~/` expanded."""
+    """Replace each `--args=TEXT` by the words of TEXT, and expand `~/`."""
     words: list[str] = []
     for argument in arguments:
         given = argument.startswith(WHOLE)
@@ -27,15 +27,15 @@ def with_words(arguments: Sequence[str]) -> list[str]:
 
 
 def _at_home(word: str) -> str:
-    """The word with the home's folder in the place of `~`."""
+    """Replace `~` by the user's home folder."""
     found = _BELOW_HOME.fullmatch(word)
     return word if found is None else found[1] + os.path.expanduser(found[2])
 
 
 def split_words(text: str) -> list[str]:
-    """Cut at white space, but not within quotes or brackets, which stay: they are YAML's.
+    """Split at white space, except within quotes or brackets, which are kept for YAML.
 
-    What is not closed reaches to the end.
+    An unclosed quote or bracket extends to the end.
     """
     words, word, closing = [], "", [""]
     for character in text:

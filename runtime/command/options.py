@@ -1,8 +1,8 @@
-"""Command-line arguments and options that several programs share, explained once.
+"""Command-line arguments and options shared by several programs, each explained once.
 
-Options that travel together are fields of a dataclass, which the command line fills in once and
-functions hand on whole: `CacheStorage`, `Compute`. A command takes one as a parameter that is
-annotated with such a dataclass, below `takes_option_groups`.
+Options that belong together are fields of a dataclass, such as `CacheStorage` or `Compute`, which
+is passed on as a whole. A command with the decorator `takes_option_groups` takes such a dataclass
+as a parameter.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ StudentName = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="other values for keys of the config"),
+    typer.Argument(metavar="KEY=VALUE", help="new values for keys of the config"),
 ]
 
 
@@ -55,14 +55,12 @@ def _folder(text: str | Path) -> Path:
     return path
 
 
-Caches = Annotated[
-    Path, typer.Option(metavar="PATH", help="folder that holds the caches", parser=_folder)
-]
+Caches = Annotated[Path, typer.Option(metavar="PATH", help="folder of the caches", parser=_folder)]
 CachesOrUrl = Annotated[
     Path,
     typer.Option(
         metavar="PATH",
-        help="folder, or s3://bucket/prefix, that holds the caches",
+        help="folder or s3://bucket/prefix of the caches",
         parser=path_or_url,
     ),
 ]
@@ -76,10 +74,10 @@ CacheOrUrl = Annotated[
     ),
 ]
 MirrorFolder = Annotated[
-    Path, typer.Option("--mirror", help="folder that holds what was read of s3://bucket/prefix")
+    Path, typer.Option("--mirror", help="local folder for data fetched from S3")
 ]
 MirrorSize = Annotated[
-    float, typer.Option("--mirror-gb", min=0, help="how large that folder may become, in 10^9 B")
+    float, typer.Option("--mirror-gb", min=0, help="maximum size of that folder in 10^9 bytes")
 ]
 MIRROR, MIRROR_GB = Path("mirror"), 50.0
 
@@ -88,7 +86,7 @@ SpoolFolder = Annotated[
     Path,
     typer.Option(
         "--spool",
-        help="with a URL: folder on this machine for records of unfinished blocks",
+        help="with a URL: local folder for records of unfinished blocks",
     ),
 ]
 
@@ -109,7 +107,7 @@ OfStudent = Annotated[
     bool,
     typer.Option(
         "--of-student",
-        help="NAME is a student; take its teacher, and overrides as teacher.KEY=VALUE",
+        help="NAME is a student: use its teacher, with overrides as teacher.KEY=VALUE",
     ),
 ]
 ClusterAddress = Annotated[
@@ -118,7 +116,7 @@ ClusterAddress = Annotated[
         "--cluster",
         metavar="auto|local|ADDRESS",
         rich_help_panel=MACHINE,
-        help="Ray cluster to work on; auto: the one running here, else, as local, this machine",
+        help="Ray cluster; auto: a running one, otherwise this machine; local: this machine",
     ),
 ]
 
@@ -128,7 +126,7 @@ _Quiet = Annotated[bool, typer.Option("--quiet", help="print errors only", rich_
 
 @dataclass(frozen=True)
 class CacheStorage:
-    """Where the caches are, and the mirror of those at a URL with its size in 10^9 bytes."""
+    """Location of the caches, and for a URL the local mirror with its size in 10^9 bytes."""
 
     panel: ClassVar = DATA
     caches: CachesOrUrl = Path("caches")
@@ -138,7 +136,7 @@ class CacheStorage:
 
 @dataclass(frozen=True)
 class Compute:
-    """The device that computes, and the number of worker processes that read images."""
+    """The device, and the number of worker processes that read images."""
 
     panel: ClassVar = MACHINE
     device: Device = "auto"
@@ -146,10 +144,10 @@ class Compute:
 
 
 def takes_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command have dataclasses as parameters: each field becomes an option or an argument.
+    """Let a command take dataclasses as parameters: each field becomes an option or an argument.
 
-    Fields that are dataclasses themselves are groups of options too. `panel` of a dataclass is the
-    part of the help that its options are printed in.
+    Fields that are dataclasses are option groups too. A dataclass's `panel` is the heading of its
+    options in the help.
     """
     signature = inspect.signature(command, eval_str=True)
     parameters = list(signature.parameters.values())
@@ -194,7 +192,7 @@ def _is_group(annotation: object) -> bool:
 
 
 def _options_of(group: type) -> list[inspect.Parameter]:
-    """The options that the fields of a group become, in order."""
+    """Return the options for the fields of a group, in order."""
     hints = get_type_hints(group, include_extras=True)
     options: list[inspect.Parameter] = []
     for field in dataclasses.fields(group):
@@ -210,7 +208,7 @@ def _options_of(group: type) -> list[inspect.Parameter]:
 
 
 def _in_panel(hint: object, group: type) -> object:
-    """The annotation of an option, in the group's panel unless it names its own."""
+    """Return an option's annotation, in the group's panel unless it has its own."""
     value, info = get_args(hint)
     if isinstance(info, OptionInfo) and not info.rich_help_panel:
         info = copy.copy(info)
@@ -219,7 +217,7 @@ def _in_panel(hint: object, group: type) -> object:
 
 
 def _take(group: type, given: dict[str, object]) -> object:
-    """Build a group from the values that its options have, and remove these from `given`."""
+    """Build a group from its options' values, and remove them from `given`."""
     hints = get_type_hints(group, include_extras=True)
     names = [field.name for field in dataclasses.fields(group)]
     return group(

@@ -1,9 +1,9 @@
-"""How a user starts this project's programs: what the commands in messages begin with.
+"""Build the commands in messages so that the user's shell can run them.
 
-In the repository's folder `make` and `python -m` work, with the Python of the environment that
-`make env` built. Anywhere else the project is installed, and its one command is `teach-once`:
-`python -m train` would run a `train.py` of that folder. A message names them so that the user's
-shell finds them: by their path where no environment is activated.
+In the repository's folder, `make` and `python -m` work with the Python of the environment built by
+`make env`. Elsewhere the project is installed and its only command is `teach-once`, because
+`python -m train` would run a `train.py` in the current folder. If no environment is activated,
+commands are given by path.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-PROJECT = Path(__file__).parents[3]  # the folder that holds the package `teach_once`
+PROJECT = Path(__file__).parents[3]  # the folder of the package `teach_once`
 
 
 def in_repository() -> bool:
@@ -22,40 +22,40 @@ def in_repository() -> bool:
 
 
 def program(name: str) -> list[str]:
-    """The first words of a command that the user's shell can run now."""
+    """Return the first words of a command that the user's shell can run now."""
     return [interpreter(), "-m", name] if in_repository() else [installed_command(), name]
 
 
 def program_text(name: str) -> str:
-    """The same as text."""
+    """Return `program(name)` as text."""
     return shlex.join(program(name))
 
 
 def portable_program(name: str) -> list[str]:
-    """The same for other readers, such as a report's: `python -m NAME`, or `teach-once NAME`."""
+    """Return the words for other readers, as in reports: `python -m NAME` or `teach-once NAME`."""
     return ["python", "-m", name] if in_repository() else ["teach-once", name]
 
 
 def interpreter() -> str:
-    """`python` if the shell finds this environment's under that name; else this one's path."""
+    """Return `python` if the shell finds this environment's under that name, otherwise its path."""
     return _command("python", Path(sys.executable))
 
 
 def installed_command() -> str:
-    """`teach-once` if the shell finds this environment's, or there is none; else its path."""
+    """Return `teach-once` if the shell finds it or it is not installed, otherwise its path."""
     beside = Path(sys.executable).with_name("teach-once")
     return _command("teach-once", beside) if beside.exists() else "teach-once"
 
 
 def pip_install(package: str) -> str:
-    """The command that installs a package into this environment."""
+    """Return the command that installs a package into this environment."""
     return shlex.join([interpreter(), "-m", "pip", "install", package])
 
 
 def _command(name: str, file: Path) -> str:
-    """`name` if the shell finds it where `file` is; else the path of `file`, relative if below."""
+    """Return `name` if the shell finds `file` under it, otherwise the path of `file`."""
     found = shutil.which(name)
-    # Not the files: a virtual environment's `python` is a link to one that lacks its packages.
+    # Compare paths, not files: a virtual environment's `python` links to one without its packages.
     if found and Path(found).parent.resolve() == file.parent.resolve():
         return name
     here = Path.cwd()

@@ -1,4 +1,4 @@
-"""The progress of a long pass: a live bar on a terminal, an occasional line elsewhere."""
+"""Progress of a long pass: a live bar on a terminal, otherwise an occasional line."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts `unit`s up to `total`; shows the rate and the time left. A context manager."""
+    """Progress in `unit`s up to `total`, with the rate and the time left. A context manager."""
 
     def __init__(self, total: int, unit: str, console: Console) -> None:
         self._total, self._unit, self._console = total, unit, console
-        self._done, self.note = 0, ""  # note: stands behind the rate
+        self._done, self.note = 0, ""  # note: printed after the rate
         self._started = self._last_line = time.perf_counter()
         self._bar = Bar(
             BarColumn(),
@@ -42,13 +42,13 @@ class Progress:
             )
 
     def skip(self, count: int) -> None:
-        """So many of the total were done before: they do not count for the rate."""
+        """Count `count` units that were done earlier; they do not affect the rate."""
         self._total -= count
         self._bar.update(self._task, total=self._total)
 
     @property
     def rate(self) -> float:
-        """Units per second so far."""
+        """Return the units per second so far."""
         return self._done / max(time.perf_counter() - self._started, 1e-9)
 
     def _rate_text(self) -> str:

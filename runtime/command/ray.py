@@ -1,10 +1,10 @@
-"""Work on the nodes of a Ray cluster: how it is reached, how many workers fit, and what comes back.
+"""Run tasks on the nodes of a Ray cluster: connection, number of workers, results.
 
-Ray queues the tasks, gives them to nodes, and gives those of a dead node to others. Every node must
-see the same folders under the same paths, with this project and its environment. A task returns an
-error of ours as data, so that it arrives as what it is and is not tried again.
+Ray queues the tasks, assigns them to nodes, and reassigns tasks of a dead node. Every node must see
+the same folders under the same paths, including this project and its environment. A task returns
+the project's own errors as data, so that they keep their type and are not retried.
 
-Ray sends pickles between its own processes: a cluster must be trusted as the user's own shell is.
+Ray sends pickles between its processes: trust a cluster only as far as the user's own shell.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from teach_once.runtime.machine.resources import Share, sharing_machine, usable_
 
 NAMESPACE = "teach-once"
 INSTALL = "make env-cluster; without make: pip install -r requirements-cluster.txt"
-_STORE_BYTES = 100 * 2**20  # results are small: what Ray takes by itself is 30 % of the memory
+_STORE_BYTES = 100 * 2**20  # results are small; Ray's default is 30 % of the memory
 Ref = Any  # a Ray ObjectRef
 
 
@@ -34,13 +34,13 @@ class ClusterError(UserError):
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker, which does one task at a time, takes of its node."""
+    """Resources of a node that one worker needs; a worker does one task at a time."""
 
     cpus: int = 1
     gpus: float = 0.0
 
     def fitting(self, node: Mapping[str, float]) -> int:
-        """How many workers a node of these resources has room for."""
+        """Return the number of workers that fit on a node with these resources."""
         by_cpu = int(node.get("CPU", 0.0)) // self.cpus
         if not self.gpus:
             return by_cpu
@@ -54,21 +54,21 @@ class Resources:
 
 
 class Failure(NamedTuple):
-    """Why a task did not do its work.
+    """The reason why a task failed.
 
-    kind: the name of the error. is_bug: it is unexpected, and `problem` its traceback.
+    kind: name of the error. is_bug: the error is unexpected, and `problem` is its traceback.
     """
 
     kind: str
     problem: str
     fix: str | None
     is_bug: bool = False
-    stopped_by: int | None = None  # the signal
+    stopped_by: int | None = None  # number of the signal
 
 
 @dataclass(frozen=True)
 class WorkingFolder:
-    """Where a program runs: what its workers need to find the same files and modules."""
+    """The folder of a program, with what workers need to find the same files and modules."""
 
     folder: str
     modules: tuple[str, ...]
@@ -78,7 +78,7 @@ class WorkingFolder:
         return cls(os.getcwd(), tuple(path for path in sys.path if path))
 
     def enter(self) -> None:
-        """Go there, in a process of another node. Raises ClusterError."""
+        """Change to the folder in a worker process. Raises ClusterError if the node lacks it."""
         try:
             os.chdir(self.folder)
         except OSError as error:
@@ -90,9 +90,9 @@ class WorkingFolder:
 
 
 class Cluster:
-    """A connection to a Ray cluster. A context manager: tasks that still run at its end are lost.
+    """A connection to a Ray cluster. A context manager: tasks still running at the end are lost.
 
-    gpus: of each worker; None takes one where the cluster has any.
+    gpus: GPUs per worker; None: one if the cluster has any.
     """
 
     def __init__(self, address: str, console: Console, *, cpus: int, gpus: float | None) -> None:
@@ -105,7 +105,7 @@ class Cluster:
             if not self.num_workers:
                 raise ClusterError(
                     f"no node of the cluster has {self.resources}: {_format_nodes(self._nodes())}",
-                    fix="ask for less per worker, or add nodes",
+                    fix="reduce the resources per worker, or add nodes",
                 )
             self._task = self._ray.remote(
                 num_cpus=cpus, num_gpus=gpus, max_retries=-1, max_calls=0
@@ -120,7 +120,7 @@ class Cluster:
 
     @property
     def num_workers(self) -> int:
-        """How many tasks the nodes that are alive have room for."""
+        """Return how many tasks the live nodes can run at once."""
         return sum(map(self.resources.fitting, self._nodes()))
 
     def format_workers(self) -> str:
@@ -128,11 +128,11 @@ class Cluster:
         return f"{number} worker{'s' * (number != 1)}"
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Ref:
-        """Queue a call of a module's function."""
+        """Queue a call of a module-level function."""
         return self._task.remote(WorkingFolder.here(), self.resources.cpus, function, *arguments)
 
     def done(self, refs: Iterable[Ref], seconds: float) -> list[Ref]:
-        """Those of the tasks that have ended; waits until there is one, but not longer."""
+        """Return the tasks that have ended; waits up to `seconds` for the first one."""
         refs = list(refs)
         ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
         if not ready and refs:
@@ -140,25 +140,25 @@ class Cluster:
         return list(ready)
 
     def result(self, ref: Ref) -> Any:
-        """What a task returned, or its `Failure`; waits for it. Raises ClusterError."""
+        """Wait for a task; returns its result or its `Failure`. Raises ClusterError if lost."""
         try:
             return self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
             raise ClusterError(
-                f"a worker of the cluster could not do its task: {type(error).__name__}: "
+                f"a worker of the cluster could not run its task: {type(error).__name__}: "
                 f"{str(error).strip().splitlines()[0]}",
                 fix=f"every node needs this folder and this environment ({INSTALL})",
             ) from None
 
     def wait_for(self, ref: Ref) -> Any:
-        """What a task returned. Raises ClusterError, or as `raise_failure` does."""
+        """Wait for a task and return its result. Raises ClusterError or as `raise_failure`."""
         return raise_failure(self.result(ref))
 
     def cancel(self, refs: Iterable[Ref], *, at_once: bool) -> None:
-        """Drop queued tasks and interrupt running ones, or kill their processes.
+        """Drop queued tasks and interrupt running ones; at_once: kill their processes.
 
-        Those that have ended are left alone: Ray 2.60 may abort this process where one is canceled
-        while its answer is being recorded ("Tried to complete task that was not pending").
+        Ended tasks are skipped: Ray 2.60 may abort this process if a task is canceled while its
+        result is being recorded ("Tried to complete task that was not pending").
         """
         refs = set(refs)
         for ref in refs.difference(self.done(refs, 0)):
@@ -175,7 +175,7 @@ class Cluster:
 
 
 def raise_failure(answer: Any) -> Any:
-    """The answer, unless it is a Failure: raises ClusterError, Stopped, RuntimeError for a bug."""
+    """Return the answer. Raises ClusterError, Stopped, or RuntimeError for a bug, for a Failure."""
     if not isinstance(answer, Failure):
         return answer
     if answer.stopped_by is not None:
@@ -186,8 +186,8 @@ def raise_failure(answer: Any) -> Any:
 
 
 def imported_ray() -> Any:
-    """The module. Raises ClusterError where it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
+    """Import Ray. Raises ClusterError if it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it on import
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -197,10 +197,10 @@ def imported_ray() -> Any:
 
 
 def connect(ray: Any, address: str) -> bool:
-    """Return True if a cluster of this machine alone was started: for `local`, or as `auto` found
-    none.
+    """Connect to a cluster; returns True if one was started on this machine only.
 
-    RAY_ADDRESS says what `auto` is. Raises ClusterError.
+    That happens for `local`, and for `auto` if no cluster is found. RAY_ADDRESS overrides `auto`.
+    Raises ClusterError if the cluster cannot be reached.
     """
     quiet = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     if address == "auto":
@@ -212,7 +212,7 @@ def connect(ray: Any, address: str) -> bool:
         except ConnectionError as error:
             if address != "auto":
                 raise _unreachable(address, error) from None
-        except (RuntimeError, ValueError) as error:  # another version, or no address
+        except (RuntimeError, ValueError) as error:  # another version or an invalid address
             raise _unreachable(address, error) from None
     ray.init(
         address="local",
@@ -226,8 +226,8 @@ def connect(ray: Any, address: str) -> bool:
 
 def _unreachable(address: str, error: Exception) -> ClusterError:
     return ClusterError(
-        f"no Ray cluster answers at {address}: {_last_line(error)}",
-        fix="start one with `ray start --head`, and give the address that it prints; or use auto",
+        f"cannot connect to a Ray cluster at {address}: {_last_line(error)}",
+        fix="start one with `ray start --head` and use the address that it prints, or use auto",
     )
 
 
@@ -238,11 +238,11 @@ def _last_line(error: Exception) -> str:
 
 def _format_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
     shown = (f"{int(n.get('CPU', 0))} CPUs, {int(n.get('GPU', 0))} GPUs" for n in nodes)
-    return "; ".join(shown) or "it has none"
+    return "; ".join(shown) or "it has no nodes"
 
 
 def _answer(place: WorkingFolder, cpus: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a worker's process; its result, or why there is none."""
+    """Call a function in a worker process; returns its result or the Failure."""
     try:
         place.enter()
         with sharing_machine(Share(0, max(usable_cores() // cpus, 1))):

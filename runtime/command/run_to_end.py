@@ -1,4 +1,4 @@
-"""Work that is done in turns: generators that end with a result, and the time each took."""
+"""Run interleaved work: generators that end with a result, each with its own clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def last_of(work: Generator[Any, None, Result]) -> Result:
-    """Do all of it, without a break; returns its result."""
+    """Run a generator to its end and return its result."""
     while True:
         try:
             next(work)
@@ -21,7 +21,7 @@ def last_of(work: Generator[Any, None, Result]) -> Result:
 
 
 class OwnTime:
-    """A clock in seconds that stands still while others have their turn."""
+    """A clock in seconds that is paused while other generators run."""
 
     def __init__(self) -> None:
         self._paused_seconds = 0.0

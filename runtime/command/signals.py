@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the work stops where it can be resumed; a second signal stops it at once."""
+"""Ctrl-C and SIGTERM: the first stops the work where it can be resumed, the second at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from teach_once.runtime.errors import Stopped
 class StopRequest:
     """A context manager that records the first signal in `signal_number` while it is open.
 
-    The second one raises Stopped, and `is_urgent` says so. A request that nothing has answered when
-    the context ends, since the work came to its end first, raises Stopped there: whoever has more
-    to do must not go on with it.
-    Only the main thread may handle signals; elsewhere nothing is recorded. A signal that is
-    ignored stays ignored: the processes of an ablation leave Ctrl-C to the one that started them.
+    The second signal sets `is_urgent` and raises Stopped. If the work ends without handling a
+    recorded signal, Stopped is raised when the context exits, so that the caller does not continue.
+
+    Only the main thread can handle signals; in other threads nothing is recorded. Ignored signals
+    stay ignored: the processes of an ablation leave Ctrl-C to their parent.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if kind is None and self.signal_number is not None:
-            raise Stopped(self.signal_number, "stopped; what was being done is finished")
+            raise Stopped(self.signal_number, "stopped after the current step")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
             self.is_urgent = True
-            raise Stopped(number, "stopped at once; what was saved before is safe")
+            raise Stopped(number, "stopped at once; saved results remain valid")
         self.signal_number = number

@@ -1,7 +1,7 @@
-"""Imports what a config names as `package.module:name`, and says where the user's module fails.
+"""Import user code named in a config as `package.module:name`, and locate its errors.
 
-What is hashed of a module is what was loaded: results are filed by the digest of the code that made
-them. It covers the named file, not what that imports.
+The loaded bytes of a module are also the hashed bytes, because results are identified by a digest
+of the code that made them. The digest covers the named file, but not the modules it imports.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from teach_once.runtime.safe.text import one_line
 
 
 class CannotImport(UserError):
-    """A module that a config names cannot be imported, or lacks the name."""
+    """A module named in a config that cannot be imported or lacks the given name."""
 
 
 def import_named(module: str, name: str) -> object:
@@ -31,7 +31,7 @@ def import_named(module: str, name: str) -> object:
     except CannotImport:
         raise
     except ModuleNotFoundError as error:
-        fix = "put the module where Python finds it, or correct its name"
+        fix = "put the module on Python's path, or correct its name"
         raise CannotImport(one_line(error), fix=fix) from None
     except AttributeError as error:
         raise CannotImport(one_line(error), fix="correct the name after the colon") from None
@@ -42,7 +42,7 @@ def import_named(module: str, name: str) -> object:
 
 
 def _place(error: Exception) -> str:
-    """The last place in a file of the user's that leads to an error; "" without one."""
+    """Return the last line of user code in an error's traceback; "" if there is none."""
     if isinstance(error, SyntaxError):
         return f"{one_line(error.filename)}, line {error.lineno}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -52,22 +52,22 @@ def _place(error: Exception) -> str:
     return ""
 
 
-# ---- what is hashed and what is loaded
+# ---- hashing and loading
 
-_SHA256 = "__teach_once_sha256__"  # the attribute of a module: of the bytes that it was made from
-# Of modules that are not loaded yet: the last sha256 asked for, by which results are filed.
+_SHA256 = "__teach_once_sha256__"  # attribute of a module: sha256 of its source
+# The last returned sha256 of modules not loaded yet; results are identified by it.
 _promised: dict[str, str | None] = {}
 
 
 def module_sha256(module: str) -> str | None:
     """Return the sha256 of the file of `package.module`; None if there is no such file.
 
-    For a module that this process has loaded, it is the sha256 of the loaded file, even if the file
-    has changed since: Python never loads it again.
+    For a module that this process has already loaded, it is the sha256 of the loaded file, even if
+    the file has changed since, because Python does not load it again.
     """
     if (found := sys.modules.get(module)) is not None:
         if _SHA256 not in vars(found):
-            setattr(found, _SHA256, _file_sha256(module))  # loaded by others: as it is now
+            setattr(found, _SHA256, _file_sha256(module))  # loaded by other code
         sha256: str | None = vars(found)[_SHA256]
         return sha256
     _promised[module] = _file_sha256(module)
@@ -77,7 +77,7 @@ def module_sha256(module: str) -> str | None:
 def load_module(module: str) -> ModuleType:
     """Import a user's module from the bytes that `module_sha256` hashes.
 
-    Raises ImportError; raises CannotImport if the file has changed since its sha256 was asked for.
+    Raises ImportError if it fails, and CannotImport if the file has changed since it was hashed.
     """
     if module in sys.modules:
         module_sha256(module)
@@ -103,7 +103,7 @@ def load_module(module: str) -> ModuleType:
 
 
 class _HashingLoader(SourceFileLoader):
-    """Compiles what it has hashed: no bytecode of an earlier file with the same time and size."""
+    """A loader that compiles the hashed bytes and ignores cached bytecode."""
 
     sha256: str | None = None
 
@@ -112,7 +112,7 @@ class _HashingLoader(SourceFileLoader):
         self.sha256 = hashlib.sha256(content).hexdigest()
         if _promised.pop(fullname, self.sha256) != self.sha256:
             raise CannotImport(
-                f"{self.path} has changed since this command began", fix="the same command again"
+                f"{self.path} has changed since this command began", fix="run the command again"
             )
         code: CodeType = self.source_to_code(content, self.path)
         return code
@@ -126,7 +126,7 @@ def _file_sha256(module: str) -> str | None:
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Found folder by folder: `importlib.util.find_spec` would import the packages above it."""
+    """Find a module folder by folder; `importlib.util.find_spec` would import its packages."""
     spec, folders, name = None, None, ""
     for part in module.split("."):
         name = f"{name}.{part}".lstrip(".")
@@ -138,7 +138,7 @@ def _spec(module: str) -> ModuleSpec | None:
 
 
 def _spec_by_any_finder(module: str) -> ModuleSpec | None:
-    """Packages in editable installs have finders of their own."""
+    """Find a module with any finder, because editable installs have their own."""
     try:
         return importlib.util.find_spec(module)
     except (ImportError, ValueError):

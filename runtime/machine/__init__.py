@@ -1,1 +1,1 @@
-"""What this machine offers: devices, memory, cores, object stores by their address."""
+"""Resources of this machine: devices, memory, cores, and URLs of object stores."""

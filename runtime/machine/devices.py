@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `name` asks for, made the current one. Raises DeviceError.
+    """Return the requested device and make it current. Raises DeviceError if it is missing.
 
-    "auto" is a GPU if there is one; anything else is torch's own name of a device. If that leaves
-    the GPU open, the processes of one machine are spread over those they see. From here on this
-    process computes with no more threads than it has cores to itself.
+    "auto" is a GPU if there is one; other names are torch's. If the name does not select a GPU, the
+    processes of a machine are distributed over its visible GPUs. Afterwards this process uses at
+    most as many threads as its share of the cores.
     """
     import torch
 
@@ -33,7 +33,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def refuse_unknown_device(name: str) -> None:
-    """Raise DeviceError where no machine has a device of that name. Loads no torch."""
+    """Raise DeviceError if `name` is not a valid device name. Does not load torch."""
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", name):
         raise DeviceError(
             f"device {name!r} is unknown: expected auto, cpu, cuda, cuda:1, xpu or mps",
@@ -42,7 +42,7 @@ def refuse_unknown_device(name: str) -> None:
 
 
 def check_device(name: str) -> torch.device:
-    """The device by its name, perhaps without an index. Raises DeviceError if it is missing."""
+    """Return a device by name, with or without an index. Raises DeviceError if it is missing."""
     import torch
 
     refuse_unknown_device(name)
@@ -54,7 +54,7 @@ def check_device(name: str) -> torch.device:
         if count <= (device.index or 0):
             there = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"
             fix = _option("auto" if count else "cpu")
-            raise DeviceError(f"device {name!r} is not available: torch sees {there}", fix=fix)
+            raise DeviceError(f"device {name!r} is not available: torch finds {there}", fix=fix)
     return device
 
 

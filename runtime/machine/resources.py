@@ -1,10 +1,10 @@
-"""The memory and the cores that this process may use.
+"""Memory and cores that this process may use.
 
-What control groups (containers, batch systems) and the process's own limits leave of the machine,
-divided by the number of processes that share it. LOCAL_RANK and LOCAL_WORLD_SIZE, the variables
-that torchrun and `runtime.launch` set, say how many those are.
+They are the machine's, limited by control groups (containers, batch systems) and by the process's
+own limits, divided by the number of processes that share the machine. That number is in
+LOCAL_WORLD_SIZE, set with LOCAL_RANK by torchrun and `runtime.launch`.
 
-Left out: swap, and the memory of GPUs, which no control group limits.
+Swap is ignored, and so is GPU memory, which control groups do not limit.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-RENDEZVOUS = "TEACH_ONCE_RENDEZVOUS"  # the variable: a file through which ranks find each other
+RENDEZVOUS = "TEACH_ONCE_RENDEZVOUS"  # variable: file through which ranks meet
 _ROOT = Path("/")
-# Per version of control groups: limits, usage, and the part of it that the kernel can reclaim.
+# By version of control groups: limits, usage, and usage that the kernel can reclaim.
 _V2 = (("memory.max", "memory.high"), "memory.current", ("active_file", "inactive_file"))
 _V1 = (
     ("memory.limit_in_bytes",),
@@ -30,27 +30,27 @@ _V1 = (
 
 @dataclass(frozen=True)
 class Share:
-    """This process is number `index` of the `count` processes that share this machine."""
+    """This process's share: it is process `index` of `count` on this machine."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
     def of_this_process(cls) -> Share:
-        """By LOCAL_RANK and LOCAL_WORLD_SIZE; without them the whole machine."""
+        """Return the share given by LOCAL_RANK and LOCAL_WORLD_SIZE; default: the whole machine."""
         index, count = _whole_number("LOCAL_RANK", 0), _whole_number("LOCAL_WORLD_SIZE", 1)
         return cls(index, max(count, 1))
 
     def environment(self) -> dict[str, str]:
-        """The variables that tell a process its share."""
+        """Return the environment variables that give this share to a process."""
         return {"LOCAL_RANK": str(self.index), "LOCAL_WORLD_SIZE": str(self.count)}
 
 
 def num_ranks() -> int:
-    """How many processes, of all machines, were started to train one network: WORLD_SIZE.
+    """Return the number of processes that train one network, on all machines (WORLD_SIZE).
 
-    1 where RANK is missing, or the place to meet: the address and port of torchrun, or the file of
-    `runtime.launch`.
+    Returns 1 if RANK is missing, or if there is no rendezvous: the address and port of torchrun, or
+    the file of `runtime.launch`.
     """
     given = {name for name, value in os.environ.items() if value}
     is_told = {"RANK", RENDEZVOUS} <= given or {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= given
@@ -59,7 +59,7 @@ def num_ranks() -> int:
 
 @contextmanager
 def sharing_machine(share: Share) -> Iterator[None]:
-    """Give this process, and its children, a share of the machine."""
+    """Assign a share of the machine to this process and its children."""
     before = {name: os.environ.get(name) for name in share.environment()}
     os.environ.update(share.environment())
     try:
@@ -72,7 +72,7 @@ def sharing_machine(share: Share) -> Iterator[None]:
 
 
 def total_memory(root: Path = _ROOT) -> int:
-    """Bytes that all processes together may take, whatever is in use now.
+    """Return the bytes that all processes together may use, including memory in use now.
 
     root: where proc and sys are mounted.
     """
@@ -81,20 +81,20 @@ def total_memory(root: Path = _ROOT) -> int:
 
 
 def free_memory(root: Path = _ROOT) -> int:
-    """Bytes that this process may still take now: its share of what is free."""
+    """Return the bytes that this process may still allocate: its share of the free memory."""
     of_groups = (limit - taken for limit, taken in _memory_groups(root))
     free = min(_meminfo(root, "MemAvailable"), *of_groups, _address_space() - _mapped(root))
     return max(free, 0) // Share.of_this_process().count
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """This process's share of the cores: at least one."""
+    """Return this process's share of the cores, at least 1."""
     cores = min([len(os.sched_getaffinity(0)), *_cpu_quotas(root)])
     return max(cores // Share.of_this_process().count, 1)
 
 
 def _memory_groups(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, usage) in bytes of each control group around this process that has a limit."""
+    """Yield (limit, usage) in bytes for each control group of this process that has a limit."""
     for folder, (limits, taken, given_back) in (
         *((folder, _V2) for folder in _groups(root, "")),
         *((folder, _V1) for folder in _groups(root, "memory")),
@@ -107,7 +107,7 @@ def _memory_groups(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _cpu_quotas(root: Path) -> Iterator[int]:
-    """Cores' worth of time, rounded up, of each control group that limits it."""
+    """Yield the CPU quota, in cores rounded up, of each control group that has one."""
     for folder in _groups(root, ""):
         quota, _, period = _text_in(folder / "cpu.max").partition(" ")
         if quota.isdigit():
@@ -119,9 +119,9 @@ def _cpu_quotas(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folder of this process's control group and of all around it; "" is version 2.
+    """Yield the folders of this process's control group and its parents; controller "": version 2.
 
-    In a container the path may be the host's: then only the outermost folder exists.
+    In a container the path may be the host's path. Then only the outermost folder exists.
     """
     for line in _text_in(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -139,7 +139,7 @@ def _address_space() -> int:
 
 
 def _mapped(root: Path) -> int:
-    """Bytes of this process's address space that are in use."""
+    """Return the size of this process's address space in bytes."""
     return int(_text_in(root / "proc/self/statm").split()[0]) * resource.getpagesize()
 
 
@@ -148,13 +148,13 @@ def _meminfo(root: Path, name: str) -> int:
 
 
 def _table_in(file: Path) -> dict[str, int]:
-    """Lines of a name, a number and perhaps a unit."""
+    """Read a table with lines of a name, a number and an optional unit."""
     lines = (line.split() for line in _text_in(file).splitlines())
     return {words[0]: int(words[1]) for words in lines}
 
 
 def _number_in(file: Path) -> int | None:
-    """None if the file is missing or holds a word ("max") or -1: no limit."""
+    """Read a number; None if the file is missing or contains a word ("max") or -1: no limit."""
     text = _text_in(file)
     return int(text) if text.isdigit() else None
 

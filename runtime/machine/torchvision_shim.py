@@ -1,10 +1,9 @@
-"""Makes `import torchvision`, and so `import timm`, work beside a torch of another build.
+"""Make `import torchvision` and `import timm` work with a torch of another build.
 
-PyPI's torchvision is built against CUDA torch. Beside a CPU-only torch its compiled operators do
-not load, and the import then fails while it registers abstract versions of two of them that it
-takes for granted. Declaring their schemas first is enough: classifiers never call them. If the
-operators do load, nothing is declared here: torchvision declares them itself, and a second
-declaration would end the process.
+PyPI's torchvision is built for CUDA torch. With a CPU-only torch its compiled operators do not
+load, and the import fails while it registers abstract versions of two of them. Declaring their
+schemas first is sufficient, because classifiers never call them. If the operators do load, nothing
+is declared here: torchvision declares them itself, and a second declaration would end the process.
 """
 
 from __future__ import annotations
@@ -21,26 +20,27 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_declared: list[Any] = []  # torch's libraries: the declarations live as long as these objects
+_declared: list[Any] = []  # torch libraries; a declaration lasts as long as its object
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision, whatever torch it was built against."""
+    """Import torchvision, for any build of torch."""
     install()
     return importlib.import_module("torchvision")
 
 
 def install() -> None:
-    """Have every later `import torchvision` of this process succeed; loads nothing itself.
+    """Make later imports of torchvision in this process succeed; loads nothing itself.
 
-    Importing `teach_once` calls this. So does torch, by the entry point of the installed project.
+    `import teach_once` calls it. In an installed project torch also calls it, through an entry
+    point.
     """
     if not any(isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path):
         sys.meta_path.insert(0, _BeforeTorchvision())
 
 
 class _BeforeTorchvision:
-    """Declares the operators when torchvision is looked for, and leaves finding it to others."""
+    """An import hook that declares the operators before torchvision is imported."""
 
     @staticmethod
     def find_spec(
@@ -54,7 +54,7 @@ class _BeforeTorchvision:
 
 
 def _operators_load(spec: ModuleSpec) -> bool:
-    """Load torchvision's compiled operators, as its own import does; False if they do not fit."""
+    """Load torchvision's compiled operators as its import does; returns False on failure."""
     import torch
 
     for folder in spec.submodule_search_locations or ():

@@ -1,8 +1,8 @@
-"""A prefix of a bucket, `s3://bucket/prefix`, in the type of a path.
+"""URLs of a prefix in a bucket, `s3://bucket/prefix`, as a type of path.
 
-It is printed as it was typed, and has a `name` and a `parent`. It is not a file: opening it or
-asking whether it exists raises TypeError, because any answer would be about a local file of that
-name. `store.place.open.place_at` reaches what it names.
+A URL is printed as it was typed and has a `name` and a `parent`. It is not a file: opening it or
+checking whether it exists raises TypeError, because the answer would concern a local file of the
+same name. `store.place.open.place_at` opens it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._+=,~
 
 
 class BadUrl(UserError, ValueError):
-    """Not the URL of a bucket, or of a prefix in one."""
+    """An invalid URL of a bucket or a prefix."""
 
 
 class ObjectUrl(PosixPath):
-    """`s3://bucket/prefix`. Made by `path_or_url`."""
+    """A URL `s3://bucket/prefix`, created by `path_or_url`."""
 
     def __str__(self) -> str:
         return SCHEME + "/".join(self.parts[1:])
 
     def __fspath__(self) -> str:
-        raise TypeError(f"{self} is not a file of this machine")
+        raise TypeError(f"{self} is not a local file")
 
     @property
     def bucket(self) -> str:
@@ -35,22 +35,22 @@ class ObjectUrl(PosixPath):
 
     @property
     def key(self) -> str:
-        """The prefix; "" of a whole bucket."""
+        """The prefix; "" for a whole bucket."""
         return "/".join(self.parts[2:])
 
 
 def spool_folder(path: Path, root: Path) -> Path:
-    """The folder on this machine for what belongs to `path` and stays here.
+    """Return the local folder for data of `path` that stays on this machine.
 
-    A folder is its own; a URL has `root/bucket/prefix`.
+    This is `path` itself for a folder, and `root/bucket/prefix` for a URL.
     """
     return root / path.bucket / path.key if isinstance(path, ObjectUrl) else path
 
 
 def path_or_url(text: str | Path) -> Path:
-    """The path, or the ObjectUrl, that a command line names; a path, such as a default, as it is.
+    """Convert a command-line argument to a path or an ObjectUrl; a path is returned unchanged.
 
-    Raises BadUrl, which does not repeat the text: it may hold a password.
+    Raises BadUrl without repeating the text, which may contain a password.
     """
     if isinstance(text, Path):
         return text
@@ -59,7 +59,7 @@ def path_or_url(text: str | Path) -> Path:
     found = _URL.fullmatch(text)
     if found is None or ".." in text or "/." in text:
         raise BadUrl(
-            "a URL of another form than s3://bucket/prefix, of letters, digits and ._+=,~-",
-            fix="credentials and endpoint are taken from the environment: AWS_ACCESS_KEY_ID, ...",
+            "invalid URL: expected s3://bucket/prefix with letters, digits and ._+=,~-",
+            fix="set credentials and endpoint in the environment: AWS_ACCESS_KEY_ID, ...",
         )
     return ObjectUrl("s3:", found[1], *filter(None, found[2].split("/")))

@@ -1,1 +1,1 @@
-"""Files that somebody else may have made or changed: read, written and locked with care."""
+"""Files from untrusted sources: safe reading, writing and locking."""

@@ -1,10 +1,10 @@
-"""Writes below a folder without ever leaving it.
+"""Write inside a folder without ever leaving it.
 
-A cache or a run may come from somebody else, with links in place of its files and folders. Every
-part of a path below the root is therefore opened by itself, relative to the folder before it, and
-without following links: no exchange of a folder for a link in between can lead outside. The root is
-the user's word and may be a link. A root that is used for longer is opened once (`opened_root`), so
-that all of its files are those of one folder, even if another one gets its name.
+A cache or a run may come from somebody else, with links in place of files and folders. Therefore
+every part of a path inside the root is opened separately, relative to its parent and without
+following links. Replacing a folder by a link in between cannot lead outside. The root itself is
+chosen by the user and may be a link. A root used for longer is opened once (`opened_root`), so that
+all files belong to one folder even if another folder takes its name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class OpenRoot(NamedTuple):
-    """A root that is open. path: for messages."""
+    """An open root folder. path: for messages."""
 
     path: Path
     handle: int
@@ -46,7 +46,7 @@ Root = Path | OpenRoot
 
 @contextmanager
 def opened_root(path: Path) -> Iterator[OpenRoot]:
-    """Open a folder as the root of what is written below it. Raises FileNotFoundError."""
+    """Open a folder as the root of writes inside it. Raises FileNotFoundError if it is missing."""
     handle = os.open(path, _FOLDER)
     try:
         yield OpenRoot(path, handle)
@@ -58,9 +58,10 @@ def opened_root(path: Path) -> Iterator[OpenRoot]:
 def opened_folder(
     root: Root, relative: PurePath | str = "", *, create: bool = False
 ) -> Iterator[int]:
-    """A descriptor of the folder `relative` below `root`. create: make missing folders.
+    """Yield a descriptor of the folder `relative` inside `root`. create: create missing folders.
 
-    Raises BadFile where a part is a link or no folder, or leads upward; FileNotFoundError.
+    Raises BadFile if a part is a link, is not a folder, or leads upward, and FileNotFoundError if
+    one is missing.
     """
     handle = os.dup(root.handle) if isinstance(root, OpenRoot) else os.open(root, _FOLDER)
     try:
@@ -94,7 +95,7 @@ def _folder_in(parent: int, name: str, path: Path, create: bool) -> int:
 
 
 def path_of(folder: int, name: str = "") -> Path:
-    """A path by which other libraries reach a file of an opened folder, and no other file."""
+    """Return a path through which other libraries reach a file of an open folder, and no other."""
     return Path(f"/proc/self/fd/{folder}") / name
 
 
@@ -102,11 +103,11 @@ def path_of(folder: int, name: str = "") -> Path:
 def written_inside(
     root: Root, relative: PurePath | str, *, flush: bool = True
 ) -> Iterator[BinaryIO]:
-    """Yield a new file, which becomes `relative` below `root` at the end: whole, and flushed.
+    """Yield a new file that becomes `relative` inside `root` at the end, complete and flushed.
 
-    flush: False for what is verified when it is read, and can be had again. On an error nothing
-    changes. Missing folders are made. Raises BadFile as `opened_folder`, and
-    where something other than a regular file has the name.
+    flush: False for files that are verified when read and can be recreated. On an error nothing
+    changes. Missing folders are created. Raises BadFile as `opened_folder` does, and if the name
+    belongs to something other than a regular file.
     """
     place = PurePath(relative)
     with opened_folder(root, place.parent, create=True) as folder:
@@ -135,10 +136,10 @@ def write_inside(
 
 
 def create_whole(root: Root, relative: PurePath | str, data: bytes) -> bool:
-    """Write a new file below `root`: whole, and flushed. Return False if the name is taken.
+    """Write a new file inside `root`, complete and flushed; returns False if the name is taken.
 
-    The file gets its name as a hard link, because a rename would replace another process's file. On
-    a file system without hard links the name is looked up first, which a lock has to protect.
+    The file gets its name as a hard link, because renaming would replace another process's file. On
+    a file system without hard links the name is checked first, which must be protected by a lock.
     """
     place = PurePath(relative)
     with opened_folder(root, place.parent, create=True) as folder:
@@ -171,16 +172,16 @@ def _link(folder: int, aside: str, name: str) -> bool:
 
 
 def open_to_append(root: Root, relative: PurePath | str) -> BinaryIO:
-    """A regular file below `root`, made if it is missing, that writes at its end. Raises BadFile.
+    """Open a regular file inside `root` for appending; creates it if missing. Raises BadFile.
 
-    A file with a second name (a hard link, as `cp -al` makes it) is left alone: its place is taken
-    by a copy, as the other name may be of a snapshot, or of somebody else's file.
+    A file with a second name (a hard link, as created by `cp -al`) is replaced by a copy first,
+    because the other name may belong to a snapshot or to another user.
     """
     return os.fdopen(_opened(root, PurePath(relative), os.O_WRONLY | os.O_APPEND), "ab")
 
 
 def open_to_update(root: Root, relative: PurePath | str) -> int:
-    """A descriptor of a regular file below `root`, made if it is missing; as `open_to_append`."""
+    """Return a descriptor of a regular file inside `root` for updates; as `open_to_append`."""
     return _opened(root, PurePath(relative), os.O_RDWR)
 
 
@@ -194,7 +195,7 @@ def _opened(root: Root, place: PurePath, access: int) -> int:
             if not stat.S_ISREG(status.st_mode):
                 os.close(handle)
                 raise BadFile(root / place, "is not a regular file")
-            if status.st_nlink < 2 or not _take(handle):  # taken: its owner goes on with it
+            if status.st_nlink < 2 or not _take(handle):  # locked: its owner continues to use it
                 return handle
             try:
                 if _names(folder, place.name, handle):
@@ -205,7 +206,7 @@ def _opened(root: Root, place: PurePath, access: int) -> int:
 
 
 def _take(handle: int) -> bool:
-    """Return False if another process has locked the file, as `runtime.safe.locks` does."""
+    """Lock the file as `runtime.safe.locks` does; returns False if another process has the lock."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -214,13 +215,13 @@ def _take(handle: int) -> bool:
 
 
 def _names(folder: int, name: str, handle: int) -> bool:
-    """Return True if the name still is that of the opened file."""
+    """Return True if the name still refers to the open file."""
     status, found = os.fstat(handle), os.stat(name, dir_fd=folder, follow_symlinks=False)
     return (status.st_dev, status.st_ino) == (found.st_dev, found.st_ino)
 
 
 def _copy_into_place(folder: int, name: str) -> None:
-    """Give a name a file of its own with the same content; other names keep the old file."""
+    """Replace a name's file by a copy; other names keep the old file."""
     aside, new = new_aside(folder, name)
     with open_regular(Path(name), dir_fd=folder) as old, new:
         try:
@@ -235,9 +236,10 @@ def _copy_into_place(folder: int, name: str) -> None:
 
 
 def append_whole(file: BinaryIO, data: bytes, end: int) -> None:
-    """Write bytes behind the `end` bytes of a file, past its buffer: all, or none of them stay.
+    """Append bytes after the first `end` bytes of a file, unbuffered: all are written or none.
 
-    A buffer would keep what the disk refuses, and write it later, when the file is closed.
+    A buffer would keep bytes that failed to be written and write them again when the file is
+    closed.
     """
     handle, position = file.fileno(), end
     try:
@@ -251,7 +253,7 @@ def append_whole(file: BinaryIO, data: bytes, end: int) -> None:
 
 
 def create_inside(root: Root, relative: PurePath | str) -> BinaryIO:
-    """A new file below `root`, open for writing. Raises FileExistsError; BadFile as above."""
+    """Create a file inside `root` for writing. Raises FileExistsError, or BadFile as above."""
     place = PurePath(relative)
     with opened_folder(root, place.parent, create=True) as folder:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -261,9 +263,9 @@ def create_inside(root: Root, relative: PurePath | str) -> BinaryIO:
 
 
 def open_inside(root: Root, relative: PurePath | str) -> BinaryIO:
-    """A regular file below `root`, open for reading, unbuffered; no part of its path is a link.
+    """Open a regular file inside `root` for reading, unbuffered; no part of its path may be a link.
 
-    Raises BadFile, FileNotFoundError, PermissionError.
+    Raises BadFile, FileNotFoundError or PermissionError.
     """
     place = PurePath(relative)
     with opened_folder(root, place.parent) as folder:
@@ -274,34 +276,35 @@ def open_inside(root: Root, relative: PurePath | str) -> BinaryIO:
 
 
 def listed_inside(root: Root, relative: PurePath | str) -> list[str]:
-    """The names in a folder below `root`. Raises BadFile, FileNotFoundError."""
+    """Return the names in a folder inside `root`. Raises BadFile or FileNotFoundError."""
     with opened_folder(root, relative) as folder:
         return os.listdir(folder)
 
 
 def walk_inside(root: Root) -> Iterator[tuple[PurePath, int, os.stat_result]]:
-    """Every file below `root` that is not a folder: its place, its opened folder, and its status.
+    """Yield relative path, open parent folder and status of every file inside `root`.
 
-    No link is followed; each is a file here. The folder is open until the next file is asked for.
+    Links are not followed but yielded as files. A folder stays open until the next file is
+    requested.
     """
     with opened_folder(root) as top:
         for where, _, names, folder in os.fwalk(dir_fd=top):
             for name in names:
                 try:
                     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                except FileNotFoundError:  # removed meanwhile
+                except FileNotFoundError:  # removed in the meantime
                     continue
                 yield PurePath(where, name), folder, status
 
 
 def make_folder_inside(root: Root, relative: PurePath | str) -> None:
-    """Make a folder below `root`, and those above it, where they are missing. Raises BadFile."""
+    """Create a folder inside `root` with its missing parents. Raises BadFile as above."""
     with opened_folder(root, relative, create=True):
         pass
 
 
 def rename_inside(root: Root, relative: PurePath | str, name: str) -> None:
-    """Give a file below `root` another name in its folder, and flush that. Raises BadFile."""
+    """Rename a file inside `root` in its folder and flush the folder. Raises BadFile as above."""
     place = PurePath(relative)
     with opened_folder(root, place.parent) as folder:
         refuse_special(folder, name, root / place.with_name(name))
@@ -310,16 +313,16 @@ def rename_inside(root: Root, relative: PurePath | str, name: str) -> None:
 
 
 def remove_inside(root: Root, relative: PurePath | str) -> None:
-    """Remove a file below `root`, or a link itself, if it is there. Raises BadFile as above."""
+    """Remove a file or a link inside `root` if it exists. Raises BadFile as above."""
     place = PurePath(relative)
     with opened_folder(root, place.parent) as folder:
         _remove(folder, place.name)
 
 
 def remove_leftovers(root: Root, relative: PurePath | str = "", name: str = "") -> None:
-    """Remove the temporary files of killed processes in a folder that is locked by this one.
+    """Remove the temporary files of killed processes in a folder that this process has locked.
 
-    name: of one file only, where the folder is shared.
+    name: only temporary files of this file, if the folder is shared.
     """
     with opened_folder(root, relative) as folder:
         for found in os.listdir(folder):
@@ -328,7 +331,7 @@ def remove_leftovers(root: Root, relative: PurePath | str = "", name: str = "") 
 
 
 def refuse_special(folder: int, name: str, path: Path) -> None:
-    """Raise BadFile where `name` in an opened folder is there and no regular file."""
+    """Raise BadFile if `name` in an open folder exists and is not a regular file."""
     try:
         mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
     except FileNotFoundError:
@@ -338,9 +341,9 @@ def refuse_special(folder: int, name: str, path: Path) -> None:
 
 
 def new_aside(folder: int, name: str) -> tuple[str, BinaryIO]:
-    """A new temporary file in an opened folder, for a file `name`: its own name, and the file.
+    """Create a temporary file for a file `name` in an open folder; returns its name and the file.
 
-    Nobody can predict the name, so nothing that was put there is opened or removed.
+    The name is unpredictable, so no existing file is opened or removed.
     """
     aside = f".{name}.{secrets.token_hex(4)}.{os.getpid()}.tmp"
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -1,8 +1,8 @@
-"""Writes files so that a crash leaves the old one or the new one, never half of one.
+"""Write files atomically: after a crash the old file or the new one exists, never a partial one.
 
-A killed process leaves its temporary file behind. The next writer of the same name removes it, if
-that process is gone. On a shared folder the process may belong to another machine or container,
-where it cannot be looked up: such a file is removed only if nothing was written to it for a day.
+A killed process leaves its temporary file behind. The next writer of the same name removes it if
+that process no longer runs. On a shared folder the process may belong to another machine or
+container and cannot be looked up; then the file is removed if it was not written to for a day.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _SECONDS_TO_KEEP = 24 * 3600
 
 @contextmanager
 def written_aside(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Yield a temporary path beside `path`; at the end it is renamed to `path`.
+    """Yield a temporary path next to `path`; at the end it is renamed to `path`.
 
     The content and the rename are flushed to disk. On an error the temporary file is removed and
-    `path` stays as it was. suffix: of the temporary name, for writers that insist on one. For files
-    of folders that may come from somebody else, see `runtime.safe.confined`. Raises BadFile where
-    `path` is a folder or another special file; a link is replaced, not followed.
+    `path` does not change. suffix: suffix of the temporary name, for writers that require one. A
+    link is replaced, not followed. Raises BadFile if `path` is a folder or another special file.
+    For folders from untrusted sources use `runtime.safe.confined`.
     """
     if not path.is_symlink() and path.exists() and not path.is_file():
         raise BadFile(path, f"is {kind_of_file(path.stat().st_mode)}, expected a regular file")
     for abandoned in _abandoned(path, rf"(?:[0-9a-f]{{8}}\.)?([0-9]+)\.tmp{re.escape(suffix)}"):
         abandoned.unlink(missing_ok=True)
-    token = secrets.token_hex(4)  # unpredictable: nobody can put a link there
+    token = secrets.token_hex(4)  # unpredictable, so that no link can be placed there
     aside = path.with_name(f".{path.name}.{token}.{_own_number()}.tmp{suffix}")
     try:
         yield aside
@@ -57,14 +57,14 @@ def written_aside(path: Path, suffix: str = "") -> Iterator[Path]:
 
 @contextmanager
 def folder_written_aside(folder: Path, own: Collection[str]) -> Iterator[Path]:
-    """Yield a new folder beside `folder`, which takes its name at the end: whole, and flushed.
+    """Yield a new folder next to `folder` that takes its name at the end, complete and flushed.
 
-    own: the names of the files that will be in it. An earlier folder of nothing but such files is
-    replaced as a whole. On an error, or a kill, nothing of the new one has that name; what a killed
-    process left beside it is removed by the next. Raises BadFile where anything else is there.
+    own: names of the files that it will contain. An existing folder with only such files is
+    replaced. After an error or a kill, `folder` is not the new folder, and the next call removes
+    leftovers. Raises BadFile if `folder` contains any other file.
     """
     if folder.is_symlink() and not folder.exists():
-        raise BadFile(folder, "is a link that leads nowhere")
+        raise BadFile(folder, "is a broken link")
     folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
@@ -88,9 +88,9 @@ def _aside(folder: Path, of: str = "new") -> Path:
 
 
 def _take_place(new: Path, folder: Path) -> None:
-    """Two renames where there was an earlier folder: in between there is none of that name.
+    """Replace an existing folder by two renames; in between, no folder has the name.
 
-    If the second one fails the earlier folder gets its name back, after a kill by the next process.
+    If the second rename fails, the old folder is restored; after a kill, by the next process.
     """
     if not folder.exists():
         new.rename(folder)
@@ -114,13 +114,13 @@ def _refuse_foreign(folder: Path, own: Collection[str]) -> None:
         if file.name not in own or not stat.S_ISREG(file.lstat().st_mode):
             raise BadFile(
                 folder,
-                f"holds {one_line(file.name)}, which would be lost: the folder is replaced whole",
-                fix="name a new folder, or one that holds nothing but an earlier export",
+                f"contains {one_line(file.name)}, which would be lost: the folder is replaced",
+                fix="choose a new folder, or one that contains only an earlier export",
             )
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """What killed processes left of the same folder; an earlier one that lost its name gets it."""
+    """Remove what killed processes left of `folder`, and restore an old folder without its name."""
     for abandoned in _abandoned(folder, r"new\.([0-9]+)\.tmp"):
         shutil.rmtree(abandoned, ignore_errors=True)
     for earlier in _abandoned(folder, r"old\.([0-9]+)\.tmp"):
@@ -131,9 +131,9 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _abandoned(path: Path, ending: str) -> list[Path]:
-    """List the temporary files or folders of `path` whose process is gone.
+    """List the temporary files or folders of `path` whose process no longer runs.
 
-    ending: pattern of the name behind ".NAME.", whose group is the number of the process.
+    ending: pattern of the name after ".NAME.", whose group is the number of the process.
     """
     pattern = re.compile(rf"\.{re.escape(path.name)}\.{ending}")
     found = []

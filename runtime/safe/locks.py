@@ -1,12 +1,12 @@
-"""One writer, or one job of several, at a time: an advisory lock that dies with its owner.
+"""Advisory lock for one writer, or one job of several processes, released when its owner dies.
 
-The first process of a job takes the lock alone and prepares the cache; then it lets the other
-processes of the same job in. They wait while it prepares; if it dies before it is ready, one of
-them takes over.
+The first process of a job takes the lock alone and prepares the cache. Then it admits the other
+processes of the same job, which wait until then. If it dies before, another process of the job
+takes over.
 
-The lock is `flock`, so it is released when its process ends in any way. Forked processes (that
-read images, say) would inherit and outlive it: they close their copy at once. Works on local file
-systems and on NFS mounts that support `flock`; on others, opening for writing fails.
+The lock uses `flock`, so it is released when its process ends in any way. Forked processes, such as
+image readers, would inherit and outlive it, so they close their copy at once. It works on local
+file systems and on NFS mounts that support `flock`; elsewhere, opening for writing fails.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from teach_once.runtime.safe.text import one_line
 
 LOCK_FILE = "writer.lock"
 _POLL_SECONDS = 0.05
-_POLLS = 60  # within which the process that has the lock must have signed the file
+_POLLS = 60  # polls within which the lock's owner must write its name
 _MOST_OWNER_BYTES = 4096
 _CLOSED = -1
 
-_held: weakref.WeakSet[WriterLock] = weakref.WeakSet()  # by this process
+_held: weakref.WeakSet[WriterLock] = weakref.WeakSet()  # locks of this process
 
 
 @dataclass(frozen=True)
 class Job:
-    """Processes that were started together: their shared name, this one's rank, their number."""
+    """Processes started together: their shared name, this process's rank, their number."""
 
     name: str = ""
     rank: int = 0
@@ -62,20 +62,20 @@ class WriterLock:
             raise
 
     def let_others_in(self) -> None:
-        """The leader has prepared the cache: let the other processes of the job continue."""
+        """Admit the other processes of the job, after the leader has prepared the cache."""
         if self._job.world > 1:
             self._sign(is_ready=True)
             fcntl.flock(self._handle, fcntl.LOCK_SH)
 
     def alone(self) -> bool:
-        """Return True if all other processes have ended; if so, no other can join any more.
+        """Return True if all other processes have ended, after which none can join.
 
-        If not, this process has lost its own lock.
+        Otherwise this process loses its own lock.
         """
         return self._try(fcntl.LOCK_EX)
 
     def release(self) -> None:
-        """Release the lock; does nothing in a forked process, which never had it."""
+        """Release the lock; does nothing in a forked process, which does not own it."""
         _held.discard(self)
         handle, self._handle = self._handle, _CLOSED
         if handle != _CLOSED:
@@ -89,7 +89,7 @@ class WriterLock:
         return True
 
     def _sign(self, *, is_ready: bool) -> None:
-        """Write the owner into the lock file, flushed so that other hosts see it too."""
+        """Write the owner into the lock file, flushed so that other hosts read it too."""
         owner = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -98,16 +98,16 @@ class WriterLock:
         }
         text = json.dumps(owner).encode()
         earlier = min(os.fstat(self._handle).st_size, _MOST_OWNER_BYTES)
-        text = text.ljust(earlier)  # over all of an earlier owner, so that it is never cut off
+        text = text.ljust(earlier)  # cover the earlier text, so that the file is never truncated
         os.pwrite(self._handle, text, 0)
         os.ftruncate(self._handle, len(text))
         os.fsync(self._handle)
 
     def _leads_after_waiting(self) -> bool:
-        """Wait for the leader of this job; True if it died unready and this one leads.
+        """Wait for the leader of this job; returns True if it died before and this process leads.
 
-        Another owner than this job is believed once it has been found `_POLLS` times in a row: the
-        lock may have been taken a moment ago, and its file not be signed yet.
+        Another owner is accepted only after `_POLLS` identical reads: a new owner may not yet have
+        written its name to the file.
         """
         num_others = 0
         while True:
@@ -143,13 +143,13 @@ class WriterLock:
         return self._busy_error(
             f"{self._cache} is being written by process {one_line(owner.get('pid', '?'))} on "
             f"{one_line(owner.get('host', 'this machine'))}",
-            fix="wait until it ends, or stop it; what it has committed stays",
+            fix="wait until it ends, or stop it; committed records are kept",
         )
 
 
 @contextmanager
 def releasing(lock: WriterLock) -> Iterator[None]:
-    """Release a lock at the end."""
+    """Release a lock when the context exits."""
     try:
         yield
     finally:
@@ -157,7 +157,7 @@ def releasing(lock: WriterLock) -> Iterator[None]:
 
 
 def numbered_folder(parent: Path, first: int = 0) -> tuple[Path, WriterLock]:
-    """The first of the folders `parent/<number>`, from `first` on, that no process uses; locked.
+    """Return and lock the first folder `parent/<number>`, from `first` on, that is not in use.
 
     Raises BadFile if one of them is a link.
     """

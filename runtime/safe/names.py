@@ -1,10 +1,10 @@
-"""Which names files may be given that become folders and words of printed commands."""
+"""Check the names of files that become folder names and words of printed commands."""
 
 from __future__ import annotations
 
 import re
 
-_MOST_BYTES = 150  # a file system allows 255 for a folder's, to which digits are added
+_MOST_BYTES = 150  # file systems allow 255 for a folder, to whose name digits are added
 _TEACHER = re.compile(r"\w(?:[\w .,+=@~-]*[\w+=@~-])?")
 
 TEACHER_NAMES = (
@@ -14,7 +14,7 @@ TEACHER_NAMES = (
 
 
 def is_teacher_name(name: str) -> bool:
-    """Return True if a folder can be called so, and a shell and make leave the name as it is."""
+    """Return True if `name` is valid for a folder and is not changed by a shell or make."""
     return (
         _TEACHER.fullmatch(name) is not None
         and ".." not in name

@@ -1,7 +1,7 @@
-"""Reads files that somebody else may have made: regular files only, of a bounded size.
+"""Read untrusted files: regular files only, of bounded size.
 
-A FIFO would hang, /dev/zero would fill the memory, a link may lead anywhere: each is an error that
-names the file. JSON is UTF-8 without surprises: no NaN, no key twice, no endless nesting.
+A FIFO would block, /dev/zero would fill the memory, and a link may lead anywhere. Each is an error
+that names the file. JSON must be strict UTF-8: no NaN, no duplicate keys, no deep nesting.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from teach_once.runtime.formats import format_size
 from teach_once.runtime.safe.text import one_line
 
 MAX_DEPTH = 32
-MAX_VALUES = 2_000_000  # of a document: each takes some 100 bytes of memory
+MAX_VALUES = 2_000_000  # values in a document; each takes about 100 bytes of memory
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_INTEGERS = range(-(2**63), 2**64)  # what 64 bits hold, signed or not
+_INTEGERS = range(-(2**63), 2**64)  # 64 bits, signed or unsigned
 _LONGEST_INTEGER = 20  # digits, or 19 and a sign
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -34,7 +34,7 @@ _KINDS = (
 
 
 class BadFile(UserError, ValueError):
-    """A file that is not what it should be: `path`, and `what` is wrong with it."""
+    """A file that differs from what is expected: its `path`, and `what` is wrong."""
 
     def __init__(self, path: Path, what: str, *, fix: str | None = None) -> None:
         super().__init__(f"{one_line(path)} {what}", fix=fix)
@@ -44,8 +44,8 @@ class BadFile(UserError, ValueError):
 def open_regular(path: Path, *, follow: bool = False, dir_fd: int | None = None) -> BinaryIO:
     """Open a regular file for reading, unbuffered. The caller closes it.
 
-    follow: also through a symbolic link as the last part of the path. dir_fd: an opened folder that
-    `path` is relative to. Raises BadFile for anything but a regular file, FileNotFoundError, and
+    follow: follow a symbolic link in the last part of the path. dir_fd: open folder that `path` is
+    relative to. Raises BadFile for anything but a regular file, FileNotFoundError and
     PermissionError.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
@@ -58,7 +58,7 @@ def open_regular(path: Path, *, follow: bool = False, dir_fd: int | None = None)
         if error.errno in (errno.ENXIO, errno.ENODEV):
             raise BadFile(path, "is a socket or a device, expected a regular file") from None
         if error.errno == errno.ENAMETOOLONG:
-            raise BadFile(path, "has too long a name") from None
+            raise BadFile(path, "has a name that is too long") from None
         raise
     if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
         os.close(handle)
@@ -67,31 +67,31 @@ def open_regular(path: Path, *, follow: bool = False, dir_fd: int | None = None)
 
 
 def is_out_of_resources(error: BaseException) -> bool:
-    """Return True if this process or machine has too few open files or too little memory left.
+    """Return True if the error is caused by too many open files or lack of memory.
 
-    Such an error does not mean that the file is damaged, and must not be reported as damage.
+    Such an error does not mean that a file is damaged, and must not be reported as damage.
     """
     return isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES
 
 
 def kind_of_file(mode: int) -> str:
-    """st_mode in words, with an article."""
+    """Describe st_mode in words, with an article."""
     return next((name for test, name in _KINDS if test(mode)), "a file")
 
 
 def read_bounded(
     path: Path, max_bytes: int, *, follow: bool = False, dir_fd: int | None = None
 ) -> bytes:
-    """The bytes of a regular file of at most `max_bytes`; its size is looked at before reading.
+    """Read a regular file of at most `max_bytes`, whose size is checked before reading.
 
-    Raises BadFile, FileNotFoundError, PermissionError.
+    Raises BadFile, FileNotFoundError or PermissionError.
     """
     with open_regular(path, follow=follow, dir_fd=dir_fd) as file:
         return read_open(file, path, max_bytes)
 
 
 def read_open(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
-    """Read an opened file, like `read_bounded`. path: for the message."""
+    """Read an open file as `read_bounded` does. path: for messages."""
     size = os.fstat(file.fileno()).st_size
     if size <= max_bytes:
         content = _read_all(file, max_bytes + 1)
@@ -111,11 +111,11 @@ def _read_all(file: BinaryIO, most: int) -> bytes:
 def parse_json(
     content: bytes, path: Path, *, max_depth: int = MAX_DEPTH, max_values: int = MAX_VALUES
 ) -> Any:
-    """The value of a JSON document in UTF-8. path: for the message.
+    """Parse a JSON document in UTF-8. path: for messages.
 
-    Refuses what readers disagree on: a byte-order mark, NaN and infinity, a key that occurs twice,
-    integers that 64 bits cannot hold, lone surrogates, deep nesting; and, before anything is
-    parsed, more than `max_values` keys and values. Raises BadFile.
+    Rejects content on which parsers disagree: a byte-order mark, NaN and infinity, duplicate keys,
+    integers beyond 64 bits, lone surrogates and deep nesting. More than `max_values` keys and
+    values are rejected before parsing. Raises BadFile.
     """
     try:
         if sum(map(content.count, (b",", b":", b"[", b"{"))) > max_values:
@@ -137,7 +137,7 @@ def _refused(word: str) -> Any:
 
 def _integer(digits: str) -> int:
     if len(digits) > _LONGEST_INTEGER:
-        raise ValueError(f"an integer of {len(digits):,} digits")
+        raise ValueError(f"an integer has {len(digits):,} digits")
     if (value := int(digits)) not in _INTEGERS:
         raise ValueError(f"{value} does not fit 64 bits")
     return value
@@ -151,7 +151,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _first_twice(keys: Iterable[str]) -> str:
-    """The first key that came before; one does. Looks at each once: there may be millions."""
+    """Return the first duplicate key, which must exist; one pass, because there may be millions."""
     seen: set[str] = set()
     for key in keys:
         if key in seen:
@@ -170,10 +170,10 @@ def _check_values(value: Any, max_depth: int) -> None:
             elif isinstance(item, list):
                 inner += item
             elif isinstance(item, float) and item in (float("inf"), float("-inf")):
-                raise ValueError("a number that is too large")
+                raise ValueError("a number is too large")
             elif isinstance(item, str):
                 item.encode("utf-8")  # raises for a lone surrogate
         if not inner:
             return
         level = inner
-    raise ValueError(f"nested deeper than {max_depth} levels")
+    raise ValueError(f"nesting exceeds {max_depth} levels")

@@ -1,4 +1,4 @@
-"""Names files that stand in for data after an incomplete clone or a failed download."""
+"""Detect files that replace data after an incomplete clone or a failed download."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _XML = b"<?xml"
 
 
 class StandIn(NamedTuple):
-    """What a file is, in words that follow "is", and how its user gets the data."""
+    """The description of a placeholder file, after "is", and the instruction to get the data."""
 
     what: str
     fix: str
 
 
 def find_stand_in(head: bytes, path: Path) -> StandIn | None:
-    """Name the stand-in at `path` by its first HEAD_BYTES; None for any other file."""
+    """Return the placeholder at `path` from its first HEAD_BYTES; None for any other file."""
     if head.startswith(_LFS):
         where = shlex.quote(str(path.parent))
         return StandIn(
@@ -42,7 +42,7 @@ def find_stand_in(head: bytes, path: Path) -> StandIn | None:
         )
     if text.startswith(_XML) and b"<error>" in text:
         return StandIn(
-            "is the error message of a store, saved in place of the file",
-            "download the file again; the message in the file says what failed",
+            "is an error message of an object store, saved in place of the file",
+            "download the file again; the message in the file describes the failure",
         )
     return None

@@ -1,8 +1,8 @@
-"""Text from files, made safe to print: control characters become visible, long text is cut.
+"""Make text from files safe to print: escape control characters and truncate long text.
 
-A name in somebody's cache may hold escape sequences that move the cursor, recolor the terminal or
-turn the reading direction. Everything a command prints passes through `visible`; a value that is
-put into a line passes through `one_line`, so that it cannot forge further lines.
+A name in an untrusted cache may contain escape sequences that move the cursor, recolor the terminal
+or reverse the reading direction. Everything a command prints passes through `visible`. A value
+inside a line passes through `one_line`, so that it cannot add further lines.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ _LONGEST = 200
 
 
 def visible(text: str) -> str:
-    """The text with every control and format character written as an escape; newlines stay."""
+    """Return the text with control and format characters escaped; newlines are kept."""
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
     return "".join(c if c == "\n" or _is_shown(c) else _escaped(c) for c in text)
 
 
 def one_line(value: object, longest: int = _LONGEST) -> str:
-    """str(value) on one line, visible, and cut where it is longer than `longest` characters."""
+    """Return str(value) on one line, escaped, and truncated beyond `longest` characters."""
     text = str(value)
     cut = text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)"
     return "".join(c if _is_shown(c) else _escaped(c) for c in cut)
 
 
 def in_plot(text: object) -> str:
-    """`one_line`, as matplotlib shows it literally: a dollar would begin a formula."""
+    """Return `one_line` escaped for matplotlib, where a dollar sign would begin a formula."""
     return one_line(text).replace("$", r"\$")
 
 

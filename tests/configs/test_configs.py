@@ -96,7 +96,7 @@ def test_a_key_that_stands_twice_is_refused(write) -> None:
 
 def test_a_count_above_the_space_is_refused_with_the_largest_possible(write) -> None:
     told = message(lambda: load_teacher(write(GOOD.replace("count: all", "count: 10"))))
-    assert "views: count is 10, but this augmentation has only 9 different views" in told
+    assert "views: count is 10, but this augmentation has only 9 distinct views" in told
 
 
 def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(write) -> None:
@@ -119,7 +119,7 @@ def test_a_temperature_where_there_is_none_is_refused() -> None:
 def test_nesterov_without_momentum_is_refused() -> None:
     overrides = ["training.nesterov=true", "training.momentum=0.0"]
     told = message(lambda: load_student("digits-resnet8", overrides))
-    assert "training: nesterov: true needs a momentum above 0" in told
+    assert "training: nesterov: true requires a momentum above 0" in told
 
 
 def test_load_with_an_unknown_name_is_refused_with_the_nearest_and_the_command_that_lists() -> None:
@@ -147,7 +147,7 @@ def test_overrides_reach_nested_keys_lists_and_whole_blocks() -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("training.epochs", "not of the form key.sub=value"),
+        ("training.epochs", "expected key.sub=value"),
         ("training.epoch=3", "training.epoch: unknown key; did you mean 'epochs'?"),
         ("methods.kd.9.weight=1", "'9' is not an index into 2 items"),
         ("methods.kd.2.weight=1", "'2' is not an index into 2 items"),
@@ -159,7 +159,7 @@ def test_overrides_reach_nested_keys_lists_and_whole_blocks() -> None:
         ("training.schedule={<<: {type: onecycle}}", "training.schedule.type: missing"),
         (f"training.epochs={'[' * 3000}", "not a config: more than 20 levels"),
         ('student.arch="\\0"', "control characters"),
-        ("teacher.arch.x=1", "there is no block"),
+        ("teacher.arch.x=1", "block 'teacher' not found"),
         ("training.epochs=[1", "not valid YAML"),
         ("training.epochs=1.5", "training.epochs: Input should be a valid integer"),
     ],
@@ -190,9 +190,9 @@ def test_overrides_for_the_teacher_are_told_apart() -> None:
         (["views.augment.pad_px=128"], "use pad_px: 127 or less"),
         (
             ["views.evaluation={type: center-crop, flip: true}"],
-            "views.evaluation: nothing about a test image may be",
+            "views.evaluation: the test transform must not be",
         ),
-        (["views.evaluation={type: center-crop, flip: true}"], "may be random: remove flip"),
+        (["views.evaluation={type: center-crop, flip: true}"], "must not be random: remove flip"),
         (["views.evaluation={type: center-crop, mix: {type: mixup}}"], "remove mix"),
         (
             ["views.evaluation={type: center-crop, random_erasing: {}, color_jitter: {}}"],
@@ -200,7 +200,7 @@ def test_overrides_for_the_teacher_are_told_apart() -> None:
         ),
         (
             ["training.schedule={type: multistep, milestones: [8, 21]}"],
-            "milestones [8, 21] go beyond the last epoch, 20",
+            "milestones [8, 21] exceed the last epoch, 20",
         ),
         (["teacher.expected_error=101"], "teacher.expected_error: Input should be less than"),
     ],
@@ -239,8 +239,8 @@ def test_milestones_that_an_override_of_the_epochs_puts_out_of_reach_are_refused
     epochs: int,
 ) -> None:
     told = message(lambda: load_student("digits-resnet8", [f"training.epochs={epochs}"]))
-    assert f"schedule.milestones [12, 24, 32] go beyond the last epoch, {epochs}" in told
-    (closer,) = re.findall(r"use such as (\[.*?\])", told)
+    assert f"schedule.milestones [12, 24, 32] exceed the last epoch, {epochs}" in told
+    (closer,) = re.findall(r"use, for example, (\[.*?\])", told)
     recipe = [f"training.epochs={epochs}", f"training.schedule.milestones={closer}"]
     assert load_student("digits-resnet8", recipe).training.epochs == epochs
 

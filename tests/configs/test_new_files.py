@@ -174,7 +174,7 @@ def test_wrong_names_and_folders_are_told_with_the_fix(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = {"type": "imagefolder", "root": str(tmp_path / "nowhere")}
-    with pytest.raises(DatasetError, match="folder .* not found"):
+    with pytest.raises(DatasetError, match=r"folder .* not found"):
         teacher_file("timm:test_vit", data, "timm:pretrained", 1)
     with pytest.raises(ArchError, match="did you mean 'test_vit'"):
         written(tmp_path, photographs, "tset_vit")

@@ -125,10 +125,10 @@ def test_what_is_in_neither_folder_is_an_error_that_names_both(
     for command, call in ((train, ["teacher"]), (train, ["plan"]), (precompute, [])):
         assert command([*call, "mine/s.yaml" if call == ["plan"] else "mine/t.yaml"]) == 2
         told = capsys.readouterr().err
-        assert "dataset.root: there is no mine/photos, nor photos in the current folder" in told
+        assert "dataset.root: mine/photos (or photos in the current folder) not found" in told
     Path("mine/weights/t.pt").unlink()
     (here / "mine" / "t.yaml").unlink()
-    with pytest.raises(ConfigError, match=r"teacher: .*mine/t\.yaml, nor t\.yaml in the current"):
+    with pytest.raises(ConfigError, match=r"teacher: .*mine/t\.yaml \(or t\.yaml in the current"):
         load_student("mine/s.yaml")
     (here / "mine" / "t.yaml").write_text(TEACHER)
     put("photos")
@@ -137,7 +137,7 @@ def test_what_is_in_neither_folder_is_an_error_that_names_both(
         (here / "mine" / "t.yaml").write_text(text)
         assert command([*call, "mine/t.yaml"]) == 2
         told = capsys.readouterr().err
-        assert "there is no file mine/weights/t.pt, nor weights/t.pt in the current fol" in told
+        assert "file mine/weights/t.pt (or weights/t.pt in the current fol" in told
 
 
 # ---- caches

@@ -115,7 +115,7 @@ def test_a_file_cannot_be_named_out_of_a_folder_or_forge_output(stem: str, tmp_p
     file = tmp_path / f"{stem}.yaml"
     file.write_text(TEACHER)
     told = refused(lambda: load_teacher(file))
-    assert "name: caches are named by this file, so its name must be letters, digits" in told
+    assert "name: the file's name becomes the cache's name and must be letters, digits" in told
     assert "\x1b" not in told
     assert "a\n" not in told
 
@@ -129,9 +129,6 @@ def test_code_that_a_strangers_config_names_is_told_of_once(
     assert cli(["student", str(file), *own]) == 0
     assert cli(["student", str(file), *own]) == 0
     told = capsys.readouterr().err
-    assert told == (
-        f"note: {file} names code, which runs when the config is used: "
-        "their.losses:sharper, their.nets:build\n"
-    )
+    assert told == (f"note: {file} runs Python code:  their.losses:sharper, their.nets:build\n")
     assert cli(["student", "digits-resnet8"]) == 0
     assert not capsys.readouterr().err

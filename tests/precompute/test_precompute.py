@@ -202,7 +202,7 @@ def test_changed_weights_make_another_cache_and_leave_the_old_one(
         (["teacher.weights=gone.pt", "training=null"], "set teacher.weights=PATH"),
         (["teacher.arch=resnet9"], "unknown arch 'resnet9'; did you mean"),
         (["taps.stages=[layer1,layer7]"], "no module 'layer7'"),
-        (["views.count=10"], "only 9 different views"),
+        (["views.count=10"], "only 9 distinct views"),
         (["teacher.arch=resnet14"], "do not fit the network"),
         (["dataset.root=x"], "dataset.root: unknown key"),
         (["views.augment.pad_px=8", "views.augment.padding=reflect"], "by at most 7"),

@@ -43,7 +43,7 @@ def test_an_address_at_which_no_cluster_answers_is_an_error(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(ClusterError, match=r"answers at 10\.0\.0\.1:6379.*\n  fix: start one"):
+    with pytest.raises(ClusterError, match=r"cluster at 10\.0\.0\.1:6379.*\n  fix: start one"):
         connect(NoCluster(), address)
 
 

@@ -91,7 +91,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         (b'{"a": 18446744073709551616}', "18446744073709551616 does not fit 64 bits"),
         (b'{"a": -9223372036854775809}', "does not fit 64 bits"),
         (b'{"a": "\\ud800"}', "surrogates"),
-        (b"[" * 100 + b"]" * 100, "deeper than 32"),
+        (b"[" * 100 + b"]" * 100, "exceeds 32"),
         (b"[" * 100_000, "too deeply"),
         (b"", "Expecting value"),
     ],
@@ -229,7 +229,7 @@ def test_control_characters_are_shown(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == "cat\\x1b]0;title\\x07 [red]:smile:\n"
 
 
-@pytest.mark.parametrize(("number", "word"), [(28, "make room"), (30, "permit it")])
+@pytest.mark.parametrize(("number", "word"), [(28, "make room"), (30, "allow access")])
 def test_a_disk_that_refuses_is_one_message(
     number: int, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,7 +265,7 @@ def test_something_else_under_a_name_is_one_message(
     assert run_command(app, []) == 2
     printed = capsys.readouterr().err
     assert f"error: {path}: " in printed
-    assert "not the file or folder that this program expects there\n  fix: look at" in printed
+    assert "another kind of file is expected there\n  fix: check what" in printed
 
 
 # ---- a folder that appears whole
@@ -400,7 +400,7 @@ def test_a_hard_link_in_the_earlier_folder_is_replaced_and_not_written_to(tmp_pa
 def test_a_folder_is_not_written_where_a_link_leads_nowhere(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere/to/be")
     with (
-        pytest.raises(BadFile, match="is a link that leads nowhere"),
+        pytest.raises(BadFile, match="is a broken link"),
         folder_written_aside(tmp_path / "link", ["a", "b"]),
     ):
         pass

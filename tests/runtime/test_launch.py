@@ -154,9 +154,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
         (["two", "-m", "train"], "the number of processes is 'two'"),
         (["0", "-m", "train"], "the number of processes is '0'"),
         ([], "the number of processes is ''"),
-        (["2"], "no program is given"),
-        (["2", "train"], "no program is given"),
-        (["2", "-m"], "no program is given"),
+        (["2"], "missing program"),
+        (["2", "train"], "missing program"),
+        (["2", "-m"], "missing program"),
     ],
 )
 def test_launch_without_a_number_or_program_is_refused_with_a_command(

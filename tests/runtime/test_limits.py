@@ -161,7 +161,7 @@ def test_a_gpu_that_is_named_is_taken_and_made_current(
         assert pick_device("cuda:3") == torch.device("cuda:3")
     assert made_current == [torch.device("cuda:3")]
     assert pick_device("cpu") == CPU
-    with pytest.raises(DeviceError, match=r"'cuda:4' is not available: torch sees cuda:0 to"):
+    with pytest.raises(DeviceError, match=r"'cuda:4' is not available: torch finds cuda:0 to"):
         pick_device("cuda:4")
 
 

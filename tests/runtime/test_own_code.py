@@ -21,8 +21,8 @@ MODULES = {
 @pytest.mark.parametrize(
     ("named", "told", "fix"),
     [
-        ("no_such_module:make", "No module named 'no_such_module'", "put the module where"),
-        ("own.no_such:make", "No module named 'own'", "put the module where"),
+        ("no_such_module:make", "No module named 'no_such_module'", "put the module on"),
+        ("own.no_such:make", "No module named 'own'", "put the module on"),
         ("os:nothing", "module 'os' has no attribute 'nothing'", "correct the name after"),
         ("raises_at_import:make", "RuntimeError: of the module in ", "raises_at_import.py, line 2"),
         ("is_not_python:make", "SyntaxError: invalid syntax", "is_not_python.py, line 1"),

@@ -57,7 +57,7 @@ def start_from(
     try:
         file = fetched_weights(init)
         if not file.is_file():
-            raise ArchError(f"there is no file {file}", fix=f"set {key}=PATH")
+            raise ArchError(f"file {file} not found", fix=f"set {key}=PATH")
         fresh = _filled(network, file, arch, image_shape)
     except ArchError as error:
         problem = error.problem.removeprefix("teacher.weights: ")

@@ -73,7 +73,7 @@ def network_identity(net: StudentNet, linear_connectors: Sequence[str]) -> dict[
     stem = {} if has_stem(net.arch) else {"stem": "cifar"}
     init = init_identity(net.init)
     if init.get("init", "") is None:
-        raise TrainError(f"student.init: there is no file {net.init}", fix="set student.init=PATH")
+        raise TrainError(f"student.init: file {net.init} not found", fix="set student.init=PATH")
     plain = as_plain(net)
     plain.pop("relu_to_signed")  # it only allows what `connector` asks for
     plain["connector"] = "none" if net.connector == "none" else "conv-bn-relu"

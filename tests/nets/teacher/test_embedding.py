@@ -219,7 +219,7 @@ def test_timms_published_weights_are_those_of_the_arch(
 ) -> None:
     config = small_teacher("teacher.arch=timm:test_vit", "teacher.weights=timm:pretrained")
     assert config.teacher.weights == "timm:test_vit"
-    with pytest.raises(ConfigError, match="timm:pretrained needs an arch timm:NAME, and it is re"):
+    with pytest.raises(ConfigError, match="requires an arch timm:NAME, but arch is re"):
         small_teacher("teacher.weights=timm:pretrained")
 
 

@@ -170,7 +170,7 @@ STAND_INS = {
     ),
     "store": (
         b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code>",
-        "is the error message of a store",
+        "is an error message of an object store",
         "download the file again",
     ),
 }

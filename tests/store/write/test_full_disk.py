@@ -122,7 +122,7 @@ def test_a_folder_that_may_not_be_written_to_is_one_message(
     assert train(export) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: /sys/kernel/.out.new.")
-    assert "fix: permit it, or choose another path" in told
+    assert "fix: allow access, or choose another path" in told
 
 
 def test_a_conversion_advises_to_run_it_again_and_no_pass_of_the_teacher(

@@ -332,7 +332,7 @@ def test_a_cache_in_a_bucket_is_read_through_the_mirror_also_by_workers(
 
 
 def test_a_url_that_is_none_is_refused(digits: Study) -> None:
-    with pytest.raises(BadUrl, match=r"of another form than s3://bucket/prefix"):
+    with pytest.raises(BadUrl, match=r"invalid URL: expected s3://bucket/prefix"):
         DistillationDataset(digits.teacher, "gs://bucket/caches")
 
 

@@ -128,7 +128,7 @@ def test_where_the_cache_lacks_something_the_weights_are_asked_for(
     (tmp_path / "w.pt").unlink()
     for more in ("views.count=5", "taps.attention=float16", "views.seed=1"):
         assert make("cache-teacher", [*small, "training=null", more]) == 2
-        assert f"teacher.weights: there is no file {tmp_path / 'w.pt'}" in capsys.readouterr().err
+        assert f"teacher.weights: file {tmp_path / 'w.pt'} not found" in capsys.readouterr().err
     assert make("cache-teacher", [*small, "taps.attention=float16"]) == 0  # trained as it says
     assert (tmp_path / "w.pt").is_file()
 

@@ -95,7 +95,7 @@ def test_a_file_that_is_missing_is_named_with_its_key(
     make_study: MakeStudy, tmp_path: Path
 ) -> None:
     study = make_study(student=[f"student.init={tmp_path}/no.pt"])
-    told = r"student.init: there is no file .*no.pt\n  fix: set student.init=PATH"
+    told = r"student.init: file .*no.pt not found\n  fix: set student.init=PATH"
     with pytest.raises(TrainError, match=told):
         train_student(study.run("ce", 0), device="cpu")
 
@@ -237,8 +237,8 @@ def test_a_run_from_frozen_stages_resumes_exactly(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (["frozen_stages=1"], "training.frozen_stages is for weights that exist: set student.init"),
-        (["pretrained_lr_factor=0.1"], "training.pretrained_lr_factor is for weights that exist"),
+        (["frozen_stages=1"], "training.frozen_stages requires pretrained weights: set st"),
+        (["pretrained_lr_factor=0.1"], "training.pretrained_lr_factor requires pretrained weights"),
         (["frozen_stages=-1"], "training.frozen_stages: Input should be greater than or equal"),
         (
             ["pretrained_lr_factor=0.0"],

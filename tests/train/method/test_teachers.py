@@ -254,10 +254,10 @@ def test_another_weight_or_another_second_teacher_is_another_run(files: Path) ->
         ({"teacher": "a.yaml"}, None),
         ({"teacher": "b.yaml"}, "give either teacher or teachers"),
         ({"teachers": ["a.yaml"]}, "teachers"),
-        ({"teachers": ["a.yaml", "a.yaml"]}, "each only once"),
+        ({"teachers": ["a.yaml", "a.yaml"]}, "duplicate teacher"),
         ({"teacher_weights": [1]}, "1 weights for 2 teachers"),
         ({"teacher_weights": [1, 0]}, "teacher_weights"),
-        ({"teachers": ["a.yaml", "nowhere.yaml"]}, "teachers.1: there is no file"),
+        ({"teachers": ["a.yaml", "nowhere.yaml"]}, "teachers.1: file "),
     ],
 )
 def test_mistakes_in_the_file_are_named(files: Path, changes: dict, told: str | None) -> None:

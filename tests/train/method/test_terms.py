@@ -246,7 +246,7 @@ def test_connected_losses_are_the_ones_whose_signatures_take_an_output_of_a_conn
         ("{loss: rkd, angle_weight: -1}", "methods.x.0.angle_weight: Input should be greater than"),
         ("{loss: dkd, alpha: big}", "methods.x.0.alpha: Input should be a valid number"),
         ("{loss: kdd, temperature: 2}", "methods.x.0.loss: unknown loss; did you mean 'kd'"),
-        ("{loss: 'my:own', alpha: 2}", "methods.x.0: alpha of a loss of your own belongs under"),
+        ("{loss: 'my:own', alpha: 2}", "methods.x.0: put alpha of your own loss under"),
         ("{loss: 'my:own', sharpness: 2}", "methods.x.0.sharpness: unknown key"),
     ],
 )
@@ -287,7 +287,7 @@ def test_a_runs_identity_holds_the_settings_of_its_terms(
 def test_options_are_refused_where_they_have_no_use() -> None:
     for term, told in (
         ("{loss: cd, alpha: 1}", "the loss 'cd' has no 'alpha'"),
-        ("{loss: kd, options: {temperature: 2}}", "options are for a loss of your own"),
+        ("{loss: kd, options: {temperature: 2}}", "options is for your own losses"),
         ("{loss: dkdd}", "did you mean 'dkd'"),
     ):
         with pytest.raises(ConfigError, match=told):

@@ -180,7 +180,7 @@ def test_the_cosine_is_torch_s_behind_a_linear_warm_up(warmup: int, last: float)
     ("overrides", "told"),
     [
         (["optimizer={type: adam}"], "training.optimizer.type: Input should be one of"),
-        (["optimizer={type: sgd, momentum: 0.9}"], "optimizer.momentum is a key beside optimizer"),
+        (["optimizer={type: sgd, momentum: 0.9}"], "optimizer.momentum is not a key of optimizer"),
         (["optimizer={type: adamw, weight_decay: 0.1}"], "training.weight_decay"),
         (["optimizer={type: adamw}", "nesterov=true"], "set nesterov=null for adamw"),
         (["optimizer={type: adamw, betas: [0.9, 1.0]}"], "optimizer.betas.1: Input should be less"),
@@ -197,7 +197,7 @@ def test_the_cosine_is_torch_s_behind_a_linear_warm_up(warmup: int, last: float)
             "gradient_accumulation is 33, more than batch_size, 32",
         ),
         (["schedule={type: cosine, warmup_epochs: 40}"], "warmup_epochs is 40 of 40 epochs; use"),
-        (["schedule={type: cosine, final_learning_rate: 1.0}"], "above the highest"),
+        (["schedule={type: cosine, final_learning_rate: 1.0}"], "above the peak"),
         (["label_smoothing=0.1"], "training.label_smoothing: unknown key"),
     ],
 )

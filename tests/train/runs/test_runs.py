@@ -218,7 +218,7 @@ def test_a_signal_during_the_last_test_ends_the_study_after_that_run(
     with monkeypatch.context() as patched:
         patched.setattr("teach_once.train.sessions.loop.evaluate_batches", signalled)
         told = call(*wanted, status=128 + signal.SIGTERM)
-    assert "stopped; what was being done is finished" in told
+    assert "stopped after the current step" in told
     (ce,) = folders(tmp_path)
     assert (ce / "summary.json").exists()
     assert "1 of 2 runs already finished" in call(*wanted)

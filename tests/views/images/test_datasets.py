@@ -287,7 +287,7 @@ def broken(root: Path, mistake: str) -> None:
 @pytest.mark.parametrize(
     ("mistake", "told"),
     [
-        ("no root", "folder .* not found"),
+        ("no root", r"folder .* not found"),
         ("no train", "has no folder train/"),
         (
             "no test",

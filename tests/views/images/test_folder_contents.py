@@ -150,8 +150,7 @@ def test_folder_counts_files_that_are_no_images_by_their_endings(
         (root / "train/cat" / name).write_bytes(b"x")
     (root / "train/loose.png").write_bytes(picture(1))
     note = (
-        "4 with non-image suffixes (2 .heic, 1 without a suffix, 1 .txt); "
-        "1 outside class folders"
+        "4 with non-image suffixes (2 .heic, 1 without a suffix, 1 .txt); 1 outside class folders"
     )
     assert opened(root).notes == (f"note: left out of {root / 'train'}: {note}",)
     config = write_config(root.parent / "t.yaml", "imagefolder", root="data")

@@ -126,7 +126,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
         (b"\xef\xbb\xbf<html>", "it is an HTML page"),
         (
             b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>',
-            "it is the error message of a store",
+            "it is an error message of an object store",
         ),
         (b"GIF", "its format is not one of BMP, GIF"),
     ],

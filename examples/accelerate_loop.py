@@ -1,9 +1,9 @@
 """python -m examples.accelerate_loop, or: accelerate launch -m examples.accelerate_loop
 
-The loop of examples/plain_pytorch.py under Hugging Face Accelerate. It numbers epochs from 0 and
-passes the number to the dataset by itself, hence `first_epoch=0`; the call of `set_epoch` below is
-for several processes, where its own call does not reach the dataset. With `split_batches` the
-processes share each batch, as those of one run of ours do.
+The loop of examples/plain_pytorch.py with Hugging Face Accelerate. Accelerate numbers epochs from 0
+and passes the number to the dataset, hence `first_epoch=0`. With several processes that call does
+not reach the dataset, so `set_epoch` is called below. With `split_batches` the processes share each
+batch, as in this project's multi-process runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from teach_once.configs.schema import StudentConfig
 
 
 def train(config: StudentConfig, caches: str | Path = "caches", seed: int = 0) -> list[float]:
-    """Train a student; returns the loss of each step, of this process."""
+    """Train a student; returns this process's loss of each step."""
     accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
     recipe = config.training
     dataset = DistillationDataset(config, caches, taps=["logits"], first_epoch=0)

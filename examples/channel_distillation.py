@@ -1,9 +1,9 @@
 """python -m examples.channel_distillation    (after `make cache-teacher`)
 
 Channel distillation in plain code, from images to the loss, without this project's training code.
-Each stage of the student passes through a connector to the teacher's number of channels; the loss
-compares the means of the channels. Without the connector's ReLU it also fits teachers whose means
-are negative, such as EfficientNet (see "Connectors" in docs/how-to/methods.md).
+A connector maps each stage of the student to the teacher's number of channels, and the loss
+compares channel means. Without the connector's ReLU it also works for teachers with negative means,
+such as EfficientNet (see "Connectors" in docs/how-to/methods.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STUDENT_CHANNELS = (8, 16, 32)
 def read_batch(
     config: TeacherConfig, cache: TeacherCache, view: int, ids: np.ndarray
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the images (B, 1, 8, 8) as the teacher saw them, and its means (B, C) per stage."""
+    """Return the teacher's input images (B, 1, 8, 8) and its channel means (B, C) per stage."""
     train = load_dataset(config.dataset).train
     pixels = view_pixels(train, config.views, view, ids)  # (B, 8, 8, 1) uint8
     images = normalize(torch.from_numpy(pixels), config.dataset.normalization)
@@ -42,7 +42,7 @@ def block(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> 
 
 
 class Student(nn.Module):
-    """Three stages, and for each a 1x1 connector to the teacher's number of channels."""
+    """Three stages, each with a 1x1 connector to the teacher's number of channels."""
 
     def __init__(self, teacher_channels: list[int]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def cd_loss(student_means: list[Tensor], teacher_means: list[Tensor]) -> Tensor:
 
 
 def main(teacher: str | Path = "digits-resnet20", caches: str | Path = "caches") -> float:
-    """Print and return the loss of 32 images; their gradients reach every layer."""
+    """Print and return the loss of 32 images, and compute gradients of every layer."""
     config = load_teacher(teacher)
     cache = TeacherCache.open(next(Path(caches).glob(f"{config.name}-*")))
     images, teacher_means = read_batch(config, cache, view=0, ids=np.arange(32))

@@ -16,15 +16,16 @@ import torch
 
 
 def convert(exported: Path, target: Path) -> float:
-    """Write `target`; return the largest difference of its logits, relative to the largest logit.
+    """Write `target`; returns the largest difference of its logits relative to the largest logit.
 
-    Its input `images` is (B, C, H, W) float32, normalized as exported/student.json says; B is free.
+    Its input `images` is (B, C, H, W) float32, normalized as in exported/student.json; B is
+    dynamic.
     """
-    import onnxruntime  # of the extra: this module can be imported without it
+    import onnxruntime  # part of the extra; the module can be imported without it
 
     program = torch.export.load(exported / "student.pt2")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch's own calls
+        warnings.simplefilter("ignore", FutureWarning)  # from torch's own calls
         torch.onnx.export(program, f=target, dynamo=True, external_data=False, verbose=False)
     shape = json.loads((exported / "student.json").read_text())["input_shape"]
     images = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))

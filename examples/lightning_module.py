@@ -19,7 +19,7 @@ from teach_once.configs.schema import StudentConfig
 
 
 class Distillation(pl.LightningModule):
-    """A student with its data; `step_losses` is filled as it trains."""
+    """A student with its data; `step_losses` contains the loss of each step."""
 
     def __init__(self, config: StudentConfig, caches: str | Path, seed: int = 0) -> None:
         super().__init__()

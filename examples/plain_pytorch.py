@@ -1,7 +1,7 @@
 """python -m examples.plain_pytorch    (after `make cache-teacher`)
 
-Logit distillation in plain PyTorch, as the method `kd` of configs/student/digits-resnet8.yaml: the
-loss of every step is that of `make train-student METHOD=kd`, bit for bit on a CPU.
+Logit distillation in plain PyTorch, as the method `kd` of configs/student/digits-resnet8.yaml. On a
+CPU the loss of every step equals that of `make train-student METHOD=kd` bit for bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from teach_once.configs.schema import StudentConfig
 
 
 def train(config: StudentConfig, caches: str | Path = "caches", seed: int = 0) -> list[float]:
-    """Train a student, print its test error; returns the loss of each step."""
+    """Train a student and print its test error; returns the loss of each step."""
     recipe = config.training
     dataset = DistillationDataset(config, caches, taps=["logits"])
     loader = DataLoader(

@@ -1,11 +1,11 @@
 """python -m examples.timm_task
 
 A hook for timm's own training script, whose step is `result = task(input, target)`: a loader whose
-targets carry the teacher's rows, and a task that reads them. In timm's train.py replace the loader
-by `loader_of(...)` and the task by `CachedDistillation(model)`; what else it does (autocast,
-gradient clipping, averaging, checkpoints) stays. timm numbers epochs from 0 and passes the number
-to its dataset. Its own mixup must be off: mix in `views.augment.mix`, where the teacher
-sees it.
+targets include the teacher's outputs, and a task that reads them. In timm's train.py replace the
+loader by `loader_of(...)` and the task by `CachedDistillation(model)`; everything else (autocast,
+gradient clipping, averaging, checkpoints) stays the same. timm numbers epochs from 0 and passes the
+number to its dataset. Turn off timm's own mixup and set `views.augment.mix` instead, so that the
+teacher gets the same mixed images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from teach_once.configs.schema import StudentConfig
 
 
 class CachedTarget:
-    """Labels and the teacher's rows, which timm's loop moves to the device as one."""
+    """Labels and teacher outputs, which timm's loop moves to the device together."""
 
     def __init__(self, labels: Tensor, rows: dict[str, Tensor]) -> None:
         self.labels, self.rows = labels, rows
@@ -36,13 +36,13 @@ class CachedTarget:
 
 
 def with_target(items: Sequence[Any]) -> tuple[Tensor, CachedTarget]:
-    """The `collate_fn` of a loader that timm's loop takes."""
+    """Collate items for timm's loop: images, and labels with teacher outputs."""
     inputs, labels, rows = default_collate(list(items))
     return inputs, CachedTarget(labels, rows)
 
 
 class CachedDistillation(TrainingTask):
-    """Like timm's LogitDistillationTask, with rows of a cache in the place of the teacher."""
+    """timm's LogitDistillationTask with cached outputs in place of the teacher."""
 
     def __init__(self, model: nn.Module, task_loss_weight: float = 0.1, **options: Any) -> None:
         super().__init__(**options)
@@ -62,7 +62,7 @@ def loader_of(dataset: DistillationDataset, batch_size: int, seed: int) -> DataL
 
 
 def train(config: StudentConfig, caches: str | Path = "caches", seed: int = 0) -> list[float]:
-    """The steps of timm's train_one_epoch; returns the loss of each."""
+    """Run the steps of timm's train_one_epoch; returns the loss of each step."""
     recipe, device = config.training, torch.device("cpu")
     dataset = DistillationDataset(config, caches, taps=["logits"], first_epoch=0)
     loader = loader_of(dataset, recipe.batch_size, seed)

@@ -1,4 +1,4 @@
-"""python -m precompute: see `precompute.command`."""
+"""Run `python -m precompute`; the command is in `precompute.command`."""
 
 import sys
 

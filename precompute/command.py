@@ -1,11 +1,11 @@
 """python -m precompute NAME|PATH [--caches DIR|s3://bucket/prefix] [--plan] [key=value ...]
 
-Runs the teacher over every (sample, view) that the cache does not hold yet. A complete cache is
-recognized by its identity and left alone, without loading torch.
+Runs the teacher over every (sample, view) that the cache lacks. A complete cache is recognized by
+its identity and left unchanged, without loading torch.
 
-Several processes that are started as one job share the work: under runtime.launch or torchrun they
-find each other by its environment variables, otherwise by --job NAME --rank R --world-size W. With
---cluster ADDRESS the work is done by the nodes of a Ray cluster.
+Several processes started as one job share the work. Under runtime.launch or torchrun they find each
+other through its environment variables, otherwise through --job NAME --rank R --world-size W. With
+--cluster ADDRESS, the nodes of a Ray cluster do the work.
 """
 
 from __future__ import annotations
@@ -82,14 +82,16 @@ def main(
     ] = None,
     full_check: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="print what the pass would cost; do nothing")
+        bool, typer.Option("--plan", help="print the cost of the pass and exit")
     ] = False,
     samples: Annotated[
         int | None, typer.Option(min=1, help="with --plan: number of images, which need not exist")
     ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="with --samples: of classes")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="number of classes, with --samples")
+    ] = None,
     image_px: Annotated[
-        int | None, typer.Option(min=1, help="with --samples: side of images that are not resized")
+        int | None, typer.Option(min=1, help="with --samples: side of images that keep their size")
     ] = None,
     reuse_from: Annotated[
         Path | None,
@@ -104,7 +106,7 @@ def main(
     cluster: ClusterAddress = None,
     workers: WorkerOptions = WorkerOptions(),
 ) -> None:
-    """Fill the cache of one teacher, or of each teacher of a student."""
+    """Fill the cache of a teacher, or of each teacher of a student."""
     _check_block_rows(block_rows)
     if (samples, classes, image_px) != (None, None, None):
         for teacher, changes in teachers_of(name, overrides, of_student=of_student):
@@ -128,7 +130,7 @@ def main(
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """A command line's options for the caches that it names. plan: print the cost, do nothing."""
+    """The options of a command line for its caches. plan: print the cost and exit."""
 
     storage: CacheStorage
     compute: Compute
@@ -139,7 +141,7 @@ class CacheRequest:
     plan: bool = False
     reuse_from: Path | None = None
     job: JobOptions = field(default_factory=JobOptions)
-    cluster: str | None = None  # the address
+    cluster: str | None = None  # address
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 
 
@@ -148,8 +150,8 @@ def fill_caches(
 ) -> None:
     """Fill the cache of each teacher; a complete one is skipped, without loading torch.
 
-    teachers: the name and the overrides of each, as `teachers_of` returns them. Raises CacheError,
-    ConfigError, DatasetError, ArchError, TapError, DeviceError, ClusterError, Stopped.
+    teachers: name and overrides of each, from `teachers_of`. Raises CacheError, ConfigError,
+    DatasetError, ArchError, TapError, DeviceError, ClusterError or Stopped.
     """
     choose_mirror(request.storage.mirror, request.storage.mirror_gb)
     for name, changes in teachers:
@@ -161,7 +163,7 @@ def _print_estimate(
 ) -> None:
     if not plan or samples is None or classes is None:
         raise ConfigError(
-            "--samples, --classes and --image-px describe a dataset that is planned for",
+            "--samples, --classes and --image-px require --plan",
             fix=f"{program_text('precompute')} NAME --plan --samples 1281167 --classes 1000",
         )
     check_arch(config.teacher.arch)
@@ -232,7 +234,7 @@ def _fill_on_cluster(
     from teach_once.runtime.command.ray import Cluster
 
     if options.job.world > 1:
-        raise ConfigError("--cluster and --world-size (or NPROC=N, or torchrun) exclude each other")
+        raise ConfigError("--cluster excludes --world-size (or NPROC=N, or torchrun)")
     assert request.cluster is not None
     cpus, gpus = request.workers.cpus_per_worker, request.workers.gpus_per_worker
     with Cluster(request.cluster, console, cpus=cpus, gpus=gpus) as cluster:
@@ -258,7 +260,7 @@ def _check_block_rows(block_rows: int | None) -> None:
 def _described(
     name: str, overrides: list[str], request: CacheRequest, console: Console
 ) -> tuple[Setup, TeacherCache | None]:
-    """Return the content that the config describes, and its cache if that is complete."""
+    """Return the setup of a config, and its cache if it is complete."""
     caches, full_check = request.storage.caches, request.full_check
     if full_check:
         forget_listings(spool_folder(caches, request.spool))
@@ -276,7 +278,7 @@ def _print_hints(setup: Setup, console: Console) -> None:
     shape = view_shape(setup.dataset.train.first_shape, setup.config.views.augment)
     net = setup.config.teacher
     hints = [stem_hint(net.arch, net.stem, shape, "teacher.stem"), *setup.dataset.hints]
-    if setup.config.training is None:  # trained elsewhere, maybe with classes in another order
+    if setup.config.training is None:  # trained elsewhere, perhaps with another order of classes
         hints.append(setup.dataset.order_hint)
     for hint in filter(None, hints):
         console.print(hint)

@@ -1,7 +1,7 @@
-"""What a cache will take on disk, from a teacher's config and two numbers: no data, no weights.
+"""Estimate the disk space of a cache from a teacher's config, without data or weights.
 
-The network is built with fresh weights and shown one blank image, for the shapes of its outputs.
-Left out: time and memory, which need images to measure; see `precompute.plan`.
+The network is built with fresh weights and run on a blank image to find the shapes of its outputs.
+Time and memory are not estimated, because they must be measured on images; see `precompute.plan`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Shapes = dict[Tap, tuple[int, ...]]
 def estimate_lines(
     config: TeacherConfig, num_samples: int, num_classes: int, image_px: int | None
 ) -> list[str]:
-    """Return a table of the cost of records, as the file requests them and in other types.
+    """Return a table of the size of records, for the config's taps and for other dtypes.
 
-    image_px: side of the dataset's images, if the views have their size. Raises ConfigError,
-    ArchError, TapError.
+    image_px: side of the dataset's images, if the views have the images' size. Raises ConfigError,
+    ArchError or TapError.
     """
     shape = _view_shape(config, image_px)
     shapes = _tap_shapes(config, num_classes, shape)
@@ -48,7 +48,7 @@ def estimate_lines(
     height, width, channels = shape
     return [
         f"{config.name}: {num_samples:,} samples of {num_classes:,} classes, views of "
-        f"{height}x{width}x{channels}; without time and memory, which need the images",
+        f"{height}x{width}x{channels}; time and memory need the images",
         format_table(rows),
     ]
 
@@ -57,8 +57,8 @@ def _view_shape(config: TeacherConfig, image_px: int | None) -> tuple[int, int, 
     channels, augment = len(config.dataset.normalization.mean), config.views.augment
     if image_px is None and augment.output_px is None:
         raise ConfigError(
-            "the views have the size of the images, which is not known without them",
-            fix="add --image-px 32, the side of the images",
+            "the views have the size of the images, which is unknown without them",
+            fix="add --image-px with the side of the images, such as --image-px 32",
         )
     return view_shape((image_px or 0, image_px or 0, channels), augment)
 
@@ -66,7 +66,7 @@ def _view_shape(config: TeacherConfig, image_px: int | None) -> tuple[int, int, 
 def _tap_shapes(
     config: TeacherConfig, num_classes: int, image_shape: tuple[int, int, int]
 ) -> Shapes:
-    """Return the shape of each tap that the file requests or that `_choices` adds."""
+    """Return the shape of each tap in the config or added by `_choices`."""
     from teach_once.nets.teacher.teacher import fresh_teacher
 
     stages = teacher_stages(config)
@@ -89,8 +89,8 @@ def _tap_shapes(
 
 
 def _choices(taps: TapsConfig, num_classes: int) -> Iterator[tuple[str, TapsConfig]]:
-    """Return the possible taps: the override to type, and the taps that result."""
-    yield "as the file asks", taps
+    """Yield choices of taps: the override to type, and the resulting taps."""
+    yield "as configured", taps
     cut = TopLogits(top_k=_TOP) if _TOP < num_classes <= MAX_CUT_CLASSES else None
     has_logits, has_means = taps.logits is not None, taps.channel_means is not None
     if has_logits and cut:
@@ -101,12 +101,12 @@ def _choices(taps: TapsConfig, num_classes: int) -> Iterator[tuple[str, TapsConf
         yield "taps.channel_means=uint8", dataclasses.replace(taps, channel_means="uint8")
     if has_logits and has_means:
         both = dataclasses.replace(taps, logits=cut or "uint8", channel_means="uint8")
-        yield "both of the smallest", both
+        yield "both of the above", both
         bare = dataclasses.replace(taps, channel_means=None, attention=None, hint=None)
         yield "taps.channel_means=null, without stages", bare
 
 
 def _num_files(specs: dict[str, TapSpec], num_samples: int) -> int:
-    """Return the number of chunks of one view."""
+    """Return the number of chunks in one view."""
     blocks = -(-num_samples // default_block_rows(specs, num_samples))
     return blocks * sum(len(spec.arrays(name)) for name, spec in specs.items())

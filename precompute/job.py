@@ -1,4 +1,4 @@
-"""Which processes or workers share one pass."""
+"""The processes or workers that share one pass."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from teach_once.runtime.command.help import MACHINE
 from teach_once.runtime.machine.resources import RENDEZVOUS, Share
 from teach_once.runtime.safe.locks import Job
 
-# What processes that were started together have in common: `runtime.launch`, torchrun, Slurm.
+# Variables common to processes that were started together: `runtime.launch`, torchrun, Slurm.
 _NAMES = (RENDEZVOUS, "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """The number of this process among several, from a command line or a launcher."""
+    """The rank of this process in a job, from a command line or a launcher."""
 
     panel: ClassVar = MACHINE
     job: Annotated[str, typer.Option(help="name shared by the processes of one job")] = ""
@@ -30,13 +30,13 @@ class JobOptions:
 
     @classmethod
     def of_launcher(cls) -> JobOptions:
-        """Return the rank that a launcher has set in the environment; else a single process's."""
+        """Return the rank set by a launcher in the environment; otherwise a single process's."""
         return cls("", int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1))
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """The resources that each worker takes of a node of a Ray cluster."""
+    """Resources of a Ray node that each worker needs."""
 
     panel: ClassVar = MACHINE
     cpus_per_worker: Annotated[
@@ -62,7 +62,7 @@ def job_of(name: str, rank: int, world: int) -> Job:
 def share_of(job: Job) -> Share:
     """Return this process's share of the machine, from LOCAL_RANK and LOCAL_WORLD_SIZE.
 
-    Without them, all ranks are taken to run on this machine.
+    Without them, all ranks are assumed to run on this machine.
     """
     if job.world == 1 or "LOCAL_RANK" in os.environ or "LOCAL_WORLD_SIZE" in os.environ:
         return Share.of_this_process()

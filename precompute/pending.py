@@ -1,4 +1,4 @@
-"""Whether a cache leaves work to do; decided without torch and, if possible, without weights."""
+"""Decide whether a cache is complete, without torch and, if possible, without weights."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import open_source
 from teach_once.views.augment.augment import pixel_canary
 
-# Up to this size, every byte of a cache is checked before it is called complete; of a larger one
-# only the presence and size of its files, unless --full-check asks for more.
+# Up to this size, every byte of a cache is verified before it is called complete. In a larger cache
+# only the presence and size of files are checked, unless --full-check is given.
 CHECKED_BYTES = 4 * 2**30
-_FAR_PERCENT = 5.0  # from the published error
+_FAR_PERCENT = 5.0  # difference from the published error that prints a warning
 _CAUSES_OF_A_LARGE_ERROR = (
-    "dataset.normalization is not that of the teacher's training",
-    "the classes of the weights are in another order than the dataset's",
+    "dataset.normalization differs from the teacher's training",
+    "the weights' classes are in another order than the dataset's",
 )
 _CAUSES_OF_A_SMALL_ERROR = (
-    "the expected error is that of other weights, or of other test images",
-    "the weights have been trained on these test images",
+    "the expected error belongs to other weights or other test images",
+    "the weights were trained on these test images",
 )
 _SHOWN_FAULTS = 5
 
 
 def checks_every_byte(path: Path, full_check: bool) -> bool:
-    """Return True if every byte of the cache at `path` is read before it is called complete.
+    """Return True if every byte of the cache at `path` is verified before it is called complete.
 
-    An object store has checksums of its own, so that its caches are read only on request.
+    Object stores have their own checksums, so caches there are read only on request.
     """
     return full_check or (place_at(path).is_local and _committed_bytes(path) <= CHECKED_BYTES)
 
@@ -57,9 +57,9 @@ def _committed_bytes(path: Path) -> int:
 
 
 def if_complete(setup: Setup, full_check: bool, console: Console) -> TeacherCache | None:
-    """Return the cache if it has all requested views and taps and is valid; None if work is left.
+    """Return the cache if it is valid and has all requested views and taps; otherwise None.
 
-    Growth that was begun and given up counts as no work. Prints the damage that it finds.
+    Abandoned growth does not count as work. Prints any damage.
     """
     train, views = setup.dataset.train, setup.config.views
     try:
@@ -80,10 +80,11 @@ def if_complete(setup: Setup, full_check: bool, console: Console) -> TeacherCach
 
 
 def without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, str]:
-    """Find the complete cache of a teacher whose weights file is missing; else None and the reason.
+    """Find the complete cache of a teacher whose weights file is missing.
 
-    Raises CacheMismatch if its labels or pixels are not this dataset's, CacheAmbiguous, or
-    ArchError if the path of the weights seems misspelled.
+    Returns the cache, or None and the reason. Raises CacheMismatch if its labels or pixels differ
+    from the dataset's, CacheAmbiguous if several caches match, and ArchError if the path of the
+    weights seems to be misspelled.
     """
     train, views = setup.dataset.train, setup.config.views
     try:
@@ -102,17 +103,17 @@ def without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, st
     cache.refuse_unless(setup.identity, labels=train.labels, canary=pixel_canary(train, views))
     if not setup.is_held_by(cache.taps):
         wanted = ", ".join(setup.tap_names)
-        return None, f"{cache.path} lacks some of the taps {wanted} in the dtypes asked for"
+        return None, f"{cache.path} lacks some of the taps {wanted} in the requested dtypes"
     return cache, ""
 
 
 def format_measured(cache: TeacherCache, config: TeacherConfig) -> str:
-    """Format the pass's measurements of the teacher; with a warning if its error is unexpected."""
+    """Format the pass's measurements of the teacher, with a warning if its error is unexpected."""
     measured = cache.measured
     if not measured:
-        return "Its teacher's errors were not measured."
+        return "The teacher's errors were not measured."
     if "test_top1_error" not in measured:
-        return f"Its teacher has no logits, so no error was measured.{_certificate(cache)}"
+        return f"The teacher has no logits, so no error was measured.{_certificate(cache)}"
     has_top5 = len(cache.class_names) > 5 and "test_top5_error" in measured
     top5 = f", {measured['test_top5_error']:.2f} % top-5" if has_top5 else ""
     agreement = measured.get("train_agreement")
@@ -129,7 +130,7 @@ def _certificate(cache: TeacherCache) -> str:
 
 
 def _unexpected_error(config: TeacherConfig, measured: float) -> str:
-    """Return a warning if the teacher's test error is far from the error in its file."""
+    """Return a warning if the teacher's test error is far from the config's expected error."""
     expected = config.teacher.expected_error
     if expected is None or config.teacher.bn != "eval":
         return ""
@@ -138,6 +139,6 @@ def _unexpected_error(config: TeacherConfig, measured: float) -> str:
     causes = _CAUSES_OF_A_LARGE_ERROR if measured > expected else _CAUSES_OF_A_SMALL_ERROR
     return (
         f"\nWARNING: {config.name} sets teacher.expected_error: {expected:.2f} %, but "
-        f"{measured:.2f} % were measured. Most often this is one of two mistakes:\n"
+        f"{measured:.2f} % was measured. Likely causes:\n"
         + "\n".join(f"  {cause}" for cause in causes)
     )

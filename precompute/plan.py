@@ -1,4 +1,4 @@
-"""What a pass will cost: records, bytes, files, free disk, memory, and time at a measured rate."""
+"""Plan a pass: records, bytes, files, free disk, memory, and time at a measured rate."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from teach_once.store.write.pending_blocks import Work, bytes_of, pending_work, 
 
 @dataclass(frozen=True)
 class Plan:
-    """The size of a cache, and what is still missing.
+    """The size of a cache and the remaining work.
 
     pending_records: to be computed. carried_records: to be copied from the cache carried_from.
-    bytes_to_write: of the chunk files of both. spool_bytes: the most that records of unfinished
-    blocks take on disk while the pass runs. free_bytes: of the disk that holds these; and the chunk
-    files, unless is_remote. test_images: through the teacher once the records are there.
-    trial_hours: until the fastest batch size is found, if that is still to be done.
+    bytes_to_write: of the chunk files of both. spool_bytes: most bytes on disk for records of
+    unfinished blocks during the pass. free_bytes: free on the disk of the spool and, unless
+    is_remote, of the chunk files. test_images: run through the teacher after the records.
+    trial_hours: time to find the fastest batch size, if necessary.
     """
 
     manifest: Manifest
@@ -70,7 +70,7 @@ class Plan:
         return images / max(self.images_per_second, 1e-9) / 3600 + self.trial_hours
 
     def summary(self) -> str:
-        """The plan in one line."""
+        """Return the plan in one line."""
         m = self.manifest
         return (
             f"{m.num_views:,} views x {m.num_samples:,} samples = {self.num_records:,} records of "
@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """The most bytes that are written to a disk of this machine."""
+        """Largest number of bytes written to a local disk."""
         return self.spool_bytes + (0 if self.is_remote else self.bytes_to_write)
 
     def _time(self) -> str:
@@ -108,7 +108,7 @@ class Plan:
         return f", about {format_duration(self.hours)} at {rate}{tests}{trial}"
 
     def table(self) -> str:
-        """Return the bytes per tap, one line each."""
+        """Return a table of the bytes per tap."""
         lines = [f"{'tap':<10} {'shape':<16} {'stored as':<16} {'bytes':>8} {'total':>10}"]
         for name, spec in self.manifest.taps.items():
             stored = spec.dtype + (f", scale per {spec.scale}" if spec.scale else "")
@@ -129,8 +129,8 @@ def planned(
 ) -> Plan:
     """Plan the pass. Runs a few batches if there is work, and writes nothing.
 
-    rate: number of pending records -> images per second; default: measured here. device: of the
-    workers that compute, if it is not this process's.
+    rate: number of pending records -> images per second; default: measured here. device: device of
+    the workers, if it is not this process's.
     """
     path = teacher_pass.setup.path
     draft = draft_manifest(content, teacher_pass.options.block_rows)
@@ -160,9 +160,9 @@ def planned(
 
 
 def memory_of(teacher_pass: TeacherPass, manifest: Manifest) -> Memory:
-    """Return the memory used so far, including the trial's batches, and the memory still needed.
+    """Return the memory used so far, including the trial's batches, plus the memory still needed.
 
-    Still needed: the blocks that are computed, queued or written, as float32 and as stored; several
+    Still needed are the blocks being computed, queued or written, as float32 and as stored; several
     views of a batch of images; and the test images.
     """
     pixels = teacher_pass.pixels
@@ -173,7 +173,7 @@ def memory_of(teacher_pass: TeacherPass, manifest: Manifest) -> Memory:
 
 
 def _spool_bytes(teacher_pass: TeacherPass, manifest: Manifest) -> int:
-    """Return the bytes of a block's samples in all views, if images must be decoded."""
+    """Return the bytes of a block's samples in all views if images must be decoded, otherwise 0."""
     if not teacher_pass.pixels.is_streamed:
         return 0
     views = min(manifest.num_views, teacher_pass.views_per_reading)
@@ -185,11 +185,11 @@ def _spool_bytes(teacher_pass: TeacherPass, manifest: Manifest) -> int:
 
 
 def pending_of(path: Path, asked: Manifest, every_byte: bool) -> tuple[Manifest, list[Work], int]:
-    """Return the manifest of the cache once complete, what it still lacks, and the bytes of that.
+    """Return the manifest of the complete cache, the remaining work, and its size in bytes.
 
-    asked: what a new cache would be; an existing one keeps its block size, views and taps.
-    every_byte: how thoroughly a cache that lacks nothing is searched for damaged blocks; of one
-    that lacks some, the pass finds damaged blocks itself.
+    asked: manifest of a new cache; an existing cache keeps its block size, views and taps.
+    every_byte: search a seemingly complete cache thoroughly for damaged blocks. In an incomplete
+    cache, the pass finds damaged blocks itself.
     """
     manifest = asked
     try:
@@ -223,7 +223,7 @@ def pending_of(path: Path, asked: Manifest, every_byte: bool) -> tuple[Manifest,
 
 
 def free_bytes(path: Path) -> int:
-    """Return the free bytes of the disk of `path`, or of the nearest existing folder above it."""
+    """Return the free bytes of the disk of `path`, or of its nearest existing parent."""
     while not path.exists():
         path = path.absolute().parent
     return shutil.disk_usage(path).free

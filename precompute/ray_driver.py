@@ -1,10 +1,10 @@
-"""Fills a cache on a Ray cluster: nodes compute blocks, and this process, the driver, commits them.
+"""Fill a cache on a Ray cluster: nodes compute blocks, and this process, the driver, commits them.
 
-To an object store each node commits its own blocks; the driver counts.
+With a cache on an object store, each node commits its own blocks, and the driver counts them.
 
-A task is one group of blocks: some views of the same samples. So many are queued that no worker
-waits, and no more. The driver alone has the cache's lock and appends to its journal: whatever dies,
-or is computed twice, what is committed is whole, and the same command continues from there.
+A task is a group of blocks: some views of the same samples. Enough tasks are queued to keep every
+worker busy. Only the driver has the cache's lock and appends to its journal. If a process dies or a
+block is computed twice, committed blocks stay intact, and the same command continues from them.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ from teach_once.store.write.destination import Destination, handout_of, open_des
 from teach_once.store.write.pending_blocks import Work
 from teach_once.store.write.staging import Written
 
-_QUEUED_PER_WORKER = 2  # tasks: one that runs, one that waits for it
+_QUEUED_PER_WORKER = 2  # tasks: one running, one waiting
 _POLL_SECONDS = 0.2
-_SECONDS_TO_FINISH = 10.0  # a task that needs longer is given up when the pass is stopped
+_SECONDS_TO_FINISH = 10.0  # a task that takes longer is abandoned when the pass is stopped
 
 
 class ClusterFill:
-    """One pass on a cluster. options: its device is that of this process, which computes little.
+    """A pass on a cluster.
 
-    device: what workers compute on.
+    options: its device is the device of this process, which computes little. device: of the
+    workers.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class ClusterFill:
         return self._planned(self._teacher_pass.content())
 
     def run(self) -> TeacherCache:
-        """Create or resume the cache, complete it, and return it opened.
+        """Create, resume and complete the cache; returns it open.
 
-        Raises ClusterError, also for an error of a worker; CacheError, DatasetError, Stopped.
+        Raises ClusterError, also for an error of a worker; CacheError, DatasetError or Stopped.
         """
         setup, content = self._setup, self._teacher_pass.content()
         plan = self._planned(content)
@@ -93,7 +94,9 @@ class ClusterFill:
         ):
             started, images = time.perf_counter(), 0
             if isinstance(writer, CacheWriter):
-                remove_spools(writer.path, nobody_resumes=True)  # of an earlier driver's workers
+                remove_spools(
+                    writer.path, nobody_resumes=True
+                )  # spools of an earlier driver's workers
             own = without_carried(self._teacher_pass, writer, self._console)
             for work in Rounds(setup.path, writer, own):
                 images += self._run_blocks(writer, work, stop)
@@ -113,7 +116,7 @@ class ClusterFill:
         return planned(self._teacher_pass, content, self._measured_rate, device)
 
     def _measured_rate(self, num_records: int) -> float:
-        """Return the images per second of all workers, as one of them measures it."""
+        """Return the images per second of all workers, measured by one of them."""
         size = self._options.batch_size
         if size is None and num_records < TRIAL_RECORDS:
             size = self._pace.batch_size
@@ -122,7 +125,7 @@ class ClusterFill:
         return self._pace.images_per_second * self._cluster.num_workers
 
     def _run_blocks(self, writer: Destination, work: Sequence[Work], stop: StopRequest) -> int:
-        """Let workers compute these blocks, and commit them; returns the number of images."""
+        """Let workers compute these blocks and commit them; returns the number of images."""
         writer.refuse_if_too_full(work)
         blocks = BlockQueue(work, self._teacher_pass.views_per_reading)
         given = (self._recipe, handout_of(writer), self._pace)
@@ -133,10 +136,10 @@ class ClusterFill:
 
 
 class BlockTasks:
-    """The tasks of a cluster that compute the blocks of a queue.
+    """Tasks of a cluster that compute the blocks of a queue.
 
     compute: called in a worker with the arguments `given` and a group of blocks; returns the blocks
-    that `writer` is to commit.
+    that `writer` must commit.
     """
 
     def __init__(
@@ -152,7 +155,7 @@ class BlockTasks:
         self._done = 0
 
     def run(self, blocks: BlockQueue, progress: Progress, stop: StopRequest) -> None:
-        """Keep all workers at work until every group is committed."""
+        """Keep all workers busy until every group is committed."""
         try:
             while True:
                 progress.note = f" on {self._cluster.format_workers()}"
@@ -181,7 +184,7 @@ class BlockTasks:
             progress.advance(sum(item.block.rows for item in group))
 
     def _stop(self, signal_number: int, num_blocks: int, progress: Progress) -> None:
-        """Commit what is finished within a few seconds. Raises Stopped."""
+        """Commit blocks that finish within a few seconds. Raises Stopped."""
         until = time.monotonic() + _SECONDS_TO_FINISH
         while self._queued and time.monotonic() < until:
             self._commit_done(progress)

@@ -1,7 +1,7 @@
-"""What a worker of a cluster does in a teacher pass: it builds the teacher once, then computes.
+"""The work of a cluster's worker in a pass: build the teacher once, then compute blocks.
 
-Its chunks go into the cache's folder, under names of their own; the driver commits them
-(`store.write.staging`). Of a cache on an object store it commits its blocks itself
+Chunks are written into the cache's folder under temporary names, and the driver commits them
+(`store.write.staging`). With a cache on an object store the worker commits its own blocks
 (`store.place.bucket_log`).
 """
 
@@ -40,7 +40,7 @@ from teach_once.views.datasets import load_dataset
 
 @dataclass(frozen=True)
 class PassRecipe:
-    """The settings with which a worker builds the same pass as the driver."""
+    """Settings with which a worker builds the same pass as the driver."""
 
     config: TeacherConfig
     caches: Path
@@ -52,23 +52,22 @@ class PassRecipe:
 
 
 class Pace(NamedTuple):
-    """The pace of one worker. images_per_second: 0 if it was not measured."""
+    """Rate of one worker. images_per_second: 0 if it was not measured."""
 
     batch_size: int
     images_per_second: float = 0.0
 
 
-_here: tuple[PassRecipe, TeacherPass] | None = None  # in a worker's process
+_here: tuple[PassRecipe, TeacherPass] | None = None  # set in worker processes
 _spool_folders: dict[Path, tuple[Path, WriterLock]] = {}
 
 
 def compute(
     recipe: PassRecipe, handout: Handout, pace: Pace, work: Sequence[Work]
 ) -> list[Written]:
-    """Compute blocks of the same samples and write them; returns those that the driver is to
-    commit.
+    """Compute and write blocks of the same samples; returns those that the driver must commit.
 
-    Raises CacheError, DatasetError.
+    Raises CacheError or DatasetError.
     """
     teacher_pass = _teacher_pass(recipe)
     teacher_pass.batch_size, teacher_pass.images_per_second = pace
@@ -85,7 +84,7 @@ def compute(
 
 
 def measured_pace(recipe: PassRecipe, batch_size: int | None) -> Pace:
-    """Measure the pace at that batch size; without one, at the fastest."""
+    """Measure the rate at `batch_size`; None: at the fastest batch size."""
     teacher_pass = _teacher_pass(recipe)
     if batch_size is None:
         return Pace(*fastest_batch(teacher_pass))
@@ -94,14 +93,12 @@ def measured_pace(recipe: PassRecipe, batch_size: int | None) -> Pace:
 
 
 def measured_of_pass(recipe: PassRecipe, images_per_second: float) -> dict[str, float]:
-    """Return the measurements of a pass whose blocks are all committed:
-    `precompute.run_pass.measured`.
-    """
+    """Return `precompute.run_pass.measured` for a pass whose blocks are all committed."""
     return measured(_teacher_pass(recipe), images_per_second, Console(file=io.StringIO()))
 
 
 def _own_spool_folder(teacher_pass: TeacherPass) -> Path:
-    """Return the spool folder of this process; for a cache in a local folder, that folder."""
+    """Return this process's spool folder: the cache's folder, if it is local."""
     if place_at(teacher_pass.setup.path).is_local:
         return teacher_pass.folder
     if teacher_pass.folder not in _spool_folders:
@@ -110,10 +107,10 @@ def _own_spool_folder(teacher_pass: TeacherPass) -> Path:
 
 
 def _teacher_pass(recipe: PassRecipe) -> TeacherPass:
-    """Build the pass once in each process; only its pace changes. Raises ClusterError."""
+    """Build the pass once per process; only the rate changes. Raises ClusterError."""
     global _here
     if _here is None or _here[0] != recipe:
-        _here = None  # its memory, before the next one is built
+        _here = None  # free its memory before building the next pass
         _here = recipe, _built(recipe)
     return _here[1]
 
@@ -125,8 +122,8 @@ def _built(recipe: PassRecipe) -> TeacherPass:
     setup = at_hand(setup_of(recipe.config, dataset, recipe.caches))
     if setup.identity != recipe.identity:
         raise ClusterError(
-            f"this node would compute another cache, {setup.path.name}: its images or weights are "
-            f"not those of the node that the command was started on",
+            f"this node would compute another cache, {setup.path.name}: its images or weights "
+            f"differ from the head node's",
             fix="use a folder that all nodes share, or copy the same files to all of them",
         )
     device = pick_device(recipe.device)

@@ -1,4 +1,4 @@
-"""Fills a cache: every pending block of every view through the teacher."""
+"""Fill a cache: run every pending block of every view through the teacher."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from teach_once.store.write.destination import Destination, open_destination
 from teach_once.store.write.pending_blocks import Work
 from teach_once.views.splits import DatasetError
 
-TRIAL_RECORDS = 20_000  # a shorter pass would not repay the trial
+TRIAL_RECORDS = 20_000  # the trial does not pay for a shorter pass
 _NAMED_SAMPLES = 5
 
 
 def plan_pass(setup: Setup, options: PassOptions) -> Plan:
-    """Plan what `fill_cache` would do, trial included; writes nothing."""
+    """Plan the work of `fill_cache`, including the trial; writes nothing."""
     teacher_pass = TeacherPass(setup, options)
     plan = planned(teacher_pass, teacher_pass.content())
     if not _repays_trial(plan, options):
@@ -46,17 +46,17 @@ def _repays_trial(plan: Plan, options: PassOptions) -> bool:
 
 
 def _with_fastest_batch(teacher_pass: TeacherPass, plan: Plan) -> Plan:
-    """Find and set the fastest batch size; returns the plan with its rate, and the memory used."""
+    """Find and set the fastest batch size; returns the plan with its rate and memory."""
     teacher_pass.batch_size, rate = fastest_batch(teacher_pass)
     memory = memory_of(teacher_pass, plan.manifest)
     return dataclasses.replace(plan, images_per_second=rate, memory=memory)
 
 
 def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherCache | None:
-    """Create or resume the cache, complete it, and return it opened.
+    """Create, resume and complete the cache; returns it open.
 
-    None if other ranks of the same job are still running when this one has finished its share.
-    Raises CacheError, DatasetError, Stopped.
+    Returns None if other ranks of the job are still running when this rank has finished its share.
+    Raises CacheError, DatasetError or Stopped.
     """
     teacher_pass = TeacherPass(setup, options)
     content = teacher_pass.content()
@@ -92,9 +92,9 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
 def _run_pending(
     teacher_pass: TeacherPass, writer: Destination, stop: StopRequest, console: Console
 ) -> float | None:
-    """Do this rank's work, then what other ranks left; images per second.
+    """Do this rank's work, then work left by other ranks; returns images per second.
 
-    None if other ranks are still running.
+    Returns None if other ranks are still running.
     """
     started = time.perf_counter()
     own = without_carried(teacher_pass, writer, console)
@@ -106,9 +106,7 @@ def _run_pending(
 def measured(
     teacher_pass: TeacherPass, images_per_second: float, console: Console
 ) -> dict[str, float]:
-    """Measure the teacher's errors; with the rate of the pass and the certificate of reduced
-    records.
-    """
+    """Measure the teacher's errors; adds the pass's rate and the certificate of reduced taps."""
     cache = opened(teacher_pass.setup)
     has_logits = "correct" in cache.taps
     return {
@@ -121,7 +119,7 @@ def measured(
 
 
 def opened(setup: Setup) -> TeacherCache:
-    """Open the views and taps of the cache that the config requests."""
+    """Open the requested views and taps of the cache."""
     views = setup.config.views.num_views
     return TeacherCache.open(setup.path, num_views=views, taps=setup.tap_names)
 
@@ -131,15 +129,15 @@ def check_disk_space(plan: Plan, setup: Setup) -> None:
     if needed > plan.free_bytes:
         what = "the records of unfinished blocks" if plan.is_remote else setup.path
         raise CacheFull(
-            f"the disk of {what} is too full: {needed:,} bytes are "
-            f"needed, {plan.free_bytes:,} are free",
-            fix="free some space, lower views.count, or choose another folder with "
+            f"the disk of {what} is too full: {needed:,} bytes needed, "
+            f"{plan.free_bytes:,} bytes free",
+            fix="free disk space, lower views.count, or choose another folder with "
             f"{'--spool' if plan.is_remote else '--caches'} DIR",
         )
 
 
 def without_carried(teacher_pass: TeacherPass, writer: Destination, console: Console) -> list[Work]:
-    """Copy the blocks that another cache has; return the rest of the writer's work."""
+    """Copy the blocks that another cache has; returns the writer's remaining work."""
     carrier = teacher_pass.carrier
     if carrier is None:
         return writer.work
@@ -151,19 +149,19 @@ def without_carried(teacher_pass: TeacherPass, writer: Destination, console: Con
 
 @contextmanager
 def naming_changed_files(setup: Setup) -> Iterator[None]:
-    """Add the files' names to an error about samples, which the store knows by number."""
+    """Add file names to an error about samples, which the store identifies by number."""
     try:
         yield
     except SamplesChanged as error:
         names = list(map(setup.dataset.train.name_of, error.samples[:_NAMED_SAMPLES]))
         more = ", ..." if len(error.samples) > len(names) else ""
         raise DatasetError(
-            f"samples have changed since {setup.path} was begun, {len(error.samples)} in all: "
+            f"{len(error.samples)} samples have changed since {setup.path} was started:  "
             f"{', '.join(names)}{more}",
-            fix=f"restore them; or, if they are right as they are: {_remove(setup.path)}, and run "
+            fix=f"restore them; or, if the changes are intended: {_remove(setup.path)}, and run "
             f"again",
         ) from None
 
 
 def _remove(path: Path) -> str:
-    return f"rm -r {path}" if place_at(path).is_local else f"remove all below {path}"
+    return f"rm -r {path}" if place_at(path).is_local else f"remove everything in {path}"

@@ -1,12 +1,12 @@
 """python -m precompute.verify NAME|PATH [--records 512] [--seed S] [--cache PATH] [key=value ...]
 
-Verifies a cache: runs the teacher again on records drawn at random and compares. Also replays the
-pixel canary, and compares the labels and the stored `correct` bits with what was recorded.
+Verifies a cache: runs the teacher again on random records and compares. Also replays the pixel
+canary, and compares the labels and the stored `correct` bits with the recorded agreement.
 
-With --check-images, without the teacher: compares every sample's bytes with the cache's checksums.
+With --check-images, compares every sample's bytes with the cache's digests, without the teacher.
 
-The tolerance of a tap is the rounding of its dtype, plus the difference that another composition of
-batches makes in the recorded precision, relative to the tap's largest value among the records.
+The tolerance of a tap is the rounding of its dtype plus the difference caused by other batches in
+the recorded precision, relative to the tap's largest value among the records.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from teach_once.precompute.compute.teacher_pass import TeacherPass
 
 
-# Half of the last bit that is stored, relative to the value.
+# Half of the last stored bit, relative to the value.
 _ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11}
-# How much another composition of batches may change a value, relative to the tap's largest one.
+# Change of a value caused by other batches, relative to the tap's largest value.
 _BATCHING_ERROR = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 4e-2}
 _CHECKS_STREAM = 3
 _NAMED_SAMPLES = 5
@@ -63,7 +63,7 @@ _NAMED_SAMPLES = 5
 
 @dataclass(frozen=True)
 class TapResult:
-    """The largest error of a tap, and the largest that its tolerance allows."""
+    """The largest error of a tap and its tolerance."""
 
     tap: str
     largest_error: float
@@ -73,7 +73,7 @@ class TapResult:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Records of one tap, (R, *tap shape) each: computed now, read, and what storing may change."""
+    """Records (R, *tap shape) of one tap: computed now, read from the cache, and rounding."""
 
     fresh: NDArray[np.float32]
     stored: NDArray[np.float32]
@@ -81,7 +81,7 @@ class _Pair:
 
 
 def compare_samples(split: Split, cache: TeacherCache, console: Console) -> int:
-    """Compare every sample's bytes with the cache's digests; exit status 0, or 1 if some differ.
+    """Compare every sample's bytes with the cache's digests; returns 0, or 1 if any differ.
 
     Raises CacheMismatch if the cache has another number of samples.
     """
@@ -97,21 +97,21 @@ def compare_samples(split: Split, cache: TeacherCache, console: Console) -> int:
             progress.advance(number)
     for sample in changed[:_NAMED_SAMPLES]:
         console.print(
-            f"sample {sample}, {split.name_of(sample)}: not the bytes that the teacher saw"
+            f"sample {sample}, {split.name_of(sample)}: changed since the cache was filled"
         )
     if changed:
         console.print(f"{len(changed):,} of {len(split):,} samples have changed")
         return 1
-    console.print(f"{cache.path}: all {len(split):,} samples are the ones that the teacher saw")
+    console.print(f"{cache.path}: all {len(split):,} samples are unchanged")
     return 0
 
 
 def compare_records(
     setup: Setup, cache: TeacherCache, teacher_pass: TeacherPass, num_records: int, seed: int
 ) -> list[TapResult]:
-    """Compute `num_records` random (sample, view) pairs again; one result per tap of the cache.
+    """Compute `num_records` random (sample, view) pairs again; returns a result per tap.
 
-    A cache that has no more records than these is compared whole.
+    A cache with at most that many records is compared as a whole.
     """
     if num_records >= cache.num_samples * cache.num_views:
         views, samples = map(np.ravel, np.indices((cache.num_views, cache.num_samples)))
@@ -148,7 +148,7 @@ def _joined(parts: Sequence[_Pair]) -> _Pair:
 
 
 def _compared(tap: str, pair: _Pair, batching: float, margin: NDArray[np.float32]) -> TapResult:
-    """Compare records; a difference that is not within its tolerance is an error, and so is NaN."""
+    """Compare records; a difference beyond its tolerance, or NaN, is an error."""
     error = np.abs(pair.fresh - pair.stored)
     if tap == "correct":  # a bit may flip where the two largest logits are almost equal
         wrong = ~(error <= 0) & ~(margin <= 2 * batching)
@@ -161,10 +161,10 @@ def _compared(tap: str, pair: _Pair, batching: float, margin: NDArray[np.float32
 def _cut_alike(
     fresh: NDArray[np.float32], stored: NDArray[np.float32], top: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cut logits (R, K), computed now and as read back, in a form that can be compared.
+    """Convert computed and stored logits (R, K) to a comparable form, (R, top + 2) each.
 
-    (R, top + 2) of each: the logits that are stored, the logsumexp of the others, and the smallest
-    that is stored, beside the largest now if that is another one.
+    The columns are the stored logits, the logsumexp of the others, and the smallest stored logit,
+    which is compared with the logit that is now in its rank.
     """
     classes = np.argsort(-stored, axis=1, kind="stable")
     kept, others = classes[:, :top], classes[:, top:]
@@ -182,7 +182,7 @@ def _cut_alike(
 def _rounding(
     cache: TeacherCache, tap: str, view: int, values: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return how much storing may have changed each value: half of the last bit, or half a step."""
+    """Return how much storage may change each value: half of the last bit, or half a step."""
     spec = cache.taps[tap]
     if spec.dtype == "uint8" and spec.scale is None:
         return np.zeros_like(values)
@@ -190,14 +190,14 @@ def _rounding(
         return np.asarray(np.abs(values) * _ROUNDING[spec.dtype] + 2.0**-25, dtype=np.float32)
     if spec.scale == "row":
         spread = values.max(axis=1, keepdims=True) - values.min(axis=1, keepdims=True)
-    else:  # no block has a wider range than its whole view
+    else:  # no block has a wider range than its view
         of_view = cache.read_view(view, [tap])[tap]
         spread = (of_view.max(axis=0) - of_view.min(axis=0))[None]
     return np.broadcast_to(spread / 255 / 2 * 1.01, values.shape).astype(np.float32)
 
 
 def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (R,) the difference of the two largest logits, relative to the largest of all."""
+    """Return (R,), the difference of the two largest logits relative to the largest magnitude."""
     top = np.sort(logits, axis=1)
     second = top[:, -2] if logits.shape[1] > 1 else top[:, -1] - np.inf
     return np.asarray((top[:, -1] - second) / max(float(np.abs(logits).max()), 1e-12))
@@ -211,11 +211,11 @@ _LARGEST_SEED = 2**63 - 1
 def main(
     name: TeacherName,
     overrides: Overrides = None,
-    records: Annotated[int, typer.Option(min=1, help="how many records to compute again")] = 512,
+    records: Annotated[int, typer.Option(min=1, help="number of records to compute again")] = 512,
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, max=_LARGEST_SEED, help="chooses the records; default: random, and printed"
+            min=0, max=_LARGEST_SEED, help="seed of the selection; default: random, and printed"
         ),
     ] = None,
     caches: CachesOrUrl = Path("caches"),
@@ -226,10 +226,10 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
     workers: Workers = None,
     check_images: Annotated[
-        bool, typer.Option("--check-images", help="compare the checksums of all images instead")
+        bool, typer.Option("--check-images", help="compare the digests of all images instead")
     ] = False,
 ) -> None:
-    """Compute some records of a cache again and compare."""
+    """Compute some records of a cache again and compare them."""
     console = new_console()
     folder, path = local_caches(caches, cache, mirror, mirror_gb)
     setup = prepare(name, overrides or [], folder)
@@ -254,10 +254,10 @@ def main(
     teacher_pass = TeacherPass(
         setup, PassOptions(pick_device(device), batch_size, num_workers=workers)
     )
-    if seed is None:  # a forger must not know which records will be compared
+    if seed is None:  # a forger must not know the compared records
         seed = secrets.randbelow(_LARGEST_SEED)
     if records < (total := opened.num_samples * opened.num_views):
-        console.print(f"{records:,} records drawn at random; to draw the same again: --seed {seed}")
+        console.print(f"{records:,} random records; to compare the same ones again: --seed {seed}")
     else:
         records = total
         console.print(f"all {records:,} records")
@@ -272,21 +272,21 @@ def main(
     if "correct" in opened.taps and not _agreement_is_as_recorded(opened, console):
         wrong.append("train_agreement")
     if wrong:
-        console.print(f"NOT the teacher's outputs: {', '.join(wrong)}")
+        console.print(f"DIFFERS from the teacher's outputs: {', '.join(wrong)}")
         raise typer.Exit(1)
-    console.print(f"sound: {records:,} records were computed again and agree")
+    console.print(f"valid: {records:,} records were computed again and agree")
 
 
 def _agreement_is_as_recorded(cache: TeacherCache, console: Console) -> bool:
     stored = agreement(cache, cache.manifest.measured_views or cache.num_views)
     recorded = cache.measured.get("train_agreement")
     known = "nothing" if recorded is None else f"{recorded:.6f}"
-    console.print(f"teacher is right on {stored:.6f} of the cached records; recorded: {known}")
+    console.print(f"teacher agrees with the label on {stored:.6f} of records; recorded: {known}")
     return recorded is not None and abs(stored - recorded) <= 1e-9
 
 
 def cli(arguments: list[str] | None = None) -> int:
-    """Run the command line: 0 agrees, 1 does not, 2 cannot be compared."""
+    """Run the command line; returns 0 if records agree, 1 if not, 2 if they cannot be compared."""
     return run_command(app, arguments)
 
 

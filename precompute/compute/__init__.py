@@ -1,1 +1,1 @@
-"""The teacher over the views: blocks of records, computed and committed."""
+"""The teacher pass: compute blocks of records and commit them."""

@@ -1,7 +1,8 @@
-"""Computes blocks and commits them behind the compute, until the work is done or a signal comes.
+"""Compute blocks and commit them in the background, until the work is done or a signal arrives.
 
-Images on the device: block by block. Images that must be decoded: all views of the same samples
-together, so that each image is decoded once; their records are spooled as they come.
+Images on the device are processed block by block. For images that must be decoded, all views of the
+same samples are computed together, so that each image is decoded once. Their records are spooled as
+they are computed.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from teach_once.store.format.spec import SAMPLE_DIGEST, Block
 from teach_once.store.identity import identity_sha256
 from teach_once.store.write.pending_blocks import Work
 
-QUEUED_BLOCKS = 2  # finished blocks that may wait for the disk before the teacher waits too
+QUEUED_BLOCKS = 2  # finished blocks that may wait for the disk before the teacher waits
 
 
 class BlockWriter(Protocol):
-    """Takes blocks: the cache's `CacheWriter` or `RemoteWriter`, or what a node has for it.
+    """A writer of blocks: the cache's `CacheWriter` or `RemoteWriter`, or a node's equivalent.
 
-    rank: of this process in the folder of spools.
+    rank: rank of this process in the folder of spools.
     """
 
     manifest: Manifest
@@ -61,20 +62,20 @@ class BlockWriter(Protocol):
 
 
 class BackgroundWriter:
-    """A thread that copies records to the host and writes them, in the order given.
+    """A thread that copies records to the host and writes them, in order.
 
-    On a GPU the copies run in a stream of their own.
+    On a GPU the copies run in their own stream.
     """
 
     def __init__(self, writer: BlockWriter) -> None:
         self._writer = writer
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUED_BLOCKS)
-        self._spool: Spool | None = None  # the newest, which may stay unfinished
+        self._spool: Spool | None = None  # the newest one, which may remain unfinished
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="cache-writer")
 
     def write(self, block: Block, records: dict[str, torch.Tensor]) -> None:
-        """Queue one block; raises the error of an earlier one."""
+        """Queue one block. Raises the error of an earlier block."""
         on_host = OnHost(records)
         self._put(lambda: self._writer.write_block(block, on_host.arrays()))
 
@@ -85,7 +86,7 @@ class BackgroundWriter:
         self._put(lambda: self._add(spool, on_host))
 
     def write_group(self, spool: Spool, group: Sequence[Work]) -> None:
-        """Queue the blocks of a spool that is complete; it is removed behind them."""
+        """Queue the blocks of a complete spool, which is then removed."""
         self._put(lambda: self._commit(spool, group))
 
     def _put(self, job: Callable[[], None]) -> None:
@@ -110,7 +111,7 @@ class BackgroundWriter:
             for item in group:
                 self._writer.write_block(item.block, spool.records(item.block.view, item.taps))
         except SamplesChanged:
-            spool.remove()  # its records are of bytes that the other views were not computed from
+            spool.remove()  # its records come from other bytes than those of the other views
             raise
         spool.remove()
 
@@ -119,7 +120,7 @@ class BackgroundWriter:
             if self._error is None:
                 try:
                     job()
-                except BaseException as error:  # handed to the main thread
+                except BaseException as error:  # raised again in the main thread
                     self._error = error
 
     def __enter__(self) -> BackgroundWriter:
@@ -127,7 +128,7 @@ class BackgroundWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Wait until everything queued is written, also after an error."""
+        """Wait until all queued blocks are written, also after an error."""
         self._queue.put(None)
         self._thread.join()
         if self._spool is not None:
@@ -137,7 +138,7 @@ class BackgroundWriter:
 
 
 class OnHost:
-    """Tensors that become arrays later, in another thread, without delaying the device."""
+    """Tensors that are copied to arrays later in another thread, without blocking the device."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors = tensors
@@ -158,7 +159,7 @@ class OnHost:
         return {name: copy.numpy() for name, copy in copies.items()}
 
 
-_SECONDS_TO_FINISH = 10.0  # a block that needs longer is given up when the pass is stopped
+_SECONDS_TO_FINISH = 10.0  # a block that takes longer is abandoned when the pass is stopped
 
 
 def run_blocks(
@@ -168,7 +169,10 @@ def run_blocks(
     stop: StopRequest,
     console: Console,
 ) -> int:
-    """Compute and commit these blocks; returns the number of images. Raises Stopped, CacheError."""
+    """Compute and commit blocks; returns the number of images.
+
+    Raises CacheError if a block cannot be written, and Stopped.
+    """
     writer.refuse_if_too_full(work)
     blocks = BlockQueue(_begun_first(writer, work), teacher_pass.views_per_reading)
     total = blocks.num_images
@@ -186,7 +190,7 @@ def run_blocks(
 
 
 def _begun_first(writer: BlockWriter, work: Sequence[Work]) -> list[Work]:
-    """Put the blocks first whose records an earlier process has left here."""
+    """Return the work with those blocks first for which an earlier process left records."""
     start = spooled_start(writer.spool_folder, writer.rank)
     return sorted(work, key=lambda item: item.block.start != start)
 
@@ -206,11 +210,11 @@ class _Pass:
         self._teacher_pass, self._writer, self._stop = teacher_pass, writer, stop
         self._progress, self._behind = progress, behind
         self._done, self._num_blocks = 0, num_blocks
-        self.skipped = 0  # images of blocks that other writers have committed meanwhile
+        self.skipped = 0  # images of blocks committed by other writers in the meantime
         self._taps = taps_stored(writer.manifest.taps)
 
     def outstanding(self, group: Sequence[Work]) -> list[Work]:
-        """Return the blocks that are still to be computed."""
+        """Return the blocks that are not committed yet."""
         left = self._writer.outstanding(group)
         num_skipped = sum(item.block.rows for item in group) - sum(i.block.rows for i in left)
         self.skipped += num_skipped
@@ -235,7 +239,7 @@ class _Pass:
     def run_group(self, group: Sequence[Work]) -> None:
         """Compute blocks of the same samples, image by image, and queue them for writing.
 
-        Records that an earlier process spooled are not computed again.
+        Records spooled by an earlier process are not computed again.
         """
         self._check_stopped()
         block, taps = group[0].block, self._asked(group[0])
@@ -256,7 +260,7 @@ class _Pass:
         self._done += len(group)
 
     def _asked(self, item: Work) -> tuple[str, ...]:
-        """Return the taps to compute; with the samples' digests, so that they are compared."""
+        """Return the taps to compute, with the samples' digests, which are compared."""
         return tuple(dict.fromkeys((*item.taps, SAMPLE_DIGEST)))
 
     def _layout(self, group: Sequence[Work], taps: Sequence[str]) -> SpoolLayout:

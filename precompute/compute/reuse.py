@@ -1,11 +1,11 @@
-"""Copies the records of unchanged samples from the cache of another state of the dataset.
+"""Copy the records of unchanged samples from the cache of another state of the dataset.
 
-A record depends on its sample's bytes, label and number, since views are drawn by number. So only
-samples with the same three can be carried over, and only in whole blocks (codes are relative to a
-block): all blocks before the first sample that was added or removed, and none behind it, because
-every number has shifted there. Where images were changed in place, all other blocks can. Nothing
-can be carried over where views are mixed, as any sample may be the partner of another, or where
-batch norm was recalibrated on all samples.
+A record depends on its sample's bytes, label and number, because views are drawn by number.
+Therefore only samples with the same three can be reused, and only in whole blocks, because codes
+are relative to a block. If samples were added or removed, these are all blocks before the first
+such sample, since all later numbers have shifted. If images were changed in place, these are all
+blocks without a changed image. Nothing can be reused if views are mixed, because any sample may be
+the partner of another, or if batch norm was recalibrated on all samples.
 """
 
 from __future__ import annotations
@@ -31,25 +31,23 @@ from teach_once.views.splits import describe_change, is_other_dataset
 
 
 def reason_against(setup: Setup, old: TeacherCache) -> str | None:
-    """Return the reason why no record of `old` can be reused in this setup's cache; None if some
-    can.
-    """
+    """Return why no record of `old` can be reused in this setup's cache; None if some can."""
     others = [each.field for each in differences(setup.identity, old.identity)]
     if set(others) - {"dataset.digest"}:
         return f"it differs in {', '.join(others)}"
     if _depends_on_all_samples(old.identity):
-        return "its records depend on all samples (mixed views, or recalibrated batch norm)"
+        return "its records depend on all samples (mixed views or recalibrated batch norm)"
     return None
 
 
 def check_reusable(setup: Setup, old: TeacherCache) -> None:
-    """Raise CacheMismatch if no record of `old` can be carried over."""
+    """Raise CacheMismatch if no record of `old` can be reused."""
     if (reason := reason_against(setup, old)) is not None:
         raise _nothing_carried(old, reason)
 
 
 def opened_to_carry(path: Path | None, setup: Setup) -> TeacherCache | None:
-    """Open the cache at `path`, whose records can be reused. Raises CacheError."""
+    """Open the cache at `path` and check that its records can be reused. Raises CacheError."""
     if path is None:
         return None
     old = TeacherCache.open(path)
@@ -58,10 +56,10 @@ def opened_to_carry(path: Path | None, setup: Setup) -> TeacherCache | None:
 
 
 def format_dataset_change(setup: Setup, caches: Path, words: Sequence[str]) -> str:
-    """Describe how the dataset differs from the latest cache's, at the start of a new cache.
+    """Describe how the dataset differs from the latest cache's, when a new cache is started.
 
-    Names the command that reuses records. words: the config and overrides of this command. Empty if
-    the cache exists, or if no other cache differs in its samples alone.
+    Includes the command that reuses records. words: config and overrides of this command. Returns
+    "" if the cache exists, or if no other cache differs only in its samples.
     """
     if has_manifest(setup.path):
         return ""
@@ -72,15 +70,15 @@ def format_dataset_change(setup: Setup, caches: Path, words: Sequence[str]) -> s
         return ""
     change = describe_change(setup.dataset.train, old.labels, old.sample_digest)
     if (reason := reason_against(setup, old)) is not None:
-        remedy = f"none of its records can be carried over: {reason}"
+        remedy = f"none of its records can be reused: {reason}"
     else:
         again = shlex.join(["--caches", str(caches), *words, "--reuse-from", str(old.path)])
-        remedy = f"to carry unchanged records over: {program_text('precompute')} {again}"
+        remedy = f"to reuse unchanged records: {program_text('precompute')} {again}"
     return f"the dataset has changed since {old.path} was made: {change}\n  {remedy}"
 
 
 def _nothing_carried(old: TeacherCache, reason: str) -> CacheMismatch:
-    return CacheMismatch(f"nothing can be carried over from {old.path}: {reason}")
+    return CacheMismatch(f"no record of {old.path} can be reused: {reason}")
 
 
 def _depends_on_all_samples(identity: Identity) -> bool:
@@ -89,16 +87,16 @@ def _depends_on_all_samples(identity: Identity) -> bool:
 
 
 class Carrier:
-    """Copies the reusable records of the cache `old`; remembers which blocks are unchanged."""
+    """Copies reusable records of the cache `old`, and caches which blocks are unchanged."""
 
     def __init__(self, setup: Setup, old: TeacherCache) -> None:
         self.old, self._setup = old, setup
-        self._unchanged: dict[int, bool] = {}  # by the block's number
+        self._unchanged: dict[int, bool] = {}  # by block number
 
     def carry_over(self, writer: Destination) -> list[Work]:
-        """Commit the unchanged blocks of the writer's work; returns the rest.
+        """Commit the unchanged blocks of the writer's work; returns the remaining work.
 
-        Raises CacheMismatch.
+        Raises CacheMismatch if none can be copied.
         """
         self.check_same_blocks(writer.manifest)
         left = []
@@ -110,7 +108,7 @@ class Carrier:
         return left
 
     def check_same_blocks(self, manifest: Manifest) -> None:
-        """Raise CacheMismatch if no block can be copied into the cache of that manifest."""
+        """Raise CacheMismatch if no block can be copied into a cache with this manifest."""
         check_reusable(self._setup, self.old)
         if self.old.manifest.block_rows != manifest.block_rows:
             raise _nothing_carried(self.old, "it has another block size")
@@ -120,9 +118,7 @@ class Carrier:
             raise _nothing_carried(self.old, reason)
 
     def holds(self, item: Work, manifest: Manifest) -> bool:
-        """Return True if the old cache has these records as a cache of that manifest must have
-        them.
-        """
+        """Return True if the old cache has these records, in the form required by `manifest`."""
         return (
             item.block.view < self.old.num_views
             and all(
@@ -141,7 +137,7 @@ class Carrier:
     def _compared(self, block: Block) -> bool:
         train, digests = self._setup.dataset.train, self.old.sample_digest
         if self.old.manifest.block(block.view, block.index) != block:
-            return False  # the last block of a view, which is shorter or longer than before
+            return False  # the last block of a view, whose size differs
         ids = np.arange(block.start, block.stop)
         same_labels = np.array_equal(train.labels[ids], self.old.labels[ids])
         return same_labels and np.array_equal(train.read_digests(ids), digests[ids])

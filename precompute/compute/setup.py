@@ -1,4 +1,4 @@
-"""From a teacher's config to what a pass needs: its data, identity, folder and taps; no torch."""
+"""Build the setup of a pass from a teacher's config: data, identity, folder and taps; no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from teach_once.views.identity import views_identity
 
 @dataclass(frozen=True)
 class Setup:
-    """One teacher on one dataset, and the folder, or the URL, of its cache."""
+    """A teacher, its dataset, and the folder or URL of its cache."""
 
     config: TeacherConfig
     dataset: Dataset
@@ -38,12 +38,12 @@ class Setup:
 
     @property
     def taps(self) -> list[Tap]:
-        """The taps that the config asks for."""
+        """Taps requested by the config."""
         return taps_asked(self.config.taps, self.stages)
 
     @property
     def num_classes(self) -> int:
-        """The number of the teacher's classes; 0 if its logits are not requested."""
+        """Number of the teacher's classes; 0 if its logits are not requested."""
         return self.dataset.num_classes if self.config.taps.logits else 0
 
     @property
@@ -51,13 +51,11 @@ class Setup:
         return [tap.name for tap in self.taps]
 
     def tap_spec(self, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
-        """Return how a tap whose records have that shape is stored. Raises ConfigError."""
+        """Return how a tap with records of `shape` is stored. Raises ConfigError if impossible."""
         return tap_spec(self.config.taps, tap, shape)
 
     def is_held_by(self, held: Mapping[str, TapSpec]) -> bool:
-        """Return True if these taps include all that the config asks for, in the dtypes it asks
-        for.
-        """
+        """Return True if these taps include all requested taps in the requested dtypes."""
         return all(
             tap.name in held and held[tap.name] == self.tap_spec(tap, held[tap.name].shape)
             for tap in self.taps
@@ -65,7 +63,7 @@ class Setup:
 
 
 def tap_spec(taps: TapsConfig, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
-    """Return how a tap whose records have that shape is stored. Raises ConfigError."""
+    """Return how a tap with records of `shape` is stored. Raises ConfigError if impossible."""
     match tap.kind:
         case "correct":
             return TapSpec(shape, "uint8")
@@ -87,27 +85,27 @@ def tap_spec(taps: TapsConfig, tap: Tap, shape: tuple[int, ...]) -> TapSpec:
 
 
 def _top(asked: int, num_classes: int) -> int:
-    """Raise ConfigError unless `top_k` is smaller than the number of classes."""
+    """Return `top_k`. Raises ConfigError unless it is smaller than the number of classes."""
     if not asked < num_classes <= MAX_CUT_CLASSES:
         raise ConfigError(
-            f"taps.logits.top_k is {asked}, but there are {num_classes:,} classes: it must be "
-            f"less, and they at most {MAX_CUT_CLASSES:,}",
-            fix="taps.logits=float16 stores all of them",
+            f"taps.logits.top_k is {asked}, but it must be less than the number of classes "
+            f"({num_classes:,}), which must be at most {MAX_CUT_CLASSES:,}",
+            fix="set taps.logits=float16 to store all logits",
         )
     return asked
 
 
 def prepare(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL) -> Setup:
-    """Build the setup of a pass; downloads weights that torchvision names.
+    """Build the setup of a pass; downloads a library's weights.
 
-    caches_dir: a folder, or a URL. spool: the local folder of a pass to a URL. Raises ConfigError,
-    DatasetError, TapError, ArchError (also for missing weights).
+    caches_dir: a folder or a URL. spool: local folder of a pass to a URL. Raises ConfigError,
+    DatasetError, TapError, and ArchError (also for missing weights).
     """
     return at_hand(described(name, overrides, caches_dir, spool))
 
 
 def described(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL) -> Setup:
-    """Build the setup if the weights file may be missing: its identity may be partly unknown."""
+    """Build the setup without requiring the weights file; its identity may be partly unknown."""
     config = load_teacher(name, overrides)
     refuse_missing_data(config)
     check_arch(config.teacher.arch)
@@ -116,9 +114,9 @@ def described(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path
 
 
 def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup:
-    """Return the setup of a config whose dataset is loaded. Raises TapError, ArchError."""
+    """Build the setup of a config from a loaded dataset. Raises TapError or ArchError."""
     stages = teacher_stages(config)
-    taps_asked(config.taps, stages)  # raises where the hint's stage is none of them
+    taps_asked(config.taps, stages)  # raises if the hint's stage is not one of them
     identity = cache_identity(views_identity(config, dataset), teacher_identity(config))
     path = cache_folder(caches_dir, config.name, identity)
     return Setup(config, dataset, stages, identity, path)

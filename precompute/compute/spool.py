@@ -1,13 +1,13 @@
-"""Records whose blocks are not finished yet, in a file beside the journal.
+"""Store the records of unfinished blocks in a file next to the journal.
 
-A block is thousands of samples, and where images are decoded all views of its samples are computed
-together: hours may pass before the first block is committed. Meanwhile the records lie here, so
-that a kill loses only the current batch. The file is not a part of the cache; without it the
-records are computed again.
+A block has thousands of samples. If images are decoded, all views of its samples are computed
+together, and hours may pass before the first block is committed. Until then its records are in this
+file, so that a kill loses only the current batch. The file is not part of the cache. If it is lost,
+the records are computed again.
 
-One line of JSON says what the records are; then come frames: the number of samples and the crc32c
-of the payload, followed by that payload, the taps of each view one after the other. What follows
-the first frame that is cut off or damaged does not count.
+A line of JSON describes the records. Frames follow: the number of samples, the crc32c of the
+payload, and the payload, which contains the taps of each view one after the other. Everything after
+the first truncated or damaged frame is ignored.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ Records = Mapping[str, NDArray[Any]]  # tap -> (M, ...)
 
 @dataclass(frozen=True)
 class SpoolLayout:
-    """The content of a spool: `rows` samples from `start` on, their `views`, of the cache
-    `identity`.
+    """The content of a spool: `rows` samples from `start`, their `views`, of the cache `identity`.
 
     taps: name -> dtype and shape of one record.
     """
@@ -64,7 +63,7 @@ class SpoolLayout:
         )
 
     def covers(self, other: SpoolLayout) -> bool:
-        """Return True if everything in `other` is here too."""
+        """Return True if this spool contains everything in `other`."""
         return (
             (self.identity, self.start, self.rows) == (other.identity, other.start, other.rows)
             and {*other.views} <= {*self.views}
@@ -76,10 +75,10 @@ class SpoolLayout:
 
 
 class Spool:
-    """The records of one group of blocks so far, for its first `rows_done` samples."""
+    """The records computed so far for a group of blocks: its first `rows_done` samples."""
 
     def __init__(self, cache: Path, rank: int, layout: SpoolLayout) -> None:
-        """Resume from the file of an earlier process if it holds this group's records."""
+        """Resume from an earlier process's file if it contains records of this group."""
         self._cache, self.layout = cache, layout
         self._name = _name_of(rank)
         self.rows_done = 0
@@ -92,7 +91,7 @@ class Spool:
         return self._cache / self._name
 
     def add(self, parts: Mapping[int, Records]) -> None:
-        """Append the records of the next samples: view -> tap -> (M, ...), dtypes as stored."""
+        """Append the records of the next samples: view -> tap -> (M, ...), in stored dtypes."""
         payload = b"".join(
             np.ascontiguousarray(parts[view][tap], dtype).tobytes()
             for view in self.layout.views
@@ -107,7 +106,7 @@ class Spool:
         self.rows_done += rows
 
     def records(self, view: int, taps: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Return the records of one view, of all samples that are done: tap -> (rows_done, ...)."""
+        """Return the records of one view for all finished samples: tap -> (rows_done, ...)."""
         parts: dict[str, list[NDArray[Any]]] = {tap: [] for tap in taps}
         with open_regular(self.path) as file:
             for rows, payload in self._frames:
@@ -122,7 +121,7 @@ class Spool:
         return {tap: np.concatenate(of_tap) for tap, of_tap in parts.items()}
 
     def remove(self) -> None:
-        """Delete the spool, whose blocks are committed."""
+        """Delete the spool after its blocks are committed."""
         self.close()
         remove_inside(self._cache, self._name)
 
@@ -143,7 +142,7 @@ class Spool:
             with open_regular(self.path) as file:
                 self._read_frames(file)
         except (FileNotFoundError, NotADirectoryError, BadFile, KeyError, TypeError, ValueError):
-            self.rows_done, self._frames = 0, []  # not ours, or no spool: it is replaced
+            self.rows_done, self._frames = 0, []  # another group's or not a spool: replaced
 
     def _read_frames(self, file: BinaryIO) -> None:
         header = _first_line(file)
@@ -156,7 +155,7 @@ class Spool:
             position += _FRAME.size + rows * size
         done = sum(rows for rows, _ in frames)
         if there != self.layout and done < self.layout.rows:
-            return  # of more views, and unfinished: they would have to be computed too
+            return  # it has more views and is unfinished: they would have to be computed too
         if os.fstat(file.fileno()).st_size > position:
             with os.fdopen(open_to_update(self._cache, self._name), "r+b") as own:
                 own.truncate(position)
@@ -164,7 +163,7 @@ class Spool:
 
 
 def spooled_start(cache: Path, rank: int) -> int | None:
-    """Return the first sample of the group that an earlier process has begun; None without one."""
+    """Return the first sample of the group in an earlier process's spool; None if there is none."""
     path = cache / _name_of(rank)
     try:
         with open_regular(path) as file:
@@ -178,10 +177,10 @@ def _name_of(rank: int) -> Path:
 
 
 def remove_spools(cache: Path, *, nobody_resumes: bool = False) -> None:
-    """Remove the spools of processes of any number, once the cache is complete.
+    """Remove the spools of all processes after the cache is complete.
 
-    nobody_resumes: only the spools of a cluster's workers, whose random numbers are never reused.
-    The caller holds the lock, and no worker runs.
+    nobody_resumes: only the spools of cluster workers, whose random numbers are never reused. The
+    caller must hold the lock, and no worker may be running.
     """
     for file in (cache / JOURNAL).glob("[0-9]*.spool"):
         is_resumed = file.stem.isdigit() and int(file.stem) < _MOST_RANKS
@@ -201,7 +200,7 @@ def _layout_of(content: dict[str, Any]) -> SpoolLayout:
 
 
 def _sound_frame(file: BinaryIO, position: int, bytes_per_sample: int) -> int:
-    """Return the number of samples of the frame at `position`; 0 if it is incomplete or damaged."""
+    """Return the number of samples in the frame at `position`; 0 if it is truncated or damaged."""
     head = _read(file, position, _FRAME.size)
     if len(head) < _FRAME.size:
         return 0

@@ -1,7 +1,7 @@
-"""The teacher over the views of its dataset: the records of any samples, computed again.
+"""The teacher and the views of its dataset: compute the records of any samples.
 
-Everything random about a view comes from `views`, so neither batch size, nor order, nor how often a
-pass was interrupted changes what is stored, beyond the float rounding of the teacher.
+All randomness of a view comes from `views`. Therefore batch size, order and interruptions do not
+change the stored records, beyond float rounding in the teacher.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NAMED = 20
 def naming_classes(dataset: Dataset, num_classes: int) -> Iterator[None]:
     """Add the dataset's classes to an ArchError about a classifier of another size.
 
-    num_classes: of the network; 0: it has no classifier.
+    num_classes: classes of the network; 0: it has no classifier.
     """
     try:
         yield
@@ -60,28 +60,28 @@ def naming_classes(dataset: Dataset, num_classes: int) -> Iterator[None]:
         raise ArchError(
             f"{error.problem}\n  The weights have {int(found[1]):,} classes, the dataset "
             f"{dataset.name} has {num_classes:,}: {one_line(', '.join(names[:_NAMED]))}{more}",
-            fix=error.fix or "remove folders that are not classes, or name other weights or images",
+            fix=error.fix or "remove folders that are not classes, or set other weights or images",
         ) from None
 
 
 _BATCH_SIZE = 256
-_VIEWS_AT_ONCE = 8  # of a whole batch of samples; of more views, fewer samples
+_VIEWS_AT_ONCE = 8  # views of a whole batch of samples; with more views, fewer samples
 _SECONDS_AT_STAKE = 4.0
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class PassOptions:
-    """The settings that decide the speed of a pass, but no byte of its result."""
+    """Settings that affect the speed of a pass, but not its result."""
 
     device: torch.device
-    batch_size: int | None = None  # images per forward pass; default: what a trial finds fastest
+    batch_size: int | None = None  # images per forward pass; default: the fastest in a trial
     block_rows: int | None = None
-    num_workers: int | None = None  # that read images, unless all images are on the device
+    num_workers: int | None = None  # processes that read images, unless all are on the device
     check_every_byte: bool = True
     job: Job = field(default_factory=Job)
-    carried_from: TeacherCache | None = None  # of another state of the dataset
-    spool: Path = SPOOL  # where a pass to a URL keeps records of unfinished blocks
+    carried_from: TeacherCache | None = None  # cache of another state of the dataset
+    spool: Path = SPOOL  # folder for records of unfinished blocks of a pass to a URL
 
 
 class TeacherPass:
@@ -90,7 +90,7 @@ class TeacherPass:
     def __init__(self, setup: Setup, options: PassOptions) -> None:
         self.setup, self.options = setup, options
         self.batch_size = options.batch_size or _BATCH_SIZE
-        self.images_per_second = 0.0  # once a trial has measured it
+        self.images_per_second = 0.0  # set by a trial
         old = options.carried_from
         self.carrier = None if old is None else Carrier(setup, old)
         config, dataset, device = setup.config, setup.dataset, options.device
@@ -115,7 +115,7 @@ class TeacherPass:
         return spool_folder(self.setup.path, self.options.spool)
 
     def tap_specs(self) -> dict[str, TapSpec]:
-        """Tap name -> shape and how it is stored."""
+        """Shape and storage of each tap, by name."""
         taps = self.setup.taps
         shapes = self.teacher.tap_shapes(self.pixels.shape, taps)
         return {tap.name: self.setup.tap_spec(tap, shapes[tap.name]) for tap in taps}
@@ -123,7 +123,7 @@ class TeacherPass:
     def batches(
         self, views: Sequence[int], sample_ids: Ids, taps: Sequence[Tap]
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yield pairs of a view and the taps of a batch, name -> (B, ...) on the device.
+        """Yield (view, taps of a batch), taps being name -> (B, ...) on the device.
 
         They include the samples' digests as "sample_digest", (B, 16) uint8 on the host.
         """
@@ -133,7 +133,7 @@ class TeacherPass:
 
     @property
     def views_per_reading(self) -> int:
-        """Return how many views come from one decoding: all that fit into a worker's memory."""
+        """Return the number of views per decoded image: all that fit into a worker's memory."""
         if not self.pixels.is_streamed:
             return 1
         most = MOST_PART_BYTES // math.prod(self.pixels.shape)
@@ -141,19 +141,17 @@ class TeacherPass:
 
     @property
     def images_per_reading(self) -> int:
-        """Return the largest number of views, over all samples of a reading, that are in memory at
-        once.
-        """
+        """Return the largest number of views in memory at once, over all samples of a reading."""
         return self.batch_size * (_VIEWS_AT_ONCE if self.pixels.is_streamed else 1)
 
     def readings(
         self, views: Sequence[int], sample_ids: Ids, taps: Sequence[Tap]
     ) -> Iterator[dict[int, dict[str, Tensor]]]:
-        """View -> taps of the next samples, with each of its `views` cut from one decoding.
+        """Yield {view: taps} of the next samples, with all `views` made from one decoding.
 
-        The more views, the fewer samples at once, so that a reading is never larger than a few
-        batches, nor, where the rate is known, takes longer than a few seconds: so much is lost
-        when the pass is killed. The teacher runs on batches of the usual size.
+        With more views, fewer samples are read at once, so that a reading is at most a few batches
+        and, if the rate is known, takes at most a few seconds. This limits the loss when the pass
+        is killed. The teacher runs on batches of the usual size.
         """
         most = self.images_per_reading
         if self.images_per_second:
@@ -171,7 +169,7 @@ class TeacherPass:
     def _outputs_together(
         self, batches: Sequence[ViewBatch], taps: Sequence[Tap]
     ) -> dict[int, dict[str, Tensor]]:
-        """Compute several views of the same samples in one forward pass: view -> taps."""
+        """Compute several views of the same samples in one forward pass; returns {view: taps}."""
         inputs = torch.cat([batch.inputs for batch in batches])
         labels = torch.cat([batch.labels for batch in batches])
         values = self.teacher.outputs(inputs, labels, taps)
@@ -184,7 +182,7 @@ class TeacherPass:
         }
 
     def records(self, view: int, sample_ids: Ids, taps: Sequence[Tap]) -> dict[str, Tensor]:
-        """Return the taps of some samples, on the device: name -> (M, ...)."""
+        """Return the taps of samples `sample_ids` on the device: name -> (M, ...)."""
         parts = [values for _, values in self.batches([view], sample_ids, taps)]
         return {tap: torch.cat([part[tap] for part in parts]) for tap in parts[0]}
 
@@ -208,7 +206,7 @@ class TeacherPass:
         return {"test_top1_error": errors.top1, "test_top5_error": errors.top5}
 
     def content(self) -> CacheContent:
-        """The content of the cache to come."""
+        """Return the content of the new cache."""
         import PIL
         import zarr
 

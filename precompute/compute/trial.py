@@ -1,4 +1,4 @@
-"""Measures the rate of a pass on a few batches, and finds the fastest batch size."""
+"""Measure the rate of a pass on a few batches, and find the fastest batch size."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from teach_once.store.format.certificate import (
 )
 
 _SMALLEST_BATCH = 64
-_LARGEST_BATCH, _LARGEST_ON_CPU = 8192, 256  # more takes memory, and a CPU gains nothing from it
+_LARGEST_BATCH, _LARGEST_ON_CPU = 8192, 256  # larger batches take memory, without gain on a CPU
 _WORTHWHILE_GAIN = 1.03
 
 
 def pass_rate(teacher_pass: TeacherPass) -> float:
-    """Measure images per second, at the pass's batch size."""
+    """Measure images per second at the pass's batch size."""
     return measured_rate(_batch_sizes(teacher_pass))
 
 
 def fastest_batch(teacher_pass: TeacherPass) -> tuple[int, float]:
-    """Find the batch size with the highest rate, and that rate in images per second.
+    """Find the batch size with the highest rate; returns it with its rate in images per second.
 
-    Doubles the size, on a CPU up to 256 images, while that gains more than 3 % and the GPU's memory
-    suffices. Leaves the pass at the last size tried.
+    The size is doubled (on a CPU up to 256 images) while the gain exceeds 3 % and the GPU's memory
+    suffices. The pass keeps the last size tried.
     """
     best, best_rate = _SMALLEST_BATCH, 0.0
     on_cpu = teacher_pass.options.device.type == "cpu"
@@ -62,12 +62,12 @@ def _batch_sizes_up_to(largest: int) -> Iterator[int]:
 
 
 def _batch_sizes(teacher_pass: TeacherPass) -> Iterator[int]:
-    """Runs batches of view 0 endlessly, as a pass would; yields the number of images of each."""
+    """Run batches of view 0 endlessly, as a pass would; yields the number of images in each."""
     every = np.arange(len(teacher_pass.pixels))
     while True:
         for _, values in teacher_pass.batches([0], every, teacher_pass.setup.taps):
             first = next(iter(values.values()))
-            yield len(first.reshape(len(first), -1)[:, :1].cpu())  # waits for the device
+            yield len(first.reshape(len(first), -1)[:, :1].cpu())  # synchronizes the device
 
 
 def certificate(

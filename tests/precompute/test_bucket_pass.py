@@ -104,7 +104,7 @@ def test_from_the_plan_to_a_student(
     assert "0 chunks copied" in capsys.readouterr().out
     overrides = [word for word in words if "=" in word]
     assert verify(["digits-resnet20", "--caches", CACHES, "--device", "cpu", *overrides]) == 0
-    assert "sound: 180 records were computed again and agree" in capsys.readouterr().out
+    assert "valid: 180 records were computed again and agree" in capsys.readouterr().out
     student = ["student", "digits-resnet8", "--method", "kd", *QUICK_RUN, "--caches", CACHES]
     assert train([*student, *(f"teacher.{word}" for word in overrides)]) == 0
     assert not Path("s3:").exists()

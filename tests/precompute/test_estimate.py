@@ -29,7 +29,7 @@ def test_an_estimate_has_the_bytes_and_files_of_the_cache_that_is_then_made(
         assert config.source is not None
         absent = [*config.source.overrides, "teacher.weights=absent.pt"]
         assert cli(["digits-resnet20", *SIZES, *absent]) == 0
-        (line,) = re.findall("^as the file asks .*", capsys.readouterr().out, re.M)
+        (line,) = re.findall("^as configured .*", capsys.readouterr().out, re.M)
         cells = re.split("  +", line)[1:]
         manifest = make_cache(config, tmp_path / override, block_rows=64).manifest
         num_blocks = manifest.blocks_per_view * manifest.num_views
@@ -59,8 +59,8 @@ def test_the_table_of_the_documents_is_what_the_command_prints(
     [
         (["--samples", "60", "--classes", "10"], "--plan --samples 1281167 --classes 1000"),
         (["--plan", "--samples", "60"], "--plan --samples 1281167 --classes 1000"),
-        (["--plan", "--samples", "60", "--classes", "10"], "add --image-px 32"),
-        ([*SIZES, "taps.logits={top_k: 10}"], "taps.logits.top_k is 10, but there are 10 classes"),
+        (["--plan", "--samples", "60", "--classes", "10"], "such as --image-px 32"),
+        ([*SIZES, "taps.logits={top_k: 10}"], "number of classes (10)"),
     ],
 )
 def test_an_estimate_that_cannot_be_made_says_what_is_missing(

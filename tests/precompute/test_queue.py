@@ -70,5 +70,5 @@ def test_rounds_without_own_work_begin_with_what_others_left() -> None:
 
 
 def test_rounds_that_leave_as_many_blocks_as_before_are_an_error() -> None:
-    with pytest.raises(CacheError, match="something removes or changes what is committed"):
+    with pytest.raises(CacheError, match="another program changes committed blocks"):
         list(Rounds(Path("cache"), _Left(WORK[1:], WORK[1:], []), WORK))

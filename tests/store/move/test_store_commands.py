@@ -130,11 +130,11 @@ def test_verify_agrees_with_a_sound_cache(
     records = TeacherCache.open(path).num_samples * TeacherCache.open(path).num_views
     assert records < 512
     assert f"all {records} records\n" in told
-    assert f"sound: {records} records were computed again and agree" in told
+    assert f"valid: {records} records were computed again and agree" in told
     assert verify([*call, "--caches", str(path.parent), "--records", "32"]) == 0
     told = capsys.readouterr().out
-    assert "32 records drawn at random; to draw the same again: --seed " in told
-    assert "sound: 32 records were computed again and agree" in told
+    assert "32 random records; to compare the same ones again: --seed " in told
+    assert "valid: 32 records were computed again and agree" in told
     export_cache(path, path.parent / "x.h5")
     assert verify([*call, "--cache", str(path.parent / "x.h5")]) == 0
 
@@ -166,7 +166,7 @@ def test_verify_finds_a_changed_train_agreement(
     write_manifest(path, dataclasses.replace(read_manifest(path), measured=other))
     call = ["digits-resnet20", *overrides_of(config.teacher.weights), "--caches", str(path.parent)]
     assert verify([*call, "--device", "cpu", "--records", "1"]) == 1
-    assert "NOT the teacher's outputs: train_agreement" in capsys.readouterr().out
+    assert "DIFFERS from the teacher's outputs: train_agreement" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("tap", ["logits", "stage2", "correct"])
@@ -179,7 +179,7 @@ def test_verify_finds_records_that_are_not_the_teachers_though_every_checksum_is
     call = ["digits-resnet20", *overrides_of(config.teacher.weights), "--caches", str(path.parent)]
     capsys.readouterr()
     assert verify(call) == 1
-    assert f"NOT the teacher's outputs: {tap}" in capsys.readouterr().out
+    assert f"DIFFERS from the teacher's outputs: {tap}" in capsys.readouterr().out
 
 
 def test_verify_draws_other_records_each_time_and_says_how_to_draw_them_again(

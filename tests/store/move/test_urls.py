@@ -136,7 +136,7 @@ def test_the_teacher_is_compared_with_a_cache_at_a_url(
 ) -> None:
     call = ["digits-resnet20", "--caches", CACHES]
     assert verify([*call, *of_teacher(words), "--records", "20"]) == 0
-    assert "sound: 20 records were computed again and agree" in capsys.readouterr().out
+    assert "valid: 20 records were computed again and agree" in capsys.readouterr().out
     assert store(["check", "--caches", CACHES]) == 0
     assert store(["list", "--caches", CACHES]) == 0
 

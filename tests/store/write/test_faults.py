@@ -189,7 +189,7 @@ def test_a_pass_refuses_to_start_when_the_disk_is_too_small(
     assert cli(arguments) == 2
     told = capsys.readouterr()
     assert "60 samples = 180 records of 245 bytes" in told.out
-    assert "bytes are needed, 8,192 are free" in told.err
+    assert "bytes needed, 8,192 bytes free" in told.err
     assert not [entry for entry in disk.iterdir() if entry.is_dir()]
     ballast.unlink()
     assert cli(arguments) == 0

@@ -104,5 +104,5 @@ def test_a_pass_whose_commits_keep_vanishing_ends_with_an_error(
         return images
 
     monkeypatch.setattr("teach_once.precompute.run_pass.run_blocks", run_and_remove)
-    with pytest.raises(CacheError, match="something removes or changes what is committed"):
+    with pytest.raises(CacheError, match="another program changes committed blocks"):
         make_cache(small_teacher(), tmp_path / "caches")

@@ -127,7 +127,7 @@ def test_damaged_or_missing_cifar_is_refused_with_what_to_do(
         load_dataset(config)
     config = dataclasses.replace(config, download=True, root=str(tmp_path / "elsewhere"))
     monkeypatch.setattr("torchvision.datasets.CIFAR10.url", "http://127.0.0.1:9/none.tar.gz")
-    with pytest.raises(DatasetError, match=r"(?s)cannot be downloaded from .* by hand"):
+    with pytest.raises(DatasetError, match=r"(?s)cannot be downloaded from .* fix: put"):
         load_dataset(config)
 
 
@@ -293,7 +293,7 @@ def broken(root: Path, mistake: str) -> None:
             "no test",
             "has no folder test/, val/, valid/ or validation/ of test images; it has testing",
         ),
-        ("one class", "at least two classes; found only 'cat'"),
+        ("one class", "at least two classes, found only 'cat'"),
         ("empty class", "dog has no images"),
         ("unknown test class", "classes that train/ lacks: bird"),
         ("sizes", r"is 12x12, .*01\.png is 9x12"),

@@ -183,7 +183,9 @@ def test_pack_parquet_files_that_expand_too_far_are_refused(
         tmp_path / "mine.yaml", "huggingface", path="bomb", image="picture", label="kind"
     )
     assert cli(["pack", str(config)]) == 2
-    assert re.search(r"bomb has .* of files, but more than .* of rows", capsys.readouterr().err)
+    assert re.search(
+        r"bomb has .* of files, but more than .* of decompressed rows", capsys.readouterr().err
+    )
     assert sum(file.stat().st_size for file in own_cache.rglob("*") if file.is_file()) < 2**22
 
 

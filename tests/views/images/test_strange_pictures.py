@@ -85,7 +85,7 @@ def test_an_image_for_which_memory_is_short_is_refused(monkeypatch: pytest.Monke
     assert decode_bytes(content, "1.png").shape == (10, 20, 3)
     monkeypatch.setattr(pictures, "free_memory", lambda: 1599)
     told = refusal(lambda: decode_bytes(content, "1.png"))
-    assert "1.png: decoding its 200 pixels takes 1.6 kB of memory, 1.6 kB are free" in told
+    assert "1.png: decoding its 200 pixels takes 1.6 kB of memory, but 1.6 kB is free" in told
 
 
 def test_a_large_image_has_the_pixels_that_pillow_gives(monkeypatch: pytest.MonkeyPatch) -> None:

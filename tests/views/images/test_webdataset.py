@@ -135,7 +135,7 @@ def test_what_has_not_been_packed_is_an_error_that_names_the_command(shards: Pat
         ([("1.cls", b"0")], "sample 1 of .* has 0 images"),
         ([("1.png", b"x")], r"sample 1 of .* has no \.cls file"),
         ([("1.png", b"x"), ("1.cls", b"\xff")], r"\.cls has no label"),
-        ([("1.png", b"x"), ("1.cls", b"7")], "the label 7 is none of the 2 classes"),
+        ([("1.png", b"x"), ("1.cls", b"7")], "the label 7 is not among the 2 classes"),
         ([("\x1b[31m.png", b"x")], r"sample \\x1b\[31m of"),
         ([("1.png", b"x"), ("1.cls", b"-1")], r"1\.png of .*: the label -1 is negative"),
         ([("1.png", b"x"), ("1.cls", b"cat")], r"1\.png of .*: the label cat is a name"),

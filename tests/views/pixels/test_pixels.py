@@ -152,7 +152,7 @@ def test_where_images_come_from_is_told(photographs: Path, monkeypatch) -> None:
     monkeypatch.setattr(streaming, "PART_BYTES", 2**60)  # more than any shared memory
     without = streamed_pixels(split, views, 2)
     assert without.num_workers == 0
-    assert "no room" in without.where
+    assert "too small" in without.where
 
 
 def test_workers_are_planned_with_this_processes_share_of_shared_memory(
@@ -182,7 +182,7 @@ def test_part_that_does_not_fit_into_shared_memory_is_an_error_not_a_wait(
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
     pixels = streamed_pixels(split_of(photographs), ViewsConfig(augment=CROP, seed=1), 2)
-    with pytest.raises(DatasetError, match=r"/dev/shm has no room .*No space left") as caught:
+    with pytest.raises(DatasetError, match=r"/dev/shm has no space .*No space left") as caught:
         all_batches(pixels, [0], np.arange(20))
     assert "fix: run with fewer --workers" in str(caught.value)
 
@@ -208,7 +208,7 @@ def test_part_that_cannot_be_sent_is_an_error_not_a_wait(photographs: Path, monk
     pixels = streamed_pixels(split_of(photographs), ViewsConfig(augment=CROP, seed=1), 1)
     with (
         not_waiting_endlessly(),
-        pytest.raises(DatasetError, match="a process that reads images died"),
+        pytest.raises(DatasetError, match="a worker process that reads images died"),
     ):
         all_batches(pixels, [0], np.arange(20))
 
@@ -228,7 +228,8 @@ def test_killed_worker_is_a_named_error_and_the_next_epoch_has_new_workers(
     for _ in range(10_000):  # nothing is raised in the middle of other work, such as a step
         pass
     with pytest.raises(
-        DatasetError, match=r"a process that reads images died: .*\n  fix: run again"
+        DatasetError,
+        match=r"a worker process that reads images died: .*\n  fix: run the command again",
     ):
         list(batches)
     assert torch.equal(all_batches(pixels, [0], np.arange(20))[0], expected)

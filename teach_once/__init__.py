@@ -1,12 +1,12 @@
-"""Teach Once: run the teacher once, train as many students as you like from what it saw.
+"""Teach Once: run the teacher once, then train any number of students from its stored outputs.
 
-This is the one importable package: `from teach_once import DistillationDataset`, and everything
-else below its own name (`teach_once.train.losses`). In a checkout its parts are the folders beside
-it, which it reaches through links; installed, they lie inside it. So nothing of yours that is
-called train.py, configs/ or store/ hides a part of it, or is hidden by one.
+This is the only importable package: `from teach_once import DistillationDataset`. All other modules
+are inside it, for example `teach_once.train.losses`. In a checkout its parts are the folders next
+to it, reached through links; in an installation they are inside it. Therefore your own train.py,
+configs/ or store/ never conflicts with a part of it.
 
-torchvision and timm can be imported after this package also where torch is of another build than
-torchvision (`teach_once.runtime.machine.torchvision_shim`).
+After importing this package, torchvision and timm can be imported even if torch is of another build
+than torchvision (`teach_once.runtime.machine.torchvision_shim`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _DATASETS = ("DistillationDataset", "EvaluationDataset", "RunOrder")
-# The module of each exported name; loaded at first use, as most of them load torch.
+# Module of each exported name, loaded at first use because most modules load torch.
 _MODULES = {
     **dict.fromkeys(_DATASETS, "teach_once.train.dataset"),
     **dict.fromkeys(("load_student", "load_teacher"), "teach_once.configs.load"),

@@ -1,10 +1,11 @@
-"""teach-once COMMAND ...          from nothing to a result: builds whatever is missing first
-teach-once PROGRAM ...          one thing alone: any program of the project, from any folder
-teach-once COMMAND --help       what it takes
-teach-once --version            the version; `teach-once env` prints more
+"""teach-once COMMAND ...          builds whatever is missing, up to a result
+teach-once PROGRAM ...          runs one program of the project, from any folder
+teach-once COMMAND --help       prints the options of a command
+teach-once --version            prints the version; `teach-once env` prints more
 
-`teach-once train student NAME` is `python -m train student NAME`, whatever files are in the current
-folder. Modules of yours (a loss, a network) are found there, unless an installed one has the name.
+`teach-once train student NAME` is `python -m train student NAME`, independent of the files in the
+current folder. Your own modules (a loss, a network) are found in the current folder, unless an
+installed module has the same name.
 """
 
 from __future__ import annotations
@@ -18,25 +19,25 @@ from teach_once import __version__
 from teach_once.runtime.command.make_args import with_words
 from teach_once.runtime.machine.resources import num_ranks
 
-# Name -> what it is for. Tables, since reading them from the modules would import these.
+# Name -> description. Reading descriptions from the modules would import the modules.
 COMMANDS = {
-    "new-teacher": "Print a file for one of timm's models as a teacher.",
-    "new-student": "Print a file for a student of a teacher's file, with the methods that work.",
+    "new-teacher": "Print a config file for one of timm's models as a teacher.",
+    "new-student": "Print a config file for a student of a teacher, with the methods that work.",
     "cache-teacher": "Train a teacher's weights if they are missing, and fill its cache.",
     "train-student": "Train one student; builds its teacher's weights and cache first.",
     "ablation": "Train a student with every method and seed, and write the report.",
     "env": "Print versions, processor, GPUs, memory and limits, for a bug report.",
 }
 PROGRAMS = {
-    "configs": "What a cache and a run are, as validated YAML.",
-    "nets": "The networks by name, their taps, and the teacher's pass.",
+    "configs": "Print configs with defaults and overrides applied.",
+    "nets": "List the available networks.",
     "precompute": "Stage 1: run the teacher once and fill a cache.",
     "precompute.verify": "Run the teacher again on some records of a cache, and compare.",
-    "report": "What came out: the finished runs of a folder as a table, charts and a page.",
+    "report": "Summarize finished runs as a table, charts and a page.",
     "runtime.launch": "Run a program in several processes of this machine.",
-    "store": "The teacher cache: list, check, copy, export, convert, trim.",
+    "store": "List, check, copy, export, convert and trim caches.",
     "train": "Stage 2: train students from a cache, and teachers that have no weights.",
-    "views": "Datasets of images: pack them, find those that cannot be used.",
+    "views": "Pack datasets of images, and find images that cannot be used.",
 }
 _MODULES = {
     **{"precompute.verify": "precompute.verify", "runtime.launch": "runtime.launch"},
@@ -53,8 +54,8 @@ def _usage() -> str:
 
 
 def _put_last(folder: str) -> None:
-    """Have Python look in a folder last, so that no file there takes another module's place."""
-    if sys.path[:1] in ([""], [folder]):  # as `python -m teach_once` has it
+    """Move a folder to the end of Python's path, so that its files do not hide other modules."""
+    if sys.path[:1] in ([""], [folder]):  # as set by `python -m teach_once`
         del sys.path[0]
     if folder not in sys.path:
         sys.path.append(folder)
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         program = f"teach-once {name}"
         module = f"teach_once.{_MODULES.get(name, f'{name}.__main__')}"
     status: int
-    before, sys.argv = sys.argv, [program, *rest]  # messages print the command from it
+    before, sys.argv = sys.argv, [program, *rest]  # messages print the command from sys.argv
     try:
         status = import_module(module).cli(rest)
     finally:
@@ -92,11 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Run the command line and end the process.
 
-    What it changes for the process, and for those that it starts, is not undone.
+    Its changes to this process and to child processes are not undone.
     """
     if not sys.flags.safe_path:
         _put_last(os.getcwd())
-        os.environ["PYTHONSAFEPATH"] = "1"  # processes that this one starts get its sys.path
+        os.environ["PYTHONSAFEPATH"] = "1"  # child processes get the same sys.path
     status = main()
     if num_ranks() > 1:
         from teach_once.runtime.command.frame import end_process

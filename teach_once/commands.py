@@ -1,7 +1,7 @@
 """teach-once cache-teacher NAME | train-student NAME | ablation NAME: from nothing to a result.
 
-Each builds whatever is missing first, in the order of teacher weights, cache, student, report, and
-leaves alone what is there. They are `make cache-teacher`, `make train-student`, `make ablation`.
+Each builds whatever is missing first, in the order teacher weights, cache, student, report, and
+skips what exists. `make cache-teacher`, `make train-student` and `make ablation` run them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from teach_once.train.cli.student import train_single
 from teach_once.train.recording.options import Recording
 from teach_once.train.recording.tracking import check_trackers
 
-app = new_app("Build whatever is missing, in order, and train from it.")
+app = new_app("Build whatever is missing first, then train.")
 
 
 @app.command()
@@ -119,7 +119,7 @@ def _teachers_of_student(
     teaching: TeacherOptions,
     cluster: str | None,
 ) -> Teachers:
-    """The teachers that a student's file names; none of them if its cache is given."""
+    """Return the teachers in a student's file, or none if its cache is given."""
     is_given = request.storage.cache is not None
     named = [] if is_given else teachers_of(request.name, request.overrides)
     return Teachers(named, request.storage, compute, teaching, cluster)
@@ -141,4 +141,4 @@ def _write_report(request: StudyRequest, result: StudyResult, console: Console) 
     print_written(written, study.folder, console)
 
 
-cli = functools.partial(run_command, app)  # takes a command line that begins with its command
+cli = functools.partial(run_command, app)  # its arguments begin with the command's name

@@ -1,8 +1,8 @@
 """teach-once env          versions, processor, GPUs, memory and limits of this machine
 
-What a bug report needs, as lines of `name: value`. A value that cannot be found is reported as
-such, since a broken machine is often the reason for the report. The fast lines come first; only the
-last ones import torch. Names of files and variables are printed as they are, and no credentials.
+Prints what a bug report needs, as lines of `name: value`. A value that cannot be found is reported
+as unknown, because a faulty machine is often the cause. Fast lines come first; only the last ones
+import torch. Names of files and variables are printed unchanged, credentials are not printed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from teach_once.runtime.safe.text import visible
 
 _PACKAGES = ("torch", "torchvision", "timm", "zarr", "numpy", "h5py", "obstore", "pillow")
 _OPTIONAL = ("ray", "datasets", "wandb", "mlflow-skinny", "onnx")
-# Instructions that decide which kernels torch chooses, as /proc/cpuinfo names them; Arm's last.
+# CPU features by which torch selects kernels, as named in /proc/cpuinfo; Arm's are last.
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "asimd", "sve")
 _VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "PYTORCH_CUDA_ALLOC_CONF"),
@@ -70,12 +70,12 @@ def environment() -> Iterator[tuple[str, str]]:
     for name, row in rows.items():
         try:
             yield name, row()
-        except Exception as error:  # whatever is broken belongs into the report
+        except Exception as error:  # any fault belongs in the report
             yield name, f"unknown: {type(error).__name__}: {error}"
 
 
 def _project() -> str:
-    """The version and, in a clone of the repository, the commit."""
+    """Return the version and, in a clone of the repository, the commit."""
     if not (PROJECT / ".git").exists():
         return f"{__version__} in {PROJECT}"
     command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"]
@@ -125,7 +125,7 @@ def _free_space(folder: str) -> str:
 
 
 def _limits() -> str:
-    """The soft limits of this process, as `ulimit` sets them."""
+    """Return the soft limits of this process, as set by `ulimit`."""
     kinds = {
         "open files": resource.RLIMIT_NOFILE,
         "processes": resource.RLIMIT_NPROC,

@@ -1,8 +1,8 @@
 """teach-once new-student ARCH --teacher FILE > my-student.yaml
 
-Writes a student's file: a network, a recipe, and the methods that work between it and the teacher's
-cache. Nothing is trained or downloaded, and no cache is needed. If there is one, the weight of `cd`
-is measured on it.
+Writes a student's config: a network, a recipe, and the methods that work with the network and the
+teacher's cache. Nothing is trained or downloaded, and no cache is needed. If a cache exists, the
+weight of `cd` is measured on it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from teach_once.views.augment.augment import view_shape
 from teach_once.views.datasets import load_dataset
 
 app = new_app()
-_SMALL_PX = 64  # smaller images have no pixels to spare for a stem with stride
-# From the simplest on. The first terms are what all of them have.
+_SMALL_PX = 64  # smaller images are too small for a stem with stride
+# From the simplest to the most complex.
 _METHODS = {
     "ce": "[{loss: ce}]",
     "kd": "[{loss: ce, weight: 0.1}, {loss: kd, weight: 0.9, temperature: 4}]",
@@ -54,14 +54,14 @@ def main(
     batch_size: Annotated[int, typer.Option(min=2, help="images per step")] = 64,
     caches: Caches = Path("caches"),
 ) -> None:
-    """Print a student's file."""
+    """Print a student's config file."""
     print(student_file(arch, teacher, epochs, batch_size, caches), end="")
 
 
 def student_file(
     arch: str, teacher: str, epochs: int, batch_size: int, caches: Path = Path("caches")
 ) -> str:
-    """The file's text. Raises UserError where no method works."""
+    """Return the file's text. Raises UserError if no method works."""
     check_arch(arch)
     config = load_teacher(teacher)
     draft = _Draft(arch, teacher, epochs, batch_size, _stem(arch, config))
@@ -75,9 +75,9 @@ def student_file(
 
 
 def _with_distill(working: Mapping[str, str]) -> dict[str, str]:
-    """The methods, of which the one that uses most of the cache is called `distill`.
+    """Rename the method that uses most of the cache to `distill`.
 
-    So every file has a method of that name, if any but `ce` works.
+    Every file then has a method of that name, if any method but `ce` works.
     """
     best = next((name for name in _BEST_FIRST if name in working), None)
     renamed = {name: terms for name, terms in working.items() if name != best}
@@ -86,7 +86,10 @@ def _with_distill(working: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _CdTerm:
-    """weight: with which the term begins at `target`. reason: where the weight comes from."""
+    """The loss term `cd`.
+
+    weight: makes the term's first value equal `target`. reason: origin of the weight.
+    """
 
     weight: float = 1.0
     target: str = ""
@@ -96,7 +99,7 @@ class _CdTerm:
         return f"{{loss: cd, weight: {self.weight:.3g}, normalize: true}}"
 
     def comment(self) -> list[str]:
-        """Why this weight, as lines of YAML."""
+        """Return the reason for this weight as lines of YAML comments."""
         return [
             "  # cd: normalize divides the loss of a stage by the mean square of its means;",
             f"  # with weight {self.weight:.3g} the term begins at {self.target}, as ce does:",
@@ -115,7 +118,7 @@ class _Draft:
     def lines(
         self, stages: str, methods: Mapping[str, str], cd: _CdTerm | None = None
     ) -> list[str]:
-        """The file without its comments above. cd: None if no method has the term, or in drafts."""
+        """Return the file without its head comments. cd: None in drafts and without the term."""
         stem = [f"  stem: {self.stem}"] if self.stem else []
         warmup = min(5, self.epochs // 6)
         rate = 1e-3 * self.batch_size / 256
@@ -147,9 +150,9 @@ class _Draft:
 
 
 def _methods_that_work(draft: _Draft, teacher: TeacherConfig) -> tuple[str, dict[str, str]]:
-    """The stages to write, "" for the architecture's own; and why methods do not work.
+    """Return the stages to write ("": the architecture's own), and why some methods do not work.
 
-    Raises ArchError where not even labels can be learned from.
+    Raises ArchError if the student cannot even learn from labels.
     """
     from teach_once.train.runs.check_methods import (
         TapsOfTeacher,
@@ -176,9 +179,9 @@ def _methods_that_work(draft: _Draft, teacher: TeacherConfig) -> tuple[str, dict
 
 
 def _cd_term(draft: _Draft, stages: str, teacher: TeacherConfig, caches: Path) -> _CdTerm:
-    """The term cd with the weight that makes its first value ln K, for K classes.
+    """Return the term `cd` with the weight that makes its first value ln K, for K classes.
 
-    Its first value is measured with the cache, or estimated if there is none: a student that
+    The first value is measured with the cache, or estimated if there is none: a student that
     predicts zeros has a loss of 1 per stage.
     """
     from teach_once.runtime.machine.devices import pick_device
@@ -206,9 +209,9 @@ def _cd_term(draft: _Draft, stages: str, teacher: TeacherConfig, caches: Path) -
 
 
 def _stages(arch: str, wanted: int) -> str:
-    """As many of the architecture's stages as the teacher has, the last ones; "" for all of them.
+    """Return the architecture's last stages, as many as the teacher has; "" for all of them.
 
-    "" too where there are fewer, which the check of the methods then tells.
+    Returns "" also if the architecture has fewer; the check of the methods reports that.
     """
     from teach_once.nets.networks.names import default_stages
 
@@ -219,12 +222,12 @@ def _stages(arch: str, wanted: int) -> str:
 
 
 def _config_of(draft: _Draft, stages: str, teacher: TeacherConfig) -> StudentConfig:
-    """The file as it would be loaded from the current folder."""
+    """Return the config that would be loaded from the file in the current folder."""
     return load_student("my-student.yaml", text="\n".join(draft.lines(stages, _METHODS)))
 
 
 def _stem(arch: str, teacher: TeacherConfig) -> str:
-    """Return the stem that suits the size of the images; "" for a network that has none."""
+    """Return the stem that suits the image size; "" for a network without a stem."""
     from teach_once.nets.networks.archs import has_stem
 
     if not has_stem(arch):

@@ -1,8 +1,8 @@
 """teach-once new-teacher timm:MODEL --dataset imagefolder --root FOLDER > my.yaml
 
-Writes a teacher's file for one of timm's models: the normalization, the crop and the interpolation
-that its weights were trained with, its stages, and what a record of its cache takes. Nothing is
-downloaded, and no weights are needed.
+Writes a teacher's config for one of timm's models: the normalization, crop and interpolation of its
+training, its stages, and the size of a cached record. Nothing is downloaded, and no weights are
+needed.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ def main(
     dataset: Annotated[
         Literal["imagefolder", "packed"], typer.Option(help="type of the dataset")
     ] = "imagefolder",
-    root: Annotated[Path | None, typer.Option(help="folder that holds train/ and val/")] = None,
+    root: Annotated[Path | None, typer.Option(help="folder that contains train/ and val/")] = None,
     file: Annotated[Path | None, typer.Option(help="the packed file")] = None,
     weights: Annotated[str, typer.Option(help="file, or timm:pretrained")] = _PRETRAINED,
     count: Annotated[int, typer.Option(min=1, help="views per image")] = 16,
     size: Annotated[
-        int | None, typer.Option(min=1, help="pixels of a view (default: as the weights had)")
+        int | None, typer.Option(min=1, help="pixels of a view (default: as in training)")
     ] = None,
 ) -> None:
-    """Print a teacher's file for one of timm's models."""
+    """Print a teacher's config file for one of timm's models."""
     key, place = ("root", root) if dataset == "imagefolder" else ("file", file)
     if place is None:
-        raise ConfigError(f"--dataset {dataset} needs a {key}", fix=f"add --{key} PATH")
+        raise ConfigError(f"--dataset {dataset} requires --{key}", fix=f"add --{key} PATH")
     if not timm_model(arch):
         raise _not_timms(arch)
     print(teacher_file(arch, {"type": dataset, key: str(place)}, weights, count, size), end="")
@@ -60,7 +60,7 @@ def main(
 def _not_timms(arch: str) -> ArchError:
     from teach_once.nets.networks.timm_models import import_timm
 
-    problem = f"{one_line(arch)} is none of timm's models, whose pixels are known"
+    problem = f"{one_line(arch)} is not one of timm's models, whose image sizes are known"
     models = [TIMM_PREFIX + name for name in import_timm().list_models()]
     if near := did_you_mean(TIMM_PREFIX + arch, models):
         return ArchError(f"{problem}{near}")
@@ -71,7 +71,10 @@ def _not_timms(arch: str) -> ArchError:
 def teacher_file(
     arch: str, dataset: Mapping[str, str], weights: str, count: int, size: int | None = None
 ) -> str:
-    """The file's text. dataset: its `type` and where it is. size: of a view. Raises UserError."""
+    """Return the file's text. Raises UserError if the model cannot be used.
+
+    dataset: its `type` and its location. size: pixels of a view.
+    """
     draft = Draft(arch, dataset, weights, count, size)
     data = load_dataset(draft.config({"logits": "float16"}).dataset)
     taps: dict[str, Any] = {"logits": None, "channel_means": "float16", "embedding": "float16"}
@@ -83,7 +86,7 @@ def teacher_file(
 
 @dataclass(frozen=True)
 class Draft:
-    """What a file is written from. dataset: its `type` and where it is."""
+    """The settings of a file. dataset: its `type` and its location."""
 
     arch: str
     dataset: Mapping[str, str]
@@ -105,13 +108,13 @@ class Draft:
         _, height, width = self.pixels.input_size
         if height != width:
             raise ArchError(
-                f"{self.arch} is for images of {height}x{width} pixels, and views are square",
+                f"{self.arch} needs images of {height}x{width} pixels, but views are square",
                 fix="choose another model",
             )
         return int(height)
 
     def lines(self, taps: Mapping[str, Any], stages: str = "null") -> list[str]:
-        """The file without its comments above; taps: key -> dtype."""
+        """Return the file without its head comments; taps: key -> dtype."""
         cfg, size = self.pixels, self.size_px
         (key, place) = next(item for item in self.dataset.items() if item[0] != "type")
         resize = math.floor(size / cfg.crop_pct)
@@ -133,7 +136,7 @@ class Draft:
             f"  arch: {self.arch}",
             f"  weights: {yaml_text(self.weights)}{_weights_comment(self.weights)}",
             "  # expected_error: 20.0  # known top-1 error (%) of these weights on test images:",
-            "  # the pass warns if it measures another one",
+            "  # the pass warns if it measures a different error",
             "",
             "taps:",
             *(f"  {name}: {dtype or 'null'}" for name, dtype in taps.items()),
@@ -141,10 +144,10 @@ class Draft:
         ]
 
     def _whose(self) -> str:
-        """A comment on the normalization."""
+        """Return a comment on the normalization."""
         if self.weights == _PRETRAINED:
             return "  # the model's own"
-        return "  # of timm's weights of this model: check that yours were trained with it"
+        return "  # from timm's weights for this model: check that yours were trained with it"
 
     def config(self, taps: Mapping[str, Any]) -> TeacherConfig:
         """The file as it would be loaded from the current folder."""
@@ -167,7 +170,7 @@ def _text(draft: Draft, data: Dataset, taps: dict[str, Any], why_no_logits: str)
 def _shapes(
     draft: Draft, data: Dataset, taps: Mapping[str, Any]
 ) -> tuple[Setup, dict[str, tuple[int, ...]]]:
-    """The setup of such a file, and the shapes of its taps."""
+    """Return the setup of the file, and the shapes of its taps."""
     from teach_once.nets.teacher.teacher import fresh_teacher
 
     config = draft.config(taps)
@@ -186,7 +189,7 @@ def _shapes(
 def _head(
     draft: Draft, setup: Setup, shapes: Mapping[str, tuple[int, ...]], why_no_logits: str
 ) -> list[str]:
-    """What the file's first lines say: the taps, their bytes, and what is not there."""
+    """Return the file's head comments: the taps, their size, and what is missing."""
     specs = {tap.name: setup.tap_spec(tap, shapes[tap.name]) for tap in setup.taps}
     record = sum(spec.bytes_per_record for spec in specs.values())
     samples, views = len(setup.dataset.train), draft.count
@@ -201,14 +204,14 @@ def _head(
 
 
 def _why_no_logits(draft: Draft, data: Dataset) -> str:
-    """ "" where the classifier of the weights has as many classes as the dataset."""
+    """Return why logits are not stored; "" if the classifier fits the dataset's classes."""
     cfg = draft.pixels
     if draft.weights == _PRETRAINED:
         if cfg.num_classes == data.num_classes:
             return ""
         has = f"have {cfg.num_classes:,} classes" if cfg.num_classes else "are without a classifier"
         return (
-            f"No logits: the weights {has}, these images have {data.num_classes:,}. Students learn "
+            f"No logits: the weights {has}, the images have {data.num_classes:,}. Students learn "
             f"from features."
         )
     try:
@@ -216,13 +219,13 @@ def _why_no_logits(draft: Draft, data: Dataset) -> str:
     except ArchError as error:
         if not Path(draft.weights).is_file():
             raise
-        _load_weights(draft, data, 0)  # raises where more than the classifier is another
+        _load_weights(draft, data, 0)  # raises if more than the classifier differs
         return f"No logits: {' '.join(error.problem.split())}."
     return ""
 
 
 def _load_weights(draft: Draft, data: Dataset, num_classes: int) -> None:
-    """Raise ArchError unless the weights fit the model; num_classes 0: but for its classifier."""
+    """Raise ArchError unless the weights fit the model; num_classes 0: without its classifier."""
     import torch
 
     from teach_once.nets.teacher.teacher import load_teacher_network
@@ -239,17 +242,17 @@ def _load_weights(draft: Draft, data: Dataset, num_classes: int) -> None:
 
 
 def _interpolation(cfg: Any) -> str:
-    """timm's, or the nearest that views have."""
+    """Return timm's interpolation, or the nearest one that views support."""
     return "bilinear" if cfg.interpolation == "bilinear" else "bicubic"
 
 
 def _crop_type(cfg: Any) -> str:
-    """The evaluation that timm's `crop_mode` names."""
+    """Return the evaluation transform for timm's `crop_mode`."""
     return f"type: {'center-crop' if cfg.crop_mode == 'center' else cfg.crop_mode}"
 
 
 def _fill(cfg: Any) -> str:
-    """A border has the mean color, as timm rounds it."""
+    """Return the color of a border: the mean color, rounded as in timm."""
     color = [round(255 * channel) for channel in cfg.mean]
     return f", fill: {color}" if cfg.crop_mode == "border" else ""
 

@@ -1,8 +1,8 @@
-"""What a student or a cache lacks, made in order: the teachers' weights, then their caches.
+"""Build what a student or a cache lacks, in order: the teachers' weights, then their caches.
 
-One process does all of it and loads torch only for what is missing. With several processes for a
-network (`--nproc`), each stage that has work is a launch of its own: this process starts `nproc`
-ranks of the same command line with `--stage`, and waits for them.
+One process does all the work and loads torch only for what is missing. With several processes per
+network (`--nproc`), each stage with work is launched separately: this process starts `nproc` ranks
+of the same command line with `--stage` and waits for them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Stages = dict[Stage, Callable[[], None]]
 
 @dataclass(frozen=True)
 class TeacherOptions(WorkerOptions):
-    """What may be done for a teacher, and by how many processes or workers."""
+    """Options for building teachers, and the number of processes or workers."""
 
     full_check: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False
     train_teacher: TrainTeacher = False
@@ -46,15 +46,15 @@ class TeacherOptions(WorkerOptions):
         ),
     ] = 1
     stage: Annotated[
-        Stage | None, typer.Option(hidden=True, help="this one alone, as a rank of --nproc")
+        Stage | None, typer.Option(hidden=True, help="run this stage only, as a rank of --nproc")
     ] = None
 
 
 @dataclass(frozen=True)
 class Teachers:
-    """The teachers whose weights and caches are needed, and all that decides how they are made.
+    """The teachers whose weights and caches are needed, and how they are built.
 
-    named: name and overrides of each. cluster: the address of a Ray cluster that runs them.
+    named: name and overrides of each. cluster: address of a Ray cluster that runs the teachers.
     """
 
     named: Sequence[tuple[str, list[str]]]
@@ -64,11 +64,11 @@ class Teachers:
     cluster: str | None = None
 
     def stages(self, console: Console) -> Stages:
-        """What makes them, in order."""
+        """Return the stages that build them, in order."""
         return {"weights": self.make_weights, "cache": lambda: self.make_caches(console)}
 
     def make_weights(self) -> None:
-        """Train the weights that are missing; every rank calls it. Raises as `train_teacher`."""
+        """Train the missing weights; every rank calls it. Raises as `train_teacher` does."""
         storage, compute = self.storage, self.compute
         with joined(compute.device) as ranks:
             folder = local_folder(storage.caches, storage.mirror, storage.mirror_gb)
@@ -81,7 +81,7 @@ class Teachers:
                 )
 
     def make_caches(self, console: Console) -> None:
-        """Fill the caches that are incomplete; every rank calls it. Raises as `fill_caches`."""
+        """Fill the incomplete caches; every rank calls it. Raises as `fill_caches` does."""
         request = CacheRequest(
             self.storage,
             self.compute,
@@ -94,16 +94,16 @@ class Teachers:
 
 
 def run_stages(stages: Stages, options: TeacherOptions) -> None:
-    """Run these stages in order: here, or each in `nproc` processes that are started for it.
+    """Run stages in order: in this process, or each in `nproc` processes.
 
-    Raises what a stage raises; typer.Exit with the status of the first process that failed.
+    Raises errors of the stages, and typer.Exit with the status of the first process that failed.
     """
     if options.stage is not None:
         stages[options.stage]()
         return
     if num_ranks() > 1:
         raise UserError(
-            "this command does several things one after the other, and starts processes by itself",
+            "this command runs several stages and starts their processes itself",
             fix="run it once with --nproc N; or start `train teacher`, `precompute` and `train "
             "student` under torchrun",
         )
@@ -115,6 +115,6 @@ def run_stages(stages: Stages, options: TeacherOptions) -> None:
 
 
 def _command(stage: Stage) -> list[str]:
-    """This process's own command line, for one stage. -P: no file of the folder hides a module."""
+    """Return this process's command line for one stage. -P: files of the folder hide no module."""
     name, *words = sys.argv[1:]
     return [sys.executable, "-P", "-m", "teach_once", name, "--stage", stage, *words]

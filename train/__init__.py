@@ -1,1 +1,1 @@
-"""Stage 2: trains students from a cache of teacher outputs, and teachers that have no weights."""
+"""Stage 2: train students from a cache of teacher outputs, and teachers without weights."""

@@ -1,4 +1,4 @@
-"""python -m train: see `train.cli.commands`."""
+"""Run `python -m train`; the commands are in `train.cli.commands`."""
 
 from teach_once.runtime.command.frame import end_process
 from teach_once.train.cli.commands import cli

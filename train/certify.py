@@ -1,9 +1,9 @@
 """python -m train.certify STUDENT --reduced CACHE [--full CACHE] [--record] [key=value ...]
 
-How a reduced cache changes losses: the relative change of CD, KD and GKD, from the full cache's
-outputs to the reduced one's, on up to 4,096 samples of view 0. Once for a student before its
-first step, once after so many steps of --method on the full cache, because a loss that has become
-small changes most. --record writes the figures into the reduced cache's certificate.
+Measures how a reduced cache changes losses: the relative change of CD, KD and GKD between the full
+and the reduced cache, on up to 4,096 samples of view 0. It is measured for a student before its
+first step, and again after --steps steps of --method on the full cache, because small losses change
+most. --record writes the result into the reduced cache's certificate.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def main(
     reduced: Annotated[Path, typer.Option(help="path of the reduced cache")],
     overrides: Overrides = None,
     full: Annotated[
-        Path | None, typer.Option(help="path of the full one; default: the teacher's in --caches")
+        Path | None, typer.Option(help="path of the full cache; default: the teacher's in --caches")
     ] = None,
     method: Method = "cd+gkd",
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(min=1, help="at most; no more than the recipe has")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="most training steps")] = 1000,
     record: Annotated[
-        bool, typer.Option("--record", help="write the figures into the reduced cache")
+        bool, typer.Option("--record", help="write the result into the reduced cache")
     ] = False,
     caches: Caches = Path("caches"),
     device: Device = "auto",
@@ -91,7 +91,7 @@ def main(
 
 
 def check_reduced(full: TeacherCache, reduced: TeacherCache) -> None:
-    """Raise CacheMismatch unless the identities differ in how taps are stored, and in no more."""
+    """Raise CacheMismatch unless the caches differ only in how taps are stored."""
     of_teacher = [
         each
         for each in differences(full.identity, reduced.identity)
@@ -106,10 +106,10 @@ def check_reduced(full: TeacherCache, reduced: TeacherCache) -> None:
 def loss_changes(
     run: Run, context: TrainContext, reduced: TeacherCache, steps: int
 ) -> dict[str, float]:
-    """Return the relative changes, named as in `store.format.certificate`; trains the context's
-    student.
+    """Train the context's student and return the relative changes of its losses.
 
-    Raises TrainError if the method has no connectors for CD, or a cache lacks a tap.
+    Names are those of `store.format.certificate`. Raises TrainError if the method has no connectors
+    for CD or a cache lacks a tap.
     """
     if not any(loss_named(term.loss).function is cd for term in run.terms):
         raise TrainError(f"the method {run.method} has no term cd", fix="--method cd+gkd")
@@ -151,8 +151,8 @@ def _changes(
 ) -> dict[str, float]:
     """Return each loss with the second cache's outputs, relative to the first cache's, minus 1.
 
-    ids: the samples of the records. The student is in training mode, in which losses are computed,
-    and both caches see the same random draws.
+    ids: the records' samples. The student is in training mode, as when losses are computed, and
+    both caches are read with the same random draws.
     """
     terms, done = [ActiveTerm(loss, 1.0, {}) for loss in LOSSES], 0
     sums = [dict.fromkeys(LOSSES, 0.0) for _ in both]
@@ -160,7 +160,7 @@ def _changes(
     for batch in context.data.train.batches([0], ids, context.run.training.batch_size):
         rows = slice(done, done + len(batch.ids))
         done = rows.stop
-        if len(batch.ids) == 1:  # which batch norm refuses
+        if len(batch.ids) == 1:  # batch norm rejects a single sample
             continue
         for records, total in zip(both, sums, strict=True):
             outputs = {tap: values[rows] for tap, values in records.items()}

@@ -1,10 +1,10 @@
-"""Views with the teacher's outputs as a torch Dataset, for custom training loops.
+"""A torch Dataset of views with the teacher's outputs, for custom training loops.
 
-An item is (input, label, {tap: row}): the pixels and the rows that a run of this project trains on
-in the same epoch, bit for bit. Rows are read one by one from files mapped into memory, so that
-worker processes and ranks share one copy, the system's page cache.
+An item is (input, label, {tap: row}). Pixels and rows are exactly those that this project's runs
+use in the same epoch. Rows are read from memory-mapped files, so that worker processes and ranks
+share one copy in the system's page cache.
 
-Left out: losses (`train.losses` has them, as functions of tensors) and networks.
+Losses are in `train.losses`, as functions of tensors. Networks are not provided.
 """
 
 from __future__ import annotations
@@ -86,19 +86,19 @@ Item = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 _CPU = torch.device("cpu")
 _NOT_SET = -1
-_MIRRORS = "mirrors"  # in what a worker is handed
+_MIRRORS = "mirrors"  # key in the state sent to a worker
 
 
 class DistillationDataset(Dataset[Item]):
-    """The training images of a cache, as one view of them per epoch, with the teacher's outputs.
+    """The training images of a cache, one view per epoch, with the teacher's outputs.
 
-    Items: input (C, H, W) float32, normalized; label () int64; {tap: row}, rows as the cache gives
-    them (float16 unless configured otherwise; `correct` is 0 or 1). Where `views.augment`
-    mixes images, the label is (num_classes,) float32, the share of each class: both are what
-    `torch.nn.functional.cross_entropy` takes.
+    Items: input (C, H, W) float32, normalized; label () int64; {tap: row}, with rows as stored in
+    the cache (float16 unless configured otherwise; `correct` is 0 or 1). If `views.augment` mixes
+    images, the label is (num_classes,) float32, the fraction of each class.
+    `torch.nn.functional.cross_entropy` accepts both kinds of labels.
 
-    Call `set_epoch` before each epoch's loader is iterated; it reaches worker processes, also
-    persistent ones, and whichever way they were started.
+    Call `set_epoch` before each epoch's loader is iterated. It also reaches worker processes,
+    including persistent ones, with any start method.
     """
 
     def __init__(
@@ -111,19 +111,19 @@ class DistillationDataset(Dataset[Item]):
         mirror: str | Path = MIRROR,
         mirror_gb: float = MIRROR_GB,
     ) -> None:
-        """Open the images and the cache, and make sure that they belong together.
+        """Open the images and the cache, and check that they match.
 
-        config: a teacher's, or a student's, whose `num_views` then counts. cache: the teacher's, or
-        its path, or the folder of caches that it is in; either may be an "s3://bucket/prefix".
-        taps: which outputs; default: all. first_epoch: what the loop calls its first epoch; timm,
-        Accelerate and the Hugging Face Trainer count from 0. mirror, mirror_gb: the folder that
-        holds what was read of a URL, and how large it may become, in 10^9 bytes.
+        config: a teacher's, or a student's, whose `num_views` then applies. cache: the teacher's
+        cache, its path, or the folder of caches that contains it; paths may be
+        "s3://bucket/prefix". taps: outputs to read; default: all. first_epoch: number of the loop's
+        first epoch; timm, Accelerate and the Hugging Face Trainer count from 0. mirror, mirror_gb:
+        local folder for data fetched from a URL, and its maximum size in 10^9 bytes.
 
-        Raises TrainError, ConfigError, DatasetError, CacheError.
+        Raises TrainError, ConfigError, DatasetError or CacheError.
         """
         self.teacher, self.num_views = _teacher_and_views(config)
         self._first_epoch = first_epoch
-        # In shared memory: workers read the number that the main process writes.
+        # In shared memory, so that workers read the number written by the main process.
         self._epoch = torch.tensor(_NOT_SET).share_memory_()  # type: ignore[no-untyped-call]
         self._verified_view: int | None = None
         path = _local_path(cache, self.teacher.name, Path(mirror), mirror_gb)
@@ -132,7 +132,7 @@ class DistillationDataset(Dataset[Item]):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The labels (N,) of all samples, for samplers that balance classes; not mixed."""
+        """Labels (N,) of all samples, not mixed, for samplers that balance classes."""
         return self._opened.labels
 
     @property
@@ -141,25 +141,25 @@ class DistillationDataset(Dataset[Item]):
 
     @property
     def epoch(self) -> int:
-        """The current epoch, counted from 1 whatever the loop counts from. Raises TrainError."""
+        """Current epoch, counted from 1 for any loop. Raises TrainError if it is not set."""
         number = int(self._epoch)
         if number == _NOT_SET:
             raise TrainError(
-                "no epoch is set, and the epoch decides which view is shown",
+                "no epoch is set, and the epoch determines the view",
                 fix=f"call dataset.set_epoch(epoch) before each epoch, from {self._first_epoch} on",
             )
         return number
 
     @property
     def view(self) -> int:
-        """The view that is shown in the current epoch. Raises TrainError."""
+        """View of the current epoch. Raises TrainError if no epoch is set."""
         return view_of_epoch(self.epoch, self.num_views)
 
     def set_epoch(self, epoch: int) -> None:
-        """Show the view of this epoch from now on, after comparing its checksums.
+        """Use the view of this epoch from now on, after verifying its checksums.
 
-        Items that workers have prepared already stay as they are, so call it between epochs.
-        Raises TrainError before the first epoch, CacheDamaged.
+        Items already prepared by workers do not change, so call it between epochs. Raises
+        TrainError for an epoch before the first one, and CacheDamaged.
         """
         number = operator.index(epoch) - self._first_epoch + 1
         if number < 1:
@@ -188,7 +188,7 @@ class DistillationDataset(Dataset[Item]):
         return item_or_items(self, index)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Return a whole batch at once, as a DataLoader requests it."""
+        """Return a whole batch at once, as requested by a DataLoader."""
         ids, view = np.asarray(indices, dtype=np.int64), self.view
         (batch,) = self._opened.pixels.batches([view], ids, len(ids))
         found = self._opened.rows.read(view, ids)
@@ -200,9 +200,7 @@ class DistillationDataset(Dataset[Item]):
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a worker that is not forked: what it opens again, and the shared
-        epoch.
-        """
+        """Return the state for a worker that is not forked: paths to open and the shared epoch."""
         own = {key: value for key, value in self.__dict__.items() if key != "_opened"}
         return {**own, _MIRRORS: (attached(), used_mirror())}
 
@@ -216,7 +214,7 @@ class DistillationDataset(Dataset[Item]):
 
 
 class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
-    """The test images of runs, prepared as runs prepare them.
+    """The test images, prepared as in this project's runs.
 
     Items: input (C, H, W) float32, normalized; label () int64.
     """
@@ -226,8 +224,9 @@ class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
         config: StudentConfig | TeacherConfig,
         split: Literal["test", "validation"] = "test",
     ) -> None:
-        """Open the images. Raises ConfigError, DatasetError; TrainError if no validation samples
-        are held out.
+        """Open the images.
+
+        Raises ConfigError, DatasetError, or TrainError if no validation samples are held out.
         """
         self.teacher, _ = _teacher_and_views(config)
         self._split = split
@@ -262,9 +261,9 @@ class EvaluationDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 class RunOrder(Sampler[int]):
-    """The order in which a run with this seed visits the samples in the dataset's epoch.
+    """The order of samples of a run with this seed, in the dataset's current epoch.
 
-    For one process; several use torch's DistributedSampler.
+    For one process; use torch's DistributedSampler for several.
     """
 
     def __init__(self, dataset: DistillationDataset, seed: int) -> None:
@@ -279,7 +278,7 @@ class RunOrder(Sampler[int]):
 
 
 class _Opened(NamedTuple):
-    """The state that is not passed to a worker that is not forked."""
+    """The state that is not sent to a worker that is not forked."""
 
     cache: TeacherCache
     taps: Sequence[str]
@@ -314,7 +313,8 @@ def _local_path(
 ) -> Path:
     """Return the local path of a cache or of a folder of caches; for a URL, its path in the mirror.
 
-    Packed images at a URL are read through the same mirror, wherever the cache is. Raises BadUrl.
+    Packed images at a URL are read through the same mirror, for any location of the cache. Raises
+    BadUrl.
     """
     choose_mirror(mirror, mirror_gb)
     if isinstance(cache, TeacherCache):
@@ -335,7 +335,7 @@ def _open(
 ) -> _Opened:
     """Open a cache by its path, or find the teacher's cache in a folder of caches.
 
-    path: as `_local_path` returns it. A missing path is a cache's if its name has a cache's form.
+    path: from `_local_path`. A missing path is a cache if its name has the form of a cache's name.
     """
     is_cache = path.is_file() or (path / MANIFEST).exists()
     caches_dir = path.parent if is_cache or _has_name_of_a_cache(path, teacher.name) else path
@@ -354,9 +354,7 @@ def _open(
 def _known_taps(
     taps: Sequence[str], cache: TeacherCache, teacher: TeacherConfig, caches_dir: Path
 ) -> list[str]:
-    """Raise UnknownTap, with the setting that would add the tap, if the cache will never contain
-    it.
-    """
+    """Return the taps. Raises UnknownTap, with the setting that adds the tap, for a missing one."""
     if isinstance(taps, str):
         raise TrainError(f"taps is the text {taps!r}, not a list", fix=f"taps=[{taps!r}]")
     held = cache.manifest.taps
@@ -365,7 +363,7 @@ def _known_taps(
             adding = _settings_for(tap, held)
             again = cache_command(teacher, caches_dir=caches_dir, more=adding)
             raise UnknownTap(
-                f"no tap {tap!r}: {cache.path} holds {', '.join(held)}{did_you_mean(tap, held)}",
+                f"no tap {tap!r}: {cache.path} has {', '.join(held)}{did_you_mean(tap, held)}",
                 fix=again if adding else f"taps={list(held)}",
             )
     return list(taps)
@@ -373,11 +371,11 @@ def _known_taps(
 
 def _settings_for(tap: str, held: Collection[str]) -> list[str]:
     """Return overrides that add a tap to a cache with these taps; [] if none can."""
-    if kind_of(tap) in map(kind_of, held):  # a stage that the teacher does not have
+    if kind_of(tap) in map(kind_of, held):  # a stage that the teacher lacks
         return []
     try:
         return settings_that_add({"": {tap}}, [name for name in held if name.startswith("stage")])
-    except TapError:  # no cache can have it
+    except TapError:  # not available in any cache
         return []
 
 
@@ -394,9 +392,7 @@ def _evaluation_pixels(teacher: TeacherConfig, split: str) -> Pixels:
 
 
 def _labels(batch: ViewBatch, num_classes: int) -> Tensor:
-    """Return the labels: (B,) int64; for mixed images (B, num_classes) float32, each class's
-    fraction.
-    """
+    """Return labels (B,) int64; for mixed images (B, num_classes) float32, fractions by class."""
     if batch.other_labels is None or batch.other_shares is None:
         return batch.labels
     shares = torch.zeros(len(batch.labels), num_classes)

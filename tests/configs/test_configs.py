@@ -113,7 +113,7 @@ def test_an_unknown_loss_is_refused_by_its_place() -> None:
 
 def test_a_temperature_where_there_is_none_is_refused() -> None:
     told = message(lambda: load_student("digits-resnet8", ["methods.cd.1.temperature=2"]))
-    assert "methods.cd.1: the loss 'cd' has no 'temperature'" in told
+    assert "methods.cd.1: the loss 'cd' has no option 'temperature'" in told
 
 
 def test_nesterov_without_momentum_is_refused() -> None:
@@ -126,7 +126,7 @@ def test_load_with_an_unknown_name_is_refused_with_the_nearest_and_the_command_t
     told = message(lambda: load_teacher("digits-resnet21"))
     assert "did you mean 'digits-resnet20' or 'imagenet-resnet34'?" in told
     assert re.search(r"\n  fix: .*configs list$", told)
-    assert "no file /nowhere/x.yaml" in message(lambda: load_student("/nowhere/x.yaml"))
+    assert "file /nowhere/x.yaml not found" in message(lambda: load_student("/nowhere/x.yaml"))
 
 
 @pytest.mark.parametrize("text", ["", "- a list", "a: [unclosed", "\x00"])
@@ -159,7 +159,7 @@ def test_overrides_reach_nested_keys_lists_and_whole_blocks() -> None:
         ("training.schedule={<<: {type: onecycle}}", "training.schedule.type: missing"),
         (f"training.epochs={'[' * 3000}", "not a config: more than 20 levels"),
         ('student.arch="\\0"', "control characters"),
-        ("teacher.arch.x=1", "block 'teacher' not found"),
+        ("teacher.arch.x=1", "block 'arch' not found"),
         ("training.epochs=[1", "not valid YAML"),
         ("training.epochs=1.5", "training.epochs: Input should be a valid integer"),
     ],
@@ -284,7 +284,7 @@ def test_how_a_config_was_named_is_no_part_of_it(write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("x" * 300, "no teacher config"), (f"{'x' * 300}.yaml", "no file")]
+    ("name", "told"), [("x" * 300, "no teacher config"), (f"{'x' * 300}.yaml", "not found")]
 )
 def test_a_name_that_is_too_long_for_a_file_is_one_that_is_not_there(name: str, told: str) -> None:
     assert told in message(lambda: load_teacher(name))

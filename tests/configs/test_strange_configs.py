@@ -129,6 +129,6 @@ def test_code_that_a_strangers_config_names_is_told_of_once(
     assert cli(["student", str(file), *own]) == 0
     assert cli(["student", str(file), *own]) == 0
     told = capsys.readouterr().err
-    assert told == (f"note: {file} runs Python code:  their.losses:sharper, their.nets:build\n")
+    assert told == (f"note: {file} runs Python code: their.losses:sharper, their.nets:build\n")
     assert cli(["student", "digits-resnet8"]) == 0
     assert not capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""Every method of a student with every seed: what a study's command asks for, and its results.
+"""Train every method of a student with every seed: requests of a study's command, and results.
 
-The report is written a floor above: `teach-once ablation` does it by itself, and `python -m train
-ablation` prints its command.
+The report is written by a higher floor: `teach-once ablation` writes it, and
+`python -m train ablation` prints the command for it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from teach_once.train.studies.ablation import run_ablation
 
 @dataclass(frozen=True)
 class Execution:
-    """How the runs of a study are executed: one after the other, side by side, or on a cluster."""
+    """How a study's runs are executed: one after the other, in parallel, or on a cluster."""
 
     panel: ClassVar = MACHINE
     jobs: Jobs = 1
@@ -64,22 +64,22 @@ class Execution:
     gpus_per_run: GpusPerRun = None
 
     def check(self) -> None:
-        """Raise TrainError if these options exclude each other, or several processes have them."""
+        """Raise TrainError if options conflict or a launcher has started several processes."""
         if num_ranks() > 1:
             raise TrainError(
-                "several processes train one student: each of these would train the whole study",
+                "ablation was started in several processes, and each would train the whole study",
                 fix=f"{shlex.join(program('train'))} ablation, with --jobs; or `train student` in "
                 "its place",
             )
         if self.cluster and (self.jobs > 1 or self.share):
             raise TrainError(
-                "on a cluster each run is a task: --jobs and --shared-loading are for one machine"
+                "--jobs and --shared-loading are for one machine; on a cluster each run is a task"
             )
 
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """The runs of a study that a command line requests. methods: "" for all of the config."""
+    """A command line's request for the runs of a study. methods: "" for all methods."""
 
     name: StudentName
     overrides: Overrides = None
@@ -89,7 +89,7 @@ class StudyRequest:
     placement: PlacementOption = "auto"
 
     def open_runs(self) -> list[Run]:
-        """Open the study and return the runs that are asked for: all seeds of each method."""
+        """Open the study and return the requested runs: all seeds of each method."""
         study = open_named_study(self.name, self.overrides, self.storage, self.placement)
         methods = self.methods.split() or list(study.config.methods)
         return [study.run(method, seed) for method in methods for seed in parse_seeds(self.seeds)]
@@ -97,7 +97,7 @@ class StudyRequest:
 
 @dataclass(frozen=True)
 class AblationRequest(StudyRequest):
-    """The same runs, and how they are trained."""
+    """A request for runs with options for their training."""
 
     seeds: Seeds = "0 1 2"
     retrain: Retrain = False
@@ -106,7 +106,7 @@ class AblationRequest(StudyRequest):
     loggers: Logger = None
 
     def check(self) -> None:
-        """Raise TrainError or ConfigError for a mistake that shows before any file is opened."""
+        """Raise TrainError or ConfigError for a mistake that is found without opening files."""
         self.execution.check()
         check_trackers(self.loggers or ())
         parse_seeds(self.seeds)
@@ -123,13 +123,13 @@ class StudyResult(NamedTuple):
         return len(self.failures) < len(self.runs)
 
     def print_failures(self) -> None:
-        """Print why runs failed, to stderr."""
+        """Print the failures to stderr."""
         for run, failure in self.failures.items():
             print(visible(f"{run} failed: {failure}"), file=sys.stderr)
 
 
 def train_study(request: AblationRequest, console: Console) -> StudyResult:
-    """Train the runs that are not finished yet. Raises as `run_ablation` does."""
+    """Train the unfinished runs. Raises as `run_ablation` does."""
     request.check()
     runs, how = request.open_runs(), request.execution
     if request.retrain:
@@ -155,7 +155,7 @@ def train_study(request: AblationRequest, console: Console) -> StudyResult:
 def check_study(
     request: StudyRequest, device: str, console: Console, *, is_shown_if_finished: bool = True
 ) -> None:
-    """Find every mistake that can be found before the teacher runs, or print that there is none.
+    """Check a study for mistakes before the teacher runs, and print the result.
 
     Raises as `check_runs` does.
     """
@@ -184,9 +184,7 @@ def finished_runs(study: Study) -> list[FoundRun]:
 
 
 def results_table(runs: Sequence[Run]) -> str:
-    """Return a line for each method with the top-1 error of each seed; "-" for a run without a
-    result.
-    """
+    """Return a table of the top-1 error by method and seed; "-" for runs without a result."""
     methods = list(dict.fromkeys(run.method for run in runs))
     seeds = list(dict.fromkeys(run.seed for run in runs))
     errors = {
@@ -219,9 +217,7 @@ def report_command(runs: Sequence[Run]) -> str:
 
 
 def commands_behind(study: Study, request: StudyRequest) -> list[str]:
-    """Return the command that trains one run, with METHOD and SEED as placeholders, and the command
-    that makes each cache.
-    """
+    """Return the command of one run, with METHOD and SEED as placeholders, and of each cache."""
     caches, runs = request.storage.caches, request.storage.runs
     words = [*portable_program("train"), "student", request.name]
     words += ["--method", "METHOD", "--seed", "SEED", "--caches", str(caches), "--runs", str(runs)]

@@ -57,7 +57,7 @@ from teach_once.train.recording.options import Recording
 from teach_once.train.recording.tracking import check_trackers
 from teach_once.train.sessions.missing_weights import train_missing_weights
 
-app = new_app("Train students from a cache; train teachers; look at runs.")
+app = new_app("Train students and teachers, and manage runs.")
 
 
 @app.command()
@@ -72,8 +72,8 @@ def student(
 ) -> None:
     """Train one student from the cache; under runtime.launch or torchrun, in several processes.
 
-    Whoever reaches the port of torchrun's c10d rendezvous can run programs as you: open it to the
-    machines of the job only. runtime.launch, for one machine, opens none that others reach.
+    Anyone who can reach the port of torchrun's c10d rendezvous can run programs as you: open it
+    only to machines of the job. runtime.launch, for one machine, opens no port to other machines.
     """
     train_single(request, compute, Recording(checkpoint_minutes, loggers or ()), retrain=retrain)
 
@@ -93,7 +93,7 @@ def teacher(
     mirror_gb: MirrorSize = MIRROR_GB,
     loggers: Logger = None,
 ) -> None:
-    """Train a teacher's weights as its config's training block says, unless they exist."""
+    """Train a teacher's weights with the training block of its config, unless they exist."""
     check_trackers(loggers or ())
     with joined(compute.device) as ranks:
         choose_mirror(mirror, mirror_gb)
@@ -124,7 +124,7 @@ def ablation(request: AblationRequest) -> None:
 @app.command()
 @takes_option_groups
 def check(request: StudyRequest, device: Device = "auto") -> None:
-    """Find every mistake that can be found before the teacher runs; write nothing."""
+    """Check methods and seeds for mistakes before the teacher runs; writes nothing."""
     check_study(request, device, new_console())
 
 
@@ -136,7 +136,7 @@ def plan(
     trial: Annotated[bool, typer.Option(help="take a few steps to measure time and memory")] = True,
     device: Device = "auto",
 ) -> None:
-    """Print what exists, what is missing and what that costs; write nothing."""
+    """Print the existing and missing stages of a run with their cost; writes nothing."""
     print_plan(request, device, new_console(), has_trial=trial, ranks=ranks)
 
 

@@ -1,6 +1,6 @@
-"""Commands about what is trained: export a student, verify an export, list runs.
+"""Commands for trained students: export a student, verify an export, list runs.
 
-`train.__main__` gives them their names.
+`train.cli.commands` registers them.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def export(
     for weights, card in zip(exported, cards, strict=True):
         new_console().print(
             f"{folder}/student{EMA if weights.endswith(EMA) else ''}.pt, .pt2 and .json: "
-            f"{card['model']}, epoch {card['epoch']}; loaded again, top-1 error "
-            f"{card['top1_error']:.2f} %, as program {card['program_top1_error']:.2f} %"
+            f"{card['model']}, epoch {card['epoch']}; reloaded, top-1 error "
+            f"{card['top1_error']:.2f} %, program {card['program_top1_error']:.2f} %"
         )
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="folder that `export` wrote")],
+    folder: Annotated[Path, typer.Argument(help="folder written by `export`")],
 ) -> None:
     """Compare an exported student's files with the checksums in its card."""
     from teach_once.train.recording.exported import verify_export
@@ -72,25 +72,25 @@ def verify(
         raise TrainError(f"{error.filename} is missing", fix="export the student again") from None
     for card in cards:
         new_console().print(
-            f"{folder} is sound: {card['model']}, epoch {card['epoch']}, test error "
+            f"{folder} is valid: {card['model']}, epoch {card['epoch']}, test error "
             f"{card['top1_error']:.2f} % top-1"
         )
 
 
 def list_runs(
-    name: Annotated[str | None, typer.Argument(help="a student; default: all of them")] = None,
+    name: Annotated[str | None, typer.Argument(help="a student; default: all students")] = None,
     runs: Runs = Path("runs"),
     remove: RemoveRuns = False,
     superseded: Superseded = False,
     yes: Annotated[bool, typer.Option("--yes", help="delete without asking")] = False,
 ) -> None:
-    """List runs: state, error, size, age, and what differs between runs of one student."""
+    """List runs with state, error, size, age and differences between runs of a student."""
     if superseded and not remove:
-        raise TrainError("--superseded chooses what --remove deletes", fix="--remove --superseded")
+        raise TrainError("--superseded requires --remove", fix="--remove --superseded")
     student_name = Path(name).stem if name and name.endswith((".yaml", ".yml")) else name
     existing, console = runs_below(runs, student_name), new_console()
     if not existing:
-        console.print(f"{runs / (student_name or '')} holds no run")
+        console.print(f"{runs / (student_name or '')} has no runs")
     elif remove:
         offer_removal(
             existing,

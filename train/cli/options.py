@@ -1,4 +1,4 @@
-"""The options that commands of `python -m train` share, explained once."""
+"""Options shared by the commands of `python -m train`, each explained once."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from teach_once.train.runs.study import MOST_SEED
 Method = Annotated[str, typer.Option(help="one of the config's methods")]
 Methods = Annotated[str, typer.Option(help='methods, as in "ce kd"; default: all of the config')]
 Seed = Annotated[
-    int, typer.Option(min=0, max=MOST_SEED, help="decides initial weights and order of samples")
+    int, typer.Option(min=0, max=MOST_SEED, help="seed of the initial weights and the sample order")
 ]
 Seeds = Annotated[str, typer.Option(help='seeds, as in "0 1 2"')]
-Runs = Annotated[Path, typer.Option(help="folder that holds the runs")]
+Runs = Annotated[Path, typer.Option(help="folder of the runs")]
 PlacementOption = Annotated[
     Literal["auto", "device", "host", "window"],
     typer.Option(
-        help="where a view's teacher outputs are held while its epoch runs",
+        help="where a view's teacher outputs are kept during its epoch",
         rich_help_panel=MACHINE,
     ),
 ]
-Jobs = Annotated[int, typer.Option(min=1, help="runs to train side by side")]
+Jobs = Annotated[int, typer.Option(min=1, help="number of runs to train in parallel")]
 SharedLoading = Annotated[
     bool | None,
     typer.Option(
         "--shared-loading/--no-shared-loading",
-        help="whether runs with the same seed are trained together, from one reading of the "
-        "images; default: where images are read for every epoch",
+        help="train runs with the same seed together, with shared loading of images; default: if "
+        "images are read in every epoch",
         show_default=False,
     ),
 ]
 RanksOption = Annotated[
-    int, typer.Option(min=1, help="processes that are to train the student together")
+    int, typer.Option(min=1, help="number of processes that train the student together")
 ]
 CpusPerRun = Annotated[int, typer.Option(min=1, help="CPUs of each run on a cluster")]
 GpusPerRun = Annotated[
@@ -61,7 +61,7 @@ Logger = Annotated[
     typer.Option(
         "--logger",
         metavar="|".join(TRACKERS),
-        help="also send the figures of each epoch there; may be given several times",
+        help="also send the metrics of each epoch to this tracker; may be repeated",
     ),
 ]
 LiveTeacher = Annotated[
@@ -71,8 +71,8 @@ LiveBatchNorm = Annotated[
     bool,
     typer.Option(
         "--live-bn",
-        help="run it in the loop with batch norm in training mode, as the original implementation "
-        "does; its outputs then depend on the batch, and no cache can hold them",
+        help="run the teacher in the loop with batch norm in training mode, as the original "
+        "implementation does; its outputs then depend on the batch and cannot be cached",
     ),
 ]
 CheckpointMinutes = Annotated[
@@ -94,8 +94,8 @@ Superseded = Annotated[
     bool,
     typer.Option(
         "--superseded",
-        help="with --remove: also finished runs that a later one of the same method and seed, with "
-        "other settings, has followed",
+        help="with --remove: also finished runs superseded by a later run of the method and seed "
+        "with other settings",
     ),
 ]
 CompleteCaches = Annotated[
@@ -110,14 +110,12 @@ CompleteCaches = Annotated[
 
 @dataclass(frozen=True)
 class StudyStorage(CacheStorage):
-    """Where the caches, or the one cache, and the runs of a study are."""
+    """Location of the caches, or of one cache, and of the runs of a study."""
 
     runs: Runs = Path("runs")
     cache: CacheOrUrl = None
 
     def local(self) -> StudyStorage:
-        """Return the same storage with local folders: for URLs, the folders of the mirror, which it
-        fetches.
-        """
+        """Return the storage with local folders; data at URLs is fetched into the mirror."""
         caches, cache = local_caches(self.caches, self.cache, self.mirror, self.mirror_gb)
         return dataclasses.replace(self, caches=caches, cache=cache)

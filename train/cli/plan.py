@@ -1,6 +1,6 @@
-"""What a command asks for: opened, checked, and what it still needs and costs, before it is done.
+"""Open and check what a command requests, and estimate the missing work and its cost.
 
-Loads torch only where there is something to train.
+Loads torch only if there is something to train.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def open_named_study(
     placement: PlacementChoice = "auto",
     reads_outputs: bool = True,
 ) -> Study:
-    """Open the study of a student's config. Raises what `open_configs` and `open_study` raise."""
+    """Open the study of a student's config. Raises as `open_configs` and `open_study` do."""
     config, teacher = open_configs(name, overrides)
     local = storage.local()
     return open_study(
@@ -80,7 +80,7 @@ def open_named_study(
 
 @dataclass(frozen=True)
 class RunRequest:
-    """The run that a command line asks for, which trains from a cache."""
+    """A command line's request for a run that trains from a cache."""
 
     name: StudentName
     overrides: Overrides = None
@@ -97,7 +97,7 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class LiveRunRequest(RunRequest):
-    """The same run, which may have its teacher in the loop."""
+    """A request for a run that may have its teacher in the loop."""
 
     live_teacher: LiveTeacher = False
     live_bn: LiveBatchNorm = False
@@ -119,7 +119,7 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-# ---- whether it can work
+# ---- checks
 
 
 ALL_FINISHED = "all are finished"
@@ -136,10 +136,10 @@ def check_runs(
     device: str,
     ranks: int = 1,
 ) -> str:
-    """Check that these runs can work; return a description of the checks.
+    """Check that runs can work; returns a description of the checks.
 
-    Without a cache, the teacher's config determines the content of the cache to come. storage:
-    local folders. ranks: processes that will train a run together. Raises TrainError, ArchError,
+    Without a cache, the teacher's config determines the content of the future cache. storage: local
+    folders. ranks: processes that will train a run together. Raises TrainError, ArchError,
     TapError, DatasetError or DeviceError if a run cannot work.
     """
     for method in methods:
@@ -167,7 +167,7 @@ def check_runs(
         check_without_cache(config, teacher, methods, storage.caches)
         there = "there is no cache yet" if study is None else "the cache lacks some taps"
         return f"device, images, networks, taps and losses; {there}"
-    return f"device, and {shown_path(study.cache.path)}, which holds what they read"
+    return f"device, and {shown_path(study.cache.path)}, which has everything they read"
 
 
 def _open_local(
@@ -186,9 +186,9 @@ def _open_local(
 def slow_precision(
     config: StudentConfig, teacher: TeacherConfig, caches_dir: Path, device: str
 ) -> str:
-    """Return a line if the student's precision is slower than float32 here, "" otherwise.
+    """Return a hint if the student's precision is slower than float32 here, otherwise "".
 
-    Times both if that may be. Raises DeviceError, DatasetError, ArchError.
+    Measures both if possible. Raises DeviceError, DatasetError or ArchError.
     """
     if config.training.precision == "float32":
         return ""
@@ -198,7 +198,7 @@ def slow_precision(
     return precision_hint(config, teacher, caches_dir, pick_device(device))
 
 
-# ---- what it costs
+# ---- cost
 
 
 def print_plan(
@@ -210,7 +210,7 @@ def print_plan(
     ranks: int = 1,
     is_shown_if_finished: bool = True,
 ) -> None:
-    """Check that a run can work, and print the existing stages, the missing ones and their cost.
+    """Check that a run can work, and print existing and missing stages with their cost.
 
     ranks: processes that will train it together. Raises as `check_runs` does.
     """
@@ -242,7 +242,7 @@ def plan_lines(
     device: str | None = None,
     ranks: int = 1,
 ) -> list[str]:
-    """Return a line each for the weights, the cache and the run: that it exists, or its cost.
+    """Return lines for the weights, the cache and the run: that it exists, or its cost.
 
     storage: local folders. device: measures the time and the memory of a few steps. ranks:
     processes that will train the run together.
@@ -273,7 +273,7 @@ def plan_lines(
         return [*lines, f"student  finished: {run.folder}"]
     lines += [f"student  to train: {passes}", *hints]
     if device is not None:
-        with suppress(CacheIncomplete):  # the line about the cache says so
+        with suppress(CacheIncomplete):  # reported in the line about the cache
             lines += _trial_lines(run, device)
     return lines
 
@@ -281,7 +281,7 @@ def plan_lines(
 def stem_hints(
     config: StudentConfig, teacher: TeacherConfig, image_shape: tuple[int, int, int]
 ) -> list[str]:
-    """Return hints on stems that are too slow for images of (H, W, C)."""
+    """Return hints about stems that are too slow for images of shape (H, W, C)."""
     ours, theirs = config.student, teacher.teacher
     hints = [
         stem_hint(theirs.arch, theirs.stem, image_shape, "teacher.stem"),
@@ -291,14 +291,14 @@ def stem_hints(
 
 
 def _absent_lines(teacher: TeacherConfig, caches_dir: Path) -> list[str]:
-    """Describe the weights, and a cache that may be missing."""
+    """Return lines about the weights and a possibly missing cache."""
     dataset = load_dataset(teacher.dataset, caches_dir)
     path = cache_folder(caches_dir, teacher.name, teacher_identity(teacher, dataset))
     return [_weights_line(teacher), _cache_line(teacher, path, len(dataset.train))]
 
 
 def _found_lines(teacher: TeacherConfig, cache: TeacherCache, may_grow: bool) -> list[str]:
-    """Describe the weights, and a cache that may lack some of the taps of the teacher's file."""
+    """Return lines about the weights and a cache that may lack some configured taps."""
     found = f"cache    found: {shown_path(cache.path)}"
     line = _cache_line(teacher, cache.path, cache.num_samples) if may_grow else found
     if line != found:
@@ -309,7 +309,7 @@ def _found_lines(teacher: TeacherConfig, cache: TeacherCache, may_grow: bool) ->
 
 
 def _cache_line(teacher: TeacherConfig, path: Path, samples: int) -> str:
-    """Return the number of images that the teacher must process to complete the cache."""
+    """Return a line about the cache, with the images that the teacher must still process."""
     views, arch = teacher.views.num_views, teacher.teacher.arch
     every = samples * views
     try:
@@ -362,10 +362,10 @@ def _weights_line(teacher: TeacherConfig) -> str:
     if is_downloadable(teacher.teacher.weights):
         return f"teacher  to download: {teacher.teacher.weights}"
     if teacher.training is None:
-        return f"teacher  missing: {weights}, and the config has no training block to train it with"
+        return f"teacher  missing: {weights}, and the config has no training block"
     limit = teacher.training.max_per_class
     images = f"at most {limit:,} images per class" if limit else "all training images"
     return (
         f"teacher  to train: {images} x {teacher.training.epochs} epochs through "
-        f"{teacher.teacher.arch} (there is no file {weights})"
+        f"{teacher.teacher.arch} ({weights} not found)"
     )

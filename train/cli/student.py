@@ -1,4 +1,4 @@
-"""Trains the run that a command line asks for, or resumes it, and prints its result.
+"""Train or resume a requested run and print its result.
 
 Loads torch only if there is something to train.
 """
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 def train_single(
     request: RunRequest, compute: Compute, recording: Recording, *, retrain: bool = False
 ) -> None:
-    """Train a run, or resume it, and print its result. retrain: train a finished one again.
+    """Train or resume a run and print its result. retrain: train a finished run again.
 
-    With several processes each of them calls this, and the first one prints and writes. Raises as
-    `train.sessions.student.train_run` does; with several processes only the first one to fail
+    With several processes each calls this, and rank 0 prints and writes. Raises as
+    `train.sessions.student.train_run` does. With several processes only the first one to fail
     raises, and the others end with its exit status.
     """
     check_trackers(recording.loggers)
@@ -46,7 +46,7 @@ def train_single(
         if retrain and is_first:
             begin_again([run], compute.device)
         if ranks is not None:
-            ranks.barrier()  # they look at the run's files, which the first one may have moved
+            ranks.barrier()  # other ranks read the run's files, which rank 0 may have moved
         if run.is_finished and (summary := run.summary):
             console.print(format_finished(summary, run.folder))
             return
@@ -61,7 +61,7 @@ def train_single(
 
 
 def _format_next(request: RunRequest, run: Run) -> str:
-    """The commands for what can be done with a student that has been trained."""
+    """Return the next commands for a trained student."""
     caches, runs = request.storage.caches, request.storage.runs
     words = [*program("train"), "export", request.name, f"exported/{run.study.config.name}"]
     words += ["--method", run.method, "--seed", str(run.seed)]
@@ -83,12 +83,10 @@ def _announce(run: Run, console: Console) -> None:
 
 
 def joined(device: str) -> AbstractContextManager[Ranks | None]:
-    """Return the processes that a launcher has started; None, without loading torch, for one
-    process.
-    """
+    """Yield the processes started by a launcher; None for one process, without loading torch."""
     if num_ranks() == 1:
         return nullcontext(None)
-    # Once, as torch is loaded: every rank would warn that a step happened to reach all parameters.
+    # Otherwise every rank would warn that a step happened to reach all parameters.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from teach_once.train.engine.ranks import init_process_group
 
@@ -96,5 +94,5 @@ def joined(device: str) -> AbstractContextManager[Ranks | None]:
 
 
 def console_of(ranks: Ranks | None) -> Console:
-    """Return a console that prints on rank 0 alone."""
+    """Return a console that prints on rank 0 only."""
     return new_console() if ranks is None or ranks.is_first else Console(quiet=True)

@@ -237,10 +237,13 @@ def test_connected_losses_are_the_ones_whose_signatures_take_an_output_of_a_conn
 @pytest.mark.parametrize(
     ("term", "told"),
     [
-        ("{loss: kd, tempature: 2}", "methods.x.0: the loss 'kd' has no 'tempature'; did you mean"),
+        (
+            "{loss: kd, tempature: 2}",
+            "methods.x.0: the loss 'kd' has no option 'tempature'; did you mean",
+        ),
         (
             "{loss: kd, wieght: 2}",
-            "methods.x.0: the loss 'kd' has no 'wieght'; did you mean 'weigh",
+            "methods.x.0: the loss 'kd' has no option 'wieght'; did you mean 'w",
         ),
         ("{loss: kd, temperature: 0}", "methods.x.0.temperature: Input should be greater than 0"),
         ("{loss: rkd, angle_weight: -1}", "methods.x.0.angle_weight: Input should be greater than"),
@@ -286,7 +289,7 @@ def test_a_runs_identity_holds_the_settings_of_its_terms(
 
 def test_options_are_refused_where_they_have_no_use() -> None:
     for term, told in (
-        ("{loss: cd, alpha: 1}", "the loss 'cd' has no 'alpha'"),
+        ("{loss: cd, alpha: 1}", "the loss 'cd' has no option 'alpha'"),
         ("{loss: kd, options: {temperature: 2}}", "options is for your own losses"),
         ("{loss: dkdd}", "did you mean 'dkd'"),
     ):

@@ -179,7 +179,7 @@ def test_a_long_training_into_a_missing_file_needs_consent(
     long = [*call, "training.epochs=1000000"]
     assert cli(long) == 2
     told = capsys.readouterr().err
-    assert f"there is no file {weights}, and training it takes about" in told
+    assert f"file {weights} not found, and training it takes about" in told
     cost = r"[\d.]+ h of processor time: 1,000,000 epochs x 100 images through resnet8 on cpu"
     assert re.search(cost, told)
     assert "with make: TRAIN_TEACHER=1" in told

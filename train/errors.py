@@ -6,4 +6,4 @@ from teach_once.runtime.errors import UserError
 
 
 class TrainError(UserError, ValueError):
-    """A run that cannot be started: what is wrong and how to fix it."""
+    """A run that cannot be started, with the reason and the fix."""

@@ -1,8 +1,8 @@
-"""The losses, as pure functions of tensors; 16-bit numbers are widened to float32 first.
+"""Losses, as pure functions of tensors; 16-bit inputs are converted to float32 first.
 
-B is the batch, K the number of classes, C_l the channels of stage l. Every result is a scalar
-tensor. The names of the tensors say what a loss is given in a run, see `train.terms.INPUTS`; its
-numbers are the options that a config may set.
+B is the batch size, K the number of classes, C_l the number of channels of stage l. Every result is
+a scalar tensor. The names of tensor parameters define what a run passes, see `train.terms.INPUTS`;
+numeric parameters are options that a config may set.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from teach_once.configs.schema import losses as defaults
 from teach_once.train.errors import TrainError
 from teach_once.train.terms import loss_term
 
-_TRIPLETS_AT_ONCE = 2**22  # of rkd: so many cosines are held at a time
-_TRIPLETS_IN_CACHE = 2**18  # and on a CPU, whose cache holds them
+_TRIPLETS_AT_ONCE = 2**22  # rkd: number of cosines in memory at a time
+_TRIPLETS_IN_CACHE = 2**18  # rkd on a CPU: they fit into its cache
 
 
 @loss_term(per_sample=True)
@@ -33,9 +33,9 @@ def ce(
 ) -> Tensor:
     """Cross-entropy: the batch mean of -log softmax(student_logits)[label].
 
-    student_logits: (B, K); labels: (B,) int64. Of mixed images also other_labels (B,) int64 and
-    other_shares (B,) in [0, 1], the weight of the other label; the first one has the rest.
-    label_smoothing: the share of each label that all classes have in equal parts.
+    student_logits: (B, K); labels: (B,) int64. For mixed images also other_labels (B,) int64 and
+    other_shares (B,) in [0, 1], the weight of the other label; the first label has the rest.
+    label_smoothing: fraction of each label that is spread equally over all classes.
     """
 
     def per_sample(of_labels: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def cd(
     """Channel distillation: per stage the mean squared difference of channel means, summed.
 
     Lists of (B, C_l), one entry per stage, of equal shapes. normalize: divide each stage's mean by
-    its entry of teacher_mean_squares, so that predicting zeros costs 1 per stage whatever the scale
+    its entry of teacher_mean_squares, so that predicting zeros costs 1 per stage for any scale
     of the teacher's features. Source of the plain form: Zhou et al. 2020.
 
     Raises TrainError if an entry is missing or 0.
@@ -101,8 +101,7 @@ def cd(
             raise TrainError(
                 f"cd: normalize needs a mean square above 0 for each of {len(losses)} stages, and "
                 f"got {list(teacher_mean_squares)}",
-                fix="set normalize: false, or leave the stage out of taps.stages and "
-                "student.stages",
+                fix="set normalize: false, or remove the stage from taps.stages and student.stages",
             )
         squares = zip(losses, teacher_mean_squares, strict=True)
         losses = [loss / mean_square for loss, mean_square in squares]
@@ -113,7 +112,7 @@ def cd(
 def at(student_attention: Sequence[Tensor], teacher_attention: Sequence[Tensor]) -> Tensor:
     """Attention transfer: per stage the mean squared difference of attention maps, summed.
 
-    Lists of (B, H_l * W_l), each row of length one: see
+    Lists of (B, H_l * W_l), each row with L2 norm 1: see
     `nets.teacher.taps.spatial_attention`. Source: Zagoruyko and Komodakis 2017, "Paying More
     Attention to Attention", as in their code.
     """
@@ -130,8 +129,9 @@ def rkd(
 ) -> Tensor:
     """Relational KD: smooth L1 of pairs' distances and of the cosines of triplets' angles.
 
-    (B, D_s) and (B, D_t). Distances are divided by their mean over the pairs that differ. Source:
-    Park et al. 2019, "Relational Knowledge Distillation". One sample has no relations: 0.
+    (B, D_s) and (B, D_t). Distances are divided by their mean over pairs of distinct points.
+    Source: Park et al. 2019, "Relational Knowledge Distillation". For a single sample the loss is
+    0.
     """
     student, teacher = (
         _wide(student_embedding),
@@ -214,7 +214,7 @@ def dist(
 ) -> Tensor:
     """T^2 ((1 - mean correlation of rows) + (1 - mean correlation of columns)) of probabilities.
 
-    Both (B, K). A row or column that is constant correlates with nothing. Source: Huang et al.
+    Both (B, K). A constant row or column has correlation 0. Source: Huang et al.
     2022, "Knowledge Distillation from A Stronger Teacher".
     """
     student = F.softmax(_wide(student_logits) / temperature, dim=1)
@@ -239,7 +239,7 @@ def lskd(
 
 
 def _wide(values: Tensor) -> Tensor:
-    """Convert to float32 at least: 16-bit distances and divergences are off by percents."""
+    """Convert to at least float32: in 16 bits, distances and divergences are off by percents."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
@@ -253,13 +253,13 @@ def _correlation(ours: Tensor, theirs: Tensor) -> Tensor:
     """Return Pearson's correlation (R,) of the rows of two (R, M) tensors; 0 for a constant row."""
     ours = ours - ours.mean(dim=1, keepdim=True)
     theirs = theirs - theirs.mean(dim=1, keepdim=True)
-    # The square of a length may underflow, and the root of 0 has no gradient: bounded before it.
+    # The square of a length may underflow, and the root of 0 has no gradient: clamp it first.
     lengths = ours.square().sum(dim=1).clamp(min=1e-16) * theirs.square().sum(dim=1).clamp(1e-16)
     return (ours * theirs).sum(dim=1) / lengths.sqrt()
 
 
 def _label_or_not(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return (B, 2): the logarithms of p(label) and of 1 - p(label)."""
+    """Return (B, 2): the logarithms of p(label) and 1 - p(label)."""
     own = log_probabilities.gather(1, labels[:, None])
     others = _without_label(log_probabilities, labels).logsumexp(dim=1, keepdim=True)
     return torch.cat([own, others], dim=1)
@@ -272,7 +272,7 @@ def _without_label(values: Tensor, labels: Tensor) -> Tensor:
 
 
 def _relative_distances(points: Tensor) -> Tensor:
-    """Return (B, B) Euclidean distances, divided by the mean of those that are not 0."""
+    """Return (B, B) Euclidean distances, divided by the mean of the nonzero ones."""
     products = points @ points.T
     squares = products.diagonal()
     squared = (squares[:, None] + squares[None] - 2 * products).clamp(min=0)
@@ -306,20 +306,18 @@ def _angle_sum(
     start: int,
     end: int,
 ) -> Tensor:
-    """Return the sum over the corners from `start` to `end`; products and inverse lengths, (B, B)
-    each.
-    """
+    """Return the sum over corners `start` to `end`, from products and inverse lengths (B, B)."""
     ours = _cosines(student, student_lengths, start, end)
     theirs = _cosines(teacher, teacher_lengths, start, end)
     return F.smooth_l1_loss(ours, theirs, reduction="sum")
 
 
 def _products_and_lengths(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the (B, B) inner products and inverse distances, from which all angles follow.
+    """Return the (B, B) inner products and inverse distances, which determine all angles.
 
-    Points are taken around their mean, which loses the least to rounding. Points nearer to one
-    another than a thousandth of their spread have no direction: their inverse distance is 0, with a
-    gradient of 0, since their products would be known to few digits.
+    Points are centered on their mean, which minimizes rounding errors. For points closer to each
+    other than a thousandth of their spread, the direction is undefined: their inverse distance and
+    its gradient are 0, because only few digits of their products are exact.
     """
     centered = points - points.mean(dim=0)
     products = centered @ centered.T
@@ -331,11 +329,10 @@ def _products_and_lengths(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cosines(products: Tensor, inverse: Tensor, start: int, end: int) -> Tensor:
-    """Return (R, B, B): the cosines of the angles at each of R corners between all pairs of B
-    points.
+    """Return (R, B, B), the cosines of the angles at each of R corners between pairs of B points.
 
     With inner products p and inverse distances s, the cosine at corner i between j and k is s_ij
-    s_ik (p_jk - p_ij - p_ik + p_ii): p_jk s_ij s_ik, and a matrix of rank two for each i. So no
+    s_ik (p_jk - p_ij - p_ik + p_ii): p_jk s_ij s_ik plus a matrix of rank two for each i. Thus no
     product over the points' dimensions is needed.
     """
     scale = inverse[start:end]  # (R, B)

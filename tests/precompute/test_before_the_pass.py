@@ -43,7 +43,7 @@ def test_the_plan_refuses_a_batch_that_is_too_small_for_all_processes(
     assert cli([*plan, "--ranks", "5", "training.batch_size=8"]) == 2
     error = capsys.readouterr().err
     assert "does not have a sample for each of 5 processes" in error
-    assert "training.batch_size=9, or fewer processes" in error
+    assert "training.batch_size=9, or use fewer processes" in error
     assert cli([*plan, "--ranks", "4", "training.batch_size=8"]) == 0
     assert "60 samples x 40 epochs through resnet8, by 4 processes" in capsys.readouterr().out
 
@@ -241,7 +241,7 @@ def test_attention_maps_need_not_be_square(
 
 def test_a_student_that_fits_no_image_says_so(make_study: MakeStudy) -> None:
     study = make_study(student=[f"student.arch={OWN}:wide_kernel"])
-    with pytest.raises(ArchError, match=r"student\.arch: the network cannot take images of 8x8"):
+    with pytest.raises(ArchError, match=r"student\.arch: the network cannot process images of 8x8"):
         train_student(study.run("ce", 0), device="cpu")
 
 

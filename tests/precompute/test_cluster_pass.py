@@ -249,7 +249,7 @@ def test_a_plan_says_the_hours_of_all_workers_and_what_does_not_fit_is_refused(
     assert cli(command(folder, tmp_path, nodes, "--gpus-per-worker", "1")) == 2
     assert "no node of the cluster has 1 CPU and 1 GPU" in capfd.readouterr().err
     assert cli(command(folder, tmp_path, nodes, "--world-size", "2", "--job", "a")) == 2
-    assert "exclude each other" in capfd.readouterr().err
+    assert "--cluster excludes" in capfd.readouterr().err
 
 
 def test_without_ray_the_error_names_what_installs_it(

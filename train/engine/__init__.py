@@ -1,1 +1,1 @@
-"""The training step, and what it works on, on one process or several."""
+"""The training step and its state, for one process or several."""

@@ -1,16 +1,17 @@
-"""One network on several ranks: what each computes, and how that becomes the loss of the batch.
+"""Train one network on several ranks: each rank's work, and how it becomes the loss of the batch.
 
 Student and connectors are one module under torch's DistributedDataParallel, whose forward pass ends
-at the losses. Each rank passes its own slice of a batch through the network.
+with the losses. Each rank passes its slice of a batch through the network.
 
-- A loss that is a mean over samples is computed of the slice, times its share of the batch.
-- Any other loss is computed of the whole batch, on every rank: what it looks at is exchanged, and
-  each rank's own rows keep their gradient.
+- A loss that is a mean over samples is computed on the slice, times the slice's fraction of the
+  batch.
+- Any other loss is computed on the whole batch, on every rank: its inputs are exchanged, and only
+  the rank's own rows have a gradient.
 
-Either way the gradient of the batch's loss is the sum of the ranks' gradients, so that is what they
-exchange, whatever the sizes of their slices. Which parameters a loss reaches changes over a run
-(warm-up, decay, an idle classifier): they are found anew in each step, and those that no loss
-reaches have no gradient, as in a single process.
+In both cases the gradient of the batch's loss is the sum of the ranks' gradients, for any sizes of
+slices, so the ranks exchange their gradients. The parameters that a loss reaches change during a
+run (warm-up, decay, an idle classifier). They are determined in each step, and parameters that no
+loss reaches have no gradient, as in a single process.
 """
 
 from __future__ import annotations
@@ -35,29 +36,29 @@ from teach_once.train.engine.train_state import TrainState
 from teach_once.train.terms import INPUTS, Batch, Loss, loss_named
 from teach_once.views.pixels.batches import ViewBatch
 
-Values = Any  # of a batch: a tensor (B, ...), or a list, tuple or mapping of such; or None
+Values = Any  # of a batch: a tensor (B, ...), a list, tuple or mapping of such tensors, or None
 
 
 def convert_sync_batchnorm(network: nn.Module, training: Training, ranks: Ranks) -> None:
-    """Let batch norm work on the batch of all ranks, unless the recipe keeps it local.
+    """Make batch norm use the batch of all ranks, unless the recipe keeps it local.
 
-    Raises ArchError if the network has a batch norm of another kind.
+    Raises ArchError if the network has an unsupported kind of batch norm.
     """
     if not ranks.is_alone and training.batch_norm == "sync":
         synchronized(network)
 
 
 def wrap_ddp(train_state: TrainState, num_samples: int) -> TrainState:
-    """Let all ranks train one network together; with a single process, return the train state
-    unchanged.
+    """Make all ranks train one network; with a single process, return the train state unchanged.
 
-    num_samples: of an epoch. Raises TrainError if a batch has too few samples for the ranks.
+    num_samples: samples in an epoch. Raises TrainError if a batch has too few samples for the
+    ranks.
     """
     if train_state.ranks.is_alone:
         return train_state
     check_idle_ranks(train_state.training, num_samples, train_state.ranks.world)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 has no other name for it
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 has no alternative name
         train_state.distributed = DistributedDataParallel(
             _RankForward(train_state), broadcast_buffers=False, find_unused_parameters=True
         )
@@ -66,9 +67,9 @@ def wrap_ddp(train_state: TrainState, num_samples: int) -> TrainState:
 
 
 def broadcast_buffers(train_state: TrainState) -> None:
-    """Copy rank 0's batch norm statistics to all ranks if each rank has its own.
+    """Copy rank 0's batch norm statistics to all ranks, if each rank has its own.
 
-    Rank 0 saves its statistics, and all ranks must test the same network.
+    Rank 0 saves its statistics, and all ranks must evaluate the same network.
     """
     if train_state.ranks.is_alone or train_state.training.batch_norm == "sync":
         return
@@ -78,7 +79,7 @@ def broadcast_buffers(train_state: TrainState) -> None:
 
 
 def _sum_gradients(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """Sum a bucket of gradients over the ranks, where DistributedDataParallel takes the mean."""
+    """Sum a bucket of gradients over the ranks; DistributedDataParallel would average them."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     summed: torch.futures.Future[torch.Tensor] = work.get_future().then(
         lambda future: future.value()[0]
@@ -101,10 +102,10 @@ class _RankForward(nn.Module):
         terms: Sequence[ActiveTerm],
         num_samples: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the objective of the backward pass, and this rank's contribution to each loss and
-        to "total".
+        """Return the objective of the backward pass, and this rank's contributions to the losses.
 
-        num_samples: of all ranks together. The contributions add up to the losses.
+        num_samples: of all ranks together. The contributions, including "total", add up to the
+        losses.
         """
         ranks = self._train_state.ranks
         seen = forward_pass(self._train_state, teacher_outputs, part, terms)
@@ -127,9 +128,9 @@ class WholeBatch:
     def __init__(
         self, ranks: Ranks, own: Batch, num_samples: int, losses: Iterable[Loss] = ()
     ) -> None:
-        """Exchange the inputs of all losses that need the whole batch, in one go.
+        """Exchange the inputs of all losses that need the whole batch, in one collective.
 
-        losses: the losses to be computed.
+        losses: the losses to compute.
         """
         self._ranks, self._own, self._num_samples = ranks, own, num_samples
         names = {name for loss in losses if not loss.per_sample for name in loss.inputs}

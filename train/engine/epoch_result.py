@@ -1,4 +1,4 @@
-"""The outcome of an epoch of training."""
+"""The result of an epoch of training."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from teach_once.nets.metrics import ErrorRates
 
 
 class Tested(NamedTuple):
-    """Errors on the test and the validation split; None without a test, or without such a split."""
+    """Errors on the test and validation splits; None if not evaluated or without such a split."""
 
     errors: ErrorRates | None
     validation: ErrorRates | None
 
     @property
     def deciding(self) -> ErrorRates | None:
-        """The errors that the best epoch is chosen by."""
+        """The errors by which the best epoch is chosen."""
         return self.errors if self.validation is None else self.validation
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """The outcome of an epoch. Losses are means over its samples, before their weights."""
+    """The result of an epoch. Losses are means over its samples, before weighting."""
 
     epoch: int
     loss: float
     losses: dict[str, float]
     weights: dict[str, float]
-    errors: ErrorRates | None  # on the test split; None in epochs without a test
+    errors: ErrorRates | None  # on the test split; None in epochs without evaluation
     validation: ErrorRates | None
-    average: Tested | None  # of the averaged weights, where the recipe has them
+    average: Tested | None  # of the averaged weights, if the recipe has them
     learning_rate: float
     num_samples: int
-    train_seconds: float  # the steps, the teacher's outputs at hand
-    wait_seconds: float  # for the feed, before the first step
+    train_seconds: float  # the steps, with the teacher's outputs loaded
+    wait_seconds: float  # waiting for teacher outputs before the first step
     evaluate_seconds: float
     step_losses: list[float] = field(repr=False)
 

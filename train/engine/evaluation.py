@@ -1,4 +1,4 @@
-"""The error of a network on a split: on demand, or batch by batch in turn with other work."""
+"""Measure the error of a network on a split, at once or batch by batch between other work."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from teach_once.train.engine.ranks import ALONE, Ranks
 from teach_once.views.pixels.batches import Pixels, ViewBatch
 
 _BATCH = 1024
-_BATCH_VALUES = 4 * 2**20  # of input numbers: larger images come in smaller batches
+_BATCH_VALUES = 4 * 2**20  # input values per batch: larger images are in smaller batches
 
 
 def evaluate(
     network: nn.Module, pixels: Pixels, precision: str, device: torch.device
 ) -> ErrorRates:
-    """Measure the errors of the network, in evaluation mode and on `device`, over view 0 of all
-    samples.
-    """
+    """Measure the errors of the network in evaluation mode, over view 0 of all samples."""
     return last_of(evaluate_batches(network, pixels, precision, device))
 
 
@@ -35,9 +33,9 @@ def evaluate_batches(
     device: torch.device,
     ranks: Ranks = ALONE,
 ) -> Generator[None, None, ErrorRates]:
-    """Measure the errors as `evaluate` does, one batch per step of the generator.
+    """Measure errors as `evaluate` does, one batch per step of the generator.
 
-    Other work may be done between two batches. ranks: each one counts the errors of a slice.
+    Other work may be done between two batches. ranks: each rank counts the errors of a slice.
     """
     with _evaluation_mode(network):
         count = ErrorCount()

@@ -1,6 +1,6 @@
-"""Whether every process of a student has samples in every step.
+"""Check that every process of a student has samples in every step.
 
-Imports no torch, so that it can be told before a teacher runs.
+Does not import torch, so that it can run before a teacher.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from teach_once.train.errors import TrainError
 
 
 def check_idle_ranks(training: Training, num_samples: int, world: int) -> None:
-    """Raise TrainError if one of `world` processes would get too few samples of some batch.
+    """Raise TrainError if one of `world` processes would get too few samples of a batch.
 
-    num_samples: of an epoch. A process needs one sample of each part of a batch; two if it
-    normalizes its own slice, since batch norm takes the variance of it.
+    num_samples: samples in an epoch. A process needs one sample of each part of a batch, or two if
+    it normalizes its own slice, because batch norm computes the slice's variance.
     """
     if world == 1 or _all_busy(training, training.batch_size, num_samples, world):
         return
@@ -28,10 +28,10 @@ def check_idle_ranks(training: Training, num_samples: int, world: int) -> None:
     needs = "a sample" if least == 1 else f"{least} samples, for its own batch norm,"
     raise TrainError(
         f"training.batch_size is {training.batch_size}{parts}, and the epoch of {num_samples:,} "
-        f"samples has a batch that does not have {needs} for each of {world} processes",
-        fix=f"training.batch_size={better}, or fewer processes"
+        f"samples has a batch without {needs} for each of {world} processes",
+        fix=f"set training.batch_size={better}, or use fewer processes"
         if better
-        else "fewer processes, or more images",
+        else "use fewer processes or more images",
     )
 
 
@@ -40,7 +40,7 @@ def _least(training: Training) -> int:
 
 
 def _all_busy(training: Training, batch_size: int, num_samples: int, world: int) -> bool:
-    """Return True if the whole batches and an epoch's smaller last batch have samples for all."""
+    """Return True if whole batches and the smaller last batch have enough samples for all."""
     sizes = (min(batch_size, num_samples), num_samples % batch_size)
     least = world * _least(training)
     return all(size // training.gradient_accumulation >= least for size in sizes if size)

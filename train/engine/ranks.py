@@ -1,14 +1,14 @@
-"""The processes that train one network together: this process's rank, and their collectives.
+"""The processes that train one network together: this process's rank, and its collectives.
 
-`runtime.launch` or torchrun sets the environment (RANK, WORLD_SIZE, ...). Tensors in host memory
-are exchanged by gloo, tensors on GPUs by nccl. A single process starts neither.
+`runtime.launch` or torchrun sets the environment (RANK, WORLD_SIZE, ...). gloo exchanges tensors in
+host memory, and nccl exchanges tensors on GPUs. A single process uses neither.
 
-Every rank must call the same collectives in the same order: one that leaves the loop a step early,
-or saves a checkpoint alone, would leave the others waiting forever. So no rank acts on a signal or
-on its own clock. Each one contributes its request to a max all-reduce after every step, and all of
-them act on the maximum (`AsyncMaxReduce`). The result is read one step later, so that the exchange
-overlaps a training step instead of delaying it; all ranks still read the same value at the same
-step, and so save and stop after the same one.
+Every rank must call the same collectives in the same order. A rank that left the loop a step early
+or saved a checkpoint alone would make the others wait forever. Therefore no rank acts on a signal
+or on its own clock. Each rank contributes its request to a max all-reduce after every step, and all
+ranks act on the maximum (`AsyncMaxReduce`). The result is read one step later, so that the exchange
+overlaps a training step. All ranks read the same value at the same step, and therefore save and
+stop after the same step.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from teach_once.train.errors import TrainError
 from teach_once.views.pixels.batches import equal_parts
 
 _SECONDS_FOR_OTHERS = 5.0
-_MET, _FAILED = "met", "failed"  # keys of the shared store: how many ranks have joined, have failed
-# The error of a collective whose other rank is gone.
+_MET, _FAILED = "met", "failed"  # keys of the shared store: number of joined and of failed ranks
+# Errors of a collective if another rank has ended.
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|TCPStore|recvValue", re.I)
-_SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two ranks
+_SEED_STEP = 0x9E3779B97F4A7C15  # difference between the seeds of two ranks
 
 
 class RankLost(TrainError):
-    """Another process of this run has ended, so that this one cannot continue."""
+    """Another process of this run has ended, so this one cannot continue."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is number `rank` of the `world` processes that train one network."""
+    """This process's rank among the `world` processes that train one network."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Return True on the rank that writes and prints."""
+        """True on rank 0, which writes and prints."""
         return self.rank == 0
 
     @property
@@ -61,7 +61,7 @@ class Ranks:
         return self.world == 1
 
     def sizes(self, num_samples: int) -> list[int]:
-        """Return the number of samples of each rank, of `num_samples` in total."""
+        """Return the number of samples of each rank, out of `num_samples`."""
         return equal_parts(num_samples, self.world)
 
     def slice_of(self, num_samples: int) -> slice:
@@ -71,7 +71,7 @@ class Ranks:
         return slice(start, start + sizes[self.rank])
 
     def seed(self, seed: int) -> int:
-        """Derive this rank's seed from a seed that all ranks share; rank 0 uses it unchanged."""
+        """Derive this rank's seed from a common seed; rank 0 uses it unchanged."""
         return (seed + self.rank * _SEED_STEP) % 2**64
 
     def keep_on_first(self, value: Tensor) -> Tensor:
@@ -85,22 +85,22 @@ class Ranks:
         return values
 
     def broadcast(self, values: Tensor) -> Tensor:
-        """Overwrite `values` with the values of rank 0, which have the same shape and type."""
+        """Overwrite `values` with rank 0's values, which have the same shape and dtype."""
         if not self.is_alone:
             dist.broadcast(values, src=0)
         return values
 
     def broadcast_number(self, value: float) -> float:
-        """Return the number, or the decision, of rank 0."""
+        """Return rank 0's number or decision."""
         return self.broadcast(torch.tensor(value, dtype=torch.float64)).item()
 
     def all_gather_rows(self, own: Sequence[Tensor], num_samples: int) -> list[Tensor]:
-        """Gather the rows of all ranks in one exchange: (M, ...) each -> (num_samples, ...).
+        """Gather the rows of all ranks in one collective: (M, ...) each -> (num_samples, ...).
 
-        Only this rank's own rows carry a gradient.
+        Only this rank's own rows have a gradient.
         """
         sizes, num_own = self.sizes(num_samples), len(own[0])
-        # The collective wants equal shapes, gloo wants types that it knows: padded bytes.
+        # The collective needs equal shapes, and gloo supports few dtypes: exchange padded bytes.
         packed = [_compact(each.detach().reshape(num_own, -1)).view(torch.uint8) for each in own]
         row = torch.cat(packed, dim=1)
         padded = row.new_zeros(max(sizes), row.shape[1])
@@ -150,12 +150,12 @@ class AsyncMaxReduce:
     _work: Any = field(default=None, repr=False)
 
     def start(self, own: list[int]) -> None:
-        """Start to reduce this rank's integers, once the result of the last ones has been read."""
+        """Start reducing this rank's integers, after the last result has been read."""
         self._values = torch.tensor(own, dtype=torch.int64)
         self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, async_op=True)
 
     def wait(self, length: int) -> list[int]:
-        """Return the maxima of the integers started last, or zeros if none were."""
+        """Return the maxima of the integers started last, or zeros if there were none."""
         if self._values is None:
             return [0] * length
         self._work.wait()
@@ -166,11 +166,11 @@ class AsyncMaxReduce:
 
 @contextmanager
 def init_process_group(device: str) -> Iterator[Ranks]:
-    """Join the other processes of this run while the context is open; a single one joins nothing.
+    """Join the other processes of this run in a context; a single process joins nothing.
 
     device: as for `runtime.machine.devices.pick_device`. If several ranks fail with a user's error,
-    the first one raises it, and the others end silently with the same exit status.
-    Raises RankLost if another rank has ended without an error, TrainError if GPUs are too few.
+    the first one raises it, and the others end silently with the same exit status. Raises RankLost
+    if another rank has ended without an error, and TrainError if there are too few GPUs.
     """
     if num_ranks() == 1:
         yield ALONE
@@ -202,11 +202,11 @@ def _rendezvous() -> tuple[Store, int, int]:
         rank, world = int(os.environ["RANK"]), num_ranks()
         store = FileStore(file, world)
         store.add(_MET, 1)
-        while store.add(_MET, 0) < world:  # unlike torch's own waiting, a signal ends this at once
+        while store.add(_MET, 0) < world:  # unlike torch's wait, a signal ends this at once
             time.sleep(0.02)
         return store, rank, world
     kept, rank, world = next(rendezvous("env://"))
-    # torchrun keeps one store over its restarts: what the last attempt left must not be read.
+    # torchrun keeps one store across restarts; entries of the last attempt must not be read.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return PrefixStore(f"teach-once/{attempt}/{world}", kept), rank, world
 
@@ -217,7 +217,7 @@ def _store_outlives_ranks() -> bool:
 
 
 def _explain(error: Exception, ranks: Ranks) -> Exception:
-    """Return RankLost for an error of a collective whose other rank is gone, else the error."""
+    """Return RankLost if a collective failed because another rank has ended, else the error."""
     is_torchs = isinstance(error, RuntimeError) and not isinstance(error, UserError)
     if not is_torchs or not _LOST.search(str(error)):
         return error
@@ -229,38 +229,38 @@ def _explain(error: Exception, ranks: Ranks) -> Exception:
 
 
 def _is_first_failure(store: Store, ranks: Ranks) -> bool:
-    """Count this failure in the store; return True if it is the first one of any rank."""
+    """Count this failure in the store; returns True if it is the first failure of any rank."""
     try:
         is_first = bool(store.add(_FAILED, 1) == 1)
         if ranks.is_first and not _store_outlives_ranks():
-            # The store ends with this process, and other ranks still have to count their failures.
+            # The store ends with this process, and other ranks must still count their failures.
             ended = time.monotonic() + _SECONDS_FOR_OTHERS
             while store.add(_FAILED, 0) < ranks.world and time.monotonic() < ended:
                 time.sleep(0.05)
-    except RuntimeError:  # it was the store that was lost
+    except RuntimeError:  # the store was lost
         return True
     return is_first
 
 
 def _require_own_gpus(device: str) -> None:
-    """Raise TrainError where processes of this machine would share a GPU, which nccl cannot."""
+    """Raise TrainError if local processes would share a GPU, which nccl does not allow."""
     processes, gpus = Share.of_this_process().count, torch.cuda.device_count()
     if torch.device("cuda" if device == "auto" else device).index is not None:
         raise TrainError(
             f"device {device!r} is one GPU, and {processes} processes train together",
-            fix="--device auto; with make: DEVICE=auto",
+            fix="use --device auto (with make: DEVICE=auto)",
         )
     if processes > gpus and not _has_gpu_of_its_own(gpus):
         raise TrainError(
-            f"{processes} processes of this machine need a GPU each, and torch sees {gpus}",
-            fix=f"as many processes as GPUs, with make: NPROC={gpus}; or --device cpu",
+            f"{processes} processes of this machine need a GPU each, but torch finds {gpus}",
+            fix=f"use as many processes as GPUs (with make: NPROC={gpus}), or --device cpu",
         )
 
 
 def _has_gpu_of_its_own(gpus: int) -> bool:
-    """Return True if srun shows this process one GPU, as --gpus-per-task=1 does, each another one.
+    """Return True if srun gives each process its own GPU, as --gpus-per-task=1 does.
 
-    If it is the same one after all, nccl names it.
+    If processes share a GPU after all, nccl reports it.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return gpus == 1 and "SLURM_PROCID" in os.environ and visible != "" and "," not in visible

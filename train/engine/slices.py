@@ -1,7 +1,8 @@
-"""Which samples of an epoch's batches each rank takes.
+"""Assign the samples of an epoch's batches to ranks.
 
-A batch is first cut into the parts of `training.gradient_accumulation`, then each part into one
-slice per rank, so that batch norm and losses over several samples see what they see in one process.
+A batch is first split into the parts of `training.gradient_accumulation`, then each part into one
+slice per rank, so that batch norm and losses over several samples use the same samples as in one
+process.
 """
 
 from __future__ import annotations
@@ -18,17 +19,16 @@ from teach_once.views.pixels.batches import ViewBatch, equal_parts
 
 @dataclass(frozen=True)
 class Slices:
-    """The ranks' slices of an epoch's batches: `batch_size` samples each, in `num_parts` parts."""
+    """The ranks' slices of an epoch's batches of `batch_size` samples in `num_parts` parts."""
 
     ranks: Ranks
     batch_size: int
     num_parts: int
 
     def of_epoch(self, order: Ids) -> Iterator[tuple[Ids, int]]:
-        """Return this rank's samples in order, and its batch size: for whole batches, then for the
-        rest.
+        """Yield this rank's samples in order with its batch size: whole batches, then the rest.
 
-        A single process has all samples at once.
+        A single process yields all samples at once.
         """
         if self.ranks.is_alone:
             yield order, self.batch_size

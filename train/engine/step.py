@@ -1,8 +1,8 @@
-"""The method: one training step, and the steps of an epoch.
+"""The training step, and the steps of an epoch.
 
-What the network draws in a step (dropout, stochastic depth) depends on (seed, epoch, step) and, of
-several processes, on the rank; the learning rate on the step's number, the order of samples on
-(seed, epoch). Nothing here waits for the device.
+The network's random draws in a step (dropout, stochastic depth) depend on (seed, epoch, step) and,
+with several processes, on the rank. The learning rate depends on the step's number, and the order
+of samples on (seed, epoch). Nothing here synchronizes the device.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Train on one batch: teacher's outputs, forward pass, losses, backward pass, update.
 
-    num_samples: of the batch on all ranks together, if there are several; `batch` is this rank's
-    slice. Returns the losses by name, before their weights, and their weighted sum as "total":
-    detached scalars on the device, means over a batch that is processed in parts. With several
-    ranks, each returns its contribution, and the losses are the sums over the ranks.
+    num_samples: samples in the batch on all ranks, if there are several; `batch` is this rank's
+    slice.
+
+    Returns the unweighted losses by name and their weighted sum as "total": detached scalars on the
+    device, averaged over the parts of a batch. With several ranks, each returns its contribution,
+    and the losses are the sums over the ranks.
     """
     train_state.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
@@ -68,7 +70,7 @@ def train_step(
 
 def compute_losses(
     train_state: TrainState,
-    teacher_outputs: dict[str, Tensor],  # rows of the cache, or the teacher's forward pass
+    teacher_outputs: dict[str, Tensor],  # from the cache or the teacher's forward pass
     batch: ViewBatch,
     terms: Sequence[ActiveTerm],
 ) -> dict[str, Tensor]:
@@ -84,9 +86,9 @@ def forward_pass(
     batch: ViewBatch,
     terms: Sequence[ActiveTerm],
 ) -> Batch:
-    """Run the student, and gather the outputs of student and teacher that the losses read."""
+    """Run the student and collect the outputs of student and teacher that the losses read."""
     with autocast(train_state.precision, train_state.device):
-        logits = train_state.forward(batch.inputs)  # fills train_state.maps
+        logits = train_state.forward(batch.inputs)  # stores the maps in train_state.maps
         connected = _run_connectors(train_state, terms)
     return Batch(
         labels=batch.labels,
@@ -123,7 +125,7 @@ def _forward_part(
 
 
 def _sync_gradients(train_state: TrainState, is_last_part: bool) -> AbstractContextManager[None]:
-    """Let the ranks exchange gradients once, with the last part of a batch."""
+    """Exchange gradients between ranks only with the last part of a batch."""
     if train_state.distributed is None or is_last_part:
         return nullcontext()
     apart: AbstractContextManager[None] = train_state.distributed.no_sync()
@@ -131,7 +133,7 @@ def _sync_gradients(train_state: TrainState, is_last_part: bool) -> AbstractCont
 
 
 def _update(train_state: TrainState) -> None:
-    """Change the weights by the gradients that were added up."""
+    """Update the weights with the accumulated gradients."""
     if not train_state.freeze_idle_classifier:
         _fill_missing_gradients(train_state.network)
     if (longest := train_state.training.max_grad_norm) is not None:
@@ -144,7 +146,7 @@ def _update(train_state: TrainState) -> None:
 
 
 class ActiveTerm(NamedTuple):
-    """A loss term as it acts in one epoch."""
+    """A loss term with its weight in one epoch."""
 
     loss: str
     weight: float
@@ -152,7 +154,7 @@ class ActiveTerm(NamedTuple):
 
 
 def active_terms(terms: Sequence[LossTerm], epoch: int) -> list[ActiveTerm]:
-    """Return the terms whose weight is not zero in this epoch; the others are not computed."""
+    """Return the terms with a nonzero weight in this epoch; others are not computed."""
     weighted = (ActiveTerm(term.loss, weight_at(term, epoch), term.options) for term in terms)
     return [term for term in weighted if term.weight != 0.0]
 
@@ -179,10 +181,10 @@ def _run_connectors(train_state: TrainState, terms: Sequence[ActiveTerm]) -> Con
 
 
 def _fill_missing_gradients(network: nn.Module) -> None:
-    """Give parameters that no loss reaches a gradient of zero, so that weight decay acts on them.
+    """Give parameters that no loss reaches a zero gradient, so that weight decay applies to them.
 
-    Without it the optimizer leaves them as they are. The original implementation multiplies idle
-    terms by zero instead of leaving them out, which shrinks its classifier in a CD-only warm-up.
+    Otherwise the optimizer skips them. The original implementation multiplies idle terms by zero
+    instead of omitting them, which shrinks its classifier in a CD-only warm-up.
     """
     for parameter in network.parameters():
         if parameter.requires_grad and parameter.grad is None:
@@ -193,7 +195,7 @@ def _fill_missing_gradients(network: nn.Module) -> None:
 
 
 class AnyRun(Protocol):
-    """What training needs to know of a run: a student's (`train.runs.study`) or a teacher's."""
+    """The interface of a run for training: a student's (`train.runs.study`) or a teacher's."""
 
     @property
     def folder(self) -> Path: ...
@@ -217,22 +219,22 @@ class TrainContext:
     data: DatasetPixels
     train_state: TrainState
     teacher: TeacherOutputs
-    shuffle: ShuffleBuffer | None = None  # None: over the whole dataset
+    shuffle: ShuffleBuffer | None = None  # None: shuffle the whole dataset
 
     @property
     def num_steps(self) -> int:
-        """Steps per epoch."""
+        """Number of steps per epoch."""
         return -(-len(self.data.train) // self.run.training.batch_size)
 
     def order(self, epoch: int) -> Ids:
-        """Return the samples (N,) of all ranks, in the order in which the epoch visits them."""
+        """Return the samples (N,) of all ranks in the epoch's order."""
         if self.shuffle is not None:
             return self.shuffle.order(self.run.seed, epoch)
         return permutation(self.run.seed, epoch, len(self.data.train))
 
 
 class Step(NamedTuple):
-    """The outcome of a step; number: from 1. losses: as `train_step` returns them."""
+    """The result of a step; number: from 1. losses: from `train_step`."""
 
     number: int
     num_samples: int

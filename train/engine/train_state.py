@@ -1,4 +1,4 @@
-"""A network in training: its connectors, what changes its weights, and the maps losses look at."""
+"""A network in training with its connectors, its optimizer, and the maps that losses read."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from teach_once.views.pixels.batches import Pixels
 
 @dataclass
 class TrainState:
-    """Everything that changes over a run.
+    """Everything that changes during a run.
 
-    stages: "stageN" -> module, of which losses look at the maps. classifiers: modules of which a
-    loss looks at what enters them. maps, of the last forward pass, while `capture_maps` is open:
-    "stageN" -> (B, C, H, W), "embedding" -> (B, D).
+    stages: "stageN" -> module whose map losses read. classifiers: modules whose input a loss reads.
+    maps: of the last forward pass while `capture_maps` is open, "stageN" -> (B, C, H, W) and
+    "embedding" -> (B, D).
     """
 
     network: nn.Module
     connectors: Connectors | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: AveragedModel | None  # of the network's weights
-    forward: Callable[[Tensor], Tensor]  # the network's, perhaps compiled
+    average: AveragedModel | None  # average of the network's weights
+    forward: Callable[[Tensor], Tensor]  # the network's forward pass, perhaps compiled
     training: Training
     device: torch.device
     stages: Mapping[str, str]
     freeze_idle_classifier: bool
-    start: Start | None = None  # of a network that starts from weights that exist
+    start: Start | None = None  # pretrained weights, if any
     maps: dict[str, Tensor] = field(default_factory=dict)
     classifiers: tuple[str, ...] = ()
-    mean_squares: Sequence[float] = ()  # of the teacher's means, by stage
+    mean_squares: Sequence[float] = ()  # mean squares of the teacher's channel means, by stage
     ranks: Ranks = ALONE  # the processes that train this network together
-    distributed: DistributedDataParallel | None = None  # of several: `train.engine.distributed`
+    distributed: DistributedDataParallel | None = None  # with several ranks
 
     @property
     def slices(self) -> Slices:
@@ -60,13 +60,13 @@ class TrainState:
         return self.training.precision
 
     def train(self) -> None:
-        """Put the network into training mode, but for its frozen modules."""
+        """Put the network into training mode, except its frozen modules."""
         self.network.train()
         for module in self.start.frozen if self.start else ():
             module.training = False
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return all parameters that the optimizer changes."""
+        """Return all parameters of the optimizer."""
         return [each for group in self.optimizer.param_groups for each in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,10 +79,9 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy the tensors of a state that fits (see `train.recording.checkpoint`) into this train
-        state.
+        """Copy the tensors of a matching state (see `train.recording.checkpoint`).
 
-        The optimizer's settings stay those of the config, whatever the state contains.
+        The optimizer keeps the config's settings.
         """
         self.network.load_state_dict(state["network"])
         if self.connectors:
@@ -128,8 +127,8 @@ def build_train_state(
     """Move the modules to the device and build their optimizer, loss scaler and weight average.
 
     stages, classifiers, mean_squares: as in `TrainState`; without stages and classifiers no loss
-    reads maps or the embedding. start: the pretrained weights, if the network starts from any.
-    ranks: with several ranks, the caller passes the result to `train.engine.distributed.wrap_ddp`.
+    reads maps or the embedding. start: pretrained weights, if any. ranks: with several ranks, the
+    caller passes the result to `train.engine.distributed.wrap_ddp`.
     """
     modules = [_on_device(each, device) for each in (network, connectors) if each is not None]
     return TrainState(
@@ -156,9 +155,9 @@ def _on_device(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Compile the network, without code of networks that this process compiled before.
+    """Compile the network, without reusing code of networks compiled earlier in this process.
 
-    Networks of one class share compiled code, which is not guarded on hooks: the code of a network
+    Networks of one class share compiled code, which has no guards for hooks: the code of a network
     without taps would also run for a network with taps, and read none.
     """
     torch.compiler.reset()
@@ -168,10 +167,10 @@ def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def capture_maps(train_state: TrainState, pixels: Pixels, batch_size: int) -> Iterator[None]:
-    """Let each forward pass fill `train_state.maps` with the maps that losses read, while open.
+    """Let each forward pass store the maps that losses read in `train_state.maps`.
 
-    The maps are what their modules returned: copies if a later operation changes them in place.
-    Raises TrainError if the last batch of an epoch is a single sample, which batch norm refuses.
+    The maps are the outputs of their modules, copied if a later operation modifies them in place.
+    Raises TrainError if the last batch of an epoch is a single sample, which batch norm rejects.
     """
     changed = _try_batches(train_state, pixels, batch_size)
 
@@ -188,7 +187,7 @@ def capture_maps(train_state: TrainState, pixels: Pixels, batch_size: int) -> It
 
 
 def _try_batches(train_state: TrainState, pixels: Pixels, batch_size: int) -> set[str]:
-    """Find the stages whose maps are changed in place, with blank images."""
+    """Find the stages whose maps are modified in place, using blank images."""
     is_alone = not _all_have_company(
         len(pixels), batch_size, train_state.training.gradient_accumulation
     )
@@ -196,7 +195,7 @@ def _try_batches(train_state: TrainState, pixels: Pixels, batch_size: int) -> se
         return set()
     try:
         return _show_blank(train_state, pixels.shape, 1 if is_alone else 2)
-    except ValueError as error:  # batch norm's
+    except ValueError as error:  # raised by batch norm
         if not is_alone:
             raise
         raise _lone_sample(
@@ -218,7 +217,7 @@ def _show_blank(train_state: TrainState, shape: tuple[int, int, int], num_images
             train_state.network, train_state.stages, images.to(memory_format=torch.channels_last)
         )
         if train_state.stages and (connectors := train_state.connectors) is not None:
-            with _buffers_kept(connectors):  # their batch norm counts what it sees
+            with _buffers_kept(connectors):  # their batch norm updates its statistics
                 connectors(maps)
                 connectors.hint(maps)
                 connectors.parts_of(maps)
@@ -227,7 +226,7 @@ def _show_blank(train_state: TrainState, shape: tuple[int, int, int], num_images
 
 @contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Restore the module's buffers at the end."""
+    """Restore the module's buffers when the context exits."""
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     yield
     for buffer, value in before:

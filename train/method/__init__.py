@@ -1,1 +1,1 @@
-"""What a method adds to a student: connectors, assistants, pretrained weights, the optimizer."""
+"""Additions of a method to a student: connectors, assistants, pretrained weights, optimizer."""

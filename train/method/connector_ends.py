@@ -1,10 +1,10 @@
-"""Which connectors end in ReLU, and the size of the means they are trained to reach.
+"""Decide which connectors end in ReLU, and measure the scale of the means that they imitate.
 
-Both follow the records that the cache holds. A stage that ends in an activation (ResNet) has no
-negative means, and its connector ends in ReLU. Stages of EfficientNet, ConvNeXt, MobileNet v2 and
-v3, ViT and Swin end without one: half of their means are negative, and ReLU reaches none of these.
-The first committed block of view 0 decides, for a run from the cache and for one with the teacher
-in the loop alike, so that both train the same layers. Imports no torch.
+Both depend on the records in the cache. A stage that ends in an activation (ResNet) has no negative
+means, and its connector ends in ReLU. Stages of EfficientNet, ConvNeXt, MobileNet v2 and v3, ViT
+and Swin do not end in an activation: half of their means are negative, and ReLU cannot produce
+them. The first committed block of view 0 decides, for runs from the cache and with a live teacher
+alike, so that both train the same layers. Does not import torch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from teach_once.train.errors import TrainError
 from teach_once.train.method.ensemble_taps import number_stages
 
 _SIGNED_BELOW = -1e-6  # values between it and 0 are rounding errors
-# The built-in losses that reach the student through a connector, and the connector's output. Their
-# signatures have it too, but in a file that loads torch; a test compares the two.
+# Built-in losses that use a connector, with the connector's output. Their signatures contain this
+# too, but in a file that loads torch; a test compares the two.
 CONNECTED_LOSSES = {"cd": "means", "fitnets": "hint"}
 
 
@@ -50,7 +50,7 @@ _KNOWN: WeakKeyDictionary[TeacherCache, dict[str, TapStatistics]] = WeakKeyDicti
 
 
 def statistics(cache: TeacherCache, taps: Sequence[str]) -> dict[str, TapStatistics]:
-    """Return the statistics of these taps; {} if no block is committed that has all of them."""
+    """Return the statistics of these taps; {} if no committed block has all of them."""
     known = _KNOWN.setdefault(cache, {})
     if not set(taps) <= set(known):
         for tap, values in cache.read_first_block(taps).items():
@@ -61,9 +61,9 @@ def statistics(cache: TeacherCache, taps: Sequence[str]) -> dict[str, TapStatist
 
 
 def linear_connectors(study: CachesOfStudy, terms: Sequence[LossTerm]) -> tuple[str, ...]:
-    """Return the taps whose connectors end without ReLU, among those that these losses look at.
+    """Return the taps, among those that these losses read, whose connectors end without ReLU.
 
-    Stages of several teachers are numbered as in `train.outputs.ensemble`.
+    With several teachers, stages are numbered as in `train.outputs.ensemble`.
     """
     kind = study.config.student.connector
     if kind == "conv-bn-relu":
@@ -72,14 +72,12 @@ def linear_connectors(study: CachesOfStudy, terms: Sequence[LossTerm]) -> tuple[
 
 
 def mean_squares(study: CachesOfStudy) -> tuple[float, ...]:
-    """Return the mean square of each stage's means, over several teachers in the order of their
-    stages.
-    """
+    """Return the mean square of each stage's means; with several teachers, of all their stages."""
     return tuple(each.mean_square for each in _stage_statistics(study).values())
 
 
 def check_ends(study: CachesOfStudy, methods: Sequence[str]) -> None:
-    """Raise TrainError if a method's connectors end in ReLU although the teacher's are signed."""
+    """Raise TrainError if a connector ends in ReLU but the teacher's means are negative."""
     net = study.config.student
     if net.connector != "conv-bn-relu" or net.relu_to_signed:
         return
@@ -94,7 +92,7 @@ def check_ends(study: CachesOfStudy, methods: Sequence[str]) -> None:
 
 
 def format_linear(linear: Sequence[str]) -> str:
-    """Return a line for the user; empty if every connector ends in ReLU."""
+    """Return a line for the user; "" if every connector ends in ReLU."""
     if not linear:
         return ""
     return (
@@ -104,8 +102,8 @@ def format_linear(linear: Sequence[str]) -> str:
 
 
 def _used(study: CachesOfStudy, terms: Sequence[LossTerm]) -> dict[str, bool]:
-    """Return which of these taps are signed, for the taps that losses reach by a connector."""
-    first = study.caches[0]  # a hint is of a single teacher: see `train.runs.check_methods`
+    """Return {tap: True if it has negative values} for taps read through a connector."""
+    first = study.caches[0]  # only a single teacher has a hint: see `train.runs.check_methods`
     has_hint = "hint" in first.manifest.taps
     has_connectors = study.config.student.connector != "none"
     uses = {CONNECTED_LOSSES[term.loss] for term in terms if term.loss in CONNECTED_LOSSES}
@@ -113,7 +111,7 @@ def _used(study: CachesOfStudy, terms: Sequence[LossTerm]) -> dict[str, bool]:
     own = [term for term in terms if term.loss not in BUILT_IN_LOSSES]
     if has_connectors and ("means" in uses or own):
         found = {stage: each.is_signed for stage, each in _stage_statistics(study).items()}
-    if own and (has_hint or any(found.values())):  # else it makes no difference what they look at
+    if own and (has_hint or any(found.values())):  # otherwise it does not matter what they read
         from teach_once.train.terms import looked_at  # loads torch, and the user's code
 
         uses |= looked_at(own)
@@ -125,7 +123,7 @@ def _used(study: CachesOfStudy, terms: Sequence[LossTerm]) -> dict[str, bool]:
 
 
 def _stage_statistics(study: CachesOfStudy) -> dict[str, TapStatistics]:
-    """Return the statistics by stage name, with the stages of all teachers in their order."""
+    """Return statistics by stage name, for the stages of all teachers in order."""
     of_each = [in_order(cache.manifest.taps, "stage") for cache in study.caches]
     found: dict[str, TapStatistics] = {}
     names = number_stages([len(stages) for stages in of_each])

@@ -1,9 +1,9 @@
 """Trainable connectors from the student's feature maps to the teacher's channel counts.
 
-Per stage: a 1x1 convolution without bias, batch norm, ReLU, then the spatial mean; also where the
-channel counts already agree. The ReLU is left out where the teacher's means are signed, see
-`train.method.connector_ends`. Connectors are for training only and never part of the saved student.
-The mean comes last because batch norm and ReLU do not commute with it.
+Per stage: a 1x1 convolution without bias, batch norm, ReLU, then the spatial mean, even if channel
+counts agree. The ReLU is omitted if the teacher's means can be negative, see
+`train.method.connector_ends`. Connectors are used only in training and are not part of the saved
+student. The mean is last because batch norm and ReLU do not commute with it.
 """
 
 from __future__ import annotations
@@ -40,12 +40,11 @@ class StageMismatch(TrainError):
 class Connectors(nn.Module):
     """One connector per stage: {"stage1": (B, C_s, H, W), ...} -> list of (B, C_t) float32.
 
-    hint: the stage whose whole map is needed, and the teacher's channels there; it gets a
-    connector of its own, the regressor of FitNets. ensemble: the taps of several teachers, each of
-    which gets connectors of its own. embedding: the sizes of the student's and of the
-    teacher's, between which a linear layer is trained. parts: channels of the maps of a student and
-    an assistant, and of the teacher's hint; see `parts_of`. linear: stages, and "hint", whose
-    connectors end without ReLU.
+    hint: the stage whose whole map is needed, and the teacher's channels there; its own connector
+    is the regressor of FitNets. ensemble: the taps of several teachers, each with its own
+    connectors. embedding: sizes of the student's and the teacher's embeddings, mapped by a linear
+    layer. parts: channels of the maps of student and assistant, and of the teacher's hint; see
+    `parts_of`. linear: stages, and "hint", whose connectors end without ReLU.
     """
 
     def __init__(
@@ -86,20 +85,20 @@ class Connectors(nn.Module):
         self.projection = nn.Conv2d(*parts, 1, bias=False) if parts else None
 
     def parts_of(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """(B, C_t, H, W) twice: the maps of student and assistant in the teacher's channels.
+        """Return the maps of student and assistant in the teacher's channels, (B, C_t, H, W) each.
 
-        One linear projection for both, so that it is also that of their sum.
+        Both use the same linear projection, which therefore also applies to their sum.
         """
         if self.projection is None:
             return None
         return self.projection(maps["student"]), self.projection(maps["assistant"])
 
     def hint(self, maps: Mapping[str, Tensor]) -> Tensor | None:
-        """(B, C_t, H, W): what the regressor makes of the student's map."""
+        """Return the regressor's output (B, C_t, H, W) for the student's map."""
         return self.regressor(maps[self.hint_stage]) if self.regressor else None
 
     def pre_logits(self, maps: Mapping[str, Tensor]) -> Tensor | None:
-        """(B, D_t): what the linear layer makes of the student's embedding."""
+        """Return the linear layer's output (B, D_t) for the student's embedding."""
         return self.projector(maps["embedding"]) if self.projector else None
 
     def forward(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
@@ -164,13 +163,13 @@ def connectors_for(
     ensemble: EnsembleTaps | None = None,
     linear: Collection[str] = (),
 ) -> Connectors | None:
-    """Build the connectors that these losses need, from this network to these taps of a cache.
+    """Build the connectors that these losses need, from this network to a cache's taps.
 
-    ensemble: of several teachers, whose taps then are `taps`. linear: the taps whose connectors end
-    without ReLU.
+    ensemble: combined taps of several teachers, in which case `taps` are theirs. linear: the taps
+    whose connectors end without ReLU.
 
-    Raises StageMismatch or TapError if they do not fit, ArchError if the network cannot take images
-    of that shape (H, W, C).
+    Raises StageMismatch or TapError if they do not fit, and ArchError if the network cannot process
+    images of shape (H, W, C).
     """
     outputs = looked_at(terms)
     every = student_shapes(network, student_stages(student, terms), image_shape)
@@ -203,9 +202,9 @@ def connectors_for(
 def student_shapes(
     network: nn.Module, stages: Mapping[str, str], image_shape: tuple[int, int, int]
 ) -> dict[str, tuple[int, ...]]:
-    """Return (C, H, W) of each stage's map, from one pass over a blank (H, W, C) image.
+    """Return (C, H, W) of each stage's map, from a forward pass over a blank (H, W, C) image.
 
-    Raises TapError, or ArchError if the network cannot take such an image.
+    Raises TapError, or ArchError if the network cannot process such an image.
     """
     height, width, channels = image_shape
     was_training = network.training
@@ -218,7 +217,7 @@ def student_shapes(
         raise TapError(f"student.stages: {error.problem}", fix=error.fix) from None
     except RuntimeError as error:
         raise ArchError(
-            f"student.arch: the network cannot take images of {height}x{width} pixels and "
+            f"student.arch: the network cannot process images of {height}x{width} pixels and "
             f"{channels} channels: {str(error).splitlines()[0]}"
         ) from error
     network.train(was_training)
@@ -262,16 +261,16 @@ def _connector(in_channels: int, out_channels: int, kind: str, *, has_relu: bool
 def _check_stages(
     student: Mapping[str, int], teacher: Mapping[str, int], kind: str, ours: Mapping[str, str]
 ) -> None:
-    """Raise StageMismatch unless the student has a stage for each of the teacher's.
+    """Raise StageMismatch unless the student has a stage for each stage of the teacher.
 
-    ours: the student's stage for each stage of the teacher, or of one teacher after the other.
+    ours: the student's stage for each stage of the teacher, or of several teachers in order.
     """
     uses = Counter(ours.values())
     if set(uses) != set(student) or len(set(uses.values())) > 1:
         _check_count(student, teacher)
         raise StageMismatch(
-            f"the student has {len(student)} stages, so each of its teachers must have as many",
-            fix=f"name {len(student)} modules under taps.stages in each teacher's file",
+            f"the student has {len(student)} stages, so each of its teachers needs as many",
+            fix=f"list {len(student)} modules in taps.stages of each teacher's file",
         )
     different = [stage for stage in teacher if student[ours[stage]] != teacher[stage]]
     if kind == "none" and different:
@@ -288,7 +287,7 @@ def _check_count(student: Mapping[str, object], teacher: Mapping[str, object]) -
         raise StageMismatch(
             f"the student has {len(student)} stages and the cache {len(teacher)} "
             f"({', '.join(teacher)})",
-            fix=f"name {len(teacher)} modules under student.stages",
+            fix=f"list {len(teacher)} modules in student.stages",
         )
 
 
@@ -302,6 +301,6 @@ def _check_sizes(shapes: Mapping[str, tuple[int, ...]], taps: Mapping[str, TapSp
         if size_like(height, width, positions) is None:
             raise StageMismatch(
                 f"at: {stage} is {height}x{width} in the student and has {positions} positions in "
-                f"the teacher, which form no map of the same proportions",
-                fix="name other modules under student.stages",
+                f"the teacher, which do not form a map of the same aspect ratio",
+                fix="list other modules in student.stages",
             )

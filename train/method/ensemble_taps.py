@@ -1,8 +1,8 @@
-"""The taps of several teachers under one numbering, and what each counts.
+"""The taps of several teachers with a common numbering and weights.
 
-The stages of the second teacher are numbered behind those of the first, and so on; means are scaled
-by the square root of the teacher's weight, on both sides, so that a sum of squared differences
-counts each teacher by its weight.
+Stages of the second teacher are numbered after those of the first, and so on. Means are scaled by
+the square root of the teacher's weight, for teacher and student, so that a sum of squared
+differences gives each teacher its weight.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from teach_once.store.format.spec import TapSpec
 
 @dataclass(frozen=True)
 class EnsembleTaps:
-    """The taps of all teachers under one numbering.
+    """The taps of all teachers with a common numbering.
 
-    specs: name -> shape. student_stage: the student's stage that each stage is matched with;
-    scale: what both sides are multiplied by.
+    specs: name -> shape. student_stage: the student's stage for each stage; scale: factor of both
+    sides.
     """
 
     specs: Mapping[str, TapSpec]
@@ -29,7 +29,7 @@ class EnsembleTaps:
 
 
 def combine_taps(taps: Sequence[Mapping[str, TapSpec]], weights: Sequence[float]) -> EnsembleTaps:
-    """taps, weights: of each teacher."""
+    """Combine the taps of several teachers; taps, weights: one entry per teacher."""
     specs = {tap: spec for tap, spec in taps[0].items() if not tap.startswith("stage")}
     student_stage, scale = {}, {}
     names = number_stages([len(in_order(own, "stage")) for own in taps])
@@ -41,8 +41,10 @@ def combine_taps(taps: Sequence[Mapping[str, TapSpec]], weights: Sequence[float]
 
 
 def number_stages(counts: Sequence[int]) -> list[dict[str, str]]:
-    """For each teacher its stages' names among those of all: with two and two stages
-    [{"stage1": "stage1", "stage2": "stage2"}, {"stage1": "stage3", "stage2": "stage4"}].
+    """Return, for each teacher, {its stage: the common name}.
+
+    With two stages each: [{"stage1": "stage1", "stage2": "stage2"}, {"stage1": "stage3", "stage2":
+    "stage4"}].
     """
     found, before = [], 0
     for count in counts:

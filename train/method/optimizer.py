@@ -1,7 +1,6 @@
-"""What changes the weights: the optimizer with its groups of parameters, the scale of float16
-losses, and the moving average of the weights.
+"""The optimizer with its parameter groups, the loss scaler of float16, and weight averaging.
 
-All three are torch's own. `train.engine.step` shows how they act in a step.
+All three are torch's. `train.engine.step` uses them.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ _NORMS = (
 class _WithoutDynamo(torch.optim.Optimizer):
     """An optimizer whose methods do not import torch's compiler.
 
-    torch excludes each method of an optimizer from torch.compile by a decorator that imports
-    torch._dynamo when the method is first called: two seconds of every program, for a compiler that
-    never sees the optimizer here, as `training.compile` compiles the network alone. These are the
+    torch excludes each method of an optimizer from torch.compile with a decorator that imports
+    torch._dynamo on the first call. This costs every program two seconds, although the compiler
+    never sees the optimizer here: `training.compile` compiles only the network. This class has the
     same methods without their decorators.
     """
 
@@ -66,9 +65,9 @@ def make_optimizer(
         nesterov=training.nesterov,
         fused=True,
     )
-    # A parameter that no loss reaches yet would have no buffer while the others have theirs, which
-    # the fused step refuses. Starting from zeros gives the same first step. (AdamW's state is each
-    # parameter's own, and begins with its first gradient.)
+    # The fused step requires a momentum buffer for all parameters or none, but a parameter that no
+    # loss reaches yet has none. Starting from zeros gives the same first step. (AdamW creates its
+    # state per parameter, with the first gradient.)
     if training.momentum:
         for parameter in (each for group in optimizer.param_groups for each in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -93,16 +92,16 @@ def parameter_groups(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of the next step, times the factor of each group."""
+    """Set the learning rate of the next step, multiplied by each group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 def _trainable(modules: Sequence[nn.Module]) -> Iterator[tuple[bool, nn.Parameter]]:
-    """Each trainable parameter once, and whether it is a weight in the narrow sense.
+    """Yield (True for a weight that decays, parameter) for each trainable parameter.
 
-    Not of a norm, no bias, nor anything else of one dimension; and not what a network of timm's
-    names itself, such as the embedding of positions.
+    Excluded from decay: norms, biases, other one-dimensional parameters, and parameters that a timm
+    network lists itself, such as position embeddings.
     """
     seen: set[nn.Parameter] = set()
     for module in modules:
@@ -116,19 +115,18 @@ def _trainable(modules: Sequence[nn.Module]) -> Iterator[tuple[bool, nn.Paramete
 
 
 def loss_scaler(training: Training, device: torch.device) -> torch.amp.GradScaler:
-    """Build the scaler of float16 losses, whose smallest gradients would be zero; else one that
-    does nothing.
+    """Build the scaler of float16 losses, whose smallest gradients would be zero; else a no-op.
 
-    A step whose scaled gradients overflow is skipped and the scale halved, on the device.
+    If the scaled gradients overflow, the step is skipped and the scale is halved, on the device.
     """
     return torch.amp.GradScaler(device.type, enabled=training.precision == "float16")
 
 
 class WeightAverage(AveragedModel):
-    """The exponential moving average of a network's weights and of its saved, real buffers.
+    """The exponential moving average of a network's weights and of its saved real-valued buffers.
 
-    Integer and boolean tensors (indices, counters, masks) and buffers that are not saved are copied
-    from the network: a mean of indices is another index.
+    Integer and boolean tensors (indices, counters, masks) and unsaved buffers are copied from the
+    network, because a mean of indices is another index.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -137,10 +135,9 @@ class WeightAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Update the average; the first time, copy all tensors.
+        """Update the average; the first call copies all tensors.
 
-        torch's own method copies its counter to the device, and so waits for the device in each
-        step.
+        torch's method copies its counter to the device, which synchronizes in each step.
         """
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
         if not self.n_averaged:
@@ -162,7 +159,7 @@ def _tensors(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _copied(network: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors of a network of which no mean is taken."""
+    """Yield the tensors of a network that are copied instead of averaged."""
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
             if not _is_real(parameter):
@@ -177,10 +174,10 @@ def _is_real(tensor: Tensor) -> bool:
 
 
 def weight_average(network: nn.Module, training: Training) -> WeightAverage | None:
-    """Build the moving average of a network that is trained, as `WeightAverage`.
+    """Build the `WeightAverage` of a network in training, or return None without `training.ema`.
 
-    It starts as a copy of the weights after the first step. Its counter stays in host memory, since
-    each step reads it.
+    It starts as a copy of the weights after the first step. Its counter stays in host memory,
+    because each step reads it.
     """
     if training.ema is None:
         return None

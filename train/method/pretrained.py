@@ -1,7 +1,7 @@
-"""Starting from weights that exist: which a network begins with, and which of them stay frozen.
+"""Initialize a network from pretrained weights, and freeze its first stages.
 
-A classifier for another number of classes is the one thing that may differ between file and
-network: it begins with random weights, and at the whole learning rate.
+Only a classifier for another number of classes may differ between file and network. It starts with
+random weights and the full learning rate.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from teach_once.train.errors import TrainError
 
 @dataclass(frozen=True)
 class Start:
-    """parameters: those of the network that were filled, frozen ones included.
+    """A network's pretrained start.
 
-    frozen: modules whose parameters are not trained and which stay in evaluation mode, so that
-    batch norms keep their statistics and nothing is dropped. said: what happened, in words.
+    parameters: loaded parameters, including frozen ones. frozen: modules whose parameters are not
+    trained and which stay in evaluation mode, so that batch norms keep their statistics and dropout
+    is off. said: description of the start.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -45,12 +46,12 @@ def start_from(
     stages: Sequence[str] | None,
     image_shape: tuple[int, int, int],
 ) -> Start | None:
-    """Fill the network from the weights that a config names, and freeze its first stages.
+    """Load the config's initial weights into the network, and freeze its first stages.
 
-    init: a source of weights, see `nets.weights.source`; None: nothing is done. key: of the config,
-    for messages. stages: as the config has them. image_shape: (H, W, C). Raises ArchError if the
-    weights are missing or do not fit; TapError or TrainError if there are fewer stages than are to
-    be frozen.
+    init: a source of weights, see `nets.weights.source`; None: nothing is done. key: the config's
+    key for messages. stages: the config's stages. image_shape: (H, W, C). Raises ArchError if the
+    weights are missing or do not fit, and TapError or TrainError if there are fewer stages than
+    frozen stages.
     """
     if init is None:
         return None
@@ -74,7 +75,7 @@ def start_from(
 def start_student(
     network: nn.Module, config: StudentConfig, image_shape: tuple[int, int, int]
 ) -> Start | None:
-    """Apply `start_from` to a student's file."""
+    """Apply `start_from` to a student's config."""
     net = config.student
     return start_from(
         network,
@@ -90,7 +91,7 @@ def start_student(
 def _filled(
     network: nn.Module, file: Path, arch: str, image_shape: tuple[int, int, int]
 ) -> Sequence[str]:
-    """Load a file, and return the classifiers that it does not fit, which stay as they are."""
+    """Load a file; returns the classifiers that it does not fit, which are unchanged."""
     convert = None
     if model := timm_model(arch):
         from teach_once.nets.weights.timm_weights import converted
@@ -106,11 +107,11 @@ def _filled(
 
 
 def freeze(network: nn.Module, stages: Mapping[str, str], count: int) -> list[nn.Module]:
-    """Stop training the first `count` (from 1) stages and all that the network lists before them.
+    """Freeze the first `count` (from 1) stages and all modules listed before them.
 
-    stages: "stageN" -> module. "Before" is the order in which the network lists its modules, as its
-    constructor made them. Returns the modules that are to stay in evaluation mode. Raises
-    TrainError if there are fewer stages.
+    stages: "stageN" -> module. The order is the order in which the network's constructor added its
+    modules. Returns the modules that must stay in evaluation mode. Raises TrainError if there are
+    fewer stages.
     """
     if count > len(stages):
         raise TrainError(
@@ -131,6 +132,6 @@ def freeze(network: nn.Module, stages: Mapping[str, str], count: int) -> list[nn
 
 
 def listed_until(network: nn.Module, module: str) -> int:
-    """Count the modules that a network lists up to the end of `module`, itself included."""
+    """Count the modules that a network lists up to the end of `module`, inclusive."""
     names = [name for name, _ in network.named_modules()]
     return max(n for n, name in enumerate(names, start=1) if f"{name}.".startswith(f"{module}."))

@@ -1,13 +1,14 @@
 """The network of Residual KD: a student and an assistant, each a thinner copy of the plain student.
 
-The student's map at one stage is trained to be the teacher's, the assistant's to be what is left of
-it; their sum goes through the rest of the student. Which stage is the cache's: that of its hint.
+At one stage, the student's map is trained to match the teacher's map, and the assistant's map to
+match the remaining difference. Their sum is passed to the rest of the student. The stage is that of
+the cache's hint.
 
     images -> student up to the stage   -> F_S --+
     images -> assistant up to the stage -> F_A --+-> the rest of the student -> logits
 
-Source: Gao, Shen, Loy et al. 2020, "Residual Knowledge Distillation"; docs/how-to/methods.md has
-the choices that the paper leaves open.
+Source: Gao, Shen, Loy et al. 2020, "Residual Knowledge Distillation"; docs/how-to/methods.md
+explains the choices that the paper leaves open.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ from teach_once.train.method.pretrained import listed_until
 from teach_once.train.terms import looked_at
 
 _THINNER = (
-    0.7  # of the channels, and so half of the products: two such networks cost as much as one
+    0.7  # fraction of the channels, so half of the products: two such networks cost as much as one
 )
-_ASSISTANT = 0x9E3779B9  # tells its seed from the student's; torch seeds by the lowest 32 bits
-# Where the maps of both are read, by their names among a train state's maps.
+_ASSISTANT = 0x9E3779B9  # offset of its seed; torch uses the lowest 32 bits of a seed
+# Modules at which both maps are read, by their names in a train state's maps.
 PARTS = {"student": "of_student", "assistant": "of_assistant"}
 
 
 class StudentAndAssistant(nn.Module):
-    """Images (B, C, H, W) -> logits (B, K).
+    """Student and assistant as one network: images (B, C, H, W) -> logits (B, K).
 
-    stage: the module, of both networks, at which their maps are added. What the assistant lists
-    behind it is left out. `of_student` and `of_assistant` pass the two maps through, to be read.
+    stage: the module, in both networks, at which their maps are added. Modules that the assistant
+    lists after it are removed. `of_student` and `of_assistant` are identities through which the two
+    maps pass, so that they can be read.
     """
 
     def __init__(self, student: nn.Module, assistant: nn.Module, stage: str) -> None:
@@ -48,7 +50,7 @@ class StudentAndAssistant(nn.Module):
         _cut_behind(assistant, stage)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters that the two networks, as timm's do, except from weight decay."""
+        """Return the parameters that the two networks, like timm's, exclude from weight decay."""
         parts = {"student": self.student, "assistant": self.assistant}
         return {
             f"{name}.{parameter}"
@@ -67,7 +69,7 @@ class StudentAndAssistant(nn.Module):
             return of_student + found.pop()
 
         theirs = self.assistant.get_submodule(self._stage).register_forward_hook(keep)
-        # In front of the hooks of others, who are to see the sum.
+        # Before other hooks, which must receive the sum.
         ours = self.student.get_submodule(self._stage).register_forward_hook(add, prepend=True)
         with theirs, ours:
             self.assistant(images)
@@ -86,15 +88,16 @@ def build_student(
 ) -> nn.Module:
     """Build the network that a method trains: the config's, or Residual KD's pair of thinner ones.
 
-    hint_stage: of the cache, as "stage2"; None: it has none. image_shape: (H, W, C). The weights
-    depend on `seed` alone. Raises ArchError, TapError, TrainError.
+    hint_stage: stage of the cache's hint, such as "stage2"; None: no hint. image_shape: (H, W, C).
+    The weights depend on `seed` alone. Raises ArchError, TapError or TrainError if it cannot be
+    built.
     """
     net = config.student
     if not is_pair(terms):
         return build_net(net, num_classes=num_classes, image_shape=image_shape, seed=seed)
     if net.init is not None:
         raise TrainError(
-            "student.init is for one network, and the loss residual trains two thinner ones",
+            "student.init is for one network, but the loss residual trains two thinner ones",
             fix="student.init=null",
         )
     thin = thinner(net)
@@ -110,7 +113,7 @@ def build_student(
 
 
 def hint_stage(taps: Mapping[str, TapSpec]) -> str | None:
-    """Return the stage of the hint of a cache with these taps."""
+    """Return the stage of the hint in a cache with these taps; None if there is no hint."""
     return taps["hint"].stage if "hint" in taps else None
 
 
@@ -120,12 +123,12 @@ def is_pair(terms: Sequence[LossTerm]) -> bool:
 
 
 def thinner(net: StudentNet) -> ThinNet:
-    """Return the network of student and assistant. Raises ArchError if nothing determines it."""
+    """Return the network of student and assistant. Raises ArchError if it cannot be derived."""
     if net.thinner is not None:
         return net.thinner
     if net.arch not in CIFAR_RESNETS:
         raise ArchError(
-            f"residual: no thinner copy of {net.arch} is known; name a network of half its cost",
+            f"residual: no thinner copy of {net.arch} is known; choose a network of half its cost",
             fix="student.thinner.arch=NETWORK",
         )
     width = float(net.options.get("width", 1.0)) * _THINNER
@@ -133,7 +136,7 @@ def thinner(net: StudentNet) -> ThinNet:
 
 
 def _cut_behind(network: nn.Module, stage: str) -> None:
-    """Replace each module that the network lists behind a stage by nothing."""
+    """Replace each module that the network lists after a stage by an identity."""
     names = [name for name, _ in network.named_modules()]
     cut: list[str] = []
     for name in names[listed_until(network, stage) :]:

@@ -152,7 +152,7 @@ def test_a_damaged_export_is_noticed(
     train_student(study.run("ce", 0))
     export_student(study.run("ce", 0), ["last"], out, device="cpu")
     assert train(["verify", str(out)]) == 0
-    assert f"{out} is sound: resnet8, epoch 2" in capsys.readouterr().out
+    assert f"{out} is valid: resnet8, epoch 2" in capsys.readouterr().out
     for name in ("student.json", "student.pt", "student.pt2"):
         whole = (out / name).read_bytes()
         for position in range(0, len(whole), len(whole) // 40):

@@ -209,7 +209,7 @@ def test_an_error_of_all_ranks_is_said_once(command: list[str]) -> None:
     output = "".join(text for _, text in outcomes)
     assert output.count("error:") == 1, output
     assert "does not have a sample for each of 2 processes" in output
-    assert "fix: training.batch_size=60, or fewer processes" in output
+    assert "fix: set training.batch_size=60, or use fewer processes" in output
 
 
 def test_an_error_of_one_rank_ends_the_others_and_is_said_once(

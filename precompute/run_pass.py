@@ -18,6 +18,7 @@ from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.precompute.compute.trial import certificate, fastest_batch
 from teach_once.precompute.plan import Plan, memory_of, planned
 from teach_once.runtime.command.signals import StopRequest
+from teach_once.runtime.formats import counted
 from teach_once.store import CacheFull, TeacherCache
 from teach_once.store.errors import SamplesChanged
 from teach_once.store.inspect.inspect import agreement
@@ -156,7 +157,7 @@ def naming_changed_files(setup: Setup) -> Iterator[None]:
         names = list(map(setup.dataset.train.name_of, error.samples[:_NAMED_SAMPLES]))
         more = ", ..." if len(error.samples) > len(names) else ""
         raise DatasetError(
-            f"{len(error.samples)} samples have changed since {setup.path} was started:  "
+            f"{counted(len(error.samples), 'sample')} changed since {setup.path} was started: "
             f"{', '.join(names)}{more}",
             fix=f"restore them; or, if the changes are intended: {_remove(setup.path)}, and run "
             f"again",

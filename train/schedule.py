@@ -1,4 +1,4 @@
-"""How loss weights and the learning rate move over a run; epochs are counted from 1."""
+"""Loss weights and the learning rate over a run; epochs are counted from 1."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from teach_once.configs.schema import Cosine, LossTerm, MultiStep, Training
 def weight_at(term: LossTerm, epoch: int) -> float:
     """Return the weight of a term in an epoch.
 
-    Zero before `start_epoch`; from then on `weight`, times `decay` for each of `decay_epochs` that
-    has been reached; over the first `warmup_epochs` it rises linearly to that. Early Decay Teacher
-    is a way to set these: see docs/how-to/methods.md.
+    Zero before `start_epoch`. Afterwards `weight`, times `decay` for each past entry of
+    `decay_epochs`, with a linear warm-up over the first `warmup_epochs`. Early Decay Teacher is a
+    choice of these settings: see docs/how-to/methods.md.
     """
     if epoch < term.start_epoch:
         return 0.0
@@ -44,10 +44,10 @@ def _multistep_factor(schedule: MultiStep, finished_epochs: int) -> float:
 
 
 def _warmup_factor(step: int, warmup_steps: float) -> float | None:
-    """Rises linearly to 1, which it has at `warmup_steps`; None from there on."""
+    """Return a factor that rises linearly to 1 at `warmup_steps`; None from there on."""
     return (step + 1) / (warmup_steps + 1) if step < warmup_steps else None
 
 
 def _cosine_factor(step: int, first: float, end: float) -> float:
-    """Falls from 1 at step `first` to 0, which it would have at step `end`."""
+    """Return a factor that falls from 1 at step `first` to 0 at `end`, which is not reached."""
     return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1.0, end - first)))

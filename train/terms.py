@@ -1,18 +1,18 @@
-"""What a loss is: a function, registered in one line, whose parameters say what it is given.
+"""Loss terms: registered functions whose parameters define their inputs.
 
 A custom loss takes a `Batch`; its other parameters are its options:
 
     @loss_term(teacher_taps=["logits"])
     def my_loss(batch: Batch, sharpness: float = 1.0) -> Tensor: ...
 
-named in a config as `{loss: my_package.my_module:my_loss, options: {sharpness: 2.0}}`. A loss may
-also name what it needs of a batch, see `INPUTS`; it is then a pure function of tensors, and what
-it needs of the cache follows from its signature:
+A config refers to it as `{loss: my_package.my_module:my_loss, options: {sharpness: 2.0}}`. A loss
+may also name its inputs as parameters, see `INPUTS`. It is then a pure function of tensors, and the
+taps that it needs follow from its signature:
 
     @loss_term()
     def my_loss(student_logits: Tensor, teacher_logits: Tensor, sharpness: float = 1.0): ...
 
-The built-in losses are registered so, in `train.losses`: `kd` is short for its full name,
+The built-in losses in `train.losses` are registered this way: `kd` is short for
 `teach_once.train.losses:kd`.
 """
 
@@ -39,11 +39,11 @@ from teach_once.train.errors import TrainError
 StudentOutput = Literal["logits", "means", "attention", "embedding", "hint", "pre_logits", "parts"]
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
-_LOSS = "__teach_once_loss__"  # the attribute of a registered function
+_LOSS = "__teach_once_loss__"  # attribute of a registered function
 _BUILT_IN = "teach_once.train.losses"
-# From a checkout's root its short name can be imported too, as a second copy of the module.
+# In a checkout's root, the short name can be imported too, as a second copy of the module.
 _BUILT_IN_NAMES = ("", "train.losses", _BUILT_IN)
-# Types that a loss may name for its options in its signature; others are not checked.
+# Types of options that are checked, if they are in a loss's signature.
 _OPTION_TYPES = {
     "PositiveFloat": PositiveFloat,
     "NonNegativeFloat": NonNegativeFloat,
@@ -55,16 +55,16 @@ _OPTION_TYPES = {
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of B samples, as losses see it.
+    """A batch of B samples in the form that losses read.
 
     labels: (B,) int64; for mixed images the label with the larger fraction, while other_labels and
-    other_shares (B,) contain the second one. logits: the student's, (B, K). means: after its
+    other_shares (B,) contain the second label. logits: the student's, (B, K). means: after its
     connectors, per stage (B, C_l). maps: its feature maps, "stageN" -> (B, C, H, W). hint: after
-    the regressor, like the teacher's. pre_logits: the input of its classifier, after a linear
-    connector, like the teacher's `embedding`. parts: the maps of student and assistant, see
-    `train.method.residual`, in the teacher's channels. teacher: name of a tap -> (B, ...).
-    mean_squares: of the teacher's means in the cache, a number per stage. All tensors are on one
-    device.
+    the regressor, in the teacher's channels. pre_logits: the input of its classifier, after a
+    linear connector, in the size of the teacher's `embedding`. parts: the maps of student and
+    assistant in the teacher's channels, see `train.method.residual`. teacher: name of a tap -> (B,
+    ...). mean_squares: of the teacher's means in the cache, a number per stage. All tensors are on
+    one device.
     """
 
     labels: Tensor
@@ -80,17 +80,17 @@ class Batch:
     mean_squares: Sequence[float] = ()
 
     def of_teacher(self, kind: Literal["stage", "attention"]) -> list[Tensor]:
-        """Return the taps `kind`1, `kind`2, ... that were read, in order."""
+        """Return the loaded taps `kind`1, `kind`2, ... in order."""
         return [self.teacher[name] for name in in_order(self.teacher, kind)]
 
     @property
     def embedding(self) -> Tensor:
-        """Return (B, C): channel means of the student's last stage, without a connector."""
+        """Return (B, C), the channel means of the student's last stage, without a connector."""
         return channel_means(self.maps[in_order(self.maps, "stage")[-1]])
 
     @functools.cached_property
     def attentions(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Attention maps of student and teacher, per stage (B, positions), of the smaller size."""
+        """Return attention maps of both networks, per stage (B, positions), in the smaller size."""
         maps = [self.maps[stage] for stage in in_order(self.maps, "stage")]
         pairs = [
             _same_size(spatial_attention(map_), theirs, map_)
@@ -100,16 +100,14 @@ class Batch:
 
     @functools.cached_property
     def hints(self) -> tuple[Tensor, Tensor]:
-        """Return the hints of student and teacher, (B, C, H, W); the larger averaged to the
-        smaller.
-        """
+        """Return the hints of student and teacher, (B, C, H, W), in the smaller size."""
         assert self.hint is not None
         ours, theirs = _same_map_size(self.hint, self.teacher["hint"])
         return ours, theirs
 
     @functools.cached_property
     def parts_and_hint(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the maps of student, assistant and teacher, (B, C, H, W), of the smaller size."""
+        """Return the maps of student, assistant and teacher, (B, C, H, W), in the smaller size."""
         assert self.parts is not None
         student, assistant, teacher = _same_map_size(*self.parts, self.teacher["hint"])
         return student, assistant, teacher
@@ -117,7 +115,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Input:
-    """The value of a loss's parameter, and its requirements on the cache and on the student."""
+    """The value of a loss's parameter, and what it requires from the cache and the student."""
 
     of: Callable[[Batch], object]
     taps: frozenset[str] = frozenset()
@@ -132,7 +130,7 @@ def _students(output: StudentOutput, of: Callable[[Batch], object]) -> Input:
     return Input(of, student=frozenset({output}))
 
 
-# The parameters by which a loss asks for a part of the batch.
+# Parameters with which a loss requests a part of the batch.
 INPUTS: dict[str, Input] = {
     "labels": Input(lambda batch: batch.labels),
     "other_labels": Input(lambda batch: batch.other_labels),
@@ -165,10 +163,10 @@ class Loss:
     """A registered function and its requirements.
 
     teacher_taps: names of taps; "stages" means stage1 ... stageL, "attentions" means attention1 ...
-    attentionL, "last_stage" for stageL. student: the parts of the student that it reads; "logits"
-    also means that its gradient reaches the classifier. inputs: the parameters that are `INPUTS`;
-    none if it takes the whole `Batch`. per_sample: it is the mean of numbers that each depend on
-    one sample alone.
+    attentionL, and "last_stage" means stageL. student: parts of the student that it reads; "logits"
+    also means that its gradient reaches the classifier. inputs: parameters that are `INPUTS`; empty
+    if it takes the whole `Batch`. per_sample: it is a mean of values that each depend on one sample
+    only.
     """
 
     function: Callable[..., Tensor]
@@ -186,7 +184,7 @@ class Loss:
         return self.computed({name: INPUTS[name].of(batch) for name in self.inputs}, options)
 
     def computed(self, inputs: Mapping[str, object], options: Mapping[str, float]) -> Tensor:
-        """Compute the loss from these inputs, by the names of `INPUTS`; else as `compute`."""
+        """Compute the loss from inputs named as in `INPUTS`; otherwise as `compute`."""
         return self.scalar(self.function(**inputs, **options))
 
     def scalar(self, returned: object) -> Tensor:
@@ -206,7 +204,7 @@ class Loss:
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """The parameters that a config may set, by name."""
+        """Parameters that a config may set, by name."""
         parameters = inspect.signature(self.function).parameters
         of_batch = self.inputs or list(parameters)[:1]
         return {name: each for name, each in parameters.items() if name not in of_batch}
@@ -220,15 +218,15 @@ def loss_term(
 ) -> Callable[[Function], Function]:
     """Register a function as a loss, and return it unchanged.
 
-    A function of a `Batch` must declare its inputs: teacher_taps and student as in `Loss`, by
-    default the student's logits alone. Parameters that name their inputs declare themselves.
-    per_sample: see `Loss`. If several processes train one student, a per-sample loss is computed
-    from each process's samples; any other loss from all samples, which are exchanged for it.
+    A function of a `Batch` must declare its inputs: teacher_taps and student as in `Loss`; default:
+    only the student's logits. Parameters named as in `INPUTS` declare themselves. per_sample: see
+    `Loss`. If several processes train one student, a per-sample loss is computed on each process's
+    samples, and any other loss on all samples, which are exchanged for it.
     """
 
     def register(function: Function) -> Function:
         loss = _loss(function, teacher_taps, student)
-        # On the function: a module that is imported under two names has one registry all the same.
+        # Stored on the function, so that a module imported under two names has one registry.
         setattr(function, _LOSS, replace(loss, per_sample=per_sample))
         return function
 
@@ -248,9 +246,9 @@ def _loss(
         is_named = name in inputs or each.default is not each.empty
         if not is_named and each.kind is each.POSITIONAL_OR_KEYWORD:
             raise TrainError(
-                f"the loss {function.__name__!r} takes {name!r}, which is neither part of a batch "
-                f"nor an option with a default{did_you_mean(name, INPUTS)}",
-                fix=f"take some of {', '.join(INPUTS)}; or the whole batch alone",
+                f"the loss {function.__name__!r} takes {name!r}, which is neither an input nor an "
+                f"option with a default{did_you_mean(name, INPUTS)}",
+                fix=f"use parameters among {', '.join(INPUTS)}, or only the whole batch",
             )
     return Loss(
         function,
@@ -274,13 +272,14 @@ def loss_named(name: str) -> Loss:
     loss: Loss | None = getattr(function, _LOSS, None)
     if loss is None:
         raise TrainError(
-            f"loss {name!r} is not registered", fix="put @train.terms.loss_term(...) above it"
+            f"loss {name!r} is not registered",
+            fix="add @loss_term(...) of teach_once.train.terms above it",
         )
     return loss
 
 
 def check_options(where: str, term: LossTerm) -> None:
-    """Raise TrainError if a term has options that its loss lacks, or lacks one without a default.
+    """Raise TrainError if a term has unknown options or lacks an option without a default.
 
     where: the term's key in its file, such as "methods.kd.1".
     """
@@ -289,7 +288,7 @@ def check_options(where: str, term: LossTerm) -> None:
     for name in term.options:
         if name not in known and not takes_any:
             near = did_you_mean(name, known)
-            raise TrainError(f"{where}: the loss {term.loss!r} has no {name!r}{near}")
+            raise TrainError(f"{where}: the loss {term.loss!r} has no option {name!r}{near}")
         if name in known:
             _check_value(f"{where}.options.{name}", term.options[name], known[name])
     for name, each in known.items():
@@ -302,7 +301,7 @@ def check_options(where: str, term: LossTerm) -> None:
 
 
 def _check_value(where: str, value: float, parameter: inspect.Parameter) -> None:
-    """Raise TrainError if a value is not of its parameter's type, one of configs' own."""
+    """Raise TrainError if a value does not have its parameter's type."""
     kind = _OPTION_TYPES.get(str(parameter.annotation))
     if kind is None:
         return
@@ -333,7 +332,7 @@ def taps_of(terms: Iterable[LossTerm], stages: Sequence[str]) -> set[str]:
 
 
 def _same_map_size(*maps: Tensor) -> Sequence[Tensor]:
-    """Average maps (B, C, H, W) to the size of the smallest if they differ."""
+    """Average maps (B, C, H, W) to the size of the smallest, if they differ."""
     sizes = {tuple(each.shape[2:]) for each in maps}
     if len(sizes) == 1:
         return maps
@@ -342,10 +341,10 @@ def _same_map_size(*maps: Tensor) -> Sequence[Tensor]:
 
 
 def _same_size(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Average the larger of two attention maps (B, positions) to the smaller one's size.
+    """Average the larger of two attention maps (B, positions) to the size of the smaller one.
 
-    maps: the student's, (B, C, H, W). The teacher's map is taken to have the same proportions, as
-    both networks see the same images.
+    maps: the student's, (B, C, H, W). The teacher's map is assumed to have the same aspect ratio,
+    because both networks process the same images.
     """
     if ours.shape == theirs.shape:
         return ours, theirs

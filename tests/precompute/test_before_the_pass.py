@@ -42,7 +42,7 @@ def test_the_plan_refuses_a_batch_that_is_too_small_for_all_processes(
     plan = ["plan", "digits-resnet8", *nothing_there, "teacher.dataset.max_per_class=6"]
     assert cli([*plan, "--ranks", "5", "training.batch_size=8"]) == 2
     error = capsys.readouterr().err
-    assert "does not have a sample for each of 5 processes" in error
+    assert "has a batch without a sample for each of 5 processes" in error
     assert "training.batch_size=9, or use fewer processes" in error
     assert cli([*plan, "--ranks", "4", "training.batch_size=8"]) == 0
     assert "60 samples x 40 epochs through resnet8, by 4 processes" in capsys.readouterr().out
@@ -63,13 +63,13 @@ def test_the_plan_refuses_a_batch_that_is_too_small_for_all_processes(
         (["student.arch=vgg11_bn"], "exists only with stem: imagenet"),
         ([f"student.arch={OWN}:nothing"], "cannot be loaded"),
         ([f"student.arch={OWN}:without_arguments"], "cannot be built"),
-        ([f"student.arch={OWN}:wide_kernel"], "cannot take images of 8x8"),
+        ([f"student.arch={OWN}:wide_kernel"], "cannot process images of 8x8"),
         (["student.connector=none"], "student.connector is none"),
         (
             ["--methods", "at", "teacher.taps.attention=null"],
             "methods.at needs the taps attention1",
         ),
-        (["methods.ce.0.start_epoch=41"], "this term would never act"),
+        (["methods.ce.0.start_epoch=41"], "this term would never be active"),
         (["teacher.taps.stages=[layer1, layer9]"], "taps.stages: the network has no module"),
         (["teacher.taps.stages=[layer1, fc]", "teacher.taps.hint=null", "--methods", "ce"],
          "taps.stages: the output of the module 'fc' is of shape (10,) for an image, not a map"),

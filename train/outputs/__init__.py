@@ -1,1 +1,1 @@
-"""Where a training step gets the teacher's outputs."""
+"""Sources of the teacher's outputs for a training step."""

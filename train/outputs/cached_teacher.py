@@ -1,15 +1,15 @@
-"""The teacher's outputs from a cache, read ahead in the background by view or by window of blocks.
+"""Read the teacher's outputs from a cache in the background, by view or by window of blocks.
 
-A view's rows, and the rows of the next one, are kept on the device or in (pinned) host memory. If
-two views do not fit, a window of blocks and the next one are kept in host memory.
+The rows of a view and of the next view are kept on the device or in (pinned) host memory. If two
+views do not fit, a window of blocks and the next window are kept in host memory.
 
-Several ranks of a machine keep a view, and the next one, once between them, since each keeps the
-rows of its own samples. Each epoch assigns samples to ranks anew, so each rank rereads the view,
-block by block: from the disk once per machine, since the system's file cache serves the other
-ranks, which verify the blocks themselves.
+Several ranks of a machine together keep one copy of a view, and of the next one, since each rank
+keeps only its samples' rows. Each epoch assigns samples to ranks anew, so each rank rereads the
+view block by block. The disk is read once per machine, because the system's page cache serves the
+other ranks, which verify the blocks themselves.
 
-Left out: one copy of whole views in shared memory. Containers often have 64 MB of it, GPUs would
-need copies, and a kill would leave it behind.
+Whole views are not kept in shared memory: containers often have only 64 MB of it, GPUs would need
+copies, and a kill would leave it allocated.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from teach_once.views.pixels.resident import free_memory
 
 Placement = Literal["device", "host"]
 
-_DEVICE_FRACTION = 0.5  # of the device's free memory may be taken by two views
+_DEVICE_FRACTION = 0.5  # fraction of the device's free memory that two views may use
 
 
 @dataclass(frozen=True, eq=False)
 class _Selection:
-    """The samples of a view whose rows are kept: all of them, or ascending `ids`."""
+    """The samples of a view whose rows are kept: all, or ascending `ids`."""
 
     view: int
     ids: Ids | None
@@ -72,9 +72,7 @@ class CachedTeacher(TeacherOutputs):
         *,
         fraction: float = 1.0,
     ) -> None:
-        """Open the cache's rows. fraction: the approximate fraction of samples passed to
-        `start_epoch`.
-        """
+        """Open a cache's rows. fraction: approximate fraction of samples that are read."""
         self._cache, self._taps, self._device = cache, list(taps), device
         self._is_on_device = placement == "device"
         size = format_size(int(view_bytes(cache, taps) * fraction))
@@ -84,7 +82,7 @@ class CachedTeacher(TeacherOutputs):
         self._loaded: _Selection | None = None
         self._next: tuple[_Selection, Future[dict[str, Tensor]]] | None = None
         self._kept: dict[str, Tensor] = {}
-        self._row_of: Tensor | None = None  # (N,) sample -> row, -1 if not kept; None: itself
+        self._row_of: Tensor | None = None  # (N,) sample -> row, -1 if not kept; None: identity
         self._row_of_on_device: Tensor | None = None
         self._batch_rows: dict[str, Tensor] = {}
         self._buffers = Buffers(device)
@@ -108,7 +106,7 @@ class CachedTeacher(TeacherOutputs):
         ids, host_rows = batch.ids, batch.host_ids
         if self._row_of is not None and self._row_of_on_device is not None:
             host_rows = self._row_of[batch.host_ids]
-            assert int(host_rows.min()) >= 0, "a sample that start_epoch was not called with"
+            assert int(host_rows.min()) >= 0, "a sample that was not passed to start_epoch"
             ids = self._row_of_on_device[ids]
         if not self._is_on_device:
             return self._expand(self._buffers.send([(self._kept, host_rows)]))
@@ -127,7 +125,7 @@ class CachedTeacher(TeacherOutputs):
         return _Selection(view, None if len(ids) == self._cache.num_samples else np.sort(ids))
 
     def _begin(self, wanted: _Selection) -> Future[dict[str, Tensor]]:
-        """Begin to read in the background, unless this is already being read."""
+        """Start reading in the background, unless the same selection is already being read."""
         if self._next is not None and wanted.equals(self._next[0]):
             return self._next[1]
         return self._pool.submit(self._read, wanted)
@@ -167,12 +165,12 @@ class CachedTeacher(TeacherOutputs):
 
 
 class WindowedTeacher(TeacherOutputs):
-    """Rows of a window of blocks and of the next one, for an order that visits them in turn."""
+    """Rows of a window of blocks and of the next one, for an order that follows them."""
 
     def __init__(
         self, cache: TeacherCache, taps: Sequence[str], device: torch.device, window_rows: int
     ) -> None:
-        """window_rows: of the order's `ShuffleBuffer`."""
+        """Open a cache's rows. window_rows: rows per window of the order's `ShuffleBuffer`."""
         self._cache, self._taps = cache, list(taps)
         self.where = (
             f"in windows of {window_rows:,} of {cache.num_samples:,} samples, shuffled there"
@@ -181,10 +179,10 @@ class WindowedTeacher(TeacherOutputs):
         self._buffers = Buffers(device)
         self._expand = Expansion(cache)
         self._windows: list[Future[dict[str, Tensor]]] = []
-        self._view = -1  # none yet
+        self._view = -1  # no view yet
 
     def start_epoch(self, view: int, ids: Ids) -> None:
-        """Begin to read the epoch's first two windows, and wait for the first one."""
+        """Start reading the epoch's first two windows, and wait for the first one."""
         for window in self._windows:
             window.cancel()
         num_samples = self._cache.num_samples
@@ -199,7 +197,7 @@ class WindowedTeacher(TeacherOutputs):
         check_view(batch, self._view)
         ids = batch.host_ids.numpy()
         windows = self._window_of[ids]
-        assert windows.min() >= 0, "a sample that start_epoch was not called with"
+        assert windows.min() >= 0, "a sample that was not passed to start_epoch"
         self._forget_before(int(windows[0]))
         self._read_until(int(windows[-1]) + 1)
         parts = []
@@ -233,14 +231,14 @@ class WindowedTeacher(TeacherOutputs):
 
 
 class Expansion:
-    """Expands top-k logits to all classes, on the device; leaves other taps unchanged."""
+    """Expansion of top-k logits to all classes, on the device; other taps are unchanged."""
 
     def __init__(self, cache: TeacherCache) -> None:
         spec = cache.manifest.taps.get("logits")
         self._num_classes = spec.shape[0] if spec is not None and spec.top else 0
 
     def __call__(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """rows: name -> (B, ...); top-k logits are three arrays, named in `store.format.spec`."""
+        """Expand rows: name -> (B, ...); top-k logits are three arrays, see `store.format.spec`."""
         values, classes, rest = compact_names("logits")
         if not self._num_classes or classes not in rows:
             return rows
@@ -250,8 +248,9 @@ class Expansion:
 
 
 def expand_logits(values: Tensor, classes: Tensor, rest: Tensor, num_classes: int) -> Tensor:
-    """Expand (B, k) values, (B, k) classes and (B,) rest to (B, num_classes) float32:
-    `format.spec`.
+    """Expand values (B, k), classes (B, k) and rest (B,) to (B, num_classes) float32.
+
+    See `store.format.spec`.
     """
     share = rest.float() - math.log(num_classes - values.shape[1])
     logits = share[:, None].repeat(1, num_classes)

@@ -1,6 +1,7 @@
-"""Copies of the teacher's outputs to the training device, none of which waits for a training step.
+"""Copy the teacher's outputs to the training device without blocking a training step.
 
-A GPU copies from page-locked ("pinned") memory while it computes, and from any other only in turn.
+A GPU copies from page-locked ("pinned") memory while it computes, but from other memory only
+between computations.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-_BUFFERS = 8  # batches on their way to a GPU at the same time
+_BUFFERS = 8  # batches being copied to a GPU at the same time
 
 
 class Buffers:
-    """Host memory that batches are gathered into, reused from step to step.
+    """Host memory in which batches are gathered, reused from step to step.
 
-    For a GPU it is pinned and there are several buffers, so that one batch may still be on its way
-    while the next is gathered; nothing waits unless the GPU is that many batches behind.
+    For a GPU it is pinned and has several buffers, so that one batch can be copied while the next
+    is gathered. Nothing blocks unless the GPU is that many batches behind.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -53,16 +54,16 @@ class Buffers:
 
 
 def pin(values: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor in page-locked memory, from which a GPU copies directly, if any."""
+    """Return the tensor in page-locked memory if the device is a GPU; otherwise unchanged."""
     return values.pin_memory() if device.type == "cuda" else values
 
 
 def copy_in_background(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Copy host tensors to the device from a background thread; returns when they are there.
+    """Copy host tensors to the device from a background thread; returns when they have arrived.
 
-    On a GPU they go through page-locked memory and a stream of their own. The default stream would
-    make the copy wait for the training steps that are queued there, and these for the copy. Code
-    that uses the tensors on another stream calls `mark_as_used` first.
+    On a GPU the copy uses page-locked memory and its own stream. In the default stream, copies
+    would wait for queued training steps, and steps for copies. Code that uses the tensors in
+    another stream must call `mark_as_used` first.
     """
     if device.type != "cuda":
         return {tap: each.to(device) for tap, each in values.items()}
@@ -76,18 +77,17 @@ def copy_in_background(values: Mapping[str, Tensor], device: torch.device) -> di
 
 
 def mark_as_used(values: Mapping[str, Tensor]) -> None:
-    """Keep the memory of these copies from reuse while the current stream still reads it."""
+    """Prevent the reuse of these copies' memory while the current stream still reads it."""
     for each in values.values():
         if each.is_cuda:
             each.record_stream(torch.cuda.current_stream(each.device))
 
 
 def gather_rows(slab: Tensor, sample_ids: Tensor, buffer: Tensor) -> Tensor:
-    """Gather rows of (N, ...) into a buffer that is reused from step to step: (B, ...), a view of
-    it.
+    """Gather rows of (N, ...) into a reused buffer; returns a view (B, ...) of it.
 
-    Fresh memory for each batch would cost more, in page faults, than the copy itself. The next call
-    overwrites the rows, so they must not be needed after the step.
+    Page faults of newly allocated memory would cost more than the copy. The next call overwrites
+    the rows, so they must not be used after the step.
     """
     if len(buffer) < len(sample_ids):
         buffer.resize_(len(sample_ids), *slab.shape[1:])

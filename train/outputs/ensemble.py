@@ -1,9 +1,9 @@
-"""A teacher ensemble: the outputs of several teachers, cached or live, combined into one.
+"""A teacher ensemble: combine the outputs of several teachers, cached or live.
 
 Logits are the logarithm of the weighted mean of the teachers' probabilities, so that every loss on
-logits applies; `correct` is decided on that mean. The stages of the second teacher are numbered
-behind those of the first, and so on; means are scaled by the square root of the teacher's weight,
-on both sides, so that a sum of squared differences counts each teacher by its weight.
+logits applies; `correct` is computed from that mean. Stages of the second teacher are numbered
+after those of the first, and so on. Means are scaled by the square root of the teacher's weight,
+for teacher and student, so that a sum of squared differences gives each teacher its weight.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ class TeacherEnsemble(TeacherOutputs):
         num_stages: Sequence[int],
         normalizations: Sequence[Normalization] = (),
     ) -> None:
-        """normalizations: of each teacher, where networks run on the student's inputs, which have
-        the first one's; empty where outputs are read from caches.
+        """Combine sources with one weight and number of stages each.
+
+        normalizations: of each teacher, if networks run on the student's inputs, which use the
+        first teacher's normalization; empty if outputs are read from caches.
         """
         self._sources, self._weights = sources, weights
         self._stages = number_stages(num_stages)
@@ -55,7 +57,7 @@ class TeacherEnsemble(TeacherOutputs):
             source.close()
 
     def rows(self, batch: ViewBatch) -> dict[str, Tensor]:
-        """Return logits as float32, `correct` as uint8, and the stages of all teachers."""
+        """Return float32 logits, uint8 `correct`, and the stages of all teachers."""
         of_each = [
             source.rows(self._normalize(batch, number))
             for number, source in enumerate(self._sources)
@@ -79,8 +81,7 @@ class TeacherEnsemble(TeacherOutputs):
     def _rescaling(self, number: int, device: torch.device) -> tuple[Tensor, ...]:
         """Return mean and std of the first teacher and of teacher `number`, each (1, C, 1, 1).
 
-        They are copied to the device once, since copying numbers there in each step would wait for
-        it.
+        They are copied to the device once, because a copy in each step would block.
         """
         if (number, device) not in self._rescalings:
             ours, theirs = self._normalizations[0], self._normalizations[number]

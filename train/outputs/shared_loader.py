@@ -1,7 +1,7 @@
-"""One reading for several runs: each batch of views, and each of its teacher rows, is made once.
+"""Shared loading for several runs: each batch of views and its teacher rows are read once.
 
-The runs have to keep pace, as `train.sessions.joint` sees to: a batch is there until the first of
-them asks for the next one.
+The runs must advance together, as in `train.sessions.joint`: a batch exists until the first run
+requests the next one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from teach_once.views.pixels.batches import Pixels, ViewBatch
 
 
 class SharedPixels:
-    """The views of a split, of which several readers see the same batches: `Pixels`."""
+    """The views of a split, shared by several readers that receive the same batches: `Pixels`."""
 
     def __init__(self, pixels: Pixels) -> None:
         self.shape, self.where, self.is_streamed = pixels.shape, pixels.where, pixels.is_streamed
@@ -30,16 +30,15 @@ class SharedPixels:
 
     @property
     def current(self) -> ViewBatch:
-        """The batch that was yielded last."""
+        """The most recent batch."""
         assert self._reading is not None
         assert self._reading.batch is not None
         return self._reading.batch
 
     def batches(self, views: Sequence[int], ids: Ids, batch_size: int) -> Iterator[ViewBatch]:
-        """Yield batches as `Pixels.batches` does; a reader that requests the current batch shares
-        it.
+        """Yield as `Pixels.batches` does; a reader that requests the current batch shares it.
 
-        Raises TrainError if another reader has changed a batch in place.
+        Raises TrainError if another reader has modified a batch in place.
         """
         reading = self._reading
         number = None if reading is None else reading.number_of(views, ids, batch_size)
@@ -52,20 +51,18 @@ class SharedPixels:
 
 
 class _Reading:
-    """Batches in their order; the last one is kept."""
+    """Batches in order; the last one is kept."""
 
     def __init__(self, pixels: Pixels, views: Sequence[int], ids: Ids, batch_size: int) -> None:
         self._views, self._ids, self._batch_size = tuple(views), ids, batch_size
         self._batches = pixels.batches(views, ids, batch_size)
-        self._number = -1  # of the batch, from 0
-        self.batch: ViewBatch | None = None  # none yet, or no more
+        self._number = -1  # number of the batch, from 0
+        self.batch: ViewBatch | None = None  # None before the first and after the last batch
         self._unchanged = Unchanged("the images of a batch")
         self._error: Exception | None = None
 
     def number_of(self, views: Sequence[int], ids: Ids, batch_size: int) -> int | None:
-        """Return the number of the first batch of these ids: the current one or the next; None if
-        neither.
-        """
+        """Return the number of the current or next batch if it starts with these ids; else None."""
         first = len(self._ids) - len(ids)
         number, rest = divmod(first, batch_size)
         number *= len(views)
@@ -82,9 +79,9 @@ class _Reading:
         """Return batch `number`, the current one or the next; None after the last one."""
         if number == self._number + 1:
             self._advance()
-        assert number == self._number, "its readers do not keep pace"
+        assert number == self._number, "its readers must advance together"
         if self._error is not None:
-            raise self._error  # every reader's own, as if it had read alone
+            raise self._error  # raised in every reader, as if it had read alone
         self._unchanged.check()
         return self.batch
 
@@ -102,19 +99,19 @@ class _Reading:
 class SharedOutputs:
     """The outputs of one teacher for the current batch of `pixels`, read once for all runs.
 
-    source: returns all taps that any of the runs reads.
+    source: returns all taps that any run reads.
     """
 
     def __init__(self, source: TeacherOutputs, pixels: SharedPixels) -> None:
         self.source, self.where = source, source.where
         self._pixels = pixels
         self._epoch: tuple[int, Ids] | None = None
-        self._batch: ViewBatch | None = None  # whose rows are there
+        self._batch: ViewBatch | None = None  # batch of the loaded rows
         self._rows: Mapping[str, Tensor] = {}
         self._unchanged = Unchanged("the teacher's outputs for a batch")
 
     def select_taps(self, taps: Sequence[str]) -> TeacherOutputs:
-        """Return the outputs of one run; closing them leaves the source open for other runs."""
+        """Return the outputs for one run; closing them keeps the source open for other runs."""
         return _SelectedTaps(self, taps)
 
     def start_epoch(self, view: int, ids: Ids) -> None:
@@ -124,7 +121,7 @@ class SharedOutputs:
             self._epoch = view, ids
 
     def rows(self, part: ViewBatch) -> Mapping[str, Tensor]:
-        """Return the rows of the current batch, or of successive samples of it."""
+        """Return the rows of the current batch, or of consecutive samples of it."""
         batch = self._pixels.current
         if batch is not self._batch:
             self._rows, self._batch = self.source.rows(batch), batch
@@ -157,7 +154,7 @@ class _SelectedTaps(TeacherOutputs):
 
 
 class Unchanged:
-    """Tensors that nobody may change in place, since other readers see them too."""
+    """Tensors that must not be modified in place, because other readers share them."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -165,14 +162,14 @@ class Unchanged:
         self._versions: list[int] = []
 
     def note(self, tensors: Sequence[Tensor]) -> None:
-        """Remember these tensors from now on."""
+        """Watch these tensors instead of the previous ones."""
         self._tensors, self._versions = tensors, [each._version for each in tensors]
 
     def check(self) -> None:
-        """Raise TrainError if a tensor was changed since."""
+        """Raise TrainError if a tensor was modified."""
         if [each._version for each in self._tensors] != self._versions:
             raise TrainError(
                 f"a network or a loss of another run has changed {self._what} in place, which the "
                 f"runs share",
-                fix="train without sharing: SHARED_LOADING=0, or --no-shared-loading",
+                fix="train without shared loading: SHARED_LOADING=0 or --no-shared-loading",
             )

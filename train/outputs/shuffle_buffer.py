@@ -1,14 +1,13 @@
-"""The order of samples: shuffled over the whole dataset, or block by block in a shuffle buffer.
+"""The order of samples: shuffled over the whole dataset, or by blocks in a shuffle buffer.
 
-Two views of teacher outputs are kept in memory if they fit. Else samples are shuffled by block and
-within a window:
-the blocks are put into a random order, `window_rows` worth of them make a window, and the samples
-of each window are put into a random order: a pure function of (seed, epoch), as `views.seeds` has
-it for a whole dataset. The larger the window, the nearer to a true shuffle.
+If two views of teacher outputs fit into memory, samples are shuffled over the whole dataset.
+Otherwise the blocks are put into random order, blocks with a total of `window_rows` samples form a
+window, and the samples of each window are put into random order. The result is a pure function of
+(seed, epoch), as in `views.seeds` for a whole dataset. Larger windows are closer to a full shuffle.
 
-What fits goes by the memory there is for all processes, not by what is free or by the share of one
-process: the size of the windows is part of a run's identity, which must not depend on what else is
-running. Imports no torch.
+The memory limit is the machine's memory for all processes, not the free memory or one process's
+share, because the size of the windows is part of a run's identity and must not depend on other
+programs. Does not import torch.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from teach_once.views.seeds import permutation
 
 Ids = NDArray[np.int64]
 
-# Where a view's teacher outputs are held while its epoch runs; see `train.outputs.teacher_outputs`.
+# Where a view's teacher outputs are kept during its epoch; see `train.outputs.teacher_outputs`.
 PlacementChoice = Literal["auto", "device", "host", "window"]
 
-_SLABS_SHARE = 0.5  # of the memory for two views; beyond it a window of blocks is held
-_WINDOW_SHARE = 0.125  # of the memory for one window; two are held
-_WINDOWS_PER_EPOCH = 8  # at least, where a window is asked for
-_BLOCKS_SEED_OFFSET = 2**63  # keeps the order of blocks apart from that of samples
+_SLABS_SHARE = 0.5  # fraction of the memory for two views; beyond it, windows are used
+_WINDOW_SHARE = 0.125  # fraction of the memory for one window; two are kept
+_WINDOWS_PER_EPOCH = 8  # at least, if the config requests windows
+_BLOCKS_SEED_OFFSET = 2**63  # separates the draws for blocks from those for samples
 
 
 def window_rows(
     cache: TeacherCache, taps: Collection[str], placement: PlacementChoice
 ) -> int | None:
-    """Return the number of samples to shuffle at a time when these taps are read; None: all.
+    """Return the number of samples per window for these taps; None: shuffle all samples.
 
-    A window is used if the config requests it, or if two views fill the memory.
+    Windows are used if the config requests them, or if two views exceed the memory.
     """
     row_bytes, memory = record_bytes(cache, taps), total_memory()
     is_too_large = 2 * row_bytes * cache.num_samples > memory * _SLABS_SHARE
@@ -62,7 +61,7 @@ def outputs_fit(num_bytes: int, jobs: int) -> bool:
 
 
 def jobs_that_fit(jobs: int, held_bytes: Iterable[int]) -> int:
-    """Return how many of `jobs` runs may keep teacher outputs of these sizes at the same time."""
+    """Return how many of `jobs` runs may keep teacher outputs of these sizes at once."""
     largest = max([1, *held_bytes])
     return min(jobs, max(1, int(_SLABS_SHARE * total_memory() // largest)))
 
@@ -80,10 +79,10 @@ class ShuffleBuffer:
         return max(1, self.window_rows // self.block_rows)
 
     def order(self, seed: int, epoch: int) -> Ids:
-        """Return (N,) int64: every sample once."""
+        """Return the order of all samples, (N,) int64."""
         num_blocks = -(-self.num_samples // self.block_rows)
         blocks = permutation((seed + _BLOCKS_SEED_OFFSET) % 2**64, epoch, num_blocks)
-        # Sorted by window, and within a window by the sample's own place in a true shuffle.
+        # Sorted by window, and within a window by the sample's position in a full shuffle.
         window_of_block = np.empty(num_blocks, dtype=np.int64)
         window_of_block[blocks] = np.arange(num_blocks) // self.blocks_per_window
         shuffled = permutation(seed, epoch, self.num_samples)
@@ -92,12 +91,12 @@ class ShuffleBuffer:
 
 
 def find_windows(ids: Ids, num_samples: int, block_rows: int) -> tuple[Ids, Ids, list[Ids]]:
-    """Group the blocks of an order into windows that are read, and forgotten, one after the other.
+    """Group the blocks of an order into windows that are loaded and released one after the other.
 
-    Blocks belong together if the order interleaves their samples. A window contains the rows of the
-    samples `ids` (M,) alone, by block and sample.
+    Blocks are in the same window if the order interleaves their samples. A window contains only the
+    rows of samples `ids` (M,), by block and sample.
 
-    Returns (N,) the row of each sample in its window; (N,) its window, -1 if it is not in `ids`;
+    Returns the row of each sample in its window (N,); its window (N,), -1 if it is not in `ids`;
     and the blocks of each window, ascending.
     """
     blocks_seen = ids // block_rows

@@ -1,15 +1,15 @@
-"""The teacher's outputs for each batch: the interface of a training step, and its simplest members.
+"""The teacher's outputs for each batch: the interface for training steps, and simple members.
 
-An implementation has a placement (where rows wait for their batch) and an origin:
+An implementation has a placement (where rows are kept until their batch) and an origin:
 
                         from the cache                  from the live teacher
 one view, on the device `CachedTeacher("device")`       computed in the step: `LiveTeacher`
 one view, host memory   `CachedTeacher("host")`
 blocks, host memory     `WindowedTeacher`
 
-Two wrappers have the same interface: `TeacherEnsemble` for several teachers, `SharedOutputs` for
-several students. With several ranks, each rank passes the ids of its own samples to `start_epoch`
-and so loads no others. The order of samples is decided elsewhere (`train.outputs.shuffle_buffer`).
+Two wrappers have the same interface: `TeacherEnsemble` for several teachers and `SharedOutputs` for
+several students. With several ranks, each rank passes only its samples' ids to `start_epoch` and
+loads only these. `train.outputs.shuffle_buffer` determines the order of samples.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ Ids = NDArray[np.int64]
 
 
 class WrongView(TrainError):
-    """A batch of another view than the one whose teacher outputs are loaded."""
+    """A batch of another view than the loaded teacher outputs."""
 
 
 class TeacherOutputs(Protocol):
-    """Returns the teacher's outputs for one batch after another, epoch by epoch."""
+    """A source of the teacher's outputs, batch by batch and epoch by epoch."""
 
-    where: str  # a phrase for people: where the outputs are kept
+    where: str  # description of where the outputs are kept
 
     def start_epoch(self, view: int, ids: Ids) -> None:
-        """Load the outputs of `view` for the samples `ids` (M,), in the order of their batches."""
+        """Load the outputs of `view` for samples `ids` (M,), in the order of their batches."""
         return
 
     def prefetch(self, view: int, ids: Ids) -> None:
-        """Begin to load the view and the samples of the next epoch in the background."""
+        """Start loading the next epoch's view and samples in the background."""
         return
 
     def rows(self, batch: ViewBatch) -> dict[str, Tensor]:
         """Return the taps of the batch: name -> (B, ...) on the device.
 
-        The next call may overwrite them. Raises WrongView if the batch is of another view.
+        The next call may overwrite them. Raises WrongView if the batch belongs to another view.
         """
         ...
 
@@ -68,7 +68,7 @@ class NoTeacher(TeacherOutputs):
 
 
 class LiveTeacher(TeacherOutputs):
-    """The teacher itself, run on the student's inputs: the reference for the cached outputs."""
+    """The teacher run on the student's inputs, which is the reference for cached outputs."""
 
     where = "computed in the loop"
 
@@ -81,7 +81,7 @@ class LiveTeacher(TeacherOutputs):
 
 
 def check_view(batch: ViewBatch, view: int) -> None:
-    """Raise WrongView unless the batch is of the loaded view; -1: none is loaded."""
+    """Raise WrongView unless the batch belongs to the loaded view; -1: none is loaded."""
     if batch.view != view:
         loaded = f"the outputs of view {view} are loaded" if view >= 0 else "no epoch has started"
         raise WrongView(

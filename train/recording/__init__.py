@@ -1,1 +1,1 @@
-"""What a run leaves behind: files, checkpoints, trackers, printed lines, exports."""
+"""Recording of a run: files, checkpoints, trackers, printed lines, exports."""

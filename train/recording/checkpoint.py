@@ -1,9 +1,9 @@
-"""The checkpoint of a run: what it holds, and whether a run may be resumed from it.
+"""The checkpoint of a run: its content, and the checks before a run resumes from it.
 
-A plain dict of tensors and numbers, with a checksum over all of them and the run's identity. Read
-back, every number has its type and range, every tensor the shape and type of the run's own, and
-the best epoch is the one that the metrics give: the fused optimizer believes the shapes it is
-given, and other numbers would be trained on in silence.
+A checkpoint is a plain dict of tensors and numbers, with a checksum over its content and the run's
+identity. When it is read, every number must have its type and range, every tensor must have the
+run's shape and dtype, and the best epoch must agree with the metrics. The fused optimizer does not
+check shapes, and wrong numbers would be trained on silently.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Partial:
-    """An epoch of which `step` steps are done. Tensors are float32, on the host."""
+    """An epoch with `step` finished steps. Tensors are float32, on the host."""
 
     epoch: int
     step: int
@@ -59,7 +59,7 @@ class Partial:
 class BestEpoch:
     """The epoch with the lowest `deciding` error (validation, else test), and its test errors.
 
-    weights_sha256: of its weights' file.
+    weights_sha256: sha256 of its weights file.
     """
 
     epoch: int
@@ -71,11 +71,11 @@ class BestEpoch:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """The progress of a run: `epoch` whole epochs, and the finished steps of the next one."""
+    """The progress of a run: `epoch` finished epochs, and the finished steps of the next one."""
 
     epoch: int
     seconds: float
-    best: Mapping[str, BestEpoch]  # by the name of the weights' file, "best" or "best-ema"
+    best: Mapping[str, BestEpoch]  # by name of the weights file, "best" or "best-ema"
     partial: Partial | None
 
 
@@ -114,7 +114,7 @@ class _Checkpoint(BaseModel):
 def build_checkpoint(
     run_sha256: str, progress: RunProgress, train_state: TrainState
 ) -> dict[str, Any]:
-    """Build the checkpoint's document and tensors."""
+    """Build a checkpoint's document and tensors."""
     state = {
         "run_sha256": run_sha256,
         "epoch": progress.epoch,
@@ -133,16 +133,16 @@ def build_checkpoint(
 
 
 def checkpoint_digest(state: Mapping[str, Any]) -> str:
-    """Hash all of a checkpoint but the optimizer's settings, which are never read from it."""
+    """Hash a checkpoint without the optimizer's settings, which are never read from it."""
     covered = {key: value for key, value in state.items() if key != _CHECKSUM}
     return content_sha256(covered | {"optimizer": state["optimizer"]["state"]})
 
 
 def read_checkpoint(path: Path, run_sha256: str) -> dict[str, Any] | None:
-    """Read a run's checkpoint; each number has its type and is in its range.
+    """Read a run's checkpoint and check the type and range of each number.
 
-    Returns None if there is no file, or the file of another run. Raises TrainError, which explains
-    how the run starts again.
+    Returns None if the file is missing or belongs to another run. Raises TrainError, which explains
+    how to restart the run, if it is damaged.
     """
     try:
         state = read_tensors(path, follow=False)
@@ -160,7 +160,7 @@ def read_checkpoint(path: Path, run_sha256: str) -> dict[str, Any] | None:
 
 
 def restore(state: Mapping[str, Any], train_state: TrainState, path: Path) -> RunProgress:
-    """Fill the train state from a checkpoint that `read_checkpoint` returned. Raises TrainError."""
+    """Load a checkpoint from `read_checkpoint` into the train state. Raises TrainError."""
     if different := list(_differences_to(train_state, state)):
         more = f"\n  and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         shown = "\n  ".join(different[:_SHOWN])
@@ -168,7 +168,7 @@ def restore(state: Mapping[str, Any], train_state: TrainState, path: Path) -> Ru
     partial = state["partial"] and _partial(state["partial"], state["epoch"], path)
     if state[_CHECKSUM] != checkpoint_digest(state):
         raise unusable(
-            path, f"{one_line(path)} has been changed or damaged: its checksum is of other content"
+            path, f"{one_line(path)} has been changed or damaged: its checksum does not match"
         )
     train_state.load_state_dict(state)
     return RunProgress(
@@ -186,10 +186,9 @@ def restore(state: Mapping[str, Any], train_state: TrainState, path: Path) -> Ru
 def check_metrics(
     progress: RunProgress, epochs: Sequence[Mapping[str, Any]], last: int, path: Path
 ) -> None:
-    """Raise TrainError unless a checkpoint's best epochs are those of the run's metrics.
+    """Raise TrainError unless a checkpoint's best epochs agree with the run's metrics.
 
-    epochs: of the metrics, as many as the checkpoint counts. last: the number of the run's last
-    epoch.
+    epochs: metrics of as many epochs as the checkpoint has. last: number of the run's last epoch.
     """
     for name in BEST_NAMES:
         prefix, best = prefix_of(name), progress.best.get(name)
@@ -206,11 +205,11 @@ def check_metrics(
         if best != expected:
             raise unusable(
                 path,
-                f"{one_line(path)} says that the best epoch is {best}, by {METRICS_FILE} it is "
+                f"{one_line(path)} has the best epoch {best}, but in {METRICS_FILE} it is "
                 f"{expected}",
             )
     if progress.epoch > last or (progress.partial and progress.epoch == last):
-        raise unusable(path, f"{one_line(path)} says epoch {progress.epoch:,} of {last:,}")
+        raise unusable(path, f"{one_line(path)} has epoch {progress.epoch:,} of {last:,}")
 
 
 def _best(found: Sequence[Any], weights_sha256: str) -> BestEpoch:
@@ -238,7 +237,7 @@ def _partial(found: Mapping[str, Any], epochs: int, path: Path) -> Partial:
 
 
 def _differences_to(train_state: TrainState, state: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the parts of a checkpoint that cannot replace the train state's own."""
+    """Yield the parts of a checkpoint that do not fit the train state."""
     own = train_state.state_dict()
     for part in ("network", "connectors", "scaler", "average"):
         yield from _differences(own[part], state.get(part, {}), part)
@@ -252,7 +251,7 @@ def _differences_of_optimizer(
 ) -> Iterator[str]:
     """Yield the differences of the optimizer's state.
 
-    SGD's state exists from the start, AdamW's begins with a parameter's first gradient.
+    SGD's state exists from the start. AdamW's state starts with a parameter's first gradient.
     """
     if isinstance(train_state.optimizer, torch.optim.SGD):
         yield from _differences(own["state"], found, "optimizer")
@@ -285,7 +284,7 @@ def _differences(own: object, found: object, where: str) -> Iterator[str]:
 
 
 def content_sha256(content: Mapping[str, Any]) -> str:
-    """Hash every key, number and tensor, with its type and shape. Raises ValueError."""
+    """Hash every key, number and tensor, including dtypes and shapes. Raises ValueError."""
     digest = hashlib.sha256()
     for piece in _pieces(content, 0):
         digest.update(piece)
@@ -294,7 +293,7 @@ def content_sha256(content: Mapping[str, Any]) -> str:
 
 def _pieces(value: object, depth: int) -> Iterator[bytes | memoryview]:
     if depth > _MOST_DEPTH:
-        raise ValueError("nested too deeply")
+        raise ValueError("nesting is too deep")
     if isinstance(value, Tensor):
         yield f"tensor {value.dtype} {tuple(value.shape)};".encode()
         yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
@@ -312,9 +311,9 @@ def _pieces(value: object, depth: int) -> Iterator[bytes | memoryview]:
 
 
 def check_steps(partial: Partial, losses: Sequence[str], num_steps: int, path: Path) -> None:
-    """Raise TrainError unless an unfinished epoch has this run's losses, and steps left.
+    """Raise TrainError unless an unfinished epoch has this run's losses and remaining steps.
 
-    losses: those that are active in the epoch. num_steps: of an epoch.
+    losses: active in the epoch. num_steps: steps in an epoch.
     """
     if set(partial.sums) != set(losses):
         found, expected = (", ".join(sorted(each)) for each in (partial.sums, losses))
@@ -325,10 +324,10 @@ def check_steps(partial: Partial, losses: Sequence[str], num_steps: int, path: P
         )
     if partial.step >= num_steps:
         raise unusable(
-            path, f"{one_line(path)} says step {partial.step:,} of an epoch of {num_steps:,}"
+            path, f"{one_line(path)} has step {partial.step:,} of an epoch of {num_steps:,}"
         )
 
 
 def unusable(path: Path, problem: str) -> TrainError:
-    """Return the error for a checkpoint that the run cannot be resumed from."""
+    """Return the error for a checkpoint from which the run cannot resume."""
     return TrainError(problem, fix=f"rm {shlex.quote(str(path))}  # the run starts again")

@@ -1,14 +1,14 @@
-"""A trained student for use elsewhere: a plain state dict, a torch.export program, and their card.
+"""Export a trained student: a plain state dict, a torch.export program, and their card.
 
-student.pt     the network's own keys, which the constructor of its architecture loads
+student.pt     the network's state dict, for the constructor of its architecture
 student.pt2    torch.export, for any batch size: normalized float32 (B, C, H, W) -> logits (B, K)
-student.json   architecture, classes, normalization, errors, where it comes from, and checksums
-student-ema.*  the same of averaged weights, where the recipe has them
+student.json   architecture, classes, normalization, errors, origin, and checksums
+student-ema.*  the same files for averaged weights, if the recipe has them
 
-The weights are compared with the checksum that the run's summary has of them, and the program must
-give the network's logits on test images, up to rounding. The folder gets its name when all is in
-it, so that there is never a mixture of two students. Errors are measured again and not compared
-with the run's: a sample or two may change sides on another device.
+The weights are verified with the checksum in the run's summary, and the program must give the
+network's logits on test images, up to rounding. The folder is renamed into place when it is
+complete, so it never mixes two students. Errors are measured again but not compared with the run's,
+because a few samples may change class on another device.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from teach_once.train.runs.study import Run
 from teach_once.views.pixels.batches import Pixels
 from teach_once.views.pixels.resident import evaluation_pixels
 
-# How far the program's logits may be from the network's, relative to the largest of them: both
-# compute in float32, but the sums of one may be in another order.
+# Largest difference of the program's logits from the network's, relative to the largest logit: both
+# compute in float32, but may sum in another order.
 _ROUNDING = 1e-3
 _COMPARED_IMAGES = 256
 
@@ -57,9 +57,9 @@ def export_student(
 ) -> list[dict[str, Any]]:
     """Write three files for each of these weights into a new `folder`; returns their cards.
 
-    The files of averaged weights are called `student-ema`. An earlier export of the same run is
-    replaced whole. Raises TrainError, also if the folder contains another run's export; BadFile if
-    it contains anything else.
+    Files of averaged weights are called `student-ema`. An earlier export of the same run is
+    replaced as a whole. Raises TrainError, also if the folder contains another run's export, and
+    BadFile if it contains anything else.
     """
     _check_same_run(run, folder)
     weights = {each: _intact_weights(run, each) for each in which}
@@ -68,20 +68,20 @@ def export_student(
 
 
 def _check_same_run(run: Run, folder: Path) -> None:
-    """Raise TrainError if the folder holds the export of another run."""
+    """Raise TrainError if the folder contains the export of another run."""
     try:
         cards = verify_export(folder)
     except (BadFile, OSError):
-        return  # none, or a damaged one, which is to be exported again
+        return  # no export, or a damaged one, which is replaced
     for card in cards:
         own = {"model": run.study.config.student.arch, "method": run.method, "seed": run.seed}
         own |= {"cache_sha256": identity_sha256(run.study.cache.identity)}
         own |= {"run_sha256": run.sha256}
         if other := [f"{key} {card.get(key)}" for key in own if card.get(key) != own[key]]:
             raise TrainError(
-                f"{folder} holds the export of another run ({one_line(', '.join(other))}), which "
-                f"would be lost",
-                fix=f"name another folder, or: rm -r {shlex.quote(str(folder))}",
+                f"{folder} contains the export of another run ({one_line(', '.join(other))}), "
+                f"which would be lost",
+                fix=f"choose another folder, or: rm -r {shlex.quote(str(folder))}",
             )
 
 
@@ -117,9 +117,7 @@ def weights_of(run: Run, when: Literal["best", "last"]) -> list[Which]:
 
 
 def _intact_weights(run: Run, which: Which) -> Path:
-    """Read the weights of a finished run. Raises TrainError unless they are the run's final
-    weights.
-    """
+    """Return the weights file of a finished run. Raises TrainError unless it is intact."""
     if run.summary is None:
         raise TrainError(f"{run.folder} is not finished", fix=_command(run))
     weights = run.folder / f"{which}.pt"
@@ -130,15 +128,15 @@ def _intact_weights(run: Run, which: Which) -> Path:
 
 
 def _check_weights_file(file: Path, run: Run, which: Which) -> None:
-    """Raise TrainError unless the file holds the weights that the run ended with."""
+    """Raise TrainError unless the file contains the run's final weights."""
     name = f"{which}.pt"
     expected = ((run.summary or {}).get("files_sha256") or {}).get(name)
     if expected is None:
         raise TrainError(f"{run.folder / SUMMARY_FILE} has no sha256 of {name}", fix=_again(run))
     if file_sha256(file) != expected:
         raise TrainError(
-            f"{run.folder / name} does not hold the weights that this run ended with: its sha256 "
-            f"is not the one in {SUMMARY_FILE}",
+            f"{run.folder / name} does not contain the final weights of this run: its sha256 "
+            f"differs from that in {SUMMARY_FILE}",
             fix=_again(run),
         )
 
@@ -160,7 +158,7 @@ def _command(run: Run) -> str:
 
 
 def _origin(run: Run, which: Which) -> dict[str, Any]:
-    """Return the card's description of the run."""
+    """Return the origin of an export for its card."""
     study, summary = run.study, run.summary
     assert summary is not None
     student = study.config.student
@@ -197,12 +195,12 @@ def _loaded(run: Run, weights: Path) -> nn.Module:
 
 
 def _written_program(network: nn.Module, test: Pixels, path: Path) -> nn.Module:
-    """Export, load what was written, and compare it."""
+    """Export the program, load it again and compare it with the network."""
     height, width, channels = test.shape
     example = torch.zeros(2, channels, height, width)
     batch = torch.export.Dim("batch", min=1, max=2**16)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
-    archive = io.BytesIO()  # given a path, torch words a full disk as an error of its own
+    archive = io.BytesIO()  # with a path, torch reports a full disk as another error
     torch.export.save(program, archive)
     path.write_bytes(archive.getbuffer())
     module: nn.Module = torch.export.load(path).module()
@@ -220,10 +218,9 @@ def _compare(program: nn.Module, network: nn.Module, test: Pixels) -> None:
     difference = (theirs - logits).abs().max().item() / max(logits.abs().max().item(), 1e-12)
     if not difference <= _ROUNDING:
         raise TrainError(
-            f"the program that torch.export made gives other logits than the network: they differ "
-            f"by {difference:.2g} of the largest; {_ROUNDING:.2g} would be rounding",
-            fix="use the run's best.pt or last.pt, and look in the network for what depends on its "
-            "input",
+            f"the exported program's logits differ from the network's by "
+            f"{difference:.2g} of the largest logit, expected at most {_ROUNDING:.2g}",
+            fix="use the run's best.pt or last.pt, and find code that depends on its input",
         )
 
 

@@ -1,7 +1,7 @@
-"""An exported student: the names of its files, its card, and whether both still agree.
+"""An exported student: the names of its files, its card, and their verification.
 
-Exports are made to be passed on. The card (student.json) holds a checksum over itself and the
-sha256 of the two other files: they show damage, and a mixture of two exports. Imports no torch.
+Exports are meant to be passed on. The card (student.json) contains its own checksum and the sha256
+of the two other files, which reveal damage and mixtures of two exports. Does not import torch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from teach_once.train.runs.files import EMA, Percent, Sha256, Text
 
 STEMS = ("student", f"student{EMA}")
 NAMES = [f"{stem}.{end}" for stem in STEMS for end in ("pt", "pt2", "json")]
-_MOST_BYTES = 64 * 2**20  # of a card: it lists the names of the classes
+_MOST_BYTES = 64 * 2**20  # size of a card, which lists the names of the classes
 _CHECKSUM = "content_sha256"
 
 
 class _Card(BaseModel):
-    """The fields that readers use; the checksum covers everything."""
+    """The fields that readers use; the checksum covers the whole card."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     model: Text
@@ -44,9 +44,9 @@ def card_document(card: Mapping[str, Any]) -> bytes:
 
 
 def verify_export(folder: Path) -> list[dict[str, Any]]:
-    """Read the cards of an export, and compare each with itself and with its files.
+    """Read the cards of an export, and verify them and their files.
 
-    Raises BadFile, which names the file; FileNotFoundError if one is missing.
+    Raises BadFile, which names the file, and FileNotFoundError if one is missing.
     """
     stems = [stem for stem in STEMS if (folder / f"{stem}.json").exists()]
     return [_verified(folder, stem) for stem in stems or STEMS[:1]]
@@ -64,12 +64,12 @@ def _verified(folder: Path, stem: str) -> dict[str, Any]:
         field = one_line(".".join(map(str, first["loc"])))
         raise _bad(path, f"{field}: {one_line(first['msg'])}") from None
     if card.pop(_CHECKSUM) != identity_sha256(card):
-        raise _bad(path, "has been changed or damaged: its checksum is of other content")
+        raise _bad(path, "has been changed or damaged: its checksum does not match")
     for name in (f"{stem}.pt", f"{stem}.pt2"):
         if file_sha256(folder / name) != card["files_sha256"].get(name):
-            raise _bad(folder / name, f"is not the file that {path.name} is of: its sha256 differs")
+            raise _bad(folder / name, f"does not match {path.name}: its sha256 differs")
     return dict(card)
 
 
 def _bad(path: Path, what: str) -> BadFile:
-    return BadFile(path, what, fix="export the student again, or fetch the export again")
+    return BadFile(path, what, fix="export the student again, or copy the export again")

@@ -1,4 +1,4 @@
-"""How a run is recorded while it is trained. Imports no torch."""
+"""Options for recording a run during training. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recording:
-    """Checkpoints and metrics of a run: made once by a command and handed on whole.
+    """Options for a run's checkpoints and metrics.
 
-    checkpoint_minutes: between checkpoints within an epoch. loggers: the trackers that receive the
+    checkpoint_minutes: time between checkpoints within an epoch. loggers: trackers that receive the
     metrics, see `train.recording.tracking`. console: prints each epoch; None: nothing is printed.
-    on_epoch: called with the metrics of each epoch.
+    on_epoch: called with the result of each epoch.
     """
 
     checkpoint_minutes: float = 10.0
@@ -28,7 +28,7 @@ class Recording:
     on_epoch: Callable[[EpochResult], None] | None = None
 
     def on_rank(self, ranks: Ranks) -> Recording:
-        """Return the same on rank 0, and a recording that reports nothing on the other ranks."""
+        """Return these options on rank 0, and options that report nothing on other ranks."""
         if ranks.is_first:
             return self
         return replace(self, loggers=(), console=None, on_epoch=None)

@@ -1,4 +1,4 @@
-"""What a run prints of its epochs."""
+"""Lines printed about the epochs of a run."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def print_other_threads(recorder: Recorder, device: torch.device, console: Conso
 
 @functools.lru_cache(maxsize=8)
 def print_once(console: Console, line: str) -> None:
-    """Print a line that several runs have, the first time on each console."""
+    """Print a line common to several runs once per console."""
     console.print(line)
 
 
 class EpochPrinter:
-    """Prints errors, rate and time left after each epoch; says nothing without a console."""
+    """Printer of errors, rate and time left after each epoch; silent without a console."""
 
     def __init__(
         self,
         epochs: int,
         first_epoch: int,
         console: Console | None,
-        classifier_epoch: int = 1,  # the first in which a loss reaches the classifier
+        classifier_epoch: int = 1,  # first epoch in which a loss reaches the classifier
     ) -> None:
         self._classifier_epoch = classifier_epoch
         self._epochs, self._first, self._console = epochs, first_epoch, console
@@ -77,7 +77,7 @@ def classifier_epoch(terms: Sequence[LossTerm], epochs: int) -> int:
 
 
 def _parts_text(result: EpochResult) -> str:
-    """The weighted terms that add up to the loss; empty for a single one."""
+    """Return the weighted terms of the loss; "" for a single term."""
     if len(result.losses) < 2:
         return ""
     parts = (f"{name} {result.weights[name] * loss:.3g}" for name, loss in result.losses.items())

@@ -1,9 +1,9 @@
-"""The recorder of a run: when it saves a checkpoint, when it stops, and which rank writes.
+"""The recorder of a run: when to save a checkpoint, when to stop, and which rank writes.
 
-A single process decides for itself: it saves when a checkpoint is due, and stops when a signal has
-asked it to. With several ranks, each contributes its request to a max all-reduce after every step,
-and all ranks follow the maximum one step later (`train.engine.ranks` has the reason). Only rank 0
-writes files; every rank resumes from the checkpoint that rank 0 resumes from.
+A single process saves when a checkpoint is due, and stops after a signal. With several ranks, each
+contributes its request to a max all-reduce after every step, and all ranks act on the maximum one
+step later (see `train.engine.ranks`). Only rank 0 writes files. Every rank resumes from rank 0's
+checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from teach_once.train.runs.files import CHECKPOINT_FILE
 
 
 class Recorder:
-    """Records one run on each of its ranks; `first_epoch` and `partial` are where it resumes."""
+    """The recorder of one run on each rank; training resumes at `first_epoch` and `partial`."""
 
     def __init__(
         self,
@@ -44,24 +44,24 @@ class Recorder:
         stop: StopRequest | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Resume the run, or begin it.
+        """Resume or start the run.
 
-        checkpoint_minutes: between checkpoints within an epoch. stop: a request to save and end.
-        clock: returns the seconds that count as the run's. Raises Busy if another process trains
-        this run; TrainError if the checkpoint is unusable, if the ranks have different runs, or if
-        a rank does not see the checkpoint of rank 0.
+        checkpoint_minutes: time between checkpoints within an epoch. stop: a request to save and
+        stop. clock: returns the run's seconds. Raises Busy if another process trains this run, and
+        TrainError if the checkpoint is unusable, if the ranks have different runs, or if a rank
+        does not find rank 0's checkpoint.
         """
         self._run, self._ranks, self._stop = run, train_state.ranks, stop or StopRequest()
         self._checkpoint_seconds = 60 * checkpoint_minutes
         self._max_reduce = AsyncMaxReduce(self._ranks)
-        self._agreed_signal = 0  # with several ranks: the signal that all of them know of
+        self._agreed_signal = 0  # with several ranks: the signal on which all agree
         self.partial: Partial | None = None
         self.first_epoch = 1
-        self.threads_before: int | None = None  # of the process that saved the checkpoint
+        self.threads_before: int | None = None  # threads of the process that saved the checkpoint
         self._ranks.check_equal(
             identity_sha256(run.identity),
-            "what they are to train: their settings, their caches or their data",
-            "give all of them the same configs, caches and data",
+            "their settings, caches or data",
+            "use the same configs, caches and data on all ranks",
         )
         self._writer = RunWriter(run, train_state, clock) if self._ranks.is_first else None
         try:
@@ -82,26 +82,26 @@ class Recorder:
             self._writer.close()
 
     def is_due(self) -> bool:
-        """Return True if all ranks save a checkpoint after this step, within an epoch."""
+        """Return True if all ranks must save a checkpoint after this step, within an epoch."""
         if self._ranks.is_alone:
             return bool(self._requested_signal) or self._is_checkpoint_due()
         self._agreed_signal, is_due = self._max_reduce.wait(2)
-        # Rank 0 does not ask again for the checkpoint that is saved now.
+        # Rank 0 does not request the checkpoint again that is saved now.
         asks = self._is_checkpoint_due() and not is_due
         self._max_reduce.start([self._requested_signal, int(asks)])
         return bool(self._agreed_signal or is_due)
 
     def save(self, partial: Partial) -> None:
-        """Save a checkpoint within an epoch. Raises Stopped, on all ranks, if one was asked to."""
+        """Save a checkpoint within an epoch. Raises Stopped on all ranks if any rank must stop."""
         try:
             if self._writer is not None:
                 self._writer.save_partial(partial)
         finally:
-            self._ranks.barrier()  # a rank that ends has the launcher end the others
+            self._ranks.barrier()  # when a rank ends, the launcher stops the others
         self._stop_if_asked(f"in epoch {partial.epoch} after step {partial.step:,}")
 
     def end_if_asked(self, epoch: int) -> None:
-        """Raise Stopped, on all ranks, if one was asked to end; the epoch is saved."""
+        """Raise Stopped on all ranks if any rank must stop; the epoch is already saved."""
         if not self._ranks.is_alone:
             self._max_reduce.wait(2)  # the requests of the epoch's last step
             self._max_reduce.start([self._requested_signal, 0])
@@ -116,7 +116,7 @@ class Recorder:
     def finish(self, extra: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Write the last weights and the summary; returns the summary, {} on other ranks.
 
-        extra: called on rank 0; returns more entries of the summary.
+        extra: called on rank 0; returns additional entries of the summary.
         """
         summary = self._writer.finish(extra) if self._writer is not None else {}
         self._ranks.barrier()
@@ -124,7 +124,7 @@ class Recorder:
 
     @property
     def _requested_signal(self) -> int:
-        """Return the number of the signal that this process received; 0: none."""
+        """Return the number of the signal received by this process; 0: none."""
         return self._stop.signal_number or 0
 
     def _is_checkpoint_due(self) -> bool:
@@ -139,7 +139,7 @@ class Recorder:
             raise Stopped(number, f"stopped {where}; the same command resumes there")
 
     def _resume(self, train_state: TrainState) -> None:
-        """Resume on every rank where rank 0 does, from the same checkpoint."""
+        """Resume on every rank from rank 0's checkpoint."""
         writer = self._writer
         if writer is not None:
             self.first_epoch, self.partial = writer.first_epoch, writer.partial
@@ -152,9 +152,8 @@ class Recorder:
             state = read_checkpoint(path, identity_sha256(self._run.identity))
             if state is None or checkpoint_digest(state) != bytes(digest).hex():
                 raise TrainError(
-                    f"rank {self._ranks.rank} does not see the checkpoint that rank 0 resumes "
-                    f"from: {path}",
-                    fix="put the runs into a folder that all machines share: --runs DIR",
+                    f"rank {self._ranks.rank} does not find rank 0's checkpoint {path}",
+                    fix="use a folder of runs that all machines share: --runs DIR",
                 )
             progress = restore(state, train_state, path)
             self.first_epoch, self.partial = progress.epoch + 1, progress.partial

@@ -1,16 +1,16 @@
-"""The files of a run, and how a run is resumed from them.
+"""Write the files of a run, and resume a run from them.
 
-run.json         what the run is (config, method, seed, cache); written first
+run.json         identity of the run (config, method, seed, cache); written first
 metrics.jsonl    one line per epoch
-trackers.json    what the trackers that were asked for (`train.recording.tracking`) call the run
+trackers.json    the run's ids in the requested trackers (`train.recording.tracking`)
 checkpoint.pt    the state after the last epoch, or within one; deleted when the run is finished
 last.pt best.pt  the student alone, as a plain state dict
-last-ema.pt best-ema.pt  the same of its averaged weights, where the recipe has them
-best.next.pt     a new best.pt, until the checkpoint counts on it; best-ema.next.pt likewise
-summary.json     written last: a run that has one is finished
+last-ema.pt best-ema.pt  the same for its averaged weights, if the recipe has them
+best.next.pt     a new best.pt until the checkpoint refers to it; likewise best-ema.next.pt
+summary.json     written last: a run with a summary is finished
 
-`train.runs.files` and `train.recording.checkpoint` say what each holds and how it is verified.
-Nothing is written through a link: the folder may come from somebody else.
+`train.runs.files` and `train.recording.checkpoint` define their content and verification. Nothing
+is written through a link, because the folder may come from somebody else.
 """
 
 from __future__ import annotations
@@ -63,19 +63,20 @@ from teach_once.train.runs.files import (
     summary_document,
 )
 
-_NEXT = ".next.pt"  # ends the names of weights that the checkpoint does not count on yet
+_NEXT = ".next.pt"  # suffix of weights that the checkpoint does not refer to yet
 
 
 class RunWriter:
-    """Writes the files of one run; `first_epoch` and `partial` are where training resumes.
+    """The writer of one run's files; training resumes at `first_epoch` and `partial`.
 
     The caller must close it.
     """
 
     def __init__(self, run: AnyRun, train_state: TrainState, clock: Callable[[], float]) -> None:
-        """Resume the run, or begin it. clock: returns the seconds that count as the run's.
+        """Resume or start the run. clock: returns the run's seconds.
 
-        Raises Busy if another process trains this run, TrainError if its checkpoint is unusable.
+        Raises Busy if another process trains this run, and TrainError if its checkpoint is
+        unusable.
         """
         self.folder, self._train_state = run.folder, train_state
         self._identity, self._sha256 = run.identity, identity_sha256(run.identity)
@@ -83,12 +84,12 @@ class RunWriter:
         self.partial: Partial | None = None
         self.seconds = 0.0
         self.first_epoch = 1
-        self.threads_before: int | None = None  # of the process that saved the checkpoint
-        self.best: dict[str, BestEpoch] = {}  # by the name of the weights
+        self.threads_before: int | None = None  # threads of the process that saved the checkpoint
+        self.best: dict[str, BestEpoch] = {}  # by name of the weights
         self._epochs: list[dict[str, Any]] = []  # the metrics
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with opened_folder(self.folder.parent, self.folder.name, create=True):
-            pass  # no link: what is below it is this run's
+            pass  # not a link: its content is this run's
         self._lock = WriterLock(self.folder, Job())  # two processes must not train one run
         try:
             remove_leftovers(self.folder.parent, self.folder.name)
@@ -130,7 +131,7 @@ class RunWriter:
     def finish(self, extra: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Write the last weights and the summary, delete the checkpoint; returns the summary.
 
-        extra: returns more entries of the summary.
+        extra: returns additional entries of the summary.
         """
         said = extra()
         self._check_best_weights()
@@ -143,12 +144,12 @@ class RunWriter:
         }
         self._write(SUMMARY_FILE, summary_document(summary))
         written = read_summary(self.folder, of_teacher="weights_sha256" in summary)
-        assert written is not None  # what cannot be read back must not cost the checkpoint
+        assert written is not None  # keep the checkpoint unless the summary can be read back
         remove_inside(*self._inside(CHECKPOINT_FILE))
         return written
 
     def _settled(self, name: str) -> str:
-        """Return the sha256 of a weights file, written now if it is of the last weights."""
+        """Return the sha256 of a weights file; writes the file if it contains the last weights."""
         if name.startswith("last"):
             return self._write_tensors(f"{name}.pt", self._networks[name].state_dict())
         return self.best[name].weights_sha256
@@ -158,7 +159,7 @@ class RunWriter:
         self._lock.release()
 
     def _inside(self, name: str) -> tuple[Path, str]:
-        """Return a file of this run for `safe.confined`: below a folder that is not a link."""
+        """Return (root, relative path) of a file for `safe.confined`; the root is not a link."""
         return self.folder.parent, f"{self.folder.name}/{name}"
 
     def _write(self, name: str, content: bytes) -> None:
@@ -173,7 +174,7 @@ class RunWriter:
         with open_to_append(*self._inside(METRICS_FILE)) as file:
             file.write(metrics_line(epoch, self._sha256))
             file.flush()
-            os.fsync(file.fileno())  # before the checkpoint that counts on it
+            os.fsync(file.fileno())  # before the checkpoint that refers to it
         self._epochs.append(epoch)
 
     def _count_seconds(self) -> None:
@@ -189,7 +190,7 @@ class RunWriter:
         self.saved_at = time.perf_counter()
 
     def _promote_best(self) -> None:
-        """Give new best weights their name, now that the checkpoint counts on them."""
+        """Rename new best weights, now that the checkpoint refers to them."""
         with opened_folder(self.folder.parent, self.folder.name) as folder:
             for name in self.best:
                 with contextlib.suppress(FileNotFoundError):
@@ -198,19 +199,19 @@ class RunWriter:
             os.fsync(folder)
 
     def _check_best_weights(self) -> None:
-        """Raise TrainError unless the best weights are those that the checkpoint counts on."""
+        """Raise TrainError unless the best weights are those in the checkpoint."""
         for name, best in self.best.items():
             path = self.folder / f"{name}.pt"
             found = file_sha256(path) if path.is_file() else ""
             if found != best.weights_sha256:
                 raise unusable(
                     self.folder / CHECKPOINT_FILE,
-                    f"{path} has been changed or damaged since it was written: its sha256 is not "
-                    f"the one in {CHECKPOINT_FILE}",
+                    f"{path} has been changed or damaged since it was written: its sha256 differs "
+                    f"from that in {CHECKPOINT_FILE}",
                 )
 
     def _begin(self) -> None:
-        # Another run's checkpoint would pass for one of this run as soon as run.json says so.
+        # With a new run.json, another run's checkpoint would be mistaken for this run's.
         remove_inside(*self._inside(CHECKPOINT_FILE))
         self._remove_next_best()
         self._write(RUN_FILE, run_document(self._identity))
@@ -219,8 +220,8 @@ class RunWriter:
     def _resume(self) -> bool:
         """Load this run's checkpoint and truncate the metrics to it; False if there is none.
 
-        Metrics are on the disk before a checkpoint counts on them. Raises TrainError if they are
-        missing, instead of silently giving up the checkpoint.
+        Metrics are flushed to disk before the checkpoint that refers to them. Raises TrainError if
+        they are missing, instead of silently ignoring the checkpoint.
         """
         path = self.folder / CHECKPOINT_FILE
         if (state := read_checkpoint(path, self._sha256)) is None:
@@ -230,7 +231,7 @@ class RunWriter:
             raise unusable(
                 path,
                 f"{self.folder / METRICS_FILE} has {found:,} of the {state['epoch']:,} epochs that "
-                f"{CHECKPOINT_FILE} counts on: bring the file back, or",
+                f"{CHECKPOINT_FILE} requires: restore the file, or",
             )
         progress = restore(state, self._train_state, path)
         check_metrics(progress, epochs, self._identity["training"]["epochs"], path)
@@ -244,7 +245,7 @@ class RunWriter:
         return True
 
     def _settle_best(self) -> None:
-        """Finish the rename of the best weights if a kill came between it and the checkpoint."""
+        """Finish renaming the best weights if a kill interrupted it after the checkpoint."""
         for name, best in self.best.items():
             path = self.folder / f"{name}{_NEXT}"
             if not path.is_file() or file_sha256(path) != best.weights_sha256:

@@ -1,9 +1,8 @@
-"""A run's figures in trackers that the user asks for, besides the run's own metrics.jsonl.
+"""Send a run's metrics to requested trackers, in addition to its metrics.jsonl.
 
-Nothing of a tracker is imported before it is asked for. Where the figures go (a server, a project,
-offline) is said as each tracker's users say it, in its environment variables. A tracker that fails
-during training is left out from there on, which is printed: a run does not die of its tracker.
-Imports no torch.
+Trackers are imported only on request. Their destination (a server, a project, offline) is set in
+their own environment variables. A tracker that fails during training is disabled with a message; it
+does not end the run. Does not import torch.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
     from teach_once.train.engine.step import AnyRun
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
-# What pip calls each; MLflow without its server is enough.
+# Package names for pip; MLflow is sufficient without its server.
 _DISTRIBUTIONS = {"mlflow": "mlflow-skinny"}
-_IDS_FILE = "trackers.json"  # {tracker: what it calls this run}, so that a resumed run continues it
+_IDS_FILE = "trackers.json"  # {tracker: id of this run}, so that a resumed run continues it
 _IDS_BYTES, _ID = 4096, re.compile(r"[\w-]{1,64}")
 _PROJECT = "teach-once"
 
@@ -53,10 +52,10 @@ class Tracker(Protocol):
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise TrainError if a tracker's package is not installed."""
+    """Raise TrainError if a tracker is unknown or its package is not installed."""
     for name in names:
         if name not in TRACKERS:
-            raise TrainError(f"no tracker {name!r}", fix=f"--logger {'|'.join(TRACKERS)}")
+            raise TrainError(f"unknown tracker {name!r}", fix=f"--logger {'|'.join(TRACKERS)}")
         if importlib.util.find_spec(name) is None:
             package = _DISTRIBUTIONS.get(name, name)
             raise TrainError(f"--logger {name}: not installed", fix=pip_install(package))
@@ -85,10 +84,11 @@ def tracking(
     *,
     is_resumed: bool,
 ) -> Iterator[Callable[[EpochResult], None]]:
-    """Open the trackers of a run; yields the function to call after each epoch.
+    """Open the trackers of a run; yields a function to call after each epoch.
 
-    first_epoch: where the run begins or resumes. is_resumed: False makes a new run in each tracker;
-    a run may be resumed within its first epoch. Raises TrainError if one cannot be opened.
+    first_epoch: epoch at which the run starts or resumes. is_resumed: False creates a new run in
+    each tracker (a run may be resumed within its first epoch). Raises TrainError if a tracker
+    cannot be opened.
     """
     check_trackers(names)
     ids = _known_ids(run) if is_resumed else {}
@@ -111,14 +111,14 @@ def tracking(
 
 
 def _known_ids(run: AnyRun) -> dict[str, str]:
-    """Read the ids that trackers gave the run before. Raises BadFile."""
+    """Read the ids that trackers assigned to the run earlier. Raises BadFile."""
     path = run.folder / _IDS_FILE
     try:
         ids = parse_json(read_bounded(path, _IDS_BYTES), path)
     except FileNotFoundError:
         return {}
     if not isinstance(ids, dict) or not all(_ID.fullmatch(str(each)) for each in ids.values()):
-        raise BadFile(path, "does not hold one name for each tracker", fix=f"rm {path}")
+        raise BadFile(path, "does not contain one id per tracker", fix=f"rm {path}")
     return ids
 
 
@@ -130,7 +130,7 @@ def _opened(name: str, run: AnyRun, first_epoch: int, ids: dict[str, str]) -> Tr
     except Exception as error:
         raise TrainError(
             f"--logger {name}: {one_line(error, 600)}",
-            fix=f"set it up, or leave out --logger {name}",
+            fix=f"configure it, or remove --logger {name}",
         ) from error
 
 
@@ -144,13 +144,13 @@ def _log(trackers: dict[str, Tracker], result: EpochResult, console: Console | N
 def _failure_said(
     name: str, trackers: dict[str, Tracker] | None, console: Console | None
 ) -> Iterator[None]:
-    """Print an error of a tracker instead of raising it, and drop the tracker."""
+    """Print a tracker's error instead of raising it, and disable the tracker."""
     try:
         yield
     except Exception as error:
         if console is not None:
             console.print(
-                f"{name} failed, and gets no more of this run, whose figures are in "
+                f"{name} failed and is disabled for this run; metrics are still in "
                 f"metrics.jsonl: {one_line(error)}"
             )
         if trackers is not None:
@@ -158,7 +158,7 @@ def _failure_said(
 
 
 class _Tensorboard:
-    """Events in the run's folder."""
+    """TensorBoard events in the run's folder."""
 
     def __init__(self, run: AnyRun, first_epoch: int, ids: dict[str, str]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -166,7 +166,7 @@ class _Tensorboard:
         self.where = f"tensorboard --logdir {run.folder / 'tensorboard'}"
         self._open = contextlib.ExitStack()
         folder = self._open.enter_context(_own_folder(run, "tensorboard"))
-        # What was logged from here on, before the run was interrupted, is hidden.
+        # Hides events logged from here on before the run was interrupted.
         self._writer = SummaryWriter(str(path_of(folder)), purge_step=first_epoch)
 
     def log(self, epoch: int, figures: Mapping[str, float]) -> None:
@@ -179,13 +179,13 @@ class _Tensorboard:
 
 
 class _Wandb:
-    """A wandb run. WANDB_MODE=offline keeps it on this machine; WANDB_PROJECT is its project."""
+    """A wandb run. WANDB_MODE=offline keeps it local; WANDB_PROJECT is its project."""
 
     def __init__(self, run: AnyRun, first_epoch: int, ids: dict[str, str]) -> None:
         import wandb
 
         with _own_folder(run, "wandb"):
-            pass  # it is not a link; wandb writes by its path
+            pass  # it is not a link; wandb writes to its path
         ids.setdefault("wandb", f"{identity_sha256(run.identity)[:8]}-{secrets.token_hex(4)}")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
@@ -208,9 +208,7 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run of MLflow: MLFLOW_TRACKING_URI is its server; MLFLOW_EXPERIMENT_NAME names the
-    experiment.
-    """
+    """An MLflow run. MLFLOW_TRACKING_URI is its server, MLFLOW_EXPERIMENT_NAME its experiment."""
 
     def __init__(self, run: AnyRun, first_epoch: int, ids: dict[str, str]) -> None:
         from mlflow.tracking import MlflowClient
@@ -233,7 +231,7 @@ class _Mlflow:
         begun: str = self._client.create_run(experiment, run_name=title).info.run_id
         settings = {key: value for key, value in run.identity.items() if key != "cache"}
         params = [Param(key, str(value)[:500]) for key, value in flattened(settings).items()]
-        self._client.log_batch(begun, params=params[:100])  # a request takes no more
+        self._client.log_batch(begun, params=params[:100])  # limit of a request
         return begun
 
     def log(self, epoch: int, figures: Mapping[str, float]) -> None:
@@ -248,7 +246,7 @@ class _Mlflow:
 
 
 def _own_folder(run: AnyRun, name: str) -> AbstractContextManager[int]:
-    """Make a folder in the run's folder if it is missing. Raises BadFile if it is a link."""
+    """Create a folder in the run's folder if it is missing. Raises BadFile if it is a link."""
     return opened_folder(run.folder.parent, f"{run.folder.name}/{name}", create=True)
 
 

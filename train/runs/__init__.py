@@ -1,1 +1,1 @@
-"""A study and its runs: teachers, caches, identity, folders, finished results."""
+"""Studies and runs: teachers, caches, identities, folders, finished results."""

@@ -1,6 +1,6 @@
-"""What can be wrong with methods, found before anything runs, while an error costs nothing.
+"""Check methods before anything runs.
 
-Without a cache, both networks are built with fresh weights and shown one blank image.
+Without a cache, both networks are built with fresh weights and run on a blank image.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from teach_once.views.datasets import Dataset, load_dataset
 
 @dataclass(frozen=True)
 class TapsOfTeacher:
-    """The taps of a teacher that methods can read: those of its cache, or of the cache to come.
+    """The taps of a teacher that methods can read, from its cache or its future cache.
 
-    top: how many logits of a sample are stored; None: all. lacks: the beginning of an error for
-    other taps. caches_dir: where a pass would put them.
+    top: number of stored logits per sample; None: all. lacks: start of an error about other taps.
+    caches_dir: folder of the future cache.
     """
 
     teacher: TeacherConfig
@@ -66,7 +66,7 @@ class TapsOfTeacher:
 
     @classmethod
     def of_cache(cls, teacher: StudyTeacher) -> TapsOfTeacher:
-        """Return the taps that a cache has or is to have."""
+        """Return the taps that a cache has or will have."""
         cache, stages = teacher.cache, list(teacher.stages)
         logits = cache.manifest.taps.get("logits")
         top, path = logits.top if logits else None, cache.path
@@ -96,7 +96,7 @@ def check_settings(
 def check_methods(study: Study, methods: Sequence[str]) -> None:
     """Raise TrainError if a method cannot work with the study's caches.
 
-    Raises CacheIncomplete if it needs records that the caches are to contain and do not yet.
+    Raises CacheIncomplete if it needs records that the caches lack so far.
     """
     check_settings(study.config, methods, list(map(TapsOfTeacher.of_cache, study.teachers)))
     check_ends(study, methods)
@@ -116,7 +116,7 @@ def check_without_cache(
 ) -> None:
     """Raise TrainError, ArchError, TapError or DatasetError if a method could not work.
 
-    first: the first of the teachers.
+    first: the first teacher.
     """
     teachers = teacher_configs(config, first)
     of_each = [TapsOfTeacher.of_config(teacher, caches_dir) for teacher in teachers]
@@ -135,7 +135,7 @@ def check_without_cache(
 
 
 def check_several_teachers(config: StudentConfig, methods: Sequence[str]) -> None:
-    """Raise TrainError if a method needs what several teachers do not have together."""
+    """Raise TrainError if a method needs outputs that several teachers cannot combine."""
     for method in methods:
         losses = [loss_named(term.loss) for term in config.methods[method]]
         taps = {tap for loss in losses for tap in loss.teacher_taps}
@@ -143,9 +143,9 @@ def check_several_teachers(config: StudentConfig, methods: Sequence[str]) -> Non
 
 
 def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]:
-    """Find the taps that a cache will contain, with fresh weights: name -> shape.
+    """Return the taps of a future cache, found with fresh weights: name -> shape.
 
-    Raises ArchError, TapError, DatasetError.
+    Raises ArchError, TapError or DatasetError if they cannot be found.
     """
     for transform in (config.views.augment, config.views.eval_transform):
         check_augmentable(dataset.train.first_shape, transform)
@@ -165,7 +165,7 @@ def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]
         raise TapError(f"taps.stages: {error.problem}", fix=error.fix) from None
     except RuntimeError as error:
         raise ArchError(
-            f"teacher.arch: {net.arch} cannot take images of {shape[0]}x{shape[1]} pixels: "
+            f"teacher.arch: {net.arch} cannot process images of {shape[0]}x{shape[1]} pixels: "
             f"{str(error).splitlines()[0]}"
         ) from error
     hint_stage = {tap.name: tap.stage for tap in taps if tap.kind == "hint"}
@@ -185,7 +185,7 @@ def check_student(
 ) -> None:
     """Raise ArchError, TapError or StageMismatch unless the student fits these taps.
 
-    ensemble: of several teachers, instead of `taps`.
+    ensemble: combined taps of several teachers, in place of `taps`.
     """
     network = build_student(
         config, terms, hint_stage(taps), num_classes=num_classes, image_shape=image_shape
@@ -200,33 +200,33 @@ def check_student(
 def check_all_logits(method: str, terms: Sequence[LossTerm], top: int | None) -> None:
     """Raise TrainError if a loss needs all logits and only the `top` largest are stored."""
     functions = [loss_named(term.loss).function for term in terms]
-    if top is not None and lskd in functions:  # whatever name the config gives it
+    if top is not None and lskd in functions:  # under any name
         raise TrainError(
-            f"methods.{method}: lskd divides by the standard deviation of all logits, and only the "
+            f"methods.{method}: lskd divides by the standard deviation of all logits, but only the "
             f"{top} largest are stored",
-            fix="taps.logits=float16 in the teacher's file, or leave the method out",
+            fix="set taps.logits=float16 in the teacher's file, or omit the method",
         )
 
 
 def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
-    """Raise TrainError if a term never acts, or if no term acts in some epoch."""
+    """Raise TrainError if a term is never active, or if an epoch has no active term."""
     names = [term.loss for term in terms]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise TrainError(f"methods.{method}: duplicate loss {twice!r}; give it one term")
+        raise TrainError(f"methods.{method}: duplicate loss {twice!r}; use a single term")
     for number, term in enumerate(terms):
         check_options(f"methods.{method}.{number}", term)
         if term.start_epoch > epochs:
             raise TrainError(
                 f"methods.{method}.{number}.start_epoch is {term.start_epoch}, but training ends "
-                f"after epoch {epochs}: this term would never act"
+                f"after epoch {epochs}: this term would never be active"
             )
     for epoch in range(1, epochs + 1):
         if not any(weight_at(term, epoch) for term in terms):
             raise TrainError(f"methods.{method}: every weight is zero in epoch {epoch}")
 
 
-# ---- what methods need of a cache
+# ---- taps that methods need
 
 
 def missing_taps(
@@ -238,9 +238,7 @@ def missing_taps(
 
 
 def format_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[str]) -> str:
-    """Return the problem in words; `who` ends in a verb. Raises TrainError if no cache can have
-    them.
-    """
+    """Format missing taps; `who`: subject and verb. Raises TrainError for unknown taps."""
     lines = [f"methods.{m} needs the taps {', '.join(sorted(taps))}" for m, taps in missing.items()]
     possible = {
         "logits",
@@ -253,11 +251,11 @@ def format_missing(missing: Mapping[str, set[str]], who: str, stages: Sequence[s
     if unknown := sorted(set().union(*missing.values()) - possible):
         known = ", ".join(sorted(possible))
         raise TrainError("\n  ".join([*lines, f"no cache has {', '.join(unknown)}, but {known}"]))
-    return "\n  ".join([f"{who} what the methods need:", *lines])
+    return "\n  ".join([f"{who} taps that the methods need:", *lines])
 
 
 def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) -> list[str]:
-    """Return overrides of the teacher's file that add these taps; a hint is the middle stage's."""
+    """Return overrides of the teacher's file that add these taps; a hint uses the middle stage."""
     every = set().union(*missing.values())
     kinds = {Tap.parse(name).kind for name in every}
     middle = stages[len(stages) // 2] if stages else "stage1"
@@ -273,12 +271,10 @@ def settings_that_add(missing: Mapping[str, set[str]], stages: Sequence[str]) ->
 def missing_error(
     missing: Mapping[str, set[str]], methods: Sequence[str], teacher: TapsOfTeacher
 ) -> TrainError:
-    """Return the error for taps that a teacher lacks, with the command that builds or extends a
-    cache.
-    """
+    """Return the error for taps that a teacher lacks, with the command that adds them."""
     problem = format_missing(missing, teacher.lacks, teacher.stages)
     rest = " ".join(method for method in methods if method not in missing)
-    without = f'; or leave these methods out: METHODS="{rest}"' if rest else ""
+    without = f'; or omit these methods: METHODS="{rest}"' if rest else ""
     more = settings_that_add(missing, teacher.stages)
     fix = pass_command(teacher.teacher, teacher.caches_dir, more)
     return TrainError(f"{problem}{without}", fix=fix)

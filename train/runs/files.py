@@ -1,8 +1,8 @@
-"""What the text files of a run say, read strictly: run.json, metrics.jsonl and summary.json.
+"""Strict reading of a run's text files: run.json, metrics.jsonl and summary.json.
 
-Each carries a checksum over its content and its run's identity, and the figures of a summary are
-worked out again from the metrics: a flipped bit, a file of another run or an edited figure is an
-error that names the file, never a result. Imports no torch.
+Each has a checksum over its content and its run's identity, and the metrics of a summary are
+recomputed from metrics.jsonl. A flipped bit, a file of another run or an edited number is an error
+that names the file. Does not import torch.
 """
 
 from __future__ import annotations
@@ -21,29 +21,23 @@ from teach_once.runtime.safe.safe_read import BadFile, open_regular, parse_json,
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.identity import canonical_json, identity_sha256
 
-EMA = "-ema"  # ends the names of averaged weights
+EMA = "-ema"  # suffix of the names of averaged weights
 BEST_NAMES = ("best", f"best{EMA}")
 
 
 def prefix_of(name: str) -> str:
-    """Return the prefix of the keys in a line of metrics for the errors of these weights
-    ("best-ema").
-    """
+    """Return the prefix of the metrics' keys for the errors of weights `name` ("best-ema")."""
     return "ema_" if name.endswith(EMA) else ""
 
 
 def best_of(metrics: Sequence[Mapping[str, Any]], prefix: str = "") -> Mapping[str, Any] | None:
-    """Return the epoch with the lowest deciding error, the first of several; None if none was
-    tested.
-    """
+    """Return the epoch with the lowest deciding error (first on ties); None if untested."""
     tested = [epoch for epoch in metrics if deciding_error(epoch, prefix) is not None]
     return min(tested, key=lambda epoch: deciding_error(epoch, prefix) or 0.0, default=None)
 
 
 def deciding_error(epoch: Mapping[str, Any], prefix: str = "") -> float | None:
-    """Return the top-1 error that the best epoch is chosen by: validation, else test; None: not
-    tested.
-    """
+    """Return the top-1 error that selects the best epoch: validation, else test; or None."""
     top1, top5, validation = (
         epoch.get(f"{prefix}{name}")
         for name in ("top1_error", "top5_error", "validation_top1_error")
@@ -54,7 +48,7 @@ def deciding_error(epoch: Mapping[str, Any], prefix: str = "") -> float | None:
 
 
 def figures_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the entries of a summary for these epochs, the last of which has been tested."""
+    """Return the entries of a summary for these epochs; the last epoch must have been tested."""
     last = metrics[-1]
     figures: dict[str, Any] = {"epochs": last["epoch"]}
     for kind in ("", EMA):
@@ -79,10 +73,10 @@ SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
 
-_MOST_BYTES = 4 * 2**20  # of run.json and summary.json
+_MOST_BYTES = 4 * 2**20  # size of run.json and summary.json
 _MOST_LINE_BYTES = 64 * 2**10
 _CHECKSUM = "content_sha256"
-_LINE_DIGITS = 16  # of a sha256
+_LINE_DIGITS = 16  # digits of a sha256
 
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
@@ -106,12 +100,12 @@ class _Epochs(BaseModel):
 
 
 class _Run(BaseModel):
-    """The fields of an identity that readers use; the rest is compared, never used."""
+    """The fields of an identity that readers use; others are only compared."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     run_sha256: Sha256
     training: _Epochs
-    seed: Seed = 0  # a teacher's is in its training block
+    seed: Seed = 0  # a teacher's seed is in its training block
     num_views: Count = 0
     teacher_outputs: Literal["cache", "live"] = "cache"
     terms: list[dict[str, Any]] = []
@@ -143,7 +137,7 @@ class _Epoch(_Document):
     top1_error: Percent | None
     top5_error: Percent | None
     validation_top1_error: Percent | None
-    ema_top1_error: Percent | None = None  # of averaged weights, where the recipe has them
+    ema_top1_error: Percent | None = None  # of averaged weights, if the recipe has them
     ema_top5_error: Percent | None = None
     ema_validation_top1_error: Percent | None = None
     learning_rate: Annotated[float, Field(ge=0)]
@@ -162,7 +156,7 @@ def read_metrics(
 ) -> list[dict[str, Any]] | None:
     """Read the epochs of a run; None if the file is missing.
 
-    first: the number of epochs to read; the rest may be truncated. Raises BadFile.
+    first: number of epochs to read; the rest may be truncated. Raises BadFile if it is damaged.
     """
     try:
         return list(islice(_epochs(folder / METRICS_FILE, run_sha256), first))
@@ -171,7 +165,7 @@ def read_metrics(
 
 
 def count_epochs(folder: Path, run_sha256: str) -> int:
-    """Count the recorded epochs of a run, up to the first line that is not a record."""
+    """Count the recorded epochs of a run, up to the first invalid line."""
     done = 0
     try:
         for _ in _epochs(folder / METRICS_FILE, run_sha256):
@@ -198,7 +192,7 @@ def _opened(path: Path) -> BinaryIO:
 
 def _epoch(line: bytes, number: int, path: Path, run_sha256: str) -> dict[str, Any]:
     if not line.endswith(b"\n"):
-        raise _bad(path, f"is cut off in line {number:,}, or the line is too long")
+        raise _bad(path, f"is truncated in line {number:,}, or the line is too long")
     try:
         content = parse_json(line, path)
     except BadFile as error:
@@ -207,10 +201,10 @@ def _epoch(line: bytes, number: int, path: Path, run_sha256: str) -> dict[str, A
     if epoch.pop("check") != _line_check(epoch, run_sha256):
         raise _bad(
             path,
-            f"line {number:,}: what it says does not match its checksum, or is of another run",
+            f"line {number:,} does not match its checksum, or belongs to another run",
         )
     if epoch["epoch"] != number:
-        raise _bad(path, f"line {number:,} is of epoch {epoch['epoch']:,}")
+        raise _bad(path, f"line {number:,} belongs to epoch {epoch['epoch']:,}")
     return epoch
 
 
@@ -273,7 +267,7 @@ def summary_document(summary: Mapping[str, Any]) -> bytes:
 
 
 def read_summary(folder: Path, *, of_teacher: bool = False) -> dict[str, Any] | None:
-    """Read a folder's summary, of whichever run; None if it has none. Raises BadFile."""
+    """Read a folder's summary, of any run; None if it has none. Raises BadFile if it is damaged."""
     path = folder / SUMMARY_FILE
     if (content := _read(path, _TeacherSummary if of_teacher else _StudentSummary)) is None:
         return None
@@ -285,7 +279,8 @@ def read_summary(folder: Path, *, of_teacher: bool = False) -> dict[str, Any] | 
 def read_result(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read the summary of a finished student, and compare its metrics with metrics.jsonl.
 
-    Returns None if the folder has no summary, or the summary of another identity. Raises BadFile.
+    Returns None if the folder has no summary, or a summary of another identity. Raises BadFile if
+    the files are damaged or disagree.
     """
     sha256 = identity_sha256(identity)
     summary = read_summary(folder)
@@ -293,11 +288,11 @@ def read_result(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | N
         return None
     recorded = read_run(folder)
     if recorded is not None and identity_sha256(recorded) != sha256:
-        raise _bad(folder / RUN_FILE, f"is not of the run that {SUMMARY_FILE} beside it is of")
+        raise _bad(folder / RUN_FILE, f"and {SUMMARY_FILE} next to it belong to different runs")
     if summary["epochs"] != identity["training"]["epochs"]:
         raise _bad(
             folder / SUMMARY_FILE,
-            f"says epochs {summary['epochs']:,}, the run has {identity['training']['epochs']:,}",
+            f"has epochs {summary['epochs']:,}, but the run has {identity['training']['epochs']:,}",
         )
     if (metrics := read_metrics(folder, sha256)) is not None:
         _compare_figures(folder / SUMMARY_FILE, summary, metrics)
@@ -307,20 +302,20 @@ def read_result(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | N
 def _compare_figures(
     path: Path, summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Raise BadFile unless the figures of a summary are those of the metrics."""
+    """Raise BadFile unless a summary agrees with the metrics."""
     if not metrics or deciding_error(metrics[-1]) is None:
-        raise _bad(path, f"has results that {METRICS_FILE} beside it lacks")
+        raise _bad(path, f"has results that {METRICS_FILE} next to it lacks")
     figures = figures_of(metrics)
     for name in ("epochs", "last", "best", f"last{EMA}", f"best{EMA}"):
         found, expected = summary.get(name), figures.get(name)
         if found != expected:
             raise _bad(
                 path,
-                f"says {name} {one_line(found)}, by {METRICS_FILE} it is {one_line(expected)}",
+                f"has {name} {one_line(found)}, but {METRICS_FILE} gives {one_line(expected)}",
             )
 
 
-# ---- all of them
+# ---- all files
 
 
 def _pretty(content: Mapping[str, Any]) -> bytes:
@@ -336,7 +331,7 @@ def _read(path: Path, kind: type[BaseModel]) -> dict[str, Any] | None:
         raise BadFile(
             path.parent,
             "is not a folder of a run",
-            fix="move it away, or name another folder of runs",
+            fix="move it away, or use another folder of runs",
         ) from None
     except BadFile as error:
         raise _bad(path, error.what) from None
@@ -347,7 +342,7 @@ def _validated(
     content: object, kind: type[BaseModel], path: Path, where: str = ""
 ) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise _bad(path, f"{where}holds {one_line(content, 40)}, expected an object")
+        raise _bad(path, f"{where}contains {one_line(content, 40)}, expected an object")
     try:
         kind.model_validate(content)
     except ValidationError as error:
@@ -366,7 +361,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _unlike_its_checksum(path: Path) -> BadFile:
-    return _bad(path, "has been changed or damaged: its checksum is of another content")
+    return _bad(path, "has been changed or damaged: its checksum does not match")
 
 
 def _bad(path: Path, what: str) -> BadFile:

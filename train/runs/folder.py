@@ -1,6 +1,6 @@
-"""The runs that a folder holds: which there are, how those of one method differ, what can go.
+"""The runs in a folder: which exist, how their settings differ, and which can be removed.
 
-Imports no torch, and trusts nothing but the files that a run leaves (see `train.runs.files`).
+Does not import torch, and trusts only verified files of runs (see `train.runs.files`).
 """
 
 from __future__ import annotations
@@ -36,32 +36,33 @@ from teach_once.train.runs.files import (
     read_run,
 )
 
-# Of a run's identity, what its method and seed decide; the rest are the settings of its study.
+# Keys of an identity that depend on method and seed; others are the study's settings.
 OF_ONE_RUN = ("terms", "seed", "sources", "window")
 _OF_METHOD_IN_STUDENT = "linear_connectors"
-# What the name of a run's folder says besides: `-live`, `-live-bn`.
+# Suffixes of a run's folder name: `-live`, `-live-bn`.
 _OF_LABEL = (*OF_ONE_RUN, "teacher_outputs", "teacher_bn")
-_MOST = 6  # settings in a cell of a table
+_MOST = 6  # settings in a table cell
 
 Identity = Mapping[str, Any]
 
 
 def settings_key(identity: Identity) -> str:
-    """Return the settings that runs of all methods and seeds of the same study have in common."""
+    """Return the settings common to runs of all methods and seeds of a study."""
     return identity_sha256(without(_OF_LABEL, identity))
 
 
 def method_key(identity: Identity) -> str:
-    """Return the settings that the seeds of one method have in common, whatever its study."""
+    """Return the settings common to all seeds of one method, in any study."""
     kept = {key: identity[key] for key in _OF_LABEL if key != "seed" and key in identity}
     return identity_sha256(kept)
 
 
 def distinct_settings(runs: Sequence[tuple[str, Identity]]) -> list[list[str]]:
-    """Return, for each (label, identity), `key=value` of the settings that tell it from others.
+    """Return, for each (label, identity), `key=value` of the settings that distinguish it.
 
-    A method's own settings (its terms) are compared with runs of the same label, the settings of
-    a study with all runs. At most six, those of the cache last, then how many more there are.
+    A method's own settings (its terms) are compared with runs of the same label, and the study's
+    settings with all runs. At most six are listed, those of the cache last, then the number of
+    others.
     """
     studies = distinguishing([without(_OF_LABEL, identity) for _, identity in runs])
     methods: dict[str, list[int]] = {}
@@ -78,7 +79,7 @@ def distinct_settings(runs: Sequence[tuple[str, Identity]]) -> list[list[str]]:
 def without(keys: Sequence[str], identity: Identity) -> dict[str, Any]:
     """Return the identity without these keys.
 
-    Without its terms, it has nothing left of what follows from them in the student's settings.
+    Without its terms, settings of the student that follow from them are removed too.
     """
     kept = {key: value for key, value in identity.items() if key not in keys}
     student = kept.get("student")
@@ -92,7 +93,7 @@ def _of_method(identity: Identity) -> dict[str, Any]:
 
 
 def _shortened(settings: Sequence[str]) -> list[str]:
-    """Move the settings of the cache to the end, since a different teacher changes many of them."""
+    """Move the settings of the cache to the end, because another teacher changes many of them."""
     order = sorted(settings, key=lambda each: each.startswith(("cache.", "further_caches.")))
     more = len(order) - _MOST
     return order if more <= 1 else [*order[:_MOST], f"{more} more"]
@@ -105,10 +106,10 @@ _FOLDER = re.compile(
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run's folder and what its files say; `summary` is None before its end.
+    """A run's folder and the content of its files; `summary` is None until it is finished.
 
-    label: its method, and "-live" where the teacher ran in the loop. problem: why its files cannot
-    be believed, and the fix; then nothing of them is here.
+    label: its method, with "-live" if the teacher ran in the loop. problem: why its files are
+    invalid, and the fix; the other fields are then empty.
     """
 
     folder: Path
@@ -116,22 +117,22 @@ class FoundRun:
     seed: int
     identity: Mapping[str, Any]
     summary: Mapping[str, Any] | None
-    epochs: int  # that are done
+    epochs: int  # finished epochs
     num_bytes: int
     changed: float  # seconds, as of time.time
     is_training: bool
-    is_repetition: bool  # of a finished run, whose folder it will take
-    waits: bool = False  # a finished repetition that has not taken that place: it was killed then
+    is_repetition: bool  # repeats a finished run, whose folder it will replace
+    waits: bool = False  # a finished repetition that was killed before it replaced that folder
     problem: str = ""
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """Student, label and seed: of runs that agree in these only the settings differ."""
+        """Student, label and seed; runs with the same key differ only in settings."""
         return self.folder.parent.name, self.label, self.seed
 
     @property
     def threads(self) -> int | None:
-        """With how many a finished run was trained on a CPU, which decides its last bits."""
+        """Number of threads of a finished run on a CPU, which affects its last bits."""
         summary = self.summary or {}
         return summary.get("threads") if summary.get("device") == "cpu" else None
 
@@ -144,29 +145,29 @@ class FoundRun:
         if self.is_training:
             return "training now"
         if self.waits:
-            return "finished repetition, takes its place when the run is trained"
+            return "finished repetition, replaces the result when the run is trained"
         has_checkpoint = (self.folder / CHECKPOINT_FILE).is_file()
         state = "interrupted" if has_checkpoint else "unfinished"
         of = f"{self.epochs} of {self.identity['training']['epochs']} epochs"
         return f"{'repetition ' if self.is_repetition else ''}{state}, {of}"
 
     def is_like(self, identity: Mapping[str, Any]) -> bool:
-        """Return True if this run and that of the identity differ in method and seed alone."""
+        """Return True if this run and the run of `identity` differ only in method and seed."""
         return _digest(OF_ONE_RUN, self.identity) == _digest(OF_ONE_RUN, identity)
 
     def is_repetition_of(self, identity: Mapping[str, Any]) -> bool:
-        """Return True if this run and that of the identity differ in the seed alone."""
+        """Return True if this run and the run of `identity` differ only in the seed."""
         return _digest(("seed",), self.identity) == _digest(("seed",), identity)
 
 
 def runs_below(runs_dir: Path, student: str | None = None) -> list[FoundRun]:
-    """Return all runs, or those of one student, by student, method, seed and age."""
+    """Return all runs, or one student's, sorted by student, method, seed and age."""
     students = runs_dir.glob("*/") if student is None else [runs_dir / student]
     return sorted((run for each in students for run in runs_in(each)), key=_order)
 
 
 def runs_in(student_dir: Path) -> list[FoundRun]:
-    """Return the runs of one student's folder, by method, seed and age."""
+    """Return the runs in a student's folder, sorted by method, seed and age."""
     found = (_read_run(folder) for folder in student_dir.glob("*"))
     return sorted((run for run in found if run is not None), key=_order)
 
@@ -178,12 +179,12 @@ def _order(run: FoundRun) -> tuple[str, str, int, float]:
 def finished_alike(
     runs: Iterable[FoundRun], own: Mapping[str, Mapping[str, Any]]
 ) -> list[FoundRun]:
-    """Return the finished ones of `runs` that can be compared with each other: one per method and
-    seed.
+    """Return the comparable finished runs of `runs`: one per method and seed.
 
-    own: {label: identity of a run of it, whatever its seed}, all with the same settings. A run of
-    one of these labels must have that very method's terms. Another label counts by the settings
-    that all share. Of several runs of one method and seed the latest counts. In the order of `own`.
+    own: {label: identity of a run with that label and any seed}, all with the same settings. A run
+    with one of these labels must have the same terms. A run with another label must have the common
+    settings. Of several runs of one method and seed, the latest is returned. The order is that of
+    `own`.
     """
     order = {label: position for position, label in enumerate(own)}
     example = next(iter(own.values()))
@@ -200,7 +201,7 @@ def changes_since(
 ) -> list[str]:
     """Return how a run's settings differ from the latest run with its name, one line each.
 
-    Empty if there is none, or if the run in `folder` has begun.
+    Empty if there is no such run, or if the run in `folder` has already started.
     """
     others = sorted(student_dir.glob(f"{glob.escape(name)}-*/{RUN_FILE}"), key=_changed_at)
     if not others or (folder / RUN_FILE).is_file():
@@ -231,9 +232,9 @@ def _changed_at(path: Path) -> float:
 
 
 def table_of(runs: Sequence[FoundRun], now: float) -> str:
-    """Format a line per run, which ends with the settings in which the student's runs differ.
+    """Format a line per run, ending with the settings in which the student's runs differ.
 
-    now: seconds, as of time.time.
+    now: seconds, as from time.time.
     """
     settings = _distinctions(runs)
     rows = [["run", "state", "top-1 error (%)", "size", "age", "differs in"]]
@@ -253,8 +254,8 @@ def table_of(runs: Sequence[FoundRun], now: float) -> str:
 
 
 def format_result(summary: Mapping[str, Any], folder: Path) -> str:
-    """Return a finished run in a few lines: its errors, its time, its folder."""
-    has_top5 = summary.get("num_classes", 6) > 5  # else every top-5 error is zero
+    """Format a finished run in a few lines: its errors, its time, its folder."""
+    has_top5 = summary.get("num_classes", 6) > 5  # otherwise every top-5 error is zero
     best = summary["best"]
 
     def errors(of: Mapping[str, Any], prefix: str = "") -> str:
@@ -272,7 +273,7 @@ def format_result(summary: Mapping[str, Any], folder: Path) -> str:
 
 
 def format_finished(summary: Mapping[str, Any], folder: Path) -> str:
-    """A run that has nothing to do, in one line with its top-1 errors."""
+    """Format a run with nothing left to do as a line with its top-1 errors."""
     best, teacher = summary["best"], summary["teacher"].get("test_top1_error")
     errors = f"Test error {summary['last']['top1_error']:.2f} % top-1"
     others = [f"best epoch: test error {best['top1_error']:.2f} %"]
@@ -281,10 +282,10 @@ def format_finished(summary: Mapping[str, Any], folder: Path) -> str:
 
 
 def removable(runs: Sequence[FoundRun], *, superseded: bool = False) -> dict[Path, str]:
-    """Return {folder: reason} of runs that are unfinished.
+    """Return {folder: reason} of unfinished runs.
 
-    superseded: also of finished runs that were followed by a later one of their method and seed,
-    which has other settings and need not be better.
+    superseded: include finished runs that were followed by a later run of the same method and seed
+    with other settings, which need not be better.
     """
     found, latest = {}, {}
     for run in sorted(runs, key=lambda run: run.changed):
@@ -302,7 +303,7 @@ def removable(runs: Sequence[FoundRun], *, superseded: bool = False) -> dict[Pat
 
 
 def _format_later(run: FoundRun, later: FoundRun) -> str:
-    """Describe the loss: the errors of both runs, and how their settings differ."""
+    """Describe the two runs: their errors, and how their settings differ."""
     pair = [run, later]
     errors = [f"{each.summary['last']['top1_error']:.2f} %" for each in pair if each.summary]
     own, _ = distinct_settings([(each.label, each.identity) for each in pair])
@@ -319,7 +320,7 @@ def offer_removal(
     *,
     superseded: bool = False,
 ) -> None:
-    """Name the runs that are surplus, and delete them if `agree` says yes to the question.
+    """List the removable runs, and delete them if `agree` confirms the question.
 
     superseded: as in `removable`.
     """
@@ -338,7 +339,7 @@ def offer_removal(
 
 
 def remove_run(folder: Path) -> None:
-    """Delete a run, unless it is being trained. Raises Busy; BadFile for a link to a folder."""
+    """Delete a run. Raises Busy if it is being trained, and BadFile for a link to a folder."""
     if folder.is_symlink():
         raise BadFile(
             folder, "is a symbolic link, expected a folder", fix=f"rm {quote(str(folder))}"
@@ -351,9 +352,7 @@ def remove_run(folder: Path) -> None:
 
 
 def repetition_of(folder: Path) -> Path:
-    """Return the folder in which the finished run in `folder` is trained again, until it is
-    replaced.
-    """
+    """Return the folder in which a finished run is trained again until its result is replaced."""
     return folder.with_name(f"{folder.name}.retrain")
 
 
@@ -375,7 +374,7 @@ def _read_run(folder: Path) -> FoundRun | None:
     sizes = [path.lstat() for path in files] or [folder.lstat()]
     waits = bool(name["again"]) and summary is not None
     if waits:
-        summary = None  # it counts in its place
+        summary = None  # it counts as the run it replaces
     return FoundRun(
         folder=folder,
         label=name["label"],
@@ -393,7 +392,7 @@ def _read_run(folder: Path) -> FoundRun | None:
 
 
 def _check_folder_name(folder: Path, name: re.Match[str], identity: Mapping[str, Any]) -> None:
-    """Raise BadFile if a folder's name does not say what its run.json says."""
+    """Raise BadFile if a folder's name disagrees with its run.json."""
     sha256, seed = identity_sha256(identity), identity.get("seed")
     if not sha256.startswith(name["digits"]) or seed != int(name["seed"]):
         raise BadFile(

@@ -1,6 +1,6 @@
-"""Trains finished runs again: beside the old result, whose place the new one takes at the end.
+"""Train finished runs again next to the old results, which are replaced at the end.
 
-Imports no torch, unless runs are to be trained.
+Does not import torch unless runs must be trained.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from teach_once.train.runs.study import Run
 
 
 def begin_again(runs: Sequence[Run], device: str) -> None:
-    """Have the finished ones of a study's runs trained again; their results stay until then.
+    """Start to train a study's finished runs again; their results are kept until then.
 
-    Where some of these repetitions were begun before, only they are left to do. Raises TrainError
-    or DeviceError if the runs cannot be trained, Busy where another process has the folder.
+    If some repetitions were started earlier, only these are continued. Raises TrainError or
+    DeviceError if the runs cannot be trained, and Busy if another process uses a folder.
     """
     from teach_once.runtime.machine.devices import check_device
     from teach_once.train.runs.check_methods import check_methods
@@ -37,14 +37,14 @@ def begin_again(runs: Sequence[Run], device: str) -> None:
             for folder in finished:
                 repetition_of(folder).mkdir()
                 begun.append(folder)
-        except BaseException:  # all of them, or none
+        except BaseException:  # all or none
             for folder in begun:
                 repetition_of(folder).rmdir()
             raise
 
 
 def take_place(folder: Path) -> None:
-    """Put the finished repetition of a run in its place."""
+    """Replace a run by its finished repetition."""
     replaced = folder.with_name(f"{folder.name}.replaced")
     if replaced.exists():
         shutil.rmtree(replaced)

@@ -1,6 +1,6 @@
-"""What all runs of one student config share, and how to tell that a run is finished.
+"""Studies: the common settings of a student config's runs, and the identity of each run.
 
-Imports no torch, so that a command which finds its work done ends at once.
+Does not import torch, so that a command with no work left ends at once.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 
 
 def recipe_identity(training: Training, ranks: int | None = None) -> dict[str, Any]:
-    """Return the recipe as plain data: all of it that decides what a network becomes.
+    """Return the parts of the recipe that determine the trained network, as plain data.
 
-    How many processes train together decides something only where each one normalizes its own slice
-    of a batch; then it is here as "ranks". To a single process `batch_norm` makes no difference.
-    ranks: how many; None: as many as this process was started with.
+    The number of processes matters only if each one normalizes its own slice of a batch; then it is
+    included as "ranks". For a single process `batch_norm` makes no difference. ranks: number of
+    processes; None: as many as this process was started with.
     """
     plain = as_plain(training)
     if plain.pop("batch_norm") == "sync":
@@ -64,8 +64,7 @@ def recipe_identity(training: Training, ranks: int | None = None) -> dict[str, A
 
 
 def network_identity(net: StudentNet, linear_connectors: Sequence[str]) -> dict[str, Any]:
-    """Return the student's network and connectors as plain data: the layers, not the key that chose
-    them.
+    """Return the student's network and connectors as plain data, with layers instead of settings.
 
     linear_connectors: the taps whose connectors end without ReLU. Raises TrainError if the file of
     initial weights is missing.
@@ -75,21 +74,21 @@ def network_identity(net: StudentNet, linear_connectors: Sequence[str]) -> dict[
     if init.get("init", "") is None:
         raise TrainError(f"student.init: file {net.init} not found", fix="set student.init=PATH")
     plain = as_plain(net)
-    plain.pop("relu_to_signed")  # it only allows what `connector` asks for
+    plain.pop("relu_to_signed")  # it only permits the value of `connector`
     plain["connector"] = "none" if net.connector == "none" else "conv-bn-relu"
     plain["linear_connectors"] = list(linear_connectors)
     return {**plain, **stem, **init}
 
 
-RUN_VERSION = 1  # raise it when the same settings would train differently
+RUN_VERSION = 1  # increase it when the same settings would train differently
 MOST_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Study:
-    """One student config with the data and the caches that its runs read.
+    """A student config with the data and the caches of its runs.
 
-    teachers: at least one; all of them have the dataset and the views of the first.
+    teachers: at least one; all have the dataset and the views of the first.
     """
 
     config: StudentConfig
@@ -103,12 +102,12 @@ class Study:
 
     @property
     def teacher(self) -> TeacherConfig:
-        """The config of the first teacher."""
+        """Config of the first teacher."""
         return self.teachers[0].config
 
     @property
     def cache(self) -> TeacherCache:
-        """The cache of the first teacher."""
+        """Cache of the first teacher."""
         return self.teachers[0].cache
 
     @property
@@ -120,7 +119,7 @@ class Study:
         return views_used(self.config, self.teacher)
 
     def window_rows(self, taps: Collection[str]) -> int | None:
-        """How many samples are shuffled at a time, reading these taps; None: all of them."""
+        """Return the number of samples per shuffle window for these taps; None: all samples."""
         if len(self.teachers) == 1:
             return window_rows(self.cache, taps, self.placement)
         if self.placement == "window":
@@ -132,13 +131,13 @@ class Study:
     def pixels(self, device: torch.device, num_workers: int | None = None) -> DatasetPixels:
         """Return the views of all splits on a device, opened once for all runs. Loads torch.
 
-        A training sample that is read from other bytes than those the teacher saw is refused.
+        Reading a training sample whose bytes differ from the teacher's raises DatasetError.
         """
         from teach_once.views.pixels.resident import open_dataset_pixels
 
         key = device, num_workers
         if key not in self._pixels:
-            self._pixels.clear()  # of another device
+            self._pixels.clear()  # opened on another device
             normalization = self.teacher.dataset.normalization
             pixels = open_dataset_pixels(
                 self.dataset, self.teacher.views, normalization, device, num_workers
@@ -157,34 +156,32 @@ class Study:
         return self.runs_dir / self.config.name
 
     def run(self, method: str, seed: int, live_teacher: bool = False, live_bn: bool = False) -> Run:
-        """Return the run of a method and a seed. Raises TrainError if the config has no such
-        method.
-        """
+        """Return the run of a method and a seed. Raises TrainError for an unknown method."""
         check_method_name(self.config, method)
         return Run(self, method, seed, live_teacher or live_bn, live_bn)
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One student trained with one method and one seed, from the cache or with the teacher live.
+    """One student trained with one method and one seed, from the cache or with a live teacher.
 
-    Loads torch only where the taps that its losses read must be known.
+    Loads torch only if the taps that its losses read must be known.
     """
 
     study: Study
     method: str
     seed: int
     live_teacher: bool = False
-    live_bn: bool = False  # whether its batch norm takes the statistics of each batch
-    is_repetition: bool = False  # of a finished run, whose folder it takes in the end
-    ranks: int | None = None  # that train it; None: as many as this process is one of
+    live_bn: bool = False  # the teacher's batch norm uses batch statistics
+    is_repetition: bool = False  # repeats a finished run, whose folder it replaces at the end
+    ranks: int | None = None  # processes that train it; None: this process's world size
 
     def __str__(self) -> str:
         return f"{self.method}, seed {self.seed}"
 
     @property
     def name(self) -> str:
-        """Unique within the study's settings."""
+        """Name that is unique within the study's settings."""
         label = f"{self.method}-live" if self.live_teacher else self.method
         label += "-bn" * self.live_bn
         return f"{label}-seed{self.seed}"
@@ -203,7 +200,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """`<runs>/<student>/<method>-seed<k>-<8 of the sha256>`: other settings, other folder."""
+        """`<runs>/<student>/<method>-seed<k>-<8 digits of the sha256>`, unique per settings."""
         if "/" in self.name or self.study.config.name in ("", ".", ".."):
             raise TrainError(f"{self.study.config.name}/{self.name} leads out of the runs' folder")
         folder = self.study.folder / f"{self.name}-{self.sha256[:8]}"
@@ -215,9 +212,7 @@ class Run:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the run's result; two runs with equal identities are the same
-        run.
-        """
+        """Settings that determine the run's result; runs with equal identities are the same run."""
         study, plain = self.study, as_plain(self.study.config)
         rows = None if self.live_teacher else self.window_rows
         return {
@@ -238,7 +233,7 @@ class Run:
         }
 
     def _several_teachers(self) -> dict[str, Any]:
-        """Return the weight of each of several teachers, and the caches of all but the first."""
+        """Return each teacher's weight and all caches but the first, if there are several."""
         teachers = self.study.teachers
         if len(teachers) == 1:
             return {}
@@ -249,13 +244,11 @@ class Run:
 
     @cached_property
     def linear_connectors(self) -> tuple[str, ...]:
-        """The taps whose connectors end without ReLU; see `train.method.connector_ends`."""
+        """Taps whose connectors end without ReLU; see `train.method.connector_ends`."""
         return linear_connectors(self.study, self.terms)
 
     def _sources(self) -> dict[str, str | None]:
-        """Return {module: sha256 of its file} of the user's own losses and network that the run
-        uses.
-        """
+        """Return {module: sha256 of its file} of the user's losses and network in the run."""
         own = [term.loss for term in self.terms if ":" in term.loss]
         modules = [name.partition(":")[0] for name in own]
         losses = {module: module_sha256(module) for module in modules}
@@ -263,12 +256,12 @@ class Run:
 
     @property
     def needed_taps(self) -> list[str]:
-        """The taps of the first teacher that the method's losses read, finished or not."""
+        """Taps of the first teacher that the method's losses read, even if incomplete."""
         return self.needed_of_each[0]
 
     @property
     def needed_of_each(self) -> list[list[str]]:
-        """The taps that are read of each teacher; of several, what decides `correct` too."""
+        """Taps read from each teacher; with several, including those that determine `correct`."""
         from teach_once.train.terms import taps_of  # loads torch
 
         found = []
@@ -281,9 +274,9 @@ class Run:
 
     @property
     def window_rows(self) -> int | None:
-        """How many samples are shuffled at a time; None: all of them.
+        """Number of samples per shuffle window; None: all samples.
 
-        Loads torch only where the size of all taps leaves the answer open.
+        Loads torch only if the size of all taps does not decide this.
         """
         if self.study.window_rows(self.study.cache.manifest.taps) is None:
             return None
@@ -291,22 +284,20 @@ class Run:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of teacher outputs held in memory at a time: two views, or two windows."""
+        """Bytes of teacher outputs in memory at a time: two views or two windows."""
         return held_together([self])
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The result of the finished run; None unless it was trained to its end as identified.
+        """Result of the finished run; None if it is not finished.
 
-        Raises BadFile if its files contradict one another or their checksums.
+        Raises BadFile if its files contradict each other or their checksums.
         """
         return read_result(self.folder, self.identity)
 
     @property
     def is_finished(self) -> bool:
-        """Return True if nothing is left to train: the result is valid, and no repetition was
-        begun.
-        """
+        """True if nothing is left to train: the result is valid, and no repetition was started."""
         try:
             return self.summary is not None and not repetition_of(self.folder).is_dir()
         except BadFile:
@@ -314,20 +305,20 @@ class Run:
 
     @property
     def repetition(self) -> Run | None:
-        """The repetition of this run that was begun (`begin_again`); None if there is none."""
+        """The started repetition of this run (`begin_again`); None if there is none."""
         again = repetition_of(self.folder).is_dir()
         return replace(self, is_repetition=True) if again else None
 
     def changes(self) -> list[str]:
-        """How the settings differ from the latest run of this method and seed, one line each.
+        """Differences of the settings from the latest run of this method and seed, one line each.
 
-        Empty where there is none, or where this run has begun.
+        Empty if there is no such run, or if this run has already started.
         """
         return changes_since(self.study.folder, self.name, self.folder, self.identity)
 
 
 def needed_together(runs: Sequence[Run]) -> list[list[str]]:
-    """Return the taps that runs of one study read, of each teacher."""
+    """Return the taps that runs of one study read from each teacher."""
     wanted = [
         {tap for taps in of_one for tap in taps}
         for of_one in zip(*(run.needed_of_each for run in runs), strict=True)
@@ -339,9 +330,7 @@ def needed_together(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def held_together(runs: Sequence[Run]) -> int:
-    """Return the bytes of teacher outputs kept at a time for runs of one study that read them
-    together.
-    """
+    """Return the bytes of teacher outputs in memory for runs of one study with shared loading."""
     study = runs[0].study
     rows = 2 * (runs[0].window_rows or study.cache.num_samples)
     return rows * sum(map(record_bytes, study.caches, needed_together(runs)))
@@ -364,13 +353,13 @@ def open_study(
     placement: PlacementChoice = "auto",
     reads_outputs: bool = True,
 ) -> Study:
-    """Find the caches, check that they belong to these teachers and pixels, and check the config.
+    """Find the caches, check that they match the teachers and pixels, and check the config.
 
-    Taps may be unfinished: what a run reads is looked at when the run is
+    Taps may be incomplete; those that a run needs are checked when the run starts
     (`train.sessions.student`). reads_outputs: False if no teacher outputs will be read, so that
     views may be missing too.
 
-    Raises CacheError, TrainError, DatasetError, ArchError. Never runs a teacher.
+    Raises CacheError, TrainError, DatasetError or ArchError. Never runs a teacher.
     """
     check_arch(config.student.arch)
     check_arch(teacher.teacher.arch)
@@ -382,14 +371,14 @@ def open_study(
 
 
 def views_used(config: StudentConfig, teacher: TeacherConfig) -> int:
-    """Return the number of views that a student trains on, of those in its cache by now."""
+    """Return the number of views that a student trains on, of those currently in its cache."""
     return config.num_views or teacher.views.num_views
 
 
 def trained_by_any_number(run: Run) -> Run:
-    """Find a finished run trained with another number of processes; else return the run itself.
+    """Find a finished run trained with another number of processes; default: the run itself.
 
-    Raises TrainError if several numbers of processes have trained it.
+    Raises TrainError if it was trained with several numbers of processes.
     """
     if run.training.batch_norm == "sync" or run.is_finished:
         return run
@@ -401,7 +390,7 @@ def trained_by_any_number(run: Run) -> Run:
     if len(found) > 1:
         folders = ", ".join(sorted(str(each.folder) for each in found))
         raise TrainError(
-            f"{run} was trained by several numbers of processes, each with batch norms of its own: "
+            f"{run} was trained with several numbers of processes, each with its own batch norms: "
             f"{folders}",
             fix="move all but one of them elsewhere",
         )
@@ -409,7 +398,7 @@ def trained_by_any_number(run: Run) -> Run:
 
 
 def _ranks_of(folder: Path) -> int:
-    """Return the number of ranks in the run's file; 1 if the file contains no usable one."""
+    """Return the number of ranks in the run's file; 1 if the file has no valid one."""
     try:
         training = (read_run(folder) or {}).get("training", {})
     except BadFile:

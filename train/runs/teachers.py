@@ -1,8 +1,8 @@
-"""The teachers of a study, each with a cache of the same data and views. Imports no torch.
+"""The teachers of a study, each with a cache of the same data and views. Does not import torch.
 
-The probabilities of several teachers are averaged, and their channel means are matched each through
-connectors of its own (`train.outputs.ensemble`). Attention maps, hints and relations between
-embeddings are those of one network: a method that needs them is refused for several teachers.
+The probabilities of several teachers are averaged. Each teacher's channel means are matched through
+its own connectors (`train.outputs.ensemble`). Attention maps, hints and relations between
+embeddings belong to one network, so methods that need them are rejected for several teachers.
 """
 
 from __future__ import annotations
@@ -54,10 +54,9 @@ def open_cache(
     caches_dir: Path,
     cache_path: Path | None = None,
 ) -> TeacherCache:
-    """Return the cache of this teacher and these pixels: in `caches_dir`, or the one at
-    `cache_path`.
+    """Return the cache of this teacher and these pixels, in `caches_dir` or at `cache_path`.
 
-    Its taps may be unfinished. Raises CacheError, whose fix is the user's own command.
+    Its taps may be incomplete. Raises CacheError, whose fix is the user's command.
     """
     identity = teacher_identity(teacher, dataset)
     with fixes_spelled_by(lambda more: pass_command(teacher, caches_dir, more)):
@@ -71,14 +70,14 @@ def open_cache(
                 raise _changed(dataset, cache)
         canary = pixel_canary(dataset.train, teacher.views)
         cache.refuse_unless(identity, labels=dataset.train.labels, canary=canary)
-    # For what is found only when records are read. A partial, since loaders pickle caches.
+    # For errors found only when records are read. A partial, because loaders pickle caches.
     cache.spell = partial(pass_command, teacher, cache.path.parent)
     return cache
 
 
 @contextmanager
 def explain_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path) -> Iterator[None]:
-    """Explain a missing cache to which no pass would add enough views."""
+    """Explain a missing cache if no pass would add enough views."""
     try:
         yield
     except CacheError:
@@ -89,7 +88,7 @@ def explain_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path)
         is_possible = distinct is None or asked <= distinct
         most = "" if is_possible else f", and there are only {distinct} distinct views"
         raise TrainError(
-            f"num_views is {asked}, but views.count of the teacher {teacher.name} makes a cache of "
+            f"num_views is {asked}, but views.count of the teacher {teacher.name} gives "
             f"{counted(planned, 'view')}{most}",
             fix=pass_command(teacher, caches_dir, [f"views.count={asked}"])
             if is_possible
@@ -98,29 +97,29 @@ def explain_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path)
 
 
 def pass_command(teacher: TeacherConfig, caches_dir: Path, more: Sequence[str] = ()) -> str:
-    """Return the command that makes or repairs a cache in a folder, a URL or a mirror."""
+    """Return the command that builds or repairs a cache in a folder, at a URL or in a mirror."""
     return cache_command(teacher, caches_dir=named_as(caches_dir), more=more)
 
 
 def tap_names(teacher: TeacherConfig) -> set[str]:
-    """Return the names of the taps that a teacher's file asks for. Raises TapError."""
+    """Return the names of the taps in a teacher's file. Raises TapError if one is invalid."""
     return {tap.name for tap in taps_asked(teacher.taps, teacher_stages(teacher))}
 
 
 def verified_pixels(
     pixels: Pixels, dataset: Dataset, cache: TeacherCache, teacher: TeacherConfig
 ) -> Pixels:
-    """Return training pixels that refuse a sample whose bytes differ from the teacher's."""
+    """Return training pixels that reject samples whose bytes differ from the teacher's."""
     from teach_once.views.pixels.resident import VerifiedPixels
 
     again = pass_command(teacher, cache.path.parent)
-    fix = f"restore it; or, if it is right as it is: rm -r {cache.path}, and {again}"
+    fix = f"restore it; or, if the change is intended: rm -r {cache.path}, and {again}"
     return VerifiedPixels(pixels, dataset.train, cache.sample_digest, fix)
 
 
 @contextmanager
 def _explaining(dataset: Dataset, other_state: Callable[[], TeacherCache | None]) -> Iterator[None]:
-    """Explain a missing cache if there is one of another state of the dataset."""
+    """Explain a missing cache if a cache of another state of the dataset exists."""
     try:
         yield
     except (CacheMismatch, CacheMissing):
@@ -148,12 +147,12 @@ def teacher_identity(teacher: TeacherConfig, dataset: Dataset) -> Identity:
     return cache_identity(views_identity(teacher, dataset), nets_identity(teacher))
 
 
-_MERGEABLE = {"logits", "correct", "stages"}  # what several teachers have together
+_MERGEABLE = {"logits", "correct", "stages"}  # outputs that several teachers can combine
 
 
 @dataclass(frozen=True)
 class StudyTeacher:
-    """A teacher of a study. weight: of its outputs among those of all teachers."""
+    """A teacher of a study. weight: of its outputs among all teachers."""
 
     config: TeacherConfig
     cache: TeacherCache
@@ -161,13 +160,14 @@ class StudyTeacher:
 
     @property
     def stages(self) -> dict[str, str]:
-        """ "stageN" -> module."""
+        """Tapped modules by stage, {"stage1": module, ...}."""
         return teacher_stages(self.config)
 
 
 def teacher_configs(config: StudentConfig, first: TeacherConfig) -> list[TeacherConfig]:
-    """Return the configs of all teachers, each with the overrides of the first one. Raises
-    ConfigError.
+    """Return the configs of all teachers, each with the overrides of the first.
+
+    Raises ConfigError.
     """
     overrides = first.source.overrides if first.source else ()
     others = [load_teacher(name, overrides) for name in (config.teachers or ())[1:]]
@@ -184,10 +184,10 @@ def open_teachers(
     caches_dir: Path,
     cache_path: Path | None,
 ) -> tuple[StudyTeacher, ...]:
-    """Open the cache of each teacher. Raises CacheError, TrainError, ConfigError.
+    """Open the cache of each teacher. Raises CacheError, TrainError or ConfigError.
 
-    dataset: of the first teacher. cache_path: its cache, which is looked up in `caches_dir` without
-    it; the caches of the other teachers are in the same folder.
+    dataset: of the first teacher. cache_path: cache of the first teacher; None: found in
+    `caches_dir`. The caches of the other teachers are in the same folder.
     """
     cache = open_cache(first, dataset, num_views, caches_dir=caches_dir, cache_path=cache_path)
     caches_dir = caches_dir if cache_path is None else cache_path.parent
@@ -203,9 +203,9 @@ def open_teachers(
 def check_same_views(
     first: TeacherConfig, dataset: Dataset, other: TeacherConfig, theirs: Dataset
 ) -> None:
-    """Raise TrainError if two teachers see other images, labels or views.
+    """Raise TrainError if two teachers use different images, labels or views.
 
-    Each has its own normalization, as the student has the first one's.
+    Each has its own normalization. The student has the first teacher's.
     """
     ours, found = views_identity(first, dataset), views_identity(other, theirs)
     for identity in (ours, found):
@@ -213,7 +213,7 @@ def check_same_views(
     ours["dataset"]["classes"] = list(dataset.class_names)
     found["dataset"]["classes"] = list(theirs.class_names)
     if differing := differences(ours, found):
-        lines = [f"the teachers {first.name} and {other.name} do not see the same views:"]
+        lines = [f"the teachers {first.name} and {other.name} do not use the same views:"]
         raise TrainError(
             "\n  ".join([*lines, *map(str, differing)]),
             fix=f"give both files the same dataset and views, such as those of {first.name}",
@@ -221,14 +221,14 @@ def check_same_views(
 
 
 def check_combinable(method: str, taps: Collection[str], looked_at: Collection[str]) -> None:
-    """Raise TrainError if a method needs what only a single teacher has.
+    """Raise TrainError if a method needs outputs that only a single teacher has.
 
-    taps: names, or groups of names as losses give them. looked_at: parts of the student.
+    taps: names, or groups of names as in losses. looked_at: parts of the student.
     """
     single = sorted({*taps} - _MERGEABLE | {*looked_at} & {"embedding", "attention", "hint"})
     if single:
         raise TrainError(
-            f"methods.{method} needs {', '.join(single)}, which several teachers do not have "
-            f"together; they have {', '.join(sorted(_MERGEABLE))}",
-            fix="give it one teacher, or leave the method out",
+            f"methods.{method} needs {', '.join(single)}, which several teachers cannot "
+            f"combine; they can combine {', '.join(sorted(_MERGEABLE))}",
+            fix="use one teacher, or omit the method",
         )

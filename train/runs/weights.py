@@ -1,6 +1,6 @@
-"""A teacher's weights: the file that holds them, and the run that trains them.
+"""A teacher's weights: the file that contains them, and the run that trains them.
 
-Imports no torch, so that a command which finds its work done ends at once.
+Does not import torch, so that a command with no work left ends at once.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from teach_once.train.runs.teachers import tap_names, teacher_identity
 from teach_once.views.datasets import Dataset, DatasetError, load_dataset
 from teach_once.views.identity import augment_identity
 
-# Settings that decide a training, and not how its weights are to be used.
+# Settings that affect the training, but not the use of its weights.
 _OF_THE_TRAINING_ALONE = ("augment.", "views_seed", "source.")
 
 
 class TeacherExists(UserError, ValueError):
-    """Weights, or an unfinished training of them, of other settings than those asked for."""
+    """Weights, or an unfinished training, with other settings than the requested ones."""
 
 
 @dataclass(frozen=True)
 class ExistingWeights:
-    """summary: of their training, {} if they were made elsewhere. notes: to be printed."""
+    """Existing weights. summary: of their training; {} if made elsewhere. notes: lines to print."""
 
     summary: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -58,10 +58,10 @@ class ExistingWeights:
 
 @dataclass(frozen=True, eq=False)
 class TeacherRun:
-    """The training of a teacher: a run that has no teacher itself, beside the weights it makes.
+    """The training of a teacher: a run without a teacher of its own, next to its weights.
 
-    It sees a fresh view in every epoch: the cache's augmentation and seed, not limited to the views
-    that the cache will hold. dataset: as `load_teacher_data` returns it.
+    It uses a new view in every epoch, with the cache's augmentation and seed but not limited to the
+    cache's views. dataset: from `load_teacher_data`.
     """
 
     config: TeacherConfig
@@ -114,7 +114,7 @@ class TeacherRun:
         )
 
     def unfinished_otherwise(self) -> str:
-        """Describe an unfinished training with other settings in the folder; empty if none."""
+        """Describe an unfinished training with other settings; "" if there is none."""
         if not self.has_checkpoint:
             return ""
         recorded = read_run(self.folder) or {}
@@ -123,16 +123,14 @@ class TeacherRun:
             return ""
         epochs = count_epochs(self.folder, identity_sha256(recorded))
         heading = (
-            f"{self.folder} holds an unfinished training with other settings, {epochs} finished "
+            f"{self.folder} contains an unfinished training with other settings, {epochs} finished "
             f"epochs:"
         )
         return "\n  ".join([heading, *told(differing)])
 
 
 def load_teacher_data(config: TeacherConfig, training: TeacherTraining) -> Dataset:
-    """Return the dataset with the teacher's own limit: it may have seen more than its students
-    will.
-    """
+    """Load the dataset with the teacher's own limit, which may exceed its students' limit."""
     return load_dataset(dataclasses.replace(config.dataset, max_per_class=training.max_per_class))
 
 
@@ -142,13 +140,13 @@ def training_settings(
     dataset_digest: str,
     ranks: int | None = None,
 ) -> dict[str, Any]:
-    """Return the settings that decide the weights of a teacher trained here.
+    """Return the settings that determine the weights of a teacher trained here.
 
     ranks: see `train.runs.study`.
     """
     plain = as_plain(config)
     training = recipe_identity(recipe, ranks) | init_identity(recipe.init)
-    del training["eval_every"]  # decides nothing about the weights
+    del training["eval_every"]  # does not affect them
     source = arch_source(config.teacher.arch)
     return {
         "arch": plain["teacher"]["arch"],
@@ -164,22 +162,20 @@ def training_settings(
 
 
 def training_folder(weights: Path) -> Path:
-    """Return the folder of the metrics and the checkpoint of a teacher's training, next to its
-    weights.
-    """
+    """Return the folder of a teacher's training, with its metrics and checkpoint."""
     return weights.with_suffix(".training")
 
 
 def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
-    """Return the weights file that the config names; None if it is missing.
+    """Return the weights file of the config; None if it is missing.
 
-    Weights trained here (their sha256 is in the summary beside them) must have been trained as the
-    `training:` block says, on these data, normalized as here, with this arch and stem: otherwise
-    they are not what the config promises, and TeacherExists names the differences. Augmentation and
-    the views' seed decide a training too, but such weights are as good a teacher on other views:
-    they are used, with a note. So are those whose network's file has been edited, and a file that
-    has taken the place of the trained one, unless it is damaged (ArchError). A config without a
-    `training:` block takes any file as it is.
+    Weights trained here (their sha256 is in the summary next to them) must have been trained with
+    the settings of the `training:` block, on these data, with this normalization, arch and stem.
+    Otherwise TeacherExists lists the differences. Augmentation and the views' seed affect a
+    training too, but such weights are an equally good teacher for other views: they are used, with
+    a note. The same applies if the network's source file was edited, or if another file has
+    replaced the trained one, unless it is damaged (ArchError). Without a `training:` block, any
+    file is used.
     """
     weights = weights_file(config.teacher.weights)
     if not weights.is_file():
@@ -194,7 +190,7 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
     settings = training_settings(config, config.training, digest, _ranks_of(trained))
     if config.training.init is not None and settings["training"]["init"] is None:
         settings["training"]["init"] = trained.get("training", {}).get("init")
-        notes.append(f"cannot tell whether it began with {config.training.init}: no such file")
+        notes.append(f"cannot check its initial weights: {config.training.init} not found")
     differing = differences(settings, trained)
     if refused := [each for each in differing if not each.field.startswith(_OF_THE_TRAINING_ALONE)]:
         raise TeacherExists(
@@ -211,24 +207,24 @@ def existing_weights(config: TeacherConfig) -> ExistingWeights | None:
 
 
 def _ranks_of(trained: Mapping[str, Any]) -> int:
-    """Return the number of processes that trained it; 1 if that made no difference."""
+    """Return the number of processes that trained it; 1 if it made no difference."""
     recipe = trained.get("training")
     ranks = recipe.get("ranks") if isinstance(recipe, dict) else None
     return ranks if isinstance(ranks, int) else 1
 
 
 def _replaced_since(config: TeacherConfig, weights: Path) -> list[str]:
-    """Return a note on replaced weights. Raises ArchError if the file is not valid."""
+    """Return a note if the weights were replaced. Raises ArchError if the file is not valid."""
     try:
         with open_regular(weights, follow=True) as file:
             check_container(file, weights)
     except ArchError as error:
         raise ArchError(error.problem, fix=teacher_command(config, "--retrain")) from None
-    return ["not the file that its training ended with, whose sha256 differs; used as it is"]
+    return ["differs from the file written by its training (sha256); used as it is"]
 
 
 def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
-    """Return the reason why there is nothing to train, to be printed; empty if there is something.
+    """Return why there is nothing to train, to be printed; "" if there is something to train.
 
     caches: a complete cache of this teacher in that folder makes its weights unnecessary.
     """
@@ -247,10 +243,10 @@ def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
 
 
 def _cache_in_place_of(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache | None:
-    """Return the complete cache that makes the missing weights unnecessary.
+    """Return the complete cache that makes the missing weights unnecessary; None without one.
 
-    None if there is none. Raises CacheAmbiguous where caches of several weights fit, ArchError
-    where the path of the weights seems misspelled.
+    Raises CacheAmbiguous if caches of several weights match, and ArchError if the path of the
+    weights seems to be misspelled.
     """
     identity = teacher_identity(teacher, load_dataset(teacher.dataset, caches_dir))
     views = teacher.views.num_views
@@ -266,7 +262,7 @@ def _cache_in_place_of(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache
 
 
 def check_trainable(config: TeacherConfig) -> None:
-    """Raise TrainError if the config does not say how to train the teacher's weights."""
+    """Raise TrainError if the config has no settings for training the teacher's weights."""
     weights = config.teacher.weights
     if is_downloadable(weights):
         raise TrainError(
@@ -274,14 +270,13 @@ def check_trainable(config: TeacherConfig) -> None:
         )
     if config.training is None:
         raise TrainError(
-            f"{no_weights(config, weights_file(weights))}, and {config.name} has no training "
-            f"block to train it with",
+            f"{no_weights(config, weights_file(weights))}, and {config.name} has no training block",
             fix="put the file there, or set teacher.weights=PATH",
         )
 
 
 def format_record(record: Mapping[str, Any], weights: Path) -> str:
-    """Return a finished training in one line."""
+    """Format a finished training as a line."""
     last = record["last"]
     top5 = f", {last['top5_error']:.2f} % top-5" if record["num_classes"] > 5 else ""
     return (
@@ -293,10 +288,10 @@ def format_record(record: Mapping[str, Any], weights: Path) -> str:
 def _digest_to_compare(
     config: TeacherConfig, training: TeacherTraining, trained: Mapping[str, Any]
 ) -> tuple[str, list[str]]:
-    """Return the digest of the images to train on; if missing, of those in the last training."""
+    """Return the digest of the training images; if they are missing, of the last training's."""
     try:
         return load_teacher_data(config, training).digest, []
     except DatasetError as error:
         problem = str(error).splitlines()[0]
-        note = f"cannot tell whether it was trained on these data: {problem}"
+        note = f"cannot check whether it was trained on these data: {problem}"
         return str(trained.get("dataset_digest")), [note]

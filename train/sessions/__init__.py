@@ -1,1 +1,1 @@
-"""Whole runs from their start to their end: a student, a teacher, several together, a trial."""
+"""Complete runs: a student, a teacher, several students together, a trial."""

@@ -1,7 +1,7 @@
-"""Runs whose code or weights have changed since they were planned: errors, never other results.
+"""Detect code or weights that have changed since a run was planned.
 
-A run is filed by its identity. The process that trains it compares that with what it has loaded.
-Imports no torch.
+A run is identified by its planned identity. The process that trains it compares that with the
+loaded code and weights, and a difference is an error. Does not import torch.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def check_unchanged(run: AnyRun, planned: Mapping[str, Any]) -> None:
-    """Raise TrainError unless a run's identity here is the planned one."""
+    """Raise TrainError unless a run's identity in this process is the planned one."""
     if found := differences(planned, run.identity):
         raise _changed(run, list(dict.fromkeys(_name_of(each.field) for each in found)))
 
 
 def changed_since_planned(run: Run, planned: Mapping[str, Any]) -> str:
-    """Describe what `check_unchanged` raises; empty if nothing has changed."""
+    """Describe changes since a run was planned; "" if there are none."""
     try:
         check_unchanged(run, planned)
     except TrainError as error:
@@ -45,7 +45,7 @@ def check_inputs(run: Run | TeacherRun) -> None:
 
 
 def check_teacher_weights(run: Run, weights: str, cache: TeacherCache) -> None:
-    """Raise TrainError unless the loaded teacher's weights are those that the cache is of."""
+    """Raise TrainError unless the cache was made with the loaded teacher's weights."""
     found, expected = known_sha256(weights), cache.identity["teacher"]["weights_sha256"]
     if found != expected:
         raise _changed(run, ["teacher.weights"])
@@ -55,7 +55,7 @@ def _changed(run: AnyRun, names: list[str]) -> TrainError:
     verb = "has" if len(names) == 1 else "have"
     return TrainError(
         f"{run}: {', '.join(names)} {verb} changed since this command began",
-        fix="the same command again: it trains with what is there now",
+        fix="run the same command again to train with the current files",
     )
 
 

@@ -1,11 +1,11 @@
-"""Several students of one study trained in turn, batch by batch, from one reading of the images.
+"""Train several students of one study, batch by batch, with shared loading of images.
 
-Runs with the same seed see the same batches in the same order. Each has its own student, optimizer,
-metrics and checkpoints, and ends as it would alone, bit for bit on a CPU. Those that were stopped
-at different steps catch up first: it is the run furthest behind that takes the next step.
+Runs with the same seed use the same batches in the same order. Each run has its own student,
+optimizer, metrics and checkpoints, and gives the same result as alone, bit for bit on a CPU. The
+run that is furthest behind takes the next step, so runs stopped at different steps catch up first.
 
-Left out: runs with a live teacher, which is what costs time there; and compiled students, whose
-code one process would have to compile anew for each.
+Runs with a live teacher are not trained together, because there the teacher dominates the time, nor
+are compiled students, whose code one process would have to compile again for each.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from teach_once.train.sessions.student import (
 )
 from teach_once.views.pixels.resident import DatasetPixels, free_memory
 
-_TRAIN_STATES_FRACTION = 0.25  # of the device's free memory may be taken by the students of a group
+_TRAIN_STATES_FRACTION = 0.25  # fraction of the device's free memory for the students of a group
 
-Outcome = tuple[Run, Exception | None]  # a run, and what it failed with
+Outcome = tuple[Run, Exception | None]  # a run, and its error if it failed
 
 
 def train_together(
@@ -51,11 +51,11 @@ def train_together(
     recording: Recording,
     on_epoch: Callable[[Run, EpochResult], None] | None = None,
 ) -> Iterator[Outcome]:
-    """Train or resume runs that `groups_of` put together; yields each as it ends.
+    """Train or resume runs grouped by `groups_of`; yields each as it ends.
 
-    on_epoch: replaces the recording's. A run that fails leaves the others running. Ctrl-C and
-    SIGTERM save a checkpoint of each and raise Stopped. Raises DatasetError or CacheError if
-    nothing can be read.
+    on_epoch: replaces the recording's. A failed run does not stop the others. Ctrl-C and SIGTERM
+    save a checkpoint of each run and raise Stopped. Raises DatasetError or CacheError if nothing
+    can be read.
     """
     with (
         StopRequest() as stop,
@@ -72,7 +72,7 @@ def train_together(
 def _batches(
     run: Run, open_shared: Callable[[Run], TrainContext], recording: Recording, stop: StopRequest
 ) -> Generator[Position, None, None]:
-    """Train one of the runs as `train.sessions.student.train_run` does, a batch at a time."""
+    """Train one run as `train.sessions.student.train_run` does, batch by batch."""
     to_train = run.repetition or run
     if to_train.summary is None:
         yield from student_training(open_shared(to_train), to_train, recording, stop).batches()
@@ -89,7 +89,7 @@ def _in_turn(
         while positions:
             furthest_behind = min(positions.values())
             turns = deque(run for run, at in positions.items() if at == furthest_behind)
-            turns.rotate(-furthest_behind[1])  # the first one waits for the images: each in turn
+            turns.rotate(-furthest_behind[1])  # rotate, because the first run waits for the images
             for run in turns:
                 try:
                     positions[run] = next(trainings[run])
@@ -100,7 +100,7 @@ def _in_turn(
                 except StopIteration:
                     del positions[run]
                     yield run, None
-                except Exception as error:  # unexpected, but the other runs go on
+                except Exception as error:  # unexpected, but the other runs continue
                     del positions[run]
                     yield run, error
         if stop.signal_number is not None:
@@ -114,7 +114,7 @@ def _in_turn(
 def shared_feed(
     runs: Sequence[Run], device: torch.device, num_workers: int | None
 ) -> Iterator[Callable[[Run], TrainContext]]:
-    """While open, gives each of the runs its context; all of them read from one placement."""
+    """Yield a function that returns each run's context; all contexts read from shared sources."""
     study = runs[0].study
     train, validation, test = study.pixels(device, num_workers)
     shared = DatasetPixels(
@@ -140,18 +140,18 @@ def shared_feed(
             each.close()
 
 
-# ---- which runs
+# ---- groups
 
 
 def groups_of(runs: Sequence[Run], *, jobs: int = 1, device: str = "auto") -> list[list[Run]]:
-    """Group runs of one study that are to be trained together, in the order of their first ones.
+    """Group runs of one study that should be trained together, in the order of their first runs.
 
-    The runs of a group have one seed and one order of samples. Their students, and the teacher
-    outputs that all of them read, fit into memory together with those of the other jobs. No group
-    is so large that a job would have none.
+    The runs of a group have the same seed and order of samples. Their students, and the teacher
+    outputs that they read, fit into memory together with the other jobs. Groups are small enough
+    that no job is left without one.
     """
     with sharing_machine(Share(0, jobs)):
-        # Not `pick_device`, which would leave this process with a share of its threads.
+        # `pick_device` would reduce this process's number of threads.
         budget = _TRAIN_STATES_FRACTION * free_memory(check_device(device))
     most = math.ceil(len(runs) / jobs)
     sizes = {method: _train_state_bytes(run) for method, run in {r.method: r for r in runs}.items()}
@@ -176,7 +176,7 @@ def groups_of(runs: Sequence[Run], *, jobs: int = 1, device: str = "auto") -> li
 
 
 def _key(run: Run) -> tuple[int, int | None] | None:
-    """Return the key that runs with the same batches share; None: the run is trained alone."""
+    """Return a key common to runs with the same batches; None: the run is trained alone."""
     if run.live_teacher or run.training.compile:
         return None
     return run.seed, run.window_rows
@@ -185,5 +185,5 @@ def _key(run: Run) -> tuple[int, int | None] | None:
 def _train_state_bytes(run: Run) -> int:
     try:
         return train_state_bytes(run)
-    except Exception:  # it fails when it is trained, and says why
+    except Exception:  # training the run reports the error
         return 0

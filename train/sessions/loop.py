@@ -1,14 +1,14 @@
-"""The training loop: a run from where it resumes to its end, epoch by epoch, tested in between.
+"""The training loop: trains a run to its end, epoch by epoch, with evaluation in between.
 
-It saves checkpoints, prints its epochs and stops on a signal. The state of a run is its tensors,
-the number of the last finished epoch and, within an epoch, the number of the last step. A run
-resumed from a checkpoint equals an uninterrupted one, bit for bit on a CPU.
+It saves checkpoints, prints epochs and stops on a signal. The state of a run is its tensors, the
+number of finished epochs and, within an epoch, the number of finished steps. A run resumed from a
+checkpoint equals an uninterrupted run, bit for bit on a CPU.
 
-`RunTraining.batches` yields after every batch, so that several runs can take turns on one batch of
-images (`train.sessions.joint`) without threads: each network, optimizer and random state is used by
-one run at a time, and each run does exactly what it would do alone. Other runs' turns are left out
-of its clock. A single run exhausts the generator. The steps themselves come from one more
-generator, `train.engine.step.epoch_steps`, which trials and benchmarks use too.
+`RunTraining.batches` yields after every batch, so that several runs can share a batch of images one
+after the other (`train.sessions.joint`) without threads. Only one run at a time uses networks,
+optimizers and random states, and each run computes exactly what it would compute alone. Its clock
+excludes other runs. For a single run, the generator is run to its end. The steps come from the
+generator `train.engine.step.epoch_steps`, which trials and benchmarks use too.
 """
 
 from __future__ import annotations
@@ -57,17 +57,16 @@ class Diverged(TrainError):
     """The loss of a run is not a finite number."""
 
 
-# Where a run stands between two batches: the epoch, and how many batches of it are done, those that
-# it was tested on counted after those that it was trained on.
+# A run's position between two batches: the epoch, and the number of finished batches in it, first
+# training batches, then evaluation batches.
 Position = tuple[int, int]
 
 
 class RunTraining:
-    """A run in training: `batches` trains its remaining epochs, after which `summary` is its
-    result.
+    """A run in training: `batches` trains the remaining epochs; afterwards `summary` is the result.
 
-    finish: called after the last epoch on rank 0; returns more entries of the summary. stop: a
-    request to save a checkpoint and raise Stopped.
+    finish: called after the last epoch on rank 0; returns additional entries of the summary. stop:
+    a request to save a checkpoint and raise Stopped.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class RunTraining:
                     for batches_done, _ in enumerate(epoch.test_batches(), context.num_steps + 1):
                         with clock.paused():
                             yield number, batches_done
-                    state.maps.clear()  # the maps of the last test batch
+                    state.maps.clear()  # maps of the last test batch
                     after_epoch(epoch.result())
                     if number < recipe.epochs:
                         recorder.end_if_asked(number)
@@ -141,9 +140,9 @@ class _Epoch:
     def __init__(
         self, context: TrainContext, number: int, partial: Partial | None, clock: OwnTime
     ) -> None:
-        """Begin the epoch, and wait for teacher outputs.
+        """Start the epoch, and wait for teacher outputs.
 
-        partial: the steps that were done before the run resumed.
+        partial: the steps finished before the run was resumed.
         """
         self._context, self._number, self._clock = context, number, clock
         self._began = clock()
@@ -160,23 +159,23 @@ class _Epoch:
         self._average: Tested | None = None
 
     def steps(self) -> Iterator[Step]:
-        """Yield the training steps that are left."""
+        """Yield the remaining training steps."""
         done = self.sums.num_steps
         return epoch_steps(self._context, self._number, self._order, self._terms, steps_done=done)
 
     def partial(self) -> Partial:
-        """Return the checkpoint's part for the steps done so far."""
+        """Return the finished steps for the checkpoint."""
         seconds = self._seconds_before + self._clock() - self._started
         return self.sums.partial(self._number, seconds)
 
     def end_steps(self, learning_rate: float) -> None:
-        """Read the losses from the device. Raises Diverged."""
+        """Read the losses from the device. Raises Diverged if one is not finite."""
         self._step_losses, self._losses = self.sums.read()
         _check_divergence(self._step_losses, self._number, self.sums)
         self._trained, self._learning_rate = self._clock(), learning_rate
 
     def test_batches(self) -> Generator[None, None, None]:
-        """Test the network, and the average of its weights if the recipe has one, by batches."""
+        """Test the network, and its weight average if the recipe has one, batch by batch."""
         state = self._context.train_state
         broadcast_buffers(state)
         self._tested = yield from _test(state.network, self._context, self._number)
@@ -203,7 +202,7 @@ class _Epoch:
 
 
 def _test(network: nn.Module, context: TrainContext, epoch: int) -> Generator[None, None, Tested]:
-    """Yield errors on the test and the validation split, in the epochs that are tested."""
+    """Measure errors on the test and validation splits in epochs with evaluation; a generator."""
     training, train_state, data = context.run.training, context.train_state, context.data
     if epoch % training.eval_every and epoch != training.epochs:
         return Tested(None, None)
@@ -221,11 +220,11 @@ def _test(network: nn.Module, context: TrainContext, epoch: int) -> Generator[No
 class _Sums:
     """Sums of an epoch's step losses, kept on the device to avoid a synchronization.
 
-    With several ranks, each sums its contributions, which are added up when they are read.
+    With several ranks, each sums its contributions, which are added when they are read.
     """
 
     step_losses: list[Tensor]  # the weighted total of each step
-    terms: list[Mapping[str, Tensor]]  # the losses of each step since the run began or resumed
+    terms: list[Mapping[str, Tensor]]  # losses of each step since the run was started or resumed
     by_name: dict[str, Tensor]  # sums over samples
     ranks: Ranks
 
@@ -260,9 +259,7 @@ class _Sums:
         return Partial(epoch, self.num_steps, step_losses.clone(), on_host, train_seconds)
 
     def read(self) -> tuple[list[float], dict[str, float]]:
-        """Return the losses of each step and their sums by name; waits for the device once per
-        epoch.
-        """
+        """Return each step's loss, and sums of losses by name; synchronizes once per epoch."""
         values = self._of_all_ranks().tolist()
         sums = dict(zip(self.by_name, values[self.num_steps :], strict=True))
         return values[: self.num_steps], sums
@@ -288,9 +285,9 @@ def _sample_mean(step_losses: Sequence[float], context: TrainContext) -> float:
 
 
 def _check_divergence(step_losses: Sequence[float], epoch: int, sums: _Sums) -> None:
-    """Raise Diverged at the first loss that is not a finite number, naming the terms of that step.
+    """Raise Diverged for the first loss that is not finite, with the values of that step's terms.
 
-    The error includes terms that are finite: their values show whether the weights exploded.
+    Finite terms are included: their values show whether the weights diverged.
     """
     for step, loss in enumerate(step_losses, start=1):
         if not math.isfinite(loss):
@@ -303,7 +300,7 @@ def _check_divergence(step_losses: Sequence[float], epoch: int, sums: _Sums) -> 
 
 
 def trial_steps(context: TrainContext) -> Generator[int, None, None]:
-    """Take steps endlessly, two whole batches and an epoch's rest; yields each one's images."""
+    """Take steps endlessly: two whole batches and an epoch's rest; yields images per step."""
     run, data = context.run, context.data.train
     terms = [ActiveTerm(term.loss, term.weight, term.options) for term in run.terms]
     num_samples, size = len(data), run.training.batch_size

@@ -1,6 +1,6 @@
-"""Trains a teacher whose weights are missing, once somebody has agreed to what that costs.
+"""Train a teacher whose weights are missing, after the user has agreed to the cost.
 
-Loads torch only where there is something to train.
+Loads torch only if there is something to train.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from teach_once.train.engine.ranks import Ranks
 
 DEFAULT_TEACHER = "digits-resnet20"  # as in the Makefile
-_HOURS_TO_AGREE_TO = 1 / 6  # a longer training asks for --train-teacher
+_HOURS_TO_AGREE_TO = 1 / 6  # a longer training requires --train-teacher
 
 
 def train_missing_weights(
@@ -36,17 +36,17 @@ def train_missing_weights(
     agreed: bool,
     ranks: Ranks | None = None,
 ) -> None:
-    """Train the weights, or print why they need no training.
+    """Train the weights, or print why no training is needed.
 
-    caches: train nothing if a complete cache is in this folder. retrain: also if they exist.
-    agreed: also if it takes over ten minutes, of processor time on a CPU. ranks: the processes that
-    train them together, each of which calls this; None: this one alone. Raises ConfigError,
-    TrainError, DatasetError.
+    caches: train nothing if a complete cache is in this folder. retrain: train existing weights
+    again. agreed: allow over ten minutes of training (on a CPU, of processor time). ranks: the
+    processes that train together, each of which calls this; None: one process. Raises ConfigError,
+    TrainError or DatasetError.
     """
     refuse_missing_data(config)
     console = recording.console or Console(quiet=True)
     reason = "" if retrain else reason_not_to_train(config, caches)
-    # Rank 0 writes the weights, perhaps to a disk that other machines do not see.
+    # Rank 0 writes the weights, perhaps to a disk that other machines cannot read.
     if ranks.broadcast_number(bool(reason)) if ranks else reason:
         console.print(reason)
         return
@@ -70,9 +70,10 @@ def train_missing_weights(
 
 
 def _is_default(config: TeacherConfig) -> bool:
-    """Return True for the teacher of the documented first command, with no key changed.
+    """Return True for the teacher of the documented first command with unchanged settings.
 
-    Its cost is known and small, and its weights' path is ours, so that nothing can be misspelled.
+    Its cost is known and small, and its weights' path belongs to the project, so nothing can be
+    misspelled.
     """
     source = config.source
     return source is not None and source.name == DEFAULT_TEACHER and not source.overrides

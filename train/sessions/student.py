@@ -1,4 +1,4 @@
-"""Assembles and trains one student, from the cache or with the teacher in the loop."""
+"""Build and train one student, from the cache or with a live teacher."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from teach_once.train.sessions.loop import RunTraining
 from teach_once.train.terms import looked_at
 from teach_once.views.pixels.resident import DatasetPixels, calibration_batches
 
-OpenOutputs = Callable[[TeacherCache, Sequence[str]], TeacherOutputs]  # taps of a cache, to be read
+OpenOutputs = Callable[[TeacherCache, Sequence[str]], TeacherOutputs]  # opens taps of a cache
 
 
 def train_student(
@@ -76,7 +76,7 @@ def train_student(
 ) -> dict[str, Any]:
     """Train one student, or resume an unfinished run; returns the summary.
 
-    For callers that have no command line: see `train_run` and `Recording`.
+    For callers without a command line: see `train_run` and `Recording`.
     """
     recording = Recording(checkpoint_minutes, loggers, console, on_epoch)
     return train_run(run, Compute(device, num_workers), recording, ranks)
@@ -87,10 +87,10 @@ def train_run(
 ) -> dict[str, Any]:
     """Train one student, or resume an unfinished run; returns the summary.
 
-    A finished run is left alone and its summary returned; a repetition that was begun is trained in
-    its place, and replaces its result in the end. Ctrl-C and SIGTERM save a checkpoint and raise
-    Stopped. ranks: the processes that train it together, each of which calls this; only rank 0
-    prints, tracks, and returns a summary.
+    A finished run is unchanged and its summary is returned. A started repetition is trained in its
+    place and replaces the result at the end. Ctrl-C and SIGTERM save a checkpoint and raise
+    Stopped. ranks: the processes that train together, each of which calls this; only rank 0 prints,
+    tracks and returns a summary.
     """
     to_train = run.repetition or run
     summary = to_train.summary
@@ -110,7 +110,7 @@ def train_run(
 def student_training(
     context: TrainContext, run: Run, recording: Recording, stop: StopRequest
 ) -> RunTraining:
-    """Return the training of an opened run, which is announced on the recording's console."""
+    """Build the training of an open run, and announce it on the recording's console."""
     if recording.console is not None:
         _announce(context, run, recording.console)
     finish = functools.partial(_summary_extras, run, context.train_state.device)
@@ -128,16 +128,16 @@ def open_context(
 ) -> TrainContext:
     """Build a new student, load its images, and open the source of its teacher's outputs.
 
-    The caller closes the source. data, cached: replace the study's own images, and a source of the
-    run's own. ranks: the processes that train it together, each of which calls this. Raises
-    TrainError, DatasetError, ArchError.
+    The caller must close the source. data: replaces the study's images. cached: replaces the run's
+    source. ranks: the processes that train together, each of which calls this. Raises TrainError,
+    DatasetError or ArchError.
     """
     study = run.study
     check_methods(study, [run.method])
     if run.live_bn and not ranks.is_alone:
         raise TrainError(
-            f"--live-bn takes the statistics of whole batches, and {ranks.world} processes have "
-            f"parts of them",
+            f"--live-bn needs the statistics of whole batches, but each of {ranks.world} processes "
+            f"has only a part",
             fix="train in one process",
         )
     data = data or study.pixels(device, num_workers)
@@ -185,7 +185,7 @@ def _fresh_networks(run: Run) -> tuple[nn.Module, Connectors | None]:
 
 
 def train_state_bytes(run: Run) -> int:
-    """Return the bytes of a student's weights, gradients, optimizer state and average."""
+    """Return the bytes of a student's weights, gradients, optimizer state and weight average."""
     network, connectors = _fresh_networks(run)
     weights = sum(_bytes_of(each) for each in (network, connectors) if each is not None)
     momenta = 2 if isinstance(run.training.optimizer, AdamW) else 1
@@ -249,7 +249,7 @@ def cached_outputs(
     *,
     num_ranks: int = 1,
 ) -> TeacherOutputs:
-    """Open these taps of a cache in the run's placement; each of `num_ranks` keeps its samples."""
+    """Open taps of a cache in the run's placement; each of `num_ranks` keeps its own samples."""
     if (rows := run.window_rows) is not None:
         return WindowedTeacher(cache, taps, device, rows)
     placement, fraction = run.study.placement, 1 / num_ranks
@@ -259,7 +259,7 @@ def cached_outputs(
 
 
 def _shuffle(run: Run) -> ShuffleBuffer | None:
-    """Return the shuffle buffer of a run that keeps windows of its caches; None for any other."""
+    """Return the run's shuffle buffer; None if it does not use windows."""
     needs_teacher = bool(run.needed_of_each[0])
     if run.live_teacher or not needs_teacher or (rows := run.window_rows) is None:
         return None
@@ -291,7 +291,7 @@ def _live(
 
 
 def combine_teacher_taps(study: Study) -> EnsembleTaps | None:
-    """Combine the taps of several teachers under one numbering; None if there is one teacher."""
+    """Combine the taps of several teachers with a common numbering; None for one teacher."""
     if len(study.teachers) == 1:
         return None
     taps = [each.cache.taps for each in study.teachers]
@@ -299,7 +299,7 @@ def combine_teacher_taps(study: Study) -> EnsembleTaps | None:
 
 
 def _weights_name(teacher: TeacherConfig) -> str:
-    """Return the file's name without its folders, which are of one machine, or a published name."""
+    """Return the name of the weights file without its folders, or a published name."""
     return Path(teacher.teacher.weights).name
 
 

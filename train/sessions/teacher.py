@@ -1,4 +1,4 @@
-"""Trains a teacher as the `training:` block of its config says."""
+"""Train a teacher with the `training:` block of its config."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def train_teacher(
 ) -> dict[str, Any]:
     """Train, or resume training, and save the weights; returns the summary of the training.
 
-    An unfinished training with other settings is discarded by `retrain`, else refused with
-    TeacherExists. limit_hours: a new training that takes longer, estimated from a few steps (on a
-    CPU in processor time), is refused with TrainError; None: no trial. ranks: the processes that
-    train it together, each of which calls this; only rank 0 prints, tracks, writes, and returns a
-    summary; others return {}.
+    An unfinished training with other settings raises TeacherExists, or is discarded with `retrain`.
+    limit_hours: a new training that would take longer, estimated from a few steps (on a CPU in
+    processor time), raises TrainError; None: no trial. ranks: the processes that train together,
+    each of which calls this; only rank 0 prints, tracks, writes, and returns a summary; others
+    return {}.
     """
     recording = recording.on_rank(ranks)
     console = recording.console or Console(quiet=True)
@@ -84,9 +84,7 @@ def train_teacher(
 
 
 def _discard_other(run: TeacherRun, retrain: bool, console: Console) -> None:
-    """Announce that an unfinished training with other settings is discarded, or raise
-    TeacherExists.
-    """
+    """Announce that an unfinished other training is discarded, or raise TeacherExists."""
     unfinished = run.unfinished_otherwise()
     if unfinished and not retrain:
         raise TeacherExists(
@@ -100,7 +98,7 @@ def _discard_other(run: TeacherRun, retrain: bool, console: Console) -> None:
 def _open_context(
     run: TeacherRun, data: DatasetPixels, device: torch.device, ranks: Ranks
 ) -> TrainContext:
-    """Return a new network and the images that it learns from."""
+    """Build a new network and its images."""
     network = build_net(
         run.config.teacher,
         num_classes=run.dataset.num_classes,
@@ -125,10 +123,10 @@ def _open_context(
 
 
 def _hours(context: TrainContext) -> float:
-    """Estimate the hours of the training without its tests; spends the train state on a few steps.
+    """Estimate the hours of the training without tests; the train state is used up by a few steps.
 
-    On a CPU the hours are processor time, of all ranks: the same on a busy machine. Every rank
-    takes the same steps and returns the hours of rank 0.
+    On a CPU these are hours of processor time of all ranks, which do not depend on other load.
+    Every rank takes the same steps and returns rank 0's hours.
     """
     ranks = context.train_state.ranks
     on_cpu = context.train_state.device.type == "cpu"
@@ -154,7 +152,9 @@ def _too_long(run: TeacherRun, cost: str, size: str) -> TrainError:
 
 def _save_weights(context: TrainContext, run: TeacherRun) -> dict[str, Any]:
     """Write the trained weights; returns their entries of the summary."""
-    remove_leftovers(run.weights.parent, name=run.weights.name)  # the training is locked
+    remove_leftovers(
+        run.weights.parent, name=run.weights.name
+    )  # this process has locked the training
     save_atomically(context.train_state.network.state_dict(), run.weights)
     return {
         "weights_sha256": file_sha256(run.weights),

@@ -1,4 +1,4 @@
-"""Tries a run: a few of its steps, for the time and the memory that all of them will take."""
+"""Try a run: take a few steps to estimate the time and memory of all of them."""
 
 from __future__ import annotations
 
@@ -33,15 +33,13 @@ from teach_once.views.datasets import load_dataset
 from teach_once.views.pixels.batches import ViewBatch
 from teach_once.views.pixels.resident import DatasetPixels, open_pixels
 
-_STEPS_BEFORE = 3  # memory still grows in the first ones, and with a batch of another size
-_WINDOWS_HELD = 3  # a batch may span two of them while the one after is being read
+_STEPS_BEFORE = 3  # memory still grows in the first steps, and with another batch size
+_WINDOWS_HELD = 3  # a batch may span two while the next is being read
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The result of a trial. images_per_second: of the steps, without tests. memory: of a whole
-    run.
-    """
+    """Result of a trial. images_per_second: in steps, without tests. memory: of a whole run."""
 
     images_per_second: float
     memory: Memory
@@ -50,7 +48,7 @@ class Trial:
 def try_run(run: Run, device: torch.device) -> Trial:
     """Take a few steps and evaluate a test batch; writes nothing. Raises as `train_student` does.
 
-    All terms of the method act, with the teacher's outputs for some other samples.
+    All terms of the method are active, with teacher outputs of other samples.
     """
     study = run.study
     views, normalization = study.teacher.views, study.teacher.dataset.normalization
@@ -74,7 +72,7 @@ def try_run(run: Run, device: torch.device) -> Trial:
 def first_losses(run: Run, device: torch.device) -> dict[str, float]:
     """Return the losses of a batch before the first step; writes nothing.
 
-    The samples are spread over the cache's first block, and their teacher's outputs are its own.
+    The samples are spread over the cache's first block, with their own teacher outputs.
     """
     study = run.study
     pixels = open_pixels(
@@ -93,7 +91,7 @@ def first_losses(run: Run, device: torch.device) -> dict[str, float]:
 
 
 def _bytes_to_come(run: Run) -> int:
-    """Return the bytes of two views of teacher outputs, or of the windows, and of test images."""
+    """Return the bytes of two views or windows of teacher outputs, and of test images."""
     study = run.study
     dataset, share = study.dataset, 2.0
     if (rows := study.window_rows(run.needed_taps)) is not None:
@@ -115,7 +113,7 @@ def _some_outputs(run: Run, device: torch.device) -> TeacherOutputs:
 
 
 class _RepeatedBlock(NoTeacher):
-    """Teacher outputs of the right shape: those of the cache's first block, repeated."""
+    """Teacher outputs of the right shape: the cache's first block, repeated."""
 
     def __init__(self, cache: TeacherCache, taps: Sequence[str], device: torch.device) -> None:
         block = cache.read_block(cache.manifest.block(0, 0), taps) if taps else {}
@@ -125,16 +123,16 @@ class _RepeatedBlock(NoTeacher):
         return {tap: values[batch.ids % len(values)] for tap, values in self._block.items()}
 
 
-FASTER = 1.1  # by less, the rates of two trials do not differ
-_BATCH_SIZE = 8  # enough to tell precisions apart, and 2 s at most for a large network
+FASTER = 1.1  # smaller ratios of two trials are not significant
+_BATCH_SIZE = 8  # enough to compare precisions, and at most 2 s for a large network
 
 
 def precision_hint(
     config: StudentConfig, teacher: TeacherConfig, caches_dir: Path, device: torch.device
 ) -> str:
-    """Return a line if the config's precision is slower than float32 on this CPU, "" otherwise.
+    """Return a hint if the config's precision is slower than float32 on this CPU, otherwise "".
 
-    Raises DatasetError, ArchError.
+    Raises DatasetError or ArchError if it cannot be measured.
     """
     precision = config.training.precision
     if device.type != "cpu" or precision == "float32":
@@ -151,7 +149,7 @@ def precision_hint(
 
 
 def format_slower(precision: str, rate: float, float32_rate: float) -> str:
-    """Return the hint for a run whose precision is slower. Rates are images per second."""
+    """Return the hint about a slower precision. Rates are images per second."""
     slower = f"{format_rate(rate)} against {format_rate(float32_rate)} images/s"
     return f"hint: training.precision: {precision} is slower than float32 on this CPU: {slower}"
 
@@ -159,7 +157,7 @@ def format_slower(precision: str, rate: float, float32_rate: float) -> str:
 def _steps(
     config: StudentConfig, shape: tuple[int, int, int], num_classes: int, precision: str
 ) -> Iterator[int]:
-    """Take steps of plain cross-entropy without end; yields the number of images of each."""
+    """Take steps of plain cross-entropy endlessly; yields the number of images in each."""
     network = build_net(config.student, num_classes=num_classes, image_shape=shape, seed=0)
     network.train()
     height, width, channels = shape

@@ -1,1 +1,1 @@
-"""Many runs: one after the other, in processes, or on a Ray cluster."""
+"""Studies of many runs: in sequence, in parallel processes, or on a Ray cluster."""

@@ -1,8 +1,8 @@
-"""Every method with every seed from one cache; what is finished already is not trained again.
+"""Train every method with every seed from one cache; finished runs are skipped.
 
-A run that fails is reported at the end and stops no other. Runs with the same seed may share one
-reading of the images (`train.sessions.joint`). With several jobs, processes that read the same
-cache (and share the system's page cache) train side by side.
+A failed run is reported at the end and does not stop others. Runs with the same seed may share the
+loading of images (`train.sessions.joint`). With several jobs, processes that read the same cache
+(and share the system's page cache) train in parallel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from teach_once.train.studies.processes import Processes
 from teach_once.train.studies.progress import StudyProgress
 from teach_once.train.studies.ray_study import RayTasks
 
-_LOST = "its process ended without a result of it"
+_LOST = "its process ended without a result"
 
 
 def run_ablation(
@@ -34,13 +34,14 @@ def run_ablation(
     share: bool | None = None,
     cluster: Cluster | None = None,
 ) -> dict[Run, str]:
-    """Train the unfinished ones of a study's runs; returns {run: why it failed}.
+    """Train a study's unfinished runs; returns {run: failure}.
 
-    recording: of each run; its console prints the progress of the study instead of epochs. share:
-    whether runs with the same seed share one reading of the images; None: if images are read for
-    every epoch. cluster: trains each run by itself, instead of this process. The teacher is not
-    loaded. Raises TrainError before anything starts if a method cannot work with this cache,
-    DeviceError if the device is missing; ClusterError, Stopped.
+    recording: of each run; its console prints the study's progress instead of epochs. share: True
+    if runs with the same seed share the loading of images; None: if images are read in every epoch.
+    cluster: trains each run separately. The teacher is not loaded.
+
+    Raises TrainError before anything starts if a method cannot work with this cache, DeviceError if
+    the device is missing, ClusterError, or Stopped.
     """
     from teach_once.runtime.machine.devices import check_device  # these load torch
     from teach_once.train.runs.check_methods import check_methods
@@ -57,11 +58,11 @@ def run_ablation(
     groups = _groups(waiting, jobs, share if cluster is None else False, compute.device)
     fitting = jobs_that_fit(jobs, [held_together(group) for group in groups])
     if fitting < jobs:
-        console.print(f"{fitting} of {jobs} jobs: memory holds no more teacher outputs")
+        console.print(f"{fitting} of {jobs} jobs: memory is too small for more teacher outputs")
     for group in groups:
         if len(group) > 1:
             methods = " ".join(run.method for run in group)
-            console.print(f"one reading for {len(group)} runs: {methods}; seed {group[0].seed}")
+            console.print(f"shared loading for {len(group)} runs: {methods}; seed {group[0].seed}")
     progress = StudyProgress(groups, console)
     quiet = replace(recording, console=None)
     executor: Executor = InTurn(compute, quiet, progress.epoch_done)
@@ -80,7 +81,7 @@ def run_ablation(
 
 
 def _groups(runs: Sequence[Run], jobs: int, share: bool | None, device: str) -> list[list[Run]]:
-    """Group the runs that are trained together: each alone, or those that share a loader."""
+    """Group runs that are trained together: each run alone, or runs with shared loading."""
     if share is None:
         share = bool(runs) and _reads_every_epoch(runs[0].study, device)
     if not share:

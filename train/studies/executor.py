@@ -1,7 +1,7 @@
-"""Executors of a study's runs: one after the other here, in processes side by side, on Ray.
+"""Executors of a study's runs: in sequence, in parallel processes, or on a Ray cluster.
 
-Each member of the protocol trains the same runs to the same results; they differ in where the runs
-are trained and what is lost if a process dies. Imports no torch.
+Every executor trains the same runs to the same results. They differ in where runs are trained and
+in what is lost if a process dies. Does not import torch.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from teach_once.train.runs.study import Run, Study, open_study
 if TYPE_CHECKING:
     from teach_once.train.engine.epoch_result import EpochResult
 
-Ended = tuple[Run, str]  # a run, and why it failed; "" if it did not
+Ended = tuple[Run, str]  # a run, and its failure or ""
 
 
 class Executor(Protocol):
-    """Trains the runs of one study."""
+    """A way to train the runs of a study."""
 
     @property
     def reports_epochs(self) -> bool:
-        """True if epochs are reported as they end, False if groups report when they end."""
+        """True if epochs are reported as they end, False if groups are reported when they end."""
         ...
 
     def execute(self, groups: Sequence[Sequence[Run]]) -> Iterator[Ended]:
-        """Train the runs, those of a group together; yield each as it ends.
+        """Train the runs, each group together; yields each run as it ends.
 
-        A run that fails leaves the others running. On a signal the runs that are in training save a
-        checkpoint; then Stopped is raised.
+        A failed run does not stop the others. After a signal, runs in training save a checkpoint;
+        then Stopped is raised.
         """
         ...
 
 
 @dataclass(frozen=True)
 class InTurn:
-    """Trains one group after the other, in this process."""
+    """Executor that trains one group after the other in this process."""
 
     compute: Compute
     recording: Recording
@@ -67,7 +67,7 @@ def train_group(
 ) -> Iterator[Ended]:
     """Train the runs of a group together; yields each as it ends. Raises Stopped.
 
-    on_epoch: instead of the recording's.
+    on_epoch: replaces the recording's.
     """
     from teach_once.train.sessions.joint import train_together
     from teach_once.train.sessions.student import train_run  # these load torch
@@ -84,7 +84,7 @@ def train_group(
         failure = ""
     except Stopped:
         raise
-    except Exception as error:  # unexpected, but the other runs go on
+    except Exception as error:  # unexpected, but the other runs continue
         failure = _format_error(error)
     yield from ((run, failure) for run in left)
 
@@ -98,9 +98,7 @@ def _format_error(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class StudyRecipe:
-    """The settings with which another process opens a study, with as many views as this process
-    uses.
-    """
+    """Settings with which another process opens a study, with as many views as this process."""
 
     config: StudentConfig
     teacher: TeacherConfig

@@ -1,4 +1,4 @@
-"""Groups of runs in several processes side by side, which stop and resume together."""
+"""Train groups of runs in parallel processes that stop and resume together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Processes:
-    """Trains groups in `jobs` processes of this machine, which stop and resume together."""
+    """Executor that trains groups in `jobs` parallel processes that stop and resume together."""
 
     compute: Compute
     recording: Recording
@@ -36,7 +36,7 @@ class Processes:
     reports_epochs = False
 
     def execute(self, groups: Sequence[Sequence[Run]]) -> Iterator[Ended]:
-        """See `Executor`. On a signal every process saves a checkpoint; then Stopped is raised."""
+        """Train as `Executor.execute`; after a signal every process saves a checkpoint."""
         context = multiprocessing.get_context("spawn")
         turns = context.SimpleQueue()
         for turn in range(self.jobs):
@@ -53,8 +53,8 @@ class Processes:
             futures = {
                 pool.submit(_train, [_named(run) for run in group]): group for group in groups
             }
-            # A pool lists the processes to watch when a run is handed in, before it starts the
-            # process for it: without one more call the death of the last one would go unnoticed.
+            # A pool lists the processes to watch before it starts the process for a new run.
+            # Without one more call it would not notice the death of the last process.
             pool.submit(_nothing)
             try:
                 while futures:
@@ -77,14 +77,14 @@ def _results_of(future: Future[list[str]], num_runs: int) -> list[str]:
     try:
         return future.result()
     except BrokenProcessPool:
-        return ["its process, or one beside it, died (out of memory?)"] * num_runs
+        return ["its process, or a parallel one, died (out of memory?)"] * num_runs
 
 
 def _pass_on(futures: Iterable[Future[list[str]]]) -> None:
-    """Let the processes save their checkpoints, as they do on SIGTERM, and wait for them.
+    """Let the processes save their checkpoints, as on SIGTERM, and wait for them.
 
-    Runs that have not begun end at once, in the processes. They are not canceled: Python 3.11
-    prints a traceback where it finds a canceled one in a pool of which a process has died.
+    Runs that have not started end at once in their processes. They are not canceled, because Python
+    3.11 prints a traceback for a canceled run in a pool in which a process has died.
     """
     for process in multiprocessing.active_children():
         process.terminate()
@@ -95,7 +95,7 @@ def _pass_on(futures: Iterable[Future[list[str]]]) -> None:
 
 TrainGroup = Callable[[Sequence[Run]], Iterator[Ended]]
 _here: tuple[Study, TrainGroup] | None = None
-_stopping: Any = None  # a shared number: whether the parent has asked all processes to stop
+_stopping: Any = None  # shared number: nonzero if the parent has asked all processes to stop
 _is_training = False
 
 
@@ -104,16 +104,16 @@ def _begin(
 ) -> None:
     global _here, _stopping
     _stopping = stopping
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside of training; the parent passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside training; the parent forwards it
     signal.signal(signal.SIGTERM, _stop_outside_of_steps)
     os.environ.update(turns.get().environment())
     _here = recipe.open(), train
 
 
 def _stop_outside_of_steps(number: int, frame: FrameType | None) -> None:
-    """Drop what a run has only prepared; without one, wait for the others.
+    """Stop a run that is being prepared; otherwise wait for the other processes.
 
-    A pool ends all its processes as soon as one has died, in the middle of saving a checkpoint too.
+    A pool ends all its processes as soon as one has died, even while a checkpoint is being saved.
     """
     if not _stopping.value:
         os._exit(128 + number)
@@ -125,7 +125,7 @@ def _nothing() -> None:
     pass
 
 
-_Named = tuple[str, int, bool, dict[str, Any]]  # a run as another process is told of it
+_Named = tuple[str, int, bool, dict[str, Any]]  # a run in the form sent to another process
 
 
 def _named(run: Run) -> _Named:
@@ -133,9 +133,9 @@ def _named(run: Run) -> _Named:
 
 
 def _train(names: Sequence[_Named]) -> list[str]:
-    """Train a group; returns what went wrong with each run, empty if nothing did.
+    """Train a group; returns the failure of each run, "" if it succeeded.
 
-    Nothing is returned, and nothing trained any more, once the parent has asked to stop.
+    Once the parent has asked to stop, nothing more is trained or returned.
     """
     global _is_training
     assert _here is not None
@@ -151,8 +151,8 @@ def _train(names: Sequence[_Named]) -> list[str]:
     except Stopped as stopped:
         if _stopping.value:
             return []
-        # The checkpoints are saved. It was not the parent, but a pool of which another process has
-        # died: it waits for this one to end, which would otherwise wait for its next runs.
+        # The checkpoints are saved. The signal came from a pool in which another process has died,
+        # not from the parent. The pool waits for this process, which would wait for its next runs.
         os._exit(stopped.exit_code)
     finally:
         _is_training = False

@@ -1,4 +1,4 @@
-"""How far the runs of a study are, and how long the rest will take. Imports no torch."""
+"""Progress of a study's runs and the estimated time left. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class StudyProgress:
-    """Counts epochs, not runs: runs of one group end at the same time, and not all are as long.
+    """Progress counted in epochs, because runs of a group end together and differ in length.
 
-    groups: the runs that are trained together. clock: seconds.
+    groups: the runs that are trained together. clock: returns seconds.
     """
 
     def __init__(
@@ -30,18 +30,16 @@ class StudyProgress:
         self._console, self._clock, self._started = console, clock, clock()
         self._group = {run: group for group in groups for run in group}
         self._left = {run: run.training.epochs for run in self._group}
-        self._done = 0  # epochs that were trained since the start
+        self._done = 0  # epochs trained since the start
 
     @property
     def seconds_left(self) -> float:
-        """Estimate the time left, assuming that all epochs take equally long; 0 before the first
-        one.
-        """
+        """Estimated time left if all epochs take equally long; 0 before the first one."""
         left = sum(self._left.values())
         return (self._clock() - self._started) / max(1, self._done) * left if self._done else 0.0
 
     def epoch_done(self, run: Run, result: EpochResult) -> None:
-        """Print a line once all runs of a group with several have trained an epoch."""
+        """Print a line when all runs of a group of several have trained an epoch."""
         self._done += 1
         self._left[run] = run.training.epochs - result.epoch
         group = self._group[run]
@@ -52,11 +50,11 @@ class StudyProgress:
             )
 
     def ended(self, run: Run) -> None:
-        """Count a run that has failed, or that has ended here, where its epochs were counted."""
+        """Count a run that has failed, or has ended in this process with its epochs counted."""
         self._left[run] = 0
 
     def group_ended(self, run: Run) -> None:
-        """Count a run whose group has ended in another process, which did not report its epochs."""
+        """Count a run whose group has ended in another process, without reported epochs."""
         for each in self._group[run]:
             self._done += self._left[each]
             self._left[each] = 0

@@ -1,6 +1,6 @@
-"""The runs of a study on a Ray cluster: each is a task, which resumes where its node died.
+"""Train the runs of a study on a Ray cluster: each is a task, which resumes if its node dies.
 
-Runs, their checkpoints and the cache lie in folders that all nodes share.
+Runs, their checkpoints and the cache are in folders that all nodes share.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from teach_once.train.studies.executor import Ended, StudyRecipe
 
 _POLL_SECONDS = 0.2
 _SECONDS_TO_SAVE = 60.0
-_SECONDS_TO_DIE = 120.0  # within which a process of a dead node lets go of its run
+_SECONDS_TO_DIE = 120.0  # within this time a process of a dead node releases its run
 
 
 @dataclass(frozen=True)
 class RayTasks:
-    """Trains each run as a task of a Ray cluster."""
+    """Executor that trains each run as a task of a Ray cluster."""
 
     compute: Compute
     recording: Recording
@@ -34,7 +34,7 @@ class RayTasks:
     reports_epochs = False
 
     def execute(self, groups: Sequence[Sequence[Run]]) -> Iterator[Ended]:
-        """See `Executor`. On a signal every worker saves a checkpoint; then Stopped is raised."""
+        """Train as `Executor.execute`; after a signal every worker saves a checkpoint."""
         cluster, compute = self.cluster, self.compute
         if compute.device == "auto" and not cluster.resources.gpus:
             compute = replace(compute, device="cpu")
@@ -91,7 +91,7 @@ def train_task(
     live_teacher: bool,
     planned: Mapping[str, Any],
 ) -> None:
-    """Train the rest of a run. Raises TrainError, CacheError, Stopped, Busy.
+    """Train the rest of a run. Raises TrainError, CacheError, Stopped or Busy.
 
     planned: its identity in the process that planned the study.
     """
@@ -102,7 +102,7 @@ def train_task(
         _here = recipe, recipe.open()
     run, until = _here[1].run(method, seed, live_teacher), time.monotonic() + _SECONDS_TO_DIE
     check_unchanged(run, planned)
-    while not run.is_finished:  # it is, where a node died between the run's end and the task's
+    while not run.is_finished:  # true if a node died between the ends of the run and the task
         try:
             train_run(run, compute, recording)
         except Busy:

@@ -373,7 +373,7 @@ def test_another_url_is_refused_without_repeating_it(text: str) -> None:
 def test_object_url_asked_as_a_file_raises_instead_of_answering(
     ask: Callable[[Path], object],
 ) -> None:
-    with pytest.raises(TypeError, match="s3://bucket/x is not a file of this machine"):
+    with pytest.raises(TypeError, match="s3://bucket/x is not a local file"):
         ask(path_or_url("s3://bucket/x"))
 
 

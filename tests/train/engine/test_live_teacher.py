@@ -59,5 +59,5 @@ def test_it_is_a_run_of_its_own_and_trains_on_other_targets(make_study: MakeStud
 
 
 def test_several_processes_refuse_it(make_study: MakeStudy) -> None:
-    with pytest.raises(TrainError, match="2 processes have parts"):
+    with pytest.raises(TrainError, match="each of 2 processes"):
         open_context(make_study().run("cd", 0, live_bn=True), CPU, ranks=Ranks(0, 2))

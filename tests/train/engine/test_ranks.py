@@ -203,9 +203,9 @@ def test_a_batch_with_fewer_samples_than_ranks_is_refused_with_a_size_that_fits(
     with pytest.raises(TrainError, match=f"training.batch_size is {batch_size}") as refusal:
         check_idle_ranks(training, 60, world)
     if better is None:
-        assert refusal.value.fix == "fewer processes, or more images"
+        assert refusal.value.fix == "use fewer processes or more images"
         return
-    assert refusal.value.fix == f"training.batch_size={better}, or fewer processes"
+    assert refusal.value.fix == f"set training.batch_size={better}, or use fewer processes"
     check_idle_ranks(dataclasses.replace(training, batch_size=better), 60, world)
 
 

@@ -480,7 +480,10 @@ def test_more_views_than_the_cache_holds_are_refused(make_study: MakeStudy) -> N
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("methods.cd.0.start_epoch=9", "training ends after epoch 4: this term would never act"),
+        (
+            "methods.cd.0.start_epoch=9",
+            "training ends after epoch 4: this term would never be active",
+        ),
         ("methods.ce.0.start_epoch=2", "every weight is zero in epoch 1"),
         ('methods.kd=[{"loss":"kd"},{"loss":"kd"}]', "duplicate loss 'kd'"),
     ],

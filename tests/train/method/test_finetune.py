@@ -291,7 +291,7 @@ def test_a_teacher_is_trained_from_weights_for_other_classes(
     with pytest.raises(TeacherExists, match=r"training.init"):
         existing_weights(config(f"training.init={other}"))
     init.unlink()
-    assert "cannot tell whether it began with" in existing_weights(config()).notes[0]
+    assert "cannot check its initial weights" in existing_weights(config()).notes[0]
 
 
 # ---- options of the constructor

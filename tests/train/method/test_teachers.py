@@ -288,7 +288,7 @@ def test_teachers_that_see_other_views_are_refused_by_field(
     block[last] = value
     (files / "b.yaml").write_text(yaml.safe_dump(content))
     config = load_student(files / "s.yaml")
-    with pytest.raises(UserError, match=f"do not see the same views(.|\n)*{field}"):
+    with pytest.raises(UserError, match=f"do not use the same views(.|\n)*{field}"):
         check_without_cache(config, load_teacher(config.teacher), ["kd"])
 
 

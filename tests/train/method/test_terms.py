@@ -101,7 +101,7 @@ def test_a_loss_of_the_users_own_trains_and_takes_its_options(
         train_student(study.run(method, 0), on_epoch=epochs.append)
         losses[method] = epochs[0].loss
     assert losses["sharp"] > losses["mild"]
-    with pytest.raises(TrainError, match=r"put @train\.terms\.loss_term"):
+    with pytest.raises(TrainError, match=r"add @loss_term"):
         train_student(study.run("bad", 0))
     with pytest.raises(TrainError, match="cannot be imported"):
         train_student(study.run("gone", 0))

@@ -150,7 +150,7 @@ def test_rows_of_another_ranks_sample_are_refused(study: Study, name: str) -> No
     outputs = cached(name, study)
     outputs.start_epoch(0, own_ids(study, 0, 1))
     (batch,) = study.pixels(CPU).train.batches([0], own_ids(study, 1, 1)[:3], 3)
-    with pytest.raises(AssertionError, match="was not called with"):
+    with pytest.raises(AssertionError, match="was not passed to"):
         outputs.rows(batch)
     outputs.close()
 

@@ -133,7 +133,7 @@ def test_runs_together_leave_what_each_leaves_alone(
     assert torch.equal(torch.get_rng_state(), before)
     said = console.file.getvalue()
     for seed in seeds:
-        assert f"one reading for 4 runs: ce kd cd cd+gkd+edt; seed {seed}" in said
+        assert f"shared loading for 4 runs: ce kd cd cd+gkd+edt; seed {seed}" in said
     for ours, theirs in zip(runs, trained_alone(study, tmp_path / "alone", runs), strict=True):
         assert_equal_runs(ours, theirs)
 
@@ -190,7 +190,7 @@ def test_each_image_is_cut_once_and_each_row_is_read_once(
     # Images are read for every epoch: sharing is the default.
     console = quiet()
     assert run_ablation(runs, Compute("cpu", 0), Recording(console=console)) == {}
-    assert "one reading for 4 runs" in console.file.getvalue()
+    assert "shared loading for 4 runs" in console.file.getvalue()
     assert cut[20] == 2 * 20  # of the training split, in both epochs
     assert gathered == {6: 2 * 3, 2: 2}
     alone = trained_alone(study, tmp_path / "alone", runs)
@@ -276,7 +276,7 @@ def test_who_changes_what_is_shared_costs_no_run_its_result(
     failures = run_ablation(runs, Compute("cpu"), Recording(console=quiet()), share=True)
     assert list(failures) == [runs[2]]
     assert "has changed the teacher's outputs for a batch in place" in failures[runs[2]]
-    assert "fix: train without sharing: SHARED_LOADING=0" in failures[runs[2]]
+    assert "fix: train without shared loading: SHARED_LOADING=0" in failures[runs[2]]
     for ours, theirs in zip(runs, trained_alone(study, tmp_path / "alone", runs[:2]), strict=False):
         assert_equal_runs(ours, theirs)
 

@@ -277,7 +277,7 @@ def test_one_process_exports_what_several_trained_with_batch_norm_of_their_own(
     assert card["top1_error"] == found.summary["last"]["top1_error"]
     assert trained_by_any_number(make_study().run("ce", 0)).summary is None  # another training
     train_student(replace(run, ranks=3), device="cpu")
-    with pytest.raises(TrainError, match="trained by several numbers of processes") as refusal:
+    with pytest.raises(TrainError, match="trained with several numbers of processes") as refusal:
         trained_by_any_number(run)
     assert str(two.folder) in str(refusal.value)
     train_student(run, device="cpu")

@@ -84,7 +84,7 @@ def setter(*path: str, to: Any) -> Callable[[Any], None]:
         (setter("best", "top1_error", to=0.01), "says best"),
         (setter("best", "epoch", to=1_000), "says best"),
         (setter("best", "chosen_on", to="validation"), "says best"),
-        (setter("epochs", to=2), "says epochs 2, the run has 3"),
+        (setter("epochs", to=2), "has epochs 2, but the run has 3"),
         (setter("last", "top1_error", to=101.0), "last.top1_error: found 101.0"),
         (setter("last", "top1_error", to="5"), "last.top1_error: found '5'"),
         (setter("last", to=None), "last: found None"),
@@ -113,7 +113,7 @@ def test_a_forged_summary_is_no_result_though_its_checksum_is_right(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda epochs: epochs.pop(), "says epochs 3|epochs"),
+        (lambda epochs: epochs.pop(), "has epochs 3|epochs"),
         (lambda epochs: epochs.pop(0), "line 1 is of epoch 2"),
         (lambda epochs: epochs.reverse(), "line 1 is of epoch 3"),
         (lambda epochs: epochs[2].update(top1_error=0.01), "says last"),
@@ -138,7 +138,7 @@ def test_metrics_of_another_run_are_not_taken_for_this_ones(run: Run) -> None:
     epochs = read_metrics(run.folder, run.sha256) or []
     lines = [metrics_line(epoch, "0" * 64) for epoch in epochs]
     (run.folder / "metrics.jsonl").write_bytes(b"".join(lines))
-    assert "line 1: what it says does not match its checksum, or is of another" in problem_of(run)
+    assert "line 1 does not match its checksum, or belongs to another" in problem_of(run)
 
 
 @pytest.mark.parametrize(

@@ -180,8 +180,9 @@ def test_a_finished_repetition_without_its_place_is_not_removed(
         call("student", "--method", "ce", "--retrain", status=130)
     assert not folder.exists()
     (again,) = (path for path in folders(tmp_path) if path.name.endswith(".retrain"))
-    assert f"{again.name}  finished repetition, takes its place when the run is trained" in call(
-        "runs"
+    assert (
+        f"{again.name}  finished repetition, replaces the result when the run is trained"
+        in call("runs")
     )
     assert "nothing deleted" in call("runs", "--remove", "--superseded", "--yes")
     told = call("student", "--method", "ce")

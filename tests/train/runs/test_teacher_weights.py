@@ -97,7 +97,7 @@ def test_weights_whose_data_are_not_at_hand_are_used_and_the_command_says_so(
     assert cli([*call, "dataset.type=imagefolder", f"dataset.root={tmp_path / 'gone'}"]) == 0
     told = capsys.readouterr().out
     assert "nothing to do" in told
-    assert "cannot tell whether it was trained on these data: dataset.root: folder" in told
+    assert "cannot check whether it was trained on these data: dataset.root: folder" in told
 
 
 def test_an_interrupted_retraining_leaves_the_weights_what_they_are(

@@ -71,7 +71,7 @@ def test_number_labels_beyond_the_known_classes_names_its_row() -> None:
         DatasetError, match="row 3 of train: the label 3 is not among the 3 classes"
     ):
         number([0, 1, 2, 3], names=["ant", "bee", "cat"])
-    with pytest.raises(DatasetError, match="row 1 of test: the label 4 is none of the 3 classes"):
+    with pytest.raises(DatasetError, match="row 1 of test: the label 4 is not among the 3 classes"):
         number([0, 1, 2], [1, 4])
 
 

@@ -184,7 +184,7 @@ def test_part_that_does_not_fit_into_shared_memory_is_an_error_not_a_wait(
     pixels = streamed_pixels(split_of(photographs), ViewsConfig(augment=CROP, seed=1), 2)
     with pytest.raises(DatasetError, match=r"/dev/shm has no space .*No space left") as caught:
         all_batches(pixels, [0], np.arange(20))
-    assert "fix: run with fewer --workers" in str(caught.value)
+    assert "fix: use fewer --workers" in str(caught.value)
 
 
 @contextmanager

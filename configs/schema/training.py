@@ -169,7 +169,7 @@ class Training:
         if self.schedule.final_learning_rate > self.learning_rate:
             raise ValueError(
                 f"schedule.final_learning_rate is {self.schedule.final_learning_rate}, above the "
-                f"peak learning_rate:  {self.learning_rate}"
+                f"peak learning_rate: {self.learning_rate}"
             )
         return self
 

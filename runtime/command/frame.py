@@ -67,6 +67,9 @@ def run_command(app: typer.Typer, arguments: Sequence[str] | None = None) -> int
             return status or 0  # from typer.Exit; commands return None
         except SystemExit as ended:
             return int(ended.code or 0)
+        except typer.Abort:  # a question without an answer
+            print("aborted", file=sys.stderr)
+            return 1
         except WrongUsage as usage:
             error = usage_error(usage)
             print(visible(f"error: {error}"), file=sys.stderr)

@@ -150,7 +150,7 @@ class Draft:
         return "  # from timm's weights for this model: check that yours were trained with it"
 
     def config(self, taps: Mapping[str, Any]) -> TeacherConfig:
-        """The file as it would be loaded from the current folder."""
+        """Return the config that would be loaded from the file in the current folder."""
         return load_teacher("my-teacher.yaml", text="\n".join(self.lines(taps)))
 
 

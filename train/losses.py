@@ -31,7 +31,7 @@ def ce(
     other_shares: Tensor | None = None,
     label_smoothing: Fraction = defaults.CrossEntropy.label_smoothing,
 ) -> Tensor:
-    """Cross-entropy: the batch mean of -log softmax(student_logits)[label].
+    """Compute cross-entropy: the batch mean of -log softmax(student_logits)[label].
 
     student_logits: (B, K); labels: (B,) int64. For mixed images also other_labels (B,) int64 and
     other_shares (B,) in [0, 1], the weight of the other label; the first label has the rest.
@@ -54,7 +54,7 @@ def kd(
     teacher_logits: Tensor,
     temperature: PositiveFloat = defaults.Kd.temperature,
 ) -> Tensor:
-    """T^2 times the batch mean of KL(softmax(teacher / T) || softmax(student / T)).
+    """Compute T^2 times the batch mean of KL(softmax(teacher / T) || softmax(student / T)).
 
     Both (B, K). Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
     """
@@ -68,7 +68,7 @@ def gkd(
     teacher_correct: Tensor,
     temperature: PositiveFloat = defaults.Gkd.temperature,
 ) -> Tensor:
-    """Guided KD: mean of `kd` over the samples that the teacher classifies correctly.
+    """Compute guided KD: mean of `kd` over the samples that the teacher classifies correctly.
 
     Logits (B, K); teacher_correct (B,) bool or 0/1. Exactly 0, with zero gradient, if the teacher
     classifies none correctly. Source: Zhou et al. 2020, "Channel Distillation".
@@ -86,7 +86,7 @@ def cd(
     teacher_mean_squares: Sequence[float] = (),
     normalize: bool = defaults.Cd.normalize,
 ) -> Tensor:
-    """Channel distillation: per stage the mean squared difference of channel means, summed.
+    """Compute channel distillation: per stage the mean squared difference of channel means, summed.
 
     Lists of (B, C_l), one entry per stage, of equal shapes. normalize: divide each stage's mean by
     its entry of teacher_mean_squares, so that predicting zeros costs 1 per stage for any scale
@@ -110,7 +110,7 @@ def cd(
 
 @loss_term(per_sample=True)
 def at(student_attention: Sequence[Tensor], teacher_attention: Sequence[Tensor]) -> Tensor:
-    """Attention transfer: per stage the mean squared difference of attention maps, summed.
+    """Compute attention transfer: per stage the mean squared difference of attention maps, summed.
 
     Lists of (B, H_l * W_l), each row with L2 norm 1: see
     `nets.teacher.taps.spatial_attention`. Source: Zagoruyko and Komodakis 2017, "Paying More
@@ -127,7 +127,7 @@ def rkd(
     distance_weight: NonNegativeFloat = defaults.Rkd.distance_weight,
     angle_weight: NonNegativeFloat = defaults.Rkd.angle_weight,
 ) -> Tensor:
-    """Relational KD: smooth L1 of pairs' distances and of the cosines of triplets' angles.
+    """Compute relational KD: smooth L1 of pairs' distances and of the cosines of triplets' angles.
 
     (B, D_s) and (B, D_t). Distances are divided by their mean over pairs of distinct points.
     Source: Park et al. 2019, "Relational Knowledge Distillation". For a single sample the loss is
@@ -143,7 +143,7 @@ def rkd(
 
 @loss_term(per_sample=True)
 def fitnets(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
-    """The mean squared difference of two feature maps (B, C, H, W).
+    """Compute the mean squared difference of two feature maps (B, C, H, W).
 
     The student's map is the output of its regressor. Source: Romero et al. 2015, "FitNets: Hints
     for Thin Deep Nets", in the joint form.
@@ -153,7 +153,7 @@ def fitnets(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
 
 @loss_term(per_sample=True)
 def embedding(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
-    """The batch mean of 1 - cosine similarity of the student's and the teacher's embeddings.
+    """Compute the batch mean of 1 - cosine similarity of student's and teacher's embeddings.
 
     Both (B, D), the student's behind a linear connector.
     """
@@ -163,7 +163,7 @@ def embedding(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
 
 @loss_term(per_sample=True)
 def embedding_mse(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Tensor:
-    """The mean squared difference of the student's and the teacher's embeddings.
+    """Compute the mean squared difference of the student's and the teacher's embeddings.
 
     Both (B, D), the student's behind a linear connector.
     """
@@ -172,7 +172,7 @@ def embedding_mse(student_pre_logits: Tensor, teacher_pre_logits: Tensor) -> Ten
 
 @loss_term(per_sample=True)
 def residual(student_part: Tensor, assistant_part: Tensor, teacher_hint: Tensor) -> Tensor:
-    """Residual KD on feature maps: MSE(S, T) + MSE(A, (T - S).detach()).
+    """Compute residual KD on feature maps: MSE(S, T) + MSE(A, (T - S).detach()).
 
     (B, C, H, W) each. The second term does not train the student. Source: Gao et al. 2020,
     "Residual Knowledge Distillation".
@@ -193,7 +193,7 @@ def dkd(
     beta: NonNegativeFloat = defaults.Dkd.beta,
     temperature: PositiveFloat = defaults.Dkd.temperature,
 ) -> Tensor:
-    """Decoupled KD: T^2 times the batch mean of alpha KL(label, rest) + beta KL(among the rest).
+    """Compute decoupled KD: T^2 times the mean of alpha KL(label, rest) + beta KL(among the rest).
 
     Logits (B, K), labels (B,) int64. Source: Zhao et al. 2022, "Decoupled Knowledge Distillation".
     """
@@ -212,7 +212,7 @@ def dist(
     teacher_logits: Tensor,
     temperature: PositiveFloat = defaults.Dist.temperature,
 ) -> Tensor:
-    """T^2 ((1 - mean correlation of rows) + (1 - mean correlation of columns)) of probabilities.
+    """Compute T^2 (2 - mean correlation of rows - mean correlation of columns) of probabilities.
 
     Both (B, K). A constant row or column has correlation 0. Source: Huang et al.
     2022, "Knowledge Distillation from A Stronger Teacher".
@@ -230,7 +230,7 @@ def lskd(
     teacher_logits: Tensor,
     temperature: PositiveFloat = defaults.Lskd.temperature,
 ) -> Tensor:
-    """`kd` of logits standardized per sample to mean 0 and standard deviation 1.
+    """Compute `kd` of logits standardized per sample to mean 0 and standard deviation 1.
 
     Both (B, K), K at least 2. Source: Sun et al. 2024, "Logit Standardization in Knowledge
     Distillation".

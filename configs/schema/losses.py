@@ -69,7 +69,7 @@ class FitNets:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Embedding:
-    """The batch mean of 1 - cosine similarity of the student's and the teacher's embeddings."""
+    """The batch mean of 1 - cosine similarity of student's and teacher's embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -84,7 +84,7 @@ class ResidualKd:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Dkd:
-    """Decoupled KD: T^2 times the batch mean of alpha KL(label, rest) + beta KL(among the rest)."""
+    """Decoupled KD: T^2 times the mean of alpha KL(label, rest) + beta KL(among the rest)."""
 
     alpha: NonNegativeFloat = 1.0
     """Weight of the KL divergence of label against other classes."""
@@ -96,7 +96,7 @@ class Dkd:
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Dist:
-    """T^2 ((1 - mean correlation of rows) + (1 - mean correlation of columns)) of probabilities."""
+    """T^2 (2 - mean correlation of rows - mean correlation of columns) of probabilities."""
 
     temperature: PositiveFloat = 1.0
     """Temperature T that divides the logits."""

@@ -50,7 +50,7 @@ def test_a_teacher_far_from_its_published_error_is_noticed_after_the_pass(
             assert ("WARNING" in told) == warns
     far = small_teacher("teacher.expected_error=90.0")
     told = told_by_pass(far, tmp_path, capsys)
-    assert f"sets teacher.expected_error: 90.00 %, but {measured:.2f} % were measured" in told
+    assert f"sets teacher.expected_error: 90.00 %, but {measured:.2f} % was measured" in told
     for cause in ("dataset.normalization", "classes of the weights are in another order"):
         assert cause not in told  # neither makes a teacher better than expected
     assert "the weights have been trained on these test images" in told

@@ -53,7 +53,7 @@ def test_a_teachers_file_has_the_models_pixels_stages_and_true_bytes(
 @pytest.mark.parametrize(
     ("model", "told", "taps"),
     [
-        ("test_convnext", "the weights have 1,000 classes, these images have 2", "means"),
+        ("test_convnext", "the weights have 1,000 classes, the images have 2", "means"),
         ("vit_small_patch14_dinov2", "the weights are without a classifier", "means"),
         ("twins_svt_small", "the weights have 1,000 classes", "embedding"),
     ],

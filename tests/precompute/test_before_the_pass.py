@@ -74,7 +74,7 @@ def test_the_plan_refuses_a_batch_that_is_too_small_for_all_processes(
         (["teacher.taps.stages=[layer1, fc]", "teacher.taps.hint=null", "--methods", "ce"],
          "taps.stages: the output of the module 'fc' is of shape (10,) for an image, not a map"),
         (["methods.own=[{loss: 'tests.support.own_losses:sharper', options: {sharpnes: 2}}]"],
-         "methods.own.0: the loss 'tests.support.own_losses:sharper' has no 'sharpnes'; "
+         "methods.own.0: the loss 'tests.support.own_losses:sharper' has no option 'sharpnes'; "
          "did you mean 'sharpness'?"),
         (["methods.own=[{loss: 'tests.support.own_losses:needs_margin'}]"],
          "methods.own.0: the loss 'tests.support.own_losses:needs_margin' has no default for"),

@@ -224,7 +224,7 @@ def test_configs_know_the_built_in_losses_as_they_are_registered() -> None:
             assert of_block == (parameter.name, str(parameter.annotation).lower())
             assert parameter.default == option.default
         (first, *_) = str(functions[name].__doc__).splitlines()
-        assert " ".join(str(block.__doc__).split()) == first
+        assert f"Compute {' '.join(str(block.__doc__).split())}".casefold() == first.casefold()
 
 
 def test_connected_losses_are_the_ones_whose_signatures_take_an_output_of_a_connector() -> None:

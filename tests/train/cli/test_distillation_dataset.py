@@ -392,7 +392,7 @@ def test_taps_that_a_cache_lacks_are_named_with_what_would_add_them(
 ) -> None:
     with pytest.raises(UserError, match=r"no tap 'attention1'.*\n  fix: .*taps\.attention=float16"):
         dataset_of(digits, ["attention1"])
-    with pytest.raises(UserError, match=r"no tap 'stage9': .* holds logits.*\n  fix: taps="):
+    with pytest.raises(UserError, match=r"no tap 'stage9': .* has logits.*\n  fix: taps="):
         dataset_of(digits, ["stage9"])
     with pytest.raises(UserError, match=r"no tap 'logit': .*did you mean 'logits'.*\n  fix: taps="):
         dataset_of(digits, ["logit"])

@@ -212,5 +212,5 @@ def test_a_batch_with_fewer_samples_than_ranks_is_refused_with_a_size_that_fits(
 def test_batch_norm_of_its_own_needs_two_samples_on_each_rank() -> None:
     recipe = load_student("digits-resnet8", ["training.batch_size=8"]).training
     check_idle_ranks(recipe, 60, 4)
-    with pytest.raises(TrainError, match="does not have 2 samples, for its own batch norm,"):
+    with pytest.raises(TrainError, match="has a batch without 2 samples, for its own batch norm,"):
         check_idle_ranks(dataclasses.replace(recipe, batch_norm="local"), 60, 4)

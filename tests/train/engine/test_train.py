@@ -473,7 +473,7 @@ def test_a_cache_given_by_its_path_is_checked_too(
 
 
 def test_more_views_than_the_cache_holds_are_refused(make_study: MakeStudy) -> None:
-    with pytest.raises(TrainError, match=r"num_views is 4, but views.count .* a cache of 3 views"):
+    with pytest.raises(TrainError, match=r"num_views is 4, but views.count .* gives 3 views"):
         make_study(student=["num_views=4"])
 
 

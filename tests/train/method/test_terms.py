@@ -200,7 +200,7 @@ def test_options_are_checked_against_the_signature() -> None:
     by_full_name = LossTerm(loss="train.losses:kd", options={"temperature": 0.0})
     with pytest.raises(TrainError, match=r"options\.temperature: Input should be greater than 0"):
         check_options("methods.x.0", by_full_name)
-    with pytest.raises(TrainError, match=r"methods\.x\.0: .* has no 'margn'"):
+    with pytest.raises(TrainError, match=r"methods\.x\.0: .* has no option 'margn'"):
         check("needs_margin", margn=2.0)
     with pytest.raises(TrainError, match=r"no default for 'margin'\n  fix: methods\.x\.0\.options"):
         check("needs_margin")

@@ -179,7 +179,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(
     verify_export(out)
     (out / "notes.txt").write_text("mine")
     before = (out / "student.pt").read_bytes()
-    with pytest.raises(BadFile, match=r"holds notes\.txt, which would be lost"):
+    with pytest.raises(BadFile, match=r"contains notes\.txt, which would be lost"):
         export_student(run, ["last"], out, device="cpu")
     assert (out / "student.pt").read_bytes() == before
     (tmp_path / "link").symlink_to(".")

@@ -80,10 +80,10 @@ def setter(*path: str, to: Any) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (setter("last", "top1_error", to=0.01), r"says last \{'top1_error': 0.01"),
-        (setter("best", "top1_error", to=0.01), "says best"),
-        (setter("best", "epoch", to=1_000), "says best"),
-        (setter("best", "chosen_on", to="validation"), "says best"),
+        (setter("last", "top1_error", to=0.01), r"has last \{'top1_error': 0.01"),
+        (setter("best", "top1_error", to=0.01), "has best"),
+        (setter("best", "epoch", to=1_000), "has best"),
+        (setter("best", "chosen_on", to="validation"), "has best"),
         (setter("epochs", to=2), "has epochs 2, but the run has 3"),
         (setter("last", "top1_error", to=101.0), "last.top1_error: found 101.0"),
         (setter("last", "top1_error", to="5"), "last.top1_error: found '5'"),
@@ -114,10 +114,10 @@ def test_a_forged_summary_is_no_result_though_its_checksum_is_right(
     ("change", "told"),
     [
         (lambda epochs: epochs.pop(), "has epochs 3|epochs"),
-        (lambda epochs: epochs.pop(0), "line 1 is of epoch 2"),
-        (lambda epochs: epochs.reverse(), "line 1 is of epoch 3"),
-        (lambda epochs: epochs[2].update(top1_error=0.01), "says last"),
-        (lambda epochs: epochs[0].update(top1_error=0.01), "says best"),
+        (lambda epochs: epochs.pop(0), "line 1 belongs to epoch 2"),
+        (lambda epochs: epochs.reverse(), "line 1 belongs to epoch 3"),
+        (lambda epochs: epochs[2].update(top1_error=0.01), "has last"),
+        (lambda epochs: epochs[0].update(top1_error=0.01), "has best"),
         (lambda epochs: epochs[2].update(top1_error=None), "has results that"),
         (lambda epochs: epochs[1].update(train_seconds=-1), "line 2: train_seconds"),
         (lambda epochs: epochs[1].update(top1_error="x"), "line 2: top1_error"),
@@ -226,7 +226,7 @@ def test_names_in_a_summary_reach_neither_the_terminal_nor_the_page_as_they_are(
 def test_a_damaged_result_is_neither_trained_over_nor_believed(run: Run) -> None:
     rewrite_summary(run, setter("last", "top1_error", to=0.01))
     before = (run.folder / "last.pt").stat().st_mtime_ns
-    with pytest.raises(BadFile, match=r"says last .*\n  fix: rm -r .* train this run again"):
+    with pytest.raises(BadFile, match=r"has last .*\n  fix: rm -r .* train this run again"):
         train_student(run, device="cpu")
     assert (run.folder / "last.pt").stat().st_mtime_ns == before
 

@@ -208,7 +208,7 @@ def test_an_error_of_all_ranks_is_said_once(command: list[str]) -> None:
     assert [code for code, _ in outcomes] == [2, 2]
     output = "".join(text for _, text in outcomes)
     assert output.count("error:") == 1, output
-    assert "does not have a sample for each of 2 processes" in output
+    assert "has a batch without a sample for each of 2 processes" in output
     assert "fix: set training.batch_size=60, or use fewer processes" in output
 
 
@@ -235,4 +235,4 @@ def test_an_ablation_is_not_trained_by_every_process_of_a_launcher(
     }.items():
         monkeypatch.setenv(name, value)
     assert cli(["ablation", "digits-resnet8", *command[command.index("--caches") :]]) == 2
-    assert "several processes train one student" in capsys.readouterr().err
+    assert "started in several processes" in capsys.readouterr().err

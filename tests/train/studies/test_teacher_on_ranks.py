@@ -82,7 +82,7 @@ def test_a_rank_with_a_single_sample_is_refused_where_it_has_batch_norms_of_its_
     outcomes = run_ranks(2, ["-m", "train", *call(tmp_path / "w.pt", *settings)])
     assert [code for code, _ in outcomes] == [2, 2]
     output = "".join(text for _, text in outcomes)
-    assert output.count("does not have 2 samples, for its own batch norm, for each of 2") == 1
+    assert output.count("has a batch without 2 samples, for its own batch norm, for each of 2") == 1
 
 
 def test_batch_norm_of_the_own_slice_is_another_training(

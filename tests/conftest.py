@@ -33,13 +33,19 @@ from teach_once.train.sessions.teacher import train_teacher
 from tests.support import shortened
 from tests.support.caches.random_cache import fill
 from tests.support.caches.teacher_cache import CachesMadeOnce
-from tests.support.programs.processes import Forks, prepare_forks
+from tests.support.programs.processes import (
+    Forks,
+    prepare_forks,
+    start_fork_server,
+    use_fork_server,
+)
 from tests.support.project import QUICK_ARGS, QUICK_RUN, copy_project, make
 from tests.support.selection import ByGroup, arrange
 from tests.support.training.written_run import write_finished_run
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
+    from xdist.workermanage import WorkerController
 
     from tests.support.caches.object_store import Server
 
@@ -69,6 +75,16 @@ settings.load_profile("here")
 
 # Modules that are loaded live on: nothing in them is worth a search, now or in a later collection.
 gc.disable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (given := getattr(config, "workerinput", None)) is not None:
+        use_fork_server(given["fork_server"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    node.workerinput["fork_server"] = start_fork_server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ a test checks that their defaults are the same.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import get_type_hints
 
@@ -127,6 +128,7 @@ BUILT_IN_LOSSES: Mapping[str, type] = {
 }
 
 
-def option_types(loss: str) -> dict[str, object]:
+@functools.cache
+def option_types(loss: str) -> Mapping[str, object]:
     """Return {option: type, as checked by pydantic} of a built-in loss."""
     return get_type_hints(BUILT_IN_LOSSES[loss], include_extras=True)

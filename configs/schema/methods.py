@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     Field,
     SerializerFunctionWrapHandler,
     StrictBool,
@@ -114,8 +116,14 @@ def _options_of(loss: str, given: Mapping[str, Any]) -> dict[str, float]:
             near = did_you_mean(name, [*known, *_keys()])
             raise ValueError(f"the loss {loss!r} has no option {name!r}{near}")
     values = {name: value for name, value in given.items() if value is not None}
-    types: dict[str, Any] = {name: (known[name], ...) for name in values}
-    return dict(create_model(loss, **types).model_validate(values))
+    return dict(_options_model(loss, tuple(values)).model_validate(values))
+
+
+@functools.cache
+def _options_model(loss: str, names: tuple[str, ...]) -> type[BaseModel]:
+    """Return the model that checks these options; building it takes most of the time of a load."""
+    types: dict[str, Any] = {name: (option_types(loss)[name], ...) for name in names}
+    return create_model(loss, **types)
 
 
 def _is_an_option(name: str) -> bool:

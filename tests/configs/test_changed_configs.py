@@ -28,3 +28,9 @@ def test_the_program_finds_a_loader_that_fails(
 def test_aliases_that_stand_for_billions_of_values_end_at_once() -> None:
     with pytest.raises(YamlError, match="more than 20 levels or 10,000 values"):
         parse_yaml(BOMB)
+
+
+@pytest.mark.parametrize("text", [r'"\UFFFFFFFF"', r'"\U00110000"'])
+def test_an_escape_of_no_character_is_an_error_of_the_yaml(text: str) -> None:
+    with pytest.raises(YamlError, match="not valid YAML"):
+        parse_yaml(text)

@@ -51,13 +51,13 @@ def test_a_teacher_far_from_its_published_error_is_noticed_after_the_pass(
     far = small_teacher("teacher.expected_error=90.0")
     told = told_by_pass(far, tmp_path, capsys)
     assert f"sets teacher.expected_error: 90.00 %, but {measured:.2f} % was measured" in told
-    for cause in ("dataset.normalization", "classes of the weights are in another order"):
+    for cause in ("dataset.normalization", "the weights' classes are in another order"):
         assert cause not in told  # neither makes a teacher better than expected
-    assert "the weights have been trained on these test images" in told
+    assert "the weights were trained on these test images" in told
     monkeypatch.setattr("teach_once.precompute.pending._FAR_PERCENT", 0.0)
     told = told_by_pass(small_teacher("teacher.expected_error=0.0"), tmp_path, capsys)
-    assert "dataset.normalization is not that of the teacher's training" in told
-    assert "classes of the weights are in another order" in told
+    assert "dataset.normalization differs from the teacher's training" in told
+    assert "the weights' classes are in another order" in told
     assert "trained on these test images" not in told
     monkeypatch.undo()
     recalibrated = small_teacher("teacher.expected_error=90.0", "teacher.bn=recalibrated")

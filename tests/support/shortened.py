@@ -2,7 +2,8 @@
 
 The digits are tested on 160 images in place of 797, which cost a short run more than its training.
 The trial of a rate, for an estimate of the time that is left, ends after its second batch. Nothing
-waits for the disk: what is flushed in which order, tests of that note for themselves.
+waits for the disk: what is flushed in which order, tests of that note for themselves. YAML that was
+parsed before is copied: the shipped configs are loaded in every other test.
 
 Programs that a test starts as `sys.executable -m` see all images: what is compared with theirs
 is trained where the environment has ALL_DIGITS.
@@ -10,12 +11,16 @@ is trained where the environment has ALL_DIGITS.
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from teach_once.configs import load
+from teach_once.configs.yaml_subset import parse_yaml
 from teach_once.runtime.command import cost
 from teach_once.views.images import bundled
 
@@ -42,3 +47,12 @@ def _flush_nothing(handle: int) -> None:
 
 
 os.fsync = _flush_nothing
+
+_parse_once = functools.lru_cache(maxsize=500)(parse_yaml)  # an error is not kept
+
+
+def _copy_of_parsed(text: str) -> Any:
+    return copy.deepcopy(_parse_once(text))
+
+
+load.parse_yaml = _copy_of_parsed  # type: ignore[attr-defined]

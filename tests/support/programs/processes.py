@@ -19,7 +19,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Mapping
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,21 @@ def prepare_forks() -> None:
             ensure_running()
 
     server.ensure_running = ensure_running_at_root
+
+
+def start_fork_server() -> str:
+    """Start the server that all workers of xdist use; return its address."""
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server.ensure_running()
+    return str(server._forkserver_address)
+
+
+def use_fork_server(address: str) -> None:
+    """Have this process's forks made by the server of another one, which outlives it."""
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server._forkserver_address = address
+    server._forkserver_alive_fd = os.open(os.devnull, os.O_WRONLY)  # its owner keeps it alive
+    server.ensure_running = resource_tracker.ensure_running
 
 
 class _ForkHere(ForkServerProcess):

@@ -1,4 +1,4 @@
-"""Small real objects that many tests share: a trained digits teacher and its caches."""
+"""Small real objects shared by many tests: a trained digits teacher and its caches."""
 
 from __future__ import annotations
 

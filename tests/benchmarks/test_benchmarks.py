@@ -1,4 +1,4 @@
-"""The benchmarks run, at a small size, and what they write reads as it should."""
+"""Small runs of the benchmarks, and the pages that they write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image folders at half their size: every pixel is the mean of four."""
+"""Image folders at half size: every pixel is the mean of four pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loading benchmark compares equal work, on photographs that have the size it says."""
+"""The loading benchmark compares equal work on photographs of the stated size."""
 
 from __future__ import annotations
 

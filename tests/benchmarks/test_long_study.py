@@ -1,4 +1,4 @@
-"""The runs behind the results page are trained and kept, each part by commands that work."""
+"""The commands that train and store the runs behind the results page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulated pass of very many blocks commits them all, and says what each part took."""
+"""The simulated pass of very many blocks commits all of them and reports the time of each part."""
 
 from __future__ import annotations
 

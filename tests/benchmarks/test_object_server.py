@@ -1,4 +1,4 @@
-"""The benchmarks' object server answers as a store does, as far as this project asks."""
+"""The benchmarks' object server responds like an object store, as far as this project needs."""
 
 from __future__ import annotations
 

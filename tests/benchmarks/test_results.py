@@ -1,4 +1,4 @@
-"""The results page rests on docs/results/*.json: every table can be computed from them again."""
+"""The results page depends only on docs/results/*.json: every table can be computed from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of ImageNet's size: its tree is what it says, and all its rows come out."""
+"""The benchmark of ImageNet's size: its folder tree is correct, and it prints all rows."""
 
 from __future__ import annotations
 

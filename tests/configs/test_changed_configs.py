@@ -1,4 +1,4 @@
-"""Whatever becomes of a config file, loading it gives a config or an error message."""
+"""Loading a randomly changed config file gives a config or an error message."""
 
 from __future__ import annotations
 

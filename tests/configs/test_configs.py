@@ -1,4 +1,4 @@
-"""Configs: every file loads; every mistake is named with its place and a way out."""
+"""Configs: every file loads, and every mistake is reported with its location and a fix."""
 
 from __future__ import annotations
 

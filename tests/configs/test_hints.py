@@ -1,4 +1,4 @@
-"""What commands say beside their results, and settings that change nothing."""
+"""Hints that commands print, and settings without an effect."""
 
 from __future__ import annotations
 

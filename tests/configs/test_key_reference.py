@@ -1,4 +1,4 @@
-"""docs/reference/config.md: every key with its meaning, and never out of date."""
+"""docs/reference/config.md describes every key and is up to date."""
 
 from __future__ import annotations
 

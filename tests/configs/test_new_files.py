@@ -1,4 +1,4 @@
-"""`teach-once new-teacher` and `new-student`: files that load, say what they cost, and work."""
+"""`teach-once new-teacher` and `new-student` write configs that state their cost and work."""
 
 from __future__ import annotations
 

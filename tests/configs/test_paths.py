@@ -1,4 +1,4 @@
-"""Files are found where a config's file means them, and caches by their identity alone."""
+"""Paths in configs are resolved, and caches are found by identity alone."""
 
 from __future__ import annotations
 

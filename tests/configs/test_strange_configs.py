@@ -1,4 +1,4 @@
-"""Configs from strangers: whatever the file is or says, one message, at once, and no code run."""
+"""Untrusted configs: any file gives one message quickly, and no code is run."""
 
 from __future__ import annotations
 

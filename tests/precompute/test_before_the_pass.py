@@ -1,4 +1,4 @@
-"""What can be known to be wrong before the teacher runs is an error before it runs."""
+"""Mistakes that can be detected before the teacher runs are reported before it runs."""
 
 from __future__ import annotations
 

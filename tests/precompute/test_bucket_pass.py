@@ -1,4 +1,4 @@
-"""The teacher pass straight to an object store, from the plan to a student that trains from it."""
+"""The teacher pass directly to an object store, from the plan to a student trained from it."""
 
 from __future__ import annotations
 

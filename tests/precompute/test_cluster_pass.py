@@ -1,4 +1,4 @@
-"""A teacher pass on a Ray cluster: whatever dies, the cache is the one that one process makes."""
+"""A teacher pass on a Ray cluster gives the cache of a single process, even if processes die."""
 
 from __future__ import annotations
 

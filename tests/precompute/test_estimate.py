@@ -1,4 +1,4 @@
-"""What a cache will take, planned without images and weights."""
+"""Estimates of a cache's size without images and weights."""
 
 from __future__ import annotations
 

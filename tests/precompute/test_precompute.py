@@ -1,4 +1,4 @@
-"""Stage 1: what it stores depends on its identity alone; it resumes; it says what is wrong."""
+"""Stage 1: its result depends only on its identity, it resumes, and it reports errors."""
 
 from __future__ import annotations
 

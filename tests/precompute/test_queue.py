@@ -1,4 +1,4 @@
-"""The queue of a pass: which blocks go together, and when its rounds end."""
+"""The queue of a pass: grouping of blocks, and the end of its rounds."""
 
 from __future__ import annotations
 

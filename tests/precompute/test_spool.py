@@ -1,4 +1,4 @@
-"""Records of unfinished blocks: a kill of a pass over decoded images loses a batch, not a block."""
+"""Records of unfinished blocks: killing a pass over decoded images loses a batch, not a block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README.md and docs/: what they show is there, and runs as it stands."""
+"""README.md and docs/: their files exist, and their commands and code run unchanged."""
 
 from __future__ import annotations
 

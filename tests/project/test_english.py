@@ -1,4 +1,4 @@
-"""The check of English in `make lint` finds what it is for, and nothing in ordinary sentences."""
+"""The check of English in `make lint` finds its habits and accepts ordinary sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/tutorials/imagenet.md: its program makes the folders that the teacher's file reads."""
+"""docs/tutorials/imagenet.md: its program creates the folders of the teacher's config."""
 
 from __future__ import annotations
 

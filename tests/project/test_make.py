@@ -1,4 +1,4 @@
-"""make, as users type it: it hands their words on, and each target does its work once."""
+"""make as users call it: it passes their words on, and each target does its work once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Installed by pip: every file is there, from any folder, and no file of the user's hides ours."""
+"""Installation by pip: all files exist in any folder and do not conflict with the user's files."""
 
 from __future__ import annotations
 

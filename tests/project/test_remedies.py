@@ -1,4 +1,4 @@
-"""Every command that an error names is run as it was printed, and helps."""
+"""Every command in an error message works as printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tests share a worker, start first and are quick: by names of files that exist."""
+"""Selection of tests that share a worker, start first or are quick, by names of existing files."""
 
 from __future__ import annotations
 

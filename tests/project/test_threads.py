@@ -1,4 +1,4 @@
-"""How torch's OpenMP threads wait, in every program of the project."""
+"""Waiting of torch's OpenMP threads in every program of the project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The charts: sorted rows, direct labels, no axis for an outlier, text of a readable size."""
+"""Charts: sorted rows, direct labels, axes without outliers, text of a readable size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: what the table, the charts and the page say of the runs in a folder."""
+"""The report: its table, charts and page for the runs in a folder."""
 
 from __future__ import annotations
 

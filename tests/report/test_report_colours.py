@@ -1,4 +1,4 @@
-"""The colors of the report's lines, as seen with the three kinds of dichromacy."""
+"""The colors of the report's lines with the three kinds of dichromacy."""
 
 from __future__ import annotations
 

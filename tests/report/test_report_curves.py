@@ -1,4 +1,4 @@
-"""The report's intervals, learning curves and paired differences, and where they are drawn."""
+"""The report's intervals, learning curves and paired differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a run's files hold as text, the report shows it as text."""
+"""Text in a run's files appears as text in the report."""
 
 from __future__ import annotations
 

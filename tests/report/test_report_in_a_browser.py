@@ -1,4 +1,4 @@
-"""The report in a real browser: in light and dark, wide and narrow, with scripts and without."""
+"""The report in a real browser: light and dark, wide and narrow, with and without scripts."""
 
 from __future__ import annotations
 

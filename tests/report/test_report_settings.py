@@ -1,4 +1,4 @@
-"""Reports of runs with different settings: their rows, their labels, the names of their files."""
+"""Reports of runs with different settings: rows, labels and file names."""
 
 from __future__ import annotations
 

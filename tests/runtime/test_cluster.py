@@ -1,4 +1,4 @@
-"""How a Ray cluster is reached, and what fits on its nodes."""
+"""Connecting to a Ray cluster, and the number of workers on its nodes."""
 
 from __future__ import annotations
 

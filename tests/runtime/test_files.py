@@ -1,4 +1,4 @@
-"""Reading and writing files that somebody else may have made or exchanged."""
+"""Reading and writing files from untrusted sources."""
 
 from __future__ import annotations
 

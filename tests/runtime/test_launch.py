@@ -1,4 +1,4 @@
-"""Several processes of this machine as one command: their exit status, signals and ends."""
+"""Several processes on this machine as one command: exit status, signals and ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory, how many cores and which GPU one process takes."""
+"""Memory, cores and GPUs of a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that name the user's own code: one message, whatever is wrong with that code."""
+"""Options that refer to the user's code: any fault in that code gives one message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""make's ARGS as words: cut at spaces, but not inside what YAML holds together."""
+"""make's ARGS as words: split at spaces, except inside YAML's quotes and brackets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m store: how its commands name a cache."""
+"""python -m store: references to caches on the command line."""
 
 from __future__ import annotations
 

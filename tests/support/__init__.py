@@ -1,1 +1,1 @@
-"""What several tests share: small real objects, and ways to look at them."""
+"""Shared parts of tests: small real objects, and ways to inspect them."""

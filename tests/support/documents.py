@@ -13,7 +13,7 @@ def documents() -> list[Path]:
 
 
 def code_blocks(language: str) -> dict[str, str]:
-    """The blocks of a language by the file name in their first line, `# name.py`."""
+    """Return the blocks of a language by the file name in their first line, `# name.py`."""
     blocks: dict[str, str] = {}
     for document in documents():
         for block in re.findall(rf"```{language}\n(.*?)```", document.read_text(), re.DOTALL):
@@ -25,14 +25,14 @@ def code_blocks(language: str) -> dict[str, str]:
 
 
 def commands(document: Path) -> list[str]:
-    """The lines of its `bash` blocks, without comments."""
+    """Return the lines of a page's `bash` blocks, without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL)
     lines = [re.split(r"\s+# ", line)[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
 
 
 def links(document: Path) -> list[str]:
-    """Targets of its links and pictures on this project's own files, without anchors."""
+    """Return the targets of a page's links and pictures inside the project, without anchors."""
     targets = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", document.read_text())
     found = [(one or other).partition("#")[0] for one, other in targets]
     return [target for target in found if target and "://" not in target]

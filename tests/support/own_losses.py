@@ -31,19 +31,19 @@ def takes_anything(batch: Batch, **options: float) -> Tensor:
 
 @loss_term(teacher_taps=["logits"], student=["embedding"])
 def spread(batch: Batch) -> Tensor:
-    """Knows the whole batch: its samples' maps and logits by their deviation over the batch."""
+    """Use the whole batch: the deviation of its samples' maps and logits."""
     maps = [map_.std(dim=0).mean() for map_ in batch.maps.values()]
     return sum(maps, (batch.logits - batch.teacher["logits"]).std(dim=0).mean())
 
 
 @loss_term()
 def centered(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Knows the whole batch by the mean of its logits."""
+    """Use the whole batch: the mean of its logits."""
     ours, theirs = (each - each.mean(dim=0) for each in (student_logits, teacher_logits.float()))
     return (ours - theirs).square().mean()
 
 
 @loss_term()
 def root(student_logits: Tensor) -> Tensor:
-    """Not a number."""
+    """Return NaN."""
     return (-1 - student_logits.square()).sqrt().mean()

@@ -1,4 +1,4 @@
-"""A network of a user's own, as `arch: python:tests.support.own_network:make` finds it."""
+"""A user's own network, for `arch: python:tests.support.own_network:make`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def wrong(num_classes: int, in_channels: int) -> str:
 
 
 class Dropping(nn.Module):
-    """Draws in each of its three stages: dropout by a module, by a function, and whole samples."""
+    """A network with random draws in its three stages: dropout twice, and whole samples."""
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ DROPPING = (
 
 
 class InPlace(nn.Module):
-    """Each stage is tapped in front of an operation that overwrites its output."""
+    """A network whose tapped stages are overwritten by the next operation."""
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class InPlace(nn.Module):
 
 
 class OnePixel(nn.Module):
-    """Batch norm of maps of one pixel, and keys that all begin as if a wrapper had left `net.`."""
+    """A network with batch norm of one-pixel maps and the prefix `net.` of a wrapper."""
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class OnePixel(nn.Module):
 
 
 class Scaled(OnePixel):
-    """Computes something else while it is exported."""
+    """A network that computes another function while it is exported."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images) * (1.0 if torch.compiler.is_exporting() else 2.0)
@@ -83,7 +83,7 @@ ONE_PIXEL = (
 
 
 def wide_kernel(num_classes: int, in_channels: int) -> nn.Module:
-    """For images of at least 16 pixels."""
+    """Build a network for images of at least 16 pixels."""
     body = nn.Conv2d(in_channels, 4, kernel_size=16)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
     return nn.Sequential(OrderedDict(body=body, head=head))
@@ -94,7 +94,7 @@ def without_arguments() -> nn.Module:
 
 
 def vision_transformer(num_classes: int, in_channels: int) -> nn.Module:
-    """torchvision's, small, for images of 32 pixels."""
+    """Build a small vision transformer of torchvision for images of 32 pixels."""
     from torchvision.models import VisionTransformer
 
     return VisionTransformer(32, 8, 4, 2, 24, 32, num_classes=num_classes)

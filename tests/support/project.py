@@ -1,4 +1,4 @@
-"""The project as its user has it: a copy of its files, and `make` in it."""
+"""A copy of the project's files, and `make` in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 
-# They make a run of digits-resnet8 short.
+# Settings that make a run of digits-resnet8 short.
 QUICK_RUN = [
     "training.epochs=3",
     "training.schedule.milestones=[2]",
@@ -27,13 +27,13 @@ def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def makefile_targets() -> set[str]:
-    """The targets that `make help` prints."""
+    """Return the targets printed by `make help`."""
     lines = (ROOT / "Makefile").read_text().splitlines()
     return {line.partition(":")[0] for line in lines if ":" in line and " ## " in line}
 
 
 def copy_project(target: Path) -> Path:
-    """The files that git knows or would add, in a new folder with this process's environment."""
+    """Copy the files that git tracks or would add to a new folder, with this environment."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -54,7 +54,7 @@ def copy_project(target: Path) -> Path:
 
 
 def _copy_bytecode(source: Path, target: Path) -> None:
-    """Without it the first program of each copy compiles the whole project."""
+    """Copy bytecode; otherwise the first program of each copy compiles the whole project."""
     compiled = Path(cache_from_source(str(source)))
     if source.suffix == ".py" and compiled.is_file():
         (target.parent / "__pycache__").mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
-"""Which tests `make test-quick` runs, which share a worker of xdist, and which start first.
+"""Select the tests of `make test-quick`, groups that share a worker, and the first to start.
 
-python -m tests.support.selection      print the files of test-quick: collecting all takes longer
+python -m tests.support.selection      print the files of test-quick; collecting all takes longer
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FIRST += ("test_faults", "test_recipes", "test_families", "test_precompute", "te
 
 
 def arrange(items: list[pytest.Item]) -> None:
-    """Mark the quick tests; put the longest files first."""
+    """Mark the quick tests, and put the longest files first."""
     for item in items:
         if item.path.stem in QUICK and item.get_closest_marker("long") is None:
             item.add_marker("quick")
@@ -61,5 +61,5 @@ class ByGroup(LoadScopeScheduling):
 
 if __name__ == "__main__":
     files = sorted(file for file in Path("tests").rglob("test_*.py") if file.stem in QUICK)
-    assert {file.stem for file in files} == QUICK, "a file of QUICK has another name now"
+    assert {file.stem for file in files} == QUICK, "a file of QUICK was renamed"
     print(*files)

@@ -1,4 +1,4 @@
-"""A loss that takes its time, as a file says, and notes each of its steps there."""
+"""A loss whose duration is in a file, to which it also appends each of its steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A teacher that takes its time, and may fail: as the files of a folder say, for all processes."""
+"""A teacher whose duration and failures are set by files of a folder, for all processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = "SLOW_TEACHER_FOLDER"  # environment variable
 
 
 class Slow(nn.Module):
-    """Each batch takes as many seconds as `seconds` says; with a file `poison` it gives NaN."""
+    """A network that takes the time in `seconds` per batch, and gives NaN with a file `poison`."""
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def save_weights(path: Path) -> None:
 
 
 def overrides_of(weights: Path) -> list[str]:
-    """The digits teacher with this network: 160 samples, 3 views."""
+    """Return overrides for the digits teacher with this network: 160 samples, 3 views."""
     return [
         "teacher.arch=python:tests.support.slow_teacher:Slow",
         f"teacher.weights={weights}",

@@ -1,4 +1,4 @@
-"""`teach-once env`: the lines of a bug report, also from a machine that is broken."""
+"""`teach-once env`: the lines of a bug report, even from a faulty machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One small model of each family goes through plan, pass, verification, training and export."""
+"""A small model of each family goes through plan, pass, verification, training and export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps, maps with their channels last, and tokens become one form right behind the hook."""
+"""Maps, channels-last maps and tokens are converted to one layout in the hook."""
 
 from __future__ import annotations
 

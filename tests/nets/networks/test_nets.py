@@ -1,4 +1,4 @@
-"""Networks: sizes against the published ones, taps by name, weights that fit or are refused."""
+"""Networks: published sizes, taps by name, weights that fit or are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which arithmetic is allowed while networks compute, the backward pass included."""
+"""Precision of forward and backward passes."""
 
 from __future__ import annotations
 

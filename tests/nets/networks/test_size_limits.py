@@ -1,4 +1,4 @@
-"""Options of networks that would fill the memory, or that a constructor cannot use."""
+"""Network options that would exceed the memory or that a constructor rejects."""
 
 from __future__ import annotations
 

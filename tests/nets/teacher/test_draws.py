@@ -1,4 +1,4 @@
-"""What a network draws in a step (dropout, stochastic depth) depends on seed, epoch, step alone."""
+"""A network's random draws (dropout, stochastic depth) depend only on seed, epoch and step."""
 
 from __future__ import annotations
 

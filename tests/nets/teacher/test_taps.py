@@ -1,4 +1,4 @@
-"""How taps are called, and what of a teacher's output becomes one."""
+"""Names of taps, and their values from a teacher's outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""timm's weights: from a file or downloaded, converted where they do not fit as they are."""
+"""timm's weights, from a file or downloaded, converted if necessary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights files that were forged or damaged: one error each, no crash, nothing lost in silence."""
+"""Forged or damaged weights files: each gives one error, without crashes or silent losses."""
 
 from __future__ import annotations
 

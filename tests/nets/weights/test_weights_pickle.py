@@ -1,4 +1,4 @@
-"""What the pickle in a weights file may ask for, and that torch's reader finds the same in it."""
+"""The pickles allowed in weights files, with the same result as torch's reader."""
 
 from __future__ import annotations
 

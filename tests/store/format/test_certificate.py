@@ -1,4 +1,4 @@
-"""What a pass says of its reduced records: how far they are from the teacher's full outputs."""
+"""The certificate of reduced records: their difference from the teacher's full outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No byte of a cache can change unnoticed; what is damaged is named and written again."""
+"""Every changed byte of a cache is detected; damage is reported and repaired."""
 
 from __future__ import annotations
 

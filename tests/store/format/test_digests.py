@@ -1,4 +1,4 @@
-"""What makes a dataset another one, and a file of a cache another file."""
+"""Changes that make a dataset or a cache another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache whose documents a stranger forged, every checksum recomputed, is refused in one error."""
+"""A cache with forged documents and valid checksums is rejected with one error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Journal files, chunks and values that no writer of a cache can have left."""
+"""Journal files, chunks and values that no writer of a cache can produce."""
 
 from __future__ import annotations
 

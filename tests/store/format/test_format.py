@@ -1,4 +1,4 @@
-"""Reads caches by store/FORMAT.md alone: json, crc32c, tensorstore and h5py, none of our code."""
+"""Read caches according to store/FORMAT.md with json, crc32c, tensorstore and h5py only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides a cache's identity, its spelling and hash, and how differences are named."""
+"""A cache's identity: its content, canonical form, hash and differences."""
 
 from __future__ import annotations
 

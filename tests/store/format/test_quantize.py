@@ -1,4 +1,4 @@
-"""Eight-bit codes: within half a step, exact where they can be, and never out of range."""
+"""Eight-bit codes are within half a step, exact if possible, and never out of range."""
 
 from __future__ import annotations
 

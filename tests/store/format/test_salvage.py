@@ -1,4 +1,4 @@
-"""A manifest that cannot be read costs nothing of what is committed, whatever the pass asks for."""
+"""An unreadable manifest loses no committed record, for any requested pass."""
 
 from __future__ import annotations
 

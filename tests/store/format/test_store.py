@@ -1,4 +1,4 @@
-"""The cache on disk, tested from both sides: written by us and read raw, and the reverse."""
+"""The cache on disk, written by the project and read raw, and the reverse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logits of which only the largest are stored: what is kept, and what students learn from it."""
+"""Reduced logits: the stored values, and training from them."""
 
 from __future__ import annotations
 

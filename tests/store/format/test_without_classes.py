@@ -1,4 +1,4 @@
-"""Caches of samples without classes: no labels, no class names, no `correct`; all else as usual."""
+"""Caches of samples without classes have no labels, class names or `correct`."""
 
 from __future__ import annotations
 

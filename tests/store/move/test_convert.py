@@ -1,4 +1,4 @@
-"""A smaller cache from a full one, without the teacher."""
+"""Converting a full cache to a smaller one without the teacher."""
 
 from __future__ import annotations
 

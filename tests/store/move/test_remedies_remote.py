@@ -1,4 +1,4 @@
-"""Every command that an error about a cache in a bucket names is run as printed, and helps."""
+"""Every command in an error about a cache in a bucket works as printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m store and python -m precompute.verify, as users type them."""
+"""python -m store and python -m precompute.verify as users call them."""
 
 from __future__ import annotations
 

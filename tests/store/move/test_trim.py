@@ -1,4 +1,4 @@
-"""What `store trim` drops, what it keeps, and what is left where it is interrupted."""
+"""`store trim`: what it removes and keeps, and the result of an interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command that reads a cache reads one at s3://bucket/prefix, through the mirror."""
+"""Every command that reads a cache reads one at s3://bucket/prefix through the mirror."""
 
 from __future__ import annotations
 

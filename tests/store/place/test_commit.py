@@ -1,4 +1,4 @@
-"""Writing to an object store: by one writer and by many at once, killed at any step."""
+"""Writing to an object store, by one or many writers, killed at any step."""
 
 from __future__ import annotations
 

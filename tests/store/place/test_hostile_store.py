@@ -1,4 +1,4 @@
-"""An object store whose answers are not what they announce: bounded memory, one message."""
+"""An object store with inconsistent responses: bounded memory, one message."""
 
 from __future__ import annotations
 

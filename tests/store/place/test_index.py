@@ -1,4 +1,4 @@
-"""index.json of a cache: written last, removed first, and enough to read without listing."""
+"""index.json: written last, removed first, and sufficient to read a cache without listing."""
 
 from __future__ import annotations
 

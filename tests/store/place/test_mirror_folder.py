@@ -1,4 +1,4 @@
-"""Who shares a mirror: its lock, and what each process says that it needs."""
+"""A shared mirror: its lock, and the files that each process needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links inside a mirror: nothing behind one is written, removed, touched or mistaken for ours."""
+"""Links inside a mirror: their targets are not written, removed, changed or used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Caches on an object store: copied there and back, looked at and checked, whatever goes wrong."""
+"""Caches in an object store: copied in both directions, inspected and checked, with any fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many items in few threads: results in order, and only a few items at a time."""
+"""Many items in a few threads: ordered results, and few items at a time."""
 
 from __future__ import annotations
 

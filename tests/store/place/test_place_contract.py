@@ -1,4 +1,4 @@
-"""Every place passes the same suite: a folder and a bucket all of it, a mirror the reading part."""
+"""Every place passes the same suite: folders and buckets all of it, mirrors the reading part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache on an object store over bad lines, among other caches, and damaged."""
+"""A cache in an object store with bad connections, next to other caches, and damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache whose pixels no longer replay is refused with something that helps."""
+"""A cache whose pixels cannot be reproduced is rejected with a useful fix."""
 
 from __future__ import annotations
 

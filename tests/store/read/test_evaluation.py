@@ -1,4 +1,4 @@
-"""Evaluation caches: caches of one view inside a cache, of the same code in every respect."""
+"""Evaluation caches: caches of one view inside a cache, with the same code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cache is the one that is asked for, among several in a folder."""
+"""Finding the requested cache among several in a folder."""
 
 from __future__ import annotations
 

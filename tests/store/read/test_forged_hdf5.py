@@ -1,4 +1,4 @@
-"""HDF5 files that a stranger forged, and import below the folder that was given."""
+"""Forged HDF5 files, and import into the given folder only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cache is good for while it grows, after a growth that was interrupted, or given up."""
+"""Reading a cache while it grows, and after interrupted or abandoned growth."""
 
 from __future__ import annotations
 

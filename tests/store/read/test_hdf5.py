@@ -1,4 +1,4 @@
-"""The single-file form: exported, read, imported, bit for bit; damage and strangers refused."""
+"""The single-file form: exported, read and imported bit for bit; damage and forgery rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mapped rows of a cache: what they cost in open files and addresses, and what a shortage says."""
+"""Memory-mapped rows of a cache: open files and address space, and the error for a shortage."""
 
 from __future__ import annotations
 

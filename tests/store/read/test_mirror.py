@@ -1,4 +1,4 @@
-"""Training from a cache on an object store: read once, through a folder with a limit."""
+"""Training from a cache in an object store, read once through a folder of limited size."""
 
 from __future__ import annotations
 

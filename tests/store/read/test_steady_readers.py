@@ -1,4 +1,4 @@
-"""Readers of a cache that grows or shrinks at that moment find the old one or the new one."""
+"""A reader of a cache that grows or shrinks finds either the old or the new cache."""
 
 from __future__ import annotations
 

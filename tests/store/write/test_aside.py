@@ -1,4 +1,4 @@
-"""Blocks that one process writes and another commits."""
+"""Blocks written by one process and committed by another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cluster does to a cache: kills, signals, full and read-only disks, damage; for real."""
+"""Faults of real machines: kills, signals, full and read-only disks, damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that is full, or may not be written to, is one message in each command that writes."""
+"""A full or read-only disk gives one message in each command that writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damage that a pass finds is repaired, whichever rank of the job it falls to, and stays so."""
+"""Any rank of a job repairs the damage that a pass finds, and the repair lasts."""
 
 from __future__ import annotations
 

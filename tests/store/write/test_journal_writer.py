@@ -1,4 +1,4 @@
-"""The journal's own file: refused by the disk, removed under a pass, numbered."""
+"""The journal's file: failed writes, removal during a pass, numbering."""
 
 from __future__ import annotations
 

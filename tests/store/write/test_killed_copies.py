@@ -1,4 +1,4 @@
-"""What killed copies, imports and passes leave in a cache's folder is removed by the next one."""
+"""Leftovers of killed copies, imports and passes are removed by the next one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing inside a cache follows no link and leaves no folder but the cache's own."""
+"""Writing inside a cache follows no link and does not leave the cache's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may write: one process, or the processes of one job, which share the work."""
+"""A cache has one writer, or the processes of one job, which share the work."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Searches for files and moments that break a promise: more cases than a test has time for."""
+"""Searches for files and moments that violate a guarantee, longer than tests."""

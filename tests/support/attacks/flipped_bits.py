@@ -1,10 +1,10 @@
 """python -m tests.support.attacks.flipped_bits [--most 2000] [--only WORD] [--seed 0]
 
-Flips single bits of every kind of file, one at a time, and reads the file again: the flip must be
-noticed (an error, or a fault that is reported) or harmless (all that a reader gets is the same).
-Prints a table for the security page; exit status 1 where other content is accepted. --most: of a
-larger file so many bits are tried, spread evenly over it; 0 tries them all. A LINE PER KIND: to add
-one, add a line to FLIPPED.
+Flips single bits of every kind of file, one at a time, and reads the file again. The flip must be
+noticed (an error or a reported fault) or harmless (readers get the same content). Prints a table
+for the security page; the exit status is 1 if other content is accepted. --most: number of evenly
+spaced bits to flip in larger files; 0 flips all. A LINE PER KIND: to add one, add a line to
+FLIPPED.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ _BATCH = 250  # flips in one process
 
 @dataclass(frozen=True)
 class Flipped:
-    """name: of the kind of file. pattern: where it lies in the world.
+    """A kind of file whose bits are flipped.
 
-    content: all that a reader gets, as plain values; raises UserError where it notices damage.
-    harmless: why a flip may change nothing.
+    name: of the kind. pattern: its path in the world. content: returns everything that a reader
+    gets, as plain values; raises UserError if it notices damage. harmless: why a flip may change
+    nothing.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Flipped:
 
 @dataclass(frozen=True)
 class Count:
-    """Of the bits of one file: how many there are, were tried, and what became of them."""
+    """Numbers of a file's bits: all, flipped, noticed and harmless, with the false ones."""
 
     bits: int
     tried: int
@@ -73,7 +74,7 @@ class Count:
 
 
 def count_flips(flipped: Flipped, world: Path, most: int, seed: int = 0) -> Count:
-    """Flip, read, flip back; in processes of their own, as a flip may hang or end one."""
+    """Flip each bit, read, and flip it back, in other processes, since a flip may end or hang one."""
     file = sorted(world.glob(flipped.pattern))[0]
     bits = file.stat().st_size * 8
     chosen = list(_positions(bits, most, seed))
@@ -94,7 +95,7 @@ def count_flips(flipped: Flipped, world: Path, most: int, seed: int = 0) -> Coun
 
 
 def _positions(bits: int, most: int, seed: int) -> Iterator[int]:
-    """All of them, or one at random of each of `most` equal parts."""
+    """Yield all positions, or a random one in each of `most` equal parts."""
     if not most or bits <= most:
         yield from range(bits)
         return
@@ -112,7 +113,7 @@ def _told(bit: int, result: int) -> str:
 def _tried(
     flipped: Flipped, world: Path, file: Path, usual: Any, bits: Sequence[int]
 ) -> tuple[list[int], str]:
-    """What became of each, as far as the process came; and how it ended."""
+    """Return the outcome of each flip that the process reached, and how the process ended."""
     shared = mmap.mmap(-1, len(bits))
     shared.write(b"\xff" * len(bits))
 
@@ -130,7 +131,7 @@ def _tried(
 
 
 class _flip:
-    """The bit is flipped while this is open."""
+    """Flip a bit while the context is open."""
 
     def __init__(self, file: Path, bit: int) -> None:
         self._file, self._place, self._mask = file, bit // 8, 1 << bit % 8
@@ -169,7 +170,7 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-# ---- all that a reader gets
+# ---- the content that readers get
 
 
 class _Reported(UserError):
@@ -211,7 +212,7 @@ def _weights(pattern: str) -> Callable[[Path], Any]:
 
 
 def _run(world: Path) -> Any:
-    """What the tables and the report show of a finished run."""
+    """Return the values of a finished run in tables and the report."""
     folder = world / "runs" / "s"
     found = [run for run in runs_in(folder) if run.label == "ce"]
     if not found or found[0].summary is None:
@@ -223,7 +224,7 @@ def _run(world: Path) -> Any:
 
 
 def _trained(name: str) -> Callable[[Path], Any]:
-    """The weights of a finished run, as an export takes them."""
+    """Return a reader of a finished run's weights, as used by an export."""
 
     def content(world: Path) -> Any:
         return read_tensors(_intact_weights(study_of(world).run("ce", 0), name))
@@ -232,7 +233,7 @@ def _trained(name: str) -> Callable[[Path], Any]:
 
 
 def _checkpoint(method: str) -> Callable[[Path], Any]:
-    """How far a run has come, and everything that goes on from there."""
+    """Return a reader of a run's progress and its state."""
 
     def content(world: Path) -> Any:
         run, train_state = _train_state(world, method)
@@ -246,7 +247,7 @@ def _checkpoint(method: str) -> Callable[[Path], Any]:
 
 
 def _export(world: Path) -> Any:
-    """As `python -m train verify` reads it; it compares the sha256 of the weights and program."""
+    """Read an export as `python -m train verify` does, which compares the sha256 of its files."""
     return verify_export(world / "exported")
 
 
@@ -259,7 +260,7 @@ def _train_state(world: Path, method: str) -> tuple[Run, TrainState]:
 
 
 def _copied(content: Any) -> Any:
-    """Tensors of a train state change with the next checkpoint that is read."""
+    """Copy tensors of a train state, which change with the next checkpoint that is read."""
     if isinstance(content, dict):
         return {key: _copied(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -267,8 +268,8 @@ def _copied(content: Any) -> Any:
     return content.clone() if isinstance(content, torch.Tensor) else content
 
 
-_HDF5 = "bytes that HDF5 or its padding takes, read by no reader of ours"
-_ZIP = "fields of zip that nobody reads"
+_HDF5 = "HDF5 bytes that the project does not read"
+_ZIP = "zip fields that are not read"
 _ZARR = "caches/*/teacher.zarr"
 FLIPPED = (
     Flipped("manifest.json", "caches/*/manifest.json", _folder, "white space"),
@@ -304,7 +305,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="kinds with this word in their names")
     parser.add_argument("--folder", help="for temporary files")
-    parser.add_argument("--world", type=Path, help="one that was made before")
+    parser.add_argument("--world", type=Path, help="an existing world")
     options = parser.parse_args(given)
     torch.set_num_threads(1)
     status = 0

@@ -83,7 +83,7 @@ BOMB = "\n".join(
 
 
 def mutated(text: str, rng: random.Random) -> str:
-    """One to three changes of words or lines."""
+    """Return the text with one to three changed words or lines."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         change = rng.choice((_word, _word, _word, _two_words, _line, _bomb))
         text = change(text, rng)
@@ -91,7 +91,7 @@ def mutated(text: str, rng: random.Random) -> str:
 
 
 def _word(text: str, rng: random.Random) -> str:
-    """A word or sign replaced by an odd one, removed, or doubled."""
+    """Replace, remove or duplicate a word or sign."""
     words = list(_TOKEN.finditer(text))
     if not words:
         return rng.choice(ODD)
@@ -101,7 +101,7 @@ def _word(text: str, rng: random.Random) -> str:
 
 
 def _two_words(text: str, rng: random.Random) -> str:
-    """Two words exchanged."""
+    """Exchange two words."""
     words = list(_TOKEN.finditer(text))
     if len(words) < 2:
         return text
@@ -112,7 +112,7 @@ def _two_words(text: str, rng: random.Random) -> str:
 
 
 def _line(text: str, rng: random.Random) -> str:
-    """A line removed, doubled, moved, or indented otherwise."""
+    """Remove, duplicate, move or indent a line."""
     lines = text.split("\n")
     place = rng.randrange(len(lines))
     line = lines.pop(place)
@@ -127,7 +127,7 @@ def _bomb(text: str, rng: random.Random) -> str:
 
 
 def with_other_bytes(content: bytes, rng: random.Random) -> bytes:
-    """One to eight bytes changed, removed or added; sometimes cut short."""
+    """Return the content with one to eight changed bytes, sometimes truncated."""
     found = bytearray(content)
     for _ in range(rng.randint(1, 8)):
         place = rng.randrange(len(found)) if found else 0
@@ -144,7 +144,7 @@ def with_other_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def random_overrides(text: str, rng: random.Random) -> list[str]:
-    """Overrides of keys that the file has, of parts of them, or of none."""
+    """Return overrides of keys of the file, of parts of keys, or of unknown keys."""
     words = [word.group() for word in _TOKEN.finditer(text)]
     keys = re.findall(r"(\w+):", text)
     found = []
@@ -158,7 +158,7 @@ def random_overrides(text: str, rng: random.Random) -> list[str]:
 def trials(
     kind: str, name: str, mutations: int, byte_changes: int, rng: random.Random
 ) -> Iterator[tuple[bytes, list[str]]]:
-    """(content of the file, overrides), all of them changed."""
+    """Yield (content of the file, overrides), each with random changes."""
     content = (CONFIG_DIR / kind / f"{name}.yaml").read_bytes()
     text = content.decode()
     for number in range(mutations):
@@ -171,7 +171,7 @@ def trials(
 
 
 def outcome(kind: str, file: Path, content: bytes, overrides: list[str]) -> str:
-    """ "config" or "error"; anything else is a fault, which raises."""
+    """Load a config and return "config" or "error"; any other outcome raises."""
     file.write_bytes(content)
     try:
         config = _LOADERS[kind](file, overrides)
@@ -184,7 +184,7 @@ def outcome(kind: str, file: Path, content: bytes, overrides: list[str]) -> str:
     printed = to_yaml(config)
     canonical_json({"config": printed})
     file.write_text(printed)
-    # A default path, once it is in a file, means the folder of that file.
+    # A default path in a file is relative to the folder of that file.
     beside = f"{file.parent}/"
     again = to_yaml(_LOADERS[kind](file)).replace(beside, "")
     assert again == printed.replace(beside, ""), "the config read again differs"
@@ -192,7 +192,7 @@ def outcome(kind: str, file: Path, content: bytes, overrides: list[str]) -> str:
 
 
 def fuzz(mutations: int, byte_changes: int, seed: int, only: str = "") -> tuple[Counter[str], int]:
-    """Outcomes by kind, and how many loads ended in neither; those are printed."""
+    """Return the number of outcomes by kind, and of faults, which are printed."""
     found: Counter[str] = Counter()
     faults = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -203,7 +203,7 @@ def fuzz(mutations: int, byte_changes: int, seed: int, only: str = "") -> tuple[
                 for content, overrides in trials(kind, name, mutations, byte_changes, rng):
                     try:
                         found[outcome(kind, file, content, overrides)] += 1
-                    except Exception as error:  # what this program looks for
+                    except Exception as error:  # a fault
                         faults += 1
                         print(f"{kind} {name} {overrides}: {type(error).__name__}: {error!s:.300}")
                         print(f"{content!r:.3000}\n")

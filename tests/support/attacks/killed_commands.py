@@ -1,8 +1,8 @@
 """python -m tests.support.attacks.killed_commands [--kills 15] [--seed 0] [--only WORD]
 
-Kills commands at random moments and looks at what they leave: what stands under its name is whole,
-and the same command then gives what it would have given. Prints a table; exit status 1 where a
-promise is broken. A LINE PER COMMAND: to add one, add a line to KILLED.
+Kills commands at random moments and checks what they leave: files under their final names must be
+complete, and the same command must then give its usual result. Prints a table; the exit status is 1
+after a violation. A LINE PER COMMAND: to add one, add a line to KILLED.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ Look = Callable[[Path, Path], str | None]
 
 @dataclass(frozen=True)
 class Killed:
-    """command: its name. look: at the world after a kill, and at the one that nobody killed.
+    """A command to kill.
 
-    It returns what is wrong; "" where all is there and right; None where there is nothing yet.
-    prepare: before each start.
+    look: compares the world after a kill with an uninterrupted one, and returns the fault, "" if
+    everything is there and correct, or None if nothing is there yet. prepare: called before each
+    start.
     """
 
     command: str
@@ -47,7 +48,7 @@ class Killed:
 
 @dataclass(frozen=True)
 class Tally:
-    """How often the command was killed, and how often it had left something; what was wrong."""
+    """Numbers of kills and of kills that left something, and the problems."""
 
     kills: int
     left_something: int
@@ -55,7 +56,7 @@ class Tally:
 
 
 def kill_often(killed: Killed, template: Path, root: Path, kills: int, seed: int = 0) -> Tally:
-    """Start, kill, look, start again, look again; each time in a fresh world below `root`."""
+    """Start, kill, check, start again and check, each time in a new world inside `root`."""
     chance = random.Random(f"{killed.command} {seed}")
     whole, seconds = _uninterrupted(killed, template, root / "whole")
     done, left, problems = 0, 0, []
@@ -71,14 +72,14 @@ def kill_often(killed: Killed, template: Path, root: Path, kills: int, seed: int
         again = run_limited(partial(_run, killed, world), world)
         if again.status == 0:
             found.append(killed.look(world, whole))
-        elif found != [""]:  # what is whole may be refused: "exists"
+        elif found != [""]:  # a complete result may be rejected: "exists"
             found.append(again.output)
         problems += [f"killed after {moment:.3f} s: {problem}" for problem in found if problem]
     return Tally(done, left, problems)
 
 
 def _uninterrupted(killed: Killed, template: Path, root: Path) -> tuple[Path, float]:
-    """The world after the command, and its seconds."""
+    """Return the world after the command, and the command's seconds."""
     world = copy_world(template, root)
     killed.prepare(world)
     outcome = run_limited(partial(_run, killed, world), world)
@@ -95,7 +96,7 @@ def _names(world: Path) -> set[str]:
     return {str(path) for path in world.rglob("*")}
 
 
-# ---- what a kill may leave
+# ---- checks after a kill
 
 
 def _exported_cache(world: Path, whole: Path) -> str | None:
@@ -109,7 +110,7 @@ def _imported(world: Path, whole: Path) -> str | None:
 
 
 def _opened(cache: Path) -> str | None:
-    """What opens as a cache must be sound; what is not one yet does not open."""
+    """Check that the cache is valid if it opens as one."""
     try:
         return problem_of_folder(TeacherCache.open(cache).path)
     except UserError:
@@ -129,7 +130,7 @@ def _packed(world: Path, whole: Path) -> str | None:
 
 
 def _one_student(world: Path, whole: Path) -> str | None:
-    """Weights, program and card are of one and the same run, or there is no export at all."""
+    """Check that weights, program and card belong to one run, or that there is no export."""
     return _export_in(world / "out", world)
 
 
@@ -154,7 +155,7 @@ def _export_in(folder: Path, world: Path) -> str | None:
 
 
 def _student(world: Path, whole: Path) -> str | None:
-    """A finished run is the run that nobody interrupted."""
+    """Check that a finished run equals an uninterrupted one."""
     run, true = (study_of(each).run("cd", 0) for each in (world, whole))
     if run.summary is None:
         return None
@@ -187,10 +188,10 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="commands with this word in their names")
     parser.add_argument("--folder", help="for temporary files")
-    parser.add_argument("--world", type=Path, help="one that was made before")
+    parser.add_argument("--world", type=Path, help="an existing world")
     options = parser.parse_args(given)
     torch.set_num_threads(1)
-    print("| command | kills | had left something | broken promises |\n| --- | --- | --- | --- |")
+    print("| command | kills | left something | violations |\n| --- | --- | --- | --- |")
     status = 0
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         template = options.world or make_world(Path(folder) / "template")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def flip(path: Path, position: int) -> None:
-    """Change one bit of the byte at that position."""
+    """Flip one bit of the byte at `position`."""
     data = bytearray(path.read_bytes())
     data[position] ^= 0x10
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Forges the documents of a cache as a stranger could: with every checksum made to fit."""
+"""Forge documents of a cache with valid checksums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def crc(content: bytes) -> str:
 
 
 def forged_manifest(text: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
-    """The manifest after `change`, with its own checksum recomputed."""
+    """Return the manifest after `change` with a recomputed checksum."""
     content = json.loads(text)
     del content["manifest_crc32c"]
     change(content)
@@ -42,7 +42,7 @@ def forge_metadata(cache: Path, name: str, change: Callable[[dict[str, Any]], ob
 
 
 def set_at(*keys: str | int, to: Any) -> Callable[[Any], None]:
-    """A change that sets the value at these keys."""
+    """Return a change that sets the value at these keys."""
 
     def change(content: Any) -> None:
         *outer, last = keys
@@ -53,7 +53,7 @@ def set_at(*keys: str | int, to: Any) -> Callable[[Any], None]:
     return change
 
 
-# What may lie in a file's place: kind -> how to make it.
+# Replacements of a file: kind -> function that creates it.
 SPECIAL: dict[str, Callable[[Path], object]] = {
     "link": lambda path: path.symlink_to("/dev/zero"),
     "dangling link": lambda path: path.symlink_to("nowhere"),

@@ -1,4 +1,4 @@
-"""What other processes do with a mirror. Imports nothing that takes long."""
+"""Other processes that use a mirror; quick to import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_views(mirrors: dict[Path, Mirror], cache: Path, views: list[int]) -> No
 
 
 def need(root: Path, paths: list[Path], is_ready: Event, is_done: Event) -> None:
-    """Need these files until `is_done`."""
+    """Protect these files in the mirror until `is_done`."""
     needs, folder = Needs(root), MirrorFolder(root, 10**9)
     needs.remember(0, paths)
     with folder.locked() as opened:

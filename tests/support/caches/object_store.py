@@ -1,7 +1,7 @@
-"""An object store on this machine, moto's, behind a server that counts requests and spoils some.
+"""A local object store (moto) behind a server that counts requests and disturbs some.
 
-moto is called as a function: half of what a request would cost otherwise are its connection, its
-thread and its parsing.
+moto is called as a function, which saves the connection, thread and parsing of each request, half
+of its cost.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ Fault = int | str | None
 
 @dataclass
 class Server:
-    """spoil: (method, path, how many such requests came before) -> what happens to it."""
+    """The server. spoil: (method, path, number of earlier such requests) -> disturbance."""
 
     requests: list[tuple[str, str]] = field(default_factory=list)
     spoil: Callable[[str, str, int], Fault] = lambda method, path, before: None
-    num_open: int = 0  # requests that have not been dealt with yet
+    num_open: int = 0  # requests in progress
 
     def take(self, method: str, path: str) -> Fault:
         with _lock:
@@ -61,17 +61,17 @@ class Server:
             return self.spoil(method, path, before)
 
     def settle(self) -> None:
-        """Wait until the store has done what was asked, also by a process that is dead."""
+        """Wait until the store has handled all requests, even of dead processes."""
         while self.num_open:
             time.sleep(0.01)
 
     def all_keys(self) -> list[str]:
-        """Of all objects."""
+        """Return the keys of all objects."""
         bucket = backends.get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"].buckets["bucket"]
         return sorted(bucket.keys)
 
     def ask(self, method: str, key: str, body: bytes = b"") -> bytes:
-        """Go round the code under test: straight to the store."""
+        """Send a request directly to the store, bypassing the code under test."""
         return _answer_of_moto(method, f"/bucket/{key}", {"Authorization": _SIGNED}, body)[2]
 
 
@@ -88,7 +88,7 @@ def _moto() -> DomainDispatcherApplication:
 def _answer_of_moto(
     method: str, path: str, headers: Mapping[str, str], body: bytes
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and content, by WSGI."""
+    """Return status, headers and content of moto's response, by WSGI."""
     before, _, query = path.partition("?")
     environ: dict[str, object] = {
         "REQUEST_METHOD": method,
@@ -181,12 +181,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Served(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """Nothing to say: a test has killed the client."""
+        """Ignore the error of a client that a test has killed."""
 
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """The server; the environment leads obstore to it."""
+    """Yield the server, to which the environment directs obstore."""
     server = Server()
     handler = type("Handler", (_Handler,), {"server_of": server})
     served = _Served(("127.0.0.1", 0), handler)
@@ -207,7 +207,7 @@ def running() -> Iterator[Server]:
 
 @contextmanager
 def emptied(server: Server) -> Iterator[Server]:
-    """The server with one empty bucket and nothing spoiled."""
+    """Yield the server with one empty bucket and without disturbances."""
     for method, path in (("POST", "/moto-api/reset"), ("PUT", "/bucket")):
         _answer_of_moto(method, path, {}, b"")
     server.spoil = lambda method, path, before: None
@@ -216,5 +216,5 @@ def emptied(server: Server) -> Iterator[Server]:
 
 
 def a_cache(folder: Path) -> Path:
-    """The cache of tests.support.caches.random_cache, complete: 18 chunks."""
+    """Create the complete cache of tests.support.caches.random_cache: 18 chunks."""
     return fill(folder / "t-e4812202")

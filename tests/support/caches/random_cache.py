@@ -29,7 +29,7 @@ PREVIEW = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
 
 
 def records_of(view: int, rows: slice, seed: int = 0) -> dict[str, np.ndarray]:
-    """Those rows of a view: tap -> array, always the same."""
+    """Return records of a view: tap -> array, always the same."""
     rng = np.random.default_rng([seed, view])
     whole = {
         "logits": rng.normal(size=(11, 3)).astype(np.float16),
@@ -41,16 +41,16 @@ def records_of(view: int, rows: slice, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def open_writer(path: Path, **changes: Any) -> CacheWriter:
-    """The writer of the cache in folder `path`; changes as of `open_any`."""
+    """Open a writer of the cache in folder `path`; changes: see `open_any`."""
     writer = open_any(path, **changes)
     assert isinstance(writer, CacheWriter)
     return writer
 
 
 def open_any(path: Path, **changes: Any) -> Destination:
-    """The writer of the cache at `path`, a folder or a URL.
+    """Open a writer of the cache at `path`, a folder or a URL.
 
-    changes: to the content, or to the options of `open_destination`.
+    changes: of the content or of the options of `open_destination`.
     """
     options = {
         name: changes.pop(name)
@@ -76,7 +76,7 @@ def open_any(path: Path, **changes: Any) -> Destination:
 
 
 def fill(path: Path, blocks: int | None = None, **changes: Any) -> Path:
-    """Write all pending blocks, or the first so many; returns `path`."""
+    """Write all pending blocks, or the first `blocks` of them; returns `path`."""
     with open_any(path, **changes) as writer:
         for item in writer.work[:blocks]:
             write_item(writer, item)
@@ -94,5 +94,5 @@ def journal_of(cache: Path) -> Journal:
 
 
 def chunks(cache: Path) -> Iterator[Path]:
-    """Every chunk file of the cache."""
+    """Yield every chunk file of the cache."""
     yield from sorted((cache / "teacher.zarr").glob("*/c.*"))

@@ -1,4 +1,4 @@
-"""One small cache on an object store, written and looked at by tests."""
+"""A small cache in an object store, written and inspected by tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def opened(spool: Path, **changes: object) -> RemoteWriter:
 
 
 def fill(spool: Path, seed: int = 0, **changes: object) -> int:
-    """A pass: its own share, then what is left over; how many blocks that were."""
+    """Run a pass: its own share, then the remaining blocks; returns the number of blocks."""
     with opened(spool, **changes) as writer:
         done, work = 0, writer.work
         while True:
@@ -43,13 +43,13 @@ def fill(spool: Path, seed: int = 0, **changes: object) -> int:
 
 
 def lines(server: Server) -> Counter[tuple[str, str]]:
-    """View and block -> how many lines it has."""
+    """Return {(view, block): number of lines}."""
     found = filter(None, map(LINE.fullmatch, server.all_keys()))
     return Counter((match[1], match[2]) for match in found)
 
 
 def seeds_of(cache: TeacherCache, seeds: int) -> list[int]:
-    """For each chunk whose pass it stems from; fails if it is that of none."""
+    """Return the seed of the pass that wrote each chunk; fails if there is none."""
     found = []
     for block in cache.manifest.blocks():
         rows = cache.read_block(block)
@@ -62,7 +62,7 @@ def seeds_of(cache: TeacherCache, seeds: int) -> list[int]:
 
 
 def assert_whole(server: Server, seeds: int = 1) -> TeacherCache:
-    """Complete and sound, each block with one line."""
+    """Check that the cache is complete and valid, with one line per block, and open it."""
     cache = TeacherCache.open(url())
     assert cache.faults() == []
     assert set(seeds_of(cache, seeds)) <= set(range(seeds))

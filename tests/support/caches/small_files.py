@@ -1,4 +1,4 @@
-"""A disk that refuses: files of this process cannot grow beyond a limit."""
+"""A simulated full disk: files of this process cannot grow beyond a limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """Writing more to a file of this process fails with EFBIG."""
+    """Make larger writes of this process fail with EFBIG."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:

@@ -1,7 +1,7 @@
-"""What every backend of a cache must do; each passes this suite as a subclass of `CacheContract`.
+"""The contract of every cache backend; each passes this suite as a subclass of `CacheContract`.
 
-A subclass writes the reference cache in its own form and damages it without going through the code
-under test. See tests/store/read/test_backends.py.
+A subclass writes the reference cache in its own form, and damages it without the code under test.
+See tests/store/read/test_backends.py.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ BLOCK_ROWS, NUM_SAMPLES, NUM_VIEWS = 4, len(LABELS), 2
 
 
 def reference_records(view: int) -> dict[str, np.ndarray]:
-    """What is written of a view: tap -> (N, *tap shape)."""
+    """Return the records written for a view: tap -> (N, *tap shape)."""
     rng = np.random.default_rng([3, view])
     values = {
         tap: rng.normal(size=(NUM_SAMPLES, *spec.shape)).astype(spec.read_dtype)
@@ -64,7 +64,7 @@ def reference_records(view: int) -> dict[str, np.ndarray]:
 
 
 def expected_records(view: int) -> dict[str, np.ndarray]:
-    """What is read: of a tap stored as codes, their values."""
+    """Return the records that are read; for a tap stored as codes, their values."""
     records = reference_records(view)
     for tap, spec in REFERENCE_TAPS.items():
         if spec.scale is not None:
@@ -80,7 +80,7 @@ def _through_codes(values: np.ndarray, scale: str) -> np.ndarray:
 
 
 def write_reference(path: Path, **more: Any) -> Path:
-    """The reference cache: 11 samples in blocks of 4, the last of 3; two views.
+    """Write the reference cache: 11 samples in blocks of 4, the last of 3; two views.
 
     path: a folder or a URL. more: options of `open_any`.
     """
@@ -107,23 +107,23 @@ def _status(is_same: Callable[[object], bool]) -> int:
 class CacheContract(ABC):
     """The tests that every backend passes."""
 
-    IS_READ_AFTER_FORK = True  # else a forked process is told that it cannot
+    IS_READ_AFTER_FORK = True  # otherwise a forked process gets an error
 
     @abstractmethod
     def write(self, folder: Path) -> Path:
-        """Write the reference cache below `folder`; what `TeacherCache.open` is given."""
+        """Write the reference cache in `folder`; returns the argument of `TeacherCache.open`."""
 
     @abstractmethod
     def damage_block(self, path: Path, array: str, view: int, block: int) -> None:
-        """Change a bit of the block's data."""
+        """Flip a bit of the block's data."""
 
     @abstractmethod
     def damage_whole(self, path: Path, name: str) -> None:
-        """Change a bit of an array that is stored in one piece."""
+        """Flip a bit of an array that is stored in one piece."""
 
     @abstractmethod
     def damage_metadata(self, path: Path, array: str) -> None:
-        """Change what says which shape the array has."""
+        """Change the metadata of the array's shape."""
 
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
@@ -133,7 +133,7 @@ class CacheContract(ABC):
     def cache(self, path: Path) -> TeacherCache:
         return TeacherCache.open(path)
 
-    # ---- what was written is read
+    # ---- reading
 
     def test_it_holds_what_was_written(self, cache: TeacherCache, path: Path) -> None:
         assert cache.path == path
@@ -200,7 +200,7 @@ class CacheContract(ABC):
         child.join()
         assert child.exitcode == (0 if self.IS_READ_AFTER_FORK else _REFUSED)
 
-    # ---- what is not there is refused
+    # ---- missing content
 
     def test_unknown_views_taps_and_samples_are_refused(self, cache: TeacherCache) -> None:
         with pytest.raises(UnknownView, match=r"no view 2: .* holds views 0 to 1"):
@@ -234,7 +234,7 @@ class CacheContract(ABC):
         with pytest.raises(CacheMismatch, match="the views replayed from this dataset differ"):
             cache.refuse_unless(IDENTITY, labels=LABELS, canary={**CANARY, "sha256": "x"})
 
-    # ---- soundness
+    # ---- damage
 
     def test_a_sound_cache_has_no_faults_and_lacks_nothing(self, cache: TeacherCache) -> None:
         checked: list[int] = []

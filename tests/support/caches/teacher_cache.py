@@ -1,4 +1,4 @@
-"""A cache that a pass of a real teacher makes."""
+"""A cache filled by a real teacher's pass."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def make_cache(
 
 
 class CachesMadeOnce:
-    """Copies of caches, each of which is computed once: the same one for the same config.
+    """Copies of caches, each of which is computed once per config.
 
-    The identity alone would not do: caches of one identity may hold other taps, or more views.
-    Not for tests of the pass itself, nor for those that change what it does.
+    The identity is not sufficient, because caches of one identity may have other taps or more
+    views. Not for tests of the pass itself, nor for tests that change it.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -20,7 +20,7 @@ def write_image_folder(
     size: int | tuple[int, int] = 12,
     classes: Sequence[str] = ("cat", "dog"),
 ) -> Path:
-    """A genuine tree of small PNG files: root/train/<class>/NN.png and root/test/<class>/NN.png."""
+    """Write small PNG files: root/train/<class>/NN.png and root/test/<class>/NN.png."""
     rng = np.random.default_rng(0)
     height, width = (size, size) if isinstance(size, int) else size
     for split in ("train", "test"):
@@ -34,5 +34,5 @@ def write_image_folder(
 
 
 def pack_folder(source: ImageSource, file: Path) -> None:
-    """Pack the own bytes of a folder's files."""
+    """Pack the original bytes of a folder's files."""
     pack_encoded(encoded_folder(source), file)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def image_of(height: int, width: int, channels: int = 3) -> np.ndarray:
-    """Smooth enough to look like a photograph to a filter, with some noise."""
+    """Return an image that is smooth like a photograph, with some noise."""
     rng = np.random.default_rng(height * width)
     rows, columns = np.mgrid[0:height, 0:width]
     waves = 127 + 90 * np.sin(rows / 7)[..., None] * np.cos(

@@ -1,4 +1,4 @@
-"""What tests of tar shards and of Hugging Face tables share."""
+"""Shared parts of the tests of tar shards and of Hugging Face tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ teacher: {{arch: resnet8, weights: w.pt}}
 
 
 def picture(number: int) -> bytes:
-    """A PNG file of 12x12 pixels, another for each number."""
+    """Return a PNG file of 12x12 pixels, different for each number."""
     target = io.BytesIO()
     Image.fromarray(_pixels(number)).save(target, format="PNG")
     return target.getvalue()
@@ -35,19 +35,19 @@ def _pixels(number: int) -> np.ndarray:
 
 
 def shows_pictures(split: Split) -> bool:
-    """Whether its images are pictures 0, 1, 2 ... in that order."""
+    """Return True if the images are pictures 0, 1, 2, ... in that order."""
     expected = [_pixels(number) for number in range(len(split))]
     return np.array_equal(split.images, expected)
 
 
 def write_config(file: Path, dataset_type: str, **keys: str) -> Path:
-    """A teacher's file with such a dataset."""
+    """Write a teacher's config with such a dataset."""
     lines = "\n  ".join(f"{key}: {value}" for key, value in keys.items())
     file.write_text(_CONFIG.format(type=dataset_type, keys=lines))
     return file
 
 
 def pack_again(config: Path, *options: str) -> Path:
-    """The config, after packing."""
+    """Pack the dataset of the config, and return the config."""
     assert cli(["pack", str(config), *options]) == 0
     return config

@@ -1,4 +1,4 @@
-"""What the kill loop runs: one pass over a small cache, in a process that may die at any moment."""
+"""The program of the kill loop: a pass over a small cache, in a process that may die any time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Programs of the project in processes of their own that need not import torch each time.
+"""Run programs of the project in processes that need not import torch each time.
 
-They are forks of one process that has imported what the programs need (Python's forkserver), have
-an interface like `subprocess.Popen`'s, can be signaled and killed, and end as `python -m` would.
-Tests of what happens before or while Python imports things start `sys.executable` instead.
+They are forks of one process that has imported all that programs need (Python's forkserver). They
+have an interface like `subprocess.Popen`, can be signaled and killed, and end as `python -m` would.
+Tests of the start of Python or of imports use `sys.executable` instead.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any
 
 from tests.support.project import ROOT, make
 
-# No `__main__`: runpy warns about one that is imported already.
+# No `__main__`: runpy warns about an already imported one.
 PRELOADED = [
     *(
-        "torch._dynamo",  # what the first step of any optimizer imports
+        "torch._dynamo",  # imported by the first step of any optimizer
         "teach_once.nets.networks.timm_models",
         "teach_once.precompute.run_pass",
         "teach_once.precompute.ray_driver",
@@ -58,10 +58,10 @@ PRELOADED = [
 
 
 def prepare_forks() -> None:
-    """Have Python's forkserver import the above once, before its first fork.
+    """Make Python's forkserver import these modules once, before its first fork.
 
-    It would skip in silence what it cannot import: it starts in the current folder, which a test
-    may have changed, and so it is started in the project's.
+    It silently skips modules that it cannot import. It starts in the current folder, which a test
+    may have changed, so it is started in the project's folder.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
     server = forkserver._forkserver  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ def use_fork_server(address: str) -> None:
 
 
 class _ForkHere(ForkServerProcess):
-    """A fork that has this process's environment, as a spawned one has; the server's is older."""
+    """A fork with this process's environment, instead of the server's older one."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -103,13 +103,13 @@ class _ForkHere(ForkServerProcess):
 
 
 class Forks(ForkServerContext):
-    """In place of `multiprocessing.get_context("spawn")`: without seconds of imports a process."""
+    """A replacement of `multiprocessing.get_context("spawn")` without seconds of imports."""
 
     Process = _ForkHere
 
 
 class Started:
-    """A running program. Its output is in files, so that it never waits for a reader."""
+    """A running program. Its output goes to files, so that it never waits for a reader."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Started:
         return self._process.exitcode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """(stdout, stderr) of the whole run, once it has ended."""
+        """Wait for the end and return (stdout, stderr)."""
         self.wait(timeout)
         out, err = self._files
         return out.read_text(), "" if err == out else err.read_text()
@@ -170,9 +170,9 @@ def start(
     env: Mapping[str, str] | None = None,
     merged: bool = False,
 ) -> Started:
-    """`python -m module words`, in the background. merged: stderr goes where stdout goes.
+    """Start `python -m module words`. merged: redirect stderr to stdout.
 
-    module: or a file, as `python file.py words` takes it.
+    module: or a file, as in `python file.py words`.
     """
     return Started(module, words, cwd=cwd, env=env, merged=merged)
 
@@ -180,7 +180,7 @@ def start(
 def run(
     module: str, *words: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The same, to its end."""
+    """Run `python -m module words` to its end."""
     process = start(module, *words, cwd=cwd, env=env)
     out, err = process.communicate()
     assert process.returncode is not None
@@ -188,7 +188,7 @@ def run(
 
 
 def make_in_forks(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`make` with these arguments: the programs that it would start, each as a fork.
+    """Run the programs that `make` with these arguments would start, each as a fork.
 
     Ends with the first that fails. Tests of make itself, or of a shell, call `project.make`.
     """
@@ -219,7 +219,7 @@ def _run(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [module, *words]
     sys.path.insert(0, cwd)
-    multiprocessing.set_start_method("fork", force=True)  # as in a process that nobody forked
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that is not a fork
     if module.endswith(".py"):
         runpy.run_path(module, run_name="__main__")
     else:

@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine: a head that does no work, and nodes of one CPU each."""
+"""A local Ray cluster: a head without workers, and nodes of one CPU each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = 300.0
 
 
 class Nodes:
-    """The nodes that work, beside the head."""
+    """The worker nodes of the cluster."""
 
     def __init__(self, cluster: Any, number: int) -> None:
         self._cluster = cluster
@@ -28,11 +28,11 @@ class Nodes:
         self.alive.append(self._cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES))
 
     def remove(self) -> None:
-        """The oldest one, killed without warning."""
+        """Kill the oldest node without warning."""
         self._cluster.remove_node(self.alive.pop(0), allow_graceful=False)
 
     def restore(self, number: int = 2) -> None:
-        """Add what is missing, and wait until the cluster has noticed who died."""
+        """Add missing nodes, and wait until the cluster has noticed dead ones."""
         while len(self.alive) < number:
             self.add()
         self._cluster.wait_for_nodes(timeout=120)
@@ -55,7 +55,7 @@ started = start  # `python -m` these words, in the background
 
 
 def wait_until(condition: Callable[[], bool], process: Started) -> None:
-    """Fails where the process ends before."""
+    """Wait until the condition holds; fails if the process ends first."""
     deadline = time.monotonic() + _SECONDS
     while not condition():
         assert process.poll() is None, process.communicate()

@@ -1,4 +1,4 @@
-"""How much work something is, whatever the machine and what else runs on it: calls of functions."""
+"""Measure work by calls of functions, which do not depend on the machine or its load."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
-# A second or so.
+# About a second.
 AT_ONCE = 1_000_000
 
 
 @contextlib.contextmanager
 def few_calls(limit: int = AT_ONCE) -> Iterator[None]:
-    """Fails if more functions are called within, Python's and C's, on this thread."""
+    """Fail if more functions of Python and C are called in the context, on this thread."""
     count, outer = 0, sys.getprofile()
 
     def note(frame: FrameType, event: str, argument: object) -> None:

@@ -1,4 +1,4 @@
-"""The contract of `train.studies.executor.Executor`, which a test of each member calls."""
+"""The contract of `train.studies.executor.Executor`, called by a test of each executor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FAILING_METHOD = "methods.bad=[{loss: ce, weight: 1e38}]"  # its loss is not fin
 def check_each_run_ends_once_and_a_failed_one_stops_no_other(
     executor: Executor, study: Study
 ) -> None:
-    """study: its config has FAILING_METHOD, and no run is finished."""
+    """Check an executor; study: its config has FAILING_METHOD, and no run is finished."""
     bad, good = study.run("bad", 0), study.run("ce", 0)
     ended = list(executor.execute([[bad], [good]]))
     assert sorted(run.method for run, _ in ended) == ["bad", "ce"]

@@ -1,4 +1,4 @@
-"""A study with a run that is finished and one that was stopped, to be copied and damaged."""
+"""A study with a finished and a stopped run, to be copied and damaged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
 
 
 def train_both(weights: Path, folder: Path) -> Trained:
-    """Makes the cache and trains both runs below `folder`."""
+    """Fill the cache and train both runs in `folder`."""
     teacher = load_teacher(
         "digits-resnet20",
         [

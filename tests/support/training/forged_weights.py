@@ -1,4 +1,4 @@
-"""Weights files as a forger makes them: other members, and the checksums right again."""
+"""Forged weights files: other members with valid checksums."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def repacked(source: Path, target: Path, compression: int = zipfile.ZIP_STORED) -> Path:
-    """A copy of a file of torch's format, with its members compressed in another way."""
+    """Copy a file of torch's format with its members compressed differently."""
     return forged_pickle(source, target, lambda pickle: pickle, compression)
 
 
@@ -18,7 +18,7 @@ def forged_pickle(
     forge: Callable[[bytes], bytes],
     compression: int = zipfile.ZIP_STORED,
 ) -> Path:
-    """A copy of a file of torch's format, with another pickle in it."""
+    """Copy a file of torch's format with another pickle."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
         for name in old.namelist():
             content = old.read(name)

@@ -1,4 +1,4 @@
-"""Processes that compute together, as torchrun would start them, on this machine's CPU."""
+"""Processes that compute together on this machine's CPU, as started by torchrun."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _PATIENCE = timedelta(seconds=300)
 def on_ranks(
     world: int, function: Callable[[int, int], dict[str, Any]], folder: Path
 ) -> list[dict[str, Any]]:
-    """What function(rank, world) returns on each of `world` ranks: tensors and numbers by name.
+    """Return the result of function(rank, world) on each rank: tensors and numbers by name.
 
-    function: importable by name. folder: an empty one, for what they exchange.
+    function: importable by name. folder: an empty one for the exchange.
     """
     mp.start_processes(
         _on_rank, args=(world, function, folder), nprocs=world, start_method="forkserver"

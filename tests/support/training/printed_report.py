@@ -1,4 +1,4 @@
-"""The report whose command `python -m train ablation` prints at its end."""
+"""Write the report with the command that `python -m train ablation` prints at its end."""
 
 from __future__ import annotations
 

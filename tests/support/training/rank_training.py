@@ -1,7 +1,8 @@
-"""Students trained by several processes, as torchrun would start them, on this machine's CPU.
+"""Train students in several processes on this machine's CPU, as started by torchrun.
 
-python -m tests.support.training.rank_training FOLDER: trains what FOLDER/study.json says, and
-leaves beside it what each process found. All runs in turn, as starting the processes takes longest.
+python -m tests.support.training.rank_training FOLDER: trains the runs in FOLDER/study.json and
+writes each process's results next to it. All runs are trained one after the other, because starting
+the processes takes longest.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ SECONDS = 300  # a group that hangs ends then
 
 @dataclass(frozen=True)
 class Asked:
-    """A study of digits-resnet8 by its overrides, and the runs to train of it.
+    """A study of digits-resnet8 with its overrides, and its runs to train.
 
-    workers: processes of each rank that read images. live: with the teacher in the loop.
+    workers: image-reading processes per rank. live: with a live teacher.
     """
 
     teacher: Sequence[str]
@@ -49,13 +50,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Found:
-    """What a method's run came to; errors: (top-1, top-5) of each epoch."""
+    """The result of a run; errors: (top-1, top-5) of each epoch."""
 
     sha256: str
     step_losses: list[float]
     losses: list[dict[str, float]]
     errors: list[list[float]]
-    weights: dict[str, dict[str, torch.Tensor]]  # by their files
+    weights: dict[str, dict[str, torch.Tensor]]  # by file name
 
 
 def study_of(asked: Asked, runs: Path) -> Study:
@@ -69,9 +70,9 @@ def study_of(asked: Asked, runs: Path) -> Study:
 
 
 def trained(asked: Sequence[Asked], folder: Path, ranks: Ranks = ALONE) -> dict[str, Found]:
-    """Each method of each study, by the name of its run's folder, which is in `folder`.
+    """Train each method of each study in `folder`; returns results by the run's folder name.
 
-    On other ranks than the first without what it came to.
+    Ranks other than 0 have no results of training.
     """
     found = {}
     for study, method in ((each, method) for each in asked for method in each.methods):
@@ -91,7 +92,7 @@ def trained(asked: Sequence[Asked], folder: Path, ranks: Ranks = ALONE) -> dict[
 
 
 def train_on_ranks(world: int, asked: Sequence[Asked], folder: Path) -> dict[str, Found]:
-    """The same by `world` processes."""
+    """Train as `trained` in `world` processes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.json").write_text(json.dumps([dataclasses.asdict(each) for each in asked]))
     outcomes = run_ranks(world, ["-m", __name__, str(folder)])
@@ -103,7 +104,7 @@ def train_on_ranks(world: int, asked: Sequence[Asked], folder: Path) -> dict[str
 def run_ranks(
     world: int, command: Sequence[str], environment: dict[str, str] | None = None
 ) -> list[tuple[int, str]]:
-    """Exit status and output of each of `world` processes: python with these arguments."""
+    """Run python with these arguments in `world` processes; returns exit statuses and outputs."""
     processes = start_ranks(world, command, environment)
     outputs = [each.communicate(timeout=SECONDS)[0] for each in processes]
     return [(each.returncode, output) for each, output in zip(processes, outputs, strict=True)]
@@ -112,7 +113,7 @@ def run_ranks(
 def start_ranks(
     world: int, command: Sequence[str], environment: dict[str, str] | None = None
 ) -> list[Started] | list[subprocess.Popen[str]]:
-    """The same, running; `-m` and a module cost no import of torch."""
+    """Start python with these arguments in `world` processes; `-m` avoids importing torch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Losses derived again in float64, and inputs for them."""
+"""Reference losses in float64, and inputs for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def softmax64(logits: np.ndarray) -> np.ndarray:
 
 
 def kl64(student: np.ndarray, teacher: np.ndarray, temperature: float) -> np.ndarray:
-    """(B,) divergences from probabilities, in float64: another road than the code's."""
+    """Return divergences (B,) from probabilities in float64, unlike the project's computation."""
     p = softmax64(teacher.astype(np.float64) / temperature)
     q = softmax64(student.astype(np.float64) / temperature)
     return (p * (np.log(p) - np.log(q))).sum(axis=1)

@@ -1,4 +1,4 @@
-"""What a run left, and how far two runs differ."""
+"""Read the results of runs, and compare two runs."""
 
 from __future__ import annotations
 

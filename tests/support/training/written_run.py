@@ -1,4 +1,4 @@
-"""The files of finished runs as the trainer leaves them, with any error and settings."""
+"""Write files of finished runs like the trainer's, with any error and settings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ EPOCH = {
 
 
 def write_finished_run(runs_dir: Path, label: str, seed: int, top1: float, **settings: Any) -> Path:
-    """Write a run below `runs_dir`/small; settings go into run.json. Returns its folder."""
+    """Write a run in `runs_dir`/small; settings go into run.json. Returns its folder."""
     identity = {**IDENTITY, "terms": [{"loss": label}], "seed": seed, **settings}
     sha256 = identity_sha256(identity)
     folder = runs_dir / "small" / f"{label}-seed{seed}-{sha256[:8]}"

@@ -1,4 +1,4 @@
-"""python -m train.certify: how a reduced cache changes the losses of a student."""
+"""python -m train.certify: the effect of a reduced cache on a student's losses."""
 
 from __future__ import annotations
 

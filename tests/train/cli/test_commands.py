@@ -1,4 +1,4 @@
-"""python -m train, as users type it."""
+"""python -m train as users call it."""
 
 from __future__ import annotations
 

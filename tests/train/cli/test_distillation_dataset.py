@@ -1,4 +1,4 @@
-"""The torch Dataset: what our loop trains on, from any loop, worker, rank and epoch."""
+"""The torch Dataset gives the trainer's data to any loop, worker, rank and epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What works where a cache is there and the weights of its teacher are not."""
+"""Commands that work with a cache but without its teacher's weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many GPUs processes see, and how much of their memory is free; on a machine without one."""
+"""Number of visible GPUs and their free memory, tested without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A teacher in the loop whose batch norm is in training mode, as in the original implementation."""
+"""A live teacher with batch norm in training mode, as in the original implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student's maps are read where the teacher's taps are; batches of one sample pass or not."""
+"""The student's maps are read at the teacher's taps; batches of one sample."""
 
 from __future__ import annotations
 

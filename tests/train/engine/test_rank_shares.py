@@ -1,4 +1,4 @@
-"""What each of several processes takes of what all of them share out."""
+"""Each process's slices, outputs and seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run equals the same training written out by hand: another loop, other formulas, plain SGD."""
+"""A run equals an independent implementation: another loop, other formulas, plain SGD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2: cached equals live; runs resume exactly; what is wrong is refused."""
+"""Stage 2: cached equals live, runs resume exactly, and errors are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting from weights that exist: what is filled, replaced and frozen, what learns how fast."""
+"""Fine-tuning: weights that are loaded, replaced and frozen, and their learning rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses: against hand-computed values, against float64 re-derivations, and in their corners."""
+"""Losses compared with hand-computed values and float64 derivations, including edge cases."""
 
 from __future__ import annotations
 

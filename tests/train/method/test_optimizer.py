@@ -1,4 +1,4 @@
-"""What changes the weights, against the same written out by hand in plain tensors."""
+"""The optimizer compared with an independent implementation in plain tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights and learning rates over a run, against the published settings."""
+"""Loss weights and learning rates over a run, compared with published settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connectors end as the teacher's outputs do: with ReLU, or linear where these are signed."""
+"""Connectors end in ReLU, or without it if the teacher's outputs can be negative."""
 
 from __future__ import annotations
 

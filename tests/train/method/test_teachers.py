@@ -1,4 +1,4 @@
-"""Students of several teachers: what they are given, from caches as from teachers in the loop."""
+"""Students of several teachers: their inputs, from caches and from live teachers."""
 
 from __future__ import annotations
 

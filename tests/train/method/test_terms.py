@@ -1,4 +1,4 @@
-"""Loss terms in a run: every method trains; a user's own loss; what the cache must hold."""
+"""Loss terms in a run: every method trains, custom losses, required taps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading ahead, and the placement of rows. The common contract is in test_teacher_outputs."""
+"""Reading ahead, and placement of rows. The common contract is in test_teacher_outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that share one reading end as they do alone: bits, files, failures, stops."""
+"""Runs with shared loading end as they do alone: bits, files, failures, stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of an epoch in windows of blocks: complete, reproducible, and well shuffled."""
+"""The order of an epoch in windows of blocks is complete, reproducible and well shuffled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints and run folders that were damaged or forged: refused by name, or harmless."""
+"""Damaged or forged checkpoints and run folders are rejected by name or harmless."""
 
 from __future__ import annotations
 

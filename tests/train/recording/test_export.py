@@ -1,4 +1,4 @@
-"""An exported student loads without this project's help, and is the one that was trained."""
+"""An exported student loads without this project and equals the trained student."""
 
 from __future__ import annotations
 

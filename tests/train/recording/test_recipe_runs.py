@@ -1,4 +1,4 @@
-"""Whole runs with today's recipes: averaged weights beside the student, exact resume, refusals."""
+"""Whole runs with modern recipes: averaged weights, exact resumption, rejected settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers get what metrics.jsonl gets, of one run however often it was resumed, if asked for."""
+"""Requested trackers receive the content of metrics.jsonl as one run, however often it resumes."""
 
 from __future__ import annotations
 

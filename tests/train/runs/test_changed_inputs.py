@@ -1,4 +1,4 @@
-"""Code and weights that are changed while a study runs: no run is filed under what it is not."""
+"""Code and weights that change during a study never give a run with a wrong identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is identified by: everything that decides its result, and nothing that passes by."""
+"""A run's identity contains everything that determines its result, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every config that ships really works: plan, cache and a training step on images of its shape."""
+"""Every included config works: plan, cache and a training step on images of its shape."""
 
 from __future__ import annotations
 

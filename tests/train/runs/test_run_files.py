@@ -1,4 +1,4 @@
-"""run.json, metrics.jsonl and summary.json that were damaged, forged or exchanged."""
+"""Damaged, forged or exchanged run.json, metrics.jsonl and summary.json."""
 
 from __future__ import annotations
 

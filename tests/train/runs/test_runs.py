@@ -1,4 +1,4 @@
-"""What is done with runs that are there: listed, compared, trained again, removed, reported."""
+"""Existing runs: listed, compared, trained again, removed, reported."""
 
 from __future__ import annotations
 

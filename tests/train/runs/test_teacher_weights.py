@@ -1,4 +1,4 @@
-"""Which weights are those that a teacher's config promises, and what becomes of its training."""
+"""The weights that match a teacher's config, and their training."""
 
 from __future__ import annotations
 

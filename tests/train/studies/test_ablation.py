@@ -1,4 +1,4 @@
-"""The runner: what is finished is skipped, what fails is reported, several processes agree."""
+"""Ablations: finished runs are skipped, failures are reported, several processes agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study on a Ray cluster: nodes die and runs resume; each result is that of the run alone."""
+"""A study on a Ray cluster: nodes die and runs resume, with the results of separate runs."""
 
 from __future__ import annotations
 

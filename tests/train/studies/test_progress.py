@@ -1,4 +1,4 @@
-"""Progress: the time left counts epochs, whatever shares a reading."""
+"""Progress of a study: the time left counts epochs, also with shared loading."""
 
 from __future__ import annotations
 

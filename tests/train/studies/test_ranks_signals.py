@@ -1,4 +1,4 @@
-"""Runs of several processes that are stopped, killed, refused and resumed, as by torchrun."""
+"""Multi-process runs that are stopped, killed, rejected and resumed, as under torchrun."""
 
 from __future__ import annotations
 

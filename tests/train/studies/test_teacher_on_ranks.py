@@ -1,4 +1,4 @@
-"""A teacher trained by several processes is the one that a single process trains."""
+"""A teacher trained by several processes equals one trained by a single process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views: compared with torchvision's pad, crop and flip; the same from numpy and from torch."""
+"""Views: compared with torchvision's pad, crop and flip; equal in numpy and torch."""
 
 from __future__ import annotations
 

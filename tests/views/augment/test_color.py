@@ -1,4 +1,4 @@
-"""Color jitter and trivial-augment: torchvision's bytes for the same parameters."""
+"""Color jitter and trivial-augment give torchvision's bytes for the same parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resized and center crops: boxes are golden, pixels are torchvision's for the same box."""
+"""Resized and center crops: pinned boxes, and torchvision's pixels for the same box."""
 
 from __future__ import annotations
 

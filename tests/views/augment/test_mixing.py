@@ -1,4 +1,4 @@
-"""Erasing, mixup and cutmix: right boxes and shares, the same bytes from numpy and torch."""
+"""Erasing, mixup and cutmix: correct boxes and weights, equal bytes in numpy and torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The draws are pinned by literal values: if one of these changes, every cache is void."""
+"""Random draws are pinned by literal values: a change of one invalidates every cache."""
 
 from __future__ import annotations
 

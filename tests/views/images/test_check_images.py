@@ -1,4 +1,4 @@
-"""All bad images are found at once: by `python -m views check`, and before a pass by headers."""
+"""All bad images are found: by `python -m views check`, and by headers before a pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datasets: digits equal scikit-learn's; folders are read in one fixed order or refused by name."""
+"""Datasets: digits equal scikit-learn's; folders are read in a fixed order or rejected by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image folders as people have them: subfolders, leftovers, other endings and names of splits."""
+"""Real image folders: subfolders, leftovers, other suffixes and names of splits."""
 
 from __future__ import annotations
 

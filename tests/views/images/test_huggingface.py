@@ -1,4 +1,4 @@
-"""Hugging Face tables in their own form: packed once, with the classes of their labels."""
+"""Hugging Face tables: packed once, with the classes of their labels."""
 
 from __future__ import annotations
 

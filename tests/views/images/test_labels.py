@@ -1,4 +1,4 @@
-"""Labels of tar shards and tables: whole numbers stay numbers, and what does not fit is named."""
+"""Labels of tar shards and tables: whole numbers stay numbers, and invalid labels are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of an image folder: used while the folder is the same, never when it is not."""
+"""The index of an image folder is used only while the folder is unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photographs with perfect pixels and odd metadata, and files that are not images at all."""
+"""Photographs with valid pixels and invalid metadata, and files that are not images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of different sizes through both stages, with everything an augmentation can have."""
+"""Images of different sizes through both stages, with all augmentations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image folders from strangers: one message that names the file, no program started, no hang."""
+"""Untrusted image folders: one message with the file's name, no started program, no hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar shards: samples in their order, packed once; archives from strangers are read strictly."""
+"""Tar shards: ordered samples, packed once; untrusted archives are read strictly."""
 
 from __future__ import annotations
 

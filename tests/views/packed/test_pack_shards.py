@@ -1,4 +1,4 @@
-"""Images made smaller, and shards: the same dataset whoever packs it, resumed where it stopped."""
+"""Shrunken images and shards: the same dataset for every packer, resumed after a stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed images: the same dataset from one file; damage and strangers refused."""
+"""Packed images: the same dataset from one file; damage and forgery rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed images at s3://bucket/prefix: fetched whole into the mirror, verified, bounded."""
+"""Packed images at s3://bucket/prefix: copied into the mirror, verified, bounded."""
 
 from __future__ import annotations
 

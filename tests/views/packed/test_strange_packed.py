@@ -1,4 +1,4 @@
-"""Packed images from strangers: damage is noticed, forgery refused, no other file read."""
+"""Untrusted packed images: damage detected, forgery rejected, no other file read."""
 
 from __future__ import annotations
 

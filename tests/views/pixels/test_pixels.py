@@ -1,4 +1,4 @@
-"""Resident or streamed, with however many workers: the same bytes as the definition of a view."""
+"""Resident and streamed pixels, with any number of workers, equal the definition of a view."""
 
 from __future__ import annotations
 

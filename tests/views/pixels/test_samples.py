@@ -1,4 +1,4 @@
-"""Does whoever reads an image find out that it is not the one the teacher saw?"""
+"""Every reader of an image detects that its bytes differ from the teacher's."""
 
 from __future__ import annotations
 

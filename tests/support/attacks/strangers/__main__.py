@@ -1,8 +1,9 @@
 """python -m tests.support.attacks.strangers [--cases 20000] [--seed 0]
     [--only PATTERN] [--part 1/8]
 
-Makes a world, hands changed files to the commands, and prints each broken promise with the name of
-its case, which `--only` repeats. Exit status 1 if there is any. `--part` runs a part of the sample.
+Creates a world, gives changed files to the commands, and prints each violation with the name of its
+case, which `--only` repeats. The exit status is 1 after a violation. `--part` runs a part of the
+sample.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--part", default="1/1", help="2/8: the second eighth of the cases")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--folder", help="for temporary files; best on a disk in memory")
-    parser.add_argument("--world", type=Path, help="one that was made before")
+    parser.add_argument("--world", type=Path, help="an existing world")
     parser.add_argument("--show", action="store_true", help="print the output of each command")
     return parser.parse_args(given)
 
@@ -64,9 +65,9 @@ def run_all(
     usual: dict[str, Outcome],
     options: argparse.Namespace,
 ) -> int:
-    """In `jobs` processes; the number of cases with faults."""
+    """Run the cases in `jobs` processes; returns the number of cases with faults."""
     started = time.perf_counter()
-    gc.freeze()  # a fork then copies fewer pages
+    gc.freeze()  # forks then copy fewer pages
     files = [folder / f"faults-{job}" for job in range(options.jobs)]
     children = []
     for job, file in enumerate(files):
@@ -83,7 +84,7 @@ def run_all(
     assert not any(statuses), f"a worker ended early: {statuses}"
     print(
         f"{len(chosen):,} cases, {counts['refused']:,} refused, {counts['accepted']:,} accepted, "
-        f"{counts['impossible']:,} without sense, {counts['FAULT']:,} faults; {seconds:.0f} s"
+        f"{counts['impossible']:,} impossible,  {counts['FAULT']:,} faults; {seconds:.0f} s"
     )
     return counts["FAULT"]
 

@@ -1,4 +1,4 @@
-"""All (document, change, command), a fair sample of them, and one case from end to end."""
+"""All (document, change, command), a balanced sample of them, and the run of one case."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.support.attacks.strangers.promises import Answer
 from tests.support.attacks.strangers.sandbox import Outcome, run_limited
 from tests.support.attacks.strangers.world import copy_world
 
-Group = tuple[str, str, str]  # document, kind of change, command: equal parts of a sample
+Group = tuple[str, str, str]  # document, kind of change, command; sampled in equal parts
 
 
 @dataclass(frozen=True)
 class Case:
-    """One change of one document, and the command that meets it."""
+    """One change of one document, and the command that reads it."""
 
     document: Document
     change: Change
@@ -45,22 +45,22 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """faults: what the command broke of its promises; empty where it kept them all."""
+    """The result of a case. faults: violated guarantees of the command."""
 
     case: Case
     outcome: Outcome
     faults: tuple[str, ...]
-    is_possible: bool = True  # False where the change makes no sense for the document
+    is_possible: bool = True  # False if the change is impossible for the document
 
 
 def all_cases(template: Path, only: str = "*") -> Iterator[Case]:
-    """only: a pattern that their names match."""
+    """Yield all cases whose names match the pattern `only`."""
     for document, change, names in _changes(template, only):
         yield from (Case(document, change, COMMANDS[name]) for name in names)
 
 
 def _changes(template: Path, only: str) -> Iterator[tuple[Document, Change, Sequence[str]]]:
-    """Each change of each document, with the names of the commands that meet it."""
+    """Yield each change of each document with the commands that read it."""
     for document in DOCUMENTS:
         for change in document.changes(document.path(template)):
             names: Sequence[str] = document.commands
@@ -71,9 +71,9 @@ def _changes(template: Path, only: str) -> Iterator[tuple[Document, Change, Sequ
 
 
 def sample(template: Path, count: int, seed: int, only: str = "*") -> list[Case]:
-    """So many cases, the same for the same seed, spread evenly over their groups.
+    """Return `count` cases, determined by the seed and spread evenly over their groups.
 
-    The changes are made twice, once to be counted: all cases would take a gigabyte.
+    The changes are generated twice, first to count them, because all cases would take a gigabyte.
     """
     sizes: Counter[Group] = Counter()
     for document, change, names in _changes(template, only):
@@ -98,10 +98,10 @@ def sample(template: Path, count: int, seed: int, only: str = "*") -> list[Case]
 
 
 def _shares(sizes: Counter[Group], count: int, chance: random.Random) -> Counter[Group]:
-    """How many cases of each group: as even as their sizes allow.
+    """Return the number of cases per group, as equal as the groups' sizes allow.
 
-    Where there are fewer cases than groups, those groups come first that together have the most
-    documents, kinds of change and commands, and the most pairs of these.
+    With fewer cases than groups, those groups are preferred that together have the most documents,
+    kinds of change and commands, and the most pairs of these.
     """
     share: Counter[Group] = Counter()
     waiting = list(sizes)
@@ -117,7 +117,7 @@ def _shares(sizes: Counter[Group], count: int, chance: random.Random) -> Counter
 
 
 def _most_pairs(groups: Sequence[Group], count: int) -> list[Group]:
-    """`count` of the groups: each the one that adds most to what those before it have."""
+    """Return `count` of the groups, each adding most to the groups before it."""
     left = {
         group: {*combinations(enumerate(group), 1), *combinations(enumerate(group), 2)}
         for group in groups
@@ -133,10 +133,10 @@ def _most_pairs(groups: Sequence[Group], count: int) -> list[Group]:
 
 
 def usual_outcomes(template: Path, root: Path, commands: Sequence[str]) -> dict[str, Outcome]:
-    """How each command ends on the unchanged world. Raises AssertionError where that is not well.
+    """Return each command's outcome on the unchanged world. Raises AssertionError if one fails.
 
-    This is what shows that a refusal later is due to the change. What the commands have imported is
-    imported here, too, so that not every fork does it again.
+    It shows that a later error is caused by the change. Modules that the commands import are
+    imported here too, so that forks need not import them again.
     """
     found = {}
     for name in commands:
@@ -162,7 +162,7 @@ def _run_and_list(command: Command, world: Path, modules: Path) -> int:
 
 
 def run_case(case: Case, template: Path, root: Path, usual: Outcome) -> Verdict:
-    """In a fresh copy of the world below `root`."""
+    """Run a case in a new copy of the world inside `root`."""
     world = copy_world(template, root)
     outside = world.parent / "outside"
     path = case.document.path(world)

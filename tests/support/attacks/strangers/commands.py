@@ -1,7 +1,7 @@
-"""Each command that reads something a stranger may have made, and what it promises of its answer.
+"""Each command that reads untrusted files, and the guarantees for its answer.
 
-A LINE PER COMMAND: to add one, add a line to COMMANDS. `{cache}` is the cache's folder, whatever it
-is called after the change.
+A LINE PER COMMAND: to add one, add a line to COMMANDS. `{cache}` is the cache's folder, for any
+name it has after the change.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.support.attacks.strangers.promises import (
 
 @dataclass(frozen=True)
 class Command:
-    """writes: below which paths of the world it may write. promise: see `promises.py`."""
+    """A command. writes: paths of the world in which it may write. promise: see `promises.py`."""
 
     name: str
     program: Callable[[list[str]], int]
@@ -46,7 +46,7 @@ class Command:
     promise: Promise = nothing_more
 
     def run(self, world: Path) -> int:
-        """In the current process; exit status."""
+        """Run the command in the current process; returns its exit status."""
         found = sorted((world / "caches").glob("t-*"))
         cache = f"caches/{found[0].name}" if found else "caches/t-00000000"
         return self.program([word.format(cache=cache) for word in self.arguments])

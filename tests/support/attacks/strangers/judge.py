@@ -1,4 +1,4 @@
-"""What every command promises, whatever it is given; see the list in `faults_of`."""
+"""The guarantees of every command for any input; see `faults_of`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.support.attacks.strangers.sandbox import CRASHED, MEMORY_BYTES, Outco
 from tests.support.attacks.strangers.world import SECRET
 
 _MOST_DISK_BYTES = 2**27
-# What moves a cursor, recolors a terminal, or turns the direction of reading.
+# Characters that move a cursor, recolor a terminal, or reverse the reading direction.
 _ESCAPES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _STATUSES = (0, 1, 2)
 Snapshot = dict[str, tuple[object, ...]]
 
 
 def snapshot(folder: Path, with_content: bool) -> Snapshot:
-    """Every name below, what it is, its size and when it changed; links are not followed."""
+    """Return type, size and modification time of every file inside; links are not followed."""
     found: Snapshot = {}
     for here, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -36,7 +36,7 @@ def snapshot(folder: Path, with_content: bool) -> Snapshot:
 
 
 def faults_of_ending(outcome: Outcome) -> Iterator[str]:
-    """No traceback, no signal, no hang, bounded memory, no escape sequence, a known status."""
+    """Yield faults of an ending: traceback, signal, hang, memory, escape sequences, exit status."""
     if outcome.is_timed_out or outcome.status is None:
         yield outcome.ending
     elif "Traceback (most recent call last)" in outcome.output or outcome.status == CRASHED:
@@ -60,7 +60,7 @@ def faults_of_ending(outcome: Outcome) -> Iterator[str]:
 def faults_in_folder(
     world: Path, before: Snapshot, after: Snapshot, writes: tuple[str, ...]
 ) -> Iterator[str]:
-    """Nothing written but what the command is for, no foreign bytes, no disk filled."""
+    """Yield faults in the folder: unexpected files, foreign bytes, a filled disk."""
     changed = [name for name in after if before.get(name) != after[name]]
     changed += [name for name in before if name not in after]
     for name in changed:

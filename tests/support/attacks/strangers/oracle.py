@@ -1,7 +1,7 @@
-"""What a reader other than ours sees in a cache: zarr and h5py themselves, and the format's text.
+"""The content that other readers find in a cache: zarr, h5py and the text of the format.
 
-A forger may write any numbers he likes and seal them; that is sound. It is not sound if another
-reader sees other numbers than we do, or numbers that no teacher gives.
+A forger may write any numbers and seal them, which is valid. It is a fault if another reader finds
+other numbers than the project, or numbers that no teacher gives.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _OF_ALL_VIEWS = ("labels", "preview", "sample_digest")
 
 
 def problem_of_folder(cache: Path, num_views: int | None = None) -> str:
-    """Why the cache in a folder must not be called sound; "" where it may.
+    """Return why a cache folder must not be called valid; "" if it may be.
 
-    num_views: look at the first ones alone, where more were planned and never made.
+    num_views: check only the first views, if others were planned but never computed.
     """
     group = zarr.open_group(cache / "teacher.zarr", mode="r")
     theirs = {
@@ -42,7 +42,7 @@ def problem_of_folder(cache: Path, num_views: int | None = None) -> str:
 
 
 def _chunks(group: zarr.Group) -> Iterator[tuple[str, str]]:
-    """(array, checksum) of each chunk that the journal must name."""
+    """Yield (array, checksum) of each chunk that the journal must contain."""
     for name, array in group.arrays():
         if name not in ("labels", "preview"):
             folder = Path(array.store_path.store.root) / name
@@ -51,7 +51,7 @@ def _chunks(group: zarr.Group) -> Iterator[tuple[str, str]]:
 
 
 def _committed(cache: Path) -> Iterator[tuple[str, str]]:
-    """Those of the lines that can be read; others are never called a commit."""
+    """Yield the readable lines of the journal; others never count as commits."""
     for lines in sorted((cache / "journal").glob("*.jsonl")):
         for line in lines.read_bytes().split(b"\n")[:-1]:
             with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -63,7 +63,7 @@ def _committed(cache: Path) -> Iterator[tuple[str, str]]:
 
 
 def problem_of_file(file: Path) -> str:
-    """The same of an exported file."""
+    """Return why an exported file must not be called valid; "" if it may be."""
     with h5py.File(file) as content:
         for name in content:
             if not isinstance(content.get(name, getlink=True), h5py.HardLink):
@@ -91,7 +91,7 @@ def _problem(cache: Path, text: bytes, theirs: Arrays, num_views: int | None = N
 
 
 def arrays_of(cache: Path, num_views: int | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """As the project reads them, unscaled."""
+    """Yield the arrays as the project reads them, unscaled."""
     opened = TeacherCache.open(cache, num_views=num_views)
     manifest, source = opened.manifest, opened.source
     yield "labels", opened.labels

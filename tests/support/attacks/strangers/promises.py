@@ -1,7 +1,8 @@
-"""What a command promises when it ends with 0, beyond what every command promises.
+"""The guarantees of each command that ends with 0, in addition to those of every command.
 
-A promise is given the world after the command, how it ended, how it ends on the unchanged world,
-and whether the change was sealed: forged with all checksums recomputed. It returns what is false.
+A promise is a function of the world after the command, its ending, its ending on the unchanged
+world, and whether the change was sealed (forged with recomputed checksums). It returns the
+violation.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from teach_once.report.page_assets import SCRIPT
 from tests.support.attacks.strangers import oracle
 from tests.support.attacks.strangers.sandbox import Outcome, run_limited
 
-_ASKED_VIEWS = 2  # by the world's config
+_ASKED_VIEWS = 2  # requested by the world's config
 _RESULT = re.compile(r"test error +([\d.]+|nan|-?inf)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A command that ended with 0. usual: its end on the unchanged world, which is `original`."""
+    """A command that ended with 0. usual: its ending on the unchanged world, `original`."""
 
     world: Path
     original: Path
@@ -47,7 +48,7 @@ def sound_cache(answer: Answer) -> str:
 
 
 def sound_views(answer: Answer) -> str:
-    """Of the cache that the config means, as many views as it asks for."""
+    """Check the requested views of the config's cache."""
     (true,) = (answer.original / "caches").glob("t-*")
     cache = answer.world / "caches" / true.name
     return _judged(lambda: oracle.problem_of_folder(cache, _ASKED_VIEWS), answer)
@@ -74,7 +75,7 @@ def sound_import(answer: Answer) -> str:
 
 
 def _judged(problem: Callable[[], str], answer: Answer) -> str:
-    """The oracle's word, from a process of its own: what was accepted may still be a trap."""
+    """Return the oracle's result, from its own process because accepted content may be a trap."""
 
     def work() -> int:
         found = problem()
@@ -89,9 +90,9 @@ def _judged(problem: Callable[[], str], answer: Answer) -> str:
 
 
 def result_is_true(answer: Answer) -> str:
-    """Training is deterministic: it is resumed exactly, or begun again, or refused.
+    """Check that training was resumed exactly, restarted or rejected.
 
-    The last lines say the errors of the last and the best epoch, and of the teacher.
+    The last lines contain the errors of the last and the best epoch, and of the teacher.
     """
     ours, usual = (_RESULT.findall(each.output)[-3:] for each in (answer.outcome, answer.usual))
     if not all(0 <= float(error) <= 100 for error in ours):
@@ -102,7 +103,7 @@ def result_is_true(answer: Answer) -> str:
 
 
 def weights_are_known(answer: Answer) -> str:
-    """An error is stated of the very weights that it was measured of."""
+    """Check that a printed error belongs to the weights on which it was measured."""
     ours, theirs = (each / "teacher.pt" for each in (answer.world, answer.original))
     if "test error" not in answer.outcome.output or answer.is_sealed:
         return ""
@@ -112,7 +113,7 @@ def weights_are_known(answer: Answer) -> str:
 
 
 def runs_are_true(answer: Answer) -> str:
-    """A run is shown as finished only with its own error."""
+    """Check that a run is listed as finished only with its own error."""
     lines = [line.split() for line in answer.outcome.output.splitlines() if " finished " in line]
     usual = {line for line in answer.usual.output.splitlines() if " finished " in line}
     errors = {line.split()[2] for line in usual}
@@ -132,7 +133,7 @@ def student_is_true(answer: Answer) -> str:
 
 
 def export_is_true(answer: Answer) -> str:
-    """What is called unchanged is, byte for byte but for white space of the card."""
+    """Check that unchanged files are equal byte for byte, except for white space in the card."""
     for name in ("student.pt", "student.pt2"):
         ours, theirs = (each / "exported" / name for each in (answer.world, answer.original))
         if ours.read_bytes() != theirs.read_bytes() and not answer.is_sealed:
@@ -170,7 +171,7 @@ def _is_number(text: str) -> bool:
 
 
 class _Tags(HTMLParser):
-    """Collects what a browser would run or fetch, but for the script that every page has."""
+    """Parser that collects active content, except for the script of every page."""
 
     def __init__(self) -> None:
         super().__init__()

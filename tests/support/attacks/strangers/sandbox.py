@@ -1,6 +1,6 @@
-"""Runs a command in a forked process: limited in time, memory and file sizes, its output kept.
+"""Run a command in a forked process with limits on time, memory and file sizes.
 
-Forked from a process that has imported everything, a command costs milliseconds. Import what the
+A fork of a process that has imported everything takes milliseconds. Import the modules that the
 commands need, and start no thread, before the first call.
 """
 
@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import NoReturn
 
 CPU_SECONDS = 5
-WALL_SECONDS = 150.0  # only what hangs takes as long, on a machine however busy
+WALL_SECONDS = 150.0  # only a hang takes this long, even on a busy machine
 MEMORY_BYTES = 2**30
 FILE_BYTES = 2**28
-CRASHED = 70  # exit status of an exception that nobody caught
+CRASHED = 70  # exit status of an uncaught exception
 _MOST_OUTPUT = 2**20
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended. status: its exit status, or None where a signal ended it."""
+    """The ending of a command. status: its exit status; None if a signal ended it."""
 
     status: int | None
     signal_number: int
@@ -59,7 +59,7 @@ def run_limited(
 ) -> Outcome:
     """Call `work` in a forked process with `folder` as its working directory.
 
-    It is killed after so many seconds, or so many of a processor's time.
+    It is killed after `seconds` or after `cpu_seconds` of processor time.
     """
     output = os.memfd_create("output")
     started = time.perf_counter()
@@ -97,7 +97,7 @@ def _ends(child: int, seconds: float) -> bool:
 def _become_command(
     work: Callable[[], int], folder: Path, output: int, cpu_seconds: int
 ) -> NoReturn:
-    """Never returns, and runs none of the parent's exit handlers."""
+    """Run the command in the fork; never returns, and skips the parent's exit handlers."""
     status = CRASHED
     try:
         _limit(cpu_seconds)
@@ -108,7 +108,7 @@ def _become_command(
         sys.stdin = os.fdopen(0)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         logging.raiseExceptions = False
-        faulthandler.disable()  # pytest's would print into a file of its own
+        faulthandler.disable()  # pytest's handler would print into another file
         warnings.resetwarnings()
         status = work()
     except BaseException:
@@ -131,7 +131,7 @@ def _limit(cpu_seconds: int) -> None:
 
 
 def _data_bytes() -> int:
-    """What this process may write to already: torch alone takes hundreds of megabytes."""
+    """Return the writable memory of this process; torch alone takes hundreds of megabytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmData:"))
     return int(kilobytes) * 1024

@@ -1,9 +1,10 @@
-"""One small real thing of every kind that can be passed on, made by the programs themselves.
+"""A small real file of every kind that can be shared, created by the project's commands.
 
-world/    what a stranger hands over: configs, weights, a cache, its .h5, packed files, a folder
-          of images, runs (finished, interrupted after an epoch, interrupted within one),
-          an exported student. Commands run here.
-outside/  what no command may touch or show.
+world/    the shared files: configs, weights, a cache, its .h5, packed files, a folder of images,
+runs
+          (finished, interrupted after an epoch, interrupted within one), an exported student.
+          Commands run here.
+outside/  files that no command may change or show.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from teach_once.views import command as views_commands
 from tests.support.caches.teacher_cache import make_cache
 from tests.support.datasets.image_folders import write_image_folder
 
-SECRET = "KEEP-OUT-5e8f1c"  # stands in every file of outside/
+SECRET = "KEEP-OUT-5e8f1c"  # in every file of outside/
 _TEACHER = """\
 dataset: {type: digits, max_per_class: 4, normalization: {mean: [0.3], std: [0.35]}}
 views: {augment: {type: pad-crop-flip, pad_px: 1, padding: zero, flip: false}, count: 2}
@@ -66,7 +67,7 @@ IMAGE_CONFIGS = {
 
 
 def make_world(root: Path) -> Path:
-    """Make `root`/world and `root`/outside; returns the first. Takes some ten seconds."""
+    """Create `root`/world and `root`/outside; returns the former. Takes about ten seconds."""
     world = root / "world"
     world.mkdir(parents=True)
     _write_outside(root / "outside")
@@ -80,12 +81,12 @@ def make_world(root: Path) -> Path:
     export_cache(cache, world / "cache.h5")
     _make_images(world)
     for lock in world.rglob("writer.lock"):
-        lock.unlink()  # of no use to a stranger
+        lock.unlink()  # not shared
     return world
 
 
 def copy_world(template: Path, root: Path) -> Path:
-    """A fresh copy of the world and the folder beside it below `root`, which is emptied."""
+    """Copy the world and the folder next to it into `root`, which is emptied first."""
     if root.exists():
         shutil.rmtree(root)
     shutil.copytree(template.parent, root, symlinks=True)
@@ -112,12 +113,12 @@ def _make_runs(world: Path) -> None:
 
 
 def stop_after_an_epoch(run: Any) -> None:
-    """Train the first epoch, then end as Ctrl-C does."""
+    """Train the first epoch, then stop as after Ctrl-C."""
     _interrupt(run, lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
 def stop_within_an_epoch(run: Any) -> None:
-    """The same in the first step of the second epoch."""
+    """Stop in the first step of the second epoch."""
     started = []
 
     def end(*_: Any) -> None:

@@ -1,1 +1,1 @@
-"""Every document of a world, and the changes that each of its parts can suffer."""
+"""Every document of a world, and the possible changes of each part."""

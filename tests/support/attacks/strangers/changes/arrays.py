@@ -1,4 +1,4 @@
-"""A chunk of a zarr array: its values made wrong, and its bytes."""
+"""Changes of a chunk of a zarr array: invalid values and bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHECKSUM_BYTES = 4
 
 
 def chunk_changes(dtype: str) -> Callable[[Path], Iterator[Change]]:
-    """dtype: of the array's values."""
+    """Return the changes of a chunk; dtype: of the array's values."""
 
     def changes(file: Path) -> Iterator[Change]:
         for name, change in _values(np.dtype(dtype)):

@@ -1,4 +1,4 @@
-"""A change to a document, and the ways to change plain bytes."""
+"""Changes of a document, and of plain bytes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 from tests.support.attacks.strangers.changes.values import OUTSIDE
 
 Rewrite = Callable[[bytes], bytes]
-Rewrites = Iterator[tuple[str, str, Rewrite]]  # (kind, name, what it does)
+Rewrites = Iterator[tuple[str, str, Rewrite]]  # (kind, name, function)
 
 
 @dataclass(frozen=True)
 class Change:
-    """kind: of change, for a fair sample. apply: changes the file or folder at a path.
+    """A change of a document.
 
-    is_sealed: whether all checksums are recomputed, as by a forger.
+    kind: for balanced samples. apply: changes the file or folder at a path. is_sealed: True if all
+    checksums are recomputed, as by a forger.
     """
 
     kind: str
@@ -27,7 +28,7 @@ class Change:
 
 
 def outside_of(path: Path) -> Path:
-    """The folder beside the world that `path` belongs to."""
+    """Return the folder next to the world of `path`."""
     (world,) = (parent for parent in (path, *path.parents) if parent.name == "world")
     return world.parent / "outside"
 
@@ -43,7 +44,7 @@ def rewriting(rewrite: Rewrite) -> Callable[[Path], None]:
 
 
 def byte_rewrites(content: bytes, flips: int = 40) -> Rewrites:
-    """Of any file: cut, doubled, noise, and single bits flipped at evenly spread positions."""
+    """Yield rewrites of any file: truncated, doubled, noise, and evenly spaced flipped bits."""
     half = len(content) // 2
     yield "bytes", "half", lambda b: b[:half]
     yield "bytes", "last byte missing", lambda b: b[:-1]
@@ -70,7 +71,7 @@ _MANY_KEYS = b"{" + b"".join(b'"%d":0,' % number for number in range(150_000)) +
 
 
 def text_rewrites() -> Rewrites:
-    """Of a text file: other encodings, and content that is not the document at all."""
+    """Yield rewrites of a text file: other encodings, and other content."""
     yield "encoding", "UTF-16", lambda b: b.decode().encode("utf-16")
     yield "encoding", "UTF-32-LE", lambda b: b.decode().encode("utf-32-le")
     yield "encoding", "byte-order mark", lambda b: b"\xef\xbb\xbf" + b

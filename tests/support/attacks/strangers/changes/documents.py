@@ -1,4 +1,4 @@
-"""Each document of the world, its ways to be wrong, and the commands that read it.
+"""Each document of the world with its changes and the commands that read it.
 
 A LINE PER DOCUMENT: to add one, add a line to DOCUMENTS.
 """
@@ -44,8 +44,9 @@ Changes = Callable[[Path], Iterable[Change]]
 
 @dataclass(frozen=True)
 class Document:
-    """pattern: where it lies in the world; the first match counts. commands: by their names.
+    """A document of the world.
 
+    pattern: its path; the first match is used. commands: names of the commands that read it.
     is_typed: the user names this folder, so that a link in its place is followed.
     """
 
@@ -56,7 +57,7 @@ class Document:
     is_typed: bool = False
 
     def path(self, world: Path) -> Path:
-        """Of a document that is not there yet: where it would be."""
+        """Return its path; for a missing document, the path it would have."""
         folder, _, last = self.pattern.rpartition("/")
         found = sorted(world.glob(self.pattern))
         return found[0] if found else sorted(world.glob(folder))[0] / last

@@ -1,4 +1,4 @@
-"""Every attribute and dataset of an HDF5 file, made wrong in every way."""
+"""Changes of every attribute and dataset of an HDF5 file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _HUGE_ROWS = 10**12
 
 
 def hdf5_changes(file: Path, seal: Seal | None = None, nested: Rewrites | None = None):
-    """seal: recomputes checksums. nested: rewrites of the JSON in the dataset `manifest`."""
+    """Yield all changes; seal: recomputes checksums; nested: rewrites of the JSON in `manifest`."""
     for kind, name, rewrite in byte_rewrites(file.read_bytes(), flips=200):
         yield Change(kind, name, rewriting(rewrite))
     with h5py.File(file) as content:
@@ -70,7 +70,7 @@ def hdf5_changes(file: Path, seal: Seal | None = None, nested: Rewrites | None =
 
 
 def _places(content: h5py.File) -> list[tuple[str, bool, list[str]]]:
-    """(path, whether it is a dataset, names of its attributes) of the root and all below."""
+    """Return (path, True for a dataset, names of its attributes) of all objects."""
     found = [("/", False, list(content.attrs))]
     content.visititems(
         lambda name, item: found.append((name, isinstance(item, h5py.Dataset), list(item.attrs)))
@@ -118,7 +118,7 @@ def _rewrites_manifest(rewrite: Callable[[bytes], bytes]) -> Edit:
 
 
 def _link_edits(is_dataset: bool) -> Iterator[tuple[str, str, Edit]]:
-    """Something else under the name: nothing, a group, links of every kind."""
+    """Yield replacements of an object: nothing, a group, links of every kind."""
 
     def replaced(put: Edit) -> Edit:
         def edit(content: h5py.File, place: str) -> None:
@@ -149,7 +149,7 @@ def _put(link: Any) -> Edit:
 
 
 def _moved_outside(content: h5py.File, place: str) -> None:
-    """The very same object, behind an external link."""
+    """Move the object behind an external link."""
     target = Path(content.filename).with_name("moved.h5")
     with h5py.File(target, "w") as other:
         content.copy(content[place], other, "x")
@@ -158,7 +158,7 @@ def _moved_outside(content: h5py.File, place: str) -> None:
 
 
 def _replaced(content: h5py.File, place: str, **options: Any) -> None:
-    """The dataset made again with other options, its attributes kept."""
+    """Recreate the dataset with other options and the same attributes."""
     attributes = dict(content[place].attrs)
     del content[place]
     data = content.create_dataset(place, **options)
@@ -191,11 +191,11 @@ def _virtual(content: h5py.File, place: str) -> None:
 
 
 class _NotPossible(Exception):
-    """This change makes no sense for this dataset."""
+    """The change is impossible for this dataset."""
 
 
 def _data_edits() -> Iterator[tuple[str, str, Edit]]:
-    """The values, their number, shape, type and storage."""
+    """Yield changes of the values, their number, shape, type and storage."""
 
     def values(change: Callable[[np.ndarray], np.ndarray], **options: Any) -> Edit:
         def edit(content: h5py.File, place: str) -> None:
@@ -249,7 +249,7 @@ def _first_set(values: np.ndarray, number: float) -> np.ndarray:
 
 
 def _claiming(shape_of: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Edit:
-    """A chunked dataset without a single chunk: as large as it says it is, and a kilobyte."""
+    """Return an edit to a chunked dataset without chunks, which claims a large size."""
 
     def edit(content: h5py.File, place: str) -> None:
         old = content[place]

@@ -1,4 +1,4 @@
-"""A picture that is none, or too much of one."""
+"""Invalid and oversized images."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _saved(kind: str, mode: str = "RGB") -> bytes:
 
 
 def _png(width: int, height: int, more: bytes = b"") -> bytes:
-    """What the header claims, over a few real bytes."""
+    """Return a PNG whose header claims a size, with a few real bytes."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(bytes(8 * 25))
     chunks = _chunk(b"IHDR", header) + more + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")

@@ -1,4 +1,4 @@
-"""The header of a file of packed images, made wrong in every way; and its arrays."""
+"""Changes of the header and of the arrays of a packed file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def packed_changes(file: Path) -> Iterator[Change]:
 
 
 def _head(content: bytes) -> tuple[list[bytes], int]:
-    """The words of the first line, and where the header begins."""
+    """Return the words of the first line, and the start of the header."""
     line, _, _ = content.partition(b"\n")
     return line.split(b" "), len(line) + 1
 
@@ -46,7 +46,7 @@ def _header(content: bytes) -> bytes:
 
 
 def _with_header(rewrite: Rewrite) -> Rewrite:
-    """Its length and sha256 recomputed; it may run into the arrays."""
+    """Rewrite the header and recompute its length and sha256; it may overwrite the arrays."""
 
     def rewritten(content: bytes) -> bytes:
         (name, version, length, _), start = _head(content)
@@ -65,7 +65,7 @@ def _arrays(content: bytes) -> Iterator[str]:
 
 
 def _with_array(name: str, change: Callable[[bytes], bytes]) -> Rewrite:
-    """The array's bytes changed, and its checksum with them."""
+    """Change an array's bytes and its checksum."""
 
     def rewritten(content: bytes) -> bytes:
         header = json.loads(_header(content))

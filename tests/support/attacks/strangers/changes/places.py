@@ -1,4 +1,4 @@
-"""What may stand in the place of a file or a folder: links, FIFOs, devices, nothing, too much."""
+"""Replacements of a file or a folder: links, FIFOs, devices, nothing, too much."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPARSE_BYTES = 2**30
 
 
 def place_changes(is_folder: bool) -> Iterator[Change]:
-    """Of an existing file, or folder."""
+    """Yield changes of an existing file or folder."""
     for name, put in _IN_PLACE.items():
         yield Change("place", name, _in_place_of(put))
     for name, put in (_OF_FOLDERS if is_folder else _OF_FILES).items():
@@ -23,7 +23,7 @@ def place_changes(is_folder: bool) -> Iterator[Change]:
 
 
 def new_file_changes() -> Iterator[Change]:
-    """Of a file that is not there, but that a command may want to write."""
+    """Yield objects in place of a file that a command may create."""
     for name, put in {**_IN_PLACE, "is a text": lambda p: p.write_text("x")}.items():
         yield Change("place", name, _made(put))
 
@@ -57,7 +57,7 @@ def _linked(target: str) -> Callable[[Path], None]:
 
 def _socket(path: Path) -> None:
     here = os.getcwd()
-    os.chdir(path.parent)  # the name of a socket may not be long
+    os.chdir(path.parent)  # the name of a socket must be short
     try:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(path.name)
@@ -66,7 +66,7 @@ def _socket(path: Path) -> None:
 
 
 def _device(path: Path) -> None:
-    """/dev/zero itself, where that is permitted; else a link to it."""
+    """Create a device like /dev/zero if permitted, otherwise a link to it."""
     try:
         os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))
     except PermissionError:
@@ -74,20 +74,20 @@ def _device(path: Path) -> None:
 
 
 def _sparse(path: Path) -> None:
-    """The file itself, and a gigabyte of nothing behind it."""
+    """Append a sparse gigabyte to the file."""
     with path.open("ab") as file:
         file.truncate(SPARSE_BYTES)
 
 
 def _moved_outside(path: Path) -> None:
-    """The same file or folder, elsewhere, behind a link."""
+    """Move the file or folder elsewhere, behind a link."""
     target = outside_of(path) / "moved"
     shutil.move(path, target)
     path.symlink_to(target)
 
 
 def _second_name(path: Path) -> None:
-    """A hard link: whoever writes into the file writes into another one."""
+    """Add a hard link, through which writing changes another file too."""
     target = outside_of(path) / "moved"
     shutil.move(path, target)
     os.link(target, path)

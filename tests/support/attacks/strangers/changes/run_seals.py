@@ -1,4 +1,4 @@
-"""Recomputes the checksums of a run's files, as whoever forges a result does; forgiving, too."""
+"""Recompute the checksums of a run's files, as a forger would, ignoring what cannot be sealed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sha256(value: Any) -> str:
 
 
 def seal_run(file: Path) -> None:
-    """The identity's own sha256."""
+    """Recompute the identity's sha256."""
     with suppress(Exception):
         _seal_key(file, "run_sha256")
 
@@ -30,7 +30,7 @@ def seal_summary(file: Path) -> None:
 
 
 def _seal_key(file: Path, key: str) -> None:
-    """In place, so that the rest of the text keeps its oddities."""
+    """Recompute a key in place, so that the rest of the text does not change."""
     text = file.read_bytes()
     content = json.loads(text)
     stated = content.pop(key)
@@ -38,7 +38,7 @@ def _seal_key(file: Path, key: str) -> None:
 
 
 def seal_metrics(file: Path) -> None:
-    """Each line that is still JSON."""
+    """Recompute the checksum of each line that is still JSON."""
     with suppress(Exception):
         run = json.loads((file.parent / "run.json").read_bytes())["run_sha256"]
         sealed = []
@@ -53,7 +53,7 @@ def seal_metrics(file: Path) -> None:
 
 
 def seal_weights(file: Path) -> None:
-    """The sha256 in the summary beside them, or of a teacher's in its training's folder."""
+    """Recompute the sha256 in the summary next to them, or in the teacher's training folder."""
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     with suppress(Exception):
         if file.name == "teacher.pt":

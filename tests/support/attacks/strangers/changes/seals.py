@@ -1,6 +1,6 @@
-"""Recomputes every checksum of what was changed, as whoever forges a file does.
+"""Recompute every checksum of a changed file, as a forger would.
 
-Forgiving: what cannot be sealed (no JSON any more, say) stays as it is.
+A file that cannot be sealed, for example because it is not JSON any more, stays unchanged.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def crc(data: bytes) -> str:
 
 
 def canonical(value: Any) -> bytes:
-    """As the format says, and NaN too."""
+    """Return canonical JSON as in the format, but allow NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def seal_manifest(file: Path) -> None:
-    """identity_sha256, the checksum, the journal's lines, and the folder's name."""
+    """Recompute identity_sha256, the checksum, the journal's lines, and the folder's name."""
     with suppress(Exception):
         cache = file.parent
         old, new = resealed_manifest(file)
@@ -41,7 +41,7 @@ def seal_manifest(file: Path) -> None:
 
 
 def resealed_manifest(file: Path) -> tuple[str, str]:
-    """Rewrite its own checksums; the identity's sha256 before and after."""
+    """Recompute a manifest's checksums; returns the identity's sha256 before and after."""
     content, old, new = _resealed(file.read_bytes())
     file.write_bytes(content)
     return old, new
@@ -72,7 +72,7 @@ def _sealed_line(line: dict[str, Any]) -> bytes:
 
 
 def seal_journal(file: Path) -> None:
-    """Each line that is still JSON."""
+    """Recompute the checksum of each line that is still JSON."""
     sealed = []
     for line in file.read_bytes().split(b"\n"):
         with suppress(Exception):
@@ -84,14 +84,14 @@ def seal_journal(file: Path) -> None:
 
 
 def seal_zarr_json(file: Path) -> None:
-    """The manifest's checksum of this zarr.json."""
+    """Recompute the manifest's checksum of this zarr.json."""
     group = next(parent for parent in file.parents if parent.name == "teacher.zarr")
     name = str(file.relative_to(group))
     _change_manifest(group.parent, "zarr_crc32c", name, crc(file.read_bytes()))
 
 
 def seal_chunk(file: Path) -> None:
-    """The trailing checksum; then the journal's, or the manifest's of an array in one piece."""
+    """Recompute the trailing checksum, and the journal's or the manifest's entry."""
     content = file.read_bytes()
     checksum = google_crc32c.value(content[:-4])
     file.write_bytes(content[:-4] + checksum.to_bytes(4, "little"))
@@ -120,7 +120,7 @@ def _change_manifest(cache: Path, table: str, name: str, checksum: str) -> None:
 
 
 def seal_hdf5_cache(file: Path) -> None:
-    """Each block's checksum, those of labels and preview, and the manifest's own."""
+    """Recompute the checksums of all blocks, of labels and preview, and of the manifest."""
     with suppress(Exception), h5py.File(file, "r+") as content:
         text = bytes(content["manifest"][()])
         with suppress(Exception):

@@ -1,4 +1,4 @@
-"""Every entry of a file of tensors, made wrong in every way; and the file as a container."""
+"""Changes of every entry of a file of tensors, and of the file as a container."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def tensor_changes(file: Path, seal: Seal | None = None) -> Iterator[Change]:
 
 
 def _fields(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Every entry of every dict and short list; of many tensors the first, middle and last."""
+    """Yield every entry of dicts and short lists; of many tensors the first, middle and last."""
     if place:
         yield place, value
     if isinstance(value, dict):
@@ -89,7 +89,7 @@ def _nan_at_start(tensor: torch.Tensor) -> torch.Tensor:
 
 def _quantized(tensor: torch.Tensor) -> torch.Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are going out of use
+        warnings.simplefilter("ignore")  # deprecated
         return torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8)
 
 
@@ -179,7 +179,7 @@ _WHOLE: dict[str, Callable[[Any], Any]] = {
 
 
 class _Program:
-    """What a pickle may run when it is opened without care."""
+    """An object whose unpickling would run a program."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         import os
@@ -205,7 +205,7 @@ def _with_program(path: Path) -> None:
 
 
 def _deflated_bomb(path: Path) -> None:
-    """A file of some megabytes whose one tensor takes more than a gigabyte."""
+    """Write a file of a few megabytes whose only tensor takes more than a gigabyte."""
     buffer = io.BytesIO()
     content = torch.load(path, weights_only=True)
     torch.save({**content, "big": torch.zeros(2**10)}, buffer)

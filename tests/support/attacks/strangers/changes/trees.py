@@ -1,4 +1,4 @@
-"""Every field of a JSON document, made wrong in every way."""
+"""Changes of every field of a JSON document."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HERE = "@HERE@"
 
 
 def json_rewrites(content: bytes) -> Rewrites:
-    """Each field replaced, removed, renamed, doubled; a field more; the text spoilt."""
+    """Yield rewrites: each field replaced, removed, renamed, doubled; extra fields; broken text."""
     yield from field_rewrites(content)
     yield from text_rewrites()
     yield from byte_rewrites(content)
@@ -42,7 +42,7 @@ def field_rewrites(content: bytes) -> Rewrites:
 
 
 def line_rewrites(content: bytes) -> Rewrites:
-    """The same of the first and the last line of a JSON-lines file, and of the lines themselves."""
+    """Yield rewrites of the first and last lines of a JSON-lines file, and of whole lines."""
     lines = content.splitlines(keepends=True)
     for number in {0, len(lines) - 1}:
         for kind, name, rewrite in field_rewrites(lines[number]):
@@ -60,7 +60,7 @@ def line_rewrites(content: bytes) -> Rewrites:
 
 
 def _fields(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Of a list the first and the last item alone."""
+    """Yield the fields of a value; of a list, only the first and last items."""
     if place:
         yield place, value
     if isinstance(value, dict):
@@ -106,7 +106,7 @@ def _renamed(place: Place) -> Rewrite:
 
 
 def _twice(place: Place) -> Rewrite:
-    """The key a second time, with another value: readers differ in which one they take."""
+    """Duplicate the key with another value, of which readers differ in their choice."""
 
     def rewrite(content: bytes) -> bytes:
         document = json.loads(content)
@@ -118,7 +118,7 @@ def _twice(place: Place) -> Rewrite:
 
 
 def _copied(place: Place, key: str) -> Rewrite:
-    """A key more, with the value of the first one."""
+    """Add a key with the value of the first one."""
 
     def rewrite(content: bytes) -> bytes:
         document = json.loads(content)

@@ -1,4 +1,4 @@
-"""Odd values for a field of a JSON document, as raw text: also what no JSON writer would write."""
+"""Odd values for a field of a JSON document, as raw text that need not be valid JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-OUTSIDE = "@OUTSIDE@"  # becomes the absolute path of the folder that nobody may touch
+OUTSIDE = "@OUTSIDE@"  # replaced by the absolute path of the protected folder
 
 _TYPES = ("null", "true", "false", "0", "1", "-1", "0.5", "-0.0", '""', '"x"', "[]", "{}", "[[]]")
 _SIZES = (
@@ -26,7 +26,7 @@ _HUGE = (json.dumps([0] * 200_000), json.dumps({str(n): n for n in range(50_000)
 
 
 def odd_values(value: Any) -> Iterator[tuple[str, str]]:
-    """(kind, raw JSON) of what may stand in the place of `value`."""
+    """Yield (kind, raw JSON) of replacements for `value`."""
     for kind, texts in (("type", _TYPES), ("size", _SIZES), ("nested", _NESTED), ("huge", _HUGE)):
         yield from ((kind, text) for text in texts)
     yield from (("text", text) for text in _QUOTED)
@@ -34,7 +34,7 @@ def odd_values(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _near(value: Any) -> Iterator[Any]:
-    """What a careful forger would write."""
+    """Yield values that a careful forger would write."""
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, int):
@@ -53,7 +53,7 @@ def _near(value: Any) -> Iterator[Any]:
 
 
 def short(text: str, longest: int = 40) -> str:
-    """For the name of a case."""
-    start = text[: longest + 1]  # of megabytes, some
+    """Shorten text for the name of a case."""
+    start = text[: longest + 1]  # the text may have megabytes
     shown = start if start.isprintable() else ascii(start)
     return shown if len(shown) <= longest else f"{shown[:longest]}..({len(text)})"

@@ -1,4 +1,4 @@
-"""YAML configs with odd words, lines and bytes, and with names that a careless shell would run."""
+"""YAML configs with odd words, lines and bytes, and with names that an unsafe shell would run."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Count:
 
 
 def count_flips(flipped: Flipped, world: Path, most: int, seed: int = 0) -> Count:
-    """Flip each bit, read, and flip it back, in other processes, since a flip may end or hang one."""
+    """Flip each bit, read, and flip it back, in other processes, which a flip may end or hang."""
     file = sorted(world.glob(flipped.pattern))[0]
     bits = file.stat().st_size * 8
     chosen = list(_positions(bits, most, seed))

@@ -12,6 +12,7 @@ from benchmarks.__main__ import main
 pytest.importorskip("ray")
 
 
+@pytest.mark.long  # starts a cluster; a pass on one is tested beside it
 def test_a_pass_of_empty_blocks_is_measured_from_its_begin_to_being_opened(tmp_path: Path) -> None:
     docs, found = tmp_path / "benchmarks.md", tmp_path / "found.json"
     options = ["--blocks", "60", "--views", "3", "--docs", str(docs), "--json", str(found)]

@@ -29,7 +29,7 @@ from teach_once.train.cli.commands import cli
 from teach_once.train.terms import loss_named
 from tests.support.caches.object_store import emptied, running
 from tests.support.documents import code_blocks, commands, documents, links
-from tests.support.programs.processes import make_in_forks, run
+from tests.support.programs.processes import make_in_forks, run, start
 from tests.support.project import QUICK_ARGS, ROOT, make, makefile_targets
 from tests.support.shortened import ALL_DIGITS
 
@@ -122,26 +122,27 @@ def test_the_job_array_of_the_documents_fills_the_cache(trained_checkout: Traine
     (script,) = re.findall(
         r"```slurm\n(.*?)```", (ROOT / "docs/how-to/cluster.md").read_text(), re.DOTALL
     )
-    tasks = [{"ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": rank, "ARRAY_TASK_COUNT": "2"} for rank in "01"]
+    exported, command = re.findall(
+        r"^export (.*?) #.*\n\.venv/bin/python -m ((?:.*\\\n)*.*)\n", script, re.MULTILINE
+    )[0]
     (project / "caches").rename(project / "elsewhere")
     try:
-        running = [
-            subprocess.Popen(
-                ["bash", "-c", script],
-                cwd=project,
-                env=os.environ | {f"SLURM_{name}": value for name, value in task.items()},
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for task in tasks
-        ]
-        printed = [process.communicate()[0] for process in running]
+        tasks = []
+        for rank in "01":
+            slurm = {"JOB_ID": "7", "TASK_ID": rank, "TASK_COUNT": "2"}
+            told = {f"SLURM_ARRAY_{name}": value for name, value in slurm.items()}
+            told |= dict(word.split("=") for word in exported.split())
+            line = re.sub(r"\$(\w+)", lambda name: told[name[1]], command)  # noqa: B023
+            environment = os.environ | told | {ALL_DIGITS: "1"}
+            words = shlex.split(line.replace("\\\n", " "))
+            tasks.append(start(*words, cwd=project, env=environment, merged=True))
+        printed = [task.communicate()[0] for task in tasks]
+        assert [task.returncode for task in tasks] == [0, 0], printed
         (path,) = (project / "caches").glob("digits-*")
         assert TeacherCache.open(path).faults() == []
     finally:
         shutil.rmtree(project / "caches", ignore_errors=True)
         (project / "elsewhere").rename(project / "caches")
-    assert [process.returncode for process in running] == [0, 0]
     assert any(" is complete. " in text for text in printed)
 
 

@@ -119,7 +119,7 @@ def test_a_wheel_has_every_file_of_the_packages_and_no_other(wheel: Path) -> Non
     assert len(PARTS) == 8
 
 
-@pytest.mark.parametrize("kind", ["installed", "editable"])
+@pytest.mark.parametrize("kind", ["installed", pytest.param("editable", marks=pytest.mark.long)])
 def test_the_command_offers_every_program_from_any_folder(
     kind: str, hostile: Path, request: pytest.FixtureRequest
 ) -> None:

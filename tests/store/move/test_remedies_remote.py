@@ -61,10 +61,10 @@ def without_last_line(content: bytes) -> bytes:
     [
         ("teacher.zarr/stage1/c.0.0.0", flipped),
         ("teacher.zarr/stage1/c.0.0.0", None),
-        ("teacher.zarr/labels/c.0", flipped),
+        pytest.param("teacher.zarr/labels/c.0", flipped, marks=pytest.mark.long),
         ("manifest.json", flipped),
-        ("manifest.json", None),
-        ("journal/", flipped),
+        pytest.param("manifest.json", None, marks=pytest.mark.long),
+        pytest.param("journal/", flipped, marks=pytest.mark.long),
         ("journal/", without_last_line),
     ],
 )

@@ -298,13 +298,13 @@ def is_killed(spool: Path, server: Server, num_puts: int, num_views: int, *, is_
 
 
 # Of the steps every third, each in one of the three; all of them in `make test-long`.
-EVERY_THIRD = [(False, 0, 0, 3), (True, 0, 1, 3), (True, 1, 2, 3)]
+EVERY_FIFTH = [(False, 0, 0, 5), (True, 0, 1, 5), (True, 1, 2, 5)]
 EVERY = [
     pytest.param(*each, 0, 1, marks=pytest.mark.long) for each in [(False, 0), (True, 0), (True, 1)]
 ]
 
 
-@pytest.mark.parametrize(("is_done", "views_before", "first", "stride"), [*EVERY_THIRD, *EVERY])
+@pytest.mark.parametrize(("is_done", "views_before", "first", "stride"), [*EVERY_FIFTH, *EVERY])
 def test_a_pass_killed_at_any_step_is_resumed(
     running_server: Server, spool: Path, is_done: bool, views_before: int, first: int, stride: int
 ) -> None:

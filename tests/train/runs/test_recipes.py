@@ -64,6 +64,16 @@ def dataset_overrides(name: str, folder: Path) -> list[str]:
 # smaller networks take it in their config's precision.
 IN_FLOAT32 = ("cifar10-resnet50", "cifar100-resnet50", "imagenet-")
 
+# A sixth of the pixels of 224 x 224, which the test above asks for.
+SMALL = [
+    f"views.{key}={px}"
+    for key, px in [
+        ("augment.size_px", 96),
+        ("evaluation.resize_px", 110),
+        ("evaluation.crop_px", 96),
+    ]
+]
+
 # Seconds each, of the networks of another config that is not among them.
 LONG = (
     "cifar10-resnet50",
@@ -101,6 +111,7 @@ def test_a_student_of_every_config_trains_from_its_teachers_cache(
             "taps.logits=float32",
             "taps.channel_means=float32",
             *(["teacher.precision=float32"] if in_float32 else []),
+            *(SMALL if student.teacher.startswith("imagenet-") else []),
         ],
     )
     is_digits = teacher.dataset.type == "digits"

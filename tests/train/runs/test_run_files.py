@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,7 +199,8 @@ def test_every_flipped_bit_is_noticed_or_harmless(run: Run, name: str) -> None:
             assert read_result(run.folder, run.identity) == summary, position
         except BadFile:
             continue
-        pytest.fail(f"byte {position}")
+        # Only the letter of an exponent may be in either case: 1e-05 and 1E-05 are one number.
+        assert re.sub(rb"(?<=\d)E(?=[+-]?\d)", b"e", flipped) == whole, position
 
 
 @pytest.mark.parametrize("name", ["run.json", "summary.json"])

@@ -154,6 +154,7 @@ def _methods_that_work(draft: _Draft, teacher: TeacherConfig) -> tuple[str, dict
 
     Raises ArchError if the student cannot even learn from labels.
     """
+    from teach_once.train.method.ensemble_taps import combine_taps
     from teach_once.train.runs.check_methods import (
         TapsOfTeacher,
         check_student,
@@ -170,7 +171,7 @@ def _methods_that_work(draft: _Draft, teacher: TeacherConfig) -> tuple[str, dict
     for name, terms in config.methods.items():
         try:
             planned.check(config, [name])
-            check_student(config, terms, taps, shape, dataset.num_classes)
+            check_student(config, terms, combine_taps([taps], [1.0]), shape, dataset.num_classes)
         except UserError as error:
             if name == "ce":
                 raise

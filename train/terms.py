@@ -62,7 +62,7 @@ class Batch:
     connectors, per stage (B, C_l). maps: its feature maps, "stageN" -> (B, C, H, W). hint: after
     the regressor, in the teacher's channels. pre_logits: the input of its classifier, after a
     linear connector, in the size of the teacher's `embedding`. parts: the maps of student and
-    assistant in the teacher's channels, see `train.method.residual`. teacher: name of a tap -> (B,
+    assistant in the teacher's channels, see `nets.student`. teacher: name of a tap -> (B,
     ...). mean_squares: of the teacher's means in the cache, a number per stage. All tensors are on
     one device.
     """

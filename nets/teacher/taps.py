@@ -10,13 +10,13 @@ Does not import torch, so that names can be looked up quickly.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from teach_once.nets.networks.layout import TapError, as_map, layout_of
-from teach_once.nets.networks.names import default_stages
+from teach_once.nets.networks.names import default_stages, number_modules, stage_modules
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,19 +119,6 @@ def in_order(names: Iterable[str], kind: Kind) -> list[str]:
     return [t.name for t in sorted((t for t in taps if t.kind == kind), key=lambda t: t.number)]
 
 
-def stage_modules(
-    arch: str, stages: Sequence[str] | None = None, *, key: str = "taps.stages"
-) -> dict[str, str]:
-    """Return {"stage1": module name, ...}, from `stages` or else the architecture's defaults.
-
-    key: config key of the stages, for the message. Raises TapError if there are no stages.
-    """
-    modules = default_stages(arch) if stages is None else stages
-    if not modules:
-        raise TapError(f"arch {arch!r} has no default stages", fix=f"list its modules in {key}")
-    return _numbered(modules)
-
-
 def teacher_stages(config: TeacherConfig) -> dict[str, str]:
     """Return the stages of a teacher, {"stage1": module name, ...}.
 
@@ -141,11 +128,7 @@ def teacher_stages(config: TeacherConfig) -> dict[str, str]:
     arch, taps = config.teacher.arch, config.taps
     if taps.reads_stages or taps.stages:
         return stage_modules(arch, taps.stages)
-    return _numbered(default_stages(arch))
-
-
-def _numbered(modules: Sequence[str]) -> dict[str, str]:
-    return {f"stage{number}": module for number, module in enumerate(modules, start=1)}
+    return number_modules(default_stages(arch))
 
 
 def channel_means(features: Tensor) -> Tensor:

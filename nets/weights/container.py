@@ -29,6 +29,7 @@ from teach_once.nets.weights.pickle import (
     read_pickle,
 )
 from teach_once.nets.weights.unsafe_files import foreign_class, torchscript_program
+from teach_once.runtime.safe.safe_read import open_regular
 from teach_once.runtime.safe.stand_ins import HEAD_BYTES, find_stand_in
 from teach_once.runtime.safe.text import one_line
 
@@ -50,13 +51,29 @@ class Container:
     offsets: Mapping[Hashable, int]  # by the key of the storage
 
 
+def open_weights(path: Path, *, follow: bool) -> BinaryIO:
+    """Open a file of weights, at its beginning, through a link only with `follow`.
+
+    Raises ArchError if it is missing or a placeholder (a Git LFS pointer, an HTML page, ...), and
+    BadFile if it is not a regular file.
+    """
+    try:
+        file = open_regular(path, follow=follow)
+    except FileNotFoundError:
+        raise ArchError(f"weights file {one_line(path)} not found") from None
+    if found := find_stand_in(file.read(HEAD_BYTES), path):
+        file.close()
+        raise ArchError(f"{one_line(path)} {found.what}", fix=found.fix)
+    file.seek(0)
+    return file
+
+
 def check_container(file: BinaryIO, path: Path) -> Container:
     """Check an open weights file; returns the locations of its pickle and storages.
 
     path: for messages. Raises ArchError if the file is damaged or compressed, is larger than its
     content requires, or contains more than weights.
     """
-    refuse_stand_in(file, path)
     try:
         if not _starts_as_zip(file):
             return _legacy_container(file)
@@ -70,13 +87,6 @@ def check_container(file: BinaryIO, path: Path) -> Container:
         reason = one_line(error) or type(error).__name__
         raise ArchError(f"{one_line(path)} is not a readable weights file: {reason}") from None
     raise torchscript_program(path)
-
-
-def refuse_stand_in(file: BinaryIO, path: Path) -> None:
-    """Raise ArchError if the open file is a placeholder: a Git LFS pointer, an HTML page, ..."""
-    file.seek(0)
-    if found := find_stand_in(file.read(HEAD_BYTES), path):
-        raise ArchError(f"{one_line(path)} {found.what}", fix=found.fix)
 
 
 class _Refused(Exception):

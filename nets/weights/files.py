@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.weights.classes import Other, Storage
-from teach_once.nets.weights.container import Container, check_container, refuse_stand_in
+from teach_once.nets.weights.container import Container, check_container, open_weights
 from teach_once.nets.weights.pickle import read_pickle
 from teach_once.nets.weights.unsafe_files import WRAPPERS
 from teach_once.runtime.safe.files import written_aside
-from teach_once.runtime.safe.safe_read import open_regular
 from teach_once.runtime.safe.text import one_line
 
 _SHOWN_DIFFERENCES = 5
@@ -112,11 +111,7 @@ def read_tensors(path: Path, *, follow: bool = True) -> dict[str, Any]:
     Raises ArchError if the file is missing, damaged or has other content, and BadFile if it is not
     a regular file.
     """
-    try:
-        file = open_regular(path, follow=follow)
-    except FileNotFoundError:
-        raise ArchError(f"weights file {one_line(path)} not found") from None
-    with file:
+    with open_weights(path, follow=follow) as file:
         if path.suffix == ".safetensors":
             return _read_safetensors(file, path)
         content = _content(file, path, check_container(file, path))
@@ -169,7 +164,6 @@ def _described(value: object) -> str:
 
 def _read_safetensors(file: BinaryIO, path: Path) -> dict[str, Any]:
     """Read the tensors of an open file with the safetensors library, which checks and maps it."""
-    refuse_stand_in(file, path)
     try:
         return dict(load_file(f"/proc/self/fd/{file.fileno()}"))
     except (SafetensorError, OSError) as error:

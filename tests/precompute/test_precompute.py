@@ -17,8 +17,9 @@ import torch
 from rich.console import Console
 
 from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.networks.names import stage_modules
 from teach_once.nets.networks.zoo import build
-from teach_once.nets.teacher.taps import channel_means, read_stages, stage_modules
+from teach_once.nets.teacher.taps import channel_means, read_stages
 from teach_once.nets.weights.files import load_weights
 from teach_once.precompute import run_pass as fill_module
 from teach_once.precompute.command import cli

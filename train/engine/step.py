@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from teach_once.configs.schema import LossTerm, Training
 from teach_once.nets.networks.precision import autocast, tf32_only_for
+from teach_once.nets.student import PARTS
 from teach_once.nets.teacher.draws import seeded
 from teach_once.train.engine.train_state import TrainState
 from teach_once.train.method.optimizer import set_learning_rate
-from teach_once.train.method.residual import PARTS
 from teach_once.train.outputs.shuffle_buffer import ShuffleBuffer
 from teach_once.train.outputs.teacher_outputs import Ids, TeacherOutputs
 from teach_once.train.schedule import learning_rate_at, weight_at

@@ -16,12 +16,12 @@ from teach_once.configs.schema import Training
 from teach_once.nets.networks.classifier import read_embedding
 from teach_once.nets.networks.precision import autocast
 from teach_once.nets.teacher.taps import changed_in_place, read_stages
+from teach_once.nets.weights.start import Start
 from teach_once.train.engine.ranks import ALONE, Ranks
 from teach_once.train.engine.slices import Slices
 from teach_once.train.errors import TrainError
 from teach_once.train.method.connectors import Connectors
 from teach_once.train.method.optimizer import loss_scaler, make_optimizer, weight_average
-from teach_once.train.method.pretrained import Start
 from teach_once.views.pixels.batches import Pixels
 
 

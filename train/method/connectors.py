@@ -9,28 +9,17 @@ student. The mean is last because batch norm and ReLU do not commute with it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Set
 
 import torch
 from torch import Tensor, nn
 
-from teach_once.configs.schema import LossTerm, StudentNet
-from teach_once.nets.networks.archs import ArchError
-from teach_once.nets.networks.classifier import classifiers_of, embedding_read, read_embedding
-from teach_once.nets.networks.layout import TapError, size_like
-from teach_once.nets.teacher.taps import (
-    Tap,
-    as_is,
-    channel_means,
-    in_order,
-    read_stages,
-    stage_modules,
-)
+from teach_once.nets.networks.layout import size_like
+from teach_once.nets.student import StudentParts
+from teach_once.nets.teacher.taps import Tap, channel_means
 from teach_once.store.format.spec import TapSpec
 from teach_once.train.errors import TrainError
 from teach_once.train.method.ensemble_taps import EnsembleTaps
-from teach_once.train.method.residual import PARTS, is_pair, thinner
-from teach_once.train.terms import looked_at
 
 
 class StageMismatch(TrainError):
@@ -128,113 +117,44 @@ def build_connectors(
         )
 
 
-def student_stages(student: StudentNet, terms: Sequence[LossTerm]) -> dict[str, str]:
-    """Return the student's stages, {"stage1": module, ...}; {} if no loss needs its maps."""
-    if not looked_at(terms) - {"logits", "pre_logits"}:
-        return {}
-    if not is_pair(terms):
-        return stage_modules(student.arch, student.stages, key="student.stages")
-    stages = stage_modules(thinner(student).arch, student.stages, key="student.stages")
-    return {stage: f"student.{module}" for stage, module in stages.items()} | PARTS
-
-
-def student_classifiers(
-    network: nn.Module, terms: Sequence[LossTerm], image_shape: tuple[int, int, int]
-) -> tuple[str, ...]:
-    """Return the modules that take the student's embedding; () if no loss reads it.
-
-    Raises TapError if the network has none.
-    """
-    if "pre_logits" not in looked_at(terms):
-        return ()
-    try:
-        return classifiers_of(network, image_shape)
-    except TapError as error:
-        raise TapError(f"student.arch: {error.problem}", fix=error.fix) from None
+def hint_stage(taps: Mapping[str, TapSpec]) -> str | None:
+    """Return the stage of the hint of a cache with these taps; None if it has no hint."""
+    return taps["hint"].stage if "hint" in taps else None
 
 
 def connectors_for(
-    network: nn.Module,
-    student: StudentNet,
-    terms: Sequence[LossTerm],
-    taps: Mapping[str, TapSpec],
-    image_shape: tuple[int, int, int],
+    parts: StudentParts,
+    kind: str,
+    outputs: Set[str],
+    teachers: EnsembleTaps,
     seed: int,
-    ensemble: EnsembleTaps | None = None,
     linear: Collection[str] = (),
 ) -> Connectors | None:
-    """Build the connectors that these losses need, from this network to a cache's taps.
+    """Build the connectors that these losses need, from a student's parts to the teachers' taps.
 
-    ensemble: combined taps of several teachers, in which case `taps` are theirs. linear: the taps
-    whose connectors end without ReLU.
+    outputs: the parts of the student that the losses read. linear: the taps whose connectors end
+    without ReLU.
 
-    Raises StageMismatch or TapError if they do not fit, and ArchError if the network cannot process
-    images of shape (H, W, C).
+    Raises StageMismatch if they do not fit.
     """
-    outputs = looked_at(terms)
-    every = student_shapes(network, student_stages(student, terms), image_shape)
-    shapes = {stage: shape for stage, shape in every.items() if stage not in PARTS}
-    wanted = {tap: taps[tap].shape[0] for tap in in_order(taps, "stage")}
+    taps = teachers.specs
+    wanted = {stage: taps[stage].shape[0] for stage in teachers.student_stage}
     if "attention" in outputs:
-        _check_count(shapes, wanted)
-        _check_sizes(shapes, taps)
+        _check_count(parts.stages, wanted)
+        _check_sizes(parts.stages, taps)
     if not outputs & {"means", "hint", "pre_logits", "parts"}:
         return None
-    channels = {stage: shape[0] for stage, shape in shapes.items()}
-    hint = (str(taps["hint"].stage), taps["hint"].shape[0]) if "hint" in outputs else None
-    parts = (every["student"][0], taps["hint"].shape[0]) if "parts" in outputs else None
-    embedding = None
-    if classifiers := student_classifiers(network, terms, image_shape):
-        embedding = _embedding_size(network, classifiers, image_shape), taps["embedding"].shape[0]
     return build_connectors(
-        channels,
+        {stage: shape[0] for stage, shape in parts.stages.items()},
         wanted if "means" in outputs else {},
-        student.connector,
+        kind,
         seed,
-        hint,
-        ensemble,
-        embedding,
-        parts,
+        (str(taps["hint"].stage), taps["hint"].shape[0]) if "hint" in outputs else None,
+        teachers,
+        (parts.embedding, taps["embedding"].shape[0]) if parts.classifiers else None,
+        (parts.shapes["student"][0], taps["hint"].shape[0]) if "parts" in outputs else None,
         linear,
     )
-
-
-def student_shapes(
-    network: nn.Module, stages: Mapping[str, str], image_shape: tuple[int, int, int]
-) -> dict[str, tuple[int, ...]]:
-    """Return (C, H, W) of each stage's map, from a forward pass over a blank (H, W, C) image.
-
-    Raises TapError, or ArchError if the network cannot process such an image.
-    """
-    height, width, channels = image_shape
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad(), read_stages(network, stages, as_is, (height, width)) as maps:
-            network(torch.zeros(1, channels, height, width))
-            shapes = {stage: tuple(maps[stage].shape[1:]) for stage in stages}
-    except TapError as error:
-        raise TapError(f"student.stages: {error.problem}", fix=error.fix) from None
-    except RuntimeError as error:
-        raise ArchError(
-            f"student.arch: the network cannot process images of {height}x{width} pixels and "
-            f"{channels} channels: {str(error).splitlines()[0]}"
-        ) from error
-    network.train(was_training)
-    return shapes
-
-
-@torch.no_grad()
-def _embedding_size(
-    network: nn.Module, classifiers: Sequence[str], image_shape: tuple[int, int, int]
-) -> int:
-    height, width, channels = image_shape
-    was_training, values = network.training, dict[str, Tensor]()
-    network.eval()
-    with read_embedding(network, classifiers, values):
-        network(torch.zeros(1, channels, height, width))
-    network.train(was_training)
-    return embedding_read(values, classifiers).shape[1]
 
 
 def _projector(in_features: int, out_features: int, kind: str) -> nn.Module:

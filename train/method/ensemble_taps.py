@@ -1,4 +1,4 @@
-"""The taps of several teachers with a common numbering and weights.
+"""The taps of one or several teachers with a common numbering and weights.
 
 Stages of the second teacher are numbered after those of the first, and so on. Means are scaled by
 the square root of the teacher's weight, for teacher and student, so that a sum of squared
@@ -29,7 +29,7 @@ class EnsembleTaps:
 
 
 def combine_taps(taps: Sequence[Mapping[str, TapSpec]], weights: Sequence[float]) -> EnsembleTaps:
-    """Combine the taps of several teachers; taps, weights: one entry per teacher."""
+    """Combine the taps of one or several teachers; taps, weights: one entry per teacher."""
     specs = {tap: spec for tap, spec in taps[0].items() if not tap.startswith("stage")}
     student_stage, scale = {}, {}
     names = number_stages([len(in_order(own, "stage")) for own in taps])

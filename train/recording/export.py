@@ -28,6 +28,7 @@ from teach_once.configs.commands import student_command
 from teach_once.configs.schema import as_plain
 from teach_once.nets.metrics import ErrorRates, count_errors
 from teach_once.nets.networks.archs import may_have_stem
+from teach_once.nets.student import build_student, is_pair, thinner
 from teach_once.nets.weights.files import load_weights
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.runtime.safe.files import folder_written_aside
@@ -37,10 +38,11 @@ from teach_once.store.identity import file_sha256, identity_sha256
 from teach_once.store.read.mirror import named_as
 from teach_once.train.engine.evaluation import evaluate
 from teach_once.train.errors import TrainError
-from teach_once.train.method.residual import build_student, hint_stage, is_pair, thinner
+from teach_once.train.method.connectors import hint_stage
 from teach_once.train.recording.exported import NAMES, card_document, verify_export
 from teach_once.train.runs.files import EMA, SUMMARY_FILE
 from teach_once.train.runs.study import Run
+from teach_once.train.terms import looked_at
 from teach_once.views.pixels.batches import Pixels
 from teach_once.views.pixels.resident import evaluation_pixels
 
@@ -166,7 +168,7 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
         "model": student.arch,
         **({"stem": student.stem} if may_have_stem(student.arch) else {}),
         "options": dict(student.options),
-        **({"two_of": as_plain(thinner(student))} if is_pair(run.terms) else {}),
+        **({"two_of": as_plain(thinner(student))} if is_pair(looked_at(run.terms)) else {}),
         "classes": list(study.dataset.class_names),
         "normalization": as_plain(study.teacher.dataset.normalization),
         "shown": as_plain(study.teacher.views.eval_transform),
@@ -183,8 +185,8 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
 def _loaded(run: Run, weights: Path) -> nn.Module:
     study = run.study
     network = build_student(
-        study.config,
-        run.terms,
+        study.config.student,
+        looked_at(run.terms),
         hint_stage(study.cache.taps),
         num_classes=study.dataset.num_classes,
         image_shape=study.image_shape,

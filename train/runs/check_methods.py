@@ -14,18 +14,18 @@ from pathlib import Path
 from teach_once.configs.schema import LossTerm, StudentConfig, TeacherConfig, TopLogits
 from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.networks.layout import TapError
+from teach_once.nets.student import build_student, describe_student
 from teach_once.nets.teacher.taps import Tap, taps_asked, teacher_stages
 from teach_once.nets.teacher.teacher import fresh_teacher
 from teach_once.nets.weights.source import is_downloadable
+from teach_once.nets.weights.start import start_student
 from teach_once.store.errors import fixes_spelled_by
 from teach_once.store.format.spec import TapSpec
 from teach_once.train.errors import TrainError
 from teach_once.train.losses import lskd
 from teach_once.train.method.connector_ends import check_ends
-from teach_once.train.method.connectors import connectors_for
+from teach_once.train.method.connectors import connectors_for, hint_stage
 from teach_once.train.method.ensemble_taps import EnsembleTaps, combine_taps
-from teach_once.train.method.pretrained import start_student
-from teach_once.train.method.residual import build_student, hint_stage
 from teach_once.train.runs.study import Study
 from teach_once.train.runs.teachers import (
     StudyTeacher,
@@ -36,7 +36,7 @@ from teach_once.train.runs.teachers import (
     teacher_configs,
 )
 from teach_once.train.schedule import weight_at
-from teach_once.train.terms import check_options, loss_named, taps_of
+from teach_once.train.terms import check_options, looked_at, loss_named, taps_of
 from teach_once.views.augment.augment import check_augmentable, view_shape
 from teach_once.views.datasets import Dataset, load_dataset
 
@@ -128,10 +128,10 @@ def check_without_cache(
         check_same_views(first, dataset, other, theirs)
         taps.append(check_teacher(other, theirs))
     shape = view_shape(dataset.train.first_shape, first.views.augment)
-    ensemble = combine_taps(taps, config.weight_of_each) if len(taps) > 1 else None
+    combined = combine_taps(taps, config.weight_of_each)
     for method in methods:
         terms = config.methods[method]
-        check_student(config, terms, taps[0], shape, dataset.num_classes, ensemble)
+        check_student(config, terms, combined, shape, dataset.num_classes)
 
 
 def check_several_teachers(config: StudentConfig, methods: Sequence[str]) -> None:
@@ -178,23 +178,20 @@ def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]
 def check_student(
     config: StudentConfig,
     terms: Sequence[LossTerm],
-    taps: Mapping[str, TapSpec],
+    teachers: EnsembleTaps,
     image_shape: tuple[int, int, int],
     num_classes: int,
-    ensemble: EnsembleTaps | None = None,
 ) -> None:
-    """Raise ArchError, TapError or StageMismatch unless the student fits these taps.
-
-    ensemble: combined taps of several teachers, in place of `taps`.
-    """
+    """Raise ArchError, TapError or StageMismatch unless the student fits the teachers' taps."""
+    net, outputs = config.student, looked_at(terms)
     network = build_student(
-        config, terms, hint_stage(taps), num_classes=num_classes, image_shape=image_shape
+        net, outputs, hint_stage(teachers.specs), num_classes=num_classes, image_shape=image_shape
     )
-    init = config.student.init
+    init = net.init
     if init is not None and not is_downloadable(init):
         start_student(network, config, image_shape)
-    taps = ensemble.specs if ensemble else taps
-    connectors_for(network, config.student, terms, taps, image_shape, 0, ensemble)
+    parts = describe_student(network, net, outputs, image_shape)
+    connectors_for(parts, net.connector, outputs, teachers, 0)
 
 
 def check_all_logits(method: str, terms: Sequence[LossTerm], top: int | None) -> None:

@@ -23,11 +23,10 @@ from teach_once.configs.schema import (
 )
 from teach_once.nets.networks.archs import ArchError, has_stem
 from teach_once.nets.teacher.identity import arch_source, init_identity
-from teach_once.nets.weights.container import check_container
+from teach_once.nets.weights.container import check_container, open_weights
 from teach_once.nets.weights.source import is_downloadable, refuse_misspelled, weights_file
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.formats import counted
-from teach_once.runtime.safe.safe_read import open_regular
 from teach_once.store.errors import CacheAmbiguous, CacheError
 from teach_once.store.identity import differences, file_sha256, identity_sha256, told
 from teach_once.store.inspect.find import find_cache
@@ -216,7 +215,7 @@ def _ranks_of(trained: Mapping[str, Any]) -> int:
 def _replaced_since(config: TeacherConfig, weights: Path) -> list[str]:
     """Return a note if the weights were replaced. Raises ArchError if the file is not valid."""
     try:
-        with open_regular(weights, follow=True) as file:
+        with open_weights(weights, follow=True) as file:
             check_container(file, weights)
     except ArchError as error:
         raise ArchError(error.problem, fix=teacher_command(config, "--retrain")) from None

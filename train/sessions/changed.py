@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 def check_unchanged(run: AnyRun, planned: Mapping[str, Any]) -> None:
     """Raise TrainError unless a run's identity in this process is the planned one."""
-    if found := differences(planned, run.identity):
-        raise _changed(run, list(dict.fromkeys(_name_of(each.field) for each in found)))
+    _check_same(run, planned, run.identity)
 
 
 def changed_since_planned(run: Run, planned: Mapping[str, Any]) -> str:
@@ -46,17 +45,18 @@ def check_inputs(run: Run | TeacherRun) -> None:
 
 def check_teacher_weights(run: Run, weights: str, cache: TeacherCache) -> None:
     """Raise TrainError unless the cache was made with the loaded teacher's weights."""
-    found, expected = known_sha256(weights), cache.identity["teacher"]["weights_sha256"]
-    if found != expected:
-        raise _changed(run, ["teacher.weights"])
+    expected = cache.identity["teacher"]["weights_sha256"]
+    _check_same(run, {"teacher.weights": expected}, {"teacher.weights": known_sha256(weights)})
 
 
-def _changed(run: AnyRun, names: list[str]) -> TrainError:
-    verb = "has" if len(names) == 1 else "have"
-    return TrainError(
-        f"{run}: {', '.join(names)} {verb} changed since this command began",
-        fix="run the same command again to train with the current files",
-    )
+def _check_same(run: AnyRun, planned: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    changed = differences(planned, found)
+    if names := list(dict.fromkeys(_name_of(each.field) for each in changed)):
+        verb = "has" if len(names) == 1 else "have"
+        raise TrainError(
+            f"{run}: {', '.join(names)} {verb} changed since this command began",
+            fix="run the same command again to train with the current files",
+        )
 
 
 def _name_of(field: str) -> str:

@@ -15,8 +15,16 @@ from torch import nn
 from teach_once.configs.schema import AdamW, TeacherConfig
 from teach_once.nets.networks.archs import stem_hint
 from teach_once.nets.networks.precision import bfloat16_hint
+from teach_once.nets.student import (
+    StudentParts,
+    build_student,
+    describe_student,
+    is_pair,
+    thinner,
+)
 from teach_once.nets.teacher.taps import taps_stored
 from teach_once.nets.teacher.teacher import load_teacher_network, use_batch_statistics
+from teach_once.nets.weights.start import start_student
 from teach_once.runtime.command.options import Compute
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.formats import counted
@@ -30,15 +38,8 @@ from teach_once.train.engine.step import TrainContext
 from teach_once.train.engine.train_state import build_train_state
 from teach_once.train.errors import TrainError
 from teach_once.train.method.connector_ends import format_linear, mean_squares
-from teach_once.train.method.connectors import (
-    Connectors,
-    connectors_for,
-    student_classifiers,
-    student_stages,
-)
-from teach_once.train.method.ensemble_taps import EnsembleTaps, combine_taps
-from teach_once.train.method.pretrained import start_student
-from teach_once.train.method.residual import build_student, hint_stage, is_pair, thinner
+from teach_once.train.method.connectors import Connectors, connectors_for, hint_stage
+from teach_once.train.method.ensemble_taps import combine_taps
 from teach_once.train.outputs.cached_teacher import (
     CachedTeacher,
     Placement,
@@ -53,7 +54,7 @@ from teach_once.train.recording.options import Recording
 from teach_once.train.recording.printing import print_once
 from teach_once.train.runs.check_methods import check_methods
 from teach_once.train.runs.retrain import take_place
-from teach_once.train.runs.study import Run, Study
+from teach_once.train.runs.study import Run
 from teach_once.train.runs.teachers import StudyTeacher
 from teach_once.train.sessions.changed import check_inputs, check_teacher_weights
 from teach_once.train.sessions.loop import RunTraining
@@ -141,7 +142,7 @@ def open_context(
             fix="train in one process",
         )
     data = data or study.pixels(device, num_workers)
-    network, connectors = _fresh_networks(run)
+    network, parts, connectors = _fresh_networks(run)
     for each in (network, connectors):
         if each is not None:
             convert_sync_batchnorm(each, run.training, ranks)
@@ -152,8 +153,8 @@ def open_context(
         connectors,
         run.training,
         device,
-        stages=student_stages(study.config.student, run.terms),
-        classifiers=student_classifiers(network, run.terms, study.image_shape),
+        stages=parts.modules,
+        classifiers=parts.classifiers,
         freeze_idle_classifier=run.training.freeze_idle_classifier,
         start=start,
         mean_squares=mean_squares(study) if "means" in looked_at(run.terms) else (),
@@ -165,28 +166,27 @@ def open_context(
     return TrainContext(run, data, train_state, teacher, _shuffle(run))
 
 
-def _fresh_networks(run: Run) -> tuple[nn.Module, Connectors | None]:
-    study = run.study
+def _fresh_networks(run: Run) -> tuple[nn.Module, StudentParts, Connectors | None]:
+    study, net, outputs = run.study, run.study.config.student, looked_at(run.terms)
+    taps = [each.cache.taps for each in study.teachers]
+    teachers = combine_taps(taps, [each.weight for each in study.teachers])
     network = build_student(
-        study.config,
-        run.terms,
-        hint_stage(study.cache.taps),
+        net,
+        outputs,
+        hint_stage(teachers.specs),
         num_classes=study.dataset.num_classes,
         image_shape=study.image_shape,
         seed=run.seed,
     )
-    ensemble = combine_teacher_taps(study)
-    taps = ensemble.specs if ensemble else study.cache.taps
-    student, shape = study.config.student, study.image_shape
+    parts = describe_student(network, net, outputs, study.image_shape)
     linear = run.linear_connectors
-    return network, connectors_for(
-        network, student, run.terms, taps, shape, run.seed, ensemble, linear
-    )
+    connectors = connectors_for(parts, net.connector, outputs, teachers, run.seed, linear)
+    return network, parts, connectors
 
 
 def train_state_bytes(run: Run) -> int:
     """Return the bytes of a student's weights, gradients, optimizer state and weight average."""
-    network, connectors = _fresh_networks(run)
+    network, _, connectors = _fresh_networks(run)
     weights = sum(_bytes_of(each) for each in (network, connectors) if each is not None)
     momenta = 2 if isinstance(run.training.optimizer, AdamW) else 1
     average = _bytes_of(network) if run.training.ema is not None else 0
@@ -290,14 +290,6 @@ def _live(
     return LiveTeacher(teacher, taps_stored({tap: cache.taps[tap] for tap in taps}))
 
 
-def combine_teacher_taps(study: Study) -> EnsembleTaps | None:
-    """Combine the taps of several teachers with a common numbering; None for one teacher."""
-    if len(study.teachers) == 1:
-        return None
-    taps = [each.cache.taps for each in study.teachers]
-    return combine_taps(taps, [each.weight for each in study.teachers])
-
-
 def _weights_name(teacher: TeacherConfig) -> str:
     """Return the name of the weights file without its folders, or a published name."""
     return Path(teacher.teacher.weights).name
@@ -307,7 +299,7 @@ def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
     study, net = run.study, run.study.config.student
     return {
         "student": study.config.name,
-        "model": f"2 x {thinner(net).arch}" if is_pair(run.terms) else net.arch,
+        "model": f"2 x {thinner(net).arch}" if is_pair(looked_at(run.terms)) else net.arch,
         "num_samples": len(study.dataset.train),
         "num_classes": study.dataset.num_classes,
         "is_taught": bool(run.needed_taps),

@@ -14,6 +14,7 @@ from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.networks.names import check_arch
 from teach_once.nets.networks.zoo import build_net
 from teach_once.nets.weights.files import save_atomically
+from teach_once.nets.weights.start import start_from
 from teach_once.runtime.command.cost import measured_rate
 from teach_once.runtime.command.options import Compute
 from teach_once.runtime.command.signals import StopRequest
@@ -26,7 +27,6 @@ from teach_once.train.engine.ranks import ALONE, Ranks
 from teach_once.train.engine.step import TrainContext
 from teach_once.train.engine.train_state import build_train_state
 from teach_once.train.errors import TrainError
-from teach_once.train.method.pretrained import start_from
 from teach_once.train.outputs.teacher_outputs import NoTeacher
 from teach_once.train.recording.options import Recording
 from teach_once.train.runs.weights import TeacherExists, TeacherRun, load_teacher_data

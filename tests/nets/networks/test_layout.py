@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from teach_once.nets.networks.archs import VISION_TRANSFORMERS
 from teach_once.nets.networks.layout import Layout, TapError, as_map, layout_of
+from teach_once.nets.networks.names import stage_modules
 from teach_once.nets.networks.zoo import build
-from teach_once.nets.teacher.taps import as_is, changed_in_place, read_stages, stage_modules
+from teach_once.nets.teacher.taps import as_is, changed_in_place, read_stages
 from teach_once.runtime.machine.torchvision_shim import import_torchvision
 
 

@@ -15,8 +15,9 @@ from torch import nn
 from teach_once.configs.schema import TeacherNet
 from teach_once.nets.networks.archs import CIFAR_RESNETS, ArchError, known_archs
 from teach_once.nets.networks.layout import TapError
+from teach_once.nets.networks.names import stage_modules
 from teach_once.nets.networks.zoo import build
-from teach_once.nets.teacher.taps import as_is, channel_means, read_stages, stage_modules
+from teach_once.nets.teacher.taps import as_is, channel_means, read_stages
 from teach_once.nets.teacher.teacher import load_teacher_network, recalibrate
 from teach_once.nets.weights.files import load_weights, save_atomically
 from teach_once.nets.weights.source import fetched_weights

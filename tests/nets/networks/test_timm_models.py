@@ -9,10 +9,10 @@ from torch import nn
 from teach_once.configs.load import load_teacher, to_yaml
 from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.networks.layout import layout_of
-from teach_once.nets.networks.names import check_arch
+from teach_once.nets.networks.names import check_arch, stage_modules
 from teach_once.nets.networks.timm_models import stages_of
 from teach_once.nets.networks.zoo import build
-from teach_once.nets.teacher.taps import as_is, read_stages, stage_modules
+from teach_once.nets.teacher.taps import as_is, read_stages
 
 # Small models, one for each form that a stage's output has: maps, maps with channels last (by
 # attribute, by class), tokens with a class token, with registers too, and without any.

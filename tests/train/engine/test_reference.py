@@ -11,8 +11,8 @@ from torch import nn
 
 from teach_once.configs.schema import CenterCrop, ViewsConfig
 from teach_once.nets.metrics import count_errors
+from teach_once.nets.networks.names import stage_modules
 from teach_once.nets.networks.zoo import build
-from teach_once.nets.teacher.taps import stage_modules
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.engine.train_state import build_train_state
 from teach_once.train.method.connectors import Connectors, build_connectors

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from teach_once.configs.schema import StudentNet
 from teach_once.nets.metrics import ErrorRates
+from teach_once.nets.networks.names import stage_modules
 from teach_once.nets.networks.zoo import build
-from teach_once.nets.teacher.taps import as_is, read_stages, stage_modules
+from teach_once.nets.student import describe_student
+from teach_once.nets.teacher.taps import as_is, read_stages
 from teach_once.nets.weights.files import load_weights
 from teach_once.report.runs import results_in
 from teach_once.runtime.command.options import Compute
@@ -31,7 +34,6 @@ from teach_once.train.method.connectors import (
     Connectors,
     StageMismatch,
     build_connectors,
-    student_shapes,
 )
 from teach_once.train.outputs.cached_teacher import CachedTeacher
 from teach_once.train.recording.checkpoint import Partial
@@ -415,14 +417,14 @@ def test_stages_that_do_not_match_are_refused() -> None:
         Connectors({"stage1": 4}, {"stage1": 8}, "none")
 
 
-def test_the_students_shapes_are_those_of_its_maps_and_leave_the_network_as_it_was() -> None:
+def test_describe_student_returns_its_shapes_and_leaves_the_network_as_it_was() -> None:
     network = build("resnet8", num_classes=2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert student_shapes(network, stage_modules("resnet8"), (16, 16, 3)) == {
-        "stage1": (16, 16, 16),
-        "stage2": (32, 8, 8),
-        "stage3": (64, 4, 4),
-    }
+    net = StudentNet(arch="resnet8")
+    parts = describe_student(network, net, {"means", "pre_logits"}, (16, 16, 3))
+    assert parts.modules == stage_modules("resnet8")
+    assert parts.shapes == {"stage1": (16, 16, 16), "stage2": (32, 8, 8), "stage3": (64, 4, 4)}
+    assert (parts.classifiers, parts.embedding) == (("fc",), 64)
     assert network.training
     assert all((value == before[name]).all() for name, value in network.state_dict().items())
     with read_stages(network, stage_modules("resnet8"), as_is) as maps:

@@ -16,9 +16,9 @@ from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.nets.weights.source import weights_file
+from teach_once.nets.weights.start import start_from
 from teach_once.runtime.command.options import Compute
 from teach_once.train.errors import TrainError
-from teach_once.train.method.pretrained import start_from
 from teach_once.train.recording.checkpoint import Partial
 from teach_once.train.recording.options import Recording
 from teach_once.train.recording.recorder import Recorder
@@ -260,7 +260,7 @@ def test_more_frozen_stages_than_there_are_is_refused(
     make_study: MakeStudy, tmp_path: Path
 ) -> None:
     settings = [f"student.init={weights_of(tmp_path)}", "training.frozen_stages=4"]
-    with pytest.raises(TrainError, match="frozen_stages is 4, but the network has 3 stages"):
+    with pytest.raises(ArchError, match="frozen_stages is 4, but the network has 3 stages"):
         begun(make_study(student=settings))
 
 

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from teach_once.configs.load import load_student
 from teach_once.configs.schema import LossTerm
 from teach_once.nets.networks.archs import ArchError
+from teach_once.nets.networks.layout import TapError
 from teach_once.nets.networks.zoo import build
+from teach_once.nets.student import StudentAndAssistant, build_student
 from teach_once.nets.teacher.taps import as_is, read_stages
 from teach_once.train import losses
 from teach_once.train.errors import TrainError
 from teach_once.train.method.optimizer import parameter_groups
-from teach_once.train.method.residual import StudentAndAssistant, build_student
 from teach_once.train.recording.export import export_student
 from teach_once.train.recording.recorder import EpochResult
 from teach_once.train.runs.check_methods import check_without_cache
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import open_context, train_student
+from teach_once.train.terms import looked_at
 from tests.support.caches.teacher_cache import CPU
 from tests.support.training.training_runs import largest_relative
 
@@ -174,14 +176,14 @@ def test_a_pair_is_exported_as_one_program(make_study: MakeStudy, tmp_path: Path
 
 def test_what_a_pair_cannot_be_made_of_is_refused() -> None:
     def built(*overrides: str, hint: str | None = "stage2") -> nn.Module:
-        config = load_student("digits-resnet8", overrides)
-        return build_student(config, TERMS, hint, num_classes=10, image_shape=(32, 32, 3))
+        net, outputs = load_student("digits-resnet8", overrides).student, looked_at(TERMS)
+        return build_student(net, outputs, hint, num_classes=10, image_shape=(32, 32, 3))
 
     with pytest.raises(ArchError, match=r"no thinner copy of resnet18(?s:.*)student.thinner.arch="):
         built("student.arch=resnet18")
-    with pytest.raises(TrainError, match=r"student.init is for one network"):
+    with pytest.raises(ArchError, match=r"student.init is for one network"):
         built("student.init=weights.pt")
-    with pytest.raises(TrainError, match="the cache's hint is stage4, which the student lacks"):
+    with pytest.raises(TapError, match="the cache's hint is stage4, which the student lacks"):
         built(hint="stage4")
     named = built("student.arch=resnet18", "student.thinner={arch: resnet14}")
     assert len(named.student.layer1) == 2

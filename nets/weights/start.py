@@ -16,10 +16,9 @@ from torch import nn
 from teach_once.configs.schema import StudentConfig, Training
 from teach_once.nets.networks.archs import ArchError, timm_model
 from teach_once.nets.networks.classifier import classifiers_of
-from teach_once.nets.teacher.taps import stage_modules
+from teach_once.nets.networks.names import listed_until, stage_modules
 from teach_once.nets.weights.files import load_weights
 from teach_once.nets.weights.source import fetched_weights
-from teach_once.train.errors import TrainError
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ def start_from(
 
     init: a source of weights, see `nets.weights.source`; None: nothing is done. key: the config's
     key for messages. stages: the config's stages. image_shape: (H, W, C). Raises ArchError if the
-    weights are missing or do not fit, and TapError or TrainError if there are fewer stages than
-    frozen stages.
+    weights are missing or do not fit, or if there are fewer stages than are to be frozen; TapError
+    if there are none.
     """
     if init is None:
         return None
@@ -110,11 +109,11 @@ def freeze(network: nn.Module, stages: Mapping[str, str], count: int) -> list[nn
     """Freeze the first `count` (from 1) stages and all modules listed before them.
 
     stages: "stageN" -> module. The order is the order in which the network's constructor added its
-    modules. Returns the modules that must stay in evaluation mode. Raises TrainError if there are
+    modules. Returns the modules that must stay in evaluation mode. Raises ArchError if there are
     fewer stages.
     """
     if count > len(stages):
-        raise TrainError(
+        raise ArchError(
             f"training.frozen_stages is {count}, but the network has {len(stages)} stages",
             fix=f"training.frozen_stages={len(stages)}",
         )
@@ -129,9 +128,3 @@ def freeze(network: nn.Module, stages: Mapping[str, str], count: int) -> list[nn
         for name, module in named[:end]
         if name and not any(other.startswith(f"{name}.") for other in after)
     ]
-
-
-def listed_until(network: nn.Module, module: str) -> int:
-    """Count the modules that a network lists up to the end of `module`, inclusive."""
-    names = [name for name, _ in network.named_modules()]
-    return max(n for n, name in enumerate(names, start=1) if f"{name}.".startswith(f"{module}."))

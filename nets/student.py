@@ -1,8 +1,9 @@
-"""The network of Residual KD: a student and an assistant, each a thinner copy of the plain student.
+"""A student's network, and what losses read of it: its stages, their shapes, its embedding.
 
-At one stage, the student's map is trained to match the teacher's map, and the assistant's map to
-match the remaining difference. Their sum is passed to the rest of the student. The stage is that of
-the cache's hint.
+One network, or the pair of Residual KD: a student and an assistant, each a thinner copy of the
+plain student. At one stage, the student's map is trained to match the teacher's map, and the
+assistant's map to match the remaining difference. Their sum is passed to the rest of the student.
+The stage is that of the cache's hint.
 
     images -> student up to the stage   -> F_S --+
     images -> assistant up to the stage -> F_A --+-> the rest of the student -> logits
@@ -13,18 +14,19 @@ explains the choices that the paper leaves open.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from teach_once.configs.schema import LossTerm, StudentConfig, StudentNet, ThinNet
+from teach_once.configs.schema import StudentNet, ThinNet
 from teach_once.nets.networks.archs import CIFAR_RESNETS, ArchError
+from teach_once.nets.networks.classifier import classifiers_of, embedding_read, read_embedding
+from teach_once.nets.networks.layout import TapError
+from teach_once.nets.networks.names import listed_until, stage_modules
 from teach_once.nets.networks.zoo import build_net
-from teach_once.nets.teacher.taps import stage_modules
-from teach_once.store.format.spec import TapSpec
-from teach_once.train.errors import TrainError
-from teach_once.train.method.pretrained import listed_until
-from teach_once.train.terms import looked_at
+from teach_once.nets.teacher.taps import as_is, read_stages
 
 _THINNER = (
     0.7  # fraction of the channels, so half of the products: two such networks cost as much as one
@@ -77,9 +79,28 @@ class StudentAndAssistant(nn.Module):
         return logits
 
 
+@dataclass(frozen=True)
+class StudentParts:
+    """The parts of a student's network that losses read.
+
+    modules: {"stage1": module, ...}; {} if no loss reads a map. shapes: (C, H, W) of their maps.
+    classifiers: the modules that the embedding enters; () if no loss reads it. embedding: its size.
+    """
+
+    modules: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    classifiers: tuple[str, ...] = ()
+    embedding: int = 0
+
+    @property
+    def stages(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the stages, without the two maps of a pair."""
+        return {stage: shape for stage, shape in self.shapes.items() if stage not in PARTS}
+
+
 def build_student(
-    config: StudentConfig,
-    terms: Sequence[LossTerm],
+    net: StudentNet,
+    outputs: Collection[str],
     hint_stage: str | None,
     *,
     num_classes: int,
@@ -88,22 +109,21 @@ def build_student(
 ) -> nn.Module:
     """Build the network that a method trains: the config's, or Residual KD's pair of thinner ones.
 
-    hint_stage: stage of the cache's hint, such as "stage2"; None: no hint. image_shape: (H, W, C).
-    The weights depend on `seed` alone. Raises ArchError, TapError or TrainError if it cannot be
-    built.
+    outputs: the parts of the student that the losses read. hint_stage: of the cache, as "stage2";
+    None: it has none. image_shape: (H, W, C). The weights depend on `seed` alone. Raises ArchError,
+    TapError.
     """
-    net = config.student
-    if not is_pair(terms):
+    if not is_pair(outputs):
         return build_net(net, num_classes=num_classes, image_shape=image_shape, seed=seed)
     if net.init is not None:
-        raise TrainError(
+        raise ArchError(
             "student.init is for one network, but the loss residual trains two thinner ones",
             fix="student.init=null",
         )
     thin = thinner(net)
     stages = stage_modules(thin.arch, net.stages, key="student.stages")
     if hint_stage not in stages:
-        raise TrainError(f"residual: the cache's hint is {hint_stage}, which the student lacks")
+        raise TapError(f"residual: the cache's hint is {hint_stage}, which the student lacks")
 
     student, assistant = (
         build_net(thin, num_classes=num_classes, image_shape=image_shape, seed=own)
@@ -112,14 +132,64 @@ def build_student(
     return StudentAndAssistant(student, assistant, stages[hint_stage])
 
 
-def hint_stage(taps: Mapping[str, TapSpec]) -> str | None:
-    """Return the stage of the hint in a cache with these taps; None if there is no hint."""
-    return taps["hint"].stage if "hint" in taps else None
+def describe_student(
+    network: nn.Module,
+    net: StudentNet,
+    outputs: Collection[str],
+    image_shape: tuple[int, int, int],
+) -> StudentParts:
+    """Find the modules that losses read, and the shapes there, by one pass over a blank image.
+
+    outputs: the parts of the student that the losses read. image_shape: (H, W, C). Raises TapError
+    if the network lacks one, ArchError if it cannot take such an image.
+    """
+    stages: dict[str, str] = {}
+    if set(outputs) - {"logits", "pre_logits"}:
+        arch = thinner(net).arch if is_pair(outputs) else net.arch
+        stages = stage_modules(arch, net.stages, key="student.stages")
+    if is_pair(outputs):
+        stages = {stage: f"student.{module}" for stage, module in stages.items()} | PARTS
+    return _read_parts(network, stages, image_shape, has_embedding="pre_logits" in outputs)
 
 
-def is_pair(terms: Sequence[LossTerm]) -> bool:
-    """Return True if these losses read the two maps of student and assistant."""
-    return "parts" in looked_at(terms)
+@torch.no_grad()
+def _read_parts(
+    network: nn.Module,
+    stages: Mapping[str, str],
+    image_shape: tuple[int, int, int],
+    *,
+    has_embedding: bool = False,
+) -> StudentParts:
+    """Return the parts with these modules; the network stays in its mode."""
+    height, width, channels = image_shape
+    values: dict[str, Tensor] = {}
+    was_training = network.training
+    network.eval()
+    key = "student.stages"
+    try:
+        with read_stages(network, stages, as_is, (height, width)) as maps:
+            network(torch.zeros(1, channels, height, width))
+            shapes = {stage: tuple(maps[stage].shape[1:]) for stage in stages}
+        key = "student.arch"
+        classifiers = classifiers_of(network, image_shape) if has_embedding else ()
+        with read_embedding(network, classifiers, values):
+            if classifiers:
+                network(torch.zeros(1, channels, height, width))
+        size = embedding_read(values, classifiers).shape[1] if classifiers else 0
+    except TapError as error:
+        raise TapError(f"{key}: {error.problem}", fix=error.fix) from None
+    except RuntimeError as error:
+        raise ArchError(
+            f"student.arch: the network cannot process images of {height}x{width} pixels and "
+            f"{channels} channels: {str(error).splitlines()[0]}"
+        ) from error
+    network.train(was_training)
+    return StudentParts(stages, shapes, classifiers, size)
+
+
+def is_pair(outputs: Collection[str]) -> bool:
+    """Return True if the losses read the two maps of student and assistant."""
+    return "parts" in outputs
 
 
 def thinner(net: StudentNet) -> ThinNet:

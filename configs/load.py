@@ -115,7 +115,7 @@ def _load(
     text: str | None,
 ) -> Config:
     path = _find(kind, str(name_or_path)) if text is None else Path(name_or_path)
-    _refuse_keys_of_the_other_file(schema, overrides)
+    _check_other_keys(schema, overrides)
     try:
         raw = _read_yaml(path) if text is None else _parsed(text)
         expand_home(raw, kind)
@@ -142,7 +142,7 @@ def _load(
     return config
 
 
-def _refuse_keys_of_the_other_file(schema: type, overrides: Sequence[str]) -> None:
+def _check_other_keys(schema: type, overrides: Sequence[str]) -> None:
     """Raise ConfigError for a teacher's key in a student's override, and the reverse."""
     own, teachers = set(field_names(schema)), set(field_names(TeacherConfig))
     for item in overrides:
@@ -165,7 +165,7 @@ def _unusable(path: Path, lines: Sequence[str]) -> ConfigError:
     return ConfigError("\n  ".join([f"{_shown(path)} cannot be used:", *lines]))
 
 
-def refuse_missing_data(config: TeacherConfig, *, packing: bool = False) -> None:
+def check_data_exists(config: TeacherConfig, *, packing: bool = False) -> None:
     """Raise ConfigError if the images named in a config do not exist.
 
     packing: for the program that packs them, which needs the original images.

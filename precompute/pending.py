@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from teach_once.configs.schema import TeacherConfig
-from teach_once.nets.weights.source import refuse_misspelled
+from teach_once.nets.weights.source import check_spelling
 from teach_once.precompute.compute.setup import Setup
 from teach_once.store.errors import (
     CacheAmbiguous,
@@ -99,7 +99,7 @@ def without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, st
         raise
     except CacheError as error:
         return None, error.problem
-    refuse_misspelled(setup.config.teacher.weights, cache.identity["teacher"]["weights_sha256"])
+    check_spelling(setup.config.teacher.weights, cache.identity["teacher"]["weights_sha256"])
     cache.refuse_unless(setup.identity, labels=train.labels, canary=pixel_canary(train, views))
     if not setup.is_held_by(cache.taps):
         wanted = ", ".join(setup.tap_names)

@@ -58,8 +58,30 @@ class Pace(NamedTuple):
     images_per_second: float = 0.0
 
 
-_here: tuple[PassRecipe, TeacherPass] | None = None  # set in worker processes
-_spool_folders: dict[Path, tuple[Path, WriterLock]] = {}
+class _Worker:
+    """The pass that this worker process has built, and its spool folders, which it locks."""
+
+    def __init__(self) -> None:
+        self._built: tuple[PassRecipe, TeacherPass] | None = None
+        self._spool_folders: dict[Path, tuple[Path, WriterLock]] = {}
+
+    def teacher_pass(self, recipe: PassRecipe) -> TeacherPass:
+        """Build the pass once per process; only the rate changes. Raises ClusterError."""
+        if self._built is None or self._built[0] != recipe:
+            self._built = None  # free its memory before building the next pass
+            self._built = recipe, _build_pass(recipe)
+        return self._built[1]
+
+    def spool_folder(self, teacher_pass: TeacherPass) -> Path:
+        """Return this process's spool folder: the cache's folder, if it is local."""
+        if place_at(teacher_pass.setup.path).is_local:
+            return teacher_pass.folder
+        if teacher_pass.folder not in self._spool_folders:
+            self._spool_folders[teacher_pass.folder] = numbered_folder(teacher_pass.folder)
+        return self._spool_folders[teacher_pass.folder][0]
+
+
+_worker = _Worker()  # Ray calls functions of this module, which keep their work here
 
 
 def compute(
@@ -69,10 +91,10 @@ def compute(
 
     Raises CacheError or DatasetError.
     """
-    teacher_pass = _teacher_pass(recipe)
+    teacher_pass = _worker.teacher_pass(recipe)
     teacher_pass.batch_size, teacher_pass.images_per_second = pace
     setup, quiet = teacher_pass.setup, Console(file=io.StringIO())
-    writer = writer_on_node(handout, work, _own_spool_folder(teacher_pass))
+    writer = writer_on_node(handout, work, _worker.spool_folder(teacher_pass))
     with (
         naming_changed_files(setup),
         fixes_spelled_by(
@@ -85,7 +107,7 @@ def compute(
 
 def measured_pace(recipe: PassRecipe, batch_size: int | None) -> Pace:
     """Measure the rate at `batch_size`; None: at the fastest batch size."""
-    teacher_pass = _teacher_pass(recipe)
+    teacher_pass = _worker.teacher_pass(recipe)
     if batch_size is None:
         return Pace(*fastest_batch(teacher_pass))
     teacher_pass.batch_size = batch_size
@@ -94,28 +116,10 @@ def measured_pace(recipe: PassRecipe, batch_size: int | None) -> Pace:
 
 def measured_of_pass(recipe: PassRecipe, images_per_second: float) -> dict[str, float]:
     """Return `precompute.run_pass.measured` for a pass whose blocks are all committed."""
-    return measured(_teacher_pass(recipe), images_per_second, Console(file=io.StringIO()))
+    return measured(_worker.teacher_pass(recipe), images_per_second, Console(file=io.StringIO()))
 
 
-def _own_spool_folder(teacher_pass: TeacherPass) -> Path:
-    """Return this process's spool folder: the cache's folder, if it is local."""
-    if place_at(teacher_pass.setup.path).is_local:
-        return teacher_pass.folder
-    if teacher_pass.folder not in _spool_folders:
-        _spool_folders[teacher_pass.folder] = numbered_folder(teacher_pass.folder)
-    return _spool_folders[teacher_pass.folder][0]
-
-
-def _teacher_pass(recipe: PassRecipe) -> TeacherPass:
-    """Build the pass once per process; only the rate changes. Raises ClusterError."""
-    global _here
-    if _here is None or _here[0] != recipe:
-        _here = None  # free its memory before building the next pass
-        _here = recipe, _built(recipe)
-    return _here[1]
-
-
-def _built(recipe: PassRecipe) -> TeacherPass:
+def _build_pass(recipe: PassRecipe) -> TeacherPass:
     kept_in = spool_folder(recipe.caches, recipe.spool)
     use_mirror(recipe.mirror)
     dataset = load_dataset(recipe.config.dataset, kept_in)

@@ -109,7 +109,7 @@ def results_in(folder: Path, names: Sequence[str] = (), methods: Sequence[str] =
     Runs of one method with different settings have different rows. A run whose files are damaged is
     left out and named. Raises ReportError where nothing is left, or a run is named twice.
     """
-    _refuse_twice(folder, names)
+    _check_distinct(folder, names)
     runs = runs_in(folder)
     left_out = {run.folder.name: run.problem for run in runs if run.problem}
     by_name = {run.folder.name: run for run in runs if run.summary is not None}
@@ -133,7 +133,7 @@ def results_in(folder: Path, names: Sequence[str] = (), methods: Sequence[str] =
     )
 
 
-def _refuse_twice(folder: Path, names: Sequence[str]) -> None:
+def _check_distinct(folder: Path, names: Sequence[str]) -> None:
     once = list(dict.fromkeys(names))
     if twice := next((name for name in once if names.count(name) > 1), None):
         fix = f"{program_text('report')} {shlex.join([str(folder), *once])}"

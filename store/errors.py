@@ -27,7 +27,7 @@ Spell = Callable[[list[str]], str]  # overrides to add, such as ["views.count=8"
 
 
 @dataclass(frozen=True)
-class TeacherPass:
+class PassCommand:
     """A fix: the command that creates, finishes, grows or repairs a teacher's cache.
 
     teacher: name of its file. overrides: to add to the user's own. before: what to do first,
@@ -69,7 +69,7 @@ def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -
 
 
 @dataclass(frozen=True)
-class RemoteFix(TeacherPass):
+class RemoteFix(PassCommand):
     """A fix of a damaged cache below `caches`, a URL: its pass; `also` names another one."""
 
     @property
@@ -87,10 +87,10 @@ def remote_fix(cache: Path, teacher: str) -> RemoteFix:
 class CacheError(UserError):
     """Base of everything the store raises on purpose."""
 
-    def __init__(self, problem: str, *, fix: str | TeacherPass | None = None) -> None:
+    def __init__(self, problem: str, *, fix: str | PassCommand | None = None) -> None:
         super().__init__(problem, fix=None if fix is None else str(fix))
         self._also = f"\n  {fix.also}" if isinstance(fix, RemoteFix) else ""
-        self.teacher_pass = fix if isinstance(fix, TeacherPass) else None
+        self.teacher_pass = fix if isinstance(fix, PassCommand) else None
 
     def __str__(self) -> str:
         return self.problem + self._also + (f"\n  fix: {self.fix}" if self.fix else "")
@@ -120,7 +120,7 @@ class CacheMismatch(CacheError, ValueError):
         problem: str,
         *,
         differences: Sequence[Difference] = (),
-        fix: str | TeacherPass | None = None,
+        fix: str | PassCommand | None = None,
     ) -> None:
         super().__init__("\n  ".join([problem, *told(differences)]), fix=fix)
         self.differences = tuple(differences)
@@ -196,7 +196,7 @@ class Fault:
         return ", ".join([*position, f"{self.what}: {one_line(self.file)}"])
 
 
-def damage_error(fix: str | TeacherPass, faults: Sequence[Fault]) -> CacheDamaged:
+def damage_error(fix: str | PassCommand, faults: Sequence[Fault]) -> CacheDamaged:
     """The error that names the first few of these faults; fix: what repairs the cache."""
     lines = [f"  {fault}" for fault in faults[:_NAMED_FAULTS]]
     if len(faults) > _NAMED_FAULTS:
@@ -211,7 +211,7 @@ def damage_as_error(teacher: str) -> Iterator[None]:
         yield
     except BadFile as error:
         before = f"rm -r {shlex.quote(str(error.path))} && "
-        raise CacheDamaged(error.problem, fix=TeacherPass(teacher, before=before)) from None
+        raise CacheDamaged(error.problem, fix=PassCommand(teacher, before=before)) from None
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -227,7 +227,7 @@ def full_error(cache: Path, teacher: str, needed_bytes: int, free_bytes: int) ->
     return CacheFull(
         f"the disk of {cache} is too full: {needed_bytes:,} bytes are still to be written, "
         f"{free_bytes:,} are free; committed blocks are saved",
-        fix=TeacherPass(teacher, before="make room, then: "),
+        fix=PassCommand(teacher, before="make room, then: "),
     )
 
 
@@ -265,7 +265,7 @@ def require_room(folder: Path, needed_bytes: int, *, where: Path, fix: str) -> N
 
 
 @contextmanager
-def full_disk_as_error(where: Path, fix: str | TeacherPass, purpose: str = "") -> Iterator[None]:
+def full_disk_as_error(where: Path, fix: str | PassCommand, purpose: str = "") -> Iterator[None]:
     """Raise CacheFull if the disk refuses a write for lack of room. purpose: ends the message."""
     try:
         yield

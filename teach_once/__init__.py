@@ -12,7 +12,7 @@ than torchvision (`teach_once.runtime.machine.torchvision_shim`).
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teach_once.runtime.machine.torchvision_shim import install as _install_shim
 
@@ -51,7 +51,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "losses":
         return import_module("teach_once.train.losses")
     if name in _MODULES:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from teach_once.configs.commands import cache_command
-from teach_once.configs.load import load_teacher, refuse_missing_data
+from teach_once.configs.load import check_data_exists, load_teacher
 from teach_once.configs.schema import StudentConfig, TeacherConfig
 from teach_once.nets.networks.layout import TapError
 from teach_once.runtime.command.options import MIRROR, MIRROR_GB
@@ -304,7 +304,7 @@ def _teacher_and_views(config: StudentConfig | TeacherConfig) -> tuple[TeacherCo
             f"config is {type(config).__name__}: expected a student's or a teacher's config",
             fix="from teach_once.configs.load import load_student; load_student(NAME or PATH)",
         )
-    refuse_missing_data(teacher)
+    check_data_exists(teacher)
     return teacher, num_views
 
 

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from teach_once.configs.load import load_teacher, refuse_missing_data
+from teach_once.configs.load import check_data_exists, load_teacher
 from teach_once.configs.schema import HuggingFace, ImageFolder, TeacherConfig, WebDataset
 from teach_once.runtime.command.frame import new_app, new_console, run_command
 from teach_once.runtime.command.options import TeacherName, can_be_quiet
@@ -82,7 +82,7 @@ def pack(
     """
     file, overrides = _file_and_overrides(words or [])
     config = load_teacher(name, overrides)
-    refuse_missing_data(config, packing=True)
+    check_data_exists(config, packing=True)
     file = file or _default_file(config)
     console = new_console()
     recode = None
@@ -127,7 +127,7 @@ def check(
     config = load_teacher(name, words or [])
     dataset, console = config.dataset, new_console()
     is_packed = dataset.packed_as is not None and os.path.lexists(dataset.packed_as)
-    refuse_missing_data(config, packing=not is_packed)
+    check_data_exists(config, packing=not is_packed)
     needs_packing = dataset.packed_as is not None and not is_packed
     source = _encoded_source(config) if needs_packing else open_source(dataset)
     _print_hints(source.hints, console)

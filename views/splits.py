@@ -155,7 +155,7 @@ def rows_of(images: NDArray[np.uint8]) -> Callable[[Ids], NDArray[np.uint8]]:
     return lambda ids: images if np.array_equal(ids, every) else images[ids]
 
 
-def refuse_other_size(
+def check_same_size(
     expected: tuple[int, ...], image: NDArray[np.uint8], name: str, other: str = "the first"
 ) -> None:
     """Raise DatasetError, with both names, unless the image has the expected shape."""

@@ -99,7 +99,12 @@ class Simulation:
         assert cache.num_views == self._num_views
 
     def _queue(
-        self, cluster: Cluster, writer: Destination, what: str, function: Any, *given: Any
+        self,
+        cluster: Cluster,
+        writer: Destination,
+        what: str,
+        function: Callable[..., list[Any]],
+        *given: object,
     ) -> None:
         work = writer.work
         tasks, queue = (

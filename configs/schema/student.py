@@ -84,7 +84,7 @@ class StudentConfig:
 
     @model_validator(mode="after")
     def _fine_tuning_has_weights(self) -> StudentConfig:
-        self.training.refuse_without_init(self.student.init, "student.init")
+        self.training.check_init(self.student.init, "student.init")
         return self
 
     @model_validator(mode="before")

@@ -182,7 +182,7 @@ class Training:
             )
         return self
 
-    def refuse_without_init(self, init: str | None, key: str) -> None:
+    def check_init(self, init: str | None, key: str) -> None:
         """Raise ValueError if a key for pretrained weights is set without such weights."""
         if init is None and (self.frozen_stages or self.pretrained_lr_factor != 1):
             name = "frozen_stages" if self.frozen_stages else "pretrained_lr_factor"
@@ -237,7 +237,7 @@ class TeacherTraining(Training):
 
     @model_validator(mode="after")
     def _fine_tuning_has_weights(self) -> TeacherTraining:
-        self.refuse_without_init(self.init, "training.init")
+        self.check_init(self.init, "training.init")
         return self
 
 

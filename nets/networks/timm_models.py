@@ -94,11 +94,11 @@ def build_model(
         reason = str(error) or type(error).__name__
         raise _does_not_fit(name, image_size or native_size(name), reason) from error
     if image_size is not None:
-        _refuse_cut_patches(name, network, image_size)
+        _check_patches(name, network, image_size)
     return network
 
 
-def _refuse_cut_patches(name: str, network: nn.Module, image_size: Size) -> None:
+def _check_patches(name: str, network: nn.Module, image_size: Size) -> None:
     """Raise ArchError if the image size is not a multiple of a transformer's patch size."""
     ratio = getattr(getattr(network, "patch_embed", None), "feat_ratio", None)
     patch_px = ratio() if callable(ratio) else 1

@@ -67,7 +67,7 @@ def known_sha256(weights: str) -> str | None:
     return named[1] if named else None
 
 
-def refuse_misspelled(weights: str, cached_sha256: str) -> None:
+def check_spelling(weights: str, cached_sha256: str) -> None:
     """Raise ArchError if a missing weights path looks like a misspelling of an existing file.
 
     A cache may replace its teacher's weights, but not other weights that the user intended.

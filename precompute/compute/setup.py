@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teach_once.configs.commands import teacher_command
-from teach_once.configs.load import ConfigError, load_teacher, refuse_missing_data
+from teach_once.configs.load import ConfigError, check_data_exists, load_teacher
 from teach_once.configs.paths import no_weights
 from teach_once.configs.schema import TapsConfig, TeacherConfig, TopLogits
 from teach_once.nets.networks.archs import ArchError
@@ -107,7 +107,7 @@ def prepare(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path =
 def described(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL) -> Setup:
     """Build the setup without requiring the weights file; its identity may be partly unknown."""
     config = load_teacher(name, overrides)
-    refuse_missing_data(config)
+    check_data_exists(config)
     check_arch(config.teacher.arch)
     dataset = load_dataset(config.dataset, spool_folder(caches_dir, spool))
     return setup_of(config, dataset, caches_dir)

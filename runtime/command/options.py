@@ -24,7 +24,7 @@ from typer.models import OptionInfo
 from teach_once.runtime.command.help import DATA, MACHINE, RUN
 from teach_once.runtime.command.program import program_text
 from teach_once.runtime.errors import UserError
-from teach_once.runtime.machine.devices import refuse_unknown_device
+from teach_once.runtime.machine.devices import check_device_name
 from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
 
 TeacherName = Annotated[
@@ -92,7 +92,7 @@ SpoolFolder = Annotated[
 
 
 def _known_device(name: str) -> str:
-    refuse_unknown_device(name)
+    check_device_name(name)
     return name
 
 

@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def refuse_unknown_device(name: str) -> None:
+def check_device_name(name: str) -> None:
     """Raise DeviceError if `name` is not a valid device name. Does not load torch."""
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", name):
         raise DeviceError(
@@ -45,7 +45,7 @@ def check_device(name: str) -> torch.device:
     """Return a device by name, with or without an index. Raises DeviceError if it is missing."""
     import torch
 
-    refuse_unknown_device(name)
+    check_device_name(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

@@ -111,7 +111,7 @@ def written_inside(
     """
     place = PurePath(relative)
     with opened_folder(root, place.parent, create=True) as folder:
-        refuse_special(folder, place.name, root / place)
+        check_regular(folder, place.name, root / place)
         aside, file = new_aside(folder, place.name)
         try:
             with file:
@@ -143,7 +143,7 @@ def create_whole(root: Root, relative: PurePath | str, data: bytes) -> bool:
     """
     place = PurePath(relative)
     with opened_folder(root, place.parent, create=True) as folder:
-        refuse_special(folder, place.name, root / place)
+        check_regular(folder, place.name, root / place)
         aside, file = new_aside(folder, place.name)
         try:
             with file:
@@ -187,7 +187,7 @@ def open_to_update(root: Root, relative: PurePath | str) -> int:
 
 def _opened(root: Root, place: PurePath, access: int) -> int:
     with opened_folder(root, place.parent, create=True) as folder:
-        refuse_special(folder, place.name, root / place)
+        check_regular(folder, place.name, root / place)
         flags = access | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(place.name, flags, 0o644, dir_fd=folder)
         while True:
@@ -307,7 +307,7 @@ def rename_inside(root: Root, relative: PurePath | str, name: str) -> None:
     """Rename a file inside `root` in its folder and flush the folder. Raises BadFile as above."""
     place = PurePath(relative)
     with opened_folder(root, place.parent) as folder:
-        refuse_special(folder, name, root / place.with_name(name))
+        check_regular(folder, name, root / place.with_name(name))
         os.rename(place.name, name, src_dir_fd=folder, dst_dir_fd=folder)
         os.fsync(folder)
 
@@ -330,7 +330,7 @@ def remove_leftovers(root: Root, relative: PurePath | str = "", name: str = "") 
                 _remove(folder, found)
 
 
-def refuse_special(folder: int, name: str, path: Path) -> None:
+def check_regular(folder: int, name: str, path: Path) -> None:
     """Raise BadFile if `name` in an open folder exists and is not a regular file."""
     try:
         mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode

@@ -68,7 +68,7 @@ def folder_written_aside(folder: Path, own: Collection[str]) -> Iterator[Path]:
     folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
-    _refuse_foreign(folder, own)
+    _check_no_foreign(folder, own)
     aside = _aside(folder)
     aside.mkdir()
     try:
@@ -105,7 +105,7 @@ def _take_place(new: Path, folder: Path) -> None:
     shutil.rmtree(old)
 
 
-def _refuse_foreign(folder: Path, own: Collection[str]) -> None:
+def _check_no_foreign(folder: Path, own: Collection[str]) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():

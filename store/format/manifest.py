@@ -25,7 +25,7 @@ from teach_once.runtime.safe.safe_read import (
     read_bounded,
 )
 from teach_once.runtime.safe.text import one_line
-from teach_once.store.errors import CacheDamaged, CacheMismatch, CacheMissing, TeacherPass
+from teach_once.store.errors import CacheDamaged, CacheMismatch, CacheMissing, PassCommand
 from teach_once.store.format.certificate import RANGES, RECORDS, STEPS
 from teach_once.store.format.spec import (
     CHECKSUM_BYTES,
@@ -446,12 +446,12 @@ def refuse_other_name(cache: Path, manifest: Manifest) -> None:
         )
 
 
-def parse_manifest(text: bytes, path: Path, fix: str | TeacherPass | None = None) -> Manifest:
+def parse_manifest(text: bytes, path: Path, fix: str | PassCommand | None = None) -> Manifest:
     """The manifest that `manifest_text` wrote. path: for the message of an error.
 
     fix: of damage; default: another pass. Raises as `read_manifest`.
     """
-    fix = fix or TeacherPass(teacher_of(path.parent))
+    fix = fix or PassCommand(teacher_of(path.parent))
     content = _checked_content(text, path, fix)
     document = check_document(content)
     if isinstance(document, Problem):
@@ -462,7 +462,7 @@ def parse_manifest(text: bytes, path: Path, fix: str | TeacherPass | None = None
     return Manifest(**{**kept, "taps": document.tap_specs})
 
 
-def _checked_content(text: bytes, path: Path, fix: str | TeacherPass) -> dict[str, Any]:
+def _checked_content(text: bytes, path: Path, fix: str | PassCommand) -> dict[str, Any]:
     """The object in these bytes, without its checksum, which is right."""
     problem = "its contents do not match its checksum"
     try:
@@ -480,8 +480,8 @@ def _checked_content(text: bytes, path: Path, fix: str | TeacherPass) -> dict[st
     )
 
 
-def _other_version(path: Path, fix: str | TeacherPass) -> CacheMismatch:
-    if path.name == MANIFEST and isinstance(fix, TeacherPass):
+def _other_version(path: Path, fix: str | PassCommand) -> CacheMismatch:
+    if path.name == MANIFEST and isinstance(fix, PassCommand):
         cache = shlex.quote(str(path.parent))
         fix = replace(fix, before=f"move {cache} away, then: ")
     return CacheMismatch(

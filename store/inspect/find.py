@@ -11,7 +11,7 @@ from teach_once.store.errors import (
     CacheMismatch,
     CacheMissing,
     CacheNotWritable,
-    TeacherPass,
+    PassCommand,
 )
 from teach_once.store.format.spec import MANIFEST, cache_path
 from teach_once.store.identity import (
@@ -64,7 +64,7 @@ def find_cache(
 def _not_found(
     caches_dir: Path, teacher: str, others: list[tuple[Path, list[Difference]]]
 ) -> CacheError:
-    fix = TeacherPass(teacher)
+    fix = PassCommand(teacher)
     if not others:
         return CacheMissing(f"{caches_dir} holds no cache of the teacher {teacher!r}", fix=fix)
     path, differing = min(others, key=lambda each: len(each[1]))

@@ -19,9 +19,9 @@ from teach_once.store.errors import (
     CacheIncomplete,
     CacheMismatch,
     Fault,
+    PassCommand,
     RemoteFix,
     Spell,
-    TeacherPass,
     UnknownTap,
     UnknownView,
     damage_error,
@@ -82,14 +82,14 @@ def refuse_incomplete(source: Source, num_views: int, taps: Collection[str]) -> 
         f"{source.path} is not finished: {done:,} of {lacks.size:,} blocks are committed; the "
         f"first missing one: tap {array}, view {view}, block {index}"
     )
-    is_folder = isinstance(source.fix, TeacherPass) and not isinstance(source.fix, RemoteFix)
+    is_folder = isinstance(source.fix, PassCommand) and not isinstance(source.fix, RemoteFix)
     if whole_views and is_folder:
         command = _trim_command(source, num_views, lacking, optional)
         problem += f"\n  to keep only what is complete: {command}"
     opt_in = {tap: manifest.taps[tap] for tap in lacking if tap in optional}
     asked = (f"views.count={num_views}", *_settings_of(opt_in)) if whole_views else ()
-    caches = source.fix.caches if isinstance(source.fix, TeacherPass) else Path("caches")
-    raise CacheIncomplete(problem, fix=TeacherPass(manifest.teacher, asked, caches=caches))
+    caches = source.fix.caches if isinstance(source.fix, PassCommand) else Path("caches")
+    raise CacheIncomplete(problem, fix=PassCommand(manifest.teacher, asked, caches=caches))
 
 
 def _first_views(source: Source, num_views: int) -> dict[str, int]:
@@ -197,7 +197,7 @@ class TeacherCache:
             raise UnknownView(
                 f"num_views is {num_views}, but {path} is planned for "
                 f"{counted(manifest.num_views, 'view')}",
-                fix=TeacherPass(manifest.teacher, (f"views.count={num_views}",)),
+                fix=PassCommand(manifest.teacher, (f"views.count={num_views}",)),
             )
         required = list(manifest.stored) if taps is None else planned_taps(taps, source)
         refuse_incomplete(source, views, required)
@@ -305,7 +305,7 @@ class TeacherCache:
             raise CacheMismatch(
                 f"{self.path} belongs to another configuration",
                 differences=differing,
-                fix=TeacherPass(self.manifest.teacher),
+                fix=PassCommand(self.manifest.teacher),
             )
         if dict(canary) != self.manifest.canary:
             raise self._other_pixels()
@@ -321,7 +321,7 @@ class TeacherCache:
         if then != now:
             problem += f"\n  Pillow: {then or 'unknown'} when the cache was made, {now} now"
             before = f"{pip_install(f'pillow=={then}')}; or {before}" if then else before
-        return CacheMismatch(problem, fix=TeacherPass(self.manifest.teacher, before=before))
+        return CacheMismatch(problem, fix=PassCommand(self.manifest.teacher, before=before))
 
     @_in_the_users_words
     def read_view(

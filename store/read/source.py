@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from teach_once.store.errors import Fault, TeacherPass
+from teach_once.store.errors import Fault, PassCommand
 from teach_once.store.format.journal import Coverage
 from teach_once.store.format.manifest import Manifest
 from teach_once.store.format.spec import Block
@@ -40,7 +40,7 @@ class Source(Protocol):
         ...
 
     @property
-    def fix(self) -> str | TeacherPass:
+    def fix(self) -> str | PassCommand:
         """What repairs damage."""
         ...
 

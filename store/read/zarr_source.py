@@ -29,7 +29,7 @@ from teach_once.store.errors import (
     CacheDamaged,
     CacheMissing,
     Fault,
-    TeacherPass,
+    PassCommand,
     damage_as_error,
     damage_error,
     remote_fix,
@@ -85,7 +85,7 @@ class ZarrSource:
     place: ReadablePlace
     manifest: Manifest
     journal: Journal
-    fix: TeacherPass
+    fix: PassCommand
     _seen: Seen = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -278,7 +278,7 @@ def _refuse_names_without_text(cache: Path, teacher: str) -> None:
             raise CacheDamaged(
                 f"{one_line(cache / ZARR_GROUP / name)} is a name that is not UTF-8: zarr cannot "
                 "list the group",
-                fix=TeacherPass(teacher, before=command),
+                fix=PassCommand(teacher, before=command),
             )
 
 
@@ -297,7 +297,7 @@ def open_folder(path: Path, manifest: Manifest | None = None) -> ZarrSource:
 
 def folder_source(path: Path, manifest: Manifest, journal: Journal) -> ZarrSource:
     """Return the source of a cache folder whose manifest and journal were read."""
-    fix = TeacherPass(manifest.teacher, caches=path.parent, full_check=True)
+    fix = PassCommand(manifest.teacher, caches=path.parent, full_check=True)
     return ZarrSource(Folder(path), manifest, journal, fix)
 
 
@@ -327,7 +327,7 @@ def open_indexed(place: ReadablePlace) -> ZarrSource:
     with damage_as_error(manifest.teacher):
         index = parse_index(documents[INDEX] or b"", cache / INDEX, manifest)
         journal = read_indexed_journal(place, manifest, index)
-    return ZarrSource(place, manifest, journal, TeacherPass(manifest.teacher, full_check=True))
+    return ZarrSource(place, manifest, journal, PassCommand(manifest.teacher, full_check=True))
 
 
 def open_mirrored(path: Path, mirror: Mirror) -> ZarrSource:

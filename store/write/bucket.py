@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from teach_once.runtime.errors import Busy
 from teach_once.runtime.machine.urls import ObjectUrl
 from teach_once.runtime.safe.locks import Job, WriterLock, numbered_folder, releasing
-from teach_once.store.errors import TeacherPass, full_disk_as_error, refusals_of
+from teach_once.store.errors import PassCommand, full_disk_as_error, refusals_of
 from teach_once.store.format.coding import stored_arrays
 from teach_once.store.format.content import CacheContent
 from teach_once.store.format.journal import Coverage
@@ -86,7 +86,7 @@ class RemoteBlocks:
     @contextmanager
     def refusing_full(self) -> Iterator[None]:
         """Raise CacheFull where this machine has no room for records of unfinished blocks."""
-        fix = TeacherPass(self.manifest.teacher, before="make room, then: ")
+        fix = PassCommand(self.manifest.teacher, before="make room, then: ")
         purpose = " for the records of unfinished blocks; committed blocks are saved"
         with full_disk_as_error(self.spool_folder, fix, purpose), refusals_of(self.spool_folder):
             yield

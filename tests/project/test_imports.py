@@ -78,6 +78,7 @@ LIBRARY_EDGES = {
     "nets.weights.pickle",  # objects of a pickle, none of which is made
     "nets.weights.timm_weights",  # timm and huggingface_hub
     "teach_once.new_teacher",  # timm
+    "runtime.command.frame",  # rich
     "runtime.command.help",  # typer, whose parameters are of a copy of click inside it
     "runtime.command.ray",  # Ray
     "runtime.safe.safe_read",  # values of JSON
@@ -86,21 +87,29 @@ LIBRARY_EDGES = {
     "store.place.bucket",  # obstore
     "views.images.huggingface",  # datasets
 }
-SHIM = "runtime.machine.torchvision_shim._declared"  # torch's schemas live as long as it
-FORK_GUARD = "store.place.bucket._first_process"  # obstore's threads do not survive a fork
-STATE_EXCEPTIONS = {SHIM, FORK_GUARD}
+# State of a process that belongs to the process itself, each with the reason.
+STATE_EXCEPTIONS = {
+    # A library's own objects of the process.
+    "runtime.machine.torchvision_shim._declared",  # torch's schemas live as long as it
+    "store.place.bucket._first_process",  # obstore's threads do not survive a fork
+    # A worker of a pool: the pool passes an argument once, and tasks reach it by a module's name.
+    "views.images.forked._work",
+    "train.studies.processes._worker",
+    "train.studies.ray_study._here",
+    # The process as a whole is what the rule is about.
+    "runtime.command.user_code._promised",  # like sys.modules: the code a module is loaded from
+    "runtime.safe.locks._held",  # the operating system's locks, which a process has once
+    "views.images.decode._one_large",  # one large image at a time fits into its memory
+    # Of no consequence for a result: remembered to save work or a second line.
+    "train.method.connector_ends._KNOWN",  # weakly, by cache: the same at each reading
+    "configs.load._print_once",
+    "train.recording.printing.print_once",
+}
 
 KNOWN_CROWDED: set[str] = set()
 KNOWN_SMALL: set[str] = set()
-KNOWN_REPEATED: set[str] = {
-    "TeacherPass",
-}
+KNOWN_REPEATED: set[str] = set()
 KNOWN_STATE: set[str] = {
-    "configs.load._print_once",
-    "precompute.ray_worker._here",
-    "precompute.ray_worker._spool_folders",
-    "runtime.command.user_code._promised",
-    "runtime.safe.locks._held",
     "store.place.mirror_files._read_here",
     "store.place.mirror_folder._all_needs",
     "store.place.mirror_folder._announced",
@@ -109,27 +118,11 @@ KNOWN_STATE: set[str] = {
     "store.place.mirror_folder._used",
     "store.read.mirror._attached",
     "store.read.mirror._attached_needs",
-    "train.method.connector_ends._KNOWN",
-    "train.recording.printing.print_once",
-    "train.studies.processes._here",
-    "train.studies.processes._is_training",
-    "train.studies.processes._stopping",
-    "train.studies.ray_study._here",
-    "views.images.decode._one_large",
-    "views.images.forked._work",
 }
 KNOWN_UNTYPED: set[str] = {
-    "benchmarks.targets.many_blocks._queue",
-    "runtime.command.frame.print",
     "store.format.salvage._most_common",
     "store.format.salvage._parsed",
     "store.read.hdf5.selection",
-    "teach_once.__getattr__",
-    "train.studies.processes._begin",
-    "views.images.forked._do",
-    "views.packed.format.sha256_of",
-    "views.packed.write.new_header",
-    "views.packed.write.pack_encoded",
 }
 Sources = Mapping[str, str]  # {module: its text}
 Function = ast.FunctionDef | ast.AsyncFunctionDef

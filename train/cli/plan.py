@@ -15,9 +15,9 @@ from pathlib import Path
 from rich.console import Console
 
 from teach_once.configs.load import (
+    check_data_exists,
     load_student,
     load_teacher,
-    refuse_missing_data,
     split_overrides,
 )
 from teach_once.configs.schema import StudentConfig, TeacherConfig
@@ -53,7 +53,7 @@ def open_configs(name: str, overrides: list[str] | None) -> tuple[StudentConfig,
     own, teachers = split_overrides(overrides or [])
     config = load_student(name, own)
     teacher = load_teacher(config.teacher, teachers)
-    refuse_missing_data(teacher)
+    check_data_exists(teacher)
     return config, teacher
 
 

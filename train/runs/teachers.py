@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teach_once.configs.commands import cache_command
-from teach_once.configs.load import load_teacher, refuse_missing_data
+from teach_once.configs.load import check_data_exists, load_teacher
 from teach_once.configs.schema import StudentConfig, TeacherConfig
 from teach_once.nets.teacher.identity import teacher_identity as nets_identity
 from teach_once.nets.teacher.taps import taps_asked, teacher_stages
-from teach_once.nets.weights.source import refuse_misspelled
+from teach_once.nets.weights.source import check_spelling
 from teach_once.runtime.formats import counted
 from teach_once.store.errors import (
     CacheError,
     CacheMismatch,
     CacheMissing,
-    TeacherPass,
+    PassCommand,
     fixes_spelled_by,
 )
 from teach_once.store.identity import Identity, cache_identity, differences
@@ -63,7 +63,7 @@ def open_cache(
         if cache_path is None:
             with _explaining(dataset, lambda: other_dataset_state(caches_dir, identity)):
                 cache = find_cache(caches_dir, teacher.name, identity, num_views=num_views, taps=())
-            refuse_misspelled(teacher.teacher.weights, cache.identity["teacher"]["weights_sha256"])
+            check_spelling(teacher.teacher.weights, cache.identity["teacher"]["weights_sha256"])
         else:
             cache = TeacherCache.open(cache_path, num_views=num_views, taps=())
             if differs_in_samples_alone(identity, cache.identity):
@@ -138,7 +138,7 @@ def _changed(dataset: Dataset, cache: TeacherCache) -> CacheMismatch:
     change = describe_change(dataset.train, cache.labels, cache.sample_digest)
     return CacheMismatch(
         f"the dataset has changed since {cache.path} was made: {change}",
-        fix=TeacherPass(cache.manifest.teacher, before="restore it, or: "),
+        fix=PassCommand(cache.manifest.teacher, before="restore it, or: "),
     )
 
 
@@ -172,7 +172,7 @@ def teacher_configs(config: StudentConfig, first: TeacherConfig) -> list[Teacher
     overrides = first.source.overrides if first.source else ()
     others = [load_teacher(name, overrides) for name in (config.teachers or ())[1:]]
     for other in others:
-        refuse_missing_data(other)
+        check_data_exists(other)
     return [first, *others]
 
 

@@ -24,7 +24,7 @@ from teach_once.configs.schema import (
 from teach_once.nets.networks.archs import ArchError, has_stem
 from teach_once.nets.teacher.identity import arch_source, init_identity
 from teach_once.nets.weights.container import check_container, open_weights
-from teach_once.nets.weights.source import is_downloadable, refuse_misspelled, weights_file
+from teach_once.nets.weights.source import check_spelling, is_downloadable, weights_file
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.formats import counted
 from teach_once.store.errors import CacheAmbiguous, CacheError
@@ -256,7 +256,7 @@ def _cache_in_place_of(teacher: TeacherConfig, caches_dir: Path) -> TeacherCache
         raise
     except CacheError:
         return None
-    refuse_misspelled(teacher.teacher.weights, cache.identity["teacher"]["weights_sha256"])
+    check_spelling(teacher.teacher.weights, cache.identity["teacher"]["weights_sha256"])
     return cache
 
 

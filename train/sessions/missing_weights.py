@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from teach_once.configs.load import refuse_missing_data
+from teach_once.configs.load import check_data_exists
 from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.weights.source import weights_file
 from teach_once.runtime.command.options import Compute
@@ -43,7 +43,7 @@ def train_missing_weights(
     processes that train together, each of which calls this; None: one process. Raises ConfigError,
     TrainError or DatasetError.
     """
-    refuse_missing_data(config)
+    check_data_exists(config)
     console = recording.console or Console(quiet=True)
     reason = "" if retrain else reason_not_to_train(config, caches)
     # Rank 0 writes the weights, perhaps to a disk that other machines cannot read.

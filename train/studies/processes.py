@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from ctypes import c_byte
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.queues import SimpleQueue
@@ -94,31 +95,47 @@ def _pass_on(futures: Iterable[Future[list[str]]]) -> None:
 # ---- in a process of the pool
 
 TrainGroup = Callable[[Sequence[Run]], Iterator[Ended]]
-_here: tuple[Study, TrainGroup] | None = None
-_stopping: Any = None  # shared number: nonzero if the parent has asked all processes to stop
-_is_training = False
+
+
+class _Worker:
+    """A process of the pool: the study, how it trains, and whether it is to stop.
+
+    stopping: shared number, nonzero if the parent has asked all processes to stop.
+    """
+
+    def __init__(self, stopping: c_byte) -> None:
+        self._stopping = stopping
+        self.study_and_train: tuple[Study, TrainGroup] | None = None
+        self.is_training = False
+
+    @property
+    def is_stopping(self) -> bool:
+        return bool(self._stopping.value)
+
+    def stop_outside_of_steps(self, number: int, frame: FrameType | None) -> None:
+        """Stop a run that is being prepared; otherwise wait for the other processes.
+
+        A pool ends all its processes as soon as one has died, even while a checkpoint is being
+        saved.
+        """
+        if not self.is_stopping:
+            os._exit(128 + number)
+        if self.is_training:
+            raise Stopped(number, "stopped before its first step")
+
+
+_worker: _Worker | None = None  # a pool's tasks reach their process through nothing else
 
 
 def _begin(
-    recipe: StudyRecipe, train: TrainGroup, turns: SimpleQueue[Share], stopping: Any
+    recipe: StudyRecipe, train: TrainGroup, turns: SimpleQueue[Share], stopping: c_byte
 ) -> None:
-    global _here, _stopping
-    _stopping = stopping
+    global _worker
+    _worker = _Worker(stopping)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # outside training; the parent forwards it
-    signal.signal(signal.SIGTERM, _stop_outside_of_steps)
+    signal.signal(signal.SIGTERM, _worker.stop_outside_of_steps)
     os.environ.update(turns.get().environment())
-    _here = recipe.open(), train
-
-
-def _stop_outside_of_steps(number: int, frame: FrameType | None) -> None:
-    """Stop a run that is being prepared; otherwise wait for the other processes.
-
-    A pool ends all its processes as soon as one has died, even while a checkpoint is being saved.
-    """
-    if not _stopping.value:
-        os._exit(128 + number)
-    if _is_training:
-        raise Stopped(number, "stopped before its first step")
+    _worker.study_and_train = recipe.open(), train
 
 
 def _nothing() -> None:
@@ -137,22 +154,23 @@ def _train(names: Sequence[_Named]) -> list[str]:
 
     Once the parent has asked to stop, nothing more is trained or returned.
     """
-    global _is_training
-    assert _here is not None
-    study, train = _here
+    worker = _worker
+    assert worker is not None
+    assert worker.study_and_train is not None
+    study, train = worker.study_and_train
     try:
-        _is_training = True
-        if _stopping.value:
+        worker.is_training = True
+        if worker.is_stopping:
             return []
         planned = {study.run(*name[:3]): name[3] for name in names}
         changed = {run: changed_since_planned(run, planned[run]) for run in planned}
         failures = changed | dict(train([run for run in planned if not changed[run]]))
         return [failures[run] for run in planned]
     except Stopped as stopped:
-        if _stopping.value:
+        if worker.is_stopping:
             return []
         # The checkpoints are saved. The signal came from a pool in which another process has died,
         # not from the parent. The pool waits for this process, which would wait for its next runs.
         os._exit(stopped.exit_code)
     finally:
-        _is_training = False
+        worker.is_training = False

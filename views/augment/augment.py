@@ -64,7 +64,7 @@ from teach_once.views.splits import (
     Decoded,
     Digests,
     Split,
-    refuse_other_size,
+    check_same_size,
     stack_digests,
 )
 
@@ -136,7 +136,7 @@ def cut_views(
         for index, view in enumerate(views):
             cut = _cut(image, config, view, sample, crops[index][row], split.name_of)
             if cut.shape != shape:
-                refuse_other_size(shape, cut, split.name_of(sample))
+                check_same_size(shape, cut, split.name_of(sample))
             cuts[index, row] = cut
     return cuts, stack_digests(digests)
 

@@ -99,7 +99,7 @@ def check_header(path: Path, max_pixels: int) -> None:
                 return
     except (BadFile, OSError):
         pass
-    refuse_other_files(read_picture(path), shown, max_pixels)  # raises with its message
+    check_image_header(read_picture(path), shown, max_pixels)  # raises with its message
 
 
 def has_more_pages(content: bytes) -> bool:
@@ -149,11 +149,11 @@ def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image | NDArray
             upright.load()
             return upright
         with _one_large:
-            _refuse_short_memory(image.width * image.height, name)
+            _check_memory(image.width * image.height, name)
             return _in_strips(_as_rgb(image, name))
 
 
-def refuse_other_files(content: bytes, name: str, max_pixels: int) -> None:
+def check_image_header(content: bytes, name: str, max_pixels: int) -> None:
     """Raise DatasetError if bytes that are about to be copied do not begin like an image.
 
     A symbolic link in an untrusted folder may lead to any of the user's files.
@@ -174,7 +174,7 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]
     """Open an image with Pillow; any error raised in the context becomes a DatasetError."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _refuse_too_large(image, max_pixels, name)
+            _check_num_pixels(image, max_pixels, name)
             yield image
     except DatasetError:
         raise
@@ -194,7 +194,7 @@ def _not_an_image(content: bytes, name: str) -> Undecodable:
     return Undecodable(f"cannot read the image {name}: {what}", fix=fix)
 
 
-def _refuse_too_large(image: Image.Image, max_pixels: int, name: str) -> None:
+def _check_num_pixels(image: Image.Image, max_pixels: int, name: str) -> None:
     if image.width * image.height > max_pixels:
         raise DatasetError(
             f"{name} has {image.width:,} x {image.height:,} pixels, more than dataset.max_pixels "
@@ -203,7 +203,7 @@ def _refuse_too_large(image: Image.Image, max_pixels: int, name: str) -> None:
         )
 
 
-def _refuse_short_memory(num_pixels: int, name: str) -> None:
+def _check_memory(num_pixels: int, name: str) -> None:
     needed, free = num_pixels * _BYTES_PER_PIXEL, free_memory()
     if needed > free:
         raise DatasetError(

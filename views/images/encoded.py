@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from teach_once.views.images.decode import (
+    check_image_header,
     picture_size,
     read_picture,
-    refuse_other_files,
     shown_path,
 )
 from teach_once.views.images.folders import digest_of_files, hashed_files
@@ -70,7 +70,7 @@ class EncodedSource:
         for split in self.splits.values():
             for sample in range(len(split)):
                 content = split.read(sample)
-                refuse_other_files(content, split.name_of(sample), max_pixels)
+                check_image_header(content, split.name_of(sample), max_pixels)
                 yield content
 
     @cached_property

@@ -32,7 +32,7 @@ from teach_once.views.splits import (
     Ids,
     ImageSource,
     Split,
-    refuse_other_size,
+    check_same_size,
     sample_digest,
     stack_digests,
 )
@@ -192,7 +192,7 @@ def _decode_all(
 
     def decode_into(index: int) -> None:
         image, digests[index] = decode(paths[index])
-        refuse_other_size(first.shape, image, shown_path(paths[index]), shown_path(paths[0]))
+        check_same_size(first.shape, image, shown_path(paths[index]), shown_path(paths[0]))
         images[index] = image
 
     # Otherwise each thread would keep the memory of one image.

@@ -18,7 +18,7 @@ from teach_once.views.splits import DatasetError
 _TASKS_AHEAD = 4  # per worker; finished results stay in memory until they are used
 Result = TypeVar("Result")
 
-_work: Callable[[int], Any] | None = None  # set in worker processes
+_work: Callable[[int], object] | None = None  # set in worker processes
 
 
 def run_forked(
@@ -58,7 +58,7 @@ def _in_order(pool: ProcessPoolExecutor, starts: Sequence[int], most_ahead: int)
         yield waiting.popleft().result()
 
 
-def _become_worker(work: Callable[[int], Any], parent: int) -> None:
+def _become_worker(work: Callable[[int], object], parent: int) -> None:
     """Ignore signals, which the parent handles for the group, and end when the parent is gone."""
     global _work
     _work = work
@@ -73,6 +73,6 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _do(start: int) -> Any:
+def _do(start: int) -> object:
     assert _work is not None
     return _work(start)

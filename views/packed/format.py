@@ -491,7 +491,7 @@ def read_index(index: Path) -> Index:
     return found
 
 
-def sha256_of(value: Any) -> str:
+def sha256_of(value: object) -> str:
     """Hash a value as canonical JSON."""
     plain = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(plain.encode()).hexdigest()

@@ -48,8 +48,8 @@ from teach_once.views.splits import (
     Ids,
     ImageSource,
     Split,
+    check_same_size,
     crc32c,
-    refuse_other_size,
     sample_digest,
     stack_digests,
 )
@@ -271,7 +271,7 @@ class _PackedImages:
             digests.append(digest)
             if images is None:
                 images = np.empty((len(ids), *image.shape), dtype=np.uint8)
-            refuse_other_size(images.shape[1:], image, self.name_of(int(ids[place])))
+            check_same_size(images.shape[1:], image, self.name_of(int(ids[place])))
             images[place] = image
         if images is None:
             raise DatasetError(f"no samples requested from {shown_path(self.files[0].file.path)}")

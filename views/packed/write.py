@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import h5py
 import numpy as np
@@ -47,8 +47,8 @@ from teach_once.views.splits import (
     ImageSource,
     Split,
     check_class_name,
+    check_same_size,
     crc32c,
-    refuse_other_size,
 )
 
 _STRUCTURE_BYTES = 2**16  # HDF5 structures around the arrays: more than enough
@@ -97,11 +97,11 @@ def new_packed_file(path: Path, header: Header, shapes: Shapes) -> Iterator[NewP
     header: with placeholder locations of at least as many digits as the real ones. Raises
     DatasetError if the file cannot be written.
     """
-    refuse_missing_folder(path)
+    check_folder_exists(path)
     _remove_leftovers(path)
     room = 1 << max(9, (len(header.to_bytes()) - 1).bit_length())
     with written_aside(path) as aside:
-        _refuse_without_room(aside, path, room + _size_of(header, shapes))
+        _check_room(aside, path, room + _size_of(header, shapes))
         places = _laid_out(aside, header, shapes, room)
         handle = os.open(aside, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -113,7 +113,7 @@ def new_packed_file(path: Path, header: Header, shapes: Shapes) -> Iterator[NewP
             os.close(handle)
 
 
-def refuse_missing_folder(path: Path) -> None:
+def check_folder_exists(path: Path) -> None:
     """Raise DatasetError if the file's folder does not exist."""
     if not path.parent.is_dir():
         fix = f"mkdir -p {shlex.quote(str(path.parent))}"
@@ -129,7 +129,7 @@ def _size_of(header: Header, shapes: Shapes) -> int:
     )
 
 
-def _refuse_without_room(file: Path, path: Path, num_bytes: int) -> None:
+def _check_room(file: Path, path: Path, num_bytes: int) -> None:
     """Raise OSError, with the name `path`, if the disk lacks `num_bytes` of free space.
 
     The HDF5 library would only print a failed write and continue.
@@ -233,7 +233,7 @@ def pack_encoded(
     max_pixels: int = ImageFolder.max_pixels,
     num_workers: int = 0,
     advance: Advance = lambda count: None,
-    **extra: Any,
+    **extra: object,
 ) -> None:
     """Pack the files' original or re-encoded bytes. Raises DatasetError if one cannot be read.
 
@@ -244,7 +244,7 @@ def pack_encoded(
     if recode is None:
         _pack_files(source, file, _counted(source.files(max_pixels), advance), extra)
         return
-    refuse_missing_folder(file)
+    check_folder_exists(file)
     with tempfile.TemporaryFile(dir=file.parent) as spool:
         sizes = {}
         for name, split in source.splits.items():
@@ -261,7 +261,7 @@ def pack_encoded(
         _pack_files(small, file, contents, {**extra, "recoded": recode.plain()})
 
 
-def new_header(kind: str, dataset_type: str, class_names: Iterable[str], **more: Any) -> Header:
+def new_header(kind: str, dataset_type: str, class_names: Iterable[str], **more: object) -> Header:
     """Return a header with placeholder locations. Raises DatasetError for invalid names."""
     names = list(class_names)
     for name in names:
@@ -271,7 +271,7 @@ def new_header(kind: str, dataset_type: str, class_names: Iterable[str], **more:
 
 
 def _pack_files(
-    source: EncodedSource, file: Path, contents: Iterator[bytes], extra: Mapping[str, Any]
+    source: EncodedSource, file: Path, contents: Iterator[bytes], extra: Mapping[str, object]
 ) -> None:
     """Pack `contents`: all files of both splits, with the sizes given by the source."""
     names = {
@@ -338,7 +338,7 @@ def _write_pixels(out: NewPackedFile, name: str, split: Split) -> None:
     for start in range(0, len(split), rows):
         ids = np.arange(start, min(start + rows, len(split)))
         images, digests = split.load(ids)
-        refuse_other_size(shape, images[0], split.name_of(start), split.name_of(0))
+        check_same_size(shape, images[0], split.name_of(start), split.name_of(0))
         out.write(name, "images", start * int(np.prod(shape)), images)
         sums += [crc32c(image) for image in images]
         of_sources.append(digests)

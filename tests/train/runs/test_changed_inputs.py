@@ -7,8 +7,8 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from ctypes import c_byte
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -99,8 +99,9 @@ def test_worker_process_that_loads_other_code_than_was_planned_trains_no_run_wit
         trained.extend(run.method for run in runs)
         yield from ((run, "") for run in runs)
 
-    monkeypatch.setattr(processes, "_here", (study, train))
-    monkeypatch.setattr(processes, "_stopping", SimpleNamespace(value=0))
+    worker = processes._Worker(c_byte(0))
+    worker.study_and_train = study, train
+    monkeypatch.setattr(processes, "_worker", worker)
     changed, unchanged = processes._train(planned)
     assert "the file of the module changing_loss has changed since this command" in changed
     assert (unchanged, trained) == ("", ["ce"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from teach_once.views.images.decode import decode_bytes, refuse_other_files
+from teach_once.views.images.decode import check_image_header, decode_bytes
 from teach_once.views.splits import DatasetError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
@@ -64,7 +64,7 @@ XMP = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="3"/>'
 def test_decode_png_with_odd_metadata_shows_its_pixels(odd: bytes, at_the_end: bool) -> None:
     content = png_with(odd, at_the_end=at_the_end)
     assert (decode_bytes(content, "a.png") == PIXELS).all()
-    refuse_other_files(content, "a.png", 1000)
+    check_image_header(content, "a.png", 1000)
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -132,6 +132,6 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
     ],
 )
 def test_decode_well_known_other_content_is_named(content: bytes, told: str) -> None:
-    for call in (decode_bytes, lambda *given: refuse_other_files(*given, 100)):
+    for call in (decode_bytes, lambda *given: check_image_header(*given, 100)):
         with pytest.raises(DatasetError, match=rf"cannot read the image cat/1\.jpg: {told}"):
             call(content, "cat/1.jpg")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from teach_once.configs.load import ConfigError, load_teacher, refuse_missing_data
+from teach_once.configs.load import ConfigError, check_data_exists, load_teacher
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.views.command import cli
@@ -119,13 +119,13 @@ def test_numbers_may_be_named_by_a_file(shards: Path) -> None:
 def test_what_has_not_been_packed_is_an_error_that_names_the_command(shards: Path) -> None:
     config = load_teacher(shards)
     with pytest.raises(ConfigError) as caught:
-        refuse_missing_data(config)
+        check_data_exists(config)
     assert f"fix: python -m views pack {shards}" in str(caught.value)
     pack_again(shards)
     for file in (shards.parent / "shards").iterdir():
         file.unlink()
     (shards.parent / "shards").rmdir()
-    refuse_missing_data(load_teacher(shards))  # the packed form suffices
+    check_data_exists(load_teacher(shards))  # the packed form suffices
 
 
 @pytest.mark.parametrize(

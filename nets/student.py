@@ -118,7 +118,7 @@ def build_student(
     if net.init is not None:
         raise ArchError(
             "student.init is for one network, but the loss residual trains two thinner ones",
-            fix="student.init=null",
+            fix="set student.init=null",
         )
     thin = thinner(net)
     stages = stage_modules(thin.arch, net.stages, key="student.stages")
@@ -199,7 +199,7 @@ def thinner(net: StudentNet) -> ThinNet:
     if net.arch not in CIFAR_RESNETS:
         raise ArchError(
             f"residual: no thinner copy of {net.arch} is known; choose a network of half its cost",
-            fix="student.thinner.arch=NETWORK",
+            fix="set student.thinner.arch=NETWORK",
         )
     width = float(net.options.get("width", 1.0)) * _THINNER
     return ThinNet(arch=net.arch, stem=net.stem, options={**net.options, "width": width})

@@ -112,7 +112,7 @@ def loss_changes(
     for CD or a cache lacks a tap.
     """
     if not any(loss_named(term.loss).function is cd for term in run.terms):
-        raise TrainError(f"the method {run.method} has no term cd", fix="--method cd+gkd")
+        raise TrainError(f"the method {run.method} has no term cd", fix="use --method cd+gkd")
     if len(run.study.teachers) > 1:
         raise TrainError("a student of several teachers has no single full cache")
     taps = [*in_order(run.study.cache.taps, "stage"), "logits", "correct"]

@@ -75,7 +75,7 @@ def item_or_items(dataset: Indexed[ItemType], index: object) -> ItemType | list[
     except TypeError:
         raise TrainError(
             f"a dataset's index is an integer or a slice, not {type(index).__name__}",
-            fix="for a list of samples use torch.utils.data.Subset(dataset, [0, 5, 7])",
+            fix="use torch.utils.data.Subset(dataset, [0, 5, 7]) for a list of samples",
         ) from None
     if not -len(dataset) <= number < len(dataset):
         raise IndexError(f"no sample {number}: there are {len(dataset):,}")
@@ -166,7 +166,7 @@ class DistillationDataset(Dataset[Item]):
             counted = "DistillationDataset(..., first_epoch=0) if the loop counts from 0"
             raise TrainError(
                 f"set_epoch({epoch}): the first epoch is {self._first_epoch}",
-                fix=counted if epoch == 0 else f"epochs from {self._first_epoch} on",
+                fix=counted if epoch == 0 else f"count epochs from {self._first_epoch} on",
             )
         view = view_of_epoch(number, self.num_views)
         if view != self._verified_view:
@@ -356,7 +356,9 @@ def _known_taps(
 ) -> list[str]:
     """Return the taps. Raises UnknownTap, with the setting that adds the tap, for a missing one."""
     if isinstance(taps, str):
-        raise TrainError(f"taps is the text {taps!r}, not a list", fix=f"taps=[{taps!r}]")
+        raise TrainError(
+            f"taps is the string {taps!r}, expected a list", fix=f"pass taps=[{taps!r}]"
+        )
     held = cache.manifest.taps
     for tap in taps:
         if tap not in held:
@@ -364,7 +366,7 @@ def _known_taps(
             again = cache_command(teacher, caches_dir=caches_dir, more=adding)
             raise UnknownTap(
                 f"no tap {tap!r}: {cache.path} has {', '.join(held)}{did_you_mean(tap, held)}",
-                fix=again if adding else f"taps={list(held)}",
+                fix=again if adding else f"pass taps={list(held)}",
             )
     return list(taps)
 

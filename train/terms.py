@@ -296,7 +296,7 @@ def check_options(where: str, term: LossTerm) -> None:
         if is_required and name not in term.options:
             raise TrainError(
                 f"{where}: the loss {term.loss!r} has no default for {name!r}",
-                fix=f"{where}.options.{name}=NUMBER",
+                fix=f"set {where}.options.{name}=NUMBER",
             )
 
 

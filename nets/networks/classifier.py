@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from teach_once.nets.networks.layout import TapError
 
-_NO_VECTOR = "name another network, or use taps of its stages"
+_NO_VECTOR = "choose another network, or use taps of its stages"
 
 
 def classifiers_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ def as_map(module: str, output: Tensor, layout: Layout, image_size: tuple[int, i
     raise TapError(
         f"the output of the module {module!r} is {what}, not a map (C, H, W) or (H, W, C), nor "
         f"tokens (N, C)",
-        fix="name a module that returns one of these",
+        fix="choose a module that returns one of these",
     )
 
 
@@ -102,7 +102,7 @@ def _tokens_as_map(
     raise TapError(
         f"{what}; with or without the first {prefix}, they form no map of the proportions of "
         f"{image_size[0]}x{image_size[1]}",
-        fix="name another module, or correct the network's num_prefix_tokens",
+        fix="choose another module, or correct the network's num_prefix_tokens",
     )
 
 

@@ -64,7 +64,7 @@ def _unknown(kind: type[_BatchNorm], name: str) -> ArchError:
     return ArchError(
         f"the network's {name or 'outermost module'} is a {kind.__qualname__}, a batch norm with "
         f"its own forward pass, which cannot be synchronized over several processes",
-        fix="training.batch_norm=local",
+        fix="set training.batch_norm=local",
     )
 
 

@@ -109,7 +109,7 @@ def fresh_teacher(
     if config.bn == "recalibrated" and not _batch_norms(network):
         raise ArchError(
             f"teacher.bn is recalibrated, but {config.arch} has no batch norm",
-            fix="teacher.bn=eval",
+            fix="set teacher.bn=eval",
         )
     classifiers = classifiers_of(network, image_shape) if has_embedding else ()
     return Teacher(network, stages, config.precision, device or torch.device("cpu"), classifiers)
@@ -187,7 +187,7 @@ def use_batch_statistics(network: nn.Module, arch: str) -> None:
     if the network has no batch norm.
     """
     if not (norms := _batch_norms(network)):
-        raise ArchError(f"--live-bn: {arch} has no batch norm", fix="--live-teacher")
+        raise ArchError(f"--live-bn: {arch} has no batch norm", fix="use --live-teacher")
     for norm in norms:
         norm.train()
         norm.momentum = 0.0

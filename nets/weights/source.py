@@ -81,8 +81,8 @@ def check_spelling(weights: str, cached_sha256: str) -> None:
         raise ArchError(
             f"teacher.weights: file {file} not found; {near[0]} exists, but the cache of this "
             f"configuration was made from other weights",
-            fix=f"teacher.weights={near[0]}; or, to train from the cache: --cache PATH (with make: "
-            f"CACHE=PATH)",
+            fix=f"set teacher.weights={near[0]}; or, to train from the cache, use --cache PATH "
+            f"(with make: CACHE=PATH)",
         )
 
 

@@ -115,7 +115,7 @@ def freeze(network: nn.Module, stages: Mapping[str, str], count: int) -> list[nn
     if count > len(stages):
         raise ArchError(
             f"training.frozen_stages is {count}, but the network has {len(stages)} stages",
-            fix=f"training.frozen_stages={len(stages)}",
+            fix=f"set training.frozen_stages={len(stages)}",
         )
     last = stages[f"stage{count}"]
     named, end = list(network.named_modules()), listed_until(network, last)

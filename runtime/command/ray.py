@@ -147,7 +147,7 @@ class Cluster:
             raise ClusterError(
                 f"a worker of the cluster could not run its task: {type(error).__name__}: "
                 f"{str(error).strip().splitlines()[0]}",
-                fix=f"every node needs this folder and this environment ({INSTALL})",
+                fix=f"give every node this folder and this environment ({INSTALL})",
             ) from None
 
     def wait_for(self, ref: Ref) -> Any:

@@ -86,7 +86,7 @@ def list_runs(
 ) -> None:
     """List runs with state, error, size, age and differences between runs of a student."""
     if superseded and not remove:
-        raise TrainError("--superseded requires --remove", fix="--remove --superseded")
+        raise TrainError("--superseded requires --remove", fix="use --remove --superseded")
     student_name = Path(name).stem if name and name.endswith((".yaml", ".yml")) else name
     existing, console = runs_below(runs, student_name), new_console()
     if not existing:

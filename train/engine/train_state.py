@@ -243,5 +243,5 @@ def _lone_sample(
     return TrainError(
         f"training.batch_size is {batch_size}{parts}, so {last} is a single sample of "
         f"{num_samples:,}, which this network cannot be trained on: {error}",
-        fix=f"training.batch_size={better}" if better else "more images",
+        fix=f"set training.batch_size={better}" if better else "use more images",
     )

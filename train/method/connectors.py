@@ -164,7 +164,7 @@ def _projector(in_features: int, out_features: int, kind: str) -> nn.Module:
         raise StageMismatch(
             f"student.connector is none, but the student's embedding has {in_features} numbers and "
             f"the teacher's {out_features}",
-            fix="student.connector=auto",
+            fix="set student.connector=auto",
         )
     return nn.Identity()
 
@@ -198,7 +198,7 @@ def _check_stages(
         raise StageMismatch(
             f"student.connector is none, but {ours[stage]} has {student[ours[stage]]} channels in "
             f"the student and {teacher[stage]} in the teacher",
-            fix="student.connector=auto",
+            fix="set student.connector=auto",
         )
 
 

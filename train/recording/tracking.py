@@ -55,7 +55,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raise TrainError if a tracker is unknown or its package is not installed."""
     for name in names:
         if name not in TRACKERS:
-            raise TrainError(f"unknown tracker {name!r}", fix=f"--logger {'|'.join(TRACKERS)}")
+            raise TrainError(f"unknown tracker {name!r}", fix=f"use --logger {'|'.join(TRACKERS)}")
         if importlib.util.find_spec(name) is None:
             package = _DISTRIBUTIONS.get(name, name)
             raise TrainError(f"--logger {name}: not installed", fix=pip_install(package))

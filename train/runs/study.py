@@ -124,7 +124,8 @@ class Study:
             return window_rows(self.cache, taps, self.placement)
         if self.placement == "window":
             raise TrainError(
-                "the outputs of several teachers cannot be read in windows", fix="PLACEMENT=auto"
+                "the outputs of several teachers cannot be read in windows",
+                fix="set PLACEMENT=auto",
             )
         return None
 

@@ -61,8 +61,8 @@ def _read_cifar(kind: type[CIFAR10], config: Cifar, *, train: bool) -> CIFAR10:
         pass  # missing or incomplete
     if not config.download:
         raise DatasetError(
-            f"dataset.root: {config.root} does not hold {config.type}, or a damaged one; "
-            f"put {kind.filename} there, unpacked, or set dataset.download=true"
+            f"dataset.root: {config.type} in {config.root} is missing or damaged",
+            fix=f"put {kind.filename} there, unpacked, or set dataset.download=true",
         )
     try:
         return kind(config.root, train=train, download=True)

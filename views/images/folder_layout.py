@@ -108,7 +108,7 @@ def _folders_of(root: Path, layout: FolderLayout) -> tuple[Path, Path | None]:
         if test_dir is not None:
             raise DatasetError(
                 f"dataset.test_fraction chooses test images, but the folder {test_dir} exists",
-                fix="dataset.test_fraction=0",
+                fix="set dataset.test_fraction=0",
             )
         return train_dir, None
     if test_dir is None:
@@ -116,9 +116,9 @@ def _folders_of(root: Path, layout: FolderLayout) -> tuple[Path, Path | None]:
         raise DatasetError(
             f"dataset.root: {root} has no folder {_alternatives(wanted)} of test images"
             + (f"; it has {one_line(', '.join(others[:_NAMED]))}" if others else ""),
-            fix=f"dataset.test={shlex.quote(others[0])}"
+            fix=f"set dataset.test={shlex.quote(others[0])}"
             if len(others) == 1
-            else "dataset.test=FOLDER, or dataset.test_fraction=0.2 to hold out a fifth of train/",
+            else "set dataset.test=FOLDER, or dataset.test_fraction=0.2 to hold out a fifth",
         )
     if layout.test is None and not _folders_in(test_dir):
         other = _other_test(root, test_dir)
@@ -165,7 +165,7 @@ def _held_out(train: Listing, layout: FolderLayout) -> tuple[ListedSplit, Listed
     if not len(held):
         raise DatasetError(
             f"dataset.test_fraction {layout.test_fraction} holds out no image of {len(train):,}",
-            fix="dataset.test_fraction=0.2",
+            fix="set dataset.test_fraction=0.2",
         )
     _require_images(train, rest, "has no images left to train on; lower dataset.test_fraction")
     return ListedSplit(train, rest), ListedSplit(train, held)

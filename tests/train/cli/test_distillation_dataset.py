@@ -392,11 +392,13 @@ def test_taps_that_a_cache_lacks_are_named_with_what_would_add_them(
 ) -> None:
     with pytest.raises(UserError, match=r"no tap 'attention1'.*\n  fix: .*taps\.attention=float16"):
         dataset_of(digits, ["attention1"])
-    with pytest.raises(UserError, match=r"no tap 'stage9': .* has logits.*\n  fix: taps="):
+    with pytest.raises(UserError, match=r"no tap 'stage9': .* has logits.*\n  fix: pass taps="):
         dataset_of(digits, ["stage9"])
-    with pytest.raises(UserError, match=r"no tap 'logit': .*did you mean 'logits'.*\n  fix: taps="):
+    with pytest.raises(
+        UserError, match=r"no tap 'logit': .*did you mean 'logits'.*\n  fix: pass taps="
+    ):
         dataset_of(digits, ["logit"])
-    with pytest.raises(UserError, match=r"fix: taps=\['logits'\]"):
+    with pytest.raises(UserError, match=r"fix: pass taps=\['logits'\]"):
         DistillationDataset(digits.teacher, digits.cache, "logits")
     with pytest.raises(UnknownView, match=r"\n  fix: .*views\.count=4"):
         DistillationDataset(small_teacher("views.count=4"), digits.cache.path, ["logits"])

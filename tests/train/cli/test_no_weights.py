@@ -106,7 +106,7 @@ def test_a_misspelled_path_beside_other_weights_does_not_use_the_cache_at_hand(
     assert make(target, other, *(["METHOD=kd"] if target == "train-student" else [])) == 2
     told = capsys.readouterr().err
     assert f"file {wrong} not found; {meant} exists, but the cache" in told
-    assert f"fix: teacher.weights={meant}" in told
+    assert f"fix: set teacher.weights={meant}" in told
     shutil.copy(tmp_path / "w.pt", meant)  # now those of the cache
     assert make(target, other, *(["METHOD=kd"] if target == "train-student" else [])) == 0
 

@@ -218,7 +218,7 @@ def test_a_part_of_a_batch_that_is_a_single_sample_is_refused(make_study: MakeSt
         student=[*own, "training.batch_size=20", "training.gradient_accumulation=12"]
     )
     told = "batch_size is 20 and training.gradient_accumulation 12, so .* is a single sample of 60"
-    with pytest.raises(TrainError, match=f"{told}.*\n  fix: training.batch_size=30"):
+    with pytest.raises(TrainError, match=f"{told}.*\n  fix: set training.batch_size=30"):
         train_student(study.run("ce", 0), device="cpu")
 
 

@@ -309,7 +309,7 @@ def test_removing_asks_and_takes_finished_runs_only_if_told_to(
     told = call("runs", "--remove")
     assert "delete these 1 of 4 runs" in told
     assert str(superseded) not in told
-    assert "fix: --remove --superseded" in call("runs", "--superseded", status=2)
+    assert "fix: use --remove --superseded" in call("runs", "--superseded", status=2)
     more = ["--remove", "--superseded"]
     for answer in ("n\n", "\n", ""):
         monkeypatch.setattr("sys.stdin", io.StringIO(answer))

@@ -234,7 +234,9 @@ def test_folder_without_test_images_holds_out_a_fraction_by_name(root: Path, ins
 
 
 def test_folder_with_test_images_refuses_a_fraction(root: Path) -> None:
-    with pytest.raises(DatasetError, match=r"the folder .*test exists\n  fix: dataset\.test_frac"):
+    with pytest.raises(
+        DatasetError, match=r"the folder .*test exists\n  fix: set dataset\.test_frac"
+    ):
         opened(root, test_fraction=0.2)
 
 

@@ -120,7 +120,7 @@ class PadCropFlip(Extras):
         most = (math.isqrt(MOST_VIEWS // (2 if self.flip else 1)) - 1) // 2
         if self.num_crops > MOST_VIEWS:
             raise ValueError(
-                f"pad_px is {self.pad_px}: it has {self.num_crops:,} different crops, but at most "
+                f"pad_px {self.pad_px} gives {self.num_crops:,} different crops, but at most "
                 f"{MOST_VIEWS:,} are supported; use pad_px: {most} or less"
             )
         return self

@@ -249,7 +249,7 @@ def test_a_student_that_fits_no_image_says_so(make_study: MakeStudy) -> None:
 @pytest.mark.parametrize(
     ("settings", "fix"),
     [
-        (["num_views=12"], "fix: set num_views=9\n"),  # there are no more views than these
+        (["num_views=12"], "fix: num_views=9\n"),  # there are no more views than these
         (["teacher.views.count=4", "num_views=6"], "views.count=6"),
     ],
 )

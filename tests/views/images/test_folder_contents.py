@@ -199,12 +199,12 @@ def test_folder_of_test_images_without_labels_names_the_one_with_labels(root: Pa
     (root / "test").rename(root / "val")
     (root / "test").mkdir()
     (root / "test/0.png").write_bytes(picture(0))
-    with pytest.raises(DatasetError, match=r"no labels\n  fix: dataset\.test=val$"):
+    with pytest.raises(DatasetError, match=r"no labels\n  fix: set dataset\.test=val$"):
         opened(root)
     (root / "test/0.png").unlink()
     (root / "test").rmdir()
     (root / "val").rename(root / "exam")
-    with pytest.raises(DatasetError, match=r"it has exam\n  fix: dataset\.test=exam$"):
+    with pytest.raises(DatasetError, match=r"it has exam\n  fix: set dataset\.test=exam$"):
         opened(root)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import pytest_xdist_make_scheduler
 from tests.support.project import ROOT
-from tests.support.selection import FIRST, GROUPS, QUICK, ByGroup
+from tests.support.selection import FIRST, GROUPS, NOT_QUICK, QUICK, ByGroup
 
 FILES = {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
 
@@ -16,6 +16,12 @@ FILES = {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
 )
 def test_selection_names_files_that_exist(names: set[str]) -> None:
     assert names <= FILES
+
+
+def test_selection_names_tests_that_exist() -> None:
+    files = [file for file in (ROOT / "tests").rglob("test_*.py") if file.stem in QUICK]
+    text = "".join(file.read_text() for file in files)
+    assert [name for name in NOT_QUICK if f"def {name}(" not in text] == []
 
 
 def test_scheduler_gives_a_worker_whole_files_and_whole_groups() -> None:

@@ -20,6 +20,13 @@ QUICK = {
     *("test_files", "test_certify", "test_commit_log_contract", "test_place_contract"),
 }
 
+# Tests of these files that take seconds: they compile networks, or start processes.
+NOT_QUICK = {
+    "test_compiled_runs_after_one_another_read_the_maps_that_each_needs",
+    "test_training_to_its_first_update_loads_no_compiler_and_no_library_that_few_need",
+    "test_every_loss_trains_from_the_cache_as_from_the_live_teacher",
+}
+
 # A worker runs a file's tests one after the other, so that what they share is made once. So does it
 # with the files of a group: they share what a session makes once (a trained checkout), or must not
 # run beside one another (two Ray clusters would join).
@@ -33,12 +40,15 @@ FIRST = ("test_documents", "test_make", "test_cluster_pass", "test_cluster_study
 FIRST += ("test_strangers", "test_packaging", "test_together", "test_commands", "test_bucket_pass")
 FIRST += ("test_ranks", "test_ranks_signals", "test_train", "test_samples", "test_commit")
 FIRST += ("test_faults", "test_recipes", "test_families", "test_precompute", "test_ablation")
+FIRST += ("test_nets", "test_export", "test_remedies", "test_store_commands", "test_benchmarks")
+FIRST += ("test_distillation_dataset", "test_pack_shards", "test_remote_faults", "test_runs")
 
 
 def arrange(items: list[pytest.Item]) -> None:
     """Mark the quick tests, and put the longest files first."""
     for item in items:
-        if item.path.stem in QUICK and item.get_closest_marker("long") is None:
+        is_quick = item.path.stem in QUICK and item.name not in NOT_QUICK
+        if is_quick and item.get_closest_marker("long") is None:
             item.add_marker("quick")
     items.sort(key=lambda item: _turn(item.path, FIRST))
 

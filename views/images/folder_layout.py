@@ -135,7 +135,7 @@ def _other_test(root: Path, test_dir: Path) -> str:
     """Return the fix for test images that cannot be used."""
     others = (name for name in TEST_FOLDERS if root / name != test_dir)
     other = next((name for name in others if _folders_in(root / name)), "FOLDER")
-    return f"dataset.test={other}"
+    return f"set dataset.test={other}"
 
 
 def _folders_in(folder: Path) -> list[str]:
